@@ -1,0 +1,5 @@
+"""joulewatch exporter: power and energy of this machine's sensors for Prometheus."""
+
+from typing import Final
+
+__version__: Final = "0.1.0"

@@ -1,0 +1,33 @@
+"""What can go wrong in the exporter, as a tree: catch only where there is something to do."""
+
+
+class ExporterError(Exception):
+    """Base of every error the exporter raises on purpose; its text is fit for a user's eyes."""
+
+
+class ConfigError(ExporterError):
+    """Bad flag, file or key. The text names it and the nearest valid one; exit code 2."""
+
+
+class SensorError(ExporterError):
+    """A sensor gave no value. ``reason`` is the label of ``joulewatch_read_errors_total``."""
+
+    reason = "error"
+
+
+class SensorAbsentError(SensorError):
+    """Not on this machine, or gone: skipped, said once, looked for again."""
+
+    reason = "absent"
+
+
+class SensorDeniedError(SensorError):
+    """There, but we may not read it. The text holds the path and the line that cures it; said once."""
+
+    reason = "denied"
+
+
+class SensorGlitchError(SensorError):
+    """This read only failed (EIO, ENODATA, EAGAIN, text that is no number)."""
+
+    reason = "glitch"
