@@ -246,7 +246,29 @@ WINDOW_LATENCY: Final = _harness(
     "gauge",
     "seconds",
     (*WINDOW_LABELS, "quantile"),
-    "Latency of a batch in the window: quantile 0.5, 0.9, 0.99; one sample per window, at its end.",
+    "Latency of a batch in the window: quantile 0, 0.5, 0.9, 0.99, 1; one sample per window, at its end.",
+)
+WINDOW_PHASE_SECONDS: Final = _harness(
+    "joulewatch_window_phase_seconds",
+    "gauge",
+    "seconds",
+    WINDOW_LABELS,
+    "Time spent in one phase (copy_in, execute, copy_out, ...) inside the window; one sample per window, at its end.",
+)
+WINDOW_PHASE_SPANS: Final = _harness(
+    "joulewatch_window_phase_spans",
+    "gauge",
+    "spans",
+    WINDOW_LABELS,
+    "How often the phase was entered inside the window; one sample per window, at its end.",
+)
+WINDOW_END: Final = _harness(
+    "joulewatch_window_end_timestamp_seconds",
+    "gauge",
+    "seconds",
+    (*WINDOW_LABELS, "window"),
+    "End of a window that came through a Pushgateway: there all series of a window carry its number in the label "
+    "window, and the time of a sample is a scrape's.",
 )
 WINDOW_FLAG: Final = _harness(
     "joulewatch_window_flag",

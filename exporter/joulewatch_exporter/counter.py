@@ -1,0 +1,391 @@
+"""Hardware counters that wrap, made into totals that do not; power into energy; how often a value changes.
+
+Pure: no clock, no file, no thread. Everything here is fed with the time of a reading
+(``time.monotonic_ns()``, int) and its value, and never gives credit for energy that nobody measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from statistics import median
+from typing import Final
+
+NS_PER_S: Final = 1_000_000_000
+
+SLACK_NS: Final = 10_000_000
+"""Timestamp and refresh jitter that a plausible rise may have on top of its interval."""
+
+FIRST_SIGHT_NS: Final = NS_PER_S
+"""A counter seen for the first time may be about to change: it has stood still for at most this long."""
+
+MIN_POWER_SPAN_NS: Final = 50_000_000
+POWER_SPAN_REFRESHES: Final = 20
+"""Power from a counter is taken over at least this many refreshes, so that one more or less is at most 5 %."""
+
+
+class EnergyCounter:
+    """A hardware energy counter, carried on over wraps and restarts into a total that never falls.
+
+    A reading is *good* if its rise since the last good one is physically possible: at most
+    ``max_power_watts`` times the time since the read before the value last changed (a counter that is
+    refreshed once a second jumps a whole second's energy between two reads 2 ms apart), plus 10 ms of
+    slack. A fall whose rise through ``wrap_joules`` is possible is a wrap.
+
+    A reading that fits neither is a *suspect*: it is counted as rejected and the total stays where the last
+    good reading left it. The next reading decides: if it fits the last good one, the suspect was a
+    glitch and nothing is lost; if it fits the suspect, the counter has restarted there (``resets``), and the
+    time between the last good reading and the suspect is unmeasured.
+
+    If so much time has passed that the counter may have gone round unseen, what is sure is added (the
+    rise modulo the range) and the whole time is counted as unmeasured.
+
+    The total is computed from the position and whole wraps, not summed up step by step, so rounding
+    errors do not accumulate: at 1e9 J it still resolves 1e-6 J.
+    """
+
+    __slots__ = (
+        "_before_change_ns",
+        "_laps_joules",
+        "_position_joules",
+        "_read_at_ns",
+        "_segment_joules",
+        "_segment_start_joules",
+        "_segment_wraps",
+        "_suspect",
+        "_watts_per_ns",
+        "_wrap_ns",
+        "events",
+        "max_power_watts",
+        "rejected",
+        "resets",
+        "total_joules",
+        "unmeasured_s",
+        "wrap_joules",
+        "wraps",
+    )
+
+    def __init__(self, *, wrap_joules: float | None, max_power_watts: float) -> None:
+        """Start before the first reading.
+
+        Args:
+            wrap_joules: The counter goes round here; None: it does not, and a fall is a restart.
+            max_power_watts: More than this is physically impossible.
+
+        Raises:
+            ValueError: A bound is not positive.
+        """
+        if wrap_joules is not None and not wrap_joules > 0:
+            raise ValueError(f"wrap_joules must be above 0, not {wrap_joules}")
+        if not max_power_watts > 0:
+            raise ValueError(f"max_power_watts must be above 0, not {max_power_watts}")
+        self.wrap_joules = wrap_joules
+        self.max_power_watts = max_power_watts
+        self.total_joules = 0.0
+        """Energy since the first reading, as of ``read_at_ns``."""
+        self.wraps = 0
+        self.resets = 0
+        self.rejected = 0
+        self.unmeasured_s = 0.0
+        self.events = 0
+        """Goes up with each of the four above: one comparison tells whether any has changed."""
+        # The shortest time in which the counter can go round.
+        self._wrap_ns = math.inf if wrap_joules is None else wrap_joules * NS_PER_S / max_power_watts
+        self._watts_per_ns = max_power_watts / NS_PER_S
+        self._read_at_ns: int | None = None
+        self._before_change_ns = 0
+        self._position_joules = 0.0
+        self._segment_joules = 0.0
+        self._segment_start_joules = 0.0
+        self._segment_wraps = 0
+        self._laps_joules = 0.0
+        self._suspect: tuple[int, float] | None = None
+
+    @property
+    def read_at_ns(self) -> int | None:
+        """Time of the last good reading; None before the first."""
+        return self._read_at_ns
+
+    def update(self, read_at_ns: int, position_joules: float) -> bool:
+        """Take one reading.
+
+        Args:
+            read_at_ns: Monotonic time of the read.
+            position_joules: The counter's position, its wraps still in it.
+
+        Returns:
+            Whether the reading is good, so that ``total_joules`` is the total at ``read_at_ns``.
+        """
+        last_ns = self._read_at_ns
+        if (
+            last_ns is not None
+            and 0.0
+            <= position_joules - self._position_joules
+            <= self._watts_per_ns * (read_at_ns - self._before_change_ns + SLACK_NS)
+            and read_at_ns - last_ns < self._wrap_ns
+        ):
+            # Nearly every reading ends here; what follows decides the others.
+            self._advance(read_at_ns, position_joules)
+            return True
+        if not 0.0 <= position_joules < math.inf:  # also false for NaN
+            self._reject()
+            return False
+        if last_ns is None:
+            self._segment_start_joules = position_joules
+            self._before_change_ns = read_at_ns - FIRST_SIGHT_NS
+            self._position_joules = position_joules
+            self._read_at_ns = read_at_ns
+            return True
+        wraps_unknown = read_at_ns - last_ns >= self._wrap_ns
+        if not wraps_unknown:
+            wraps = self._wraps_between(self._position_joules, position_joules, read_at_ns - self._before_change_ns)
+            if wraps is not None:
+                self._advance(read_at_ns, position_joules, wraps)
+                return True
+        if self._suspect is not None:
+            suspect_ns, suspect_joules = self._suspect
+            wraps = self._wraps_between(suspect_joules, position_joules, read_at_ns - last_ns)
+            if wraps is not None:
+                self._restart(suspect_ns, suspect_joules)
+                self._advance(read_at_ns, position_joules, wraps)
+                return True
+        if wraps_unknown:
+            self.unmeasured_s += (read_at_ns - last_ns) / NS_PER_S
+            self.events += 1
+            self._advance(read_at_ns, position_joules, 1 if position_joules < self._position_joules else 0)
+            return True
+        self._suspect = (read_at_ns, position_joules)
+        self._reject()
+        return False
+
+    def _wraps_between(self, start_joules: float, end_joules: float, span_ns: int) -> int | None:
+        """0 or 1 wrap between two positions, None if neither is physically possible in ``span_ns``."""
+        allowed_joules = self._watts_per_ns * (max(span_ns, 0) + SLACK_NS)
+        rise_joules = end_joules - start_joules
+        if rise_joules >= 0.0:
+            return 0 if rise_joules <= allowed_joules else None
+        if self.wrap_joules is not None and 0.0 <= rise_joules + self.wrap_joules <= allowed_joules:
+            return 1
+        return None
+
+    def _advance(self, read_at_ns: int, position_joules: float, wraps: int = 0) -> None:
+        if wraps and self.wrap_joules is not None:
+            self.wraps += wraps
+            self.events += 1
+            self._segment_wraps += wraps
+            self._laps_joules = self._segment_wraps * self.wrap_joules
+        if position_joules != self._position_joules and self._read_at_ns is not None:
+            self._before_change_ns = self._read_at_ns
+        total_joules = self._segment_joules + (position_joules - self._segment_start_joules + self._laps_joules)
+        # The last bit of a sum may fall where a lap is added; a total never does.
+        if total_joules > self.total_joules:
+            self.total_joules = total_joules
+        self._position_joules = position_joules
+        self._read_at_ns = read_at_ns
+        self._suspect = None
+
+    def _restart(self, suspect_ns: int, suspect_joules: float) -> None:
+        last_ns = self._read_at_ns if self._read_at_ns is not None else suspect_ns
+        self.unmeasured_s += max(suspect_ns - last_ns, 0) / NS_PER_S
+        self.resets += 1
+        self.events += 1
+        self._segment_joules = self.total_joules
+        self._segment_start_joules = self._position_joules = suspect_joules
+        self._segment_wraps = 0
+        self._laps_joules = 0.0
+        self._read_at_ns = self._before_change_ns = suspect_ns
+
+    def _reject(self) -> None:
+        self.rejected += 1
+        self.events += 1
+
+
+class PowerIntegrator:
+    """Power readings into energy: the trapezoid between neighbours, and nothing over a gap."""
+
+    __slots__ = (
+        "_compensation_joules",
+        "_power_watts",
+        "_read_at_ns",
+        "_sum_joules",
+        "events",
+        "max_gap_ns",
+        "max_power_watts",
+        "rejected",
+        "total_joules",
+        "unmeasured_s",
+    )
+
+    def __init__(self, *, max_power_watts: float, max_gap_s: float) -> None:
+        """Start before the first reading.
+
+        Args:
+            max_power_watts: A reading above is rejected.
+            max_gap_s: Over a longer spacing a straight line is not believed; the time is unmeasured.
+
+        Raises:
+            ValueError: A bound is not positive.
+        """
+        if not max_power_watts > 0 or not max_gap_s > 0:
+            raise ValueError(f"bounds must be above 0, not {max_power_watts} W and {max_gap_s} s")
+        self.max_power_watts = max_power_watts
+        self.max_gap_ns = round(max_gap_s * NS_PER_S)
+        self.total_joules = 0.0
+        self.rejected = 0
+        self.unmeasured_s = 0.0
+        self.events = 0
+        """Goes up with each of the two above."""
+        self._sum_joules = 0.0
+        self._compensation_joules = 0.0
+        self._read_at_ns: int | None = None
+        self._power_watts = 0.0
+
+    @property
+    def read_at_ns(self) -> int | None:
+        """Time of the last good reading; None before the first."""
+        return self._read_at_ns
+
+    def update(self, read_at_ns: int, power_watts: float) -> bool:
+        """Take one reading; False if it is outside physical bounds (counted) and was not used."""
+        if not 0.0 <= power_watts <= self.max_power_watts:  # also false for NaN
+            self.rejected += 1
+            self.events += 1
+            return False
+        if self._read_at_ns is not None:
+            span_ns = read_at_ns - self._read_at_ns
+            if span_ns <= 0:
+                return True
+            if span_ns > self.max_gap_ns:
+                self.unmeasured_s += span_ns / NS_PER_S
+                self.events += 1
+            else:
+                self._add((self._power_watts + power_watts) * span_ns / (2 * NS_PER_S))
+        self._read_at_ns = read_at_ns
+        self._power_watts = power_watts
+        return True
+
+    def _add(self, joules: float) -> None:
+        # Neumaier's compensated sum: 1e9 steps of 1 J are off by one rounding, not by 1e9 of them.
+        total = self._sum_joules + joules
+        if self._sum_joules >= joules:
+            self._compensation_joules += (self._sum_joules - total) + joules
+        else:
+            self._compensation_joules += (joules - total) + self._sum_joules
+        self._sum_joules = total
+        self.total_joules = max(self.total_joules, total + self._compensation_joules)
+
+
+class PowerFromEnergy:
+    """Mean power over the last reading interval of an energy total, or over more of them if they are short.
+
+    A span shorter than 20 refreshes of the sensor would show its rhythm, not the load. Where the intervals are
+    shorter, the span is one to two times that.
+    """
+
+    __slots__ = ("_candidate_joules", "_candidate_ns", "_start_joules", "_start_ns")
+
+    def __init__(self) -> None:
+        self._start_ns: int | None = None
+        self._start_joules = 0.0
+        self._candidate_ns = 0
+        self._candidate_joules = 0.0
+
+    def clear(self) -> None:
+        """Forget the readings so far: the total has a hole behind it."""
+        self._start_ns = None
+
+    def update(self, read_at_ns: int, total_joules: float, refresh_s: float | None) -> float | None:
+        """Watts up to this reading, None while there is no earlier one far enough back."""
+        if self._start_ns is None:
+            self._start_ns = self._candidate_ns = read_at_ns
+            self._start_joules = self._candidate_joules = total_joules
+            return None
+        span_ns: float = MIN_POWER_SPAN_NS
+        if refresh_s is not None and refresh_s > MIN_POWER_SPAN_NS / (NS_PER_S * POWER_SPAN_REFRESHES):
+            span_ns = POWER_SPAN_REFRESHES * refresh_s * NS_PER_S
+        if read_at_ns - self._candidate_ns >= span_ns:
+            self._start_ns, self._start_joules = self._candidate_ns, self._candidate_joules
+            self._candidate_ns, self._candidate_joules = read_at_ns, total_joules
+        elif read_at_ns - self._start_ns < span_ns:
+            return None
+        return (total_joules - self._start_joules) * NS_PER_S / (read_at_ns - self._start_ns)
+
+
+class RefreshEstimator:
+    """How often a sensor's value really changes, from the readings that happen to be taken.
+
+    A change is placed midway between the read that still showed the old value and the one that showed the
+    new. The distance of two changes is *resolved* if both are placed to within half of it. The estimate
+    is the median of the resolved distances; while there are fewer than two, that of all: then it is as long as
+    the reads are apart, so rather too long. It never grows: a flat value hides changes, but nothing invents them.
+    """
+
+    MIN_CHANGES: Final = 3
+    _KEPT: Final = 9
+
+    __slots__ = (
+        "_any",
+        "_bracket_ns",
+        "_change_at_ns",
+        "_last_ns",
+        "_last_value",
+        "_resolved",
+        "_useless_ns",
+        "changes",
+        "refresh_s",
+    )
+
+    def __init__(self) -> None:
+        self.refresh_s: float | None = None
+        """Seconds between changes; None until three were seen."""
+        self.changes = 0
+        self._last_ns: int | None = None
+        self._last_value = 0.0
+        self._change_at_ns: int | None = None
+        self._bracket_ns = 0
+        self._useless_ns = math.inf
+        self._any: deque[int] = deque(maxlen=self._KEPT)
+        self._resolved: deque[int] = deque(maxlen=self._KEPT)
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the sensor was read often enough to tell its own rhythm from the reader's."""
+        return len(self._resolved) >= self.MIN_CHANGES - 1
+
+    def update(self, read_at_ns: int, value: float) -> None:
+        """Take one good reading: the raw position or power."""
+        last_ns = self._last_ns
+        self._last_ns = read_at_ns
+        if last_ns is None or read_at_ns - last_ns >= self._useless_ns:
+            # Slower than the rhythm that is known already: such reads can tell nothing of it.
+            self._last_value = value
+            self._change_at_ns = None
+            return
+        if value == self._last_value:
+            return
+        self._last_value = value
+        bracket_ns = read_at_ns - last_ns
+        change_at_ns = (read_at_ns + last_ns) // 2
+        if self._change_at_ns is not None:
+            distance_ns = change_at_ns - self._change_at_ns
+            if distance_ns > 0:
+                self._learn(distance_ns, 2 * max(bracket_ns, self._bracket_ns) <= distance_ns)
+        self.changes += 1
+        self._change_at_ns = change_at_ns
+        self._bracket_ns = bracket_ns
+
+    def _learn(self, distance_ns: int, resolved: bool) -> None:
+        was_resolved = self.resolved
+        if resolved:
+            self._resolved.append(distance_ns)
+        elif was_resolved:
+            return
+        else:
+            self._any.append(distance_ns)
+        known = self._resolved if self.resolved else self._any
+        if len(known) < self.MIN_CHANGES - 1:
+            return
+        refresh_s = median(known) / NS_PER_S
+        if self.refresh_s is None or refresh_s < self.refresh_s or (self.resolved and not was_resolved):
+            self.refresh_s = refresh_s
+            self._useless_ns = refresh_s * NS_PER_S

@@ -1,0 +1,168 @@
+"""Runs an emulated machine: writes its trees, moves them on absolute deadlines, keeps the truth beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+from joulewatch_exporter.collectors.estimate import read_busy
+from joulewatch_exporter.emulator import scenario as scenarios
+from joulewatch_exporter.emulator.scenario import Scenario
+from joulewatch_exporter.emulator.signals import CpuLoad, UtilisationMeter
+from joulewatch_exporter.emulator.tree import Tree, remove
+from joulewatch_exporter.emulator.truth import SCENARIO_FILE, TRACE_FILE
+from joulewatch_exporter.errors import ConfigError
+from joulewatch_exporter.model import EMULATION_MARKER
+
+logger = logging.getLogger(__name__)
+
+builtin_names = scenarios.builtin_names
+
+_TRACE_S = 1.0
+"""Spacing of the truth's lines where the closed form is known anyway."""
+_NAP_S = 0.1
+"""The longest sleep before looking whether to stop."""
+
+
+def run(scenario: str, directory: Path, duration_s: float | None) -> int:
+    """Emulate a machine until SIGTERM, SIGINT or the end of ``duration_s``.
+
+    Args:
+        scenario: Name of a built-in scenario, or path of a YAML file.
+        directory: Gets ``sys``, ``proc``, ``scenario.json`` and ``truth.jsonl``; new, empty, or an emulator's before.
+        duration_s: Seconds to run; None: until a signal.
+
+    Returns:
+        0.
+
+    Raises:
+        ConfigError: The scenario is not well formed, or the directory cannot serve.
+    """
+    spec = scenarios.load(scenario)
+    with _prepared(directory):
+        stop = threading.Event()
+        with _stopped_by_signals(stop):
+            _emulate(spec, directory, duration_s, stop)
+    return 0
+
+
+def _emulate(spec: Scenario, directory: Path, duration_s: float | None, stop: threading.Event) -> None:
+    start_unix_s, start_ns = _same_instant()
+    tree = Tree(spec, directory, directory / ".scratch", boot_unix_s=int(start_unix_s))
+    meter = UtilisationMeter(lambda: read_busy("/proc/stat")) if spec.loads else None
+    # The start is now, and not when the first of the files was written.
+    start_unix_s, start_ns = _same_instant()
+    tree.advance(0.0)
+    document = {"start_unix_s": start_unix_s, "start_monotonic_ns": start_ns, "scenario": spec.document}
+    temporary = directory / ".scratch" / SCENARIO_FILE
+    temporary.write_text(json.dumps(document, indent=1), "utf-8")
+    temporary.replace(directory / SCENARIO_FILE)
+    with (directory / TRACE_FILE).open("w", encoding="utf-8") as trace:
+        sys.stderr.write(f"emulating {spec.name} in {directory}\n")
+        sys.stderr.flush()
+        refresh_ns = round(spec.refresh_s * 1e9)
+        end_ns = None if duration_s is None else start_ns + round(duration_s * 1e9)
+        next_trace_s = 0.0
+        trace_s = CpuLoad.SAMPLE_S if spec.loads else _TRACE_S
+        while not stop.is_set():
+            now_ns = time.monotonic_ns()
+            t_s = (now_ns - start_ns) / 1e9
+            if t_s >= next_trace_s:
+                # The line first: it is exact up to here, and the load's new power begins here.
+                _write_trace(trace.write, spec, t_s, now_ns, start_unix_s)
+                trace.flush()
+                if meter is not None:
+                    utilisation = meter.utilisation(t_s)
+                    for load in spec.loads:
+                        load.follow(t_s, utilisation)
+                next_trace_s = (int(t_s / trace_s) + 1) * trace_s
+            tree.advance(t_s)
+            if end_ns is not None and now_ns >= end_ns:
+                break
+            # From the start, not from the last wake-up: ticks that were missed are skipped, not made up for.
+            deadline_ns = start_ns + ((time.monotonic_ns() - start_ns) // refresh_ns + 1) * refresh_ns
+            if end_ns is not None:
+                deadline_ns = min(deadline_ns, end_ns)
+            while not stop.is_set() and (left_ns := deadline_ns - time.monotonic_ns()) > 0:
+                time.sleep(min(_NAP_S, left_ns / 1e9))
+        now_ns = time.monotonic_ns()
+        _write_trace(trace.write, spec, (now_ns - start_ns) / 1e9, now_ns, start_unix_s)
+
+
+def _write_trace(write: Callable[[str], object], spec: Scenario, t_s: float, now_ns: int, start_unix_s: float) -> None:
+    joules = {key: power.energy_joules(0.0, t_s) for key, power in spec.signals_by_key.items()}
+    line = {"unix_s": start_unix_s + t_s, "monotonic_ns": now_ns, "joules": joules}
+    write(json.dumps(line, separators=(",", ":")) + "\n")
+
+
+def _same_instant() -> tuple[float, int]:
+    """Read both clocks at one instant: the tightest of several tries. Unix seconds, monotonic nanoseconds."""
+    tries = []
+    for _ in range(10):
+        before_ns = time.monotonic_ns()
+        unix_s = time.time()
+        after_ns = time.monotonic_ns()
+        tries.append((after_ns - before_ns, unix_s, (before_ns + after_ns) // 2))
+    _, unix_s, monotonic_ns = min(tries)
+    return unix_s, monotonic_ns
+
+
+@contextlib.contextmanager
+def _prepared(directory: Path) -> Iterator[None]:
+    """Make the directory ready and ours alone; what is not an emulator's is never touched."""
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"{directory}: is a file; give a directory that is new or empty")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        is_emulated = (directory / "sys" / EMULATION_MARKER).exists() or (directory / ".scratch").is_dir()
+        if not is_emulated and any(directory.iterdir()):
+            raise ConfigError(f"{directory}: is not empty and not an emulator's; give another directory")
+        scratch = directory / ".scratch"
+        lock_path = directory / ".lock"
+        descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be written: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{directory}: another emulator is running in it; stop it or give another") from error
+        remove(directory)
+        scratch.mkdir()
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                (scratch / "value").unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{directory}: cannot be written: {error}") from error
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    """Let SIGTERM and SIGINT set ``stop``; outside the main thread there are no handlers to set."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

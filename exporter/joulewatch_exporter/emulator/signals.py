@@ -1,0 +1,301 @@
+"""Power over time, each signal with its exact energy: the truth that a measurement is compared with.
+
+Time is in seconds since the scenario's start and is never negative. ``energy_joules(a, b)`` is the closed form of the
+integral of ``power_watts``, so that the truth carries no error of integration. Energies of adjacent spans add up.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Signal(Protocol):
+    """Power in watts as a function of time."""
+
+    @property
+    def is_deterministic(self) -> bool:
+        """Whether the future is known: False where the signal follows this machine's load."""
+        ...
+
+    def power_watts(self, t_s: float) -> float:
+        """Return the power at ``t_s`` >= 0."""
+        ...
+
+    def energy_joules(self, start_s: float, end_s: float) -> float:
+        """Return the exact integral of the power over [start_s, end_s)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """The same power for ever."""
+
+    watts: float
+
+    @property
+    def is_deterministic(self) -> bool:
+        return True
+
+    def power_watts(self, t_s: float) -> float:
+        return self.watts
+
+    def energy_joules(self, start_s: float, end_s: float) -> float:
+        return self.watts * (end_s - start_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Power given at points in time: held between them (steps), or joined by straight lines (ramps, replays).
+
+    Before the first point and after the last one the power stays as it is there; with ``repeats`` the points from
+    the first to the last one are one round, and the rounds follow each other for ever.
+    """
+
+    times_s: tuple[float, ...]
+    watts: tuple[float, ...]
+    is_linear: bool = False
+    repeats: bool = False
+    _sums_joules: tuple[float, ...] = field(init=False, repr=False)
+    """Energy from the first point to each of them."""
+
+    def __post_init__(self) -> None:
+        if len(self.times_s) != len(self.watts) or not self.times_s:
+            raise ValueError("as many powers as times, and one at least")
+        if any(later <= earlier for earlier, later in zip(self.times_s, self.times_s[1:], strict=False)):
+            raise ValueError("times must increase")
+        if self.repeats and len(self.times_s) < 2:
+            raise ValueError("a signal that repeats needs two points")
+        sums = [0.0]
+        for index in range(1, len(self.times_s)):
+            width_s = self.times_s[index] - self.times_s[index - 1]
+            left, right = self.watts[index - 1], self.watts[index]
+            sums.append(sums[-1] + width_s * ((left + right) / 2 if self.is_linear else left))
+        object.__setattr__(self, "_sums_joules", tuple(sums))
+
+    @property
+    def is_deterministic(self) -> bool:
+        return True
+
+    def _fold(self, t_s: float) -> tuple[int, float]:
+        """Return the round and the time within it."""
+        first, last = self.times_s[0], self.times_s[-1]
+        if not self.repeats or t_s < first:
+            return 0, t_s
+        rounds = math.floor((t_s - first) / (last - first))
+        return rounds, t_s - rounds * (last - first)
+
+    def power_watts(self, t_s: float) -> float:
+        _, within_s = self._fold(t_s)
+        index = bisect_right(self.times_s, within_s) - 1
+        if index < 0:
+            return self.watts[0]
+        if index >= len(self.times_s) - 1 or not self.is_linear:
+            return self.watts[index]
+        left_s, right_s = self.times_s[index], self.times_s[index + 1]
+        share = (within_s - left_s) / (right_s - left_s)
+        return self.watts[index] + share * (self.watts[index + 1] - self.watts[index])
+
+    def energy_joules(self, start_s: float, end_s: float) -> float:
+        return self._since_first(end_s) - self._since_first(start_s)
+
+    def _since_first(self, t_s: float) -> float:
+        rounds, within_s = self._fold(t_s)
+        index = bisect_right(self.times_s, within_s) - 1
+        if index < 0:
+            return self.watts[0] * (within_s - self.times_s[0])
+        width_s = within_s - self.times_s[index]
+        if self.is_linear and index < len(self.times_s) - 1:
+            # The trapezoid up to within_s, its right side by the line.
+            slope = (self.watts[index + 1] - self.watts[index]) / (self.times_s[index + 1] - self.times_s[index])
+            tail_joules = width_s * (self.watts[index] + slope * width_s / 2)
+        else:
+            tail_joules = width_s * self.watts[index]
+        return rounds * self._sums_joules[-1] + self._sums_joules[index] + tail_joules
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """High for ``duty`` of each period, low for the rest; a period begins with its high part at ``phase_s``."""
+
+    low_watts: float
+    high_watts: float
+    period_s: float
+    duty: float = 0.5
+    phase_s: float = 0.0
+
+    @property
+    def is_deterministic(self) -> bool:
+        return True
+
+    def power_watts(self, t_s: float) -> float:
+        within_s = (t_s - self.phase_s) % self.period_s
+        return self.high_watts if within_s < self.duty * self.period_s else self.low_watts
+
+    def energy_joules(self, start_s: float, end_s: float) -> float:
+        high_s = self._high_s(end_s) - self._high_s(start_s)
+        return self.low_watts * (end_s - start_s) + (self.high_watts - self.low_watts) * high_s
+
+    def _high_s(self, t_s: float) -> float:
+        periods = math.floor((t_s - self.phase_s) / self.period_s)
+        within_s = (t_s - self.phase_s) - periods * self.period_s
+        high_s = self.duty * self.period_s
+        return periods * high_s + min(within_s, high_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Sine:
+    """``mean_watts`` and a ripple around it."""
+
+    mean_watts: float
+    amplitude_watts: float
+    period_s: float
+    phase_s: float = 0.0
+
+    @property
+    def is_deterministic(self) -> bool:
+        return True
+
+    def power_watts(self, t_s: float) -> float:
+        turns = (t_s - self.phase_s) / self.period_s
+        return self.mean_watts + self.amplitude_watts * math.sin(2 * math.pi * turns)
+
+    def energy_joules(self, start_s: float, end_s: float) -> float:
+        omega = 2 * math.pi / self.period_s
+        ripple = math.cos(omega * (start_s - self.phase_s)) - math.cos(omega * (end_s - self.phase_s))
+        return self.mean_watts * (end_s - start_s) + self.amplitude_watts / omega * ripple
+
+
+@dataclass(frozen=True, slots=True)
+class Sum:
+    """Several signals at once, each times its factor: a node of its devices, a core as a share of its package."""
+
+    terms: tuple[Signal, ...]
+    factors: tuple[float, ...]
+
+    @property
+    def is_deterministic(self) -> bool:
+        return all(term.is_deterministic for term in self.terms)
+
+    def power_watts(self, t_s: float) -> float:
+        return sum(k * term.power_watts(t_s) for k, term in zip(self.factors, self.terms, strict=True))
+
+    def energy_joules(self, start_s: float, end_s: float) -> float:
+        return sum(k * term.energy_joules(start_s, end_s) for k, term in zip(self.factors, self.terms, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Signals one after another, each for its time and seeing its own time from 0; then from the first again."""
+
+    signals: tuple[Signal, ...]
+    durations_s: tuple[float, ...]
+    _round_joules: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        whole = sum(
+            signal.energy_joules(0.0, span) for signal, span in zip(self.signals, self.durations_s, strict=True)
+        )
+        object.__setattr__(self, "_round_joules", whole)
+
+    @property
+    def is_deterministic(self) -> bool:
+        return True
+
+    def power_watts(self, t_s: float) -> float:
+        within_s = t_s % sum(self.durations_s)
+        for signal, span_s in zip(self.signals, self.durations_s, strict=True):
+            if within_s < span_s:
+                return signal.power_watts(within_s)
+            within_s -= span_s
+        return self.signals[-1].power_watts(self.durations_s[-1])  # rounding brought it to the very end
+
+    def energy_joules(self, start_s: float, end_s: float) -> float:
+        return self._since_start(end_s) - self._since_start(start_s)
+
+    def _since_start(self, t_s: float) -> float:
+        round_s = sum(self.durations_s)
+        rounds = math.floor(t_s / round_s)
+        within_s = t_s - rounds * round_s
+        energy_joules = rounds * self._round_joules
+        for signal, span_s in zip(self.signals, self.durations_s, strict=True):
+            energy_joules += signal.energy_joules(0.0, min(within_s, span_s))
+            within_s -= span_s
+            if within_s <= 0:
+                break
+        return energy_joules
+
+
+class CpuLoad:
+    """Follows this machine's CPU load: idle power, full power, and a straight line between them.
+
+    The utilisation is sampled every ``SAMPLE_S`` and held until the next sample, so the energy that the emulator
+    states is the exact integral of the power that it states. Only the running emulator knows it: the past is kept
+    in the truth file, the future is unknown.
+    """
+
+    SAMPLE_S = 0.1
+
+    def __init__(self, idle_watts: float, full_watts: float) -> None:
+        self.idle_watts = idle_watts
+        self.full_watts = full_watts
+        self._at_s = 0.0
+        self._watts = idle_watts
+        self._joules = 0.0
+
+    @property
+    def is_deterministic(self) -> bool:
+        return False
+
+    def follow(self, t_s: float, utilisation: float) -> None:
+        """Take a new sample: from ``t_s`` on the power is that of ``utilisation`` in [0, 1]."""
+        self._joules += self._watts * (t_s - self._at_s)
+        self._at_s = t_s
+        self._watts = self.idle_watts + (self.full_watts - self.idle_watts) * min(1.0, max(0.0, utilisation))
+
+    def power_watts(self, t_s: float) -> float:
+        self._check(t_s)
+        return self._watts
+
+    def energy_joules(self, start_s: float, end_s: float) -> float:
+        if start_s != 0.0:
+            raise ValueError("a signal that follows the load knows its energy since the start only")
+        self._check(end_s)
+        return self._joules + self._watts * (end_s - self._at_s)
+
+    def _check(self, t_s: float) -> None:
+        if t_s < self._at_s:
+            raise ValueError("a signal that follows the load does not know its past")
+
+
+class UtilisationMeter:
+    """Share of the time that this machine's CPUs were busy since the last look."""
+
+    def __init__(self, read_busy: Callable[[], tuple[float, int]]) -> None:
+        """Take the first look.
+
+        Args:
+            read_busy: Gives the busy seconds of all CPUs together, and how many CPUs there are.
+        """
+        self._read_busy = read_busy
+        self._busy_s, _ = read_busy()
+        self._at_s = 0.0
+
+    def utilisation(self, t_s: float) -> float:
+        """Return the share in [0, 1] over the time since the last call; ``t_s`` is now."""
+        busy_s, n_cpus = self._read_busy()
+        elapsed_s = t_s - self._at_s
+        worked_s = busy_s - self._busy_s
+        self._busy_s, self._at_s = busy_s, t_s
+        if elapsed_s <= 0 or n_cpus <= 0:
+            return 0.0
+        return min(1.0, max(0.0, worked_s / (elapsed_s * n_cpus)))
+
+
+def ramp(from_watts: float, to_watts: float, duration_s: float, *, start_s: float, repeats: bool) -> Points:
+    """Make a straight rise or fall that starts at ``start_s``; afterwards it holds, or begins again."""
+    times_s = (start_s, start_s + duration_s)
+    return Points(times_s, (from_watts, to_watts), is_linear=True, repeats=repeats)

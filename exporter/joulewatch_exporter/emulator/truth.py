@@ -1,0 +1,134 @@
+"""The true energy of an emulated machine, for comparing what was measured with what was.
+
+``scenario.json`` holds the scenario and its start on the wall clock: where every signal is deterministic the truth is
+its closed form. Where a signal follows the machine's load, ``truth.jsonl`` holds the cumulative energy at each change
+of the power, and a straight line between two lines is exact.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from joulewatch_exporter.emulator.scenario import Scenario, parse
+from joulewatch_exporter.emulator.signals import Signal
+from joulewatch_exporter.errors import ConfigError
+
+SCENARIO_FILE = "scenario.json"
+TRACE_FILE = "truth.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What each device of an emulated machine really did; keys are ``device/domain`` such as ``socket0/package``."""
+
+    scenario: Scenario
+    start_unix_s: float
+    start_monotonic_ns: int
+    _times_s: tuple[float, ...]
+    """Of the trace's lines, since the start."""
+    _joules: Mapping[str, tuple[float, ...]]
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read the truth beside an emulated tree; the emulator may still be running.
+
+        Args:
+            directory: What was given to ``joulewatch-exporter emulate``.
+
+        Raises:
+            ConfigError: There is no emulated machine.
+        """
+        path = directory / SCENARIO_FILE
+        try:
+            document = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: no emulated machine here: {error}") from error
+        scenario = parse(document["scenario"], where=str(path), folder=None)
+        start_monotonic_ns = int(document["start_monotonic_ns"])
+        lines = _read_trace(directory / TRACE_FILE)
+        times_s = tuple((line["monotonic_ns"] - start_monotonic_ns) / 1e9 for line in lines)
+        joules = {key: tuple(float(line["joules"][key]) for line in lines) for key in scenario.signals_by_key}
+        return cls(scenario, float(document["start_unix_s"]), start_monotonic_ns, times_s, joules)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The devices and domains whose truth is known."""
+        return tuple(self.scenario.signals_by_key)
+
+    def energy_joules(self, key: str, start_unix_s: float, end_unix_s: float) -> float:
+        """Return the true energy of a span.
+
+        Args:
+            key: ``device/domain``.
+            start_unix_s: Unix seconds, not before the emulator's start.
+            end_unix_s: Unix seconds, not before ``start_unix_s``.
+
+        Raises:
+            ValueError: The span is not (or not yet) in the truth, or the key is unknown.
+        """
+        start_s, end_s = start_unix_s - self.start_unix_s, end_unix_s - self.start_unix_s
+        if end_s < start_s:
+            raise ValueError("the span ends before it starts")
+        signal = self._signal(key)
+        if signal.is_deterministic:
+            self._check(start_s)
+            return signal.energy_joules(start_s, end_s)
+        return self._traced_joules(key, end_s) - self._traced_joules(key, start_s)
+
+    def power_watts(self, key: str, unix_s: float) -> float:
+        """Return the true power at one time.
+
+        Args:
+            key: ``device/domain``.
+            unix_s: Unix seconds, not before the emulator's start.
+
+        Raises:
+            ValueError: The time is not (or not yet) in the truth, or the key is unknown.
+        """
+        t_s = unix_s - self.start_unix_s
+        self._check(t_s)
+        signal = self._signal(key)
+        if signal.is_deterministic:
+            return signal.power_watts(t_s)
+        right = self._after(t_s)
+        joules = self._joules[key]
+        return (joules[right] - joules[right - 1]) / (self._times_s[right] - self._times_s[right - 1])
+
+    def _signal(self, key: str) -> Signal:
+        try:
+            return self.scenario.signals_by_key[key]
+        except KeyError:
+            raise ValueError(f"{key!r} is none of {', '.join(self.keys)}") from None
+
+    def _check(self, t_s: float) -> None:
+        if t_s < 0:
+            raise ValueError(f"{-t_s:g} s before the emulator's start")
+
+    def _after(self, t_s: float) -> int:
+        """Index of the first trace line at or after ``t_s`` that has one before it."""
+        self._check(t_s)
+        right = max(1, bisect_left(self._times_s, t_s))
+        if right >= len(self._times_s):
+            last_s = self._times_s[-1] if self._times_s else 0.0
+            raise ValueError(f"the trace ends {t_s - last_s:g} s earlier: load the truth again later")
+        return right
+
+    def _traced_joules(self, key: str, t_s: float) -> float:
+        right = self._after(t_s)
+        left_s, right_s = self._times_s[right - 1], self._times_s[right]
+        left, end = self._joules[key][right - 1], self._joules[key][right]
+        return left + (end - left) * (t_s - left_s) / (right_s - left_s)
+
+
+def _read_trace(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return []
+    # The last line may be half written: the emulator is running.
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

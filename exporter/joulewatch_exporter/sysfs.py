@@ -1,0 +1,162 @@
+"""Reads one small file of sysfs or procfs and turns what can go wrong into the error tree.
+
+A sysfs file is produced by the driver when it is read, so every value is opened, read and closed anew: a file kept
+open outlives the device it came from. `read_int` and `read_text` are the hot path of a scan; they take plain strings
+(no `Path`) and make no object that is not needed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
+from joulewatch_exporter.model import Host
+
+_ABSENT: Final = frozenset({errno.ENOENT, errno.ENODEV, errno.ENOTDIR, errno.ENXIO})
+_DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
+_FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
+_NUMBER_BYTES: Final = 64
+_TEXT_BYTES: Final = 4096  # a sysfs attribute is at most one page
+
+# The names are bound once: an attribute look-up less for each of the three calls of a read.
+_open = os.open
+_read = os.read
+_close = os.close
+
+
+def denied_cure(path: str) -> str:
+    """Return the line that lets this exporter read ``path`` until the next boot."""
+    return f"sudo chmod a+r {path}"
+
+
+def sensor_error(path: str, error: OSError) -> SensorError:
+    """Turn the kernel's answer into the error tree.
+
+    Args:
+        path: The file that was read.
+        error: What the kernel said.
+
+    Returns:
+        `SensorAbsentError` where the file or its device is gone, `SensorDeniedError` (with the cure) where the
+        rights are missing, `SensorGlitchError` for the rest: EIO, ENODATA, EAGAIN and whatever else a driver
+        answers for this one read.
+    """
+    if error.errno in _ABSENT:
+        return SensorAbsentError(f"{path}: {error.strerror}")
+    if error.errno in _DENIED:
+        return SensorDeniedError(
+            f"{path}: {error.strerror}; run `{denied_cure(path)}` (until the next boot), or for good run the exporter "
+            "as root or with AmbientCapabilities=CAP_DAC_READ_SEARCH in its systemd unit"
+        )
+    return SensorGlitchError(f"{path}: {error.strerror or error}")
+
+
+def read_int(path: str) -> int:
+    """Read a file that holds one whole number.
+
+    Raises:
+        SensorAbsentError: The file or its device is gone.
+        SensorDeniedError: The rights are missing; the text holds the path and the cure.
+        SensorGlitchError: The driver refused this read, or the text is empty or no whole number.
+    """
+    try:
+        descriptor = _open(path, _FLAGS)
+        try:
+            text = _read(descriptor, _NUMBER_BYTES)
+        finally:
+            _close(descriptor)
+    except OSError as error:
+        raise sensor_error(path, error) from error
+    try:
+        return int(text)
+    except ValueError as error:
+        shown = text[:40].decode("utf-8", "replace")
+        raise SensorGlitchError(f"{path}: {shown!r} is no whole number") from error
+
+
+def read_text(path: str, max_bytes: int = _TEXT_BYTES) -> str:
+    """Read a short text file, without the white space around it.
+
+    Args:
+        path: The file.
+        max_bytes: What is beyond this is not read; procfs files can be longer than a sysfs page.
+
+    Raises:
+        SensorAbsentError: The file or its device is gone.
+        SensorDeniedError: The rights are missing; the text holds the path and the cure.
+        SensorGlitchError: The driver refused this read, or the text is empty.
+    """
+    try:
+        descriptor = _open(path, _FLAGS)
+        try:
+            # Long procfs files come in pieces: read until the end or the limit.
+            pieces = [_read(descriptor, max_bytes)]
+            size = len(pieces[0])
+            while pieces[-1] and size < max_bytes:
+                pieces.append(_read(descriptor, max_bytes - size))
+                size += len(pieces[-1])
+        finally:
+            _close(descriptor)
+    except OSError as error:
+        raise sensor_error(path, error) from error
+    text = b"".join(pieces).decode("utf-8", "replace").strip()
+    if not text:
+        raise SensorGlitchError(f"{path}: empty")
+    return text
+
+
+def read_text_or(path: str, default: str) -> str:
+    """Read a text file that need not be there: ``default`` if it is absent, denied or empty."""
+    try:
+        return read_text(path)
+    except SensorError:
+        return default
+
+
+def read_int_or_none(path: str) -> int | None:
+    """Read a number that need not be there: None if it is absent, denied or no number."""
+    try:
+        return read_int(path)
+    except SensorError:
+        return None
+
+
+def list_names(path: str) -> list[str]:
+    """List the names in a directory, sorted.
+
+    Raises:
+        SensorAbsentError: The directory is not there.
+        SensorDeniedError: It may not be listed.
+    """
+    try:
+        return sorted(entry.name for entry in Path(path).iterdir())
+    except OSError as error:
+        raise sensor_error(path, error) from error
+
+
+def physical_packages(sysfs: Path) -> frozenset[int]:
+    """Return the ids of the CPU packages under a sysfs root; empty where the kernel does not tell them."""
+    root = f"{sysfs}/devices/system/cpu"
+    try:
+        cpus = [name for name in list_names(root) if re.fullmatch(r"cpu\d+", name)]
+    except SensorError:
+        return frozenset()
+    ids = (read_int_or_none(f"{root}/{cpu}/topology/physical_package_id") for cpu in cpus)
+    return frozenset(number for number in ids if number is not None and number >= 0)
+
+
+def cpuinfo(host: Host) -> str:
+    """Read the beginning of ``cpuinfo``: the first CPU's entry, which speaks for all.
+
+    Returns:
+        The text, or nothing where it cannot be read or does not belong to the sysfs tree: this machine's /proc says
+        nothing about a copied tree (a live one, mounted elsewhere for a container, names its CPU in ``modalias``).
+    """
+    is_this_machine = str(host.sysfs) == "/sys" or Path(f"{host.sysfs}/devices/system/cpu/modalias").exists()
+    if str(host.procfs) == "/proc" and not is_this_machine:
+        return ""
+    return read_text_or(f"{host.procfs}/cpuinfo", "")
