@@ -21,6 +21,16 @@ class QueryError(JoulewatchError):
     exit_code = 2
 
 
+class QueryTooLargeError(QueryError):
+    """HTTP 422: the server refuses to execute this query (too many samples): ask for a smaller piece."""
+
+    status: ClassVar[int] = 422
+
+
+class QueryUnavailableError(QueryError):
+    """Nothing answered, or 429 or 5xx until the time for retries was over: another try may succeed later."""
+
+
 class RecordError(JoulewatchError):
     """A journal or recording cannot be read or written."""
 

@@ -1,0 +1,195 @@
+"""Runtimes by name, and networks of the user's own: from a configuration to an object that can be run.
+
+A runtime's module is imported only when a plan names it, so that nobody needs a runtime they do not use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, cast
+
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.names import unknown
+from joulewatch_harness.network import Network
+from joulewatch_harness.plan import NATIVE
+from joulewatch_harness.records import Configuration
+
+RUNTIMES: Final[Mapping[str, str]] = {"onnxruntime": "joulewatch_harness.runtimes.onnxruntime"}
+"""Name -> module; the module offers ``open_network(network, precision, options) -> Network``."""
+
+OWN_RUNTIME: Final = "python"
+"""The runtime of ``module:object`` networks until ``describe`` names a better one."""
+
+ANY_PRECISION: Final = "any_precision"
+"""Option: take the model although its precision is not the one asked for; the actual one is reported."""
+
+_METHODS: Final = ("describe", "load", "prepare", "run", "close")
+
+
+def is_own(network: str) -> bool:
+    """Whether ``network`` is a ``module:object`` or ``file.py:object``."""
+    return ":" in network
+
+
+def open_network(configuration: Configuration) -> Network:
+    """Make the network under test of one configuration; nothing is loaded yet.
+
+    Raises:
+        ConfigError: unknown runtime or network, bad option, missing file, an object without the five methods.
+    """
+    options = dict(configuration.options)
+    if is_own(configuration.network):
+        if configuration.runtime != OWN_RUNTIME:
+            raise ConfigError(
+                f"{configuration.network} brings its own runtime: leave out runtime {configuration.runtime!r}"
+            )
+        options.pop(ANY_PRECISION, None)
+        return own_network(configuration.network, configuration.precision, options)
+    module_name = RUNTIMES.get(configuration.runtime)
+    if module_name is None:
+        raise ConfigError(unknown("runtime", configuration.runtime, RUNTIMES))
+    module: Any = importlib.import_module(module_name)
+    return cast(Network, module.open_network(configuration.network, configuration.precision, options))
+
+
+def own_network(spec: str, precision: str, options: Mapping[str, str]) -> Network:
+    """The user's network: an object, or a class or function that makes one.
+
+    Args:
+        spec: ``module:object`` or ``path/file.py:object``.
+        precision: Passed as ``precision=`` to a factory that takes it.
+        options: Passed by name to a factory that takes them.
+
+    Raises:
+        ConfigError: no such file, module or object; an option that the factory does not take; a method missing.
+    """
+    place, _, name = spec.rpartition(":")
+    found: Any = _module(place)
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise ConfigError(f"{place} has no {part!r} (asked for as {spec})") from error
+    if inspect.isclass(found) or (inspect.isroutine(found) and not _is_network(found)):
+        found = _made(found, spec, precision, options)
+    elif options:
+        raise ConfigError(f"{spec} is an object, not a class or function: it takes no option {next(iter(options))!r}")
+    missing = [method for method in _METHODS if not callable(getattr(found, method, None))]
+    if missing:
+        raise ConfigError(
+            f"{spec} has no method {missing[0]!r}: a network needs {', '.join(_METHODS)} (see harness/README.md)"
+        )
+    return cast(Network, found)
+
+
+def as_loaded(configuration: Configuration, description: Mapping[str, Any]) -> Configuration:
+    """The configuration with what the network says of itself once it is loaded.
+
+    Raises:
+        ConfigError: the actual precision is not the one asked for and the option any_precision is not set.
+    """
+    known = {"runtime", "runtime_version", "precision", "provider", "device", "model_sha256"}
+
+    def said(key: str) -> str:
+        value = description.get(key)
+        return "" if value is None else str(value)
+
+    actual = said("precision")
+    asked = configuration.precision
+    if asked != NATIVE and actual and actual != asked and not flag(configuration.options, ANY_PRECISION):
+        raise ConfigError(
+            f"{configuration.name}: {asked} was asked for, but what was loaded computes in {actual}; "
+            f"ask for {actual}, or set the option {ANY_PRECISION}=true to measure it all the same"
+        )
+    runtime = said("runtime") if configuration.runtime == OWN_RUNTIME else configuration.runtime
+    return replace(
+        configuration,
+        runtime=runtime or configuration.runtime,
+        precision=(actual or asked) if asked == NATIVE else asked,
+        actual_precision=actual,
+        provider=said("provider"),
+        device=said("device"),
+        runtime_version=said("runtime_version"),
+        model_sha256=said("model_sha256"),
+        details={key: str(value) for key, value in description.items() if key not in known and len(str(value)) <= 500},
+    )
+
+
+def flag(options: Mapping[str, str], key: str, default: bool = False) -> bool:
+    """A boolean option.
+
+    Raises:
+        ConfigError: the value is none of true, false, yes, no, on, off, 1, 0.
+    """
+    text = options.get(key)
+    if text is None:
+        return default
+    if text.lower() in ("true", "yes", "on", "1"):
+        return True
+    if text.lower() in ("false", "no", "off", "0"):
+        return False
+    raise ConfigError(f"option {key} is true or false, not {text!r}")
+
+
+def _is_network(found: Any) -> bool:
+    return all(callable(getattr(found, method, None)) for method in _METHODS)
+
+
+def _made(factory: Any, spec: str, precision: str, options: Mapping[str, str]) -> Any:
+    try:
+        parameters: Mapping[str, inspect.Parameter] = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        parameters = {}
+    takes_any = any(item.kind is inspect.Parameter.VAR_KEYWORD for item in parameters.values())
+    by_name = {name for name, item in parameters.items() if item.kind is not inspect.Parameter.POSITIONAL_ONLY}
+    for key in options:
+        if key not in by_name and not takes_any:
+            raise ConfigError(f"{spec}: {unknown('option', key, by_name - {'precision'})}")
+    keywords: dict[str, str] = dict(options)
+    if takes_any or "precision" in by_name:
+        keywords["precision"] = precision
+    try:
+        return factory(**keywords)
+    except Exception as error:
+        raise ConfigError(f"{spec} could not be made: {type(error).__name__}: {error}") from error
+
+
+def _module(place: str) -> ModuleType:
+    if not place.endswith(".py"):
+        # The user's own modules lie where the command is run, which a console script does not search.
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
+                raise
+            raise ConfigError(f"no module {place!r}; a file is named file.py:object") from error
+    path = Path(place)
+    if not path.is_file():
+        raise ConfigError(f"no file {path}")
+    # A name of its own, so that a user's onnx.py or test.py shadows nothing.
+    name = f"joulewatch_own_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,208 @@
+"""The paper's figure: energy per inference and throughput over batch size, one line per configuration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Final
+
+from joulewatch_harness.analysis.report import prefix_for, warning_line
+from joulewatch_harness.analysis.summary import Estimate, GroupResult, RunResult
+from joulewatch_harness.errors import ConfigError
+
+SUFFIXES: Final = (".png", ".svg", ".pdf")
+PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+"""Okabe and Ito's colours, told apart by all common kinds of colour blindness; their yellow is too pale for lines."""
+_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "*")
+_SIZE_INCHES: Final = (6.4, 6.6)
+_DPI: Final = 200
+_DASHES: Final = (0, (4, 2))
+_SHIFT_OCTAVES: Final = 0.06
+
+
+def check_figure_path(path: Path) -> None:
+    """Raise ConfigError unless a figure can be written there: PNG, SVG or PDF, into a folder that exists."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--figure {path}: the name must end in {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--figure {path}: the folder {path.parent} does not exist")
+
+
+def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
+    """Draw the figure of a run.
+
+    Args:
+        result: The analysed run.
+        path: PNG, SVG or PDF, by its suffix.
+        net: Also the energy net of idle, as thin dashed lines.
+
+    Raises:
+        ConfigError: Another suffix, no such folder, or the file cannot be written.
+    """
+    check_figure_path(path)
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style = {
+        "font.size": 9.5,
+        "font.family": "DejaVu Sans",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "axes.edgecolor": "#444444",
+        "xtick.color": "#444444",
+        "ytick.color": "#444444",
+        "axes.labelcolor": "#222222",
+        "svg.fonttype": "none",
+        "pdf.fonttype": 42,
+    }
+    with mpl.rc_context(style):
+        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+        FigureCanvasAgg(figure)
+        top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1.25, 1))
+        _draw(result, top, bottom, net=net)
+        _titles(result, top)
+        metadata = {"Title": f"joulewatch run {result.record.header.run}"}
+        try:
+            figure.savefig(path, dpi=_DPI, metadata=metadata)
+        except OSError as error:
+            raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
+
+
+def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> None:
+    groups: dict[str, list[GroupResult]] = {}
+    for group in result.groups:
+        groups.setdefault(group.configuration.name, []).append(group)
+    gross = [group.total.gross.value for group in result.groups if group.total.gross is not None]
+    exponent, letter = prefix_for(gross)
+    scale = 10.0**-exponent
+    handles = []
+    for number, (name, members) in enumerate(groups.items()):
+        colour, marker = PALETTE[number % len(PALETTE)], _MARKERS[number % len(_MARKERS)]
+        # Side by side, so that the error bars of one batch size do not hide each other.
+        shift = 2.0 ** (_SHIFT_OCTAVES * (number - (len(groups) - 1) / 2))
+        drawn = _line(top, members, [group.total.gross for group in members], scale, colour, marker, shift)
+        drawn.set_label(name)
+        handles.append(drawn)
+        _line(bottom, members, [group.throughput for group in members], 1.0, colour, marker, shift)
+        if net:
+            _dashed(top, members, [group.total.net for group in members], scale, colour, shift)
+    for axes in (top, bottom):
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.grid(which="major", color="#D9D9D9", linewidth=0.6)
+        axes.grid(which="minor", color="#EEEEEE", linewidth=0.4)
+        axes.set_axisbelow(True)
+        _ticks(axes)
+    top.set_ylabel(f"Energy per inference [{letter}J]")
+    bottom.set_ylabel("Throughput [inferences/s]")
+    sizes = sorted({group.batch_size for group in result.groups})
+    bottom.set_xlabel("Batch size")
+    if sizes:
+        bottom.set_xticks(sizes if len(sizes) <= 14 else sizes[:: math.ceil(len(sizes) / 14)])
+        bottom.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        bottom.minorticks_off()
+    if net and groups:
+        handles += top.plot([], [], color="#555555", linewidth=1.0, linestyle=_DASHES, label="net of idle")
+    if not gross:
+        top.text(0.5, 0.5, "no energy could be measured", transform=top.transAxes, ha="center", color="#B00020")
+    elif groups:
+        top.legend(handles=handles, frameon=False, fontsize=8.5, loc="best", handlelength=2.4)
+    bottom.text(
+        1.0,
+        -0.24,
+        "Sum over device sensors; error bars: expanded uncertainty, 95 % coverage",
+        transform=bottom.transAxes,
+        ha="right",
+        va="top",
+        fontsize=7.5,
+        color="#666666",
+    )
+
+
+def _points(members: list[GroupResult], estimates: list[Estimate | None], scale: float, shift: float) -> Any:
+    """Batch sizes and values. A missing or, on a logarithmic axis, non-positive value leaves a gap in the line."""
+    sizes = [group.batch_size * shift for group in members]
+    values = [item.value * scale if item is not None and item.value > 0 else math.nan for item in estimates]
+    return sizes, values
+
+
+def _dashed(
+    axes: Any, members: list[GroupResult], estimates: list[Estimate | None], scale: float, colour: str, shift: float
+) -> None:
+    sizes, values = _points(members, estimates, scale, shift)
+    axes.plot(sizes, values, color=colour, linewidth=1.0, linestyle=_DASHES, alpha=0.9)
+
+
+def _line(
+    axes: Any,
+    members: list[GroupResult],
+    estimates: list[Estimate | None],
+    scale: float,
+    colour: str,
+    marker: str,
+    shift: float,
+) -> Any:
+    """One configuration with its error bars."""
+    sizes, values = _points(members, estimates, scale, shift)
+    lower, upper = [], []
+    for item, value in zip(estimates, values, strict=True):
+        half = item.expanded * scale if item is not None and not math.isnan(value) else 0.0
+        # A bar that reaches zero has no lower end on a logarithmic axis.
+        lower.append(min(half, 0.98 * value) if half else 0.0)
+        upper.append(half)
+    return axes.errorbar(
+        sizes,
+        values,
+        yerr=[lower, upper],
+        color=colour,
+        marker=marker,
+        markersize=4.5,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        linewidth=1.6,
+        elinewidth=1.0,
+        capsize=2.5,
+        capthick=1.0,
+    )
+
+
+def _ticks(axes: Any) -> None:
+    """Plain numbers on the logarithmic y axis, with 2 and 5 between where it spans little."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low) if low > 0 and high > low else 1.0
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain_number))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _plain_number(value: float, _: int) -> str:
+    return f"{value:,.0f}".replace(",", "\u202f") if value >= 1000 else f"{value:g}"
+
+
+def _titles(result: RunResult, top: Any) -> None:
+    networks = list(dict.fromkeys(group.configuration.network for group in result.groups))
+    title = ", ".join(networks) or result.record.header.run
+    if result.hardware:
+        title += f" on {result.hardware}"
+    collectors: dict[str, set[str]] = {}
+    for item in result.sensors:
+        if item.scope == "device":
+            collectors.setdefault(item.collector, set()).add(item.method)
+    sensors = "; ".join(f"{name} ({', '.join(sorted(methods))})" for name, methods in sorted(collectors.items()))
+    subtitle = f"Sensors: {sensors or 'none'} · run {result.record.header.run}"
+    loud = warning_line(result.methods).strip("! ")
+    above = 34 if loud else 12
+    _above(top, title, above + 14, fontsize=11.5, fontweight="bold", color="#111111")
+    _above(top, subtitle, above, fontsize=8, color="#666666")
+    if loud:
+        box = {"boxstyle": "round,pad=0.35", "facecolor": "#B00020", "edgecolor": "none"}
+        _above(top, f" {loud} ", 14, fontsize=9, fontweight="bold", color="white", bbox=box)
+
+
+def _above(axes: Any, text: str, points: float, **style: Any) -> None:
+    """A line of text above the axes, flush with their left edge."""
+    axes.annotate(text, (0, 1), (0, points), xycoords="axes fraction", textcoords="offset points", va="bottom", **style)

@@ -1,0 +1,134 @@
+"""The few statistics that a GUM evaluation needs, without scipy.
+
+Source: JCGM 100:2008 (GUM), clauses 4, 5 and annex G; EA-4/02 M:2022 for a dominant rectangular item.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+COVERAGE: Final = 0.95
+NORMAL_95: Final = 1.959963984540054
+RECTANGULAR_95: Final = COVERAGE * math.sqrt(3.0)
+"""Factor that covers 95 % of one uniform distribution: 1.65."""
+_DOMINANT_RATIO: Final = 0.3
+"""EA-4/02, S9.14: an item dominates when all the others together are at most 0.3 of it."""
+
+
+def _beta_fraction(a: float, b: float, x: float) -> float:
+    """Continued fraction of the incomplete beta function, by Lentz's method (Numerical Recipes, 6.4)."""
+    tiny = 1e-300
+    c, d = 1.0, 1.0 - (a + b) * x / (a + 1.0)
+    d = 1.0 / (d if abs(d) > tiny else tiny)
+    result = d
+    for m in range(1, 500):
+        for numerator in (
+            m * (b - m) * x / ((a + 2 * m - 1.0) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1.0)),
+        ):
+            d = 1.0 + numerator * d
+            d = 1.0 / (d if abs(d) > tiny else tiny)
+            c = 1.0 + numerator / c
+            c = c if abs(c) > tiny else tiny
+            result *= d * c
+        if abs(d * c - 1.0) < 1e-15:
+            break
+    return result
+
+
+def incomplete_beta(a: float, b: float, x: float) -> float:
+    """Regularised incomplete beta function I_x(a, b) for a, b > 0 and 0 <= x <= 1."""
+    if x <= 0.0:
+        return 0.0
+    if x >= 1.0:
+        return 1.0
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
+    if x < (a + 1.0) / (a + b + 2.0):
+        return math.exp(log_front) * _beta_fraction(a, b, x) / a
+    return 1.0 - math.exp(log_front) * _beta_fraction(b, a, 1.0 - x) / b
+
+
+@lru_cache(maxsize=1024)
+def student_factor(dof: float, coverage: float = COVERAGE) -> float:
+    """Two-sided coverage factor of Student's t: ``P(|t| <= k) = coverage``.
+
+    Args:
+        dof: Degrees of freedom, > 0; ``inf`` for the normal distribution.
+        coverage: Probability inside.
+
+    Raises:
+        ValueError: ``dof`` is not positive.
+    """
+    if not dof > 0:
+        raise ValueError(f"degrees of freedom must be positive, not {dof}")
+    if dof > 1e7:
+        low, high = 0.0, 40.0
+        while high - low > 1e-13:
+            middle = (low + high) / 2
+            low, high = (middle, high) if math.erf(middle / math.sqrt(2)) < coverage else (low, middle)
+        return (low + high) / 2
+    tail = 1.0 - coverage
+    low, high = 0.0, 1.0
+    while incomplete_beta(dof / 2, 0.5, dof / (dof + high * high)) > tail:
+        high *= 2.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        if incomplete_beta(dof / 2, 0.5, dof / (dof + middle * middle)) > tail:
+            low = middle
+        else:
+            high = middle
+        if high - low <= 1e-13 * high:
+            break
+    return (low + high) / 2
+
+
+def effective_dof(items: Sequence[tuple[float, float]]) -> float:
+    """Welch–Satterthwaite degrees of freedom of a combined uncertainty.
+
+    Args:
+        items: (standard uncertainty, degrees of freedom) of every item; ``inf`` for type B items.
+
+    Returns:
+        Effective degrees of freedom; ``inf`` where no item has finite ones.
+
+    Source:
+        GUM, equation G.2b.
+    """
+    variance = math.fsum(u * u for u, _ in items)
+    below = math.fsum(u**4 / dof for u, dof in items if math.isfinite(dof))
+    return variance * variance / below if below > 0 else math.inf
+
+
+def coverage_factor(items: Sequence[tuple[float, float]], rectangular: float = 0.0) -> float:
+    """Factor from combined standard uncertainty to 95 % coverage.
+
+    Args:
+        items: (standard uncertainty, degrees of freedom) of every item, the rectangular one among them.
+        rectangular: Standard uncertainty of the largest single uniform item.
+
+    Returns:
+        Student's factor for the effective degrees of freedom, or 1.65 where one uniform item (a published
+        accuracy, say) dominates: 1.96 would reach beyond what its bounds allow.
+    """
+    variance = math.fsum(u * u for u, _ in items)
+    rest = math.sqrt(max(variance - rectangular * rectangular, 0.0))
+    if rectangular > 0 and rest <= _DOMINANT_RATIO * rectangular:
+        return RECTANGULAR_95
+    dof = effective_dof(items)
+    return student_factor(dof if dof > 100_000 else max(dof, 1.0))
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return math.fsum(values) / len(values)
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Experimental standard deviation of the mean (GUM 4.2.3); 0 with fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    centre = mean(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1) / len(values))

@@ -1,0 +1,584 @@
+"""From the energies of windows to joules per inference: idle baseline, repeats, mean and uncertainty.
+
+Uncertainty follows the GUM (JCGM 100:2008). Between rounds: type A, the experimental standard deviation of the
+mean with n − 1 degrees of freedom. Within windows: type B, from each window's own budget. Items that are the same
+in every repeat (the published accuracy of a sensor, the idle baseline) are not divided by the number of repeats.
+All are combined in quadrature, expanded to 95 % with Student's factor for the effective degrees of freedom
+(Welch–Satterthwaite).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from joulewatch_harness.analysis import audit
+from joulewatch_harness.analysis.audit import Finding
+from joulewatch_harness.analysis.energy import BudgetItem, WindowEnergy
+from joulewatch_harness.analysis.series import SensorId
+from joulewatch_harness.analysis.source import History, SampleSource
+from joulewatch_harness.analysis.statistics import (
+    coverage_factor,
+    effective_dof,
+    mean,
+    standard_error,
+)
+from joulewatch_harness.analysis.windows import MeasuredRun, MeasuredWindow, measure_run
+from joulewatch_harness.records import Configuration, RunRecord, SensorRecord
+
+TOTAL: Final = "total"
+COMPONENTS: Final = ("cpu", "memory", "gpu", "fpga", "other")
+_SHARED_BY_SENSORS: Final = frozenset(("edge slack", "interpolation", "clock"))
+"""Items that are alike for all sensors of one window: they add up linearly over sensors."""
+
+IdleBasis = Literal["loaded", "unloaded", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetLine:
+    """One line of the budget of a mean."""
+
+    name: str
+    kind: Literal["A", "B"]
+    standard: float
+    """Standard uncertainty, in the unit of the value."""
+    dof: float
+    """Degrees of freedom; inf for type B."""
+    systematic: bool
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its uncertainty."""
+
+    value: float
+    standard: float
+    """Combined standard uncertainty."""
+    expanded: float
+    """At 95 % coverage."""
+    factor: float
+    dof: float
+    budget: tuple[BudgetLine, ...]
+
+    @property
+    def inverse(self) -> Estimate:
+        """1/value with the same relative uncertainty.
+
+        Raises:
+            ZeroDivisionError: The value is 0.
+        """
+        scale = 1 / self.value**2
+        return Estimate(
+            1 / self.value,
+            self.standard * scale,
+            self.expanded * scale,
+            self.factor,
+            self.dof,
+            tuple(
+                BudgetLine(item.name, item.kind, item.standard * scale, item.dof, item.systematic, item.text)
+                for item in self.budget
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class IdlePower:
+    """Power of some sensors while nothing ran."""
+
+    watts: float
+    standard_watts: float
+    """Without the sensors' accuracy, which is in the gross already."""
+    dof: float
+    basis: IdleBasis
+    windows: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyResult:
+    """Energy per inference of one component, of all devices, of one node sensor or of one kind of part."""
+
+    name: str
+    gross: Estimate | None
+    """Joules per inference; None: missing, see ``missing``."""
+    net: Estimate | None
+    idle: IdlePower | None
+    missing: str
+    """Why there is no number, empty if there is one."""
+    windows: tuple[int, ...]
+    """Indexes of the windows that count."""
+    sensors: tuple[SensorId, ...]
+    methods: tuple[str, ...]
+    """Of the sensors: counter, integrated, estimated, emulated or unknown."""
+    sources: tuple[str, ...]
+    """How the windows' energies came about: edges, history."""
+
+    @property
+    def inferences_per_joule(self) -> Estimate | None:
+        return self.gross.inverse if self.gross is not None and self.gross.value > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySummary:
+    """Latency of a batch in seconds: means over the windows of each window's percentile."""
+
+    p50_s: float
+    p90_s: float
+    p99_s: float
+    max_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A window that does not count, and why."""
+
+    window: int
+    reason: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class GroupResult:
+    """One configuration at one batch size: one line of the table, one point of the figure."""
+
+    configuration: Configuration
+    batch_size: int
+    windows: tuple[int, ...]
+    left_out: tuple[LeftOut, ...]
+    rounds: int
+    inferences: int
+    duration_s: float
+    throughput: Estimate | None
+    """Inferences per second."""
+    latency: LatencySummary | None
+    components: tuple[EnergyResult, ...]
+    total: EnergyResult
+    nodes: tuple[EnergyResult, ...]
+    """Whole servers, beside the devices and never added to them."""
+    parts: tuple[EnergyResult, ...]
+    """Parts of devices, never added to them."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """A run, analysed."""
+
+    record: RunRecord
+    source: str
+    """Where counters came from, for people; empty: edges of the journal only."""
+    sensors: tuple[SensorRecord, ...]
+    groups: tuple[GroupResult, ...]
+    idle: Mapping[str, IdlePower] = field(default_factory=dict)
+    """Component or total -> idle power of the machine, all idle windows of the preferred kind."""
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def methods(self) -> frozenset[str]:
+        """Methods of all device sensors whose energy is in a result."""
+        return frozenset(method for group in self.groups for item in group.components for method in item.methods)
+
+    @property
+    def hardware(self) -> str:
+        """The machine, for titles."""
+        text = self.record.header.provenance.get("hardware")
+        if isinstance(text, str) and text:
+            return text
+        cpu = self.record.header.provenance.get("cpu")
+        if isinstance(cpu, Mapping) and isinstance(cpu.get("model"), str):
+            return str(cpu["model"])
+        nodename = self.record.header.provenance.get("nodename")
+        return nodename if isinstance(nodename, str) else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Combined:
+    """Energy of several sensors in one window."""
+
+    joules: float
+    random: Mapping[str, float]
+    """Item -> standard uncertainty, joules."""
+    systematic: Mapping[str, float]
+    """Item and family -> standard uncertainty, joules."""
+    texts: Mapping[str, str]
+    sources: frozenset[str]
+
+
+def _combine(energies: Sequence[WindowEnergy]) -> _Combined:
+    """Add the energies of disjoint sensors up, with their budgets."""
+    random: dict[str, float] = {}
+    systematic: dict[str, float] = {}
+    texts: dict[str, str] = {}
+    for energy in energies:
+        for item in energy.budget:
+            key = _key(item)
+            texts.setdefault(key, item.text)
+            if item.systematic:
+                systematic[key] = systematic.get(key, 0.0) + item.standard_joules
+            elif item.name in _SHARED_BY_SENSORS:
+                random[key] = random.get(key, 0.0) + item.standard_joules
+            else:
+                random[key] = math.hypot(random.get(key, 0.0), item.standard_joules)
+    joules = math.fsum(energy.joules for energy in energies)
+    return _Combined(joules, random, systematic, texts, frozenset(energy.method for energy in energies))
+
+
+def _key(item: BudgetItem) -> str:
+    return f"{item.name} ({item.family})" if item.systematic and item.family else item.name
+
+
+def combine_mean(
+    rounds: Mapping[int, Sequence[tuple[float, Mapping[str, float]]]],
+    systematic: Mapping[str, float],
+    texts: Mapping[str, str],
+    extra: Iterable[BudgetLine] = (),
+) -> Estimate:
+    """Mean over rounds of repeated windows, with a GUM budget.
+
+    Args:
+        rounds: Round -> windows of it: (value, item -> standard uncertainty of that window alone).
+        systematic: Item -> standard uncertainty of the mean, the same in every repeat; uniform.
+        texts: Item -> explanation.
+        extra: Further lines.
+
+    Returns:
+        The mean of the rounds' means. Scatter between windows contains most random items already; counting
+        these once more is cautious where rounds are few.
+    """
+    by_round = [mean([value for value, _ in windows]) for windows in rounds.values()]
+    value = mean(by_round)
+    lines = []
+    if len(by_round) > 1:
+        lines.append(
+            BudgetLine(
+                "repeats", "A", standard_error(by_round), len(by_round) - 1, False, f"scatter of {len(by_round)} rounds"
+            )
+        )
+    names = sorted({name for windows in rounds.values() for _, items in windows for name in items})
+    for name in names:
+        # The mean of means: each window has the weight 1 / (rounds × windows of its round).
+        weighted = math.fsum(
+            (items.get(name, 0.0) / len(windows)) ** 2 for windows in rounds.values() for _, items in windows
+        )
+        lines.append(BudgetLine(name, "B", math.sqrt(weighted) / len(rounds), math.inf, False, texts.get(name, "")))
+    lines += [
+        BudgetLine(name, "B", standard, math.inf, True, texts.get(name, "")) for name, standard in systematic.items()
+    ]
+    lines += list(extra)
+    items = [(line.standard, line.dof) for line in lines]
+    standard = math.sqrt(math.fsum(u * u for u, _ in items))
+    if standard == 0:
+        return Estimate(value, 0.0, 0.0, coverage_factor([(1.0, math.inf)]), math.inf, tuple(lines))
+    largest = max(systematic.values(), default=0.0)
+    factor = coverage_factor(items, largest)
+    return Estimate(value, standard, factor * standard, factor, effective_dof(items), tuple(lines))
+
+
+def _missing_text(missing: Sequence[LeftOut], total: int) -> str:
+    if not missing:
+        return "no window"
+    return f"{len(missing)} of {total} windows without a number: {missing[0].text} [{missing[0].reason}]"
+
+
+class _Analysis:
+    def __init__(self, run: MeasuredRun) -> None:
+        self.run = run
+        self.sensors = run.sensors
+        self.idle_windows = [
+            item for item in run.windows if item.window.kind == "idle" and "interrupted" not in item.window.flags
+        ]
+
+    def gather(
+        self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow]
+    ) -> tuple[list[tuple[MeasuredWindow, _Combined]], list[LeftOut]]:
+        """The windows in which every one of the sensors has a number, and the others."""
+        found, missing = [], []
+        for item in windows:
+            energies = []
+            for sensor in sensors:
+                measured = item.sensors[sensor]
+                if measured.energy is None:
+                    missing.append(LeftOut(item.window.index, measured.reason, measured.text))
+                    break
+                energies.append(measured.energy)
+            else:
+                found.append((item, _combine(energies)))
+        return found, missing
+
+    def idle_power(self, sensors: Sequence[SensorId], configuration: str | None) -> IdlePower | None:
+        """Idle power of some sensors: with the network loaded where that was measured, else without."""
+        loaded = [item for item in self.idle_windows if "loaded" in item.window.flags]
+        own = [item for item in loaded if configuration and item.window.configuration == configuration]
+        unloaded = [item for item in self.idle_windows if "loaded" not in item.window.flags]
+        candidates: list[tuple[IdleBasis, str, list[MeasuredWindow]]] = [
+            ("loaded", "with this network loaded", own),
+            ("loaded", "with a network loaded", loaded),
+            ("unloaded", "without a network loaded", unloaded),
+        ]
+        for basis, text, windows in candidates:
+            found, _ = self.gather(sensors, windows)
+            if found:
+                return self._idle(basis, text, found)
+        return None
+
+    @staticmethod
+    def _idle(basis: IdleBasis, text: str, found: Sequence[tuple[MeasuredWindow, _Combined]]) -> IdlePower:
+        watts = [energy.joules / item.span.duration_s for item, energy in found]
+        within = math.sqrt(
+            math.fsum(
+                math.fsum(u * u for u in energy.random.values()) / item.span.duration_s**2 for item, energy in found
+            )
+        ) / len(found)
+        dof = math.inf
+        if len(watts) == 2:
+            # Two windows, before and after: a drift, not a sample. All between and as far beyond (GUM 4.3.7).
+            between = abs(watts[0] - watts[1]) / math.sqrt(3)
+        else:
+            between = standard_error(watts)
+        standard = math.hypot(within, between)
+        if len(watts) > 2 and between > 0:
+            dof = effective_dof([(between, len(watts) - 1), (within, math.inf)])
+        plural = "s" if len(found) > 1 else ""
+        return IdlePower(
+            mean(watts),
+            standard,
+            dof,
+            basis,
+            tuple(item.window.index for item, _ in found),
+            f"{len(found)} idle window{plural} {text}",
+        )
+
+    def energy(
+        self, name: str, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
+    ) -> EnergyResult:
+        """Joules per inference of some disjoint sensors over the windows of one group."""
+        methods = tuple(sorted({self.sensors[sensor].method for sensor in sensors}))
+        if not sensors:
+            return EnergyResult(name, None, None, None, "no sensor", (), (), (), ())
+        found, missing = self.gather(sensors, windows)
+        if not found:
+            return EnergyResult(
+                name, None, None, None, _missing_text(missing, len(windows)), (), tuple(sensors), methods, ()
+            )
+        idle = self.idle_power(sensors, configuration)
+        gross = self._per_inference(found, None)
+        net = self._per_inference(found, idle) if idle is not None else None
+        return EnergyResult(
+            name,
+            gross,
+            net,
+            idle,
+            "",
+            tuple(item.window.index for item, _ in found),
+            tuple(sensors),
+            methods,
+            tuple(sorted({source for _, energy in found for source in energy.sources})),
+        )
+
+    @staticmethod
+    def _per_inference(found: Sequence[tuple[MeasuredWindow, _Combined]], idle: IdlePower | None) -> Estimate:
+        rounds: dict[int, list[tuple[float, Mapping[str, float]]]] = {}
+        systematic: dict[str, list[float]] = {}
+        texts: dict[str, str] = {}
+        seconds = []
+        for item, energy in found:
+            count = item.window.inferences
+            joules = energy.joules - (idle.watts * item.span.duration_s if idle is not None else 0.0)
+            # A sensor that reads 5 % high does so while idle too: its error of the net is 5 % of the net.
+            share = abs(joules / energy.joules) if idle is not None and energy.joules else 1.0
+            rounds.setdefault(item.window.repeat, []).append(
+                (joules / count, {name: u / count for name, u in energy.random.items()})
+            )
+            for name, u in energy.systematic.items():
+                systematic.setdefault(name, []).append(share * u / count)
+            for name, text in energy.texts.items():
+                texts.setdefault(name, text)
+            seconds.append(item.span.duration_s / count)
+        extra = []
+        if idle is not None:
+            extra.append(
+                BudgetLine(
+                    "idle baseline",
+                    "B" if math.isinf(idle.dof) else "A",
+                    idle.standard_watts * mean(seconds),
+                    idle.dof,
+                    True,
+                    f"{idle.watts:.4g} W ± {idle.standard_watts:.2g} W (standard), {idle.text}",
+                )
+            )
+        return combine_mean(
+            rounds, {name: math.fsum(values) / len(found) for name, values in systematic.items()}, texts, extra
+        )
+
+    def group(
+        self, configuration: Configuration, batch_size: int, windows: Sequence[MeasuredWindow]
+    ) -> tuple[GroupResult, list[Finding]]:
+        """One configuration at one batch size."""
+        left_out = []
+        used = []
+        for item in windows:
+            if "interrupted" in item.window.flags:
+                left_out.append(LeftOut(item.window.index, "interrupted", "the window was cut off"))
+            elif item.window.inferences < 1:
+                left_out.append(LeftOut(item.window.index, "too_short", "no inference ended in the window"))
+            else:
+                used.append(item)
+        devices = [sensor for sensor in self.sensors if sensor.scope == "device"]
+
+        def result(name: str, sensors: Sequence[SensorId]) -> EnergyResult:
+            return self.energy(name, sensors, used, configuration.name)
+
+        components = tuple(
+            result(component, own)
+            for component in _ordered({sensor.component for sensor in devices})
+            if (own := [sensor for sensor in devices if sensor.component == component])
+        )
+        total = result(TOTAL, devices)
+        _, missing = self.gather(devices, used)
+        left_out += missing
+        nodes = tuple(result(str(sensor), [sensor]) for sensor in self.sensors if sensor.scope == "node")
+        kinds: dict[tuple[str, str, str], list[SensorId]] = {}
+        for sensor in self.sensors:
+            if sensor.scope == "part":
+                kinds.setdefault((sensor.component, sensor.collector, sensor.domain), []).append(sensor)
+        parts = tuple(
+            result(f"{component} {domain} ({collector})", own) for (component, collector, domain), own in kinds.items()
+        )
+        throughput = None
+        if used:
+            rates: dict[int, list[tuple[float, Mapping[str, float]]]] = {}
+            for item in used:
+                rates.setdefault(item.window.repeat, []).append((item.window.inferences / item.window.duration_s, {}))
+            throughput = combine_mean(rates, {}, {})
+        name = f"{configuration.name}, batch {batch_size}"
+        findings = list(audit.audit_repeats(name, self._round_means(total, used)))
+        return (
+            GroupResult(
+                configuration,
+                batch_size,
+                tuple(item.window.index for item in used),
+                tuple(left_out),
+                len({item.window.repeat for item in used}),
+                sum(item.window.inferences for item in used),
+                math.fsum(item.window.duration_s for item in used),
+                throughput,
+                _latency(used),
+                components,
+                total,
+                nodes,
+                parts,
+            ),
+            findings,
+        )
+
+    def _round_means(self, total: EnergyResult, used: Sequence[MeasuredWindow]) -> list[float]:
+        if total.gross is None:
+            return []
+        rounds: dict[int, list[float]] = {}
+        for item, energy in self.gather(total.sensors, used)[0]:
+            rounds.setdefault(item.window.repeat, []).append(energy.joules / item.window.inferences)
+        return [mean(values) for values in rounds.values()]
+
+
+def _ordered(components: Iterable[str]) -> list[str]:
+    return sorted(components, key=lambda name: (COMPONENTS.index(name) if name in COMPONENTS else 99, name))
+
+
+def _latency(windows: Sequence[MeasuredWindow]) -> LatencySummary | None:
+    found = [item.window.latency for item in windows if item.window.latency is not None]
+    if not found:
+        return None
+    return LatencySummary(
+        mean([item.p50_s for item in found]),
+        mean([item.p90_s for item in found]),
+        mean([item.p99_s for item in found]),
+        max(item.max_s for item in found),
+    )
+
+
+def run_spans(record: RunRecord) -> list[tuple[float, float]]:
+    """The spans of a run for which samples are wanted: its idle and measure windows."""
+    return [
+        (window.start_s, window.start_s + window.duration_s)
+        for window in record.windows
+        if window.kind in ("idle", "measure") and window.duration_s > 0
+    ]
+
+
+def analyze_run(
+    record: RunRecord,
+    source: SampleSource | None,
+    *,
+    progress: Callable[[str], None] | None = None,
+) -> RunResult:
+    """Turn a run into joules per inference.
+
+    Args:
+        record: The run, from wherever.
+        source: Where samples of its counters are; None: the edges in the record are all there is.
+        progress: Called with what is being done, for people.
+
+    Returns:
+        One result for each configuration and batch size, and the findings of the audit.
+
+    Raises:
+        QueryError: The source cannot be asked.
+    """
+    say = progress or (lambda _: None)
+    # The exporters of the run; of a foreign record that names none, all that the source has.
+    exporters = record.header.exporters or None
+    history = History("")
+    if source is not None:
+        say(f"reading samples from {source.describe()}")
+        history = source.history(run_spans(record), exporters)
+    say("integrating")
+    wanted = {"idle", "measure"}
+    kept = RunRecord(
+        record.header,
+        record.configurations,
+        tuple(window for window in record.windows if window.kind in wanted),
+        record.notes,
+        record.end,
+    )
+    run = measure_run(kept, history)
+    analysis = _Analysis(run)
+    known = {item.name: item for item in (*record.header.configurations, *record.configurations)}
+    order = list(known)
+    groups: dict[tuple[str, int], list[MeasuredWindow]] = {}
+    for item in run.windows:
+        if item.window.kind == "measure":
+            groups.setdefault((item.window.configuration, item.window.batch_size), []).append(item)
+    results = []
+    findings = list(audit.audit_run(run, with_history=source is not None))
+    for name, batch_size in sorted(
+        groups, key=lambda key: (order.index(key[0]) if key[0] in order else len(order), key)
+    ):
+        configuration = known.get(name) or Configuration(name, name, "", "")
+        result, found = analysis.group(configuration, batch_size, groups[name, batch_size])
+        results.append(result)
+        findings += found
+    idle: dict[str, IdlePower] = {}
+    devices = [sensor for sensor in run.sensors if sensor.scope == "device"]
+    for name in (*_ordered({sensor.component for sensor in devices}), TOTAL):
+        own = [sensor for sensor in devices if name in (TOTAL, sensor.component)]
+        power = analysis.idle_power(own, None) if own else None
+        if power is None:
+            continue
+        idle[name] = power
+        counted, _ = analysis.gather(own, [w for w in analysis.idle_windows if w.window.index in power.windows])
+        findings += audit.audit_idle(name, [energy.joules / item.span.duration_s for item, energy in counted])
+    if devices and TOTAL not in idle and results:
+        findings.append(
+            Finding("info", "no_idle", "no idle window has a number for all devices: there is no net energy")
+        )
+    findings += audit.audit_windows(run)
+    return RunResult(
+        record,
+        source.describe() if source is not None else "",
+        tuple(run.sensors.values()),
+        tuple(results),
+        idle,
+        tuple(findings),
+    )

@@ -1,0 +1,282 @@
+"""The energy of every sensor in every window of a run, by the best way that the data allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from joulewatch_harness.analysis.energy import (
+    ClockOffset,
+    EdgeReading,
+    Span,
+    Traits,
+    WindowEnergy,
+    default_max_gap_s,
+    energy_from_counter,
+    energy_from_edges,
+)
+from joulewatch_harness.analysis.series import Floats, SensorId, Series
+from joulewatch_harness.analysis.source import Health, History, traits_of, unknown_sensor
+from joulewatch_harness.errors import CoverageError
+from joulewatch_harness.records import Edge, RunRecord, SensorRecord, Window
+
+LARGEST_UNMEASURED: float = 0.01
+"""Share of a window that a counter may have missed; above it there is no number."""
+_LOOPBACK = ("127.", "localhost", "[::1]")
+_CLEAN = Health()
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One sensor in one window: a number, or why there is none."""
+
+    energy: WindowEnergy | None
+    reason: str = ""
+    text: str = ""
+    edges: WindowEnergy | None = None
+    """By edges, where there are any: for the audit."""
+    history: WindowEnergy | None = None
+    """By the counter's history, where there is one: for the audit."""
+    health: Health = _CLEAN
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredWindow:
+    """A window with the energy of every sensor of the run."""
+
+    window: Window
+    span: Span
+    sensors: Mapping[SensorId, Measured]
+    offsets: Mapping[str, ClockOffset] = field(default_factory=dict)
+    """Exporter -> its clock minus the harness's, as the edges' round trips bound it."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredRun:
+    """All windows of a run, and what measured them."""
+
+    record: RunRecord
+    sensors: Mapping[SensorId, SensorRecord]
+    windows: tuple[MeasuredWindow, ...]
+    history: History
+
+
+def span_of(window: Window) -> Span:
+    """The window on the harness's clock; its length is the monotonic clock's."""
+    return Span(window.start_s, window.start_s + window.duration_s, window.clock_error_s)
+
+
+def known_sensors(record: RunRecord, history: History) -> dict[SensorId, SensorRecord]:
+    """Every energy sensor of the run: from its header, its edges and the history, best description first."""
+    found = {SensorId.of(item): item for item in record.header.sensors}
+    for sensor, item in history.sensors.items():
+        known = found.get(sensor)
+        if known is None or (known.refresh_s is None and item.refresh_s is not None):
+            found[sensor] = item
+    for window in record.windows:
+        for edge in (window.start_edge, window.end_edge):
+            for counter in edge.counters if edge is not None else ():
+                sensor = SensorId.of(counter)
+                if sensor not in found:
+                    found[sensor] = unknown_sensor(sensor)
+    return dict(sorted(found.items()))
+
+
+def same_clock(exporter: str, record: RunRecord) -> bool:
+    """Whether the exporter and the harness ran on one machine, and so on one clock."""
+    nodename = record.header.provenance.get("nodename")
+    for item in record.header.exporters:
+        if item.name == exporter and item.nodename and nodename:
+            return bool(item.nodename == nodename)
+    return exporter.startswith(_LOOPBACK)
+
+
+def _edge_offsets(window: Window) -> dict[str, ClockOffset]:
+    """Clock offset of each exporter from the round trips at both edges of a window."""
+    bounds: dict[str, list[tuple[float, float]]] = {}
+    for edge in (window.start_edge, window.end_edge):
+        for clock in edge.clocks if edge is not None else ():
+            bounds.setdefault(clock.exporter, []).append((clock.lower_s, clock.upper_s))
+    offsets = {}
+    for exporter, pairs in bounds.items():
+        lower, upper = max(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
+        if lower > upper:
+            # The clock moved inside the window: all that both edges allow.
+            lower, upper = min(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
+        offsets[exporter] = ClockOffset(lower, upper)
+    return offsets
+
+
+def _typical(offsets: Sequence[ClockOffset]) -> ClockOffset:
+    return ClockOffset(
+        float(np.median([item.lower_s for item in offsets])), float(np.median([item.upper_s for item in offsets]))
+    )
+
+
+def _counters(edge: Edge | None) -> dict[SensorId, tuple[float, float]]:
+    if edge is None:
+        return {}
+    return {SensorId.of(item): (item.read_at_s, item.energy_joules) for item in edge.counters}
+
+
+def _power_caps(
+    readings: Sequence[tuple[Mapping[SensorId, tuple[float, float]], Mapping[SensorId, tuple[float, float]]]],
+    history: History,
+) -> dict[SensorId, float]:
+    """Largest mean power of each sensor between any two readings of the run, watts."""
+    caps: dict[SensorId, float] = {}
+    for start, end in readings:
+        for sensor, (end_s, end_joules) in end.items():
+            if sensor in start and end_s > start[sensor][0]:
+                power = (end_joules - start[sensor][1]) / (end_s - start[sensor][0])
+                caps[sensor] = max(caps.get(sensor, 0.0), power)
+    for sensor, counter in history.counters.items():
+        if len(counter) > 1:
+            steepest = float((np.diff(counter.values) / np.diff(counter.times_s)).max())
+            caps[sensor] = max(caps.get(sensor, 0.0), steepest)
+    return caps
+
+
+def measure_run(record: RunRecord, history: History) -> MeasuredRun:
+    """Measure every sensor of a run in every window.
+
+    With both ways at hand, the one with the smaller uncertainty counts: edges, unless a sensor is read so
+    seldom that its readings lie far from the window.
+    """
+    sensors = known_sensors(record, history)
+    traits = {sensor: traits_of(item) for sensor, item in sensors.items()}
+    readings = [(_counters(window.start_edge), _counters(window.end_edge)) for window in record.windows]
+    caps = _power_caps(readings, history)
+    offsets = [_edge_offsets(window) for window in record.windows]
+    exporters = {sensor.exporter for sensor in sensors}
+    one_clock = {exporter for exporter in exporters if same_clock(exporter, record)}
+    typical = {}
+    for exporter in exporters - one_clock:
+        seen = [item[exporter] for item in offsets if exporter in item]
+        if seen:
+            typical[exporter] = _typical(seen)
+    gaps = {sensor: default_max_gap_s(counter.spacing_s) for sensor, counter in history.counters.items()}
+    measured = []
+    for window, (start, end), bounds in zip(record.windows, readings, offsets, strict=True):
+        span = span_of(window) if window.duration_s > 0 else None
+        if span is None:
+            continue
+        found = {}
+        for sensor in sensors:
+            exporter = sensor.exporter
+            offset = ClockOffset() if exporter in one_clock else bounds.get(exporter, typical.get(exporter))
+            found[sensor] = _measure(
+                sensor,
+                span,
+                traits[sensor],
+                (start.get(sensor), end.get(sensor)),
+                _missing(window, exporter),
+                history,
+                offset or ClockOffset(),
+                gaps.get(sensor),
+                caps.get(sensor, 0.0),
+            )
+        measured.append(MeasuredWindow(window, span, found, bounds))
+    return MeasuredRun(record, sensors, tuple(measured), history)
+
+
+def _missing(window: Window, exporter: str) -> str:
+    """Why an exporter was not read at an edge."""
+    for edge in (window.start_edge, window.end_edge):
+        if edge is not None and exporter in edge.missing:
+            return edge.missing[exporter]
+    return ""
+
+
+def _measure(
+    sensor: SensorId,
+    span: Span,
+    traits: Traits,
+    readings: tuple[tuple[float, float] | None, tuple[float, float] | None],
+    missing: str,
+    history: History,
+    offset: ClockOffset,
+    max_gap_s: float | None,
+    cap_watts: float,
+) -> Measured:
+    restarts_s: Floats | None = history.starts.get(sensor.exporter)
+    problems: list[CoverageError] = []
+    by_edges = by_history = None
+    start, end = readings
+    if start is not None and end is not None:
+        power = (end[1] - start[1]) / max(end[0] - start[0], 1e-9)
+        try:
+            by_edges = energy_from_edges(
+                EdgeReading(*start, offset),
+                EdgeReading(*end, offset),
+                span,
+                traits,
+                restarts_s=restarts_s,
+                power_cap_watts=max(2 * power, cap_watts, 0.0),
+            )
+        except CoverageError as error:
+            problems.append(error)
+    counter = history.counters.get(sensor)
+    if counter is not None:
+        error_s = span.clock_error_s + 1e-3
+        near = counter.between(span.start_s + offset.lower_s - error_s, span.end_s + offset.upper_s + error_s)
+        try:
+            mean_watts = _mean_watts(near)
+            by_history = energy_from_counter(
+                near,
+                span,
+                traits,
+                offset=offset,
+                max_gap_s=max_gap_s,
+                restarts_s=restarts_s,
+                power_cap_watts=max(2 * mean_watts, cap_watts),
+            )
+        except CoverageError as error:
+            problems.append(error)
+    health = history.health(sensor, span.start_s, span.end_s)
+    if by_edges is None and by_history is None:
+        return Measured(None, *_why_not(sensor, problems, missing, health, readings, counter), health=health)
+    if health.unmeasured_s > LARGEST_UNMEASURED * span.duration_s:
+        text = f"{sensor}: the counter missed {health.unmeasured_s:.3g} s of {span.duration_s:.3g} s"
+        return Measured(None, "unmeasured_time", text, by_edges, by_history, health)
+    restart = next((problem for problem in problems if problem.reason == "exporter_restart"), None)
+    if restart is not None:
+        # One way saw the counter begin again; that the other did not is no comfort.
+        return Measured(None, restart.reason, f"{sensor}: {restart}", by_edges, by_history, health)
+    best = by_edges or by_history
+    if by_edges is not None and by_history is not None and by_history.sampling_joules < by_edges.sampling_joules:
+        best = by_history
+    return Measured(best, "", "", by_edges, by_history, health)
+
+
+def _mean_watts(counter: Series) -> float:
+    if len(counter) < 2:
+        return 0.0
+    rise = float(counter.values[-1] - counter.values[0])
+    return max(rise, 0.0) / float(counter.times_s[-1] - counter.times_s[0])
+
+
+def _why_not(
+    sensor: SensorId,
+    problems: Sequence[CoverageError],
+    missing: str,
+    health: Health,
+    readings: tuple[object, object],
+    counter: Series | None,
+) -> tuple[str, str]:
+    """The reason that helps most: what the exporter itself says goes before what its absence looks like."""
+    if health.down:
+        return "sensor_down", f"{sensor}: the exporter could not read the device"
+    restart = next((error for error in problems if error.reason == "exporter_restart"), None)
+    error = restart or (problems[0] if problems else None)
+    if error is not None:
+        return error.reason, f"{sensor}: {error}"
+    if missing:
+        return "edge_missing", f"{sensor}: exporter not read at an edge: {missing}"
+    if readings != (None, None):
+        return "edge_missing", f"{sensor}: read at one edge only"
+    if counter is None:
+        return "no_samples", f"{sensor}: no edge and no sample"
+    return "unbracketed", f"{sensor}: the samples do not reach around the window"

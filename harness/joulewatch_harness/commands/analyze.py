@@ -1,0 +1,142 @@
+"""``joulewatch analyze``: turn a run into joules per inference."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from joulewatch_harness.errors import ConfigError, QueryError, RecordError
+from joulewatch_harness.prometheus import PrometheusOptions, add_prometheus_arguments, options_from_args
+
+if TYPE_CHECKING:
+    from joulewatch_harness.analysis.source import SampleSource
+    from joulewatch_harness.records import RunRecord
+
+logger = logging.getLogger(__name__)
+
+EXIT_AUDIT: Final = 3
+_SQLITE: Final = b"SQLite format 3\x00"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``joulewatch analyze`` takes."""
+    parser.add_argument(
+        "run", metavar="RUN", help="id of a run or the beginning of one, its folder, its journal, or a recording"
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path("runs"), help="folder of the runs (default: runs)"
+    )
+    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="(default: table)")
+    parser.add_argument("--figure", metavar="FILE", type=Path, help="draw the figure: .png, .svg or .pdf")
+    parser.add_argument("--net", action="store_true", help="figure: also the energy net of idle")
+    parser.add_argument("--budget", action="store_true", help="table: also the uncertainty budgets")
+    parser.add_argument(
+        "--strict", action="store_true", help=f"exit {EXIT_AUDIT} if the audit has findings of severity error"
+    )
+    parser.add_argument("--publish", action="store_true", help="write the results to Prometheus by remote write")
+    add_prometheus_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``joulewatch analyze``.
+
+    Raises:
+        ConfigError, QueryError, RecordError: Bad arguments, or no such run.
+        DeliveryError: ``--publish`` did not get through; the results are printed by then.
+    """
+    from joulewatch_harness.analysis import report
+    from joulewatch_harness.analysis.audit import worst
+    from joulewatch_harness.analysis.figure import check_figure_path, write_figure
+    from joulewatch_harness.analysis.summary import analyze_run
+
+    options = options_from_args(args)
+    if args.publish and options is None:
+        raise ConfigError("--publish needs --prometheus: where should the results go?")
+    if args.figure is not None:
+        check_figure_path(args.figure)
+    record, source = find(args.run, args.output, options)
+    with contextlib.ExitStack() as stack:
+        if source is not None:
+            stack.callback(source.close)
+        result = analyze_run(record, source, progress=lambda text: logger.info("%s", text))
+    if args.format == "json":
+        sys.stdout.write(report.render_json(result))
+    elif args.format == "csv":
+        sys.stdout.write(report.render_csv(result))
+    else:
+        width = shutil.get_terminal_size((80, 24)).columns
+        sys.stdout.write(report.render_table(result, width=width, budget=args.budget))
+    sys.stdout.flush()
+    if args.format != "table" and (loud := report.warning_line(result.methods)):
+        print(loud, file=sys.stderr)  # noqa: T201
+    if args.figure is not None:
+        write_figure(result, args.figure, net=args.net)
+        print(f"figure: {args.figure}", file=sys.stderr)  # noqa: T201
+    if args.publish and options is not None:
+        from joulewatch_harness.analysis.publish import publish
+        from joulewatch_harness.prometheus import PrometheusClient
+
+        with PrometheusClient(options) as client:
+            count = publish(result, client)
+        print(f"published: {count} samples to {options.url}", file=sys.stderr)  # noqa: T201
+    if args.strict and worst(result.findings) == "error":
+        errors = sorted({item.reason for item in result.findings if item.severity == "error"})
+        print(f"joulewatch: the audit failed: {', '.join(errors)}", file=sys.stderr)  # noqa: T201
+        return EXIT_AUDIT
+    return 0
+
+
+def find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[RunRecord, SampleSource | None]:
+    """A run and where its samples are.
+
+    The record comes from the journal or recording on this machine, else from Prometheus. Samples come from the
+    recording where there is one, else from Prometheus, else there are none and the edges in the journal have
+    to do.
+
+    Raises:
+        QueryError: The run is neither here nor there.
+        RecordError: What is here cannot be read.
+    """
+    from joulewatch_harness.analysis.source import open_source
+    from joulewatch_harness.journal import find_run, read_run
+    from joulewatch_harness.recording import RECORDING_NAME
+
+    given = Path(run)
+    if _is_recording(given):
+        recording = open_source(recording=given)
+        assert recording is not None
+        return recording.run(""), recording
+    try:
+        folder = find_run(run, output)
+    except RecordError as error:
+        if given.exists():
+            raise
+        if options is None:
+            raise QueryError(f"{error}; --prometheus URL looks there too") from error
+        there = open_source(prometheus=options)
+        assert there is not None
+        try:
+            return there.run(run), there
+        except BaseException:
+            there.close()
+            raise
+    record = read_run(folder)
+    recording_path = folder / RECORDING_NAME
+    if recording_path.is_file():
+        return record, open_source(recording=recording_path)
+    return record, open_source(prometheus=options)
+
+
+def _is_recording(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE)) == _SQLITE
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error

@@ -1,0 +1,206 @@
+"""``joulewatch runs``: lists the runs that are stored, and delivers one to Prometheus."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from joulewatch_exporter import catalog
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.prometheus import (
+    PrometheusClient,
+    PrometheusOptions,
+    add_prometheus_arguments,
+    load_options,
+    options_from_args,
+)
+
+if TYPE_CHECKING:
+    from joulewatch_harness.delivery import DeliveryReport
+
+UNFINISHED: Final = "unfinished"
+"""No end was told: the run goes on, or was killed."""
+DEFAULT_SINCE: Final = "90d"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One line of the list."""
+
+    run: str
+    started_at_s: float
+    status: str
+    configurations: tuple[str, ...]
+    windows: int
+    delivered: int | None
+    """Windows read back from Prometheus; None where the list comes from there."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``joulewatch runs`` takes."""
+    parser.add_argument("action", nargs="?", choices=("list", "push"), default="list", help="(default: list)")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="push: id of a run, the beginning of one, or its folder")
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path("runs"), help="folder of the runs (default: runs)"
+    )
+    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="(default: table)")
+    parser.add_argument(
+        "--since",
+        metavar="DURATION",
+        default=DEFAULT_SINCE,
+        help=f"list from Prometheus: how far back, such as 30d (default: {DEFAULT_SINCE})",
+    )
+    parser.add_argument(
+        "--pushgateway", metavar="URL", help="push: through this Pushgateway, which that Prometheus scrapes"
+    )
+    parser.add_argument(
+        "--timeout", metavar="SECONDS", type=float, default=120.0, help="push: for how long (default: 120)"
+    )
+    add_prometheus_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``joulewatch runs``."""
+    options = options_from_args(args)
+    if args.action == "push":
+        return _push(args, options)
+    if args.run is not None:
+        raise ConfigError(f"list takes no run: did you mean 'joulewatch runs push {args.run}'?")
+    rows = local_runs(args.output) if options is None else prometheus_runs(options, args.since)
+    _print_rows(rows, args.format)
+    if not rows:
+        where = args.output if options is None else f"{options.url} of the last {args.since}"
+        print(f"no runs in {where}", file=sys.stderr)  # noqa: T201
+    return 0
+
+
+def local_runs(output: Path) -> list[RunRow]:
+    """Runs below a folder, oldest first."""
+    from joulewatch_harness.delivery import delivered_windows
+    from joulewatch_harness.journal import list_runs
+
+    return [
+        RunRow(
+            run=record.header.run,
+            started_at_s=record.header.started_at_s,
+            status=record.end.status if record.end is not None else UNFINISHED,
+            configurations=tuple(item.name for item in (record.configurations or record.header.configurations)),
+            windows=len(record.windows),
+            delivered=len(delivered_windows(output / record.header.run)),
+        )
+        for record in list_runs(output)
+    ]
+
+
+def prometheus_runs(options: PrometheusOptions, since: str) -> list[RunRow]:
+    """Runs that a Prometheus knows, oldest first.
+
+    Raises:
+        QueryError: it cannot be asked, or ``since`` is no duration.
+    """
+    status, start = catalog.RUN_STATUS.name, catalog.WINDOW_START.name
+    with PrometheusClient(options) as client:
+        client.ping()
+        statuses = client.query(f"last_over_time({status}[{since}])")
+        # A window from remote write is one sample; one from a Pushgateway is a series, scraped many times.
+        counts = client.query(f'sum by (run) (count_over_time({start}{{window=""}}[{since}]))')
+        counts += client.query(f'count by (run) (last_over_time({start}{{window!=""}}[{since}]))')
+        infos = client.query(f"group by (run, configuration) (last_over_time({catalog.RUN_INFO.name}[{since}]))")
+    windows: dict[str, int] = {}
+    for series in counts:
+        name = series["metric"].get("run", "")
+        windows[name] = windows.get(name, 0) + int(float(series["value"][1]))
+    configurations: dict[str, list[str]] = {}
+    for series in infos:
+        metric = series["metric"]
+        configurations.setdefault(metric.get("run", ""), []).append(metric.get("configuration", ""))
+    found: dict[str, tuple[float, str]] = {}
+    for series in statuses:
+        name, word = series["metric"].get("run", ""), series["metric"].get("status", "")
+        if name not in found or word != "running":
+            found[name] = (float(series["value"][1]), UNFINISHED if word == "running" else word)
+    rows = [
+        RunRow(name, started_at_s, word, tuple(sorted(configurations.get(name, ()))), windows.get(name, 0), None)
+        for name, (started_at_s, word) in found.items()
+    ]
+    return sorted(rows, key=lambda row: (row.started_at_s, row.run))
+
+
+def _push(args: argparse.Namespace, options: PrometheusOptions | None) -> int:
+    from joulewatch_harness.delivery import push_run
+    from joulewatch_harness.journal import find_run, read_run
+
+    if args.run is None:
+        raise ConfigError("push which run? 'joulewatch runs' lists them")
+    folder = find_run(args.run, args.output)
+    plan = read_run(folder).header.plan
+    if options is None:
+        config = _text(plan, "prometheus_config")
+        options = load_options(_text(plan, "prometheus"), Path(config) if config else None)
+    if options is None:
+        raise ConfigError("push to where? give --prometheus URL")
+    gateway = args.pushgateway or (None if args.prometheus else _text(plan, "pushgateway"))
+    report = push_run(folder, options, pushgateway_url=gateway, timeout_s=args.timeout)
+    _print_report(folder.name, options.url, report, args.format)
+    return 0 if report.complete else 1
+
+
+def _text(plan: Any, key: str) -> str | None:
+    value = plan.get(key)
+    return value if isinstance(value, str) and value else None
+
+
+def _print_report(name: str, url: str, report: DeliveryReport, form: str) -> None:
+    total = report.delivered + report.pending + sum(item.what.startswith("window") for item in report.parked)
+    if form == "json":
+        answer = {"run": name, "prometheus": url, "windows": total, **asdict(report), "complete": report.complete}
+        print(json.dumps(answer, indent=2))  # noqa: T201
+    elif form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(("run", "prometheus", "windows", "delivered", "pending", "parked"))
+        writer.writerow((name, url, total, report.delivered, report.pending, len(report.parked)))
+    else:
+        print(f"{name}: {report.delivered} of {total} windows are in {url}")  # noqa: T201
+    for item in report.parked:
+        print(f"{item.what}: refused: {item.reason}", file=sys.stderr)  # noqa: T201
+    if report.trouble:
+        print(f"not finished: {report.trouble}", file=sys.stderr)  # noqa: T201
+
+
+def _print_rows(rows: Sequence[RunRow], form: str) -> None:
+    if form == "json":
+        print(json.dumps([asdict(row) for row in rows], indent=2))  # noqa: T201
+        return
+    if form == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow([item.name for item in fields(RunRow)])
+        for row in rows:
+            delivered = "" if row.delivered is None else row.delivered
+            writer.writerow(
+                (row.run, repr(row.started_at_s), row.status, " ".join(row.configurations), row.windows, delivered)
+            )
+        return
+    table = [("run", "started (UTC)", "status", "windows", "delivered", "configurations")]
+    for row in rows:
+        started = datetime.datetime.fromtimestamp(row.started_at_s, datetime.UTC)
+        delivered = "-" if row.delivered is None else f"{row.delivered}/{row.windows}"
+        table.append(
+            (
+                row.run,
+                f"{started:%Y-%m-%d %H:%M:%S}",
+                row.status,
+                str(row.windows),
+                delivered,
+                ", ".join(row.configurations),
+            )
+        )
+    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+    for line in table if rows else ():
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())  # noqa: T201

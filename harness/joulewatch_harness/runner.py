@@ -1,0 +1,679 @@
+"""Runs a plan: warm-up, settle, timed windows with the counters read at both edges; one Run per plan.
+
+Around a measure window, on the main thread::
+
+    settle under load | read counters | t0  calls of run()  t1 | read counters | settle under load | write
+
+so that power is flat across the edges and the counters are read outside the window, a few milliseconds
+from it. Everything that costs time (parsing, fsync, delivery, progress) happens after. Each window's times
+are monotonic, mapped to the wall clock at both its ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from array import array
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Final, Protocol, Self
+
+import numpy as np
+
+from joulewatch_harness.errors import ConfigError, JoulewatchError, NetworkError, RecordError, UnsupportedBatchError
+from joulewatch_harness.network import Network, Phases
+from joulewatch_harness.plan import MINIMUM_BATCHES, REFRESHES_PER_WINDOW, IdleStep, LoadStep, MeasureStep, Plan, Step
+from joulewatch_harness.records import (
+    Configuration,
+    Edge,
+    Latency,
+    Line,
+    Note,
+    PhaseTime,
+    RunEnd,
+    RunStatus,
+    Window,
+    WindowKind,
+)
+from joulewatch_harness.runtimes import as_loaded
+
+logger = logging.getLogger(__name__)
+
+CALL_S: Final = 0.075
+"""Aim for one call of ``run``: Python's cost of a call vanishes in it, and Ctrl-C need not wait long."""
+CALL_RANGE_S: Final = (0.05, 0.1)
+WARMUP_BATCHES: Final = 3
+STEADY_SPANS: Final = 3
+STEADY_WITHIN: Final = 0.05
+CLOCK_STEP_S: Final = 0.005
+SLEEP_SLICE_S: Final = 0.1
+MAPPING_TRIES: Final = 7
+
+
+class Clock(Protocol):
+    """The machine's clocks; a test has its own."""
+
+    def monotonic_ns(self) -> int: ...
+
+    def wall_ns(self) -> int: ...
+
+    def sleep(self, duration_s: float) -> None: ...
+
+
+class SystemClock:
+    """The real ones."""
+
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def wall_ns(self) -> int:
+        return time.time_ns()
+
+    def sleep(self, duration_s: float) -> None:
+        time.sleep(duration_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ClockMapping:
+    """Wall clock minus monotonic clock at one moment."""
+
+    offset_ns: int
+    error_s: float
+
+    def unix_s(self, monotonic_ns: int) -> float:
+        """Unix seconds of a monotonic time."""
+        seconds, rest = divmod(monotonic_ns + self.offset_ns, 1_000_000_000)
+        return seconds + rest * 1e-9
+
+
+class WallClock:
+    """Maps the monotonic clock to Unix time."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    def mapping(self) -> ClockMapping:
+        """Read monotonic, wall, monotonic a few times and keep the tightest; half its width is the error."""
+        best: tuple[int, int] | None = None
+        for _ in range(MAPPING_TRIES):
+            before = self._clock.monotonic_ns()
+            wall = self._clock.wall_ns()
+            after = self._clock.monotonic_ns()
+            if best is None or after - before < best[0]:
+                best = (after - before, wall - (before + after) // 2)
+        assert best is not None
+        return ClockMapping(best[1], best[0] * 0.5e-9)
+
+
+class LineSink(Protocol):
+    """Where lines go after the journal has them: the recording, in local mode."""
+
+    def add_line(self, line: Line) -> None: ...
+
+
+class LineWriter(Protocol):
+    """The journal."""
+
+    def append(self, line: Line) -> None: ...
+
+
+class FetchedEdge(Protocol):
+    """Answers of the exporters, not yet parsed."""
+
+    def parse(self) -> Edge: ...
+
+
+class EdgeSource(Protocol):
+    """Reads the counters of all exporters, fast; one that is dead is told in ``Edge.missing``."""
+
+    def fetch(self) -> FetchedEdge: ...
+
+
+class Delivering(Protocol):
+    """Takes the run's annotations away in the background; never blocks, never raises."""
+
+    def configuration(self, configuration: Configuration) -> None: ...
+
+    def window_opened(self, kind: WindowKind, configuration: str, batch_size: int, at_s: float) -> None: ...
+
+    def window(self, window: Window) -> None: ...
+
+    def end(self, end: RunEnd) -> None: ...
+
+
+class Reporter(Protocol):
+    """Tells a person how far the run is (``progress``)."""
+
+    def begin(self, step: Step, text: str) -> None: ...
+
+    def tick(self) -> None: ...
+
+    def done(self, step: Step, text: str) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+class StopRequest:
+    """The first Ctrl-C (or SIGTERM) asks the run to end after the current call; the second ends the process."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        self.requested = True
+
+
+class _Stopped(Exception):
+    """The person wants the run to end; nothing of the current step is kept."""
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What happened in a span of calls."""
+
+    batches: int = 0
+    start_ns: int = 0
+    end_ns: int = 0
+    calls: list[tuple[int, int, int, int]] = field(default_factory=list)
+    """Start, end, batches, and the number of batch marks after it."""
+
+    @property
+    def duration_s(self) -> float:
+        return (self.end_ns - self.start_ns) * 1e-9
+
+
+@dataclass(slots=True)
+class _Cell:
+    """What is known of one configuration at one batch size."""
+
+    batch_s: float = 0.0
+    steady: bool = True
+    failed: bool = False
+
+
+class Runner:
+    """Runs one plan once."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        steps: Sequence[Step],
+        networks: Sequence[tuple[Configuration, Network]],
+        *,
+        run: str,
+        journal: LineWriter,
+        edges: EdgeSource,
+        delivery: Delivering,
+        recording: LineSink | None = None,
+        reporter: Reporter,
+        stop: StopRequest,
+        refresh_s: float | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Everything the run needs, made and checked before.
+
+        Args:
+            plan: What to run.
+            steps: From ``plan.steps``.
+            networks: The configurations with their networks, not loaded.
+            run: The run's id.
+            journal: Written first, before anything is delivered.
+            edges: Reads the counters at the edges of windows.
+            delivery: Told of every line after the journal has it.
+            recording: The local mode's second copy of the lines.
+            reporter: Progress.
+            stop: Asked between calls.
+            refresh_s: Of the slowest sensor; windows that miss 20 of them are flagged ``too_short``.
+            clock: For tests.
+        """
+        self._plan = plan
+        self._steps = steps
+        self._networks = {configuration.name: (configuration, network) for configuration, network in networks}
+        self._run = run
+        self._journal = journal
+        self._edges = edges
+        self._delivery = delivery
+        self._recording = recording
+        self._reporter = reporter
+        self._stop = stop
+        self._refresh_s = refresh_s
+        self._clock = clock or SystemClock()
+        self._wall = WallClock(self._clock)
+        self._index = 0
+        self._cells: dict[tuple[str, int], _Cell] = {}
+        self._unloaded: set[str] = set(self._networks)
+        self._lost: set[str] = set()
+
+    def run(self) -> RunEnd:
+        """Go through the steps; closes the networks.
+
+        Returns:
+            The run's last line, already written: ``complete``, or ``interrupted`` by Ctrl-C, or ``failed`` when not
+            one window was measured.
+
+        Raises:
+            RecordError: a line cannot be written any more (full disk); what was written before is whole.
+        """
+        measured = 0
+        status: RunStatus = "complete"
+        text = ""
+        try:
+            for step in self._steps:
+                if self._stop.requested:
+                    raise _Stopped
+                measured += self._step(step)
+            if measured == 0:
+                status, text = "failed", "no configuration could be measured; the notes say why"
+        except _Stopped:
+            status, text = "interrupted", "stopped by the user; what was measured is kept"
+        except (RecordError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            self._finish("failed", f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            for _, network in self._networks.values():
+                self._close(network)
+        return self._finish(status, text)
+
+    def _finish(self, status: RunStatus, text: str) -> RunEnd:
+        end = RunEnd(self._now_s(), status, text)
+        self._write(end)
+        self._delivery.end(end)
+        return end
+
+    def _step(self, step: Step) -> int:
+        if isinstance(step, IdleStep):
+            if step.duration_s > 0.0:
+                self._idle(step)
+            return 0
+        if isinstance(step, LoadStep):
+            self._load(step)
+            return 0
+        return int(self._measure(step))
+
+    # Idle
+
+    def _idle(self, step: IdleStep) -> None:
+        what = "idle, networks loaded" if step.loaded else "idle, nothing loaded"
+        self._reporter.begin(step, what)
+        self._sleep(self._plan.settle_s)
+        if self._stop.requested:
+            raise _Stopped
+        self._delivery.window_opened("idle", "", 0, self._now_s())
+        before = self._wall.mapping()
+        start_edge = self._edges.fetch()
+        start_ns = self._clock.monotonic_ns()
+        self._sleep(step.duration_s)
+        end_ns = self._clock.monotonic_ns()
+        end_edge = self._edges.fetch()
+        after = self._wall.mapping()
+        flags = ["loaded"] if step.loaded else []
+        if self._stop.requested:
+            flags.append("interrupted")
+        self._window(
+            "idle",
+            before,
+            after,
+            start_ns,
+            end_ns,
+            start_edge=start_edge.parse(),
+            end_edge=end_edge.parse(),
+            flags=flags,
+        )
+        self._reporter.done(step, f"{what}: {step.duration_s:g} s")
+
+    def _sleep(self, duration_s: float) -> None:
+        """Sleep in slices, so that Ctrl-C is heard."""
+        until_ns = self._clock.monotonic_ns() + int(duration_s * 1e9)
+        while not self._stop.requested:
+            left_s = (until_ns - self._clock.monotonic_ns()) * 1e-9
+            if left_s <= 0.0:
+                return
+            self._clock.sleep(min(left_s, SLEEP_SLICE_S))
+
+    # Loading
+
+    def _load(self, step: LoadStep) -> None:
+        self._reporter.begin(step, "loading the networks")
+        for name in tuple(self._unloaded):
+            configuration, network = self._networks[name]
+            try:
+                network.load()
+                loaded = as_loaded(configuration, network.describe())
+            except Exception as error:
+                self._note(_reason(error), f"{name} could not be loaded: {_said(error)}", name)
+                continue
+            self._unloaded.discard(name)
+            self._networks[name] = (loaded, network)
+            self._write(loaded)
+            self._delivery.configuration(loaded)
+        self._reporter.done(step, f"{len(self._networks) - len(self._unloaded)} networks loaded")
+
+    def _close(self, network: Network) -> None:
+        try:
+            network.close()
+        except Exception as error:
+            logger.warning("a network could not be closed: %s", _said(error))
+
+    # Measuring
+
+    def _measure(self, step: MeasureStep) -> bool:
+        """Whether a window was measured."""
+        name = step.configuration
+        text = f"{name} batch {step.batch_size} round {step.repeat + 1}"
+        cell = self._cells.setdefault((name, step.batch_size), _Cell())
+        if cell.failed or name in self._unloaded:
+            self._reporter.done(step, f"{text}: left out")
+            return False
+        self._reporter.begin(step, text)
+        try:
+            window = self._measured_window(step, cell)
+        except (_Stopped, RecordError):
+            raise
+        except Exception as error:
+            self._failed(step, cell, error)
+            return False
+        rate = window.inferences / window.duration_s
+        p50 = f", p50 {_milliseconds(window.latency.p50_s)}" if window.latency else ""
+        steady = "" if cell.steady else ", not steady"
+        self._reporter.done(step, f"{text}: {rate:,.0f} inferences/s{p50}{steady}")
+        return True
+
+    def _failed(self, step: MeasureStep, cell: _Cell, error: Exception) -> None:
+        cell.failed = True
+        name = step.configuration
+        self._note(_reason(error), f"{name} batch {step.batch_size} left out: {_said(error)}", name, step.batch_size)
+        self._reporter.done(step, f"{name} batch {step.batch_size}: left out")
+
+    def _measured_window(self, step: MeasureStep, cell: _Cell) -> Window:
+        _, network = self._networks[step.configuration]
+        network.prepare(step.batch_size)
+        if step.repeat == 0 or cell.batch_s == 0.0:
+            self._warm_up(step, network, cell)
+        else:
+            self._settle(network, cell)
+        self._delivery.window_opened("measure", step.configuration, step.batch_size, self._now_s())
+        phases = Phases()
+        before = self._wall.mapping()
+        start_edge = self._edges.fetch()
+        tally = self._calls(
+            network,
+            cell,
+            phases,
+            lambda so_far, elapsed_s: (
+                (elapsed_s >= step.window_s and so_far >= MINIMUM_BATCHES) or elapsed_s >= self._plan.max_window_s
+            ),
+        )
+        end_edge = self._edges.fetch()
+        after = self._wall.mapping()
+        interrupted = self._stop.requested
+        if interrupted and tally.batches == 0:
+            raise _Stopped
+        if not interrupted:
+            self._settle_after(network, cell)
+        flags = [] if cell.steady else ["not_steady"]
+        if interrupted:
+            flags.append("interrupted")
+        if tally.batches < MINIMUM_BATCHES or tally.duration_s < REFRESHES_PER_WINDOW * (self._refresh_s or 0.0):
+            flags.append("too_short")
+        return self._window(
+            "measure",
+            before,
+            after,
+            tally.start_ns,
+            tally.end_ns,
+            start_edge=start_edge.parse(),
+            end_edge=end_edge.parse(),
+            flags=flags,
+            configuration=step.configuration,
+            batch_size=step.batch_size,
+            repeat=step.repeat,
+            batches=tally.batches,
+            latency=latency(tally.calls, phases.batch_ends_ns),
+            phases=phase_times(phases, tally.end_ns - tally.start_ns, tally.batches),
+        )
+
+    def _warm_up(self, step: MeasureStep, network: Network, cell: _Cell) -> None:
+        """Load until three spans in a row agree; tells how long a batch takes."""
+        plan = self._plan
+        self._delivery.window_opened("warmup", step.configuration, step.batch_size, self._now_s())
+        span_s = plan.warmup_s / STEADY_SPANS
+        rates: list[float] = []
+        before = self._wall.mapping()
+        start_ns = self._clock.monotonic_ns()
+        batches = 0
+        # The first batch alone: it allocates, tunes and may take ten times as long as the next.
+        first = self._calls(network, cell, Phases(), lambda _batches, _elapsed_s: True)
+        batches += first.batches
+        cell.batch_s = 0.0
+        while True:
+            tally = self._calls(network, cell, Phases(), lambda so_far, elapsed_s: so_far >= 1 and elapsed_s >= span_s)
+            batches += tally.batches
+            if self._stop.requested:
+                raise _Stopped
+            rates.append(tally.batches / tally.duration_s)
+            elapsed_s = (self._clock.monotonic_ns() - start_ns) * 1e-9
+            cell.steady = is_steady(rates)
+            if batches >= WARMUP_BATCHES and elapsed_s >= plan.warmup_s and cell.steady:
+                break
+            if elapsed_s >= plan.max_warmup_s and len(rates) >= STEADY_SPANS:
+                break
+        self._window(
+            "warmup",
+            before,
+            self._wall.mapping(),
+            start_ns,
+            self._clock.monotonic_ns(),
+            configuration=step.configuration,
+            batch_size=step.batch_size,
+            repeat=step.repeat,
+            batches=batches,
+            flags=[] if cell.steady else ["not_steady"],
+        )
+
+    def _settle(self, network: Network, cell: _Cell) -> None:
+        """Load before a window: the settle time, and three batches."""
+        self._calls(
+            network,
+            cell,
+            Phases(),
+            lambda so_far, elapsed_s: so_far >= WARMUP_BATCHES and elapsed_s >= self._plan.settle_s,
+        )
+        if self._stop.requested:
+            raise _Stopped
+
+    def _settle_after(self, network: Network, cell: _Cell) -> None:
+        """Load after a window, so that power is flat across its end for whoever reads it from history."""
+        if self._plan.settle_s > 0.0:
+            self._calls(network, cell, Phases(), lambda _batches, elapsed_s: elapsed_s >= self._plan.settle_s)
+
+    def _calls(self, network: Network, cell: _Cell, phases: Phases, enough: Callable[[int, float], bool]) -> _Tally:
+        """Call ``run`` until ``enough(batches, elapsed_s)`` or Ctrl-C, each call sized to last 50 to 100 ms."""
+        clock, tick, stop = self._clock.monotonic_ns, self._reporter.tick, self._stop
+        marks = phases.batch_ends_ns
+        tally = _Tally(start_ns=clock())
+        tally.end_ns = tally.start_ns
+        count = max(1, round(CALL_S / cell.batch_s)) if cell.batch_s > 0.0 else 1
+        while not stop.requested:
+            start_ns = clock()
+            network.run(count, phases)
+            end_ns = clock()
+            tally.batches += count
+            tally.end_ns = end_ns
+            tally.calls.append((start_ns, end_ns, count, len(marks)))
+            if enough(tally.batches, (end_ns - tally.start_ns) * 1e-9):
+                break
+            call_s = (end_ns - start_ns) * 1e-9
+            if not CALL_RANGE_S[0] <= call_s <= CALL_RANGE_S[1]:
+                # At most fourfold at once: a first short call may have been a lucky one.
+                count = max(1, min(4 * count, round(count * CALL_S / max(call_s, 1e-9))))
+            tick()
+        if tally.batches:
+            cell.batch_s = max(tally.duration_s / tally.batches, 1e-9)
+        return tally
+
+    # Writing
+
+    def _window(
+        self,
+        kind: WindowKind,
+        before: ClockMapping,
+        after: ClockMapping,
+        start_ns: int,
+        end_ns: int,
+        *,
+        start_edge: Edge | None = None,
+        end_edge: Edge | None = None,
+        flags: Sequence[str] = (),
+        configuration: str = "",
+        batch_size: int = 0,
+        repeat: int = 0,
+        batches: int = 0,
+        latency: Latency | None = None,
+        phases: Mapping[str, PhaseTime] | None = None,
+    ) -> Window:
+        window = Window(
+            run=self._run,
+            index=self._index,
+            kind=kind,
+            start_s=before.unix_s(start_ns),
+            end_s=after.unix_s(end_ns),
+            duration_s=(end_ns - start_ns) * 1e-9,
+            clock_error_s=max(before.error_s, after.error_s),
+            configuration=configuration,
+            batch_size=batch_size,
+            repeat=repeat,
+            batches=batches,
+            inferences=batches * batch_size,
+            latency=latency,
+            phases=phases or {},
+            start_edge=start_edge,
+            end_edge=end_edge,
+            flags=tuple(flags),
+        )
+        self._index += 1
+        self._write(window)
+        self._delivery.window(window)
+        step_s = (after.offset_ns - before.offset_ns) * 1e-9
+        if abs(step_s) > CLOCK_STEP_S + window.duration_s * 1e-3:
+            self._note("clock_stepped", f"the wall clock was set by {step_s:+.3f} s during window {window.index}")
+        self._note_lost(start_edge, end_edge)
+        return window
+
+    def _note_lost(self, *edges: Edge | None) -> None:
+        """One note when an exporter goes away, one when it is back."""
+        for edge in edges:
+            if edge is None:
+                continue
+            for exporter, why in edge.missing.items():
+                if exporter not in self._lost:
+                    self._lost.add(exporter)
+                    self._note("exporter_lost", f"exporter {exporter} does not answer: {why}")
+            for exporter in sorted(self._lost - set(edge.missing)):
+                self._lost.discard(exporter)
+                self._note("exporter_back", f"exporter {exporter} answers again")
+
+    def _note(self, reason: str, text: str, configuration: str = "", batch_size: int = 0) -> None:
+        self._write(Note(self._now_s(), reason, text, configuration, batch_size))
+        self._reporter.note(text)
+
+    def _write(self, line: Line) -> None:
+        self._journal.append(line)
+        if self._recording is not None:
+            self._recording.add_line(line)
+
+    def _now_s(self) -> float:
+        return self._clock.wall_ns() * 1e-9
+
+
+def is_steady(rates: Sequence[float]) -> bool:
+    """Whether the last three rates lie within 5 % of their mean."""
+    last = rates[-STEADY_SPANS:]
+    mean = sum(last) / len(last)
+    return len(last) == STEADY_SPANS and all(abs(rate - mean) <= STEADY_WITHIN * mean for rate in last)
+
+
+def latency(calls: Sequence[tuple[int, int, int, int]], batch_ends_ns: array[int]) -> Latency | None:
+    """Latency per batch from the marks of a window; a call without a mark for each batch counts its mean.
+
+    Args:
+        calls: Start and end (monotonic ns), batches, and number of marks after each call of ``run``.
+        batch_ends_ns: All marks.
+
+    Returns:
+        Percentiles by nearest rank (a latency that really occurred), in seconds; None without a batch.
+    """
+    if not calls:
+        return None
+    ends = np.frombuffer(batch_ends_ns, dtype=np.int64) if batch_ends_ns else np.empty(0, dtype=np.int64)
+    parts = []
+    first = 0
+    for start_ns, end_ns, batches, last in calls:
+        if last - first == batches:
+            parts.append(np.diff(ends[first:last], prepend=start_ns))
+        else:
+            parts.append(np.full(batches, (end_ns - start_ns) / batches))
+        first = last
+    spans_s = np.concatenate(parts) * 1e-9
+    p50, p90, p99 = np.percentile(spans_s, (50, 90, 99), method="inverted_cdf")
+    return Latency(
+        count=len(spans_s),
+        mean_s=float(np.mean(spans_s)),
+        min_s=float(np.min(spans_s)),
+        max_s=float(np.max(spans_s)),
+        p50_s=float(p50),
+        p90_s=float(p90),
+        p99_s=float(p99),
+    )
+
+
+def phase_times(phases: Phases, duration_ns: int, batches: int) -> dict[str, PhaseTime]:
+    """Time per phase; what no phase covers is ``other``, never dropped. Without any phase there is none."""
+    if not phases.spans:
+        return {}
+    times = {name: PhaseTime(count, total_ns * 1e-9) for name, (count, total_ns) in phases.spans.items()}
+    covered_ns = sum(total_ns for _, total_ns in phases.spans.values())
+    told = times.get("other", PhaseTime(0, 0.0))
+    left_s = max(0.0, (duration_ns - covered_ns) * 1e-9)
+    times["other"] = PhaseTime(told.count or batches, told.total_s + left_s)
+    return times
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnsupportedBatchError):
+        return "unsupported_batch"
+    if isinstance(error, MemoryError):
+        return "out_of_memory"
+    if isinstance(error, NetworkError):
+        return "network_error"
+    return "bad_configuration" if isinstance(error, ConfigError) else "runtime_error"
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, JoulewatchError):
+        return str(error)
+    text = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms"
