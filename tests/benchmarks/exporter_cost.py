@@ -1,0 +1,168 @@
+"""What the exporter costs: time per read, scrape latency, CPU and memory at 1 s scrapes, for 20, 200 and 1,000
+sensors, beside prometheus-node-exporter (rapl and hwmon only) on the same tree in the same run."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
+from support.servers import ExporterServer, Server, free_port
+
+CHANNELS_PER_CHIP = 8
+SCRAPES = 300
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+def write_tree(sysfs: Path, sensors: int) -> None:
+    """Two RAPL packages with a core zone each; the rest are channels of hwmon chips."""
+    for socket in (0, 1):
+        for zone, name in ((f"{socket}", f"package-{socket}"), (f"{socket}:0", "core")):
+            folder = sysfs / "class/powercap" / f"intel-rapl:{zone}"
+            folder.mkdir(parents=True)
+            (folder / "name").write_text(f"{name}\n")
+            (folder / "energy_uj").write_text("123456789\n")
+            (folder / "max_energy_range_uj").write_text("65532610987\n")
+    channels = sensors - 4
+    chip = 0
+    while channels > 0:
+        folder = sysfs / f"devices/platform/board.{chip}/hwmon/hwmon{chip}"
+        folder.mkdir(parents=True)
+        (folder / "name").write_text("ltc2992\n")
+        for channel in range(1, min(CHANNELS_PER_CHIP, channels) + 1):
+            (folder / f"power{channel}_input").write_text(f"{12_000_000 + channel}\n")
+        (sysfs / "class/hwmon").mkdir(parents=True, exist_ok=True)
+        (sysfs / f"class/hwmon/hwmon{chip}").symlink_to(f"../../devices/platform/board.{chip}/hwmon/hwmon{chip}")
+        (folder / "device").symlink_to(f"../../../board.{chip}")
+        channels -= CHANNELS_PER_CHIP
+        chip += 1
+
+
+def write_procfs(procfs: Path) -> None:
+    """A processor that is not AMD's, so that its core zones count."""
+    procfs.mkdir(parents=True)
+    (procfs / "cpuinfo").write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: benchmark\n")
+    (procfs / "stat").write_text("cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+
+
+def rss_mebibytes(pid: int) -> float:
+    """Resident memory of a process now."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"/proc/{pid}/status has no VmRSS")
+
+
+def measure(url: str, pid: int, idle_scrapes: int) -> dict[str, float]:
+    """Latency of back-to-back scrapes, then CPU at one scrape a second."""
+    address = urlsplit(url).netloc
+    connection = http.client.HTTPConnection(address, timeout=10)
+    spans_ms, size = [], 0
+    for _ in range(SCRAPES):
+        start = time.perf_counter()
+        connection.request("GET", "/metrics")
+        size = len(connection.getresponse().read())
+        spans_ms.append((time.perf_counter() - start) * 1e3)
+    before, start = cpu_seconds(pid), time.monotonic()
+    for tick in range(idle_scrapes):
+        time.sleep(max(0.0, start + tick + 1 - time.monotonic()))
+        connection.request("GET", "/metrics")
+        connection.getresponse().read()
+    cpu_percent = 100 * (cpu_seconds(pid) - before) / (time.monotonic() - start)
+    connection.close()
+    ordered = sorted(spans_ms)
+    return {
+        "scrape_median_ms": statistics.median(ordered),
+        "scrape_p99_ms": ordered[int(0.99 * len(ordered))],
+        "cpu_percent_of_a_core_at_1s": cpu_percent,
+        "rss_mebibytes": rss_mebibytes(pid),
+        "exposition_bytes": size,
+    }
+
+
+def read_costs_us(sysfs: Path, procfs: Path) -> dict[str, float]:
+    """Median time of one read of one sensor, in this process, by family."""
+    from joulewatch_exporter.collectors.hwmon import HwmonCollector
+    from joulewatch_exporter.collectors.rapl import RaplCollector
+    from joulewatch_exporter.model import Collector, Host
+
+    costs: dict[str, float] = {}
+    families: tuple[type[Collector], ...] = (RaplCollector, HwmonCollector)
+    for family in families:
+        collector = family.open(Host(sysfs=sysfs, procfs=procfs), family.Options())
+        spans = []
+        for _ in range(200):
+            start = time.perf_counter_ns()
+            for sensor in collector.sensors:
+                sensor.read()
+            spans.append((time.perf_counter_ns() - start) / 1e3 / len(collector.sensors))
+        costs[family.name] = statistics.median(spans)
+        collector.close()
+    return costs
+
+
+def run(quick: bool = False) -> dict[str, Any]:
+    """Run it all; returns and writes the result."""
+    machine = describe_machine()
+    node_exporter = shutil.which("prometheus-node-exporter")
+    rows, results = [], []
+    costs: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        for sensors in (20, 200, 1000):
+            root = base / str(sensors)
+            write_tree(root / "sys", sensors)
+            write_procfs(root / "proc")
+            if sensors == 20:
+                costs = read_costs_us(root / "sys", root / "proc")
+            exporters: dict[str, Server] = {
+                "joulewatch": ExporterServer(
+                    root / "joulewatch", f"--path.sysfs={root / 'sys'}", f"--path.procfs={root / 'proc'}"
+                )
+            }
+            if node_exporter is not None:
+                port = free_port()
+                flags = ["--collector.disable-defaults", "--collector.rapl", "--collector.hwmon"]
+                folder = root / "node_exporter"
+                folder.mkdir()
+                exporters["node_exporter"] = Server(
+                    [node_exporter, f"--path.sysfs={root / 'sys'}", f"--web.listen-address=127.0.0.1:{port}", *flags],
+                    folder,
+                    f"http://127.0.0.1:{port}/metrics",
+                )
+            for exporter_name, server in exporters.items():
+                server.start()
+                assert server.process is not None
+                time.sleep(1.5)
+                figures = measure(server.ready_url, server.process.pid, 5 if quick else 20)
+                server.stop()
+                results.append({"sensors": sensors, "exporter": exporter_name, **figures})
+                rows.append(
+                    [
+                        str(sensors),
+                        exporter_name,
+                        f"{figures['scrape_median_ms']:.2f}",
+                        f"{figures['scrape_p99_ms']:.2f}",
+                        f"{figures['cpu_percent_of_a_core_at_1s']:.2f}",
+                        f"{figures['rss_mebibytes']:.1f}",
+                    ]
+                )
+    head = ["sensors", "exporter", "scrape median ms", "p99 ms", "CPU % of a core at 1 s", "RSS MiB"]
+    table = "# Cost of the exporter\n\n" + host_line(machine) + "\n" + markdown_table(head, rows)
+    table += "\nOne read of one sensor: " + ", ".join(f"{name} {cost:.1f} µs" for name, cost in costs.items()) + ".\n"
+    result = {"machine": machine, "read_cost_us": costs, "scrapes": results}
+    write_result("exporter_cost", result, table)
+    return result

@@ -1,0 +1,67 @@
+"""Where a figure came from: host and versions, and how results are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe_machine() -> dict[str, Any]:
+    """CPU, cores, kernel, load and versions of what took part."""
+    model = ""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    versions = {"python": platform.python_version()}
+    for package in ("joulewatch", "prometheus-client", "numpy", "requests", "onnxruntime"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    for program in ("prometheus", "prometheus-node-exporter"):
+        try:
+            answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False)
+        except FileNotFoundError:
+            continue
+        versions[program] = (answer.stdout or answer.stderr).split("version ")[1].split(" ")[0]
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "cpu": model,
+        "cpus": os.cpu_count(),
+        "virtual": "hypervisor" in Path("/proc/cpuinfo").read_text(),
+        "kernel": platform.release(),
+        "load_average_at_start": os.getloadavg()[0],
+        "versions": versions,
+    }
+
+
+def write_result(name: str, result: dict[str, Any], table: str) -> None:
+    """Keep ``result`` as ``results/NAME.json`` and ``table`` as ``results/NAME.md``; show the table."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(table)
+    sys.stdout.write(table + "\n")
+
+
+def markdown_table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def host_line(machine: dict[str, Any]) -> str:
+    """One sentence that says where the figures are from."""
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    kind = "virtual machine, " if machine["virtual"] else ""
+    return f"{machine['date']}; {kind}{machine['cpus']} × {machine['cpu']}, Linux {machine['kernel']}; {versions}.\n"

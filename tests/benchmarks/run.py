@@ -1,0 +1,26 @@
+"""``make bench``: all benchmarks, or those named. Results go to ``tests/benchmarks/results``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+BENCHMARKS = ("exporter_cost", "accuracy", "analysis_speed")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], default=[], metavar="NAME", help="default: all")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, to see that they run")
+    args = parser.parse_args()
+    for name in args.names or BENCHMARKS:
+        importlib.import_module(f"benchmarks.{name}").run(quick=args.quick)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The recording rules and alerts: lint, their own tests, names of the catalog."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from typing import Any, Final
+
+import pytest
+import yaml
+
+from joulewatch_exporter import catalog
+from support import dashboards
+from support.require import require_program
+
+FOLDER: Final = dashboards.FOLDER / "rules"
+FILE: Final = FOLDER / "joulewatch.rules.yaml"
+LABELS: Final[dict[str, set[str]]] = {metric.name: set(metric.labels) for metric in catalog.METRICS} | {"up": set()}
+GROUPS: Final[list[dict[str, Any]]] = yaml.safe_load(FILE.read_text(encoding="utf-8"))["groups"]
+ALL_RULES: Final = [rule for group in GROUPS for rule in group["rules"]]
+
+
+def name(rule: dict[str, Any]) -> str:
+    return str(rule.get("record") or rule["alert"])
+
+
+def promtool(*arguments: str) -> None:
+    done = subprocess.run(
+        [require_program("promtool", "prometheus"), *arguments], cwd=FOLDER, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_rules_lint_clean() -> None:
+    promtool("check", "rules", "--lint=all", "--lint-fatal", FILE.name)
+
+
+def test_the_rules_give_what_their_tests_say() -> None:
+    promtool("test", "rules", "joulewatch.rules.test.yaml")
+
+
+def test_every_rule_is_tested() -> None:
+    tests = (FOLDER / "joulewatch.rules.test.yaml").read_text(encoding="utf-8")
+    assert [name(rule) for rule in ALL_RULES if name(rule) not in tests] == []
+
+
+@pytest.mark.parametrize("rule", ALL_RULES, ids=name)
+def test_every_metric_and_label_is_of_the_catalog(rule: dict[str, Any]) -> None:
+    available = {"job", "instance"}
+    for metric, matched in dashboards.metrics(rule["expr"]).items():
+        assert metric in LABELS, f"{name(rule)}: {metric} is not in the catalog"
+        available |= LABELS[metric]
+        assert matched <= available, f"{name(rule)}: {metric} has no label {matched - available}"
+    assert dashboards.grouped_labels(rule["expr"]) <= available
+    text = " ".join(rule.get("annotations", {}).values())
+    kept = dashboards.grouped_labels(rule["expr"]) or available
+    assert set(re.findall(r"\$labels\.(\w+)", text)) <= kept
+
+
+@pytest.mark.parametrize("rule", [rule for rule in ALL_RULES if "record" in rule], ids=name)
+def test_recording_rules_are_named_level_metric_operation(rule: dict[str, Any]) -> None:
+    """And the metric in the middle is the one they read, without _total under rate and increase."""
+    level, metric, _ = rule["record"].split(":")
+    assert set(dashboards.metrics(rule["expr"])) == {f"{metric}_total"}
+    assert set(level.split("_")) <= dashboards.grouped_labels(rule["expr"])
+
+
+@pytest.mark.parametrize("rule", [rule for rule in ALL_RULES if "alert" in rule], ids=name)
+def test_alerts_say_how_bad_and_what(rule: dict[str, Any]) -> None:
+    assert rule["labels"]["severity"] in {"critical", "warning", "info"}
+    assert rule["annotations"].keys() >= {"summary", "description"}
+    assert "for" in rule

@@ -1,0 +1,110 @@
+"""``make demo``: the whole chain on a machine of known truth, so that every number can be compared with it.
+
+An emulated node (2 × EPYC 7763) whose power follows this machine's real CPU load, a real exporter that reads it,
+a real Prometheus that scrapes the exporter, a real run of RadioML VGG10; then the run is analyzed from
+Prometheus alone, and each cell's energy is set against the emulator's truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from joulewatch_exporter.emulator.truth import Truth
+from joulewatch_harness.journal import list_runs
+from joulewatch_harness.records import RunRecord
+from support.servers import Emulator, ExporterServer, PrometheusServer
+
+SCENARIO = "epyc-7763-node-load"
+
+
+def true_joules_per_inference(record: RunRecord, truth: Truth) -> dict[tuple[str, int], float]:
+    """(configuration, batch size) -> true joules of both sockets per inference, over all measure windows."""
+    joules: dict[tuple[str, int], float] = {}
+    inferences: dict[tuple[str, int], int] = {}
+    sockets = [key for key in truth.keys if key.startswith("socket") and key.endswith("/package")]
+    for window in record.windows:
+        if window.kind != "measure" or window.inferences == 0:
+            continue
+        cell = (window.configuration, window.batch_size)
+        end_s = window.start_s + window.duration_s
+        spent = sum(truth.energy_joules(key, window.start_s, end_s) for key in sockets)
+        joules[cell] = joules.get(cell, 0.0) + spent / window.inferences
+        inferences[cell] = inferences.get(cell, 0) + 1
+    return {cell: total / inferences[cell] for cell, total in joules.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="quick", choices=("quick", "normal"))
+    parser.add_argument("--batch-sizes", default="1,16,256")
+    args = parser.parse_args()
+    console = Console(stderr=True)
+    program = shutil.which("prometheus")
+    if program is None:
+        console.print("the demo needs a Prometheus server: apt-get install prometheus")
+        return 1
+    output = Path("runs")
+    with tempfile.TemporaryDirectory() as name:
+        base = Path(name)
+        machine = Emulator(base / "machine", SCENARIO)
+        exporter = ExporterServer(base / "exporter", *machine.flags)
+        prometheus = PrometheusServer(program, base / "prometheus", scrape_targets=[exporter.address])
+        try:
+            machine.start()
+            exporter.start()
+            prometheus.start()
+            console.print(f"emulated node [bold]{SCENARIO}[/], exporter {exporter.url}, Prometheus {prometheus.url}")
+            chain = ["--prometheus", prometheus.url, "--exporter", exporter.url, "--output", str(output)]
+            sweep = ["--network", "radioml-vgg10", "--precision", "fp32,int8", "--batch-sizes", args.batch_sizes]
+            began_s = time.time()
+            command = [sys.executable, "-m", "joulewatch_harness"]
+            subprocess.run([*command, "profile", *sweep, "--preset", args.preset, *chain], check=True)
+            record = next(run for run in reversed(list_runs(output)) if run.header.started_at_s >= began_s - 1)
+            time.sleep(1.5)
+            answer = subprocess.run(
+                [*command, "analyze", record.header.run, "--prometheus", prometheus.url, "--output", str(base / "none")]
+                + ["--format", "json"],
+                check=True,
+                stdout=subprocess.PIPE,
+            )
+            result = json.loads(answer.stdout)
+            truth = true_joules_per_inference(record, Truth.load(machine.folder))
+        finally:
+            for server in (prometheus, exporter, machine):
+                server.stop()
+    table = Table(title="from Prometheus alone, against the truth of the emulated node")
+    for column in ("configuration", "batch", "J/inf measured", "±", "J/inf true", "error %", "truth within ±"):
+        table.add_column(column, justify="left" if column == "configuration" else "right")
+    worst, inside = 0.0, True
+    for cell in result["cells"]:
+        energy = cell["energy_per_inference"]["total"]["gross"]
+        true = truth[cell["configuration"], cell["batch_size"]]
+        error = 100 * (energy["value"] / true - 1)
+        held = abs(energy["value"] - true) <= energy["uncertainty"]
+        worst, inside = max(worst, abs(error)), inside and held
+        table.add_row(
+            cell["configuration"],
+            str(cell["batch_size"]),
+            f"{energy['value']:.5g}",
+            f"{energy['uncertainty']:.2g}",
+            f"{true:.5g}",
+            f"{error:+.2f}",
+            "yes" if held else "NO",
+        )
+    Console().print(table)
+    Console().print(f"largest error {worst:.2f} %; the truth lies within the stated uncertainty: {inside}")
+    return 0 if inside else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""Properties of the three ways to the energy of a window, against signals whose integral is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from joulewatch_harness.analysis.energy import (
+    ClockOffset,
+    EdgeReading,
+    Span,
+    Traits,
+    WindowEnergy,
+    energy_from_counter,
+    energy_from_edges,
+    energy_from_power,
+)
+from joulewatch_harness.analysis.series import Series
+from joulewatch_harness.errors import CoverageError
+from support.synthetic import T0, Signal
+
+watts_list = st.lists(st.floats(0, 1e3), min_size=11, max_size=11)
+cuts = st.tuples(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10)).map(sorted)
+
+
+def power_series(watts: list[float], shift_s: float = 0.0) -> Series:
+    return Series(np.arange(11.0) + shift_s, np.array(watts))
+
+
+def counter_series(watts: list[float], shift_s: float = 0.0) -> Series:
+    return Series(np.arange(11.0) + shift_s, np.cumsum(np.array(watts)))
+
+
+Energy = Callable[[Series, Span], WindowEnergy]
+WAYS: list[tuple[Callable[[list[float], float], Series], Energy]] = [
+    (counter_series, energy_from_counter),
+    (power_series, energy_from_power),
+]
+
+
+@pytest.mark.parametrize(("series", "energy"), WAYS)
+@given(watts=watts_list, cuts=cuts)
+def test_adjacent_windows_add_up(
+    series: Callable[[list[float], float], Series], energy: Energy, watts: list[float], cuts: list[float]
+) -> None:
+    a, b, c = cuts
+    assume(b - a > 1e-6 and c - b > 1e-6)
+    data = series(watts, 0.0)
+    left, right = energy(data, Span(a, b)), energy(data, Span(b, c))
+    whole = energy(data, Span(a, c))
+    assert left.joules + right.joules == pytest.approx(whole.joules, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(("series", "energy"), WAYS)
+@given(watts=st.floats(0, 1e4), start=st.floats(0, 9), length=st.floats(0.01, 9))
+def test_constant_power_gives_power_times_time(
+    series: Callable[[list[float], float], Series], energy: Energy, watts: float, start: float, length: float
+) -> None:
+    assume(start + length <= 10)
+    found = energy(series([watts] * 11, 0.0), Span(start, start + length))
+    assert found.joules == pytest.approx(watts * ((start + length) - start), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(("series", "energy"), WAYS)
+@given(watts=watts_list, cuts=cuts)
+def test_no_result_changes_when_the_clock_is_shifted(
+    series: Callable[[list[float], float], Series], energy: Energy, watts: list[float], cuts: list[float]
+) -> None:
+    a, _, c = cuts
+    assume(c - a > 1e-3 and a > 0.01 and c < 9.99)
+    near = energy(series(watts, 0.0), Span(a, c))
+    far = energy(series(watts, T0), Span(a + T0, c + T0))
+    # A double resolves 0.24 µs of Unix time.
+    assert far.joules == pytest.approx(near.joules, rel=1e-6, abs=1e-2)
+    # The same shift told as a clock offset.
+    shifted = {energy_from_counter: energy_from_counter, energy_from_power: energy_from_power}[energy](  # type: ignore[index]
+        series(watts, 100.0), Span(a, c), offset=ClockOffset(100.0, 100.0)
+    )
+    assert shifted.joules == pytest.approx(near.joules, rel=1e-6, abs=1e-6)
+
+
+@given(watts=watts_list, cuts=cuts)
+def test_a_longer_window_never_has_less_energy(watts: list[float], cuts: list[float]) -> None:
+    a, b, c = cuts
+    assume(b - a > 1e-6 and c - b > 1e-6)
+    for series, energy in WAYS:
+        data = series(watts, 0.0)
+        assert energy(data, Span(a, b)).joules <= energy(data, Span(a, c)).joules + 1e-9
+
+
+@st.composite
+def signals(draw: st.DrawFn) -> tuple[Signal, float]:
+    """Random steps of power over 20 s from T0 on, and the largest power."""
+    times = sorted(draw(st.lists(st.floats(0, 20), min_size=0, max_size=12, unique=True)))
+    watts = draw(st.lists(st.floats(0, 500), min_size=len(times) + 1, max_size=len(times) + 1))
+    return Signal((T0, *(T0 + t for t in times)), tuple(watts)), max(watts)
+
+
+@given(
+    signal=signals(),
+    steps=st.lists(st.floats(0.05, 1.0), min_size=40, max_size=60),
+    refresh_s=st.sampled_from([0.0, 0.001, 0.01, 0.1]),
+    start=st.floats(2, 12),
+    length=st.floats(0.2, 6),
+    clock=st.floats(-0.05, 0.05),
+)
+def test_the_bounds_of_a_history_contain_the_truth(
+    signal: tuple[Signal, float],
+    steps: list[float],
+    refresh_s: float,
+    start: float,
+    length: float,
+    clock: float,
+) -> None:
+    """Any signal, any sampling times, a counter renewed now and then, a clock known to 50 ms."""
+    truth, largest = signal
+    times = T0 + np.cumsum(np.array(steps))
+    assume(times[0] < T0 + start - 0.2 and times[-1] > T0 + start + length + 0.2)
+    counter = Series(times + clock, truth.counter_joules(times, refresh_s))
+    window = Span(T0 + start, T0 + start + length)
+    found = energy_from_counter(
+        counter,
+        window,
+        Traits(refresh_s),
+        offset=ClockOffset(-0.05, 0.05),
+        max_gap_s=5.0,
+        power_cap_watts=largest,
+    )
+    joules = float(truth.energy_joules(window.end_s) - truth.energy_joules(window.start_s))
+    slack = 1e-4  # J: 0.24 µs of Unix time at 500 W
+    assert found.lower_joules - slack <= joules <= found.upper_joules + slack
+    assert found.lower_joules - slack <= found.joules <= found.upper_joules + slack
+
+
+@given(
+    signal=signals(),
+    before=st.floats(0, 0.02),
+    after=st.floats(0, 0.02),
+    refresh_s=st.sampled_from([0.0, 0.001, 0.01]),
+    start=st.floats(2, 12),
+    length=st.floats(0.2, 6),
+    clock=st.floats(-0.003, 0.003),
+)
+def test_the_bounds_of_edges_contain_the_truth(
+    signal: tuple[Signal, float],
+    before: float,
+    after: float,
+    refresh_s: float,
+    start: float,
+    length: float,
+    clock: float,
+) -> None:
+    truth, largest = signal
+    window = Span(T0 + start, T0 + start + length)
+    offset = ClockOffset(-0.003, 0.003)
+    reads = (window.start_s - before, window.end_s + after)
+    first, last = (EdgeReading(at_s + clock, float(truth.counter_joules(at_s, refresh_s)), offset) for at_s in reads)
+    found = energy_from_edges(first, last, window, Traits(refresh_s), power_cap_watts=largest)
+    joules = float(truth.energy_joules(window.end_s) - truth.energy_joules(window.start_s))
+    assert found.lower_joules - 1e-4 <= joules <= found.upper_joules + 1e-4
+    assert found.lower_joules - 1e-4 <= found.joules <= found.upper_joules + 1e-4
+
+
+def test_edges_in_steady_power_are_exact_within_their_own_uncertainty() -> None:
+    truth = Signal((T0,), (200.0,))
+    window = Span(T0 + 5, T0 + 6)
+    first, last = (EdgeReading(at, float(truth.energy_joules(at))) for at in (T0 + 4.999, T0 + 6.001))
+    found = energy_from_edges(first, last, window, Traits(0.001, 6e-5))
+    assert found.joules == pytest.approx(200.0, rel=2e-3)
+    assert {item.name for item in found.budget} == {"edge slack", "refresh", "resolution"}
+    assert abs(found.joules - 200.0) <= 2 * found.standard_joules
+
+
+def test_published_accuracy_is_a_systematic_item_and_widens_no_bound() -> None:
+    counter = Series(np.arange(11.0), 100 * np.arange(11.0))
+    rough = energy_from_counter(counter, Span(2, 8), Traits(accuracy=0.5, family="estimate"))
+    exact = energy_from_counter(counter, Span(2, 8))
+    item = next(item for item in rough.budget if item.name == "accuracy")
+    assert item.systematic and item.half_width_joules == pytest.approx(300.0)
+    assert item.standard_joules == pytest.approx(300.0 / 3**0.5)
+    assert rough.upper_joules == exact.upper_joules
+    assert rough.sampling_joules == pytest.approx(exact.standard_joules)
+
+
+def test_edges_on_samples_need_no_interpolation() -> None:
+    counter = Series(np.arange(11.0), 100 * np.arange(11.0))
+    found = energy_from_counter(counter, Span(2, 8))
+    assert found.lower_joules == found.joules == found.upper_joules == pytest.approx(600.0)
+    assert found.budget == ()
+
+
+def reason(excinfo: pytest.ExceptionInfo[CoverageError]) -> str:
+    return excinfo.value.reason
+
+
+def test_what_samples_do_not_cover_has_no_number() -> None:
+    counter = Series(np.array([0.0, 1, 2, 3, 8, 9, 10]), np.arange(7.0))
+    for window, expected in (
+        (Span(-1.0, 2.0), "unbracketed"),
+        (Span(2.0, 11.0), "unbracketed"),
+        (Span(1.5, 5.0), "sample_gap"),
+        (Span(1.5, 1.6), "below_refresh"),
+    ):
+        with pytest.raises(CoverageError) as excinfo:
+            energy_from_counter(counter, window, Traits(refresh_s=0.5))
+        assert reason(excinfo) == expected
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_counter(Series(np.array([1.0]), np.array([1.0])), Span(0, 2))
+    assert reason(excinfo) == "no_samples"
+
+
+def test_a_gap_inside_the_window_does_not_hurt_a_counter_but_power() -> None:
+    times = np.array([0.0, 1, 2, 7, 8, 9])
+    assert energy_from_counter(Series(times, 5 * times), Span(0.5, 8.5)).joules == pytest.approx(40.0)
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_power(Series(times, np.ones(6)), Span(0.5, 8.5))
+    assert reason(excinfo) == "sample_gap"
+
+
+def test_a_restart_inside_the_window_is_never_added_over() -> None:
+    counter = Series(np.arange(8.0), np.array([50.0, 60, 70, 5, 15, 25, 35, 45]))
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_counter(counter, Span(1.5, 5.5))
+    assert reason(excinfo) == "exporter_restart"
+    assert energy_from_counter(counter, Span(3.5, 6.5)).joules == pytest.approx(30.0)
+    # The new counter may have overtaken the old one between two samples: the start time tells.
+    rising = Series(np.arange(8.0), 10 * np.arange(8.0))
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_counter(rising, Span(1.5, 5.5), restarts_s=np.array([-100.0, 3.2]))
+    assert reason(excinfo) == "exporter_restart"
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_edges(EdgeReading(1, 70.0), EdgeReading(5, 3.0), Span(1.1, 4.9))
+    assert reason(excinfo) == "exporter_restart"
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_edges(EdgeReading(1, 7.0), EdgeReading(5, 30.0), Span(1.1, 4.9), restarts_s=np.array([3.0]))
+    assert reason(excinfo) == "exporter_restart"
+
+
+def test_edges_out_of_order_and_short_windows_have_no_number() -> None:
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_edges(EdgeReading(5, 7.0), EdgeReading(1, 30.0), Span(1.1, 4.9))
+    assert reason(excinfo) == "clock_skew"
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_edges(EdgeReading(1, 7.0), EdgeReading(1.2, 8.0), Span(1.05, 1.15), Traits(refresh_s=0.5))
+    assert reason(excinfo) == "below_refresh"
+    with pytest.raises(ValueError, match="not after its start"):
+        Span(2, 2)
+
+
+def test_zero_is_a_measurement() -> None:
+    counter = Series(np.arange(11.0), np.full(11, 7.0))
+    found = energy_from_counter(counter, Span(2.5, 7.5), Traits(0.1))
+    assert (found.joules, found.lower_joules, found.upper_joules) == (0.0, 0.0, 0.0)
+    edges = energy_from_edges(EdgeReading(1, 7.0), EdgeReading(5, 7.0), Span(1.1, 4.9))
+    assert edges.joules == 0.0 and edges.mean_power_watts == 0.0

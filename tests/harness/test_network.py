@@ -1,0 +1,150 @@
+"""Runtimes by name, networks of one's own, and the example that the README gives for one."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.names import unknown
+from joulewatch_harness.network import Network, Phases
+from joulewatch_harness.records import Configuration
+from joulewatch_harness.runtimes import as_loaded, flag, open_network, own_network
+
+README = Path(__file__).parents[2] / "harness" / "README.md"
+
+FIVE = """
+class Five:
+    def __init__(self, precision="none", **options): self.got = {"precision": precision, **options}
+    def describe(self): return self.got
+    def load(self): pass
+    def prepare(self, batch): pass
+    def run(self, batches, phases): pass
+    def close(self): pass
+"""
+
+
+def write(folder: Path, text: str, name: str = "mine.py") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def configuration(network: str, **keys: Any) -> Configuration:
+    return Configuration(**{"name": "n", "network": network, "runtime": "python", "precision": "native", **keys})
+
+
+def test_the_example_of_the_readme_is_a_network_of_about_twenty_lines(tmp_path: Path) -> None:
+    match = re.search(r"```python\n(# mine\.py\n.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert match is not None
+    assert len([line for line in match[1].splitlines() if line.strip()]) <= 24
+    network = open_network(configuration(f"{write(tmp_path, match[1])}:Mine", options={"width": "16"}))
+    assert isinstance(network, Network)
+    network.load()
+    network.prepare(4)
+    phases = Phases()
+    network.run(3, phases)
+    assert len(phases.batch_ends_ns) == 3
+    assert as_loaded(configuration("x"), network.describe()).runtime == "numpy"
+    network.close()
+    network.close()
+
+
+def test_a_class_a_function_and_an_object_will_all_do(tmp_path: Path) -> None:
+    path = write(tmp_path, f"{FIVE}\ndef make(precision): return Five(precision)\nready = Five('its own')\n")
+    assert own_network(f"{path}:Five", "int8", {"a": "1"}).describe() == {"precision": "int8", "a": "1"}
+    assert own_network(f"{path}:make", "int8", {}).describe() == {"precision": "int8"}
+    assert own_network(f"{path}:ready", "int8", {}).describe() == {"precision": "its own"}
+
+
+def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, FIVE, "own_network_of_a_test.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", ["/nowhere"])
+    assert own_network("own_network_of_a_test:Five", "fp32", {}).describe()["precision"] == "fp32"
+
+
+def test_a_file_called_like_a_package_shadows_nothing(tmp_path: Path) -> None:
+    import json
+
+    own_network(f"{write(tmp_path, FIVE, 'json.py')}:Five", "fp32", {})
+    import json as again
+
+    assert again is json
+    assert hasattr(again, "dumps")
+
+
+@pytest.mark.parametrize("missing", ["describe", "load", "prepare", "run", "close"])
+def test_a_missing_method_is_named(tmp_path: Path, missing: str) -> None:
+    path = write(tmp_path, FIVE.replace(f"def {missing}", "def other"))
+    with pytest.raises(ConfigError, match=f"mine.py:Five has no method '{missing}'"):
+        own_network(f"{path}:Five", "native", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        (FIVE, "Six", "has no 'Six'"),
+        ("1 +", "Five", "cannot be imported: SyntaxError"),
+        ("raise RuntimeError('boom')", "Five", "RuntimeError: boom"),
+        ("def make(): raise ValueError('no card')", "make", "could not be made: ValueError: no card"),
+        ("def make(width=1): pass", "make", "unknown option 'widht': did you mean 'width'"),
+        (f"{FIVE}\nready = Five()", "ready", "takes no option 'widht'"),
+    ],
+)
+def test_what_cannot_be_used_is_said(tmp_path: Path, text: str, name: str, message: str) -> None:
+    options = {"widht": "1"} if "option" in message else {}
+    with pytest.raises(ConfigError, match=message):
+        own_network(f"{write(tmp_path, text)}:{name}", "native", options)
+
+
+def test_a_file_or_module_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no file .*none\.py"):
+        own_network(f"{tmp_path / 'none.py'}:Five", "native", {})
+    with pytest.raises(ConfigError, match="no module 'not_a_module_at_all'"):
+        own_network("not_a_module_at_all:Five", "native", {})
+
+
+def test_a_package_missing_inside_ones_own_module_is_not_blamed_on_it(tmp_path: Path) -> None:
+    with pytest.raises(ModuleNotFoundError, match="package_that_is_missing"):
+        own_network(f"{write(tmp_path, 'import package_that_is_missing')}:Five", "native", {})
+
+
+def test_an_unknown_runtime_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown runtime 'onxruntime': did you mean 'onnxruntime'"):
+        open_network(configuration("radioml-vgg10", runtime="onxruntime"))
+
+
+def test_ones_own_network_takes_no_other_runtime() -> None:
+    with pytest.raises(ConfigError, match="brings its own runtime"):
+        open_network(configuration("mine.py:Five", runtime="onnxruntime"))
+
+
+def test_as_loaded_keeps_what_was_asked_and_adds_what_is() -> None:
+    asked = configuration("a.onnx", runtime="onnxruntime", precision="fp32")
+    told = {
+        "precision": "fp32",
+        "provider": "P",
+        "device": "cpu",
+        "threads": 2,
+        "long": "x" * 501,
+        "model_sha256": None,
+    }
+    loaded = as_loaded(asked, told)
+    assert (loaded.precision, loaded.actual_precision, loaded.provider, loaded.device) == ("fp32", "fp32", "P", "cpu")
+    assert loaded.details == {"threads": "2"}
+    assert as_loaded(configuration("a.onnx"), {"precision": "bf16"}).precision == "bf16"
+    assert as_loaded(configuration("a.onnx"), {}).precision == "native"
+
+
+def test_a_precision_that_is_not_told_is_taken_on_trust() -> None:
+    assert as_loaded(configuration("m:N", precision="int5"), {}).actual_precision == ""
+
+
+def test_flags_and_names() -> None:
+    assert flag({"a": "Yes"}, "a")
+    assert not flag({"a": "0"}, "a", True)
+    assert unknown("key", "zzz", ["b", "a"]) == "unknown key 'zzz': (known: a, b)"

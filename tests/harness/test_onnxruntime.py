@@ -1,0 +1,345 @@
+"""ONNX Runtime with small models made here: precision, provider and inputs are what they really are."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+onnx = pytest.importorskip("onnx")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError  # noqa: E402
+from joulewatch_harness.network import Network, Phases  # noqa: E402
+from joulewatch_harness.records import Configuration  # noqa: E402
+from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
+from joulewatch_harness.runtimes import onnxruntime as runtime  # noqa: E402
+from joulewatch_harness.runtimes.onnxruntime import OnnxRuntimeNetwork, Options  # noqa: E402
+
+Shape = Sequence[int | str | None]
+
+
+def save(
+    path: Path,
+    nodes: list[Any],
+    inputs: Mapping[str, tuple[int, Shape]],
+    outputs: Mapping[str, tuple[int, Shape]],
+    weights: Mapping[str, np.ndarray],
+) -> Path:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(model, path)
+    return path
+
+
+def matmul(path: Path, batch: int | str = "batch", dtype: type[np.generic] = np.float32) -> Path:
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return save(
+        path,
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"x": (kind, [batch, 4])},
+        {"y": (kind, [batch, 3])},
+        {"w": np.ones((4, 3), dtype=dtype)},
+    )
+
+
+def opened(path: Path, **options: str) -> OnnxRuntimeNetwork:
+    return runtime.open_network(str(path), "native", options)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_the_built_in_network_is_what_it_says(cache: Path, precision: str) -> None:
+    """Loads, computes rightly, runs as many batches as told; INT8 really computes in integers, all ten layers."""
+    network = runtime.open_network("radioml-vgg10", precision, {"filters": "32", "threads": "1"})
+    assert isinstance(network, Network)
+    try:
+        network.load()
+        told = network.describe()
+        assert told["precision"] == precision
+        assert told["integer_ops"] == ("10 of 10" if precision == "int8" else "0 of 10")
+        assert told["provider"] == "CPUExecutionProvider"
+        assert len(told["model_sha256"]) == 64
+        assert told["filters"] == "32"
+        assert "input:float32[batch,2,1024]" in told["inputs"]
+        assert network.check()
+        for batch in (1, 4):
+            network.prepare(batch)
+            phases = Phases()
+            network.run(3, phases)
+            assert len(phases.batch_ends_ns) == 3
+            assert phases.spans["execute"][0] == 3
+    finally:
+        network.close()
+        network.close()
+
+
+def test_building_leaves_logging_as_it_was(cache: Path) -> None:
+    runtime.open_network("radioml-vgg10", "int8", {"filters": "32"})
+    assert logging.root.manager.disable == logging.NOTSET
+
+
+def test_a_network_that_computes_wrongly_fails_its_check(cache: Path) -> None:
+    network = runtime.open_network("radioml-vgg10", "fp32", {"filters": "32"})
+    source = network._source
+    object.__setattr__(source, "reference", lambda _inputs: np.arange(8 * 24, dtype=np.float32).reshape(8, 24))
+    network.load()
+    with pytest.raises(NetworkError, match="differ from the reference"):
+        network.check()
+    network.close()
+
+
+def test_a_fixed_batch_axis_runs_that_batch_and_no_other(tmp_path: Path) -> None:
+    network = opened(matmul(tmp_path / "fixed.onnx", batch=4))
+    network.load()
+    network.prepare(4)
+    network.run(1, Phases())
+    assert network.check()
+    with pytest.raises(UnsupportedBatchError, match="fixed batch axis of 4, not 8"):
+        network.prepare(8)
+    network.close()
+
+
+@pytest.mark.parametrize(("dtype", "name"), [(np.float32, "fp32"), (np.float64, "fp64"), (np.float16, "fp16")])
+def test_the_precision_is_read_from_the_weights(tmp_path: Path, dtype: type[np.generic], name: str) -> None:
+    assert runtime.actual_precision(matmul(tmp_path / "m.onnx", dtype=dtype))[0] == name
+
+
+def dequantised(path: Path, kind: str, shape: tuple[int, ...], taken: Shape, given: Shape) -> Path:
+    """One operator whose int8 weights are dequantised before it."""
+    return save(
+        path,
+        [
+            helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["wf"]),
+            helper.make_node(kind, ["x", "wf"], ["y"]),
+        ],
+        {"x": (TensorProto.FLOAT, taken)},
+        {"y": (TensorProto.FLOAT, given)},
+        {"w": np.ones(shape, dtype=np.int8), "scale": np.array(0.5, np.float32), "zero": np.array(0, np.int8)},
+    )
+
+
+def test_a_quantised_file_that_computes_in_float_is_float(tmp_path: Path) -> None:
+    """Weights in int8 that are dequantised before a float convolution are storage, not arithmetic."""
+    network = opened(dequantised(tmp_path / "c.onnx", "Conv", (3, 2, 3), ["batch", 2, 8], ["batch", 3, 6]))
+    network.load()
+    told = network.describe()
+    assert (told["precision"], told["integer_ops"]) == ("fp32", "0 of 1")
+    network.close()
+
+
+def test_what_the_optimiser_turns_into_integers_is_int8(tmp_path: Path) -> None:
+    """Newer versions make a MatMulNBits of the same pattern around a MatMul; its accuracy level says how it computes."""
+    path = tmp_path / "m.onnx"
+    for level, told in ((4, ("int8", "1 of 1")), (1, ("fp32", "0 of 1"))):
+        node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", K=32, N=1, bits=8)
+        node.attribute.append(helper.make_attribute("accuracy_level", level))
+        weights = {"w": np.ones((1, 1, 32), np.uint8), "s": np.ones(1, np.float32)}
+        save(path, [node], {"x": (TensorProto.FLOAT, ["b", 32])}, {"y": (TensorProto.FLOAT, ["b", 1])}, weights)
+        assert runtime.actual_precision(path) == told
+
+
+def test_another_precision_than_asked_for_is_an_error_unless_allowed(tmp_path: Path) -> None:
+    path = matmul(tmp_path / "m.onnx")
+    asked = Configuration("n", str(path), "onnxruntime", "int8")
+    network = open_network(asked)
+    network.load()
+    with pytest.raises(ConfigError, match="n: int8 was asked for, but what was loaded computes in fp32"):
+        as_loaded(asked, network.describe())
+    allowed = Configuration("n", str(path), "onnxruntime", "int8", options={"any_precision": "true"})
+    assert as_loaded(allowed, network.describe()).actual_precision == "fp32"
+    network.close()
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no model file .*none\.onnx"):
+        opened(tmp_path / "none.onnx")
+    broken = tmp_path / "broken.onnx"
+    for content in (b"", b"this is no protobuf", matmul(tmp_path / "m.onnx").read_bytes()[:-20]):
+        broken.write_bytes(content)
+        network = opened(broken)
+        with pytest.raises(ConfigError, match=r"model file .*broken\.onnx"):
+            network.load()
+        network.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"thread": "1"}, "did you mean 'threads'"),
+        ({"threads": "0"}, "threads is a whole number from 1, not '0'"),
+        ({"threads": "two"}, "threads is a whole number"),
+        ({"spinning": "maybe"}, "spinning is true or false"),
+        ({"optimization": "al"}, "did you mean 'all'"),
+        ({"dims": "seq"}, "NAME=SIZE"),
+        ({"dims": "seq=0"}, "NAME=SIZE"),
+        ({"filters": "64"}, "unknown option 'filters'"),
+    ],
+)
+def test_bad_options_are_named(tmp_path: Path, options: dict[str, str], text: str) -> None:
+    path = matmul(tmp_path / "m.onnx")
+    with pytest.raises(ConfigError, match=text):
+        opened(path, **options)
+
+
+def test_an_unknown_provider_is_an_error(tmp_path: Path) -> None:
+    network = opened(matmul(tmp_path / "m.onnx"), provider="CPUExecutionProvide")
+    with pytest.raises(ConfigError, match="did you mean 'CPUExecutionProvider'"):
+        network.load()
+
+
+def test_a_provider_that_fell_back_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ONNX Runtime does, in silence, where CUDA's libraries are missing."""
+    monkeypatch.setattr(
+        runtime.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    session = runtime.onnxruntime.InferenceSession
+    monkeypatch.setattr(
+        runtime.onnxruntime,
+        "InferenceSession",
+        lambda path, settings, providers: session(path, settings, providers=["CPUExecutionProvider"]),
+    )
+    network = opened(matmul(tmp_path / "m.onnx"), provider="CUDAExecutionProvider")
+    with pytest.raises(NetworkError, match="CUDAExecutionProvider was asked for, but ONNX Runtime fell back to CPU"):
+        network.load()
+
+
+def test_options_reach_the_session(tmp_path: Path) -> None:
+    path = matmul(tmp_path / "m.onnx")
+    for level in runtime.LEVELS:
+        network = opened(path, threads="1", inter_threads="2", spinning="false", optimization=level)
+        network.load()
+        network.prepare(2)
+        network.run(2, Phases())
+        assert network.describe()["spinning"] == "false"
+        network.close()
+    assert Options.parse({"dims": "seq=128,ids.2=4"}).dims == {"seq": 128, "ids.2": 4}
+
+
+def dynamic(path: Path) -> Path:
+    """Two inputs with symbolic dimensions: [batch, seq] tokens and a [batch, batch] float."""
+    return save(
+        path,
+        [
+            helper.make_node("Cast", ["ids"], ["f"], to=TensorProto.FLOAT),
+            helper.make_node("MatMul", ["m", "f"], ["y"]),
+        ],
+        {"ids": (TensorProto.INT64, ["batch", "seq"]), "m": (TensorProto.FLOAT, ["batch", "batch"])},
+        {"y": (TensorProto.FLOAT, ["batch", "seq"])},
+        {},
+    )
+
+
+def test_a_symbolic_dimension_without_a_size_is_named(tmp_path: Path) -> None:
+    network = opened(dynamic(tmp_path / "d.onnx"))
+    network.load()
+    with pytest.raises(ConfigError, match="dimension 'seq' of input 'ids' has no size.*--option dims=seq=N"):
+        network.prepare(2)
+    network.close()
+
+
+@pytest.mark.parametrize("dims", ["seq=7", "ids.1=7"])
+def test_symbolic_dimensions_get_their_sizes(tmp_path: Path, dims: str) -> None:
+    network = opened(dynamic(tmp_path / "d.onnx"), dims=dims)
+    network.load()
+    arrays = network._arrays(3)
+    assert {name: (array.shape, str(array.dtype)) for name, array in arrays.items()} == {
+        "ids": ((3, 7), "int64"),
+        "m": ((3, 3), "float32"),
+    }
+    network.prepare(3)
+    network.run(1, Phases())
+    assert network.check()
+    network.close()
+
+
+def test_generated_inputs_are_seeded(tmp_path: Path) -> None:
+    path = matmul(tmp_path / "m.onnx")
+    drawn = []
+    for seed in ("0", "0", "1"):
+        network = opened(path, seed=seed)
+        network.load()
+        drawn.append(network._arrays(2)["x"])
+        network.close()
+    assert np.array_equal(drawn[0], drawn[1])
+    assert not np.array_equal(drawn[0], drawn[2])
+
+
+def test_inputs_from_a_file_repeat_to_fill_the_batch(tmp_path: Path) -> None:
+    rows = np.arange(8, dtype=np.float32).reshape(2, 4)
+    np.savez(tmp_path / "in.npz", x=rows)
+    network = opened(matmul(tmp_path / "m.onnx"), inputs=str(tmp_path / "in.npz"))
+    network.load()
+    network.prepare(3)
+    network.run(1, Phases())
+    (output,) = network._binding.copy_outputs_to_cpu()
+    assert output[:, 0].tolist() == [6.0, 22.0, 6.0]
+    network.close()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "text"),
+    [
+        ({"xx": np.zeros((1, 4), np.float32)}, "unknown input 'xx': did you mean 'x'|unknown input 'xx'"),
+        ({}, "has no array 'x'"),
+        ({"x": np.zeros((1, 4), np.float64)}, r"x is float64\[1,4\], but the model takes x:float32\[batch,4\]"),
+        ({"x": np.zeros(4, np.float32)}, r"x is float32\[4\]"),
+        ({"x": np.zeros((1, 5), np.float32)}, r"x is float32\[1,5\]"),
+        ({"x": np.zeros((0, 4), np.float32)}, r"x is float32\[0,4\]"),
+    ],
+)
+def test_input_files_that_do_not_fit_are_named(tmp_path: Path, arrays: dict[str, np.ndarray], text: str) -> None:
+    np.savez(tmp_path / "in.npz", **arrays)  # type: ignore[arg-type]
+    network = opened(matmul(tmp_path / "m.onnx"), inputs=str(tmp_path / "in.npz"))
+    with pytest.raises(ConfigError, match=text):
+        network.load()
+    network.close()
+
+
+def test_input_files_that_are_missing_or_broken_are_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.npz").write_bytes(b"PK no zip")
+    for name, text in (("none.npz", "no input file"), ("bad.npz", "cannot be read as .npz")):
+        network = opened(matmul(tmp_path / "m.onnx"), inputs=str(tmp_path / name))
+        with pytest.raises(ConfigError, match=text):
+            network.load()
+        network.close()
+
+
+def test_an_input_of_no_supported_type_is_named(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "s.onnx",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        {"x": (TensorProto.STRING, ["batch"])},
+        {"y": (TensorProto.STRING, ["batch"])},
+        {},
+    )
+    network = opened(path)
+    with pytest.raises(ConfigError, match=r"input 'x' is a tensor\(string\)"):
+        network.load()
+    network.close()
+
+
+@pytest.mark.parametrize("dtype", sorted(set(runtime._DTYPES.values())))
+def test_every_supported_type_can_be_made(dtype: str) -> None:
+    array = runtime._random(np.random.default_rng(0), dtype, (2, 3))
+    assert array.shape == (2, 3)
+    assert str(array.dtype) == dtype

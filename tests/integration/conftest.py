@@ -1,0 +1,83 @@
+"""Real servers for integration tests; each is stopped when its test ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from support.require import require_program
+from support.servers import Emulator, ExporterServer, PrometheusServer, PushgatewayServer, Server
+
+
+class StartPrometheus(Protocol):
+    def __call__(self, **settings: Any) -> PrometheusServer: ...
+
+
+class StartExporter(Protocol):
+    def __call__(self, *flags: str) -> ExporterServer: ...
+
+
+class StartEmulator(Protocol):
+    def __call__(self, scenario: str | Path) -> Emulator: ...
+
+
+@pytest.fixture
+def servers() -> Iterator[list[Server | Emulator]]:
+    """What was started, stopped again in the opposite order."""
+    started: list[Server | Emulator] = []
+    yield started
+    for server in reversed(started):
+        server.stop()
+
+
+@pytest.fixture
+def prometheus_server(tmp_path: Path, servers: list[Server | Emulator]) -> StartPrometheus:
+    """Call it with the settings of ``PrometheusServer`` to get one that runs."""
+    program = require_program("prometheus", "prometheus")
+
+    def start(**settings: Any) -> PrometheusServer:
+        server = PrometheusServer(program, tmp_path / f"prometheus{len(servers)}", **settings)
+        servers.append(server)
+        server.start()
+        return server
+
+    return start
+
+
+@pytest.fixture
+def pushgateway_server(tmp_path: Path, servers: list[Server | Emulator]) -> PushgatewayServer:
+    server = PushgatewayServer(
+        require_program("prometheus-pushgateway", "prometheus-pushgateway"), tmp_path / "pushgateway"
+    )
+    servers.append(server)
+    server.start()
+    return server
+
+
+@pytest.fixture
+def exporter_server(tmp_path: Path, servers: list[Server | Emulator]) -> StartExporter:
+    """Call it with flags to get a real exporter that runs."""
+
+    def start(*flags: str) -> ExporterServer:
+        server = ExporterServer(tmp_path / f"exporter{len(servers)}", *flags)
+        servers.append(server)
+        server.start()
+        return server
+
+    return start
+
+
+@pytest.fixture
+def emulator(tmp_path: Path, servers: list[Server | Emulator]) -> StartEmulator:
+    """Call it with a scenario (name or file) to get an emulated machine that runs."""
+
+    def start(scenario: str | Path) -> Emulator:
+        machine = Emulator(tmp_path / f"machine{len(servers)}", scenario)
+        servers.append(machine)
+        machine.start()
+        return machine
+
+    return start

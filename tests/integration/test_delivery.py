@@ -1,0 +1,446 @@
+"""A run's annotations reach a real Prometheus, whatever goes down on the way, and none of them twice."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from joulewatch_exporter import catalog
+from joulewatch_harness.annotations import to_ms, window_samples
+from joulewatch_harness.cli import main
+from joulewatch_harness.delivery import Delivery, delivered_windows, open_delivery, push_run
+from joulewatch_harness.errors import ConfigError, QueryError
+from joulewatch_harness.exporters import Scrape
+from joulewatch_harness.journal import Journal, read_run
+from joulewatch_harness.openmetrics import export_openmetrics
+from joulewatch_harness.prometheus import PrometheusClient, PrometheusOptions
+from joulewatch_harness.recording import Recording, RecordingWriter
+from joulewatch_harness.records import RunEnd, RunHeader, Window
+from joulewatch_harness.sinks import read_back
+from support.require import require_program
+from support.runs import NETWORK, header, window
+from support.servers import PrometheusServer, PushgatewayServer
+
+pytestmark = pytest.mark.integration
+
+
+class Run:
+    """A run that writes its journal and hands its lines on, as the runner does."""
+
+    def __init__(self, output: Path, run: str = "20261121T013005Z-1f9c3a") -> None:
+        self.now_s = time.time()
+        self.header: RunHeader = header(run, self.now_s - 0.5)
+        self.journal = Journal.create(output, self.header)
+        self.folder = self.journal.folder
+        self.windows: list[Window] = []
+        self.delivery: Delivery | None = None
+
+    def begin(self, delivery: Delivery | None) -> None:
+        self.delivery = delivery
+        self.journal.append(NETWORK)
+        if delivery is not None:
+            delivery.start(self.header)
+            delivery.configuration(NETWORK)
+
+    def window(self, duration_s: float = 0.011) -> Window:
+        # Ends must lie in the past: what is measured always does.
+        time.sleep(duration_s + 0.005)
+        made = window(len(self.windows), time.time() - duration_s - 0.002, duration_s, run=self.header.run)
+        self.windows.append(made)
+        if self.delivery is not None:
+            self.delivery.window_opened(made.kind, made.configuration, made.batch_size, made.start_s)
+        self.journal.append(made)
+        if self.delivery is not None:
+            self.delivery.window(made)
+        return made
+
+    def end(self) -> None:
+        ended = RunEnd(time.time(), "complete")
+        self.journal.append(ended)
+        self.journal.close()
+        if self.delivery is not None:
+            self.delivery.end(ended)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    made = Run(tmp_path / "runs")
+    yield made
+    made.journal.close()
+
+
+def options(server: PrometheusServer) -> PrometheusOptions:
+    return PrometheusOptions(server.url, timeout_s=3.0)
+
+
+def stored(server: PrometheusServer, run: Run, name: str) -> dict[tuple[tuple[str, str], ...], list[tuple[int, float]]]:
+    """Every raw sample of a metric of the run."""
+    with PrometheusClient(options(server)) as client:
+        now_ms = to_ms(time.time()) + 5000
+        start_ms = to_ms(run.now_s) - 3_600_000
+        found = read_back(client, run.header.run, [name], start_ms=start_ms, end_ms=now_ms)
+        return {labels: values for (_, labels), values in found.items()}
+
+
+def check_exact(server: PrometheusServer, run: Run) -> None:
+    """Each window is there once: its start to the last bit, its end to the millisecond, its edges too."""
+    (starts,) = stored(server, run, catalog.WINDOW_START.name).values()
+    assert starts == [(to_ms(item.end_s), item.start_s) for item in run.windows]
+    edges = stored(server, run, catalog.WINDOW_EDGE_JOULES.name)
+    for item in run.windows:
+        for one in window_samples(item):
+            if one.name == catalog.WINDOW_EDGE_JOULES.name:
+                assert (one.at_ms, one.value) in edges[one.labels]
+    assert delivered_windows(run.folder) == {item.index for item in run.windows}
+    rows = [json.loads(row) for row in (run.folder / "delivered.jsonl").read_text().splitlines()]
+    assert sorted(row["window"] for row in rows) == [item.index for item in run.windows]
+
+
+def wait_until(true: Callable[[], bool], limit_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def test_remote_write_delivers_windows_exactly(prometheus_server: Callable[..., PrometheusServer], run: Run) -> None:
+    server = prometheus_server()
+    run.begin(open_delivery(options(server), folder=run.folder))
+    assert run.delivery is not None
+    for _ in range(30):
+        run.window()
+    run.end()
+    report = run.delivery.close()
+    assert (report.delivered, report.pending, report.parked, report.trouble) == (30, 0, (), "")
+    assert report.complete
+    check_exact(server, run)
+    statuses = stored(server, run, catalog.RUN_STATUS.name)
+    assert {dict(labels)["status"] for labels in statuses} == {"running", "complete"}
+    (info,) = stored(server, run, catalog.RUN_INFO.name).items()
+    assert dict(info[0])["actual_precision"] == "fp32"
+    assert info[1][0][0] == to_ms(run.windows[0].end_s)
+    # The live view: open at the start, stale after the end, and it never spoiled a window's request.
+    active = stored(server, run, catalog.WINDOW_ACTIVE.name)
+    assert active
+    with PrometheusClient(options(server)) as client:
+        assert client.query(catalog.WINDOW_ACTIVE.name) == []
+        assert client.query(f"max_over_time({catalog.RUN_INFERENCES.name}[1h])")[0]["value"][1] == str(30 * 800)
+
+
+def test_a_receiver_outage_in_mid_run_loses_nothing(
+    prometheus_server: Callable[..., PrometheusServer], run: Run
+) -> None:
+    server = prometheus_server()
+    run.begin(open_delivery(options(server), folder=run.folder))
+    assert run.delivery is not None
+    run.window()
+    wait_until(lambda: delivered_windows(run.folder) == {0})
+    server.stop()
+    began_s = time.monotonic()
+    for _ in range(5):
+        run.window()
+    assert time.monotonic() - began_s < 1, "delivery delayed the measurement"
+    time.sleep(0.5)
+    server.start()
+    run.window()
+    run.end()
+    report = run.delivery.close(20)
+    assert report.complete, report
+    check_exact(server, run)
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_prometheus_restart_in_mid_run_loses_nothing(
+    prometheus_server: Callable[..., PrometheusServer], run: Run, how: signal.Signals
+) -> None:
+    server = prometheus_server()
+    run.begin(open_delivery(options(server), folder=run.folder))
+    assert run.delivery is not None
+    for number in range(12):
+        run.window()
+        if number in (3, 8):
+            server.stop(how)
+            server.start()
+    run.end()
+    assert run.delivery.close(20).complete
+    check_exact(server, run)
+
+
+def test_a_run_that_ends_while_the_server_is_away_is_pushed_later(
+    prometheus_server: Callable[..., PrometheusServer], run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = prometheus_server()
+    run.begin(open_delivery(options(server), folder=run.folder))
+    assert run.delivery is not None
+    run.window()
+    wait_until(lambda: delivered_windows(run.folder) == {0})
+    server.stop()
+    run.window()
+    run.window()
+    run.end()
+    report = run.delivery.close(0.2)
+    assert (report.delivered, report.pending) == (1, 2)
+    assert "cannot be reached" in report.trouble
+    assert not report.complete
+    push = ["runs", "push", run.header.run, f"--output={run.folder.parent}", f"--prometheus={server.url}"]
+    assert main(push) == 2
+    assert "cannot be reached" in capsys.readouterr().err
+    server.start()
+    assert main(push) == 0
+    assert f"3 of 3 windows are in {server.url}" in capsys.readouterr().out
+    check_exact(server, run)
+    assert main([*push, "--format=json"]) == 0
+    assert json.loads(capsys.readouterr().out)["delivered"] == 3
+    check_exact(server, run)
+    assert main(["runs", f"--output={run.folder.parent}", "--format=json"]) == 0
+    (local,) = json.loads(capsys.readouterr().out)
+    assert main(["runs", "list", f"--prometheus={server.url}", "--format=json"]) == 0
+    (remote,) = json.loads(capsys.readouterr().out)
+    assert local["delivered"] == 3
+    assert {**local, "delivered": None} == remote
+    assert remote["status"] == "complete"
+
+
+def test_a_killed_harness_has_its_run_completed_by_push(
+    prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
+) -> None:
+    server = prometheus_server()
+    script = textwrap.dedent(f"""
+        import sys
+        sys.path[:0] = {[path for path in sys.path if path]!r}
+        from pathlib import Path
+        from integration.test_delivery import Run
+        from joulewatch_harness.delivery import open_delivery
+        from joulewatch_harness.prometheus import PrometheusOptions
+        run = Run(Path({str(tmp_path / "runs")!r}))
+        run.begin(open_delivery(PrometheusOptions({server.url!r}), folder=run.folder))
+        while True:
+            run.window()
+            print(len(run.windows), flush=True)
+    """)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        for _ in range(25):
+            assert child.stdout.readline()
+        child.send_signal(signal.SIGKILL)
+    (folder,) = (tmp_path / "runs").iterdir()
+    record = read_run(folder)
+    assert len(record.windows) >= 25
+    assert record.end is None
+    report = push_run(folder, options(server))
+    assert report.complete
+    assert report.delivered == len(record.windows)
+    made = Run(tmp_path / "other")
+    made.journal.close()
+    made.header, made.windows, made.folder = record.header, list(record.windows), folder
+    made.now_s = record.header.started_at_s
+    check_exact(server, made)
+
+
+def test_a_receiver_that_is_off_is_said_with_the_cure(
+    prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
+) -> None:
+    server = prometheus_server(receiver=False)
+    with pytest.raises(ConfigError, match=r"--web\.enable-remote-write-receiver, or give --pushgateway"):
+        open_delivery(options(server), folder=tmp_path)
+
+
+def test_a_url_where_nothing_or_something_else_answers(
+    prometheus_server: Callable[..., PrometheusServer], pushgateway_server: PushgatewayServer, tmp_path: Path
+) -> None:
+    server = prometheus_server()
+    with pytest.raises(QueryError, match="does not answer like a Prometheus"):
+        open_delivery(PrometheusOptions(f"{server.url}/graph"), folder=tmp_path)
+    with pytest.raises(ConfigError, match="does not answer like a Pushgateway"):
+        open_delivery(options(server), pushgateway_url=server.url, folder=tmp_path)
+    server.stop()
+    with pytest.raises(QueryError, match="cannot be reached: Connection refused"):
+        open_delivery(options(server), folder=tmp_path)
+
+
+def test_windows_that_are_too_old_are_parked_with_the_cure(
+    prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
+) -> None:
+    server = prometheus_server()
+    fresh = Run(tmp_path / "fresh", "20261121T013005Z-ffffff")
+    fresh.begin(None)
+    fresh.window()
+    fresh.end()
+    assert push_run(fresh.folder, options(server)).complete
+    old = Run(tmp_path / "old")
+    old.begin(None)
+    day_s = 86_400.0
+    for index in range(3):
+        old.journal.append(window(index, old.now_s - day_s + index * 5))
+    old.journal.append(RunEnd(old.now_s - day_s + 60, "complete"))
+    old.journal.close()
+    report = push_run(old.folder, options(server))
+    assert (report.delivered, report.pending) == (0, 0)
+    assert {item.what for item in report.parked} >= {"window 0", "window 1", "window 2"}
+    assert "out_of_order_time_window" in report.parked[1].reason
+    assert not delivered_windows(old.folder)
+
+
+def test_an_out_of_order_window_takes_old_runs(
+    prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
+) -> None:
+    server = prometheus_server(out_of_order=True)
+    fresh = Run(tmp_path / "fresh", "20261121T013005Z-ffffff")
+    fresh.begin(None)
+    fresh.window()
+    fresh.end()
+    assert push_run(fresh.folder, options(server)).complete
+    old = Run(tmp_path / "old")
+    old.begin(None)
+    for age_s in (86_400.0, 30 * 86_400.0):
+        old.journal.append(window(int(age_s), old.now_s - age_s))
+    old.journal.close()
+    report = push_run(old.folder, options(server))
+    # One is 30 days old, beyond the 7 days of the window: refused, and the other is not dragged along.
+    assert delivered_windows(old.folder) == {86_400}
+    assert [item.what for item in report.parked] == ["window 2592000"]
+
+
+def groups(gateway: PushgatewayServer) -> list[dict[str, str]]:
+    with urllib.request.urlopen(f"{gateway.url}/api/v1/metrics") as answer:
+        return [group["labels"] for group in json.load(answer)["data"]]
+
+
+def check_gateway(server: PrometheusServer, run: Run) -> None:
+    """Each window has its values, its end and its edges in series of its own."""
+    for name, value in ((catalog.WINDOW_START.name, "start_s"), (catalog.WINDOW_END.name, "end_s")):
+        found = stored(server, run, name)
+        values = {dict(labels)["window"]: {one for _, one in samples} for labels, samples in found.items()}
+        assert values == {str(item.index): {getattr(item, value)} for item in run.windows}
+    edges = stored(server, run, catalog.WINDOW_EDGE_JOULES.name)
+    assert len(edges) == 4 * len(run.windows)
+    assert delivered_windows(run.folder) == {item.index for item in run.windows}
+
+
+def test_the_pushgateway_way_keeps_groups_until_they_are_read_back(
+    prometheus_server: Callable[..., PrometheusServer], pushgateway_server: PushgatewayServer, run: Run
+) -> None:
+    server = prometheus_server(pushgateway=pushgateway_server.address, scrape_interval="500ms", receiver=False)
+    run.begin(open_delivery(options(server), pushgateway_url=pushgateway_server.url, folder=run.folder))
+    assert run.delivery is not None
+    for _ in range(10):
+        run.window()
+    assert len(groups(pushgateway_server)) > 1
+    run.end()
+    report = run.delivery.close(20)
+    assert report.complete, report
+    check_gateway(server, run)
+    assert groups(pushgateway_server) == []
+    statuses = {dict(labels)["status"] for labels in stored(server, run, catalog.RUN_STATUS.name)}
+    assert "complete" in statuses
+    assert stored(server, run, catalog.RUN_INFO.name)
+
+
+def test_a_pushgateway_outage_in_mid_run_loses_nothing(
+    prometheus_server: Callable[..., PrometheusServer], pushgateway_server: PushgatewayServer, run: Run
+) -> None:
+    server = prometheus_server(pushgateway=pushgateway_server.address, scrape_interval="200ms", receiver=False)
+    run.begin(open_delivery(options(server), pushgateway_url=pushgateway_server.url, folder=run.folder))
+    assert run.delivery is not None
+    run.window()
+    wait_until(lambda: delivered_windows(run.folder) == {0})
+    pushgateway_server.stop(signal.SIGKILL)
+    for _ in range(3):
+        run.window()
+    time.sleep(0.3)
+    pushgateway_server.start()
+    run.window()
+    run.end()
+    assert run.delivery.close(20).complete
+    check_gateway(server, run)
+    assert groups(pushgateway_server) == []
+
+
+def test_groups_that_were_lost_or_left_over_are_put_right_by_push(
+    prometheus_server: Callable[..., PrometheusServer], pushgateway_server: PushgatewayServer, run: Run
+) -> None:
+    server = prometheus_server(pushgateway=pushgateway_server.address, scrape_interval="200ms", receiver=False)
+    server.stop()
+    server.start()
+    run.begin(open_delivery(options(server), pushgateway_url=pushgateway_server.url, folder=run.folder))
+    assert run.delivery is not None
+    server.stop()
+    run.window()
+    run.window()
+    run.end()
+    report = run.delivery.close(0.3)
+    assert report.pending == 2
+    assert len(groups(pushgateway_server)) == 3  # left over
+    pushgateway_server.stop()
+    pushgateway_server.start()  # it forgets everything
+    server.start()
+    assert push_run(run.folder, options(server), pushgateway_url=pushgateway_server.url).complete
+    check_gateway(server, run)
+    assert groups(pushgateway_server) == []
+
+
+class _Exporter:
+    name = "node1:10717"
+    url = "http://node1:10717/metrics"
+
+
+def test_a_recording_becomes_blocks_that_prometheus_answers_from(
+    prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
+) -> None:
+    promtool = require_program("promtool", "prometheus")
+    folder = tmp_path / "data"
+    # Past the head, so that the blocks are all there is; not on a round millisecond, and across a block's edge.
+    start_s = (time.time() - 4 * 3600) // 7200 * 7200 - 30 + 0.0004567
+    run_header = header(started_at_s=start_s)
+    path = tmp_path / "recording.sqlite"
+    client = _Exporter()
+    device = '{collector="rapl",component="cpu",device="socket0",domain="package"}'
+    with RecordingWriter.create(path, run_header) as writer:
+        writer.add_line(NETWORK)
+        for number in range(600):
+            at_s = start_s + number * 0.1
+            samples = [
+                (f"joulewatch_device_energy_joules_total{device}", 1000.1 + number / 3),
+                ('joulewatch_read_timestamp_seconds{collector="rapl",device="socket0"}', at_s + 0.0011),
+                ('joulewatch_exporter_info{version="0.1.0",nodename="a \\"b\\" \\\\ c"}', 1.0),
+                ('python_info{x="y"}', 1.0),
+            ]
+            writer.add_scrape(client, Scrape(at_s, at_s + 0.002, samples))  # type: ignore[arg-type]
+        made = [window(index, start_s + 1 + index * 2, 1.0) for index in range(20)]
+        for item in made:
+            writer.add_line(item)
+        writer.add_line(RunEnd(start_s + 60, "complete"))
+    text = tmp_path / "recording.om"
+    with Recording.open(path) as recording, text.open("w") as file:
+        count = export_openmetrics(recording, file.write)
+    command = [promtool, "tsdb", "create-blocks-from", "openmetrics", str(text), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert count > 1200
+    server = prometheus_server()
+    server.stop()
+    shutil.rmtree(server.folder / "data")
+    folder.rename(server.folder / "data")
+    server.start()
+    with PrometheusClient(options(server)) as client_:
+        (energy,) = client_.query("joulewatch_device_energy_joules_total[2m]", start_s + 60)
+        assert energy["metric"]["instance"] == "node1:10717"
+        assert energy["metric"]["job"] == "joulewatch"
+        assert [float(value) for _, value in energy["values"]] == [1000.1 + number / 3 for number in range(600)]
+        assert [to_ms(at_s) for at_s, _ in energy["values"]] == [to_ms(start_s + n * 0.1) for n in range(600)]
+        (info,) = client_.query("joulewatch_exporter_info[2m]", start_s + 60)
+        assert info["metric"]["nodename"] == 'a "b" \\ c'
+        (starts,) = client_.query(f"{catalog.WINDOW_START.name}[2m]", start_s + 60)
+        assert [(to_ms(at_s), float(value)) for at_s, value in starts["values"]] == [
+            (to_ms(item.end_s), item.start_s) for item in made
+        ]

@@ -1,0 +1,235 @@
+"""``joulewatch profile`` as people run it: a real child exporter, real signals, real servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from joulewatch_harness.journal import read_run
+from joulewatch_harness.recording import Recording
+from joulewatch_harness.records import RunRecord, Window
+
+pytestmark = pytest.mark.integration
+
+# Mostly asleep: the machine that runs the tests has other work as well.
+SLEEPER = """
+import time
+
+class Sleeper:
+    def describe(self): return {"runtime": "sleep", "precision": "fp32"}
+    def load(self): pass
+    def prepare(self, batch):
+        if batch == 3:
+            from joulewatch_harness.errors import UnsupportedBatchError
+            raise UnsupportedBatchError("three is not a batch")
+        self.batch_s = 0.01 + 0.001 * batch
+    def run(self, batches, phases):
+        for _ in range(batches):
+            with phases("execute"):
+                time.sleep(self.batch_s)
+            phases.batch()
+    def close(self): pass
+"""
+
+
+class Profile:
+    """One ``joulewatch profile`` in its own process."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        (folder / "sleeper.py").write_text(SLEEPER, encoding="utf-8")
+        self.folder = folder
+        self.out = folder / "out.txt"
+        self.err = folder / "err.txt"
+        command = [
+            sys.executable,
+            *("-m", "joulewatch_harness", "profile", "--network", "sleeper.py:Sleeper"),
+            *("--preset", "quick", "--idle", "1", "--batch-sizes", "1,2", *words),
+        ]
+        with self.out.open("wb") as out, self.err.open("wb") as err:
+            self.process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+
+    def wait_for(self, text: str, limit_s: float = 40.0) -> None:
+        deadline_s = time.monotonic() + limit_s
+        while text not in self.err.read_text():
+            assert self.process.poll() is None, self.err.read_text()
+            assert time.monotonic() < deadline_s, self.err.read_text()
+            time.sleep(0.02)
+
+    def finish(self, limit_s: float = 60.0) -> int:
+        try:
+            return self.process.wait(limit_s)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+
+    @property
+    def run_folder(self) -> Path:
+        (folder,) = (self.folder / "runs").iterdir()
+        return folder
+
+    def record(self) -> RunRecord:
+        return read_run(self.run_folder)
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Iterator[Callable[..., Profile]]:
+    started: list[Profile] = []
+
+    def start(*words: str) -> Profile:
+        started.append(Profile(tmp_path, *words))
+        return started[-1]
+
+    yield start
+    for item in started:
+        item.kill()
+
+
+def measured(record: RunRecord) -> list[Window]:
+    return [window for window in record.windows if window.kind == "measure"]
+
+
+def exporter_pids(url: str) -> list[int]:
+    """Processes that are this run's child exporter: they log the port in their command's name space no more."""
+    port = url.rpartition(":")[2].partition("/")[0]
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                sockets = (
+                    {os.readlink(item) for item in (folder / "fd").iterdir()}
+                    if b"joulewatch_exporter" in words
+                    else set()
+                )
+            except OSError:
+                continue
+            table = Path("/proc/net/tcp").read_text().splitlines()[1:]
+            inodes = {f"socket:[{row.split()[9]}]" for row in table if row.split()[1].endswith(f":{int(port):04X}")}
+            if sockets & inodes:
+                found.append(int(folder.name))
+    return found
+
+
+def wait_until(condition: Callable[[], bool], limit_s: float = 10.0) -> bool:
+    deadline_s = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def test_an_emulated_machine_from_sensors_to_joules_per_inference(
+    profile: Callable[..., Profile], emulator: Any
+) -> None:
+    """Local mode: child exporter, recording, analysis; a batch size that fails is a note; EMULATED is said loudly."""
+    machine = emulator("epyc-7763-node")
+    it = profile("--batch-sizes", "1,2,3", "--format", "json", "--exporter.flags", " ".join(machine.flags))
+    assert it.finish() == 0, it.err.read_text()
+    said = it.err.read_text()
+    assert "ENERGIES ARE EMULATED" in said
+    assert re.search(r"about \d+ s", said)
+    assert "left)" in said
+    result = json.loads(it.out.read_text())
+    assert result == json.loads((it.run_folder / "result.json").read_text())
+    assert "emulated" in json.dumps(result)
+    assert (it.run_folder / "figure.png").stat().st_size > 1000
+    record = it.record()
+    assert record.end is not None
+    assert record.end.status == "complete"
+    assert [(note.reason, note.batch_size) for note in record.notes] == [("unsupported_batch", 3)]
+    windows = measured(record)
+    assert sorted((window.batch_size, window.repeat) for window in windows) == [
+        (n, r) for n in (1, 2) for r in range(3)
+    ]
+    for window in windows:
+        assert window.start_edge is not None
+        assert window.end_edge is not None
+        assert max(counter.read_at_s for counter in window.start_edge.counters) <= window.start_s
+        assert min(counter.read_at_s for counter in window.end_edge.counters) >= window.end_s - 1e-3
+        assert window.latency is not None
+        assert window.latency.p50_s >= 0.01 + 0.001 * window.batch_size
+    recording = Recording.open(it.run_folder / "recording.sqlite")
+    assert recording.run().windows == record.windows
+    recording.close()
+    assert exporter_pids(record.header.exporters[0].url) == []
+
+
+def test_ctrl_c_keeps_and_shows_what_was_measured(profile: Callable[..., Profile]) -> None:
+    it = profile()
+    it.wait_for("round 2")
+    it.process.send_signal(signal.SIGINT)
+    assert it.finish() == 1
+    record = it.record()
+    assert record.end is not None
+    assert record.end.status == "interrupted"
+    assert len(measured(record)) >= 3
+    said = it.err.read_text()
+    assert "can be analyzed again with: joulewatch analyze" in said
+    assert "Sleeper" in it.out.read_text()
+    assert exporter_pids(record.header.exporters[0].url) == []
+
+
+def test_kill_9_loses_no_window_and_leaves_no_exporter(profile: Callable[..., Profile]) -> None:
+    it = profile()
+    it.wait_for("round 2")
+    record = it.record()
+    url = record.header.exporters[0].url
+    assert len(exporter_pids(url)) == 1
+    it.process.kill()
+    it.process.wait(10)
+    assert len(measured(it.record())) >= 3
+    assert wait_until(lambda: not exporter_pids(url))
+    again = subprocess.run(
+        [sys.executable, "-m", "joulewatch_harness", "analyze", str(it.run_folder), "--format", "json"],
+        cwd=it.folder,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)
+
+
+def test_an_exporter_that_dies_in_mid_run_is_noted_and_the_run_goes_on(
+    profile: Callable[..., Profile], exporter_server: Any
+) -> None:
+    server = exporter_server()
+    it = profile("--exporter", server.url)
+    it.wait_for("round 1")
+    server.stop()
+    it.wait_for("does not answer")
+    server.start()
+    assert it.finish() == 0, it.err.read_text()
+    record = it.record()
+    assert [note.reason for note in record.notes] == ["exporter_lost", "exporter_back"]
+    assert len(measured(record)) == 6
+
+
+def test_through_prometheus_every_window_is_delivered(
+    profile: Callable[..., Profile], exporter_server: Any, prometheus_server: Any
+) -> None:
+    exporter = exporter_server()
+    prometheus = prometheus_server(scrape_targets=[exporter.address], scrape_interval="200ms")
+    it = profile("--prometheus", prometheus.url, "--exporter", exporter.url)
+    assert it.finish() == 0, it.err.read_text()
+    record = it.record()
+    said = it.err.read_text()
+    assert f"{len(record.windows)} windows are in {prometheus.url}" in said, said
+    assert "not there yet" not in said
+    assert "Sleeper" in it.out.read_text()
+    assert not (it.run_folder / "recording.sqlite").exists()

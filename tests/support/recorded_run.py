@@ -1,0 +1,224 @@
+"""A real Prometheus with a real run in it, made once for all tests that look at dashboards.
+
+Two emulated machines, an exporter for each, Prometheus scraping both, and a run of 24 s whose windows, edges and
+results go the way that they go in use: EdgeReader, Delivery, analysis, publish. Only the network under test is
+missing: its windows just pass. The fixture is in
+``support.recorded_run_fixture``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from joulewatch_harness.analysis.publish import publish
+from joulewatch_harness.analysis.report import analyze
+from joulewatch_harness.analysis.source import open_source
+from joulewatch_harness.delivery import open_delivery
+from joulewatch_harness.exporters import EdgeReader, ExporterClient
+from joulewatch_harness.journal import Journal, new_run_id, read_run
+from joulewatch_harness.prometheus import PrometheusClient, PrometheusOptions
+from joulewatch_harness.records import (
+    SCHEMA_VERSION,
+    Configuration,
+    Latency,
+    RunEnd,
+    RunHeader,
+    Window,
+    WindowKind,
+)
+from support.servers import Emulator, ExporterServer, PrometheusServer
+
+SCRAPE_S: Final = 0.5
+IDLE_S: Final = 2.0
+WINDOW_S: Final = 1.5
+SETTLE_S: Final = 0.5
+ROUNDS: Final = 2
+# Inferences per second of a pretended network: batch size, FP32, INT8.
+THROUGHPUT: Final = ((1, 900, 1700), (16, 4800, 9400), (256, 21000, 46000))
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """Where the run is, and when it was (Unix seconds)."""
+
+    url: str
+    run: str
+    start_s: float
+    end_s: float
+    windows: int
+    """Number of measure windows."""
+    idle_windows: int
+    inferences: int
+    """In all measure windows."""
+
+
+def configuration(precision: str) -> Configuration:
+    return Configuration(
+        name=f"radioml-vgg10/onnxruntime/{precision}",
+        network="radioml-vgg10",
+        runtime="onnxruntime",
+        precision=precision,
+        actual_precision=precision,
+        provider="CPUExecutionProvider",
+        runtime_version="1.20.0",
+        model_sha256=hashlib.sha256(precision.encode()).hexdigest(),
+    )
+
+
+class Pretender:
+    """Passes the windows of a run by, and hands them over as the runner does."""
+
+    def __init__(self, folder: Path, prometheus: PrometheusServer, exporters: list[ExporterServer]) -> None:
+        self.options = PrometheusOptions(url=prometheus.url)
+        self.exporters = exporters
+        self.run = new_run_id(time.time())
+        self.folder = folder
+        self.windows: list[Window] = []
+
+    def perform(self) -> RunEnd:
+        """The whole run: idle, rounds over everything, idle."""
+        configurations = (configuration("fp32"), configuration("int8"))
+        with EdgeReader([ExporterClient(server.url) for server in self.exporters]) as edges:
+            found = [client.describe() for client in edges.clients]
+            header = RunHeader(
+                run=self.run,
+                started_at_s=time.time(),
+                schema=SCHEMA_VERSION,
+                command=("joulewatch", "profile"),
+                plan={},
+                plan_sha256=hashlib.sha256(b"").hexdigest(),
+                configurations=configurations,
+                exporters=tuple(exporter for exporter, _ in found),
+                sensors=tuple(sensor for _, sensors in found for sensor in sensors),
+                provenance={
+                    "host": "emulated",
+                    "kernel": "6.1.0",
+                    "cpu": {"model": "AMD EPYC 7763 64-Core Processor", "sockets": 2, "governor": "performance"},
+                    "versions": {"joulewatch": "0.1.0"},
+                },
+            )
+            with Journal.create(self.folder, header) as journal:
+                self.journal = journal
+                self.edges = edges
+                self.delivery = open_delivery(self.options, folder=journal.folder)
+                self.delivery.start(header)
+                for item in configurations:
+                    journal.append(item)
+                    self.delivery.configuration(item)
+                self.window("idle", IDLE_S)
+                for repeat in range(ROUNDS):
+                    for number, item in enumerate(configurations):
+                        for batch_size, *rates in THROUGHPUT:
+                            time.sleep(SETTLE_S)
+                            self.window("measure", WINDOW_S, item, batch_size, repeat, rates[number])
+                time.sleep(SETTLE_S)
+                self.window("idle", IDLE_S)
+                end = RunEnd(ended_at_s=time.time(), status="complete")
+                journal.append(end)
+                self.delivery.end(end)
+                report = self.delivery.close()
+        assert report.complete, report
+        return end
+
+    def window(
+        self,
+        kind: WindowKind,
+        length_s: float,
+        item: Configuration | None = None,
+        batch_size: int = 0,
+        repeat: int = 0,
+        rate: float = 0.0,
+    ) -> None:
+        name = item.name if item is not None else ""
+        start = self.edges.fetch()
+        start_s, start_ns = time.time(), time.monotonic_ns()
+        self.delivery.window_opened(kind, name, batch_size, start_s)
+        time.sleep(length_s)
+        duration_s = (time.monotonic_ns() - start_ns) / 1e9
+        end = self.edges.fetch()
+        batches = round(rate * duration_s / batch_size) if batch_size else 0
+        latency_s = duration_s / batches if batches else 0.0
+        window = Window(
+            run=self.run,
+            index=len(self.windows),
+            kind=kind,
+            start_s=start_s,
+            end_s=start_s + duration_s,
+            duration_s=duration_s,
+            clock_error_s=1e-5,
+            configuration=name,
+            batch_size=batch_size,
+            repeat=repeat,
+            batches=batches,
+            inferences=batches * batch_size,
+            latency=Latency(
+                count=batches,
+                mean_s=latency_s,
+                min_s=0.9 * latency_s,
+                max_s=1.9 * latency_s,
+                p50_s=latency_s,
+                p90_s=1.2 * latency_s,
+                p99_s=1.6 * latency_s,
+            )
+            if batches
+            else None,
+            start_edge=start.parse(),
+            end_edge=end.parse(),
+        )
+        self.windows.append(window)
+        self.journal.append(window)
+        self.delivery.window(window)
+
+    def publish_results(self) -> None:
+        record = read_run(self.journal.folder)
+        source = open_source(prometheus=self.options)
+        assert source is not None
+        with closing(source):
+            result = analyze(record, source)
+        with PrometheusClient(self.options) as client:
+            publish(result, client)
+
+
+@contextmanager
+def recorded_run_in(folder: Path, program: str) -> Iterator[RecordedRun]:
+    """The run, and its Prometheus (``program``) until the context ends."""
+    with ExitStack() as stack:
+        exporters = []
+        for scenario in ("epyc-7763-node", "intel-all-zones"):
+            machine = Emulator(folder / scenario, scenario)
+            stack.callback(machine.stop)
+            machine.start()
+            exporter = ExporterServer(folder / f"{scenario}-exporter", *machine.flags)
+            stack.callback(exporter.stop)
+            exporter.start()
+            exporters.append(exporter)
+        prometheus = PrometheusServer(
+            program,
+            folder / "prometheus",
+            scrape_targets=[exporter.address for exporter in exporters],
+            scrape_interval=f"{round(SCRAPE_S * 1000)}ms",
+        )
+        stack.callback(prometheus.stop)
+        prometheus.start()
+        start_s = time.time()
+        time.sleep(2 * SCRAPE_S)
+        pretender = Pretender(folder / "runs", prometheus, exporters)
+        pretender.perform()
+        pretender.publish_results()
+        time.sleep(2 * SCRAPE_S)
+        measured = [window for window in pretender.windows if window.kind == "measure"]
+        yield RecordedRun(
+            url=prometheus.url,
+            run=pretender.run,
+            start_s=start_s,
+            end_s=time.time(),
+            windows=len(measured),
+            idle_windows=len(pretender.windows) - len(measured),
+            inferences=sum(window.inferences for window in measured),
+        )

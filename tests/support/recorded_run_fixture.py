@@ -1,0 +1,21 @@
+"""The fixture ``recorded_run``, one for the whole session: ``pytest_plugins = ["support.recorded_run_fixture"]``.
+
+Alone in this module, because pytest wants to import a plugin before anybody else does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.recorded_run import RecordedRun, recorded_run_in
+from support.require import require_program
+
+
+@pytest.fixture(scope="session")
+def recorded_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordedRun]:
+    """A real run in a real Prometheus."""
+    program = require_program("prometheus", "prometheus")
+    with recorded_run_in(tmp_path_factory.mktemp("recorded_run"), program) as run:
+        yield run

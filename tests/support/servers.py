@@ -1,0 +1,187 @@
+"""Real servers on loopback: Prometheus, Pushgateway and the exporter, started and stopped by tests and benchmarks."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+START_LIMIT_S = 20.0
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for_http(url: str, process: subprocess.Popen[bytes], log: Path, limit_s: float = START_LIMIT_S) -> None:
+    """Return when ``url`` answers 200.
+
+    Raises:
+        RuntimeError: the process ended, or the limit passed; the text holds the end of its log.
+    """
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"{url}: process ended with {process.returncode}: {log.read_text()[-2000:]}")
+        try:
+            with urllib.request.urlopen(url, timeout=1) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            pass
+        time.sleep(0.02)
+    raise RuntimeError(f"{url}: no answer within {limit_s} s: {log.read_text()[-2000:]}")
+
+
+class Server:
+    """One child process with a log file, started again with the same folder and port after ``stop``."""
+
+    def __init__(self, command: Sequence[str], folder: Path, ready_url: str) -> None:
+        self.command = tuple(command)
+        self.folder = folder
+        self.ready_url = ready_url
+        self.log = folder / "server.log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        try:
+            wait_for_http(self.ready_url, self.process, self.log)
+        except RuntimeError:
+            self.stop()
+            raise
+
+    def stop(self, signal_number: int = signal.SIGTERM) -> None:
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            self.process.send_signal(signal_number)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait(10)
+        self.process = None
+
+
+class PrometheusServer(Server):
+    """A real Prometheus with the remote-write receiver on (unless told otherwise)."""
+
+    def __init__(
+        self,
+        program: str,
+        folder: Path,
+        *,
+        scrape_targets: Sequence[str] = (),
+        scrape_interval: str = "1s",
+        pushgateway: str = "",
+        receiver: bool = True,
+        out_of_order: bool = False,
+        rule_files: Sequence[Path] = (),
+        extra_args: Sequence[str] = (),
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        jobs = f"""
+  - job_name: joulewatch
+    static_configs: [{{targets: [{", ".join(repr(target) for target in scrape_targets)}]}}]"""
+        if pushgateway:
+            jobs += f"""
+  - job_name: pushgateway
+    honor_labels: true
+    static_configs: [{{targets: [{pushgateway!r}]}}]"""
+        config = f"""global: {{scrape_interval: {scrape_interval}}}
+rule_files: [{", ".join(repr(str(path)) for path in rule_files)}]
+scrape_configs:{jobs}
+"""
+        if out_of_order:
+            config += "storage: {tsdb: {out_of_order_time_window: 7d}}\n"
+        (folder / "prometheus.yml").write_text(config)
+        self.url = f"http://127.0.0.1:{port}"
+        command = [
+            program,
+            f"--config.file={folder / 'prometheus.yml'}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+            "--storage.tsdb.retention.time=10y",
+            *(["--web.enable-remote-write-receiver"] if receiver else []),
+            *extra_args,
+        ]
+        super().__init__(command, folder, f"{self.url}/-/ready")
+
+
+class PushgatewayServer(Server):
+    """A real Pushgateway."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.address = f"127.0.0.1:{free_port()}"
+        self.url = f"http://{self.address}"
+        super().__init__([program, f"--web.listen-address={self.address}"], folder, f"{self.url}/-/ready")
+
+
+class ExporterServer(Server):
+    """A real joulewatch-exporter, usually on an emulated tree."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.address = f"127.0.0.1:{free_port()}"
+        self.url = f"http://{self.address}"
+        command = [sys.executable, "-m", "joulewatch_exporter", f"--web.listen-address={self.address}", *flags]
+        super().__init__(command, folder, f"{self.url}/-/healthy")
+
+
+class Emulator:
+    """``joulewatch-exporter emulate`` writing a machine of known truth into ``folder``."""
+
+    def __init__(self, folder: Path, scenario: str | Path) -> None:
+        self.folder = folder
+        self.sysfs = folder / "sys"
+        self.procfs = folder / "proc"
+        self.scenario = str(scenario)
+        self.process: subprocess.Popen[str] | None = None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Flags that make an exporter read this machine."""
+        return (f"--path.sysfs={self.sysfs}", f"--path.procfs={self.procfs}")
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "joulewatch_exporter", "emulate", self.scenario, str(self.folder)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        lines = []
+        for line in self.process.stderr:
+            lines.append(line)
+            if "emulating" in line:
+                return
+        self.process.wait(5)
+        raise RuntimeError(f"emulate {self.scenario}: ended with {self.process.returncode}: {''.join(lines)}")
+
+    def stop(self) -> None:
+        if self.process is None:
+            return
+        self.process.terminate()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(5)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+        self.process = None

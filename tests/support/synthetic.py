@@ -1,0 +1,304 @@
+"""A run of known truth, made of numbers alone: sensors, windows, edges, scrapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from joulewatch_exporter import catalog
+from joulewatch_harness.analysis.source import History, RawSeries, RunSummary, build_history
+from joulewatch_harness.errors import QueryError
+from joulewatch_harness.records import (
+    Configuration,
+    Edge,
+    EdgeClock,
+    EdgeCounter,
+    ExporterRecord,
+    Latency,
+    RunEnd,
+    RunHeader,
+    RunRecord,
+    SensorRecord,
+    Window,
+)
+
+EXPORTER = "127.0.0.1:10717"
+T0 = 1_790_000_000.0
+RUN = "20260921T141320Z-0a1b2c"
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Power that is constant between steps; its integral is exact."""
+
+    times_s: tuple[float, ...]
+    """Start of each step; before the first one power is ``watts[0]``."""
+    watts: tuple[float, ...]
+
+    def energy_joules(self, at_s: float | NDArray[np.float64]) -> NDArray[np.float64]:
+        """Joules from the first step on to ``at_s`` (negative before it)."""
+        times = np.asarray(self.times_s)
+        watts = np.asarray(self.watts)
+        sums = np.concatenate(([0.0], np.cumsum(np.diff(times) * watts[:-1])))
+        at = np.asarray(at_s, dtype=np.float64)
+        index = np.clip(np.searchsorted(times, at, side="right") - 1, 0, len(times) - 1)
+        return np.asarray(sums[index] + (at - times[index]) * watts[index])
+
+    def counter_joules(self, at_s: float | NDArray[np.float64], refresh_s: float) -> NDArray[np.float64]:
+        """What a sensor shows that renews its value every ``refresh_s``."""
+        at = np.asarray(at_s, dtype=np.float64)
+        if refresh_s > 0:
+            at = T0 + np.floor((at - T0) / refresh_s) * refresh_s
+        return self.energy_joules(at)
+
+
+@dataclass
+class World:
+    """Sensors with their signals, one configuration or two, and a run over them."""
+
+    sensors: dict[SensorRecord, Signal] = field(default_factory=dict)
+    record: RunRecord | None = None
+    scrape_s: float = 0.2
+    read_delay_s: float = 0.0013
+    base_joules: float = 1000.0
+    end_s: float = T0
+
+    def truth_joules(self, sensor: SensorRecord, window: Window) -> float:
+        signal = self.sensors[sensor]
+        return float(signal.energy_joules(window.start_s + window.duration_s) - signal.energy_joules(window.start_s))
+
+    def scrapes(self, *, instance: str = EXPORTER, start_s: float | None = None) -> list[RawSeries]:
+        """What a Prometheus would have stored: sample times on a grid of milliseconds."""
+        first = T0 if start_s is None else start_s
+        times = np.round(np.arange(first, self.end_s + 2.0, self.scrape_s) * 1000) / 1000
+        reads = times + self.read_delay_s
+        found = [
+            RawSeries(catalog.EXPORTER_START.name, {"instance": instance}, times, np.full(times.shape, T0 - 100.0)),
+            RawSeries(
+                catalog.EXPORTER_INFO.name,
+                {"instance": instance, "nodename": "node1", "version": "0", "emulated": "0"},
+                times,
+                np.ones(times.shape),
+            ),
+        ]
+        devices = set()
+        for item, signal in self.sensors.items():
+            labels = {
+                "instance": instance,
+                "collector": item.collector,
+                "component": item.component,
+                "device": item.device,
+                "domain": item.domain,
+            }
+            counter = self.base_joules + signal.counter_joules(reads, item.refresh_s or 0.0)
+            found.append(RawSeries(catalog.ENERGY_BY_SCOPE[item.scope].name, labels, times, counter))
+            info = {
+                "scope": item.scope,
+                "method": item.method,
+                "reads": item.reads,
+                "model": item.model,
+                "source": item.source,
+                "resolution": item.resolution,
+                "accuracy": "" if item.accuracy is None else f"{item.accuracy:g}",
+            }
+            ones = np.ones(times.shape)
+            named = {**labels, **{key: value for key, value in info.items() if value}}
+            found.append(RawSeries(catalog.SENSOR_INFO.name, named, times, ones))
+            if item.refresh_s is not None:
+                found.append(RawSeries(catalog.SENSOR_REFRESH.name, labels, times, item.refresh_s * ones))
+            device = {"instance": instance, "collector": item.collector, "device": item.device}
+            if (item.collector, item.device) not in devices:
+                devices.add((item.collector, item.device))
+                found.append(RawSeries(catalog.READ_TIMESTAMP.name, device, times, reads))
+        return found
+
+
+def sensor(device: str, domain: str, component: str = "cpu", scope: str = "device", **more: object) -> SensorRecord:
+    """A sensor's record with sensible defaults."""
+    values = {"collector": "rapl", "method": "counter", "reads": "energy", "refresh_s": 0.001, **more}
+    return SensorRecord(exporter=EXPORTER, scope=scope, component=component, device=device, domain=domain, **values)  # type: ignore[arg-type]
+
+
+Power = Callable[[SensorRecord, str, int], float]
+"""(sensor, configuration or "idle", batch size) -> watts."""
+
+
+def default_power(item: SensorRecord, configuration: str, batch_size: int) -> float:
+    share = {"cpu": 1.0, "memory": 0.2, "node": 3.0}.get(item.component, 0.5)
+    if item.scope == "part":
+        share *= 0.6
+    load = 40.0 if configuration == "idle" else 150.0 + 10.0 * np.log2(batch_size)
+    return float(share * load)
+
+
+def make_world(
+    sensors: Iterable[SensorRecord],
+    *,
+    configurations: Sequence[str] = ("net/onnxruntime/fp32", "net/onnxruntime/int8"),
+    batch_sizes: Sequence[int] = (1, 8, 64),
+    rounds: int = 3,
+    window_s: float = 2.0,
+    idle_s: float = 3.0,
+    settle_s: float = 0.5,
+    slack_s: float = 0.001,
+    scrape_s: float = 0.2,
+    power: Power = default_power,
+    edges: bool = True,
+    noise: float = 0.0,
+    seed: int = 0,
+    loaded_idle: bool = True,
+    run: str = RUN,
+    start_s: float = T0,
+) -> World:
+    """A run: idle, rounds over all configurations and batch sizes, idle again; the load settles around windows."""
+    random = np.random.default_rng(seed)
+    items = list(sensors)
+    steps: list[tuple[float, str, int, float]] = [(start_s, "idle", 0, 1.0)]
+    spans: list[tuple[str, str, int, int, float, float, tuple[str, ...]]] = []
+    at = start_s + 2.0
+
+    def idle(configuration: str, flags: tuple[str, ...]) -> None:
+        nonlocal at
+        steps.append((at, "idle", 0, 1.0))
+        spans.append(("idle", configuration, 0, 0, at + 0.1, at + 0.1 + idle_s, flags))
+        at += idle_s + 0.2
+
+    idle("", ())
+    if loaded_idle:
+        for name in configurations:
+            idle(name, ("loaded",))
+    for number in range(rounds):
+        for name in configurations:
+            for batch_size in batch_sizes:
+                steps.append((at, name, batch_size, 1.0 + noise * float(random.standard_normal())))
+                start = at + settle_s
+                spans.append(("measure", name, batch_size, number, start, start + window_s, ()))
+                at = start + window_s + settle_s
+    idle("", ())
+    signals = {
+        item: Signal(tuple(step[0] for step in steps), tuple(power(item, name, size) * f for _, name, size, f in steps))
+        for item in items
+    }
+    world = World(signals, scrape_s=scrape_s, end_s=at)
+    windows = []
+    for index, (kind, name, batch_size, number, start, end, flags) in enumerate(spans):
+        # Rates differ by network and grow with the batch size; whole batches only.
+        rate = (900.0 if name.endswith("fp32") else 2100.0) * batch_size**0.5
+        batches = int(rate * (end - start) / batch_size) if batch_size else 0
+        latency = (end - start) / batches if batches else 0.0
+        windows.append(
+            Window(
+                run,
+                index,
+                kind,  # type: ignore[arg-type]
+                start,
+                end,
+                end - start,
+                0.0,
+                name,
+                "",
+                batch_size,
+                number,
+                batches,
+                batches * batch_size,
+                Latency(batches, latency, 0.8 * latency, 3 * latency, latency, 1.2 * latency, 1.9 * latency)
+                if batches
+                else None,
+                {},
+                _edge(world, items, start - slack_s) if edges else None,
+                _edge(world, items, end + slack_s) if edges else None,
+                flags,
+            )
+        )
+    loaded = tuple(
+        Configuration(name, *_parts(name), actual_precision=name.rpartition("/")[2], provider="CPU")
+        for name in configurations
+    )
+    header = RunHeader(
+        run,
+        start_s,
+        1,
+        ("joulewatch", "profile"),
+        {"batch_sizes": list(batch_sizes)},
+        "0" * 64,
+        loaded,
+        (ExporterRecord(EXPORTER, f"http://{EXPORTER}", "node1", "0.1.0"),),
+        tuple(items),
+        {"hardware": "2x AMD EPYC 7763", "nodename": "node1", "kernel": "6.1.0", "governor": "performance"},
+    )
+    world.record = RunRecord(header, loaded, tuple(windows), (), RunEnd(at, "complete"))
+    return world
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    network, runtime, precision = name.split("/")
+    return network, runtime, precision
+
+
+def _edge(world: World, items: Sequence[SensorRecord], at_s: float) -> Edge:
+    counters = tuple(
+        EdgeCounter(
+            item.exporter,
+            item.scope,
+            item.collector,
+            item.component,
+            item.device,
+            item.domain,
+            world.base_joules + float(world.sensors[item].counter_joules(at_s, item.refresh_s or 0.0)),
+            at_s,
+        )
+        for item in items
+    )
+    return Edge(at_s - 0.0004, at_s + 0.0004, counters, (EdgeClock(EXPORTER, -0.0004, 0.0004),))
+
+
+class ListSource:
+    """A source over raw samples in memory."""
+
+    def __init__(self, samples: Sequence[RawSeries], record: RunRecord | None = None) -> None:
+        self.samples = samples
+        self.record = record
+
+    def describe(self) -> str:
+        return "memory"
+
+    def close(self) -> None: ...
+
+    def runs(self, start_s: float, end_s: float) -> tuple[RunSummary, ...]:
+        return ()
+
+    def run(self, run: str) -> RunRecord:
+        if self.record is None:
+            raise QueryError(f"unknown run {run!r}")
+        return self.record
+
+    def history(
+        self,
+        spans: Sequence[tuple[float, float]],
+        exporters: Sequence[ExporterRecord] | None = None,
+        *,
+        power: bool = False,
+    ) -> History:
+        return build_history("memory", self.samples)
+
+
+def without_edges(record: RunRecord) -> RunRecord:
+    """The same run, as if no exporter had been read at the edges."""
+    return dataclasses.replace(
+        record,
+        windows=tuple(dataclasses.replace(window, start_edge=None, end_edge=None) for window in record.windows),
+    )
+
+
+TWO_SOCKETS = (
+    sensor("socket0", "package"),
+    sensor("socket1", "package"),
+    sensor("socket0", "dram", "memory"),
+    sensor("socket1", "dram", "memory"),
+    sensor("socket0", "core", "cpu", "part"),
+    sensor("psys", "total", "node", "node"),
+)
