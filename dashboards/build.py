@@ -82,8 +82,8 @@ def override(matcher: str, options: object, **properties: object) -> Override:
 
 
 def fixed(name: str, shade: str) -> Override:
-    """A fixed colour for the series whose name begins with ``name``."""
-    return override("byRegexp", f"/^{name}/", color={"mode": "fixed", "fixedColor": shade})
+    """Shades of one colour for the series whose names begin with ``name``: one for each instance."""
+    return override("byRegexp", f"/^{name}/", color={"mode": "shades", "fixedColor": shade})
 
 
 def graph(
@@ -95,6 +95,7 @@ def graph(
     width: int,
     height: int = 8,
     stacked: bool = False,
+    legend_right: bool = False,
     steps: bool = False,
     log_base: int = 0,
     minimum: float | None = 0.0,
@@ -111,9 +112,11 @@ def graph(
         common.VizLegendOptions()
         .show_legend(True)
         .display_mode(commons.LegendDisplayMode.TABLE if calcs else commons.LegendDisplayMode.LIST)
-        .placement(commons.LegendPlacement.BOTTOM)
+        .placement(commons.LegendPlacement.RIGHT if legend_right else commons.LegendPlacement.BOTTOM)
         .calcs(list(calcs))
     )
+    if legend_right:
+        legend = legend.width(440)
     sort = commons.SortOrder.DESCENDING
     panel = (
         timeseries.Panel()
@@ -525,11 +528,11 @@ def node() -> dashboard.Dashboard:
                 [
                     columns(
                         [
-                            ("instance", "Instance"),
+                            ("Value", "Energy"),
                             ("component", "Component"),
                             ("device", "Device"),
                             ("domain", "Domain"),
-                            ("Value", "Energy"),
+                            ("instance", "Instance"),
                         ],
                         hidden=["Time", "collector"],
                     )
@@ -539,9 +542,10 @@ def node() -> dashboard.Dashboard:
                 unit="joule",
                 sort=("Energy", True),
                 overrides=[
-                    override("byName", "Instance", custom__width=150),
-                    override("byRegexp", "/^(Component|Device|Domain)$/", custom__width=105),
-                    override("byName", "Energy", custom__minWidth=90),
+                    override("byName", "Instance", custom__minWidth=140),
+                    override("byRegexp", "/^(Component|Domain)$/", custom__width=100),
+                    override("byName", "Device", custom__width=125),
+                    override("byName", "Energy", custom__width=100),
                 ],
             ),
         ],
@@ -554,6 +558,7 @@ def node() -> dashboard.Dashboard:
                 [query(f"sum by ({BY_QUANTITY}) (rate({part}{RATE}))", quantity)],
                 width=24,
                 height=8,
+                legend_right=True,
             ),
         ],
         "Health of sensors": [
@@ -573,15 +578,16 @@ def node() -> dashboard.Dashboard:
             ),
             graph(
                 "Failed reads",
-                "Reads that gave no value, by reason; 0 for a device none of whose reads ever failed. Each leaves a gap "
-                "that the time not measured (right) accounts for.",
+                "Reads that gave no value, by reason; none: no read of this device ever failed. Each leaves a gap that "
+                "the time not measured (right) accounts for.",
                 "cps",
                 [
                     query(
                         f"sum by (instance, collector, device, reason) (rate({catalog.READ_ERRORS.name}"
-                        f"{{{SENSORS}}}{RATE})) or sum by (instance, collector, device) "
-                        f"(0 * {catalog.SENSOR_UP.name}{{{SENSORS}}})",
-                        "{{collector}} {{device}} {{reason}} · {{instance}}",
+                        f"{{{SENSORS}}}{RATE})) or label_replace("
+                        f"sum by (instance, collector, device) (0 * {catalog.SENSOR_UP.name}{{{SENSORS}}}), "
+                        '"reason", "none", "", "")',
+                        "{{collector}} {{device}}: {{reason}} · {{instance}}",
                     )
                 ],
                 width=8,
@@ -729,8 +735,9 @@ def node() -> dashboard.Dashboard:
                     override("byName", "Refresh", unit="s", custom__width=90),
                     override("byName", "Instance", custom__width=150),
                     override("byName", "Source", custom__minWidth=320),
-                    override("byName", "Model", custom__minWidth=200),
-                    override("byRegexp", "/^(Scope|Component|Domain|Collector|Reads|Device)$/", custom__width=105),
+                    override("byName", "Model", custom__minWidth=260),
+                    override("byName", "Device", custom__width=125),
+                    override("byRegexp", "/^(Scope|Component|Domain|Collector|Reads)$/", custom__width=100),
                     override("byName", "Accuracy ±", unit="percentunit", custom__width=105),
                     override("byName", "Resolution", custom__width=110),
                 ],
@@ -848,6 +855,7 @@ def experiment() -> dashboard.Dashboard:
                 width=24,
                 height=11,
                 stacked=True,
+                legend_right=True,
                 overrides=[
                     override(
                         "byFrameRefID",
@@ -876,7 +884,7 @@ def experiment() -> dashboard.Dashboard:
                 steps=True,
                 log_base=2,
                 calcs=(),
-            ),
+            ).line_width(3),
             graph(
                 "Throughput",
                 "Inferences per second. Points: each measure window at its end, its inferences by its length, exact. "
@@ -975,7 +983,7 @@ def experiment() -> dashboard.Dashboard:
                         hidden=["Time", "run"],
                     ),
                 ],
-                height=12,
+                height=10,
                 unit="joule",
                 overrides=[
                     override("byName", "Batch size", unit="none", decimals=0, custom__width=110),
@@ -1019,10 +1027,10 @@ def experiment() -> dashboard.Dashboard:
                 overrides=[
                     override("byName", "Configuration", custom__minWidth=260),
                     override("byName", "Run", custom__width=215),
-                    override("byName", "Hardware", custom__minWidth=220),
+                    override("byName", "Hardware", custom__minWidth=290),
                     override("byName", "Provider", custom__width=190),
-                    override("byRegexp", "/^(Precision|Runtime)/", custom__width=125),
-                    override("byRegexp", "/^(Host|Kernel|Governor|joulewatch)$/", custom__width=120),
+                    override("byRegexp", "/^(Precision|Runtime)/", custom__width=140),
+                    override("byRegexp", "/^(Host|Kernel|Governor|joulewatch)$/", custom__width=110),
                 ],
             ),
         ],

@@ -86,14 +86,14 @@ def main() -> int:
     for column in ("configuration", "batch", "J/inf measured", "±", "J/inf true", "error %", "truth within ±"):
         table.add_column(column, justify="left" if column == "configuration" else "right")
     worst, inside = 0.0, True
-    for cell in result["cells"]:
-        energy = cell["energy_per_inference"]["total"]["gross"]
-        true = truth[cell["configuration"], cell["batch_size"]]
+    for cell in result["results"]:
+        energy = cell["energy"]["total"]["gross"]
+        true = truth[cell["configuration"]["name"], cell["batch_size"]]
         error = 100 * (energy["value"] / true - 1)
-        held = abs(energy["value"] - true) <= energy["uncertainty"]
+        held = abs(energy["value"] - true) <= energy["expanded_uncertainty"]
         worst, inside = max(worst, abs(error)), inside and held
         table.add_row(
-            cell["configuration"],
+            cell["configuration"]["name"],
             str(cell["batch_size"]),
             f"{energy['value']:.5g}",
             f"{energy['uncertainty']:.2g}",

@@ -90,7 +90,7 @@ SENSOR_UP: Final = _exporter(
     "gauge",
     "boolean",
     DEVICE_LABELS,
-    "1 if the last read of the device succeeded; while 0, its other series are absent, never repeated.",
+    "1 if everything of the device could be read last time; while 0, what could not be is absent, never repeated.",
 )
 SENSOR_REFRESH: Final = _exporter(
     "joulewatch_sensor_refresh_seconds",

@@ -7,7 +7,6 @@ Pure: no clock, no file, no thread. Everything here is fed with the time of a re
 from __future__ import annotations
 
 import math
-from collections import deque
 from statistics import median
 from typing import Final
 
@@ -333,19 +332,22 @@ class RefreshEstimator:
         "_useless_ns",
         "changes",
         "refresh_s",
+        "resolved_s",
     )
 
     def __init__(self) -> None:
         self.refresh_s: float | None = None
         """Seconds between changes; None until three were seen."""
+        self.resolved_s: float | None = None
+        """The same, None while it may still be the reader's rhythm and not the sensor's."""
         self.changes = 0
         self._last_ns: int | None = None
         self._last_value = 0.0
         self._change_at_ns: int | None = None
         self._bracket_ns = 0
         self._useless_ns = math.inf
-        self._any: deque[int] = deque(maxlen=self._KEPT)
-        self._resolved: deque[int] = deque(maxlen=self._KEPT)
+        self._any: list[int] = []
+        self._resolved: list[int] = []
 
     @property
     def resolved(self) -> bool:
@@ -383,9 +385,12 @@ class RefreshEstimator:
         else:
             self._any.append(distance_ns)
         known = self._resolved if self.resolved else self._any
+        del known[: -self._KEPT]
         if len(known) < self.MIN_CHANGES - 1:
             return
         refresh_s = median(known) / NS_PER_S
         if self.refresh_s is None or refresh_s < self.refresh_s or (self.resolved and not was_resolved):
             self.refresh_s = refresh_s
             self._useless_ns = refresh_s * NS_PER_S
+            if self.resolved:
+                self.resolved_s = refresh_s

@@ -105,6 +105,7 @@ class _QuantityState:
         "_events",
         "_has_rhythm",
         "_power",
+        "_refresh_s",
         "_rejected_power",
         "counter",
         "energy_joules",
@@ -137,6 +138,7 @@ class _QuantityState:
         """Whether it has been read in a burst, or is not fit for one."""
         self._power = PowerFromEnergy()
         self._events = 0
+        self._refresh_s: float | None = None
         self._rejected_power = 0
 
     def take(self, reading: Reading) -> bool:
@@ -147,7 +149,6 @@ class _QuantityState:
             good = self._take_power(reading.read_at_ns, reading.power_watts)
         else:
             return False
-        self.renew_health()
         return good
 
     def _take_energy(self, read_at_ns: int, position_joules: float, power_watts: float | None) -> bool:
@@ -160,6 +161,7 @@ class _QuantityState:
         unmeasured_s = counter.unmeasured_s
         if not counter.update(read_at_ns, position_joules):
             self.power_watts = None
+            self._renew_health(counter)
             return False
         if self._has_rhythm:
             self.refresh.update(read_at_ns, position_joules)
@@ -167,11 +169,14 @@ class _QuantityState:
         if counter.unmeasured_s != unmeasured_s:
             self._power.clear()
         if power_watts is None:
-            power_watts = self._power.update(read_at_ns, total_joules, self.refresh.refresh_s)
+            power_watts = self._power.update(read_at_ns, total_joules, self.refresh.resolved_s)
         elif not 0.0 <= power_watts <= self.info.max_power_watts:
             self._rejected_power += 1
             power_watts = None
+            self._renew_health(counter)
         self.power_watts = power_watts
+        if counter.events != self._events or self.refresh.refresh_s != self._refresh_s:
+            self._renew_health(counter)
         return True
 
     def _take_power(self, read_at_ns: int, power_watts: float) -> bool:
@@ -188,11 +193,14 @@ class _QuantityState:
             self.reads = "power"
         if not integrator.update(read_at_ns, power_watts):
             self.power_watts = None
+            self._renew_health(integrator)
             return False
         if self._has_rhythm:
             self.refresh.update(read_at_ns, power_watts)
         self.energy_joules = integrator.total_joules
         self.power_watts = power_watts
+        if integrator.events != self._events or self.refresh.refresh_s != self._refresh_s:
+            self._renew_health(integrator)
         return True
 
     @property
@@ -200,20 +208,15 @@ class _QuantityState:
         source = self.counter or self.integrator
         return None if source is None else source.read_at_ns
 
-    def renew_health(self) -> None:
-        """Bring ``health`` up to date; the same object as before if nothing has changed."""
-        source = self.counter or self.integrator
-        events = (source.events if source is not None else 0) + self._rejected_power
-        if events == self._events and self.refresh.refresh_s == self.health.refresh_s:
-            return
-        self._events = events
-        counter = self.counter
+    def _renew_health(self, source: EnergyCounter | PowerIntegrator) -> None:
+        self._events = source.events
+        self._refresh_s = self.refresh.refresh_s
         self.health = Health(
-            refresh_s=self.refresh.refresh_s,
-            wraps=counter.wraps if counter is not None else 0,
-            resets=counter.resets if counter is not None else 0,
-            rejected=(source.rejected if source is not None else 0) + self._rejected_power,
-            unmeasured_s=source.unmeasured_s if source is not None else 0.0,
+            refresh_s=self._refresh_s,
+            wraps=source.wraps if isinstance(source, EnergyCounter) else 0,
+            resets=source.resets if isinstance(source, EnergyCounter) else 0,
+            rejected=source.rejected + self._rejected_power,
+            unmeasured_s=source.unmeasured_s,
         )
 
 
@@ -250,6 +253,8 @@ class Family:
         self._errors_lock = threading.Lock()
         self._errors_shown: tuple[tuple[str, str, int], ...] = ()
         self._scan_number = 0
+        self.wants_burst = True
+        """Whether there may be sensors whose rhythm has not been looked for."""
         self._healths: tuple[Health | None, ...] = ()
         self._reads: tuple[Reads, ...] = ()
         self.vanished = False
@@ -316,6 +321,7 @@ class Family:
         self.layout = Layout(infos=tuple(state.info for state in self._shown), devices=(*devices, *self._lost_devices))
         self._healths = ()
         self.vanished = bool(self._lost_devices)
+        self.wants_burst = True
 
     # -- reading -----------------------------------------------------------------------------------
 
@@ -445,10 +451,6 @@ class Family:
 
     # -- the sensor's rhythm -----------------------------------------------------------------------
 
-    @property
-    def wants_burst(self) -> bool:
-        return any(not entry.rhythm_sought for entry in self._entries)
-
     def burst(self, interrupted: Callable[[], bool]) -> None:
         """Read energy sensors as fast as they go for at most 50 ms, to see how often their counters change.
 
@@ -457,6 +459,7 @@ class Family:
         """
         end_ns = self._clock.monotonic_ns() + BURST_NS
         pending = [entry for entry in self._entries if not entry.rhythm_sought]
+        self.wants_burst = bool(pending)
         while pending and not interrupted() and self._clock.monotonic_ns() < end_ns:
             group, pending = pending[:BURST_SENSORS], pending[BURST_SENSORS:]
             group = [entry for entry in group if self._suits_burst(entry)]

@@ -300,10 +300,13 @@ class WebServer:
         self._open_lock = threading.Lock()
         self._stopping = False
         self._listeners: list[socket.socket] = []
+        self._bound: list[tuple[str, int]] = []
         self._threads: list[threading.Thread] = []
         try:
             for address in addresses:
-                self._listeners.append(_listen(address))
+                listener = _listen(address)
+                self._listeners.append(listener)
+                self._bound.append(listener.getsockname()[:2])
         except ConfigError:
             self.stop()
             raise
@@ -312,11 +315,10 @@ class WebServer:
     def urls(self) -> tuple[str, ...]:
         """Where the metrics are, one for each address, with the ports that were really taken."""
         scheme = "https" if self._access.tls is not None else "http"
-        urls: list[str] = []
-        for listener in self._listeners:
-            host, port = listener.getsockname()[:2]
-            urls.append(f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{self._telemetry_path}")
-        return tuple(urls)
+        return tuple(
+            f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{self._telemetry_path}"
+            for host, port in self._bound
+        )
 
     def start(self) -> None:
         for listener in self._listeners:
@@ -557,9 +559,9 @@ class _Connection:
         except TimeoutError:
             return None
         self._received.begin(self._server.request_timeout_s)
-        line = self._reader.readline(MAX_REQUEST_BYTES)
+        line = self._read_line()
         while line in (b"\r\n", b"\n"):  # RFC 9112, 2.2: a server should ignore empty lines before a request
-            line = self._reader.readline(MAX_REQUEST_BYTES)
+            line = self._read_line()
         if not line:
             return None
         words = line.decode("latin-1").split()
@@ -574,7 +576,9 @@ class _Connection:
             target = (parsed.path or "/") + (f"?{parsed.query}" if parsed.query else "")
         headers: dict[str, str] = {}
         while True:
-            line = self._reader.readline(MAX_REQUEST_BYTES)
+            line = self._read_line()
+            if not line:
+                return None
             if line in (b"\r\n", b"\n"):
                 return method, target, version, headers
             name, colon, value = line.decode("latin-1").partition(":")
@@ -585,6 +589,13 @@ class _Connection:
             key = name.lower()
             value = value.strip()
             headers[key] = f"{headers[key]}, {value}" if key in headers else value
+
+    def _read_line(self) -> bytes:
+        """A whole line; empty if the peer has gone."""
+        line = self._reader.readline(MAX_REQUEST_BYTES)
+        if len(line) >= MAX_REQUEST_BYTES:
+            raise _BadRequestError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request is too large")
+        return line if line.endswith(b"\n") else b""
 
     def _send(self, response: Response, *, head: bool, close: bool) -> None:
         lines = [

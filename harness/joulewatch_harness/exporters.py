@@ -28,6 +28,9 @@ from joulewatch_harness.records import Edge, EdgeClock, EdgeCounter, ExporterRec
 DEFAULT_PATH: Final = "/metrics"
 LONGEST_BODY: Final = 64 * 1024 * 1024
 
+_READ_FOR_THE_REQUEST: Final = frozenset({"rapl", "hwmon", "estimate"})
+"""Collectors that read their devices after a request has come. Of others, read in the background, a timestamp
+says nothing about the time of the request."""
 _SCOPES: Final = {metric.name: scope for scope, metric in catalog.ENERGY_BY_SCOPE.items()}
 _LABEL: Final = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
 _ESCAPE: Final = re.compile(r"\\(.)")
@@ -292,7 +295,6 @@ class ExporterClient:
         """
         energies: list[tuple[str, dict[str, str], float]] = []
         read_at_s: dict[tuple[str, str], float] = {}
-        took_s: dict[str, float] = {}
         for raw, value in self.parse(answer.body):
             name = raw.partition("{")[0]
             if name in _SCOPES:
@@ -300,8 +302,6 @@ class ExporterClient:
             elif name == catalog.READ_TIMESTAMP.name:
                 labels = self._labels(raw)
                 read_at_s[labels.get("collector", ""), labels.get("device", "")] = value
-            elif name == catalog.READ_DURATION.name:
-                took_s[self._labels(raw).get("collector", "")] = value
         counters = []
         for scope, labels, energy_joules in energies:
             at_s = read_at_s.get((labels.get("collector", ""), labels.get("device", "")))
@@ -311,26 +311,19 @@ class ExporterClient:
                 counters.append(
                     EdgeCounter(exporter=self.name, scope=scope, energy_joules=energy_joules, read_at_s=at_s, **sensor)
                 )
-        return tuple(counters), self._clock(answer, read_at_s, took_s)
+        return tuple(counters), self._clock(answer, read_at_s)
 
-    def _clock(
-        self, answer: RawAnswer, read_at_s: Mapping[tuple[str, str], float], took_s: Mapping[str, float]
-    ) -> EdgeClock | None:
-        """Bounds of the exporter's clock minus ours, from the newest read of this answer.
-
-        It was made after the request left and before the answer came. Another scraper's read under way
-        may have been shared: it began at most one scan earlier.
-        """
-        if not read_at_s:
-            return None
-        (collector, _), newest_s = max(read_at_s.items(), key=lambda item: item[1])
+    def _clock(self, answer: RawAnswer, read_at_s: Mapping[tuple[str, str], float]) -> EdgeClock | None:
+        """Bounds of the exporter's clock minus ours: the newest read was made between request and answer."""
+        reads_s = [at_s for (collector, _), at_s in read_at_s.items() if collector in _READ_FOR_THE_REQUEST]
+        newest_s = max(reads_s, default=-math.inf)
         if newest_s <= self._newest_read_at_s:
-            return None  # an old reading, which says nothing about now
+            return None  # an old reading
         self._newest_read_at_s = newest_s
         return EdgeClock(
             exporter=self.name,
             lower_s=newest_s - answer.answered_at_s,
-            upper_s=newest_s - answer.requested_at_s + took_s.get(collector, 0.0),
+            upper_s=newest_s - answer.requested_at_s,
         )
 
     def _sensor(self, labels: Mapping[str, str], refresh_s: float | None) -> SensorRecord:

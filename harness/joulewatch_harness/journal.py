@@ -96,7 +96,10 @@ class Journal:
         """
         if isinstance(line, Window):
             self._check(line)
-        data = json.dumps(encode_line(line), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        try:
+            data = json.dumps(encode_line(line), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise RecordError(f"{self.path}: {type(line).__name__} cannot be written as JSON: {error}") from error
         content = data.encode("utf-8", "surrogatepass") + b"\n"
         try:
             _write_all(self._descriptor, content)

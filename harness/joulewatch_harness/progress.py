@@ -14,6 +14,8 @@ from typing import Any, Final, Self, TextIO
 from joulewatch_harness.plan import Plan, Step, estimate_s
 
 REDRAW_S: Final = 5.0
+TRUST: Final = 0.1
+"""Share of the whole estimate that is believed before anything is known."""
 
 
 class RunProgress:
@@ -54,10 +56,10 @@ class RunProgress:
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
             self._bar = Progress(
-                TextColumn("{task.fields[step]}"),
                 BarColumn(),
                 TaskProgressColumn(),
                 TextColumn("{task.fields[left]}"),
+                TextColumn("{task.fields[step]}"),
                 console=Console(file=self._stream),
                 auto_refresh=False,
                 transient=True,
@@ -106,9 +108,13 @@ class RunProgress:
             self._bar.console.print(f"note: {text}", markup=False, highlight=False)
 
     def left_s(self) -> float:
-        """Time left: the estimate of what is to come, times how right the estimate has been so far."""
-        so_far = self._actual_done_s / self._estimated_done_s if self._estimated_done_s > 0.0 else 1.0
-        return max(0.0, self.total_s - self._estimated_done_s) * min(max(so_far, 0.2), 5.0)
+        """Time left: the estimate of what is to come, times how right the estimate has been so far.
+
+        A tenth of the whole counts as having gone as estimated, or the first steps alone would swing it.
+        """
+        prior_s = TRUST * self.total_s
+        so_far = (self._actual_done_s + prior_s) / (self._estimated_done_s + prior_s) if prior_s > 0.0 else 1.0
+        return max(0.0, self.total_s - self._estimated_done_s) * so_far
 
     def _draw(self, text: str | None) -> None:
         if self._bar is None:

@@ -27,6 +27,7 @@ from joulewatch_harness.sinks import (
     alternatives,
     in_pieces,
     read_back,
+    same,
 )
 
 logger = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class PushgatewaySink:
         return {
             name
             for name, group in wanted.items()
-            if all(one.value in stored.get((one.name, one.labels), ()) for one in group)
+            if all(any(same(value, one.value) for value in stored.get((one.name, one.labels), ())) for one in group)
         }
 
     def settle(self, items: Sequence[Item]) -> None:

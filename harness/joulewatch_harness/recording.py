@@ -96,12 +96,12 @@ class RecordingWriter:
                     connection.execute(statement)
                 connection.execute("INSERT INTO meta VALUES ('run', ?)", (header.run,))
             writer.add_line(header)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, RecordError) as error:
             connection.close()
+            path.unlink(missing_ok=True)
+            if isinstance(error, RecordError):
+                raise
             raise ConfigError(f"{path}: cannot be made: {error}: name another folder with --output") from error
-        except RecordError:
-            connection.close()
-            raise
         return writer
 
     def add_scrape(self, exporter: ExporterClient, scrape: Scrape) -> None:
@@ -143,7 +143,10 @@ class RecordingWriter:
 
     def add_line(self, line: Line) -> None:
         """Store a line of the journal; on the disk when this returns."""
-        text = json.dumps(encode_line(line), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        try:
+            text = json.dumps(encode_line(line), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise RecordError(f"{self.path}: {type(line).__name__} cannot be written as JSON: {error}") from error
         with self._transaction(full=True):
             self._connection.execute("INSERT INTO line (json) VALUES (?)", (text,))
 
@@ -252,7 +255,7 @@ class Recorder:
             for client in self._clients
         ]
         self.error: RecordError | None = None
-        """Set when the recording could not be written (disk full): recording has ended, the journal goes on."""
+        """Why scrapes could not be written (disk full); it is tried on, and the gap is named in the recording."""
 
     def start(self) -> None:
         """Begin scraping."""
@@ -279,26 +282,33 @@ class Recorder:
         first_ns = time.monotonic_ns()
         count = 0
         failing = False
+        lost_from_s: float | None = None
         while True:
             last = self._stop.is_set()
             started_at_s = time.time()
+            problem = ""
+            scrape: Scrape | None = None
             try:
-                try:
-                    scrape = client.scrape()
-                except ExporterUnreachableError as error:
-                    self._writer.add_failure(client, started_at_s, time.time(), str(error))
-                    if not failing:
-                        logger.warning("%s", error)
-                    failing = True
-                else:
+                scrape = client.scrape()
+            except ExporterUnreachableError as error:
+                problem = str(error)
+            if bool(problem) != failing:
+                failing = bool(problem)
+                logger.warning("%s", problem or f"exporter {client.name} answers again")
+            try:
+                if lost_from_s is not None:
+                    self._writer.add_failure(client, lost_from_s, started_at_s, f"not written: {self.error}")
+                    logger.warning("%s: recording goes on", self._writer.path)
+                    lost_from_s = None
+                if scrape is not None:
                     self._writer.add_scrape(client, scrape)
-                    if failing:
-                        logger.warning("exporter %s answers again", client.name)
-                    failing = False
+                else:
+                    self._writer.add_failure(client, started_at_s, time.time(), problem)
             except RecordError as error:
+                if lost_from_s is None:
+                    logger.error("recording waits: %s", error)
+                    lost_from_s = started_at_s
                 self.error = error
-                logger.error("recording ends: %s", error)
-                return
             if last:
                 return
             # The next deadline of the grid that is still ahead: one that was missed is not made up for.

@@ -20,7 +20,7 @@ from joulewatch_harness import __version__
 from joulewatch_harness.annotations import Labels, Sample, by_series
 from joulewatch_harness.errors import ConfigError, QueryUnavailableError
 from joulewatch_harness.prometheus import Answer, PrometheusClient, PrometheusOptions
-from joulewatch_harness.sinks import Item, RejectedError, UnavailableError, in_pieces, read_back
+from joulewatch_harness.sinks import Item, RejectedError, UnavailableError, in_pieces, read_back, same
 
 logger = logging.getLogger(__name__)
 
@@ -131,8 +131,9 @@ class RemoteWriteSink:
     """Delivers by remote write and reads back over the query API of the same Prometheus."""
 
     way = "remote_write"
-    # A restart of the server may lose what was written last: it has no fsync per request.
-    resend_after_s: float | None = 20.0
+    # A power failure may take from the server what it had accepted. VictoriaMetrics shows new samples late, and
+    # would keep a repetition as a second sample: well after its 30 s.
+    resend_after_s: float | None = 60.0
 
     def __init__(self, options: PrometheusOptions) -> None:
         self._client = PrometheusClient(options, retry_s=0)
@@ -181,7 +182,7 @@ class RemoteWriteSink:
         return {
             item.name
             for item in items
-            if all(stored.get((one.name, one.labels, one.at_ms)) == one.value for one in item.samples)
+            if all(same(stored.get((one.name, one.labels, one.at_ms), math.nan), one.value) for one in item.samples)
         }
 
     def settle(self, items: Sequence[Item]) -> None:

@@ -354,8 +354,7 @@ class Runner:
 
     def _load(self, step: LoadStep) -> None:
         self._reporter.begin(step, "loading the networks")
-        for name in tuple(self._unloaded):
-            configuration, network = self._networks[name]
+        for name, (configuration, network) in tuple(self._networks.items()):
             try:
                 network.load()
                 loaded = as_loaded(configuration, network.describe())
@@ -366,7 +365,7 @@ class Runner:
             self._networks[name] = (loaded, network)
             self._write(loaded)
             self._delivery.configuration(loaded)
-        self._reporter.done(step, f"{len(self._networks) - len(self._unloaded)} networks loaded")
+        self._reporter.done(step, f"{len(self._networks) - len(self._unloaded)} of {len(self._networks)} loaded")
 
     def _close(self, network: Network) -> None:
         try:
@@ -475,7 +474,7 @@ class Runner:
             cell.steady = is_steady(rates)
             if batches >= WARMUP_BATCHES and elapsed_s >= plan.warmup_s and cell.steady:
                 break
-            if elapsed_s >= plan.max_warmup_s and len(rates) >= STEADY_SPANS:
+            if elapsed_s >= plan.max_warmup_s and batches >= WARMUP_BATCHES:
                 break
         self._window(
             "warmup",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from joulewatch_harness.records import Configuration, RunEnd, RunHeader, RunReco
 
 WINDOW_NUMBER_LABEL: Final = "window"
 """On series that came through a Pushgateway: the window's number."""
+
+STORED_EXACTLY: Final = 1e-12
+"""Relative difference up to which a value counts as the one that was sent: Prometheus keeps every bit,
+VictoriaMetrics packs values as decimals of about 13 digits."""
 
 _LABELS: Final = {metric.name: frozenset((*metric.labels, WINDOW_NUMBER_LABEL)) for metric in catalog.METRICS}
 
@@ -142,6 +147,11 @@ def read_back(
         samples = found.setdefault((name, labels), [])
         samples += [(to_ms(at_s), float(value)) for at_s, value in series.get("values", ())]
     return found
+
+
+def same(stored: float, sent: float) -> bool:
+    """Whether a value read back is the one that was sent."""
+    return math.isclose(stored, sent, rel_tol=STORED_EXACTLY)
 
 
 def quoted(text: str) -> str:

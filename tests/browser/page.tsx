@@ -10,9 +10,9 @@ import React from "react";
 import { MemoryRouter } from "react-router-dom";
 import { firstValueFrom } from "rxjs";
 import {
-  applyFieldOverrides, createTheme, dateTime, FieldConfigOptionsRegistry, FieldType, getDisplayProcessor,
-  getFieldDisplayName, getFieldDisplayValues, getFieldSeriesColor, rangeUtil, renderLegendFormat, standardTransformers,
-  standardTransformersRegistry, ThemeContext, transformDataFrame,
+  applyFieldOverrides, applyNullInsertThreshold, createTheme, dateTime, FieldConfigOptionsRegistry, FieldType,
+  getDisplayProcessor, getFieldDisplayValues, getFieldSeriesColor, rangeUtil, renderLegendFormat,
+  standardTransformers, standardTransformersRegistry, ThemeContext, transformDataFrame,
 } from "@grafana/data";
 import {
   BigValue, GlobalStyles, PanelChrome, PlotLegend, Table, TimeSeries, UPlotChart, UPlotConfigBuilder, VizLayout,
@@ -177,7 +177,8 @@ function Bars({ panel, frame, width, height }: any) {
   series.forEach((field: any, index: number) => {
     const color = getFieldSeriesColor(field, theme).color;
     builder.addSeries({ scaleKey: "y", theme, drawStyle: "bars", lineColor: color, lineWidth: 1, fillColor: color,
-      fillOpacity: custom.fillOpacity, showPoints: "never", dataFrameFieldIndex: { frameIndex: 0, fieldIndex: index + 1 },
+      fillOpacity: custom.fillOpacity, showPoints: "never",
+      dataFrameFieldIndex: { frameIndex: 0, fieldIndex: index + 1 },
       pathBuilder: (u: any, number: number) => {
         const path = new Path2D();
         const group = (u.valToPos(1, "x", true) - u.valToPos(0, "x", true)) * panel.options.groupWidth;
@@ -207,7 +208,9 @@ function Content({ panel, data, width, height, range, events }: any) {
     return <div data-problem={`${panel.title}: no data`}>No data</div>;
   }
   if (panel.type === "timeseries") {
-    return <TimeSeries frames={filled} width={width} height={height} timeRange={range} timeZone="utc"
+    // As the time series panel does before it draws: a gap longer than a step is a gap, of every series.
+    const gapped = filled.map((frame: any) => applyNullInsertThreshold({ frame, refFieldName: "Time" }));
+    return <TimeSeries frames={gapped} width={width} height={height} timeRange={range} timeZone="utc"
       legend={panel.options.legend} options={panel.options}>
       {(builder: UPlotConfigBuilder) => { shade(builder, events); return null; }}
     </TimeSeries>;

@@ -37,9 +37,14 @@ def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_every_line_is_synced_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced = []
+    synced: list[int] = []
     real = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(os.fstat(descriptor).st_ino), real(descriptor)))
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
     with Journal.create(tmp_path, header()) as journal:
         of_file = journal.path.stat().st_ino
         # The file, then the folders that hold its name.
@@ -100,6 +105,14 @@ def test_a_full_disk_keeps_what_was_written_and_the_run_can_go_on(
         assert [item.index for item in read_run(journal.folder).windows] == [0]
         journal.append(window(1, 1_700_000_003.0))
     assert [item.index for item in read_run(journal.folder).windows] == [0, 1]
+
+
+def test_a_record_that_is_no_json_is_refused_whole(tmp_path: Path) -> None:
+    with Journal.create(tmp_path, header()) as journal:
+        with pytest.raises(RecordError, match="Window cannot be written as JSON"):
+            journal.append(window(0, 1_700_000_001.0, clock_error_s=float("nan")))
+        journal.append(window(0, 1_700_000_001.0))
+    assert len(read_run(journal.folder).windows) == 1
 
 
 def test_windows_that_prometheus_could_not_tell_apart_are_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("onnxruntime")
+onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -148,12 +148,12 @@ def test_a_quantised_file_that_computes_in_float_is_float(tmp_path: Path) -> Non
 
 
 def test_what_the_optimiser_turns_into_integers_is_int8(tmp_path: Path) -> None:
-    """Newer versions make a MatMulNBits of the same pattern around a MatMul; its accuracy level says how it computes."""
+    """Newer versions make a MatMulNBits of the same pattern around a MatMul; its accuracy level tells."""
     path = tmp_path / "m.onnx"
     for level, told in ((4, ("int8", "1 of 1")), (1, ("fp32", "0 of 1"))):
         node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", K=32, N=1, bits=8)
         node.attribute.append(helper.make_attribute("accuracy_level", level))
-        weights = {"w": np.ones((1, 1, 32), np.uint8), "s": np.ones(1, np.float32)}
+        weights: dict[str, Any] = {"w": np.ones((1, 1, 32), np.uint8), "s": np.ones(1, np.float32)}
         save(path, [node], {"x": (TensorProto.FLOAT, ["b", 32])}, {"y": (TensorProto.FLOAT, ["b", 1])}, weights)
         assert runtime.actual_precision(path) == told
 
@@ -210,11 +210,11 @@ def test_an_unknown_provider_is_an_error(tmp_path: Path) -> None:
 def test_a_provider_that_fell_back_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What ONNX Runtime does, in silence, where CUDA's libraries are missing."""
     monkeypatch.setattr(
-        runtime.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     )
-    session = runtime.onnxruntime.InferenceSession
+    session = onnxruntime.InferenceSession
     monkeypatch.setattr(
-        runtime.onnxruntime,
+        onnxruntime,
         "InferenceSession",
         lambda path, settings, providers: session(path, settings, providers=["CPUExecutionProvider"]),
     )
@@ -252,7 +252,7 @@ def dynamic(path: Path) -> Path:
 def test_a_symbolic_dimension_without_a_size_is_named(tmp_path: Path) -> None:
     network = opened(dynamic(tmp_path / "d.onnx"))
     network.load()
-    with pytest.raises(ConfigError, match="dimension 'seq' of input 'ids' has no size.*--option dims=seq=N"):
+    with pytest.raises(ConfigError, match=r"dimension 'seq' of input 'ids' has no size.*--option dims=seq=N"):
         network.prepare(2)
     network.close()
 

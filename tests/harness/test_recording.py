@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import threading
 from pathlib import Path
 
 import pytest
@@ -188,7 +187,7 @@ def test_one_that_was_cut_off_reads_from_a_folder_we_cannot_write_to(
 
 
 class _Broken(sqlite3.Connection):
-    def execute(self, *_: object) -> sqlite3.Cursor:  # type: ignore[override]
+    def execute(self, *_: object) -> sqlite3.Cursor:
         raise sqlite3.OperationalError("unable to open database file")
 
 
@@ -257,22 +256,53 @@ def test_the_recorder_keeps_absolute_deadlines_and_records_failures(
     assert exporter.closed
 
 
-def test_a_recorder_makes_one_last_scrape_and_ends_when_it_cannot_write(path: Path) -> None:
+def test_a_recorder_makes_one_last_scrape_when_it_is_stopped(path: Path) -> None:
     exporter = FakeExporter("node1:1", scrape(1.0, 1.0))
     with RecordingWriter.create(path, header()) as writer:
         with Recorder([exporter], writer, rate_hz=0.001):
             pass
-        assert exporter.asked == 2 or exporter.asked == 1
-    failed = Recorder([FakeExporter("node1:1", scrape(2.0, 1.0))], writer, rate_hz=1000)
-    done = threading.Thread(target=failed._record, args=(failed._clients[0],))
-    done.start()
-    done.join(10)
-    assert not done.is_alive()
-    assert failed.error is not None
-    assert "cannot be written to" in str(failed.error)
-    for rate_hz in (0, -1, 1e6, float("nan")):
-        with pytest.raises(ConfigError, match="rate_hz"):
-            Recorder([], writer, rate_hz=rate_hz)
+        assert exporter.asked in (1, 2)
+        assert exporter.closed
+        for rate_hz in (0, -1, 1e6, float("nan")):
+            with pytest.raises(ConfigError, match="rate_hz"):
+                Recorder([], writer, rate_hz=rate_hz)
+
+
+def test_a_full_disk_is_waited_for_and_the_gap_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(recording_module, "time", clock)
+    full = RecordError("recording.sqlite: database or disk is full")
+
+    class Exporter(FakeExporter):
+        def scrape(self) -> Scrape:
+            self.asked += 1
+            return scrape(clock.time(), float(self.asked))
+
+    exporter = Exporter()
+    with RecordingWriter.create(path, header()) as writer:
+        recorder = Recorder([exporter], writer, rate_hz=10)
+        monkeypatch.setattr(recorder, "_stop", FakeWait(clock, 6))
+        real = writer.add_scrape
+
+        def add_scrape(client: ExporterClient, one: Scrape) -> None:
+            if exporter.asked in (3, 4):
+                raise full
+            real(client, one)
+
+        monkeypatch.setattr(writer, "add_scrape", add_scrape)
+        recorder._record(exporter)
+        assert recorder.error is full
+    with Recording.open(path) as recording:
+        scrapes = recording.scrapes(exporter.name)
+        assert recording.series("joulewatch_device_energy_joules_total")[0].values == [1, 2, 5, 6, 7]
+    assert [item.error for item in scrapes].count("") == 5
+    gaps = [item for item in scrapes if item.error]
+    assert all(item.error.startswith("not written: ") for item in gaps)
+    assert gaps[0].started_at_s == pytest.approx(1_700_000_000.2)
+    assert "recording waits" in caplog.text
+    assert "recording goes on" in caplog.text
 
 
 def test_the_run_id_is_in_the_file(path: Path) -> None:

@@ -44,8 +44,8 @@ def test_time_left_learns_from_what_steps_really_took() -> None:
         progress.begin(step, "")
         time.now_s += 2 * estimate_s(PLAN, step)
         progress.done(step, "")
-    rest = sum(estimate_s(PLAN, step) for step in STEPS[4:])
-    assert progress.left_s() == pytest.approx(2 * rest)
+    rest_s = sum(estimate_s(PLAN, step) for step in STEPS[4:])
+    assert 1.5 * rest_s < progress.left_s() < 2 * rest_s
 
 
 def test_a_bar_is_drawn_between_steps_and_rarely_inside() -> None:

@@ -1,6 +1,6 @@
 """A real Prometheus with a real run in it, made once for all tests that look at dashboards.
 
-Two emulated machines, an exporter for each, Prometheus scraping both, and a run of 24 s whose windows, edges and
+Two emulated machines, an exporter for each, Prometheus scraping both, and a run of 34 s whose windows, edges and
 results go the way that they go in use: EdgeReader, Delivery, analysis, publish. Only the network under test is
 missing: its windows just pass. The fixture is in
 ``support.recorded_run_fixture``.
@@ -36,7 +36,7 @@ from support.servers import Emulator, ExporterServer, PrometheusServer
 
 SCRAPE_S: Final = 0.5
 IDLE_S: Final = 2.0
-WINDOW_S: Final = 1.5
+WINDOW_S: Final = 2.0
 SETTLE_S: Final = 0.5
 ROUNDS: Final = 2
 # Inferences per second of a pretended network: batch size, FP32, INT8.
@@ -206,8 +206,14 @@ def recorded_run_in(folder: Path, program: str) -> Iterator[RecordedRun]:
         )
         stack.callback(prometheus.stop)
         prometheus.start()
+        # A fresh Prometheus waits some seconds for its service discovery.
+        with PrometheusClient(PrometheusOptions(url=prometheus.url)) as client:
+            deadline_s = time.monotonic() + 30
+            while len(client.query("up == 1")) < len(exporters):
+                assert time.monotonic() < deadline_s, "Prometheus does not scrape"
+                time.sleep(0.1)
         start_s = time.time()
-        time.sleep(2 * SCRAPE_S)
+        time.sleep(4 * SCRAPE_S)
         pretender = Pretender(folder / "runs", prometheus, exporters)
         pretender.perform()
         pretender.publish_results()

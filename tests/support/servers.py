@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -169,9 +170,18 @@ class Emulator:
         for line in self.process.stderr:
             lines.append(line)
             if "emulating" in line:
+                self._put_first()
                 return
         self.process.wait(5)
         raise RuntimeError(f"emulate {self.scenario}: ended with {self.process.returncode}: {''.join(lines)}")
+
+    def _put_first(self) -> None:
+        """Hardware does not wait for a free core: let the emulator go before all else, where we may."""
+        assert self.process is not None
+        try:
+            os.sched_setscheduler(self.process.pid, os.SCHED_FIFO, os.sched_param(1))
+        except PermissionError:
+            return
 
     def stop(self) -> None:
         if self.process is None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.source import History, RawSeries, RunSummary, build_history
+from joulewatch_harness.annotations import Sample, by_series
 from joulewatch_harness.errors import QueryError
+from joulewatch_harness.exporters import ExporterClient, Scrape
+from joulewatch_harness.recording import RecordingWriter
 from joulewatch_harness.records import (
     Configuration,
     Edge,
@@ -25,6 +29,7 @@ from joulewatch_harness.records import (
     SensorRecord,
     Window,
 )
+from joulewatch_harness.sinks import run_items
 
 EXPORTER = "127.0.0.1:10717"
 T0 = 1_790_000_000.0
@@ -228,7 +233,11 @@ def make_world(
         loaded,
         (ExporterRecord(EXPORTER, f"http://{EXPORTER}", "node1", "0.1.0"),),
         tuple(items),
-        {"hardware": "2x AMD EPYC 7763", "nodename": "node1", "kernel": "6.1.0", "governor": "performance"},
+        {
+            "host": "node1",
+            "kernel": "6.1.0",
+            "cpu": {"model": "AMD EPYC 7763", "sockets": 2, "governor": "performance"},
+        },
     )
     world.record = RunRecord(header, loaded, tuple(windows), (), RunEnd(at, "complete"))
     return world
@@ -302,3 +311,55 @@ TWO_SOCKETS = (
     sensor("socket0", "core", "cpu", "part"),
     sensor("psys", "total", "node", "node"),
 )
+
+
+def raw_of(samples: Iterable[Sample], instance: str = "") -> list[RawSeries]:
+    """Annotations as a Prometheus gives them back."""
+    return [
+        RawSeries(
+            name,
+            {**dict(labels), **({"instance": instance} if instance else {})},
+            np.array([item.at_ms / 1000 for item in found]),
+            np.array([item.value for item in found]),
+        )
+        for (name, labels), found in by_series(samples).items()
+    ]
+
+
+def run_samples(record: RunRecord) -> list[Sample]:
+    """Everything that a run delivers."""
+    return [sample for item in run_items(record) for sample in (*item.samples, *item.info)]
+
+
+def scrape_samples(world: World, **more: str) -> list[Sample]:
+    """The world's scrapes as samples of remote write, with the labels a scrape job adds."""
+    return [
+        Sample(
+            raw.name, tuple(sorted({**raw.labels, "job": "joulewatch", **more}.items())), round(t * 1000), float(value)
+        )
+        for raw in world.scrapes()
+        for t, value in zip(raw.times_s, raw.values, strict=True)
+    ]
+
+
+def write_recording(world: World, path: Path) -> None:
+    """The world as the local mode would have recorded it."""
+    assert world.record is not None
+    record = world.record
+    scrapes: dict[float, list[tuple[str, float]]] = {}
+    for raw in world.scrapes():
+        labels = ",".join(f'{key}="{value}"' for key, value in sorted(raw.labels.items()) if key != "instance")
+        key = f"{raw.name}{{{labels}}}" if labels else raw.name
+        for t, value in zip(raw.times_s, raw.values, strict=True):
+            scrapes.setdefault(float(t), []).append((key, float(value)))
+    client = ExporterClient(f"http://{EXPORTER}", name=EXPORTER)
+    writer = RecordingWriter.create(path, record.header)
+    try:
+        for at_s, samples in sorted(scrapes.items()):
+            writer.add_scrape(client, Scrape(at_s, at_s + 0.002, samples))
+        for line in (*record.configurations, *record.windows, *record.notes, record.end):
+            if line is not None:
+                writer.add_line(line)
+    finally:
+        writer.close()
+        client.close()

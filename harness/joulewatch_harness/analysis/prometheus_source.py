@@ -138,20 +138,10 @@ class PrometheusSource:
             known = statuses.get(run)
             if known is None or known[1] == "running":
                 statuses[run] = (float(series.values[-1]), status)
-        configurations: dict[str, set[str]] = {}
-        for series in _series(self._client.query(f"last_over_time({catalog.RUN_INFO.name}[{length_s}s])", until_s)):
-            configurations.setdefault(series.labels.get("run", ""), set()).add(series.labels.get("configuration", ""))
-        windows: dict[str, int] = {}
-        counting = f"sum by (run) (count_over_time({catalog.WINDOW_START.name}[{length_s}s]))"
-        for series in _series(self._client.query(counting, until_s)):
-            windows[series.labels.get("run", "")] = int(series.values[-1])
+        found = (RunSummary(run, started_s, status) for run, (started_s, status) in statuses.items())
         return tuple(
             sorted(
-                (
-                    RunSummary(run, started_s, status, windows.get(run, 0), tuple(sorted(configurations.get(run, ()))))
-                    for run, (started_s, status) in statuses.items()
-                    if start_s <= started_s <= end_s
-                ),
+                (item for item in found if start_s <= item.started_at_s <= end_s),
                 key=lambda item: (item.started_at_s, item.run),
             )
         )

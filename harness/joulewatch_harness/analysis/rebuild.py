@@ -11,7 +11,7 @@ import datetime
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, cast, get_args
+from typing import Any, Final, cast, get_args
 
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.source import RawSeries
@@ -41,6 +41,15 @@ WINDOW_NAMES: Final = tuple(
 _WINDOW_LABEL: Final = "window"
 _KINDS: Final = get_args(WindowKind)
 _STATUSES: Final = get_args(RunStatus)
+
+_PROVENANCE: Final = {
+    "hardware": ("hardware",),
+    "nodename": ("host",),
+    "kernel": ("kernel",),
+    "governor": ("cpu", "governor"),
+    "version": ("versions", "joulewatch"),
+}
+"""Label of the run's info -> where the provenance of a journal holds it; the hardware stays one text."""
 
 _Key = tuple[str, str, str, str]
 """configuration, kind, phase, window."""
@@ -271,9 +280,13 @@ def _header(
     if started_s is None:
         started_s = min((window.start_s for window in windows), default=0.0)
     schema = labels.get("schema", "")
-    provenance = {key: labels[key] for key in ("hardware", "nodename", "kernel", "governor") if labels.get(key)}
-    if labels.get("version"):
-        provenance["joulewatch_version"] = labels["version"]
+    provenance: dict[str, Any] = {}
+    for name, keys in _PROVENANCE.items():
+        if labels.get(name):
+            into = provenance
+            for key in keys[:-1]:
+                into = into.setdefault(key, {})
+            into[keys[-1]] = labels[name]
     return RunHeader(
         run,
         started_s,

@@ -59,8 +59,7 @@ class RecordingSource:
         if not start_s <= record.header.started_at_s <= end_s:
             return ()
         status = record.end.status if record.end is not None else "running"
-        names = tuple(item.name for item in record.configurations)
-        return (RunSummary(record.header.run, record.header.started_at_s, status, len(record.windows), names),)
+        return (RunSummary(record.header.run, record.header.started_at_s, status),)
 
     def run(self, run: str) -> RunRecord:
         """The run of the recording.

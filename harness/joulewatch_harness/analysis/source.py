@@ -79,8 +79,6 @@ class RunSummary:
     run: str
     started_at_s: float
     status: str
-    windows: int
-    configurations: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

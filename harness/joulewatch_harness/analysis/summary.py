@@ -183,14 +183,18 @@ class RunResult:
     @property
     def hardware(self) -> str:
         """The machine, for titles."""
-        text = self.record.header.provenance.get("hardware")
+        provenance = self.record.header.provenance
+        # A run rebuilt from Prometheus has one text; a journal has the parts.
+        text = provenance.get("hardware")
         if isinstance(text, str) and text:
             return text
-        cpu = self.record.header.provenance.get("cpu")
-        if isinstance(cpu, Mapping) and isinstance(cpu.get("model"), str):
-            return str(cpu["model"])
-        nodename = self.record.header.provenance.get("nodename")
-        return nodename if isinstance(nodename, str) else ""
+        cpu = provenance.get("cpu")
+        model = cpu.get("model") if isinstance(cpu, Mapping) else None
+        if isinstance(cpu, Mapping) and isinstance(model, str) and model:
+            sockets = cpu.get("sockets")
+            return f"{sockets}x {model}" if isinstance(sockets, int) and sockets > 1 else model
+        host = provenance.get("host")
+        return host if isinstance(host, str) else ""
 
 
 @dataclass(frozen=True, slots=True)

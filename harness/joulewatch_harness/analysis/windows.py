@@ -86,10 +86,10 @@ def known_sensors(record: RunRecord, history: History) -> dict[SensorId, SensorR
 
 def same_clock(exporter: str, record: RunRecord) -> bool:
     """Whether the exporter and the harness ran on one machine, and so on one clock."""
-    nodename = record.header.provenance.get("nodename")
+    host = record.header.provenance.get("host")
     for item in record.header.exporters:
-        if item.name == exporter and item.nodename and nodename:
-            return bool(item.nodename == nodename)
+        if item.name == exporter and item.nodename and host:
+            return bool(item.nodename == host)
     return exporter.startswith(_LOOPBACK)
 
 

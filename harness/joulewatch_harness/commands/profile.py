@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, JoulewatchError, NetworkError
+from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, JoulewatchError, NetworkError, RecordError
 from joulewatch_harness.plan import (
     DEFAULT_NETWORK,
     DEFAULT_OUTPUT,
@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 1
-REFRESH_WAIT_S: Final = 3.0
+REFRESH_WAIT_S: Final = 4.0
 """How long an exporter that has just started may take to learn its sensors' refresh periods."""
 DELIVERY_WAIT_S: Final = 30.0
 FIGURE_NAME: Final = "figure.png"
@@ -108,7 +108,12 @@ def run(args: argparse.Namespace) -> int:
     _check_figure(args.figure)
     with contextlib.ExitStack() as stack:
         prepared = _prepare(plan, prometheus, stack)
-        end = _measure(prepared, stack)
+        try:
+            end = _measure(prepared, stack)
+        except RecordError:
+            if (prepared.folder / "journal.jsonl").exists():
+                _say(f"What was measured until then can be analyzed: joulewatch analyze {prepared.folder}")
+            raise
     _say(f"run {prepared.run}: {end.status}{f' ({end.text})' if end.text else ''}")
     return _conclude(prepared, end, args.format, args.figure)
 
@@ -152,7 +157,7 @@ def plan_from(args: argparse.Namespace) -> Plan:
         ]
     plan = make_plan(data, where)
     if options:
-        # Named again, so that options given to all do not become a part of any name.
+        # The names stay as they are: an option given to all tells none of them apart.
         given = tuple(replace(item, options={**item.options, **options}) for item in plan.configurations)
         plan = replace(plan, configurations=given)
     return plan
@@ -280,7 +285,7 @@ def _check_exporters(
     for url, name in targets:
         with ExporterClient(url, name=name) as client:
             record, found = client.describe()
-            while found and any(item.refresh_s is None for item in found) and time.monotonic() < deadline_s:
+            while any(map(_refresh_is_to_come, found)) and time.monotonic() < deadline_s:
                 time.sleep(0.2)
                 record, found = client.describe()
         if not found:
@@ -295,6 +300,11 @@ def _check_exporters(
         if names.count(exporter) > 1:
             raise ConfigError(f"two exporters are called {exporter!r}: give them names of their own in the plan")
     return tuple(exporters), tuple(sensors)
+
+
+def _refresh_is_to_come(sensor: SensorRecord) -> bool:
+    """An estimate has no refresh period: it changes with every reading."""
+    return sensor.refresh_s is None and sensor.method != "estimated"
 
 
 def slowest_refresh_s(sensors: Sequence[SensorRecord]) -> float | None:
@@ -342,7 +352,8 @@ def _measure(prepared: _Prepared, stack: contextlib.ExitStack) -> RunEnd:
     progress = RunProgress(plan, sequence)
     _say_sensors(prepared.sensors)
     _say(
-        f"run {prepared.run}: {len(plan.configurations)} configurations x {len(plan.batch_sizes)} batch sizes x "
+        f"run {prepared.run}: {_count(len(plan.configurations), 'configuration')} x "
+        f"{_count(len(plan.batch_sizes), 'batch size')} x "
         f"{plan.rounds} rounds, windows of {window_length_s(plan, refresh_s):g} s (preset {plan.preset}): "
         f"about {duration(progress.total_s)}"
     )
@@ -463,6 +474,10 @@ def _say_method(sensors: Sequence[SensorRecord]) -> None:
         )
     if "emulated" in methods:
         _say("ENERGIES ARE EMULATED: these sensors are the emulator's, not this machine's")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _say(text: str) -> None:

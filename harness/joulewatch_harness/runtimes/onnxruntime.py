@@ -63,7 +63,8 @@ _INTEGER_OPS: Final = frozenset(
 _FLOAT_OPS: Final = frozenset(
     {
         "Conv", "FusedConv", "NhwcFusedConv", "NhwcConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul",
-        "FusedMatMul", "FusedMatMulActivation", "Attention", "MultiHeadAttention", "MatMulNBits", "LSTM", "GRU", "RNN", "Einsum",
+        "FusedMatMul", "FusedMatMulActivation", "MatMulNBits", "Attention", "MultiHeadAttention", "Einsum",
+        "LSTM", "GRU", "RNN",
     }
 )  # fmt: skip
 _FLOAT_NAMES: Final[Mapping[int, str]] = {

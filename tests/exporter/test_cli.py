@@ -1,0 +1,249 @@
+"""The command: flags, exit codes, signals. The daemon is started for real, on a free loopback port."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from joulewatch_exporter import __version__, cli
+from joulewatch_exporter.errors import SensorDeniedError
+from support.fake_family import Machine, energy_sensor, fake_family
+
+Daemon = subprocess.Popen[bytes]
+Start = Callable[..., tuple[Daemon, str]]
+
+
+@pytest.fixture
+def roots(tmp_path: Path) -> list[str]:
+    """Flags for an empty machine."""
+    flags = []
+    for name in ("sysfs", "procfs", "dev"):
+        (tmp_path / name).mkdir()
+        flags += [f"--path.{name}", str(tmp_path / name)]
+    return flags
+
+
+def rapl_zone(sysfs: Path, joules: float = 12.5) -> Path:
+    zone = sysfs / "class" / "powercap" / "intel-rapl:0"
+    zone.mkdir(parents=True)
+    (zone / "name").write_text("package-0\n")
+    (zone / "max_energy_range_uj").write_text("65532610987\n")
+    (zone / "energy_uj").write_text(f"{round(joules * 1e6)}\n")
+    return zone
+
+
+@pytest.fixture
+def start(roots: list[str]) -> Iterator[Start]:
+    """Starts daemons and waits until they listen."""
+    daemons: list[Daemon] = []
+
+    def begin(*flags: str, stdin: int = subprocess.DEVNULL) -> tuple[Daemon, str]:
+        command = [sys.executable, "-m", "joulewatch_exporter", "--web.listen-address=127.0.0.1:0", *roots, *flags]
+        environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+        daemon = subprocess.Popen(command, stdin=stdin, stderr=subprocess.PIPE, env=environment)
+        daemons.append(daemon)
+        assert daemon.stderr is not None
+        for line in daemon.stderr:
+            if match := re.search(rb"listening on (https?://[^\s\"]+)", line):
+                return daemon, match[1].decode()
+        raise AssertionError(f"the daemon ended with {daemon.wait()} and listened nowhere")
+
+    yield begin
+    for daemon in daemons:
+        daemon.kill()
+        daemon.wait()
+        for stream in (daemon.stdin, daemon.stderr):
+            if stream is not None:
+                stream.close()
+
+
+def get(url: str, accept: str = "text/plain") -> str:
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=5) as response:
+        body: bytes = response.read()
+        return body.decode()
+
+
+# -- the daemon ------------------------------------------------------------------------------------
+
+
+def test_the_daemon_serves_a_sensor(start: Start, tmp_path: Path) -> None:
+    zone = rapl_zone(tmp_path / "sysfs")
+    _, url = start()
+    assert url.startswith("http://127.0.0.1:")
+    text = get(url)
+    assert re.search(r"^joulewatch_device_energy_joules_total\{.*device=\"socket0\".*\} 0\.0$", text, re.MULTILINE)
+    assert "process_cpu_seconds_total" in text
+    time.sleep(0.06)
+    (zone / "energy_uj").write_text("15500000\n")
+    text = get(url, "application/openmetrics-text;version=1.0.0")
+    assert re.search(r"^joulewatch_device_energy_joules_total\{.*\} 3\.0$", text, re.MULTILINE)
+    assert re.search(r"^joulewatch_device_power_watts\{.*\} \d", text, re.MULTILINE)
+    assert text.endswith("# EOF\n")
+    assert "joulewatch" in get(url.replace("/metrics", "/"))
+    with pytest.raises(urllib.error.HTTPError, match="400") as caught:
+        get(f"{url}?collect[]=raple")
+    assert b"known: rapl, hwmon, estimate" in caught.value.read()
+    caught.value.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_under_a_second(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+    rapl_zone(tmp_path / "sysfs")
+    daemon, url = start()
+    get(url)
+    host, port = url.removeprefix("http://").partition("/")[0].split(":")
+    with socket.create_connection((host, int(port))):
+        began = time.monotonic()
+        daemon.send_signal(number)
+        assert daemon.wait(5) == 0
+        assert time.monotonic() - began < 1.0
+
+
+def test_it_ends_with_its_parent(start: Start) -> None:
+    daemon, url = start("--exit-on-stdin-close", stdin=subprocess.PIPE)
+    get(url)
+    assert daemon.stdin is not None
+    daemon.stdin.close()
+    assert daemon.wait(5) == 0
+
+
+def test_json_log(start: Start) -> None:
+    daemon, _ = start("--log.format=json")
+    daemon.terminate()
+    assert daemon.stderr is not None
+    (line,) = daemon.stderr.read().splitlines()
+    assert json.loads(line)["msg"] == "ended"
+
+
+def test_a_port_in_use_is_exit_2(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert cli.main([*roots, f"--web.listen-address={address}"]) == 2
+    assert f"cannot listen on {address}: Address already in use" in capfd.readouterr().err
+
+
+# -- one scrape ------------------------------------------------------------------------------------
+
+
+def test_once_has_power(capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path) -> None:
+    rapl_zone(tmp_path / "sysfs")
+    assert cli.main([*roots, "--once"]) == 0
+    out = capfd.readouterr().out
+    assert re.search(r"^joulewatch_device_energy_joules_total\{.*\} 0\.0$", out, re.MULTILINE)
+    assert re.search(r"^joulewatch_device_power_watts\{.*\} 0\.0$", out, re.MULTILINE)
+
+
+def test_once_without_a_sensor_says_so_and_prints_its_own_metrics(
+    capfd: pytest.CaptureFixture[str], roots: list[str]
+) -> None:
+    assert cli.main([*roots, "--once", "--no-collector.estimate"]) == 0
+    out, err = capfd.readouterr()
+    assert "no sensor found" in err
+    assert "joulewatch_exporter_info{" in out
+    assert "joulewatch_device" not in out
+
+
+def test_once_may_leave_out_its_own_metrics(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
+    assert cli.main([*roots, "--once", "--web.disable-exporter-metrics"]) == 0
+    assert "process_" not in capfd.readouterr().out
+
+
+# -- arguments -------------------------------------------------------------------------------------
+
+
+def test_version(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capfd.readouterr().out.startswith(f"joulewatch-exporter {__version__} (Python 3.")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["--collector.nope"], "unrecognized arguments: --collector.nope"),
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["--web.max-requests=many"], "invalid int value: 'many'"),
+        (["emulate"], "needs SCENARIO and DIR"),
+        (["emulate", "x", "y", "--duration", "0"], "'0' is no number of seconds above 0"),
+    ],
+)
+def test_bad_flags_are_exit_2(capfd: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(flags)
+    assert caught.value.code == 2
+    assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--path.sysfs=/nope"], "--path.sysfs (exporter.path.sysfs): /nope is not a folder"),
+        (["--config.file=/nope.yaml"], "/nope.yaml: cannot be read: No such file or directory"),
+        (["--web.listen-address=here"], "--web.listen-address: 'here' is no address"),
+        (["--web.max-requests=-1"], "--web.max-requests: -1 is below 0"),
+        (["--web.telemetry-path=x"], "--web.telemetry-path: 'x' must be a path"),
+        (["--web.config.file=/nope.yaml", "--web.listen-address=127.0.0.1:0"], "/nope.yaml: cannot be read"),
+    ],
+)
+def test_bad_settings_are_exit_2(capfd: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+    assert cli.main(flags) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_a_family_insisted_on_and_absent_is_exit_2(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
+    assert cli.main([*roots, "--once", "--collector.rapl"]) == 2
+    assert "collector rapl is switched on but absent" in capfd.readouterr().err
+
+
+def test_a_flag_beats_the_file_and_the_file_the_default(
+    capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path
+) -> None:
+    machine = Machine([energy_sensor()])
+    config = tmp_path / "exporter.yaml"
+    config.write_text("collectors: {rapl: {enabled: false}}\n")
+    families = [fake_family("rapl", machine)]
+    assert cli.main([*roots, "--once", f"--config.file={config}"], families) == 0
+    assert machine.opened == 0
+    assert cli.main([*roots, "--once", f"--config.file={config}", "--collector.rapl"], families) == 0
+    assert machine.opened == 1
+
+
+def test_a_file_that_cannot_be_read_is_said_once_with_its_path_and_cure(
+    capfd: pytest.CaptureFixture[str], roots: list[str]
+) -> None:
+    sensor = energy_sensor()
+    path = "/sys/class/powercap/intel-rapl:0/energy_uj"
+    sensor.error = SensorDeniedError(f"{path}: Permission denied; run: chmod a+r {path}")
+    assert cli.main([*roots, "--once"], [fake_family("rapl", Machine([sensor]))]) == 0
+    out, err = capfd.readouterr()
+    assert err.count(f"chmod a+r {path}") == 1
+    assert 'joulewatch_sensor_up{collector="rapl",device="socket0"} 0.0' in out
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_check_takes_the_shared_flags_on_both_sides(
+    capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path, order: str
+) -> None:
+    rapl_zone(tmp_path / "sysfs")
+    words = [*roots, "check"] if order == "before" else ["check", *roots]
+    assert cli.main(words) == 0
+    assert "Measured quantities: 1" in capfd.readouterr().out
+
+
+def test_emulate_lists_its_scenarios(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["emulate", "--list"]) == 0
+    assert "epyc-7763-node" in capfd.readouterr().out.splitlines()

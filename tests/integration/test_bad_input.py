@@ -1,0 +1,169 @@
+"""Bad input: a clear message that names the culprit, exit code 2, no traceback, nothing left behind."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.commands import SLEEPER, joulewatch
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def html_server() -> Iterator[str]:
+    """Something that answers every request with a page."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<html><body>It works!</body></html>"
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            self.do_GET()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def assert_refused(outcome: object, *words: str) -> None:
+    code, err = outcome.code, outcome.err  # type: ignore[attr-defined]
+    assert code == 2, err
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err, err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--model", "missing.onnx"], ["missing.onnx"]),
+        (["--model", "broken.onnx"], ["broken.onnx"]),
+        (["--network", "radioml-vgg11"], ["radioml-vgg11", "radioml-vgg10"]),
+        (["--runtime", "onnxruntim"], ["onnxruntim", "onnxruntime"]),
+        (["--precision", "fp23"], ["fp23", "fp32"]),
+        (["--network", SLEEPER, "--batch-sizes", "0"], ["0"]),
+        (["--network", SLEEPER, "--batch-sizes", "eight"], ["eight"]),
+        (["--preset", "quik"], ["quik", "quick"]),
+        (["plan.yaml"], ["plan.yaml", "batchsizes", "batch_sizes"]),
+        (["nowhere.yaml"], ["nowhere.yaml"]),
+        (["--network", "nowhere.py:Thing"], ["nowhere.py"]),
+        (["--network", SLEEPER, "--exporter.flags=--path.sysfs=/nonexistent"], ["/nonexistent"]),
+    ],
+    ids=lambda value: " ".join(value)[-40:],
+)
+def test_profile_refuses(words: list[str], expected: list[str], tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"this is no model")
+    (tmp_path / "plan.yaml").write_text("batchsizes: [1]\n")
+    outcome = joulewatch("profile", *words, folder=tmp_path)
+    assert_refused(outcome, *expected)
+
+
+def test_a_prometheus_that_is_not_there_or_is_none(tmp_path: Path, html_server: str) -> None:
+    port = free_port()
+    for words in (
+        ["runs", "--prometheus"],
+        ["energy", "--start", "-1m", "--prometheus"],
+        ["profile", "--network", SLEEPER, "--prometheus"],
+        ["analyze", "20260101T000000Z-000000", "--prometheus"],
+    ):
+        for url, part in (
+            (f"http://127.0.0.1:{port}", str(port)),
+            (html_server, html_server),
+            ("nonsense", "nonsense"),
+        ):
+            assert_refused(joulewatch(*words, url, folder=tmp_path), part)
+
+
+def test_an_exporter_that_is_not_there_or_is_none(tmp_path: Path, html_server: str) -> None:
+    for url in (f"http://127.0.0.1:{free_port()}", html_server):
+        assert_refused(joulewatch("profile", "--network", SLEEPER, "--exporter", url, folder=tmp_path), url)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "word"),
+    [
+        ("now", "-1m", "end"),
+        ("2999-01-01T00:00:00Z", "2999-01-02T00:00:00Z", "future"),
+        ("yesterdayish", "now", "start"),
+    ],
+)
+def test_a_window_that_cannot_be(start: str, end: str, word: str, tmp_path: Path, html_server: str) -> None:
+    outcome = joulewatch("energy", f"--start={start}", f"--end={end}", "--prometheus", html_server, folder=tmp_path)
+    assert_refused(outcome, word)
+
+
+def test_an_unknown_run(tmp_path: Path) -> None:
+    assert_refused(joulewatch("analyze", "20260101T000000Z-000000", folder=tmp_path), "20260101T000000Z-000000")
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = joulewatch("profile", "--network", SLEEPER, "--output", "file/runs", folder=tmp_path)
+    assert_refused(outcome, "file")
+
+
+def test_a_full_disk_keeps_what_was_measured(tmp_path: Path) -> None:
+    """A file system of 1 MiB: either the run ends with the file's name, or it never fills."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small]).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        outcome = joulewatch(
+            *("profile", "--network", SLEEPER, "--batch-sizes", "1", "--preset", "quick", "--output", small),
+            folder=tmp_path,
+        )
+        assert outcome.code in (1, 2), outcome.err
+        assert "Traceback" not in outcome.err
+        assert str(small) in outcome.err
+        assert "No space left" in outcome.err or "full" in outcome.err
+        (journal,) = small.glob("*/journal.jsonl")
+        assert journal.stat().st_size > 0
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        outcome = joulewatch(f"--web.listen-address={address}", folder=tmp_path, module="joulewatch_exporter")
+    assert_refused(outcome, address)
+
+
+def test_roots_and_configuration_of_the_exporter(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("collectors: {rapl: {pol_seconds: 1}}\n")
+    for flag, word in (
+        ("--path.sysfs=/nonexistent", "/nonexistent"),
+        ("--config.file=nowhere.yaml", "nowhere.yaml"),
+        ("--config.file=config.yaml", "poll_seconds"),
+    ):
+        assert_refused(joulewatch(flag, folder=tmp_path, module="joulewatch_exporter"), word)

@@ -1,0 +1,212 @@
+"""The whole chain against known truth: emulated node, real exporter, real Prometheus, real commands."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import time
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from joulewatch_exporter.emulator.truth import Truth
+from joulewatch_harness.journal import list_runs
+from joulewatch_harness.records import RunRecord
+from support.commands import SLEEPER, joulewatch, start_joulewatch
+
+if TYPE_CHECKING:
+    from integration.conftest import StartEmulator, StartExporter, StartPrometheus
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
+
+SWEEP = ("--network", SLEEPER, "--batch-sizes", "1,16", "--preset", "quick", "--idle", "1")
+
+
+def two_sockets(tmp_path: Path, **first_zone: Any) -> Path:
+    """A machine of two sockets: one steady, one that ripples; ``first_zone`` adds to socket 0's zone."""
+    ripple = {"kind": "square", "low_watts": 80, "high_watts": 120, "period_s": 0.037}
+    zones = [
+        {"zone": "intel-rapl:0", "name": "package-0", "key": "socket0/package", "signal": 150, **first_zone},
+        {"zone": "intel-rapl:1", "name": "package-1", "key": "socket1/package", "signal": ripple},
+    ]
+    path = tmp_path / "two_sockets.yaml"
+    path.write_text(
+        yaml.safe_dump({"name": "two-sockets", "refresh_s": 0.002, "machine": {"sockets": 2}, "zones": zones})
+    )
+    return path
+
+
+def only_run(folder: Path) -> RunRecord:
+    (record,) = list_runs(folder / "runs")
+    return record
+
+
+def true_joules_per_inference(record: RunRecord, truth: Truth) -> dict[tuple[str, int], float]:
+    """(configuration, batch size) -> mean over the windows of true joules per inference."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for window in record.windows:
+        if window.kind == "measure":
+            end_s = window.start_s + window.duration_s
+            joules = sum(truth.energy_joules(key, window.start_s, end_s) for key in truth.keys)
+            found.setdefault((window.configuration, window.batch_size), []).append(joules / window.inferences)
+    return {cell: sum(values) / len(values) for cell, values in found.items()}
+
+
+@pytest.mark.parametrize("interval", ["1s", "200ms"])
+def test_a_run_is_analyzed_from_prometheus_alone_and_gives_the_truth(
+    interval: str,
+    tmp_path: Path,
+    emulator: StartEmulator,
+    exporter_server: StartExporter,
+    prometheus_server: StartPrometheus,
+) -> None:
+    """Nothing but the URL and the run's id, in an empty folder."""
+    machine = emulator(two_sockets(tmp_path))
+    exporter = exporter_server(*machine.flags)
+    prometheus = prometheus_server(scrape_targets=[exporter.address], scrape_interval=interval)
+    time.sleep(1.5)
+    done = joulewatch("profile", *SWEEP, "--prometheus", prometheus.url, "--exporter", exporter.url, folder=tmp_path)
+    assert done.code == 0, done.err
+    record = only_run(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    time.sleep(1.2)
+    answer = joulewatch(
+        "analyze", record.header.run, "--prometheus", prometheus.url, "--format", "json", folder=elsewhere
+    )
+    assert answer.code == 0, answer.err
+    result = json.loads(answer.out)
+    truth = true_joules_per_inference(record, Truth.load(machine.folder))
+    assert result["emulated"] is True
+    assert len(result["results"]) == len(truth) == 2
+    for cell in result["results"]:
+        true = truth[cell["configuration"]["name"], cell["batch_size"]]
+        energy = cell["energy"]["total"]["gross"]
+        assert energy["value"] == pytest.approx(true, abs=energy["expanded_uncertainty"])
+        assert energy["value"] == pytest.approx(true, rel=0.02)
+        assert len(cell["windows"]) == 3
+    listing = joulewatch("runs", "--prometheus", prometheus.url, "--format", "json", folder=elsewhere)
+    assert record.header.run in listing.out
+
+
+def scrape(url: str) -> str:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
+        return str(answer.read().decode())
+
+
+def value(text: str, name: str, device: str) -> float:
+    match = re.search(rf'^{name}{{[^}}]*device="{device}"[^}}]*}} (\S+)$', text, re.MULTILINE)
+    assert match is not None, f"{name} of {device} is not in the scrape"
+    return float(match[1])
+
+
+def test_wraps_between_two_scrapes_come_out_exact(
+    tmp_path: Path, emulator: StartEmulator, exporter_server: StartExporter
+) -> None:
+    """A counter of 32 J at 150 W goes round every 0.21 s: ten times between two scrapes 2.2 s apart."""
+    machine = emulator(two_sockets(tmp_path, counter_bits=21, start_joules=1.0))
+    exporter = exporter_server(*machine.flags)
+    first = scrape(exporter.url)
+    time.sleep(2.2)
+    second = scrape(exporter.url)
+    name = "joulewatch_device_energy_joules_total"
+    rise = value(second, name, "socket0") - value(first, name, "socket0")
+    read_at = [value(text, "joulewatch_read_timestamp_seconds", "socket0") for text in (first, second)]
+    true = Truth.load(machine.folder).energy_joules("socket0/package", read_at[0], read_at[1])
+    wraps = "joulewatch_sensor_wraps_total"
+    assert value(second, wraps, "socket0") - value(first, wraps, "socket0") >= 3
+    # The emulated counter moves every 2 ms or, on a busy machine, a little later: 40 ms of 150 W.
+    assert rise == pytest.approx(true, abs=6.0)
+    assert value(second, "joulewatch_sensor_unmeasured_seconds_total", "socket0") == 0
+
+
+def test_an_exporter_that_restarts_in_mid_run_costs_only_the_windows_it_was_away(
+    tmp_path: Path, emulator: StartEmulator, exporter_server: StartExporter
+) -> None:
+    """What was measured is kept, the window with the restart has no number, and the gap is named."""
+    machine = emulator(two_sockets(tmp_path))
+    exporter = exporter_server(*machine.flags)
+    child = start_joulewatch("profile", *SWEEP, "--exporter", exporter.url, folder=tmp_path)
+    assert child.stderr is not None
+    for line in child.stderr:
+        if "round 1" in line:
+            break
+    exporter.stop(signal.SIGKILL)
+    time.sleep(2.5)  # longer than a step: at least one window loses an edge
+    exporter.start()
+    rest = child.stderr.read()
+    child.stderr.close()
+    assert child.wait(60) == 0, rest
+    record = only_run(tmp_path)
+    assert record.end is not None and record.end.status == "complete"
+    answer = joulewatch("analyze", record.header.run, "--format", "json", folder=tmp_path)
+    assert answer.code == 0, answer.err
+    result = json.loads(answer.out)
+    cells = result["results"]
+    for cell in cells:
+        left_out = {item["window"] for item in cell["left_out"]}
+        assert len(left_out | set(cell["windows"])) == 3
+    assert sum(len(cell["windows"]) for cell in cells) >= 3
+    reasons = {item["reason"] for item in result["findings"]}
+    assert reasons & {"exporter_restart", "exporter_missing", "edge_missing"}, reasons
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_or_interrupted_run_keeps_what_was_measured(
+    number: signal.Signals, tmp_path: Path, emulator: StartEmulator
+) -> None:
+    """kill -9 at any moment: journal and recording are whole and analysable; the exporter child ends too."""
+    machine = emulator(two_sockets(tmp_path))
+    flags = " ".join(machine.flags)
+    child = start_joulewatch("profile", *SWEEP, f"--exporter.flags={flags}", folder=tmp_path)
+    assert child.stderr is not None
+    rounds = 0
+    for line in child.stderr:
+        rounds += "round" in line and "inferences/s" in line
+        if rounds == 4:
+            break
+    child.send_signal(number)
+    rest = child.stderr.read()
+    child.stderr.close()
+    code = child.wait(30)
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 1), rest
+    record = only_run(tmp_path)
+    assert sum(window.kind == "measure" for window in record.windows) >= 4
+    for run in (record.header.run, tmp_path / "runs" / record.header.run / "recording.sqlite"):
+        answer = joulewatch("analyze", run, "--format", "json", folder=tmp_path)
+        assert answer.code == 0, answer.err
+        result = json.loads(answer.out)
+        assert sum(len(cell["windows"]) for cell in result["results"]) >= 4
+        assert result["run"]["status"] == ("running" if number == signal.SIGKILL else "interrupted")
+
+
+def test_a_recording_gives_the_same_energy_as_its_journal(tmp_path: Path, emulator: StartEmulator) -> None:
+    """The local mode end to end: one command, then `energy` over the same span, then the export."""
+    machine = emulator(two_sockets(tmp_path))
+    flags = " ".join(machine.flags)
+    done = joulewatch("profile", *SWEEP, f"--exporter.flags={flags}", "--format", "json", folder=tmp_path)
+    assert done.code == 0, done.err
+    record = only_run(tmp_path)
+    folder = tmp_path / "runs" / record.header.run
+    for name in ("journal.jsonl", "recording.sqlite", "figure.png", "result.json"):
+        assert (folder / name).stat().st_size > 0, name
+    window = next(item for item in record.windows if item.kind == "measure")
+    end_s = window.start_s + window.duration_s
+    answer = joulewatch(
+        *("energy", "--start", repr(window.start_s), "--end", repr(end_s), "--format", "json"),
+        *("--recording", folder / "recording.sqlite", "--sensor", "*/socket0/package"),
+        folder=tmp_path,
+    )
+    assert answer.code == 0, answer.err
+    (sensor,) = json.loads(answer.out)["sensors"]
+    true = Truth.load(machine.folder).energy_joules("socket0/package", window.start_s, end_s)
+    energy = sensor["energy"]
+    assert energy["lower_joules"] <= true <= energy["upper_joules"]
+    assert energy["joules"] == pytest.approx(true, rel=0.03)
+    export = joulewatch("export", folder / "recording.sqlite", "--openmetrics", folder=tmp_path)
+    assert export.code == 0, export.err
+    assert export.out.endswith("# EOF\n")

@@ -1,0 +1,93 @@
+"""A Prometheus of a few lines behind ``responses``: raw samples and the few functions that the analysis asks for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import parse_qs
+
+import requests
+import responses
+
+from joulewatch_harness.analysis.source import RawSeries
+
+URL = "http://prometheus.test/base"
+
+
+class FakePrometheus:
+    """Holds series; ``install`` answers queries for them below ``URL``."""
+
+    def __init__(self, samples: Sequence[RawSeries], *, most_samples: int = 50_000_000) -> None:
+        self.samples = list(samples)
+        self.most_samples = most_samples
+        self.queries: list[str] = []
+
+    def install(self, mocked: responses.RequestsMock) -> None:
+        mocked.add_callback(responses.POST, f"{URL}/api/v1/query", callback=self._answer)
+
+    def _answer(self, request: requests.PreparedRequest) -> tuple[int, dict[str, str], str]:
+        body = request.body
+        form = parse_qs(body.decode() if isinstance(body, bytes) else str(body))
+        query, at_s = form["query"][0], float(form["time"][0])
+        self.queries.append(query)
+        raw = re.fullmatch(r"([a-z_]*)(\{.*\})?\[(\d+)ms\]", query)
+        if raw is not None:
+            found = self._between(raw[1], raw[2] or "", at_s - int(raw[3]) / 1000, at_s)
+            if sum(len(values) for _, values in found) > self.most_samples:
+                error = {"status": "error", "errorType": "execution", "error": "too many samples"}
+                return 422, {}, json.dumps(error)
+            result: list[dict[str, Any]] = [
+                {"metric": metric, "values": [[t, repr(value)] for t, value in values]} for metric, values in found
+            ]
+            return _success("matrix", result)
+        function = re.search(r"(\w+_over_time|changes)\(([a-z_]+)(\{.*?\})?\[(\d+)s\]\)", query)
+        assert function is not None, query
+        found = self._between(function[2], function[3] or "", at_s - int(function[4]), at_s)
+        result = []
+        for metric, pairs in found:
+            values = [value for _, value in pairs]
+            changes = float(sum(a != b for a, b in itertools.pairwise(values)))
+            value = {
+                "last_over_time": values[-1],
+                "min_over_time": min(values),
+                "changes": changes,
+            }[function[1]]
+            if ("> 0" in query and not value > 0) or ("< 1" in query and not value < 1):
+                continue
+            kept = metric
+            if function[1] != "last_over_time":
+                kept = {key: text for key, text in metric.items() if key != "__name__"}
+            result.append({"metric": kept, "value": [at_s, repr(value)]})
+        return _success("vector", result)
+
+    def _between(
+        self, name: str, matchers: str, start_s: float, end_s: float
+    ) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
+        wanted = [
+            (label, re.compile(re.sub(r"\\\\", r"\\", pattern)) if kind == "=~" else pattern)
+            for label, kind, pattern in re.findall(r'(\w+)(=~|=)"((?:[^"\\]|\\.)*)"', matchers)
+        ]
+        found = []
+        for series in self.samples:
+            labels = {"__name__": series.name, **series.labels}
+            if name and series.name != name:
+                continue
+            if not all(
+                labels.get(label, "") == pattern
+                if isinstance(pattern, str)
+                else pattern.fullmatch(labels.get(label, ""))
+                for label, pattern in wanted
+            ):
+                continue
+            inside = (series.times_s > start_s) & (series.times_s <= end_s)  # left-open, as in Prometheus 3
+            pairs = list(zip(series.times_s[inside].tolist(), series.values[inside].tolist(), strict=True))
+            if pairs:
+                found.append((labels, pairs))
+        return found
+
+
+def _success(kind: str, result: list[dict[str, Any]]) -> tuple[int, dict[str, str], str]:
+    return 200, {}, json.dumps({"status": "success", "data": {"resultType": kind, "result": result}})
