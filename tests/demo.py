@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,8 @@ from joulewatch_harness.records import RunRecord
 from support.servers import Emulator, ExporterServer, PrometheusServer
 
 SCENARIO = "epyc-7763-node-load"
+LARGEST_ERROR_PERCENT = 2.0
+"""The emulated counters move every 10 ms, 1 % of a window of the preset quick: above twice that something is wrong."""
 
 
 def true_joules_per_inference(record: RunRecord, truth: Truth) -> dict[tuple[str, int], float]:
@@ -56,7 +59,7 @@ def main() -> int:
     output = Path("runs")
     with tempfile.TemporaryDirectory() as name:
         base = Path(name)
-        machine = Emulator(base / "machine", SCENARIO)
+        machine = Emulator(SCENARIO)
         exporter = ExporterServer(base / "exporter", *machine.flags)
         prometheus = PrometheusServer(program, base / "prometheus", scrape_targets=[exporter.address])
         try:
@@ -71,9 +74,9 @@ def main() -> int:
             subprocess.run([*command, "profile", *sweep, "--preset", args.preset, *chain], check=True)
             record = next(run for run in reversed(list_runs(output)) if run.header.started_at_s >= began_s - 1)
             time.sleep(1.5)
+            from_prometheus_alone = ["--prometheus", prometheus.url, "--output", str(base / "no runs here")]
             answer = subprocess.run(
-                [*command, "analyze", record.header.run, "--prometheus", prometheus.url, "--output", str(base / "none")]
-                + ["--format", "json"],
+                [*command, "analyze", record.header.run, "--format", "json", *from_prometheus_alone],
                 check=True,
                 stdout=subprocess.PIPE,
             )
@@ -82,28 +85,32 @@ def main() -> int:
         finally:
             for server in (prometheus, exporter, machine):
                 server.stop()
+            machine.remove()
     table = Table(title="from Prometheus alone, against the truth of the emulated node")
-    for column in ("configuration", "batch", "J/inf measured", "±", "J/inf true", "error %", "truth within ±"):
-        table.add_column(column, justify="left" if column == "configuration" else "right")
-    worst, inside = 0.0, True
+    for column in ("precision", "batch", "J/inf measured", "± meter", "J/inf true", "error %", "true within ±"):
+        table.add_column(column, justify="left" if column == "precision" else "right")
+    worst, inside = 0.0, 0
     for cell in result["results"]:
         energy = cell["energy"]["total"]["gross"]
         true = truth[cell["configuration"]["name"], cell["batch_size"]]
         error = 100 * (energy["value"] / true - 1)
-        held = abs(energy["value"] - true) <= energy["expanded_uncertainty"]
-        worst, inside = max(worst, abs(error)), inside and held
+        # The same windows on both sides: the spread of the rounds is no error here, only the meter's part is.
+        meter = 2 * math.hypot(*(item["standard_uncertainty"] for item in energy["budget"] if item["type"] == "B"))
+        held = abs(energy["value"] - true) <= meter
+        worst, inside = max(worst, abs(error)), inside + held
         table.add_row(
-            cell["configuration"]["name"],
+            cell["configuration"]["precision"],
             str(cell["batch_size"]),
             f"{energy['value']:.5g}",
-            f"{energy['uncertainty']:.2g}",
+            f"{meter:.2g}",
             f"{true:.5g}",
             f"{error:+.2f}",
             "yes" if held else "NO",
         )
     Console().print(table)
-    Console().print(f"largest error {worst:.2f} %; the truth lies within the stated uncertainty: {inside}")
-    return 0 if inside else 1
+    cells = len(result["results"])
+    Console().print(f"largest error {worst:.2f} %; {inside} of {cells} within ± (95 % coverage, of the meter alone)")
+    return 0 if worst <= LARGEST_ERROR_PERCENT else 1
 
 
 if __name__ == "__main__":

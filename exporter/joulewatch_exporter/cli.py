@@ -264,9 +264,7 @@ def _emulate(args: argparse.Namespace) -> int:
     from joulewatch_exporter.emulator import main as emulator
     from joulewatch_exporter.emulator.scenario import builtin_names
 
-    logging.basicConfig(
-        level=(args.log_level or "info").upper(), stream=sys.stderr, format="%(levelname)s %(message)s"
-    )
+    logging.basicConfig(level=(args.log_level or "info").upper(), stream=sys.stderr, format="%(levelname)s %(message)s")
     if args.list:
         for name in builtin_names():
             print(name)  # noqa: T201
@@ -299,16 +297,16 @@ def _once(families: Sequence[type[Collector]], host: Host, config: Config) -> in
     return EXIT_DONE
 
 
-class _Stopped(Exception):
-    """A signal came while the daemon was still starting."""
+class _Stopped(BaseException):
+    """A signal came while the daemon was still starting. Not an Exception: those, logging and collectors catch."""
 
 
 @contextmanager
 def _stop_signals() -> Iterator[tuple[int, Callable[[], None]]]:
     """SIGTERM and SIGINT as a file descriptor that becomes readable; until told, they raise _Stopped.
 
-    A pipe and not a threading.Event: a handler runs in the middle of whatever the main thread does, and
-    setting an event it is just about to wait for would wait for its own lock.
+    The pipe is Python's wakeup descriptor, written by the signal itself. A handler written in Python is run only
+    when the main thread next executes Python: a signal that comes just before the wait begins would be waited out.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -317,19 +315,17 @@ def _stop_signals() -> Iterator[tuple[int, Callable[[], None]]]:
     def stop(number: int, frame: FrameType | None) -> None:
         if not started:
             raise _Stopped
-        try:
-            os.write(writer, b"\0")
-        except BlockingIOError:
-            pass
 
     def begin_waiting() -> None:
         nonlocal started
         started = True
 
     old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    old_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
     try:
         yield reader, begin_waiting
     finally:
+        signal.set_wakeup_fd(old_wakeup)
         for number, handler in old.items():
             signal.signal(number, handler)
         os.close(reader)
@@ -363,13 +359,13 @@ def _serve(families: Sequence[type[Collector]], host: Host, config: Config, *, e
                 access=Access(settings.web_config_file),
             )
             sampler.start()
+            begin_waiting()
             server.start()
             for url in server.urls:
                 logger.info("listening on %s", url)
             # What lives as long as the process need not be looked at in each collection of garbage.
             gc.collect()
             gc.freeze()
-            begin_waiting()
             _wait_for_the_end(stop_reader, exit_on_stdin_close)
         except _Stopped:
             pass

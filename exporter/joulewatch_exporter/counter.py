@@ -316,7 +316,11 @@ class RefreshEstimator:
     A change is placed midway between the read that still showed the old value and the one that showed the
     new. The distance of two changes is *resolved* if both are placed to within half of it. The estimate
     is the median of the resolved distances; while there are fewer than two, that of all: then it is as long as
-    the reads are apart, so rather too long. It never grows: a flat value hides changes, but nothing invents them.
+    the reads are apart, so rather too long.
+
+    An energy counter moves all the time. Found changed at each of two reads it has told nothing of its rhythm
+    but that it is no slower than the reads, which for reads 10 s apart is no news: such distances do not count.
+    A power reading may stay the same while the sensor works; so there the estimate never grows.
     """
 
     MIN_CHANGES: Final = 3
@@ -326,16 +330,21 @@ class RefreshEstimator:
         "_any",
         "_bracket_ns",
         "_change_at_ns",
+        "_is_counter",
         "_last_ns",
         "_last_value",
         "_resolved",
+        "_stood_still",
         "_useless_ns",
         "changes",
         "refresh_s",
         "resolved_s",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_counter: bool) -> None:
+        """Start before the first reading of an energy counter, or of a power sensor."""
+        self._is_counter = is_counter
+        self._stood_still = False
         self.refresh_s: float | None = None
         """Seconds between changes; None until three were seen."""
         self.resolved_s: float | None = None
@@ -364,6 +373,7 @@ class RefreshEstimator:
             self._change_at_ns = None
             return
         if value == self._last_value:
+            self._stood_still = True
             return
         self._last_value = value
         bracket_ns = read_at_ns - last_ns
@@ -375,12 +385,13 @@ class RefreshEstimator:
         self.changes += 1
         self._change_at_ns = change_at_ns
         self._bracket_ns = bracket_ns
+        self._stood_still = False
 
     def _learn(self, distance_ns: int, resolved: bool) -> None:
         was_resolved = self.resolved
         if resolved:
             self._resolved.append(distance_ns)
-        elif was_resolved:
+        elif was_resolved or (self._is_counter and not self._stood_still):
             return
         else:
             self._any.append(distance_ns)
@@ -389,7 +400,8 @@ class RefreshEstimator:
         if len(known) < self.MIN_CHANGES - 1:
             return
         refresh_s = median(known) / NS_PER_S
-        if self.refresh_s is None or refresh_s < self.refresh_s or (self.resolved and not was_resolved):
+        shorter = self.refresh_s is None or refresh_s < self.refresh_s
+        if self._is_counter or shorter or (self.resolved and not was_resolved):
             self.refresh_s = refresh_s
             self._useless_ns = refresh_s * NS_PER_S
             if self.resolved:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -16,7 +17,7 @@ from typing import Final
 from joulewatch_exporter import __version__
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Collector, Finding, Host
-from joulewatch_exporter.sampler import ESTIMATE_FAMILY, Family, FamilySettings
+from joulewatch_exporter.sampler import ESTIMATE_FAMILY, Family, FamilySettings, measures_cpu
 
 READING_S: Final = 0.2
 """Between the two reads of the live reading."""
@@ -86,6 +87,10 @@ def examine(
     try:
         for family in families:
             setting = settings.get(family.name, FamilySettings())
+            if family.name == ESTIMATE_FAMILY and setting.enabled == "auto" and any(map(measures_cpu, opened)):
+                text = "stands in only while no CPU sensor is measured"
+                findings.append(Finding("skipped", family.name, family.name, text, f"--collector.{family.name}"))
+                continue
             collector = _open(family, host, setting, findings)
             if collector is not None:
                 opened.append(collector)
@@ -118,7 +123,8 @@ def _open(family: type[Collector], host: Host, setting: FamilySettings, findings
         findings.append(Finding("absent", name, *_subject_and_text(name, error)))
         return None
     except SensorDeniedError as error:
-        findings.append(Finding("denied", name, *_subject_and_text(name, error)))
+        command = re.search(r"`([^`]+)`", str(error))
+        findings.append(Finding("denied", name, *_subject_and_text(name, error), command[1] if command else ""))
         return None
     except Exception as error:
         findings.append(Finding("broken", name, name, f"opening failed: {type(error).__name__}: {error}"))

@@ -67,8 +67,25 @@ def _quantity_labels(collector: str, info: SensorInfo) -> tuple[str, str, str, s
     return (collector, quantity.component, quantity.device, quantity.domain)
 
 
-_ScopeLines = tuple[Metric, tuple[str, ...], tuple[int, ...]]
-"""A metric of one scope, what stands before each of its values, and where among the infos they are."""
+@dataclass(frozen=True, slots=True)
+class _Lines:
+    """The lines of one metric up to their values, and where among a scan's values those are."""
+
+    prefixes: tuple[str, ...]
+    indices: tuple[int, ...] | None
+    """None: the lines are of all values, in their order."""
+
+    @classmethod
+    def of(cls, prefixes: Iterable[str], indices: Sequence[int] = (), values: int = 0) -> _Lines:
+        """Lines of the values at ``indices`` of ``values``; by default of all."""
+        return cls(tuple(prefixes), tuple(indices) if len(indices) != values else None)
+
+    def render(self, values: tuple[float | None, ...]) -> bytes:
+        """The lines of the values that are there."""
+        if self.indices is not None:
+            values = tuple([values[index] for index in self.indices])
+        lines = zip(self.prefixes, values, strict=True)
+        return "".join([f"{prefix}{value!r}\n" for prefix, value in lines if value is not None]).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +93,10 @@ class _Prefixes:
     """What stands before the values of one family's layout."""
 
     layout: Layout
-    energy: tuple[_ScopeLines, ...]
-    power: tuple[_ScopeLines, ...]
-    read_at: tuple[str, ...]
+    energy: tuple[tuple[Metric, _Lines], ...]
+    """By scope that the family has."""
+    power: tuple[tuple[Metric, _Lines], ...]
+    read_at: _Lines
     up: tuple[str, ...]
 
 
@@ -166,11 +184,11 @@ class Exposition:
             up = self._up[scan.collector] = _UpBlock(scan.up, scan.layout, lines)
         blocks = dict(slow.blocks)
         blocks[catalog.SENSOR_UP.name] = up.lines
-        blocks[catalog.READ_TIMESTAMP.name] = _lines(prefixes.read_at, scan.read_at_s)
-        for metric, names, indices in prefixes.energy:
-            blocks[metric.name] = _lines(names, [scan.energies_joules[index] for index in indices])
-        for metric, names, indices in prefixes.power:
-            blocks[metric.name] = _lines(names, [scan.powers_watts[index] for index in indices])
+        blocks[catalog.READ_TIMESTAMP.name] = prefixes.read_at.render(scan.read_at_s)
+        for metric, lines_of_scope in prefixes.energy:
+            blocks[metric.name] = lines_of_scope.render(scan.energies_joules)
+        for metric, lines_of_scope in prefixes.power:
+            blocks[metric.name] = lines_of_scope.render(scan.powers_watts)
         if scan.errors:
             blocks[catalog.READ_ERRORS.name] = "".join(
                 [
@@ -184,28 +202,23 @@ class Exposition:
         return blocks
 
 
-def _lines(prefixes: Sequence[str], values: Sequence[float | None]) -> bytes:
-    """The lines of the values that are there."""
-    return "".join(
-        [f"{prefix}{value!r}\n" for prefix, value in zip(prefixes, values, strict=True) if value is not None]
-    ).encode()
-
-
 def _prefixes(collector: str, layout: Layout) -> _Prefixes:
-    def by_scope(metrics: Mapping[str, Metric]) -> tuple[_ScopeLines, ...]:
-        blocks: list[_ScopeLines] = []
+    infos = layout.infos
+
+    def by_scope(metrics: Mapping[str, Metric]) -> tuple[tuple[Metric, _Lines], ...]:
+        blocks: list[tuple[Metric, _Lines]] = []
         for scope, metric in metrics.items():
-            indices = tuple(index for index, info in enumerate(layout.infos) if info.quantity.scope == scope)
-            names = tuple(series(metric, _quantity_labels(collector, layout.infos[index])) for index in indices)
+            indices = [index for index, info in enumerate(infos) if info.quantity.scope == scope]
             if indices:
-                blocks.append((metric, names, indices))
+                names = (series(metric, _quantity_labels(collector, infos[index])) for index in indices)
+                blocks.append((metric, _Lines.of(names, indices, len(infos))))
         return tuple(blocks)
 
     return _Prefixes(
         layout=layout,
         energy=by_scope(catalog.ENERGY_BY_SCOPE),
         power=by_scope(catalog.POWER_BY_SCOPE),
-        read_at=tuple(series(catalog.READ_TIMESTAMP, (collector, device)) for device in layout.devices),
+        read_at=_Lines.of(series(catalog.READ_TIMESTAMP, (collector, device)) for device in layout.devices),
         up=tuple(series(catalog.SENSOR_UP, (collector, device)) for device in layout.devices),
     )
 

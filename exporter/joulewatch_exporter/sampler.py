@@ -29,7 +29,9 @@ ESTIMATE_FAMILY: Final = "estimate"
 TIMEOUT_REASON: Final = "timeout"
 
 BURST_NS: Final = 50_000_000
-BURST_CHANGES: Final = 5
+BURST_FLAT_NS: Final = 20_000_000
+"""Sensors that have not changed in so long are slow, or idle: their rhythm is left to the scans."""
+BURST_CHANGES: Final = 9
 BURST_SENSORS: Final = 16
 """Read together in one burst: their round must be short against the millisecond of a RAPL counter."""
 BURST_MAX_READ_NS: Final = 1_000_000
@@ -128,7 +130,7 @@ class _QuantityState:
         self._has_rhythm = info.method != "estimated"
         self.counter: EnergyCounter | None = None
         self.integrator: PowerIntegrator | None = None
-        self.refresh = RefreshEstimator()
+        self.refresh = RefreshEstimator(is_counter=True)
         self.health = Health(None, 0, 0, 0, 0.0)
         self.energy_joules: float | None = None
         self.power_watts: float | None = None
@@ -191,6 +193,7 @@ class _QuantityState:
                 max_power_watts=self.info.max_power_watts, max_gap_s=self.info.max_gap_s
             )
             self.reads = "power"
+            self.refresh = RefreshEstimator(is_counter=False)
         if not integrator.update(read_at_ns, power_watts):
             self.power_watts = None
             self._renew_health(integrator)
@@ -240,6 +243,15 @@ class _SensorEntry:
             state.rhythm_sought = True
 
 
+def measures_cpu(collector: Collector) -> bool:
+    """Whether a family measures (not estimates) whole CPUs: then no estimate is needed."""
+    return any(
+        info.quantity.component == "cpu" and info.quantity.scope == "device" and info.method != "estimated"
+        for sensor in collector.sensors
+        for info in sensor.infos
+    )
+
+
 class Family:
     """The open collector of one family and the memory of its quantities. Used by one thread at a time."""
 
@@ -271,11 +283,7 @@ class Family:
     @property
     def measures_cpu(self) -> bool:
         """Whether it measures (not estimates) whole CPUs."""
-        return any(
-            info.quantity.component == "cpu" and info.quantity.scope == "device" and info.method != "estimated"
-            for sensor in self._collector.sensors
-            for info in sensor.infos
-        )
+        return measures_cpu(self._collector)
 
     def replace(self, collector: Collector) -> None:
         """Go on with a newly opened collector; totals are kept, devices it no longer has are shown as down."""
@@ -463,10 +471,16 @@ class Family:
         while pending and not interrupted() and self._clock.monotonic_ns() < end_ns:
             group, pending = pending[:BURST_SENSORS], pending[BURST_SENSORS:]
             group = [entry for entry in group if self._suits_burst(entry)]
+            group_end_ns = min(end_ns, self._clock.monotonic_ns() + BURST_FLAT_NS)
             while group:
                 if interrupted():
                     return
-                if self._clock.monotonic_ns() >= end_ns:
+                if self._clock.monotonic_ns() >= group_end_ns:
+                    if group_end_ns < end_ns and any(
+                        state.refresh.changes for entry in group for state in entry.states
+                    ):
+                        group_end_ns = end_ns
+                        continue
                     # Seen to be slower than the burst is long: the scans will tell its rhythm.
                     for entry in group:
                         entry.end_burst()

@@ -128,7 +128,7 @@ def collect(counts: dict[float, int], seed: int) -> list[dict[str, Any]]:
         base = Path(name)
         scenario = base / "accuracy.yaml"
         scenario.write_text(yaml.safe_dump(make_scenario(schedule, seed)))
-        machine = Emulator(base / "machine", scenario)
+        machine = Emulator(scenario)
         machine.start()
         truth = Truth.load(machine.folder)
         exporter = ExporterServer(base / "exporter", *machine.flags)
@@ -166,7 +166,7 @@ def collect(counts: dict[float, int], seed: int) -> list[dict[str, Any]]:
         finally:
             for server in (*servers.values(), exporter):
                 server.stop()
-            machine.stop()
+            machine.remove()
 
 
 def _rows(item: Measured, interval: str, signal: str, length: float, true_joules: float) -> list[dict[str, Any]]:

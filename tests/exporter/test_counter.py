@@ -295,9 +295,9 @@ def test_power_spans_twenty_refreshes() -> None:
 # -- RefreshEstimator ------------------------------------------------------------------------------
 
 
-def watch(refresh_s: float, read_every_s: float, duration_s: float) -> RefreshEstimator:
+def watch(refresh_s: float, read_every_s: float, duration_s: float, *, is_counter: bool = True) -> RefreshEstimator:
     """Read a counter of 100 W that changes every ``refresh_s``."""
-    estimator = RefreshEstimator()
+    estimator = RefreshEstimator(is_counter=is_counter)
     now_ns = 0
     while now_ns < s(duration_s):
         estimator.update(now_ns, (now_ns // s(refresh_s)) * refresh_s * 100)
@@ -306,7 +306,7 @@ def watch(refresh_s: float, read_every_s: float, duration_s: float) -> RefreshEs
 
 
 def test_nothing_is_said_before_three_changes() -> None:
-    estimator = RefreshEstimator()
+    estimator = RefreshEstimator(is_counter=False)
     for second, value in enumerate([1.0, 2.0, 3.0]):
         estimator.update(s(second), value)
     assert estimator.refresh_s is None
@@ -330,15 +330,32 @@ def test_slow_reads_do_not_spoil_what_a_burst_has_found() -> None:
     assert estimator.refresh_s == found == pytest.approx(0.001, abs=2e-5)
 
 
-def test_reads_that_are_too_slow_give_their_own_spacing() -> None:
+def test_power_read_too_slowly_gives_the_spacing_of_the_reads() -> None:
     """An upper bound, until somebody reads more often."""
-    estimator = watch(0.1, 1.0, 20.0)
+    estimator = watch(0.1, 1.0, 20.0, is_counter=False)
     assert estimator.refresh_s == pytest.approx(1.0)
     assert not estimator.resolved
 
 
+def test_a_counter_that_has_moved_at_every_read_has_told_nothing_of_its_rhythm() -> None:
+    """Read every 10 s, a counter of 1 ms would pass for one of 10 s, and short windows would have no number."""
+    assert watch(0.001, 10.0, 200.0).refresh_s is None
+
+
+def test_a_hiccup_of_the_reader_does_not_make_a_counter_faster() -> None:
+    """The median of all that was seen, not the smallest of its medians."""
+    estimator = RefreshEstimator(is_counter=True)
+    now_ns, joules = 0, 0.0
+    for distance_ms in (5, 5, 10, 10, 10, 10, 10, 10):
+        joules += 1.0
+        for _ in range(distance_ms):
+            now_ns += s(0.001)
+            estimator.update(now_ns, joules)
+    assert estimator.refresh_s == pytest.approx(0.010)
+
+
 def test_a_flat_value_hides_changes_but_makes_no_sensor_slow() -> None:
-    estimator = watch(0.1, 0.013, 2.0)
+    estimator = watch(0.1, 0.013, 2.0, is_counter=False)
     found = estimator.refresh_s
     for step in range(1000):
         estimator.update(s(2 + step * 0.02), 50.0 + step // 500)

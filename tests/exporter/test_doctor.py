@@ -96,3 +96,14 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert data["measured"] == 1
     assert data["readings"][0]["power_watts"] == 50.0
     assert data["findings"][0]["status"] == "found"
+
+
+def test_the_estimate_is_skipped_beside_a_cpu_sensor(tmp_path: Path) -> None:
+    """As the daemon does, unless it was asked for."""
+    families = [
+        fake_family("rapl", Machine([energy_sensor()])),
+        fake_family("estimate", Machine([energy_sensor(method="estimated")])),
+    ]
+    assert [finding.status for finding in examine(tmp_path, *families).findings] == ["found", "skipped"]
+    asked_for = {"estimate": FamilySettings(enabled=True)}
+    assert examine(tmp_path, *families, settings=asked_for).estimated == 1

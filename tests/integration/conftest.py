@@ -31,6 +31,8 @@ def servers() -> Iterator[list[Server | Emulator]]:
     yield started
     for server in reversed(started):
         server.stop()
+        if isinstance(server, Emulator):
+            server.remove()
 
 
 @pytest.fixture
@@ -71,11 +73,11 @@ def exporter_server(tmp_path: Path, servers: list[Server | Emulator]) -> StartEx
 
 
 @pytest.fixture
-def emulator(tmp_path: Path, servers: list[Server | Emulator]) -> StartEmulator:
+def emulator(servers: list[Server | Emulator]) -> StartEmulator:
     """Call it with a scenario (name or file) to get an emulated machine that runs."""
 
     def start(scenario: str | Path) -> Emulator:
-        machine = Emulator(tmp_path / f"machine{len(servers)}", scenario)
+        machine = Emulator(scenario)
         servers.append(machine)
         machine.start()
         return machine

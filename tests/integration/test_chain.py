@@ -155,35 +155,6 @@ def test_an_exporter_that_restarts_in_mid_run_costs_only_the_windows_it_was_away
     assert reasons & {"exporter_restart", "exporter_missing", "edge_missing"}, reasons
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_or_interrupted_run_keeps_what_was_measured(
-    number: signal.Signals, tmp_path: Path, emulator: StartEmulator
-) -> None:
-    """kill -9 at any moment: journal and recording are whole and analysable; the exporter child ends too."""
-    machine = emulator(two_sockets(tmp_path))
-    flags = " ".join(machine.flags)
-    child = start_joulewatch("profile", *SWEEP, f"--exporter.flags={flags}", folder=tmp_path)
-    assert child.stderr is not None
-    rounds = 0
-    for line in child.stderr:
-        rounds += "round" in line and "inferences/s" in line
-        if rounds == 4:
-            break
-    child.send_signal(number)
-    rest = child.stderr.read()
-    child.stderr.close()
-    code = child.wait(30)
-    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 1), rest
-    record = only_run(tmp_path)
-    assert sum(window.kind == "measure" for window in record.windows) >= 4
-    for run in (record.header.run, tmp_path / "runs" / record.header.run / "recording.sqlite"):
-        answer = joulewatch("analyze", run, "--format", "json", folder=tmp_path)
-        assert answer.code == 0, answer.err
-        result = json.loads(answer.out)
-        assert sum(len(cell["windows"]) for cell in result["results"]) >= 4
-        assert result["run"]["status"] == ("running" if number == signal.SIGKILL else "interrupted")
-
-
 def test_a_recording_gives_the_same_energy_as_its_journal(tmp_path: Path, emulator: StartEmulator) -> None:
     """The local mode end to end: one command, then `energy` over the same span, then the export."""
     machine = emulator(two_sockets(tmp_path))

@@ -191,8 +191,8 @@ def recorded_run_in(folder: Path, program: str) -> Iterator[RecordedRun]:
     with ExitStack() as stack:
         exporters = []
         for scenario in ("epyc-7763-node", "intel-all-zones"):
-            machine = Emulator(folder / scenario, scenario)
-            stack.callback(machine.stop)
+            machine = Emulator(scenario)
+            stack.callback(machine.remove)
             machine.start()
             exporter = ExporterServer(folder / f"{scenario}-exporter", *machine.flags)
             stack.callback(exporter.stop)

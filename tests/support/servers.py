@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -142,13 +144,19 @@ class ExporterServer(Server):
         super().__init__(command, folder, f"{self.url}/-/healthy")
 
 
-class Emulator:
-    """``joulewatch-exporter emulate`` writing a machine of known truth into ``folder``."""
+MEMORY = Path("/dev/shm")
 
-    def __init__(self, folder: Path, scenario: str | Path) -> None:
-        self.folder = folder
-        self.sysfs = folder / "sys"
-        self.procfs = folder / "proc"
+
+class Emulator:
+    """``joulewatch-exporter emulate`` writing a machine of known truth.
+
+    Its tree lies in memory where there is a file system for it: a disk's journal would make its clock stutter.
+    """
+
+    def __init__(self, scenario: str | Path) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="joulewatch-machine-", dir=MEMORY if MEMORY.is_dir() else None))
+        self.sysfs = self.folder / "sys"
+        self.procfs = self.folder / "proc"
         self.scenario = str(scenario)
         self.process: subprocess.Popen[str] | None = None
 
@@ -195,3 +203,8 @@ class Emulator:
         if self.process.stderr is not None:
             self.process.stderr.close()
         self.process = None
+
+    def remove(self) -> None:
+        """Stop it and delete its tree, and with it the truth."""
+        self.stop()
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -70,19 +70,21 @@ class World:
     scrape_s: float = 0.2
     read_delay_s: float = 0.0013
     base_joules: float = 1000.0
+    start_s: float = T0
     end_s: float = T0
 
     def truth_joules(self, sensor: SensorRecord, window: Window) -> float:
         signal = self.sensors[sensor]
         return float(signal.energy_joules(window.start_s + window.duration_s) - signal.energy_joules(window.start_s))
 
-    def scrapes(self, *, instance: str = EXPORTER, start_s: float | None = None) -> list[RawSeries]:
+    def scrapes(self, *, instance: str = EXPORTER) -> list[RawSeries]:
         """What a Prometheus would have stored: sample times on a grid of milliseconds."""
-        first = T0 if start_s is None else start_s
-        times = np.round(np.arange(first, self.end_s + 2.0, self.scrape_s) * 1000) / 1000
+        times = np.round(np.arange(self.start_s, self.end_s + 2.0, self.scrape_s) * 1000) / 1000
         reads = times + self.read_delay_s
         found = [
-            RawSeries(catalog.EXPORTER_START.name, {"instance": instance}, times, np.full(times.shape, T0 - 100.0)),
+            RawSeries(
+                catalog.EXPORTER_START.name, {"instance": instance}, times, np.full(times.shape, self.start_s - 100)
+            ),
             RawSeries(
                 catalog.EXPORTER_INFO.name,
                 {"instance": instance, "nodename": "node1", "version": "0", "emulated": "0"},
@@ -188,7 +190,7 @@ def make_world(
         item: Signal(tuple(step[0] for step in steps), tuple(power(item, name, size) * f for _, name, size, f in steps))
         for item in items
     }
-    world = World(signals, scrape_s=scrape_s, end_s=at)
+    world = World(signals, scrape_s=scrape_s, start_s=start_s, end_s=at)
     windows = []
     for index, (kind, name, batch_size, number, start, end, flags) in enumerate(spans):
         # Rates differ by network and grow with the batch size; whole batches only.

@@ -15,6 +15,7 @@ Sources: Linux ``Documentation/power/powercap/powercap.rst``, ``drivers/powercap
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -335,7 +336,8 @@ def _sensor(zone: _Zone, quantity: Quantity, model: str, findings: list[Finding]
     if range_uj is None:
         text += "; no max_energy_range_uj, so a counter that falls is taken for a restart and not for a wrap"
     findings.append(Finding("found", "rapl", path, text))
-    return RaplSensor(quantity.device, (info,), quantity, path)
+    # By the real path: a link less to follow at each of the reads.
+    return RaplSensor(quantity.device, (info,), quantity, os.path.realpath(path))
 
 
 def _unit_text(range_uj: int) -> str:

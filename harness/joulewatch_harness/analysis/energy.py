@@ -20,7 +20,10 @@ from joulewatch_harness.analysis.series import Floats, Series
 from joulewatch_harness.errors import CoverageError
 
 Method = Literal["edges", "history", "power"]
-Distribution = Literal["uniform", "triangular", "normal"]
+Distribution = Literal["uniform", "triangular", "arcsine"]
+
+ACCURACY: Final = "accuracy"
+"""Name of the budget item of a sensor's published accuracy."""
 
 _POWER_CAP_FACTOR: Final = 2.0
 """Power just outside a window is taken to be at most twice the window's mean, or the largest power seen."""
@@ -99,7 +102,8 @@ class BudgetItem:
     distribution: Distribution
     text: str
     systematic: bool = False
-    """The same in every repeat, so repeats do not reduce it."""
+    """The same in every repeat, so repeats do not reduce it: a sensor's accuracy, but also what power does
+    beside the edges of a window, which is alike each time. Not so the phase of a sensor's refresh."""
     family: str = ""
 
 
@@ -127,8 +131,8 @@ class WindowEnergy:
 
     @property
     def sampling_joules(self) -> float:
-        """The same without systematic items: what another way of reading the same counter may differ by."""
-        return math.sqrt(math.fsum(item.standard_joules**2 for item in self.budget if not item.systematic))
+        """The same without the sensor's accuracy: what another way of reading the same counter may differ by."""
+        return math.sqrt(math.fsum(item.standard_joules**2 for item in self.budget if item.name != ACCURACY))
 
     @property
     def mean_power_watts(self) -> float:
@@ -156,7 +160,7 @@ def _sensor_items(traits: Traits, joules: float, power_watts: float, *, counter:
     if traits.accuracy is not None:
         half = traits.accuracy * abs(joules)
         text = f"published accuracy of the sensor, ±{100 * traits.accuracy:.3g} %, the same in every repeat"
-        items.append(BudgetItem("accuracy", _uniform(half), half, "uniform", text, True, traits.family))
+        items.append(BudgetItem(ACCURACY, _uniform(half), half, "uniform", text, True, traits.family))
     return items
 
 
@@ -187,7 +191,7 @@ def energy_from_edges(
     traits: Traits = Traits(),
     *,
     restarts_s: Floats | None = None,
-    power_cap_watts: float | None = None,
+    power_cap_watts: float = 0.0,
 ) -> WindowEnergy:
     """Energy of a window whose counter was read just before its start and just after its end.
 
@@ -200,7 +204,8 @@ def energy_from_edges(
         window: The span on the harness's clock.
         traits: What limits the sensor.
         restarts_s: Times at which the exporter started, on its own clock.
-        power_cap_watts: Largest power the device can have had outside; default twice the mean power.
+        power_cap_watts: Largest power that the device is known to have had; twice the window's mean power is
+            allowed for in any case.
 
     Returns:
         Energy in joules with hard bounds and budget.
@@ -227,7 +232,7 @@ def energy_from_edges(
             f"the window lasts {window.duration_s:.3f} s",
         )
     power = rise / between_s
-    cap = _POWER_CAP_FACTOR * power if power_cap_watts is None else power_cap_watts
+    cap = max(_POWER_CAP_FACTOR * power, power_cap_watts)
     joules, lower, upper = rise, rise, rise
     items = []
     slack_half, clock_half = 0.0, 0.0
@@ -242,10 +247,12 @@ def energy_from_edges(
         upper += max(error_s - slack, 0.0) * cap
     if slack_half > 0:
         text = f"{slack_s[0] * 1e3:.3g} ms and {slack_s[1] * 1e3:.3g} ms between the readings and the window"
-        items.append(BudgetItem("edge slack", _uniform(slack_half), slack_half, "uniform", text))
+        # Extremes are the likely cases: the machine idles while its counters are read, or goes on as before.
+        standard = slack_half / math.sqrt(2.0)
+        items.append(BudgetItem("edge slack", standard, slack_half, "arcsine", text, True))
     if clock_half > 0:
         text = f"clocks and their mapping, {clock_half / power * 1e3:.3g} ms over both edges"
-        items.append(BudgetItem("clock", _uniform(clock_half), clock_half, "uniform", text))
+        items.append(BudgetItem("clock", _uniform(clock_half), clock_half, "uniform", text, True))
     items += _sensor_items(traits, joules, power, counter=True)
     blur = traits.refresh_s * cap + traits.resolution_joules
     return WindowEnergy(
@@ -260,8 +267,8 @@ def default_max_gap_s(spacing_s: float) -> float:
 
 def _bracket(times_s: Floats, edge_s: float, error_s: float, name: str, max_gap_s: float) -> tuple[int, int]:
     """Indexes of the last sample surely before an edge and the first surely not before it."""
-    before = int(np.searchsorted(times_s, edge_s - error_s, side="right")) - 1
-    after = int(np.searchsorted(times_s, edge_s + error_s, side="left"))
+    before = int(times_s.searchsorted(edge_s - error_s, side="right")) - 1
+    after = int(times_s.searchsorted(edge_s + error_s, side="left"))
     if before < 0 or after >= times_s.size:
         side = "before" if before < 0 else "after"
         raise CoverageError("unbracketed", f"no sample {side} the window's {name}")
@@ -290,7 +297,7 @@ def energy_from_counter(
     offset: ClockOffset = ClockOffset(),
     max_gap_s: float | None = None,
     restarts_s: Floats | None = None,
-    power_cap_watts: float | None = None,
+    power_cap_watts: float = 0.0,
 ) -> WindowEnergy:
     """Energy of a window from a counter's history: a straight line between the two samples around each edge.
 
@@ -304,7 +311,8 @@ def energy_from_counter(
         offset: The exporter's clock minus the harness's.
         max_gap_s: Longest spacing around an edge that is believed; default three median spacings.
         restarts_s: Times at which the exporter started.
-        power_cap_watts: Largest power the device can have; default twice the mean or the steepest rise seen.
+        power_cap_watts: Largest power that the device is known to have had; twice the window's mean power and
+            the steepest rise between two samples are allowed for in any case.
 
     Returns:
         Energy in joules with hard bounds and budget.
@@ -328,7 +336,7 @@ def energy_from_counter(
     # ``c`` is the last sample before the end: before ``b`` where the window lies between two samples.
     _check_restart(restarts_s, float(times_s[a]), float(times_s[d]))
     part_times, part = times_s[a : d + 1], values[a : d + 1]
-    steps = np.diff(part)
+    steps = part[1:] - part[:-1]
     if steps.size and float(steps.min()) < 0:
         at = int(np.argmin(steps >= 0))
         raise CoverageError("exporter_restart", f"the counter fell at {part_times[at + 1]:.3f}, inside the window")
@@ -336,29 +344,28 @@ def energy_from_counter(
     at_start, at_end = (float(value) for value in np.interp((start_s, end_s), part_times, part - base))
     joules = at_end - at_start
     power = joules / window.duration_s
-    if power_cap_watts is None:
-        steepest = float((steps / np.diff(part_times)).max()) if steps.size else 0.0
-        power_cap_watts = max(_POWER_CAP_FACTOR * power, steepest)
+    steepest = float((steps / (part_times[1:] - part_times[:-1])).max()) if steps.size else 0.0
+    cap = max(_POWER_CAP_FACTOR * power, steepest, power_cap_watts)
     items = []
     edges = ((start_s, at_start, a, b), (end_s, at_end, c, d))
     spreads, halves = [], []
     for edge_s, estimate, before, after in edges:
         low, high = float(values[before]) - base, float(values[after]) - base
-        lower = max(low, high - power_cap_watts * (float(times_s[after]) - edge_s))
-        upper = min(high, low + power_cap_watts * (edge_s - float(times_s[before])))
+        lower = max(low, high - cap * (float(times_s[after]) - edge_s))
+        upper = min(high, low + cap * (edge_s - float(times_s[before])))
         lower, upper = min(lower, estimate), max(upper, estimate)
         spreads.append(_spread_about(estimate, lower, upper))
         halves.append(max(upper - estimate, estimate - lower))
     if max(spreads) > 0:
         gaps_s = [float(times_s[after] - times_s[before]) for _, _, before, after in edges]
         text = f"a straight line across {gaps_s[0]:.3g} s at the start and {gaps_s[1]:.3g} s at the end"
-        items.append(BudgetItem("interpolation", math.hypot(*spreads), sum(halves), "uniform", text))
+        items.append(BudgetItem("interpolation", math.hypot(*spreads), sum(halves), "uniform", text, True))
     if error_s > 0:
         half = 2 * error_s * power
         text = f"clocks and their mapping, {error_s * 1e3:.3g} ms at either edge"
-        items.append(BudgetItem("clock", _uniform(half), half, "uniform", text))
+        items.append(BudgetItem("clock", _uniform(half), half, "uniform", text, True))
     items += _sensor_items(traits, joules, power, counter=True)
-    blur = traits.refresh_s * power_cap_watts + traits.resolution_joules
+    blur = traits.refresh_s * cap + traits.resolution_joules
     inside = float(values[c] - values[b]) if c >= b else 0.0
     return WindowEnergy(
         joules,
@@ -427,12 +434,12 @@ def energy_from_power(
         # Each interval's error is taken as uniform and independent of its neighbours'.
         standard = float(np.sqrt(np.dot(halves, halves) / 3))
         text = f"power between samples {float(np.median(np.diff(part_times))):.3g} s apart"
-        items.append(BudgetItem("trapezoid", standard, half, "uniform", text))
+        items.append(BudgetItem("trapezoid", standard, half, "uniform", text, True))
     error_s = window.clock_error_s + offset.half_width_s
     clock_half = error_s * float(abs(watts[0]) + abs(watts[-1]))
     if clock_half > 0:
         text = f"clocks and their mapping, {error_s * 1e3:.3g} ms at either edge"
-        items.append(BudgetItem("clock", _uniform(clock_half), clock_half, "uniform", text))
+        items.append(BudgetItem("clock", _uniform(clock_half), clock_half, "uniform", text, True))
     items += _sensor_items(traits, joules, joules / window.duration_s, counter=False)
     return WindowEnergy(
         joules,

@@ -88,13 +88,19 @@ def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> None:
         _line(bottom, members, [group.throughput for group in members], 1.0, colour, marker, shift)
         if net:
             _dashed(top, members, [group.total.net for group in members], scale, colour, shift)
-    for axes in (top, bottom):
-        axes.set_xscale("log", base=2)
+    rates = [group.throughput for group in result.groups if group.throughput is not None]
+    for axes, values in ((top, gross), (bottom, rates)):
+        if not values:
+            # Nothing to place on a logarithmic axis.
+            axes.set_yticks([])
+            continue
         axes.set_yscale("log")
         axes.grid(which="major", color="#D9D9D9", linewidth=0.6)
         axes.grid(which="minor", color="#EEEEEE", linewidth=0.4)
         axes.set_axisbelow(True)
         _ticks(axes)
+    if rates:
+        bottom.set_xscale("log", base=2)
     top.set_ylabel(f"Energy per inference [{letter}J]")
     bottom.set_ylabel("Throughput [inferences/s]")
     sizes = sorted({group.batch_size for group in result.groups})

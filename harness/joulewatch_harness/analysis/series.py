@@ -70,8 +70,8 @@ class Series:
 
     def between(self, start_s: float, end_s: float) -> Series:
         """The samples in [start_s, end_s] and one more on each side where there is one."""
-        first = max(int(np.searchsorted(self.times_s, start_s, side="right")) - 1, 0)
-        last = int(np.searchsorted(self.times_s, end_s, side="left")) + 1
+        first = max(int(self.times_s.searchsorted(start_s, side="right")) - 1, 0)
+        last = int(self.times_s.searchsorted(end_s, side="left")) + 1
         return Series(self.times_s[first:last], self.values[first:last], self.metric)
 
     @classmethod

@@ -2,7 +2,8 @@
 
 Uncertainty follows the GUM (JCGM 100:2008). Between rounds: type A, the experimental standard deviation of the
 mean with n − 1 degrees of freedom. Within windows: type B, from each window's own budget. Items that are the same
-in every repeat (the published accuracy of a sensor, the idle baseline) are not divided by the number of repeats.
+in every repeat (the published accuracy of a sensor, what power does beside the edges of a window, the idle
+baseline) are not divided by the number of repeats.
 All are combined in quadrature, expanded to 95 % with Student's factor for the effective degrees of freedom
 (Welch–Satterthwaite).
 """
@@ -16,7 +17,7 @@ from typing import Final, Literal
 
 from joulewatch_harness.analysis import audit
 from joulewatch_harness.analysis.audit import Finding
-from joulewatch_harness.analysis.energy import BudgetItem, WindowEnergy
+from joulewatch_harness.analysis.energy import ACCURACY, BudgetItem, WindowEnergy
 from joulewatch_harness.analysis.series import SensorId
 from joulewatch_harness.analysis.source import History, SampleSource
 from joulewatch_harness.analysis.statistics import (
@@ -30,9 +31,6 @@ from joulewatch_harness.records import Configuration, RunRecord, SensorRecord
 
 TOTAL: Final = "total"
 COMPONENTS: Final = ("cpu", "memory", "gpu", "fpga", "other")
-_SHARED_BY_SENSORS: Final = frozenset(("edge slack", "interpolation", "clock"))
-"""Items that are alike for all sensors of one window: they add up linearly over sensors."""
-
 IdleBasis = Literal["loaded", "unloaded", "none"]
 
 
@@ -220,9 +218,8 @@ def _combine(energies: Sequence[WindowEnergy]) -> _Combined:
             key = _key(item)
             texts.setdefault(key, item.text)
             if item.systematic:
+                # Alike for all sensors of a window too, or of a family: they add up linearly.
                 systematic[key] = systematic.get(key, 0.0) + item.standard_joules
-            elif item.name in _SHARED_BY_SENSORS:
-                random[key] = random.get(key, 0.0) + item.standard_joules
             else:
                 random[key] = math.hypot(random.get(key, 0.0), item.standard_joules)
     joules = math.fsum(energy.joules for energy in energies)
@@ -243,7 +240,7 @@ def combine_mean(
 
     Args:
         rounds: Round -> windows of it: (value, item -> standard uncertainty of that window alone).
-        systematic: Item -> standard uncertainty of the mean, the same in every repeat; uniform.
+        systematic: Item -> standard uncertainty of the mean, the same in every repeat.
         texts: Item -> explanation.
         extra: Further lines.
 
@@ -275,7 +272,7 @@ def combine_mean(
     standard = math.sqrt(math.fsum(u * u for u, _ in items))
     if standard == 0:
         return Estimate(value, 0.0, 0.0, coverage_factor([(1.0, math.inf)]), math.inf, tuple(lines))
-    largest = max(systematic.values(), default=0.0)
+    largest = max((u for name, u in systematic.items() if name.startswith(ACCURACY)), default=0.0)
     factor = coverage_factor(items, largest)
     return Estimate(value, standard, factor * standard, factor, effective_dof(items), tuple(lines))
 
@@ -335,6 +332,12 @@ class _Analysis:
                 math.fsum(u * u for u in energy.random.values()) / item.span.duration_s**2 for item, energy in found
             )
         ) / len(found)
+        shared = math.fsum(
+            math.hypot(*(u for name, u in energy.systematic.items() if not name.startswith(ACCURACY)))
+            / item.span.duration_s
+            for item, energy in found
+        ) / len(found)
+        within = math.hypot(within, shared)
         dof = math.inf
         if len(watts) == 2:
             # Two windows, before and after: a drift, not a sample. All between and as far beyond (GUM 4.3.7).
@@ -396,7 +399,8 @@ class _Analysis:
                 (joules / count, {name: u / count for name, u in energy.random.items()})
             )
             for name, u in energy.systematic.items():
-                systematic.setdefault(name, []).append(share * u / count)
+                factor = share if name.startswith(ACCURACY) else 1.0
+                systematic.setdefault(name, []).append(factor * u / count)
             for name, text in energy.texts.items():
                 texts.setdefault(name, text)
             seconds.append(item.span.duration_s / count)

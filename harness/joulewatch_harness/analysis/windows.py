@@ -146,7 +146,6 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
     seldom that its readings lie far from the window.
     """
     sensors = known_sensors(record, history)
-    traits = {sensor: traits_of(item) for sensor, item in sensors.items()}
     readings = [(_counters(window.start_edge), _counters(window.end_edge)) for window in record.windows]
     caps = _power_caps(readings, history)
     offsets = [_edge_offsets(window) for window in record.windows]
@@ -157,29 +156,50 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
         seen = [item[exporter] for item in offsets if exporter in item]
         if seen:
             typical[exporter] = _typical(seen)
-    gaps = {sensor: default_max_gap_s(counter.spacing_s) for sensor, counter in history.counters.items()}
+    known = [
+        _Known(
+            sensor,
+            traits_of(item),
+            history.counters.get(sensor),
+            default_max_gap_s(history.counters[sensor].spacing_s) if sensor in history.counters else None,
+            history.starts.get(sensor.exporter),
+            caps.get(sensor, 0.0),
+            sensor.exporter in one_clock,
+        )
+        for sensor, item in sensors.items()
+    ]
     measured = []
     for window, (start, end), bounds in zip(record.windows, readings, offsets, strict=True):
-        span = span_of(window) if window.duration_s > 0 else None
-        if span is None:
+        if window.duration_s <= 0:
             continue
+        span = span_of(window)
         found = {}
-        for sensor in sensors:
-            exporter = sensor.exporter
-            offset = ClockOffset() if exporter in one_clock else bounds.get(exporter, typical.get(exporter))
-            found[sensor] = _measure(
-                sensor,
+        for item in known:
+            exporter = item.sensor.exporter
+            offset = ClockOffset() if item.one_clock else bounds.get(exporter, typical.get(exporter))
+            found[item.sensor] = _measure(
+                item,
                 span,
-                traits[sensor],
-                (start.get(sensor), end.get(sensor)),
+                (start.get(item.sensor), end.get(item.sensor)),
                 _missing(window, exporter),
-                history,
+                history.health(item.sensor, span.start_s, span.end_s),
                 offset or ClockOffset(),
-                gaps.get(sensor),
-                caps.get(sensor, 0.0),
             )
         measured.append(MeasuredWindow(window, span, found, bounds))
     return MeasuredRun(record, sensors, tuple(measured), history)
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of a sensor over the whole run."""
+
+    sensor: SensorId
+    traits: Traits
+    counter: Series | None
+    max_gap_s: float | None
+    restarts_s: Floats | None
+    cap_watts: float
+    one_clock: bool
 
 
 def _missing(window: Window, exporter: str) -> str:
@@ -191,51 +211,42 @@ def _missing(window: Window, exporter: str) -> str:
 
 
 def _measure(
-    sensor: SensorId,
+    known: _Known,
     span: Span,
-    traits: Traits,
     readings: tuple[tuple[float, float] | None, tuple[float, float] | None],
     missing: str,
-    history: History,
+    health: Health,
     offset: ClockOffset,
-    max_gap_s: float | None,
-    cap_watts: float,
 ) -> Measured:
-    restarts_s: Floats | None = history.starts.get(sensor.exporter)
+    sensor, counter = known.sensor, known.counter
     problems: list[CoverageError] = []
     by_edges = by_history = None
     start, end = readings
     if start is not None and end is not None:
-        power = (end[1] - start[1]) / max(end[0] - start[0], 1e-9)
         try:
             by_edges = energy_from_edges(
                 EdgeReading(*start, offset),
                 EdgeReading(*end, offset),
                 span,
-                traits,
-                restarts_s=restarts_s,
-                power_cap_watts=max(2 * power, cap_watts, 0.0),
+                known.traits,
+                restarts_s=known.restarts_s,
+                power_cap_watts=known.cap_watts,
             )
         except CoverageError as error:
             problems.append(error)
-    counter = history.counters.get(sensor)
     if counter is not None:
-        error_s = span.clock_error_s + 1e-3
-        near = counter.between(span.start_s + offset.lower_s - error_s, span.end_s + offset.upper_s + error_s)
         try:
-            mean_watts = _mean_watts(near)
             by_history = energy_from_counter(
-                near,
+                counter,
                 span,
-                traits,
+                known.traits,
                 offset=offset,
-                max_gap_s=max_gap_s,
-                restarts_s=restarts_s,
-                power_cap_watts=max(2 * mean_watts, cap_watts),
+                max_gap_s=known.max_gap_s,
+                restarts_s=known.restarts_s,
+                power_cap_watts=known.cap_watts,
             )
         except CoverageError as error:
             problems.append(error)
-    health = history.health(sensor, span.start_s, span.end_s)
     if by_edges is None and by_history is None:
         return Measured(None, *_why_not(sensor, problems, missing, health, readings, counter), health=health)
     if health.unmeasured_s > LARGEST_UNMEASURED * span.duration_s:
@@ -249,13 +260,6 @@ def _measure(
     if by_edges is not None and by_history is not None and by_history.sampling_joules < by_edges.sampling_joules:
         best = by_history
     return Measured(best, "", "", by_edges, by_history, health)
-
-
-def _mean_watts(counter: Series) -> float:
-    if len(counter) < 2:
-        return 0.0
-    rise = float(counter.values[-1] - counter.values[0])
-    return max(rise, 0.0) / float(counter.times_s[-1] - counter.times_s[0])
 
 
 def _why_not(

@@ -86,14 +86,15 @@ class Row:
     @property
     def expanded_joules(self) -> float:
         """At 95 % coverage."""
+        from joulewatch_harness.analysis.energy import ACCURACY
         from joulewatch_harness.analysis.statistics import coverage_factor
 
         if self.energy is None:
             return 0.0
         items = [(item.standard_joules, float("inf")) for item in self.energy.budget]
-        uniform = max((i.standard_joules for i in self.energy.budget if i.distribution == "uniform"), default=0.0)
+        accuracy = max((item.standard_joules for item in self.energy.budget if item.name == ACCURACY), default=0.0)
         standard = self.energy.standard_joules
-        return coverage_factor(items, uniform) * standard if standard > 0 else 0.0
+        return coverage_factor(items, accuracy) * standard if standard > 0 else 0.0
 
 
 def run(args: argparse.Namespace) -> int:

@@ -373,3 +373,14 @@ SCENES: list[Callable[[], RunResult]] = [
 @pytest.mark.parametrize("scene", SCENES)
 def test_every_reason_is_documented(scene: Callable[[], RunResult]) -> None:
     assert reasons(scene().findings) <= REASONS.keys()
+
+
+def test_what_happens_beside_the_edges_does_not_average_out() -> None:
+    """Power between an edge's reading and the window is alike in every round: fifty rounds know it no better."""
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,), configurations=("net/onnxruntime/fp32",), rounds=50)
+    (group,) = analyse(world, history=False).groups
+    assert group.total.gross is not None
+    truth = true_joules_per_inference(world, group)
+    assert abs(group.total.gross.value - truth) <= group.total.gross.expanded
+    (line,) = [item for item in group.total.gross.budget if item.name == "edge slack"]
+    assert line.systematic

@@ -1,0 +1,187 @@
+"""Analysis from a real Prometheus: a run of known truth, from the URL and its id alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from joulewatch_harness.analysis.prometheus_source import PrometheusSource
+from joulewatch_harness.analysis.recording_source import RecordingSource
+from joulewatch_harness.analysis.summary import RunResult, analyze_run
+from joulewatch_harness.annotations import Sample
+from joulewatch_harness.cli import main
+from joulewatch_harness.prometheus import PrometheusClient, PrometheusOptions
+from joulewatch_harness.remote_write import send_samples
+from support.servers import PrometheusServer
+from support.synthetic import (
+    TWO_SOCKETS,
+    World,
+    make_world,
+    run_samples,
+    scrape_samples,
+    sensor,
+    without_edges,
+    write_recording,
+)
+
+pytestmark = pytest.mark.integration
+
+Start = Callable[..., PrometheusServer]
+
+
+def run_id(start_s: float) -> str:
+    return time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(start_s)) + "-0a1b2c"
+
+
+def recent_world(seconds_ago: float = 600, **settings: Any) -> World:
+    start_s = float(int(time.time() - seconds_ago))
+    return make_world(TWO_SOCKETS, start_s=start_s, run=run_id(start_s), **settings)
+
+
+def write(client: PrometheusClient, samples: list[Sample], piece: int = 20_000) -> None:
+    """Send everything in the order of time, as servers want it."""
+    samples = sorted(samples, key=lambda item: item.at_ms)
+    for first in range(0, len(samples), piece):
+        send_samples(client, samples[first : first + piece])
+
+
+def fill(server: PrometheusServer, world: World, **labels: str) -> None:
+    assert world.record is not None
+    with PrometheusClient(PrometheusOptions(server.url)) as client:
+        write(client, [*scrape_samples(world, **labels), *run_samples(world.record)])
+
+
+def values(result: RunResult) -> list[tuple[str, int, float, float, float]]:
+    rows = []
+    for group in result.groups:
+        assert group.total.gross is not None and group.total.net is not None
+        gross, net = group.total.gross, group.total.net
+        rows.append((group.configuration.name, group.batch_size, gross.value, gross.expanded, net.value))
+    return rows
+
+
+def assert_true(world: World, result: RunResult) -> None:
+    """Every energy within its stated uncertainty of the truth, and every window within its bounds."""
+    assert world.record is not None
+    windows = {item.index: item for item in world.record.windows}
+    for group in result.groups:
+        assert group.total.gross is not None
+        truths = [
+            sum(world.truth_joules(item, windows[index]) for item in world.sensors if item.scope == "device")
+            / windows[index].inferences
+            for index in group.windows
+        ]
+        assert abs(group.total.gross.value - float(np.mean(truths))) <= group.total.gross.expanded
+        assert group.total.gross.value == pytest.approx(float(np.mean(truths)), rel=0.005)
+
+
+@pytest.mark.parametrize("edges", [True, False])
+def test_a_run_from_the_url_and_the_id_alone(prometheus_server: Start, tmp_path: Path, edges: bool) -> None:
+    """The same as from the recording of the same samples, to rounding, and true."""
+    server = prometheus_server(out_of_order=True)
+    world = recent_world(noise=0.01, edges=edges)
+    assert world.record is not None
+    fill(server, world)
+    write_recording(world, tmp_path / "recording.sqlite")
+    prometheus = PrometheusSource(PrometheusClient(PrometheusOptions(server.url)))
+    recording = RecordingSource(tmp_path / "recording.sqlite")
+    try:
+        there = analyze_run(prometheus.run(world.record.header.run), prometheus)
+        here = analyze_run(recording.run(""), recording)
+    finally:
+        prometheus.close()
+        recording.close()
+    assert len(there.groups) == 6
+    for mine, theirs in zip(values(here), values(there), strict=True):
+        assert mine[:2] == theirs[:2]
+        assert theirs[2:] == pytest.approx(mine[2:], rel=1e-6)
+    assert [item.reason for item in here.findings] == [item.reason for item in there.findings]
+    assert_true(world, there)
+
+
+def test_small_pieces_and_a_server_that_takes_few_samples(prometheus_server: Start) -> None:
+    server = prometheus_server(out_of_order=True, extra_args=["--query.max-samples=4000"])
+    world = recent_world()
+    assert world.record is not None
+    fill(server, world)
+    source = PrometheusSource(PrometheusClient(PrometheusOptions(server.url)), samples_per_query=3000)
+    try:
+        result = analyze_run(without_edges(world.record), source)
+    finally:
+        source.close()
+    assert_true(world, result)
+
+
+def test_commands_on_a_real_prometheus(
+    prometheus_server: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = prometheus_server(out_of_order=True)
+    world = recent_world()
+    assert world.record is not None
+    fill(server, world)
+    run = world.record.header.run
+    figure = tmp_path / "figure.png"
+    words = ["analyze", run, f"--output={tmp_path}", f"--prometheus={server.url}", "--format=csv"]
+    assert main([*words, f"--figure={figure}", "--publish", "--strict"]) == 0
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(captured.out)))
+    assert len(rows) == 6 and figure.is_file() and "published" in captured.err
+    with PrometheusClient(PrometheusOptions(server.url)) as client:
+        query = f'joulewatch_result_energy_per_inference_joules{{run="{run}", component="total", basis="net"}}'
+        found = {
+            (item["metric"]["configuration"], item["metric"]["batch_size"]): float(item["value"][1])
+            for item in client.query(query)
+        }
+    for row in rows:
+        assert found[row["configuration"], row["batch_size"]] == pytest.approx(
+            float(row["total_net_joules_per_inference"])
+        )
+    window = next(item for item in world.record.windows if item.kind == "measure")
+    span = [f"--start={window.start_s}", f"--end={window.end_s}"]
+    assert main(["energy", *span, f"--prometheus={server.url}", "--scope=device"]) == 0
+    assert "total over devices" in capsys.readouterr().out
+    assert main(["analyze", "20260101T000000Z-ffffff", f"--prometheus={server.url}"]) == 2
+    assert run in capsys.readouterr().err
+
+
+def test_a_thousand_windows_of_twenty_sensors_take_less_than_ten_seconds(prometheus_server: Start) -> None:
+    """From the URL alone: annotations, edges and a history at 1 s scrapes."""
+    server = prometheus_server(out_of_order=True)
+    sensors = [
+        *(sensor(f"socket{n}", "package") for n in range(8)),
+        *(sensor(f"socket{n}", "dram", "memory") for n in range(8)),
+        *(sensor(f"socket{n}", "core", "cpu", "part") for n in range(3)),
+        sensor("psys", "total", "node", "node"),
+    ]
+    start_s = float(int(time.time() - 2200))
+    world = make_world(
+        sensors,
+        batch_sizes=tuple(2**n for n in range(10)),
+        rounds=50,
+        window_s=1.8,
+        settle_s=0.1,
+        scrape_s=1.0,
+        start_s=start_s,
+        run=run_id(start_s),
+    )
+    assert world.record is not None
+    assert sum(item.kind == "measure" for item in world.record.windows) == 1000 and len(sensors) == 20
+    fill(server, world)
+    began = time.monotonic()
+    source = PrometheusSource(PrometheusClient(PrometheusOptions(server.url)))
+    try:
+        result = analyze_run(source.run(world.record.header.run), source)
+    finally:
+        source.close()
+    took_s = time.monotonic() - began
+    assert sum(len(group.windows) for group in result.groups) == 1000
+    assert_true(world, result)
+    assert math.isfinite(took_s) and took_s < 10
