@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import platform
+import resource
 import select
 import signal
 import sys
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 EXIT_DONE: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
+MOST_FILES: Final = 16_384
 
 ONCE_INTERVAL_S: Final = 0.15
 """Between the two reads of ``--once``: power of a counter needs two."""
@@ -69,6 +71,7 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
             from joulewatch_exporter import doctor
 
             return doctor.check(families, host, config.collectors, as_json=args.format == "json")
+        _allow_many_files()
         if args.once:
             return _once(families, host, config)
         return _serve(families, host, config, exit_on_stdin_close=args.exit_on_stdin_close)
@@ -84,6 +87,14 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
         return EXIT_DONE
     except KeyboardInterrupt:
         return EXIT_DONE
+
+
+def _allow_many_files() -> None:
+    """Each sensor file is held open between reads, and the usual soft limit is 1024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 # -- arguments -------------------------------------------------------------------------------------

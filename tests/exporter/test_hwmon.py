@@ -147,7 +147,8 @@ def amd_energy(sysfs: FakeSysfs, n_sockets: int) -> None:
             f"energy{socket + 2}_input": 1_000_000 * (socket + 1),
             f"energy{socket + 2}_label": f"Esocket{socket}",
         }
-    sysfs.hwmon(0, "amd_energy", device="platform/amd_energy.0", **files)
+    sysfs.hwmon(0, "amd_energy", device="platform/amd_energy.0")
+    sysfs.write("devices/platform/amd_energy.0/hwmon/hwmon0", **files)
 
 
 def test_amd_energy_of_two_sockets(sysfs: FakeSysfs) -> None:

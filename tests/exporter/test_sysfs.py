@@ -10,7 +10,7 @@ import pytest
 
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Host
-from joulewatch_exporter.sysfs import cpuinfo, list_names, read_int, read_int_or_none, read_text, sensor_error
+from joulewatch_exporter.sysfs import HeldInt, cpuinfo, list_names, read_int, read_int_or_none, read_text, sensor_error
 from support.sysfs import EPYC, FakeSysfs, public_folder, unprivileged
 
 
@@ -96,3 +96,58 @@ def test_this_machines_cpuinfo_says_nothing_about_a_copied_tree(tmp_path: Path) 
     assert cpuinfo(Host(sysfs=tree.sys)) == ""
     tree.write("devices/system/cpu", modalias="cpu:type:x86,ven0002fam0019mod0001")
     assert cpuinfo(Host(sysfs=tree.sys)) != ""  # a live sysfs, mounted elsewhere
+
+
+# -- a file that is kept open ----------------------------------------------------------------------
+
+
+def test_a_held_file_is_read_anew_each_time(tmp_path: Path) -> None:
+    """As the kernel's files are: the same file, another text."""
+    path = tmp_path / "energy_uj"
+    path.write_text("1\n")
+    held = HeldInt(str(path))
+    assert held.read() == 1
+    path.write_text("23456\n")
+    assert held.read() == 23456
+    held.close()
+    held.close()
+    assert held.read() == 23456
+    held.close()
+
+
+def test_a_held_file_that_was_replaced_gives_the_new_value(tmp_path: Path) -> None:
+    """Programs that write whole files rename: the file still open would show its old value for ever."""
+    path = tmp_path / "energy_uj"
+    path.write_text("1\n")
+    held = HeldInt(str(path))
+    for value in (1, 2, 3):
+        (tmp_path / "new").write_text(f"{value}\n")
+        (tmp_path / "new").replace(path)
+        assert held.read() == value
+    held.close()
+
+
+def test_a_held_file_that_vanished_is_absent_and_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "energy_uj"
+    path.write_text("1\n")
+    held = HeldInt(str(path))
+    held.read()
+    path.unlink()
+    for _ in range(2):
+        with pytest.raises(SensorAbsentError, match="energy_uj"):
+            held.read()
+    path.write_text("garbage\n")
+    with pytest.raises(SensorGlitchError, match="garbage"):
+        held.read()
+    path.write_text("4\n")
+    assert held.read() == 4
+    held.close()
+
+
+def test_a_held_file_leaks_no_descriptor(tmp_path: Path) -> None:
+    path = tmp_path / "energy_uj"
+    path.write_text("1\n")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        HeldInt(str(path)).read()
+    assert len(os.listdir("/proc/self/fd")) <= before + 1

@@ -30,6 +30,7 @@ from joulewatch_exporter.errors import (
 )
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, Scope, Sensor, SensorInfo, Timing
 from joulewatch_exporter.sysfs import (
+    HeldInt,
     denied_cure,
     list_names,
     physical_packages,
@@ -119,7 +120,7 @@ class HwmonSensor:
     device: str
     infos: tuple[SensorInfo, ...]
     _quantity: Quantity
-    _path: str
+    _file: HeldInt
     _is_energy: bool
     _zero_is_no_data: bool
 
@@ -134,15 +135,19 @@ class HwmonSensor:
             SensorDeniedError: The rights are gone, or the device is in reset; the text holds the path.
             SensorGlitchError: The driver has no value now (ENODATA, all ones, negative, or 0 W where 0 means none).
         """
-        raw = read_int(self._path)
+        raw = self._file.read()
         now_ns = monotonic_ns()
         if raw <= 0 and (raw < 0 or self._zero_is_no_data):
-            raise SensorGlitchError(f"{self._path}: {raw} means that the driver has no value now")
+            raise SensorGlitchError(f"{self._file.path}: {raw} means that the driver has no value now")
         if raw in _ALL_ONES:
-            raise SensorGlitchError(f"{self._path}: {raw} is a register of ones, not a measurement")
+            raise SensorGlitchError(f"{self._file.path}: {raw} is a register of ones, not a measurement")
         if self._is_energy:
             return (Reading(self._quantity, now_ns, raw / 1e6, None),)
         return (Reading(self._quantity, now_ns, None, raw / 1e6),)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +256,9 @@ class HwmonCollector:
         return cls(sensors, findings)
 
     def close(self) -> None:
-        """Nothing is held open between reads."""
+        """Let go of all files."""
+        for sensor in self._sensors:
+            sensor.close()
 
 
 def _find_chips(root: str) -> list[_Chip]:
@@ -463,7 +470,7 @@ def _sensor(
         Finding("found", "hwmon", channel.path, f"{meaning.device} {domain}: {what} of {chip.name} ({meaning.scope})")
     )
     zero_is_no_data = not is_energy and meaning.component in _ZERO_MEANS_NO_DATA
-    return HwmonSensor(meaning.device, (info,), quantity, channel.path, is_energy, zero_is_no_data)
+    return HwmonSensor(meaning.device, (info,), quantity, HeldInt(channel.path), is_energy, zero_is_no_data)
 
 
 def _accuracy(channel: _Channel) -> float | None:

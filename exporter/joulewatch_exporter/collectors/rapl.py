@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Final, Self
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, Scope, Sensor, SensorInfo, Timing
 from joulewatch_exporter.sysfs import (
+    HeldInt,
     cpuinfo,
     denied_cure,
     list_names,
@@ -92,7 +93,7 @@ class RaplSensor:
     device: str
     infos: tuple[SensorInfo, ...]
     _quantity: Quantity
-    _path: str
+    _file: HeldInt
 
     def read(self) -> Sequence[Reading]:
         """Read the counter once.
@@ -105,8 +106,12 @@ class RaplSensor:
             SensorDeniedError: The rights are gone; the text holds the path and the cure.
             SensorGlitchError: This read failed.
         """
-        energy_uj = read_int(self._path)
+        energy_uj = self._file.read()
         return (Reading(self._quantity, monotonic_ns(), energy_uj / 1e6, None),)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
 
 
 class RaplCollector:
@@ -174,7 +179,9 @@ class RaplCollector:
         return cls(sensors, findings)
 
     def close(self) -> None:
-        """Nothing is held open between reads."""
+        """Let go of all files."""
+        for sensor in self._sensors:
+            sensor.close()
 
 
 def _find_zones(root: str, findings: list[Finding]) -> list[_Zone]:
@@ -337,7 +344,7 @@ def _sensor(zone: _Zone, quantity: Quantity, model: str, findings: list[Finding]
         text += "; no max_energy_range_uj, so a counter that falls is taken for a restart and not for a wrap"
     findings.append(Finding("found", "rapl", path, text))
     # By the real path: a link less to follow at each of the reads.
-    return RaplSensor(quantity.device, (info,), quantity, os.path.realpath(path))
+    return RaplSensor(quantity.device, (info,), quantity, HeldInt(os.path.realpath(path)))
 
 
 def _unit_text(range_uj: int) -> str:
