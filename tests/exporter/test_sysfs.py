@@ -147,7 +147,7 @@ def test_a_held_file_that_vanished_is_absent_and_is_found_again(tmp_path: Path) 
 def test_a_held_file_leaks_no_descriptor(tmp_path: Path) -> None:
     path = tmp_path / "energy_uj"
     path.write_text("1\n")
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         HeldInt(str(path)).read()
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
