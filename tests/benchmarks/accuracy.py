@@ -31,10 +31,11 @@ from support.servers import Emulator, ExporterServer, PrometheusServer
 
 LEAD_S = 12.0
 """From the emulator's start to the first window: the servers start meanwhile."""
-PAUSE_S = (0.4, 1.2)
+PAUSE_S = (0.1, 4.0)
+"""Idle between two windows: shorter and longer than a scrape interval."""
 IDLE_WATTS = 50.0
 RIPPLE_HZ = 3.0
-COUNTS = {0.2: 12, 0.5: 12, 1.0: 10, 2.0: 8, 5.0: 6, 10.0: 4, 30.0: 3}
+COUNTS = {0.2: 12, 0.5: 12, 1.0: 10, 2.0: 8, 5.0: 6, 10.0: 4, 30.0: 4}
 QUICK_COUNTS = {0.2: 3, 1.0: 3, 5.0: 2}
 SIGNALS = {"socket0/package": "steady", "socket1/package": "rectangle", "socket2/package": "phased"}
 METHODS = ("edges", "history, scraped every 200 ms", "history, scraped every 1 s")

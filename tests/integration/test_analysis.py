@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +15,14 @@ import pytest
 from joulewatch_harness.analysis.prometheus_source import PrometheusSource
 from joulewatch_harness.analysis.recording_source import RecordingSource
 from joulewatch_harness.analysis.summary import RunResult, analyze_run
-from joulewatch_harness.annotations import Sample
 from joulewatch_harness.cli import main
 from joulewatch_harness.prometheus import PrometheusClient, PrometheusOptions
-from joulewatch_harness.remote_write import send_samples
 from support.servers import PrometheusServer
 from support.synthetic import (
     TWO_SOCKETS,
     World,
     make_world,
-    run_samples,
-    scrape_samples,
-    sensor,
+    send_world,
     without_edges,
     write_recording,
 )
@@ -44,19 +39,6 @@ def run_id(start_s: float) -> str:
 def recent_world(seconds_ago: float = 600, **settings: Any) -> World:
     start_s = float(int(time.time() - seconds_ago))
     return make_world(TWO_SOCKETS, start_s=start_s, run=run_id(start_s), **settings)
-
-
-def write(client: PrometheusClient, samples: list[Sample], piece: int = 20_000) -> None:
-    """Send everything in the order of time, as servers want it."""
-    samples = sorted(samples, key=lambda item: item.at_ms)
-    for first in range(0, len(samples), piece):
-        send_samples(client, samples[first : first + piece])
-
-
-def fill(server: PrometheusServer, world: World, **labels: str) -> None:
-    assert world.record is not None
-    with PrometheusClient(PrometheusOptions(server.url)) as client:
-        write(client, [*scrape_samples(world, **labels), *run_samples(world.record)])
 
 
 def values(result: RunResult) -> list[tuple[str, int, float, float, float]]:
@@ -89,7 +71,7 @@ def test_a_run_from_the_url_and_the_id_alone(prometheus_server: Start, tmp_path:
     server = prometheus_server(out_of_order=True)
     world = recent_world(noise=0.01, edges=edges)
     assert world.record is not None
-    fill(server, world)
+    send_world(server.url, world)
     write_recording(world, tmp_path / "recording.sqlite")
     prometheus = PrometheusSource(PrometheusClient(PrometheusOptions(server.url)))
     recording = RecordingSource(tmp_path / "recording.sqlite")
@@ -111,7 +93,7 @@ def test_small_pieces_and_a_server_that_takes_few_samples(prometheus_server: Sta
     server = prometheus_server(out_of_order=True, extra_args=["--query.max-samples=4000"])
     world = recent_world()
     assert world.record is not None
-    fill(server, world)
+    send_world(server.url, world)
     source = PrometheusSource(PrometheusClient(PrometheusOptions(server.url)), samples_per_query=3000)
     try:
         result = analyze_run(without_edges(world.record), source)
@@ -126,7 +108,7 @@ def test_commands_on_a_real_prometheus(
     server = prometheus_server(out_of_order=True)
     world = recent_world()
     assert world.record is not None
-    fill(server, world)
+    send_world(server.url, world)
     run = world.record.header.run
     figure = tmp_path / "figure.png"
     words = ["analyze", run, f"--output={tmp_path}", f"--prometheus={server.url}", "--format=csv"]
@@ -150,38 +132,3 @@ def test_commands_on_a_real_prometheus(
     assert "total over devices" in capsys.readouterr().out
     assert main(["analyze", "20260101T000000Z-ffffff", f"--prometheus={server.url}"]) == 2
     assert run in capsys.readouterr().err
-
-
-def test_a_thousand_windows_of_twenty_sensors_take_less_than_ten_seconds(prometheus_server: Start) -> None:
-    """From the URL alone: annotations, edges and a history at 1 s scrapes."""
-    server = prometheus_server(out_of_order=True)
-    sensors = [
-        *(sensor(f"socket{n}", "package") for n in range(8)),
-        *(sensor(f"socket{n}", "dram", "memory") for n in range(8)),
-        *(sensor(f"socket{n}", "core", "cpu", "part") for n in range(3)),
-        sensor("psys", "total", "node", "node"),
-    ]
-    start_s = float(int(time.time() - 2200))
-    world = make_world(
-        sensors,
-        batch_sizes=tuple(2**n for n in range(10)),
-        rounds=50,
-        window_s=1.8,
-        settle_s=0.1,
-        scrape_s=1.0,
-        start_s=start_s,
-        run=run_id(start_s),
-    )
-    assert world.record is not None
-    assert sum(item.kind == "measure" for item in world.record.windows) == 1000 and len(sensors) == 20
-    fill(server, world)
-    began = time.monotonic()
-    source = PrometheusSource(PrometheusClient(PrometheusOptions(server.url)))
-    try:
-        result = analyze_run(source.run(world.record.header.run), source)
-    finally:
-        source.close()
-    took_s = time.monotonic() - began
-    assert sum(len(group.windows) for group in result.groups) == 1000
-    assert_true(world, result)
-    assert math.isfinite(took_s) and took_s < 10

@@ -20,6 +20,7 @@ from support.commands import SLEEPER, joulewatch, start_joulewatch
 
 if TYPE_CHECKING:
     from integration.conftest import StartEmulator, StartExporter, StartPrometheus
+    from support.servers import PushgatewayServer
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -93,6 +94,41 @@ def test_a_run_is_analyzed_from_prometheus_alone_and_gives_the_truth(
     assert record.header.run in listing.out
 
 
+def test_a_run_delivered_through_a_pushgateway_is_analyzed_from_prometheus_alone(
+    tmp_path: Path,
+    emulator: StartEmulator,
+    exporter_server: StartExporter,
+    pushgateway_server: PushgatewayServer,
+    prometheus_server: StartPrometheus,
+) -> None:
+    """Where the receiver cannot be switched on: the same numbers by the other way."""
+    machine = emulator(two_sockets(tmp_path))
+    exporter = exporter_server(*machine.flags)
+    prometheus = prometheus_server(
+        scrape_targets=[exporter.address],
+        scrape_interval="500ms",
+        pushgateway=pushgateway_server.address,
+        receiver=False,
+    )
+    servers = ("--prometheus", prometheus.url, "--pushgateway", pushgateway_server.url, "--exporter", exporter.url)
+    done = joulewatch("profile", *SWEEP, *servers, folder=tmp_path)
+    assert done.code == 0, done.err
+    record = only_run(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    words = ("--prometheus", prometheus.url, "--format", "json")
+    answer = joulewatch("analyze", record.header.run, *words, folder=elsewhere)
+    assert answer.code == 0, answer.err
+    truth = true_joules_per_inference(record, Truth.load(machine.folder))
+    cells = json.loads(answer.out)["results"]
+    assert len(cells) == len(truth)
+    for cell in cells:
+        assert len(cell["windows"]) == 3
+        energy = cell["energy"]["total"]["gross"]
+        assert energy["value"] == pytest.approx(truth[cell["configuration"]["name"], cell["batch_size"]], rel=0.02)
+    assert scrape(pushgateway_server.url).count("joulewatch_window_start") == 0  # no group is left behind
+
+
 def scrape(url: str) -> str:
     with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
         return str(answer.read().decode())
@@ -152,7 +188,7 @@ def test_an_exporter_that_restarts_in_mid_run_costs_only_the_windows_it_was_away
         assert len(left_out | set(cell["windows"])) == 3
     assert sum(len(cell["windows"]) for cell in cells) >= 3
     reasons = {item["reason"] for item in result["findings"]}
-    assert reasons & {"exporter_restart", "exporter_missing", "edge_missing"}, reasons
+    assert reasons & {"exporter_restart", "exporter_missing", "edge_missing", "sample_gap"}, reasons
 
 
 def test_a_recording_gives_the_same_energy_as_its_journal(tmp_path: Path, emulator: StartEmulator) -> None:

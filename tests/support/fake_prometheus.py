@@ -27,6 +27,8 @@ class FakePrometheus:
 
     def install(self, mocked: responses.RequestsMock) -> None:
         mocked.add_callback(responses.POST, f"{URL}/api/v1/query", callback=self._answer)
+        version = {"status": "success", "data": {"version": "2.42.0"}}
+        mocked.add(responses.GET, f"{URL}/api/v1/status/buildinfo", json=version)
 
     def _answer(self, request: requests.PreparedRequest) -> tuple[int, dict[str, str], str]:
         body = request.body

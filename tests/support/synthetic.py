@@ -15,6 +15,7 @@ from joulewatch_harness.analysis.source import History, RawSeries, RunSummary, b
 from joulewatch_harness.annotations import Sample, by_series
 from joulewatch_harness.errors import QueryError
 from joulewatch_harness.exporters import ExporterClient, Scrape
+from joulewatch_harness.prometheus import PrometheusClient, PrometheusOptions
 from joulewatch_harness.recording import RecordingWriter
 from joulewatch_harness.records import (
     Configuration,
@@ -29,6 +30,7 @@ from joulewatch_harness.records import (
     SensorRecord,
     Window,
 )
+from joulewatch_harness.remote_write import send_samples
 from joulewatch_harness.sinks import run_items
 
 EXPORTER = "127.0.0.1:10717"
@@ -171,8 +173,9 @@ def make_world(
     def idle(configuration: str, flags: tuple[str, ...]) -> None:
         nonlocal at
         steps.append((at, "idle", 0, 1.0))
-        spans.append(("idle", configuration, 0, 0, at + 0.1, at + 0.1 + idle_s, flags))
-        at += idle_s + 0.2
+        # The runner lets idle settle too: a step of power within a scrape of an edge would be the world's fault.
+        spans.append(("idle", configuration, 0, 0, at + settle_s, at + settle_s + idle_s, flags))
+        at += idle_s + 2 * settle_s
 
     idle("", ())
     if loaded_idle:
@@ -365,3 +368,13 @@ def write_recording(world: World, path: Path) -> None:
     finally:
         writer.close()
         client.close()
+
+
+def send_world(url: str, world: World, piece: int = 20_000, **labels: str) -> None:
+    """Write the world's scrapes and annotations to a real Prometheus, in the order of time."""
+    assert world.record is not None
+    samples = [*scrape_samples(world, **labels), *run_samples(world.record)]
+    samples.sort(key=lambda item: item.at_ms)
+    with PrometheusClient(PrometheusOptions(url)) as client:
+        for first in range(0, len(samples), piece):
+            send_samples(client, samples[first : first + piece])

@@ -93,7 +93,9 @@ def _sensor_findings(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorI
     index = measured.window.index
     span = measured.span
     if item.energy is None:
-        yield Finding("error", item.reason, item.text, {"sensor": str(sensor)}, index)
+        # Nodes and parts stand beside the result, which loses nothing without them.
+        severity: Severity = "error" if sensor.scope == "device" else "warning"
+        yield Finding(severity, item.reason, item.text, {"sensor": str(sensor)}, index)
     by_edges, by_history = item.edges, item.history
     if by_edges is not None and by_history is not None:
         apart = max(by_edges.lower_joules - by_history.upper_joules, by_history.lower_joules - by_edges.upper_joules)

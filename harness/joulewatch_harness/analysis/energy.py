@@ -4,7 +4,7 @@ Three times are told apart. The window lies on the harness's clock. Counters are
 timestamps, on the exporter's clock. ``ClockOffset`` says what is known of the difference.
 
 Of a counter we know that it never falls: the samples around an edge are hard bounds. What lies between is
-estimated (a straight line, or half of the mean power for the milliseconds between an edge's reading and the
+estimated (from the powers on either side, or half of the mean power for the milliseconds between an edge's reading and the
 window) and carries an uncertainty that covers the whole of what the bounds allow.
 """
 
@@ -281,6 +281,32 @@ def _bracket(times_s: Floats, edge_s: float, error_s: float, name: str, max_gap_
     return before, after
 
 
+def _counter_at(times_s: Floats, values: Floats, edge_s: float, max_gap_s: float) -> float:
+    """Estimate a counter between two samples, in joules above the first of ``values``.
+
+    The rise between the two samples around the edge is split in proportion to what the power before them
+    would have used up to the edge, and the power after them from the edge on. Where both are the same that is the
+    straight line; where the load begins or ends at the edge it is exact, while a straight line would be off by up to
+    a quarter of the step in power times the spacing. Without a neighbour to take a power from: the straight line.
+    """
+    after = min(max(int(times_s.searchsorted(edge_s, side="left")), 1), times_s.size - 1)
+    before = after - 1
+    spacing_s = float(times_s[after] - times_s[before])
+    left_s, right_s = edge_s - float(times_s[before]), float(times_s[after]) - edge_s
+    rise = float(values[after] - values[before])
+    low = float(values[before] - values[0])
+    weights = (left_s, right_s)
+    if before > 0 and after + 1 < times_s.size:
+        span_before_s = float(times_s[before] - times_s[before - 1])
+        span_after_s = float(times_s[after + 1] - times_s[after])
+        power_before = float(values[before] - values[before - 1]) / span_before_s
+        power_after = float(values[after + 1] - values[after]) / span_after_s
+        if min(power_before, power_after) >= 0 and max(span_before_s, span_after_s) <= max_gap_s:
+            weights = (power_before * left_s, power_after * right_s)
+    total = weights[0] + weights[1]
+    return low + rise * (weights[0] / total if total > 0 else left_s / spacing_s)
+
+
 def _spread_about(estimate: float, lower: float, upper: float) -> float:
     """Root mean square distance from ``estimate`` of a uniform distribution over [lower, upper]."""
     width = upper - lower
@@ -299,7 +325,7 @@ def energy_from_counter(
     restarts_s: Floats | None = None,
     power_cap_watts: float = 0.0,
 ) -> WindowEnergy:
-    """Energy of a window from a counter's history: a straight line between the two samples around each edge.
+    """Energy of a window from a counter's history, interpolated between the two samples around each edge.
 
     The energies of adjacent windows add up to that of their union. The bounds use nothing but that a counter
     never falls (and, for the refresh period, the largest power).
@@ -321,7 +347,8 @@ def energy_from_counter(
         CoverageError: ``no_samples``, ``unbracketed``, ``sample_gap``, ``exporter_restart``, ``below_refresh``.
 
     Source:
-        Linear interpolation of the integral; the same as PromQL's ``increase(c[w] smoothed)``.
+        Interpolation of the integral by the powers on either side; with equal powers the straight line of
+        PromQL's ``increase(c[w] smoothed)``.
     """
     _check_refresh(window, traits)
     times_s, values = counter.times_s, counter.values
@@ -341,7 +368,8 @@ def energy_from_counter(
         at = int(np.argmin(steps >= 0))
         raise CoverageError("exporter_restart", f"the counter fell at {part_times[at + 1]:.3f}, inside the window")
     base = float(part[0])
-    at_start, at_end = (float(value) for value in np.interp((start_s, end_s), part_times, part - base))
+    origin = base - float(values[0])
+    at_start, at_end = (_counter_at(times_s, values, edge_s, max_gap_s) - origin for edge_s in (start_s, end_s))
     joules = at_end - at_start
     power = joules / window.duration_s
     steepest = float((steps / (part_times[1:] - part_times[:-1])).max()) if steps.size else 0.0
@@ -358,7 +386,7 @@ def energy_from_counter(
         halves.append(max(upper - estimate, estimate - lower))
     if max(spreads) > 0:
         gaps_s = [float(times_s[after] - times_s[before]) for _, _, before, after in edges]
-        text = f"a straight line across {gaps_s[0]:.3g} s at the start and {gaps_s[1]:.3g} s at the end"
+        text = f"between samples {gaps_s[0]:.3g} s apart at the start and {gaps_s[1]:.3g} s at the end"
         items.append(BudgetItem("interpolation", math.hypot(*spreads), sum(halves), "uniform", text, True))
     if error_s > 0:
         half = 2 * error_s * power

@@ -19,7 +19,7 @@ import numpy as np
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.energy import Traits
 from joulewatch_harness.analysis.series import Floats, SensorId, Series
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.errors import ConfigError, QueryError
 from joulewatch_harness.records import ExporterRecord, RunRecord, SensorRecord
 
 if TYPE_CHECKING:
@@ -322,6 +322,7 @@ def open_source(*, prometheus: PrometheusOptions | None = None, recording: Path 
     Raises:
         ConfigError: The recording does not exist.
         RecordError: It is no recording.
+        QueryError: No Prometheus answers: said within seconds, the long patience is for one that was there.
     """
     if recording is not None:
         if not recording.is_file():
@@ -333,5 +334,11 @@ def open_source(*, prometheus: PrometheusOptions | None = None, recording: Path 
         from joulewatch_harness.analysis.prometheus_source import PrometheusSource
         from joulewatch_harness.prometheus import PrometheusClient
 
-        return PrometheusSource(PrometheusClient(prometheus))
+        client = PrometheusClient(prometheus)
+        try:
+            client.ping()
+        except QueryError:
+            client.close()
+            raise
+        return PrometheusSource(client)
     return None
