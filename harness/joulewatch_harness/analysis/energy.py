@@ -4,8 +4,8 @@ Three times are told apart. The window lies on the harness's clock. Counters are
 timestamps, on the exporter's clock. ``ClockOffset`` says what is known of the difference.
 
 Of a counter we know that it never falls: the samples around an edge are hard bounds. What lies between is
-estimated (from the powers on either side, or half of the mean power for the milliseconds between an edge's reading and the
-window) and carries an uncertainty that covers the whole of what the bounds allow.
+estimated (from the powers on either side, or from the smallest power seen and the window's for the milliseconds
+between an edge's reading and the window) and carries an uncertainty that covers what may have been.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ ACCURACY: Final = "accuracy"
 
 _POWER_CAP_FACTOR: Final = 2.0
 """Power just outside a window is taken to be at most twice the window's mean, or the largest power seen."""
+_LEAST_POWER_DOUBT: Final = 0.2
+"""However steady power was seen to be: by this share of it nobody knows it for some milliseconds."""
 _GAP_FACTOR: Final = 3.0
 """A spacing above this many median spacings is a gap."""
 _SHORTEST_GAP_S: Final = 0.5
@@ -191,12 +193,14 @@ def energy_from_edges(
     traits: Traits = Traits(),
     *,
     restarts_s: Floats | None = None,
+    power_floor_watts: float = 0.0,
     power_cap_watts: float = 0.0,
 ) -> WindowEnergy:
     """Energy of a window whose counter was read just before its start and just after its end.
 
-    The counter's rise is an upper bound; of the milliseconds between each reading and the window no more is
-    known than that power lies between nothing and what the window drew, so half of it is taken off.
+    The counter's rise is an upper bound. In the milliseconds between each reading and the window the machine
+    idled, or went on as in the window, or something between: the mean of the smallest power that was seen and the
+    window's is taken off. The bounds do not believe in that smallest power; they allow for none.
 
     Args:
         start: Reading at the start; before ``window.start_s`` unless clocks differ.
@@ -204,6 +208,7 @@ def energy_from_edges(
         window: The span on the harness's clock.
         traits: What limits the sensor.
         restarts_s: Times at which the exporter started, on its own clock.
+        power_floor_watts: Smallest power that the device was seen to have.
         power_cap_watts: Largest power that the device is known to have had; twice the window's mean power is
             allowed for in any case.
 
@@ -233,15 +238,16 @@ def energy_from_edges(
         )
     power = rise / between_s
     cap = max(_POWER_CAP_FACTOR * power, power_cap_watts)
+    floor = min(power_floor_watts, power)
     joules, lower, upper = rise, rise, rise
     items = []
     slack_half, clock_half = 0.0, 0.0
     for slack, offset in zip(slack_s, (start.offset, end.offset), strict=True):
         error_s = offset.half_width_s + window.clock_error_s
         # A reading inside the window misses energy at the window's own power; one outside has too much,
-        # at a power between none and the window's.
-        joules -= slack * power / 2 if slack >= 0 else slack * power
-        slack_half += abs(slack) * power / 2
+        # at a power between the smallest that was seen and the window's.
+        joules -= slack * (power + floor) / 2 if slack >= 0 else slack * power
+        slack_half += abs(slack) * max(power - floor, _LEAST_POWER_DOUBT * power) / 2
         clock_half += error_s * power
         lower -= max(slack + error_s, 0.0) * cap
         upper += max(error_s - slack, 0.0) * cap

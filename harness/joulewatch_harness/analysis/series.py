@@ -68,10 +68,10 @@ class Series:
         """Median spacing of the samples in seconds; nan with fewer than two."""
         return float(np.median(np.diff(self.times_s))) if self.times_s.size > 1 else float("nan")
 
-    def between(self, start_s: float, end_s: float, more: int = 1) -> Series:
-        """The samples in [start_s, end_s] and up to ``more`` on each side."""
-        first = max(int(self.times_s.searchsorted(start_s, side="right")) - more, 0)
-        last = int(self.times_s.searchsorted(end_s, side="left")) + more
+    def between(self, start_s: float, end_s: float) -> Series:
+        """The samples in [start_s, end_s] and one more on each side where there is one."""
+        first = max(int(self.times_s.searchsorted(start_s, side="right")) - 1, 0)
+        last = int(self.times_s.searchsorted(end_s, side="left")) + 1
         return Series(self.times_s[first:last], self.values[first:last], self.metric)
 
     @classmethod

@@ -121,22 +121,22 @@ def _counters(edge: Edge | None) -> dict[SensorId, tuple[float, float]]:
     return {SensorId.of(item): (item.read_at_s, item.energy_joules) for item in edge.counters}
 
 
-def _power_caps(
+def _power_ranges(
     readings: Sequence[tuple[Mapping[SensorId, tuple[float, float]], Mapping[SensorId, tuple[float, float]]]],
     history: History,
-) -> dict[SensorId, float]:
-    """Largest mean power of each sensor between any two readings of the run, watts."""
-    caps: dict[SensorId, float] = {}
+) -> dict[SensorId, tuple[float, float]]:
+    """Smallest and largest mean power of each sensor between any two readings of the run, watts."""
+    seen: dict[SensorId, list[float]] = {}
     for start, end in readings:
         for sensor, (end_s, end_joules) in end.items():
             if sensor in start and end_s > start[sensor][0]:
-                power = (end_joules - start[sensor][1]) / (end_s - start[sensor][0])
-                caps[sensor] = max(caps.get(sensor, 0.0), power)
+                seen.setdefault(sensor, []).append((end_joules - start[sensor][1]) / (end_s - start[sensor][0]))
     for sensor, counter in history.counters.items():
         if len(counter) > 1:
-            steepest = float((np.diff(counter.values) / np.diff(counter.times_s)).max())
-            caps[sensor] = max(caps.get(sensor, 0.0), steepest)
-    return caps
+            slopes = np.diff(counter.values) / np.diff(counter.times_s)
+            seen.setdefault(sensor, []).extend((float(slopes.min()), float(slopes.max())))
+    # Below zero a counter began again, and what it drew then is not known.
+    return {sensor: (max(min(powers), 0.0), max(*powers, 0.0)) for sensor, powers in seen.items()}
 
 
 def measure_run(record: RunRecord, history: History) -> MeasuredRun:
@@ -147,7 +147,7 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
     """
     sensors = known_sensors(record, history)
     readings = [(_counters(window.start_edge), _counters(window.end_edge)) for window in record.windows]
-    caps = _power_caps(readings, history)
+    ranges = _power_ranges(readings, history)
     offsets = [_edge_offsets(window) for window in record.windows]
     exporters = {sensor.exporter for sensor in sensors}
     one_clock = {exporter for exporter in exporters if same_clock(exporter, record)}
@@ -163,7 +163,7 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
             history.counters.get(sensor),
             default_max_gap_s(history.counters[sensor].spacing_s) if sensor in history.counters else None,
             history.starts.get(sensor.exporter),
-            caps.get(sensor, 0.0),
+            ranges.get(sensor, (0.0, 0.0)),
             sensor.exporter in one_clock,
         )
         for sensor, item in sensors.items()
@@ -198,7 +198,8 @@ class _Known:
     counter: Series | None
     max_gap_s: float | None
     restarts_s: Floats | None
-    cap_watts: float
+    range_watts: tuple[float, float]
+    """Smallest and largest mean power between any two readings."""
     one_clock: bool
 
 
@@ -230,7 +231,8 @@ def _measure(
                 span,
                 known.traits,
                 restarts_s=known.restarts_s,
-                power_cap_watts=known.cap_watts,
+                power_floor_watts=known.range_watts[0],
+                power_cap_watts=known.range_watts[1],
             )
         except CoverageError as error:
             problems.append(error)
@@ -243,7 +245,7 @@ def _measure(
                 offset=offset,
                 max_gap_s=known.max_gap_s,
                 restarts_s=known.restarts_s,
-                power_cap_watts=known.cap_watts,
+                power_cap_watts=known.range_watts[1],
             )
         except CoverageError as error:
             problems.append(error)

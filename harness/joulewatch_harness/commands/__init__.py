@@ -1,0 +1,1 @@
+"""One module per subcommand of ``joulewatch``, imported only when it is named."""

@@ -281,3 +281,17 @@ def test_a_counter_that_restarts_beside_the_window_gives_no_power_to_interpolate
     values = np.where(times_s < 3, 1000.0 + 100 * times_s, 100 * times_s)
     energy = energy_from_counter(Series(times_s, values, {}), Span(3.5, 8.5))
     assert energy.joules == pytest.approx(500.0)
+
+
+def test_the_slack_of_edges_is_taken_at_the_powers_that_were_seen() -> None:
+    """Steady at 200 W, never seen lower: the 4 ms beside the window were at 200 W too, not at half of it."""
+    start, end = EdgeReading(9.998, 0.0), EdgeReading(11.002, 200.8)
+    steady = energy_from_edges(start, end, Span(10.0, 11.0), power_floor_watts=200.0)
+    assert steady.joules == pytest.approx(200.0)
+    idling = energy_from_edges(start, end, Span(10.0, 11.0))
+    assert idling.joules == pytest.approx(200.4)
+    for energy in (steady, idling):
+        assert energy.lower_joules <= 200.0 <= energy.upper_joules
+        assert energy.standard_joules > 0
+    assert steady.standard_joules < idling.standard_joules
+    assert (steady.lower_joules, steady.upper_joules) == (idling.lower_joules, idling.upper_joules)
