@@ -104,7 +104,7 @@ SENSOR_WRAPS: Final = _exporter(
     "counter",
     "wraps",
     SENSOR_LABELS,
-    "Times the hardware counter went round and was carried on.",
+    "Times the hardware counter went round and was carried on; absent where the sensor gives power.",
 )
 SENSOR_RESETS: Final = _exporter(
     "joulewatch_sensor_resets_total",

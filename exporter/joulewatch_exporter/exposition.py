@@ -232,6 +232,10 @@ _HEALTH_METRICS: Final[tuple[tuple[Metric, Callable[[Health], float | None]], ..
 )
 
 
+_OF_COUNTERS: Final = (catalog.SENSOR_WRAPS, catalog.SENSOR_RESETS)
+"""A sensor of power has no counter that could go round or start again."""
+
+
 def _slow_blocks(
     collector: str, layout: Layout, healths: Sequence[Health | None], reads: Sequence[Reads]
 ) -> dict[str, bytes]:
@@ -250,8 +254,8 @@ def _slow_blocks(
     for metric, value_of in _HEALTH_METRICS:
         lines = [
             f"{series(metric, labels)}{float(value)!r}\n"
-            for _, health, _, labels in rows
-            if (value := value_of(health)) is not None
+            for _, health, reading, labels in rows
+            if (value := value_of(health)) is not None and (reading == "energy" or metric not in _OF_COUNTERS)
         ]
         blocks[metric.name] = "".join(lines).encode()
     return blocks

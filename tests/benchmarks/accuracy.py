@@ -7,7 +7,6 @@ and end with the load. Truth is the closed form of the signals.
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import statistics
@@ -256,10 +255,6 @@ def run(quick: bool = False, seed: int = 1) -> dict[str, Any]:
     ]
     table = "# Accuracy against known truth\n\n" + host_line(machine) + "\n"
     table += markdown_table(head, lines) + "\n" + "".join(f"- {verdict}\n" for verdict in verdicts)
-    result = {"machine": machine, "seed": seed, "cells": cells, "verdicts": verdicts, "windows": rows}
+    result = {"machine": machine, "seed": seed, "cells": cells, "verdicts": verdicts}
     write_result("accuracy", result, table)
     return result
-
-
-if __name__ == "__main__":
-    json.dumps(run(quick=True))

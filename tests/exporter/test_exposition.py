@@ -159,8 +159,9 @@ class Reference(Collector):
                 add(catalog.SENSOR_INFO, (q.scope, *labels, *metadata), 1)
                 if health.refresh_s is not None:
                     add(catalog.SENSOR_REFRESH, labels, health.refresh_s)
-                add(catalog.SENSOR_WRAPS, labels, health.wraps)
-                add(catalog.SENSOR_RESETS, labels, health.resets)
+                if scan.reads[i] == "energy":
+                    add(catalog.SENSOR_WRAPS, labels, health.wraps)
+                    add(catalog.SENSOR_RESETS, labels, health.resets)
                 add(catalog.SENSOR_REJECTED, labels, health.rejected)
                 add(catalog.SENSOR_UNMEASURED, labels, health.unmeasured_s)
             for device, is_up, read_at_s in zip(scan.layout.devices, scan.up, scan.read_at_s, strict=True):
