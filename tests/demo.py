@@ -22,28 +22,13 @@ from rich.table import Table
 
 from joulewatch_exporter.emulator.truth import Truth
 from joulewatch_harness.journal import list_runs
-from joulewatch_harness.records import RunRecord
 from support.servers import Emulator, ExporterServer, PrometheusServer
+from support.truth import true_joules_per_inference
 
 SCENARIO = "epyc-7763-node-load"
+SOCKETS = ("socket0/package", "socket1/package")
 LARGEST_ERROR_PERCENT = 2.0
 """The emulated counters move every 10 ms, 1 % of a window of the preset quick: above twice that something is wrong."""
-
-
-def true_joules_per_inference(record: RunRecord, truth: Truth) -> dict[tuple[str, int], float]:
-    """(configuration, batch size) -> true joules of both sockets per inference, over all measure windows."""
-    joules: dict[tuple[str, int], float] = {}
-    inferences: dict[tuple[str, int], int] = {}
-    sockets = [key for key in truth.keys if key.startswith("socket") and key.endswith("/package")]
-    for window in record.windows:
-        if window.kind != "measure" or window.inferences == 0:
-            continue
-        cell = (window.configuration, window.batch_size)
-        end_s = window.start_s + window.duration_s
-        spent = sum(truth.energy_joules(key, window.start_s, end_s) for key in sockets)
-        joules[cell] = joules.get(cell, 0.0) + spent / window.inferences
-        inferences[cell] = inferences.get(cell, 0) + 1
-    return {cell: total / inferences[cell] for cell, total in joules.items()}
 
 
 def main() -> int:
@@ -81,7 +66,7 @@ def main() -> int:
                 stdout=subprocess.PIPE,
             )
             result = json.loads(answer.stdout)
-            truth = true_joules_per_inference(record, Truth.load(machine.folder))
+            truth = true_joules_per_inference(record, Truth.load(machine.folder), SOCKETS)
         finally:
             for server in (prometheus, exporter, machine):
                 server.stop()

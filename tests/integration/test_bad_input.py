@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from support.commands import SLEEPER, joulewatch
+from support.commands import SLEEPER, Outcome, joulewatch
+from support.servers import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -46,18 +47,11 @@ def html_server() -> Iterator[str]:
     server.server_close()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def assert_refused(outcome: object, *words: str) -> None:
-    code, err = outcome.code, outcome.err  # type: ignore[attr-defined]
-    assert code == 2, err
-    assert "Traceback" not in err
+def assert_refused(outcome: Outcome, *words: str) -> None:
+    assert outcome.code == 2, outcome.err
+    assert "Traceback" not in outcome.err
     for word in words:
-        assert word in err, err
+        assert word in outcome.err, outcome.err
 
 
 @pytest.mark.parametrize(

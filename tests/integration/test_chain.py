@@ -17,6 +17,7 @@ from joulewatch_exporter.emulator.truth import Truth
 from joulewatch_harness.journal import list_runs
 from joulewatch_harness.records import RunRecord
 from support.commands import SLEEPER, joulewatch, start_joulewatch
+from support.truth import true_joules_per_inference
 
 if TYPE_CHECKING:
     from integration.conftest import StartEmulator, StartExporter, StartPrometheus
@@ -44,17 +45,6 @@ def two_sockets(tmp_path: Path, **first_zone: Any) -> Path:
 def only_run(folder: Path) -> RunRecord:
     (record,) = list_runs(folder / "runs")
     return record
-
-
-def true_joules_per_inference(record: RunRecord, truth: Truth) -> dict[tuple[str, int], float]:
-    """(configuration, batch size) -> mean over the windows of true joules per inference."""
-    found: dict[tuple[str, int], list[float]] = {}
-    for window in record.windows:
-        if window.kind == "measure":
-            end_s = window.start_s + window.duration_s
-            joules = sum(truth.energy_joules(key, window.start_s, end_s) for key in truth.keys)
-            found.setdefault((window.configuration, window.batch_size), []).append(joules / window.inferences)
-    return {cell: sum(values) / len(values) for cell, values in found.items()}
 
 
 @pytest.mark.parametrize("interval", ["1s", "200ms"])
