@@ -359,6 +359,7 @@ class Recording:
         if not file.is_file():
             raise RecordError(f"{file}: no such recording: local runs of 'joulewatch profile' leave one")
         copy: tempfile.TemporaryDirectory[str] | None = None
+        connection: sqlite3.Connection | None = None
         try:
             connection = _connect(file, "mode=ro")
             try:
@@ -368,8 +369,8 @@ class Recording:
                 connection.close()
                 copy, connection = _open_copy(file)
         except (sqlite3.Error, OSError) as error:
-            if copy is not None:
-                copy.cleanup()
+            if connection is not None:
+                connection.close()
             raise RecordError(f"{file}: is no recording: {error}") from error
         recording = cls(file, connection, copy)
         try:
