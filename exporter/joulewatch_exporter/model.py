@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -157,14 +157,3 @@ class Collector(Protocol):
     def close(self) -> None:
         """Let go of files and libraries; safe to call twice."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Scan:
-    """The outcome of reading every sensor of one family once."""
-
-    started_ns: int
-    finished_ns: int
-    readings: tuple[Reading, ...] = ()
-    failed: dict[str, str] = field(default_factory=dict)
-    """device -> reason, for the sensors that gave no value in this scan."""
