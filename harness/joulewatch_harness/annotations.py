@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from joulewatch_exporter import catalog
 from joulewatch_exporter.catalog import Metric
@@ -123,33 +123,17 @@ def info_sample(header: RunHeader, configuration: Configuration, at_ms: int) -> 
         "actual_precision": configuration.actual_precision,
         "provider": configuration.provider,
         "runtime_version": configuration.runtime_version,
-        "hardware": _hardware(header),
-        "nodename": _provenance(header, "host"),
-        "kernel": _provenance(header, "kernel"),
-        "governor": _provenance(header, "cpu", "governor"),
+        "hardware": header.hardware,
+        "nodename": header.told("host"),
+        "kernel": header.told("kernel"),
+        "governor": header.told("cpu", "governor"),
         "model_sha256": configuration.model_sha256,
         "plan_sha256": header.plan_sha256,
         "exporters": ",".join(exporter.name for exporter in header.exporters),
         "schema": str(header.schema),
-        "version": _provenance(header, "versions", "joulewatch") or __version__,
+        "version": header.told("versions", "joulewatch") or __version__,
     }
     return sample(catalog.RUN_INFO, labels, at_ms, 1)
-
-
-def _hardware(header: RunHeader) -> str:
-    """The processor, with the number of sockets where there are several: ``2x AMD EPYC 7763``."""
-    cpu = header.provenance.get("cpu")
-    sockets = cpu.get("sockets") if isinstance(cpu, Mapping) else None
-    model = _provenance(header, "cpu", "model")
-    return f"{sockets}x {model}" if model and isinstance(sockets, int) and sockets > 1 else model
-
-
-def _provenance(header: RunHeader, *keys: str) -> str:
-    """A text of the provenance; empty where it is not known."""
-    value: Any = header.provenance
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value if isinstance(value, str) else ""
 
 
 def active_sample(

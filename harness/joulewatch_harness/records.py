@@ -92,6 +92,25 @@ class RunHeader:
     provenance: Mapping[str, Any]
     """host, cpu, accelerators, kernel, governor, versions, ..."""
 
+    def told(self, *keys: str) -> str:
+        """A text of the provenance, such as ``told("cpu", "model")``; empty where it is not known."""
+        value: Any = self.provenance
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return value if isinstance(value, str) else ""
+
+    @property
+    def hardware(self) -> str:
+        """The processor, with the number of sockets where there are several: ``2x AMD EPYC 7763``; empty if unknown.
+
+        A run rebuilt from Prometheus has this one text; a journal has the parts.
+        """
+        model = self.told("cpu", "model")
+        cpu = self.provenance.get("cpu")
+        sockets = cpu.get("sockets") if isinstance(cpu, Mapping) else None
+        several = f"{sockets}x {model}" if model and isinstance(sockets, int) and sockets > 1 else model
+        return self.told("hardware") or several
+
 
 @dataclass(frozen=True, slots=True)
 class EdgeCounter:

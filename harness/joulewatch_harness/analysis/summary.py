@@ -181,18 +181,8 @@ class RunResult:
     @property
     def hardware(self) -> str:
         """The machine, for titles."""
-        provenance = self.record.header.provenance
-        # A run rebuilt from Prometheus has one text; a journal has the parts.
-        text = provenance.get("hardware")
-        if isinstance(text, str) and text:
-            return text
-        cpu = provenance.get("cpu")
-        model = cpu.get("model") if isinstance(cpu, Mapping) else None
-        if isinstance(cpu, Mapping) and isinstance(model, str) and model:
-            sockets = cpu.get("sockets")
-            return f"{sockets}x {model}" if isinstance(sockets, int) and sockets > 1 else model
-        host = provenance.get("host")
-        return host if isinstance(host, str) else ""
+        header = self.record.header
+        return header.hardware or header.told("host")
 
 
 @dataclass(frozen=True, slots=True)
