@@ -13,6 +13,8 @@ class SensorError(ExporterError):
     """A sensor gave no value. ``reason`` is the label of ``joulewatch_read_errors_total``."""
 
     reason = "error"
+    is_repeated = False
+    """The device was not tried anew since this was last raised: it is the same failure, not one more."""
 
 
 class SensorAbsentError(SensorError):
@@ -31,3 +33,9 @@ class SensorGlitchError(SensorError):
     """This read only failed (EIO, ENODATA, EAGAIN, text that is no number)."""
 
     reason = "glitch"
+
+
+class SensorTimeoutError(SensorError):
+    """The device did not answer in time; it may yet."""
+
+    reason = "timeout"

@@ -14,6 +14,11 @@ Component = Literal["cpu", "memory", "gpu", "fpga", "node", "other"]
 
 Method = Literal["counter", "integrated", "estimated", "emulated"]
 
+Relation = Literal["inside", "core", "rail", "same"]
+"""What a part is to its device, which says how the two can be checked against each other. inside: some share of it;
+core: all parts of this kind together are at most the device; rail: all together are the device; same: the device's own
+power once more, by another measurement."""
+
 EMULATION_MARKER = "joulewatch-emulated"
 """A file of this name in the sysfs root says: this tree is made by the emulator, label it so."""
 
@@ -25,6 +30,8 @@ class Host:
     sysfs: Path = Path("/sys")
     procfs: Path = Path("/proc")
     dev: Path = Path("/dev")
+    claimed: frozenset[str] = frozenset()
+    """Sources (`SensorInfo.source`) that families opened earlier read already: one series per physical quantity."""
 
     @property
     def emulated(self) -> bool:
@@ -66,6 +73,12 @@ class SensorInfo:
     """Above this a reading is impossible and is rejected. A bound of physics, not a power limit."""
     max_gap_s: float = 10.0
     """Power sensors: the longest spacing over which a straight line between readings is still believed."""
+    relation: Relation = "inside"
+    """Of a part to the device of the same name; without meaning in other scopes."""
+    window_s: float | None = None
+    """Published: a value is the mean over so much of each refresh period, and the rest of the period is unseen."""
+    limit_watts: float | None = None
+    """The limit that the device enforces on itself just now; a mean above it for long is implausible."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +95,10 @@ class Reading:
 
 
 class Sensor(Protocol):
-    """One device that can fail on its own: a RAPL zone, a hwmon channel, a GPU, a card, a BMC."""
+    """One device that can fail on its own: a RAPL zone, a hwmon channel, a GPU, a card, a BMC.
+
+    Its infos never change: a device that turns out to have other quantities becomes another sensor.
+    """
 
     @property
     def device(self) -> str: ...
@@ -95,8 +111,13 @@ class Sensor(Protocol):
     def read(self) -> Sequence[Reading]:
         """Read the device once.
 
+        Returns:
+            The values read now. A device that is read in the background (`workers.Poller`) gives all since the last
+            call, oldest first, or the newest one again with its own time: an old value never gets a new time.
+
         Raises:
             SensorGlitchError: this read failed; never return an old value instead.
+            SensorTimeoutError: no answer in time.
             SensorAbsentError: the device is gone.
             SensorDeniedError: the rights are gone.
         """
@@ -123,7 +144,11 @@ class Timing:
     poll_s: float
     """Longest time between two reads, scraped or not: at most a quarter of the shortest wrap."""
     read_on_scrape: bool
-    """True: cheap, so every scrape carries values read for it. False (BMCs): a scrape shows the last scan."""
+    """True: cheap, so every scrape carries values read for it. False: a scrape shows the last scan. Devices that are
+    read in the background are True: taking what has been read is cheap."""
+    looks_after_itself: bool = False
+    """True: ``sensors`` may change between two scans (a new tuple), and lost devices are looked for by the family
+    itself. False: the family is opened anew when a device is gone or ``outdated`` says so."""
 
 
 class Collector(Protocol):
@@ -134,7 +159,9 @@ class Collector(Protocol):
     """Frozen dataclass behind ``collectors.<name>`` of the configuration."""
 
     @property
-    def sensors(self) -> Sequence[Sensor]: ...
+    def sensors(self) -> Sequence[Sensor]:
+        """The devices; the very same object as long as they are the same."""
+        ...
 
     @property
     def timing(self) -> Timing: ...
@@ -142,6 +169,12 @@ class Collector(Protocol):
     @property
     def findings(self) -> Sequence[Finding]:
         """What the doctor shows: one for every sensor found, skipped or denied while opening."""
+        ...
+
+    @property
+    def outdated(self) -> bool:
+        """Whether devices have come since ``open``, so that opening the family anew makes sense; looked at every
+        ``rediscover_seconds``, must be cheap."""
         ...
 
     @classmethod
@@ -152,6 +185,10 @@ class Collector(Protocol):
             SensorAbsentError: the family is not on this machine (says where it looked).
             SensorDeniedError: nothing of it can be read (path and cure in the text).
         """
+        ...
+
+    def settle(self, timeout_s: float) -> None:
+        """Wait until each device has answered or failed once; returns at once where reading is on demand."""
         ...
 
     def close(self) -> None:

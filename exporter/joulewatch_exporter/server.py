@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from joulewatch_exporter import __version__
-from joulewatch_exporter.config import WebConfig, load_web_config, nearest, parse_address
+from joulewatch_exporter.config import WebConfig, load_web_config, parse_address
 from joulewatch_exporter.errors import ConfigError
+from joulewatch_exporter.strict import nearest
 
 logger = logging.getLogger(__name__)
 

@@ -125,3 +125,11 @@ def test_utilisation_is_the_share_of_all_cpus() -> None:
     looks = iter([(10.0, 4), (12.0, 4), (12.0, 4), (99.0, 4)])
     meter = UtilisationMeter(lambda: next(looks))
     assert [meter.utilisation(t) for t in (1.0, 1.0, 2.0)] == [0.5, 0.0, 1.0]
+
+
+def test_a_round_that_begins_a_hair_early_by_rounding_counts_all_rounds_before_it() -> None:
+    """Found by the property test: (t - first) / period was a whole number, t - rounds * period below the first point."""
+    signal = ramp(0.0, 11.0, 1.0, start_s=1.600762884284411, repeats=True)
+    end_s = 11.0 + 1.600762884284411
+    assert signal.energy_joules(11.0, end_s) == pytest.approx(5.5 * 1.600762884284411, abs=5.5)
+    assert signal.energy_joules(0.0, end_s) == pytest.approx(5.5 * 11, abs=1e-9)

@@ -121,6 +121,8 @@ class Machine:
     error: Exception | None = None
     opened: int = 0
     closed: int = 0
+    settled: int = 0
+    outdated: bool = False
     options: list[Any] = field(default_factory=list)
 
 
@@ -146,6 +148,10 @@ def fake_family(family_name: str, machine: Machine) -> type[Collector]:
         def findings(self) -> Sequence[Finding]:
             return tuple(machine.findings)
 
+        @property
+        def outdated(self) -> bool:
+            return machine.outdated
+
         @classmethod
         def open(cls, host: Host, options: Any) -> Self:
             machine.opened += 1
@@ -155,6 +161,9 @@ def fake_family(family_name: str, machine: Machine) -> type[Collector]:
             if not machine.sensors:
                 raise SensorAbsentError(f"{family_name}: nothing at {host.sysfs}")
             return cls()
+
+        def settle(self, timeout_s: float) -> None:
+            machine.settled += 1
 
         def close(self) -> None:
             machine.closed += 1

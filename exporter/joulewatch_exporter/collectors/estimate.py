@@ -206,6 +206,11 @@ class EstimateCollector:
         """The kernel counts by itself: reading often is cheap and adds nothing."""
         return Timing(poll_s=_POLL_S, read_on_scrape=True)
 
+    @property
+    def outdated(self) -> bool:
+        """Never: CPUs do not come while the machine runs."""
+        return False
+
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
         """Find the CPU's microarchitecture and its model.
@@ -227,6 +232,9 @@ class EstimateCollector:
             raise SensorAbsentError(str(error)) from error
         text = f"an estimate, not a measurement: {model.text}"
         return cls(sensor, [Finding("found", "estimate", stat_path, text)])
+
+    def settle(self, timeout_s: float) -> None:
+        """Return at once: it is read on demand."""
 
     def close(self) -> None:
         """Nothing is held open between reads."""

@@ -195,7 +195,9 @@ class HwmonCollector:
     name: ClassVar[str] = "hwmon"
     Options: ClassVar[type] = HwmonOptions
 
-    def __init__(self, sensors: Sequence[HwmonSensor], findings: Sequence[Finding]) -> None:
+    def __init__(self, root: str, sensors: Sequence[HwmonSensor], findings: Sequence[Finding]) -> None:
+        self._root = root
+        self._entries = _entries(root)
         self._sensors = tuple(sensors)
         self._findings = tuple(findings)
 
@@ -214,6 +216,11 @@ class HwmonCollector:
         """Power is integrated here, so it is read each second; counters alone can wait."""
         only_energy = all(info.method == "counter" for sensor in self._sensors for info in sensor.infos)
         return Timing(poll_s=_ENERGY_POLL_S if only_energy else _POWER_POLL_S, read_on_scrape=True)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether a chip was plugged in or out: the kernel gives it a number in the class."""
+        return _entries(self._root) != self._entries
 
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
@@ -253,12 +260,23 @@ class HwmonCollector:
                 raise SensorDeniedError(f"{denied[0].text}{more}")
             reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)
             raise SensorAbsentError(f"{root}: no power or energy channel{reasons}")
-        return cls(sensors, findings)
+        return cls(root, sensors, findings)
+
+    def settle(self, timeout_s: float) -> None:
+        """Return at once: it is read on demand."""
 
     def close(self) -> None:
         """Let go of all files."""
         for sensor in self._sensors:
             sensor.close()
+
+
+def _entries(root: str) -> tuple[str, ...]:
+    """Where the class's links point to: another device at an old number is another entry."""
+    try:
+        return tuple(os.path.realpath(f"{root}/{name}") for name in list_names(root))
+    except SensorError:
+        return ()
 
 
 def _find_chips(root: str) -> list[_Chip]:
@@ -352,7 +370,9 @@ def _meanings(
     counted = {channel.label or str(channel.number) for channel in channels if channel.kind == "energy"}
     kept = []
     for channel in channels:
-        if channel.kind == "power" and (channel.label or str(channel.number)) in counted:
+        if channel.path in host.claimed:
+            findings.append(_skipped(channel.path, f"{chip.name}: read by another family"))
+        elif channel.kind == "power" and (channel.label or str(channel.number)) in counted:
             findings.append(_skipped(channel.path, f"{chip.name}: the energy channel of the same rail is read instead"))
         else:
             kept.append(channel)

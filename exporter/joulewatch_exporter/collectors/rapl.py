@@ -146,6 +146,11 @@ class RaplCollector:
         shortest_s = min(rounds_s, default=4 * _MAX_POLL_S)
         return Timing(poll_s=max(_MIN_POLL_S, min(_MAX_POLL_S, shortest_s / 4)), read_on_scrape=True)
 
+    @property
+    def outdated(self) -> bool:
+        """Never: CPUs do not come while the machine runs."""
+        return False
+
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
         """Find the zones and try each counter once.
@@ -177,6 +182,9 @@ class RaplCollector:
             reasons = "; ".join(f"{finding.subject}: {finding.text}" for finding in findings)
             raise SensorAbsentError(f"{root}: no zone can be used ({reasons})")
         return cls(sensors, findings)
+
+    def settle(self, timeout_s: float) -> None:
+        """Return at once: it is read on demand."""
 
     def close(self) -> None:
         """Let go of all files."""

@@ -86,7 +86,8 @@ class Points:
         if not self.repeats or t_s < first:
             return 0, t_s
         rounds = math.floor((t_s - first) / (last - first))
-        return rounds, t_s - rounds * (last - first)
+        # Rounding may leave a round's first instant a hair before the first point, or its last behind the last.
+        return rounds, min(max(t_s - rounds * (last - first), first), last)
 
     def power_watts(self, t_s: float) -> float:
         _, within_s = self._fold(t_s)
