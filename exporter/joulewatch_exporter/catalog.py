@@ -127,6 +127,37 @@ SENSOR_UNMEASURED: Final = _exporter(
     SENSOR_LABELS,
     "Time whose energy is missing from the energy counter, because readings failed or came too late.",
 )
+SENSOR_WINDOW: Final = _exporter(
+    "joulewatch_sensor_window_seconds",
+    "gauge",
+    "seconds",
+    SENSOR_LABELS,
+    "A value is the mean over so much of each refresh period, as published; the rest of the period is unseen. Absent "
+    "where the sensor sees all of it, or nothing is published.",
+)
+DEVICE_LIMIT: Final = _exporter(
+    "joulewatch_device_power_limit_watts",
+    "gauge",
+    "watts",
+    SENSOR_LABELS,
+    "The limit that a device enforces on its own power; absent where it tells none.",
+)
+PLAUSIBILITY_RATIO: Final = _exporter(
+    "joulewatch_plausibility_ratio",
+    "gauge",
+    "ratio",
+    ("check", *DEVICE_LABELS, "domain"),
+    "Mean power of 30 s and more, compared. check: cores_to_package, rails_to_card, power_to_energy (a GPU's power, "
+    "integrated, to its energy counter), devices_to_node, power_to_limit.",
+)
+SENSOR_IMPLAUSIBLE: Final = _exporter(
+    "joulewatch_sensor_implausible",
+    "gauge",
+    "boolean",
+    ("check", *DEVICE_LABELS, "domain"),
+    "1 if two looks in a row, 10 s apart, found the ratio of this check outside its bounds, or (check stuck) the value "
+    "unchanged for 30 refreshes and a minute at least while the load moved.",
+)
 READ_ERRORS: Final = _exporter(
     "joulewatch_read_errors_total",
     "counter",

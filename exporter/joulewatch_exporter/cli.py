@@ -25,7 +25,7 @@ from typing import Any, Final, NoReturn
 
 from joulewatch_exporter import __version__
 from joulewatch_exporter.catalog import DEFAULT_PORT
-from joulewatch_exporter.collectors import FAMILIES
+from joulewatch_exporter.collectors import all_families
 from joulewatch_exporter.config import Config, ExporterSettings, PathSettings, load_config
 from joulewatch_exporter.errors import ConfigError, ExporterError
 from joulewatch_exporter.model import Collector, Host
@@ -41,6 +41,9 @@ MOST_FILES: Final = 16_384
 ONCE_INTERVAL_S: Final = 0.15
 """Between the two reads of ``--once``: power of a counter needs two."""
 
+SETTLE_S: Final = 15.0
+"""How long ``--once`` waits for devices that are read in the background: a BMC's first answer takes seconds."""
+
 SWITCH_INTERVAL_S: Final = 0.0005
 """A scrape waits for its family's thread: Python's 5 ms until threads change would show in every latency."""
 
@@ -50,18 +53,20 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
 
 
-def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] = FAMILIES) -> int:
+def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] | None = None) -> int:
     """Run ``joulewatch-exporter``.
 
     Args:
         argv: The words after the command; None: the process's.
-        families: The sensor families.
+        families: The sensor families; None: our own, and those that installed packages offer.
 
     Returns:
         The exit code.
     """
-    args = _parser(families).parse_args(argv)
     try:
+        if families is None:
+            families = all_families()
+        args = _parser(families).parse_args(argv)
         if args.command == "emulate":
             return _emulate(args)
         config = _config(args, families)
@@ -297,6 +302,7 @@ def _once(families: Sequence[type[Collector]], host: Host, config: Config) -> in
     sampler.start()
     try:
         timeout_s = config.exporter.read_timeout_seconds
+        sampler.settle(SETTLE_S)
         sampler.fresh(timeout_s)
         time.sleep(ONCE_INTERVAL_S)
         scans = sampler.fresh(timeout_s)
@@ -352,12 +358,19 @@ def _serve(families: Sequence[type[Collector]], host: Host, config: Config, *, e
     from joulewatch_exporter.server import Access, WebServer
 
     settings = config.exporter
-    sampler = Sampler(families, host, config.collectors, rediscover_s=settings.rediscover_seconds)
+    sampler = Sampler(
+        families,
+        host,
+        config.collectors,
+        rediscover_s=settings.rediscover_seconds,
+        hang_s=settings.read_timeout_seconds / 2,
+    )
     exposition = Exposition(emulated=host.emulated, start_s=time.time(), self_metrics=settings.exporter_metrics)
 
     def scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
         format_ = choose_format(accept)
-        return exposition.render(sampler.fresh(timeout_s, only), format_), CONTENT_TYPES[format_]
+        scans = sampler.fresh(timeout_s, only)
+        return exposition.render(scans, format_, sampler.verdicts), CONTENT_TYPES[format_]
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     server: WebServer | None = None

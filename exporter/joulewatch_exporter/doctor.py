@@ -15,12 +15,24 @@ from dataclasses import dataclass
 from typing import Final
 
 from joulewatch_exporter import __version__
-from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
+from joulewatch_exporter.errors import (
+    ConfigError,
+    SensorAbsentError,
+    SensorDeniedError,
+    SensorError,
+    SensorTimeoutError,
+)
+from joulewatch_exporter.family import Family, measures_cpu
 from joulewatch_exporter.model import Collector, Finding, Host
-from joulewatch_exporter.sampler import ESTIMATE_FAMILY, Family, FamilySettings, measures_cpu
+from joulewatch_exporter.sampler import ESTIMATE_FAMILY, FamilySettings
+from joulewatch_exporter.scan import FamilyScan
+from joulewatch_exporter.workers import DeadlineThread
 
 READING_S: Final = 0.2
 """Between the two reads of the live reading."""
+
+ANSWER_S: Final = 10.0
+"""A family that has not answered by then is said to hang; the first answer of a BMC takes seconds."""
 
 EXIT_MEASURED: Final = 0
 EXIT_NOTHING_MEASURED: Final = 1
@@ -91,7 +103,10 @@ def examine(
                 text = "stands in only while no CPU sensor is measured"
                 findings.append(Finding("skipped", family.name, family.name, text, f"--collector.{family.name}"))
                 continue
-            collector = _open(family, host, setting, findings)
+            claimed = frozenset(
+                info.source for collector in opened for sensor in collector.sensors for info in sensor.infos
+            )
+            collector = _open(family, dataclasses.replace(host, claimed=claimed), setting, findings)
             if collector is not None:
                 opened.append(collector)
         readings = _read(opened, host, reading_s)
@@ -117,8 +132,17 @@ def _open(family: type[Collector], host: Host, setting: FamilySettings, findings
     if setting.enabled is False:
         findings.append(Finding("skipped", name, name, "switched off by the configuration", f"--collector.{name}"))
         return None
+    options = setting.options if setting.options is not None else family.Options()
+    opener = DeadlineThread(f"check-{name}")
     try:
-        collector = family.open(host, setting.options if setting.options is not None else family.Options())
+        collector = opener.call(lambda: family.open(host, options), ANSWER_S)
+        opener.call(lambda: collector.settle(ANSWER_S), ANSWER_S + 1.0)
+    except ConfigError:
+        raise
+    except SensorTimeoutError:
+        text = f"no answer within {ANSWER_S:g} s: a driver or a device hangs"
+        findings.append(Finding("broken", name, name, text))
+        return None
     except SensorAbsentError as error:
         findings.append(Finding("absent", name, *_subject_and_text(name, error)))
         return None
@@ -129,6 +153,8 @@ def _open(family: type[Collector], host: Host, setting: FamilySettings, findings
     except Exception as error:
         findings.append(Finding("broken", name, name, f"opening failed: {type(error).__name__}: {error}"))
         return None
+    finally:
+        opener.close()
     found = tuple(collector.findings)
     findings += found
     if not any(finding.status == "found" for finding in found):
@@ -148,13 +174,14 @@ def _subject_and_text(name: str, error: SensorError) -> tuple[str, str]:
 
 def _read(collectors: Sequence[Collector], host: Host, reading_s: float) -> tuple[LiveReading, ...]:
     families = [Family(collector) for collector in collectors]
-    for family in families:
-        family.scan()
+    scans = [_scan(family) for family in families]
     if families:
         time.sleep(reading_s)
     readings: list[LiveReading] = []
-    for family in families:
-        scan = family.scan()
+    for family, first in zip(families, scans, strict=True):
+        scan = _scan(family) if first is not None else family.down()
+        if scan is None:
+            scan = family.down()
         errors = {device: reason for device, reason, _ in scan.errors}
         for info, power_watts, health in zip(scan.layout.infos, scan.powers_watts, scan.healths, strict=True):
             quantity = info.quantity
@@ -172,6 +199,18 @@ def _read(collectors: Sequence[Collector], host: Host, reading_s: float) -> tupl
                 )
             )
     return tuple(readings)
+
+
+def _scan(family: Family) -> FamilyScan | None:
+    """One scan, or None if it hangs."""
+    reader = DeadlineThread(f"check-{family.name}")
+    try:
+        return reader.call(family.scan, ANSWER_S)
+    except SensorTimeoutError:
+        family.count_errors(family.layout.devices, SensorTimeoutError.reason)
+        return None
+    finally:
+        reader.close()
 
 
 def _is_virtual_machine(host: Host) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Literal
@@ -26,7 +26,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from joulewatch_exporter import __version__, catalog
 from joulewatch_exporter.catalog import Metric
 from joulewatch_exporter.model import SensorInfo
-from joulewatch_exporter.sampler import FamilyScan, Health, Layout, Reads
+from joulewatch_exporter.plausibility import Verdict
+from joulewatch_exporter.scan import FamilyScan, Health, Layout, Reads
 
 Format = Literal["text", "openmetrics"]
 
@@ -116,6 +117,17 @@ class _UpBlock:
     lines: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class _VerdictBlocks:
+    verdicts: Sequence[Verdict]
+    shown: frozenset[str]
+    blocks: dict[str, bytes]
+
+
+def _of_verdict(metric: Metric, verdict: Verdict) -> str:
+    return series(metric, (verdict.check, verdict.collector, verdict.device, verdict.domain))
+
+
 class Exposition:
     """Renders scrapes; called by many threads at once, keeps only immutable caches."""
 
@@ -133,6 +145,7 @@ class Exposition:
         self._prefixes: dict[str, _Prefixes] = {}
         self._slow: dict[str, _SlowBlocks] = {}
         self._up: dict[str, _UpBlock] = {}
+        self._verdicts = _VerdictBlocks((), frozenset(), {})
         name = os.uname().nodename if nodename is None else nodename
         labels = (__version__, platform.python_version(), name, "1" if emulated else "0")
         self._fixed = (
@@ -145,9 +158,16 @@ class Exposition:
             ProcessCollector(registry=self._registry)
             PlatformCollector(registry=self._registry)
 
-    def render(self, scans: Sequence[FamilyScan], format_: Format) -> bytes:
-        """One whole scrape."""
+    def render(self, scans: Sequence[FamilyScan], format_: Format, verdicts: Sequence[Verdict] = ()) -> bytes:
+        """One whole scrape.
+
+        Args:
+            scans: The families, in their order.
+            format_: Which text.
+            verdicts: What the sensors say of each other; those of families that are not shown are left out.
+        """
         families = [self._family_blocks(scan) for scan in scans]
+        families.append(self._verdict_blocks(verdicts, {scan.collector for scan in scans}))
         parts: list[bytes] = []
         for metric in _SENSOR_METRICS:
             blocks = [block for family in families if (block := family.get(metric.name))]
@@ -162,6 +182,31 @@ class Exposition:
         elif format_ == "openmetrics":
             parts.append(_EOF)
         return b"".join(parts)
+
+    def _verdict_blocks(self, verdicts: Sequence[Verdict], shown: Collection[str]) -> dict[str, bytes]:
+        kept = self._verdicts
+        if kept.verdicts is not verdicts or kept.shown != shown:
+            kept = self._verdicts = _VerdictBlocks(
+                verdicts,
+                frozenset(shown),
+                {
+                    catalog.PLAUSIBILITY_RATIO.name: "".join(
+                        [
+                            f"{_of_verdict(catalog.PLAUSIBILITY_RATIO, verdict)}{verdict.ratio!r}\n"
+                            for verdict in verdicts
+                            if verdict.ratio is not None and verdict.collector in shown
+                        ]
+                    ).encode(),
+                    catalog.SENSOR_IMPLAUSIBLE.name: "".join(
+                        [
+                            f"{_of_verdict(catalog.SENSOR_IMPLAUSIBLE, verdict)}{float(verdict.is_implausible)!r}\n"
+                            for verdict in verdicts
+                            if verdict.collector in shown
+                        ]
+                    ).encode(),
+                },
+            )
+        return kept.blocks
 
     # -- the blocks of one family ------------------------------------------------------------------
 
@@ -232,6 +277,14 @@ _HEALTH_METRICS: Final[tuple[tuple[Metric, Callable[[Health], float | None]], ..
 )
 
 
+def _window_s(info: SensorInfo) -> float | None:
+    return info.window_s
+
+
+def _limit_watts(info: SensorInfo) -> float | None:
+    return info.limit_watts if info.quantity.scope == "device" else None
+
+
 _OF_COUNTERS: Final = (catalog.SENSOR_WRAPS, catalog.SENSOR_RESETS)
 """A sensor of power has no counter that could go round or start again."""
 
@@ -251,6 +304,13 @@ def _slow_blocks(
         metadata = (info.method, reading, info.model, info.source, info.resolution, accuracy)
         lines.append(f"{series(catalog.SENSOR_INFO, (info.quantity.scope, *labels, *metadata))}1.0\n")
     blocks[catalog.SENSOR_INFO.name] = "".join(lines).encode()
+    for metric, told in ((catalog.SENSOR_WINDOW, _window_s), (catalog.DEVICE_LIMIT, _limit_watts)):
+        lines = [
+            f"{series(metric, labels)}{float(value)!r}\n"
+            for info, _, _, labels in rows
+            if (value := told(info)) is not None
+        ]
+        blocks[metric.name] = "".join(lines).encode()
     for metric, value_of in _HEALTH_METRICS:
         lines = [
             f"{series(metric, labels)}{float(value)!r}\n"

@@ -79,6 +79,8 @@ class SensorInfo:
     """Published: a value is the mean over so much of each refresh period, and the rest of the period is unseen."""
     limit_watts: float | None = None
     """The limit that the device enforces on itself just now; a mean above it for long is implausible."""
+    is_remote: bool = False
+    """A sensor of another machine than the exporter's: it has no part in this machine's sums."""
 
 
 @dataclass(frozen=True, slots=True)

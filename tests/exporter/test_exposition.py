@@ -21,8 +21,9 @@ from prometheus_client.registry import Collector
 from joulewatch_exporter import __version__, catalog
 from joulewatch_exporter.errors import SensorDeniedError
 from joulewatch_exporter.exposition import CONTENT_TYPES, Exposition, Format, choose_format, escape_label
+from joulewatch_exporter.family import Family
 from joulewatch_exporter.model import Host
-from joulewatch_exporter.sampler import Family, FamilyScan
+from joulewatch_exporter.scan import FamilyScan
 from support import golden
 from support.clock import FakeClock
 from support.fake_family import FakeSensor, Machine, fake_family, info

@@ -16,9 +16,11 @@ from joulewatch_exporter.errors import (
     SensorDeniedError,
     SensorGlitchError,
 )
-from joulewatch_exporter.model import EMULATION_MARKER, Collector, Finding, Host, Timing
-from joulewatch_exporter.sampler import Family, FamilyScan, FamilySettings, Sampler
-from support.clock import FakeClock
+from joulewatch_exporter.family import Family
+from joulewatch_exporter.model import EMULATION_MARKER, Collector, Finding, Host, Reading, Timing
+from joulewatch_exporter.sampler import FamilySettings, Sampler
+from joulewatch_exporter.scan import FamilyScan
+from support.clock import NS_PER_S, FakeClock
 from support.fake_family import FakeOptions, FakeSensor, Machine, energy_sensor, fake_family, info, power_sensor
 
 
@@ -313,9 +315,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Starts samplers on an empty host and ends them."""
     samplers: list[Sampler] = []
 
-    def begin(*families: type[Collector], settings: dict[str, FamilySettings] | None = None) -> Sampler:
+    def begin(
+        *families: type[Collector], settings: dict[str, FamilySettings] | None = None, hang_s: float = 5.0
+    ) -> Sampler:
         host = Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path)
-        sampler = Sampler(families, host, settings, rediscover_s=0.0)
+        sampler = Sampler(families, host, settings, rediscover_s=0.0, hang_s=hang_s)
         samplers.append(sampler)
         sampler.start()
         return sampler
@@ -534,3 +538,147 @@ def test_a_family_that_cannot_be_opened_is_said_once(start: Start, caplog: pytes
 def test_a_longer_period_than_the_counters_ask_for_is_said(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     start(fake_family("rapl", Machine([energy_sensor()])), settings={"rapl": FamilySettings(poll_s=60.0)})
     assert "longer than the 10 s" in caplog.text
+
+
+# -- devices that hang, devices read in the background, sources that two families know ---------------
+
+
+def test_a_hung_device_is_set_aside_and_its_siblings_read_on(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """Even in the scrape that meets the hang; when the read comes back the device is read again."""
+    sick, healthy = energy_sensor("socket0"), energy_sensor("socket1", joules=10.0)
+    machine = Machine([sick, healthy], timing=Timing(poll_s=0.05, read_on_scrape=True))
+    sampler = start(fake_family("fake", machine), hang_s=0.2)
+    sampler.fresh(1.0)
+    sick.hang = threading.Event()
+    healthy.energies_joules = [14.0]
+    for _ in range(2):
+        (scan,) = sampler.fresh(5.0)
+        assert up(scan) == {"socket0": False, "socket1": True}
+        assert energies(scan) == {"socket0": None, "socket1": 4.0}
+        assert scan.errors == (("socket0", "timeout", 1),)
+    assert "does not come back" in caplog.text
+    sick.hang.set()
+    sick.hang = None
+    sick.energies_joules = [105.0]
+    eventually(lambda: up(sampler.fresh(1.0)[0]) == {"socket0": True, "socket1": True})
+    assert energies(sampler.fresh(1.0)[0])["socket0"] == 5.0
+
+
+def test_a_hung_device_costs_one_thread_however_long(start: Start) -> None:
+    sick, healthy = energy_sensor("socket0"), energy_sensor("socket1")
+    sick.hang = threading.Event()
+    machine = Machine([sick, healthy], timing=Timing(poll_s=0.01, read_on_scrape=True))
+    sampler = start(fake_family("fake", machine), hang_s=0.05)
+    eventually(lambda: up(sampler.fresh(0.2)[0]) == {"socket0": False, "socket1": True})
+    threads = threading.active_count()
+    reads = sick.reads
+    eventually(lambda: healthy.reads > 20)
+    time.sleep(0.6)  # the watcher looks twice
+    assert (threading.active_count(), sick.reads) == (threads, reads)
+    sick.hang.set()
+
+
+def test_a_family_that_hangs_while_it_is_opened_holds_up_no_other(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("joulewatch_exporter.sampler.OPEN_TIMEOUT_S", 0.1)
+    hung = threading.Event()
+
+    machine = Machine([energy_sensor()])
+    family = fake_family("slow", machine)
+    original = family.open
+
+    def slow_open(host: Host, options: object) -> Collector:
+        hung.wait(10.0)
+        return original(host, options)
+
+    monkeypatch.setattr(family, "open", slow_open)
+    sampler = Sampler([family, fake_family("quick", Machine([energy_sensor("socket1")]))], Host(), rediscover_s=0.0)
+    sampler.start()
+    try:
+        assert sampler.families == ("quick",)
+        assert "slow" in caplog.text and "no answer within" in caplog.text
+        hung.set()
+        eventually(lambda: machine.closed == 1)  # came too late: it is closed, not leaked
+    finally:
+        sampler.stop()
+
+
+def test_readings_gathered_in_the_background_are_all_integrated_and_the_newest_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeClock()
+    sensor = power_sensor()
+    quantity = sensor.infos[0].quantity
+    sensor.now_ns = clock.monotonic_ns
+    machine = Machine([sensor])
+    family = Family(fake_family("fake", machine).open(Host(), None), clock=clock)
+    gathered: list[Reading]
+    start_ns = clock.monotonic_ns()
+    gathered = [
+        Reading(quantity, start_ns + second * NS_PER_S, None, watts) for second, watts in enumerate((10, 30, 50))
+    ]
+    monkeypatch.setattr(FakeSensor, "read", lambda _: gathered)
+    clock.advance(2.5)
+    scan = family.scan()
+    assert scan.energies_joules == (20.0 + 40.0,)
+    assert scan.powers_watts == (50.0,)
+    (read_at_s,) = scan.read_at_s
+    assert read_at_s == pytest.approx(clock.time_ns() / NS_PER_S - 0.5, abs=1e-6)
+    gathered = gathered[-1:]  # nothing new: the newest again, with its own time
+    clock.advance(1.0)
+    again = family.scan()
+    assert (again.energies_joules, again.read_at_s) == (scan.energies_joules, (pytest.approx(read_at_s, abs=1e-6),))
+
+
+def test_a_family_that_looks_after_itself_shows_devices_as_they_come_and_go() -> None:
+    clock = FakeClock()
+    machine = Machine(
+        [energy_sensor("bmc1", now_ns=clock.monotonic_ns)],
+        timing=Timing(poll_s=1.0, read_on_scrape=True, looks_after_itself=True),
+    )
+    collector = fake_family("fake", machine).open(Host(), None)
+    family = Family(collector, clock=clock)
+    assert up(family.scan()) == {"bmc1": True}
+    first, second = machine.sensors[0], energy_sensor("bmc2", now_ns=clock.monotonic_ns)
+    collector._sensors = (first, second)  # type: ignore[attr-defined]
+    assert up(family.scan()) == {"bmc1": True, "bmc2": True}
+    collector._sensors = (second,)  # type: ignore[attr-defined]
+    assert up(family.scan()) == {"bmc2": True}, "it was taken from the list: it is not lost, it is not wanted"
+
+
+def test_a_failure_that_was_not_tried_anew_is_counted_once() -> None:
+    clock = FakeClock()
+    sensor = energy_sensor()
+    family = family_of(clock, sensor)
+    for is_repeated in (False, True, True, False):
+        sensor.error = SensorGlitchError("no answer")
+        sensor.error.is_repeated = is_repeated
+        scan = family.scan()
+    assert scan.errors == (("socket0", "glitch", 2),)
+
+
+def test_what_an_earlier_family_reads_is_claimed_from_the_later_ones(start: Start) -> None:
+    first, second = Machine([energy_sensor("socket0")]), Machine([energy_sensor("socket1")])
+    start(fake_family("first", first), fake_family("second", second))
+    assert [host.claimed for host in first.hosts + second.hosts] == [frozenset(), {"fake:socket0/package"}]
+
+
+def test_later_families_look_again_when_an_earlier_one_appears(start: Start) -> None:
+    first, second = Machine([]), Machine([energy_sensor("socket1")])
+    sampler = start(fake_family("first", first), fake_family("second", second))
+    first.sensors = [energy_sensor("socket0")]
+    sampler.rediscover()
+    sampler.rediscover()
+    assert second.hosts[-1].claimed == {"fake:socket0/package"}
+
+
+def test_a_family_that_says_it_is_outdated_is_opened_again(start: Start) -> None:
+    machine = Machine([energy_sensor("socket0")])
+    sampler = start(fake_family("fake", machine))
+    sampler.rediscover()
+    assert machine.opened == 1
+    machine.sensors = [*machine.sensors, energy_sensor("socket1")]
+    machine.outdated = True
+    sampler.rediscover()
+    assert set(up(sampler.fresh(1.0)[0])) == {"socket0", "socket1"}

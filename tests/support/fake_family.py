@@ -124,6 +124,7 @@ class Machine:
     settled: int = 0
     outdated: bool = False
     options: list[Any] = field(default_factory=list)
+    hosts: list[Host] = field(default_factory=list)
 
 
 def fake_family(family_name: str, machine: Machine) -> type[Collector]:
@@ -156,6 +157,7 @@ def fake_family(family_name: str, machine: Machine) -> type[Collector]:
         def open(cls, host: Host, options: Any) -> Self:
             machine.opened += 1
             machine.options.append(options)
+            machine.hosts.append(host)
             if machine.error is not None:
                 raise machine.error
             if not machine.sensors:
