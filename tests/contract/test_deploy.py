@@ -115,6 +115,28 @@ def test_systemd_accepts_the_unit_and_finds_it_hardened(tmp_path: Path) -> None:
         assert "Overall exposure level" in out
 
 
+DROP_INS: Final = sorted((DEPLOY / "systemd" / "joulewatch-exporter.service.d").iterdir())
+
+
+@pytest.mark.parametrize("drop_in", DROP_INS, ids=lambda path: path.stem)
+def test_systemd_accepts_the_unit_with_each_drop_in(drop_in: Path, tmp_path: Path) -> None:
+    program = require_program("systemd-analyze", "systemd")
+    text = re.sub(r"(?m)^Documentation=.*$", "", SERVICE.read_text(encoding="utf-8"))
+    copy = tmp_path / SERVICE.name
+    copy.write_text(text.replace("/opt/joulewatch/bin/joulewatch-exporter", sys.executable), encoding="utf-8")
+    folder = tmp_path / f"{SERVICE.name}.d"
+    folder.mkdir()
+    (folder / drop_in.name).write_text(drop_in.read_text("utf-8"), "utf-8")
+    assert run(program, "verify", str(copy)).strip() == ""
+    (folder / "broken.conf").write_text("[Service]\nNoSuchKey=yes\n", "utf-8")
+    assert "NoSuchKey" in run(program, "verify", str(copy)), "the drop-ins of the folder were not read at all"
+
+
+def test_every_drop_in_is_in_the_readme() -> None:
+    readme = (DEPLOY / "systemd" / "README.md").read_text("utf-8")
+    assert [path.name for path in DROP_INS if f"`{path.name}`" not in readme] == []
+
+
 # compose
 
 
