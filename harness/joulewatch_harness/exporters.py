@@ -28,7 +28,7 @@ from joulewatch_harness.records import Edge, EdgeClock, EdgeCounter, ExporterRec
 DEFAULT_PATH: Final = "/metrics"
 LONGEST_BODY: Final = 64 * 1024 * 1024
 
-_READ_FOR_THE_REQUEST: Final = frozenset({"rapl", "hwmon", "estimate"})
+_READ_FOR_THE_REQUEST: Final = frozenset({"rapl", "nvml", "fpga", "hwmon", "estimate"})
 """Collectors that read their devices after a request has come. Of others, read in the background, a timestamp
 says nothing about the time of the request."""
 _SCOPES: Final = {metric.name: scope for scope, metric in catalog.ENERGY_BY_SCOPE.items()}

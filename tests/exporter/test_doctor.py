@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from joulewatch_exporter import doctor
-from joulewatch_exporter.errors import SensorDeniedError, SensorGlitchError
+from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorGlitchError
 from joulewatch_exporter.model import Collector, Finding, Host
 from joulewatch_exporter.sampler import FamilySettings
 from support.fake_family import Machine, energy_sensor, fake_family, power_sensor
@@ -107,3 +108,47 @@ def test_the_estimate_is_skipped_beside_a_cpu_sensor(tmp_path: Path) -> None:
     assert [finding.status for finding in examine(tmp_path, *families).findings] == ["found", "skipped"]
     asked_for = {"estimate": FamilySettings(enabled=True)}
     assert examine(tmp_path, *families, settings=asked_for).estimated == 1
+
+
+def test_a_family_that_hangs_is_said_and_the_others_are_examined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "ANSWER_S", 0.1)
+    hung = power_sensor("card")
+    hung.hang = threading.Event()
+    opening = fake_family("ipmi", Machine([power_sensor()]))
+    release = threading.Event()
+
+    def never(host: Host, options: object) -> Collector:
+        release.wait(5.0)
+        raise SensorAbsentError("too late")
+
+    monkeypatch.setattr(opening, "open", never)
+    try:
+        report = examine(
+            tmp_path, opening, fake_family("fpga", Machine([hung])), fake_family("rapl", Machine([power_sensor("b")]))
+        )
+    finally:
+        hung.hang.set()
+        release.set()
+    assert [(finding.status, finding.collector) for finding in report.findings][:1] == [("broken", "ipmi")]
+    assert "no answer within 0.1 s" in report.findings[0].text
+    assert [(reading.device, reading.error) for reading in report.readings] == [("card", "timeout"), ("b", "")]
+
+
+def test_devices_read_in_the_background_are_waited_for(tmp_path: Path) -> None:
+    machine = Machine([power_sensor("bmc1")])
+    examine(tmp_path, fake_family("ipmi", machine))
+    assert machine.settled == 1
+
+
+def test_a_family_is_told_what_those_before_it_read(tmp_path: Path) -> None:
+    """As the daemon does: else the doctor would promise series that the daemon leaves out."""
+    machine = Machine([power_sensor()])
+    examine(tmp_path, fake_family("fpga", Machine([power_sensor("card")])), fake_family("hwmon", machine))
+    assert machine.hosts[0].claimed == {"fake:card/total"}
+
+
+def test_a_wrong_configuration_is_no_finding(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"targets\.yaml"):
+        examine(tmp_path, fake_family("ipmi", Machine(error=ConfigError("targets.yaml: unknown key adress"))))
