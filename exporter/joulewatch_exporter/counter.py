@@ -45,6 +45,7 @@ class EnergyCounter:
 
     __slots__ = (
         "_before_change_ns",
+        "_hole_since_ns",
         "_laps_joules",
         "_position_joules",
         "_read_at_ns",
@@ -88,6 +89,7 @@ class EnergyCounter:
         self.unmeasured_s = 0.0
         self.events = 0
         """Goes up with each of the four above: one comparison tells whether any has changed."""
+        self._hole_since_ns: int | None = None
         # The shortest time in which the counter can go round.
         self._wrap_ns = math.inf if wrap_joules is None else wrap_joules * NS_PER_S / max_power_watts
         self._watts_per_ns = max_power_watts / NS_PER_S
@@ -130,7 +132,14 @@ class EnergyCounter:
             self._reject()
             return False
         if last_ns is None:
+            if self._hole_since_ns is not None:
+                self.unmeasured_s += max(read_at_ns - self._hole_since_ns, 0) / NS_PER_S
+                self.events += 1
+                self._hole_since_ns = None
+            self._segment_joules = self.total_joules
             self._segment_start_joules = position_joules
+            self._segment_wraps = 0
+            self._laps_joules = 0.0
             self._before_change_ns = read_at_ns - FIRST_SIGHT_NS
             self._position_joules = position_joules
             self._read_at_ns = read_at_ns
@@ -156,6 +165,24 @@ class EnergyCounter:
         self._suspect = (read_at_ns, position_joules)
         self._reject()
         return False
+
+    def change_source(self, *, wrap_joules: float | None, max_power_watts: float) -> None:
+        """Go on with another counter of the same quantity: its position says nothing about the old one's.
+
+        The total is kept; the time up to the new counter's first reading is unmeasured.
+
+        Args:
+            wrap_joules: The new counter goes round here; None: it does not.
+            max_power_watts: More than this is physically impossible.
+        """
+        if self._hole_since_ns is None:
+            self._hole_since_ns = self._read_at_ns
+        self._read_at_ns = None
+        self._suspect = None
+        self.wrap_joules = wrap_joules
+        self.max_power_watts = max_power_watts
+        self._wrap_ns = math.inf if wrap_joules is None else wrap_joules * NS_PER_S / max_power_watts
+        self._watts_per_ns = max_power_watts / NS_PER_S
 
     def _wraps_between(self, start_joules: float, end_joules: float, span_ns: int) -> int | None:
         """0 or 1 wrap between two positions, None if neither is physically possible in ``span_ns``."""

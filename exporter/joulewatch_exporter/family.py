@@ -87,6 +87,16 @@ class _QuantityState:
         self._refresh_s: float | None = None
         self._rejected_power = 0
 
+    def adopt(self, info: SensorInfo) -> None:
+        """Go on under new metadata: the sensor was opened anew, perhaps by another door."""
+        old, self.info = self.info, info
+        self.quantity = info.quantity  # the very object that the sensor's readings will carry
+        if self.counter is not None and (old.wrap_joules != info.wrap_joules or _door(old) != _door(info)):
+            self.counter.change_source(wrap_joules=info.wrap_joules, max_power_watts=info.max_power_watts)
+            self.refresh = RefreshEstimator(is_counter=True)
+            self._power.clear()
+            self.rhythm_sought = not self._has_rhythm
+
     def take(self, reading: Reading) -> bool:
         """Take one reading; False if it is a suspect: then the energy is still that of the last good one."""
         if reading.energy_joules is not None:
@@ -165,6 +175,11 @@ class _QuantityState:
             rejected=source.rejected + self._rejected_power,
             unmeasured_s=source.unmeasured_s,
         )
+
+
+def _door(info: SensorInfo) -> str:
+    """Which way a quantity is read: files, or the word before a colon, as in ``perf:power/energy-pkg``."""
+    return "file" if info.source.startswith("/") else info.source.partition(":")[0]
 
 
 class _SensorEntry:
@@ -273,9 +288,8 @@ class Family:
                 state = self._states.get(quantity)
                 if state is None:
                     state = self._states[quantity] = _QuantityState(info)
-                state.info = replace(info, method="emulated") if self._emulated else info
+                state.adopt(replace(info, method="emulated") if self._emulated else info)
                 shown[quantity] = state
-                state.quantity = quantity  # the very object that the sensor's readings will carry
                 states.append(state)
             entry = _SensorEntry(sensor, devices.setdefault(sensor.device, len(devices)), states)
             entry.failing = failing.get((sensor.device, tuple(state.info.quantity for state in states)))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,10 @@ _DENIED: Final = frozenset({errno.EACCES, errno.EPERM})
 _FLAGS: Final = os.O_RDONLY | os.O_CLOEXEC
 _NUMBER_BYTES: Final = 64
 _TEXT_BYTES: Final = 4096  # a sysfs attribute is at most one page
+
+_CPU_RANGE: Final = re.compile(r"(\d+)(?:-(\d+))?")
+_MOST_CPUS: Final = 65_536
+"""More than any kernel has: a longer range is garbage, and must not fill the memory."""
 
 # The names are bound once: an attribute look-up less for each call of a read.
 _open = os.open
@@ -190,6 +196,82 @@ def physical_packages(sysfs: Path) -> frozenset[int]:
         return frozenset()
     ids = (read_int_or_none(f"{root}/{cpu}/topology/physical_package_id") for cpu in cpus)
     return frozenset(number for number in ids if number is not None and number >= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """One logical CPU that is online, and where it sits."""
+
+    number: int
+    package: int
+    """Physical package id: the N of ``package-N`` and ``socketN``."""
+    die: int
+    """Die within the package; 0 where the kernel tells none."""
+    core: int
+    """Core id as the kernel gives it, which may repeat in another die; the CPU's own number where it gives none."""
+    siblings: str
+    """The same text for all CPUs of one core; empty where the kernel does not tell."""
+
+    @property
+    def core_key(self) -> str | tuple[int, int, int]:
+        """The same for all CPUs of one core, and for no other."""
+        return self.siblings or (self.package, self.die, self.core)
+
+
+def parse_cpu_list(text: str) -> tuple[int, ...]:
+    """Parse a kernel's list of CPUs, such as ``0-3,64``.
+
+    Raises:
+        ValueError: It is none.
+    """
+    numbers: list[int] = []
+    for piece in text.split(","):
+        if (match := _CPU_RANGE.fullmatch(piece.strip())) is None:
+            raise ValueError(f"{text[:40]!r} is no list of CPUs")
+        first = int(match[1])
+        last = int(match[2] or first)
+        if last < first or last - first > _MOST_CPUS:
+            raise ValueError(f"{text[:40]!r} is no list of CPUs")
+        numbers.extend(range(first, last + 1))
+    return tuple(numbers)
+
+
+def online_cpus(sysfs: Path) -> tuple[Cpu, ...]:
+    """List the logical CPUs that are online, in the order of their numbers; empty where the kernel does not tell."""
+    root = f"{sysfs}/devices/system/cpu"
+    try:
+        numbers = parse_cpu_list(read_text(f"{root}/online"))
+    except (SensorError, ValueError):
+        try:
+            names = list_names(root)
+        except SensorError:
+            return ()
+        numbers = tuple(sorted(int(name[3:]) for name in names if re.fullmatch(r"cpu\d+", name)))
+    cpus = []
+    for number in numbers:
+        topology = f"{root}/cpu{number}/topology"
+        package = read_int_or_none(f"{topology}/physical_package_id")
+        if package is None or package < 0:
+            continue  # gone offline just now, or a kernel that does not know
+        core = read_int_or_none(f"{topology}/core_id")
+        cpus.append(
+            Cpu(
+                number,
+                package,
+                max(read_int_or_none(f"{topology}/die_id") or 0, 0),
+                number if core is None or core < 0 else core,
+                read_text_or(f"{topology}/core_cpus_list", "") or read_text_or(f"{topology}/thread_siblings_list", ""),
+            )
+        )
+    return tuple(cpus)
+
+
+def one_per_core(cpus: Sequence[Cpu]) -> tuple[Cpu, ...]:
+    """Take the first CPU of each core: what a core counts is the same for all its threads."""
+    firsts: dict[str | tuple[int, int, int], Cpu] = {}
+    for cpu in cpus:
+        firsts.setdefault(cpu.core_key, cpu)
+    return tuple(firsts.values())
 
 
 def cpuinfo(host: Host) -> str:

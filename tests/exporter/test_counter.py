@@ -360,3 +360,20 @@ def test_a_flat_value_hides_changes_but_makes_no_sensor_slow() -> None:
     for step in range(1000):
         estimator.update(s(2 + step * 0.02), 50.0 + step // 500)
     assert estimator.refresh_s == found
+
+
+def test_another_counter_of_the_same_quantity_goes_on_with_the_total() -> None:
+    """powercap yesterday, perf from today on: positions do not compare, and the time between is not measured."""
+    counter = EnergyCounter(wrap_joules=1000.0, max_power_watts=100.0)
+    counter.update(0, 900.0)
+    counter.update(NS_PER_S, 950.0)
+    counter.change_source(wrap_joules=None, max_power_watts=200.0)
+    assert counter.total_joules == 50.0
+    assert counter.update(4 * NS_PER_S, 0.0)
+    assert (counter.total_joules, counter.unmeasured_s, counter.resets) == (50.0, 3.0, 0)
+    counter.update(5 * NS_PER_S, 150.0)
+    assert counter.total_joules == 200.0
+    counter.change_source(wrap_joules=1000.0, max_power_watts=100.0)
+    counter.change_source(wrap_joules=1000.0, max_power_watts=100.0)
+    counter.update(6 * NS_PER_S, 10.0)
+    assert (counter.total_joules, counter.unmeasured_s) == (200.0, 4.0)

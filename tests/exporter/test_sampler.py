@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 import time
@@ -682,3 +683,26 @@ def test_a_family_that_says_it_is_outdated_is_opened_again(start: Start) -> None
     machine.outdated = True
     sampler.rediscover()
     assert set(up(sampler.fresh(1.0)[0])) == {"socket0", "socket1"}
+
+
+def test_a_quantity_that_comes_back_by_another_door_keeps_its_total() -> None:
+    clock = FakeClock()
+    sensor = energy_sensor(joules=60_000.0, now_ns=clock.monotonic_ns)
+    machine = Machine([sensor])
+    open_ = fake_family("rapl", machine).open
+    family = Family(open_(Host(), None), clock=clock)
+    family.scan()
+    clock.advance(1.0)
+    sensor.energies_joules = [60_100.0]
+    assert energies(family.scan()) == {"socket0": 100.0}
+    other = energy_sensor(joules=0.0, wrap_joules=None, now_ns=clock.monotonic_ns)
+    other.infos = (dataclasses.replace(other.infos[0], source="perf:power/energy-pkg/@cpu0"),)
+    machine.sensors = [other]
+    family.replace(open_(Host(), None))
+    clock.advance(2.0)
+    scan = family.scan()
+    assert energies(scan) == {"socket0": 100.0}
+    assert scan.healths[0] is not None and (scan.healths[0].unmeasured_s, scan.healths[0].resets) == (2.0, 0)
+    clock.advance(1.0)
+    other.energies_joules = [150.0]
+    assert energies(family.scan()) == {"socket0": 250.0}

@@ -1,0 +1,500 @@
+"""The second door: the PMUs ``power`` and ``power_core`` of the kernel's perf events.
+
+The one way to RAPL that needs neither root nor changed file modes: CAP_PERFMON will do. The kernel adds the wraps up
+itself into 64 bits, from 0 when an event is opened. What to know:
+
+* It takes the difference of two readings as a signed number of 32 bits: from more than half a round it would fall
+  back. Its own timer comes early enough at 200 W only; each read adds up as well, and a read every 10 s is enough up
+  to 3 kW.
+* An event counts from its opening, so an event must outlive the collector that reads it: see `_Events`.
+* The event of a CPU that went offline keeps its last count for ever. Its running time tells: it stands still too.
+* ``power_core`` (AMD, Linux 6.14 on) counts single cores, ``cpumask`` naming one CPU of each. On AMD, kernels that see
+  a die in each CCD list one CPU per CCD in the ``cpumask`` of ``power``: the same counter, published once.
+* A socket that has the event ``energy-psys`` may still have no such counter: its count stays 0, and is not published.
+
+Sources: Linux ``arch/x86/events/rapl.c``, ``drivers/powercap/intel_rapl_common.c``, ``kernel/events/core.c``,
+``Documentation/admin-guide/perf-security.rst``; perf_event_open(2).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import platform
+import re
+import struct
+import sys
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Lock
+from time import monotonic_ns
+from typing import Final
+
+from joulewatch_exporter.collectors.rapl.door import (
+    CORES,
+    MAX_CORE_WATTS,
+    MAX_POWER_WATTS,
+    CoresSensor,
+    Kind,
+    Machine,
+    Offer,
+    RaplSensor,
+    Source,
+    View,
+    quantity_of,
+    skipped,
+)
+from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
+from joulewatch_exporter.model import Finding, Host, Quantity, SensorInfo
+from joulewatch_exporter.sysfs import (
+    Cpu,
+    one_per_core,
+    parse_cpu_list,
+    read_int,
+    read_int_or_none,
+    read_text,
+    read_text_or,
+)
+
+_EVENTS: Final[dict[str, Kind]] = {
+    "energy-pkg": "package",
+    "energy-cores": "core",
+    "energy-gpu": "uncore",
+    "energy-ram": "dram",
+    "energy-psys": "psys",
+}
+"""Of the PMU ``power``: event to what it counts, named as by powercap."""
+
+_SYSCALL_NUMBERS: Final = {"x86_64": 298, "aarch64": 241}
+
+# struct perf_event_attr as of its first version: type, size, config, sample_period, sample_type, read_format, flags,
+# wakeup_events, bp_type, config1. Every kernel takes this size.
+_ATTRIBUTES: Final = struct.Struct("=IIQQQQQIIQ")
+_FORMAT_TOTAL_TIME_RUNNING: Final = 1 << 1
+_FLAG_FD_CLOEXEC: Final = 1 << 3
+
+# The count (signed, because a wrap that the kernel has missed makes it fall) and the time for which it has counted.
+_RECORD: Final = struct.Struct("=qQ")
+_RECORD_BYTES: Final = _RECORD.size
+
+_STALL_NS: Final = 20_000_000
+"""A running time that stands still for longer belongs to an event that does not count. The kernel's clock itself may
+stand still between two ticks, 10 ms at most."""
+_FIRST_COUNT_S: Final = 0.05
+"""A counter of whole joules that counts at all has counted one within this: at 20 W and more."""
+
+_unpack = _RECORD.unpack
+_read = os.read
+
+
+def perf_event_open(pmu_type: int, config: int, cpu: int) -> int:
+    """Open an event that counts on one CPU, whatever runs there.
+
+    Args:
+        pmu_type: ``type`` of the PMU.
+        config: The event, as its PMU wants it.
+        cpu: Where to count.
+
+    Returns:
+        The event's file descriptor; a read gives the count and the running time.
+
+    Raises:
+        OSError: The kernel refused, or does not have this call.
+    """
+    import ctypes  # not before it is needed: most machines are read by powercap
+
+    number = _SYSCALL_NUMBERS.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, f"the number of perf_event_open on {platform.machine()} is not known")
+    syscall = ctypes.CDLL(None, use_errno=True).syscall
+    syscall.argtypes = (
+        ctypes.c_long,
+        ctypes.c_char_p,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_int,
+        ctypes.c_ulong,
+    )
+    syscall.restype = ctypes.c_long
+    attributes = ctypes.create_string_buffer(_ATTRIBUTES.size)
+    _ATTRIBUTES.pack_into(
+        attributes, 0, pmu_type, _ATTRIBUTES.size, config, 0, 0, _FORMAT_TOTAL_TIME_RUNNING, 0, 0, 0, 0
+    )
+    descriptor: int = syscall(number, attributes, -1, cpu, -1, _FLAG_FD_CLOEXEC)
+    if descriptor < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return descriptor
+
+
+class PerfEvent:
+    """One open event. Closed when nobody holds it any more."""
+
+    __slots__ = ("__weakref__", "_descriptor", "_running_ns", "_seen_ns", "is_dead", "name")
+
+    def __init__(self, name: str, descriptor: int) -> None:
+        """Take over an open descriptor.
+
+        Args:
+            name: For messages, such as ``perf:power/energy-pkg/@cpu0``.
+            descriptor: From `perf_event_open`.
+        """
+        self.name = name
+        self.is_dead = False
+        """It does not count any more, and never will."""
+        self._descriptor = descriptor
+        self._running_ns = -1
+        self._seen_ns = 0
+
+    def read(self) -> int:
+        """Read the count.
+
+        Raises:
+            SensorAbsentError: The event has stopped counting: its CPU is offline, or its driver gone.
+            SensorGlitchError: This read failed.
+        """
+        try:
+            record = _read(self._descriptor, _RECORD_BYTES)
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.ENXIO):
+                raise self._dead(error.strerror) from error
+            raise SensorGlitchError(f"{self.name}: {error.strerror}") from error
+        if len(record) != _RECORD_BYTES:
+            raise self._dead("the kernel has stopped the event")
+        count: int
+        count, running_ns = _unpack(record)
+        if running_ns != self._running_ns:
+            self._running_ns = running_ns
+            self._seen_ns = monotonic_ns()
+        elif monotonic_ns() - self._seen_ns > _STALL_NS:
+            raise self._dead("it does not count any more: its CPU is offline")
+        return count
+
+    def _dead(self, why: str | None) -> SensorAbsentError:
+        self.is_dead = True
+        return SensorAbsentError(f"{self.name}: {why}")
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
+
+
+class _Events:
+    """The events that are open in this process, by what they count.
+
+    State of a module is rare here, and needed: a count starts at 0 when its event is opened. A family that is opened
+    anew, because some other device has come or gone, must go on with the events that the old one still holds, or the
+    joules between the two would be lost each time.
+    """
+
+    def __init__(self) -> None:
+        self._open: weakref.WeakValueDictionary[tuple[int, int, str], PerfEvent] = weakref.WeakValueDictionary()
+        self._lock = Lock()
+
+    def get(self, event: _Event, key: str, cpu: int) -> PerfEvent:
+        """Return the event that is open already, or open it.
+
+        Args:
+            event: What to count.
+            key: Device and domain: the kernel moves an event on when its CPU goes offline and another of the same
+                package is there, so the CPU would be no name for it.
+            cpu: Where to open it.
+
+        Raises:
+            OSError: The kernel refused.
+        """
+        with self._lock:
+            identity = (event.pmu_type, event.config, key)
+            known = self._open.get(identity)
+            if known is None or known.is_dead:
+                descriptor = perf_event_open(event.pmu_type, event.config, cpu)
+                known = self._open[identity] = PerfEvent(event.source(cpu), descriptor)
+            return known
+
+
+_events: Final = _Events()
+
+
+class _Hold:
+    """One collector's hold on an event."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self, event: PerfEvent) -> None:
+        self._event: PerfEvent | None = event
+
+    def read(self) -> int:
+        event = self._event
+        if event is None:
+            raise SensorAbsentError("the event is closed")
+        return event.read()
+
+    def close(self) -> None:
+        self._event = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """An event of a PMU, as sysfs describes it."""
+
+    pmu: str
+    name: str
+    pmu_type: int
+    config: int
+    counts_per_joule: float
+
+    def source(self, cpu: int) -> str:
+        return f"perf:{self.pmu}/{self.name}/@cpu{cpu}"
+
+
+def look(machine: Machine, *, parts: bool, cores: bool, findings: list[Finding]) -> View:
+    """List the counters behind this door.
+
+    Args:
+        machine: The CPUs.
+        parts: Whether ``core`` and ``uncore`` are wanted.
+        cores: Whether single cores are wanted.
+        findings: Takes what is left out, and why.
+
+    Raises:
+        SensorAbsentError: No such PMU, or the tree is not the kernel's.
+    """
+    where = _folder(machine.host, "power")
+    is_there = Path(where).is_dir()
+    if not is_there and not Path(_folder(machine.host, "power_core")).is_dir():
+        raise SensorAbsentError(f"{where}: this kernel has no such PMU")
+    if machine.host.emulated:
+        raise SensorAbsentError(f"{where}: behind the files of an emulated machine is no kernel that counts")
+    offers: list[Offer] = []
+    if is_there:
+        offers += _package_offers(machine, where, parts=parts, findings=findings)
+    if cores:
+        offers += _core_offers(machine, _folder(machine.host, "power_core"), findings)
+    return View(where, tuple(offers))
+
+
+def cpumasks(host: Host) -> tuple[str, str]:
+    """What the two PMUs say of where to open events: another text means that CPUs have come or gone."""
+    power, power_core = (read_text_or(f"{_folder(host, pmu)}/cpumask", "") for pmu in ("power", "power_core"))
+    return power, power_core
+
+
+def _folder(host: Host, pmu: str) -> str:
+    return f"{host.sysfs}/bus/event_source/devices/{pmu}"
+
+
+def _package_offers(machine: Machine, folder: str, *, parts: bool, findings: list[Finding]) -> list[Offer]:
+    offers = []
+    for name, kind in _EVENTS.items():
+        if not Path(f"{folder}/events/{name}").exists():
+            continue
+        try:
+            event = _event(folder, name)
+            cpus = _cpus_of(machine, folder)
+        except SensorError as error:
+            findings.append(Finding("broken", "rapl", f"{folder}/events/{name}", str(error)))
+            continue
+        if kind in ("core", "uncore") and not parts:
+            findings.append(skipped(f"{folder}/events/{name}", "left out by collectors.rapl.parts: false"))
+            continue
+        for cpu in cpus:
+            quantity = quantity_of(kind, cpu.package, None if kind == "psys" else machine.die_of(cpu))
+            offers.append(
+                Offer(
+                    door="perf",
+                    device=quantity.device,
+                    key=f"{quantity.device}/{quantity.domain}",
+                    path=f"{folder}/events/{name}",
+                    subject=f"{folder}/events/{name}",
+                    label=f"CPU {cpu.number}",
+                    cure=_cure(machine),
+                    open=partial(_open, machine, event, quantity, kind, cpu),
+                    if_absent="absent" if kind == "psys" else "broken",
+                )
+            )
+    return offers
+
+
+def _core_offers(machine: Machine, folder: str, findings: list[Finding]) -> list[Offer]:
+    if not Path(f"{folder}/events/energy-core").exists():
+        return []
+    try:
+        event = _event(folder, "energy-core")
+        cpus = _cpus_of(machine, folder)
+    except SensorError as error:
+        findings.append(Finding("broken", "rapl", folder, str(error)))
+        return []
+    return [
+        Offer(
+            door="perf",
+            device=f"socket{package}",
+            key=f"socket{package}/{CORES}",
+            path=f"{folder}/events/energy-core",
+            subject=f"{folder}/events/energy-core",
+            label=f"cores of socket{package}",
+            cure=_cure(machine),
+            open=partial(_open_cores, machine, event, package, [cpu for cpu in cpus if cpu.package == package]),
+        )
+        for package in sorted({cpu.package for cpu in cpus})
+    ]
+
+
+def _event(folder: str, name: str) -> _Event:
+    """Read how sysfs describes an event.
+
+    Raises:
+        SensorError: It cannot be read, or is not of the form that is known here.
+    """
+    text = read_text(f"{folder}/events/{name}")
+    shape = read_text(f"{folder}/format/event")
+    scale = read_text(f"{folder}/events/{name}.scale")
+    unit = read_text_or(f"{folder}/events/{name}.unit", "Joules")
+    number = re.fullmatch(r"event=(0[xX][0-9a-fA-F]+|\d+)", text)
+    place = re.fullmatch(r"config:(\d+)(?:-\d+)?", shape)
+    if number is None or place is None:
+        raise SensorGlitchError(f"{folder}: the event {text!r} of format {shape!r} is not understood")
+    try:
+        joules = float(scale)
+    except ValueError:
+        joules = 0.0
+    if unit != "Joules" or not 0.0 < joules <= 1.0:
+        raise SensorGlitchError(f"{folder}: {name} counts {scale!r} of {unit!r}, which are no joules")
+    config = int(number[1], 0) << int(place[1])
+    return _Event(Path(folder).name, name, read_int(f"{folder}/type"), config, 1.0 / joules)
+
+
+def _cpus_of(machine: Machine, folder: str) -> list[Cpu]:
+    """The CPUs on which a PMU's events are to be opened.
+
+    Raises:
+        SensorError: The list cannot be read, or names no CPU that is online.
+    """
+    text = read_text(f"{folder}/cpumask")
+    try:
+        numbers = parse_cpu_list(text)
+    except ValueError as error:
+        raise SensorGlitchError(f"{folder}/cpumask: {error}") from error
+    by_number = {cpu.number: cpu for cpu in machine.cpus}
+    found = [by_number[number] for number in numbers if number in by_number]
+    if not found:
+        raise SensorGlitchError(f"{folder}/cpumask: none of the CPUs {text} is online, or the kernel tells no topology")
+    return found
+
+
+def _open(
+    machine: Machine, event: _Event, quantity: Quantity, kind: Kind, cpu: Cpu
+) -> tuple[RaplSensor | CoresSensor, str]:
+    key = f"{quantity.device}/{quantity.domain}"
+    opened = _open_event(machine, event, key, cpu.number)
+    if kind == "psys":
+        _wait_for_first_count(opened)
+    info = SensorInfo(
+        quantity=quantity,
+        method="counter",
+        source=opened.name,
+        model=machine.name,
+        max_power_watts=MAX_POWER_WATTS[kind],
+        relation="core" if kind == "core" else "inside",
+    )
+    text = f"{quantity.device} {quantity.domain}: perf event {event.pmu}/{event.name}/ on CPU {cpu.number}"
+    return RaplSensor(quantity.device, (info,), quantity, _Hold(opened), event.counts_per_joule), text
+
+
+def _open_cores(
+    machine: Machine, event: _Event, package: int, cpus: Sequence[Cpu]
+) -> tuple[RaplSensor | CoresSensor, str]:
+    names = machine.core_names(package)
+    cores: list[tuple[Quantity, Source]] = []
+    infos = []
+    failure: SensorError | None = None
+    for cpu in one_per_core(cpus):
+        quantity = Quantity("part", "cpu", f"socket{package}", names[cpu.number])
+        try:
+            opened = _open_event(machine, event, f"{quantity.device}/{quantity.domain}", cpu.number)
+        except SensorDeniedError:
+            raise  # one right opens all
+        except SensorError as error:
+            failure = failure or error
+            continue
+        cores.append((quantity, _Hold(opened)))
+        infos.append(
+            SensorInfo(
+                quantity=quantity,
+                method="counter",
+                source=opened.name,
+                model=machine.name,
+                max_power_watts=MAX_CORE_WATTS,
+                relation="core",
+            )
+        )
+    if not cores:
+        raise failure or SensorAbsentError(f"{event.source(-1)}: no CPU to count on")
+    text = f"socket{package}: {len(cores)} cores, each by a perf event {event.pmu}/{event.name}/"
+    if failure is not None:
+        text += f"; {len(cpus) - len(cores)} could not be opened: {failure}"
+    return CoresSensor(f"socket{package}", tuple(infos), tuple(cores), event.counts_per_joule), text
+
+
+def _open_event(machine: Machine, event: _Event, key: str, cpu: int) -> PerfEvent:
+    """Open an event.
+
+    Raises:
+        SensorAbsentError: The kernel has no such event on this CPU.
+        SensorDeniedError: It may not be opened; the text says what would allow it.
+        SensorGlitchError: Something else is in the way (too many open files).
+    """
+    try:
+        return _events.get(event, key, cpu)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise SensorDeniedError(_denied_text(machine, event, error)) from error
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise SensorGlitchError(f"{event.source(cpu)}: {error.strerror} (LimitNOFILE, ulimit -n)") from error
+        raise SensorAbsentError(f"{event.source(cpu)}: perf_event_open: {error.strerror}") from error
+
+
+def _wait_for_first_count(event: PerfEvent) -> None:
+    """Tell a counter that counts from a register that is not there and reads 0 for ever.
+
+    Raises:
+        SensorAbsentError: Nothing was counted.
+    """
+    end_s = time.monotonic() + _FIRST_COUNT_S
+    while event.read() == 0:
+        if time.monotonic() > end_s:
+            raise SensorAbsentError(f"{event.name}: counts nothing: this socket has no such register")
+        time.sleep(0.002)
+
+
+def _paranoid(machine: Machine) -> int | None:
+    return read_int_or_none(f"{machine.host.procfs}/sys/kernel/perf_event_paranoid")
+
+
+def _cure(machine: Machine) -> str:
+    level = _paranoid(machine)
+    return "" if level is not None and level <= 0 else "sudo sysctl kernel.perf_event_paranoid=0"
+
+
+def _denied_text(machine: Machine, event: _Event, error: OSError) -> str:
+    level = _paranoid(machine)
+    text = f"{_folder(machine.host, event.pmu)}: perf_event_open: {error.strerror}"
+    if level is not None and level <= 0:
+        return (
+            f"{text}; kernel.perf_event_paranoid is {level} and allows it, so something else refuses: "
+            "a container's seccomp profile, SystemCallFilter= of a systemd unit, or a security module"
+        )
+    # Debian's own level 3, and where it is not known.
+    needs_admin = level is None or level > 2
+    right = "cap_sys_admin" if needs_admin else "cap_perfmon"
+    python = os.path.realpath(sys.executable)
+    return (
+        f"{text}; kernel.perf_event_paranoid is {'not known' if level is None else level}: run "
+        f"`{_cure(machine)}` (until the next boot; lets everybody count), or give the exporter {right.upper()} "
+        f"(AmbientCapabilities={right.upper()} in its systemd unit, or sudo setcap {right}=ep {python})"
+        + ("; at level 2 CAP_PERFMON is enough" if needs_admin else "")
+    )

@@ -1,0 +1,43 @@
+"""Reads all RAPL counters a few times and prints them as JSON: ``read_rapl.py ROOT DOOR TIMES PAUSE_S``.
+
+For each reading the time just before and just after: the truth lies between, however busy the machine is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from joulewatch_exporter.collectors.rapl import RaplCollector, RaplOptions
+from joulewatch_exporter.model import Host
+
+
+def main() -> None:
+    root, door, times, pause_s = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+    host = Host(sysfs=root / "sys", procfs=root / "proc", dev=root)
+    collector = RaplCollector.open(host, RaplOptions(door=door))  # type: ignore[arg-type]
+    rounds = []
+    for _ in range(times):
+        read = {}
+        for sensor in collector.sensors:
+            before_ns = time.monotonic_ns()
+            readings = sensor.read()
+            after_ns = time.monotonic_ns()
+            for reading in readings:
+                key = f"{reading.quantity.device}/{reading.quantity.domain}"
+                read[key] = (before_ns, after_ns, reading.energy_joules)
+        rounds.append(read)
+        time.sleep(pause_s)
+    infos = {
+        f"{info.quantity.device}/{info.quantity.domain}": info.source
+        for sensor in collector.sensors
+        for info in sensor.infos
+    }
+    collector.close()
+    print(json.dumps({"rounds": rounds, "sources": infos}))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
