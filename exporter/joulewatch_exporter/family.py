@@ -54,6 +54,7 @@ class _QuantityState:
         "_refresh_s",
         "_rejected_power",
         "counter",
+        "device_index",
         "energy_joules",
         "health",
         "info",
@@ -69,6 +70,8 @@ class _QuantityState:
     def __init__(self, info: SensorInfo) -> None:
         self.info = info
         self.quantity = info.quantity
+        self.device_index = 0
+        """Of its device in the layout."""
         self.reads: Reads = "energy"
         # A model's energy grows with every look at the clock: that rhythm is nothing of a sensor's.
         self._has_rhythm = info.method != "estimated"
@@ -185,11 +188,12 @@ def _door(info: SensorInfo) -> str:
 class _SensorEntry:
     """One sensor of the open collector, and where its values go."""
 
-    __slots__ = ("device_index", "failing", "sensor", "states")
+    __slots__ = ("device_indices", "failing", "sensor", "states")
 
-    def __init__(self, sensor: Sensor, device_index: int, states: list[_QuantityState]) -> None:
+    def __init__(self, sensor: Sensor, device_indices: tuple[int, ...], states: list[_QuantityState]) -> None:
         self.sensor = sensor
-        self.device_index = device_index
+        self.device_indices = device_indices
+        """Of the devices in the layout: the sensor's own, and those of its quantities."""
         self.states = states
         self.failing: str | None = None
 
@@ -291,7 +295,13 @@ class Family:
                 state.adopt(replace(info, method="emulated") if self._emulated else info)
                 shown[quantity] = state
                 states.append(state)
-            entry = _SensorEntry(sensor, devices.setdefault(sensor.device, len(devices)), states)
+            # A sensor's quantities may be of several devices: one service tells of each server in its enclosure.
+            for device in (sensor.device, *(state.quantity.device for state in states)):
+                devices.setdefault(device, len(devices))
+            for state in states:
+                state.device_index = devices[state.quantity.device]
+            indices = dict.fromkeys([devices[sensor.device], *(state.device_index for state in states)])
+            entry = _SensorEntry(sensor, tuple(indices), states)
             entry.failing = failing.get((sensor.device, tuple(state.info.quantity for state in states)))
             entries.append(entry)
         # A device that is gone stays in sight as down: an alert must not disappear with its cause. A family that looks
@@ -324,14 +334,13 @@ class Family:
         sums_ns = [0] * count
         goods = [0] * count
         up = [True] * (count - len(self._lost_devices)) + [False] * len(self._lost_devices)
-        suspects: list[tuple[int, _QuantityState]] = []
+        suspects: list[_QuantityState] = []
         vanished = bool(self._lost_devices)
         in_read = self._in_read
         hung = self._hung
         for entry in self._entries:
-            device_index = entry.device_index
             if hung and entry.sensor.device in hung:
-                up[device_index] = False
+                self._mark_down(entry, up)
                 continue
             in_read.append(entry)
             try:
@@ -340,7 +349,7 @@ class Family:
                 finally:
                     self._back_from_read(in_read, entry)
             except SensorError as error:
-                up[device_index] = False
+                self._mark_down(entry, up)
                 vanished = vanished or isinstance(error, SensorAbsentError | SensorDeniedError)
                 self._fail(entry, error.reason, error)
                 continue
@@ -348,7 +357,7 @@ class Family:
                 raise
             except Exception as error:
                 # A fault of the collector must not end the daemon, nor the reading of the other sensors.
-                up[device_index] = False
+                self._mark_down(entry, up)
                 self._fail(entry, SensorError.reason, error)
                 continue
             if entry.failing is not None:
@@ -367,12 +376,14 @@ class Family:
                         continue
                 if state.take(reading):
                     state.scan = number
+                    device_index = state.device_index
                     sums_ns[device_index] += reading.read_at_ns
                     goods[device_index] += 1
                 else:
                     state.scan = -number
-                    suspects.append((device_index, state))
-        for device_index, state in suspects:
+                    suspects.append(state)
+        for state in suspects:
+            device_index = state.device_index
             # The last good total may be shown only with its own timestamp, and a device has one timestamp.
             if state.last_good_ns is not None and not goods[device_index]:
                 sums_ns[device_index] = state.last_good_ns
@@ -380,6 +391,11 @@ class Family:
                 state.scan = number
         self.vanished = vanished
         return self._publish(number, started_ns, sums_ns, goods, up)
+
+    @staticmethod
+    def _mark_down(entry: _SensorEntry, up: list[bool]) -> None:
+        for index in entry.device_indices:
+            up[index] = False
 
     def _take_older(self, readings: Sequence[Reading], states: Sequence[_QuantityState]) -> Sequence[Reading]:
         """Take all but the newest reading of each quantity; the newest are left for the scan to show.

@@ -387,8 +387,8 @@ class Sampler:
             self._say(
                 logging.WARNING,
                 family.name,
-                f"poll_seconds {poll_s:g} is longer than the {timing.poll_s:g} s its counters ask for: "
-                "should one go round unseen, the time is counted as unmeasured",
+                f"poll_seconds {poll_s:g} is longer than the {timing.poll_s:g} s its sensors ask for: should a counter "
+                "go round unseen, or readings of power be too far apart, the time is counted as unmeasured",
             )
         thread = FamilyThread(
             Family(collector, emulated=self._emulated),

@@ -151,6 +151,7 @@ class Poller:
         poll_s: float,
         deadline_s: float,
         denied_backoff_s: float = DENIED_BACKOFF_S,
+        max_age_s: float | None = None,
     ) -> None:
         """Prepare; ``start`` begins.
 
@@ -161,12 +162,15 @@ class Poller:
             deadline_s: A connect or a read that takes longer makes the device count as timed out. The device's own
                 calls should give up earlier; this one holds even if they do not.
             denied_backoff_s: Pause after `SensorDeniedError`.
+            max_age_s: Newest readings that are older make the device count as timed out; None: period and deadline
+                together. For devices with time stamps of their own, which may be slower than the polls.
         """
         self.device = device
         self._connect = connect
         self._poll_s = poll_s
         self._deadline_s = deadline_s
         self._denied_backoff_s = denied_backoff_s
+        self._max_age_s = poll_s + deadline_s + _SLACK_S if max_age_s is None else max_age_s
         self._condition = threading.Condition()
         self._is_stopping = False
         self._generation = 0
@@ -186,6 +190,11 @@ class Poller:
     def is_settled(self) -> bool:
         """Whether it has answered or failed once."""
         return self._has_told
+
+    @property
+    def error(self) -> SensorError | None:
+        """What the last try to reach the device raised; None: it has answered, or has not been asked yet."""
+        return self._error
 
     def start(self, after_s: float = 0.0) -> None:
         """Begin, ``after_s`` from now: many devices are not all to be asked at the same instant."""
@@ -211,7 +220,7 @@ class Poller:
 
         Raises:
             SensorError: What the last try to reach the device raised.
-            SensorTimeoutError: The device hangs, or its newest reading is older than period and deadline together.
+            SensorTimeoutError: The device hangs, or its newest reading is older than ``max_age_s``.
         """
         now_ns = time.monotonic_ns()
         with self._condition:
@@ -247,7 +256,7 @@ class Poller:
                 self._launch(0.0)
         elif self._error is None and self._newest:
             age_s = (now_ns - self._newest_ns) / NS_PER_S
-            if age_s > self._poll_s + self._deadline_s + _SLACK_S:
+            if age_s > self._max_age_s:
                 self._fail(SensorTimeoutError(f"{self.device}: the newest value is {age_s:.0f} s old"))
 
     def _fail(self, error: SensorError) -> None:
@@ -318,6 +327,8 @@ class Poller:
         with self._condition:
             if generation == self._generation and (self.sensor is None or self.sensor.infos != infos):
                 self.sensor = PolledSensor(self, self.device, infos)
+                self._queue.clear()  # of quantities that it had before
+                self._newest = {}
 
     def _accept(self, generation: int, readings: Sequence[Reading]) -> None:
         with self._condition:
@@ -362,18 +373,19 @@ class PolledCollector:
 
     def follow(self, wanted: Mapping[str, tuple[Hashable, Callable[[], Poller]]]) -> None:
         """Start pollers that are new, stop those that are gone or whose key has changed, leave the others in peace."""
-        for device in list(self._pollers):
-            key, poller = self._pollers[device]
+        pollers = dict(self._pollers)  # the old one may be in use by a scrape
+        for device, (key, poller) in self._pollers.items():
             if device not in wanted or wanted[device][0] != key:
                 poller.stop()
-                del self._pollers[device]
-        new = [device for device in wanted if device not in self._pollers]
+                del pollers[device]
+        new = [device for device in wanted if device not in pollers]
         for index, device in enumerate(new):
             key, make = wanted[device]
             poller = make()
-            self._pollers[device] = (key, poller)
+            pollers[device] = (key, poller)
             # Spread over the first second, so that hundreds of logins do not meet.
             poller.start(after_s=min(1.0, 0.02 * len(new)) * index / len(new))
+        self._pollers = pollers
 
     def refresh(self) -> None:
         """Look whether the list of devices has changed; called before each scan. Here there is nothing to look at."""
@@ -382,7 +394,9 @@ class PolledCollector:
     def sensors(self) -> Sequence[Sensor]:
         """The devices that have answered or failed once."""
         self.refresh()
-        sensors = tuple([poller.sensor for _, poller in self._pollers.values() if poller.sensor is not None])
+        # One that is connected and has not been read yet would be a device that is up and says nothing.
+        pollers = [poller for _, poller in self._pollers.values() if poller.is_settled]
+        sensors = tuple([poller.sensor for poller in pollers if poller.sensor is not None])
         if len(sensors) != len(self._sensors) or any(a is not b for a, b in zip(sensors, self._sensors, strict=True)):
             self._sensors = sensors
         return self._sensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,7 +175,7 @@ def test_amd_energy_that_repeats_a_socket_for_each_numa_node(sysfs: FakeSysfs) -
 def test_amd_energy_gives_way_to_powercap(sysfs: FakeSysfs) -> None:
     amd_energy(sysfs, 1)
     sysfs.rapl_zone("0", name="package-0")
-    with pytest.raises(SensorAbsentError, match="same counters as powercap"):
+    with pytest.raises(SensorAbsentError, match="same counters as the package zones of RAPL"):
         collect(sysfs)
     # Where powercap's counter cannot be read it does not.
     sysfs.remove(f"{sysfs.zone_path('intel-rapl:0')}/energy_uj")
@@ -300,6 +301,115 @@ def test_options_skip_chips_and_say_what_a_chip_measures(sysfs: FakeSysfs) -> No
 def test_bad_options_name_their_key(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         HwmonOptions(**arguments)  # type: ignore[arg-type]
+
+
+def test_scmi_sensors_are_what_the_firmware_calls_them(sysfs: FakeSysfs) -> None:
+    """Scaled to microwatts and microjoules by the kernel; where both are there the counter is better."""
+    path = "devices/platform/scmi_dev.3"
+    sysfs.hwmon(0, "scmi_sensors", device="platform/scmi_dev.3", power1_input=12_000_000, power1_label="SOC_POWER")
+    sysfs.write(f"{path}/hwmon/hwmon0", power2_input=5_000_000, power2_label="DDR")
+    sysfs.write(f"{path}/hwmon/hwmon0", energy1_input=900_000_000, energy1_label="SOC_POWER")
+    collector = collect(sysfs)
+    assert meanings(collector) == {"scmi_dev.3/SOC_POWER": ("part", "other"), "scmi_dev.3/DDR": ("part", "other")}
+    assert infos(collector)["scmi_dev.3/SOC_POWER"].method == "counter"
+    assert collector.timing.poll_s == 1.0  # for the power beside it
+
+
+def scmi_zone(sysfs: FakeSysfs, zone: str, name: str, power_uw: object) -> str:
+    sysfs.rapl_zone(zone, name=name, energy_uj=0, range_uj=None, power_uw=power_uw, max_power_range_uw=2**32 - 1)
+    path = sysfs.zone_path(zone)
+    sysfs.remove(f"{path}/energy_uj")
+    return path
+
+
+def test_scmi_powercap_gives_power_and_counts_nothing(sysfs: FakeSysfs) -> None:
+    """Each zone holds those below it: parts, never summed."""
+    scmi_zone(sysfs, "arm-scmi:0", "soc", 30_000_000)
+    path = scmi_zone(sysfs, "arm-scmi:0:1", "big", 12_500_000)
+    collector = collect(sysfs)
+    assert meanings(collector) == {"arm-scmi:0/soc": ("part", "other"), "arm-scmi:0:1/big": ("part", "other")}
+    info = infos(collector)["arm-scmi:0:1/big"]
+    assert (info.method, info.source) == ("integrated", f"{sysfs.sys}/{path}/power_uw")
+    assert collector.sensors[1].read()[0].power_watts == 12.5
+    sysfs.hwmon(0, "ina226", device=I2C, power1_input=1)
+    assert len(collect(sysfs).sensors) == 3
+
+
+def test_scmi_zones_that_are_not_measured_are_left_out(sysfs: FakeSysfs) -> None:
+    """The driver answers EINVAL for a zone that the firmware does not monitor, and never anything else."""
+    sysfs.refuse(f"{scmi_zone(sysfs, 'arm-scmi:0', 'soc', 0)}/power_uw")
+    sysfs.rapl_zone("dtpm:0", name="soc", energy_uj=1, power_uw=5)
+    with pytest.raises(SensorAbsentError, match="class/hwmon"):
+        collect(sysfs)
+    scmi_zone(sysfs, "arm-scmi:1", "big", 1_000_000)
+    collector = collect(sysfs)
+    assert list(meanings(collector)) == ["arm-scmi:1/big"]
+    assert "firmware does not measure" in skipped(collector)
+
+
+def test_occ_has_averages_over_microseconds_and_momentary_values(sysfs: FakeSysfs) -> None:
+    """The average is since the controller's start: of no use; the caps repeat the system's power under its label."""
+    sysfs.hwmon(0, "occ", device="platform/fsi0/occ-hwmon.1", power1_average=400_000_000, power1_label="system")
+    folder = "devices/platform/fsi0/occ-hwmon.1/hwmon/hwmon0"
+    sysfs.write(folder, power1_input=500_000_000, power1_average_interval=5_000_000, power2_input=90_000_000)
+    sysfs.write(folder, power2_label="proc", power2_average=80_000_000, power5_label="system", power5_cap=900_000_000)
+    sysfs.write(folder, power5_input=501_000_000)
+    collector = collect(sysfs)
+    assert meanings(collector) == {
+        "occ-hwmon.1/system": ("node", "node"),
+        "occ-hwmon.1/proc": ("part", "other"),
+    }
+    assert "the whole system again" in skipped(collector)
+    assert collector.sensors[0].read()[0].power_watts == 500.0
+
+
+@pytest.mark.parametrize("overridden", [False, True])
+def test_what_another_family_reads_is_left_to_it(sysfs: FakeSysfs, overridden: bool) -> None:
+    """One series for each physical quantity, whatever the owner says of the chip."""
+    sysfs.hwmon(0, "ina226", device=I2C, power1_input=1_000_000, power2_input=2_000_000)
+    source = f"{sysfs.sys}/devices/{I2C}/hwmon/hwmon0/power1_input"
+    overrides = {"ina226": {"component": "fpga", "scope": "device"}} if overridden else {}
+    options = HwmonOptions(overrides=overrides)
+    host = replace(sysfs.host, claimed=frozenset({source}))
+    collector = HwmonCollector.open(host, options)
+    assert list(meanings(collector)) == ["i2c-3-3-0040/power2"]
+    assert "read by another family" in skipped(collector)
+    both = frozenset({source, source.replace("power1", "power2")})
+    with pytest.raises(SensorAbsentError, match="read by another family"):
+        HwmonCollector.open(replace(sysfs.host, claimed=both), options)
+
+
+def test_a_chip_that_comes_or_goes_makes_the_family_outdated(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "ina226", device=I2C, power1_input=1)
+    collector = collect(sysfs)
+    assert not collector.outdated
+    sysfs.hwmon(1, "amdgpu", device=GPU, power1_input=1)
+    assert collector.outdated
+    collector = collect(sysfs)
+    assert not collector.outdated
+    # Another device at the same number is another chip, too.
+    sysfs.remove("class/hwmon/hwmon1").link("class/hwmon/hwmon1", f"devices/{I2C}")
+    assert collector.outdated
+    sysfs.remove("class/hwmon/hwmon1")
+    assert collector.outdated
+
+
+def test_a_gpu_in_reset_refuses_and_the_others_read_on() -> None:
+    """amdgpu answers EPERM while it is reset: rights that are gone for a while."""
+    with public_folder() as folder:
+        sysfs = FakeSysfs(folder)
+        sysfs.hwmon(0, "amdgpu", device=GPU, power1_input=200_000_000)
+        sysfs.hwmon(1, "xe", device="pci0000:00/0000:03:00.0", energy1_input=5_000_000, energy1_label="card")
+        path = sysfs.sys / f"devices/{GPU}/hwmon/hwmon0/power1_input"
+        collector = collect(sysfs)
+        by_device = {sensor.device: sensor for sensor in collector.sensors}
+        path.chmod(0o400 if os.geteuid() == 0 else 0)
+        with unprivileged():
+            with pytest.raises(SensorDeniedError, match="power1_input"):
+                by_device["0000:c1:00.0"].read()
+            assert by_device["0000:03:00.0"].read()[0].energy_joules == 5.0
+        path.chmod(0o444)
+        assert by_device["0000:c1:00.0"].read()[0].power_watts == 200.0
 
 
 def test_no_class_is_absent(sysfs: FakeSysfs) -> None:

@@ -706,3 +706,15 @@ def test_a_quantity_that_comes_back_by_another_door_keeps_its_total() -> None:
     clock.advance(1.0)
     other.energies_joules = [150.0]
     assert energies(family.scan()) == {"socket0": 250.0}
+
+
+def test_quantities_of_several_devices_have_a_time_and_a_health_each() -> None:
+    """One service tells of both servers in its enclosure."""
+    clock = FakeClock()
+    sensor = FakeSensor((info("bmc/n1"), info("bmc/n2")), energies_joules=[1.0, 2.0])
+    family = family_of(clock, sensor)
+    scan = family.scan()
+    assert up(scan) == {"bmc/n1": True, "bmc/n2": True}
+    assert None not in scan.read_at_s
+    sensor.error = SensorGlitchError("no answer")
+    assert up(family.scan()) == {"bmc/n1": False, "bmc/n2": False}

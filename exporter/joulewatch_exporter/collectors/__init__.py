@@ -10,14 +10,24 @@ import re
 from importlib.metadata import entry_points
 from typing import Any, Final
 
+from joulewatch_exporter.collectors.cray import CrayCollector
 from joulewatch_exporter.collectors.estimate import EstimateCollector
+from joulewatch_exporter.collectors.fpga import FpgaCollector
 from joulewatch_exporter.collectors.hwmon import HwmonCollector
 from joulewatch_exporter.collectors.rapl import RaplCollector
+from joulewatch_exporter.collectors.redfish import RedfishCollector
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.model import Collector
 
 # An explicit list, so that a type checker rejects a family that is not whole.
-FAMILIES: Final[tuple[type[Collector], ...]] = (RaplCollector, HwmonCollector, EstimateCollector)
+FAMILIES: Final[tuple[type[Collector], ...]] = (
+    RaplCollector,
+    FpgaCollector,
+    CrayCollector,
+    HwmonCollector,
+    RedfishCollector,
+    EstimateCollector,
+)
 
 ENTRY_POINT: Final = "joulewatch.collectors"
 _MEMBERS: Final = ("Options", "sensors", "timing", "findings", "outdated", "open", "settle", "close")

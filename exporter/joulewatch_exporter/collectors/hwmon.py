@@ -6,8 +6,12 @@ both places are searched. What a number means (the whole server, a GPU, one rail
 below knows the drivers whose meaning is certain, everything else is a ``part`` that is never summed, and
 ``collectors.hwmon.overrides`` says it for a board that its owner knows better.
 
+The powercap zones of Arm's firmware (SCMI) are read here too: they give a mean power and count nothing, so they are
+what a hwmon channel is and not what a RAPL zone is.
+
 Sources: Linux ``Documentation/hwmon/sysfs-interface.rst``, ``Documentation/ABI/testing/sysfs-class-hwmon``,
-``drivers/hwmon/acpi_power_meter.c``, ``drivers/gpu/drm/{amd/pm/amdgpu_pm.c,i915/i915_hwmon.c,xe/xe_hwmon.c}``;
+``drivers/hwmon/{acpi_power_meter.c,scmi-hwmon.c}``, ``drivers/powercap/arm_scmi_powercap.c``,
+``drivers/gpu/drm/{amd/pm/amdgpu_pm.c,i915/i915_hwmon.c,xe/xe_hwmon.c}``;
 github amd/amd_energy; github NVIDIA/edk2-nvidia (names of Grace's meters).
 """
 
@@ -240,9 +244,12 @@ class HwmonCollector:
         sensors: list[HwmonSensor] = []
         series: set[tuple[str, str, str]] = set()
         files: set[str] = set()
-        for chip in _find_chips(root):
+        zones = _scmi_zones(host, findings)
+        for chip in _find_chips(root, is_needed=not zones):
             channels = [channel for channel in _channels(chip, findings) if channel.path not in files]
             files.update(channel.path for channel in channels)
+            zones.append((chip, channels))
+        for chip, channels in zones:
             if not channels:
                 continue
             why = _skip_reason(chip, host, options)
@@ -279,11 +286,13 @@ def _entries(root: str) -> tuple[str, ...]:
         return ()
 
 
-def _find_chips(root: str) -> list[_Chip]:
+def _find_chips(root: str, *, is_needed: bool) -> list[_Chip]:
     """List the chips, ordered by their device's path: the same on every start."""
     try:
         entries = list_names(root)
     except SensorAbsentError as error:
+        if not is_needed:
+            return []
         raise SensorAbsentError(f"{error}; this kernel has no hwmon class") from error
     chips: list[_Chip] = []
     for entry in entries:
@@ -337,6 +346,32 @@ def _channels(chip: _Chip, findings: list[Finding]) -> list[_Channel]:
     return channels
 
 
+def _scmi_zones(host: Host, findings: list[Finding]) -> list[tuple[_Chip, list[_Channel]]]:
+    """The powercap zones of Arm's firmware as chips of one channel; a zone holds those below it, so none is a sum."""
+    root = f"{host.sysfs}/class/powercap"
+    try:
+        names = [name for name in list_names(root) if name.startswith("arm-scmi:")]
+    except SensorError:
+        return []
+    zones = []
+    for name in names:
+        directory = os.path.realpath(f"{root}/{name}")
+        path = f"{directory}/power_uw"
+        try:
+            read_int(path)
+        except SensorAbsentError:
+            continue
+        except SensorGlitchError as error:
+            findings.append(_skipped(path, f"arm-scmi: the firmware does not measure it: {error}"))
+            continue
+        except SensorError:
+            pass  # denied: said where every channel is tried
+        chip = _Chip("arm-scmi", name, directory, (directory,))
+        label = read_text_or(f"{directory}/name", "")
+        zones.append((chip, [_Channel("power", 1, label, f"{directory}/power", "uw")]))
+    return zones
+
+
 def _skip_reason(chip: _Chip, host: Host, options: HwmonOptions) -> str | None:
     """Say why a whole chip is not read; None: it is."""
     if chip.name in options.skip_chips:
@@ -344,9 +379,12 @@ def _skip_reason(chip: _Chip, host: Host, options: HwmonOptions) -> str | None:
     if chip.name in options.overrides:
         return None
     if _FPGA.fullmatch(chip.name):
-        return "FPGA card: not read by hwmon, its units and averages differ from the class's rules"
-    if chip.name == "amd_energy" and _powercap_packages_readable(host):
-        return "the same counters as powercap's package zones, which are read instead"
+        return "FPGA card: left to the family fpga, its units and averages differ from the class's rules"
+    if chip.name == "amd_energy" and (
+        _powercap_packages_readable(host)
+        or any(source.startswith(("perf:power/energy-pkg", "msr:")) for source in host.claimed)
+    ):
+        return "the same counters as the package zones of RAPL, which are read instead"
     return None
 
 
@@ -368,10 +406,13 @@ def _meanings(
 ) -> list[tuple[_Channel, _Meaning]]:
     """Say what each channel measures, and leave out what another channel of the chip already counts."""
     counted = {channel.label or str(channel.number) for channel in channels if channel.kind == "energy"}
-    kept = []
+    kept: list[_Channel] = []
     for channel in channels:
         if channel.path in host.claimed:
             findings.append(_skipped(channel.path, f"{chip.name}: read by another family"))
+        elif _is_system(channel) and any(_is_system(other) and other.kind == channel.kind for other in kept):
+            # occ shows it beside the limit that is set for it, once more.
+            findings.append(_skipped(channel.path, f"{chip.name}: the whole system again"))
         elif channel.kind == "power" and (channel.label or str(channel.number)) in counted:
             findings.append(_skipped(channel.path, f"{chip.name}: the energy channel of the same rail is read instead"))
         else:
@@ -414,9 +455,14 @@ def _meaning(chip: _Chip, channel: _Channel, *, integrated_gpu: bool) -> _Meanin
         return _Meaning("cpu", "device", device, "package")
     if name == "zenpower":
         return _Meaning("cpu", "part", device, domain)
-    if channel.label.lower() == "system":  # ibmpowernv and occ: the whole machine
+    if _is_system(channel):
         return _Meaning("node", "node", device, domain)
     return _Meaning("other", "part", device, domain)
+
+
+def _is_system(channel: _Channel) -> bool:
+    """ibmpowernv and occ call the whole machine so."""
+    return channel.label.lower() == "system"
 
 
 def _is_apu(chip: _Chip) -> bool:

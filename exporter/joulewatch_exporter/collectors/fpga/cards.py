@@ -1,0 +1,134 @@
+"""Cards whose total is one channel of a hwmon chip: Versal cards by XRT (``hwmon_sdm``), the Alveo V80 by AMI.
+
+Both break the rules of the hwmon class. ``hwmon_sdm`` (VCK5000, V70) gives watts times 10^-``powerN_unitm``, not
+microwatts, and 4294967295 for no value. Reading a V80's ``power1_input`` while it is at or above its critical limit
+makes the driver end every program that uses the card (SIGBUS): it is read on request only, and seldom.
+
+Sources: XRT ``src/runtime_src/core/pcie/driver/linux/xocl/subdev/hwmon_sdm.c``; AVED ``sw/AMI/driver/ami_hwmon.c``
+(``read_sensor_val``), ``ami_sensor.h``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from time import monotonic_ns
+from typing import Final
+
+from joulewatch_exporter.collectors.fpga.common import MAX_POWER_WATTS, TOTAL, Number, checked_watts
+from joulewatch_exporter.errors import SensorAbsentError, SensorError, SensorGlitchError
+from joulewatch_exporter.model import Quantity, Reading, SensorInfo
+from joulewatch_exporter.sysfs import list_names, read_int, read_text, read_text_or
+
+SDM_CHIP: Final = re.compile(r"(?P<model>.*)_hwmon_sdm_(?P<kind>user|mgmt)")
+V80_CHIP: Final = "Alveo"
+"""The name that AMI gives to the chip of every card."""
+
+V80_DANGER: Final = (
+    "an Alveo card of the driver AMI is read on request only: reading its power while that is at or above the "
+    "critical limit makes the driver end every program that uses the card (SIGBUS)"
+)
+
+_VALID: Final = "Sensor Present and Valid"
+_MICRO: Final = -6
+_UNITS: Final = {3: "1 kW", 0: "1 W", -1: "0.1 W", -2: "10 mW", -3: "1 mW", -6: "1 uW"}
+"""By the exponent, the steps that a card's power comes in."""
+_V80_SPACING_NS: Final = 1_000_000_000
+"""The driver asks the card once a second; what is read in between is dangerous and not news."""
+
+
+class ChipSensor:
+    """One card whose total is one channel."""
+
+    def __init__(self, device: str, stem: str, *, unit_exponent: int, model: str, spacing_ns: int = 0) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            device: The card's label.
+            stem: The channel's path without ``_input``.
+            unit_exponent: Watts are the number times ten to this.
+            model: Of the card, for people.
+            spacing_ns: It is read no more often; in between the last values are given again, with their own time.
+        """
+        self.device = device
+        self._number = Number(f"{stem}_input")
+        self._status = f"{stem}_status"
+        self._unit_microwatts = 10.0 ** (unit_exponent - _MICRO)
+        self._spacing_ns = spacing_ns
+        self._last: tuple[Reading, ...] = ()
+        self._tried_ns = -spacing_ns
+        self._quantity = Quantity("device", "fpga", device, TOTAL)
+        info = SensorInfo(
+            quantity=self._quantity,
+            method="integrated",
+            source=self._number.path,
+            model=model,
+            resolution=_UNITS[unit_exponent],
+            max_power_watts=MAX_POWER_WATTS,
+        )
+        self.infos = (info,)
+
+    def read(self) -> Sequence[Reading]:
+        """Read the card once; errors as those of `Number.read`, and a glitch where the status says so."""
+        now_ns = monotonic_ns()
+        if now_ns - self._tried_ns < self._spacing_ns:
+            if not self._last:
+                error = SensorGlitchError(f"{self._number.path}: not tried again yet")
+                error.is_repeated = True
+                raise error
+            return self._last
+        self._tried_ns, self._last = now_ns, ()
+        self._check_status()
+        raw = self._number.read()
+        now_ns = monotonic_ns()
+        watts = checked_watts(self._number.path, raw * self._unit_microwatts)
+        self._last = (Reading(self._quantity, now_ns, None, watts),)
+        return self._last
+
+    def _check_status(self) -> None:
+        try:
+            status = read_text(self._status)
+        except SensorAbsentError:
+            return  # this version of the driver has none
+        if status != _VALID:
+            raise SensorGlitchError(f"{self._status}: {status!r} is not {_VALID!r}")
+
+    def close(self) -> None:
+        """Let go of the file; safe to call twice."""
+        self._number.close()
+
+
+def open_sdm(device: str, directory: str, *, model: str) -> ChipSensor:
+    """Prepare to read a Versal card.
+
+    Raises:
+        SensorAbsentError: No channel is called Total Power.
+        SensorError: Its unit cannot be read.
+    """
+    stem = _channel(directory, "Total Power")
+    # A card without a unit is one whose watts nobody can know.
+    unit_exponent = read_int(f"{stem}_unitm")
+    if unit_exponent not in _UNITS:
+        raise SensorGlitchError(f"{stem}_unitm: {unit_exponent} is no unit of power")
+    return ChipSensor(device, stem, unit_exponent=unit_exponent, model=model)
+
+
+def open_v80(device: str, directory: str) -> ChipSensor:
+    """Prepare to read a card of AMI; the caller knows of the danger.
+
+    Raises:
+        SensorAbsentError: No channel is called Total_Power.
+    """
+    stem = _channel(directory, "Total_Power")
+    return ChipSensor(device, stem, unit_exponent=_MICRO, model=V80_CHIP, spacing_ns=_V80_SPACING_NS)
+
+
+def _channel(directory: str, label: str) -> str:
+    try:
+        names = [name for name in list_names(directory) if re.fullmatch(r"power\d+_label", name)]
+    except SensorError as error:
+        raise SensorAbsentError(str(error)) from error
+    for name in names:
+        if read_text_or(f"{directory}/{name}", "").lower() == label.lower():
+            return f"{directory}/{name.removesuffix('_label')}"
+    raise SensorAbsentError(f"{directory}: no power channel is called {label}")

@@ -1,0 +1,302 @@
+"""Boards with a power monitor at each supply rail (Zynq, Zynq UltraScale+, Kria): INA226 and INA260 by hwmon.
+
+A monitor knows its rail only by its designator on the board (``u76``), which the device tree hands on: as the chip's
+name where the kernel's IIO driver has it (``ina226_u76``), as its label where the hwmon driver has it. Which rail that
+is, is in no file: the maps below are for boards where it is certain, ``collectors.fpga.rails`` is for the others. A
+board without a map is left to hwmon, each rail as a part that is never summed.
+
+Sources of the maps: for designators and names the boards' device trees in Linux, ``arch/arm64/boot/dts/xilinx/``
+(``zynqmp-zcu102-revA.dts``, ``zynqmp-zcu104-revC.dts``, ``zynqmp-sck-kv-g-revA.dtso``);
+for the rails AMD's board guides (UG1182, ZCU102: the monitors of its PS and PL rails; UG1089, KV260: the INA260 at the
+module's 5 V), with which programs written for the boards agree, and PYNQ's ``zcu104.conf`` (the 12 V input).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic_ns
+from typing import Final
+
+from joulewatch_exporter.collectors.fpga.common import (
+    MAX_POWER_WATTS,
+    TOTAL,
+    Number,
+    checked_watts,
+    denied,
+    found,
+    skipped,
+)
+from joulewatch_exporter.errors import SensorDeniedError, SensorError, SensorGlitchError
+from joulewatch_exporter.model import Finding, Host, Quantity, Reading, SensorInfo
+from joulewatch_exporter.sysfs import list_names, read_int, read_int_or_none, read_text_or
+
+DEVICE: Final = "board"
+_MAX_RAIL_WATTS: Final = 500.0
+
+
+@dataclass(frozen=True, slots=True)
+class RailOption:
+    """One entry of ``collectors.fpga.rails``: what a power monitor measures."""
+
+    name: str
+    """The series' domain."""
+    in_total: bool = True
+    """Whether the board's power is the sum of this and others; False: it lies behind one of them."""
+
+    def __post_init__(self) -> None:
+        """Check the name.
+
+        Raises:
+            ValueError: It cannot be a label of its own.
+        """
+        if not self.name or self.name == TOTAL:
+            raise ValueError(f"name: {self.name!r} cannot be the name of a rail")
+
+
+@dataclass(frozen=True, slots=True)
+class _Board:
+    compatible: str
+    """In the device tree's list, without the revision."""
+    rails: Mapping[str, str]
+    """Name of the chip to its rail; the board's power is the sum of all."""
+
+
+_ZCU102_RAILS: Final = {
+    "ina226_u76": "vccpsintfp",
+    "ina226_u77": "vccpsintlp",
+    "ina226_u78": "vccpsaux",
+    "ina226_u87": "vccpspll",
+    "ina226_u85": "mgtravcc",
+    "ina226_u86": "mgtravtt",
+    "ina226_u93": "vcco_psddr_504",
+    "ina226_u88": "vccops",
+    "ina226_u15": "vccops3",
+    "ina226_u92": "vccpsddrpll",
+    "ina226_u79": "vccint",
+    "ina226_u81": "vccbram",
+    "ina226_u80": "vccaux",
+    "ina226_u84": "vcc1v2",
+    "ina226_u16": "vcc3v3",
+    "ina226_u65": "vadj_fmc",
+    "ina226_u74": "mgtavcc",
+    "ina226_u75": "mgtavtt",
+}
+
+_BOARDS: Final = (
+    _Board("xlnx,zynqmp-zcu102", _ZCU102_RAILS),
+    _Board("xlnx,zynqmp-zcu104", {"ina226": "12v"}),
+    _Board("xlnx,zynqmp-sk-kv260", {"ina260_u14": "som_5v"}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Monitor:
+    """One chip that a map knows."""
+
+    path: str
+    rail: RailOption
+
+
+class BoardSensor:
+    """All mapped rails of the board, read in one pass."""
+
+    def __init__(self, monitors: Sequence[_Monitor], model: str) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            monitors: One at least.
+            model: Of the board, for people.
+        """
+        self.device = DEVICE
+        self._quantity = Quantity("device", "fpga", DEVICE, TOTAL)
+        addends = [monitor.rail.name for monitor in monitors if monitor.rail.in_total]
+        self._source = f"sum of {' + '.join(addends)}"
+        total = SensorInfo(
+            quantity=self._quantity,
+            method="integrated",
+            source=self._source,
+            model=model,
+            max_power_watts=MAX_POWER_WATTS,
+        )
+        rails = [
+            SensorInfo(
+                quantity=Quantity("part", "fpga", DEVICE, monitor.rail.name),
+                method="integrated",
+                source=monitor.path,
+                model=model,
+                resolution="1 uW",
+                max_power_watts=_MAX_RAIL_WATTS,
+                relation="rail" if monitor.rail.in_total else "inside",
+            )
+            for monitor in monitors
+        ]
+        self._has_total = bool(addends)
+        self.infos = (total, *rails) if self._has_total else tuple(rails)
+        self._rails = [
+            (Number(monitor.path), monitor.rail.in_total, info.quantity)
+            for monitor, info in zip(monitors, rails, strict=True)
+        ]
+
+    def read(self) -> Sequence[Reading]:
+        """Read the rails, one right after the other.
+
+        Returns:
+            The total, and all rails that could be read.
+
+        Raises:
+            SensorGlitchError: A rail of the total gave nothing: a sum with a hole is not published.
+            SensorAbsentError: A monitor is gone.
+            SensorDeniedError: The rights are gone.
+        """
+        readings = []
+        sum_microwatts = 0
+        for number, in_total, quantity in self._rails:
+            try:
+                microwatts = number.read()
+            except SensorGlitchError:
+                if in_total:
+                    raise
+                continue
+            if microwatts > _MAX_RAIL_WATTS * 1e6:
+                raise SensorGlitchError(f"{number.path}: {microwatts / 1e6:g} W is no power of a rail")
+            sum_microwatts += microwatts if in_total else 0
+            readings.append(Reading(quantity, monotonic_ns(), None, microwatts / 1e6))
+        if not self._has_total:
+            return readings
+        middle_ns = (readings[0].read_at_ns + readings[-1].read_at_ns) // 2
+        return [Reading(self._quantity, middle_ns, None, checked_watts(self._source, sum_microwatts)), *readings]
+
+    def close(self) -> None:
+        """Let go of all files; safe to call twice."""
+        for number, _, _ in self._rails:
+            number.close()
+
+
+def board_model(host: Host) -> str:
+    """What the device tree calls this board; empty where there is no device tree."""
+    return _device_tree(host, "model").strip("\0")
+
+
+def open_board(host: Host, rails: Mapping[str, RailOption], findings: list[Finding]) -> BoardSensor | None:
+    """Look for the monitors of this board.
+
+    Args:
+        host: Where the device tree and the chips are.
+        rails: The user's own map: chip, label or I2C device to its rail. With one, ours is not looked at.
+        findings: Gets what was found, denied or left out.
+
+    Returns:
+        The board, or None: no map, no monitor, or a rail of the total that cannot be read.
+    """
+    board = next((board for board in _BOARDS if _is_board(host, board)), None)
+    known = {_normal(name): rail for name, rail in rails.items()}
+    if not known and board is not None:
+        known = {name: RailOption(rail) for name, rail in board.rails.items()}
+    if not known:
+        return None
+    model = board_model(host)
+    monitors: dict[str, _Monitor] = {}
+    for directory, names in _chips(host):
+        rail = next((known[name] for name in names if name in known), None)
+        if rail is None:
+            continue
+        monitor = _monitor(directory, rail, findings)
+        if monitor is None:
+            if rail.in_total:
+                findings.append(
+                    skipped(directory, f"without {rail.name} the board's power is no sum: its rails are left to hwmon")
+                )
+                return None
+        elif rail.name in monitors:
+            findings.append(
+                skipped(
+                    directory,
+                    f"a second monitor of {rail.name}, beside {monitors[rail.name].path}: which is which must be said "
+                    "in collectors.fpga.rails, by the chip's label or I2C device; the rails are left to hwmon",
+                )
+            )
+            return None
+        else:
+            monitors[rail.name] = monitor
+    missing = sorted({rail.name for rail in known.values() if rail.in_total} - set(monitors))
+    if not monitors:
+        return None
+    if missing:
+        findings.append(
+            skipped("device tree", f"{model}: no monitor of {', '.join(missing)}: the sum would lack it; left to hwmon")
+        )
+        return None
+    sensor = BoardSensor(list(monitors.values()), model)
+    findings += [
+        found(monitor.path, f"{DEVICE} {name}: a rail of {model or 'the board'}") for name, monitor in monitors.items()
+    ]
+    return sensor
+
+
+def _monitor(directory: str, rail: RailOption, findings: list[Finding]) -> _Monitor | None:
+    path = f"{directory}/power1_input"
+    try:
+        microwatts = read_int(path)
+    except SensorDeniedError as error:
+        findings.append(denied(error))
+        return None
+    except SensorError:
+        return _Monitor(path, rail) if Path(path).exists() else None
+    if _is_in_milliwatts(directory, microwatts):
+        findings.append(
+            skipped(path, "in milliwatts: an iio-hwmon driver from before the conversion to microwatts was added")
+        )
+        return None
+    return _Monitor(path, rail)
+
+
+def _is_in_milliwatts(directory: str, power: int) -> bool:
+    """Whether volts times amperes say that the power's unit is a thousand times too large."""
+    try:
+        names = list_names(directory)
+    except SensorError:
+        return False
+    # The bus voltage is in1 or in2, the shunt's few millivolts are in0 or in1.
+    volts = [read_int_or_none(f"{directory}/{name}") or 0 for name in names if re.fullmatch(r"in\d+_input", name)]
+    microwatts = max(volts, default=0) * (read_int_or_none(f"{directory}/curr1_input") or 0)
+    return power > 0 and 300 < microwatts / power < 3000
+
+
+def _chips(host: Host) -> list[tuple[str, list[str]]]:
+    """Real path of each hwmon chip, and the names that it may be known by."""
+    root = f"{host.sysfs}/class/hwmon"
+    try:
+        entries = list_names(root)
+    except SensorError:
+        return []
+    chips = []
+    for entry in entries:
+        directory = str(Path(f"{root}/{entry}").resolve())
+        device = str(Path(f"{directory}/device").resolve())
+        labels = [
+            read_text_or(f"{directory}/label", ""),
+            read_text_or(f"{device}/of_node/label", ""),
+            read_text_or(f"{directory}/name", ""),
+            device.rpartition("/")[2],
+        ]
+        chips.append((directory, [_normal(label.strip("\0")) for label in labels if label]))
+    return sorted(chips)
+
+
+def _normal(name: str) -> str:
+    """``ina226-u76`` of a device tree is ``ina226_u76`` in hwmon; an I2C device keeps its dash."""
+    name = name.lower()
+    return name if re.fullmatch(r"\d+-[0-9a-f]{4}", name) else name.replace("-", "_")
+
+
+def _is_board(host: Host, board: _Board) -> bool:
+    names = _device_tree(host, "compatible").split("\0")
+    return any(name == board.compatible or name.startswith(f"{board.compatible}-") for name in names)
+
+
+def _device_tree(host: Host, name: str) -> str:
+    path = f"{host.procfs}/device-tree/{name}"
+    return read_text_or(path, "") or read_text_or(f"{host.sysfs}/firmware/devicetree/base/{name}", "")

@@ -1,0 +1,530 @@
+"""One login to one Redfish service: requests with a deadline, TLS that is checked, a session that is given back.
+
+BMCs have few sessions (four are common) and keep a forgotten one for up to a day, so every path out of here ends the
+session: `Client.close` after errors too, and a session that could not be ended because the service did not answer is
+ended before the next login. Only the service's own host is ever asked: links and redirections to others are refused,
+since the token would go there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Final, NoReturn
+from urllib.parse import urljoin, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from joulewatch_exporter import __version__
+from joulewatch_exporter.collectors.redfish.discover import ROOT, BusyError, ForbiddenError, Json, MissingError
+from joulewatch_exporter.collectors.redfish.target import RedfishTarget
+from joulewatch_exporter.errors import (
+    SensorAbsentError,
+    SensorDeniedError,
+    SensorError,
+    SensorGlitchError,
+    SensorTimeoutError,
+)
+from joulewatch_exporter.targets import read_secret
+
+MAX_BODY_BYTES: Final = 4 << 20
+MAX_HOPS: Final = 3
+LOGOUT_S: Final = 2.0
+"""For ending a session: a service that does not answer must not hold us up when we leave it."""
+MAX_LEFT_SESSIONS: Final = 8
+
+_PIECE_BYTES: Final = 1 << 16
+_REDIRECTIONS: Final = frozenset({301, 302, 303, 307, 308})
+_BUSY: Final = frozenset({429, 502, 503, 504})
+
+
+class UntrustedError(SensorDeniedError):
+    """The service's certificate is not trusted."""
+
+    cure = ""
+    """The line of the target that trusts it."""
+
+
+class _ExpiredError(SensorError):
+    """The session is no longer known (401)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A login that the service holds for us."""
+
+    path: str
+    token: str = field(repr=False)
+
+
+@dataclass(slots=True)
+class Memory:
+    """What one connection to a service leaves to the next."""
+
+    sessions_path: str | None = None
+    """Where sessions are opened."""
+    left: list[Session] = field(default_factory=list)
+    """Sessions that could not be ended."""
+
+
+class _Adapter(HTTPAdapter):
+    """Pins a certificate by its fingerprint."""
+
+    def __init__(self, pin: str) -> None:
+        self._pin = pin
+        super().__init__(pool_connections=1, pool_maxsize=1)
+
+    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **settings: Any) -> None:
+        if self._pin:
+            settings["assert_fingerprint"] = self._pin
+        super().init_poolmanager(connections, maxsize, block, **settings)
+
+
+class Client:
+    """A connection to one service, logged in on first need. Used by one thread."""
+
+    def __init__(self, target: RedfishTarget, memory: Memory) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            target: The service.
+            memory: What earlier clients of this service have left.
+
+        Raises:
+            SensorDeniedError: ``ca_file`` cannot be read, or holds no certificate.
+        """
+        self._target = target
+        self._memory = memory
+        self._root: tuple[Json, int] | None = None
+        self._end_s = 0.0
+        self._span_s = 0.0
+        self._session: Session | None = None
+        self._http = requests.Session()
+        # REQUESTS_CA_BUNDLE would override verify, proxies and .netrc would send the password elsewhere.
+        self._http.trust_env = False
+        self._http.headers.update(
+            {
+                "Accept": "application/json",
+                "Accept-Encoding": "identity",
+                "OData-Version": "4.0",
+                "User-Agent": f"joulewatch-exporter/{__version__}",
+            }
+        )
+        self._http.verify = _verify(target)
+        if target.insecure:
+            # `check` shows that it is; urllib3 would say it at each request.
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
+        self._http.mount("https://", _Adapter(target.pin))
+        self.notes: list[str] = []
+
+    def begin(self, span_s: float) -> None:
+        """Start a round of requests that must be over ``span_s`` from now."""
+        self._span_s = span_s
+        self._end_s = time.monotonic() + span_s
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def get(self, path: str) -> tuple[Json, int]:
+        """Get one resource.
+
+        Returns:
+            The resource, its fractions as Decimal, and the monotonic time in the middle of the request.
+
+        Raises:
+            MissingError: There is none (404).
+            ForbiddenError: The login has no right to it (403).
+            SensorDeniedError: The login or the certificate is not accepted.
+            BusyError: The service is starting, or has too much to do.
+            SensorGlitchError: The answer is no resource.
+            SensorTimeoutError: No answer in time.
+            SensorAbsentError: Nobody is there.
+        """
+        if path == ROOT:
+            return self._service_root()
+        self._log_in()
+        try:
+            return self._get(path)
+        except _ExpiredError:
+            if self._session is None:
+                self._refuse(path)
+        # The service has dropped the session: idle for too long, or restarted. Once more, and then never again.
+        old, self._session = self._session, None
+        self._log_in()
+        if old is not None and self._session is not None:
+            # Should it live on (a 401 by mistake), the new one may end it.
+            self._leave(Session(old.path, self._session.token))
+        try:
+            return self._get(path)
+        except _ExpiredError:
+            self._refuse(path)
+
+    def _service_root(self) -> tuple[Json, int]:
+        if self._root is None:
+            try:
+                self._root = self._get(ROOT)
+            except _ExpiredError:
+                # It should need no login; without it there is no way to the sessions.
+                if not self._target.user or self._http.auth is not None:
+                    self._refuse(ROOT)
+                self._use_basic()
+                return self._service_root()
+        return self._root
+
+    def _get(self, path: str) -> tuple[Json, int]:
+        for _ in range(MAX_HOPS):
+            url = self._url(path)
+            sent_ns = time.monotonic_ns()
+            response = self._send("GET", url)
+            read_at_ns = (sent_ns + time.monotonic_ns()) // 2
+            # The body is read to its end whatever it is, so that the connection can be used again.
+            body = self._body(response, url)
+            if response.status_code in _REDIRECTIONS:
+                path = urljoin(url, response.headers.get("Location", ""))
+                continue
+            self._check(response.status_code, url)
+            return _resource(body, url), read_at_ns
+        raise SensorGlitchError(f"{self._url(path)}: redirected more than {MAX_HOPS} times")
+
+    def _url(self, path: str) -> str:
+        """The absolute URL of a link; only of this very host."""
+        base = self._target.base
+        url = urljoin(f"{base}/", path)
+        if _origin(url) != _origin(base):
+            raise SensorGlitchError(f"{base}: links to another host ({_origin(url)[1]}), which is not followed")
+        return url
+
+    # -- login -------------------------------------------------------------------------------------
+
+    def _log_in(self) -> None:
+        if self._session is not None or self._http.auth is not None or not self._target.user:
+            return
+        path = None
+        if self._target.auth == "session":
+            path = self._memory.sessions_path or self._sessions_path()
+        if self._http.auth is not None:
+            return  # the root needed it
+        if path is None:
+            self._use_basic()
+            return
+        self._end_left()
+        self._memory.sessions_path = None  # looked up anew, should it have moved
+        self._open_session(path)
+        self._memory.sessions_path = path
+
+    def _use_basic(self) -> None:
+        if self._target.auth == "session":
+            self.notes.append("the service offers no sessions: each request is logged in by itself (auth: basic)")
+        # Bytes: requests would encode text as Latin-1.
+        self._http.auth = (self._target.user.encode(), self._secret().encode())  # type: ignore[assignment]
+
+    def _secret(self) -> str:
+        assert self._target.password_file is not None
+        return read_secret(self._target.password_file)
+
+    def _sessions_path(self) -> str | None:
+        root, _ = self._service_root()
+        links = root.get("Links")
+        link = links.get("Sessions") if isinstance(links, Mapping) else None
+        if isinstance(link, Mapping) and isinstance(path := link.get("@odata.id"), str):
+            return path
+        service = root.get("SessionService")
+        if not isinstance(service, Mapping) or not isinstance(path := service.get("@odata.id"), str):
+            return None
+        try:
+            sessions = self._get(path)[0].get("Sessions")
+        except (MissingError, _ExpiredError):
+            return None
+        path = sessions.get("@odata.id") if isinstance(sessions, Mapping) else None
+        return path if isinstance(path, str) else None
+
+    def _open_session(self, path: str) -> None:
+        url = self._url(path)
+        login = {"UserName": self._target.user, "Password": self._secret()}
+        response = self._send("POST", url, login)
+        status = response.status_code
+        is_good = status in (200, 201, 204)
+        token = response.headers.get("X-Auth-Token", "")
+        if is_good and token:
+            # The address may be that of another network side of the BMC: only its path is used.
+            session_path = urlsplit(response.headers.get("Location", "")).path
+            # From here on there is a session to end, whatever becomes of the rest of the answer.
+            self._session = Session(session_path, token)
+            body = self._body(response, url)
+            self._session = Session(session_path or _own_path(body), token)
+            return
+        body = self._body(response, url)
+        if is_good:
+            raise SensorAbsentError(f"{url}: login answered HTTP {status} without a token; try auth: basic")
+        if b"SessionLimitExceeded" in body:
+            raise SensorTimeoutError(f"{url}: all sessions of the service are in use; end some, or set auth: basic")
+        if status in (400, 401, 403):
+            raise self._wrong_login(url, status)
+        self._check(status, url)
+        raise SensorGlitchError(f"{url}: login answered HTTP {status}")
+
+    def _wrong_login(self, url: str, status: int) -> SensorDeniedError:
+        target = self._target
+        if not target.user:
+            return SensorDeniedError(f"{url}: needs a login (HTTP {status}); set user and password_file")
+        return SensorDeniedError(
+            f"{url}: login of user {target.user} refused (HTTP {status}); check it and {target.password_file}"
+        )
+
+    def _refuse(self, path: str) -> NoReturn:
+        raise self._wrong_login(self._url(path), 401)
+
+    # -- leaving -----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the session and the connection. Safe to call twice."""
+        session, self._session = self._session, None
+        try:
+            if session is not None:
+                self.begin(LOGOUT_S)
+                self._leave(session)
+        finally:
+            self._http.auth = None
+            self._http.close()
+
+    def _leave(self, session: Session, *, again: bool = False) -> None:
+        """End a session; one that cannot be ended now is kept for the next client.
+
+        Args:
+            session: The session.
+            again: It was tried before: an answer is an answer then, whatever it is.
+        """
+        if not session.path:
+            return
+        try:
+            response = self._send("DELETE", self._url(session.path), token=session.token)
+            self._body(response, session.path)
+            is_ended = again or response.status_code not in _BUSY | {500}
+        except SensorError:
+            is_ended = False
+        if not is_ended and len(self._memory.left) < MAX_LEFT_SESSIONS:
+            self._memory.left.append(session)
+
+    def _end_left(self) -> None:
+        left, self._memory.left = self._memory.left, []
+        for session in left:
+            self._leave(session, again=True)
+
+    # -- one request -------------------------------------------------------------------------------
+
+    def _send(
+        self, method: str, url: str, body: Mapping[str, str] | None = None, *, token: str = ""
+    ) -> requests.Response:
+        if self._session is not None and not token and method == "GET":
+            token = self._session.token
+        for is_last in (method != "GET", True):
+            left_s = self._left_s(url)
+            connect_s = max(left_s / 2, 0.1)
+            try:
+                return self._http.request(
+                    method,
+                    url,
+                    json=body,
+                    headers={"X-Auth-Token": token} if token else {},
+                    timeout=(connect_s, left_s),
+                    allow_redirects=False,
+                    stream=True,
+                )
+            except requests.exceptions.SSLError as error:
+                raise self._not_trusted(error) from None
+            except requests.exceptions.ConnectTimeout:
+                raise SensorTimeoutError(f"{url}: no connection within {connect_s:.1f} s") from None
+            except requests.exceptions.Timeout:
+                raise self._timeout(url) from None
+            except requests.exceptions.ConnectionError as error:
+                # A connection that was kept and that the service has closed meanwhile: once more on a new one.
+                if is_last or not _was_cut(error):
+                    raise _no_connection(url, error) from None
+            except requests.exceptions.RequestException as error:
+                raise SensorGlitchError(f"{url}: {type(error).__name__}") from None
+            except OSError as error:
+                raise SensorGlitchError(f"{url}: {_short(error)}") from None
+        raise AssertionError("unreachable")
+
+    def _left_s(self, url: str) -> float:
+        left_s = self._end_s - time.monotonic()
+        if left_s <= 0.0:
+            raise self._timeout(url)
+        return left_s
+
+    def _timeout(self, url: str) -> SensorTimeoutError:
+        return SensorTimeoutError(f"{url}: no answer within {self._span_s:g} s")
+
+    def _body(self, response: requests.Response, url: str) -> bytes:
+        """The whole body, piece by piece: neither its length nor the time it takes is the service's choice."""
+        try:
+            return b"".join(self._pieces(response.raw, url))
+        except (urllib3.exceptions.ReadTimeoutError, TimeoutError):
+            response.close()
+            raise self._timeout(url) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            response.close()
+            raise SensorGlitchError(f"{url}: the answer broke off: {_short(error)}") from None
+        except SensorError:
+            response.close()
+            raise
+
+    def _pieces(self, raw: Any, url: str) -> Iterator[bytes]:
+        read = getattr(raw, "read1", raw.read)  # read waits until a piece is full
+        size = 0
+        while piece := read(_PIECE_BYTES):
+            size += len(piece)
+            if size > MAX_BODY_BYTES:
+                raise SensorGlitchError(f"{url}: answer is longer than {MAX_BODY_BYTES >> 20} MiB")
+            self._left_s(url)
+            yield piece
+
+    def _check(self, status: int, url: str) -> None:
+        if status == 200:
+            return
+        if status == 401:
+            raise _ExpiredError(f"{url}: HTTP 401")
+        if status == 403:
+            raise ForbiddenError(f"{url}: HTTP 403: user {self._target.user} may not read it; give it role ReadOnly")
+        if status in (404, 410):
+            raise MissingError(f"{url}: HTTP {status}")
+        if status in _BUSY:
+            raise BusyError(f"{url}: HTTP {status}")
+        raise SensorGlitchError(f"{url}: HTTP {status}")
+
+    def _not_trusted(self, error: Exception) -> SensorError:
+        parts = urlsplit(self._target.base)
+        host = parts.netloc
+        reason = _certificate_reason(error)
+        if reason is None:
+            return SensorAbsentError(f"{host}: TLS: {_short(_root(error))}")
+        seen = leaf_fingerprint(parts.hostname or "", parts.port or 443)
+        found = f"; the fingerprint of the one that is there: {seen}" if seen else ""
+        if self._target.pin:
+            failure = UntrustedError(f"{host}: its certificate is not the pinned one{found}")
+        else:
+            failure = UntrustedError(
+                f"{host}: its certificate is not trusted ({reason}): set ca_file to the certificate of its issuer, or "
+                f"fingerprint to that of its own (compare first), or insecure: true{found}"
+            )
+        failure.cure = f"fingerprint: {seen}" if seen else ""
+        return failure
+
+
+def leaf_fingerprint(host: str, port: int, timeout_s: float = LOGOUT_S) -> str:
+    """SHA-256 of the certificate that a server shows, as people compare them; empty where it shows none."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with (
+            socket.create_connection((host, port), timeout_s) as plain,
+            context.wrap_socket(plain, server_hostname=host) as connection,
+        ):
+            certificate = connection.getpeercert(binary_form=True)
+    except (OSError, ValueError):
+        return ""
+    if not certificate:
+        return ""
+    digest = hashlib.sha256(certificate).hexdigest().upper()
+    return ":".join(digest[index : index + 2] for index in range(0, len(digest), 2))
+
+
+def _verify(target: RedfishTarget) -> bool | str:
+    if target.insecure or target.pin:
+        return False  # a pinned certificate is compared by the adapter
+    if target.ca_file is not None:
+        try:
+            ssl.create_default_context(cafile=target.ca_file)
+        except ssl.SSLError:
+            raise SensorDeniedError(f"{target.ca_file}: ca_file: holds no certificate in PEM form") from None
+        except OSError as error:
+            raise SensorDeniedError(f"{target.ca_file}: ca_file: {error.strerror}") from None
+        return str(target.ca_file)
+    # The machine's own authorities, to which a site adds its own, rather than those that come with requests.
+    paths = ssl.get_default_verify_paths()
+    return paths.cafile or paths.capath or True
+
+
+def _resource(body: bytes, url: str) -> Json:
+    try:
+        data = json.loads(body, parse_float=Decimal, parse_constant=_no_number)
+    except (ValueError, RecursionError, ArithmeticError):
+        raise SensorGlitchError(f"{url}: the answer is no JSON") from None
+    if not isinstance(data, dict):
+        raise SensorGlitchError(f"{url}: the answer is no JSON object")
+    return data
+
+
+def _no_number(_: str) -> None:
+    return None
+
+
+def _own_path(body: bytes) -> str:
+    try:
+        data = json.loads(body)
+    except (ValueError, RecursionError):
+        return ""
+    path = data.get("@odata.id") if isinstance(data, dict) else None
+    return path if isinstance(path, str) else ""
+
+
+def _origin(url: str) -> tuple[str, str]:
+    try:
+        parts = urlsplit(url)
+        port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
+    except ValueError:
+        return "", "an invalid address"
+    return parts.scheme, f"{parts.hostname}:{port}"
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that it was made of: requests and urllib3 wrap each other's."""
+    seen: set[int] = set()
+    todo: list[Any] = [error]
+    while todo:
+        item = todo.pop(0)
+        if isinstance(item, BaseException) and id(item) not in seen:
+            seen.add(id(item))
+            yield item
+            todo += [*item.args, getattr(item, "reason", None), item.__cause__, item.__context__]
+
+
+def _root(error: BaseException) -> BaseException:
+    return list(_chain(error))[-1]
+
+
+def _certificate_reason(error: BaseException) -> str | None:
+    """Why a certificate is not trusted; None: the handshake failed for another reason."""
+    for item in _chain(error):
+        if isinstance(item, ssl.SSLCertVerificationError):
+            return item.verify_message or _short(item)
+        if isinstance(item, ssl.CertificateError) or "ingerprint" in str(item) or "doesn't match" in str(item):
+            return "another certificate"
+    return None
+
+
+def _was_cut(error: BaseException) -> bool:
+    return any(isinstance(item, urllib3.exceptions.ProtocolError) for item in _chain(error))
+
+
+def _no_connection(url: str, error: BaseException) -> SensorError:
+    for item in _chain(error):
+        if isinstance(item, socket.gaierror):
+            return SensorAbsentError(f"{url}: unknown host")
+        if isinstance(item, OSError) and item.errno is not None and item.strerror:
+            return SensorAbsentError(f"{url}: {item.strerror}")
+    if _was_cut(error):
+        return SensorTimeoutError(f"{url}: the service closed the connection without an answer")
+    return SensorAbsentError(f"{url}: no connection")
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}" if not str(error) else " ".join(str(error).split())[:120]

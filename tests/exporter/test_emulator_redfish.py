@@ -1,0 +1,65 @@
+"""The emulated Redfish service: what a scenario may say of it. Its answers are read in the integration tests."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from joulewatch_exporter.emulator.faults import Fault
+from joulewatch_exporter.emulator.redfish import REDFISH_FAULTS, RedfishService, RedfishSpec
+from joulewatch_exporter.emulator.signals import Constant
+from joulewatch_exporter.errors import ConfigError
+
+
+def test_the_key_is_what_the_exporter_will_call_it() -> None:
+    assert RedfishSpec("bmc1", Constant(1.0)).key == "bmc1/total"
+
+
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"name": "a b"}, "name"),
+        ({"user": "a:b"}, "user"),
+        ({"password": ""}, "password"),
+        ({"address": "localhost"}, "address"),
+        ({"port": 70000}, "port"),
+        ({"chassis": ()}, "chassis"),
+        ({"chassis": ("1", "1")}, "chassis"),
+        ({"chassis": ("a/b",)}, "chassis"),
+        ({"refresh_s": 0.0}, "refresh_s"),
+        ({"energy_digits": 7}, "energy_digits"),
+        ({"power_digits": -1}, "power_digits"),
+        ({"energy_start_joules": -1.0}, "energy_start_joules"),
+        ({"supplies": (-0.5,)}, "supplies"),
+        ({"supply_efficiency": 1.5}, "supplies"),
+        ({"max_sessions": 0}, "max_sessions"),
+        ({"session_timeout_s": 0.0}, "session_timeout_s"),
+        ({"faults": (Fault("melt", 0.0, 1.0, ""),)}, "faults"),
+    ],
+)
+def test_a_bad_value_names_its_key(fields: dict[str, Any], key: str) -> None:
+    values: dict[str, Any] = {"name": "bmc1", "signal": Constant(1.0)} | fields
+    with pytest.raises(ValueError, match=f"^{key}: "):
+        RedfishSpec(**values)
+
+
+def test_all_kinds_of_faults_are_taken() -> None:
+    faults = tuple(Fault(kind, 1.0, 1.0, "") for kind in REDFISH_FAULTS)
+    assert RedfishSpec("bmc1", Constant(1.0), faults=faults).faults == faults
+
+
+def test_without_anything_to_make_a_certificate_it_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    monkeypatch.setattr(shutil, "which", lambda program: None)
+    with pytest.raises(ConfigError, match="openssl, or: pip install cryptography"):
+        RedfishService(RedfishSpec("bmc1", Constant(1.0)), tmp_path)
+
+
+def test_the_password_is_not_shown() -> None:
+    assert "hunter2" not in repr(RedfishSpec("bmc1", Constant(1.0), password="hunter2"))
