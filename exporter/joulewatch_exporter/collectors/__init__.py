@@ -14,6 +14,7 @@ from joulewatch_exporter.collectors.cray import CrayCollector
 from joulewatch_exporter.collectors.estimate import EstimateCollector
 from joulewatch_exporter.collectors.fpga import FpgaCollector
 from joulewatch_exporter.collectors.hwmon import HwmonCollector
+from joulewatch_exporter.collectors.nvml import NvmlCollector
 from joulewatch_exporter.collectors.rapl import RaplCollector
 from joulewatch_exporter.collectors.redfish import RedfishCollector
 from joulewatch_exporter.errors import ConfigError
@@ -22,6 +23,7 @@ from joulewatch_exporter.model import Collector
 # An explicit list, so that a type checker rejects a family that is not whole.
 FAMILIES: Final[tuple[type[Collector], ...]] = (
     RaplCollector,
+    NvmlCollector,
     FpgaCollector,
     CrayCollector,
     HwmonCollector,

@@ -1,0 +1,312 @@
+"""What one NVIDIA GPU is and can tell by NVML, found out once, and its answers made into readings.
+
+What is published of the sensors: NVIDIA states +/- 5 % for the power of Fermi and Kepler (nvml.h,
+``nvmlDeviceGetPowerUsage``) and nothing since; Yang, Adamek and Armour measured gains up to 5 % off, fixed for each
+board (arXiv 2312.02741), hence ``accuracy`` 0.05. The counter is made from the same measurement and gets the same
+figure. They also found that some chips look at their power for a part of the time only: ``window_s``. This is stated
+for momentary power; whether the counter does it too is not known.
+
+Sources: NVIDIA ``nvml.h`` (CUDA 13.3) and the NVML API reference; github JimZeyuYang/GPU_Power_Benchmark.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from joulewatch_exporter.collectors.nvml.library import LOST, UNSUPPORTED, Nvml
+from joulewatch_exporter.model import Quantity, Reading, Scope, SensorInfo
+
+_MAX_GAP_S: Final = 5.0
+_UNKNOWN_MAX_WATTS: Final = 3000.0
+_ACCURACY: Final = 0.05
+
+_PASCAL: Final = 4
+_VOLTA: Final = 5
+_AMPERE: Final = 7
+_GA100: Final = re.compile(r"\b(?:A100|A800|A30)X?\b|CMP 170HX")
+_H100: Final = re.compile(r"\bH100\b")
+_RTX_8000: Final = re.compile(r"\bQuadro RTX 8000\b")
+
+Field = tuple[int, int]
+"""Number and scope, of nvmlDeviceGetFieldValues: one call reads them all."""
+Source = Field | str
+"""A field, or the name of a function that needs a call of its own."""
+_ENERGY: Final[Field] = (83, 0)  # NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION
+_INSTANT: Final[Field] = (186, 0)  # NVML_FI_DEV_POWER_INSTANT; the second number is the scope
+_AVERAGE: Final[Field] = (185, 0)  # NVML_FI_DEV_POWER_AVERAGE
+_MEMORY: Final[Field] = (185, 2)
+_MODULE: Final[Field] = (186, 1)
+_NO_SCOPE: Final[Field] = (185, 250)
+"""There is no such scope: a driver that answers takes any scope for the GPU's, so its memory power is the GPU's."""
+_PROBED: Final = (_ENERGY, _INSTANT, _AVERAGE, _MEMORY, _MODULE, _NO_SCOPE)
+
+_USAGE_CALL: Final = "nvmlDeviceGetPowerUsage"
+_ENERGY_CALL: Final = "nvmlDeviceGetTotalEnergyConsumption"
+
+_VALUE_NAMES: Final[Mapping[int, str]] = {
+    0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal",
+}  # fmt: skip
+_ALL_ONES: Final = 2.0**64
+"""A counter that nobody filled, as a float."""
+
+_PROBES: Final = 4
+_PROBE_PAUSE_S: Final = 0.05
+
+_FIELD_NAMES: Final[Mapping[Field, str]] = {
+    _ENERGY: "TOTAL_ENERGY_CONSUMPTION",
+    _INSTANT: "POWER_INSTANT",
+    _AVERAGE: "POWER_AVERAGE",
+    _MEMORY: "POWER_AVERAGE, scope memory",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """One quantity of a GPU and where it comes from."""
+
+    info: SensorInfo
+    source: Source
+    is_averaged: bool
+    """It is the mean over about a second, so that reading it once a second misses nothing."""
+
+    @property
+    def field(self) -> Field | None:
+        """None: it has a function of its own."""
+        return None if isinstance(self.source, str) else self.source
+
+    @property
+    def is_total(self) -> bool:
+        return self.info.quantity.scope == "device"
+
+    @property
+    def is_energy(self) -> bool:
+        return self.info.method == "counter"
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What one GPU is and can tell, found out when it was taken up."""
+
+    uuid: str
+    what: str
+    """Name, address and driver, for people."""
+    limit_mw: int | None
+    channels: tuple[Channel, ...]
+    """Those of fields first."""
+    notes: tuple[str, ...]
+    """What of it is not published, and why."""
+
+
+def describe(nvml: Nvml, handle: Any, *, driver: str, average: bool, memory: bool) -> Description:
+    """Find out what a GPU is and what it can tell; on the GPU's thread.
+
+    Raises:
+        SensorError: It does not say.
+    """
+    uuid = str(nvml.call("nvmlDeviceGetUUID", handle, subject="GPU"))
+
+    def attempt(name: str) -> Any:
+        return nvml.attempt(name, handle, subject=uuid)[0]
+
+    name = str(attempt("nvmlDeviceGetName") or "NVIDIA GPU")
+    pci = attempt("nvmlDeviceGetPciInfo")
+    what = f"{name} @ {_address(pci.busId)}, driver {driver}" if pci is not None else f"{name}, driver {driver}"
+    limit_mw = believable_limit(attempt("nvmlDeviceGetEnforcedPowerLimit"))
+    if uuid.startswith("MIG-"):
+        return Description(uuid, what, limit_mw, (), ())
+    values = _probe(nvml, handle, uuid)
+    _, highest_mw = attempt("nvmlDeviceGetPowerManagementLimitConstraints") or (0, 0)
+    mig = attempt("nvmlDeviceGetMigMode")
+    maker = _ChannelMaker(
+        uuid=uuid,
+        model=what,
+        architecture=attempt("nvmlDeviceGetArchitecture") or 0,
+        name=name,
+        limit_watts=limit_mw / 1000 if limit_mw else None,
+        max_power_watts=_max_power_watts(limit_mw, believable_limit(highest_mw)),
+    )
+    notes = ["MIG is on: power and energy are the whole GPU's, its slices have none"] if mig and mig[0] else []
+    energy = _energy_source(nvml, handle, uuid, values, notes)
+    powers: list[tuple[str, Source]] = []
+    if _INSTANT in values:
+        powers.append(("instant", _INSTANT))
+    if _AVERAGE in values:
+        powers.append(("average", _AVERAGE))
+    if not powers and attempt(_USAGE_CALL) is not None:
+        powers.append(("average" if maker.usage_is_averaged else "instant", _USAGE_CALL))
+    channels: list[Channel] = []
+    if energy is not None:
+        channels.append(maker.energy(energy))
+    elif powers:
+        channels.append(maker.power("total", powers.pop(0)[1]))
+    for domain, source in powers:
+        if average or domain != "average":
+            channels.append(maker.power(domain, source))
+    if memory and channels and _has_memory(values, notes):
+        channels.append(maker.power("memory", _MEMORY))
+    if values.get(_MODULE) and _NO_SCOPE not in values:
+        notes.append("module power is left out: it holds the GPU, and a CPU that has a meter of its own")
+    channels.sort(key=lambda channel: channel.field is None)
+    return Description(uuid, what, limit_mw, tuple(channels), tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _ChannelMaker:
+    """Makes the quantities of one GPU, with what they have in common."""
+
+    uuid: str
+    model: str
+    architecture: int
+    name: str
+    limit_watts: float | None
+    max_power_watts: float
+
+    @property
+    def usage_is_averaged(self) -> bool:
+        """What nvmlDeviceGetPowerUsage gives depends on the chip: the mean over 1 s, or the power of the moment."""
+        return self.architecture >= _AMPERE and _GA100.search(self.name) is None
+
+    def energy(self, source: Source) -> Channel:
+        info = replace(self._info("device", "total", source), method="counter", resolution="1 mJ")
+        return Channel(info, source, is_averaged=False)
+
+    def power(self, domain: str, source: Source) -> Channel:
+        is_averaged = self.usage_is_averaged if source == _USAGE_CALL else source in (_AVERAGE, _MEMORY)
+        info = self._info("device" if domain == "total" else "part", domain, source)
+        if source == _USAGE_CALL:
+            info = replace(info, source=f"{info.source} ({'mean over 1 s' if is_averaged else 'of the moment'})")
+        if domain == "memory":
+            info = replace(info, relation="inside", accuracy=None)
+        if not is_averaged:
+            info = replace(info, window_s=_window_s(self.architecture, self.name))
+        return Channel(info, source, is_averaged=is_averaged)
+
+    def _info(self, scope: Scope, domain: str, source: Source) -> SensorInfo:
+        return SensorInfo(
+            quantity=Quantity(scope, "gpu", self.uuid, domain),
+            method="integrated",
+            source=source if isinstance(source, str) else f"nvmlDeviceGetFieldValues: {_FIELD_NAMES[source]}",
+            model=self.model,
+            resolution="1 mW",
+            accuracy=_ACCURACY,
+            max_power_watts=self.max_power_watts,
+            max_gap_s=_MAX_GAP_S,
+            relation="same",
+            limit_watts=self.limit_watts,
+        )
+
+
+def _probe(nvml: Nvml, handle: Any, uuid: str) -> Mapping[Field, float]:
+    """Ask for every field that may be there: the values of those that are."""
+    values: dict[Field, float] = {}
+    pending = list(_PROBED)
+    for attempt in range(_PROBES):
+        if attempt:
+            time.sleep(_PROBE_PAUSE_S)
+        answers, code = nvml.attempt("nvmlDeviceGetFieldValues", handle, pending, subject=uuid)
+        if code in UNSUPPORTED:
+            break
+        if code:
+            continue
+        again = []
+        for field, answer in zip(pending, answers, strict=True):
+            if answer.nvmlReturn in LOST:
+                raise nvml.sensor_error(answer.nvmlReturn, uuid)
+            if answer.nvmlReturn == 0:
+                values[field] = number_of(answer)
+            # A counter at 0 may be a moment old, and what fails otherwise may be right in a moment.
+            if answer.nvmlReturn not in (0, *UNSUPPORTED) or (field == _ENERGY and values.get(field) == 0):
+                again.append(field)
+        pending = again
+        if not pending:
+            break
+    return values
+
+
+def _energy_source(
+    nvml: Nvml, handle: Any, uuid: str, values: Mapping[Field, float], notes: list[str]
+) -> Source | None:
+    """Say where the energy counter is; None: the GPU has none that counts."""
+    if values.get(_ENERGY):
+        return _ENERGY
+    value, code = (0.0, 0) if _ENERGY in values else nvml.attempt(_ENERGY_CALL, handle, subject=uuid)
+    if value:
+        return _ENERGY_CALL
+    if not code:
+        notes.append("its energy counter stands at 0 and is not used: power is integrated instead")
+    return None
+
+
+def _has_memory(values: Mapping[Field, float], notes: list[str]) -> bool:
+    """Whether the memory's power can be believed: headers disagree about what the scope means."""
+    memory_mw = values.get(_MEMORY)
+    if not memory_mw:
+        return False
+    if _NO_SCOPE in values:
+        notes.append("memory power is left out: this driver gives the GPU's power whatever the scope")
+        return False
+    whole_mw = values.get(_AVERAGE) or values.get(_INSTANT) or 0.0
+    if memory_mw >= whole_mw:
+        notes.append(f"memory power is left out: {memory_mw / 1000:g} W is not inside the GPU's {whole_mw / 1000:g} W")
+        return False
+    return True
+
+
+def _window_s(architecture: int, name: str) -> float | None:
+    """How much of each refresh period momentary power looks at, for chips on which it was measured to be a part.
+
+    Source:
+        Yang, Adamek, Armour 2023, arXiv 2312.02741; table of github JimZeyuYang/GPU_Power_Benchmark.
+    """
+    if architecture in (_PASCAL, _VOLTA):
+        return 0.010
+    if _GA100.search(name) or _H100.search(name):
+        return 0.025
+    return 0.020 if _RTX_8000.search(name) else None
+
+
+def _max_power_watts(*limits_mw: int | None) -> float:
+    """More than twice the highest limit that can be set is no excursion but garbage."""
+    highest_mw = max([limit_mw for limit_mw in limits_mw if limit_mw], default=0)
+    return 2 * highest_mw / 1000 + 100 if highest_mw else _UNKNOWN_MAX_WATTS
+
+
+def believable_limit(limit_mw: int | None) -> int | None:
+    """A power limit as NVML gives it, None for garbage."""
+    return limit_mw if limit_mw and limit_mw / 1000 <= _UNKNOWN_MAX_WATTS else None
+
+
+def _address(bus_id: str | bytes) -> str:
+    """The PCI address as sysfs writes it; NVML has eight digits for the domain, and capitals."""
+    text = (bus_id.decode(errors="replace") if isinstance(bus_id, bytes) else bus_id).lower()
+    domain, _, rest = text.partition(":")
+    return f"{domain[-4:]}:{rest}" if len(domain) == 8 and domain.startswith("0000") else text
+
+
+def number_of(answer: Any) -> float:
+    """A field's value by its type; 0, which is no value here, for a type that this does not know."""
+    name = _VALUE_NAMES.get(answer.valueType)
+    return float(getattr(answer.value, name)) if name is not None else 0.0
+
+
+def to_readings(values: Sequence[tuple[Channel, float, int]]) -> Sequence[Reading]:
+    """Turn milliwatts and millijoules into readings; leaves out what cannot be."""
+    whole_mw = 0.0
+    for channel, value, _ in values:
+        quantity = channel.info.quantity
+        if not channel.is_energy and quantity.domain != "memory" and (not whole_mw or channel.is_averaged):
+            whole_mw = value
+    readings = []
+    for channel, value, at_ns in values:
+        quantity = channel.info.quantity
+        if not 0 < value < _ALL_ONES:
+            continue
+        if channel.is_energy:
+            readings.append(Reading(quantity, at_ns, value / 1000, None))
+        elif quantity.domain != "memory" or value < whole_mw:
+            readings.append(Reading(quantity, at_ns, None, value / 1000))
+    return readings

@@ -1,0 +1,384 @@
+"""NVIDIA GPUs of an emulated machine: a real ``libnvidia-ml.so.1``, compiled on the spot, that follows signals.
+
+Whoever loads the library (nvidia-ml-py does, by its name) finds the emulated GPUs through NVIDIA's own interface. The
+library and its state lie in one folder, so it needs no environment variable: name it in ``collectors.nvml.library``, or
+put the folder into ``LD_LIBRARY_PATH``. Beside it, ``proc/driver/nvidia`` shows what the driver shows.
+
+The energy counter is the signal's closed form in steps of ``energy_refresh_s``. The emulator writes the energy at the
+last step and the power there; with ``start_monotonic_ns`` set the library goes on from there by its own clock, so that
+a machine too busy to call `NvmlLibrary.advance` in time does not make the counter lag.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import struct
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from joulewatch_exporter.emulator.faults import GARBAGE, Fault
+from joulewatch_exporter.emulator.signals import Signal
+from joulewatch_exporter.errors import ConfigError
+
+SONAME: Final = "libnvidia-ml.so.1"
+
+MAX_GPUS: Final = 32
+PASCAL: Final = 4
+VOLTA: Final = 5
+TURING: Final = 6
+AMPERE: Final = 7
+ADA: Final = 8
+HOPPER: Final = 9
+BLACKWELL: Final = 10
+
+_NS_PER_S: Final = 1_000_000_000
+_STATE_FILE: Final = "nvml.state"
+_MAGIC: Final = 0x4C4D564E
+# As nvml.c declares them.
+_HEAD: Final = struct.Struct("=4q80s")
+_GPU: Final = struct.Struct("=96s96s32s19q")
+_BUS_ID: Final = re.compile(r"(?:([0-9a-f]{1,4})|([0-9a-f]{8})):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE)
+_TEXT_BYTES: Final = {"uuid": 95, "name": 95}
+
+_CODES: Final[dict[str, int]] = {"absent": 15, "denied": 4, "glitch": 999, "eio": 999}
+"""What every call on a GPU answers while a fault of this kind lasts."""
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSpec:
+    """One GPU."""
+
+    uuid: str
+    """``GPU-...``: the device's label."""
+    bus_id: str
+    """PCI address, ``0000:17:00.0``."""
+    signal: Signal
+    """The power of the whole GPU."""
+    name: str = "NVIDIA H100 PCIe"
+    architecture: int = HOPPER
+    """NVML's number: 4 Pascal, 5 Volta, 6 Turing, 7 Ampere, 8 Ada, 9 Hopper, 10 Blackwell."""
+    has_energy_counter: bool = True
+    """Volta and newer have one."""
+    energy_refresh_s: float = 0.01
+    """How often the counter moves; 0: with each read."""
+    start_joules: float = 5000.0
+    """Where the counter stands at the start."""
+    refresh_s: float = 0.1
+    """How often the power readings move."""
+    window_s: float = 0.025
+    """The instant power is the mean over the last so much of each refresh; 0: the momentary power at its end."""
+    averaging_s: float = 1.0
+    """The averaged power is the mean over so long; 0: the GPU gives none (Turing and older, A100, A30)."""
+    memory: Signal | None = None
+    """Power of the memory, a part of ``signal``; None: the GPU does not tell it."""
+    module: Signal | None = None
+    """Power of the superchip that the GPU is on, CPU included; None: it is on none."""
+    limit_watts: float = 350.0
+    """The power limit that it enforces."""
+    max_limit_watts: float | None = None
+    """The highest limit that can be set; None: ``limit_watts``."""
+    has_power_fields: bool = True
+    """False: a driver before 525 or so, which has nvmlDeviceGetPowerUsage only."""
+    knows_scopes: bool = True
+    """False: a driver that takes any scope for the GPU's."""
+    mig: bool | None = None
+    """Whether it is cut into slices; None: it cannot be."""
+    faults: tuple[Fault, ...] = ()
+    """reset: the driver is loaded anew, the counter starts at 0; absent: NVML says that the GPU is lost; vanish: it is
+    not listed; hang: calls on it do not come back; denied, glitch, eio: calls end with an error; garbage: power is
+    4294967295 mW; stuck: neither energy nor power moves."""
+
+    def __post_init__(self) -> None:
+        """Check what a scenario may hold.
+
+        Raises:
+            ConfigError: A value is not of its kind; the text names the key.
+        """
+        for key, limit in _TEXT_BYTES.items():
+            if not 0 < len(getattr(self, key).encode()) <= limit:
+                raise ConfigError(f"{key}: must have 1 to {limit} bytes")
+        if _BUS_ID.fullmatch(self.bus_id) is None:
+            raise ConfigError(f"bus_id: {self.bus_id!r} is not like 0000:17:00.0")
+        if self.refresh_s <= 0:
+            raise ConfigError("refresh_s: must be above 0")
+        for key in ("energy_refresh_s", "start_joules", "window_s", "averaging_s"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"{key}: must not be below 0")
+        if self.limit_watts <= 0 or (self.max_limit_watts is not None and self.max_limit_watts < self.limit_watts):
+            raise ConfigError("limit_watts: must be above 0, and max_limit_watts not below it")
+
+    @property
+    def key(self) -> str:
+        """The truth's key: the label of the series that the exporter gives for the whole GPU."""
+        return f"{self.uuid}/total"
+
+
+def compiler() -> str | None:
+    """Return the path of a C compiler; None: there is none."""
+    return shutil.which("cc") or shutil.which("gcc")
+
+
+def available() -> bool:
+    """Whether GPUs can be emulated on this machine."""
+    return compiler() is not None
+
+
+class NvmlLibrary:
+    """The library, its state, and the driver's files in procfs."""
+
+    def __init__(
+        self,
+        specs: Sequence[GpuSpec],
+        directory: Path,
+        *,
+        driver_version: str = "550.54.15",
+        library: Path | None = None,
+    ) -> None:
+        """Compile the library (or use one made before), and show the GPUs as they are at the start.
+
+        Args:
+            specs: The GPUs, in the order in which NVML lists them.
+            directory: Gets ``lib/libnvidia-ml.so.1``, its state beside it, and ``proc/driver/nvidia``.
+            driver_version: What NVML says.
+            library: Put the library here instead of ``lib`` of the directory.
+
+        Raises:
+            ConfigError: No compiler, or it does not compile; two GPUs of one identity; too many of them.
+        """
+        for what in ("uuid", "bus_id"):
+            values = [getattr(spec, what).lower() for spec in specs]
+            for value in values:
+                if values.count(value) > 1:
+                    raise ConfigError(f"{what}: {value} is there twice")
+        if len(specs) > MAX_GPUS:
+            raise ConfigError(f"{len(specs)} GPUs are more than the {MAX_GPUS} that can be emulated")
+        self.path = library if library is not None else directory / "lib" / SONAME
+        self.start_monotonic_ns: int | None = None
+        """Monotonic time of t_s = 0. Set it and the energy counters go on between two calls of ``advance``; None: they
+        stand still, so that a test knows their position to the millijoule."""
+        self.code = 0
+        """What NVML itself answers from the next ``advance`` on: 9 no driver, 17 blocked, 18 another driver version."""
+        self._gpus = tuple(_Gpu(spec) for spec in specs)
+        self._driver = driver_version
+        self._proc = directory / "proc" / "driver" / "nvidia"
+        self._state = self.path.with_name(_STATE_FILE)
+        self._written = b""
+        self._is_closed = False
+        self._lock = threading.Lock()
+        _compile(self.path)
+        shutil.rmtree(self._proc, ignore_errors=True)
+        self._listed: set[str] = set()
+        (self._proc / "gpus").mkdir(parents=True)
+        version = f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver_version}  emulated\n"
+        (self._proc / "version").write_text(version)
+        self.advance(0.0)
+
+    def advance(self, t_s: float) -> None:
+        """Bring all GPUs to ``t_s`` seconds after the start."""
+        with self._lock:
+            if self._is_closed:
+                return
+            start_ns = -1 if self.start_monotonic_ns is None else self.start_monotonic_ns
+            head = _HEAD.pack(_MAGIC, len(self._gpus), self.code, start_ns, self._driver.encode())
+            state = head + b"".join([gpu.advance(t_s) for gpu in self._gpus])
+            if state != self._written:
+                _put(self._state, state)
+                self._written = state
+            self._list(t_s)
+
+    def close(self) -> None:
+        """Unload the driver: every call ends with DRIVER_NOT_LOADED. Safe to call twice."""
+        with self._lock:
+            self._is_closed = True
+            self._state.unlink(missing_ok=True)
+            shutil.rmtree(self._proc, ignore_errors=True)
+
+    def _list(self, t_s: float) -> None:
+        """Show in procfs which GPUs the driver has bound, as it does whether NVML is in use or not."""
+        for number, gpu in enumerate(self._gpus):
+            address = gpu.address
+            folder = self._proc / "gpus" / address
+            if gpu.is_present(t_s) and address not in self._listed:
+                folder.mkdir()
+                (folder / "information").write_text(
+                    f"Model: \t\t {gpu.spec.name}\nGPU UUID: \t {gpu.spec.uuid}\nBus Type: \t PCIe\n"
+                    f"Bus Location: \t {address}\nDevice Minor: \t {number}\n"
+                )
+                self._listed.add(address)
+            elif not gpu.is_present(t_s) and address in self._listed:
+                shutil.rmtree(folder)
+                self._listed.remove(address)
+
+
+class _Gpu:
+    """What one GPU shows at a time."""
+
+    def __init__(self, spec: GpuSpec) -> None:
+        self.spec = spec
+        match = _BUS_ID.fullmatch(spec.bus_id)
+        assert match is not None
+        domain, bus, device, function = int(match[1] or match[2], 16), match[3], match[4], match[5]
+        self.address = f"{domain:04x}:{bus}:{device}.{function}".lower()
+        self._bus_id = f"{domain:08X}:{bus}:{device}.{function}".upper().encode()
+        self._refresh_ns = round(spec.refresh_s * _NS_PER_S)
+        self._energy_refresh_ns = round(spec.energy_refresh_s * _NS_PER_S)
+        self._resets_at_s = sorted((fault.at_s for fault in spec.faults if fault.kind == "reset"), reverse=True)
+        self._offset_joules = spec.start_joules
+        self._generation = 0
+        self._period = -1
+        self._means = _Mean(spec.signal), _Mean(spec.memory), _Mean(spec.module)
+        self._energy: tuple[int, int, int] = (0, round(spec.start_joules * 1e6), 0)
+        """Time in nanoseconds, energy in microjoules, power in microwatts."""
+        self._powers_mw: tuple[int, int, int, int] = (0, -1, -1, -1)
+
+    def is_present(self, t_s: float) -> bool:
+        """Whether the driver has bound it."""
+        return not any(fault.kind == "vanish" and fault.is_on(t_s) for fault in self.spec.faults)
+
+    def advance(self, t_s: float) -> bytes:
+        """Return what nvml.c reads."""
+        spec = self.spec
+        on = {fault.kind for fault in spec.faults if fault.is_on(t_s)}
+        if "stuck" in on:
+            at_ns, energy_uj, _ = self._energy
+            self._energy = at_ns, energy_uj, 0
+        else:
+            self._advance_energy(t_s)
+            self._advance_power(t_s)
+        powers_mw = (GARBAGE,) * 4 if "garbage" in on else self._powers_mw
+        code = next((_CODES[kind] for kind in on if kind in _CODES), 0)
+        at_ns, energy_uj, rate_uw = self._energy
+        limit_watts = spec.limit_watts
+        return _GPU.pack(
+            spec.uuid.encode(),
+            spec.name.encode(),
+            self._bus_id,
+            spec.architecture,
+            "vanish" not in on,
+            code,
+            "hang" in on,
+            self._generation,
+            at_ns,
+            energy_uj,
+            rate_uw,
+            self._energy_refresh_ns,
+            spec.has_energy_counter,
+            *powers_mw,
+            spec.has_power_fields,
+            spec.knows_scopes,
+            round(limit_watts * 1000),
+            round((spec.max_limit_watts or limit_watts) * 1000),
+            -1 if spec.mig is None else int(spec.mig),
+        )
+
+    def _advance_energy(self, t_s: float) -> None:
+        signal = self.spec.signal
+        at_ns = round(t_s * _NS_PER_S)
+        if signal.is_deterministic and self._energy_refresh_ns:
+            at_ns -= at_ns % self._energy_refresh_ns  # a signal that follows the load does not know its past
+        else:
+            at_ns = max(at_ns, 0)
+        at_s = at_ns / _NS_PER_S if signal.is_deterministic else t_s
+        while self._resets_at_s and t_s >= self._resets_at_s[-1]:
+            reset_s = self._resets_at_s.pop()
+            self._offset_joules = -signal.energy_joules(0.0, reset_s if signal.is_deterministic else t_s)
+            self._generation += 1
+        joules = max(self._offset_joules + signal.energy_joules(0.0, at_s), 0.0)
+        self._energy = at_ns, round(joules * 1e6), round(signal.power_watts(at_s) * 1e6)
+
+    def _advance_power(self, t_s: float) -> None:
+        period = round(t_s * _NS_PER_S) // self._refresh_ns
+        if period == self._period:
+            return
+        self._period = period
+        grid_s = period * self._refresh_ns / _NS_PER_S
+        spec = self.spec
+        whole, memory, module = self._means
+        averaging_s = spec.averaging_s or 1.0
+        self._powers_mw = (
+            whole.milliwatts(grid_s, t_s, spec.window_s),
+            whole.milliwatts(grid_s, t_s, averaging_s) if spec.averaging_s else -1,
+            memory.milliwatts(grid_s, t_s, averaging_s),
+            module.milliwatts(grid_s, t_s, averaging_s),
+        )
+
+
+class _Mean:
+    """Mean power of a signal over the time up to a refresh."""
+
+    _KEPT: Final = 64
+
+    def __init__(self, signal: Signal | None) -> None:
+        self._signal = signal
+        self._trail: deque[tuple[float, float]] = deque([(0.0, 0.0)], maxlen=self._KEPT)
+        """Of a signal that does not know its past: times and energies since the start."""
+
+    def milliwatts(self, grid_s: float, t_s: float, span_s: float) -> int:
+        """Mean over ``span_s`` up to ``grid_s``, where only now, ``t_s``, is known up to that; -1 without a signal."""
+        signal = self._signal
+        if signal is None:
+            return -1
+        if signal.is_deterministic:
+            start_s = max(grid_s - span_s, 0.0)
+            if start_s == grid_s:
+                return round(signal.power_watts(grid_s) * 1000)
+            return round(signal.energy_joules(start_s, grid_s) / (grid_s - start_s) * 1000)
+        joules = signal.energy_joules(0.0, t_s)
+        last_s, _ = self._trail[-1]
+        start_s, start_joules = self._trail[0]
+        for point in self._trail:
+            if point[0] <= t_s - span_s + 1e-9:
+                start_s, start_joules = point
+        if t_s > last_s:
+            self._trail.append((t_s, joules))
+        if start_s >= t_s or t_s - last_s > span_s:
+            return round(signal.power_watts(t_s) * 1000)
+        return round((joules - start_joules) / (t_s - start_s) * 1000)
+
+
+def _put(path: Path, data: bytes) -> None:
+    temporary = f"{path}.new"
+    with open(temporary, "wb") as file:
+        file.write(data)
+    os.replace(temporary, path)  # noqa: PTH105 - a hundred times a second
+
+
+def _compile(library: Path) -> None:
+    """Make the library, unless it has been made of the very same source."""
+    source = (resources.files("joulewatch_exporter.emulator") / "nvml.c").read_bytes()
+    digest = hashlib.sha256(source).hexdigest()
+    stamp = library.with_name("nvml.sha256")
+    if library.is_file() and stamp.is_file() and stamp.read_text() == digest:
+        return
+    program = compiler()
+    if program is None:
+        raise ConfigError("NVIDIA GPUs are emulated by a small C library and there is no compiler: apt-get install gcc")
+    library.parent.mkdir(parents=True, exist_ok=True)
+    made = library.with_name(f"{SONAME}.new")
+    command = [
+        program,
+        "-x",
+        "c",
+        "-std=gnu11",
+        "-O2",
+        "-shared",
+        "-fPIC",
+        f"-Wl,-soname,{SONAME}",
+        "-o",
+        str(made),
+        "-",
+    ]
+    done = subprocess.run([*command, "-ldl", "-lpthread"], input=source, capture_output=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"{program}: cannot compile the NVML library: {done.stderr.decode(errors='replace')[-1000:]}")
+    made.replace(library)
+    stamp.write_text(digest)
