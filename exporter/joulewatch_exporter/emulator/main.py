@@ -1,4 +1,7 @@
-"""Runs an emulated machine: writes its trees, moves them on absolute deadlines, keeps the truth beside them."""
+"""Runs an emulated machine: writes its trees, moves them on absolute deadlines, keeps the truth beside them.
+
+Beside the trees lies ``exporter.yaml``, the configuration of an exporter that reads the whole machine.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,20 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
+
+import yaml
 
 from joulewatch_exporter.collectors.estimate import read_busy
 from joulewatch_exporter.emulator import scenario as scenarios
+from joulewatch_exporter.emulator.devices import Companion, Place, Running, exporter_collectors, open_devices
 from joulewatch_exporter.emulator.scenario import Scenario
 from joulewatch_exporter.emulator.signals import CpuLoad, UtilisationMeter
-from joulewatch_exporter.emulator.tree import Tree, remove
+from joulewatch_exporter.emulator.tree import EXPORTER_FILE, Tree, remove
 from joulewatch_exporter.emulator.truth import SCENARIO_FILE, TRACE_FILE
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.model import EMULATION_MARKER
@@ -32,6 +40,8 @@ _TRACE_S = 1.0
 """Spacing of the truth's lines where the closed form is known anyway."""
 _NAP_S = 0.1
 """The longest sleep before looking whether to stop."""
+_SETTLE_S = 5.0
+"""How long a device is waited for at the start."""
 
 
 def run(scenario: str, directory: Path, duration_s: float | None) -> int:
@@ -39,7 +49,8 @@ def run(scenario: str, directory: Path, duration_s: float | None) -> int:
 
     Args:
         scenario: Name of a built-in scenario, or path of a YAML file.
-        directory: Gets ``sys``, ``proc``, ``scenario.json`` and ``truth.jsonl``; new, empty, or an emulator's before.
+        directory: Gets ``sys``, ``proc``, ``dev``, ``exporter.yaml``, ``scenario.json``, ``truth.jsonl`` and what
+            the devices need; new, empty, or an emulator's before.
         duration_s: Seconds to run; None: until a signal.
 
     Returns:
@@ -58,45 +69,118 @@ def run(scenario: str, directory: Path, duration_s: float | None) -> int:
 
 def _emulate(spec: Scenario, directory: Path, duration_s: float | None, stop: threading.Event) -> None:
     start_unix_s, start_ns = _same_instant()
-    tree = Tree(spec, directory, directory / ".scratch", boot_unix_s=int(start_unix_s))
-    meter = UtilisationMeter(lambda: read_busy("/proc/stat")) if spec.loads else None
-    # The start is now, and not when the first of the files was written.
-    start_unix_s, start_ns = _same_instant()
-    tree.advance(0.0)
-    document = {"start_unix_s": start_unix_s, "start_monotonic_ns": start_ns, "scenario": spec.document}
-    temporary = directory / ".scratch" / SCENARIO_FILE
-    temporary.write_text(json.dumps(document, indent=1), "utf-8")
-    temporary.replace(directory / SCENARIO_FILE)
-    with (directory / TRACE_FILE).open("w", encoding="utf-8") as trace:
-        sys.stderr.write(f"emulating {spec.name} in {directory}\n")
+    with contextlib.ExitStack() as stack:
+        tree = Tree(spec, directory, directory / ".scratch", boot_unix_s=int(start_unix_s))
+        stack.callback(tree.close)
+        running, spec, left_out = _open_devices(spec, directory)
+        meter = UtilisationMeter(lambda: read_busy("/proc/stat")) if spec.loads else None
+        # The start is now, and not when the first of the files was written.
+        start_unix_s, start_ns = _same_instant()
+        stack.enter_context(_moving(running, start_ns))
+        tree.advance(0.0)
+        start = {"start_unix_s": start_unix_s, "start_monotonic_ns": start_ns}
+        document = {**start, "left_out": left_out, "scenario": spec.document}
+        _put(directory, SCENARIO_FILE, json.dumps(document, indent=1))
+        _put(directory, EXPORTER_FILE, _exporter_settings(directory, running))
+        trace = stack.enter_context((directory / TRACE_FILE).open("w", encoding="utf-8"))
+        sys.stderr.write(
+            f"emulating {spec.name} in {directory}; "
+            f"read it with: joulewatch-exporter --config.file {directory / EXPORTER_FILE}\n"
+        )
         sys.stderr.flush()
-        refresh_ns = round(spec.refresh_s * 1e9)
-        end_ns = None if duration_s is None else start_ns + round(duration_s * 1e9)
-        next_trace_s = 0.0
-        trace_s = CpuLoad.SAMPLE_S if spec.loads else _TRACE_S
-        while not stop.is_set():
-            now_ns = time.monotonic_ns()
-            t_s = (now_ns - start_ns) / 1e9
-            if t_s >= next_trace_s:
-                # The line first: it is exact up to here, and the load's new power begins here.
-                _write_trace(trace.write, spec, t_s, now_ns, start_unix_s)
-                trace.flush()
-                if meter is not None:
-                    utilisation = meter.utilisation(t_s)
-                    for load in spec.loads:
-                        load.follow(t_s, utilisation)
-                next_trace_s = (int(t_s / trace_s) + 1) * trace_s
-            tree.advance(t_s)
-            if end_ns is not None and now_ns >= end_ns:
-                break
-            # From the start, not from the last wake-up: ticks that were missed are skipped, not made up for.
-            deadline_ns = start_ns + ((time.monotonic_ns() - start_ns) // refresh_ns + 1) * refresh_ns
-            if end_ns is not None:
-                deadline_ns = min(deadline_ns, end_ns)
-            while not stop.is_set() and (left_ns := deadline_ns - time.monotonic_ns()) > 0:
-                time.sleep(min(_NAP_S, left_ns / 1e9))
+        _move(spec, tree, meter, trace, _Span(start_unix_s, start_ns, duration_s), stop)
+
+
+def _open_devices(spec: Scenario, directory: Path) -> tuple[list[Running], Scenario, list[str]]:
+    """Open what can be emulated here: that, the scenario without the rest, and the rest's keys."""
+    is_one_machine = bool(spec.zones or spec.chips or spec.devices.are_local)
+    running, left_out = open_devices(spec.devices, Place(directory.absolute(), spec.refresh_s, is_one_machine))
+    if left_out and spec.is_required_whole:
+        for one in running:
+            one.device.close()
+        raise ConfigError(f"{spec.name}: {left_out[0].what}: {left_out[0].why}")
+    for absent in left_out:
+        sys.stderr.write(f"without {absent.what}: {absent.why}\n")
+    # A sensor of the files may give the same quantity: its truth stays.
+    kept = {zone.key for zone in spec.zones} | {channel.key for chip in spec.chips for channel in chip.channels}
+    keys = [key for absent in left_out for key in absent.keys if key not in kept]
+    return running, spec.without(keys), keys
+
+
+@contextlib.contextmanager
+def _moving(running: Sequence[Running], start_ns: int) -> Iterator[None]:
+    """Keep the devices moving."""
+    companions = [Companion(one, start_ns) for one in running]
+    try:
+        for companion in companions:
+            companion.settle(_SETTLE_S)
+        yield
+    finally:
+        for companion in companions:
+            companion.stop()
+        for companion in companions:
+            companion.join()
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """When the emulation began, on both clocks, and how long it lasts."""
+
+    start_unix_s: float
+    start_ns: int
+    duration_s: float | None
+
+
+def _move(
+    spec: Scenario, tree: Tree, meter: UtilisationMeter | None, trace: TextIO, span: _Span, stop: threading.Event
+) -> None:
+    """Move the files and write the trace until told to stop, or until the end."""
+    start_ns = span.start_ns
+    refresh_ns = round(spec.refresh_s * 1e9)
+    end_ns = None if span.duration_s is None else start_ns + round(span.duration_s * 1e9)
+    next_trace_s = 0.0
+    trace_s = CpuLoad.SAMPLE_S if spec.loads else _TRACE_S
+    while not stop.is_set():
         now_ns = time.monotonic_ns()
-        _write_trace(trace.write, spec, (now_ns - start_ns) / 1e9, now_ns, start_unix_s)
+        t_s = (now_ns - start_ns) / 1e9
+        if t_s >= next_trace_s:
+            # The line first: it is exact up to here, and the load's new power begins here.
+            _write_trace(trace.write, spec, t_s, now_ns, span.start_unix_s)
+            trace.flush()
+            if meter is not None:
+                utilisation = meter.utilisation(t_s)
+                for load in spec.loads:
+                    load.follow(t_s, utilisation)
+            next_trace_s = (int(t_s / trace_s) + 1) * trace_s
+        tree.advance(t_s)
+        if end_ns is not None and now_ns >= end_ns:
+            break
+        # From the start, not from the last wake-up: ticks that were missed are skipped, not made up for.
+        deadline_ns = start_ns + ((time.monotonic_ns() - start_ns) // refresh_ns + 1) * refresh_ns
+        if end_ns is not None:
+            deadline_ns = min(deadline_ns, end_ns)
+        while not stop.is_set() and (left_ns := deadline_ns - time.monotonic_ns()) > 0:
+            time.sleep(min(_NAP_S, left_ns / 1e9))
+    now_ns = time.monotonic_ns()
+    _write_trace(trace.write, spec, (now_ns - start_ns) / 1e9, now_ns, span.start_unix_s)
+
+
+def _exporter_settings(directory: Path, running: Iterable[Running]) -> str:
+    """Write down how an exporter reads this machine, and nothing of the machine that the emulator runs on."""
+    root = directory.absolute()
+    collectors = exporter_collectors(running)
+    settings = {
+        "exporter": {"path": {"sysfs": str(root / "sys"), "procfs": str(root / "proc"), "dev": str(root / "dev")}},
+        "collectors": collectors,
+    }
+    head = f"# The emulated machine in {root}; written by joulewatch-exporter emulate at each start.\n"
+    return head + yaml.safe_dump(settings, sort_keys=False)
+
+
+def _put(directory: Path, name: str, text: str) -> None:
+    temporary = directory / ".scratch" / name
+    temporary.write_text(text, "utf-8")
+    temporary.replace(directory / name)
 
 
 def _write_trace(write: Callable[[str], object], spec: Scenario, t_s: float, now_ns: int, start_unix_s: float) -> None:
@@ -143,7 +227,8 @@ def _prepared(directory: Path) -> Iterator[None]:
             yield
         finally:
             with contextlib.suppress(OSError):
-                (scratch / "value").unlink(missing_ok=True)
+                for left in scratch.glob("value-*"):
+                    left.unlink()
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be written: {error}") from error
     finally:

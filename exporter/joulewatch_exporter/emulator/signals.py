@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -234,18 +235,21 @@ class CpuLoad:
     """Follows this machine's CPU load: idle power, full power, and a straight line between them.
 
     The utilisation is sampled every ``SAMPLE_S`` and held until the next sample, so the energy that the emulator
-    states is the exact integral of the power that it states. Only the running emulator knows it: the past is kept
-    in the truth file, the future is unknown.
+    states is the exact integral of the power that it states. Only the running emulator knows it: the whole past is
+    kept in the truth file, the last ``MEMORY_S`` here (for devices that average), the future is unknown.
     """
 
     SAMPLE_S = 0.1
+    MEMORY_S = 60.0
 
     def __init__(self, idle_watts: float, full_watts: float) -> None:
         self.idle_watts = idle_watts
         self.full_watts = full_watts
-        self._at_s = 0.0
-        self._watts = idle_watts
-        self._joules = 0.0
+        self._steps: deque[tuple[float, float, float]] = deque(
+            [(0.0, 0.0, idle_watts)], maxlen=round(self.MEMORY_S / self.SAMPLE_S)
+        )
+        """Since when, the energy up to then, the power from then on. Only ever added to: devices in other threads
+        may be reading."""
 
     @property
     def is_deterministic(self) -> bool:
@@ -253,23 +257,27 @@ class CpuLoad:
 
     def follow(self, t_s: float, utilisation: float) -> None:
         """Take a new sample: from ``t_s`` on the power is that of ``utilisation`` in [0, 1]."""
-        self._joules += self._watts * (t_s - self._at_s)
-        self._at_s = t_s
-        self._watts = self.idle_watts + (self.full_watts - self.idle_watts) * min(1.0, max(0.0, utilisation))
+        watts = self.idle_watts + (self.full_watts - self.idle_watts) * min(1.0, max(0.0, utilisation))
+        self._steps.append((t_s, self._since_start(t_s), watts))
 
     def power_watts(self, t_s: float) -> float:
-        self._check(t_s)
-        return self._watts
+        return self._step(t_s)[2]
 
     def energy_joules(self, start_s: float, end_s: float) -> float:
-        if start_s != 0.0:
-            raise ValueError("a signal that follows the load knows its energy since the start only")
-        self._check(end_s)
-        return self._joules + self._watts * (end_s - self._at_s)
+        return self._since_start(end_s) - (self._since_start(start_s) if start_s else 0.0)
 
-    def _check(self, t_s: float) -> None:
-        if t_s < self._at_s:
-            raise ValueError("a signal that follows the load does not know its past")
+    def _since_start(self, t_s: float) -> float:
+        at_s, energy_joules, watts = self._step(t_s)
+        return energy_joules + watts * (t_s - at_s)
+
+    def _step(self, t_s: float) -> tuple[float, float, float]:
+        last = self._steps[-1]
+        if t_s >= last[0]:
+            return last
+        for step in reversed(self._steps.copy()):
+            if t_s >= step[0]:
+                return step
+        raise ValueError(f"a signal that follows the load does not know its past beyond {self.MEMORY_S:g} s")
 
 
 class UtilisationMeter:

@@ -1,78 +1,35 @@
-"""Writes the sysfs and procfs trees of a scenario and moves them.
+"""Writes the sysfs, procfs and dev trees of a scenario and moves them.
 
-The directories, links and files lie as real kernels lay them out. Every value is written to a file beside the tree
-and renamed into it, so a reader sees the old value or the new one and never a part. The hot path is `advance`: it
-works out each device's exact energy at one instant, and renames only what has changed.
+The directories, links and files lie as real kernels lay them out; values are replaced by rename, but for the registers
+of a processor, which are written where they are. The hot path is `advance`: it works out each device's exact energy at
+one instant, and writes only what has changed.
 """
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
-from joulewatch_exporter.emulator.scenario import ChannelSpec, ChipSpec, Fault, MachineSpec, Scenario, ZoneSpec
+from joulewatch_exporter.emulator.faults import Fault
+from joulewatch_exporter.emulator.files import MovingFile, Vanishing, Writer
+from joulewatch_exporter.emulator.scenario import ChannelSpec, ChipSpec, MachineSpec, Scenario, ZoneSpec
 from joulewatch_exporter.model import EMULATION_MARKER
 
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_FILE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+EXPORTER_FILE: Final = "exporter.yaml"
 
+_TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
+_PACKAGE: Final = re.compile(r"package-(\d+)")
 
-class Writer:
-    """Puts values into a tree by write and rename."""
-
-    def __init__(self, scratch: Path) -> None:
-        """Take a directory on the tree's file system for what is not yet renamed.
-
-        Args:
-            scratch: An existing, empty directory.
-        """
-        self._scratch = str(scratch / "value")
-
-    def put(self, path: str, text: bytes, mode: int = 0o444) -> None:
-        """Replace the file at ``path``; its directory must exist, else `FileNotFoundError`."""
-        descriptor = os.open(self._scratch, _FILE_FLAGS, mode)
-        try:
-            os.write(descriptor, text)
-        finally:
-            os.close(descriptor)
-        try:
-            os.rename(self._scratch, path)  # noqa: PTH104 - a Path for each of a thousand values a second costs more
-        except FileNotFoundError:
-            os.unlink(self._scratch)  # noqa: PTH108
-            raise
-
-
-class _Value:
-    """One file that moves, with the faults that can befall it."""
-
-    def __init__(self, writer: Writer, path: str, faults: Sequence[Fault], mode: int) -> None:
-        self._writer = writer
-        self._path = path
-        self._faults = tuple(fault for fault in faults if fault.kind in ("glitch", "denied", "stuck"))
-        self._mode = mode
-        self._written: tuple[bytes, int] | None = None
-
-    def show(self, value: int, t_s: float) -> None:
-        """Write the value, or what a fault makes of it."""
-        text = b"%d\n" % value
-        mode = self._mode
-        for fault in self._faults:
-            if fault.is_on(t_s):
-                if fault.kind == "stuck":
-                    return
-                if fault.kind == "glitch":
-                    text = fault.text.encode() + b"\n"
-                else:
-                    mode = 0  # keeps out whoever is not root: root reads on
-        if (text, mode) == self._written:
-            return
-        try:
-            self._writer.put(self._path, text, mode)
-        except FileNotFoundError:
-            return  # its directory has vanished for a while: a fault too
-        self._written = (text, mode)
+_MSR_POWER_UNIT: Final = 0x606
+_MSR_PACKAGE: Final = 0x611
+_MSR_COUNTERS: Final = {"dram": 0x619, "core": 0x639}
+"""Intel's counters inside a package by the name of their zone. They lie eight bytes apart at least, so that a plain
+file can hold them; AMD's are neighbours, and reads of eight bytes at neighbouring offsets of a file overlap."""
 
 
 class _Counter:
@@ -92,36 +49,33 @@ class _Counter:
         return (self._offset + steps) & self._mask
 
 
-class _Vanishing:
-    """A device's directory and links that go and come back."""
+class _Registers:
+    """The registers of one processor as ``dev/cpu/N/msr`` shows them: eight bytes each, at their own offsets."""
 
-    def __init__(self, directory: Path, links: Sequence[Path], hidden: Path, faults: Sequence[Fault]) -> None:
-        self._directory = directory
-        self._links = {link: os.readlink(link) for link in links}  # noqa: PTH115 - the text of the link as it is
-        self._hidden = hidden
-        self._faults = tuple(fault for fault in faults if fault.kind == "vanish")
-        self._is_gone = False
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
-    def advance(self, t_s: float) -> None:
-        gone = any(fault.is_on(t_s) for fault in self._faults)
-        if gone and not self._is_gone:
-            for link in self._links:
-                link.unlink(missing_ok=True)
-            self._directory.rename(self._hidden)
-        elif self._is_gone and not gone:
-            self._hidden.rename(self._directory)
-            for link, target in self._links.items():
-                link.symlink_to(target)
-        self._is_gone = gone
+    def put(self, register: int, value: int) -> None:
+        # In place and not by rename: a reader may hold the file, and what it reads of it is always whole.
+        os.pwrite(self._descriptor, value.to_bytes(8, "little"), register)
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 class _Zone:
-    """One powercap zone's counter."""
+    """One counter of RAPL: a powercap zone, and the processor's register behind it."""
 
-    def __init__(self, spec: ZoneSpec, value: _Value) -> None:
+    def __init__(self, spec: ZoneSpec, value: MovingFile, registers: _Registers | None, register: int) -> None:
         self._signal = spec.signal
         self._unit_nj = spec.unit_nj
         self._value = value
+        self._registers = registers
+        self._register = register
+        self._put = -1
         start = int(spec.start_joules / spec.unit_joules)
         if spec.wrap_at_s is not None:
             start = (1 << spec.counter_bits) - int(spec.signal.energy_joules(0.0, spec.wrap_at_s) / spec.unit_joules)
@@ -130,6 +84,14 @@ class _Zone:
     def advance(self, t_s: float) -> None:
         count = self._counter.count(self._signal.energy_joules(0.0, t_s), t_s)
         self._value.show(count * self._unit_nj // 1000, t_s)
+        if self._registers is not None and count != self._put:
+            self._registers.put(self._register, count)
+            self._put = count
+
+    def close(self) -> None:
+        self._value.close()
+        if self._registers is not None:
+            self._registers.close()
 
 
 class _Channel:
@@ -137,7 +99,7 @@ class _Channel:
 
     _START_UJ = 1_000_000
 
-    def __init__(self, spec: ChannelSpec, value: _Value) -> None:
+    def __init__(self, spec: ChannelSpec, value: MovingFile) -> None:
         self._signal = spec.signal
         self._is_energy = spec.kind == "energy"
         self._is_average = spec.is_average
@@ -165,6 +127,9 @@ class _Channel:
         watts = (energy_joules - self._averaged_joules) / span_s
         self._averaged_to_s, self._averaged_joules = t_s, energy_joules
         return round(watts * 1e6)
+
+    def close(self) -> None:
+        self._value.close()
 
 
 class _Stat:
@@ -209,15 +174,15 @@ class _Stat:
 
 
 class Tree:
-    """The two trees of a scenario in one directory."""
+    """The three trees of a scenario in one directory."""
 
     def __init__(self, scenario: Scenario, directory: Path, scratch: Path, boot_unix_s: int) -> None:
         """Write everything that does not move; `advance` then writes the rest.
 
         Args:
             scenario: The machine.
-            directory: Gets ``sys`` and ``proc``, which must not be there.
-            scratch: An existing directory on the same file system, outside the two trees.
+            directory: Gets ``sys``, ``proc`` and ``dev``, which must not be there.
+            scratch: An existing directory on the same file system, outside the three trees.
             boot_unix_s: What ``/proc/stat`` says of the machine's start.
 
         Raises:
@@ -225,17 +190,22 @@ class Tree:
         """
         self._sysfs = directory / "sys"
         self._procfs = directory / "proc"
+        self._dev = directory / "dev"
         self._scratch = scratch
         self._writer = Writer(scratch)
         self._boot_unix_s = boot_unix_s
         self._moving: list[_Zone | _Channel] = []
-        self._vanishing: list[_Vanishing] = []
-        self._sysfs.mkdir(parents=True)
-        self._procfs.mkdir(parents=True)
+        self._vanishing: list[Vanishing] = []
+        self._registers: dict[int, _Registers] = {}
+        for root in (self._sysfs, self._procfs, self._dev):
+            root.mkdir(parents=True)
         self._write(self._sysfs / EMULATION_MARKER, scenario.name)
         self._write_machine(scenario.machine)
+        sockets: dict[str, int] = {}
         for zone in sorted(scenario.zones, key=lambda spec: spec.zone.count(":")):
             self._write_zone(zone)
+            value = MovingFile(self._writer, str(self._zone_directory(zone.zone) / "energy_uj"), zone.faults)
+            self._moving.append(_Zone(zone, value, *self._register_of(zone, scenario.machine, sockets)))
         for number, chip in enumerate(scenario.chips):
             self._write_chip(number, chip)
         # Only now are all links there that a vanishing parent takes along.
@@ -252,6 +222,11 @@ class Tree:
         for moving in self._moving:
             moving.advance(t_s)
         self._stat.advance(t_s, self._boot_unix_s)
+
+    def close(self) -> None:
+        """Let go of all files and of those who wait for one; the trees stay as they are. Safe to call twice."""
+        for moving in self._moving:
+            moving.close()
 
     def _write(self, path: Path, value: object) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -275,10 +250,27 @@ class Tree:
                 ("physical id", socket),
             )
             lines += [f"{key:<16}: {value}" for key, value in entry] + [""]
-            topology = self._sysfs / "devices/system/cpu" / f"cpu{cpu}" / "topology"
-            self._write(topology / "physical_package_id", socket)
+            self._write_topology(machine, cpu, socket)
+        cpus = machine.sockets * machine.cpus_per_socket
+        self._write(self._sysfs / "devices/system/cpu/online", f"0-{cpus - 1}" if cpus > 1 else "0")
         self._write(self._procfs / "cpuinfo", "\n".join(lines))
         self._write(self._procfs / "meminfo", f"MemTotal: {int(machine.memory_gib * 2**20):>14} kB")
+
+    def _write_topology(self, machine: MachineSpec, cpu: int, socket: int) -> None:
+        """One CPU's place: the threads of a core lie as far apart as the socket has cores."""
+        topology = self._sysfs / "devices/system/cpu" / f"cpu{cpu}" / "topology"
+        core = (cpu - socket * machine.cpus_per_socket) % machine.cores_per_socket
+        first = socket * machine.cpus_per_socket + core
+        threads = range(first, (socket + 1) * machine.cpus_per_socket, machine.cores_per_socket)
+        topology.mkdir(parents=True)
+        for name, value in (
+            ("physical_package_id", socket),
+            ("die_id", 0),
+            ("core_id", core),
+            ("core_cpus_list", ",".join(str(thread) for thread in threads)),
+        ):
+            # Nobody reads yet: no need of the rename that makes four files for each of 256 CPUs slow.
+            (topology / name).write_text(f"{value}\n", "ascii")
 
     def _zone_directory(self, zone: str) -> Path:
         control, *indices = zone.split(":")
@@ -302,9 +294,29 @@ class Tree:
             self._write(directory / "constraint_0_name", "long_term")
             self._write(directory / "constraint_0_power_limit_uw", round(spec.power_limit_watts * 1e6))
         self._link(classes / spec.zone, directory)
-        # 0400 in the kernel; here whoever tries the emulator need not be root.
-        value = _Value(self._writer, str(directory / "energy_uj"), spec.faults, 0o444)
-        self._moving.append(_Zone(spec, value))
+
+    def _register_of(
+        self, spec: ZoneSpec, machine: MachineSpec, sockets: dict[str, int]
+    ) -> tuple[_Registers | None, int]:
+        """The register behind a zone, None where no file can show it; ``sockets`` are the packages seen before."""
+        mantissa, exponent = math.frexp(spec.unit_joules)
+        if not machine.has_msr or spec.counter_bits != 32 or not spec.zone.startswith("intel-rapl:"):
+            return None, 0
+        if (match := _PACKAGE.fullmatch(spec.name)) is not None:
+            socket = int(match[1])
+            if mantissa != 0.5 or socket >= machine.sockets or socket in self._registers:
+                return None, 0
+            path = self._dev / "cpu" / str(socket * machine.cpus_per_socket) / "msr"
+            path.parent.mkdir(parents=True)
+            registers = self._registers[socket] = _Registers(path)
+            # Bits 12:8: a step is 2^-n J. Power and time units as every server since Haswell has them.
+            registers.put(_MSR_POWER_UNIT, 0xA0003 | (1 - exponent) << 8)
+            sockets[spec.zone] = socket
+            return registers, _MSR_PACKAGE
+        parent = sockets.get(spec.zone.rpartition(":")[0])
+        if parent is None or spec.name not in _MSR_COUNTERS:
+            return None, 0
+        return self._registers[parent], _MSR_COUNTERS[spec.name]
 
     def _write_chip(self, number: int, spec: ChipSpec) -> None:
         device = self._sysfs / spec.path
@@ -323,7 +335,7 @@ class Tree:
             if channel.is_average:
                 self._write(folder / f"{stem}_average_interval", round(channel.update_s * 1000))
             path = folder / f"{stem}_{'average' if channel.is_average else 'input'}"
-            self._moving.append(_Channel(channel, _Value(self._writer, str(path), channel.faults, 0o444)))
+            self._moving.append(_Channel(channel, MovingFile(self._writer, str(path), channel.faults)))
 
     def _add_vanishing(self, directory: Path, kind: str, name: str, faults: Sequence[Fault]) -> None:
         if not any(fault.kind == "vanish" for fault in faults):
@@ -334,12 +346,12 @@ class Tree:
             if link.name == name or link.name.startswith(f"{name}:")
         ]
         hidden = self._scratch / f"gone-{len(self._vanishing)}"
-        self._vanishing.append(_Vanishing(directory, links, hidden, faults))
+        self._vanishing.append(Vanishing(self._writer, directory, links, hidden, faults))
 
 
 def remove(directory: Path) -> None:
     """Remove what an earlier emulator left in ``directory``."""
-    for name in ("sys", "proc", ".scratch"):
+    for name in ("sys", "proc", "dev", "ipmi", "redfish", ".scratch"):
         shutil.rmtree(directory / name, ignore_errors=True)
-    for name in ("scenario.json", "truth.jsonl"):
+    for name in ("scenario.json", "truth.jsonl", EXPORTER_FILE, "lib/nvml.state"):
         (directory / name).unlink(missing_ok=True)

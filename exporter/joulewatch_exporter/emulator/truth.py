@@ -1,8 +1,8 @@
 """The true energy of an emulated machine, for comparing what was measured with what was.
 
-``scenario.json`` holds the scenario and its start on the wall clock: where every signal is deterministic the truth is
-its closed form. Where a signal follows the machine's load, ``truth.jsonl`` holds the cumulative energy at each change
-of the power, and a straight line between two lines is exact.
+``scenario.json`` holds the scenario, what of it could not be emulated, and its start on the wall clock: where every
+signal is deterministic the truth is its closed form. Where a signal follows the machine's load, ``truth.jsonl`` holds
+the cumulative energy at each change of the power, and a straight line between two lines is exact.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Truth:
             document = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: no emulated machine here: {error}") from error
-        scenario = parse(document["scenario"], where=str(path), folder=None)
+        scenario = parse(document["scenario"], where=str(path), folder=None).without(document.get("left_out", ()))
         start_monotonic_ns = int(document["start_monotonic_ns"])
         lines = _read_trace(directory / TRACE_FILE)
         times_s = tuple((line["monotonic_ns"] - start_monotonic_ns) / 1e9 for line in lines)

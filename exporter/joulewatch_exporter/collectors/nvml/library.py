@@ -6,7 +6,6 @@ Sources: NVIDIA ``nvml.h`` (CUDA 13.3) and the NVML API reference.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import os
 from collections.abc import Mapping
@@ -174,6 +173,8 @@ def import_nvml(trace: str) -> Any:
 
 def load_library(library: Path, nvml: Nvml) -> None:
     """Load a library before nvidia-ml-py asks for one by name: the loader then gives it this one."""
+    import ctypes  # only where a library is named: it costs memory on every machine
+
     try:
         loaded = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
         used = ctypes.CDLL(SONAME)
