@@ -150,7 +150,7 @@ class EnergyCounter:
             if wraps is not None:
                 self._advance(read_at_ns, position_joules, wraps)
                 return True
-        if self._suspect is not None:
+        if self._suspect is not None and position_joules != self._suspect[1]:
             suspect_ns, suspect_joules = self._suspect
             wraps = self._wraps_between(suspect_joules, position_joules, read_at_ns - last_ns)
             if wraps is not None:
@@ -162,7 +162,8 @@ class EnergyCounter:
             self.events += 1
             self._advance(read_at_ns, position_joules, 1 if position_joules < self._position_joules else 0)
             return True
-        self._suspect = (read_at_ns, position_joules)
+        if self._suspect is None or position_joules != self._suspect[1]:
+            self._suspect = (read_at_ns, position_joules)
         self._reject()
         return False
 

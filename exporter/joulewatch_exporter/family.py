@@ -19,6 +19,9 @@ from joulewatch_exporter.scan import FamilyScan, Health, Layout, Reads
 
 logger = logging.getLogger(__name__)
 
+PERIODS_TO_A_GAP: Final = 3.0
+"""Two readings that are missing in a row are bridged, more are a hole."""
+
 BURST_NS: Final = 50_000_000
 BURST_FLAT_NS: Final = 20_000_000
 """Sensors that have not changed in so long are slow, or idle: their rhythm is left to the scans."""
@@ -50,6 +53,7 @@ class _QuantityState:
     __slots__ = (
         "_events",
         "_has_rhythm",
+        "_min_gap_s",
         "_power",
         "_refresh_s",
         "_rejected_power",
@@ -67,8 +71,9 @@ class _QuantityState:
         "scan",
     )
 
-    def __init__(self, info: SensorInfo) -> None:
+    def __init__(self, info: SensorInfo, min_gap_s: float) -> None:
         self.info = info
+        self._min_gap_s = min_gap_s
         self.quantity = info.quantity
         self.device_index = 0
         """Of its device in the layout."""
@@ -147,7 +152,7 @@ class _QuantityState:
         integrator = self.integrator
         if integrator is None:
             integrator = self.integrator = PowerIntegrator(
-                max_power_watts=self.info.max_power_watts, max_gap_s=self.info.max_gap_s
+                max_power_watts=self.info.max_power_watts, max_gap_s=max(self.info.max_gap_s, self._min_gap_s)
             )
             self.reads = "power"
             self.refresh = RefreshEstimator(is_counter=False)
@@ -226,8 +231,19 @@ class Family:
     without it, and takes it up again when its read has come back after all.
     """
 
-    def __init__(self, collector: Collector, *, emulated: bool = False, clock: Clock | None = None) -> None:
+    def __init__(
+        self, collector: Collector, *, emulated: bool = False, poll_s: float = 0.0, clock: Clock | None = None
+    ) -> None:
+        """Take over an open collector.
+
+        Args:
+            collector: Closed with the family.
+            emulated: Label every quantity so.
+            poll_s: How often it is read: readings of power this far apart are no hole.
+            clock: Another one than the machine's, in tests.
+        """
         self.name = collector.name
+        self._min_gap_s = PERIODS_TO_A_GAP * poll_s
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._emulated = emulated
         self._states: dict[Quantity, _QuantityState] = {}
@@ -291,7 +307,7 @@ class Family:
                     continue
                 state = self._states.get(quantity)
                 if state is None:
-                    state = self._states[quantity] = _QuantityState(info)
+                    state = self._states[quantity] = _QuantityState(info, self._min_gap_s)
                 state.adopt(replace(info, method="emulated") if self._emulated else info)
                 shown[quantity] = state
                 states.append(state)

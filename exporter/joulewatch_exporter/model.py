@@ -71,8 +71,9 @@ class SensorInfo:
     """The counter goes round here; None: it does not, or its range is unknown, and a fall is a restart."""
     max_power_watts: float = 1000.0
     """Above this a reading is impossible and is rejected. A bound of physics, not a power limit."""
-    max_gap_s: float = 10.0
-    """Power sensors: the longest spacing over which a straight line between readings is still believed."""
+    max_gap_s: float = 4.0
+    """Power sensors: the longest spacing over which a straight line between readings is still believed; three of the
+    family's periods if that is longer."""
     relation: Relation = "inside"
     """Of a part to the device of the same name; without meaning in other scopes."""
     window_s: float | None = None

@@ -391,7 +391,7 @@ class Sampler:
                 "go round unseen, or readings of power be too far apart, the time is counted as unmeasured",
             )
         thread = FamilyThread(
-            Family(collector, emulated=self._emulated),
+            Family(collector, emulated=self._emulated, poll_s=poll_s),
             poll_s=poll_s,
             read_on_scrape=timing.read_on_scrape,
         )

@@ -377,3 +377,23 @@ def test_another_counter_of_the_same_quantity_goes_on_with_the_total() -> None:
     counter.change_source(wrap_joules=1000.0, max_power_watts=100.0)
     counter.update(6 * NS_PER_S, 10.0)
     assert (counter.total_joules, counter.unmeasured_s) == (200.0, 4.0)
+
+
+def test_a_register_that_repeats_one_number_has_not_restarted() -> None:
+    """Found on the emulator: 4294967295 for four seconds counted as two restarts, and their energy was lost."""
+    counter = EnergyCounter(wrap_joules=65_532.610987, max_power_watts=1000.0)
+    counter.update(0, 20_000.0)
+    counter.update(NS_PER_S, 20_200.0)
+    for second in (2, 3, 4, 5):
+        assert not counter.update(second * NS_PER_S, 4294.967295)
+    assert counter.update(6 * NS_PER_S, 21_200.0)
+    assert (counter.total_joules, counter.resets, counter.rejected, counter.unmeasured_s) == (1200.0, 0, 4, 0.0)
+
+
+def test_a_restart_of_a_slow_counter_is_believed_when_it_moves_on() -> None:
+    counter = EnergyCounter(wrap_joules=None, max_power_watts=10_000.0)
+    counter.update(0, 7200.0)
+    counter.update(10 * NS_PER_S, 10_800.0)
+    assert [counter.update(second * NS_PER_S, 0.0) for second in (20, 30)] == [False, False]
+    assert counter.update(40 * NS_PER_S, 3600.0)
+    assert (counter.total_joules, counter.resets, counter.unmeasured_s) == (7200.0, 1, 10.0)

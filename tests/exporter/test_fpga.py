@@ -520,8 +520,6 @@ def test_it_is_read_each_second_and_at_scrapes(sysfs: FakeSysfs) -> None:
     collector = collect(sysfs)
     timing = collector.timing
     assert (timing.poll_s, timing.read_on_scrape, timing.looks_after_itself) == (1.0, True, False)
-    # Half of the longest spacing that is integrated may be set, and still nothing is lost to a late read.
-    assert infos(only(collector))["total"].max_gap_s >= 2 * 5.0
 
 
 # -- Versal cards and the V80 ----------------------------------------------------------------------

@@ -718,3 +718,14 @@ def test_quantities_of_several_devices_have_a_time_and_a_health_each() -> None:
     assert None not in scan.read_at_s
     sensor.error = SensorGlitchError("no answer")
     assert up(family.scan()) == {"bmc/n1": False, "bmc/n2": False}
+
+
+def test_a_hole_in_the_power_is_three_periods_at_least() -> None:
+    """A user who reads a card every five seconds has not thereby switched off its energy."""
+    for poll_s, energy_joules in ((1.0, 0.0), (5.0, 600.0)):
+        clock = FakeClock()
+        sensor = power_sensor(watts=50.0, max_gap_s=4.0, now_ns=clock.monotonic_ns)
+        family = Family(fake_family("fpga", Machine([sensor])).open(Host(), None), poll_s=poll_s, clock=clock)
+        family.scan()
+        clock.advance(12.0)
+        assert energies(family.scan()) == {"board": energy_joules}

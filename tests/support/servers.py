@@ -12,7 +12,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 START_LIMIT_S = 20.0
@@ -48,8 +48,11 @@ def wait_for_http(url: str, process: subprocess.Popen[bytes], log: Path, limit_s
 class Server:
     """One child process with a log file, started again with the same folder and port after ``stop``."""
 
-    def __init__(self, command: Sequence[str], folder: Path, ready_url: str) -> None:
+    def __init__(
+        self, command: Sequence[str], folder: Path, ready_url: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.command = tuple(command)
+        self.environment = environment
         self.folder = folder
         self.ready_url = ready_url
         self.log = folder / "server.log"
@@ -57,7 +60,9 @@ class Server:
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.environment
+            )
         try:
             wait_for_http(self.ready_url, self.process, self.log)
         except RuntimeError:
@@ -136,12 +141,12 @@ class PushgatewayServer(Server):
 class ExporterServer(Server):
     """A real joulewatch-exporter, usually on an emulated tree."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, environment: Mapping[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.address = f"127.0.0.1:{free_port()}"
         self.url = f"http://{self.address}"
         command = [sys.executable, "-m", "joulewatch_exporter", f"--web.listen-address={self.address}", *flags]
-        super().__init__(command, folder, f"{self.url}/-/healthy")
+        super().__init__(command, folder, f"{self.url}/-/healthy", environment)
 
 
 MEMORY = Path("/dev/shm")

@@ -14,6 +14,7 @@ from joulewatch_exporter.collectors.cray import CrayCollector
 from joulewatch_exporter.collectors.estimate import EstimateCollector
 from joulewatch_exporter.collectors.fpga import FpgaCollector
 from joulewatch_exporter.collectors.hwmon import HwmonCollector
+from joulewatch_exporter.collectors.ipmi import IpmiCollector
 from joulewatch_exporter.collectors.nvml import NvmlCollector
 from joulewatch_exporter.collectors.rapl import RaplCollector
 from joulewatch_exporter.collectors.redfish import RedfishCollector
@@ -27,6 +28,7 @@ FAMILIES: Final[tuple[type[Collector], ...]] = (
     FpgaCollector,
     CrayCollector,
     HwmonCollector,
+    IpmiCollector,
     RedfishCollector,
     EstimateCollector,
 )
