@@ -28,16 +28,16 @@ COUNTER_TARGET = 0.001
 POWER_TARGET = 0.01
 
 SICK_AND_WELL: tuple[tuple[str, Series, Series], ...] = (
-    ("CPU, counter", ("rapl", "socket0", "package"), ("rapl", "socket1", "package")),
+    ("CPU", ("rapl", "socket0", "package"), ("rapl", "socket1", "package")),
     (
-        "GPU, counter",
+        "GPU",
         ("nvml", "GPU-fa000000-0000-4000-8000-000000000000", "total"),
         ("nvml", "GPU-fa000000-0000-4000-8000-000000000001", "total"),
     ),
-    ("FPGA card, watts", ("fpga", "0000:3b:00", "total"), ("fpga", "0000:86:00", "total")),
-    ("board meter, watts", ("hwmon", "i2c-3-3-0040", "power1"), ("hwmon", "i2c-3-3-0041", "power1")),
-    ("BMC by IPMI, watts", ("ipmi", "bmc0", "total"), ("ipmi", "bmc1", "total")),
-    ("BMC by Redfish, counter", ("redfish", "chassis0", "total"), ("redfish", "chassis1", "total")),
+    ("FPGA card", ("fpga", "0000:3b:00", "total"), ("fpga", "0000:86:00", "total")),
+    ("board meter", ("hwmon", "i2c-3-3-0040", "power1"), ("hwmon", "i2c-3-3-0041", "power1")),
+    ("BMC by IPMI", ("ipmi", "bmc0", "total"), ("ipmi", "bmc1", "total")),
+    ("BMC by Redfish", ("redfish", "chassis0", "total"), ("redfish", "chassis1", "total")),
 )
 
 
@@ -48,6 +48,8 @@ class Row:
     kind: str
     series: Series
     is_sick: bool
+    is_counter: bool
+    """The sensor counts joules itself; else its watts are integrated."""
     true_joules: float
     measured_joules: float
     unmeasured_s: float
@@ -105,6 +107,7 @@ def _row(watched: Watched, truth: Truth, kind: str, series: Series, *, is_sick: 
         kind=kind,
         series=series,
         is_sick=is_sick,
+        is_counter=(catalog.SENSOR_RESETS.name, series) in watched.counts,
         true_joules=truth.energy_joules(f"{series[1]}/{series[2]}", samples[0].read_at_s, samples[-1].read_at_s),
         measured_joules=samples[-1].joules - samples[0].joules,
         unmeasured_s=watched.last_unmeasured_s(series),
@@ -117,10 +120,22 @@ def _row(watched: Watched, truth: Truth, kind: str, series: Series, *, is_sick: 
 
 def table(rows: list[Row]) -> str:
     """The rows for people."""
-    head = ["device", "", "truth, J", "counted, J", "deviation, %", "not measured, s", "resets", "rejected", "errors"]
+    head = [
+        "device",
+        "gives",
+        "",
+        "truth, J",
+        "counted, J",
+        "deviation, %",
+        "not measured, s",
+        "resets",
+        "rejected",
+        "errors",
+    ]
     lines = [
         [
             row.kind,
+            "joules" if row.is_counter else "watts",
             "sick" if row.is_sick else "well",
             f"{row.true_joules:.1f}",
             f"{row.measured_joules:.1f}",

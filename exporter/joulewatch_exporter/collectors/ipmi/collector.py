@@ -1,0 +1,310 @@
+"""The IPMI family: its options, its targets, and a poller for each of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, Self
+
+from joulewatch_exporter.collectors.ipmi.channel import Channel, device_cure, device_denied
+from joulewatch_exporter.collectors.ipmi.device import Connector, Source, Wish
+from joulewatch_exporter.errors import (
+    ConfigError,
+    SensorAbsentError,
+    SensorDeniedError,
+    SensorError,
+)
+from joulewatch_exporter.model import Finding, Host
+from joulewatch_exporter.targeted import TargetedCollector
+from joulewatch_exporter.targets import TargetList, read_secret
+from joulewatch_exporter.workers import Poller
+
+Privilege = Literal["user", "operator", "administrator"]
+
+_PRIVILEGES: Final[Mapping[Privilege, int]] = {"user": 2, "operator": 3, "administrator": 4}
+_MAX_USER_BYTES: Final = 16
+_MAX_PASSWORD_BYTES: Final = 20
+_MIN_INTERVAL_S: Final = 1.0
+"""BMCs make a new value every 1 to 10 s, and some suffer from being asked more often."""
+_IMPORT_CURE: Final = "pip install 'joulewatch[ipmi]'"
+
+
+def _check_name(what: str, name: str) -> None:
+    if not re.fullmatch(r"[^\s/\x00-\x1f]+", name):
+        raise ValueError(f"{what}: {name!r} must be a word without white space and slashes")
+
+
+def _check_interval(what: str, value_s: float) -> None:
+    if not _MIN_INTERVAL_S <= value_s <= 3600.0:
+        raise ValueError(f"{what}: must be {_MIN_INTERVAL_S:g} to 3600 seconds, not {value_s:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class IpmiTarget:
+    """One BMC that is read over the network."""
+
+    name: str
+    """The label ``device`` of its series; anything without white space and slashes."""
+    address: str
+    """Host name or IP address of the BMC."""
+    user: str
+    password_file: Path
+    """Its only line is the password."""
+    port: int = 623
+    privilege: Privilege = "user"
+    """What the session asks for. DCMI needs ``user``; some BMCs want more."""
+    kg_file: Path | None = None
+    """The BMC's key (Kg), where it has one."""
+    read: Source = "auto"
+    """``dcmi``: the power reading; ``sdr``: a sensor; ``auto``: DCMI where the BMC knows it, else a sensor."""
+    sensor: str = "auto"
+    """The sensor that is the whole server, where DCMI is missing; ``auto``: by well-known names."""
+    interval_seconds: float | None = None
+    """From one reading to the next; None: as for the family."""
+    this_machine: bool = False
+    """Whether it is the BMC of the machine on which the exporter runs: then it is checked against its other sensors."""
+
+    def __post_init__(self) -> None:
+        """Check what came from a file.
+
+        Raises:
+            ValueError: A value is impossible; the text begins with its key.
+        """
+        _check_name("name", self.name)
+        if not self.address or "/" in self.address or any(letter.isspace() for letter in self.address):
+            raise ValueError(f"address: {self.address!r} is no host name or IP address")
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"port: must be 1 to 65535, not {self.port}")
+        if not 1 <= len(self.user.encode()) <= _MAX_USER_BYTES:
+            raise ValueError(f"user: must be 1 to {_MAX_USER_BYTES} bytes long, IPMI knows no longer ones")
+        if self.sensor != "auto" and self.read == "dcmi":
+            raise ValueError("sensor: has no meaning with `read: dcmi`")
+        if not self.sensor.strip():
+            raise ValueError("sensor: must not be empty")
+        if self.interval_seconds is not None:
+            _check_interval("interval_seconds", self.interval_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class IpmiOptions:
+    """Settings under ``collectors.ipmi``."""
+
+    targets: Sequence[IpmiTarget] = ()
+    """BMCs that are read over the network."""
+    targets_file: Path | None = None
+    """A file with more of them, which may change while the exporter runs."""
+    in_band: bool | Literal["auto"] = "auto"
+    """Read the BMC of this machine by ``/dev/ipmi0``; ``auto``: where that device is."""
+    in_band_name: str = "bmc"
+    """The label ``device`` of this machine's BMC."""
+    interval_seconds: float = 5.0
+    """From one reading of a BMC to the next."""
+    deadline_seconds: float = 5.0
+    """A BMC that has not answered for so long counts as timed out. After half of it the session is taken for lost and
+    opened anew: give a slow BMC twice what it needs."""
+
+    def __post_init__(self) -> None:
+        """Check what came from a file.
+
+        Raises:
+            ValueError: A value is impossible; the text begins with its key.
+        """
+        object.__setattr__(self, "targets", tuple(self.targets))
+        _check_interval("interval_seconds", self.interval_seconds)
+        if not 0.5 <= self.deadline_seconds <= 60.0:
+            raise ValueError(f"deadline_seconds: must be 0.5 to 60 seconds, not {self.deadline_seconds:g}")
+        _check_name("in_band_name", self.in_band_name)
+
+
+class IpmiCollector(TargetedCollector):
+    """Many BMCs over the network, and the one of this machine."""
+
+    name: ClassVar[str] = "ipmi"
+    Options: ClassVar[type] = IpmiOptions
+
+    def __init__(self, options: IpmiOptions, device: str | None, findings: Sequence[Finding]) -> None:
+        """Start reading.
+
+        Args:
+            options: The settings.
+            device: Path of the kernel's device; None: this machine's BMC is not read.
+            findings: What was found out about the device.
+
+        Raises:
+            ConfigError: The target file is wrong, or two targets have one name.
+        """
+        self._options = options
+        self._device = device
+        self._device_findings = tuple(findings)
+        self._connectors: dict[str, Connector] = {}
+        targets = TargetList(IpmiTarget, options.targets, options.targets_file, where="collectors.ipmi")
+        super().__init__(targets, self._poller)
+
+    @classmethod
+    def open(cls, host: Host, options: Any) -> Self:
+        """Start a poller for each BMC; none is waited for.
+
+        Args:
+            host: Where devices are.
+            options: `IpmiOptions`.
+
+        Raises:
+            ConfigError: The target file is wrong, or two targets have one name.
+            SensorAbsentError: There is neither a target nor a device, or pyghmi is not installed.
+            SensorDeniedError: There is only the device, and it may not be opened.
+        """
+        assert isinstance(options, IpmiOptions)
+        path = f"{host.dev}/ipmi0"
+        device, findings = _find_device(path, options)
+        if device is None and not options.targets and options.targets_file is None:
+            (finding,) = findings
+            text = f"{finding.text}; and collectors.ipmi has no targets"
+            raise SensorDeniedError(text) if finding.status == "denied" else SensorAbsentError(text)
+        try:
+            if device is not None:
+                import joulewatch_exporter.collectors.ipmi.local
+            import joulewatch_exporter.collectors.ipmi.lan  # noqa: F401
+        except ImportError as error:
+            raise SensorAbsentError(f"pyghmi cannot be used ({error}); run `{_IMPORT_CURE}`") from error
+        return cls(options, device, findings)
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """The last state of each BMC, the device of this machine's, and a target file that is wrong."""
+        findings = [*super().findings, *self._device_findings]
+        connectors = self._connectors
+        for device, (_, poller) in self._pollers.items():
+            if (connector := connectors.get(device)) is not None:
+                findings += _state(device, poller, connector)
+        return tuple(findings)
+
+    def follow(self, wanted: Mapping[str, tuple[Hashable, Callable[[], Poller]]]) -> None:
+        """See `PolledCollector.follow`; what was known of BMCs that are gone is forgotten."""
+        super().follow(wanted)
+        self._connectors = {device: self._connectors[device] for device in wanted}
+
+    def _wanted(self) -> Mapping[str, tuple[Hashable, Callable[[], Poller]]]:
+        wanted = dict(super()._wanted())
+        if self._device is not None:
+            if self._options.in_band_name in wanted:
+                name = self._options.in_band_name
+                raise ConfigError(
+                    f"collectors.ipmi: {name} is a target and the name of this machine's BMC (in_band_name); "
+                    "a name is the label of its series"
+                )
+            wanted[self._options.in_band_name] = (self._device, self._in_band_poller)
+        return wanted
+
+    def _poller(self, target: IpmiTarget) -> Poller:
+        options = self._options
+        address = f"[{target.address}]" if ":" in target.address else target.address
+        wish = Wish(
+            device=target.name,
+            source=f"ipmi://{address}:{target.port}",
+            read=target.read,
+            sensor=target.sensor,
+            interval_s=target.interval_seconds or options.interval_seconds,
+            deadline_s=options.deadline_seconds,
+            is_remote=not target.this_machine,
+            privilege_cure=f"raise `privilege` of the target (now {target.privilege}) and of {target.user} in the BMC",
+        )
+
+        def open_channel() -> Channel:
+            from joulewatch_exporter.collectors.ipmi.lan import LanChannel
+
+            return LanChannel(
+                f"{target.name} ({address}:{target.port})",
+                target.address,
+                target.port,
+                lambda: _credentials(target),
+                _PRIVILEGES[target.privilege],
+                user=target.user,
+                deadline_s=options.deadline_seconds,
+            )
+
+        return self._polled(wish, open_channel)
+
+    def _in_band_poller(self) -> Poller:
+        options = self._options
+        path = self._device
+        assert path is not None
+        wish = Wish(
+            device=options.in_band_name,
+            source=path,
+            read="auto",
+            sensor="auto",
+            interval_s=options.interval_seconds,
+            deadline_s=options.deadline_seconds,
+            is_remote=False,
+            privilege_cure="",
+        )
+
+        def open_channel() -> Channel:
+            from joulewatch_exporter.collectors.ipmi.local import LocalChannel
+
+            return LocalChannel(path, deadline_s=options.deadline_seconds)
+
+        return self._polled(wish, open_channel)
+
+    def _polled(self, wish: Wish, open_channel: Callable[[], Channel]) -> Poller:
+        connector = self._connectors[wish.device] = Connector(wish, open_channel)
+        # The channel keeps the deadline; the poller's is for what cannot be given one, such as looking up a name.
+        return Poller(wish.device, connector.connect, poll_s=wish.interval_s, deadline_s=2 * wish.deadline_s)
+
+
+def _find_device(path: str, options: IpmiOptions) -> tuple[str | None, Sequence[Finding]]:
+    """Look for the kernel's device; its path, None if it is not to be read, and what the doctor should say."""
+    if options.in_band is False:
+        return None, (Finding("skipped", "ipmi", path, f"{path}: switched off by collectors.ipmi.in_band"),)
+    load = "sudo modprobe ipmi_si ipmi_devintf"
+    if not Path(path).exists():
+        if options.in_band == "auto":
+            return None, (Finding("absent", "ipmi", path, f"{path}: no such device (no BMC, or no driver)", load),)
+        return path, ()  # it may come: the poller says that it is not there
+    if os.access(path, os.R_OK | os.W_OK):
+        return path, ()
+    if options.in_band == "auto":
+        text = device_denied(path, "Permission denied")
+        return None, (Finding("denied", "ipmi", path, text, device_cure(path)),)
+    return path, ()
+
+
+def _credentials(target: IpmiTarget) -> tuple[bytes, bytes, bytes | None]:
+    """Return user, password and key as bytes.
+
+    Raises:
+        SensorDeniedError: A file cannot be read, or what is in it is too long; the text never holds it.
+    """
+    secrets = []
+    for path in (target.password_file, target.kg_file):
+        secret = None if path is None else read_secret(path).encode()
+        if secret is not None and len(secret) > _MAX_PASSWORD_BYTES:
+            raise SensorDeniedError(f"{path}: longer than {_MAX_PASSWORD_BYTES} bytes, where IPMI's secrets end")
+        secrets.append(secret)
+    password, kg = secrets
+    assert password is not None
+    return target.user.encode(), password, kg
+
+
+def _state(device: str, poller: Poller, connector: Connector) -> Sequence[Finding]:
+    """Return the doctor's lines of one BMC."""
+    source = connector.wish.source
+    error = poller.error
+    if error is not None:
+        return (Finding(_status(error), "ipmi", source, str(error)),)
+    if poller.sensor is None:
+        return ()
+    shown = ", ".join(f"{info.quantity.domain} by {info.model} ({info.quantity.scope})" for info in poller.sensor.infos)
+    found = Finding("found", "ipmi", source, f"{device}: {shown}")
+    if not connector.remark:
+        return (found,)
+    return (found, Finding("skipped", "ipmi", source, f"{device}: {connector.remark}"))
+
+
+def _status(error: SensorError) -> Literal["absent", "denied", "broken"]:
+    if isinstance(error, SensorAbsentError):
+        return "absent"
+    return "denied" if isinstance(error, SensorDeniedError) else "broken"

@@ -1,0 +1,183 @@
+"""What the exporter costs on the largest node: 2 × 64 cores each with a series of its own, 8 GPUs, 2 FPGA cards, a BMC
+by IPMI and by Redfish; first with everything well, then with a GPU, a card and both ways to the BMC hung.
+
+Files, GPU library and services are the emulator's; the cores' registers are doubled below the C library. What is
+measured is the exporter, a process of its own, on a machine that has to run the emulator as well.
+"""
+
+from __future__ import annotations
+
+import http.client
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
+from joulewatch_exporter.model import Host
+from support.rapl_shim import ShimMachine, build_shim
+from support.servers import Emulator, ExporterServer
+from support.watched_machine import Resources
+
+SCRAPES = 200
+PACED_S = 20
+HANG_AT_S = 60.0
+CORES_PER_SOCKET = 64
+_AMD_UNIT, _AMD_CORE = 0xC0010299, 0xC001029A
+_ESU_16 = 0xA1003
+
+
+def scenario() -> dict[str, Any]:
+    """The node; at ``HANG_AT_S`` the last GPU, the last card and the BMC hang for good."""
+    hang = {"faults": [{"kind": "hang", "at_s": HANG_AT_S, "for_s": 3600.0}]}
+    signals: dict[str, Any] = {
+        "socket": {"kind": "sine", "mean_watts": 200, "amplitude_watts": 60, "period_s": 17},
+        "gpu": {"kind": "sine", "mean_watts": 260, "amplitude_watts": 110, "period_s": 19},
+        "card": {"kind": "sine", "mean_watts": 50, "amplitude_watts": 12, "period_s": 23},
+    }
+    parts = ["socket", "socket", *["gpu"] * 8, "card", "card", 300]
+    signals["node"] = {"kind": "sum", "of": parts}
+    return {
+        "name": "largest-node",
+        "refresh_s": 0.05,
+        "signals": signals,
+        "machine": {
+            "vendor": "AuthenticAMD", "family": 25, "model": 1, "cpu_name": "AMD EPYC 7763 64-Core Processor",
+            "sockets": 2, "cpus_per_socket": 2 * CORES_PER_SOCKET, "cores_per_socket": CORES_PER_SOCKET,
+        },
+        "zones": [
+            {"zone": f"intel-rapl:{n}", "name": f"package-{n}", "key": f"socket{n}/package", "signal": "socket"}
+            for n in (0, 1)
+        ],
+        "gpus": [
+            {
+                "uuid": f"GPU-1a000000-0000-4000-8000-00000000000{n}", "bus_id": f"0000:{0x10 + n:02x}:00.0",
+                "signal": "gpu", **(hang if n == 7 else {}),
+            }
+            for n in range(8)
+        ],
+        "fpgas": [{"card": "0000:3b:00", "signal": "card"}, {"card": "0000:86:00", "signal": "card", **hang}],
+        "bmcs": [{"name": "bmc", "signal": "node", **hang}],
+        "redfish": [{"name": "chassis", "signal": "node", **hang}],
+    }  # fmt: skip
+
+
+def with_registers(machine: Emulator, folder: Path) -> ShimMachine:
+    """Double the registers of each core, at 2 W each."""
+    host = Host(sysfs=machine.sysfs, procfs=machine.procfs, dev=machine.folder / "dev")
+    shim = ShimMachine(SimpleNamespace(host=host, root=folder), build_shim(folder))  # type: ignore[arg-type]
+    for core in range(2 * CORES_PER_SOCKET):
+        cpu = _first_cpu(machine.sysfs, core)
+        shim.fixed(cpu, _AMD_UNIT, _ESU_16)
+        shim.count(cpu, _AMD_CORE, 2.0, 65536.0, 1000)
+    return shim
+
+
+def _first_cpu(sysfs: Path, core: int) -> int:
+    """The first logical CPU of the n-th core, as the tree tells it."""
+    cpus = sorted((sysfs / "devices/system/cpu").glob("cpu[0-9]*"), key=lambda path: int(path.name[3:]))
+    first = []
+    for path in cpus:
+        siblings = path / "topology/core_cpus_list"
+        number = int(path.name[3:])
+        if not siblings.exists() or int(siblings.read_text().replace("-", ",").split(",")[0]) == number:
+            first.append(number)
+    return first[core]
+
+
+def measure(exporter: ExporterServer) -> dict[str, float]:
+    """Back-to-back scrapes, then CPU at one scrape a second."""
+    assert exporter.process is not None
+    connection = http.client.HTTPConnection(urlsplit(exporter.url).netloc, timeout=10)
+    spans_ms, text = [], b""
+    for _ in range(SCRAPES):
+        start = time.perf_counter()
+        connection.request("GET", "/metrics")
+        text = connection.getresponse().read()
+        spans_ms.append((time.perf_counter() - start) * 1e3)
+    before, start = Resources.of(exporter.process.pid), time.monotonic()
+    for tick in range(PACED_S):
+        time.sleep(max(0.0, start + tick + 1 - time.monotonic()))
+        connection.request("GET", "/metrics")
+        connection.getresponse().read()
+    after = Resources.of(exporter.process.pid)
+    connection.close()
+    spans_ms.sort()
+    ups = [line for line in text.splitlines() if line.startswith(b"joulewatch_sensor_up{")]
+    return {
+        "quantities": text.count(b"\njoulewatch_sensor_info{"),
+        "devices_down": float(sum(line.endswith(b" 0.0") for line in ups)),
+        "scrape_median_ms": statistics.median(spans_ms),
+        "scrape_p99_ms": spans_ms[int(0.99 * len(spans_ms))],
+        "cpu_percent_of_a_core_at_1s": 100 * (after.cpu_s - before.cpu_s) / (time.monotonic() - start),
+        "rss_mebibytes": after.rss_mebibytes,
+        "threads": float(after.threads),
+        "exposition_bytes": float(len(text)),
+    }
+
+
+def run(*, quick: bool = False) -> None:
+    """Measure and write the result."""
+    about = describe_machine()
+    folder = Path(tempfile.mkdtemp(prefix="joulewatch-largest-"))
+    file = folder / "node.yaml"
+    file.write_text(yaml.safe_dump(scenario(), sort_keys=False))
+    machine = Emulator(file)
+    machine.start()
+    started = time.monotonic()
+    try:
+        config = yaml.safe_load((machine.folder / "exporter.yaml").read_text())
+        config["collectors"]["rapl"] = {"per_core": True}
+        (folder / "exporter.yaml").write_text(yaml.safe_dump(config))
+        shim = with_registers(machine, folder)
+        exporter = ExporterServer(
+            folder / "exporter", f"--config.file={folder / 'exporter.yaml'}", environment=shim.environment
+        )
+        exporter.start()
+        try:
+            time.sleep(8.0)
+            results = {"all well": measure(exporter)}
+            time.sleep(max(0.0, started + HANG_AT_S + 10.0 - time.monotonic()))
+            results["GPU, card, BMC hung"] = measure(exporter)
+        finally:
+            exporter.stop()
+    finally:
+        machine.remove()
+        shutil.rmtree(folder)
+    rows = [
+        [
+            name,
+            f"{figures['quantities']:.0f}",
+            f"{figures['devices_down']:.0f}",
+            f"{figures['scrape_median_ms']:.2f}",
+            f"{figures['scrape_p99_ms']:.2f}",
+            f"{figures['cpu_percent_of_a_core_at_1s']:.2f}",
+            f"{figures['rss_mebibytes']:.1f}",
+            f"{figures['threads']:.0f}",
+        ]
+        for name, figures in results.items()
+    ]
+    head = [
+        "",
+        "quantities",
+        "devices down",
+        "scrape median ms",
+        "p99 ms",
+        "CPU % of a core at 1 s",
+        "RSS MiB",
+        "threads",
+    ]
+    text = f"""# Cost on the largest node
+
+{host_line(about)}
+
+2 sockets × {CORES_PER_SOCKET} cores with a series each, 8 GPUs, 2 FPGA cards, the BMC by IPMI and by Redfish.
+
+{markdown_table(head, rows)}"""
+    write_result("largest_node", {"machine": about, "results": results}, text)
