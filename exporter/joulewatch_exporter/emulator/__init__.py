@@ -1,1 +1,1 @@
-"""A machine of known truth: sysfs and procfs trees that move as a scenario says, with the true energy beside them."""
+"""A machine of known truth: trees and devices that move as a scenario says, with the true energy beside them."""

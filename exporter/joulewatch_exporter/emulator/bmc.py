@@ -187,6 +187,7 @@ class Bmc:
         changed = zlib.crc32(b"".join(self._records) + spec.name.encode())
         self._repository_info = struct.pack("<BHHIIB", 0x51, len(self._records), 0xFFFE, changed, changed, 0x22)
         self._reservation = 0
+        self._metered = (0.0, 0.0)
         self._shown_watts: float | None = None
         self._shown_at_s = 0.0
         self._shown_step = -1
@@ -229,9 +230,16 @@ class Bmc:
         step = int(t_s / self.spec.refresh_s)
         if step != self._shown_step and "stuck" not in faults:
             self._shown_step = step
-            self._shown_watts = self.spec.signal.power_watts(t_s)
+            self._shown_watts = self._mean_watts(t_s)
         self._shown_at_s = t_s
         self._faults = faults
+
+    def _mean_watts(self, t_s: float) -> float:
+        """What a meter gives: the mean since its last value; the first one is momentary."""
+        joules = self.spec.signal.energy_joules(0.0, t_s)
+        last_s, last_joules = self._metered
+        self._metered = (t_s, joules)
+        return (joules - last_joules) / (t_s - last_s) if t_s > last_s else self.spec.signal.power_watts(t_s)
 
     def close(self) -> None:
         """Switch it off and remove the password; safe to call twice."""

@@ -95,7 +95,7 @@ static const gpu_t *find(const state_t *state, const char *uuid) {
 
 /* The GPU behind a handle as it is now, or the code with which every call on it ends. Waits while it hangs. */
 static int look(device_t *device, gpu_t *gpu, int64_t *start_ns) {
-  static const struct timespec nap = {0, 2000000};
+  static const struct timespec nap = {0, 50000000};
   state_t state;
   char uuid[sizeof device->uuid];
   for (;;) {

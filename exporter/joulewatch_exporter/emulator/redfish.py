@@ -204,6 +204,7 @@ class RedfishService:
         self._connection_count = 0
         self._faults: frozenset[str] = frozenset()
         self._t_s = 0.0
+        self._metered = (0.0, 0.0)
         self._base_joules = 0.0
         self._is_reset = False
         self._sample = _Sample(0.0, 0.0, 0.0, datetime.now(UTC))
@@ -280,8 +281,12 @@ class RedfishService:
                 self._step = step
                 joules = spec.signal.energy_joules(0.0, t_s)
                 start_joules = 0.0 if self._is_reset else spec.energy_start_joules
+                metered_s, metered_joules = self._metered
+                self._metered = (t_s, joules)
+                # As meters do: the mean since the last value, of which the first one has none.
+                is_first = t_s <= metered_s
                 self._sample = _Sample(
-                    spec.signal.power_watts(t_s),
+                    spec.signal.power_watts(t_s) if is_first else (joules - metered_joules) / (t_s - metered_s),
                     start_joules + joules - self._base_joules,
                     spec.energy_start_joules + joules,
                     datetime.now(UTC),

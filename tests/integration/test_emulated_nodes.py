@@ -1,0 +1,94 @@
+"""The built-in machines run whole: one configuration file, and the exporter measures every device of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import time
+import urllib.request
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from joulewatch_exporter.collectors import FAMILIES
+from joulewatch_exporter.emulator.truth import Truth
+from support.require import require_program
+
+if TYPE_CHECKING:
+    from integration.conftest import StartEmulator, StartExporter
+    from support.servers import Emulator, ExporterServer
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+WARM_UP_S = 30.0
+SPAN_S = 6.0
+
+GPUS = tuple(f"GPU-a1000000-7763-4000-8000-00000000000{number}/total" for number in range(4))
+SOCKETS = ("socket0/package", "socket1/package")
+CARDS = ("0000:21:00/total", "0000:81:00/total", "0000:a1:00/total")
+
+LIBRARIES = {"ipmi": "pyghmi", "nvml": "pynvml", "redfish": "requests"}
+
+
+def whole(machine: Emulator) -> str:
+    """The flag that makes an exporter read the whole machine; skips where one of its families cannot be read."""
+    file = machine.folder / "exporter.yaml"
+    wanted = set(yaml.safe_load(file.read_text())["collectors"])
+    missing = sorted(wanted - {family.name for family in FAMILIES})
+    if missing:
+        pytest.skip(f"this exporter has no {', '.join(missing)}")
+    for family in sorted(wanted & set(LIBRARIES)):
+        if importlib.util.find_spec(LIBRARIES[family]) is None:
+            pytest.skip(f"{LIBRARIES[family]} is not installed: pip install 'joulewatch[{family}]'")
+    return f"--config.file={file}"
+
+
+def joules(exporter: ExporterServer) -> dict[str, tuple[float, float]]:
+    """Device and domain to the time of their reading and their energy; of devices and nodes."""
+    with urllib.request.urlopen(f"{exporter.url}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    stamps: dict[tuple[str, str], float] = {}
+    found: dict[str, tuple[float, float]] = {}
+    for name in ("read_timestamp_seconds", "device_energy_joules_total", "node_energy_joules_total"):
+        for labels, value in re.findall(rf"^joulewatch_{name}{{(.*)}} (\S+)$", text, re.MULTILINE):
+            label = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+            key = label["collector"], label["device"]
+            if name.startswith("read"):
+                stamps[key] = float(value)
+            elif key in stamps:
+                found[f"{label['device']}/{label['domain']}"] = stamps[key], float(value)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("scenario", "keys"),
+    [
+        ("epyc-7763-node", (*SOCKETS, "ACPI000D:00/power1", "bmc/total", "chassis/total")),
+        ("a100-node", (*SOCKETS, *GPUS, "bmc/total", "chassis/total")),
+        ("u280-node", (*SOCKETS, *CARDS, "bmc/total")),
+    ],
+)
+def test_every_device_of_a_node_is_measured(
+    scenario: str, keys: tuple[str, ...], emulator: StartEmulator, exporter_server: StartExporter
+) -> None:
+    """The figures are those of the machine; how exact they can be is the benchmarks' business."""
+    if scenario == "a100-node":
+        require_program("gcc", "gcc")
+    machine = emulator(scenario)
+    exporter = exporter_server(whole(machine))
+    truth = Truth.load(machine.folder)
+    assert set(keys) <= set(truth.keys)
+    # A BMC is there once it has been logged in to.
+    end_s = time.monotonic() + WARM_UP_S
+    while not set(keys) <= set(before := joules(exporter)) and time.monotonic() < end_s:
+        time.sleep(0.2)
+    time.sleep(SPAN_S)
+    after = joules(exporter)
+    assert set(after) == set(keys)
+    for key in keys:
+        (start_s, start_joules), (end_s, end_joules) = before[key], after[key]
+        true = truth.energy_joules(key, start_s, end_s)
+        # Nodes are sampled each second while their power jumps; the emulator may be late where the machine is busy.
+        is_sampled = key in ("bmc/total", "chassis/total", "ACPI000D:00/power1")
+        assert end_joules - start_joules == pytest.approx(true, rel=0.35 if is_sampled else 0.05), key
