@@ -32,6 +32,10 @@ REFRESHES_PER_WINDOW: Final = 20
 LARGEST_BATCH: Final = 1 << 24
 NATIVE: Final = "native"
 
+MODEL_RUNTIMES: Final = frozenset({"onnxruntime", "openvino", "torch"})
+"""Runtimes that take a built-in network or a model file. To the others a network is what its server, program or
+accelerator calls it, and its precision is the one it has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Preset:
@@ -376,10 +380,10 @@ def _configurations(value: Any, where: str) -> Iterator[Configuration]:
         network = _text(item, "network", place, "")
         if not network:
             raise ConfigError(f"{place}: the key network is missing")
-        # A built-in network has a first precision; a file or an object has the one it has.
-        builtin = not network.endswith(".onnx") and ":" not in network
-        precisions = _texts(item, "precision", place) or (DEFAULT_PRECISIONS[:1] if builtin else (NATIVE,))
         runtime = _text(item, "runtime", place, default_runtime(network))
+        # A built-in network has a first precision; a file or an object has the one it has.
+        builtin = runtime in MODEL_RUNTIMES and "." not in network and ":" not in network
+        precisions = _texts(item, "precision", place) or (DEFAULT_PRECISIONS[:1] if builtin else (NATIVE,))
         name = _text(item, "name", place, "")
         made = [
             Configuration(name=name, network=network, runtime=runtime, precision=precision, options=options)

@@ -19,10 +19,13 @@ from typing import Any, Final, cast
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Network
-from joulewatch_harness.plan import NATIVE
+from joulewatch_harness.plan import MODEL_RUNTIMES, NATIVE
 from joulewatch_harness.records import Configuration
 
-RUNTIMES: Final[Mapping[str, str]] = {"onnxruntime": "joulewatch_harness.runtimes.onnxruntime"}
+RUNTIMES: Final[Mapping[str, str]] = {
+    name: f"joulewatch_harness.runtimes.{name}"
+    for name in ("onnxruntime", "openvino", "torch", "finn", "process", "kserve", "openai")
+}
 """Name -> module; the module offers ``open_network(network, precision, options) -> Network``."""
 
 OWN_RUNTIME: Final = "python"
@@ -46,13 +49,13 @@ def open_network(configuration: Configuration) -> Network:
         ConfigError: unknown runtime or network, bad option, missing file, an object without the five methods.
     """
     options = dict(configuration.options)
-    if is_own(configuration.network):
-        if configuration.runtime != OWN_RUNTIME:
-            raise ConfigError(
-                f"{configuration.network} brings its own runtime: leave out runtime {configuration.runtime!r}"
-            )
+    if configuration.runtime == OWN_RUNTIME:
         options.pop(ANY_PRECISION, None)
         return own_network(configuration.network, configuration.precision, options)
+    if is_own(configuration.network) and configuration.runtime in MODEL_RUNTIMES:
+        raise ConfigError(
+            f"{configuration.network} brings its own runtime: leave out runtime {configuration.runtime!r}"
+        )
     module_name = RUNTIMES.get(configuration.runtime)
     if module_name is None:
         raise ConfigError(unknown("runtime", configuration.runtime, RUNTIMES))
