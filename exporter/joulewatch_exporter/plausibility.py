@@ -28,7 +28,7 @@ STUCK_REFRESHES: Final = 30
 """A value that stood for so many refreshes, and a minute at least, while the load moved, is stuck."""
 MOVED_SHARE: Final = 0.2
 MOVED_WATTS: Final = 10.0
-"""The load has moved if the other devices' power went up or down by this share of its peak, and by so many watts."""
+"""The load has moved if its power went up or down by this share of its peak, and by so many watts."""
 MIN_WATTS: Final = 5.0
 """Below this a ratio says nothing: sensors of a few watts disagree by their resolution."""
 
@@ -149,23 +149,20 @@ class Plausibility:
         return found
 
     def _stuck(self, now: _Look) -> Iterator[Verdict]:
-        total_watts = sum(
-            value.power_watts or 0.0
-            for (_, quantity), value in now.items()
-            if quantity.scope == "device" and not value.info.is_remote
-        )
+        loads_watts = _loads_watts(now)
         for key, value in now.items():
-            if key[1].scope == "part" or value.info.is_remote or not value.is_there:
-                continue  # an idle core may rest; and of another machine's load nothing is known
+            load_watts = loads_watts.get(key)
+            if load_watts is None or not value.is_there:
+                continue
             still = self._still.get(key)
             mark = (value.energy_joules, None) if value.reads == "energy" else (0.0, value.power_watts)
             if still is None or still.value != mark:
-                self._still[key] = _Stillness(mark, value.read_at_s, total_watts, total_watts)
+                self._still[key] = _Stillness(mark, value.read_at_s, load_watts, load_watts)
                 if still is not None:
                     yield self._judge("stuck", key, None, False, "")
                 continue
-            still.low_watts = min(still.low_watts, total_watts)
-            still.high_watts = max(still.high_watts, total_watts)
+            still.low_watts = min(still.low_watts, load_watts)
+            still.high_watts = max(still.high_watts, load_watts)
             moved_watts = still.high_watts - still.low_watts
             has_moved = moved_watts >= max(MOVED_WATTS, MOVED_SHARE * still.high_watts)
             long_s = max(STUCK_S, STUCK_REFRESHES * (value.refresh_s or 0.0))
@@ -174,6 +171,34 @@ class Plausibility:
             yield self._judge("stuck", key, None, is_odd, text)
         for key in [key for key in self._still if key not in now or not now[key].is_there]:
             del self._still[key]
+
+
+def _loads_watts(now: _Look) -> dict[_Key, float]:
+    """What must move a quantity: of a node, and of a counter that cannot rest while the machine works, the power of all
+    devices; of a device that gives watts, the power of its own parts, for it may be idle while the others are not. Of a
+    part, and of another machine, nothing is known.
+    """
+    parts_watts: dict[tuple[str, str, str], float] = {}
+    devices_watts = 0.0
+    for (collector, quantity), value in now.items():
+        watts = value.power_watts
+        if watts is None or not value.is_there or value.info.is_remote:
+            continue
+        if quantity.scope == "device":
+            devices_watts += watts
+        elif quantity.scope == "part":
+            place = (collector, quantity.component, quantity.device)
+            parts_watts[place] = parts_watts.get(place, 0.0) + watts
+    loads: dict[_Key, float] = {}
+    for key, value in now.items():
+        collector, quantity = key
+        if quantity.scope == "part" or value.info.is_remote:
+            continue
+        if quantity.scope == "node" or value.reads == "energy":
+            loads[key] = devices_watts
+        elif (place := (collector, quantity.component, quantity.device)) in parts_watts:
+            loads[key] = parts_watts[place]
+    return loads
 
 
 def _look_of(scans: Sequence[FamilyScan]) -> _Look:

@@ -153,22 +153,52 @@ def test_an_estimate_takes_no_part() -> None:
     assert [verdict.check for verdict in verdicts if verdict.check != "stuck"] == []
 
 
-def test_a_value_that_stands_still_while_the_load_moves_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
-    board = info("board", "total", component="other", wrap_joules=None)
-    machine = Machine(rapl=(PACKAGE,), hwmon=(board,))
+METER = info("ACPI000D:00", "power1", scope="node", component="node", wrap_joules=None)
+BOARD = info("board", "total", component="other", wrap_joules=None)
+
+
+def stuck(verdicts: tuple[Verdict, ...]) -> dict[str, bool]:
+    return {verdict.device: verdict.is_implausible for verdict in verdicts if verdict.check == "stuck"}
+
+
+def test_a_node_that_stands_still_while_its_devices_move_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine(rapl=(PACKAGE,), hwmon=(METER,))
     for step in range(12):
-        verdicts = machine.look({PACKAGE: 100.0 if step % 2 else 250.0, board: 42.0})
-    stuck = {verdict.device: verdict.is_implausible for verdict in verdicts if verdict.check == "stuck"}
-    assert stuck == {"socket0": False, "board": True}
-    assert "board total: its value has not changed" in caplog.text
-    verdicts = machine.look({PACKAGE: 100.0, board: 43.0})
-    assert {v.device: v.is_implausible for v in verdicts if v.check == "stuck"}["board"] is False
+        verdicts = machine.look({PACKAGE: 100.0 if step % 2 else 250.0, METER: 420.0})
+    assert stuck(verdicts) == {"socket0": False, "ACPI000D:00": True}
+    assert "ACPI000D:00 power1: its value has not changed for a minute, while the load moved by 150 W" in caplog.text
+    assert stuck(machine.look({PACKAGE: 100.0, METER: 430.0}))["ACPI000D:00"] is False
+
+
+def test_a_counter_that_stands_still_while_the_machine_works_is_stuck() -> None:
+    machine = Machine(rapl=(PACKAGE, info("socket1", "package")))
+    for step in range(12):
+        verdicts = machine.look({PACKAGE: 100.0 if step % 2 else 250.0, info("socket1", "package"): 0.0})
+    assert stuck(verdicts) == {"socket0": False, "socket1": True}
+
+
+def test_a_card_that_stands_still_while_its_rails_move_is_stuck() -> None:
+    card = replace(CARD, wrap_joules=None)
+    rails = tuple(replace(rail, wrap_joules=None) for rail in RAILS)
+    machine = Machine(rapl=(PACKAGE,), fpga=(card, *rails))
+    for step in range(12):
+        verdicts = machine.look({PACKAGE: 90.0 + step, card: 42.0, rails[0]: 30.0 + 12 * (step % 2), rails[1]: 5.0})
+    assert stuck(verdicts)["0000:d8:00"] is True
+
+
+def test_an_idle_device_is_not_stuck_because_others_work() -> None:
+    """A configured card without work, a rail of the network: the same watts for hours."""
+    card = replace(CARD, wrap_joules=None)
+    machine = Machine(rapl=(PACKAGE,), fpga=(card, *RAILS), hwmon=(BOARD,))
+    for step in range(12):
+        watts = {PACKAGE: 100.0 if step % 2 else 250.0, card: 26.73, RAILS[0]: 20.0, RAILS[1]: 6.73, BOARD: 12.0}
+        verdicts = machine.look(watts)
+    assert stuck(verdicts) == {"socket0": False, "0000:d8:00": False}
 
 
 def test_a_value_that_stands_still_in_a_steady_machine_is_not_stuck() -> None:
-    board = info("board", "total", component="other", wrap_joules=None)
-    machine = Machine(rapl=(PACKAGE,), hwmon=(board,))
-    verdicts = machine.look({PACKAGE: 100.0, board: 42.0}, looks=20)
+    machine = Machine(rapl=(PACKAGE,), hwmon=(METER,))
+    verdicts = machine.look({PACKAGE: 100.0, METER: 142.0}, looks=20)
     assert not any(verdict.is_implausible for verdict in verdicts)
 
 
