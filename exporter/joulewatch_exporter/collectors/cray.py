@@ -22,7 +22,8 @@ from time import monotonic_ns
 from typing import Any, ClassVar, Final, Literal, Self
 
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
-from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, Sensor, SensorInfo, Timing
+from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, SensorInfo, Timing
+from joulewatch_exporter.on_demand import OnDemandCollector
 from joulewatch_exporter.sysfs import denied_cure, list_names, read_text, read_text_or
 
 NAME: Final = "cray"
@@ -180,35 +181,16 @@ class CraySensor:
         """Nothing is held."""
 
 
-class CrayCollector:
+class CrayCollector(OnDemandCollector):
     """The counters of the node's controller."""
 
     name: ClassVar[str] = NAME
     Options: ClassVar[type] = CrayOptions
 
-    def __init__(self, sensor: CraySensor, findings: Sequence[Finding]) -> None:
-        self._sensors = (sensor,)
-        self._findings = tuple(findings)
-
-    @property
-    def sensors(self) -> Sequence[Sensor]:
-        """One: the node's controller."""
-        return self._sensors
-
-    @property
-    def findings(self) -> Sequence[Finding]:
-        """What was found, skipped or denied, and why."""
-        return self._findings
-
     @property
     def timing(self) -> Timing:
         """Energy is counted there, power is shown: each second is enough for both."""
         return Timing(poll_s=_POLL_S, read_on_scrape=True)
-
-    @property
-    def outdated(self) -> bool:
-        """Never: there is one controller."""
-        return False
 
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
@@ -249,13 +231,7 @@ class CrayCollector:
         except SensorError as error:
             findings.append(Finding("broken", NAME, directory, str(error)))
         findings += [_found(info) for info in sensor.infos]
-        return cls(sensor, findings)
-
-    def settle(self, timeout_s: float) -> None:
-        """Return at once: it is read on demand."""
-
-    def close(self) -> None:
-        """Nothing is held."""
+        return cls([sensor], findings)
 
 
 def _is_denied(directory: str, channel: _Channel, findings: list[Finding]) -> bool:

@@ -25,7 +25,8 @@ from time import monotonic_ns
 from typing import Any, ClassVar, Final, Self
 
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorGlitchError
-from joulewatch_exporter.model import Finding, Host, Quantity, Reading, Sensor, SensorInfo, Timing
+from joulewatch_exporter.model import Finding, Host, Quantity, Reading, SensorInfo, Timing
+from joulewatch_exporter.on_demand import OnDemandCollector
 from joulewatch_exporter.sysfs import read_text, read_text_or
 
 _COEFFICIENTS_SOURCE: Final = "Cloud Carbon Footprint"
@@ -180,36 +181,20 @@ class EstimateSensor:
         self._energy_joules += idle_cpus * model.min_watts * elapsed_s + (model.max_watts - model.min_watts) * worked_s
         return (Reading(self._quantity, now_ns, self._energy_joules, None),)
 
+    def close(self) -> None:
+        """Nothing is held open between reads."""
 
-class EstimateCollector:
+
+class EstimateCollector(OnDemandCollector):
     """One estimate for the CPUs of the host."""
 
     name: ClassVar[str] = "estimate"
     Options: ClassVar[type] = EstimateOptions
 
-    def __init__(self, sensor: EstimateSensor, findings: Sequence[Finding]) -> None:
-        self._sensors = (sensor,)
-        self._findings = tuple(findings)
-
-    @property
-    def sensors(self) -> Sequence[Sensor]:
-        """The one sensor."""
-        return self._sensors
-
-    @property
-    def findings(self) -> Sequence[Finding]:
-        """What the estimate rests on."""
-        return self._findings
-
     @property
     def timing(self) -> Timing:
         """The kernel counts by itself: reading often is cheap and adds nothing."""
         return Timing(poll_s=_POLL_S, read_on_scrape=True)
-
-    @property
-    def outdated(self) -> bool:
-        """Never: CPUs do not come while the machine runs."""
-        return False
 
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
@@ -231,13 +216,7 @@ class EstimateCollector:
         except SensorGlitchError as error:
             raise SensorAbsentError(str(error)) from error
         text = f"an estimate, not a measurement: {model.text}"
-        return cls(sensor, [Finding("found", "estimate", stat_path, text)])
-
-    def settle(self, timeout_s: float) -> None:
-        """Return at once: it is read on demand."""
-
-    def close(self) -> None:
-        """Nothing is held open between reads."""
+        return cls([sensor], [Finding("found", "estimate", stat_path, text)])
 
 
 def power_model(cpuinfo: str, options: EstimateOptions) -> PowerModel:

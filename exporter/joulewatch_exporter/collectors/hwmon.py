@@ -32,7 +32,8 @@ from joulewatch_exporter.errors import (
     SensorError,
     SensorGlitchError,
 )
-from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, Scope, Sensor, SensorInfo, Timing
+from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, Scope, SensorInfo, Timing
+from joulewatch_exporter.on_demand import OnDemandCollector
 from joulewatch_exporter.sysfs import (
     HeldInt,
     denied_cure,
@@ -193,27 +194,16 @@ class _Meaning:
     domain: str
 
 
-class HwmonCollector:
+class HwmonCollector(OnDemandCollector):
     """All power and energy channels of the hwmon class."""
 
     name: ClassVar[str] = "hwmon"
     Options: ClassVar[type] = HwmonOptions
 
     def __init__(self, root: str, sensors: Sequence[HwmonSensor], findings: Sequence[Finding]) -> None:
+        super().__init__(sensors, findings)
         self._root = root
         self._entries = _entries(root)
-        self._sensors = tuple(sensors)
-        self._findings = tuple(findings)
-
-    @property
-    def sensors(self) -> Sequence[Sensor]:
-        """One for each published channel."""
-        return self._sensors
-
-    @property
-    def findings(self) -> Sequence[Finding]:
-        """What was found, skipped or denied, and why."""
-        return self._findings
 
     @property
     def timing(self) -> Timing:
@@ -268,14 +258,6 @@ class HwmonCollector:
             reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)
             raise SensorAbsentError(f"{root}: no power or energy channel{reasons}")
         return cls(root, sensors, findings)
-
-    def settle(self, timeout_s: float) -> None:
-        """Return at once: it is read on demand."""
-
-    def close(self) -> None:
-        """Let go of all files."""
-        for sensor in self._sensors:
-            sensor.close()
 
 
 def _entries(root: str) -> tuple[str, ...]:

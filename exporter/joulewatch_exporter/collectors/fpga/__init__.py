@@ -32,7 +32,8 @@ from joulewatch_exporter.errors import (
     SensorError,
     SensorTimeoutError,
 )
-from joulewatch_exporter.model import Finding, Host, Reading, Sensor, SensorInfo, Timing
+from joulewatch_exporter.model import Finding, Host, Reading, SensorInfo, Timing
+from joulewatch_exporter.on_demand import OnDemandCollector
 from joulewatch_exporter.sysfs import list_names, read_text_or
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class _SilentCard:
         """Nothing is held."""
 
 
-class FpgaCollector:
+class FpgaCollector(OnDemandCollector):
     """All FPGA cards of the host, and the host itself where it is a board with monitored rails."""
 
     name: ClassVar[str] = NAME
@@ -142,21 +143,10 @@ class FpgaCollector:
     def __init__(
         self, host: Host, sensors: Sequence[CardSensor], findings: Sequence[Finding], hanging: Sequence[str]
     ) -> None:
+        super().__init__(sensors, findings)
         self._host = host
-        self._sensors = tuple(sensors)
-        self._findings = tuple(findings)
         self._hanging = tuple(hanging)
         self._signature = _signature(host)
-
-    @property
-    def sensors(self) -> Sequence[Sensor]:
-        """One for each card, and one for the board."""
-        return self._sensors
-
-    @property
-    def findings(self) -> Sequence[Finding]:
-        """What was found, skipped or denied, and why."""
-        return self._findings
 
     @property
     def timing(self) -> Timing:
@@ -201,14 +191,6 @@ class FpgaCollector:
         if not sensors:
             _raise_nothing(host, findings)
         return cls(host, sensors, findings, hanging)
-
-    def settle(self, timeout_s: float) -> None:
-        """Return at once: it is read on demand."""
-
-    def close(self) -> None:
-        """Let go of all files; safe to call twice."""
-        for sensor in self._sensors:
-            sensor.close()
 
 
 def _raise_nothing(host: Host, findings: Sequence[Finding]) -> None:

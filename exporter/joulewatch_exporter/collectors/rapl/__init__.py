@@ -25,7 +25,8 @@ from joulewatch_exporter.collectors.rapl.door import (
     skipped,
 )
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
-from joulewatch_exporter.model import Finding, Host, Sensor, Timing
+from joulewatch_exporter.model import Finding, Host, Timing
+from joulewatch_exporter.on_demand import OnDemandCollector
 from joulewatch_exporter.sysfs import read_text_or
 
 __all__ = ["RaplCollector", "RaplOptions"]
@@ -64,7 +65,7 @@ class RaplOptions:
             raise ValueError("per_core: cores are parts, and collectors.rapl.parts is false")
 
 
-class RaplCollector:
+class RaplCollector(OnDemandCollector):
     """All RAPL counters of the host, each physical quantity once."""
 
     name: ClassVar[str] = "rapl"
@@ -73,20 +74,9 @@ class RaplCollector:
     def __init__(
         self, host: Host, sensors: Sequence[RaplSensor | CoresSensor], findings: Sequence[Finding], marks: object
     ) -> None:
+        super().__init__(sensors, findings)
         self._host = host
-        self._sensors = tuple(sensors)
-        self._findings = tuple(findings)
         self._marks = marks
-
-    @property
-    def sensors(self) -> Sequence[Sensor]:
-        """One for each published counter, and one for the cores of each package."""
-        return self._sensors
-
-    @property
-    def findings(self) -> Sequence[Finding]:
-        """What was found, skipped or denied, and why."""
-        return self._findings
 
     @property
     def timing(self) -> Timing:
@@ -138,14 +128,6 @@ class RaplCollector:
         if cores and not choice.has_cores:
             choice.tell_no_cores(machine, closed)
         return cls(host, choice.sensors, findings, marks)
-
-    def settle(self, timeout_s: float) -> None:
-        """Return at once: it is read on demand."""
-
-    def close(self) -> None:
-        """Let go of all files and events."""
-        for sensor in self._sensors:
-            sensor.close()
 
 
 def _look(door: DoorName, machine: Machine, options: RaplOptions, *, cores: bool, findings: list[Finding]) -> View:
