@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-BENCHMARKS = ("exporter_cost", "many_bmcs", "accuracy", "analysis_speed", "gpu")
+BENCHMARKS = ("exporter_cost", "largest_node", "many_bmcs", "faulty_node", "soak", "accuracy", "analysis_speed", "gpu")
 
 
 def main() -> int:
