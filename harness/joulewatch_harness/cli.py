@@ -23,6 +23,8 @@ EXIT_USAGE: Final = 2
 SUMMARIES: Final = {
     "profile": "run a network under test over batch sizes and precisions, and measure its energy",
     "analyze": "turn a run into joules per inference: table, CSV, JSON, figure",
+    "compare": "tell what differs between configurations or runs, and whether it is certain",
+    "layers": "time per operator from the runtime's own trace, energy per operator as an estimate",
     "energy": "energy of any window of time, from any source",
     "runs": "list the runs that are stored, or push one to Prometheus",
     "export": "turn a recording into OpenMetrics text for promtool",

@@ -1,8 +1,9 @@
-"""What to say about a name that is not known: the nearest one, then all of them."""
+"""What names tell, and what to say about one that is not known: the nearest one, then all of them."""
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -12,3 +13,12 @@ def unknown(what: str, word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     guess = f": did you mean {near[0]!r}?" if near else ":"
     return f"unknown {what} {word!r}{guess} (known: {', '.join(names)})"
+
+
+def scenario_in_name(name: str) -> tuple[str, float]:
+    """Scenario and rate as the last part of a configuration's name tells them; ("", 0) for offline."""
+    last = name.rpartition("/")[2]
+    if last == "single_stream":
+        return last, 0.0
+    match = re.fullmatch(r"server-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", last)
+    return ("server", float(match[1])) if match else ("", 0.0)

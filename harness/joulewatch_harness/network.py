@@ -21,15 +21,22 @@ class Phases:
 
     ``with phases("copy_in"): ...`` or ``phases.add("copy_in", t0_ns, t1_ns)`` tells a phase;
     ``phases.batch()`` marks the end of a batch, from which latency percentiles are made. A network that
-    marks none has its latency taken as the mean over each call of ``run``.
+    marks none has its latency taken as the mean over each call of ``run``. ``phases.count("output_tokens", 128)``
+    tells other units of work than inferences: results then have joules for each of them too.
     """
 
-    __slots__ = ("_name", "_start_ns", "batch_ends_ns", "spans")
+    __slots__ = ("_name", "_start_ns", "batch_ends_ns", "call_ns", "counts", "latencies_ns", "spans")
 
     def __init__(self) -> None:
         self.spans: dict[str, list[int]] = {}
         """phase -> [count, total_ns]"""
         self.batch_ends_ns: array[int] = array("q")
+        self.latencies_ns: array[int] = array("q")
+        """Of each query, where a scenario knows better than the marks: from its arrival, waiting included."""
+        self.call_ns: tuple[int, int] | None = None
+        """Start and end of the last call of ``run``, where it went on in another process: without the message."""
+        self.counts: dict[str, float] = {}
+        """unit of work -> how many"""
         self._name = ""
         self._start_ns = 0
 
@@ -52,9 +59,26 @@ class Phases:
             span[0] += 1
             span[1] += t1_ns - t0_ns
 
+    def count(self, name: str, number: float) -> None:
+        """So many more of a unit of work, such as ``output_tokens``; a plural, as it is to be read."""
+        self.counts[name] = self.counts.get(name, 0) + number
+
     def batch(self) -> None:
         """Mark the end of one batch."""
         self.batch_ends_ns.append(time.monotonic_ns())
+
+
+class MarksOnly(Phases):
+    """Takes the ends of batches and no phases: what their recording costs can then be told."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None: ...
+
+    def add(self, name: str, t0_ns: int, t1_ns: int) -> None:
+        """Nothing is kept."""
 
 
 @runtime_checkable

@@ -22,7 +22,9 @@ import yaml
 
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import unknown
+from joulewatch_harness.pinning import cpus_text, parse_cpus
 from joulewatch_harness.records import Configuration
+from joulewatch_harness.scenario import OFFLINE, Scenario
 
 MINIMUM_WINDOW_S: Final = 1.0
 MINIMUM_BATCHES: Final = 10
@@ -35,6 +37,8 @@ NATIVE: Final = "native"
 MODEL_RUNTIMES: Final = frozenset({"onnxruntime", "openvino", "torch"})
 """Runtimes that take a built-in network or a model file. To the others a network is what its server, program or
 accelerator calls it, and its precision is the one it has."""
+SERVER_RUNTIMES: Final = frozenset({"kserve", "openai"})
+"""Runtimes whose networks have the names that a server gives them, such as ``llama3.2:1b``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,16 @@ DEFAULT_OUTPUT: Final = "runs"
 DEFAULT_SCRAPE_RATE_HZ: Final = 10.0
 DEFAULT_NETWORK: Final = "radioml-vgg10"
 DEFAULT_PRECISIONS: Final = ("fp32", "int8")
+DEFAULT_TIME_LIMIT_S: Final = 600.0
+PHASES_INLINE: Final = "inline"
+PHASES_SEPARATE: Final = "separate"
+PHASES_OFF: Final = "off"
+PHASES: Final = (PHASES_INLINE, PHASES_SEPARATE, PHASES_OFF)
+PHASE_PASS_S: Final = 1.0
+"""Of the pass that records phases."""
+PHASE_COST_PAIRS: Final = 6
+PHASE_COST_S: Final = 0.1
+"""Then so many times so long without and with recording them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +114,13 @@ class Plan:
     pushgateway: str = ""
     scrape_rate_hz: float = DEFAULT_SCRAPE_RATE_HZ
     output: str = DEFAULT_OUTPUT
+    isolate: bool = False
+    """Each configuration in a process of its own."""
+    cpus: str = ""
+    """Processors of those processes, such as ``0-3``; empty: all."""
+    time_limit_s: float = DEFAULT_TIME_LIMIT_S
+    """For one call of an isolated network."""
+    phases: str = PHASES_INLINE
 
     def __post_init__(self) -> None:
         if not self.configurations:
@@ -114,6 +135,8 @@ class Plan:
             raise ConfigError(
                 f"rounds is {self.rounds}: at least {MINIMUM_ROUNDS}, for the spread between rounds is the uncertainty"
             )
+        if self.cpus and not self.isolate:
+            raise ConfigError("cpus needs isolate: true, for it is the networks' own processes that are kept there")
         names = [item.name for item in self.configurations]
         for name in names:
             if names.count(name) > 1:
@@ -132,6 +155,8 @@ class Plan:
                         "runtime": one.runtime,
                         "precision": one.precision,
                         "options": dict(one.options),
+                        "scenario": one.scenario or OFFLINE,
+                        **({"server_rate_per_s": one.server_rate_per_s} if one.server_rate_per_s else {}),
                     }
                     for one in self.configurations
                 ]
@@ -172,7 +197,15 @@ class MeasureStep:
     window_s: float
 
 
-Step = IdleStep | LoadStep | MeasureStep
+@dataclass(frozen=True, slots=True)
+class PhaseStep:
+    """Phases of one configuration at one batch size, outside the energy windows, and what recording them costs."""
+
+    configuration: str
+    batch_size: int
+
+
+Step = IdleStep | LoadStep | MeasureStep | PhaseStep
 
 
 def window_length_s(plan: Plan, refresh_s: float | None) -> float:
@@ -194,6 +227,7 @@ def steps(plan: Plan, refresh_s: float | None = None) -> tuple[Step, ...]:
     """
     window_s = window_length_s(plan, refresh_s)
     cells = list(itertools.product((item.name for item in plan.configurations), plan.batch_sizes))
+    sorted_cells = tuple(cells)
     shuffle = random.Random(plan.seed).shuffle
     rounds: list[Step] = []
     for repeat in range(plan.rounds):
@@ -204,6 +238,7 @@ def steps(plan: Plan, refresh_s: float | None = None) -> tuple[Step, ...]:
         LoadStep(),
         IdleStep(loaded=True, duration_s=plan.idle_s),
         *rounds,
+        *(PhaseStep(name, size) for name, size in sorted_cells if plan.phases == PHASES_SEPARATE),
         IdleStep(loaded=True, duration_s=plan.idle_s),
     )
 
@@ -214,6 +249,8 @@ def estimate_s(plan: Plan, step: Step) -> float:
         return step.duration_s + plan.settle_s
     if isinstance(step, LoadStep):
         return 0.5 * len(plan.configurations)
+    if isinstance(step, PhaseStep):
+        return PHASE_PASS_S + 2 * PHASE_COST_PAIRS * PHASE_COST_S + plan.settle_s
     before_s = 0.5 * (plan.warmup_s + plan.max_warmup_s) if step.repeat == 0 else plan.settle_s
     return before_s + step.window_s + plan.settle_s + 0.1
 
@@ -262,9 +299,12 @@ def _batch_size(item: Any, where: str) -> int:
 KEYS: Final = (
     "name", "preset", "configurations", "batch_sizes", "window_s", "max_window_s", "rounds", "seed", "idle_s",
     "settle_s", "warmup_s", "max_warmup_s", "exporters", "exporter_flags", "prometheus", "prometheus_config",
-    "pushgateway", "scrape_rate_hz", "output",
+    "pushgateway", "scrape_rate_hz", "output", "isolate", "cpus", "time_limit_s", "scenario",
+    "server_rate_per_s", "phases",
 )  # fmt: skip
-_CONFIGURATION_KEYS: Final = ("name", "network", "runtime", "precision", "options")
+_CONFIGURATION_KEYS: Final = (
+    "name", "network", "runtime", "precision", "options", "scenario", "server_rate_per_s",
+)  # fmt: skip
 _EXPORTER_KEYS: Final = ("url", "name")
 
 
@@ -309,9 +349,14 @@ def make_plan(data: Mapping[str, Any], where: str) -> Plan:
         sizes = batch_sizes(data["batch_sizes"], f"{where}: batch_sizes")
     window_s = _seconds(data, "window_s", where, preset.window_s)
     warmup_s = _seconds(data, "warmup_s", where, preset.warmup_s)
+    cpus = parse_cpus(_text(data, "cpus", where, ""), f"{where}: cpus")
+    configurations = tuple(_configurations(data.get("configurations"), where, data))
+    phases = _text(data, "phases", where, PHASES_INLINE)
+    if phases not in PHASES:
+        raise ConfigError(f"{where}: phases: {unknown('value', phases, PHASES)}")
     try:
         return Plan(
-            configurations=tuple(_configurations(data.get("configurations"), where)),
+            configurations=configurations,
             batch_sizes=sizes,
             preset=preset_name,
             window_s=window_s,
@@ -330,14 +375,21 @@ def make_plan(data: Mapping[str, Any], where: str) -> Plan:
             pushgateway=_text(data, "pushgateway", where, ""),
             scrape_rate_hz=_seconds(data, "scrape_rate_hz", where, DEFAULT_SCRAPE_RATE_HZ, least=0.1),
             output=_text(data, "output", where, DEFAULT_OUTPUT),
+            # Of one configuration alone there is nobody to disturb.
+            isolate=_flag(data, "isolate", where, len(configurations) > 1 or bool(cpus)),
+            cpus=cpus_text(cpus),
+            time_limit_s=_seconds(data, "time_limit_s", where, DEFAULT_TIME_LIMIT_S, least=1.0),
+            phases=phases,
         )
     except ConfigError as error:
         text = str(error)
         raise error if text.startswith(where) else ConfigError(f"{where}: {text}") from error
 
 
-def network_label(network: str) -> str:
+def network_label(network: str, runtime: str = "") -> str:
     """What a network is called in a name: the built-in name, the file without folder and suffix, the object."""
+    if runtime in SERVER_RUNTIMES:
+        return network
     if ":" in network:
         return network.rpartition(":")[2]
     return PurePath(network).stem if network.endswith(".onnx") else network
@@ -349,7 +401,7 @@ def default_runtime(network: str) -> str:
 
 
 def name_configurations(found: Sequence[Configuration]) -> Iterator[Configuration]:
-    """Name those that have no name: network/runtime/precision, and the options that tell equals apart."""
+    """Name those that have no name: network/runtime/precision, the options that tell equals apart, the scenario."""
     keys = [(item.network, item.runtime, item.precision) for item in found]
     for item, key in zip(found, keys, strict=True):
         if item.name:
@@ -359,12 +411,39 @@ def name_configurations(found: Sequence[Configuration]) -> Iterator[Configuratio
         differing = sorted(
             {option for one in equals for option in one if any(other.get(option) != one[option] for other in equals)}
         )
-        parts = [network_label(item.network), item.runtime, item.precision]
+        parts = [network_label(item.network, item.runtime), item.runtime, item.precision]
         parts += [f"{option}={item.options[option]}" for option in differing if option in item.options]
+        parts += [part for part in (scenario_of(item).suffix,) if part]
         yield dataclasses.replace(item, name="/".join(parts))
 
 
-def _configurations(value: Any, where: str) -> Iterator[Configuration]:
+def scenario_of(configuration: Configuration) -> Scenario:
+    """How a configuration is asked."""
+    rate_per_s = configuration.server_rate_per_s or None
+    return Scenario.make(configuration.scenario or OFFLINE, rate_per_s, configuration.name or configuration.network)
+
+
+def _scenarios(item: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> list[Scenario]:
+    """The scenarios of a configuration: its own, else the plan's, else offline."""
+    keys = {
+        key: source[key] for key in ("scenario", "server_rate_per_s") for source in (defaults, item) if key in source
+    }
+    rate_per_s = _seconds(keys, "server_rate_per_s", where, 0.0) if "server_rate_per_s" in keys else None
+    names = dict.fromkeys(_texts(keys, "scenario", where) or (OFFLINE,))
+    found = [Scenario.make(name, rate_per_s, where) for name in names]
+    if "server_rate_per_s" in item and not any(one.name == "server" for one in found):
+        raise ConfigError(f"{where}: server_rate_per_s belongs to the scenario server, not to {', '.join(names)}")
+    return found
+
+
+def _with_suffix(name: str, suffix: str) -> str:
+    """A person's own name, with the scenario: results of different ones must never share a name."""
+    if not name or not suffix or name.endswith(f"/{suffix}"):
+        return name
+    return f"{name}/{suffix}"
+
+
+def _configurations(value: Any, where: str, defaults: Mapping[str, Any]) -> Iterator[Configuration]:
     if value is None:
         value = [{"network": DEFAULT_NETWORK, "precision": list(DEFAULT_PRECISIONS)}]
     if not isinstance(value, list) or not value:
@@ -385,11 +464,22 @@ def _configurations(value: Any, where: str) -> Iterator[Configuration]:
         builtin = runtime in MODEL_RUNTIMES and "." not in network and ":" not in network
         precisions = _texts(item, "precision", place) or (DEFAULT_PRECISIONS[:1] if builtin else (NATIVE,))
         name = _text(item, "name", place, "")
+        scenarios = _scenarios(item, defaults, place)
         made = [
-            Configuration(name=name, network=network, runtime=runtime, precision=precision, options=options)
-            for precision, options in itertools.product(precisions, _options(item.get("options"), place))
+            Configuration(
+                name=_with_suffix(name, scenario.suffix),
+                network=network,
+                runtime=runtime,
+                precision=precision,
+                options=options,
+                scenario="" if scenario.name == OFFLINE else scenario.name,
+                server_rate_per_s=scenario.rate_per_s,
+            )
+            for precision, options, scenario in itertools.product(
+                precisions, _options(item.get("options"), place), scenarios
+            )
         ]
-        if name and len(made) > 1:
+        if name and len(made) > len(scenarios):
             raise ConfigError(
                 f"{place}: one name for {len(made)} configurations: leave it out, or write them one by one"
             )
@@ -460,6 +550,13 @@ def _whole(data: Mapping[str, Any], key: str, where: str, default: int) -> int:
     value = data.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ConfigError(f"{where}: {key}: a whole number from 0 is wanted, not {value!r}")
+    return value
+
+
+def _flag(data: Mapping[str, Any], key: str, where: str, default: bool) -> bool:
+    value = data.get(key, default)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{where}: {key}: true or false is wanted, not {value!r}")
     return value
 
 

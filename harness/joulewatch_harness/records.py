@@ -73,6 +73,10 @@ class Configuration:
     options: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, str] = field(default_factory=dict)
     """Anything else ``describe`` said: inputs, outputs, threads, parameters."""
+    scenario: str = ""
+    """``single_stream`` or ``server``; empty: ``offline``. It is in the name too, so that results never mix."""
+    server_rate_per_s: float = 0.0
+    """Queries per second that ``server`` was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +201,9 @@ class Window:
     start_edge: Edge | None = None
     end_edge: Edge | None = None
     flags: tuple[str, ...] = ()
-    """``not_steady``, ``interrupted``, ``too_short``; idle: ``loaded`` with a network in memory."""
+    """``not_steady``, ``interrupted``, ``too_short``, ``overloaded``; idle: ``loaded`` with a network in memory."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """Other units of work than inferences -> how many: ``output_tokens``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,9 +23,24 @@ from typing import Any, Final, Protocol, Self
 
 import numpy as np
 
+from joulewatch_harness.analysis.statistics import mean, standard_error, student_factor
 from joulewatch_harness.errors import ConfigError, JoulewatchError, NetworkError, RecordError, UnsupportedBatchError
-from joulewatch_harness.network import Network, Phases
-from joulewatch_harness.plan import MINIMUM_BATCHES, REFRESHES_PER_WINDOW, IdleStep, LoadStep, MeasureStep, Plan, Step
+from joulewatch_harness.network import MarksOnly, Network, Phases
+from joulewatch_harness.plan import (
+    MINIMUM_BATCHES,
+    PHASE_COST_PAIRS,
+    PHASE_COST_S,
+    PHASE_PASS_S,
+    PHASES_INLINE,
+    REFRESHES_PER_WINDOW,
+    IdleStep,
+    LoadStep,
+    MeasureStep,
+    PhaseStep,
+    Plan,
+    Step,
+    scenario_of,
+)
 from joulewatch_harness.records import (
     Configuration,
     Edge,
@@ -39,6 +54,7 @@ from joulewatch_harness.records import (
     WindowKind,
 )
 from joulewatch_harness.runtimes import as_loaded
+from joulewatch_harness.scenario import OFFLINE, Driver, OfflineDriver, Scenario, driver_of, is_overloaded
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +67,8 @@ STEADY_WITHIN: Final = 0.05
 CLOCK_STEP_S: Final = 0.005
 SLEEP_SLICE_S: Final = 0.1
 MAPPING_TRIES: Final = 7
+BUSY_IDLE: Final = 0.02
+"""Share of one processor that the process of a network may use while another network is measured."""
 
 
 class Clock(Protocol):
@@ -207,6 +225,10 @@ class _Cell:
     batch_s: float = 0.0
     steady: bool = True
     failed: bool = False
+    overloaded: bool = False
+    """It was said already."""
+    at_once: int = 1
+    """Batches that the network keeps in flight: a call with fewer would leave some of its lanes empty."""
 
 
 class Runner:
@@ -259,6 +281,9 @@ class Runner:
         self._wall = WallClock(self._clock)
         self._index = 0
         self._cells: dict[tuple[str, int], _Cell] = {}
+        self._drivers: dict[str, Driver] = {}
+        self._scenarios: dict[str, Scenario] = {}
+        self._restless: set[str] = set()
         self._unloaded: set[str] = set(self._networks)
         self._lost: set[str] = set()
 
@@ -307,6 +332,9 @@ class Runner:
             return 0
         if isinstance(step, LoadStep):
             self._load(step)
+            return 0
+        if isinstance(step, PhaseStep):
+            self._measure_phases(step)
             return 0
         return int(self._measure(step))
 
@@ -358,6 +386,9 @@ class Runner:
             try:
                 network.load()
                 loaded = as_loaded(configuration, network.describe())
+                scenario = scenario_of(configuration)
+                self._scenarios[name] = scenario
+                self._drivers[name] = driver_of(network, scenario, self._clock)
             except Exception as error:
                 self._note(_reason(error), f"{name} could not be loaded: {_said(error)}", name)
                 continue
@@ -379,7 +410,7 @@ class Runner:
         """Whether a window was measured."""
         name = step.configuration
         text = f"{name} batch {step.batch_size} round {step.repeat + 1}"
-        cell = self._cells.setdefault((name, step.batch_size), _Cell())
+        cell = self._cells.setdefault((name, step.batch_size), _Cell(at_once=self._at_once(name)))
         if cell.failed or name in self._unloaded:
             self._reporter.done(step, f"{text}: left out")
             return False
@@ -397,25 +428,31 @@ class Runner:
         self._reporter.done(step, f"{text}: {rate:,.0f} inferences/s{p50}{steady}")
         return True
 
-    def _failed(self, step: MeasureStep, cell: _Cell, error: Exception) -> None:
+    def _failed(self, step: MeasureStep | PhaseStep, cell: _Cell, error: Exception) -> None:
         cell.failed = True
         name = step.configuration
         self._note(_reason(error), f"{name} batch {step.batch_size} left out: {_said(error)}", name, step.batch_size)
         self._reporter.done(step, f"{name} batch {step.batch_size}: left out")
 
     def _measured_window(self, step: MeasureStep, cell: _Cell) -> Window:
-        _, network = self._networks[step.configuration]
+        name = step.configuration
+        _, network = self._networks[name]
+        driver, scenario = self._drivers[name], self._scenarios[name]
         network.prepare(step.batch_size)
         if step.repeat == 0 or cell.batch_s == 0.0:
             self._warm_up(step, network, cell)
         else:
-            self._settle(network, cell)
-        self._delivery.window_opened("measure", step.configuration, step.batch_size, self._now_s())
-        phases = Phases()
+            self._settle(driver, scenario, cell)
+        self._delivery.window_opened("measure", name, step.batch_size, self._now_s())
+        phases = Phases() if self._plan.phases == PHASES_INLINE else MarksOnly()
+        busy_s = self._busy_s(name)
         before = self._wall.mapping()
+        # Each window has arrivals of its own, the same ones whenever the plan is run again.
+        driver.begin(f"{self._plan.seed}/{name}/{step.batch_size}/{step.repeat}")
         start_edge = self._edges.fetch()
         tally = self._calls(
-            network,
+            driver,
+            scenario,
             cell,
             phases,
             lambda so_far, elapsed_s: (
@@ -427,13 +464,18 @@ class Runner:
         interrupted = self._stop.requested
         if interrupted and tally.batches == 0:
             raise _Stopped
+        self._note_restless(name, busy_s, tally.duration_s)
+        waited_s = driver.waited_ns * 1e-9
         if not interrupted:
-            self._settle_after(network, cell)
+            self._settle_after(driver, scenario, cell)
         flags = [] if cell.steady else ["not_steady"]
         if interrupted:
             flags.append("interrupted")
         if tally.batches < MINIMUM_BATCHES or tally.duration_s < REFRESHES_PER_WINDOW * (self._refresh_s or 0.0):
             flags.append("too_short")
+        if scenario.name == "server" and is_overloaded(scenario.rate_per_s, cell.batch_s, waited_s, tally.duration_s):
+            flags.append("overloaded")
+            self._note_overload(step, cell, scenario, tally, waited_s)
         return self._window(
             "measure",
             before,
@@ -447,8 +489,9 @@ class Runner:
             batch_size=step.batch_size,
             repeat=step.repeat,
             batches=tally.batches,
-            latency=latency(tally.calls, phases.batch_ends_ns),
+            latency=latency(tally.calls, phases.batch_ends_ns, phases.latencies_ns),
             phases=phase_times(phases, tally.end_ns - tally.start_ns, tally.batches),
+            counts=phases.counts,
         )
 
     def _warm_up(self, step: MeasureStep, network: Network, cell: _Cell) -> None:
@@ -461,11 +504,14 @@ class Runner:
         start_ns = self._clock.monotonic_ns()
         batches = 0
         # The first batch alone: it allocates, tunes and may take ten times as long as the next.
-        first = self._calls(network, cell, Phases(), lambda _batches, _elapsed_s: True)
+        plain, offline = OfflineDriver(network), Scenario()
+        first = self._calls(plain, offline, cell, Phases(), lambda _batches, _elapsed_s: True)
         batches += first.batches
         cell.batch_s = 0.0
         while True:
-            tally = self._calls(network, cell, Phases(), lambda so_far, elapsed_s: so_far >= 1 and elapsed_s >= span_s)
+            tally = self._calls(
+                plain, offline, cell, Phases(), lambda so_far, elapsed_s: so_far >= 1 and elapsed_s >= span_s
+            )
             batches += tally.batches
             if self._stop.requested:
                 raise _Stopped
@@ -489,10 +535,12 @@ class Runner:
             flags=[] if cell.steady else ["not_steady"],
         )
 
-    def _settle(self, network: Network, cell: _Cell) -> None:
+    def _settle(self, driver: Driver, scenario: Scenario, cell: _Cell) -> None:
         """Load before a window: the settle time, and three batches."""
+        driver.begin("settle")
         self._calls(
-            network,
+            driver,
+            scenario,
             cell,
             Phases(),
             lambda so_far, elapsed_s: so_far >= WARMUP_BATCHES and elapsed_s >= self._plan.settle_s,
@@ -500,35 +548,173 @@ class Runner:
         if self._stop.requested:
             raise _Stopped
 
-    def _settle_after(self, network: Network, cell: _Cell) -> None:
+    def _settle_after(self, driver: Driver, scenario: Scenario, cell: _Cell) -> None:
         """Load after a window, so that power is flat across its end for whoever reads it from history."""
         if self._plan.settle_s > 0.0:
-            self._calls(network, cell, Phases(), lambda _batches, elapsed_s: elapsed_s >= self._plan.settle_s)
+            self._calls(driver, scenario, cell, Phases(), lambda _batches, elapsed_s: elapsed_s >= self._plan.settle_s)
 
-    def _calls(self, network: Network, cell: _Cell, phases: Phases, enough: Callable[[int, float], bool]) -> _Tally:
+    def _calls(
+        self,
+        driver: Driver,
+        scenario: Scenario,
+        cell: _Cell,
+        phases: Phases,
+        enough: Callable[[int, float], bool],
+    ) -> _Tally:
         """Call ``run`` until ``enough(batches, elapsed_s)`` or Ctrl-C, each call sized to last 50 to 100 ms."""
         clock, tick, stop = self._clock.monotonic_ns, self._reporter.tick, self._stop
         marks = phases.batch_ends_ns
         tally = _Tally(start_ns=clock())
         tally.end_ns = tally.start_ns
-        count = max(1, round(CALL_S / cell.batch_s)) if cell.batch_s > 0.0 else 1
+        # A server waits for its queries: the time to the next one, not the time that one takes.
+        batch_s = max(cell.batch_s, 1 / scenario.rate_per_s) if scenario.rate_per_s else cell.batch_s
+        least = cell.at_once if scenario.name == OFFLINE else 1
+        count = max(least, round(CALL_S / batch_s)) if batch_s > 0.0 else least
         while not stop.requested:
             start_ns = clock()
-            network.run(count, phases)
+            driver.run(count, phases)
             end_ns = clock()
             tally.batches += count
             tally.end_ns = end_ns
-            tally.calls.append((start_ns, end_ns, count, len(marks)))
+            # A network in another process says when it ran; the message to it is no latency of a batch.
+            tally.calls.append((*(phases.call_ns or (start_ns, end_ns)), count, len(marks)))
             if enough(tally.batches, (end_ns - tally.start_ns) * 1e-9):
                 break
             call_s = (end_ns - start_ns) * 1e-9
             if not CALL_RANGE_S[0] <= call_s <= CALL_RANGE_S[1]:
                 # At most fourfold at once: a first short call may have been a lucky one.
-                count = max(1, min(4 * count, round(count * CALL_S / max(call_s, 1e-9))))
+                count = max(least, min(4 * count, round(count * CALL_S / max(call_s, 1e-9))))
             tick()
-        if tally.batches:
+        if tally.batches and not scenario.rate_per_s:
             cell.batch_s = max(tally.duration_s / tally.batches, 1e-9)
         return tally
+
+    def _at_once(self, name: str) -> int:
+        told = self._networks[name][0].details.get("concurrency", "1")
+        return int(told) if told.isdecimal() else 1
+
+    def _busy_s(self, but: str) -> dict[str, float]:
+        """Processor time so far of the networks' own processes, without the one that is measured."""
+        found = {}
+        for name, (_, network) in self._networks.items():
+            cpu_time_s = getattr(network, "cpu_time_s", None)
+            if name != but and callable(cpu_time_s) and (used := cpu_time_s()) is not None:
+                found[name] = used
+        return found
+
+    def _note_restless(self, name: str, before: Mapping[str, float], duration_s: float) -> None:
+        """One note for each network whose threads went on while another one was measured."""
+        for other, used_s in self._busy_s(name).items():
+            share = (used_s - before.get(other, used_s)) / duration_s if duration_s > 0.0 else 0.0
+            # The kernel counts in steps of 10 ms.
+            if share > BUSY_IDLE and used_s - before.get(other, used_s) > 0.03 and other not in self._restless:
+                self._restless.add(other)
+                self._note(
+                    "not_idle",
+                    f"{other} used {100 * share:.0f} % of a processor while {name} was measured: its threads do not "
+                    "rest between runs, and their energy is in the others' results",
+                    other,
+                )
+
+    def _note_overload(
+        self, step: MeasureStep, cell: _Cell, scenario: Scenario, tally: _Tally, waited_s: float
+    ) -> None:
+        if cell.overloaded:
+            return
+        cell.overloaded = True
+        achieved = tally.batches / tally.duration_s
+        self._note(
+            "overloaded",
+            f"{step.configuration} batch {step.batch_size} is invalid: {scenario.rate_per_s:g} queries/s were asked "
+            f"for, {achieved:.4g} served, the last one after {_milliseconds(waited_s)} in line; one takes "
+            f"{_milliseconds(cell.batch_s)} back to back",
+            step.configuration,
+            step.batch_size,
+        )
+
+    # Phases
+
+    def _measure_phases(self, step: PhaseStep) -> None:
+        """Phases of one configuration at one batch size, and what their recording costs."""
+        name = step.configuration
+        text = f"{name} batch {step.batch_size} phases"
+        cell = self._cells.get((name, step.batch_size))
+        if cell is None or cell.failed or name in self._unloaded:
+            self._reporter.done(step, f"{text}: left out")
+            return
+        self._reporter.begin(step, text)
+        try:
+            cost = self._phase_pass(step, cell)
+        except (_Stopped, RecordError):
+            raise
+        except Exception as error:
+            self._failed(step, cell, error)
+            return
+        self._reporter.done(step, f"{text}: throughput {cost} by recording")
+
+    def _phase_pass(self, step: PhaseStep, cell: _Cell) -> str:
+        """A window with phases, then what recording them costs. Returns the cost, for people."""
+        name = step.configuration
+        _, network = self._networks[name]
+        driver, scenario = self._drivers[name], self._scenarios[name]
+        network.prepare(step.batch_size)
+        self._settle(driver, scenario, cell)
+        self._delivery.window_opened("phase", name, step.batch_size, self._now_s())
+        phases = Phases()
+        before = self._wall.mapping()
+        driver.begin(f"{self._plan.seed}/{name}/{step.batch_size}/phases")
+        tally = self._calls(
+            driver, scenario, cell, phases, lambda so_far, elapsed_s: so_far >= 1 and elapsed_s >= PHASE_PASS_S
+        )
+        after = self._wall.mapping()
+        if self._stop.requested:
+            raise _Stopped
+        self._window(
+            "phase",
+            before,
+            after,
+            tally.start_ns,
+            tally.end_ns,
+            configuration=name,
+            batch_size=step.batch_size,
+            batches=tally.batches,
+            latency=latency(tally.calls, phases.batch_ends_ns, phases.latencies_ns),
+            phases=phase_times(phases, tally.end_ns - tally.start_ns, tally.batches),
+            counts=phases.counts,
+        )
+        change, expanded = self._phase_cost(network, cell)
+        text = f"{100 * change:+.1f} ± {100 * expanded:.1f} %"
+        self._note(
+            "phase_cost",
+            f"{name} batch {step.batch_size}: recording phases changes throughput by {text}; energies were measured "
+            "without it",
+            name,
+            step.batch_size,
+        )
+        return text
+
+    def _phase_cost(self, network: Network, cell: _Cell) -> tuple[float, float]:
+        """Change of throughput by recording phases, back to back, with its half-width of 95 % coverage.
+
+        Short spans without and with, in pairs that lie side by side: what the machine does otherwise is in both.
+        """
+        plain, offline = OfflineDriver(network), Scenario()
+        changes: list[float] = []
+        for pair in range(PHASE_COST_PAIRS):
+            rates: dict[bool, float] = {}
+            for recorded in (False, True) if pair % 2 == 0 else (True, False):
+                tally = self._calls(
+                    plain,
+                    offline,
+                    cell,
+                    Phases() if recorded else MarksOnly(),
+                    lambda so_far, elapsed_s: so_far >= 1 and elapsed_s >= PHASE_COST_S,
+                )
+                if self._stop.requested:
+                    raise _Stopped
+                rates[recorded] = tally.batches / tally.duration_s
+            changes.append(rates[True] / rates[False] - 1.0)
+        return mean(changes), student_factor(PHASE_COST_PAIRS - 1) * standard_error(changes)
 
     # Writing
 
@@ -549,6 +735,7 @@ class Runner:
         batches: int = 0,
         latency: Latency | None = None,
         phases: Mapping[str, PhaseTime] | None = None,
+        counts: Mapping[str, float] | None = None,
     ) -> Window:
         window = Window(
             run=self._run,
@@ -568,6 +755,7 @@ class Runner:
             start_edge=start_edge,
             end_edge=end_edge,
             flags=tuple(flags),
+            counts=counts or {},
         )
         self._index += 1
         self._write(window)
@@ -611,12 +799,15 @@ def is_steady(rates: Sequence[float]) -> bool:
     return len(last) == STEADY_SPANS and all(abs(rate - mean) <= STEADY_WITHIN * mean for rate in last)
 
 
-def latency(calls: Sequence[tuple[int, int, int, int]], batch_ends_ns: array[int]) -> Latency | None:
+def latency(
+    calls: Sequence[tuple[int, int, int, int]], batch_ends_ns: array[int], latencies_ns: array[int] | None = None
+) -> Latency | None:
     """Latency per batch from the marks of a window; a call without a mark for each batch counts its mean.
 
     Args:
         calls: Start and end (monotonic ns), batches, and number of marks after each call of ``run``.
         batch_ends_ns: All marks.
+        latencies_ns: Of every query, where the scenario told them: they are taken instead.
 
     Returns:
         Percentiles by nearest rank (a latency that really occurred), in seconds; None without a batch.
@@ -632,6 +823,8 @@ def latency(calls: Sequence[tuple[int, int, int, int]], batch_ends_ns: array[int
         else:
             parts.append(np.full(batches, (end_ns - start_ns) / batches))
         first = last
+    if latencies_ns:
+        parts = [np.frombuffer(latencies_ns, dtype=np.int64)]
     spans_s = np.concatenate(parts) * 1e-9
     p50, p90, p99 = np.percentile(spans_s, (50, 90, 99), method="inverted_cdf")
     return Latency(

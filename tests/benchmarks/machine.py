@@ -23,7 +23,7 @@ def describe_machine() -> dict[str, Any]:
             model = line.partition(":")[2].strip()
             break
     versions = {"python": platform.python_version()}
-    for package in ("joulewatch", "prometheus-client", "numpy", "requests", "onnxruntime"):
+    for package in ("joulewatch", "prometheus-client", "numpy", "requests", "onnxruntime", "openvino", "torch"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

@@ -85,8 +85,8 @@ def run(quick: bool = False) -> dict[str, Any]:
         ],
     )
     table += (
-        f"\nLoad of the machine at the start: {machine['load_average_at_start']:.1f}; the child's wait for a processor counts\n"
-        "as time beyond its loop.\n"
+        f"\nLoad of the machine at the start: {machine['load_average_at_start']:.1f}; waiting for a processor\n"
+        "counts as time beyond the child's loop.\n"
         f"\n- target: joulewatch adds at most {TARGET_US:g} µs to the pipe for each call: {_met(own_us <= TARGET_US)}\n"
         f"- target: at most {TARGET_PERCENT:g} % of a call at batch 8 and more: {_met(share <= TARGET_PERCENT)}\n"
     )

@@ -9,7 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-BENCHMARKS = ("exporter_cost", "largest_node", "many_bmcs", "faulty_node", "soak", "accuracy", "analysis_speed", "gpu")
+BENCHMARKS = (
+    "exporter_cost", "largest_node", "many_bmcs", "faulty_node", "soak", "accuracy", "analysis_speed",
+    "process_overhead", "runtime_overhead", "gpu",
+)  # fmt: skip
 
 
 def main() -> int:

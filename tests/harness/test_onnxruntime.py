@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,46 +13,16 @@ import pytest
 onnxruntime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
 
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx import TensorProto, helper  # noqa: E402
 
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError  # noqa: E402
 from joulewatch_harness.network import Network, Phases  # noqa: E402
 from joulewatch_harness.records import Configuration  # noqa: E402
 from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
 from joulewatch_harness.runtimes import onnxruntime as runtime  # noqa: E402
+from joulewatch_harness.runtimes.inputs import random_array  # noqa: E402
 from joulewatch_harness.runtimes.onnxruntime import OnnxRuntimeNetwork, Options  # noqa: E402
-
-Shape = Sequence[int | str | None]
-
-
-def save(
-    path: Path,
-    nodes: list[Any],
-    inputs: Mapping[str, tuple[int, Shape]],
-    outputs: Mapping[str, tuple[int, Shape]],
-    weights: Mapping[str, np.ndarray],
-) -> Path:
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
-        [numpy_helper.from_array(array, name) for name, array in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    onnx.save(model, path)
-    return path
-
-
-def matmul(path: Path, batch: int | str = "batch", dtype: type[np.generic] = np.float32) -> Path:
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    return save(
-        path,
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
-        {"x": (kind, [batch, 4])},
-        {"y": (kind, [batch, 3])},
-        {"w": np.ones((4, 3), dtype=dtype)},
-    )
+from support.onnx_models import dequantised, dynamic, matmul, save  # noqa: E402
 
 
 def opened(path: Path, **options: str) -> OnnxRuntimeNetwork:
@@ -122,20 +92,6 @@ def test_a_fixed_batch_axis_runs_that_batch_and_no_other(tmp_path: Path) -> None
 @pytest.mark.parametrize(("dtype", "name"), [(np.float32, "fp32"), (np.float64, "fp64"), (np.float16, "fp16")])
 def test_the_precision_is_read_from_the_weights(tmp_path: Path, dtype: type[np.generic], name: str) -> None:
     assert runtime.actual_precision(matmul(tmp_path / "m.onnx", dtype=dtype))[0] == name
-
-
-def dequantised(path: Path, kind: str, shape: tuple[int, ...], taken: Shape, given: Shape) -> Path:
-    """One operator whose int8 weights are dequantised before it."""
-    return save(
-        path,
-        [
-            helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["wf"]),
-            helper.make_node(kind, ["x", "wf"], ["y"]),
-        ],
-        {"x": (TensorProto.FLOAT, taken)},
-        {"y": (TensorProto.FLOAT, given)},
-        {"w": np.ones(shape, dtype=np.int8), "scale": np.array(0.5, np.float32), "zero": np.array(0, np.int8)},
-    )
 
 
 def test_a_quantised_file_that_computes_in_float_is_float(tmp_path: Path) -> None:
@@ -235,20 +191,6 @@ def test_options_reach_the_session(tmp_path: Path) -> None:
     assert Options.parse({"dims": "seq=128,ids.2=4"}).dims == {"seq": 128, "ids.2": 4}
 
 
-def dynamic(path: Path) -> Path:
-    """Two inputs with symbolic dimensions: [batch, seq] tokens and a [batch, batch] float."""
-    return save(
-        path,
-        [
-            helper.make_node("Cast", ["ids"], ["f"], to=TensorProto.FLOAT),
-            helper.make_node("MatMul", ["m", "f"], ["y"]),
-        ],
-        {"ids": (TensorProto.INT64, ["batch", "seq"]), "m": (TensorProto.FLOAT, ["batch", "batch"])},
-        {"y": (TensorProto.FLOAT, ["batch", "seq"])},
-        {},
-    )
-
-
 def test_a_symbolic_dimension_without_a_size_is_named(tmp_path: Path) -> None:
     network = opened(dynamic(tmp_path / "d.onnx"))
     network.load()
@@ -340,6 +282,6 @@ def test_an_input_of_no_supported_type_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", sorted(set(runtime._DTYPES.values())))
 def test_every_supported_type_can_be_made(dtype: str) -> None:
-    array = runtime._random(np.random.default_rng(0), dtype, (2, 3))
+    array = random_array(np.random.default_rng(0), dtype, (2, 3))
     assert array.shape == (2, 3)
     assert str(array.dtype) == dtype

@@ -18,6 +18,7 @@ from joulewatch_harness.plan import (
     IdleStep,
     LoadStep,
     MeasureStep,
+    PhaseStep,
     batch_sizes,
     estimate_s,
     make_plan,
@@ -235,3 +236,51 @@ def test_the_example_holds_every_key_and_is_a_plan(tmp_path: Path) -> None:
 def test_the_mapping_of_a_plan_makes_the_same_plan_again() -> None:
     plan = make_plan({"batch_sizes": "1..8", "exporters": ["http://a:1"], "name": "n"}, "x")
     assert make_plan(plan.to_mapping(), "again") == plan
+
+
+# Processes, processors, phases
+
+
+def test_several_configurations_have_processes_of_their_own_and_one_alone_has_none() -> None:
+    two = [{"network": "radioml-vgg10", "precision": ["fp32", "int8"]}]
+    assert make_plan({}, "x").isolate and make_plan({"configurations": two}, "x").isolate
+    assert not make_plan({"configurations": ["radioml-vgg10"]}, "x").isolate
+    assert make_plan({"configurations": ["radioml-vgg10"], "isolate": True}, "x").isolate
+    assert not make_plan({"configurations": two, "isolate": False}, "x").isolate
+    pinned = make_plan({"configurations": ["radioml-vgg10"], "cpus": "3,0-1"}, "x")
+    assert (pinned.isolate, pinned.cpus) == (True, "0-1,3")
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"isolate": "yes"}, "isolate: true or false is wanted, not 'yes'"),
+        ({"isolate": False, "cpus": "0"}, "cpus needs isolate: true"),
+        ({"cpus": "all"}, "cpus: processors are given as 0-3"),
+        ({"phases": "inlin"}, "phases: unknown value 'inlin': did you mean 'inline'"),
+        ({"time_limit_s": 0}, "time_limit_s: a number from 1 is wanted"),
+    ],
+)
+def test_bad_values_of_processes_and_phases_are_named(keys: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=f"plan p: {re.escape(text)}"):
+        make_plan(keys, "plan p")
+
+
+def test_phases_of_their_own_come_after_the_rounds_and_before_the_last_idle() -> None:
+    plan = make_plan({"batch_sizes": [1, 8], "phases": "separate"}, "x")
+    found = steps(plan)
+    assert [type(item) for item in found[-5:]] == [*([PhaseStep] * 4), IdleStep]
+    assert not any(isinstance(item, PhaseStep) for item in steps(make_plan({"phases": "off"}, "x")))
+    assert estimate_s(plan, found[-2]) == pytest.approx(2.4)
+
+
+def test_the_example_of_a_comparison_is_a_plan() -> None:
+    path = EXAMPLE.parent / "examples" / "compare.yaml"
+    plan = make_plan(read_plan(path), "example")
+    assert [item.name for item in plan.configurations] == [
+        "radioml-vgg10/onnxruntime/fp32",
+        "radioml-vgg10/onnxruntime/int8",
+        "int8-sleeping",
+        "int8-served/server-20",
+    ]
+    assert plan.isolate

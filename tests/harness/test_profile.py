@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.server
 import socket
 import threading
@@ -111,6 +112,18 @@ def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_de
         (["--pushgateway", "http://127.0.0.1:1"], "--pushgateway needs --prometheus"),
         (["--prometheus", "localhost:9090"], "is no URL"),
         (["--figure", "figure.txt"], ".png, .svg or .pdf"),
+        (["--cpus", "4096"], "cpus: 4096 cannot be used here"),
+        (["--cpus", "0", "--no-isolate"], "cpus needs isolate: true"),
+        (["--scenario", "servr"], "unknown scenario 'servr': did you mean 'server'"),
+        (["--scenario", "server"], "server_rate_per_s is missing"),
+        (["--server-rate", "5"], "--server-rate belongs to --scenario server"),
+        (["--phases", "none"], "phases: unknown value 'none'"),
+        (["--isolate", "--network", "mine.py:Other"], "mine.py has no 'Other'"),
+        (["--isolate", "--model", "none.onnx"], "no model file none.onnx"),
+        (
+            ["--isolate", "--network", "mine.py:Mine", "--precision", "int8"],
+            "int8 was asked for, but what was loaded computes in fp32",
+        ),
         (["--figure", "nowhere/figure.png"], "there is no folder nowhere"),
     ],
 )
@@ -208,7 +221,7 @@ def test_an_exporter_without_a_sensor_is_an_error_with_a_cure(
 
 
 def test_native_precisions_are_named_by_what_was_loaded(folder: Path) -> None:
-    plan, networks = profile._check_networks(plan_of("--network", "mine.py:Mine"))
+    plan, networks = profile._check_networks(plan_of("--network", "mine.py:Mine"), contextlib.ExitStack())
     assert plan.configurations[0].name == "Mine/numpy/fp32"
     assert networks[0][0] == plan.configurations[0]
 

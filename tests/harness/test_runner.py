@@ -532,3 +532,130 @@ def test_uncovered_time_is_other_and_nothing_is_dropped() -> None:
     assert phase_times(Phases(), 100, 1) == {}
     phases.add("other", 60, 70)
     assert phase_times(phases, 100, 1)["other"].total_s == pytest.approx(40e-9)
+
+
+# Scenarios
+
+
+def test_every_query_of_a_single_stream_is_asked_for_alone() -> None:
+    it = bench(scenario="single_stream")
+    calls: list[int] = []
+    for network in it.networks.values():
+        run = network.run
+        network.run = lambda batches, phases, run=run: (calls.append(batches), run(batches, phases))[1]  # type: ignore[misc, method-assign]
+    assert [item.name for item in it.plan.configurations] == ["one/single_stream", "two/single_stream"]
+    assert it.run().status == "complete"
+    # Warm-ups go back to back, as in any scenario.
+    assert calls.count(1) > 0.9 * len(calls)
+    for window in it.lines.windows("measure"):
+        batch_s = 0.001 + 0.0001 * window.batch_size
+        assert window.latency is not None and window.latency.count == window.batches
+        assert window.latency.p99_s == pytest.approx(batch_s, rel=1e-2)
+
+
+def test_a_server_waits_for_its_queries_and_counts_from_their_arrival() -> None:
+    it = bench(scenario="server", server_rate_per_s=100, window_s=4)
+    assert it.run().status == "complete"
+    for window in it.lines.windows("measure"):
+        batch_s = 0.001 + 0.0001 * window.batch_size
+        assert window.flags == ()
+        assert window.batches / window.duration_s == pytest.approx(100, rel=0.25)
+        assert window.latency is not None and window.latency.count == window.batches
+        assert window.latency.min_s == pytest.approx(batch_s, rel=1e-2)
+        assert window.latency.max_s > 1.2 * batch_s
+        assert window.phases["idle"].total_s == pytest.approx(window.duration_s * (1 - 100 * batch_s), rel=0.15)
+    first = {window.repeat: window.batches for window in it.lines.windows("measure") if window.batch_size == 1}
+    assert len(set(first.values())) > 1, "each round has arrivals of its own"
+    again = bench(scenario="server", server_rate_per_s=100, window_s=4)
+    again.run()
+    assert [w.batches for w in again.lines.windows("measure")] == [w.batches for w in it.lines.windows("measure")]
+
+
+def test_a_server_that_cannot_keep_up_is_told_to_be_invalid() -> None:
+    it = bench(scenario="server", server_rate_per_s=600)
+    assert it.run().status == "complete"
+    flagged = {(w.batch_size, "overloaded" in w.flags) for w in it.lines.windows("measure")}
+    assert flagged == {(1, False), (8, True)}, "1.8 ms a query is too slow for 600/s, 1.1 ms is not"
+    notes = [note for note in it.lines.notes() if note.reason == "overloaded"]
+    assert [(note.configuration, note.batch_size) for note in notes] == [("one/server-600", 8), ("two/server-600", 8)]
+    assert "is invalid: 600 queries/s were asked for, 55" in notes[0].text
+
+
+def test_scenarios_side_by_side_have_names_of_their_own() -> None:
+    it = bench(scenario=["offline", "server"], server_rate_per_s=50, batch_sizes=[1])
+    for name in list(it.networks):
+        it.networks[name] = FakeNetwork(it.clock)
+    assert it.run().status == "complete"
+    loaded = {item.name: item.scenario for item in it.lines.lines if isinstance(item, Configuration)}
+    assert loaded == {"one": "", "one/server-50": "server", "two": "", "two/server-50": "server"}
+    assert {w.configuration for w in it.lines.windows("measure")} == set(loaded)
+
+
+# Phases in a pass of their own
+
+
+@pytest.mark.parametrize("how", ["separate", "off"])
+def test_energy_windows_are_without_phases_unless_inline(how: str) -> None:
+    it = bench(phases=how)
+    assert it.run().status == "complete"
+    for window in it.lines.windows("measure"):
+        assert window.phases == {}
+        assert window.latency is not None and window.latency.count == window.batches
+    assert len(it.lines.windows("phase")) == (4 if how == "separate" else 0)
+
+
+def test_the_pass_tells_what_recording_costs() -> None:
+    """Recording costs 0.05 ms of each batch of 1.1 or 1.8 ms: told, and in no energy window."""
+    it = bench(phases="separate")
+    for network in it.networks.values():
+        run = network.run
+
+        def slower(batches: int, phases: Phases, run: Callable[..., None] = run) -> None:
+            run(batches, phases)
+            if type(phases) is Phases:
+                it.clock.work(0.00005 * batches)
+
+        network.run = slower  # type: ignore[method-assign]
+    it.run()
+    passes = it.lines.windows("phase")
+    assert [(w.configuration, w.batch_size) for w in passes] == [("one", 1), ("one", 8), ("two", 1), ("two", 8)]
+    for window in passes:
+        assert 1.0 <= window.duration_s < 1.2
+        assert window.phases["execute"].count == window.batches
+        assert window.start_edge is None, "no energy is told of it"
+    texts = [note.text for note in it.lines.notes() if note.reason == "phase_cost"]
+    assert "one batch 1: recording phases changes throughput by -4.3 ± 0.0 %" in texts[0]
+    assert "-2.7 ± 0.0 %" in texts[1]
+    assert max(w.index for w in it.lines.windows("measure")) < min(w.index for w in passes)
+
+
+# Networks in processes of their own
+
+
+def test_a_network_that_does_not_rest_while_others_are_measured_is_noted_once() -> None:
+    it = bench()
+    it.networks["one"].cpu_time_s = lambda: it.clock.now_ns * 0.4e-9  # type: ignore[attr-defined]
+    it.networks["two"].cpu_time_s = lambda: 7.0  # type: ignore[attr-defined]
+    it.run()
+    notes = [note for note in it.lines.notes() if note.reason == "not_idle"]
+    assert [note.configuration for note in notes] == ["one"]
+    assert "one used 40 % of a processor while two was measured" in notes[0].text
+
+
+def test_a_call_in_another_process_counts_from_its_own_start() -> None:
+    """The message to it (here 5 ms) is in the window, but in no latency."""
+    it = bench(batch_sizes=[1])
+    for network in it.networks.values():
+        run = network.run
+
+        def remote(batches: int, phases: Phases, run: Callable[..., None] = run) -> None:
+            it.clock.work(0.005)
+            start_ns = it.clock.now_ns
+            run(batches, phases)
+            phases.call_ns = (start_ns, it.clock.now_ns)
+
+        network.run = remote  # type: ignore[method-assign]
+    it.run()
+    for window in it.lines.windows("measure"):
+        assert window.latency is not None
+        assert window.latency.max_s == pytest.approx(0.0011, rel=1e-2)

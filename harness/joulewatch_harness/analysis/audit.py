@@ -54,6 +54,7 @@ REASONS: Final[Mapping[str, str]] = {
     "unknown_method": "nothing tells how a sensor measures",
     "interrupted": "the run or a window was cut off",
     "too_short": "a window is shorter than planned",
+    "overloaded": "a server could not keep up with its queries",
     "no_idle": "no idle window: nothing net of idle",
     "no_sensors": "no energy sensor at all",
 }
@@ -249,6 +250,7 @@ _FLAG_TEXTS: Final[Mapping[str, str]] = {
     "not_steady": "the warm-up ended before the network ran steadily",
     "interrupted": "the window was cut off and is left out",
     "too_short": "the window is shorter than planned",
+    "overloaded": "queries arrived faster than they were served: the window is left out",
 }
 
 

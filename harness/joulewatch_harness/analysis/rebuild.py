@@ -16,6 +16,7 @@ from typing import Any, Final, cast, get_args
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.source import RawSeries
 from joulewatch_harness.errors import QueryError
+from joulewatch_harness.names import scenario_in_name
 from joulewatch_harness.records import (
     Configuration,
     Edge,
@@ -263,6 +264,8 @@ def _configurations(infos: Iterable[RawSeries]) -> tuple[Configuration, ...]:
             labels.get("provider", ""),
             runtime_version=labels.get("runtime_version", ""),
             model_sha256=labels.get("model_sha256", ""),
+            scenario=scenario_in_name(name)[0],
+            server_rate_per_s=scenario_in_name(name)[1],
         )
     return tuple(found[name] for name in found)
 

@@ -187,6 +187,7 @@ def render_table(result: RunResult, *, width: int = 80, budget: bool = False) ->
     if len(components) > 1 and not shown:
         lines.append(f"Components ({', '.join(components)}) do not fit into {width} columns: see --format csv.")
     lines += _idle_lines(result)
+    lines += _count_lines(result)
     lines += _beside_lines(result, scale, unit, width)
     if budget:
         lines += _budget_lines(result, scale, unit)
@@ -279,6 +280,30 @@ def _beside_lines(result: RunResult, scale: float, unit: str, width: int) -> lis
     lines += _titled(align(rows, left=0), titles)
     if len(names) > len(shown):
         lines.append(f"... and {len(names) - len(shown)} more in --format json")
+    return lines
+
+
+def _count_lines(result: RunResult) -> list[str]:
+    """What one of another unit of work costs, such as an output token."""
+    lines: list[str] = []
+    for name in dict.fromkeys(item.name for group in result.groups for item in group.counts):
+        found = [(group, item) for group in result.groups for item in group.counts if item.name == name]
+        exponent, letter = prefix_for(item.gross.value for _, item in found if item.gross is not None)
+        scale = 10.0**-exponent
+        rows = [["batch", "each inf", "per s", "total", "net"]]
+        for group, item in found:
+            rows.append(
+                [
+                    str(group.batch_size),
+                    _three(item.per_inference),
+                    _three(item.rate.value) if item.rate is not None else "-",
+                    with_uncertainty(item.gross, scale) if item.gross is not None else "missing",
+                    with_uncertainty(item.net, scale) if item.net is not None else "-",
+                ]
+            )
+        words = name.replace("_", " ")
+        lines += ["", f"{words[:1].upper()}{words[1:]}: total, net: {letter}J for each; each inf: in an inference"]
+        lines += _titled(align(rows, left=0), [group.configuration.name for group, _ in found])
     return lines
 
 
@@ -391,6 +416,11 @@ def render_csv(result: RunResult) -> str:
     head += ["inferences_per_joule", "inferences_per_joule_uncertainty"]
     for name in nodes:
         head += [f"node {name} gross_joules_per_inference", f"node {name} gross_uncertainty_joules_per_inference"]
+    counts = list(dict.fromkeys(item.name for group in result.groups for item in group.counts))
+    for name in counts:
+        head += [name, f"{name}_per_second", f"{name}_per_second_uncertainty"]
+        for basis in ("gross", "net"):
+            head += [f"{name}_{basis}_joules_each", f"{name}_{basis}_uncertainty_joules_each"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)
@@ -412,6 +442,12 @@ def render_csv(result: RunResult) -> str:
         beside = {item.name: item for item in group.nodes}
         for name in nodes:
             row += _pair(beside[name].gross if name in beside else None)
+        counted = {item.name: item for item in group.counts}
+        for name in counts:
+            unit = counted.get(name)
+            row.append("" if unit is None else _number(unit.count))
+            for estimate in (None, None, None) if unit is None else (unit.rate, unit.gross, unit.net):
+                row += _pair(estimate)
         writer.writerow(row)
     return out.getvalue()
 
@@ -479,7 +515,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _estimate_document(estimate: Estimate | None, unit: str) -> dict[str, Any] | None:
+def estimate_document(estimate: Estimate | None, unit: str) -> dict[str, Any] | None:
+    """A value with its uncertainty and budget, as plain data."""
     if estimate is None:
         return None
     return {
@@ -520,9 +557,9 @@ def _idle_document(idle: IdlePower | None) -> dict[str, Any] | None:
 def _energy_document(item: EnergyResult) -> dict[str, Any]:
     return {
         "name": item.name,
-        "gross": _estimate_document(item.gross, "J"),
-        "net": _estimate_document(item.net, "J"),
-        "inferences_per_joule": _estimate_document(item.inferences_per_joule, "1/J"),
+        "gross": estimate_document(item.gross, "J"),
+        "net": estimate_document(item.net, "J"),
+        "inferences_per_joule": estimate_document(item.inferences_per_joule, "1/J"),
         "idle": _idle_document(item.idle),
         "missing": item.missing,
         "methods": list(item.methods),
@@ -542,14 +579,30 @@ def _group_document(group: GroupResult) -> dict[str, Any]:
         "left_out": [{"window": item.window, "reason": item.reason, "text": item.text} for item in group.left_out],
         "inferences": group.inferences,
         "duration_s": group.duration_s,
-        "throughput": _estimate_document(group.throughput, "1/s"),
+        "throughput": estimate_document(group.throughput, "1/s"),
         "latency": None
         if latency is None
-        else {"p50_s": latency.p50_s, "p90_s": latency.p90_s, "p99_s": latency.p99_s, "max_s": latency.max_s},
+        else {
+            "p50_s": latency.p50_s,
+            "p90_s": latency.p90_s,
+            "p99_s": latency.p99_s,
+            "max_s": latency.max_s,
+            **{f"{name}_standard_uncertainty_s": value for name, value in latency.standard_s.items()},
+        },
         "energy": {
             "components": [_energy_document(item) for item in group.components],
             "total": _energy_document(group.total),
             "nodes": [_energy_document(item) for item in group.nodes],
             "parts": [_energy_document(item) for item in group.parts],
+        },
+        "counts": {
+            item.name: {
+                "count": item.count,
+                "per_inference": item.per_inference,
+                "rate": estimate_document(item.rate, "1/s"),
+                "gross": estimate_document(item.gross, "J"),
+                "net": estimate_document(item.net, "J"),
+            }
+            for item in group.counts
         },
     }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from joulewatch_harness.analysis import audit
@@ -27,7 +27,7 @@ from joulewatch_harness.analysis.statistics import (
     standard_error,
 )
 from joulewatch_harness.analysis.windows import MeasuredRun, MeasuredWindow, measure_run
-from joulewatch_harness.records import Configuration, RunRecord, SensorRecord
+from joulewatch_harness.records import Configuration, Latency, RunRecord, SensorRecord
 
 TOTAL: Final = "total"
 COMPONENTS: Final = ("cpu", "memory", "gpu", "fpga", "other")
@@ -127,6 +127,23 @@ class LatencySummary:
     p90_s: float
     p99_s: float
     max_s: float
+    standard_s: Mapping[str, float] = field(default_factory=dict)
+    """Percentile -> standard uncertainty of its mean, from the scatter of the rounds; empty with one round."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountResult:
+    """Another unit of work than the inference, such as ``output_tokens``, and what one of it costs."""
+
+    name: str
+    count: float
+    """Over all windows that count."""
+    per_inference: float
+    rate: Estimate | None
+    """Per second."""
+    gross: Estimate | None
+    """Joules each, all device sensors; None: the total is missing."""
+    net: Estimate | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +175,8 @@ class GroupResult:
     """Whole servers, beside the devices and never added to them."""
     parts: tuple[EnergyResult, ...]
     """Parts of devices, never added to them."""
+    counts: tuple[CountResult, ...] = ()
+    """Other units of work that the network told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,14 +393,43 @@ class _Analysis:
             tuple(sorted({source for _, energy in found for source in energy.sources})),
         )
 
+    def counts(
+        self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
+    ) -> tuple[CountResult, ...]:
+        """Joules for each unit of work that every window of a group has counted."""
+        names = [name for name in (windows[0].window.counts if windows else ()) if _counted(windows, name)]
+        found, _ = self.gather(sensors, windows) if sensors else ([], [])
+        idle = self.idle_power(sensors, configuration) if found else None
+        results = []
+        for name in names:
+            rates: dict[int, list[tuple[float, Mapping[str, float]]]] = {}
+            for item in windows:
+                rate = item.window.counts[name] / item.window.duration_s
+                rates.setdefault(item.window.repeat, []).append((rate, {}))
+            count = math.fsum(item.window.counts[name] for item in windows)
+            results.append(
+                CountResult(
+                    name,
+                    count,
+                    count / sum(item.window.inferences for item in windows),
+                    combine_mean(rates, {}, {}),
+                    self._per_inference(found, None, name) if found else None,
+                    self._per_inference(found, idle, name) if found and idle is not None else None,
+                )
+            )
+        return tuple(results)
+
     @staticmethod
-    def _per_inference(found: Sequence[tuple[MeasuredWindow, _Combined]], idle: IdlePower | None) -> Estimate:
+    def _per_inference(
+        found: Sequence[tuple[MeasuredWindow, _Combined]], idle: IdlePower | None, unit: str = ""
+    ) -> Estimate:
+        """Mean over rounds of joules per inference, or per ``unit`` of ``Window.counts``."""
         rounds: dict[int, list[tuple[float, Mapping[str, float]]]] = {}
         systematic: dict[str, list[float]] = {}
         texts: dict[str, str] = {}
         seconds = []
         for item, energy in found:
-            count = item.window.inferences
+            count = item.window.counts[unit] if unit else item.window.inferences
             joules = energy.joules - (idle.watts * item.span.duration_s if idle is not None else 0.0)
             # A sensor that reads 5 % high does so while idle too: its error of the net is 5 % of the net.
             share = abs(joules / energy.joules) if idle is not None and energy.joules else 1.0
@@ -419,6 +467,9 @@ class _Analysis:
         for item in windows:
             if "interrupted" in item.window.flags:
                 left_out.append(LeftOut(item.window.index, "interrupted", "the window was cut off"))
+            elif "overloaded" in item.window.flags:
+                text = "queries arrived faster than they were served"
+                left_out.append(LeftOut(item.window.index, "overloaded", text))
             elif item.window.inferences < 1:
                 left_out.append(LeftOut(item.window.index, "too_short", "no inference ended in the window"))
             else:
@@ -426,7 +477,10 @@ class _Analysis:
         devices = [sensor for sensor in self.sensors if sensor.scope == "device"]
 
         def result(name: str, sensors: Sequence[SensorId]) -> EnergyResult:
-            return self.energy(name, sensors, used, configuration.name)
+            found = self.energy(name, sensors, used, configuration.name)
+            if not used and left_out and found.missing and sensors:
+                return replace(found, missing=f"{left_out[0].text} [{left_out[0].reason}]")
+            return found
 
         components = tuple(
             result(component, own)
@@ -467,6 +521,7 @@ class _Analysis:
                 total,
                 nodes,
                 parts,
+                self.counts(devices, used, configuration.name),
             ),
             findings,
         )
@@ -480,6 +535,10 @@ class _Analysis:
         return [mean(values) for values in rounds.values()]
 
 
+def _counted(windows: Iterable[MeasuredWindow], name: str) -> bool:
+    return all(item.window.counts.get(name, 0) > 0 for item in windows)
+
+
 def _ordered(components: Iterable[str]) -> list[str]:
     return sorted(components, key=lambda name: (COMPONENTS.index(name) if name in COMPONENTS else 99, name))
 
@@ -488,11 +547,20 @@ def _latency(windows: Sequence[MeasuredWindow]) -> LatencySummary | None:
     found = [item.window.latency for item in windows if item.window.latency is not None]
     if not found:
         return None
+    rounds: dict[int, list[Latency]] = {}
+    for item in windows:
+        if item.window.latency is not None:
+            rounds.setdefault(item.window.repeat, []).append(item.window.latency)
+    standard_s = {
+        name: standard_error([mean([getattr(one, f"{name}_s") for one in part]) for part in rounds.values()])
+        for name in ("p50", "p90", "p99")
+    }
     return LatencySummary(
         mean([item.p50_s for item in found]),
         mean([item.p90_s for item in found]),
         mean([item.p99_s for item in found]),
         max(item.max_s for item in found),
+        standard_s if len(rounds) > 1 else {},
     )
 
 

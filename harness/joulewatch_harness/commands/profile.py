@@ -19,12 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, JoulewatchError, NetworkError, RecordError
+from joulewatch_harness.pinning import check_cpus, parse_cpus
 from joulewatch_harness.plan import (
     DEFAULT_NETWORK,
     DEFAULT_OUTPUT,
     DEFAULT_PRECISIONS,
     DEFAULT_PRESET,
     DEFAULT_SCRAPE_RATE_HZ,
+    MODEL_RUNTIMES,
+    PHASES,
+    PHASES_INLINE,
     PRESETS,
     Plan,
     default_runtime,
@@ -35,6 +39,7 @@ from joulewatch_harness.plan import (
     window_length_s,
 )
 from joulewatch_harness.prometheus import add_prometheus_arguments, load_options
+from joulewatch_harness.scenario import OFFLINE, SCENARIOS
 
 if TYPE_CHECKING:
     from joulewatch_harness.delivery import DeliveryReport
@@ -75,11 +80,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--threads", help="the same as --option threads=N")
     what.add_argument("--name", help="what this run is called")
+    what.add_argument("--scenario", help=f"one or several of {', '.join(SCENARIOS)}, with commas (default: {OFFLINE})")
+    what.add_argument("--server-rate", type=float, metavar="PER_SECOND", help="queries per second of the server")
     how = parser.add_argument_group("how to measure")
     how.add_argument("--preset", help=f"{', '.join(PRESETS)} (default: {DEFAULT_PRESET})")
     how.add_argument("--window", type=float, metavar="SECONDS", help="length of a window, at least 1")
     how.add_argument("--rounds", type=int, help="times that everything is measured, at least 3")
     how.add_argument("--seed", type=int, help="of the order of the rounds (default: 0)")
+    how.add_argument(
+        "--isolate",
+        action=argparse.BooleanOptionalAction,
+        help="each configuration in a process of its own (default: where there are several)",
+    )
+    how.add_argument("--cpus", metavar="LIST", help="processors those processes stay on, such as 0-3")
+    how.add_argument("--phases", help=f"{', '.join(PHASES)} (default: {PHASES_INLINE})")
     how.add_argument("--idle", type=float, metavar="SECONDS", help="length of each of the three idle windows")
     where = parser.add_argument_group("where energy comes from")
     where.add_argument("--exporter", action="append", metavar="URL", help="an exporter to read at edges; repeatable")
@@ -141,6 +155,11 @@ def plan_from(args: argparse.Namespace) -> Plan:
         "pushgateway": args.pushgateway,
         "scrape_rate_hz": args.scrape_rate,
         "output": args.output,
+        "scenario": None if args.scenario is None else [item.strip() for item in args.scenario.split(",")],
+        "server_rate_per_s": args.server_rate,
+        "isolate": args.isolate,
+        "cpus": args.cpus,
+        "phases": args.phases,
     }
     data |= {key: value for key, value in flags.items() if value is not None}
     networks = [*(args.network or ()), *(args.model or ())]
@@ -160,7 +179,30 @@ def plan_from(args: argparse.Namespace) -> Plan:
         # The names stay as they are: an option given to all tells none of them apart.
         given = tuple(replace(item, options={**item.options, **options}) for item in plan.configurations)
         plan = replace(plan, configurations=given)
-    return plan
+    if args.server_rate is not None and not any(item.scenario == "server" for item in plan.configurations):
+        raise ConfigError("--server-rate belongs to --scenario server, which no configuration has")
+    return _with_threads(plan, where)
+
+
+def _with_threads(plan: Plan, where: str) -> Plan:
+    """As many threads as processors that a plan keeps its networks on; runtimes would take the whole machine's.
+
+    Raises:
+        ConfigError: a processor that this process may not use.
+    """
+    cpus = parse_cpus(plan.cpus, where)
+    if not cpus:
+        return plan
+    check_cpus(cpus, where)
+    return replace(
+        plan,
+        configurations=tuple(
+            replace(item, options={"threads": str(len(cpus)), **item.options})
+            if item.runtime in MODEL_RUNTIMES
+            else item
+            for item in plan.configurations
+        ),
+    )
 
 
 def _precisions_of(network: str, precisions: Sequence[str] | None) -> dict[str, list[str]]:
@@ -205,7 +247,7 @@ def _prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib
 
         with PrometheusClient(prometheus) as client:
             client.ping()
-    plan, networks = _check_networks(plan)
+    plan, networks = _check_networks(plan, stack)
     run_id = new_run_id(time.time())
     folder = Path(plan.output) / run_id
     stack.enter_context(_run_folder(folder))
@@ -238,18 +280,28 @@ def _run_folder(folder: Path) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_networks(plan: Plan) -> tuple[Plan, tuple[tuple[Configuration, Network], ...]]:
+def _check_networks(plan: Plan, stack: contextlib.ExitStack) -> tuple[Plan, tuple[tuple[Configuration, Network], ...]]:
     """Load every network once, look at what it is and whether it computes rightly, and let it go again.
 
     Returns:
         The plan with names that say the precision that a file turned out to have, and the networks, unloaded: the
-        first idle window is measured without them.
+        first idle window is measured without them. Their own processes, where they have them, end with ``stack``.
     """
+    from joulewatch_harness.isolate import IsolatedNetwork
     from joulewatch_harness.runtimes import as_loaded, open_network
 
     found: list[tuple[Configuration, Network]] = []
     for configuration in plan.configurations:
-        network = open_network(configuration)
+        network: Network
+        if plan.isolate:
+            isolated = IsolatedNetwork(
+                configuration, cpus=parse_cpus(plan.cpus, "cpus"), time_limit_s=plan.time_limit_s
+            )
+            stack.callback(isolated.end)
+            isolated.open()
+            network = isolated
+        else:
+            network = open_network(configuration)
         try:
             network.load()
             loaded = as_loaded(configuration, network.describe())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -31,8 +31,10 @@ class ModelSource:
     """Batch size -> input name -> array; None: inputs are made from the model's signature."""
     reference: Callable[[Arrays], NDArray[np.float32]] | None = None
     """Inputs -> the first output as the float32 network gives it, worked out without any runtime."""
+    precision: str = ""
+    """What the file was made in: its rounding is in every output, whatever a runtime computes in. Empty: not known."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """What a result must say of the model: size, parameters, operations."""
+    """What a result must say of the model: its size, what its weights are, and the cost that ``graph`` counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,24 @@ class Builtin:
     """A built-in network: where its builder is, and what it can be asked for."""
 
     module: str
+    function: str
+    """``(precision, options) -> ModelSource``"""
     precisions: tuple[str, ...]
     options: tuple[str, ...]
+    qonnx: tuple[str, ...] = ()
+    """Further precisions, of few bits, whose files are QONNX: for reference, and for runtimes that read them."""
 
 
+_ZOO: Final = "joulewatch_harness.networks.zoo"
+_PRECISIONS: Final = ("fp32", "fp16", "int8")
 BUILTIN: Final[Mapping[str, Builtin]] = {
-    "radioml-vgg10": Builtin("joulewatch_harness.networks.radioml_vgg10", ("fp32", "int8"), ("filters",)),
+    "radioml-vgg10": Builtin(
+        "joulewatch_harness.networks.radioml_vgg10", "source", _PRECISIONS, ("filters",), qonnx=("w4a4", "w5a5")
+    ),
+    "mlp": Builtin(_ZOO, "mlp", _PRECISIONS, ("width", "depth")),
+    "mobilenet-like": Builtin(_ZOO, "mobilenet_like", _PRECISIONS, ("size", "width")),
+    "resnet-like": Builtin(_ZOO, "resnet_like", _PRECISIONS, ("size", "width", "depth")),
+    "transformer-encoder": Builtin(_ZOO, "transformer_encoder", _PRECISIONS, ("sequence", "width", "depth", "heads")),
 }
 
 
@@ -69,20 +83,30 @@ def builtin(network: str) -> Builtin:
     return entry
 
 
-def build(network: str, precision: str, options: Mapping[str, str]) -> ModelSource:
-    """Build (or find in the cache) the model file of a built-in network.
+def build(network: str, precision: str, options: Mapping[str, str], *, qonnx: bool = False) -> ModelSource:
+    """Build (or find in the cache) the model file of a built-in network, and count what an inference costs.
 
     Args:
         network: A name of ``BUILTIN``.
         precision: One of the network's precisions; ``native`` means the first.
         options: The network's own options, as typed.
+        qonnx: The caller can run QONNX files.
 
     Raises:
-        ConfigError: unknown network or precision, a bad option, a cache folder that cannot be written.
+        ConfigError: unknown network or precision, a bad option, a cache folder that cannot be written, a QONNX file
+            for a caller that cannot run it.
     """
+    from joulewatch_harness.graph import cost_details
+
     entry = builtin(network)
     wanted = entry.precisions[0] if precision == NATIVE else precision
-    if wanted not in entry.precisions:
-        raise ConfigError(f"{network}: {unknown('precision', wanted, entry.precisions)}")
+    if wanted not in (*entry.precisions, *entry.qonnx):
+        raise ConfigError(f"{network}: {unknown('precision', wanted, (*entry.precisions, *entry.qonnx))}")
     module: Any = importlib.import_module(entry.module)
-    return cast(ModelSource, module.source(wanted, options))
+    source = cast(ModelSource, getattr(module, entry.function)(wanted, options))
+    if wanted in entry.qonnx and not qonnx:
+        raise ConfigError(
+            f"{network}: {wanted} is a QONNX file, for reference and for FINN, which this runtime cannot run: "
+            f"ask for {', '.join(entry.precisions)}, or take the file: {source.path}"
+        )
+    return replace(source, precision=wanted, details={**source.details, **cost_details(source.path)})

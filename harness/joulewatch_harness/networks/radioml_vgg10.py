@@ -6,54 +6,64 @@ F=64 filters is the challenge's network (12.9 million multiply-accumulates per i
 one of the FINN examples (3.3 million): every result says which.
 
 Random weights serve for time and energy, not for accuracy. INT8 is static quantisation (per-channel int8
-weights, uint8 activations, QDQ form) of the graph with its BatchNorms folded into the weights: ONNX Runtime
-leaves a BatchNorm behind a Gemm where it is and would quantise it badly. Calibration uses the I/Q frames of
-``radioml``, those of another seed than the ones it is run with.
+weights, uint8 activations, QDQ form) of the graph with its BatchNorms folded into the weights. FP16 is the float
+graph in half precision with inputs and outputs in float32. Calibration uses the I/Q frames of ``radioml``, those
+of another seed than the ones it is run with.
+
+``w4a4`` and ``w5a5`` are QONNX files for reference: 4- and 5-bit weights and activations (5 bits are those of the
+published FPGA build), the input in 8 bits over [-2, 2], ``Quant`` nodes where Brevitas puts them. FINN and qonnx
+read them; ONNX Runtime does not.
 
 Source: Xilinx/brevitas-radioml-challenge-21 (topology); Xilinx/finn-examples, vgg10-radioml (F=32).
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
 import itertools
-import logging
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.names import unknown
 from joulewatch_harness.networks import ModelSource
+from joulewatch_harness.networks.building import (
+    WEIGHTS,
+    Floats,
+    GraphBuilder,
+    Norm,
+    cached,
+    check_options,
+    choice,
+    fold,
+    half,
+    quantize,
+)
+from joulewatch_harness.networks.numpy_forward import rounded
 from joulewatch_harness.networks.radioml import CLASSES, FRAME_LENGTH, make_frames
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays
-
-logger = logging.getLogger(__name__)
 
 BUILDER_VERSION: Final = 1
 """Part of the cached file's name: raise it when the graph, the weights or the calibration change."""
 FILTERS: Final = (64, 32)
 DENSE: Final = 128
 CONVOLUTIONS: Final = 7
-OPSET: Final = 17
 CALIBRATION_FRAMES: Final = 96
 INPUT_SEED: Final = 0
 INPUT_FRAMES: Final = 1024
 CALIBRATION_SEED: Final = 1
 _WEIGHT_SEED: Final = 0
 _EPSILON: Final = 1e-5
-
-Floats = NDArray[np.float32]
+QONNX_BITS: Final[Mapping[str, int]] = {"w4a4": 4, "w5a5": 5}
+"""Precision -> bits of weights and of activations."""
+INPUT_BITS: Final = 8
+INPUT_RANGE: Final = 2.0
+_CLIPPED_SHARE: Final = 0.002
+"""Of the activations, those above the quantiser's range: few bits are better spent on the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +74,7 @@ class Layer:
     weight: Floats
     """[out, in, 3] or [out, in]."""
     bias: Floats | None
-    norm: tuple[Floats, Floats, Floats, Floats] | None
-    """BatchNorm's gamma, beta, mean and variance."""
+    norm: Norm | None
 
     @property
     def is_convolution(self) -> bool:
@@ -75,10 +84,7 @@ class Layer:
         """The same function with the BatchNorm inside weight and bias."""
         if self.norm is None:
             return self
-        gamma, beta, mean, variance = self.norm
-        scale = gamma / np.sqrt(variance + np.float32(_EPSILON))
-        shape = (-1, *[1] * (self.weight.ndim - 1))
-        return Layer(self.name, self.weight * scale.reshape(shape), beta - mean * scale, None)
+        return Layer(self.name, *fold(self.weight, self.norm, _EPSILON), None)
 
 
 def source(precision: str, options: Mapping[str, str]) -> ModelSource:
@@ -87,19 +93,21 @@ def source(precision: str, options: Mapping[str, str]) -> ModelSource:
     Raises:
         ConfigError: an unknown option, or a cache folder that cannot be written.
     """
-    for key in options:
-        if key != "filters":
-            raise ConfigError(f"radioml-vgg10: {unknown('option', key, ('filters',))}")
-    text = options.get("filters", str(FILTERS[0]))
-    if text not in map(str, FILTERS):
-        raise ConfigError(f"radioml-vgg10: filters is {' or '.join(map(str, FILTERS))}, not {text!r}")
-    filters = int(text)
-    network = layers(filters)
+    check_options("radioml-vgg10", options, ("filters",))
+    filters = choice("radioml-vgg10", options, "filters", FILTERS)
+
+    def reference(inputs: Arrays) -> Floats:
+        frames = np.asarray(inputs["input"], dtype=np.float32)
+        if precision in QONNX_BITS:
+            return forward_quantised(quantised(filters, QONNX_BITS[precision]), frames)
+        network = layers(filters)
+        return forward(tuple(map(_half, network)) if precision == "fp16" else network, frames)
+
     return ModelSource(
         path=model_file(filters, precision),
         make_inputs=_make_inputs,
-        reference=lambda inputs: forward(network, np.asarray(inputs["input"], dtype=np.float32)),
-        details={"filters": text, "parameters": str(parameters(network)), "macs": str(macs(network))},
+        reference=reference,
+        details={"filters": str(filters), "weights": WEIGHTS},
     )
 
 
@@ -107,7 +115,7 @@ def layers(filters: int) -> tuple[Layer, ...]:
     """The network's weights; BatchNorm near a trained one's, so that activations stay in range over ten layers."""
     rng = np.random.default_rng(_WEIGHT_SEED)
 
-    def norm(size: int) -> tuple[Floats, Floats, Floats, Floats]:
+    def norm(size: int) -> Norm:
         return (
             rng.uniform(0.8, 1.2, size).astype(np.float32),
             rng.normal(0.0, 0.1, size).astype(np.float32),
@@ -160,143 +168,191 @@ def forward(network: tuple[Layer, ...], frames: Floats) -> Floats:
         Logits, [n, 24].
     """
     x = frames
-    for layer in (item.folded() for item in network):
-        bias = np.zeros(len(layer.weight), dtype=np.float32) if layer.bias is None else layer.bias
+    for layer in network:
+        x = _linear(layer, x)
+        if layer.name != "fc3":
+            x = np.maximum(x, 0.0)
         if layer.is_convolution:
-            padded = np.pad(x, ((0, 0), (0, 0), (1, 1)))
-            taps = (layer.weight[:, :, k] @ padded[:, :, k : k + x.shape[2]] for k in range(3))
-            x = np.maximum(sum(taps) + bias[:, None], 0.0)
             x = x.reshape(*x.shape[:2], -1, 2).max(axis=3)
-        else:
-            x = x.reshape(len(x), -1) @ layer.weight.T + bias
-            if layer.name != "fc3":
-                x = np.maximum(x, 0.0)
     return np.asarray(x, dtype=np.float32)
 
 
-def model_file(filters: int, precision: str) -> Path:
-    """The ONNX file in the cache (``$XDG_CACHE_HOME/joulewatch/models``); built when it is not there yet.
+@dataclass(frozen=True, slots=True)
+class QuantLayer:
+    """A layer of few bits: its weights as whole numbers, and the steps of weights and outputs."""
 
-    Its name holds everything it depends on, and it appears by rename, so that two processes may build at once.
+    layer: Layer
+    """Weights are multiples of ``weight_step``; the BatchNorm stays behind it, in float."""
+    bits: int
+    weight_step: Floats
+    """One per output channel."""
+    output_step: float | None
+    """Of the ReLU's output; None: the last layer, whose output stays as it is."""
+
+    @property
+    def shaped_step(self) -> Floats:
+        return self.weight_step.reshape(-1, *[1] * (self.layer.weight.ndim - 1))
+
+
+@functools.lru_cache(maxsize=4)
+def quantised(filters: int, bits: int) -> tuple[QuantLayer, ...]:
+    """The network in few bits; steps of the activations from the calibration's frames, one layer after the other."""
+    top = 2 ** (bits - 1) - 1
+    x = _quantised_input(make_frames(len(CLASSES), seed=CALIBRATION_SEED).iq)
+    found: list[QuantLayer] = []
+    for layer in layers(filters):
+        step = np.abs(layer.weight).reshape(len(layer.weight), -1).max(axis=1) / np.float32(top)
+        shaped = step.reshape(-1, *[1] * (layer.weight.ndim - 1))
+        weight = np.clip(np.rint(layer.weight / shaped), -top, top).astype(np.float32) * shaped
+        rounded = Layer(layer.name, weight, layer.bias, layer.norm)
+        output_step = None
+        if layer.norm is not None:
+            outputs = np.maximum(_linear(rounded, x), 0.0)
+            output_step = float(np.float32(np.quantile(outputs, 1 - _CLIPPED_SHARE) / (2**bits - 1)))
+        found.append(QuantLayer(rounded, bits, step.astype(np.float32), output_step))
+        x = _quantised_layer(found[-1], x)
+    return tuple(found)
+
+
+def forward_quantised(network: tuple[QuantLayer, ...], frames: Floats) -> Floats:
+    """The network of few bits in plain numpy: what a runtime of the QONNX file must give.
+
+    Args:
+        network: From ``quantised``.
+        frames: [n, 2, 1024].
+
+    Returns:
+        Logits, [n, 24].
     """
-    import onnx
-    import onnxruntime
+    x = _quantised_input(frames)
+    for item in network:
+        x = _quantised_layer(item, x)
+    return x
 
-    stamp = f"{BUILDER_VERSION} {filters} {precision} {onnx.__version__} {onnxruntime.__version__} {np.__version__}"
-    key = hashlib.sha256(stamp.encode()).hexdigest()[:12]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "joulewatch" / "models"
-    path = folder / f"radioml-vgg10-f{filters}-{precision}-{key}.onnx"
-    if path.is_file():
-        return path
-    logger.info("building %s", path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as scratch:
-            built = Path(scratch) / "model.onnx"
-            if precision == "int8":
-                folded = Path(scratch) / "folded.onnx"
-                onnx.save(graph(filters, folded=True), folded)
-                _quantize(folded, built)
-            else:
-                onnx.save(graph(filters, folded=False), built)
-            built.replace(path)
-    except OSError as error:
-        raise ConfigError(
-            f"the model cache {folder} cannot be written ({error.strerror or error}): "
-            "set XDG_CACHE_HOME to a folder that can"
-        ) from error
-    return path
+
+def _quantised_input(frames: Floats) -> Floats:
+    top = 2 ** (INPUT_BITS - 1)
+    step = np.float32(INPUT_RANGE / top)
+    return np.asarray(np.clip(np.rint(frames / step), -top, top - 1) * step, dtype=np.float32)
+
+
+def _quantised_layer(item: QuantLayer, x: Floats) -> Floats:
+    y = _linear(item.layer, x)
+    if item.output_step is not None:
+        step = np.float32(item.output_step)
+        y = np.clip(np.rint(np.maximum(y, 0.0) / step), 0, 2**item.bits - 1) * step
+    if item.layer.is_convolution:
+        y = y.reshape(*y.shape[:2], -1, 2).max(axis=3)
+    return np.asarray(y, dtype=np.float32)
+
+
+def _half(layer: Layer) -> Layer:
+    """The layer with the weights that a file in half precision has."""
+    norm = None if layer.norm is None else tuple(rounded(array) for array in layer.norm)
+    bias = None if layer.bias is None else rounded(layer.bias)
+    return Layer(layer.name, rounded(layer.weight), bias, cast("Norm | None", norm))
+
+
+def _linear(layer: Layer, x: Floats) -> Floats:
+    """One layer with its BatchNorm, before the ReLU."""
+    part = layer.folded()
+    bias = np.zeros(len(part.weight), dtype=np.float32) if part.bias is None else part.bias
+    if not part.is_convolution:
+        return np.asarray(x.reshape(len(x), -1) @ part.weight.T + bias, dtype=np.float32)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1)))
+    taps = (part.weight[:, :, k] @ padded[:, :, k : k + x.shape[2]] for k in range(3))
+    return np.asarray(sum(taps) + bias[:, None], dtype=np.float32)
+
+
+def model_file(filters: int, precision: str) -> Path:
+    """The ONNX file in the cache; built when it is not there yet.
+
+    Raises:
+        ConfigError: the cache folder cannot be written.
+    """
+
+    def build(path: Path) -> None:
+        import onnx
+
+        if precision == "int8":
+            quantize(graph(filters, folded=True), path, _calibration())
+        elif precision in QONNX_BITS:
+            onnx.save(qonnx_graph(filters, QONNX_BITS[precision]), path)
+        else:
+            model = graph(filters, folded=False)
+            onnx.save(half(model) if precision == "fp16" else model, path)
+
+    return cached(f"radioml-vgg10-f{filters}", precision, (BUILDER_VERSION,), build)
 
 
 def graph(filters: int, *, folded: bool) -> Any:
     """The network as an ``onnx.ModelProto`` with a dynamic batch axis."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    nodes: list[Any] = []
-    weights: list[Any] = []
-
-    def const(name: str, array: Floats) -> str:
-        weights.append(numpy_helper.from_array(np.ascontiguousarray(array, dtype=np.float32), name))
-        return name
-
-    def node(kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
-        nodes.append(helper.make_node(kind, inputs, [f"{name}.out"], name=name, **attributes))
-        return f"{name}.out"
-
-    x, flat = "input", False
+    builder = GraphBuilder("radioml_vgg10")
+    x = "input"
     for layer in layers(filters):
         part = layer.folded() if folded else layer
-        if not part.is_convolution and not flat:
-            x, flat = node("Flatten", [x], "flatten", axis=1), True
-        inputs = [x, const(f"{part.name}.weight", part.weight)]
-        if part.bias is not None:
-            inputs.append(const(f"{part.name}.bias", part.bias))
-        if part.is_convolution:
-            x = node("Conv", inputs, part.name, kernel_shape=[3], pads=[1, 1], strides=[1])
-        else:
-            x = node("Gemm", inputs, part.name, transB=1)
-        if part.norm is not None:
-            fields = zip(("gamma", "beta", "mean", "variance"), part.norm, strict=True)
-            names = [const(f"{part.name}.{field}", array) for field, array in fields]
-            x = node("BatchNormalization", [x, *names], f"{part.name}.norm", epsilon=_EPSILON)
+        x = _layer_nodes(builder, part, x, builder.constant(f"{part.name}.weight", part.weight))
         if part.name != "fc3":
-            x = node("Relu", [x], f"{part.name}.relu")
+            x = builder.node("Relu", [x], f"{part.name}.relu")
         if part.is_convolution:
-            x = node("MaxPool", [x], f"{part.name}.pool", kernel_shape=[2], strides=[2])
-    nodes[-1].output[0] = "output"
-    body = helper.make_graph(
-        nodes,
-        "radioml_vgg10",
-        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["batch", 2, FRAME_LENGTH])],
-        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", len(CLASSES)])],
-        weights,
-    )
-    # IR version 10 is what the oldest ONNX Runtime of our range still reads.
-    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+            x = builder.node("MaxPool", [x], f"{part.name}.pool", kernel_shape=[2], strides=[2])
+    return _finish(builder)
 
 
-class _Calibration:
-    """Feeds the calibrator one frame at a time."""
-
-    def __init__(self) -> None:
-        self._frames: Iterator[Floats] = iter(make_frames(CALIBRATION_FRAMES, seed=CALIBRATION_SEED).iq[:, None])
-
-    def get_next(self) -> dict[str, Floats] | None:
-        frame = next(self._frames, None)
-        return None if frame is None else {"input": frame}
-
-
-def _quantize(folded: Path, built: Path) -> None:
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = folded.with_name("prepared.onnx")
-    with _quiet():
-        quant_pre_process(folded, prepared)
-        quantize_static(
-            prepared,
-            built,
-            _Calibration(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
+def qonnx_graph(filters: int, bits: int) -> Any:
+    """The network of few bits as QONNX, an ``onnx.ModelProto`` with ``Quant`` nodes."""
+    builder = GraphBuilder(f"radioml_vgg10_w{bits}a{bits}")
+    step = np.array(INPUT_RANGE / 2 ** (INPUT_BITS - 1), dtype=np.float32)
+    x = builder.quant("input", "input.quant", scale=step, bits=INPUT_BITS, signed=True, narrow=False)
+    for item in quantised(filters, bits):
+        layer = item.layer
+        name = f"{layer.name}.weight"
+        weight = builder.quant(
+            builder.constant(name, layer.weight),
+            f"{name}.quant",
+            scale=item.shaped_step,
+            bits=bits,
+            signed=True,
+            narrow=True,
         )
+        x = _layer_nodes(builder, layer, x, weight)
+        if item.output_step is not None:
+            x = builder.node("Relu", [x], f"{layer.name}.relu")
+            scale = np.array(item.output_step, dtype=np.float32)
+            x = builder.quant(x, f"{layer.name}.quant", scale=scale, bits=bits, signed=False, narrow=False)
+        if layer.is_convolution:
+            x = builder.node("MaxPool", [x], f"{layer.name}.pool", kernel_shape=[2], strides=[2])
+    return _finish(builder)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantiser logs advice to the root logger as it works; none of it is for our users."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
+def _layer_nodes(builder: GraphBuilder, layer: Layer, x: str, weight: str) -> str:
+    """Convolution or Gemm with its BatchNorm, before the ReLU."""
+    if layer.name == "fc1":
+        x = builder.node("Flatten", [x], "flatten", axis=1)
+    inputs = [x, weight]
+    if layer.bias is not None:
+        inputs.append(builder.constant(f"{layer.name}.bias", layer.bias))
+    if layer.is_convolution:
+        x = builder.node("Conv", inputs, layer.name, kernel_shape=[3], pads=[1, 1], strides=[1])
+    else:
+        x = builder.node("Gemm", inputs, layer.name, transB=1)
+    if layer.norm is not None:
+        fields = zip(("gamma", "beta", "mean", "variance"), layer.norm, strict=True)
+        names = [builder.constant(f"{layer.name}.{field}", array) for field, array in fields]
+        x = builder.node("BatchNormalization", [x, *names], f"{layer.name}.norm", epsilon=_EPSILON)
+    return x
+
+
+def _finish(builder: GraphBuilder) -> Any:
+    from onnx import TensorProto
+
+    return builder.finish({"input": (TensorProto.FLOAT, [2, FRAME_LENGTH])}, [len(CLASSES)])
+
+
+def _calibration() -> Iterator[Arrays]:
+    """One frame at a time."""
+    for frame in make_frames(CALIBRATION_FRAMES, seed=CALIBRATION_SEED).iq:
+        yield {"input": frame[None]}
 
 
 @functools.lru_cache(maxsize=1)

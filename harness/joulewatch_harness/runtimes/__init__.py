@@ -75,7 +75,7 @@ def own_network(spec: str, precision: str, options: Mapping[str, str]) -> Networ
         ConfigError: no such file, module or object; an option that the factory does not take; a method missing.
     """
     place, _, name = spec.rpartition(":")
-    found: Any = _module(place)
+    found: Any = find_module(place)
     for part in name.split("."):
         try:
             found = getattr(found, part)
@@ -165,7 +165,12 @@ def _made(factory: Any, spec: str, precision: str, options: Mapping[str, str]) -
         raise ConfigError(f"{spec} could not be made: {type(error).__name__}: {error}") from error
 
 
-def _module(place: str) -> ModuleType:
+def find_module(place: str) -> ModuleType:
+    """Import a user's module by its name or its file.
+
+    Raises:
+        ConfigError: there is none, or it cannot be imported.
+    """
     if not place.endswith(".py"):
         # The user's own modules lie where the command is run, which a console script does not search.
         if "" not in sys.path and str(Path.cwd()) not in sys.path:

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,25 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 from onnx import TensorProto
 
 from joulewatch_harness import networks
-from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.errors import ConfigError, NetworkError
+from joulewatch_harness.graph import cost_details
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Phases
-from joulewatch_harness.runtimes import ANY_PRECISION, flag
+from joulewatch_harness.runtimes import ANY_PRECISION, flag, onnxruntime_trace
+from joulewatch_harness.runtimes.inputs import (
+    Batches,
+    Input,
+    broken,
+    check_types,
+    parse_count,
+    parse_dims,
+    read_npz,
+)
+from joulewatch_harness.runtimes.outputs import TOLERANCES, check_close, check_finite
+from joulewatch_harness.traces import Trace, write_trace
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays
@@ -36,10 +48,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_PROVIDER: Final = "CPUExecutionProvider"
 LEVELS: Final = ("disabled", "basic", "extended", "all")
-FP32_TOLERANCE: Final = 1e-3
-INT8_TOLERANCE: Final = 0.25
-"""Of ``check``: RMS error of the outputs over their standard deviation; random weights quantise to about 0.1."""
-
 _DTYPES: Final[Mapping[str, str]] = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -73,6 +81,12 @@ _FLOAT_NAMES: Final[Mapping[int, str]] = {
     TensorProto.BFLOAT16: "bf16",
     TensorProto.DOUBLE: "fp64",
 }
+TRACE_S: Final = 1.0
+TRACE_WARMUP: Final = 3
+TRACE_BLOCKS: Final = 4
+TRACE_PAUSE_S: Final = 0.02
+TRACE_EVENTS: Final = 12_000
+"""An event takes a kilobyte."""
 _LARGEST_REREAD_BYTES: Final = 1 << 30
 """Above this the optimised graph is not written out to be looked at; the file itself is."""
 
@@ -111,29 +125,16 @@ class Options:
         if optimization not in LEVELS:
             raise ConfigError(f"onnxruntime: {unknown('optimization', optimization, LEVELS)}")
         return cls(
-            threads=_count(words, "threads", least=1),
-            inter_threads=_count(words, "inter_threads", least=1),
+            threads=parse_count("onnxruntime", words, "threads", least=1),
+            inter_threads=parse_count("onnxruntime", words, "inter_threads", least=1),
             spinning=flag(words, "spinning", True),
             provider=words.get("provider", DEFAULT_PROVIDER),
             optimization=optimization,
             inputs=Path(words["inputs"]) if "inputs" in words else None,
-            dims=_dims(words.get("dims")),
-            seed=_count(words, "seed", least=0) or 0,
+            dims=parse_dims("onnxruntime", words.get("dims")),
+            seed=parse_count("onnxruntime", words, "seed", least=0) or 0,
             any_precision=flag(words, ANY_PRECISION),
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """One input of the model."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...]
-
-    def text(self) -> str:
-        sizes = ",".join("?" if size is None else str(size) for size in self.shape)
-        return f"{self.name}:{self.dtype}[{sizes}]"
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> OnnxRuntimeNetwork:
@@ -165,7 +166,9 @@ class OnnxRuntimeNetwork:
         self._precision = ""
         self._integer_ops = ""
         self._sha256 = ""
-        self._file_arrays: Arrays | None = None
+        self._cost: Mapping[str, str] = {}
+        self._batch = 0
+        self._batches = Batches("", (), source, {})
 
     def describe(self) -> Mapping[str, Any]:
         """Runtime, provider and precision as they are; before ``load`` only the file is known."""
@@ -177,6 +180,7 @@ class OnnxRuntimeNetwork:
             "spinning": str(self._options.spinning).lower(),
             "threads": self._options.threads or "default",
             **self._source.details,
+            **self._cost,
         }
         if self._session is not None:
             provider = self._session.get_providers()[0]
@@ -216,11 +220,11 @@ class OnnxRuntimeNetwork:
             except Exception as error:
                 # A provider that compiles parts of the graph cannot write them out: look at the file instead.
                 if optimized is None or options.provider == DEFAULT_PROVIDER:
-                    raise _broken(path, error) from error
+                    raise broken(path, error) from error
                 try:
                     self._session, optimized = self._open(None), None
                 except Exception as second:
-                    raise _broken(path, second) from second
+                    raise broken(path, second) from second
             graph = optimized if optimized is not None and optimized.is_file() else path
             self._precision, self._integer_ops = actual_precision(graph)
         active = self._session.get_providers()[0]
@@ -231,11 +235,17 @@ class OnnxRuntimeNetwork:
                 "its libraries are missing or found no device"
             )
         self._inputs = tuple(map(_input, self._session.get_inputs()))
-        for item in self._inputs:
-            if item.dtype not in _DTYPES.values():
-                raise ConfigError(f"model file {path}: input {item.name!r} is a {item.dtype}, which is not supported")
-        if options.inputs is not None:
-            self._file_arrays = _read_npz(options.inputs, self._inputs)
+        check_types(self._inputs, f"model file {path}")
+        self._batches = Batches(
+            path.name,
+            self._inputs,
+            self._source,
+            options.dims or {},
+            options.seed,
+            None if options.inputs is None else read_npz(options.inputs, self._inputs),
+        )
+        if "macs_per_inference" not in self._source.details:
+            self._cost = cost_details(path, self._sizes())
 
     def prepare(self, batch: int) -> None:
         """Make, check and bind the inputs of one batch.
@@ -244,17 +254,9 @@ class OnnxRuntimeNetwork:
             UnsupportedBatchError: the model's batch axis is fixed to another size.
             ConfigError: a symbolic dimension has no size; the text says how to give it one.
         """
-        fixed = [item.shape[0] for item in self._inputs if item.shape and isinstance(item.shape[0], int)]
-        symbolic = any(item.shape and not isinstance(item.shape[0], int) for item in self._inputs)
-        if fixed and not symbolic and batch != fixed[0]:
-            raise UnsupportedBatchError(f"{self._source.path.name} has a fixed batch axis of {fixed[0]}, not {batch}")
-        arrays = self._arrays(batch)
-        binding = self._session.io_binding()
-        for name, array in arrays.items():
-            binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
-        for output in self._session.get_outputs():
-            binding.bind_output(output.name)
-        self._binding = binding
+        self._batches.check_size(batch)
+        self._binding = _bound(self._session, self._arrays(batch))
+        self._batch = batch
 
     def run(self, batches: int, phases: Phases) -> None:
         """Run the bound batch ``batches`` times; ``execute`` is the whole of it."""
@@ -272,30 +274,98 @@ class OnnxRuntimeNetwork:
         Raises:
             NetworkError: the outputs are wrong; the text says how.
         """
-        first = next((item.shape[0] for item in self._inputs if item.shape), 1)
-        self.prepare(first if isinstance(first, int) else 8)
+        self.prepare(self._batches.size_for_check())
         self.run(1, Phases())
         outputs = [np.asarray(array) for array in self._binding.copy_outputs_to_cpu()]
-        for output, array in zip(self._session.get_outputs(), outputs, strict=True):
-            if np.issubdtype(array.dtype, np.floating) and not np.all(np.isfinite(array)):
-                raise NetworkError(f"{self._source.path.name}: output {output.name!r} is not finite")
+        names = [output.name for output in self._session.get_outputs()]
+        check_finite(self._source.path.name, dict(zip(names, outputs, strict=True)))
         if self._source.reference is not None:
             wanted = self._source.reference(self._arrays(len(outputs[0])))
-            error = float(np.sqrt(np.mean((outputs[0] - wanted) ** 2)) / np.std(wanted))
-            tolerance = INT8_TOLERANCE if self._precision == "int8" else FP32_TOLERANCE
-            if error > tolerance:
-                raise NetworkError(
-                    f"{self._source.path.name}: outputs differ from the reference by {error:.2g} (RMS over the "
-                    f"standard deviation; at most {tolerance:g} for {self._precision}): this build computes wrongly"
-                )
+            # A file of few bits has its rounding in it, also where the runtime computes in more.
+            looser = max(self._precision, self._source.precision, key=lambda name: TOLERANCES.get(name, 0.0))
+            check_close(self._source.path.name, "the reference", outputs[0], wanted, looser)
         return True
+
+    def trace(self, path: Path) -> None:
+        """Time per operator of the batch that is prepared, from ONNX Runtime's profile in a session of its own.
+
+        Raises:
+            NetworkError: no batch is prepared, or the provider's profile tells no times of computing.
+        """
+        provider = self._session.get_providers()[0] if self._session is not None else ""
+        if self._binding is None or not self._batch:
+            raise NetworkError(f"{self._source.path.name}: trace() comes after load() and prepare()")
+        if provider != DEFAULT_PROVIDER:
+            raise NetworkError(
+                f"onnxruntime: its profile of {provider} tells how long operators take to launch, not to compute: "
+                f"only {DEFAULT_PROVIDER} can be traced"
+            )
+        with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
+            folder = Path(scratch)
+            model, optimized = onnxruntime_trace.name_nodes(self._source.path, folder), folder / "optimized.onnx"
+            small = self._source.path.stat().st_size <= _LARGEST_REREAD_BYTES
+            session = self._open(optimized if small else None, model, folder / "profile")
+            plain, traced = (self._session, self._binding), (session, _bound(session, self._arrays(self._batch)))
+            batch_s = float("inf")
+            for one, binding in (plain, traced):
+                for _ in range(TRACE_WARMUP):
+                    start_ns = time.perf_counter_ns()
+                    one.run_with_iobinding(binding)
+                    batch_s = min(batch_s, (time.perf_counter_ns() - start_ns) * 1e-9)
+            count = onnxruntime_trace.batches_for(
+                batch_s,
+                onnxruntime_trace.count_nodes(optimized if small else model),
+                aim_s=TRACE_S,
+                most_events=TRACE_EVENTS,
+            )
+            plain_ns = 0
+            # In turn, so that a machine that changes its speed changes it for both; after a pause, for the threads of
+            # the other session spin on for a while.
+            for number in range(TRACE_BLOCKS):
+                block = range(number, count, TRACE_BLOCKS)
+                time.sleep(TRACE_PAUSE_S)
+                for _ in block:
+                    start_ns = time.perf_counter_ns()
+                    self._session.run_with_iobinding(self._binding)
+                    plain_ns += time.perf_counter_ns() - start_ns
+                time.sleep(TRACE_PAUSE_S)
+                for _ in block:
+                    session.run_with_iobinding(traced[1])
+            profile = onnxruntime_trace.file_of(folder, "profile", session.end_profiling())
+            found, macs = onnxruntime_trace.read_profile(
+                profile, optimized, model, self._batch, warmup=TRACE_WARMUP, dims=self._sizes()
+            )
+        write_trace(
+            Trace(
+                runtime="onnxruntime",
+                source=f"profile of ONNX Runtime {onnxruntime.__version__}",
+                batch_size=self._batch,
+                batches=found.batches,
+                time_ns=found.time_ns,
+                operators=found.operators,
+                plain_time_ns=plain_ns,
+                macs=macs,
+                overlapping=(self._options.inter_threads or 1) > 1,
+            ),
+            path,
+        )
 
     def close(self) -> None:
         """Let the session go."""
         self._binding = None
         self._session = None
 
-    def _open(self, optimized: Path | None) -> Any:
+    def _sizes(self) -> dict[str, int]:
+        """Sizes of the symbolic dimensions that the inputs have, by place."""
+        sizes = dict(self._options.dims or {})
+        for item in self._inputs:
+            array = (self._batches.file_arrays or {}).get(item.name)
+            if array is not None:
+                sizes |= {f"{item.name}.{axis}": size for axis, size in enumerate(array.shape) if axis}
+        return sizes
+
+    def _open(self, optimized: Path | None, model: Path | None = None, profile: Path | None = None) -> Any:
+        """A session; ``optimized`` is where its graph goes, ``profile`` the beginning of its profile's name."""
         options = self._options
         settings = onnxruntime.SessionOptions()
         settings.log_severity_level = 3  # level 2 warns that an optimised file is for this machine only: it is
@@ -315,36 +385,24 @@ class OnnxRuntimeNetwork:
             settings.add_session_config_entry(f"session.{group}_op.allow_spinning", "1" if options.spinning else "0")
         if optimized is not None:
             settings.optimized_model_filepath = os.fspath(optimized)
-        return onnxruntime.InferenceSession(os.fspath(self._source.path), settings, providers=[options.provider])
+        if profile is not None:
+            settings.enable_profiling = True
+            settings.profile_file_prefix = os.fspath(profile)
+        file = os.fspath(model or self._source.path)
+        return onnxruntime.InferenceSession(file, settings, providers=[options.provider])
 
     def _arrays(self, batch: int) -> Arrays:
-        if self._file_arrays is not None:
-            return {name: _rows(array, batch) for name, array in self._file_arrays.items()}
-        if self._source.make_inputs is not None:
-            return self._source.make_inputs(batch)
-        rng = np.random.default_rng(self._options.seed)
-        return {item.name: _random(rng, item.dtype, self._shape(item, batch)) for item in self._inputs}
+        return self._batches.arrays(batch)
 
-    def _shape(self, item: Input, batch: int) -> tuple[int, ...]:
-        """The input's shape with numbers for all symbols; the batch's symbol means the batch on any axis."""
-        batch_names = {other.shape[0] for other in self._inputs if other.shape and isinstance(other.shape[0], str)}
-        sizes: list[int] = []
-        for axis, size in enumerate(item.shape):
-            if isinstance(size, int):
-                sizes.append(size)
-            elif axis == 0 or size in batch_names:
-                sizes.append(batch)
-            else:
-                given = self._options.dims or {}
-                key = size if size is not None and size in given else f"{item.name}.{axis}"
-                if key not in given:
-                    what = f"dimension {size!r}" if size else f"dimension {axis}"
-                    raise ConfigError(
-                        f"{self._source.path.name}: {what} of input {item.name!r} has no size: "
-                        f"give it with --option dims={size or key}=N, or give arrays with --option inputs=FILE.npz"
-                    )
-                sizes.append(given[key])
-        return tuple(sizes)
+
+def _bound(session: Any, arrays: Arrays) -> Any:
+    """The inputs bound from host memory, the outputs to it."""
+    binding = session.io_binding()
+    for name, array in arrays.items():
+        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
+    for output in session.get_outputs():
+        binding.bind_output(output.name)
+    return binding
 
 
 def actual_precision(path: Path) -> tuple[str, str]:
@@ -360,7 +418,7 @@ def actual_precision(path: Path) -> tuple[str, str]:
     try:
         graph = onnx.load(os.fspath(path), load_external_data=False).graph
     except Exception as error:
-        raise _broken(path, error) from error
+        raise broken(path, error) from error
     weights = {item.name: item for item in graph.initializer}
     made_by = {name: node for node in graph.node for name in node.output}
     sizes: dict[str, int] = {}
@@ -373,12 +431,12 @@ def actual_precision(path: Path) -> tuple[str, str]:
             continue
         total += 1
         held = [item for item in (_weight(name, weights, made_by) for name in node.input) if item is not None]
-        count = max((int(np.prod(item.dims)) for item in held), default=1)
+        count = max((int(np.prod(item.dims)) for item, _ in held), default=1)
         if in_integers:
             integer += 1
             name = "int8"
         else:
-            kinds = [_FLOAT_NAMES[item.data_type] for item in held if item.data_type in _FLOAT_NAMES]
+            kinds = [_FLOAT_NAMES[kind] for _, kind in held if kind in _FLOAT_NAMES]
             name = kinds[0] if kinds else _input_precision(graph)
         sizes[name] = sizes.get(name, 0) + count
     if not sizes:
@@ -387,13 +445,19 @@ def actual_precision(path: Path) -> tuple[str, str]:
 
 
 def _weight(name: str, weights: Mapping[str, Any], made_by: Mapping[str, Any]) -> Any:
-    """The initializer behind an input, also behind a cast or a dequantisation of it."""
+    """The initializer behind an input, also behind a cast or a dequantisation of it, and the type it comes in.
+
+    A runtime without half precision casts weights on their way: then they are computed with in the cast's type.
+    """
+    kind = 0
     while name not in weights:
         node = made_by.get(name)
         if node is None or node.op_type not in ("DequantizeLinear", "Cast", "Transpose", "Reshape"):
             return None
+        if node.op_type == "Cast" and not kind:
+            kind = next((item.i for item in node.attribute if item.name == "to"), 0)
         name = node.input[0]
-    return weights[name]
+    return weights[name], kind or weights[name].data_type
 
 
 def _input_precision(graph: Any) -> str:
@@ -408,81 +472,8 @@ def _input(argument: Any) -> Input:
     return Input(argument.name, _DTYPES.get(argument.type, argument.type), tuple(argument.shape))
 
 
-def _random(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
-    kind = np.dtype(dtype)
-    if kind.kind == "f":
-        return rng.standard_normal(shape).astype(kind)
-    if kind.itemsize == 1 and kind.kind in "iu":
-        limits = np.iinfo(kind)
-        return rng.integers(limits.min, limits.max, shape, dtype=kind, endpoint=True)
-    # Wider integers are mostly indices (token ids), of unknown range: 0 and 1 exist in any table.
-    return rng.integers(0, 2, shape).astype(kind)
-
-
-def _read_npz(path: Path, inputs: tuple[Input, ...]) -> Arrays:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, NDArray[np.generic]] = {name: file[name] for name in file.files}
-    except FileNotFoundError as error:
-        raise ConfigError(f"no input file {path}") from error
-    except Exception as error:
-        raise ConfigError(f"{path} cannot be read as .npz: {error}") from error
-    names = {item.name for item in inputs}
-    for name in arrays:
-        if name not in names:
-            raise ConfigError(f"{path}: {unknown('input', name, names)}")
-    for item in inputs:
-        if item.name not in arrays:
-            raise ConfigError(f"{path} has no array {item.name!r}; the model takes {item.text()}")
-        array = arrays[item.name]
-        sizes = zip(array.shape[1:], item.shape[1:], strict=False)
-        if (
-            array.ndim != len(item.shape)
-            or str(array.dtype) != item.dtype
-            or (array.ndim and not len(array))
-            or any(isinstance(wanted, int) and wanted != size for size, wanted in sizes)
-        ):
-            shape = ",".join(map(str, array.shape))
-            raise ConfigError(f"{path}: {item.name} is {array.dtype}[{shape}], but the model takes {item.text()}")
-    return {item.name: arrays[item.name] for item in inputs}
-
-
-def _rows(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
-    """The first ``batch`` rows, repeating the array where it has fewer."""
-    return array if array.ndim == 0 else np.take(array, np.arange(batch) % len(array), axis=0)
-
-
 def _parse_all(options: Mapping[str, str], own: tuple[str, ...]) -> Options:
     for key in options:
         if key not in Options.__dataclass_fields__ and key not in own:
             raise ConfigError(unknown("option", key, (*Options.__dataclass_fields__, *own)))
     return Options.parse({key: value for key, value in options.items() if key not in own})
-
-
-def _count(words: Mapping[str, str], key: str, *, least: int) -> int | None:
-    if key not in words:
-        return None
-    try:
-        value = int(words[key])
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise ConfigError(f"onnxruntime: option {key} is a whole number from {least}, not {words[key]!r}")
-    return value
-
-
-def _dims(text: str | None) -> Mapping[str, int] | None:
-    if text is None:
-        return None
-    sizes: dict[str, int] = {}
-    for item in text.split(","):
-        name, _, value = item.rpartition("=")
-        if not name or not value.isdecimal() or int(value) < 1:
-            raise ConfigError(f"onnxruntime: option dims is NAME=SIZE,..., not {text!r}")
-        sizes[name.strip()] = int(value)
-    return sizes
-
-
-def _broken(path: Path, error: Exception) -> ConfigError:
-    said = " ".join(str(error).split())
-    return ConfigError(f"model file {path} cannot be loaded: {said[:300]}")

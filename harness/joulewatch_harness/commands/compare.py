@@ -1,0 +1,144 @@
+"""``joulewatch compare``: what differs between configurations or runs, and whether that is certain."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from joulewatch_harness.errors import ConfigError, QueryError, RecordError
+from joulewatch_harness.prometheus import PrometheusOptions, add_prometheus_arguments, options_from_args
+
+if TYPE_CHECKING:
+    from joulewatch_harness.analysis.compare import Run
+
+RESULT_NAME: Final = "result.json"
+LARGEST_RESULT_BYTES: Final = 1 << 28
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``joulewatch compare`` takes."""
+    parser.add_argument(
+        "what",
+        nargs="+",
+        metavar="RUN|CONFIGURATION",
+        help="a run (id, beginning of one, folder, recording or result.json), or a configuration of the run named "
+        "before it (name, a part of it such as int8, or a pattern with *); the first one is the baseline. One run "
+        "alone: its configurations; runs alone: configurations of the same name",
+    )
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path("runs"), help="folder of the runs (default: runs)"
+    )
+    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="(default: table)")
+    parser.add_argument(
+        "--mixed", action="store_true", help="compare measured with estimated or emulated energies all the same"
+    )
+    parser.add_argument(
+        "--uncorrelated",
+        action="store_true",
+        help="count errors that both sides share (a sensor's accuracy, the idle power) in full instead of letting "
+        "them cancel",
+    )
+    add_prometheus_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``joulewatch compare``.
+
+    Raises:
+        ConfigError, QueryError, RecordError: Bad arguments, no such run, or nothing that can be compared.
+    """
+    from joulewatch_harness.analysis import compare_report
+    from joulewatch_harness.analysis.compare import compare, pairs_of
+    from joulewatch_harness.analysis.report import warning_line
+
+    options = options_from_args(args)
+    comparison = compare(
+        pairs_of(choose(args.what, args.output, options)), mixed=args.mixed, cancel=not args.uncorrelated
+    )
+    if args.format == "json":
+        sys.stdout.write(compare_report.render_json(comparison))
+    elif args.format == "csv":
+        sys.stdout.write(compare_report.render_csv(comparison))
+    else:
+        width = shutil.get_terminal_size((80, 24)).columns
+        sys.stdout.write(compare_report.render_table(comparison, width=width))
+    sys.stdout.flush()
+    if args.format != "table":
+        said = [note for pair in comparison.pairs for note in pair.notes if note.startswith("NOT ALIKE")]
+        for text in (warning_line(comparison.methods), *said):
+            if text:
+                print(text, file=sys.stderr)  # noqa: T201
+    return 0
+
+
+def choose(words: Sequence[str], output: Path, options: PrometheusOptions | None) -> list[tuple[Run, tuple[str, ...]]]:
+    """Runs, each with the configurations that were named after it.
+
+    Raises:
+        ConfigError: a word is neither a run nor a configuration of the run before it.
+        QueryError, RecordError: the first word is no run, or a run cannot be read.
+    """
+    from joulewatch_harness.analysis.compare import pick
+
+    known: dict[str, Run] = {}
+    chosen: list[tuple[Run, tuple[str, ...]]] = []
+    for word in words:
+        if chosen and word in chosen[-1][0].configurations:
+            chosen[-1] = (chosen[-1][0], (*chosen[-1][1], word))
+            continue
+        try:
+            found = read(word, output, options)
+        except (QueryError, RecordError) as error:
+            if not chosen or Path(word).exists():
+                raise
+            try:
+                names = pick(chosen[-1][0], word)
+            except ConfigError as second:
+                raise ConfigError(f"{second}; nor is it a run: {error}") from error
+            chosen[-1] = (chosen[-1][0], (*chosen[-1][1], *names))
+            continue
+        # The same run twice is one run: only then do the errors of its idle windows cancel.
+        chosen.append((known.setdefault(found.id, found), ()))
+    return chosen
+
+
+def read(word: str, output: Path, options: PrometheusOptions | None) -> Run:
+    """An analysed run: from its stored result, or analysed now from journal, recording or Prometheus.
+
+    Raises:
+        QueryError, RecordError: there is none, or it cannot be read.
+    """
+    from joulewatch_harness.analysis.compare import read_document
+    from joulewatch_harness.analysis.report import result_document
+    from joulewatch_harness.analysis.summary import analyze_run
+    from joulewatch_harness.commands.analyze import find
+    from joulewatch_harness.journal import JOURNAL_NAME
+
+    path = Path(word)
+    if path.is_dir() and not (path / JOURNAL_NAME).is_file() and (path / RESULT_NAME).is_file():
+        path /= RESULT_NAME
+    if path.is_file() and path.suffix == ".json":
+        return read_document(_read_json(path), str(path))
+    record, source = find(word, output, options)
+    with contextlib.ExitStack() as stack:
+        if source is not None:
+            stack.callback(source.close)
+        result = analyze_run(record, source)
+    return read_document(result_document(result), word)
+
+
+def _read_json(path: Path) -> object:
+    try:
+        if path.stat().st_size > LARGEST_RESULT_BYTES:
+            raise RecordError(f"{path}: is too large for a result")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise RecordError(f"{path}: is no JSON: {error}") from error

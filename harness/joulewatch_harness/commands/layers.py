@@ -1,0 +1,328 @@
+"""``joulewatch layers``: time per operator from the runtime's own trace, energy per operator as an estimate.
+
+The trace is a pass of its own. The energy comes from measured windows of another: those of a run that is named, or of
+a short one that is made here in a process of its own. No window ever holds a traced batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from joulewatch_harness.errors import ConfigError, CoverageError, JoulewatchError, NetworkError, RecordError
+from joulewatch_harness.plan import DEFAULT_NETWORK, batch_sizes, default_runtime, make_plan, network_label
+from joulewatch_harness.prometheus import add_prometheus_arguments, options_from_args
+
+if TYPE_CHECKING:
+    from joulewatch_harness.analysis.layers import Basis
+    from joulewatch_harness.analysis.summary import RunResult
+    from joulewatch_harness.prometheus import PrometheusOptions
+    from joulewatch_harness.records import Configuration
+    from joulewatch_harness.traces import Trace
+
+DEFAULT_BATCH_SIZE: Final = 1
+PROFILE: Final = (sys.executable, "-m", "joulewatch_harness", "profile")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``joulewatch layers`` takes."""
+    parser.add_argument(
+        "network",
+        nargs="?",
+        metavar="NETWORK",
+        help=f"a built-in network, FILE.onnx, module:object or file.py:object (default: {DEFAULT_NETWORK}, or what "
+        "--run measured)",
+    )
+    parser.add_argument("--model", metavar="FILE.onnx", help="the same as a network FILE.onnx")
+    parser.add_argument("--runtime", help="one whose networks can be traced (default: onnxruntime)")
+    parser.add_argument("--precision", help="as in joulewatch profile")
+    parser.add_argument("--batch-size", metavar="N", help=f"default: {DEFAULT_BATCH_SIZE}, or what --run measured")
+    parser.add_argument("--option", action="append", metavar="KEY=VALUE", help="of network or runtime; repeatable")
+    parser.add_argument("--threads", help="the same as --option threads=N")
+    energy = parser.add_argument_group("where the energy comes from (default: a short run made here)")
+    energy.add_argument("--run", metavar="RUN", help="a run: id, beginning of one, folder, journal or recording")
+    energy.add_argument("--configuration", metavar="NAME", help="of the run, where it has several that fit")
+    energy.add_argument("--no-energy", action="store_true", help="times and work only")
+    energy.add_argument("--exporter", action="append", metavar="URL", help="exporter for the short run; repeatable")
+    energy.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path("runs"), help="folder of the runs (default: runs)"
+    )
+    add_prometheus_arguments(parser)
+    out = parser.add_argument_group("what comes out")
+    out.add_argument("--format", choices=("table", "json", "csv"), default="table", help="(default: table)")
+    out.add_argument("--figure", metavar="FILE", type=Path, help="draw a bar chart: .png, .svg or .pdf")
+    out.add_argument(
+        "--smallest",
+        metavar="PERCENT",
+        type=float,
+        default=1.0,
+        help="table and figure: operators with a smaller share of the time are shown as one (default: 1)",
+    )
+    out.add_argument("--trace", metavar="FILE", type=Path, help="keep the trace, as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``joulewatch layers``.
+
+    Raises:
+        ConfigError: bad arguments, a network or runtime that cannot be traced, a run that has something else.
+        NetworkError: it failed to load, to prepare the batch or to be traced.
+        CoverageError, QueryError, RecordError: the run named has no energy, or cannot be read.
+    """
+    from joulewatch_harness.analysis import layers
+    from joulewatch_harness.analysis.figure import check_figure_path
+    from joulewatch_harness.analysis.layers_figure import write_figure
+
+    _check(args)
+    if args.figure is not None:
+        check_figure_path(args.figure)
+    result = None if args.run is None else analyzed(args.run, args.output, options_from_args(args))
+    configuration, batch_size = chosen(args, result)
+    basis: Basis | None = None
+    if result is not None:
+        basis = layers.basis_of(result, configuration.name, batch_size)
+    trace, about = traced(configuration, batch_size, args.trace)
+    notes: list[str] = []
+    if result is not None:
+        notes += differences(result, configuration, about)
+    elif not args.no_energy:
+        try:
+            basis = short_run(configuration, batch_size, args.output, args.exporter or ())
+        except JoulewatchError as error:
+            notes.append(f"No energy: {error}")
+    view = layers.layer_view(trace, {key: value for key, value in about.items() if key in _SHOWN}, basis, notes)
+    smallest = args.smallest / 100
+    if args.format == "json":
+        sys.stdout.write(layers.render_json(view))
+    elif args.format == "csv":
+        sys.stdout.write(layers.render_csv(view))
+    else:
+        sys.stdout.write(layers.render_table(view, smallest))
+    sys.stdout.flush()
+    if args.format != "table":
+        for line in layers.loud_lines(view):
+            _say(line)
+    if args.figure is not None:
+        write_figure(view, args.figure, smallest)
+        _say(f"figure: {args.figure}")
+    return 0
+
+
+_SHOWN: Final = ("network", "runtime", "runtime_version", "precision", "provider", "device")
+
+
+def _check(args: argparse.Namespace) -> None:
+    if args.network is not None and args.model is not None:
+        raise ConfigError(f"NETWORK {args.network} and --model {args.model} both name a network: give one of them")
+    if args.run is not None and args.no_energy:
+        raise ConfigError("--run says where the energy comes from, --no-energy that there is none: give one of them")
+    if args.configuration is not None and args.run is None:
+        raise ConfigError("--configuration names one of a run: it needs --run")
+    if args.run is None and options_from_args(args) is not None:
+        raise ConfigError("--prometheus is where a run is looked for: it needs --run")
+    if not 0 <= args.smallest <= 100:
+        raise ConfigError(f"--smallest {args.smallest:g}: a share from 0 to 100 percent is wanted")
+    if args.trace is not None and not args.trace.parent.is_dir():
+        raise ConfigError(f"--trace {args.trace}: the folder {args.trace.parent} does not exist")
+
+
+def chosen(args: argparse.Namespace, result: RunResult | None) -> tuple[Configuration, int]:
+    """The configuration to trace and its batch size: from the command line, or out of the run that is named.
+
+    Raises:
+        ConfigError: the run has no such configuration, or several; a bad batch size or option.
+    """
+    network = args.model or args.network
+    size = None
+    if args.batch_size is not None:
+        sizes = batch_sizes(args.batch_size, "--batch-size")
+        if len(sizes) != 1:
+            raise ConfigError(f"--batch-size {args.batch_size}: one batch size is wanted")
+        size = sizes[0]
+    options = _options(args.option, args.threads)
+    if result is not None:
+        return _from_run(args, result, network, size, options)
+    network = network or DEFAULT_NETWORK
+    entry: dict[str, Any] = {"network": network, "runtime": args.runtime or default_runtime(network)}
+    if args.precision is not None:
+        entry["precision"] = args.precision
+    (found,) = make_plan({"configurations": [entry]}, "command line").configurations
+    return replace(found, options=options), size or DEFAULT_BATCH_SIZE
+
+
+def _from_run(
+    args: argparse.Namespace, result: RunResult, network: str | None, size: int | None, options: Mapping[str, str]
+) -> tuple[Configuration, int]:
+    where = f"run {result.record.header.run}"
+    found: dict[str, Configuration] = {}
+    sizes: dict[str, list[int]] = {}
+    for group in result.groups:
+        found.setdefault(group.configuration.name, group.configuration)
+        sizes.setdefault(group.configuration.name, []).append(group.batch_size)
+    fitting = [
+        item
+        for item in found.values()
+        if (args.configuration is None or item.name == args.configuration)
+        and (network is None or network_label(item.network) == network_label(network))
+        and (args.runtime is None or item.runtime == args.runtime)
+        and (args.precision is None or args.precision in (item.precision, item.actual_precision))
+        and (size is None or size in sizes[item.name])
+        and all(item.options.get(key) == value for key, value in options.items())
+    ]
+    if len(fitting) != 1:
+        what = "no configuration that fits" if not fitting else "several configurations that fit"
+        names = [item.name for item in (fitting or found.values())]
+        raise ConfigError(
+            f"{where} has {what}; name one with --configuration: {', '.join(names) or 'it measured none'}"
+        )
+    configuration = fitting[0]
+    if size is None:
+        if len(sizes[configuration.name]) != 1:
+            known = ", ".join(map(str, sorted(sizes[configuration.name])))
+            raise ConfigError(f"{where} measured {configuration.name} at batch sizes {known}: name one, --batch-size N")
+        size = sizes[configuration.name][0]
+    if network is not None and network.endswith(".onnx"):
+        # The file may have moved since; its fingerprint is compared.
+        configuration = replace(configuration, network=network)
+    return configuration, size
+
+
+def _options(words: Sequence[str] | None, threads: str | None) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for word in words or ():
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"--option {word!r}: KEY=VALUE is wanted, such as threads=2")
+        options[key] = value
+    if threads is not None:
+        options["threads"] = threads
+    return options
+
+
+def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> tuple[Trace, dict[str, str]]:
+    """Load the network, trace one batch size, let it go.
+
+    Returns:
+        The trace, and what the network says of itself.
+
+    Raises:
+        ConfigError: it cannot be traced, or is not what was asked for.
+        NetworkError: it failed.
+    """
+    from joulewatch_harness.runtimes import as_loaded, open_network
+    from joulewatch_harness.traces import read_trace
+
+    network = open_network(configuration)
+    trace = getattr(network, "trace", None)
+    if not callable(trace):
+        raise ConfigError(
+            f"{configuration.name}: runtime {configuration.runtime!r} tells no times of single operators (it has no "
+            "trace()): use --runtime onnxruntime, or give your network a method trace(path)"
+        )
+    try:
+        network.load()
+        loaded = as_loaded(configuration, network.describe())
+        network.prepare(batch_size)
+        with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
+            path = keep or Path(scratch) / "trace.json"
+            trace(path)
+            found = read_trace(path)
+    except JoulewatchError:
+        raise
+    except Exception as error:
+        raise NetworkError(f"{configuration.name} could not be traced: {type(error).__name__}: {error}") from error
+    finally:
+        with contextlib.suppress(Exception):
+            network.close()
+    if found.batch_size != batch_size:
+        raise NetworkError(f"{configuration.name}: its trace is of batch size {found.batch_size}, not {batch_size}")
+    return found, {
+        "network": network_label(configuration.network),
+        "runtime": loaded.runtime,
+        "runtime_version": loaded.runtime_version,
+        "precision": loaded.actual_precision or loaded.precision,
+        "provider": loaded.provider,
+        "device": loaded.device,
+        "model_sha256": loaded.model_sha256,
+    }
+
+
+def differences(result: RunResult, configuration: Configuration, about: Mapping[str, str]) -> list[str]:
+    """What differs between what was measured then and what was traced now."""
+    from joulewatch_harness.provenance import collect
+
+    notes = []
+    for key, what in (
+        ("model_sha256", "model file"),
+        ("runtime_version", "version of the runtime"),
+        ("provider", "provider"),
+    ):
+        then, now = getattr(configuration, key), about.get(key, "")
+        if then and now and then != now:
+            notes.append(f"NOT ALIKE: the run measured another {what}: {then[:16]}, traced is {now[:16]}.")
+    cpu = collect().get("cpu")
+    here = cpu.get("model") if isinstance(cpu, Mapping) else None
+    there = result.record.header.told("cpu", "model") or result.record.header.hardware
+    if here and there and here not in there:
+        notes.append(f"NOT ALIKE: the run was measured on {there}, the trace is of {here}.")
+    return notes
+
+
+def analyzed(run: str, output: Path, options: PrometheusOptions | None) -> RunResult:
+    """A run that is stored, analysed.
+
+    Raises:
+        QueryError, RecordError: no such run, or it cannot be read.
+    """
+    from joulewatch_harness.analysis.summary import analyze_run
+    from joulewatch_harness.commands.analyze import find
+
+    record, source = find(run, output, options)
+    with contextlib.ExitStack() as stack:
+        if source is not None:
+            stack.callback(source.close)
+        return analyze_run(record, source)
+
+
+def short_run(configuration: Configuration, batch_size: int, output: Path, exporters: Sequence[str]) -> Basis:
+    """Measure the same network at the same batch size in a process of its own: about ten seconds.
+
+    Raises:
+        CoverageError: it could not be measured; what the other process says stands on stderr.
+    """
+    from joulewatch_harness.analysis.layers import basis_of
+
+    words = [
+        *("--network", configuration.network, "--precision", configuration.precision),
+        *("--batch-sizes", str(batch_size)),
+        *("--preset", "quick", "--idle", "0", "--output", os.fspath(output), "--format", "json"),
+    ]
+    if configuration.runtime != default_runtime(configuration.network):
+        words += ["--runtime", configuration.runtime]
+    for key, value in configuration.options.items():
+        words += ["--option", f"{key}={value}"]
+    for url in exporters:
+        words += ["--exporter", url]
+    _say("measuring the energy of an inference in a short run of its own")
+    done = subprocess.run([*PROFILE, *words], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise CoverageError("no_energy", f"the short run ended with exit code {done.returncode}")
+    try:
+        run = str(json.loads(done.stdout)["run"]["id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(f"the short run gave no result: {error}") from error
+    result = analyzed(os.fspath(output / run), output, None)
+    return basis_of(result, result.groups[0].configuration.name if result.groups else "", batch_size)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201

@@ -1,0 +1,707 @@
+"""What one inference of an ONNX graph costs: multiply-accumulates, parameters, bytes. Needs onnx alone.
+
+Counted from the file, not from what a runtime makes of it, so that one network has one cost everywhere:
+
+- **MACs**: of convolutions, matrix products, attention and recurrent layers, per inference (a batch axis that is fixed
+  to 64 is divided by). Pools, activations, normalisations and moves of data have none, by convention.
+- **Parameters**: elements of the constants that are learned. Not: means and variances of a BatchNorm, scales and zero
+  points, shapes, single numbers such as the 1/sqrt(d) of attention.
+- **Weight bytes**: the parameters in the type they are stored in; behind a ``QuantizeLinear`` or a QONNX ``Quant`` in
+  the bits that it leaves.
+- **Activation bytes**: what the operators read and write, each with its own traffic, except that an operator which
+  goes element by element over the output of another, as its only reader, works in place (BatchNorm and ReLU
+  behind a convolution, the addition of a residual), and that views (Reshape, Flatten) move nothing.
+  A tensor between ``QuantizeLinear`` and ``DequantizeLinear`` counts in its narrow type. Caches are not modelled.
+
+What cannot be counted (loops, branches, operators of unknown domains, unknown shapes) is listed, never guessed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from joulewatch_harness.errors import ConfigError
+
+Shape = tuple[int, ...]
+
+QONNX_DOMAINS: Final = frozenset({"qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas"})
+LARGEST_COUNTED_BYTES: Final = 2_000_000_000
+"""Of the file without external data: protobuf takes no more than 2 GiB."""
+
+_STANDARD: Final = frozenset({"", "ai.onnx"})
+_CONV: Final = frozenset({"Conv", "FusedConv", "NhwcConv", "NhwcFusedConv", "ConvInteger", "DeformConv", "QLinearConv"})
+_MATMUL: Final = frozenset(
+    {
+        "MatMul", "FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul", "QLinearMatMul",
+    }
+)  # fmt: skip
+_GEMM: Final = frozenset({"Gemm", "FusedGemm", "QGemm"})
+_RECURRENT: Final = frozenset({"LSTM", "GRU", "RNN"})
+MAC_OPS: Final = (
+    _CONV
+    | _MATMUL
+    | _GEMM
+    | _RECURRENT
+    | {"ConvTranspose", "QLinearConvTranspose", "MatMulNBits", "Einsum"}
+    | {"Attention", "MultiHeadAttention", "QAttention"}
+)
+"""Operators whose multiply-accumulates are counted."""
+
+_UNCOUNTABLE: Final[Mapping[str, str]] = {
+    "If": "which branch is taken is not known beforehand",
+    "Loop": "how often it runs is not known beforehand",
+    "Scan": "its body is not looked into",
+    "SequenceMap": "how often it runs is not known beforehand",
+    "DFT": "its cost depends on the algorithm",
+    "STFT": "its cost depends on the algorithm",
+    "Det": "its cost depends on the algorithm",
+}
+_OTHER_FREE: Final = frozenset(
+    {
+        "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearConcat",
+        "QLinearAveragePool", "QLinearGlobalAveragePool", "QuantizeLinear", "DequantizeLinear",
+        "DynamicQuantizeLinear", "FastGelu", "Gelu", "QuickGelu", "BiasGelu", "BiasAdd", "BiasSoftmax",
+        "BiasSplitGelu", "SkipLayerNormalization", "EmbedLayerNormalization", "SimplifiedLayerNormalization",
+        "SkipSimplifiedLayerNormalization", "NhwcMaxPool", "RotaryEmbedding", "GatherBlockQuantized", "ReorderInput",
+        "ReorderOutput", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "Upsample", "Pad", "Trilu",
+        "GroupNorm", "NhwcUpsample", "Quant", "BipolarQuant", "IntQuant", "FloatQuant", "Trunc",
+    }
+)  # fmt: skip
+"""Of domains other than ONNX' own, without multiply-accumulates."""
+_VIEWS: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
+_QUANTIZERS: Final = frozenset({"QuantizeLinear", "Quant", "BipolarQuant", "IntQuant"})
+_DEQUANTIZERS: Final = frozenset({"DequantizeLinear"})
+_SELECTING: Final = frozenset({"MaxPool", "GlobalMaxPool", "Transpose", "Slice", "DepthToSpace", "SpaceToDepth"})
+"""What they give lies in the set of what they take: it needs no more bits."""
+_SHAPE_OPS: Final = frozenset({"Shape", "Size", "ConstantOfShape"})
+IN_PLACE: Final = frozenset(
+    {
+        "Abs", "Add", "BatchNormalization", "BiasGelu", "Cast", "Ceil", "Celu", "Clip", "Div", "Elu", "Erf", "Exp",
+        "FastGelu", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg",
+        "PRelu", "Pow", "QuickGelu", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Softplus", "Softsign",
+        "Sqrt", "Sub", "Tanh", "ThresholdedRelu", "Where",
+    }
+)  # fmt: skip
+_ARGUMENTS: Final[Mapping[str, frozenset[int]]] = {
+    **dict.fromkeys(("QLinearConv", "QLinearMatMul", "QLinearConvTranspose"), frozenset({1, 2, 4, 5, 6, 7})),
+    "QGemm": frozenset({1, 2, 4, 5, 7, 8}),
+    **dict.fromkeys(("QLinearAdd", "QLinearMul"), frozenset({1, 2, 4, 5, 6, 7})),
+    **dict.fromkeys(("ConvInteger", "MatMulInteger"), frozenset({2, 3})),
+    **dict.fromkeys(("Quant", "IntQuant", "FloatQuant"), frozenset({1, 2, 3})),
+    "MatMulNBits": frozenset({2, 3, 4}),
+    "MatMulIntegerToFloat": frozenset({2, 3, 4, 5}),
+    "DynamicQuantizeMatMul": frozenset({2, 3}),
+    "BatchNormalization": frozenset({3, 4}),
+    "QuantizeLinear": frozenset({1, 2}),
+    "DequantizeLinear": frozenset({1, 2}),
+    "Clip": frozenset({1, 2}),
+    "Pow": frozenset({1}),
+    **dict.fromkeys(("Pad", "Resize"), frozenset({1, 2, 3})),
+    **dict.fromkeys(("Dropout", "OneHot", "Slice"), frozenset({1, 2, 3, 4})),
+    **dict.fromkeys(("Reshape", "Expand", "Tile", "Upsample", "TopK", "Split", "CumSum"), frozenset({1})),
+    **dict.fromkeys(("Range", "ConstantOfShape", "BipolarQuant"), frozenset({0, 1, 2})),
+    **dict.fromkeys(
+        ("QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearAveragePool", "QLinearGlobalAveragePool"),
+        frozenset({1, 2, 3, 4}),
+    ),
+}
+"""Operator -> inputs that are settings, not weights, even where they are float constants."""
+_NEVER_LEARNED: Final = frozenset({TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING, TensorProto.UINT64})
+_BITS: Final[Mapping[int, int]] = {
+    kind: bits
+    for names, bits in (
+        (("DOUBLE", "INT64", "UINT64", "COMPLEX64"), 64),
+        (("FLOAT", "INT32", "UINT32"), 32),
+        (("FLOAT16", "BFLOAT16", "INT16", "UINT16"), 16),
+        (("INT8", "UINT8", "BOOL", "FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ", "FLOAT8E8M0"), 8),
+        (("INT4", "UINT4", "FLOAT4E2M1"), 4),
+        (("INT2", "UINT2"), 2),
+    )
+    for kind in (getattr(TensorProto, name, None) for name in names)
+    if kind is not None
+}
+_SMALL_CONSTANT: Final = 1024
+"""Constants up to so many elements stay in the copy that shapes are inferred on: shapes may follow from them."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeCost:
+    """One operator of the graph, per inference."""
+
+    name: str
+    """The node's, or ``Conv_3`` where it has none."""
+    op: str
+    shape: Shape | None
+    """Of the first output, batch axis included; None: not known."""
+    macs: int
+    parameters: int
+    weight_bytes: int
+    read_bytes: int
+    """Activations that it reads."""
+    written_bytes: int
+    in_place: bool
+    """Works on the output of the operator before it, or is a view: no pass over memory of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphCost:
+    """A whole graph, per inference."""
+
+    batch: int
+    """The batch size that the shapes are for: 1, or what the file is fixed to."""
+    nodes: tuple[NodeCost, ...]
+    """In the file's order, those worked out from constants alone left out."""
+    not_counted: Mapping[str, str] = field(default_factory=dict)
+    """Operator -> why its multiply-accumulates are not in the sum."""
+
+    @property
+    def macs(self) -> int:
+        return sum(node.macs for node in self.nodes)
+
+    @property
+    def parameters(self) -> int:
+        return sum(node.parameters for node in self.nodes)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(node.weight_bytes for node in self.nodes)
+
+    @property
+    def activation_bytes(self) -> int:
+        return sum(node.read_bytes + node.written_bytes for node in self.nodes)
+
+    @property
+    def operators(self) -> int:
+        """Passes over memory: nodes that are neither views nor in place."""
+        return sum(not node.in_place for node in self.nodes)
+
+    def to_details(self) -> dict[str, str]:
+        """What is stored with a run."""
+        details = {
+            "macs_per_inference": str(self.macs),
+            "parameters": str(self.parameters),
+            "weight_bytes": str(self.weight_bytes),
+            "activation_bytes": str(self.activation_bytes),
+            "operators": str(self.operators),
+        }
+        if self.not_counted:
+            text = "; ".join(f"{op}: {why}" for op, why in sorted(self.not_counted.items()))
+            details["not_counted"] = text if len(text) <= 400 else f"{text[:397]}..."
+        return details
+
+
+def cost_details(path: Path, dims: Mapping[str, int] | None = None) -> dict[str, str]:
+    """``cost_of(path, dims).to_details()``, or why there is no cost: a network can be measured without one.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    model = read_model(path)
+    try:
+        return cost_of(model, dims).to_details()
+    except ConfigError as error:
+        return {"not_counted": str(error)[:400]}
+
+
+def read_model(path: Path) -> Any:
+    """An ``onnx.ModelProto`` without the weights that lie in files beside it.
+
+    Raises:
+        ConfigError: no such file, no model in it, or too large a one.
+    """
+    try:
+        if path.stat().st_size > LARGEST_COUNTED_BYTES:
+            raise ConfigError(f"model file {path} holds more than 2 GB: its weights must lie in a file beside it")
+        return onnx.load(os.fspath(path), load_external_data=False)
+    except OSError as error:
+        raise ConfigError(f"model file {path}: {error.strerror or error}") from error
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f"model file {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
+
+
+def cost_of(model: Any, dims: Mapping[str, int] | None = None) -> GraphCost:
+    """Count a model.
+
+    Args:
+        model: An ``onnx.ModelProto``; it is not changed.
+        dims: Sizes of symbolic dimensions other than the batch, by symbol or as ``input.axis``.
+
+    Raises:
+        ConfigError: a symbolic dimension has no size, or the shapes contradict each other.
+    """
+    return _Count(_inlined(model), dims or {}).cost()
+
+
+def fixed_batch(model: Any) -> int | None:
+    """The size that the batch axis, the first one of the inputs, is fixed to; None: it is free."""
+    sizes = [_dims(item)[0] for item in real_inputs(model.graph) if _dims(item)]
+    numbers = [size for size in sizes if isinstance(size, int)]
+    return numbers[0] if numbers and len(numbers) == len(sizes) and len(set(numbers)) == 1 else None
+
+
+def real_inputs(graph: Any) -> list[Any]:
+    """Inputs that are not constants with a default."""
+    constants = {item.name for item in graph.initializer}
+    return [item for item in graph.input if item.name not in constants]
+
+
+def node_macs(node: Any, shapes: Mapping[str, Shape]) -> int | None:
+    """Multiply-accumulates of one node over the whole batch; None: a shape is missing, or a form not known.
+
+    Layouts do not matter: weights keep their sizes whether activations are NCHW, NHWC or blocked.
+    """
+    op = node.op_type
+    found = [shapes.get(name) for name in node.input]
+    given = shapes.get(node.output[0]) if node.output else None
+
+    def size(number: int) -> Shape | None:
+        return found[number] if number < len(found) and node.input[number] else None
+
+    if op in _RECURRENT:
+        x, w, r = size(0), size(1), size(2)
+        return None if x is None or w is None or r is None else x[0] * x[1] * (math.prod(w) + math.prod(r))
+    if op == "Einsum":
+        return _einsum_macs(_attribute(node, "equation", ""), found)
+    if op in ("Attention", "MultiHeadAttention", "QAttention"):
+        return _attention_macs(node, size)
+    if op in ("ConvTranspose", "QLinearConvTranspose"):
+        x, w = size(0), size(3 if op.startswith("QLinear") else 1)
+        return None if x is None or w is None else math.prod(x) * math.prod(w[1:])
+    if given is None:
+        return None
+    if op in _CONV:
+        w = size(3 if op == "QLinearConv" else 1)
+        return None if w is None else math.prod(given) * math.prod(w[1:])
+    if op == "MatMulNBits":
+        inner = _attribute(node, "K", 0)
+        return math.prod(given) * inner if inner else None
+    a = size(0)
+    if a is None:
+        return None
+    if op in _GEMM:
+        return math.prod(given) * (math.prod(a) // given[0]) if given[0] else 0
+    if op in _MATMUL:
+        transposed = len(a) > 1 and (_attribute(node, "transA", 0) or op == "TransposeMatMul")
+        return math.prod(given) * a[-2 if transposed else -1]
+    return None
+
+
+def uncounted(node: Any) -> str:
+    """Why an operator outside ``MAC_OPS`` may compute more than is counted; empty: it has no multiply-accumulates."""
+    if node.domain in _STANDARD or node.domain == "ai.onnx.ml":
+        return _UNCOUNTABLE.get(node.op_type, "")
+    return "" if node.op_type in _OTHER_FREE else "not known"
+
+
+def _einsum_macs(equation: str, shapes: Sequence[Shape | None]) -> int | None:
+    """Every index once: what two operands cost; more than two depend on the order."""
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    if len(terms) != 2 or len(shapes) != 2 or "." in equation:
+        return None
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        if shape is None or len(term) != len(shape):
+            return None
+        sizes |= {letter: max(size, sizes.get(letter, 1)) for letter, size in zip(term, shape, strict=True)}
+    return math.prod(sizes.values())
+
+
+def _attention_macs(node: Any, size: Any) -> int | None:
+    q, k, v = size(0), size(1), size(2)
+    if q is None or k is None:
+        return None
+    if node.domain in _STANDARD:  # queries, keys, values; scores and weighted sum are its only products
+        if v is None:
+            return None
+        past = size(4)
+        behind = past[-2] if past is not None else 0
+        if len(q) == len(k) == len(v) == 4:
+            return int(q[0] * q[1] * q[2] * (k[2] + behind) * (k[3] + v[3]))
+        heads, groups = _attribute(node, "q_num_heads", 0), _attribute(node, "kv_num_heads", 0)
+        if not (heads and groups and len(q) == len(k) == len(v) == 3):
+            return None
+        return int(q[0] * q[1] * (k[1] + behind) * heads * (k[2] // groups + v[2] // groups))
+    if node.op_type == "MultiHeadAttention":
+        plain = v is not None and len(q) == len(k) == len(v) == 3
+        return int(q[0] * q[1] * k[1] * (k[2] + v[2])) if plain else None
+    if len(q) != 3 or len(k) != 2:  # Attention, QAttention: the input, and the weights of all three projections
+        return None
+    return int(q[0] * q[1] * math.prod(k) + 2 * q[0] * q[1] * q[1] * (k[1] // 3))
+
+
+def _attribute(node: Any, name: str, default: Any) -> Any:
+    for item in node.attribute:
+        if item.name == name:
+            value = helper.get_attribute_value(item)
+            return value.decode() if isinstance(value, bytes) else value
+    return default
+
+
+def _inlined(model: Any) -> Any:
+    if not model.functions:
+        return model
+    from onnx import inliner
+
+    return inliner.inline_local_functions(model)
+
+
+def _dims(item: Any) -> list[int | str | None]:
+    return [
+        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None)
+        for dim in item.type.tensor_type.shape.dim
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Constant:
+    """A tensor that is the same in every inference."""
+
+    roots: tuple[str, ...]
+    """The stored constants behind it."""
+    bits: int | None = None
+    """Per element, where a quantiser made them fewer than the stored type has."""
+
+
+class _Count:
+    """One pass over a graph without functions."""
+
+    def __init__(self, model: Any, dims: Mapping[str, int]) -> None:
+        self._graph = model.graph
+        self._nodes = list(self._graph.node)
+        self._names = _unique_names(self._nodes)
+        self._stored = {item.name: item for item in self._graph.initializer}
+        for item in self._graph.sparse_initializer:
+            self._stored[item.values.name] = item.values
+        for node in self._nodes:
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
+                self._stored[node.output[0]] = node.attribute[0].t
+        self._batch, sizes = _input_sizes(model, dims)
+        self._shapes, self._types = _infer(model, sizes)
+        self._constants = {name: _Constant((name,)) for name in self._stored}
+        self._active = [node for node in self._nodes if not self._is_constant(node)]
+        self._outputs = {item.name for item in self._graph.output}
+        self._producer = {name: node for node in self._active for name in node.output if name}
+        self._alias: dict[str, str] = {}
+        self._readers: dict[str, list[Any]] = {}
+        for node in self._active:
+            if node.op_type in _VIEWS:
+                self._alias[node.output[0]] = self._root(node.input[0])
+                if node.output[0] in self._outputs:
+                    self._outputs.add(self._root(node.input[0]))
+            else:
+                for name in self._activations(node):
+                    self._readers.setdefault(name, []).append(node)
+
+    def cost(self) -> GraphCost:
+        counted: set[str] = set()
+        missing: dict[str, str] = {}
+        written: dict[str, tuple[int, int]] = {}
+        """Tensor -> its writer's place in ``nodes`` and its bytes, to be taken back when its reader works in place."""
+        found: list[NodeCost] = []
+        for node in self._active:
+            parameters, weight_bytes = self._weights(node, counted)
+            read, out, in_place = self._traffic(node, written, found)
+            name = self._names[id(node)]
+            macs = self._macs(node, missing)
+            if node.output and node.output[0] not in self._shapes:
+                missing[f"bytes of {node.op_type}"] = "the shape of its output is not known"
+            for tensor in node.output:
+                written[tensor] = (len(found), self._bytes(tensor))
+            found.append(
+                NodeCost(
+                    name, node.op_type, self._shapes.get(node.output[0]) if node.output else None,
+                    macs, parameters, weight_bytes, read, out, in_place,
+                )
+            )  # fmt: skip
+        return GraphCost(self._batch, tuple(map(self._per_inference, found)), missing)
+
+    def _per_inference(self, cost: NodeCost) -> NodeCost:
+        if self._batch == 1:
+            return cost
+        batch = self._batch
+        return dataclasses.replace(
+            cost,
+            macs=cost.macs // batch,
+            read_bytes=cost.read_bytes // batch,
+            written_bytes=cost.written_bytes // batch,
+        )
+
+    def _macs(self, node: Any, missing: dict[str, str]) -> int:
+        op = node.op_type
+        if op in MAC_OPS:
+            macs = node_macs(node, self._shapes)
+            if macs is None:
+                missing[op] = "of some its shapes or its form are not known"
+            return macs or 0
+        why = uncounted(node)
+        if why:
+            missing[op if node.domain in _STANDARD else f"{node.domain}.{op}"] = why
+        return 0
+
+    # Constants
+
+    def _is_constant(self, node: Any) -> bool:
+        """Whether a node is worked out from constants alone; if so, its outputs become constants."""
+        if node.op_type in _UNCOUNTABLE or (node.op_type.startswith("Random") and node.domain in _STANDARD):
+            return False
+        inputs = [name for name in node.input if name]
+        if any(name not in self._constants for name in inputs):
+            return False
+        settings = _ARGUMENTS.get(node.op_type, frozenset())
+        behind = [
+            self._constants[name]
+            for number, name in enumerate(node.input)
+            if name and (number not in settings or number == 0)
+        ]
+        roots = tuple(dict.fromkeys(root for item in behind for root in item.roots))
+        bits = behind[0].bits if behind else None
+        if node.op_type in _QUANTIZERS:
+            bits = self._quantizer_bits(node)
+        for name in node.output:
+            self._constants.setdefault(name, _Constant(roots, bits))
+        return True
+
+    def _quantizer_bits(self, node: Any) -> int:
+        if node.op_type == "QuantizeLinear":
+            zero = node.input[2] if len(node.input) > 2 else ""
+            kind = self._types.get(zero) or self._types.get(node.output[0]) or TensorProto.UINT8
+            return _BITS.get(kind, 8)
+        if node.op_type == "BipolarQuant":
+            return 1
+        item = self._stored.get(node.input[3]) if len(node.input) > 3 else None
+        value = None if item is None else numpy_helper.to_array(item).ravel()
+        return math.ceil(float(value.max())) if value is not None and value.size else 32
+
+    def _weights(self, node: Any, counted: set[str]) -> tuple[int, int]:
+        """Parameters and their bytes that this node is the first to use."""
+        settings = _ARGUMENTS.get(node.op_type, frozenset())
+        parameters = bits = 0
+        for number, name in enumerate(node.input):
+            constant = self._constants.get(name)
+            if constant is None or number in settings:
+                continue
+            for root in constant.roots:
+                item = self._stored[root]
+                elements = math.prod(item.dims)
+                if root in counted or item.data_type in _NEVER_LEARNED:
+                    continue
+                if elements <= 1 and node.op_type in IN_PLACE:
+                    continue
+                counted.add(root)
+                stored = elements * (constant.bits or _BITS.get(item.data_type, 32))
+                if node.op_type == "MatMulNBits" and number == 1:  # several weights packed in each byte
+                    elements = _attribute(node, "K", 0) * _attribute(node, "N", 0)
+                parameters += elements
+                bits += stored
+        return parameters, math.ceil(bits / 8)
+
+    # Activations
+
+    def _root(self, name: str) -> str:
+        return self._alias.get(name, name)
+
+    def _activations(self, node: Any) -> list[str]:
+        """The tensors that a node reads, views looked through; each once."""
+        names = [name for name in node.input if name and name not in self._constants]
+        if node.op_type in _SHAPE_OPS:
+            return []
+        return list(dict.fromkeys(map(self._root, names)))
+
+    def _bits(self, name: str) -> int:
+        """Bits per element of a tensor in memory, quantisers looked through."""
+        maker = self._producer.get(name)
+        if maker is not None and maker.op_type in _DEQUANTIZERS:
+            return self._bits(self._root(maker.input[0]))
+        if maker is not None and maker.op_type in _QUANTIZERS:
+            return self._quantizer_bits(maker)
+        if maker is not None and maker.op_type in _SELECTING and (bits := self._few_bits(maker)) is not None:
+            return bits
+        readers = self._readers.get(name, [])
+        if maker is not None and readers and self._only_quantized(name):
+            return max(map(self._quantizer_bits, readers))
+        return _BITS.get(self._types.get(name, TensorProto.FLOAT), 32)
+
+    def _few_bits(self, node: Any) -> int | None:
+        """Bits of what a QONNX ``Quant`` left before a node that only picks values; None: no such quantiser."""
+        maker = self._producer.get(self._root(node.input[0]))
+        if maker is None or maker.op_type not in _SELECTING | _QUANTIZERS or maker.op_type == "QuantizeLinear":
+            return None
+        return self._quantizer_bits(maker) if maker.op_type in _QUANTIZERS else self._few_bits(maker)
+
+    def _bytes(self, name: str) -> int:
+        shape = self._shapes.get(name)
+        return 0 if shape is None or not name else math.ceil(math.prod(shape) * self._bits(name) / 8)
+
+    def _traffic(self, node: Any, written: dict[str, tuple[int, int]], found: list[NodeCost]) -> tuple[int, int, bool]:
+        """Bytes read, bytes written, and whether the node has no pass over memory of its own."""
+        op = node.op_type
+        if op in _VIEWS or op in _SHAPE_OPS:
+            return 0, 0, True
+        inputs = self._activations(node)
+        out = sum(self._bytes(name) for name in node.output if name)
+        if op in _QUANTIZERS or op in _DEQUANTIZERS:
+            leaves = op in _DEQUANTIZERS and node.output[0] in self._outputs
+            if leaves:
+                kind = self._types.get(node.output[0], TensorProto.FLOAT)
+                shape = self._shapes.get(node.output[0]) or ()
+                return sum(map(self._bytes, inputs)), math.prod(shape) * _BITS.get(kind, 32) // 8, False
+            alone = all(name in self._producer and self._only_quantized(name) for name in inputs)
+            if op in _DEQUANTIZERS or alone:
+                return 0, 0, True
+            return sum(map(self._bytes, inputs)), out, False
+        if op in IN_PLACE:
+            for name in inputs:
+                if not self._can_be_overwritten(name, node):
+                    continue
+                place, before = written[name]
+                found[place] = dataclasses.replace(
+                    found[place], written_bytes=max(found[place].written_bytes - before, 0)
+                )
+                return sum(self._bytes(other) for other in inputs if other != name), out, True
+        return sum(map(self._bytes, inputs)), out, False
+
+    def _only_quantized(self, name: str) -> bool:
+        return name not in self._outputs and all(item.op_type in _QUANTIZERS for item in self._readers.get(name, []))
+
+    def _can_be_overwritten(self, name: str, reader: Any) -> bool:
+        """Whether ``reader`` may work in place on the output of another operator."""
+        maker = self._producer.get(name)
+        if maker is None or maker.op_type in _QUANTIZERS | _DEQUANTIZERS | _VIEWS or name in self._outputs:
+            return False
+        if len(self._readers.get(name, [])) != 1:
+            return False
+        before, after = self._shapes.get(name), self._shapes.get(reader.output[0])
+        return before is not None and after is not None and math.prod(before) == math.prod(after)
+
+
+def _unique_names(nodes: Sequence[Any]) -> dict[int, str]:
+    """Node (by identity) -> a name that tells it from all others."""
+    used: dict[str, int] = {}
+    names: dict[int, str] = {}
+    for number, node in enumerate(nodes):
+        name = node.name or f"{node.op_type}_{number}"
+        used[name] = used.get(name, 0) + 1
+        names[id(node)] = name if used[name] == 1 else f"{name}#{used[name]}"
+    return names
+
+
+def _input_sizes(model: Any, dims: Mapping[str, int]) -> tuple[int, dict[str, Shape]]:
+    """The batch size that is counted with, and the inputs' shapes for it."""
+    inputs = real_inputs(model.graph)
+    fixed = fixed_batch(model)
+    symbols = {_dims(item)[0] for item in inputs if _dims(item) and isinstance(_dims(item)[0], str)}
+    shapes: dict[str, Shape] = {}
+    for item in inputs:
+        sizes: list[int] = []
+        for axis, size in enumerate(_dims(item)):
+            if isinstance(size, int):
+                sizes.append(size)
+            elif axis == 0 or size in symbols:
+                sizes.append(1)
+            else:
+                key = size if size is not None and size in dims else f"{item.name}.{axis}"
+                if key not in dims:
+                    what = f"dimension {size!r}" if size else f"dimension {axis}"
+                    raise ConfigError(
+                        f"{what} of input {item.name!r} has no size: give it with --option dims={size or key}=N"
+                    )
+                sizes.append(dims[key])
+        shapes[item.name] = tuple(sizes)
+    return fixed or 1, shapes
+
+
+def _infer(model: Any, inputs: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[str, int]]:
+    """Shapes and element types of all tensors, for inputs of these shapes."""
+    graph = model.graph
+    twin = onnx.ModelProto()
+    twin.ir_version = model.ir_version
+    twin.opset_import.extend(item for item in model.opset_import if item.domain in ("", "ai.onnx", "ai.onnx.ml"))
+    shapes: dict[str, Shape] = {}
+    types: dict[str, int] = {}
+    twin.graph.name = "twin"
+    for item in real_inputs(graph):
+        kind = item.type.tensor_type.elem_type
+        twin.graph.input.append(helper.make_tensor_value_info(item.name, kind, inputs[item.name]))
+        shapes[item.name], types[item.name] = inputs[item.name], kind
+    for item in graph.initializer:
+        shapes[item.name], types[item.name] = tuple(item.dims), item.data_type
+        if math.prod(item.dims) <= _SMALL_CONSTANT and item.data_location != TensorProto.EXTERNAL:
+            twin.graph.initializer.append(item)
+        else:
+            twin.graph.input.append(helper.make_tensor_value_info(item.name, item.data_type, item.dims))
+    twin.graph.node.extend(_plain_nodes(graph.node))
+    known = {item.name for item in twin.graph.input}
+    produced = {name for node in twin.graph.node for name in node.output}
+    # What the file says of tensors behind operators that ONNX does not know, where it holds for any batch size.
+    for item in graph.value_info:
+        sizes = _dims(item)
+        foreign = item.name in produced and item.name not in known and _is_foreign(item.name, graph.node)
+        if foreign and all(isinstance(size, int) for size in sizes):
+            twin.graph.value_info.append(item)
+    for item in graph.output:
+        twin.graph.output.append(helper.make_empty_tensor_value_info(item.name))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(twin, check_type=False, strict_mode=False, data_prop=True)
+    except Exception as error:
+        raise ConfigError(f"the shapes cannot be followed: {' '.join(str(error).split())[:300]}") from error
+    for item in (*inferred.graph.value_info, *inferred.graph.output):
+        tensor = item.type.tensor_type
+        if tensor.elem_type:
+            types[item.name] = tensor.elem_type
+        sizes = _dims(item)
+        if tensor.HasField("shape") and all(isinstance(size, int) for size in sizes):
+            shapes[item.name] = tuple(size for size in sizes if isinstance(size, int))
+    return shapes, types
+
+
+def _is_foreign(name: str, nodes: Iterable[Any]) -> bool:
+    return any(name in node.output and node.domain not in _STANDARD for node in nodes)
+
+
+_LIKE_FIRST_INPUT: Final = frozenset(
+    {
+        "FastGelu", "Gelu", "QuickGelu", "BiasGelu", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
+        "SkipLayerNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "RotaryEmbedding",
+        "Quant", "BipolarQuant", "IntQuant", "FloatQuant", "Trunc", "BiasSoftmax",
+    }
+)  # fmt: skip
+"""Operators of other domains whose output has the shape of their first input."""
+
+
+def _plain_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
+    """The nodes with those of other domains replaced by ONNX' own where one gives the same shape."""
+    for node in nodes:
+        if node.domain in _STANDARD or node.domain == "ai.onnx.ml":
+            yield node
+            continue
+        op, inputs, outputs = node.op_type, list(node.input), list(node.output[:1])
+        attributes = {item.name: item for item in node.attribute}
+        if op in _LIKE_FIRST_INPUT:
+            yield helper.make_node("Identity", inputs[:1], outputs)
+        elif op in ("QLinearAdd", "QLinearMul") and len(inputs) > 3:
+            yield helper.make_node("Add", [inputs[0], inputs[3]], outputs)
+        elif op in ("QuantizeLinear", "DequantizeLinear"):
+            yield helper.make_node(op, inputs, outputs)
+        elif op in ("QGemm", "FusedGemm"):
+            plain = helper.make_node("Gemm", [inputs[0], inputs[3 if op == "QGemm" else 1]], outputs)
+            plain.attribute.extend(attributes[key] for key in ("transA", "transB") if key in attributes)
+            yield plain
+        elif op == "FusedConv":
+            plain = helper.make_node("Conv", inputs[:3], outputs)
+            keys = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+            plain.attribute.extend(attributes[key] for key in keys if key in attributes)
+            yield plain
+        elif op in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul"):
+            yield helper.make_node("MatMul", inputs[:2], outputs)

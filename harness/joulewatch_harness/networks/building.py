@@ -1,0 +1,283 @@
+"""What the built-in networks share: graphs made node by node, the cache, quantisation, half precision.
+
+Weights are random and seeded everywhere: they serve for time and energy, not for accuracy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.names import unknown
+
+if TYPE_CHECKING:
+    from joulewatch_harness.networks import Arrays
+
+logger = logging.getLogger(__name__)
+
+OPSET: Final = 17
+IR_VERSION: Final = 10
+"""What the oldest ONNX Runtime of our range still reads."""
+QONNX_DOMAIN: Final = "qonnx.custom_op.general"
+WEIGHTS: Final = "random, seeded: for time and energy, not for accuracy"
+"""What a result says of the weights of every built-in network."""
+
+Floats = NDArray[np.float32]
+Norm = tuple[Floats, Floats, Floats, Floats]
+"""BatchNorm's gamma, beta, mean and variance."""
+
+
+class GraphBuilder:
+    """Collects nodes and constants; every node has a name of its own, by which a layer view knows it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._nodes: list[Any] = []
+        self._constants: dict[str, Any] = {}
+
+    def constant(self, name: str, array: NDArray[np.generic] | np.float32) -> str:
+        """An initializer, in the type of ``array``; a number becomes a scalar."""
+        from onnx import numpy_helper
+
+        if name not in self._constants:
+            self._constants[name] = numpy_helper.from_array(np.asarray(array, order="C"), name)
+        return name
+
+    def node(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
+        """A node with one output; returns the output's name."""
+        from onnx import helper
+
+        self._nodes.append(helper.make_node(kind, list(inputs), [f"{name}.out"], name=name, **attributes))
+        return f"{name}.out"
+
+    def quant(self, x: str, name: str, *, scale: NDArray[np.float32], bits: int, signed: bool, narrow: bool) -> str:
+        """A QONNX ``Quant``: rounds to ``bits`` bits in steps of ``scale``, and gives float again."""
+        return self.node(
+            "Quant",
+            [
+                x,
+                self.constant(f"{name}.scale", np.asarray(scale, dtype=np.float32)),
+                self.constant(f"{name}.zero", np.zeros((), dtype=np.float32)),
+                self.constant(f"{name}.bits", np.array(bits, dtype=np.float32)),
+            ],
+            name,
+            domain=QONNX_DOMAIN,
+            signed=int(signed),
+            narrow=int(narrow),
+            rounding_mode="ROUND",
+        )
+
+    def finish(
+        self,
+        inputs: Mapping[str, tuple[int, Sequence[int]]],
+        output: Sequence[int],
+    ) -> Any:
+        """The ``onnx.ModelProto``; the last node's output becomes ``output``.
+
+        Args:
+            inputs: Name -> element type and shape without the batch axis, which comes first and is dynamic.
+            output: Shape of the output without the batch axis.
+        """
+        import onnx
+        from onnx import TensorProto, helper
+
+        self._nodes[-1].output[0] = "output"
+        graph = helper.make_graph(
+            self._nodes,
+            self._name,
+            [helper.make_tensor_value_info(name, kind, ["batch", *sizes]) for name, (kind, sizes) in inputs.items()],
+            [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["batch", *output])],
+            list(self._constants.values()),
+        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        custom = any(node.domain == QONNX_DOMAIN for node in self._nodes)
+        if custom:
+            opsets.append(helper.make_opsetid(QONNX_DOMAIN, 1))
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+        # Shapes cannot be followed through operators that ONNX does not know.
+        onnx.checker.check_model(model, full_check=not custom)
+        return model
+
+
+def fold(weight: Floats, norm: Norm, epsilon: float) -> tuple[Floats, Floats]:
+    """Weight and bias that do what the weight and a BatchNorm behind it do."""
+    gamma, beta, mean, variance = norm
+    scale = gamma / np.sqrt(variance + np.float32(epsilon))
+    return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), beta - mean * scale
+
+
+def cached(label: str, precision: str, stamp: Iterable[object], build: Callable[[Path], None]) -> Path:
+    """The model file in the cache (``$XDG_CACHE_HOME/joulewatch/models``); built when it is not there yet.
+
+    Its name holds everything it depends on, and it appears by rename, so that two processes may build at once.
+
+    Args:
+        label: What the file's name begins with: the network and its size.
+        precision: The file's; ``int8`` depends on ONNX Runtime, which has the quantiser.
+        stamp: Everything else that the content depends on, such as the builder's version.
+        build: Writes the file it is given; may put others beside it.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    import onnx
+
+    versions = [onnx.__version__, np.__version__]
+    if precision == "int8":
+        import onnxruntime
+
+        versions.append(onnxruntime.__version__)
+    text = " ".join(map(str, (*stamp, label, precision, *versions)))
+    key = hashlib.sha256(text.encode()).hexdigest()[:12]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "joulewatch" / "models"
+    path = folder / f"{label}-{precision}-{key}.onnx"
+    try:
+        if path.is_file():
+            return path
+        logger.info("building %s", path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as scratch:
+            built = Path(scratch) / "model.onnx"
+            build(built)
+            built.replace(path)
+    except OSError as error:
+        raise ConfigError(
+            f"the model cache {folder} cannot be written ({error.strerror or error}): "
+            "set XDG_CACHE_HOME to a folder that can"
+        ) from error
+    return path
+
+
+def quantize(model: Any, built: Path, feeds: Iterable[Arrays], kinds: Sequence[str] | None = None) -> None:
+    """Static quantisation to INT8 in QDQ form: int8 weights per channel, uint8 activations.
+
+    Args:
+        model: The float graph, its BatchNorms folded: ONNX Runtime leaves a BatchNorm behind a Gemm where it is and
+            would quantise it badly.
+        built: Where the quantised file goes; a few others are left beside it.
+        feeds: Inputs to calibrate with, one batch each.
+        kinds: Operators to quantise; None: all that can be.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader:
+        def __init__(self) -> None:
+            self._feeds = iter(feeds)
+
+        def get_next(self) -> Arrays | None:
+            return next(self._feeds, None)
+
+    folded, prepared = built.with_name("folded.onnx"), built.with_name("prepared.onnx")
+    onnx.save(model, folded)
+    with _quiet():
+        quant_pre_process(folded, prepared)
+        quantize_static(
+            prepared,
+            built,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            op_types_to_quantize=None if kinds is None else list(kinds),
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The quantiser logs advice to the root logger as it works; none of it is for our users."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def half(model: Any) -> Any:
+    """The same graph in half precision, with inputs and outputs in float32 as before.
+
+    Float weights become float16; every float input is cast behind the door, the outputs are cast back. So the same
+    inputs serve all precisions, and a runtime without half precision shows itself by what it makes of the graph.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    graph = found.graph
+    for item in graph.initializer:
+        if item.data_type == TensorProto.FLOAT:
+            item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).astype(np.float16), item.name))
+    first, last, renamed = [], [], {}
+    for item in graph.input:
+        if item.type.tensor_type.elem_type == TensorProto.FLOAT:
+            renamed[item.name] = f"{item.name}.half"
+            first.append(
+                helper.make_node("Cast", [item.name], [renamed[item.name]], f"{item.name}.cast", to=TensorProto.FLOAT16)
+            )
+    for item in graph.output:
+        if item.type.tensor_type.elem_type == TensorProto.FLOAT:
+            renamed[item.name] = f"{item.name}.half"
+            last.append(
+                helper.make_node("Cast", [renamed[item.name]], [item.name], f"{item.name}.cast", to=TensorProto.FLOAT)
+            )
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for number, name in enumerate(names):
+                names[number] = renamed.get(name, name)
+    nodes = [*first, *graph.node, *last]
+    del graph.value_info[:]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(found, full_check=True)
+    return found
+
+
+def choice(network: str, options: Mapping[str, str], key: str, choices: Sequence[int]) -> int:
+    """A whole-number option of which a network offers a few values; the first one is the default.
+
+    Raises:
+        ConfigError: another value.
+    """
+    text = options.get(key, str(choices[0]))
+    if text not in map(str, choices):
+        raise ConfigError(f"{network}: {key} is {_either(choices)}, not {text!r}")
+    return int(text)
+
+
+def whole(network: str, options: Mapping[str, str], key: str, default: int, least: int, most: int) -> int:
+    """A whole-number option within limits.
+
+    Raises:
+        ConfigError: no number, or outside.
+    """
+    text = options.get(key, str(default))
+    if not text.isdecimal() or not least <= int(text) <= most:
+        raise ConfigError(f"{network}: {key} is a whole number from {least} to {most}, not {text!r}")
+    return int(text)
+
+
+def check_options(network: str, options: Mapping[str, str], known: Sequence[str]) -> None:
+    """Raise ConfigError for an option that the network does not have."""
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"{network}: {unknown('option', key, known)}")
+
+
+def _either(choices: Sequence[int]) -> str:
+    words = [str(item) for item in choices]
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]

@@ -1,0 +1,209 @@
+"""What a FINN build left on disk: the driver's folder, the bit file, and the code that drives it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.runtimes.finn.options import Options
+
+GENERATED: Final = "FINNExampleOverlay"
+"""The one overlay class of FINN itself."""
+DMA: Final = "FINNDMAOverlay"
+INSTRUMENTATION: Final = "FINNInstrumentationOverlay"
+BOTH: Final = "FINNDMAInstrumentationOverlay"
+_MODES: Final[Mapping[str, tuple[str, ...]]] = {
+    GENERATED: ("dma",),
+    DMA: ("dma",),
+    INSTRUMENTATION: ("instrumentation",),
+    BOTH: ("dma", "instrumentation"),
+}
+_PLACES: Final = (".", "driver", "deploy/driver")
+_BITFILE_PLACES: Final = (".", "../bitfile", "bitfile", "deploy/bitfile", "../deploy/bitfile")
+_SUFFIXES: Final[Mapping[str, str]] = {".bit": "zynq-iodma", ".xclbin": "alveo"}
+_OWN_MODULES: Final = frozenset({"driver", "driver_base", "finn", "qonnx", "validate"})
+"""What a driver's folder brings along; two builds bring two of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """One build: nothing of it is imported or loaded yet."""
+
+    folder: Path
+    """Of the driver."""
+    bitfile: Path
+    platform: str
+    driver_type: str
+    """Name of the overlay class."""
+    settings: Mapping[str, Any]
+    """FINN+'s ``driver_information``; empty for FINN's own driver."""
+
+    def mode(self, wanted: str) -> str:
+        """The mode to run in.
+
+        Raises:
+            ConfigError: the build does not have the one that is wanted.
+        """
+        modes = _MODES[self.driver_type]
+        if wanted and wanted not in modes:
+            cure = (
+                "build with the driver type FINNDMAInstrumentationOverlay or FINNInstrumentationOverlay of FINN+"
+                if wanted == "instrumentation"
+                else "leave the option mode out, or name a build with a DMA driver"
+            )
+            raise ConfigError(f"{self.folder}: a {self.driver_type} has no mode {wanted}: {cure}")
+        return wanted or modes[0]
+
+    def overlay_class(self) -> tuple[Any, dict[str, Any]]:
+        """Import the driver: its overlay class, and the arguments that the build gives it.
+
+        Raises:
+            ConfigError: a package is missing, or the driver's files are not what they should be.
+        """
+        with _imports_from(self.folder), _told(self.folder):
+            if self.driver_type == GENERATED:
+                module: Any = importlib.import_module("driver")
+                io_shape_dict = getattr(module, "io_shape_dict", None)
+                found = getattr(importlib.import_module("driver_base"), GENERATED, None)
+                if not isinstance(io_shape_dict, dict) or found is None:
+                    raise ConfigError(
+                        f"{self.folder}: driver.py has no io_shape_dict, or driver_base.py no {GENERATED}: "
+                        "this is not a driver that FINN generated"
+                    )
+                return found, {"io_shape_dict": dict(io_shape_dict)}
+            if (self.folder / "driver.py").is_file():
+                found = getattr(importlib.import_module("driver"), self.driver_type, None)
+                if found is None:
+                    raise ConfigError(f"{self.folder}/driver.py has no {self.driver_type}, which settings.json names")
+            else:
+                found = importlib.import_module("finn_plus_driver").get_driver_class(self.driver_type)
+        arguments = {key: value for key, value in self.settings.items() if key != "driver_type"}
+        if isinstance(arguments.get("io_shape_dict"), dict):
+            # The overlay turns the types in it from text into objects, in place.
+            arguments["io_shape_dict"] = dict(arguments["io_shape_dict"])
+        arguments.setdefault("mlo_weight_dir", str(self.folder / "mlo_weights"))
+        return found, arguments
+
+
+def find_build(network: str, options: Options) -> Build:
+    """Look for the driver and the bit file of a build.
+
+    Raises:
+        ConfigError: there is no folder, no driver or no bit file, or more than one; the text says where it was looked.
+    """
+    top = Path(network)
+    if top.suffix == ".json" and top.is_file() and top.name != "settings.json":
+        raise ConfigError(
+            f"{top} looks like the configuration of the C++ driver: that one is run as a child process "
+            "(harness/children/finn_cpp, runtime process)"
+        )
+    if top.is_file() and top.name in ("driver.py", "settings.json"):
+        top = top.parent
+    if not top.is_dir():
+        raise ConfigError(f"no folder {top}: the network of runtime finn is the folder of a FINN build")
+    folder = next(
+        (top / place for place in _PLACES if any((top / place / name).is_file() for name in _DRIVER_FILES)), None
+    )
+    if folder is None:
+        raise ConfigError(
+            f"{top} has no FINN driver (driver.py with driver_base.py, or settings.json, in it, in driver or in "
+            "deploy/driver): build with the outputs PYNQ_DRIVER and BITFILE, or DEPLOYMENT_PACKAGE"
+        )
+    folder = folder.resolve()
+    settings: Mapping[str, Any] = {}
+    driver_type = GENERATED
+    if (folder / "settings.json").is_file():
+        settings = _settings(folder / "settings.json")
+        driver_type = str(settings.get("driver_type", DMA))
+        if driver_type not in _MODES:
+            raise ConfigError(
+                f"{folder}/settings.json: driver type {driver_type!r} runs no inferences (known: {', '.join(_MODES)})"
+            )
+    bitfile = _bitfile(folder, options)
+    platform = options.platform or str(settings.get("platform") or _SUFFIXES.get(bitfile.suffix, ""))
+    if platform not in _SUFFIXES.values():
+        raise ConfigError(f"{bitfile}: the platform is not known: give it with --option platform=alveo or zynq-iodma")
+    return Build(folder, bitfile, platform, driver_type, settings)
+
+
+_DRIVER_FILES: Final = ("driver_base.py", "settings.json")
+
+
+def _settings(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
+    settings = found.get("driver_information") if isinstance(found, dict) else None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path} has no driver_information: FINN+ writes it there")
+    return settings
+
+
+def _bitfile(folder: Path, options: Options) -> Path:
+    if options.bitfile is not None:
+        if not options.bitfile.is_file():
+            raise ConfigError(f"no bit file {options.bitfile}")
+        return options.bitfile.resolve()
+    for place in _BITFILE_PLACES:
+        found = [path for suffix in _SUFFIXES for path in sorted((folder / place).glob(f"*{suffix}"))]
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise ConfigError(f"{(folder / place).resolve()} has {names}: name one with --option bitfile=FILE")
+        if found:
+            return found[0].resolve()
+    raise ConfigError(
+        f"no .bit or .xclbin in {folder} or the folder bitfile beside it: name one with --option bitfile=FILE"
+    )
+
+
+@contextmanager
+def _imports_from(folder: Path) -> Iterator[None]:
+    """Import as if the driver were run there; what it brings along is forgotten after, so that the next build's is not
+    mistaken for it."""
+    brought = {name for name in _OWN_MODULES if (folder / name).is_dir() or (folder / f"{name}.py").is_file()}
+    hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in brought}
+    sys.path.insert(0, str(folder))
+    # The finder remembers what a folder held; a build that was just made may be newer than its memory.
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in list(sys.modules):
+            if name.partition(".")[0] in brought:
+                del sys.modules[name]
+        sys.modules.update(hidden)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """What the import of a driver can run into, as an error that says what to do."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        raise ConfigError(f"{folder}: the driver needs the module {name!r}, which is missing{_cure(name)}") from error
+    except Exception as error:
+        raise ConfigError(f"{folder}: the driver cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _cure(name: str) -> str:
+    cures = {
+        "pynq": "; it is a part of a PYNQ board's image (run there, with its Python, as root); "
+        "on a host with an Alveo card: source XRT's setup.sh, then pip install pynq",
+        "finn_plus_driver": ": pip install finn-plus-driver",
+        "bitstring": ": pip install 'joulewatch[finn]'",
+        "qonnx": ": pip install qonnx",
+        "finn": ": copy the whole driver folder of the build, its folder finn included",
+    }
+    return cures.get(name, ": install it in the environment that runs joulewatch")

@@ -1,0 +1,198 @@
+"""The FPGA with a design on it: opened, claimed by one network at a time, let go.
+
+An FPGA holds one design. All networks of a plan are loaded before the first is measured, so a second FINN
+configuration would silently take the first one's design away: whoever prepares a batch claims the card, and
+loads its design anew where another has been there since.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import sys
+from typing import Any, Final
+
+from joulewatch_harness.errors import ConfigError, JoulewatchError, NetworkError
+from joulewatch_harness.runtimes.finn.build import GENERATED, INSTRUMENTATION, Build
+from joulewatch_harness.runtimes.finn.options import Options
+
+logger = logging.getLogger(__name__)
+
+CLOCK_TOLERANCE: Final = 0.01
+"""A clock within this share of what was asked is what was asked: dividers and PLLs hit no frequency exactly."""
+
+_ON_DEVICE: dict[str, Card] = {}
+"""Device -> whose design it holds. This is the state of the hardware, which all networks of a process share."""
+
+
+class Card:
+    """One build on one device."""
+
+    def __init__(self, build: Build, options: Options) -> None:
+        self.build = build
+        self.options = options
+        self.clock_mhz: float | None = None
+        """Read back; None: the platform does not tell."""
+        self._overlay: Any = None
+        self._sha256 = ""
+
+    @property
+    def overlay(self) -> Any:
+        """The driver's overlay object.
+
+        Raises:
+            NetworkError: the card is not open.
+        """
+        if self._overlay is None:
+            raise NetworkError(f"{self.name}: not loaded")
+        return self._overlay
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return f"finn: {self.build.bitfile.name}"
+
+    @property
+    def is_open(self) -> bool:
+        return self._overlay is not None
+
+    def open(self) -> None:
+        """Load the design.
+
+        Raises:
+            ConfigError: the driver cannot be imported, or there is no such device.
+            NetworkError: the device refuses the design, or its clock is not the one that was asked for.
+        """
+        build, options = self.build, self.options
+        self.close()
+        overlay_class, arguments = build.overlay_class()
+        device = self._device()
+        holder = _ON_DEVICE.get(self._key)
+        if holder is not None:
+            holder.close()
+        arguments["device"] = device
+        # An instrumentation overlay without a platform in its settings has a default that sets its clock.
+        if build.driver_type != INSTRUMENTATION or options.platform:
+            arguments["platform"] = build.platform
+        arguments["runtime_weight_dir"] = str(build.folder / "runtime_weights")
+        if options.fclk_mhz is not None:
+            arguments["fclk_mhz"] = options.fclk_mhz
+        elif build.driver_type == GENERATED and build.platform == "zynq-iodma":
+            logger.warning(
+                "%s: no fclk_mhz is given: the driver sets 100 MHz whatever the design was built for", self.name
+            )
+        try:
+            with build.bitfile.open("rb") as file:
+                self._sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            self._overlay = overlay_class(str(build.bitfile), **arguments)
+        except JoulewatchError:
+            raise
+        except Exception as error:
+            raise self.refused(error, "the design cannot be loaded") from error
+        _ON_DEVICE[self._key] = self
+        self.clock_mhz = self._read_clock()
+        asked = options.fclk_mhz
+        if asked is not None and self.clock_mhz is not None and not options.any_precision:
+            actual = self.clock_mhz
+            if abs(actual - asked) > CLOCK_TOLERANCE * asked:
+                self.close()
+                raise NetworkError(
+                    f"{self.name}: {asked:g} MHz was asked for, but the accelerator runs at {actual:g} MHz "
+                    "(Alveo cards and FINN+ designs keep the clock they were built with; a Zynq's is what its "
+                    "dividers reach); ask for that, or set the option any_precision=true"
+                )
+
+    def claim(self) -> bool:
+        """Make sure that this design is the one on the device, before a window.
+
+        Returns:
+            Whether it had to be loaded again.
+
+        Raises:
+            NetworkError: the device refuses it.
+        """
+        is_loaded = getattr(self._overlay, "is_loaded", None)
+        if (
+            self._overlay is not None
+            and _ON_DEVICE.get(self._key) is self
+            and (not callable(is_loaded) or is_loaded() is not False)
+        ):
+            return False
+        self.open()
+        return True
+
+    def close(self) -> None:
+        """Free the buffers and the device; safe to call twice."""
+        overlay, self._overlay = self._overlay, None
+        if _ON_DEVICE.get(self._key) is self:
+            del _ON_DEVICE[self._key]
+        if overlay is None:
+            return
+        for name in ("ibuf_packed_device", "obuf_packed_device", "obuf_packed"):
+            if hasattr(overlay, name):
+                setattr(overlay, name, [])
+        free = getattr(overlay, "free", None)
+        if callable(free):
+            try:
+                free()
+            except Exception as error:
+                logger.warning("%s: the device could not be freed: %s", self.name, error)
+
+    def describe(self) -> dict[str, Any]:
+        """What is on the card, as it was read back."""
+        build = self.build
+        told: dict[str, Any] = {
+            "runtime": "finn",
+            "provider": build.platform,
+            "driver": build.driver_type,
+            "bitfile": build.bitfile.name,
+        }
+        pynq = sys.modules.get("pynq")
+        if self._overlay is None:
+            return told
+        device = getattr(self._overlay, "device", None)
+        told |= {
+            "runtime_version": f"pynq {getattr(pynq, '__version__', 'unknown')}",
+            "device": str(getattr(device, "name", None) or getattr(device, "tag", None) or "fpga"),
+            "model_sha256": self._sha256,
+            "clock_mhz": "unknown" if self.clock_mhz is None else f"{self.clock_mhz:g}",
+        }
+        return told
+
+    def refused(self, error: Exception, what: str) -> JoulewatchError:
+        """An exception of the driver, as an error with its cause and cure."""
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        if "no devices found" in said.lower():
+            return ConfigError(f"{self.name}: pynq finds no device: source XRT's setup.sh, or run on the board as root")
+        return NetworkError(f"{self.name}: {what}: {type(error).__name__}: {said}")
+
+    @property
+    def _key(self) -> str:
+        return "default" if self.options.device is None else str(self.options.device)
+
+    def _device(self) -> Any:
+        """pynq's device object; None: its default, and the driver may look for it itself."""
+        if self.options.device is None:
+            return None
+        devices = list(importlib.import_module("pynq.pl_server.device").Device.devices)
+        if self.options.device >= len(devices):
+            names = ", ".join(f"{number}: {getattr(one, 'name', one)}" for number, one in enumerate(devices))
+            raise ConfigError(
+                f"{self.name}: there is no device {self.options.device} (found: {names or 'none; is XRT set up?'})"
+            )
+        return devices[self.options.device]
+
+    def _read_clock(self) -> float | None:
+        """Clock of the accelerator in MHz: what FINN+ found in the design, what the card or the Zynq says."""
+        overlay = self._overlay
+        found = getattr(overlay, "fclk_mhz_actual", None)
+        if found is None:
+            try:
+                if self.build.platform == "alveo":
+                    found = overlay.clock_dict["clock0"]["frequency"]
+                else:
+                    found = importlib.import_module("pynq.ps").Clocks.fclk0_mhz
+            except (ImportError, AttributeError, KeyError, TypeError, RuntimeError):
+                return None
+        return float(found)

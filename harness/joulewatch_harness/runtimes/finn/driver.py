@@ -1,0 +1,327 @@
+"""The Python driver with DMA, phase by phase.
+
+One inference, as the driver's own ``execute`` does it: fold and pack the input, copy it to the device, launch and wait,
+copy the output back, unpack and unfold it. Each step is called and timed here, for every batch, on data that was
+packed for it. ``throughput_test`` of the driver is never used: it is one launch on whatever lies in the buffers.
+
+Packing is where a driver's time goes. Arrays of whole bytes are passed on as they are; anything else is converted in
+Python, value by value in FINN's own driver, and one frame can then cost thousands of times what the accelerator takes.
+So the way that the inputs take is looked at when the design is loaded, and a slow one is said aloud.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from joulewatch_harness.errors import ConfigError, JoulewatchError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.network import Phases
+from joulewatch_harness.runtimes.finn.arrays import Array, fastest_type, random_input, read_inputs, read_npy, rows
+from joulewatch_harness.runtimes.finn.card import Card
+
+logger = logging.getLogger(__name__)
+
+FIRST_LAUNCH_LIMIT_S: Final = 30.0
+"""A driver waits for its accelerator for ever; the first launch, in ``check``, has this long."""
+CHECK_ROWS: Final = 8
+PATTERNS: Final = (0xA5, 0x5A)
+"""Written into the output buffers before a launch: two of them, for one could be an output."""
+DRIVER_PHASES: Final = ("pack", "copy_in", "copy_out", "unpack")
+
+
+class DmaNetwork:
+    """An accelerator behind DMA (the protocol of ``joulewatch_harness.network``)."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+        self._files: tuple[Array, ...] | None = None
+        self._wanted: tuple[NDArray[Any], ...] | None = None
+        self._arrays: list[Array] = []
+        self._outputs: list[NDArray[Any]] = []
+        self._told: dict[str, Any] = {}
+
+    def describe(self) -> Mapping[str, Any]:
+        """The design, its types and shapes, and how its inputs are packed; before ``load`` only the build is known."""
+        return {**self._card.describe(), "mode": "dma", **(self._told if self._card.is_open else {})}
+
+    def load(self) -> None:
+        """Load the design and look at the way that inputs take through the driver.
+
+        Raises:
+            ConfigError: the driver or a file is not what it should be; no device.
+            NetworkError: the device refuses the design; the driver cannot pack for it.
+        """
+        card = self._card
+        card.open()
+        try:
+            overlay, options = card.overlay, card.options
+            count, outputs = int(overlay.num_inputs), int(overlay.num_outputs)
+            _check_count("inputs", options.inputs, count)
+            _check_count("reference", options.reference, outputs)
+            self._files = None
+            self._wanted = None
+            if options.inputs:
+                self._files = tuple(
+                    read_inputs(path, overlay.idt(ind), tuple(overlay.ishape_normal(ind)[1:]), options.array_type)
+                    for ind, path in enumerate(options.inputs)
+                )
+            if options.reference:
+                self._wanted = tuple(
+                    read_npy(path, tuple(overlay.oshape_normal(ind)[1:])) for ind, path in enumerate(options.reference)
+                )
+            self._use_dma()
+            self._look_at_packing()
+        except JoulewatchError:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise card.refused(error, "the driver does not work") from error
+
+    def prepare(self, batch: int) -> None:
+        """Claim the card, allocate the device buffers of ``batch`` frames, and make the inputs.
+
+        Raises:
+            UnsupportedBatchError: the device has no memory for it.
+        """
+        card = self._card
+        self._arrays, self._outputs = [], []
+        card.claim()
+        overlay = card.overlay
+        try:
+            overlay.batch_size = batch
+        except (MemoryError, RuntimeError, OSError) as error:
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UnsupportedBatchError(f"{card.name}: no device buffers for a batch of {batch}: {said}") from error
+        self._use_dma()
+        self._arrays = self._inputs(batch)
+
+    def run(self, batches: int, phases: Phases) -> None:
+        """Run the prepared batch ``batches`` times, packing and unpacking it every time."""
+        overlay = self._card.overlay
+        arrays, packed_out = self._arrays, overlay.obuf_packed
+        fold, pack, copy_in = overlay.fold_input, overlay.pack_input, overlay.copy_input_data_to_device
+        execute, copy_out = overlay.execute_on_buffers, overlay.copy_output_data_from_device
+        unpack, unfold, mark = overlay.unpack_output, overlay.unfold_output, phases.batch
+        ins, outs = range(len(arrays)), range(len(packed_out))
+        for _ in range(batches):
+            with phases("pack"):
+                packed = [pack(fold(arrays[ind], ind=ind), ind=ind) for ind in ins]
+            with phases("copy_in"):
+                for ind in ins:
+                    copy_in(packed[ind], ind=ind)
+            with phases("execute"):
+                # False waits until the output is there; the driver's docstring has it the other way round.
+                execute(asynch=False)
+            with phases("copy_out"):
+                for ind in outs:
+                    copy_out(packed_out[ind], ind=ind)
+            with phases("unpack"):
+                self._outputs = [unfold(unpack(packed_out[ind], ind=ind), ind=ind) for ind in outs]
+            mark()
+
+    def check(self) -> bool:
+        """Run a small batch twice and look at what came out; leaves that batch prepared.
+
+        The output buffers hold a pattern before each launch, so what lies there afterwards was written by it.
+
+        Raises:
+            NetworkError: the accelerator does not finish, writes nothing or too little, gives nothing but zeros, or
+                something else than the reference.
+        """
+        given = [len(array) for array in (*(self._files or ()), *(self._wanted or ()))]
+        batch = min([CHECK_ROWS, *given])
+        self.prepare(batch)
+        card, overlay = self._card, self._card.overlay
+        stale = np.ones((len(overlay.obuf_packed), batch), dtype=bool)
+        for pattern in PATTERNS:
+            for buffer in overlay.obuf_packed_device:
+                buffer[:] = pattern
+                buffer.flush()
+            self._run_once()
+            for ind, buffer in enumerate(overlay.obuf_packed):
+                stale[ind] &= np.all(np.asarray(buffer).reshape(batch, -1) == pattern, axis=1)
+        if stale.any():
+            count = int(np.count_nonzero(stale.any(axis=0)))
+            raise NetworkError(
+                f"{card.name}: the accelerator left {count} of {batch} outputs as they were: the bit file is not the "
+                "one of this driver, or does not compute"
+            )
+        if self._wanted is not None:
+            self._compare(batch)
+        elif not card.options.zeros_ok and not any(np.any(array) for array in self._outputs):
+            raise NetworkError(
+                f"{card.name}: all outputs are zero for {batch} frames: give inputs and what they must give (options "
+                "inputs, reference), or set the option zeros_ok=true"
+            )
+        return True
+
+    def close(self) -> None:
+        """Let buffers and card go."""
+        self._arrays, self._outputs = [], []
+        self._card.close()
+
+    def _use_dma(self) -> None:
+        """A design with both modes stands in either; only the driver's own ``execute`` would set it."""
+        set_mode = getattr(self._card.overlay, "set_current_mode", None)
+        if callable(set_mode):
+            set_mode("dma")
+
+    def _inputs(self, batch: int) -> list[Array]:
+        if self._files is not None:
+            return [rows(array, batch) for array in self._files]
+        overlay, options = self._card.overlay, self._card.options
+        rng = np.random.default_rng(options.seed)
+        found = []
+        for ind in range(int(overlay.num_inputs)):
+            kind = overlay.idt(ind)
+            array_type = np.dtype(options.array_type) if options.array_type else fastest_type(kind)
+            found.append(random_input(rng, kind, tuple(overlay.ishape_normal(ind)), array_type))
+        return found
+
+    def _look_at_packing(self) -> None:
+        """Pack and unpack one frame, and tell which way it went and what it cost."""
+        card, overlay = self._card, self._card.overlay
+        if overlay.batch_size != 1:
+            overlay.batch_size = 1
+        _check_bitstring(card.name)
+        arrays = self._inputs(1)
+        slow, pack_s = [], 0.0
+        for ind, array in enumerate(arrays):
+            kind = overlay.idt(ind)
+            took_s, packed = _timed(lambda a=array, i=ind: overlay.pack_input(overlay.fold_input(a, ind=i), ind=i))
+            pack_s += took_s
+            one_bit = kind.bitwidth() == 1 and overlay.ishape_folded(ind)[-1] % 8 == 0
+            if not one_bit and not np.shares_memory(packed, array):
+                slow.append(ind)
+        unpack_s = 0.0
+        for ind, buffer in enumerate(overlay.obuf_packed):
+            buffer[:] = 0
+            took_s, _ = _timed(lambda b=buffer, i=ind: overlay.unfold_output(overlay.unpack_output(b, ind=i), ind=i))
+            unpack_s += took_s
+        kinds = [overlay.idt(ind).name for ind in range(len(arrays))]
+        self._told = {
+            "inputs": " ".join(
+                f"{kind}[{_sizes(overlay.ishape_normal(ind))}]:{array.dtype}"
+                for ind, (kind, array) in enumerate(zip(kinds, arrays, strict=True))
+            ),
+            "outputs": " ".join(
+                f"{overlay.odt(ind).name}[{_sizes(overlay.oshape_normal(ind))}]"
+                for ind in range(int(overlay.num_outputs))
+            ),
+            "fast_packing": str(not slow).lower(),
+            "pack_ms_per_frame": f"{pack_s * 1e3:.3g}",
+            "unpack_ms_per_frame": f"{unpack_s * 1e3:.3g}",
+        }
+        for ind in slow:
+            warning = _slow_packing(kinds[ind], str(arrays[ind].dtype), pack_s)
+            self._told["warning"] = warning
+            logger.warning("%s: %s", card.name, warning)
+
+    def _run_once(self) -> None:
+        """One batch, given up when it does not end: a driver's wait has no limit of its own."""
+        failed: list[BaseException] = []
+
+        def batch() -> None:
+            try:
+                self.run(1, Phases())
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=batch, name="finn-first-launch", daemon=True)
+        thread.start()
+        thread.join(FIRST_LAUNCH_LIMIT_S)
+        if thread.is_alive():
+            raise NetworkError(
+                f"{self._card.name}: the accelerator did not finish a batch in {FIRST_LAUNCH_LIMIT_S:g} s: the bit "
+                "file is not the one of this driver, or its clock is too high"
+            )
+        if failed:
+            error = failed[0]
+            if not isinstance(error, Exception):
+                raise error
+            raise self._card.refused(error, "the first launch failed") from error
+        if not self._finished():
+            raise NetworkError(
+                f"{self._card.name}: execute_on_buffers(asynch=False) came back before the accelerator had finished: "
+                "this driver would be measured wrongly"
+            )
+
+    def _finished(self) -> bool:
+        overlay = self._card.overlay
+        if self._card.build.platform == "alveo":
+            return all(handle is None for handle in overlay.odma_handle)
+        # Bit 2 of the control register of an HLS core: idle.
+        return all(odma.read(0x00) & 0x4 for odma in overlay.odma)
+
+    def _compare(self, batch: int) -> None:
+        assert self._wanted is not None
+        for ind, (found, wanted) in enumerate(zip(self._outputs, self._wanted, strict=True)):
+            found_rows = np.asarray(found, dtype=np.float64).reshape(batch, -1)
+            wanted_rows = np.asarray(wanted[:batch], dtype=np.float64).reshape(batch, -1)
+            same = np.all(np.isclose(found_rows, wanted_rows, rtol=1e-4, atol=1e-6), axis=1)
+            if not same.all():
+                number = int(np.argmin(same))
+                zeros = "; they are all zero" if not np.any(found_rows) else ""
+                raise NetworkError(
+                    f"{self._card.name}: output {ind} differs from {self._card.options.reference[ind]} in "
+                    f"{int(np.count_nonzero(~same))} of {batch} rows, first in row {number}{zeros}"
+                )
+
+
+def driver_share(phases: Phases) -> float:
+    """Share of the phases' time that the driver takes, 0 to 1: all but ``execute``.
+
+    ``execute`` still holds the launch and the wait of the driver; the rest of what it costs shows in the difference to
+    the instrumentation mode.
+    """
+    total_ns = sum(total for _, total in phases.spans.values())
+    return sum(phases.spans[name][1] for name in DRIVER_PHASES if name in phases.spans) / max(total_ns, 1)
+
+
+def _slow_packing(kind: str, array_type: str, pack_s: float) -> str:
+    cure = ""
+    if kind in ("INT8", "UINT8"):
+        cure = f"; arrays of {kind.lower()} (option array_type={kind.lower()}) are passed on as they are"
+    elif kind != "FLOAT32":
+        cure = "; only INT8, UINT8 and 1-bit inputs have a fast way: build with one of them, and narrow on the chip"
+    return (
+        f"slow packing: {kind} given as {array_type} is converted in Python, {pack_s * 1e3:.3g} ms a frame, "
+        f"whatever the batch size: most of a batch's time and energy may be the driver's{cure}"
+    )
+
+
+def _timed(step: Any) -> tuple[float, Any]:
+    """Least of three times of a step, in seconds, and what it gave."""
+    best_ns, found = 0, None
+    for _ in range(3):
+        start_ns = time.monotonic_ns()
+        found = step()
+        took_ns = time.monotonic_ns() - start_ns
+        best_ns = min(best_ns or took_ns, took_ns)
+    return best_ns * 1e-9, found
+
+
+def _check_bitstring(name: str) -> None:
+    """FINN's packing makes an empty BitArray, which bitstring 5 refuses."""
+    module = sys.modules.get("bitstring")
+    version = str(getattr(module, "__version__", ""))
+    if version.partition(".")[0].isdecimal() and int(version.partition(".")[0]) >= 5:
+        raise ConfigError(f"{name}: bitstring {version} breaks FINN's packing: pip install 'bitstring<5'")
+
+
+def _check_count(option: str, paths: tuple[Path, ...], count: int) -> None:
+    if paths and len(paths) != count:
+        raise ConfigError(f"finn: option {option} names {len(paths)} files, but the accelerator has {count}")
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return ",".join(["N", *map(str, shape[1:])])

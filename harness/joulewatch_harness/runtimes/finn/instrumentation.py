@@ -1,0 +1,189 @@
+"""FINN+ designs that feed themselves: the accelerator without driver and DMA.
+
+A generator on the chip sends frames into the accelerator as fast as it takes them, and counters tell latency and
+interval in clock cycles. The host starts it and sleeps. What is measured in this mode is the accelerator (and the idle
+host); what the same design costs more in DMA mode is the driver and the copies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from joulewatch_harness.errors import JoulewatchError, NetworkError
+from joulewatch_harness.network import Phases
+from joulewatch_harness.runtimes.finn.card import Card
+
+TRIAL_S: Final = 0.25
+"""How long it runs before its counters are believed."""
+LATE_NS: Final = 1_000_000
+"""A call of ``run`` that begins later than this after the one before starts to count anew: between windows the
+accelerator runs on, and those frames belong to none."""
+STALL: Final = 0.9
+"""Least share of the expected frames that a call of ``run`` must have seen, where the design counts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """One reading of a design's instrumentation."""
+
+    overflow: bool
+    underflow: bool
+    latency_cycles: int
+    interval_cycles: float
+    """Between two frames; the mean where the design has one, else the last."""
+    run_cycles: int | None
+    run_frames: int | None
+    """Since the start; None: a design from before these counters."""
+
+    @classmethod
+    def read(cls, overlay: Any) -> Counters:
+        """Ask the overlay.
+
+        Raises:
+            NetworkError: it answers with more or fewer numbers than are known.
+        """
+        found = overlay.observe_instrumentation(debug_print=False)
+        overflow, underflow = bool(found[0]), bool(found[1])
+        if len(found) == 7:
+            return cls(overflow, underflow, int(found[5]), float(found[6]), None, None)
+        if len(found) == 11:
+            return cls(
+                overflow,
+                underflow,
+                int(found[7] or found[5]),
+                float(found[8] or found[6]),
+                int(found[9]),
+                int(found[10]),
+            )
+        raise NetworkError(
+            f"finn: the instrumentation of this overlay gives {len(found)} numbers; known are 7 and 11 (FINN+ to 1.6)"
+        )
+
+    def frames_since(self, before: Counters) -> int | None:
+        """Frames between two readings; None where the design does not count them. The register has 32 bits."""
+        if self.run_frames is None or before.run_frames is None:
+            return None
+        return (self.run_frames - before.run_frames) % (1 << 32)
+
+
+class InstrumentationNetwork:
+    """An accelerator that runs by itself (the protocol of ``joulewatch_harness.network``)."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+        self._batch = 0
+        self._interval_ns = 0.0
+        self._due_ns = 0.0
+        self._told: dict[str, Any] = {}
+
+    def describe(self) -> Mapping[str, Any]:
+        """The design, and its latency, interval and throughput as counted on the chip."""
+        return {**self._card.describe(), "mode": "instrumentation", **(self._told if self._card.is_open else {})}
+
+    def load(self) -> None:
+        """Load the design, let it run for a moment and read its counters.
+
+        Raises:
+            ConfigError: the driver is not what it should be; no device.
+            NetworkError: the device refuses the design, the accelerator does not run, or its clock is not known.
+        """
+        self._card.open()
+        try:
+            self._start()
+        except JoulewatchError:
+            self.close()
+            raise
+        except Exception as error:
+            self.close()
+            raise self._card.refused(error, "the instrumentation does not work") from error
+
+    def prepare(self, batch: int) -> None:
+        """Make sure that the accelerator runs; a batch is so many frames.
+
+        Raises:
+            NetworkError: it does not run.
+        """
+        reloaded = self._card.claim()
+        get_mode = getattr(self._card.overlay, "get_current_mode", None)
+        if reloaded or (callable(get_mode) and get_mode() != "instr"):
+            self._start()
+        self._batch = batch
+        self._due_ns = 0.0
+
+    def run(self, batches: int, phases: Phases) -> None:
+        """Sleep while the accelerator takes ``batches`` times ``batch`` frames.
+
+        The moments are worked out from the first one, so that what a sleep is late by is not lost from one call to the
+        next.
+
+        Raises:
+            NetworkError: the accelerator stalled, or lost frames.
+        """
+        frames = batches * self._batch
+        start_ns = time.monotonic_ns()
+        if not 0 <= start_ns - self._due_ns <= LATE_NS:
+            self._due_ns = float(start_ns)
+        before = Counters.read(self._card.overlay)
+        self._due_ns += frames * self._interval_ns
+        left_s = (self._due_ns - time.monotonic_ns()) * 1e-9
+        if left_s > 0.0:
+            time.sleep(left_s)
+        after = Counters.read(self._card.overlay)
+        end_ns = time.monotonic_ns()
+        phases.add("execute", start_ns, end_ns)
+        self._check_counters(after)
+        taken, expected = after.frames_since(before), max(left_s, 0.0) * 1e9 / self._interval_ns
+        if taken is not None and taken < STALL * expected - 1:
+            raise NetworkError(
+                f"{self._card.name}: the accelerator took {taken} frames where {expected:.0f} were due: it has stalled"
+            )
+
+    def close(self) -> None:
+        """Stop the accelerator and let the card go."""
+        if self._card.is_open:
+            stop = getattr(self._card.overlay, "stop_accelerator", None)
+            reset = getattr(self._card.overlay, "reset_accelerator", None)
+            try:
+                if callable(stop):
+                    stop()
+                elif callable(reset):
+                    reset()
+            except Exception:  # the card is let go in any case
+                pass
+        self._card.close()
+
+    def _start(self) -> None:
+        overlay, clock_mhz = self._card.overlay, self._card.clock_mhz
+        if clock_mhz is None:
+            raise NetworkError(f"{self._card.name}: the clock cannot be read, so cycles cannot be told as times")
+        set_mode = getattr(overlay, "set_current_mode", None)
+        if callable(set_mode):
+            set_mode("instr")
+        overlay.start_accelerator()
+        time.sleep(0.5 * TRIAL_S)
+        before = Counters.read(overlay)
+        time.sleep(0.5 * TRIAL_S)
+        counters = Counters.read(overlay)
+        self._check_counters(counters)
+        interval_cycles, frames = counters.interval_cycles, counters.frames_since(before)
+        if frames and counters.run_cycles is not None and before.run_cycles is not None:
+            # Once the pipeline is full: the counters since the start hold the time that it took to fill.
+            interval_cycles = (counters.run_cycles - before.run_cycles) / frames
+        self._interval_ns = interval_cycles * 1e3 / clock_mhz
+        self._told = {
+            "latency_cycles": str(counters.latency_cycles),
+            "interval_cycles": f"{interval_cycles:.6g}",
+            "accelerator_latency_us": f"{counters.latency_cycles / clock_mhz:.4g}",
+            "accelerator_fps": f"{1e9 / self._interval_ns:.6g}",
+            "frames_counted_on_chip": str(counters.run_frames is not None).lower(),
+        }
+
+    def _check_counters(self, counters: Counters) -> None:
+        if counters.overflow or counters.underflow:
+            which = "overflow" if counters.overflow else "underflow"
+            raise NetworkError(f"{self._card.name}: the instrumentation reports an {which}: its frames are not whole")
+        if counters.interval_cycles <= 0:
+            raise NetworkError(f"{self._card.name}: no frame has come out of the accelerator: it does not run")

@@ -1,0 +1,233 @@
+"""What the runtimes of model files share: inputs made for a batch, options that set them, the signature of a file.
+
+No runtime is imported here, nor anything that only one of them needs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from joulewatch_harness.errors import ConfigError, UnsupportedBatchError
+from joulewatch_harness.names import unknown
+
+if TYPE_CHECKING:
+    from joulewatch_harness.networks import Arrays, ModelSource
+
+DTYPES: Final = (
+    "float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
+)  # fmt: skip
+"""Types of inputs that can be made; the names are numpy's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One input of the model."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...]
+    """A number, the name of a symbolic dimension, or None for one without a name."""
+
+    def text(self) -> str:
+        sizes = ",".join("?" if size is None else str(size) for size in self.shape)
+        return f"{self.name}:{self.dtype}[{sizes}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Makes the inputs of one batch: from an .npz, by the built-in network, or at random from the signature."""
+
+    model: str
+    """What errors call the model."""
+    inputs: tuple[Input, ...]
+    source: ModelSource
+    dims: Mapping[str, int]
+    seed: int = 0
+    file_arrays: Arrays | None = None
+
+    def check_size(self, batch: int) -> None:
+        """Whether the model takes this batch size.
+
+        Raises:
+            UnsupportedBatchError: its batch axis is fixed to another one.
+        """
+        fixed = [item.shape[0] for item in self.inputs if item.shape and isinstance(item.shape[0], int)]
+        symbolic = any(item.shape and not isinstance(item.shape[0], int) for item in self.inputs)
+        if fixed and not symbolic and batch != fixed[0]:
+            raise UnsupportedBatchError(f"{self.model} has a fixed batch axis of {fixed[0]}, not {batch}")
+
+    def size_for_check(self) -> int:
+        """A small batch that the model takes."""
+        first = next((item.shape[0] for item in self.inputs if item.shape), 1)
+        return first if isinstance(first, int) else 8
+
+    def arrays(self, batch: int) -> Arrays:
+        """Input name -> array.
+
+        Raises:
+            ConfigError: a symbolic dimension has no size; the text says how to give it one.
+        """
+        if self.file_arrays is not None:
+            return {name: rows(array, batch) for name, array in self.file_arrays.items()}
+        if self.source.make_inputs is not None:
+            return self.source.make_inputs(batch)
+        rng = np.random.default_rng(self.seed)
+        return {item.name: random_array(rng, item.dtype, self.shape(item, batch)) for item in self.inputs}
+
+    def shape(self, item: Input, batch: int) -> tuple[int, ...]:
+        """The input's shape with numbers for all symbols; the batch's symbol means the batch on any axis.
+
+        Raises:
+            ConfigError: a symbolic dimension has no size; the text says how to give it one.
+        """
+        batch_names = {other.shape[0] for other in self.inputs if other.shape and isinstance(other.shape[0], str)}
+        sizes: list[int] = []
+        for axis, size in enumerate(item.shape):
+            if isinstance(size, int):
+                sizes.append(size)
+            elif axis == 0 or size in batch_names:
+                sizes.append(batch)
+            else:
+                key = size if size is not None and size in self.dims else f"{item.name}.{axis}"
+                if key not in self.dims:
+                    what = f"dimension {size!r}" if size else f"dimension {axis}"
+                    raise ConfigError(
+                        f"{self.model}: {what} of input {item.name!r} has no size: "
+                        f"give it with --option dims={size or key}=N, or give arrays with --option inputs=FILE.npz"
+                    )
+                sizes.append(self.dims[key])
+        return tuple(sizes)
+
+
+def signature(path: Path) -> tuple[Input, ...]:
+    """The inputs of an .onnx file, names of symbolic dimensions included; nothing of its weights is read.
+
+    Raises:
+        ConfigError: the file is no ONNX model.
+    """
+    import onnx
+
+    try:
+        graph = onnx.load(os.fspath(path), load_external_data=False).graph
+    except Exception as error:
+        raise broken(path, error) from error
+    weights = {item.name for item in graph.initializer}
+    return tuple(_of_value(item) for item in graph.input if item.name not in weights)
+
+
+def _of_value(item: Any) -> Input:
+    import onnx
+
+    tensor = item.type.tensor_type
+    kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
+    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
+    shape = tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in tensor.shape.dim)
+    return Input(item.name, dtype, shape)
+
+
+def check_types(inputs: tuple[Input, ...], model: str) -> None:
+    """Whether inputs of these types can be made.
+
+    Raises:
+        ConfigError: one is of another type.
+    """
+    for item in inputs:
+        if item.dtype not in DTYPES:
+            raise ConfigError(f"{model}: input {item.name!r} is a {item.dtype}, which is not supported")
+
+
+def random_array(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
+    """Values that any model can take: standard normal, the whole range of a byte, or 0 and 1."""
+    kind = np.dtype(dtype)
+    if kind.kind == "f":
+        return rng.standard_normal(shape).astype(kind)
+    if kind.itemsize == 1 and kind.kind in "iu":
+        limits = np.iinfo(kind)
+        return rng.integers(limits.min, limits.max, shape, dtype=kind, endpoint=True)
+    # Wider integers are mostly indices (token ids), of unknown range: 0 and 1 exist in any table.
+    return rng.integers(0, 2, shape).astype(kind)
+
+
+def read_npz(path: Path, inputs: tuple[Input, ...]) -> Arrays:
+    """The arrays of a file, which must be those of the signature.
+
+    Raises:
+        ConfigError: no such file, no .npz, another name, type or shape than the model takes.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays: dict[str, NDArray[np.generic]] = {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise ConfigError(f"no input file {path}") from error
+    except Exception as error:
+        raise ConfigError(f"{path} cannot be read as .npz: {error}") from error
+    names = {item.name for item in inputs}
+    for name in arrays:
+        if name not in names:
+            raise ConfigError(f"{path}: {unknown('input', name, names)}")
+    for item in inputs:
+        if item.name not in arrays:
+            raise ConfigError(f"{path} has no array {item.name!r}; the model takes {item.text()}")
+        array = arrays[item.name]
+        sizes = zip(array.shape[1:], item.shape[1:], strict=False)
+        if (
+            array.ndim != len(item.shape)
+            or str(array.dtype) != item.dtype
+            or (array.ndim and not len(array))
+            or any(isinstance(wanted, int) and wanted != size for size, wanted in sizes)
+        ):
+            shape = ",".join(map(str, array.shape))
+            raise ConfigError(f"{path}: {item.name} is {array.dtype}[{shape}], but the model takes {item.text()}")
+    return {item.name: arrays[item.name] for item in inputs}
+
+
+def rows(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
+    """The first ``batch`` rows, repeating the array where it has fewer."""
+    return array if array.ndim == 0 else np.take(array, np.arange(batch) % len(array), axis=0)
+
+
+def parse_count(runtime: str, words: Mapping[str, str], key: str, *, least: int) -> int | None:
+    """A whole number among the options; None where it is not given.
+
+    Raises:
+        ConfigError: it is none, or too small.
+    """
+    if key not in words:
+        return None
+    try:
+        value = int(words[key])
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise ConfigError(f"{runtime}: option {key} is a whole number from {least}, not {words[key]!r}")
+    return value
+
+
+def parse_dims(runtime: str, text: str | None) -> Mapping[str, int] | None:
+    """Sizes of symbolic dimensions, from ``sequence=128,ids.2=16``.
+
+    Raises:
+        ConfigError: the text is not of that form.
+    """
+    if text is None:
+        return None
+    sizes: dict[str, int] = {}
+    for item in text.split(","):
+        name, _, value = item.rpartition("=")
+        if not name or not value.isdecimal() or int(value) < 1:
+            raise ConfigError(f"{runtime}: option dims is NAME=SIZE,..., not {text!r}")
+        sizes[name.strip()] = int(value)
+    return sizes
+
+
+def broken(path: Path, error: Exception) -> ConfigError:
+    """What to say of a model file that cannot be loaded."""
+    said = " ".join(str(error).split())
+    return ConfigError(f"model file {path} cannot be loaded: {said[:300]}")

@@ -1,0 +1,405 @@
+"""``joulewatch compare``: verdicts and their uncertainty against arithmetic done by hand, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from joulewatch_harness import cli
+from joulewatch_harness.analysis.compare import Comparison, Measure, Row, compare, compare_measures, pairs_of, pick
+from joulewatch_harness.analysis.compare import read_document as read_result
+from joulewatch_harness.analysis.compare_report import comparison_document, render_csv, render_table
+from joulewatch_harness.analysis.report import result_document
+from joulewatch_harness.analysis.statistics import student_factor
+from joulewatch_harness.analysis.summary import BudgetLine, Estimate, analyze_run
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.records import SensorRecord
+from support.synthetic import EXPORTER, ListSource, make_world, sensor
+
+SENSORS = frozenset({"node1/rapl/socket0/package"})
+NAMES = ("net/onnxruntime/fp32", "net/onnxruntime/int8")
+
+
+def estimate(value: float, **items: float) -> Estimate:
+    """A value with a budget: ``repeats`` of 3 rounds, anything else of type B; ``accuracy`` is systematic."""
+    lines = []
+    for name, standard in items.items():
+        accuracy = name.startswith("accuracy")
+        name = "accuracy (rapl)" if accuracy else name.replace("_", " ")
+        dof = 2.0 if name == "repeats" else math.inf
+        lines.append(BudgetLine(name, "A" if name == "repeats" else "B", standard, dof, accuracy, ""))
+    standard = math.hypot(*items.values())
+    return Estimate(value, standard, 2 * standard, 2.0, math.inf, tuple(lines))
+
+
+def energy(value: Estimate | None, methods: str = "counter", **more: Any) -> Measure:
+    return Measure("energy", "total", "gross", "J", value, "", SENSORS, frozenset(methods.split()), **more)
+
+
+def row(a: Measure, b: Measure, **more: Any) -> Row:
+    return compare_measures(8, a, b, **more)
+
+
+def standard_of(found: Estimate | None) -> float:
+    assert found is not None
+    return found.standard
+
+
+def test_scatter_is_independent_and_combines_in_quadrature() -> None:
+    found = row(energy(estimate(10, repeats=0.3)), energy(estimate(12, repeats=0.4)))
+    assert found.difference is not None and found.percent is not None
+    assert found.difference.value == 2
+    assert found.difference.standard == pytest.approx(0.5)
+    # Welch-Satterthwaite: 0.5^4 / (0.3^4/2 + 0.4^4/2).
+    dof = 0.5**4 / (0.3**4 / 2 + 0.4**4 / 2)
+    assert found.difference.dof == pytest.approx(dof)
+    assert found.difference.expanded == pytest.approx(0.5 * student_factor(dof))
+    assert found.percent.value == pytest.approx(20)
+    assert found.percent.standard == pytest.approx(100 * 1.2 * math.hypot(0.03, 0.4 / 12))
+    assert found.verdict == "differs"
+
+
+def test_the_accuracy_of_the_same_sensor_cancels_as_a_scale_factor() -> None:
+    """5 % of 10 J and of 12 J: 5 % of the difference is left in joules, nothing in percent."""
+    a, b = energy(estimate(10, repeats=1e-9, accuracy=0.5)), energy(estimate(12, repeats=1e-9, accuracy=0.6))
+    found = row(a, b)
+    assert standard_of(found.difference) == pytest.approx(0.1)
+    assert standard_of(found.percent) == pytest.approx(0, abs=1e-6)
+    assert found.cancelled == ("accuracy (rapl)",)
+    kept = row(a, b, cancel=False)
+    assert standard_of(kept.difference) == pytest.approx(math.hypot(0.5, 0.6))
+    assert kept.cancelled == ()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"sensors": frozenset({"node2/rapl/socket0/package"})},
+        {"methods": frozenset({"estimated"})},
+        {"methods": frozenset({"counter", "unknown"})},
+    ],
+)
+def test_accuracy_of_other_sensors_or_of_a_model_does_not_cancel(other: dict[str, Any]) -> None:
+    a = energy(estimate(10, repeats=0.1, accuracy=0.5))
+    b = dataclasses.replace(energy(estimate(12, repeats=0.1, accuracy=0.6)), **other)
+    found = row(a, b)
+    assert standard_of(found.difference) == pytest.approx(math.hypot(0.1, 0.1, 0.5, 0.6))
+    assert found.cancelled == ()
+
+
+def test_the_same_idle_power_cancels_and_another_one_does_not() -> None:
+    same = [energy(estimate(v, repeats=0.01, idle_baseline=u), idle=("r", (0, 9))) for v, u in ((10, 0.4), (12, 0.3))]
+    assert standard_of(row(*same).difference) == pytest.approx(math.hypot(0.01, 0.01, 0.1))
+    other = dataclasses.replace(same[1], idle=("r", (1, 9)))
+    assert standard_of(row(same[0], other).difference) == pytest.approx(math.hypot(0.01, 0.01, 0.4, 0.3))
+
+
+def test_a_negative_net_turns_the_sign_of_what_is_shared() -> None:
+    """A scale factor's error in -1 J and in +1 J has opposite signs: the difference of 2 J has 5 % of 2 J."""
+    a, b = energy(estimate(-1, repeats=1e-9, accuracy=0.05)), energy(estimate(1, repeats=1e-9, accuracy=0.05))
+    found = row(a, b)
+    assert standard_of(found.difference) == pytest.approx(0.1)
+    assert found.percent is None
+
+
+def test_no_percentage_where_the_baseline_may_be_zero() -> None:
+    found = row(energy(estimate(1, repeats=0.6)), energy(estimate(9, repeats=0.6)))
+    assert found.percent is None
+    assert found.verdict == "differs"
+
+
+def test_one_round_gives_no_verdict_and_a_missing_number_says_why() -> None:
+    found = row(energy(estimate(1, refresh=1e-6)), energy(estimate(9, repeats=1e-6)))
+    assert found.verdict == "unknown" and "two rounds" in found.text
+    missing = row(energy(estimate(1, repeats=0.1)), dataclasses.replace(energy(None), missing="exporter was away"))
+    assert missing.verdict == "missing" and missing.text == "B: exporter was away" and missing.difference is None
+    assert compare_measures(8, None, energy(estimate(1, repeats=0.1))).text == "A: is not measured there"
+
+
+@given(
+    a=st.floats(0.1, 1e3),
+    b=st.floats(0.1, 1e3),
+    shares=st.lists(st.floats(1e-4, 0.2), min_size=4, max_size=4),
+    accuracy=st.floats(0, 0.2),
+)
+def test_exchanging_the_sides_exchanges_the_sign_alone(
+    a: float, b: float, shares: list[float], accuracy: float
+) -> None:
+    first = energy(estimate(a, repeats=a * shares[0], edge_slack=a * shares[1], accuracy=a * accuracy))
+    second = energy(estimate(b, repeats=b * shares[2], edge_slack=b * shares[3], accuracy=b * accuracy))
+    forth, back = row(first, second).difference, row(second, first).difference
+    assert forth is not None and back is not None
+    assert forth.value == pytest.approx(-back.value)
+    assert forth.expanded == pytest.approx(back.expanded)
+    full = row(first, second, cancel=False).difference
+    assert full is not None and forth.standard <= full.standard * (1 + 1e-12)
+
+
+def test_equal_truths_differ_as_seldom_as_95_percent_says() -> None:
+    """Three rounds each of one and the same truth, 2 % scatter: 'differs' in about 1 of 20, and never far more."""
+    random = np.random.default_rng(7)
+    differing = 0
+    for _ in range(2000):
+        sides = []
+        for _ in range(2):
+            rounds = 10 * (1 + 0.02 * random.standard_normal(3))
+            sides.append(energy(estimate(float(rounds.mean()), repeats=float(rounds.std(ddof=1) / math.sqrt(3)))))
+        differing += row(*sides).verdict == "differs"
+    assert 0.01 < differing / 2000 < 0.07
+
+
+# Whole runs
+
+
+ACCURATE = (sensor("socket0", "package", accuracy=0.05), sensor("socket0", "dram", "memory", accuracy=0.05))
+
+
+def power(item: SensorRecord, name: str, _batch: int) -> float:
+    """INT8 draws 100 W, anything else 103 W; memory a fifth; 40 W idle."""
+    watts = {"idle": 40.0}.get(name, 100.0 if name.endswith("int8") else 103.0)
+    return watts * (0.2 if item.component == "memory" else 1.0)
+
+
+def document(
+    configurations: tuple[str, ...] = NAMES, *, sensors: tuple[SensorRecord, ...] = ACCURATE, **more: Any
+) -> dict[str, Any]:
+    world = make_world(
+        sensors, configurations=configurations, **{"power": power, "noise": 0.002, "batch_sizes": (1, 8), **more}
+    )
+    assert world.record is not None
+    found: dict[str, Any] = json.loads(
+        json.dumps(result_document(analyze_run(world.record, ListSource(world.scrapes()))))
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Any]:
+    return document()
+
+
+def compared(*documents: dict[str, Any], **more: Any) -> Comparison:
+    return compare(pairs_of([(read_result(item, "test"), ()) for item in documents]), **more)
+
+
+def rows_of(found: Comparison, name: str = "total", basis: str = "gross") -> list[Row]:
+    return [row for pair in found.pairs for row in pair.rows if (row.name, row.basis) == (name, basis)]
+
+
+def test_one_run_compares_its_configurations_with_the_first(base: dict[str, Any]) -> None:
+    """900/s at 123.6 W against 2100/s at 120 W: -58.4 %, told exactly although each value is ±5 %."""
+    found = compared(base)
+    ((a, b),) = [(pair.a.configuration, pair.b.configuration) for pair in found.pairs]
+    assert (a, b) == NAMES
+    assert [item.batch_size for item in rows_of(found)] == [1, 8]
+    for item in rows_of(found):
+        assert item.percent is not None and item.a is not None
+        truth = 100 * ((120 / 2100) / (123.6 / 900) - 1)
+        assert abs(item.percent.value - truth) <= item.percent.expanded < 3
+        assert item.a.expanded > 0.04 * item.a.value
+        assert item.verdict == "differs" and item.cancelled == ("accuracy (rapl)",)
+    assert {item.name for pair in found.pairs for item in pair.rows} == {
+        *("total", "cpu", "memory", "throughput", "p50", "p99")
+    }
+    (throughput, _) = rows_of(found, "throughput", "")
+    assert throughput.percent is not None and throughput.percent.value == pytest.approx(
+        100 * (2100 / 900 - 1), rel=0.01
+    )
+    assert {item.verdict for item in rows_of(found, basis="net")} == {"differs"}
+    assert not any("idle baseline" in item.cancelled for item in rows_of(found, basis="net"))
+    common = compared(document(loaded_idle=False))
+    assert all("idle baseline" in item.cancelled for item in rows_of(common, basis="net"))
+
+
+def test_what_hardly_differs_is_not_said_to(base: dict[str, Any]) -> None:
+    """The same network twice, 1 % scatter: no difference, and the interval holds 0."""
+    found = compared(document(("net/onnxruntime/fp32", "net/openvino/fp32"), noise=0.01))
+    for item in rows_of(found):
+        assert item.verdict == "no difference shown"
+        assert item.difference is not None and abs(item.difference.value) < item.difference.expanded
+
+
+def test_runs_of_one_machine_share_its_sensors_but_not_its_idle(base: dict[str, Any]) -> None:
+    """The exporter of the local mode listens on another port each time: it is the same sensor all the same."""
+    text = json.dumps(base).replace(EXPORTER, "127.0.0.1:44444").replace(base["run"]["id"], "20260922T141320Z-0a1b2c")
+    found = compared(base, json.loads(text))
+    assert [(pair.a.configuration, pair.b.configuration) for pair in found.pairs] == [(name, name) for name in NAMES]
+    assert all(item.cancelled == ("accuracy (rapl)",) for item in rows_of(found) + rows_of(found, basis="net"))
+    assert all(any(note.startswith("two runs") for note in pair.notes) for pair in found.pairs)
+
+
+@pytest.mark.parametrize("change", [("host", "node2"), ("host", None), ("hardware", "Intel Xeon")])
+def test_across_machines_nothing_cancels(base: dict[str, Any], change: tuple[str, str | None]) -> None:
+    other = copy.deepcopy(base)
+    other["run"]["id"] = "20260922T141320Z-0a1b2c"
+    other["run"]["provenance"][change[0]] = change[1]
+    found = compared(base, other)
+    for item in rows_of(found) + rows_of(found, basis="net"):
+        assert item.cancelled == ()
+        assert item.a is not None and item.difference is not None
+        assert item.difference.standard > math.sqrt(2) * 0.05 / math.sqrt(3) * abs(item.a.value) * 0.99
+    assert all(any("different machines" in note for note in pair.notes) for pair in found.pairs)
+
+
+def test_measured_and_estimated_are_refused_and_only_mixed_on_demand(base: dict[str, Any]) -> None:
+    guessed = document(sensors=(sensor("cpu", "package", collector="estimate", method="estimated", accuracy=0.5),))
+    guessed["run"]["id"] = "20260922T141320Z-0a1b2c"
+    with pytest.raises(ConfigError, match=r"of A, net/onnxruntime/fp32 .* is measured.* is estimated.*--mixed"):
+        compared(base, guessed)
+    found = compared(base, guessed, mixed=True)
+    assert any(note.startswith("NOT ALIKE") for note in found.pairs[0].notes)
+    assert "ESTIMATED" in render_table(found)
+    assert comparison_document(found)["estimated"] is True
+
+
+def test_estimates_among_themselves_keep_their_doubt() -> None:
+    found = compared(
+        document(sensors=(sensor("cpu", "package", collector="estimate", method="estimated", accuracy=0.5),))
+    )
+    assert all(item.cancelled == () for item in rows_of(found))
+
+
+def test_what_else_differs_is_said(base: dict[str, Any]) -> None:
+    other = copy.deepcopy(base)
+    other["run"]["id"] = "20260922T141320Z-0a1b2c"
+    other["run"]["provenance"]["cpu"]["governor"] = "powersave"
+    for item in other["results"]:
+        item["configuration"] |= {"network": "resnet", "runtime_version": "9", "scenario": "server"}
+    other["results"] = [item for item in other["results"] if item["batch_size"] != 1]
+    notes = " | ".join(compared(base, other).pairs[0].notes)
+    for text in (
+        "different networks: A is net, B is resnet",
+        "different scenarios: A offline, B server",
+        "different versions of onnxruntime: A unknown, B 9",
+        "B has no batch size 1",
+        "different governor: A performance, B powersave",
+    ):
+        assert text in notes
+
+
+def test_an_audit_that_failed_is_said(base: dict[str, Any]) -> None:
+    other = copy.deepcopy(base)
+    other["findings"].append({"severity": "error", "reason": "sensor_down", "text": "", "window": None, "evidence": {}})
+    assert any("its audit found errors: sensor_down" in note for note in compared(other).notes)
+
+
+def test_no_batch_size_in_common_is_an_error(base: dict[str, Any]) -> None:
+    other = copy.deepcopy(base)
+    other["run"]["id"] = "other"
+    for item in other["results"]:
+        item["batch_size"] *= 3
+    with pytest.raises(ConfigError, match=r"has batch sizes 1, 8, .* has 3, 24: none in common"):
+        compared(base, other)
+
+
+def test_configurations_are_picked_by_name_part_or_pattern(base: dict[str, Any]) -> None:
+    run = read_result(base, "test")
+    assert pick(run, NAMES[1]) == pick(run, "int8") == pick(run, "*int8") == [NAMES[1]]
+    assert pick(run, "net/*") == list(NAMES)
+    with pytest.raises(ConfigError, match="'net' is not one configuration"):
+        pick(run, "net")
+    with pytest.raises(ConfigError, match=r"unknown configuration 'net/onnxruntime/fp16'.* did you mean"):
+        pick(run, "net/onnxruntime/fp16")
+
+
+def test_what_cannot_be_paired_says_what_to_type(base: dict[str, Any]) -> None:
+    other = json.loads(json.dumps(base).replace("net/onnxruntime/", "net/openvino/"))
+    with pytest.raises(ConfigError, match=r"no configuration in common .* name one after each run, such as"):
+        compared(base, other)
+    with pytest.raises(ConfigError, match="only net/onnxruntime/int8 is chosen"):
+        pairs_of([(read_result(base, "test"), ("net/onnxruntime/int8",))])
+    with pytest.raises(ConfigError, match="nothing was measured"):
+        compared({**base, "results": []})
+
+
+def test_the_table_names_both_sides_units_and_verdicts(base: dict[str, Any]) -> None:
+    text = render_table(compared(base))
+    assert "A  net/onnxruntime/fp32 (run 20260921T141320Z-0a1b2c" in text
+    assert "total, gross, mJ per inference" in text
+    assert "throughput, kinferences/s" in text or "throughput, inferences/s" in text
+    assert "latency of a batch, p50" in text
+    assert "B lower" in text and "B higher" in text
+    assert "would say 'differs' by chance" in text
+    assert max(len(line) for line in text.splitlines() if "±" in line and line.startswith(" ")) <= 100
+
+
+def test_csv_and_json_hold_the_same_numbers(base: dict[str, Any]) -> None:
+    found = compared(base)
+    lines = list(csv.DictReader(io.StringIO(render_csv(found))))
+    results = comparison_document(found)["comparisons"][0]["results"]
+    assert len(lines) == len(results) == 2 * 9
+    for line, item in zip(lines, results, strict=True):
+        assert line["quantity"] == item["quantity"] and line["verdict"] == item["verdict"]
+        assert float(line["difference"]) == pytest.approx(item["difference"]["value"], rel=1e-6)
+        assert float(line["percent_uncertainty"]) == pytest.approx(item["percent"]["expanded_uncertainty"], rel=1e-2)
+
+
+# As typed
+
+
+@pytest.fixture
+def files(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    other = copy.deepcopy(base)
+    other["run"]["id"] = "20260922T141320Z-0a1b2c"
+    (tmp_path / "one.json").write_text(json.dumps(base), encoding="utf-8")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "result.json").write_text(json.dumps(other), encoding="utf-8")
+    (tmp_path / "old.json").write_text(json.dumps({**base, "schema_version": 7}), encoding="utf-8")
+    (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
+    (tmp_path / "torn.json").write_text('{"a', encoding="utf-8")
+    (tmp_path / "holes.json").write_text(json.dumps({**base, "results": [{}]}), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "pairs"),
+    [
+        (["one.json"], 1),
+        (["one.json", "fp32", "int8"], 1),
+        (["one.json", "kept"], 2),
+        (["one.json", "fp32", "kept", "fp32", "int8"], 2),
+        (["one.json", "*"], 1),
+    ],
+)
+def test_runs_and_configurations_in_a_row(
+    files: Path, words: list[str], pairs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["compare", *words, "--format=json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["comparisons"]) == pairs
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["nothing"], "unknown run 'nothing'"),
+        (["one.json", "fp23"], "unknown configuration 'fp23': (known: net/onnxruntime/fp32"),
+        (["one.json", "int8"], "only net/onnxruntime/int8 is chosen"),
+        (["one.json", "old.json"], "old.json: its schema_version is 7"),
+        (["list.json"], "list.json: is no result of a run"),
+        (["torn.json"], "torn.json: is no JSON"),
+        (["holes.json"], "holes.json: is a broken result"),
+        ([], "RUN|CONFIGURATION"),
+    ],
+)
+def test_bad_input_is_said_with_exit_code_2(
+    files: Path, words: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = cli.main(["compare", *words])
+    except SystemExit as stopped:
+        code = int(str(stopped.code))
+    said = capsys.readouterr()
+    assert (code, said.out) == (2, "")
+    assert text in said.err

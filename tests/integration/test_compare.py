@@ -1,0 +1,203 @@
+"""Comparison runs as people make them: real processes, an emulated machine, ONNX Runtime in FP32 and INT8."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from joulewatch_harness.journal import read_run
+from joulewatch_harness.records import RunRecord
+
+if TYPE_CHECKING:
+    from integration.conftest import StartEmulator
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+
+SHAKY = """
+import os, signal, time
+
+class Shaky:
+    def __init__(self, name="calm"):
+        self.name = name
+    def describe(self):
+        return {"runtime": "sleep", "precision": "fp32", "pid_of_network": os.getpid()}
+    def load(self): pass
+    def prepare(self, batch):
+        self.batch = batch
+    def run(self, batches, phases):
+        if self.name == "wild" and self.batch == 2:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        for _ in range(batches):
+            with phases("execute"):
+                time.sleep(0.002 * self.batch)
+            phases.batch()
+    def close(self): pass
+"""
+
+
+def joulewatch(folder: Path, *words: str, limit_s: float = 200) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "joulewatch_harness", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=limit_s,
+        check=False,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+
+
+def the_run(folder: Path) -> tuple[Path, RunRecord]:
+    (run,) = (folder / "runs").iterdir()
+    return run, read_run(run)
+
+
+def alive(pids: list[int]) -> list[int]:
+    """Those of some processes that are still there, zombies too, after they had time to go."""
+    deadline_s = time.monotonic() + 15
+    while (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    return left
+
+
+def pids_of(record: RunRecord) -> list[int]:
+    return [int(item.details["pid_of_network"]) for item in record.configurations]
+
+
+def shaky_plan(folder: Path, machine: Any, **keys: Any) -> None:
+    (folder / "shaky.py").write_text(SHAKY, encoding="utf-8")
+    plan = {
+        "preset": "quick",
+        "configurations": [
+            {"name": name, "network": "shaky.py:Shaky", "options": {"name": name}} for name in ("calm", "wild")
+        ],
+        "batch_sizes": [1, 2],
+        "idle_s": 1,
+        "exporter_flags": list(machine.flags),
+        **keys,
+    }
+    (folder / "plan.yaml").write_text(json.dumps(plan), encoding="utf-8")
+
+
+def test_fp32_against_int8_in_one_run_and_between_runs(tmp_path: Path, emulator: StartEmulator) -> None:
+    """INT8 is far faster than FP32; every number of the comparison is that of the two sides."""
+    pytest.importorskip("onnxruntime")
+    machine = emulator("epyc-7763-node")
+    plan = {
+        "preset": "quick",
+        "batch_sizes": [8],
+        "idle_s": 1,
+        "exporter_flags": list(machine.flags),
+        "cpus": str(min(os.sched_getaffinity(0))),
+        "phases": "separate",
+        "configurations": [
+            {"network": "radioml-vgg10", "precision": ["fp32", "int8"]},
+            {
+                "name": "served",
+                "network": "radioml-vgg10",
+                "precision": "int8",
+                "scenario": "server",
+                "server_rate_per_s": 20,
+            },
+        ],
+    }
+    (tmp_path / "plan.yaml").write_text(json.dumps(plan), encoding="utf-8")
+    done = joulewatch(tmp_path, "profile", "plan.yaml")
+    assert done.returncode == 0, done.stderr
+    folder, record = the_run(tmp_path)
+    for item in record.configurations:
+        assert item.details["isolated"] == "true"
+        assert (item.details["cpus"], item.options["threads"]) == (plan["cpus"], "1")
+    assert [item.scenario for item in record.configurations] == ["", "", "server"]
+    measured = [window for window in record.windows if window.kind == "measure"]
+    assert len(measured) == 9 and all(window.phases == {} for window in measured)
+    passes = {window.configuration: window for window in record.windows if window.kind == "phase"}
+    assert all("execute" in window.phases for window in passes.values()) and len(passes) == 3
+    assert "idle" in passes["served/server-20"].phases
+
+    compared = joulewatch(tmp_path, "compare", folder.name, "fp32", "int8", "served*", "--format", "json")
+    assert compared.returncode == 0, compared.stderr
+    assert "EMULATED" in compared.stderr
+    document = json.loads(compared.stdout)
+    assert document["emulated"] is True
+    (int8, served) = document["comparisons"]
+    rows = {(row["quantity"], row["basis"]): row for row in int8["results"]}
+    assert rows["throughput", ""]["difference"]["value"] > 0
+    for (quantity, _), row in rows.items():
+        # The node's meter is too slow for windows of 1 s, and may miss some.
+        if quantity.startswith("node "):
+            continue
+        assert row["verdict"] in ("differs", "no difference shown")
+        assert row["difference"]["value"] == pytest.approx(row["b"]["value"] - row["a"]["value"])
+    assert rows["total", "net"]["cancelled"] == ["idle baseline"]
+    assert any("different scenarios: A offline, B server" in note for note in served["notes"])
+    rows = {(row["quantity"], row["basis"]): row for row in served["results"]}
+    if rows["throughput", ""]["verdict"] != "missing":  # a machine full of other work may be too slow even for that
+        assert rows["throughput", ""]["b"]["value"] == pytest.approx(20 * 8, rel=0.6)
+
+    table = joulewatch(tmp_path, "compare", folder.name)
+    assert table.returncode == 0
+    assert "B  radioml-vgg10/onnxruntime/int8 (run" in table.stdout and "EMULATED" in table.stdout
+    stored = joulewatch(tmp_path, "compare", str(folder / "result.json"), "fp32", str(folder), "int8")
+    assert stored.returncode == 0, stored.stderr
+    unknown = joulewatch(tmp_path, "compare", folder.name, "fp16")
+    assert unknown.returncode == 2 and "unknown configuration 'fp16'" in unknown.stderr
+
+
+def test_a_crash_takes_one_batch_size_and_no_process_is_left(tmp_path: Path, emulator: StartEmulator) -> None:
+    shaky_plan(tmp_path, emulator("epyc-7763-node"))
+    done = joulewatch(tmp_path, "profile", "plan.yaml")
+    assert done.returncode == 0, done.stderr
+    _, record = the_run(tmp_path)
+    (note,) = (item for item in record.notes if item.batch_size)
+    assert (note.configuration, note.batch_size, note.reason) == ("wild", 2, "network_error")
+    assert "was ended by SIGSEGV (signal 11) in run" in note.text
+    measured = {
+        (window.configuration, window.batch_size, window.repeat)
+        for window in record.windows
+        if window.kind == "measure"
+    }
+    assert measured == {(n, b, r) for n in ("calm", "wild") for b in (1, 2) for r in range(3)} - {
+        ("wild", 2, r) for r in range(3)
+    }
+    assert len(set(pids_of(record))) == 2
+    assert alive(pids_of(record)) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_end_of_a_run_is_the_end_of_all_its_processes(
+    tmp_path: Path, emulator: StartEmulator, number: signal.Signals
+) -> None:
+    shaky_plan(tmp_path, emulator("epyc-7763-node"), batch_sizes=[1])
+    errors = tmp_path / "err.txt"
+    with errors.open("wb") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "joulewatch_harness", "profile", "plan.yaml"],
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+            stdin=subprocess.DEVNULL,
+        )
+    try:
+        deadline_s = time.monotonic() + 60
+        while "round 1" not in errors.read_text():
+            assert process.poll() is None and time.monotonic() < deadline_s, errors.read_text()
+            time.sleep(0.05)
+        _, record = the_run(tmp_path)
+        assert len(pids_of(record)) == 2
+        process.send_signal(number)
+        assert process.wait(60) == (1 if number == signal.SIGINT else -9)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
+    assert alive(pids_of(record)) == []

@@ -1,0 +1,190 @@
+"""The reference children as a user builds and runs them: Python, C++ (g++) and Rust (rustc)."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.network import Phases
+from joulewatch_harness.runtimes.process import OutOfMemoryError, ProcessNetwork, open_network
+from support.commands import joulewatch
+from support.process_protocol import CHILD, TOP, gone, validate_transcript
+from support.require import require_program
+
+pytestmark = pytest.mark.integration
+
+CHILDREN = TOP / "harness" / "children"
+LANGUAGES = ("python", "cpp", "rust")
+NEEDED = {"cpp": ("g++", "g++"), "rust": ("rustc", "rustc")}
+SOURCES = {"cpp": CHILDREN / "cpp" / "child.cpp", "rust": CHILDREN / "rust" / "child.rs"}
+ONE_THREAD = {"env.OPENBLAS_NUM_THREADS": "1", "env.OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The commands of the children that were built so far."""
+    return {"python": f"{sys.executable} {CHILDREN / 'python' / 'child.py'}"}
+
+
+@pytest.fixture(params=LANGUAGES)
+def command(request: pytest.FixtureRequest, built: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """How a child is started; a compiled one is built as the head of its source says."""
+    language: str = request.param
+    if language not in built:
+        require_program(*NEEDED[language])
+        source = SOURCES[language]
+        match = re.search(r"build:\s+(.*)", source.read_text())
+        assert match is not None
+        folder = tmp_path_factory.mktemp(language)
+        (folder / source.name).write_bytes(source.read_bytes())
+        done = subprocess.run(shlex.split(match[1]), cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert not done.stderr, "it is built without a warning"
+        built[language] = str(folder / "child")
+    return built[language]
+
+
+@pytest.fixture
+def network(command: str, tmp_path: Path) -> Iterator[ProcessNetwork]:
+    options = {"command": command, "transcript": str(tmp_path / "transcript"), "time_limit_s": "30", **ONE_THREAD}
+    made = open_network("matmul", "fp32", options)
+    yield made
+    made.close()
+
+
+def test_it_computes_rightly_and_every_message_is_valid(network: ProcessNetwork, tmp_path: Path) -> None:
+    network.load()
+    assert network.describe()["precision"] == "fp32"
+    assert network.check()
+    for batch in (1, 64):
+        network.prepare(batch)
+        for batches in (1, 20):
+            phases = Phases()
+            start_ns = time.monotonic_ns()
+            network.run(batches, phases)
+            end_ns = time.monotonic_ns()
+            assert {name: count for name, (count, _) in phases.spans.items()} == {
+                "copy_in": batches,
+                "execute": batches,
+                "copy_out": batches,
+            }
+            assert phases.spans["execute"][1] > phases.spans["copy_out"][1] > 0
+            assert len(phases.batch_ends_ns) == batches
+            assert start_ns < phases.batch_ends_ns[0] <= phases.batch_ends_ns[-1] < end_ns
+    with pytest.raises(UnsupportedBatchError, match="at most 65536"):
+        network.prepare(1 << 17)
+    network.prepare(2)
+    network.run(1500, Phases())
+    child = network._child
+    assert child is not None
+    network.close()
+    assert gone(child.pid)
+    ops = validate_transcript((tmp_path / "transcript").read_text())
+    assert ops[-1] == "close"
+    answers = [json.loads(line[2:]) for line in (tmp_path / "transcript").read_text().splitlines() if line[0] == "<"]
+    assert answers[-1]["ok"], "it ended because it was told to"
+
+
+def test_a_larger_batch_is_more_work(network: ProcessNetwork) -> None:
+    """It measures a computation: 64 times the batch takes longer to execute."""
+    network.load()
+    times = {}
+    for batch in (16, 1024):
+        network.prepare(batch)
+        network.run(2, Phases())
+        phases = Phases()
+        network.run(5, phases)
+        times[batch] = phases.spans["execute"][1]
+    assert times[1024] > 4 * times[16]
+
+
+def test_what_it_cannot_do_it_says(command: str) -> None:
+    network = open_network("matmul", "int8", {"command": command, **ONE_THREAD})
+    with pytest.raises(ConfigError, match="process matmul: load: this child computes in fp32, not in int8"):
+        network.load()
+    network = open_network("matmul", "native", {"command": command, "reference": "weighted_sum=3050", **ONE_THREAD})
+    network.load()
+    try:
+        assert network.check(), "within 0.001"
+    finally:
+        network.close()
+    network = open_network("matmul", "native", {"command": command, "reference": "weighted_sum=3060", **ONE_THREAD})
+    network.load()
+    try:
+        with pytest.raises(NetworkError, match=r"weighted_sum is 3049\.82031, the plan's reference 3060"):
+            network.check()
+    finally:
+        network.close()
+
+
+def test_an_unknown_operation_is_an_error_answer(network: ProcessNetwork) -> None:
+    network.load()
+    child = network._child
+    assert child is not None
+    answer = child.ask("dance", {}, limit_s=30.0, limit_option="run_limit_s")
+    assert answer.message["error"]["code"] == "unknown_op"
+    network.prepare(1)
+
+
+@pytest.mark.parametrize("command", ["cpp", "rust"], indirect=True)
+def test_no_memory_at_one_batch_size_is_that_batch_size_only(command: str) -> None:
+    limited = shlex.join(["sh", "-c", f"ulimit -v 150000; exec {command}"])
+    network = open_network("matmul", "native", {"command": limited})
+    network.load()
+    try:
+        with pytest.raises(OutOfMemoryError, match=r"prepare \(batch size 65536\): "):
+            network.prepare(65536)
+        network.prepare(64)
+        network.run(3, Phases())
+    finally:
+        network.close()
+
+
+@pytest.mark.parametrize("command", ["cpp"], indirect=True)
+def test_a_child_ends_when_its_stdin_does(command: str) -> None:
+    with subprocess.Popen([command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        child.stdin.close()
+        child.wait(20)
+
+
+@pytest.mark.parametrize("command", ["cpp"], indirect=True)
+def test_a_sweep_goes_on_where_a_child_dies(command: str, tmp_path: Path) -> None:
+    """A whole profile: one child is good, the other one dies at batch size 8; the note says what it said."""
+    plan = tmp_path / "plan.json"  # JSON is YAML
+    configurations = [
+        {"name": "good", "network": "matmul", "runtime": "process", "options": {"command": command}},
+        {
+            "name": "dies",
+            "network": "fake",
+            "runtime": "process",
+            "options": {"command": f"{sys.executable} -S {CHILD} crash 8"},
+        },
+    ]
+    plan.write_text(
+        json.dumps({"preset": "quick", "idle_s": 1, "batch_sizes": [4, 8], "configurations": configurations})
+    )
+    done = joulewatch("profile", plan, "--format", "json", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err
+    result = json.loads(done.out)
+    rows = {(row["configuration"]["name"], row["batch_size"]) for row in result["results"]}
+    assert rows == {("good", 4), ("good", 8), ("dies", 4)}
+    (note,) = [item["text"] for item in result["run"]["notes"] if item.get("configuration") == "dies"]
+    assert re.search(
+        r"dies batch 8 left out: .*killed by SIGSEGV before it answered run \(batch size 8\).*device lost", note
+    )
+    (folder,) = (tmp_path / "runs").iterdir()
+    lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    (loaded,) = [line for line in lines if line["type"] == "configuration" and line["name"] == "good"]
+    assert loaded["actual_precision"] == "fp32"
+    assert float(loaded["details"]["pipe_us"]) > 0

@@ -1,0 +1,451 @@
+"""Models behind real HTTP servers on loopback: true outputs, true times, and everything that can go wrong between."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pytest
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+
+from joulewatch_harness import networks
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.journal import read_run
+from joulewatch_harness.network import Phases
+from joulewatch_harness.runtimes import kserve, openai
+from support.commands import joulewatch
+from support.kserve_server import Faults, KServeServer, Settings
+from support.openai_server import OpenAIServer, OpenAISettings
+from support.require import require_program
+from support.servers import free_port
+
+pytestmark = pytest.mark.integration
+
+NAME = "radioml-vgg10"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def vgg10(cache: Path) -> Path:
+    """The small built-in network's file."""
+    return networks.build(NAME, "fp32", {"filters": "32"}).path
+
+
+@pytest.fixture(scope="module")
+def matmul(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four numbers in, three sums out: nothing to compute."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def told(name: str, size: int) -> Any:
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+
+    weights = numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    graph = helper.make_graph([node], "g", [told("x", 4)], [told("y", 3)], [weights])
+    path = tmp_path_factory.mktemp("matmul") / "matmul.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that nobody's authority has signed, and its key."""
+    program = require_program("openssl", "openssl")
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    command = [program, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", str(key), "-out", str(cert), "-days", "2", "-subj", "/CN=test"]
+    subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    return cert, key
+
+
+def loaded(server: KServeServer, **options: str) -> kserve.KServeNetwork:
+    network = kserve.open_network(server.settings.name, "native", {"url": server.url, **options})
+    network.load()
+    return network
+
+
+def run(network: Any, batch: int, batches: int = 3) -> Phases:
+    network.prepare(batch)
+    phases = Phases()
+    network.run(batches, phases)
+    return phases
+
+
+# KServe v2
+
+
+@pytest.mark.parametrize("binary", ["true", "false"])
+def test_outputs_through_a_server_are_the_network_s(vgg10: Path, binary: str) -> None:
+    """The same frames, the same logits, over the wire and back, in both encodings."""
+    with KServeServer(vgg10, Settings(name=NAME, max_batch=64)) as server:
+        network = loaded(server, filters="32", binary=binary)
+        told = network.describe()
+        assert told["runtime_version"] == "testserver 9.1"
+        assert told["device"] == "cpu"
+        assert told["reference"] == "radioml-vgg10 filters=32"
+        assert told["tensors"] == ("binary" if binary == "true" else "json")
+        assert "warning" not in told
+        assert network.check()
+        phases = run(network, 4)
+        assert set(phases.spans) == {"pack", "wait", "unpack"}
+        assert len(phases.batch_ends_ns) == 3
+        assert server.heads[-1].get("inference-header-content-length", "") != "" or binary == "false"
+        with pytest.raises(UnsupportedBatchError, match="at most 64 at once"):
+            network.prepare(65)
+        network.close()
+
+
+def test_wrong_weights_behind_the_right_name_are_found(vgg10: Path) -> None:
+    with KServeServer(vgg10, Settings(name=NAME)) as server:
+        network = loaded(server, filters="32")
+        server.faults.nudge = 5.0
+        with pytest.raises(NetworkError, match=r"outputs differ from radioml-vgg10 by .* set reference=none"):
+            network.check()
+        network.close()
+        network = loaded(server, reference="none")
+        assert network.check()
+        network.close()
+
+
+def test_a_large_batch_goes_through_whole(vgg10: Path) -> None:
+    """8 MiB a request: more than a socket takes in one piece."""
+    with KServeServer(vgg10, Settings(name=NAME)) as server:
+        network = loaded(server, filters="32")
+        run(network, 1024, 1)
+        network.close()
+
+
+def test_one_connection_serves_all_requests_and_an_idle_one_is_made_anew(matmul: Path) -> None:
+    with KServeServer(matmul, Settings(name="m")) as server:
+        network = loaded(server)
+        run(network, 2, 50)
+        (connection,) = network._connections
+        assert connection.opened == 1
+        server.faults.drop_once = True
+        run(network, 2, 3)
+        assert connection.opened == 2
+        network.close()
+
+
+def test_several_requests_are_in_flight(matmul: Path) -> None:
+    with KServeServer(matmul, Settings(name="m", statistics=True, queue_ns=20_000_000)) as server:
+        network = loaded(server, concurrency="4")
+        server.most_in_flight = 0
+        phases = run(network, 1, 12)
+        assert server.most_in_flight == 4
+        assert len(phases.latencies_ns) == 12
+        assert min(phases.latencies_ns) >= 20_000_000
+        # Four at a time: the phases add up to the time that passed, not to four times as much.
+        queue_ns = phases.spans["queue"][1]
+        assert queue_ns == pytest.approx(12 * 20e6 / 4, rel=0.3)
+        assert phases.spans["execute"][0] == 12
+        network.close()
+
+
+def test_the_floor_of_a_naive_server_is_found_and_said(matmul: Path) -> None:
+    """Headers and body in two writes, Nagle's algorithm on: 40 ms a request that are nobody's work."""
+    with KServeServer(matmul, Settings(name="m", faults=Faults(naive=True))) as server:
+        network = loaded(server)
+        warning = network.describe()["warning"]
+        assert "every small request takes 4" in warning
+        assert "let it set TCP_NODELAY or write once" in warning
+        network.close()
+        # A network that really takes 45 ms, behind a server that writes once, is not accused of it.
+        server.faults.naive = False
+        server.faults.silent_s = 0.045
+        network = loaded(server)
+        assert "warning" not in network.describe()
+        network.close()
+
+
+def test_a_server_that_keeps_no_connection_is_said(matmul: Path) -> None:
+    with KServeServer(matmul, Settings(name="m", faults=Faults(close_each=True))) as server:
+        network = loaded(server)
+        assert "closes the connection after every answer" in network.describe()["warning"]
+        run(network, 1)
+        network.close()
+
+
+@pytest.mark.parametrize(
+    ("faults", "text"),
+    [
+        (Faults(status=500), "HTTP 500: out of memory on the device: the server's log says more"),
+        (Faults(status=400), r"HTTP 400: out of memory on the device; the model takes x:FP32\[\?,4\]"),
+        (Faults(status=429), "busy with others"),
+        (Faults(wrong_rows=1), r"output y is FP32\[3,3\] at batch 2, but the model gives y:FP32\[\?,3\]"),
+        (Faults(wrong_datatype="FP64"), "cannot be read: output 'y' has 3 values|y is FP64"),
+        (Faults(cut=True), "the answer was cut off"),
+        (Faults(silent_s=1.0), "no answer within 0.3 s: raise option timeout_s"),
+    ],
+)
+def test_a_server_that_fails_is_named(matmul: Path, faults: Faults, text: str) -> None:
+    with KServeServer(matmul, Settings(name="m")) as server:
+        network = loaded(server, timeout_s="0.3")
+        network.prepare(2)
+        server.faults = faults
+        with pytest.raises(NetworkError, match=text) as caught:
+            network.run(1, Phases())
+        assert f"{server.url}/v2/models/m" in str(caught.value)
+        server.faults = Faults()
+        network.run(1, Phases())
+        network.close()
+
+
+def test_keys_from_a_file_open_the_door_and_stay_secret(matmul: Path, tmp_path: Path) -> None:
+    headers = tmp_path / "headers.txt"
+    with KServeServer(matmul, Settings(name="m", key="s3cret-t0ken")) as server:
+        headers.write_text("Authorization: Bearer s3cret-t0ken\n")
+        network = loaded(server, headers_file=str(headers))
+        run(network, 1)
+        network.close()
+        headers.write_text("Authorization: Bearer wr0ng-s3cret\n")
+        with pytest.raises(ConfigError, match=r"HTTP 401: wrong key: .*: check the option headers_file") as caught:
+            loaded(server, headers_file=str(headers))
+        assert "s3cret" not in str(caught.value)
+
+
+def test_tls_is_trusted_by_its_authority_only(matmul: Path, certificate: tuple[Path, Path]) -> None:
+    with KServeServer(matmul, Settings(name="m", certificate=certificate)) as server:
+        with pytest.raises(ConfigError, match=r"the certificate does not hold: .*option ca_file, or set insecure=true"):
+            loaded(server)
+        for options in ({"ca_file": str(certificate[0])}, {"insecure": "true"}):
+            network = loaded(server, **options)
+            run(network, 64)
+            run(network, 8192, 1)
+            network.close()
+        plain = kserve.open_network("m", "native", {"url": server.url.replace("https", "http"), "timeout_s": "2"})
+        with pytest.raises(ConfigError, match=r"127\.0\.0\.1"):
+            plain.load()
+
+
+def refused(url: str, text: str, model: str = "m") -> None:
+    with pytest.raises(ConfigError, match=text):
+        kserve.open_network(model, "native", {"url": url}).load()
+
+
+def test_what_is_no_such_server_is_named(matmul: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    refused(url, rf"{url}/v2: cannot be reached: Connection refused; is the server running")
+    with OpenAIServer() as other:
+        refused(other.url, "does not answer like a KServe v2 server")
+    with KServeServer(matmul, Settings(name="m")) as server:
+        refused(server.url.replace("http", "https"), r"TLS failed .*: does it speak http:// there")
+        refused(server.url, r"unknown model 'n'.*known: m", "n")
+    with _Greeter(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00 HTTP/2 perhaps\r\n") as greeter:
+        refused(greeter.url, r"speaks no HTTP/1\.1: give the server's HTTP port")
+    moved = b"HTTP/1.1 308 Moved\r\nLocation: https://user:pw@elsewhere/v2?k=v\r\nContent-Length: 0\r\n\r\n"
+    with _Greeter(moved) as greeter:
+        refused(greeter.url, "redirects to https://elsewhere/v2: give the URL that answers itself")
+
+
+class _Greeter:
+    """Says the same to everyone and hangs up."""
+
+    def __init__(self, greeting: bytes) -> None:
+        self._greeting = greeting
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(5)
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                connection.sendall(self._greeting)
+
+
+# OpenAI's API
+
+
+def generating(server: OpenAIServer, **options: str) -> openai.OpenAINetwork:
+    network = openai.open_network(server.settings.model, "native", {"url": server.url, "max_tokens": "16", **options})
+    network.load()
+    return network
+
+
+@pytest.mark.parametrize("api", ["chat", "completions"])
+def test_prefill_and_decode_are_told_apart(api: str) -> None:
+    """120 ms to the first token, then 15 times 8 ms; the times are the server's, the tokens its own count."""
+    with OpenAIServer(OpenAISettings(first_s=0.12, each_s=0.008)) as server:
+        network = generating(server, api=api)
+        assert network.check()
+        sent = server.tokens_sent
+        phases = run(network, 1, 3)
+        assert phases.counts["output_tokens"] == 48 == server.tokens_sent - sent
+        prefill_s, decode_s = (phases.spans[name][1] * 1e-9 / 3 for name in ("prefill", "decode"))
+        assert 0.12 <= prefill_s < 0.3
+        assert 0.12 <= decode_s < 0.4
+        network.close()
+
+
+def test_a_batch_is_so_many_requests_at_once() -> None:
+    with OpenAIServer(OpenAISettings(first_s=0.03, each_s=0.002)) as server:
+        network = generating(server)
+        phases = run(network, 8, 2)
+        assert server.most_in_flight == 8
+        assert phases.counts["output_tokens"] == 8 * 2 * 16
+        assert len(phases.batch_ends_ns) == 2
+        assert len({json.dumps(body) for body in server.settings.requests}) == len(server.settings.requests)
+        network.close()
+
+
+def test_tokens_are_counted_not_pieces() -> None:
+    """Four tokens in each piece: counting pieces would tell a quarter."""
+    with OpenAIServer(OpenAISettings(tokens_per_piece=4)) as server:
+        network = generating(server)
+        assert run(network, 1, 2).counts["output_tokens"] == 32
+        network.close()
+        server.settings.usage = False
+        with pytest.raises(ConfigError, match="does not count tokens"):
+            generating(server)
+        network = generating(server, count_chunks="true")
+        assert run(network, 1, 2).counts == {"output_pieces": 8}
+        network.close()
+        server.settings.refuses_stream_options = True
+        network = generating(server, count_chunks="true")
+        assert run(network, 1, 2).counts == {"output_pieces": 8}
+        network.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"status": 500}, "HTTP 500: the engine died: the server's log says more"),
+        ({"cut_after": 5}, "chat/completions: the stream was cut off"),
+        ({"error_after": 5}, "the server broke off after 5 pieces: CUDA out of memory"),
+        ({"streams": False}, "the answer is no event stream"),
+        ({"silent_s": 1.0}, "no answer within 0.3 s"),
+        ({"each_s": 1.0}, "no answer within 0.3 s"),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_language_model_that_fails_is_named(change: dict[str, Any], text: str, batch: int) -> None:
+    with OpenAIServer() as server:
+        network = generating(server, timeout_s="0.3")
+        network.prepare(batch)
+        for key, value in change.items():
+            setattr(server.settings, key, value)
+        with pytest.raises(NetworkError, match=text):
+            network.run(1, Phases())
+        for key in change:
+            setattr(server.settings, key, getattr(OpenAISettings(), key))
+        network.run(1, Phases())
+        network.close()
+
+
+def test_a_key_of_the_language_model_stays_secret(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    with OpenAIServer(OpenAISettings(key="sk-right")) as server:
+        for text in ("sk-wr0ng", "sk-right"):
+            key.write_text(f"{text}\n")
+            if text == "sk-right":
+                network = generating(server, api_key_file=str(key))
+                run(network, 1)
+                network.close()
+                continue
+            with pytest.raises(ConfigError, match=r"Incorrect API key provided: \*\*\*: check the option api_key_file"):
+                generating(server, api_key_file=str(key))
+
+
+# The whole command
+
+
+def test_profile_tells_joules_for_each_token(tmp_path: Path) -> None:
+    """A plan as in the examples: prefill, decode and tokens in the journal, joules per token in the result."""
+    with OpenAIServer(OpenAISettings(model="tiny:1b", first_s=0.01, each_s=0.002)) as server:
+        (tmp_path / "plan.yaml").write_text(
+            f"""
+preset: quick
+batch_sizes: [1, 2]
+idle_s: 1
+warmup_s: 0.1
+max_warmup_s: 0.3
+configurations:
+  - network: tiny:1b
+    runtime: openai
+    options: {{url: "{server.url}/v1", max_tokens: 12}}
+"""
+        )
+        done = joulewatch("profile", "plan.yaml", folder=tmp_path)
+    assert done.code == 0, done.err
+    assert "tiny:1b/openai/native" in done.out
+    assert "Output tokens: total, net:" in done.out
+    (folder,) = (tmp_path / "runs").iterdir()
+    measured = [item for item in read_run(folder).windows if item.kind == "measure"]
+    assert len(measured) == 6
+    for item in measured:
+        assert item.counts["output_tokens"] == 12 * item.inferences
+        assert set(item.phases) == {"prefill", "decode", "other"}
+    result = json.loads((folder / "result.json").read_text())
+    for group in result["results"]:
+        tokens = group["counts"]["output_tokens"]
+        joules = group["energy"]["total"]["gross"]["value"]
+        assert tokens["per_inference"] == 12
+        assert tokens["gross"]["value"] == pytest.approx(joules / 12)
+
+
+def test_a_sweep_goes_on_past_a_batch_that_the_server_cannot_run(matmul: Path, tmp_path: Path) -> None:
+    """Out of memory from batch 8 on, and a model so slow that a call would be one request: four stay in flight."""
+    faults = Faults(status=500, status_from_batch=8, silent_s=0.1)
+    with KServeServer(matmul, Settings(name="m", faults=faults)) as server:
+        done = joulewatch(
+            *("profile", "--network", "m", "--runtime", "kserve", "--preset", "quick", "--idle", "0"),
+            *("--option", f"url={server.url}", "--option", "concurrency=4", "--batch-sizes", "1,8"),
+            folder=tmp_path,
+        )
+        assert server.most_in_flight == 4
+    assert done.code == 0, done.err
+    (folder,) = (tmp_path / "runs").iterdir()
+    record = read_run(folder)
+    (note,) = [item for item in record.notes if item.reason == "network_error"]
+    assert note.batch_size == 8
+    assert "HTTP 500: out of memory on the device" in note.text
+    (configuration,) = record.configurations
+    assert configuration.runtime_version == "testserver 9.1"
+    measured = [item for item in record.windows if item.kind == "measure"]
+    assert {item.batch_size for item in measured} == {1}
+    for item in measured:
+        assert item.batches / item.duration_s > 20, "one at a time makes ten a second"
+        assert item.latency is not None
+        assert item.latency.p50_s >= 0.1
+
+
+@pytest.mark.parametrize("runtime", ["kserve", "openai"])
+def test_a_server_that_is_not_there_ends_the_command_before_anything_is_measured(runtime: str, tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    done = joulewatch("profile", "--network", "m", "--runtime", runtime, "--option", f"url={url}", folder=tmp_path)
+    assert done.code == 2
+    assert f"{url}/v" in done.err
+    assert "Connection refused" in done.err
+    assert "Traceback" not in done.err
+    assert not list(tmp_path.glob("runs/*"))

@@ -1,0 +1,140 @@
+"""Folders as a FINN build leaves them, and the fake pynq that their drivers meet."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+PACKAGES_VARIABLE = "JOULEWATCH_FINN_PACKAGES"
+PINS = "finn-plus==1.4.0 finn-plus-driver==1.6.1 qonnx==1.0.0 bitstring==4.2.3 bitarray"
+"""1.4.0 is the last but one with the packing code of FINN itself; 1.6.1 packs with numpy."""
+_FOREIGN = frozenset({"pynq", "finn", "qonnx", "bitstring", "bitarray", "finn_plus_driver", "driver", "driver_base"})
+
+
+@contextmanager
+def fake_pynq() -> Iterator[Any]:
+    """``pynq`` is the fake; gives its ``board``. All that was imported with it is forgotten at the end."""
+    before = _forget()
+    sys.path.insert(0, str(HERE / "site"))
+    importlib.invalidate_caches()
+    try:
+        yield importlib.import_module("pynq").board
+    finally:
+        sys.path.remove(str(HERE / "site"))
+        _forget()
+        sys.modules.update(before)
+
+
+@contextmanager
+def real_packages() -> Iterator[None]:
+    """The packing code of FINN+ and its overlays can be imported, or the test is skipped with what to install."""
+    folder = os.environ.get(PACKAGES_VARIABLE, "")
+    if folder:
+        sys.path.append(folder)
+    importlib.invalidate_caches()
+    try:
+        for name in ("finn.util.data_packing", "finn_plus_driver", "qonnx.core.datatype", "bitstring"):
+            try:
+                found = importlib.util.find_spec(name)
+            except ModuleNotFoundError:
+                found = None
+            if found is None:
+                _missing(name)
+        yield
+    finally:
+        if folder:
+            sys.path.remove(folder)
+
+
+def generated_build(
+    folder: Path, *, bitfile: str = "finn-accel.xclbin", own_packing: bool = True, **io: tuple[str, ...] | list[Any]
+) -> Path:
+    """A deploy folder of FINN itself: ``driver`` and ``bitfile``.
+
+    Args:
+        folder: Where to put it.
+        bitfile: Its suffix tells the platform.
+        own_packing: With the small stand-ins for ``finn`` and ``qonnx``; else they are imported from elsewhere.
+        **io: Entries of io_shape_dict that differ; data types as names.
+    """
+    driver = folder / "driver"
+    driver.mkdir(parents=True)
+    for name in ("driver.py", "driver_base.py"):
+        shutil.copy(HERE / "generated" / name, driver)
+    if own_packing:
+        for name in ("finn", "qonnx"):
+            shutil.copytree(HERE / "generated" / name, driver / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for key, value in io.items():
+        text = f"[DataType[{value[0]!r}]]" if key in ("idt", "odt") else repr(value)
+        with (driver / "driver.py").open("a") as file:
+            file.write(f"io_shape_dict[{key!r}] = {text}\n")
+    (folder / "bitfile").mkdir()
+    (folder / "bitfile" / bitfile).write_bytes(b"a design")
+    return folder
+
+
+def plus_build(folder: Path, driver_type: str, *, own_driver: bool, **settings: Any) -> Path:
+    """A deploy folder of FINN+: ``driver/settings.json`` and ``bitfile``.
+
+    Args:
+        folder: Where to put it.
+        driver_type: Name of the overlay class.
+        own_driver: With a look-alike of an early FINN+ ``driver.py``; else ``finn_plus_driver`` is imported.
+        **settings: Added to ``driver_information``.
+    """
+    driver = folder / "driver"
+    driver.mkdir(parents=True)
+    if own_driver:
+        shutil.copy(HERE / "plus_driver.py", driver / "driver.py")
+        shutil.copy(HERE / "generated" / "driver_base.py", driver)
+        for name in ("finn", "qonnx"):
+            shutil.copytree(HERE / "generated" / name, driver / name, ignore=shutil.ignore_patterns("__pycache__"))
+    information: dict[str, Any] = {"driver_type": driver_type, "fclk_mhz": 250.0}
+    if "DMA" in driver_type:
+        information |= {
+            "platform": "zynq-iodma",
+            "io_shape_dict": {
+                "idt": ["DataType['INT8']"],
+                "odt": ["DataType['UINT8']"],
+                "ishape_normal": [[1, 1024, 1, 2]],
+                "oshape_normal": [[1, 1]],
+                "ishape_folded": [[1, 1024, 1, 1, 2]],
+                "oshape_folded": [[1, 1, 1]],
+                "ishape_packed": [[1, 1024, 1, 1, 2]],
+                "oshape_packed": [[1, 1, 1]],
+                "idma_names": ["idma0"],
+                "odma_names": ["odma0"],
+                "num_inputs": 1,
+                "num_outputs": 1,
+            },
+        }
+    text = json.dumps({"driver_information": information | settings, "experiment_information": {}})
+    (driver / "settings.json").write_text(text)
+    (folder / "bitfile").mkdir()
+    (folder / "bitfile" / "finn-accel.bit").write_bytes(b"a design")
+    return folder
+
+
+def _forget() -> dict[str, Any]:
+    names = [name for name in sys.modules if name.partition(".")[0] in _FOREIGN]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+def _missing(name: str) -> None:
+    text = (
+        f"{name} is not installed: pip install --no-deps --target DIR {PINS}, then set {PACKAGES_VARIABLE}=DIR "
+        "(14 MB; onnx must be installed)"
+    )
+    if os.environ.get("JOULEWATCH_REQUIRE_ALL") == "1":
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)

@@ -1,0 +1,319 @@
+"""A KServe v2 server on loopback with an ONNX Runtime session behind it: true outputs, chosen faults."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+HEADER = "Inference-Header-Content-Length"
+TYPES = {
+    "tensor(float)": ("FP32", np.float32),
+    "tensor(float16)": ("FP16", np.float16),
+    "tensor(double)": ("FP64", np.float64),
+    "tensor(int64)": ("INT64", np.int64),
+    "tensor(int32)": ("INT32", np.int32),
+    "tensor(int8)": ("INT8", np.int8),
+    "tensor(uint8)": ("UINT8", np.uint8),
+    "tensor(bool)": ("BOOL", np.bool_),
+}
+NUMPY = dict(TYPES.values())
+
+
+@dataclass
+class Faults:
+    """What may go wrong; all of it can be changed while the server runs."""
+
+    status: int = 0
+    """Answer every inference with this status."""
+    status_from_batch: int = 0
+    """... only from this batch size on."""
+    wrong_rows: int = 0
+    """Outputs have so many rows more than the inputs."""
+    wrong_datatype: str = ""
+    nudge: float = 0.0
+    """Added to every output."""
+    json_outputs: bool = False
+    """Answers in JSON whatever was asked for."""
+    cut: bool = False
+    """Half of the answer, then the connection is closed."""
+    drop_once: bool = False
+    """Close the connection without an answer, once."""
+    silent_s: float = 0.0
+    """Wait so long before every answer."""
+    naive: bool = False
+    """Answers in two small writes, Nagle's algorithm on."""
+    close_each: bool = False
+    """No connection is kept."""
+
+
+@dataclass
+class Settings:
+    """What the server offers."""
+
+    name: str = "model"
+    server: str = "testserver"
+    extensions: tuple[str, ...] = ("binary_tensor_data", "statistics", "model_configuration")
+    max_batch: int = 0
+    """Above 0: a model configuration as Triton's."""
+    statistics: bool = False
+    queue_ns: int = 0
+    """Time that statistics claim for the queue, per request, and that it really takes."""
+    key: str = ""
+    """Above all: requests need ``Authorization: Bearer KEY``."""
+    ready: bool = True
+    certificate: tuple[Path, Path] | None = None
+    """Certificate and key."""
+    tell_inputs: bool = True
+    faults: Faults = field(default_factory=Faults)
+
+
+class KServeServer(http.server.ThreadingHTTPServer):
+    """Starts at once, on a free port; a context manager."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, model: Path, settings: Settings | None = None) -> None:
+        import onnxruntime
+
+        self.settings = settings or Settings()
+        self.faults = self.settings.faults
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self.session: Any = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self.requests: list[str] = []
+        """Method and path of each request."""
+        self.heads: list[Mapping[str, str]] = []
+        """Headers of each inference, names in lower case."""
+        self.inferences = 0
+        self.in_flight = self.most_in_flight = 0
+        self.times_ns = {"queue": 0, "compute_input": 0, "compute_infer": 0, "compute_output": 0}
+        self.lock = threading.Lock()
+        super().__init__(("127.0.0.1", 0), Handler)
+        scheme = "http"
+        if self.settings.certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*map(str, self.settings.certificate))
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
+            scheme = "https"
+        self.url = f"{scheme}://127.0.0.1:{self.server_port}"
+        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are what some tests are about."""
+
+    def metadata(self) -> dict[str, Any]:
+        def told(arguments: Any) -> list[dict[str, Any]]:
+            return [
+                {
+                    "name": item.name,
+                    "datatype": TYPES[item.type][0],
+                    "shape": [size if isinstance(size, int) else -1 for size in item.shape],
+                }
+                for item in arguments
+            ]
+
+        return {
+            "name": self.settings.name,
+            "versions": ["1"],
+            "platform": "onnxruntime_onnx",
+            "inputs": told(self.session.get_inputs()) if self.settings.tell_inputs else [],
+            "outputs": told(self.session.get_outputs()) if self.settings.tell_inputs else [],
+        }
+
+    def infer(self, message: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], list[bytes]]:
+        """Run a request; raises ValueError on one that does not fit the model."""
+        began_ns = time.monotonic_ns()
+        wanted = {item.name: item for item in self.session.get_inputs()}
+        feeds, offset = {}, 0
+        for item in message["inputs"]:
+            if item["name"] not in wanted:
+                raise ValueError(f"unexpected input {item['name']}")
+            dtype, shape = NUMPY[item["datatype"]], item["shape"]
+            if item["datatype"] != TYPES[wanted[item["name"]].type][0]:
+                raise ValueError(f"input {item['name']} has the datatype {item['datatype']}")
+            size = item.get("parameters", {}).get("binary_data_size")
+            if size is None:
+                values = np.asarray(item["data"], dtype=dtype)
+            else:
+                values = np.frombuffer(raw, dtype=dtype, count=size // np.dtype(dtype).itemsize, offset=offset)
+                offset += size
+            feeds[item["name"]] = values.reshape(shape)
+        if offset != len(raw):
+            raise ValueError(f"{len(raw) - offset} bytes too many")
+        read_ns = time.monotonic_ns()
+        try:
+            results = self.session.run(None, feeds)
+        except Exception as error:
+            raise ValueError(str(error)[:200]) from error
+        ran_ns = time.monotonic_ns()
+        faults = self.faults
+        as_binary = not faults.json_outputs and (
+            message.get("parameters", {}).get("binary_data_output")
+            or all(item.get("parameters", {}).get("binary_data") for item in message.get("outputs", [{}]))
+        )
+        outputs, pieces = [], []
+        for argument, values in zip(self.session.get_outputs(), results, strict=True):
+            if faults.wrong_rows:
+                values = np.repeat(values, 1 + faults.wrong_rows, axis=0)[: len(values) + faults.wrong_rows]
+            if faults.nudge:
+                values = (values + faults.nudge).astype(values.dtype)
+            told: dict[str, Any] = {
+                "name": argument.name,
+                "datatype": faults.wrong_datatype or TYPES[argument.type][0],
+                "shape": list(values.shape),
+            }
+            if as_binary:
+                pieces.append(np.ascontiguousarray(values).tobytes())
+                told["parameters"] = {"binary_data_size": len(pieces[-1])}
+            else:
+                told["data"] = values.ravel().tolist()
+            outputs.append(told)
+        end_ns = time.monotonic_ns()
+        with self.lock:
+            self.inferences += 1
+            spans = (self.settings.queue_ns, read_ns - began_ns, ran_ns - read_ns, end_ns - ran_ns)
+            for name, span_ns in zip(self.times_ns, spans, strict=True):
+                self.times_ns[name] += span_ns
+        return {"model_name": self.settings.name, "model_version": "1", "outputs": outputs}, pieces
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    server: KServeServer
+
+    def setup(self) -> None:
+        if isinstance(self.request, ssl.SSLSocket):
+            self.request.do_handshake()
+        self.wbufsize = 0 if self.server.faults.naive else -1
+        self.disable_nagle_algorithm = not self.server.faults.naive
+        super().setup()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.server.requests.append(f"GET {self.path}")
+        settings = self.server.settings
+        if not self._is_allowed():
+            return
+        model = f"/v2/models/{settings.name}"
+        path = self.path.removesuffix("/versions/1") if self.path.endswith("/versions/1") else self.path
+        path = path.replace("/versions/1/", "/")
+        if path == "/v2":
+            self._tell(200, {"name": settings.server, "version": "9.1", "extensions": list(settings.extensions)})
+        elif path == model:
+            self._tell(200, self.server.metadata())
+        elif path == f"{model}/ready":
+            self._tell(200 if settings.ready else 503, {} if settings.ready else {"error": "still loading"})
+        elif path == f"{model}/config" and settings.max_batch:
+            groups = [{"name": "a", "kind": "KIND_CPU", "count": 1}]
+            self._tell(200, {"name": settings.name, "max_batch_size": settings.max_batch, "instance_group": groups})
+        elif path == f"{model}/stats" and settings.statistics:
+            with self.server.lock:
+                spans = {name: {"count": self.server.inferences, "ns": ns} for name, ns in self.server.times_ns.items()}
+                stats = {"success": {"count": self.server.inferences, "ns": 0}, **spans}
+            self._tell(200, {"model_stats": [{"name": settings.name, "version": "1", "inference_stats": stats}]})
+        else:
+            self._tell(404, {"error": f"no such thing: {self.path}"})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        self.server.requests.append(f"POST {self.path}")
+        settings, faults = self.server.settings, self.server.faults
+        if not self._is_allowed():
+            return
+        if self.path == "/v2/repository/index":
+            self._tell(200, [{"name": settings.name, "version": "1", "state": "READY"}])
+            return
+        if not self.path.endswith("/infer"):
+            self._tell(404, {"error": f"no such thing: {self.path}"})
+            return
+        self.server.heads.append({name.lower(): value for name, value in self.headers.items()})
+        if faults.drop_once:
+            faults.drop_once = False
+            self.close_connection = True
+            return
+        with self.server.lock:
+            self.server.in_flight += 1
+            self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
+        try:
+            self._infer(body)
+        finally:
+            with self.server.lock:
+                self.server.in_flight -= 1
+
+    def _infer(self, body: bytes) -> None:
+        settings, faults = self.server.settings, self.server.faults
+        length = int(self.headers.get(HEADER, len(body)))
+        message = json.loads(body[:length])
+        if faults.silent_s or settings.queue_ns:
+            time.sleep(faults.silent_s + settings.queue_ns * 1e-9)
+        rows = message["inputs"][0]["shape"][0]
+        if faults.status and rows >= faults.status_from_batch:
+            self._tell(faults.status, {"error": "out of memory on the device"})
+            return
+        if settings.max_batch and rows > settings.max_batch:
+            self._tell(400, {"error": f"inference request batch-size must be <= {settings.max_batch}"})
+            return
+        try:
+            answer, pieces = self.server.infer(message, body[length:])
+        except ValueError as error:
+            self._tell(400, {"error": str(error)})
+            return
+        self._tell(200, answer, pieces)
+
+    def _is_allowed(self) -> bool:
+        key = self.server.settings.key
+        if not key or self.headers.get("Authorization") == f"Bearer {key}":
+            return True
+        self._tell(401, {"error": f"wrong key: {self.headers.get('Authorization', 'none')}"})
+        return False
+
+    def _tell(self, status: int, message: Any, pieces: list[bytes] | None = None) -> None:
+        text = json.dumps(message).encode()
+        body = b"".join([text, *(pieces or [])])
+        self.send_response(status)
+        self.send_header("Content-Type", "application/octet-stream" if pieces else "application/json")
+        if pieces:
+            self.send_header(HEADER, str(len(text)))
+        self.send_header("Content-Length", str(len(body)))
+        if self.server.faults.close_each:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.server.faults.cut and status == 200 and pieces is not None:
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+            return
+        self.wfile.write(body)
+
+    def finish(self) -> None:
+        try:
+            super().finish()
+        except OSError:
+            self.connection.shutdown(socket.SHUT_RDWR)
