@@ -228,7 +228,7 @@ def require_compose() -> str:
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, timeout=30).returncode:
         # Not in Debian 12: the tests above check the structure instead, wherever this one is skipped.
-        pytest.skip("docker compose is not installed (docker-compose-plugin of download.docker.com)")
+        pytest.skip("docker compose is not installed (Docker's own package docker-compose-plugin)")
     return docker
 
 
