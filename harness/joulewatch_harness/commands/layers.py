@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from joulewatch_harness.commands.options import network_options
 from joulewatch_harness.errors import ConfigError, CoverageError, JoulewatchError, NetworkError, RecordError
 from joulewatch_harness.plan import DEFAULT_NETWORK, batch_sizes, default_runtime, make_plan, network_label
 from joulewatch_harness.prometheus import add_prometheus_arguments, options_from_args
@@ -148,7 +149,7 @@ def chosen(args: argparse.Namespace, result: RunResult | None) -> tuple[Configur
         if len(sizes) != 1:
             raise ConfigError(f"--batch-size {args.batch_size}: one batch size is wanted")
         size = sizes[0]
-    options = _options(args.option, args.threads)
+    options = network_options(args.option, args.threads)
     if result is not None:
         return _from_run(args, result, network, size, options)
     network = network or DEFAULT_NETWORK
@@ -194,18 +195,6 @@ def _from_run(
         # The file may have moved since; its fingerprint is compared.
         configuration = replace(configuration, network=network)
     return configuration, size
-
-
-def _options(words: Sequence[str] | None, threads: str | None) -> dict[str, str]:
-    options: dict[str, str] = {}
-    for word in words or ():
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--option {word!r}: KEY=VALUE is wanted, such as threads=2")
-        options[key] = value
-    if threads is not None:
-        options["threads"] = threads
-    return options
 
 
 def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> tuple[Trace, dict[str, str]]:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from joulewatch_harness.commands.options import network_options
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, JoulewatchError, NetworkError, RecordError
 from joulewatch_harness.pinning import check_cpus, parse_cpus
 from joulewatch_harness.plan import (
@@ -163,7 +164,7 @@ def plan_from(args: argparse.Namespace) -> Plan:
     }
     data |= {key: value for key, value in flags.items() if value is not None}
     networks = [*(args.network or ()), *(args.model or ())]
-    options = _options(args.option, args.threads)
+    options = network_options(args.option, args.threads)
     precisions = None if args.precision is None else [item.strip() for item in args.precision.split(",")]
     if networks or precisions or args.runtime is not None:
         data["configurations"] = [
@@ -209,18 +210,6 @@ def _precisions_of(network: str, precisions: Sequence[str] | None) -> dict[str, 
     if precisions is not None:
         return {"precision": list(precisions)}
     return {"precision": list(DEFAULT_PRECISIONS)} if network == DEFAULT_NETWORK else {}
-
-
-def _options(words: Sequence[str] | None, threads: str | None) -> dict[str, str]:
-    options: dict[str, str] = {}
-    for word in words or ():
-        key, equals, value = word.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--option {word!r}: KEY=VALUE is wanted, such as threads=2")
-        options[key] = value
-    if threads is not None:
-        options["threads"] = threads
-    return options
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.names import unknown
+from joulewatch_harness.names import refuse_unknown
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays
@@ -273,9 +273,7 @@ def whole(network: str, options: Mapping[str, str], key: str, default: int, leas
 
 def check_options(network: str, options: Mapping[str, str], known: Sequence[str]) -> None:
     """Raise ConfigError for an option that the network does not have."""
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"{network}: {unknown('option', key, known)}")
+    refuse_unknown(network, "option", options, known)
 
 
 def _either(choices: Sequence[int]) -> str:

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
-from joulewatch_harness.names import unknown
+from joulewatch_harness.names import refuse_unknown, unknown
 from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.plan import NATIVE
 from joulewatch_harness.runtimes import ANY_PRECISION, flag, http_client
@@ -119,9 +119,7 @@ class Options:
         reference = words.get("reference", network if network in networks.BUILTIN else "none")
         own: tuple[str, ...] = () if reference == "none" else networks.builtin(reference).options
         known = {*http_client.OPTIONS, *cls.__dataclass_fields__, *own} - {"where", "reference_options"}
-        for key in words:
-            if key not in known:
-                raise ConfigError(f"kserve: {unknown('option', key, known)}")
+        refuse_unknown("kserve", "option", words, known)
         concurrency = parse_count("kserve", words, "concurrency", least=1) or 1
         if concurrency > LARGEST_CONCURRENCY:
             raise ConfigError(f"kserve: option concurrency is {concurrency}: at most {LARGEST_CONCURRENCY}")

@@ -26,7 +26,7 @@ from onnx import TensorProto
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError
 from joulewatch_harness.graph import cost_details
-from joulewatch_harness.names import unknown
+from joulewatch_harness.names import refuse_unknown, unknown
 from joulewatch_harness.network import Phases
 from joulewatch_harness.runtimes import ANY_PRECISION, flag, onnxruntime_trace
 from joulewatch_harness.runtimes.inputs import (
@@ -118,9 +118,7 @@ class Options:
             ConfigError: an unknown key or a bad value; the text names it.
         """
         known = cls.__dataclass_fields__
-        for key in words:
-            if key not in known:
-                raise ConfigError(f"onnxruntime: {unknown('option', key, known)}")
+        refuse_unknown("onnxruntime", "option", words, known)
         optimization = words.get("optimization", "all")
         if optimization not in LEVELS:
             raise ConfigError(f"onnxruntime: {unknown('optimization', optimization, LEVELS)}")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
-from joulewatch_harness.names import unknown
+from joulewatch_harness.names import refuse_unknown, unknown
 from joulewatch_harness.network import Phases
 from joulewatch_harness.runtimes import ANY_PRECISION, flag, http_client
 from joulewatch_harness.runtimes.http_client import Answer, Buffer, Connection, Endpoint
@@ -75,9 +75,7 @@ class Options:
         Raises:
             ConfigError: an unknown key or a bad value, a file that cannot be read; the text names it.
         """
-        for key in words:
-            if key not in _OPTIONS:
-                raise ConfigError(f"openai: {unknown('option', key, _OPTIONS)}")
+        refuse_unknown("openai", "option", words, _OPTIONS)
         api = words.get("api", "chat")
         if api not in APIS:
             raise ConfigError(f"openai: {unknown('api', api, APIS)}")

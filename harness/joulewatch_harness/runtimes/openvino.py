@@ -25,7 +25,7 @@ import numpy as np
 
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
-from joulewatch_harness.names import unknown
+from joulewatch_harness.names import refuse_unknown, unknown
 from joulewatch_harness.network import Phases
 from joulewatch_harness.plan import NATIVE
 from joulewatch_harness.runtimes import ANY_PRECISION, flag
@@ -109,9 +109,7 @@ class Options:
             ConfigError: an unknown key or a bad value; the text names it.
         """
         known = cls.__dataclass_fields__
-        for key in words:
-            if key not in known:
-                raise ConfigError(f"openvino: {unknown('option', key, known)}")
+        refuse_unknown("openvino", "option", words, known)
         choices = (
             ("performance_hint", PERFORMANCE_HINTS),
             ("precision_hint", PRECISION_HINTS),
@@ -163,9 +161,7 @@ def open_network(network: str, precision: str, options: Mapping[str, str]) -> Op
     else:
         own = networks.builtin(network).options
     known = (*Options.__dataclass_fields__, *own)
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"openvino: {unknown('option', key, known)}")
+    refuse_unknown("openvino", "option", options, known)
     parsed = Options.parse({key: value for key, value in options.items() if key not in own})
     if not network.endswith(SUFFIXES):
         # The float precisions are made here of the one float32 file.

@@ -25,7 +25,7 @@ import numpy as np
 
 from joulewatch_harness import networks, runtimes
 from joulewatch_harness.errors import ConfigError, NetworkError
-from joulewatch_harness.names import unknown
+from joulewatch_harness.names import refuse_unknown, unknown
 from joulewatch_harness.network import Phases
 from joulewatch_harness.plan import NATIVE
 from joulewatch_harness.runtimes import ANY_PRECISION, flag
@@ -116,9 +116,7 @@ class Options:
             ConfigError: an unknown key, a bad value, or two that do not go together; the text names them.
         """
         known = cls.__dataclass_fields__
-        for key in words:
-            if key not in known:
-                raise ConfigError(f"torch: {unknown('option', key, known)}")
+        refuse_unknown("torch", "option", words, known)
         for key, values in (("mode", MODES), ("compile_mode", COMPILE_MODES)):
             if key in words and words[key] not in values:
                 raise ConfigError(f"torch: {unknown(key, words[key], values)}")
@@ -177,9 +175,7 @@ def open_network(network: str, precision: str, options: Mapping[str, str]) -> To
     if not is_file and "module" not in options:
         own = networks.builtin(network).options
     known = (*Options.__dataclass_fields__, *own)
-    for key in options:
-        if key not in known:
-            raise ConfigError(f"torch: {unknown('option', key, known)}")
+    refuse_unknown("torch", "option", options, known)
     parsed = Options.parse({key: value for key, value in options.items() if key not in own})
     if parsed.module:
         if is_file:

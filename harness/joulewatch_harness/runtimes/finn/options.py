@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.names import unknown
+from joulewatch_harness.names import refuse_unknown, unknown
 from joulewatch_harness.runtimes import ANY_PRECISION, flag
 
 PLATFORMS: Final = ("alveo", "zynq-iodma")
@@ -49,9 +49,7 @@ class Options:
         Raises:
             ConfigError: an unknown key or a bad value; the text names it.
         """
-        for key in words:
-            if key not in cls.__dataclass_fields__:
-                raise ConfigError(f"finn: {unknown('option', key, cls.__dataclass_fields__)}")
+        refuse_unknown("finn", "option", words, cls.__dataclass_fields__)
         inputs, reference = _paths(words, "inputs"), _paths(words, "reference")
         if reference and not inputs:
             raise ConfigError("finn: option reference holds what certain inputs must give: give option inputs as well")
