@@ -263,6 +263,7 @@ class Family:
         back, or ``abandon`` before that. Adding to and taking from a list are atomic, and far cheaper than a lock."""
         self._hung: set[str] = set()
         """Devices set aside; only whole sets are exchanged, so that they may be looked at from any thread."""
+        self._hung_lock = threading.Lock()
         self.looks_after_itself = collector.timing.looks_after_itself
         self._collector = collector
         self._lay_out(collector)
@@ -432,7 +433,8 @@ class Family:
             in_read.pop()
         except IndexError:
             logger.info("%s %s: answers after all", self.name, entry.sensor.device)
-            self._hung = self._hung - {entry.sensor.device}
+            with self._hung_lock:
+                self._hung = self._hung - {entry.sensor.device}
             raise AbandonedError from None
 
     def abandon(self) -> bool:
@@ -447,7 +449,8 @@ class Family:
             return False
         self._in_read = []
         device = entry.sensor.device
-        self._hung = self._hung | {device}
+        with self._hung_lock:
+            self._hung = self._hung | {device}
         error = SensorTimeoutError("its read does not come back; the family goes on without it")
         self._fail(entry, error.reason, error)
         return True

@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 ESTIMATE_FAMILY: Final = "estimate"
 """Stands in where no CPU sensor is measured, and never beside one unless it was asked for."""
 
-TIMEOUT_REASON: Final = "timeout"
-
 OPEN_TIMEOUT_S: Final = 10.0
 """Looking for the devices of a family takes no longer; if it does, the others are not kept waiting."""
 WATCH_S: Final = 0.25
@@ -144,8 +142,8 @@ class FamilyThread:
             else:
                 devices = ()
         if devices and not self._stopping:
-            self.family.count_errors(devices, TIMEOUT_REASON)
-            logger.warning("%s: %s: no answer within %g s", self.family.name, TIMEOUT_REASON, timeout_s)
+            self.family.count_errors(devices, SensorTimeoutError.reason)
+            logger.warning("%s: %s: no answer within %g s", self.family.name, SensorTimeoutError.reason, timeout_s)
         return self.family.down()
 
     def _in_flight_ns(self, now_ns: int) -> int:

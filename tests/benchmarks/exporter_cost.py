@@ -4,7 +4,6 @@ sensors, beside prometheus-node-exporter (rapl and hwmon only) on the same tree 
 from __future__ import annotations
 
 import http.client
-import os
 import shutil
 import statistics
 import tempfile
@@ -15,10 +14,10 @@ from urllib.parse import urlsplit
 
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
 from support.servers import ExporterServer, Server, free_port
+from support.watched_machine import Resources
 
 CHANNELS_PER_CHIP = 8
 SCRAPES = 300
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def write_tree(sysfs: Path, sensors: int) -> None:
@@ -52,20 +51,6 @@ def write_procfs(procfs: Path) -> None:
     (procfs / "stat").write_text("cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
 
 
-def cpu_seconds(pid: int) -> float:
-    """User and system time a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS_PER_S
-
-
-def rss_mebibytes(pid: int) -> float:
-    """Resident memory of a process now."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
-            return int(line.split()[1]) / 1024
-    raise RuntimeError(f"/proc/{pid}/status has no VmRSS")
-
-
 def measure(url: str, pid: int, idle_scrapes: int) -> dict[str, float]:
     """Latency of back-to-back scrapes, then CPU at one scrape a second."""
     address = urlsplit(url).netloc
@@ -76,19 +61,20 @@ def measure(url: str, pid: int, idle_scrapes: int) -> dict[str, float]:
         connection.request("GET", "/metrics")
         size = len(connection.getresponse().read())
         spans_ms.append((time.perf_counter() - start) * 1e3)
-    before, start = cpu_seconds(pid), time.monotonic()
+    before, start = Resources.of(pid), time.monotonic()
     for tick in range(idle_scrapes):
         time.sleep(max(0.0, start + tick + 1 - time.monotonic()))
         connection.request("GET", "/metrics")
         connection.getresponse().read()
-    cpu_percent = 100 * (cpu_seconds(pid) - before) / (time.monotonic() - start)
+    after = Resources.of(pid)
+    cpu_percent = 100 * (after.cpu_s - before.cpu_s) / (time.monotonic() - start)
     connection.close()
     ordered = sorted(spans_ms)
     return {
         "scrape_median_ms": statistics.median(ordered),
         "scrape_p99_ms": ordered[int(0.99 * len(ordered))],
         "cpu_percent_of_a_core_at_1s": cpu_percent,
-        "rss_mebibytes": rss_mebibytes(pid),
+        "rss_mebibytes": after.rss_mebibytes,
         "exposition_bytes": size,
     }
 
