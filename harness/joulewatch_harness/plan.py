@@ -34,7 +34,7 @@ REFRESHES_PER_WINDOW: Final = 20
 LARGEST_BATCH: Final = 1 << 24
 NATIVE: Final = "native"
 
-MODEL_RUNTIMES: Final = frozenset({"onnxruntime", "openvino", "torch"})
+MODEL_RUNTIMES: Final = frozenset({"onnxruntime", "openvino", "torch", "tvm", "tensorrt"})
 """Runtimes that take a built-in network or a model file. To the others a network is what its server, program or
 accelerator calls it, and its precision is the one it has."""
 SERVER_RUNTIMES: Final = frozenset({"kserve", "openai"})

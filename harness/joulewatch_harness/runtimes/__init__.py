@@ -24,7 +24,7 @@ from joulewatch_harness.records import Configuration
 
 RUNTIMES: Final[Mapping[str, str]] = {
     name: f"joulewatch_harness.runtimes.{name}"
-    for name in ("onnxruntime", "openvino", "torch", "finn", "process", "kserve", "openai")
+    for name in ("onnxruntime", "openvino", "torch", "tvm", "tensorrt", "finn", "process", "kserve", "openai")
 }
 """Name -> module; the module offers ``open_network(network, precision, options) -> Network``."""
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,6 +104,41 @@ class Batches:
                     )
                 sizes.append(self.dims[key])
         return tuple(sizes)
+
+
+@dataclass(frozen=True, slots=True)
+class InputOptions:
+    """What the inputs of a batch are made of: the options that all runtimes of tensors share."""
+
+    KEYS: ClassVar[tuple[str, ...]] = ("inputs", "dims", "seed")
+
+    inputs: Path | None = None
+    """An .npz with one array per input."""
+    dims: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of symbolic dimensions other than the batch: ``sequence=128,ids.2=16``."""
+    seed: int = 0
+
+    @classmethod
+    def parse(cls, runtime: str, words: Mapping[str, str]) -> InputOptions:
+        """Take them from all that were given.
+
+        Raises:
+            ConfigError: a bad value; the text begins with ``runtime`` and names the option.
+        """
+        return cls(
+            inputs=Path(words["inputs"]) if "inputs" in words else None,
+            dims=parse_dims(runtime, words.get("dims")) or {},
+            seed=parse_count(runtime, words, "seed", least=0) or 0,
+        )
+
+    def batches(self, model: str, inputs: tuple[Input, ...], source: ModelSource) -> Batches:
+        """What makes the batches of a model with these inputs.
+
+        Raises:
+            ConfigError: the .npz is missing, or has other arrays than the model takes.
+        """
+        arrays = None if self.inputs is None else read_npz(self.inputs, inputs)
+        return Batches(model, inputs, source, self.dims, self.seed, arrays)
 
 
 def signature(path: Path) -> tuple[Input, ...]:
