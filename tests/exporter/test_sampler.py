@@ -548,8 +548,8 @@ def test_a_hung_device_is_set_aside_and_its_siblings_read_on(start: Start, caplo
     """Even in the scrape that meets the hang; when the read comes back the device is read again."""
     sick, healthy = energy_sensor("socket0"), energy_sensor("socket1", joules=10.0)
     machine = Machine([sick, healthy], timing=Timing(poll_s=0.05, read_on_scrape=True))
-    sampler = start(fake_family("fake", machine), hang_s=0.2)
-    sampler.fresh(1.0)
+    sampler = start(fake_family("fake", machine), hang_s=0.5)
+    sampler.fresh(5.0)
     sick.hang = threading.Event()
     healthy.energies_joules = [14.0]
     for _ in range(2):
