@@ -29,7 +29,7 @@ from joulewatch_harness.errors import ConfigError, CoverageError, NetworkError, 
 from joulewatch_harness.journal import Journal  # noqa: E402
 from joulewatch_harness.records import encode  # noqa: E402
 from joulewatch_harness.runtimes import onnxruntime as runtime  # noqa: E402
-from joulewatch_harness.runtimes import onnxruntime_trace  # noqa: E402
+from joulewatch_harness.runtimes import onnxruntime_trace, tracing  # noqa: E402
 from joulewatch_harness.traces import Operator, Trace, read_trace, write_trace  # noqa: E402
 from support import golden  # noqa: E402
 from support.synthetic import RUN, TWO_SOCKETS, World, make_world, write_recording  # noqa: E402
@@ -185,6 +185,17 @@ def test_the_chart_is_drawn(tmp_path: Path, suffix: str) -> None:
     layers_figure.write_figure(tiny_view(None), path)
 
 
+def test_labels_of_long_names_leave_room_for_the_bars(tmp_path: Path) -> None:
+    operators = tuple(
+        Operator(name, "Convolution brgconv_avx512_f32", 10**6, 1, 8) for name in ("conv1", "long" * 8, "x" * 60)
+    )
+    layers_figure.write_figure(tiny_view(operators=operators), tmp_path / "f.svg")
+    text = (tmp_path / "f.svg").read_text(encoding="utf-8")
+    assert "conv1  Convolution brgconv_avx512_f32<" in text
+    assert f"{'long' * 8}  Convolution<" in text
+    assert f"{'x' * 43}…  Convolution<" in text
+
+
 def test_a_chart_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must end in \.png"):
         layers_figure.write_figure(tiny_view(), tmp_path / "f.gif")
@@ -271,8 +282,8 @@ def traced(network: str, precision: str, batch: int, tmp_path: Path, **options: 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Traces of a few batches."""
-    monkeypatch.setattr(runtime, "TRACE_S", 0.01)
-    monkeypatch.setattr(runtime, "TRACE_PAUSE_S", 0.0)
+    monkeypatch.setattr(tracing, "AIM_S", 0.01)
+    monkeypatch.setattr(tracing, "PAUSE_S", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -495,7 +506,7 @@ Words = Callable[[Path], list[str]]
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["own.py:Blind"], "tells no times of single operators.*use --runtime onnxruntime"),
+        (["own.py:Blind"], "tells no times of single operators.*use --runtime onnxruntime, openvino or torch"),
         (["own.py:Wrong", "--no-energy"], "its trace is of batch size 2, not 1"),
         (["own.py:Broken", "--no-energy"], "could not be traced: ValueError: no clock"),
         (["radioml-vgg", "--no-energy"], "did you mean 'radioml-vgg10'"),

@@ -188,7 +188,7 @@ def test_options_reach_the_session(tmp_path: Path) -> None:
         network.run(2, Phases())
         assert network.describe()["spinning"] == "false"
         network.close()
-    assert Options.parse({"dims": "seq=128,ids.2=4"}).dims == {"seq": 128, "ids.2": 4}
+    assert Options.parse({"dims": "seq=128,ids.2=4"}).data.dims == {"seq": 128, "ids.2": 4}
 
 
 def test_a_symbolic_dimension_without_a_size_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ _WIDTH_INCHES: Final = 8.0
 _ROW_INCHES: Final = 0.27
 _DPI: Final = 200
 _LONGEST_NAME: Final = 44
+_LONGEST_LABEL: Final = 56
 _STYLE: Final = {
     "font.size": 9,
     "font.family": "DejaVu Sans",
@@ -91,7 +92,11 @@ def _draw(view: LayerView, rows: list[Row], left: Any, right: Any) -> None:
 
 def _label(row: Row) -> str:
     name = row.name if len(row.name) <= _LONGEST_NAME else f"{row.name[: _LONGEST_NAME - 1]}…"
-    return f"{name}  {row.op}" if row.op and row.op.lower() not in name.lower() else name
+    if not row.op or row.op.lower() in name.lower():
+        return name
+    label = f"{name}  {row.op}"
+    # Of a long one the kernel is left out, which some runtimes tell behind the kind.
+    return label if len(label) <= _LONGEST_LABEL else f"{name}  {row.op.partition(' ')[0]}"
 
 
 def _titles(view: LayerView, figure: Any) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from joulewatch_harness.traces import Trace
 
 DEFAULT_BATCH_SIZE: Final = 1
+TRACED: Final = "onnxruntime, openvino or torch"
 PROFILE: Final = (sys.executable, "-m", "joulewatch_harness", "profile")
 
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run measured)",
     )
     parser.add_argument("--model", metavar="FILE.onnx", help="the same as a network FILE.onnx")
-    parser.add_argument("--runtime", help="one whose networks can be traced (default: onnxruntime)")
+    parser.add_argument("--runtime", help=f"{TRACED} (default: onnxruntime)")
     parser.add_argument("--precision", help="as in joulewatch profile")
     parser.add_argument("--batch-size", metavar="N", help=f"default: {DEFAULT_BATCH_SIZE}, or what --run measured")
     parser.add_argument("--option", action="append", metavar="KEY=VALUE", help="of network or runtime; repeatable")
@@ -215,7 +216,7 @@ def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> 
     if not callable(trace):
         raise ConfigError(
             f"{configuration.name}: runtime {configuration.runtime!r} tells no times of single operators (it has no "
-            "trace()): use --runtime onnxruntime, or give your network a method trace(path)"
+            f"trace()): use --runtime {TRACED}, or give your network a method trace(path)"
         )
     try:
         network.load()

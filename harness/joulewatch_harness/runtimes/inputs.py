@@ -81,6 +81,13 @@ class Batches:
         rng = np.random.default_rng(self.seed)
         return {item.name: random_array(rng, item.dtype, self.shape(item, batch)) for item in self.inputs}
 
+    def sizes(self) -> dict[str, int]:
+        """Sizes of the symbolic dimensions other than the batch: those given, and those of the arrays, by place."""
+        found = dict(self.dims)
+        for name, array in (self.file_arrays or {}).items():
+            found |= {f"{name}.{axis}": size for axis, size in enumerate(array.shape) if axis}
+        return found
+
     def shape(self, item: Input, batch: int) -> tuple[int, ...]:
         """The input's shape with numbers for all symbols; the batch's symbol means the batch on any axis.
 

@@ -1,20 +1,21 @@
 """ONNX Runtime: any ``.onnx`` file, and the built-in networks.
 
-Inputs lie in host memory and are bound once per batch size; outputs come back to host memory. On a device
-with its own memory the copies are therefore part of ``execute``, as they are part of an inference.
+Inputs are bound once per batch size, where the provider computes: in host memory, or in that of a GPU, where the
+outputs stay too (``copies=true`` makes the copies a part of each batch). Other providers copy as they see fit: there
+the copies are part of ``execute``.
 What the session really computes in is read from the graph that ONNX Runtime itself optimised, never from
-what was asked for: a quantised file may fall back to float, a provider to the CPU, both without a word.
+what was asked for: a quantised file may fall back to float, a provider to the CPU, single operators to another
+provider, float32 to TF32, all without a word.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import tempfile
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,21 +24,16 @@ import onnx
 import onnxruntime
 from onnx import TensorProto
 
+from joulewatch_harness import graph as graphs
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError
-from joulewatch_harness.graph import cost_details
+from joulewatch_harness.graph import MAC_OPS, cost_details
 from joulewatch_harness.names import refuse_unknown, unknown
-from joulewatch_harness.network import Phases
-from joulewatch_harness.runtimes import ANY_PRECISION, flag, onnxruntime_trace
-from joulewatch_harness.runtimes.inputs import (
-    Batches,
-    Input,
-    broken,
-    check_types,
-    parse_count,
-    parse_dims,
-    read_npz,
-)
+from joulewatch_harness.network import MarksOnly, Phases
+from joulewatch_harness.plan import NATIVE
+from joulewatch_harness.runtimes import ANY_PRECISION, flag, onnxruntime_trace, tracing
+from joulewatch_harness.runtimes.inputs import Batches, Input, InputOptions, broken, check_types, parse_count
+from joulewatch_harness.runtimes.model_files import choice, find_source, fingerprint
 from joulewatch_harness.runtimes.outputs import TOLERANCES, check_close, check_finite
 from joulewatch_harness.traces import Trace, write_trace
 
@@ -47,6 +43,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_PROVIDER: Final = "CPUExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
+TENSORRT: Final = "TensorrtExecutionProvider"
+DEVICE_OF: Final[Mapping[str, str]] = {CUDA: "cuda", TENSORRT: "cuda"}
+"""Providers whose memory inputs and outputs can be bound in -> what ONNX Runtime calls that memory."""
+TF32_SWITCH: Final = "NVIDIA_TF32_OVERRIDE"
+"""A variable of the environment; at 0, NVIDIA's libraries compute no TF32; TensorRT's provider has no other way."""
 LEVELS: Final = ("disabled", "basic", "extended", "all")
 _DTYPES: Final[Mapping[str, str]] = {
     "tensor(float)": "float32",
@@ -81,12 +83,6 @@ _FLOAT_NAMES: Final[Mapping[int, str]] = {
     TensorProto.BFLOAT16: "bf16",
     TensorProto.DOUBLE: "fp64",
 }
-TRACE_S: Final = 1.0
-TRACE_WARMUP: Final = 3
-TRACE_BLOCKS: Final = 4
-TRACE_PAUSE_S: Final = 0.02
-TRACE_EVENTS: Final = 12_000
-"""An event takes a kilobyte."""
 _LARGEST_REREAD_BYTES: Final = 1 << 30
 """Above this the optimised graph is not written out to be looked at; the file itself is."""
 
@@ -103,12 +99,21 @@ class Options:
     """Threads wait busily for work: faster, and draws power between batches."""
     provider: str = DEFAULT_PROVIDER
     optimization: str = "all"
-    inputs: Path | None = None
-    """An .npz with one array per input."""
-    dims: Mapping[str, int] | None = None
-    """Sizes of symbolic dimensions other than the batch: ``sequence=128,ids.2=16``."""
-    seed: int = 0
+    device_id: int | None = None
+    """Which GPU; None: the first."""
+    tf32: bool | None = None
+    """None: as the precision says. The provider's own default is on."""
+    copies: bool = False
+    """Inputs come from host memory and outputs go back to it, in each batch."""
+    any_provider: bool = False
+    """Operators that compute may run on another provider than the one asked for; which ones is told."""
     any_precision: bool = False
+    data: InputOptions = field(default_factory=InputOptions)
+
+    @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        """The options by name."""
+        return (*(key for key in cls.__dataclass_fields__ if key != "data"), *InputOptions.KEYS)
 
     @classmethod
     def parse(cls, words: Mapping[str, str]) -> Options:
@@ -117,22 +122,28 @@ class Options:
         Raises:
             ConfigError: an unknown key or a bad value; the text names it.
         """
-        known = cls.__dataclass_fields__
-        refuse_unknown("onnxruntime", "option", words, known)
-        optimization = words.get("optimization", "all")
-        if optimization not in LEVELS:
-            raise ConfigError(f"onnxruntime: {unknown('optimization', optimization, LEVELS)}")
-        return cls(
+        refuse_unknown("onnxruntime", "option", words, cls.keys())
+        found = cls(
             threads=parse_count("onnxruntime", words, "threads", least=1),
             inter_threads=parse_count("onnxruntime", words, "inter_threads", least=1),
             spinning=flag(words, "spinning", True),
             provider=words.get("provider", DEFAULT_PROVIDER),
-            optimization=optimization,
-            inputs=Path(words["inputs"]) if "inputs" in words else None,
-            dims=parse_dims("onnxruntime", words.get("dims")),
-            seed=parse_count("onnxruntime", words, "seed", least=0) or 0,
+            optimization=choice("onnxruntime", words, "optimization", LEVELS, "all"),
+            device_id=parse_count("onnxruntime", words, "device_id", least=0),
+            tf32=flag(words, "tf32") if "tf32" in words else None,
+            copies=flag(words, "copies"),
+            any_provider=flag(words, "any_provider"),
             any_precision=flag(words, ANY_PRECISION),
+            data=InputOptions.parse("onnxruntime", words),
         )
+        if found.provider not in DEVICE_OF:
+            for key in ("device_id", "tf32", "copies"):
+                if key in words:
+                    raise ConfigError(
+                        f"onnxruntime: option {key} is for GPUs, but the provider is {found.provider}: "
+                        f"leave it out, or set provider={CUDA}"
+                    )
+        return found
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> OnnxRuntimeNetwork:
@@ -141,28 +152,28 @@ def open_network(network: str, precision: str, options: Mapping[str, str]) -> On
     Raises:
         ConfigError: unknown network, option or precision; no such file.
     """
-    own: tuple[str, ...] = networks.builtin(network).options if networks.is_builtin(network) else ()
-    parsed = _parse_all(options, own)
-    if networks.is_builtin(network):
-        source = networks.build(network, precision, {key: options[key] for key in own if key in options})
-    else:
-        source = networks.ModelSource(Path(network))
-    if not source.path.is_file():
-        raise ConfigError(f"no model file {source.path}")
-    return OnnxRuntimeNetwork(source, parsed)
+    # TF32 is a way to compute, not to store.
+    stored = "fp32" if precision == "tf32" else precision
+    source, rest = find_source("onnxruntime", network, stored, options, Options.keys())
+    return OnnxRuntimeNetwork(source, precision, Options.parse(rest))
 
 
 class OnnxRuntimeNetwork:
     """A model file in an ONNX Runtime session (the protocol of ``joulewatch_harness.network``)."""
 
-    def __init__(self, source: networks.ModelSource, options: Options) -> None:
+    def __init__(self, source: networks.ModelSource, precision: str, options: Options) -> None:
         self._source = source
+        self._asked = precision
         self._options = options
+        self._tf32 = options.tf32 if options.tf32 is not None else precision == "tf32"
         self._session: Any = None
         self._binding: Any = None
         self._inputs: tuple[Input, ...] = ()
         self._precision = ""
         self._integer_ops = ""
+        self._elsewhere = ""
+        self._uploads: list[tuple[Any, Any]] = []
+        """Where each input lies on the device, and what is copied there."""
         self._sha256 = ""
         self._cost: Mapping[str, str] = {}
         self._batch = 0
@@ -184,33 +195,35 @@ class OnnxRuntimeNetwork:
             provider = self._session.get_providers()[0]
             told |= {
                 "provider": provider,
-                "device": "cpu" if provider == DEFAULT_PROVIDER else provider.removesuffix("ExecutionProvider").lower(),
+                "device": self._device(provider),
                 "precision": self._precision,
                 "integer_ops": self._integer_ops,
                 "model_sha256": self._sha256,
                 "inputs": " ".join(item.text() for item in self._inputs),
                 "outputs": " ".join(item.text() for item in map(_input, self._session.get_outputs())),
             }
+            if provider != DEFAULT_PROVIDER:
+                told["nodes_elsewhere"] = self._elsewhere
+                told["copies"] = "included" if self._options.copies or provider not in DEVICE_OF else "excluded"
+            if provider in DEVICE_OF:
+                told["tf32"] = str(self._tf32).lower()
         return told
 
     def load(self) -> None:
         """Create the session, and read back what became of the model.
 
         Raises:
-            ConfigError: the file is missing or broken, the provider unknown, an input of no supported type.
-            NetworkError: ONNX Runtime fell back to another provider.
+            ConfigError: the file is missing or broken, the provider unknown, an input of no supported type; float32
+                that TensorRT would compute in TF32.
+            NetworkError: ONNX Runtime fell back to another provider, for the whole network or for some of its work.
         """
         path, options = self._source.path, self._options
         onnxruntime.set_default_logger_severity(3)
         available = onnxruntime.get_available_providers()
         if options.provider not in available:
             raise ConfigError(f"onnxruntime: {unknown('provider', options.provider, available)}")
-        try:
-            size = path.stat().st_size
-            with path.open("rb") as file:
-                self._sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise ConfigError(f"model file {path}: {error.strerror or error}") from error
+        self._sha256 = fingerprint(path)
+        size = path.stat().st_size
         with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
             optimized = Path(scratch) / "optimized.onnx" if size <= _LARGEST_REREAD_BYTES else None
             try:
@@ -225,6 +238,7 @@ class OnnxRuntimeNetwork:
                     raise broken(path, second) from second
             graph = optimized if optimized is not None and optimized.is_file() else path
             self._precision, self._integer_ops = actual_precision(graph)
+            self._read_back_tensorrt(graph)
         active = self._session.get_providers()[0]
         if active != options.provider:
             self.close()
@@ -232,16 +246,10 @@ class OnnxRuntimeNetwork:
                 f"{path.name}: provider {options.provider} was asked for, but ONNX Runtime fell back to {active}; "
                 "its libraries are missing or found no device"
             )
+        self._check_assignment()
         self._inputs = tuple(map(_input, self._session.get_inputs()))
         check_types(self._inputs, f"model file {path}")
-        self._batches = Batches(
-            path.name,
-            self._inputs,
-            self._source,
-            options.dims or {},
-            options.seed,
-            None if options.inputs is None else read_npz(options.inputs, self._inputs),
-        )
+        self._batches = options.data.batches(path.name, self._inputs, self._source)
         if "macs_per_inference" not in self._source.details:
             self._cost = cost_details(path, self._sizes())
 
@@ -253,16 +261,36 @@ class OnnxRuntimeNetwork:
             ConfigError: a symbolic dimension has no size; the text says how to give it one.
         """
         self._batches.check_size(batch)
-        self._binding = _bound(self._session, self._arrays(batch))
+        self._binding, self._uploads = self._bound(self._session, batch)
         self._batch = batch
 
     def run(self, batches: int, phases: Phases) -> None:
-        """Run the bound batch ``batches`` times; ``execute`` is the whole of it."""
+        """Run the bound batch ``batches`` times; without the option ``copies``, ``execute`` is the whole of it.
+
+        Each run of a session ends when its device has finished.
+        """
         session_run, binding, mark = self._session.run_with_iobinding, self._binding, phases.batch
+        if self._options.copies:
+            self._run_with_copies(batches, phases)
+        else:
+            for _ in range(batches):
+                with phases("execute"):
+                    session_run(binding)
+                mark()
+        if self._options.provider in DEVICE_OF:
+            binding.synchronize_outputs()
+
+    def _run_with_copies(self, batches: int, phases: Phases) -> None:
+        session_run, binding, uploads = self._session.run_with_iobinding, self._binding, self._uploads
         for _ in range(batches):
+            with phases("copy_in"):
+                for value, array in uploads:
+                    value.update_inplace(array)
             with phases("execute"):
                 session_run(binding)
-            mark()
+            with phases("copy_out"):
+                binding.copy_outputs_to_cpu()
+            phases.batch()
 
     def check(self) -> bool:
         """Run a small batch and look at its outputs; leaves that batch prepared.
@@ -300,38 +328,23 @@ class OnnxRuntimeNetwork:
             )
         with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
             folder = Path(scratch)
-            model, optimized = onnxruntime_trace.name_nodes(self._source.path, folder), folder / "optimized.onnx"
+            model, optimized = tracing.name_nodes(self._source.path, folder), folder / "optimized.onnx"
             small = self._source.path.stat().st_size <= _LARGEST_REREAD_BYTES
             session = self._open(optimized if small else None, model, folder / "profile")
-            plain, traced = (self._session, self._binding), (session, _bound(session, self._arrays(self._batch)))
-            batch_s = float("inf")
-            for one, binding in (plain, traced):
-                for _ in range(TRACE_WARMUP):
-                    start_ns = time.perf_counter_ns()
-                    one.run_with_iobinding(binding)
-                    batch_s = min(batch_s, (time.perf_counter_ns() - start_ns) * 1e-9)
-            count = onnxruntime_trace.batches_for(
-                batch_s,
-                onnxruntime_trace.count_nodes(optimized if small else model),
-                aim_s=TRACE_S,
-                most_events=TRACE_EVENTS,
+            binding, _ = self._bound(session, self._batch)
+
+            def traced(batches: int) -> None:
+                for _ in range(batches):
+                    session.run_with_iobinding(binding)
+
+            turns = tracing.in_turns(
+                tracing.timed(lambda batches: self.run(batches, MarksOnly())),
+                tracing.timed(traced),
+                events_per_batch=onnxruntime_trace.count_nodes(optimized if small else model),
             )
-            plain_ns = 0
-            # In turn, so that a machine that changes its speed changes it for both; after a pause, for the threads of
-            # the other session spin on for a while.
-            for number in range(TRACE_BLOCKS):
-                block = range(number, count, TRACE_BLOCKS)
-                time.sleep(TRACE_PAUSE_S)
-                for _ in block:
-                    start_ns = time.perf_counter_ns()
-                    self._session.run_with_iobinding(self._binding)
-                    plain_ns += time.perf_counter_ns() - start_ns
-                time.sleep(TRACE_PAUSE_S)
-                for _ in block:
-                    session.run_with_iobinding(traced[1])
             profile = onnxruntime_trace.file_of(folder, "profile", session.end_profiling())
             found, macs = onnxruntime_trace.read_profile(
-                profile, optimized, model, self._batch, warmup=TRACE_WARMUP, dims=self._sizes()
+                profile, optimized, model, self._batch, warmup=tracing.WARMUP, dims=self._sizes()
             )
         write_trace(
             Trace(
@@ -341,7 +354,7 @@ class OnnxRuntimeNetwork:
                 batches=found.batches,
                 time_ns=found.time_ns,
                 operators=found.operators,
-                plain_time_ns=plain_ns,
+                plain_time_ns=turns.plain_ns,
                 macs=macs,
                 overlapping=(self._options.inter_threads or 1) > 1,
             ),
@@ -353,14 +366,61 @@ class OnnxRuntimeNetwork:
         self._binding = None
         self._session = None
 
+    # What the provider made of it
+
+    def _device(self, provider: str) -> str:
+        if provider == DEFAULT_PROVIDER:
+            return "cpu"
+        if provider not in DEVICE_OF:
+            return provider.removesuffix("ExecutionProvider").lower()
+        return f"{DEVICE_OF[provider]}:{self._options.device_id or 0}"
+
+    def _read_back_tensorrt(self, graph: Path) -> None:
+        """What the file does not tell of a provider that compiles it: TF32, and the fate of quantised operators."""
+        options, name = self._options, self._source.path.name
+        if options.provider not in DEVICE_OF:
+            return
+        if options.provider == TENSORRT and self._precision == "fp32":
+            if any(node.op_type == "DequantizeLinear" for node in graphs.read_model(graph).graph.node):
+                # TensorRT fuses them into integer operators where it can, and tells nobody.
+                self._precision = self._integer_ops = ""
+                return
+            forced_off = os.environ.get(TF32_SWITCH) == "0"
+            if not self._tf32 and not forced_off and self._asked in ("fp32", NATIVE) and not options.any_precision:
+                raise ConfigError(
+                    f"{name}: TensorRT computes float32 in TF32 unless the environment says {TF32_SWITCH}=0: set that "
+                    f"before the start, ask for the precision tf32, or set the option {ANY_PRECISION}=true"
+                )
+            self._tf32 = not forced_off
+        if self._tf32 and self._precision == "fp32":
+            self._precision = "tf32"
+
+    def _check_assignment(self) -> None:
+        """Which operators run on another provider than the one asked for.
+
+        Raises:
+            NetworkError: one that computes does, and the option ``any_provider`` is not set.
+        """
+        provider, name = self._options.provider, self._source.path.name
+        if provider == DEFAULT_PROVIDER:
+            return
+        ask = getattr(self._session, "get_provider_graph_assignment_info", None)
+        if ask is None:
+            self._elsewhere = f"not told by ONNX Runtime {onnxruntime.__version__}; 1.24 and newer tell it"
+            return
+        assigned = [(part.ep_name, node.op_type) for part in ask() for node in part.get_nodes()]
+        self._elsewhere = elsewhere(assigned, provider)
+        computing = sorted({op for other, op in assigned if other != provider and op in MAC_OPS})
+        if computing and not self._options.any_provider:
+            self.close()
+            raise NetworkError(
+                f"{name}: {provider} does not run all of it ({self._elsewhere}), {', '.join(computing)} among them: "
+                "set the option any_provider=true to measure it all the same"
+            )
+
     def _sizes(self) -> dict[str, int]:
         """Sizes of the symbolic dimensions that the inputs have, by place."""
-        sizes = dict(self._options.dims or {})
-        for item in self._inputs:
-            array = (self._batches.file_arrays or {}).get(item.name)
-            if array is not None:
-                sizes |= {f"{item.name}.{axis}": size for axis, size in enumerate(array.shape) if axis}
-        return sizes
+        return self._batches.sizes()
 
     def _open(self, optimized: Path | None, model: Path | None = None, profile: Path | None = None) -> Any:
         """A session; ``optimized`` is where its graph goes, ``profile`` the beginning of its profile's name."""
@@ -386,21 +446,59 @@ class OnnxRuntimeNetwork:
         if profile is not None:
             settings.enable_profiling = True
             settings.profile_file_prefix = os.fspath(profile)
+        if options.provider != DEFAULT_PROVIDER:
+            settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         file = os.fspath(model or self._source.path)
-        return onnxruntime.InferenceSession(file, settings, providers=[options.provider])
+        return onnxruntime.InferenceSession(file, settings, providers=self._providers())
+
+    def _providers(self) -> list[Any]:
+        """The provider with its options; behind TensorRT CUDA, so that what it leaves stays on the GPU."""
+        provider = self._options.provider
+        if provider not in (CUDA, TENSORRT):
+            return [provider]
+        where = {"device_id": str(self._options.device_id or 0)}
+        cuda = (CUDA, {**where, "use_tf32": "1" if self._tf32 else "0"})
+        if provider == CUDA:
+            return [cuda]
+        narrow = {f"trt_{name}_enable": "1" for name in ("fp16", "bf16", "int8") if name == self._asked}
+        return [(TENSORRT, {**where, **narrow}), cuda]
 
     def _arrays(self, batch: int) -> Arrays:
         return self._batches.arrays(batch)
 
+    def _bound(self, session: Any, batch: int) -> tuple[Any, list[tuple[Any, Any]]]:
+        """Inputs and outputs bound in the memory that the provider computes in, and what lies where of the inputs."""
+        binding = session.io_binding()
+        where = (DEVICE_OF.get(self._options.provider, "cpu"), self._options.device_id or 0)
+        held = []
+        for name, array in self._arrays(batch).items():
+            array = np.ascontiguousarray(array)
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(array, *where)
+            binding.bind_ortvalue_input(name, value)
+            held.append((value, array))
+        for output in session.get_outputs():
+            binding.bind_output(output.name, *where)
+        return binding, held
 
-def _bound(session: Any, arrays: Arrays) -> Any:
-    """The inputs bound from host memory, the outputs to it."""
-    binding = session.io_binding()
-    for name, array in arrays.items():
-        binding.bind_ortvalue_input(name, onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)))
-    for output in session.get_outputs():
-        binding.bind_output(output.name)
-    return binding
+
+def elsewhere(assigned: Sequence[tuple[str, str]], provider: str) -> str:
+    """How many operators run on other providers, and which: ``3 of 40: CPU Gather 2, Shape 1``.
+
+    Args:
+        assigned: Provider and kind of each operator.
+        provider: The one asked for.
+    """
+    others: dict[str, Counter[str]] = {}
+    for other, op in assigned:
+        if other != provider:
+            others.setdefault(other.removesuffix("ExecutionProvider"), Counter())[op] += 1
+    count = sum(item.total() for item in others.values())
+    if not count:
+        return f"0 of {len(assigned)}"
+    listed = "; ".join(
+        f"{name} " + ", ".join(f"{op} {number}" for op, number in sorted(ops.items())) for name, ops in others.items()
+    )
+    return f"{count} of {len(assigned)}: {listed}"[:400]
 
 
 def actual_precision(path: Path) -> tuple[str, str]:
@@ -468,10 +566,3 @@ def _input_precision(graph: Any) -> str:
 
 def _input(argument: Any) -> Input:
     return Input(argument.name, _DTYPES.get(argument.type, argument.type), tuple(argument.shape))
-
-
-def _parse_all(options: Mapping[str, str], own: tuple[str, ...]) -> Options:
-    for key in options:
-        if key not in Options.__dataclass_fields__ and key not in own:
-            raise ConfigError(unknown("option", key, (*Options.__dataclass_fields__, *own)))
-    return Options.parse({key: value for key, value in options.items() if key not in own})

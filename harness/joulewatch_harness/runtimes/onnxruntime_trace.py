@@ -8,8 +8,8 @@ from the events' shapes, so they are taken from that graph.
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from joulewatch_harness import graph as graphs
-from joulewatch_harness.errors import ConfigError, NetworkError
+from joulewatch_harness.errors import NetworkError
+from joulewatch_harness.runtimes.tracing import Tally, Work
 from joulewatch_harness.traces import Operator
 
 _SUFFIX: Final = "_kernel_time"
@@ -56,30 +57,6 @@ class Profile:
     operators: tuple[Operator, ...]
 
 
-def name_nodes(model: Path, folder: Path) -> Path:
-    """The model, or a copy in ``folder`` whose nodes all have names of their own, so that events can be told apart.
-
-    A model whose weights lie in other files is taken as it is.
-    """
-    found = graphs.read_model(model)
-    names = [node.name for node in found.graph.node]
-    if all(names) and len(set(names)) == len(names):
-        return model
-    if any(item.external_data for item in found.graph.initializer):
-        return model
-    used = set(names)
-    for number, node in enumerate(found.graph.node):
-        if not node.name or names.count(node.name) > 1:
-            name = f"{node.name or node.op_type}_{number}"
-            while name in used:
-                name += "_"
-            node.name = name
-            used.add(name)
-    copy = folder / "named.onnx"
-    copy.write_bytes(found.SerializeToString())
-    return copy
-
-
 def read_profile(
     profile: Path, optimized: Path, source: Path, batch: int, *, warmup: int, dims: Mapping[str, int] | None = None
 ) -> tuple[Profile, int | None]:
@@ -114,14 +91,12 @@ def read_profile(
     if not counted or not kept:
         raise NetworkError(f"ONNX Runtime's profile {profile.name} holds no run with operators")
     plain_names, macs, total = _macs(kept, optimized, source, batch, dims)
-    grouped: dict[tuple[str, str], list[int]] = {}
+    tally = Tally()
     for event in kept:
-        item = grouped.setdefault((event.name, event.op), [0, 0])
-        item[0] += event.duration_us * 1000
-        item[1] += 1
+        tally.add(event.name, event.op, event.duration_us * 1000)
     operators = tuple(
-        Operator(plain_names.get(name) or _plain(name), op, time_ns, calls, macs.get(name))
-        for (name, op), (time_ns, calls) in grouped.items()
+        dataclasses.replace(item, name=plain_names.get(item.name) or _plain(item.name))
+        for item in tally.operators(macs)
     )
     return Profile(len(counted), sum(duration for _, duration in counted) * 1000, operators), total
 
@@ -170,16 +145,9 @@ def _macs(
 ) -> tuple[dict[str, str], dict[str, int | None], int | None]:
     """The model's own names of operators, their multiply-accumulates for one batch, and those of the whole graph."""
     model = graphs.read_model(source)
-    by_name: dict[str, int] = {}
-    total: int | None = None
-    try:
-        cost = graphs.cost_of(model, dims)
-        by_name = {node.name: node.macs * batch for node in cost.nodes if node.macs}
-        total = cost.macs * batch if not cost.not_counted else None
-    except ConfigError:
-        pass  # without the sizes of all dimensions the graph alone says nothing; the events below still do
+    work = Work.of(model, batch, dims)
     if not optimized.is_file():
-        return {}, {}, total
+        return {}, {}, work.total
     graph = graphs.read_model(optimized).graph
     shapes: dict[str, graphs.Shape] = {item.name: tuple(item.dims) for item in graph.initializer}
     for item in graph.input:
@@ -206,9 +174,9 @@ def _macs(
         if origin:
             names[name] = origin
         # Blocked layouts pad channels: the work that was asked for is that of the model's own operator.
-        asked = by_name.get(origin)
+        asked = work.macs.get(origin)
         found[name] = graphs.node_macs(node, shapes) if asked is None else asked
-    return names, found, total
+    return names, found, work.total
 
 
 class _Origins:
@@ -246,12 +214,6 @@ class _Origins:
             close = [name for name, other in makers if other is not None and other.op_type in family]
             tensor = close[0] if close else inputs[0]
         return None
-
-
-def batches_for(batch_s: float, nodes: int, *, aim_s: float, most_events: int) -> int:
-    """How many batches to trace: ``aim_s`` long, ten at least, and no more than can be read quickly."""
-    by_time = math.ceil(aim_s / max(batch_s, 1e-3))
-    return max(10, min(by_time, most_events // max(nodes, 1)))
 
 
 def count_nodes(model: Path) -> int:

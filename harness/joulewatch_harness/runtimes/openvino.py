@@ -14,33 +14,35 @@ whole of an inference. On a device with its own memory the copies are a part of 
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from joulewatch_harness import graph as graphs
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import refuse_unknown, unknown
-from joulewatch_harness.network import Phases
+from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.plan import NATIVE
-from joulewatch_harness.runtimes import ANY_PRECISION, flag
+from joulewatch_harness.runtimes import ANY_PRECISION, flag, openvino_trace, tracing
 from joulewatch_harness.runtimes.inputs import (
     DTYPES,
     Batches,
     Input,
+    InputOptions,
     broken,
     check_types,
     parse_count,
-    parse_dims,
-    read_npz,
     signature,
 )
+from joulewatch_harness.runtimes.model_files import choice, find_source, fingerprint
 from joulewatch_harness.runtimes.outputs import check_close, check_finite, onnxruntime_outputs
+from joulewatch_harness.traces import Trace, write_trace
 
 try:
     import openvino
@@ -69,13 +71,6 @@ _ACTUAL: Final[Mapping[str, str]] = {
     "u8": "int8",
     "i8": "int8",
 }
-_WEIGHTED: Final = frozenset(
-    {
-        "convolution", "deconvolution", "binaryconvolution", "fullyconnected", "matmul", "gemm", "innerproduct",
-        "rnnseq", "rnncell", "scaleddotproductattention", "mha", "llmmlp", "qkvproj", "gathermatmul",
-    }
-)  # fmt: skip
-"""Layers of the execution graph that multiply; names differ in case and underscores among devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +89,13 @@ class Options:
     precision_hint: str = "asked"
     """``none``: OpenVINO's own default, bfloat16 where the CPU has it."""
     shape: str = "static"
-    inputs: Path | None = None
-    """An .npz with one array per input."""
-    dims: Mapping[str, int] | None = None
-    """Sizes of symbolic dimensions other than the batch: ``sequence=128,ids.2=16``."""
-    seed: int = 0
     any_precision: bool = False
+    data: InputOptions = field(default_factory=InputOptions)
+
+    @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        """The options by name."""
+        return (*(key for key in cls.__dataclass_fields__ if key != "data"), *InputOptions.KEYS)
 
     @classmethod
     def parse(cls, words: Mapping[str, str]) -> Options:
@@ -108,16 +104,8 @@ class Options:
         Raises:
             ConfigError: an unknown key or a bad value; the text names it.
         """
-        known = cls.__dataclass_fields__
-        refuse_unknown("openvino", "option", words, known)
-        choices = (
-            ("performance_hint", PERFORMANCE_HINTS),
-            ("precision_hint", PRECISION_HINTS),
-            ("shape", SHAPES),
-        )
-        for key, values in choices:
-            if key in words and words[key] not in values:
-                raise ConfigError(f"openvino: {unknown(key, words[key], values)}")
+        refuse_unknown("openvino", "option", words, cls.keys())
+        hint = choice("openvino", words, "performance_hint", PERFORMANCE_HINTS, "")
         if "streams" in words and "performance_hint" in words:
             raise ConfigError("openvino: streams and performance_hint both set the number of streams: give one of them")
         return cls(
@@ -125,13 +113,11 @@ class Options:
             streams=parse_count("openvino", words, "streams", least=1),
             requests=parse_count("openvino", words, "requests", least=1),
             device=words.get("device", DEFAULT_DEVICE).upper(),
-            performance_hint=words.get("performance_hint"),
-            precision_hint=words.get("precision_hint", "asked"),
-            shape=words.get("shape", "static"),
-            inputs=Path(words["inputs"]) if "inputs" in words else None,
-            dims=parse_dims("openvino", words.get("dims")),
-            seed=parse_count("openvino", words, "seed", least=0) or 0,
+            performance_hint=hint or None,
+            precision_hint=choice("openvino", words, "precision_hint", PRECISION_HINTS, "asked"),
+            shape=choice("openvino", words, "shape", SHAPES, "static"),
             any_precision=flag(words, ANY_PRECISION),
+            data=InputOptions.parse("openvino", words),
         )
 
 
@@ -153,21 +139,10 @@ def open_network(network: str, precision: str, options: Mapping[str, str]) -> Op
     """
     if precision not in (*PRECISIONS, NATIVE):
         raise ConfigError(f"openvino: {unknown('precision', precision, (*PRECISIONS, NATIVE))}")
-    if network.endswith(SUFFIXES):
-        own: tuple[str, ...] = ()
-        source = networks.ModelSource(Path(network))
-        if not source.path.is_file():
-            raise ConfigError(f"no model file {source.path}")
-    else:
-        own = networks.builtin(network).options
-    known = (*Options.__dataclass_fields__, *own)
-    refuse_unknown("openvino", "option", options, known)
-    parsed = Options.parse({key: value for key, value in options.items() if key not in own})
-    if not network.endswith(SUFFIXES):
-        # The float precisions are made here of the one float32 file.
-        stored = "int8" if precision == "int8" else "fp32"
-        source = networks.build(network, stored, {key: options[key] for key in own if key in options})
-    return OpenVinoNetwork(source, precision, parsed)
+    # The float precisions are made here of the one float32 file.
+    stored = "int8" if precision == "int8" else "fp32"
+    source, rest = find_source("openvino", network, stored, options, Options.keys(), SUFFIXES)
+    return OpenVinoNetwork(source, precision, Options.parse(rest))
 
 
 class OpenVinoNetwork:
@@ -183,6 +158,8 @@ class OpenVinoNetwork:
         self._compiled_batch = 0
         self._request: Any = None
         self._queue: Any = None
+        self._batch = 0
+        """What is bound; 0: nothing."""
         self._kept: list[Any] = []
         """Arrays that OpenVINO reads without holding them."""
         self._precision = ""
@@ -229,10 +206,8 @@ class OpenVinoNetwork:
         path, options = self._source.path, self._options
         self._core = core()
         self._check_device()
-        try:
-            self._sha256 = _sha256(path)
-        except OSError as error:
-            raise ConfigError(f"model file {path}: {error.strerror or error}") from error
+        weights = path.with_suffix(".bin")
+        self._sha256 = fingerprint(path, *([weights] if path.suffix == ".xml" and weights.is_file() else []))
         # Before OpenVINO: of a file that is no ONNX it tries all its other formats, with noise on stderr.
         inputs = signature(path) if path.suffix == ".onnx" else ()
         try:
@@ -241,14 +216,7 @@ class OpenVinoNetwork:
         except Exception as error:
             raise broken(path, error) from error
         check_types(inputs, f"model file {path}")
-        self._batches = Batches(
-            path.name,
-            inputs,
-            self._source,
-            options.dims or {},
-            options.seed,
-            None if options.inputs is None else read_npz(options.inputs, inputs),
-        )
+        self._batches = options.data.batches(path.name, inputs, self._source)
         first = inputs[0].shape[0] if inputs and inputs[0].shape else 1
         self._compile(first if isinstance(first, int) else 1)
         self._precision, self._integer_ops = actual_precision(self._compiled.get_runtime_model())
@@ -277,6 +245,7 @@ class OpenVinoNetwork:
                 )
         tensors = {name: openvino.Tensor(array, shared_memory=True) for name, array in arrays.items()}
         self._kept = [arrays, tensors]
+        self._batch = batch
         requests = self._in_flight()
         if requests > 1:
             self._queue = openvino.AsyncInferQueue(self._compiled, requests)
@@ -333,6 +302,60 @@ class OpenVinoNetwork:
                 check_close(name, "ONNX Runtime", output, other, self._precision)
         return True
 
+    def trace(self, path: Path) -> None:
+        """Time per layer of the batch that is prepared, from OpenVINO's counters in a compiled model of its own.
+
+        Raises:
+            NetworkError: no batch is prepared, or the device or the streams have no counters that can be read so.
+        """
+        options, name = self._options, self._source.path.name
+        if not self._batch or self._request is None:
+            raise NetworkError(f"{name}: trace() comes after load() and prepare()")
+        if options.device != DEFAULT_DEVICE:
+            raise NetworkError(f"openvino: only the device {DEFAULT_DEVICE} can be traced, not {options.device}")
+        if self._queue is not None or self._property("NUM_STREAMS") != "1":
+            raise NetworkError(
+                "openvino: with batches side by side its counters tell no times of single layers: "
+                "leave out streams, requests and performance_hint"
+            )
+        with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
+            is_onnx = self._source.path.suffix == ".onnx"
+            file = tracing.name_nodes(self._source.path, Path(scratch)) if is_onnx else self._source.path
+            compiled = self._compiled_for(self._batch, self._core.read_model(file), {"PERF_COUNT": "YES"})
+            request = compiled.create_infer_request()
+            for key, tensor in self._kept[1].items():
+                request.set_tensor(key, tensor)
+            counters = openvino_trace.Counters(lambda: request.profiling_info)
+
+            def traced(batches: int) -> None:
+                for _ in range(batches):
+                    request.infer(share_outputs=True)
+                counters.inferences += batches
+
+            turns = tracing.in_turns(
+                tracing.timed(lambda batches: self.run(batches, MarksOnly())),
+                tracing.timed(traced),
+                begin=counters.note,
+            )
+            counters.note()
+            model = graphs.read_model(file) if is_onnx else None
+        work = tracing.Work() if model is None else tracing.Work.of(model, self._batch, self._batches.sizes())
+        write_trace(
+            Trace(
+                runtime="openvino",
+                source=f"counters of OpenVINO {openvino.__version__.partition('-')[0]}, in whole microseconds",
+                batch_size=self._batch,
+                batches=turns.batches,
+                time_ns=turns.traced_ns,
+                operators=openvino_trace.operators(
+                    counters.layers(), turns.batches, compiled.get_runtime_model(), model, work
+                ),
+                plain_time_ns=turns.plain_ns,
+                macs=work.total,
+            ),
+            path,
+        )
+
     def close(self) -> None:
         """Let everything go."""
         self._release()
@@ -343,7 +366,7 @@ class OpenVinoNetwork:
     def _release(self) -> None:
         self._request = self._queue = self._compiled = None
         self._kept = []
-        self._compiled_batch = 0
+        self._compiled_batch = self._batch = 0
 
     def _compile(self, batch: int) -> None:
         """Compile for this batch size.
@@ -351,6 +374,11 @@ class OpenVinoNetwork:
         Raises:
             ConfigError: OpenVINO cannot; the text says why.
         """
+        self._compiled = self._compiled_for(batch, self._model.clone(), {})
+        self._compiled_batch = batch
+
+    def _compiled_for(self, batch: int, model: Any, config: dict[str, Any]) -> Any:
+        """A model, which is changed, compiled as the options say and with more settings."""
         options, name = self._options, self._source.path.name
         file_arrays = self._batches.file_arrays or {}
         shapes: dict[str, list[int]] = {}
@@ -363,7 +391,6 @@ class OpenVinoNetwork:
             if options.shape == "dynamic" and item.shape and not isinstance(item.shape[0], int):
                 sizes[0] = -1
             shapes[item.name] = sizes
-        config: dict[str, Any] = {}
         if options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = options.threads
         if options.streams is not None:
@@ -376,14 +403,12 @@ class OpenVinoNetwork:
                 # By default activations are quantised in front of weights that are stored in few bits: integer
                 # arithmetic in what says it is a float model.
                 config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
-        model = self._model.clone()
         try:
             model.reshape(shapes)
-            self._compiled = self._core.compile_model(model, options.device, config)
+            return self._core.compile_model(model, options.device, config)
         except Exception as error:
             said = " ".join(str(error).split())[:300]
             raise ConfigError(f"{name}: OpenVINO cannot compile it for batch {batch}: {said}") from error
-        self._compiled_batch = batch
 
     def _own_hint(self) -> str:
         """The hint that keeps a file's own precision."""
@@ -463,7 +488,7 @@ def actual_precision(execution_graph: Any) -> tuple[str, str]:
         if actual is None or kind in ("const", "input", "output", "parameter", "result", "constant"):
             continue
         matrices = [found for found in map(_matrix, layer.input_values()) if found is not None]
-        if kind in _WEIGHTED:
+        if kind in openvino_trace.WEIGHTED:
             computed = [(max((size for size, _ in matrices), default=1), _computed(layer, actual))]
         elif kind == "subgraph" and matrices:
             # Matrix products fused into one kernel, which may quantise on the way: its own type is that of its
@@ -533,14 +558,3 @@ def _input(port: Any) -> Input:
 
 def _port_name(port: Any) -> str:
     return str(port.get_any_name()) if port.get_names() else str(port.get_node().get_friendly_name())
-
-
-def _sha256(path: Path) -> str:
-    """Of the file; of both files of OpenVINO's own format."""
-    digest = hashlib.sha256()
-    for part in (path, path.with_suffix(".bin")) if path.suffix == ".xml" else (path,):
-        if part is path or part.is_file():
-            with part.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
-    return digest.hexdigest()

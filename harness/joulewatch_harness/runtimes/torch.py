@@ -11,36 +11,37 @@ comes before each window. TF32 is off unless asked for, in convolutions too, whe
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from joulewatch_harness import graph as graphs
 from joulewatch_harness import networks, runtimes
 from joulewatch_harness.errors import ConfigError, NetworkError
 from joulewatch_harness.names import refuse_unknown, unknown
-from joulewatch_harness.network import Phases
+from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.plan import NATIVE
-from joulewatch_harness.runtimes import ANY_PRECISION, flag
+from joulewatch_harness.runtimes import ANY_PRECISION, flag, tracing
 from joulewatch_harness.runtimes.inputs import (
     DTYPES,
     Batches,
     Input,
+    InputOptions,
     broken,
     check_types,
     parse_count,
-    parse_dims,
-    read_npz,
     signature,
 )
+from joulewatch_harness.runtimes.model_files import choice, find_source, fingerprint
 from joulewatch_harness.runtimes.outputs import check_close, check_finite, onnxruntime_outputs
+from joulewatch_harness.traces import Trace, write_trace
 
 try:
     import torch
@@ -53,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 MODES: Final = ("eager", "compile", "export")
 COMPILE_MODES: Final = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+CUDA_GRAPH_MODES: Final = ("reduce-overhead", "max-autotune")
 TORCHSCRIPT: Final = (".pt", ".ts", ".torchscript")
 EXPORTED: Final = ".pt2"
 DTYPE_OF: Final[Mapping[str, torch.dtype]] = {
@@ -101,12 +103,13 @@ class Options:
     """``module:object`` or ``file.py:object``: a function that makes a module, a class of one, or a module."""
     signature: tuple[Input, ...] = ()
     """Of a module or TorchScript file: ``x:float32[batch,3,224,224]``, several with spaces between them."""
-    inputs: Path | None = None
-    """An .npz with one array per input."""
-    dims: Mapping[str, int] | None = None
-    """Sizes of symbolic dimensions other than the batch: ``sequence=128,ids.2=16``."""
-    seed: int = 0
     any_precision: bool = False
+    data: InputOptions = field(default_factory=InputOptions)
+
+    @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        """The options by name."""
+        return (*(key for key in cls.__dataclass_fields__ if key != "data"), *InputOptions.KEYS)
 
     @classmethod
     def parse(cls, words: Mapping[str, str]) -> Options:
@@ -115,14 +118,10 @@ class Options:
         Raises:
             ConfigError: an unknown key, a bad value, or two that do not go together; the text names them.
         """
-        known = cls.__dataclass_fields__
-        refuse_unknown("torch", "option", words, known)
-        for key, values in (("mode", MODES), ("compile_mode", COMPILE_MODES)):
-            if key in words and words[key] not in values:
-                raise ConfigError(f"torch: {unknown(key, words[key], values)}")
+        refuse_unknown("torch", "option", words, cls.keys())
         found = cls(
-            mode=words.get("mode", "eager"),
-            compile_mode=words.get("compile_mode", "default"),
+            mode=choice("torch", words, "mode", MODES, "eager"),
+            compile_mode=choice("torch", words, "compile_mode", COMPILE_MODES, "default"),
             device=words.get("device", "cpu"),
             threads=parse_count("torch", words, "threads", least=1),
             tf32=flag(words, "tf32") if "tf32" in words else None,
@@ -132,10 +131,8 @@ class Options:
             events=flag(words, "events", True),
             module=words.get("module", ""),
             signature=parse_signature(words["signature"]) if "signature" in words else (),
-            inputs=Path(words["inputs"]) if "inputs" in words else None,
-            dims=parse_dims("torch", words.get("dims")),
-            seed=parse_count("torch", words, "seed", least=0) or 0,
             any_precision=flag(words, ANY_PRECISION),
+            data=InputOptions.parse("torch", words),
         )
         if "compile_mode" in words and found.mode != "compile":
             raise ConfigError("torch: option compile_mode needs mode=compile")
@@ -170,26 +167,17 @@ def open_network(network: str, precision: str, options: Mapping[str, str]) -> To
             f"torch: {unknown('precision', precision, (*DTYPE_OF, NATIVE))}"
             + ("; for INT8 take onnxruntime or openvino" if precision == "int8" else "")
         )
-    is_file = Path(network).suffix in (".onnx", EXPORTED, *TORCHSCRIPT)
-    own: tuple[str, ...] = ()
-    if not is_file and "module" not in options:
-        own = networks.builtin(network).options
-    known = (*Options.__dataclass_fields__, *own)
-    refuse_unknown("torch", "option", options, known)
-    parsed = Options.parse({key: value for key, value in options.items() if key not in own})
-    if parsed.module:
-        if is_file:
+    suffixes = (".onnx", EXPORTED, *TORCHSCRIPT)
+    if options.get("module"):
+        parsed = Options.parse(options)
+        if Path(network).suffix in suffixes:
             raise ConfigError(f"torch: {network} is a file, and the option module names another network: give one")
-        source = networks.ModelSource(Path(network))
-    elif is_file:
-        source = networks.ModelSource(Path(network))
-        if not source.path.is_file():
-            raise ConfigError(f"no model file {source.path}")
-        if source.path.suffix != ".onnx" and parsed.mode != "eager":
-            raise ConfigError(f"torch: mode={parsed.mode} is for modules, but {network} is compiled already: leave out")
-    else:
-        # The narrower precisions are made here of the one float32 file.
-        source = networks.build(network, "fp32", {key: options[key] for key in own if key in options})
+        return TorchNetwork(networks.ModelSource(Path(network)), precision, parsed)
+    # The narrower precisions are made here of the one float32 file.
+    source, rest = find_source("torch", network, "fp32", options, Options.keys(), suffixes)
+    parsed = Options.parse(rest)
+    if source.path.suffix != ".onnx" and parsed.mode != "eager":
+        raise ConfigError(f"torch: mode={parsed.mode} is for modules, but {network} is compiled already: leave it out")
     return TorchNetwork(source, precision, parsed)
 
 
@@ -217,6 +205,8 @@ class TorchNetwork:
         self._timeline: Timeline | None = None
         self._precision = ""
         self._prepare_s = 0.0
+        self._batch = 0
+        """What is prepared; 0: nothing."""
         self._sha256 = ""
         self._batches = Batches("", (), source, {})
 
@@ -254,7 +244,7 @@ class TorchNetwork:
                 "cudnn": torch.backends.cudnn.version(),
                 "tf32": str(self._tf32).lower(),
                 "cuda_graph": str(options.cuda_graph).lower(),
-                "copies": str(options.copies).lower(),
+                "copies": "included" if options.copies else "excluded",
             }
         return told
 
@@ -280,14 +270,7 @@ class TorchNetwork:
         check_types(loaded.inputs, name)
         if options.channels_last and not any(len(item.shape) == 4 for item in loaded.inputs):
             raise ConfigError(f"{name}: channels_last is for inputs of four axes, and there is none")
-        self._batches = Batches(
-            name,
-            loaded.inputs,
-            self._source,
-            options.dims or {},
-            options.seed,
-            None if options.inputs is None else read_npz(options.inputs, loaded.inputs),
-        )
+        self._batches = options.data.batches(name, loaded.inputs, self._source)
         with _told(f"{name}: cannot be moved to {self._device}"):
             module = loaded.module.to(self._device)
             if options.channels_last:
@@ -335,6 +318,7 @@ class TorchNetwork:
                 if options.events and self._timeline is None:
                     self._timeline = Timeline(lambda: torch.cuda.Event(enable_timing=True))
         self._prepare_s = time.monotonic() - start_s
+        self._batch = batch
 
     def run(self, batches: int, phases: Phases) -> None:
         """Run the prepared batch ``batches`` times; the device has finished on return.
@@ -375,6 +359,52 @@ class TorchNetwork:
                 check_close(name, "ONNX Runtime", output, other, self._precision)
         return True
 
+    def trace(self, path: Path) -> None:
+        """Time per operator of the batch that is prepared, from PyTorch's profiler.
+
+        A CUDA graph is launched as one: its operators are traced as they are launched one by one.
+
+        Raises:
+            NetworkError: no batch is prepared, or it cannot be traced.
+        """
+        from joulewatch_harness.runtimes.torch_trace import Profiler, ranges_of_layers
+
+        name, on_gpu, inputs = self._name(), self._device is not None and self._device.type == "cuda", self._inputs
+        if not self._batch:
+            raise NetworkError(f"{name}: trace() comes after load() and prepare()")
+        with _told(f"{name}: cannot be traced"), _compiling(), torch.inference_mode(), contextlib.ExitStack() as stack:
+            traced = self._traced()
+            if traced is self._module:
+                stack.enter_context(ranges_of_layers(traced))
+            profiler = Profiler(
+                lambda: traced(*inputs), lambda: torch.cuda.synchronize(self._device) if on_gpu else None, on_gpu
+            )
+            traced(*inputs)
+            turns = tracing.in_turns(
+                tracing.timed(lambda batches: self.run(batches, MarksOnly())),
+                profiler.block,
+                begin=profiler.tally.clear,
+                events_per_batch=profiler.count_work(),
+            )
+        work = tracing.Work()
+        if self._source.path.suffix == ".onnx":
+            work = tracing.Work.of(graphs.read_model(self._source.path), self._batch, self._batches.sizes())
+        launched_as_one = self._graph is not None or (on_gpu and self._options.compile_mode in CUDA_GRAPH_MODES)
+        write_trace(
+            Trace(
+                runtime="torch",
+                source=f"profile of PyTorch {torch.__version__}",
+                batch_size=self._batch,
+                batches=turns.batches,
+                time_ns=turns.traced_ns,
+                operators=profiler.operators(work),
+                plain_time_ns=turns.plain_ns,
+                macs=work.total,
+                notes=("Traced operators were launched one by one, untraced ones as a CUDA graph.",) * launched_as_one,
+            ),
+            path,
+        )
+
     def close(self) -> None:
         """Let everything go."""
         self._let_go()
@@ -392,11 +422,7 @@ class TorchNetwork:
         if self._options.module:
             found = self._from_code()
         else:
-            try:
-                with path.open("rb") as file:
-                    self._sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise ConfigError(f"model file {path}: {error.strerror or error}") from error
+            self._sha256 = fingerprint(path)
             if suffix == ".onnx":
                 from joulewatch_harness.runtimes.torch_onnx import module_of
 
@@ -429,7 +455,7 @@ class TorchNetwork:
 
     def _signature_of_file(self) -> tuple[Input, ...]:
         """From the arrays of the option ``inputs``: their order, types and shapes; the first axis is the batch."""
-        path = self._options.inputs
+        path = self._options.data.inputs
         if path is None:
             return ()
         try:
@@ -449,6 +475,15 @@ class TorchNetwork:
         torch.set_num_threads(self._options.threads or DEFAULT_THREADS)
         torch.backends.cuda.matmul.allow_tf32 = self._tf32
         torch.backends.cudnn.allow_tf32 = self._tf32
+
+    def _traced(self) -> Any:
+        """What is run while tracing: the module with names for its operators."""
+        from joulewatch_harness.runtimes.torch_trace import with_ranges
+
+        if self._compiled is not None:
+            return _compiled(self._module, self._options.compile_mode, traced=True)
+        module = self._call if self._options.mode == "export" else self._module
+        return with_ranges(module) if isinstance(module, torch.fx.GraphModule) else module
 
     # Preparing
 
@@ -481,6 +516,7 @@ class TorchNetwork:
     def _let_go(self) -> None:
         self._call = self._graph = self._outputs = None
         self._inputs, self._pinned, self._received = (), [], []
+        self._batch = 0
 
     # Running
 
@@ -701,7 +737,8 @@ def _from_torchscript(path: Path) -> Any:
         raise broken(path, error) from error
 
 
-def _compiled(module: Any, mode: str) -> Any:
+def _compiled(module: Any, mode: str, *, traced: bool = False) -> Any:
+    """Compiled for fixed shapes; ``traced``: its kernels tell the profiler their names, on a GPU one by one."""
     from torch import _dynamo
 
     # A module is compiled anew for each batch size. The name of the limit differs among versions.
@@ -709,7 +746,12 @@ def _compiled(module: Any, mode: str) -> Any:
         if hasattr(_dynamo.config, name):
             setattr(_dynamo.config, name, max(RECOMPILES, getattr(_dynamo.config, name)))
     with _compiling():
-        return torch.compile(module, dynamic=False, mode=mode)
+        if not traced:
+            return torch.compile(module, dynamic=False, mode=mode)
+        from torch import _inductor
+
+        told = {"cpp.enable_kernel_profile": True, "triton.cudagraphs": False}
+        return torch.compile(module, dynamic=False, options={**_inductor.list_mode_options(mode), **told})
 
 
 def _exported(module: Any, inputs: tuple[Any, ...]) -> Any:

@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.runtimes.inputs import broken
+from joulewatch_harness.runtimes.torch_trace import ORIGIN
 
 _FLOATS: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 _FLOAT_DTYPES: Final[Mapping[int, torch.dtype]] = {
@@ -113,6 +114,7 @@ class _Reader:
             if item.name not in self._constants:
                 self._values[item.name] = self._fx.placeholder(_identifier(item.name))
         folded: set[int] = set()
+        known = 0
         for number, node in enumerate(self._nodes):
             if number in folded:
                 continue
@@ -120,6 +122,10 @@ class _Reader:
             if follower is not None:
                 folded.add(self._users[node.output[0]])
             self._node(node, follower)
+            made = list(self._fx.nodes)
+            for item in made[known:]:
+                item.meta[ORIGIN] = node.name or f"{node.op_type}_{number}"
+            known = len(made)
         outputs = tuple(self._value(item.name) for item in self._graph.output)
         self._fx.output(outputs[0] if len(outputs) == 1 else outputs)
         module = torch.fx.GraphModule(self._root, self._fx, "OnnxModule")
