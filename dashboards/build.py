@@ -1012,6 +1012,8 @@ def experiment() -> dashboard.Dashboard:
                             ("actual_precision", "Precision found"),
                             ("provider", "Provider"),
                             ("runtime_version", "Runtime version"),
+                            ("scenario", "Scenario"),
+                            ("server_rate_per_second", "Queries/s asked"),
                             ("hardware", "Hardware"),
                             ("nodename", "Host"),
                             ("kernel", "Kernel"),

@@ -204,6 +204,8 @@ RUN_INFO: Final = _harness(
         "actual_precision",
         "provider",
         "runtime_version",
+        "scenario",
+        "server_rate_per_second",
         "hardware",
         "nodename",
         "kernel",
@@ -214,7 +216,7 @@ RUN_INFO: Final = _harness(
         "schema",
         "version",
     ),
-    "One configuration of a run, as found after loading.",
+    "One configuration of a run, as found after loading. scenario: offline, single_stream or server.",
 )
 RUN_STATUS: Final = _harness(
     "joulewatch_run_start_timestamp_seconds",
@@ -228,7 +230,8 @@ WINDOW_START: Final = _harness(
     "gauge",
     "seconds",
     WINDOW_LABELS,
-    "One sample per window: the sample's time is the window's end, its value the start.",
+    "One sample per window: the sample's time is the window's end, its value the start. kind: idle, setup (phase: load "
+    "or prepare), warmup, measure or phase.",
 )
 WINDOW_DURATION: Final = _harness(
     "joulewatch_window_duration_seconds",
@@ -250,6 +253,14 @@ WINDOW_INFERENCES: Final = _harness(
     "inferences",
     WINDOW_LABELS,
     "Inferences (elements, not batches) in the window; one sample per window, at its end.",
+)
+WINDOW_UNITS: Final = _harness(
+    "joulewatch_window_units",
+    "gauge",
+    "units",
+    (*WINDOW_LABELS, "unit"),
+    "Another unit of work than the inference (unit: output_tokens, ...), how many of it the window has; one sample per "
+    "window, at its end.",
 )
 WINDOW_BATCHES: Final = _harness(
     "joulewatch_window_batches",

@@ -15,6 +15,7 @@ from joulewatch_exporter import catalog
 from joulewatch_exporter.catalog import Metric
 from joulewatch_harness import __version__
 from joulewatch_harness.records import Configuration, Edge, RunEnd, RunHeader, RunRecord, Window, WindowKind
+from joulewatch_harness.scenario import OFFLINE
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -68,6 +69,9 @@ def window_samples(window: Window) -> list[Sample]:
         in_phase = {**labels, "phase": phase}
         samples.append(sample(catalog.WINDOW_PHASE_SECONDS, in_phase, at_ms, spent.total_s))
         samples.append(sample(catalog.WINDOW_PHASE_SPANS, in_phase, at_ms, spent.count))
+    samples += [
+        sample(catalog.WINDOW_UNITS, {**labels, "unit": unit}, at_ms, count) for unit, count in window.counts.items()
+    ]
     samples += [sample(catalog.WINDOW_FLAG, {**labels, "flag": flag}, at_ms, 1) for flag in dict.fromkeys(window.flags)]
     for name, edge in (("start", window.start_edge), ("end", window.end_edge)):
         if edge is not None:
@@ -123,6 +127,8 @@ def info_sample(header: RunHeader, configuration: Configuration, at_ms: int) -> 
         "actual_precision": configuration.actual_precision,
         "provider": configuration.provider,
         "runtime_version": configuration.runtime_version,
+        "scenario": configuration.scenario or OFFLINE,
+        "server_rate_per_second": f"{configuration.server_rate_per_s:g}" if configuration.server_rate_per_s else "",
         "hardware": header.hardware,
         "nodename": header.told("host"),
         "kernel": header.told("kernel"),
@@ -161,7 +167,7 @@ def live_samples(record: RunRecord) -> list[Sample]:
         samples += [active_sample(*active, at_ms) for at_ms in times]
         samples.append(active_sample(*active, end_ms + 1, 0.0))
         configuration = configurations.get(window.configuration)
-        if configuration is not None:
+        if configuration is not None and window.kind != "setup":
             if window.kind == "measure":
                 inferences[configuration.name] += window.inferences
             labels = run_labels(record.header, configuration)

@@ -500,7 +500,8 @@ class BackgroundDelivery:
             return
         configuration = self._configurations.get(window.configuration)
         self._courier.add(window_item(header, configuration, window))
-        if window.kind == "phase":
+        if window.kind in ("phase", "setup"):
+            # A setup is known to be a window only when it is over.
             return
         at_ms = to_ms(window.end_s)
         self._open = None

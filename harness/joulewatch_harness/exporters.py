@@ -265,6 +265,7 @@ class ExporterClient:
         info: dict[str, str] | None = None
         sensors: list[dict[str, str]] = []
         refresh_s: dict[tuple[str, ...], float] = {}
+        window_s: dict[tuple[str, ...], float] = {}
         for raw, value in self.parse(answer.body):
             name = raw.partition("{")[0]
             if name == catalog.EXPORTER_INFO.name:
@@ -273,6 +274,8 @@ class ExporterClient:
                 sensors.append(self._labels(raw))
             elif name == catalog.SENSOR_REFRESH.name:
                 refresh_s[_sensor_key(self._labels(raw))] = value
+            elif name == catalog.SENSOR_WINDOW.name:
+                window_s[_sensor_key(self._labels(raw))] = value
         if info is None:
             raise ExporterUnreachableError(
                 f"exporter {self.url}: what answers is no joulewatch exporter{_beginning(answer.body)}: "
@@ -285,7 +288,10 @@ class ExporterClient:
             version=info.get("version", ""),
             emulated=info.get("emulated") == "1",
         )
-        return record, tuple(self._sensor(labels, refresh_s.get(_sensor_key(labels))) for labels in sensors)
+        return record, tuple(
+            self._sensor(labels, refresh_s.get(_sensor_key(labels)), window_s.get(_sensor_key(labels)))
+            for labels in sensors
+        )
 
     def edge(self, answer: RawAnswer) -> tuple[tuple[EdgeCounter, ...], EdgeClock | None]:
         """Counters of an answer, with their read timestamps, and what it says of the exporter's clock.
@@ -326,14 +332,14 @@ class ExporterClient:
             upper_s=newest_s - answer.requested_at_s,
         )
 
-    def _sensor(self, labels: Mapping[str, str], refresh_s: float | None) -> SensorRecord:
+    def _sensor(self, labels: Mapping[str, str], refresh_s: float | None, window_s: float | None) -> SensorRecord:
         try:
             accuracy = float(labels["accuracy"]) if labels.get("accuracy") else None
         except ValueError:
             accuracy = None
         names = ("scope", *catalog.SENSOR_LABELS, "method", "reads", "model", "source", "resolution")
         texts = {name: labels.get(name, "") for name in names}
-        return SensorRecord(exporter=self.name, accuracy=accuracy, refresh_s=refresh_s, **texts)
+        return SensorRecord(exporter=self.name, accuracy=accuracy, refresh_s=refresh_s, window_s=window_s, **texts)
 
     def _labels(self, raw: str) -> dict[str, str]:
         try:

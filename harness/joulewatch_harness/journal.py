@@ -25,6 +25,7 @@ from joulewatch_harness.records import (
     RunEnd,
     RunHeader,
     RunRecord,
+    Setup,
     Window,
     decode_line,
     encode_line,
@@ -225,6 +226,7 @@ def run_from_lines(lines: list[Line], where: str) -> RunRecord:
     configurations: dict[str, Configuration] = {}
     windows: list[Window] = []
     notes: list[Note] = []
+    setups: list[Setup] = []
     end: RunEnd | None = None
     for line in lines[1:]:
         if isinstance(line, Configuration):
@@ -233,9 +235,11 @@ def run_from_lines(lines: list[Line], where: str) -> RunRecord:
             windows.append(line)
         elif isinstance(line, Note):
             notes.append(line)
+        elif isinstance(line, Setup):
+            setups.append(line)
         elif isinstance(line, RunEnd):
             end = line
-    return RunRecord(header, tuple(configurations.values()), tuple(windows), tuple(notes), end)
+    return RunRecord(header, tuple(configurations.values()), tuple(windows), tuple(notes), end, tuple(setups))
 
 
 def list_runs(output: Path) -> list[RunRecord]:

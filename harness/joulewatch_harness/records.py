@@ -16,9 +16,10 @@ from typing import Any, Final, Literal, TypeVar
 
 from joulewatch_harness.errors import RecordError
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
+"""2: windows of kind ``setup`` and lines of type ``setup``, which a reader of 1 does not know; 1 is read too."""
 
-WindowKind = Literal["idle", "warmup", "measure", "phase"]
+WindowKind = Literal["idle", "warmup", "measure", "phase", "setup"]
 EdgeName = Literal["start", "end"]
 RunStatus = Literal["running", "complete", "interrupted", "failed"]
 
@@ -41,6 +42,8 @@ class SensorRecord:
     resolution: str = ""
     accuracy: float | None = None
     refresh_s: float | None = None
+    window_s: float | None = None
+    """A value is the mean over so much of each refresh period, the rest is unseen; None: nothing is unseen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +195,7 @@ class Window:
     """Largest error of the mapping from monotonic to wall clock over the window."""
     configuration: str = ""
     phase: str = ""
+    """``load`` or ``prepare`` of a ``setup`` window."""
     batch_size: int = 0
     repeat: int = 0
     batches: int = 0
@@ -204,6 +208,18 @@ class Window:
     """``not_steady``, ``interrupted``, ``too_short``, ``overloaded``; idle: ``loaded`` with a network in memory."""
     counts: Mapping[str, float] = field(default_factory=dict)
     """Other units of work than inferences -> how many: ``output_tokens``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How long a load, or the first preparing of a batch size, took where that was too short for a window."""
+
+    configuration: str
+    phase: str
+    """``load`` or ``prepare``."""
+    duration_s: float
+    batch_size: int = 0
+    """0 for ``load``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,13 +251,16 @@ class RunRecord:
     windows: tuple[Window, ...]
     notes: tuple[Note, ...] = ()
     end: RunEnd | None = None
+    setups: tuple[Setup, ...] = ()
+    """The short ones; the others are windows."""
 
 
-Line = RunHeader | Configuration | Window | Note | RunEnd
+Line = RunHeader | Configuration | Window | Setup | Note | RunEnd
 LINE_TYPES: Final[Mapping[str, type[Any]]] = {
     "run": RunHeader,
     "configuration": Configuration,
     "window": Window,
+    "setup": Setup,
     "note": Note,
     "end": RunEnd,
 }

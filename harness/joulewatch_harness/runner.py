@@ -6,7 +6,8 @@ Around a measure window, on the main thread::
 
 so that power is flat across the edges and the counters are read outside the window, a few milliseconds
 from it. Everything that costs time (parsing, fsync, delivery, progress) happens after. Each window's times
-are monotonic, mapped to the wall clock at both its ends.
+are monotonic, mapped to the wall clock at both its ends. Loading, and the first preparing of each batch size, have
+edges too, so that building and tuning an engine has an energy of its own and is in no measured window.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from joulewatch_harness.records import (
     PhaseTime,
     RunEnd,
     RunStatus,
+    Setup,
     Window,
     WindowKind,
 )
@@ -66,6 +68,8 @@ STEADY_SPANS: Final = 3
 STEADY_WITHIN: Final = 0.05
 CLOCK_STEP_S: Final = 0.005
 SLEEP_SLICE_S: Final = 0.1
+SETUP_S: Final = 1.0
+"""Loading and preparing that take less have no window: their energy would drown in the edges' own uncertainty."""
 MAPPING_TRIES: Final = 7
 BUSY_IDLE: Final = 0.02
 """Share of one processor that the process of a network may use while another network is measured."""
@@ -218,11 +222,24 @@ class _Tally:
         return (self.end_ns - self.start_ns) * 1e-9
 
 
+@dataclass(frozen=True, slots=True)
+class _SetUp:
+    """One span of loading or preparing, not yet written."""
+
+    before: ClockMapping
+    start_edge: FetchedEdge
+    start_ns: int
+    end_ns: int
+    end_edge: FetchedEdge
+    after: ClockMapping
+
+
 @dataclass(slots=True)
 class _Cell:
     """What is known of one configuration at one batch size."""
 
     batch_s: float = 0.0
+    prepared: bool = False
     steady: bool = True
     failed: bool = False
     overloaded: bool = False
@@ -384,7 +401,7 @@ class Runner:
         self._reporter.begin(step, "loading the networks")
         for name, (configuration, network) in tuple(self._networks.items()):
             try:
-                network.load()
+                span = self._timed(network.load)
                 loaded = as_loaded(configuration, network.describe())
                 scenario = scenario_of(configuration)
                 self._scenarios[name] = scenario
@@ -396,7 +413,45 @@ class Runner:
             self._networks[name] = (loaded, network)
             self._write(loaded)
             self._delivery.configuration(loaded)
+            self._setup(span, name, "load")
         self._reporter.done(step, f"{len(self._networks) - len(self._unloaded)} of {len(self._networks)} loaded")
+
+    def _timed(self, work: Callable[[], None]) -> _SetUp:
+        """Do what has to be done before a network can run, with the counters read before and after."""
+        before = self._wall.mapping()
+        start_edge = self._edges.fetch()
+        start_ns = self._clock.monotonic_ns()
+        work()
+        end_ns = self._clock.monotonic_ns()
+        return _SetUp(before, start_edge, start_ns, end_ns, self._edges.fetch(), self._wall.mapping())
+
+    def _setup(self, span: _SetUp, configuration: str, phase: str, batch_size: int = 0) -> None:
+        """Write a span: as a window, or its seconds only."""
+        duration_s = (span.end_ns - span.start_ns) * 1e-9
+        if duration_s < SETUP_S:
+            self._write(Setup(configuration, phase, duration_s, batch_size))
+            return
+        self._window(
+            "setup",
+            span.before,
+            span.after,
+            span.start_ns,
+            span.end_ns,
+            start_edge=span.start_edge.parse(),
+            end_edge=span.end_edge.parse(),
+            configuration=configuration,
+            phase=phase,
+            batch_size=batch_size,
+        )
+
+    def _prepare(self, network: Network, name: str, batch_size: int, cell: _Cell) -> None:
+        """Prepare a batch size; the first time may build or tune an engine, and is told apart."""
+        if cell.prepared:
+            network.prepare(batch_size)
+            return
+        span = self._timed(lambda: network.prepare(batch_size))
+        cell.prepared = True
+        self._setup(span, name, "prepare", batch_size)
 
     def _close(self, network: Network) -> None:
         try:
@@ -438,7 +493,7 @@ class Runner:
         name = step.configuration
         _, network = self._networks[name]
         driver, scenario = self._drivers[name], self._scenarios[name]
-        network.prepare(step.batch_size)
+        self._prepare(network, name, step.batch_size, cell)
         if step.repeat == 0 or cell.batch_s == 0.0:
             self._warm_up(step, network, cell)
         else:
@@ -730,6 +785,7 @@ class Runner:
         end_edge: Edge | None = None,
         flags: Sequence[str] = (),
         configuration: str = "",
+        phase: str = "",
         batch_size: int = 0,
         repeat: int = 0,
         batches: int = 0,
@@ -746,6 +802,7 @@ class Runner:
             duration_s=(end_ns - start_ns) * 1e-9,
             clock_error_s=max(before.error_s, after.error_s),
             configuration=configuration,
+            phase=phase,
             batch_size=batch_size,
             repeat=repeat,
             batches=batches,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from joulewatch_harness import delivery as delivery_module
-from joulewatch_harness.annotations import Sample
+from joulewatch_harness.annotations import Sample, info_sample, live_samples, window_samples
 from joulewatch_harness.delivery import (
     BackgroundDelivery,
     Courier,
@@ -23,7 +24,7 @@ from joulewatch_harness.delivery import (
 from joulewatch_harness.errors import ConfigError, QueryUnavailableError
 from joulewatch_harness.journal import Journal
 from joulewatch_harness.prometheus import PrometheusOptions
-from joulewatch_harness.records import RunEnd
+from joulewatch_harness.records import RunEnd, RunRecord
 from joulewatch_harness.sinks import Item, RejectedError, UnavailableError, window_item
 from support.runs import NETWORK, header, window
 
@@ -359,3 +360,28 @@ def test_push_ends_when_its_time_is_over(sink: FakeSink, tmp_path: Path) -> None
     report = push_run(journal.folder, PrometheusOptions("http://p"), timeout_s=0.05, progress=told.append)
     assert report.pending == 1
     assert told
+
+
+def test_setting_up_is_delivered_and_is_no_batch_size_of_the_live_view(sink: FakeSink, tmp_path: Path) -> None:
+    load = window(0, 1_700_000_001.0, 3.0, kind="setup", phase="load", batch_size=0, batches=0, inferences=0)
+    delivery = open_delivery(PrometheusOptions("http://p"), folder=tmp_path)
+    delivery.start(header())
+    delivery.configuration(NETWORK)
+    delivery.window(load)
+    assert delivery.close(10).delivered == 1
+    assert sink.shown == []
+    told = live_samples(RunRecord(header(), (NETWORK,), (load,)))
+    assert {one.name for one in told} == {"joulewatch_window_active"}
+    assert {dict(one.labels)["kind"] for one in told} == {"setup"}
+
+
+def test_counts_and_scenario_are_told_with_their_units() -> None:
+    made = window(0, 1_700_000_001.0, counts={"output_tokens": 512.0, "images": 3.0})
+    units = {
+        dict(one.labels)["unit"]: one.value for one in window_samples(made) if one.name == "joulewatch_window_units"
+    }
+    assert units == {"output_tokens": 512.0, "images": 3.0}
+    for scenario, rate_per_s, told in (("", 0.0, ("offline", None)), ("server", 12.5, ("server", "12.5"))):
+        served = dataclasses.replace(NETWORK, scenario=scenario, server_rate_per_s=rate_per_s)
+        labels = dict(info_sample(header(), served, 0).labels)
+        assert (labels["scenario"], labels.get("server_rate_per_second")) == told

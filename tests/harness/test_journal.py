@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from joulewatch_harness import journal as journal_module
 from joulewatch_harness.errors import ConfigError, RecordError
 from joulewatch_harness.journal import RUN_ID, Journal, find_run, list_runs, new_run_id, read_run
-from joulewatch_harness.records import Note, RunEnd
+from joulewatch_harness.records import Note, RunEnd, Setup
 from support.runs import NETWORK, RUN, header, window
 
 
@@ -180,3 +181,29 @@ def test_run_ids_sort_by_time() -> None:
     assert first < second
     assert RUN_ID.fullmatch(first)
     assert first.startswith("20231114T221320Z-")
+
+
+def test_a_journal_from_before_setting_up_was_told_is_read(tmp_path: Path) -> None:
+    """Form 1 knew no line and no window of setting up, and no counts."""
+    folder = tmp_path / RUN
+    folder.mkdir()
+    old = written(tmp_path / "new")
+    rows = [json.loads(row) for row in (old / "journal.jsonl").read_text().splitlines()]
+    rows[0]["schema"] = 1
+    for row in rows:
+        if row["type"] == "window":
+            del row["counts"]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = read_run(folder)
+    assert record.setups == () and record.header.schema == 1
+    assert record.windows == read_run(old).windows
+
+
+def test_setting_up_comes_back_in_both_forms(tmp_path: Path) -> None:
+    long = window(0, 1_700_000_001.0, 7.0, kind="setup", phase="prepare", batches=0, inferences=0, latency=None)
+    with Journal.create(tmp_path, header()) as journal:
+        journal.append(Setup(NETWORK.name, "load", 0.25))
+        journal.append(long)
+    record = read_run(journal.folder)
+    assert record.setups == (Setup(NETWORK.name, "load", 0.25, 0),)
+    assert record.windows == (long,)

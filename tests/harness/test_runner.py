@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from joulewatch_harness.errors import NetworkError, RecordError, UnsupportedBatchError
 from joulewatch_harness.network import Phases
 from joulewatch_harness.plan import Plan, Step, make_plan, steps
-from joulewatch_harness.records import Configuration, Edge, EdgeCounter, Line, Note, RunEnd, Window, WindowKind
+from joulewatch_harness.records import Configuration, Edge, EdgeCounter, Line, Note, RunEnd, Setup, Window, WindowKind
 from joulewatch_harness.runner import Runner, StopRequest, WallClock, is_steady, latency, phase_times
 
 NS = 1_000_000_000
@@ -659,3 +659,63 @@ def test_a_call_in_another_process_counts_from_its_own_start() -> None:
     for window in it.lines.windows("measure"):
         assert window.latency is not None
         assert window.latency.max_s == pytest.approx(0.0011, rel=1e-2)
+
+
+# Setting up
+
+
+def test_loading_and_first_preparing_that_take_a_second_are_windows_of_their_own() -> None:
+    """Tuning takes 7 s for batch size 8, once: with edges of its own, and before anything that is measured."""
+    it = bench()
+    network = it.networks["one"]
+    loaded, prepared = network.load, network.prepare
+    tuned: set[int] = set()
+
+    def slow_load() -> None:
+        it.clock.work(3.0)
+        loaded()
+
+    def tune(batch: int) -> None:
+        if batch == 8 and batch not in tuned:
+            tuned.add(batch)
+            it.clock.work(7.0)
+        prepared(batch)
+
+    network.load, network.prepare = slow_load, tune  # type: ignore[method-assign]
+    it.run()
+    found = it.lines.windows("setup")
+    assert [(w.configuration, w.phase, w.batch_size) for w in found] == [("one", "load", 0), ("one", "prepare", 8)]
+    for window, length_s in zip(found, (3.0, 7.0), strict=True):
+        assert window.duration_s == pytest.approx(length_s, abs=1e-3)
+        assert window.start_edge is not None and window.end_edge is not None
+        assert window.start_edge.counters[0].read_at_s <= window.start_s
+        assert window.end_s <= window.end_edge.counters[0].read_at_s
+        assert (window.batches, window.inferences) == (0, 0)
+    assert it.lines.delivered == [line for line in it.lines.lines if isinstance(line, Window)]
+    for window in it.lines.windows("measure"):
+        assert all(window.end_s <= one.start_s or one.end_s <= window.start_s for one in found)
+        assert window.duration_s < 1.11
+
+
+def test_of_short_setting_up_the_seconds_are_kept_once_for_each_batch_size() -> None:
+    it = bench()
+    it.networks["two"].load = lambda: it.clock.work(0.25)  # type: ignore[method-assign]
+    it.run()
+    assert it.lines.windows("setup") == []
+    kept = [line for line in it.lines.lines if isinstance(line, Setup)]
+    assert sorted((line.configuration, line.phase, line.batch_size) for line in kept) == [
+        (name, phase, size) for name in ("one", "two") for phase, size in (("load", 0), ("prepare", 1), ("prepare", 8))
+    ]
+    assert next(line for line in kept if line.configuration == "two").duration_s == pytest.approx(0.25, abs=1e-4)
+
+
+def test_what_cannot_be_set_up_has_no_window_of_it() -> None:
+    it = bench()
+
+    def fail(batch: int) -> Exception | None:
+        it.clock.work(5.0)
+        return UnsupportedBatchError("no engine") if batch == 8 else None
+
+    it.networks["one"].prepare_error = fail
+    it.run()
+    assert [(w.configuration, w.batch_size) for w in it.lines.windows("setup")] == [("one", 1)]

@@ -27,9 +27,14 @@ SLEEPER = """
 import time
 
 class Sleeper:
+    def __init__(self, tune_s="0"):
+        self.tune_s, self.tuned = float(tune_s), set()
     def describe(self): return {"runtime": "sleep", "precision": "fp32"}
-    def load(self): pass
+    def load(self): time.sleep(self.tune_s)
     def prepare(self, batch):
+        if batch == 2 and batch not in self.tuned:
+            self.tuned.add(batch)
+            time.sleep(self.tune_s)
         if batch == 3:
             from joulewatch_harness.errors import UnsupportedBatchError
             raise UnsupportedBatchError("three is not a batch")
@@ -81,6 +86,11 @@ class Profile:
     def run_folder(self) -> Path:
         (folder,) = (self.folder / "runs").iterdir()
         return folder
+
+    @property
+    def told(self) -> str:
+        """The result, its lines joined."""
+        return " ".join(self.out.read_text().split())
 
     def record(self) -> RunRecord:
         return read_run(self.run_folder)
@@ -220,3 +230,49 @@ def test_through_prometheus_every_window_is_delivered(
     assert "not there yet" not in said
     assert "Sleeper" in it.out.read_text()
     assert not (it.run_folder / "recording.sqlite").exists()
+
+
+def test_tuning_in_a_process_of_its_own_is_told_apart_from_prometheus_alone(
+    profile: Callable[..., Profile], exporter_server: Any, prometheus_server: Any, tmp_path: Path
+) -> None:
+    """Loading takes 1.2 s, tuning for batch size 2 as long, once; the journal is not needed to know."""
+    exporter = exporter_server()
+    prometheus = prometheus_server(scrape_targets=[exporter.address], scrape_interval="200ms")
+    words = ("--prometheus", prometheus.url, "--exporter", exporter.url, "--isolate", "--option", "tune_s=1.2")
+    it = profile(*words)
+    assert it.finish() == 0, it.err.read_text()
+    record = it.record()
+    found = [window for window in record.windows if window.kind == "setup"]
+    assert [(window.phase, window.batch_size) for window in found] == [("load", 0), ("prepare", 2)]
+    assert [(one.phase, one.batch_size) for one in record.setups] == [("prepare", 1)]
+    for window in found:
+        assert window.duration_s >= 1.2
+        assert all(
+            window.end_s <= other.start_s or other.end_s <= window.start_s
+            for other in record.windows
+            if other.kind in ("measure", "idle")
+        )
+    assert re.search(
+        r"Setting up, not in the above: .*Sleeper.* load 1\.\d+ s, .* J; batch 2 prepare 1\.\d+ s", it.told
+    )
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    there = subprocess.run(
+        [
+            *(sys.executable, "-m", "joulewatch_harness", "analyze", record.header.run),
+            *("--prometheus", prometheus.url, "--format", "json"),
+        ],
+        cwd=elsewhere,
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert there.returncode == 0, there.stderr
+    (spans,) = json.loads(there.stdout)["setup"].values()
+    (own,) = json.loads((it.run_folder / "result.json").read_text())["setup"].values()
+    long = [span for span in own if span["window"] is not None]
+    assert [span["duration_s"] for span in spans] == [span["duration_s"] for span in long]
+    for mine, theirs in zip(spans, long, strict=True):
+        assert mine["energy"]["total"]["gross"]["value"] == pytest.approx(
+            theirs["energy"]["total"]["gross"]["value"], rel=1e-6
+        )

@@ -14,10 +14,15 @@ What cancels, because it is one and the same error in A and B (correlation 1):
 * the idle power that was subtracted (net only), where it came from the same idle windows: it leaves its
   watts x the difference in seconds per inference.
 
+The scatter between rounds is *paired* where A and B are of one run and have the same rounds: every round goes over all
+configurations in an order of its own, so what the machine is like in a round is in both, and leaves the differences
+B - A of the rounds. Their scatter is the component of type A, with n - 1 degrees of freedom. Whether to pair is settled
+by how the run was made and never by what comes out: with nothing common to the rounds a pair costs degrees of freedom
+(n - 1 instead of up to 2 n - 2: with 3 rounds the factor is 4.3 instead of 2.8). Across runs, and for results that were
+stored without their rounds, the scatters of A and of B are independent.
+
 What does not cancel and is combined as independent:
 
-* the scatter between rounds. Rounds go over all configurations in an order of their own, so a slow drift of the
-  machine is in both alike; taking it for independent is then cautious;
 * refresh and resolution of a sensor: another phase in each window;
 * what power did beside the edges of windows, interpolation, clocks: perhaps alike in both, but nobody knows;
 * the accuracy of a power model (``estimated``) or of an unknown method: such an error depends on the load;
@@ -31,11 +36,11 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from joulewatch_harness.analysis.energy import ACCURACY
-from joulewatch_harness.analysis.statistics import coverage_factor, effective_dof
+from joulewatch_harness.analysis.statistics import coverage_factor, effective_dof, standard_error
 from joulewatch_harness.analysis.summary import COMPONENTS, TOTAL, BudgetLine, Estimate
 from joulewatch_harness.errors import ConfigError, RecordError
 from joulewatch_harness.names import unknown
@@ -75,6 +80,8 @@ class Measure:
     methods: frozenset[str] = frozenset()
     idle: tuple[str, tuple[int, ...]] = ("", ())
     """Run and indexes of the idle windows that were subtracted."""
+    run: str = ""
+    """Whose rounds these are: those of one run can be paired."""
 
     @property
     def key(self) -> tuple[Kind, str, str]:
@@ -135,6 +142,8 @@ class Row:
     """Why there is no verdict."""
     cancelled: tuple[str, ...] = ()
     """Items that are one error in both."""
+    paired_rounds: int = 0
+    """Rounds whose differences tell the scatter; 0: the rounds of A and of B count as independent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +206,9 @@ def measures(side: Side, batch_size: int) -> dict[tuple[Kind, str, str], Measure
     group = side.run.groups[side.configuration][batch_size]
     try:
         found = list(_energies(side.run, group))
-        found.append(Measure("throughput", "throughput", "", "1/s", _estimate(group["throughput"])))
-        found += _latencies(group)
-    except (KeyError, TypeError, ValueError) as error:
+        found.append(Measure("throughput", "throughput", "", "1/s", _estimate(group["throughput"]), run=side.run.id))
+        found += _latencies(side.run, group)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(
             f"run {side.run.id}, {side.configuration}, batch {batch_size}: broken result: "
             f"{type(error).__name__}: {error}"
@@ -227,10 +236,11 @@ def _energies(run: Run, group: Mapping[str, Any]) -> Iterable[Measure]:
                 frozenset(_sensor_name(run, sensor) for sensor in item["sensors"]),
                 frozenset(item["methods"]),
                 (run.id, tuple(idle["windows"])) if idle is not None and basis == NET else ("", ()),
+                run.id,
             )
 
 
-def _latencies(group: Mapping[str, Any]) -> Iterable[Measure]:
+def _latencies(run: Run, group: Mapping[str, Any]) -> Iterable[Measure]:
     latency, rounds = group["latency"], int(group["rounds"])
     for name in _LATENCIES:
         estimate = None
@@ -239,8 +249,14 @@ def _latencies(group: Mapping[str, Any]) -> Iterable[Measure]:
             lines: tuple[BudgetLine, ...] = ()
             if standard is not None and rounds > 1:
                 lines = (BudgetLine(REPEATS, "A", float(standard), rounds - 1, False, f"scatter of {rounds} rounds"),)
-            estimate = _combined(float(latency[f"{name}_s"]), lines)
-        yield Measure("latency", name, "", "s", estimate, "" if estimate is not None else "no latency")
+            by_round = _rounds(latency.get("rounds", {}).get(f"{name}_s", {}))
+            estimate = replace(_combined(float(latency[f"{name}_s"]), lines), rounds=by_round)
+        yield Measure("latency", name, "", "s", estimate, "" if estimate is not None else "no latency", run=run.id)
+
+
+def _rounds(data: Mapping[str, Any]) -> dict[int, float]:
+    """Round -> its own value; results stored by an older joulewatch have none."""
+    return {int(number): float(value) for number, value in data.items()}
 
 
 def _estimate(data: Mapping[str, Any] | None) -> Estimate | None:
@@ -265,6 +281,7 @@ def _estimate(data: Mapping[str, Any] | None) -> Estimate | None:
         float(data["coverage_factor"]),
         math.inf if dof is None else float(dof),
         lines,
+        _rounds(data.get("rounds", {})),
     )
 
 
@@ -397,20 +414,31 @@ def compare_measures(batch_size: int, a: Measure | None, b: Measure | None, *, c
         ]
         return Row(*values, None, None, "missing", "; ".join(why))
     shared = _shared(a, b) if cancel else (lambda _: False)
-    difference = _difference(first, second, shared, 1.0, 1.0)
+    paired = _paired_rounds(a, b)
+    difference = _difference(first, second, shared, 1.0, 1.0, paired)
     percent = None
     if first.value > 0 and first.expanded < first.value:
         # First order, as everywhere in the GUM: d(B/A) = dB/A - B dA/A².
         scale = 100 / first.value
-        percent = _difference(first, second, shared, scale * second.value / first.value, scale)
+        percent = _difference(first, second, shared, scale * second.value / first.value, scale, paired)
         percent = _with_value(percent, scale * (second.value - first.value))
     both = {line.name for line in first.budget} & {line.name for line in second.budget}
     cancelled = tuple(sorted(name for name in both if shared(name)))
     if not all(any(line.name == REPEATS for line in one.budget) for one in (first, second)):
         text = "fewer than two rounds: nothing is known of the scatter"
-        return Row(*values, difference, percent, "unknown", text, cancelled)
+        return Row(*values, difference, percent, "unknown", text, cancelled, len(paired))
     apart = all(abs(one.value) > one.expanded for one in (difference, percent) if one is not None)
-    return Row(*values, difference, percent, "differs" if apart else "no difference shown", "", cancelled)
+    verdict: Verdict = "differs" if apart else "no difference shown"
+    return Row(*values, difference, percent, verdict, "", cancelled, len(paired))
+
+
+def _paired_rounds(a: Measure, b: Measure) -> tuple[int, ...]:
+    """The rounds whose differences are taken: of one run, and the same ones in A and B."""
+    assert a.estimate is not None
+    assert b.estimate is not None
+    first, second = a.estimate.rounds, b.estimate.rounds
+    same = a.run == b.run and first.keys() == second.keys() and len(first) > 1
+    return tuple(sorted(first)) if same else ()
 
 
 def _shared(a: Measure, b: Measure) -> Callable[[str], bool]:
@@ -424,11 +452,24 @@ def _shared(a: Measure, b: Measure) -> Callable[[str], bool]:
     return shared
 
 
-def _difference(a: Estimate, b: Estimate, shared: Callable[[str], bool], weight_a: float, weight_b: float) -> Estimate:
+def _difference(
+    a: Estimate,
+    b: Estimate,
+    shared: Callable[[str], bool],
+    weight_a: float,
+    weight_b: float,
+    paired: Sequence[int],
+) -> Estimate:
     """``b * weight_b - a * weight_a`` with the budget of both; what is shared is subtracted before it is squared."""
     lines = []
+    if paired:
+        scatter = standard_error([weight_b * b.rounds[number] - weight_a * a.rounds[number] for number in paired])
+        text = f"scatter of the differences in {len(paired)} rounds"
+        lines.append(BudgetLine(f"{REPEATS}, paired", "A", scatter, len(paired) - 1, False, text))
     other = {line.name: line for line in b.budget if shared(line.name)}
     for line in a.budget:
+        if paired and line.name == REPEATS:
+            continue
         partner = other.pop(line.name, None)
         if partner is None:
             lines.append(_weighted(line, "A", weight_a))
@@ -438,7 +479,11 @@ def _difference(a: Estimate, b: Estimate, shared: Callable[[str], bool], weight_
         left = abs(signs[1] * partner.standard * weight_b - signs[0] * line.standard * weight_a)
         dof = min(line.dof, partner.dof)
         lines.append(BudgetLine(f"{line.name}, A and B", line.kind, left, dof, True, "one error in both: what is left"))
-    lines += [_weighted(line, "B", weight_b) for line in b.budget if not shared(line.name) or line.name in other]
+    lines += [
+        _weighted(line, "B", weight_b)
+        for line in b.budget
+        if (not shared(line.name) or line.name in other) and not (paired and line.name == REPEATS)
+    ]
     return _combined(weight_b * b.value - weight_a * a.value, lines)
 
 
@@ -585,6 +630,16 @@ def _common_notes(pairs: Sequence[Pair], *, cancel: bool) -> Iterable[str]:
             "The accuracy of the sensors is the same error in A and B, a scale factor: it is in the difference only "
             "as far as that goes, and not in the percentage. --uncorrelated counts it in full."
         )
+    counts = sorted({row.paired_rounds for row in rows if row.difference is not None})
+    if counts and counts[0]:
+        yield (
+            f"Rounds are paired ({_list(counts)} of them): the scatter is that of B - A in each round, so what a round "
+            "has in common is in neither."
+        )
+    elif len(counts) > 1:
+        yield "Some rounds are paired, others (not the same ones in A and B, or of two runs) count as independent."
+    elif counts:
+        yield "Rounds are not paired (two runs, or not the same ones in A and B): their scatters count as independent."
     if not cancel:
         yield "Nothing cancels (--uncorrelated): errors that A and B share are counted in full, twice."
     if verdicts > 1:

@@ -139,7 +139,7 @@ def render_csv(comparison: Comparison) -> str:
                 "unit",
             ),
             *("a", "a_uncertainty", "b", "b_uncertainty", "difference", "difference_uncertainty"),
-            *("percent", "percent_uncertainty", "verdict", "text"),
+            *("percent", "percent_uncertainty", "verdict", "text", "paired_rounds"),
         )
     )
     for pair in comparison.pairs:
@@ -149,7 +149,7 @@ def render_csv(comparison: Comparison) -> str:
                     *(pair.a.run.id, pair.a.configuration, pair.b.run.id, pair.b.configuration),
                     *(row.batch_size, row.kind, row.name, row.basis, row.unit),
                     *(cell for one in (row.a, row.b, row.difference, row.percent) for cell in _numbers(one)),
-                    *(row.verdict, row.text),
+                    *(row.verdict, row.text, row.paired_rounds),
                 )
             )
     return out.getvalue()
@@ -205,4 +205,5 @@ def _row_document(row: Row) -> dict[str, Any]:
         "verdict": row.verdict,
         "text": row.text,
         "cancelled": list(row.cancelled),
+        "paired_rounds": row.paired_rounds,
     }

@@ -11,16 +11,17 @@ between an edge's reading and the window) and carries an uncertainty that covers
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import numpy as np
 
 from joulewatch_harness.analysis.series import Floats, Series
+from joulewatch_harness.analysis.statistics import NORMAL_95, student_factor
 from joulewatch_harness.errors import CoverageError
 
 Method = Literal["edges", "history", "power"]
-Distribution = Literal["uniform", "triangular", "arcsine"]
+Distribution = Literal["uniform", "triangular", "arcsine", "normal"]
 
 ACCURACY: Final = "accuracy"
 """Name of the budget item of a sensor's published accuracy."""
@@ -32,6 +33,10 @@ _LEAST_POWER_DOUBT: Final = 0.2
 _GAP_FACTOR: Final = 3.0
 """A spacing above this many median spacings is a gap."""
 _SHORTEST_GAP_S: Final = 0.5
+_PERIOD_TOLERANCE: Final = 0.05
+"""Readings a refresh period apart may be this much nearer: scrapes and sensors have clocks of their own."""
+_FEW_READINGS: Final = 4
+"""With fewer readings in a window nothing is made of their scatter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +88,13 @@ class Traits:
     """Published relative half-width; None where none is published."""
     family: str = ""
     """Sensors of one family share one systematic error of accuracy."""
+    window_s: float = 0.0
+    """A value is the mean over so much of each refresh period; 0: over all of it."""
+
+    @property
+    def unseen(self) -> float:
+        """Share of the time at which the sensor does not look."""
+        return 1.0 - self.window_s / self.refresh_s if 0.0 < self.window_s < self.refresh_s else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -485,3 +497,83 @@ def energy_from_power(
         int(np.count_nonzero((part_times >= start_s) & (part_times <= end_s))),
         (float(times_s[b] - times_s[a]), float(times_s[d] - times_s[c])),
     )
+
+
+def with_unseen(
+    energy: WindowEnergy,
+    window: Span,
+    traits: Traits,
+    readings: Series | None,
+    *,
+    offset: ClockOffset = ClockOffset(),
+    power_floor_watts: float = 0.0,
+    power_cap_watts: float = 0.0,
+) -> WindowEnergy:
+    """Widen an energy by what a sensor that looks only at a part of each refresh period may have missed.
+
+    With f the share of time that is seen, N the refresh periods in the window of length D and s the scatter of the
+    sensor's values from one to the next, the seen slices are a systematic sample of all slices, and
+
+        u(E) = D s sqrt((1 - f) / N),    s^2 = mean of (p[i+1] - p[i])^2 / 2 .
+
+    Slow changes of power are seen as they are; successive differences keep them out of s. This takes for granted that
+    what power does within a refresh period is not in step with the sensor: a load that repeats with the sensor's own
+    period looks constant, and nobody can tell. Few values count for less (Student's factor, with two thirds of a
+    degree of freedom for each difference); with fewer than four, unseen power may have been anything, evenly, between
+    the smallest and the largest power of the device. The hard bounds always allow for any power up to the largest.
+
+    Args:
+        energy: From edges, history or power.
+        window: Its span.
+        traits: What limits the sensor; where nothing is unseen, ``energy`` comes back as it is.
+        readings: The sensor's own values in watts, as they were scraped; None: not known.
+        offset: The exporter's clock minus the harness's.
+        power_floor_watts: Smallest power that the device was seen to have.
+        power_cap_watts: Largest; twice the window's mean power is allowed for in any case.
+
+    Source:
+        Cochran, Sampling Techniques, 3rd ed., 2.6 (the finite population correction) and ch. 8; Wolter 1984, An
+        investigation of some estimators of variance for systematic sampling (the successive differences); Yang, Adamek,
+        Armour 2023, arXiv 2312.02741 (which sensors do so).
+    """
+    unseen = traits.unseen
+    if unseen <= 0.0:
+        return energy
+    power, duration_s = energy.mean_power_watts, energy.duration_s
+    cap = max(_POWER_CAP_FACTOR * power, power_cap_watts)
+    floor = min(power_floor_watts, power)
+    seen = f"sees {1e3 * traits.window_s:.3g} of each {1e3 * traits.refresh_s:.3g} ms"
+    values = _apart(readings, window, offset, traits.refresh_s) if readings is not None else np.empty(0)
+    if values.size >= _FEW_READINGS:
+        scatter_watts = math.sqrt(float(np.mean(np.diff(values) ** 2)) / 2)
+        few = student_factor(2 * (values.size - 1) / 3) / NORMAL_95
+        # A gauge that was only scraped has no values between its samples.
+        periods = min(duration_s / traits.refresh_s, energy.samples if energy.method == "power" else math.inf)
+        standard = few * duration_s * scatter_watts * math.sqrt(unseen / max(periods, 1.0))
+        half = NORMAL_95 * standard
+        distribution: Distribution = "normal"
+        text = f"{seen}; {values.size} values in the window scatter by {scatter_watts:.3g} W"
+    else:
+        half = unseen * duration_s * max(cap - power, power - floor)
+        standard, distribution = _uniform(half), "uniform"
+        text = f"{seen}; too few values in the window to know their scatter"
+    return replace(
+        energy,
+        lower_joules=(1.0 - unseen) * energy.lower_joules,
+        upper_joules=energy.upper_joules + unseen * duration_s * (cap - power),
+        budget=(*energy.budget, BudgetItem("unseen", standard, half, distribution, text)),
+    )
+
+
+def _apart(readings: Series, window: Span, offset: ClockOffset, refresh_s: float) -> Floats:
+    """Values inside a window, each about a refresh period after the one before: no value counts twice."""
+    start_s, end_s = window.start_s + offset.nominal_s, window.end_s + offset.nominal_s
+    least_s = (1.0 - _PERIOD_TOLERANCE) * refresh_s
+    kept: list[float] = []
+    last_s = -math.inf
+    inside = readings.between(start_s, end_s)
+    for at_s, watts in zip(inside.times_s, inside.values, strict=True):
+        if start_s <= at_s <= end_s and at_s >= last_s + least_s:
+            kept.append(float(watts))
+            last_s = float(at_s)
+    return np.array(kept, dtype=np.float64)

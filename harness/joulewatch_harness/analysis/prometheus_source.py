@@ -191,16 +191,18 @@ class PrometheusSource:
             return History(self.describe())
         matcher = _matcher("instance", instances) if exporters is not None else ""
         margin_s = self._margin_s(whole, matcher)
-        names = (*COUNTER_NAMES, *(POWER_NAMES if power else ()))
+        merged = merge_spans(spans, margin_s)
+        metadata = self._metadata((merged[0][0], merged[-1][1]), matcher)
+        # How far the values of a sensor scatter that does not look all the time is seen in its own power.
+        with_power = power or any(item.name == catalog.SENSOR_WINDOW.name for item in metadata)
+        names = (*COUNTER_NAMES, *(POWER_NAMES if with_power else ()))
         selector = f"{{{', '.join(filter(None, (_matcher('__name__', names), matcher)))}}}"
         found: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
-        merged = merge_spans(spans, margin_s)
         for start_s, end_s in merged:
             for series in self.raw(selector, start_s, end_s):
                 found.setdefault((series.name, tuple(sorted(series.labels.items()))), []).append(series)
         samples = [_joined(pieces) for pieces in found.values()]
-        samples += self._metadata((merged[0][0], merged[-1][1]), matcher)
-        return build_history(self.describe(), samples, instances)
+        return build_history(self.describe(), samples + metadata, instances, power=power)
 
     def _at(self, query: str, span: tuple[float, float], name: str = "") -> list[RawSeries]:
         """An instant query over a whole span: ``{range}`` in it becomes the span's length."""
@@ -210,8 +212,9 @@ class PrometheusSource:
 
     def _metadata(self, span: tuple[float, float], matcher: str) -> list[RawSeries]:
         within = f"{{{matcher}}}[{{range}}]"
-        found = self._at(f"last_over_time({catalog.SENSOR_INFO.name}{within})", span, catalog.SENSOR_INFO.name)
-        found += self._at(f"last_over_time({catalog.SENSOR_REFRESH.name}{within})", span, catalog.SENSOR_REFRESH.name)
+        found: list[RawSeries] = []
+        for metric in (catalog.SENSOR_INFO, catalog.SENSOR_REFRESH, catalog.SENSOR_WINDOW):
+            found += self._at(f"last_over_time({metric.name}{within})", span, metric.name)
         # Raw samples of diagnostics only where something happened: on a healthy machine that is none.
         for name in HEALTH_NAMES:
             if self._at(f"changes({name}{within}) > 0", span):

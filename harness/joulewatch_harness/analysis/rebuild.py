@@ -32,6 +32,7 @@ from joulewatch_harness.records import (
     Window,
     WindowKind,
 )
+from joulewatch_harness.scenario import OFFLINE
 
 RUN_NAMES: Final = (catalog.RUN_INFO.name, catalog.RUN_STATUS.name)
 WINDOW_NAMES: Final = tuple(
@@ -197,6 +198,7 @@ def _window(
             if total_s is not None:
                 phases[other[2]] = PhaseTime(round(spans.one(other, at_ms) or 0.0), total_s)
     flags = metrics.get(catalog.WINDOW_FLAG.name, nothing).at(key, at_ms)
+    units = metrics.get(catalog.WINDOW_UNITS.name, nothing).at(key, at_ms)
     return Window(
         run,
         index,
@@ -216,6 +218,7 @@ def _window(
         _edge("start", key, at_ms, metrics),
         _edge("end", key, at_ms, metrics),
         tuple(sorted(labels.get("flag", "") for labels, _ in flags)),
+        {labels.get("unit", ""): count for labels, count in units},
     )
 
 
@@ -255,6 +258,7 @@ def _configurations(infos: Iterable[RawSeries]) -> tuple[Configuration, ...]:
     for raw in sorted(infos, key=lambda item: float(item.times_s[-1]) if item.times_s.size else 0.0):
         labels = raw.labels
         name = labels.get("configuration", "")
+        scenario, rate_per_s = _scenario(name, labels)
         found[name] = Configuration(
             name,
             labels.get("network", ""),
@@ -264,10 +268,20 @@ def _configurations(infos: Iterable[RawSeries]) -> tuple[Configuration, ...]:
             labels.get("provider", ""),
             runtime_version=labels.get("runtime_version", ""),
             model_sha256=labels.get("model_sha256", ""),
-            scenario=scenario_in_name(name)[0],
-            server_rate_per_s=scenario_in_name(name)[1],
+            scenario="" if scenario == OFFLINE else scenario,
+            server_rate_per_s=rate_per_s,
         )
     return tuple(found[name] for name in found)
+
+
+def _scenario(name: str, labels: Mapping[str, str]) -> tuple[str, float]:
+    """Scenario and queries per second; of a run that was delivered without them, what its name says."""
+    if "scenario" not in labels:
+        return scenario_in_name(name)
+    try:
+        return labels["scenario"], float(labels.get("server_rate_per_second", "0"))
+    except ValueError:
+        return labels["scenario"], 0.0
 
 
 def _header(

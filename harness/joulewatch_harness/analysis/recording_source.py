@@ -28,6 +28,7 @@ _MARGIN_S: Final = 60.0
 _METADATA_NAMES: Final = (
     catalog.SENSOR_INFO.name,
     catalog.SENSOR_REFRESH.name,
+    catalog.SENSOR_WINDOW.name,
     catalog.SENSOR_UP.name,
     *HEALTH_NAMES,
 )
@@ -86,13 +87,15 @@ class RecordingSource:
         merged = merge_spans(spans, _MARGIN_S)
         whole = (merged[0][0], merged[-1][1])
         wanted = None if exporters is None else {item.name for item in exporters}
-        for name in (*COUNTER_NAMES, *(POWER_NAMES if power else ())):
+        # How far the values of a sensor scatter that does not look all the time is seen in its own power.
+        with_power = power or bool(self._raw(catalog.SENSOR_WINDOW.name, (None, whole[1]), wanted))
+        for name in (*COUNTER_NAMES, *(POWER_NAMES if with_power else ())):
             found += self._raw(name, whole, wanted)
         for name in _METADATA_NAMES:
             # Metadata is stored when it is new, which may be long before the span.
             start_s = whole[0] if name in HEALTH_NAMES or name == catalog.SENSOR_UP.name else None
             found += self._raw(name, (start_s, whole[1]), wanted)
-        return build_history(self.describe(), found)
+        return build_history(self.describe(), found, power=power)
 
     def _raw(self, name: str, span: tuple[float | None, float], wanted: set[str] | None) -> list[RawSeries]:
         return [

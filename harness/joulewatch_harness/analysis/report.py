@@ -8,7 +8,7 @@ import io
 import json
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -17,15 +17,20 @@ from joulewatch_harness import __version__
 from joulewatch_harness.analysis.audit import Finding
 from joulewatch_harness.analysis.source import SampleSource
 from joulewatch_harness.analysis.summary import (
+    OTHER_PHASE,
     TOTAL,
     EnergyResult,
     Estimate,
     GroupResult,
     IdlePower,
+    PhaseShare,
     RunResult,
+    SetupEnergy,
+    SetupResult,
     analyze_run,
 )
 from joulewatch_harness.records import RunRecord, SensorRecord, encode
+from joulewatch_harness.scenario import IDLE_PHASE
 
 SCHEMA_VERSION: Final = 1
 """Of the JSON; raised when a reader of the old form would go wrong."""
@@ -187,7 +192,9 @@ def render_table(result: RunResult, *, width: int = 80, budget: bool = False) ->
     if len(components) > 1 and not shown:
         lines.append(f"Components ({', '.join(components)}) do not fit into {width} columns: see --format csv.")
     lines += _idle_lines(result)
+    lines += _setup_lines(result)
     lines += _count_lines(result)
+    lines += _phase_lines(result)
     lines += _beside_lines(result, scale, unit, width)
     if budget:
         lines += _budget_lines(result, scale, unit)
@@ -248,6 +255,59 @@ def _idle_lines(result: RunResult) -> list[str]:
     if own and own != {total.text}:
         text += f" Each configuration uses its own: {'; '.join(sorted(own))}."
     return [text]
+
+
+def _setup_lines(result: RunResult) -> list[str]:
+    """What loading and preparing cost, a line for each configuration; nothing of what took less than a second."""
+    told: dict[str, list[str]] = {}
+    for item in result.setups:
+        if item.window is not None:
+            what = item.phase if item.phase == "load" else f"batch {item.batch_size} {item.phase}"
+            told.setdefault(item.configuration, []).append(f"{what} {_three(item.duration_s)} s, {_setup_joules(item)}")
+    return [f"Setting up, not in the above: {name} {'; '.join(spans)}" for name, spans in told.items()]
+
+
+def _setup_joules(item: SetupResult) -> str:
+    total = item.total
+    if total is None or total.gross is None:
+        return f"energy missing: {total.missing if total is not None else 'no window'}"
+    exponent, letter = prefix_for([total.gross.value])
+    return f"{with_uncertainty(total.gross, 10.0**-exponent)} {letter}J"
+
+
+EXECUTE_PHASE: Final = "execute"
+
+
+def has_phases(group: GroupResult) -> bool:
+    """Whether a batch is more than its execution."""
+    return bool({item.name for item in group.phases} - {EXECUTE_PHASE, OTHER_PHASE})
+
+
+def beside_execution(phases: Sequence[PhaseShare]) -> float | None:
+    """Share of the time that goes by around the execution: drivers, copies; None where none is told apart."""
+    if not any(item.name == EXECUTE_PHASE for item in phases):
+        return None
+    # Waiting for queries is no work.
+    return math.fsum(item.share.value for item in phases if item.name not in (EXECUTE_PHASE, IDLE_PHASE))
+
+
+def _phase_lines(result: RunResult) -> list[str]:
+    """Shares of the time, for configurations whose batches are more than their execution."""
+    lines: list[str] = []
+    for name in dict.fromkeys(group.configuration.name for group in result.groups if has_phases(group)):
+        groups = [group for group in result.groups if group.configuration.name == name and group.phases]
+        names = list(dict.fromkeys(item.name for group in groups for item in group.phases))
+        beside = [beside_execution(group.phases) for group in groups]
+        told = any(value is not None for value in beside)
+        rows = [["batch", *names, *(["not execute"] if told else [])]]
+        for group, around in zip(groups, beside, strict=True):
+            shares = {item.name: item.share for item in group.phases}
+            row = [str(group.batch_size)]
+            row += [f"{100 * shares[one].value:.1f}" if one in shares else "-" for one in names]
+            rows.append([*row, *(["-" if around is None else f"{100 * around:.1f}"] if told else [])])
+        lines += _titled(align(rows, left=0), [name] * len(groups))
+    head = "Time per phase, % (no energy: phases are shorter than what a sensor resolves)"
+    return ["", head, *lines] if lines else []
 
 
 def _watts(idle: IdlePower) -> str:
@@ -421,6 +481,8 @@ def render_csv(result: RunResult) -> str:
         head += [name, f"{name}_per_second", f"{name}_per_second_uncertainty"]
         for basis in ("gross", "net"):
             head += [f"{name}_{basis}_joules_each", f"{name}_{basis}_uncertainty_joules_each"]
+    phases = list(dict.fromkeys(item.name for group in result.groups for item in group.phases))
+    head += [f"phase_{name}_share_of_time" for name in phases]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(head)
@@ -448,6 +510,8 @@ def render_csv(result: RunResult) -> str:
             row.append("" if unit is None else _number(unit.count))
             for estimate in (None, None, None) if unit is None else (unit.rate, unit.gross, unit.net):
                 row += _pair(estimate)
+        shares = {item.name: item.share.value for item in group.phases}
+        row += [_number(shares[name]) if name in shares else "" for name in phases]
         writer.writerow(row)
     return out.getvalue()
 
@@ -493,6 +557,10 @@ def result_document(result: RunResult) -> dict[str, Any]:
         "sensors": [encode(item) for item in result.sensors],
         "idle": {name: _idle_document(item) for name, item in result.idle.items()},
         "results": [_group_document(group) for group in result.groups],
+        "setup": {
+            name: [_setup_document(item) for item in result.setups if item.configuration == name]
+            for name in dict.fromkeys(item.configuration for item in result.setups)
+        },
         "findings": [
             {
                 "severity": item.severity,
@@ -538,7 +606,12 @@ def estimate_document(estimate: Estimate | None, unit: str) -> dict[str, Any] | 
             }
             for item in estimate.budget
         ],
+        **({"rounds": _rounds(estimate.rounds)} if estimate.rounds else {}),
     }
+
+
+def _rounds(values: Mapping[int, float]) -> dict[str, float]:
+    return {str(number): value for number, value in values.items()}
 
 
 def _idle_document(idle: IdlePower | None) -> dict[str, Any] | None:
@@ -551,6 +624,32 @@ def _idle_document(idle: IdlePower | None) -> dict[str, Any] | None:
         "basis": idle.basis,
         "windows": list(idle.windows),
         "text": idle.text,
+    }
+
+
+def _setup_document(item: SetupResult) -> dict[str, Any]:
+    return {
+        "phase": item.phase,
+        "batch_size": item.batch_size,
+        "duration_s": item.duration_s,
+        "window": item.window,
+        "energy": None
+        if item.total is None
+        else {
+            "components": [_setup_energy_document(one) for one in item.components],
+            "total": _setup_energy_document(item.total),
+            "nodes": [_setup_energy_document(one) for one in item.nodes],
+        },
+    }
+
+
+def _setup_energy_document(item: SetupEnergy) -> dict[str, Any]:
+    return {
+        "name": item.name,
+        "gross": estimate_document(item.gross, "J"),
+        "missing": item.missing,
+        "methods": list(item.methods),
+        "sources": list(item.sources),
     }
 
 
@@ -588,6 +687,7 @@ def _group_document(group: GroupResult) -> dict[str, Any]:
             "p99_s": latency.p99_s,
             "max_s": latency.max_s,
             **{f"{name}_standard_uncertainty_s": value for name, value in latency.standard_s.items()},
+            "rounds": {f"{name}_s": _rounds(values) for name, values in latency.rounds_s.items()},
         },
         "energy": {
             "components": [_energy_document(item) for item in group.components],
@@ -605,4 +705,8 @@ def _group_document(group: GroupResult) -> dict[str, Any]:
             }
             for item in group.counts
         },
+        "phases": [
+            {"name": item.name, "share": estimate_document(item.share, "1"), "per_batch_s": item.per_batch_s}
+            for item in group.phases
+        ],
     }

@@ -90,6 +90,8 @@ class History:
     counters: Mapping[SensorId, Series] = field(default_factory=dict)
     powers: Mapping[SensorId, Series] = field(default_factory=dict)
     """Only of sensors that have no counter."""
+    readings: Mapping[SensorId, Series] = field(default_factory=dict)
+    """Own values, in watts, of sensors that see only a part of each refresh period: how far these scatter."""
     starts: Mapping[str, Floats] = field(default_factory=dict)
     """Exporter -> times at which it started, as far as seen."""
     diagnostics: Mapping[tuple[str, ...], Mapping[str, Series]] = field(default_factory=dict)
@@ -177,7 +179,8 @@ def traits_of(record: SensorRecord) -> Traits:
     refresh_s = record.refresh_s
     if refresh_s is None:
         refresh_s = ASSUMED_REFRESH_S.get(record.collector, _ASSUMED_REFRESH_OTHERS_S)
-    return Traits(refresh_s, resolution_joules(record.resolution), record.accuracy, record.collector)
+    resolution = resolution_joules(record.resolution)
+    return Traits(refresh_s, resolution, record.accuracy, record.collector, record.window_s or 0.0)
 
 
 def unknown_sensor(sensor: SensorId) -> SensorRecord:
@@ -219,6 +222,8 @@ def build_history(
     source: str,
     samples: Iterable[RawSeries],
     names: Mapping[str, str] | None = None,
+    *,
+    power: bool = True,
 ) -> History:
     """Turn raw samples into a history.
 
@@ -228,6 +233,7 @@ def build_history(
             two series that differ only in labels that are not the catalog's (two scrape jobs on one
             exporter), the one with more samples counts.
         names: ``instance`` -> name of the exporter in the run; an instance not named keeps its own.
+        power: Also the sensors that have power and no counter.
     """
     names = names or {}
     counters: dict[SensorId, RawSeries] = {}
@@ -236,6 +242,7 @@ def build_history(
     starts: dict[str, set[float]] = {}
     sensors: dict[SensorId, SensorRecord] = {}
     refreshes: dict[tuple[str, ...], float] = {}
+    windows: dict[tuple[str, ...], float] = {}
     diagnostics: dict[tuple[str, ...], dict[str, Series]] = {}
     ups: dict[tuple[str, ...], Series] = {}
     for raw in samples:
@@ -268,9 +275,10 @@ def build_history(
             )
             if sensor not in sensors or _doubt(record) > _doubt(sensors[sensor]):
                 sensors[sensor] = record
-        elif raw.name == catalog.SENSOR_REFRESH.name and raw.values.size:
+        elif raw.name in (catalog.SENSOR_REFRESH.name, catalog.SENSOR_WINDOW.name) and raw.values.size:
             key = (exporter, *(raw.labels.get(name, "") for name in catalog.SENSOR_LABELS))
-            refreshes[key] = max(refreshes.get(key, 0.0), float(raw.values[-1]))
+            told = refreshes if raw.name == catalog.SENSOR_REFRESH.name else windows
+            told[key] = max(told.get(key, 0.0), float(raw.values[-1]))
         elif raw.name in HEALTH_NAMES:
             key = (exporter, *(raw.labels.get(name, "") for name in catalog.SENSOR_LABELS))
             series = Series.from_samples(raw.times_s, raw.values, {"__name__": raw.name, **raw.labels})
@@ -279,23 +287,26 @@ def build_history(
         elif raw.name == catalog.SENSOR_UP.name and raw.values.size and float(raw.values.min()) < 1:
             key = (exporter, *(raw.labels.get(name, "") for name in catalog.DEVICE_LABELS))
             ups[key] = Series.from_samples(raw.times_s, raw.values, {"__name__": raw.name, **raw.labels})
+    partial = {sensor for sensor in powers if _quantity_key(sensor) in windows}
+    if not power:
+        powers = {sensor: raw for sensor, raw in powers.items() if sensor in partial}
     for sensor in (*counters, *powers):
         sensors.setdefault(sensor, unknown_sensor(sensor))
     described = {
-        sensor: _with_refresh(
-            record, refreshes.get((sensor.exporter, record.collector, record.component, record.device, record.domain))
+        sensor: dataclasses.replace(
+            record,
+            refresh_s=refreshes.get(_quantity_key(sensor), record.refresh_s),
+            window_s=windows.get(_quantity_key(sensor), record.window_s),
         )
         for sensor, record in sensors.items()
     }
+    watts = {sensor: _at_read_times(raw, reads.get(_scrape_key(raw))) for sensor, raw in sorted(powers.items())}
     return History(
         source,
         described,
         {sensor: _at_read_times(raw, reads.get(_scrape_key(raw))) for sensor, raw in sorted(counters.items())},
-        {
-            sensor: _at_read_times(raw, reads.get(_scrape_key(raw)))
-            for sensor, raw in sorted(powers.items())
-            if sensor not in counters
-        },
+        {sensor: series for sensor, series in watts.items() if sensor not in counters},
+        {sensor: series for sensor, series in watts.items() if sensor in partial},
         {exporter: np.array(sorted(times), dtype=np.float64) for exporter, times in starts.items()},
         diagnostics,
         ups,
@@ -312,8 +323,9 @@ def _doubt(record: SensorRecord) -> int:
     return _METHOD_DOUBT.index(record.method) if record.method in _METHOD_DOUBT else len(_METHOD_DOUBT)
 
 
-def _with_refresh(record: SensorRecord, refresh_s: float | None) -> SensorRecord:
-    return record if refresh_s is None else dataclasses.replace(record, refresh_s=refresh_s)
+def _quantity_key(sensor: SensorId) -> tuple[str, ...]:
+    """What a metric with the sensor's labels and no scope tells apart."""
+    return sensor.exporter, sensor.collector, sensor.component, sensor.device, sensor.domain
 
 
 def open_source(*, prometheus: PrometheusOptions | None = None, recording: Path | None = None) -> SampleSource | None:

@@ -27,10 +27,15 @@ from joulewatch_harness.analysis.statistics import (
     standard_error,
 )
 from joulewatch_harness.analysis.windows import MeasuredRun, MeasuredWindow, measure_run
-from joulewatch_harness.records import Configuration, Latency, RunRecord, SensorRecord
+from joulewatch_harness.network import RESERVED_PHASES
+from joulewatch_harness.records import Configuration, Latency, RunRecord, SensorRecord, Window
+from joulewatch_harness.scenario import IDLE_PHASE
 
 TOTAL: Final = "total"
 COMPONENTS: Final = ("cpu", "memory", "gpu", "fpga", "other")
+MEASURED_KINDS: Final = ("idle", "setup", "measure")
+"""Windows that are told in joules."""
+OTHER_PHASE: Final = "other"
 IdleBasis = Literal["loaded", "unloaded", "none"]
 
 
@@ -60,6 +65,8 @@ class Estimate:
     factor: float
     dof: float
     budget: tuple[BudgetLine, ...]
+    rounds: Mapping[int, float] = field(default_factory=dict)
+    """Round -> its own value, of which ``value`` is the mean: what a comparison pairs."""
 
     @property
     def inverse(self) -> Estimate:
@@ -129,6 +136,8 @@ class LatencySummary:
     max_s: float
     standard_s: Mapping[str, float] = field(default_factory=dict)
     """Percentile -> standard uncertainty of its mean, from the scatter of the rounds; empty with one round."""
+    rounds_s: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    """Percentile -> round -> its own value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +153,50 @@ class CountResult:
     gross: Estimate | None
     """Joules each, all device sensors; None: the total is missing."""
     net: Estimate | None
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseShare:
+    """How much of the time a batch spends in one phase.
+
+    No energy is told of a phase: phases are mostly far shorter than a sensor's refresh period, and when each of
+    them began is not kept.
+    """
+
+    name: str
+    share: Estimate
+    """Of the time in all phases, ``other`` among them. That is the window's length, unless batches overlap."""
+    per_batch_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SetupEnergy:
+    """Energy of one span of setting up: of a component, of all devices, of a node sensor."""
+
+    name: str
+    gross: Estimate | None
+    """Joules; None: missing."""
+    missing: str
+    methods: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetupResult:
+    """Loading, or preparing a batch size for the first time; its time and energy are in no other result."""
+
+    configuration: str
+    phase: str
+    """``load`` or ``prepare``."""
+    batch_size: int
+    """0 for ``load``."""
+    duration_s: float
+    window: int | None = None
+    """None: it was too short for a window, and nothing is claimed of its energy."""
+    components: tuple[SetupEnergy, ...] = ()
+    total: SetupEnergy | None = None
+    """All device sensors; None without a window."""
+    nodes: tuple[SetupEnergy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +230,8 @@ class GroupResult:
     """Parts of devices, never added to them."""
     counts: tuple[CountResult, ...] = ()
     """Other units of work that the network told."""
+    phases: tuple[PhaseShare, ...] = ()
+    """Shares of the time; of the windows themselves, or of a pass of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +246,8 @@ class RunResult:
     idle: Mapping[str, IdlePower] = field(default_factory=dict)
     """Component or total -> idle power of the machine, all idle windows of the preferred kind."""
     findings: tuple[Finding, ...] = ()
+    setups: tuple[SetupResult, ...] = ()
+    """By configuration, loading first."""
 
     @property
     def methods(self) -> frozenset[str]:
@@ -257,7 +314,8 @@ def combine_mean(
         The mean of the rounds' means. Scatter between windows contains most random items already; counting
         these once more is cautious where rounds are few.
     """
-    by_round = [mean([value for value, _ in windows]) for windows in rounds.values()]
+    told = {number: mean([value for value, _ in windows]) for number, windows in rounds.items()}
+    by_round = list(told.values())
     value = mean(by_round)
     lines = []
     if len(by_round) > 1:
@@ -280,10 +338,10 @@ def combine_mean(
     items = [(line.standard, line.dof) for line in lines]
     standard = math.sqrt(math.fsum(u * u for u, _ in items))
     if standard == 0:
-        return Estimate(value, 0.0, 0.0, coverage_factor([(1.0, math.inf)]), math.inf, tuple(lines))
+        return Estimate(value, 0.0, 0.0, coverage_factor([(1.0, math.inf)]), math.inf, tuple(lines), told)
     largest = max((u for name, u in systematic.items() if name.startswith(ACCURACY)), default=0.0)
     factor = coverage_factor(items, largest)
-    return Estimate(value, standard, factor * standard, factor, effective_dof(items), tuple(lines))
+    return Estimate(value, standard, factor * standard, factor, effective_dof(items), tuple(lines), told)
 
 
 def _missing_text(missing: Sequence[LeftOut], total: int) -> str:
@@ -458,10 +516,44 @@ class _Analysis:
             rounds, {name: math.fsum(values) / len(found) for name, values in systematic.items()}, texts, extra
         )
 
+    def setup(self, measured: MeasuredWindow) -> SetupResult:
+        """One span of loading or preparing, in joules."""
+        devices = [sensor for sensor in self.sensors if sensor.scope == "device"]
+
+        def energy(name: str, sensors: Sequence[SensorId]) -> SetupEnergy:
+            methods = tuple(sorted({self.sensors[sensor].method for sensor in sensors}))
+            if not sensors:
+                return SetupEnergy(name, None, "no sensor", (), ())
+            found, missing = self.gather(sensors, [measured])
+            if not found:
+                return SetupEnergy(name, None, f"{missing[0].text} [{missing[0].reason}]", methods, ())
+            ((_, one),) = found
+            joules = combine_mean({0: [(one.joules, one.random)]}, one.systematic, one.texts)
+            return SetupEnergy(name, joules, "", methods, tuple(sorted(one.sources)))
+
+        window = measured.window
+        return SetupResult(
+            window.configuration,
+            window.phase,
+            window.batch_size,
+            window.duration_s,
+            window.index,
+            tuple(
+                energy(component, [sensor for sensor in devices if sensor.component == component])
+                for component in _ordered({sensor.component for sensor in devices})
+            ),
+            energy(TOTAL, devices),
+            tuple(energy(str(sensor), [sensor]) for sensor in self.sensors if sensor.scope == "node"),
+        )
+
     def group(
-        self, configuration: Configuration, batch_size: int, windows: Sequence[MeasuredWindow]
+        self,
+        configuration: Configuration,
+        batch_size: int,
+        windows: Sequence[MeasuredWindow],
+        passes: Sequence[Window] = (),
     ) -> tuple[GroupResult, list[Finding]]:
-        """One configuration at one batch size."""
+        """One configuration at one batch size; ``passes``: windows that were there for phases only."""
         left_out = []
         used = []
         for item in windows:
@@ -522,6 +614,7 @@ class _Analysis:
                 nodes,
                 parts,
                 self.counts(devices, used, configuration.name),
+                phase_shares([item.window for item in used]) or phase_shares(passes),
             ),
             findings,
         )
@@ -543,6 +636,30 @@ def _ordered(components: Iterable[str]) -> list[str]:
     return sorted(components, key=lambda name: (COMPONENTS.index(name) if name in COMPONENTS else 99, name))
 
 
+def phase_shares(windows: Sequence[Window]) -> tuple[PhaseShare, ...]:
+    """Shares of the time per phase, in the order in which a batch goes through them; none without phases."""
+    told = [window for window in windows if window.phases and window.batches]
+    names = {name for window in told for name in window.phases}
+    found = []
+    for name in sorted(names, key=_phase_place):
+        rounds: dict[int, list[tuple[float, Mapping[str, float]]]] = {}
+        for window in told:
+            spent = window.phases.get(name)
+            whole_s = math.fsum(one.total_s for one in window.phases.values())
+            share = spent.total_s / whole_s if spent is not None and whole_s > 0 else 0.0
+            rounds.setdefault(window.repeat, []).append((share, {}))
+        total_s = math.fsum(window.phases[name].total_s for window in told if name in window.phases)
+        share_of_all = combine_mean(rounds, {}, {})
+        found.append(PhaseShare(name, share_of_all, total_s / sum(window.batches for window in told)))
+    return tuple(found)
+
+
+def _phase_place(name: str) -> tuple[int, str]:
+    if name in (IDLE_PHASE, OTHER_PHASE):
+        return len(RESERVED_PHASES) + 1 + (name == OTHER_PHASE), name
+    return RESERVED_PHASES.index(name) if name in RESERVED_PHASES else len(RESERVED_PHASES), name
+
+
 def _latency(windows: Sequence[MeasuredWindow]) -> LatencySummary | None:
     found = [item.window.latency for item in windows if item.window.latency is not None]
     if not found:
@@ -551,25 +668,27 @@ def _latency(windows: Sequence[MeasuredWindow]) -> LatencySummary | None:
     for item in windows:
         if item.window.latency is not None:
             rounds.setdefault(item.window.repeat, []).append(item.window.latency)
-    standard_s = {
-        name: standard_error([mean([getattr(one, f"{name}_s") for one in part]) for part in rounds.values()])
+    rounds_s = {
+        name: {number: mean([getattr(one, f"{name}_s") for one in part]) for number, part in rounds.items()}
         for name in ("p50", "p90", "p99")
     }
+    standard_s = {name: standard_error(list(values.values())) for name, values in rounds_s.items()}
     return LatencySummary(
         mean([item.p50_s for item in found]),
         mean([item.p90_s for item in found]),
         mean([item.p99_s for item in found]),
         max(item.max_s for item in found),
         standard_s if len(rounds) > 1 else {},
+        rounds_s,
     )
 
 
 def run_spans(record: RunRecord) -> list[tuple[float, float]]:
-    """The spans of a run for which samples are wanted: its idle and measure windows."""
+    """The spans of a run for which samples are wanted: all that are told in joules."""
     return [
         (window.start_s, window.start_s + window.duration_s)
         for window in record.windows
-        if window.kind in ("idle", "measure") and window.duration_s > 0
+        if window.kind in MEASURED_KINDS and window.duration_s > 0
     ]
 
 
@@ -600,11 +719,10 @@ def analyze_run(
         say(f"reading samples from {source.describe()}")
         history = source.history(run_spans(record), exporters)
     say("integrating")
-    wanted = {"idle", "measure"}
     kept = RunRecord(
         record.header,
         record.configurations,
-        tuple(window for window in record.windows if window.kind in wanted),
+        tuple(window for window in record.windows if window.kind in MEASURED_KINDS),
         record.notes,
         record.end,
     )
@@ -616,13 +734,21 @@ def analyze_run(
     for item in run.windows:
         if item.window.kind == "measure":
             groups.setdefault((item.window.configuration, item.window.batch_size), []).append(item)
+    passes: dict[tuple[str, int], list[Window]] = {}
+    for window in record.windows:
+        if window.kind == "phase":
+            passes.setdefault((window.configuration, window.batch_size), []).append(window)
+    # What setting up cost is told and not judged: a doubt about it is no doubt about a result.
+    audited = replace(run, windows=tuple(item for item in run.windows if item.window.kind != "setup"))
     results = []
-    findings = list(audit.audit_run(run, with_history=source is not None))
+    findings = list(audit.audit_run(audited, with_history=source is not None))
     for name, batch_size in sorted(
         groups, key=lambda key: (order.index(key[0]) if key[0] in order else len(order), key)
     ):
         configuration = known.get(name) or Configuration(name, name, "", "")
-        result, found = analysis.group(configuration, batch_size, groups[name, batch_size])
+        result, found = analysis.group(
+            configuration, batch_size, groups[name, batch_size], passes.get((name, batch_size), ())
+        )
         results.append(result)
         findings += found
     idle: dict[str, IdlePower] = {}
@@ -639,7 +765,16 @@ def analyze_run(
         findings.append(
             Finding("info", "no_idle", "no idle window has a number for all devices: there is no net energy")
         )
-    findings += audit.audit_windows(run)
+    findings += audit.audit_windows(audited)
+    setups = [analysis.setup(item) for item in run.windows if item.window.kind == "setup"]
+    setups += [SetupResult(one.configuration, one.phase, one.batch_size, one.duration_s) for one in record.setups]
+    setups.sort(
+        key=lambda one: (
+            order.index(one.configuration) if one.configuration in order else len(order),
+            one.phase != "load",
+            one.batch_size,
+        )
+    )
     return RunResult(
         record,
         source.describe() if source is not None else "",
@@ -647,4 +782,5 @@ def analyze_run(
         tuple(results),
         idle,
         tuple(findings),
+        tuple(setups),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from joulewatch_harness.analysis.energy import (
     default_max_gap_s,
     energy_from_counter,
     energy_from_edges,
+    with_unseen,
 )
 from joulewatch_harness.analysis.series import Floats, SensorId, Series
 from joulewatch_harness.analysis.source import Health, History, traits_of, unknown_sensor
@@ -75,6 +76,8 @@ def known_sensors(record: RunRecord, history: History) -> dict[SensorId, SensorR
         known = found.get(sensor)
         if known is None or (known.refresh_s is None and item.refresh_s is not None):
             found[sensor] = item
+        elif known.window_s is None and item.window_s is not None:
+            found[sensor] = replace(known, window_s=item.window_s)
     for window in record.windows:
         for edge in (window.start_edge, window.end_edge):
             for counter in edge.counters if edge is not None else ():
@@ -165,6 +168,7 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
             history.starts.get(sensor.exporter),
             ranges.get(sensor, (0.0, 0.0)),
             sensor.exporter in one_clock,
+            history.readings.get(sensor),
         )
         for sensor, item in sensors.items()
     ]
@@ -201,6 +205,8 @@ class _Known:
     range_watts: tuple[float, float]
     """Smallest and largest mean power between any two readings."""
     one_clock: bool
+    readings: Series | None
+    """Of a sensor that does not look all the time."""
 
 
 def _missing(window: Window, exporter: str) -> str:
@@ -261,6 +267,16 @@ def _measure(
     best = by_edges or by_history
     if by_edges is not None and by_history is not None and by_history.sampling_joules < by_edges.sampling_joules:
         best = by_history
+    assert best is not None
+    best = with_unseen(
+        best,
+        span,
+        known.traits,
+        known.readings,
+        offset=offset,
+        power_floor_watts=known.range_watts[0],
+        power_cap_watts=known.range_watts[1],
+    )
     return Measured(best, "", "", by_edges, by_history, health)
 
 

@@ -141,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -> list[Row]:
     """Energy of every sensor that matches, in one window; a reason where there is no number."""
-    from joulewatch_harness.analysis.energy import energy_from_counter, energy_from_power
+    from joulewatch_harness.analysis.energy import energy_from_counter, energy_from_power, with_unseen
     from joulewatch_harness.analysis.source import SCOPES, traits_of
     from joulewatch_harness.analysis.windows import LARGEST_UNMEASURED
 
@@ -162,6 +162,7 @@ def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -
                 energy = energy_from_power(power, span, traits_of(record))
             else:
                 raise CoverageError("no_samples", "no sample in the window")
+            energy = with_unseen(energy, span, traits_of(record), history.readings.get(sensor))
             if health.unmeasured_s > LARGEST_UNMEASURED * span.duration_s:
                 raise CoverageError("unmeasured_time", f"the counter missed {health.unmeasured_s:.3g} s")
         except CoverageError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -18,8 +19,10 @@ from joulewatch_harness.analysis.energy import (
     energy_from_counter,
     energy_from_edges,
     energy_from_power,
+    with_unseen,
 )
-from joulewatch_harness.analysis.series import Series
+from joulewatch_harness.analysis.series import Floats, Series
+from joulewatch_harness.analysis.statistics import NORMAL_95, student_factor
 from joulewatch_harness.errors import CoverageError
 from support.synthetic import T0, Signal
 
@@ -295,3 +298,105 @@ def test_the_slack_of_edges_is_taken_at_the_powers_that_were_seen() -> None:
         assert energy.standard_joules > 0
     assert steady.standard_joules < idling.standard_joules
     assert (steady.lower_joules, steady.upper_joules) == (idling.lower_joules, idling.upper_joules)
+
+
+# Sensors that look at a part of the time
+
+PERIOD_S, SEEN_S, STEP_S = 0.1, 0.025, 0.001
+PARTLY = Traits(PERIOD_S, 0.0, None, "nvml", SEEN_S)
+
+
+def telegraph(random: np.random.Generator, count: int, dwell_s: float) -> Floats:
+    """A load that goes on and off at random: 300 W and 80 W."""
+    spans = np.maximum(1, random.exponential(dwell_s / STEP_S, 2 * int(count * STEP_S / dwell_s) + 50).astype(int))
+    levels = np.where((np.arange(spans.size) + int(random.integers(2))) % 2, 300.0, 80.0)
+    return np.repeat(levels, spans)[:count]
+
+
+def steps_of(random: np.random.Generator, count: int, period_s: float) -> Floats:
+    """A load that repeats, out of step with the sensor."""
+    times = np.arange(count) * STEP_S + random.random() * period_s
+    return np.where(times % period_s < 0.4 * period_s, 300.0, 80.0)
+
+
+def watched(
+    random: np.random.Generator, watts: Floats, length_s: float, every: int
+) -> tuple[float, WindowEnergy, WindowEnergy]:
+    """True joules, and what such a sensor makes of them: without and with what it did not see.
+
+    As the exporter does it: readings integrated by the trapezoid; as a scrape sees it: each ``every``-th reading.
+    """
+    sums = np.concatenate(([0.0], np.cumsum(watts) * STEP_S))
+    grid = np.arange(sums.size) * STEP_S
+    period, seen = round(PERIOD_S / STEP_S), round(SEEN_S / STEP_S)
+    starts = np.arange(int(random.integers(period)), watts.size - seen, period)
+    values = np.asarray((sums[starts + seen] - sums[starts]) / SEEN_S, np.float64)
+    reads = np.asarray((starts + seen) * STEP_S, np.float64)
+    trapezoids = (values[1:] + values[:-1]) / 2 * np.diff(reads)
+    counter = np.asarray(np.concatenate(([0.0], np.cumsum(trapezoids))), np.float64)
+    window = Span(2.0, 2.0 + length_s)
+    blind = energy_from_counter(Series(reads, counter), window, PARTLY)
+    truth = float(np.interp(window.end_s, grid, sums) - np.interp(window.start_s, grid, sums))
+    return truth, blind, with_unseen(blind, window, PARTLY, Series(reads[::every], values[::every]))
+
+
+@pytest.mark.parametrize(
+    ("load", "scale_s"), [(telegraph, 0.005), (telegraph, 0.02), (telegraph, 0.1), (steps_of, 0.037), (steps_of, 0.13)]
+)
+@pytest.mark.parametrize("every", [1, 10])
+def test_what_a_sensor_does_not_see_is_in_the_uncertainty(
+    load: Callable[[np.random.Generator, int, float], Floats], scale_s: float, every: int
+) -> None:
+    """25 of each 100 ms: the stated 95 % hold the truth, and without this item they often would not."""
+    random = np.random.default_rng(3)
+    tries, blind, held = 200, 0, 0
+    for _ in range(tries):
+        truth, without, found = watched(random, load(random, 14_000, scale_s), 10.0, every)
+        assert found.joules == without.joules
+        assert found.lower_joules <= truth <= found.upper_joules
+        blind += abs(without.joules - truth) <= NORMAL_95 * without.standard_joules
+        held += abs(found.joules - truth) <= NORMAL_95 * found.standard_joules
+    assert held / tries >= 0.93
+    if load is telegraph:
+        assert blind / tries < 0.6
+
+
+def test_the_unseen_share_follows_its_formula() -> None:
+    """100 periods, values in turn 90 and 110 W: s = 14.1 W by successive differences, u = 10 s x 14.1 W x 0.0866."""
+    window = Span(1.0, 11.0)
+    times = np.arange(0.0, 12.05, PERIOD_S) + 1e-6
+    readings = Series(times, np.where(np.arange(times.size) % 2, 90.0, 110.0))
+    counter = Series(times, 100.0 * times)
+    blind = energy_from_counter(counter, window, PARTLY)
+    found = with_unseen(blind, window, PARTLY, readings)
+    (item,) = [item for item in found.budget if item.name == "unseen"]
+    count = np.count_nonzero((times >= 1.0) & (times <= 11.0))
+    few = student_factor(2 * (count - 1) / 3) / NORMAL_95
+    assert item.standard_joules == pytest.approx(few * 10 * math.sqrt(200) * math.sqrt(0.75 / 100), rel=1e-6)
+    assert not item.systematic and "sees 25 of each 100 ms" in item.text
+    # Scraped three times as often, each value is there three times and counts once.
+    often = Series(
+        np.sort(np.concatenate([times + shift for shift in (0.0, 0.03, 0.06)])), np.repeat(readings.values, 3)
+    )
+    (again,) = [one for one in with_unseen(blind, window, PARTLY, often).budget if one.name == "unseen"]
+    assert again.standard_joules == pytest.approx(item.standard_joules, rel=0.02)
+
+
+def test_with_too_few_values_unseen_power_may_have_been_anything() -> None:
+    window = Span(1.0, 2.0)
+    times = np.arange(0.0, 4.0, 0.5)
+    blind = energy_from_counter(Series(times, 100.0 * times), window, PARTLY)
+    for readings in (None, Series(times, np.full(times.shape, 100.0))):
+        found = with_unseen(blind, window, PARTLY, readings, power_floor_watts=40.0, power_cap_watts=250.0)
+        (item,) = [one for one in found.budget if one.name == "unseen"]
+        assert item.half_width_joules == pytest.approx(0.75 * 1.0 * 150.0)
+        assert item.standard_joules == pytest.approx(item.half_width_joules / math.sqrt(3))
+        assert found.lower_joules == pytest.approx(0.25 * blind.lower_joules)
+        assert found.upper_joules == pytest.approx(blind.upper_joules + 0.75 * 150.0)
+
+
+@pytest.mark.parametrize("traits", [Traits(0.1), Traits(0.1, window_s=0.1), Traits(0.0, window_s=0.025)])
+def test_a_sensor_that_sees_everything_loses_nothing(traits: Traits) -> None:
+    window = Span(1.0, 3.0)
+    blind = energy_from_counter(Series(np.arange(5.0), np.arange(5.0)), window, traits)
+    assert with_unseen(blind, window, traits, None) is blind

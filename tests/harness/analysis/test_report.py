@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from pathlib import Path
 
 import jsonschema
@@ -13,8 +14,9 @@ import pytest
 from joulewatch_harness.analysis import report
 from joulewatch_harness.analysis.figure import write_figure
 from joulewatch_harness.analysis.publish import publish, published_at_s, result_samples
-from joulewatch_harness.analysis.summary import Estimate, RunResult, analyze_run
+from joulewatch_harness.analysis.summary import Estimate, PhaseShare, RunResult, SetupResult, analyze_run
 from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.records import PhaseTime, Setup
 from support.synthetic import TWO_SOCKETS, ListSource, World, make_world, sensor
 
 ESTIMATED = (sensor("socket0", "package", collector="estimate", method="estimated", accuracy=0.5, model="EPYC table"),)
@@ -162,3 +164,153 @@ def test_old_results_are_published_at_the_end_of_their_run(measured: RunResult) 
     killed = dataclasses.replace(measured, record=dataclasses.replace(measured.record, end=None))
     assert published_at_s(killed, end.ended_at_s + 7200) == measured.record.windows[-1].end_s
     assert callable(publish)
+
+
+# Setting up and phases
+
+
+def many(count: int) -> tuple[str, ...]:
+    return tuple(f"net/runtime{number // 3}/precision{number % 3}" for number in range(count))
+
+
+def with_phases(world: World, name: str, *, execute: float) -> World:
+    """One configuration whose driver takes what the execution leaves."""
+    assert world.record is not None
+    around = 1 - execute
+    windows = tuple(
+        dataclasses.replace(
+            one,
+            phases={
+                "pack": PhaseTime(one.batches, 0.7 * around * one.duration_s),
+                "copy_in": PhaseTime(one.batches, 0.3 * around * one.duration_s),
+                "execute": PhaseTime(one.batches, execute * one.duration_s),
+                "other": PhaseTime(one.batches, 0.0),
+            },
+        )
+        if one.configuration == name and one.kind == "measure"
+        else one
+        for one in world.record.windows
+    )
+    world.record = dataclasses.replace(world.record, windows=windows)
+    return world
+
+
+def test_what_setting_up_cost_is_a_line_of_its_own() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1, 64))
+    assert world.record is not None
+    windows = list(world.record.windows)
+    fp32, int8 = (item.name for item in world.record.configurations)
+    # The idle windows with a network loaded become what loading and tuning took: 96 W for 3 s.
+    for phase, batch_size in (("load", 0), ("prepare", 64)):
+        at = next(i for i, one in enumerate(windows) if "loaded" in one.flags)
+        windows[at] = dataclasses.replace(
+            windows[at], kind="setup", phase=phase, batch_size=batch_size, configuration=int8, flags=()
+        )
+    short = (Setup(fp32, "load", 0.4), Setup(int8, "prepare", 0.2, 1))
+    world.record = dataclasses.replace(world.record, windows=tuple(windows), setups=short)
+    result = result_of(world)
+    lines = report.render_table(result, width=120).splitlines()
+    (line,) = [line for line in lines if line.startswith("Setting up")]
+    number = r"\d+(\.\d+)? ± \d+(\.\d+)? J"
+    assert re.fullmatch(
+        rf"Setting up, not in the above: {int8} load 3 s, {number}; batch 64 prepare 3 s, {number}", line
+    )
+    document = json.loads(report.render_json(result))
+    jsonschema.validate(document, report.schema())
+    assert list(document["setup"]) == [fp32, int8]
+    assert document["setup"][fp32] == [
+        {"phase": "load", "batch_size": 0, "duration_s": 0.4, "window": None, "energy": None}
+    ]
+    load, first, tuned = document["setup"][int8]
+    assert (load["phase"], first["window"], tuned["batch_size"]) == ("load", None, 64)
+    gross = tuned["energy"]["total"]["gross"]
+    assert gross["unit"] == "J" and gross["expanded_uncertainty"] > 0
+    assert gross["value"] == pytest.approx(3 * 96, rel=0.02)
+    assert [one["name"] for one in tuned["energy"]["components"]] == ["cpu", "memory"]
+
+
+def test_nothing_is_said_of_setting_up_that_took_no_time(measured: RunResult) -> None:
+    short = dataclasses.replace(measured, setups=(SetupResult("net/onnxruntime/fp32", "load", 0, 0.3),))
+    for result in (measured, short):
+        assert "Setting up" not in report.render_table(result)
+    jsonschema.validate(json.loads(report.render_json(short)), report.schema())
+
+
+def test_a_driver_that_takes_the_time_is_seen_at_a_glance(tmp_path: Path) -> None:
+    world = with_phases(make_world(TWO_SOCKETS, batch_sizes=(1, 8)), "net/onnxruntime/int8", execute=0.03)
+    result = result_of(world)
+    lines = report.render_table(result, width=100).splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("Time per phase, %"))
+    assert lines[at + 1] == "net/onnxruntime/int8"
+    assert lines[at + 2].split() == ["batch", "pack", "copy_in", "execute", "other", "not", "execute"]
+    assert lines[at + 3].split() == ["1", "67.9", "29.1", "3.0", "0.0", "97.0"]
+    document = json.loads(report.render_json(result))
+    jsonschema.validate(document, report.schema())
+    told = {item["name"]: item["share"]["value"] for item in document["results"][-1]["phases"]}
+    assert told == pytest.approx({"pack": 0.679, "copy_in": 0.291, "execute": 0.03, "other": 0.0})
+    assert document["results"][0]["phases"] == []
+    rows = list(csv.DictReader(io.StringIO(report.render_csv(result))))
+    assert float(rows[-1]["phase_pack_share_of_time"]) == pytest.approx(0.679)
+    assert rows[0]["phase_pack_share_of_time"] == ""
+    write_figure(result, tmp_path / "figure.svg")
+    drawn = (tmp_path / "figure.svg").read_text()
+    assert all(f">{word}<" in drawn for word in ("pack", "copy_in", "execute", "Time [%]"))
+
+
+def test_execution_alone_needs_no_table_of_phases(tmp_path: Path) -> None:
+    world = with_phases(make_world(TWO_SOCKETS, batch_sizes=(1,)), "net/onnxruntime/int8", execute=1.0)
+    assert world.record is not None
+    windows = tuple(
+        dataclasses.replace(
+            one, phases={name: spent for name, spent in one.phases.items() if name in ("execute", "other")}
+        )
+        for one in world.record.windows
+    )
+    world.record = dataclasses.replace(world.record, windows=windows)
+    result = result_of(world)
+    assert [item.name for item in result.groups[-1].phases] == ["execute", "other"]
+    assert "Time per phase" not in report.render_table(result)
+    write_figure(result, tmp_path / "figure.svg")
+    assert "Time [%]" not in (tmp_path / "figure.svg").read_text()
+
+
+def test_waiting_for_queries_is_no_time_beside_the_execution() -> None:
+    def share(name: str, value: float) -> PhaseShare:
+        return PhaseShare(name, estimate(value, 0.0), 0.001)
+
+    phases = (share("copy_in", 0.1), share("execute", 0.2), share("idle", 0.65), share("other", 0.05))
+    assert report.beside_execution(phases) == pytest.approx(0.15)
+    assert report.beside_execution((share("prefill", 0.5), share("decode", 0.5))) is None
+
+
+def heights(path: Path) -> tuple[float, list[str]]:
+    """Points of an SVG from top to bottom, and its texts."""
+    text = path.read_text()
+    found = re.search(r'height="([\d.]+)pt"', text)
+    assert found is not None
+    return float(found[1]), re.findall(r">([^<>]+)</text>", text)
+
+
+def test_many_configurations_have_all_their_lines_and_room_for_their_legend(tmp_path: Path) -> None:
+    tall = {}
+    for count in (3, 8, 12):
+        world = make_world(TWO_SOCKETS[:1], configurations=many(count), batch_sizes=(1, 8), rounds=2, loaded_idle=False)
+        write_figure(result_of(world), tmp_path / f"{count}.svg", net=True)
+        tall[count], texts = heights(tmp_path / f"{count}.svg")
+        assert [texts.count(name) for name in many(count)] == [1] * count
+    assert tall[3] < tall[8] < tall[12]
+    drawn = (tmp_path / "12.svg").read_text()
+    # The second eight have the colours of the first, and another stroke.
+    assert len(set(re.findall(r"stroke-dasharray: ([\d., ]+)", drawn))) >= 2
+
+
+def test_more_configurations_with_phases_than_panels_are_said_to_be_in_the_table(tmp_path: Path) -> None:
+    world = make_world(TWO_SOCKETS[:1], configurations=many(7), batch_sizes=(1, 8), rounds=2, loaded_idle=False)
+    for name in many(7):
+        with_phases(world, name, execute=0.5)
+    result = result_of(world)
+    write_figure(result, tmp_path / "figure.svg")
+    _, texts = heights(tmp_path / "figure.svg")
+    assert texts.count("Time [%]") == 6
+    assert "Phases of 1 more: in the table" in texts
+    assert report.render_table(result).count("not execute") == 7

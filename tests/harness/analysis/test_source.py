@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -269,3 +270,129 @@ def test_a_killed_run_is_analysed_as_far_as_it_went(world: World) -> None:
     result = analyze_run(cut, ListSource(world.scrapes()))
     assert any(item.reason == "interrupted" for item in result.findings)
     assert result.groups and result.groups[0].total.gross is not None
+
+
+# What a run tells besides times and counters
+
+
+def told_world(**configuration: object) -> World:
+    """A run of a language model behind a server, which took 3 s to load."""
+    world = make_world(TWO_SOCKETS[:1], configurations=("llm/openai/fp16",), batch_sizes=(1,), rounds=2)
+    assert world.record is not None
+    loaded = tuple(dataclasses.replace(one, **configuration) for one in world.record.configurations)  # type: ignore[arg-type]
+    windows = []
+    for one in world.record.windows:
+        if one.kind == "measure" and one.repeat == 1:
+            tokens = {"output_tokens": 128.0 * one.inferences, "input_tokens": 7.5}
+            one = dataclasses.replace(one, counts=tokens)
+        elif one.kind == "measure":
+            one = dataclasses.replace(one, counts={"output_tokens": 130.0 * one.inferences, "input_tokens": 7.5})
+        elif "loaded" in one.flags:
+            one = dataclasses.replace(one, kind="setup", phase="load", flags=(), configuration=loaded[0].name)
+        windows.append(one)
+    header = dataclasses.replace(world.record.header, configurations=loaded)
+    world.record = dataclasses.replace(world.record, header=header, configurations=loaded, windows=tuple(windows))
+    return world
+
+
+def test_counts_scenario_and_setting_up_come_back_from_prometheus_alone(mocked: responses.RequestsMock) -> None:
+    """Joules for each output token from the URL and the id: the same as from the journal."""
+    # The name says nothing of the scenario: what is stored does.
+    world = told_world(scenario="server", server_rate_per_s=12.5)
+    assert world.record is not None
+    source = source_of(FakePrometheus(stored(world)), mocked, world)
+    found = source.run(RUN)
+    there = analyze_run(found, source)
+    source.close()
+    here = analyze_run(world.record, ListSource(world.scrapes()))
+    assert [one.counts for one in found.windows] == [one.counts for one in world.record.windows]
+    assert (found.configurations[0].scenario, found.configurations[0].server_rate_per_s) == ("server", 12.5)
+    mine, theirs = (
+        next(one for one in result.groups[0].counts if one.name == "output_tokens") for result in (there, here)
+    )
+    assert mine.per_inference == pytest.approx(129, rel=1e-3)
+    assert mine.gross is not None and theirs.gross is not None and mine.net is not None and theirs.net is not None
+    assert mine.gross.value == pytest.approx(theirs.gross.value, rel=1e-9)
+    assert mine.net.expanded == pytest.approx(theirs.net.expanded, rel=1e-6)
+    (setup,), (own,) = there.setups, here.setups
+    assert (setup.phase, setup.duration_s, setup.window) == ("load", own.duration_s, own.window)
+    assert setup.total is not None and setup.total.gross is not None
+    assert own.total is not None and own.total.gross is not None
+    assert setup.total.gross.value == pytest.approx(own.total.gross.value, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "labels", "scenario"),
+    [
+        ({}, {"scenario": "offline"}, ("", 0.0)),
+        ({"scenario": "single_stream"}, {"scenario": "single_stream"}, ("single_stream", 0.0)),
+        ({"name": "a/b/fp32/server-50"}, {}, ("server", 50.0)),
+        ({"name": "a/b/fp32/server-50"}, {"scenario": "offline"}, ("", 0.0)),
+    ],
+)
+def test_the_scenario_is_a_label_and_only_old_runs_have_it_in_their_name(
+    configuration: dict[str, str], labels: dict[str, str], scenario: tuple[str, float]
+) -> None:
+    world = told_world(**{"scenario": "", **configuration})
+    assert world.record is not None
+    samples = []
+    for raw in raw_of(run_samples(world.record)):
+        if raw.name == catalog.RUN_INFO.name:
+            assert raw.labels["scenario"] == (configuration.get("scenario") or "offline")
+            kept = {key: value for key, value in raw.labels.items() if key != "scenario"}
+            raw = RawSeries(raw.name, {**kept, **labels}, raw.times_s, raw.values)
+        samples.append(raw)
+    (found,) = rebuild_run(RUN, samples, "memory").configurations
+    assert (found.scenario, found.server_rate_per_s) == scenario
+
+
+# Sensors that look at a part of the time
+
+
+GPU = dataclasses.replace(
+    sensor("GPU-1", "total", "gpu", collector="nvml", method="integrated", reads="power", refresh_s=0.1), window_s=None
+)
+
+
+class PartlySeen(World):
+    """A world whose GPU tells that it sees 25 of each 100 ms, and its own power at each scrape."""
+
+    def scrapes(self, *, instance: str = EXPORTER) -> list[RawSeries]:
+        found = super().scrapes(instance=instance)
+        for raw in list(found):
+            if raw.name == catalog.ENERGY_BY_SCOPE["device"].name:
+                if raw.labels["component"] == "gpu":
+                    seen = np.full(raw.times_s.shape, 0.025)
+                    found.append(RawSeries(catalog.SENSOR_WINDOW.name, raw.labels, raw.times_s, seen))
+                watts = 150.0 + 20.0 * np.where(np.arange(raw.times_s.size) % 2, 1.0, -1.0)
+                found.append(RawSeries(catalog.DEVICE_POWER.name, raw.labels, raw.times_s, watts))
+        return found
+
+
+def test_what_a_sensor_does_not_see_is_told_from_prometheus_and_from_a_recording(
+    mocked: responses.RequestsMock, tmp_path: Path
+) -> None:
+    plain = make_world((GPU, TWO_SOCKETS[0]), batch_sizes=(1,), rounds=2, window_s=4.0, scrape_s=0.1)
+    world = PartlySeen(**{item.name: getattr(plain, item.name) for item in dataclasses.fields(plain)})
+    assert world.record is not None
+    write_recording(world, tmp_path / "recording.sqlite")
+    recording = RecordingSource(tmp_path / "recording.sqlite")
+    prometheus = source_of(FakePrometheus(stored(world)), mocked, world)
+    try:
+        for source in (recording, prometheus):
+            history = source.history(run_spans(world.record), world.record.header.exporters)
+            # The CPU's own power is of no use to anybody.
+            assert set(history.readings) == {SensorId.of(GPU)} and not history.powers
+            result = analyze_run(source.run(RUN), source)
+            by_name = {item.name: item.gross for item in result.groups[0].components}
+            gpu, cpu = by_name["gpu"], by_name["cpu"]
+            assert gpu is not None and cpu is not None
+            assert "unseen" not in {line.name for line in cpu.budget}
+            (line,) = [line for line in gpu.budget if line.name == "unseen"]
+            # In turn 130 and 170 W: s = 28.3 W; 40 periods in each of two windows, 40 values or so.
+            joules = 4.0 * math.sqrt(800) * math.sqrt(0.75 / 40) / math.sqrt(2)
+            assert line.standard * result.groups[0].inferences / 2 == pytest.approx(joules, rel=0.15)
+            assert next(item for item in result.sensors if item.component == "gpu").window_s == 0.025
+    finally:
+        recording.close()
+        prometheus.close()

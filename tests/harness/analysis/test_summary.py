@@ -14,7 +14,16 @@ from joulewatch_harness.analysis.audit import REASONS, Finding, audit_idle, audi
 from joulewatch_harness.analysis.source import RawSeries
 from joulewatch_harness.analysis.statistics import student_factor
 from joulewatch_harness.analysis.summary import GroupResult, RunResult, analyze_run, combine_mean
-from joulewatch_harness.records import Edge, EdgeClock, RunEnd, RunRecord, SensorRecord, Window
+from joulewatch_harness.records import (
+    Edge,
+    EdgeClock,
+    PhaseTime,
+    RunEnd,
+    RunRecord,
+    SensorRecord,
+    Setup,
+    Window,
+)
 from support.synthetic import (
     EXPORTER,
     T0,
@@ -384,3 +393,130 @@ def test_what_happens_beside_the_edges_does_not_average_out() -> None:
     assert abs(group.total.gross.value - truth) <= group.total.gross.expanded
     (line,) = [item for item in group.total.gross.budget if item.name == "edge slack"]
     assert line.systematic
+
+
+# Setting up
+
+
+def tuned_world(length_s: float = 4.0) -> World:
+    """A run whose second configuration is tuned at batch size 8, at 150 W and more: a window between two others."""
+    world = make_world(TWO_SOCKETS, batch_sizes=(1, 8), rounds=2)
+    assert world.record is not None
+    windows = list(world.record.windows)
+    at = next(i for i, w in enumerate(windows) if w.configuration.endswith("int8") and w.batch_size == 8 and i > 3)
+    # What was a measure window of the first round is the tuning now.
+    found = windows[at]
+    windows[at] = dataclasses.replace(
+        found, kind="setup", phase="prepare", batches=0, inferences=0, latency=None, repeat=0
+    )
+    names = [item.name for item in world.record.configurations]
+    short = (Setup(names[1], "load", 0.4), Setup(names[0], "load", 0.3), Setup(names[0], "prepare", 0.001, 8))
+    world.record = dataclasses.replace(world.record, windows=tuple(windows), setups=short)
+    return world
+
+
+@pytest.mark.parametrize("way", ["edges", "history"])
+def test_setting_up_has_an_energy_of_its_own_and_is_in_no_result(way: str) -> None:
+    world = tuned_world()
+    assert world.record is not None
+    record = world.record if way == "edges" else without_edges(world.record)
+    result = analyse(world, history=way == "history", record=record)
+    fp32, int8 = (item.name for item in world.record.configurations)
+    assert [(one.configuration, one.phase, one.batch_size, one.window is None) for one in result.setups] == [
+        (fp32, "load", 0, True),
+        (fp32, "prepare", 8, True),
+        (int8, "load", 0, True),
+        (int8, "prepare", 8, False),
+    ]
+    long = result.setups[-1]
+    (window,) = [one for one in world.record.windows if one.kind == "setup"]
+    truth = {
+        component: sum(
+            world.truth_joules(item, window)
+            for item in world.sensors
+            if item.scope == "device" and item.component == component
+        )
+        for component in ("cpu", "memory")
+    }
+    assert long.duration_s == window.duration_s and long.window == window.index
+    for one in long.components:
+        assert one.gross is not None and one.methods == ("counter",) and one.sources == (way,)
+        assert abs(one.gross.value - truth[one.name]) <= one.gross.expanded < 0.2 * truth[one.name]
+    assert long.total is not None and long.total.gross is not None
+    assert long.total.gross.value == pytest.approx(sum(truth.values()), rel=0.02)
+    assert [one.name for one in long.nodes] == [f"{EXPORTER}/rapl/psys/total"]
+    assert all(window.index not in group.windows for group in result.groups)
+    assert all(one.total is None and one.components == () for one in result.setups[:-1])
+
+
+def test_a_doubt_about_setting_up_is_no_doubt_about_a_result() -> None:
+    world = tuned_world()
+    assert world.record is not None
+    (index,) = [one.index for one in world.record.windows if one.kind == "setup"]
+    record = change(world.record, index, start_edge=None, end_edge=None)
+    result = analyse(world, history=False, record=record)
+    total = result.setups[-1].total
+    assert total is not None and total.gross is None and "no_samples" in total.missing
+    assert worst(result.findings) != "error"
+    assert index not in {item.window for item in result.findings}
+
+
+# Phases
+
+
+def phased(world: World, **shares: tuple[float, ...]) -> World:
+    """Shares of each measure window, by round, told as phases."""
+    assert world.record is not None
+    windows = [
+        dataclasses.replace(
+            one,
+            phases={
+                name: PhaseTime(one.batches, values[one.repeat] * one.duration_s) for name, values in shares.items()
+            },
+        )
+        if one.kind == "measure"
+        else one
+        for one in world.record.windows
+    ]
+    world.record = dataclasses.replace(world.record, windows=tuple(windows))
+    return world
+
+
+def test_shares_of_the_time_are_means_over_rounds_in_the_order_of_a_batch() -> None:
+    world = phased(
+        make_world(TWO_SOCKETS, batch_sizes=(1,), rounds=2),
+        other=(0.1, 0.1),
+        execute=(0.2, 0.3),
+        tokens=(0.1, 0.0),
+        copy_in=(0.6, 0.6),
+    )
+    group = analyse(world).groups[0]
+    assert [item.name for item in group.phases] == ["copy_in", "execute", "tokens", "other"]
+    shares = {item.name: item.share for item in group.phases}
+    assert shares["execute"].value == pytest.approx(0.25)
+    assert shares["execute"].standard == pytest.approx(0.05)
+    assert sum(item.value for item in shares.values()) == pytest.approx(1)
+    assert group.phases[0].per_batch_s == pytest.approx(0.6 * group.duration_s / (2 * 1800))
+
+
+def test_overlapping_batches_have_shares_of_all_their_time() -> None:
+    """Four requests in flight spend four seconds in each: 100 % all the same."""
+    world = phased(make_world(TWO_SOCKETS, batch_sizes=(1,), rounds=1), queue=(1.0,), execute=(3.0,), other=(0.0,))
+    shares = {item.name: item.share.value for item in analyse(world).groups[0].phases}
+    assert shares == {"execute": pytest.approx(0.75), "queue": pytest.approx(0.25), "other": 0.0}
+
+
+def test_phases_of_a_pass_of_their_own_are_told_where_the_windows_have_none() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,), rounds=2)
+    assert world.record is not None
+    one = next(item for item in world.record.windows if item.kind == "measure")
+    own = dataclasses.replace(
+        one, index=900, kind="phase", phases={"pack": PhaseTime(9, 0.4), "execute": PhaseTime(9, 0.6)}
+    )
+    record = dataclasses.replace(world.record, windows=(*world.record.windows, own))
+    first, second = analyse(world, record=record).groups
+    assert {item.name: item.share.value for item in first.phases} == {
+        "pack": pytest.approx(0.4),
+        "execute": pytest.approx(0.6),
+    }
+    assert second.phases == ()
