@@ -138,6 +138,29 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
         network.close()
 
 
+def test_threads_are_counted_where_none_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three that the session started and the caller's."""
+    seen = iter(({"1"}, {"1", "2", "3", "4"}))
+    monkeypatch.setattr(runtime, "_own_threads", lambda: next(seen))
+    network = opened(matmul(tmp_path / "m.onnx"))
+    network.load()
+    assert network.describe()["threads"] == 4
+    network.close()
+
+
+def test_threads_that_were_asked_for_are_there(tmp_path: Path) -> None:
+    network = opened(matmul(tmp_path / "m.onnx"), threads="3")
+    network.load()
+    assert network.describe()["threads"] == 3
+    network.close()
+
+
+def test_fewer_threads_than_asked_for_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_own_threads", lambda: {"1"})
+    with pytest.raises(NetworkError, match="3 threads were asked for, but ONNX Runtime has started 1"):
+        opened(matmul(tmp_path / "m.onnx"), threads="3").load()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [

@@ -192,6 +192,7 @@ def render_table(result: RunResult, *, width: int = 80, budget: bool = False) ->
     if len(components) > 1 and not shown:
         lines.append(f"Components ({', '.join(components)}) do not fit into {width} columns: see --format csv.")
     lines += _idle_lines(result)
+    lines += _loaded_lines(result)
     lines += _setup_lines(result)
     lines += _count_lines(result)
     lines += _phase_lines(result)
@@ -255,6 +256,29 @@ def _idle_lines(result: RunResult) -> list[str]:
     if own and own != {total.text}:
         text += f" Each configuration uses its own: {'; '.join(sorted(own))}."
     return [text]
+
+
+_LOADED: Final[Mapping[str, str]] = {
+    "threads": "threads: {}",
+    "streams": "streams: {}",
+    "integer_ops": "in integers: {} products",
+    "tf32": "TF32: {}",
+    "copies": "copies: {}",
+    "tuning": "tuning: {}",
+    "engine": "engine: {}",
+    "mode": "mode: {}",
+}
+"""Details of a configuration that change what its numbers mean, and how they are told."""
+
+
+def _loaded_lines(result: RunResult) -> list[str]:
+    """What each configuration really is: version, provider, device, precision, threads, as read back after loading."""
+    lines = []
+    for name, item in {group.configuration.name: group.configuration for group in result.groups}.items():
+        told = [f"{item.runtime} {item.runtime_version}".rstrip(), item.provider, item.device, item.actual_precision]
+        told += [form.format(item.details[key]) for key, form in _LOADED.items() if item.details.get(key)]
+        lines.append(f"  {name}: {', '.join(word for word in told if word)}")
+    return ["As loaded:", *lines] if lines else []
 
 
 def _setup_lines(result: RunResult) -> list[str]:

@@ -187,7 +187,6 @@ class OnnxRuntimeNetwork:
             "model_file": self._source.path.name,
             "optimization": self._options.optimization,
             "spinning": str(self._options.spinning).lower(),
-            "threads": self._options.threads or "default",
             **self._source.details,
             **self._cost,
         }
@@ -198,6 +197,7 @@ class OnnxRuntimeNetwork:
                 "device": self._device(provider),
                 "precision": self._precision,
                 "integer_ops": self._integer_ops,
+                "threads": self._threads,
                 "model_sha256": self._sha256,
                 "inputs": " ".join(item.text() for item in self._inputs),
                 "outputs": " ".join(item.text() for item in map(_input, self._session.get_outputs())),
@@ -215,7 +215,8 @@ class OnnxRuntimeNetwork:
         Raises:
             ConfigError: the file is missing or broken, the provider unknown, an input of no supported type; float32
                 that TensorRT would compute in TF32.
-            NetworkError: ONNX Runtime fell back to another provider, for the whole network or for some of its work.
+            NetworkError: ONNX Runtime fell back to another provider, for the whole network or for some of its work; it
+                has started fewer threads than asked for.
         """
         path, options = self._source.path, self._options
         onnxruntime.set_default_logger_severity(3)
@@ -224,6 +225,7 @@ class OnnxRuntimeNetwork:
             raise ConfigError(f"onnxruntime: {unknown('provider', options.provider, available)}")
         self._sha256 = fingerprint(path)
         size = path.stat().st_size
+        before = _own_threads()
         with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
             optimized = Path(scratch) / "optimized.onnx" if size <= _LARGEST_REREAD_BYTES else None
             try:
@@ -247,6 +249,7 @@ class OnnxRuntimeNetwork:
                 "its libraries are missing or found no device"
             )
         self._check_assignment()
+        self._read_back_threads(len(_own_threads() - before))
         self._inputs = tuple(map(_input, self._session.get_inputs()))
         check_types(self._inputs, f"model file {path}")
         self._batches = options.data.batches(path.name, self._inputs, self._source)
@@ -451,6 +454,20 @@ class OnnxRuntimeNetwork:
         file = os.fspath(model or self._source.path)
         return onnxruntime.InferenceSession(file, settings, providers=self._providers())
 
+    def _read_back_threads(self, started: int) -> None:
+        """How many threads compute an operator: the caller's and those that the session started.
+
+        ONNX Runtime does not tell. Another part of the program may have started one meanwhile, but none is taken away.
+        """
+        asked, beside = self._options.threads, max((self._options.inter_threads or 1) - 1, 0)
+        found = 1 + max(started - beside, 0)
+        if asked is not None and found < asked:
+            self.close()
+            raise NetworkError(
+                f"{self._source.path.name}: {asked} threads were asked for, but ONNX Runtime has started {found}"
+            )
+        self._threads = asked or found
+
     def _providers(self) -> list[Any]:
         """The provider with its options; behind TensorRT CUDA, so that what it leaves stays on the GPU."""
         provider = self._options.provider
@@ -566,3 +583,8 @@ def _input_precision(graph: Any) -> str:
 
 def _input(argument: Any) -> Input:
     return Input(argument.name, _DTYPES.get(argument.type, argument.type), tuple(argument.shape))
+
+
+def _own_threads() -> set[str]:
+    """Threads of this process."""
+    return {task.name for task in Path("/proc/self/task").iterdir()}

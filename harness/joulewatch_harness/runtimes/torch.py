@@ -190,6 +190,7 @@ class TorchNetwork:
         self._options = options
         self._tf32 = options.tf32 if options.tf32 is not None else precision == "tf32"
         self._device: Any = None
+        self._threads = 0
         self._module: Any = None
         self._call: Any = None
         """What one batch is launched by: the module, compiled or exported, or the replay of a CUDA graph."""
@@ -231,7 +232,7 @@ class TorchNetwork:
         told |= {
             "device": str(self._device),
             "precision": self._precision,
-            "threads": options.threads or DEFAULT_THREADS,
+            "threads": self._threads,
             "channels_last": str(options.channels_last).lower(),
             "model_sha256": self._sha256,
             "inputs": " ".join(item.text() for item in self._batches.inputs),
@@ -471,8 +472,16 @@ class TorchNetwork:
         )
 
     def _apply_settings(self) -> None:
-        """Settings of the whole process, which another network may have changed."""
-        torch.set_num_threads(self._options.threads or DEFAULT_THREADS)
+        """Settings of the whole process, which another network may have changed.
+
+        Raises:
+            NetworkError: PyTorch uses another number of threads than was asked for.
+        """
+        asked = self._options.threads or DEFAULT_THREADS
+        torch.set_num_threads(asked)
+        self._threads = torch.get_num_threads()
+        if self._threads != asked:
+            raise NetworkError(f"{self._name()}: {asked} threads were asked for, but PyTorch uses {self._threads}")
         torch.backends.cuda.matmul.allow_tf32 = self._tf32
         torch.backends.cudnn.allow_tf32 = self._tf32
 

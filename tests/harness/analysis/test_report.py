@@ -116,6 +116,20 @@ def test_the_csv_is_in_base_units(measured: RunResult) -> None:
     assert float(rows[0]["latency_p99_seconds"]) > float(rows[0]["latency_p50_seconds"])
 
 
+def test_the_table_tells_what_was_read_back_after_loading(measured: RunResult) -> None:
+    """Version, provider, precision, threads and the state of tuning change what the numbers mean."""
+    (first, *_) = measured.groups
+    details = {"threads": "2", "tuning": "UNTUNED", "model_file": "not to be told here"}
+    loaded = dataclasses.replace(
+        first.configuration, runtime_version="9.8", device="cpu", actual_precision="bf16", details=details
+    )
+    groups = tuple(dataclasses.replace(group, configuration=loaded) for group in measured.groups)
+    text = " ".join(report.render_table(dataclasses.replace(measured, groups=groups), width=400).split())
+    assert f"{loaded.name}: {loaded.runtime} 9.8, " in text
+    assert "cpu, bf16, threads: 2, tuning: UNTUNED" in text
+    assert "not to be told" not in text
+
+
 def test_missing_is_a_word_and_never_a_zero(measured: RunResult) -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,), edges=False)
     assert world.record is not None
