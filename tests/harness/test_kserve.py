@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,11 @@ from joulewatch_harness.network import MarksOnly, Network, Phases
 from joulewatch_harness.records import Configuration
 from joulewatch_harness.runtimes import as_loaded, http_client, kserve, open_network
 from joulewatch_harness.runtimes.http_client import Answer, Endpoint
-from joulewatch_harness.runtimes.kserve import ServerTimes, Tensor, pack, server_times, unpack
+from joulewatch_harness.runtimes.kserve import over_http
+from joulewatch_harness.runtimes.kserve.client import Outcome
+from joulewatch_harness.runtimes.kserve.over_http import pack, unpack
+from joulewatch_harness.runtimes.kserve.server_times import ServerTimes, server_times
+from joulewatch_harness.runtimes.kserve.tensors import Tensor, described
 
 URL = "http://server:8000"
 LENGTH = "inference-header-content-length"
@@ -39,6 +44,7 @@ class FakeConnection:
     def __init__(self, where: Endpoint) -> None:
         self.where = where
         self.opened = 1
+        self.closed = 0
         self.quick_ack = False
         self.pages: dict[str, Answer] = {
             "/v2": answer({"name": "fake", "version": "1.2", "extensions": ["binary_tensor_data"]}),
@@ -65,7 +71,7 @@ class FakeConnection:
         return outputs({**told, "parameters": {"binary_data_size": values.nbytes}}, raw=values.tobytes())
 
     def close(self) -> None:
-        pass
+        self.closed += 1
 
 
 def metadata(first: int = -1, **values: Any) -> dict[str, Any]:
@@ -78,7 +84,7 @@ def metadata(first: int = -1, **values: Any) -> dict[str, Any]:
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeConnection:
     """The one connection that a network under test gets."""
     connection = FakeConnection(http_client.endpoint("kserve", {"url": URL}))
-    monkeypatch.setattr(kserve, "Connection", lambda where: connection)
+    monkeypatch.setattr(over_http, "Connection", lambda where: connection)
     return connection
 
 
@@ -124,17 +130,17 @@ def test_what_is_packed_in_binary_comes_out_again(datatype: str, values: np.ndar
     ]
     assert message["parameters"] == {"binary_data_output": True}
     found = unpack(outputs(message["inputs"][0], raw=bytes(parts[1])))
-    kind, got, shape, binary = found["x"]
-    assert (kind, shape, binary) == (datatype, values.shape, True)
-    assert got.dtype == values.dtype
-    assert np.array_equal(got, values)
+    got = found["x"]
+    assert (got.datatype, got.shape, got.form) == (datatype, values.shape, "binary")
+    assert got.values.dtype == values.dtype
+    assert np.array_equal(got.values, values)
 
 
 def test_bfloat16_rounds_to_the_nearest_and_comes_back_wide() -> None:
     values = np.array([1.0, -2.5, 0.0, 1.0 + 2**-9, 1.0 + 3 * 2**-9, 1.0 + 2**-8], np.float32)
     parts, _ = pack([(Tensor("x", "BF16", (-1,)), values)], (), binary=True)
     told = {"name": "x", "shape": [6], "datatype": "BF16", "parameters": {"binary_data_size": 12}}
-    _, got, _, _ = unpack(outputs(told, raw=bytes(parts[1])))["x"]
+    got = unpack(outputs(told, raw=bytes(parts[1])))["x"].values
     assert got.dtype == np.float32
     assert got.tolist() == [1.0, -2.5, 0.0, 1.0, 1.0 + 2**-7, 1.0]
 
@@ -154,9 +160,9 @@ def test_json_holds_the_numbers_themselves() -> None:
     assert headers == {"Content-Type": "application/json"}
     assert message["inputs"][0]["data"] == [1.5, 2.5]
     assert message["outputs"] == [{"name": "y", "parameters": {"binary_data": False}}]
-    _, got, _, binary = unpack(outputs({"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.5, 2.5]}))["x"]
-    assert not binary
-    assert got.tolist() == [[1.5, 2.5]]
+    got = unpack(outputs({"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.5, 2.5]}))["x"]
+    assert got.form == "json"
+    assert got.values.tolist() == [[1.5, 2.5]]
 
 
 @pytest.mark.parametrize(
@@ -324,7 +330,6 @@ def test_other_outputs_than_told_are_an_error(fake: FakeConnection, told: dict[s
     with pytest.raises(NetworkError, match=text):
         network.run(1, Phases())
     fake.inferred = outputs({"name": "y", "datatype": "FP32", "shape": [2, 3], "data": [float("nan")] * 6})
-    network.run(1, Phases())
     with pytest.raises(NetworkError, match="not finite"):
         network.check()
     network.close()
@@ -351,7 +356,7 @@ def test_servers_that_cannot_be_used_are_named(fake: FakeConnection, path: str, 
     with pytest.raises(ConfigError, match=text) as caught:
         network.load()
     assert URL in str(caught.value)
-    network.close()
+    assert fake.closed == 1, "what cannot be loaded leaves no connection open"
 
 
 def test_a_model_that_is_not_there_gets_the_nearest_name(fake: FakeConnection) -> None:
@@ -392,6 +397,15 @@ def test_half_precision_needs_binary(fake: FakeConnection) -> None:
         opened(binary="false").load()
 
 
+def test_a_server_that_fails_on_binary_tensors_is_told_how_else(fake: FakeConnection) -> None:
+    """MLServer 1.7 lists no extensions, and answers binary tensors with a traceback and status 500."""
+    fake.pages["/v2"] = answer({"name": "mlserver", "version": "1.7.1", "extensions": []})
+    fake.inferred = Answer(500, {"content-type": "text/plain"}, b"Traceback (most recent call last)")
+    network = opened()
+    with pytest.raises(NetworkError, match=r"HTTP 500.*try the option binary=false, or its gRPC port"):
+        network.load()
+
+
 def test_json_outputs_instead_of_binary_are_a_warning(fake: FakeConnection) -> None:
     fake.inferred = outputs({"name": "y", "datatype": "FP32", "shape": [1, 3], "data": [1.0, 2.0, 3.0]})
     network = opened()
@@ -402,6 +416,164 @@ def test_json_outputs_instead_of_binary_are_a_warning(fake: FakeConnection) -> N
     network.close()
 
 
+# Messages of gRPC
+
+TRITONCLIENT: Mapping[str, str] = {
+    "ModelInferRequest": (
+        "0a016d1201312a0d0a01781204465033321a02020332030a01793a18000000000000803f0000004000004040000080400000a040"
+    ),
+    "ModelInferResponse": "0a016d1201312a0d0a01791204465033321a02020132080000c03f000000c0",
+    "typed": (
+        "0a016d2a200a01791204465036341a01022a123a10000000000000e03f00000000000010402a1a0a017a1204494e54381a01012a0c120a"
+        "f9ffffffffffffffff012a120a01621204424f4f4c1a01022a040a0201002a1c0a0175120655494e5436341a01012a0c2a0a8080808080"
+        "80808080012a1b0a01691205494e5436341a01012a0c1a0a8080808080e0ffffff012a130a0177120555494e54381a01012a042202c801"
+        "2a140a01661204465033321a01012a0632040000803e"
+    ),
+    "ServerMetadata": "0a06747269746f6e1206322e35312e301a0a73746174697374696373",
+    "ModelMetadata": (
+        "0a016d1201311201331a106f6e6e7872756e74696d655f6f6e6e7822160a01781204465033321a0bffffffffffffffffff01032a160a01"
+        "791204465033321a0bffffffffffffffffff0101"
+    ),
+    "ModelReady": "0801",
+    "ModelConfig": "0a220a016d12017020083a0a0a016710021a010020018a010b6f6e6e7872756e74696d65",
+    "ModelStatistics": (
+        "0a520a016d1201312009280532460a0808051080c8afa025120808061081c8afa0251a0808071082c8afa025220808081083c8afa0252a"
+        "0808091084c8afa0253208080a1085c8afa0253a08080b1086c8afa025"
+    ),
+    "RepositoryIndex": "0a0d0a016d1201311a055245414459",
+}
+"""What tritonclient 2.73.0 wrote with NVIDIA's own message classes: our description of them must read and write it."""
+
+
+def over_grpc(model: str = "m", **options: str) -> Any:
+    """A client that has no server: what it sends is answered by ``answers``."""
+    pytest.importorskip("grpc", reason="needs the package grpcio")
+    from joulewatch_harness.runtimes.kserve.over_grpc import GrpcClient
+
+    where = http_client.endpoint("kserve", {"url": "grpc://server:8001", **options}, schemes=http_client.GRPC)
+    return GrpcClient(where, model, "1")
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, **answers: bytes) -> Any:
+    """A client whose server answers these bytes to these methods, without a network."""
+    client = over_grpc()
+
+    class Channel:
+        def unary_unary(self, path: str) -> Any:
+            service, _, method = path[1:].partition("/")
+            assert service == "inference.GRPCInferenceService"
+            return lambda request, **_: answers[method]
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(client, "_channel", Channel)
+    client.open(1)
+    return client
+
+
+def test_a_grpc_request_is_what_tritonclient_writes() -> None:
+    client = over_grpc()
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    client.prepare([(Tensor("x", "FP32", (-1, 3)), values)], (Tensor("y", "FP32", (-1, 1)),))
+    assert client.pack().hex() == TRITONCLIENT["ModelInferRequest"]
+    assert client.pack() is client.pack(), "serialised once, before the window"
+
+
+def test_raw_and_typed_answers_of_grpc_are_read() -> None:
+    client = over_grpc()
+    (found,) = client.unpack(bytes.fromhex(TRITONCLIENT["ModelInferResponse"])).values()
+    assert (found.datatype, found.shape, found.form) == ("FP32", (2, 1), "binary")
+    assert found.values.tolist() == [[1.5], [-2.0]]
+    typed = client.unpack(bytes.fromhex(TRITONCLIENT["typed"]))
+    assert {item.form for item in typed.values()} == {"typed lists"}
+    assert {name: (str(item.values.dtype), item.values.tolist()) for name, item in typed.items()} == {
+        "y": ("float64", [0.5, 4.0]),
+        "z": ("int8", [-7]),
+        "b": ("bool", [True, False]),
+        "u": ("uint64", [2**63]),
+        "i": ("int64", [-(2**40)]),
+        "w": ("uint8", [200]),
+        "f": ("float32", [0.25]),
+    }
+
+
+def test_what_a_grpc_server_says_reads_as_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, types and places of fields are tritonclient's; the network sees what JSON would have said."""
+    client = answering(monkeypatch, **{name: bytes.fromhex(text) for name, text in TRITONCLIENT.items()})
+    assert client.ask("server").told == {"name": "triton", "version": "2.51.0", "extensions": ["statistics"]}
+    told = client.ask("model").told
+    assert (told["name"], told["versions"], told["platform"]) == ("m", ["1", "3"], "onnxruntime_onnx")
+    assert described(told, "inputs", "") == (Tensor("x", "FP32", (-1, 3)),)
+    assert described(told, "outputs", "") == (Tensor("y", "FP32", (-1, 1)),)
+    assert client.ask("ready").outcome is Outcome.DONE
+    config = client.ask("config").told
+    assert (config["max_batch_size"], config["backend"]) == (8, "onnxruntime")
+    assert [group["kind"] for group in config["instance_group"]] == ["KIND_GPU"]
+    spans = {"queue": 10**10 + 2, "copy_in": 10**10 + 3, "execute": 10**10 + 4, "copy_out": 10**10 + 5}
+    assert server_times(client.ask("statistics").told, "m") == ServerTimes(5, spans, cache_hits=11)
+    assert client.ask("index").told["models"] == [{"name": "m", "version": "1", "state": "READY"}]
+
+
+@pytest.mark.parametrize(
+    ("broken", "text"),
+    [
+        (b"\xff\xff", "it is no ModelInferResponse"),
+        (bytes.fromhex("2a0d0a01791204465033321a020201" + "320400000000" * 2), "has 2 raw tensors for 1 outputs"),
+        (bytes.fromhex("2a0d0a01791204465033321a020201" + "320400000000"), "'y' has 1 values, its shape .* wants 2"),
+        (bytes.fromhex("2a0c0a01791204465031361a0101"), "'y' is FP16 and not raw"),
+        (bytes.fromhex("2a0c0a01791204465033321a0102"), "reshape"),
+    ],
+)
+def test_broken_answers_of_grpc_are_named(broken: bytes, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        over_grpc().unpack(broken)
+
+
+def test_a_request_that_protobuf_cannot_hold_loses_that_batch_size() -> None:
+    values = np.broadcast_to(np.float32(0), (1 << 20, 600))  # 2.3 GiB that are nowhere
+    with pytest.raises(UnsupportedBatchError, match=r"a request of 2\.34 GiB: protobuf ends at 2 GiB"):
+        over_grpc().prepare([(Tensor("x", "FP32", (-1, 600)), values)], ())
+
+
+def test_without_grpcio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    monkeypatch.delitem(sys.modules, "joulewatch_harness.runtimes.kserve.over_grpc", raising=False)
+    with pytest.raises(ConfigError, match=r"pip install 'joulewatch\[grpc\]'"):
+        kserve.open_network("m", "native", {"url": "grpc://server:8001"})
+    kserve.open_network("m", "native", {"url": "http://server:8000"})
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"url": "grpc://server"}, "write it as grpc://host:port, with nothing else"),
+        ({"url": "grpc://server:8001/v2"}, "write it as grpc://host:port, with nothing else"),
+        ({"url": "grpcs://server:8001", "insecure": "true"}, "over grpcs:// name the authority with ca_file"),
+        ({"url": "grpcs://server:8001", "ca_file": "none.pem"}, r"ca_file: none\.pem: No such file"),
+        ({"url": "grpc://server:8001", "binary": "false"}, "over gRPC tensors are always binary"),
+    ],
+)
+def test_bad_options_of_grpc_are_named(
+    options: dict[str, str], text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("grpc", reason="needs the package grpcio")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=text):
+        kserve.open_network("m", "native", options)
+
+
+def test_headers_that_grpc_cannot_send_are_named_without_what_they_say(tmp_path: Path) -> None:
+    path = tmp_path / "headers.txt"
+    for name in ("grpc-timeout", "token-bin", "a+b"):
+        path.write_text(f"{name}: s3cret\n")
+        with pytest.raises(ConfigError, match="gRPC sends no header") as caught:
+            over_grpc(headers_file=str(path))
+        assert "s3cret" not in str(caught.value)
+    path.write_text("Host: model.example.org\nAuthorization: Bearer s3cret\n")
+    assert over_grpc(headers_file=str(path))._headers == (("authorization", "Bearer s3cret"),)
+
+
 # Options
 
 
@@ -409,8 +581,7 @@ def test_json_outputs_instead_of_binary_are_a_warning(fake: FakeConnection) -> N
     ("options", "text"),
     [
         ({"url": ""}, "option url is missing"),
-        ({"url": "grpc://server:8001"}, "gRPC is not spoken here; give the server's HTTP port"),
-        ({"url": "server:8000"}, "write it as http://host:port"),
+        ({"url": "server:8000"}, "write it as http://host:port or grpc://host:port"),
         ({"url": "http://server:port"}, "is no URL"),
         ({"url": "http://me:secret@server:8000"}, "must be a base URL without user"),
         ({"urll": "x"}, "did you mean 'url'"),

@@ -1,4 +1,4 @@
-"""Models behind real HTTP servers on loopback: true outputs, true times, and everything that can go wrong between."""
+"""Models behind real HTTP and gRPC servers on loopback: true outputs, true times, and everything that can go wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -75,7 +76,20 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return cert, key
 
 
-def loaded(server: KServeServer, **options: str) -> kserve.KServeNetwork:
+def serve(transport: str, model: Path, settings: Settings, **more: Any) -> Any:
+    """A server of the double: ``http`` or ``grpc``."""
+    if transport == "http":
+        return KServeServer(model, settings)
+    pytest.importorskip("grpc", reason="needs the package grpcio")
+    from support.kserve_grpc_server import KServeGrpcServer
+
+    return KServeGrpcServer(model, settings, **more)
+
+
+both = pytest.mark.parametrize("transport", ["http", "grpc"])
+
+
+def loaded(server: Any, **options: str) -> kserve.KServeNetwork:
     network = kserve.open_network(server.settings.name, "native", {"url": server.url, **options})
     network.load()
     return network
@@ -91,10 +105,10 @@ def run(network: Any, batch: int, batches: int = 3) -> Phases:
 # KServe v2
 
 
-@pytest.mark.parametrize("binary", ["true", "false"])
-def test_outputs_through_a_server_are_the_network_s(vgg10: Path, binary: str) -> None:
-    """The same frames, the same logits, over the wire and back, in both encodings."""
-    with KServeServer(vgg10, Settings(name=NAME, max_batch=64)) as server:
+@pytest.mark.parametrize(("transport", "binary"), [("http", "true"), ("http", "false"), ("grpc", "true")])
+def test_outputs_through_a_server_are_the_network_s(vgg10: Path, transport: str, binary: str) -> None:
+    """The same frames, the same logits, over the wire and back, in every encoding."""
+    with serve(transport, vgg10, Settings(name=NAME, max_batch=64)) as server:
         network = loaded(server, filters="32", binary=binary)
         told = network.describe()
         assert told["runtime_version"] == "testserver 9.1"
@@ -106,16 +120,17 @@ def test_outputs_through_a_server_are_the_network_s(vgg10: Path, binary: str) ->
         phases = run(network, 4)
         assert set(phases.spans) == {"pack", "wait", "unpack"}
         assert len(phases.batch_ends_ns) == 3
-        assert server.heads[-1].get("inference-header-content-length", "") != "" or binary == "false"
+        assert ("inference-header-content-length" in server.heads[-1]) == (transport == "http" and binary == "true")
         with pytest.raises(UnsupportedBatchError, match="at most 64 at once"):
             network.prepare(65)
         network.close()
 
 
-def test_wrong_weights_behind_the_right_name_are_found(vgg10: Path) -> None:
-    with KServeServer(vgg10, Settings(name=NAME)) as server:
+@both
+def test_wrong_weights_behind_the_right_name_are_found(vgg10: Path, transport: str) -> None:
+    with serve(transport, vgg10, Settings(name=NAME)) as server:
         network = loaded(server, filters="32")
-        server.faults.nudge = 5.0
+        server.settings.faults.nudge = 5.0
         with pytest.raises(NetworkError, match=r"outputs differ from radioml-vgg10 by .* set reference=none"):
             network.check()
         network.close()
@@ -124,9 +139,10 @@ def test_wrong_weights_behind_the_right_name_are_found(vgg10: Path) -> None:
         network.close()
 
 
-def test_a_large_batch_goes_through_whole(vgg10: Path) -> None:
-    """8 MiB a request: more than a socket takes in one piece."""
-    with KServeServer(vgg10, Settings(name=NAME)) as server:
+@both
+def test_a_large_batch_goes_through_whole(vgg10: Path, transport: str) -> None:
+    """8 MiB a request: more than a socket takes in one piece, and than gRPC takes by default."""
+    with serve(transport, vgg10, Settings(name=NAME)) as server:
         network = loaded(server, filters="32")
         run(network, 1024, 1)
         network.close()
@@ -136,20 +152,21 @@ def test_one_connection_serves_all_requests_and_an_idle_one_is_made_anew(matmul:
     with KServeServer(matmul, Settings(name="m")) as server:
         network = loaded(server)
         run(network, 2, 50)
-        (connection,) = network._connections
+        (connection,) = network._client._connections  # type: ignore[attr-defined]
         assert connection.opened == 1
-        server.faults.drop_once = True
+        server.settings.faults.drop_once = True
         run(network, 2, 3)
         assert connection.opened == 2
         network.close()
 
 
-def test_several_requests_are_in_flight(matmul: Path) -> None:
-    with KServeServer(matmul, Settings(name="m", statistics=True, queue_ns=20_000_000)) as server:
+@both
+def test_several_requests_are_in_flight(matmul: Path, transport: str) -> None:
+    with serve(transport, matmul, Settings(name="m", statistics=True, queue_ns=20_000_000)) as server:
         network = loaded(server, concurrency="4")
-        server.most_in_flight = 0
+        server.backend.most_in_flight = 0
         phases = run(network, 1, 12)
-        assert server.most_in_flight == 4
+        assert server.backend.most_in_flight == 4
         assert len(phases.latencies_ns) == 12
         assert min(phases.latencies_ns) >= 20_000_000
         # Four at a time: the phases add up to the time that passed, not to four times as much.
@@ -168,8 +185,8 @@ def test_the_floor_of_a_naive_server_is_found_and_said(matmul: Path) -> None:
         assert "let it set TCP_NODELAY or write once" in warning
         network.close()
         # A network that really takes 45 ms, behind a server that writes once, is not accused of it.
-        server.faults.naive = False
-        server.faults.silent_s = 0.045
+        server.settings.faults.naive = False
+        server.settings.faults.silent_s = 0.045
         network = loaded(server)
         assert "warning" not in network.describe()
         network.close()
@@ -199,40 +216,215 @@ def test_a_server_that_fails_is_named(matmul: Path, faults: Faults, text: str) -
     with KServeServer(matmul, Settings(name="m")) as server:
         network = loaded(server, timeout_s="0.3")
         network.prepare(2)
-        server.faults = faults
+        server.settings.faults = faults
         with pytest.raises(NetworkError, match=text) as caught:
             network.run(1, Phases())
         assert f"{server.url}/v2/models/m" in str(caught.value)
-        server.faults = Faults()
+        server.settings.faults = Faults()
         network.run(1, Phases())
         network.close()
 
 
-def test_keys_from_a_file_open_the_door_and_stay_secret(matmul: Path, tmp_path: Path) -> None:
+@both
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("zeros", "outputs are nothing but zeros: that proves no computation; set the option any_outputs=true"),
+        ("stale", "outputs are the same for other inputs: they are not computed from them"),
+    ],
+)
+def test_outputs_that_nobody_computed_are_found(matmul: Path, transport: str, fault: str, text: str) -> None:
+    """No reference is at hand for somebody's own model: the outputs must depend on the inputs."""
+    with serve(transport, matmul, Settings(name="m")) as server:
+        network = loaded(server)
+        assert network.check()
+        network.close()
+        setattr(server.settings.faults, fault, True)
+        network = loaded(server)
+        with pytest.raises(NetworkError, match=text):
+            network.check()
+        network.close()
+        network = loaded(server, any_outputs="true")
+        assert network.check()
+        network.close()
+
+
+@both
+def test_a_server_that_answers_from_its_cache_is_not_measured(matmul: Path, transport: str) -> None:
+    """Triton's response cache: equal requests are answered in a tenth of the time, and the network rests."""
+    with serve(transport, matmul, Settings(name="m", statistics=True, response_cache=True)) as server:
+        with pytest.raises(ConfigError, match=r"equal requests from its response cache.*switch it off"):
+            loaded(server)
+        server.settings.response_cache = False
+        loaded(server).close()
+
+
+@both
+def test_keys_from_a_file_open_the_door_and_stay_secret(matmul: Path, tmp_path: Path, transport: str) -> None:
     headers = tmp_path / "headers.txt"
-    with KServeServer(matmul, Settings(name="m", key="s3cret-t0ken")) as server:
-        headers.write_text("Authorization: Bearer s3cret-t0ken\n")
+    with serve(transport, matmul, Settings(name="m", key="s3cret-t0ken")) as server:
+        headers.write_text("Authorization: Bearer s3cret-t0ken\nHost: model.example.org\n")
         network = loaded(server, headers_file=str(headers))
         run(network, 1)
         network.close()
         headers.write_text("Authorization: Bearer wr0ng-s3cret\n")
-        with pytest.raises(ConfigError, match=r"HTTP 401: wrong key: .*: check the option headers_file") as caught:
+        with pytest.raises(ConfigError, match=r"wrong key: .*: check the option headers_file") as caught:
             loaded(server, headers_file=str(headers))
         assert "s3cret" not in str(caught.value)
 
 
-def test_tls_is_trusted_by_its_authority_only(matmul: Path, certificate: tuple[Path, Path]) -> None:
-    with KServeServer(matmul, Settings(name="m", certificate=certificate)) as server:
-        with pytest.raises(ConfigError, match=r"the certificate does not hold: .*option ca_file, or set insecure=true"):
+@both
+def test_tls_is_trusted_by_its_authority_only(matmul: Path, certificate: tuple[Path, Path], transport: str) -> None:
+    with serve(transport, matmul, Settings(name="m", certificate=certificate)) as server:
+        with pytest.raises(ConfigError, match=r"certificate.* ca_file"):
             loaded(server)
-        for options in ({"ca_file": str(certificate[0])}, {"insecure": "true"}):
+        trusting = [{"ca_file": str(certificate[0])}, *([{"insecure": "true"}] if transport == "http" else [])]
+        for options in trusting:
             network = loaded(server, **options)
             run(network, 64)
             run(network, 8192, 1)
             network.close()
-        plain = kserve.open_network("m", "native", {"url": server.url.replace("https", "http"), "timeout_s": "2"})
+        plain = server.url.replace("s://", "://")
         with pytest.raises(ConfigError, match=r"127\.0\.0\.1"):
-            plain.load()
+            kserve.open_network("m", "native", {"url": plain, "timeout_s": "2"}).load()
+
+
+# KServe v2 over gRPC only
+
+
+def over_grpc(model: Path, settings: Settings | None = None, **more: Any) -> Any:
+    return serve("grpc", model, settings or Settings(name="m"), **more)
+
+
+def test_the_servers_times_and_configuration_come_over_grpc_too(matmul: Path) -> None:
+    settings = Settings(name="m", statistics=True, max_batch=16, queue_ns=2_000_000)
+    with over_grpc(matmul, settings) as server:
+        network = loaded(server, version="1")
+        told = network.describe()
+        assert (told["runtime_version"], told["device"], told["max_batch"]) == ("testserver 9.1", "cpu", 16)
+        assert told["server_statistics"] == "true"
+        assert told["url"] == server.url
+        phases = run(network, 2, 5)
+        assert set(phases.spans) == {"pack", "wait", "unpack", "queue", "copy_in", "execute", "copy_out"}
+        assert phases.spans["queue"] == [5, 10_000_000]
+        with pytest.raises(UnsupportedBatchError, match="at most 16 at once"):
+            network.prepare(17)
+        network.close()
+
+
+def test_each_request_in_flight_has_a_connection_of_its_own(matmul: Path) -> None:
+    """By default gRPC would send all of them over one."""
+    with over_grpc(matmul, Settings(name="m", queue_ns=20_000_000)) as server:
+        network = loaded(server, concurrency="4")
+        server.peers.clear()
+        run(network, 1, 12)
+        assert len(server.peers) == 4
+        before = threading.active_count()
+        network.close()
+        assert threading.active_count() == before - 4
+        network.close()
+
+
+def test_a_request_is_the_same_bytes_until_the_next_batch_size(matmul: Path) -> None:
+    """Serialised in prepare: a window holds none of it."""
+    with over_grpc(matmul) as server:
+        network = loaded(server)
+        network.prepare(4)
+        assert network._client.pack() is network._client.pack()
+        network.close()
+
+
+@pytest.mark.parametrize(
+    ("faults", "text", "kind"),
+    [
+        (Faults(status=1), "gRPC INTERNAL: out of memory on the device: the server's log says more", NetworkError),
+        (Faults(status=1, code="UNKNOWN"), "gRPC UNKNOWN: .* log says more", NetworkError),
+        (Faults(status=1, code="INVALID_ARGUMENT"), r"gRPC INVALID_ARGUMENT: .*; the model takes x:FP32", NetworkError),
+        (Faults(status=1, code="UNAVAILABLE"), "gRPC UNAVAILABLE: .*; is the server running there, and", NetworkError),
+        (Faults(status=1, code="RESOURCE_EXHAUSTED"), "the batch is larger than .* memory for", UnsupportedBatchError),
+        (Faults(wrong_rows=1), r"output y is FP32\[3,3\] at batch 2, but the model gives y:FP32\[\?,3\]", NetworkError),
+        (Faults(wrong_datatype="FP64"), "cannot be read: output 'y' has 3 values", NetworkError),
+        (Faults(cut=True), "cannot be read: ", NetworkError),
+        (Faults(silent_s=1.0), "no answer within 0.3 s: raise option timeout_s", NetworkError),
+    ],
+)
+def test_a_grpc_server_that_fails_is_named(matmul: Path, faults: Faults, text: str, kind: type[Exception]) -> None:
+    with over_grpc(matmul) as server:
+        network = loaded(server, timeout_s="0.3")
+        network.prepare(2)
+        server.settings.faults = faults
+        with pytest.raises(NetworkError, match=text) as caught:
+            network.run(1, Phases())
+        assert type(caught.value) is kind
+        assert f"{server.url}/m" in str(caught.value)
+        server.settings.faults = Faults()
+        network.run(1, Phases())
+        network.close()
+
+
+def test_a_message_that_the_server_does_not_take_loses_that_batch_size(vgg10: Path) -> None:
+    """4 MiB is the default limit of a gRPC server, of Python's and others'."""
+    with over_grpc(vgg10, Settings(name=NAME), largest_message=4 << 20) as server:
+        network = loaded(server, filters="32")
+        network.prepare(1024)
+        with pytest.raises(
+            UnsupportedBatchError, match=r"RESOURCE_EXHAUSTED: .*larger than max .*: the batch is larger"
+        ):
+            network.run(1, Phases())
+        run(network, 8)
+        network.close()
+
+
+def test_typed_lists_instead_of_raw_tensors_are_read_and_said(matmul: Path) -> None:
+    with over_grpc(matmul, Settings(name="m", faults=Faults(json_outputs=True))) as server:
+        network = loaded(server)
+        told = network.describe()
+        assert told["tensors"] == "typed lists"
+        assert "answers in typed lists although binary outputs were asked for" in told["warning"]
+        assert network.check()
+        network.close()
+
+
+def test_a_grpc_server_that_comes_back_is_found_again(matmul: Path) -> None:
+    with over_grpc(matmul) as server:
+        network = loaded(server, timeout_s="5")
+        run(network, 2)
+        port = server.port
+    with pytest.raises(NetworkError, match="UNAVAILABLE"):
+        network.run(1, Phases())
+    with over_grpc(matmul, port=port):
+        # gRPC waits a little before it tries again.
+        until_s = time.monotonic() + 20
+        while True:
+            try:
+                network.run(1, Phases())
+                break
+            except NetworkError:
+                assert time.monotonic() < until_s
+        network.close()
+
+
+def test_no_proxy_of_the_environment_is_measured_along(matmul: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "grpc_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    for transport in ("http", "grpc"):
+        with serve(transport, matmul, Settings(name="m")) as server:
+            loaded(server).close()
+
+
+def test_what_is_no_grpc_server_is_named(matmul: Path) -> None:
+    pytest.importorskip("grpc", reason="needs the package grpcio")
+    url = f"grpc://127.0.0.1:{free_port()}"
+    refused(url, rf"{url}/m: gRPC UNAVAILABLE: .*Connection refused.*is the server running there")
+    with KServeServer(matmul, Settings(name="m")) as server:
+        refused(server.url.replace("http", "grpc"), "is that its gRPC port, and in plain text|UNAVAILABLE")
+    with over_grpc(matmul) as server:
+        refused(server.url.replace("grpc", "http"), r"speaks no HTTP/1\.1: give the server's HTTP port")
+        refused(server.url.replace("grpc", "grpcs"), r"does it speak grpc:// there\?")
+        refused(server.url, r"NOT_FOUND: .*unknown model 'n'.*known: m", "n")
+        server.settings.ready = False
+        refused(server.url, "is not ready .it says that it is not ready.: load it")
 
 
 def refused(url: str, text: str, model: str = "m") -> None:
@@ -414,22 +606,32 @@ configurations:
         assert tokens["gross"]["value"] == pytest.approx(joules / 12)
 
 
-def test_a_sweep_goes_on_past_a_batch_that_the_server_cannot_run(matmul: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("transport", "code", "reason", "text"),
+    [
+        ("http", "", "network_error", "HTTP 500: out of memory on the device"),
+        ("grpc", "RESOURCE_EXHAUSTED", "unsupported_batch", "gRPC RESOURCE_EXHAUSTED: out of memory on the device"),
+    ],
+)
+def test_a_sweep_goes_on_past_a_batch_that_the_server_cannot_run(
+    matmul: Path, tmp_path: Path, transport: str, code: str, reason: str, text: str
+) -> None:
     """Out of memory from batch 8 on, and a model so slow that a call would be one request: four stay in flight."""
-    faults = Faults(status=500, status_from_batch=8, silent_s=0.1)
-    with KServeServer(matmul, Settings(name="m", faults=faults)) as server:
+    faults = Faults(status=500, code=code, status_from_batch=8, silent_s=0.1)
+    with serve(transport, matmul, Settings(name="m", faults=faults)) as server:
         done = joulewatch(
             *("profile", "--network", "m", "--runtime", "kserve", "--preset", "quick", "--idle", "0"),
             *("--option", f"url={server.url}", "--option", "concurrency=4", "--batch-sizes", "1,8"),
             folder=tmp_path,
         )
-        assert server.most_in_flight == 4
+        assert server.backend.most_in_flight == 4
     assert done.code == 0, done.err
     (folder,) = (tmp_path / "runs").iterdir()
     record = read_run(folder)
-    (note,) = [item for item in record.notes if item.reason == "network_error"]
+    (note,) = [item for item in record.notes if item.reason == reason]
     assert note.batch_size == 8
-    assert "HTTP 500: out of memory on the device" in note.text
+    assert text in note.text
+    assert "Traceback" not in done.err
     (configuration,) = record.configurations
     assert configuration.runtime_version == "testserver 9.1"
     measured = [item for item in record.windows if item.kind == "measure"]

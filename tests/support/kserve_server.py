@@ -1,14 +1,18 @@
-"""A KServe v2 server on loopback with an ONNX Runtime session behind it: true outputs, chosen faults."""
+"""A KServe v2 server on loopback with an ONNX Runtime session behind it: true outputs, chosen faults.
+
+``Backend`` is what the server does; ``KServeServer`` speaks HTTP, ``kserve_grpc_server`` gRPC.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -34,7 +38,8 @@ class Faults:
     """What may go wrong; all of it can be changed while the server runs."""
 
     status: int = 0
-    """Answer every inference with this status."""
+    """Answer every inference with this HTTP status, or with the gRPC status ``code``."""
+    code: str = "INTERNAL"
     status_from_batch: int = 0
     """... only from this batch size on."""
     wrong_rows: int = 0
@@ -42,8 +47,12 @@ class Faults:
     wrong_datatype: str = ""
     nudge: float = 0.0
     """Added to every output."""
+    zeros: bool = False
+    """Outputs of the right shape that nobody computed."""
+    stale: bool = False
+    """Outputs of the first inference ever, again and again."""
     json_outputs: bool = False
-    """Answers in JSON whatever was asked for."""
+    """Answers in JSON (gRPC: in typed lists) whatever was asked for."""
     cut: bool = False
     """Half of the answer, then the connection is closed."""
     drop_once: bool = False
@@ -74,7 +83,137 @@ class Settings:
     certificate: tuple[Path, Path] | None = None
     """Certificate and key."""
     tell_inputs: bool = True
+    response_cache: bool = False
+    """Equal requests are answered without the model, and statistics say so."""
     faults: Faults = field(default_factory=Faults)
+
+
+class InvalidError(Exception):
+    """A request that does not fit the model."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One output."""
+
+    name: str
+    datatype: str
+    values: np.ndarray
+
+
+class Backend:
+    """A model in an ONNX Runtime session, with counters and faults."""
+
+    def __init__(self, model: Path, settings: Settings) -> None:
+        import onnxruntime
+
+        self.settings = settings
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self.session: Any = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self.inferences = 0
+        self.in_flight = self.most_in_flight = 0
+        self.times_ns = {"queue": 0, "compute_input": 0, "compute_infer": 0, "compute_output": 0}
+        self.lock = threading.Lock()
+        self.cache_hits = 0
+        self._cache: dict[bytes, list[np.ndarray]] = {}
+        self._first: list[np.ndarray] | None = None
+
+    def metadata(self) -> dict[str, Any]:
+        def told(arguments: Any) -> list[dict[str, Any]]:
+            return [
+                {
+                    "name": item.name,
+                    "datatype": TYPES[item.type][0],
+                    "shape": [size if isinstance(size, int) else -1 for size in item.shape],
+                }
+                for item in arguments
+            ]
+
+        return {
+            "name": self.settings.name,
+            "versions": ["1"],
+            "platform": "onnxruntime_onnx",
+            "inputs": told(self.session.get_inputs()) if self.settings.tell_inputs else [],
+            "outputs": told(self.session.get_outputs()) if self.settings.tell_inputs else [],
+        }
+
+    def stats(self) -> dict[str, Any]:
+        with self.lock:
+            spans = {name: {"count": self.inferences, "ns": ns} for name, ns in self.times_ns.items()}
+            hits = {"count": self.cache_hits, "ns": 0}
+            return {"success": {"count": self.inferences, "ns": 0}, **spans, "cache_hit": hits}
+
+    @contextlib.contextmanager
+    def one_more(self) -> Iterator[None]:
+        """While a request is in flight."""
+        with self.lock:
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.in_flight -= 1
+
+    def refuses(self, rows: int) -> bool:
+        """Wait as long as was chosen; whether the chosen status is the answer."""
+        faults = self.settings.faults
+        if faults.silent_s or self.settings.queue_ns:
+            time.sleep(faults.silent_s + self.settings.queue_ns * 1e-9)
+        return bool(faults.status) and rows >= faults.status_from_batch
+
+    def infer(self, inputs: Mapping[str, tuple[str, np.ndarray]], began_ns: int) -> list[Result]:
+        """Run a request.
+
+        Args:
+            inputs: Name -> datatype and values.
+            began_ns: When reading it began, monotonic.
+
+        Raises:
+            InvalidError: it does not fit the model.
+        """
+        wanted = {item.name: TYPES[item.type][0] for item in self.session.get_inputs()}
+        for name, (datatype, values) in inputs.items():
+            if name not in wanted:
+                raise InvalidError(f"unexpected input {name}")
+            if datatype != wanted[name]:
+                raise InvalidError(f"input {name} has the datatype {datatype}")
+            if self.settings.max_batch and len(values) > self.settings.max_batch:
+                raise InvalidError(f"inference request batch-size must be <= {self.settings.max_batch}")
+        read_ns = time.monotonic_ns()
+        key = b"".join(values.tobytes() for _, values in inputs.values()) if self.settings.response_cache else b""
+        if key in self._cache:
+            results = self._cache[key]
+            self.cache_hits += 1
+        else:
+            try:
+                results = self.session.run(None, {name: values for name, (_, values) in inputs.items()})
+            except Exception as error:
+                raise InvalidError(str(error)[:200]) from error
+        if key:
+            self._cache[key] = results
+        ran_ns = time.monotonic_ns()
+        faults = self.settings.faults
+        self._first = self._first or results
+        outputs = []
+        for argument, first, computed in zip(self.session.get_outputs(), self._first, results, strict=True):
+            values = np.resize(first, computed.shape) if faults.stale else computed
+            if faults.zeros:
+                values = np.zeros_like(values)
+            if faults.wrong_rows:
+                values = np.repeat(values, 1 + faults.wrong_rows, axis=0)[: len(values) + faults.wrong_rows]
+            if faults.nudge:
+                values = (values + faults.nudge).astype(values.dtype)
+            outputs.append(Result(argument.name, faults.wrong_datatype or TYPES[argument.type][0], values))
+        end_ns = time.monotonic_ns()
+        with self.lock:
+            self.inferences += 1
+            spans = (self.settings.queue_ns, read_ns - began_ns, ran_ns - read_ns, end_ns - ran_ns)
+            for name, span_ns in zip(self.times_ns, spans, strict=True):
+                self.times_ns[name] += span_ns
+        return outputs
 
 
 class KServeServer(http.server.ThreadingHTTPServer):
@@ -84,22 +223,12 @@ class KServeServer(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def __init__(self, model: Path, settings: Settings | None = None) -> None:
-        import onnxruntime
-
         self.settings = settings or Settings()
-        self.faults = self.settings.faults
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
-        self.session: Any = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        self.backend = Backend(model, self.settings)
         self.requests: list[str] = []
         """Method and path of each request."""
         self.heads: list[Mapping[str, str]] = []
         """Headers of each inference, names in lower case."""
-        self.inferences = 0
-        self.in_flight = self.most_in_flight = 0
-        self.times_ns = {"queue": 0, "compute_input": 0, "compute_infer": 0, "compute_output": 0}
-        self.lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), Handler)
         scheme = "http"
         if self.settings.certificate is not None:
@@ -125,81 +254,6 @@ class KServeServer(http.server.ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that go away are what some tests are about."""
 
-    def metadata(self) -> dict[str, Any]:
-        def told(arguments: Any) -> list[dict[str, Any]]:
-            return [
-                {
-                    "name": item.name,
-                    "datatype": TYPES[item.type][0],
-                    "shape": [size if isinstance(size, int) else -1 for size in item.shape],
-                }
-                for item in arguments
-            ]
-
-        return {
-            "name": self.settings.name,
-            "versions": ["1"],
-            "platform": "onnxruntime_onnx",
-            "inputs": told(self.session.get_inputs()) if self.settings.tell_inputs else [],
-            "outputs": told(self.session.get_outputs()) if self.settings.tell_inputs else [],
-        }
-
-    def infer(self, message: dict[str, Any], raw: bytes) -> tuple[dict[str, Any], list[bytes]]:
-        """Run a request; raises ValueError on one that does not fit the model."""
-        began_ns = time.monotonic_ns()
-        wanted = {item.name: item for item in self.session.get_inputs()}
-        feeds, offset = {}, 0
-        for item in message["inputs"]:
-            if item["name"] not in wanted:
-                raise ValueError(f"unexpected input {item['name']}")
-            dtype, shape = NUMPY[item["datatype"]], item["shape"]
-            if item["datatype"] != TYPES[wanted[item["name"]].type][0]:
-                raise ValueError(f"input {item['name']} has the datatype {item['datatype']}")
-            size = item.get("parameters", {}).get("binary_data_size")
-            if size is None:
-                values = np.asarray(item["data"], dtype=dtype)
-            else:
-                values = np.frombuffer(raw, dtype=dtype, count=size // np.dtype(dtype).itemsize, offset=offset)
-                offset += size
-            feeds[item["name"]] = values.reshape(shape)
-        if offset != len(raw):
-            raise ValueError(f"{len(raw) - offset} bytes too many")
-        read_ns = time.monotonic_ns()
-        try:
-            results = self.session.run(None, feeds)
-        except Exception as error:
-            raise ValueError(str(error)[:200]) from error
-        ran_ns = time.monotonic_ns()
-        faults = self.faults
-        as_binary = not faults.json_outputs and (
-            message.get("parameters", {}).get("binary_data_output")
-            or all(item.get("parameters", {}).get("binary_data") for item in message.get("outputs", [{}]))
-        )
-        outputs, pieces = [], []
-        for argument, values in zip(self.session.get_outputs(), results, strict=True):
-            if faults.wrong_rows:
-                values = np.repeat(values, 1 + faults.wrong_rows, axis=0)[: len(values) + faults.wrong_rows]
-            if faults.nudge:
-                values = (values + faults.nudge).astype(values.dtype)
-            told: dict[str, Any] = {
-                "name": argument.name,
-                "datatype": faults.wrong_datatype or TYPES[argument.type][0],
-                "shape": list(values.shape),
-            }
-            if as_binary:
-                pieces.append(np.ascontiguousarray(values).tobytes())
-                told["parameters"] = {"binary_data_size": len(pieces[-1])}
-            else:
-                told["data"] = values.ravel().tolist()
-            outputs.append(told)
-        end_ns = time.monotonic_ns()
-        with self.lock:
-            self.inferences += 1
-            spans = (self.settings.queue_ns, read_ns - began_ns, ran_ns - read_ns, end_ns - ran_ns)
-            for name, span_ns in zip(self.times_ns, spans, strict=True):
-                self.times_ns[name] += span_ns
-        return {"model_name": self.settings.name, "model_version": "1", "outputs": outputs}, pieces
-
 
 class Handler(http.server.BaseHTTPRequestHandler):
     """One connection."""
@@ -210,8 +264,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def setup(self) -> None:
         if isinstance(self.request, ssl.SSLSocket):
             self.request.do_handshake()
-        self.wbufsize = 0 if self.server.faults.naive else -1
-        self.disable_nagle_algorithm = not self.server.faults.naive
+        self.wbufsize = 0 if self.server.settings.faults.naive else -1
+        self.disable_nagle_algorithm = not self.server.settings.faults.naive
         super().setup()
 
     def log_message(self, format: str, *args: object) -> None:
@@ -228,16 +282,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if path == "/v2":
             self._tell(200, {"name": settings.server, "version": "9.1", "extensions": list(settings.extensions)})
         elif path == model:
-            self._tell(200, self.server.metadata())
+            self._tell(200, self.server.backend.metadata())
         elif path == f"{model}/ready":
             self._tell(200 if settings.ready else 503, {} if settings.ready else {"error": "still loading"})
         elif path == f"{model}/config" and settings.max_batch:
             groups = [{"name": "a", "kind": "KIND_CPU", "count": 1}]
             self._tell(200, {"name": settings.name, "max_batch_size": settings.max_batch, "instance_group": groups})
         elif path == f"{model}/stats" and settings.statistics:
-            with self.server.lock:
-                spans = {name: {"count": self.server.inferences, "ns": ns} for name, ns in self.server.times_ns.items()}
-                stats = {"success": {"count": self.server.inferences, "ns": 0}, **spans}
+            stats = self.server.backend.stats()
             self._tell(200, {"model_stats": [{"name": settings.name, "version": "1", "inference_stats": stats}]})
         else:
             self._tell(404, {"error": f"no such thing: {self.path}"})
@@ -245,7 +297,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
         self.server.requests.append(f"POST {self.path}")
-        settings, faults = self.server.settings, self.server.faults
+        settings = self.server.settings
+        faults = settings.faults
         if not self._is_allowed():
             return
         if self.path == "/v2/repository/index":
@@ -259,33 +312,53 @@ class Handler(http.server.BaseHTTPRequestHandler):
             faults.drop_once = False
             self.close_connection = True
             return
-        with self.server.lock:
-            self.server.in_flight += 1
-            self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
-        try:
-            self._infer(body)
-        finally:
-            with self.server.lock:
-                self.server.in_flight -= 1
+        with self.server.backend.one_more():
+            self._infer(body, settings.faults)
 
-    def _infer(self, body: bytes) -> None:
-        settings, faults = self.server.settings, self.server.faults
+    def _infer(self, body: bytes, faults: Faults) -> None:
+        backend = self.server.backend
         length = int(self.headers.get(HEADER, len(body)))
         message = json.loads(body[:length])
-        if faults.silent_s or settings.queue_ns:
-            time.sleep(faults.silent_s + settings.queue_ns * 1e-9)
-        rows = message["inputs"][0]["shape"][0]
-        if faults.status and rows >= faults.status_from_batch:
+        if backend.refuses(message["inputs"][0]["shape"][0]):
             self._tell(faults.status, {"error": "out of memory on the device"})
             return
-        if settings.max_batch and rows > settings.max_batch:
-            self._tell(400, {"error": f"inference request batch-size must be <= {settings.max_batch}"})
+        began_ns = time.monotonic_ns()
+        inputs, offset = {}, length
+        for item in message["inputs"]:
+            dtype = NUMPY[item["datatype"]]
+            size = item.get("parameters", {}).get("binary_data_size")
+            if size is None:
+                values = np.asarray(item["data"], dtype=dtype)
+            else:
+                values = np.frombuffer(body, dtype=dtype, count=size // np.dtype(dtype).itemsize, offset=offset)
+                offset += size
+            inputs[item["name"]] = (item["datatype"], values.reshape(item["shape"]))
+        if offset != len(body):
+            self._tell(400, {"error": f"{len(body) - offset} bytes too many"})
             return
         try:
-            answer, pieces = self.server.infer(message, body[length:])
-        except ValueError as error:
+            results = backend.infer(inputs, began_ns)
+        except InvalidError as error:
             self._tell(400, {"error": str(error)})
             return
+        as_binary = not faults.json_outputs and (
+            message.get("parameters", {}).get("binary_data_output")
+            or all(item.get("parameters", {}).get("binary_data") for item in message.get("outputs", [{}]))
+        )
+        outputs, pieces = [], []
+        for result in results:
+            told: dict[str, Any] = {
+                "name": result.name,
+                "datatype": result.datatype,
+                "shape": list(result.values.shape),
+            }
+            if as_binary:
+                pieces.append(np.ascontiguousarray(result.values).tobytes())
+                told["parameters"] = {"binary_data_size": len(pieces[-1])}
+            else:
+                told["data"] = result.values.ravel().tolist()
+            outputs.append(told)
+        answer = {"model_name": self.server.settings.name, "model_version": "1", "outputs": outputs}
         self._tell(200, answer, pieces)
 
     def _is_allowed(self) -> bool:
@@ -303,10 +376,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if pieces:
             self.send_header(HEADER, str(len(text)))
         self.send_header("Content-Length", str(len(body)))
-        if self.server.faults.close_each:
+        if self.server.settings.faults.close_each:
             self.send_header("Connection", "close")
         self.end_headers()
-        if self.server.faults.cut and status == 200 and pieces is not None:
+        if self.server.settings.faults.cut and status == 200 and pieces is not None:
             self.wfile.write(body[: len(body) // 2])
             self.close_connection = True
             return

@@ -27,6 +27,10 @@ PIECE_BYTES: Final = 1 << 16
 OPTIONS: Final = ("url", "timeout_s", "ca_file", "insecure", "headers_file")
 """What ``endpoint`` reads; the same for every server."""
 
+WEB: Final = ("http", "https")
+GRPC: Final = ("grpc", "grpcs")
+"""URLs of gRPC have no scheme of their own: these two are ours."""
+
 _GONE: Final = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError, http.client.RemoteDisconnected)
 _SHORTEST_SECRET: Final = 4
 
@@ -39,14 +43,17 @@ class Endpoint:
 
     url: str
     """Base URL without a slash at its end."""
+    scheme: str
     host: str
     port: int
+    """0: not said, and none is usual."""
     path: str
     """Of the base URL; empty where the server has none."""
     timeout_s: float = DEFAULT_TIMEOUT_S
     """Longest silence: without an answer, or between two pieces of one."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     tls: ssl.SSLContext | None = field(default=None, repr=False)
+    ca_file: Path | None = None
 
     def head(self, method: str, path: str, length: int | None, headers: Mapping[str, str]) -> bytes:
         """Request line and headers; ``length`` None: no body."""
@@ -63,9 +70,13 @@ class Endpoint:
     @property
     def authority(self) -> str:
         """Host and port as a Host header has them."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
         usual = 443 if self.tls is not None else 80
-        return host if self.port == usual else f"{host}:{self.port}"
+        return self.quoted_host if self.port == usual else f"{self.quoted_host}:{self.port}"
+
+    @property
+    def quoted_host(self) -> str:
+        """The host as it stands before a port."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
     def masked(self, text: str) -> str:
         """``text`` without what the user's own headers say: servers like to quote a key that they refuse."""
@@ -109,13 +120,14 @@ class Answer:
         return f"HTTP {self.status}, {kind}" + (f", begins {json.dumps(start)}" if start else ", empty")
 
 
-def endpoint(runtime: str, words: Mapping[str, str], *, key_file: str = "") -> Endpoint:
+def endpoint(runtime: str, words: Mapping[str, str], *, key_file: str = "", schemes: tuple[str, ...] = WEB) -> Endpoint:
     """Read the options of ``OPTIONS``.
 
     Args:
         runtime: Whose options these are, for messages.
         words: The options as typed.
         key_file: A file with the one key that is sent as a bearer token; empty: none.
+        schemes: What a URL may begin with.
 
     Raises:
         ConfigError: no URL, or none that can be used; a file that cannot be read; options that contradict each other.
@@ -131,10 +143,11 @@ def endpoint(runtime: str, words: Mapping[str, str], *, key_file: str = "") -> E
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ConfigError(f"{runtime}: option url: {shown!r} is no URL ({error})") from None
-    if parts.scheme in ("grpc", "grpcs"):
+    if parts.scheme in GRPC and parts.scheme not in schemes:
         raise ConfigError(f"{runtime}: option url: {shown}: gRPC is not spoken here; give the server's HTTP port")
-    if parts.scheme not in ("http", "https") or not host or any(ord(letter) < 33 for letter in url):
-        raise ConfigError(f"{runtime}: option url: {shown!r} is no URL: write it as http://host:port")
+    if parts.scheme not in schemes or not host or any(ord(letter) < 33 for letter in url):
+        forms = " or ".join(f"{scheme}://host:port" for scheme in schemes[::2])
+        raise ConfigError(f"{runtime}: option url: {shown!r} is no URL: write it as {forms}")
     if "@" in parts.netloc or parts.query or parts.fragment:
         raise ConfigError(
             f"{runtime}: option url: {shown} must be a base URL without user, password, '?' and '#'; "
@@ -149,12 +162,14 @@ def endpoint(runtime: str, words: Mapping[str, str], *, key_file: str = "") -> E
         headers["Authorization"] = f"Bearer {_key(runtime, Path(key_file))}"
     return Endpoint(
         url=url,
+        scheme=parts.scheme,
         host=host,
-        port=port or (443 if parts.scheme == "https" else 80),
+        port=port or {"http": 80, "https": 443}.get(parts.scheme, 0),
         path=parts.path,
         timeout_s=_timeout_s(runtime, words),
         headers=headers,
-        tls=_tls(runtime, ca_file, insecure) if parts.scheme == "https" else None,
+        tls=_tls(runtime, ca_file, insecure) if parts.scheme in ("https", "grpcs") else None,
+        ca_file=ca_file,
     )
 
 

@@ -29,6 +29,7 @@ from joulewatch_harness.network import Phases
 from joulewatch_harness.runtimes import ANY_PRECISION, flag, http_client
 from joulewatch_harness.runtimes.http_client import Answer, Buffer, Connection, Endpoint
 from joulewatch_harness.runtimes.inputs import parse_count
+from joulewatch_harness.runtimes.servers import asking, closed_on_error
 
 logger = logging.getLogger(__name__)
 
@@ -216,12 +217,11 @@ class OpenAINetwork:
             NetworkError: the server fails, or answers with something else than a stream.
         """
         self.close()
-        self._connections = [self._connect()]
-        try:
-            self._load()
-        except BaseException:
-            self.close()
-            raise
+        with closed_on_error(self.close):
+            self._connections = [self._connect()]
+            with asking():
+                self._read_models()
+            self._probe()
 
     def prepare(self, batch: int) -> None:
         """Have a connection for each request of a batch.
@@ -295,15 +295,6 @@ class OpenAINetwork:
         for connection in self._connections:
             connection.close()
         self._connections = []
-
-    def _load(self) -> None:
-        try:
-            self._read_models()
-        except ConfigError:
-            raise
-        except NetworkError as error:
-            raise ConfigError(str(error)) from error
-        self._probe()
 
     def _connect(self) -> Sender:
         return Connection(self._options.where)

@@ -1,0 +1,543 @@
+"""A model of a KServe v2 server as a network under test, whatever the server is spoken to in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from array import array
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from joulewatch_harness import networks
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.names import unknown
+from joulewatch_harness.network import MarksOnly, Phases
+from joulewatch_harness.plan import NATIVE
+from joulewatch_harness.runtimes.http_client import WEB
+from joulewatch_harness.runtimes.inputs import Batches
+from joulewatch_harness.runtimes.kserve.client import Client, Outcome, RefusedError, Reply
+from joulewatch_harness.runtimes.kserve.options import Options
+from joulewatch_harness.runtimes.kserve.over_http import AS_JSON, BINARY_EXTENSION
+from joulewatch_harness.runtimes.kserve.server_times import ServerTimes, server_times
+from joulewatch_harness.runtimes.kserve.tensors import BINARY, DTYPES, ONLY_BINARY, Tensor, described
+from joulewatch_harness.runtimes.outputs import TOLERANCES, check_close, check_finite
+from joulewatch_harness.runtimes.servers import asking, closed_on_error
+
+if TYPE_CHECKING:
+    from joulewatch_harness.networks import ModelSource
+
+logger = logging.getLogger(__name__)
+
+WIDEST: Final = "int8"
+"""Whose tolerance ``check`` takes where nobody says what the server computes in."""
+CHECK_BATCH: Final = 2
+"""A server that fails at larger ones may still be measured at small ones."""
+CACHE_PROBES: Final = 3
+"""Equal requests: the last answer may be counted too late to be seen."""
+TINY_BYTES: Final = 1 << 17
+"""A batch up to this size needs no 40 ms on a network; above it no floor is looked for."""
+
+_HINTS: Final[Mapping[Outcome, str]] = {
+    Outcome.DENIED: ": check the option headers_file",
+    Outcome.TOO_LARGE: ": the batch is larger than the server takes, or than it has memory for",
+    Outcome.BUSY: ": the server is busy with others, not ready, or limits requests",
+    Outcome.FAILED: ": the server's log says more",
+}
+
+
+class KServeNetwork:
+    """A model of a KServe v2 server (the protocol of ``joulewatch_harness.network``)."""
+
+    def __init__(self, model: str, precision: str, options: Options, client: Client) -> None:
+        self._model = model
+        self._precision = precision
+        self._options = options
+        self._client = client
+        self._pool: ThreadPoolExecutor | None = None
+        self._server: Mapping[str, Any] = {}
+        self._metadata: Mapping[str, Any] = {}
+        self._config: Mapping[str, Any] = {}
+        self._inputs: tuple[Tensor, ...] = ()
+        self._outputs: tuple[Tensor, ...] = ()
+        self._source: ModelSource | None = None
+        self._batches = Batches("", (), networks.ModelSource(Path()), {})
+        self._reference_text = ""
+        self._warnings: list[str] = []
+        self._arrays: Mapping[str, NDArray[np.generic]] = {}
+        self._batch = 0
+        self._expected_batch: int | None = None
+        self._form = BINARY if options.binary else AS_JSON
+        self._times: ServerTimes | None = None
+        self._are_stale = True
+        """There were requests since the server's statistics were read."""
+        self._shared = False
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the server says of itself and the model; before ``load`` only what was asked for."""
+        told: dict[str, Any] = {
+            "runtime": "kserve",
+            "url": self._options.where.url,
+            "concurrency": self._options.concurrency,
+            "tensors": self._form,
+        }
+        if self._metadata:
+            told |= {
+                "runtime_version": " ".join(
+                    str(self._server[key]) for key in ("name", "version") if self._server.get(key)
+                ),
+                "provider": self._metadata.get("platform") or self._config.get("backend") or "",
+                "device": _device(self._config),
+                "model_versions": " ".join(map(str, self._metadata.get("versions") or [])) or "not told",
+                "inputs": " ".join(item.text() for item in self._inputs),
+                "outputs": " ".join(item.text() for item in self._outputs),
+                "precision_told_by": "the plan: the protocol does not tell it",
+                "server_statistics": str(self._times is not None).lower(),
+            }
+            if self._max_batch:
+                told["max_batch"] = self._max_batch
+            if self._reference_text:
+                told["reference"] = self._reference_text
+            if self._warnings:
+                told["warning"] = "; ".join(self._warnings)
+        return told
+
+    def load(self) -> None:
+        """Ask the server what it is, find the model, and send it a few batches to see how it answers.
+
+        Raises:
+            ConfigError: nothing answers, it is no KServe server, has no such model, or refuses the key.
+            NetworkError: the model cannot be run.
+        """
+        self.close()
+        self._warnings = []
+        with closed_on_error(self.close):
+            self._client.open(self._options.concurrency)
+            with asking():
+                self._read_server()
+                self._read_model()
+            self._source = self._reference() if self._options.reference else None
+            inputs = tuple(item.input() for item in self._inputs)
+            source = self._source or networks.ModelSource(Path())
+            self._batches = self._options.data.batches(self._client.shown, inputs, source)
+            self._probe()
+
+    def prepare(self, batch: int) -> None:
+        """Make the inputs of one batch.
+
+        Raises:
+            UnsupportedBatchError: more than the server's greatest batch, or another size than the model's fixed one.
+            ConfigError: an open dimension has no size; the text says how to give it one.
+        """
+        if self._max_batch and batch > self._max_batch:
+            raise UnsupportedBatchError(
+                f"{self._client.shown} takes at most {self._max_batch} at once (max_batch_size), not {batch}"
+            )
+        self._batches.check_size(batch)
+        self._arrays = {name: np.ascontiguousarray(values) for name, values in self._batches.arrays(batch).items()}
+        self._client.prepare([(item, self._arrays[item.name]) for item in self._inputs], self._outputs)
+        self._batch = batch
+        self._expected_batch = batch if self._has_open_batch else None
+        if self._options.concurrency > 1 and self._pool is None:
+            self._pool = ThreadPoolExecutor(self._options.concurrency, thread_name_prefix="kserve")
+        self._are_stale = True
+
+    def run(self, batches: int, phases: Phases) -> None:
+        """Send ``batches`` requests, ``concurrency`` at a time, and read their answers.
+
+        Phases: ``pack``, ``wait`` (from the request's first byte to the answer's last), ``unpack``; with several
+        requests in flight their mean. Of ``wait``, what the server's statistics account for is told apart as
+        ``queue``, ``copy_in``, ``execute`` and ``copy_out``.
+
+        Raises:
+            UnsupportedBatchError: the server says that this batch is too large for it.
+            NetworkError: no answer, an error, or outputs of another name, type or shape.
+        """
+        # Without phases nothing is asked of the server: what a window costs is the requests alone.
+        times = self._times is not None and not isinstance(phases, MarksOnly)
+        if times and self._are_stale:
+            self._times = self._server_times()
+        self._are_stale = not times
+        lanes = min(self._options.concurrency, batches)
+        if lanes == 1:
+            spans, _ = self._lane(0, range(batches), phases, threading.Event())
+        else:
+            spans = self._side_by_side(lanes, batches, phases)
+        pack_ns, wait_ns, unpack_ns = (span // lanes for span in spans)
+        for name, total_ns in (self._told_by_server(batches, lanes, wait_ns) if times else {}).items():
+            _add(phases, name, batches, total_ns)
+            wait_ns -= total_ns
+        for name, total_ns in (("pack", pack_ns), ("wait", wait_ns), ("unpack", unpack_ns)):
+            _add(phases, name, batches, total_ns)
+
+    def check(self) -> bool:
+        """Run a small batch and look at its outputs; leaves that batch prepared.
+
+        Of a built-in network they are compared with its numpy reference. Those of others must be finite, not all zero,
+        and change with the inputs: a buffer that nobody writes gives numbers too.
+
+        Raises:
+            NetworkError: the outputs are wrong; the text says how.
+        """
+        batch = self._small_batch(CHECK_BATCH)
+        self.prepare(batch)
+        outputs = self._exchange()
+        shown = self._client.shown
+        check_finite(shown, outputs)
+        if self._source is None and not self._options.any_outputs:
+            self._check_they_depend(outputs)
+            self.prepare(batch)
+        if self._source is not None and self._source.reference is not None:
+            wanted = self._source.reference(self._arrays)
+            precision = self._precision if self._precision in TOLERANCES else WIDEST
+            try:
+                check_close(shown, self._options.reference, next(iter(outputs.values())), wanted, precision)
+            except NetworkError as error:
+                raise NetworkError(f"{error}; if another model is meant, set reference=none") from error
+        return True
+
+    def close(self) -> None:
+        """Close the connections; the model stays in the server."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool = None
+        self._client.close()
+
+    # What the server is
+
+    @property
+    def _max_batch(self) -> int:
+        """0: not told."""
+        value = self._config.get("max_batch_size")
+        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+    @property
+    def _has_open_batch(self) -> bool:
+        return any(item.shape and item.shape[0] < 0 for item in self._inputs)
+
+    @property
+    def _may_not_take_binary(self) -> bool:
+        """Over HTTP it is an extension; over gRPC all servers take raw tensors."""
+        over_http = self._options.where.scheme in WEB
+        return over_http and self._options.binary and BINARY_EXTENSION not in (self._server.get("extensions") or [])
+
+    def _small_batch(self, wanted: int) -> int:
+        """A batch size that the model takes, near ``wanted``."""
+        if self._has_open_batch:
+            return min(wanted, self._max_batch or wanted)
+        return self._batches.size_for_check()
+
+    def _read_server(self) -> None:
+        reply = self._client.ask("server")
+        if reply.outcome is Outcome.DENIED:
+            raise ConfigError(self._said(reply))
+        told, options = reply.told, self._options
+        if reply.outcome is not Outcome.DONE or not isinstance(told, dict) or "name" not in told:
+            raise ConfigError(
+                f"{reply.where} does not answer like a KServe v2 server ({reply.said}): "
+                "give its base URL (option url), such as http://localhost:8000 or grpc://localhost:8001"
+            )
+        self._server = told
+        extensions = told.get("extensions") or []
+        if self._may_not_take_binary and extensions:
+            raise ConfigError(
+                f"{options.where.url}: {told['name']} takes no binary tensors (its extensions: "
+                f"{', '.join(map(str, extensions))}); binary=false sends them as JSON, which costs far more"
+            )
+
+    def _read_model(self) -> None:
+        options, shown = self._options, self._client.shown
+        reply = self._client.ask("model")
+        if reply.outcome in (Outcome.DENIED, Outcome.FAILED, Outcome.BUSY):
+            raise ConfigError(self._said(reply))
+        if reply.outcome is not Outcome.DONE or not isinstance(reply.told, dict):
+            raise ConfigError(f"{shown}: {reply.said}{self._models()}")
+        self._metadata = reply.told
+        ready = self._client.ask("ready")
+        if ready.outcome not in (Outcome.DONE, Outcome.UNKNOWN):
+            raise ConfigError(f"{shown} is not ready ({ready.said}): load it in the server first")
+        config = self._client.ask("config")
+        self._config = config.told if config.outcome is Outcome.DONE and isinstance(config.told, dict) else {}
+        self._times = self._server_times() if options.server_stats else None
+        self._inputs = described(self._metadata, "inputs", shown)
+        self._outputs = described(self._metadata, "outputs", shown)
+        if not self._inputs:
+            raise ConfigError(f"{shown}: the server does not tell the model's inputs")
+        for item in self._inputs:
+            if item.datatype not in DTYPES:
+                raise ConfigError(f"{shown}: input {item.name!r} is {item.datatype}, which cannot be made here")
+            if item.datatype in ONLY_BINARY and not options.binary:
+                raise ConfigError(f"{shown}: input {item.name!r} is {item.datatype}, which JSON cannot hold")
+
+    def _models(self) -> str:
+        """What the server has, where it tells."""
+        reply = self._client.ask("index")
+        told = reply.told.get("models") if reply.outcome is Outcome.DONE and isinstance(reply.told, dict) else None
+        listed = told if isinstance(told, list) else []
+        names = {str(item["name"]) for item in listed if isinstance(item, dict) and "name" in item}
+        if not names:
+            return "; the network's name is what the server calls its model"
+        if self._model in names:
+            return f"; {self._model} is there, but not ready in that version"
+        return f"; {unknown('model', self._model, names)}"
+
+    def _reference(self) -> ModelSource | None:
+        """The built-in network that the outputs are compared with."""
+        options = self._options
+        named = options.reference != self._model
+        try:
+            # Its values are those of the float network, whatever the server computes in.
+            source = networks.build(options.reference, NATIVE, options.reference_options)
+        except ImportError as error:
+            if named or options.reference_options:
+                raise ConfigError(
+                    f"kserve: option reference: {options.reference} needs {error.name}: "
+                    "pip install 'joulewatch[onnxruntime]'"
+                ) from error
+            self._reference_text = f"none: {options.reference} needs {error.name}"
+            return None
+        made = {} if source.make_inputs is None else source.make_inputs(1)
+        wanted = {item.name: (DTYPES[item.datatype], len(item.shape)) for item in self._inputs}
+        if {name: (str(values.dtype), values.ndim) for name, values in made.items()} != wanted:
+            taken = " ".join(item.text() for item in self._inputs)
+            text = f"{self._client.shown} takes {taken}, unlike {options.reference}"
+            if named:
+                raise ConfigError(f"{text} (option reference)")
+            self._reference_text = f"none: {text}"
+            return None
+        self._reference_text = " ".join(
+            (options.reference, *(f"{k}={v}" for k, v in options.reference_options.items()))
+        )
+        return source
+
+    def _said(self, reply: Reply) -> str:
+        """What a reply that is no success means, and what to do."""
+        hint = _HINTS.get(reply.outcome, "")
+        if reply.outcome is Outcome.REFUSED and self._inputs:
+            hint = f"; the model takes {' '.join(item.text() for item in self._inputs)}"
+        return f"{reply.where}: {reply.said}{hint}"
+
+    # Requests
+
+    def _exchange(self) -> dict[str, NDArray[np.generic]]:
+        """One request, outside of any measurement."""
+        try:
+            return self._unpack(self._client.send(0, self._client.pack()))
+        except RefusedError as refused:
+            raise self._refused(refused) from refused
+
+    def _check_they_depend(self, outputs: Mapping[str, NDArray[np.generic]]) -> None:
+        """Whether the floating outputs come of these inputs; integers may well be the same label each time.
+
+        Raises:
+            NetworkError: they are nothing but zeros, or the same for other inputs.
+        """
+        floats = {name: values for name, values in outputs.items() if values.dtype.kind == "f" and values.size}
+        hint = "; set the option any_outputs=true if that is right"
+        if floats and not any(np.any(values) for values in floats.values()):
+            raise NetworkError(f"{self._client.shown}: outputs are nothing but zeros: that proves no computation{hint}")
+        others = {name: np.ascontiguousarray(np.flip(values)) for name, values in self._arrays.items()}
+        if not floats or all(np.array_equal(others[name], values) for name, values in self._arrays.items()):
+            return
+        self._client.prepare([(item, others[item.name]) for item in self._inputs], self._outputs)
+        now = self._exchange()
+        if all(np.array_equal(now[name], values) for name, values in floats.items()):
+            raise NetworkError(
+                f"{self._client.shown}: outputs are the same for other inputs: they are not computed from them{hint}"
+            )
+
+    def _refused(self, refused: RefusedError) -> NetworkError:
+        text = self._said(refused.reply)
+        return UnsupportedBatchError(text) if refused.reply.outcome is Outcome.TOO_LARGE else NetworkError(text)
+
+    def _unpack(self, answer: Any) -> dict[str, NDArray[np.generic]]:
+        """The outputs, checked against what the model is said to give.
+
+        Raises:
+            RefusedError: there are none.
+            NetworkError: something else than these outputs.
+        """
+        shown = self._client.shown
+        try:
+            found = self._client.unpack(answer)
+        except ValueError as error:
+            raise NetworkError(f"{shown}: the answer cannot be read: {error}") from error
+        for item in self._outputs:
+            given = found.get(item.name)
+            if given is None:
+                raise NetworkError(f"{shown}: the answer has no output {item.name!r}, only {', '.join(found)}")
+            if not item.fits(given.datatype, given.shape, self._expected_batch):
+                sizes = ",".join(map(str, given.shape))
+                raise NetworkError(
+                    f"{shown}: output {item.name} is {given.datatype}[{sizes}] at batch {self._batch}, "
+                    f"but the model gives {item.text()}"
+                )
+        self._form = next((output.form for output in found.values() if output.form != BINARY), BINARY)
+        return {name: output.values for name, output in found.items()}
+
+    def _lane(
+        self, lane: int, numbers: Iterator[int] | range, phases: Phases | None, stop: threading.Event
+    ) -> tuple[tuple[int, int, int], array[int]]:
+        """Requests one after another on one connection; marks each batch where ``phases`` is given.
+
+        Returns:
+            Nanoseconds spent packing, waiting and unpacking, and each request's latency.
+        """
+        clock, client = time.monotonic_ns, self._client
+        pack_ns = wait_ns = unpack_ns = 0
+        latencies = array("q")
+        try:
+            for _ in numbers:
+                if stop.is_set():
+                    break
+                start_ns = clock()
+                request = client.pack()
+                packed_ns = clock()
+                answer = client.send(lane, request)
+                answered_ns = clock()
+                self._unpack(answer)
+                end_ns = clock()
+                pack_ns += packed_ns - start_ns
+                wait_ns += answered_ns - packed_ns
+                unpack_ns += end_ns - answered_ns
+                if phases is not None:
+                    phases.batch()
+                else:
+                    latencies.append(end_ns - start_ns)
+        except RefusedError as refused:
+            raise self._refused(refused) from refused
+        return (pack_ns, wait_ns, unpack_ns), latencies
+
+    def _side_by_side(self, lanes: int, batches: int, phases: Phases) -> tuple[int, int, int]:
+        """The same on several connections at once."""
+        assert self._pool is not None
+        numbers = _Shared(batches)
+        stop = threading.Event()
+
+        def run_lane(lane: int) -> tuple[tuple[int, int, int], array[int]]:
+            try:
+                return self._lane(lane, iter(numbers), None, stop)
+            except BaseException:
+                stop.set()
+                raise
+
+        futures = [self._pool.submit(run_lane, lane) for lane in range(lanes)]
+        results = [future.result() for future in futures]
+        # The ends of overlapping requests tell the throughput only.
+        for _, latencies in results:
+            phases.latencies_ns.extend(latencies)
+        spans = [spans for spans, _ in results]
+        return sum(item[0] for item in spans), sum(item[1] for item in spans), sum(item[2] for item in spans)
+
+    # Statistics of the server
+
+    def _server_times(self) -> ServerTimes | None:
+        reply = self._client.ask("statistics")
+        return server_times(reply.told, self._model) if reply.outcome is Outcome.DONE else None
+
+    def _told_by_server(self, batches: int, lanes: int, wait_ns: int) -> Mapping[str, int]:
+        """Phases inside the server during the last ``batches`` requests: at most ``wait_ns`` in all."""
+        if self._times is None:
+            return {}
+        before, self._times = self._times, self._server_times()
+        if self._times is None:
+            return {}
+        spent = self._times.since(before)
+        if not spent.requests:
+            return {}
+        if spent.requests > batches + lanes and not self._shared:
+            self._shared = True
+            logger.warning(
+                "%s: the server answered %d requests while %d were sent from here: others use it, and their energy "
+                "counts too",
+                self._client.shown,
+                spent.requests,
+                batches,
+            )
+        # The mean of a request: an answer may be counted a moment after it was sent.
+        scale = batches / spent.requests / lanes
+        scale = min(scale, wait_ns / max(1, sum(spent.spans_ns.values())))
+        return {name: int(total * scale) for name, total in spent.spans_ns.items()}
+
+    # How the server answers
+
+    def _probe(self) -> None:
+        """A few small requests: does it work, is it computed, and does anything but the network take time?
+
+        Raises:
+            ConfigError: the server answers equal requests out of its cache.
+        """
+        self.prepare(self._small_batch(1))
+        before = self._server_times()
+        try:
+            self._exchange()
+        except NetworkError as error:
+            if not self._may_not_take_binary:
+                raise
+            raise NetworkError(
+                f"{error}; it does not say that it takes binary tensors: try the option binary=false, or its gRPC port"
+            ) from error
+        if before is not None:
+            self._look_for_a_cache(before)
+        if self._options.binary and self._form != BINARY:
+            form = {AS_JSON: "JSON"}.get(self._form, self._form)
+            self._warn(
+                f"the server answers in {form} although binary outputs were asked for: that costs more than the network"
+            )
+
+        def timed() -> float:
+            start_s = time.monotonic()
+            self._exchange()
+            return time.monotonic() - start_s
+
+        small = sum(values.nbytes for values in self._arrays.values()) <= TINY_BYTES
+        for text in self._client.faults(timed, small):
+            self._warn(text)
+
+    def _look_for_a_cache(self, before: ServerTimes) -> None:
+        for _ in range(CACHE_PROBES):
+            self._exchange()
+        after = self._server_times()
+        if after is not None and after.cache_hits > before.cache_hits:
+            raise ConfigError(
+                f"{self._client.shown}: the server answers equal requests from its response cache, where the network "
+                "computes nothing: switch it off for this model (response_cache in its configuration)"
+            )
+
+    def _warn(self, text: str) -> None:
+        self._warnings.append(text)
+        logger.warning("%s: %s", self._client.shown, text)
+
+
+class _Shared:
+    """Numbers handed out to several threads, each once."""
+
+    def __init__(self, count: int) -> None:
+        self._left = count
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            with self._lock:
+                if self._left == 0:
+                    return
+                self._left -= 1
+            yield self._left
+
+
+def _add(phases: Phases, name: str, count: int, total_ns: int) -> None:
+    phases.add(name, 0, total_ns)
+    if name in phases.spans:
+        phases.spans[name][0] += count - 1
+
+
+def _device(config: Mapping[str, Any]) -> str:
+    """Where Triton runs the model, from its configuration: ``gpu``, ``cpu``; empty where it is not told."""
+    groups = config.get("instance_group")
+    kinds = [str(item.get("kind", "")) for item in groups if isinstance(item, dict)] if isinstance(groups, list) else []
+    return " ".join(sorted({kind.removeprefix("KIND_").lower() for kind in kinds if kind}))

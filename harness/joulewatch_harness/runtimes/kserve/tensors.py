@@ -1,0 +1,150 @@
+"""Tensors as the protocol names them and as numpy holds them; the same over HTTP and gRPC."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.runtimes.inputs import Input
+
+DTYPES: Final[Mapping[str, str]] = {
+    "BOOL": "bool",
+    "UINT8": "uint8",
+    "UINT16": "uint16",
+    "UINT32": "uint32",
+    "UINT64": "uint64",
+    "INT8": "int8",
+    "INT16": "int16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "FP16": "float16",
+    "FP32": "float32",
+    "FP64": "float64",
+    "BF16": "float32",
+}
+"""Datatype of the protocol -> of the arrays here; numpy has no bfloat16, whose values all fit into a float32."""
+ONLY_BINARY: Final = frozenset({"FP16", "BF16"})
+"""Numbers in text have no form for them."""
+
+BINARY: Final = "binary"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input or output as the server describes it."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    """-1: any size."""
+
+    def text(self) -> str:
+        sizes = ",".join("?" if size < 0 else str(size) for size in self.shape)
+        return f"{self.name}:{self.datatype}[{sizes}]"
+
+    def input(self) -> Input:
+        """The same in numpy's words; of a datatype that numpy can hold."""
+        return Input(self.name, DTYPES[self.datatype], tuple(None if size < 0 else size for size in self.shape))
+
+    def fits(self, datatype: str, shape: Sequence[int], batch: int | None) -> bool:
+        """Whether a tensor of this type and shape may stand here; ``batch``: what an open first axis must be."""
+        if datatype != self.datatype or len(shape) != len(self.shape):
+            return False
+        wanted = list(self.shape)
+        if wanted and wanted[0] < 0 and batch is not None:
+            wanted[0] = batch
+        return all(size in (given, -1) for size, given in zip(wanted, shape, strict=True))
+
+
+Given = Sequence[tuple[Tensor, NDArray[np.generic]]]
+"""The inputs of a request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One output of an answer."""
+
+    datatype: str
+    shape: tuple[int, ...]
+    values: NDArray[np.generic]
+    """Of a datatype unknown here, raw bytes."""
+    form: str
+    """How it came: ``binary``, or in what else."""
+
+
+def named(item: Any) -> tuple[str, str, tuple[int, ...]]:
+    """Name, datatype and shape of a tensor in a message.
+
+    Raises:
+        ValueError: one of them is missing.
+    """
+    try:
+        return str(item["name"]), str(item["datatype"]), tuple(map(int, item["shape"]))
+    except (KeyError, TypeError, ValueError):
+        raise ValueError("an output without name, datatype or shape") from None
+
+
+def described(told: Mapping[str, Any], key: str, where: str) -> tuple[Tensor, ...]:
+    """The ``inputs`` or ``outputs`` of a model's metadata.
+
+    Raises:
+        ConfigError: one has no name, datatype or shape.
+    """
+    listed = told.get(key) or []
+    try:
+        found = [named(item) for item in listed]
+    except (TypeError, ValueError):
+        raise ConfigError(f"{where}: the server's metadata has {key} without name, datatype or shape") from None
+    return tuple(Tensor(name, datatype, tuple(max(size, -1) for size in shape)) for name, datatype, shape in found)
+
+
+def wire_itemsize(datatype: str) -> int:
+    """Bytes of one element on its way."""
+    return 2 if datatype == "BF16" else np.dtype(DTYPES[datatype]).itemsize
+
+
+def to_wire(values: NDArray[np.generic], datatype: str) -> memoryview:
+    """The array's bytes, little-endian; not copied where they are so already."""
+    if datatype == "BF16":
+        bits = values.astype("<f4").view("<u4").astype(np.uint64)
+        # To the nearest, ties to even.
+        values = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2")
+    elif sys.byteorder == "big":
+        values = values.astype(values.dtype.newbyteorder("<"))
+    if not values.nbytes:
+        return memoryview(b"")
+    contiguous: Any = np.ascontiguousarray(values)
+    return memoryview(contiguous).cast("B")
+
+
+def from_wire(name: str, datatype: str, shape: tuple[int, ...], piece: bytes | memoryview) -> Output:
+    """The output whose bytes these are; nothing is copied but what is widened.
+
+    Raises:
+        ValueError: they are more or fewer than the shape wants.
+    """
+    if datatype not in DTYPES:
+        return Output(datatype, shape, np.frombuffer(piece, dtype=np.uint8), BINARY)
+    kind = np.dtype("<u2") if datatype == "BF16" else np.dtype(DTYPES[datatype]).newbyteorder("<")
+    found, wanted = len(piece) // kind.itemsize, math.prod(shape)
+    if len(piece) != wanted * kind.itemsize:
+        raise ValueError(f"output {name!r} has {found} values, its shape {list(shape)} wants {wanted}")
+    wide = np.frombuffer(piece, dtype=kind)
+    values = (wide.astype(np.uint32) << 16).view(np.float32) if datatype == "BF16" else wide
+    return Output(datatype, shape, values.reshape(shape), BINARY)
+
+
+def from_list(datatype: str, shape: tuple[int, ...], data: Any, form: str) -> Output:
+    """The output whose numbers these are.
+
+    Raises:
+        ValueError: they are more or fewer than the shape wants, or none.
+    """
+    return Output(datatype, shape, np.asarray(data, dtype=DTYPES.get(datatype)).reshape(shape), form)

@@ -1,0 +1,244 @@
+"""The GPU through the CUDA runtime: what it is; memory and streams, given back; moments that it notes itself."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from joulewatch_harness.errors import ConfigError, NetworkError
+from joulewatch_harness.names import unknown
+
+logger = logging.getLogger(__name__)
+
+DRIVER_FILE: Final = Path("/proc/driver/nvidia/version")
+"""The driver's version in its own words; CUDA tells only which CUDA the driver is for."""
+_PCI_ID_BYTES: Final = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU, read back."""
+
+    index: int
+    name: str
+    capability: str
+    """Compute capability, ``9.0``."""
+    memory_bytes: int
+    uuid: str
+    """As NVML and the exporter write it: ``GPU-`` and five groups."""
+    pci: str
+    driver: str
+    """Of the kernel module, ``580.65.06``; empty: not told, as on Jetson boards."""
+    cuda: str
+    """The newest CUDA that the driver is for, ``13.0``."""
+
+    @property
+    def has_tf32(self) -> bool:
+        return int(self.capability.partition(".")[0]) >= 8
+
+
+class Cuda:
+    """Functions of ``cuda.bindings.runtime``, their errors raised; whatever is made here is freed in ``Held``."""
+
+    def __init__(self, cudart: Any) -> None:
+        self.cudart = cudart
+        self._no_memory = int(cudart.cudaError_t.cudaErrorMemoryAllocation)
+
+    def __call__(self, name: str, *args: Any) -> Any:
+        """Call a function by its name.
+
+        Returns:
+            What it gives beside the error: nothing, one value or a tuple.
+
+        Raises:
+            MemoryError: the device has no room.
+            NetworkError: any other error; the text has its name.
+        """
+        error, *values = getattr(self.cudart, name)(*args)
+        if int(error):
+            raise self._raised(name, error)
+        return values[0] if len(values) == 1 else tuple(values)
+
+    def text(self, error: Any) -> str:
+        """Name and description of an error."""
+        names = (self.cudart.cudaGetErrorName(error)[1], self.cudart.cudaGetErrorString(error)[1])
+        name, said = (item.decode() if isinstance(item, bytes) else str(item) for item in names)
+        return f"{name}, {said}"
+
+    def _raised(self, name: str, error: Any) -> Exception:
+        said = f"CUDA: {name}: {self.text(error)}"
+        return MemoryError(said) if int(error) == self._no_memory else NetworkError(said)
+
+    def find_gpu(self, device: str) -> Gpu:
+        """The GPU of an option ``cuda:N``.
+
+        Raises:
+            ConfigError: no driver, no GPU, or not so many; the text says what to look at.
+        """
+        match = re.fullmatch(r"cuda(?::(\d+))?", device)
+        if match is None:
+            raise ConfigError(f"tensorrt: {unknown('device', device, ('cuda', 'cuda:0', 'cuda:1'))}")
+        error, *values = self.cudart.cudaGetDeviceCount()
+        if int(error) or not values[0]:
+            why = f" ({self.text(error)})" if int(error) else ""
+            raise ConfigError(
+                f"tensorrt: device {device} was asked for, but CUDA finds no GPU{why}: nvidia-smi must list one, with "
+                "a driver new enough for this CUDA, and CUDA_VISIBLE_DEVICES must not hide it"
+            )
+        index = int(match[1] or 0)
+        if index >= values[0]:
+            raise ConfigError(f"tensorrt: there is no device cuda:{index}: the last one is cuda:{values[0] - 1}")
+        told = self("cudaGetDeviceProperties", index)
+        newest = int(self("cudaDriverGetVersion"))
+        raw = bytes(told.uuid.bytes).hex()
+        return Gpu(
+            index=index,
+            name=_text(told.name),
+            capability=f"{told.major}.{told.minor}",
+            memory_bytes=int(told.totalGlobalMem),
+            uuid=f"GPU-{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}",
+            pci=_text(self("cudaDeviceGetPCIBusId", _PCI_ID_BYTES, index)),
+            driver=driver_version(),
+            cuda=f"{newest // 1000}.{newest % 1000 // 10}",
+        )
+
+    def upload(self, address: int, array: NDArray[Any], stream: Any) -> None:
+        """Copy an array to the device, and wait."""
+        kind = self.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, stream)
+        self("cudaStreamSynchronize", stream)
+
+    def download(self, array: NDArray[Any], address: int, stream: Any) -> None:
+        """Fill an array from the device, and wait."""
+        kind = self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)
+        self("cudaStreamSynchronize", stream)
+
+
+class Held:
+    """What was taken from CUDA, given back in the opposite order, each once."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._stack = contextlib.ExitStack()
+        self._told = False
+
+    def memory(self, size_bytes: int) -> int:
+        """Memory of the device; the address."""
+        address = int(self._cuda("cudaMalloc", max(size_bytes, 1)))
+        self._later("cudaFree", address)
+        return address
+
+    def pinned(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """An array in memory of the host that the device copies from and to by itself."""
+        kind = np.dtype(dtype)
+        size_bytes = max(int(np.prod(shape, dtype=np.int64)) * kind.itemsize, 1)
+        address = int(self._cuda("cudaMallocHost", size_bytes))
+        self._later("cudaFreeHost", address)
+        raw = (ctypes.c_uint8 * size_bytes).from_address(address)
+        return np.frombuffer(raw, dtype=kind, count=int(np.prod(shape, dtype=np.int64))).reshape(shape)
+
+    def stream(self) -> Any:
+        """A stream of its own: on the default one TensorRT waits for the whole device."""
+        made = self._cuda("cudaStreamCreateWithFlags", self._cuda.cudart.cudaStreamNonBlocking)
+        self._later("cudaStreamDestroy", made)
+        return made
+
+    def event(self) -> Any:
+        """An event that takes times."""
+        made = self._cuda("cudaEventCreate")
+        self._later("cudaEventDestroy", made)
+        return made
+
+    def graph(self, stream: Any, launch: Callable[[], None]) -> Any:
+        """What ``launch`` puts on the stream, as one graph that can be launched again and again.
+
+        Raises:
+            NetworkError: it cannot be captured.
+        """
+        cuda = self._cuda
+        cuda("cudaStreamBeginCapture", stream, cuda.cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            launch()
+        except BaseException:
+            # The stream must leave the capture, or nothing else can be done with it.
+            error, graph = cuda.cudart.cudaStreamEndCapture(stream)
+            if not int(error) and graph is not None:
+                cuda.cudart.cudaGraphDestroy(graph)
+            raise
+        graph = cuda("cudaStreamEndCapture", stream)
+        self._later("cudaGraphDestroy", graph)
+        made = cuda("cudaGraphInstantiate", graph, 0)
+        self._later("cudaGraphExecDestroy", made)
+        return made
+
+    def close(self) -> None:
+        """Give everything back; safe to call twice."""
+        self._stack.close()
+
+    def _later(self, name: str, *args: Any) -> None:
+        self._stack.callback(self._quietly, name, *args)
+
+    def _quietly(self, name: str, *args: Any) -> None:
+        """After an error of the device every call answers with that error; what comes next must still be freed."""
+        error, *_ = getattr(self._cuda.cudart, name)(*args)
+        if int(error) and not self._told:
+            self._told = True
+            logger.warning("CUDA: %s: %s", name, self._cuda.text(error))
+
+
+class Timeline:
+    """Events on a stream, kept and used again: moments that the device itself notes as it passes them."""
+
+    def __init__(self, cuda: Cuda, held: Held, stream: Any) -> None:
+        self._cuda = cuda
+        self._held = held
+        self._stream = stream
+        self._events: list[Any] = []
+        self._used = 0
+
+    def begin(self, count: int) -> Callable[[], None]:
+        """Have ``count`` events ready; the answer records the next one."""
+        while len(self._events) < count:
+            self._events.append(self._held.event())
+        self._used = 0
+        return self._record
+
+    def _record(self) -> None:
+        self._cuda("cudaEventRecord", self._events[self._used], self._stream)
+        self._used += 1
+
+    def spans_ns(self) -> list[int]:
+        """Time from each recorded moment to the next.
+
+        Each event is waited for in turn: all but the last are read while the device is still at work.
+        """
+        spans = []
+        for before, after in zip(self._events[: self._used - 1], self._events[1 : self._used], strict=True):
+            self._cuda("cudaEventSynchronize", after)
+            spans.append(round(self._cuda("cudaEventElapsedTime", before, after) * 1e6))
+        return spans
+
+
+def driver_version() -> str:
+    """Of the kernel module; empty: not told."""
+    try:
+        text = DRIVER_FILE.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    match = re.search(r"\b\d{2,}\.\d+(\.\d+)*\b", text)
+    return match[0] if match else ""
+
+
+def _text(raw: Any) -> str:
+    """A C string as the bindings give it: bytes, or text in some versions."""
+    return (raw.decode(errors="replace") if isinstance(raw, bytes) else str(raw)).rstrip("\0")

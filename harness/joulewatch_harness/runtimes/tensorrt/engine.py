@@ -1,0 +1,301 @@
+"""Engines: built of an ONNX file, kept in a cache, read from a file.
+
+An engine is for one GPU model, one version of TensorRT and the shapes of its profile. Networks are strongly typed: each
+tensor is of the type that the file says, in TensorRT 11 always, in 10 because it is asked for. TensorRT 11 has no
+other way, and in 10 the flags of precisions would let it choose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from joulewatch_harness.errors import ConfigError, NetworkError
+from joulewatch_harness.runtimes.tensorrt.device import Gpu
+from joulewatch_harness.runtimes.tensorrt.libraries import Libraries, Messages, made
+
+logger = logging.getLogger(__name__)
+
+SUFFIXES: Final = (".engine", ".plan")
+_MIB: Final = 1 << 20
+_VERSIONS: Final = re.compile(r"expecting (?:library )?version ([\d.]+) got ([\d.]+)")
+_COMPUTE: Final = re.compile(r"expecting compute ([\d.]+) got compute ([\d.]+)")
+_PLACE: Final = re.compile(r"[^A-Za-z0-9.]+")
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything an engine depends on beside the GPU and TensorRT."""
+
+    model_sha256: str
+    shapes: Mapping[str, tuple[Shape, Shape, Shape]]
+    """Input with a size that the file leaves open -> its least, best and largest shape."""
+    tf32: bool
+    workspace_mib: int | None = None
+    optimization_level: int | None = None
+    symmetric: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A serialised engine."""
+
+    data: Any
+    """Bytes, or TensorRT's own memory: anything with the buffer protocol."""
+    origin: str
+    """``built in 41.2 s``, ``from cache (built in 41.2 s)``, ``file``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Engines and times of kernels between runs, in ``$XDG_CACHE_HOME/joulewatch/tensorrt``."""
+
+    folder: Path
+    version: str
+    gpu: Gpu
+
+    @classmethod
+    def here(cls, version: str, gpu: Gpu) -> Cache:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cls(base / "joulewatch" / "tensorrt", version, gpu)
+
+    def engine(self, stem: str, recipe: Recipe) -> Path:
+        """The file of a recipe: a name that holds all that the engine depends on."""
+        text = json.dumps([asdict(recipe), self._machine()], sort_keys=True)
+        return self.folder / f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.engine"
+
+    def timing(self) -> Path:
+        text = json.dumps(self._machine(), sort_keys=True)
+        label = _PLACE.sub("-", f"{self.gpu.name}-{self.version}").strip("-")
+        return self.folder / f"timing-{label}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.cache"
+
+    def read(self, path: Path) -> Plan | None:
+        """An engine that was kept; None: there is none."""
+        try:
+            data, notes = path.read_bytes(), _notes(path)
+        except OSError:
+            return None
+        built = notes.get("built_s")
+        return Plan(data, f"from cache (built in {built:.1f} s)" if isinstance(built, float) else "from cache")
+
+    def keep(self, path: Path, data: Any, recipe: Recipe, built_s: float) -> None:
+        """Keep an engine; what it was built for lies beside it, as JSON.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        notes = {**self._machine(), **asdict(recipe), "built_s": built_s}
+        self.write(path.with_suffix(".json"), json.dumps(notes, indent=1).encode())
+        self.write(path, data)
+
+    def forget(self, path: Path) -> None:
+        """An engine that cannot be read."""
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+    def write(self, path: Path, data: Any) -> None:
+        """Write by rename: another process reads the old file or the new one, never half of it.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".writing-")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(data)
+                Path(name).replace(path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise ConfigError(
+                f"the engine cache {self.folder} cannot be written ({error.strerror or error}): set XDG_CACHE_HOME to "
+                "a folder that can, or set the options engine_cache=false and timing_cache=false"
+            ) from error
+
+    def _machine(self) -> dict[str, str]:
+        gpu = self.gpu
+        return {
+            "tensorrt": self.version,
+            "gpu": gpu.name,
+            "capability": gpu.capability,
+            "driver": gpu.driver,
+            "cuda": gpu.cuda,
+        }
+
+
+def deserialise(runtime: Any, messages: Messages, plan: Plan) -> Any | None:
+    """The engine of a plan; None: TensorRT does not take it, ``messages`` has its reasons."""
+    messages.forget()
+    return runtime.deserialize_cuda_engine(plan.data)
+
+
+def not_for_here(path: Path, version: str, gpu: Gpu, messages: Messages) -> Exception:
+    """What to say of an engine file that TensorRT does not take."""
+    said = messages.said()
+    if messages.no_memory():
+        return MemoryError(f"engine file {path}: {gpu.name} has no room for it: {said}")
+    versions, compute = _VERSIONS.search(said), _COMPUTE.search(said)
+    known = _notes(path)
+    was = []
+    if versions is not None or known.get("tensorrt"):
+        was.append(f"TensorRT {versions[2] if versions is not None else known['tensorrt']}")
+    if known.get("gpu"):
+        was.append(f"{known['gpu']}, compute capability {known.get('capability')}")
+    elif compute is not None:
+        was.append(f"compute capability {compute[2]}")
+    return ConfigError(
+        f"engine file {path} cannot be used here"
+        + (f": it was built for {' and '.join(was)}" if was else "")
+        + f"; here are TensorRT {version} and {gpu.name}, compute capability {gpu.capability}. Build it anew on this "
+        f"machine, or give the .onnx file it was made of. TensorRT says: {said or 'nothing'}"
+    )
+
+
+def build(
+    libraries: Libraries,
+    trt_logger: Any,
+    messages: Messages,
+    model: Path,
+    content: bytes | None,
+    recipe: Recipe,
+    gpu: Gpu,
+    times: Cache | None,
+) -> tuple[Any, float]:
+    """Build an engine.
+
+    Args:
+        libraries: TensorRT.
+        trt_logger: Its logger, which writes to ``messages``.
+        messages: What TensorRT said.
+        model: The .onnx file.
+        content: The model itself, where it is not as the file has it.
+        recipe: Shapes and settings.
+        gpu: Which one it is for: the current one.
+        times: Has the times of kernels; None: they are measured anew.
+
+    Returns:
+        The plan, and how long it took in seconds.
+
+    Raises:
+        ConfigError: TensorRT cannot read the model or does not take a setting.
+        MemoryError: the device has no room.
+        NetworkError: TensorRT cannot build it; the text says why.
+    """
+    trt, name = libraries.trt, model.name
+    start_s = time.monotonic()
+    builder = made(trt.Builder, messages, trt_logger)
+    typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED) if libraries.major < 11 else 0
+    network = builder.create_network(typed)
+    parser = made(trt.OnnxParser, messages, network, trt_logger)
+    read = parser.parse_from_file(str(model)) if content is None else parser.parse(content, path=str(model))
+    if not read:
+        raise ConfigError(f"model file {model}: TensorRT cannot read it: {_parser_said(parser) or messages.said()}")
+    config = builder.create_builder_config()
+    # The layers' types are read back from the engine; by default it keeps only their names.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    _set_tf32(trt, config, recipe.tf32, name)
+    if recipe.workspace_mib is not None:
+        pool = trt.MemoryPoolType.WORKSPACE
+        config.set_memory_pool_limit(pool, recipe.workspace_mib * _MIB)
+        taken = config.get_memory_pool_limit(pool)
+        if taken != recipe.workspace_mib * _MIB:
+            raise ConfigError(
+                f"{name}: option workspace_mib={recipe.workspace_mib}: TensorRT takes {taken // _MIB} MiB instead: "
+                "ask for that or less"
+            )
+    if recipe.optimization_level is not None:
+        config.builder_optimization_level = recipe.optimization_level
+    if recipe.shapes:
+        profile = builder.create_optimization_profile()
+        for tensor, (least, best, most) in recipe.shapes.items():
+            profile.set_shape(tensor, least, best, most)
+        if config.add_optimization_profile(profile) < 0:
+            raise NetworkError(f"{name}: TensorRT does not take the shapes {recipe.shapes}: {messages.said()}")
+    if times is not None:
+        _give_times(config, times, messages)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        said = messages.said() or "it gave no reason"
+        if messages.no_memory():
+            raise MemoryError(f"{name}: {gpu.name} has no room to build it: {said}")
+        raise NetworkError(f"{name}: TensorRT cannot build an engine: {said}")
+    built_s = time.monotonic() - start_s
+    if times is not None:
+        _take_times(config, times)
+    return plan, built_s
+
+
+def _set_tf32(trt: Any, config: Any, tf32: bool, name: str) -> None:
+    """TensorRT's own default is on: float32 networks would compute in TF32 without a word."""
+    if tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if bool(config.get_flag(trt.BuilderFlag.TF32)) != tf32:
+        raise NetworkError(f"{name}: TF32 was set {'on' if tf32 else 'off'}, but TensorRT leaves it as it was")
+
+
+def _give_times(config: Any, cache: Cache, messages: Messages) -> None:
+    path = cache.timing()
+    try:
+        data = path.read_bytes()
+    except OSError:
+        data = b""
+    times = config.create_timing_cache(data)
+    if times is None or not config.set_timing_cache(times, False):
+        # A file of another GPU or version, or a broken one: an empty one serves.
+        logger.info("%s is not for this GPU and TensorRT: begun anew", path)
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+    messages.forget()
+
+
+def _take_times(config: Any, cache: Cache) -> None:
+    times = config.get_timing_cache()
+    if times is not None:
+        cache.write(cache.timing(), times.serialize())
+
+
+def _parser_said(parser: Any) -> str:
+    said = [str(parser.get_error(number).desc()) for number in range(parser.num_errors)]
+    return " ".join("; ".join(said).split())[:600]
+
+
+def _notes(path: Path) -> Mapping[str, Any]:
+    """What ``Cache.keep`` wrote beside an engine; empty where it did not."""
+    try:
+        told = json.loads(path.with_suffix(".json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, Mapping) else {}
+
+
+def external_files(path: Path) -> Sequence[Path]:
+    """The files beside an .onnx file that hold its weights.
+
+    Raises:
+        ConfigError: it is no ONNX model.
+    """
+    from joulewatch_harness.runtimes.tensorrt.quantised import read
+
+    places = {
+        entry.value
+        for item in read(path, external=False).graph.initializer
+        for entry in item.external_data
+        if entry.key == "location"
+    }
+    return [path.parent / place for place in sorted(places)]

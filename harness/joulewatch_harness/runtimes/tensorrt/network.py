@@ -1,0 +1,727 @@
+"""A network that TensorRT runs (the protocol of ``joulewatch_harness.network``).
+
+Engines are built in ``load`` (of a small batch, which ``check`` runs) and in ``prepare``, outside the measured windows.
+Inputs lie on the device before ``run``; the host waits for the device at the end of ``run`` and nowhere else in it.
+Phases are taken by events on the stream, so that asking for them stops nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from joulewatch_harness import graph, networks
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.network import MarksOnly, Phases
+from joulewatch_harness.runtimes import ANY_PRECISION, tracing
+from joulewatch_harness.runtimes.inputs import Batches, Input, check_types, signature
+from joulewatch_harness.runtimes.model_files import fingerprint
+from joulewatch_harness.runtimes.outputs import TOLERANCES, check_close, check_finite, onnxruntime_outputs
+from joulewatch_harness.runtimes.tensorrt import engine as engines
+from joulewatch_harness.runtimes.tensorrt import inspector, quantised
+from joulewatch_harness.runtimes.tensorrt.device import Cuda, Gpu, Held, Timeline
+from joulewatch_harness.runtimes.tensorrt.libraries import Libraries, Messages, made, make_logger
+from joulewatch_harness.runtimes.tensorrt.options import Options, Profile
+from joulewatch_harness.traces import Trace, write_trace
+
+logger = logging.getLogger(__name__)
+
+GRAPH_WARMUPS: Final = 3
+_TYPES: Final[Mapping[str, str]] = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT8": "int8",
+    "INT32": "int32",
+    "INT64": "int64",
+    "BOOL": "bool",
+    "UINT8": "uint8",
+}
+"""TensorRT's types that inputs and outputs can have here -> numpy's names, and bfloat16, which numpy does not have."""
+
+
+@dataclass(slots=True)
+class Tensor:
+    """An input or output of the prepared batch."""
+
+    name: str
+    dtype: str
+    array: NDArray[Any]
+    """On the host: what was sent to the device, or room for what comes back; bfloat16 as its two bytes."""
+    address: int
+    """On the device."""
+    pinned: NDArray[Any] | None = None
+
+
+class TensorRtNetwork:
+    """An ONNX file built into engines, or an engine file."""
+
+    def __init__(self, libraries: Libraries, source: networks.ModelSource, precision: str, options: Options) -> None:
+        self._libraries = libraries
+        self._source = source
+        self._asked = precision
+        self._options = options
+        self._is_engine = source.path.suffix in engines.SUFFIXES
+        self._tf32 = precision == "tf32"
+        self._cuda = Cuda(libraries.cudart)
+        self._messages = Messages()
+        self._logger: Any = None
+        self._gpu: Gpu | None = None
+        self._held = Held(self._cuda)
+        """Stream and events, for as long as the network is loaded."""
+        self._batch_held = Held(self._cuda)
+        """What belongs to the prepared batch."""
+        self._stream: Any = None
+        self._runtime: Any = None
+        self._engine: Any = None
+        self._engine_batch = 0
+        """That the engine is for; 0: for several."""
+        self._engine_bytes = 0
+        self._origin = ""
+        self._context: Any = None
+        self._graph: Any = None
+        self._inputs: list[Tensor] = []
+        self._outputs: list[Tensor] = []
+        self._timeline: Timeline | None = None
+        self._layers = inspector.Layers((), False)
+        self._precision = inspector.Precision("", "", "")
+        self._content: bytes | None = None
+        self._symmetric = False
+        self._sha256 = ""
+        self._output_names: tuple[str, ...] = ()
+        self._batch = 0
+        self._prepare_s = 0.0
+        self._batches = Batches("", (), source, {})
+
+    def describe(self) -> Mapping[str, Any]:
+        """Device, precision and engine as they are; before ``load`` only the options are known."""
+        options = self._options
+        told: dict[str, Any] = {
+            "runtime": "tensorrt",
+            "runtime_version": self._libraries.version,
+            "model_file": self._source.path.name,
+            "copies": "included" if options.copies else "excluded",
+            "cuda_graph": str(options.cuda_graph).lower(),
+            **self._source.details,
+        }
+        if not self._is_engine:
+            told["shape"] = options.shape if options.profile is None else f"dynamic {options.profile.text()}"
+            told["strongly_typed"] = "true"
+            told["tf32"] = "allowed" if self._tf32 else "off"
+        if self._gpu is None or self._engine is None:
+            return told
+        gpu = self._gpu
+        told |= {
+            "device": f"cuda:{gpu.index}",
+            "device_name": gpu.name,
+            "gpu_uuid": gpu.uuid,
+            "gpu_pci": gpu.pci,
+            "compute_capability": gpu.capability,
+            "device_memory_bytes": gpu.memory_bytes,
+            "driver": gpu.driver,
+            "cuda": gpu.cuda,
+            "precision": self._precision.name,
+            "precision_products": self._precision.products,
+            "precision_evidence": self._precision.evidence,
+            "engine": self._origin,
+            "engine_bytes": self._engine_bytes,
+            "activation_memory_bytes": self._activation_bytes(),
+            "layers": int(self._engine.num_layers),
+            "model_sha256": self._sha256,
+            "inputs": " ".join(item.text() for item in self._batches.inputs),
+            "last_prepare_s": f"{self._prepare_s:.3g}",
+        }
+        if self._symmetric:
+            told["quantisation"] = "rewritten to int8 around zero"
+        return told
+
+    def load(self) -> None:
+        """Find the GPU, build or read the engine of a small batch, and read back what it computes in.
+
+        Raises:
+            ConfigError: no GPU; the file is missing, broken, or built for another GPU or TensorRT; a quantisation
+                that TensorRT does not know; TF32 on a GPU without it.
+            MemoryError: the device has no room for it.
+            NetworkError: TensorRT cannot build it.
+        """
+        path, options = self._source.path, self._options
+        gpu = self._cuda.find_gpu(options.device)
+        self._precision = inspector.Precision("", "", "")
+        if self._tf32 and not gpu.has_tf32 and not options.any_precision:
+            raise ConfigError(
+                f"{path.name}: {gpu.name} (compute capability {gpu.capability}) does not compute in TF32; GPUs from "
+                "8.0 on do"
+            )
+        self._gpu = gpu
+        try:
+            self._cuda("cudaSetDevice", gpu.index)
+            self._logger = make_logger(self._libraries.trt, self._messages)
+            self._runtime = made(self._libraries.trt.Runtime, self._messages, self._logger)
+            self._stream = self._held.stream()
+            if options.events:
+                self._timeline = Timeline(self._cuda, self._held, self._stream)
+            if self._is_engine:
+                self._load_engine_file()
+            else:
+                self._load_model()
+        except BaseException:
+            self.close()
+            raise
+
+    def prepare(self, batch: int) -> None:
+        """Take the engine for this batch size, put the inputs on the device, run it once, capture it if asked to.
+
+        Raises:
+            UnsupportedBatchError: the model, the engine or its profile has no such batch size.
+            NetworkError: TensorRT cannot run this batch, or computes it in another precision; the text says why.
+            MemoryError: the device has no room for it.
+        """
+        name = self._source.path.name
+        self._batches.check_size(batch)
+        profile = self._options.profile
+        if profile is not None and not profile.least <= batch <= profile.most:
+            raise UnsupportedBatchError(f"{name}: the profile {profile.text()} has no batch of {batch}")
+        self._let_go_of_batch()
+        start_s = time.monotonic()
+        try:
+            self._cuda("cudaSetDevice", self._device().index)
+            self._take_engine(batch)
+            self._bind(batch, self._batches.arrays(batch))
+            self._enqueue()
+            self._wait()
+            if self._options.cuda_graph:
+                self._capture()
+        except BaseException as error:
+            self._let_go_of_batch()
+            if isinstance(error, MemoryError):
+                raise MemoryError(f"{name}: batch {batch}: {error}") from error
+            raise
+        self._batch = batch
+        self._prepare_s = time.monotonic() - start_s
+
+    def run(self, batches: int, phases: Phases) -> None:
+        """Run the prepared batch ``batches`` times; the device has finished on return.
+
+        Raises:
+            MemoryError: the device has no room for it.
+            NetworkError: TensorRT or CUDA gave up; the text says why.
+        """
+        cuda, stream, copies, timeline = self._cuda, self._stream, self._options.copies, self._timeline
+        launch = self._enqueue if self._graph is None else self._launch_graph
+        names = ("copy_in", "execute", "copy_out") if copies else ("execute",)
+        to_device = cuda.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        to_host = cuda.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        coming = [(item.address, item.pinned) for item in self._inputs if item.pinned is not None]
+        going = [(item.pinned, item.address) for item in self._outputs if item.pinned is not None]
+        sent = [(address, array.ctypes.data, array.nbytes, to_device, stream) for address, array in coming]
+        fetched = [(array.ctypes.data, address, array.nbytes, to_host, stream) for array, address in going]
+        # Another network of this process may have made its GPU the current one.
+        cuda("cudaSetDevice", self._device().index)
+        start_ns = time.monotonic_ns()
+        record = timeline.begin(1 + batches * len(names)) if timeline is not None else _nothing
+        record()
+        for _ in range(batches):
+            if copies:
+                for copy in sent:
+                    cuda("cudaMemcpyAsync", *copy)
+                record()
+            launch()
+            record()
+            if copies:
+                for copy in fetched:
+                    cuda("cudaMemcpyAsync", *copy)
+                record()
+        spans_ns = timeline.spans_ns() if timeline is not None else []
+        self._wait()
+        end_ns = time.monotonic_ns()
+        if timeline is None:
+            phases.add("execute", start_ns, end_ns)
+        else:
+            _tell(phases, names, spans_ns, end_ns)
+
+    def check(self) -> bool:
+        """Run a small batch and look at its outputs; leaves that batch prepared.
+
+        Built-in networks are compared with their numpy reference, .onnx files with what ONNX Runtime gives for them
+        where it is installed; engine files must give finite numbers.
+
+        Raises:
+            NetworkError: the outputs are wrong; the text says how.
+        """
+        name = self._source.path.name
+        batch = self._size_for_check()
+        self.prepare(batch)
+        self.run(1, Phases())
+        outputs = {item.name: self._fetched(item) for item in self._outputs}
+        check_finite(name, outputs)
+        arrays = self._batches.arrays(batch)
+        looser = max(self._precision.name, self._source.precision, key=lambda word: TOLERANCES.get(word, 0.0))
+        if self._source.reference is not None:
+            check_close(name, "the reference", outputs[self._output_names[0]], self._source.reference(arrays), looser)
+        elif not self._is_engine:
+            wanted = onnxruntime_outputs(self._source.path, arrays)
+            for output, other in zip(self._output_names, wanted or (), strict=False):
+                check_close(name, "ONNX Runtime", outputs[output], other, looser)
+        return True
+
+    def trace(self, path: Path) -> None:
+        """Write the time of each layer, of batches that are run for it in turns with plain ones.
+
+        The traced ones run in a context of their own that has TensorRT's profiler; a CUDA graph is left out of them.
+
+        Raises:
+            NetworkError: no batch is prepared, or TensorRT cannot profile it.
+            RecordError: the file cannot be written.
+        """
+        if not self._batch:
+            raise NetworkError(f"{self._source.path.name}: no batch is prepared: nothing to trace")
+        tally = tracing.Tally()
+        turns = self._trace_in_turns(tally)
+        work = tracing.Work() if self._is_engine else self._work()
+        macs = {layer.name: _macs(layer, work) for layer in self._layers.items}
+        notes = ["traced without the CUDA graph"] if self._graph is not None else []
+        write_trace(
+            Trace(
+                runtime="tensorrt",
+                source=f"profiler of TensorRT {self._libraries.version}",
+                batch_size=self._batch,
+                batches=turns.batches,
+                time_ns=turns.traced_ns,
+                operators=tally.operators(macs),
+                plain_time_ns=turns.plain_ns,
+                macs=work.total,
+                notes=tuple(notes),
+                details={"layers": str(len(self._layers.items))},
+            ),
+            path,
+        )
+
+    def _trace_in_turns(self, tally: tracing.Tally) -> tracing.Turns:
+        kinds = {layer.name: layer.kind for layer in self._layers.items}
+        context = self._new_context()
+        self._bind_context(context)
+        context.profiler = _make_profiler(
+            self._libraries.trt, lambda name, time_ns: tally.add(name, kinds.get(name, ""), time_ns)
+        )
+        # Reported when it is asked for, after the device has finished: nothing waits between two layers.
+        context.enqueue_emits_profile = False
+
+        def traced(batches: int) -> None:
+            for _ in range(batches):
+                self._enqueue(context)
+                self._wait()
+                if not context.report_to_profiler():
+                    raise NetworkError(f"{self._source.path.name}: TensorRT reports no layer times: {self._said()}")
+
+        try:
+            return tracing.in_turns(
+                tracing.timed(lambda batches: self.run(batches, MarksOnly())), tracing.timed(traced), begin=tally.clear
+            )
+        finally:
+            self._wait_quietly()
+
+    def close(self) -> None:
+        """Free everything; safe to call twice."""
+        if self._gpu is not None:
+            with contextlib.suppress(NetworkError, MemoryError):
+                self._cuda("cudaSetDevice", self._gpu.index)
+        self._let_go_of_engine()
+        self._held.close()
+        self._timeline = self._stream = self._runtime = self._logger = None
+        self._gpu = None
+
+    # Loading
+
+    def _load_model(self) -> None:
+        path, options = self._source.path, self._options
+        if not path.is_file():
+            raise ConfigError(f"no model file {path}")
+        inputs = signature(path)
+        check_types(inputs, f"model file {path}")
+        self._sha256 = fingerprint(path, *engines.external_files(path))
+        self._batches = options.data.batches(path.name, inputs, self._source)
+        model = quantised.read(path, external=False)
+        self._output_names = tuple(item.name for item in model.graph.output)
+        if not self._output_names:
+            raise ConfigError(f"model file {path} holds no network: it has no outputs")
+        wanted = self._source.make_inputs is not None if options.symmetric is None else options.symmetric
+        refused = quantised.refused(model)
+        if refused is not None:
+            if not wanted:
+                raise ConfigError(
+                    f"model file {path}: TensorRT does not take node {refused.node!r}: {refused.why}; it knows int8 "
+                    "around zero only: quantise it so, or set the option symmetric=true to have it rewritten"
+                )
+            self._content = quantised.symmetric(quantised.read(path), path.name).SerializeToString()
+            self._symmetric = True
+        self._take_engine(self._size_for_check())
+
+    def _load_engine_file(self) -> None:
+        path = self._source.path
+        self._sha256 = fingerprint(path)
+        plan = engines.Plan(path.read_bytes(), "file")
+        found = engines.deserialise(self._runtime, self._messages, plan)
+        if found is None:
+            raise engines.not_for_here(path, self._libraries.version, self._device(), self._messages)
+        self._adopt(found, plan, 0)
+        inputs = tuple(self._signature())
+        check_types(inputs, f"engine file {path}")
+        self._output_names = tuple(self._names(of_inputs=False))
+        self._batches = self._options.data.batches(path.name, inputs, self._source)
+
+    def _signature(self) -> Iterator[Input]:
+        """The inputs as the engine tells them; sizes that are open have no names in it."""
+        for name in self._names(of_inputs=True):
+            sizes = tuple(int(size) for size in self._engine.get_tensor_shape(name))
+            shape = tuple(size if size >= 0 else "batch" if axis == 0 else None for axis, size in enumerate(sizes))
+            yield Input(name, self._dtype(name), shape)
+
+    def _size_for_check(self) -> int:
+        """A small batch that the model, the profile and the engine take."""
+        size = self._batches.size_for_check()
+        profile = self._options.profile
+        if profile is not None:
+            return min(max(size, profile.least), profile.most)
+        if self._is_engine:
+            ranges = self._ranges()
+            if ranges and not any(least <= size <= most for least, _, most in ranges):
+                return ranges[0][1]
+        return size
+
+    def _ranges(self) -> list[tuple[int, int, int]]:
+        """Least, best and largest batch of each profile of an engine whose batch axis is open."""
+        names = [item.name for item in self._batches.inputs if item.shape and item.shape[0] == "batch"]
+        found = []
+        for number in range(int(self._engine.num_optimization_profiles) if names else 0):
+            shapes = [self._engine.get_tensor_profile_shape(name, number) for name in names]
+            least, best, most = ([int(sizes[at][0]) for sizes in shapes] for at in range(3))
+            found.append((max(least), max(best), min(most)))
+        return found
+
+    # Engines
+
+    def _take_engine(self, batch: int) -> None:
+        """Have the engine for this batch: the one that is there, one of the cache, or a new one."""
+        if self._engine is not None and self._engine_batch in (0, batch):
+            return
+        self._let_go_of_engine()
+        recipe = self._recipe(batch)
+        options = self._options
+        gpu = self._device()
+        cache = engines.Cache.here(self._libraries.version, gpu)
+        place = cache.engine(self._source.path.stem, recipe)
+        plan = cache.read(place) if options.engine_cache else None
+        if plan is not None:
+            found = engines.deserialise(self._runtime, self._messages, plan)
+            if found is not None:
+                self._adopt(found, plan, batch)
+                return
+            if self._messages.no_memory():
+                raise MemoryError(f"{self._source.path.name}: {gpu.name} has no room: {self._messages.said()}")
+            logger.warning("%s cannot be read and is built anew: %s", place, self._messages.said())
+            cache.forget(place)
+        data, built_s = engines.build(
+            self._libraries,
+            self._logger,
+            self._messages,
+            self._source.path,
+            self._content,
+            recipe,
+            gpu,
+            cache if options.timing_cache else None,
+        )
+        if options.engine_cache:
+            cache.keep(place, data, recipe, built_s)
+        plan = engines.Plan(data, f"built in {built_s:.1f} s")
+        found = engines.deserialise(self._runtime, self._messages, plan)
+        if found is None:
+            said = self._messages.said()
+            if self._messages.no_memory():
+                raise MemoryError(f"{self._source.path.name}: {gpu.name} has no room for its engine: {said}")
+            raise NetworkError(f"{self._source.path.name}: TensorRT does not take the engine it just built: {said}")
+        self._adopt(found, plan, batch)
+
+    def _adopt(self, engine: Any, plan: engines.Plan, batch: int) -> None:
+        """Take an engine, and read back what it is."""
+        name = self._source.path.name
+        self._engine = engine
+        self._engine_batch = batch if self._options.profile is None and not self._is_engine else 0
+        self._engine_bytes = memoryview(plan.data).nbytes
+        self._origin = plan.origin
+        trt = self._libraries.trt
+        told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        self._layers = inspector.read_layers(told)
+        precision = inspector.actual_precision(self._layers, None if self._is_engine else self._tf32)
+        for tensor in (*self._names(of_inputs=True), *self._names(of_inputs=False)):
+            self._dtype(tensor)
+            if engine.get_tensor_location(tensor) != trt.TensorLocation.DEVICE:
+                raise ConfigError(f"{name}: {tensor!r} is a shape that lies on the host, which is not supported")
+        before = self._precision.name
+        if before and precision.name != before and not self._options.any_precision:
+            self._let_go_of_engine()
+            found = precision.name or "something that it does not tell"
+            raise NetworkError(
+                f"{name}: computes in {found} at batch {batch}, but in {before} at another: set the option "
+                f"{ANY_PRECISION}=true to measure it all the same"
+            )
+        self._precision = precision
+
+    def _recipe(self, batch: int) -> engines.Recipe:
+        options = self._options
+        profile = options.profile or Profile(batch, batch, batch)
+        shapes = {}
+        for item in self._batches.inputs:
+            if any(not isinstance(size, int) for size in item.shape):
+                shapes[item.name] = (
+                    self._shape(item, profile.least),
+                    self._shape(item, profile.best),
+                    self._shape(item, profile.most),
+                )
+        return engines.Recipe(
+            model_sha256=self._sha256,
+            shapes=shapes,
+            tf32=self._tf32,
+            workspace_mib=options.workspace_mib,
+            optimization_level=options.optimization_level,
+            symmetric=self._symmetric,
+        )
+
+    def _shape(self, item: Input, batch: int) -> tuple[int, ...]:
+        arrays = self._batches.file_arrays
+        return (
+            self._batches.shape(item, batch)
+            if arrays is None
+            else (batch, *arrays[item.name].shape[1:])[: len(item.shape)]
+        )
+
+    def _names(self, *, of_inputs: bool) -> list[str]:
+        mode = self._libraries.trt.TensorIOMode
+        wanted = mode.INPUT if of_inputs else mode.OUTPUT
+        names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
+        return [name for name in names if self._engine.get_tensor_mode(name) == wanted]
+
+    def _dtype(self, name: str) -> str:
+        """numpy's name of a tensor's type.
+
+        Raises:
+            ConfigError: TensorRT has it and nothing on the host does.
+        """
+        kind = str(self._engine.get_tensor_dtype(name).name)
+        if kind not in _TYPES:
+            raise ConfigError(f"{self._source.path.name}: {name!r} is of type {kind}, which is not supported")
+        return _TYPES[kind]
+
+    def _activation_bytes(self) -> int:
+        """What a context of the engine takes from the device, its inputs and outputs not counted."""
+        # TensorRT 11 has only the second of these, 10.0 only the first.
+        size = getattr(self._engine, "device_memory_size_v2", None)
+        return int(self._engine.device_memory_size if size is None else size)
+
+    # Preparing
+
+    def _new_context(self) -> Any:
+        self._messages.forget()
+        context = self._engine.create_execution_context()
+        if context is None:
+            said = f"{self._source.path.name}: no room for the activations: {self._messages.said()}"
+            raise MemoryError(said) if self._messages.no_memory() else NetworkError(said)
+        # Engines that tell their layers also name them to NVIDIA's profilers, at a cost in each launch.
+        context.nvtx_verbosity = self._libraries.trt.ProfilingVerbosity.NONE
+        return context
+
+    def _bind(self, batch: int, arrays: networks.Arrays) -> None:
+        """Make a context, room for its tensors on the device, and fill the inputs."""
+        held, copies = self._batch_held, self._options.copies
+        self._context = self._new_context()
+        self._choose_profile(batch)
+        held_arrays = {name: np.ascontiguousarray(arrays[name]) for name in self._names(of_inputs=True)}
+        self._set_shapes(self._context, {name: array.shape for name, array in held_arrays.items()}, batch)
+        for name, array in held_arrays.items():
+            dtype = self._dtype(name)
+            tensor = Tensor(name, dtype, array, held.memory(array.nbytes))
+            if copies:
+                tensor.pinned = held.pinned(array.shape, array.dtype)
+                tensor.pinned[...] = array
+            self._inputs.append(tensor)
+        for name in self._names(of_inputs=False):
+            dtype = self._dtype(name)
+            shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
+            if any(size < 0 for size in shape):
+                raise NetworkError(
+                    f"{self._source.path.name}: the size of output {name!r} depends on the values of the inputs, "
+                    "which is not supported"
+                )
+            array = np.empty(shape, np.uint16 if dtype == "bfloat16" else dtype)
+            tensor = Tensor(name, dtype, array, held.memory(array.nbytes))
+            if copies:
+                tensor.pinned = held.pinned(array.shape, array.dtype)
+            self._outputs.append(tensor)
+        self._set_addresses(self._context)
+        for tensor in self._inputs:
+            self._cuda.upload(tensor.address, tensor.array, self._stream)
+
+    def _bind_context(self, context: Any) -> None:
+        """Give another context the same tensors."""
+        if self._engine.num_optimization_profiles > 1:
+            self._switch_profile(context, int(self._context.active_optimization_profile))
+        self._set_shapes(context, {item.name: item.array.shape for item in self._inputs}, self._batch)
+        self._set_addresses(context)
+
+    def _choose_profile(self, batch: int) -> None:
+        """Of an engine file with several profiles, the one that fits best."""
+        if not self._is_engine:
+            return
+        ranges = self._ranges()
+        fitting = [number for number, (least, _, most) in enumerate(ranges) if least <= batch <= most]
+        if ranges and not fitting:
+            told = ", ".join(f"{least} to {most}" for least, _, most in ranges)
+            raise UnsupportedBatchError(f"{self._source.path.name}: the engine takes batches of {told}, not {batch}")
+        if len(ranges) > 1:
+            self._switch_profile(self._context, min(fitting, key=lambda number: abs(ranges[number][1] - batch)))
+
+    def _switch_profile(self, context: Any, number: int) -> None:
+        if not context.set_optimization_profile_async(number, int(self._stream)):
+            raise NetworkError(f"{self._source.path.name}: TensorRT does not take profile {number}: {self._said()}")
+        self._wait()
+
+    def _set_shapes(self, context: Any, shapes: Mapping[str, tuple[int, ...]], batch: int) -> None:
+        name = self._source.path.name
+        self._messages.forget()
+        for tensor, shape in shapes.items():
+            if not context.set_input_shape(tensor, shape):
+                raise UnsupportedBatchError(
+                    f"{name}: batch {batch}: TensorRT does not take the shape {shape} of {tensor!r}: {self._said()}"
+                )
+        try:
+            missing = context.infer_shapes()
+        except RuntimeError as error:
+            raise NetworkError(f"{name}: batch {batch}: {error}: {self._said()}") from error
+        if missing:
+            raise NetworkError(f"{name}: batch {batch}: the shapes of {', '.join(missing)} are not known")
+
+    def _set_addresses(self, context: Any) -> None:
+        for tensor in (*self._inputs, *self._outputs):
+            if not context.set_tensor_address(tensor.name, tensor.address):
+                raise NetworkError(f"{self._source.path.name}: TensorRT does not take the memory of {tensor.name!r}")
+
+    def _capture(self) -> None:
+        """The launches of one batch, recorded once; replaying them takes one call."""
+        # A first launch after a change of shapes does what cannot be captured.
+        for _ in range(GRAPH_WARMUPS):
+            self._enqueue()
+        self._wait()
+        try:
+            self._graph = self._batch_held.graph(self._stream, self._enqueue)
+        except NetworkError as error:
+            raise NetworkError(
+                f"{self._source.path.name}: cannot be captured as a CUDA graph (loops and layers that wait for the "
+                f"device cannot): set cuda_graph=false: {error}"
+            ) from error
+        self._launch_graph()
+        self._wait()
+
+    # Running
+
+    def _enqueue(self, context: Any = None) -> None:
+        if not (self._context if context is None else context).execute_async_v3(int(self._stream)):
+            said = f"{self._source.path.name}: TensorRT did not launch a batch: {self._said()}"
+            raise MemoryError(said) if self._messages.no_memory() else NetworkError(said)
+
+    def _launch_graph(self) -> None:
+        self._cuda("cudaGraphLaunch", self._graph, self._stream)
+
+    def _wait(self) -> None:
+        self._cuda("cudaStreamSynchronize", self._stream)
+
+    def _wait_quietly(self) -> None:
+        """After an error the stream has nothing more under way, or never will."""
+        with contextlib.suppress(NetworkError, MemoryError):
+            self._wait()
+
+    def _fetched(self, tensor: Tensor) -> NDArray[Any]:
+        """An output on the host, as ``run`` left it there, or brought from the device."""
+        if tensor.pinned is not None:
+            array = tensor.pinned
+        else:
+            self._cuda.download(tensor.array, tensor.address, self._stream)
+            array = tensor.array
+        if tensor.dtype == "bfloat16":
+            return (array.astype(np.uint32) << 16).view(np.float32)
+        return np.array(array)
+
+    # Letting go
+
+    def _let_go_of_batch(self) -> None:
+        """What uses memory goes before the memory: first the end of what is under way, the context last but one."""
+        if self._stream is not None:
+            self._wait_quietly()
+        self._graph = self._context = None
+        self._inputs, self._outputs, self._batch = [], [], 0
+        self._batch_held.close()
+
+    def _let_go_of_engine(self) -> None:
+        self._let_go_of_batch()
+        self._engine = None
+        self._engine_batch = 0
+
+    # Telling
+
+    def _device(self) -> Gpu:
+        if self._gpu is None:
+            raise NetworkError(f"{self._source.path.name}: is not loaded")
+        return self._gpu
+
+    def _said(self) -> str:
+        return self._messages.said() or "it gives no reason"
+
+    def _work(self) -> tracing.Work:
+        return tracing.Work.of(graph.read_model(self._source.path), self._batch, self._options.data.dims)
+
+
+def _tell(phases: Phases, names: tuple[str, ...], spans_ns: list[int], end_ns: int) -> None:
+    """Put spans of the device, which has a clock of its own, before ``end_ns`` on the host's clock.
+
+    Args:
+        phases: Told of every span, and of the end of every batch.
+        names: Of the spans of one batch, in order.
+        spans_ns: One after the other without gaps.
+        end_ns: When the host saw the last one end.
+    """
+    at_ns = end_ns - sum(spans_ns)
+    for number, span_ns in enumerate(spans_ns):
+        phases.add(names[number % len(names)], at_ns, at_ns + span_ns)
+        at_ns += span_ns
+        if (number + 1) % len(names) == 0:
+            phases.batch_ends_ns.append(at_ns)
+
+
+def _macs(layer: inspector.Layer, work: tracing.Work) -> int | None:
+    """Multiply-accumulates of the operators that became one layer; None: not known."""
+    if not layer.origins:
+        return 0 if layer.is_copy else None
+    counted = [work.macs[name] for name in layer.origins if name in work.macs]
+    # A graph that was counted as a whole has none beside those that it names.
+    return sum(counted) if counted or work.total is not None else None
+
+
+def _make_profiler(trt: Any, add: Callable[[str, int], None]) -> Any:
+    class Profiler(trt.IProfiler):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            add(layer_name, round(ms * 1e6))
+
+    return Profiler()
+
+
+def _nothing() -> None:
+    """In place of an event."""
