@@ -24,7 +24,8 @@ from joulewatch_harness.records import Configuration  # noqa: E402
 from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
 from joulewatch_harness.runtimes import torch as runtime  # noqa: E402
 from joulewatch_harness.runtimes.inputs import Input  # noqa: E402
-from joulewatch_harness.runtimes.torch import Options, Timeline, TorchNetwork  # noqa: E402
+from joulewatch_harness.runtimes.timeline import Timeline  # noqa: E402
+from joulewatch_harness.runtimes.torch import Options, TorchNetwork  # noqa: E402
 from joulewatch_harness.runtimes.torch_onnx import module_of  # noqa: E402
 from support.onnx_models import dequantised, dynamic, matmul, save  # noqa: E402
 

@@ -196,37 +196,25 @@ class Held:
             logger.warning("CUDA: %s: %s", name, self._cuda.text(error))
 
 
-class Timeline:
-    """Events on a stream, kept and used again: moments that the device itself notes as it passes them."""
+class Event:
+    """A moment on a stream (``timeline.Event``)."""
 
-    def __init__(self, cuda: Cuda, held: Held, stream: Any) -> None:
+    def __init__(self, cuda: Cuda, event: Any, stream: Any) -> None:
         self._cuda = cuda
-        self._held = held
+        self._event = event
         self._stream = stream
-        self._events: list[Any] = []
-        self._used = 0
 
-    def begin(self, count: int) -> Callable[[], None]:
-        """Have ``count`` events ready; the answer records the next one."""
-        while len(self._events) < count:
-            self._events.append(self._held.event())
-        self._used = 0
-        return self._record
+    def record(self) -> None:
+        """Put it on the stream."""
+        self._cuda("cudaEventRecord", self._event, self._stream)
 
-    def _record(self) -> None:
-        self._cuda("cudaEventRecord", self._events[self._used], self._stream)
-        self._used += 1
+    def synchronize(self) -> None:
+        """Wait until the device has passed it."""
+        self._cuda("cudaEventSynchronize", self._event)
 
-    def spans_ns(self) -> list[int]:
-        """Time from each recorded moment to the next.
-
-        Each event is waited for in turn: all but the last are read while the device is still at work.
-        """
-        spans = []
-        for before, after in zip(self._events[: self._used - 1], self._events[1 : self._used], strict=True):
-            self._cuda("cudaEventSynchronize", after)
-            spans.append(round(self._cuda("cudaEventElapsedTime", before, after) * 1e6))
-        return spans
+    def elapsed_time(self, end_event: Event) -> float:
+        """Milliseconds from this one to a later one."""
+        return float(self._cuda("cudaEventElapsedTime", self._event, end_event._event))
 
 
 def driver_version() -> str:

@@ -27,9 +27,10 @@ from joulewatch_harness.runtimes.model_files import fingerprint
 from joulewatch_harness.runtimes.outputs import TOLERANCES, check_close, check_finite, onnxruntime_outputs
 from joulewatch_harness.runtimes.tensorrt import engine as engines
 from joulewatch_harness.runtimes.tensorrt import inspector, quantised
-from joulewatch_harness.runtimes.tensorrt.device import Cuda, Gpu, Held, Timeline
+from joulewatch_harness.runtimes.tensorrt.device import Cuda, Event, Gpu, Held
 from joulewatch_harness.runtimes.tensorrt.libraries import Libraries, Messages, made, make_logger
 from joulewatch_harness.runtimes.tensorrt.options import Options, Profile
+from joulewatch_harness.runtimes.timeline import Timeline, tell
 from joulewatch_harness.traces import Trace, write_trace
 
 logger = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ class TensorRtNetwork:
             self._runtime = made(self._libraries.trt.Runtime, self._messages, self._logger)
             self._stream = self._held.stream()
             if options.events:
-                self._timeline = Timeline(self._cuda, self._held, self._stream)
+                self._timeline = Timeline(self._event)
             if self._is_engine:
                 self._load_engine_file()
             else:
@@ -245,7 +246,7 @@ class TensorRtNetwork:
         if timeline is None:
             phases.add("execute", start_ns, end_ns)
         else:
-            _tell(phases, names, spans_ns, end_ns)
+            tell(phases, names, spans_ns, end_ns)
 
     def check(self) -> bool:
         """Run a small batch and look at its outputs; leaves that batch prepared.
@@ -638,6 +639,9 @@ class TensorRtNetwork:
     def _launch_graph(self) -> None:
         self._cuda("cudaGraphLaunch", self._graph, self._stream)
 
+    def _event(self) -> Event:
+        return Event(self._cuda, self._held.event(), self._stream)
+
     def _wait(self) -> None:
         self._cuda("cudaStreamSynchronize", self._stream)
 
@@ -684,23 +688,6 @@ class TensorRtNetwork:
 
     def _work(self) -> tracing.Work:
         return tracing.Work.of(graph.read_model(self._source.path), self._batch, self._options.data.dims)
-
-
-def _tell(phases: Phases, names: tuple[str, ...], spans_ns: list[int], end_ns: int) -> None:
-    """Put spans of the device, which has a clock of its own, before ``end_ns`` on the host's clock.
-
-    Args:
-        phases: Told of every span, and of the end of every batch.
-        names: Of the spans of one batch, in order.
-        spans_ns: One after the other without gaps.
-        end_ns: When the host saw the last one end.
-    """
-    at_ns = end_ns - sum(spans_ns)
-    for number, span_ns in enumerate(spans_ns):
-        phases.add(names[number % len(names)], at_ns, at_ns + span_ns)
-        at_ns += span_ns
-        if (number + 1) % len(names) == 0:
-            phases.batch_ends_ns.append(at_ns)
 
 
 def _macs(layer: inspector.Layer, work: tracing.Work) -> int | None:
