@@ -208,6 +208,8 @@ class Window:
     """``not_steady``, ``interrupted``, ``too_short``, ``overloaded``; idle: ``loaded`` with a network in memory."""
     counts: Mapping[str, float] = field(default_factory=dict)
     """Other units of work than inferences -> how many: ``output_tokens``."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """Of preparing: what the network then said otherwise than after loading, such as the state of its tuning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,8 @@ class Setup:
     duration_s: float
     batch_size: int = 0
     """0 for ``load``."""
+    details: Mapping[str, str] = field(default_factory=dict)
+    """As of a window."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -425,11 +425,18 @@ class Runner:
         end_ns = self._clock.monotonic_ns()
         return _SetUp(before, start_edge, start_ns, end_ns, self._edges.fetch(), self._wall.mapping())
 
-    def _setup(self, span: _SetUp, configuration: str, phase: str, batch_size: int = 0) -> None:
+    def _setup(
+        self,
+        span: _SetUp,
+        configuration: str,
+        phase: str,
+        batch_size: int = 0,
+        details: Mapping[str, str] | None = None,
+    ) -> None:
         """Write a span: as a window, or its seconds only."""
         duration_s = (span.end_ns - span.start_ns) * 1e-9
         if duration_s < SETUP_S:
-            self._write(Setup(configuration, phase, duration_s, batch_size))
+            self._write(Setup(configuration, phase, duration_s, batch_size, details or {}))
             return
         self._window(
             "setup",
@@ -442,16 +449,24 @@ class Runner:
             configuration=configuration,
             phase=phase,
             batch_size=batch_size,
+            details=details,
         )
 
     def _prepare(self, network: Network, name: str, batch_size: int, cell: _Cell) -> None:
-        """Prepare a batch size; the first time may build or tune an engine, and is told apart."""
+        """Prepare a batch size; the first time may build or tune an engine, and is told apart.
+
+        Raises:
+            ConfigError: prepared for this size it computes in another precision than asked for.
+        """
         if cell.prepared:
             network.prepare(batch_size)
             return
         span = self._timed(lambda: network.prepare(batch_size))
         cell.prepared = True
-        self._setup(span, name, "prepare", batch_size)
+        loaded = self._networks[name][0]
+        now = as_loaded(loaded, network.describe()).details
+        changed = {key: value for key, value in now.items() if loaded.details.get(key) != value}
+        self._setup(span, name, "prepare", batch_size, changed)
 
     def _close(self, network: Network) -> None:
         try:
@@ -792,6 +807,7 @@ class Runner:
         latency: Latency | None = None,
         phases: Mapping[str, PhaseTime] | None = None,
         counts: Mapping[str, float] | None = None,
+        details: Mapping[str, str] | None = None,
     ) -> Window:
         window = Window(
             run=self._run,
@@ -813,6 +829,7 @@ class Runner:
             end_edge=end_edge,
             flags=tuple(flags),
             counts=counts or {},
+            details=details or {},
         )
         self._index += 1
         self._write(window)

@@ -709,6 +709,33 @@ def test_of_short_setting_up_the_seconds_are_kept_once_for_each_batch_size() -> 
     assert next(line for line in kept if line.configuration == "two").duration_s == pytest.approx(0.25, abs=1e-4)
 
 
+def test_what_a_network_says_otherwise_once_a_batch_is_prepared_is_kept() -> None:
+    """The state of tuning is known for each batch size only then."""
+    it = bench()
+    network = it.networks["one"]
+    loaded = network.describe()
+    network.describe = lambda: (  # type: ignore[method-assign]
+        {**loaded, "cores": 4, "tuning": "UNTUNED" if network.batch == 8 else "16 trials"} if network.batch else loaded
+    )
+    it.run()
+    kept = [line for line in it.lines.lines if isinstance(line, Setup) and line.configuration == "one"]
+    assert {line.batch_size: dict(line.details) for line in kept} == {
+        0: {},
+        1: {"tuning": "16 trials"},
+        8: {"tuning": "UNTUNED"},
+    }
+
+
+def test_a_batch_size_that_computes_in_another_precision_fails() -> None:
+    it = bench()
+    network = it.networks["one"]
+    loaded = network.describe()
+    network.describe = lambda: {**loaded, "precision": "bf16" if network.batch == 8 else "fp32"}  # type: ignore[method-assign]
+    it.run()
+    measured = {(w.configuration, w.batch_size) for w in it.lines.windows("measure")}
+    assert measured == {("one", 1), ("two", 1), ("two", 8)}
+
+
 def test_what_cannot_be_set_up_has_no_window_of_it() -> None:
     it = bench()
 

@@ -278,6 +278,10 @@ def _loaded_lines(result: RunResult) -> list[str]:
         told = [f"{item.runtime} {item.runtime_version}".rstrip(), item.provider, item.device, item.actual_precision]
         told += [form.format(item.details[key]) for key, form in _LOADED.items() if item.details.get(key)]
         lines.append(f"  {name}: {', '.join(word for word in told if word)}")
+        for setup in result.setups:
+            found = [form.format(setup.details[key]) for key, form in _LOADED.items() if setup.details.get(key)]
+            if setup.configuration == name and found:
+                lines.append(f"    batch {setup.batch_size}: {', '.join(found)}")
     return ["As loaded:", *lines] if lines else []
 
 
@@ -657,6 +661,7 @@ def _setup_document(item: SetupResult) -> dict[str, Any]:
         "batch_size": item.batch_size,
         "duration_s": item.duration_s,
         "window": item.window,
+        "details": dict(item.details),
         "energy": None
         if item.total is None
         else {

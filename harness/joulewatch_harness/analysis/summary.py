@@ -197,6 +197,8 @@ class SetupResult:
     total: SetupEnergy | None = None
     """All device sensors; None without a window."""
     nodes: tuple[SetupEnergy, ...] = ()
+    details: Mapping[str, str] = field(default_factory=dict)
+    """What the network then said otherwise than after loading, such as the state of its tuning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -544,6 +546,7 @@ class _Analysis:
             ),
             energy(TOTAL, devices),
             tuple(energy(str(sensor), [sensor]) for sensor in self.sensors if sensor.scope == "node"),
+            window.details,
         )
 
     def group(
@@ -767,7 +770,10 @@ def analyze_run(
         )
     findings += audit.audit_windows(audited)
     setups = [analysis.setup(item) for item in run.windows if item.window.kind == "setup"]
-    setups += [SetupResult(one.configuration, one.phase, one.batch_size, one.duration_s) for one in record.setups]
+    setups += [
+        SetupResult(one.configuration, one.phase, one.batch_size, one.duration_s, details=one.details)
+        for one in record.setups
+    ]
     setups.sort(
         key=lambda one: (
             order.index(one.configuration) if one.configuration in order else len(order),

@@ -220,7 +220,7 @@ def test_what_setting_up_cost_is_a_line_of_its_own() -> None:
         windows[at] = dataclasses.replace(
             windows[at], kind="setup", phase=phase, batch_size=batch_size, configuration=int8, flags=()
         )
-    short = (Setup(fp32, "load", 0.4), Setup(int8, "prepare", 0.2, 1))
+    short = (Setup(fp32, "load", 0.4), Setup(int8, "prepare", 0.2, 1, {"tuning": "UNTUNED"}))
     world.record = dataclasses.replace(world.record, windows=tuple(windows), setups=short)
     result = result_of(world)
     lines = report.render_table(result, width=120).splitlines()
@@ -229,11 +229,12 @@ def test_what_setting_up_cost_is_a_line_of_its_own() -> None:
     assert re.fullmatch(
         rf"Setting up, not in the above: {int8} load 3 s, {number}; batch 64 prepare 3 s, {number}", line
     )
+    assert "    batch 1: tuning: UNTUNED" in lines
     document = json.loads(report.render_json(result))
     jsonschema.validate(document, report.schema())
     assert list(document["setup"]) == [fp32, int8]
     assert document["setup"][fp32] == [
-        {"phase": "load", "batch_size": 0, "duration_s": 0.4, "window": None, "energy": None}
+        {"phase": "load", "batch_size": 0, "duration_s": 0.4, "window": None, "details": {}, "energy": None}
     ]
     load, first, tuned = document["setup"][int8]
     assert (load["phase"], first["window"], tuned["batch_size"]) == ("load", None, 64)

@@ -1,0 +1,325 @@
+"""What tuning found: a database per machine, target, network and batch size, and the tuning that fills it.
+
+A folder under ``$XDG_CACHE_HOME/joulewatch/tvm`` (``~/.cache``) holds TVM's two tables, one JSON line for each kernel
+and for each trial, and ``tuning.json``, which tells of every tuning that went to its end. TVM appends to the tables
+as it goes, so what a killed process has measured is kept: at most a torn last line is lost. Readers work on a copy
+of the whole lines; one process at a time writes, under a lock that the kernel lets go when the process dies.
+
+The search itself runs in a process of its own (``tuner``): it prints, starts workers, and its compiler can crash. It
+ends with the process that asked for it, also where that one is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final
+
+import tvm
+from tvm.s_tir import meta_schedule
+
+from joulewatch_harness.errors import ConfigError, NetworkError
+from joulewatch_harness.runtimes.tvm import vnni
+
+logger = logging.getLogger(__name__)
+
+WORKLOADS: Final = "database_workload.json"
+RECORDS: Final = "database_tuning_record.json"
+"""TVM's names."""
+FINISHED: Final = "tuning.json"
+LOG: Final = "tuning.log"
+PROGRESS_S: Final = 30.0
+COST_MODELS: Final = ("xgb", "random")
+
+_LOCK: Final = "lock"
+_SCRATCH: Final = ".tuning-"
+_WAIT_S: Final = 1.0
+_CODE: Final = (
+    "import sys; sys.path[:] = sys.argv[2].split('\\n'); from joulewatch_harness.runtimes.tvm.tuner import main; "
+    "main(sys.argv[1])"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How to tune."""
+
+    trials: int
+    """For each kernel."""
+    threads: int
+    """That a kernel may use while it is timed."""
+    cost_model: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What tunings that went to their end add up to."""
+
+    trials: int = 0
+    """For each kernel, the most that were asked for."""
+    tuning_s: float = 0.0
+    cost_model: str = ""
+
+
+def folder_of(cpu: str, target: Any, model_sha256: str, precision: str, label: str) -> Path:
+    """Where the database of one network lies, for one batch size on one machine.
+
+    Args:
+        cpu: The processor's name: what is fast on one is not on another.
+        target: A ``tvm.target.Target``; the number of threads is in it.
+        model_sha256: Of the model file.
+        precision: Asked for.
+        label: Batch size and other sizes: ``batch8``.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "joulewatch" / "tvm"
+    machine = hashlib.sha256(f"{cpu}\n{target}".encode()).hexdigest()[:12]
+    name = re.sub(r"[^A-Za-z0-9]+", "-", cpu).strip("-").lower()[:40] or "cpu"
+    return root / f"{name}-{machine}" / model_sha256[:16] / f"{precision}-{label}"
+
+
+def space(target: Any) -> Any:
+    """The rules by which schedules are made.
+
+    Not TVM's own choice by target: on AVX-512 without VNNI that takes a product of bytes that overflows.
+    """
+    kind = "from-target" if target.kind.name != "llvm" or has_feature(target, vnni.FEATURE) else "llvm"
+    return meta_schedule.space_generator.PostOrderApply(sch_rules=kind, postprocs=kind, mutator_probs=kind)
+
+
+def has_feature(target: Any, feature: str) -> bool:
+    """Whether the target's processor has it."""
+    import tvm_ffi
+
+    return bool(tvm_ffi.get_global_func("target.llvm_cpu_has_feature")(feature, target))
+
+
+def default_cost_model() -> str:
+    """``xgb`` where the package xgboost is there: it finds good schedules in fewer trials than ``random``."""
+    import importlib.util
+
+    return "xgb" if importlib.util.find_spec("xgboost") is not None else "random"
+
+
+# Reading
+
+
+def open_database(folder: Path) -> Any | None:
+    """The database, from a copy of its whole lines; None: there is none.
+
+    Raises:
+        ConfigError: it is damaged other than by a torn last line.
+    """
+    lines = _read(folder)
+    if not lines[WORKLOADS]:
+        return None
+    with tempfile.TemporaryDirectory(prefix="joulewatch-tvm-") as copy:
+        for name, found in lines.items():
+            Path(copy, name).write_text("".join(f"{line}\n" for line in found), encoding="utf-8")
+        try:
+            return meta_schedule.database.JSONDatabase(work_dir=copy, allow_missing=False)
+        except Exception as error:
+            said = " ".join(str(error).split())[-300:]
+            raise ConfigError(
+                f"the tuning database {folder} cannot be read by TVM {tvm.__version__}: delete that folder ({said})"
+            ) from error
+
+
+def _read(folder: Path) -> dict[str, list[str]]:
+    """The whole lines of both tables. A record may be there before its kernel's line is whole: it is left out."""
+    workloads, records = (_whole_lines(folder / name) for name in (WORKLOADS, RECORDS))
+    kept = [line for line in records if json.loads(line)[0] < len(workloads)]
+    return {WORKLOADS: workloads, RECORDS: kept}
+
+
+def _whole_lines(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"the tuning database {path}: {error.strerror or error}") from error
+    lines = text.splitlines()
+    found = [line for line in lines if _is_entry(line)]
+    if len(found) < len(lines) - 1 or (len(found) < len(lines) and found != lines[:-1]):
+        number = next(number for number, line in enumerate(lines, start=1) if not _is_entry(line))
+        raise ConfigError(f"the tuning database {path} is damaged in line {number}: delete the folder {path.parent}")
+    if len(found) < len(lines):
+        logger.warning("%s: its last line is torn, as a killed process leaves it, and is not used", path)
+    return found
+
+
+def _is_entry(line: str) -> bool:
+    """Whether a line is a JSON array that begins as TVM's do: with a hash, or with the number of a kernel."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], (str, int))
+
+
+def finished(folder: Path) -> Finished:
+    """What was tuned to the end.
+
+    Raises:
+        ConfigError: the note of it is damaged.
+    """
+    path = folder / FINISHED
+    try:
+        runs = json.loads(path.read_text(encoding="utf-8"))
+        return Finished(
+            trials=max((int(run["trials"]) for run in runs), default=0),
+            tuning_s=sum(float(run["tuning_s"]) for run in runs),
+            cost_model=str(runs[-1]["cost_model"]) if runs else "",
+        )
+    except FileNotFoundError:
+        return Finished()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(f"{path} is damaged: delete the folder {folder} ({error})") from error
+
+
+# Tuning
+
+
+def tune(folder: Path, module: Any, target: Any, request: Request, what: str) -> None:
+    """Tune every kernel of a module, unless as much was done before or by another process meanwhile.
+
+    Args:
+        folder: From ``folder_of``.
+        module: From ``importing.fused``.
+        target: A ``tvm.target.Target``.
+        request: How.
+        what: What the log calls it.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+        NetworkError: the search failed; the text names its log.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder, what):
+            if finished(folder).trials >= request.trials:
+                return
+            _mend(folder)
+            started_s = time.monotonic()
+            _search(folder, module, target, request, what)
+            _note(folder, request, time.monotonic() - started_s)
+    except OSError as error:
+        raise ConfigError(
+            f"the tuning database {folder} cannot be written ({error.strerror or error}): "
+            "set XDG_CACHE_HOME to a folder that can"
+        ) from error
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, what: str) -> Iterator[None]:
+    """One process at a time; the kernel lets the lock go when its process ends, however it ends."""
+    with (folder / _LOCK).open("w") as file:
+        waiting = False
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waiting:
+                    logger.warning("%s: another process is tuning it; waiting for that", what)
+                waiting = True
+                time.sleep(_WAIT_S)
+        yield
+
+
+def _mend(folder: Path) -> None:
+    """Take away what a killed process left: the torn end of a table, to which TVM would append, and its scratch."""
+    for name, lines in _read(folder).items():
+        path = folder / name
+        text = "".join(f"{line}\n" for line in lines)
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
+            fresh = path.with_suffix(".mended")
+            fresh.write_text(text, encoding="utf-8")
+            fresh.replace(path)
+    for left in folder.glob(f"{_SCRATCH}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _search(folder: Path, module: Any, target: Any, request: Request, what: str) -> None:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch, (folder / LOG).open("wb") as log:
+        asked = {
+            "folder": str(folder),
+            "target": str(target),
+            "trials": request.trials,
+            "cost_model": request.cost_model,
+            "seed": request.seed,
+        }
+        Path(scratch, "module.json").write_text(tvm.ir.save_json(module), encoding="utf-8")
+        Path(scratch, "request.json").write_text(json.dumps(asked), encoding="utf-8")
+        child = subprocess.Popen(
+            [sys.executable, "-c", _CODE, scratch, "\n".join(sys.path)],
+            # Its end is how the child learns that this process is gone.
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            # Where the workers' modules lie too; and no tvm.py of the user's is there to be imported.
+            cwd=scratch,
+            env={**os.environ, "TVM_NUM_THREADS": str(request.threads), "TMPDIR": scratch},
+            start_new_session=True,
+        )
+        try:
+            assert child.stdout is not None
+            _follow(child.stdout, what)
+            status = child.wait()
+        finally:
+            # With all its workers, which are in its process group; on Ctrl-C they are still at work.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                if pipe is not None:
+                    pipe.close()
+    if status != 0:
+        how = f"was ended by signal {-status}" if status < 0 else f"failed with status {status}"
+        raise NetworkError(f"{what}: tuning {how}: {_last_words(folder / LOG)} (all of it in {folder / LOG})")
+
+
+def _follow(lines: IO[bytes], what: str) -> None:
+    """Log how far the search has come, now and then."""
+    logged_s = started_s = time.monotonic()
+    for line in lines:
+        told = json.loads(line)
+        now_s = time.monotonic()
+        if told["done"] == 0 or now_s - logged_s >= PROGRESS_S:
+            logged_s = now_s
+            logger.info("%s: tuned %d of %d kernels, %.0f s", what, told["done"], told["tasks"], now_s - started_s)
+
+
+def _last_words(path: Path) -> str:
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return " ".join((lines or ["it said nothing"])[-1].split())[:300]
+
+
+def _note(folder: Path, request: Request, tuning_s: float) -> None:
+    path = folder / FINISHED
+    runs: list[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    run = {
+        "trials": request.trials,
+        "tuning_s": round(tuning_s, 1),
+        "cost_model": request.cost_model,
+        "seed": request.seed,
+        "tvm": tvm.__version__,
+    }
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps([*runs, run]) + "\n", encoding="utf-8")
+    fresh.replace(path)
