@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from joulewatch_harness.traces import Trace
 
 DEFAULT_BATCH_SIZE: Final = 1
-TRACED: Final = "onnxruntime, openvino or torch"
+TRACED: Final = "onnxruntime, openvino, torch, tvm or tensorrt"
 PROFILE: Final = (sys.executable, "-m", "joulewatch_harness", "profile")
 
 
