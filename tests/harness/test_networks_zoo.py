@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +24,6 @@ SMALL: Mapping[str, Mapping[str, str]] = {
     "transformer-encoder": {"sequence": "8", "width": "128", "depth": "1"},
     "radioml-vgg10": {"filters": "32"},
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder
 
 
 def test_every_network_is_tested_small() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,6 @@ from support.onnx_models import dequantised, dynamic, matmul, save  # noqa: E402
 
 def opened(path: Path, **options: str) -> OnnxRuntimeNetwork:
     return runtime.open_network(str(path), "native", options)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])

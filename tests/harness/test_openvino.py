@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,6 @@ needs_bfloat16 = pytest.mark.skipif(
     "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
     reason="this CPU does not compute in bfloat16",
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder
 
 
 def opened(network: str | Path, precision: str = "native", **options: str) -> OpenVinoNetwork:

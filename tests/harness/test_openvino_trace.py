@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,14 +21,6 @@ from joulewatch_harness.runtimes import tracing  # noqa: E402
 from joulewatch_harness.runtimes.openvino_trace import Counters  # noqa: E402
 from joulewatch_harness.traces import Trace, read_trace  # noqa: E402
 from support.onnx_models import matmul, save  # noqa: E402
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder
 
 
 @pytest.fixture(autouse=True)

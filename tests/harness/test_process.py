@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -25,7 +26,7 @@ from joulewatch_harness.records import Configuration
 from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes import process as runtime
 from joulewatch_harness.runtimes.process import OutOfMemoryError, ProcessNetwork
-from joulewatch_harness.runtimes.process_child import LARGEST_STDERR_BYTES, Stderr
+from joulewatch_harness.runtimes.process_child import LARGEST_STDERR_BYTES, Child, Stderr, request
 from support.process_protocol import CHILD, SCHEMA, TOP, errors_in, gone, validate_transcript
 
 
@@ -100,6 +101,10 @@ def test_a_child_is_asked_measured_and_told(opened: Open, tmp_path: Path) -> Non
     assert 0 < sum(ns for _, ns in phases.spans.values()) < after_ns - before_ns
     assert len(phases.batch_ends_ns) == 10
     assert before_ns < phases.batch_ends_ns[0] < phases.batch_ends_ns[-1] < after_ns
+    assert phases.call_ns is not None
+    t0_ns, t1_ns = phases.call_ns
+    assert phases.batch_ends_ns[4] < t0_ns < phases.batch_ends_ns[5], "of the last call, on the child's clock"
+    assert t1_ns - t0_ns == network.last_loop_ns
     assert float(network.describe()["call_overhead_us"]) > 0
     network.close()
     network.close()
@@ -111,6 +116,33 @@ def test_a_child_is_asked_measured_and_told(opened: Open, tmp_path: Path) -> Non
         "run",
         "close",
     ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"batches": 12345, "phases": True, "batch_ends": False},
+        {"network": 'a "b" \\ /ü\n\x00😀', "precision": "native", "threads": 1},
+    ],
+)
+def test_a_request_is_the_json_that_json_would_write(fields: dict[str, str | int | bool]) -> None:
+    line = request(7, "run", fields)
+    assert line == json.dumps({"id": 7, "op": "run", **fields}, separators=(",", ":")).encode() + b"\n"
+
+
+@pytest.mark.parametrize(("line", "good"), [(r'  {"id":1,"ok":true} \t\r\n', True), (r'{"id":1,"ok":true}{}\n', False)])
+def test_a_line_is_one_message_with_blanks_around_it(line: str, good: bool) -> None:
+    words = ("/bin/sh", "sh", "-c", f"read request; printf '{line}'; read request")
+    child = Child.start("the child", words, cwd=None, environment={}, stderr=None, transcript=None)
+    try:
+        if good:
+            assert child.ask("ping", {}, limit_s=60.0, limit_option="").message == {"id": 1, "ok": True}
+        else:
+            with pytest.raises(NetworkError, match="wrote what is no message in answer to ping"):
+                child.ask("ping", {}, limit_s=60.0, limit_option="")
+    finally:
+        child.end()
 
 
 def test_it_can_be_loaded_again_after_close(opened: Open) -> None:

@@ -75,14 +75,6 @@ def diverges():
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder
-
-
 @pytest.fixture(autouse=True)
 def threads() -> Iterator[None]:
     """Settings of the process are put back for whatever test comes next."""

@@ -7,7 +7,7 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,14 +31,6 @@ from joulewatch_harness.runtimes.tvm import TvmNetwork, importing, tracing, tuni
 from joulewatch_harness.traces import read_trace
 from support.onnx_models import dequantised, dynamic, matmul, save
 from support.tvm_models import quantised_convolution, quantised_matmuls
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder
 
 
 def opened(network: str | Path, precision: str = "native", **options: str) -> TvmNetwork:
