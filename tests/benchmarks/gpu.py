@@ -7,6 +7,7 @@ multiplication by torch; without torch, fused multiply-adds given to the driver 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import statistics
 import sys
@@ -14,8 +15,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -175,7 +175,7 @@ def make_load(uuid: str, address: str) -> tuple[Load | None, str]:
         return None, f"{why}; driver: {error}"
 
 
-@contextmanager
+@contextlib.contextmanager
 def busy(step: Callable[[], None]) -> Iterator[None]:
     """Repeat ``step`` on a thread of its own for as long as the block lasts."""
     stop = threading.Event()
@@ -334,7 +334,8 @@ def run(*, quick: bool = False, library: Path | None = None) -> None:
         return
     try:
         machine = describe_machine()
-        machine["versions"]["nvidia-ml-py"] = version("nvidia-ml-py")
+        with contextlib.suppress(PackageNotFoundError):
+            machine["versions"]["nvidia-ml-py"] = version("nvidia-ml-py")
         phase_s = QUICK_PHASE_S if quick else PHASE_S
         result = {"machine": machine, "gpus": [measure(sensor, phase_s) for sensor in collector.sensors]}
     finally:

@@ -45,7 +45,8 @@ def command(request: pytest.FixtureRequest, built: dict[str, str], tmp_path_fact
         match = re.search(r"build:\s+(.*)", source.read_text())
         assert match is not None
         folder = tmp_path_factory.mktemp(language)
-        (folder / source.name).write_bytes(source.read_bytes())
+        for file in source.parent.glob("*.*"):
+            (folder / file.name).write_bytes(file.read_bytes())
         done = subprocess.run(shlex.split(match[1]), cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert not done.stderr, "it is built without a warning"
@@ -92,6 +93,23 @@ def test_it_computes_rightly_and_every_message_is_valid(network: ProcessNetwork,
     assert ops[-1] == "close"
     answers = [json.loads(line[2:]) for line in (tmp_path / "transcript").read_text().splitlines() if line[0] == "<"]
     assert answers[-1]["ok"], "it ended because it was told to"
+
+
+def test_where_no_phases_are_wanted_it_times_none(command: str, tmp_path: Path) -> None:
+    transcript = tmp_path / "transcript"
+    options = {"command": command, "transcript": str(transcript), "phases": "false", **ONE_THREAD}
+    network = open_network("matmul", "native", options)
+    network.load()
+    try:
+        network.prepare(8)
+        phases = Phases()
+        network.run(5, phases)
+    finally:
+        network.close()
+    assert phases.spans == {}
+    assert len(phases.batch_ends_ns) == 5
+    (answer,) = [line for line in transcript.read_text().splitlines() if line[0] == "<" and "t0_ns" in line]
+    assert "phases" not in json.loads(answer[2:])
 
 
 def test_a_larger_batch_is_more_work(network: ProcessNetwork) -> None:

@@ -22,8 +22,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-import numpy as np
-
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import RESERVED_PHASES, Phases
@@ -226,7 +224,7 @@ class ProcessNetwork:
                 raise child.failed(
                     f"speaks protocol {hello.get('protocol')!r}, this joulewatch {PROTOCOL} (see harness/PROTOCOL.md)"
                 )
-            threads = {} if options.threads is None else {"threads": options.threads}
+            threads: dict[str, str | int | bool] = {} if options.threads is None else {"threads": options.threads}
             self._ask("load", {"network": self._network, "precision": self._precision, **threads}, "load_limit_s")
             answer = self._ask("describe", {"protocol": PROTOCOL}, "start_limit_s")
             try:
@@ -287,6 +285,8 @@ class ProcessNetwork:
         self._overheads_ns.append(answer.received_ns - answer.sent_ns - self.last_loop_ns)
         if len(self._overheads_ns) > 2 * PINGS:
             del self._overheads_ns[:PINGS]
+        # Latencies are the child's own: the way to it and back belongs to the call, not to its batches.
+        phases.call_ns = (told.t0_ns, told.t1_ns)
         phases.batch_ends_ns.extend(told.batch_ends_ns)
         if not self._options.phases:
             return
@@ -332,7 +332,7 @@ class ProcessNetwork:
     def _limit(self, name: str) -> dict[str, Any]:
         return {"limit_s": self._options.limits_s[name], "limit_option": name}
 
-    def _ask(self, op: str, fields: Mapping[str, Any], limit: str, what: str = "") -> Answer:
+    def _ask(self, op: str, fields: Mapping[str, str | int | bool], limit: str, what: str = "") -> Answer:
         """Ask, and turn an error answer into the exception that it means."""
         if self._child is None:
             raise NetworkError(f"process {self._network}: {op} before load")
@@ -462,15 +462,11 @@ def _batch_ends(told: Any, batches: int, t0_ns: int, t1_ns: int) -> array[int]:
     if not isinstance(told, list) or len(told) != batches:
         many = f"{len(told)} numbers" if isinstance(told, list) else repr(told)[:80]
         raise ValueError(f'"batch_ends_ns" is one number for each of {batches} batches, not {many}')
-    try:
-        ends = np.array(told)
-    except (ValueError, OverflowError):
-        ends = np.empty((0, 0))
-    if ends.ndim != 1 or ends.dtype != np.int64:
+    if set(map(type, told)) != {int}:
         raise ValueError('"batch_ends_ns" holds whole nanoseconds')
-    if ends[0] < 0 or ends[-1] > t1_ns - t0_ns or (len(ends) > 1 and int(np.diff(ends).min()) < 0):
+    if told[0] < 0 or told[-1] > t1_ns - t0_ns or told != sorted(told):
         raise ValueError('"batch_ends_ns" must rise from 0 (at t0_ns) to at most t1_ns - t0_ns')
-    return array("q", (ends + t0_ns).tobytes())
+    return array("q", [t0_ns + end_ns for end_ns in told])
 
 
 def _compare_values(message: Mapping[str, Any], references: Mapping[str, float], tolerance: float) -> None:

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple
 
@@ -37,9 +38,8 @@ _EXIT_GRACE_S: Final = 1.0
 """How long a child that closed its stdout may take to end by itself, so that its exit status can be told."""
 _KILLED_WITHIN_S: Final = 10.0
 _SLICE_S: Final = 1.0
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
-_decode: Final = json.JSONDecoder().decode
-"""Made once: json.dumps makes an encoder for each message, json.loads first guesses the encoding."""
+_parse: Final = json.JSONDecoder().raw_decode
+"""From a text that begins with a value, to that and where it ended: half the time of json.loads for a short answer."""
 
 # Runs between fork and exec, as a program of its own: what subprocess calls preexec_fn is not safe in a process with
 # threads. The child dies with joulewatch (1 is PR_SET_PDEATHSIG), also when joulewatch is killed; -S and -I keep it
@@ -152,7 +152,9 @@ class Child:
         """Whether it runs and owes no answer (to a request from which Ctrl-C called us away)."""
         return not self.ended and not self._asked and not self._has_exited()
 
-    def ask(self, op: str, fields: Mapping[str, Any], *, limit_s: float, limit_option: str, what: str = "") -> Answer:
+    def ask(
+        self, op: str, fields: Mapping[str, str | int | bool], *, limit_s: float, limit_option: str, what: str = ""
+    ) -> Answer:
         """Send a request and wait for its answer.
 
         Args:
@@ -173,7 +175,7 @@ class Child:
         if self._buffer:
             raise self.failed(f"wrote more than one line in answer to a request: {_quoted(bytes(self._buffer))}")
         self._id += 1
-        line = _encode({"id": self._id, "op": op, **fields}).encode() + b"\n"
+        line = request(self._id, op, fields)
         if self._transcript is not None:
             self._note(b"> ", line)
         self._asked = True
@@ -251,10 +253,11 @@ class Child:
 
     def _message(self, line: bytes, what: str) -> Mapping[str, Any]:
         try:
-            message = _decode(line.decode())
+            text = line.strip().decode()
+            message, end = _parse(text)
         except (ValueError, RecursionError):
-            message = None
-        if not isinstance(message, dict):
+            message, text, end = None, "", 0
+        if not isinstance(message, dict) or end != len(text):
             raise self.failed(
                 f"wrote what is no message in answer to {what}: {_quoted(line)}: stdout is for messages, one JSON "
                 "object on each line; everything else belongs on stderr"
@@ -299,6 +302,17 @@ class Child:
         if self._transcript is not None:
             self._transcript.write(mark + line.rstrip(b"\n") + b"\n")
             self._transcript.flush()
+
+
+def request(number: int, op: str, fields: Mapping[str, str | int | bool]) -> bytes:
+    """A request as its line; a flat object is put together here in a third of the time of json.dumps."""
+    text = f'{{"id":{number},"op":"{op}"'
+    for key, value in fields.items():
+        if value is True or value is False:
+            text += f',"{key}":true' if value else f',"{key}":false'
+        else:
+            text += f',"{key}":{encode_basestring_ascii(value) if isinstance(value, str) else value}'
+    return text.encode() + b"}\n"
 
 
 class Stderr:
