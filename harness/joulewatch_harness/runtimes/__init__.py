@@ -28,6 +28,9 @@ RUNTIMES: Final[Mapping[str, str]] = {
 }
 """Name -> module; the module offers ``open_network(network, precision, options) -> Network``."""
 
+_WITH_EXTRA: Final = frozenset({"onnxruntime", "openvino", "torch", "tvm", "tensorrt", "finn"})
+"""Runtimes whose packages come with the extra of the same name; the others need nothing beyond the harness."""
+
 OWN_RUNTIME: Final = "python"
 """The runtime of ``module:object`` networks until ``describe`` names a better one."""
 
@@ -46,7 +49,8 @@ def open_network(configuration: Configuration) -> Network:
     """Make the network under test of one configuration; nothing is loaded yet.
 
     Raises:
-        ConfigError: unknown runtime or network, bad option, missing file, an object without the five methods.
+        ConfigError: unknown runtime or network, bad option, missing file or package, an object without the five
+            methods.
     """
     options = dict(configuration.options)
     if configuration.runtime == OWN_RUNTIME:
@@ -59,7 +63,15 @@ def open_network(configuration: Configuration) -> Network:
     module_name = RUNTIMES.get(configuration.runtime)
     if module_name is None:
         raise ConfigError(unknown("runtime", configuration.runtime, RUNTIMES))
-    module: Any = importlib.import_module(module_name)
+    try:
+        module: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if configuration.runtime not in _WITH_EXTRA or (error.name or "").startswith("joulewatch"):
+            raise
+        raise ConfigError(
+            f"the runtime {configuration.runtime} needs the package {error.name}: "
+            f"pip install 'joulewatch[{configuration.runtime}]'"
+        ) from error
     return cast(Network, module.open_network(configuration.network, configuration.precision, options))
 
 

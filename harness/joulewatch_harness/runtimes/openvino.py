@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import openvino
 
 from joulewatch_harness import graph as graphs
 from joulewatch_harness import networks
@@ -43,15 +44,6 @@ from joulewatch_harness.runtimes.inputs import (
 from joulewatch_harness.runtimes.model_files import choice, find_source, fingerprint
 from joulewatch_harness.runtimes.outputs import check_close, check_finite, onnxruntime_outputs
 from joulewatch_harness.traces import Trace, write_trace
-
-try:
-    import openvino
-except ModuleNotFoundError as missing:
-    if missing.name != "openvino":
-        raise
-    raise ConfigError(
-        "the runtime openvino needs the package openvino: pip install 'joulewatch[openvino]'"
-    ) from missing
 
 logger = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import torch
 
 from joulewatch_harness import graph as graphs
 from joulewatch_harness import networks, runtimes
@@ -43,13 +44,6 @@ from joulewatch_harness.runtimes.model_files import choice, find_source, fingerp
 from joulewatch_harness.runtimes.outputs import check_close, check_finite, onnxruntime_outputs
 from joulewatch_harness.runtimes.timeline import Timeline, tell
 from joulewatch_harness.traces import Trace, write_trace
-
-try:
-    import torch
-except ModuleNotFoundError as missing:
-    if missing.name != "torch":
-        raise
-    raise ConfigError("the runtime torch needs the package torch: pip install 'joulewatch[torch]'") from missing
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,260 @@
+"""joulewatch beside the benchmark tool that a runtime itself comes with: the same model file, batch and threads.
+
+Both take turns on one machine, there and back in each round. A tool that is a program is run as its users run it,
+and its own count of batches over its own clock is taken; one that is a part of the library runs in this process.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pairs import Interval, median_interval
+from joulewatch_harness.network import Phases
+from joulewatch_harness.records import Configuration
+from joulewatch_harness.runtimes import open_network
+
+NETWORK = "radioml-vgg10"
+BATCHES = (1, 64)
+ROUNDS, QUICK_ROUNDS = 8, 2
+TURN_S = 1
+CALL_S = 0.075
+TOOL_LIMIT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One network at one batch size, loaded by joulewatch, for a tool to run as well."""
+
+    network: Any
+    model: Path
+    precision: str
+    batch: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the one input."""
+        return (self.batch, 2, 1024)
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A benchmark tool of a runtime."""
+
+    name: str
+    runtime: str
+    precisions: tuple[str, ...]
+    options: Mapping[str, str]
+    """Of joulewatch, so that both run the same."""
+    missing: Callable[[], str]
+    """Why it cannot be run here; empty: it can."""
+    batches_per_s: Callable[[Case], float]
+
+
+def compare(quick: bool) -> list[dict[str, Any]]:
+    """All tools; one that is not here gives a row that says so."""
+    rows: list[dict[str, Any]] = []
+    for tool in TOOLS:
+        if why := tool.missing():
+            rows.append({"runtime": tool.runtime, "tool": tool.name, "not_run": why})
+            continue
+        for precision in tool.precisions[: 1 if quick else None]:
+            for batch in BATCHES:
+                row = {"runtime": tool.runtime, "tool": tool.name, "precision": precision, "batch": batch}
+                rows.append(row | _side_by_side(tool, precision, batch, QUICK_ROUNDS if quick else ROUNDS))
+    return rows
+
+
+def _side_by_side(tool: Tool, precision: str, batch: int, rounds: int) -> dict[str, Any]:
+    network: Any = open_network(Configuration("n", NETWORK, tool.runtime, precision, options=dict(tool.options)))
+    network.load()
+    try:
+        network.prepare(batch)
+        case = Case(network, network._source.path, precision, batch)
+        size = max(1, round(CALL_S * _ours_per_s(network, 3, 0.0)))
+        ours, theirs = [], []
+        for number in range(rounds):
+            for turn in "otto" if number % 2 else "toot":
+                if turn == "o":
+                    ours.append(_ours_per_s(network, size, TURN_S))
+                else:
+                    theirs.append(tool.batches_per_s(case))
+    finally:
+        network.close()
+    pairs = [
+        (sum(ours[at : at + 2]) * batch / 2, sum(theirs[at : at + 2]) * batch / 2) for at in range(0, 2 * rounds, 2)
+    ]
+    return {
+        "joulewatch_per_s": median_interval([mine for mine, _ in pairs]).middle,
+        "tool_per_s": median_interval([other for _, other in pairs]).middle,
+        "ratio": median_interval([mine / other for mine, other in pairs]).json(),
+        "rounds": rounds,
+    }
+
+
+def _ours_per_s(network: Any, batches: int, seconds: float) -> float:
+    """Batches per second of calls as a measured window makes them."""
+    phases = Phases()
+    done, start_ns = 0, time.monotonic_ns()
+    while True:
+        network.run(batches, phases)
+        done += batches
+        elapsed_s = (time.monotonic_ns() - start_ns) * 1e-9
+        if elapsed_s >= seconds:
+            return done / elapsed_s
+
+
+def rows_of_table(found: list[dict[str, Any]]) -> list[list[str]]:
+    rows = []
+    for item in found:
+        if "not_run" in item:
+            rows.append([item["runtime"], item["tool"], "", "", "", "", item["not_run"]])
+            continue
+        ratio = Interval(item["ratio"]["low"], item["ratio"]["median"], item["ratio"]["high"])
+        rows.append(
+            [
+                item["runtime"],
+                item["tool"],
+                item["precision"],
+                str(item["batch"]),
+                f"{item['joulewatch_per_s']:.0f}",
+                f"{item['tool_per_s']:.0f}",
+                f"{ratio.middle:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+            ]
+        )
+    return rows
+
+
+HEAD = ["runtime", "its own tool", "precision", "batch", "joulewatch, inf/s", "the tool, inf/s", "ratio [95 %]"]
+
+
+def _program(name: str) -> Callable[[], str]:
+    return lambda: "" if shutil.which(name) or (Path(sys.executable).parent / name).exists() else "not installed"
+
+
+def _module(name: str) -> Callable[[], str]:
+    return lambda: "" if importlib.util.find_spec(name) else f"{name} is not installed"
+
+
+def _said(words: list[str]) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=TOOL_LIMIT_S, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(words)} failed: {done.stderr or done.stdout}")
+    return done.stdout
+
+
+def _number(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    if found is None:
+        raise SystemExit(f"no {pattern!r} in what the tool said:\n{text}")
+    return float(found[1])
+
+
+def _path(program: str) -> str:
+    """Beside this interpreter, where pip puts it, or anywhere."""
+    beside = Path(sys.executable).parent / program
+    return str(beside) if beside.exists() else str(shutil.which(program))
+
+
+def _benchmark_app(case: Case) -> float:
+    said = _said(
+        [
+            *(_path("benchmark_app"), "-m", str(case.model), "-d", "CPU", "-shape", str(list(case.shape))),
+            *("-hint", "none", "-nstreams", "1", "-nthreads", "1", "-api", "sync", "-infer_precision", "f32"),
+            *("-t", str(TURN_S)),
+        ]
+    )
+    # Its "Throughput" takes this input for one of batch 1.
+    return _number(r"Count:\s+(\d+) iterations", said) / (_number(r"Duration:\s+([\d.]+) ms", said) * 1e-3)
+
+
+def _perf_test(case: Case) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        said = _said(
+            [
+                *("onnxruntime_perf_test", "-I", "-e", "cpu", "-x", "1", "-y", "1", "-o", "99"),
+                *(
+                    "-f",
+                    f"batch:{case.batch}",
+                    "-m",
+                    "duration",
+                    "-t",
+                    str(TURN_S),
+                    str(case.model),
+                    f"{folder}/result",
+                ),
+            ]
+        )
+    return _number(r"Number of inferences per second:\s+([\d.]+)", said)
+
+
+def _onnxruntime_test(case: Case) -> float:
+    """It takes a number of iterations, and counts the first one too, which is slow: so many that it does not show."""
+    iterations = max(10, round(2 * TURN_S * _ours_per_s(case.network, 3, 0.1)))
+    words = [sys.executable, "-m", "onnxruntime.tools.onnxruntime_test", str(case.model), str(iterations)]
+    return 1e3 / _number(r"avg latency: ([\d.e-]+) ms", _said([*words, "--symbolic_dims", f"batch={case.batch}"]))
+
+
+def _torch_timer(case: Case) -> float:
+    import torch
+    from torch.utils.benchmark import Timer
+
+    names = {"module": case.network._call, "inputs": case.network._inputs}
+    timer = Timer("module(*inputs)", globals=names, num_threads=1)
+    with torch.inference_mode():
+        return float(1 / timer.timeit(max(1, round(TURN_S / timer.timeit(3).mean))).mean)
+
+
+def _time_evaluator(case: Case) -> float:
+    network = case.network
+    number = max(1, round(TURN_S * _ours_per_s(network, 1, 0.1)))
+    machine = network._programs[case.batch].machine
+    evaluate = machine.time_evaluator("main", network._device, number=number, repeat=1)
+    return float(1 / evaluate(*network._inputs).mean)
+
+
+def _trtexec(case: Case) -> float:
+    said = _said(
+        [
+            *(
+                "trtexec",
+                f"--onnx={case.model}",
+                f"--shapes=input:{'x'.join(map(str, case.shape))}",
+                "--noDataTransfers",
+            ),
+            *("--warmUp=200", f"--duration={TURN_S}", "--useCudaGraph"),
+        ]
+    )
+    return _number(r"Throughput: ([\d.]+) qps", said)
+
+
+def _of_onnxruntime() -> Tool:
+    if shutil.which("onnxruntime_perf_test"):
+        return Tool("onnxruntime_perf_test", "onnxruntime", ("fp32", "int8"), {"threads": "1"}, lambda: "", _perf_test)
+    # It cannot be told how many threads to use: both take ONNX Runtime's own choice.
+    return Tool(
+        "onnxruntime.tools.onnxruntime_test (onnxruntime_perf_test is not installed)",
+        "onnxruntime",
+        ("fp32", "int8"),
+        {},
+        _module("onnxruntime"),
+        _onnxruntime_test,
+    )
+
+
+TOOLS = (
+    _of_onnxruntime(),
+    Tool("benchmark_app", "openvino", ("fp32", "int8"), {"threads": "1"}, _program("benchmark_app"), _benchmark_app),
+    Tool("torch.utils.benchmark.Timer", "torch", ("fp32",), {"threads": "1"}, _module("torch"), _torch_timer),
+    Tool("vm.time_evaluator", "tvm", ("fp32",), {"threads": "1"}, _module("tvm"), _time_evaluator),
+    Tool("trtexec", "tensorrt", ("fp32",), {}, _program("trtexec"), _trtexec),
+)
