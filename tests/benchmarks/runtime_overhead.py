@@ -38,6 +38,8 @@ CALL_S = 0.075
 BUDGET_S, QUICK_BUDGET_S = 25.0, 2.0
 """For one runtime, precision and batch size."""
 MOST_ROUNDS, FEWEST_ROUNDS = 250, 8
+FEW_BATCHES = 20
+"""In a block of fewer the beginning and the end of a call are most of what a batch is charged with."""
 TARGET_PERCENT, TARGET_BATCH, TARGET_CALL_US = 1.0, 8, 5.0
 CASES = (
     ("onnxruntime", "fp32"),
@@ -225,7 +227,12 @@ def verdicts(found: dict[str, Any]) -> tuple[str, str]:
         return judged([ratio.scaled(100, -1) for ratio in ratios], TARGET_PERCENT, "%"), ""
     if found["batch"] > 1 or "cpu_ratio" not in found:
         return "", ""
-    return "", judged([ratio.scaled(found["bare_us_per_batch"], -1) for ratio in ratios], TARGET_CALL_US, "µs")
+    costs = [ratio.scaled(found["bare_us_per_batch"], -1) for ratio in ratios]
+    said = judged(costs, TARGET_CALL_US, "µs")
+    few = found["batches_per_block"]
+    if said == "MISSED" and few < FEW_BATCHES:
+        said += f": {costs[0].middle:.0f} µs, as a block has {few} of them and begins and ends with cold caches"
+    return "", said
 
 
 def run(quick: bool = False) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What tracing a network costs, and how much of a batch the operators account for: ``joulewatch layers`` of each runtime.
+"""What tracing costs, and how much of a batch the operators account for: ``joulewatch layers`` with each runtime.
 
 A traced pass runs traced and plain batches in turns and keeps both times, so each pass is a comparison of its own; it
 is repeated, because one pass is short.
@@ -82,4 +82,3 @@ def _traced(runtime: str, precision: str, batch: int) -> dict[str, Any]:
 def _middle(values: list[float], spec: str) -> str:
     middle, low, high = statistics.median(values), min(values), max(values)
     return f"{middle:{spec}} [{low:{spec}}, {high:{spec}}]"
-

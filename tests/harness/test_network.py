@@ -10,7 +10,7 @@ import pytest
 
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import unknown
-from joulewatch_harness.network import Network, Phases
+from joulewatch_harness.network import MarksOnly, Network, Phases
 from joulewatch_harness.records import Configuration
 from joulewatch_harness.runtimes import as_loaded, flag, open_network, own_network
 
@@ -51,6 +51,32 @@ def test_the_example_of_the_readme_is_a_network_of_about_twenty_lines(tmp_path: 
     assert as_loaded(configuration("x"), network.describe()).runtime == "numpy"
     network.close()
     network.close()
+
+
+@pytest.mark.parametrize("kind", [Phases, MarksOnly])
+def test_repeating_a_launch_tells_what_phases_around_each_would(
+    kind: type[Phases], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(1_000, 2_000))
+    monkeypatch.setattr("joulewatch_harness.network.time.monotonic_ns", lambda: next(clock))
+    seen: list[int] = []
+
+    def launch() -> int:
+        for _ in range(10):
+            next(clock)
+        seen.append(len(seen))
+        return seen[-1]
+
+    repeated = kind()
+    assert repeated.repeat(3, launch) == 2
+    by_hand = kind()
+    for _ in range(3):
+        with by_hand("execute"):
+            launch()
+        by_hand.batch()
+    assert repeated.spans == by_hand.spans == ({"execute": [3, 33]} if kind is Phases else {})
+    assert len(repeated.batch_ends_ns) == len(by_hand.batch_ends_ns) == 3
+    assert kind().repeat(0, launch) is None
 
 
 def test_a_class_a_function_and_an_object_will_all_do(tmp_path: Path) -> None:

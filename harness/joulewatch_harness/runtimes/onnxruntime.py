@@ -10,6 +10,7 @@ provider, float32 to TF32, all without a word.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import tempfile
@@ -272,16 +273,12 @@ class OnnxRuntimeNetwork:
 
         Each run of a session ends when its device has finished.
         """
-        session_run, binding, mark = self._session.run_with_iobinding, self._binding, phases.batch
         if self._options.copies:
             self._run_with_copies(batches, phases)
         else:
-            for _ in range(batches):
-                with phases("execute"):
-                    session_run(binding)
-                mark()
+            phases.repeat(batches, functools.partial(self._session.run_with_iobinding, self._binding))
         if self._options.provider in DEVICE_OF:
-            binding.synchronize_outputs()
+            self._binding.synchronize_outputs()
 
     def _run_with_copies(self, batches: int, phases: Phases) -> None:
         session_run, binding, uploads = self._session.run_with_iobinding, self._binding, self._uploads

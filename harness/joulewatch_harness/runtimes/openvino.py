@@ -262,12 +262,8 @@ class OpenVinoNetwork:
                     start()
                 self._queue.wait_all()
             return
-        infer, mark = self._request.infer, phases.batch
-        for _ in range(batches):
-            with phases("execute"):
-                # Shared: the results stay in the request's own memory; by default each call would copy them.
-                infer(share_outputs=True)
-            mark()
+        # Shared: the results stay in the request's own memory; by default each call would copy them.
+        phases.repeat(batches, functools.partial(self._request.infer, share_outputs=True))
 
     def check(self) -> bool:
         """Run a small batch and look at its outputs; leaves that batch prepared.

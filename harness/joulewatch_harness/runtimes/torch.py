@@ -11,6 +11,7 @@ comes before each window. TF32 is off unless asked for, in convolutions too, whe
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import time
@@ -525,13 +526,7 @@ class TorchNetwork:
     # Running
 
     def _run_on_host(self, batches: int, phases: Phases) -> None:
-        call, inputs, mark = self._call, self._inputs, phases.batch
-        outputs = self._outputs
-        for _ in range(batches):
-            with phases("execute"):
-                outputs = call(*inputs)
-            mark()
-        self._outputs = outputs
+        self._outputs = phases.repeat(batches, functools.partial(self._call, *self._inputs))
 
     def _run_on_device(self, batches: int, phases: Phases) -> None:
         call, inputs, graph, copies = self._call, self._inputs, self._graph, self._options.copies

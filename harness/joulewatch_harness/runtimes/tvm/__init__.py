@@ -12,6 +12,7 @@ before ``run``, and the host waits for the device at the end of it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import json
 import logging
@@ -297,13 +298,8 @@ class TvmNetwork:
                         self._outputs = main(*inputs)
                     sync()
             else:
-                outputs, mark = self._outputs, phases.batch
-                for _ in range(batches):
-                    with phases("execute"):
-                        outputs = main(*inputs)
-                    mark()
+                self._outputs = phases.repeat(batches, functools.partial(main, *inputs))
                 sync()
-                self._outputs = outputs
 
     def check(self) -> bool:
         """Look at the outputs of the batch that is prepared, or else of a small one with what the database has.
