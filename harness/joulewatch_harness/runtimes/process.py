@@ -1,7 +1,7 @@
 """Any process that speaks JSON lines on stdin and stdout: harness/PROTOCOL.md specifies them.
 
 The child runs the batches of a call in a loop of its own, so the pipe costs nothing per batch, and for each call
-of 50 to 100 ms some 0.3 ms, most of it waking up; it is measured and told. Its times are on CLOCK_MONOTONIC, one
+of 50 to 100 ms some 0.5 ms, most of it waking up; it is measured and told. Its times are on CLOCK_MONOTONIC, one
 clock for all processes of a machine, and are checked before they are believed. A child that dies or
 hangs loses the batch size it was at; the next one gets a new child.
 """
