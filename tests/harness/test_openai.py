@@ -309,6 +309,7 @@ def test_more_requests_at_once_than_can_be(fake: FakeSender) -> None:
     ("options", "text"),
     [
         ({"url": ""}, "option url is missing"),
+        ({"url": "grpc://localhost:8001"}, "gRPC is not spoken here; give the server.s HTTP port"),
         ({"max_token": "3"}, "did you mean 'max_tokens'"),
         ({"max_tokens": "0"}, "max_tokens is a whole number from 1"),
         ({"api": "chats"}, "did you mean 'chat'"),
