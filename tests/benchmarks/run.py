@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 BENCHMARKS = (
-    "exporter_cost", "largest_node", "many_bmcs", "faulty_node", "soak", "accuracy", "analysis_speed",
+    "exporter_cost", "edge_cost", "largest_node", "many_bmcs", "faulty_node", "soak", "accuracy", "analysis_speed",
     "process_overhead", "runtime_overhead", "trace_cost", "gpu", "gpu_networks",
 )  # fmt: skip
 
