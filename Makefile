@@ -36,8 +36,9 @@ profile: $(RUN_STAMP)  ## the main job: RadioML VGG10, FP32 and INT8, energy per
 demo: $(RUN_STAMP)  ## an emulated node, exporter, real Prometheus and a run, compared with the known truth
 	@PYTHONPATH=tests $(BIN)/python -m demo $(DEMO_FLAGS)
 
-test: $(DEV_STAMP) check  ## all checks and all tests
-	@$(BIN)/python -m pytest $(PYTEST_FLAGS)
+# Two files at a time: what is read from real servers by the clock wants processors that are not all busy.
+test: $(DEV_STAMP) check  ## all checks and all tests (PYTEST_FLAGS=-n0: one after the other)
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(PYTEST_FLAGS)
 
 check: $(DEV_STAMP)  ## style, types, import rules
 	@$(BIN)/ruff format --check .
