@@ -13,16 +13,8 @@ import sys
 from typing import Any
 
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
+from benchmarks.runtime_overhead import CASES, NETWORK
 
-NETWORK = "radioml-vgg10"
-CASES = (
-    ("onnxruntime", "fp32"),
-    ("onnxruntime", "int8"),
-    ("openvino", "fp32"),
-    ("openvino", "int8"),
-    ("torch", "fp32"),
-    ("tvm", "fp32"),
-)
 BATCHES = (1, 64)
 PASSES, QUICK_PASSES = 5, 1
 

@@ -21,7 +21,7 @@ from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
 from joulewatch_harness.runtimes import onnxruntime as runtime  # noqa: E402
 from joulewatch_harness.runtimes.inputs import random_array  # noqa: E402
 from joulewatch_harness.runtimes.onnxruntime import OnnxRuntimeNetwork, Options  # noqa: E402
-from support.onnx_models import dequantised, dynamic, matmul, save  # noqa: E402
+from support.onnx_models import dequantised, matmul, save  # noqa: E402
 
 
 def opened(path: Path, **options: str) -> OnnxRuntimeNetwork:
@@ -205,29 +205,6 @@ def test_options_reach_the_session(tmp_path: Path) -> None:
     assert Options.parse({"dims": "seq=128,ids.2=4"}).data.dims == {"seq": 128, "ids.2": 4}
 
 
-def test_a_symbolic_dimension_without_a_size_is_named(tmp_path: Path) -> None:
-    network = opened(dynamic(tmp_path / "d.onnx"))
-    network.load()
-    with pytest.raises(ConfigError, match=r"dimension 'seq' of input 'ids' has no size.*--option dims=seq=N"):
-        network.prepare(2)
-    network.close()
-
-
-@pytest.mark.parametrize("dims", ["seq=7", "ids.1=7"])
-def test_symbolic_dimensions_get_their_sizes(tmp_path: Path, dims: str) -> None:
-    network = opened(dynamic(tmp_path / "d.onnx"), dims=dims)
-    network.load()
-    arrays = network._arrays(3)
-    assert {name: (array.shape, str(array.dtype)) for name, array in arrays.items()} == {
-        "ids": ((3, 7), "int64"),
-        "m": ((3, 3), "float32"),
-    }
-    network.prepare(3)
-    network.run(1, Phases())
-    assert network.check()
-    network.close()
-
-
 def test_generated_inputs_are_seeded(tmp_path: Path) -> None:
     path = matmul(tmp_path / "m.onnx")
     drawn = []
@@ -238,37 +215,6 @@ def test_generated_inputs_are_seeded(tmp_path: Path) -> None:
         network.close()
     assert np.array_equal(drawn[0], drawn[1])
     assert not np.array_equal(drawn[0], drawn[2])
-
-
-def test_inputs_from_a_file_repeat_to_fill_the_batch(tmp_path: Path) -> None:
-    rows = np.arange(8, dtype=np.float32).reshape(2, 4)
-    np.savez(tmp_path / "in.npz", x=rows)
-    network = opened(matmul(tmp_path / "m.onnx"), inputs=str(tmp_path / "in.npz"))
-    network.load()
-    network.prepare(3)
-    network.run(1, Phases())
-    (output,) = network._binding.copy_outputs_to_cpu()
-    assert output[:, 0].tolist() == [6.0, 22.0, 6.0]
-    network.close()
-
-
-@pytest.mark.parametrize(
-    ("arrays", "text"),
-    [
-        ({"xx": np.zeros((1, 4), np.float32)}, "unknown input 'xx': did you mean 'x'|unknown input 'xx'"),
-        ({}, "has no array 'x'"),
-        ({"x": np.zeros((1, 4), np.float64)}, r"x is float64\[1,4\], but the model takes x:float32\[batch,4\]"),
-        ({"x": np.zeros(4, np.float32)}, r"x is float32\[4\]"),
-        ({"x": np.zeros((1, 5), np.float32)}, r"x is float32\[1,5\]"),
-        ({"x": np.zeros((0, 4), np.float32)}, r"x is float32\[0,4\]"),
-    ],
-)
-def test_input_files_that_do_not_fit_are_named(tmp_path: Path, arrays: dict[str, np.ndarray], text: str) -> None:
-    np.savez(tmp_path / "in.npz", **arrays)  # type: ignore[arg-type]
-    network = opened(matmul(tmp_path / "m.onnx"), inputs=str(tmp_path / "in.npz"))
-    with pytest.raises(ConfigError, match=text):
-        network.load()
-    network.close()
 
 
 def test_input_files_that_are_missing_or_broken_are_named(tmp_path: Path) -> None:

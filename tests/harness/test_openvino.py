@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from joulewatch_harness.records import Configuration  # noqa: E402
 from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
 from joulewatch_harness.runtimes import openvino as runtime  # noqa: E402
 from joulewatch_harness.runtimes.openvino import OpenVinoNetwork, Options, core  # noqa: E402
-from support.onnx_models import dequantised, dynamic, matmul, save  # noqa: E402
+from support.onnx_models import dequantised, matmul, save  # noqa: E402
 
 needs_bfloat16 = pytest.mark.skipif(
     "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
@@ -264,7 +263,6 @@ def test_an_unknown_device_is_named(tmp_path: Path, device: str) -> None:
         ({"performance_hint": "fast"}, "unknown performance_hint 'fast'"),
         ({"precision_hint": "f32"}, "unknown precision_hint 'f32'"),
         ({"streams": "1", "performance_hint": "latency"}, "give one of them"),
-        ({"dims": "seq"}, "NAME=SIZE"),
         ({"filters": "64"}, "unknown option 'filters'"),
         ({"any_precision": "perhaps"}, "any_precision is true or false"),
     ],
@@ -287,37 +285,6 @@ def test_unknown_names_and_files_are_named(tmp_path: Path) -> None:
         network = opened(tmp_path / name)
         with pytest.raises(ConfigError, match=rf"model file .*{name} cannot be loaded"):
             network.load()
-
-
-def test_inputs_of_symbolic_sizes_and_of_a_file(tmp_path: Path) -> None:
-    path = dynamic(tmp_path / "d.onnx")
-    with pytest.raises(ConfigError, match=r"dimension 'seq' of input 'ids' has no size.*--option dims=seq=N"):
-        opened(path).load()
-    network = opened(path, dims="seq=7")
-    network.load()
-    network.prepare(3)
-    network.run(1, Phases())
-    assert outputs(network).shape == (3, 7)
-    assert network.check()
-    network.close()
-    arrays: dict[str, Any] = {"ids": np.ones((2, 5), np.int64), "m": np.ones((2, 3), np.float32)}
-    np.savez(tmp_path / "wrong.npz", ids=arrays["ids"])
-    with pytest.raises(ConfigError, match=r"wrong\.npz has no array 'm'"):
-        opened(path, inputs=str(tmp_path / "wrong.npz")).load()
-    np.savez(tmp_path / "in.npz", x=np.arange(8, dtype=np.float32).reshape(2, 4))
-    rows = opened(matmul(tmp_path / "m.onnx"), inputs=str(tmp_path / "in.npz"))
-    rows.load()
-    rows.prepare(3)
-    rows.run(1, Phases())
-    assert outputs(rows)[:, 0].tolist() == [6.0, 22.0, 6.0]
-    rows.close()
-
-
-def test_a_wrong_rank_is_named(tmp_path: Path) -> None:
-    np.savez(tmp_path / "in.npz", x=np.zeros((1, 4, 1), np.float32))
-    network = opened(matmul(tmp_path / "m.onnx"), inputs=str(tmp_path / "in.npz"))
-    with pytest.raises(ConfigError, match=r"x is float32\[1,4,1\], but the model takes x:float32\[batch,4\]"):
-        network.load()
 
 
 def test_an_input_of_no_supported_type_is_named(tmp_path: Path) -> None:

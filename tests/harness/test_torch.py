@@ -27,7 +27,7 @@ from joulewatch_harness.runtimes.inputs import Input  # noqa: E402
 from joulewatch_harness.runtimes.timeline import Timeline  # noqa: E402
 from joulewatch_harness.runtimes.torch import Options, TorchNetwork  # noqa: E402
 from joulewatch_harness.runtimes.torch_onnx import module_of  # noqa: E402
-from support.onnx_models import dequantised, dynamic, matmul, save  # noqa: E402
+from support.onnx_models import dequantised, matmul, save  # noqa: E402
 
 MODULES = """
 import torch
@@ -540,20 +540,9 @@ def test_a_signature_where_there_is_one_is_an_error(tmp_path: Path) -> None:
         opened(matmul(tmp_path / "m.onnx"), signature="x:float32[4]").load()
 
 
-def test_sizes_and_inputs_of_files(tmp_path: Path) -> None:
+def test_a_missing_input_file_and_a_fixed_batch_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no input file .*none\.npz"):
         opened("m", module="x.py:y", inputs="none.npz")._signature_of_file()
-    network = opened(dynamic(tmp_path / "d.onnx"))
-    network.load()
-    with pytest.raises(ConfigError, match=r"dimension 'seq' of input 'ids' has no size"):
-        network.prepare(2)
-    network.close()
-    np.savez(tmp_path / "in.npz", x=np.arange(8, dtype=np.float32).reshape(2, 4))
-    rows = opened(matmul(tmp_path / "m.onnx"), inputs=str(tmp_path / "in.npz"))
-    rows.load()
-    rows.prepare(3)
-    assert rows._outputs[:, 0].tolist() == [6.0, 22.0, 6.0]
-    rows.close()
     fixed = opened(matmul(tmp_path / "fixed.onnx", batch=4))
     fixed.load()
     with pytest.raises(UnsupportedBatchError, match="fixed batch axis of 4, not 8"):
@@ -778,7 +767,6 @@ def test_on_a_gpu(precision: str, options: dict[str, str]) -> None:
         ({"signature": "x"}, "signature is NAME:TYPE"),
         ({"signature": "x:float[4]"}, "unknown type 'float': did you mean 'float"),
         ({"module": "make"}, "option module is module:object"),
-        ({"dims": "seq"}, "NAME=SIZE"),
         ({"filters": "32"}, "unknown option 'filters'"),
     ],
 )

@@ -29,7 +29,7 @@ from joulewatch_harness.runtimes import tvm as runtime
 from joulewatch_harness.runtimes.outputs import onnxruntime_outputs
 from joulewatch_harness.runtimes.tvm import TvmNetwork, importing, tracing, tuning
 from joulewatch_harness.traces import read_trace
-from support.onnx_models import dequantised, dynamic, matmul, save
+from support.onnx_models import dequantised, matmul, save
 from support.tvm_models import quantised_convolution, quantised_matmuls
 
 
@@ -379,33 +379,6 @@ def test_memory_that_runs_out_is_told_as_such(tmp_path: Path) -> None:
     network.close()
 
 
-def test_inputs_of_symbolic_sizes_and_of_a_file(tmp_path: Path) -> None:
-    path = dynamic(tmp_path / "d.onnx")
-    with pytest.raises(ConfigError, match=r"dimension 'seq' of input 'ids' has no size.*--option dims=seq=N"):
-        opened(path).load()
-    network = opened(path, dims="seq=7")
-    network.load()
-    network.prepare(3)
-    network.run(1, Phases())
-    assert outputs(network).shape == (3, 7)
-    assert network.check()
-    network.close()
-    np.savez(tmp_path / "in.npz", x=np.arange(8, dtype=np.float32).reshape(2, 4))
-    rows = opened(matmul(tmp_path / "m.onnx"), inputs=str(tmp_path / "in.npz"))
-    rows.load()
-    rows.prepare(3)
-    rows.run(1, Phases())
-    assert outputs(rows)[:, 0].tolist() == [6.0, 22.0, 6.0]
-    rows.close()
-
-
-def test_a_wrong_rank_is_named(tmp_path: Path) -> None:
-    np.savez(tmp_path / "in.npz", x=np.zeros((1, 4, 1), np.float32))
-    network = opened(matmul(tmp_path / "m.onnx"), inputs=str(tmp_path / "in.npz"))
-    with pytest.raises(ConfigError, match=r"x is float32\[1,4,1\], but the model takes x:float32\[batch,4\]"):
-        network.load()
-
-
 def test_unknown_names_and_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="tvm: unknown precision 'bf16'"):
         opened("radioml-vgg10", "bf16")
@@ -427,7 +400,6 @@ def test_unknown_names_and_files_are_named(tmp_path: Path) -> None:
         ({"trials": "x"}, "trials is a whole number"),
         ({"cost_model": "mlp"}, "unknown cost_model 'mlp'"),
         ({"copies": "true"}, "copies needs a device with memory of its own"),
-        ({"dims": "seq"}, "NAME=SIZE"),
         ({"filters": "64"}, "unknown option 'filters'"),
         ({"any_precision": "perhaps"}, "any_precision is true or false"),
     ],
