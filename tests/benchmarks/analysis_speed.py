@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import shutil
 import statistics
@@ -73,7 +72,6 @@ def run(quick: bool = False) -> dict[str, Any]:
         "cpu_s": statistics.median(span[2] for span in spans),
         "slowest_s": max(span[0] for span in spans),
         "peak_rss_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "load_average_at_end": os.getloadavg()[0],
     }
     row = [
         f"{windows} × {len(sensors)}",

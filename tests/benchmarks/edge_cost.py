@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import statistics
 import tempfile
 import time
@@ -52,7 +51,6 @@ def run(quick: bool = False) -> dict[str, Any]:
         "machine": machine,
         "edge": edges,
         "recorder_percent_of_a_core": recorder_percent,
-        "load_average_at_end": os.getloadavg()[0],
     }
     write_result("edge_cost", result, table)
     return result

@@ -46,8 +46,12 @@ def describe_machine() -> dict[str, Any]:
 
 
 def write_result(name: str, result: dict[str, Any], table: str) -> None:
-    """Keep ``result`` as ``results/NAME.json`` and ``table`` as ``results/NAME.md``; show the table."""
+    """Keep ``result`` as ``results/NAME.json`` and ``table`` as ``results/NAME.md``; show the table.
+
+    How busy the machine was in the end is kept with it.
+    """
     RESULTS.mkdir(exist_ok=True)
+    result = {**result, "load_average_at_end": os.getloadavg()[0]}
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(table)
     sys.stdout.write(table + "\n")

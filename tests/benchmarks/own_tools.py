@@ -119,7 +119,6 @@ def rows_of_table(found: list[dict[str, Any]]) -> list[list[str]]:
         if "not_run" in item:
             rows.append([item["runtime"], item["tool"], "", "", "", "", item["not_run"]])
             continue
-        ratio = Interval(item["ratio"]["low"], item["ratio"]["median"], item["ratio"]["high"])
         rows.append(
             [
                 item["runtime"],
@@ -128,7 +127,7 @@ def rows_of_table(found: list[dict[str, Any]]) -> list[list[str]]:
                 str(item["batch"]),
                 f"{item['joulewatch_per_s']:.0f}",
                 f"{item['tool_per_s']:.0f}",
-                f"{ratio.middle:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+                Interval.of(item["ratio"]).text(3, sign=""),
             ]
         )
     return rows

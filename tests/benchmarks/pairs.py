@@ -12,7 +12,7 @@ Source:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,12 +36,19 @@ class Interval:
     middle: float
     high: float
 
+    @classmethod
+    def of(cls, found: Mapping[str, float]) -> Interval:
+        """What ``json`` made."""
+        return cls(found["low"], found["median"], found["high"])
+
     def scaled(self, factor: float, shift: float = 0.0) -> Interval:
         """Of ``(value + shift) * factor``."""
         return Interval(*((value + shift) * factor for value in (self.low, self.middle, self.high)))
 
-    def text(self, digits: int = 2) -> str:
-        return f"{self.middle:+.{digits}f} [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+    def text(self, digits: int = 2, sign: str = "+") -> str:
+        """``sign``: empty for what cannot be below zero."""
+        low, middle, high = (f"{value:{sign}.{digits}f}" for value in (self.low, self.middle, self.high))
+        return f"{middle} [{low}, {high}]"
 
     def json(self) -> dict[str, float]:
         return {"median": self.middle, "low": self.low, "high": self.high}

@@ -88,7 +88,7 @@ def run(quick: bool = False) -> dict[str, Any]:
                 item["child"],
                 f"{item['bare_us']:.1f}",
                 f"{item['ask_us']:.1f}",
-                _text(item["own_cpu_us"], 1),
+                Interval.of(item["own_cpu_us"]).text(1, sign=""),
                 f"{item['bare_after_sleep_us']:.0f}",
                 f"{item['ask_after_sleep_us']:.0f}",
             ]
@@ -110,14 +110,14 @@ def run(quick: bool = False) -> dict[str, Any]:
                 f"{item['to_t0_us']:.0f}",
                 f"{item['from_t1_us']:.0f}",
                 f"{item['bare_beyond_us']:.0f}",
-                _text(item["beyond_us"], 0),
-                _text(item["beyond_percent"], 3),
+                Interval.of(item["beyond_us"]).text(0, sign=""),
+                Interval.of(item["beyond_percent"]).text(3, sign=""),
             ]
             for item in rows
         ],
     )  # fmt: skip
-    costs = [_interval(item["own_cpu_us"]) for item in pipes]
-    shares = [_interval(item["beyond_percent"]) for item in rows if item["batch"] >= 8]
+    costs = [Interval.of(item["own_cpu_us"]) for item in pipes]
+    shares = [Interval.of(item["beyond_percent"]) for item in rows if item["batch"] >= 8]
     table += (
         f"\n- target: joulewatch adds at most {TARGET_US:g} µs of work to the pipe for each request: "
         f"{_all(costs, TARGET_US, 'µs')}\n"
@@ -210,14 +210,6 @@ def _calls(network: ProcessNetwork, batch: int, rounds: int) -> dict[str, Any]:
         "beyond_us": median_interval(through * 1e-3).json(),
         "beyond_percent": median_interval(100 * through / np.array(lengths_ns)).json(),
     }
-
-
-def _interval(found: dict[str, float]) -> Interval:
-    return Interval(found["low"], found["median"], found["high"])
-
-
-def _text(found: dict[str, float], digits: int) -> str:
-    return f"{found['median']:.{digits}f} [{found['low']:.{digits}f}, {found['high']:.{digits}f}]"
 
 
 def _all(intervals: list[Interval], limit: float, unit: str) -> str:

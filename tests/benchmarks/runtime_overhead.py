@@ -10,7 +10,6 @@ process has its own loop, on its own clock, in calls of 75 ms.
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -214,7 +213,7 @@ def _own_loop_ns(network: ProcessNetwork, batches: int) -> int:
 
 def _interval(found: dict[str, Any], name: str) -> Interval | None:
     ratio = found.get(name)
-    return None if ratio is None else Interval(ratio["low"], ratio["median"], ratio["high"])
+    return None if ratio is None else Interval.of(ratio)
 
 
 def verdicts(found: dict[str, Any]) -> tuple[str, str]:
@@ -287,7 +286,6 @@ def run(quick: bool = False) -> dict[str, Any]:
         "figures": figures,
         "own_tools": tools,
         "left_out": left_out,
-        "load_average_at_end": os.getloadavg()[0],
     }
     write_result("runtime_overhead", outcome, table)
     return outcome
