@@ -160,8 +160,6 @@ def test_fewer_threads_than_asked_for_is_an_error(tmp_path: Path, monkeypatch: p
         ({"threads": "two"}, "threads is a whole number"),
         ({"spinning": "maybe"}, "spinning is true or false"),
         ({"optimization": "al"}, "did you mean 'all'"),
-        ({"dims": "seq"}, "NAME=SIZE"),
-        ({"dims": "seq=0"}, "NAME=SIZE"),
         ({"filters": "64"}, "unknown option 'filters'"),
     ],
 )

@@ -75,7 +75,7 @@ def test_kill_9_at_any_moment_loses_no_committed_scrape(tmp_path: Path, attempt:
     connection.close()
 
 
-def test_the_local_exporter_is_recorded_and_its_edges_bound_the_clock(
+def test_the_local_exporter_is_recorded_and_an_edge_is_cheap(
     emulator: Callable[[str], Emulator], tmp_path: Path
 ) -> None:
     machine = emulator("epyc-7763-node")
@@ -85,30 +85,40 @@ def test_the_local_exporter_is_recorded_and_its_edges_bound_the_clock(
             assert record.emulated
             assert {sensor.device for sensor in sensors} >= {"socket0", "socket1"}
             assert {sensor.method for sensor in sensors} == {"emulated"}
+            times_s = []
             edges = []
             for _ in range(100):
-                edges.append(reader.fetch().parse())
+                began_s = time.perf_counter()
+                raw = reader.fetch()
+                times_s.append(time.perf_counter() - began_s)
+                edges.append(raw.parse())
                 time.sleep(0.003)
-            for edge in edges:
+            median_s = statistics.median(times_s)
+            # About 2 ms; the limit leaves room for a busy machine.
+            assert median_s < 0.010, f"an edge takes {median_s * 1e3:.2f} ms"
+            for edge, took_s in zip(edges, times_s, strict=True):
                 assert not edge.missing
                 (clock,) = edge.clocks
                 # One machine, one clock: its true offset is 0.
                 assert clock.lower_s <= 0.0005
                 assert clock.upper_s >= -0.0005
-            # A single answer may take long on a busy machine, and then tells little of the clock.
-            assert statistics.median(edge.clocks[0].upper_s - edge.clocks[0].lower_s for edge in edges) < 0.5
+                # As narrow as the request was short, and no wider: a busy machine may take long for a single one.
+                assert clock.upper_s - clock.lower_s <= took_s + 0.0005
             energies = [sum(counter.energy_joules for counter in edge.counters) for edge in edges]
             assert energies == sorted(energies)
         path = tmp_path / "recording.sqlite"
-        client = ExporterClient(exporter.url, name="local")
-        with RecordingWriter.create(path, header()) as writer, Recorder([client], writer, rate_hz=10):
-            time.sleep(3.0)
+        with RecordingWriter.create(path, header()) as writer:
+            cpu_s = time.process_time()
+            with Recorder([ExporterClient(exporter.url, name="local")], writer, rate_hz=10):
+                time.sleep(3.0)
+            cpu_s = time.process_time() - cpu_s
+            assert cpu_s / 3.0 < 0.05, f"the recorder takes {cpu_s / 3.0:.2%} of one core at 10 Hz"
         with Recording.open(path) as recording:
             scrapes = recording.scrapes("local")
-            assert 20 <= len(scrapes) <= 34
+            assert 28 <= len(scrapes) <= 34
             assert not any(scrape.error for scrape in scrapes)
             gaps_s = [b.started_at_s - a.started_at_s for a, b in itertools.pairwise(scrapes)]
-            assert statistics.median(gaps_s) == pytest.approx(0.1, abs=0.03)
+            assert statistics.median(gaps_s) == pytest.approx(0.1, abs=0.01)
             energy = recording.series("joulewatch_device_energy_joules_total")
             assert {series.labels["instance"] for series in energy} == {"local"}
             assert all(series.values == sorted(series.values) for series in energy)
