@@ -28,6 +28,10 @@ from support.finn.builds import generated_build
 from support.require import require_program
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+takes_minutes = pytest.mark.skipif(
+    os.environ.get("JOULEWATCH_EXTRAS") != "1",
+    reason="JOULEWATCH_EXTRAS=1 switches it on: installs a runtime into a fresh environment, takes minutes",
+)
 
 TOP = Path(__file__).parents[2]
 EXAMPLES = TOP / "harness" / "examples"
@@ -164,18 +168,18 @@ def test_onnxruntime_runs_with_its_extra(environment: MakeEnvironment, empty: Pa
     assert precisions == {"fp32", "int8"}, done.err
 
 
+@takes_minutes
 @pytest.mark.parametrize("example", ["../example-plan.yaml", "compare.yaml"])
 def test_plans_of_onnxruntime_run_with_its_extra(environment: MakeEnvironment, empty: Path, example: str) -> None:
-    _skip_unless_wanted()
     profiled(environment("onnxruntime"), example, empty, "--rounds", "3", batch_sizes=(1, 8))
     (run,) = (empty / "runs").iterdir()
     done = environment("onnxruntime").run("joulewatch", "compare", run, "--format", "json", folder=empty)
     assert done.code == 0, done.err
 
 
+@takes_minutes
 @pytest.mark.parametrize("name", ["openvino", "torch", "tvm"])
 def test_a_large_runtime_runs_with_its_extra(environment: MakeEnvironment, empty: Path, name: str) -> None:
-    _skip_unless_wanted()
     (empty / f"{name}.yaml").write_text((EXAMPLES / f"{name}.yaml").read_text().replace("trials: 16", "trials: 1"))
     only = environment(name)
     others = {"openvino": {"torch", "apache-tvm"}, "torch": {"openvino", "apache-tvm"}, "tvm": {"openvino", "torch"}}
@@ -184,9 +188,9 @@ def test_a_large_runtime_runs_with_its_extra(environment: MakeEnvironment, empty
     profiled(only, str(empty / f"{name}.yaml"), empty, batch_sizes=(1,) if name == "tvm" else (1, 8))
 
 
+@takes_minutes
 def test_kserve_runs_with_the_harness_alone(environment: MakeEnvironment, empty: Path) -> None:
     """The server is in the tests' own environment."""
-    _skip_unless_wanted()
     pytest.importorskip("onnxruntime")
     from joulewatch_harness import networks
     from support.kserve_server import KServeServer, Settings
@@ -196,8 +200,8 @@ def test_kserve_runs_with_the_harness_alone(environment: MakeEnvironment, empty:
         profiled(environment("harness"), "kserve.yaml", empty, "--option", f"url={server.url}", batch_sizes=(1, 8))
 
 
+@takes_minutes
 def test_openai_runs_with_the_harness_alone(environment: MakeEnvironment, empty: Path) -> None:
-    _skip_unless_wanted()
     from support.openai_server import OpenAIServer, OpenAISettings
 
     with OpenAIServer(OpenAISettings(model="llama3.2:1b")) as server:
@@ -207,9 +211,9 @@ def test_openai_runs_with_the_harness_alone(environment: MakeEnvironment, empty:
     assert all("output_tokens" in row["counts"] for row in result["results"])
 
 
+@takes_minutes
 def test_finn_runs_with_its_extra_and_a_board_s_pynq(environment: MakeEnvironment, empty: Path) -> None:
     """pynq is the fake of the tests: no package has a board."""
-    _skip_unless_wanted()
     generated_build(empty / "build" / "deploy", bitfile="finn-accel.bit")
     profiled(environment("finn"), "finn.yaml", empty, batch_sizes=(1, 8), variables={"PYTHONPATH": str(FAKE_PYNQ)})
 
@@ -240,11 +244,6 @@ def profiled(
     assert rows == {(name, size) for name in wanted for size in batch_sizes}, done.err
     assert all(row["inferences"] >= row["batch_size"] for row in result["results"])
     return result
-
-
-def _skip_unless_wanted() -> None:
-    if os.environ.get("JOULEWATCH_EXTRAS") != "1":
-        pytest.skip("JOULEWATCH_EXTRAS=1 switches it on: installs a runtime into a fresh environment, takes minutes")
 
 
 def _pip(*words: str) -> None:
