@@ -230,7 +230,8 @@ class IsolatedNetwork:
         self._said = tempfile.TemporaryFile(prefix="joulewatch-")  # noqa: SIM115  # closed by end()
         self._relayed = 0
         command = [
-            *(sys.executable, "-P", "-c", _CODE),
+            # -u: what a network prints is told with the call that printed it, and not lost when it is killed.
+            *(sys.executable, "-u", "-P", "-c", _CODE),
             *(str(theirs.fileno()), str(os.getpid()), ",".join(map(str, self._cpus))),
             *(str(logging.getLogger().getEffectiveLevel()), "\n".join(sys.path)),
         ]

@@ -82,8 +82,9 @@ def gone(pid: int) -> bool:
 
 
 def test_it_is_a_network_and_passes_on_what_the_other_one_tells(
-    network: Callable[..., IsolatedNetwork], capfd: pytest.CaptureFixture[str]
+    network: Callable[..., IsolatedNetwork], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # as at a user's
     it = network()
     assert isinstance(it, Network)
     it.load()
