@@ -120,17 +120,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.in_flight += 1
             self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
+        whole = False
         try:
             time.sleep(settings.silent_s)
             if settings.streams:
-                self._generate(body, chat)
+                whole = self._generate(body, chat)
             else:
                 self._tell(200, {"choices": [{"text": "all at once", "finish_reason": "stop"}], "usage": {}})
         finally:
             with self.server.lock:
                 self.server.in_flight -= 1
+        if whole:
+            # Last: a client that has read the end finds this request counted, and no longer in flight.
+            self._chunk(b"")
 
-    def _generate(self, body: dict[str, Any], chat: bool) -> None:
+    def _generate(self, body: dict[str, Any], chat: bool) -> bool:
+        """Stream an answer up to its last chunk; whether it came so far."""
         settings = self.server.settings
         count = settings.tokens or body["max_tokens"]
         if settings.stop_after and not (body.get("ignore_eos") and settings.knows_ignore_eos):
@@ -150,7 +155,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 if pieces == settings.error_after:
                     self._chunk(b'data: {"error": {"message": "CUDA out of memory", "code": 500}}\n\n')
                 self.close_connection = True
-                return
+                return False
             step = min(settings.tokens_per_piece, count - sent)
             text = " tok" * step
             reason = "length" if sent + step == count else None
@@ -171,9 +176,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             }
             self._event(body, [], usage)
         self._chunk(b"data: [DONE]\n\n")
-        self._chunk(b"")
         with self.server.lock:
             self.server.tokens_sent += count
+        return True
 
     def _comment(self) -> None:
         self._chunk(b": the engine is warming up\n\n")
