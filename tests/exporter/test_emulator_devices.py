@@ -16,7 +16,7 @@ from joulewatch_exporter.collectors import FAMILIES
 from joulewatch_exporter.config import load_config
 from joulewatch_exporter.emulator import devices as devices_module
 from joulewatch_exporter.emulator.builder import SignalBuilder
-from joulewatch_exporter.emulator.devices import Companion, Running, exporter_collectors
+from joulewatch_exporter.emulator.devices import Companion, Place, Running, exporter_collectors, open_devices
 from joulewatch_exporter.emulator.faults import Fault
 from joulewatch_exporter.emulator.files import Writer
 from joulewatch_exporter.emulator.fpga import FpgaTree
@@ -366,6 +366,19 @@ def test_services_of_a_fleet_are_not_this_machines(tmp_path: Path, fake_services
 
     assert is_own(zones=[ZONE])
     assert not is_own()
+
+
+@pytest.mark.usefixtures("fake_services")
+def test_a_service_is_moved_as_often_as_it_makes_a_value(tmp_path: Path) -> None:
+    def ticks_s(refresh_s: float) -> list[float]:
+        quick = BMC | {"refresh_s": refresh_s}
+        devices = scenario(bmcs=[quick], redfish=[quick | {"name": "redfish"}]).devices
+        running, left_out = open_devices(devices, Place(tmp_path, refresh_s=0.01, is_one_machine=True))
+        assert not left_out
+        return [one.tick_s for one in running]
+
+    assert ticks_s(0.05) == [0.05, 0.05]
+    assert ticks_s(2.0) == [0.1, 0.1]
 
 
 @pytest.mark.parametrize("name", builtin_names())
