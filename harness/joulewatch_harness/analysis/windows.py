@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -127,16 +128,22 @@ def _counters(edge: Edge | None) -> dict[SensorId, tuple[float, float]]:
 def _power_ranges(
     readings: Sequence[tuple[Mapping[SensorId, tuple[float, float]], Mapping[SensorId, tuple[float, float]]]],
     history: History,
+    end_s: float,
 ) -> dict[SensorId, tuple[float, float]]:
-    """Smallest and largest mean power of each sensor between any two readings of the run, watts."""
+    """Smallest and largest mean power of each sensor between any two readings up to the end of the run, watts.
+
+    What came after it does not count: a run tells the same energy whenever it is analyzed.
+    """
     seen: dict[SensorId, list[float]] = {}
     for start, end in readings:
         for sensor, (end_s, end_joules) in end.items():
             if sensor in start and end_s > start[sensor][0]:
                 seen.setdefault(sensor, []).append((end_joules - start[sensor][1]) / (end_s - start[sensor][0]))
     for sensor, counter in history.counters.items():
-        if len(counter) > 1:
-            slopes = np.diff(counter.values) / np.diff(counter.times_s)
+        last_s = max((end[sensor][0] for _, end in readings if sensor in end), default=end_s)
+        count = int(counter.times_s.searchsorted(last_s))
+        if count > 1:
+            slopes = np.diff(counter.values[:count]) / np.diff(counter.times_s[:count])
             seen.setdefault(sensor, []).extend((float(slopes.min()), float(slopes.max())))
     # Below zero a counter began again, and what it drew then is not known.
     return {sensor: (max(min(powers), 0.0), max(*powers, 0.0)) for sensor, powers in seen.items()}
@@ -150,7 +157,8 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
     """
     sensors = known_sensors(record, history)
     readings = [(_counters(window.start_edge), _counters(window.end_edge)) for window in record.windows]
-    ranges = _power_ranges(readings, history)
+    end_s = max((window.start_s + window.duration_s for window in record.windows), default=-math.inf)
+    ranges = _power_ranges(readings, history, end_s)
     offsets = [_edge_offsets(window) for window in record.windows]
     exporters = {sensor.exporter for sensor in sensors}
     one_clock = {exporter for exporter in exporters if same_clock(exporter, record)}

@@ -307,6 +307,31 @@ def test_clocks_that_differ_are_told_and_taken_into_account() -> None:
         assert group.total.gross.value == pytest.approx(truth, rel=0.003)
 
 
+@pytest.mark.parametrize("with_edges", [True, False])
+def test_what_the_machine_does_after_a_run_changes_nothing_of_it(with_edges: bool) -> None:
+    """Analyzed at its end or a day later, a run gives the same joules: the machine may by then be asleep, or busy."""
+
+    def totals(watts_after: float | None) -> list[tuple[float, float]]:
+        world = make_world(TWO_SOCKETS, noise=0.01)
+        assert world.record is not None
+        end_s = max(window.start_s + window.duration_s for window in world.record.windows)
+        until_s = end_s + 0.5
+        for item, signal in list(world.sensors.items()):
+            if watts_after is not None:
+                kept = signal.watts[: int(np.searchsorted(signal.times_s, until_s))]
+                times_s = (*signal.times_s[: len(kept)], until_s)
+                world.sensors[item] = dataclasses.replace(signal, times_s=times_s, watts=(*kept, watts_after))
+        world.end_s = until_s if watts_after is None else end_s + 30.0
+        record = world.record if with_edges else without_edges(world.record)
+        estimates = [group.total.gross for group in analyse(world, record=record).groups]
+        return [(item.value, item.standard) for item in estimates if item is not None]
+
+    at_once = totals(None)
+    assert len(at_once) == 6
+    assert totals(0.1) == at_once
+    assert totals(5000.0) == at_once
+
+
 def test_power_that_changes_inside_a_window_is_told() -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,), window_s=4.0)
     assert world.record is not None
