@@ -133,14 +133,14 @@ def value(text: str, name: str, device: str) -> float:
 def test_wraps_between_two_scrapes_come_out_exact(
     tmp_path: Path, emulator: StartEmulator, exporter_server: StartExporter
 ) -> None:
-    """A counter of 64 J at 150 W goes round every 0.43 s: five times between two scrapes 2.2 s apart.
+    """A counter of 128 J at 150 W goes round every 0.85 s: five times between two scrapes 4.4 s apart.
 
-    A shorter round would be missed whenever the machine holds the exporter up for 32 ms, as shared ones do.
+    Of a shorter round the exporter would not be sure whenever a shared machine holds it up: for 71 ms, with 64 J.
     """
-    machine = emulator(two_sockets(tmp_path, counter_bits=22, start_joules=1.0))
+    machine = emulator(two_sockets(tmp_path, counter_bits=23, start_joules=1.0))
     exporter = exporter_server(*machine.flags)
     first = scrape(exporter.url)
-    time.sleep(2.2)
+    time.sleep(4.4)
     second = scrape(exporter.url)
     name = "joulewatch_device_energy_joules_total"
     rise = value(second, name, "socket0") - value(first, name, "socket0")

@@ -291,7 +291,7 @@ def test_sessions_that_a_hanging_service_kept_are_ended_when_it_is_back(
     monkeypatch.setattr(client, "LOGOUT_S", 0.2)
     faults = tuple(fault("hang", 10.0 * i, 5.0) for i in range(1, 5))
     service = start(max_sessions=2, faults=faults)
-    redfish = connected(service, deadline_s=0.3)
+    redfish = connected(service, deadline_s=1.0)
     for i in range(4):
         device = redfish.connect()
         device.read()
@@ -320,10 +320,10 @@ def test_a_session_that_expires_is_renewed(start: Start) -> None:
 
 
 def test_a_session_that_idles_for_too_long_is_renewed(start: Start) -> None:
-    service = start(session_timeout_s=0.05)
+    service = start(session_timeout_s=0.5)
     device = connected(service).connect()
     device.read()
-    time.sleep(0.1)
+    time.sleep(1.0)
     assert device.read()[0].power_watts == 300.0
 
 
