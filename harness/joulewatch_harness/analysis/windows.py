@@ -128,20 +128,22 @@ def _counters(edge: Edge | None) -> dict[SensorId, tuple[float, float]]:
 def _power_ranges(
     readings: Sequence[tuple[Mapping[SensorId, tuple[float, float]], Mapping[SensorId, tuple[float, float]]]],
     history: History,
-    end_s: float,
+    run_end_s: float,
 ) -> dict[SensorId, tuple[float, float]]:
     """Smallest and largest mean power of each sensor between any two readings up to the end of the run, watts.
 
     What came after it does not count: a run tells the same energy whenever it is analyzed.
     """
     seen: dict[SensorId, list[float]] = {}
+    # On each exporter's own clock, where it was read.
+    last_read_s: dict[SensorId, float] = {}
     for start, end in readings:
-        for sensor, (end_s, end_joules) in end.items():
-            if sensor in start and end_s > start[sensor][0]:
-                seen.setdefault(sensor, []).append((end_joules - start[sensor][1]) / (end_s - start[sensor][0]))
+        for sensor, (read_at_s, joules) in end.items():
+            last_read_s[sensor] = max(read_at_s, last_read_s.get(sensor, read_at_s))
+            if sensor in start and read_at_s > start[sensor][0]:
+                seen.setdefault(sensor, []).append((joules - start[sensor][1]) / (read_at_s - start[sensor][0]))
     for sensor, counter in history.counters.items():
-        last_s = max((end[sensor][0] for _, end in readings if sensor in end), default=end_s)
-        count = int(counter.times_s.searchsorted(last_s))
+        count = int(counter.times_s.searchsorted(last_read_s.get(sensor, run_end_s)))
         if count > 1:
             slopes = np.diff(counter.values[:count]) / np.diff(counter.times_s[:count])
             seen.setdefault(sensor, []).extend((float(slopes.min()), float(slopes.max())))
@@ -157,8 +159,8 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
     """
     sensors = known_sensors(record, history)
     readings = [(_counters(window.start_edge), _counters(window.end_edge)) for window in record.windows]
-    end_s = max((window.start_s + window.duration_s for window in record.windows), default=-math.inf)
-    ranges = _power_ranges(readings, history, end_s)
+    run_end_s = max((span_of(window).end_s for window in record.windows), default=-math.inf)
+    ranges = _power_ranges(readings, history, run_end_s)
     offsets = [_edge_offsets(window) for window in record.windows]
     exporters = {sensor.exporter for sensor in sensors}
     one_clock = {exporter for exporter in exporters if same_clock(exporter, record)}

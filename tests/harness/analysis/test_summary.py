@@ -307,8 +307,26 @@ def test_clocks_that_differ_are_told_and_taken_into_account() -> None:
         assert group.total.gross.value == pytest.approx(truth, rel=0.003)
 
 
-@pytest.mark.parametrize("with_edges", [True, False])
-def test_what_the_machine_does_after_a_run_changes_nothing_of_it(with_edges: bool) -> None:
+def edges_of_another(record: RunRecord) -> RunRecord:
+    """The same run, with the first sensor's readings as another exporter's whose clock is 20 s ahead, and no others."""
+
+    def moved(edge: Edge | None) -> Edge | None:
+        assert edge is not None
+        first = edge.counters[0]
+        other = dataclasses.replace(first, exporter="other:10717", read_at_s=first.read_at_s + 20.0)
+        return dataclasses.replace(edge, counters=(other,), clocks=())
+
+    windows = [
+        dataclasses.replace(window, start_edge=moved(window.start_edge), end_edge=moved(window.end_edge))
+        for window in record.windows
+    ]
+    return dataclasses.replace(record, windows=tuple(windows))
+
+
+@pytest.mark.parametrize("with_edges", [lambda record: record, without_edges, edges_of_another])
+def test_what_the_machine_does_after_a_run_changes_nothing_of_it(
+    with_edges: Callable[[RunRecord], RunRecord],
+) -> None:
     """Analyzed at its end or a day later, a run gives the same joules: the machine may by then be asleep, or busy."""
 
     def totals(watts_after: float | None) -> list[tuple[float, float]]:
@@ -322,8 +340,7 @@ def test_what_the_machine_does_after_a_run_changes_nothing_of_it(with_edges: boo
                 times_s = (*signal.times_s[: len(kept)], until_s)
                 world.sensors[item] = dataclasses.replace(signal, times_s=times_s, watts=(*kept, watts_after))
         world.end_s = until_s if watts_after is None else end_s + 30.0
-        record = world.record if with_edges else without_edges(world.record)
-        estimates = [group.total.gross for group in analyse(world, record=record).groups]
+        estimates = [group.total.gross for group in analyse(world, record=with_edges(world.record)).groups]
         return [(item.value, item.standard) for item in estimates if item is not None]
 
     at_once = totals(None)
