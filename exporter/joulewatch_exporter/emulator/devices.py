@@ -240,26 +240,29 @@ def _open_cray(spec: PmCountersSpec, place: Place) -> Running:
 
 def _open_bmc(spec: BmcSpec, place: Place) -> Running:
     bmc = Bmc(spec, place.directory)
-    target: dict[str, Any] = {
+    target = {
         "name": spec.name,
         "address": spec.address,
         "port": bmc.port,
         "user": spec.user,
         "password_file": str(bmc.password_file),
     }
-    if place.is_one_machine:
-        target |= {"this_machine": True, "interval_seconds": max(_SHORTEST_INTERVAL_S, spec.refresh_s)}
-    tick_s = min(_NETWORK_TICK_S, spec.refresh_s)
-    return Running(f"BMC {spec.name}", bmc, tick_s, {"ipmi": {"targets": [target]}})
+    return _over_network(f"BMC {spec.name}", bmc, "ipmi", target, spec.refresh_s, place)
 
 
 def _open_redfish(spec: RedfishSpec, place: Place) -> Running:
     service = RedfishService(spec, place.directory)
-    target: dict[str, Any] = dict(service.target)
+    return _over_network(f"Redfish {spec.name}", service, "redfish", service.target, spec.refresh_s, place)
+
+
+def _over_network(
+    what: str, device: Emulated, collector: str, target: Mapping[str, Any], refresh_s: float, place: Place
+) -> Running:
+    """What the exporter asks by an entry in its collector's list of targets."""
+    own: dict[str, Any] = {}
     if place.is_one_machine:
-        target |= {"this_machine": True, "interval_seconds": max(_SHORTEST_INTERVAL_S, spec.refresh_s)}
-    tick_s = min(_NETWORK_TICK_S, spec.refresh_s)
-    return Running(f"Redfish {spec.name}", service, tick_s, {"redfish": {"targets": [target]}})
+        own = {"this_machine": True, "interval_seconds": max(_SHORTEST_INTERVAL_S, refresh_s)}
+    return Running(what, device, min(_NETWORK_TICK_S, refresh_s), {collector: {"targets": [{**target, **own}]}})
 
 
 def exporter_collectors(running: Iterable[Running]) -> dict[str, dict[str, Any]]:
