@@ -44,7 +44,10 @@ def render_table(comparison: Comparison, *, width: int = 80) -> str:
             lines += ["", *_table(rows)]
         lines += _reasons(pair)
         lines.append("")
-    lines.append("±: 95 % coverage. B - A and its share of A; 'differs' only where both intervals exclude 0.")
+    lines.append(
+        "±: 95 % coverage. B - A and its share of A. B lower, B higher: it differs, both intervals exclude 0; "
+        "not shown: one holds 0, no difference is shown."
+    )
     lines += comparison.notes
     if loud:
         lines += ["", loud]
@@ -77,7 +80,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
     if rows[0].kind == "throughput" and exponent < 0:
         exponent, letter = 0, ""
     scale = 10.0**-exponent
-    table = [["batch", "A", "B", "B - A", "%", "verdict"]]
+    table = [["batch", "A", "B", "B - A", "%", "difference"]]
     table += [
         [
             str(row.batch_size),
@@ -104,7 +107,8 @@ def _cell(estimate: Estimate | None, scale: float, *, sign: bool = False) -> str
 def _verdict(row: Row) -> str:
     if row.verdict == "differs" and row.difference is not None:
         return "B higher" if row.difference.value > 0 else "B lower"
-    return row.verdict
+    # Short: beside the widest numbers there is no more room in 80 columns.
+    return "not shown" if row.verdict == "no difference shown" else row.verdict
 
 
 def _reasons(pair: Pair) -> list[str]:
