@@ -52,8 +52,9 @@ class FamilyThread:
         self._condition = threading.Condition()
         self._wanted = 0
         self._started = 0
-        self._started_ns = 0
         self._finished = 0
+        self._busy_ns = 0
+        """Since when the thread reads devices, in a scan or in the burst behind it, monotonic; 0: it does not."""
         self._timed_out = 0
         self._stopping = False
         self._replacement: Collector | None = None
@@ -79,11 +80,12 @@ class FamilyThread:
         if not self.read_on_scrape:
             hang_s = max(hang_s, 2 * self.poll_s)  # its devices are known to be slow
         with self._condition:
-            if self._stopping or self._in_flight_ns(time.monotonic_ns()) <= hang_s * NS_PER_S:
+            if self._stopping or self._busy_for_ns(time.monotonic_ns()) <= hang_s * NS_PER_S:
                 return
             if not self.family.abandon():
                 return
             self._generation += 1
+            self._busy_ns = 0
             self._wanted = max(self._wanted, self._started + 1)
             self._thread = self._new_thread()
             self._thread.start()
@@ -127,11 +129,11 @@ class FamilyThread:
             while self._finished < ticket and not self._stopping:
                 now_ns = time.monotonic_ns()
                 left_ns = deadline_ns - now_ns
-                if self._in_flight_ns(now_ns) > timeout_s * NS_PER_S or left_ns <= 0:
+                if self._busy_for_ns(now_ns) > timeout_s * NS_PER_S or left_ns <= 0:
                     break
                 self._condition.wait(left_ns / NS_PER_S)
             hung = self._finished < ticket
-            if not self.read_on_scrape and self._in_flight_ns(time.monotonic_ns()) > 2 * self.poll_s * NS_PER_S:
+            if not self.read_on_scrape and self._busy_for_ns(time.monotonic_ns()) > 2 * self.poll_s * NS_PER_S:
                 hung = True
             latest = self._latest
             if not hung and latest is not None:
@@ -146,8 +148,8 @@ class FamilyThread:
             logger.warning("%s: %s: no answer within %g s", self.family.name, SensorTimeoutError.reason, timeout_s)
         return self.family.down()
 
-    def _in_flight_ns(self, now_ns: int) -> int:
-        return now_ns - self._started_ns if self._started > self._finished else 0
+    def _busy_for_ns(self, now_ns: int) -> int:
+        return now_ns - self._busy_ns if self._busy_ns else 0
 
     def _run(self, generation: int) -> None:
         poll_ns = round(self.poll_s * NS_PER_S)
@@ -164,7 +166,7 @@ class FamilyThread:
                     if self._is_over(generation):
                         return
                     self._started += 1
-                    self._started_ns = time.monotonic_ns()
+                    started_ns = self._busy_ns = time.monotonic_ns()
                     asked = self._wanted >= self._started
                     replacement, self._replacement = self._replacement, None
                 try:
@@ -179,6 +181,7 @@ class FamilyThread:
                         logger.exception("%s: reading the family failed", self.family.name)
                     broken = True
                     scan = self.family.down()
+                bursts = self.read_on_scrape and self.family.wants_burst
                 with self._condition:
                     if generation != self._generation:
                         return
@@ -186,19 +189,23 @@ class FamilyThread:
                         logger.info("%s: answers again", self.family.name)
                     self._latest = scan
                     self._finished = self._started
+                    self._busy_ns = time.monotonic_ns() if bursts else 0
                     self._condition.notify_all()
-                    started_ns = self._started_ns
                 if asked:
                     deadline_ns = started_ns + poll_ns  # a scrape stands for the next background read
                 else:
                     deadline_ns += poll_ns
                     if deadline_ns < time.monotonic_ns():
                         deadline_ns = started_ns + poll_ns  # late by more than a period: do not catch up in a rush
-                if self.read_on_scrape and self.family.wants_burst:
+                if bursts:
                     try:
                         self.family.burst(lambda: self._is_over(generation) or self._wanted > self._finished)
                     except AbandonedError:
                         return
+                    with self._condition:
+                        if generation != self._generation:
+                            return
+                        self._busy_ns = 0
         finally:
             if generation == self._generation:
                 self.family.close()

@@ -565,6 +565,24 @@ def test_a_hung_device_is_set_aside_and_its_siblings_read_on(start: Start, caplo
     assert energies(sampler.fresh(1.0)[0])["socket0"] == 5.0
 
 
+def test_a_device_that_hangs_in_a_burst_is_set_aside_too(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """The burst after the first scan reads outside of any scan: a scrape that comes meanwhile gets the siblings."""
+    sick, healthy = energy_sensor("socket0"), energy_sensor("socket1", joules=10.0)
+    sick.hang, sick.hangs_after = threading.Event(), 1
+    sampler = start(fake_family("fake", Machine([sick, healthy])), hang_s=0.2)
+    eventually(lambda: sick.reads == 2)
+    healthy.energies_joules = [14.0]
+    (scan,) = sampler.fresh(5.0)
+    assert up(scan) == {"socket0": False, "socket1": True}
+    assert energies(scan) == {"socket0": None, "socket1": 4.0}
+    assert scan.errors == (("socket0", "timeout", 1),)
+    assert "does not come back" in caplog.text
+    sick.hang.set()
+    sick.energies_joules = [105.0]
+    eventually(lambda: up(sampler.fresh(1.0)[0]) == {"socket0": True, "socket1": True})
+    assert energies(sampler.fresh(1.0)[0])["socket0"] == 5.0
+
+
 def test_a_hung_device_costs_one_thread_however_long(start: Start) -> None:
     sick, healthy = energy_sensor("socket0"), energy_sensor("socket1")
     sick.hang = threading.Event()

@@ -337,7 +337,7 @@ def test_the_table_names_both_sides_units_and_verdicts(base: dict[str, Any]) -> 
 
 
 def test_the_widest_numbers_fit_a_terminal(base: dict[str, Any]) -> None:
-    """Seen on a shared machine, whose rounds scatter: three digits before the point and four behind it in one column."""
+    """Seen on a shared machine, whose rounds scatter: one column has 164 and 0.0906 in it."""
 
     def told(value: float, expanded: float) -> Estimate:
         return dataclasses.replace(estimate(value), expanded=expanded)

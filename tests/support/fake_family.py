@@ -64,6 +64,8 @@ class FakeSensor:
     error: Exception | None = None
     hang: threading.Event | None = None
     """A read waits until this is set."""
+    hangs_after: int = 0
+    """Reads that do not wait, before the one that does."""
     reads: int = 0
     delay_s: float = 0.0
 
@@ -73,7 +75,7 @@ class FakeSensor:
 
     def read(self) -> Sequence[Reading]:
         self.reads += 1
-        if self.hang is not None:
+        if self.hang is not None and self.reads > self.hangs_after:
             self.hang.wait(30.0)
         if self.delay_s:
             time.sleep(self.delay_s)
