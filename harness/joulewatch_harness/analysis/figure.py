@@ -25,8 +25,6 @@ _DASHES: Final = (0, (4, 2))
 _SHIFT_OCTAVES: Final = 0.06
 _LINE_STYLES: Final = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 """With more lines than colours the second eight are dashed, the third dotted."""
-_LEGEND_INSIDE: Final = 4
-"""More lines than these have their legend below the figure: inside it would lie on them."""
 _LEGEND_ROW_INCHES: Final = 0.18
 _LONG_NAME: Final = 44
 _PHASE_PANELS: Final = 6
@@ -77,7 +75,7 @@ def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
         names = list(dict.fromkeys(group.configuration.name for group in result.groups))
         with_phases = [name for name in names if any(_told(result, name))]
         columns = 1 if max(map(len, names), default=0) > _LONG_NAME else 2
-        legend_rows = math.ceil((len(names) + net) / columns) if len(names) > _LEGEND_INSIDE else 0
+        legend_rows = math.ceil((len(names) + net) / columns) if names else 0
         panels = min(len(with_phases), _PHASE_PANELS)
         width, height = _SIZE_INCHES
         extra = _PHASE_INCHES * panels + _LEGEND_ROW_INCHES * (legend_rows + (3 if panels else 0))
@@ -104,6 +102,7 @@ def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
                 columnspacing=1.2,
             )
         if legend_rows:
+            # Below: inside it would lie on lines or on their error bars.
             figure.legend(
                 handles=handles, frameon=False, fontsize=8, loc="outside lower left", ncols=columns, handlelength=2.8
             )
@@ -174,7 +173,7 @@ def _foot(axes: Any, left_out: int) -> None:
 
 
 def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> list[Any]:
-    """Both panels of lines; answers the handles of their legend, which is drawn here where it fits."""
+    """Both panels of lines; answers the handles of their legend."""
     groups: dict[str, list[GroupResult]] = {}
     for group in result.groups:
         groups.setdefault(group.configuration.name, []).append(group)
@@ -217,8 +216,6 @@ def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> list[Any]:
         handles += top.plot([], [], color="#555555", linewidth=1.0, linestyle=_DASHES, label="net of idle")
     if not gross:
         top.text(0.5, 0.5, "no energy could be measured", transform=top.transAxes, ha="center", color="#B00020")
-    elif groups and len(groups) <= _LEGEND_INSIDE:
-        top.legend(handles=handles, frameon=False, fontsize=8.5, loc="best", handlelength=2.4)
     return handles
 
 
