@@ -7,45 +7,25 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import gc
-import json
 import logging
 import os
 import platform
-import resource
-import select
-import signal
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final, NoReturn
+from typing import NoReturn
 
 from joulewatch_exporter import __version__
 from joulewatch_exporter.catalog import DEFAULT_PORT
 from joulewatch_exporter.collectors import all_families
-from joulewatch_exporter.config import Config, ExporterSettings, PathSettings, load_config
-from joulewatch_exporter.errors import ConfigError, ExporterError
-from joulewatch_exporter.model import Collector, Host
-from joulewatch_exporter.sampler import Sampler
+from joulewatch_exporter.commands.once import once
+from joulewatch_exporter.commands.serve import allow_many_files, serve
+from joulewatch_exporter.config.config import Config, ExporterSettings, PathSettings, load_config
+from joulewatch_exporter.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, ConfigError, ExporterError
+from joulewatch_exporter.logs import set_up_logging
+from joulewatch_exporter.model import Collector
 
 logger = logging.getLogger(__name__)
-
-EXIT_DONE: Final = 0
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-MOST_FILES: Final = 16_384
-
-ONCE_INTERVAL_S: Final = 0.15
-"""Between the two reads of ``--once``: power of a counter needs two."""
-
-SETTLE_S: Final = 15.0
-"""How long ``--once`` waits for devices that are read in the background: a BMC's first answer takes seconds."""
-
-SWITCH_INTERVAL_S: Final = 0.0005
-"""A scrape waits for its family's thread: Python's 5 ms until threads change would show in every latency."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,16 +50,16 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
         if args.command == "emulate":
             return _emulate(args)
         config = _config(args, families)
-        _set_up_logging(config.exporter)
+        set_up_logging(config.exporter)
         host = config.exporter.path.host()
         if args.command == "check":
-            from joulewatch_exporter import doctor
+            from joulewatch_exporter.commands import check as doctor
 
             return doctor.check(families, host, config.collectors, as_json=args.format == "json")
-        _allow_many_files()
+        allow_many_files()
         if args.once:
-            return _once(families, host, config)
-        return _serve(families, host, config, exit_on_stdin_close=args.exit_on_stdin_close)
+            return once(families, host, config)
+        return serve(families, host, config, exit_on_stdin_close=args.exit_on_stdin_close)
     except ConfigError as error:
         print(f"joulewatch-exporter: {error}", file=sys.stderr)  # noqa: T201
         return EXIT_USAGE
@@ -92,18 +72,6 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
         return EXIT_DONE
     except KeyboardInterrupt:
         return EXIT_DONE
-
-
-def _allow_many_files() -> None:
-    """Each sensor file is held open between reads, and the usual soft limit is 1024 files."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        except (OSError, ValueError):
-            # A service manager may forbid it; then its own LimitNOFILE counts, and few machines need more.
-            return
 
 
 # -- arguments -------------------------------------------------------------------------------------
@@ -240,43 +208,6 @@ def _replaced(path: PathSettings, changes: dict[str, Path]) -> PathSettings:
 # -- logging ---------------------------------------------------------------------------------------
 
 
-class _LogfmtFormatter(logging.Formatter):
-    """``time=… level=… logger=… msg="…"``, one line whatever the message holds."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = _log_fields(self, record)
-        quoted = json.dumps(fields.pop("msg"), ensure_ascii=False)
-        return " ".join([*(f"{key}={value}" for key, value in fields.items()), f"msg={quoted}"])
-
-
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(_log_fields(self, record), ensure_ascii=False)
-
-
-def _log_fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, str]:
-    text = record.getMessage()
-    if record.exc_info:
-        text = f"{text}\n{formatter.formatException(record.exc_info)}"
-    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-    return {
-        "time": f"{seconds}.{int(record.msecs):03d}Z",
-        "level": record.levelname.lower(),
-        "logger": record.name,
-        "msg": text,
-    }
-
-
-def _set_up_logging(settings: ExporterSettings) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else _LogfmtFormatter())
-    root = logging.getLogger()
-    for old in root.handlers[:]:
-        root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(settings.log_level.upper())
-
-
 # -- the commands ----------------------------------------------------------------------------------
 
 
@@ -292,130 +223,3 @@ def _emulate(args: argparse.Namespace) -> int:
     if args.scenario is None or args.directory is None:
         args.parser.error("needs SCENARIO and DIR (--list shows the built-in scenarios)")
     return emulator.run(args.scenario, args.directory, args.duration)
-
-
-def _once(families: Sequence[type[Collector]], host: Host, config: Config) -> int:
-    from joulewatch_exporter.exposition import Exposition
-
-    start_s = time.time()
-    sampler = Sampler(families, host, config.collectors, rediscover_s=0.0)
-    sampler.start()
-    try:
-        timeout_s = config.exporter.read_timeout_seconds
-        sampler.settle(SETTLE_S)
-        sampler.fresh(timeout_s)
-        time.sleep(ONCE_INTERVAL_S)
-        scans = sampler.fresh(timeout_s)
-    finally:
-        sampler.stop()
-    if not any(scan.layout.infos for scan in scans):
-        print(  # noqa: T201
-            "joulewatch-exporter: no sensor found; 'joulewatch-exporter check' says why", file=sys.stderr
-        )
-    exposition = Exposition(emulated=host.emulated, start_s=start_s, self_metrics=config.exporter.exporter_metrics)
-    sys.stdout.write(exposition.render(scans, "text").decode())
-    sys.stdout.flush()
-    return EXIT_DONE
-
-
-class _Stopped(BaseException):
-    """A signal came while the daemon was still starting. Not an Exception: those, logging and collectors catch."""
-
-
-@contextmanager
-def _stop_signals() -> Iterator[tuple[int, Callable[[], None]]]:
-    """SIGTERM and SIGINT as a file descriptor that becomes readable; until told, they raise _Stopped.
-
-    The pipe is Python's wakeup descriptor, written by the signal itself. A handler written in Python is run only
-    when the main thread next executes Python: a signal that comes just before the wait begins would be waited out.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    started = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if not started:
-            raise _Stopped
-
-    def begin_waiting() -> None:
-        nonlocal started
-        started = True
-
-    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    old_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield reader, begin_waiting
-    finally:
-        signal.set_wakeup_fd(old_wakeup)
-        for number, handler in old.items():
-            signal.signal(number, handler)
-        os.close(reader)
-        os.close(writer)
-
-
-def _serve(families: Sequence[type[Collector]], host: Host, config: Config, *, exit_on_stdin_close: bool) -> int:
-    from joulewatch_exporter.exposition import CONTENT_TYPES, Exposition, choose_format
-    from joulewatch_exporter.server import Access, WebServer
-
-    settings = config.exporter
-    sampler = Sampler(
-        families,
-        host,
-        config.collectors,
-        rediscover_s=settings.rediscover_seconds,
-        hang_s=settings.read_timeout_seconds / 2,
-    )
-    exposition = Exposition(emulated=host.emulated, start_s=time.time(), self_metrics=settings.exporter_metrics)
-
-    def scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
-        format_ = choose_format(accept)
-        scans = sampler.fresh(timeout_s, only)
-        return exposition.render(scans, format_, sampler.verdicts), CONTENT_TYPES[format_]
-
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    server: WebServer | None = None
-    with _stop_signals() as (stop_reader, begin_waiting):
-        try:
-            # The addresses first: a second exporter by mistake must not touch the sensors.
-            server = WebServer(
-                settings.listen,
-                scrape,
-                collectors=[family.name for family in families],
-                telemetry_path=settings.telemetry_path,
-                max_requests=settings.max_requests,
-                read_timeout_s=settings.read_timeout_seconds,
-                access=Access(settings.web_config_file),
-            )
-            sampler.start()
-            begin_waiting()
-            server.start()
-            for url in server.urls:
-                logger.info("listening on %s", url)
-            # What lives as long as the process need not be looked at in each collection of garbage.
-            gc.collect()
-            gc.freeze()
-            _wait_for_the_end(stop_reader, exit_on_stdin_close)
-        except _Stopped:
-            pass
-        finally:
-            if server is not None:
-                server.stop()
-            sampler.stop()
-    logger.info("ended")
-    return EXIT_DONE
-
-
-def _wait_for_the_end(stop_reader: int, exit_on_stdin_close: bool) -> None:
-    watched: list[Any] = [stop_reader]
-    if exit_on_stdin_close:
-        watched.append(0)
-    while True:
-        readable, _, _ = select.select(watched, [], [])
-        if stop_reader in readable:
-            return
-        if 0 in readable:
-            try:
-                if not os.read(0, 4096):
-                    return
-            except OSError:
-                return

@@ -1,5 +1,7 @@
 """What can go wrong in the exporter, as a tree: catch only where there is something to do."""
 
+from typing import Final
+
 
 class ExporterError(Exception):
     """Base of every error the exporter raises on purpose; its text is fit for a user's eyes."""
@@ -39,3 +41,12 @@ class SensorTimeoutError(SensorError):
     """The device did not answer in time; it may yet."""
 
     reason = "timeout"
+
+
+EXIT_DONE: Final = 0
+
+
+EXIT_FAILED: Final = 1
+
+
+EXIT_USAGE: Final = 2

@@ -10,14 +10,14 @@ import re
 from importlib.metadata import entry_points
 from typing import Any, Final
 
-from joulewatch_exporter.collectors.cray import CrayCollector
-from joulewatch_exporter.collectors.estimate import EstimateCollector
-from joulewatch_exporter.collectors.fpga import FpgaCollector
-from joulewatch_exporter.collectors.hwmon import HwmonCollector
+from joulewatch_exporter.collectors.cray.collector import CrayCollector
+from joulewatch_exporter.collectors.estimate.collector import EstimateCollector
+from joulewatch_exporter.collectors.fpga.collector import FpgaCollector
+from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector
 from joulewatch_exporter.collectors.ipmi import IpmiCollector
 from joulewatch_exporter.collectors.nvml import NvmlCollector
-from joulewatch_exporter.collectors.rapl import RaplCollector
-from joulewatch_exporter.collectors.redfish import RedfishCollector
+from joulewatch_exporter.collectors.rapl.collector import RaplCollector
+from joulewatch_exporter.collectors.redfish.collector import RedfishCollector
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.model import Collector
 

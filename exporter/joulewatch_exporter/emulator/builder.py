@@ -7,7 +7,17 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-from joulewatch_exporter.emulator.signals import Constant, CpuLoad, Phases, Points, Signal, Sine, Square, Sum, ramp
+from joulewatch_exporter.emulator.signals import (
+    Constant,
+    CpuLoad,
+    Phases,
+    Points,
+    Signal,
+    Sine,
+    Square,
+    Sum,
+    ramp,
+)
 from joulewatch_exporter.emulator.table import Table, checked, hint, number
 from joulewatch_exporter.errors import ConfigError
 

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from time import monotonic_ns
 from typing import Final
 
+from joulewatch_exporter.collectors.base.sysfs import list_names, read_int, read_text, read_text_or
 from joulewatch_exporter.collectors.fpga.common import MAX_POWER_WATTS, TOTAL, Number, checked_watts
 from joulewatch_exporter.errors import SensorAbsentError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Quantity, Reading, SensorInfo
-from joulewatch_exporter.sysfs import list_names, read_int, read_text, read_text_or
 
 SDM_CHIP: Final = re.compile(r"(?P<model>.*)_hwmon_sdm_(?P<kind>user|mgmt)")
 V80_CHIP: Final = "Alveo"

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Protocol
 
+from joulewatch_exporter.collectors.base.sysfs import HeldInt, denied_cure, read_int
 from joulewatch_exporter.errors import SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Finding, Quantity, Reading, Relation, SensorInfo
-from joulewatch_exporter.sysfs import HeldInt, denied_cure, read_int
 
 NAME: Final = "fpga"
 TOTAL: Final = "total"

@@ -20,6 +20,7 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Final
 
+from joulewatch_exporter.collectors.base.sysfs import list_names, read_int, read_int_or_none, read_text_or
 from joulewatch_exporter.collectors.fpga.common import (
     MAX_POWER_WATTS,
     TOTAL,
@@ -31,7 +32,6 @@ from joulewatch_exporter.collectors.fpga.common import (
 )
 from joulewatch_exporter.errors import SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Finding, Host, Quantity, Reading, SensorInfo
-from joulewatch_exporter.sysfs import list_names, read_int, read_int_or_none, read_text_or
 
 DEVICE: Final = "board"
 _MAX_RAIL_WATTS: Final = 500.0

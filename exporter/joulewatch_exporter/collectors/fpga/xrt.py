@@ -27,6 +27,7 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Final
 
+from joulewatch_exporter.collectors.base.sysfs import HeldInt, list_names, read_int_or_none, read_text_or
 from joulewatch_exporter.collectors.fpga.common import (
     MAX_POWER_WATTS,
     TOTAL,
@@ -39,7 +40,6 @@ from joulewatch_exporter.collectors.fpga.common import (
 )
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Finding, Quantity, Reading, SensorInfo
-from joulewatch_exporter.sysfs import HeldInt, list_names, read_int_or_none, read_text_or
 
 _NS_PER_S: Final = 1_000_000_000
 _NS_PER_MS: Final = 1_000_000

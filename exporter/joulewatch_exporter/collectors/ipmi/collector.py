@@ -9,18 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self
 
+from joulewatch_exporter.collectors.base.targeted import TargetedCollector
+from joulewatch_exporter.collectors.base.targets import TargetList, read_secret
+from joulewatch_exporter.collectors.base.workers import Poller
 from joulewatch_exporter.collectors.ipmi.channel import Channel, device_cure, device_denied
 from joulewatch_exporter.collectors.ipmi.device import Connector, Source, Wish
-from joulewatch_exporter.errors import (
-    ConfigError,
-    SensorAbsentError,
-    SensorDeniedError,
-    SensorError,
-)
+from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Finding, Host
-from joulewatch_exporter.targeted import TargetedCollector
-from joulewatch_exporter.targets import TargetList, read_secret
-from joulewatch_exporter.workers import Poller
 
 Privilege = Literal["user", "operator", "administrator"]
 

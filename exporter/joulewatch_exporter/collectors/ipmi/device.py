@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from joulewatch_exporter.collectors.base.workers import Device
 from joulewatch_exporter.collectors.ipmi import records
 from joulewatch_exporter.collectors.ipmi.channel import Channel, UnknownCommandError, ask
 from joulewatch_exporter.collectors.ipmi.records import PowerSensor
 from joulewatch_exporter.collectors.ipmi.repository import Walk
 from joulewatch_exporter.errors import SensorAbsentError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Quantity, Reading, SensorInfo
-from joulewatch_exporter.workers import Device
 
 Source = Literal["auto", "dcmi", "sdr"]
 

@@ -35,6 +35,7 @@ from pathlib import Path
 from time import monotonic_ns
 from typing import Any, ClassVar, Final, Literal, Self
 
+from joulewatch_exporter.collectors.base.sysfs import list_names
 from joulewatch_exporter.collectors.nvml.gpu import (
     Channel,
     Description,
@@ -60,8 +61,7 @@ from joulewatch_exporter.errors import (
     SensorTimeoutError,
 )
 from joulewatch_exporter.model import Finding, Host, Reading, Sensor, Timing
-from joulewatch_exporter.sysfs import list_names
-from joulewatch_exporter.workers import DeadlineThread
+from joulewatch_exporter.threads import DeadlineThread
 
 logger = logging.getLogger(__name__)
 

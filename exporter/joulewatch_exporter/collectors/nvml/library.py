@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from joulewatch_exporter.collectors.base.sysfs import list_names, read_text_or
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Host
-from joulewatch_exporter.sysfs import list_names, read_text_or
 
 SONAME: Final = "libnvidia-ml.so.1"
 

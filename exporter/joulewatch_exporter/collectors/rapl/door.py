@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Final, Literal, Protocol, Self
 
+from joulewatch_exporter.collectors.base.sysfs import Cpu, cpuinfo, one_per_core, online_cpus
 from joulewatch_exporter.errors import SensorError
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, Scope, SensorInfo
-from joulewatch_exporter.sysfs import Cpu, cpuinfo, one_per_core, online_cpus
 
 DoorName = Literal["powercap", "perf", "msr"]
 Kind = Literal["package", "core", "uncore", "dram", "psys"]

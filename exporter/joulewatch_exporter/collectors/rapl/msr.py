@@ -27,6 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from joulewatch_exporter.collectors.base.sysfs import Cpu
 from joulewatch_exporter.collectors.rapl.door import (
     CORES,
     MAX_CORE_WATTS,
@@ -42,7 +43,6 @@ from joulewatch_exporter.collectors.rapl.door import (
 )
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Host, Quantity, SensorInfo
-from joulewatch_exporter.sysfs import Cpu
 
 _AMD_UNIT: Final = 0xC0010299
 _AMD_CORE: Final = 0xC001029A

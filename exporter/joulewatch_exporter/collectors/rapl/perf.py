@@ -35,6 +35,15 @@ from threading import Lock
 from time import monotonic_ns
 from typing import Final
 
+from joulewatch_exporter.collectors.base.sysfs import (
+    Cpu,
+    one_per_core,
+    parse_cpu_list,
+    read_int,
+    read_int_or_none,
+    read_text,
+    read_text_or,
+)
 from joulewatch_exporter.collectors.rapl.door import (
     CORES,
     MAX_CORE_WATTS,
@@ -51,15 +60,6 @@ from joulewatch_exporter.collectors.rapl.door import (
 )
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Finding, Host, Quantity, SensorInfo
-from joulewatch_exporter.sysfs import (
-    Cpu,
-    one_per_core,
-    parse_cpu_list,
-    read_int,
-    read_int_or_none,
-    read_text,
-    read_text_or,
-)
 
 _EVENTS: Final[dict[str, Kind]] = {
     "energy-pkg": "package",

@@ -22,6 +22,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from joulewatch_exporter.collectors.base.sysfs import (
+    HeldInt,
+    denied_cure,
+    list_names,
+    physical_packages,
+    read_int,
+    read_int_or_none,
+    read_text,
+)
 from joulewatch_exporter.collectors.rapl.door import (
     MAX_POWER_WATTS,
     Kind,
@@ -34,15 +43,6 @@ from joulewatch_exporter.collectors.rapl.door import (
 )
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Scope, SensorInfo
-from joulewatch_exporter.sysfs import (
-    HeldInt,
-    denied_cure,
-    list_names,
-    physical_packages,
-    read_int,
-    read_int_or_none,
-    read_text,
-)
 
 _TYPES: Final = ("intel-rapl", "intel-rapl-mmio")
 """Control types that are read, the preferred one first: both are doors to the same counters."""

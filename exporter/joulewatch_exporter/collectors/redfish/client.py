@@ -24,6 +24,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 
 from joulewatch_exporter import __version__
+from joulewatch_exporter.collectors.base.targets import read_secret
 from joulewatch_exporter.collectors.redfish.discover import ROOT, BusyError, ForbiddenError, Json, MissingError
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
 from joulewatch_exporter.errors import (
@@ -33,7 +34,6 @@ from joulewatch_exporter.errors import (
     SensorGlitchError,
     SensorTimeoutError,
 )
-from joulewatch_exporter.targets import read_secret
 
 MAX_BODY_BYTES: Final = 4 << 20
 MAX_HOPS: Final = 3

@@ -10,7 +10,14 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from joulewatch_exporter.collectors.redfish.client import Client, Memory
-from joulewatch_exporter.collectors.redfish.discover import BusyError, Json, MissingError, Plan, Series, discover
+from joulewatch_exporter.collectors.redfish.discover import (
+    BusyError,
+    Json,
+    MissingError,
+    Plan,
+    Series,
+    discover,
+)
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
 from joulewatch_exporter.errors import (
     SensorAbsentError,

@@ -1,0 +1,1 @@
+"""What several sensor families share: sysfs files, polling threads, lists of remote targets."""

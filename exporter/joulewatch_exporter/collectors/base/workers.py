@@ -1,0 +1,365 @@
+"""Threads for devices that may be slow or never answer, so that they hold up nobody but themselves.
+
+`DeadlineThread` runs one call at a time and gives up waiting for it: for libraries whose calls are quick but can
+hang (NVML with a sick GPU). `Poller` keeps one slow device (a BMC, a power strip) connected and read at a steady pace;
+what it has read is taken from it by the family's scan in microseconds. `PolledCollector` is a sensor family made of
+pollers. A Python thread cannot be killed: a call that never returns keeps its thread, and a new thread takes its place
+once at most, so that a dead device costs two threads and never more.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Final, Protocol
+
+from joulewatch_exporter.errors import SensorDeniedError, SensorError, SensorGlitchError, SensorTimeoutError
+from joulewatch_exporter.model import Finding, Quantity, Reading, Sensor, SensorInfo, Timing
+
+logger = logging.getLogger(__name__)
+
+
+NS_PER_S: Final = 1_000_000_000
+MAX_QUEUED: Final = 4096
+"""Readings kept for the next scan; a scan comes every second, so this is more than an hour of a hung daemon."""
+LONGEST_BACKOFF_S: Final = 60.0
+DENIED_BACKOFF_S: Final = 300.0
+"""A BMC locks an account after a few wrong passwords."""
+ABANDON_AFTER: Final = 6.0
+"""Deadlines after which a call that has not come back is left to its thread and a new thread takes over."""
+TAKE_PERIOD_S: Final = 1.0
+_SLACK_S: Final = 1.0
+
+
+class Device(Protocol):
+    """A connected device that a `Poller` drives; all its calls come from one thread."""
+
+    @property
+    def infos(self) -> Sequence[SensorInfo]:
+        """One for each quantity that ``read`` can return; fixed while connected."""
+        ...
+
+    def read(self) -> Sequence[Reading]:
+        """Read the device once; any `SensorError` but a glitch ends the connection."""
+        ...
+
+    def close(self) -> None:
+        """Log out and let go; must not raise `SensorError`."""
+        ...
+
+
+class PolledSensor:
+    """What a poller's device shows to the family's scan."""
+
+    __slots__ = ("_poller", "device", "infos")
+
+    def __init__(self, poller: Poller, device: str, infos: tuple[SensorInfo, ...]) -> None:
+        self._poller = poller
+        self.device = device
+        self.infos = infos
+
+    def read(self) -> Sequence[Reading]:
+        """Take what has been read since the last call; see `Poller.take`."""
+        return self._poller.take()
+
+
+class Poller:
+    """Keeps one slow device connected and read, on a thread of its own.
+
+    After an error it tries again, ever more slowly: the period times 2, 4, ... up to 60 s, a refused login after 300 s;
+    the first answer brings the old pace back.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        connect: Callable[[], Device],
+        *,
+        poll_s: float,
+        deadline_s: float,
+        denied_backoff_s: float = DENIED_BACKOFF_S,
+        max_age_s: float | None = None,
+    ) -> None:
+        """Prepare; ``start`` begins.
+
+        Args:
+            device: The label of the device.
+            connect: Opens the device; raises `SensorError`. Called again after each lost connection.
+            poll_s: From one read to the next, on absolute deadlines.
+            deadline_s: A connect or a read that takes longer makes the device count as timed out. The device's own
+                calls should give up earlier; this one holds even if they do not.
+            denied_backoff_s: Pause after `SensorDeniedError`.
+            max_age_s: Newest readings that are older make the device count as timed out; None: period and deadline
+                together. For devices with time stamps of their own, which may be slower than the polls.
+        """
+        self.device = device
+        self._connect = connect
+        self._poll_s = poll_s
+        self._deadline_s = deadline_s
+        self._denied_backoff_s = denied_backoff_s
+        self._max_age_s = poll_s + deadline_s + _SLACK_S if max_age_s is None else max_age_s
+        self._condition = threading.Condition()
+        self._is_stopping = False
+        self._generation = 0
+        self._spares = 1
+        self._busy_since_ns: int | None = None
+        self._queue: deque[Reading] = deque(maxlen=MAX_QUEUED)
+        self._newest: dict[Quantity, Reading] = {}
+        self._newest_ns = 0
+        self._error: SensorError | None = None
+        self._is_error_told = False
+        self._has_told = False
+        self._failures = 0
+        self.sensor: PolledSensor | None = None
+        """None until the device has answered or failed once."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has answered or failed once."""
+        return self._has_told
+
+    @property
+    def error(self) -> SensorError | None:
+        """What the last try to reach the device raised; None: it has answered, or has not been asked yet."""
+        return self._error
+
+    def start(self, after_s: float = 0.0) -> None:
+        """Begin, ``after_s`` from now: many devices are not all to be asked at the same instant."""
+        self._launch(after_s)
+
+    def stop(self) -> None:
+        """Ask the thread to log out and end; does not wait."""
+        with self._condition:
+            self._is_stopping = True
+            self._condition.notify_all()
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the thread's end, ``timeout_s`` at most."""
+        self._thread.join(timeout_s)
+
+    def settle(self, timeout_s: float) -> None:
+        """Wait until the device has answered or failed once."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._has_told or self._is_stopping, timeout_s)
+
+    def take(self) -> Sequence[Reading]:
+        """Return all readings since the last call, oldest first; the newest again if there is none.
+
+        Raises:
+            SensorError: What the last try to reach the device raised.
+            SensorTimeoutError: The device hangs, or its newest reading is older than ``max_age_s``.
+        """
+        now_ns = time.monotonic_ns()
+        with self._condition:
+            self._watch(now_ns)
+            if self._error is not None:
+                error = type(self._error)(str(self._error))
+                error.is_repeated, self._is_error_told = self._is_error_told, True
+                raise error
+            readings = tuple(self._queue)
+            self._queue.clear()
+            return readings or tuple(self._newest.values())
+
+    # -- the thread --------------------------------------------------------------------------------
+
+    def _launch(self, after_s: float) -> None:
+        generation = self._generation
+        self._thread = threading.Thread(
+            target=self._run, args=(generation, after_s), name=f"poll-{self.device}", daemon=True
+        )
+        self._thread.start()
+
+    def _watch(self, now_ns: int) -> None:
+        """Notice what hangs; called with the lock held."""
+        if self._busy_since_ns is not None:
+            busy_s = (now_ns - self._busy_since_ns) / NS_PER_S
+            if busy_s > self._deadline_s and not isinstance(self._error, SensorTimeoutError):
+                self._fail(SensorTimeoutError(f"{self.device}: no answer within {self._deadline_s:g} s"))
+            if busy_s > self._deadline_s * ABANDON_AFTER and self._spares > 0 and not self._is_stopping:
+                self._spares -= 1
+                self._generation += 1
+                self._busy_since_ns = None
+                logger.warning("%s: a call hangs for %.0f s: going on with another thread", self.device, busy_s)
+                self._launch(0.0)
+        elif self._error is None and self._newest:
+            age_s = (now_ns - self._newest_ns) / NS_PER_S
+            if age_s > self._max_age_s:
+                self._fail(SensorTimeoutError(f"{self.device}: the newest value is {age_s:.0f} s old"))
+
+    def _fail(self, error: SensorError) -> None:
+        self._error = error
+        self._is_error_told = False
+        self._has_told = True
+        if self.sensor is None:
+            self.sensor = PolledSensor(self, self.device, ())
+        self._condition.notify_all()
+
+    def _is_over(self, generation: int) -> bool:
+        return self._is_stopping or generation != self._generation
+
+    def _run(self, generation: int, after_s: float) -> None:
+        device: Device | None = None
+        next_ns = time.monotonic_ns() + round(after_s * NS_PER_S)
+        try:
+            while True:
+                with self._condition:
+                    while not self._is_over(generation) and (left_ns := next_ns - time.monotonic_ns()) > 0:
+                        self._condition.wait(left_ns / NS_PER_S)
+                    if self._is_over(generation):
+                        return
+                    started_ns = self._busy_since_ns = time.monotonic_ns()
+                device, pause_s = self._step(generation, device)
+                with self._condition:
+                    if generation != self._generation:
+                        self._spares += 1  # back after all: one may hang again
+                        return
+                    self._busy_since_ns = None
+                next_ns = (next_ns if pause_s <= self._poll_s else started_ns) + round(pause_s * NS_PER_S)
+                next_ns = max(next_ns, time.monotonic_ns())
+        finally:
+            if device is not None:
+                self._close(device)
+
+    def _step(self, generation: int, device: Device | None) -> tuple[Device | None, float]:
+        """Connect if need be, and read once: the connection as it is then, and the pause up to the next try."""
+        try:
+            if device is None:
+                device = self._connect()
+                self._show(generation, device)
+            readings = device.read()
+        except SensorError as error:
+            failure = error
+        except Exception as error:
+            logger.exception("%s: reading failed", self.device)
+            failure = SensorError(f"{self.device}: {type(error).__name__}: {error}")
+        else:
+            self._accept(generation, readings)
+            return device, self._poll_s
+        with self._condition:
+            if generation == self._generation:
+                self._failures += 1
+                self._fail(failure)
+            failures = self._failures
+        if device is not None and not isinstance(failure, SensorGlitchError):
+            self._close(device)
+            device = None
+        if isinstance(failure, SensorDeniedError):
+            return device, max(self._denied_backoff_s, self._poll_s)
+        if isinstance(failure, SensorGlitchError):
+            return device, self._poll_s
+        return device, max(self._poll_s, min(LONGEST_BACKOFF_S, self._poll_s * 2.0 ** min(failures, 10)))
+
+    def _show(self, generation: int, device: Device) -> None:
+        infos = tuple(device.infos)
+        with self._condition:
+            if generation == self._generation and (self.sensor is None or self.sensor.infos != infos):
+                self.sensor = PolledSensor(self, self.device, infos)
+                self._queue.clear()  # of quantities that it had before
+                self._newest = {}
+
+    def _accept(self, generation: int, readings: Sequence[Reading]) -> None:
+        with self._condition:
+            if generation != self._generation:
+                return
+            self._queue.extend(readings)
+            self._newest = {reading.quantity: reading for reading in readings}
+            self._newest_ns = max((reading.read_at_ns for reading in readings), default=time.monotonic_ns())
+            self._error = None
+            self._failures = 0
+            self._has_told = True
+            self._condition.notify_all()
+
+    def _close(self, device: Device) -> None:
+        try:
+            device.close()
+        except Exception as error:
+            logger.debug("%s: closing failed: %s", self.device, error)
+
+
+class PolledCollector:
+    """A sensor family whose devices are read in the background, each by its own poller.
+
+    A family of one's own needs little more than a name, options and an ``open``::
+
+        class PduCollector(PolledCollector):
+            name = "pdu"
+            Options = PduOptions
+
+            @classmethod
+            def open(cls, host, options):
+                return cls({target.name: (target, lambda: Poller(...)) for target in options.targets})
+
+    ``wanted`` maps a device's label to a key and a factory of its poller: see ``follow``.
+    """
+
+    def __init__(self, wanted: Mapping[str, tuple[Hashable, Callable[[], Poller]]]) -> None:
+        self._pollers: dict[str, tuple[Hashable, Poller]] = {}
+        self._sensors: tuple[PolledSensor, ...] = ()
+        self._is_closed = False
+        self.follow(wanted)
+
+    def follow(self, wanted: Mapping[str, tuple[Hashable, Callable[[], Poller]]]) -> None:
+        """Start pollers that are new, stop those that are gone or whose key has changed, leave the others in peace."""
+        pollers = dict(self._pollers)  # the old one may be in use by a scrape
+        for device, (key, poller) in self._pollers.items():
+            if device not in wanted or wanted[device][0] != key:
+                poller.stop()
+                del pollers[device]
+        new = [device for device in wanted if device not in pollers]
+        for index, device in enumerate(new):
+            key, make = wanted[device]
+            poller = make()
+            pollers[device] = (key, poller)
+            # Spread over the first second, so that hundreds of logins do not meet.
+            poller.start(after_s=min(1.0, 0.02 * len(new)) * index / len(new))
+        self._pollers = pollers
+
+    def refresh(self) -> None:
+        """Look whether the list of devices has changed; called before each scan. Here there is nothing to look at."""
+
+    @property
+    def sensors(self) -> Sequence[Sensor]:
+        """The devices that have answered or failed once."""
+        self.refresh()
+        # One that is connected and has not been read yet would be a device that is up and says nothing.
+        pollers = [poller for _, poller in self._pollers.values() if poller.is_settled]
+        sensors = tuple([poller.sensor for poller in pollers if poller.sensor is not None])
+        if len(sensors) != len(self._sensors) or any(a is not b for a, b in zip(sensors, self._sensors, strict=True)):
+            self._sensors = sensors
+        return self._sensors
+
+    @property
+    def timing(self) -> Timing:
+        """What the pollers have read is taken every second, and at each scrape."""
+        return Timing(poll_s=TAKE_PERIOD_S, read_on_scrape=True, looks_after_itself=True)
+
+    @property
+    def findings(self) -> Sequence[Finding]:
+        """Nothing beyond what the sampler and the doctor see of the sensors themselves."""
+        return ()
+
+    @property
+    def outdated(self) -> bool:
+        """Never: it looks after its devices itself."""
+        return False
+
+    def settle(self, timeout_s: float) -> None:
+        """Wait until each device has answered or failed once."""
+        end_s = time.monotonic() + timeout_s
+        for _, poller in self._pollers.values():
+            poller.settle(max(end_s - time.monotonic(), 0.0))
+
+    def close(self) -> None:
+        """Stop all pollers, and give them a moment to log out."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        pollers = [poller for _, poller in self._pollers.values()]
+        for poller in pollers:
+            poller.stop()
+        end_s = time.monotonic() + 1.0
+        for poller in pollers:
+            poller.join(max(end_s - time.monotonic(), 0.0))

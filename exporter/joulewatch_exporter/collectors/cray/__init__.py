@@ -1,0 +1,1 @@
+"""HPE Cray power counters (``pm_counters``)."""

@@ -1,0 +1,1 @@
+"""CPU power estimated from utilisation, where no CPU sensor exists."""

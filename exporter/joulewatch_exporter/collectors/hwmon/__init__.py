@@ -1,0 +1,1 @@
+"""Board and chip sensors of the Linux hwmon subsystem."""

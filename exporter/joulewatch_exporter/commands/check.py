@@ -1,0 +1,281 @@
+"""`check`: what was found, missing, denied, why, the line that cures it, and a live reading of what was found."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from joulewatch_exporter import __version__
+from joulewatch_exporter.config.config import FamilySettings
+from joulewatch_exporter.errors import (
+    ConfigError,
+    SensorAbsentError,
+    SensorDeniedError,
+    SensorError,
+    SensorTimeoutError,
+)
+from joulewatch_exporter.model import Collector, Finding, Host
+from joulewatch_exporter.sampling.family import Family, measures_cpu
+from joulewatch_exporter.sampling.sampler import ESTIMATE_FAMILY
+from joulewatch_exporter.sampling.scan import FamilyScan
+from joulewatch_exporter.threads import DeadlineThread
+
+READING_S: Final = 0.2
+"""Between the two reads of the live reading."""
+
+ANSWER_S: Final = 10.0
+"""A family that has not answered by then is said to hang; the first answer of a BMC takes seconds."""
+
+EXIT_MEASURED: Final = 0
+EXIT_NOTHING_MEASURED: Final = 1
+
+_MEASURED: Final = ("counter", "integrated")
+
+
+@dataclass(frozen=True, slots=True)
+class LiveReading:
+    """One quantity as it reads just now."""
+
+    collector: str
+    component: str
+    device: str
+    domain: str
+    scope: str
+    method: str
+    source: str
+    power_watts: float | None
+    """Over 0.2 s, or the sensor's own; None: it could not be read, or gave no value in that time."""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything the doctor found."""
+
+    version: str
+    nodename: str
+    sysfs: str
+    procfs: str
+    emulated: bool
+    virtual_machine: bool
+    findings: tuple[Finding, ...]
+    readings: tuple[LiveReading, ...]
+    measured: int
+    """Quantities that a sensor gives, and that could be read."""
+    estimated: int
+
+
+def check(
+    families: Sequence[type[Collector]], host: Host, settings: Mapping[str, FamilySettings], *, as_json: bool
+) -> int:
+    """Examine the host and print the report on stdout; the exit code."""
+    report = examine(families, host, settings)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False))  # noqa: T201
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
+        print(render(report, width=min(max(width, 60), 120)))  # noqa: T201
+    return EXIT_MEASURED if report.measured else EXIT_NOTHING_MEASURED
+
+
+def examine(
+    families: Sequence[type[Collector]],
+    host: Host,
+    settings: Mapping[str, FamilySettings],
+    *,
+    reading_s: float = READING_S,
+) -> Report:
+    """Open every family, read what is found twice, and close it again."""
+    findings: list[Finding] = []
+    opened: list[Collector] = []
+    try:
+        for family in families:
+            setting = settings.get(family.name, FamilySettings())
+            if family.name == ESTIMATE_FAMILY and setting.enabled == "auto" and any(map(measures_cpu, opened)):
+                text = "stands in only while no CPU sensor is measured"
+                findings.append(Finding("skipped", family.name, family.name, text, f"--collector.{family.name}"))
+                continue
+            claimed = frozenset(
+                info.source for collector in opened for sensor in collector.sensors for info in sensor.infos
+            )
+            collector = _open(family, dataclasses.replace(host, claimed=claimed), setting, findings)
+            if collector is not None:
+                opened.append(collector)
+        readings = _read(opened, host, reading_s)
+    finally:
+        for collector in opened:
+            collector.close()
+    return Report(
+        version=__version__,
+        nodename=os.uname().nodename,
+        sysfs=str(host.sysfs),
+        procfs=str(host.procfs),
+        emulated=host.emulated,
+        virtual_machine=_is_virtual_machine(host),
+        findings=tuple(findings),
+        readings=readings,
+        measured=sum(reading.method in _MEASURED and not reading.error for reading in readings),
+        estimated=sum(reading.method == "estimated" and not reading.error for reading in readings),
+    )
+
+
+def _open(family: type[Collector], host: Host, setting: FamilySettings, findings: list[Finding]) -> Collector | None:
+    name = family.name
+    if setting.enabled is False:
+        findings.append(Finding("skipped", name, name, "switched off by the configuration", f"--collector.{name}"))
+        return None
+    options = setting.options if setting.options is not None else family.Options()
+    opener = DeadlineThread(f"check-{name}")
+    try:
+        collector = opener.call(lambda: family.open(host, options), ANSWER_S)
+        opener.call(lambda: collector.settle(ANSWER_S), ANSWER_S + 1.0)
+    except ConfigError:
+        raise
+    except SensorTimeoutError:
+        text = f"no answer within {ANSWER_S:g} s: a driver or a device hangs"
+        findings.append(Finding("broken", name, name, text))
+        return None
+    except SensorAbsentError as error:
+        findings.append(Finding("absent", name, *_subject_and_text(name, error)))
+        return None
+    except SensorDeniedError as error:
+        command = re.search(r"`([^`]+)`", str(error))
+        findings.append(Finding("denied", name, *_subject_and_text(name, error), command[1] if command else ""))
+        return None
+    except Exception as error:
+        findings.append(Finding("broken", name, name, f"opening failed: {type(error).__name__}: {error}"))
+        return None
+    finally:
+        opener.close()
+    found = tuple(collector.findings)
+    findings += found
+    if not any(finding.status == "found" for finding in found):
+        findings += [
+            Finding("found", name, info.source, f"{info.quantity.device} {info.quantity.domain}")
+            for sensor in collector.sensors
+            for info in sensor.infos
+        ]
+    return collector
+
+
+def _subject_and_text(name: str, error: SensorError) -> tuple[str, str]:
+    """A family's error begins with the path where it has one."""
+    path, _, text = str(error).partition(": ")
+    return (path, text) if text and path.startswith("/") else (name, str(error))
+
+
+def _read(collectors: Sequence[Collector], host: Host, reading_s: float) -> tuple[LiveReading, ...]:
+    families = [Family(collector) for collector in collectors]
+    scans = [_scan(family) for family in families]
+    if families:
+        time.sleep(reading_s)
+    readings: list[LiveReading] = []
+    for family, first in zip(families, scans, strict=True):
+        scan = _scan(family) if first is not None else family.down()
+        if scan is None:
+            scan = family.down()
+        errors = {device: reason for device, reason, _ in scan.errors}
+        for info, power_watts, health in zip(scan.layout.infos, scan.powers_watts, scan.healths, strict=True):
+            quantity = info.quantity
+            readings.append(
+                LiveReading(
+                    collector=scan.collector,
+                    component=quantity.component,
+                    device=quantity.device,
+                    domain=quantity.domain,
+                    scope=quantity.scope,
+                    method=info.method,
+                    source=info.source,
+                    power_watts=power_watts,
+                    error=errors.get(quantity.device, "no value") if health is None else "",
+                )
+            )
+    return tuple(readings)
+
+
+def _scan(family: Family) -> FamilyScan | None:
+    """One scan, or None if it hangs."""
+    reader = DeadlineThread(f"check-{family.name}")
+    try:
+        return reader.call(family.scan, ANSWER_S)
+    except SensorTimeoutError:
+        family.count_errors(family.layout.devices, SensorTimeoutError.reason)
+        return None
+    finally:
+        reader.close()
+
+
+def _is_virtual_machine(host: Host) -> bool:
+    """Whether the CPU says that a hypervisor is under it (x86 flag ``hypervisor``)."""
+    try:
+        with open(host.procfs / "cpuinfo", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if line.startswith("flags"):
+                    return "hypervisor" in line.split()
+    except OSError:
+        pass
+    return False
+
+
+def render(report: Report, *, width: int = 80) -> str:
+    """The report as plain text of at most ``width`` columns, paths excepted."""
+    where = "an emulated machine" if report.emulated else report.nodename
+    lines = [f"joulewatch-exporter {report.version} on {where}", f"sysfs {report.sysfs}, procfs {report.procfs}", ""]
+    for finding in report.findings:
+        lines.append(f"{finding.status:<8} {finding.collector:<9} {finding.subject}")
+        lines += _indented(finding.text, width)
+        if finding.cure:
+            lines.append(f"{'':<18} cure: {finding.cure}")
+    if report.readings:
+        lines += ["", *_reading_table(report.readings)]
+    lines += ["", *textwrap.wrap(_summary(report), width, break_on_hyphens=False)]
+    return "\n".join(lines)
+
+
+def _indented(text: str, width: int) -> list[str]:
+    indent = " " * 19
+    return textwrap.wrap(
+        text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _reading_table(readings: Sequence[LiveReading]) -> list[str]:
+    rows = [("COLLECTOR", "DEVICE", "DOMAIN", "SCOPE", "METHOD", "POWER")]
+    for reading in readings:
+        if reading.error:
+            power = reading.error
+        elif reading.power_watts is None:
+            power = "no value yet"
+        else:
+            power = f"{reading.power_watts:.2f} W"
+        rows.append((reading.collector, reading.device, reading.domain, reading.scope, reading.method, power))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return [
+        "  ".join([*(cell.ljust(widths[column]) for column, cell in enumerate(row[:5])), row[5].rjust(12)])
+        for row in rows
+    ]
+
+
+def _summary(report: Report) -> str:
+    if report.measured:
+        return f"Measured quantities: {report.measured}; estimated: {report.estimated}."
+    text = "Nothing is measured on this machine."
+    if report.estimated:
+        text += f' {report.estimated} quantities are estimated by a model and labelled method="estimated".'
+    if report.virtual_machine:
+        text += (
+            " This is a virtual machine, and a virtual machine has no RAPL: measure on the host, "
+            f"or use the {ESTIMATE_FAMILY} collector or 'joulewatch-exporter emulate' to try things out."
+        )
+    elif any(finding.status == "denied" for finding in report.findings):
+        text += " Sensors are there but may not be read: apply the cures above."
+    return text

@@ -1,0 +1,146 @@
+"""``joulewatch-exporter`` without a command: serve until a signal arrives."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import resource
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+from joulewatch_exporter.config.config import Config
+from joulewatch_exporter.errors import EXIT_DONE
+from joulewatch_exporter.model import Collector, Host
+from joulewatch_exporter.sampling.sampler import Sampler
+
+logger = logging.getLogger(__name__)
+
+
+MOST_FILES: Final = 16_384
+
+
+SWITCH_INTERVAL_S: Final = 0.0005
+"""A scrape waits for its family's thread: Python's 5 ms until threads change would show in every latency."""
+
+
+def allow_many_files() -> None:
+    """Each sensor file is held open between reads, and the usual soft limit is 1024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            # A service manager may forbid it; then its own LimitNOFILE counts, and few machines need more.
+            return
+
+
+class _Stopped(BaseException):
+    """A signal came while the daemon was still starting. Not an Exception: those, logging and collectors catch."""
+
+
+@contextmanager
+def _stop_signals() -> Iterator[tuple[int, Callable[[], None]]]:
+    """SIGTERM and SIGINT as a file descriptor that becomes readable; until told, they raise _Stopped.
+
+    The pipe is Python's wakeup descriptor, written by the signal itself. A handler written in Python is run only
+    when the main thread next executes Python: a signal that comes just before the wait begins would be waited out.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    started = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not started:
+            raise _Stopped
+
+    def begin_waiting() -> None:
+        nonlocal started
+        started = True
+
+    old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    old_wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    try:
+        yield reader, begin_waiting
+    finally:
+        signal.set_wakeup_fd(old_wakeup)
+        for number, handler in old.items():
+            signal.signal(number, handler)
+        os.close(reader)
+        os.close(writer)
+
+
+def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, exit_on_stdin_close: bool) -> int:
+    from joulewatch_exporter.server.access import Access
+    from joulewatch_exporter.server.exposition import CONTENT_TYPES, Exposition, choose_format
+    from joulewatch_exporter.server.server import WebServer
+
+    settings = config.exporter
+    sampler = Sampler(
+        families,
+        host,
+        config.collectors,
+        rediscover_s=settings.rediscover_seconds,
+        hang_s=settings.read_timeout_seconds / 2,
+    )
+    exposition = Exposition(emulated=host.emulated, start_s=time.time(), self_metrics=settings.exporter_metrics)
+
+    def scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
+        format_ = choose_format(accept)
+        scans = sampler.fresh(timeout_s, only)
+        return exposition.render(scans, format_, sampler.verdicts), CONTENT_TYPES[format_]
+
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    server: WebServer | None = None
+    with _stop_signals() as (stop_reader, begin_waiting):
+        try:
+            # The addresses first: a second exporter by mistake must not touch the sensors.
+            server = WebServer(
+                settings.listen,
+                scrape,
+                collectors=[family.name for family in families],
+                telemetry_path=settings.telemetry_path,
+                max_requests=settings.max_requests,
+                read_timeout_s=settings.read_timeout_seconds,
+                access=Access(settings.web_config_file),
+            )
+            sampler.start()
+            begin_waiting()
+            server.start()
+            for url in server.urls:
+                logger.info("listening on %s", url)
+            # What lives as long as the process need not be looked at in each collection of garbage.
+            gc.collect()
+            gc.freeze()
+            _wait_for_the_end(stop_reader, exit_on_stdin_close)
+        except _Stopped:
+            pass
+        finally:
+            if server is not None:
+                server.stop()
+            sampler.stop()
+    logger.info("ended")
+    return EXIT_DONE
+
+
+def _wait_for_the_end(stop_reader: int, exit_on_stdin_close: bool) -> None:
+    watched: list[Any] = [stop_reader]
+    if exit_on_stdin_close:
+        watched.append(0)
+    while True:
+        readable, _, _ = select.select(watched, [], [])
+        if stop_reader in readable:
+            return
+        if 0 in readable:
+            try:
+                if not os.read(0, 4096):
+                    return
+            except OSError:
+                return

@@ -1,0 +1,1 @@
+"""Configuration files, checked key by key."""

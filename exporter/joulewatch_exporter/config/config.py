@@ -1,0 +1,264 @@
+"""The exporter's settings: from its configuration file and its web configuration file.
+
+A flag beats the file, the file beats the default. ``example.yaml`` beside this package shows every setting.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from joulewatch_exporter.catalog import DEFAULT_PORT
+from joulewatch_exporter.config.strict import build, check_keys, convert, mapping, read_yaml
+from joulewatch_exporter.errors import ConfigError
+from joulewatch_exporter.model import Collector, Host
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["logfmt", "json"]
+
+
+@dataclass(frozen=True, slots=True)
+class PathSettings:
+    """Where the machine's files are: another root in a container, or an emulated machine."""
+
+    sysfs: Path = Path("/sys")
+    procfs: Path = Path("/proc")
+    dev: Path = Path("/dev")
+
+    def host(self) -> Host:
+        """The host with these roots.
+
+        Raises:
+            ConfigError: One is not a folder.
+        """
+        for name in ("sysfs", "procfs", "dev"):
+            root: Path = getattr(self, name)
+            if not root.is_dir():
+                raise ConfigError(f"--path.{name} (exporter.path.{name}): {root} is not a folder")
+        return Host(sysfs=self.sysfs, procfs=self.procfs, dev=self.dev)
+
+
+@dataclass(frozen=True, slots=True)
+class ExporterSettings:
+    """The section ``exporter``."""
+
+    listen: tuple[str, ...] = (f":{DEFAULT_PORT}",)
+    """``host:port``; an empty host is every address, port 0 a free one."""
+    telemetry_path: str = "/metrics"
+    max_requests: int = 40
+    """Scrapes at the same time; more are answered 503. 0: any number."""
+    read_timeout_seconds: float = 2.0
+    """A family that has not answered a scrape by then is shown as down."""
+    rediscover_seconds: float = 30.0
+    """How often to look again for sensors that are gone or were not there; 0: never."""
+    exporter_metrics: bool = True
+    """Whether ``process_*`` and ``python_info`` are shown."""
+    web_config_file: Path | None = None
+    """TLS and basic auth, in the format of the Prometheus exporter toolkit."""
+    log_level: LogLevel = "info"
+    log_format: LogFormat = "logfmt"
+    path: PathSettings = field(default_factory=PathSettings)
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: One is out of its range; the text begins with its key.
+        """
+        if not self.listen:
+            raise ValueError("listen: needs at least one address")
+        for address in self.listen:
+            parse_address(address)
+        if not re.fullmatch(r"/[\w./~-]+", self.telemetry_path) or self.telemetry_path == "/-/healthy":
+            raise ValueError(
+                f"telemetry_path: {self.telemetry_path!r} must be a path such as /metrics, not / nor /-/healthy"
+            )
+        if self.max_requests < 0:
+            raise ValueError(f"max_requests: {self.max_requests} is below 0")
+        if self.read_timeout_seconds <= 0:
+            raise ValueError(f"read_timeout_seconds: {self.read_timeout_seconds:g} is not above 0")
+        if self.rediscover_seconds < 0:
+            raise ValueError(f"rediscover_seconds: {self.rediscover_seconds:g} is below 0")
+
+
+@dataclass(frozen=True, slots=True)
+class FamilySettings:
+    """What the configuration says of one family."""
+
+    enabled: bool | Literal["auto"] = "auto"
+    """auto: use it if there; True: an error if it is not; False: never."""
+    poll_s: float | None = None
+    """Overrides the family's own period."""
+    options: Any = None
+    """The family's ``Options``; None: its defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that can be set."""
+
+    exporter: ExporterSettings = field(default_factory=ExporterSettings)
+    collectors: Mapping[str, FamilySettings] = field(default_factory=dict)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """``host:port``, ``:port`` or ``[ipv6]:port`` to host (empty: every address) and port.
+
+    Raises:
+        ValueError: It is none of these.
+    """
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]/\s]*)):(\d{1,5})", text)
+    if match is None or int(match[3]) > 65535:
+        raise ValueError(f"listen: {text!r} is no address such as :{DEFAULT_PORT}, 127.0.0.1:9101 or [::1]:9101")
+    return match[1] or match[2] or "", int(match[3])
+
+
+def load_config(path: Path | None, families: Iterable[type[Collector]]) -> Config:
+    """Read the configuration file; all defaults for None.
+
+    Args:
+        path: The YAML file.
+        families: The sensor families, whose ``Options`` are the keys below ``collectors.<name>``.
+
+    Raises:
+        ConfigError: The file cannot be read, is no YAML, or has a key or value that is wrong.
+    """
+    by_name = {family.name: family for family in families}
+    data: object = {} if path is None else read_yaml(path)
+    source = "the defaults" if path is None else str(path)
+    sections = mapping(data, source, "")
+    check_keys(sections, ("exporter", "collectors"), source, "")
+    exporter = build(ExporterSettings, sections.get("exporter") or {}, source, "exporter")
+    collectors = mapping(sections.get("collectors") or {}, source, "collectors")
+    check_keys(collectors, tuple(by_name), source, "collectors")
+    return Config(
+        exporter=exporter,
+        collectors={
+            name: _family_settings(family, collectors.get(name) or {}, source) for name, family in by_name.items()
+        },
+    )
+
+
+def _family_settings(family: type[Collector], data: object, source: str) -> FamilySettings:
+    where = f"collectors.{family.name}"
+    section = dict(mapping(data, source, where))
+    option_names = [item.name for item in dataclasses.fields(family.Options)]
+    check_keys(section, ("enabled", "poll_seconds", *option_names), source, where)
+    enabled = convert(section.pop("enabled", "auto"), bool | Literal["auto"], source, f"{where}.enabled")
+    poll_s = convert(section.pop("poll_seconds", None), float | None, source, f"{where}.poll_seconds")
+    if poll_s is not None and not 0.01 <= poll_s <= 3600:
+        raise ConfigError(f"{source}: {where}.poll_seconds: {poll_s:g} is not between 0.01 and 3600")
+    return FamilySettings(enabled=enabled, poll_s=poll_s, options=build(family.Options, section, source, where))
+
+
+# -- the web configuration of the Prometheus exporter toolkit --------------------------------------
+
+_TLS_VERSIONS = Literal["TLS12", "TLS13"]
+_CLIENT_AUTH = Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"]
+_BCRYPT: Final = re.compile(r"\$2[abxy]\$\d\d\$[./A-Za-z0-9]{53}")
+
+
+@dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """``tls_server_config``; the names are the toolkit's. Relative paths are below the file's folder."""
+
+    cert_file: Path
+    key_file: Path
+    client_ca_file: Path | None = None
+    client_auth_type: _CLIENT_AUTH = "NoClientCert"
+    client_allowed_sans: tuple[str, ...] = ()
+    min_version: _TLS_VERSIONS = "TLS12"
+    max_version: _TLS_VERSIONS = "TLS13"
+
+    def __post_init__(self) -> None:
+        """Check what only makes sense together.
+
+        Raises:
+            ValueError: It does not.
+        """
+        if self.client_auth_type != "NoClientCert" and self.client_ca_file is None:
+            raise ValueError(f"client_ca_file: is needed by client_auth_type {self.client_auth_type}")
+        if self.client_auth_type == "NoClientCert" and self.client_ca_file is not None:
+            raise ValueError(
+                "client_auth_type: a client_ca_file without it checks nobody; set RequireAndVerifyClientCert"
+            )
+        if self.client_allowed_sans and self.client_auth_type != "RequireAndVerifyClientCert":
+            raise ValueError("client_allowed_sans: needs client_auth_type RequireAndVerifyClientCert")
+        if self.min_version > self.max_version:
+            raise ValueError(f"min_version: {self.min_version} is above max_version {self.max_version}")
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSettings:
+    """``http_server_config``."""
+
+    http2: bool | None = None
+    """Accepted and not honoured: the server speaks HTTP/1.1."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that headers are headers.
+
+        Raises:
+            ValueError: One would break the response.
+        """
+        for name, value in self.headers.items():
+            if not re.fullmatch(r"[A-Za-z0-9-]+", name) or not value.isprintable():
+                raise ValueError(f"headers.{name}: is no valid header")
+
+
+@dataclass(frozen=True, slots=True)
+class WebConfig:
+    """``--web.config.file``: who may scrape, and over what."""
+
+    tls_server_config: TlsSettings | None = None
+    http_server_config: HttpSettings = field(default_factory=HttpSettings)
+    basic_auth_users: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """User to bcrypt hash."""
+
+    def __post_init__(self) -> None:
+        """Check the hashes, without showing them.
+
+        Raises:
+            ValueError: One is no bcrypt hash.
+        """
+        for user, bcrypt_hash in self.basic_auth_users.items():
+            if not _BCRYPT.fullmatch(bcrypt_hash):
+                raise ValueError(
+                    f"basic_auth_users.{user}: is no bcrypt hash; make one with: htpasswd -nBC 10 '' | tr -d ':\\n'"
+                )
+
+
+def load_web_config(path: Path) -> WebConfig:
+    """Read a web configuration file.
+
+    Raises:
+        ConfigError: The file, a key, a value or a file it names is wrong.
+    """
+    data = dict(mapping(read_yaml(path), str(path), ""))
+    for key in ("tls_server_config", "http_server_config", "basic_auth_users"):
+        if key in data and data[key] is None:
+            del data[key]
+    users = data.get("basic_auth_users", {})
+    if not isinstance(users, Mapping) or not all(isinstance(item, str) for pair in users.items() for item in pair):
+        raise ConfigError(f"{path}: basic_auth_users: must map user names to bcrypt hashes")  # never shown
+    web = build(WebConfig, data, str(path), "")
+    tls = web.tls_server_config
+    if tls is None:
+        return web
+    folder = path.parent
+    tls = dataclasses.replace(
+        tls,
+        cert_file=folder / tls.cert_file,
+        key_file=folder / tls.key_file,
+        client_ca_file=None if tls.client_ca_file is None else folder / tls.client_ca_file,
+    )
+    for name in ("cert_file", "key_file", "client_ca_file"):
+        file: Path | None = getattr(tls, name)
+        if file is not None and not file.is_file():
+            raise ConfigError(f"{path}: tls_server_config.{name}: {file} is not a file")
+    return dataclasses.replace(web, tls_server_config=tls)

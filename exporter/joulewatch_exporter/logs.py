@@ -1,0 +1,47 @@
+"""Logging to stderr, as logfmt or JSON, one line per event."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+
+from joulewatch_exporter.config.config import ExporterSettings
+
+
+class _LogfmtFormatter(logging.Formatter):
+    """``time=… level=… logger=… msg="…"``, one line whatever the message holds."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = _log_fields(self, record)
+        quoted = json.dumps(fields.pop("msg"), ensure_ascii=False)
+        return " ".join([*(f"{key}={value}" for key, value in fields.items()), f"msg={quoted}"])
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(_log_fields(self, record), ensure_ascii=False)
+
+
+def _log_fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, str]:
+    text = record.getMessage()
+    if record.exc_info:
+        text = f"{text}\n{formatter.formatException(record.exc_info)}"
+    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    return {
+        "time": f"{seconds}.{int(record.msecs):03d}Z",
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "msg": text,
+    }
+
+
+def set_up_logging(settings: ExporterSettings) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else _LogfmtFormatter())
+    root = logging.getLogger()
+    for old in root.handlers[:]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(settings.log_level.upper())

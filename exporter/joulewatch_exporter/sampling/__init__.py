@@ -1,0 +1,1 @@
+"""Reads every sensor on schedule and turns readings into counters, gauges and health."""

@@ -1,0 +1,449 @@
+"""One open sensor family: reads its devices and remembers their quantities over failures, vanishing and returning.
+
+This is the one place where a sensor's error becomes ``joulewatch_sensor_up 0``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Final, Protocol
+
+from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorTimeoutError
+from joulewatch_exporter.model import Collector, Quantity, Reading, Sensor
+from joulewatch_exporter.sampling.counter import NS_PER_S
+from joulewatch_exporter.sampling.quantity import _QuantityState
+from joulewatch_exporter.sampling.scan import FamilyScan, Health, Layout, Reads
+
+logger = logging.getLogger(__name__)
+
+PERIODS_TO_A_GAP: Final = 3.0
+"""Two readings that are missing in a row are bridged, more are a hole."""
+
+BURST_NS: Final = 50_000_000
+BURST_FLAT_NS: Final = 20_000_000
+"""Sensors that have not changed in so long are slow, or idle: their rhythm is left to the scans."""
+BURST_CHANGES: Final = 9
+BURST_SENSORS: Final = 16
+"""Read together in one burst: their round must be short against the millisecond of a RAPL counter."""
+BURST_MAX_READ_NS: Final = 1_000_000
+"""A family whose reads are slower than this is not read in bursts."""
+
+
+class Clock(Protocol):
+    """The two clocks of this machine, or a test's."""
+
+    def monotonic_ns(self) -> int: ...
+
+    def time_ns(self) -> int: ...
+
+
+class SystemClock:
+    """The machine's own clocks."""
+
+    monotonic_ns = staticmethod(time.monotonic_ns)
+    time_ns = staticmethod(time.time_ns)
+
+
+class _SensorEntry:
+    """One sensor of the open collector, and where its values go."""
+
+    __slots__ = ("device_indices", "failing", "sensor", "states")
+
+    def __init__(self, sensor: Sensor, device_indices: tuple[int, ...], states: list[_QuantityState]) -> None:
+        self.sensor = sensor
+        self.device_indices = device_indices
+        """Of the devices in the layout: the sensor's own, and those of its quantities."""
+        self.states = states
+        self.failing: str | None = None
+
+    @property
+    def rhythm_sought(self) -> bool:
+        return all(state.rhythm_sought for state in self.states)
+
+    def end_burst(self) -> None:
+        for state in self.states:
+            state.rhythm_sought = True
+
+
+def measures_cpu(collector: Collector) -> bool:
+    """Whether a family measures (not estimates) whole CPUs: then no estimate is needed."""
+    return any(
+        info.quantity.component == "cpu" and info.quantity.scope == "device" and info.method != "estimated"
+        for sensor in collector.sensors
+        for info in sensor.infos
+    )
+
+
+class AbandonedError(Exception):
+    """This scan hung for so long that another thread has taken the family over: touch nothing of it any more."""
+
+
+class Family:
+    """The open collector of one family and the memory of its quantities. Used by one thread at a time.
+
+    A device whose read does not come back can be set aside from another thread (``abandon``): the family then goes on
+    without it, and takes it up again when its read has come back after all.
+    """
+
+    def __init__(
+        self, collector: Collector, *, emulated: bool = False, poll_s: float = 0.0, clock: Clock | None = None
+    ) -> None:
+        """Take over an open collector.
+
+        Args:
+            collector: Closed with the family.
+            emulated: Label every quantity so.
+            poll_s: How often it is read: readings of power this far apart are no hole.
+            clock: Another one than the machine's, in tests.
+        """
+        self.name = collector.name
+        self._min_gap_s = PERIODS_TO_A_GAP * poll_s
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._emulated = emulated
+        self._states: dict[Quantity, _QuantityState] = {}
+        self._lost_devices: list[str] = []
+        self._errors: dict[tuple[str, str], int] = {}
+        self._errors_lock = threading.Lock()
+        self._errors_shown: tuple[tuple[str, str, int], ...] = ()
+        self._scan_number = 0
+        self.wants_burst = True
+        """Whether there may be sensors whose rhythm has not been looked for."""
+        self._healths: tuple[Health | None, ...] = ()
+        self._reads: tuple[Reads, ...] = ()
+        self.vanished = False
+        """Whether a device is gone or denied, so that looking for it again makes sense."""
+        self._in_read: list[_SensorEntry] = []
+        """The sensor that is being read just now. Whoever pops it owns the outcome: the reading thread when it comes
+        back, or ``abandon`` before that. Adding to and taking from a list are atomic, and far cheaper than a lock."""
+        self._hung: set[str] = set()
+        """Devices set aside; only whole sets are exchanged, so that they may be looked at from any thread."""
+        self._hung_lock = threading.Lock()
+        self.looks_after_itself = collector.timing.looks_after_itself
+        self._collector = collector
+        self._lay_out(collector)
+
+    # -- the collector and its sensors -------------------------------------------------------------
+
+    @property
+    def collector(self) -> Collector:
+        return self._collector
+
+    @property
+    def measures_cpu(self) -> bool:
+        """Whether it measures (not estimates) whole CPUs."""
+        return measures_cpu(self._collector)
+
+    def replace(self, collector: Collector) -> None:
+        """Go on with a newly opened collector; totals are kept, devices it no longer has are shown as down."""
+        old = self._collector
+        self._collector = collector
+        self._lay_out(collector)
+        old.close()
+
+    def close(self) -> None:
+        self._collector.close()
+
+    def _lay_out(self, collector: Collector) -> None:
+        self._sensors = collector.sensors
+        known = getattr(self, "layout", Layout((), ())).devices
+        devices: dict[str, int] = {}
+        entries: list[_SensorEntry] = []
+        shown: dict[Quantity, _QuantityState] = {}
+        failing = {
+            (entry.sensor.device, tuple(state.info.quantity for state in entry.states)): entry.failing
+            for entry in getattr(self, "_entries", ())
+        }
+        for sensor in self._sensors:
+            states: list[_QuantityState] = []
+            for info in sensor.infos:
+                quantity = info.quantity
+                if quantity in shown:
+                    logger.warning("%s: %s is offered twice; the first is used", self.name, quantity)
+                    continue
+                state = self._states.get(quantity)
+                if state is None:
+                    state = self._states[quantity] = _QuantityState(info, self._min_gap_s)
+                state.adopt(replace(info, method="emulated") if self._emulated else info)
+                shown[quantity] = state
+                states.append(state)
+            # A sensor's quantities may be of several devices: one service tells of each server in its enclosure.
+            for device in (sensor.device, *(state.quantity.device for state in states)):
+                devices.setdefault(device, len(devices))
+            for state in states:
+                state.device_index = devices[state.quantity.device]
+            indices = dict.fromkeys([devices[sensor.device], *(state.device_index for state in states)])
+            entry = _SensorEntry(sensor, tuple(indices), states)
+            entry.failing = failing.get((sensor.device, tuple(state.info.quantity for state in states)))
+            entries.append(entry)
+        # A device that is gone stays in sight as down: an alert must not disappear with its cause. A family that looks
+        # after its devices itself drops only those that it is not to read any more.
+        self._lost_devices = [] if self.looks_after_itself else [device for device in known if device not in devices]
+        self._entries = entries
+        self._shown = list(shown.values())
+        self._by_quantity = shown
+        self.layout = Layout(infos=tuple(state.info for state in self._shown), devices=(*devices, *self._lost_devices))
+        self._healths = ()
+        self.vanished = bool(self._lost_devices)
+        self.wants_burst = True
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def scan(self) -> FamilyScan:
+        """Read every sensor once.
+
+        Raises:
+            AbandonedError: Another thread has taken the family over meanwhile (``abandon``).
+        """
+        clock = self._clock
+        started_ns = clock.monotonic_ns()
+        if self.looks_after_itself and self._collector.sensors is not self._sensors:
+            self._lay_out(self._collector)
+        self._scan_number += 1
+        number = self._scan_number
+        count = len(self.layout.devices)
+        # By device: the sum of the times of its good readings, and how many they are.
+        sums_ns = [0] * count
+        goods = [0] * count
+        up = [True] * (count - len(self._lost_devices)) + [False] * len(self._lost_devices)
+        suspects: list[_QuantityState] = []
+        vanished = bool(self._lost_devices)
+        in_read = self._in_read
+        hung = self._hung
+        for entry in self._entries:
+            if hung and entry.sensor.device in hung:
+                self._mark_down(entry, up)
+                continue
+            in_read.append(entry)
+            try:
+                try:
+                    readings = entry.sensor.read()
+                finally:
+                    self._back_from_read(in_read, entry)
+            except SensorError as error:
+                self._mark_down(entry, up)
+                vanished = vanished or isinstance(error, SensorAbsentError | SensorDeniedError)
+                self._fail(entry, error.reason, error)
+                continue
+            except AbandonedError:
+                raise
+            except Exception as error:
+                # A fault of the collector must not end the daemon, nor the reading of the other sensors.
+                self._mark_down(entry, up)
+                self._fail(entry, SensorError.reason, error)
+                continue
+            if entry.failing is not None:
+                logger.info("%s %s: read again", self.name, entry.sensor.device)
+                entry.failing = None
+            states = entry.states
+            if len(readings) > len(states):
+                readings = self._take_older(readings, states)
+            for index, reading in enumerate(readings):
+                state: _QuantityState | None
+                if index < len(states) and states[index].quantity is reading.quantity:
+                    state = states[index]
+                else:
+                    state = self._by_quantity.get(reading.quantity)
+                    if state is None or state not in states:
+                        continue
+                if state.take(reading):
+                    state.scan = number
+                    device_index = state.device_index
+                    sums_ns[device_index] += reading.read_at_ns
+                    goods[device_index] += 1
+                else:
+                    state.scan = -number
+                    suspects.append(state)
+        for state in suspects:
+            device_index = state.device_index
+            # The last good total may be shown only with its own timestamp, and a device has one timestamp.
+            if state.last_good_ns is not None and not goods[device_index]:
+                sums_ns[device_index] = state.last_good_ns
+                goods[device_index] = 1
+                state.scan = number
+        self.vanished = vanished
+        return self._publish(number, started_ns, sums_ns, goods, up)
+
+    @staticmethod
+    def _mark_down(entry: _SensorEntry, up: list[bool]) -> None:
+        for index in entry.device_indices:
+            up[index] = False
+
+    def _take_older(self, readings: Sequence[Reading], states: Sequence[_QuantityState]) -> Sequence[Reading]:
+        """Take all but the newest reading of each quantity; the newest are left for the scan to show.
+
+        A device read in the background gives what has gathered since the last scan, oldest first.
+        """
+        newest = {reading.quantity: reading for reading in readings}
+        for reading in readings:
+            if newest[reading.quantity] is not reading:
+                state = self._by_quantity.get(reading.quantity)
+                if state is not None and state in states:
+                    state.take(reading)
+        return tuple(newest.values())
+
+    def _back_from_read(self, in_read: list[_SensorEntry], entry: _SensorEntry) -> None:
+        """Own the outcome of a read that has come back, or learn that the family has gone on without it."""
+        try:
+            in_read.pop()
+        except IndexError:
+            logger.info("%s %s: answers after all", self.name, entry.sensor.device)
+            with self._hung_lock:
+                self._hung = self._hung - {entry.sensor.device}
+            raise AbandonedError from None
+
+    def abandon(self) -> bool:
+        """Set aside the device whose read hangs; from another thread, which then goes on with the family.
+
+        Returns:
+            Whether a read was hanging. Its thread will end by itself, should it ever come back.
+        """
+        try:
+            entry = self._in_read.pop()
+        except IndexError:
+            return False
+        self._in_read = []
+        device = entry.sensor.device
+        with self._hung_lock:
+            self._hung = self._hung | {device}
+        error = SensorTimeoutError("its read does not come back; the family goes on without it")
+        self._fail(entry, error.reason, error)
+        return True
+
+    def _publish(
+        self, number: int, started_ns: int, sums_ns: list[int], goods: list[int], up: list[bool]
+    ) -> FamilyScan:
+        clock = self._clock
+        shown = self._shown
+        # A suspect (-number) hides its values, not its health: the rejection must be seen.
+        healths = tuple([s.health if s.scan == number or s.scan == -number else None for s in shown])
+        if healths != self._healths:  # nearly always the very same objects, so this is quick
+            self._healths = healths
+            self._reads = tuple([state.reads for state in shown])
+        # One mapping from the monotonic to the wall clock for the whole scan, tight around the wall clock.
+        before_ns = clock.monotonic_ns()
+        wall_ns = clock.time_ns()
+        finished_ns = clock.monotonic_ns()
+        offset_ns = wall_ns - (before_ns + finished_ns) // 2
+        return FamilyScan(
+            collector=self.name,
+            layout=self.layout,
+            energies_joules=tuple([s.energy_joules if s.scan == number else None for s in shown]),
+            powers_watts=tuple([s.power_watts if s.scan == number else None for s in shown]),
+            healths=self._healths,
+            reads=self._reads,
+            read_at_s=tuple(
+                [
+                    (sum_ns // good + offset_ns) / NS_PER_S if good else None
+                    for sum_ns, good in zip(sums_ns, goods, strict=True)
+                ]
+            ),
+            up=tuple(up),
+            errors=self._errors_shown,
+            duration_s=(finished_ns - started_ns) / NS_PER_S,
+        )
+
+    def _fail(self, entry: _SensorEntry, reason: str, error: Exception) -> None:
+        device = entry.sensor.device
+        if not (isinstance(error, SensorError) and error.is_repeated):
+            self.count_errors((device,), reason)
+        if entry.failing == reason:
+            return
+        entry.failing = reason
+        if isinstance(error, SensorError):
+            logger.warning("%s %s: %s: %s", self.name, device, reason, error)
+        else:
+            logger.error("%s %s: the collector failed", self.name, device, exc_info=error)
+
+    def count_errors(self, devices: Iterable[str], reason: str) -> None:
+        """Count one failed read for each device; from any thread."""
+        with self._errors_lock:
+            for device in devices:
+                self._errors[device, reason] = self._errors.get((device, reason), 0) + 1
+            self._errors_shown = tuple((device, why, count) for (device, why), count in self._errors.items())
+
+    def down(self) -> FamilyScan:
+        """The family as it looks while its thread hangs in a read; from any thread."""
+        layout = self.layout
+        devices = len(layout.devices)
+        nothing = (None,) * len(layout.infos)
+        return FamilyScan(
+            collector=self.name,
+            layout=layout,
+            energies_joules=nothing,
+            powers_watts=nothing,
+            healths=nothing,
+            reads=tuple([state.reads for state in self._shown]),
+            read_at_s=(None,) * devices,
+            up=(False,) * devices,
+            errors=self._errors_shown,
+            duration_s=None,
+        )
+
+    # -- the sensor's rhythm -----------------------------------------------------------------------
+
+    def burst(self, interrupted: Callable[[], bool]) -> None:
+        """Read energy sensors as fast as they go for at most 50 ms, to see how often their counters change.
+
+        At one read a second, a counter that changes every millisecond looks as if it changed every second.
+        Each sensor takes part once, 16 at a time, and only those that are quick to read.
+
+        Raises:
+            AbandonedError: Another thread has taken the family over meanwhile.
+        """
+        end_ns = self._clock.monotonic_ns() + BURST_NS
+        pending = [entry for entry in self._entries if not entry.rhythm_sought]
+        self.wants_burst = bool(pending)
+        while pending and not interrupted() and self._clock.monotonic_ns() < end_ns:
+            group, pending = pending[:BURST_SENSORS], pending[BURST_SENSORS:]
+            group = [entry for entry in group if self._suits_burst(entry)]
+            group_end_ns = min(end_ns, self._clock.monotonic_ns() + BURST_FLAT_NS)
+            while group:
+                if interrupted():
+                    return
+                if self._clock.monotonic_ns() >= group_end_ns:
+                    if group_end_ns < end_ns and any(
+                        state.refresh.changes for entry in group for state in entry.states
+                    ):
+                        group_end_ns = end_ns
+                        continue
+                    # Seen to be slower than the burst is long: the scans will tell its rhythm.
+                    for entry in group:
+                        entry.end_burst()
+                    return
+                group = [entry for entry in group if self._burst_read(entry)]
+
+    def _suits_burst(self, entry: _SensorEntry) -> bool:
+        if entry.failing is None and any(state.counter is not None for state in entry.states):
+            started_ns = self._clock.monotonic_ns()
+            if self._burst_read(entry) and self._clock.monotonic_ns() - started_ns < BURST_MAX_READ_NS:
+                return True
+        entry.end_burst()
+        return False
+
+    def _burst_read(self, entry: _SensorEntry) -> bool:
+        """Read once for the rhythm only; whether to go on."""
+        in_read = self._in_read
+        in_read.append(entry)
+        try:
+            try:
+                readings = entry.sensor.read()
+            finally:
+                self._back_from_read(in_read, entry)
+        except AbandonedError:
+            raise
+        except Exception:
+            entry.end_burst()  # the next scan says what is wrong with it
+            return False
+        going_on = False
+        for reading in readings:
+            state = self._by_quantity.get(reading.quantity)
+            if state is not None and reading.energy_joules is not None:
+                state.refresh.update(reading.read_at_ns, reading.energy_joules)
+                going_on = going_on or state.refresh.changes < BURST_CHANGES
+        if not going_on:
+            entry.end_burst()
+        return going_on

@@ -1,0 +1,155 @@
+"""The state of one quantity between two reads: its counter, its power, its health."""
+
+from __future__ import annotations
+
+from joulewatch_exporter.model import Reading, SensorInfo
+from joulewatch_exporter.sampling.counter import (
+    EnergyCounter,
+    PowerFromEnergy,
+    PowerIntegrator,
+    RefreshEstimator,
+)
+from joulewatch_exporter.sampling.scan import Health, Reads
+
+
+class _QuantityState:
+    """Everything remembered of one quantity, over vanishing and returning too."""
+
+    __slots__ = (
+        "_events",
+        "_has_rhythm",
+        "_min_gap_s",
+        "_power",
+        "_refresh_s",
+        "_rejected_power",
+        "counter",
+        "device_index",
+        "energy_joules",
+        "health",
+        "info",
+        "integrator",
+        "power_watts",
+        "quantity",
+        "reads",
+        "refresh",
+        "rhythm_sought",
+        "scan",
+    )
+
+    def __init__(self, info: SensorInfo, min_gap_s: float) -> None:
+        self.info = info
+        self._min_gap_s = min_gap_s
+        self.quantity = info.quantity
+        self.device_index = 0
+        """Of its device in the layout."""
+        self.reads: Reads = "energy"
+        # A model's energy grows with every look at the clock: that rhythm is nothing of a sensor's.
+        self._has_rhythm = info.method != "estimated"
+        self.counter: EnergyCounter | None = None
+        self.integrator: PowerIntegrator | None = None
+        self.refresh = RefreshEstimator(is_counter=True)
+        self.health = Health(None, 0, 0, 0, 0.0)
+        self.energy_joules: float | None = None
+        self.power_watts: float | None = None
+        self.scan = 0
+        """Number of the last scan in which this quantity was read; negative: and its value is a suspect."""
+        self.rhythm_sought = not self._has_rhythm
+        """Whether it has been read in a burst, or is not fit for one."""
+        self._power = PowerFromEnergy()
+        self._events = 0
+        self._refresh_s: float | None = None
+        self._rejected_power = 0
+
+    def adopt(self, info: SensorInfo) -> None:
+        """Go on under new metadata: the sensor was opened anew, perhaps by another door."""
+        old, self.info = self.info, info
+        self.quantity = info.quantity  # the very object that the sensor's readings will carry
+        if self.counter is not None and (old.wrap_joules != info.wrap_joules or _door(old) != _door(info)):
+            self.counter.change_source(wrap_joules=info.wrap_joules, max_power_watts=info.max_power_watts)
+            self.refresh = RefreshEstimator(is_counter=True)
+            self._power.clear()
+            self.rhythm_sought = not self._has_rhythm
+
+    def take(self, reading: Reading) -> bool:
+        """Take one reading; False if it is a suspect: then the energy is still that of the last good one."""
+        if reading.energy_joules is not None:
+            good = self._take_energy(reading.read_at_ns, reading.energy_joules, reading.power_watts)
+        elif reading.power_watts is not None:
+            good = self._take_power(reading.read_at_ns, reading.power_watts)
+        else:
+            return False
+        return good
+
+    def _take_energy(self, read_at_ns: int, position_joules: float, power_watts: float | None) -> bool:
+        counter = self.counter
+        if counter is None:
+            counter = self.counter = EnergyCounter(
+                wrap_joules=self.info.wrap_joules, max_power_watts=self.info.max_power_watts
+            )
+            self.reads = "energy"
+        unmeasured_s = counter.unmeasured_s
+        if not counter.update(read_at_ns, position_joules):
+            self.power_watts = None
+            self._renew_health(counter)
+            return False
+        if self._has_rhythm:
+            self.refresh.update(read_at_ns, position_joules)
+        total_joules = self.energy_joules = counter.total_joules
+        if counter.unmeasured_s != unmeasured_s:
+            self._power.clear()
+        if power_watts is None:
+            power_watts = self._power.update(read_at_ns, total_joules, self.refresh.resolved_s)
+        elif not 0.0 <= power_watts <= self.info.max_power_watts:
+            self._rejected_power += 1
+            power_watts = None
+            self._renew_health(counter)
+        self.power_watts = power_watts
+        if counter.events != self._events or self.refresh.refresh_s != self._refresh_s:
+            self._renew_health(counter)
+        return True
+
+    def _take_power(self, read_at_ns: int, power_watts: float) -> bool:
+        if self.counter is not None:
+            # The counter of a sensor that has one is missing this time: its power is still a reading.
+            self.energy_joules = None
+            self.power_watts = power_watts if 0.0 <= power_watts <= self.info.max_power_watts else None
+            return self.power_watts is not None
+        integrator = self.integrator
+        if integrator is None:
+            integrator = self.integrator = PowerIntegrator(
+                max_power_watts=self.info.max_power_watts, max_gap_s=max(self.info.max_gap_s, self._min_gap_s)
+            )
+            self.reads = "power"
+            self.refresh = RefreshEstimator(is_counter=False)
+        if not integrator.update(read_at_ns, power_watts):
+            self.power_watts = None
+            self._renew_health(integrator)
+            return False
+        if self._has_rhythm:
+            self.refresh.update(read_at_ns, power_watts)
+        self.energy_joules = integrator.total_joules
+        self.power_watts = power_watts
+        if integrator.events != self._events or self.refresh.refresh_s != self._refresh_s:
+            self._renew_health(integrator)
+        return True
+
+    @property
+    def last_good_ns(self) -> int | None:
+        source = self.counter or self.integrator
+        return None if source is None else source.read_at_ns
+
+    def _renew_health(self, source: EnergyCounter | PowerIntegrator) -> None:
+        self._events = source.events
+        self._refresh_s = self.refresh.refresh_s
+        self.health = Health(
+            refresh_s=self._refresh_s,
+            wraps=source.wraps if isinstance(source, EnergyCounter) else 0,
+            resets=source.resets if isinstance(source, EnergyCounter) else 0,
+            rejected=source.rejected + self._rejected_power,
+            unmeasured_s=source.unmeasured_s,
+        )
+
+
+def _door(info: SensorInfo) -> str:
+    """Which way a quantity is read: files, or the word before a colon, as in ``perf:power/energy-pkg``."""
+    return "file" if info.source.startswith("/") else info.source.partition(":")[0]

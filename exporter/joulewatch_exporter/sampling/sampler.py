@@ -1,0 +1,325 @@
+"""One thread per sensor family on absolute monotonic deadlines; publishes whole scans.
+
+Why threads of our own, where Prometheus' conventions ask for synchronous scrapes: counters wrap and
+power-only sensors must be integrated whether anybody scrapes or not. A scrape still gets fresh
+values: it asks each family's thread for a read that starts after the request, so concurrent scrapers share
+one read, and a sensor that hangs costs its own family one time-out and nobody else anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from joulewatch_exporter.config.config import FamilySettings
+from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorTimeoutError
+from joulewatch_exporter.model import Collector, Finding, Host
+from joulewatch_exporter.sampling.counter import NS_PER_S
+from joulewatch_exporter.sampling.family import Family
+from joulewatch_exporter.sampling.family_thread import FamilyThread
+from joulewatch_exporter.sampling.plausibility import Plausibility, Verdict
+from joulewatch_exporter.sampling.scan import FamilyScan
+from joulewatch_exporter.threads import DeadlineThread
+
+logger = logging.getLogger(__name__)
+
+ESTIMATE_FAMILY: Final = "estimate"
+"""Stands in where no CPU sensor is measured, and never beside one unless it was asked for."""
+
+OPEN_TIMEOUT_S: Final = 10.0
+"""Looking for the devices of a family takes no longer; if it does, the others are not kept waiting."""
+WATCH_S: Final = 0.25
+LOOK_S: Final = 10.0
+"""Between two looks at whether the sensors agree with each other."""
+
+_STOP_TIMEOUT_S: Final = 0.3
+
+
+class Sampler:
+    """All families of this host: opened, read by their threads, looked for again when gone."""
+
+    def __init__(
+        self,
+        families: Sequence[type[Collector]],
+        host: Host,
+        settings: Mapping[str, FamilySettings] | None = None,
+        *,
+        rediscover_s: float = 30.0,
+        hang_s: float = 1.0,
+    ) -> None:
+        """Prepare; ``start`` opens and reads.
+
+        Args:
+            families: In the order in which they are opened: of two that know the same sensor, the first has it.
+            host: Where the files are.
+            settings: What the configuration says, by name of the family.
+            rediscover_s: How often to look for devices that are gone or were not there; 0: never.
+            hang_s: A device whose read takes longer is set aside until it comes back. Below what a scrape waits, so
+                that even the scrape that meets the hang gets the other devices.
+        """
+        self._host = host
+        self._emulated = host.emulated
+        self._settings = dict(settings or {})
+        self._families = tuple(families)
+        self._rediscover_s = rediscover_s
+        self._hang_s = hang_s
+        self._openers: dict[str, DeadlineThread] = {}
+        self._plausibility = Plausibility()
+        self._verdicts: tuple[Verdict, ...] = ()
+        self._threads: dict[str, FamilyThread] = {}
+        self._lock = threading.Lock()
+        self._stop_event = threading.Event()
+        self._said: set[tuple[str, str]] = set()
+        self._retry: set[str] = set()
+        self._rediscovery = threading.Thread(target=self._rediscover_forever, name="rediscover", daemon=True)
+        self._watcher = threading.Thread(target=self._watch_forever, name="watch", daemon=True)
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Names of the families that are open now."""
+        with self._lock:
+            return tuple(self._threads)
+
+    def start(self) -> None:
+        """Open what is there and begin to read.
+
+        Raises:
+            ConfigError: A family with ``enabled: true`` is not there.
+        """
+        try:
+            for family in self._wanted_families():
+                self._open(family, first=True)
+            self._settle_estimate(first=True)
+        except ConfigError:
+            self.stop()
+            raise
+        if not self._threads:
+            logger.warning("no sensor found; 'joulewatch-exporter check' says why")
+        if self._rediscover_s > 0:
+            self._rediscovery.start()
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """End all threads; waits for a hung one 0.3 s at most."""
+        self._stop_event.set()
+        with self._lock:
+            threads = list(self._threads.values())
+        for family_thread in threads:
+            family_thread.stop()
+        end_ns = time.monotonic_ns() + round(_STOP_TIMEOUT_S * NS_PER_S)
+        for family_thread in threads:
+            family_thread.join(max((end_ns - time.monotonic_ns()) / NS_PER_S, 0.0))
+        for thread in (self._rediscovery, self._watcher):
+            if thread.is_alive():
+                thread.join(max((end_ns - time.monotonic_ns()) / NS_PER_S, 0.0))
+        for opener in self._openers.values():
+            opener.close()
+
+    def settle(self, timeout_s: float) -> None:
+        """Wait until every device has answered or failed once, those too that are read in the background."""
+        end_s = time.monotonic() + timeout_s
+        with self._lock:
+            threads = list(self._threads.values())
+        for thread in threads:
+            thread.family.collector.settle(max(end_s - time.monotonic(), 0.0))
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """What the sensors say of each other, as of the last look."""
+        return self._verdicts
+
+    def fresh(self, timeout_s: float, only: Collection[str] | None = None) -> tuple[FamilyScan, ...]:
+        """Read every family now, all at the same time.
+
+        Args:
+            timeout_s: A family that has not answered by then is shown as down.
+            only: Names of the families to read; None: all.
+
+        Returns:
+            One scan per open family, in the order of the families.
+        """
+        with self._lock:
+            threads = [thread for name, thread in self._threads.items() if only is None or name in only]
+        deadline_ns = time.monotonic_ns() + round(timeout_s * NS_PER_S)
+        tickets = [(thread, thread.request()) for thread in threads]
+        return tuple(thread.wait(ticket, deadline_ns, timeout_s) for thread, ticket in tickets)
+
+    # -- opening -----------------------------------------------------------------------------------
+
+    def _setting(self, name: str) -> FamilySettings:
+        return self._settings.get(name, FamilySettings())
+
+    def _wanted_families(self) -> list[type[Collector]]:
+        """All but the switched off, and but the estimate unless it was asked for."""
+        return [
+            family
+            for family in self._families
+            if (enabled := self._setting(family.name).enabled) is not False
+            and not (family.name == ESTIMATE_FAMILY and enabled == "auto")
+        ]
+
+    def _open(self, family: type[Collector], *, first: bool) -> bool:
+        """Open a family, new or again; whether it is there."""
+        setting = self._setting(family.name)
+        options = setting.options if setting.options is not None else family.Options()
+        try:
+            collector = self._open_collector(family, options)
+        except (SensorAbsentError, SensorDeniedError, SensorTimeoutError) as error:
+            if first and setting.enabled is True:
+                raise ConfigError(
+                    f"collector {family.name} is switched on but {error.reason}: {error}. "
+                    f"Cure that, or set collectors.{family.name}.enabled to auto"
+                ) from error
+            level = logging.INFO if isinstance(error, SensorAbsentError) else logging.WARNING
+            self._say(level, family.name, str(error))
+            self._retry.add(family.name)
+            return False
+        except ConfigError as error:
+            if first:
+                raise
+            self._say(logging.ERROR, family.name, str(error))
+            self._retry.add(family.name)
+            return False
+        except Exception:
+            if (family.name, "broken") not in self._said:
+                self._said.add((family.name, "broken"))
+                logger.exception("%s: opening failed", family.name)
+            self._retry.add(family.name)
+            return False
+        self._note(family.name, collector.findings)
+        with self._lock:
+            thread = self._threads.get(family.name)
+        if thread is not None:
+            thread.hand_over(collector)
+            return True
+        self._retry.update(self._later_families(family))
+        timing = collector.timing
+        poll_s = timing.poll_s if setting.poll_s is None else setting.poll_s
+        if poll_s > timing.poll_s:
+            self._say(
+                logging.WARNING,
+                family.name,
+                f"poll_seconds {poll_s:g} is longer than the {timing.poll_s:g} s its sensors ask for: should a counter "
+                "go round unseen, or readings of power be too far apart, the time is counted as unmeasured",
+            )
+        thread = FamilyThread(
+            Family(collector, emulated=self._emulated, poll_s=poll_s),
+            poll_s=poll_s,
+            read_on_scrape=timing.read_on_scrape,
+        )
+        logger.info("%s: %d sensors, read every %g s", family.name, len(collector.sensors), poll_s)
+        with self._lock:
+            threads = {**self._threads, family.name: thread}
+            self._threads = {f.name: threads[f.name] for f in self._families if f.name in threads}
+        thread.start()
+        return True
+
+    def _open_collector(self, family: type[Collector], options: Any) -> Collector:
+        """Open a family on a thread that may be left behind: looking for devices can hang as reading them can."""
+        host = dataclasses.replace(self._host, claimed=self._claimed_before(family))
+        opener = self._openers.setdefault(family.name, DeadlineThread(f"open-{family.name}"))
+        gave_up = threading.Event()
+
+        def open_it() -> Collector:
+            collector = family.open(host, options)
+            if gave_up.is_set():
+                collector.close()
+            return collector
+
+        try:
+            return opener.call(open_it, OPEN_TIMEOUT_S)
+        except SensorTimeoutError:
+            gave_up.set()
+            raise
+
+    def _claimed_before(self, family: type[Collector]) -> frozenset[str]:
+        """The sources that families before this one read."""
+        before = {item.name for item in self._families[: self._families.index(family)]}
+        with self._lock:
+            layouts = [thread.family.layout for name, thread in self._threads.items() if name in before]
+        return frozenset(info.source for layout in layouts for info in layout.infos)
+
+    def _later_families(self, family: type[Collector]) -> set[str]:
+        """Open families that may read what this one, opened only now, reads too: they are to look again."""
+        later = {item.name for item in self._families[self._families.index(family) + 1 :]}
+        with self._lock:
+            return {
+                name
+                for name, thread in self._threads.items()
+                if name in later and not thread.family.looks_after_itself and name != ESTIMATE_FAMILY
+            }
+
+    def _note(self, name: str, findings: Sequence[Finding]) -> None:
+        self._retry.discard(name)
+        for finding in findings:
+            if finding.status in ("denied", "broken"):
+                # A cure can be applied while we run.
+                self._retry.add(name)
+                cure = f"; cure: {finding.cure}" if finding.cure else ""
+                self._say(logging.WARNING, name, f"{finding.subject}: {finding.status}: {finding.text}{cure}")
+
+    def _say(self, level: int, name: str, text: str) -> None:
+        if (name, text) not in self._said:
+            self._said.add((name, text))
+            logger.log(level, "%s: %s", name, text)
+
+    def _settle_estimate(self, *, first: bool = False) -> None:
+        """With ``auto``: estimate the CPU while nothing measures it, and stop as soon as something does."""
+        family = next((family for family in self._families if family.name == ESTIMATE_FAMILY), None)
+        if family is None or self._setting(ESTIMATE_FAMILY).enabled != "auto":
+            return
+        with self._lock:
+            measured = any(
+                thread.family.measures_cpu for name, thread in self._threads.items() if name != ESTIMATE_FAMILY
+            )
+            running = self._threads.get(ESTIMATE_FAMILY)
+            if measured and running is not None:
+                self._threads = {name: thread for name, thread in self._threads.items() if thread is not running}
+        if not measured and running is None:
+            if self._open(family, first=first):
+                logger.warning("no CPU sensor is measured: CPU energy is estimated and labelled so")
+        elif measured and running is not None:
+            logger.info("a CPU sensor is measured now: the estimate ends")
+            running.stop()
+
+    # -- looking again -----------------------------------------------------------------------------
+
+    def rediscover(self) -> None:
+        """Look again for families and devices that were not there, or are gone."""
+        for family in self._wanted_families():
+            with self._lock:
+                thread = self._threads.get(family.name)
+            if thread is None or (
+                not thread.family.looks_after_itself
+                and (thread.family.vanished or family.name in self._retry or thread.family.collector.outdated)
+            ):
+                self._open(family, first=False)
+        self._settle_estimate()
+
+    def _rediscover_forever(self) -> None:
+        while not self._stop_event.wait(self._rediscover_s):
+            try:
+                self.rediscover()
+            except Exception:
+                logger.exception("looking for sensors again failed")
+
+    # -- watching ----------------------------------------------------------------------------------
+
+    def _watch_forever(self) -> None:
+        next_look_s = time.monotonic() + LOOK_S
+        while not self._stop_event.wait(WATCH_S):
+            with self._lock:
+                threads = list(self._threads.values())
+            try:
+                for thread in threads:
+                    thread.watch(self._hang_s)
+                if time.monotonic() >= next_look_s:
+                    next_look_s += LOOK_S
+                    scans = [scan for thread in threads if (scan := thread.latest) is not None]
+                    self._verdicts = self._plausibility.look(scans)
+            except Exception:
+                logger.exception("watching over the sensors failed")

@@ -1,0 +1,1 @@
+"""The HTTP server and the text that it serves."""

@@ -1,0 +1,205 @@
+"""One HTTP connection: requests under a deadline and a size limit, keep-alive, complete responses."""
+
+from __future__ import annotations
+
+import email.utils
+import io
+import logging
+import socket
+import ssl
+import time
+import urllib.parse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final, TypeAlias
+
+logger = logging.getLogger(__name__)
+
+
+MAX_REQUEST_BYTES: Final = 32 * 1024
+
+Answer: TypeAlias = Callable[[str, str, Mapping[str, str]], "Response"]
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One answer; the body is complete."""
+
+    status: HTTPStatus
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+class _BadRequestError(Exception):
+    """The peer's request is answered with this and the connection closed."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class _Received(io.RawIOBase):
+    """A socket's bytes, under one deadline and one limit for the whole request."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._deadline_ns = 0
+        self._left = 0
+
+    def begin(self, timeout_s: float) -> None:
+        """A new request may come: give it ``timeout_s`` and the whole limit of bytes."""
+        self._deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
+        self._left = MAX_REQUEST_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left_s = (self._deadline_ns - time.monotonic_ns()) / 1e9
+        if left_s <= 0:
+            raise TimeoutError("the request took too long")
+        if self._left <= 0:
+            raise _BadRequestError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request is too large")
+        self._connection.settimeout(left_s)
+        count = self._connection.recv_into(memoryview(buffer)[: self._left])
+        self._left -= count
+        return count
+
+
+class Connection:
+    """One peer: requests one after another, each response in one write."""
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        answer: Answer,
+        *,
+        is_stopping: Callable[[], bool],
+        request_timeout_s: float,
+        keep_alive_s: float,
+        extra_headers: Mapping[str, str],
+    ) -> None:
+        """Serve one peer.
+
+        Args:
+            connection: The accepted socket, TLS included.
+            answer: Called with method, target and headers (names in lower case) of each request.
+            is_stopping: Asked before each request; when true, the connection ends.
+            request_timeout_s: For a peer to send a request, and to take a response.
+            keep_alive_s: For an idle connection.
+            extra_headers: Sent with every response.
+        """
+        self._connection = connection
+        self._answer = answer
+        self._is_stopping = is_stopping
+        self._request_timeout_s = request_timeout_s
+        self._keep_alive_s = keep_alive_s
+        self._extra_headers = extra_headers
+        self._received = _Received(connection)
+        self._reader = io.BufferedReader(self._received, 8192)
+
+    def serve(self) -> None:
+        going_on = True
+        while going_on and not self._is_stopping():
+            try:
+                request = self._read_request()
+            except _BadRequestError as error:
+                self._send(plain(error.status, str(error)), head=False, close=True)
+                return
+            if request is None:
+                return
+            method, target, version, headers = request
+            has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+            connection = headers.get("connection", "").lower()
+            # A body is not read, so what follows it on this connection could not be found.
+            going_on = not has_body and (
+                "keep-alive" in connection if version == "HTTP/1.0" else "close" not in connection
+            )
+            response = self._answer(method, target, headers)
+            logger.debug("%s %s %d", method, target.partition("?")[0], response.status)
+            going_on = going_on and not self._is_stopping()
+            self._send(response, head=method == "HEAD", close=not going_on)
+
+    def _read_request(self) -> tuple[str, str, str, dict[str, str]] | None:
+        """Method, target, version and headers; None if the peer has gone."""
+        self._received.begin(self._keep_alive_s)
+        try:
+            if not self._reader.peek(1):
+                return None
+        except TimeoutError:
+            return None
+        self._received.begin(self._request_timeout_s)
+        line = self._read_line()
+        while line in (b"\r\n", b"\n"):  # RFC 9112, 2.2: a server should ignore empty lines before a request
+            line = self._read_line()
+        if not line:
+            return None
+        words = line.decode("latin-1").split()
+        if len(words) != 3 or not words[2].startswith("HTTP/"):
+            raise _BadRequestError(HTTPStatus.BAD_REQUEST, "this is no HTTP request")
+        method, target, version = words
+        if version not in ("HTTP/1.0", "HTTP/1.1"):
+            raise _BadRequestError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "only HTTP/1.0 and HTTP/1.1")
+        if not target.startswith("/"):
+            # The absolute form of a proxy, which a server must accept too (RFC 9112, 3.2.2).
+            parsed = urllib.parse.urlsplit(target)
+            target = (parsed.path or "/") + (f"?{parsed.query}" if parsed.query else "")
+        headers: dict[str, str] = {}
+        while True:
+            line = self._read_line()
+            if not line:
+                return None
+            if line in (b"\r\n", b"\n"):
+                return method, target, version, headers
+            name, colon, value = line.decode("latin-1").partition(":")
+            if not colon or not name or name != name.strip():
+                raise _BadRequestError(HTTPStatus.BAD_REQUEST, "a header is malformed")
+            if len(headers) >= 100:
+                raise _BadRequestError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "too many headers")
+            key = name.lower()
+            value = value.strip()
+            headers[key] = f"{headers[key]}, {value}" if key in headers else value
+
+    def _read_line(self) -> bytes:
+        """A whole line; empty if the peer has gone."""
+        line = self._reader.readline(MAX_REQUEST_BYTES)
+        if len(line) >= MAX_REQUEST_BYTES:
+            raise _BadRequestError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request is too large")
+        return line if line.endswith(b"\n") else b""
+
+    def _send(self, response: Response, *, head: bool, close: bool) -> None:
+        lines = [
+            f"HTTP/1.1 {response.status.value} {response.status.phrase}",
+            f"Date: {email.utils.formatdate(usegmt=True)}",
+            f"Content-Type: {response.content_type}",
+            f"Content-Length: {len(response.body)}",
+            *(f"{name}: {value}" for name, value in response.headers),
+            *(f"{name}: {value}" for name, value in self._extra_headers.items()),
+        ]
+        if close:
+            lines.append("Connection: close")
+        data = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
+        self._connection.settimeout(self._request_timeout_s)
+        if head:
+            self._connection.sendall(data)
+        elif isinstance(self._connection, ssl.SSLSocket):
+            self._connection.sendall(data + response.body)
+        else:
+            # One write, without first copying a megabyte of body behind its headers.
+            sent = self._connection.sendmsg((data, response.body))
+            if sent < len(data) + len(response.body):
+                self._connection.sendall(memoryview(data + response.body)[sent:])
+
+
+def plain(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Response:
+    return Response(status, f"{text}\n".encode(), headers=headers)
+
+
+def accepts_gzip(accept_encoding: str) -> bool:
+    for item in accept_encoding.lower().split(","):
+        coding, _, parameters = item.partition(";")
+        if coding.strip() in ("gzip", "x-gzip", "*"):
+            return parameters.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
+    return False

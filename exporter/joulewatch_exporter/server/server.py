@@ -1,0 +1,353 @@
+"""GET /, /metrics, /-/healthy; TLS and basic auth as the Prometheus exporter toolkit configures them.
+
+Why not prometheus_client's server: its TLS handshake runs in the accept loop, where one silent peer stalls
+every scrape; it has no time-outs, no limit of requests, no basic auth, and answers any path with metrics.
+
+Here every connection has a thread of its own in which everything that a peer can delay takes place (handshake,
+request, response), each within a time-out, so that a slow or silent peer costs nobody else anything.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+import os
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Final, Protocol
+
+from joulewatch_exporter import __version__
+from joulewatch_exporter.config.config import parse_address
+from joulewatch_exporter.config.strict import nearest
+from joulewatch_exporter.errors import ConfigError
+from joulewatch_exporter.server.access import Access
+from joulewatch_exporter.server.connection import Connection, Response, accepts_gzip, plain
+
+logger = logging.getLogger(__name__)
+
+HANDSHAKE_TIMEOUT_S: Final = 5.0
+REQUEST_TIMEOUT_S: Final = 5.0
+"""From the first byte of a request to its last, and for the peer to take the response."""
+KEEP_ALIVE_S: Final = 120.0
+"""An idle connection is closed after this; longer than the scrape intervals in use."""
+MAX_CONNECTIONS: Final = 256
+MIN_GZIP_BYTES: Final = 1024
+
+_BACKLOG: Final = 128
+
+
+class Scrape(Protocol):
+    """What the server calls for a scrape."""
+
+    def __call__(self, *, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
+        """The body and its content type."""
+        ...
+
+
+class WebServer:
+    """Listens on all addresses at once; one thread per address, one per connection."""
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        scrape: Scrape,
+        *,
+        collectors: Iterable[str] = (),
+        telemetry_path: str = "/metrics",
+        max_requests: int = 40,
+        read_timeout_s: float = 2.0,
+        access: Access | None = None,
+        request_timeout_s: float = REQUEST_TIMEOUT_S,
+        keep_alive_s: float = KEEP_ALIVE_S,
+        handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
+    ) -> None:
+        """Bind every address; nothing is accepted before ``start``.
+
+        Args:
+            addresses: ``host:port`` each.
+            scrape: Called for each scrape, by many threads at once.
+            collectors: Names that ``?collect[]=`` may give.
+            telemetry_path: Where the metrics are.
+            max_requests: Scrapes at the same time; more are answered 503. 0: any number.
+            read_timeout_s: Longest wait of a scrape for its sensors.
+            access: TLS and users; None: everybody, in the clear.
+            request_timeout_s: For a peer to send a request, and to take a response.
+            keep_alive_s: For an idle connection.
+            handshake_timeout_s: For the TLS handshake.
+
+        Raises:
+            ConfigError: An address is wrong or in use.
+        """
+        self._scrape = scrape
+        self._collectors = tuple(collectors)
+        self._telemetry_path = telemetry_path
+        self._read_timeout_s = read_timeout_s
+        self._access = access if access is not None else Access(None)
+        self._request_timeout_s = request_timeout_s
+        self._keep_alive_s = keep_alive_s
+        self._handshake_timeout_s = handshake_timeout_s
+        self._slots = threading.BoundedSemaphore(max_requests) if max_requests else None
+        self._connections = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._open: set[socket.socket] = set()
+        self._open_lock = threading.Lock()
+        self._stopping = False
+        self._listeners: list[socket.socket] = []
+        self._bound: list[tuple[str, int]] = []
+        self._threads: list[threading.Thread] = []
+        try:
+            for address in addresses:
+                listener = _listen(address)
+                self._listeners.append(listener)
+                self._bound.append(listener.getsockname()[:2])
+        except ConfigError:
+            self.stop()
+            raise
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """Where the metrics are, one for each address, with the ports that were really taken."""
+        scheme = "https" if self._access.tls is not None else "http"
+        return tuple(
+            f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{self._telemetry_path}"
+            for host, port in self._bound
+        )
+
+    def start(self) -> None:
+        for listener in self._listeners:
+            thread = threading.Thread(target=self._accept, args=(listener,), name="accept", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def stop(self, grace_s: float = 0.2) -> None:
+        """Accept nothing more, let running responses end for ``grace_s``, then close every connection."""
+        self._stopping = True
+        for listener in self._listeners:
+            try:
+                listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
+            except OSError:
+                pass
+            listener.close()
+        for thread in self._threads:
+            thread.join(grace_s)
+        with self._open_lock:
+            connections = list(self._open)
+        for connection in connections:
+            try:
+                # An idle one ends at once, a busy one after its response. Not SSLSocket.shutdown: that drops the
+                # encryption, and the response still to come would go out in the clear.
+                socket.socket.shutdown(connection, socket.SHUT_RD)
+            except OSError:
+                pass
+        end_ns = time.monotonic_ns() + round(grace_s * 1e9)
+        while time.monotonic_ns() < end_ns:
+            with self._open_lock:
+                if not self._open:
+                    return
+            time.sleep(0.005)
+        with self._open_lock:
+            connections = list(self._open)
+        for connection in connections:
+            try:
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+            except OSError:
+                pass
+
+    # -- connections -------------------------------------------------------------------------------
+
+    def _accept(self, listener: socket.socket) -> None:
+        while not self._stopping:
+            try:
+                connection, _ = listener.accept()
+            except OSError as error:
+                if self._stopping:
+                    return
+                logger.error("cannot accept a connection: %s", error)
+                time.sleep(0.1)  # out of files: the connections that are open must end first
+                continue
+            if not self._connections.acquire(blocking=False):
+                connection.close()
+                continue
+            with self._open_lock:
+                self._open.add(connection)
+            try:
+                threading.Thread(target=self._serve, args=(connection,), name="request", daemon=True).start()
+            except RuntimeError:
+                self._forget(connection)
+
+    def _forget(self, connection: socket.socket) -> None:
+        with self._open_lock:
+            self._open.discard(connection)
+        connection.close()
+        self._connections.release()
+
+    def _serve(self, connection: socket.socket) -> None:
+        secured: socket.socket = connection
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._access.refresh()
+            context = self._access.tls
+            if context is not None:
+                connection.settimeout(self._handshake_timeout_s)
+                secured = context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                with self._open_lock:
+                    self._open.discard(connection)
+                    self._open.add(secured)
+                assert isinstance(secured, ssl.SSLSocket)
+                secured.do_handshake()
+                if not self._client_allowed(secured):
+                    return
+            Connection(
+                secured,
+                self.answer,
+                is_stopping=lambda: self._stopping,
+                request_timeout_s=self._request_timeout_s,
+                keep_alive_s=self._keep_alive_s,
+                extra_headers=self._access.web.http_server_config.headers,
+            ).serve()
+        except (OSError, ssl.SSLError) as error:
+            logger.debug("connection ended: %s", error)
+        except Exception:
+            logger.exception("a request failed")
+        finally:
+            self._forget(secured)
+
+    def _client_allowed(self, connection: ssl.SSLSocket) -> bool:
+        tls = self._access.web.tls_server_config
+        if tls is None or not tls.client_allowed_sans:
+            return True
+        certificate = connection.getpeercert() or {}
+        names = {str(entry[1]) for entry in certificate.get("subjectAltName", ()) if len(entry) == 2}
+        return not names.isdisjoint(tls.client_allowed_sans)
+
+    # -- requests ----------------------------------------------------------------------------------
+
+    def answer(self, method: str, target: str, headers: Mapping[str, str]) -> Response:
+        """The response to one request; HEAD is answered as GET, its body is left out when it is sent.
+
+        Args:
+            method: Such as ``GET``.
+            target: Path and query as sent.
+            headers: By lower-case name.
+        """
+        if self._access.required and not self._access.allows(headers.get("authorization")):
+            return plain(
+                HTTPStatus.UNAUTHORIZED,
+                "unauthorized",
+                ("WWW-Authenticate", 'Basic realm="joulewatch", charset="UTF-8"'),
+            )
+        if method not in ("GET", "HEAD"):
+            return plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", ("Allow", "GET, HEAD"))
+        path, _, query = target.partition("?")
+        if path == self._telemetry_path:
+            return self._answer_metrics(query, headers)
+        if path == "/-/healthy":
+            return plain(HTTPStatus.OK, "joulewatch-exporter is healthy")
+        if path == "/":
+            return Response(HTTPStatus.OK, self._landing_page(), "text/html; charset=utf-8")
+        return plain(HTTPStatus.NOT_FOUND, f"nothing here; the metrics are at {self._telemetry_path}")
+
+    def _answer_metrics(self, query: str, headers: Mapping[str, str]) -> Response:
+        try:
+            wanted = urllib.parse.parse_qs(query, max_num_fields=64).get("collect[]")
+        except ValueError:
+            return plain(HTTPStatus.BAD_REQUEST, "too many parameters")
+        for name in wanted or ():
+            if name not in self._collectors:
+                hint = nearest(name, ()) if not self._collectors else f"known: {', '.join(self._collectors)}"
+                return plain(HTTPStatus.BAD_REQUEST, f"unknown collector {name!r}; {hint}")
+        if self._slots is not None and not self._slots.acquire(blocking=False):
+            return plain(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "too many scrapes at the same time (--web.max-requests)",
+                ("Retry-After", "1"),
+            )
+        try:
+            body, content_type = self._scrape(
+                accept=headers.get("accept"),
+                only=None if wanted is None else frozenset(wanted),
+                timeout_s=self._scrape_timeout_s(headers),
+            )
+        except Exception:
+            logger.exception("a scrape failed")
+            return plain(HTTPStatus.INTERNAL_SERVER_ERROR, "the scrape failed; the log says why")
+        finally:
+            if self._slots is not None:
+                self._slots.release()
+        extra: tuple[tuple[str, str], ...] = (("Vary", "Accept, Accept-Encoding"),)
+        if len(body) >= MIN_GZIP_BYTES and accepts_gzip(headers.get("accept-encoding", "")):
+            # Level 1: a fifth of the time of level 9 for nearly the same size on text like this.
+            packer = zlib.compressobj(level=1, wbits=31)
+            body = packer.compress(body) + packer.flush()
+            extra += (("Content-Encoding", "gzip"),)
+        return Response(HTTPStatus.OK, body, content_type, extra)
+
+    def _scrape_timeout_s(self, headers: Mapping[str, str]) -> float:
+        """Prometheus says how long it will wait: answer before that, with what there is."""
+        try:
+            offered_s = float(headers.get("x-prometheus-scrape-timeout-seconds", "inf"))
+        except ValueError:
+            return self._read_timeout_s
+        return min(self._read_timeout_s, 0.75 * offered_s) if offered_s > 0 else self._read_timeout_s
+
+    def _landing_page(self) -> bytes:
+        path = html.escape(self._telemetry_path, quote=True)
+        links = "".join(
+            f'<li><a href="{path}?collect[]={html.escape(name, quote=True)}">only {html.escape(name)}</a></li>'
+            for name in self._collectors
+        )
+        return f"""<!DOCTYPE html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>joulewatch exporter</title>
+<style>body{{font:16px/1.5 system-ui,sans-serif;max-width:40em;margin:3em auto;padding:0 1em;color:#222}}
+h1{{font-weight:600;margin-bottom:0}}p{{margin-top:.3em;color:#666}}a{{color:#0b5fa5}}
+@media(prefers-color-scheme:dark){{body{{background:#181a1b;color:#ddd}}p{{color:#999}}a{{color:#6db3f2}}}}</style>
+</head>
+<body><h1>joulewatch exporter</h1>
+<p>Power and energy of the sensors of this machine, for Prometheus. Version {html.escape(__version__)}.</p>
+<ul><li><a href="{path}">Metrics</a><ul>{links}</ul></li><li><a href="/-/healthy">Health</a></li></ul>
+</body></html>
+""".encode()
+
+
+def _has_ipv6() -> bool:
+    """Whether ``::`` can be bound for IPv4 too; the kernel may know IPv6 and have it switched off."""
+    if not socket.has_dualstack_ipv6():
+        return False
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _listen(address: str) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        ConfigError: The address is wrong, not of this machine, forbidden or in use.
+    """
+    try:
+        host, port = parse_address(address)
+    except ValueError as error:
+        raise ConfigError(f"--web.listen-address: {error}") from error
+    try:
+        if not host:
+            if _has_ipv6():
+                return socket.create_server(("::", port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)
+            return socket.create_server(("0.0.0.0", port), backlog=_BACKLOG)
+        family, _, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server((str(where[0]), port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise ConfigError(
+            f"--web.listen-address: cannot listen on {address}: {reason}"
+            + ("; another exporter may be running: give another port" if "in use" in reason else "")
+        ) from error

@@ -1,0 +1,161 @@
+"""One small file: what it gives, and what each of the kernel's refusals becomes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from joulewatch_exporter.collectors.base.sysfs import (
+    HeldInt,
+    cpuinfo,
+    list_names,
+    read_int,
+    read_int_or_none,
+    read_text,
+    sensor_error,
+)
+from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
+from joulewatch_exporter.model import Host
+from support.sysfs import EPYC, FakeSysfs, public_folder, unprivileged
+
+
+@pytest.mark.parametrize(("text", "value"), [("0\n", 0), ("65532610987\n", 65_532_610_987), ("-5\n", -5), ("7", 7)])
+def test_a_number_is_read_whole(tmp_path: Path, text: str, value: int) -> None:
+    path = tmp_path / "energy_uj"
+    path.write_text(text)
+    assert read_int(str(path)) == value
+
+
+@pytest.mark.parametrize("text", ["", "\n", "garbage\n", "1.5\n", "12 J\n"])
+def test_what_is_no_number_is_a_glitch_and_names_the_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "energy_uj"
+    path.write_text(text)
+    with pytest.raises(SensorGlitchError, match="energy_uj"):
+        read_int(str(path))
+    assert read_int_or_none(str(path)) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOENT, SensorAbsentError),
+        (errno.ENODEV, SensorAbsentError),
+        (errno.ENXIO, SensorAbsentError),
+        (errno.EACCES, SensorDeniedError),
+        (errno.EPERM, SensorDeniedError),
+        (errno.EIO, SensorGlitchError),
+        (errno.ENODATA, SensorGlitchError),
+        (errno.EAGAIN, SensorGlitchError),
+        (errno.EMFILE, SensorGlitchError),
+    ],
+)
+def test_each_refusal_has_its_place(number: int, kind: type[SensorError]) -> None:
+    error = sensor_error("/sys/x", OSError(number, os.strerror(number)))
+    assert type(error) is kind
+    assert "/sys/x" in str(error)
+
+
+def test_a_file_that_is_not_there_is_absent(tmp_path: Path) -> None:
+    with pytest.raises(SensorAbsentError, match="nothing"):
+        read_int(str(tmp_path / "nothing"))
+    with pytest.raises(SensorAbsentError):
+        read_text(str(tmp_path / "nothing"))
+    with pytest.raises(SensorAbsentError):
+        list_names(str(tmp_path / "nothing"))
+
+
+def test_the_kernels_own_denial_names_the_path_and_the_cure() -> None:
+    with public_folder() as folder:
+        path = folder / "energy_uj"
+        path.write_text("1\n")
+        path.chmod(0o400 if os.geteuid() == 0 else 0)
+        with unprivileged(), pytest.raises(SensorDeniedError, match=f"sudo chmod a\\+r {path}"):
+            read_int(str(path))
+
+
+def test_the_kernels_own_input_error_is_a_glitch() -> None:
+    with pytest.raises(SensorGlitchError, match="Input/output error"):
+        read_int("/proc/self/mem")
+
+
+def test_text_is_stripped_and_empty_text_is_a_glitch(tmp_path: Path) -> None:
+    path = tmp_path / "name"
+    path.write_text("package-0\n")
+    assert read_text(str(path)) == "package-0"
+    path.write_text("\n")
+    with pytest.raises(SensorGlitchError, match="empty"):
+        read_text(str(path))
+
+
+def test_text_ends_at_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "stat"
+    path.write_text("x" * 10_000)
+    assert len(read_text(str(path))) == 4096
+    assert len(read_text(str(path), 1 << 20)) == 10_000
+
+
+def test_this_machines_cpuinfo_says_nothing_about_a_copied_tree(tmp_path: Path) -> None:
+    """A tree from another machine must not be read by this machine's CPU vendor."""
+    tree = FakeSysfs(tmp_path).cpuinfo(**EPYC)
+    assert "AuthenticAMD" in cpuinfo(tree.host)
+    assert cpuinfo(Host(sysfs=tree.sys)) == ""
+    tree.write("devices/system/cpu", modalias="cpu:type:x86,ven0002fam0019mod0001")
+    assert cpuinfo(Host(sysfs=tree.sys)) != ""  # a live sysfs, mounted elsewhere
+
+
+# -- a file that is kept open ----------------------------------------------------------------------
+
+
+def test_a_held_file_is_read_anew_each_time(tmp_path: Path) -> None:
+    """As the kernel's files are: the same file, another text."""
+    path = tmp_path / "energy_uj"
+    path.write_text("1\n")
+    held = HeldInt(str(path))
+    assert held.read() == 1
+    path.write_text("23456\n")
+    assert held.read() == 23456
+    held.close()
+    held.close()
+    assert held.read() == 23456
+    held.close()
+
+
+def test_a_held_file_that_was_replaced_gives_the_new_value(tmp_path: Path) -> None:
+    """Programs that write whole files rename: the file still open would show its old value for ever."""
+    path = tmp_path / "energy_uj"
+    path.write_text("1\n")
+    held = HeldInt(str(path))
+    for value in (1, 2, 3):
+        (tmp_path / "new").write_text(f"{value}\n")
+        (tmp_path / "new").replace(path)
+        assert held.read() == value
+    held.close()
+
+
+def test_a_held_file_that_vanished_is_absent_and_is_found_again(tmp_path: Path) -> None:
+    path = tmp_path / "energy_uj"
+    path.write_text("1\n")
+    held = HeldInt(str(path))
+    held.read()
+    path.unlink()
+    for _ in range(2):
+        with pytest.raises(SensorAbsentError, match="energy_uj"):
+            held.read()
+    path.write_text("garbage\n")
+    with pytest.raises(SensorGlitchError, match="garbage"):
+        held.read()
+    path.write_text("4\n")
+    assert held.read() == 4
+    held.close()
+
+
+def test_a_held_file_leaks_no_descriptor(tmp_path: Path) -> None:
+    path = tmp_path / "energy_uj"
+    path.write_text("1\n")
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        HeldInt(str(path)).read()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1

@@ -1,0 +1,416 @@
+"""Threads for slow devices: deadlines, pauses after failures, hung calls, and what a scan takes of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+
+import pytest
+
+from joulewatch_exporter.collectors.base.workers import (
+    ABANDON_AFTER,
+    LONGEST_BACKOFF_S,
+    NS_PER_S,
+    Device,
+    PolledCollector,
+    Poller,
+)
+from joulewatch_exporter.errors import (
+    SensorAbsentError,
+    SensorDeniedError,
+    SensorError,
+    SensorGlitchError,
+    SensorTimeoutError,
+)
+from joulewatch_exporter.model import Quantity, Reading, SensorInfo
+from joulewatch_exporter.threads import DeadlineThread
+
+WAIT_S = 10.0
+"""For what takes microseconds; only a broken test waits so long."""
+
+TOTAL = Quantity("node", "node", "n1", "total")
+PART = Quantity("part", "other", "n1", "psu1")
+
+
+def info(quantity: Quantity) -> SensorInfo:
+    return SensorInfo(quantity=quantity, method="integrated", source="fake")
+
+
+class FakeDevice:
+    """A connected device; ``step`` gives what a read does."""
+
+    def __init__(self, quantity: Quantity = TOTAL) -> None:
+        self.quantity = quantity
+        self.infos: Sequence[SensorInfo] = (info(quantity),)
+        self.error: Exception | None = None
+        self.hang: threading.Event | None = None
+        self.reads = 0
+        self.closes = 0
+
+    def read(self) -> Sequence[Reading]:
+        self.reads += 1
+        if self.hang is not None:
+            self.hang.wait(WAIT_S)
+        if self.error is not None:
+            raise self.error
+        return (Reading(self.quantity, time.monotonic_ns(), None, float(self.reads)),)
+
+    def close(self) -> None:
+        self.closes += 1
+
+
+class Connections:
+    """Connects to what is set, and counts."""
+
+    def __init__(self, *devices: FakeDevice) -> None:
+        self.device = devices[0] if devices else FakeDevice()
+        self.error: Exception | None = None
+        self.count = 0
+
+    def connect(self) -> Device:
+        self.count += 1
+        if self.error is not None:
+            raise self.error
+        return self.device
+
+
+def poller(connections: Connections, *, poll_s: float = 5.0, deadline_s: float = 5.0, **settings: float) -> Poller:
+    return Poller("n1", connections.connect, poll_s=poll_s, deadline_s=deadline_s, **settings)
+
+
+@pytest.fixture
+def running() -> Iterator[list[Poller | PolledCollector | DeadlineThread]]:
+    """What is to be stopped when the test ends."""
+    things: list[Poller | PolledCollector | DeadlineThread] = []
+    yield things
+    for thing in things:
+        if isinstance(thing, Poller):
+            thing.stop()
+            thing.join(WAIT_S)
+        else:
+            thing.close()
+
+
+# -- calls with a deadline -----------------------------------------------------------------------------
+
+
+def test_a_call_gives_its_result_or_what_it_raised(running: list[object]) -> None:
+    thread = DeadlineThread("t")
+    running.append(thread)
+    assert thread.call(lambda: 42, WAIT_S) == 42
+    with pytest.raises(ZeroDivisionError):
+        thread.call(lambda: 1 // 0, WAIT_S)
+    assert thread.call(threading.get_ident, WAIT_S) == thread.call(threading.get_ident, WAIT_S)
+    assert thread.call(threading.get_ident, WAIT_S) != threading.get_ident()
+
+
+def test_a_call_that_hangs_is_left_and_the_next_are_refused_until_it_is_back(running: list[object]) -> None:
+    thread = DeadlineThread("gpu0")
+    running.append(thread)
+    release = threading.Event()
+    with pytest.raises(SensorTimeoutError, match=r"gpu0: no answer within 0\.01 s"):
+        thread.call(lambda: release.wait(WAIT_S), 0.01)
+    assert thread.is_hanging
+    with pytest.raises(SensorTimeoutError, match="an earlier call has not come back"):
+        thread.call(lambda: 1, WAIT_S)
+    release.set()
+    deadline_s = time.monotonic() + WAIT_S
+    while thread.is_hanging and time.monotonic() < deadline_s:
+        time.sleep(0.001)
+    assert thread.call(lambda: 2, WAIT_S) == 2, "and not the late result of the call that hung"
+
+
+def test_a_closed_thread_takes_no_call() -> None:
+    thread = DeadlineThread("t")
+    thread.close()
+    thread.close()
+    with pytest.raises(SensorGlitchError, match="closed"):
+        thread.call(lambda: 1, WAIT_S)
+
+
+# -- a poller's steps, without its thread ---------------------------------------------------------------
+
+
+def test_a_good_step_keeps_the_pace_and_the_connection() -> None:
+    connections = Connections()
+    worker = poller(connections)
+    device, pause_s = worker._step(0, None)
+    assert device is connections.device
+    assert pause_s == 5.0
+    device, _ = worker._step(0, device)
+    assert connections.count == 1
+    assert [reading.power_watts for reading in worker.take()] == [1.0, 2.0]
+    assert worker.error is None
+
+
+def test_the_newest_reading_is_given_again_with_its_own_time() -> None:
+    """Never an old value with a new time."""
+    worker = poller(Connections())
+    worker._step(0, None)
+    (first,) = worker.take()
+    assert worker.take() == (first,)
+
+
+def test_a_glitch_keeps_the_connection_and_the_pace() -> None:
+    connections = Connections()
+    worker = poller(connections)
+    device, _ = worker._step(0, None)
+    connections.device.error = SensorGlitchError("n1: busy")
+    device, pause_s = worker._step(0, device)
+    assert device is connections.device
+    assert (pause_s, connections.device.closes) == (5.0, 0)
+    with pytest.raises(SensorGlitchError, match="busy"):
+        worker.take()
+
+
+@pytest.mark.parametrize("error", [SensorTimeoutError("n1: silent"), SensorAbsentError("n1: gone"), ValueError("bug")])
+def test_other_failures_end_the_connection_and_the_pauses_grow(error: Exception) -> None:
+    connections = Connections()
+    worker = poller(connections)
+    device, _ = worker._step(0, None)
+    connections.device.error = error
+    pauses_s = []
+    for _ in range(6):
+        device, pause_s = worker._step(0, device)
+        assert device is None
+        pauses_s.append(pause_s)
+    assert pauses_s == [10.0, 20.0, 40.0, LONGEST_BACKOFF_S, LONGEST_BACKOFF_S, LONGEST_BACKOFF_S]
+    assert connections.device.closes == 6
+    connections.device.error = None
+    device, pause_s = worker._step(0, None)
+    assert pause_s == 5.0
+    connections.device.error = error
+    assert worker._step(0, device)[1] == 10.0, "the first answer brought the old pace back"
+
+
+def test_a_period_longer_than_the_longest_pause_stays() -> None:
+    connections = Connections()
+    connections.error = SensorTimeoutError("n1: silent")
+    assert poller(connections, poll_s=300.0)._step(0, None) == (None, 300.0)
+
+
+def test_a_refused_login_is_tried_seldom() -> None:
+    """A BMC locks an account after a few wrong passwords."""
+    connections = Connections()
+    connections.error = SensorDeniedError("n1: wrong password")
+    worker = poller(connections)
+    assert worker._step(0, None) == (None, 300.0)
+    with pytest.raises(SensorDeniedError, match="wrong password"):
+        worker.take()
+
+
+def test_a_failure_is_counted_once_however_often_it_is_looked_at() -> None:
+    connections = Connections()
+    connections.error = SensorTimeoutError("n1: silent")
+    worker = poller(connections)
+    worker._step(0, None)
+    repeated = []
+    for _ in range(3):
+        with pytest.raises(SensorTimeoutError) as raised:
+            worker.take()
+        repeated.append(raised.value.is_repeated)
+    worker._step(0, None)
+    with pytest.raises(SensorTimeoutError) as raised:
+        worker.take()
+    assert [*repeated, raised.value.is_repeated] == [False, True, True, False]
+
+
+def test_a_device_that_comes_back_with_other_quantities_is_another_sensor() -> None:
+    first, second = FakeDevice(TOTAL), FakeDevice(PART)
+    connections = Connections(first)
+    worker = poller(connections)
+    worker._step(0, None)
+    before = worker.sensor
+    assert before is not None
+    worker._step(0, None)
+    assert worker.sensor is before, "the same quantities: the same sensor"
+    connections.device = second
+    worker._step(0, None)
+    assert worker.sensor is not before
+    assert worker.sensor is not None
+    assert worker.sensor.infos == second.infos
+    assert [reading.quantity for reading in worker.take()] == [PART], "nothing is left of the former quantities"
+
+
+def test_a_fault_of_the_device_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    connections = Connections()
+    connections.device.error = KeyError("voltage")
+    worker = poller(connections)
+    worker._step(0, None)
+    with pytest.raises(SensorError, match="KeyError: 'voltage'"):
+        worker.take()
+    assert "reading failed" in caplog.text
+
+
+def test_a_close_that_fails_does_no_harm() -> None:
+    connections = Connections()
+    connections.device.error = SensorTimeoutError("n1: silent")
+    connections.device.close = lambda: 1 // 0  # type: ignore[assignment,method-assign]
+    assert poller(connections)._step(0, None)[0] is None
+
+
+# -- hung calls and old values, at times that the test makes up -------------------------------------------
+
+
+def watch(worker: Poller, after_s: float, busy_since_ns: int | None) -> None:
+    with worker._condition:
+        worker._busy_since_ns = busy_since_ns
+        worker._watch((busy_since_ns or worker._newest_ns) + round(after_s * NS_PER_S))
+
+
+def test_a_call_beyond_the_deadline_is_a_timeout_though_it_has_not_come_back() -> None:
+    worker = poller(Connections(), deadline_s=5.0)
+    worker._step(0, None)
+    watch(worker, 4.9, time.monotonic_ns())
+    assert worker.error is None
+    watch(worker, 5.1, time.monotonic_ns())
+    assert isinstance(worker.error, SensorTimeoutError)
+    assert str(worker.error) == "n1: no answer within 5 s"
+
+
+def test_a_value_that_is_older_than_period_and_deadline_is_not_shown() -> None:
+    worker = poller(Connections(), poll_s=5.0, deadline_s=2.0)
+    worker._step(0, None)
+    watch(worker, 7.9, None)
+    assert worker.error is None
+    watch(worker, 8.1, None)
+    assert "the newest value is 8 s old" in str(worker.error)
+
+
+def test_a_device_with_times_of_its_own_may_be_slower() -> None:
+    worker = poller(Connections(), max_age_s=600.0)
+    worker._step(0, None)
+    watch(worker, 599.0, None)
+    assert worker.error is None
+    watch(worker, 601.0, None)
+    assert isinstance(worker.error, SensorTimeoutError)
+
+
+def test_a_hung_call_gets_one_spare_thread_and_never_more(running: list[object]) -> None:
+    sick, well = FakeDevice(), FakeDevice()
+    sick.hang = threading.Event()
+    connections = Connections(sick)
+    worker = poller(connections)
+    running.append(worker)
+    worker.start()
+    hung = wait_for(lambda: worker._busy_since_ns)
+    connections.device = well
+    with worker._condition:
+        worker._watch(hung + round((ABANDON_AFTER * 5.0 + 1) * NS_PER_S))
+    assert worker._spares == 0
+    worker.settle(WAIT_S)
+    wait_for(lambda: well.reads)
+    assert wait_for(lambda: worker.error is None)
+    assert [reading.power_watts for reading in worker.take()] == [1.0]
+    sick.hang.set()
+    assert wait_for(lambda: worker._spares == 1), "it came back after all, so a thread is free again"
+    assert wait_for(lambda: sick.closes == 1), "and its connection is closed by its own thread"
+    assert [reading.power_watts for reading in worker.take()] == [1.0], "what it had read is not taken any more"
+
+
+def wait_for(look: Callable[[], object]) -> int:
+    deadline_s = time.monotonic() + WAIT_S
+    while not (found := look()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+    return int(found)  # type: ignore[call-overload,no-any-return]
+
+
+# -- a poller with its thread ------------------------------------------------------------------------------
+
+
+def test_a_poller_reads_by_itself_and_logs_out_when_stopped() -> None:
+    connections = Connections()
+    worker = poller(connections, poll_s=0.005)
+    assert not worker.is_settled
+    worker.start()
+    worker.settle(WAIT_S)
+    assert worker.is_settled
+    wait_for(lambda: connections.device.reads >= 3)
+    worker.stop()
+    worker.join(WAIT_S)
+    assert connections.device.closes == 1
+    assert connections.count == 1
+
+
+def test_stopping_does_not_wait_for_the_period() -> None:
+    connections = Connections()
+    worker = poller(connections, poll_s=3600.0)
+    worker.start()
+    worker.settle(WAIT_S)
+    started_s = time.monotonic()
+    worker.stop()
+    worker.join(WAIT_S)
+    assert time.monotonic() - started_s < WAIT_S / 2
+
+
+# -- a family of pollers --------------------------------------------------------------------------------------
+
+
+class Family(PolledCollector):
+    """Devices by name."""
+
+    def __init__(self, devices: Mapping[str, FakeDevice]) -> None:
+        super().__init__(wanted(devices))
+
+
+def wanted(devices: Mapping[str, FakeDevice], key: str = "a") -> Mapping[str, tuple[Hashable, Callable[[], Poller]]]:
+    def make(name: str, device: FakeDevice) -> Callable[[], Poller]:
+        return lambda: Poller(name, lambda: device, poll_s=3600.0, deadline_s=5.0)
+
+    return {name: ((name, key), make(name, device)) for name, device in devices.items()}
+
+
+def test_devices_are_shown_once_they_have_answered_or_failed(running: list[object]) -> None:
+    slow = FakeDevice()
+    slow.hang = threading.Event()
+    dead = FakeDevice()
+    dead.error = SensorAbsentError("dead: gone")
+    family = Family({"well": FakeDevice(), "slow": slow, "dead": dead})
+    running.append(family)
+    wait_for(lambda: len(family.sensors) == 2)
+    assert [sensor.device for sensor in family.sensors] == ["well", "dead"]
+    before = family.sensors
+    assert family.sensors is before, "the very same object as long as they are the same"
+    slow.hang.set()
+    wait_for(lambda: len(family.sensors) == 3)
+    assert family.sensors is not before
+
+
+def test_only_what_has_changed_is_connected_anew(running: list[object]) -> None:
+    devices = {name: FakeDevice() for name in ("a", "b", "c")}
+    family = Family(devices)
+    running.append(family)
+    family.settle(WAIT_S)
+    before = {sensor.device: sensor for sensor in family.sensors}
+    family.follow({**wanted({"a": devices["a"]}), **wanted({"b": devices["b"]}, key="other")})
+    family.settle(WAIT_S)
+    after = {sensor.device: sensor for sensor in family.sensors}
+    assert sorted(after) == ["a", "b"]
+    assert after["a"] is before["a"]
+    assert after["b"] is not before["b"]
+    assert wait_for(lambda: devices["b"].closes == 1)
+    assert wait_for(lambda: devices["c"].closes == 1)
+    assert devices["a"].closes == 0
+
+
+def test_closing_twice_is_safe_and_a_hung_device_does_not_hold_it_up() -> None:
+    hung = FakeDevice()
+    hung.hang = threading.Event()
+    family = Family({"well": FakeDevice(), "hung": hung})
+    family.settle(0.05)
+    started_s = time.monotonic()
+    family.close()
+    family.close()
+    assert time.monotonic() - started_s < WAIT_S / 2
+    hung.hang.set()
+
+
+def test_a_family_of_pollers_says_how_it_is_read(running: list[object]) -> None:
+    family = Family({})
+    running.append(family)
+    assert family.timing.looks_after_itself
+    assert family.timing.read_on_scrape
+    assert not family.outdated
+    assert tuple(family.findings) == ()

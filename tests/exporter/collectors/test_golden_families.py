@@ -1,0 +1,86 @@
+"""What a scraper sees of each family that is made of files: series, labels, metadata, watts.
+
+Values that depend on when the test runs (times, and energies integrated over them) are shown as ``#``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from joulewatch_exporter.collectors.cray.collector import CrayCollector, CrayOptions
+from joulewatch_exporter.collectors.fpga.collector import FpgaCollector, FpgaOptions
+from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector, HwmonOptions
+from joulewatch_exporter.model import Collector
+from joulewatch_exporter.sampling.family import Family
+from joulewatch_exporter.server.exposition import Exposition
+from support import golden
+from support.fpga import U55C, VBNV, chip, xmc
+from support.paths import ROOT
+from support.sysfs import FakeSysfs
+
+GOLDEN = ROOT / "tests" / "exporter" / "golden"
+_TIMED = re.compile(
+    r"^(joulewatch_(?:\w+_energy_joules_total|read_timestamp_seconds|read_duration_seconds|sensor_refresh_seconds)"
+    r"(?:\{.*\})?) \S+$",
+    re.MULTILINE,
+)
+
+
+def exposition(collector: Collector, root: Path) -> str:
+    """Two scans, as a scraper sees the second one."""
+    family = Family(collector)
+    family.scan()
+    text = Exposition(emulated=False, start_s=1.0, nodename="node17", self_metrics=False).render(
+        [family.scan()], "text"
+    )
+    family.close()
+    lines = [line for line in text.decode().splitlines() if f'collector="{collector.name}"' in line]
+    return _TIMED.sub(r"\1 #", "\n".join(lines)).replace(str(root), "") + "\n"
+
+
+def fpga(sysfs: FakeSysfs) -> Collector:
+    xmc(
+        sysfs,
+        "0000:d8:00.1",
+        xmc_power_ins=21_445_936,
+        serial_num="XFL1",
+        xmc_vccint_vol=851,
+        xmc_vccint_curr=5618,
+        **U55C,
+    )
+    chip(sysfs, "0000:d8:00.1", 4, f"{VBNV}_user", power1_input=21_445_936, power1_label="POWER")
+    chip(sysfs, "0000:e8:00.1", 5, f"{VBNV}_user", power1_input=58_360_411, power1_label="POWER")
+    return FpgaCollector.open(sysfs.host, FpgaOptions())
+
+
+def cray(sysfs: FakeSysfs) -> Collector:
+    files: dict[str, object] = {"freshness": 7, "startup": 1_700_000_000_000_000, "raw_scan_hz": 10}
+    for stem, energy in {"": 5_000_000, "cpu_": 1_000_000, "memory_": 200_000, "accel0_": 1_500_000}.items():
+        files |= {
+            f"{stem}energy": f"{energy} J 1700000000000000 us",
+            f"{stem}power": f"{energy // 10_000} W 1700000000000000 us",
+        }
+    sysfs.write("cray/pm_counters", **files)
+    return CrayCollector.open(sysfs.host, CrayOptions())
+
+
+def hwmon(sysfs: FakeSysfs) -> Collector:
+    sysfs.hwmon(
+        0, "power_meter", device="LNXSYSTM:00/LNXSYBUS:00/ACPI000D:00", at_device=True,
+        power1_average=313_000_000, power1_average_interval=1000, power1_accuracy="95.0%", power1_is_battery=0,
+    )  # fmt: skip
+    sysfs.hwmon(1, "xe", device="pci0000:00/0000:03:00.0", energy1_input=5_000_000, energy1_label="card")
+    sysfs.hwmon(2, "amdgpu", device="pci0000:00/0000:c1:00.0", power1_average=87_000_000, power1_label="PPT")
+    sysfs.hwmon(3, "scmi_sensors", device="platform/firmware:scmi", power1_input=4_500_000, power1_label="big")
+    sysfs.hwmon(4, "ina226", device="platform/axi/i2c-3/3-0040", power1_input=1_250_000)
+    return HwmonCollector.open(sysfs.host, HwmonOptions())
+
+
+@pytest.mark.parametrize("family", [fpga, cray, hwmon], ids=lambda family: family.__name__)
+def test_a_family_of_files(family: Callable[[FakeSysfs], Collector], tmp_path: Path, update_golden: bool) -> None:
+    sysfs = FakeSysfs(tmp_path)
+    golden.check(exposition(family(sysfs), tmp_path), GOLDEN / f"{family.__name__}.prom", update=update_golden)

@@ -1,0 +1,429 @@
+"""Board sensors: where their files lie, what they mean, and when a number is none."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector, HwmonOptions
+from joulewatch_exporter.errors import (
+    ConfigError,
+    SensorAbsentError,
+    SensorDeniedError,
+    SensorError,
+    SensorGlitchError,
+)
+from joulewatch_exporter.model import SensorInfo
+from support.sysfs import EPYC, FakeSysfs, public_folder, unprivileged
+
+METER = "LNXSYSTM:00/LNXSYBUS:00/ACPI000D:00"
+GPU = "pci0000:c0/0000:c0:01.0/0000:c1:00.0"
+I2C = "platform/axi/i2c-3/3-0040"
+
+
+@pytest.fixture
+def sysfs(tmp_path: Path) -> FakeSysfs:
+    return FakeSysfs(tmp_path).cpuinfo(**EPYC)
+
+
+def collect(sysfs: FakeSysfs, options: HwmonOptions | None = None) -> HwmonCollector:
+    return HwmonCollector.open(sysfs.host, options or HwmonOptions())
+
+
+def infos(collector: HwmonCollector) -> dict[str, SensorInfo]:
+    found = [info for sensor in collector.sensors for info in sensor.infos]
+    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in found}
+
+
+def meanings(collector: HwmonCollector) -> dict[str, tuple[str, str]]:
+    return {key: (info.quantity.scope, info.quantity.component) for key, info in infos(collector).items()}
+
+
+def skipped(collector: HwmonCollector) -> str:
+    return "\n".join(finding.text for finding in collector.findings if finding.status == "skipped")
+
+
+def test_a_board_rail_is_a_part(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(3, "ina226_u76", device=I2C, power1_input=31_250_000)
+    collector = collect(sysfs)
+    assert meanings(collector) == {"i2c-3-3-0040/power1": ("part", "other")}
+    info = infos(collector)["i2c-3-3-0040/power1"]
+    assert (info.method, info.resolution, info.model, info.wrap_joules) == ("integrated", "1 uW", "ina226_u76", None)
+    (reading,) = collector.sensors[0].read()
+    assert (reading.energy_joules, reading.power_watts) == (None, 31.25)
+    assert collector.timing.poll_s == 1.0
+
+
+def test_the_acpi_meter_keeps_its_files_with_the_device(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(
+        0, "power_meter", device=METER, at_device=True, power1_average=313_000_000, power1_average_interval=1000,
+        power1_accuracy="95.0%", power1_is_battery=0, power1_oem_info="",
+    )  # fmt: skip
+    collector = collect(sysfs)
+    assert meanings(collector) == {"ACPI000D:00/power1": ("node", "node")}
+    assert infos(collector)["ACPI000D:00/power1"].accuracy == 0.05
+    assert collector.sensors[0].read()[0].power_watts == 313.0
+
+
+@pytest.mark.parametrize("text", ["", "0%", "high", "150.0%"])
+def test_an_accuracy_that_says_nothing_is_none(sysfs: FakeSysfs, text: str) -> None:
+    sysfs.hwmon(0, "power_meter", device=METER, at_device=True, power1_average=1, power1_accuracy=text)
+    assert infos(collect(sysfs))["ACPI000D:00/power1"].accuracy is None
+
+
+def test_a_battery_is_no_meter_of_the_server(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "power_meter", device=METER, at_device=True, power1_average=5_000_000, power1_is_battery=1)
+    with pytest.raises(SensorAbsentError, match="battery"):
+        collect(sysfs)
+
+
+def test_grace_names_its_sockets(sysfs: FakeSysfs) -> None:
+    """Module holds Grace and the GPU; Grace holds CPU and SysIO: only Grace may be summed."""
+    for index, what in enumerate(("Module", "Grace", "CPU", "SysIO")):
+        device = f"LNXSYSTM:00/ACPI000D:0{index}"
+        oem = f"{what} Power Socket 1"
+        sysfs.hwmon(index, "power_meter", device=device, at_device=True, power1_average=9_000_000, power1_oem_info=oem)
+    assert meanings(collect(sysfs)) == {
+        "socket1/module": ("part", "other"),
+        "socket1/package": ("device", "cpu"),
+        "socket1/cpu": ("part", "cpu"),
+        "socket1/sysio": ("part", "other"),
+    }
+
+
+def test_gpus_are_devices_and_their_tiles_parts(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "amdgpu", device=GPU, power1_average=1_000_000, power1_input=2_000_000, power1_label="PPT")
+    xe = "pci0000:00/0000:03:00.0"
+    sysfs.hwmon(1, "xe", device=xe, energy1_input=5_000_000, energy1_label="card")
+    sysfs.write(f"devices/{xe}/hwmon/hwmon1", energy2_input=3_000_000, energy2_label="pkg")
+    i915 = "pci0000:00/0000:04:00.0"
+    sysfs.hwmon(2, "i915", device=i915, energy1_input=7_000_000).hwmon(3, "i915_gt0", device=i915, energy1_input=1)
+    collector = collect(sysfs)
+    assert meanings(collector) == {
+        "0000:c1:00.0/PPT": ("device", "gpu"),
+        "0000:03:00.0/card": ("device", "gpu"),
+        "0000:03:00.0/pkg": ("part", "gpu"),
+        "0000:04:00.0/energy1": ("device", "gpu"),
+        "0000:04:00.0/gt0-energy1": ("part", "gpu"),
+    }
+    by_domain = {sensor.infos[0].quantity.domain: sensor for sensor in collector.sensors}
+    assert by_domain["PPT"].read()[0].power_watts == 2.0  # the momentary value where there is also an average
+    (counted,) = by_domain["card"].read()
+    assert (counted.energy_joules, counted.power_watts) == (5.0, None)
+    assert infos(collector)["0000:03:00.0/card"].method == "counter"
+
+
+def test_counters_alone_are_read_well_within_their_minute(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(1, "i915", device=GPU, energy1_input=5_000_000)
+    assert collect(sysfs).timing.poll_s == 10.0
+
+
+def test_a_gpu_inside_a_processor_is_a_part(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "amdgpu", device=GPU, power1_input=15_000_000, power1_label="PPT", in1_label="vddnb")
+    collector = collect(sysfs)
+    assert meanings(collector) == {"0000:c1:00.0/PPT": ("part", "gpu")}
+    assert "inside a processor" in skipped(collector)
+
+
+def test_power_and_energy_of_one_rail_are_published_once(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "ibmpowernv", device="platform/opal", power1_input=500_000_000, power1_label="System")
+    sysfs.write("devices/platform/opal/hwmon/hwmon0", energy1_input=9_000_000, energy1_label="System")
+    sysfs.write("devices/platform/opal/hwmon/hwmon0", power2_input=70_000_000, power2_label="GPU")
+    collector = collect(sysfs)
+    assert meanings(collector) == {"opal/System": ("node", "node"), "opal/GPU": ("part", "other")}
+    assert infos(collector)["opal/System"].method == "counter"
+    assert "same rail" in skipped(collector)
+
+
+def test_old_amd_families(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "fam15h_power", device="pci0000:00/0000:00:18.4", power1_input=95_000_000)
+    sysfs.hwmon(1, "zenpower", device="pci0000:00/0000:00:18.3", power1_input=20_000_000, power1_label="SVI2_P_Core")
+    assert meanings(collect(sysfs)) == {
+        "0000:00:18.4/package": ("device", "cpu"),
+        "0000:00:18.3/SVI2_P_Core": ("part", "cpu"),
+    }
+
+
+def amd_energy(sysfs: FakeSysfs, n_sockets: int) -> None:
+    files: dict[str, object] = {"energy1_input": 5_000_000, "energy1_label": "Ecore000"}
+    for socket in range(n_sockets):
+        files |= {
+            f"energy{socket + 2}_input": 1_000_000 * (socket + 1),
+            f"energy{socket + 2}_label": f"Esocket{socket}",
+        }
+    sysfs.hwmon(0, "amd_energy", device="platform/amd_energy.0")
+    sysfs.write("devices/platform/amd_energy.0/hwmon/hwmon0", **files)
+
+
+def test_amd_energy_of_two_sockets(sysfs: FakeSysfs) -> None:
+    sysfs.packages(0, 1)
+    amd_energy(sysfs, 2)
+    assert meanings(collect(sysfs)) == {
+        "amd_energy.0/Ecore000": ("part", "cpu"),
+        "socket0/package": ("device", "cpu"),
+        "socket1/package": ("device", "cpu"),
+    }
+
+
+def test_amd_energy_that_repeats_a_socket_for_each_numa_node(sysfs: FakeSysfs) -> None:
+    sysfs.packages(0, 1)
+    amd_energy(sysfs, 8)
+    collector = collect(sysfs)
+    assert set(meanings(collector)) == {"amd_energy.0/Ecore000", "socket0/package", "socket1/package"}
+    assert skipped(collector).count("NUMA") == 6
+    second = next(sensor for sensor in collector.sensors if sensor.device == "socket1")
+    assert second.read()[0].energy_joules == 5.0  # Esocket4
+
+
+def test_amd_energy_gives_way_to_powercap(sysfs: FakeSysfs) -> None:
+    amd_energy(sysfs, 1)
+    sysfs.rapl_zone("0", name="package-0")
+    with pytest.raises(SensorAbsentError, match="same counters as the package zones of RAPL"):
+        collect(sysfs)
+    # Where powercap's counter cannot be read it does not.
+    sysfs.remove(f"{sysfs.zone_path('intel-rapl:0')}/energy_uj")
+    assert len(collect(sysfs).sensors) == 2
+
+
+@pytest.mark.parametrize("chip", ["xilinx_u280_xdma_201920_3_user", "xilinx_u280_mgmt", "v70_hwmon_sdm_user", "Alveo"])
+def test_fpga_cards_are_not_read_by_these_rules(sysfs: FakeSysfs, chip: str) -> None:
+    sysfs.hwmon(0, chip, device=GPU, power1_input=30_000_000).hwmon(1, "ina226", device=I2C, power1_input=1)
+    collector = collect(sysfs)
+    assert list(meanings(collector)) == ["i2c-3-3-0040/power1"]
+    assert "its units and averages differ" in skipped(collector)
+
+
+def test_the_index_is_no_identity(sysfs: FakeSysfs) -> None:
+    """The same hwmonX is handed to the next device: the sensor of the first is gone, not another's value."""
+    sysfs.hwmon(5, "ltc4215", device="platform/i2c-0/0-0044", power1_input=45_000_000)
+    (sensor,) = collect(sysfs).sensors
+    assert sensor.device == "i2c-0-0-0044"
+    sysfs.remove("class/hwmon/hwmon5").remove("devices/platform/i2c-0")
+    sysfs.hwmon(5, "ltc4215", device="platform/i2c-0/0-0045", power1_input=90_000_000)
+    with pytest.raises(SensorAbsentError):
+        sensor.read()
+    assert [sensor.device for sensor in collect(sysfs).sensors] == ["i2c-0-0-0045"]
+
+
+def test_order_follows_the_devices_and_not_the_indices(sysfs: FakeSysfs) -> None:
+    for index, address in ((9, 40), (1, 42), (10, 41)):
+        sysfs.hwmon(index, "ina226", device=f"platform/i2c-1/1-00{address}", power1_input=1_000_000)
+    devices = [sensor.device for sensor in collect(sysfs).sensors]
+    assert devices == ["i2c-1-1-0040", "i2c-1-1-0041", "i2c-1-1-0042"]
+
+
+def test_two_chips_of_one_device_have_series_of_their_own(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "first", device=I2C, power1_input=1_000_000, power1_label="rail")
+    sysfs.hwmon(1, "second", device=I2C, power1_input=2_000_000, power1_label="rail")
+    sysfs.hwmon(2, "third", device=I2C, power1_input=3_000_000, power1_label="rail")
+    collector = collect(sysfs)
+    assert list(meanings(collector)) == ["i2c-3-3-0040/rail", "i2c-3-3-0040/power1", "i2c-3-3-0040/third-power1"]
+
+
+def test_a_chip_without_device_is_known_by_its_name(sysfs: FakeSysfs) -> None:
+    sysfs.write("devices/virtual/hwmon/hwmon0", name="firmware_psu", power1_input=5_000_000)
+    sysfs.link("class/hwmon/hwmon0", "devices/virtual/hwmon/hwmon0")
+    assert list(meanings(collect(sysfs))) == ["firmware_psu/power1"]
+
+
+def test_the_directory_called_power_is_no_sensor(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "coretemp", device="platform/coretemp.0", temp1_input=40_000)
+    sysfs.write("devices/platform/coretemp.0/hwmon/hwmon0/power", control="auto")
+    with pytest.raises(SensorAbsentError, match="no power or energy channel"):
+        collect(sysfs)
+
+
+def test_disabled_channels_are_left_out(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "ina3221", device=I2C, power1_input=1, power1_enable=0, power2_input=2, power2_enable=1)
+    collector = collect(sysfs)
+    assert list(meanings(collector)) == ["i2c-3-3-0040/power2"]
+    assert "power1_enable" in skipped(collector)
+
+
+@pytest.mark.parametrize("value", [-5, 4_294_967_295, 4_294_967_295_000, "N/A", ""])
+def test_what_no_rail_can_draw_is_a_glitch(sysfs: FakeSysfs, value: object) -> None:
+    sysfs.hwmon(0, "ina226", device=I2C, power1_input=value)
+    with pytest.raises(SensorGlitchError):
+        collect(sysfs).sensors[0].read()
+
+
+def test_zero_is_a_measurement_of_a_rail_and_none_of_a_server(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "ina226", device=I2C, power1_input=0).hwmon(1, "amdgpu", device=GPU, power1_input=0)
+    sysfs.hwmon(2, "power_meter", device=METER, at_device=True, power1_average=0)
+    by_device = {sensor.device: sensor for sensor in collect(sysfs).sensors}
+    assert by_device["i2c-3-3-0040"].read()[0].power_watts == 0.0
+    for device in ("0000:c1:00.0", "ACPI000D:00"):
+        with pytest.raises(SensorGlitchError, match="no value now"):
+            by_device[device].read()
+
+
+def test_no_data_now_is_a_glitch_and_the_others_read_on(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "ina226", device=I2C, power1_input=1_000_000, power2_input=2_000_000)
+    first, second = collect(sysfs).sensors
+    sysfs.refuse(f"devices/{I2C}/hwmon/hwmon0/power1_input")
+    with pytest.raises(SensorGlitchError, match="power1_input"):
+        first.read()
+    assert second.read()[0].power_watts == 2.0
+
+
+def test_a_denied_channel_does_not_stop_the_others() -> None:
+    with public_folder() as folder:
+        sysfs = FakeSysfs(folder)
+        sysfs.hwmon(0, "ina226", device=I2C, power1_input=1_000_000, power2_input=2_000_000)
+        hwmon = sysfs.sys / f"devices/{I2C}/hwmon/hwmon0"
+        closed = 0o400 if os.geteuid() == 0 else 0
+        (hwmon / "power1_input").chmod(closed)
+        with unprivileged():
+            collector = collect(sysfs)
+        assert list(meanings(collector)) == ["i2c-3-3-0040/power2"]
+        (finding,) = [finding for finding in collector.findings if finding.status == "denied"]
+        assert finding.cure == f"sudo chmod a+r {hwmon}/power1_input"
+        (hwmon / "power2_input").chmod(closed)
+        with unprivileged(), pytest.raises(SensorDeniedError, match="1 more channel"):
+            collect(sysfs)
+
+
+def test_options_skip_chips_and_say_what_a_chip_measures(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "ina226", device=I2C, power1_input=1_000_000).hwmon(1, "amdgpu", device=GPU, power1_input=1)
+    options = HwmonOptions(skip_chips=["amdgpu"], overrides={"ina226": {"component": "fpga", "scope": "device"}})
+    collector = collect(sysfs, options)
+    assert meanings(collector) == {"i2c-3-3-0040/power1": ("device", "fpga")}
+    assert "skip_chips" in skipped(collector)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"skip_chips": "ina226"}, "skip_chips"),
+        ({"overrides": {"ina226": {"component": "cpus", "scope": "part"}}}, "overrides.ina226.component: 'cpus'"),
+        ({"overrides": {"ina226": {"component": "cpu", "scope": "whole"}}}, "overrides.ina226.scope"),
+        ({"overrides": {"ina226": {"component": "cpu"}}}, "exactly the keys"),
+        ({"overrides": ["ina226"]}, "overrides"),
+    ],
+)
+def test_bad_options_name_their_key(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        HwmonOptions(**arguments)  # type: ignore[arg-type]
+
+
+def test_scmi_sensors_are_what_the_firmware_calls_them(sysfs: FakeSysfs) -> None:
+    """Scaled to microwatts and microjoules by the kernel; where both are there the counter is better."""
+    path = "devices/platform/scmi_dev.3"
+    sysfs.hwmon(0, "scmi_sensors", device="platform/scmi_dev.3", power1_input=12_000_000, power1_label="SOC_POWER")
+    sysfs.write(f"{path}/hwmon/hwmon0", power2_input=5_000_000, power2_label="DDR")
+    sysfs.write(f"{path}/hwmon/hwmon0", energy1_input=900_000_000, energy1_label="SOC_POWER")
+    collector = collect(sysfs)
+    assert meanings(collector) == {"scmi_dev.3/SOC_POWER": ("part", "other"), "scmi_dev.3/DDR": ("part", "other")}
+    assert infos(collector)["scmi_dev.3/SOC_POWER"].method == "counter"
+    assert collector.timing.poll_s == 1.0  # for the power beside it
+
+
+def scmi_zone(sysfs: FakeSysfs, zone: str, name: str, power_uw: object) -> str:
+    sysfs.rapl_zone(zone, name=name, energy_uj=0, range_uj=None, power_uw=power_uw, max_power_range_uw=2**32 - 1)
+    path = sysfs.zone_path(zone)
+    sysfs.remove(f"{path}/energy_uj")
+    return path
+
+
+def test_scmi_powercap_gives_power_and_counts_nothing(sysfs: FakeSysfs) -> None:
+    """Each zone holds those below it: parts, never summed."""
+    scmi_zone(sysfs, "arm-scmi:0", "soc", 30_000_000)
+    path = scmi_zone(sysfs, "arm-scmi:0:1", "big", 12_500_000)
+    collector = collect(sysfs)
+    assert meanings(collector) == {"arm-scmi:0/soc": ("part", "other"), "arm-scmi:0:1/big": ("part", "other")}
+    info = infos(collector)["arm-scmi:0:1/big"]
+    assert (info.method, info.source) == ("integrated", f"{sysfs.sys}/{path}/power_uw")
+    assert collector.sensors[1].read()[0].power_watts == 12.5
+    sysfs.hwmon(0, "ina226", device=I2C, power1_input=1)
+    assert len(collect(sysfs).sensors) == 3
+
+
+def test_scmi_zones_that_are_not_measured_are_left_out(sysfs: FakeSysfs) -> None:
+    """The driver answers EINVAL for a zone that the firmware does not monitor, and never anything else."""
+    sysfs.refuse(f"{scmi_zone(sysfs, 'arm-scmi:0', 'soc', 0)}/power_uw")
+    sysfs.rapl_zone("dtpm:0", name="soc", energy_uj=1, power_uw=5)
+    with pytest.raises(SensorAbsentError, match="class/hwmon"):
+        collect(sysfs)
+    scmi_zone(sysfs, "arm-scmi:1", "big", 1_000_000)
+    collector = collect(sysfs)
+    assert list(meanings(collector)) == ["arm-scmi:1/big"]
+    assert "firmware does not measure" in skipped(collector)
+
+
+def test_occ_has_averages_over_microseconds_and_momentary_values(sysfs: FakeSysfs) -> None:
+    """The average is since the controller's start: of no use; the caps repeat the system's power under its label."""
+    sysfs.hwmon(0, "occ", device="platform/fsi0/occ-hwmon.1", power1_average=400_000_000, power1_label="system")
+    folder = "devices/platform/fsi0/occ-hwmon.1/hwmon/hwmon0"
+    sysfs.write(folder, power1_input=500_000_000, power1_average_interval=5_000_000, power2_input=90_000_000)
+    sysfs.write(folder, power2_label="proc", power2_average=80_000_000, power5_label="system", power5_cap=900_000_000)
+    sysfs.write(folder, power5_input=501_000_000)
+    collector = collect(sysfs)
+    assert meanings(collector) == {
+        "occ-hwmon.1/system": ("node", "node"),
+        "occ-hwmon.1/proc": ("part", "other"),
+    }
+    assert "the whole system again" in skipped(collector)
+    assert collector.sensors[0].read()[0].power_watts == 500.0
+
+
+@pytest.mark.parametrize("overridden", [False, True])
+def test_what_another_family_reads_is_left_to_it(sysfs: FakeSysfs, overridden: bool) -> None:
+    """One series for each physical quantity, whatever the owner says of the chip."""
+    sysfs.hwmon(0, "ina226", device=I2C, power1_input=1_000_000, power2_input=2_000_000)
+    source = f"{sysfs.sys}/devices/{I2C}/hwmon/hwmon0/power1_input"
+    overrides = {"ina226": {"component": "fpga", "scope": "device"}} if overridden else {}
+    options = HwmonOptions(overrides=overrides)
+    host = replace(sysfs.host, claimed=frozenset({source}))
+    collector = HwmonCollector.open(host, options)
+    assert list(meanings(collector)) == ["i2c-3-3-0040/power2"]
+    assert "read by another family" in skipped(collector)
+    both = frozenset({source, source.replace("power1", "power2")})
+    with pytest.raises(SensorAbsentError, match="read by another family"):
+        HwmonCollector.open(replace(sysfs.host, claimed=both), options)
+
+
+def test_a_chip_that_comes_or_goes_makes_the_family_outdated(sysfs: FakeSysfs) -> None:
+    sysfs.hwmon(0, "ina226", device=I2C, power1_input=1)
+    collector = collect(sysfs)
+    assert not collector.outdated
+    sysfs.hwmon(1, "amdgpu", device=GPU, power1_input=1)
+    assert collector.outdated
+    collector = collect(sysfs)
+    assert not collector.outdated
+    # Another device at the same number is another chip, too.
+    sysfs.remove("class/hwmon/hwmon1").link("class/hwmon/hwmon1", f"devices/{I2C}")
+    assert collector.outdated
+    sysfs.remove("class/hwmon/hwmon1")
+    assert collector.outdated
+
+
+def test_a_gpu_in_reset_refuses_and_the_others_read_on() -> None:
+    """amdgpu answers EPERM while it is reset: rights that are gone for a while."""
+    with public_folder() as folder:
+        sysfs = FakeSysfs(folder)
+        sysfs.hwmon(0, "amdgpu", device=GPU, power1_input=200_000_000)
+        sysfs.hwmon(1, "xe", device="pci0000:00/0000:03:00.0", energy1_input=5_000_000, energy1_label="card")
+        path = sysfs.sys / f"devices/{GPU}/hwmon/hwmon0/power1_input"
+        collector = collect(sysfs)
+        by_device = {sensor.device: sensor for sensor in collector.sensors}
+        path.chmod(0o400 if os.geteuid() == 0 else 0)
+        with unprivileged():
+            with pytest.raises(SensorDeniedError, match="power1_input"):
+                by_device["0000:c1:00.0"].read()
+            assert by_device["0000:03:00.0"].read()[0].energy_joules == 5.0
+        path.chmod(0o444)
+        assert by_device["0000:c1:00.0"].read()[0].power_watts == 200.0
+
+
+def test_no_class_is_absent(sysfs: FakeSysfs) -> None:
+    with pytest.raises(SensorError, match="class/hwmon"):
+        collect(sysfs)
+
+
+def test_closing_twice_is_safe(sysfs: FakeSysfs) -> None:
+    collector = collect(sysfs.hwmon(0, "ina226", device=I2C, power1_input=1))
+    collector.close()
+    collector.close()

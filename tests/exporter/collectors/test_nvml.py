@@ -1,0 +1,1052 @@
+"""NVIDIA GPUs: what each generation gives, what goes wrong with one, and that it never costs the others anything.
+
+The GPUs are emulated by a C library that the real nvidia-ml-py loads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import shutil
+import sys
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from joulewatch_exporter.collectors.nvml import NvmlCollector, NvmlOptions
+from joulewatch_exporter.collectors.nvml import collector as nvml
+from joulewatch_exporter.config.config import FamilySettings
+from joulewatch_exporter.config.strict import build
+from joulewatch_exporter.emulator.nvml import GpuSpec, NvmlLibrary, available
+from joulewatch_exporter.emulator.signals import Constant, CpuLoad, Points, Sine, Square
+from joulewatch_exporter.errors import (
+    ConfigError,
+    SensorAbsentError,
+    SensorDeniedError,
+    SensorError,
+    SensorGlitchError,
+    SensorTimeoutError,
+)
+from joulewatch_exporter.model import EMULATION_MARKER
+from joulewatch_exporter.sampling.family import Family
+from joulewatch_exporter.sampling.sampler import Sampler
+from joulewatch_exporter.sampling.scan import FamilyScan
+from joulewatch_exporter.server.exposition import Exposition
+from support import golden
+from support.clock import FakeClock
+from support.nvml import A100, FIRST, H100, P100, SECOND, GpuMachine, fault, infos, sensor_of, shared_library, values
+from support.paths import ROOT
+
+GOLDEN = ROOT / "tests" / "exporter" / "golden"
+
+pynvml = importlib.import_module("pynvml")
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return shared_library(tmp_path_factory.mktemp)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, library: Path) -> Iterator[GpuMachine]:
+    gpus = GpuMachine(tmp_path / "machine", library)
+    yield gpus
+    gpus.close()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lost GPUs are looked for at once, as often as it is asked for."""
+    monkeypatch.setattr(nvml, "FIRST_RESTART_S", 0.0)
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        threading.Event().wait(0.002)
+
+
+def texts(collector: NvmlCollector, status: str) -> str:
+    return "\n".join(finding.text for finding in collector.findings if finding.status == status)
+
+
+# -- what a GPU gives --------------------------------------------------------------------------------
+
+
+def test_a_gpu_with_a_counter(machine: GpuMachine) -> None:
+    """The counter is the device; the same power measured otherwise, and the memory's, are parts."""
+    gpus = machine.gpus(H100)
+    collector = machine.collect()
+    assert values(sensor_of(collector, FIRST).read()) == {"total": 5000, "instant": 300, "average": 300, "memory": 60}
+    gpus.advance(2.5)
+    assert values(sensor_of(collector, FIRST).read())["total"] == 5750
+    found = infos(collector)
+    assert list(found) == [f"{FIRST}/{domain}" for domain in ("total", "instant", "average", "memory")]
+    total, instant, average, memory = found.values()
+    assert (total.quantity.scope, total.quantity.component) == ("device", "gpu")
+    assert {info.quantity.scope for info in (instant, average, memory)} == {"part"}
+    assert [info.relation for info in (instant, average, memory)] == ["same", "same", "inside"]
+    assert [info.method for info in found.values()] == ["counter", "integrated", "integrated", "integrated"]
+    assert [info.window_s for info in found.values()] == [None, 0.025, None, None]
+    assert [info.resolution for info in found.values()] == ["1 mJ", "1 mW", "1 mW", "1 mW"]
+    assert [info.accuracy for info in found.values()] == [0.05, 0.05, 0.05, None]
+    assert {info.model for info in found.values()} == {"NVIDIA H100 PCIe @ 0000:17:00.0, driver 550.54.15"}
+    assert {(info.limit_watts, info.max_power_watts) for info in found.values()} == {(350.0, 800.0)}
+    assert "energy counter, instant power, average power, memory power; limit 350 W" in texts(collector, "found")
+    assert (collector.timing.poll_s, collector.timing.looks_after_itself) == (1.0, True)
+
+
+def test_the_reading_carries_the_quantity_of_its_info_and_its_own_time(machine: GpuMachine) -> None:
+    machine.gpus(H100)
+    (sensor,) = machine.collect().sensors
+    before_ns = time.monotonic_ns()
+    readings = sensor.read()
+    after_ns = time.monotonic_ns()
+    assert [reading.quantity for reading in readings] == [info.quantity for info in sensor.infos]
+    assert all(
+        reading.quantity is info.quantity and before_ns <= reading.read_at_ns <= after_ns
+        for reading, info in zip(readings, sensor.infos, strict=True)
+    )
+
+
+def test_power_of_the_moment_is_integrated_where_there_is_no_counter(machine: GpuMachine) -> None:
+    machine.gpus(P100)
+    collector = machine.collect()
+    assert values(sensor_of(collector, SECOND).read()) == {"total": 200}
+    (total,) = infos(collector).values()
+    assert (total.method, total.quantity.scope, total.window_s) == ("integrated", "device", 0.010)
+    assert "POWER_INSTANT" in total.source
+    assert collector.timing.poll_s == 0.1
+
+
+def test_a_chip_without_an_average(machine: GpuMachine) -> None:
+    machine.gpus(A100)
+    collector = machine.collect()
+    assert values(sensor_of(collector, SECOND).read()) == {"total": 5000, "instant": 200}
+    assert infos(collector)[f"{SECOND}/instant"].window_s == 0.025
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "window_s"),
+    [
+        ("Tesla P100-PCIE-16GB", 4, 0.010),
+        ("Tesla V100-SXM2-32GB", 5, 0.010),
+        ("Quadro RTX 8000", 6, 0.020),
+        ("NVIDIA GeForce RTX 2080 Ti", 6, None),
+        ("NVIDIA A100X", 7, 0.025),
+        ("NVIDIA A30", 7, 0.025),
+        ("NVIDIA RTX A3000 Laptop GPU", 7, None),
+        ("NVIDIA GeForce RTX 3090", 7, None),
+        ("NVIDIA GeForce RTX 4090", 8, None),
+        ("NVIDIA H100 80GB HBM3", 9, 0.025),
+        ("NVIDIA H200", 9, None),
+        ("NVIDIA B200", 10, None),
+    ],
+)
+def test_chips_known_to_look_away(machine: GpuMachine, name: str, architecture: int, window_s: float | None) -> None:
+    """Only what was measured is published as a window."""
+    machine.gpus(replace(A100, name=name, architecture=architecture))
+    assert infos(machine.collect())[f"{SECOND}/instant"].window_s == window_s
+
+
+@pytest.mark.parametrize(
+    ("spec", "domain", "what"),
+    [
+        (replace(H100, memory=None), "average", "mean over 1 s"),
+        (A100, "instant", "of the moment"),
+        (replace(A100, name="Tesla V100-SXM2-32GB", architecture=5), "instant", "of the moment"),
+    ],
+    ids=["Hopper", "GA100", "Volta"],
+)
+def test_what_an_old_driver_calls_power(machine: GpuMachine, spec: GpuSpec, domain: str, what: str) -> None:
+    """Before fields 185 and 186 there is one power, and the chip says what it means."""
+    machine.gpus(replace(spec, has_power_fields=False))
+    collector = machine.collect()
+    assert set(values(collector.sensors[0].read())) == {"total", domain}
+    info = infos(collector)[f"{spec.uuid}/{domain}"]
+    assert info.source == f"nvmlDeviceGetPowerUsage ({what})"
+    assert (info.window_s is None) == (domain == "average")
+
+
+def test_a_driver_without_fields(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each quantity then has a call of its own, and functions that are missing are done without."""
+    machine.gpus(H100)
+
+    def missing(*_: object) -> None:
+        raise pynvml.NVMLError(13)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetFieldValues", missing)
+    monkeypatch.delattr(pynvml, "nvmlDeviceGetMigMode")
+    collector = machine.collect()
+    assert values(collector.sensors[0].read()) == {"total": 5000, "average": 300}
+    assert infos(collector)[f"{FIRST}/total"].source == "nvmlDeviceGetTotalEnergyConsumption"
+
+
+def test_an_old_driver_without_a_counter(machine: GpuMachine) -> None:
+    """The total of an averaged power is read once a second: the mean of that second."""
+    machine.gpus(replace(H100, has_power_fields=False, has_energy_counter=False))
+    collector = machine.collect()
+    assert values(collector.sensors[0].read()) == {"total": 300}
+    assert infos(collector)[f"{FIRST}/total"].method == "integrated"
+    assert collector.timing.poll_s == 1.0
+    machine.gpus(replace(P100, has_power_fields=False))
+    collector.close()
+    assert machine.collect().timing.poll_s == 0.1
+
+
+def test_options_leave_parts_out(machine: GpuMachine) -> None:
+    machine.gpus(H100)
+    collector = machine.collect(average=False, memory=False)
+    assert list(infos(collector)) == [f"{FIRST}/total", f"{FIRST}/instant"]
+
+
+@pytest.mark.parametrize("watts", [0.0, 300.0, 900.0])
+def test_memory_power_that_cannot_be_is_not_published(machine: GpuMachine, watts: float) -> None:
+    """Headers disagree about what scope 2 is: it must lie inside the GPU's own power."""
+    machine.gpus(replace(H100, memory=Constant(watts)))
+    assert f"{FIRST}/memory" not in infos(machine.collect())
+
+
+def test_memory_power_that_cannot_be_later_is_left_out_of_the_reading(machine: GpuMachine) -> None:
+    gpus = machine.gpus(replace(H100, memory=Points((0.0, 5.0), (60.0, 400.0))))
+    (sensor,) = machine.collect().sensors
+    assert "memory" in values(sensor.read())
+    gpus.advance(7.0)
+    assert set(values(sensor.read())) == {"total", "instant", "average"}
+
+
+def test_a_driver_that_ignores_scopes_has_no_memory_power(machine: GpuMachine) -> None:
+    """Its average, asked for a moment later, may be a little lower and would look like memory."""
+    machine.gpus(replace(H100, knows_scopes=False))
+    collector = machine.collect()
+    assert f"{FIRST}/memory" not in infos(collector)
+    assert "whatever the scope" in texts(collector, "skipped")
+
+
+def test_the_module_of_a_superchip_is_left_out_and_said(machine: GpuMachine) -> None:
+    machine.gpus(replace(H100, name="NVIDIA GH200 480GB", module=Constant(520.0)))
+    collector = machine.collect()
+    assert list(infos(collector)) == [f"{FIRST}/{domain}" for domain in ("total", "instant", "average", "memory")]
+    assert "module power is left out" in texts(collector, "skipped")
+
+
+def test_mig_never_multiplies_a_card(machine: GpuMachine) -> None:
+    machine.gpus(replace(H100, mig=True), replace(A100, mig=False))
+    collector = machine.collect()
+    assert [sensor.device for sensor in collector.sensors] == [FIRST, SECOND]
+    assert "MIG is on" in texts(collector, "skipped")
+
+
+def test_a_slice_that_is_listed_is_no_gpu(machine: GpuMachine) -> None:
+    """In a container that was given a slice only."""
+    machine.gpus(H100, replace(A100, uuid="MIG-cccccccc-0000-0000-0000-000000000003"))
+    collector = machine.collect()
+    assert [sensor.device for sensor in collector.sensors] == [FIRST]
+    assert "a slice of a GPU" in texts(collector, "skipped")
+
+
+def test_a_counter_that_stands_at_0_is_none(machine: GpuMachine) -> None:
+    machine.gpus(replace(H100, start_joules=0.0, energy_refresh_s=9.0)).advance(1.0)
+    collector = machine.collect()
+    assert infos(collector)[f"{FIRST}/total"].method == "integrated"
+    assert "stands at 0" in texts(collector, "skipped")
+
+
+def test_a_gpu_that_tells_nothing_is_skipped(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.gpus(H100, replace(P100, has_power_fields=False))
+
+    def refuse(handle: object) -> int:
+        raise pynvml.NVMLError(3)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", refuse)
+    collector = machine.collect()
+    assert [sensor.device for sensor in collector.sensors] == [FIRST]
+    assert "gives neither energy nor power" in texts(collector, "skipped")
+
+
+def test_exactly_0_is_no_data(machine: GpuMachine) -> None:
+    gpus = machine.gpus(replace(P100, signal=Points((0.0, 1.0), (150.0, 0.0))))
+    (sensor,) = machine.collect().sensors
+    gpus.advance(2.0)
+    with pytest.raises(SensorGlitchError, match="exactly 0"):
+        sensor.read()
+
+
+def test_garbage_is_passed_on_to_where_it_is_rejected_and_counted(machine: GpuMachine) -> None:
+    gpus = machine.gpus(replace(H100, faults=(fault("garbage", 1.0, 1.0),)))
+    collector = machine.collect()
+    gpus.advance(1.5)
+    found = values(collector.sensors[0].read())
+    assert "memory" not in found
+    limits = {info.max_power_watts for info in infos(collector).values()}
+    assert found["instant"] == found["average"] == 4294967.295 > max(limits)
+    assert found["total"] == 5450
+
+
+def test_another_limit_makes_another_sensor(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Infos never change; what a reading is held against must be the limit of now."""
+    monkeypatch.setattr(nvml, "_LIMIT_PERIOD_NS", 0)
+    machine.gpus(replace(H100, max_limit_watts=700.0))
+    collector = machine.collect()
+    (sensor,) = collector.sensors
+    sensor.read()
+    assert collector.sensors == (sensor,)
+    machine.gpus(replace(H100, limit_watts=500.0, max_limit_watts=700.0))
+    sensor.read()
+    (other,) = collector.sensors
+    assert {(info.limit_watts, info.max_power_watts) for info in other.infos} == {(500.0, 1500.0)}
+    assert [info.quantity for info in other.infos] == [info.quantity for info in sensor.infos]
+    assert len(values(other.read())) == 4
+
+
+# -- one GPU fails, the others read on ---------------------------------------------------------------
+
+
+def test_a_lost_gpu_is_down_and_found_again(machine: GpuMachine, impatient: None) -> None:
+    """NVML gives it again only after a new start, which costs the other GPU nothing but a read."""
+    gpus = machine.gpus(replace(H100, faults=(fault("absent", 1.0, 2.0),)), A100)
+    collector = machine.collect()
+    lost, alive = collector.sensors
+    gpus.advance(1.5)
+    with pytest.raises(SensorAbsentError, match="GPU is lost") as first:
+        lost.read()
+    assert not first.value.is_repeated
+    with pytest.raises(SensorAbsentError, match="GPU is lost") as second:
+        lost.read()
+    assert second.value.is_repeated
+    assert values(alive.read())["total"] == 5300
+    collector.look_again()  # still lost
+    with pytest.raises(SensorAbsentError, match="lost, or unplugged"):
+        lost.read()
+    assert values(alive.read())["total"] == 5300
+    gpus.advance(4.0)
+    with pytest.raises(SensorAbsentError):
+        lost.read()
+    collector.look_again()
+    assert collector.sensors == (lost, alive)
+    assert values(lost.read())["total"] == 6200
+    assert values(alive.read())["total"] == 5800
+
+
+def test_a_lost_gpu_is_looked_for_ever_more_seldom(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each start of NVML is felt by all GPUs."""
+    gpus = machine.gpus(replace(H100, faults=(fault("absent", 1.0, 99.0),)), A100)
+    collector = machine.collect()
+    starts = 0
+    start = collector._start
+
+    def count() -> None:
+        nonlocal starts
+        starts += 1
+        start()
+
+    monkeypatch.setattr(collector, "_start", count)
+    gpus.advance(2.0)
+    with pytest.raises(SensorAbsentError):
+        collector.sensors[0].read()
+    for _ in range(3):
+        collector.look_again()
+    assert starts == 1
+    assert collector._restart_pause_s == 2 * nvml.FIRST_RESTART_S
+
+
+def test_a_handle_is_never_another_gpus(machine: GpuMachine, impatient: None) -> None:
+    """After the first GPU is gone the second one has the first one's handle."""
+    gpus = machine.gpus(replace(H100, faults=(fault("vanish", 1.0, 1.0),)), A100)
+    collector = machine.collect()
+    first, second = collector.sensors
+    gpus.advance(1.5)
+    collector.look_again()
+    with pytest.raises(SensorAbsentError):
+        first.read()
+    assert values(second.read())["total"] == 5300
+    gpus.advance(3.0)
+    collector.look_again()
+    assert values(first.read())["total"] == 5900
+    assert values(second.read())["total"] == 5600
+
+
+def test_a_gpu_that_comes_later_is_found(machine: GpuMachine) -> None:
+    """The driver's list in procfs says so; NVML's own does not change while it runs."""
+    gpus = machine.gpus(H100, replace(A100, faults=(fault("vanish", 0.0, 1.0),)))
+    collector = machine.collect()
+    (first,) = collector.sensors
+    gpus.advance(2.0)
+    collector.look_again()
+    assert collector.sensors[0] is first
+    assert [sensor.device for sensor in collector.sensors] == [FIRST, SECOND]
+    assert values(collector.sensors[1].read())["total"] == 5400
+    assert collector.outdated is False
+
+
+def test_a_gpu_that_hangs_costs_its_deadline_once(machine: GpuMachine, impatient: None) -> None:
+    gpus = machine.gpus(replace(H100, faults=(fault("hang", 1.0, 1.0),)), A100)
+    collector = machine.collect()
+    hung, alive = collector.sensors
+    gpus.advance(1.5)
+    collector.call_timeout_s = 0.02
+    with pytest.raises(SensorTimeoutError, match="no answer within") as first:
+        hung.read()
+    with pytest.raises(SensorTimeoutError, match="has not come back") as second:
+        hung.read()
+    collector.call_timeout_s = 5.0
+    assert (first.value.is_repeated, second.value.is_repeated) == (False, True)
+    assert values(alive.read())["total"] == 5300
+    threads = threading.active_count()
+    collector.call_timeout_s = 0.02
+    collector._restart()  # never under a call that hangs
+    collector.call_timeout_s = 5.0
+    assert values(alive.read())["total"] == 5300
+    assert threading.active_count() == threads
+    gpus.advance(2.5)
+
+    def comes_back() -> bool:
+        with contextlib.suppress(SensorTimeoutError):
+            return values(hung.read())["total"] == 5750
+        return False
+
+    eventually(comes_back)
+
+
+def test_a_gpu_that_hangs_from_the_start_is_taken_up_when_it_answers(
+    machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvml, "_DESCRIBE_S", 0.02)
+    gpus = machine.gpus(replace(H100, faults=(fault("hang", 0.0, 1.0),)), A100)
+    collector = machine.collect()
+    assert "no answer within" in texts(collector, "broken")
+    monkeypatch.setattr(nvml, "_DESCRIBE_S", 5.0)
+
+    def found(*uuids: str) -> bool:
+        collector.look_again()
+        return {sensor.device for sensor in collector.sensors} == set(uuids)
+
+    eventually(lambda: found(SECOND))
+    gpus.advance(2.0)
+    eventually(lambda: found(FIRST, SECOND))
+    assert texts(collector, "broken") == ""
+    assert values(sensor_of(collector, FIRST).read())["total"] == 5600
+
+
+@pytest.mark.parametrize(("kind", "status"), [("absent", "broken"), ("denied", "denied")])
+def test_a_gpu_that_cannot_be_used_at_the_start_is_tried_again(
+    machine: GpuMachine, impatient: None, kind: str, status: str
+) -> None:
+    gpus = machine.gpus(replace(H100, faults=(fault(kind, 0.0, 1.0),)), A100)
+    collector = machine.collect()
+    assert [sensor.device for sensor in collector.sensors] == [SECOND]
+    assert "NVML error" in texts(collector, status)
+    gpus.advance(2.0)
+    collector.look_again()
+    assert {sensor.device for sensor in collector.sensors} == {FIRST, SECOND}
+    assert texts(collector, status) == ""
+    assert values(sensor_of(collector, FIRST).read())["total"] == 5600
+    assert values(sensor_of(collector, SECOND).read())["total"] == 5400
+
+
+def test_a_gpu_that_says_nonsense_is_left_out(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.gpus(H100, A100)
+    name = pynvml.nvmlDeviceGetName
+
+    def garbled(handle: object) -> str:
+        if pynvml.nvmlDeviceGetIndex(handle) == 0:
+            return b"\xff".decode()
+        return str(name(handle))
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", garbled)
+    collector = machine.collect()
+    assert [sensor.device for sensor in collector.sensors] == [SECOND]
+    assert "UnicodeDecodeError" in texts(collector, "broken")
+
+
+def test_a_start_that_hangs_does_not_hold_up_the_caller(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.gpus(H100)
+    come_back = threading.Event()
+    monkeypatch.setattr(nvml, "_OPEN_S", 0.02)
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: (come_back.wait(10), pynvml.nvmlInitWithFlags(0)))
+    collector = machine.collect()
+    assert not collector.sensors
+    assert "no answer within" in texts(collector, "broken")
+    come_back.set()
+    eventually(lambda: len(collector.sensors) == 1)
+    eventually(lambda: texts(collector, "broken") == "")
+    assert len(values(collector.sensors[0].read())) == 4
+
+
+def test_a_reset_is_a_counter_that_starts_again(machine: GpuMachine) -> None:
+    gpus = machine.gpus(replace(H100, faults=(fault("reset", 2.0),)))
+    (sensor,) = machine.collect().sensors
+    gpus.advance(1.99)
+    assert values(sensor.read())["total"] == 5597
+    gpus.advance(2.5)
+    assert values(sensor.read())["total"] == 150
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "text"),
+    [("denied", SensorDeniedError, "nvidiactl.*sudo chmod"), ("glitch", SensorGlitchError, "NVML error 999")],
+)
+def test_a_call_that_fails(machine: GpuMachine, kind: str, error: type[SensorError], text: str) -> None:
+    gpus = machine.gpus(replace(H100, faults=(fault(kind, 1.0, 1.0),)), A100)
+    collector = machine.collect()
+    failing, alive = collector.sensors
+    gpus.advance(1.5)
+    with pytest.raises(error, match=text):
+        failing.read()
+    assert values(alive.read())["total"] == 5300
+    gpus.advance(2.0)
+    assert values(failing.read())["total"] == 5600
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "error"),
+    [
+        (83, 999, SensorGlitchError),
+        (83, 15, SensorAbsentError),
+        (186, 16, SensorAbsentError),
+        (186, 999, None),
+        (186, 3, None),
+    ],
+)
+def test_a_field_that_fails(
+    machine: GpuMachine,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+    error: type[SensorError] | None,
+) -> None:
+    """Without the total there is no reading; another field is left out; a lost GPU is lost whoever says so."""
+    machine.gpus(H100)
+    (sensor,) = machine.collect().sensors
+    ask = pynvml.nvmlDeviceGetFieldValues
+
+    def spoil(handle: object, fields: list[tuple[int, int]]) -> Sequence[Any]:
+        answers: Sequence[Any] = ask(handle, fields)
+        for answer in answers:
+            if answer.fieldId == number:
+                answer.nvmlReturn = code
+        return answers
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetFieldValues", spoil)
+    if error is None:
+        assert set(values(sensor.read())) == {"total", "average", "memory"}
+    else:
+        with pytest.raises(error, match=f"NVML error {code}"):
+            sensor.read()
+
+
+def test_a_gpu_that_heals_by_itself_needs_no_new_start(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = machine.gpus(H100, A100)
+    collector = machine.collect()
+    gpus.code = 15
+    gpus.advance(0.1)
+    with pytest.raises(SensorAbsentError):
+        collector.sensors[0].read()
+    gpus.code = 0
+    gpus.advance(1.0)
+    monkeypatch.setattr(collector, "_restart", lambda: pytest.fail("started anew"))
+    collector.look_again()
+    assert values(collector.sensors[0].read())["total"] == 5300
+
+
+def test_without_procfs_the_number_of_gpus_is_watched(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers often see nothing of the driver's files."""
+    gpus = machine.gpus(H100)
+    shutil.rmtree(machine.host.procfs)
+    collector = machine.collect()
+    restarts: list[None] = []
+    monkeypatch.setattr(collector, "_restart", lambda: restarts.append(None))
+    collector.look_again()
+    assert not restarts
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 2)
+    collector.look_again()
+    assert len(restarts) == 1
+    assert gpus.code == 0
+
+
+def test_a_gpu_that_is_listed_twice_is_read_once(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.gpus(H100, A100)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lambda handle: FIRST)
+    collector = machine.collect()
+    assert [sensor.device for sensor in collector.sensors] == [FIRST]
+    assert "listed twice" in texts(collector, "skipped")
+
+
+def test_somebody_else_in_the_process_shut_nvml_down(machine: GpuMachine) -> None:
+    machine.gpus(H100)
+    collector = machine.collect()
+    (sensor,) = collector.sensors
+    pynvml.nvmlShutdown()
+    with pytest.raises(SensorGlitchError, match="Uninitialized"):
+        sensor.read()
+    collector.look_again()
+    assert values(sensor.read())["total"] == 5000
+
+
+def test_a_driver_that_was_replaced_says_restart(machine: GpuMachine, impatient: None) -> None:
+    """The old library stays in the process: no new start of NVML can heal that."""
+    gpus = machine.gpus(H100)
+    collector = machine.collect()
+    (sensor,) = collector.sensors
+    gpus.code = 18
+    gpus.advance(1.0)
+    with pytest.raises(SensorAbsentError, match="restart joulewatch-exporter"):
+        sensor.read()
+    with pytest.raises(SensorAbsentError):
+        collector.look_again()
+    with pytest.raises(SensorAbsentError, match="restart joulewatch-exporter"):
+        sensor.read()
+    with pytest.raises(SensorAbsentError, match="restart joulewatch-exporter") as again:
+        sensor.read()
+    assert again.value.is_repeated
+    gpus.code = 0
+    gpus.advance(1.0)
+    collector.look_again()
+    assert values(sensor.read())["total"] == 5300
+
+
+# -- nothing to read ---------------------------------------------------------------------------------
+
+
+def test_a_machine_without_nvidia_never_loads_anything(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    amd = machine.host.sysfs / "bus/pci/devices/0000:c1:00.0"
+    amd.mkdir(parents=True)
+    (amd / "class").write_text("0x030000\n")
+    (amd / "vendor").write_text("0x1002\n")
+    with pytest.raises(SensorAbsentError, match="no NVIDIA GPU: none in"):
+        NvmlCollector.open(machine.host, NvmlOptions())
+
+
+@pytest.mark.parametrize("trace", ["sys/bus/pci/devices/0000:17:00.0", "proc/driver/nvidia", "dev/nvidiactl"])
+def test_a_gpu_without_the_package_says_how_to_get_it(
+    machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, trace: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    path = machine.folder / trace
+    path.mkdir(parents=True)
+    (path / "class").write_text("0x030200\n")
+    (path / "vendor").write_text("0x10de\n")
+    with pytest.raises(SensorAbsentError, match=rf"{trace}: is there.*pip install 'joulewatch\[nvml\]'"):
+        NvmlCollector.open(machine.host, NvmlOptions())
+
+
+def test_the_old_pynvml_is_refused(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.gpus(H100)
+    old = types.ModuleType("pynvml")
+    old.__path__ = ["/site-packages/pynvml"]
+    old.__file__ = "/site-packages/pynvml/__init__.py"
+    monkeypatch.setitem(sys.modules, "pynvml", old)
+    with pytest.raises(
+        SensorAbsentError, match=r"/site-packages/pynvml/__init__.py: the old .* pip uninstall -y pynvml"
+    ):
+        machine.collect()
+    del old.__path__
+    with pytest.raises(SensorAbsentError, match="too old"):
+        machine.collect()
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "text"),
+    [
+        (9, SensorAbsentError, "kernel driver is not loaded"),
+        (17, SensorDeniedError, "nvidiactl.*DeviceAllow"),
+        (4, SensorDeniedError, "sudo chmod a[+]rw /dev/nvidiactl"),
+        (18, SensorAbsentError, "restart joulewatch-exporter"),
+        (999, SensorAbsentError, "NVML error 999"),
+    ],
+)
+def test_nvml_does_not_start(machine: GpuMachine, code: int, error: type[SensorError], text: str) -> None:
+    gpus = machine.gpus(H100)
+    gpus.code = code
+    gpus.advance(0.0)
+    threads = threading.active_count()
+    with pytest.raises(error, match=text):
+        machine.collect()
+    assert threading.active_count() == threads
+
+
+def test_nvml_has_no_library(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.gpus(H100)
+
+    def fail() -> None:
+        raise pynvml.NVMLError(12)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    with pytest.raises(SensorAbsentError, match="apt-get install libnvidia-ml1"):
+        machine.collect()
+
+
+def test_a_driver_that_seems_not_loaded_because_its_device_is_closed(
+    machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = machine.gpus(H100)
+    gpus.code = 9
+    gpus.advance(0.0)
+    (machine.host.dev / "nvidiactl").write_text("")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(SensorDeniedError, match="sudo chmod"):
+        machine.collect()
+
+
+def test_nvml_starts_and_then_fails(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.gpus(H100)
+
+    def fail() -> None:
+        raise pynvml.NVMLError(999)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", fail)
+    with pytest.raises(SensorAbsentError, match="NVML error 999"):
+        machine.collect()
+    monkeypatch.undo()
+    with pytest.raises(pynvml.NVMLError_Uninitialized):
+        pynvml.nvmlDeviceGetCount()
+
+
+def test_all_gpus_denied(machine: GpuMachine) -> None:
+    spec = replace(H100, faults=(fault("denied", 0.0, 1.0),))
+    machine.gpus(spec)
+    with pytest.raises(SensorDeniedError, match="nvidiactl"):
+        machine.collect()
+    machine.gpus(spec, A100)
+    collector = machine.collect()
+    (finding,) = [finding for finding in collector.findings if finding.status == "denied"]
+    assert (finding.subject, finding.cure) == ("GPU 0", "sudo chmod a+rw /dev/nvidiactl /dev/nvidia[0-9]*")
+
+
+def test_no_gpu_bound_to_the_driver(machine: GpuMachine) -> None:
+    machine.gpus()
+    with pytest.raises(SensorAbsentError, match="NVML gives no GPU"):
+        machine.collect()
+
+
+def test_a_library_that_is_not_there_or_is_none(machine: GpuMachine, tmp_path: Path) -> None:
+    with pytest.raises(SensorAbsentError, match=r"no such file; collectors\.nvml\.library"):
+        NvmlCollector.open(machine.host, NvmlOptions(library=tmp_path / "none.so"))
+    (tmp_path / "text.so").write_text("no library")
+    with pytest.raises(SensorAbsentError, match=r"text.so: cannot be loaded"):
+        NvmlCollector.open(machine.host, NvmlOptions(library=tmp_path / "text.so"))
+
+
+def test_another_library_than_the_one_in_use_is_refused(machine: GpuMachine, tmp_path: Path) -> None:
+    machine.gpus(H100)
+    machine.collect()
+    other = NvmlLibrary((A100,), tmp_path / "other")
+    with pytest.raises(SensorAbsentError, match="this process uses another libnvidia-ml"):
+        NvmlCollector.open(machine.host, NvmlOptions(library=other.path))
+    other.close()
+
+
+def test_an_emulated_machine_never_shows_the_real_gpus(machine: GpuMachine, library: Path) -> None:
+    """Its own library lies beside its sysfs, and needs no configuration."""
+    (machine.host.sysfs / EMULATION_MARKER).write_text("test\n")
+    (machine.host.dev / "nvidiactl").write_text("")
+    with pytest.raises(SensorAbsentError, match="this emulated machine has no NVIDIA GPU"):
+        NvmlCollector.open(machine.host, NvmlOptions())
+    machine.gpus(H100)
+    (machine.folder / "lib").symlink_to(library.parent)
+    collector = NvmlCollector.open(machine.host, NvmlOptions())
+    assert [sensor.device for sensor in collector.sensors] == [FIRST]
+    collector.close()
+
+
+def test_options(tmp_path: Path) -> None:
+    made = build(NvmlOptions, {"library": str(tmp_path), "call_timeout_seconds": 1, "average": False}, "x.yaml", "")
+    assert made == NvmlOptions(tmp_path, 1.0, average=False)
+    with pytest.raises(ConfigError, match="call_timeout_seconds: 0 is not above 0"):
+        build(NvmlOptions, {"call_timeout_seconds": 0}, "x.yaml", "collectors.nvml")
+
+
+# -- over time ---------------------------------------------------------------------------------------
+
+
+class Minutes:
+    """GPUs and the family that reads them, on a clock that the test moves."""
+
+    def __init__(self, machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, *specs: GpuSpec) -> None:
+        self.clock = FakeClock()
+        monkeypatch.setattr(nvml, "monotonic_ns", self.clock.monotonic_ns)
+        self._start_ns = self.clock.now_ns
+        self._gpus = machine.gpus(*specs)
+        self.family = Family(machine.collect(), clock=self.clock)
+
+    @property
+    def t_s(self) -> float:
+        return (self.clock.now_ns - self._start_ns) / 1e9
+
+    def scan(self, *, until_s: float, step_s: float) -> FamilyScan:
+        scan = self.family.scan()
+        while self.t_s < until_s - 1e-6:
+            self.clock.advance(step_s)
+            self._gpus.advance(self.t_s)
+            scan = self.family.scan()
+        return scan
+
+
+def totals(scan: FamilyScan) -> dict[tuple[str, str], float | None]:
+    quantities = [info.quantity for info in scan.layout.infos]
+    return {
+        (quantity.device, quantity.domain): energy
+        for quantity, energy in zip(quantities, scan.energies_joules, strict=True)
+    }
+
+
+def test_energy_over_minutes_with_faults(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The truth within 0.1 %, but for a second's energy that a reset took with it; nothing of it in the other GPU."""
+    signal = Square(80.0, 320.0, 7.0)
+    faults = (fault("garbage", 20.5, 2.0), fault("reset", 40.5), fault("glitch", 60.5, 3.0), fault("stuck", 80.5, 2.0))
+    spec = replace(H100, signal=signal, energy_refresh_s=0.0, faults=faults)
+    other = replace(A100, signal=signal, energy_refresh_s=0.0)
+    minutes = Minutes(machine, monkeypatch, spec, other)
+    scan = minutes.scan(until_s=120.0, step_s=1.0)
+    truth = signal.energy_joules(0.0, 120.0)
+    gap_joules = signal.energy_joules(40.0, 41.0)
+    assert totals(scan)[FIRST, "total"] == pytest.approx(truth - gap_joules, rel=1e-3)
+    assert totals(scan)[SECOND, "total"] == pytest.approx(truth, rel=1e-6)
+    healths = dict(zip(totals(scan), scan.healths, strict=True))
+    health, untouched = healths[FIRST, "total"], healths[SECOND, "total"]
+    assert health is not None and untouched is not None
+    assert (health.resets, health.wraps) == (1, 0)
+    assert health.unmeasured_s == pytest.approx(1.0)
+    assert (untouched.resets, untouched.rejected, untouched.unmeasured_s) == (0, 0, 0.0)
+    average = healths[FIRST, "average"]
+    assert average is not None
+    assert average.rejected == 2
+    assert scan.errors == ((FIRST, "glitch", 3),)
+
+
+def test_sampled_power_over_minutes(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """1 %: momentary power ten times a second, the 1 s average once a second."""
+    signal = Sine(220.0, 90.0, 6.4)
+    minutes = Minutes(machine, monkeypatch, replace(P100, signal=signal))
+    energy = totals(minutes.scan(until_s=60.0, step_s=0.1))[SECOND, "total"]
+    assert energy == pytest.approx(signal.energy_joules(0.0, 60.0), rel=0.01)
+    minutes.family.close()
+    wild = Square(80.0, 320.0, 0.37)
+    minutes = Minutes(machine, monkeypatch, replace(H100, signal=wild))
+    energy = totals(minutes.scan(until_s=60.0, step_s=1.0))[FIRST, "average"]
+    assert energy == pytest.approx(wild.energy_joules(0.0, 60.0), rel=0.01)
+
+
+def test_golden(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, update_golden: bool) -> None:
+    """Two generations as a scraper sees them; reviewed as text."""
+    counted = replace(H100, signal=Sine(300.0, 40.0, 1.0), energy_refresh_s=0.05)
+    minutes = Minutes(machine, monkeypatch, counted, replace(P100, signal=Constant(180.0)))
+    scan = minutes.scan(until_s=2.0, step_s=0.025)
+    exposition = Exposition(emulated=False, start_s=1.0, nodename="node17", self_metrics=False)
+    text = exposition.render([scan], "text").decode()
+    lines = [line for line in text.splitlines() if 'device="GPU-' in line]
+    golden.check("\n".join(lines) + "\n", GOLDEN / "nvml.prom", update=update_golden)
+
+
+# -- in the sampler ----------------------------------------------------------------------------------
+
+
+def test_through_the_sampler_a_gpu_goes_and_comes_back(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Down while it is gone, counting on afterwards; the other GPU's series has no trace of it."""
+    monkeypatch.setattr(nvml, "LOOK_S", 0.01)
+    monkeypatch.setattr(nvml, "FIRST_RESTART_S", 0.0)
+    # Steps so short that their energy is possible in no time.
+    gpus = machine.gpus(
+        replace(H100, energy_refresh_s=0.0, faults=(fault("vanish", 0.003, 0.003),)),
+        replace(A100, energy_refresh_s=0.0),
+    )
+    sampler = Sampler((NvmlCollector,), machine.host, {"nvml": FamilySettings(True, None, machine.options())})
+    sampler.start()
+    try:
+        (scan,) = sampler.fresh(5.0)
+        assert (scan.layout.devices, scan.up) == ((FIRST, SECOND), (True, True))
+        gpus.advance(0.004)
+        eventually(lambda: sampler.fresh(5.0)[0].up == (False, True))
+        gpus.advance(0.007)
+        eventually(lambda: sampler.fresh(5.0)[0].up == (True, True))
+        (scan,) = sampler.fresh(5.0)
+        totals = {
+            info.quantity.device: energy
+            for info, energy in zip(scan.layout.infos, scan.energies_joules, strict=True)
+            if info.quantity.domain == "total"
+        }
+        assert totals == {FIRST: pytest.approx(2.1), SECOND: pytest.approx(1.4)}
+        assert {reason for _, reason, _ in scan.errors} <= {"absent", "glitch"}
+    finally:
+        sampler.stop()
+
+
+def test_closing_gives_nvml_back_and_ends_the_threads(machine: GpuMachine) -> None:
+    machine.gpus(H100, A100)
+    threads = threading.active_count()
+    collector = machine.collect()
+    sensor = collector.sensors[0]
+    sensor.read()
+    collector.close()
+    collector.close()
+    eventually(lambda: threading.active_count() == threads)
+    with pytest.raises(pynvml.NVMLError_Uninitialized):
+        pynvml.nvmlDeviceGetCount()
+    with pytest.raises(SensorGlitchError, match="NVML is closed"):
+        sensor.read()
+
+
+# -- the emulated library itself ---------------------------------------------------------------------
+
+
+def test_what_other_users_of_nvml_ask_for(machine: GpuMachine) -> None:
+    machine.gpus(replace(H100, mig=False), A100)
+    pynvml.nvmlInit()
+    try:
+        assert pynvml.nvmlDeviceGetCount() == 2
+        handle = pynvml.nvmlDeviceGetHandleByPciBusId("0000:65:00.0")
+        assert pynvml.nvmlDeviceGetUUID(handle) == SECOND
+        assert pynvml.nvmlDeviceGetIndex(handle) == 1
+        handle = pynvml.nvmlDeviceGetHandleByUUID(FIRST)
+        assert pynvml.nvmlDeviceGetName(handle) == "NVIDIA H100 PCIe"
+        assert pynvml.nvmlDeviceGetPciInfo(handle).busId == "00000000:17:00.0"
+        assert pynvml.nvmlDeviceGetPciInfo(handle).bus == 0x17
+        assert pynvml.nvmlDeviceGetMigMode(handle) == [0, 0]
+        assert pynvml.nvmlDeviceGetPowerUsage(handle) == 300_000
+        assert pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) == 5_000_000
+        assert pynvml.nvmlDeviceGetPowerManagementLimit(handle) == 350_000
+        assert pynvml.nvmlSystemGetDriverVersion() == "550.54.15"
+        assert pynvml.nvmlErrorString(15) == "GPU is lost"
+        with pytest.raises(pynvml.NVMLError_NotFound):
+            pynvml.nvmlDeviceGetHandleByUUID("GPU-none")
+        with pytest.raises(pynvml.NVMLError_FunctionNotFound):
+            pynvml.nvmlDeviceGetTemperature(handle, 0)
+    finally:
+        pynvml.nvmlShutdown()
+
+
+@pytest.mark.parametrize(
+    "signal",
+    [
+        Square(80.0, 320.0, 0.7),
+        Sine(250.0, 90.0, 0.31),
+        Points((0.0, 1.0, 2.0), (50.0, 300.0, 120.0), is_linear=True, repeats=True),
+    ],
+    ids=["square", "sine", "ramps"],
+)
+def test_the_counter_is_the_closed_form(machine: GpuMachine, signal: Square | Sine | Points) -> None:
+    gpus = machine.gpus(replace(H100, signal=signal))
+    (sensor,) = machine.collect().sensors
+    for step in range(1, 40):
+        t_s = 0.37 * step
+        gpus.advance(t_s)
+        found = values(sensor.read())
+        at_s = int(t_s / 0.01 + 1e-9) * 0.01
+        assert found["total"] == pytest.approx(5000 + signal.energy_joules(0.0, at_s), abs=0.002)
+        end_s = int(t_s / 0.1 + 1e-9) * 0.1
+        assert found["instant"] == pytest.approx(signal.energy_joules(end_s - 0.025, end_s) / 0.025, abs=0.001)
+        start_s = max(end_s - 1.0, 0.0)
+        assert found["average"] == pytest.approx(signal.energy_joules(start_s, end_s) / (end_s - start_s), abs=0.001)
+
+
+def test_the_counter_goes_on_between_two_steps_of_the_emulator(machine: GpuMachine) -> None:
+    """By the library's own clock, so that a busy machine does not make it lag; and never backwards."""
+    gpus = machine.gpus(replace(H100, energy_refresh_s=0.0))
+    (sensor,) = machine.collect().sensors
+    gpus.start_monotonic_ns = time.monotonic_ns()
+    gpus.advance(0.0)
+    last = 0.0
+    for _ in range(20):
+        before_ns = time.monotonic_ns()
+        found = values(sensor.read())["total"]
+        after_ns = time.monotonic_ns()
+        assert found is not None
+        assert found >= last
+        last = found
+        low, high = [5000 + 300 * (ns - gpus.start_monotonic_ns) / 1e9 for ns in (before_ns, after_ns)]
+        assert low - 0.002 <= found <= high + 0.002
+
+
+def test_the_counter_never_runs_backwards(machine: GpuMachine) -> None:
+    """Its own clock went on with a power that had fallen long before the emulator's next step."""
+    gpus = machine.gpus(replace(H100, signal=Points((0.0, 0.1), (300.0, 10.0)), energy_refresh_s=0.0))
+    (sensor,) = machine.collect().sensors
+    gpus.start_monotonic_ns = time.monotonic_ns() - 500_000_000
+    gpus.advance(0.0)
+    before = values(sensor.read())["total"]
+    assert before is not None
+    assert before >= 5150
+    gpus.advance(0.5)
+    assert values(sensor.read())["total"] == before
+
+
+def test_a_signal_that_follows_the_load(machine: GpuMachine) -> None:
+    load = CpuLoad(50.0, 250.0)
+    gpus = machine.gpus(replace(H100, signal=load, memory=None))
+    (sensor,) = machine.collect().sensors
+    gpus.advance(0.5)
+    gpus.advance(1.0)
+    load.follow(1.0, 0.5)
+    gpus.advance(1.5)
+    found = values(sensor.read())
+    assert found == {"total": 5000 + 50 + 75, "instant": 150, "average": (25 + 75) / 1.0}
+
+
+def test_a_gpu_that_is_stuck(machine: GpuMachine) -> None:
+    gpus = machine.gpus(replace(H100, signal=Sine(200.0, 50.0, 3.0), faults=(fault("stuck", 1.0, 1.0),)))
+    (sensor,) = machine.collect().sensors
+    gpus.advance(0.99)
+    moved = values(sensor.read())
+    gpus.advance(1.9)
+    assert values(sensor.read()) == moved
+    gpus.advance(2.1)
+    assert values(sensor.read()) != moved
+
+
+def test_procfs_shows_what_the_driver_shows(machine: GpuMachine) -> None:
+    gpus = machine.gpus(replace(H100, faults=(fault("vanish", 1.0, 1.0),)))
+    folder = machine.host.procfs / "driver/nvidia/gpus"
+    assert f"GPU UUID: \t {FIRST}" in (folder / "0000:17:00.0/information").read_text()
+    gpus.advance(1.5)
+    assert list(folder.iterdir()) == []
+    gpus.advance(2.5)
+    assert [path.name for path in folder.iterdir()] == ["0000:17:00.0"]
+    gpus.close()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"bus_id": "17:00"}, "bus_id: '17:00' is not like"),
+        ({"uuid": "x" * 96}, "uuid: must have 1 to 95 bytes"),
+        ({"refresh_s": 0}, "refresh_s"),
+        ({"averaging_s": -1}, "averaging_s"),
+        ({"max_limit_watts": 10}, "limit_watts"),
+    ],
+)
+def test_a_bad_gpu_is_refused(settings: dict[str, object], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        replace(H100, **settings)  # type: ignore[arg-type]
+
+
+def test_two_gpus_of_one_identity_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"uuid: .* is there twice"):
+        NvmlLibrary((H100, replace(A100, uuid=FIRST)), tmp_path)
+    with pytest.raises(ConfigError, match="more than the 32"):
+        NvmlLibrary([replace(H100, uuid=f"GPU-{i}", bus_id=f"0000:{i:02x}:00.0") for i in range(33)], tmp_path)
+
+
+def test_without_a_compiler_there_is_no_emulated_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not available()
+    with pytest.raises(ConfigError, match="apt-get install gcc"):
+        NvmlLibrary((H100,), tmp_path / "machine")
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "cc"
+    program.write_text("#!/bin/sh\necho no room >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    with pytest.raises(ConfigError, match="cannot compile the NVML library: no room"):
+        NvmlLibrary((H100,), tmp_path / "machine")

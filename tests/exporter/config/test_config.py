@@ -1,0 +1,204 @@
+"""Strict configuration: every mistake is named with its file, its key and what was meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from joulewatch_exporter.collectors import FAMILIES
+from joulewatch_exporter.config.config import (
+    Config,
+    ExporterSettings,
+    PathSettings,
+    load_config,
+    load_web_config,
+    parse_address,
+)
+from joulewatch_exporter.errors import ConfigError
+from support.fake_family import FakeOptions, Machine, fake_family
+from support.paths import ROOT
+
+EXAMPLE = ROOT / "exporter" / "example.yaml"
+HASH = "$2b$10$" + "a" * 53
+FAKE = [fake_family("rapl", Machine()), fake_family("hwmon", Machine())]
+
+
+def load(tmp_path: Path, text: str) -> Config:
+    path = tmp_path / "exporter.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(path, FAKE)
+
+
+def test_the_example_shows_every_setting_with_its_default() -> None:
+    import dataclasses
+
+    import yaml
+
+    assert load_config(EXAMPLE, FAMILIES) == load_config(None, FAMILIES)
+    data = yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))
+    assert set(data["exporter"]) == {item.name for item in dataclasses.fields(ExporterSettings)}
+    assert set(data["exporter"]["path"]) == {item.name for item in dataclasses.fields(PathSettings)}
+    for family in FAMILIES:
+        keys = {"enabled", "poll_seconds"} | {item.name for item in dataclasses.fields(family.Options)}
+        assert set(data["collectors"][family.name]) == keys
+
+
+def test_no_file_and_an_empty_file_are_the_defaults(tmp_path: Path) -> None:
+    config = load(tmp_path, "")
+    assert config == load_config(None, FAKE)
+    assert config.exporter.listen == (":10717",)
+    assert config.collectors["rapl"].enabled == "auto"
+    assert config.collectors["rapl"].options == FakeOptions()
+
+
+def test_everything_can_be_set(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        """
+        exporter: {listen: "127.0.0.1:9101", max_requests: 3, read_timeout_seconds: 1, log_format: json}
+        collectors:
+          rapl: {enabled: true, poll_seconds: 5, level: 2, words: [a, b]}
+          hwmon: {enabled: false}
+        """,
+    )
+    assert config.exporter.listen == ("127.0.0.1:9101",)
+    assert config.exporter.read_timeout_seconds == 1.0
+    rapl = config.collectors["rapl"]
+    assert (rapl.enabled, rapl.poll_s, rapl.options) == (True, 5.0, FakeOptions(2, ("a", "b")))
+    assert config.collectors["hwmon"].enabled is False
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("exportr: {}", "unknown key exportr; did you mean exporter?"),
+        ("exporter: {lisen: x}", "unknown key exporter.lisen; did you mean listen?"),
+        ("exporter: {zzz: 1}", "unknown key exporter.zzz; valid here: listen, "),
+        ("exporter: {path: {sysf: /sys}}", "unknown key exporter.path.sysf; did you mean sysfs?"),
+        ("collectors: {rapI: {}}", "unknown key collectors.rapI; did you mean rapl?"),
+        ("collectors: {rapl: {levle: 1}}", "unknown key collectors.rapl.levle; did you mean level?"),
+        ("collectors: {rapl: {enabled: maybe}}", "collectors.rapl.enabled: must be true or false or auto, not 'maybe'"),
+        ("collectors: {rapl: {poll_seconds: fast}}", "collectors.rapl.poll_seconds: must be a number or null"),
+        ("collectors: {rapl: {poll_seconds: 0}}", "collectors.rapl.poll_seconds: 0 is not between 0.01 and 3600"),
+        ("collectors: {rapl: {level: true}}", "collectors.rapl.level: must be a whole number, not True"),
+        ("collectors: {rapl: {words: [1]}}", "collectors.rapl.words[0]: must be a text, not 1"),
+        ("collectors: {rapl: 3}", "collectors.rapl: must be a mapping of keys to values, not 3"),
+        ("exporter: {max_requests: -1}", "exporter.max_requests: -1 is below 0"),
+        ("exporter: {max_requests: 1.5}", "exporter.max_requests: must be a whole number, not 1.5"),
+        ("exporter: {read_timeout_seconds: 0}", "exporter.read_timeout_seconds: 0 is not above 0"),
+        ("exporter: {read_timeout_seconds: .nan}", "exporter.read_timeout_seconds: must be a number, not nan"),
+        ("exporter: {rediscover_seconds: -3}", "exporter.rediscover_seconds: -3 is below 0"),
+        ("exporter: {listen: []}", "exporter.listen: needs at least one address"),
+        ("exporter: {listen: here}", "exporter.listen: 'here' is no address such as :10717"),
+        ("exporter: {telemetry_path: metrics}", "exporter.telemetry_path: 'metrics' must be a path such as /metrics"),
+        ("exporter: {telemetry_path: /}", "must be a path such as /metrics"),
+        ("exporter: {log_level: loud}", "exporter.log_level: must be debug or info or warning or error, not 'loud'"),
+        ("exporter: [1]", "exporter: must be a mapping of keys to values, not [1]"),
+        ("exporter: {listen: a: b}", "is no valid YAML"),
+        ("exporter: {max_requests: 1, max_requests: 2}", "the key 'max_requests' is given twice"),
+        ("- 1", "the file: must be a mapping"),
+        ("1: {}", "the key 1 must be a word"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+    assert str(tmp_path / "exporter.yaml") in str(caught.value)
+
+
+def test_options_of_a_family_are_checked_by_the_family(tmp_path: Path) -> None:
+    path = tmp_path / "exporter.yaml"
+    path.write_text("collectors: {estimate: {min_watts: -1}}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"exporter\.yaml.*collectors\.estimate\.min_watts"):
+        load_config(path, FAMILIES)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nope\.yaml: cannot be read: No such file"):
+        load_config(tmp_path / "nope.yaml", FAKE)
+
+
+def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--path\.sysfs .*/nope is not a folder"):
+        PathSettings(sysfs=tmp_path / "nope").host()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (":10717", ("", 10717)),
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("localhost:9101", ("localhost", 9101)),
+        ("[::1]:9101", ("::1", 9101)),
+        ("[fe80::1%eth0]:9", ("fe80::1%eth0", 9)),
+    ],
+)
+def test_addresses(text: str, expected: tuple[str, int]) -> None:
+    assert parse_address(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "10717", "host", "host:", "host:99999", "::1:9101", "a b:1", "http://x:1"])
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(ValueError, match="is no address"):
+        parse_address(text)
+
+
+# -- web configuration -----------------------------------------------------------------------------
+
+
+def load_web(tmp_path: Path, text: str) -> object:
+    path = tmp_path / "web.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_web_config(path)
+
+
+def test_a_whole_web_configuration(tmp_path: Path) -> None:
+    for name in ("cert.pem", "key.pem", "ca.pem"):
+        (tmp_path / name).touch()
+    path = tmp_path / "web.yaml"
+    path.write_text(
+        f"""
+        tls_server_config:
+          cert_file: cert.pem
+          key_file: key.pem
+          client_ca_file: ca.pem
+          client_auth_type: RequireAndVerifyClientCert
+          min_version: TLS13
+        http_server_config: {{http2: true, headers: {{X-Frame-Options: deny}}}}
+        basic_auth_users: {{alice: {HASH}}}
+        """,
+        encoding="utf-8",
+    )
+    web = load_web_config(path)
+    assert web.tls_server_config is not None
+    assert web.tls_server_config.cert_file == tmp_path / "cert.pem"
+    assert web.http_server_config.headers == {"X-Frame-Options": "deny"}
+    assert HASH not in repr(web)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("tls_server_conf: {}", "unknown key tls_server_conf; did you mean tls_server_config?"),
+        ("tls_server_config: {cert_file: a}", "tls_server_config: needs key_file"),
+        ("tls_server_config: {cert_file: a, key_file: b}", "tls_server_config.cert_file: "),
+        ("tls_server_config: {cert_file: a, key_file: b, min_version: TLS10}", "must be TLS12 or TLS13, not 'TLS10'"),
+        (
+            "tls_server_config: {cert_file: a, key_file: b, client_auth_type: RequireAndVerifyClientCert}",
+            "tls_server_config.client_ca_file: is needed",
+        ),
+        ("tls_server_config: {cert_file: a, key_file: b, client_ca_file: c}", "client_auth_type: "),
+        ('http_server_config: {headers: {X: "a\\nb"}}', "headers.X: is no valid header"),
+        ("basic_auth_users: {alice: secret}", "basic_auth_users.alice: is no bcrypt hash"),
+        ("basic_auth_users: [secret]", "basic_auth_users: must map user names to bcrypt hashes"),
+        ("basic_auth_users: {alice: 12345}", "basic_auth_users: must map user names to bcrypt hashes"),
+    ],
+)
+def test_a_mistake_in_the_web_configuration_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_web(tmp_path, text)
+    assert message in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "12345" not in str(caught.value)

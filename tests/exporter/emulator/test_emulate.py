@@ -1,0 +1,471 @@
+"""Emulated machines: the files move as the scenario says, collectors read them, the truth is beside them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from joulewatch_exporter.collectors.estimate.collector import read_busy
+from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector, HwmonOptions
+from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
+from joulewatch_exporter.emulator.main import builtin_names, run
+from joulewatch_exporter.emulator.scenario import Scenario, load, parse
+from joulewatch_exporter.emulator.signals import Points
+from joulewatch_exporter.emulator.tree import Tree
+from joulewatch_exporter.emulator.truth import Truth
+from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorGlitchError
+from joulewatch_exporter.model import Host
+
+UNIT = 2.0**-16
+RANGE_UJ = 65_532_610_987
+
+
+def scenario(**changes: Any) -> Scenario:
+    zone = {"zone": "intel-rapl:0", "name": "package-0", "key": "socket0/package", "signal": 100, "start_joules": 0}
+    document = {"name": "one", "zones": [zone | changes.pop("zone", {})], **changes}
+    return parse(document, where="test", folder=None)
+
+
+class Machine:
+    """A scenario's tree that is moved by hand."""
+
+    def __init__(self, spec: Scenario, folder: Path) -> None:
+        scratch = folder / "scratch"
+        scratch.mkdir()
+        self.tree = Tree(spec, folder, scratch, boot_unix_s=1_700_000_000)
+        self.host = Host(sysfs=folder / "sys", procfs=folder / "proc", dev=folder)
+        self.tree.advance(0.0)
+
+    def zone(self, zone: str = "intel-rapl:0") -> Path:
+        return self.host.sysfs / "class/powercap" / zone
+
+    def energy_uj(self, t_s: float) -> int:
+        self.tree.advance(t_s)
+        return int((self.zone() / "energy_uj").read_text())
+
+
+def test_the_counter_is_the_exact_integral_in_the_kernels_steps(tmp_path: Path) -> None:
+    machine = Machine(
+        scenario(zone={"signal": {"kind": "ramp", "from_watts": 0, "to_watts": 100, "duration_s": 10}}), tmp_path
+    )
+    for t_s in (0.0, 0.013, 3.7, 9.99):
+        steps = int(5 * t_s * t_s / UNIT)
+        assert machine.energy_uj(t_s) == steps * 15258 // 1000
+    assert int((machine.zone() / "max_energy_range_uj").read_text()) == RANGE_UJ
+    assert machine.host.emulated
+
+
+def test_links_lie_as_in_a_kernel(tmp_path: Path) -> None:
+    machine = Machine(load("intel-all-zones"), tmp_path)
+    child = machine.zone("intel-rapl:a:0")
+    assert str(child.readlink()) == "../../devices/virtual/powercap/intel-rapl/intel-rapl:a/intel-rapl:a:0"
+    assert (machine.zone("intel-rapl") / "enabled").read_text() == "1\n"
+    hwmon = machine.host.sysfs / "class/hwmon/hwmon0"
+    assert (hwmon / "device").resolve().name == "0000:03:00.0"
+    assert not list(machine.host.sysfs.rglob("*value*"))  # nothing half-written lies in the tree
+
+
+def test_the_papers_node_is_found_by_the_collectors(tmp_path: Path) -> None:
+    machine = Machine(load("epyc-7763-node"), tmp_path)
+    rapl = RaplCollector.open(machine.host, RaplOptions())
+    hwmon = HwmonCollector.open(machine.host, HwmonOptions())
+    found = [info for sensor in (*rapl.sensors, *hwmon.sensors) for info in sensor.infos]
+    assert [(i.quantity.scope, i.quantity.device, i.quantity.domain) for i in found] == [
+        ("device", "socket0", "package"),
+        ("device", "socket1", "package"),
+        ("node", "ACPI000D:00", "power1"),
+    ]
+    assert found[0].wrap_joules == RANGE_UJ / 1e6
+    assert found[0].model == "AMD EPYC 7763 64-Core Processor"
+    assert found[2].accuracy == 0.05
+    for t_s in (2.0, 8.0):
+        machine.tree.advance(t_s)
+        (reading,) = hwmon.sensors[0].read()
+        assert 300 < (reading.power_watts or 0) < 900
+
+
+def test_every_zone_kind_is_found_by_the_collectors(tmp_path: Path) -> None:
+    machine = Machine(load("intel-all-zones"), tmp_path)
+    machine.tree.advance(1.0)
+    rapl = RaplCollector.open(machine.host, RaplOptions())
+    hwmon = HwmonCollector.open(machine.host, HwmonOptions())
+    found = {f"{s.infos[0].quantity.device}/{s.infos[0].quantity.domain}" for s in (*rapl.sensors, *hwmon.sensors)}
+    assert found == set(load("intel-all-zones").signals_by_key)
+    assert sum("counts the same" in finding.text for finding in rapl.findings) == 1
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_built_in_scenarios_are_sound(name: str) -> None:
+    spec = load(name)
+    assert spec.name == name
+    assert spec.description
+    assert json.loads(json.dumps(spec.document)) == spec.document
+    if spec.is_deterministic:
+        for key, signal in spec.signals_by_key.items():
+            powers = [signal.power_watts(step / 10) for step in range(600)]
+            assert min(powers) >= 0, key
+            assert max(powers) <= 3000, key
+
+
+def test_the_papers_node_holds_its_devices() -> None:
+    spec = load("epyc-7763-node")
+    power = {key: signal.energy_joules(0, 60) for key, signal in spec.signals_by_key.items()}
+    assert power["ACPI000D:00/power1"] > power["socket0/package"] + power["socket1/package"]
+    for socket in ("socket0", "socket1"):
+        signal = spec.signals_by_key[f"{socket}/package"]
+        powers = [signal.power_watts(step / 100) for step in range(6000)]
+        assert min(powers) >= 90
+        assert 260 <= max(powers) <= 280
+
+
+def test_a_wrap_comes_when_it_was_asked_for(tmp_path: Path) -> None:
+    machine = Machine(scenario(zone={"wrap_at_s": 3}), tmp_path)
+    assert machine.energy_uj(2.9) > RANGE_UJ - 11_000_000
+    assert machine.energy_uj(3.1) < 11_000_000
+
+
+def test_a_small_counter_goes_round_often(tmp_path: Path) -> None:
+    """20 bits in steps of 2^-16 J are 16 J: at 100 W six times a second."""
+    machine = Machine(scenario(zone={"counter_bits": 20}), tmp_path)
+    assert int((machine.zone() / "max_energy_range_uj").read_text()) == (2**20 - 1) * 15258 // 1000
+    assert machine.energy_uj(0.2) == int((20 - 16) / UNIT) * 15258 // 1000
+    collector = RaplCollector.open(machine.host, RaplOptions())
+    assert collector.timing.poll_s == pytest.approx(15.999 / 1000 / 4, rel=0.01) or collector.timing.poll_s == 0.005
+
+
+def test_dram_counts_in_units_of_its_own(tmp_path: Path) -> None:
+    machine = Machine(scenario(zone={"unit_nj": 15300}), tmp_path)
+    assert machine.energy_uj(1.0) == int(100 / 15300e-9) * 15300 // 1000
+    assert int((machine.zone() / "max_energy_range_uj").read_text()) == 65_712_999_613
+
+
+def test_a_zone_may_lack_its_range(tmp_path: Path) -> None:
+    machine = Machine(scenario(zone={"range_file": False, "power_limit_watts": 280}), tmp_path)
+    assert not (machine.zone() / "max_energy_range_uj").exists()
+    assert (machine.zone() / "constraint_0_power_limit_uw").read_text() == "280000000\n"
+
+
+def test_faults_come_and_go(tmp_path: Path) -> None:
+    faults = [
+        {"kind": "glitch", "at_s": 1, "for_s": 1, "text": "4294967295"},
+        {"kind": "stuck", "at_s": 3, "for_s": 1},
+        {"kind": "denied", "at_s": 5, "for_s": 1},
+        {"kind": "reset", "at_s": 7},
+    ]
+    machine = Machine(scenario(zone={"faults": faults}), tmp_path)
+    path = machine.zone() / "energy_uj"
+    assert machine.energy_uj(1.5) == 4_294_967_295
+    before = machine.energy_uj(2.5)
+    assert before == int(250 / UNIT) * 15258 // 1000
+    assert machine.energy_uj(3.5) == before
+    assert machine.energy_uj(4.5) == int(450 / UNIT) * 15258 // 1000
+    machine.tree.advance(5.5)
+    assert path.stat().st_mode & 0o777 == 0
+    machine.tree.advance(6.5)
+    assert path.stat().st_mode & 0o444
+    assert machine.energy_uj(7.0) == 0
+    assert machine.energy_uj(8.0) == int(100 / UNIT) * 15258 // 1000
+
+
+def test_garbage_is_a_glitch_for_the_collector(tmp_path: Path) -> None:
+    machine = Machine(scenario(zone={"faults": [{"kind": "glitch", "at_s": 1, "for_s": 1}]}), tmp_path)
+    (sensor,) = RaplCollector.open(machine.host, RaplOptions()).sensors
+    machine.tree.advance(1.0)
+    with pytest.raises(SensorGlitchError, match="garbage"):
+        sensor.read()
+
+
+def test_a_zone_vanishes_with_its_children_and_returns(tmp_path: Path) -> None:
+    spec = {"name": "package-0", "key": "socket0/package", "signal": 100}
+    zones = [
+        spec | {"zone": "intel-rapl:0", "faults": [{"kind": "vanish", "at_s": 1, "for_s": 1}]},
+        spec | {"zone": "intel-rapl:0:0", "name": "dram", "key": "socket0/dram", "signal": 10},
+        spec | {"zone": "intel-rapl:1", "name": "package-1", "key": "socket1/package", "signal": 10},
+    ]
+    machine = Machine(parse({"name": "gone", "zones": zones}, where="test", folder=None), tmp_path)
+    sensors = RaplCollector.open(machine.host, RaplOptions()).sensors
+    by_name = {f"{s.infos[0].quantity.device}/{s.infos[0].quantity.domain}": s for s in sensors}
+    package, memory, other = by_name["socket0/package"], by_name["socket0/dram"], by_name["socket1/package"]
+    machine.tree.advance(1.5)
+    for sensor in (package, memory):
+        with pytest.raises(SensorAbsentError):
+            sensor.read()
+    assert other.read()
+    assert len(RaplCollector.open(machine.host, RaplOptions()).sensors) == 1
+    machine.tree.advance(2.5)
+    energy_joules = package.read()[0].energy_joules
+    assert energy_joules == pytest.approx(1000 + 250, rel=1e-4)
+    assert len(RaplCollector.open(machine.host, RaplOptions()).sensors) == 3
+
+
+def hwmon(**changes: Any) -> dict[str, Any]:
+    channel = {
+        "key": "i2c-3-3-0040/power1",
+        "signal": {"kind": "ramp", "from_watts": 0, "to_watts": 10, "duration_s": 10},
+    }
+    chip = {"chip": "ina226", "path": "devices/platform/i2c-3/3-0040"}
+    return chip | {"channels": [channel | changes.pop("channel", {})]} | changes
+
+
+def value(machine: Machine, name: str, t_s: float) -> int:
+    machine.tree.advance(t_s)
+    return int((machine.host.sysfs / "class/hwmon/hwmon0" / name).read_text())
+
+
+def test_a_momentary_power_is_new_at_each_update(tmp_path: Path) -> None:
+    machine = Machine(parse({"name": "x", "hwmon": [hwmon(channel={"update_s": 1})]}, where="t", folder=None), tmp_path)
+    shown = [value(machine, "power1_input", t_s) for t_s in (0.0, 0.9, 1.0, 1.9, 2.5)]
+    assert shown == [0, 0, 1_000_000, 1_000_000, 2_500_000]
+
+
+def test_an_average_is_the_mean_of_the_interval(tmp_path: Path) -> None:
+    chip = hwmon(channel={"update_s": 2, "average": True})
+    machine = Machine(parse({"name": "x", "hwmon": [chip]}, where="t", folder=None), tmp_path)
+    assert [value(machine, "power1_average", t_s) for t_s in (0.0, 2.0, 3.0, 4.0)] == [
+        0,
+        1_000_000,
+        1_000_000,
+        3_000_000,
+    ]
+    assert value(machine, "power1_average_interval", 4.0) == 2000
+
+
+def test_an_energy_channel_counts_microjoules(tmp_path: Path) -> None:
+    chip = hwmon(channel={"kind": "energy", "signal": 8, "label": "card", "faults": [{"kind": "reset", "at_s": 5}]})
+    machine = Machine(parse({"name": "x", "hwmon": [chip]}, where="t", folder=None), tmp_path)
+    assert value(machine, "energy1_input", 4.0) - value(machine, "energy1_input", 4.0) == 0
+    assert value(machine, "energy1_input", 4.5) == 37_000_000
+    assert value(machine, "energy1_input", 5.0) == 0
+    assert (machine.host.sysfs / "class/hwmon/hwmon0/energy1_label").read_text() == "card\n"
+
+
+def test_a_chip_vanishes_and_returns(tmp_path: Path) -> None:
+    chip = hwmon(faults=[{"kind": "vanish", "at_s": 1, "for_s": 1}])
+    machine = Machine(parse({"name": "x", "hwmon": [chip]}, where="t", folder=None), tmp_path)
+    (sensor,) = HwmonCollector.open(machine.host, HwmonOptions()).sensors
+    machine.tree.advance(1.0)
+    with pytest.raises(SensorAbsentError):
+        sensor.read()
+    machine.tree.advance(3.0)
+    assert sensor.read()[0].power_watts == pytest.approx(3.0)
+
+
+def test_the_cpus_are_as_busy_as_the_load(tmp_path: Path) -> None:
+    load_of_socket = {"signal": {"kind": "step", "points": [[0, 90], [4, 280]]}, "idle_watts": 90, "full_watts": 280}
+    machine_spec = {"sockets": 2, "cpus_per_socket": 3, "load": [load_of_socket, load_of_socket | {"signal": 185}]}
+    machine = Machine(scenario(machine=machine_spec), tmp_path)
+    machine.tree.advance(6.0)
+    busy_s, n_cpus = read_busy(str(machine.host.procfs / "stat"))
+    assert busy_s == pytest.approx(3 * 2 + 3 * 3, abs=0.2)
+    assert n_cpus == 6
+    topology = machine.host.sysfs / "devices/system/cpu"
+    assert [(topology / f"cpu{i}/topology/physical_package_id").read_text().strip() for i in (0, 2, 3, 5)] == list(
+        "0011"
+    )
+
+
+def test_the_topology_says_which_threads_are_one_core(tmp_path: Path) -> None:
+    machine = Machine(scenario(machine={"sockets": 2, "cpus_per_socket": 8, "cores_per_socket": 4}), tmp_path)
+    root = machine.host.sysfs / "devices/system/cpu"
+    assert (root / "online").read_text() == "0-15\n"
+
+    def read(cpu: int, name: str) -> str:
+        return (root / f"cpu{cpu}/topology/{name}").read_text().strip()
+
+    assert [read(cpu, "core_cpus_list") for cpu in (0, 4, 3, 8, 15)] == ["0,4", "0,4", "3,7", "8,12", "11,15"]
+    assert [read(cpu, "core_id") for cpu in range(16)] == list("0123" * 4)
+    assert {read(cpu, "die_id") for cpu in range(16)} == {"0"}
+
+
+def test_intels_registers_count_as_the_zones_do(tmp_path: Path) -> None:
+    machine = Machine(load("intel-all-zones"), tmp_path)
+    machine.tree.advance(7.3)
+    assert sorted(path.name for path in (tmp_path / "dev/cpu").iterdir()) == ["0", "80"]
+    zones = [(0, 0x611, "0", 61035), (0, 0x639, "0:0", 61035), (0, 0x619, "0:2", 15300), (80, 0x611, "a", 61035)]
+    for cpu, register, zone, unit_nj in zones:
+        descriptor = os.open(tmp_path / f"dev/cpu/{cpu}/msr", os.O_RDONLY)
+        try:
+            assert int.from_bytes(os.pread(descriptor, 8, 0x606), "little") >> 8 & 0x1F == 14
+            count = int.from_bytes(os.pread(descriptor, 8, register), "little")
+        finally:
+            os.close(descriptor)
+        shown = int((machine.zone(f"intel-rapl:{zone}") / "energy_uj").read_text())
+        assert count * unit_nj // 1000 == shown
+    machine.tree.close()
+    machine.tree.close()
+
+
+def test_amds_registers_are_left_out(tmp_path: Path) -> None:
+    """They are neighbours: a file cannot hold them."""
+    machine = Machine(load("epyc-7763-node"), tmp_path)
+    assert list((machine.host.sysfs.parent / "dev").iterdir()) == []
+    with pytest.raises(ConfigError, match="only Intel's"):
+        scenario(machine={"vendor": "AuthenticAMD", "msr": True})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"refresh": 1}, r"unknown key 'refresh', did you mean 'refresh_s'\?"),
+        ({"refresh_s": 0.0001}, "refresh_s: 0.0001 must be between 0.001 and 60"),
+        ({"refresh_s": "fast"}, "refresh_s: 'fast' is no number"),
+        ({"zone": {"wattage": 3}}, r"zones\[0\]: unknown key 'wattage'"),
+        ({"zone": {"zone": "intel-rapl:G"}}, "hexadecimal"),
+        ({"zone": {"key": "package"}}, "not like socket0/package"),
+        ({"zone": {"signal": "sokcet0"}, "signals": {"socket0": 1}}, "did you mean 'socket0'"),
+        ({"zone": {"signal": -5}}, "at least 0"),
+        ({"zone": {"signal": {"kind": "sqare"}}}, r"did you mean 'square'\?"),
+        ({"zone": {"signal": {"kind": "constant"}}}, "watts: is missing"),
+        ({"zone": {"signal": {"kind": "constant", "watts": True}}}, "True is no number"),
+        ({"zone": {"signal": {"kind": "sine", "mean_watts": 1, "amplitude_watts": 2, "period_s": 1}}}, "negative"),
+        ({"zone": {"signal": {"kind": "step", "points": [[1, 2], [1, 3]]}}}, "times must increase"),
+        ({"zone": {"signal": {"kind": "step", "points": [[1]]}}}, "list of"),
+        ({"zone": {"signal": {"kind": "phases", "of": []}}}, "there is none"),
+        ({"zone": {"signal": {"kind": "cpu_load", "idle_watts": 1, "full_watts": 2}, "wrap_at_s": 1}}, "foretold"),
+        ({"zone": {"faults": [{"kind": "explode", "at_s": 1}]}}, "'explode' is none of reset, glitch"),
+        ({"zone": {"faults": [{"kind": "stuck", "at_s": 1}]}}, "for_s: is missing"),
+        ({"zone": {"counter_bits": 99}}, "counter_bits: 99 must be between 8 and 64"),
+        ({"zone": {"range_file": "no"}}, "neither true nor false"),
+        ({"machine": {"sockets": 2, "load": [{"signal": 1, "idle_watts": 1, "full_watts": 2}]}}, "one entry for each"),
+        ({"machine": {"load": [{"signal": 1, "idle_watts": 3, "full_watts": 2}]}}, "above idle_watts"),
+        ({"machine": {"cpus_per_socket": 8, "cores_per_socket": 3}}, "no multiple"),
+        ({"machine": {"cores_per_sockets": 8}}, "did you mean 'cores_per_socket'"),
+        ({"required": "yes"}, "neither true nor false"),
+        ({"hwmon": [{"chip": "x", "path": "../etc", "channels": []}]}, "below devices/"),
+        ({"hwmon": [{"chip": "x", "path": "devices/x", "channels": []}]}, "there is none"),
+        ({"hwmon": [{"chip": "x", "path": "devices/x", "files": {"a/b": 1}, "channels": [
+            {"key": "a/b", "signal": 1}]}]}, "without a slash"),
+        ({"hwmon": [{"chip": "x", "path": "devices/x", "channels": [{"key": "socket0/package", "signal": 1}]}]},
+         "one signal"),
+        ({"hwmon": [{"chip": "x", "path": "devices/x", "channels": [
+            {"kind": "energy", "average": True, "key": "a/b", "signal": 1}]}]}, "no average"),
+        ({"zones": []}, "nothing to emulate"),
+        ({"zones": {}}, "must be a list"),
+        ({"signals": []}, "must be a mapping"),
+        ({"name": 5}, "put it in quotes"),
+    ],
+)  # fmt: skip
+def test_a_bad_scenario_is_named_by_its_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        scenario(**changes)
+
+
+def test_a_phase_cannot_follow_the_load() -> None:
+    load_signal = {"kind": "cpu_load", "idle_watts": 1, "full_watts": 2}
+    with pytest.raises(ConfigError, match="cannot be a phase"):
+        scenario(zone={"signal": {"kind": "phases", "of": [{"signal": load_signal, "duration_s": 1}]}})
+
+
+def test_a_zone_is_there_once() -> None:
+    zone = {"zone": "intel-rapl:0", "name": "package-0", "key": "a/b", "signal": 1}
+    with pytest.raises(ConfigError, match="intel-rapl:0 is there twice"):
+        parse({"name": "x", "zones": [zone, zone]}, where="t", folder=None)
+
+
+def test_a_scenario_that_is_not_there_names_the_built_in_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'epyc-7763-node'\?.*intel-all-zones"):
+        load("epyc-7736-node")
+    (tmp_path / "bad.yaml").write_text("name: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load(str(tmp_path / "bad.yaml"))
+    (tmp_path / "bad.yaml").write_text("- 1")
+    with pytest.raises(ConfigError, match="must be a mapping"):
+        load(str(tmp_path / "bad.yaml"))
+
+
+def test_a_replay_is_written_out(tmp_path: Path) -> None:
+    """The CSV lies beside the scenario; what the truth keeps needs it no more."""
+    (tmp_path / "trace.csv").write_text("time_s,watts\n100,50\n101,70\n103,70\n")
+    (tmp_path / "mine.yaml").write_text(
+        "name: mine\nzones: [{zone: 'intel-rapl:0', name: package-0, key: socket0/package,"
+        " signal: {kind: replay, file: trace.csv, repeat: true}}]\n"
+    )
+    spec = load(str(tmp_path / "mine.yaml"))
+    signal = spec.signals_by_key["socket0/package"]
+    assert signal == Points((0, 1, 3), (50, 70, 70), is_linear=True, repeats=True)
+    (tmp_path / "trace.csv").unlink()
+    again = parse(json.loads(json.dumps(spec.document)), where="again", folder=None)
+    assert again.signals_by_key == spec.signals_by_key
+
+
+@pytest.mark.parametrize("text", ["", "t,w\n1,2\n", "time_s,watts\n1,x\n", "time_s,watts\n1\n", None])
+def test_a_replay_without_numbers_names_its_file(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "trace.csv").write_text(text)
+    zone = {"zone": "intel-rapl:0", "name": "x", "key": "a/b", "signal": {"kind": "replay", "file": "trace.csv"}}
+    with pytest.raises(ConfigError, match=r"trace\.csv"):
+        parse({"name": "x", "zones": [zone]}, where="t", folder=tmp_path)
+
+
+def test_a_run_leaves_the_truth(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "machine"
+    assert run("intel-all-zones", folder, 0.05) == 0
+    assert capsys.readouterr().err == (
+        f"emulating intel-all-zones in {folder}; "
+        f"read it with: joulewatch-exporter --config.file {folder}/exporter.yaml\n"
+    )
+    truth = Truth.load(folder)
+    start_s = truth.start_unix_s
+    signal = load("intel-all-zones").signals_by_key["socket0/package"]
+    assert truth.energy_joules("socket0/package", start_s + 1, start_s + 3) == pytest.approx(signal.energy_joules(1, 3))
+    assert truth.power_watts("socket0/package", start_s + 1) == pytest.approx(signal.power_watts(1), rel=1e-5)
+    assert "0000:03:00.0/card" in truth.keys
+    lines = [json.loads(line) for line in (folder / "truth.jsonl").read_text().splitlines()]
+    assert set(lines[-1]) == {"unix_s", "monotonic_ns", "joules"}
+    assert lines[-1]["joules"].keys() == set(truth.keys)
+    with pytest.raises(ValueError, match="is none of"):
+        truth.energy_joules("socket9/package", start_s, start_s)
+    with pytest.raises(ValueError, match="before the emulator's start"):
+        truth.energy_joules("socket0/package", start_s - 1, start_s)
+    with pytest.raises(ValueError, match="ends before"):
+        truth.energy_joules("socket0/package", start_s + 1, start_s)
+
+
+def test_the_truth_of_a_load_is_its_trace(tmp_path: Path) -> None:
+    folder = tmp_path / "machine"
+    run("epyc-7763-node-load", folder, 0.15)
+    truth = Truth.load(folder)
+    a, b = truth.start_unix_s + 0.01, truth.start_unix_s + 0.12
+    energy_joules = truth.energy_joules("socket0/package", a, b)
+    assert 90 * 0.11 * 0.999 <= energy_joules <= 280 * 0.11 * 1.001
+    assert truth.power_watts("socket0/package", a) + 1e-6 >= 90
+    assert truth.power_watts("socket0/package", a) <= 280 + 1e-6
+    with pytest.raises(ValueError, match="load the truth again later"):
+        truth.energy_joules("socket0/package", a, b + 60)
+    with (folder / "truth.jsonl").open("a") as file:
+        file.write('{"half a li')
+    assert Truth.load(folder).energy_joules("socket0/package", a, b) == energy_joules
+
+
+def test_what_is_not_an_emulators_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="not empty"):
+        run("epyc-7763-node-load", tmp_path, 0.0)
+    with pytest.raises(ConfigError, match="is a file"):
+        run("epyc-7763-node", tmp_path / "thesis.tex", 0.0)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_emulators_directory_is_taken_again(tmp_path: Path) -> None:
+    run("intel-all-zones", tmp_path, 0.0)
+    run("epyc-7763-node-load", tmp_path, 0.0)
+    assert not (tmp_path / "sys/class/powercap/intel-rapl-mmio:0").exists()
+    assert Truth.load(tmp_path).scenario.name == "epyc-7763-node-load"
+
+
+def test_two_emulators_do_not_share_a_directory(tmp_path: Path) -> None:
+    run("intel-all-zones", tmp_path, 0.0)
+    with (tmp_path / ".lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another emulator is running"):
+            run("intel-all-zones", tmp_path, 0.0)
+
+
+def test_no_machine_no_truth(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no emulated machine"):
+        Truth.load(tmp_path)

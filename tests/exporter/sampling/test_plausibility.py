@@ -1,0 +1,211 @@
+"""What the sensors of a machine say of each other: sums, ratios, and values that stand still while the load moves."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import pytest
+
+from joulewatch_exporter.model import Quantity, SensorInfo
+from joulewatch_exporter.sampling.plausibility import Plausibility, Verdict
+from joulewatch_exporter.sampling.scan import FamilyScan, Health, Layout, Reads
+from support.fake_family import info
+
+Watts = dict[tuple[str, str], float]
+
+PACKAGE = info("socket0", "package")
+CORES = tuple(replace(info("socket0", f"core{number}", scope="part"), relation="core") for number in (0, 1))
+GPU = replace(info("GPU-1", "total", component="gpu"), limit_watts=400.0)
+GPU_POWER = replace(info("GPU-1", "instant", component="gpu", scope="part"), relation="same")
+CARD = info("0000:d8:00", "total", component="fpga")
+RAILS = tuple(
+    replace(info("0000:d8:00", rail, component="fpga", scope="part"), relation="rail")
+    for rail in ("12v_pex", "3v3_pex")
+)
+NODE = info("platform", "psys", scope="node", component="node")
+
+
+class Machine:
+    """Families whose quantities take given watts; time passes in looks of ten seconds."""
+
+    def __init__(self, **families: tuple[SensorInfo, ...]) -> None:
+        self.families = families
+        self.at_s = 1_700_000_000.0
+        self.joules: dict[Quantity, float] = {}
+        self.unmeasured_s: dict[Quantity, float] = {}
+        self.gone: set[Quantity] = set()
+        self.plausibility = Plausibility()
+
+    def look(self, watts: dict[SensorInfo, float], looks: int = 1) -> tuple[Verdict, ...]:
+        verdicts: tuple[Verdict, ...] = ()
+        for _ in range(looks):
+            self.at_s += 10.0
+            for item, power in watts.items():
+                self.joules[item.quantity] = self.joules.get(item.quantity, 0.0) + 10.0 * power
+            verdicts = self.plausibility.look([self.scan(name, infos, watts) for name, infos in self.families.items()])
+        return verdicts
+
+    def scan(self, name: str, infos: tuple[SensorInfo, ...], watts: dict[SensorInfo, float]) -> FamilyScan:
+        devices = tuple(dict.fromkeys(item.quantity.device for item in infos))
+        here = [item.quantity not in self.gone for item in infos]
+        reads: tuple[Reads, ...] = tuple("energy" if item.wrap_joules else "power" for item in infos)
+        return FamilyScan(
+            collector=name,
+            layout=Layout(infos, devices),
+            energies_joules=tuple(
+                self.joules.get(item.quantity, 0.0) if is_here else None
+                for item, is_here in zip(infos, here, strict=True)
+            ),
+            powers_watts=tuple(watts.get(item) for item in infos),
+            healths=tuple(
+                Health(0.001, 0, 0, 0, self.unmeasured_s.get(item.quantity, 0.0)) if is_here else None
+                for item, is_here in zip(infos, here, strict=True)
+            ),
+            reads=reads,
+            read_at_s=(self.at_s,) * len(devices),
+            up=(True,) * len(devices),
+            errors=(),
+            duration_s=0.001,
+        )
+
+
+def only(verdicts: tuple[Verdict, ...], check: str) -> Verdict:
+    (verdict,) = (verdict for verdict in verdicts if verdict.check == check)
+    return verdict
+
+
+def test_cores_that_fit_into_their_package_are_plausible() -> None:
+    machine = Machine(rapl=(PACKAGE, *CORES))
+    verdict = only(machine.look({PACKAGE: 100.0, CORES[0]: 40.0, CORES[1]: 30.0}, looks=6), "cores_to_package")
+    assert verdict == Verdict("cores_to_package", "rapl", "socket0", "package", pytest.approx(0.7), False)
+
+
+def test_cores_above_their_package_are_not_and_it_takes_two_looks_to_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine(rapl=(PACKAGE, *CORES))
+    watts = {PACKAGE: 100.0, CORES[0]: 80.0, CORES[1]: 40.0}
+    assert not only(machine.look(watts, looks=4), "cores_to_package").is_implausible
+    with caplog.at_level(logging.INFO):
+        verdict = only(machine.look(watts), "cores_to_package")
+        machine.look(watts, looks=3)
+    assert (verdict.is_implausible, verdict.ratio) == (True, pytest.approx(1.2))
+    assert [record.getMessage() for record in caplog.records] == [
+        "rapl socket0 package: its cores together take 1.200 times what the package takes"
+    ], "one line per change of state"
+    machine.look({PACKAGE: 100.0, CORES[0]: 20.0, CORES[1]: 20.0}, looks=4)
+    assert not only(machine.look({PACKAGE: 100.0, CORES[0]: 20.0, CORES[1]: 20.0}), "cores_to_package").is_implausible
+
+
+def test_a_core_that_cannot_be_read_ends_the_check_of_its_package() -> None:
+    """A sum with a part missing would always be plausible."""
+    machine = Machine(rapl=(PACKAGE, *CORES))
+    watts = {PACKAGE: 100.0, CORES[0]: 80.0, CORES[1]: 40.0}
+    machine.look(watts, looks=6)
+    machine.gone.add(CORES[1].quantity)
+    assert [verdict.check for verdict in machine.look(watts) if verdict.check != "stuck"] == []
+
+
+def test_time_that_was_not_measured_ends_the_check() -> None:
+    machine = Machine(rapl=(PACKAGE, *CORES))
+    watts = {PACKAGE: 100.0, CORES[0]: 80.0, CORES[1]: 40.0}
+    machine.look(watts, looks=6)
+    machine.unmeasured_s[PACKAGE.quantity] = 5.0
+    assert [verdict.check for verdict in machine.look(watts) if verdict.check != "stuck"] == []
+
+
+@pytest.mark.parametrize(
+    ("watts", "is_implausible"), [((60.0, 38.0), False), ((60.0, 20.0), True), ((80.0, 40.0), True)]
+)
+def test_rails_must_make_up_their_card(watts: tuple[float, float], is_implausible: bool) -> None:
+    machine = Machine(fpga=(CARD, *RAILS))
+    verdict = only(machine.look({CARD: 100.0, RAILS[0]: watts[0], RAILS[1]: watts[1]}, looks=6), "rails_to_card")
+    assert (verdict.ratio, verdict.is_implausible) == (pytest.approx(sum(watts) / 100), is_implausible)
+
+
+def test_integrated_power_is_compared_with_the_energy_counter() -> None:
+    machine = Machine(nvml=(GPU, GPU_POWER))
+    verdict = only(machine.look({GPU: 300.0, GPU_POWER: 210.0}, looks=6), "power_to_energy")
+    assert (verdict.domain, verdict.ratio, verdict.is_implausible) == ("instant", pytest.approx(0.7), True)
+
+
+def test_power_above_the_enforced_limit_is_implausible() -> None:
+    machine = Machine(nvml=(GPU, GPU_POWER))
+    verdict = only(machine.look({GPU: 480.0, GPU_POWER: 480.0}, looks=6), "power_to_limit")
+    assert (verdict.ratio, verdict.is_implausible) == (pytest.approx(1.2), True)
+
+
+def test_devices_of_all_families_must_fit_into_the_node() -> None:
+    machine = Machine(rapl=(PACKAGE, NODE), nvml=(GPU,), fpga=(CARD,))
+    verdict = only(machine.look({PACKAGE: 200.0, GPU: 300.0, CARD: 60.0, NODE: 500.0}, looks=6), "devices_to_node")
+    assert (verdict.collector, verdict.device) == ("rapl", "platform")
+    assert (verdict.ratio, verdict.is_implausible) == (pytest.approx(1.12), True)
+
+
+def test_another_machines_node_is_not_compared_with_our_devices() -> None:
+    machine = Machine(rapl=(PACKAGE,), ipmi=(replace(NODE, is_remote=True),))
+    verdicts = machine.look({PACKAGE: 200.0, replace(NODE, is_remote=True): 100.0}, looks=6)
+    assert [verdict.check for verdict in verdicts if verdict.check != "stuck"] == []
+
+
+def test_an_estimate_takes_no_part() -> None:
+    machine = Machine(estimate=(PACKAGE,), hwmon=(NODE,))
+    verdicts = machine.look({PACKAGE: 200.0, NODE: 100.0}, looks=6)
+    assert [verdict.check for verdict in verdicts if verdict.check != "stuck"] == []
+
+
+METER = info("ACPI000D:00", "power1", scope="node", component="node", wrap_joules=None)
+BOARD = info("board", "total", component="other", wrap_joules=None)
+
+
+def stuck(verdicts: tuple[Verdict, ...]) -> dict[str, bool]:
+    return {verdict.device: verdict.is_implausible for verdict in verdicts if verdict.check == "stuck"}
+
+
+def test_a_node_that_stands_still_while_its_devices_move_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
+    machine = Machine(rapl=(PACKAGE,), hwmon=(METER,))
+    for step in range(12):
+        verdicts = machine.look({PACKAGE: 100.0 if step % 2 else 250.0, METER: 420.0})
+    assert stuck(verdicts) == {"socket0": False, "ACPI000D:00": True}
+    assert "ACPI000D:00 power1: its value has not changed for a minute, while the load moved by 150 W" in caplog.text
+    assert stuck(machine.look({PACKAGE: 100.0, METER: 430.0}))["ACPI000D:00"] is False
+
+
+def test_a_counter_that_stands_still_while_the_machine_works_is_stuck() -> None:
+    machine = Machine(rapl=(PACKAGE, info("socket1", "package")))
+    for step in range(12):
+        verdicts = machine.look({PACKAGE: 100.0 if step % 2 else 250.0, info("socket1", "package"): 0.0})
+    assert stuck(verdicts) == {"socket0": False, "socket1": True}
+
+
+def test_a_card_that_stands_still_while_its_rails_move_is_stuck() -> None:
+    card = replace(CARD, wrap_joules=None)
+    rails = tuple(replace(rail, wrap_joules=None) for rail in RAILS)
+    machine = Machine(rapl=(PACKAGE,), fpga=(card, *rails))
+    for step in range(12):
+        verdicts = machine.look({PACKAGE: 90.0 + step, card: 42.0, rails[0]: 30.0 + 12 * (step % 2), rails[1]: 5.0})
+    assert stuck(verdicts)["0000:d8:00"] is True
+
+
+def test_an_idle_device_is_not_stuck_because_others_work() -> None:
+    """A configured card without work, a rail of the network: the same watts for hours."""
+    card = replace(CARD, wrap_joules=None)
+    machine = Machine(rapl=(PACKAGE,), fpga=(card, *RAILS), hwmon=(BOARD,))
+    for step in range(12):
+        watts = {PACKAGE: 100.0 if step % 2 else 250.0, card: 26.73, RAILS[0]: 20.0, RAILS[1]: 6.73, BOARD: 12.0}
+        verdicts = machine.look(watts)
+    assert stuck(verdicts) == {"socket0": False, "0000:d8:00": False}
+
+
+def test_a_value_that_stands_still_in_a_steady_machine_is_not_stuck() -> None:
+    machine = Machine(rapl=(PACKAGE,), hwmon=(METER,))
+    verdicts = machine.look({PACKAGE: 100.0, METER: 142.0}, looks=20)
+    assert not any(verdict.is_implausible for verdict in verdicts)
+
+
+def test_nothing_is_remembered_of_what_is_gone() -> None:
+    machine = Machine(rapl=(PACKAGE, *CORES))
+    machine.look({PACKAGE: 100.0, CORES[0]: 80.0, CORES[1]: 40.0}, looks=6)
+    machine.families = {}
+    for _ in range(5):
+        assert machine.look({}) == ()
+    assert not machine.plausibility._still and not machine.plausibility._odd

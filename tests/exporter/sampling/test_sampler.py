@@ -1,0 +1,744 @@
+"""Families and their threads: memory over failures, deadlines, sharing, hangs, vanishing, the estimate's place."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from joulewatch_exporter.config.config import FamilySettings
+from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorGlitchError
+from joulewatch_exporter.model import EMULATION_MARKER, Collector, Finding, Host, Reading, Timing
+from joulewatch_exporter.sampling.family import Family
+from joulewatch_exporter.sampling.sampler import Sampler
+from joulewatch_exporter.sampling.scan import FamilyScan
+from support.clock import NS_PER_S, FakeClock
+from support.fake_family import FakeOptions, FakeSensor, Machine, energy_sensor, fake_family, info, power_sensor
+
+
+def family_of(clock: FakeClock, *sensors: FakeSensor, emulated: bool = False) -> Family:
+    for sensor in sensors:
+        sensor.now_ns = clock.monotonic_ns
+    machine = Machine(list(sensors))
+    return Family(fake_family("fake", machine).open(Host(), None), emulated=emulated, clock=clock)
+
+
+def up(scan: FamilyScan) -> dict[str, bool]:
+    return dict(zip(scan.layout.devices, scan.up, strict=True))
+
+
+def energies(scan: FamilyScan) -> dict[str, float | None]:
+    names = [item.quantity.device for item in scan.layout.infos]
+    return dict(zip(names, scan.energies_joules, strict=True))
+
+
+def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Wait for what another thread is about to do."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        threading.Event().wait(0.002)
+
+
+# -- one family, no threads ------------------------------------------------------------------------
+
+
+def test_first_scan_has_energy_and_the_second_power() -> None:
+    clock = FakeClock()
+    sensor = energy_sensor(joules=500.0)
+    family = family_of(clock, sensor)
+    first = family.scan()
+    assert (first.energies_joules, first.powers_watts) == ((0.0,), (None,))
+    clock.advance(2.0)
+    sensor.energies_joules = [700.0]
+    second = family.scan()
+    assert second.energies_joules == (200.0,)
+    assert second.powers_watts[0] == pytest.approx(100.0)
+    assert second.read_at_s[0] == pytest.approx(clock.unix_ns / 1e9)
+
+
+def test_power_only_sensors_are_integrated() -> None:
+    clock = FakeClock()
+    sensor = power_sensor(watts=50.0)
+    family = family_of(clock, sensor)
+    family.scan()
+    clock.advance(3.0)
+    scan = family.scan()
+    assert (scan.energies_joules, scan.powers_watts, scan.reads) == ((150.0,), (50.0,), ("power",))
+
+
+def test_a_failing_device_is_down_and_the_others_read_on() -> None:
+    clock = FakeClock()
+    dead, alive = energy_sensor("socket0"), energy_sensor("socket1")
+    family = family_of(clock, dead, alive)
+    family.scan()
+    dead.error = SensorGlitchError("/sys/x: Input/output error")
+    clock.advance(1.0)
+    scan = family.scan()
+    assert up(scan) == {"socket0": False, "socket1": True}
+    assert scan.energies_joules == (None, 0.0)
+    assert scan.healths[0] is None
+    assert scan.healths[1] is not None
+    assert scan.read_at_s[0] is None
+    assert scan.errors == (("socket0", "glitch", 1),)
+
+
+def test_a_counter_goes_on_where_it_was_when_its_device_returns() -> None:
+    """The energy of the dark time is in the hardware counter, so nothing is lost."""
+    clock = FakeClock()
+    sensor = energy_sensor(joules=0.0)
+    family = family_of(clock, sensor)
+    family.scan()
+    sensor.error = SensorAbsentError("/sys/x: No such device")
+    clock.advance(5.0)
+    family.scan()
+    assert family.vanished
+    sensor.error, sensor.energies_joules = None, [800.0]
+    clock.advance(5.0)
+    scan = family.scan()
+    assert scan.energies_joules == (800.0,)
+    assert scan.errors == (("socket0", "absent", 1),)
+    assert not family.vanished
+
+
+def test_one_line_per_change_of_state(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    sensor = energy_sensor()
+    family = family_of(clock, sensor)
+    caplog.set_level(logging.INFO)
+    sensor.error = SensorDeniedError("/sys/energy_uj: Permission denied; run: chmod a+r /sys/energy_uj")
+    for _ in range(5):
+        family.scan()
+    sensor.error = None
+    for _ in range(5):
+        family.scan()
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert "chmod a+r /sys/energy_uj" in lines[0]
+    assert "read again" in lines[1]
+
+
+def test_a_bug_in_a_collector_is_an_error_of_its_device_only(caplog: pytest.LogCaptureFixture) -> None:
+    clock = FakeClock()
+    broken, alive = energy_sensor("socket0"), energy_sensor("socket1")
+    family = family_of(clock, broken, alive)
+    broken.error = ZeroDivisionError("division by zero")
+    scan = family.scan()
+    assert up(scan) == {"socket0": False, "socket1": True}
+    assert scan.errors == (("socket0", "error", 1),)
+    assert "division by zero" in caplog.text
+
+
+def test_a_suspect_shows_the_last_good_total_with_its_own_timestamp() -> None:
+    clock = FakeClock()
+    sensor = energy_sensor(joules=1000.0)
+    family = family_of(clock, sensor)
+    family.scan()
+    clock.advance(1.0)
+    sensor.energies_joules = [1100.0]
+    good = family.scan()
+    clock.advance(1.0)
+    sensor.energies_joules = [40000.0]
+    suspect = family.scan()
+    assert suspect.energies_joules == (100.0,)
+    assert suspect.read_at_s == good.read_at_s
+    assert suspect.powers_watts == (None,)
+    assert suspect.healths[0] is not None
+    assert suspect.healths[0].rejected == 1
+
+
+def test_a_suspect_beside_a_good_reading_of_its_device_is_left_out() -> None:
+    """A device has one timestamp: an old total beside it would be placed at the wrong time."""
+    clock = FakeClock()
+    both = FakeSensor((info("socket0"), info("socket0", "dram", component="memory")), energies_joules=[10.0, 20.0])
+    family = family_of(clock, both)
+    family.scan()
+    clock.advance(1.0)
+    both.energies_joules = [50000.0, 30.0]
+    scan = family.scan()
+    assert scan.energies_joules == (None, 10.0)
+    assert scan.read_at_s[0] == pytest.approx(clock.unix_ns / 1e9)
+
+
+def test_wall_clock_steps_move_the_timestamp_and_nothing_else() -> None:
+    clock = FakeClock()
+    sensor = energy_sensor(joules=0.0)
+    family = family_of(clock, sensor)
+    family.scan()
+    clock.advance(1.0)
+    clock.step_wall_clock(-3600.0)
+    sensor.energies_joules = [100.0]
+    scan = family.scan()
+    assert scan.powers_watts[0] == pytest.approx(100.0)
+    assert scan.read_at_s[0] == pytest.approx(clock.unix_ns / 1e9)
+
+
+def test_emulated_is_said_of_every_quantity() -> None:
+    family = family_of(FakeClock(), energy_sensor(), emulated=True)
+    assert [item.method for item in family.layout.infos] == ["emulated"]
+
+
+def test_a_quantity_offered_twice_is_published_once() -> None:
+    family = family_of(FakeClock(), energy_sensor(joules=1.0), energy_sensor(joules=2.0))
+    assert len(family.scan().layout.infos) == 1
+
+
+def test_unchanged_health_keeps_its_identity() -> None:
+    """The renderer keeps whole blocks of text by it."""
+    clock = FakeClock()
+    family = family_of(clock, energy_sensor())
+    first = family.scan()
+    clock.advance(1.0)
+    assert family.scan().healths is first.healths
+
+
+def test_devices_lost_when_opened_again_stay_in_sight_and_new_ones_appear() -> None:
+    clock = FakeClock()
+    old, new = energy_sensor("socket0", joules=100.0), energy_sensor("socket1", joules=5.0)
+    family = family_of(clock, old)
+    family.scan()
+    new.now_ns = clock.monotonic_ns
+    replaced = family.collector
+    family.replace(fake_family("fake", Machine([new])).open(Host(), None))
+    scan = family.scan()
+    assert up(scan) == {"socket1": True, "socket0": False}
+    assert family.vanished
+    clock.advance(1.0)
+    old.energies_joules = [150.0]
+    family.replace(fake_family("fake", Machine([old, new])).open(Host(), None))
+    scan = family.scan()
+    assert energies(scan) == {"socket0": 50.0, "socket1": 0.0}
+    assert replaced is not family.collector
+
+
+def test_a_burst_finds_the_rhythm_of_fast_counters() -> None:
+    """A counter that changes each millisecond is seen to, in well under 50 ms of reading."""
+    clock = FakeClock()
+
+    class Fast(FakeSensor):
+        def read(self):  # type: ignore[no-untyped-def]
+            clock.now_ns += 20_000
+            self.energies_joules = [clock.now_ns // 1_000_000 * 0.1]
+            return super().read()
+
+    sensor = Fast((info(),))
+    family = family_of(clock, sensor)
+    family.scan()
+    started_ns = clock.now_ns
+    family.burst(lambda: False)
+    assert clock.now_ns - started_ns < 10_000_000
+    clock.advance(1.0)
+    health = family.scan().healths[0]
+    assert health is not None
+    assert health.refresh_s == pytest.approx(0.001, abs=1e-4)
+    reads = sensor.reads
+    family.burst(lambda: False)
+    assert sensor.reads == reads, "it is known now"
+
+
+def test_a_burst_of_flat_values_ends_after_20_ms_and_at_once_for_a_scrape() -> None:
+    clock = FakeClock()
+
+    class Slow(FakeSensor):
+        def read(self):  # type: ignore[no-untyped-def]
+            clock.now_ns += 100_000
+            return super().read()
+
+    sensor = Slow((info(),), energies_joules=[1.0])
+    family = family_of(clock, sensor)
+    family.scan()
+    family.burst(lambda: True)
+    assert sensor.reads == 1
+    started_ns = clock.now_ns
+    family.burst(lambda: False)
+    assert 20_000_000 <= clock.now_ns - started_ns < 21_000_000
+    reads = sensor.reads
+    family.burst(lambda: False)
+    assert sensor.reads == reads, "a sensor takes part once"
+
+
+def test_a_burst_ends_after_50_ms_however_many_sensors_there_are() -> None:
+    clock = FakeClock()
+
+    class Changing(FakeSensor):
+        def read(self):  # type: ignore[no-untyped-def]
+            clock.now_ns += 10_000
+            self.energies_joules = [clock.now_ns // 15_000_000 * 0.1]
+            return super().read()
+
+    family = family_of(clock, *(Changing((info(f"socket{i}"),)) for i in range(40)))
+    family.scan()
+    started_ns = clock.now_ns
+    family.burst(lambda: False)
+    assert clock.now_ns - started_ns < 51_000_000
+    assert family.wants_burst
+    while family.wants_burst:
+        family.burst(lambda: False)
+
+
+def test_power_sensors_take_no_part_in_a_burst() -> None:
+    sensor = power_sensor()
+    family = family_of(FakeClock(), sensor)
+    family.scan()
+    family.burst(lambda: False)
+    assert sensor.reads == 1
+
+
+def test_a_model_has_no_rhythm() -> None:
+    """An estimate computed from the clock changes at every look."""
+    clock = FakeClock()
+    sensor = energy_sensor(method="estimated")
+    family = family_of(clock, sensor)
+    for joules in range(6):
+        clock.advance(1.0)
+        sensor.energies_joules = [float(joules)]
+        scan = family.scan()
+    assert scan.healths[0] is not None
+    assert scan.healths[0].refresh_s is None
+
+
+# -- the sampler and its threads -------------------------------------------------------------------
+
+Start = Callable[..., Sampler]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts samplers on an empty host and ends them."""
+    samplers: list[Sampler] = []
+
+    def begin(
+        *families: type[Collector], settings: dict[str, FamilySettings] | None = None, hang_s: float = 5.0
+    ) -> Sampler:
+        host = Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path)
+        sampler = Sampler(families, host, settings, rediscover_s=0.0, hang_s=hang_s)
+        samplers.append(sampler)
+        sampler.start()
+        return sampler
+
+    yield begin
+    for sampler in samplers:
+        sampler.stop()
+
+
+def test_a_scrape_is_served_by_a_read_that_started_after_it(start: Start) -> None:
+    sensor = energy_sensor()
+    sampler = start(fake_family("rapl", Machine([sensor])))
+    for _ in range(3):
+        asked = time.time()
+        (scan,) = sampler.fresh(2.0)
+        assert scan.read_at_s[0] is not None
+        assert scan.read_at_s[0] >= asked - 0.0005  # the two clocks are mapped to well within this
+
+
+def test_concurrent_scrapes_share_reads(start: Start) -> None:
+    """While one read is in flight, all who ask wait for the next one, together."""
+    sensor = energy_sensor(method="estimated")
+    sampler = start(fake_family("rapl", Machine([sensor])))
+    sampler.fresh(2.0)
+    sensor.hang = threading.Event()
+    before = sensor.reads
+    first = threading.Thread(target=sampler.fresh, args=(5.0,))
+    first.start()
+    eventually(lambda: sensor.reads == before + 1)
+    others = [threading.Thread(target=sampler.fresh, args=(5.0,)) for _ in range(8)]
+    for thread in others:
+        thread.start()
+    waiting = threading.Event()
+    waiting.wait(0.1)  # let all of them ask
+    sensor.hang.set()
+    for thread in [first, *others]:
+        thread.join(5.0)
+    assert sensor.reads == before + 2
+
+
+def test_a_hung_family_is_down_and_costs_no_other(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    release = threading.Event()
+    hung = energy_sensor("socket0")
+    sampler = start(fake_family("rapl", Machine([hung])), fake_family("hwmon", Machine([power_sensor()])))
+    sampler.fresh(2.0)
+    hung.hang = release
+    try:
+        began = time.monotonic()
+        rapl, hwmon = sampler.fresh(0.05)
+        assert up(rapl) == {"socket0": False}
+        assert rapl.energies_joules == (None,)
+        assert rapl.duration_s is None
+        assert rapl.errors == (("socket0", "timeout", 1),)
+        assert up(hwmon) == {"board": True}
+        again, _ = sampler.fresh(0.05)
+        assert again.errors == (("socket0", "timeout", 1),), "one read hangs, so one error"
+        assert time.monotonic() - began < 2.0
+        assert caplog.text.count("no answer within") == 1
+    finally:
+        hung.hang = None
+        release.set()
+    eventually(lambda: up(sampler.fresh(2.0)[0]) == {"socket0": True})
+
+
+def test_slow_families_show_their_last_scan(start: Start) -> None:
+    """A BMC is too slow for every scrape: its values come with the time at which they were read."""
+    machine = Machine([power_sensor()], timing=Timing(poll_s=30.0, read_on_scrape=False))
+    sampler = start(fake_family("ipmi", machine))
+    (first,) = sampler.fresh(2.0)
+    (second,) = sampler.fresh(2.0)
+    assert second is first
+    assert machine.sensors[0].reads == 1
+
+
+def test_background_reads_go_on_without_scrapes(start: Start) -> None:
+    sensor = energy_sensor(method="estimated")
+    start(fake_family("rapl", Machine([sensor], timing=Timing(poll_s=0.01, read_on_scrape=True))))
+    eventually(lambda: sensor.reads >= 4)
+
+
+def test_a_scrape_postpones_the_background_read(start: Start) -> None:
+    sensor = energy_sensor(method="estimated")
+    sampler = start(fake_family("rapl", Machine([sensor], timing=Timing(poll_s=0.3, read_on_scrape=True))))
+    sampler.fresh(2.0)
+    end = time.monotonic() + 0.6
+    scrapes = 0
+    while time.monotonic() < end:
+        sampler.fresh(2.0)
+        scrapes += 1
+        threading.Event().wait(0.01)
+    assert sensor.reads <= scrapes + 2
+
+
+def test_absent_families_are_skipped_unless_insisted_on(start: Start) -> None:
+    nothing = fake_family("hwmon", Machine())
+    sampler = start(fake_family("rapl", Machine([energy_sensor()])), nothing)
+    assert sampler.families == ("rapl",)
+    with pytest.raises(ConfigError, match="collector hwmon is switched on but absent"):
+        start(nothing, settings={"hwmon": FamilySettings(enabled=True)})
+
+
+def test_a_family_that_is_switched_off_is_not_even_opened(start: Start) -> None:
+    machine = Machine([energy_sensor()])
+    start(fake_family("rapl", machine), settings={"rapl": FamilySettings(enabled=False)})
+    assert machine.opened == 0
+
+
+def test_options_reach_the_family(start: Start) -> None:
+    machine = Machine([energy_sensor()])
+    options = FakeOptions(level=7)
+    start(fake_family("rapl", machine), settings={"rapl": FamilySettings(options=options)})
+    assert machine.options == [options]
+
+
+def test_only_the_families_asked_for_are_read(start: Start) -> None:
+    sampler = start(fake_family("rapl", Machine([energy_sensor()])), fake_family("hwmon", Machine([power_sensor()])))
+    assert [scan.collector for scan in sampler.fresh(2.0, {"hwmon"})] == ["hwmon"]
+
+
+def test_a_family_appears_when_its_hardware_does(start: Start) -> None:
+    machine = Machine()
+    sampler = start(fake_family("rapl", machine))
+    assert sampler.fresh(2.0) == ()
+    machine.sensors.append(energy_sensor())
+    sampler.rediscover()
+    (scan,) = sampler.fresh(2.0)
+    assert up(scan) == {"socket0": True}
+
+
+def test_a_vanished_device_is_looked_for_and_its_total_kept(start: Start) -> None:
+    machine = Machine([energy_sensor(joules=100.0)])
+    sampler = start(fake_family("rapl", machine))
+    sampler.fresh(2.0)
+    machine.sensors[0].error = SensorAbsentError("gone")
+    sampler.fresh(2.0)
+    machine.sensors[0] = energy_sensor(joules=130.0)
+    sampler.rediscover()
+    (scan,) = sampler.fresh(2.0)
+    assert scan.energies_joules == (30.0,)
+    assert machine.closed == 1, "the collector that lost its device is closed"
+
+
+def test_what_was_denied_is_tried_again(start: Start) -> None:
+    """The cure can be applied while the exporter runs."""
+    machine = Machine(
+        [energy_sensor("socket0")],
+        findings=[Finding("denied", "rapl", "/sys/b", "Permission denied", "chmod a+r /sys/b")],
+    )
+    sampler = start(fake_family("rapl", machine))
+    machine.sensors.append(energy_sensor("socket1"))
+    machine.findings.clear()
+    sampler.rediscover()
+    assert up(sampler.fresh(2.0)[0]) == {"socket0": True, "socket1": True}
+    sampler.rediscover()
+    assert machine.opened == 2, "all is well: nothing to look for"
+
+
+def test_a_healthy_family_is_not_opened_again(start: Start) -> None:
+    machine = Machine([energy_sensor()])
+    sampler = start(fake_family("rapl", machine))
+    sampler.fresh(2.0)
+    sampler.rediscover()
+    assert machine.opened == 1
+
+
+def estimate_family() -> type[Collector]:
+    return fake_family("estimate", Machine([energy_sensor(method="estimated", wrap_joules=None)]))
+
+
+def test_the_estimate_stands_in_only_where_no_cpu_is_measured(start: Start) -> None:
+    measured = fake_family("rapl", Machine([energy_sensor()]))
+    board = fake_family("hwmon", Machine([power_sensor()]))
+    assert start(measured, estimate_family()).families == ("rapl",)
+    assert start(board, estimate_family()).families == ("hwmon", "estimate")
+    asked_for = {"estimate": FamilySettings(enabled=True)}
+    assert start(measured, estimate_family(), settings=asked_for).families == ("rapl", "estimate")
+    refused = {"estimate": FamilySettings(enabled=False)}
+    assert start(board, estimate_family(), settings=refused).families == ("hwmon",)
+
+
+def test_the_estimate_ends_when_a_cpu_sensor_appears(start: Start) -> None:
+    machine = Machine()
+    sampler = start(fake_family("rapl", machine), estimate_family())
+    assert sampler.families == ("estimate",)
+    machine.sensors.append(energy_sensor())
+    sampler.rediscover()
+    assert sampler.families == ("rapl",)
+
+
+def test_emulation_is_seen_in_the_tree(start: Start, tmp_path: Path) -> None:
+    (tmp_path / EMULATION_MARKER).touch()
+    sampler = start(fake_family("rapl", Machine([energy_sensor()])))
+    assert sampler.fresh(2.0)[0].layout.infos[0].method == "emulated"
+
+
+def test_stopping_closes_the_collectors_and_leaves_a_hung_one_behind(start: Start) -> None:
+    hung, fine = Machine([energy_sensor()]), Machine([power_sensor()])
+    sampler = start(fake_family("rapl", hung), fake_family("hwmon", fine))
+    sampler.fresh(2.0)
+    release = hung.sensors[0].hang = threading.Event()
+    sampler.fresh(0.02)
+    began = time.monotonic()
+    sampler.stop()
+    assert time.monotonic() - began < 1.0
+    assert fine.closed == 1
+    release.set()
+    eventually(lambda: hung.closed == 1)
+
+
+def test_a_family_that_cannot_be_opened_is_said_once(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    sampler = start(fake_family("rapl", Machine(error=RuntimeError("no luck"))))
+    sampler.rediscover()
+    assert caplog.text.count("opening failed") == 1
+
+
+def test_a_longer_period_than_the_counters_ask_for_is_said(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    start(fake_family("rapl", Machine([energy_sensor()])), settings={"rapl": FamilySettings(poll_s=60.0)})
+    assert "longer than the 10 s" in caplog.text
+
+
+# -- devices that hang, devices read in the background, sources that two families know ---------------
+
+
+def check_set_aside_and_back(
+    sampler: Sampler, sick: FakeSensor, healthy: FakeSensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a sick socket0 that hangs and a healthy socket1 that began at 10 J."""
+    assert sick.hang is not None
+    healthy.energies_joules = [14.0]
+    for _ in range(2):
+        (scan,) = sampler.fresh(5.0)
+        assert up(scan) == {"socket0": False, "socket1": True}
+        assert energies(scan) == {"socket0": None, "socket1": 4.0}
+        assert scan.errors == (("socket0", "timeout", 1),)
+    assert "does not come back" in caplog.text
+    sick.hang.set()
+    sick.hang = None
+    sick.energies_joules = [105.0]
+    eventually(lambda: up(sampler.fresh(1.0)[0]) == {"socket0": True, "socket1": True})
+    assert energies(sampler.fresh(1.0)[0])["socket0"] == 5.0
+
+
+def test_a_hung_device_is_set_aside_and_its_siblings_read_on(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """Even in the scrape that meets the hang; when the read comes back the device is read again."""
+    sick, healthy = energy_sensor("socket0"), energy_sensor("socket1", joules=10.0)
+    machine = Machine([sick, healthy], timing=Timing(poll_s=0.05, read_on_scrape=True))
+    sampler = start(fake_family("fake", machine), hang_s=0.5)
+    sampler.fresh(5.0)
+    sick.hang = threading.Event()
+    check_set_aside_and_back(sampler, sick, healthy, caplog)
+
+
+def test_a_device_that_hangs_in_a_burst_is_set_aside_too(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """The burst after the first scan reads outside of any scan: a scrape that comes meanwhile gets the siblings."""
+    sick, healthy = energy_sensor("socket0"), energy_sensor("socket1", joules=10.0)
+    sick.hang, sick.hangs_after = threading.Event(), 1
+    sampler = start(fake_family("fake", Machine([sick, healthy])), hang_s=0.5)
+    eventually(lambda: sick.reads == 2)
+    check_set_aside_and_back(sampler, sick, healthy, caplog)
+
+
+def test_a_hung_device_costs_one_thread_however_long(start: Start) -> None:
+    sick, healthy = energy_sensor("socket0"), energy_sensor("socket1")
+    sick.hang = threading.Event()
+    machine = Machine([sick, healthy], timing=Timing(poll_s=0.01, read_on_scrape=True))
+    sampler = start(fake_family("fake", machine), hang_s=0.05)
+    eventually(lambda: up(sampler.fresh(0.2)[0]) == {"socket0": False, "socket1": True})
+    threads = threading.active_count()
+    reads = sick.reads
+    eventually(lambda: healthy.reads > 20)
+    time.sleep(0.6)  # the watcher looks twice
+    assert (threading.active_count(), sick.reads) == (threads, reads)
+    sick.hang.set()
+
+
+def test_a_family_that_hangs_while_it_is_opened_holds_up_no_other(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("joulewatch_exporter.sampling.sampler.OPEN_TIMEOUT_S", 0.1)
+    hung = threading.Event()
+
+    machine = Machine([energy_sensor()])
+    family = fake_family("slow", machine)
+    original = family.open
+
+    def slow_open(host: Host, options: object) -> Collector:
+        hung.wait(10.0)
+        return original(host, options)
+
+    monkeypatch.setattr(family, "open", slow_open)
+    sampler = Sampler([family, fake_family("quick", Machine([energy_sensor("socket1")]))], Host(), rediscover_s=0.0)
+    sampler.start()
+    try:
+        assert sampler.families == ("quick",)
+        assert "slow" in caplog.text and "no answer within" in caplog.text
+        hung.set()
+        eventually(lambda: machine.closed == 1)  # came too late: it is closed, not leaked
+    finally:
+        sampler.stop()
+
+
+def test_readings_gathered_in_the_background_are_all_integrated_and_the_newest_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = FakeClock()
+    sensor = power_sensor()
+    quantity = sensor.infos[0].quantity
+    sensor.now_ns = clock.monotonic_ns
+    machine = Machine([sensor])
+    family = Family(fake_family("fake", machine).open(Host(), None), clock=clock)
+    gathered: list[Reading]
+    start_ns = clock.monotonic_ns()
+    gathered = [
+        Reading(quantity, start_ns + second * NS_PER_S, None, watts) for second, watts in enumerate((10, 30, 50))
+    ]
+    monkeypatch.setattr(FakeSensor, "read", lambda _: gathered)
+    clock.advance(2.5)
+    scan = family.scan()
+    assert scan.energies_joules == (20.0 + 40.0,)
+    assert scan.powers_watts == (50.0,)
+    (read_at_s,) = scan.read_at_s
+    assert read_at_s == pytest.approx(clock.time_ns() / NS_PER_S - 0.5, abs=1e-6)
+    gathered = gathered[-1:]  # nothing new: the newest again, with its own time
+    clock.advance(1.0)
+    again = family.scan()
+    assert (again.energies_joules, again.read_at_s) == (scan.energies_joules, (pytest.approx(read_at_s, abs=1e-6),))
+
+
+def test_a_family_that_looks_after_itself_shows_devices_as_they_come_and_go() -> None:
+    clock = FakeClock()
+    machine = Machine(
+        [energy_sensor("bmc1", now_ns=clock.monotonic_ns)],
+        timing=Timing(poll_s=1.0, read_on_scrape=True, looks_after_itself=True),
+    )
+    collector = fake_family("fake", machine).open(Host(), None)
+    family = Family(collector, clock=clock)
+    assert up(family.scan()) == {"bmc1": True}
+    first, second = machine.sensors[0], energy_sensor("bmc2", now_ns=clock.monotonic_ns)
+    collector._sensors = (first, second)  # type: ignore[attr-defined]
+    assert up(family.scan()) == {"bmc1": True, "bmc2": True}
+    collector._sensors = (second,)  # type: ignore[attr-defined]
+    assert up(family.scan()) == {"bmc2": True}, "it was taken from the list: it is not lost, it is not wanted"
+
+
+def test_a_failure_that_was_not_tried_anew_is_counted_once() -> None:
+    clock = FakeClock()
+    sensor = energy_sensor()
+    family = family_of(clock, sensor)
+    for is_repeated in (False, True, True, False):
+        sensor.error = SensorGlitchError("no answer")
+        sensor.error.is_repeated = is_repeated
+        scan = family.scan()
+    assert scan.errors == (("socket0", "glitch", 2),)
+
+
+def test_what_an_earlier_family_reads_is_claimed_from_the_later_ones(start: Start) -> None:
+    first, second = Machine([energy_sensor("socket0")]), Machine([energy_sensor("socket1")])
+    start(fake_family("first", first), fake_family("second", second))
+    assert [host.claimed for host in first.hosts + second.hosts] == [frozenset(), {"fake:socket0/package"}]
+
+
+def test_later_families_look_again_when_an_earlier_one_appears(start: Start) -> None:
+    first, second = Machine([]), Machine([energy_sensor("socket1")])
+    sampler = start(fake_family("first", first), fake_family("second", second))
+    first.sensors = [energy_sensor("socket0")]
+    sampler.rediscover()
+    sampler.rediscover()
+    assert second.hosts[-1].claimed == {"fake:socket0/package"}
+
+
+def test_a_family_that_says_it_is_outdated_is_opened_again(start: Start) -> None:
+    machine = Machine([energy_sensor("socket0")])
+    sampler = start(fake_family("fake", machine))
+    sampler.rediscover()
+    assert machine.opened == 1
+    machine.sensors = [*machine.sensors, energy_sensor("socket1")]
+    machine.outdated = True
+    sampler.rediscover()
+    assert set(up(sampler.fresh(1.0)[0])) == {"socket0", "socket1"}
+
+
+def test_a_quantity_that_comes_back_by_another_door_keeps_its_total() -> None:
+    clock = FakeClock()
+    sensor = energy_sensor(joules=60_000.0, now_ns=clock.monotonic_ns)
+    machine = Machine([sensor])
+    open_ = fake_family("rapl", machine).open
+    family = Family(open_(Host(), None), clock=clock)
+    family.scan()
+    clock.advance(1.0)
+    sensor.energies_joules = [60_100.0]
+    assert energies(family.scan()) == {"socket0": 100.0}
+    other = energy_sensor(joules=0.0, wrap_joules=None, now_ns=clock.monotonic_ns)
+    other.infos = (dataclasses.replace(other.infos[0], source="perf:power/energy-pkg/@cpu0"),)
+    machine.sensors = [other]
+    family.replace(open_(Host(), None))
+    clock.advance(2.0)
+    scan = family.scan()
+    assert energies(scan) == {"socket0": 100.0}
+    assert scan.healths[0] is not None and (scan.healths[0].unmeasured_s, scan.healths[0].resets) == (2.0, 0)
+    clock.advance(1.0)
+    other.energies_joules = [150.0]
+    assert energies(family.scan()) == {"socket0": 250.0}
+
+
+def test_quantities_of_several_devices_have_a_time_and_a_health_each() -> None:
+    """One service tells of both servers in its enclosure."""
+    clock = FakeClock()
+    sensor = FakeSensor((info("bmc/n1"), info("bmc/n2")), energies_joules=[1.0, 2.0])
+    family = family_of(clock, sensor)
+    scan = family.scan()
+    assert up(scan) == {"bmc/n1": True, "bmc/n2": True}
+    assert None not in scan.read_at_s
+    sensor.error = SensorGlitchError("no answer")
+    assert up(family.scan()) == {"bmc/n1": False, "bmc/n2": False}
+
+
+def test_a_hole_in_the_power_is_three_periods_at_least() -> None:
+    """A user who reads a card every five seconds has not thereby switched off its energy."""
+    for poll_s, energy_joules in ((1.0, 0.0), (5.0, 600.0)):
+        clock = FakeClock()
+        sensor = power_sensor(watts=50.0, max_gap_s=4.0, now_ns=clock.monotonic_ns)
+        family = Family(fake_family("fpga", Machine([sensor])).open(Host(), None), poll_s=poll_s, clock=clock)
+        family.scan()
+        clock.advance(12.0)
+        assert energies(family.scan()) == {"board": energy_joules}

@@ -1,0 +1,277 @@
+"""What a scraper sees: golden files, and the same as prometheus_client would have written."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import generate_latest as generate_text
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.registry import Collector
+
+from joulewatch_exporter import __version__, catalog
+from joulewatch_exporter.errors import SensorDeniedError
+from joulewatch_exporter.model import Host
+from joulewatch_exporter.sampling.family import Family
+from joulewatch_exporter.sampling.scan import FamilyScan
+from joulewatch_exporter.server.exposition import CONTENT_TYPES, Exposition, Format, choose_format, escape_label
+from support import golden
+from support.clock import FakeClock
+from support.fake_family import FakeSensor, Machine, fake_family, info
+from support.paths import ROOT
+
+GOLDEN = ROOT / "tests" / "exporter" / "golden"
+MODEL = "AMD EPYC 7763 64-Core Processor"
+
+
+def node(clock: FakeClock) -> tuple[list[FakeSensor], list[FakeSensor]]:
+    """Two sockets with memory and a core each, and a power meter of the whole server."""
+    rapl = []
+    for socket in ("socket0", "socket1"):
+        rapl.append(FakeSensor((info(socket, model=MODEL),), clock.monotonic_ns, [1000.0]))
+        memory = info(socket, "dram", component="memory", wrap_joules=65712.999613)
+        rapl.append(FakeSensor((memory,), clock.monotonic_ns, [200.0]))
+        rapl.append(FakeSensor((info(socket, "core", scope="part"),), clock.monotonic_ns, [50.0]))
+    meter = info(
+        "power_meter",
+        "total",
+        scope="node",
+        component="node",
+        method="integrated",
+        wrap_joules=None,
+        max_power_watts=20000.0,
+        resolution="1 uW",
+        accuracy=0.05,
+    )
+    return rapl, [FakeSensor((meter,), clock.monotonic_ns, powers_watts=[412.5])]
+
+
+def scans_of_node(*, dead: str | None = None) -> list[FamilyScan]:
+    """Four scans, one second apart, at 100 W a package; then ``dead`` cannot be read."""
+    clock = FakeClock()
+    rapl, hwmon = node(clock)
+    families = [
+        Family(fake_family(name, Machine(list(sensors))).open(Host(), None), clock=clock)
+        for name, sensors in (("rapl", rapl), ("hwmon", hwmon))
+    ]
+    # Counters that move every 50 ms, read every 25 ms: often enough for their rhythm and their power to show.
+    for step in range(81):
+        for sensor in rapl:
+            watts = {"package": 100.0, "dram": 20.5}.get(sensor.infos[0].quantity.domain, 3.25)
+            sensor.energies_joules = [1000.0 + step // 2 * 0.05 * watts]
+            if step == 80 and sensor.device == dead:
+                sensor.error = SensorDeniedError("/sys/class/powercap/intel-rapl:1/energy_uj: Permission denied")
+        scans = [family.scan() for family in families]
+        clock.advance(0.025)
+    return scans
+
+
+def exposition(*, emulated: bool = False) -> Exposition:
+    return Exposition(emulated=emulated, start_s=1_699_999_000.25, nodename="node17", self_metrics=False)
+
+
+def render(scans: Sequence[FamilyScan], format_: Format) -> str:
+    """As a golden file holds it: without what differs from one machine to the next."""
+    import platform
+
+    text = exposition().render(scans, format_).decode()
+    return text.replace(f'version="{__version__}"', 'version="VERSION"').replace(
+        f'pythonversion="{platform.python_version()}"', 'pythonversion="PYTHON"'
+    )
+
+
+@pytest.mark.parametrize(("format_", "suffix"), [("text", "prom"), ("openmetrics", "openmetrics.prom")])
+@pytest.mark.parametrize("name", ["node", "node_one_dead", "no_sensor"])
+def test_golden(name: str, format_: Format, suffix: str, update_golden: bool) -> None:
+    """Reviewed as text."""
+    scans = {
+        "node": scans_of_node,
+        "node_one_dead": lambda: scans_of_node(dead="socket1"),
+        "no_sensor": list,
+    }[name]()
+    golden.check(render(scans, format_), GOLDEN / f"{name}.{suffix}", update=update_golden)
+
+
+@pytest.mark.parametrize("name", ["node", "node_one_dead", "no_sensor"])
+def test_promtool_finds_nothing_to_say(name: str) -> None:
+    """promtool reads the text format only."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed: apt-get install prometheus")
+    done = subprocess.run(
+        [promtool, "check", "metrics"], input=(GOLDEN / f"{name}.prom").read_bytes(), capture_output=True, timeout=30
+    )
+    assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (0, "", "")
+
+
+def test_a_whole_scrape_with_process_metrics_pleases_promtool() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed: apt-get install prometheus")
+    body = Exposition(emulated=False, start_s=1.0).render(scans_of_node(), "text")
+    done = subprocess.run([promtool, "check", "metrics"], input=body, capture_output=True, timeout=30)
+    assert (done.returncode, done.stderr.decode()) == (0, "")
+    assert b"process_resident_memory_bytes" in body
+    assert b"python_info" in body
+
+
+# -- the same as prometheus_client -----------------------------------------------------------------
+
+
+class Reference(Collector):
+    """The same scans through prometheus_client's own objects, the slow way."""
+
+    def __init__(self, scans: Sequence[FamilyScan], start_s: float, nodename: str) -> None:
+        self._scans = scans
+        self._start_s = start_s
+        self._nodename = nodename
+
+    def collect(self) -> Iterable[Metric]:
+        import platform
+
+        families: dict[str, Metric] = {}
+
+        def add(metric: catalog.Metric, labels: Sequence[str], value: float) -> None:
+            if metric.name not in families:
+                kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+                families[metric.name] = kind(metric.name, metric.help, labels=metric.labels)
+            families[metric.name].add_metric(labels, value)  # type: ignore[attr-defined]
+
+        for scan in self._scans:
+            for i, item in enumerate(scan.layout.infos):
+                q, health = item.quantity, scan.healths[i]
+                labels = (scan.collector, q.component, q.device, q.domain)
+                if (energy := scan.energies_joules[i]) is not None:
+                    add(catalog.ENERGY_BY_SCOPE[q.scope], labels, energy)
+                if (power := scan.powers_watts[i]) is not None:
+                    add(catalog.POWER_BY_SCOPE[q.scope], labels, power)
+                if health is None:
+                    continue
+                accuracy = "" if item.accuracy is None else repr(item.accuracy)
+                metadata = (item.method, scan.reads[i], item.model, item.source, item.resolution, accuracy)
+                add(catalog.SENSOR_INFO, (q.scope, *labels, *metadata), 1)
+                if health.refresh_s is not None:
+                    add(catalog.SENSOR_REFRESH, labels, health.refresh_s)
+                if scan.reads[i] == "energy":
+                    add(catalog.SENSOR_WRAPS, labels, health.wraps)
+                    add(catalog.SENSOR_RESETS, labels, health.resets)
+                add(catalog.SENSOR_REJECTED, labels, health.rejected)
+                add(catalog.SENSOR_UNMEASURED, labels, health.unmeasured_s)
+            for device, is_up, read_at_s in zip(scan.layout.devices, scan.up, scan.read_at_s, strict=True):
+                add(catalog.SENSOR_UP, (scan.collector, device), is_up)
+                if read_at_s is not None:
+                    add(catalog.READ_TIMESTAMP, (scan.collector, device), read_at_s)
+            for device, reason, count in scan.errors:
+                add(catalog.READ_ERRORS, (scan.collector, device, reason), count)
+            if scan.duration_s is not None:
+                add(catalog.READ_DURATION, (scan.collector,), scan.duration_s)
+        add(catalog.EXPORTER_INFO, (__version__, platform.python_version(), self._nodename, "0"), 1)
+        add(catalog.EXPORTER_START, (), self._start_s)
+        return families.values()
+
+
+def as_data(families: Iterable[Metric]) -> dict[str, tuple[str, str, dict[tuple[object, ...], float]]]:
+    return {
+        family.name: (
+            family.type,
+            family.documentation,
+            {(sample.name, *sorted(sample.labels.items())): sample.value for sample in family.samples},
+        )
+        for family in families
+    }
+
+
+def assert_same_as_prometheus_client(scans: Sequence[FamilyScan]) -> None:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(Reference(scans, 1_699_999_000.25, "node17"))
+    ours = exposition()
+    for format_, parse, generate in (
+        ("text", parse_text, generate_text),
+        ("openmetrics", parse_openmetrics, generate_openmetrics),
+    ):
+        written = ours.render(scans, format_).decode()  # type: ignore[arg-type]
+        reference = generate(registry).decode()
+        assert as_data(parse(written)) == as_data(parse(reference))
+        assert sorted(line for line in written.splitlines() if line.startswith("#")) == sorted(
+            line for line in reference.splitlines() if line.startswith("#")
+        )
+        assert written.endswith("# EOF\n") == (format_ == "openmetrics")
+        assert "_created" not in written
+
+
+@pytest.mark.parametrize("dead", [None, "socket0", "power_meter"])
+def test_it_says_what_prometheus_client_would_say(dead: str | None) -> None:
+    assert_same_as_prometheus_client(scans_of_node(dead=dead))
+
+
+@given(
+    texts=st.lists(st.text(max_size=20).filter(lambda text: "\r" not in text), min_size=4, max_size=4),
+    energy=st.floats(0, 1e15),
+    power=st.floats(0, 900),
+)
+def test_any_label_and_any_value_survive(texts: list[str], energy: float, power: float) -> None:
+    """Quotes, backslashes, line feeds, any script: written once, read back the same."""
+    clock = FakeClock()
+    item = info(f"d{texts[0]}", f"d{texts[1]}", model=texts[2], resolution=texts[3], wrap_joules=None)
+    sensor = FakeSensor((item,), clock.monotonic_ns, [energy], [power])
+    family = Family(fake_family("fake", Machine([sensor])).open(Host(), None), clock=clock)
+    assert_same_as_prometheus_client([family.scan()])
+
+
+def test_a_dead_device_has_nothing_but_its_state_and_its_errors() -> None:
+    body = exposition().render(scans_of_node(dead="socket1"), "text").decode()
+    names = {line.partition("{")[0] for line in body.splitlines() if 'device="socket1"' in line}
+    assert names == {"joulewatch_sensor_up", "joulewatch_read_errors_total"}
+    assert 'joulewatch_sensor_up{collector="rapl",device="socket1"} 0.0' in body
+
+
+def test_a_family_that_hangs_repeats_nothing() -> None:
+    clock = FakeClock()
+    family = Family(fake_family("rapl", Machine(list(node(clock)[0]))).open(Host(), None), clock=clock)
+    family.scan()
+    family.count_errors(("socket0", "socket1"), "timeout")
+    body = exposition().render([family.down()], "text").decode()
+    samples = {line.partition("{")[0] for line in body.splitlines() if 'collector="rapl"' in line}
+    assert samples == {"joulewatch_sensor_up", "joulewatch_read_errors_total"}
+
+
+def test_caches_follow_the_scans() -> None:
+    """The same renderer, fed with a family that loses and regains a device, never shows yesterday's lines."""
+    ours = exposition()
+    for scans in (scans_of_node(), scans_of_node(dead="socket1"), scans_of_node()):
+        assert ours.render(scans, "text") == exposition().render(scans, "text")
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        (None, "text"),
+        ("", "text"),
+        ("*/*", "text"),
+        ("text/plain;version=0.0.4", "text"),
+        ("application/openmetrics-text;version=1.0.0", "openmetrics"),
+        (
+            "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,"
+            "text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+            "openmetrics",
+        ),
+        ("text/plain;version=1.0.0;escaping=allow-utf-8;q=0.6", "text"),
+    ],
+)
+def test_the_format_is_negotiated(accept: str | None, expected: Format) -> None:
+    assert choose_format(accept) == expected
+    assert CONTENT_TYPES[expected].startswith(
+        ("text/plain; version=0.0.4", "application/openmetrics-text; version=1.0")
+    )
+
+
+def test_escape_label() -> None:
+    assert escape_label('a\\b"c\nd') == 'a\\\\b\\"c\\nd'
