@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from joulewatch_exporter.emulator.truth import Truth
-from joulewatch_harness.journal import list_runs
+from joulewatch_harness.storage.journal import list_runs
 from support.servers import Emulator, ExporterServer, PrometheusServer
 from support.truth import true_joules_per_inference
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 
 from joulewatch_harness.errors import ConfigError
@@ -27,12 +26,3 @@ def refuse_unknown(where: str, what: str, words: Iterable[str], known: Iterable[
     for word in words:
         if word not in names:
             raise ConfigError(f"{where}: {unknown(what, word, names)}")
-
-
-def scenario_in_name(name: str) -> tuple[str, float]:
-    """Scenario and rate as the last part of a configuration's name tells them; ("", 0) for offline."""
-    last = name.rpartition("/")[2]
-    if last == "single_stream":
-        return last, 0.0
-    match = re.fullmatch(r"server-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", last)
-    return ("server", float(match[1])) if match else ("", 0.0)

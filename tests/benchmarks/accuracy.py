@@ -20,12 +20,14 @@ import yaml
 
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
 from joulewatch_exporter.emulator.truth import Truth
-from joulewatch_harness.analysis.energy import WindowEnergy
-from joulewatch_harness.analysis.prometheus_source import PrometheusSource
-from joulewatch_harness.analysis.windows import Measured, measure_run
-from joulewatch_harness.exporters import EdgeReader, ExporterClient
-from joulewatch_harness.prometheus import PrometheusClient, PrometheusOptions
+from joulewatch_harness.analysis.energy.window_energy import WindowEnergy
+from joulewatch_harness.analysis.energy.windows import Measured, measure_run
+from joulewatch_harness.analysis.sources.prometheus import PrometheusSource
+from joulewatch_harness.clients.exporter import ExporterClient
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.clients.prometheus import PrometheusClient
 from joulewatch_harness.records import SCHEMA_VERSION, RunHeader, RunRecord, Window
+from joulewatch_harness.runner.edges import EdgeReader
 from support.servers import Emulator, ExporterServer, PrometheusServer
 
 LEAD_S = 12.0

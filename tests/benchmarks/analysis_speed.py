@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
-from joulewatch_harness.analysis.prometheus_source import PrometheusSource
-from joulewatch_harness.analysis.summary import analyze_run
-from joulewatch_harness.prometheus import PrometheusClient, PrometheusOptions
+from joulewatch_harness.analysis.results.summary import analyze_run
+from joulewatch_harness.analysis.sources.prometheus import PrometheusSource
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.clients.prometheus import PrometheusClient
 from support.servers import PrometheusServer
 from support.synthetic import make_world, send_world, sensor
 

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
-from joulewatch_harness.exporters import EdgeReader, ExporterClient
-from joulewatch_harness.local import LocalExporter
-from joulewatch_harness.recording import Recorder, RecordingWriter
+from joulewatch_harness.clients.exporter import ExporterClient
+from joulewatch_harness.runner.edges import EdgeReader
+from joulewatch_harness.runner.local import LocalExporter
+from joulewatch_harness.runner.recorder import Recorder
+from joulewatch_harness.storage.recording import RecordingWriter
 from support.runs import header
 from support.servers import Emulator
 

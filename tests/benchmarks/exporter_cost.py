@@ -81,8 +81,8 @@ def measure(url: str, pid: int, idle_scrapes: int) -> dict[str, float]:
 
 def read_costs_us(sysfs: Path, procfs: Path) -> dict[str, float]:
     """Median time of one read of one sensor, in this process, by family."""
-    from joulewatch_exporter.collectors.hwmon import HwmonCollector
-    from joulewatch_exporter.collectors.rapl import RaplCollector
+    from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector
+    from joulewatch_exporter.collectors.rapl.collector import RaplCollector
     from joulewatch_exporter.model import Collector, Host
 
     costs: dict[str, float] = {}

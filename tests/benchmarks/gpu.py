@@ -21,9 +21,9 @@ from typing import Any, Protocol
 
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
 from joulewatch_exporter.collectors.nvml import NvmlCollector, NvmlOptions
-from joulewatch_exporter.counter import EnergyCounter, PowerIntegrator, RefreshEstimator
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Host, Reading, Sensor
+from joulewatch_exporter.sampling.counter import EnergyCounter, PowerIntegrator, RefreshEstimator
 
 PHASE_S, QUICK_PHASE_S = 30.0, 5.0
 LEAD_S = 2.0

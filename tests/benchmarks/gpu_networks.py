@@ -6,7 +6,7 @@ would take longer is ended as by Ctrl-C, and what was measured until then is kep
 
 A session with a GPU, from the top folder, a command each (the last two may take ten minutes together):
 
-    python3 -m pytest -q -W default tests/harness/test_torch.py -k on_a_gpu
+    python3 -m pytest -q -W default tests/harness/runtimes/test_torch.py -k on_a_gpu
     PYTHONPATH=exporter:harness:tests python3 -m benchmarks.gpu
     PYTHONPATH=exporter:harness:tests python3 -m benchmarks.gpu_networks
 """

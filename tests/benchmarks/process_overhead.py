@@ -25,7 +25,7 @@ import numpy as np
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
 from benchmarks.pairs import Interval, judged, median_interval, take_turns
 from joulewatch_harness.network import Phases
-from joulewatch_harness.runtimes.process import MOST_BATCH_ENDS, ProcessNetwork, open_network
+from joulewatch_harness.runtimes.process.network import MOST_BATCH_ENDS, ProcessNetwork, open_network
 
 CHILDREN = Path(__file__).parents[2] / "harness" / "children"
 CALL_NS = 75_000_000

@@ -27,8 +27,8 @@ from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.network import Phases
 from joulewatch_harness.records import Configuration
 from joulewatch_harness.runtimes import open_network
-from joulewatch_harness.runtimes.process import ProcessNetwork
-from joulewatch_harness.runtimes.process import open_network as open_process
+from joulewatch_harness.runtimes.process.network import ProcessNetwork
+from joulewatch_harness.runtimes.process.network import open_network as open_process
 
 NETWORK, BATCHES = "radioml-vgg10", (1, 8, 64)
 BLOCK_S = 0.05

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from joulewatch_harness.analysis.prometheus_source import PrometheusSource
-from joulewatch_harness.analysis.recording_source import RecordingSource
-from joulewatch_harness.analysis.summary import RunResult, analyze_run
+from joulewatch_harness.analysis.results.model import RunResult
+from joulewatch_harness.analysis.results.summary import analyze_run
+from joulewatch_harness.analysis.sources.prometheus import PrometheusSource
+from joulewatch_harness.analysis.sources.recording import RecordingSource
 from joulewatch_harness.cli import main
-from joulewatch_harness.prometheus import PrometheusClient, PrometheusOptions
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.clients.prometheus import PrometheusClient
 from support.servers import PrometheusServer
 from support.synthetic import (
     TWO_SOCKETS,

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from joulewatch_exporter.emulator.truth import Truth
-from joulewatch_harness.journal import list_runs
 from joulewatch_harness.records import RunRecord
+from joulewatch_harness.storage.journal import list_runs
 from support.commands import SLEEPER, joulewatch, start_joulewatch
 from support.truth import true_joules_per_inference
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from joulewatch_harness.journal import read_run
 from joulewatch_harness.records import RunRecord
+from joulewatch_harness.storage.journal import read_run
 
 if TYPE_CHECKING:
     from integration.conftest import StartEmulator

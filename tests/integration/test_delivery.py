@@ -16,17 +16,20 @@ from pathlib import Path
 import pytest
 
 from joulewatch_exporter import catalog
-from joulewatch_harness.annotations import to_ms, window_samples
 from joulewatch_harness.cli import main
-from joulewatch_harness.delivery import Delivery, delivered_windows, open_delivery, push_run
+from joulewatch_harness.clients.exporter import Scrape
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.clients.prometheus import PrometheusClient
+from joulewatch_harness.clocktime import to_ms
+from joulewatch_harness.delivery.annotations import window_samples
+from joulewatch_harness.delivery.courier import delivered_windows
+from joulewatch_harness.delivery.delivery import Delivery, open_delivery, push_run
+from joulewatch_harness.delivery.openmetrics import export_openmetrics
+from joulewatch_harness.delivery.sinks import read_back
 from joulewatch_harness.errors import ConfigError, QueryError
-from joulewatch_harness.exporters import Scrape
-from joulewatch_harness.journal import Journal, read_run
-from joulewatch_harness.openmetrics import export_openmetrics
-from joulewatch_harness.prometheus import PrometheusClient, PrometheusOptions
-from joulewatch_harness.recording import Recording, RecordingWriter
 from joulewatch_harness.records import RunEnd, RunHeader, Window
-from joulewatch_harness.sinks import read_back
+from joulewatch_harness.storage.journal import Journal, read_run
+from joulewatch_harness.storage.recording import Recording, RecordingWriter
 from support.require import require_program
 from support.runs import NETWORK, header, window
 from support.servers import PrometheusServer, PushgatewayServer
@@ -220,8 +223,8 @@ def test_a_killed_harness_has_its_run_completed_by_push(
         sys.path[:0] = {[path for path in sys.path if path]!r}
         from pathlib import Path
         from integration.test_delivery import Run
-        from joulewatch_harness.delivery import open_delivery
-        from joulewatch_harness.prometheus import PrometheusOptions
+        from joulewatch_harness.delivery.delivery import open_delivery
+        from joulewatch_harness.clients.prometheus import PrometheusOptions
         run = Run(Path({str(tmp_path / "runs")!r}))
         run.begin(open_delivery(PrometheusOptions({server.url!r}), folder=run.folder))
         while True:

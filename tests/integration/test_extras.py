@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import yaml
 
-from joulewatch_harness.plan import make_plan
+from joulewatch_harness.plan.parsing import make_plan
 from support.commands import Outcome
 from support.finn.builds import generated_build
 from support.require import require_program

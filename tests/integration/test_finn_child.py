@@ -11,7 +11,7 @@ import pytest
 
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.network import Phases
-from joulewatch_harness.runtimes import process
+from joulewatch_harness.runtimes.process import network as process
 from support.require import require_program
 
 pytestmark = pytest.mark.integration

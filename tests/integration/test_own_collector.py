@@ -136,12 +136,12 @@ def test_without_its_address_the_readmes_collector_is_absent(tmp_path: Path, mac
         ("import no_such_module", ENTRY_POINTS, "cannot be imported: ModuleNotFoundError"),
         ("class MeterCollector: name = 'meter'", ENTRY_POINTS, "is no collector: it has no Options, sensors"),
         (
-            "from joulewatch_exporter.collectors.rapl import RaplCollector as MeterCollector",
+            "from joulewatch_exporter.collectors.rapl.collector import RaplCollector as MeterCollector",
             "[joulewatch.collectors]\nrapl = joulewatch_meter:MeterCollector\n",
             "there is a collector of this name already",
         ),
         (
-            "from joulewatch_exporter.collectors.rapl import RaplCollector as MeterCollector",
+            "from joulewatch_exporter.collectors.rapl.collector import RaplCollector as MeterCollector",
             ENTRY_POINTS,
             "its name must be that of its entry point",
         ),

@@ -15,7 +15,7 @@ import pytest
 
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.network import Phases
-from joulewatch_harness.runtimes.process import OutOfMemoryError, ProcessNetwork, open_network
+from joulewatch_harness.runtimes.process.network import OutOfMemoryError, ProcessNetwork, open_network
 from support.commands import joulewatch
 from support.process_protocol import CHILD, TOP, gone, validate_transcript
 from support.require import require_program

@@ -16,9 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from joulewatch_harness.journal import read_run
-from joulewatch_harness.recording import Recording
 from joulewatch_harness.records import RunRecord, Window
+from joulewatch_harness.storage.journal import read_run
+from joulewatch_harness.storage.recording import Recording
 
 pytestmark = pytest.mark.integration
 

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from joulewatch_harness.exporters import EdgeReader, ExporterClient
-from joulewatch_harness.local import LocalExporter
-from joulewatch_harness.recording import Recorder, Recording, RecordingWriter
+from joulewatch_harness.clients.exporter import ExporterClient
+from joulewatch_harness.runner.edges import EdgeReader
+from joulewatch_harness.runner.local import LocalExporter
+from joulewatch_harness.runner.recorder import Recorder
+from joulewatch_harness.storage.recording import Recording, RecordingWriter
 from support.runs import header, window
 from support.servers import Emulator, ExporterServer
 
@@ -28,8 +30,8 @@ WRITER = """
 import sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from joulewatch_harness.exporters import ExporterClient, Scrape
-from joulewatch_harness.recording import RecordingWriter
+from joulewatch_harness.runner.edges import ExporterClient, Scrape
+from joulewatch_harness.storage.recording import RecordingWriter
 from support.runs import header, window
 client = ExporterClient("http://node1:10717")
 writer = RecordingWriter.create(Path({file!r}), header())
@@ -132,7 +134,7 @@ def test_the_local_exporter_dies_with_a_killed_harness(tmp_path: Path) -> None:
     script = textwrap.dedent(f"""
         import sys, time
         from pathlib import Path
-        from joulewatch_harness.local import LocalExporter
+        from joulewatch_harness.runner.local import LocalExporter
         with LocalExporter(Path({str(tmp_path)!r}), ["--collector.estimate"]) as exporter:
             print(exporter.pid, flush=True)
             time.sleep(60)

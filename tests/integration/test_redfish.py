@@ -18,8 +18,10 @@ from typing import Any, ClassVar
 
 import pytest
 
-from joulewatch_exporter.collectors.redfish import RedfishCollector, RedfishOptions, RedfishTarget, client
+from joulewatch_exporter.collectors.redfish import client
+from joulewatch_exporter.collectors.redfish.collector import RedfishCollector, RedfishOptions, RedfishTarget
 from joulewatch_exporter.collectors.redfish.device import RedfishDevice, Service
+from joulewatch_exporter.config.strict import build
 from joulewatch_exporter.emulator.faults import Fault
 from joulewatch_exporter.emulator.redfish import RedfishService, RedfishSpec
 from joulewatch_exporter.emulator.signals import Constant, Signal, Sine
@@ -31,7 +33,6 @@ from joulewatch_exporter.errors import (
     SensorTimeoutError,
 )
 from joulewatch_exporter.model import Host, Sensor
-from joulewatch_exporter.strict import build
 from support.redfish import by_label
 from support.require import require_program
 from support.servers import free_port

@@ -19,9 +19,10 @@ pytest.importorskip("onnx")
 
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
-from joulewatch_harness.journal import read_run
 from joulewatch_harness.network import Phases
-from joulewatch_harness.runtimes import kserve, openai
+from joulewatch_harness.runtimes.kserve import network as kserve
+from joulewatch_harness.runtimes.openai import network as openai
+from joulewatch_harness.storage.journal import read_run
 from support.commands import joulewatch
 from support.kserve_server import Faults, KServeServer, Settings
 from support.openai_server import OpenAIServer, OpenAISettings

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 import requests
 import responses
 
-from joulewatch_harness.analysis.source import RawSeries
+from joulewatch_harness.analysis.sources.history import RawSeries
 
 URL = "http://prometheus.test/base"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from joulewatch_harness.runtimes import process
-from joulewatch_harness.runtimes.process import SCHEMA_NAME
+from joulewatch_harness.runtimes.process import network as process
+from joulewatch_harness.runtimes.process.network import SCHEMA_NAME
 
 TOP = Path(__file__).parents[2]
 CHILD = TOP / "tests" / "support" / "faulty_child.py"

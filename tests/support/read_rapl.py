@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from joulewatch_exporter.collectors.rapl import RaplCollector, RaplOptions
+from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
 from joulewatch_exporter.model import Host
 
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from joulewatch_harness.analysis.publish import publish
-from joulewatch_harness.analysis.report import analyze
-from joulewatch_harness.analysis.source import open_source
-from joulewatch_harness.delivery import open_delivery
-from joulewatch_harness.exporters import EdgeReader, ExporterClient
-from joulewatch_harness.journal import Journal, new_run_id, read_run
-from joulewatch_harness.prometheus import PrometheusClient, PrometheusOptions
+from joulewatch_harness.analysis.reports.table import analyze
+from joulewatch_harness.analysis.sources.opening import open_source
+from joulewatch_harness.clients.exporter import ExporterClient
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.clients.prometheus import PrometheusClient
+from joulewatch_harness.delivery.delivery import open_delivery
+from joulewatch_harness.delivery.results import publish
 from joulewatch_harness.records import (
     SCHEMA_VERSION,
     Configuration,
@@ -32,6 +32,8 @@ from joulewatch_harness.records import (
     Window,
     WindowKind,
 )
+from joulewatch_harness.runner.edges import EdgeReader
+from joulewatch_harness.storage.journal import Journal, new_run_id, read_run
 from support.servers import Emulator, ExporterServer, PrometheusServer
 
 SCRAPE_S: Final = 0.5

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joulewatch_exporter import catalog
-from joulewatch_harness.analysis.source import History, RawSeries, RunSummary, build_history
-from joulewatch_harness.annotations import Sample, by_series
+from joulewatch_harness.analysis.sources.history import History, RawSeries, RunSummary, build_history
+from joulewatch_harness.clients.exporter import ExporterClient, Scrape
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.clients.prometheus import PrometheusClient
+from joulewatch_harness.delivery.annotations import Sample, by_series
+from joulewatch_harness.delivery.remote_write import send_samples
+from joulewatch_harness.delivery.sinks import run_items
 from joulewatch_harness.errors import QueryError
-from joulewatch_harness.exporters import ExporterClient, Scrape
-from joulewatch_harness.prometheus import PrometheusClient, PrometheusOptions
-from joulewatch_harness.recording import RecordingWriter
 from joulewatch_harness.records import (
     Configuration,
     Edge,
@@ -30,8 +32,7 @@ from joulewatch_harness.records import (
     SensorRecord,
     Window,
 )
-from joulewatch_harness.remote_write import send_samples
-from joulewatch_harness.sinks import run_items
+from joulewatch_harness.storage.recording import RecordingWriter
 
 EXPORTER = "127.0.0.1:10717"
 T0 = 1_790_000_000.0

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from joulewatch_harness.clients.options import PrometheusOptions, add_prometheus_arguments, options_from_args
 from joulewatch_harness.errors import ConfigError, QueryError, RecordError
-from joulewatch_harness.prometheus import PrometheusOptions, add_prometheus_arguments, options_from_args
 
 if TYPE_CHECKING:
-    from joulewatch_harness.analysis.source import SampleSource
+    from joulewatch_harness.analysis.sources.history import SampleSource
     from joulewatch_harness.records import RunRecord
 
 logger = logging.getLogger(__name__)
@@ -49,10 +49,11 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, QueryError, RecordError: Bad arguments, or no such run.
         DeliveryError: ``--publish`` did not get through; the results are printed by then.
     """
-    from joulewatch_harness.analysis import report
-    from joulewatch_harness.analysis.audit import worst
-    from joulewatch_harness.analysis.figure import check_figure_path, write_figure
-    from joulewatch_harness.analysis.summary import analyze_run
+    from joulewatch_harness.analysis.reports import table, to_csv, to_json
+    from joulewatch_harness.analysis.reports.figure import check_figure_path, write_figure
+    from joulewatch_harness.analysis.results import numbers
+    from joulewatch_harness.analysis.results.audit import worst
+    from joulewatch_harness.analysis.results.summary import analyze_run
 
     options = options_from_args(args)
     if args.publish and options is None:
@@ -65,21 +66,21 @@ def run(args: argparse.Namespace) -> int:
             stack.callback(source.close)
         result = analyze_run(record, source, progress=lambda text: logger.info("%s", text))
     if args.format == "json":
-        sys.stdout.write(report.render_json(result))
+        sys.stdout.write(to_json.render_json(result))
     elif args.format == "csv":
-        sys.stdout.write(report.render_csv(result))
+        sys.stdout.write(to_csv.render_csv(result))
     else:
         width = shutil.get_terminal_size((80, 24)).columns
-        sys.stdout.write(report.render_table(result, width=width, budget=args.budget))
+        sys.stdout.write(table.render_table(result, width=width, budget=args.budget))
     sys.stdout.flush()
-    if args.format != "table" and (loud := report.warning_line(result.methods)):
+    if args.format != "table" and (loud := numbers.warning_line(result.methods)):
         print(loud, file=sys.stderr)  # noqa: T201
     if args.figure is not None:
         write_figure(result, args.figure, net=args.net)
         print(f"figure: {args.figure}", file=sys.stderr)  # noqa: T201
     if args.publish and options is not None:
-        from joulewatch_harness.analysis.publish import publish
-        from joulewatch_harness.prometheus import PrometheusClient
+        from joulewatch_harness.clients.prometheus import PrometheusClient
+        from joulewatch_harness.delivery.results import publish
 
         with PrometheusClient(options) as client:
             count = publish(result, client)
@@ -102,9 +103,9 @@ def find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[Run
         QueryError: The run is neither here nor there.
         RecordError: What is here cannot be read.
     """
-    from joulewatch_harness.analysis.source import open_source
-    from joulewatch_harness.journal import find_run, read_run
-    from joulewatch_harness.recording import RECORDING_NAME
+    from joulewatch_harness.analysis.sources.opening import open_source
+    from joulewatch_harness.storage.journal import find_run, read_run
+    from joulewatch_harness.storage.recording import RECORDING_NAME
 
     given = Path(run)
     if _is_recording(given):

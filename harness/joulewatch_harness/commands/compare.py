@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from joulewatch_harness.clients.options import PrometheusOptions, add_prometheus_arguments, options_from_args
 from joulewatch_harness.errors import ConfigError, QueryError, RecordError
-from joulewatch_harness.prometheus import PrometheusOptions, add_prometheus_arguments, options_from_args
 
 if TYPE_CHECKING:
-    from joulewatch_harness.analysis.compare import Run
+    from joulewatch_harness.analysis.results.compare import Run
 
 RESULT_NAME: Final = "result.json"
 LARGEST_RESULT_BYTES: Final = 1 << 28
@@ -53,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError, QueryError, RecordError: Bad arguments, no such run, or nothing that can be compared.
     """
-    from joulewatch_harness.analysis import compare_report
-    from joulewatch_harness.analysis.compare import compare, pairs_of
-    from joulewatch_harness.analysis.report import warning_line
+    from joulewatch_harness.analysis.reports import compare_report
+    from joulewatch_harness.analysis.results.compare import compare, pairs_of
+    from joulewatch_harness.analysis.results.numbers import warning_line
 
     options = options_from_args(args)
     comparison = compare(
@@ -84,7 +84,7 @@ def choose(words: Sequence[str], output: Path, options: PrometheusOptions | None
         ConfigError: a word is neither a run nor a configuration of the run before it.
         QueryError, RecordError: the first word is no run, or a run cannot be read.
     """
-    from joulewatch_harness.analysis.compare import pick
+    from joulewatch_harness.analysis.results.compare import pick
 
     known: dict[str, Run] = {}
     chosen: list[tuple[Run, tuple[str, ...]]] = []
@@ -114,11 +114,11 @@ def read(word: str, output: Path, options: PrometheusOptions | None) -> Run:
     Raises:
         QueryError, RecordError: there is none, or it cannot be read.
     """
-    from joulewatch_harness.analysis.compare import read_document
-    from joulewatch_harness.analysis.report import result_document
-    from joulewatch_harness.analysis.summary import analyze_run
+    from joulewatch_harness.analysis.reports.to_json import result_document
+    from joulewatch_harness.analysis.results.compare import read_document
+    from joulewatch_harness.analysis.results.summary import analyze_run
     from joulewatch_harness.commands.analyze import find
-    from joulewatch_harness.journal import JOURNAL_NAME
+    from joulewatch_harness.storage.journal import JOURNAL_NAME
 
     path = Path(word)
     if path.is_dir() and not (path / JOURNAL_NAME).is_file() and (path / RESULT_NAME).is_file():

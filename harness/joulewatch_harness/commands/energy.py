@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.errors import ConfigError, CoverageError
-from joulewatch_harness.prometheus import add_prometheus_arguments, options_from_args
 
 if TYPE_CHECKING:
-    from joulewatch_harness.analysis.energy import Span, WindowEnergy
-    from joulewatch_harness.analysis.series import SensorId
-    from joulewatch_harness.analysis.source import History
+    from joulewatch_harness.analysis.energy.window_energy import Span, WindowEnergy
+    from joulewatch_harness.analysis.sources.history import History
+    from joulewatch_harness.analysis.sources.series import SensorId
     from joulewatch_harness.records import SensorRecord
 
 EXIT_FAILED: Final = 1
@@ -86,8 +86,8 @@ class Row:
     @property
     def expanded_joules(self) -> float:
         """At 95 % coverage."""
-        from joulewatch_harness.analysis.energy import ACCURACY
-        from joulewatch_harness.analysis.statistics import coverage_factor
+        from joulewatch_harness.analysis.energy.window_energy import ACCURACY
+        from joulewatch_harness.gum import coverage_factor
 
         if self.energy is None:
             return 0.0
@@ -104,8 +104,8 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: Bad times, no source or two, no sensor that matches.
         QueryError, RecordError: The source cannot be asked.
     """
-    from joulewatch_harness.analysis.energy import Span
-    from joulewatch_harness.analysis.source import open_source
+    from joulewatch_harness.analysis.energy.window_energy import Span
+    from joulewatch_harness.analysis.sources.opening import open_source
 
     now_s = time.time()
     start_s = parse_time(args.start, "--start", now_s)
@@ -141,9 +141,9 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -> list[Row]:
     """Energy of every sensor that matches, in one window; a reason where there is no number."""
-    from joulewatch_harness.analysis.energy import energy_from_counter, energy_from_power, with_unseen
-    from joulewatch_harness.analysis.source import SCOPES, traits_of
-    from joulewatch_harness.analysis.windows import LARGEST_UNMEASURED
+    from joulewatch_harness.analysis.energy.window_energy import energy_from_counter, energy_from_power, with_unseen
+    from joulewatch_harness.analysis.energy.windows import LARGEST_UNMEASURED
+    from joulewatch_harness.analysis.sources.history import SCOPES, traits_of
 
     rows = []
     for sensor, record in sorted(history.sensors.items(), key=lambda item: (SCOPES.index(item[0].scope), item[0])):
@@ -204,7 +204,7 @@ def _methods(rows: Sequence[Row]) -> set[str]:
 
 def render_table(rows: Sequence[Row], span: Span, where: str) -> str:
     """For people: a line for each sensor, the total over devices, what is missing and why."""
-    from joulewatch_harness.analysis.report import align, decimals_for, quantity, warning_line
+    from joulewatch_harness.analysis.results.numbers import align, decimals_for, quantity, warning_line
 
     def joules(value: float, uncertainty: float) -> str:
         return f"{value:.{min(decimals_for(value, uncertainty), 6)}f}"

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run ``joulewatch export``."""
-    from joulewatch_harness.openmetrics import export_openmetrics
-    from joulewatch_harness.recording import Recording
+    from joulewatch_harness.delivery.openmetrics import export_openmetrics
+    from joulewatch_harness.storage.recording import Recording
 
     with Recording.open(args.recording) as recording:
         if args.output is None:

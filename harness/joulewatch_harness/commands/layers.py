@@ -18,15 +18,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import network_options
 from joulewatch_harness.errors import ConfigError, CoverageError, JoulewatchError, NetworkError, RecordError
-from joulewatch_harness.plan import DEFAULT_NETWORK, batch_sizes, default_runtime, make_plan, network_label
-from joulewatch_harness.prometheus import add_prometheus_arguments, options_from_args
+from joulewatch_harness.plan.parsing import batch_sizes, make_plan
+from joulewatch_harness.plan.plan import DEFAULT_NETWORK, default_runtime, network_label
 
 if TYPE_CHECKING:
-    from joulewatch_harness.analysis.layers import Basis
-    from joulewatch_harness.analysis.summary import RunResult
-    from joulewatch_harness.prometheus import PrometheusOptions
+    from joulewatch_harness.analysis.results.layers import Basis
+    from joulewatch_harness.analysis.results.model import RunResult
+    from joulewatch_harness.clients.options import PrometheusOptions
     from joulewatch_harness.records import Configuration
     from joulewatch_harness.traces import Trace
 
@@ -80,9 +81,10 @@ def run(args: argparse.Namespace) -> int:
         NetworkError: it failed to load, to prepare the batch or to be traced.
         CoverageError, QueryError, RecordError: the run named has no energy, or cannot be read.
     """
-    from joulewatch_harness.analysis import layers
-    from joulewatch_harness.analysis.figure import check_figure_path
-    from joulewatch_harness.analysis.layers_figure import write_figure
+    from joulewatch_harness.analysis.reports import layers_report
+    from joulewatch_harness.analysis.reports.figure import check_figure_path
+    from joulewatch_harness.analysis.reports.layers_figure import write_figure
+    from joulewatch_harness.analysis.results import layers
 
     _check(args)
     if args.figure is not None:
@@ -104,14 +106,14 @@ def run(args: argparse.Namespace) -> int:
     view = layers.layer_view(trace, {key: value for key, value in about.items() if key in _SHOWN}, basis, notes)
     smallest = args.smallest / 100
     if args.format == "json":
-        sys.stdout.write(layers.render_json(view))
+        sys.stdout.write(layers_report.render_json(view))
     elif args.format == "csv":
-        sys.stdout.write(layers.render_csv(view))
+        sys.stdout.write(layers_report.render_csv(view))
     else:
-        sys.stdout.write(layers.render_table(view, smallest))
+        sys.stdout.write(layers_report.render_table(view, smallest))
     sys.stdout.flush()
     if args.format != "table":
-        for line in layers.loud_lines(view):
+        for line in layers_report.loud_lines(view):
             _say(line)
     if args.figure is not None:
         write_figure(view, args.figure, smallest)
@@ -248,7 +250,7 @@ def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> 
 
 def differences(result: RunResult, configuration: Configuration, about: Mapping[str, str]) -> list[str]:
     """What differs between what was measured then and what was traced now."""
-    from joulewatch_harness.provenance import collect
+    from joulewatch_harness.runner.provenance import collect
 
     notes = []
     for key, what in (
@@ -273,7 +275,7 @@ def analyzed(run: str, output: Path, options: PrometheusOptions | None) -> RunRe
     Raises:
         QueryError, RecordError: no such run, or it cannot be read.
     """
-    from joulewatch_harness.analysis.summary import analyze_run
+    from joulewatch_harness.analysis.results.summary import analyze_run
     from joulewatch_harness.commands.analyze import find
 
     record, source = find(run, output, options)
@@ -289,7 +291,7 @@ def short_run(configuration: Configuration, batch_size: int, output: Path, expor
     Raises:
         CoverageError: it could not be measured; what the other process says stands on stderr.
     """
-    from joulewatch_harness.analysis.layers import basis_of
+    from joulewatch_harness.analysis.results.layers import basis_of
 
     words = [
         *("--network", configuration.network, "--precision", configuration.precision),

@@ -18,10 +18,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from joulewatch_harness.clients.options import add_prometheus_arguments, load_options
 from joulewatch_harness.commands.options import network_options
-from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, JoulewatchError, NetworkError, RecordError
-from joulewatch_harness.pinning import check_cpus, parse_cpus
-from joulewatch_harness.plan import (
+from joulewatch_harness.errors import (
+    ConfigError,
+    ExporterUnreachableError,
+    JoulewatchError,
+    NetworkError,
+    RecordError,
+)
+from joulewatch_harness.plan.cpus import parse_cpus
+from joulewatch_harness.plan.parsing import make_plan, read_plan
+from joulewatch_harness.plan.plan import (
     DEFAULT_NETWORK,
     DEFAULT_OUTPUT,
     DEFAULT_PRECISIONS,
@@ -33,19 +41,16 @@ from joulewatch_harness.plan import (
     PRESETS,
     Plan,
     default_runtime,
-    make_plan,
     name_configurations,
-    read_plan,
-    steps,
-    window_length_s,
 )
-from joulewatch_harness.prometheus import add_prometheus_arguments, load_options
-from joulewatch_harness.scenario import OFFLINE, SCENARIOS
+from joulewatch_harness.plan.scenario import OFFLINE, SCENARIOS
+from joulewatch_harness.plan.steps import steps, window_length_s
+from joulewatch_harness.runner.pinning import check_cpus
 
 if TYPE_CHECKING:
-    from joulewatch_harness.delivery import DeliveryReport
+    from joulewatch_harness.clients.options import PrometheusOptions
+    from joulewatch_harness.delivery.courier import DeliveryReport
     from joulewatch_harness.network import Network
-    from joulewatch_harness.prometheus import PrometheusOptions
     from joulewatch_harness.records import Configuration, ExporterRecord, RunEnd, SensorRecord
 
 logger = logging.getLogger(__name__)
@@ -228,11 +233,11 @@ class _Prepared:
 
 
 def _prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.ExitStack) -> _Prepared:
-    from joulewatch_harness.journal import new_run_id
-    from joulewatch_harness.local import LocalExporter
+    from joulewatch_harness.runner.local import LocalExporter
+    from joulewatch_harness.storage.journal import new_run_id
 
     if prometheus is not None:
-        from joulewatch_harness.prometheus import PrometheusClient
+        from joulewatch_harness.clients.prometheus import PrometheusClient
 
         with PrometheusClient(prometheus) as client:
             client.ping()
@@ -276,7 +281,7 @@ def _check_networks(plan: Plan, stack: contextlib.ExitStack) -> tuple[Plan, tupl
         The plan with names that say the precision that a file turned out to have, and the networks, unloaded: the
         first idle window is measured without them. Their own processes, where they have them, end with ``stack``.
     """
-    from joulewatch_harness.isolate import IsolatedNetwork
+    from joulewatch_harness.runner.isolate import IsolatedNetwork
     from joulewatch_harness.runtimes import as_loaded, open_network
 
     found: list[tuple[Configuration, Network]] = []
@@ -318,7 +323,7 @@ def _check_exporters(
     targets: Sequence[tuple[str, str | None]],
 ) -> tuple[tuple[ExporterRecord, ...], tuple[SensorRecord, ...]]:
     """Ask every exporter what it measures, until the refresh periods are known or ``REFRESH_WAIT_S`` is over."""
-    from joulewatch_harness.exporters import ExporterClient
+    from joulewatch_harness.clients.exporter import ExporterClient
 
     exporters: list[ExporterRecord] = []
     sensors: list[SensorRecord] = []
@@ -356,14 +361,17 @@ def slowest_refresh_s(sensors: Sequence[SensorRecord]) -> float | None:
 
 
 def _measure(prepared: _Prepared, stack: contextlib.ExitStack) -> RunEnd:
-    from joulewatch_harness.delivery import open_delivery
-    from joulewatch_harness.exporters import EdgeReader, ExporterClient
-    from joulewatch_harness.journal import Journal
-    from joulewatch_harness.progress import RunProgress, duration
-    from joulewatch_harness.provenance import collect
-    from joulewatch_harness.recording import Recorder, RecordingWriter
+    from joulewatch_harness.clients.exporter import ExporterClient
+    from joulewatch_harness.delivery.delivery import open_delivery
     from joulewatch_harness.records import SCHEMA_VERSION, RunHeader
-    from joulewatch_harness.runner import Runner, StopRequest
+    from joulewatch_harness.runner.edges import EdgeReader
+    from joulewatch_harness.runner.progress import RunProgress, duration
+    from joulewatch_harness.runner.provenance import collect
+    from joulewatch_harness.runner.recorder import Recorder
+    from joulewatch_harness.runner.runner import Runner
+    from joulewatch_harness.runner.stopping import StopRequest
+    from joulewatch_harness.storage.journal import Journal
+    from joulewatch_harness.storage.recording import RecordingWriter
 
     plan = prepared.plan
     refresh_s = slowest_refresh_s(prepared.sensors)
@@ -446,10 +454,11 @@ def _conclude(prepared: _Prepared, end: RunEnd, form: str, figure: Path | None) 
 
 
 def _analyze(prepared: _Prepared, recording: Path | None, form: str, figure: Path | None) -> None:
-    from joulewatch_harness.analysis import report
-    from joulewatch_harness.analysis.source import open_source
-    from joulewatch_harness.analysis.summary import analyze_run
-    from joulewatch_harness.journal import read_run
+    from joulewatch_harness.analysis.reports import table, to_csv, to_json
+    from joulewatch_harness.analysis.reports.figure import write_figure
+    from joulewatch_harness.analysis.results.summary import analyze_run
+    from joulewatch_harness.analysis.sources.opening import open_source
+    from joulewatch_harness.storage.journal import read_run
 
     record = read_run(prepared.folder)
     source = open_source(prometheus=prepared.prometheus, recording=recording)
@@ -459,17 +468,17 @@ def _analyze(prepared: _Prepared, recording: Path | None, form: str, figure: Pat
             stack.callback(close)
         result = analyze_run(record, source)
     width = shutil.get_terminal_size((120, 40)).columns
-    as_json = report.render_json(result)
+    as_json = to_json.render_json(result)
     if form == "json":
         sys.stdout.write(as_json)
     elif form == "csv":
-        sys.stdout.write(report.render_csv(result))
+        sys.stdout.write(to_csv.render_csv(result))
     else:
-        sys.stdout.write(report.render_table(result, width=width))
+        sys.stdout.write(table.render_table(result, width=width))
     sys.stdout.flush()
     (prepared.folder / RESULT_NAME).write_text(as_json, encoding="utf-8")
     target = figure or prepared.folder / FIGURE_NAME
-    report.write_figure(result, target)
+    write_figure(result, target)
     _say(f"figure: {target}\nresult: {prepared.folder / RESULT_NAME}")
     if recording is not None:
         _say(f"recording: {recording}")

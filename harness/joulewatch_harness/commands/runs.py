@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from joulewatch_exporter import catalog
-from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.prometheus import (
-    PrometheusClient,
+from joulewatch_harness.clients.options import (
     PrometheusOptions,
     add_prometheus_arguments,
     load_options,
     options_from_args,
 )
+from joulewatch_harness.clients.prometheus import PrometheusClient
+from joulewatch_harness.errors import ConfigError
 
 if TYPE_CHECKING:
-    from joulewatch_harness.delivery import DeliveryReport
+    from joulewatch_harness.delivery.courier import DeliveryReport
 
 UNFINISHED: Final = "unfinished"
 """No end was told: the run goes on, or was killed."""
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
 def local_runs(output: Path) -> list[RunRow]:
     """Runs below a folder, oldest first."""
-    from joulewatch_harness.delivery import delivered_windows
-    from joulewatch_harness.journal import list_runs
+    from joulewatch_harness.delivery.courier import delivered_windows
+    from joulewatch_harness.storage.journal import list_runs
 
     return [
         RunRow(
@@ -134,8 +134,8 @@ def prometheus_runs(options: PrometheusOptions, since: str) -> list[RunRow]:
 
 
 def _push(args: argparse.Namespace, options: PrometheusOptions | None) -> int:
-    from joulewatch_harness.delivery import push_run
-    from joulewatch_harness.journal import find_run, read_run
+    from joulewatch_harness.delivery.delivery import push_run
+    from joulewatch_harness.storage.journal import find_run, read_run
 
     if args.run is None:
         raise ConfigError("push which run? 'joulewatch runs' lists them")

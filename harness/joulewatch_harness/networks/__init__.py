@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import unknown
-from joulewatch_harness.plan import NATIVE
+from joulewatch_harness.plan.plan import NATIVE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +96,7 @@ def build(network: str, precision: str, options: Mapping[str, str], *, qonnx: bo
         ConfigError: unknown network or precision, a bad option, a cache folder that cannot be written, a QONNX file
             for a caller that cannot run it.
     """
-    from joulewatch_harness.graph import cost_details
+    from joulewatch_harness.networks.cost import cost_details
 
     entry = builtin(network)
     wanted = entry.precisions[0] if precision == NATIVE else precision

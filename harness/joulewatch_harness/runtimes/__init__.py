@@ -19,11 +19,11 @@ from typing import Any, Final, cast
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Network
-from joulewatch_harness.plan import MODEL_RUNTIMES, NATIVE
+from joulewatch_harness.plan.plan import MODEL_RUNTIMES, NATIVE
 from joulewatch_harness.records import Configuration
 
 RUNTIMES: Final[Mapping[str, str]] = {
-    name: f"joulewatch_harness.runtimes.{name}"
+    name: f"joulewatch_harness.runtimes.{name}.network"
     for name in ("onnxruntime", "openvino", "torch", "tvm", "tensorrt", "finn", "process", "kserve", "openai")
 }
 """Name -> module; the module offers ``open_network(network, precision, options) -> Network``."""

@@ -24,7 +24,14 @@ from numpy.typing import NDArray
 
 from joulewatch_harness.errors import ConfigError, JoulewatchError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.network import Phases
-from joulewatch_harness.runtimes.finn.arrays import Array, fastest_type, random_input, read_inputs, read_npy, rows
+from joulewatch_harness.runtimes.finn.arrays import (
+    Array,
+    fastest_type,
+    random_input,
+    read_inputs,
+    read_npy,
+    rows,
+)
 from joulewatch_harness.runtimes.finn.card import Card
 
 logger = logging.getLogger(__name__)

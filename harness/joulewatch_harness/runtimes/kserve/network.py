@@ -18,16 +18,16 @@ from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
-from joulewatch_harness.plan import NATIVE
-from joulewatch_harness.runtimes.http_client import WEB
-from joulewatch_harness.runtimes.inputs import Batches
+from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.kserve.client import Client, Outcome, RefusedError, Reply
 from joulewatch_harness.runtimes.kserve.options import Options
-from joulewatch_harness.runtimes.kserve.over_http import AS_JSON, BINARY_EXTENSION
+from joulewatch_harness.runtimes.kserve.over_http import AS_JSON, BINARY_EXTENSION, HttpClient
 from joulewatch_harness.runtimes.kserve.server_times import ServerTimes, server_times
 from joulewatch_harness.runtimes.kserve.tensors import BINARY, DTYPES, ONLY_BINARY, Tensor, described
-from joulewatch_harness.runtimes.outputs import TOLERANCES, check_close, check_finite
-from joulewatch_harness.runtimes.servers import asking, closed_on_error
+from joulewatch_harness.runtimes.shared.http import GRPC, WEB
+from joulewatch_harness.runtimes.shared.inputs import Batches
+from joulewatch_harness.runtimes.shared.outputs import TOLERANCES, check_close, check_finite
+from joulewatch_harness.runtimes.shared.servers import asking, closed_on_error
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import ModelSource
@@ -541,3 +541,20 @@ def _device(config: Mapping[str, Any]) -> str:
     groups = config.get("instance_group")
     kinds = [str(item.get("kind", "")) for item in groups if isinstance(item, dict)] if isinstance(groups, list) else []
     return " ".join(sorted({kind.removeprefix("KIND_").lower() for kind in kinds if kind}))
+
+
+def open_network(network: str, precision: str, options: Mapping[str, str]) -> KServeNetwork:
+    """The entry point named in ``runtimes.RUNTIMES``; nothing is asked of the server yet.
+
+    Raises:
+        ConfigError: a bad option, a file that cannot be read; gRPC is not installed.
+    """
+    parsed = Options.parse(network, options)
+    client: Client
+    if parsed.where.scheme in GRPC:
+        from joulewatch_harness.runtimes.kserve.over_grpc import GrpcClient
+
+        client = GrpcClient(parsed.where, network, parsed.version)
+    else:
+        client = HttpClient(parsed.where, network, parsed.version, binary=parsed.binary)
+    return KServeNetwork(network, precision, parsed, client)

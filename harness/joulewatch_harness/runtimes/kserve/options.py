@@ -9,9 +9,10 @@ from typing import Final
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import refuse_unknown
-from joulewatch_harness.runtimes import ANY_PRECISION, flag, http_client
-from joulewatch_harness.runtimes.http_client import GRPC, WEB, Endpoint
-from joulewatch_harness.runtimes.inputs import InputOptions, parse_count
+from joulewatch_harness.runtimes import ANY_PRECISION, flag
+from joulewatch_harness.runtimes.shared import http as http_client
+from joulewatch_harness.runtimes.shared.http import GRPC, WEB, Endpoint
+from joulewatch_harness.runtimes.shared.inputs import InputOptions, parse_count
 
 LARGEST_CONCURRENCY: Final = 1024
 

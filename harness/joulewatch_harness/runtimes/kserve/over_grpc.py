@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
-from joulewatch_harness.runtimes.http_client import Endpoint
 from joulewatch_harness.runtimes.kserve.client import Outcome, Question, RefusedError, Reply
 from joulewatch_harness.runtimes.kserve.messages import PACKAGE, message_classes
 from joulewatch_harness.runtimes.kserve.tensors import (
@@ -30,6 +29,7 @@ from joulewatch_harness.runtimes.kserve.tensors import (
     to_wire,
     wire_itemsize,
 )
+from joulewatch_harness.runtimes.shared.http import Endpoint
 
 # Its core writes on stderr what the errors below say as well.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -13,10 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-from joulewatch_harness.runtimes import http_client
-from joulewatch_harness.runtimes.http_client import Answer, Buffer, Connection, Endpoint
 from joulewatch_harness.runtimes.kserve.client import Outcome, Question, RefusedError, Reply
-from joulewatch_harness.runtimes.kserve.tensors import Given, Output, Tensor, from_list, from_wire, named, to_wire
+from joulewatch_harness.runtimes.kserve.tensors import (
+    Given,
+    Output,
+    Tensor,
+    from_list,
+    from_wire,
+    named,
+    to_wire,
+)
+from joulewatch_harness.runtimes.shared import http as http_client
+from joulewatch_harness.runtimes.shared.http import Answer, Buffer, Connection, Endpoint
 
 JSON_LENGTH: Final = "Inference-Header-Content-Length"
 BINARY_EXTENSION: Final = "binary_tensor_data"

@@ -18,19 +18,29 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from joulewatch_harness import graph, networks
+from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
-from joulewatch_harness.runtimes import ANY_PRECISION, tracing
-from joulewatch_harness.runtimes.inputs import Batches, Input, check_types, signature
-from joulewatch_harness.runtimes.model_files import fingerprint
-from joulewatch_harness.runtimes.outputs import TOLERANCES, check_close, check_finite, onnxruntime_outputs
+from joulewatch_harness.networks import cost as graph
+from joulewatch_harness.plan.plan import NATIVE
+from joulewatch_harness.runtimes import ANY_PRECISION
+from joulewatch_harness.runtimes.shared import tracing
+from joulewatch_harness.runtimes.shared.inputs import Batches, Input, check_types, signature
+from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
+from joulewatch_harness.runtimes.shared.outputs import (
+    TOLERANCES,
+    check_close,
+    check_finite,
+    onnxruntime_outputs,
+)
+from joulewatch_harness.runtimes.shared.timeline import Timeline, tell
 from joulewatch_harness.runtimes.tensorrt import engine as engines
-from joulewatch_harness.runtimes.tensorrt import inspector, quantised
+from joulewatch_harness.runtimes.tensorrt import inspector, libraries, quantised
 from joulewatch_harness.runtimes.tensorrt.device import Cuda, Event, Gpu, Held
+from joulewatch_harness.runtimes.tensorrt.engine import SUFFIXES
 from joulewatch_harness.runtimes.tensorrt.libraries import Libraries, Messages, made, make_logger
-from joulewatch_harness.runtimes.tensorrt.options import Options, Profile
-from joulewatch_harness.runtimes.timeline import Timeline, tell
+from joulewatch_harness.runtimes.tensorrt.options import FOR_BUILDING, Options, Profile
 from joulewatch_harness.traces import Trace, write_trace
 
 logger = logging.getLogger(__name__)
@@ -712,3 +722,26 @@ def _make_profiler(trt: Any, add: Callable[[str, int], None]) -> Any:
 
 def _nothing() -> None:
     """In place of an event."""
+
+
+PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", NATIVE)
+
+
+def open_network(network: str, precision: str, options: Mapping[str, str]) -> TensorRtNetwork:
+    """The entry point named in ``runtimes.RUNTIMES``.
+
+    Raises:
+        ConfigError: unknown network, option or precision; no such file; TensorRT or CUDA's bindings missing.
+    """
+    found = libraries.find()
+    if precision not in PRECISIONS:
+        raise ConfigError(f"tensorrt: {unknown('precision', precision, PRECISIONS)}")
+    stored = "fp32" if precision == "tf32" else precision
+    source, rest = find_source("tensorrt", network, stored, options, Options.keys(), (".onnx", *SUFFIXES))
+    if Path(network).suffix in SUFFIXES:
+        for key in FOR_BUILDING:
+            if key in rest:
+                raise ConfigError(f"tensorrt: {network} is built already: leave out the option {key}")
+        if precision == "tf32":
+            raise ConfigError(f"tensorrt: {network} is built already, with TF32 or without: ask for {NATIVE}")
+    return TensorRtNetwork(found, source, precision, Options.parse(rest))

@@ -9,8 +9,8 @@ from typing import Final
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import refuse_unknown
 from joulewatch_harness.runtimes import ANY_PRECISION, flag
-from joulewatch_harness.runtimes.inputs import InputOptions, parse_count
-from joulewatch_harness.runtimes.model_files import choice
+from joulewatch_harness.runtimes.shared.inputs import InputOptions, parse_count
+from joulewatch_harness.runtimes.shared.model_files import choice
 
 SHAPES: Final = ("static", "dynamic")
 MOST_OPTIMISED: Final = 5

@@ -1,0 +1,1 @@
+"""The energy of one window, from series of samples or from edges."""

@@ -1,0 +1,551 @@
+"""Energy of one window from edges, from a counter's history or from power, each with its bounds. Pure.
+
+Three times are told apart. The window lies on the harness's clock. Counters are placed at their read
+timestamps, on the exporter's clock. ``ClockOffset`` says what is known of the difference.
+
+Of a counter we know that it never falls: the samples around an edge are hard bounds. What lies between is
+estimated (from the powers on either side, or from the smallest power seen and the window's for the milliseconds
+between an edge's reading and the window) and carries an uncertainty that covers what may have been.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import numpy as np
+
+from joulewatch_harness.analysis.sources.series import Floats, Series, Traits, default_max_gap_s
+from joulewatch_harness.errors import CoverageError
+from joulewatch_harness.gum import NORMAL_95, student_factor
+
+Method = Literal["edges", "history", "power"]
+Distribution = Literal["uniform", "triangular", "arcsine", "normal"]
+
+ACCURACY: Final = "accuracy"
+"""Name of the budget item of a sensor's published accuracy."""
+
+_POWER_CAP_FACTOR: Final = 2.0
+"""Power just outside a window is taken to be at most twice the window's mean, or the largest power seen."""
+_LEAST_POWER_DOUBT: Final = 0.2
+"""However steady power was seen to be: by this share of it nobody knows it for some milliseconds."""
+_PERIOD_TOLERANCE: Final = 0.05
+"""Readings a refresh period apart may be this much nearer: scrapes and sensors have clocks of their own."""
+_FEW_READINGS: Final = 4
+"""With fewer readings in a window nothing is made of their scatter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The window [start_s, end_s) on the harness's clock.
+
+    ``clock_error_s`` is the half-width by which each edge may be off on that clock.
+    """
+
+    start_s: float
+    end_s: float
+    clock_error_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.end_s > self.start_s:
+            raise ValueError(f"window ends at {self.end_s}, not after its start {self.start_s}")
+
+    @property
+    def duration_s(self) -> float:
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True)
+class ClockOffset:
+    """Bounds of the exporter's clock minus the harness's, seconds. (0, 0): one clock."""
+
+    lower_s: float = 0.0
+    upper_s: float = 0.0
+
+    @property
+    def nominal_s(self) -> float:
+        """Zero where the bounds allow it, else their middle."""
+        return 0.0 if self.lower_s <= 0.0 <= self.upper_s else (self.lower_s + self.upper_s) / 2
+
+    @property
+    def half_width_s(self) -> float:
+        """Largest distance of the true offset from ``nominal_s``."""
+        return max(self.upper_s - self.nominal_s, self.nominal_s - self.lower_s)
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeReading:
+    """One counter, read at one edge: joules and the exporter's clock."""
+
+    read_at_s: float
+    joules: float
+    offset: ClockOffset = ClockOffset()
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetItem:
+    """One line of an uncertainty budget (GUM, annex H.1)."""
+
+    name: str
+    standard_joules: float
+    half_width_joules: float
+    distribution: Distribution
+    text: str
+    systematic: bool = False
+    """The same in every repeat, so repeats do not reduce it: a sensor's accuracy, but also what power does
+    beside the edges of a window, which is alike each time. Not so the phase of a sensor's refresh."""
+    family: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowEnergy:
+    """Energy of one sensor in one window, with what is known of its error."""
+
+    joules: float
+    lower_joules: float
+    """Hard bound from what was read and when; the sensor's own accuracy is in the budget, not in here."""
+    upper_joules: float
+    budget: tuple[BudgetItem, ...]
+    method: Method
+    duration_s: float
+    samples: int
+    """Samples inside the window; with edges the two readings."""
+    bracket_s: tuple[float, float]
+    """Spacing of the two samples around the start and around the end; with edges the time from each
+    reading to its edge."""
+
+    @property
+    def standard_joules(self) -> float:
+        """Combined standard uncertainty of this one window."""
+        return math.sqrt(math.fsum(item.standard_joules**2 for item in self.budget))
+
+    @property
+    def sampling_joules(self) -> float:
+        """The same without the sensor's accuracy: what another way of reading the same counter may differ by."""
+        return math.sqrt(math.fsum(item.standard_joules**2 for item in self.budget if item.name != ACCURACY))
+
+    @property
+    def mean_power_watts(self) -> float:
+        return self.joules / self.duration_s
+
+
+def _uniform(half_width_joules: float) -> float:
+    return half_width_joules / math.sqrt(3.0)
+
+
+def _triangular(half_width_joules: float) -> float:
+    return half_width_joules / math.sqrt(6.0)
+
+
+def _sensor_items(traits: Traits, joules: float, power_watts: float, *, counter: bool) -> list[BudgetItem]:
+    items = []
+    if counter and traits.refresh_s > 0:
+        half = traits.refresh_s * power_watts
+        text = f"the value is up to {traits.refresh_s:.3g} s old at either edge"
+        items.append(BudgetItem("refresh", _triangular(half), half, "triangular", text))
+    if counter and traits.resolution_joules > 0:
+        half = traits.resolution_joules
+        text = f"steps of {traits.resolution_joules:.3g} J at either edge"
+        items.append(BudgetItem("resolution", _triangular(half), half, "triangular", text))
+    if traits.accuracy is not None:
+        half = traits.accuracy * abs(joules)
+        text = f"published accuracy of the sensor, ±{100 * traits.accuracy:.3g} %, the same in every repeat"
+        items.append(BudgetItem(ACCURACY, _uniform(half), half, "uniform", text, True, traits.family))
+    return items
+
+
+def _check_refresh(window: Span, traits: Traits) -> None:
+    if window.duration_s < traits.refresh_s:
+        raise CoverageError(
+            "below_refresh",
+            f"the window of {window.duration_s:.3g} s is shorter than the {traits.refresh_s:.3g} s "
+            "in which the sensor's value changes",
+        )
+
+
+def _check_restart(restarts_s: Floats | None, first_s: float, last_s: float) -> None:
+    if restarts_s is None:
+        return
+    inside = restarts_s[(restarts_s > first_s) & (restarts_s <= last_s)]
+    if inside.size:
+        raise CoverageError(
+            "exporter_restart",
+            f"the exporter restarted at {inside[0]:.3f}, inside the window: the counter began again at 0",
+        )
+
+
+def energy_from_edges(
+    start: EdgeReading,
+    end: EdgeReading,
+    window: Span,
+    traits: Traits = Traits(),
+    *,
+    restarts_s: Floats | None = None,
+    power_floor_watts: float = 0.0,
+    power_cap_watts: float = 0.0,
+) -> WindowEnergy:
+    """Energy of a window whose counter was read just before its start and just after its end.
+
+    The counter's rise is an upper bound. In the milliseconds between each reading and the window the machine
+    idled, or went on as in the window, or something between: the mean of the smallest power that was seen and the
+    window's is taken off. The bounds do not believe in that smallest power; they allow for none.
+
+    Args:
+        start: Reading at the start; before ``window.start_s`` unless clocks differ.
+        end: Reading at the end.
+        window: The span on the harness's clock.
+        traits: What limits the sensor.
+        restarts_s: Times at which the exporter started, on its own clock.
+        power_floor_watts: Smallest power that the device was seen to have.
+        power_cap_watts: Largest power that the device is known to have had; twice the window's mean power is
+            allowed for in any case.
+
+    Returns:
+        Energy in joules with hard bounds and budget.
+
+    Raises:
+        CoverageError: ``exporter_restart``, ``below_refresh`` or ``clock_skew`` (the readings are not in order).
+    """
+    _check_refresh(window, traits)
+    _check_restart(restarts_s, start.read_at_s, end.read_at_s)
+    rise = end.joules - start.joules
+    if rise < 0:
+        raise CoverageError(
+            "exporter_restart", f"the counter fell from {start.joules:.6g} J to {end.joules:.6g} J inside the window"
+        )
+    slack_s = (
+        window.start_s - (start.read_at_s - start.offset.nominal_s),
+        (end.read_at_s - end.offset.nominal_s) - window.end_s,
+    )
+    between_s = window.duration_s + slack_s[0] + slack_s[1]
+    if between_s <= window.duration_s / 2:
+        raise CoverageError(
+            "clock_skew",
+            f"the readings of the edges lie {between_s:.3f} s apart on the harness's clock, "
+            f"the window lasts {window.duration_s:.3f} s",
+        )
+    power = rise / between_s
+    cap = max(_POWER_CAP_FACTOR * power, power_cap_watts)
+    floor = min(power_floor_watts, power)
+    joules, lower, upper = rise, rise, rise
+    items = []
+    slack_half, clock_half = 0.0, 0.0
+    for slack, offset in zip(slack_s, (start.offset, end.offset), strict=True):
+        error_s = offset.half_width_s + window.clock_error_s
+        # A reading inside the window misses energy at the window's own power; one outside has too much,
+        # at a power between the smallest that was seen and the window's.
+        joules -= slack * (power + floor) / 2 if slack >= 0 else slack * power
+        slack_half += abs(slack) * max(power - floor, _LEAST_POWER_DOUBT * power) / 2
+        clock_half += error_s * power
+        lower -= max(slack + error_s, 0.0) * cap
+        upper += max(error_s - slack, 0.0) * cap
+    if slack_half > 0:
+        text = f"{slack_s[0] * 1e3:.3g} ms and {slack_s[1] * 1e3:.3g} ms between the readings and the window"
+        # Extremes are the likely cases: the machine idles while its counters are read, or goes on as before.
+        standard = slack_half / math.sqrt(2.0)
+        items.append(BudgetItem("edge slack", standard, slack_half, "arcsine", text, True))
+    if clock_half > 0:
+        text = f"clocks and their mapping, {clock_half / power * 1e3:.3g} ms over both edges"
+        items.append(BudgetItem("clock", _uniform(clock_half), clock_half, "uniform", text, True))
+    items += _sensor_items(traits, joules, power, counter=True)
+    blur = traits.refresh_s * cap + traits.resolution_joules
+    return WindowEnergy(
+        joules, max(lower - blur, 0.0), upper + blur, tuple(items), "edges", window.duration_s, 2, slack_s
+    )
+
+
+def _bracket(times_s: Floats, edge_s: float, error_s: float, name: str, max_gap_s: float) -> tuple[int, int]:
+    """Indexes of the last sample surely before an edge and the first surely not before it."""
+    before = int(times_s.searchsorted(edge_s - error_s, side="right")) - 1
+    after = int(times_s.searchsorted(edge_s + error_s, side="left"))
+    if before < 0 or after >= times_s.size:
+        side = "before" if before < 0 else "after"
+        raise CoverageError("unbracketed", f"no sample {side} the window's {name}")
+    gap_s = float(times_s[after] - times_s[before])
+    if gap_s > max_gap_s + 2 * error_s:
+        raise CoverageError(
+            "sample_gap",
+            f"{gap_s:.3g} s without a sample around the window's {name} (at most {max_gap_s:.3g} s is believed)",
+        )
+    return before, after
+
+
+def _counter_at(times_s: Floats, values: Floats, edge_s: float, max_gap_s: float) -> float:
+    """Estimate a counter between two samples, in joules above the first of ``values``.
+
+    The rise between the two samples around the edge is split in proportion to what the power before them
+    would have used up to the edge, and the power after them from the edge on. Where both are the same that is the
+    straight line; where the load begins or ends at the edge it is exact, while a straight line would be off by up to
+    a quarter of the step in power times the spacing. Without a neighbour to take a power from: the straight line.
+    """
+    after = min(max(int(times_s.searchsorted(edge_s, side="left")), 1), times_s.size - 1)
+    before = after - 1
+    spacing_s = float(times_s[after] - times_s[before])
+    left_s, right_s = edge_s - float(times_s[before]), float(times_s[after]) - edge_s
+    rise = float(values[after] - values[before])
+    low = float(values[before] - values[0])
+    weights = (left_s, right_s)
+    if before > 0 and after + 1 < times_s.size:
+        span_before_s = float(times_s[before] - times_s[before - 1])
+        span_after_s = float(times_s[after + 1] - times_s[after])
+        power_before = float(values[before] - values[before - 1]) / span_before_s
+        power_after = float(values[after + 1] - values[after]) / span_after_s
+        if min(power_before, power_after) >= 0 and max(span_before_s, span_after_s) <= max_gap_s:
+            weights = (power_before * left_s, power_after * right_s)
+    total = weights[0] + weights[1]
+    return low + rise * (weights[0] / total if total > 0 else left_s / spacing_s)
+
+
+def _spread_about(estimate: float, lower: float, upper: float) -> float:
+    """Root mean square distance from ``estimate`` of a uniform distribution over [lower, upper]."""
+    width = upper - lower
+    if width <= 0:
+        return 0.0
+    return math.sqrt(((upper - estimate) ** 3 + (estimate - lower) ** 3) / (3 * width))
+
+
+def energy_from_counter(
+    counter: Series,
+    window: Span,
+    traits: Traits = Traits(),
+    *,
+    offset: ClockOffset = ClockOffset(),
+    max_gap_s: float | None = None,
+    restarts_s: Floats | None = None,
+    power_cap_watts: float = 0.0,
+) -> WindowEnergy:
+    """Energy of a window from a counter's history, interpolated between the two samples around each edge.
+
+    The energies of adjacent windows add up to that of their union. The bounds use nothing but that a counter
+    never falls (and, for the refresh period, the largest power).
+
+    Args:
+        counter: Joules at read timestamps, on the exporter's clock.
+        window: The span on the harness's clock.
+        traits: What limits the sensor.
+        offset: The exporter's clock minus the harness's.
+        max_gap_s: Longest spacing around an edge that is believed; default three median spacings.
+        restarts_s: Times at which the exporter started.
+        power_cap_watts: Largest power that the device is known to have had; twice the window's mean power and
+            the steepest rise between two samples are allowed for in any case.
+
+    Returns:
+        Energy in joules with hard bounds and budget.
+
+    Raises:
+        CoverageError: ``no_samples``, ``unbracketed``, ``sample_gap``, ``exporter_restart``, ``below_refresh``.
+
+    Source:
+        Interpolation of the integral by the powers on either side; with equal powers the straight line of
+        PromQL's ``increase(c[w] smoothed)``.
+    """
+    _check_refresh(window, traits)
+    times_s, values = counter.times_s, counter.values
+    if times_s.size < 2:
+        raise CoverageError("no_samples", "fewer than two samples near the window")
+    if max_gap_s is None:
+        max_gap_s = default_max_gap_s(counter.spacing_s)
+    error_s = window.clock_error_s + offset.half_width_s
+    start_s, end_s = window.start_s + offset.nominal_s, window.end_s + offset.nominal_s
+    a, b = _bracket(times_s, start_s, error_s, "start", max_gap_s)
+    c, d = _bracket(times_s, end_s, error_s, "end", max_gap_s)
+    # ``c`` is the last sample before the end: before ``b`` where the window lies between two samples.
+    _check_restart(restarts_s, float(times_s[a]), float(times_s[d]))
+    part_times, part = times_s[a : d + 1], values[a : d + 1]
+    steps = part[1:] - part[:-1]
+    if steps.size and float(steps.min()) < 0:
+        at = int(np.argmin(steps >= 0))
+        raise CoverageError("exporter_restart", f"the counter fell at {part_times[at + 1]:.3f}, inside the window")
+    base = float(part[0])
+    origin = base - float(values[0])
+    at_start, at_end = (_counter_at(times_s, values, edge_s, max_gap_s) - origin for edge_s in (start_s, end_s))
+    joules = at_end - at_start
+    power = joules / window.duration_s
+    steepest = float((steps / (part_times[1:] - part_times[:-1])).max()) if steps.size else 0.0
+    cap = max(_POWER_CAP_FACTOR * power, steepest, power_cap_watts)
+    items = []
+    edges = ((start_s, at_start, a, b), (end_s, at_end, c, d))
+    spreads, halves = [], []
+    for edge_s, estimate, before, after in edges:
+        low, high = float(values[before]) - base, float(values[after]) - base
+        lower = max(low, high - cap * (float(times_s[after]) - edge_s))
+        upper = min(high, low + cap * (edge_s - float(times_s[before])))
+        lower, upper = min(lower, estimate), max(upper, estimate)
+        spreads.append(_spread_about(estimate, lower, upper))
+        halves.append(max(upper - estimate, estimate - lower))
+    if max(spreads) > 0:
+        gaps_s = [float(times_s[after] - times_s[before]) for _, _, before, after in edges]
+        text = f"between samples {gaps_s[0]:.3g} s apart at the start and {gaps_s[1]:.3g} s at the end"
+        items.append(BudgetItem("interpolation", math.hypot(*spreads), sum(halves), "uniform", text, True))
+    if error_s > 0:
+        half = 2 * error_s * power
+        text = f"clocks and their mapping, {error_s * 1e3:.3g} ms at either edge"
+        items.append(BudgetItem("clock", _uniform(half), half, "uniform", text, True))
+    items += _sensor_items(traits, joules, power, counter=True)
+    blur = traits.refresh_s * cap + traits.resolution_joules
+    inside = float(values[c] - values[b]) if c >= b else 0.0
+    return WindowEnergy(
+        joules,
+        max(inside - blur, 0.0),
+        float(values[d] - values[a]) + blur,
+        tuple(items),
+        "history",
+        window.duration_s,
+        max(c - b + 1, 0),
+        (float(times_s[b] - times_s[a]), float(times_s[d] - times_s[c])),
+    )
+
+
+def energy_from_power(
+    power: Series,
+    window: Span,
+    traits: Traits = Traits(),
+    *,
+    offset: ClockOffset = ClockOffset(),
+    max_gap_s: float | None = None,
+) -> WindowEnergy:
+    """Integrate sampled power over one window.
+
+    Power is taken as linear between samples and at the two edges, so the energies of adjacent windows add up
+    to the energy of their union. The bounds hold where power is monotone between two samples; unlike a
+    counter's they are not hard.
+
+    Args:
+        power: Watts at strictly increasing times, on the exporter's clock.
+        window: The span on the harness's clock.
+        traits: What limits the sensor.
+        offset: The exporter's clock minus the harness's.
+        max_gap_s: Longest spacing over which a straight line is still believed; default three median spacings.
+
+    Returns:
+        Energy in joules with bounds and budget.
+
+    Raises:
+        CoverageError: ``no_samples``, ``unbracketed``, ``sample_gap`` (anywhere inside), ``below_refresh``.
+
+    Source:
+        Composite trapezoid rule; Davis and Rabinowitz, Methods of Numerical Integration, ch. 2.
+    """
+    _check_refresh(window, traits)
+    times_s = power.times_s
+    if times_s.size < 2:
+        raise CoverageError("no_samples", "fewer than two samples near the window")
+    if max_gap_s is None:
+        max_gap_s = default_max_gap_s(power.spacing_s)
+    start_s, end_s = window.start_s + offset.nominal_s, window.end_s + offset.nominal_s
+    a, b = _bracket(times_s, start_s, 0.0, "start", max_gap_s)
+    c, d = _bracket(times_s, end_s, 0.0, "end", max_gap_s)
+    part_times, part = times_s[a : d + 1], power.values[a : d + 1]
+    widest_s = float(np.diff(part_times).max()) if part_times.size > 1 else 0.0
+    if widest_s > max_gap_s:
+        raise CoverageError("sample_gap", f"{widest_s:.3g} s without a sample inside the window")
+    inside = (part_times > start_s) & (part_times < end_s)
+    grid = np.concatenate(([start_s], part_times[inside], [end_s]))
+    watts = np.interp(grid, part_times, part)
+    widths = np.diff(grid)
+    joules = float(np.dot(widths, watts[1:] + watts[:-1]) / 2)
+    halves = np.abs(np.diff(watts)) * widths / 2
+    items = []
+    half = float(halves.sum())
+    if half > 0:
+        # Each interval's error is taken as uniform and independent of its neighbours'.
+        standard = float(np.sqrt(np.dot(halves, halves) / 3))
+        text = f"power between samples {float(np.median(np.diff(part_times))):.3g} s apart"
+        items.append(BudgetItem("trapezoid", standard, half, "uniform", text, True))
+    error_s = window.clock_error_s + offset.half_width_s
+    clock_half = error_s * float(abs(watts[0]) + abs(watts[-1]))
+    if clock_half > 0:
+        text = f"clocks and their mapping, {error_s * 1e3:.3g} ms at either edge"
+        items.append(BudgetItem("clock", _uniform(clock_half), clock_half, "uniform", text, True))
+    items += _sensor_items(traits, joules, joules / window.duration_s, counter=False)
+    return WindowEnergy(
+        joules,
+        joules - half - clock_half,
+        joules + half + clock_half,
+        tuple(items),
+        "power",
+        window.duration_s,
+        int(np.count_nonzero((part_times >= start_s) & (part_times <= end_s))),
+        (float(times_s[b] - times_s[a]), float(times_s[d] - times_s[c])),
+    )
+
+
+def with_unseen(
+    energy: WindowEnergy,
+    window: Span,
+    traits: Traits,
+    readings: Series | None,
+    *,
+    offset: ClockOffset = ClockOffset(),
+    power_floor_watts: float = 0.0,
+    power_cap_watts: float = 0.0,
+) -> WindowEnergy:
+    """Widen an energy by what a sensor that looks only at a part of each refresh period may have missed.
+
+    With f the share of time that is seen, N the refresh periods in the window of length D and s the scatter of the
+    sensor's values from one to the next, the seen slices are a systematic sample of all slices, and
+
+        u(E) = D s sqrt((1 - f) / N),    s^2 = mean of (p[i+1] - p[i])^2 / 2 .
+
+    Slow changes of power are seen as they are; successive differences keep them out of s. This takes for granted that
+    what power does within a refresh period is not in step with the sensor: a load that repeats with the sensor's own
+    period looks constant, and nobody can tell. Few values count for less (Student's factor, with two thirds of a
+    degree of freedom for each difference); with fewer than four, unseen power may have been anything, evenly, between
+    the smallest and the largest power of the device. The hard bounds always allow for any power up to the largest.
+
+    Args:
+        energy: From edges, history or power.
+        window: Its span.
+        traits: What limits the sensor; where nothing is unseen, ``energy`` comes back as it is.
+        readings: The sensor's own values in watts, as they were scraped; None: not known.
+        offset: The exporter's clock minus the harness's.
+        power_floor_watts: Smallest power that the device was seen to have.
+        power_cap_watts: Largest; twice the window's mean power is allowed for in any case.
+
+    Source:
+        Cochran, Sampling Techniques, 3rd ed., 2.6 (the finite population correction) and ch. 8; Wolter 1984, An
+        investigation of some estimators of variance for systematic sampling (the successive differences); Yang, Adamek,
+        Armour 2023, arXiv 2312.02741 (which sensors do so).
+    """
+    unseen = traits.unseen
+    if unseen <= 0.0:
+        return energy
+    power, duration_s = energy.mean_power_watts, energy.duration_s
+    cap = max(_POWER_CAP_FACTOR * power, power_cap_watts)
+    floor = min(power_floor_watts, power)
+    seen = f"sees {1e3 * traits.window_s:.3g} of each {1e3 * traits.refresh_s:.3g} ms"
+    values = _apart(readings, window, offset, traits.refresh_s) if readings is not None else np.empty(0)
+    if values.size >= _FEW_READINGS:
+        scatter_watts = math.sqrt(float(np.mean(np.diff(values) ** 2)) / 2)
+        few = student_factor(2 * (values.size - 1) / 3) / NORMAL_95
+        # A gauge that was only scraped has no values between its samples.
+        periods = min(duration_s / traits.refresh_s, energy.samples if energy.method == "power" else math.inf)
+        standard = few * duration_s * scatter_watts * math.sqrt(unseen / max(periods, 1.0))
+        half = NORMAL_95 * standard
+        distribution: Distribution = "normal"
+        text = f"{seen}; {values.size} values in the window scatter by {scatter_watts:.3g} W"
+    else:
+        half = unseen * duration_s * max(cap - power, power - floor)
+        standard, distribution = _uniform(half), "uniform"
+        text = f"{seen}; too few values in the window to know their scatter"
+    return replace(
+        energy,
+        lower_joules=(1.0 - unseen) * energy.lower_joules,
+        upper_joules=energy.upper_joules + unseen * duration_s * (cap - power),
+        budget=(*energy.budget, BudgetItem("unseen", standard, half, distribution, text)),
+    )
+
+
+def _apart(readings: Series, window: Span, offset: ClockOffset, refresh_s: float) -> Floats:
+    """Values inside a window, each about a refresh period after the one before: no value counts twice."""
+    start_s, end_s = window.start_s + offset.nominal_s, window.end_s + offset.nominal_s
+    least_s = (1.0 - _PERIOD_TOLERANCE) * refresh_s
+    kept: list[float] = []
+    last_s = -math.inf
+    inside = readings.between(start_s, end_s)
+    for at_s, watts in zip(inside.times_s, inside.values, strict=True):
+        if start_s <= at_s <= end_s and at_s >= last_s + least_s:
+            kept.append(float(watts))
+            last_s = float(at_s)
+    return np.array(kept, dtype=np.float64)

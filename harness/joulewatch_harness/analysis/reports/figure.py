@@ -1,0 +1,309 @@
+"""The paper's figure: energy per inference and throughput over batch size, one line per configuration.
+
+Below it, for each configuration whose batches are more than their execution, where the time goes.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Final
+
+from joulewatch_harness.analysis.results.model import OTHER_PHASE, Estimate, GroupResult, RunResult
+from joulewatch_harness.analysis.results.numbers import prefix_for, warning_line
+from joulewatch_harness.analysis.results.phases import EXECUTE_PHASE, has_phases
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.plan.scenario import IDLE_PHASE
+
+SUFFIXES: Final = (".png", ".svg", ".pdf")
+PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
+"""Okabe and Ito's colours, told apart by all common kinds of colour blindness; their yellow is too pale for lines."""
+_MARKERS: Final = (("o", 4.5), ("s", 4.5), ("^", 5.0), ("D", 4.5), ("v", 5.0), ("P", 6.5), ("X", 6.5), ("*", 8.0))
+"""With their sizes in points: the same area for the eye."""
+_SIZE_INCHES: Final = (6.4, 6.6)
+_DPI: Final = 200
+_DASHES: Final = (0, (4, 2))
+_SHIFT_OCTAVES: Final = 0.06
+_LINE_STYLES: Final = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
+"""With more lines than colours the second eight are dashed, the third dotted."""
+_LEGEND_ROW_INCHES: Final = 0.18
+_LONG_NAME: Final = 44
+_PHASE_PANELS: Final = 6
+_PHASE_INCHES: Final = 0.95
+_PHASE_COLOURS: Final = {EXECUTE_PHASE: "#009E73", IDLE_PHASE: "#E4E4E4", OTHER_PHASE: "#A8A8A8"}
+_BAR_OCTAVES: Final = 0.32
+"""Half the width of a bar."""
+
+
+def check_figure_path(path: Path) -> None:
+    """Raise ConfigError unless a figure can be written there: PNG, SVG or PDF, into a folder that exists."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"--figure {path}: the name must end in {', '.join(SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise ConfigError(f"--figure {path}: the folder {path.parent} does not exist")
+
+
+def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
+    """Draw the figure of a run.
+
+    Args:
+        result: The analysed run.
+        path: PNG, SVG or PDF, by its suffix.
+        net: Also the energy net of idle, as thin dashed lines.
+
+    Raises:
+        ConfigError: Another suffix, no such folder, or the file cannot be written.
+    """
+    check_figure_path(path)
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    style = {
+        "font.size": 9.5,
+        "font.family": "DejaVu Sans",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.linewidth": 0.8,
+        "axes.edgecolor": "#444444",
+        "xtick.color": "#444444",
+        "ytick.color": "#444444",
+        "axes.labelcolor": "#222222",
+        "svg.fonttype": "none",
+        "pdf.fonttype": 42,
+    }
+    with mpl.rc_context(style):
+        names = list(dict.fromkeys(group.configuration.name for group in result.groups))
+        with_phases = [name for name in names if any(_told(result, name))]
+        columns = 1 if max(map(len, names), default=0) > _LONG_NAME else 2
+        legend_rows = math.ceil((len(names) + net) / columns) if names else 0
+        panels = min(len(with_phases), _PHASE_PANELS)
+        width, height = _SIZE_INCHES
+        extra = _PHASE_INCHES * panels + _LEGEND_ROW_INCHES * (legend_rows + (3 if panels else 0))
+        figure = Figure(figsize=(width, height + extra), layout="constrained")
+        FigureCanvasAgg(figure)
+        share = _PHASE_INCHES / height * 2.25
+        ratios = (1.25, 1.0, *(share for _ in range(panels)))
+        top, bottom, *phases = figure.subplots(2 + panels, 1, sharex=True, height_ratios=ratios)
+        handles = _draw(result, top, bottom, net=net)
+        bars = _draw_phases(result, with_phases, phases)
+        lowest = phases[-1] if phases else bottom
+        lowest.set_xlabel("Batch size")
+        _foot(lowest, len(with_phases) - panels)
+        if bars:
+            phases[0].legend(
+                handles=bars,
+                frameon=False,
+                fontsize=8,
+                ncols=min(len(bars), 6),
+                loc="lower left",
+                bbox_to_anchor=(0, 1.12),
+                borderaxespad=0,
+                handlelength=1.0,
+                columnspacing=1.2,
+            )
+        if legend_rows:
+            # Below: inside it would lie on lines or on their error bars.
+            figure.legend(
+                handles=handles, frameon=False, fontsize=8, loc="outside lower left", ncols=columns, handlelength=2.8
+            )
+        _titles(result, top)
+        metadata = {"Title": f"joulewatch run {result.record.header.run}"}
+        try:
+            figure.savefig(path, dpi=_DPI, metadata=metadata)
+        except OSError as error:
+            raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
+
+
+def _told(result: RunResult, name: str) -> list[GroupResult]:
+    """The groups of a configuration that say where the time goes, if that is more than to the execution."""
+    return [group for group in result.groups if group.configuration.name == name and has_phases(group)]
+
+
+def _draw_phases(result: RunResult, names: list[str], panels: list[Any]) -> list[Any]:
+    """One panel of stacked bars for each configuration; answers the handles of their legend."""
+    found = [item.name for name in names for group in _told(result, name) for item in group.phases]
+    others = [name for name in dict.fromkeys(found) if name not in _PHASE_COLOURS]
+    spare = [colour for colour in PALETTE if colour not in _PHASE_COLOURS.values()]
+    colours = {**{name: spare[number % len(spare)] for number, name in enumerate(others)}, **_PHASE_COLOURS}
+    handles: dict[str, Any] = {}
+    for name, axes in zip(names, panels, strict=False):
+        for group in _told(result, name):
+            below = 0.0
+            # The execution at the bottom: its height, and all that is around it, can be read off.
+            for item in sorted(group.phases, key=lambda one: one.name != EXECUTE_PHASE):
+                half = 2.0**_BAR_OCTAVES
+                percent = 100 * item.share.value
+                bar = axes.bar(
+                    group.batch_size / half,
+                    percent,
+                    group.batch_size * (half - 1 / half),
+                    below,
+                    align="edge",
+                    color=colours[item.name],
+                    edgecolor="white",
+                    linewidth=0.4,
+                )
+                bar.set_label(item.name)
+                handles.setdefault(item.name, bar)
+                below += percent
+        axes.set_ylim(0, 100)
+        axes.set_yticks([0, 50, 100])
+        axes.set_ylabel("Time [%]")
+        axes.annotate(
+            name, (0, 1), (0, 2), xycoords="axes fraction", textcoords="offset points", fontsize=8, color="#222222"
+        )
+    return list(handles.values())
+
+
+def _foot(axes: Any, left_out: int) -> None:
+    text = "Sum over device sensors; error bars: expanded uncertainty, 95 % coverage"
+    if left_out > 0:
+        text += f"\nPhases of {left_out} more: in the table"
+    axes.annotate(
+        text,
+        (1, 0),
+        (0, -34),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=7.5,
+        color="#666666",
+    )
+
+
+def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> list[Any]:
+    """Both panels of lines; answers the handles of their legend."""
+    groups: dict[str, list[GroupResult]] = {}
+    for group in result.groups:
+        groups.setdefault(group.configuration.name, []).append(group)
+    gross = [group.total.gross.value for group in result.groups if group.total.gross is not None]
+    exponent, letter = prefix_for(gross)
+    scale = 10.0**-exponent
+    handles = []
+    for number, (name, members) in enumerate(groups.items()):
+        colour, marker = PALETTE[number % len(PALETTE)], _MARKERS[number % len(_MARKERS)]
+        # Side by side, so that the error bars of one batch size do not hide each other.
+        shift = 2.0 ** (_SHIFT_OCTAVES * (number - (len(groups) - 1) / 2))
+        style = _LINE_STYLES[number // len(PALETTE) % len(_LINE_STYLES)]
+        drawn = _line(top, members, [group.total.gross for group in members], scale, colour, marker, shift, style)
+        drawn.set_label(name)
+        handles.append(drawn)
+        _line(bottom, members, [group.throughput for group in members], 1.0, colour, marker, shift, style)
+        if net:
+            _dashed(top, members, [group.total.net for group in members], scale, colour, shift)
+    rates = [group.throughput for group in result.groups if group.throughput is not None]
+    for axes, values in ((top, gross), (bottom, rates)):
+        if not values:
+            # Nothing to place on a logarithmic axis.
+            axes.set_yticks([])
+            continue
+        axes.set_yscale("log")
+        axes.grid(which="major", color="#D9D9D9", linewidth=0.6)
+        axes.grid(which="minor", color="#EEEEEE", linewidth=0.4)
+        axes.set_axisbelow(True)
+        _ticks(axes)
+    if rates:
+        bottom.set_xscale("log", base=2)
+    top.set_ylabel(f"Energy per inference [{letter}J]")
+    bottom.set_ylabel("Throughput [inferences/s]")
+    sizes = sorted({group.batch_size for group in result.groups})
+    if sizes:
+        bottom.set_xticks(sizes if len(sizes) <= 14 else sizes[:: math.ceil(len(sizes) / 14)])
+        bottom.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        bottom.minorticks_off()
+    if net and groups:
+        handles += top.plot([], [], color="#555555", linewidth=1.0, linestyle=_DASHES, label="net of idle")
+    if not gross:
+        top.text(0.5, 0.5, "no energy could be measured", transform=top.transAxes, ha="center", color="#B00020")
+    return handles
+
+
+def _points(members: list[GroupResult], estimates: list[Estimate | None], scale: float, shift: float) -> Any:
+    """Batch sizes and values. A missing or, on a logarithmic axis, non-positive value leaves a gap in the line."""
+    sizes = [group.batch_size * shift for group in members]
+    values = [item.value * scale if item is not None and item.value > 0 else math.nan for item in estimates]
+    return sizes, values
+
+
+def _dashed(
+    axes: Any, members: list[GroupResult], estimates: list[Estimate | None], scale: float, colour: str, shift: float
+) -> None:
+    sizes, values = _points(members, estimates, scale, shift)
+    axes.plot(sizes, values, color=colour, linewidth=1.0, linestyle=_DASHES, alpha=0.9)
+
+
+def _line(
+    axes: Any,
+    members: list[GroupResult],
+    estimates: list[Estimate | None],
+    scale: float,
+    colour: str,
+    marker: tuple[str, float],
+    shift: float,
+    style: Any,
+) -> Any:
+    """One configuration with its error bars."""
+    sizes, values = _points(members, estimates, scale, shift)
+    lower, upper = [], []
+    for item, value in zip(estimates, values, strict=True):
+        half = item.expanded * scale if item is not None and not math.isnan(value) else 0.0
+        # A bar that reaches zero has no lower end on a logarithmic axis.
+        lower.append(min(half, 0.98 * value) if half else 0.0)
+        upper.append(half)
+    return axes.errorbar(
+        sizes,
+        values,
+        yerr=[lower, upper],
+        color=colour,
+        marker=marker[0],
+        markersize=marker[1],
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        linewidth=1.6,
+        linestyle=style,
+        elinewidth=1.0,
+        capsize=2.5,
+        capthick=1.0,
+    )
+
+
+def _ticks(axes: Any) -> None:
+    """Plain numbers on the logarithmic y axis, with 2 and 5 between where it spans little."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axes.get_ylim()
+    decades = math.log10(high / low) if low > 0 and high > low else 1.0
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain_number))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _plain_number(value: float, _: int) -> str:
+    return f"{value:,.0f}".replace(",", "\u202f") if value >= 1000 else f"{value:g}"
+
+
+def _titles(result: RunResult, top: Any) -> None:
+    networks = list(dict.fromkeys(group.configuration.network for group in result.groups))
+    title = ", ".join(networks) or result.record.header.run
+    if result.hardware:
+        title += f" on {result.hardware}"
+    collectors: dict[str, set[str]] = {}
+    for item in result.sensors:
+        if item.scope == "device":
+            collectors.setdefault(item.collector, set()).add(item.method)
+    sensors = "; ".join(f"{name} ({', '.join(sorted(methods))})" for name, methods in sorted(collectors.items()))
+    subtitle = f"Sensors: {sensors or 'none'} · run {result.record.header.run}"
+    loud = warning_line(result.methods).strip("! ")
+    above = 34 if loud else 12
+    _above(top, title, above + 14, fontsize=11.5, fontweight="bold", color="#111111")
+    _above(top, subtitle, above, fontsize=8, color="#666666")
+    if loud:
+        box = {"boxstyle": "round,pad=0.35", "facecolor": "#B00020", "edgecolor": "none"}
+        _above(top, f" {loud} ", 14, fontsize=9, fontweight="bold", color="white", bbox=box)
+
+
+def _above(axes: Any, text: str, points: float, **style: Any) -> None:
+    """A line of text above the axes, flush with their left edge."""
+    axes.annotate(text, (0, 1), (0, points), xycoords="axes fraction", textcoords="offset points", va="bottom", **style)

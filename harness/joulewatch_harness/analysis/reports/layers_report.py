@@ -1,0 +1,215 @@
+"""The layer view as table, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from typing import Any, Final
+
+from joulewatch_harness.analysis.results.layers import LayerView, Row
+from joulewatch_harness.analysis.results.numbers import (
+    align,
+    decimals_for,
+    plain,
+    prefix_for,
+    quantity,
+    warning_line,
+)
+
+SCHEMA_VERSION: Final = 1
+
+
+METHOD: Final = "time share x mean power of the measured windows"
+
+
+ESTIMATE_LINE: Final = (
+    f"!!! Energy per operator is an ESTIMATE: {METHOD}; no sensor resolves single operators !!!"
+)  # fmt: skip
+
+
+SMALLEST_SHARE: Final = 0.01
+
+
+MOST_ROWS: Final = 24
+
+
+OTHER: Final = "other"
+
+
+def group_small(view: LayerView, smallest: float = SMALLEST_SHARE, most: int = MOST_ROWS) -> tuple[Row, ...]:
+    """The rows to show: those below ``smallest`` of the time, and the shortest above ``most``, become one."""
+    largest = sorted(view.rows, key=lambda row: -row.share)[:most]
+    kept = {id(row) for row in largest if row.share >= smallest}
+    small = [row for row in view.rows if id(row) not in kept]
+    shown = [row for row in view.rows if id(row) in kept]
+    if len(small) == 1:
+        return view.rows
+    if not small:
+        return tuple(shown)
+    all_known = all(row.macs is not None for row in small)
+    shares = [row.macs_share for row in small if row.macs_share is not None]
+    joules = [row.joules for row in small if row.joules is not None]
+    return (
+        *shown,
+        Row(
+            name=f"{OTHER} ({len(small)} operators)",
+            op="",
+            seconds=sum(row.seconds for row in small),
+            share=sum(row.share for row in small),
+            macs=sum(row.macs or 0 for row in small) if all_known else None,
+            macs_share=sum(shares) if shares and all_known else None,
+            joules=sum(joules) if len(joules) == len(small) else None,
+            operators=len(small),
+        ),
+    )
+
+
+def loud_lines(view: LayerView) -> list[str]:
+    """What stands over every energy here: that it is an estimate, and whether its basis is one as well."""
+    if view.basis is None:
+        return []
+    loud = warning_line(view.methods)
+    return [ESTIMATE_LINE, *([loud] if loud else [])]
+
+
+def title(view: LayerView) -> str:
+    """``radioml-vgg10, onnxruntime 1.23.0, int8, batch size 64``."""
+    about = view.about
+    runtime = " ".join(filter(None, (about.get("runtime"), about.get("runtime_version"))))
+    parts = (about.get("network"), runtime, about.get("precision"), f"batch size {view.batch_size}")
+    return ", ".join(part for part in parts if part)
+
+
+def basis_lines(view: LayerView) -> list[str]:
+    """Where time and energy come from."""
+    trace, basis = view.trace, view.basis
+    time = f"time: {trace.source}, {trace.batches} batches traced in a pass of their own"
+    if trace.plain_time_ns:
+        time += f" ({trace.time_ns / trace.plain_time_ns - 1:+.1%} against untraced ones)"
+    if basis is None:
+        return [time, "energy: none"]
+    exponent, letter = prefix_for([basis.joules_per_inference])
+    joules, error = basis.joules_per_inference / 10**exponent, basis.expanded_joules / 10**exponent
+    energy = f"{joules:.{decimals_for(joules, error)}f}"
+    if error > 0:
+        energy = f"({energy} ± {error:.{decimals_for(joules, error)}f})"
+    count = len(basis.windows)
+    return [
+        time,
+        f"energy: run {basis.run}, {count} {'window' if count == 1 else 'windows'}, {energy} {letter}J per inference "
+        f"at {quantity(basis.mean_power_watts, 'W')}",
+    ]
+
+
+def render_table(view: LayerView, smallest: float = SMALLEST_SHARE) -> str:
+    """For people: an operator a line, in the order in which they ran, small ones together."""
+    rows = [*group_small(view, smallest), view.between]
+    time_exponent, time_letter = prefix_for(row.seconds for row in rows)
+    energy_exponent, energy_letter = prefix_for(row.joules or 0.0 for row in rows)
+    with_energy = view.basis is not None
+    table = [["operator", "kind", f"time {time_letter}s", "time %", "MACs", "MACs %", "GMAC/s"]]
+    if with_energy:
+        table[0].append(f"est. energy {energy_letter}J")
+    total = Row("total", "", view.seconds, 1.0, view.macs, 1.0 if view.macs else None, _energy(view), 0)
+    for row in (*rows, total):
+        cells = [
+            row.name,
+            row.op,
+            plain(row.seconds / 10**time_exponent),
+            f"{row.share:.1%}",
+            "?" if row.macs is None else f"{row.macs:,}" if row.macs else "-",
+            "-" if not row.macs_share else f"{row.macs_share:.1%}",
+            plain(row.macs / row.seconds * 1e-9) if row.macs and row.seconds else "-",
+        ]
+        if with_energy:
+            cells.append("-" if row.joules is None else plain(row.joules / 10**energy_exponent))
+        table.append(cells)
+    lines = [title(view), *basis_lines(view), *loud_lines(view), "", *align(table, left=2)]
+    lines.append("Times, MACs and energies are per inference.")
+    lines += [f"note: {note}" for note in view.notes]
+    return "\n".join(lines) + "\n"
+
+
+def _energy(view: LayerView) -> float | None:
+    return None if view.basis is None else view.basis.joules_per_inference
+
+
+def render_csv(view: LayerView) -> str:
+    """Every operator, in base units."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(
+        [
+            *("network", "runtime", "precision", "batch_size", "operator", "kind", "seconds_per_inference"),
+            *("time_share", "macs_per_inference", "macs_share", "estimated_joules_per_inference"),
+        ]
+    )
+    about = view.about
+    for row in (*view.rows, view.between):
+        writer.writerow(
+            [
+                *(about.get("network", ""), about.get("runtime", ""), about.get("precision", ""), view.batch_size),
+                *(row.name, row.op, f"{row.seconds:.6g}", f"{row.share:.6g}", "" if row.macs is None else row.macs),
+                "" if row.macs_share is None else f"{row.macs_share:.6g}",
+                "" if row.joules is None else f"{row.joules:.6g}",
+            ]
+        )
+    return out.getvalue()
+
+
+def document(view: LayerView) -> dict[str, Any]:
+    """Everything as plain data, in base units."""
+    basis, trace = view.basis, view.trace
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **view.about,
+        "batch_size": view.batch_size,
+        "energy_is_estimated": True,
+        "energy_method": METHOD,
+        "trace": {
+            "source": trace.source,
+            "batches": trace.batches,
+            "seconds_per_inference": _digits(trace.time_ns * 1e-9 / (trace.batches * trace.batch_size)),
+            "untraced_seconds_per_inference": None
+            if trace.plain_time_ns is None
+            else _digits(trace.plain_time_ns * 1e-9 / (trace.batches * trace.batch_size)),
+            "overlapping": trace.overlapping,
+        },
+        "basis": None
+        if basis is None
+        else {
+            **{key: value for key, value in dataclasses.asdict(basis).items() if key not in ("windows", "methods")},
+            "windows": list(basis.windows),
+            "methods": list(basis.methods),
+            "mean_power_watts": _digits(basis.mean_power_watts),
+        },
+        "macs_per_inference": view.macs,
+        "operators": [_row_document(row) for row in view.rows],
+        "between_operators": _row_document(view.between),
+        "notes": list(view.notes),
+    }
+
+
+def render_json(view: LayerView) -> str:
+    """``document`` as JSON."""
+    return json.dumps(document(view), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _row_document(row: Row) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "op": row.op,
+        "seconds_per_inference": _digits(row.seconds),
+        "time_share": _digits(row.share),
+        "macs_per_inference": row.macs,
+        "macs_share": None if row.macs_share is None else _digits(row.macs_share),
+        "estimated_joules_per_inference": None if row.joules is None else _digits(row.joules),
+    }
+
+
+def _digits(value: float) -> float:
+    """Nine digits: more than any clock has, and none of floating point's noise."""
+    return float(f"{value:.9g}") if math.isfinite(value) else 0.0

@@ -1,0 +1,1 @@
+"""What a run reports: energies with uncertainty, audit, comparison, layers."""

@@ -1,0 +1,361 @@
+"""What makes a number doubtful, each with a stable reason code, a sentence and the evidence.
+
+Severity ``error``: a result is contradicted or missing; ``--strict`` fails. ``warning``: a person should look.
+``info``: worth knowing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import numpy as np
+
+from joulewatch_harness.analysis.energy.windows import (
+    LARGEST_UNMEASURED,
+    Measured,
+    MeasuredRun,
+    MeasuredWindow,
+    same_clock,
+)
+from joulewatch_harness.analysis.sources.series import SensorId, Series
+
+Severity = Literal["info", "warning", "error"]
+Evidence = Mapping[str, str | float | int]
+
+CLOCK_TOLERANCE_S: Final = 0.005
+"""Clocks kept by NTP on one network agree this well."""
+SPREAD_TOLERANCE: Final = 0.10
+"""Rounds of one configuration whose energies spread further than this are too far apart."""
+IDLE_TOLERANCE: Final = 0.05
+STEADY_TOLERANCE: Final = 0.10
+"""Mean power of a window's two halves may differ by this share of it."""
+FEW_REFRESHES: Final = 20
+"""A window should hold this many refresh periods of a sensor."""
+
+REASONS: Final[Mapping[str, str]] = {
+    "sample_gap": "samples are missing",
+    "exporter_restart": "the exporter restarted inside a window",
+    "clock_skew": "the exporter's clock and the harness's differ",
+    "unbracketed": "no sample before the start or after the end of a window",
+    "below_refresh": "a window is short against the sensor's refresh period",
+    "edge_history_disagreement": "edges and history of one counter contradict each other",
+    "edge_missing": "an exporter was not read at an edge",
+    "no_samples": "nothing is stored of a sensor",
+    "sensor_down": "the exporter could not read a device",
+    "wraps_seen": "a hardware counter went round and was carried on",
+    "rejected_readings": "readings outside physical bounds were left out",
+    "unmeasured_time": "a counter missed some time",
+    "core_exceeds_package": "a part used more energy than the device it is in",
+    "devices_exceed_node": "the devices used more energy than the whole server",
+    "idle_drift": "idle power changed over the run",
+    "not_steady": "the warm-up ended before the network ran steadily",
+    "power_not_steady": "power changed inside a window",
+    "repeats_apart": "repeats lie too far apart",
+    "single_repeat": "one round only: nothing is known of repeatability",
+    "exporter_missing": "an exporter of the run has no samples in the source",
+    "estimated_energy": "energies are estimated, not measured",
+    "emulated_energy": "energies come from an emulated machine",
+    "unknown_method": "nothing tells how a sensor measures",
+    "interrupted": "the run or a window was cut off",
+    "too_short": "a window is shorter than planned",
+    "overloaded": "a server could not keep up with its queries",
+    "no_idle": "no idle window: nothing net of idle",
+    "no_sensors": "no energy sensor at all",
+}
+"""Every reason code with its meaning, for documents and tests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing the audit found."""
+
+    severity: Severity
+    reason: str
+    text: str
+    evidence: Evidence = field(default_factory=dict)
+    window: int | None = None
+    """Index of the window; None: about the run."""
+
+
+def worst(findings: Iterable[Finding]) -> Severity | None:
+    """The highest severity among findings."""
+    order: tuple[Severity, ...] = ("info", "warning", "error")
+    return max((finding.severity for finding in findings), key=order.index, default=None)
+
+
+def audit_windows(run: MeasuredRun) -> Iterator[Finding]:
+    """Findings about single windows."""
+    for measured in run.windows:
+        for sensor, item in measured.sensors.items():
+            yield from _sensor_findings(run, measured, sensor, item)
+        yield from _parts(run, measured)
+        yield from _node(run, measured)
+        yield from _clocks(run, measured)
+        yield from _flags(measured)
+
+
+def _sensor_findings(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, item: Measured) -> Iterator[Finding]:
+    index = measured.window.index
+    span = measured.span
+    if item.energy is None:
+        # Nodes and parts stand beside the result, which loses nothing without them.
+        severity: Severity = "error" if sensor.scope == "device" else "warning"
+        yield Finding(severity, item.reason, item.text, {"sensor": str(sensor)}, index)
+    by_edges, by_history = item.edges, item.history
+    if by_edges is not None and by_history is not None:
+        apart = max(by_edges.lower_joules - by_history.upper_joules, by_history.lower_joules - by_edges.upper_joules)
+        # A double holds a counter of 1e9 J to 1e-7 J.
+        if apart > 1e-6:
+            yield Finding(
+                "error",
+                "edge_history_disagreement",
+                f"{sensor}: {by_edges.joules:.6g} J by edges, but the history allows only "
+                f"{by_history.lower_joules:.6g} to {by_history.upper_joules:.6g} J",
+                {
+                    "sensor": str(sensor),
+                    "edges_joules": by_edges.joules,
+                    "history_lower_joules": by_history.lower_joules,
+                    "history_upper_joules": by_history.upper_joules,
+                },
+                index,
+            )
+    refresh_s = run.sensors[sensor].refresh_s
+    if item.energy is not None and refresh_s is not None and span.duration_s < FEW_REFRESHES * refresh_s:
+        yield Finding(
+            "warning",
+            "below_refresh",
+            f"{sensor}: the window of {span.duration_s:.3g} s holds fewer than {FEW_REFRESHES} refresh periods "
+            f"of {refresh_s:.3g} s",
+            {"sensor": str(sensor), "duration_s": span.duration_s, "refresh_s": refresh_s},
+            index,
+        )
+    health = item.health
+    if health.wraps:
+        yield Finding(
+            "info",
+            "wraps_seen",
+            f"{sensor}: the counter went round {health.wraps:.0f} times and was carried on",
+            {"sensor": str(sensor), "wraps": health.wraps},
+            index,
+        )
+    if health.rejected:
+        yield Finding(
+            "warning",
+            "rejected_readings",
+            f"{sensor}: {health.rejected:.0f} readings outside physical bounds were left out",
+            {"sensor": str(sensor), "readings": health.rejected},
+            index,
+        )
+    if health.unmeasured_s and health.unmeasured_s <= LARGEST_UNMEASURED * span.duration_s:
+        yield Finding(
+            "warning",
+            "unmeasured_time",
+            f"{sensor}: the counter missed {health.unmeasured_s:.3g} s of {span.duration_s:.3g} s",
+            {"sensor": str(sensor), "unmeasured_s": health.unmeasured_s},
+            index,
+        )
+    if measured.window.kind == "measure":
+        counter = run.history.counters.get(sensor)
+        if counter is not None and item.energy is not None:
+            yield from _steady(counter, measured, sensor)
+
+
+def _steady(counter: Series, measured: MeasuredWindow, sensor: SensorId) -> Iterator[Finding]:
+    """Compare the mean power of a window's halves, from four samples inside on."""
+    span = measured.span
+    first, last = np.searchsorted(counter.times_s, (span.start_s, span.end_s))
+    inside = counter.times_s[first:last]
+    if inside.size < 4:
+        return
+    values = counter.values[first:last]
+    middle = int(np.searchsorted(inside, (inside[0] + inside[-1]) / 2))
+    if not 0 < middle < inside.size - 1:
+        return
+    watts = [
+        float((values[j] - values[i]) / (inside[j] - inside[i])) for i, j in ((0, middle), (middle, inside.size - 1))
+    ]
+    mean = (watts[0] + watts[1]) / 2
+    if mean > 0 and abs(watts[1] - watts[0]) > STEADY_TOLERANCE * mean:
+        yield Finding(
+            "warning",
+            "power_not_steady",
+            f"{sensor}: {watts[0]:.4g} W in the first half of the window, {watts[1]:.4g} W in the second",
+            {"sensor": str(sensor), "first_watts": watts[0], "second_watts": watts[1]},
+            measured.window.index,
+        )
+
+
+def _parts(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
+    devices: dict[tuple[str, str, str, str], tuple[SensorId, Measured]] = {}
+    for sensor, item in measured.sensors.items():
+        if sensor.scope == "device" and item.energy is not None:
+            devices[sensor.exporter, sensor.collector, sensor.component, sensor.device] = (sensor, item)
+    for sensor, item in measured.sensors.items():
+        whole = devices.get((sensor.exporter, sensor.collector, sensor.component, sensor.device))
+        if sensor.scope != "part" or item.energy is None or whole is None or whole[1].energy is None:
+            continue
+        if item.energy.lower_joules > whole[1].energy.upper_joules:
+            yield Finding(
+                "error",
+                "core_exceeds_package",
+                f"{sensor}: at least {item.energy.lower_joules:.6g} J, more than the "
+                f"{whole[1].energy.upper_joules:.6g} J that {whole[0].domain} can have used",
+                {
+                    "sensor": str(sensor),
+                    "part_joules": item.energy.joules,
+                    "device_joules": whole[1].energy.joules,
+                },
+                measured.window.index,
+            )
+
+
+def _node(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
+    for sensor, item in measured.sensors.items():
+        if sensor.scope != "node" or item.energy is None:
+            continue
+        devices = [
+            (other, found.energy)
+            for other, found in measured.sensors.items()
+            if other.scope == "device" and other.exporter == sensor.exporter and found.energy is not None
+        ]
+        if not devices:
+            continue
+        slack = 1 + (run.sensors[sensor].accuracy or 0.0)
+        lower = sum(
+            energy.lower_joules * (1 - min(run.sensors[other].accuracy or 0.0, 1.0)) for other, energy in devices
+        )
+        if lower > item.energy.upper_joules * slack:
+            yield Finding(
+                "warning",
+                "devices_exceed_node",
+                f"{sensor}: {item.energy.joules:.6g} J, less than the {lower:.6g} J of its devices",
+                {"sensor": str(sensor), "node_joules": item.energy.joules, "devices_lower_joules": lower},
+                measured.window.index,
+            )
+
+
+def _clocks(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
+    for exporter, offset in measured.offsets.items():
+        distance_s = max(offset.lower_s, -offset.upper_s)
+        if distance_s <= CLOCK_TOLERANCE_S:
+            continue
+        what = "though both run on one machine" if same_clock(exporter, run.record) else "taken into account"
+        yield Finding(
+            "warning",
+            "clock_skew",
+            f"{exporter}: its clock differs from the harness's by {offset.lower_s:.4g} to {offset.upper_s:.4g} s, "
+            f"{what}",
+            {"exporter": exporter, "lower_s": offset.lower_s, "upper_s": offset.upper_s},
+            measured.window.index,
+        )
+
+
+_FLAG_TEXTS: Final[Mapping[str, str]] = {
+    "not_steady": "the warm-up ended before the network ran steadily",
+    "interrupted": "the window was cut off and is left out",
+    "too_short": "the window is shorter than planned",
+    "overloaded": "queries arrived faster than they were served: the window is left out",
+}
+
+
+def _flags(measured: MeasuredWindow) -> Iterator[Finding]:
+    for flag in measured.window.flags:
+        if flag in _FLAG_TEXTS:
+            yield Finding("warning", flag, _FLAG_TEXTS[flag], {}, measured.window.index)
+
+
+def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
+    """Findings about the run as a whole.
+
+    Args:
+        run: The run, measured.
+        with_history: Whether a source of samples was asked at all.
+    """
+    record = run.record
+    if not run.sensors:
+        yield Finding("error", "no_sensors", "the run has no energy sensor: nothing but times can be told")
+    methods: dict[str, list[str]] = {}
+    for sensor, item in run.sensors.items():
+        methods.setdefault(item.method, []).append(str(sensor))
+    for method, reason, sentence in (
+        ("estimated", "estimated_energy", "estimated by a power model, not measured"),
+        ("emulated", "emulated_energy", "from an emulated machine, not from hardware"),
+        ("unknown", "unknown_method", "of an unknown method: nothing describes them any more"),
+    ):
+        if method in methods:
+            names = methods[method]
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            yield Finding("warning", reason, f"{sentence}: {shown}", {"sensors": len(names)})
+    if with_history:
+        seen = {sensor.exporter for sensor in run.history.counters}
+        for exporter in sorted({item.name for item in record.header.exporters} - seen):
+            yield Finding(
+                "warning",
+                "exporter_missing",
+                f"{exporter}: {run.history.source} has no samples of it around the run",
+                {"exporter": exporter},
+            )
+        yield from _gaps(run)
+    if record.end is None:
+        yield Finding("warning", "interrupted", "the run has no end: it was killed, or goes on still")
+    elif record.end.status != "complete":
+        text = f": {record.end.text}" if record.end.text else ""
+        yield Finding("warning", "interrupted", f"the run ended as {record.end.status}{text}")
+
+
+def _gaps(run: MeasuredRun) -> Iterator[Finding]:
+    """Samples missing inside measure windows: the counters went on, so the energies are right."""
+    told = set()
+    for sensor, counter in run.history.counters.items():
+        if len(counter) < 3:
+            continue
+        steps = np.diff(counter.times_s)
+        limit_s = max(3 * float(np.median(steps)), 0.5)
+        for at in np.flatnonzero(steps > limit_s):
+            left_s, right_s = float(counter.times_s[at]), float(counter.times_s[at + 1])
+            for measured in run.windows:
+                span = measured.span
+                key = (sensor.exporter, measured.window.index)
+                if span.start_s <= left_s and right_s <= span.end_s and key not in told:
+                    told.add(key)
+                    yield Finding(
+                        "info",
+                        "sample_gap",
+                        f"{sensor.exporter}: no sample for {right_s - left_s:.3g} s inside the window; "
+                        "its counters went on",
+                        {"exporter": sensor.exporter, "gap_s": right_s - left_s},
+                        measured.window.index,
+                    )
+
+
+def audit_repeats(name: str, values: Sequence[float]) -> Iterator[Finding]:
+    """Whether the rounds of one group agree; ``values`` are joules per inference, one per round."""
+    if len(values) == 1:
+        yield Finding("info", "single_repeat", f"{name}: one round only, so nothing is known of repeatability")
+    if len(values) < 2:
+        return
+    mean = sum(values) / len(values)
+    spread = (max(values) - min(values)) / abs(mean) if mean else 0.0
+    if spread > SPREAD_TOLERANCE:
+        yield Finding(
+            "warning",
+            "repeats_apart",
+            f"{name}: the rounds spread over {100 * spread:.3g} % of their mean",
+            {"spread": spread, "rounds": len(values)},
+        )
+
+
+def audit_idle(component: str, watts: Sequence[float]) -> Iterator[Finding]:
+    """Whether idle power stayed the same; ``watts`` in the order of time."""
+    if len(watts) < 2:
+        return
+    mean = sum(watts) / len(watts)
+    if mean > 0 and abs(watts[-1] - watts[0]) > IDLE_TOLERANCE * mean:
+        yield Finding(
+            "warning",
+            "idle_drift",
+            f"{component}: idle power went from {watts[0]:.4g} W to {watts[-1]:.4g} W over the run",
+            {"component": component, "first_watts": watts[0], "last_watts": watts[-1]},
+        )

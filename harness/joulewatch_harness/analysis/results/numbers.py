@@ -1,0 +1,83 @@
+"""Numbers as text: SI prefixes, digits that the uncertainty justifies, aligned columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from joulewatch_harness.analysis.results.model import Estimate
+
+_PREFIXES: Final = {-9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M"}
+
+
+def prefix_for(values: Iterable[float]) -> tuple[int, str]:
+    """SI prefix that suits most of some values: (exponent, letter)."""
+    logs = sorted(math.log10(abs(value)) for value in values if value and math.isfinite(value))
+    if not logs:
+        return 0, ""
+    exponent = 3 * math.floor(logs[len(logs) // 2] / 3 + 1e-9)
+    exponent = min(max(exponent, min(_PREFIXES)), max(_PREFIXES))
+    return exponent, _PREFIXES[exponent]
+
+
+def decimals_for(value: float, uncertainty: float) -> int:
+    """Decimals that show two digits of the uncertainty, or four digits of a value without one."""
+    scale = uncertainty if uncertainty > 0 and math.isfinite(uncertainty) else abs(value) / 100
+    if scale <= 0 or not math.isfinite(scale):
+        return 0
+    digits = 1 - math.floor(math.log10(scale))
+    # 9.96 rounds up to a digit more.
+    if round(scale, digits) >= 10 ** (2 - digits):
+        digits -= 1
+    return min(max(digits, 0), 9)
+
+
+def with_uncertainty(estimate: Estimate, scale: float = 1.0) -> str:
+    """``12.34 ± 0.56``, in units of 1/scale."""
+    value, expanded = estimate.value * scale, estimate.expanded * scale
+    if expanded <= 0:
+        return plain(value)
+    decimals = decimals_for(value, expanded)
+    return f"{value:.{decimals}f} ± {expanded:.{decimals}f}"
+
+
+def plain(value: float, uncertainty: float = 0.0) -> str:
+    """A value with as many digits as its uncertainty allows, four at most without one."""
+    if value == 0:
+        return "0"
+    return f"{value:.{min(decimals_for(value, uncertainty), max(3 - math.floor(math.log10(abs(value))), 0))}f}"
+
+
+def quantity(value: float, unit: str) -> str:
+    """A value with its own SI prefix: ``3.42 mJ``."""
+    exponent, letter = prefix_for([value])
+    return f"{plain(value / 10**exponent)} {letter}{unit}"
+
+
+def align(rows: Sequence[Sequence[str]], left: int = 1, gap: str = "  ") -> list[str]:
+    """Columns of equal width; the first ``left`` ones flush left, the others right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        gap.join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def warning_line(methods: Iterable[str]) -> str:
+    """The loud line over results that are not measured; empty where all are."""
+    found = set(methods)
+    texts = []
+    if "estimated" in found:
+        texts.append("ESTIMATED from a power model, not measured")
+    if "emulated" in found:
+        texts.append("from an EMULATED machine, not from hardware")
+    if "unknown" in found:
+        texts.append("of UNKNOWN method")
+    if not texts:
+        return ""
+    some = "Some energies" if found - {"estimated", "emulated", "unknown"} else "Energies"
+    return f"!!! {some} {' and '.join(texts)} !!!"

@@ -1,0 +1,275 @@
+"""Samples from the Prometheus HTTP API, or from anything that speaks it (Mimir, Thanos, VictoriaMetrics).
+
+Raw samples are asked for by instant queries with a range selector, never by ``increase()``, which extrapolates,
+nor by a stepped ``query_range``. One query brings all devices at once, in pieces of time that the server accepts.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, cast
+
+import numpy as np
+
+from joulewatch_exporter import catalog
+from joulewatch_harness.analysis.sources.history import (
+    COUNTER_NAMES,
+    HEALTH_NAMES,
+    POWER_NAMES,
+    History,
+    RawSeries,
+    RunSummary,
+    build_history,
+    merge_spans,
+)
+from joulewatch_harness.analysis.sources.rebuild import RUN_NAMES, WINDOW_NAMES, rebuild_run, run_start_s
+from joulewatch_harness.analysis.sources.series import default_max_gap_s
+from joulewatch_harness.clients.prometheus import PrometheusClient
+from joulewatch_harness.errors import QueryError, QueryTooLargeError
+from joulewatch_harness.records import ExporterRecord, RunRecord
+
+logger = logging.getLogger(__name__)
+
+SAMPLES_PER_QUERY: Final = 1_000_000
+_FIRST_PIECE_S: Final = 1800.0
+_SHORTEST_PIECE_S: Final = 1.0
+_LOOK_AROUND_S: Final = 300.0
+"""How far around a span the exporters' start times are asked for, to learn the scrape interval."""
+_SHORTEST_MARGIN_S: Final = 5.0
+_MARGIN_INTERVALS: Final = 2.5
+_DAY_S: Final = 86_400.0
+_LISTED_S: Final = 90 * _DAY_S
+
+
+def _matcher(label: str, values: Iterable[str]) -> str:
+    """``label=~"a|b"`` for exactly these values."""
+    pattern = "|".join(re.sub(r"([\\.+*?()|\[\]{}^$])", r"\\\1", value) for value in values)
+    return f"{label}=~{_quoted(pattern)}"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _series(result: Sequence[dict[str, Any]]) -> Iterator[RawSeries]:
+    for item in result:
+        labels = dict(item["metric"])
+        name = labels.pop("__name__", "")
+        pairs = item["values"] if "values" in item else [item["value"]]
+        times_s = np.fromiter((pair[0] for pair in pairs), np.float64, len(pairs))
+        values = np.fromiter((float(pair[1]) for pair in pairs), np.float64, len(pairs))
+        yield RawSeries(name, labels, times_s, values)
+
+
+class PrometheusSource:
+    """A ``SampleSource`` over one Prometheus.
+
+    Args:
+        client: The server; closed with the source.
+        samples_per_query: Aim for pieces of so many samples.
+        now: Unix seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        client: PrometheusClient,
+        *,
+        samples_per_query: int = SAMPLES_PER_QUERY,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._client = client
+        self._samples_per_query = samples_per_query
+        self._now = now
+
+    def describe(self) -> str:
+        return self._client.url
+
+    def close(self) -> None:
+        self._client.close()
+
+    def raw(self, selector: str, start_s: float, end_s: float) -> list[RawSeries]:
+        """All raw samples of a selector in [start_s, end_s], asked for in pieces.
+
+        A piece that the server calls too large (422) is halved; the size of the next one follows from how many
+        samples the last one had.
+
+        Raises:
+            QueryTooLargeError: A piece of one second is still too large.
+            QueryError: As of ``PrometheusClient.query``.
+        """
+        found: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
+        piece_s = _FIRST_PIECE_S
+        at_s = start_s
+        while at_s < end_s:
+            until_s = min(at_s + piece_s, end_s)
+            # One millisecond more, so that neither the left-open ranges of Prometheus 3 nor rounding lose a sample.
+            length_ms = math.ceil((until_s - at_s) * 1000) + 1
+            try:
+                result = self._client.query(f"{selector}[{length_ms}ms]", math.ceil(until_s * 1000) / 1000)
+            except QueryTooLargeError:
+                if piece_s <= _SHORTEST_PIECE_S:
+                    raise
+                piece_s = max((until_s - at_s) / 2, _SHORTEST_PIECE_S)
+                logger.info("query too large for %s: now in pieces of %.0f s", self._client.url, piece_s)
+                continue
+            count = 0
+            for series in _series(result):
+                count += series.times_s.size
+                found.setdefault((series.name, tuple(sorted(series.labels.items()))), []).append(series)
+            if count:
+                piece_s = min(piece_s * 4, max(piece_s * self._samples_per_query / count, _SHORTEST_PIECE_S))
+            at_s = until_s
+        return [_joined(pieces) for pieces in found.values()]
+
+    def runs(self, start_s: float, end_s: float) -> tuple[RunSummary, ...]:
+        """The runs that began in a span of Unix seconds, oldest first."""
+        end_s = min(end_s, self._now() + 1)
+        # A run that is still going on, or was pushed late, has samples after its start.
+        until_s = min(end_s + _DAY_S, self._now() + 1)
+        length_s = max(math.ceil(until_s - start_s), 1)
+        statuses: dict[str, tuple[float, str]] = {}
+        for series in _series(self._client.query(f"last_over_time({catalog.RUN_STATUS.name}[{length_s}s])", until_s)):
+            run, status = series.labels.get("run", ""), series.labels.get("status", "")
+            known = statuses.get(run)
+            if known is None or known[1] == "running":
+                statuses[run] = (float(series.values[-1]), status)
+        found = (RunSummary(run, started_s, status) for run, (started_s, status) in statuses.items())
+        return tuple(
+            sorted(
+                (item for item in found if start_s <= item.started_at_s <= end_s),
+                key=lambda item: (item.started_at_s, item.run),
+            )
+        )
+
+    def run(self, run: str) -> RunRecord:
+        """The run as its annotations tell it.
+
+        Raises:
+            QueryError: No such run; the text lists the last ones there are.
+        """
+        now_s = self._now()
+        began_s = run_start_s(run)
+        start_s = (now_s - 400 * _DAY_S) if began_s is None else began_s - 3600
+        if start_s >= now_s:
+            raise QueryError(f"{self._client.url}: run {run!r} lies in the future")
+        names = _matcher("__name__", (*RUN_NAMES, *WINDOW_NAMES))
+        length_ms = math.ceil((now_s + 1 - start_s) * 1000)
+        # Annotations are few, so the whole time since the run's start is one query (a run may be pushed late).
+        selector = f"{{{names}, run={_quoted(run)}}}"
+        try:
+            samples = list(_series(self._client.query(f"{selector}[{length_ms}ms]", now_s + 1)))
+        except QueryTooLargeError:
+            samples = self.raw(selector, start_s, now_s + 1)
+        if not samples:
+            raise QueryError(f"{self._client.url}: unknown run {run!r}{self._last_runs(now_s)}")
+        return rebuild_run(run, samples, self._client.url)
+
+    def _last_runs(self, now_s: float) -> str:
+        known = self.runs(now_s - _LISTED_S, now_s)
+        if not known:
+            return ": there are none in the last 90 days"
+        return f": the last ones there are {', '.join(item.run for item in known[-3:])}"
+
+    def history(
+        self,
+        spans: Sequence[tuple[float, float]],
+        exporters: Sequence[ExporterRecord] | None = None,
+        *,
+        power: bool = False,
+    ) -> History:
+        """Counters and sensors over spans of Unix seconds; see ``SampleSource``."""
+        if not spans:
+            return History(self.describe())
+        whole = (min(start for start, _ in spans), max(end for _, end in spans))
+        instances = self._instances(whole, exporters)
+        if exporters is not None and not instances:
+            return History(self.describe())
+        matcher = _matcher("instance", instances) if exporters is not None else ""
+        margin_s = self._margin_s(whole, matcher)
+        merged = merge_spans(spans, margin_s)
+        metadata = self._metadata((merged[0][0], merged[-1][1]), matcher)
+        # How far the values of a sensor scatter that does not look all the time is seen in its own power.
+        with_power = power or any(item.name == catalog.SENSOR_WINDOW.name for item in metadata)
+        names = (*COUNTER_NAMES, *(POWER_NAMES if with_power else ()))
+        selector = f"{{{', '.join(filter(None, (_matcher('__name__', names), matcher)))}}}"
+        found: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
+        for start_s, end_s in merged:
+            for series in self.raw(selector, start_s, end_s):
+                found.setdefault((series.name, tuple(sorted(series.labels.items()))), []).append(series)
+        samples = [_joined(pieces) for pieces in found.values()]
+        return build_history(self.describe(), samples + metadata, instances, power=power)
+
+    def _at(self, query: str, span: tuple[float, float], name: str = "") -> list[RawSeries]:
+        """An instant query over a whole span: ``{range}`` in it becomes the span's length."""
+        length_s = max(math.ceil(span[1] - span[0]), 1)
+        result = self._client.query(query.replace("{range}", f"{length_s}s"), span[1])
+        return [RawSeries(item.name or name, item.labels, item.times_s, item.values) for item in _series(result)]
+
+    def _metadata(self, span: tuple[float, float], matcher: str) -> list[RawSeries]:
+        within = f"{{{matcher}}}[{{range}}]"
+        found: list[RawSeries] = []
+        for metric in (catalog.SENSOR_INFO, catalog.SENSOR_REFRESH, catalog.SENSOR_WINDOW):
+            found += self._at(f"last_over_time({metric.name}{within})", span, metric.name)
+        # Raw samples of diagnostics only where something happened: on a healthy machine that is none.
+        for name in HEALTH_NAMES:
+            if self._at(f"changes({name}{within}) > 0", span):
+                found += self.raw(f"{name}{{{matcher}}}", *span)
+        up = catalog.SENSOR_UP.name
+        if self._at(f"min_over_time({up}{within}) < 1", span):
+            found += self.raw(f"{up}{{{matcher}}}", *span)
+        return found
+
+    def _instances(self, span: tuple[float, float], exporters: Sequence[ExporterRecord] | None) -> dict[str, str]:
+        """``instance`` in Prometheus -> name of the exporter in the run.
+
+        An exporter that Prometheus knows under another address is found by the name of its machine.
+        """
+        around = (span[0] - _LOOK_AROUND_S, span[1] + _LOOK_AROUND_S)
+        around = (around[0], min(around[1], max(self._now() + 1, span[1])))
+        nodes: dict[str, set[str]] = {}
+        seen = set()
+        query = f"last_over_time({catalog.EXPORTER_INFO.name}[{{range}}])"
+        for series in self._at(query, around):
+            instance = series.labels.get("instance", "")
+            seen.add(instance)
+            nodes.setdefault(series.labels.get("nodename", ""), set()).add(instance)
+        if exporters is None:
+            return {instance: instance for instance in seen}
+        found = {}
+        for exporter in exporters:
+            if exporter.name in seen:
+                found[exporter.name] = exporter.name
+                continue
+            same_node = nodes.get(exporter.nodename, set()) if exporter.nodename else set()
+            if len(same_node) == 1:
+                found[next(iter(same_node))] = exporter.name
+            else:
+                logger.info("%s: exporter %s has no samples there", self._client.url, exporter.name)
+        return found
+
+    def _margin_s(self, span: tuple[float, float], matcher: str) -> float:
+        """Margin that brackets both ends: some scrape intervals, learned from the samples themselves."""
+        interval_s = 0.0
+        for series in self.raw(
+            f"{catalog.EXPORTER_START.name}{{{matcher}}}", span[0] - _LOOK_AROUND_S, span[0] + _SHORTEST_MARGIN_S
+        ) + self.raw(
+            f"{catalog.EXPORTER_START.name}{{{matcher}}}", span[1] - _SHORTEST_MARGIN_S, span[1] + _LOOK_AROUND_S
+        ):
+            if series.times_s.size > 1:
+                interval_s = max(interval_s, float(np.median(np.diff(series.times_s))))
+        return max(_MARGIN_INTERVALS * interval_s, default_max_gap_s(interval_s), _SHORTEST_MARGIN_S)
+
+
+def _joined(pieces: Sequence[RawSeries]) -> RawSeries:
+    """One series from pieces in order of time that may share samples at their borders."""
+    if len(pieces) == 1:
+        return pieces[0]
+    times_s = np.concatenate([piece.times_s for piece in pieces])
+    values = np.concatenate([piece.values for piece in pieces])
+    times_s, first = cast(tuple[Any, Any], np.unique(times_s, return_index=True))
+    return RawSeries(pieces[0].name, pieces[0].labels, times_s, values[first])

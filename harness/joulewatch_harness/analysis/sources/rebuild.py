@@ -1,0 +1,326 @@
+"""A run's record from nothing but its annotations in Prometheus (pure).
+
+By remote write a window is one sample in a series per run: the sample's time is the window's end to the
+millisecond, start and duration are values, so the exact end is start + duration. By Pushgateway, which takes
+no times, each window has series of its own, told apart by the label ``window``, and its end is a value.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, cast, get_args
+
+from joulewatch_exporter import catalog
+from joulewatch_harness.analysis.sources.history import RawSeries
+from joulewatch_harness.errors import QueryError
+from joulewatch_harness.plan.scenario import OFFLINE
+from joulewatch_harness.plan.scenario_names import scenario_in_name
+from joulewatch_harness.records import (
+    Configuration,
+    Edge,
+    EdgeClock,
+    EdgeCounter,
+    ExporterRecord,
+    Latency,
+    PhaseTime,
+    RunEnd,
+    RunHeader,
+    RunRecord,
+    RunStatus,
+    Window,
+    WindowKind,
+)
+
+RUN_NAMES: Final = (catalog.RUN_INFO.name, catalog.RUN_STATUS.name)
+WINDOW_NAMES: Final = tuple(
+    metric.name
+    for metric in catalog.METRICS
+    if metric.name.startswith("joulewatch_window_") and metric is not catalog.WINDOW_ACTIVE
+)
+_WINDOW_LABEL: Final = "window"
+_KINDS: Final = get_args(WindowKind)
+_STATUSES: Final = get_args(RunStatus)
+
+_PROVENANCE: Final = {
+    "hardware": ("hardware",),
+    "nodename": ("host",),
+    "kernel": ("kernel",),
+    "governor": ("cpu", "governor"),
+    "version": ("versions", "joulewatch"),
+}
+"""Label of the run's info -> where the provenance of a journal holds it; the hardware stays one text."""
+
+_Key = tuple[str, str, str, str]
+"""configuration, kind, phase, window."""
+
+
+def run_start_s(run: str) -> float | None:
+    """Unix seconds at which a run began, from its id; None for an id of another form."""
+    match = re.match(r"(\d{8}T\d{6})Z", run)
+    if match is None:
+        return None
+    try:
+        return datetime.datetime.strptime(match[1], "%Y%m%dT%H%M%S").replace(tzinfo=datetime.UTC).timestamp()
+    except ValueError:
+        return None
+
+
+@dataclass(slots=True)
+class _Samples:
+    """Values of one metric: key and further labels -> milliseconds -> value."""
+
+    by_key: dict[_Key, dict[tuple[tuple[str, str], ...], dict[int, float]]] = field(default_factory=dict)
+
+    def add(self, key: _Key, rest: tuple[tuple[str, str], ...], series: RawSeries) -> None:
+        into = self.by_key.setdefault(key, {}).setdefault(rest, {})
+        into.update((round(t * 1000), float(v)) for t, v in zip(series.times_s, series.values, strict=True))
+
+    def at(self, key: _Key, at_ms: int | None) -> list[tuple[Mapping[str, str], float]]:
+        """Every series' value for one window; ``at_ms`` None: of a window with its own series, the last."""
+        found: list[tuple[Mapping[str, str], float]] = []
+        for rest, values in self.by_key.get(key, {}).items():
+            value = (values[max(values)] if values else None) if at_ms is None else values.get(at_ms)
+            if value is not None:
+                found.append((dict(rest), value))
+        return found
+
+    def one(self, key: _Key, at_ms: int | None) -> float | None:
+        found = self.at(key, at_ms)
+        return found[0][1] if found else None
+
+
+_NOT_OF_THE_WINDOW: Final = frozenset(("run", "configuration", "kind", "phase", _WINDOW_LABEL, "job", "instance"))
+_SENSOR: Final = ("exporter", "scope", *catalog.SENSOR_LABELS)
+
+
+def rebuild_run(run: str, samples: Iterable[RawSeries], where: str) -> RunRecord:
+    """Build the record of ``run`` from its annotations.
+
+    Args:
+        run: The id.
+        samples: All series of it, of ``RUN_NAMES`` and ``WINDOW_NAMES``.
+        where: The source, for messages.
+
+    Raises:
+        QueryError: There is no window among them.
+    """
+    metrics: dict[str, _Samples] = {}
+    infos: list[RawSeries] = []
+    statuses: list[tuple[float, str, float]] = []
+    for raw in samples:
+        if raw.name == catalog.RUN_INFO.name:
+            infos.append(raw)
+        elif raw.name == catalog.RUN_STATUS.name:
+            status = raw.labels.get("status", "")
+            statuses += [(float(t), status, float(v)) for t, v in zip(raw.times_s, raw.values, strict=True)]
+        else:
+            labels = raw.labels
+            key = tuple(labels.get(name, "") for name in ("configuration", "kind", "phase", _WINDOW_LABEL))
+            rest = tuple(sorted((k, v) for k, v in labels.items() if k not in _NOT_OF_THE_WINDOW))
+            metrics.setdefault(raw.name, _Samples()).add(cast(_Key, key), rest, raw)
+    windows = _windows(run, metrics)
+    if not windows and not infos:
+        raise QueryError(f"{where}: run {run}: no window of it is stored")
+    return RunRecord(
+        _header(run, infos, statuses, windows),
+        _configurations(infos),
+        tuple(windows),
+        end=_end(statuses),
+    )
+
+
+def _windows(run: str, metrics: Mapping[str, _Samples]) -> list[Window]:
+    found: list[tuple[float, float, int, _Key, int | None]] = []
+    starts = metrics.get(catalog.WINDOW_START.name, _Samples())
+    nothing = _Samples()
+    ends = metrics.get(catalog.WINDOW_END.name, nothing)
+    durations = metrics.get(catalog.WINDOW_DURATION.name, nothing)
+    for key, series in starts.by_key.items():
+        if key[3]:
+            start_s, end_s = starts.one(key, None), ends.one(key, None)
+            if start_s is not None and end_s is not None:
+                found.append((end_s, start_s, int(key[3]) if key[3].isdigit() else -1, key, None))
+            continue
+        for values in series.values():
+            for at_ms, start_s in values.items():
+                duration_s = durations.one(key, at_ms)
+                # The sample's time is the end to the millisecond; start and duration are exact.
+                end_s = at_ms / 1000 if duration_s is None else start_s + duration_s
+                found.append((end_s, start_s, -1, key, at_ms))
+    found.sort(key=lambda item: (item[0], -item[1]))
+    # A window that came through a Pushgateway and again by remote write is one window.
+    unique = {(key[:3], round(start_s * 1000)): item for item in found for key, start_s in ((item[3], item[1]),)}
+    found = list(unique.values())
+    numbered = all(item[2] >= 0 for item in found)
+    return [
+        _window(run, item[2] if numbered else number, item[1], item[0], item[3], item[4], metrics)
+        for number, item in enumerate(found)
+    ]
+
+
+def _window(
+    run: str, index: int, start_s: float, end_s: float, key: _Key, at_ms: int | None, metrics: Mapping[str, _Samples]
+) -> Window:
+    configuration, kind, phase, number = key
+    nothing = _Samples()
+
+    def value(name: str, default: float = 0.0) -> float:
+        stored = metrics.get(name, nothing).one(key, at_ms)
+        return default if stored is None else stored
+
+    duration_s = value(catalog.WINDOW_DURATION.name, end_s - start_s)
+    batches = round(value(catalog.WINDOW_BATCHES.name))
+    quantiles = {
+        labels.get("quantile", ""): seconds
+        for labels, seconds in metrics.get(catalog.WINDOW_LATENCY.name, nothing).at(key, at_ms)
+    }
+    latency = None
+    if quantiles:
+        middle = quantiles.get("0.5", 0.0)
+        latency = Latency(
+            count=batches,
+            mean_s=duration_s / batches if batches else middle,
+            min_s=quantiles.get("0", middle),
+            max_s=quantiles.get("1", quantiles.get("0.99", middle)),
+            p50_s=middle,
+            p90_s=quantiles.get("0.9", middle),
+            p99_s=quantiles.get("0.99", middle),
+        )
+    phases = {}
+    seconds = metrics.get(catalog.WINDOW_PHASE_SECONDS.name, nothing)
+    spans = metrics.get(catalog.WINDOW_PHASE_SPANS.name, nothing)
+    for other in seconds.by_key:
+        if (other[0], other[1], other[3]) == (configuration, kind, number) and other[2]:
+            total_s = seconds.one(other, at_ms)
+            if total_s is not None:
+                phases[other[2]] = PhaseTime(round(spans.one(other, at_ms) or 0.0), total_s)
+    flags = metrics.get(catalog.WINDOW_FLAG.name, nothing).at(key, at_ms)
+    units = metrics.get(catalog.WINDOW_UNITS.name, nothing).at(key, at_ms)
+    return Window(
+        run,
+        index,
+        cast(WindowKind, kind if kind in _KINDS else "phase"),
+        start_s,
+        end_s,
+        duration_s,
+        value(catalog.WINDOW_CLOCK_ERROR.name),
+        configuration,
+        phase,
+        round(value(catalog.WINDOW_BATCH_SIZE.name)),
+        round(value(catalog.WINDOW_REPEAT.name)),
+        batches,
+        round(value(catalog.WINDOW_INFERENCES.name)),
+        latency,
+        phases,
+        _edge("start", key, at_ms, metrics),
+        _edge("end", key, at_ms, metrics),
+        tuple(sorted(labels.get("flag", "") for labels, _ in flags)),
+        {labels.get("unit", ""): count for labels, count in units},
+    )
+
+
+def _edge(name: str, key: _Key, at_ms: int | None, metrics: Mapping[str, _Samples]) -> Edge | None:
+    nothing = _Samples()
+    read_at = {
+        (labels.get("exporter", ""), labels.get("collector", ""), labels.get("device", "")): at_s
+        for labels, at_s in metrics.get(catalog.WINDOW_EDGE_TIMESTAMP.name, nothing).at(key, at_ms)
+        if labels.get("edge") == name
+    }
+    counters = []
+    for labels, joules in metrics.get(catalog.WINDOW_EDGE_JOULES.name, nothing).at(key, at_ms):
+        device = (labels.get("exporter", ""), labels.get("collector", ""), labels.get("device", ""))
+        if labels.get("edge") == name and device in read_at:
+            exporter, scope, collector, component, name_, domain = (labels.get(item, "") for item in _SENSOR)
+            counters.append(EdgeCounter(exporter, scope, collector, component, name_, domain, joules, read_at[device]))
+    clocks: dict[str, dict[str, float]] = {}
+    for labels, offset_s in metrics.get(catalog.WINDOW_EDGE_CLOCK.name, nothing).at(key, at_ms):
+        if labels.get("edge") == name:
+            clocks.setdefault(labels.get("exporter", ""), {})[labels.get("bound", "")] = offset_s
+    if not counters:
+        return None
+    return Edge(
+        min(counter.read_at_s for counter in counters),
+        max(counter.read_at_s for counter in counters),
+        tuple(sorted(counters, key=lambda item: (item.exporter, item.scope, item.collector, item.device, item.domain))),
+        tuple(
+            EdgeClock(exporter, bounds["lower"], bounds["upper"])
+            for exporter, bounds in sorted(clocks.items())
+            if bounds.keys() >= {"lower", "upper"}
+        ),
+    )
+
+
+def _configurations(infos: Iterable[RawSeries]) -> tuple[Configuration, ...]:
+    found = {}
+    for raw in sorted(infos, key=lambda item: float(item.times_s[-1]) if item.times_s.size else 0.0):
+        labels = raw.labels
+        name = labels.get("configuration", "")
+        scenario, rate_per_s = _scenario(name, labels)
+        found[name] = Configuration(
+            name,
+            labels.get("network", ""),
+            labels.get("runtime", ""),
+            labels.get("precision", ""),
+            labels.get("actual_precision", ""),
+            labels.get("provider", ""),
+            runtime_version=labels.get("runtime_version", ""),
+            model_sha256=labels.get("model_sha256", ""),
+            scenario="" if scenario == OFFLINE else scenario,
+            server_rate_per_s=rate_per_s,
+        )
+    return tuple(found[name] for name in found)
+
+
+def _scenario(name: str, labels: Mapping[str, str]) -> tuple[str, float]:
+    """Scenario and queries per second; of a run that was delivered without them, what its name says."""
+    if "scenario" not in labels:
+        return scenario_in_name(name)
+    try:
+        return labels["scenario"], float(labels.get("server_rate_per_second", "0"))
+    except ValueError:
+        return labels["scenario"], 0.0
+
+
+def _header(
+    run: str, infos: list[RawSeries], statuses: list[tuple[float, str, float]], windows: list[Window]
+) -> RunHeader:
+    labels = infos[-1].labels if infos else {}
+    edges = [edge for window in windows for edge in (window.start_edge, window.end_edge) if edge is not None]
+    names = {name for name in labels.get("exporters", "").split(",") if name}
+    names |= {counter.exporter for edge in edges for counter in edge.counters}
+    started_s = min((value for _, _, value in statuses), default=None)
+    if started_s is None:
+        started_s = run_start_s(run)
+    if started_s is None:
+        started_s = min((window.start_s for window in windows), default=0.0)
+    schema = labels.get("schema", "")
+    provenance: dict[str, Any] = {}
+    for name, keys in _PROVENANCE.items():
+        if labels.get(name):
+            into = provenance
+            for key in keys[:-1]:
+                into = into.setdefault(key, {})
+            into[keys[-1]] = labels[name]
+    return RunHeader(
+        run,
+        started_s,
+        int(schema) if schema.isdigit() else 1,
+        (),
+        {},
+        labels.get("plan_sha256", ""),
+        _configurations(infos),
+        tuple(ExporterRecord(name, "") for name in sorted(names)),
+        (),
+        provenance,
+    )
+
+
+def _end(statuses: list[tuple[float, str, float]]) -> RunEnd | None:
+    ended = [(at_s, status) for at_s, status, _ in statuses if status in _STATUSES and status != "running"]
+    if not ended:
+        return None
+    at_s, status = max(ended)
+    return RunEnd(at_s, cast(RunStatus, status))

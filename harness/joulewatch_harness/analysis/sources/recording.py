@@ -1,0 +1,110 @@
+"""Samples from a recording: the SQLite file of the local mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from joulewatch_exporter import catalog
+from joulewatch_harness.analysis.sources.history import (
+    COUNTER_NAMES,
+    HEALTH_NAMES,
+    POWER_NAMES,
+    History,
+    RawSeries,
+    RunSummary,
+    build_history,
+    merge_spans,
+)
+from joulewatch_harness.errors import QueryError
+from joulewatch_harness.records import ExporterRecord, RunRecord
+from joulewatch_harness.storage.recording import Recording
+
+_MARGIN_S: Final = 60.0
+"""A recording holds one run, so a wide margin costs nothing, however seldom it was scraped."""
+_METADATA_NAMES: Final = (
+    catalog.SENSOR_INFO.name,
+    catalog.SENSOR_REFRESH.name,
+    catalog.SENSOR_WINDOW.name,
+    catalog.SENSOR_UP.name,
+    *HEALTH_NAMES,
+)
+
+
+class RecordingSource:
+    """A ``SampleSource`` over one recording.
+
+    Args:
+        path: The recording, or the folder of its run.
+
+    Raises:
+        RecordError: It cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._recording = Recording.open(path)
+
+    def describe(self) -> str:
+        return str(self._path)
+
+    def close(self) -> None:
+        self._recording.close()
+
+    def runs(self, start_s: float, end_s: float) -> tuple[RunSummary, ...]:
+        """The one run of the recording, if it began in the span."""
+        record = self._recording.run()
+        if not start_s <= record.header.started_at_s <= end_s:
+            return ()
+        status = record.end.status if record.end is not None else "running"
+        return (RunSummary(record.header.run, record.header.started_at_s, status),)
+
+    def run(self, run: str) -> RunRecord:
+        """The run of the recording.
+
+        Raises:
+            QueryError: The recording holds another run.
+        """
+        record = self._recording.run()
+        if run and record.header.run != run:
+            raise QueryError(f"{self._path}: unknown run {run!r}: this is the recording of {record.header.run}")
+        return record
+
+    def history(
+        self,
+        spans: Sequence[tuple[float, float]],
+        exporters: Sequence[ExporterRecord] | None = None,
+        *,
+        power: bool = False,
+    ) -> History:
+        """Counters and sensors over spans of Unix seconds; see ``SampleSource``."""
+        if not spans:
+            return History(self.describe())
+        found = []
+        merged = merge_spans(spans, _MARGIN_S)
+        whole = (merged[0][0], merged[-1][1])
+        wanted = None if exporters is None else {item.name for item in exporters}
+        # How far the values of a sensor scatter that does not look all the time is seen in its own power.
+        with_power = power or bool(self._raw(catalog.SENSOR_WINDOW.name, (None, whole[1]), wanted))
+        for name in (*COUNTER_NAMES, *(POWER_NAMES if with_power else ())):
+            found += self._raw(name, whole, wanted)
+        for name in _METADATA_NAMES:
+            # Metadata is stored when it is new, which may be long before the span.
+            start_s = whole[0] if name in HEALTH_NAMES or name == catalog.SENSOR_UP.name else None
+            found += self._raw(name, (start_s, whole[1]), wanted)
+        return build_history(self.describe(), found, power=power)
+
+    def _raw(self, name: str, span: tuple[float | None, float], wanted: set[str] | None) -> list[RawSeries]:
+        return [
+            RawSeries(
+                name,
+                item.labels,
+                np.asarray(item.scrape_times_s, dtype=np.float64),
+                np.asarray(item.values, dtype=np.float64),
+            )
+            for item in self._recording.series(name, start_s=span[0], end_s=span[1])
+            if wanted is None or item.labels.get("instance", "") in wanted
+        ]

@@ -1,0 +1,1 @@
+"""HTTP clients of exporters and of Prometheus, with one set of options."""

@@ -1,0 +1,395 @@
+"""HTTP client of one joulewatch exporter: its scrapes, and what its sensors are."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import http.client
+import math
+import re
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+from joulewatch_exporter import catalog
+from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
+from joulewatch_harness.records import EdgeClock, EdgeCounter, ExporterRecord, SensorRecord
+
+DEFAULT_PATH: Final = "/metrics"
+
+
+LONGEST_BODY: Final = 64 * 1024 * 1024
+
+
+_READ_FOR_THE_REQUEST: Final = frozenset({"rapl", "nvml", "fpga", "hwmon", "estimate"})
+"""Collectors that read their devices after a request has come. Of others, read in the background, a timestamp
+says nothing about the time of the request."""
+
+
+_SCOPES: Final = {metric.name: scope for scope, metric in catalog.ENERGY_BY_SCOPE.items()}
+
+
+_LABEL: Final = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
+
+
+_ESCAPE: Final = re.compile(r"\\(.)")
+
+
+SeriesKey = tuple[str, dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scrape:
+    """One answer of one exporter."""
+
+    started_at_s: float
+    """Unix seconds before the request left."""
+    answered_at_s: float
+    """Unix seconds after the answer had come whole."""
+    samples: list[tuple[str, float]]
+    """``name{labels}`` as the exporter wrote it, and the value."""
+
+
+def parse_exposition(text: str) -> list[tuple[str, float]]:
+    """Samples of a text exposition, timestamps dropped.
+
+    Raises:
+        ValueError: a line is no sample.
+    """
+    samples = []
+    # Not splitlines(), which also splits at form feeds and the like inside a label.
+    for line in text.split("\n"):
+        if not line or line[0] == "#":
+            continue
+        key, _, value = line.rpartition(" ")
+        if key and key[-1] != "}" and " " in key:
+            # A timestamp at the end: what is before it is the value. (A key with labels ends in a brace.)
+            key, _, value = key.rpartition(" ")
+        if not key:
+            raise ValueError(f"no sample: {line[:80]!r}")
+        samples.append((key, float(value)))
+    return samples
+
+
+def parse_key(raw: str) -> SeriesKey:
+    """Split ``name{a="b",...}`` into name and labels, escapes undone.
+
+    Raises:
+        ValueError: the braces do not hold labels.
+    """
+    name, brace, rest = raw.partition("{")
+    labels: dict[str, str] = {}
+    if not brace:
+        return name, labels
+    body = rest[: rest.rfind("}")]
+    at = 0
+    while at < len(body):
+        match = _LABEL.match(body, at)
+        if match is None:
+            raise ValueError(f"no labels: {raw[:120]!r}")
+        value = match[2]
+        labels[match[1]] = _ESCAPE.sub(_unescape, value) if "\\" in value else value
+        at = match.end()
+    return name.strip(), labels
+
+
+def _unescape(match: re.Match[str]) -> str:
+    return "\n" if match[1] == "n" else match[1]
+
+
+@dataclass(frozen=True, slots=True)
+class RawAnswer:
+    """One exporter's answer at an edge, not looked into yet."""
+
+    requested_at_s: float
+    answered_at_s: float
+    body: bytes
+    error: str = ""
+
+
+class ExporterClient:
+    """One HTTP connection that stays open to one exporter; used by one thread at a time.
+
+    Args:
+        url: of the exporter, or of its metrics page; ``host:port`` will do.
+        name: as in Prometheus' ``instance``; None: ``host:port`` of the URL.
+        timeout_s: for connecting and for each read.
+        username, password_file: basic auth, where its web configuration asks for it.
+        ca_file: authority of an https exporter; None: the system's.
+        insecure: do not check the certificate.
+
+    Raises:
+        ConfigError: the URL is none or holds a password; a file cannot be read.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str | None = None,
+        timeout_s: float = 2.0,
+        username: str = "",
+        password_file: Path | None = None,
+        ca_file: Path | None = None,
+        insecure: bool = False,
+    ) -> None:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        try:
+            port = parts.port
+        except ValueError as error:
+            raise ConfigError(f"exporter {shown}: {error}") from None
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"exporter {shown!r} is no URL: write it as http://host:{catalog.DEFAULT_PORT}")
+        if "@" in parts.netloc:
+            raise ConfigError(f"exporter {shown}: leave user name and password out of the URL: use password_file")
+        self._host = parts.hostname
+        # Without a scheme it is one of our own, on our own port; a whole URL means what it means elsewhere.
+        scheme_port = 443 if parts.scheme == "https" else 80
+        self._port = port or (scheme_port if "://" in url else catalog.DEFAULT_PORT)
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        path = parts.path if parts.path not in ("", "/") else DEFAULT_PATH
+        self.url = f"{parts.scheme}://{host}:{self._port}{path}"
+        self.name = name or f"{host}:{self._port}"
+        self._target = path + (f"?{parts.query}" if parts.query else "")
+        self._timeout_s = timeout_s
+        self._headers = {
+            "Accept": "text/plain;version=0.0.4",
+            "Accept-Encoding": "identity",
+            "User-Agent": "joulewatch",
+        }
+        self._tls: ssl.SSLContext | None = None
+        if parts.scheme == "https":
+            try:
+                self._tls = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+            except OSError as error:
+                raise ConfigError(f"exporter {self.url}: ca_file {ca_file}: {error.strerror or error}") from error
+            if insecure:
+                self._tls.check_hostname = False
+                self._tls.verify_mode = ssl.CERT_NONE
+        if username:
+            if password_file is None:
+                raise ConfigError(f"exporter {self.url}: username needs a password_file")
+            try:
+                password = password_file.read_text(encoding="utf-8").strip()
+            except OSError as error:
+                raise ConfigError(
+                    f"exporter {self.url}: password_file {password_file}: {error.strerror or error}"
+                ) from error
+            token = base64.b64encode(f"{username}:{password}".encode()).decode()
+            self._headers["Authorization"] = f"Basic {token}"
+        self._connection: http.client.HTTPConnection | None = None
+        self._keys: dict[str, SeriesKey] = {}
+        self._newest_read_at_s = -math.inf
+
+    def __repr__(self) -> str:
+        return f"ExporterClient({self.url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; a later request opens it again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def key(self, raw: str) -> SeriesKey:
+        """Name and labels of ``name{labels}``, kept: an exporter writes the same ones each time."""
+        found = self._keys.get(raw)
+        if found is None:
+            found = self._keys[raw] = parse_key(raw)
+        return found
+
+    def fetch(self) -> RawAnswer:
+        """One request; nothing is parsed.
+
+        Raises:
+            ExporterUnreachableError: no answer, or not HTTP 200.
+        """
+        requested_at_s = time.time()
+        reused = self._connection is not None
+        try:
+            status, body = self._request()
+        except (http.client.HTTPException, ConnectionError) as error:
+            # An exporter closes a connection that was idle for long, or has been restarted: once more on a new one.
+            self.close()
+            if not reused:
+                raise self._unreachable(error) from error
+            requested_at_s = time.time()
+            try:
+                status, body = self._request()
+            except (OSError, http.client.HTTPException) as again:
+                self.close()
+                raise self._unreachable(again) from again
+        except OSError as error:
+            self.close()
+            raise self._unreachable(error) from error
+        answered_at_s = time.time()
+        if status != 200:
+            raise ExporterUnreachableError(f"exporter {self.url}: HTTP {status}{_beginning(body)}")
+        return RawAnswer(requested_at_s, answered_at_s, body)
+
+    def scrape(self) -> Scrape:
+        """Fetch and parse.
+
+        Raises:
+            ExporterUnreachableError: no answer, not HTTP 200, or no exposition.
+        """
+        answer = self.fetch()
+        return Scrape(answer.requested_at_s, answer.answered_at_s, self.parse(answer.body))
+
+    def parse(self, body: bytes) -> list[tuple[str, float]]:
+        """Samples of a body.
+
+        Raises:
+            ExporterUnreachableError: it is no exposition.
+        """
+        try:
+            return parse_exposition(body.decode("utf-8"))
+        except ValueError as error:
+            raise ExporterUnreachableError(
+                f"exporter {self.url}: what answers is no joulewatch exporter{_beginning(body)}"
+            ) from error
+
+    def describe(self) -> tuple[ExporterRecord, tuple[SensorRecord, ...]]:
+        """What this exporter is and what it measures.
+
+        Raises:
+            ExporterUnreachableError: it does not answer, or what answers is no joulewatch exporter.
+        """
+        answer = self.fetch()
+        info: dict[str, str] | None = None
+        sensors: list[dict[str, str]] = []
+        refresh_s: dict[tuple[str, ...], float] = {}
+        window_s: dict[tuple[str, ...], float] = {}
+        for raw, value in self.parse(answer.body):
+            name = raw.partition("{")[0]
+            if name == catalog.EXPORTER_INFO.name:
+                info = self._labels(raw)
+            elif name == catalog.SENSOR_INFO.name:
+                sensors.append(self._labels(raw))
+            elif name == catalog.SENSOR_REFRESH.name:
+                refresh_s[_sensor_key(self._labels(raw))] = value
+            elif name == catalog.SENSOR_WINDOW.name:
+                window_s[_sensor_key(self._labels(raw))] = value
+        if info is None:
+            raise ExporterUnreachableError(
+                f"exporter {self.url}: what answers is no joulewatch exporter{_beginning(answer.body)}: "
+                "energy of other exporters is read from Prometheus, not at the edges"
+            )
+        record = ExporterRecord(
+            name=self.name,
+            url=self.url,
+            nodename=info.get("nodename", ""),
+            version=info.get("version", ""),
+            emulated=info.get("emulated") == "1",
+        )
+        return record, tuple(
+            self._sensor(labels, refresh_s.get(_sensor_key(labels)), window_s.get(_sensor_key(labels)))
+            for labels in sensors
+        )
+
+    def edge(self, answer: RawAnswer) -> tuple[tuple[EdgeCounter, ...], EdgeClock | None]:
+        """Counters of an answer, with their read timestamps, and what it says of the exporter's clock.
+
+        Raises:
+            ExporterUnreachableError: the answer is no exposition.
+        """
+        energies: list[tuple[str, dict[str, str], float]] = []
+        read_at_s: dict[tuple[str, str], float] = {}
+        for raw, value in self.parse(answer.body):
+            name = raw.partition("{")[0]
+            if name in _SCOPES:
+                energies.append((_SCOPES[name], self._labels(raw), value))
+            elif name == catalog.READ_TIMESTAMP.name:
+                labels = self._labels(raw)
+                read_at_s[labels.get("collector", ""), labels.get("device", "")] = value
+        counters = []
+        for scope, labels, energy_joules in energies:
+            at_s = read_at_s.get((labels.get("collector", ""), labels.get("device", "")))
+            # A counter that does not say when it was read is of no use at an edge.
+            if at_s is not None:
+                sensor = {name: labels.get(name, "") for name in catalog.SENSOR_LABELS}
+                counters.append(
+                    EdgeCounter(exporter=self.name, scope=scope, energy_joules=energy_joules, read_at_s=at_s, **sensor)
+                )
+        return tuple(counters), self._clock(answer, read_at_s)
+
+    def _clock(self, answer: RawAnswer, read_at_s: Mapping[tuple[str, str], float]) -> EdgeClock | None:
+        """Bounds of the exporter's clock minus ours: the newest read was made between request and answer."""
+        reads_s = [at_s for (collector, _), at_s in read_at_s.items() if collector in _READ_FOR_THE_REQUEST]
+        newest_s = max(reads_s, default=-math.inf)
+        if newest_s <= self._newest_read_at_s:
+            return None  # an old reading
+        self._newest_read_at_s = newest_s
+        return EdgeClock(
+            exporter=self.name,
+            lower_s=newest_s - answer.answered_at_s,
+            upper_s=newest_s - answer.requested_at_s,
+        )
+
+    def _sensor(self, labels: Mapping[str, str], refresh_s: float | None, window_s: float | None) -> SensorRecord:
+        try:
+            accuracy = float(labels["accuracy"]) if labels.get("accuracy") else None
+        except ValueError:
+            accuracy = None
+        names = ("scope", *catalog.SENSOR_LABELS, "method", "reads", "model", "source", "resolution")
+        texts = {name: labels.get(name, "") for name in names}
+        return SensorRecord(exporter=self.name, accuracy=accuracy, refresh_s=refresh_s, window_s=window_s, **texts)
+
+    def _labels(self, raw: str) -> dict[str, str]:
+        try:
+            return self.key(raw)[1]
+        except ValueError as error:
+            raise ExporterUnreachableError(f"exporter {self.url}: {error}") from error
+
+    def _request(self) -> tuple[int, bytes]:
+        if self._connection is None:
+            connection: http.client.HTTPConnection
+            if self._tls is not None:
+                connection = http.client.HTTPSConnection(
+                    self._host, self._port, timeout=self._timeout_s, context=self._tls
+                )
+            else:
+                connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+            self._connection = connection
+            connection.connect()
+            connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection.request("GET", self._target, headers=self._headers)
+        response = self._connection.getresponse()
+        body = response.read(LONGEST_BODY)
+        if not response.isclosed():
+            self.close()
+            raise OSError(f"the answer is longer than {LONGEST_BODY} bytes")
+        if response.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        return response.status, body
+
+    def _unreachable(self, error: Exception) -> ExporterUnreachableError:
+        if isinstance(error, TimeoutError):
+            why = f"no answer within {self._timeout_s:g} s"
+        elif isinstance(error, ssl.SSLCertVerificationError):
+            why = f"the certificate does not hold: {error.verify_message}"
+        elif isinstance(error, OSError):
+            why = error.strerror or str(error)
+        else:
+            why = f"no HTTP server answers ({type(error).__name__})"
+        return ExporterUnreachableError(f"exporter {self.url}: {why}: is joulewatch-exporter running there?")
+
+
+def _sensor_key(labels: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(labels.get(name, "") for name in catalog.SENSOR_LABELS)
+
+
+def _beginning(body: bytes) -> str:
+    text = " ".join(body[:200].decode("utf-8", "replace").split())[:60]
+    return f", which begins {text!r}" if text else ", which is empty"

@@ -1,0 +1,274 @@
+"""A client of the Prometheus HTTP API, good for Mimir, Thanos and VictoriaMetrics too.
+
+Authentication, TLS, a tenant's header, a base URL with a path, retries with a deadline, and errors that
+say what answered. Secrets are read from files when the client is made; they are in no error, log or repr.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from joulewatch_harness.clients.options import (
+    QUERY_PATH,
+    PrometheusOptions,
+    check_readable,
+    read_secret,
+    reason_of,
+    without_secrets,
+)
+from joulewatch_harness.errors import QueryError, QueryTooLargeError, QueryUnavailableError
+
+if TYPE_CHECKING:
+    import requests
+
+logger = logging.getLogger(__name__)
+
+RETRY_STATUS: Final = frozenset({429, 500, 502, 503, 504})
+FIRST_BACKOFF_S: Final = 0.25
+LONGEST_BACKOFF_S: Final = 10.0
+PING_RETRY_S: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A raw HTTP answer."""
+
+    status: int
+    text: str
+
+
+class PrometheusClient:
+    """Asks one server; one ``requests.Session``, used by one thread at a time.
+
+    Args:
+        options: the server.
+        retry_s: how long 429, 5xx and connection errors are tried again; 0: never.
+        sleep, monotonic, jitter: for tests.
+
+    Raises:
+        ConfigError: a file with a secret or a certificate cannot be read.
+    """
+
+    def __init__(
+        self,
+        options: PrometheusOptions,
+        *,
+        retry_s: float = 60.0,
+        sleep: Callable[[float], None] = time.sleep,
+        monotonic: Callable[[], float] = time.monotonic,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        import requests
+
+        self.options = options
+        self.url = options.url
+        self._retry_s = retry_s
+        self._sleep = sleep
+        self._monotonic = monotonic
+        self._jitter = jitter
+        self._warned: set[str] = set()
+        self._session = requests.Session()
+        self._session.headers.update(options.headers)
+        self._session.headers["User-Agent"] = "joulewatch"
+        self._session.auth = _auth(options)
+        if options.cert_file is not None:
+            check_readable(options.cert_file, "cert_file")
+            self._session.cert = str(options.cert_file)
+            if options.key_file is not None:
+                check_readable(options.key_file, "key_file")
+                self._session.cert = (str(options.cert_file), str(options.key_file))
+        if options.ca_file is not None:
+            check_readable(options.ca_file, "ca_file")
+        # Given with each request: one in the session alone gives way to REQUESTS_CA_BUNDLE of the environment.
+        self._verify: bool | str = str(options.ca_file) if options.ca_file is not None else not options.insecure
+
+    def __repr__(self) -> str:
+        return f"PrometheusClient({self.url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def get(self, path: str, params: Mapping[str, Any] | None = None, *, retry_s: float | None = None) -> Any:
+        """``data`` of a GET below the base URL, such as ``/api/v1/targets``; errors as of ``post``."""
+        return self._ask("GET", path, params or {}, retry_s)
+
+    def post(self, path: str, data: Mapping[str, Any] | None = None, *, retry_s: float | None = None) -> Any:
+        """``data`` of a POST with form fields, for queries of any length.
+
+        Raises:
+            QueryTooLargeError: HTTP 422.
+            QueryUnavailableError: nothing answers, or 429 or 5xx until the time for retries was over.
+            QueryError: the server's own error text, or an answer that is not a Prometheus'.
+        """
+        return self._ask("POST", path, data or {}, retry_s)
+
+    def query(self, promql: str, at_s: float | None = None, *, retry_s: float | None = None) -> list[dict[str, Any]]:
+        """Run an instant query; the list of series (``metric`` and ``value`` or ``values``).
+
+        Args:
+            promql: the query; with a range selector the answer holds raw samples.
+            at_s: Unix seconds, rounded to ms; None: the server's now.
+            retry_s: instead of the client's own.
+
+        Raises:
+            QueryError: as of ``post``.
+        """
+        data = {"query": promql} if at_s is None else {"query": promql, "time": f"{at_s:.3f}"}
+        answer = self.post(QUERY_PATH, data, retry_s=retry_s)
+        result = answer.get("result") if isinstance(answer, dict) else None
+        if not isinstance(result, list):
+            raise QueryError(f"{self.url}{QUERY_PATH} does not answer like a Prometheus: no list of results")
+        return result
+
+    def ping(self) -> str:
+        """Check that a Prometheus answers; its version, or "" where the server does not tell one.
+
+        Raises:
+            QueryError: nothing answers within a few seconds, or what answers is no Prometheus.
+        """
+        try:
+            info = self.get("/api/v1/status/buildinfo", retry_s=PING_RETRY_S)
+            if isinstance(info, dict) and isinstance(info.get("version"), str):
+                return str(info["version"])
+        except QueryUnavailableError:
+            raise
+        except QueryError as error:
+            # VictoriaMetrics, older Mimir and gateways before them do not have this page.
+            logger.debug("no build information: %s", error)
+        self.query("1", retry_s=PING_RETRY_S)
+        return ""
+
+    def send(self, method: str, url: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
+        """One raw request without retries, any status returned; ``url`` is whole or a path below the base URL.
+
+        Raises:
+            QueryUnavailableError: nothing answers.
+        """
+        full = url if "://" in url else self.url + url
+        response = self._request(method, full, {"data": body, "headers": dict(headers or {})})
+        return Answer(response.status_code, response.text)
+
+    def _ask(self, method: str, path: str, fields_: Mapping[str, Any], retry_s: float | None) -> Any:
+        url = self.url + path
+        values = {**self.options.params, **fields_}
+        argument = {"params" if method == "GET" else "data": values}
+        deadline_s = self._monotonic() + (self._retry_s if retry_s is None else retry_s)
+        for wait_s in self._waits():
+            after_s = 0.0
+            try:
+                response = self._request(method, url, argument)
+            except QueryUnavailableError as error:
+                problem = error
+            else:
+                if response.status_code not in RETRY_STATUS:
+                    return self._data(url, response)
+                problem = QueryUnavailableError(f"{url}: {_error_text(response)}")
+                after_s = _retry_after_s(response.headers.get("Retry-After"))
+            wait_s = max(wait_s, after_s)
+            if self._monotonic() + wait_s > deadline_s:
+                raise problem
+            logger.info("%s; next try in %.1f s", problem, wait_s)
+            self._sleep(wait_s)
+        raise AssertionError("the waits never end")
+
+    def _waits(self) -> Iterator[float]:
+        """Doubling waits, each with jitter, so that many clients do not come back at once."""
+        wait_s = FIRST_BACKOFF_S
+        while True:
+            yield wait_s * (0.5 + self._jitter())
+            wait_s = min(2 * wait_s, LONGEST_BACKOFF_S)
+
+    def _request(self, method: str, url: str, argument: Mapping[str, Any]) -> requests.Response:
+        import requests
+
+        try:
+            # A redirect would turn a POST into a GET, and could carry the credentials elsewhere.
+            response = self._session.request(
+                method, url, timeout=self.options.timeout_s, verify=self._verify, allow_redirects=False, **argument
+            )
+        except requests.RequestException as error:
+            # Not chained: the text of requests' own errors holds the whole URL, and with it params.
+            raise QueryUnavailableError(f"{url}: {reason_of(error, self.options.timeout_s)}") from None
+        if 300 <= response.status_code < 400 and "Location" in response.headers:
+            raise QueryError(
+                f"{url} redirects to {without_secrets(response.headers['Location'])}: give the URL that answers itself"
+            )
+        return response
+
+    def _data(self, url: str, response: requests.Response) -> Any:
+        try:
+            answer = response.json()
+        except (ValueError, RecursionError):
+            answer = None
+        if response.status_code in (401, 403):
+            raise QueryError(
+                f"{url}: {_error_text(response)}: check username, password_file or bearer_token_file "
+                "in the file named by --prometheus.config"
+            )
+        if not isinstance(answer, dict) or answer.get("status") not in ("success", "error"):
+            raise QueryError(
+                f"{url} does not answer like a Prometheus ({_described(response)}): give its base URL, "
+                "such as http://host:9090 or https://host/prometheus"
+            )
+        if answer["status"] == "error" or response.status_code >= 400:
+            text = f"{url}: {_error_text(response)}"
+            raise QueryTooLargeError(text) if response.status_code == 422 else QueryError(text)
+        for warning in answer.get("warnings") or ():
+            if warning not in self._warned:
+                self._warned.add(warning)
+                logger.warning("%s warns: %s", self.url, warning)
+        return answer.get("data")
+
+
+def _auth(options: PrometheusOptions) -> Any:
+    """An auth object in every case: without one, requests would look into ~/.netrc, which beats a header."""
+    from requests.auth import AuthBase, HTTPBasicAuth
+
+    if options.username and options.password_file is not None:
+        return HTTPBasicAuth(options.username.encode(), read_secret(options.password_file, "password_file").encode())
+    token = "" if options.bearer_token_file is None else read_secret(options.bearer_token_file, "bearer_token_file")
+
+    class Bearer(AuthBase):
+        def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+            if token:
+                request.headers["Authorization"] = f"Bearer {token}"
+            return request
+
+    return Bearer()
+
+
+def _error_text(response: requests.Response) -> str:
+    """The server's own words: ``HTTP 422 execution: query processing would load too many samples``."""
+    try:
+        answer = response.json()
+    except (ValueError, RecursionError):
+        answer = None
+    if isinstance(answer, dict) and answer.get("error"):
+        kind = answer.get("errorType") or "error"
+        return f"HTTP {response.status_code} {kind}: {answer['error']}"
+    return _described(response)
+
+
+def _described(response: requests.Response) -> str:
+    kind = response.headers.get("Content-Type", "").partition(";")[0] or "no content type"
+    start = " ".join(response.text[:200].split())[:60]
+    return f"HTTP {response.status_code}, {kind}" + (f", begins {json.dumps(start)}" if start else ", empty")
+
+
+def _retry_after_s(value: str | None) -> float:
+    """Seconds of a Retry-After header; its other form, a date, counts as none: clocks differ."""
+    return min(float(value), 3600.0) if value and re.fullmatch(r"\d{1,6}(\.\d+)?", value.strip()) else 0.0

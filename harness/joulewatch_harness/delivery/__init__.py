@@ -1,0 +1,1 @@
+"""Run annotations on their way to Prometheus: by remote write or a Pushgateway."""

@@ -1,0 +1,182 @@
+"""A run's records as Prometheus samples: what remote write, the Pushgateway and OpenMetrics export share.
+
+The sample of a window lies at the window's end rounded to milliseconds, which is all Prometheus keeps of a
+time; start and duration are values and so exact: the exact end is start + duration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from joulewatch_exporter import catalog
+from joulewatch_exporter.catalog import Metric
+from joulewatch_harness import __version__
+from joulewatch_harness.clocktime import to_ms
+from joulewatch_harness.plan.scenario import OFFLINE
+from joulewatch_harness.records import Configuration, Edge, RunEnd, RunHeader, RunRecord, Window, WindowKind
+
+Labels = tuple[tuple[str, str], ...]
+
+LIVE_PERIOD_MS: Final = 15_000
+"""How often a live series is repeated while nothing changes: well inside Prometheus' look-back of 5 minutes."""
+
+QUANTILES: Final = (("0", "min_s"), ("0.5", "p50_s"), ("0.9", "p90_s"), ("0.99", "p99_s"), ("1", "max_s"))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One value of one series."""
+
+    name: str
+    labels: Labels
+    """Sorted by name; without ``__name__`` and without empty values, which Prometheus does not keep."""
+    at_ms: int
+    """Unix milliseconds."""
+    value: float
+
+
+def sample(metric: Metric, labels: Mapping[str, str], at_ms: int, value: float) -> Sample:
+    """A sample of a metric of the catalog."""
+    return Sample(metric.name, tuple(sorted((k, v) for k, v in labels.items() if v)), at_ms, float(value))
+
+
+def window_samples(window: Window) -> list[Sample]:
+    """Everything Prometheus is told of a window, all at its end."""
+    at_ms = to_ms(window.end_s)
+    labels = {"run": window.run, "configuration": window.configuration, "kind": window.kind, "phase": window.phase}
+    samples = [
+        sample(catalog.WINDOW_START, labels, at_ms, window.start_s),
+        sample(catalog.WINDOW_DURATION, labels, at_ms, window.duration_s),
+        sample(catalog.WINDOW_CLOCK_ERROR, labels, at_ms, window.clock_error_s),
+        sample(catalog.WINDOW_INFERENCES, labels, at_ms, window.inferences),
+        sample(catalog.WINDOW_BATCHES, labels, at_ms, window.batches),
+        sample(catalog.WINDOW_BATCH_SIZE, labels, at_ms, window.batch_size),
+        sample(catalog.WINDOW_REPEAT, labels, at_ms, window.repeat),
+    ]
+    if window.latency is not None:
+        samples += [
+            sample(catalog.WINDOW_LATENCY, {**labels, "quantile": quantile}, at_ms, getattr(window.latency, name))
+            for quantile, name in QUANTILES
+        ]
+    for phase, spent in window.phases.items():
+        in_phase = {**labels, "phase": phase}
+        samples.append(sample(catalog.WINDOW_PHASE_SECONDS, in_phase, at_ms, spent.total_s))
+        samples.append(sample(catalog.WINDOW_PHASE_SPANS, in_phase, at_ms, spent.count))
+    samples += [
+        sample(catalog.WINDOW_UNITS, {**labels, "unit": unit}, at_ms, count) for unit, count in window.counts.items()
+    ]
+    samples += [sample(catalog.WINDOW_FLAG, {**labels, "flag": flag}, at_ms, 1) for flag in dict.fromkeys(window.flags)]
+    for name, edge in (("start", window.start_edge), ("end", window.end_edge)):
+        if edge is not None:
+            samples += _edge_samples(edge, {**labels, "edge": name}, at_ms)
+    return samples
+
+
+def _edge_samples(edge: Edge, labels: Mapping[str, str], at_ms: int) -> list[Sample]:
+    samples = []
+    read_at: dict[tuple[str, str, str], float] = {}
+    for counter in edge.counters:
+        sensor = {
+            "exporter": counter.exporter,
+            "scope": counter.scope,
+            "collector": counter.collector,
+            "component": counter.component,
+            "device": counter.device,
+            "domain": counter.domain,
+        }
+        samples.append(sample(catalog.WINDOW_EDGE_JOULES, {**labels, **sensor}, at_ms, counter.energy_joules))
+        read_at[counter.exporter, counter.collector, counter.device] = counter.read_at_s
+    for (exporter, collector, device), at_s in read_at.items():
+        device_labels = {**labels, "exporter": exporter, "collector": collector, "device": device}
+        samples.append(sample(catalog.WINDOW_EDGE_TIMESTAMP, device_labels, at_ms, at_s))
+    for clock in edge.clocks:
+        for bound, value in (("lower", clock.lower_s), ("upper", clock.upper_s)):
+            bound_labels = {**labels, "exporter": clock.exporter, "bound": bound}
+            samples.append(sample(catalog.WINDOW_EDGE_CLOCK, bound_labels, at_ms, value))
+    return samples
+
+
+def status_sample(header: RunHeader, end: RunEnd | None) -> Sample:
+    """The run's status: ``running`` at its start, or how it ended, at its end."""
+    status, at_s = ("running", header.started_at_s) if end is None else (end.status, end.ended_at_s)
+    return sample(catalog.RUN_STATUS, {"run": header.run, "status": status}, to_ms(at_s), header.started_at_s)
+
+
+def run_labels(header: RunHeader, configuration: Configuration) -> dict[str, str]:
+    """The labels that every series of a running configuration has."""
+    return {
+        "run": header.run,
+        "configuration": configuration.name,
+        "network": configuration.network,
+        "runtime": configuration.runtime,
+        "precision": configuration.precision,
+    }
+
+
+def info_sample(header: RunHeader, configuration: Configuration, at_ms: int) -> Sample:
+    """The configuration as found after loading, and the machine it ran on."""
+    labels = {
+        **run_labels(header, configuration),
+        "actual_precision": configuration.actual_precision,
+        "provider": configuration.provider,
+        "runtime_version": configuration.runtime_version,
+        "scenario": configuration.scenario or OFFLINE,
+        "server_rate_per_second": f"{configuration.server_rate_per_s:g}" if configuration.server_rate_per_s else "",
+        "hardware": header.hardware,
+        "nodename": header.told("host"),
+        "kernel": header.told("kernel"),
+        "governor": header.told("cpu", "governor"),
+        "model_sha256": configuration.model_sha256,
+        "plan_sha256": header.plan_sha256,
+        "exporters": ",".join(exporter.name for exporter in header.exporters),
+        "schema": str(header.schema),
+        "version": header.told("versions", "joulewatch") or __version__,
+    }
+    return sample(catalog.RUN_INFO, labels, at_ms, 1)
+
+
+def active_sample(
+    run: str, configuration: str, kind: WindowKind, batch_size: int, at_ms: int, value: float = 1.0
+) -> Sample:
+    """A window is open."""
+    labels = {"run": run, "configuration": configuration, "kind": kind, "batch_size": str(batch_size)}
+    return sample(catalog.WINDOW_ACTIVE, labels, at_ms, value)
+
+
+def live_samples(record: RunRecord) -> list[Sample]:
+    """The live view of a run that is over: its open windows as 1 and then 0, batch sizes, inferences so far.
+
+    Text cannot say that a series ended, as delivery does with a stale marker; 0 shades no region either.
+    """
+    configurations = {configuration.name: configuration for configuration in record.configurations}
+    inferences = dict.fromkeys(configurations, 0)
+    samples = []
+    for window in record.windows:
+        if window.kind == "phase":
+            continue
+        start_ms, end_ms = to_ms(window.start_s), to_ms(window.end_s)
+        times = [*range(start_ms, end_ms, LIVE_PERIOD_MS), end_ms]
+        active = (window.run, window.configuration, window.kind, window.batch_size)
+        samples += [active_sample(*active, at_ms) for at_ms in times]
+        samples.append(active_sample(*active, end_ms + 1, 0.0))
+        configuration = configurations.get(window.configuration)
+        if configuration is not None and window.kind != "setup":
+            if window.kind == "measure":
+                inferences[configuration.name] += window.inferences
+            labels = run_labels(record.header, configuration)
+            samples += [sample(catalog.RUN_BATCH_SIZE, labels, at_ms, window.batch_size) for at_ms in times]
+            samples.append(sample(catalog.RUN_INFERENCES, labels, end_ms, inferences[configuration.name]))
+    return samples
+
+
+def by_series(samples: Iterable[Sample]) -> dict[tuple[str, Labels], list[Sample]]:
+    """Samples grouped by series and ascending in time, one per millisecond (the last told wins).
+
+    A receiver answers 204 to two samples of one series in descending order and silently loses one.
+    """
+    grouped: dict[tuple[str, Labels], dict[int, Sample]] = {}
+    for item in samples:
+        grouped.setdefault((item.name, item.labels), {})[item.at_ms] = item
+    return {key: [by_ms[at_ms] for at_ms in sorted(by_ms)] for key, by_ms in sorted(grouped.items())}

@@ -1,0 +1,1 @@
+"""What to run: the plan, how it is parsed, its steps and scenarios."""

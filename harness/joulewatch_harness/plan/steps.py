@@ -1,0 +1,99 @@
+"""The steps of a plan in the order in which the runner takes them, and how long they take."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass
+
+from joulewatch_harness.plan.plan import (
+    MINIMUM_WINDOW_S,
+    PHASE_COST_PAIRS,
+    PHASE_COST_S,
+    PHASE_PASS_S,
+    PHASES_SEPARATE,
+    REFRESHES_PER_WINDOW,
+    Plan,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class IdleStep:
+    """Nothing runs."""
+
+    loaded: bool
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadStep:
+    """All networks are loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasureStep:
+    """One window of one configuration at one batch size."""
+
+    configuration: str
+    batch_size: int
+    repeat: int
+    """From 0; the first one warms up until steady, the later ones only settle."""
+    window_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStep:
+    """Phases of one configuration at one batch size, outside the energy windows, and what recording them costs."""
+
+    configuration: str
+    batch_size: int
+
+
+Step = IdleStep | LoadStep | MeasureStep | PhaseStep
+
+
+def window_length_s(plan: Plan, refresh_s: float | None) -> float:
+    """How long a window lasts: the plan's length, at least 1 s and 20 refresh periods, at most ``max_window_s``.
+
+    Args:
+        plan: The plan.
+        refresh_s: Refresh period of the slowest sensor that is summed; None: not known.
+    """
+    wanted = max(plan.window_s, MINIMUM_WINDOW_S, REFRESHES_PER_WINDOW * (refresh_s or 0.0))
+    return min(wanted, plan.max_window_s)
+
+
+def steps(plan: Plan, refresh_s: float | None = None) -> tuple[Step, ...]:
+    """The plan in order: idle, load, idle, the rounds, idle.
+
+    Every round goes over all configurations and batch sizes in an order of its own, drawn from the seed: a
+    machine that drifts then spoils all of them alike.
+    """
+    window_s = window_length_s(plan, refresh_s)
+    cells = list(itertools.product((item.name for item in plan.configurations), plan.batch_sizes))
+    sorted_cells = tuple(cells)
+    shuffle = random.Random(plan.seed).shuffle
+    rounds: list[Step] = []
+    for repeat in range(plan.rounds):
+        shuffle(cells)
+        rounds += [MeasureStep(name, batch_size, repeat, window_s) for name, batch_size in cells]
+    return (
+        IdleStep(loaded=False, duration_s=plan.idle_s),
+        LoadStep(),
+        IdleStep(loaded=True, duration_s=plan.idle_s),
+        *rounds,
+        *(PhaseStep(name, size) for name, size in sorted_cells if plan.phases == PHASES_SEPARATE),
+        IdleStep(loaded=True, duration_s=plan.idle_s),
+    )
+
+
+def estimate_s(plan: Plan, step: Step) -> float:
+    """About how long a step takes, for the time left; a batch so slow that ten need longer is not foreseen."""
+    if isinstance(step, IdleStep):
+        return step.duration_s + plan.settle_s
+    if isinstance(step, LoadStep):
+        return 0.5 * len(plan.configurations)
+    if isinstance(step, PhaseStep):
+        return PHASE_PASS_S + 2 * PHASE_COST_PAIRS * PHASE_COST_S + plan.settle_s
+    before_s = 0.5 * (plan.warmup_s + plan.max_warmup_s) if step.repeat == 0 else plan.settle_s
+    return before_s + step.window_s + plan.settle_s + 0.1

@@ -1,0 +1,1 @@
+"""Runs a plan: windows, edges, processes, progress."""

@@ -1,0 +1,139 @@
+"""Drive a network in one scenario: back to back, one query at a time, or at Poisson arrivals."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any, Protocol
+
+from joulewatch_harness.network import Network, Phases
+from joulewatch_harness.plan.scenario import IDLE_PHASE, Scenario
+
+
+class ScenarioClock(Protocol):
+    """What a driver needs of a clock."""
+
+    def monotonic_ns(self) -> int: ...
+
+    def sleep(self, duration_s: float) -> None: ...
+
+
+class _RealClock:
+    def monotonic_ns(self) -> int:
+        return time.monotonic_ns()
+
+    def sleep(self, duration_s: float) -> None:
+        time.sleep(duration_s)
+
+
+class Driver(Protocol):
+    """A network that is asked by the rules of a scenario."""
+
+    waited_ns: int
+    """How long the last query waited in line."""
+
+    def begin(self, seed: str) -> None:
+        """A span of calls begins: whatever was scheduled before is forgotten."""
+        ...
+
+    def run(self, batches: int, phases: Phases) -> None:
+        """Serve exactly so many queries."""
+        ...
+
+
+class OfflineDriver:
+    """Back to back: the network as it is."""
+
+    def __init__(self, network: Network) -> None:
+        self.waited_ns = 0
+        self.run = network.run
+
+    def begin(self, seed: str) -> None:
+        """Nothing is scheduled."""
+
+
+class SingleStreamDriver:
+    """One query at a time, each with its own latency."""
+
+    def __init__(self, network: Network, clock: ScenarioClock) -> None:
+        self.waited_ns = 0
+        self._network = network
+        self._now_ns = clock.monotonic_ns
+
+    def begin(self, seed: str) -> None:
+        """Nothing is scheduled."""
+
+    def run(self, batches: int, phases: Phases) -> None:
+        """One call of the network's ``run`` for every query."""
+        run, now_ns, marks = self._network.run, self._now_ns, phases.batch_ends_ns
+        for _ in range(batches):
+            before = len(marks)
+            start_ns = now_ns()
+            run(1, phases)
+            end_ns = now_ns()
+            # A network's own mark may come before its device has finished; its return does not.
+            del marks[before:]
+            marks.append(end_ns)
+            phases.latencies_ns.append(end_ns - start_ns)
+
+
+class ServerDriver:
+    """Queries that arrive at random; latency from the scheduled arrival.
+
+    Between queries this sleeps: the wake-up, some 0.1 ms, is part of a query's latency, as it is of any server's.
+    """
+
+    def __init__(self, network: Network, rate_per_s: float, clock: ScenarioClock) -> None:
+        self.waited_ns = 0
+        self._network = network
+        self._clock = clock
+        self._mean_ns = 1e9 / rate_per_s
+        self._random = random.Random()
+        self._arrival_ns: float | None = None
+
+    def begin(self, seed: str) -> None:
+        """Draw another sequence of arrivals, from now on; nobody is in line."""
+        self._random = random.Random(seed)
+        self._arrival_ns = None
+
+    def run(self, batches: int, phases: Phases) -> None:
+        """Serve the next ``batches`` arrivals."""
+        clock, marks = self._clock, phases.batch_ends_ns
+        for _ in range(batches):
+            last_ns = float(clock.monotonic_ns()) if self._arrival_ns is None else self._arrival_ns
+            # Arrivals are worked out from one another, never from when a query was done.
+            self._arrival_ns = last_ns + self._random.expovariate(1.0) * self._mean_ns
+            arrival_ns = int(self._arrival_ns)
+            now_ns = clock.monotonic_ns()
+            if now_ns < arrival_ns:
+                clock.sleep((arrival_ns - now_ns) * 1e-9)
+                start_ns = clock.monotonic_ns()
+                phases.add(IDLE_PHASE, now_ns, start_ns)
+            else:
+                start_ns = now_ns
+            self.waited_ns = max(0, start_ns - arrival_ns)
+            before = len(marks)
+            self._network.run(1, phases)
+            end_ns = clock.monotonic_ns()
+            del marks[before:]
+            marks.append(end_ns)
+            phases.latencies_ns.append(end_ns - arrival_ns)
+
+
+def local_driver(network: Network, scenario: Scenario, clock: ScenarioClock | None = None) -> Driver:
+    """The driver of a network in this process."""
+    clock = clock or _RealClock()
+    if scenario.name == "single_stream":
+        return SingleStreamDriver(network, clock)
+    if scenario.name == "server":
+        return ServerDriver(network, scenario.rate_per_s, clock)
+    return OfflineDriver(network)
+
+
+def driver_of(network: Network, scenario: Scenario, clock: ScenarioClock | None = None) -> Driver:
+    """The driver of a network, wherever it lives."""
+    own: Any = getattr(network, "driver", None)
+    if callable(own):
+        driver: Driver = own(scenario)
+        return driver
+    return local_driver(network, scenario, clock)

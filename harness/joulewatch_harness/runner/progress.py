@@ -1,0 +1,143 @@
+"""How far a run is: a bar with the time left on a terminal, one plain line per step otherwise.
+
+Everything goes to stderr. The bar is drawn between steps, and inside long ones at most every five seconds:
+drawing costs about a millisecond of the very processor that is being measured.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Self, TextIO
+
+from joulewatch_harness.plan.plan import Plan
+from joulewatch_harness.plan.steps import Step, estimate_s
+
+REDRAW_S: Final = 5.0
+TRUST: Final = 0.1
+"""Share of the whole estimate that is believed before anything is known."""
+
+
+class RunProgress:
+    """Follows the runner's steps (the ``Reporter`` of ``runner``)."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        steps: Sequence[Step],
+        *,
+        stream: TextIO | None = None,
+        bar: bool | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Work out the estimate; nothing is written before the first step.
+
+        Args:
+            plan: The plan.
+            steps: Its steps.
+            stream: Where to write; stderr by default.
+            bar: Draw a bar; by default when the stream is a terminal.
+            monotonic: Seconds; for tests.
+        """
+        self._plan = plan
+        self._stream = sys.stderr if stream is None else stream
+        self._monotonic = monotonic
+        self._count = len(steps)
+        self._done = 0
+        self.total_s: Final = sum(estimate_s(plan, step) for step in steps)
+        self._estimated_done_s = 0.0
+        self._actual_done_s = 0.0
+        self._step_started_s = monotonic()
+        self._drawn_s = float("-inf")
+        self._bar: Any = None
+        self._task: Any = None
+        if bar if bar is not None else self._stream.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+            self._bar = Progress(
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[left]}"),
+                TextColumn("{task.fields[step]}"),
+                console=Console(file=self._stream),
+                auto_refresh=False,
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=self.total_s, step="", left="")
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begin(self, step: Step, text: str) -> None:
+        """A step begins."""
+        self._step_started_s = self._monotonic()
+        self._draw(text)
+
+    def tick(self) -> None:
+        """The step goes on."""
+        if self._bar is not None and self._monotonic() - self._drawn_s >= REDRAW_S:
+            self._draw(None)
+
+    def done(self, step: Step, text: str) -> None:
+        """A step is done, or left out."""
+        now_s = self._monotonic()
+        self._done += 1
+        self._estimated_done_s += estimate_s(self._plan, step)
+        self._actual_done_s += now_s - self._step_started_s
+        self._step_started_s = now_s
+        if self._bar is None:
+            width = len(str(self._count))
+            self._stream.write(f"[{self._done:{width}}/{self._count}] {text} ({duration(self.left_s())} left)\n")
+            self._stream.flush()
+        else:
+            self._draw(text)
+
+    def note(self, text: str) -> None:
+        """Something that a person should know now."""
+        if self._bar is None:
+            self._stream.write(f"note: {text}\n")
+            self._stream.flush()
+        else:
+            self._bar.console.print(f"note: {text}", markup=False, highlight=False)
+
+    def left_s(self) -> float:
+        """Time left: the estimate of what is to come, times how right the estimate has been so far.
+
+        A tenth of the whole counts as having gone as estimated, or the first steps alone would swing it.
+        """
+        prior_s = TRUST * self.total_s
+        so_far = (self._actual_done_s + prior_s) / (self._estimated_done_s + prior_s) if prior_s > 0.0 else 1.0
+        return max(0.0, self.total_s - self._estimated_done_s) * so_far
+
+    def _draw(self, text: str | None) -> None:
+        if self._bar is None:
+            return
+        in_step_s = self._monotonic() - self._step_started_s
+        self._drawn_s = self._monotonic()
+        self._bar.update(
+            self._task,
+            completed=min(self._estimated_done_s + in_step_s, self.total_s),
+            left=f"{duration(max(0.0, self.left_s() - in_step_s))} left",
+            **({} if text is None else {"step": text}),
+        )
+        self._bar.refresh()
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: ``42 s``, ``5 min 10 s``, ``3 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"

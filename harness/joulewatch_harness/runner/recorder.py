@@ -1,0 +1,99 @@
+"""Scrapes an exporter into a recording, at a fixed rate, in a thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Self
+
+from joulewatch_harness.clients.exporter import ExporterClient, Scrape
+from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, RecordError
+from joulewatch_harness.storage.recording import DEFAULT_RATE_HZ, NS, RecordingWriter
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Scrapes exporters into a recording, one thread for each, so that a hanging one delays no other.
+
+    Args:
+        clients: its own ones: a client serves one thread; closed by ``stop``.
+        writer: the recording; stays the caller's.
+        rate_hz: scrapes per second of each exporter, on deadlines worked out from the first one.
+    """
+
+    def __init__(
+        self, clients: Sequence[ExporterClient], writer: RecordingWriter, *, rate_hz: float = DEFAULT_RATE_HZ
+    ) -> None:
+        if not 0 < rate_hz <= 1000:
+            raise ConfigError(f"rate_hz {rate_hz:g}: wants scrapes per second, above 0 and up to 1000")
+        self._clients = tuple(clients)
+        self._writer = writer
+        self._period_ns = round(NS / rate_hz)
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._record, args=(client,), name=f"recorder {client.name}", daemon=True)
+            for client in self._clients
+        ]
+        self.error: RecordError | None = None
+        """Why scrapes could not be written (disk full); it is tried on, and the gap is named in the recording."""
+
+    def start(self) -> None:
+        """Begin scraping."""
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Make one last scrape of each exporter, so that the last window is bracketed, and end."""
+        self._stop.set()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+        for client in self._clients:
+            client.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _record(self, client: ExporterClient) -> None:
+        first_ns = time.monotonic_ns()
+        count = 0
+        failing = False
+        lost_from_s: float | None = None
+        while True:
+            last = self._stop.is_set()
+            started_at_s = time.time()
+            problem = ""
+            scrape: Scrape | None = None
+            try:
+                scrape = client.scrape()
+            except ExporterUnreachableError as error:
+                problem = str(error)
+            if bool(problem) != failing:
+                failing = bool(problem)
+                logger.warning("%s", problem or f"exporter {client.name} answers again")
+            try:
+                if lost_from_s is not None:
+                    self._writer.add_failure(client, lost_from_s, started_at_s, f"not written: {self.error}")
+                    logger.warning("%s: recording goes on", self._writer.path)
+                    lost_from_s = None
+                if scrape is not None:
+                    self._writer.add_scrape(client, scrape)
+                else:
+                    self._writer.add_failure(client, started_at_s, time.time(), problem)
+            except RecordError as error:
+                if lost_from_s is None:
+                    logger.error("recording waits: %s", error)
+                    lost_from_s = started_at_s
+                self.error = error
+            if last:
+                return
+            # The next deadline of the grid that is still ahead: one that was missed is not made up for.
+            count = max(count + 1, (time.monotonic_ns() - first_ns) // self._period_ns + 1)
+            self._stop.wait((first_ns + count * self._period_ns - time.monotonic_ns()) / NS)

@@ -1,0 +1,45 @@
+"""FINN: dataflow accelerators on FPGAs, driven through the Python driver that FINN generated for them.
+
+The network is the folder that the build left: ``deploy``, the folder above it, or the ``driver`` folder itself.
+Two generations of drivers are known: FINN's own (``driver.py`` with ``driver_base.FINNExampleOverlay``) and
+FINN+'s (``settings.json``, with the overlay classes in the folder's ``driver.py`` or in the package
+``finn_plus_driver``). Two ways to run them:
+
+- ``mode: dma``, the way an application uses the accelerator: the host packs the input, copies it, launches,
+  copies back, unpacks; each step is a phase, called one by one (``driver.py``);
+- ``mode: instrumentation``, FINN+ builds only: the design feeds itself on the chip, the host sleeps
+  (``instrumentation.py``). The difference of the two configurations is what the driver costs.
+
+FINN's C++ driver is linked into a child process (``harness/children/finn_cpp``) and run with runtime ``process``;
+what its own program prints is read by ``text.py``, for times only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from joulewatch_harness.network import Network
+from joulewatch_harness.runtimes.finn.build import find_build
+from joulewatch_harness.runtimes.finn.card import Card
+from joulewatch_harness.runtimes.finn.driver import DmaNetwork
+from joulewatch_harness.runtimes.finn.instrumentation import InstrumentationNetwork
+from joulewatch_harness.runtimes.finn.options import Options
+
+
+def open_network(network: str, precision: str, options: Mapping[str, str]) -> Network:
+    """The entry point named in ``runtimes.RUNTIMES``; nothing of the driver is imported yet.
+
+    Args:
+        network: Folder of the build.
+        precision: What results are to call it: a driver does not know the widths inside its accelerator.
+        options: See ``Options``.
+
+    Raises:
+        ConfigError: no such folder, no driver or bit file in it, an unknown option, a mode the build does not have.
+    """
+    parsed = Options.parse(options)
+    build = find_build(network, parsed)
+    card = Card(build, parsed)
+    if build.mode(parsed.mode) == "instrumentation":
+        return InstrumentationNetwork(card)
+    return DmaNetwork(card)

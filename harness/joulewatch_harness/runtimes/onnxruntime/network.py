@@ -1,0 +1,596 @@
+"""ONNX Runtime: any ``.onnx`` file, and the built-in networks.
+
+Inputs are bound once per batch size, where the provider computes: in host memory, or in that of a GPU, where the
+outputs stay too (``copies=true`` makes the copies a part of each batch). Other providers copy as they see fit: there
+the copies are part of ``execute``.
+What the session really computes in is read from the graph that ONNX Runtime itself optimised, never from
+what was asked for: a quantised file may fall back to float, a provider to the CPU, single operators to another
+provider, float32 to TF32, all without a word.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto
+
+from joulewatch_harness import networks
+from joulewatch_harness.errors import ConfigError, NetworkError
+from joulewatch_harness.names import refuse_unknown, unknown
+from joulewatch_harness.network import MarksOnly, Phases
+from joulewatch_harness.networks import cost as graphs
+from joulewatch_harness.networks.cost import MAC_OPS, cost_details
+from joulewatch_harness.plan.plan import NATIVE
+from joulewatch_harness.runtimes import ANY_PRECISION, flag
+from joulewatch_harness.runtimes.onnxruntime import tracing as onnxruntime_trace
+from joulewatch_harness.runtimes.shared import tracing
+from joulewatch_harness.runtimes.shared.inputs import (
+    Batches,
+    Input,
+    InputOptions,
+    broken,
+    check_types,
+    parse_count,
+)
+from joulewatch_harness.runtimes.shared.model_files import choice, find_source, fingerprint
+from joulewatch_harness.runtimes.shared.outputs import TOLERANCES, check_close, check_finite
+from joulewatch_harness.traces import Trace, write_trace
+
+if TYPE_CHECKING:
+    from joulewatch_harness.networks import Arrays
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PROVIDER: Final = "CPUExecutionProvider"
+CUDA: Final = "CUDAExecutionProvider"
+TENSORRT: Final = "TensorrtExecutionProvider"
+DEVICE_OF: Final[Mapping[str, str]] = {CUDA: "cuda", TENSORRT: "cuda"}
+"""Providers whose memory inputs and outputs can be bound in -> what ONNX Runtime calls that memory."""
+TF32_SWITCH: Final = "NVIDIA_TF32_OVERRIDE"
+"""A variable of the environment; at 0, NVIDIA's libraries compute no TF32; TensorRT's provider has no other way."""
+LEVELS: Final = ("disabled", "basic", "extended", "all")
+_DTYPES: Final[Mapping[str, str]] = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(int16)": "int16",
+    "tensor(int8)": "int8",
+    "tensor(uint64)": "uint64",
+    "tensor(uint32)": "uint32",
+    "tensor(uint16)": "uint16",
+    "tensor(uint8)": "uint8",
+    "tensor(bool)": "bool",
+}
+_INTEGER_OPS: Final = frozenset(
+    {
+        "QLinearConv", "QLinearMatMul", "QGemm", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat",
+        "DynamicQuantizeMatMul", "QAttention", "NhwcQLinearConv", "QLinearConvTranspose",
+    }
+)  # fmt: skip
+_FLOAT_OPS: Final = frozenset(
+    {
+        "Conv", "FusedConv", "NhwcFusedConv", "NhwcConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul",
+        "FusedMatMul", "FusedMatMulActivation", "MatMulNBits", "Attention", "MultiHeadAttention", "Einsum",
+        "LSTM", "GRU", "RNN",
+    }
+)  # fmt: skip
+_FLOAT_NAMES: Final[Mapping[int, str]] = {
+    TensorProto.FLOAT: "fp32",
+    TensorProto.FLOAT16: "fp16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.DOUBLE: "fp64",
+}
+_LARGEST_REREAD_BYTES: Final = 1 << 30
+"""Above this the optimised graph is not written out to be looked at; the file itself is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What can be set with ``--option KEY=VALUE``, or under ``options`` in a plan."""
+
+    threads: int | None = None
+    """Threads inside an operator; None: ONNX Runtime's choice, one per physical core."""
+    inter_threads: int | None = None
+    """Above 1: operators run side by side."""
+    spinning: bool = True
+    """Threads wait busily for work: faster, and draws power between batches."""
+    provider: str = DEFAULT_PROVIDER
+    optimization: str = "all"
+    device_id: int | None = None
+    """Which GPU; None: the first."""
+    tf32: bool | None = None
+    """None: as the precision says. The provider's own default is on."""
+    copies: bool = False
+    """Inputs come from host memory and outputs go back to it, in each batch."""
+    any_provider: bool = False
+    """Operators that compute may run on another provider than the one asked for; which ones is told."""
+    any_precision: bool = False
+    data: InputOptions = field(default_factory=InputOptions)
+
+    @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        """The options by name."""
+        return (*(key for key in cls.__dataclass_fields__ if key != "data"), *InputOptions.KEYS)
+
+    @classmethod
+    def parse(cls, words: Mapping[str, str]) -> Options:
+        """Turn strings into options.
+
+        Raises:
+            ConfigError: an unknown key or a bad value; the text names it.
+        """
+        refuse_unknown("onnxruntime", "option", words, cls.keys())
+        found = cls(
+            threads=parse_count("onnxruntime", words, "threads", least=1),
+            inter_threads=parse_count("onnxruntime", words, "inter_threads", least=1),
+            spinning=flag(words, "spinning", True),
+            provider=words.get("provider", DEFAULT_PROVIDER),
+            optimization=choice("onnxruntime", words, "optimization", LEVELS, "all"),
+            device_id=parse_count("onnxruntime", words, "device_id", least=0),
+            tf32=flag(words, "tf32") if "tf32" in words else None,
+            copies=flag(words, "copies"),
+            any_provider=flag(words, "any_provider"),
+            any_precision=flag(words, ANY_PRECISION),
+            data=InputOptions.parse("onnxruntime", words),
+        )
+        if found.provider not in DEVICE_OF:
+            for key in ("device_id", "tf32", "copies"):
+                if key in words:
+                    raise ConfigError(
+                        f"onnxruntime: option {key} is for GPUs, but the provider is {found.provider}: "
+                        f"leave it out, or set provider={CUDA}"
+                    )
+        return found
+
+
+def open_network(network: str, precision: str, options: Mapping[str, str]) -> OnnxRuntimeNetwork:
+    """The entry point named in ``runtimes.RUNTIMES``.
+
+    Raises:
+        ConfigError: unknown network, option or precision; no such file.
+    """
+    # TF32 is a way to compute, not to store.
+    stored = "fp32" if precision == "tf32" else precision
+    source, rest = find_source("onnxruntime", network, stored, options, Options.keys())
+    return OnnxRuntimeNetwork(source, precision, Options.parse(rest))
+
+
+class OnnxRuntimeNetwork:
+    """A model file in an ONNX Runtime session (the protocol of ``joulewatch_harness.network``)."""
+
+    def __init__(self, source: networks.ModelSource, precision: str, options: Options) -> None:
+        self._source = source
+        self._asked = precision
+        self._options = options
+        self._tf32 = options.tf32 if options.tf32 is not None else precision == "tf32"
+        self._session: Any = None
+        self._binding: Any = None
+        self._inputs: tuple[Input, ...] = ()
+        self._precision = ""
+        self._integer_ops = ""
+        self._elsewhere = ""
+        self._uploads: list[tuple[Any, Any]] = []
+        """Where each input lies on the device, and what is copied there."""
+        self._sha256 = ""
+        self._cost: Mapping[str, str] = {}
+        self._batch = 0
+        self._batches = Batches("", (), source, {})
+
+    def describe(self) -> Mapping[str, Any]:
+        """Runtime, provider and precision as they are; before ``load`` only the file is known."""
+        told: dict[str, Any] = {
+            "runtime": "onnxruntime",
+            "runtime_version": onnxruntime.__version__,
+            "model_file": self._source.path.name,
+            "optimization": self._options.optimization,
+            "spinning": str(self._options.spinning).lower(),
+            **self._source.details,
+            **self._cost,
+        }
+        if self._session is not None:
+            provider = self._session.get_providers()[0]
+            told |= {
+                "provider": provider,
+                "device": self._device(provider),
+                "precision": self._precision,
+                "integer_ops": self._integer_ops,
+                "threads": self._threads,
+                "model_sha256": self._sha256,
+                "inputs": " ".join(item.text() for item in self._inputs),
+                "outputs": " ".join(item.text() for item in map(_input, self._session.get_outputs())),
+            }
+            if provider != DEFAULT_PROVIDER:
+                told["nodes_elsewhere"] = self._elsewhere
+                told["copies"] = "included" if self._options.copies or provider not in DEVICE_OF else "excluded"
+            if provider in DEVICE_OF:
+                told["tf32"] = str(self._tf32).lower()
+        return told
+
+    def load(self) -> None:
+        """Create the session, and read back what became of the model.
+
+        Raises:
+            ConfigError: the file is missing or broken, the provider unknown, an input of no supported type; float32
+                that TensorRT would compute in TF32.
+            NetworkError: ONNX Runtime fell back to another provider, for the whole network or for some of its work; it
+                has started fewer threads than asked for.
+        """
+        path, options = self._source.path, self._options
+        onnxruntime.set_default_logger_severity(3)
+        available = onnxruntime.get_available_providers()
+        if options.provider not in available:
+            raise ConfigError(f"onnxruntime: {unknown('provider', options.provider, available)}")
+        self._sha256 = fingerprint(path)
+        size = path.stat().st_size
+        before = _own_threads()
+        with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
+            optimized = Path(scratch) / "optimized.onnx" if size <= _LARGEST_REREAD_BYTES else None
+            try:
+                self._session = self._open(optimized)
+            except Exception as error:
+                # A provider that compiles parts of the graph cannot write them out: look at the file instead.
+                if optimized is None or options.provider == DEFAULT_PROVIDER:
+                    raise broken(path, error) from error
+                try:
+                    self._session, optimized = self._open(None), None
+                except Exception as second:
+                    raise broken(path, second) from second
+            graph = optimized if optimized is not None and optimized.is_file() else path
+            self._precision, self._integer_ops = actual_precision(graph)
+            self._read_back_tensorrt(graph)
+        active = self._session.get_providers()[0]
+        if active != options.provider:
+            self.close()
+            raise NetworkError(
+                f"{path.name}: provider {options.provider} was asked for, but ONNX Runtime fell back to {active}; "
+                "its libraries are missing or found no device"
+            )
+        self._check_assignment()
+        self._read_back_threads(len(_own_threads() - before))
+        self._inputs = tuple(map(_input, self._session.get_inputs()))
+        check_types(self._inputs, f"model file {path}")
+        self._batches = options.data.batches(path.name, self._inputs, self._source)
+        if "macs_per_inference" not in self._source.details:
+            self._cost = cost_details(path, self._sizes())
+
+    def prepare(self, batch: int) -> None:
+        """Make, check and bind the inputs of one batch.
+
+        Raises:
+            UnsupportedBatchError: the model's batch axis is fixed to another size.
+            ConfigError: a symbolic dimension has no size; the text says how to give it one.
+        """
+        self._batches.check_size(batch)
+        self._binding, self._uploads = self._bound(self._session, batch)
+        self._batch = batch
+
+    def run(self, batches: int, phases: Phases) -> None:
+        """Run the bound batch ``batches`` times; without the option ``copies``, ``execute`` is the whole of it.
+
+        Each run of a session ends when its device has finished.
+        """
+        if self._options.copies:
+            self._run_with_copies(batches, phases)
+        else:
+            phases.repeat(batches, functools.partial(self._session.run_with_iobinding, self._binding))
+        if self._options.provider in DEVICE_OF:
+            self._binding.synchronize_outputs()
+
+    def _run_with_copies(self, batches: int, phases: Phases) -> None:
+        session_run, binding, uploads = self._session.run_with_iobinding, self._binding, self._uploads
+        for _ in range(batches):
+            with phases("copy_in"):
+                for value, array in uploads:
+                    value.update_inplace(array)
+            with phases("execute"):
+                session_run(binding)
+            with phases("copy_out"):
+                binding.copy_outputs_to_cpu()
+            phases.batch()
+
+    def check(self) -> bool:
+        """Run a small batch and look at its outputs; leaves that batch prepared.
+
+        Built-in networks are compared with their numpy reference, others must give finite numbers.
+
+        Raises:
+            NetworkError: the outputs are wrong; the text says how.
+        """
+        self.prepare(self._batches.size_for_check())
+        self.run(1, Phases())
+        outputs = [np.asarray(array) for array in self._binding.copy_outputs_to_cpu()]
+        names = [output.name for output in self._session.get_outputs()]
+        check_finite(self._source.path.name, dict(zip(names, outputs, strict=True)))
+        if self._source.reference is not None:
+            wanted = self._source.reference(self._arrays(len(outputs[0])))
+            # A file of few bits has its rounding in it, also where the runtime computes in more.
+            looser = max(self._precision, self._source.precision, key=lambda name: TOLERANCES.get(name, 0.0))
+            check_close(self._source.path.name, "the reference", outputs[0], wanted, looser)
+        return True
+
+    def trace(self, path: Path) -> None:
+        """Time per operator of the batch that is prepared, from ONNX Runtime's profile in a session of its own.
+
+        Raises:
+            NetworkError: no batch is prepared, or the provider's profile tells no times of computing.
+        """
+        provider = self._session.get_providers()[0] if self._session is not None else ""
+        if self._binding is None or not self._batch:
+            raise NetworkError(f"{self._source.path.name}: trace() comes after load() and prepare()")
+        if provider != DEFAULT_PROVIDER:
+            raise NetworkError(
+                f"onnxruntime: its profile of {provider} tells how long operators take to launch, not to compute: "
+                f"only {DEFAULT_PROVIDER} can be traced"
+            )
+        with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
+            folder = Path(scratch)
+            model, optimized = tracing.name_nodes(self._source.path, folder), folder / "optimized.onnx"
+            small = self._source.path.stat().st_size <= _LARGEST_REREAD_BYTES
+            session = self._open(optimized if small else None, model, folder / "profile")
+            binding, _ = self._bound(session, self._batch)
+
+            def traced(batches: int) -> None:
+                for _ in range(batches):
+                    session.run_with_iobinding(binding)
+
+            turns = tracing.in_turns(
+                tracing.timed(lambda batches: self.run(batches, MarksOnly())),
+                tracing.timed(traced),
+                events_per_batch=onnxruntime_trace.count_nodes(optimized if small else model),
+            )
+            profile = onnxruntime_trace.file_of(folder, "profile", session.end_profiling())
+            found, macs = onnxruntime_trace.read_profile(
+                profile, optimized, model, self._batch, warmup=tracing.WARMUP, dims=self._sizes()
+            )
+        write_trace(
+            Trace(
+                runtime="onnxruntime",
+                source=f"profile of ONNX Runtime {onnxruntime.__version__}",
+                batch_size=self._batch,
+                batches=found.batches,
+                time_ns=found.time_ns,
+                operators=found.operators,
+                plain_time_ns=turns.plain_ns,
+                macs=macs,
+                overlapping=(self._options.inter_threads or 1) > 1,
+            ),
+            path,
+        )
+
+    def close(self) -> None:
+        """Let the session go."""
+        self._binding = None
+        self._session = None
+
+    # What the provider made of it
+
+    def _device(self, provider: str) -> str:
+        if provider == DEFAULT_PROVIDER:
+            return "cpu"
+        if provider not in DEVICE_OF:
+            return provider.removesuffix("ExecutionProvider").lower()
+        return f"{DEVICE_OF[provider]}:{self._options.device_id or 0}"
+
+    def _read_back_tensorrt(self, graph: Path) -> None:
+        """What the file does not tell of a provider that compiles it: TF32, and the fate of quantised operators."""
+        options, name = self._options, self._source.path.name
+        if options.provider not in DEVICE_OF:
+            return
+        if options.provider == TENSORRT and self._precision == "fp32":
+            if any(node.op_type == "DequantizeLinear" for node in graphs.read_model(graph).graph.node):
+                # TensorRT fuses them into integer operators where it can, and tells nobody.
+                self._precision = self._integer_ops = ""
+                return
+            forced_off = os.environ.get(TF32_SWITCH) == "0"
+            if not self._tf32 and not forced_off and self._asked in ("fp32", NATIVE) and not options.any_precision:
+                raise ConfigError(
+                    f"{name}: TensorRT computes float32 in TF32 unless the environment says {TF32_SWITCH}=0: set that "
+                    f"before the start, ask for the precision tf32, or set the option {ANY_PRECISION}=true"
+                )
+            self._tf32 = not forced_off
+        if self._tf32 and self._precision == "fp32":
+            self._precision = "tf32"
+
+    def _check_assignment(self) -> None:
+        """Which operators run on another provider than the one asked for.
+
+        Raises:
+            NetworkError: one that computes does, and the option ``any_provider`` is not set.
+        """
+        provider, name = self._options.provider, self._source.path.name
+        if provider == DEFAULT_PROVIDER:
+            return
+        ask = getattr(self._session, "get_provider_graph_assignment_info", None)
+        if ask is None:
+            self._elsewhere = f"not told by ONNX Runtime {onnxruntime.__version__}; 1.24 and newer tell it"
+            return
+        assigned = [(part.ep_name, node.op_type) for part in ask() for node in part.get_nodes()]
+        self._elsewhere = elsewhere(assigned, provider)
+        computing = sorted({op for other, op in assigned if other != provider and op in MAC_OPS})
+        if computing and not self._options.any_provider:
+            self.close()
+            raise NetworkError(
+                f"{name}: {provider} does not run all of it ({self._elsewhere}), {', '.join(computing)} among them: "
+                "set the option any_provider=true to measure it all the same"
+            )
+
+    def _sizes(self) -> dict[str, int]:
+        """Sizes of the symbolic dimensions that the inputs have, by place."""
+        return self._batches.sizes()
+
+    def _open(self, optimized: Path | None, model: Path | None = None, profile: Path | None = None) -> Any:
+        """A session; ``optimized`` is where its graph goes, ``profile`` the beginning of its profile's name."""
+        options = self._options
+        settings = onnxruntime.SessionOptions()
+        settings.log_severity_level = 3  # level 2 warns that an optimised file is for this machine only: it is
+        settings.graph_optimization_level = {
+            "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+            "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+            "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+            "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+        }[options.optimization]
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+        if options.inter_threads is not None:
+            settings.inter_op_num_threads = options.inter_threads
+            if options.inter_threads > 1:
+                settings.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        for group in ("intra", "inter"):
+            settings.add_session_config_entry(f"session.{group}_op.allow_spinning", "1" if options.spinning else "0")
+        if optimized is not None:
+            settings.optimized_model_filepath = os.fspath(optimized)
+        if profile is not None:
+            settings.enable_profiling = True
+            settings.profile_file_prefix = os.fspath(profile)
+        if options.provider != DEFAULT_PROVIDER:
+            settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        file = os.fspath(model or self._source.path)
+        return onnxruntime.InferenceSession(file, settings, providers=self._providers())
+
+    def _read_back_threads(self, started: int) -> None:
+        """How many threads compute an operator: the caller's and those that the session started.
+
+        ONNX Runtime does not tell. Another part of the program may have started one meanwhile, but none is taken away.
+        """
+        asked, beside = self._options.threads, max((self._options.inter_threads or 1) - 1, 0)
+        found = 1 + max(started - beside, 0)
+        if asked is not None and found < asked:
+            self.close()
+            raise NetworkError(
+                f"{self._source.path.name}: {asked} threads were asked for, but ONNX Runtime has started {found}"
+            )
+        self._threads = asked or found
+
+    def _providers(self) -> list[Any]:
+        """The provider with its options; behind TensorRT CUDA, so that what it leaves stays on the GPU."""
+        provider = self._options.provider
+        if provider not in (CUDA, TENSORRT):
+            return [provider]
+        where = {"device_id": str(self._options.device_id or 0)}
+        cuda = (CUDA, {**where, "use_tf32": "1" if self._tf32 else "0"})
+        if provider == CUDA:
+            return [cuda]
+        narrow = {f"trt_{name}_enable": "1" for name in ("fp16", "bf16", "int8") if name == self._asked}
+        return [(TENSORRT, {**where, **narrow}), cuda]
+
+    def _arrays(self, batch: int) -> Arrays:
+        return self._batches.arrays(batch)
+
+    def _bound(self, session: Any, batch: int) -> tuple[Any, list[tuple[Any, Any]]]:
+        """Inputs and outputs bound in the memory that the provider computes in, and what lies where of the inputs."""
+        binding = session.io_binding()
+        where = (DEVICE_OF.get(self._options.provider, "cpu"), self._options.device_id or 0)
+        held = []
+        for name, array in self._arrays(batch).items():
+            array = np.ascontiguousarray(array)
+            value = onnxruntime.OrtValue.ortvalue_from_numpy(array, *where)
+            binding.bind_ortvalue_input(name, value)
+            held.append((value, array))
+        for output in session.get_outputs():
+            binding.bind_output(output.name, *where)
+        return binding, held
+
+
+def elsewhere(assigned: Sequence[tuple[str, str]], provider: str) -> str:
+    """How many operators run on other providers, and which: ``3 of 40: CPU Gather 2, Shape 1``.
+
+    Args:
+        assigned: Provider and kind of each operator.
+        provider: The one asked for.
+    """
+    others: dict[str, Counter[str]] = {}
+    for other, op in assigned:
+        if other != provider:
+            others.setdefault(other.removesuffix("ExecutionProvider"), Counter())[op] += 1
+    count = sum(item.total() for item in others.values())
+    if not count:
+        return f"0 of {len(assigned)}"
+    listed = "; ".join(
+        f"{name} " + ", ".join(f"{op} {number}" for op, number in sorted(ops.items())) for name, ops in others.items()
+    )
+    return f"{count} of {len(assigned)}: {listed}"[:400]
+
+
+def actual_precision(path: Path) -> tuple[str, str]:
+    """What a graph computes in, from its operators and weights.
+
+    Args:
+        path: An .onnx file, best the one that ONNX Runtime wrote after optimising.
+
+    Returns:
+        The precision of most weights that are computed with (``int8``, ``fp32``, ``fp16``, ``bf16``, ``fp64``), and
+        how many of the operators with weights compute in integers (``10 of 10``).
+    """
+    try:
+        graph = onnx.load(os.fspath(path), load_external_data=False).graph
+    except Exception as error:
+        raise broken(path, error) from error
+    weights = {item.name: item for item in graph.initializer}
+    made_by = {name: node for node in graph.node for name in node.output}
+    sizes: dict[str, int] = {}
+    integer = total = 0
+    for node in graph.node:
+        # Weights of few bits, dequantised on the way; with accuracy level 4 the activations are int8 as well.
+        narrow = any(item.name == "accuracy_level" and item.i == 4 for item in node.attribute)
+        in_integers = node.op_type in _INTEGER_OPS or (node.op_type == "MatMulNBits" and narrow)
+        if not in_integers and node.op_type not in _FLOAT_OPS:
+            continue
+        total += 1
+        held = [item for item in (_weight(name, weights, made_by) for name in node.input) if item is not None]
+        count = max((int(np.prod(item.dims)) for item, _ in held), default=1)
+        if in_integers:
+            integer += 1
+            name = "int8"
+        else:
+            kinds = [_FLOAT_NAMES[kind] for _, kind in held if kind in _FLOAT_NAMES]
+            name = kinds[0] if kinds else _input_precision(graph)
+        sizes[name] = sizes.get(name, 0) + count
+    if not sizes:
+        return _input_precision(graph), "0 of 0"
+    return max(sizes, key=lambda name: sizes[name]), f"{integer} of {total}"
+
+
+def _weight(name: str, weights: Mapping[str, Any], made_by: Mapping[str, Any]) -> Any:
+    """The initializer behind an input, also behind a cast or a dequantisation of it, and the type it comes in.
+
+    A runtime without half precision casts weights on their way: then they are computed with in the cast's type.
+    """
+    kind = 0
+    while name not in weights:
+        node = made_by.get(name)
+        if node is None or node.op_type not in ("DequantizeLinear", "Cast", "Transpose", "Reshape"):
+            return None
+        if node.op_type == "Cast" and not kind:
+            kind = next((item.i for item in node.attribute if item.name == "to"), 0)
+        name = node.input[0]
+    return weights[name], kind or weights[name].data_type
+
+
+def _input_precision(graph: Any) -> str:
+    for item in graph.input:
+        kind = _FLOAT_NAMES.get(item.type.tensor_type.elem_type)
+        if kind is not None:
+            return kind
+    return "int8" if any(item.type.tensor_type.elem_type in (2, 3) for item in graph.input) else "fp32"
+
+
+def _input(argument: Any) -> Input:
+    return Input(argument.name, _DTYPES.get(argument.type, argument.type), tuple(argument.shape))
+
+
+def _own_threads() -> set[str]:
+    """Threads of this process."""
+    return {task.name for task in Path("/proc/self/task").iterdir()}

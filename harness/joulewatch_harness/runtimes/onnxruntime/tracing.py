@@ -1,0 +1,231 @@
+"""Time per operator from ONNX Runtime's own profile: Chrome trace events in, a ``traces.Trace`` out.
+
+The profile knows the operators of the optimised graph, in whole microseconds. Its names are those of the graph that the
+same session wrote out, from which multiply-accumulates are told; weights that a kernel packed for itself are missing
+from the events' shapes, so they are taken from that graph.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from joulewatch_harness.errors import NetworkError
+from joulewatch_harness.networks import cost as graphs
+from joulewatch_harness.runtimes.shared.tracing import Tally, Work
+from joulewatch_harness.traces import Operator
+
+_SUFFIX: Final = "_kernel_time"
+_CONTROL_FLOW: Final = frozenset({"If", "Loop", "Scan"})
+"""Their events hold those of the operators inside."""
+_AFFIXES: Final = re.compile(r"^(fused |InsertedPrecisionFreeCast_)+|(_nchwc|_token_\d+)+$")
+"""What ONNX Runtime puts around the name of an operator, or of its output, that it fused or moved to another layout."""
+_FAMILIES: Final = (
+    frozenset({"Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteger"}),
+    frozenset(
+        {
+            "Gemm", "FusedGemm", "QGemm", "MatMul", "FusedMatMul", "FusedMatMulActivation", "QLinearMatMul",
+            "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "MatMulNBits",
+        }
+    ),
+)  # fmt: skip
+"""Operators that one kind becomes another of."""
+
+
+@dataclass(slots=True)
+class _Event:
+    name: str
+    op: str
+    index: str
+    start_us: int
+    duration_us: int
+    shapes: tuple[graphs.Shape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What the profile says of the traced batches."""
+
+    batches: int
+    time_ns: int
+    operators: tuple[Operator, ...]
+
+
+def read_profile(
+    profile: Path, optimized: Path, source: Path, batch: int, *, warmup: int, dims: Mapping[str, int] | None = None
+) -> tuple[Profile, int | None]:
+    """Read a profile.
+
+    Args:
+        profile: The file that ``end_profiling`` names.
+        optimized: The graph that the session wrote.
+        source: The model file that the session read.
+        batch: Elements of a batch.
+        warmup: Batches at the beginning that do not count.
+        dims: Sizes of symbolic dimensions.
+
+    Returns:
+        The profile, and the multiply-accumulates of one batch, counted from ``source``; None: not known.
+
+    Raises:
+        NetworkError: the profile is not one, or holds no run.
+    """
+    try:
+        events = json.loads(profile.read_text(encoding="utf-8", errors="replace"))
+        runs, nodes = _events(events)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise NetworkError(f"ONNX Runtime's profile {profile.name} cannot be read: {error}") from error
+    counted = runs[warmup:]
+    starts = [start for start, _ in counted]
+    kept: list[_Event] = []
+    for event in _outermost(nodes):
+        place = bisect.bisect_right(starts, event.start_us) - 1
+        if place >= 0 and event.start_us < counted[place][0] + counted[place][1]:
+            kept.append(event)
+    if not counted or not kept:
+        raise NetworkError(f"ONNX Runtime's profile {profile.name} holds no run with operators")
+    plain_names, macs, total = _macs(kept, optimized, source, batch, dims)
+    tally = Tally()
+    for event in kept:
+        tally.add(event.name, event.op, event.duration_us * 1000)
+    operators = tuple(
+        dataclasses.replace(item, name=plain_names.get(item.name) or _plain(item.name))
+        for item in tally.operators(macs)
+    )
+    return Profile(len(counted), sum(duration for _, duration in counted) * 1000, operators), total
+
+
+def _events(events: Sequence[Any]) -> tuple[list[tuple[int, int]], list[_Event]]:
+    """Start and duration of each run, and the operators' events; both by time."""
+    runs: list[tuple[int, int]] = []
+    nodes: list[_Event] = []
+    for item in events:
+        if item.get("cat") == "Session" and item.get("name") == "model_run":
+            runs.append((int(item["ts"]), int(item["dur"])))
+        elif item.get("cat") == "Node" and str(item.get("name", "")).endswith(_SUFFIX):
+            told = item["args"]
+            op, index = str(told.get("op_name", "")), str(told.get("node_index", ""))
+            shapes = tuple(
+                tuple(int(size) for size in next(iter(one.values()), ()))
+                for one in told.get("output_type_shape", ())
+                if isinstance(one, dict)
+            )
+            name = str(item["name"]).removesuffix(_SUFFIX) or f"{op}_{index}"
+            nodes.append(_Event(name, op, index, int(item["ts"]), int(item["dur"]), shapes))
+    runs.sort()
+    nodes.sort(key=lambda event: (event.start_us, -event.duration_us))
+    return runs, nodes
+
+
+def _outermost(nodes: Sequence[_Event]) -> list[_Event]:
+    """Without the operators inside of loops and branches: the loop's own event has their time."""
+    kept: list[_Event] = []
+    inside_until_us = -1
+    for event in nodes:
+        if event.start_us < inside_until_us:
+            continue
+        if event.op in _CONTROL_FLOW:
+            inside_until_us = event.start_us + event.duration_us
+        kept.append(event)
+    return kept
+
+
+def _plain(name: str) -> str:
+    return _AFFIXES.sub("", name) or name
+
+
+def _macs(
+    events: Sequence[_Event], optimized: Path, source: Path, batch: int, dims: Mapping[str, int] | None
+) -> tuple[dict[str, str], dict[str, int | None], int | None]:
+    """The model's own names of operators, their multiply-accumulates for one batch, and those of the whole graph."""
+    model = graphs.read_model(source)
+    work = Work.of(model, batch, dims)
+    if not optimized.is_file():
+        return {}, {}, work.total
+    graph = graphs.read_model(optimized).graph
+    shapes: dict[str, graphs.Shape] = {item.name: tuple(item.dims) for item in graph.initializer}
+    for item in graph.input:
+        sizes = [size.dim_value for size in item.type.tensor_type.shape.dim]
+        # A size of 0 stands for a symbol: the batch, wherever it is the first axis.
+        if item.name not in shapes and all(sizes[1:]):
+            shapes[item.name] = tuple((size or batch) for size in sizes)
+    nodes = {node.name: node for node in graph.node if node.name}
+    for event in events:
+        node = nodes.get(event.name)
+        if node is not None and len(event.shapes) == sum(bool(name) for name in node.output):
+            shapes |= zip((name for name in node.output if name), event.shapes, strict=True)
+    origins = _Origins(model.graph)
+    names: dict[str, str] = {}
+    found: dict[str, int | None] = {}
+    for name in dict.fromkeys(event.name for event in events):
+        node = nodes.get(name)
+        if node is None:
+            continue
+        if node.op_type not in graphs.MAC_OPS:
+            found[name] = None if graphs.uncounted(node) else 0
+            continue
+        origin = origins.of(node)
+        if origin:
+            names[name] = origin
+        # Blocked layouts pad channels: the work that was asked for is that of the model's own operator.
+        asked = work.macs.get(origin)
+        found[name] = graphs.node_macs(node, shapes) if asked is None else asked
+    return names, found, work.total
+
+
+class _Origins:
+    """Finds the operator of the model that one of the optimised graph was made of."""
+
+    def __init__(self, graph: Any) -> None:
+        self._nodes = {node.name: node for node in graph.node if node.name}
+        self._maker = {name: node for node in graph.node for name in node.output}
+        self._constants = {item.name for item in graph.initializer}
+        self._taken: set[str] = set()
+
+    def of(self, node: Any) -> str:
+        """Its name; empty: there is none, or it is not one alone."""
+        family = next((kinds for kinds in _FAMILIES if node.op_type in kinds), frozenset())
+        own = self._nodes.get(_plain(node.name))
+        if own is None or own.op_type not in family:
+            # Nodes of blocked layouts are named after the tensor that they give.
+            own = self._behind(_plain(node.output[0]), family) or self._behind(_plain(node.name), family)
+        if own is None or own.name in self._taken:
+            return ""
+        self._taken.add(str(own.name))
+        return str(own.name)
+
+    def _behind(self, tensor: str, family: frozenset[str]) -> Any:
+        """The operator whose result becomes ``tensor``, other than by what goes element by element."""
+        for _ in range(len(self._nodes)):
+            maker = self._maker.get(tensor)
+            if maker is None or maker.op_type in family:
+                return maker
+            inputs = [name for name in maker.input if name and name not in self._constants]
+            if maker.op_type not in graphs.IN_PLACE or not inputs:
+                return None
+            # Of a residual's sum, the branch that was computed last: it is the one that the sum was fused into.
+            makers = [(name, self._maker.get(name)) for name in inputs]
+            close = [name for name, other in makers if other is not None and other.op_type in family]
+            tensor = close[0] if close else inputs[0]
+        return None
+
+
+def count_nodes(model: Path) -> int:
+    """Nodes of a model file."""
+    return len(graphs.read_model(model).graph.node)
+
+
+def file_of(folder: Path, prefix: str, said: str) -> Path:
+    """Where the profile really is: ``end_profiling`` gives the name, or nothing in some versions."""
+    if said and Path(said).is_file():
+        return Path(said)
+    found = sorted(folder.glob(f"{prefix}*.json"))
+    if not found:
+        raise NetworkError("ONNX Runtime wrote no profile")
+    return found[-1]

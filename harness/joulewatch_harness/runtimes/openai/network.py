@@ -1,0 +1,585 @@
+"""A language model behind a server that speaks OpenAI's HTTP API: vLLM, llama.cpp, SGLang, TGI, Ollama, LocalAI.
+
+The network's name is the model's. One inference is one request, a batch is that many requests at once, and answers
+are streamed: ``prefill`` lasts until every request of the batch has its first token, ``decode`` from then on.
+Tokens are those that the server itself counts (``usage``), never guessed from the text; they travel with each window,
+so that results have joules per output token besides joules per request.
+Energy is that of the machine the server runs on: name its exporter in the plan when it is another one.
+
+Source: OpenAI API reference, chat completions and completions, ``stream_options``; WHATWG HTML, server-sent events.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.names import refuse_unknown, unknown
+from joulewatch_harness.network import Phases
+from joulewatch_harness.runtimes import ANY_PRECISION, flag
+from joulewatch_harness.runtimes.shared import http as http_client
+from joulewatch_harness.runtimes.shared.http import Answer, Buffer, Connection, Endpoint
+from joulewatch_harness.runtimes.shared.inputs import parse_count
+from joulewatch_harness.runtimes.shared.servers import asking, closed_on_error
+
+logger = logging.getLogger(__name__)
+
+APIS: Final[Mapping[str, str]] = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+DEFAULT_PROMPT: Final = "Explain in plain words how a transistor works, what it is made of, and what it is used for."
+DEFAULT_MAX_TOKENS: Final = 128
+PROBE_TOKENS: Final = 2
+LARGEST_BATCH: Final = 1024
+SPARE_FILES: Final = 64
+"""Open files that all else of a run needs."""
+TOKENS: Final = "output_tokens"
+PIECES: Final = "output_pieces"
+"""What is counted with ``count_chunks``, where the server counts no tokens."""
+
+_OPTIONS: Final = (
+    *http_client.OPTIONS, "api", "prompt", "prompt_file", "max_tokens", "temperature", "seed", "ignore_eos", "salt",
+    "count_chunks", "api_key_file", ANY_PRECISION,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What can be set with ``--option KEY=VALUE``, or under ``options`` in a plan."""
+
+    where: Endpoint
+    """Of ``url``, ``timeout_s``, ``ca_file``, ``insecure``, ``headers_file`` and ``api_key_file``."""
+    api: str = "chat"
+    prompts: tuple[str, ...] = (DEFAULT_PROMPT,)
+    """Of ``prompt`` or ``prompt_file``, taken in turn."""
+    max_tokens: int = DEFAULT_MAX_TOKENS
+    temperature: float = 0.0
+    seed: int = 0
+    ignore_eos: bool = False
+    """Let every answer have ``max_tokens``; an extension that vLLM, SGLang and llama.cpp know."""
+    salt: bool = True
+    """A number of its own before each prompt: else a server answers from its prefix cache and there is no prefill."""
+    count_chunks: bool = False
+    """Where the server counts no tokens, count the pieces of its stream; results then say pieces."""
+
+    @classmethod
+    def parse(cls, words: Mapping[str, str]) -> Options:
+        """Turn strings into options.
+
+        Raises:
+            ConfigError: an unknown key or a bad value, a file that cannot be read; the text names it.
+        """
+        refuse_unknown("openai", "option", words, _OPTIONS)
+        api = words.get("api", "chat")
+        if api not in APIS:
+            raise ConfigError(f"openai: {unknown('api', api, APIS)}")
+        base = dict(words)
+        # Both forms are in use; the paths below begin with /v1.
+        if "url" in base:
+            base["url"] = base["url"].rstrip("/").removesuffix("/v1")
+        return cls(
+            where=http_client.endpoint("openai", base, key_file=words.get("api_key_file", "")),
+            api=api,
+            prompts=_prompts(words),
+            max_tokens=parse_count("openai", words, "max_tokens", least=1) or DEFAULT_MAX_TOKENS,
+            temperature=_temperature(words.get("temperature", "0")),
+            seed=parse_count("openai", words, "seed", least=0) or 0,
+            ignore_eos=flag(words, "ignore_eos"),
+            salt=flag(words, "salt", True),
+            count_chunks=flag(words, "count_chunks"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """What came of one request."""
+
+    first_ns: int
+    """When its first token arrived, monotonic."""
+    end_ns: int
+    pieces: int
+    """Pieces of the stream with text in them."""
+    prompt_tokens: int
+    output_tokens: int | None
+    """None: the server did not count."""
+    cached_tokens: int
+    """Tokens of the prompt that came out of the server's cache."""
+    model: str
+    """As the answer names it."""
+
+
+class Events:
+    """Reads an event stream, in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._data: list[str] = []
+        self.began = b""
+        """The first bytes, for messages."""
+        self.found = False
+        """Whether there was any event."""
+
+    def feed(self, piece: bytes) -> Iterator[str]:
+        """The data of every event that ends in ``piece``."""
+        if len(self.began) < 200:
+            self.began += piece[:200]
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for raw in lines:
+            line = raw.removesuffix(b"\r").decode("utf-8", "replace")
+            name, _, value = line.partition(":")
+            if name == "data":
+                self._data.append(value.removeprefix(" "))
+            elif not line and self._data:
+                self.found = True
+                yield "\n".join(self._data)
+                self._data.clear()
+
+    def end(self) -> Iterator[str]:
+        """The event after which the server left out the empty line, if any."""
+        yield from self.feed(b"\n\n")
+
+
+class Sender(Protocol):
+    """What a request is sent by: a ``Connection``."""
+
+    def request(
+        self, method: str, path: str, parts: list[Buffer] | None = None, headers: Mapping[str, str] | None = None
+    ) -> Answer: ...
+
+    def stream(
+        self, method: str, path: str, parts: list[Buffer], headers: Mapping[str, str]
+    ) -> Iterator[bytes] | Answer: ...
+
+    def close(self) -> None: ...
+
+
+class StreamError(Exception):
+    """A stream that is not what it should be; the text says how."""
+
+
+def open_network(network: str, precision: str, options: Mapping[str, str]) -> OpenAINetwork:
+    """The entry point named in ``runtimes.RUNTIMES``; nothing is asked of the server yet.
+
+    Raises:
+        ConfigError: a bad option, a file that cannot be read.
+    """
+    return OpenAINetwork(network, Options.parse(options))
+
+
+class OpenAINetwork:
+    """A model of an OpenAI-compatible server (the protocol of ``joulewatch_harness.network``)."""
+
+    def __init__(self, model: str, options: Options) -> None:
+        self._model = model
+        self._options = options
+        self._path = APIS[options.api]
+        self._connections: list[Sender] = []
+        self._pool: ThreadPoolExecutor | None = None
+        self._next_prompt = 0
+        self._batch = 1
+        self._with_usage = True
+        self._counted = ""
+        self._told: dict[str, str] = {}
+        self._cached = False
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the server says of itself and the model, and what it is asked for."""
+        options = self._options
+        prompt = options.prompts[0]
+        several = f"{len(options.prompts)} prompts, the first: " if len(options.prompts) > 1 else ""
+        return {
+            "runtime": "openai",
+            "url": options.where.url,
+            "api": options.api,
+            "max_tokens": options.max_tokens,
+            "temperature": f"{options.temperature:g}",
+            "seed": options.seed,
+            "ignore_eos": str(options.ignore_eos).lower(),
+            "salt": str(options.salt).lower(),
+            "prompt": several + (prompt if len(prompt) <= 80 else f"{prompt[:77]}..."),
+            "prompt_characters": len(prompt),
+            **({"tokens_counted_by": self._counted} if self._counted else {}),
+            **self._told,
+        }
+
+    def load(self) -> None:
+        """Ask the server for its models and send one small request: key, model, streaming and counting are right.
+
+        Raises:
+            ConfigError: nothing answers, no such model, a wrong key; the server counts no tokens.
+            NetworkError: the server fails, or answers with something else than a stream.
+        """
+        self.close()
+        with closed_on_error(self.close):
+            self._connections = [self._connect()]
+            with asking():
+                self._read_models()
+            self._probe()
+
+    def prepare(self, batch: int) -> None:
+        """Have a connection for each request of a batch.
+
+        Raises:
+            UnsupportedBatchError: more requests at once than this process may keep open.
+        """
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if batch > LARGEST_BATCH or (files != resource.RLIM_INFINITY and batch + SPARE_FILES > files):
+            raise UnsupportedBatchError(
+                f"{self._shown}: {batch} requests at once: at most {min(LARGEST_BATCH, max(0, files - SPARE_FILES))} "
+                "(ulimit -n sets how many connections can be open)"
+            )
+        while len(self._connections) < batch:
+            self._connections.append(self._connect())
+        if self._pool is not None and batch != self._batch:
+            self._pool.shutdown()
+            self._pool = None
+        self._batch = batch
+        if batch > 1 and self._pool is None:
+            self._pool = ThreadPoolExecutor(batch, thread_name_prefix="openai")
+
+    def run(self, batches: int, phases: Phases) -> None:
+        """Send ``batches`` times as many requests as the batch has, all of a batch at once, and read them to their end.
+
+        Raises:
+            NetworkError: a request failed, its stream was cut, or tokens were not counted.
+        """
+        for _ in range(batches):
+            bodies = [self._body(self._options.max_tokens) for _ in range(self._batch)]
+            start_ns = time.monotonic_ns()
+            answers = self._at_once(bodies)
+            # Of several requests the phases are those of the batch: they follow each other and fill its time.
+            first_ns = max(item.first_ns for item in answers)
+            end_ns = max(item.end_ns for item in answers)
+            phases.add("prefill", start_ns, first_ns)
+            phases.add("decode", first_ns, end_ns)
+            if self._with_usage:
+                phases.count("prompt_tokens", sum(item.prompt_tokens for item in answers))
+            phases.count(self._what, sum(map(self._number, answers)))
+            phases.batch()
+            self._note_cache(answers)
+
+    def check(self) -> bool:
+        """One whole answer: as long as was asked for, and not empty.
+
+        Raises:
+            NetworkError: there is no token in it, or more or fewer than must be.
+        """
+        options = self._options
+        answer = self._generate(self._connections[0], self._body(options.max_tokens))
+        number = self._number(answer)
+        if number == 0:
+            raise NetworkError(
+                f"{self._shown}: {self._model} answers the prompt with no token: try another prompt or api"
+            )
+        if self._what == TOKENS and number > options.max_tokens:
+            raise NetworkError(f"{self._shown}: {number} tokens came, at most {options.max_tokens} were asked for")
+        if self._what == TOKENS and options.ignore_eos and number < options.max_tokens:
+            raise NetworkError(
+                f"{self._shown}: {number} of {options.max_tokens} tokens came: this server does not know ignore_eos, "
+                "or its context is too short; lower max_tokens or leave ignore_eos out"
+            )
+        return True
+
+    def close(self) -> None:
+        """Close the connections; the model stays in the server."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool = None
+        for connection in self._connections:
+            connection.close()
+        self._connections = []
+
+    def _connect(self) -> Sender:
+        return Connection(self._options.where)
+
+    @property
+    def _shown(self) -> str:
+        return f"{self._options.where.url}{self._path}"
+
+    @property
+    def _what(self) -> str:
+        return TOKENS if self._with_usage else PIECES
+
+    # What the server is
+
+    def _read_models(self) -> None:
+        connection = self._connections[0]
+        url = self._options.where.url
+        answer = connection.request("GET", "/v1/models")
+        told = answer.json()
+        self._told = {}
+        if answer.status in (401, 403):
+            raise ConfigError(self._said(answer, f"{url}/v1/models"))
+        listed = told.get("data") if isinstance(told, dict) and answer.status == 200 else None
+        if isinstance(listed, list):
+            models = {str(item.get("id")): item for item in listed if isinstance(item, dict)}
+            if models and self._model not in models:
+                raise ConfigError(f"{url}: {unknown('model', self._model, models)}")
+            entry = models.get(self._model, {})
+            for theirs, ours in (("owned_by", "provider"), ("max_model_len", "context_tokens"), ("root", "model_root")):
+                if entry.get(theirs):
+                    self._told[ours] = str(entry[theirs])
+        version = connection.request("GET", "/version")
+        told = version.json() if version.status == 200 else None
+        if isinstance(told, dict) and isinstance(told.get("version"), str):
+            self._told["runtime_version"] = told["version"]
+        elif "server" in answer.headers:
+            self._told["runtime_version"] = answer.headers["server"]
+
+    def _probe(self) -> None:
+        options = self._options
+        self._with_usage = True
+        connection = self._connections[0]
+        tokens = min(PROBE_TOKENS, options.max_tokens)
+        try:
+            answer = self._generate(connection, self._body(tokens))
+        except ConfigError:
+            if not options.count_chunks:
+                raise
+            # Some servers refuse stream_options, which asks them to count.
+            self._with_usage = False
+            answer = self._generate(connection, self._body(tokens))
+        if answer.output_tokens is None:
+            if not options.count_chunks:
+                raise ConfigError(
+                    f"{self._shown}: the server does not count tokens (no usage in its stream, though "
+                    "stream_options.include_usage asks for it); count_chunks=true counts the pieces of its stream "
+                    "instead, which are not tokens, and results then say so"
+                )
+            self._with_usage = False
+        self._counted = (
+            "the server (usage)" if self._with_usage else "nobody: pieces of the stream are counted (count_chunks)"
+        )
+        if answer.model and answer.model != self._model:
+            self._told["answers_as"] = answer.model
+
+    # Requests
+
+    def _body(self, max_tokens: int) -> bytes:
+        options = self._options
+        prompt = options.prompts[self._next_prompt % len(options.prompts)]
+        self._next_prompt += 1
+        if options.salt:
+            prompt = f"[{secrets.randbelow(10**8):08d}] {prompt}"
+        message: dict[str, Any] = {"model": self._model}
+        if options.api == "chat":
+            message["messages"] = [{"role": "user", "content": prompt}]
+        else:
+            message["prompt"] = prompt
+        message |= {
+            "max_tokens": max_tokens,
+            "temperature": options.temperature,
+            "seed": options.seed,
+            "stream": True,
+        }
+        if self._with_usage:
+            message["stream_options"] = {"include_usage": True}
+        if options.ignore_eos:
+            message["ignore_eos"] = True
+        return json.dumps(message).encode()
+
+    def _at_once(self, bodies: list[bytes]) -> list[Generated]:
+        if len(bodies) == 1:
+            return [self._generate(self._connections[0], bodies[0])]
+        assert self._pool is not None
+        lanes = zip(self._connections, bodies, strict=False)
+        futures = [self._pool.submit(self._generate, connection, body) for connection, body in lanes]
+        # All of them end before an error is raised: the next batch needs the connections.
+        wait(futures)
+        return [future.result() for future in futures]
+
+    def _generate(self, connection: Sender, body: bytes) -> Generated:
+        """One request, read to its end.
+
+        Raises:
+            ConfigError: a key, a model or a request that the server refuses.
+            NetworkError: no answer, an error of the server, a stream that is cut or is none.
+        """
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        answer = connection.stream("POST", self._path, [body], headers)
+        if isinstance(answer, Answer):
+            text = self._said(answer)
+            refused = answer.status < 500 and answer.status not in (408, 409, 429)
+            raise ConfigError(text) if refused else NetworkError(text)
+        try:
+            return read_stream(answer, time.monotonic_ns)
+        except StreamError as error:
+            raise NetworkError(f"{self._shown}: {self._options.where.masked(str(error))}") from error
+
+    def _number(self, answer: Generated) -> int:
+        """Tokens of an answer, or pieces where these are counted."""
+        if not self._with_usage:
+            return answer.pieces
+        if answer.output_tokens is None:
+            raise NetworkError(f"{self._shown}: a stream came without usage, though the server gave it before")
+        return answer.output_tokens
+
+    def _note_cache(self, answers: Iterable[Generated]) -> None:
+        cached, asked = 0, 0
+        for item in answers:
+            cached += item.cached_tokens
+            asked += item.prompt_tokens
+        if self._options.salt or self._cached or 2 * cached < asked or not cached:
+            return
+        self._cached = True
+        logger.warning(
+            "%s: %d of %d tokens of the prompt came out of the server's prefix cache, so their prefill is not "
+            "measured; salt=true makes every prompt a new one",
+            self._shown,
+            cached,
+            asked,
+        )
+
+    def _said(self, answer: Answer, url: str = "") -> str:
+        hints = {
+            401: ": check the option api_key_file",
+            403: ": check the option api_key_file",
+            404: f": no such model, or no {self._options.api} API there (options url and api)",
+            405: ": this server has no such API (options url and api)",
+            429: ": the server limits requests; a measurement needs one of your own",
+            503: ": the server is busy or still loading",
+        }
+        hint = hints.get(answer.status, ": the server's log says more" if answer.status >= 500 else "")
+        return f"{url or self._shown}: {self._options.where.masked(answer.told())}{hint}"
+
+
+def read_stream(pieces: Iterator[bytes], clock_ns: Any) -> Generated:
+    """Read the event stream of one request to its end.
+
+    Args:
+        pieces: Bytes as they arrive.
+        clock_ns: The monotonic clock, read after each of them.
+
+    Raises:
+        StreamError: it is no event stream, holds an error, or ends early.
+    """
+    events = Events()
+    count, first_ns = 0, 0
+    finished = False
+    usage: Mapping[str, Any] = {}
+    model = ""
+
+    def read(data: str, now_ns: int) -> None:
+        nonlocal count, first_ns, finished, usage, model
+        if data.strip() == "[DONE]":
+            finished = True
+            return
+        try:
+            message = json.loads(data)
+        except ValueError:
+            raise StreamError(f"an event of the stream is no JSON: it begins {json.dumps(data[:60])}") from None
+        if not isinstance(message, dict):
+            raise StreamError(f"an event of the stream is no object: it begins {json.dumps(data[:60])}")
+        if message.get("error"):
+            error = message["error"]
+            said = error.get("message", error) if isinstance(error, dict) else error
+            raise StreamError(f"the server broke off after {count} pieces: {str(said)[:300]}")
+        model = model or str(message.get("model") or "")
+        if isinstance(message.get("usage"), dict):
+            usage = message["usage"]
+        for choice in message.get("choices") or ():
+            if _has_text(choice):
+                count += 1
+                first_ns = first_ns or now_ns
+            finished = finished or bool(choice.get("finish_reason"))
+
+    now_ns = clock_ns()
+    try:
+        for piece in pieces:
+            now_ns = clock_ns()
+            for data in events.feed(piece):
+                read(data, now_ns)
+        for data in events.end():
+            read(data, now_ns)
+    finally:
+        # A stream that is left in its middle takes its connection with it.
+        close = getattr(pieces, "close", None)
+        if callable(close):
+            close()
+    if not events.found:
+        start = " ".join(events.began[:200].decode("utf-8", "replace").split())[:60]
+        raise StreamError(
+            f"the answer is no event stream (it begins {json.dumps(start)}): prefill and decode cannot be told"
+        )
+    if not finished:
+        raise StreamError(f"the stream ended after {count} pieces, without [DONE] or a finish_reason: it was cut off")
+    details = usage.get("prompt_tokens_details")
+    return Generated(
+        first_ns=first_ns or now_ns,
+        end_ns=now_ns,
+        pieces=count,
+        prompt_tokens=_whole(usage.get("prompt_tokens")) or 0,
+        output_tokens=_whole(usage.get("completion_tokens")),
+        cached_tokens=(_whole(details.get("cached_tokens")) or 0) if isinstance(details, dict) else 0,
+        model=model,
+    )
+
+
+def _has_text(choice: Any) -> bool:
+    """Whether a choice of a chunk holds what a token said: the first one of a chat only names the role."""
+    if not isinstance(choice, dict):
+        return False
+    delta = choice.get("delta")
+    if not isinstance(delta, dict):
+        return bool(choice.get("text"))
+    return any(delta.get(key) for key in ("content", "reasoning_content", "reasoning", "tool_calls"))
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+
+def _temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise ConfigError(f"openai: option temperature is a number from 0, not {text!r}")
+    return value
+
+
+def _prompts(words: Mapping[str, str]) -> tuple[str, ...]:
+    """Of ``prompt``, or of a file: a text, or lines of JSON (texts, or objects with ``prompt``) in a ``.jsonl``."""
+    if "prompt" in words and "prompt_file" in words:
+        raise ConfigError("openai: options prompt and prompt_file contradict each other")
+    if "prompt_file" not in words:
+        found: tuple[str, ...] = (words.get("prompt", DEFAULT_PROMPT),)
+    else:
+        path = Path(words["prompt_file"])
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else None
+            raise ConfigError(
+                f"openai: option prompt_file: {path} cannot be read: {why or 'is no UTF-8 text'}"
+            ) from error
+        if path.suffix != ".jsonl":
+            found = (text.strip(),)
+        else:
+            lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+            found = tuple(_prompt(path, number, line) for number, line in lines)
+    if not found or not all(found):
+        raise ConfigError("openai: the prompt is empty (options prompt and prompt_file)")
+    return found
+
+
+def _prompt(path: Path, number: int, line: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        value = None
+    value = value.get("prompt") if isinstance(value, dict) else value
+    if not isinstance(value, str):
+        raise ConfigError(
+            f"openai: option prompt_file: {path}, line {number}: a text is wanted, or an object with 'prompt'"
+        )
+    return value

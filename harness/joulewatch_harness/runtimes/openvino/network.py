@@ -1,0 +1,550 @@
+"""OpenVINO: any ``.onnx`` file, OpenVINO's own ``.xml``, and the built-in networks.
+
+On a CPU with bfloat16 OpenVINO computes a float32 file in bfloat16 unless told otherwise. Here the precision
+that was asked for is set, and what the compiled layers compute in is read back from the execution graph.
+
+The model is compiled for each batch size with fixed shapes: OpenVINO then fuses more (the fully connected
+layers of radioml-vgg10 become one kernel) and plans its memory once. That costs a compilation for each
+``prepare``, outside the measured windows; ``shape=dynamic`` compiles once for all batch sizes instead.
+
+On the CPU inputs and outputs are memory that both sides share: nothing is copied, and ``execute`` is the
+whole of an inference. On a device with its own memory the copies are a part of ``execute``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import openvino
+
+from joulewatch_harness import networks
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.names import refuse_unknown, unknown
+from joulewatch_harness.network import MarksOnly, Phases
+from joulewatch_harness.networks import cost as graphs
+from joulewatch_harness.plan.plan import NATIVE
+from joulewatch_harness.runtimes import ANY_PRECISION, flag
+from joulewatch_harness.runtimes.openvino import tracing as openvino_trace
+from joulewatch_harness.runtimes.shared import tracing
+from joulewatch_harness.runtimes.shared.inputs import (
+    DTYPES,
+    Batches,
+    Input,
+    InputOptions,
+    broken,
+    check_types,
+    parse_count,
+    signature,
+)
+from joulewatch_harness.runtimes.shared.model_files import choice, find_source, fingerprint
+from joulewatch_harness.runtimes.shared.outputs import check_close, check_finite, onnxruntime_outputs
+from joulewatch_harness.traces import Trace, write_trace
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_DEVICE: Final = "CPU"
+PERFORMANCE_HINTS: Final = ("latency", "throughput")
+SHAPES: Final = ("static", "dynamic")
+PRECISION_HINTS: Final = ("asked", "none")
+SUFFIXES: Final = (".onnx", ".xml")
+PRECISIONS: Final[Mapping[str, str]] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+"""Asked for -> INFERENCE_PRECISION_HINT; in an INT8 model it is for the layers that are not quantised."""
+
+_ACTUAL: Final[Mapping[str, str]] = {
+    "f64": "fp64",
+    "f32": "fp32",
+    "f16": "fp16",
+    "bf16": "bf16",
+    "u8": "int8",
+    "i8": "int8",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What can be set with ``--option KEY=VALUE``, or under ``options`` in a plan."""
+
+    threads: int | None = None
+    """None: OpenVINO's choice, one per physical core."""
+    streams: int | None = None
+    """Inferences that run side by side, the threads shared out among them."""
+    requests: int | None = None
+    """Batches in flight; None: one, or with streams or throughput as many as OpenVINO calls optimal."""
+    device: str = DEFAULT_DEVICE
+    performance_hint: str | None = None
+    """None: latency; OpenVINO wants either it or streams."""
+    precision_hint: str = "asked"
+    """``none``: OpenVINO's own default, bfloat16 where the CPU has it."""
+    shape: str = "static"
+    any_precision: bool = False
+    data: InputOptions = field(default_factory=InputOptions)
+
+    @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        """The options by name."""
+        return (*(key for key in cls.__dataclass_fields__ if key != "data"), *InputOptions.KEYS)
+
+    @classmethod
+    def parse(cls, words: Mapping[str, str]) -> Options:
+        """Turn strings into options.
+
+        Raises:
+            ConfigError: an unknown key or a bad value; the text names it.
+        """
+        refuse_unknown("openvino", "option", words, cls.keys())
+        hint = choice("openvino", words, "performance_hint", PERFORMANCE_HINTS, "")
+        if "streams" in words and "performance_hint" in words:
+            raise ConfigError("openvino: streams and performance_hint both set the number of streams: give one of them")
+        return cls(
+            threads=parse_count("openvino", words, "threads", least=1),
+            streams=parse_count("openvino", words, "streams", least=1),
+            requests=parse_count("openvino", words, "requests", least=1),
+            device=words.get("device", DEFAULT_DEVICE).upper(),
+            performance_hint=hint or None,
+            precision_hint=choice("openvino", words, "precision_hint", PRECISION_HINTS, "asked"),
+            shape=choice("openvino", words, "shape", SHAPES, "static"),
+            any_precision=flag(words, ANY_PRECISION),
+            data=InputOptions.parse("openvino", words),
+        )
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's core, one for the life of the process.
+
+    Its CPU plugin (2026.4, processors with AMX) gives the thread another stack for signals and frees it with the core:
+    the next signal, Ctrl-C say, would end the process with a segmentation fault.
+    """
+    return openvino.Core()
+
+
+def open_network(network: str, precision: str, options: Mapping[str, str]) -> OpenVinoNetwork:
+    """The entry point named in ``runtimes.RUNTIMES``.
+
+    Raises:
+        ConfigError: unknown network, option or precision; no such file.
+    """
+    if precision not in (*PRECISIONS, NATIVE):
+        raise ConfigError(f"openvino: {unknown('precision', precision, (*PRECISIONS, NATIVE))}")
+    # The float precisions are made here of the one float32 file.
+    stored = "int8" if precision == "int8" else "fp32"
+    source, rest = find_source("openvino", network, stored, options, Options.keys(), SUFFIXES)
+    return OpenVinoNetwork(source, precision, Options.parse(rest))
+
+
+class OpenVinoNetwork:
+    """A model file compiled by OpenVINO (the protocol of ``joulewatch_harness.network``)."""
+
+    def __init__(self, source: networks.ModelSource, precision: str, options: Options) -> None:
+        self._source = source
+        self._asked = precision
+        self._options = options
+        self._core: Any = None
+        self._model: Any = None
+        self._compiled: Any = None
+        self._compiled_batch = 0
+        self._request: Any = None
+        self._queue: Any = None
+        self._batch = 0
+        """What is bound; 0: nothing."""
+        self._kept: list[Any] = []
+        """Arrays that OpenVINO reads without holding them."""
+        self._precision = ""
+        self._integer_ops = ""
+        self._sha256 = ""
+        self._batches = Batches("", (), source, {})
+
+    def describe(self) -> Mapping[str, Any]:
+        """Device, precision and threads as they are; before ``load`` only the file is known."""
+        told: dict[str, Any] = {
+            "runtime": "openvino",
+            "runtime_version": openvino.__version__.partition("-")[0],
+            "model_file": self._source.path.name,
+            "shape": self._options.shape,
+            **self._source.details,
+        }
+        if self._compiled is not None:
+            told |= {
+                "device": self._device(),
+                "device_name": self._property("FULL_DEVICE_NAME", self._core.get_property, self._options.device),
+                "precision": self._precision,
+                "integer_ops": self._integer_ops,
+                "precision_hint": self._hint(),
+                "threads": self._property("INFERENCE_NUM_THREADS"),
+                "streams": self._property("NUM_STREAMS"),
+                "requests": self._in_flight(),
+                "optimal_requests": self._property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"),
+                "performance_hint": self._property("PERFORMANCE_HINT"),
+                "pinned_threads": self._property("ENABLE_CPU_PINNING"),
+                "dynamic_quantization_group": self._property("DYNAMIC_QUANTIZATION_GROUP_SIZE"),
+                "model_sha256": self._sha256,
+                "inputs": " ".join(item.text() for item in self._batches.inputs),
+            }
+        return told
+
+    def load(self) -> None:
+        """Read the model, compile it for one small batch, and read back what became of it.
+
+        Raises:
+            ConfigError: the file is missing or broken, the device unknown, an input of no supported type or size;
+                a file that has no precision of its own on this device and none was asked for.
+            NetworkError: the device, the threads or the streams are others than those asked for.
+        """
+        path, options = self._source.path, self._options
+        self._core = core()
+        self._check_device()
+        weights = path.with_suffix(".bin")
+        self._sha256 = fingerprint(path, *([weights] if path.suffix == ".xml" and weights.is_file() else []))
+        # Before OpenVINO: of a file that is no ONNX it tries all its other formats, with noise on stderr.
+        inputs = signature(path) if path.suffix == ".onnx" else ()
+        try:
+            self._model = self._core.read_model(path)
+            inputs = inputs or tuple(map(_input, self._model.inputs))
+        except Exception as error:
+            raise broken(path, error) from error
+        check_types(inputs, f"model file {path}")
+        self._batches = options.data.batches(path.name, inputs, self._source)
+        first = inputs[0].shape[0] if inputs and inputs[0].shape else 1
+        self._compile(first if isinstance(first, int) else 1)
+        self._precision, self._integer_ops = actual_precision(self._compiled.get_runtime_model())
+        self._check_settings()
+
+    def prepare(self, batch: int) -> None:
+        """Compile for the batch (unless ``shape=dynamic``), and bind the inputs.
+
+        Raises:
+            UnsupportedBatchError: the model's batch axis is fixed to another size, or cannot be changed.
+            NetworkError: at this batch size the model computes in another precision.
+        """
+        self._batches.check_size(batch)
+        arrays = {name: np.ascontiguousarray(array) for name, array in self._batches.arrays(batch).items()}
+        if self._options.shape == "static" and batch != self._compiled_batch:
+            self._release()
+            try:
+                self._compile(batch)
+            except ConfigError as error:
+                raise UnsupportedBatchError(str(error)) from error
+            precision, self._integer_ops = actual_precision(self._compiled.get_runtime_model())
+            if precision != self._precision and not self._options.any_precision:
+                raise NetworkError(
+                    f"{self._source.path.name}: computes in {precision} at batch {batch}, but in {self._precision} at "
+                    f"another: set the option {ANY_PRECISION}=true to measure it all the same"
+                )
+        tensors = {name: openvino.Tensor(array, shared_memory=True) for name, array in arrays.items()}
+        self._kept = [arrays, tensors]
+        self._batch = batch
+        requests = self._in_flight()
+        if requests > 1:
+            self._queue = openvino.AsyncInferQueue(self._compiled, requests)
+            self._request = self._queue[0]
+            bound = list(self._queue)
+        else:
+            self._request = self._compiled.create_infer_request()
+            bound = [self._request]
+        for request in bound:
+            for name, tensor in tensors.items():
+                request.set_tensor(name, tensor)
+
+    def run(self, batches: int, phases: Phases) -> None:
+        """Run the bound batch ``batches`` times; ``execute`` is the whole of it.
+
+        With several batches in flight they overlap: one span covers the call, and no batch has an end of its own.
+        """
+        if self._queue is not None:
+            start = self._queue.start_async
+            with phases("execute"):
+                for _ in range(batches):
+                    start()
+                self._queue.wait_all()
+            return
+        # Shared: the results stay in the request's own memory; by default each call would copy them.
+        phases.repeat(batches, functools.partial(self._request.infer, share_outputs=True))
+
+    def check(self) -> bool:
+        """Run a small batch and look at its outputs; leaves that batch prepared.
+
+        Built-in networks are compared with their numpy reference, files with what ONNX Runtime gives for them
+        where it is installed; others must give finite numbers.
+
+        Raises:
+            NetworkError: the outputs are wrong; the text says how.
+        """
+        name = self._source.path.name
+        batch = self._batches.size_for_check()
+        self.prepare(batch)
+        self.run(1, Phases())
+        ports = self._compiled.outputs
+        outputs = [np.array(self._request.get_tensor(port).data) for port in ports]
+        check_finite(name, {_port_name(port): array for port, array in zip(ports, outputs, strict=True)})
+        arrays = self._batches.arrays(batch)
+        if self._source.reference is not None:
+            check_close(name, "the reference", outputs[0], self._source.reference(arrays), self._precision)
+        elif self._source.path.suffix == ".onnx":
+            wanted = onnxruntime_outputs(self._source.path, arrays)
+            for output, other in zip(outputs, wanted or (), strict=False):
+                check_close(name, "ONNX Runtime", output, other, self._precision)
+        return True
+
+    def trace(self, path: Path) -> None:
+        """Time per layer of the batch that is prepared, from OpenVINO's counters in a compiled model of its own.
+
+        Raises:
+            NetworkError: no batch is prepared, or the device or the streams have no counters that can be read so.
+        """
+        options, name = self._options, self._source.path.name
+        if not self._batch or self._request is None:
+            raise NetworkError(f"{name}: trace() comes after load() and prepare()")
+        if options.device != DEFAULT_DEVICE:
+            raise NetworkError(f"openvino: only the device {DEFAULT_DEVICE} can be traced, not {options.device}")
+        if self._queue is not None or self._property("NUM_STREAMS") != "1":
+            raise NetworkError(
+                "openvino: with batches side by side its counters tell no times of single layers: "
+                "leave out streams, requests and performance_hint"
+            )
+        with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
+            is_onnx = self._source.path.suffix == ".onnx"
+            file = tracing.name_nodes(self._source.path, Path(scratch)) if is_onnx else self._source.path
+            compiled = self._compiled_for(self._batch, self._core.read_model(file), {"PERF_COUNT": "YES"})
+            request = compiled.create_infer_request()
+            for key, tensor in self._kept[1].items():
+                request.set_tensor(key, tensor)
+            counters = openvino_trace.Counters(lambda: request.profiling_info)
+
+            def traced(batches: int) -> None:
+                for _ in range(batches):
+                    request.infer(share_outputs=True)
+                counters.inferences += batches
+
+            turns = tracing.in_turns(
+                tracing.timed(lambda batches: self.run(batches, MarksOnly())),
+                tracing.timed(traced),
+                begin=counters.note,
+            )
+            counters.note()
+            model = graphs.read_model(file) if is_onnx else None
+        work = tracing.Work() if model is None else tracing.Work.of(model, self._batch, self._batches.sizes())
+        write_trace(
+            Trace(
+                runtime="openvino",
+                source=f"counters of OpenVINO {openvino.__version__.partition('-')[0]}, in whole microseconds",
+                batch_size=self._batch,
+                batches=turns.batches,
+                time_ns=turns.traced_ns,
+                operators=openvino_trace.operators(
+                    counters.layers(), turns.batches, compiled.get_runtime_model(), model, work
+                ),
+                plain_time_ns=turns.plain_ns,
+                macs=work.total,
+            ),
+            path,
+        )
+
+    def close(self) -> None:
+        """Let everything go."""
+        self._release()
+        self._model = self._core = None
+
+    # Compiling
+
+    def _release(self) -> None:
+        self._request = self._queue = self._compiled = None
+        self._kept = []
+        self._compiled_batch = self._batch = 0
+
+    def _compile(self, batch: int) -> None:
+        """Compile for this batch size.
+
+        Raises:
+            ConfigError: OpenVINO cannot; the text says why.
+        """
+        self._compiled = self._compiled_for(batch, self._model.clone(), {})
+        self._compiled_batch = batch
+
+    def _compiled_for(self, batch: int, model: Any, config: dict[str, Any]) -> Any:
+        """A model, which is changed, compiled as the options say and with more settings."""
+        options, name = self._options, self._source.path.name
+        file_arrays = self._batches.file_arrays or {}
+        shapes: dict[str, list[int]] = {}
+        for item in self._batches.inputs:
+            if item.name in file_arrays:
+                array = file_arrays[item.name]
+                sizes = [batch, *array.shape[1:]] if array.ndim else []
+            else:
+                sizes = list(self._batches.shape(item, batch))
+            if options.shape == "dynamic" and item.shape and not isinstance(item.shape[0], int):
+                sizes[0] = -1
+            shapes[item.name] = sizes
+        if options.threads is not None:
+            config["INFERENCE_NUM_THREADS"] = options.threads
+        if options.streams is not None:
+            config["NUM_STREAMS"] = options.streams
+        else:
+            config["PERFORMANCE_HINT"] = (options.performance_hint or PERFORMANCE_HINTS[0]).upper()
+        if options.precision_hint == "asked":
+            config["INFERENCE_PRECISION_HINT"] = PRECISIONS.get(self._asked, "") or self._own_hint()
+            if self._asked != "int8" and options.device == DEFAULT_DEVICE:
+                # By default activations are quantised in front of weights that are stored in few bits: integer
+                # arithmetic in what says it is a float model.
+                config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
+        try:
+            model.reshape(shapes)
+            return self._core.compile_model(model, options.device, config)
+        except Exception as error:
+            said = " ".join(str(error).split())[:300]
+            raise ConfigError(f"{name}: OpenVINO cannot compile it for batch {batch}: {said}") from error
+
+    def _own_hint(self) -> str:
+        """The hint that keeps a file's own precision."""
+        return {"fp16": "f16", "bf16": "bf16"}.get(_stored(self._model), "f32")
+
+    def _in_flight(self) -> int:
+        """How many batches run at once."""
+        options = self._options
+        if options.requests is not None:
+            return options.requests
+        if options.streams is not None or options.performance_hint == "throughput":
+            return int(self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS"))
+        return 1
+
+    # Reading back
+
+    def _check_device(self) -> None:
+        device, available = self._options.device, self._core.available_devices
+        if not any(item == device or item.startswith(f"{device}.") for item in available):
+            raise ConfigError(
+                f"openvino: {unknown('device', device, available)}; a device is known when its driver is installed"
+            )
+
+    def _check_settings(self) -> None:
+        """Compare what was asked for with what the compiled model says; OpenVINO lowers numbers without a word."""
+        options, name = self._options, self._source.path.name
+        actual = self._device()
+        if not (actual == options.device or actual.startswith(f"{options.device}.")):
+            raise NetworkError(f"{name}: device {options.device} was asked for, but OpenVINO runs it on {actual}")
+        for what, asked, key in (
+            ("threads", options.threads, "INFERENCE_NUM_THREADS"),
+            ("streams", options.streams, "NUM_STREAMS"),
+        ):
+            used = self._property(key)
+            if asked is not None and used != str(asked):
+                raise NetworkError(f"{name}: {asked} {what} were asked for, but OpenVINO uses {used}: ask for {used}")
+        stored = _stored(self._model)
+        if self._asked == NATIVE and stored not in ("int8", self._precision) and not options.any_precision:
+            raise ConfigError(
+                f"{name}: the file is {stored}, but OpenVINO computes it in {self._precision} on {actual}: ask for a "
+                f"precision, or set the option {ANY_PRECISION}=true to measure it all the same"
+            )
+
+    def _device(self) -> str:
+        return ",".join(self._compiled.get_property("EXECUTION_DEVICES"))
+
+    def _hint(self) -> str:
+        value = self._compiled.get_property("INFERENCE_PRECISION_HINT")
+        return str(getattr(value, "get_type_name", lambda: value)())
+
+    def _property(self, key: str, read: Any = None, *where: str) -> str:
+        """A property as text; not every device knows all of them."""
+        try:
+            value = (read or self._compiled.get_property)(*where, key)
+        except RuntimeError:
+            return ""
+        return str(value).rpartition(".")[2].lower() if key == "PERFORMANCE_HINT" else str(value)
+
+
+def actual_precision(execution_graph: Any) -> tuple[str, str]:
+    """What a compiled model computes in, from its layers.
+
+    Args:
+        execution_graph: ``CompiledModel.get_runtime_model()``.
+
+    Returns:
+        The precision of most weights that are computed with (``int8``, ``fp32``, ``fp16``, ``bf16``), and how many of
+        the matrix products and convolutions compute in integers (``10 of 10``).
+    """
+    sizes: dict[str, int] = {}
+    others: dict[str, int] = {}
+    integer = total = 0
+    for layer in execution_graph.get_ordered_ops():
+        info = layer.get_rt_info()
+        kind = _text(info, "layerType").replace("_", "").lower()
+        actual = _ACTUAL.get(_text(info, "runtimePrecision"))
+        if actual is None or kind in ("const", "input", "output", "parameter", "result", "constant"):
+            continue
+        matrices = [found for found in map(_matrix, layer.input_values()) if found is not None]
+        if kind in openvino_trace.WEIGHTED:
+            computed = [(max((size for size, _ in matrices), default=1), _computed(layer, actual))]
+        elif kind == "subgraph" and matrices:
+            # Matrix products fused into one kernel, which may quantise on the way: its own type is that of its
+            # input, and whether a product is one of integers shows in its weights.
+            computed = [(size, "int8" if stored == "int8" else actual) for size, stored in matrices]
+        else:
+            others[actual] = others.get(actual, 0) + 1
+            continue
+        total += len(computed)
+        for size, name in computed:
+            integer += name == "int8"
+            sizes[name] = sizes.get(name, 0) + size
+    counted = sizes or others
+    return max(counted, key=lambda name: counted[name], default="fp32"), f"{integer} of {total}"
+
+
+def _computed(layer: Any, narrowest: str) -> str:
+    """What a layer computes in: it is called by its narrowest input, which may be weights that are only stored so."""
+    values = layer.input_values()
+    given = _ACTUAL.get(values[0].get_element_type().get_type_name()) if values else None
+    if narrowest != "int8" or given in ("int8", None):
+        return narrowest
+    kernel = _text(layer.get_rt_info(), "primitiveType").rpartition("_")[2].lower()
+    return _ACTUAL.get(kernel, given) if kernel != "i8" else given
+
+
+def _text(info: Any, key: str) -> str:
+    try:
+        return str(info[key].astype(str))
+    except (KeyError, RuntimeError):
+        return ""
+
+
+def _matrix(value: Any) -> tuple[int, str] | None:
+    """Elements and stored type of a constant that is a matrix or more; None of anything else, a bias or a scale too."""
+    node = value.get_node()
+    kind = node.get_type_name() if node.get_type_name() == "Constant" else _text(node.get_rt_info(), "layerType")
+    shape = value.get_partial_shape()
+    if kind.lower() not in ("const", "constant") or not shape.is_static:
+        return None
+    sizes = [int(size) for size in shape.to_shape()]
+    if sum(size > 1 for size in sizes) < 2:
+        return None
+    return int(np.prod(sizes)), _ACTUAL.get(value.get_element_type().get_type_name(), "")
+
+
+def _stored(model: Any) -> str:
+    """What most weights of the file are stored in."""
+    sizes: dict[str, int] = {}
+    for operation in model.get_ops():
+        if operation.get_type_name() == "Constant":
+            actual = _ACTUAL.get(operation.get_element_type().get_type_name())
+            if actual is not None:
+                sizes[actual] = sizes.get(actual, 0) + int(np.prod(list(operation.get_output_shape(0))))
+    return max(sizes, key=lambda name: sizes[name], default="fp32")
+
+
+def _input(port: Any) -> Input:
+    shape = tuple(None if size.is_dynamic else int(size.get_length()) for size in port.get_partial_shape())
+    kind = port.get_element_type()
+    try:
+        dtype = np.dtype(kind.to_dtype()).name
+    except (RuntimeError, KeyError, TypeError):
+        dtype = kind.get_type_name()
+    return Input(_port_name(port), dtype if dtype in DTYPES else kind.get_type_name(), shape)
+
+
+def _port_name(port: Any) -> str:
+    return str(port.get_any_name()) if port.get_names() else str(port.get_node().get_friendly_name())

@@ -1,0 +1,1 @@
+"""Any program that speaks the JSON-lines protocol of PROTOCOL.md."""

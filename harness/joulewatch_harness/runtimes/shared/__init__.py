@@ -1,0 +1,1 @@
+"""What several runtimes share: inputs, outputs, model files, HTTP, traces."""

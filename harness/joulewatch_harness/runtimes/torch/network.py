@@ -1,0 +1,755 @@
+"""PyTorch: built-in networks and plain .onnx files as modules, code of one's own, TorchScript and .pt2 files.
+
+Inputs lie on the device before ``run``; the host waits for the device at the end of ``run`` and nowhere else
+in it. On a GPU the phases are taken by events on the stream, so that asking for them stops nothing.
+Compiling, exporting and capturing a CUDA graph happen in ``prepare``, outside the measured windows.
+
+PyTorch's settings of threads and TF32 belong to the process: they are set anew in each ``prepare``, which
+comes before each window. TF32 is off unless asked for, in convolutions too, where PyTorch's default is on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from joulewatch_harness import networks, runtimes
+from joulewatch_harness.errors import ConfigError, NetworkError
+from joulewatch_harness.names import refuse_unknown, unknown
+from joulewatch_harness.network import MarksOnly, Phases
+from joulewatch_harness.networks import cost as graphs
+from joulewatch_harness.plan.plan import NATIVE
+from joulewatch_harness.runtimes import ANY_PRECISION, flag
+from joulewatch_harness.runtimes.shared import tracing
+from joulewatch_harness.runtimes.shared.inputs import (
+    DTYPES,
+    Batches,
+    Input,
+    InputOptions,
+    broken,
+    check_types,
+    parse_count,
+    signature,
+)
+from joulewatch_harness.runtimes.shared.model_files import choice, find_source, fingerprint
+from joulewatch_harness.runtimes.shared.outputs import check_close, check_finite, onnxruntime_outputs
+from joulewatch_harness.runtimes.shared.timeline import Timeline, tell
+from joulewatch_harness.traces import Trace, write_trace
+
+logger = logging.getLogger(__name__)
+
+MODES: Final = ("eager", "compile", "export")
+COMPILE_MODES: Final = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+CUDA_GRAPH_MODES: Final = ("reduce-overhead", "max-autotune")
+TORCHSCRIPT: Final = (".pt", ".ts", ".torchscript")
+EXPORTED: Final = ".pt2"
+DTYPE_OF: Final[Mapping[str, torch.dtype]] = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+}
+DEFAULT_THREADS: Final = torch.get_num_threads()
+RECOMPILES: Final = 1024
+"""Batch sizes that one module is compiled for; by default PyTorch gives up after 8 and goes on without compiling."""
+GRAPH_WARMUPS: Final = 3
+
+_NAMES: Final[Mapping[torch.dtype, str]] = {
+    torch.float64: "fp64",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.qint8: "int8",
+    torch.quint8: "int8",
+    torch.int8: "int8",
+}
+_SIGNATURE: Final = re.compile(r"([A-Za-z_][\w.]*):(\w+)\[([^\[\]]*)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What can be set with ``--option KEY=VALUE``, or under ``options`` in a plan."""
+
+    mode: str = "eager"
+    compile_mode: str = "default"
+    """Of ``torch.compile``."""
+    device: str = "cpu"
+    threads: int | None = None
+    """None: PyTorch's choice, one per physical core."""
+    tf32: bool | None = None
+    """None: as the precision says."""
+    cuda_graph: bool = False
+    """The whole network is launched as one CUDA graph."""
+    channels_last: bool = False
+    copies: bool = False
+    """Inputs come from pinned host memory and outputs go back to it, in each batch."""
+    events: bool = True
+    """Phases and latency by events on the GPU; without them a call of ``run`` is one span."""
+    module: str = ""
+    """``module:object`` or ``file.py:object``: a function that makes a module, a class of one, or a module."""
+    signature: tuple[Input, ...] = ()
+    """Of a module or TorchScript file: ``x:float32[batch,3,224,224]``, several with spaces between them."""
+    any_precision: bool = False
+    data: InputOptions = field(default_factory=InputOptions)
+
+    @classmethod
+    def keys(cls) -> tuple[str, ...]:
+        """The options by name."""
+        return (*(key for key in cls.__dataclass_fields__ if key != "data"), *InputOptions.KEYS)
+
+    @classmethod
+    def parse(cls, words: Mapping[str, str]) -> Options:
+        """Turn strings into options.
+
+        Raises:
+            ConfigError: an unknown key, a bad value, or two that do not go together; the text names them.
+        """
+        refuse_unknown("torch", "option", words, cls.keys())
+        found = cls(
+            mode=choice("torch", words, "mode", MODES, "eager"),
+            compile_mode=choice("torch", words, "compile_mode", COMPILE_MODES, "default"),
+            device=words.get("device", "cpu"),
+            threads=parse_count("torch", words, "threads", least=1),
+            tf32=flag(words, "tf32") if "tf32" in words else None,
+            cuda_graph=flag(words, "cuda_graph"),
+            channels_last=flag(words, "channels_last"),
+            copies=flag(words, "copies"),
+            events=flag(words, "events", True),
+            module=words.get("module", ""),
+            signature=parse_signature(words["signature"]) if "signature" in words else (),
+            any_precision=flag(words, ANY_PRECISION),
+            data=InputOptions.parse("torch", words),
+        )
+        if "compile_mode" in words and found.mode != "compile":
+            raise ConfigError("torch: option compile_mode needs mode=compile")
+        if found.module and ":" not in found.module:
+            raise ConfigError(f"torch: option module is module:object or file.py:object, not {found.module!r}")
+        on_gpu = found.device.startswith("cuda")
+        for key in ("cuda_graph", "copies"):
+            if getattr(found, key) and not on_gpu:
+                raise ConfigError(f"torch: option {key} needs a GPU, but the device is {found.device}: set device=cuda")
+        return found
+
+
+@dataclass(slots=True)
+class Loaded:
+    """A module as it was read, before it is moved, cast or compiled."""
+
+    module: Any
+    inputs: tuple[Input, ...]
+    """In the order of the call."""
+    dtypes: tuple[torch.dtype | None, ...] = ()
+    """What the module wants each input in; empty: as the module's own weights."""
+
+
+def open_network(network: str, precision: str, options: Mapping[str, str]) -> TorchNetwork:
+    """The entry point named in ``runtimes.RUNTIMES``.
+
+    Raises:
+        ConfigError: unknown network, option or precision; no such file.
+    """
+    if precision not in (*DTYPE_OF, NATIVE):
+        raise ConfigError(
+            f"torch: {unknown('precision', precision, (*DTYPE_OF, NATIVE))}"
+            + ("; for INT8 take onnxruntime or openvino" if precision == "int8" else "")
+        )
+    suffixes = (".onnx", EXPORTED, *TORCHSCRIPT)
+    if options.get("module"):
+        parsed = Options.parse(options)
+        if Path(network).suffix in suffixes:
+            raise ConfigError(f"torch: {network} is a file, and the option module names another network: give one")
+        return TorchNetwork(networks.ModelSource(Path(network)), precision, parsed)
+    # The narrower precisions are made here of the one float32 file.
+    source, rest = find_source("torch", network, "fp32", options, Options.keys(), suffixes)
+    parsed = Options.parse(rest)
+    if source.path.suffix != ".onnx" and parsed.mode != "eager":
+        raise ConfigError(f"torch: mode={parsed.mode} is for modules, but {network} is compiled already: leave it out")
+    return TorchNetwork(source, precision, parsed)
+
+
+class TorchNetwork:
+    """A PyTorch module (the protocol of ``joulewatch_harness.network``)."""
+
+    def __init__(self, source: networks.ModelSource, precision: str, options: Options) -> None:
+        self._source = source
+        self._asked = precision
+        self._options = options
+        self._tf32 = options.tf32 if options.tf32 is not None else precision == "tf32"
+        self._device: Any = None
+        self._threads = 0
+        self._module: Any = None
+        self._call: Any = None
+        """What one batch is launched by: the module, compiled or exported, or the replay of a CUDA graph."""
+        self._dtypes: tuple[torch.dtype | None, ...] = ()
+        self._compiled: Any = None
+        self._graph: Any = None
+        self._inputs: tuple[Any, ...] = ()
+        self._outputs: Any = None
+        self._pinned: list[tuple[Any, Any]] = []
+        """Device and host tensor of each input."""
+        self._received: list[Any] = []
+        """Host tensor of each output."""
+        self._timeline: Timeline | None = None
+        self._precision = ""
+        self._prepare_s = 0.0
+        self._batch = 0
+        """What is prepared; 0: nothing."""
+        self._sha256 = ""
+        self._batches = Batches("", (), source, {})
+
+    def describe(self) -> Mapping[str, Any]:
+        """Device, precision and settings as they are; before ``load`` only the options are known."""
+        options = self._options
+        kind = self._source.path.suffix
+        told: dict[str, Any] = {
+            "runtime": "torch",
+            "runtime_version": torch.__version__,
+            "mode": "torchscript" if kind in TORCHSCRIPT else "export" if kind == EXPORTED else options.mode,
+            **self._source.details,
+        }
+        if options.mode == "compile":
+            told["compile_mode"] = options.compile_mode
+        if options.module:
+            told["module"] = options.module
+        elif kind:
+            told["model_file"] = self._source.path.name
+        if self._module is None:
+            return told
+        told |= {
+            "device": str(self._device),
+            "precision": self._precision,
+            "threads": self._threads,
+            "channels_last": str(options.channels_last).lower(),
+            "model_sha256": self._sha256,
+            "inputs": " ".join(item.text() for item in self._batches.inputs),
+            "last_prepare_s": f"{self._prepare_s:.3g}",
+        }
+        if self._device.type == "cuda":
+            told |= {
+                "device_name": torch.cuda.get_device_name(self._device),
+                "cuda": torch.version.cuda,
+                "cudnn": torch.backends.cudnn.version(),
+                "tf32": str(self._tf32).lower(),
+                "cuda_graph": str(options.cuda_graph).lower(),
+                "copies": "included" if options.copies else "excluded",
+            }
+        return told
+
+    def load(self) -> None:
+        """Read the module, move it to the device, cast it, and read back what it is.
+
+        Raises:
+            ConfigError: the file or the code is missing or broken, the device unknown or not there, the inputs not
+                known, an operator of an .onnx file that has no counterpart.
+            MemoryError: the device has no room for it.
+        """
+        options, name = self._options, self._name()
+        self._device = find_device(options.device)
+        if self._tf32 and not _has_tf32(self._device) and not options.any_precision:
+            raise ConfigError(f"{name}: {self._device} does not compute in TF32 (NVIDIA GPUs from Ampere on do)")
+        self._apply_settings()
+        loaded = self._read()
+        if not loaded.inputs:
+            raise ConfigError(
+                f"{name}: PyTorch does not tell what inputs this network takes: give them with --option "
+                "signature='x:float32[batch,3,224,224]', or give arrays with --option inputs=FILE.npz"
+            )
+        check_types(loaded.inputs, name)
+        if options.channels_last and not any(len(item.shape) == 4 for item in loaded.inputs):
+            raise ConfigError(f"{name}: channels_last is for inputs of four axes, and there is none")
+        self._batches = options.data.batches(name, loaded.inputs, self._source)
+        with _told(f"{name}: cannot be moved to {self._device}"):
+            module = loaded.module.to(self._device)
+            if options.channels_last:
+                module = module.to(memory_format=torch.channels_last)
+        self._module = module
+        self._precision = actual_precision(module, self._device, DTYPE_OF.get(self._asked))
+        dtype = next((key for key, text in _NAMES.items() if text == self._precision), torch.float32)
+        if self._precision == "tf32" or not dtype.is_floating_point:
+            dtype = torch.float32
+        self._dtypes = loaded.dtypes or tuple(dtype for _ in loaded.inputs)
+        if options.mode == "compile":
+            self._compiled = _compiled(module, options.compile_mode)
+
+    def prepare(self, batch: int) -> None:
+        """Put the inputs on the device; compile, export or capture for this batch size; run it once.
+
+        Raises:
+            UnsupportedBatchError: the model's batch axis is fixed to another size.
+            NetworkError: the network cannot run this batch; the text says why.
+            MemoryError: the device has no room for it.
+        """
+        options, name = self._options, self._name()
+        self._batches.check_size(batch)
+        arrays = self._batches.arrays(batch)
+        self._let_go()
+        self._apply_settings()
+        start_s = time.monotonic()
+        with _told(f"{name}: batch {batch} cannot be run"), _compiling(), torch.inference_mode():
+            self._inputs, self._pinned = self._uploaded(arrays)
+            if options.mode == "export":
+                self._call = _exported(self._module, self._inputs)
+            else:
+                self._call = self._compiled if self._compiled is not None else self._module
+            self._outputs = self._call(*self._inputs)
+            if self._compiled is not None:
+                # What was compiled just now must serve: a second compilation would fall into the measured window.
+                with torch.compiler.set_stance("fail_on_recompile"):
+                    self._outputs = self._call(*self._inputs)
+            if options.cuda_graph:
+                self._capture()
+            if options.copies:
+                self._received = [_pinned_like(tensor) for tensor in tensors(self._outputs)]
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+                if options.events and self._timeline is None:
+                    self._timeline = Timeline(lambda: torch.cuda.Event(enable_timing=True))
+        self._prepare_s = time.monotonic() - start_s
+        self._batch = batch
+
+    def run(self, batches: int, phases: Phases) -> None:
+        """Run the prepared batch ``batches`` times; the device has finished on return.
+
+        Raises:
+            MemoryError: the device has no room for it.
+            NetworkError: PyTorch gave up.
+        """
+        with _told(f"{self._name()}: a batch failed"), torch.inference_mode():
+            if self._device.type == "cpu":
+                self._run_on_host(batches, phases)
+            else:
+                self._run_on_device(batches, phases)
+
+    def check(self) -> bool:
+        """Run a small batch and look at its outputs; leaves that batch prepared.
+
+        Built-in networks are compared with their numpy reference, .onnx files with what ONNX Runtime gives for them
+        where it is installed; others must give finite numbers.
+
+        Raises:
+            NetworkError: the outputs are wrong; the text says how.
+        """
+        name = self._name()
+        batch = self._batches.size_for_check()
+        self.prepare(batch)
+        self.run(1, Phases())
+        outputs = [_numpy(tensor) for tensor in tensors(self._outputs)]
+        if not outputs:
+            raise NetworkError(f"{name}: its outputs hold no tensor")
+        check_finite(name, {f"number {number}": array for number, array in enumerate(outputs)})
+        arrays = self._batches.arrays(batch)
+        if self._source.reference is not None:
+            check_close(name, "the reference", outputs[0], self._source.reference(arrays), self._precision)
+        elif self._source.path.suffix == ".onnx":
+            wanted = onnxruntime_outputs(self._source.path, arrays)
+            for output, other in zip(outputs, wanted or (), strict=False):
+                check_close(name, "ONNX Runtime", output, other, self._precision)
+        return True
+
+    def trace(self, path: Path) -> None:
+        """Time per operator of the batch that is prepared, from PyTorch's profiler.
+
+        A CUDA graph is launched as one: its operators are traced as they are launched one by one.
+
+        Raises:
+            NetworkError: no batch is prepared, or it cannot be traced.
+        """
+        from joulewatch_harness.runtimes.torch.tracing import Profiler, ranges_of_layers
+
+        name, on_gpu, inputs = self._name(), self._device is not None and self._device.type == "cuda", self._inputs
+        if not self._batch:
+            raise NetworkError(f"{name}: trace() comes after load() and prepare()")
+        with _told(f"{name}: cannot be traced"), _compiling(), torch.inference_mode(), contextlib.ExitStack() as stack:
+            traced = self._traced()
+            if traced is self._module:
+                stack.enter_context(ranges_of_layers(traced))
+            profiler = Profiler(
+                lambda: traced(*inputs), lambda: torch.cuda.synchronize(self._device) if on_gpu else None, on_gpu
+            )
+            traced(*inputs)
+            turns = tracing.in_turns(
+                tracing.timed(lambda batches: self.run(batches, MarksOnly())),
+                profiler.block,
+                begin=profiler.tally.clear,
+                events_per_batch=profiler.count_work(),
+            )
+        work = tracing.Work()
+        if self._source.path.suffix == ".onnx":
+            work = tracing.Work.of(graphs.read_model(self._source.path), self._batch, self._batches.sizes())
+        launched_as_one = self._graph is not None or (on_gpu and self._options.compile_mode in CUDA_GRAPH_MODES)
+        write_trace(
+            Trace(
+                runtime="torch",
+                source=f"profile of PyTorch {torch.__version__}",
+                batch_size=self._batch,
+                batches=turns.batches,
+                time_ns=turns.traced_ns,
+                operators=profiler.operators(work),
+                plain_time_ns=turns.plain_ns,
+                macs=work.total,
+                notes=("Traced operators were launched one by one, untraced ones as a CUDA graph.",) * launched_as_one,
+            ),
+            path,
+        )
+
+    def close(self) -> None:
+        """Let everything go."""
+        self._let_go()
+        self._module = self._compiled = self._timeline = None
+        if self._device is not None and self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    # Loading
+
+    def _name(self) -> str:
+        return self._options.module or self._source.path.name
+
+    def _read(self) -> Loaded:
+        path, suffix = self._source.path, self._source.path.suffix
+        if self._options.module:
+            found = self._from_code()
+        else:
+            self._sha256 = fingerprint(path)
+            if suffix == ".onnx":
+                from joulewatch_harness.runtimes.torch.importing import module_of
+
+                found = Loaded(module_of(path, DTYPE_OF.get(self._asked)), signature(path))
+            elif suffix == EXPORTED:
+                found = _from_exported(path)
+            else:
+                found = Loaded(_from_torchscript(path), ())
+        if not found.inputs:
+            found.inputs = self._options.signature or self._signature_of_file()
+        elif self._options.signature:
+            raise ConfigError(f"{path.name}: has a signature of its own: leave out the option signature")
+        return found
+
+    def _from_code(self) -> Loaded:
+        spec = self._options.module
+        found = code_object(spec)
+        if not isinstance(found, torch.nn.Module):
+            if not callable(found):
+                raise ConfigError(f"{spec} is neither a torch.nn.Module nor a function that makes one")
+            try:
+                found = found()
+            except Exception as error:
+                raise ConfigError(f"{spec} could not be made: {type(error).__name__}: {error}") from error
+        if not isinstance(found, torch.nn.Module):
+            raise ConfigError(f"{spec} gave a {type(found).__name__}, not a torch.nn.Module")
+        module = found.eval().requires_grad_(False)
+        dtype = DTYPE_OF.get(self._asked)
+        return Loaded(module if dtype is None else module.to(dtype), ())
+
+    def _signature_of_file(self) -> tuple[Input, ...]:
+        """From the arrays of the option ``inputs``: their order, types and shapes; the first axis is the batch."""
+        path = self._options.data.inputs
+        if path is None:
+            return ()
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        except FileNotFoundError as error:
+            raise ConfigError(f"no input file {path}") from error
+        except Exception as error:
+            raise ConfigError(f"{path} cannot be read as .npz: {error}") from error
+        return tuple(
+            Input(name, str(array.dtype), ("batch", *array.shape[1:]) if array.ndim else ())
+            for name, array in arrays.items()
+        )
+
+    def _apply_settings(self) -> None:
+        """Settings of the whole process, which another network may have changed.
+
+        Raises:
+            NetworkError: PyTorch uses another number of threads than was asked for.
+        """
+        asked = self._options.threads or DEFAULT_THREADS
+        torch.set_num_threads(asked)
+        self._threads = torch.get_num_threads()
+        if self._threads != asked:
+            raise NetworkError(f"{self._name()}: {asked} threads were asked for, but PyTorch uses {self._threads}")
+        torch.backends.cuda.matmul.allow_tf32 = self._tf32
+        torch.backends.cudnn.allow_tf32 = self._tf32
+
+    def _traced(self) -> Any:
+        """What is run while tracing: the module with names for its operators."""
+        from joulewatch_harness.runtimes.torch.tracing import with_ranges
+
+        if self._compiled is not None:
+            return _compiled(self._module, self._options.compile_mode, traced=True)
+        module = self._call if self._options.mode == "export" else self._module
+        return with_ranges(module) if isinstance(module, torch.fx.GraphModule) else module
+
+    # Preparing
+
+    def _uploaded(self, arrays: networks.Arrays) -> tuple[tuple[Any, ...], list[tuple[Any, Any]]]:
+        found, pinned = [], []
+        for item, dtype in zip(self._batches.inputs, self._dtypes, strict=True):
+            host = torch.from_numpy(np.array(arrays[item.name], order="C"))
+            if host.is_floating_point() and dtype is not None:
+                host = host.to(dtype)
+            if self._options.channels_last and host.dim() == 4:
+                host = host.to(memory_format=torch.channels_last)
+            device = host.to(self._device)
+            found.append(device)
+            if self._options.copies:
+                pinned.append((device, host.pin_memory()))
+        return tuple(found), pinned
+
+    def _capture(self) -> None:
+        """The launches of one batch, recorded once; replaying them takes one call."""
+        side = torch.cuda.Stream(self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(side):
+            for _ in range(GRAPH_WARMUPS):
+                self._call(*self._inputs)
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._outputs = self._call(*self._inputs)
+
+    def _let_go(self) -> None:
+        self._call = self._graph = self._outputs = None
+        self._inputs, self._pinned, self._received = (), [], []
+        self._batch = 0
+
+    # Running
+
+    def _run_on_host(self, batches: int, phases: Phases) -> None:
+        self._outputs = phases.repeat(batches, functools.partial(self._call, *self._inputs))
+
+    def _run_on_device(self, batches: int, phases: Phases) -> None:
+        call, inputs, graph, copies = self._call, self._inputs, self._graph, self._options.copies
+        timeline = self._timeline
+        names = ("copy_in", "execute", "copy_out") if copies else ("execute",)
+        start_ns = time.monotonic_ns()
+        record = timeline.begin(1 + batches * len(names)) if timeline is not None else _nothing
+        record()
+        outputs = self._outputs
+        for _ in range(batches):
+            if copies:
+                for device, host in self._pinned:
+                    device.copy_(host, non_blocking=True)
+                record()
+            if graph is not None:
+                graph.replay()
+            else:
+                outputs = call(*inputs)
+            record()
+            if copies:
+                for host, device in zip(self._received, tensors(outputs), strict=True):
+                    host.copy_(device, non_blocking=True)
+                record()
+        self._outputs = outputs
+        spans = timeline.spans_ns() if timeline is not None else []
+        torch.cuda.synchronize(self._device)
+        end_ns = time.monotonic_ns()
+        if timeline is None:
+            phases.add("execute", start_ns, end_ns)
+        else:
+            tell(phases, names, spans, end_ns)
+
+
+def actual_precision(module: Any, device: torch.device, fallback: torch.dtype | None = None) -> str:
+    """What a module computes in: the type of most of its weights; TF32 where the process allows it on this device.
+
+    Args:
+        module: The module, on the device.
+        device: That device.
+        fallback: Of a module without weights: the type its inputs are given in.
+    """
+    sizes: dict[str, int] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        name = _NAMES.get(tensor.dtype)
+        if name is not None:
+            sizes[name] = sizes.get(name, 0) + tensor.numel()
+    found = max(sizes, key=lambda name: sizes[name], default=_NAMES[fallback or torch.float32])
+    allowed = torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32
+    return "tf32" if found == "fp32" and allowed and _has_tf32(device) else found
+
+
+def find_device(text: str) -> torch.device:
+    """The device of an option.
+
+    Raises:
+        ConfigError: no such device, or it cannot be used here; the text says what to do.
+    """
+    match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", text)
+    if match is None or (match[1] == "cpu" and match[2]):
+        raise ConfigError(f"torch: {unknown('device', text, ('cpu', 'cuda', 'cuda:0', 'cuda:1'))}")
+    if match[1] == "cpu":
+        return torch.device("cpu")
+    if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
+        raise ConfigError(
+            f"torch: device {text} was asked for, but this build of PyTorch ({torch.__version__}) is for CPUs only: "
+            "install one with CUDA (PyTorch's installation page has the command), or set device=cpu"
+        )
+    with warnings.catch_warnings():
+        # Of an old driver PyTorch warns, and then finds no GPU.
+        warnings.simplefilter("ignore")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not count:
+        raise ConfigError(
+            f"torch: device {text} was asked for, but PyTorch {torch.__version__} finds no GPU: nvidia-smi must list "
+            f"one, with a driver for CUDA {torch.version.cuda}, and CUDA_VISIBLE_DEVICES must not hide it"
+        )
+    index = int(match[2] or 0)
+    if index >= count:
+        raise ConfigError(f"torch: there is no device cuda:{index}: the last one is cuda:{count - 1}")
+    return torch.device("cuda", index)
+
+
+def code_object(spec: str) -> Any:
+    """The object of a ``module:object`` or ``file.py:object``.
+
+    Raises:
+        ConfigError: no such file, module or object.
+    """
+    place, _, name = spec.rpartition(":")
+    found: Any = runtimes.find_module(place)
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise ConfigError(f"{place} has no {part!r} (asked for as {spec})") from error
+    return found
+
+
+def parse_signature(text: str) -> tuple[Input, ...]:
+    """Inputs from ``x:float32[batch,2,1024] ids:int64[batch,seq]``.
+
+    Raises:
+        ConfigError: the text is not of that form, or names a type that is not supported.
+    """
+    found = []
+    for word in re.sub(r"\s*,\s*", ",", text.strip()).split():
+        match = _SIGNATURE.fullmatch(word)
+        if match is None:
+            raise ConfigError(f"torch: option signature is NAME:TYPE[SIZE,...] ..., not {text!r}")
+        if match[2] not in DTYPES:
+            raise ConfigError(f"torch: option signature: {unknown('type', match[2], DTYPES)}")
+        sizes = [size for size in match[3].split(",") if size]
+        shape = tuple(int(size) if size.isdecimal() else None if size == "?" else size for size in sizes)
+        found.append(Input(match[1], match[2], shape))
+    return tuple(found)
+
+
+def tensors(outputs: Any) -> list[Any]:
+    """The tensors in what a module returned: one, or in a tuple, list, mapping or dataclass."""
+    if isinstance(outputs, torch.Tensor):
+        return [outputs]
+    if isinstance(outputs, Mapping):
+        return [tensor for item in outputs.values() for tensor in tensors(item)]
+    if isinstance(outputs, (tuple, list)):
+        return [tensor for item in outputs for tensor in tensors(item)]
+    if hasattr(outputs, "__dataclass_fields__"):
+        return [tensor for key in outputs.__dataclass_fields__ for tensor in tensors(getattr(outputs, key))]
+    return []
+
+
+def _from_exported(path: Path) -> Loaded:
+    try:
+        program = torch.export.load(path)
+        module = program.module()
+    except Exception as error:
+        raise broken(path, error) from error
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+    inputs, dtypes = [], []
+    for name in program.graph_signature.user_inputs:
+        value = values.get(name)
+        if not isinstance(value, torch.Tensor):
+            raise ConfigError(f"model file {path}: input {name!r} is no tensor, which is not supported")
+        shape = tuple(int(size) if isinstance(size, int) else str(size) for size in value.shape)
+        kind = str(value.dtype).removeprefix("torch.")
+        # numpy has no bfloat16: made as float32, given as the program wants it.
+        inputs.append(Input(str(name), "float32" if kind == "bfloat16" else kind, shape))
+        dtypes.append(value.dtype)
+    return Loaded(module, tuple(inputs), tuple(dtypes))
+
+
+def _from_torchscript(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            # TorchScript is deprecated, and its files are still about.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.load(path, map_location="cpu").eval()
+    except Exception as error:
+        raise broken(path, error) from error
+
+
+def _compiled(module: Any, mode: str, *, traced: bool = False) -> Any:
+    """Compiled for fixed shapes; ``traced``: its kernels tell the profiler their names, on a GPU one by one."""
+    from torch import _dynamo
+
+    # A module is compiled anew for each batch size. The name of the limit differs among versions.
+    for name in ("recompile_limit", "cache_size_limit", "accumulated_recompile_limit", "accumulated_cache_size_limit"):
+        if hasattr(_dynamo.config, name):
+            setattr(_dynamo.config, name, max(RECOMPILES, getattr(_dynamo.config, name)))
+    with _compiling():
+        if not traced:
+            return torch.compile(module, dynamic=False, mode=mode)
+        from torch import _inductor
+
+        told = {"cpp.enable_kernel_profile": True, "triton.cudagraphs": False}
+        return torch.compile(module, dynamic=False, options={**_inductor.list_mode_options(mode), **told})
+
+
+def _exported(module: Any, inputs: tuple[Any, ...]) -> Any:
+    return torch.export.export(module, inputs).module()
+
+
+def _has_tf32(device: torch.device) -> bool:
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    major: int = torch.cuda.get_device_capability(device)[0]
+    return major >= 8
+
+
+def _pinned_like(tensor: Any) -> Any:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+
+
+def _numpy(tensor: Any) -> Any:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _nothing() -> None:
+    """In place of an event."""
+
+
+@contextlib.contextmanager
+def _compiling() -> Iterator[None]:
+    """The compiler warns of what it uses itself; its users can do nothing about that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """PyTorch's errors as ours: memory that ran out, and everything else in one line."""
+    try:
+        yield
+    except (ConfigError, NetworkError, MemoryError):
+        raise
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        said = " ".join(" ".join(lines).split())[:300]
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said:
+            raise MemoryError(f"{what}: {said}") from error
+        if type(error).__name__ == "InvalidCxxCompiler" or "InvalidCxxCompiler" in said:
+            raise ConfigError(f"{what}: mode=compile needs a C++ compiler: apt-get install g++") from error
+        raise NetworkError(f"{what}: {type(error).__name__}: {said}") from error

@@ -1,0 +1,598 @@
+"""Apache TVM: built-in networks and any ``.onnx`` file, compiled for this processor, tuned or said to be untuned.
+
+TVM compiles kernels for one batch size; each ``prepare`` of a new one does so, outside the measured windows. Without
+tuning a float network's kernels are scalar loops on one thread, some fifty times slower than they can be: the option
+``trials`` tunes them, minutes for each batch size, and a database keeps what was found (``tuning``). Quantised files
+are lowered to integer arithmetic here (``integer``), which TVM's own importer does not do.
+
+What the kernels compute in is read from their IR, the number of threads from TVM's pool. Inputs lie on the device
+before ``run``, and the host waits for the device at the end of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import json
+import logging
+import os
+import platform
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from joulewatch_harness import networks
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.names import refuse_unknown, unknown
+from joulewatch_harness.network import Phases
+from joulewatch_harness.networks.cost import cost_details, cost_of
+from joulewatch_harness.plan.plan import NATIVE
+from joulewatch_harness.runtimes import ANY_PRECISION, flag
+from joulewatch_harness.runtimes.shared.inputs import (
+    Batches,
+    Input,
+    InputOptions,
+    check_types,
+    parse_count,
+    signature,
+)
+from joulewatch_harness.runtimes.shared.model_files import choice, find_source, fingerprint
+from joulewatch_harness.runtimes.shared.outputs import (
+    TOLERANCES,
+    check_close,
+    check_finite,
+    onnxruntime_outputs,
+)
+
+# TVM reads these once, when its threads start. It would bind them to the first processors of the machine, also where
+# the process may use only others; and its pool cannot grow later, so it is made as large as it can be used.
+os.environ.setdefault("TVM_BIND_THREADS", "0")
+_THREADS_ASKED: Final = os.environ.get("TVM_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")
+PROCESSORS: Final = len(os.sched_getaffinity(0))
+os.environ.setdefault("TVM_NUM_THREADS", str(PROCESSORS))
+
+try:
+    import tvm
+    import tvm_ffi
+    from tvm import relax
+except ModuleNotFoundError as missing:
+    if missing.name not in ("tvm", "tvm_ffi", "tvm.relax"):
+        raise
+    raise ConfigError("the runtime tvm needs the package apache-tvm: pip install 'joulewatch[tvm]'") from missing
+except ImportError as wrong:
+    raise ConfigError(
+        "the package tvm that is installed is not Apache TVM (on PyPI that name is a finance library): "
+        "pip uninstall tvm; pip install 'joulewatch[tvm]'"
+    ) from wrong
+
+from joulewatch_harness.runtimes.tvm import compiling, importing, tracing, tuning, vnni  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+PRECISIONS: Final = ("fp32", "fp16", "int8")
+DEVICES: Final = ("llvm", "cuda")
+LARGEST_VERIFIED: Final = 64
+"""Batch size up to which tuned kernels are compared with a reference before they are measured."""
+UNTUNED: Final = "UNTUNED (plain loops on one thread, some 20 to 50 times slower; option trials=16)"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What can be set with ``--option KEY=VALUE``, or under ``options`` in a plan."""
+
+    threads: int | None = None
+    """None: TVM_NUM_THREADS, or one for each core that this process may use."""
+    target: str = ""
+    """``cuda``, ``cuda:N`` or a target of TVM's as JSON; empty: this processor."""
+    trials: int = 0
+    """Of tuning, for each kernel; 0: only what the database has."""
+    cost_model: str = ""
+    """``xgb`` or ``random``; empty: xgb where the package xgboost is there."""
+    copies: bool = False
+    """Inputs come from host memory and outputs go back to it, in each batch; for a device with its own memory."""
+    data: InputOptions = field(default_factory=InputOptions)
+    any_precision: bool = False
+
+    KEYS: ClassVar[tuple[str, ...]] = (
+        "threads", "target", "trials", "cost_model", "copies", *InputOptions.KEYS, ANY_PRECISION,
+    )  # fmt: skip
+
+    @classmethod
+    def parse(cls, words: Mapping[str, str]) -> Options:
+        """Turn strings into options.
+
+        Raises:
+            ConfigError: an unknown key or a bad value; the text names it.
+        """
+        refuse_unknown("tvm", "option", words, cls.KEYS)
+        threads = parse_count("tvm", words, "threads", least=1)
+        if threads is not None and threads > PROCESSORS:
+            raise ConfigError(
+                f"tvm: {threads} threads were asked for, but this process may use {PROCESSORS} processors: "
+                f"ask for at most {PROCESSORS}"
+            )
+        cost_model = choice("tvm", words, "cost_model", tuning.COST_MODELS, "")
+        if cost_model == "xgb" and tuning.default_cost_model() != "xgb":
+            raise ConfigError("tvm: option cost_model=xgb needs the package xgboost: pip install xgboost")
+        trials = parse_count("tvm", words, "trials", least=0) or 0
+        missing = next((name for name in ("psutil", "cloudpickle") if importlib.util.find_spec(name) is None), "")
+        if trials and missing:
+            raise ConfigError(f"tvm: option trials needs the package {missing}: pip install 'joulewatch[tvm]'")
+        found = cls(
+            threads=threads,
+            target=words.get("target", ""),
+            trials=trials,
+            cost_model=cost_model,
+            copies=flag(words, "copies"),
+            data=InputOptions.parse("tvm", words),
+            any_precision=flag(words, ANY_PRECISION),
+        )
+        if found.copies and not found.target.startswith("cuda"):
+            raise ConfigError("tvm: option copies needs a device with memory of its own: set target=cuda")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """The network compiled for one batch size."""
+
+    executable: Any
+    machine: Any
+    """A Relax virtual machine with it."""
+    products: tuple[importing.Product, ...]
+    kernels: int
+    scheduled: int
+    """How many kernels have a schedule from the database."""
+    tuned: tuning.Finished
+    compile_s: float
+
+
+def open_network(network: str, precision: str, options: Mapping[str, str]) -> TvmNetwork:
+    """The entry point named in ``runtimes.RUNTIMES``.
+
+    Raises:
+        ConfigError: unknown network, option or precision; no such file.
+    """
+    if precision not in (*PRECISIONS, NATIVE):
+        raise ConfigError(f"tvm: {unknown('precision', precision, (*PRECISIONS, NATIVE))}")
+    source, rest = find_source("tvm", network, precision, options, Options.KEYS)
+    return TvmNetwork(source, precision, Options.parse(rest))
+
+
+class TvmNetwork:
+    """A model file compiled by TVM (the protocol of ``joulewatch_harness.network``)."""
+
+    def __init__(self, source: networks.ModelSource, precision: str, options: Options) -> None:
+        self._source = source
+        self._asked = precision
+        self._options = options
+        self._device: Any = None
+        self._target: Any = None
+        self._model: Any = None
+        self._threads = 0
+        self._programs: dict[int, Program] = {}
+        """Batch size -> what was compiled for it."""
+        self._batch = 0
+        self._main: Any = None
+        self._inputs: tuple[Any, ...] = ()
+        self._host: tuple[Any, ...] = ()
+        self._outputs: Any = None
+        self._precision = ""
+        self._integer_ops = ""
+        self._sha256 = ""
+        self._cost: Mapping[str, str] = {}
+        self._batches = Batches("", (), source, {})
+
+    def describe(self) -> Mapping[str, Any]:
+        """Device, precision, threads and tuning as they are; before ``load`` only the file is known."""
+        told: dict[str, Any] = {
+            "runtime": "tvm",
+            "runtime_version": tvm.__version__,
+            "model_file": self._source.path.name,
+            **self._source.details,
+            **self._cost,
+        }
+        if self._model is None:
+            return told
+        told |= {
+            "device": str(self._device).removesuffix(":0"),
+            "precision": self._precision,
+            "integer_ops": self._integer_ops,
+            "threads": self._threads,
+            "target": str(self._target),
+            "model_sha256": self._sha256,
+            "inputs": " ".join(item.text() for item in self._batches.inputs),
+            "tuning": self._tuning_text(),
+        }
+        if self._device.dlpack_device_type() != tvm.cpu().dlpack_device_type():
+            told["copies"] = "included" if self._options.copies else "excluded"
+        program = self._programs.get(self._batch)
+        if program is not None:
+            told |= {
+                "tuned": f"{program.scheduled} of {program.kernels} kernels, "
+                f"at most {program.tuned.trials} trials each",
+                "tuning_s": f"{program.tuned.tuning_s:.0f}",
+                "cost_model": program.tuned.cost_model or "none",
+                "last_compile_s": f"{program.compile_s:.3g}",
+            }
+        return told
+
+    def load(self) -> None:
+        """Read the model, find the device, and read from the IR of one batch size what it will compute in.
+
+        Raises:
+            ConfigError: the file is missing or broken, the target unknown or its device not there, an operator that
+                TVM does not import, an input of no supported type or size.
+            NetworkError: TVM's pool has fewer threads than were asked for.
+        """
+        path, options = self._source.path, self._options
+        self._set_threads()
+        self._target, self._device = find_target(options.target, self._threads)
+        self._sha256 = fingerprint(path)
+        inputs = signature(path)
+        check_types(inputs, f"model file {path}")
+        self._model = importing.read_onnx(path)
+        self._batches = options.data.batches(path.name, inputs, self._source)
+        if "macs_per_inference" not in self._source.details:
+            self._cost = cost_details(path, dict(options.data.dims))
+        vnni.register()
+        small = self._batches.size_for_check()
+        self._precision, self._integer_ops = actual_precision(importing.products(self._fused(small)), inputs)
+
+    def prepare(self, batch: int) -> None:
+        """Tune for this batch size where that was asked for, compile for it, put its inputs on the device.
+
+        Raises:
+            UnsupportedBatchError: the model's batch axis is fixed to another size, or its graph does not allow this.
+            NetworkError: at this batch size the model computes in another precision; tuning or compiling failed.
+            MemoryError: there is no room for it.
+        """
+        self._batches.check_size(batch)
+        name, known = f"{self._source.path.name}, batch {batch}", self._programs.get(batch)
+        self._prepare(batch, self._options.trials)
+        program = self._programs[batch]
+        if program is known:
+            return
+        if not program.scheduled:
+            logger.warning("%s: %s", name, UNTUNED)
+            return
+        if program.scheduled < program.kernels:
+            logger.warning("%s: %d of %d kernels are tuned", name, program.scheduled, program.kernels)
+        if batch <= LARGEST_VERIFIED:
+            # A search keeps what is fast; that it is also right is looked at here, of the very kernels that will run.
+            try:
+                self._verify()
+            except NetworkError:
+                del self._programs[batch]
+                self._main = None
+                raise
+
+    def _prepare(self, batch: int, trials: int) -> None:
+        name = f"{self._source.path.name}, batch {batch}"
+        self._main, self._inputs, self._host, self._outputs = None, (), (), None
+        self._set_threads()
+        program = self._programs.get(batch)
+        if program is None or trials > program.tuned.trials:
+            program = self._programs[batch] = self._compiled(batch, name, trials)
+        arrays = self._batches.arrays(batch)
+        with _told(name):
+            self._host = tuple(np.ascontiguousarray(arrays[item.name]) for item in self._batches.inputs)
+            self._inputs = tuple(tvm.runtime.tensor(array, self._device) for array in self._host)
+            main = program.machine["main"]
+            self._outputs = main(*self._inputs)
+            self._device.sync()
+        self._main, self._batch = main, batch
+
+    def run(self, batches: int, phases: Phases) -> None:
+        """Run the prepared batch ``batches`` times; the device has finished on return.
+
+        On a GPU without copies the launches overlap with the work: one span covers the call, and no batch has an end
+        of its own.
+
+        Raises:
+            MemoryError: there is no room for it.
+            NetworkError: TVM gave up.
+        """
+        main, inputs, sync = self._main, self._inputs, self._device.sync
+        with _told(f"{self._source.path.name}, batch {self._batch}"):
+            if self._options.copies:
+                self._run_with_copies(batches, phases)
+            elif self._target.kind.name != "llvm":
+                with phases("execute"):
+                    for _ in range(batches):
+                        self._outputs = main(*inputs)
+                    sync()
+            else:
+                self._outputs = phases.repeat(batches, functools.partial(main, *inputs))
+                sync()
+
+    def check(self) -> bool:
+        """Look at the outputs of the batch that is prepared, or else of a small one with what the database has.
+
+        Built-in networks are compared with their numpy reference, files with what ONNX Runtime gives for them
+        where it is installed; others must give finite numbers.
+
+        Raises:
+            NetworkError: the outputs are wrong; the text says how.
+        """
+        if self._main is None:
+            self._prepare(self._batches.size_for_check(), 0)
+        self.run(1, Phases())
+        self._verify()
+        return True
+
+    def _verify(self) -> None:
+        """Whether the outputs of the last batch are right.
+
+        Raises:
+            NetworkError: they are not; the text says how.
+        """
+        name = self._source.path.name
+        outputs = [np.asarray(tensor.numpy()) for tensor in tensors(self._outputs)]
+        check_finite(name, {f"number {number}": array for number, array in enumerate(outputs)})
+        arrays = self._batches.arrays(self._batch)
+        # A file of few bits has its rounding in it, also where its kernels compute in float.
+        looser = max(self._precision, self._source.precision, key=lambda item: TOLERANCES.get(item, 0.0))
+        if self._source.reference is not None:
+            check_close(name, "the reference", outputs[0], self._source.reference(arrays), looser)
+        else:
+            wanted = onnxruntime_outputs(self._source.path, arrays)
+            for output, other in zip(outputs, wanted or (), strict=False):
+                check_close(name, "ONNX Runtime", output, other, looser)
+
+    def trace(self, path: Path) -> None:
+        """Time per kernel of the batch that is prepared.
+
+        Raises:
+            NetworkError: no batch is prepared, or the device's launches tell no times of computing.
+        """
+        name = self._source.path.name
+        if self._main is None:
+            raise NetworkError(f"{name}: trace() comes after load() and prepare()")
+        if self._target.kind.name != "llvm":
+            raise NetworkError(f"{name}: only kernels on a CPU can be traced: on a GPU a call ends before its kernel")
+        program = self._programs[self._batch]
+        with _told(name):
+            tracing.write(
+                path,
+                program.machine,
+                relax.VirtualMachine(program.executable, self._device),
+                self._inputs,
+                self._batch,
+                self._macs_by_kernel(program),
+                self._macs(),
+            )
+
+    def close(self) -> None:
+        """Let everything go."""
+        self._main, self._inputs, self._host, self._outputs = None, (), (), None
+        self._programs.clear()
+        self._model = None
+
+    # Preparing
+
+    def _set_threads(self) -> None:
+        """TVM's pool belongs to the process: another network may have changed it.
+
+        Raises:
+            NetworkError: the pool is smaller than what was asked for.
+        """
+        wanted = self._options.threads or default_threads()
+        tvm_ffi.get_global_func("runtime.config_threadpool")(1, wanted)
+        self._threads = int(tvm_ffi.get_global_func("runtime.NumThreads")())
+        if self._threads != wanted:
+            raise NetworkError(
+                f"{self._source.path.name}: {wanted} threads were asked for, but TVM's pool has {self._threads}: "
+                f"ask for {self._threads}, or set TVM_NUM_THREADS={wanted} before joulewatch starts"
+            )
+
+    def _shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        found = self._batches.file_arrays or {}
+        return {
+            item.name: (batch, *found[item.name].shape[1:])
+            if item.name in found and found[item.name].ndim
+            else self._batches.shape(item, batch)
+            for item in self._batches.inputs
+        }
+
+    def _fused(self, batch: int) -> Any:
+        return importing.fused(importing.imported(self._source.path, self._model, self._shapes(batch)), self._target)
+
+    def _folder(self, batch: int) -> Path:
+        dims = "".join(f"-{name}{size}" for name, size in sorted(self._options.data.dims.items()))
+        label = re.sub(r"[^A-Za-z0-9]+", "-", f"batch{batch}{dims}")
+        return tuning.folder_of(cpu_name(), self._target, self._sha256, self._asked, label)
+
+    def _compiled(self, batch: int, name: str, trials: int) -> Program:
+        options, folder = self._options, self._folder(batch)
+        start_s = time.monotonic()
+        try:
+            module = self._fused(batch)
+        except ConfigError as error:
+            raise UnsupportedBatchError(str(error)) from error
+        products = importing.products(module)
+        precision, integer_ops = actual_precision(products, self._batches.inputs)
+        if precision != self._precision and not options.any_precision:
+            raise NetworkError(
+                f"{name}: computes in {precision}, but in {self._precision} at another batch size: set the option "
+                f"{ANY_PRECISION}=true to measure it all the same"
+            )
+        self._integer_ops = integer_ops
+        tuned = tuning.finished(folder)
+        spent_s = time.monotonic() - start_s
+        if trials > tuned.trials:
+            cost_model = options.cost_model or tuning.default_cost_model()
+            request = tuning.Request(trials, self._threads, cost_model, options.data.seed)
+            tuning.tune(folder, module, self._target, request, name)
+            tuned = tuning.finished(folder)
+        start_s = time.monotonic() - spent_s
+        with _told(name):
+            module, scheduled = compiling.scheduled(module, self._target, tuning.open_database(folder))
+            executable = compiling.built(module, self._target)
+            machine = relax.VirtualMachine(executable, self._device)
+        kernels = len(importing.kernels(module))
+        return Program(executable, machine, products, kernels, scheduled, tuned, time.monotonic() - start_s)
+
+    def _tuning_text(self) -> str:
+        """Of the batch that is prepared; before one is, what the database has."""
+        program = self._programs.get(self._batch)
+        if program is not None:
+            return UNTUNED if not program.scheduled else f"{program.tuned.trials} trials for each kernel"
+        if self._options.trials:
+            return f"{self._options.trials} trials for each kernel"
+        found = {}
+        for folder in self._folder(0).parent.glob(f"{self._asked}-batch*"):
+            trials = tuning.finished(folder).trials
+            if trials:
+                found[folder.name.removeprefix(f"{self._asked}-")] = trials
+        told = ", ".join(f"{label}: {trials} trials" for label, trials in sorted(found.items()))
+        return f"{told}; otherwise {UNTUNED}" if told else UNTUNED
+
+    def _macs_by_kernel(self, program: Program) -> dict[str, int]:
+        """Of one call, by the operators of the graph, for kernels fill channels up to whole registers."""
+        names = [item.kernel for item in program.products]
+        try:
+            nodes = [node.macs for node in cost_of(self._model, self._options.data.dims).nodes if node.macs]
+        except ConfigError:
+            nodes = []
+        if len(nodes) == len(names):
+            return {name: macs * self._batch for name, macs in zip(names, nodes, strict=True)}
+        return {item.kernel: item.macs for item in program.products}
+
+    def _macs(self) -> int | None:
+        """Of one batch, counted from the model's graph."""
+        details = {**self._source.details, **self._cost}
+        if "macs_per_inference" not in details or "not_counted" in details:
+            return None
+        return int(details["macs_per_inference"]) * self._batch
+
+    # Running
+
+    def _run_with_copies(self, batches: int, phases: Phases) -> None:
+        main, sync, pairs = self._main, self._device.sync, tuple(zip(self._inputs, self._host, strict=True))
+        for _ in range(batches):
+            with phases("copy_in"):
+                for tensor, array in pairs:
+                    tensor.copyfrom(array)
+                sync()
+            with phases("execute"):
+                self._outputs = main(*self._inputs)
+                sync()
+            with phases("copy_out"):
+                for tensor in tensors(self._outputs):
+                    tensor.numpy()
+            phases.batch()
+
+
+def actual_precision(products: Sequence[importing.Product], inputs: Sequence[Input]) -> tuple[str, str]:
+    """What a network computes in.
+
+    Args:
+        products: Its kernels that multiply and accumulate.
+        inputs: Of the model: what a network without such kernels computes in.
+
+    Returns:
+        The precision of most multiply-accumulates, and how many of the kernels compute in integers (``10 of 10``).
+    """
+    macs: Counter[str] = Counter()
+    for item in products:
+        macs[item.precision] += item.macs
+    integer = f"{sum(item.precision == 'int8' for item in products)} of {len(products)}"
+    if macs:
+        return macs.most_common(1)[0][0], integer
+    kinds = {"float64": "fp64", "float16": "fp16", "int8": "int8", "uint8": "int8"}
+    return next((kinds[item.dtype] for item in inputs if item.dtype in kinds), "fp32"), integer
+
+
+def find_target(text: str, threads: int) -> tuple[Any, Any]:
+    """The target of an option, and the device that its code runs on.
+
+    Args:
+        text: ``cuda``, ``cuda:N``, a target as JSON, or empty for this processor.
+        threads: What kernels are made for, where the target does not say.
+
+    Raises:
+        ConfigError: no such target, or no such device here.
+    """
+    cuda = re.fullmatch(r"cuda(?::(\d+))?", text)
+    if cuda is not None:
+        device = tvm.cuda(int(cuda[1] or 0))
+        if not device.exist:
+            raise ConfigError(
+                f"tvm: target {text} was asked for, but TVM {tvm.__version__} finds no such GPU: nvidia-smi must list "
+                "one, CUDA_VISIBLE_DEVICES must not hide it, and this build of TVM must have CUDA"
+            )
+        return tvm.target.Target.from_device(device), device
+    try:
+        told = json.loads(text) if text else {"kind": "llvm", "mcpu": host_cpu()}
+        if told["kind"] == "llvm":
+            told.setdefault("num-cores", threads)
+        target = tvm.target.Target(told)
+    except Exception as error:
+        said = " ".join(str(error).split())[-200:]
+        raise ConfigError(
+            f'tvm: option target is cuda, cuda:N or JSON such as {{"kind": "llvm", "mcpu": "{host_cpu()}"}}, '
+            f"not {text!r} ({said})"
+        ) from error
+    if target.kind.name not in DEVICES:
+        raise ConfigError(f"tvm: option target: {unknown('kind', target.kind.name, DEVICES)}")
+    return (target, tvm.cpu()) if target.kind.name == "llvm" else (target, find_target("cuda", threads)[1])
+
+
+def host_cpu() -> str:
+    """This processor, as LLVM calls it."""
+    return str(tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
+
+
+def cpu_name() -> str:
+    """This processor, as it calls itself."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return match[1].strip() if match else platform.machine()
+
+
+def default_threads() -> int:
+    """One for each core that this process may use, not for each of a core's threads; what a person set goes first."""
+    if _THREADS_ASKED and _THREADS_ASKED.isdecimal():
+        return max(1, min(int(_THREADS_ASKED), PROCESSORS))
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        try:
+            cores.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list").read_text(encoding="utf-8"))
+        except OSError:
+            cores.add(str(cpu))
+    return len(cores)
+
+
+def tensors(outputs: Any) -> list[Any]:
+    """The tensors in what ``main`` returned: one, or in a tuple."""
+    if hasattr(outputs, "numpy"):
+        return [outputs]
+    return [tensor for item in outputs for tensor in tensors(item)]
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """TVM's errors as ours: memory that ran out, and everything else in one line."""
+    try:
+        yield
+    except (ConfigError, NetworkError, MemoryError):
+        raise
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        said = " ".join((lines or [""])[-1].split())[:300]
+        if re.search(
+            r"out of memory|cannot allocate|bad_alloc|OutOfMemory|failed to allocate", str(error), re.IGNORECASE
+        ):
+            raise MemoryError(f"{what}: {said}") from error
+        raise NetworkError(f"{what}: {type(error).__name__}: {said}") from error

@@ -1,0 +1,1 @@
+"""Files of a run: the journal and the recording."""

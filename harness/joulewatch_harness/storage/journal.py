@@ -1,0 +1,289 @@
+"""The run's journal: one JSON line per record, on the disk before anything else is done with it.
+
+The truth of a run. Everything else (Prometheus, the recording, results) can be made again from here.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import json
+import logging
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Final, Self
+
+from joulewatch_harness.clocktime import to_ms
+from joulewatch_harness.errors import ConfigError, RecordError
+from joulewatch_harness.records import (
+    SCHEMA_VERSION,
+    Configuration,
+    Line,
+    Note,
+    RunEnd,
+    RunHeader,
+    RunRecord,
+    Setup,
+    Window,
+    decode_line,
+    encode_line,
+)
+
+logger = logging.getLogger(__name__)
+
+JOURNAL_NAME: Final = "journal.jsonl"
+RUN_ID: Final = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
+
+
+def new_run_id(now_s: float) -> str:
+    """An id that sorts by time: ``20261121T013005Z-1f9c3a`` (UTC and 24 random bits)."""
+    at = datetime.datetime.fromtimestamp(int(now_s), datetime.UTC)
+    return f"{at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+class Journal:
+    """Append-only writer of a run's journal; each line is fsynced before ``append`` returns."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.path = path
+        self.folder = path.parent
+        self._descriptor = descriptor
+        self._size = 0
+        self._windows: set[int] = set()
+        self._ends: set[tuple[str, str, str, int]] = set()
+
+    @classmethod
+    def create(cls, folder: Path, header: RunHeader) -> Journal:
+        """Make ``folder``/<run id>/journal.jsonl with its first line.
+
+        Raises:
+            ConfigError: the folder cannot be made or written to, or the run is there already.
+            RecordError: the disk is full.
+        """
+        run_folder = folder / header.run
+        path = run_folder / JOURNAL_NAME
+        try:
+            run_folder.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        except FileExistsError as error:
+            text = "is there already" if path.exists() else "is in the way"
+            raise ConfigError(f"{error.filename or path}: {text}: name another folder with --output") from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise RecordError(f"{path}: {error.strerror}: free some space, or name another --output") from error
+            raise ConfigError(
+                f"{run_folder}: cannot be written to: {error.strerror}: name another folder with --output"
+            ) from error
+        journal = cls(path, descriptor)
+        try:
+            journal.append(header)
+            # The names of the file and of its folder are on the disk only once their folders are.
+            for parent in (run_folder, folder):
+                _sync_folder(parent)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def append(self, line: Line) -> None:
+        """Write one line and fsync it.
+
+        Raises:
+            RecordError: the disk is full or broken (what was written before is whole and stays readable), or
+                a window whose number, or whose series and end in milliseconds, are in the journal already:
+                in Prometheus one would hide the other.
+        """
+        if isinstance(line, Window):
+            self._check(line)
+        try:
+            data = json.dumps(encode_line(line), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise RecordError(f"{self.path}: {type(line).__name__} cannot be written as JSON: {error}") from error
+        content = data.encode("utf-8", "surrogatepass") + b"\n"
+        try:
+            _write_all(self._descriptor, content)
+            os.fsync(self._descriptor)
+        except OSError as error:
+            self._drop_torn_line()
+            raise RecordError(
+                f"{self.path}: the line could not be written: {error.strerror or error}; "
+                "the lines before it are whole: free some space and go on"
+            ) from error
+        self._size += len(content)
+        if isinstance(line, Window):
+            self._windows.add(line.index)
+            self._ends.add(_identity(line))
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self, window: Window) -> None:
+        if window.index in self._windows:
+            raise RecordError(f"{self.path}: window {window.index} is there already")
+        if _identity(window) in self._ends:
+            raise RecordError(
+                f"{self.path}: window {window.index} ({window.kind}) ends in the same millisecond as another of "
+                "its kind and configuration: a window of 1 ms or less cannot be told apart in Prometheus"
+            )
+
+    def _drop_torn_line(self) -> None:
+        try:
+            os.ftruncate(self._descriptor, self._size)
+            os.lseek(self._descriptor, self._size, os.SEEK_SET)
+        except OSError as error:
+            # Readers skip a torn last line anyway.
+            logger.warning("%s: a torn line could not be cut off: %s", self.path, error.strerror)
+
+
+def _identity(window: Window) -> tuple[str, str, str, int]:
+    return (window.configuration, window.kind, window.phase, to_ms(window.end_s))
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def journal_path(path: Path) -> Path:
+    """The journal of a run, given its folder or the journal itself."""
+    return path / JOURNAL_NAME if path.is_dir() else path
+
+
+def read_run(path: Path) -> RunRecord:
+    """Read a whole run.
+
+    Args:
+        path: the run's folder, or its journal.jsonl.
+
+    Returns:
+        The run; a torn last line (kill, full disk) is left out with a warning.
+
+    Raises:
+        RecordError: no such file, no journal, or a broken line before the last.
+    """
+    file = journal_path(path)
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError as error:
+        raise RecordError(f"{file}: no such journal: 'joulewatch runs' lists the runs that are stored") from error
+    except OSError as error:
+        raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
+    rows = content.split(b"\n")
+    torn = rows.pop()
+    lines: list[Line] = []
+    for number, row in enumerate(rows, 1):
+        where = f"{file}:{number}"
+        try:
+            data = json.loads(row.decode("utf-8", "surrogatepass"))
+        except ValueError as error:
+            if number == len(rows) and not torn:
+                # A file system may keep the length of a line and lose its content when the power fails.
+                torn = row
+                break
+            raise RecordError(f"{where}: is no JSON: {error}") from error
+        lines.append(decode_line(data, where))
+    if torn:
+        logger.warning("%s: the last line is torn and left out (%d bytes): the run was cut off", file, len(torn))
+    return run_from_lines(lines, str(file))
+
+
+def run_from_lines(lines: list[Line], where: str) -> RunRecord:
+    """Put a run together from its lines, in order; a configuration told twice counts as told last.
+
+    Raises:
+        RecordError: the first line is no header, or a newer joulewatch wrote it.
+    """
+    if not lines or not isinstance(lines[0], RunHeader):
+        raise RecordError(f"{where}: is no journal of a run: the first line is no header")
+    header = lines[0]
+    if header.schema > SCHEMA_VERSION:
+        raise RecordError(
+            f"{where}: written by a newer joulewatch (schema {header.schema}, this one reads {SCHEMA_VERSION}): upgrade"
+        )
+    configurations: dict[str, Configuration] = {}
+    windows: list[Window] = []
+    notes: list[Note] = []
+    setups: list[Setup] = []
+    end: RunEnd | None = None
+    for line in lines[1:]:
+        if isinstance(line, Configuration):
+            configurations[line.name] = line
+        elif isinstance(line, Window):
+            windows.append(line)
+        elif isinstance(line, Note):
+            notes.append(line)
+        elif isinstance(line, Setup):
+            setups.append(line)
+        elif isinstance(line, RunEnd):
+            end = line
+    return RunRecord(header, tuple(configurations.values()), tuple(windows), tuple(notes), end, tuple(setups))
+
+
+def list_runs(output: Path) -> list[RunRecord]:
+    """All runs below ``output``, oldest first; a folder that holds no readable run is said and left out.
+
+    Raises:
+        ConfigError: ``output`` is there but cannot be listed.
+    """
+    try:
+        folders = sorted(item for item in output.iterdir() if (item / JOURNAL_NAME).is_file())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigError(f"{output}: cannot be listed: {error.strerror}") from error
+    runs = []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except RecordError as error:
+            logger.warning("%s", error)
+    return sorted(runs, key=lambda run: (run.header.started_at_s, run.header.run))
+
+
+def find_run(run: str, output: Path) -> Path:
+    """The folder of a run given by id, by the beginning of an id, by folder or by journal.
+
+    Raises:
+        RecordError: there is none, or several begin so; the text names the last ones that are there.
+    """
+    given = Path(run)
+    if (given / JOURNAL_NAME).is_file():
+        return given
+    if given.is_file() and given.name == JOURNAL_NAME:
+        return given.parent
+    try:
+        names = sorted(item.name for item in output.iterdir() if (item / JOURNAL_NAME).is_file())
+    except OSError:
+        names = []
+    found = [name for name in names if name.startswith(run)] if run else []
+    if run in names:
+        found = [run]
+    if len(found) == 1:
+        return output / found[0]
+    if found:
+        raise RecordError(f"{run!r} is not one run: {', '.join(found[:5])} begin so")
+    known = f"the last ones there: {', '.join(names[-3:])}" if names else "there are none"
+    raise RecordError(f"unknown run {run!r} in {output}: {known}")

@@ -1,0 +1,445 @@
+"""The recording: scrapes and annotations of a run in one SQLite file, where there is no Prometheus.
+
+Write-ahead logging, one transaction per scrape and per line: after a kill at any moment the file opens and
+holds every scrape that was committed. When the writer ends well, one single file is left.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from joulewatch_harness.clients.exporter import ExporterClient, Scrape, parse_key
+from joulewatch_harness.errors import ConfigError, RecordError
+from joulewatch_harness.records import Line, RunHeader, RunRecord, decode_line, encode_line
+from joulewatch_harness.storage.journal import run_from_lines
+
+logger = logging.getLogger(__name__)
+
+RECORDING_NAME: Final = "recording.sqlite"
+RECORDING_VERSION: Final = 1
+APPLICATION_ID: Final = 0x4A6F756C
+"""``Joul``, in the file's header: what ``file`` and we know a recording by."""
+KEPT_PREFIX: Final = "joulewatch_"
+DEFAULT_RATE_HZ: Final = 10.0
+NS: Final = 1_000_000_000
+
+_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE exporter (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, url TEXT NOT NULL);
+CREATE TABLE series (
+    id INTEGER PRIMARY KEY, exporter_id INTEGER NOT NULL REFERENCES exporter, metric TEXT NOT NULL,
+    labels TEXT NOT NULL, UNIQUE (exporter_id, metric, labels)
+);
+CREATE TABLE scrape (
+    id INTEGER PRIMARY KEY, exporter_id INTEGER NOT NULL REFERENCES exporter, started_ns INTEGER NOT NULL,
+    duration_ns INTEGER NOT NULL, error TEXT
+);
+CREATE INDEX scrape_started ON scrape (exporter_id, started_ns);
+CREATE TABLE sample (
+    series_id INTEGER NOT NULL, scrape_id INTEGER NOT NULL, value REAL NOT NULL, PRIMARY KEY (series_id, scrape_id)
+) WITHOUT ROWID;
+CREATE TABLE line (id INTEGER PRIMARY KEY, json TEXT NOT NULL);
+"""
+
+
+class RecordingWriter:
+    """Writes a recording; any thread may call any method.
+
+    Raises:
+        RecordError: by every method, when the disk is full or broken; what was written before stays whole.
+    """
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._exporters: dict[str, int] = {}
+        self._series: dict[tuple[int, str], int] = {}
+        self._known_info: dict[int, set[str]] = {}
+
+    @classmethod
+    def create(cls, path: Path, header: RunHeader) -> RecordingWriter:
+        """Make a new recording whose first line is ``header``.
+
+        Raises:
+            ConfigError: the file is there already, or cannot be made.
+            RecordError: the disk is full.
+        """
+        if path.exists():
+            raise ConfigError(f"{path}: is there already: name another folder with --output")
+        try:
+            connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise ConfigError(f"{path}: cannot be made: {error}") from error
+        writer = cls(path, connection)
+        try:
+            connection.execute("PRAGMA page_size = 8192")
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {RECORDING_VERSION}")
+            connection.execute("PRAGMA journal_mode = WAL")
+            # A scrape need not wait for the disk: a kill loses none, a power failure the last ones at most.
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute("PRAGMA cache_size = -4096")
+            with writer._transaction():
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                connection.execute("INSERT INTO meta VALUES ('run', ?)", (header.run,))
+            writer.add_line(header)
+        except (sqlite3.Error, RecordError) as error:
+            connection.close()
+            path.unlink(missing_ok=True)
+            if isinstance(error, RecordError):
+                raise
+            raise ConfigError(f"{path}: cannot be made: {error}: name another folder with --output") from error
+        return writer
+
+    def add_scrape(self, exporter: ExporterClient, scrape: Scrape) -> None:
+        """Store one scrape: ``joulewatch_*`` series, those of ``*_info`` when they are new."""
+        with self._transaction():
+            exporter_id = self._exporter_id(exporter)
+            cursor = self._connection.execute(
+                "INSERT INTO scrape (exporter_id, started_ns, duration_ns) VALUES (?, ?, ?)",
+                (exporter_id, _ns(scrape.started_at_s), _ns(scrape.answered_at_s) - _ns(scrape.started_at_s)),
+            )
+            scrape_id = cursor.lastrowid
+            known = self._known_info.get(exporter_id, set())
+            info = set()
+            rows = []
+            for raw, value in scrape.samples:
+                if not raw.startswith(KEPT_PREFIX) or value != value:
+                    continue
+                if raw.partition("{")[0].endswith("_info"):
+                    info.add(raw)
+                    if raw in known:
+                        continue
+                series_id = self._series.get((exporter_id, raw))
+                if series_id is None:
+                    series_id = self._series_id(exporter_id, raw)
+                rows.append((series_id, scrape_id, value))
+            self._connection.executemany("INSERT OR REPLACE INTO sample VALUES (?, ?, ?)", rows)
+            # After a gap (see add_failure), or when one has gone and come back, its info is stored again.
+            self._known_info[exporter_id] = info
+
+    def add_failure(self, exporter: ExporterClient, started_at_s: float, failed_at_s: float, error: str) -> None:
+        """Store that a scrape failed, and why: a gap is named, not guessed."""
+        with self._transaction():
+            exporter_id = self._exporter_id(exporter)
+            self._connection.execute(
+                "INSERT INTO scrape (exporter_id, started_ns, duration_ns, error) VALUES (?, ?, ?, ?)",
+                (exporter_id, _ns(started_at_s), _ns(failed_at_s) - _ns(started_at_s), error),
+            )
+            self._known_info.pop(exporter_id, None)
+
+    def add_line(self, line: Line) -> None:
+        """Store a line of the journal; on the disk when this returns."""
+        try:
+            text = json.dumps(encode_line(line), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise RecordError(f"{self.path}: {type(line).__name__} cannot be written as JSON: {error}") from error
+        with self._transaction(full=True):
+            self._connection.execute("INSERT INTO line (json) VALUES (?)", (text,))
+
+    def close(self) -> None:
+        """Fold the write-ahead log into the file, so that one file is the whole; safe to call twice."""
+        with self._lock:
+            try:
+                self._connection.execute("PRAGMA journal_mode = DELETE")
+            except sqlite3.ProgrammingError:
+                return  # closed already
+            except sqlite3.Error as error:
+                # A reader has it open, or the disk is full: the log beside the file stays, and is read with it.
+                logger.info("%s: the log could not be folded in: %s", self.path, error)
+            self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _transaction(self, *, full: bool = False) -> Iterator[None]:
+        with self._lock:
+            try:
+                if full:
+                    self._connection.execute("PRAGMA synchronous = FULL")
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield
+                self._connection.execute("COMMIT")
+            except BaseException as error:
+                if self._connection_in_transaction():
+                    self._connection.execute("ROLLBACK")
+                    # Ids handed out inside it are gone with it.
+                    self._exporters.clear()
+                    self._series.clear()
+                    self._known_info.clear()
+                if isinstance(error, sqlite3.Error):
+                    raise RecordError(
+                        f"{self.path}: cannot be written to: {error}; what it held before is whole"
+                    ) from error
+                raise
+            finally:
+                if full and self._is_open():
+                    self._connection.execute("PRAGMA synchronous = NORMAL")
+
+    def _is_open(self) -> bool:
+        try:
+            self._connection.total_changes  # noqa: B018
+        except sqlite3.ProgrammingError:
+            return False
+        return True
+
+    def _connection_in_transaction(self) -> bool:
+        return self._is_open() and self._connection.in_transaction
+
+    def _exporter_id(self, exporter: ExporterClient) -> int:
+        found = self._exporters.get(exporter.name)
+        if found is None:
+            self._connection.execute(
+                "INSERT OR IGNORE INTO exporter (name, url) VALUES (?, ?)", (exporter.name, exporter.url)
+            )
+            row = self._connection.execute("SELECT id FROM exporter WHERE name = ?", (exporter.name,)).fetchone()
+            found = self._exporters[exporter.name] = int(row[0])
+        return found
+
+    def _series_id(self, exporter_id: int, raw: str) -> int:
+        try:
+            metric, labels = parse_key(raw)
+        except ValueError as error:
+            raise RecordError(f"{self.path}: {error}") from error
+        text = json.dumps(labels, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        key = (exporter_id, metric, text)
+        self._connection.execute("INSERT OR IGNORE INTO series (exporter_id, metric, labels) VALUES (?, ?, ?)", key)
+        row = self._connection.execute(
+            "SELECT id FROM series WHERE exporter_id = ? AND metric = ? AND labels = ?", key
+        ).fetchone()
+        self._series[exporter_id, raw] = int(row[0])
+        return int(row[0])
+
+
+def _ns(at_s: float) -> int:
+    return round(at_s * NS)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedSeries:
+    """One series of a recording."""
+
+    metric: str
+    labels: Mapping[str, str]
+    """Its own, and ``instance``: the exporter's name."""
+    scrape_times_s: list[float]
+    """Unix seconds at which the scrapes started, ascending."""
+    values: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedScrape:
+    """One scrape, successful or not."""
+
+    started_at_s: float
+    duration_s: float
+    error: str
+    """Why it failed; empty: it did not."""
+
+
+class Recording:
+    """A recording opened for reading, also while it is being written; one thread at a time."""
+
+    def __init__(
+        self, path: Path, connection: sqlite3.Connection, copy: tempfile.TemporaryDirectory[str] | None
+    ) -> None:
+        self.path = path
+        self._connection = connection
+        self._copy = copy
+
+    @classmethod
+    def open(cls, path: Path) -> Recording:
+        """Open a recording, given the file or the folder of its run.
+
+        Raises:
+            RecordError: there is none, it is no recording, or a newer joulewatch wrote it.
+        """
+        file = path / RECORDING_NAME if path.is_dir() else path
+        if not file.is_file():
+            raise RecordError(f"{file}: no such recording: local runs of 'joulewatch profile' leave one")
+        copy: tempfile.TemporaryDirectory[str] | None = None
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = _connect(file, "mode=ro")
+            try:
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            except sqlite3.OperationalError:
+                # A recording that was cut off, in a folder we may not write to: its log needs to be read too.
+                connection.close()
+                copy, connection = _open_copy(file)
+        except (sqlite3.Error, OSError) as error:
+            if connection is not None:
+                connection.close()
+            raise RecordError(f"{file}: is no recording: {error}") from error
+        recording = cls(file, connection, copy)
+        try:
+            recording._check()
+        except BaseException:
+            recording.close()
+            raise
+        return recording
+
+    def _check(self) -> None:
+        try:
+            application = self._connection.execute("PRAGMA application_id").fetchone()[0]
+            version = self._connection.execute("PRAGMA user_version").fetchone()[0]
+        except sqlite3.Error as error:
+            raise RecordError(f"{self.path}: is no recording: {error}") from error
+        if application != APPLICATION_ID:
+            raise RecordError(f"{self.path}: is no recording of joulewatch")
+        if version > RECORDING_VERSION:
+            raise RecordError(
+                f"{self.path}: written by a newer joulewatch (version {version}, this one reads "
+                f"{RECORDING_VERSION}): upgrade"
+            )
+
+    def close(self) -> None:
+        """Close the file; safe to call twice."""
+        self._connection.close()
+        if self._copy is not None:
+            self._copy.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self) -> RunRecord:
+        """The run, as its journal has it.
+
+        Raises:
+            RecordError: the file is broken.
+        """
+        lines = []
+        for number, text in self._rows("SELECT id, json FROM line ORDER BY id"):
+            where = f"{self.path}: line {number}"
+            try:
+                lines.append(decode_line(json.loads(text), where))
+            except ValueError as error:
+                raise RecordError(f"{where}: is no JSON: {error}") from error
+        return run_from_lines(lines, str(self.path))
+
+    def exporters(self) -> dict[str, str]:
+        """Name -> URL of every exporter that was scraped."""
+        return dict(self._rows("SELECT name, url FROM exporter ORDER BY id"))
+
+    def metrics(self) -> list[str]:
+        """Names of all metrics in it, sorted."""
+        return [row[0] for row in self._rows("SELECT DISTINCT metric FROM series ORDER BY metric")]
+
+    def span(self) -> tuple[float, float] | None:
+        """Unix seconds of the first and the last successful scrape; None: there is none."""
+        ((first, last),) = self._rows("SELECT min(started_ns), max(started_ns) FROM scrape WHERE error IS NULL")
+        return None if first is None else (first / NS, last / NS)
+
+    def series(
+        self,
+        metric: str,
+        *,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        matchers: Mapping[str, str] | None = None,
+    ) -> list[RecordedSeries]:
+        """All series of a metric with a sample in a span; errors as of ``iter_series``.
+
+        Args:
+            metric: its whole name.
+            start_s, end_s: Unix seconds, both included; None: no bound.
+            matchers: labels (``instance`` too) that must have exactly these values.
+        """
+        return list(self.iter_series(metric, start_s=start_s, end_s=end_s, matchers=matchers))
+
+    def iter_series(
+        self,
+        metric: str,
+        *,
+        start_s: float | None = None,
+        end_s: float | None = None,
+        matchers: Mapping[str, str] | None = None,
+    ) -> Iterator[RecordedSeries]:
+        """The same, one series after the other.
+
+        Raises:
+            RecordError: the file is broken.
+        """
+        first_ns = -(2**63) if start_s is None else _ns(start_s)
+        last_ns = 2**63 - 1 if end_s is None else _ns(end_s)
+        found = list(
+            self._rows(
+                "SELECT series.id, exporter.name, labels FROM series JOIN exporter ON exporter.id = exporter_id "
+                "WHERE metric = ? ORDER BY exporter.id, labels",
+                (metric,),
+            )
+        )
+        for series_id, instance, text in found:
+            labels = {**json.loads(text), "instance": instance}
+            if matchers and any(labels.get(key, "") != value for key, value in matchers.items()):
+                continue
+            rows = self._rows(
+                "SELECT started_ns, value FROM sample JOIN scrape ON scrape.id = scrape_id "
+                "WHERE series_id = ? AND started_ns BETWEEN ? AND ? ORDER BY started_ns",
+                (series_id, first_ns, last_ns),
+            )
+            times_s: list[float] = []
+            values: list[float] = []
+            for started_ns, value in rows:
+                times_s.append(started_ns / NS)
+                values.append(value)
+            if times_s:
+                yield RecordedSeries(metric, labels, times_s, values)
+
+    def scrapes(
+        self, exporter: str, *, start_s: float | None = None, end_s: float | None = None
+    ) -> list[RecordedScrape]:
+        """All scrapes of an exporter, failed ones too, ascending in time.
+
+        Raises:
+            RecordError: the file is broken.
+        """
+        rows = self._rows(
+            "SELECT started_ns, duration_ns, error FROM scrape JOIN exporter ON exporter.id = exporter_id "
+            "WHERE name = ? AND started_ns BETWEEN ? AND ? ORDER BY started_ns",
+            (
+                exporter,
+                -(2**63) if start_s is None else _ns(start_s),
+                2**63 - 1 if end_s is None else _ns(end_s),
+            ),
+        )
+        return [RecordedScrape(start / NS, took / NS, error or "") for start, took, error in rows]
+
+    def _rows(self, statement: str, values: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        try:
+            yield from self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            raise RecordError(f"{self.path}: cannot be read: {error}") from error
+
+
+def _connect(file: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(f"{file.resolve().as_uri()}?{mode}", uri=True, timeout=10.0, isolation_level=None)
+
+
+def _open_copy(file: Path) -> tuple[tempfile.TemporaryDirectory[str] | None, sqlite3.Connection]:
+    log = file.with_name(file.name + "-wal")
+    if not log.exists() or log.stat().st_size == 0:
+        return None, _connect(file, "immutable=1")
+    copy = tempfile.TemporaryDirectory(prefix="joulewatch-")
+    for source in (file, log):
+        shutil.copyfile(source, Path(copy.name) / source.name)
+    return copy, _connect(Path(copy.name) / file.name, "mode=rw")

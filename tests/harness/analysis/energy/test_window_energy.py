@@ -1,0 +1,401 @@
+"""Properties of the three ways to the energy of a window, against signals whose integral is exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from joulewatch_harness.analysis.energy.window_energy import (
+    ClockOffset,
+    EdgeReading,
+    Span,
+    WindowEnergy,
+    energy_from_counter,
+    energy_from_edges,
+    energy_from_power,
+    with_unseen,
+)
+from joulewatch_harness.analysis.sources.series import Floats, Series, Traits
+from joulewatch_harness.errors import CoverageError
+from joulewatch_harness.gum import NORMAL_95, student_factor
+from support.synthetic import T0, Signal
+
+watts_list = st.lists(st.floats(0, 1e3), min_size=11, max_size=11)
+cuts = st.tuples(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10)).map(sorted)
+
+
+def power_series(watts: list[float], shift_s: float = 0.0) -> Series:
+    return Series(np.arange(11.0) + shift_s, np.array(watts))
+
+
+def counter_series(watts: list[float], shift_s: float = 0.0) -> Series:
+    return Series(np.arange(11.0) + shift_s, np.cumsum(np.array(watts)))
+
+
+Energy = Callable[[Series, Span], WindowEnergy]
+WAYS: list[tuple[Callable[[list[float], float], Series], Energy]] = [
+    (counter_series, energy_from_counter),
+    (power_series, energy_from_power),
+]
+
+
+@pytest.mark.parametrize(("series", "energy"), WAYS)
+@given(watts=watts_list, cuts=cuts)
+def test_adjacent_windows_add_up(
+    series: Callable[[list[float], float], Series], energy: Energy, watts: list[float], cuts: list[float]
+) -> None:
+    a, b, c = cuts
+    assume(b - a > 1e-6 and c - b > 1e-6)
+    data = series(watts, 0.0)
+    left, right = energy(data, Span(a, b)), energy(data, Span(b, c))
+    whole = energy(data, Span(a, c))
+    assert left.joules + right.joules == pytest.approx(whole.joules, rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize(("series", "energy"), WAYS)
+@given(watts=st.floats(0, 1e4), start=st.floats(0, 9), length=st.floats(0.01, 9))
+def test_constant_power_gives_power_times_time(
+    series: Callable[[list[float], float], Series], energy: Energy, watts: float, start: float, length: float
+) -> None:
+    assume(start + length <= 10)
+    found = energy(series([watts] * 11, 0.0), Span(start, start + length))
+    assert found.joules == pytest.approx(watts * ((start + length) - start), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(("series", "energy"), WAYS)
+@given(watts=watts_list, cuts=cuts)
+def test_no_result_changes_when_the_clock_is_shifted(
+    series: Callable[[list[float], float], Series], energy: Energy, watts: list[float], cuts: list[float]
+) -> None:
+    a, _, c = cuts
+    assume(c - a > 1e-3 and a > 0.01 and c < 9.99)
+    near = energy(series(watts, 0.0), Span(a, c))
+    far = energy(series(watts, T0), Span(a + T0, c + T0))
+    # A double resolves 0.24 µs of Unix time.
+    assert far.joules == pytest.approx(near.joules, rel=1e-6, abs=1e-2)
+    # The same shift told as a clock offset.
+    shifted = {energy_from_counter: energy_from_counter, energy_from_power: energy_from_power}[energy](  # type: ignore[index]
+        series(watts, 100.0), Span(a, c), offset=ClockOffset(100.0, 100.0)
+    )
+    assert shifted.joules == pytest.approx(near.joules, rel=1e-6, abs=1e-6)
+
+
+@given(watts=watts_list, cuts=cuts)
+def test_a_longer_window_never_has_less_energy(watts: list[float], cuts: list[float]) -> None:
+    a, b, c = cuts
+    assume(b - a > 1e-6 and c - b > 1e-6)
+    for series, energy in WAYS:
+        data = series(watts, 0.0)
+        assert energy(data, Span(a, b)).joules <= energy(data, Span(a, c)).joules + 1e-9
+
+
+@st.composite
+def signals(draw: st.DrawFn) -> tuple[Signal, float]:
+    """Random steps of power over 20 s from T0 on, and the largest power."""
+    times = sorted(draw(st.lists(st.floats(0, 20), min_size=0, max_size=12, unique=True)))
+    watts = draw(st.lists(st.floats(0, 500), min_size=len(times) + 1, max_size=len(times) + 1))
+    return Signal((T0, *(T0 + t for t in times)), tuple(watts)), max(watts)
+
+
+@given(
+    signal=signals(),
+    steps=st.lists(st.floats(0.05, 1.0), min_size=40, max_size=60),
+    refresh_s=st.sampled_from([0.0, 0.001, 0.01, 0.1]),
+    start=st.floats(2, 12),
+    length=st.floats(0.2, 6),
+    clock=st.floats(-0.05, 0.05),
+)
+def test_the_bounds_of_a_history_contain_the_truth(
+    signal: tuple[Signal, float],
+    steps: list[float],
+    refresh_s: float,
+    start: float,
+    length: float,
+    clock: float,
+) -> None:
+    """Any signal, any sampling times, a counter renewed now and then, a clock known to 50 ms."""
+    truth, largest = signal
+    times = T0 + np.cumsum(np.array(steps))
+    assume(times[0] < T0 + start - 0.2 and times[-1] > T0 + start + length + 0.2)
+    counter = Series(times + clock, truth.counter_joules(times, refresh_s))
+    window = Span(T0 + start, T0 + start + length)
+    found = energy_from_counter(
+        counter,
+        window,
+        Traits(refresh_s),
+        offset=ClockOffset(-0.05, 0.05),
+        max_gap_s=5.0,
+        power_cap_watts=largest,
+    )
+    joules = float(truth.energy_joules(window.end_s) - truth.energy_joules(window.start_s))
+    slack = 1e-4  # J: 0.24 µs of Unix time at 500 W
+    assert found.lower_joules - slack <= joules <= found.upper_joules + slack
+    assert found.lower_joules - slack <= found.joules <= found.upper_joules + slack
+
+
+@given(
+    signal=signals(),
+    before=st.floats(0, 0.02),
+    after=st.floats(0, 0.02),
+    refresh_s=st.sampled_from([0.0, 0.001, 0.01]),
+    start=st.floats(2, 12),
+    length=st.floats(0.2, 6),
+    clock=st.floats(-0.003, 0.003),
+)
+def test_the_bounds_of_edges_contain_the_truth(
+    signal: tuple[Signal, float],
+    before: float,
+    after: float,
+    refresh_s: float,
+    start: float,
+    length: float,
+    clock: float,
+) -> None:
+    truth, largest = signal
+    window = Span(T0 + start, T0 + start + length)
+    offset = ClockOffset(-0.003, 0.003)
+    reads = (window.start_s - before, window.end_s + after)
+    first, last = (EdgeReading(at_s + clock, float(truth.counter_joules(at_s, refresh_s)), offset) for at_s in reads)
+    found = energy_from_edges(first, last, window, Traits(refresh_s), power_cap_watts=largest)
+    joules = float(truth.energy_joules(window.end_s) - truth.energy_joules(window.start_s))
+    assert found.lower_joules - 1e-4 <= joules <= found.upper_joules + 1e-4
+    assert found.lower_joules - 1e-4 <= found.joules <= found.upper_joules + 1e-4
+
+
+def test_edges_in_steady_power_are_exact_within_their_own_uncertainty() -> None:
+    truth = Signal((T0,), (200.0,))
+    window = Span(T0 + 5, T0 + 6)
+    first, last = (EdgeReading(at, float(truth.energy_joules(at))) for at in (T0 + 4.999, T0 + 6.001))
+    found = energy_from_edges(first, last, window, Traits(0.001, 6e-5))
+    assert found.joules == pytest.approx(200.0, rel=2e-3)
+    assert {item.name for item in found.budget} == {"edge slack", "refresh", "resolution"}
+    assert abs(found.joules - 200.0) <= 2 * found.standard_joules
+
+
+def test_published_accuracy_is_a_systematic_item_and_widens_no_bound() -> None:
+    counter = Series(np.arange(11.0), 100 * np.arange(11.0))
+    rough = energy_from_counter(counter, Span(2, 8), Traits(accuracy=0.5, family="estimate"))
+    exact = energy_from_counter(counter, Span(2, 8))
+    item = next(item for item in rough.budget if item.name == "accuracy")
+    assert item.systematic and item.half_width_joules == pytest.approx(300.0)
+    assert item.standard_joules == pytest.approx(300.0 / 3**0.5)
+    assert rough.upper_joules == exact.upper_joules
+    assert rough.sampling_joules == pytest.approx(exact.standard_joules)
+
+
+def test_edges_on_samples_need_no_interpolation() -> None:
+    counter = Series(np.arange(11.0), 100 * np.arange(11.0))
+    found = energy_from_counter(counter, Span(2, 8))
+    assert found.lower_joules == found.joules == found.upper_joules == pytest.approx(600.0)
+    assert found.budget == ()
+
+
+def reason(excinfo: pytest.ExceptionInfo[CoverageError]) -> str:
+    return excinfo.value.reason
+
+
+def test_what_samples_do_not_cover_has_no_number() -> None:
+    counter = Series(np.array([0.0, 1, 2, 3, 8, 9, 10]), np.arange(7.0))
+    for window, expected in (
+        (Span(-1.0, 2.0), "unbracketed"),
+        (Span(2.0, 11.0), "unbracketed"),
+        (Span(1.5, 5.0), "sample_gap"),
+        (Span(1.5, 1.6), "below_refresh"),
+    ):
+        with pytest.raises(CoverageError) as excinfo:
+            energy_from_counter(counter, window, Traits(refresh_s=0.5))
+        assert reason(excinfo) == expected
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_counter(Series(np.array([1.0]), np.array([1.0])), Span(0, 2))
+    assert reason(excinfo) == "no_samples"
+
+
+def test_a_gap_inside_the_window_does_not_hurt_a_counter_but_power() -> None:
+    times = np.array([0.0, 1, 2, 7, 8, 9])
+    assert energy_from_counter(Series(times, 5 * times), Span(0.5, 8.5)).joules == pytest.approx(40.0)
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_power(Series(times, np.ones(6)), Span(0.5, 8.5))
+    assert reason(excinfo) == "sample_gap"
+
+
+def test_a_restart_inside_the_window_is_never_added_over() -> None:
+    counter = Series(np.arange(8.0), np.array([50.0, 60, 70, 5, 15, 25, 35, 45]))
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_counter(counter, Span(1.5, 5.5))
+    assert reason(excinfo) == "exporter_restart"
+    assert energy_from_counter(counter, Span(3.5, 6.5)).joules == pytest.approx(30.0)
+    # The new counter may have overtaken the old one between two samples: the start time tells.
+    rising = Series(np.arange(8.0), 10 * np.arange(8.0))
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_counter(rising, Span(1.5, 5.5), restarts_s=np.array([-100.0, 3.2]))
+    assert reason(excinfo) == "exporter_restart"
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_edges(EdgeReading(1, 70.0), EdgeReading(5, 3.0), Span(1.1, 4.9))
+    assert reason(excinfo) == "exporter_restart"
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_edges(EdgeReading(1, 7.0), EdgeReading(5, 30.0), Span(1.1, 4.9), restarts_s=np.array([3.0]))
+    assert reason(excinfo) == "exporter_restart"
+
+
+def test_edges_out_of_order_and_short_windows_have_no_number() -> None:
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_edges(EdgeReading(5, 7.0), EdgeReading(1, 30.0), Span(1.1, 4.9))
+    assert reason(excinfo) == "clock_skew"
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_edges(EdgeReading(1, 7.0), EdgeReading(1.2, 8.0), Span(1.05, 1.15), Traits(refresh_s=0.5))
+    assert reason(excinfo) == "below_refresh"
+    with pytest.raises(ValueError, match="not after its start"):
+        Span(2, 2)
+
+
+def test_zero_is_a_measurement() -> None:
+    counter = Series(np.arange(11.0), np.full(11, 7.0))
+    found = energy_from_counter(counter, Span(2.5, 7.5), Traits(0.1))
+    assert (found.joules, found.lower_joules, found.upper_joules) == (0.0, 0.0, 0.0)
+    edges = energy_from_edges(EdgeReading(1, 7.0), EdgeReading(5, 7.0), Span(1.1, 4.9))
+    assert edges.joules == 0.0 and edges.mean_power_watts == 0.0
+
+
+def test_a_load_that_begins_and_ends_with_the_window_is_measured_exactly_from_its_history() -> None:
+    """The powers on either side tell where in the spacing the step was; a straight line would be 2.7 % low."""
+    times_s = np.arange(0.0, 40.0, 1.0) + 0.4
+    begin_s, end_s = 10.0, 20.0
+
+    def joules(at_s: float) -> float:
+        return 50.0 * at_s + 200.0 * (min(max(at_s, begin_s), end_s) - begin_s)
+
+    counter = Series(times_s, np.array([joules(float(at_s)) for at_s in times_s]), {})
+    energy = energy_from_counter(counter, Span(begin_s, end_s))
+    assert energy.joules == pytest.approx(2500.0, rel=1e-12)
+    assert energy.lower_joules <= 2500.0 <= energy.upper_joules
+    straight = float(np.diff(np.interp((begin_s, end_s), times_s, counter.values))[0])
+    assert straight == pytest.approx(2500.0 - 200.0 * 2 * 0.6 * 0.4, rel=1e-9)
+
+
+def test_a_counter_that_restarts_beside_the_window_gives_no_power_to_interpolate_with() -> None:
+    """The fall lies outside: the window has its energy, by the straight line."""
+    times_s = np.arange(0.0, 12.0, 1.0)
+    values = np.where(times_s < 3, 1000.0 + 100 * times_s, 100 * times_s)
+    energy = energy_from_counter(Series(times_s, values, {}), Span(3.5, 8.5))
+    assert energy.joules == pytest.approx(500.0)
+
+
+def test_the_slack_of_edges_is_taken_at_the_powers_that_were_seen() -> None:
+    """Steady at 200 W, never seen lower: the 4 ms beside the window were at 200 W too, not at half of it."""
+    start, end = EdgeReading(9.998, 0.0), EdgeReading(11.002, 200.8)
+    steady = energy_from_edges(start, end, Span(10.0, 11.0), power_floor_watts=200.0)
+    assert steady.joules == pytest.approx(200.0)
+    idling = energy_from_edges(start, end, Span(10.0, 11.0))
+    assert idling.joules == pytest.approx(200.4)
+    for energy in (steady, idling):
+        assert energy.lower_joules <= 200.0 <= energy.upper_joules
+        assert energy.standard_joules > 0
+    assert steady.standard_joules < idling.standard_joules
+    assert (steady.lower_joules, steady.upper_joules) == (idling.lower_joules, idling.upper_joules)
+
+
+# Sensors that look at a part of the time
+
+PERIOD_S, SEEN_S, STEP_S = 0.1, 0.025, 0.001
+PARTLY = Traits(PERIOD_S, 0.0, None, "nvml", SEEN_S)
+
+
+def telegraph(random: np.random.Generator, count: int, dwell_s: float) -> Floats:
+    """A load that goes on and off at random: 300 W and 80 W."""
+    spans = np.maximum(1, random.exponential(dwell_s / STEP_S, 2 * int(count * STEP_S / dwell_s) + 50).astype(int))
+    levels = np.where((np.arange(spans.size) + int(random.integers(2))) % 2, 300.0, 80.0)
+    return np.repeat(levels, spans)[:count]
+
+
+def steps_of(random: np.random.Generator, count: int, period_s: float) -> Floats:
+    """A load that repeats, out of step with the sensor."""
+    times = np.arange(count) * STEP_S + random.random() * period_s
+    return np.where(times % period_s < 0.4 * period_s, 300.0, 80.0)
+
+
+def watched(
+    random: np.random.Generator, watts: Floats, length_s: float, every: int
+) -> tuple[float, WindowEnergy, WindowEnergy]:
+    """True joules, and what such a sensor makes of them: without and with what it did not see.
+
+    As the exporter does it: readings integrated by the trapezoid; as a scrape sees it: each ``every``-th reading.
+    """
+    sums = np.concatenate(([0.0], np.cumsum(watts) * STEP_S))
+    grid = np.arange(sums.size) * STEP_S
+    period, seen = round(PERIOD_S / STEP_S), round(SEEN_S / STEP_S)
+    starts = np.arange(int(random.integers(period)), watts.size - seen, period)
+    values = np.asarray((sums[starts + seen] - sums[starts]) / SEEN_S, np.float64)
+    reads = np.asarray((starts + seen) * STEP_S, np.float64)
+    trapezoids = (values[1:] + values[:-1]) / 2 * np.diff(reads)
+    counter = np.asarray(np.concatenate(([0.0], np.cumsum(trapezoids))), np.float64)
+    window = Span(2.0, 2.0 + length_s)
+    blind = energy_from_counter(Series(reads, counter), window, PARTLY)
+    truth = float(np.interp(window.end_s, grid, sums) - np.interp(window.start_s, grid, sums))
+    return truth, blind, with_unseen(blind, window, PARTLY, Series(reads[::every], values[::every]))
+
+
+@pytest.mark.parametrize(
+    ("load", "scale_s"), [(telegraph, 0.005), (telegraph, 0.02), (telegraph, 0.1), (steps_of, 0.037), (steps_of, 0.13)]
+)
+@pytest.mark.parametrize("every", [1, 10])
+def test_what_a_sensor_does_not_see_is_in_the_uncertainty(
+    load: Callable[[np.random.Generator, int, float], Floats], scale_s: float, every: int
+) -> None:
+    """25 of each 100 ms: the stated 95 % hold the truth, and without this item they often would not."""
+    random = np.random.default_rng(3)
+    tries, blind, held = 200, 0, 0
+    for _ in range(tries):
+        truth, without, found = watched(random, load(random, 14_000, scale_s), 10.0, every)
+        assert found.joules == without.joules
+        assert found.lower_joules <= truth <= found.upper_joules
+        blind += abs(without.joules - truth) <= NORMAL_95 * without.standard_joules
+        held += abs(found.joules - truth) <= NORMAL_95 * found.standard_joules
+    assert held / tries >= 0.93
+    if load is telegraph:
+        assert blind / tries < 0.6
+
+
+def test_the_unseen_share_follows_its_formula() -> None:
+    """100 periods, values in turn 90 and 110 W: s = 14.1 W by successive differences, u = 10 s x 14.1 W x 0.0866."""
+    window = Span(1.0, 11.0)
+    times = np.arange(0.0, 12.05, PERIOD_S) + 1e-6
+    readings = Series(times, np.where(np.arange(times.size) % 2, 90.0, 110.0))
+    counter = Series(times, 100.0 * times)
+    blind = energy_from_counter(counter, window, PARTLY)
+    found = with_unseen(blind, window, PARTLY, readings)
+    (item,) = [item for item in found.budget if item.name == "unseen"]
+    count = np.count_nonzero((times >= 1.0) & (times <= 11.0))
+    few = student_factor(2 * (count - 1) / 3) / NORMAL_95
+    assert item.standard_joules == pytest.approx(few * 10 * math.sqrt(200) * math.sqrt(0.75 / 100), rel=1e-6)
+    assert not item.systematic and "sees 25 of each 100 ms" in item.text
+    # Scraped three times as often, each value is there three times and counts once.
+    often = Series(
+        np.sort(np.concatenate([times + shift for shift in (0.0, 0.03, 0.06)])), np.repeat(readings.values, 3)
+    )
+    (again,) = [one for one in with_unseen(blind, window, PARTLY, often).budget if one.name == "unseen"]
+    assert again.standard_joules == pytest.approx(item.standard_joules, rel=0.02)
+
+
+def test_with_too_few_values_unseen_power_may_have_been_anything() -> None:
+    window = Span(1.0, 2.0)
+    times = np.arange(0.0, 4.0, 0.5)
+    blind = energy_from_counter(Series(times, 100.0 * times), window, PARTLY)
+    for readings in (None, Series(times, np.full(times.shape, 100.0))):
+        found = with_unseen(blind, window, PARTLY, readings, power_floor_watts=40.0, power_cap_watts=250.0)
+        (item,) = [one for one in found.budget if one.name == "unseen"]
+        assert item.half_width_joules == pytest.approx(0.75 * 1.0 * 150.0)
+        assert item.standard_joules == pytest.approx(item.half_width_joules / math.sqrt(3))
+        assert found.lower_joules == pytest.approx(0.25 * blind.lower_joules)
+        assert found.upper_joules == pytest.approx(blind.upper_joules + 0.75 * 150.0)
+
+
+@pytest.mark.parametrize("traits", [Traits(0.1), Traits(0.1, window_s=0.1), Traits(0.0, window_s=0.025)])
+def test_a_sensor_that_sees_everything_loses_nothing(traits: Traits) -> None:
+    window = Span(1.0, 3.0)
+    blind = energy_from_counter(Series(np.arange(5.0), np.arange(5.0)), window, traits)
+    assert with_unseen(blind, window, traits, None) is blind

@@ -1,0 +1,334 @@
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from joulewatch_harness.analysis.reports import figure, table, to_csv, to_json
+from joulewatch_harness.analysis.reports.figure import write_figure
+from joulewatch_harness.analysis.results import numbers
+from joulewatch_harness.analysis.results.model import Estimate, PhaseShare, RunResult, SetupResult
+from joulewatch_harness.analysis.results.phases import beside_execution
+from joulewatch_harness.analysis.results.summary import analyze_run
+from joulewatch_harness.delivery.results import publish, published_at_s, result_samples
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.records import PhaseTime, Setup
+from support.synthetic import TWO_SOCKETS, ListSource, World, make_world, sensor
+
+ESTIMATED = (sensor("socket0", "package", collector="estimate", method="estimated", accuracy=0.5, model="EPYC table"),)
+
+
+def result_of(world: World) -> RunResult:
+    assert world.record is not None
+    return analyze_run(world.record, ListSource(world.scrapes()))
+
+
+@pytest.fixture(scope="module")
+def measured() -> RunResult:
+    return result_of(make_world(TWO_SOCKETS, noise=0.01))
+
+
+@pytest.fixture(scope="module")
+def estimated() -> RunResult:
+    return result_of(make_world(ESTIMATED, noise=0.01))
+
+
+def estimate(value: float, expanded: float) -> Estimate:
+    return Estimate(value, expanded / 2, expanded, 2.0, math.inf, ())
+
+
+@pytest.mark.parametrize(
+    ("value", "expanded", "text"),
+    [
+        (12.3456, 0.5678, "12.35 ± 0.57"),
+        (12.3456, 0.0996, "12.35 ± 0.10"),
+        (123.456, 12.3, "123 ± 12"),
+        (174.2, 99.7, "174 ± 100"),
+        (0.0, 0.0, "0"),
+        (3.14159, 0.0, "3.142"),
+    ],
+)
+def test_two_digits_of_the_uncertainty_are_shown(value: float, expanded: float, text: str) -> None:
+    assert numbers.with_uncertainty(estimate(value, expanded)) == text
+
+
+def test_si_prefixes() -> None:
+    assert numbers.prefix_for([0.003, 0.02, 0.5]) == (-3, "m")
+    assert numbers.prefix_for([2e-7]) == (-9, "n")
+    assert numbers.prefix_for([1e-6]) == (-6, "µ")
+    assert numbers.prefix_for([]) == (0, "")
+    assert numbers.quantity(0.00342, "J") == "3.420 mJ"
+
+
+def test_the_table_fits_a_terminal_and_names_what_measured(measured: RunResult) -> None:
+    text = table.render_table(measured, width=80)
+    assert all(len(line) <= 80 for line in text.splitlines()), text
+    for word in ("net/onnxruntime/fp32", "net/onnxruntime/int8", "mJ per inference", "energy counter", "psys/total"):
+        assert word in text
+    assert "ESTIMATED" not in text and "2x AMD EPYC 7763" in text
+    assert "±" in text and "with this network loaded" in " ".join(text.split())
+
+
+def test_components_give_way_on_a_narrow_terminal(measured: RunResult) -> None:
+    text = table.render_table(measured, width=60)
+    assert "do not fit" in " ".join(text.split())
+    assert "  cpu  " not in text
+
+
+def test_estimates_are_loud_everywhere(estimated: RunResult, tmp_path: Path) -> None:
+    text = table.render_table(estimated, width=80, budget=True)
+    assert text.count("!!! Energies ESTIMATED from a power model, not measured !!!") == 2
+    assert "accuracy (estimate)" in text and "EPYC table" in text
+    document = to_json.result_document(estimated)
+    assert document["estimated"] is True and document["emulated"] is False
+    rows = list(csv.DictReader(io.StringIO(to_csv.render_csv(estimated))))
+    assert {row["total_method"] for row in rows} == {"estimated"}
+    write_figure(estimated, tmp_path / "figure.svg")
+    assert "ESTIMATED from a power model" in (tmp_path / "figure.svg").read_text()
+    assert numbers.warning_line(["counter", "estimated"]).startswith("!!! Some energies ESTIMATED")
+    assert numbers.warning_line(["emulated"]) == "!!! Energies from an EMULATED machine, not from hardware !!!"
+    assert numbers.warning_line(["counter", "integrated"]) == ""
+
+
+def test_the_json_is_what_its_schema_says(measured: RunResult, estimated: RunResult) -> None:
+    schema = to_json.schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["properties"]["schema_version"]["const"] == to_json.SCHEMA_VERSION
+    for result in (measured, estimated, result_of(make_world([], batch_sizes=(1,)))):
+        document = json.loads(to_json.render_json(result))
+        jsonschema.validate(document, schema)
+    group = json.loads(to_json.render_json(measured))["results"][0]
+    total = group["energy"]["total"]
+    assert total["gross"]["unit"] == "J" and total["gross"]["budget"] and total["methods"] == ["counter"]
+    assert total["gross"]["value"] > total["net"]["value"] > 0
+
+
+def test_the_csv_is_in_base_units(measured: RunResult) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv.render_csv(measured))))
+    assert len(rows) == len(measured.groups)
+    total = measured.groups[0].total.gross
+    assert total is not None
+    assert float(rows[0]["total_gross_joules_per_inference"]) == pytest.approx(total.value, rel=1e-8)
+    assert float(rows[0]["latency_p99_seconds"]) > float(rows[0]["latency_p50_seconds"])
+
+
+def test_the_table_tells_what_was_read_back_after_loading(measured: RunResult) -> None:
+    """Version, provider, precision, threads and the state of tuning change what the numbers mean."""
+    (first, *_) = measured.groups
+    details = {"threads": "2", "tuning": "UNTUNED", "model_file": "not to be told here"}
+    loaded = dataclasses.replace(
+        first.configuration, runtime_version="9.8", device="cpu", actual_precision="bf16", details=details
+    )
+    groups = tuple(dataclasses.replace(group, configuration=loaded) for group in measured.groups)
+    text = " ".join(table.render_table(dataclasses.replace(measured, groups=groups), width=400).split())
+    assert f"{loaded.name}: {loaded.runtime} 9.8, " in text
+    assert "cpu, bf16, threads: 2, tuning: UNTUNED" in text
+    assert "not to be told" not in text
+
+
+def test_missing_is_a_word_and_never_a_zero(measured: RunResult) -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,), edges=False)
+    assert world.record is not None
+    result = analyze_run(world.record, None)
+    text = table.render_table(result)
+    assert "missing" in text and "no_samples" in text
+    rows = list(csv.DictReader(io.StringIO(to_csv.render_csv(result))))
+    assert rows[0]["total_gross_joules_per_inference"] == ""
+    jsonschema.validate(json.loads(to_json.render_json(result)), to_json.schema())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
+def test_the_figure_is_written_by_its_suffix(measured: RunResult, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"figure{suffix}"
+    figure.write_figure(measured, path, net=True)
+    magic = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
+    assert path.read_bytes().startswith(magic)
+
+
+def test_a_figure_without_energies_and_bad_names(tmp_path: Path) -> None:
+    nothing = result_of(make_world([], batch_sizes=(1,)))
+    write_figure(nothing, tmp_path / "nothing.svg")
+    assert "no energy could be measured" in (tmp_path / "nothing.svg").read_text()
+    with pytest.raises(ConfigError, match=r"must end in \.png"):
+        write_figure(nothing, tmp_path / "figure.jpg")
+    with pytest.raises(ConfigError, match="does not exist"):
+        write_figure(nothing, tmp_path / "none" / "figure.png")
+
+
+def test_results_are_published_with_method_and_basis(measured: RunResult) -> None:
+    samples = result_samples(measured, 1000.0)
+    energies = [item for item in samples if item.name == "joulewatch_result_energy_per_inference_joules"]
+    labels = [dict(item.labels) for item in energies]
+    assert {item["component"] for item in labels} == {"cpu", "memory", "total", "node"}
+    assert {item["basis"] for item in labels} == {"gross", "net"}
+    assert {item["method"] for item in labels} == {"counter"}
+    assert {item["batch_size"] for item in labels} == {"1", "8", "64"}
+    assert {item.at_ms for item in samples} == {1_000_000}
+
+
+def test_old_results_are_published_at_the_end_of_their_run(measured: RunResult) -> None:
+    end = measured.record.end
+    assert end is not None
+    assert published_at_s(measured, end.ended_at_s + 60) == end.ended_at_s + 60
+    assert published_at_s(measured, end.ended_at_s + 7200) == end.ended_at_s
+    killed = dataclasses.replace(measured, record=dataclasses.replace(measured.record, end=None))
+    assert published_at_s(killed, end.ended_at_s + 7200) == measured.record.windows[-1].end_s
+    assert callable(publish)
+
+
+# Setting up and phases
+
+
+def many(count: int) -> tuple[str, ...]:
+    return tuple(f"net/runtime{number // 3}/precision{number % 3}" for number in range(count))
+
+
+def with_phases(world: World, name: str, *, execute: float) -> World:
+    """One configuration whose driver takes what the execution leaves."""
+    assert world.record is not None
+    around = 1 - execute
+    windows = tuple(
+        dataclasses.replace(
+            one,
+            phases={
+                "pack": PhaseTime(one.batches, 0.7 * around * one.duration_s),
+                "copy_in": PhaseTime(one.batches, 0.3 * around * one.duration_s),
+                "execute": PhaseTime(one.batches, execute * one.duration_s),
+                "other": PhaseTime(one.batches, 0.0),
+            },
+        )
+        if one.configuration == name and one.kind == "measure"
+        else one
+        for one in world.record.windows
+    )
+    world.record = dataclasses.replace(world.record, windows=windows)
+    return world
+
+
+def test_what_setting_up_cost_is_a_line_of_its_own() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1, 64))
+    assert world.record is not None
+    windows = list(world.record.windows)
+    fp32, int8 = (item.name for item in world.record.configurations)
+    # The idle windows with a network loaded become what loading and tuning took: 96 W for 3 s.
+    for phase, batch_size in (("load", 0), ("prepare", 64)):
+        at = next(i for i, one in enumerate(windows) if "loaded" in one.flags)
+        windows[at] = dataclasses.replace(
+            windows[at], kind="setup", phase=phase, batch_size=batch_size, configuration=int8, flags=()
+        )
+    short = (Setup(fp32, "load", 0.4), Setup(int8, "prepare", 0.2, 1, {"tuning": "UNTUNED"}))
+    world.record = dataclasses.replace(world.record, windows=tuple(windows), setups=short)
+    result = result_of(world)
+    lines = table.render_table(result, width=120).splitlines()
+    (line,) = [line for line in lines if line.startswith("Setting up")]
+    number = r"\d+(\.\d+)? ± \d+(\.\d+)? J"
+    assert re.fullmatch(
+        rf"Setting up, not in the above: {int8} load 3 s, {number}; batch 64 prepare 3 s, {number}", line
+    )
+    assert "    batch 1: tuning: UNTUNED" in lines
+    document = json.loads(to_json.render_json(result))
+    jsonschema.validate(document, to_json.schema())
+    assert list(document["setup"]) == [fp32, int8]
+    assert document["setup"][fp32] == [
+        {"phase": "load", "batch_size": 0, "duration_s": 0.4, "window": None, "details": {}, "energy": None}
+    ]
+    load, first, tuned = document["setup"][int8]
+    assert (load["phase"], first["window"], tuned["batch_size"]) == ("load", None, 64)
+    gross = tuned["energy"]["total"]["gross"]
+    assert gross["unit"] == "J" and gross["expanded_uncertainty"] > 0
+    assert gross["value"] == pytest.approx(3 * 96, rel=0.02)
+    assert [one["name"] for one in tuned["energy"]["components"]] == ["cpu", "memory"]
+
+
+def test_nothing_is_said_of_setting_up_that_took_no_time(measured: RunResult) -> None:
+    short = dataclasses.replace(measured, setups=(SetupResult("net/onnxruntime/fp32", "load", 0, 0.3),))
+    for result in (measured, short):
+        assert "Setting up" not in table.render_table(result)
+    jsonschema.validate(json.loads(to_json.render_json(short)), to_json.schema())
+
+
+def test_a_driver_that_takes_the_time_is_seen_at_a_glance(tmp_path: Path) -> None:
+    world = with_phases(make_world(TWO_SOCKETS, batch_sizes=(1, 8)), "net/onnxruntime/int8", execute=0.03)
+    result = result_of(world)
+    lines = table.render_table(result, width=100).splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("Time per phase, %"))
+    assert lines[at + 1] == "net/onnxruntime/int8"
+    assert lines[at + 2].split() == ["batch", "pack", "copy_in", "execute", "other", "not", "execute"]
+    assert lines[at + 3].split() == ["1", "67.9", "29.1", "3.0", "0.0", "97.0"]
+    document = json.loads(to_json.render_json(result))
+    jsonschema.validate(document, to_json.schema())
+    told = {item["name"]: item["share"]["value"] for item in document["results"][-1]["phases"]}
+    assert told == pytest.approx({"pack": 0.679, "copy_in": 0.291, "execute": 0.03, "other": 0.0})
+    assert document["results"][0]["phases"] == []
+    rows = list(csv.DictReader(io.StringIO(to_csv.render_csv(result))))
+    assert float(rows[-1]["phase_pack_share_of_time"]) == pytest.approx(0.679)
+    assert rows[0]["phase_pack_share_of_time"] == ""
+    write_figure(result, tmp_path / "figure.svg")
+    drawn = (tmp_path / "figure.svg").read_text()
+    assert all(f">{word}<" in drawn for word in ("pack", "copy_in", "execute", "Time [%]"))
+
+
+def test_execution_alone_needs_no_table_of_phases(tmp_path: Path) -> None:
+    world = with_phases(make_world(TWO_SOCKETS, batch_sizes=(1,)), "net/onnxruntime/int8", execute=1.0)
+    assert world.record is not None
+    windows = tuple(
+        dataclasses.replace(
+            one, phases={name: spent for name, spent in one.phases.items() if name in ("execute", "other")}
+        )
+        for one in world.record.windows
+    )
+    world.record = dataclasses.replace(world.record, windows=windows)
+    result = result_of(world)
+    assert [item.name for item in result.groups[-1].phases] == ["execute", "other"]
+    assert "Time per phase" not in table.render_table(result)
+    write_figure(result, tmp_path / "figure.svg")
+    assert "Time [%]" not in (tmp_path / "figure.svg").read_text()
+
+
+def test_waiting_for_queries_is_no_time_beside_the_execution() -> None:
+    def share(name: str, value: float) -> PhaseShare:
+        return PhaseShare(name, estimate(value, 0.0), 0.001)
+
+    shares = (share("copy_in", 0.1), share("execute", 0.2), share("idle", 0.65), share("other", 0.05))
+    assert beside_execution(shares) == pytest.approx(0.15)
+    assert beside_execution((share("prefill", 0.5), share("decode", 0.5))) is None
+
+
+def heights(path: Path) -> tuple[float, list[str]]:
+    """Points of an SVG from top to bottom, and its texts."""
+    text = path.read_text()
+    found = re.search(r'height="([\d.]+)pt"', text)
+    assert found is not None
+    return float(found[1]), re.findall(r">([^<>]+)</text>", text)
+
+
+def test_many_configurations_have_all_their_lines_and_room_for_their_legend(tmp_path: Path) -> None:
+    tall = {}
+    for count in (3, 8, 12):
+        world = make_world(TWO_SOCKETS[:1], configurations=many(count), batch_sizes=(1, 8), rounds=2, loaded_idle=False)
+        write_figure(result_of(world), tmp_path / f"{count}.svg", net=True)
+        tall[count], texts = heights(tmp_path / f"{count}.svg")
+        assert [texts.count(name) for name in many(count)] == [1] * count
+    assert tall[3] < tall[8] < tall[12]
+    drawn = (tmp_path / "12.svg").read_text()
+    # The second eight have the colours of the first, and another stroke.
+    assert len(set(re.findall(r"stroke-dasharray: ([\d., ]+)", drawn))) >= 2
+
+
+def test_more_configurations_with_phases_than_panels_are_said_to_be_in_the_table(tmp_path: Path) -> None:
+    world = make_world(TWO_SOCKETS[:1], configurations=many(7), batch_sizes=(1, 8), rounds=2, loaded_idle=False)
+    for name in many(7):
+        with_phases(world, name, execute=0.5)
+    result = result_of(world)
+    write_figure(result, tmp_path / "figure.svg")
+    _, texts = heights(tmp_path / "figure.svg")
+    assert texts.count("Time [%]") == 6
+    assert "Phases of 1 more: in the table" in texts
+    assert table.render_table(result).count("not execute") == 7

@@ -1,0 +1,557 @@
+"""``joulewatch compare``: verdicts and their uncertainty against arithmetic done by hand, and what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from joulewatch_harness import cli
+from joulewatch_harness.analysis.reports.compare_report import comparison_document, render_csv, render_table
+from joulewatch_harness.analysis.reports.to_json import result_document
+from joulewatch_harness.analysis.results.compare import (
+    Comparison,
+    Measure,
+    Row,
+    compare,
+    compare_measures,
+    pairs_of,
+    pick,
+)
+from joulewatch_harness.analysis.results.compare import read_document as read_result
+from joulewatch_harness.analysis.results.model import BudgetLine, Estimate
+from joulewatch_harness.analysis.results.summary import analyze_run
+from joulewatch_harness.errors import ConfigError, RecordError
+from joulewatch_harness.gum import student_factor
+from joulewatch_harness.plan.parsing import make_plan
+from joulewatch_harness.plan.steps import MeasureStep, steps
+from joulewatch_harness.records import SensorRecord
+from support.synthetic import EXPORTER, ListSource, make_world, sensor
+
+SENSORS = frozenset({"node1/rapl/socket0/package"})
+NAMES = ("net/onnxruntime/fp32", "net/onnxruntime/int8")
+
+
+def estimate(value: float, **items: float) -> Estimate:
+    """A value with a budget: ``repeats`` of 3 rounds, anything else of type B; ``accuracy`` is systematic."""
+    lines = []
+    for name, standard in items.items():
+        accuracy = name.startswith("accuracy")
+        name = "accuracy (rapl)" if accuracy else name.replace("_", " ")
+        dof = 2.0 if name == "repeats" else math.inf
+        lines.append(BudgetLine(name, "A" if name == "repeats" else "B", standard, dof, accuracy, ""))
+    standard = math.hypot(*items.values())
+    return Estimate(value, standard, 2 * standard, 2.0, math.inf, tuple(lines))
+
+
+def energy(value: Estimate | None, methods: str = "counter", **more: Any) -> Measure:
+    return Measure("energy", "total", "gross", "J", value, "", SENSORS, frozenset(methods.split()), **more)
+
+
+def row(a: Measure, b: Measure, **more: Any) -> Row:
+    return compare_measures(8, a, b, **more)
+
+
+def standard_of(found: Estimate | None) -> float:
+    assert found is not None
+    return found.standard
+
+
+def test_scatter_is_independent_and_combines_in_quadrature() -> None:
+    found = row(energy(estimate(10, repeats=0.3)), energy(estimate(12, repeats=0.4)))
+    assert found.difference is not None and found.percent is not None
+    assert found.difference.value == 2
+    assert found.difference.standard == pytest.approx(0.5)
+    # Welch-Satterthwaite: 0.5^4 / (0.3^4/2 + 0.4^4/2).
+    dof = 0.5**4 / (0.3**4 / 2 + 0.4**4 / 2)
+    assert found.difference.dof == pytest.approx(dof)
+    assert found.difference.expanded == pytest.approx(0.5 * student_factor(dof))
+    assert found.percent.value == pytest.approx(20)
+    assert found.percent.standard == pytest.approx(100 * 1.2 * math.hypot(0.03, 0.4 / 12))
+    assert found.verdict == "differs"
+
+
+def test_the_accuracy_of_the_same_sensor_cancels_as_a_scale_factor() -> None:
+    """5 % of 10 J and of 12 J: 5 % of the difference is left in joules, nothing in percent."""
+    a, b = energy(estimate(10, repeats=1e-9, accuracy=0.5)), energy(estimate(12, repeats=1e-9, accuracy=0.6))
+    found = row(a, b)
+    assert standard_of(found.difference) == pytest.approx(0.1)
+    assert standard_of(found.percent) == pytest.approx(0, abs=1e-6)
+    assert found.cancelled == ("accuracy (rapl)",)
+    kept = row(a, b, cancel=False)
+    assert standard_of(kept.difference) == pytest.approx(math.hypot(0.5, 0.6))
+    assert kept.cancelled == ()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"sensors": frozenset({"node2/rapl/socket0/package"})},
+        {"methods": frozenset({"estimated"})},
+        {"methods": frozenset({"counter", "unknown"})},
+    ],
+)
+def test_accuracy_of_other_sensors_or_of_a_model_does_not_cancel(other: dict[str, Any]) -> None:
+    a = energy(estimate(10, repeats=0.1, accuracy=0.5))
+    b = dataclasses.replace(energy(estimate(12, repeats=0.1, accuracy=0.6)), **other)
+    found = row(a, b)
+    assert standard_of(found.difference) == pytest.approx(math.hypot(0.1, 0.1, 0.5, 0.6))
+    assert found.cancelled == ()
+
+
+def test_the_same_idle_power_cancels_and_another_one_does_not() -> None:
+    same = [energy(estimate(v, repeats=0.01, idle_baseline=u), idle=("r", (0, 9))) for v, u in ((10, 0.4), (12, 0.3))]
+    assert standard_of(row(*same).difference) == pytest.approx(math.hypot(0.01, 0.01, 0.1))
+    other = dataclasses.replace(same[1], idle=("r", (1, 9)))
+    assert standard_of(row(same[0], other).difference) == pytest.approx(math.hypot(0.01, 0.01, 0.4, 0.3))
+
+
+def test_a_negative_net_turns_the_sign_of_what_is_shared() -> None:
+    """A scale factor's error in -1 J and in +1 J has opposite signs: the difference of 2 J has 5 % of 2 J."""
+    a, b = energy(estimate(-1, repeats=1e-9, accuracy=0.05)), energy(estimate(1, repeats=1e-9, accuracy=0.05))
+    found = row(a, b)
+    assert standard_of(found.difference) == pytest.approx(0.1)
+    assert found.percent is None
+
+
+def test_no_percentage_where_the_baseline_may_be_zero() -> None:
+    found = row(energy(estimate(1, repeats=0.6)), energy(estimate(9, repeats=0.6)))
+    assert found.percent is None
+    assert found.verdict == "differs"
+
+
+def test_one_round_gives_no_verdict_and_a_missing_number_says_why() -> None:
+    found = row(energy(estimate(1, refresh=1e-6)), energy(estimate(9, repeats=1e-6)))
+    assert found.verdict == "unknown" and "two rounds" in found.text
+    missing = row(energy(estimate(1, repeats=0.1)), dataclasses.replace(energy(None), missing="exporter was away"))
+    assert missing.verdict == "missing" and missing.text == "B: exporter was away" and missing.difference is None
+    assert compare_measures(8, None, energy(estimate(1, repeats=0.1))).text == "A: is not measured there"
+
+
+@given(
+    a=st.floats(0.1, 1e3),
+    b=st.floats(0.1, 1e3),
+    shares=st.lists(st.floats(1e-4, 0.2), min_size=4, max_size=4),
+    accuracy=st.floats(0, 0.2),
+)
+def test_exchanging_the_sides_exchanges_the_sign_alone(
+    a: float, b: float, shares: list[float], accuracy: float
+) -> None:
+    first = energy(estimate(a, repeats=a * shares[0], edge_slack=a * shares[1], accuracy=a * accuracy))
+    second = energy(estimate(b, repeats=b * shares[2], edge_slack=b * shares[3], accuracy=b * accuracy))
+    forth, back = row(first, second).difference, row(second, first).difference
+    assert forth is not None and back is not None
+    assert forth.value == pytest.approx(-back.value)
+    assert forth.expanded == pytest.approx(back.expanded)
+    full = row(first, second, cancel=False).difference
+    assert full is not None and forth.standard <= full.standard * (1 + 1e-12)
+
+
+def test_equal_truths_differ_as_seldom_as_95_percent_says() -> None:
+    """Three rounds each of one and the same truth, 2 % scatter: 'differs' in about 1 of 20, and never far more."""
+    random = np.random.default_rng(7)
+    differing = 0
+    for _ in range(2000):
+        sides = []
+        for _ in range(2):
+            rounds = 10 * (1 + 0.02 * random.standard_normal(3))
+            sides.append(energy(estimate(float(rounds.mean()), repeats=float(rounds.std(ddof=1) / math.sqrt(3)))))
+        differing += row(*sides).verdict == "differs"
+    assert 0.01 < differing / 2000 < 0.07
+
+
+# Whole runs
+
+
+ACCURATE = (sensor("socket0", "package", accuracy=0.05), sensor("socket0", "dram", "memory", accuracy=0.05))
+
+
+def power(item: SensorRecord, name: str, _batch: int) -> float:
+    """INT8 draws 100 W, anything else 103 W; memory a fifth; 40 W idle."""
+    watts = {"idle": 40.0}.get(name, 100.0 if name.endswith("int8") else 103.0)
+    return watts * (0.2 if item.component == "memory" else 1.0)
+
+
+def document(
+    configurations: tuple[str, ...] = NAMES, *, sensors: tuple[SensorRecord, ...] = ACCURATE, **more: Any
+) -> dict[str, Any]:
+    world = make_world(
+        sensors, configurations=configurations, **{"power": power, "noise": 0.002, "batch_sizes": (1, 8), **more}
+    )
+    assert world.record is not None
+    found: dict[str, Any] = json.loads(
+        json.dumps(result_document(analyze_run(world.record, ListSource(world.scrapes()))))
+    )
+    return found
+
+
+@pytest.fixture(scope="module")
+def base() -> dict[str, Any]:
+    return document()
+
+
+def compared(*documents: dict[str, Any], **more: Any) -> Comparison:
+    return compare(pairs_of([(read_result(item, "test"), ()) for item in documents]), **more)
+
+
+def rows_of(found: Comparison, name: str = "total", basis: str = "gross") -> list[Row]:
+    return [row for pair in found.pairs for row in pair.rows if (row.name, row.basis) == (name, basis)]
+
+
+def test_one_run_compares_its_configurations_with_the_first(base: dict[str, Any]) -> None:
+    """900/s at 123.6 W against 2100/s at 120 W: -58.4 %, told exactly although each value is ±5 %."""
+    found = compared(base)
+    ((a, b),) = [(pair.a.configuration, pair.b.configuration) for pair in found.pairs]
+    assert (a, b) == NAMES
+    assert [item.batch_size for item in rows_of(found)] == [1, 8]
+    for item in rows_of(found):
+        assert item.percent is not None and item.a is not None
+        truth = 100 * ((120 / 2100) / (123.6 / 900) - 1)
+        assert abs(item.percent.value - truth) <= item.percent.expanded < 3
+        assert item.a.expanded > 0.04 * item.a.value
+        assert item.verdict == "differs" and item.cancelled == ("accuracy (rapl)",)
+    assert {item.name for pair in found.pairs for item in pair.rows} == {
+        *("total", "cpu", "memory", "throughput", "p50", "p99")
+    }
+    (throughput, _) = rows_of(found, "throughput", "")
+    assert throughput.percent is not None and throughput.percent.value == pytest.approx(
+        100 * (2100 / 900 - 1), rel=0.01
+    )
+    assert {item.verdict for item in rows_of(found, basis="net")} == {"differs"}
+    assert not any("idle baseline" in item.cancelled for item in rows_of(found, basis="net"))
+    common = compared(document(loaded_idle=False))
+    assert all("idle baseline" in item.cancelled for item in rows_of(common, basis="net"))
+
+
+def test_what_hardly_differs_is_not_said_to(base: dict[str, Any]) -> None:
+    """The same network twice, 1 % scatter: no difference, and the interval holds 0."""
+    found = compared(document(("net/onnxruntime/fp32", "net/openvino/fp32"), noise=0.01))
+    for item in rows_of(found):
+        assert item.verdict == "no difference shown"
+        assert item.difference is not None and abs(item.difference.value) < item.difference.expanded
+
+
+def test_runs_of_one_machine_share_its_sensors_but_not_its_idle(base: dict[str, Any]) -> None:
+    """The exporter of the local mode listens on another port each time: it is the same sensor all the same."""
+    text = json.dumps(base).replace(EXPORTER, "127.0.0.1:44444").replace(base["run"]["id"], "20260922T141320Z-0a1b2c")
+    found = compared(base, json.loads(text))
+    assert [(pair.a.configuration, pair.b.configuration) for pair in found.pairs] == [(name, name) for name in NAMES]
+    assert all(item.cancelled == ("accuracy (rapl)",) for item in rows_of(found) + rows_of(found, basis="net"))
+    assert all(any(note.startswith("two runs") for note in pair.notes) for pair in found.pairs)
+
+
+@pytest.mark.parametrize("change", [("host", "node2"), ("host", None), ("hardware", "Intel Xeon")])
+def test_across_machines_nothing_cancels(base: dict[str, Any], change: tuple[str, str | None]) -> None:
+    other = copy.deepcopy(base)
+    other["run"]["id"] = "20260922T141320Z-0a1b2c"
+    other["run"]["provenance"][change[0]] = change[1]
+    found = compared(base, other)
+    for item in rows_of(found) + rows_of(found, basis="net"):
+        assert item.cancelled == ()
+        assert item.a is not None and item.difference is not None
+        assert item.difference.standard > math.sqrt(2) * 0.05 / math.sqrt(3) * abs(item.a.value) * 0.99
+    assert all(any("different machines" in note for note in pair.notes) for pair in found.pairs)
+
+
+def test_measured_and_estimated_are_refused_and_only_mixed_on_demand(base: dict[str, Any]) -> None:
+    guessed = document(sensors=(sensor("cpu", "package", collector="estimate", method="estimated", accuracy=0.5),))
+    guessed["run"]["id"] = "20260922T141320Z-0a1b2c"
+    with pytest.raises(ConfigError, match=r"of A, net/onnxruntime/fp32 .* is measured.* is estimated.*--mixed"):
+        compared(base, guessed)
+    found = compared(base, guessed, mixed=True)
+    assert any(note.startswith("NOT ALIKE") for note in found.pairs[0].notes)
+    assert "ESTIMATED" in render_table(found)
+    assert comparison_document(found)["estimated"] is True
+
+
+def test_estimates_among_themselves_keep_their_doubt() -> None:
+    found = compared(
+        document(sensors=(sensor("cpu", "package", collector="estimate", method="estimated", accuracy=0.5),))
+    )
+    assert all(item.cancelled == () for item in rows_of(found))
+
+
+def test_what_else_differs_is_said(base: dict[str, Any]) -> None:
+    other = copy.deepcopy(base)
+    other["run"]["id"] = "20260922T141320Z-0a1b2c"
+    other["run"]["provenance"]["cpu"]["governor"] = "powersave"
+    for item in other["results"]:
+        item["configuration"] |= {"network": "resnet", "runtime_version": "9", "scenario": "server"}
+    other["results"] = [item for item in other["results"] if item["batch_size"] != 1]
+    notes = " | ".join(compared(base, other).pairs[0].notes)
+    for text in (
+        "different networks: A is net, B is resnet",
+        "different scenarios: A offline, B server",
+        "different versions of onnxruntime: A unknown, B 9",
+        "B has no batch size 1",
+        "different governor: A performance, B powersave",
+    ):
+        assert text in notes
+
+
+def test_an_audit_that_failed_is_said(base: dict[str, Any]) -> None:
+    other = copy.deepcopy(base)
+    other["findings"].append({"severity": "error", "reason": "sensor_down", "text": "", "window": None, "evidence": {}})
+    assert any("its audit found errors: sensor_down" in note for note in compared(other).notes)
+
+
+def test_no_batch_size_in_common_is_an_error(base: dict[str, Any]) -> None:
+    other = copy.deepcopy(base)
+    other["run"]["id"] = "other"
+    for item in other["results"]:
+        item["batch_size"] *= 3
+    with pytest.raises(ConfigError, match=r"has batch sizes 1, 8, .* has 3, 24: none in common"):
+        compared(base, other)
+
+
+def test_configurations_are_picked_by_name_part_or_pattern(base: dict[str, Any]) -> None:
+    run = read_result(base, "test")
+    assert pick(run, NAMES[1]) == pick(run, "int8") == pick(run, "*int8") == [NAMES[1]]
+    assert pick(run, "net/*") == list(NAMES)
+    with pytest.raises(ConfigError, match="'net' is not one configuration"):
+        pick(run, "net")
+    with pytest.raises(ConfigError, match=r"unknown configuration 'net/onnxruntime/fp16'.* did you mean"):
+        pick(run, "net/onnxruntime/fp16")
+
+
+def test_what_cannot_be_paired_says_what_to_type(base: dict[str, Any]) -> None:
+    other = json.loads(json.dumps(base).replace("net/onnxruntime/", "net/openvino/"))
+    with pytest.raises(ConfigError, match=r"no configuration in common .* name one after each run, such as"):
+        compared(base, other)
+    with pytest.raises(ConfigError, match="only net/onnxruntime/int8 is chosen"):
+        pairs_of([(read_result(base, "test"), ("net/onnxruntime/int8",))])
+    with pytest.raises(ConfigError, match="nothing was measured"):
+        compared({**base, "results": []})
+
+
+def test_the_table_names_both_sides_units_and_verdicts(base: dict[str, Any]) -> None:
+    text = render_table(compared(base))
+    assert "A  net/onnxruntime/fp32 (run 20260921T141320Z-0a1b2c" in text
+    assert "total, gross, mJ per inference" in text
+    assert "throughput, kinferences/s" in text or "throughput, inferences/s" in text
+    assert "latency of a batch, p50" in text
+    assert "B lower" in text and "B higher" in text
+    assert "would say 'differs' by chance" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_widest_numbers_fit_a_terminal(base: dict[str, Any]) -> None:
+    """Seen on a shared machine, whose rounds scatter: one column has 164 and 0.0906 in it."""
+
+    def told(value: float, expanded: float) -> Estimate:
+        return dataclasses.replace(estimate(value), expanded=expanded)
+
+    found = compared(base)
+    (pair,) = found.pairs
+    latency = next(item for item in pair.rows if item.kind == "latency")
+    seen = [
+        (1, (0.18, 0.15), (0.0906, 0.0050), (-0.09, 0.16), (-51.0, 43.0), "no difference shown"),
+        (4, (0.633, 0.036), (0.250, 0.089), (-0.383, 0.097), (-60.0, 14.0), "differs"),
+        (64, (10.1, 2.0), (3.04, 0.19), (-7.0, 1.8), (-69.7, 4.1), "differs"),
+        (1024, (164.0, 37.0), (47.0, 11.0), (-118.0, 47.0), (-66.9, 3.0), "differs"),
+    ]
+    rows = [
+        dataclasses.replace(
+            latency,
+            batch_size=size,
+            a=told(a[0] * 1e-3, a[1] * 1e-3),
+            b=told(b[0] * 1e-3, b[1] * 1e-3),
+            difference=told(change[0] * 1e-3, change[1] * 1e-3),
+            percent=told(*percent),
+            verdict=verdict,
+        )
+        for size, a, b, change, percent, verdict in seen
+    ]
+    text = render_table(dataclasses.replace(found, pairs=(dataclasses.replace(pair, rows=tuple(rows)),)))
+    assert "0.0906 ± 0.0050" in text and "-0.383 ± 0.097" in text and "164 ± 37" in text
+    assert [line.rsplit("  ", 1)[1] for line in text.splitlines() if line.startswith(" ") and "±" in line] == [
+        *("not shown", "B lower", "B lower", "B lower"),
+    ]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_csv_and_json_hold_the_same_numbers(base: dict[str, Any]) -> None:
+    found = compared(base)
+    lines = list(csv.DictReader(io.StringIO(render_csv(found))))
+    results = comparison_document(found)["comparisons"][0]["results"]
+    assert len(lines) == len(results) == 2 * 9
+    for line, item in zip(lines, results, strict=True):
+        assert line["quantity"] == item["quantity"] and line["verdict"] == item["verdict"]
+        assert float(line["difference"]) == pytest.approx(item["difference"]["value"], rel=1e-6)
+        assert float(line["percent_uncertainty"]) == pytest.approx(item["percent"]["expanded_uncertainty"], rel=1e-2)
+
+
+# As typed
+
+
+@pytest.fixture
+def files(base: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    other = copy.deepcopy(base)
+    other["run"]["id"] = "20260922T141320Z-0a1b2c"
+    (tmp_path / "one.json").write_text(json.dumps(base), encoding="utf-8")
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "result.json").write_text(json.dumps(other), encoding="utf-8")
+    (tmp_path / "old.json").write_text(json.dumps({**base, "schema_version": 7}), encoding="utf-8")
+    (tmp_path / "list.json").write_text("[1]", encoding="utf-8")
+    (tmp_path / "torn.json").write_text('{"a', encoding="utf-8")
+    (tmp_path / "holes.json").write_text(json.dumps({**base, "results": [{}]}), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "pairs"),
+    [
+        (["one.json"], 1),
+        (["one.json", "fp32", "int8"], 1),
+        (["one.json", "kept"], 2),
+        (["one.json", "fp32", "kept", "fp32", "int8"], 2),
+        (["one.json", "*"], 1),
+    ],
+)
+def test_runs_and_configurations_in_a_row(
+    files: Path, words: list[str], pairs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["compare", *words, "--format=json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["comparisons"]) == pairs
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["nothing"], "unknown run 'nothing'"),
+        (["one.json", "fp23"], "unknown configuration 'fp23': (known: net/onnxruntime/fp32"),
+        (["one.json", "int8"], "only net/onnxruntime/int8 is chosen"),
+        (["one.json", "old.json"], "old.json: its schema_version is 7"),
+        (["list.json"], "list.json: is no result of a run"),
+        (["torn.json"], "torn.json: is no JSON"),
+        (["holes.json"], "holes.json: is a broken result"),
+        ([], "RUN|CONFIGURATION"),
+    ],
+)
+def test_bad_input_is_said_with_exit_code_2(
+    files: Path, words: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = cli.main(["compare", *words])
+    except SystemExit as stopped:
+        code = int(str(stopped.code))
+    said = capsys.readouterr()
+    assert (code, said.out) == (2, "")
+    assert text in said.err
+
+
+# Pairs of rounds
+
+
+def with_rounds(values: Sequence[float], run: str = "r") -> Measure:
+    """Joules per inference of so many rounds, and nothing else to doubt."""
+    found = estimate(float(np.mean(values)), repeats=float(np.std(values, ddof=1)) / math.sqrt(len(values)))
+    return energy(dataclasses.replace(found, rounds=dict(enumerate(values))), run=run)
+
+
+def test_rounds_of_one_run_are_paired_and_their_differences_scatter() -> None:
+    a, b = with_rounds([10, 11, 12]), with_rounds([12, 13.3, 13.7])
+    found = row(a, b)
+    assert found.paired_rounds == 3 and found.difference is not None and found.percent is not None
+    expected = float(np.std([2, 2.3, 1.7], ddof=1)) / math.sqrt(3)
+    assert found.difference.value == pytest.approx(2)
+    assert found.difference.standard == pytest.approx(expected)
+    assert found.difference.dof == pytest.approx(2)
+    assert found.difference.expanded == pytest.approx(student_factor(2) * expected)
+    assert [line.name for line in found.difference.budget] == ["repeats, paired"]
+    ratio = 13 / 11
+    relative = [100 / 11 * (y - ratio * x) for x, y in zip([10, 11, 12], [12, 13.3, 13.7], strict=True)]
+    assert found.percent.standard == pytest.approx(float(np.std(relative, ddof=1)) / math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    "b", [with_rounds([12, 13, 14], run="other"), with_rounds([12, 13]), energy(estimate(13, repeats=0.6), run="r")]
+)
+def test_other_rounds_are_independent(b: Measure) -> None:
+    """Of another run, not the same ones, or of a result that was stored without them."""
+    a = with_rounds([10, 11, 12])
+    found = row(a, b)
+    assert found.paired_rounds == 0 and found.difference is not None
+    assert [line.name for line in found.difference.budget] == ["repeats, A", "repeats, B"]
+    assert b.estimate is not None and a.estimate is not None
+    assert found.difference.standard == pytest.approx(math.hypot(a.estimate.standard, b.estimate.standard))
+
+
+@pytest.mark.parametrize(("drift", "walk"), [(0.0, 0.0), (0.06, 0.0), (0.0, 0.04)])
+def test_paired_intervals_hold_the_truth_with_and_without_drift(drift: float, walk: float) -> None:
+    """Eight configurations, three rounds in the runner's own order, 1 % noise; B is 3 % above A.
+
+    A machine that warms up evenly (``drift`` over the run) or wanders from round to round (``walk``): the intervals of
+    the paired differences hold the truth in 95 % of 1000 runs, and are far narrower than those of independent rounds.
+    Without drift they are wider by what the degrees of freedom cost, 4.3 / 2.8 at most.
+    """
+    random = np.random.default_rng(11)
+    names = [f"n{number}" for number in range(8)]
+    configurations = [{"name": name, "network": f"{name}.onnx", "precision": "fp32"} for name in names]
+    held, held_unpaired = 0, 0
+    widths = np.zeros(2)
+    tries = 1000
+    for seed in range(tries):
+        plan = make_plan({"configurations": configurations, "batch_sizes": [1], "seed": seed}, "test")
+        order = [step for step in steps(plan) if isinstance(step, MeasureStep)]
+        wander = np.cumsum(walk * random.standard_normal(plan.rounds))
+        values: dict[str, list[float]] = {"n0": [], "n1": []}
+        for number, step in enumerate(order):
+            if step.configuration in values:
+                level = 1 + drift * number / len(order) + wander[step.repeat] + 0.01 * random.standard_normal()
+                values[step.configuration].append(10 * level * (1.03 if step.configuration == "n1" else 1.0))
+        # Drift raises the difference of B and A with them: the truth is what both differ by at the mean level.
+        truth = 0.3 * (1 + drift / 2 + float(wander.mean()))
+        paired = row(with_rounds(values["n0"]), with_rounds(values["n1"])).difference
+        apart = row(with_rounds(values["n0"]), with_rounds(values["n1"], run="other")).difference
+        assert paired is not None and apart is not None
+        held += abs(paired.value - truth) <= paired.expanded
+        held_unpaired += abs(apart.value - truth) <= apart.expanded
+        widths += (paired.expanded, apart.expanded)
+    assert 0.93 <= held / tries <= 0.985
+    assert held_unpaired / tries >= 0.93
+    ratio = widths[0] / widths[1]
+    assert ratio < (0.8 if drift else 0.55) if drift or walk else 1.0 < ratio < 1.6
+
+
+def test_it_is_said_whether_rounds_were_paired(base: dict[str, Any]) -> None:
+    one = compared(base)
+    assert {item.paired_rounds for item in rows_of(one)} == {3}
+    assert "Rounds are paired (3 of them)" in " ".join(render_table(one).split())
+    assert comparison_document(one)["comparisons"][0]["results"][0]["paired_rounds"] == 3
+    assert next(csv.DictReader(io.StringIO(render_csv(one))))["paired_rounds"] == "3"
+    other = json.loads(json.dumps(base).replace(base["run"]["id"], "20260922T141320Z-0a1b2c"))
+    two = compared(base, other)
+    assert {item.paired_rounds for item in rows_of(two)} == {0}
+    assert "Rounds are not paired" in " ".join(render_table(two).split())
+    assert rows_of(two, "p50", "")[0].paired_rounds == 0 and rows_of(one, "p50", "")[0].paired_rounds == 3
+
+
+def test_results_stored_without_rounds_are_compared_as_independent(base: dict[str, Any]) -> None:
+    def without(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {key: without(value) for key, value in item.items() if key != "rounds" or isinstance(value, int)}
+        return [without(value) for value in item] if isinstance(item, list) else item
+
+    found = compared(without(base))
+    assert {item.paired_rounds for item in rows_of(found)} == {0}
+    assert {item.verdict for item in rows_of(found)} == {"differs"}
+
+
+def test_broken_rounds_are_a_broken_result(base: dict[str, Any]) -> None:
+    broken = copy.deepcopy(base)
+    broken["results"][0]["throughput"]["rounds"] = [1, 2]
+    with pytest.raises(RecordError, match="broken result"):
+        compared(broken)

@@ -1,0 +1,566 @@
+"""Joules per inference of runs whose truth is known, their uncertainty, and what the audit says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+
+from joulewatch_exporter import catalog
+from joulewatch_harness.analysis.results.audit import REASONS, Finding, audit_idle, audit_repeats, worst
+from joulewatch_harness.analysis.results.model import GroupResult, RunResult
+from joulewatch_harness.analysis.results.summary import analyze_run
+from joulewatch_harness.analysis.results.uncertainty import combine_mean
+from joulewatch_harness.analysis.sources.history import RawSeries
+from joulewatch_harness.gum import student_factor
+from joulewatch_harness.records import (
+    Edge,
+    EdgeClock,
+    PhaseTime,
+    RunEnd,
+    RunRecord,
+    SensorRecord,
+    Setup,
+    Window,
+)
+from support.synthetic import (
+    EXPORTER,
+    T0,
+    TWO_SOCKETS,
+    ListSource,
+    World,
+    default_power,
+    make_world,
+    sensor,
+    without_edges,
+)
+
+
+def analyse(world: World, *, history: bool = True, record: RunRecord | None = None) -> RunResult:
+    record = record or world.record
+    assert record is not None
+    return analyze_run(record, ListSource(world.scrapes()) if history else None)
+
+
+def true_joules_per_inference(world: World, group: GroupResult, net: bool = False) -> float:
+    """Mean over the windows of the devices' true energy."""
+    assert world.record is not None
+    values = []
+    for index in group.windows:
+        window = world.record.windows[index]
+        joules = sum(world.truth_joules(item, window) for item in world.sensors if item.scope == "device")
+        if net:
+            idle = sum(default_power(item, "idle", 0) for item in world.sensors if item.scope == "device")
+            joules -= idle * window.duration_s
+        values.append(joules / window.inferences)
+    return float(np.mean(values))
+
+
+@pytest.mark.parametrize("way", ["edges", "history", "both"])
+def test_the_stated_uncertainty_covers_the_truth(way: str) -> None:
+    world = make_world(TWO_SOCKETS, noise=0.01, edges=way != "history")
+    result = analyse(world, history=way != "edges")
+    assert len(result.groups) == 6
+    for group in result.groups:
+        for net in (False, True):
+            estimate = group.total.net if net else group.total.gross
+            assert estimate is not None
+            truth = true_joules_per_inference(world, group, net)
+            assert estimate.value == pytest.approx(truth, rel=0.005)
+            assert abs(estimate.value - truth) <= estimate.expanded
+        assert [item.name for item in group.components] == ["cpu", "memory"]
+        parts = sum(item.gross.value for item in group.components if item.gross is not None)
+        assert group.total.gross is not None and parts == pytest.approx(group.total.gross.value)
+    assert not [item for item in result.findings if item.severity == "error"]
+
+
+def test_nodes_and_parts_stand_beside_and_are_never_added() -> None:
+    with_all = analyse(make_world(TWO_SOCKETS)).groups[0]
+    devices_only = analyse(make_world([item for item in TWO_SOCKETS if item.scope == "device"])).groups[0]
+    assert with_all.total.gross is not None and devices_only.total.gross is not None
+    assert with_all.total.gross.value == devices_only.total.gross.value
+    assert [item.name for item in with_all.nodes] == [f"{EXPORTER}/rapl/psys/total"]
+    assert [item.name for item in with_all.parts] == ["cpu core (rapl)"]
+
+
+def test_scatter_between_rounds_is_type_a_with_students_factor() -> None:
+    rounds = {number: [(value, {"refresh": 0.0})] for number, value in enumerate((9.0, 10.0, 11.0))}
+    found = combine_mean(rounds, {}, {})
+    assert found.value == pytest.approx(10.0)
+    assert found.standard == pytest.approx(1 / math.sqrt(3))
+    assert found.dof == pytest.approx(2) and found.factor == pytest.approx(student_factor(2))
+    # Two windows in each round are not two repeats.
+    doubled = combine_mean({number: [*windows, *windows] for number, windows in rounds.items()}, {}, {})
+    assert doubled.standard == pytest.approx(found.standard)
+
+
+def test_random_items_fall_with_repeats_and_systematic_ones_do_not() -> None:
+    def mean_of(count: int) -> list[float]:
+        rounds = {number: [(10.0, {"refresh": 0.3})] for number in range(count)}
+        found = combine_mean(rounds, {"accuracy": 0.2}, {})
+        return [next(line.standard for line in found.budget if line.name == name) for name in ("refresh", "accuracy")]
+
+    assert mean_of(1) == pytest.approx([0.3, 0.2])
+    assert mean_of(9) == pytest.approx([0.1, 0.2])
+
+
+def test_published_accuracy_survives_any_number_of_rounds() -> None:
+    item = sensor("socket0", "package", collector="estimate", method="estimated", accuracy=0.5)
+    for rounds in (1, 6):
+        result = analyse(make_world([item], rounds=rounds, batch_sizes=(1,)))
+        gross = result.groups[0].total.gross
+        assert gross is not None
+        assert gross.expanded / gross.value == pytest.approx(0.95 * 0.5, rel=0.03)
+        assert result.groups[0].total.methods == ("estimated",)
+        assert "estimated_energy" in {finding.reason for finding in result.findings}
+
+
+def test_sensors_of_one_make_share_their_error() -> None:
+    """Two sockets with 5 % each have 5 % together, not 3.5 %."""
+    pair = [sensor(f"socket{n}", "package", accuracy=0.05) for n in (0, 1)]
+    gross = analyse(make_world(pair, batch_sizes=(1,))).groups[0].total.gross
+    assert gross is not None
+    (line,) = [line for line in gross.budget if line.name.startswith("accuracy")]
+    assert line.standard / gross.value == pytest.approx(0.05 / math.sqrt(3), rel=1e-6)
+
+
+def test_idle_with_the_network_loaded_is_preferred() -> None:
+    loaded = analyse(make_world(TWO_SOCKETS)).groups[0].total.idle
+    assert loaded is not None and loaded.basis == "loaded" and "this network" in loaded.text
+    without = analyse(make_world(TWO_SOCKETS, loaded_idle=False)).groups[0].total.idle
+    assert without is not None and without.basis == "unloaded" and len(without.windows) == 2
+
+
+def test_without_idle_there_is_gross_and_no_net() -> None:
+    world = make_world(TWO_SOCKETS)
+    assert world.record is not None
+    record = dataclasses.replace(
+        world.record, windows=tuple(item for item in world.record.windows if item.kind != "idle")
+    )
+    result = analyse(world, record=record)
+    assert all(group.total.gross is not None and group.total.net is None for group in result.groups)
+    assert "no_idle" in {item.reason for item in result.findings}
+
+
+def test_throughput_and_its_inverse_energy() -> None:
+    group = analyse(make_world(TWO_SOCKETS)).groups[0]
+    assert group.throughput is not None and group.throughput.value == pytest.approx(900.0)
+    per_joule = group.total.inferences_per_joule
+    assert per_joule is not None and group.total.gross is not None
+    assert per_joule.value == pytest.approx(1 / group.total.gross.value)
+    assert per_joule.expanded / per_joule.value == pytest.approx(group.total.gross.expanded / group.total.gross.value)
+    assert group.latency is not None and group.latency.p50_s < group.latency.p99_s
+
+
+def change(record: RunRecord, index: int, **values: object) -> RunRecord:
+    windows = list(record.windows)
+    windows[index] = dataclasses.replace(windows[index], **values)  # type: ignore[arg-type]
+    return dataclasses.replace(record, windows=tuple(windows))
+
+
+def first_measure(record: RunRecord) -> Window:
+    return next(item for item in record.windows if item.kind == "measure")
+
+
+def reasons(findings: Iterable[Finding], severity: str | None = None) -> set[str]:
+    return {item.reason for item in findings if severity is None or item.severity == severity}
+
+
+def drop(edge: Edge | None, device: str) -> Edge | None:
+    assert edge is not None
+    return dataclasses.replace(
+        edge,
+        counters=tuple(item for item in edge.counters if item.device != device),
+        missing={EXPORTER: "connection refused"},
+    )
+
+
+def test_a_device_that_is_missing_makes_no_total_of_the_rest() -> None:
+    """Half of the sockets is not the energy of the machine."""
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,))
+    assert world.record is not None
+    record = dataclasses.replace(
+        world.record,
+        windows=tuple(dataclasses.replace(w, end_edge=drop(w.end_edge, "socket1")) for w in world.record.windows),
+    )
+    result = analyse(world, record=record, history=False)
+    group = result.groups[0]
+    assert group.total.gross is None and "edge_missing" in group.total.missing
+    assert all(item.gross is None for item in group.components)
+    assert [item.gross is not None for item in group.nodes] == [True]
+    assert "edge_missing" in reasons(result.findings, "error")
+    # The history of the counter fills in, where there is one.
+    filled = analyse(world, record=record)
+    assert filled.groups[0].total.gross is not None and set(filled.groups[0].total.sources) == {"edges", "history"}
+
+
+def test_a_window_without_a_number_is_left_out_with_its_reason() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,))
+    assert world.record is not None
+    window = first_measure(world.record)
+    record = change(world.record, window.index, end_edge=drop(window.end_edge, "socket1"))
+    group = analyse(world, record=record, history=False).groups[0]
+    assert {item.reason for item in group.left_out} == {"edge_missing"}
+    assert group.total.gross is not None and window.index not in group.total.windows and len(group.total.windows) == 2
+    cut = change(world.record, window.index, flags=("interrupted",))
+    group = analyse(world, record=cut).groups[0]
+    assert [item.reason for item in group.left_out] == ["interrupted"] and window.index not in group.windows
+
+
+def test_edges_that_contradict_the_history_are_an_error() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,))
+    assert world.record is not None
+    window = first_measure(world.record)
+    assert window.end_edge is not None
+    counters = tuple(
+        dataclasses.replace(item, energy_joules=item.energy_joules * 1.2) for item in window.end_edge.counters
+    )
+    record = change(world.record, window.index, end_edge=dataclasses.replace(window.end_edge, counters=counters))
+    result = analyse(world, record=record)
+    assert "edge_history_disagreement" in reasons(result.findings, "error")
+    assert worst(result.findings) == "error"
+
+
+def test_an_exporter_that_restarted_gives_no_number_for_that_window() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,))
+    assert world.record is not None
+    window = first_measure(world.record)
+    at_s = window.start_s + 1.0
+    scrapes = []
+    for raw in world.scrapes():
+        values = raw.values
+        if raw.name == catalog.EXPORTER_START.name:
+            values = np.where(raw.times_s > at_s, at_s, values)
+        scrapes.append(RawSeries(raw.name, raw.labels, raw.times_s, values))
+    result = analyze_run(world.record, ListSource(scrapes))
+    assert "exporter_restart" in reasons(result.findings, "error")
+    assert {item.reason for item in result.groups[0].left_out} == {"exporter_restart"}
+    assert result.groups[0].total.gross is not None
+
+
+def with_counter(world: World, name: str, rise_at_s: float, rise: float) -> list[RawSeries]:
+    """The world's scrapes and one diagnostic counter of socket0's package that rises once."""
+    scrapes = world.scrapes()
+    times = scrapes[0].times_s
+    labels = {"instance": EXPORTER, "collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
+    return [*scrapes, RawSeries(name, labels, times, np.where(times > rise_at_s, rise, 0.0))]
+
+
+@pytest.mark.parametrize(
+    ("name", "rise", "reason", "severity"),
+    [
+        (catalog.SENSOR_WRAPS.name, 1.0, "wraps_seen", "info"),
+        (catalog.SENSOR_REJECTED.name, 2.0, "rejected_readings", "warning"),
+        (catalog.SENSOR_UNMEASURED.name, 0.01, "unmeasured_time", "warning"),
+        (catalog.SENSOR_UNMEASURED.name, 1.5, "unmeasured_time", "error"),
+    ],
+)
+def test_what_a_sensor_went_through_is_told(name: str, rise: float, reason: str, severity: str) -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,))
+    assert world.record is not None
+    window = first_measure(world.record)
+    result = analyze_run(world.record, ListSource(with_counter(world, name, window.start_s + 1, rise)))
+    found = [item for item in result.findings if item.reason == reason]
+    assert {(item.severity, item.window) for item in found} == {(severity, window.index)}
+    assert (window.index in result.groups[0].total.windows) == (severity != "error")
+
+
+def swapped_power(item: SensorRecord, configuration: str, batch_size: int) -> float:
+    """Parts above their device, devices above the node."""
+    return {"device": 50.0, "part": 60.0, "node": 55.0}[item.scope]
+
+
+def test_impossible_sums_are_found() -> None:
+    result = analyse(make_world(TWO_SOCKETS, power=swapped_power, batch_sizes=(1,)))
+    assert "core_exceeds_package" in reasons(result.findings, "error")
+    assert "devices_exceed_node" in reasons(result.findings, "warning")
+
+
+def test_clocks_that_differ_are_told_and_taken_into_account() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,))
+    assert world.record is not None
+    skew_s = 0.25
+
+    def skewed(edge: Edge | None) -> Edge | None:
+        assert edge is not None
+        return dataclasses.replace(
+            edge,
+            counters=tuple(dataclasses.replace(item, read_at_s=item.read_at_s + skew_s) for item in edge.counters),
+            clocks=(EdgeClock(EXPORTER, skew_s - 0.0004, skew_s + 0.0004),),
+        )
+
+    exporters = tuple(dataclasses.replace(item, nodename="elsewhere") for item in world.record.header.exporters)
+    record = dataclasses.replace(
+        world.record,
+        header=dataclasses.replace(world.record.header, exporters=exporters),
+        windows=tuple(
+            dataclasses.replace(w, start_edge=skewed(w.start_edge), end_edge=skewed(w.end_edge))
+            for w in world.record.windows
+        ),
+    )
+    result = analyse(world, record=record, history=False)
+    assert "clock_skew" in reasons(result.findings, "warning")
+    for group in result.groups:
+        assert group.total.gross is not None
+        truth = true_joules_per_inference(world, group)
+        assert group.total.gross.value == pytest.approx(truth, rel=0.003)
+
+
+def edges_of_another(record: RunRecord) -> RunRecord:
+    """The same run, with the first sensor's readings as another exporter's whose clock is 20 s ahead, and no others."""
+
+    def moved(edge: Edge | None) -> Edge | None:
+        assert edge is not None
+        first = edge.counters[0]
+        other = dataclasses.replace(first, exporter="other:10717", read_at_s=first.read_at_s + 20.0)
+        return dataclasses.replace(edge, counters=(other,), clocks=())
+
+    windows = [
+        dataclasses.replace(window, start_edge=moved(window.start_edge), end_edge=moved(window.end_edge))
+        for window in record.windows
+    ]
+    return dataclasses.replace(record, windows=tuple(windows))
+
+
+@pytest.mark.parametrize("with_edges", [lambda record: record, without_edges, edges_of_another])
+def test_what_the_machine_does_after_a_run_changes_nothing_of_it(
+    with_edges: Callable[[RunRecord], RunRecord],
+) -> None:
+    """Analyzed at its end or a day later, a run gives the same joules: the machine may by then be asleep, or busy."""
+
+    def totals(watts_after: float | None) -> list[tuple[float, float]]:
+        world = make_world(TWO_SOCKETS, noise=0.01)
+        assert world.record is not None
+        end_s = max(window.start_s + window.duration_s for window in world.record.windows)
+        until_s = end_s + 0.5
+        for item, signal in list(world.sensors.items()):
+            if watts_after is not None:
+                kept = signal.watts[: int(np.searchsorted(signal.times_s, until_s))]
+                times_s = (*signal.times_s[: len(kept)], until_s)
+                world.sensors[item] = dataclasses.replace(signal, times_s=times_s, watts=(*kept, watts_after))
+        world.end_s = until_s if watts_after is None else end_s + 30.0
+        estimates = [group.total.gross for group in analyse(world, record=with_edges(world.record)).groups]
+        return [(item.value, item.standard) for item in estimates if item is not None]
+
+    at_once = totals(None)
+    assert len(at_once) == 6
+    assert totals(0.1) == at_once
+    assert totals(5000.0) == at_once
+
+
+def test_power_that_changes_inside_a_window_is_told() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,), window_s=4.0)
+    assert world.record is not None
+    window = first_measure(world.record)
+    middle = window.start_s + 2.0
+    for item, signal in list(world.sensors.items()):
+        at = int(np.searchsorted(signal.times_s, middle))
+        world.sensors[item] = dataclasses.replace(
+            signal,
+            times_s=(*signal.times_s[:at], middle, *signal.times_s[at:]),
+            watts=(*signal.watts[:at], signal.watts[at - 1] * 1.5, *signal.watts[at:]),
+        )
+    assert world.record is not None
+    result = analyze_run(without_edges(world.record), ListSource(world.scrapes()))
+    assert {item.window for item in result.findings if item.reason == "power_not_steady"} == {window.index}
+
+
+def test_gaps_inside_a_window_are_told_and_do_no_harm() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,), window_s=6.0)
+    assert world.record is not None
+    window = first_measure(world.record)
+    scrapes = []
+    for raw in world.scrapes():
+        keep = (raw.times_s < window.start_s + 1) | (raw.times_s > window.start_s + 4)
+        scrapes.append(RawSeries(raw.name, raw.labels, raw.times_s[keep], raw.values[keep]))
+    result = analyze_run(without_edges(world.record), ListSource(scrapes))
+    assert {(item.severity, item.window) for item in result.findings if item.reason == "sample_gap"} == {
+        ("info", window.index)
+    }
+    assert window.index in result.groups[0].total.windows
+
+
+def test_short_windows_flags_and_unfinished_runs_are_told() -> None:
+    slow = [sensor("socket0", "package", refresh_s=0.5)]
+    world = make_world(slow, batch_sizes=(1,), rounds=1)
+    assert world.record is not None
+    record = change(world.record, first_measure(world.record).index, flags=("not_steady",))
+    record = dataclasses.replace(record, end=RunEnd(T0, "interrupted", "Ctrl-C"))
+    found = reasons(analyse(world, record=record).findings)
+    assert found >= {"below_refresh", "not_steady", "interrupted", "single_repeat"}
+
+
+def test_an_exporter_without_samples_and_sensors_without_description_are_told() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,))
+    assert world.record is not None
+    bare = dataclasses.replace(world.record, header=dataclasses.replace(world.record.header, sensors=()))
+    result = analyze_run(bare, ListSource([]))
+    assert reasons(result.findings) >= {"exporter_missing", "unknown_method"}
+    assert result.groups[0].total.gross is not None and result.groups[0].total.methods == ("unknown",)
+
+
+def test_a_run_without_any_sensor_still_tells_its_throughput() -> None:
+    world = make_world([], batch_sizes=(1,))
+    result = analyse(world, history=False)
+    assert "no_sensors" in reasons(result.findings, "error")
+    assert result.groups[0].throughput is not None and result.groups[0].total.missing == "no sensor"
+
+
+def test_repeats_and_idle_are_compared() -> None:
+    assert reasons(audit_repeats("a", [10.0, 10.5, 9.9])) == set()
+    assert reasons(audit_repeats("a", [10.0, 11.5, 9.9])) == {"repeats_apart"}
+    assert reasons(audit_idle("cpu", [50.0, 51.0])) == set()
+    assert reasons(audit_idle("cpu", [50.0, 56.0])) == {"idle_drift"}
+
+
+SCENES: list[Callable[[], RunResult]] = [
+    lambda: analyse(make_world(TWO_SOCKETS, noise=0.2)),
+    lambda: analyse(make_world(TWO_SOCKETS, power=swapped_power)),
+    lambda: analyse(make_world([sensor("a", "b", method="emulated")])),
+]
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_every_reason_is_documented(scene: Callable[[], RunResult]) -> None:
+    assert reasons(scene().findings) <= REASONS.keys()
+
+
+def test_what_happens_beside_the_edges_does_not_average_out() -> None:
+    """Power between an edge's reading and the window is alike in every round: fifty rounds know it no better."""
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,), configurations=("net/onnxruntime/fp32",), rounds=50)
+    (group,) = analyse(world, history=False).groups
+    assert group.total.gross is not None
+    truth = true_joules_per_inference(world, group)
+    assert abs(group.total.gross.value - truth) <= group.total.gross.expanded
+    (line,) = [item for item in group.total.gross.budget if item.name == "edge slack"]
+    assert line.systematic
+
+
+# Setting up
+
+
+def tuned_world(length_s: float = 4.0) -> World:
+    """A run whose second configuration is tuned at batch size 8, at 150 W and more: a window between two others."""
+    world = make_world(TWO_SOCKETS, batch_sizes=(1, 8), rounds=2)
+    assert world.record is not None
+    windows = list(world.record.windows)
+    at = next(i for i, w in enumerate(windows) if w.configuration.endswith("int8") and w.batch_size == 8 and i > 3)
+    # What was a measure window of the first round is the tuning now.
+    found = windows[at]
+    windows[at] = dataclasses.replace(
+        found, kind="setup", phase="prepare", batches=0, inferences=0, latency=None, repeat=0
+    )
+    names = [item.name for item in world.record.configurations]
+    short = (Setup(names[1], "load", 0.4), Setup(names[0], "load", 0.3), Setup(names[0], "prepare", 0.001, 8))
+    world.record = dataclasses.replace(world.record, windows=tuple(windows), setups=short)
+    return world
+
+
+@pytest.mark.parametrize("way", ["edges", "history"])
+def test_setting_up_has_an_energy_of_its_own_and_is_in_no_result(way: str) -> None:
+    world = tuned_world()
+    assert world.record is not None
+    record = world.record if way == "edges" else without_edges(world.record)
+    result = analyse(world, history=way == "history", record=record)
+    fp32, int8 = (item.name for item in world.record.configurations)
+    assert [(one.configuration, one.phase, one.batch_size, one.window is None) for one in result.setups] == [
+        (fp32, "load", 0, True),
+        (fp32, "prepare", 8, True),
+        (int8, "load", 0, True),
+        (int8, "prepare", 8, False),
+    ]
+    long = result.setups[-1]
+    (window,) = [one for one in world.record.windows if one.kind == "setup"]
+    truth = {
+        component: sum(
+            world.truth_joules(item, window)
+            for item in world.sensors
+            if item.scope == "device" and item.component == component
+        )
+        for component in ("cpu", "memory")
+    }
+    assert long.duration_s == window.duration_s and long.window == window.index
+    for one in long.components:
+        assert one.gross is not None and one.methods == ("counter",) and one.sources == (way,)
+        assert abs(one.gross.value - truth[one.name]) <= one.gross.expanded < 0.2 * truth[one.name]
+    assert long.total is not None and long.total.gross is not None
+    assert long.total.gross.value == pytest.approx(sum(truth.values()), rel=0.02)
+    assert [one.name for one in long.nodes] == [f"{EXPORTER}/rapl/psys/total"]
+    assert all(window.index not in group.windows for group in result.groups)
+    assert all(one.total is None and one.components == () for one in result.setups[:-1])
+
+
+def test_a_doubt_about_setting_up_is_no_doubt_about_a_result() -> None:
+    world = tuned_world()
+    assert world.record is not None
+    (index,) = [one.index for one in world.record.windows if one.kind == "setup"]
+    record = change(world.record, index, start_edge=None, end_edge=None)
+    result = analyse(world, history=False, record=record)
+    total = result.setups[-1].total
+    assert total is not None and total.gross is None and "no_samples" in total.missing
+    assert worst(result.findings) != "error"
+    assert index not in {item.window for item in result.findings}
+
+
+# Phases
+
+
+def phased(world: World, **shares: tuple[float, ...]) -> World:
+    """Shares of each measure window, by round, told as phases."""
+    assert world.record is not None
+    windows = [
+        dataclasses.replace(
+            one,
+            phases={
+                name: PhaseTime(one.batches, values[one.repeat] * one.duration_s) for name, values in shares.items()
+            },
+        )
+        if one.kind == "measure"
+        else one
+        for one in world.record.windows
+    ]
+    world.record = dataclasses.replace(world.record, windows=tuple(windows))
+    return world
+
+
+def test_shares_of_the_time_are_means_over_rounds_in_the_order_of_a_batch() -> None:
+    world = phased(
+        make_world(TWO_SOCKETS, batch_sizes=(1,), rounds=2),
+        other=(0.1, 0.1),
+        execute=(0.2, 0.3),
+        tokens=(0.1, 0.0),
+        copy_in=(0.6, 0.6),
+    )
+    group = analyse(world).groups[0]
+    assert [item.name for item in group.phases] == ["copy_in", "execute", "tokens", "other"]
+    shares = {item.name: item.share for item in group.phases}
+    assert shares["execute"].value == pytest.approx(0.25)
+    assert shares["execute"].standard == pytest.approx(0.05)
+    assert sum(item.value for item in shares.values()) == pytest.approx(1)
+    assert group.phases[0].per_batch_s == pytest.approx(0.6 * group.duration_s / (2 * 1800))
+
+
+def test_overlapping_batches_have_shares_of_all_their_time() -> None:
+    """Four requests in flight spend four seconds in each: 100 % all the same."""
+    world = phased(make_world(TWO_SOCKETS, batch_sizes=(1,), rounds=1), queue=(1.0,), execute=(3.0,), other=(0.0,))
+    shares = {item.name: item.share.value for item in analyse(world).groups[0].phases}
+    assert shares == {"execute": pytest.approx(0.75), "queue": pytest.approx(0.25), "other": 0.0}
+
+
+def test_phases_of_a_pass_of_their_own_are_told_where_the_windows_have_none() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,), rounds=2)
+    assert world.record is not None
+    one = next(item for item in world.record.windows if item.kind == "measure")
+    own = dataclasses.replace(
+        one, index=900, kind="phase", phases={"pack": PhaseTime(9, 0.4), "execute": PhaseTime(9, 0.6)}
+    )
+    record = dataclasses.replace(world.record, windows=(*world.record.windows, own))
+    first, second = analyse(world, record=record).groups
+    assert {item.name: item.share.value for item in first.phases} == {
+        "pack": pytest.approx(0.4),
+        "execute": pytest.approx(0.6),
+    }
+    assert second.phases == ()

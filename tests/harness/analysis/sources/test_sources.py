@@ -1,0 +1,399 @@
+"""One run, three ways to it: memory, recording, Prometheus. All must tell the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import responses
+
+from joulewatch_exporter import catalog
+from joulewatch_harness.analysis.results.summary import analyze_run, run_spans
+from joulewatch_harness.analysis.sources.history import (
+    RawSeries,
+    build_history,
+    merge_spans,
+    resolution_joules,
+    traits_of,
+    unknown_sensor,
+)
+from joulewatch_harness.analysis.sources.opening import open_source
+from joulewatch_harness.analysis.sources.prometheus import PrometheusSource
+from joulewatch_harness.analysis.sources.rebuild import rebuild_run, run_start_s
+from joulewatch_harness.analysis.sources.recording import RecordingSource
+from joulewatch_harness.analysis.sources.series import SensorId
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.clients.prometheus import PrometheusClient
+from joulewatch_harness.errors import ConfigError, QueryError
+from joulewatch_harness.records import ExporterRecord
+from support.fake_prometheus import URL, FakePrometheus
+from support.synthetic import (
+    EXPORTER,
+    RUN,
+    T0,
+    TWO_SOCKETS,
+    ListSource,
+    World,
+    make_world,
+    raw_of,
+    run_samples,
+    sensor,
+    without_edges,
+    write_recording,
+)
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return make_world(TWO_SOCKETS, batch_sizes=(1, 64), rounds=2, noise=0.01)
+
+
+@pytest.fixture
+def mocked() -> Iterator[responses.RequestsMock]:
+    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+        yield mock
+
+
+def source_of(fake: FakePrometheus, mocked: responses.RequestsMock, world: World, **more: int) -> PrometheusSource:
+    fake.install(mocked)
+    return PrometheusSource(PrometheusClient(PrometheusOptions(URL)), now=lambda: world.end_s + 60, **more)
+
+
+def stored(world: World, **more: str) -> list[RawSeries]:
+    assert world.record is not None
+    job = [
+        RawSeries(raw.name, {**raw.labels, "job": "joulewatch", **more}, raw.times_s, raw.values)
+        for raw in world.scrapes()
+    ]
+    return [*job, *raw_of(run_samples(world.record))]
+
+
+def test_a_run_comes_back_whole_from_its_annotations(world: World, mocked: responses.RequestsMock) -> None:
+    assert world.record is not None
+    source = source_of(FakePrometheus(stored(world)), mocked, world)
+    found = source.run(RUN)
+    source.close()
+    assert len(found.windows) == len(world.record.windows)
+    for mine, theirs in zip(found.windows, world.record.windows, strict=True):
+        assert mine.start_s == theirs.start_s and mine.duration_s == theirs.duration_s
+        assert mine.end_s == pytest.approx(theirs.end_s, abs=1e-6)
+        for name in ("index", "kind", "configuration", "batch_size", "repeat", "batches", "inferences", "flags"):
+            assert getattr(mine, name) == getattr(theirs, name), name
+        assert mine.start_edge is not None and theirs.start_edge is not None
+        assert set(mine.start_edge.counters) == set(theirs.start_edge.counters)
+        assert mine.start_edge.clocks == theirs.start_edge.clocks
+        if theirs.latency is not None:
+            assert mine.latency is not None and mine.latency.p99_s == theirs.latency.p99_s
+    assert found.header.started_at_s == world.record.header.started_at_s
+    assert found.header.provenance["hardware"] == "2x AMD EPYC 7763"
+    assert [item.name for item in found.header.exporters] == [EXPORTER]
+    assert {item.name for item in found.configurations} == {item.name for item in world.record.configurations}
+    assert found.end is not None and found.end.status == "complete"
+
+
+def test_prometheus_and_recording_give_the_same_result(
+    world: World, mocked: responses.RequestsMock, tmp_path: Path
+) -> None:
+    """From the URL and the id alone, and from the file alone: to the last digit but rounding."""
+    assert world.record is not None
+    write_recording(world, tmp_path / "recording.sqlite")
+    recording = RecordingSource(tmp_path / "recording.sqlite")
+    prometheus = source_of(FakePrometheus(stored(world)), mocked, world)
+    try:
+        for strip in (lambda record: record, without_edges):
+            here = analyze_run(strip(recording.run(RUN)), recording)
+            there = analyze_run(strip(prometheus.run(RUN)), prometheus)
+            assert len(here.groups) == len(there.groups) == 4
+            for mine, theirs in zip(here.groups, there.groups, strict=True):
+                for a, b in zip((*mine.components, mine.total), (*theirs.components, theirs.total), strict=True):
+                    assert a.gross is not None and b.gross is not None and a.net is not None and b.net is not None
+                    assert a.gross.value == pytest.approx(b.gross.value, rel=1e-9)
+                    assert a.gross.expanded == pytest.approx(b.gross.expanded, rel=1e-6)
+                    assert a.net.value == pytest.approx(b.net.value, rel=1e-9)
+                    assert a.methods == b.methods == ("counter",) and a.sources == b.sources
+            assert [item.reason for item in here.findings] == [item.reason for item in there.findings]
+    finally:
+        recording.close()
+        prometheus.close()
+
+
+def test_pieces_of_time_join_without_loss(world: World, mocked: responses.RequestsMock) -> None:
+    """Small pieces, and a server that takes few samples: the same history."""
+    assert world.record is not None
+    spans = run_spans(world.record)
+    whole = build_history("memory", world.scrapes())
+    fake = FakePrometheus(stored(world), most_samples=900)
+    source = source_of(fake, mocked, world, samples_per_query=500)
+    history = source.history(spans, world.record.header.exporters)
+    source.close()
+    assert set(history.counters) == set(whole.counters) == {SensorId.of(item) for item in TWO_SOCKETS}
+    for name, counter in history.counters.items():
+        inside = whole.counters[name].between(spans[0][0], spans[-1][1])
+        mine = counter.between(spans[0][0], spans[-1][1])
+        np.testing.assert_array_equal(mine.times_s, inside.times_s)
+        np.testing.assert_array_equal(mine.values, inside.values)
+    assert any("[" in query and "energy_joules" in query for query in fake.queries)
+    assert not any("increase(" in query for query in fake.queries)
+
+
+def test_a_run_through_a_pushgateway_has_windows_of_their_own(world: World) -> None:
+    """There a sample's time is a scrape's, repeated: the end is a value and the number a label."""
+    assert world.record is not None
+    later = []
+    for raw in raw_of(run_samples(world.record)):
+        if raw.name in (catalog.RUN_INFO.name, catalog.RUN_STATUS.name):
+            later.append(raw)
+            continue
+        for at_s, value in zip(raw.times_s, raw.values, strict=True):
+            window = next(item for item in world.record.windows if round(item.end_s * 1000) == round(at_s * 1000))
+            labels = {**raw.labels, "window": str(window.index), "job": "joulewatch"}
+            times = np.array([at_s + 0.7, at_s + 1.7])
+            later.append(RawSeries(raw.name, labels, times, np.array([value, value])))
+            if raw.name == catalog.WINDOW_START.name:
+                later.append(RawSeries(catalog.WINDOW_END.name, labels, times, np.full(2, window.end_s)))
+    found = rebuild_run(RUN, later, "memory")
+    assert [item.index for item in found.windows] == [item.index for item in world.record.windows]
+    assert [item.start_s for item in found.windows] == [item.start_s for item in world.record.windows]
+    assert [item.end_s for item in found.windows] == [item.end_s for item in world.record.windows]
+    assert found.windows[0].end_edge is not None and len(found.windows[0].end_edge.counters) == len(TWO_SOCKETS)
+    # The same windows pushed again by remote write are not counted twice.
+    both = rebuild_run(RUN, [*later, *raw_of(run_samples(world.record))], "memory")
+    assert len(both.windows) == len(world.record.windows)
+
+
+def test_an_exporter_behind_another_address_is_found_by_its_machine(
+    world: World, mocked: responses.RequestsMock
+) -> None:
+    assert world.record is not None
+    moved = [
+        RawSeries(raw.name, {**raw.labels, "instance": "proxy:80"} if "instance" in raw.labels else raw.labels, *rest)
+        for raw in stored(world)
+        for rest in ((raw.times_s, raw.values),)
+    ]
+    source = source_of(FakePrometheus(moved), mocked, world)
+    spans = run_spans(world.record)
+    history = source.history(spans, world.record.header.exporters)
+    assert {item.exporter for item in history.counters} == {EXPORTER}
+    nobody = source.history(spans, (ExporterRecord("gone:1", "http://gone:1", "node9"),))
+    assert not nobody.counters
+    source.close()
+
+
+def test_two_scrape_jobs_on_one_exporter_count_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    twice = [
+        *(RawSeries(r.name, {**r.labels, "job": "a"}, r.times_s, r.values) for r in world.scrapes()),
+        *(RawSeries(r.name, {**r.labels, "job": "b"}, r.times_s[::5], r.values[::5]) for r in world.scrapes()),
+    ]
+    with caplog.at_level(logging.INFO):
+        history = build_history("memory", twice)
+    once = build_history("memory", world.scrapes())
+    assert "stored twice" in caplog.text
+    for name, counter in history.counters.items():
+        np.testing.assert_array_equal(counter.times_s, once.counters[name].times_s)
+
+
+def test_counters_lie_at_their_read_timestamps_and_without_one_are_left_out() -> None:
+    times = np.array([1.0, 2.0, 3.0])
+    labels = {"instance": "a:1", "collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
+    counter = RawSeries(catalog.DEVICE_ENERGY.name, labels, times, np.array([5.0, 6.0, 7.0]))
+    device = {"instance": "a:1", "collector": "rapl", "device": "socket0"}
+    reads = RawSeries(catalog.READ_TIMESTAMP.name, device, times[:2], np.array([1.25, 2.25]))
+    (series,) = build_history("memory", [counter, reads]).counters.values()
+    assert series.times_s.tolist() == [1.25, 2.25] and series.values.tolist() == [5.0, 6.0]
+    (bare,) = build_history("memory", [counter]).counters.values()
+    assert bare.times_s.tolist() == times.tolist()
+
+
+def test_unknown_runs_name_the_last_ones(world: World, mocked: responses.RequestsMock) -> None:
+    source = source_of(FakePrometheus(stored(world)), mocked, world)
+    with pytest.raises(QueryError, match=rf"unknown run '20260921T000000Z-ffffff': the last ones there are {RUN}"):
+        source.run("20260921T000000Z-ffffff")
+    with pytest.raises(QueryError, match="lies in the future"):
+        source.run("20990101T000000Z-ffffff")
+    (summary,) = source.runs(T0 - 3600, world.end_s)
+    assert (summary.run, summary.status) == (RUN, "complete")
+    source.close()
+    empty = source_of(FakePrometheus([]), mocked, world)
+    with pytest.raises(QueryError):
+        empty.run("20260921T000000Z-ffffff")
+    empty.close()
+
+
+def test_what_a_sensor_went_through_is_counted_inside_a_span() -> None:
+    times = T0 + np.arange(10.0)
+    labels = {"instance": "a:1", "collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
+    wraps = RawSeries(catalog.SENSOR_WRAPS.name, labels, times, np.array([2.0, 2, 2, 3, 3, 0, 1, 1, 1, 1]))
+    device = {"instance": "a:1", "collector": "rapl", "device": "socket0"}
+    up = RawSeries(catalog.SENSOR_UP.name, device, times, np.array([1.0, 1, 1, 1, 1, 1, 1, 0, 1, 1]))
+    history = build_history("memory", [wraps, up])
+    name = SensorId("a:1", "device", "rapl", "cpu", "socket0", "package")
+    assert history.health(name, T0 + 0.5, T0 + 1.5).clean
+    assert history.health(name, T0 + 2.5, T0 + 3.5).wraps == 1
+    assert history.health(name, T0 + 2.5, T0 + 6.5).wraps == 2
+    assert history.health(name, T0 + 7.2, T0 + 7.5).down
+
+
+def test_small_helpers(tmp_path: Path) -> None:
+    assert merge_spans([(5, 6), (0, 1), (1.5, 2)], 0.5) == [(-0.5, 2.5), (4.5, 6.5)]
+    assert resolution_joules("15.3 uJ") == pytest.approx(15.3e-6)
+    assert resolution_joules("1 uW") == resolution_joules("") == resolution_joules("x J") == 0.0
+    assert run_start_s(RUN) == 1_790_000_000.0
+    assert run_start_s("mine") is None and run_start_s("20261399T999999Z-000000") is None
+    unknown = unknown_sensor(SensorId("a:1", "device", "rapl", "cpu", "socket0", "package"))
+    assert unknown.method == "unknown" and traits_of(unknown).refresh_s == 0.001
+    assert traits_of(sensor("a", "b", collector="hwmon", refresh_s=None)).refresh_s == 0.1
+    with pytest.raises(ConfigError, match="no such recording"):
+        open_source(recording=tmp_path / "none.sqlite")
+    assert open_source() is None
+
+
+def test_a_recording_holds_one_run(world: World, tmp_path: Path) -> None:
+    write_recording(world, tmp_path / "recording.sqlite")
+    source = open_source(recording=tmp_path / "recording.sqlite")
+    assert source is not None
+    try:
+        assert [item.run for item in source.runs(0, 4e9)] == [RUN] and source.runs(0, 1) == ()
+        assert source.run(RUN) == world.record
+        with pytest.raises(QueryError, match="this is the recording of"):
+            source.run("other")
+    finally:
+        source.close()
+
+
+def test_a_killed_run_is_analysed_as_far_as_it_went(world: World) -> None:
+    assert world.record is not None
+    cut = dataclasses.replace(world.record, end=None, windows=world.record.windows[:6])
+    result = analyze_run(cut, ListSource(world.scrapes()))
+    assert any(item.reason == "interrupted" for item in result.findings)
+    assert result.groups and result.groups[0].total.gross is not None
+
+
+# What a run tells besides times and counters
+
+
+def told_world(**configuration: object) -> World:
+    """A run of a language model behind a server, which took 3 s to load."""
+    world = make_world(TWO_SOCKETS[:1], configurations=("llm/openai/fp16",), batch_sizes=(1,), rounds=2)
+    assert world.record is not None
+    loaded = tuple(dataclasses.replace(one, **configuration) for one in world.record.configurations)  # type: ignore[arg-type]
+    windows = []
+    for one in world.record.windows:
+        if one.kind == "measure" and one.repeat == 1:
+            tokens = {"output_tokens": 128.0 * one.inferences, "input_tokens": 7.5}
+            one = dataclasses.replace(one, counts=tokens)
+        elif one.kind == "measure":
+            one = dataclasses.replace(one, counts={"output_tokens": 130.0 * one.inferences, "input_tokens": 7.5})
+        elif "loaded" in one.flags:
+            one = dataclasses.replace(one, kind="setup", phase="load", flags=(), configuration=loaded[0].name)
+        windows.append(one)
+    header = dataclasses.replace(world.record.header, configurations=loaded)
+    world.record = dataclasses.replace(world.record, header=header, configurations=loaded, windows=tuple(windows))
+    return world
+
+
+def test_counts_scenario_and_setting_up_come_back_from_prometheus_alone(mocked: responses.RequestsMock) -> None:
+    """Joules for each output token from the URL and the id: the same as from the journal."""
+    # The name says nothing of the scenario: what is stored does.
+    world = told_world(scenario="server", server_rate_per_s=12.5)
+    assert world.record is not None
+    source = source_of(FakePrometheus(stored(world)), mocked, world)
+    found = source.run(RUN)
+    there = analyze_run(found, source)
+    source.close()
+    here = analyze_run(world.record, ListSource(world.scrapes()))
+    assert [one.counts for one in found.windows] == [one.counts for one in world.record.windows]
+    assert (found.configurations[0].scenario, found.configurations[0].server_rate_per_s) == ("server", 12.5)
+    mine, theirs = (
+        next(one for one in result.groups[0].counts if one.name == "output_tokens") for result in (there, here)
+    )
+    assert mine.per_inference == pytest.approx(129, rel=1e-3)
+    assert mine.gross is not None and theirs.gross is not None and mine.net is not None and theirs.net is not None
+    assert mine.gross.value == pytest.approx(theirs.gross.value, rel=1e-9)
+    assert mine.net.expanded == pytest.approx(theirs.net.expanded, rel=1e-6)
+    (setup,), (own,) = there.setups, here.setups
+    assert (setup.phase, setup.duration_s, setup.window) == ("load", own.duration_s, own.window)
+    assert setup.total is not None and setup.total.gross is not None
+    assert own.total is not None and own.total.gross is not None
+    assert setup.total.gross.value == pytest.approx(own.total.gross.value, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("configuration", "labels", "scenario"),
+    [
+        ({}, {"scenario": "offline"}, ("", 0.0)),
+        ({"scenario": "single_stream"}, {"scenario": "single_stream"}, ("single_stream", 0.0)),
+        ({"name": "a/b/fp32/server-50"}, {}, ("server", 50.0)),
+        ({"name": "a/b/fp32/server-50"}, {"scenario": "offline"}, ("", 0.0)),
+    ],
+)
+def test_the_scenario_is_a_label_and_only_old_runs_have_it_in_their_name(
+    configuration: dict[str, str], labels: dict[str, str], scenario: tuple[str, float]
+) -> None:
+    world = told_world(**{"scenario": "", **configuration})
+    assert world.record is not None
+    samples = []
+    for raw in raw_of(run_samples(world.record)):
+        if raw.name == catalog.RUN_INFO.name:
+            assert raw.labels["scenario"] == (configuration.get("scenario") or "offline")
+            kept = {key: value for key, value in raw.labels.items() if key != "scenario"}
+            raw = RawSeries(raw.name, {**kept, **labels}, raw.times_s, raw.values)
+        samples.append(raw)
+    (found,) = rebuild_run(RUN, samples, "memory").configurations
+    assert (found.scenario, found.server_rate_per_s) == scenario
+
+
+# Sensors that look at a part of the time
+
+
+GPU = dataclasses.replace(
+    sensor("GPU-1", "total", "gpu", collector="nvml", method="integrated", reads="power", refresh_s=0.1), window_s=None
+)
+
+
+class PartlySeen(World):
+    """A world whose GPU tells that it sees 25 of each 100 ms, and its own power at each scrape."""
+
+    def scrapes(self, *, instance: str = EXPORTER) -> list[RawSeries]:
+        found = super().scrapes(instance=instance)
+        for raw in list(found):
+            if raw.name == catalog.ENERGY_BY_SCOPE["device"].name:
+                if raw.labels["component"] == "gpu":
+                    seen = np.full(raw.times_s.shape, 0.025)
+                    found.append(RawSeries(catalog.SENSOR_WINDOW.name, raw.labels, raw.times_s, seen))
+                watts = 150.0 + 20.0 * np.where(np.arange(raw.times_s.size) % 2, 1.0, -1.0)
+                found.append(RawSeries(catalog.DEVICE_POWER.name, raw.labels, raw.times_s, watts))
+        return found
+
+
+def test_what_a_sensor_does_not_see_is_told_from_prometheus_and_from_a_recording(
+    mocked: responses.RequestsMock, tmp_path: Path
+) -> None:
+    plain = make_world((GPU, TWO_SOCKETS[0]), batch_sizes=(1,), rounds=2, window_s=4.0, scrape_s=0.1)
+    world = PartlySeen(**{item.name: getattr(plain, item.name) for item in dataclasses.fields(plain)})
+    assert world.record is not None
+    write_recording(world, tmp_path / "recording.sqlite")
+    recording = RecordingSource(tmp_path / "recording.sqlite")
+    prometheus = source_of(FakePrometheus(stored(world)), mocked, world)
+    try:
+        for source in (recording, prometheus):
+            history = source.history(run_spans(world.record), world.record.header.exporters)
+            # The CPU's own power is of no use to anybody.
+            assert set(history.readings) == {SensorId.of(GPU)} and not history.powers
+            result = analyze_run(source.run(RUN), source)
+            by_name = {item.name: item.gross for item in result.groups[0].components}
+            gpu, cpu = by_name["gpu"], by_name["cpu"]
+            assert gpu is not None and cpu is not None
+            assert "unseen" not in {line.name for line in cpu.budget}
+            (line,) = [line for line in gpu.budget if line.name == "unseen"]
+            # In turn 130 and 170 W: s = 28.3 W; 40 periods in each of two windows, 40 values or so.
+            joules = 4.0 * math.sqrt(800) * math.sqrt(0.75 / 40) / math.sqrt(2)
+            assert line.standard * result.groups[0].inferences / 2 == pytest.approx(joules, rel=0.15)
+            assert next(item for item in result.sensors if item.component == "gpu").window_s == 0.025
+    finally:
+        recording.close()
+        prometheus.close()

@@ -1,0 +1,295 @@
+"""Edges are read fast, parsed later, and say which exporter gave nothing."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from joulewatch_harness.clients.exporter import ExporterClient, parse_exposition, parse_key
+from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
+from joulewatch_harness.runner.edges import EdgeReader, read_edge
+
+SENSOR = 'collector="rapl",component="cpu",device="socket0",domain="package"'
+BODY = f"""# HELP joulewatch_device_energy_joules_total Energy of one device.
+# TYPE joulewatch_device_energy_joules_total counter
+joulewatch_device_energy_joules_total{{{SENSOR}}} 1234.5678901234
+joulewatch_part_energy_joules_total{{collector="rapl",component="cpu",device="socket0",domain="core"}} 17
+joulewatch_device_energy_joules_total{{collector="hwmon",component="gpu",device="gpu0",domain="total"}} 5.0
+joulewatch_device_power_watts{{{SENSOR}}} 91.5
+joulewatch_read_timestamp_seconds{{collector="rapl",device="socket0"}} 1.7000000010005e+09
+joulewatch_read_duration_seconds{{collector="rapl"}} 0.0004
+joulewatch_sensor_info{{scope="device",{SENSOR},method="counter",reads="energy",model="",source="/sys/x y",\
+resolution="1.5e-05",accuracy="0.05"}} 1.0
+joulewatch_sensor_info{{scope="part",collector="rapl",component="cpu",device="socket0",domain="core",\
+method="counter",reads="energy",model="",source="/sys/z",resolution="",accuracy=""}} 1.0
+joulewatch_sensor_refresh_seconds{{{SENSOR}}} 0.001
+joulewatch_exporter_info{{version="0.1.0",pythonversion="3.11.2",nodename="n1",emulated="1"}} 1.0
+"""
+
+
+class FakeSocket:
+    def __init__(self) -> None:
+        self.options: list[tuple[int, int, int]] = []
+
+    def setsockopt(self, *option: int) -> None:
+        self.options.append(option)  # type: ignore[arg-type]
+
+
+class FakeResponse:
+    def __init__(self, status: int, body: bytes) -> None:
+        self.status = status
+        self.headers: dict[str, str] = {}
+        self._body = body
+
+    def read(self, limit: int) -> bytes:
+        return self._body[:limit]
+
+    def isclosed(self) -> bool:
+        return True
+
+
+class FakeServer:
+    """What the connections of one test answer, in order; an exception is raised instead."""
+
+    def __init__(self) -> None:
+        self.answers: list[FakeResponse | Exception] = []
+        self.connections: list[FakeConnection] = []
+        self.asked: list[str] = []
+
+    def says(self, body: str = BODY, status: int = 200) -> None:
+        self.answers.append(FakeResponse(status, body.encode()))
+
+
+class FakeConnection:
+    server: FakeServer
+
+    def __init__(self, host: str, port: int, timeout: float, context: ssl.SSLContext | None = None) -> None:
+        self.address = (host, port)
+        self.sock = FakeSocket()
+        self.closed = False
+        self.headers: dict[str, str] = {}
+        self.server.connections.append(self)
+
+    def connect(self) -> None:
+        if self.server.answers and isinstance(self.server.answers[0], ConnectionRefusedError):
+            raise self.server.answers.pop(0)  # type: ignore[misc]
+
+    def request(self, method: str, target: str, headers: dict[str, str]) -> None:
+        self.server.asked.append(f"{method} {target}")
+        self.headers = headers
+
+    def getresponse(self) -> FakeResponse:
+        answer = self.server.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeClock:
+    """Wall clock that moves by 1 ms with each look."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_700_000_001.0
+
+    def __call__(self) -> float:
+        self.now_s += 0.001
+        return self.now_s
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
+    fake = FakeServer()
+    monkeypatch.setattr(FakeConnection, "server", fake, raising=False)
+    monkeypatch.setattr(http.client, "HTTPConnection", FakeConnection)
+    monkeypatch.setattr(http.client, "HTTPSConnection", FakeConnection)
+    monkeypatch.setattr(time, "time", FakeClock())
+    yield fake
+
+
+@pytest.mark.parametrize(
+    ("given_url", "name", "url"),
+    [
+        ("http://node1:10717", "node1:10717", "http://node1:10717/metrics"),
+        ("node1", "node1:10717", "http://node1:10717/metrics"),
+        ("node1:99", "node1:99", "http://node1:99/metrics"),
+        ("http://proxy/joule/metrics", "proxy:80", "http://proxy:80/joule/metrics"),
+        ("https://node1", "node1:443", "https://node1:443/metrics"),
+        ("http://[::1]:5/", "[::1]:5", "http://[::1]:5/metrics"),
+    ],
+)
+def test_a_url_is_completed_and_names_the_exporter(given_url: str, name: str, url: str) -> None:
+    client = ExporterClient(given_url)
+    assert (client.name, client.url) == (name, url)
+    assert ExporterClient(given_url, name="n").name == "n"
+
+
+@pytest.mark.parametrize("url", ["", "http://", "ftp://node1", "http://node1:port", "http://me:hush@node1:1"])
+def test_a_bad_url_is_refused_without_repeating_a_password(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ExporterClient(url)
+    assert "hush" not in str(caught.value)
+
+
+def test_describe_reads_what_the_exporter_and_its_sensors_are(server: FakeServer) -> None:
+    server.says()
+    record, sensors = ExporterClient("http://node1:10717").describe()
+    assert (record.name, record.nodename, record.version, record.emulated) == ("node1:10717", "n1", "0.1.0", True)
+    package, core = sensors
+    assert (package.scope, package.method, package.source) == ("device", "counter", "/sys/x y")
+    assert (package.accuracy, package.refresh_s, package.resolution) == (0.05, 0.001, "1.5e-05")
+    assert (core.scope, core.accuracy, core.refresh_s) == ("part", None, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        ("node_load1 0.5\n", 200, "is no joulewatch exporter, which begins 'node_load1 0.5'"),
+        ("<html>hello</html>", 200, "is no joulewatch exporter, which begins '<html>hello</html>'"),
+        ("", 200, "is no joulewatch exporter, which is empty"),
+        ("gone", 503, "HTTP 503, which begins 'gone'"),
+    ],
+)
+def test_what_is_no_joulewatch_exporter_is_said_so(server: FakeServer, body: str, status: int, text: str) -> None:
+    server.says(body, status)
+    with pytest.raises(ExporterUnreachableError, match=r"exporter http://node1:10717/metrics: ") as caught:
+        ExporterClient("node1").describe()
+    assert text in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_the_connection_stays_open_without_delay(server: FakeServer) -> None:
+    server.says()
+    server.says()
+    client = ExporterClient("node1")
+    client.scrape()
+    client.scrape()
+    (connection,) = server.connections
+    assert (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1) in connection.sock.options
+    assert server.asked == ["GET /metrics"] * 2
+
+
+def test_a_connection_that_went_stale_is_made_anew_once(server: FakeServer) -> None:
+    client = ExporterClient("node1")
+    server.says()
+    client.scrape()
+    server.answers = [http.client.RemoteDisconnected("closed")]
+    server.says()
+    before_s = time.time()
+    scrape = client.scrape()
+    assert len(server.connections) == 2
+    # The time of the request that was answered, not of the one that failed.
+    assert scrape.started_at_s > before_s + 0.0015
+    server.answers = [ConnectionResetError(104, "reset"), ConnectionResetError(104, "reset again")]
+    with pytest.raises(ExporterUnreachableError, match="reset again: is joulewatch-exporter running there"):
+        client.scrape()
+
+
+def test_a_new_connection_that_fails_is_not_tried_twice(server: FakeServer) -> None:
+    server.answers = [ConnectionRefusedError(111, "Connection refused")]
+    with pytest.raises(ExporterUnreachableError, match="Connection refused"):
+        ExporterClient("node1").scrape()
+    assert len(server.connections) == 1
+    server.answers = [TimeoutError("timed out")]
+    with pytest.raises(ExporterUnreachableError, match="no answer within 2 s"):
+        ExporterClient("node1").scrape()
+
+
+def test_an_edge_has_counters_at_their_read_times_and_bounds_of_the_clock(server: FakeServer) -> None:
+    server.says()
+    with EdgeReader([ExporterClient("node1")]) as reader:
+        edge = reader.fetch().parse()
+    assert [(item.scope, item.domain, item.energy_joules) for item in edge.counters] == [
+        ("device", "package", 1234.5678901234),
+        ("part", "core", 17.0),
+    ]
+    # The third counter does not say when it was read: it is no use at an edge.
+    assert {item.read_at_s for item in edge.counters} == {1_700_000_001.0005}
+    (clock,) = edge.clocks
+    # Asked at .002, answered at .003, read in between at what the exporter calls .0005.
+    assert clock.lower_s == pytest.approx(-0.0025, abs=1e-6)
+    assert clock.upper_s == pytest.approx(-0.0015, abs=1e-6)
+    assert edge.requested_at_s < edge.answered_at_s
+    assert not edge.missing
+
+
+def test_an_old_reading_says_nothing_of_the_clock(server: FakeServer) -> None:
+    server.says()
+    server.says()
+    client = ExporterClient("node1")
+    assert read_edge([client]).clocks
+    again = read_edge([client])
+    assert again.clocks == ()
+    assert len(again.counters) == 2
+
+
+def test_a_reading_made_in_the_background_says_nothing_of_the_clock(server: FakeServer) -> None:
+    server.says(BODY.replace('collector="rapl"', 'collector="ipmi"'))
+    edge = read_edge([ExporterClient("node1")])
+    assert edge.clocks == ()
+    assert len(edge.counters) == 2
+
+
+def test_one_dead_exporter_does_not_take_the_others_along(server: FakeServer) -> None:
+    clients = [ExporterClient("node1"), ExporterClient("node2"), ExporterClient("node3")]
+    server.says()
+    assert read_edge(clients[:1]).counters
+    server.answers = [ConnectionRefusedError(111, "Connection refused")]
+    edge = read_edge(clients[1:2])
+    assert edge.counters == ()
+    assert "Connection refused" in edge.missing["node2:10717"]
+    server.answers = []
+    server.says("joulewatch_exporter_info 1\n")
+    assert "no energy counter" in read_edge(clients[2:]).missing["node3:10717"]
+    for _ in range(3):
+        server.says()
+    with EdgeReader(clients) as reader:
+        together = reader.fetch().parse()
+    assert {item.exporter for item in together.counters} == {client.name for client in clients}
+    assert all(connection.closed for connection in server.connections[-3:])
+
+
+def test_basic_auth_comes_from_a_file(server: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "pw").write_text("secret\n")
+    server.says()
+    ExporterClient("node1", username="me", password_file=tmp_path / "pw").scrape()
+    assert server.connections[0].headers["Authorization"] == "Basic bWU6c2VjcmV0"
+    with pytest.raises(ConfigError, match="password_file"):
+        ExporterClient("node1", username="me")
+    with pytest.raises(ConfigError, match="No such file"):
+        ExporterClient("node1", username="me", password_file=tmp_path / "none")
+    with pytest.raises(ConfigError, match="ca_file"):
+        ExporterClient("https://node1", ca_file=tmp_path / "none")
+
+
+def test_parsing_takes_timestamps_and_special_values() -> None:
+    text = '# TYPE a gauge\na 1\na{x="p q"} 2\nb 3 1700000000000\nc +Inf\n'
+    assert parse_exposition(text) == [("a", 1.0), ('a{x="p q"}', 2.0), ("b", 3.0), ("c", float("inf"))]
+    with pytest.raises(ValueError, match="no sample"):
+        parse_exposition("nonsense\n")
+    with pytest.raises(ValueError, match="no labels"):
+        parse_key("a{x=1}")
+
+
+@given(
+    labels=st.lists(st.text(max_size=20), min_size=1, max_size=4),
+    value=st.floats(allow_nan=False),
+)
+def test_any_label_value_written_by_the_client_library_is_read_back(labels: list[str], value: float) -> None:
+    registry = CollectorRegistry()
+    names = [f"l{number}" for number in range(len(labels))]
+    Gauge("metric", "text", names, registry=registry).labels(*labels).set(value)
+    ((raw, number),) = parse_exposition(generate_latest(registry).decode())
+    assert parse_key(raw) == ("metric", dict(zip(names, labels, strict=True)))
+    assert number == value

@@ -1,0 +1,248 @@
+"""The client says what answered, tries again when that helps, and keeps secrets to itself."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import responses
+
+from joulewatch_harness.clients.options import (
+    PrometheusOptions,
+    add_prometheus_arguments,
+    load_options,
+    options_from_args,
+    without_secrets,
+)
+from joulewatch_harness.clients.prometheus import PrometheusClient
+from joulewatch_harness.errors import ConfigError, QueryError, QueryTooLargeError, QueryUnavailableError
+
+BASE = "http://server:9090/prometheus"
+QUERY = f"{BASE}/api/v1/query"
+VECTOR = {"status": "success", "data": {"resultType": "vector", "result": [{"metric": {}, "value": [1, "1"]}]}}
+
+
+class FakeTime:
+    """Time that passes only in sleeps."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.sleeps: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now_s += seconds
+
+
+@pytest.fixture
+def server() -> Iterator[responses.RequestsMock]:
+    with responses.RequestsMock() as mock:
+        yield mock
+
+
+def client(time: FakeTime | None = None, retry_s: float = 60.0, **values: Any) -> PrometheusClient:
+    time = time or FakeTime()
+    return PrometheusClient(
+        PrometheusOptions(BASE, **values),
+        retry_s=retry_s,
+        sleep=time.sleep,
+        monotonic=lambda: time.now_s,
+        jitter=lambda: 0.5,
+    )
+
+
+def test_a_query_goes_below_the_path_with_headers_and_params(server: responses.RequestsMock) -> None:
+    server.post(
+        QUERY,
+        json=VECTOR,
+        match=[
+            responses.matchers.header_matcher({"X-Scope-OrgID": "lab"}),
+            responses.matchers.urlencoded_params_matcher({"dedup": "true", "query": "up", "time": "1.500"}),
+        ],
+    )
+    with client(headers={"X-Scope-OrgID": "lab"}, params={"dedup": "true"}) as prometheus:
+        assert prometheus.query("up", 1.5) == VECTOR["data"]["result"]  # type: ignore[index]
+
+
+def test_basic_auth_and_bearer_come_from_files(server: responses.RequestsMock, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("pässword\n")
+    server.post(QUERY, json=VECTOR)
+    with client(username="me", password_file=tmp_path / "secret") as prometheus:
+        prometheus.query("1")
+        assert "pässword" not in repr(prometheus)
+    assert server.calls[0].request.headers["Authorization"].startswith("Basic ")
+    with client(bearer_token_file=tmp_path / "secret") as prometheus:
+        prometheus.query("1")
+    assert server.calls[1].request.headers["Authorization"] == "Bearer pässword"
+
+
+def test_netrc_does_not_beat_the_configured_credentials(
+    server: responses.RequestsMock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine server login x password y\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server.post(QUERY, json=VECTOR)
+    with client() as prometheus:
+        prometheus.query("1")
+    assert "Authorization" not in server.calls[0].request.headers
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_busy_server_is_asked_again_and_retry_after_is_honoured(server: responses.RequestsMock, status: int) -> None:
+    server.post(QUERY, status=status, headers={"Retry-After": "7"}, body="busy")
+    server.post(QUERY, body=requests.ConnectionError(OSError(111, "Connection refused")))
+    server.post(QUERY, json=VECTOR)
+    time = FakeTime()
+    with client(time) as prometheus:
+        prometheus.query("1")
+    assert time.sleeps == [7.0, 0.5]
+
+
+def test_retries_end_at_the_deadline_with_the_last_reason(server: responses.RequestsMock) -> None:
+    server.post(QUERY, status=503, json={"status": "error", "errorType": "timeout", "error": "query timed out"})
+    time = FakeTime()
+    with client(time, retry_s=10) as prometheus, pytest.raises(QueryUnavailableError, match="timeout: query timed out"):
+        prometheus.query("1")
+    assert time.now_s <= 10
+    assert len(time.sleeps) > 3
+
+
+def test_an_unreachable_server_is_named_without_parameters(server: responses.RequestsMock) -> None:
+    server.get(
+        f"{BASE}/api/v1/targets", body=requests.ConnectionError("http://server/?token=hush", OSError(111, "refused"))
+    )
+    with client(retry_s=0, params={"token": "hush"}) as prometheus, pytest.raises(QueryUnavailableError) as caught:
+        prometheus.get("/api/v1/targets")
+    assert str(caught.value) == f"{BASE}/api/v1/targets: cannot be reached: refused"
+    assert caught.value.__suppress_context__
+
+
+def test_the_servers_own_words_are_passed_on(server: responses.RequestsMock) -> None:
+    server.post(QUERY, status=400, json={"status": "error", "errorType": "bad_data", "error": "parse error: x"})
+    server.post(QUERY, status=422, json={"status": "error", "errorType": "execution", "error": "too many samples"})
+    with client() as prometheus:
+        with pytest.raises(QueryError, match="HTTP 400 bad_data: parse error: x") as caught:
+            prometheus.query("x")
+        assert not isinstance(caught.value, (QueryTooLargeError, QueryUnavailableError))
+        with pytest.raises(QueryTooLargeError, match="HTTP 422 execution: too many samples"):
+            prometheus.query("x")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (200, "<!doctype html><html>hello", "text/html"),
+        (404, "404 page not found", "text/plain"),
+        (200, '{"hello": 1}', "application/json"),
+        (200, "[1]", "application/json"),
+    ],
+)
+def test_what_is_no_prometheus_is_said_so(server: responses.RequestsMock, status: int, body: str, kind: str) -> None:
+    server.post(QUERY, status=status, body=body, content_type=kind)
+    with client() as prometheus, pytest.raises(QueryError, match="does not answer like a Prometheus") as caught:
+        prometheus.query("1")
+    assert BASE in str(caught.value)
+    assert kind in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_refused_credentials_and_redirects_are_named(server: responses.RequestsMock) -> None:
+    server.post(QUERY, status=401, body="Unauthorized")
+    server.post(QUERY, status=302, headers={"Location": "https://user:pw@login/?next=1"})
+    with client() as prometheus:
+        with pytest.raises(QueryError, match=r"HTTP 401.*password_file"):
+            prometheus.query("1")
+        with pytest.raises(QueryError, match="redirects to https://login/: give the URL that answers") as caught:
+            prometheus.query("1")
+    assert "pw" not in str(caught.value)
+
+
+def test_warnings_are_logged_once(server: responses.RequestsMock, caplog: pytest.LogCaptureFixture) -> None:
+    server.post(QUERY, json={**VECTOR, "warnings": ["store gateway lost"]})
+    with caplog.at_level(logging.WARNING), client() as prometheus:
+        prometheus.query("1")
+        prometheus.query("1")
+    assert caplog.text.count("store gateway lost") == 1
+
+
+def test_ping_falls_back_to_a_query_where_there_is_no_build_information(server: responses.RequestsMock) -> None:
+    server.get(f"{BASE}/api/v1/status/buildinfo", json={"status": "success", "data": {"version": "2.42.0"}})
+    with client() as prometheus:
+        assert prometheus.ping() == "2.42.0"
+    server.replace(responses.GET, f"{BASE}/api/v1/status/buildinfo", status=404, body="404 page not found")
+    server.post(QUERY, json=VECTOR)
+    with client() as prometheus:
+        assert prometheus.ping() == ""
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("server:9090", "is no URL"),
+        ("ftp://server", "is no URL"),
+        ("http://", "is no URL"),
+        ("http://server:port", "is no URL"),
+        ("http://me:hush@server", "must not hold a user name or a password"),
+        ("http://server/?x=1", "must be a base URL"),
+    ],
+)
+def test_a_bad_url_is_refused_without_repeating_a_password(url: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text) as caught:
+        PrometheusOptions(url)
+    assert "hush" not in str(caught.value)
+
+
+def test_secrets_are_in_no_repr_and_no_log() -> None:
+    options = PrometheusOptions(BASE, headers={"Authorization": "hush"}, params={"token": "hush"})
+    assert "hush" not in repr(options)
+    assert without_secrets("https://me:hush@host/path?token=hush#x") == "https://host/path"
+
+
+def test_options_from_a_file_and_a_flag(tmp_path: Path) -> None:
+    config = tmp_path / "prometheus.yml"
+    config.write_text("url: http://a:1\nusername: me\npassword_file: pw\nheaders: {X-Scope-OrgID: 7}\ntimeout_s: 5\n")
+    parser = argparse.ArgumentParser()
+    add_prometheus_arguments(parser)
+    args = parser.parse_args([f"--prometheus.config={config}", "--prometheus=http://b:2/"])
+    options = options_from_args(args)
+    assert options == PrometheusOptions(
+        "http://b:2", username="me", password_file=tmp_path / "pw", headers={"X-Scope-OrgID": "7"}, timeout_s=5.0
+    )
+    assert options_from_args(parser.parse_args([])) is None
+    assert load_options(None, config).url == "http://a:1"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("user_name: x\n", "unknown key 'user_name'; did you mean 'username'"),
+        ("[]\n", "wants a mapping"),
+        ("a: b: c\n", "is no YAML"),
+        ("insecure: 3\n", "insecure wants true or false"),
+        ("timeout_s: true\n", "timeout_s wants seconds"),
+        ("headers: 3\n", "headers wants a mapping"),
+        ("username: x\n", "username needs a password_file"),
+        ("insecure: true\nca_file: x\n", "contradict"),
+    ],
+)
+def test_a_bad_configuration_file_is_named_with_its_key(tmp_path: Path, text: str, message: str) -> None:
+    config = tmp_path / "c.yml"
+    config.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_options(BASE, config)
+
+
+def test_a_missing_file_with_a_secret_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"bearer_token_file .*none: cannot be read"):
+        client(bearer_token_file=tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"ca_file .*none: cannot be read"):
+        client(ca_file=tmp_path / "none")
+    with pytest.raises(ConfigError, match="names no url"):
+        (tmp_path / "c.yml").write_text(json.dumps({"insecure": False}))
+        load_options(None, tmp_path / "c.yml")

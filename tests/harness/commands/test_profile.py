@@ -1,0 +1,236 @@
+"""``joulewatch profile``: flags over the file, and bad input that costs nothing and leaves nothing behind."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.server
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from joulewatch_harness import cli
+from joulewatch_harness.commands import profile
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.plan.plan import Plan
+from joulewatch_harness.records import SensorRecord
+
+MINE = """
+class Mine:
+    def __init__(self, answer="yes"): self.answer = answer
+    def describe(self): return {"precision": "fp32", "runtime": "numpy"}
+    def load(self): pass
+    def prepare(self, batch): pass
+    def run(self, batches, phases): pass
+    def close(self): pass
+    def check(self): return self.answer == "yes"
+"""
+
+
+def plan_of(*words: str) -> Plan:
+    parser = argparse.ArgumentParser()
+    profile.add_arguments(parser)
+    return profile.plan_from(parser.parse_args(words))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a network that does nothing."""
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_without_anything_it_is_the_main_job() -> None:
+    plan = plan_of()
+    assert [item.precision for item in plan.configurations] == ["fp32", "int8"]
+    assert {item.network for item in plan.configurations} == {"radioml-vgg10"}
+    assert plan.output == "runs"
+
+
+def test_flags_beat_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text("preset: quick\nrounds: 4\nseed: 7\nbatch_sizes: [2]\nnetworks: []\n".replace("networks: []\n", ""))
+    plan = plan_of(str(path), "--rounds", "5", "--batch-sizes", "1..4", "--window", "3", "--output", "elsewhere")
+    assert (plan.rounds, plan.seed, plan.preset, plan.window_s) == (5, 7, "quick", 3.0)
+    assert plan.batch_sizes == (1, 2, 4)
+    assert plan.output == "elsewhere"
+
+
+def test_models_precisions_options_and_threads_make_configurations() -> None:
+    plan = plan_of("--model", "nets/a.onnx", "--network", "m.py:M", "--option", "seed=2", "--threads", "1")
+    assert [(item.network, item.runtime, item.precision) for item in plan.configurations] == [
+        ("m.py:M", "python", "native"),
+        ("nets/a.onnx", "onnxruntime", "native"),
+    ]
+    assert all(item.options == {"seed": "2", "threads": "1"} for item in plan.configurations)
+    assert [item.precision for item in plan_of("--precision", "int8, fp32").configurations] == ["int8", "fp32"]
+    assert [item.options for item in plan_of("--option", "filters=32").configurations] == [{"filters": "32"}] * 2
+
+
+def test_exporters_and_their_flags() -> None:
+    plan = plan_of("--exporter", "http://a:1", "--exporter", "http://b:2", "--exporter.flags", "--path.sysfs='a b' -x")
+    assert [item.url for item in plan.exporters] == ["http://a:1", "http://b:2"]
+    assert plan.exporter_flags == ("--path.sysfs=a b", "-x")
+
+
+def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_device() -> None:
+    def sensor(scope: str, refresh_s: float | None) -> SensorRecord:
+        return SensorRecord("a:1", scope, "c", "cpu", "d", "x", "counter", refresh_s=refresh_s)
+
+    assert profile.slowest_refresh_s([sensor("device", 0.001), sensor("device", 0.1), sensor("node", 1.0)]) == 0.1
+    assert profile.slowest_refresh_s([sensor("node", 1.0)]) == 1.0
+    assert profile.slowest_refresh_s([sensor("device", None)]) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--batch-sizes", "0"], "batch_sizes: a batch size is a whole number from 1, not '0'"),
+        (["--batch-sizes", "many"], "not 'many'"),
+        (["--runtime", "onxruntime"], "did you mean 'onnxruntime'"),
+        (["--network", "radioml-vgg"], "did you mean 'radioml-vgg10'"),
+        (["--model", "none.onnx"], "no model file none.onnx"),
+        (["--model", "mine.py.onnx"], "model file mine.py.onnx"),
+        (["--network", "mine.py:Other"], "mine.py has no 'Other'"),
+        (
+            ["--network", "mine.py:Mine", "--precision", "int8"],
+            "int8 was asked for, but what was loaded computes in fp32",
+        ),
+        (["--network", "mine.py:Mine", "--option", "anser=no"], "did you mean 'answer'"),
+        (["--option", "threads"], "KEY=VALUE is wanted"),
+        (["--preset", "fast"], "unknown preset 'fast'"),
+        (["--rounds", "1"], "at least 3"),
+        (["--window", "0.2"], "at least 1 s"),
+        (["--rounds", "x"], "argument --rounds"),
+        (["plan.yaml"], "plan plan.yaml: No such file"),
+        (["bad.yaml"], "bad.yaml: unknown key 'batchsizes': did you mean 'batch_sizes'"),
+        (["--pushgateway", "http://127.0.0.1:1"], "--pushgateway needs --prometheus"),
+        (["--prometheus", "localhost:9090"], "is no URL"),
+        (["--figure", "figure.txt"], ".png, .svg or .pdf"),
+        (["--cpus", "4096"], "cpus: 4096 cannot be used here"),
+        (["--cpus", "0", "--no-isolate"], "cpus needs isolate: true"),
+        (["--scenario", "servr"], "unknown scenario 'servr': did you mean 'server'"),
+        (["--scenario", "server"], "server_rate_per_s is missing"),
+        (["--server-rate", "5"], "--server-rate belongs to --scenario server"),
+        (["--phases", "none"], "phases: unknown value 'none'"),
+        (["--isolate", "--network", "mine.py:Other"], "mine.py has no 'Other'"),
+        (["--isolate", "--model", "none.onnx"], "no model file none.onnx"),
+        (
+            ["--isolate", "--network", "mine.py:Mine", "--precision", "int8"],
+            "int8 was asked for, but what was loaded computes in fp32",
+        ),
+        (["--figure", "nowhere/figure.png"], "there is no folder nowhere"),
+    ],
+)
+def test_bad_input_is_said_ends_with_2_and_leaves_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], text: str
+) -> None:
+    pytest.importorskip("onnxruntime")
+    (folder / "mine.py.onnx").write_bytes(b"no model")
+    (folder / "bad.yaml").write_text("batchsizes: 3\n")
+    try:
+        code = cli.main(["profile", *words])
+    except SystemExit as stopped:
+        code = int(str(stopped.code))
+    said = capsys.readouterr()
+    assert text in said.err
+    assert said.out == ""
+    assert code == 2
+    assert not (folder / "runs").exists() or not list((folder / "runs").iterdir())
+
+
+def run_mine(*words: str) -> int:
+    return cli.main(["profile", "--network", "mine.py:Mine", *words])
+
+
+def test_a_network_whose_own_check_fails_is_not_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_mine("--option", "answer=no") == 1
+    assert "its own check says that its outputs are wrong" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+
+
+def test_an_output_folder_that_cannot_be_made_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_mine("--output", "mine.py/runs") == 2
+    assert "output folder mine.py/runs" in capsys.readouterr().err
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+@pytest.fixture
+def server(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Answers every request with the text in ``request.param``."""
+    body: bytes = request.param.encode()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *args: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_address[1]}"
+        httpd.shutdown()
+        thread.join()
+
+
+def test_an_exporter_that_does_not_answer_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    assert run_mine("--exporter", url) == 2
+    assert f"exporter {url}" in capsys.readouterr().err
+    assert list((folder / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("server", ["<html>hello</html>"], indirect=True)
+def test_html_is_neither_an_exporter_nor_a_prometheus(
+    folder: Path, capsys: pytest.CaptureFixture[str], server: str
+) -> None:
+    assert run_mine("--exporter", server) == 2
+    assert "no joulewatch exporter" in capsys.readouterr().err
+    assert run_mine("--prometheus", server) == 2
+    assert server in capsys.readouterr().err
+    assert list((folder / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "server",
+    ['joulewatch_exporter_info{version="1",pythonversion="3",nodename="n",emulated="0"} 1\n'],
+    indirect=True,
+)
+def test_an_exporter_without_a_sensor_is_an_error_with_a_cure(
+    folder: Path, capsys: pytest.CaptureFixture[str], server: str
+) -> None:
+    assert run_mine("--exporter", server) == 2
+    assert "measures no energy: 'joulewatch-exporter check'" in capsys.readouterr().err
+
+
+def test_native_precisions_are_named_by_what_was_loaded(folder: Path) -> None:
+    plan, networks = profile._check_networks(plan_of("--network", "mine.py:Mine"), contextlib.ExitStack())
+    assert plan.configurations[0].name == "Mine/numpy/fp32"
+    assert networks[0][0] == plan.configurations[0]
+
+
+def test_a_run_folder_without_a_journal_does_not_stay(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError), profile._run_folder(tmp_path / "runs" / "a"):
+        (tmp_path / "runs" / "a" / "exporter.log").write_text("said something")
+        raise ConfigError("later")
+    assert list((tmp_path / "runs").iterdir()) == []
+    with profile._run_folder(tmp_path / "runs" / "b"):
+        (tmp_path / "runs" / "b" / "journal.jsonl").write_text("{}")
+    assert (tmp_path / "runs" / "b").exists()

@@ -1,0 +1,153 @@
+"""`joulewatch runs` lists what is stored and says how a push went."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from joulewatch_harness.cli import main
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.commands import runs
+from joulewatch_harness.delivery import delivery
+from joulewatch_harness.delivery.courier import DeliveredLog, DeliveryReport, Parked
+from joulewatch_harness.delivery.sinks import window_item
+from joulewatch_harness.records import RunEnd
+from joulewatch_harness.storage.journal import Journal
+from support.runs import NETWORK, RUN, header, window
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    """One finished run, half of it delivered, and one that was cut off."""
+    folder = tmp_path / "runs"
+    with Journal.create(folder, header()) as journal:
+        journal.append(NETWORK)
+        made = [window(index, 1_700_000_001.0 + 2 * index) for index in range(2)]
+        for item in made:
+            journal.append(item)
+        journal.append(RunEnd(1_700_000_010.0, "complete"))
+    DeliveredLog(journal.folder, way="remote_write", target="http://p").add([window_item(header(), None, made[0])])
+    cut_off = header("20261122T000000Z-000000", 1_700_086_400.0, plan={"prometheus": "http://planned:9090"})
+    Journal.create(folder, cut_off).close()
+    return folder
+
+
+def test_the_list_as_a_table(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", f"--output={output}"]) == 0
+    assert capsys.readouterr().out == (
+        "run                      started (UTC)        status      windows  delivered  configurations\n"
+        "20261121T013005Z-1f9c3a  2023-11-14 22:13:20  complete    2        1/2        net/onnxruntime/fp32\n"
+        "20261122T000000Z-000000  2023-11-15 22:13:20  unfinished  0        0/0        net/onnxruntime/fp32\n"
+    )
+
+
+def test_the_list_as_json_and_csv(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "list", f"--output={output}", "--format=json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows[0] == {
+        "run": RUN,
+        "started_at_s": 1_700_000_000.25,
+        "status": "complete",
+        "configurations": [NETWORK.name],
+        "windows": 2,
+        "delivered": 1,
+    }
+    assert main(["runs", f"--output={output}", "--format=csv"]) == 0
+    table = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["run"] for row in table] == [RUN, "20261122T000000Z-000000"]
+    assert table[0]["started_at_s"] == "1700000000.25"
+
+
+def test_no_runs_is_an_empty_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", f"--output={tmp_path / 'none'}"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no runs in" in captured.err
+    assert main(["runs", f"--output={tmp_path / 'none'}", "--format=json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_the_list_from_prometheus(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: dict[str, list[dict[str, Any]]] = {
+        "last_over_time(joulewatch_run_start": [
+            {"metric": {"run": "b", "status": "complete"}, "value": [9, "20.5"]},
+            {"metric": {"run": "b", "status": "running"}, "value": [9, "20.5"]},
+            {"metric": {"run": "a", "status": "running"}, "value": [9, "10"]},
+        ],
+        "sum by (run)": [{"metric": {"run": "b"}, "value": [9, "12"]}],
+        "count by (run)": [{"metric": {"run": "a"}, "value": [9, "3"]}],
+        "group by (run, configuration)": [{"metric": {"run": "b", "configuration": NETWORK.name}, "value": [9, "1"]}],
+    }
+
+    class FakeClient:
+        def __init__(self, options: PrometheusOptions) -> None:
+            pass
+
+        def __enter__(self) -> FakeClient:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def ping(self) -> str:
+            return ""
+
+        def query(self, promql: str) -> list[dict[str, Any]]:
+            assert "[30d]" in promql
+            return next(result for start, result in answers.items() if promql.startswith(start))
+
+    monkeypatch.setattr(runs, "PrometheusClient", FakeClient)
+    assert runs.prometheus_runs(PrometheusOptions("http://p"), "30d") == [
+        runs.RunRow("a", 10.0, "unfinished", (), 3, None),
+        runs.RunRow("b", 20.5, "complete", (NETWORK.name,), 12, None),
+    ]
+
+
+def test_push_reports_and_its_exit_code_says_whether_all_is_there(
+    output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Path, str, str | None]] = []
+    report = DeliveryReport(2, 0)
+
+    def push(folder: Path, options: PrometheusOptions, *, pushgateway_url: str | None, timeout_s: float) -> object:
+        asked.append((folder, options.url, pushgateway_url))
+        return report
+
+    monkeypatch.setattr(delivery, "push_run", push)
+    words = ["runs", "push", RUN[:10], f"--output={output}"]
+    assert main([*words, "--prometheus=http://p"]) == 0
+    assert capsys.readouterr().out == f"{RUN}: 2 of 2 windows are in http://p\n"
+    report = DeliveryReport(1, 1, (Parked("window 1", "out of order"),), "cannot be reached")
+    assert main([*words, "--prometheus=http://p", "--pushgateway=http://g"]) == 1
+    captured = capsys.readouterr()
+    assert "1 of 3 windows" in captured.out
+    assert "window 1: refused: out of order" in captured.err
+    assert "not finished: cannot be reached" in captured.err
+    assert main([*words, "--prometheus=http://p", "--format=json"]) == 1
+    assert json.loads(capsys.readouterr().out)["parked"] == [{"what": "window 1", "reason": "out of order"}]
+    assert main([*words, "--prometheus=http://p", "--format=csv"]) == 1
+    assert capsys.readouterr().out.splitlines()[1] == f"{RUN},http://p,3,1,1,1"
+    # Where the plan named a Prometheus, it need not be named again.
+    assert main(["runs", "push", "20261122", f"--output={output}"]) == 1
+    assert [url for _, url, _ in asked][-1] == "http://planned:9090"
+    assert [gateway for _, _, gateway in asked] == [None, "http://g", None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["push"], "push which run?"),
+        (["push", RUN], "push to where?"),
+        (["push", "nothing", "--prometheus=http://p"], "unknown run 'nothing'"),
+        (["list", "x"], "did you mean 'joulewatch runs push x'"),
+        (["push", RUN, "--prometheus=p:9090"], "is no URL"),
+    ],
+)
+def test_bad_arguments_are_named(output: Path, words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", *words, f"--output={output}"]) == 2
+    assert text in capsys.readouterr().err

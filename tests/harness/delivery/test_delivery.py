@@ -1,0 +1,379 @@
+"""The courier never loses a window, never sends one twice once it is there, and never tries what is hopeless."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.delivery import delivery as delivery_module
+from joulewatch_harness.delivery.annotations import Sample, info_sample, live_samples, window_samples
+from joulewatch_harness.delivery.courier import Courier, DeliveredLog, DeliveryReport, delivered_windows
+from joulewatch_harness.delivery.delivery import BackgroundDelivery, NullDelivery, open_delivery, push_run
+from joulewatch_harness.delivery.sinks import Item, RejectedError, UnavailableError, window_item
+from joulewatch_harness.errors import ConfigError, QueryUnavailableError
+from joulewatch_harness.records import RunEnd, RunRecord
+from joulewatch_harness.storage.journal import Journal
+from support.runs import NETWORK, header, window
+
+NOW_S = 1_700_000_100.0
+
+
+class FakeTime:
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class FakeSink:
+    """Takes items, shows them (after a while, or never), refuses some, is away at times."""
+
+    way = "remote_write"
+    target = "http://p"
+
+    def __init__(self) -> None:
+        self.resend_after_s: float | None = 20.0
+        self.away = False
+        self.blind = False
+        self.hidden: set[str] = set()
+        self.refused: set[str] = set()
+        self.writes: list[list[str]] = []
+        self.there: set[str] = set()
+        self.settled: list[str] = []
+        self.shown: list[tuple[list[Sample], int]] = []
+        self.closed = False
+
+    def check(self) -> None:
+        pass
+
+    def write(self, items: Sequence[Item]) -> None:
+        if self.away:
+            raise UnavailableError("http://p: cannot be reached")
+        names = [item.name for item in items]
+        if self.refused & set(names):
+            raise RejectedError("http://p: HTTP 400: out of order: set out_of_order_time_window")
+        self.writes.append(names)
+        self.there |= set(names)
+
+    def present(self, items: Sequence[Item]) -> set[str]:
+        if self.away or self.blind:
+            raise QueryUnavailableError("http://p: cannot be asked")
+        return {item.name for item in items if item.name in self.there - self.hidden}
+
+    def settle(self, items: Sequence[Item]) -> None:
+        self.settled += [item.name for item in items]
+
+    def live(self, run: str, current: Sequence[Sample], standing: Sequence[Sample], gone_ms: int) -> None:
+        if self.away:
+            raise UnavailableError("away")
+        self.shown.append((list(current), gone_ms))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Fixture:
+    def __init__(self) -> None:
+        self.sink = FakeSink()
+        self.time = FakeTime()
+        self.confirmed: list[str] = []
+        self.courier = Courier(
+            self.sink,
+            lambda items: self.confirmed.extend(item.name for item in items),
+            clock=lambda: NOW_S + self.time.now_s,
+            monotonic=self.time,
+            jitter=lambda: 0.5,
+        )
+
+    def run(self, limit_s: float = 1000.0) -> None:
+        """Step until nothing is left or the time is over."""
+        end_s = self.time.now_s + limit_s
+        while (wait_s := self.courier.step()) is not None and self.time.now_s < end_s:
+            self.time.now_s += wait_s
+
+
+@pytest.fixture
+def fixture() -> Fixture:
+    return Fixture()
+
+
+def item(index: int, age_s: float = 60.0) -> Item:
+    return window_item(header(), NETWORK, window(index, NOW_S - age_s - 1 + index))
+
+
+def test_windows_go_in_order_in_few_requests_and_are_confirmed(fixture: Fixture) -> None:
+    for index in range(50):
+        fixture.courier.add(item(index))
+    fixture.run()
+    assert [len(names) for names in fixture.sink.writes] == [20, 20, 10]
+    assert fixture.confirmed == [f"window {index}" for index in range(50)] == fixture.sink.settled
+    assert fixture.courier.report() == DeliveryReport(50, 0)
+    assert fixture.courier.report().complete
+
+
+def test_an_outage_is_waited_for_with_growing_pauses_and_said_once(
+    fixture: Fixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    fixture.sink.away = True
+    fixture.courier.add(item(0))
+    waits = []
+    with caplog.at_level(logging.WARNING):
+        for _ in range(10):
+            wait_s = fixture.courier.step()
+            assert wait_s is not None
+            waits.append(wait_s)
+            fixture.time.now_s += wait_s
+        assert waits == [0.25, 0.5, 1, 2, 4, 8, 10, 10, 10, 10]
+        assert fixture.courier.report() == DeliveryReport(0, 1, (), "http://p: cannot be reached")
+        fixture.sink.away = False
+        fixture.run()
+    assert fixture.courier.report().complete
+    assert len(caplog.records) == 2  # went, and came back
+
+
+def test_hasten_tries_at_once(fixture: Fixture) -> None:
+    fixture.sink.away = True
+    fixture.courier.add(item(0))
+    for _ in range(8):
+        fixture.time.now_s += fixture.courier.step() or 0
+    fixture.sink.away = False
+    fixture.courier.step()
+    fixture.sink.away = True
+    fixture.courier.add(item(1))
+    fixture.courier.step()
+    fixture.sink.away = False
+    fixture.courier.hasten()
+    fixture.courier.step()
+    assert fixture.courier.report().delivered == 2
+
+
+def test_one_refused_window_does_not_take_the_others_along(fixture: Fixture, caplog: pytest.LogCaptureFixture) -> None:
+    fixture.sink.refused = {"window 3"}
+    for index in range(6):
+        fixture.courier.add(item(index))
+    fixture.run()
+    report = fixture.courier.report()
+    assert (report.delivered, report.pending) == (5, 0)
+    assert [parked.what for parked in report.parked] == ["window 3"]
+    assert "out_of_order_time_window" in report.parked[0].reason
+    assert not report.complete
+    assert "window 3 is not delivered" in caplog.text
+
+
+def test_a_refusal_of_what_is_there_already_is_a_success(fixture: Fixture) -> None:
+    """The first answer was lost; sent again it is out of order."""
+    fixture.sink.refused = {"window 0"}
+    fixture.sink.there = {"window 0"}
+    fixture.courier.add(item(0))
+    fixture.run()
+    assert fixture.courier.report() == DeliveryReport(1, 0)
+
+
+def test_an_outage_in_the_middle_of_single_sending_keeps_the_rest(fixture: Fixture) -> None:
+    fixture.sink.refused = {"window 1"}
+    real = fixture.sink.write
+
+    def write(items: Sequence[Item]) -> None:
+        fixture.sink.away = len(items) == 1 and items[0].name == "window 2" and fixture.time.now_s < 5
+        real(items)
+
+    fixture.sink.write = write  # type: ignore[method-assign]
+    for index in range(4):
+        fixture.courier.add(item(index))
+    fixture.run()
+    assert sorted(fixture.confirmed) == ["window 0", "window 2", "window 3"]
+
+
+def test_what_was_accepted_and_is_not_shown_is_sent_again_and_then_given_up(fixture: Fixture) -> None:
+    fixture.sink.hidden = {"window 0"}
+    fixture.courier.add(item(0))
+    fixture.courier.step()
+    assert "does not show yet" in fixture.courier.report().trouble
+    fixture.run()
+    assert len(fixture.sink.writes) == 3
+    assert fixture.time.now_s < 70
+    assert "took it 3 times and does not show it" in fixture.courier.report().parked[0].reason
+
+
+def test_a_slow_server_shows_it_at_last(fixture: Fixture) -> None:
+    fixture.sink.hidden = {"window 0"}
+    fixture.courier.add(item(0))
+    fixture.run(4.0)
+    fixture.sink.hidden = set()
+    fixture.run()
+    assert fixture.courier.report().complete
+    assert len(fixture.sink.writes) == 1
+
+
+def test_without_resending_it_is_waited_for_ever(fixture: Fixture) -> None:
+    fixture.sink.resend_after_s = None
+    fixture.sink.hidden = {"window 0"}
+    fixture.courier.add(item(0))
+    fixture.run(3600)
+    assert len(fixture.sink.writes) == 1
+    assert fixture.courier.report().pending == 1
+
+
+def test_a_server_that_takes_but_cannot_be_asked_is_asked_again(fixture: Fixture) -> None:
+    fixture.sink.blind = True
+    fixture.courier.add(item(0))
+    fixture.run(30)
+    assert "cannot be asked" in fixture.courier.report().trouble
+    fixture.sink.blind = False
+    fixture.run()
+    assert fixture.courier.report().complete
+    assert len(fixture.sink.writes) == 1
+
+
+def test_a_window_in_the_future_is_not_sent(fixture: Fixture) -> None:
+    """An older Prometheus took such a sample, and then refused everybody's for an hour."""
+    fixture.courier.add(item(0, age_s=-0.9))
+    fixture.courier.add(item(1, age_s=-5.0))
+    fixture.run()
+    report = fixture.courier.report()
+    assert fixture.sink.writes == [["window 0"]]
+    assert "6.0 s in the future: the clock was set back" in report.parked[0].reason
+
+
+def test_what_was_read_back_is_noted_once_and_a_torn_note_does_not_matter(tmp_path: Path) -> None:
+    log = DeliveredLog(tmp_path, way="remote_write", target="http://p", clock=lambda: NOW_S)
+    log.add([item(0), item(1)])
+    log.add([item(1), item(2)])
+    path = tmp_path / "delivered.jsonl"
+    assert len(path.read_text().splitlines()) == 3
+    path.write_bytes(path.read_bytes() + b'{"window": 7, "tar')
+    assert delivered_windows(tmp_path) == {0, 1, 2} == delivered_windows(tmp_path, "http://p")
+    assert delivered_windows(tmp_path, "http://other") == set()
+    assert delivered_windows(tmp_path / "none") == set()
+
+
+def test_a_note_that_cannot_be_written_is_only_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    DeliveredLog(tmp_path / "none", way="w", target="t").add([item(0)])
+    assert "cannot be written to" in caplog.text
+
+
+@pytest.fixture
+def sink(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSink]:
+    fake = FakeSink()
+    monkeypatch.setattr(delivery_module, "open_sink", lambda prometheus, pushgateway_url=None: fake)
+    yield fake
+    assert fake.closed
+
+
+def test_a_run_is_delivered_in_the_background(sink: FakeSink, tmp_path: Path) -> None:
+    delivery = open_delivery(PrometheusOptions("http://p"), folder=tmp_path)
+    delivery.start(header())
+    delivery.configuration(NETWORK)
+    for index in range(3):
+        made = window(index, 1_700_000_001.0 + 2 * index)
+        delivery.window_opened("measure", NETWORK.name, 8, made.start_s)
+        delivery.window(made)
+    delivery.window(window(3, 1_700_000_006.0, kind="phase", phase="execute"))
+    delivery.end(RunEnd(1_700_000_010.0, "complete"))
+    report = delivery.close(10)
+    assert report.complete
+    assert report.delivered == 4
+    assert delivery.close(10) == report
+    assert delivered_windows(tmp_path) == {0, 1, 2, 3}
+    assert [name for names in sink.writes for name in names] == [
+        "start",
+        *(f"window {index}" for index in range(4)),
+        "end",
+    ]
+    # Open, closed, three times; then nothing is shown any more.
+    assert [len(current) for current, _ in sink.shown] == [3, 2, 3, 2, 3, 2, 0]
+    inferences = [one.value for one in sink.shown[-2][0] if one.name == "joulewatch_run_inferences_total"]
+    assert inferences == [2400]
+
+
+def test_close_gives_up_in_time_and_a_late_line_is_no_error(sink: FakeSink, tmp_path: Path) -> None:
+    sink.away = True
+    delivery = open_delivery(PrometheusOptions("http://p"), folder=tmp_path)
+    delivery.start(header())
+    delivery.window(window(0, 1_700_000_001.0))
+    report = delivery.close(0.05)
+    assert (report.delivered, report.pending) == (0, 1)
+    assert report.trouble == "http://p: cannot be reached"
+    delivery.window(window(1, 1_700_000_003.0))
+
+
+def test_a_fault_of_ours_never_reaches_the_runner(
+    sink: FakeSink, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_module, "window_item", lambda *_: 1 / 0)
+    delivery = BackgroundDelivery(sink, tmp_path)
+    delivery.start(header())
+    delivery.window(window(0, 1_700_000_001.0))
+    delivery.close(0.05)
+    assert "delivery failed" in caplog.text
+    assert sink.closed
+
+
+def test_local_mode_delivers_nothing(tmp_path: Path) -> None:
+    delivery = open_delivery(None, folder=tmp_path)
+    assert isinstance(delivery, NullDelivery)
+    delivery.start(header())
+    delivery.configuration(NETWORK)
+    delivery.window_opened("idle", "", 0, 1.0)
+    delivery.window(window(0, 1.0))
+    delivery.end(RunEnd(3.0, "complete"))
+    assert delivery.close().complete
+    with pytest.raises(ConfigError, match="--pushgateway needs --prometheus"):
+        open_delivery(None, pushgateway_url="http://g", folder=tmp_path)
+
+
+def test_push_sends_only_what_is_missing(sink: FakeSink, tmp_path: Path) -> None:
+    with Journal.create(tmp_path, header()) as journal:
+        journal.append(NETWORK)
+        for index in range(5):
+            journal.append(window(index, 1_700_000_001.0 + 2 * index))
+        journal.append(RunEnd(1_700_000_020.0, "interrupted"))
+    sink.there = {"start", "window 0", "window 2"}
+    report = push_run(journal.folder, PrometheusOptions("http://p"))
+    assert report == DeliveryReport(5, 0)
+    assert sink.writes == [["window 1", "window 3", "window 4", "end"]]
+    assert delivered_windows(journal.folder) == {0, 1, 2, 3, 4}
+    sink.writes.clear()
+    assert push_run(journal.folder, PrometheusOptions("http://p")).complete
+    assert sink.writes == []
+
+
+def test_push_ends_when_its_time_is_over(sink: FakeSink, tmp_path: Path) -> None:
+    with Journal.create(tmp_path, header()) as journal:
+        journal.append(window(0, 1_700_000_001.0))
+    sink.hidden = {"window 0"}
+    told: list[DeliveryReport] = []
+    report = push_run(journal.folder, PrometheusOptions("http://p"), timeout_s=0.05, progress=told.append)
+    assert report.pending == 1
+    assert told
+
+
+def test_setting_up_is_delivered_and_is_no_batch_size_of_the_live_view(sink: FakeSink, tmp_path: Path) -> None:
+    load = window(0, 1_700_000_001.0, 3.0, kind="setup", phase="load", batch_size=0, batches=0, inferences=0)
+    delivery = open_delivery(PrometheusOptions("http://p"), folder=tmp_path)
+    delivery.start(header())
+    delivery.configuration(NETWORK)
+    delivery.window(load)
+    assert delivery.close(10).delivered == 1
+    assert sink.shown == []
+    told = live_samples(RunRecord(header(), (NETWORK,), (load,)))
+    assert {one.name for one in told} == {"joulewatch_window_active"}
+    assert {dict(one.labels)["kind"] for one in told} == {"setup"}
+
+
+def test_counts_and_scenario_are_told_with_their_units() -> None:
+    made = window(0, 1_700_000_001.0, counts={"output_tokens": 512.0, "images": 3.0})
+    units = {
+        dict(one.labels)["unit"]: one.value for one in window_samples(made) if one.name == "joulewatch_window_units"
+    }
+    assert units == {"output_tokens": 512.0, "images": 3.0}
+    for scenario, rate_per_s, told in (("", 0.0, ("offline", None)), ("server", 12.5, ("server", "12.5"))):
+        served = dataclasses.replace(NETWORK, scenario=scenario, server_rate_per_s=rate_per_s)
+        labels = dict(info_sample(header(), served, 0).labels)
+        assert (labels["scenario"], labels.get("server_rate_per_second")) == told

@@ -1,0 +1,362 @@
+"""Costs counted from ONNX graphs, against hand-counted small ones and published sizes of known networks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from joulewatch_harness.errors import ConfigError  # noqa: E402
+from joulewatch_harness.networks import cost as graphs  # noqa: E402
+from joulewatch_harness.networks import radioml_vgg10, zoo  # noqa: E402
+from joulewatch_harness.networks.building import QONNX_DOMAIN, half  # noqa: E402
+from joulewatch_harness.networks.cost import GraphCost, NodeCost, cost_details, cost_of  # noqa: E402
+from support import golden  # noqa: E402
+from support.paths import ROOT  # noqa: E402
+
+GOLDEN = ROOT / "tests" / "harness" / "golden"
+Shape = Sequence[int | str | None]
+
+
+def model(
+    nodes: Sequence[Any],
+    inputs: Mapping[str, Shape],
+    weights: Mapping[str, np.ndarray] | None = None,
+    outputs: Mapping[str, Shape] | None = None,
+    kinds: Mapping[str, int] | None = None,
+    opset: int = 17,
+    functions: Sequence[Any] = (),
+) -> Any:
+    given = outputs or {nodes[-1].output[0]: None}
+    graph = helper.make_graph(
+        list(nodes),
+        "g",
+        [
+            helper.make_tensor_value_info(name, (kinds or {}).get(name, TensorProto.FLOAT), shape)
+            for name, shape in inputs.items()
+        ],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in given.items()],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    domains = {node.domain for node in nodes} | {""}
+    opsets = [helper.make_opsetid(domain, opset if domain == "" else 1) for domain in sorted(domains)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=list(functions))
+
+
+def floats(*shape: int) -> np.ndarray:
+    return np.ones(shape, dtype=np.float32)
+
+
+def node(kind: str, inputs: str, outputs: str, **attributes: Any) -> Any:
+    return helper.make_node(kind, inputs.split(), outputs.split(), name=attributes.pop("name", ""), **attributes)
+
+
+def only(cost: GraphCost, op: str) -> NodeCost:
+    (found,) = [item for item in cost.nodes if item.op == op]
+    return found
+
+
+def tiny() -> Any:
+    """Convolution, BatchNorm, ReLU, pool, flatten, dense: every rule of bytes once."""
+    return model(
+        [
+            node("Conv", "x w", "c", name="conv", kernel_shape=[3], pads=[1, 1]),
+            node("BatchNormalization", "c gamma beta mean variance", "n", name="norm"),
+            node("Relu", "n", "r", name="relu"),
+            node("MaxPool", "r", "p", name="pool", kernel_shape=[2], strides=[2]),
+            node("Flatten", "p", "f", name="flatten"),
+            node("Gemm", "f v b", "y", name="dense", transB=1),
+        ],
+        {"x": ["batch", 2, 8]},
+        {
+            "w": floats(4, 2, 3),
+            **{key: floats(4) for key in ("gamma", "beta", "mean", "variance")},
+            "v": floats(5, 16),
+            "b": floats(5),
+        },
+    )
+
+
+def test_a_tiny_graph_is_as_counted_by_hand(update_golden: bool) -> None:
+    cost = cost_of(tiny())
+    assert cost.macs == 8 * 4 * 2 * 3 + 16 * 5 == 272
+    assert cost.parameters == 24 + 4 + 4 + 80 + 5  # not the running mean and variance
+    assert cost.weight_bytes == 4 * cost.parameters
+    # x; conv with norm and ReLU in place; pool reads and writes; dense reads and writes; flatten is a view.
+    assert cost.activation_bytes == 4 * (16 + 32 + 32 + 16 + 16 + 5)
+    assert cost.operators == 3
+    text = json.dumps({**dataclasses.asdict(cost), "details": cost.to_details()}, indent=1)
+    golden.check(text + "\n", GOLDEN / "graph_tiny.json", update=update_golden)
+
+
+@pytest.mark.parametrize(("filters", "parameters", "macs"), [(64, 160_536, 12_864_512), (32, 71_832, 3_345_408)])
+def test_radioml_vgg10_has_its_known_size(filters: int, parameters: int, macs: int) -> None:
+    cost = cost_of(radioml_vgg10.graph(filters, folded=False))
+    assert (cost.parameters, cost.macs, cost.not_counted) == (parameters, macs, {})
+    assert cost.weight_bytes == 4 * parameters
+    layers = radioml_vgg10.layers(filters)
+    assert (radioml_vgg10.parameters(layers), radioml_vgg10.macs(layers)) == (parameters, macs)
+    halved = cost_of(half(radioml_vgg10.graph(filters, folded=False)))
+    assert (halved.parameters, halved.macs, halved.weight_bytes) == (parameters, macs, 2 * parameters)
+
+
+def test_radioml_vgg10_moves_what_was_worked_out_for_it() -> None:
+    """Convolutions with norm and ReLU in place, pools, dense layers: 1.57 MB an inference."""
+    assert cost_of(radioml_vgg10.graph(64, folded=False)).activation_bytes == 1_570_912
+
+
+@pytest.mark.parametrize(
+    ("graph", "parameters", "macs"),
+    [
+        # Of the networks that they are like, as published with their weights for 224 pixels and 1000 classes.
+        (lambda: zoo.mobilenet_graph(224, 100, folded=False), 3_504_872, 300_774_272),
+        (lambda: zoo.resnet_graph(224, 64, 18, folded=False), 11_689_512, 1_814_073_344),
+        (lambda: zoo.mlp_graph(1024, 3), 2_913_290, 2_910_208),
+    ],
+)
+def test_known_networks_have_their_published_size(graph: Any, parameters: int, macs: int) -> None:
+    cost = cost_of(graph())
+    assert (cost.parameters, cost.macs, cost.not_counted) == (parameters, macs, {})
+
+
+def test_a_transformer_is_as_counted_by_hand() -> None:
+    width, sequence, depth = 128, 16, 2
+    layer = 4 * width * width + 4 * width + 2 * 4 * width * width + 4 * width + width + 4 * width
+    cost = cost_of(zoo.transformer_graph(sequence, width, depth, 4))
+    embeddings = zoo.VOCABULARY * width + sequence * width
+    assert cost.parameters == embeddings + depth * layer + width * 10 + 10
+    products = sequence * 12 * width * width + 2 * sequence * sequence * width
+    assert cost.macs == depth * products + width * 10
+
+
+@pytest.mark.parametrize("batch", ["batch", None, 1, 8])
+def test_a_fixed_batch_axis_is_divided_by(batch: int | str | None) -> None:
+    """Everything is per inference."""
+    found = tiny()
+    dim = found.graph.input[0].type.tensor_type.shape.dim[0]
+    dim.Clear()
+    if isinstance(batch, str):
+        dim.dim_param = batch
+    elif batch is not None:
+        dim.dim_value = batch
+    cost = cost_of(found)
+    assert cost.batch == (batch if isinstance(batch, int) else 1)
+    assert (cost.macs, cost.activation_bytes, cost.parameters) == (272, 468, 117)
+    assert graphs.fixed_batch(found) == (batch if isinstance(batch, int) else None)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "inputs", "weights", "macs"),
+    [
+        # Depthwise: each channel its own 3x3. Grouped, strided, two-dimensional.
+        ([node("Conv", "x w", "y", group=6, kernel_shape=[3, 3])], {"x": ["b", 6, 10, 10]}, {"w": floats(6, 1, 3, 3)},
+         8 * 8 * 6 * 9),
+        ([node("Conv", "x w", "y", group=2, strides=[2, 2], kernel_shape=[1, 1])], {"x": ["b", 4, 8, 8]},
+         {"w": floats(6, 2, 1, 1)}, 4 * 4 * 6 * 2),
+        # Each of 2x5 inputs meets 3 outputs x 4 taps.
+        ([node("ConvTranspose", "x w", "y", kernel_shape=[4], strides=[2])], {"x": ["b", 2, 5]}, {"w": floats(2, 3, 4)},
+         2 * 5 * 3 * 4),
+        ([node("Gemm", "x w", "y", transA=0, transB=1)], {"x": ["b", 7]}, {"w": floats(3, 7)}, 21),
+        ([node("MatMul", "x w", "y")], {"x": ["b", 5, 7]}, {"w": floats(7, 3)}, 5 * 7 * 3),
+        ([node("MatMul", "q k", "y")], {"q": ["b", 2, 6, 4], "k": ["b", 2, 4, 5]}, {}, 2 * 6 * 4 * 5),
+        ([node("Einsum", "q k", "y", equation="bhid,bhjd->bhij")], {"q": ["b", 2, 6, 4], "k": ["b", 2, 5, 4]}, {},
+         2 * 6 * 4 * 5),
+        ([node("FusedMatMul", "q k", "y", domain="com.microsoft", transA=1)], {"q": ["b", 4, 6], "k": ["b", 4, 5]}, {},
+         None),
+        ([node("MatMulNBits", "x w s", "y", domain="com.microsoft", K=32, N=6, bits=4, block_size=32)],
+         {"x": ["b", 32]}, {"w": np.ones((6, 1, 16), np.uint8), "s": floats(6)}, None),
+    ],
+)  # fmt: skip
+def test_operators_cost_what_they_multiply(
+    nodes: list[Any], inputs: Mapping[str, Shape], weights: Mapping[str, np.ndarray], macs: int | None
+) -> None:
+    cost = cost_of(model(nodes, inputs, weights))
+    if macs is None:  # the output's shape is not known to ONNX: said, not guessed
+        assert cost.macs == 0
+        assert nodes[0].op_type in cost.not_counted
+    else:
+        assert (cost.macs, cost.not_counted) == (macs, {})
+
+
+def test_operators_of_onnx_runtime_are_counted_where_shapes_are_known() -> None:
+    """As in the graph that it writes out: the layer view knows all shapes from the profile."""
+    shapes = {"x": (2, 32), "y": (2, 6), "q": (2, 4, 6), "k": (2, 4, 5), "z": (2, 6, 5), "i": (2, 8, 16), "w": (16, 48)}
+    assert graphs.node_macs(node("MatMulNBits", "x n s", "y", K=32, N=6), shapes) == 2 * 6 * 32
+    assert graphs.node_macs(node("FusedMatMul", "q k", "z", transA=1), shapes) == 2 * 6 * 5 * 4
+    assert graphs.node_macs(node("Attention", "i w", "o", domain="com.microsoft"), shapes) == (
+        2 * 8 * 16 * 48 + 2 * 2 * 8 * 8 * 16
+    )
+    assert graphs.node_macs(node("Conv", "a b", "c"), shapes) is None
+    # Channels last or first: the weights tell.
+    conv = node("QLinearConv", "x xs xz w ws wz ys yz", "c")
+    for given in ((1, 64, 100), (1, 100, 64)):
+        assert graphs.node_macs(conv, {"c": given, "w": (64, 3, 5)}) == 6400 * 15
+
+
+def test_attention_and_recurrent_layers() -> None:
+    heads = node("Attention", "q k v", "y")
+    cost = cost_of(model([heads], {"q": ["b", 2, 6, 4], "k": ["b", 2, 5, 4], "v": ["b", 2, 5, 3]}, opset=23))
+    assert cost.macs == 2 * 6 * 5 * (4 + 3)
+    flat = node("Attention", "q k v", "y", q_num_heads=2, kv_num_heads=1)
+    cost = cost_of(model([flat], {"q": ["b", 6, 8], "k": ["b", 5, 4], "v": ["b", 5, 4]}, opset=23))
+    assert cost.macs == 6 * 5 * 2 * (4 + 4)
+    lstm = node("LSTM", "x w r", "y", hidden_size=3)
+    # The batch is the second axis here: the first one counts as what is free.
+    cost = cost_of(model([lstm], {"x": [7, 1, 5]}, {"w": floats(1, 12, 5), "r": floats(1, 12, 3)}))
+    assert cost.macs == 12 * 5 + 12 * 3
+
+
+def test_quantised_pairs_count_in_their_narrow_types() -> None:
+    """QDQ: int8 weights, uint8 activations between the pairs, float at both doors."""
+    scale = {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8), "zw": np.array(0, np.int8)}
+    found = model(
+        [
+            node("QuantizeLinear", "x s z", "xq"),
+            node("DequantizeLinear", "xq s z", "xd"),
+            node("DequantizeLinear", "w s zw", "wd"),
+            node("DequantizeLinear", "b s", "bd"),
+            node("Gemm", "xd wd bd", "g"),
+            node("Relu", "g", "r"),
+            node("QuantizeLinear", "r s z", "rq"),
+            node("DequantizeLinear", "rq s z", "y"),
+        ],
+        {"x": ["b", 10]},
+        {**scale, "w": np.ones((10, 4), np.int8), "b": np.ones(4, np.int32)},
+    )
+    cost = cost_of(found)
+    assert cost.macs == 40
+    assert cost.parameters == 44
+    assert cost.weight_bytes == 40 + 4 * 4
+    assert only(cost, "Gemm").read_bytes == 10
+    # In: 40 read, 10 written. Gemm: 10 read, 4 written (by the ReLU in place). Out: 4 read, 16 written.
+    assert cost.activation_bytes == 40 + 10 + 10 + 4 + 4 + 16
+    assert cost.operators == 3
+
+
+def test_qonnx_counts_in_bits() -> None:
+    cost = cost_of(radioml_vgg10.qonnx_graph(32, 4))
+    assert (cost.parameters, cost.macs, cost.not_counted) == (71_832, 3_345_408, {})
+    weights = 32 * 2 * 3 + 6 * 32 * 32 * 3 + 256 * 128 + 128 * 128 + 128 * 24
+    assert cost.weight_bytes == weights // 2 + 4 * (71_832 - weights)
+    pools = [item for item in cost.nodes if item.op == "MaxPool"]
+    assert pools[0].read_bytes == 32 * 1024 // 2
+    assert pools[0].written_bytes == 32 * 512 // 2
+
+
+def test_a_residual_is_read_and_added_in_place() -> None:
+    cost = cost_of(
+        model(
+            [node("Conv", "x w", "a"), node("Relu", "a", "r"), node("Conv", "r v", "c"), node("Add", "c r", "y")],
+            {"x": ["b", 4, 8]},
+            {"w": floats(4, 4, 1), "v": floats(4, 4, 1)},
+        )
+    )
+    tensor = 4 * 8 * 4
+    # x read, r written; r read, the sum written in place of c; r read again for the sum.
+    assert cost.activation_bytes == 5 * tensor
+    assert cost.operators == 2
+
+
+def test_what_is_learned_and_what_is_not() -> None:
+    """Shapes, single numbers and shared tables: a weight that two operators use counts once."""
+    nodes = [
+        node("Gather", "table ids", "e"),
+        node("Mul", "e half", "m"),
+        node("Reshape", "m shape", "f"),
+        node("Transpose", "table", "t", perm=[1, 0]),
+        node("MatMul", "f t", "y"),
+    ]
+    weights = {"table": floats(50, 6), "half": np.array(0.5, np.float32), "shape": np.array([-1, 6], np.int64)}
+    cost = cost_of(model(nodes, {"ids": ["b", 3]}, weights, kinds={"ids": TensorProto.INT64}))
+    assert cost.parameters == 300
+    assert cost.macs == 3 * 6 * 50
+    slopes = cost_of(model([node("PRelu", "x s", "y")], {"x": ["b", 4, 2]}, {"s": floats(4, 1)}))
+    assert slopes.parameters == 4
+
+
+def test_weights_as_constant_nodes_count_as_well() -> None:
+    weight = numpy_helper.from_array(floats(7, 3), "value")
+    nodes = [helper.make_node("Constant", [], ["w"], value=weight), node("MatMul", "x w", "y")]
+    cost = cost_of(model(nodes, {"x": ["b", 7]}))
+    assert (cost.parameters, cost.macs, [item.op for item in cost.nodes]) == (21, 21, ["MatMul"])
+
+
+def test_functions_are_looked_into() -> None:
+    body = helper.make_function(
+        "own", "Dense", ["a", "w"], ["y"], [node("MatMul", "a w", "y")], [helper.make_opsetid("", 17)]
+    )
+    nodes = [helper.make_node("Dense", ["x", "w"], ["y"], domain="own")]
+    cost = cost_of(model(nodes, {"x": ["b", 7]}, {"w": floats(7, 3)}, functions=[body]))
+    assert (cost.macs, cost.parameters, cost.not_counted) == (21, 21, {})
+
+
+def test_what_cannot_be_counted_is_listed() -> None:
+    branch = helper.make_graph(
+        [node("Identity", "x", "o")], "b", [], [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)]
+    )
+    nodes = [
+        node("If", "yes", "i", then_branch=branch, else_branch=branch),
+        node("Secret", "i", "s", domain="somebody"),
+        node("MatMul", "s w", "y"),
+    ]
+    cost = cost_of(
+        model(nodes, {"x": ["b", 4], "yes": []}, {"w": floats(4, 2)}, kinds={"yes": TensorProto.BOOL})
+    )  # fmt: skip
+    assert set(cost.not_counted) == {"If", "somebody.Secret", "bytes of Secret", "MatMul", "bytes of MatMul"}
+    assert "branch" in cost.to_details()["not_counted"]
+
+
+def test_a_symbolic_dimension_needs_a_size(tmp_path: Path) -> None:
+    found = model([node("MatMul", "x w", "y")], {"x": ["b", "sequence", 4]}, {"w": floats(4, 2)})
+    with pytest.raises(ConfigError, match=r"dimension 'sequence' of input 'x' has no size.*dims=sequence=N"):
+        cost_of(found)
+    assert cost_of(found, {"sequence": 3}).macs == 24
+    assert cost_of(found, {"x.1": 5}).macs == 40
+    onnx.save(found, tmp_path / "m.onnx")
+    assert "sequence" in cost_details(tmp_path / "m.onnx")["not_counted"]
+    assert cost_details(tmp_path / "m.onnx", {"sequence": 3})["macs_per_inference"] == "24"
+
+
+def test_shapes_that_cannot_be_followed_leave_no_silent_hole() -> None:
+    wrong = model([node("MatMul", "x w", "m"), node("Relu", "m", "y")], {"x": ["b", 4]}, {"w": floats(5, 2)})
+    assert set(cost_of(wrong).not_counted) == {"MatMul", "bytes of MatMul", "bytes of Relu"}
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.onnx"):
+        cost_details(tmp_path / "none.onnx")
+    (tmp_path / "broken.onnx").write_bytes(b"this is no protobuf")
+    with pytest.raises(ConfigError, match=r"broken\.onnx cannot be read"):
+        cost_details(tmp_path / "broken.onnx")
+
+
+def test_weights_in_another_file_are_counted_without_it(tmp_path: Path) -> None:
+    found = model([node("MatMul", "x w", "y")], {"x": ["b", 64]}, {"w": floats(64, 64)})
+    path = tmp_path / "m.onnx"
+    onnx.save(found, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").unlink()
+    details = cost_details(path)
+    assert (details["parameters"], details["macs_per_inference"]) == ("4096", "4096")
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    found = radioml_vgg10.graph(32, folded=False)
+    before = found.SerializeToString()
+    cost_of(found)
+    assert found.SerializeToString() == before
+
+
+def test_a_quantiser_of_another_domain_is_known() -> None:
+    weights = {"s": np.array(0.1, np.float32), "z": np.array(0, np.float32), "n": np.array(5, np.float32)}
+    quant = node("Quant", "x s z n", "q", domain=QONNX_DOMAIN)
+    cost = cost_of(model([quant, node("MatMul", "q w", "y")], {"x": ["b", 8]}, {**weights, "w": floats(8, 2)}))
+    assert (cost.macs, only(cost, "MatMul").read_bytes) == (16, 5)

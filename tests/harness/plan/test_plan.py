@@ -1,0 +1,284 @@
+"""Plans: what may stand in one, what the presets fill in, and the order of the steps."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.plan.parsing import KEYS, batch_sizes, make_plan, read_plan
+from joulewatch_harness.plan.plan import PRESETS
+from joulewatch_harness.plan.steps import (
+    IdleStep,
+    LoadStep,
+    MeasureStep,
+    PhaseStep,
+    estimate_s,
+    steps,
+    window_length_s,
+)
+from support.paths import ROOT
+
+EXAMPLE = ROOT / "harness" / "example-plan.yaml"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "plan.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_nothing_given_is_the_main_job() -> None:
+    plan = make_plan({}, "command line")
+    assert [item.name for item in plan.configurations] == [
+        "radioml-vgg10/onnxruntime/fp32",
+        "radioml-vgg10/onnxruntime/int8",
+    ]
+    assert plan.batch_sizes == (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+    assert plan.preset == "normal"
+    assert plan.rounds == 3
+
+
+def test_the_presets_keep_their_promised_times() -> None:
+    """Main job: under 6 minutes with normal, under 90 s with quick, with room for start and analysis."""
+    totals = {}
+    for preset in ("quick", "normal"):
+        plan = make_plan({"preset": preset}, "x")
+        totals[preset] = sum(estimate_s(plan, step) for step in steps(plan, 0.01))
+    assert totals["quick"] < 75
+    assert totals["normal"] < 320
+
+
+def test_a_preset_changes_no_list_that_was_given() -> None:
+    plan = make_plan({"preset": "quick", "batch_sizes": [3, 5]}, "x")
+    assert plan.batch_sizes == (3, 5)
+    assert plan.window_s == PRESETS["quick"].window_s
+
+
+@pytest.mark.parametrize(
+    ("given_value", "expected"),
+    [
+        ("1..8", (1, 2, 4, 8)),
+        ("3..20", (3, 6, 12, 20)),
+        ("1, 8,64", (1, 8, 64)),
+        ("7", (7,)),
+        (16, (16,)),
+        ([64, 1, 1], (1, 64)),
+        (["1..4", 10], (1, 2, 4, 10)),
+    ],
+)
+def test_batch_sizes(given_value: Any, expected: tuple[int, ...]) -> None:
+    assert batch_sizes(given_value, "x") == expected
+
+
+@pytest.mark.parametrize("bad", [0, -1, "0", "-4", "eight", "1..x", "0..8", "8..1", 1.5, True, [], "", None, [None]])
+def test_bad_batch_sizes_are_named(bad: Any) -> None:
+    with pytest.raises(ConfigError, match=r"plan p\.yaml: batch_sizes"):
+        make_plan({"batch_sizes": bad}, "plan p.yaml")
+
+
+@given(st.integers(1, 4096), st.integers(0, 4096))
+def test_a_range_holds_both_ends_and_doubles(first: int, more: int) -> None:
+    sizes = batch_sizes(f"{first}..{first + more}", "x")
+    assert sizes[0] == first
+    assert sizes[-1] == first + more
+    assert all(b == 2 * a for a, b in itertools.pairwise(sizes[:-1]))
+
+
+def test_an_unknown_key_names_the_file_the_key_and_the_nearest(tmp_path: Path) -> None:
+    path = write(tmp_path, "batch_size: 4\n")
+    with pytest.raises(ConfigError, match=r"plan\.yaml: unknown key 'batch_size': did you mean 'batch_sizes'"):
+        read_plan(path)
+
+
+def test_an_unknown_key_deep_down_is_named_too() -> None:
+    with pytest.raises(ConfigError, match=r"configurations\[1\]: unknown key 'presision': did you mean 'precision'"):
+        make_plan({"configurations": ["radioml-vgg10", {"network": "a.onnx", "presision": "fp32"}]}, "plan p")
+    with pytest.raises(ConfigError, match=r"exporters\[0\]: unknown key 'uri'"):
+        make_plan({"exporters": [{"uri": "http://x"}]}, "plan p")
+
+
+def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'rounds' stands there twice"):
+        read_plan(write(tmp_path, "rounds: 3\nseed: 1\nrounds: 4\n"))
+
+
+@pytest.mark.parametrize("text", ["", "- a\n", "a: [", "just words"])
+def test_a_file_that_is_no_plan_is_named(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"plan\.yaml"):
+        read_plan(write(tmp_path, text))
+
+
+def test_a_missing_file_and_one_that_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
+        read_plan(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        read_plan(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("preset", "quik", "did you mean 'quick'"),
+        ("rounds", 2, "at least 3"),
+        ("rounds", 3.5, "whole number"),
+        ("rounds", True, "whole number"),
+        ("seed", -1, "whole number"),
+        ("window_s", 0.5, "at least 1 s"),
+        ("window_s", "long", "number"),
+        ("window_s", float("nan"), "number"),
+        ("idle_s", -1, "number from 0"),
+        ("scrape_rate_hz", 0, "from 0.1"),
+        ("max_window_s", 1.5, "less than window_s"),
+        ("max_warmup_s", 0.1, "less than warmup_s"),
+        ("configurations", [], "at least one"),
+        ("configurations", [{}], "network is missing"),
+        ("configurations", [3], "mapping is wanted"),
+        ("configurations", [{"network": "a.onnx", "options": 4}], "options: a mapping"),
+        ("configurations", [{"network": "a.onnx", "options": {"threads": None}}], "threads: a value"),
+        ("configurations", [{"network": "a.onnx", "precision": ["a", "b"], "name": "n"}], "one name for 2"),
+        ("configurations", ["a.onnx", "a.onnx"], "two configurations"),
+        ("exporters", "http://a", "a list of URLs"),
+        ("exporters", ["node1:10717"], "no URL"),
+        ("prometheus", ["a"], "a text"),
+        ("output", None, "a text"),
+    ],
+)
+def test_bad_values_are_named(key: str, value: Any, text: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^plan p: .*{re.escape(text)}"):
+        make_plan({key: value}, "plan p")
+
+
+def test_lists_of_precisions_and_options_become_configurations_with_telling_names() -> None:
+    plan = make_plan(
+        {
+            "configurations": [
+                {"network": "nets/a.onnx", "precision": "fp32", "options": {"threads": [1, 2], "seed": 3}}
+            ]
+        },
+        "x",
+    )
+    assert [item.name for item in plan.configurations] == [
+        "a/onnxruntime/fp32/threads=1",
+        "a/onnxruntime/fp32/threads=2",
+    ]
+    assert plan.configurations[0].options == {"threads": "1", "seed": "3"}
+
+
+def test_yaml_booleans_become_true_and_false() -> None:
+    plan = make_plan({"configurations": [{"network": "a.onnx", "options": {"spinning": False}}]}, "x")
+    assert plan.configurations[0].options == {"spinning": "false"}
+
+
+def test_ones_own_network_brings_its_runtime_and_its_precision() -> None:
+    (item,) = make_plan({"configurations": ["lib/mine.py:Mine"]}, "x").configurations
+    assert (item.runtime, item.precision, item.name) == ("python", "native", "Mine/python/native")
+
+
+def test_window_length_follows_the_slowest_sensor_up_to_the_limit() -> None:
+    plan = make_plan({"window_s": 2, "max_window_s": 15}, "x")
+    assert window_length_s(plan, None) == 2
+    assert window_length_s(plan, 0.001) == 2
+    assert window_length_s(plan, 0.5) == 10
+    assert window_length_s(plan, 1.0) == 15
+
+
+def test_a_long_window_raises_the_limit_that_was_not_given() -> None:
+    assert make_plan({"window_s": 300}, "x").max_window_s == 300
+
+
+def test_steps_are_idle_load_idle_rounds_idle() -> None:
+    plan = make_plan({"batch_sizes": [1, 2, 4], "seed": 5}, "x")
+    sequence = steps(plan)
+    assert sequence[0] == IdleStep(loaded=False, duration_s=plan.idle_s)
+    assert sequence[1] == LoadStep()
+    assert sequence[2] == sequence[-1] == IdleStep(loaded=True, duration_s=plan.idle_s)
+    measured = [step for step in sequence[3:-1] if isinstance(step, MeasureStep)]
+    assert len(measured) == len(sequence) - 4 == 18
+    rounds = [[(s.configuration, s.batch_size) for s in measured if s.repeat == n] for n in range(3)]
+    assert [s.repeat for s in measured] == sorted(s.repeat for s in measured)
+    assert all(sorted(order) == sorted(rounds[0]) for order in rounds)
+    assert rounds[0] != rounds[1]
+
+
+@given(st.integers(0, 1000))
+def test_the_order_depends_on_the_seed_alone(seed: int) -> None:
+    plan = make_plan({"seed": seed, "batch_sizes": "1..64"}, "x")
+    assert steps(plan) == steps(plan)
+
+
+def test_the_fingerprint_is_that_of_the_values() -> None:
+    assert make_plan({"seed": 1}, "a").sha256() == make_plan({"seed": 1}, "b").sha256()
+    assert make_plan({"seed": 1}, "a").sha256() != make_plan({"seed": 2}, "a").sha256()
+
+
+def test_the_example_holds_every_key_and_is_a_plan(tmp_path: Path) -> None:
+    """Also with the lines that are off in it."""
+    text = EXAMPLE.read_text(encoding="utf-8")
+    assert make_plan(read_plan(EXAMPLE), "example").output == "runs"
+    whole = write(tmp_path, re.sub(r"^#([a-z_]+:)", r"\1", text, flags=re.MULTILINE))
+    data = read_plan(whole)
+    assert set(data) == set(KEYS)
+    plan = make_plan(data, "example")
+    assert len(plan.configurations) == 3
+    assert [item.name for item in plan.exporters] == ["node1", ""]
+
+
+def test_the_mapping_of_a_plan_makes_the_same_plan_again() -> None:
+    plan = make_plan({"batch_sizes": "1..8", "exporters": ["http://a:1"], "name": "n"}, "x")
+    assert make_plan(plan.to_mapping(), "again") == plan
+
+
+# Processes, processors, phases
+
+
+def test_several_configurations_have_processes_of_their_own_and_one_alone_has_none() -> None:
+    two = [{"network": "radioml-vgg10", "precision": ["fp32", "int8"]}]
+    assert make_plan({}, "x").isolate and make_plan({"configurations": two}, "x").isolate
+    assert not make_plan({"configurations": ["radioml-vgg10"]}, "x").isolate
+    assert make_plan({"configurations": ["radioml-vgg10"], "isolate": True}, "x").isolate
+    assert not make_plan({"configurations": two, "isolate": False}, "x").isolate
+    pinned = make_plan({"configurations": ["radioml-vgg10"], "cpus": "3,0-1"}, "x")
+    assert (pinned.isolate, pinned.cpus) == (True, "0-1,3")
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"isolate": "yes"}, "isolate: true or false is wanted, not 'yes'"),
+        ({"isolate": False, "cpus": "0"}, "cpus needs isolate: true"),
+        ({"cpus": "all"}, "cpus: processors are given as 0-3"),
+        ({"phases": "inlin"}, "phases: unknown value 'inlin': did you mean 'inline'"),
+        ({"time_limit_s": 0}, "time_limit_s: a number from 1 is wanted"),
+    ],
+)
+def test_bad_values_of_processes_and_phases_are_named(keys: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=f"plan p: {re.escape(text)}"):
+        make_plan(keys, "plan p")
+
+
+def test_phases_of_their_own_come_after_the_rounds_and_before_the_last_idle() -> None:
+    plan = make_plan({"batch_sizes": [1, 8], "phases": "separate"}, "x")
+    found = steps(plan)
+    assert [type(item) for item in found[-5:]] == [*([PhaseStep] * 4), IdleStep]
+    assert not any(isinstance(item, PhaseStep) for item in steps(make_plan({"phases": "off"}, "x")))
+    assert estimate_s(plan, found[-2]) == pytest.approx(2.4)
+
+
+def test_the_example_of_a_comparison_is_a_plan() -> None:
+    path = EXAMPLE.parent / "examples" / "compare.yaml"
+    plan = make_plan(read_plan(path), "example")
+    assert [item.name for item in plan.configurations] == [
+        "radioml-vgg10/onnxruntime/fp32",
+        "radioml-vgg10/onnxruntime/int8",
+        "int8-sleeping",
+        "int8-served/server-20",
+    ]
+    assert plan.isolate

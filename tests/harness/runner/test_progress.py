@@ -1,0 +1,70 @@
+"""Progress: plain lines to a file, a bar on a terminal, and a time left that learns."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from joulewatch_harness.plan.parsing import make_plan
+from joulewatch_harness.plan.steps import estimate_s, steps
+from joulewatch_harness.runner.progress import RunProgress, duration
+
+PLAN = make_plan({"batch_sizes": [1, 2], "preset": "quick"}, "x")
+STEPS = steps(PLAN)
+
+
+class Time:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_plain_lines_are_one_per_step() -> None:
+    stream, time = io.StringIO(), Time()
+    with RunProgress(PLAN, STEPS, stream=stream, bar=False, monotonic=time) as progress:
+        for step in STEPS:
+            progress.begin(step, "begins")
+            progress.tick()
+            time.now_s += estimate_s(PLAN, step)
+            progress.done(step, "done")
+        progress.note("exporter a:1 does not answer")
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == len(STEPS) + 1
+    assert lines[0].startswith("[ 1/16] done (")
+    assert lines[-2] == "[16/16] done (0 s left)"
+    assert lines[-1] == "note: exporter a:1 does not answer"
+
+
+def test_time_left_learns_from_what_steps_really_took() -> None:
+    time = Time()
+    progress = RunProgress(PLAN, STEPS, stream=io.StringIO(), bar=False, monotonic=time)
+    assert progress.left_s() == progress.total_s
+    for step in STEPS[:4]:
+        progress.begin(step, "")
+        time.now_s += 2 * estimate_s(PLAN, step)
+        progress.done(step, "")
+    rest_s = sum(estimate_s(PLAN, step) for step in STEPS[4:])
+    assert 1.5 * rest_s < progress.left_s() < 2 * rest_s
+
+
+def test_a_bar_is_drawn_between_steps_and_rarely_inside() -> None:
+    stream, time = io.StringIO(), Time()
+    with RunProgress(PLAN, STEPS, stream=stream, bar=True, monotonic=time) as progress:
+        progress.begin(STEPS[0], "idle")
+        drawn = len(stream.getvalue())
+        progress.tick()
+        assert len(stream.getvalue()) == drawn
+        time.now_s += 6
+        progress.tick()
+        progress.done(STEPS[0], "idle done")
+        progress.note("something [odd]")
+    assert "something [odd]" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (310, "5 min 10 s"), (11100, "3 h 05 min")]
+)
+def test_durations_are_for_people(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

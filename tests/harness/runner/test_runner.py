@@ -1,0 +1,762 @@
+"""The runner on a clock that only moves when somebody works or sleeps: no test here takes real time."""
+
+from __future__ import annotations
+
+import os
+import signal
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from joulewatch_harness.errors import NetworkError, RecordError, UnsupportedBatchError
+from joulewatch_harness.network import Phases
+from joulewatch_harness.plan.parsing import make_plan
+from joulewatch_harness.plan.plan import Plan
+from joulewatch_harness.plan.steps import Step, steps
+from joulewatch_harness.records import (
+    Configuration,
+    Edge,
+    EdgeCounter,
+    Line,
+    Note,
+    RunEnd,
+    Setup,
+    Window,
+    WindowKind,
+)
+from joulewatch_harness.runner.clocks import WallClock
+from joulewatch_harness.runner.runner import Runner, is_steady, latency, phase_times
+from joulewatch_harness.runner.stopping import StopRequest
+
+NS = 1_000_000_000
+
+
+@dataclass
+class FakeClock:
+    """Both clocks; every look at one costs 100 ns, as on a real machine."""
+
+    now_ns: int = 5 * NS
+    offset_ns: int = 1_700_000_000 * NS
+
+    def monotonic_ns(self) -> int:
+        self.now_ns += 100
+        return self.now_ns
+
+    def wall_ns(self) -> int:
+        self.now_ns += 100
+        return self.now_ns + self.offset_ns
+
+    def sleep(self, duration_s: float) -> None:
+        self.now_ns += int(duration_s * 1e9)
+
+    def work(self, duration_s: float) -> None:
+        self.now_ns += round(duration_s * 1e9)
+
+
+@dataclass
+class FakeEdges:
+    """Counters of a machine that draws 100 W; a fetch takes 2 ms."""
+
+    clock: FakeClock
+    dead_after: int = 10**9
+    fetched: int = 0
+
+    def fetch(self) -> FakeFetched:
+        requested_s = self.clock.wall_ns() * 1e-9
+        self.clock.work(0.001)
+        read_s = self.clock.wall_ns() * 1e-9
+        self.clock.work(0.001)
+        self.fetched += 1
+        return FakeFetched(requested_s, read_s, self.clock.wall_ns() * 1e-9, self.fetched > self.dead_after)
+
+
+@dataclass
+class FakeFetched:
+    requested_s: float
+    read_s: float
+    answered_s: float
+    dead: bool
+
+    def parse(self) -> Edge:
+        counters = (
+            () if self.dead else (EdgeCounter("a:1", "device", "rapl", "cpu", "s0", "package", 1.0, self.read_s),)
+        )
+        return Edge(self.requested_s, self.answered_s, counters, (), {"a:1": "refused"} if self.dead else {})
+
+
+class FakeNetwork:
+    """Takes ``per_batch_s + per_item_s * batch`` a batch."""
+
+    def __init__(self, clock: FakeClock, per_batch_s: float = 0.001, per_item_s: float = 0.0001) -> None:
+        self.clock = clock
+        self.per_batch_s = per_batch_s
+        self.per_item_s = per_item_s
+        self.batch = 0
+        self.batches_run = 0
+        self.longest_call_s = 0.0
+        self.marks = True
+        self.closed = 0
+        self.prepare_error: Callable[[int], Exception | None] = lambda _batch: None
+        self.load_error: Exception | None = None
+        self.on_run: Callable[[], None] = lambda: None
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"precision": "fp32", "runtime_version": "9", "provider": "P", "cores": 4}
+
+    def load(self) -> None:
+        if self.load_error is not None:
+            raise self.load_error
+
+    def prepare(self, batch: int) -> None:
+        error = self.prepare_error(batch)
+        if error is not None:
+            raise error
+        self.batch = batch
+
+    def run(self, batches: int, phases: Phases) -> None:
+        self.on_run()
+        began_ns = self.clock.now_ns
+        for _ in range(batches):
+            start_ns = self.clock.now_ns
+            self.clock.work(self.per_batch_s + self.per_item_s * self.batch)
+            phases.add("execute", start_ns, self.clock.now_ns)
+            if self.marks:
+                phases.batch_ends_ns.append(self.clock.now_ns)
+        self.batches_run += batches
+        self.longest_call_s = max(self.longest_call_s, (self.clock.now_ns - began_ns) * 1e-9)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class Lines:
+    """A journal, a recording, a delivery and a reporter in one, which remembers the order of things."""
+
+    lines: list[Line] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
+    delivered: list[Window] = field(default_factory=list)
+    full_after: int = 10**9
+
+    def append(self, line: Line) -> None:
+        if len(self.lines) >= self.full_after:
+            raise RecordError("journal.jsonl: No space left on device")
+        self.lines.append(line)
+
+    def add_line(self, line: Line) -> None:
+        assert self.lines[-1] is line, "the recording gets a line after the journal"
+
+    def configuration(self, configuration: Configuration) -> None:
+        assert self.lines[-1] is configuration
+
+    def window_opened(self, kind: WindowKind, configuration: str, batch_size: int, at_s: float) -> None:
+        self.told.append(f"opened {kind}")
+
+    def window(self, window: Window) -> None:
+        assert window in self.lines, "delivered only once the journal has it"
+        self.delivered.append(window)
+
+    def end(self, end: RunEnd) -> None:
+        assert self.lines[-1] is end
+
+    def begin(self, step: Step, text: str) -> None: ...
+
+    def tick(self) -> None: ...
+
+    def done(self, step: Step, text: str) -> None:
+        self.told.append(text)
+
+    def note(self, text: str) -> None:
+        self.told.append(text)
+
+    def windows(self, kind: str) -> list[Window]:
+        return [line for line in self.lines if isinstance(line, Window) and line.kind == kind]
+
+    def notes(self) -> list[Note]:
+        return [line for line in self.lines if isinstance(line, Note)]
+
+
+@dataclass
+class Bench:
+    """Everything a runner needs, faked."""
+
+    plan: Plan
+    clock: FakeClock
+    networks: dict[str, FakeNetwork]
+    lines: Lines
+    edges: FakeEdges
+    stop: StopRequest
+    refresh_s: float | None = 0.01
+
+    def run(self) -> RunEnd:
+        pairs = [(item, self.networks[item.name]) for item in self.plan.configurations]
+        return Runner(
+            self.plan,
+            steps(self.plan, self.refresh_s),
+            pairs,
+            run="20260101T000000Z-abcdef",
+            journal=self.lines,
+            edges=self.edges,
+            delivery=self.lines,
+            recording=self.lines,
+            reporter=self.lines,
+            stop=self.stop,
+            refresh_s=self.refresh_s,
+            clock=self.clock,
+        ).run()
+
+
+def bench(**keys: Any) -> Bench:
+    clock = FakeClock()
+    plan = make_plan(
+        {
+            "configurations": [
+                {"name": name, "network": f"{name}.onnx", "precision": "fp32"} for name in ("one", "two")
+            ],
+            "batch_sizes": [1, 8],
+            "window_s": 1.0,
+            **keys,
+        },
+        "test",
+    )
+    networks = {item.name: FakeNetwork(clock) for item in plan.configurations}
+    return Bench(plan, clock, networks, Lines(), FakeEdges(clock), StopRequest())
+
+
+def test_a_whole_run_is_idle_three_times_and_every_cell_in_every_round() -> None:
+    it = bench()
+    end = it.run()
+    assert end.status == "complete"
+    assert [window.flags for window in it.lines.windows("idle")] == [(), ("loaded",), ("loaded",)]
+    measured = it.lines.windows("measure")
+    assert sorted((w.configuration, w.batch_size, w.repeat) for w in measured) == [
+        (name, size, repeat) for name in ("one", "two") for size in (1, 8) for repeat in range(3)
+    ]
+    assert len(it.lines.windows("warmup")) == 4
+    every = [line for line in it.lines.lines if isinstance(line, Window)]
+    assert [window.index for window in every] == list(range(len(every)))
+    assert it.lines.delivered == every
+    assert isinstance(it.lines.lines[-1], RunEnd)
+    assert [network.closed for network in it.networks.values()] == [1, 1]
+
+
+def test_edges_lie_outside_the_window_and_close_to_it() -> None:
+    it = bench()
+    it.run()
+    for window in it.lines.windows("measure") + it.lines.windows("idle"):
+        assert window.start_edge is not None
+        assert window.end_edge is not None
+        before, after = window.start_edge.counters[0].read_at_s, window.end_edge.counters[0].read_at_s
+        assert before <= window.start_s < window.end_s <= after
+        assert window.start_s - before < 0.005
+        assert after - window.end_s < 0.005
+        assert window.end_s - window.start_s == pytest.approx(window.duration_s, abs=1e-5)
+        assert 0 < window.clock_error_s < 1e-6
+
+
+def test_windows_are_as_long_as_asked_and_calls_last_50_to_100_ms() -> None:
+    it = bench()
+    it.run()
+    for window in it.lines.windows("measure"):
+        assert 1.0 <= window.duration_s < 1.11
+        assert window.inferences == window.batches * window.batch_size
+        assert "too_short" not in window.flags
+    assert all(0.05 < network.longest_call_s < 0.12 for network in it.networks.values())
+
+
+def test_counts_and_latencies_are_those_of_the_window() -> None:
+    it = bench()
+    it.run()
+    for window in it.lines.windows("measure"):
+        batch_s = 0.001 + 0.0001 * window.batch_size
+        assert window.latency is not None
+        assert window.latency.count == window.batches
+        assert window.latency.p50_s == pytest.approx(batch_s, rel=1e-3)
+        assert window.latency.p99_s == pytest.approx(batch_s, rel=1e-3)
+        assert window.duration_s == pytest.approx(window.batches * batch_s, rel=1e-3)
+        assert window.phases["execute"].count == window.batches
+        assert sum(phase.total_s for phase in window.phases.values()) == pytest.approx(window.duration_s, rel=1e-9)
+
+
+def test_a_network_without_marks_has_the_mean_of_each_call() -> None:
+    it = bench()
+    for network in it.networks.values():
+        network.marks = False
+    it.run()
+    for window in it.lines.windows("measure"):
+        assert window.latency is not None
+        assert window.latency.count == window.batches
+        assert window.latency.p50_s == pytest.approx(0.001 + 0.0001 * window.batch_size, rel=1e-3)
+
+
+def test_slow_batches_make_a_window_longer_up_to_its_limit_then_it_is_flagged() -> None:
+    it = bench(max_window_s=5)
+    it.networks["one"].per_batch_s = 0.3
+    it.networks["two"].per_batch_s = 2.0
+    it.run()
+    for window in it.lines.windows("measure"):
+        if window.configuration == "one":
+            assert window.batches == 10
+            assert window.flags == ()
+        else:
+            assert window.duration_s < 7.1
+            assert "too_short" in window.flags
+
+
+def test_a_window_below_20_refresh_periods_is_flagged() -> None:
+    it = bench(max_window_s=2)
+    it.refresh_s = 1.0
+    it.run()
+    assert all("too_short" in window.flags for window in it.lines.windows("measure"))
+
+
+def test_a_load_that_does_not_become_steady_is_flagged_in_all_its_windows() -> None:
+    it = bench()
+    shaky = it.networks["one"]
+    counter = iter(range(10**9))
+
+    def shake() -> None:
+        shaky.per_batch_s = 0.001 * (1 + next(counter) % 7 * 0.9)
+
+    shaky.on_run = shake
+    it.run()
+    for window in it.lines.windows("measure"):
+        if window.configuration == "two":
+            assert "not_steady" not in window.flags
+    assert any("not_steady" in window.flags for window in it.lines.windows("measure"))
+    flagged = {(w.configuration, w.batch_size) for w in it.lines.windows("warmup") if "not_steady" in w.flags}
+    assert {(w.configuration, w.batch_size) for w in it.lines.windows("measure") if "not_steady" in w.flags} == flagged
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (UnsupportedBatchError("fixed batch axis of 1"), "unsupported_batch"),
+        (NetworkError("gone"), "network_error"),
+        (MemoryError(), "out_of_memory"),
+        (RuntimeError("vendor says no"), "runtime_error"),
+        (OSError("device lost"), "runtime_error"),
+    ],
+)
+def test_a_batch_size_that_fails_is_noted_once_and_the_sweep_goes_on(error: Exception, reason: str) -> None:
+    it = bench()
+    it.networks["one"].prepare_error = lambda batch: error if batch == 8 else None
+    assert it.run().status == "complete"
+    (note,) = it.lines.notes()
+    assert (note.reason, note.configuration, note.batch_size) == (reason, "one", 8)
+    assert len(it.lines.windows("measure")) == 9
+
+
+def test_a_failure_in_the_middle_of_a_window_leaves_no_window() -> None:
+    it = bench()
+    network = it.networks["one"]
+
+    def fail() -> None:
+        if network.batches_run > 3000:
+            raise RuntimeError("device lost")
+
+    network.on_run = fail
+    assert it.run().status == "complete"
+    assert it.lines.notes()[0].reason == "runtime_error"
+    assert {(w.configuration, w.batch_size) for w in it.lines.windows("measure")} >= {("two", 1), ("two", 8)}
+    assert all(window.batches > 0 for window in it.lines.windows("measure"))
+
+
+def test_a_network_that_does_not_load_is_left_out() -> None:
+    it = bench()
+    it.networks["one"].load_error = NetworkError("no device")
+    assert it.run().status == "complete"
+    assert it.lines.notes()[0].reason == "network_error"
+    assert {window.configuration for window in it.lines.windows("measure")} == {"two"}
+
+
+def test_when_nothing_can_be_measured_the_run_has_failed() -> None:
+    it = bench()
+    for network in it.networks.values():
+        network.prepare_error = lambda _batch: UnsupportedBatchError("no")
+    assert it.run().status == "failed"
+
+
+def test_configurations_are_told_as_loaded() -> None:
+    it = bench()
+    it.run()
+    loaded = [line for line in it.lines.lines if isinstance(line, Configuration)]
+    assert [item.name for item in loaded] == ["one", "two"]
+    assert (loaded[0].actual_precision, loaded[0].provider, loaded[0].details) == ("fp32", "P", {"cores": "4"})
+
+
+def test_stopping_in_a_window_keeps_it_flagged_and_ends_the_run() -> None:
+    it = bench()
+    calls = iter(range(10**9))
+
+    def stop_later() -> None:
+        if next(calls) == 26:
+            it.stop.requested = True
+
+    for network in it.networks.values():
+        network.on_run = stop_later
+    end = it.run()
+    assert end.status == "interrupted"
+    last = it.lines.windows("measure")[-1]
+    assert "interrupted" in last.flags
+    assert last.batches > 0
+    assert last.end_edge is not None
+    assert it.lines.lines[-1] is end
+    assert all(network.closed for network in it.networks.values())
+
+
+def test_stopping_while_idle_keeps_the_idle_window() -> None:
+    it = bench(idle_s=60)
+    slept = iter(range(10**9))
+    sleep = it.clock.sleep
+
+    def stop_later(duration_s: float) -> None:
+        sleep(duration_s)
+        it.stop.requested = next(slept) >= 100
+
+    it.clock.sleep = stop_later  # type: ignore[method-assign]
+    assert it.run().status == "interrupted"
+    (window,) = it.lines.windows("idle")
+    assert window.flags == ("interrupted",)
+    assert 5 < window.duration_s < 15
+
+
+def test_stopping_in_a_warm_up_keeps_nothing_of_it() -> None:
+    it = bench()
+    it.networks["one"].on_run = it.networks["two"].on_run = lambda: setattr(it.stop, "requested", True)
+    assert it.run().status == "interrupted"
+    assert it.lines.windows("warmup") == it.lines.windows("measure") == []
+
+
+def test_an_exporter_that_goes_away_is_noted_once_and_the_run_goes_on() -> None:
+    it = bench()
+    it.edges.dead_after = 9
+    assert it.run().status == "complete"
+    assert [note.reason for note in it.lines.notes()] == ["exporter_lost"]
+    last = it.lines.windows("measure")[-1]
+    assert last.end_edge is not None
+    assert last.end_edge.missing == {"a:1": "refused"}
+    assert len(it.lines.windows("measure")) == 12
+
+
+def test_an_exporter_that_comes_back_is_noted_too() -> None:
+    it = bench()
+    fetch = it.edges.fetch
+
+    def flaky() -> FakeFetched:
+        found = fetch()
+        found.dead = 9 <= it.edges.fetched < 15
+        return found
+
+    it.edges.fetch = flaky  # type: ignore[method-assign]
+    it.run()
+    assert [note.reason for note in it.lines.notes()] == ["exporter_lost", "exporter_back"]
+
+
+def test_a_full_disk_ends_the_run_with_what_is_written() -> None:
+    it = bench()
+    it.lines.full_after = 12
+    with pytest.raises(RecordError, match="No space left"):
+        it.run()
+    assert len(it.lines.lines) == 12
+    assert all(network.closed for network in it.networks.values())
+
+
+def test_a_wall_clock_that_is_set_in_a_window_is_noted() -> None:
+    it = bench()
+    calls = iter(range(10**9))
+
+    def set_clock() -> None:
+        if next(calls) == 60:
+            it.clock.offset_ns += 2 * NS
+
+    it.networks["one"].on_run = set_clock
+    it.run()
+    assert [note.reason for note in it.lines.notes()] == ["clock_stepped"]
+    assert all(window.duration_s < 1.2 for window in it.lines.windows("measure"))
+
+
+def test_no_idle_when_none_is_wanted() -> None:
+    it = bench(idle_s=0)
+    it.run()
+    assert it.lines.windows("idle") == []
+
+
+def test_the_first_signal_asks_and_the_second_kills() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: heard.append(number))
+    try:
+        with StopRequest() as stop:
+            assert not stop.requested
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested
+            assert signal.getsignal(signal.SIGINT) not in (signal.SIG_DFL, before)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert heard == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_signal_has_its_default_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[tuple[int, Any]] = []
+    stop = StopRequest()
+    stop.requested = True
+    monkeypatch.setattr(signal, "signal", lambda number, handler: raised.append((number, handler)))
+    monkeypatch.setattr(signal, "raise_signal", lambda number: raised.append((number, "raised")))
+    stop._on_signal(signal.SIGTERM, None)
+    assert raised == [(signal.SIGTERM, signal.SIG_DFL), (signal.SIGTERM, "raised")]
+
+
+@given(st.integers(0, 2**62), st.integers(-(2**60), 2**60))
+def test_a_mapping_is_exact_to_a_microsecond(monotonic_ns: int, offset_ns: int) -> None:
+    clock = FakeClock(now_ns=monotonic_ns, offset_ns=offset_ns)
+    mapping = WallClock(clock).mapping()
+    assert mapping.unix_s(clock.now_ns) == pytest.approx((clock.now_ns + offset_ns) / NS, abs=1e-6, rel=1e-15)
+    assert 0 < mapping.error_s < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("rates", "steady"),
+    [([100], False), ([100, 100], False), ([100, 104, 96], True), ([100, 110, 90], False), ([5, 100, 101, 99], True)],
+)
+def test_steady_means_the_last_three_within_five_percent(rates: list[float], steady: bool) -> None:
+    assert is_steady(rates) is steady
+
+
+def test_latency_takes_nearest_ranks_that_really_occurred() -> None:
+    ends = array("q", [10, 30, 60, 100])
+    found = latency([(0, 60, 3, 3), (60, 100, 1, 4)], ends)
+    assert found is not None
+    assert (found.count, found.min_s, found.max_s) == (4, 10e-9, 40e-9)
+    assert (found.p50_s, found.p90_s, found.p99_s) == (20e-9, 40e-9, 40e-9)
+    assert latency([], array("q")) is None
+
+
+def test_uncovered_time_is_other_and_nothing_is_dropped() -> None:
+    phases = Phases()
+    phases.add("copy_in", 0, 10)
+    phases.add("execute", 10, 60)
+    times = phase_times(phases, 100, 1)
+    assert times["other"].total_s == pytest.approx(40e-9)
+    assert phase_times(Phases(), 100, 1) == {}
+    phases.add("other", 60, 70)
+    assert phase_times(phases, 100, 1)["other"].total_s == pytest.approx(40e-9)
+
+
+# Scenarios
+
+
+def test_every_query_of_a_single_stream_is_asked_for_alone() -> None:
+    it = bench(scenario="single_stream")
+    calls: list[int] = []
+    for network in it.networks.values():
+        run = network.run
+        network.run = lambda batches, phases, run=run: (calls.append(batches), run(batches, phases))[1]  # type: ignore[misc, method-assign]
+    assert [item.name for item in it.plan.configurations] == ["one/single_stream", "two/single_stream"]
+    assert it.run().status == "complete"
+    # Warm-ups go back to back, as in any scenario.
+    assert calls.count(1) > 0.9 * len(calls)
+    for window in it.lines.windows("measure"):
+        batch_s = 0.001 + 0.0001 * window.batch_size
+        assert window.latency is not None and window.latency.count == window.batches
+        assert window.latency.p99_s == pytest.approx(batch_s, rel=1e-2)
+
+
+def test_a_server_waits_for_its_queries_and_counts_from_their_arrival() -> None:
+    it = bench(scenario="server", server_rate_per_s=100, window_s=4)
+    assert it.run().status == "complete"
+    for window in it.lines.windows("measure"):
+        batch_s = 0.001 + 0.0001 * window.batch_size
+        assert window.flags == ()
+        assert window.batches / window.duration_s == pytest.approx(100, rel=0.25)
+        assert window.latency is not None and window.latency.count == window.batches
+        assert window.latency.min_s == pytest.approx(batch_s, rel=1e-2)
+        assert window.latency.max_s > 1.2 * batch_s
+        assert window.phases["idle"].total_s == pytest.approx(window.duration_s * (1 - 100 * batch_s), rel=0.15)
+    first = {window.repeat: window.batches for window in it.lines.windows("measure") if window.batch_size == 1}
+    assert len(set(first.values())) > 1, "each round has arrivals of its own"
+    again = bench(scenario="server", server_rate_per_s=100, window_s=4)
+    again.run()
+    assert [w.batches for w in again.lines.windows("measure")] == [w.batches for w in it.lines.windows("measure")]
+
+
+def test_a_server_that_cannot_keep_up_is_told_to_be_invalid() -> None:
+    it = bench(scenario="server", server_rate_per_s=600)
+    assert it.run().status == "complete"
+    flagged = {(w.batch_size, "overloaded" in w.flags) for w in it.lines.windows("measure")}
+    assert flagged == {(1, False), (8, True)}, "1.8 ms a query is too slow for 600/s, 1.1 ms is not"
+    notes = [note for note in it.lines.notes() if note.reason == "overloaded"]
+    assert [(note.configuration, note.batch_size) for note in notes] == [("one/server-600", 8), ("two/server-600", 8)]
+    assert "is invalid: 600 queries/s were asked for, 55" in notes[0].text
+
+
+def test_scenarios_side_by_side_have_names_of_their_own() -> None:
+    it = bench(scenario=["offline", "server"], server_rate_per_s=50, batch_sizes=[1])
+    for name in list(it.networks):
+        it.networks[name] = FakeNetwork(it.clock)
+    assert it.run().status == "complete"
+    loaded = {item.name: item.scenario for item in it.lines.lines if isinstance(item, Configuration)}
+    assert loaded == {"one": "", "one/server-50": "server", "two": "", "two/server-50": "server"}
+    assert {w.configuration for w in it.lines.windows("measure")} == set(loaded)
+
+
+# Phases in a pass of their own
+
+
+@pytest.mark.parametrize("how", ["separate", "off"])
+def test_energy_windows_are_without_phases_unless_inline(how: str) -> None:
+    it = bench(phases=how)
+    assert it.run().status == "complete"
+    for window in it.lines.windows("measure"):
+        assert window.phases == {}
+        assert window.latency is not None and window.latency.count == window.batches
+    assert len(it.lines.windows("phase")) == (4 if how == "separate" else 0)
+
+
+def test_the_pass_tells_what_recording_costs() -> None:
+    """Recording costs 0.05 ms of each batch of 1.1 or 1.8 ms: told, and in no energy window."""
+    it = bench(phases="separate")
+    for network in it.networks.values():
+        run = network.run
+
+        def slower(batches: int, phases: Phases, run: Callable[..., None] = run) -> None:
+            run(batches, phases)
+            if type(phases) is Phases:
+                it.clock.work(0.00005 * batches)
+
+        network.run = slower  # type: ignore[method-assign]
+    it.run()
+    passes = it.lines.windows("phase")
+    assert [(w.configuration, w.batch_size) for w in passes] == [("one", 1), ("one", 8), ("two", 1), ("two", 8)]
+    for window in passes:
+        assert 1.0 <= window.duration_s < 1.2
+        assert window.phases["execute"].count == window.batches
+        assert window.start_edge is None, "no energy is told of it"
+    texts = [note.text for note in it.lines.notes() if note.reason == "phase_cost"]
+    assert "one batch 1: recording phases changes throughput by -4.3 ± 0.0 %" in texts[0]
+    assert "-2.7 ± 0.0 %" in texts[1]
+    assert max(w.index for w in it.lines.windows("measure")) < min(w.index for w in passes)
+
+
+# Networks in processes of their own
+
+
+def test_a_network_that_does_not_rest_while_others_are_measured_is_noted_once() -> None:
+    it = bench()
+    it.networks["one"].cpu_time_s = lambda: it.clock.now_ns * 0.4e-9  # type: ignore[attr-defined]
+    it.networks["two"].cpu_time_s = lambda: 7.0  # type: ignore[attr-defined]
+    it.run()
+    notes = [note for note in it.lines.notes() if note.reason == "not_idle"]
+    assert [note.configuration for note in notes] == ["one"]
+    assert "one used 40 % of a processor while two was measured" in notes[0].text
+
+
+def test_a_call_in_another_process_counts_from_its_own_start() -> None:
+    """The message to it (here 5 ms) is in the window, but in no latency."""
+    it = bench(batch_sizes=[1])
+    for network in it.networks.values():
+        run = network.run
+
+        def remote(batches: int, phases: Phases, run: Callable[..., None] = run) -> None:
+            it.clock.work(0.005)
+            start_ns = it.clock.now_ns
+            run(batches, phases)
+            phases.call_ns = (start_ns, it.clock.now_ns)
+
+        network.run = remote  # type: ignore[method-assign]
+    it.run()
+    for window in it.lines.windows("measure"):
+        assert window.latency is not None
+        assert window.latency.max_s == pytest.approx(0.0011, rel=1e-2)
+
+
+# Setting up
+
+
+def test_loading_and_first_preparing_that_take_a_second_are_windows_of_their_own() -> None:
+    """Tuning takes 7 s for batch size 8, once: with edges of its own, and before anything that is measured."""
+    it = bench()
+    network = it.networks["one"]
+    loaded, prepared = network.load, network.prepare
+    tuned: set[int] = set()
+
+    def slow_load() -> None:
+        it.clock.work(3.0)
+        loaded()
+
+    def tune(batch: int) -> None:
+        if batch == 8 and batch not in tuned:
+            tuned.add(batch)
+            it.clock.work(7.0)
+        prepared(batch)
+
+    network.load, network.prepare = slow_load, tune  # type: ignore[method-assign]
+    it.run()
+    found = it.lines.windows("setup")
+    assert [(w.configuration, w.phase, w.batch_size) for w in found] == [("one", "load", 0), ("one", "prepare", 8)]
+    for window, length_s in zip(found, (3.0, 7.0), strict=True):
+        assert window.duration_s == pytest.approx(length_s, abs=1e-3)
+        assert window.start_edge is not None and window.end_edge is not None
+        assert window.start_edge.counters[0].read_at_s <= window.start_s
+        assert window.end_s <= window.end_edge.counters[0].read_at_s
+        assert (window.batches, window.inferences) == (0, 0)
+    assert it.lines.delivered == [line for line in it.lines.lines if isinstance(line, Window)]
+    for window in it.lines.windows("measure"):
+        assert all(window.end_s <= one.start_s or one.end_s <= window.start_s for one in found)
+        assert window.duration_s < 1.11
+
+
+def test_of_short_setting_up_the_seconds_are_kept_once_for_each_batch_size() -> None:
+    it = bench()
+    it.networks["two"].load = lambda: it.clock.work(0.25)  # type: ignore[method-assign]
+    it.run()
+    assert it.lines.windows("setup") == []
+    kept = [line for line in it.lines.lines if isinstance(line, Setup)]
+    assert sorted((line.configuration, line.phase, line.batch_size) for line in kept) == [
+        (name, phase, size) for name in ("one", "two") for phase, size in (("load", 0), ("prepare", 1), ("prepare", 8))
+    ]
+    assert next(line for line in kept if line.configuration == "two").duration_s == pytest.approx(0.25, abs=1e-4)
+
+
+def test_what_a_network_says_otherwise_once_a_batch_is_prepared_is_kept() -> None:
+    """The state of tuning is known for each batch size only then."""
+    it = bench()
+    network = it.networks["one"]
+    loaded = network.describe()
+    network.describe = lambda: (  # type: ignore[method-assign]
+        {**loaded, "cores": 4, "tuning": "UNTUNED" if network.batch == 8 else "16 trials"} if network.batch else loaded
+    )
+    it.run()
+    kept = [line for line in it.lines.lines if isinstance(line, Setup) and line.configuration == "one"]
+    assert {line.batch_size: dict(line.details) for line in kept} == {
+        0: {},
+        1: {"tuning": "16 trials"},
+        8: {"tuning": "UNTUNED"},
+    }
+
+
+def test_a_batch_size_that_computes_in_another_precision_fails() -> None:
+    it = bench()
+    network = it.networks["one"]
+    loaded = network.describe()
+    network.describe = lambda: {**loaded, "precision": "bf16" if network.batch == 8 else "fp32"}  # type: ignore[method-assign]
+    it.run()
+    measured = {(w.configuration, w.batch_size) for w in it.lines.windows("measure")}
+    assert measured == {("one", 1), ("two", 1), ("two", 8)}
+
+
+def test_what_cannot_be_set_up_has_no_window_of_it() -> None:
+    it = bench()
+
+    def fail(batch: int) -> Exception | None:
+        it.clock.work(5.0)
+        return UnsupportedBatchError("no engine") if batch == 8 else None
+
+    it.networks["one"].prepare_error = fail
+    it.run()
+    assert [(w.configuration, w.batch_size) for w in it.lines.windows("setup")] == [("one", 1)]

@@ -1,0 +1,329 @@
+"""OpenVINO with small models: what it computes in, on how many threads, and what it says of bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+openvino = pytest.importorskip("openvino")
+pytest.importorskip("onnx")
+
+from onnx import TensorProto, helper  # noqa: E402
+
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError  # noqa: E402
+from joulewatch_harness.network import Network, Phases  # noqa: E402
+from joulewatch_harness.records import Configuration  # noqa: E402
+from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
+from joulewatch_harness.runtimes.openvino import network as runtime  # noqa: E402
+from joulewatch_harness.runtimes.openvino.network import OpenVinoNetwork, Options, core  # noqa: E402
+from support.onnx_models import dequantised, matmul, save  # noqa: E402
+
+needs_bfloat16 = pytest.mark.skipif(
+    "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="this CPU does not compute in bfloat16",
+)
+
+
+def opened(network: str | Path, precision: str = "native", **options: str) -> OpenVinoNetwork:
+    return runtime.open_network(str(network), precision, options)
+
+
+def vgg10(precision: str, **options: str) -> OpenVinoNetwork:
+    return opened("radioml-vgg10", precision, filters="32", **options)
+
+
+def outputs(network: OpenVinoNetwork) -> np.ndarray:
+    return np.array(network._request.get_output_tensor(0).data)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("shape", ["static", "dynamic"])
+def test_the_built_in_network_is_what_it_says(precision: str, shape: str) -> None:
+    """Loads, computes rightly, runs as many batches as told; INT8 really computes in integers, all ten layers."""
+    network = vgg10(precision, threads="1", shape=shape)
+    assert isinstance(network, Network)
+    try:
+        network.load()
+        told = network.describe()
+        assert told["precision"] == precision
+        assert told["integer_ops"] == ("10 of 10" if precision == "int8" else "0 of 10")
+        assert (told["device"], told["threads"], told["requests"]) == ("CPU", "1", 1)
+        assert len(told["model_sha256"]) == 64
+        assert told["filters"] == "32"
+        assert told["inputs"] == "input:float32[batch,2,1024]"
+        assert network.check()
+        for batch in (1, 4):
+            network.prepare(batch)
+            phases = Phases()
+            network.run(3, phases)
+            assert outputs(network).shape == (batch, 24)
+            assert len(phases.batch_ends_ns) == 3
+            assert phases.spans["execute"][0] == 3
+        assert network.describe()["integer_ops"] == ("10 of 10" if precision == "int8" else "0 of 10")
+    finally:
+        network.close()
+        network.close()
+
+
+@needs_bfloat16
+def test_bfloat16_by_default_is_found(tmp_path: Path) -> None:
+    """Left alone, OpenVINO computes a float32 file in bfloat16; that is no fp32 result."""
+    options = {"filters": "32", "precision_hint": "none"}
+    asked = Configuration("n", "radioml-vgg10", "openvino", "fp32", options=options)
+    network = open_network(asked)
+    network.load()
+    told = network.describe()
+    assert (told["precision"], told["precision_hint"]) == ("bf16", "bf16")
+    with pytest.raises(ConfigError, match="n: fp32 was asked for, but what was loaded computes in bf16"):
+        as_loaded(asked, told)
+    assert network.check()
+    network.close()
+    allowed = Configuration("n", "radioml-vgg10", "openvino", "fp32", options={**options, "any_precision": "true"})
+    assert as_loaded(allowed, told).actual_precision == "bf16"
+    # The same for a file of which no precision was asked: its own is meant.
+    silent = opened(matmul(tmp_path / "m.onnx"), precision_hint="none")
+    with pytest.raises(ConfigError, match="the file is fp32, but OpenVINO computes it in bf16"):
+        silent.load()
+    silent = opened(matmul(tmp_path / "m.onnx"), precision_hint="none", any_precision="true")
+    silent.load()
+    assert silent.describe()["precision"] == "bf16"
+    silent.close()
+
+
+@needs_bfloat16
+def test_bfloat16_that_is_asked_for_computes_in_bfloat16() -> None:
+    network = vgg10("bf16")
+    network.load()
+    assert network.describe()["precision"] == "bf16"
+    assert network.check()
+    network.close()
+
+
+def test_half_precision_that_the_cpu_lacks_is_not_reported_as_such() -> None:
+    """OpenVINO takes the hint f16 without a word and computes in something else."""
+    if "FP16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this CPU computes in float16")
+    network = vgg10("fp16")
+    network.load()
+    assert network.describe()["precision"] in ("bf16", "fp32")
+    network.close()
+
+
+def test_a_batch_size_at_which_the_precision_changes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = vgg10("fp32")
+    network.load()
+    monkeypatch.setattr(runtime, "actual_precision", lambda _graph: ("bf16", "0 of 10"))
+    with pytest.raises(NetworkError, match="computes in bf16 at batch 4, but in fp32"):
+        network.prepare(4)
+    network.close()
+
+
+def test_a_quantised_file_that_computes_in_float_is_float(tmp_path: Path) -> None:
+    """Weights in int8 that are dequantised before a float product are storage, not arithmetic."""
+    path = dequantised(tmp_path / "m.onnx", "MatMul", (32, 16), ["batch", 32], ["batch", 16])
+    network = opened(path)
+    network.load()
+    told = network.describe()
+    assert (told["precision"], told["integer_ops"]) == ("fp32", "0 of 1")
+    # By default activations would be quantised before such weights.
+    assert told["dynamic_quantization_group"] == "0"
+    assert network.check()
+    network.close()
+
+
+def test_a_file_agrees_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = opened(matmul(tmp_path / "m.onnx"))
+    network.load()
+    assert network.check()
+    wrong = [np.arange(24, dtype=np.float32).reshape(8, 3)]
+    monkeypatch.setattr(runtime, "onnxruntime_outputs", lambda _path, _arrays: wrong)
+    with pytest.raises(NetworkError, match="outputs differ from ONNX Runtime by"):
+        network.check()
+    monkeypatch.setattr(runtime, "onnxruntime_outputs", lambda _path, _arrays: None)
+    assert network.check()
+    network.close()
+
+
+def test_a_network_that_computes_wrongly_fails_its_check() -> None:
+    network = vgg10("fp32")
+    wrong = np.arange(8 * 24, dtype=np.float32).reshape(8, 24)
+    object.__setattr__(network._source, "reference", lambda _inputs: wrong)
+    network.load()
+    with pytest.raises(NetworkError, match="outputs differ from the reference"):
+        network.check()
+    network.close()
+
+
+def test_openvino_own_format_is_read(tmp_path: Path) -> None:
+    model = core().read_model(matmul(tmp_path / "m.onnx"))
+    openvino.save_model(model, tmp_path / "m.xml", compress_to_fp16=False)
+    network = opened(tmp_path / "m.xml")
+    network.load()
+    told = network.describe()
+    assert (told["inputs"], told["precision"]) == ("x:float32[?,4]", "fp32")
+    network.prepare(3)
+    network.run(1, Phases())
+    assert outputs(network).shape == (3, 3)
+    assert network.check()
+    before = told["model_sha256"]
+    # Another file in its place: OpenVINO has the old one mapped into memory.
+    (tmp_path / "new").write_bytes(bytes((tmp_path / "m.bin").stat().st_size))
+    (tmp_path / "new").replace(tmp_path / "m.bin")
+    network.load()
+    assert network.describe()["model_sha256"] != before
+    network.close()
+
+
+def test_a_fixed_batch_axis_runs_that_batch_and_no_other(tmp_path: Path) -> None:
+    network = opened(matmul(tmp_path / "fixed.onnx", batch=4))
+    network.load()
+    assert network.check()
+    with pytest.raises(UnsupportedBatchError, match="fixed batch axis of 4, not 8"):
+        network.prepare(8)
+    network.close()
+
+
+def test_a_batch_size_that_the_graph_does_not_allow_is_unsupported(tmp_path: Path) -> None:
+    """The batch axis is symbolic, but a constant in the graph has a batch of its own."""
+    path = save(
+        tmp_path / "m.onnx",
+        [helper.make_node("Concat", ["x", "w"], ["y"], axis=1)],
+        {"x": (TensorProto.FLOAT, ["batch", 4])},
+        {"y": (TensorProto.FLOAT, ["batch", 7])},
+        {"w": np.ones((1, 3), np.float32)},
+    )
+    network = opened(path)
+    network.load()
+    network.prepare(1)
+    with pytest.raises(UnsupportedBatchError, match=r"m\.onnx: OpenVINO cannot compile it for batch 2: "):
+        network.prepare(2)
+    network.prepare(1)
+    network.run(1, Phases())
+    network.close()
+
+
+@pytest.mark.parametrize("options", [{"requests": "3"}, {"streams": "1", "requests": "2"}])
+def test_batches_in_flight_are_all_run(tmp_path: Path, options: dict[str, str]) -> None:
+    network = opened(matmul(tmp_path / "m.onnx"), **options)
+    network.load()
+    assert network.describe()["requests"] == int(options["requests"])
+    assert network.check()
+    network.prepare(4)
+    phases = Phases()
+    network.run(7, phases)
+    assert phases.spans["execute"][0] == 1
+    assert not phases.batch_ends_ns
+    wanted = network._kept[0]["x"].sum(axis=1)
+    for request in network._queue:
+        assert np.allclose(request.get_output_tensor(0).data[:, 0], wanted, rtol=1e-5)
+    network.close()
+
+
+def test_throughput_takes_as_many_requests_as_openvino_likes() -> None:
+    network = vgg10("fp32", performance_hint="throughput")
+    network.load()
+    told = network.describe()
+    assert told["performance_hint"] == "throughput"
+    assert str(told["requests"]) == told["optimal_requests"]
+    network.close()
+
+
+@pytest.mark.parametrize(("key", "number"), [("threads", "4096"), ("streams", "4096")])
+def test_fewer_threads_or_streams_than_asked_for_is_an_error(tmp_path: Path, key: str, number: str) -> None:
+    network = opened(matmul(tmp_path / "m.onnx"), **{key: number})
+    with pytest.raises(NetworkError, match=rf"4096 {key} were asked for, but OpenVINO uses \d+: ask for"):
+        network.load()
+
+
+def test_a_device_that_fell_back_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenVinoNetwork, "_device", lambda _self: "GPU.0")
+    network = opened(matmul(tmp_path / "m.onnx"))
+    with pytest.raises(NetworkError, match=r"device CPU was asked for, but OpenVINO runs it on GPU\.0"):
+        network.load()
+
+
+@pytest.mark.parametrize("device", ["GPU.7", "AUTO", "cpus"])
+def test_an_unknown_device_is_named(tmp_path: Path, device: str) -> None:
+    network = opened(matmul(tmp_path / "m.onnx"), device=device)
+    with pytest.raises(ConfigError, match=rf"unknown device '{device.upper()}'.*CPU.*driver"):
+        network.load()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"thread": "1"}, "did you mean 'threads'"),
+        ({"threads": "0"}, "openvino: option threads is a whole number from 1, not '0'"),
+        ({"streams": "x"}, "streams is a whole number"),
+        ({"shape": "fixed"}, "unknown shape 'fixed'"),
+        ({"performance_hint": "fast"}, "unknown performance_hint 'fast'"),
+        ({"precision_hint": "f32"}, "unknown precision_hint 'f32'"),
+        ({"streams": "1", "performance_hint": "latency"}, "give one of them"),
+        ({"filters": "64"}, "unknown option 'filters'"),
+        ({"any_precision": "perhaps"}, "any_precision is true or false"),
+    ],
+)
+def test_bad_options_are_named(tmp_path: Path, options: dict[str, str], text: str) -> None:
+    path = matmul(tmp_path / "m.onnx")
+    with pytest.raises(ConfigError, match=text):
+        opened(path, **options)
+
+
+def test_unknown_names_and_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="openvino: unknown precision 'fp8'"):
+        opened("radioml-vgg10", "fp8")
+    with pytest.raises(ConfigError, match="did you mean 'radioml-vgg10'"):
+        opened("radioml-vgg11", "fp32")
+    with pytest.raises(ConfigError, match=r"no model file .*none\.onnx"):
+        opened(tmp_path / "none.onnx")
+    for name in ("broken.onnx", "broken.xml"):
+        (tmp_path / name).write_bytes(b"this is no model")
+        network = opened(tmp_path / name)
+        with pytest.raises(ConfigError, match=rf"model file .*{name} cannot be loaded"):
+            network.load()
+
+
+def test_an_input_of_no_supported_type_is_named(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "s.onnx",
+        [helper.make_node("Identity", ["x"], ["y"])],
+        {"x": (TensorProto.STRING, ["batch"])},
+        {"y": (TensorProto.STRING, ["batch"])},
+        {},
+    )
+    with pytest.raises(ConfigError, match="input 'x' is a string"):
+        opened(path).load()
+
+
+def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    monkeypatch.delitem(sys.modules, "joulewatch_harness.runtimes.openvino.network")
+    with pytest.raises(ConfigError, match=r"pip install 'joulewatch\[openvino\]'"):
+        open_network(Configuration("n", "radioml-vgg10", "openvino", "fp32"))
+
+
+def test_options_have_their_defaults() -> None:
+    options = Options.parse({"device": "gpu"})
+    assert (options.device, options.shape, options.requests, options.precision_hint) == ("GPU", "static", None, "asked")
+
+
+def test_ctrl_c_after_a_network_is_closed_is_a_signal_and_not_the_end(tmp_path: Path) -> None:
+    """OpenVINO frees a stack for signals together with its core; so the core is kept."""
+    code = f"""
+import os, signal
+from joulewatch_harness.runtimes.openvino import network as runtime
+network = runtime.open_network({str(matmul(tmp_path / "m.onnx"))!r}, "native", {{}})
+for _ in range(2):
+    network.load()
+network.close()
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+os.kill(os.getpid(), signal.SIGINT)
+assert heard
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,209 @@
+"""The journal keeps every line that append() returned for, whatever happens next."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from joulewatch_harness.errors import ConfigError, RecordError
+from joulewatch_harness.records import Note, RunEnd, Setup
+from joulewatch_harness.storage import journal as journal_module
+from joulewatch_harness.storage.journal import RUN_ID, Journal, find_run, list_runs, new_run_id, read_run
+from support.runs import NETWORK, RUN, header, window
+
+
+def written(folder: Path) -> Path:
+    with Journal.create(folder, header()) as journal:
+        journal.append(NETWORK)
+        journal.append(window(0, 1_700_000_001.0))
+        journal.append(Note(1_700_000_002.5, "slow", "Grüße ☃ \n two lines"))
+        journal.append(window(1, 1_700_000_003.0))
+        journal.append(RunEnd(1_700_000_004.5, "complete"))
+    return journal.folder
+
+
+def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
+    record = read_run(written(tmp_path))
+    assert record.header == header()
+    assert record.configurations == (NETWORK,)
+    assert record.windows == (window(0, 1_700_000_001.0), window(1, 1_700_000_003.0))
+    assert record.notes[0].text == "Grüße ☃ \n two lines"
+    assert record.end == RunEnd(1_700_000_004.5, "complete")
+    assert read_run(tmp_path / RUN / "journal.jsonl") == record
+
+
+def test_every_line_is_synced_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_ino)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with Journal.create(tmp_path, header()) as journal:
+        of_file = journal.path.stat().st_ino
+        # The file, then the folders that hold its name.
+        assert synced == [of_file, journal.folder.stat().st_ino, tmp_path.stat().st_ino]
+        journal.append(window(0, 1_700_000_001.0))
+        assert synced[-1] == of_file
+        assert len(synced) == 4
+
+
+@pytest.mark.parametrize("cut", [1, 20, 300])
+def test_a_torn_last_line_is_left_out_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, cut: int
+) -> None:
+    with Journal.create(tmp_path, header()) as journal:
+        journal.append(window(0, 1_700_000_001.0))
+        journal.append(window(1, 1_700_000_003.0))
+    content = journal.path.read_bytes()
+    journal.path.write_bytes(content[:-cut])
+    with caplog.at_level(logging.WARNING):
+        record = read_run(journal.folder)
+    assert [item.index for item in record.windows] == [0]
+    assert record.end is None
+    assert "torn" in caplog.text
+
+
+def test_a_last_line_of_zeros_after_a_power_failure_is_left_out(tmp_path: Path) -> None:
+    folder = written(tmp_path)
+    with (folder / "journal.jsonl").open("ab") as file:
+        file.write(bytes(40) + b"\n")
+    assert len(read_run(folder).windows) == 2
+
+
+def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = written(tmp_path) / "journal.jsonl"
+    rows = path.read_text().splitlines()
+    rows[2] = rows[2][:50]
+    path.write_text("\n".join(rows) + "\n")
+    with pytest.raises(RecordError, match=r"journal\.jsonl:3: is no JSON"):
+        read_run(path)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_a_full_disk_keeps_what_was_written_and_the_run_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    with Journal.create(tmp_path, header()) as journal:
+        journal.append(window(0, 1_700_000_001.0))
+        real = journal_module._write_all
+
+        def half(descriptor: int, content: bytes) -> None:
+            real(descriptor, content[: len(content) // 2])
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(journal_module, "_write_all", half)
+        with pytest.raises(RecordError, match=r"journal\.jsonl.*could not be written"):
+            journal.append(window(1, 1_700_000_003.0))
+        monkeypatch.undo()
+        assert [item.index for item in read_run(journal.folder).windows] == [0]
+        journal.append(window(1, 1_700_000_003.0))
+    assert [item.index for item in read_run(journal.folder).windows] == [0, 1]
+
+
+def test_a_record_that_is_no_json_is_refused_whole(tmp_path: Path) -> None:
+    with Journal.create(tmp_path, header()) as journal:
+        with pytest.raises(RecordError, match="Window cannot be written as JSON"):
+            journal.append(window(0, 1_700_000_001.0, clock_error_s=float("nan")))
+        journal.append(window(0, 1_700_000_001.0))
+    assert len(read_run(journal.folder).windows) == 1
+
+
+def test_windows_that_prometheus_could_not_tell_apart_are_refused(tmp_path: Path) -> None:
+    with Journal.create(tmp_path, header()) as journal:
+        journal.append(window(0, 1_700_000_001.0))
+        with pytest.raises(RecordError, match="window 0 is there already"):
+            journal.append(window(0, 1_700_000_005.0))
+        with pytest.raises(RecordError, match="same millisecond"):
+            journal.append(window(1, 1_700_000_001.0001))
+        journal.append(window(1, 1_700_000_001.0001, kind="idle", configuration=""))
+        journal.append(window(2, 1_700_000_001.001))
+    assert len(read_run(journal.folder).windows) == 3
+
+
+def test_an_output_folder_that_cannot_be_used_is_a_bad_argument(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match=r"cannot be written to|in the way"):
+        Journal.create(tmp_path / "file", header())
+    written(tmp_path)
+    with pytest.raises(ConfigError, match="is there already"):
+        Journal.create(tmp_path, header())
+
+
+def test_a_read_only_output_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", denied)
+    with pytest.raises(ConfigError, match=r"cannot be written to: Permission denied: name another folder"):
+        Journal.create(tmp_path, header())
+
+
+def test_a_newer_schema_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
+    with Journal.create(tmp_path, header(schema=99)) as journal:
+        pass
+    with pytest.raises(RecordError, match="newer joulewatch"):
+        read_run(journal.folder)
+    foreign = tmp_path / "foreign.jsonl"
+    foreign.write_text("")
+    with pytest.raises(RecordError, match="is no journal of a run"):
+        read_run(foreign)
+    with pytest.raises(RecordError, match="no such journal"):
+        read_run(tmp_path / "none.jsonl")
+
+
+def test_runs_are_listed_by_time_and_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
+    for run, at_s in (("20261121T000000Z-bbbbbb", 20.0), ("20261120T000000Z-aaaaaa", 10.0)):
+        Journal.create(tmp_path, header(run, at_s)).close()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "journal.jsonl").write_text("broken\nbroken\n")
+    assert [item.header.started_at_s for item in list_runs(tmp_path)] == [10.0, 20.0]
+    assert list_runs(tmp_path / "none") == []
+    assert find_run("20261121", tmp_path).name == "20261121T000000Z-bbbbbb"
+    assert find_run(str(tmp_path / "20261120T000000Z-aaaaaa"), tmp_path / "x").name == "20261120T000000Z-aaaaaa"
+    with pytest.raises(RecordError, match="is not one run"):
+        find_run("2026112", tmp_path)
+    with pytest.raises(RecordError, match=r"unknown run 'x'.*bbbbbb"):
+        find_run("x", tmp_path)
+    with pytest.raises(RecordError, match="there are none"):
+        find_run("x", tmp_path / "none")
+
+
+def test_run_ids_sort_by_time() -> None:
+    first, second = new_run_id(1_700_000_000.9), new_run_id(1_700_000_001.0)
+    assert first < second
+    assert RUN_ID.fullmatch(first)
+    assert first.startswith("20231114T221320Z-")
+
+
+def test_a_journal_from_before_setting_up_was_told_is_read(tmp_path: Path) -> None:
+    """Form 1 knew no line and no window of setting up, and no counts."""
+    folder = tmp_path / RUN
+    folder.mkdir()
+    old = written(tmp_path / "new")
+    rows = [json.loads(row) for row in (old / "journal.jsonl").read_text().splitlines()]
+    rows[0]["schema"] = 1
+    for row in rows:
+        if row["type"] == "window":
+            del row["counts"]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    record = read_run(folder)
+    assert record.setups == () and record.header.schema == 1
+    assert record.windows == read_run(old).windows
+
+
+def test_setting_up_comes_back_in_both_forms(tmp_path: Path) -> None:
+    long = window(0, 1_700_000_001.0, 7.0, kind="setup", phase="prepare", batches=0, inferences=0, latency=None)
+    with Journal.create(tmp_path, header()) as journal:
+        journal.append(Setup(NETWORK.name, "load", 0.25))
+        journal.append(long)
+    record = read_run(journal.folder)
+    assert record.setups == (Setup(NETWORK.name, "load", 0.25, 0),)
+    assert record.windows == (long,)

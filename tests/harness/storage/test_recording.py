@@ -1,0 +1,314 @@
+"""A recording holds what was scraped and told, and names its gaps."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from joulewatch_harness.clients.exporter import ExporterClient, Scrape
+from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, RecordError
+from joulewatch_harness.records import RunEnd
+from joulewatch_harness.runner import recorder as recorder_module
+from joulewatch_harness.runner.recorder import Recorder
+from joulewatch_harness.storage import recording as recording_module
+from joulewatch_harness.storage.recording import Recording, RecordingWriter
+from support.runs import NETWORK, RUN, header, window
+
+ENERGY = 'joulewatch_device_energy_joules_total{collector="rapl",device="%s"}'
+INFO = 'joulewatch_exporter_info{version="1"}'
+
+
+class FakeExporter(ExporterClient):
+    """Scrapes that need no server: what each call gives or raises, in order, then the last for ever."""
+
+    def __init__(self, name: str = "node1:10717", *answers: Scrape | ExporterUnreachableError) -> None:
+        super().__init__("http://node1:10717", name=name)
+        self.answers = list(answers)
+        self.asked = 0
+        self.closed = False
+
+    def scrape(self) -> Scrape:
+        answer = self.answers[min(self.asked, len(self.answers) - 1)]
+        self.asked += 1
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def scrape(at_s: float, *energies: float, info: bool = False) -> Scrape:
+    samples = [(ENERGY % f"socket{number}", value) for number, value in enumerate(energies)]
+    if info:
+        samples.append((INFO, 1.0))
+    return Scrape(at_s, at_s + 0.002, samples)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "recording.sqlite"
+
+
+def test_series_come_back_exactly_with_instance_and_time(path: Path) -> None:
+    node1, node2 = FakeExporter("node1:1"), FakeExporter("node2:1")
+    with RecordingWriter.create(path, header()) as writer:
+        for number in range(50):
+            writer.add_scrape(node1, scrape(1_700_000_000.1 + number / 10, number / 3, 7.0))
+        writer.add_scrape(node2, scrape(1_700_000_002.0, 5.5))
+    assert sorted(item.name for item in path.parent.iterdir()) == ["recording.sqlite"]
+    with Recording.open(path) as recording:
+        first, second, other = recording.series("joulewatch_device_energy_joules_total")
+        assert first.labels == {"collector": "rapl", "device": "socket0", "instance": "node1:1"}
+        assert first.values == [number / 3 for number in range(50)]
+        assert first.scrape_times_s == pytest.approx([1_700_000_000.1 + n / 10 for n in range(50)], abs=1e-6)
+        assert second.values == [7.0] * 50
+        assert (other.labels["instance"], other.values) == ("node2:1", [5.5])
+        (part,) = recording.series(
+            "joulewatch_device_energy_joules_total",
+            start_s=1_700_000_001.05,
+            end_s=1_700_000_001.35,
+            matchers={"instance": "node1:1", "device": "socket0"},
+        )
+        assert part.values == [10 / 3, 11 / 3, 12 / 3]
+        assert recording.series("joulewatch_none") == []
+        assert recording.exporters() == {"node1:1": node1.url, "node2:1": node2.url}
+        assert recording.metrics() == ["joulewatch_device_energy_joules_total"]
+        assert recording.span() == pytest.approx((1_700_000_000.1, 1_700_000_005.0))
+
+
+def test_only_joulewatch_series_and_no_nan_are_kept(path: Path) -> None:
+    with RecordingWriter.create(path, header()) as writer:
+        samples = [("process_cpu_seconds_total", 1.0), (ENERGY % "socket0", float("nan")), ("joulewatch_x", 0.0)]
+        writer.add_scrape(FakeExporter(), Scrape(1.0, 1.1, samples))
+    with Recording.open(path) as recording:
+        assert recording.metrics() == ["joulewatch_x"]
+        assert recording.series("joulewatch_x")[0].values == [0.0]  # zero is a measurement
+
+
+def test_info_is_stored_when_it_is_new_and_again_after_a_gap(path: Path) -> None:
+    exporter = FakeExporter()
+    with RecordingWriter.create(path, header()) as writer:
+        for at_s in (1.0, 2.0):
+            writer.add_scrape(exporter, scrape(at_s, at_s, info=True))
+        writer.add_failure(exporter, 3.0, 5.0, "no answer within 2 s")
+        for at_s in (6.0, 7.0):
+            writer.add_scrape(exporter, scrape(at_s, at_s, info=True))
+    with Recording.open(path) as recording:
+        assert recording.series("joulewatch_exporter_info")[0].scrape_times_s == [1.0, 6.0]
+        scrapes = recording.scrapes(exporter.name)
+        assert [item.error for item in scrapes] == ["", "", "no answer within 2 s", "", ""]
+        assert scrapes[2].duration_s == 2.0
+        assert recording.scrapes(exporter.name, start_s=2.5, end_s=6.5) == scrapes[2:4]
+
+
+def test_the_run_is_in_it_and_it_reads_while_it_is_written(path: Path) -> None:
+    with RecordingWriter.create(path, header()) as writer:
+        writer.add_line(NETWORK)
+        writer.add_line(window(0, 1_700_000_001.0))
+        with Recording.open(path.parent) as recording:
+            record = recording.run()
+            assert record.windows == (window(0, 1_700_000_001.0),)
+            assert record.end is None
+            writer.add_line(RunEnd(1_700_000_003.0, "complete"))
+            record = recording.run()
+    assert record.header == header()
+    assert record.configurations == (NETWORK,)
+    assert record.end == RunEnd(1_700_000_003.0, "complete")
+
+
+def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_the_rest(path: Path) -> None:
+    writer = RecordingWriter.create(path, header())
+    writer.add_scrape(FakeExporter(), scrape(1.0, 1.0))
+    pages = writer._connection.execute("PRAGMA page_count").fetchone()[0]
+    writer._connection.execute(f"PRAGMA max_page_count = {pages}")  # what a full disk looks like to SQLite
+    with pytest.raises(RecordError, match=r"recording\.sqlite: cannot be written to: database or disk is full"):
+        for number in range(2000):
+            writer.add_scrape(FakeExporter(f"node{number}:1"), scrape(2.0, *map(float, range(20))))
+    writer._connection.execute("PRAGMA max_page_count = 100000")
+    writer.add_scrape(FakeExporter(), scrape(3.0, 3.0))
+    writer.close()
+    writer.close()
+    with Recording.open(path) as recording:
+        values = recording.series("joulewatch_device_energy_joules_total", matchers={"instance": "node1:10717"})
+        assert values[0].values == [1.0, 3.0]
+
+
+def test_what_is_no_recording_is_refused(path: Path, tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="no such recording"):
+        Recording.open(path)
+    path.write_text("this is text, and not a database at all, of no use" * 100)
+    with pytest.raises(RecordError, match="is no recording"):
+        Recording.open(path)
+    other = tmp_path / "other.sqlite"
+    connection = sqlite3.connect(other)
+    connection.execute("CREATE TABLE x (y)")
+    connection.close()
+    with pytest.raises(RecordError, match="is no recording of joulewatch"):
+        Recording.open(other)
+    newer = tmp_path / "newer.sqlite"
+    with RecordingWriter.create(newer, header()) as writer:
+        writer._connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(RecordError, match="newer joulewatch"):
+        Recording.open(newer)
+
+
+def test_a_recording_is_never_overwritten_and_a_bad_folder_is_named(path: Path) -> None:
+    RecordingWriter.create(path, header()).close()
+    with pytest.raises(ConfigError, match="is there already"):
+        RecordingWriter.create(path, header())
+    with pytest.raises(ConfigError, match="cannot be made"):
+        RecordingWriter.create(path.parent / "none" / "recording.sqlite", header())
+
+
+def test_one_that_was_cut_off_reads_from_a_folder_we_cannot_write_to(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = RecordingWriter.create(path, header())
+    writer.add_scrape(FakeExporter(), scrape(1.0, 42.0))
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    for name in ("recording.sqlite", "recording.sqlite-wal"):
+        (cut / name).write_bytes((tmp_path / name).read_bytes())
+    writer.close()
+    real = recording_module._connect
+
+    def no_log(file: Path, mode: str) -> sqlite3.Connection:
+        # SQLite cannot make its -shm file there: every statement fails.
+        if file.parent == cut:
+            return real(tmp_path / "missing.sqlite", "mode=ro") if mode != "mode=ro" else _Broken(":memory:")
+        return real(file, mode)
+
+    monkeypatch.setattr(recording_module, "_connect", no_log)
+    with Recording.open(cut) as recording:
+        assert recording.series("joulewatch_device_energy_joules_total")[0].values == [42.0]
+    assert recording._copy is not None
+    assert not Path(recording._copy.name).exists()
+
+
+class _Broken(sqlite3.Connection):
+    def execute(self, *_: object) -> sqlite3.Cursor:
+        raise sqlite3.OperationalError("unable to open database file")
+
+
+class FakeWait:
+    """Stands for the stop event: time passes only while it waits; stops after some rounds."""
+
+    def __init__(self, clock: FakeClock, rounds: int) -> None:
+        self.clock = clock
+        self.rounds = rounds
+        self.waits: list[float] = []
+
+    def is_set(self) -> bool:
+        return len(self.waits) >= self.rounds
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        self.clock.now_ns += max(0, round(seconds * 1e9))
+        return self.is_set()
+
+    def set(self) -> None:
+        self.rounds = 0
+
+
+class FakeClock:
+    def __init__(self) -> None:
+        self.now_ns = 0
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+    def time(self) -> float:
+        return 1_700_000_000.0 + self.now_ns / 1e9
+
+
+def test_the_recorder_keeps_absolute_deadlines_and_records_failures(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(recorder_module, "time", clock)
+
+    class Slow(FakeExporter):
+        def scrape(self) -> Scrape:
+            started_s = clock.time()
+            # One scrape takes 30 ms, the third 250 ms: two deadlines are missed and not made up for.
+            clock.now_ns += 250_000_000 if self.asked == 2 else 30_000_000
+            self.asked += 1
+            if self.asked in (5, 6):
+                raise ExporterUnreachableError("exporter http://node1:10717/metrics: refused")
+            return scrape(started_s, started_s)
+
+    exporter = Slow()
+    with RecordingWriter.create(path, header()) as writer:
+        recorder = Recorder([exporter], writer, rate_hz=10)
+        stop = FakeWait(clock, 7)
+        monkeypatch.setattr(recorder, "_stop", stop)
+        recorder._record(exporter)
+        recorder.stop()
+        assert recorder.error is None
+    with Recording.open(path) as recording:
+        scrapes = recording.scrapes(exporter.name)
+    starts_ms = [round((item.started_at_s - 1_700_000_000.0) * 1000) for item in scrapes]
+    assert starts_ms == [0, 100, 200, 500, 600, 700, 800, 900]
+    assert [bool(item.error) for item in scrapes] == [False] * 4 + [True] * 2 + [False] * 2
+    assert caplog.text.count("refused") == 1
+    assert "answers again" in caplog.text
+    assert exporter.closed
+
+
+def test_a_recorder_makes_one_last_scrape_when_it_is_stopped(path: Path) -> None:
+    exporter = FakeExporter("node1:1", scrape(1.0, 1.0))
+    with RecordingWriter.create(path, header()) as writer:
+        with Recorder([exporter], writer, rate_hz=0.001):
+            pass
+        assert exporter.asked in (1, 2)
+        assert exporter.closed
+        for rate_hz in (0, -1, 1e6, float("nan")):
+            with pytest.raises(ConfigError, match="rate_hz"):
+                Recorder([], writer, rate_hz=rate_hz)
+
+
+def test_a_full_disk_is_waited_for_and_the_gap_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(recorder_module, "time", clock)
+    full = RecordError("recording.sqlite: database or disk is full")
+
+    class Exporter(FakeExporter):
+        def scrape(self) -> Scrape:
+            self.asked += 1
+            return scrape(clock.time(), float(self.asked))
+
+    exporter = Exporter()
+    with RecordingWriter.create(path, header()) as writer:
+        recorder = Recorder([exporter], writer, rate_hz=10)
+        monkeypatch.setattr(recorder, "_stop", FakeWait(clock, 6))
+        real = writer.add_scrape
+
+        def add_scrape(client: ExporterClient, one: Scrape) -> None:
+            if exporter.asked in (3, 4):
+                raise full
+            real(client, one)
+
+        monkeypatch.setattr(writer, "add_scrape", add_scrape)
+        recorder._record(exporter)
+        assert recorder.error is full
+    with Recording.open(path) as recording:
+        scrapes = recording.scrapes(exporter.name)
+        assert recording.series("joulewatch_device_energy_joules_total")[0].values == [1, 2, 5, 6, 7]
+    assert [item.error for item in scrapes].count("") == 5
+    gaps = [item for item in scrapes if item.error]
+    assert all(item.error.startswith("not written: ") for item in gaps)
+    assert gaps[0].started_at_s == pytest.approx(1_700_000_000.2)
+    assert "recording waits" in caplog.text
+    assert "recording goes on" in caplog.text
+
+
+def test_the_run_id_is_in_the_file(path: Path) -> None:
+    RecordingWriter.create(path, header()).close()
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT value FROM meta WHERE key = 'run'").fetchone() == (RUN,)
+    connection.close()

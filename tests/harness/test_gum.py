@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from joulewatch_harness.gum import (
+    RECTANGULAR_95,
+    coverage_factor,
+    effective_dof,
+    incomplete_beta,
+    standard_error,
+    student_factor,
+)
+
+
+@pytest.mark.parametrize(
+    ("dof", "coverage", "factor"),
+    [
+        # GUM, table G.2.
+        (1, 0.95, 12.71),
+        (2, 0.95, 4.30),
+        (3, 0.95, 3.18),
+        (4, 0.95, 2.78),
+        (5, 0.95, 2.57),
+        (9, 0.95, 2.26),
+        (20, 0.95, 2.09),
+        (50, 0.95, 2.01),
+        (100, 0.95, 1.984),
+        (1, 0.99, 63.66),
+        (5, 0.99, 4.03),
+        (math.inf, 0.95, 1.960),
+        (math.inf, 0.99, 2.576),
+    ],
+)
+def test_student_factors_are_those_of_the_gum(dof: float, coverage: float, factor: float) -> None:
+    assert student_factor(dof, coverage) == pytest.approx(factor, rel=2e-3)
+
+
+def test_one_and_two_degrees_of_freedom_have_closed_forms() -> None:
+    assert student_factor(1) == pytest.approx(math.tan(math.pi * 0.95 / 2), rel=1e-10)
+    assert student_factor(2) == pytest.approx(0.95 * math.sqrt(2 / (1 - 0.95**2)), rel=1e-10)
+
+
+def test_incomplete_beta_of_whole_numbers() -> None:
+    assert incomplete_beta(2, 3, 0.4) == pytest.approx(0.5248, rel=1e-12)
+    assert incomplete_beta(2, 3, 0.0) == 0.0
+    assert incomplete_beta(2, 3, 1.0) == 1.0
+
+
+def test_welch_satterthwaite() -> None:
+    assert effective_dof([(1.0, 2.0)]) == pytest.approx(2.0)
+    assert effective_dof([(1.0, 2.0), (1.0, math.inf)]) == pytest.approx(8.0)
+    assert math.isinf(effective_dof([(1.0, math.inf)]))
+
+
+def test_a_dominant_uniform_item_is_not_stretched_beyond_its_bounds() -> None:
+    assert coverage_factor([(1.0, math.inf), (0.1, 2.0)], rectangular=1.0) == pytest.approx(RECTANGULAR_95)
+    assert coverage_factor([(1.0, math.inf), (1.0, math.inf)], rectangular=1.0) == pytest.approx(1.96, abs=1e-3)
+
+
+def test_standard_error_and_bad_degrees_of_freedom() -> None:
+    assert standard_error([1.0, 2.0, 3.0]) == pytest.approx(1 / math.sqrt(3))
+    assert standard_error([1.0]) == 0.0
+    with pytest.raises(ValueError, match="positive"):
+        student_factor(0)
