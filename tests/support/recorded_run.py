@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from joulewatch_harness.analysis.reports.table import analyze
+from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.analysis.sources.opening import open_source
 from joulewatch_harness.clients.exporter import ExporterClient
 from joulewatch_harness.clients.options import PrometheusOptions
@@ -182,7 +182,7 @@ class Pretender:
         source = open_source(prometheus=self.options)
         assert source is not None
         with closing(source):
-            result = analyze(record, source)
+            result = analyze_run(record, source)
         with PrometheusClient(self.options) as client:
             publish(result, client)
 
