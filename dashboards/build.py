@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from experiment import experiment
-from kit import rendered
+from kit import to_json
 from node import node
 
 FOLDER: Final = Path(__file__).resolve().parent
@@ -24,7 +24,7 @@ FOLDER: Final = Path(__file__).resolve().parent
 
 def files() -> dict[Path, str]:
     """Every file that this program writes, with its text."""
-    return {FOLDER / "node.json": rendered(node()), FOLDER / "experiment.json": rendered(experiment())}
+    return {FOLDER / "node.json": to_json(node()), FOLDER / "experiment.json": to_json(experiment())}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

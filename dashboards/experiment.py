@@ -1,44 +1,92 @@
-"""The dashboard joulewatch / Experiment."""
+"""The dashboard joulewatch / Experiment: one run, its power and load, its results."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from grafana_foundation_sdk.builders import dashboard
+from grafana_foundation_sdk.models import dashboard as models
 from kit import (
     BY_QUANTITY,
     DATASOURCE,
+    DEVICE_ENERGY,
     DEVICES_COLOUR,
     NODE_COLOUR,
+    NODE_ENERGY,
+    QUANTITY_LEGEND,
     RANGE,
     RATE,
-    SENSORS,
     Panel,
-    bars,
+    Variable,
+    bar_chart,
     columns,
-    figure,
-    fill,
-    graph,
-    grid,
+    data_table,
     link,
-    methods_figure,
+    method_column,
+    methods_panel,
+    multi_value_variable,
+    new_dashboard,
     override,
+    panel,
     query,
-    start,
+    query_variable,
+    sensor_variables,
+    single_stat,
+    time_series,
     transformation,
-    variables,
 )
 
 from joulewatch_exporter import catalog
 
 RUN: Final = 'run=~"$run", configuration=~"$configuration"'
-"""Matchers of everything that the harness and the analysis deliver: a run is not bound to one exporter."""
+"""Label matchers of every series that the harness and the analysis deliver: they have no job and instance."""
+MEASURE_WINDOWS: Final = f'{RUN}, kind="measure", phase=""'
+BY_RESULT: Final = "run, configuration, batch_size"
+BY_RESULT_AND_METHOD: Final = f"{BY_RESULT}, method"
 WINDOWS_PANEL: Final = 100
-"""Id of the one panel that shows the windows: on small panels they would hide what is drawn."""
+"""Id of the only panel that shows the windows: on small panels they would hide the data."""
 
 
-def windows(name: str, kind: str, shade: str, *, shown: bool = True) -> dashboard.AnnotationQuery:
-    """Shaded regions: steps of one second with a value above 0 merge into one region."""
+def experiment() -> dashboard.Dashboard:
+    """Return the dashboard for one run."""
+    rows = {
+        "Run": overview_row(),
+        "Power and load": load_row(),
+        "Results": results_row(),
+        "What was run": configurations_row(),
+    }
+    return (
+        new_dashboard(
+            "joulewatch / Experiment",
+            "joulewatch-experiment",
+            "One run of a plan: power with the run's windows shaded, the load, and the energy of an inference.",
+            [*sensor_variables(), *run_variables()],
+            rows,
+        )
+        .annotation(window_regions("Measure windows", "measure", "green"))
+        .annotation(window_regions("Idle windows", "idle", "blue"))
+        .annotation(window_regions("Warm-up", "warmup", "orange", shown=False))
+        .link(link("Node", "joulewatch-node"))
+        .refresh("5s")
+        .time("now-30m", "now")
+    )
+
+
+def run_variables() -> Iterator[Variable]:
+    """Yield the variables that select the run and its configurations."""
+    info = catalog.RUN_INFO.name
+    # Run ids sort by time, so descending order selects the newest run when the dashboard opens.
+    yield (
+        query_variable("run", "Run", f"label_values({info}, run)")
+        .sort(models.VariableSort.ALPHABETICAL_DESC)
+        .multi(False)
+    )
+    yield multi_value_variable("configuration", "Configuration", f'label_values({info}{{run=~"$run"}}, configuration)')
+
+
+def window_regions(name: str, kind: str, shade: str, *, shown: bool = True) -> dashboard.AnnotationQuery:
+    """Return an annotation that shades windows: steps of one second with a value above 0 merge into one region."""
     # Idle windows belong to the run and mostly to no configuration.
     matchers = RUN if kind == "measure" else 'run=~"$run"'
     return (
@@ -58,219 +106,187 @@ def windows(name: str, kind: str, shade: str, *, shown: bool = True) -> dashboar
     )
 
 
-def experiment() -> dashboard.Dashboard:
-    """One run: power with its windows, what was running, and what an inference costs."""
-    device = f"{catalog.DEVICE_ENERGY.name}{{{SENSORS}}}"
-    whole = f"{catalog.NODE_ENERGY.name}{{{SENSORS}}}"
-    measured = f'{RUN}, kind="measure", phase=""'
+def result(metric: catalog.Metric, *, by: str, more: str = "") -> str:
+    """Return PromQL for a published result: the newest in the time range, because each is published once."""
+    return f"max by ({by}) (last_over_time({metric.name}{{{RUN}{more}}}{RANGE}))"
 
-    def result(metric: catalog.Metric, *, by: str, more: str = "") -> str:
-        # Results are published once: the newest of the time range, however long ago that was.
-        return f"max by ({by}) (last_over_time({metric.name}{{{RUN}{more}}}{RANGE}))"
 
-    def energy(metric: catalog.Metric, basis: str, by: str, component: str = "total") -> str:
-        return result(metric, by=by, more=f', component="{component}", basis="{basis}"')
+def total(metric: catalog.Metric, basis: str, by: str) -> str:
+    """Return PromQL for the result of all devices, ``basis`` gross or net."""
+    return result(metric, by=by, more=f', component="total", basis="{basis}"')
 
-    def newest(metric: catalog.Metric, more: str = "") -> str:
-        # Windows have one sample each: without a range, every sample would be drawn for five minutes.
-        return f"last_over_time({metric.name}{{{measured}{more}}}[$__interval])"
 
-    def over_windows(metric: catalog.Metric, samples: str, series: str) -> str:
-        # By remote write a run is one series with a sample for each window; through a Pushgateway each window is a
-        # series (label window) whose sample repeats until it is deleted.
-        written = f'{samples}_over_time({metric.name}{{{measured}, window=""}}{RANGE})'
-        pushed = f'last_over_time({metric.name}{{{measured}, window!=""}}{RANGE})'
-        return f"(sum({written}) or vector(0)) + ({series}({pushed}) or vector(0))"
+def at_window_end(metric: catalog.Metric, more: str = "") -> str:
+    """Return PromQL for the one sample that a window has; an instant selector would repeat it for five minutes."""
+    return f"last_over_time({metric.name}{{{MEASURE_WINDOWS}{more}}}[$__interval])"
 
-    row = "run, configuration, batch_size"
-    gross = energy(catalog.RESULT_ENERGY, "gross", f"{row}, method")
-    board = start(
-        "joulewatch / Experiment",
-        "joulewatch-experiment",
-        "One run of a plan: power with the run's windows shaded, the load, and the energy of an inference.",
-    )
-    for variable in variables(run=True):
-        board = board.with_variable(variable)
-    board = (
-        board.annotation(windows("Measure windows", "measure", "green"))
-        .annotation(windows("Idle windows", "idle", "blue"))
-        .annotation(windows("Warm-up", "warmup", "orange", shown=False))
-        .link(link("Node", "joulewatch-node"))
-    )
-    panels: dict[str, list[Panel]] = {
-        "Run": [
-            figure(
-                "Lowest energy per inference",
-                "Smallest mean over all batch sizes and configurations shown, over all devices, idle power included "
-                "(gross).",
-                "joule",
-                [query(f"min({gross})", "J / inference", shape="instant")],
-                width=5,
-                shade=DEVICES_COLOUR,
-            ),
-            figure(
-                "Highest throughput",
-                "Largest mean over all batch sizes and configurations shown.",
-                "ops",
-                [
-                    query(
-                        f"max({result(catalog.RESULT_THROUGHPUT, by=row)})",
-                        "inferences / s",
-                        shape="instant",
-                    )
-                ],
-                width=5,
-                shade=NODE_COLOUR,
-            ),
-            figure(
-                "Measure windows",
-                "Windows of kind measure delivered within the time range.",
-                "short",
-                [
-                    query(
-                        over_windows(catalog.WINDOW_START, "count", "count"),
-                        "windows",
-                        shape="instant",
-                    )
-                ],
-                width=4,
-            ),
-            figure(
-                "Inferences in measure windows",
-                "Elements, not batches, over all measure windows within the time range.",
-                "short",
-                [
-                    query(
-                        over_windows(catalog.WINDOW_INFERENCES, "sum", "sum"),
-                        "inferences",
-                        shape="instant",
-                    )
-                ],
-                width=5,
-            ),
-            methods_figure(5),
-        ],
-        "Power and load": [
-            graph(
-                "Power of devices, windows of the run shaded",
-                "Slope of the energy counters between the last two scrapes, stacked; the dashed line is the whole "
-                "server, where it has a sensor. Shaded: green measure windows, blue idle windows (switches above).",
-                "watt",
-                [
-                    query(
-                        f"sum by ({BY_QUANTITY}) (irate({device}{RATE}))",
-                        "{{component}} {{device}} {{domain}} · {{instance}}",
-                    ),
-                    query(f"sum by (instance) (irate({whole}{RATE}))", "node · {{instance}}", ref="B"),
-                ],
-                width=24,
-                height=11,
-                stacked=True,
-                legend_right=True,
-                overrides=[
-                    override(
-                        "byFrameRefID",
-                        "B",
-                        color={"mode": "fixed", "fixedColor": NODE_COLOUR},
-                        custom__stacking={"group": "A", "mode": "none"},
-                        custom__fillOpacity=0,
-                        custom__lineWidth=2,
-                        custom__lineStyle={"fill": "dash", "dash": [8, 6]},
-                    )
-                ],
-            ).id(WINDOWS_PANEL),
-            graph(
-                "Batch size",
-                "Batch size of the measure windows, while they are open.",
-                "none",
-                [
-                    query(
-                        f"{catalog.RUN_BATCH_SIZE.name}{{{RUN}}} and on (run, configuration) "
-                        f'{catalog.WINDOW_ACTIVE.name}{{{RUN}, kind="measure"}}',
-                        "{{configuration}}",
-                    )
-                ],
-                width=8,
-                height=9,
-                steps=True,
-                log_base=2,
-                calcs=(),
-            ).line_width(3),
-            graph(
-                "Throughput",
-                "Inferences per second. Points: each measure window at its end, its inferences by its length, exact. "
-                "Line: live rate of the run's counter, time between windows included.",
-                "ops",
-                [
-                    query(
-                        f"max by (run, configuration) ({newest(catalog.WINDOW_INFERENCES)}"
-                        f" / {newest(catalog.WINDOW_DURATION)})",
-                        "window {{configuration}}",
-                    ),
-                    # The counter moves when a window closes: a rate over less than some windows is a comb.
-                    query(
-                        f"rate({catalog.RUN_INFERENCES.name}{{{RUN}}}{RATE})", "live {{configuration}}", ref="B"
-                    ).interval("15s"),
-                ],
-                width=8,
-                height=9,
-                points=True,
-                calcs=(),
-                overrides=[override("byFrameRefID", "B", custom__drawStyle="line", custom__showPoints="never")],
-            ),
-            graph(
-                "Latency of a batch",
-                "Median, 90th and 99th percentile of each measure window, at its end.",
-                "s",
-                [
-                    query(
-                        f"max by (run, configuration) ({newest(catalog.WINDOW_LATENCY, quantile)})",
-                        f"{word} {{{{configuration}}}}",
-                        ref=ref,
-                    )
-                    for ref, quantile, word in (
-                        ("A", ', quantile="0.5"', "p50"),
-                        ("B", ', quantile="0.9"', "p90"),
-                        ("C", ', quantile="0.99"', "p99"),
-                    )
-                ],
-                width=8,
-                height=9,
-                points=True,
-                log_base=10,
-                calcs=(),
-            ),
-        ],
-        "Results": [
-            bars(
-                "Energy per inference over batch size",
-                "Mean over the run's measure windows and over all devices, idle power included (gross). "
-                "Uncertainties and how it was measured: in the table.",
-                "joule",
-                energy(catalog.RESULT_ENERGY, "gross", "configuration, batch_size"),
-                width=12,
-                height=10,
-            ),
-            bars(
-                "Throughput over batch size",
-                "Inferences per second: mean over the run's measure windows.",
-                "ops",
-                result(catalog.RESULT_THROUGHPUT, by="configuration, batch_size"),
-                width=12,
-                height=10,
-            ),
-            grid(
-                "Results",
-                "Energy per inference: gross includes idle power, net does not; ± is the expanded uncertainty (95 %). "
-                "Published by `joulewatch analyze --publish`.",
-                [
-                    query(gross, shape="table"),
-                    query(energy(catalog.RESULT_UNCERTAINTY, "gross", f"{row}, method"), ref="B", shape="table"),
-                    query(energy(catalog.RESULT_ENERGY, "net", f"{row}, method"), ref="C", shape="table"),
-                    query(energy(catalog.RESULT_UNCERTAINTY, "net", f"{row}, method"), ref="D", shape="table"),
-                    query(result(catalog.RESULT_THROUGHPUT, by=row), ref="E", shape="table"),
-                    query(result(catalog.RESULT_THROUGHPUT_UNCERTAINTY, by=row), ref="F", shape="table"),
-                ],
+
+def over_windows(metric: catalog.Metric, samples: str, series: str) -> str:
+    """Return PromQL that aggregates over windows, with ``samples`` or ``series`` as count or sum.
+
+    By remote write a run is one series with one sample per window. Through a Pushgateway each window is a series
+    (label ``window``) whose sample repeats until it is deleted.
+    """
+    written = f'{samples}_over_time({metric.name}{{{MEASURE_WINDOWS}, window=""}}{RANGE})'
+    pushed = f'last_over_time({metric.name}{{{MEASURE_WINDOWS}, window!=""}}{RANGE})'
+    return f"(sum({written}) or vector(0)) + ({series}({pushed}) or vector(0))"
+
+
+def overview_row() -> list[Panel]:
+    lowest = f"min({total(catalog.RESULT_ENERGY, 'gross', BY_RESULT_AND_METHOD)})"
+    return [
+        panel(
+            "Lowest energy per inference",
+            "Smallest mean over all batch sizes and configurations shown, over all devices, idle power included "
+            "(gross).",
+            "joule",
+            [query(lowest, "J / inference", shape="instant")],
+            size=(5, 5),
+            kind=single_stat(shade=DEVICES_COLOUR),
+        ),
+        panel(
+            "Highest throughput",
+            "Largest mean over all batch sizes and configurations shown.",
+            "ops",
+            [query(f"max({result(catalog.RESULT_THROUGHPUT, by=BY_RESULT)})", "inferences / s", shape="instant")],
+            size=(5, 5),
+            kind=single_stat(shade=NODE_COLOUR),
+        ),
+        panel(
+            "Measure windows",
+            "Windows of kind measure delivered within the time range.",
+            "short",
+            [query(over_windows(catalog.WINDOW_START, "count", "count"), "windows", shape="instant")],
+            size=(4, 5),
+            kind=single_stat(),
+        ),
+        panel(
+            "Inferences in measure windows",
+            "Elements, not batches, over all measure windows within the time range.",
+            "short",
+            [query(over_windows(catalog.WINDOW_INFERENCES, "sum", "sum"), "inferences", shape="instant")],
+            size=(5, 5),
+            kind=single_stat(),
+        ),
+        methods_panel(5),
+    ]
+
+
+def load_row() -> list[Panel]:
+    return [
+        panel(
+            "Power of devices, windows of the run shaded",
+            "Slope of the energy counters between the last two scrapes, stacked; the dashed line is the whole "
+            "server, where it has a sensor. Shaded: green measure windows, blue idle windows (switches above).",
+            "watt",
+            [
+                query(f"sum by ({BY_QUANTITY}) (irate({DEVICE_ENERGY}{RATE}))", QUANTITY_LEGEND),
+                query(f"sum by (instance) (irate({NODE_ENERGY}{RATE}))", "node · {{instance}}", ref="B"),
+            ],
+            size=(24, 11),
+            kind=time_series(stacked=True, legend_right=True),
+            overrides=[
+                override(
+                    "byFrameRefID",
+                    "B",
+                    color={"mode": "fixed", "fixedColor": NODE_COLOUR},
+                    custom__stacking={"group": "A", "mode": "none"},
+                    custom__fillOpacity=0,
+                    custom__lineWidth=2,
+                    custom__lineStyle={"fill": "dash", "dash": [8, 6]},
+                )
+            ],
+        ).id(WINDOWS_PANEL),
+        panel(
+            "Batch size",
+            "Batch size of the measure windows, while they are open.",
+            "none",
+            [
+                query(
+                    f"{catalog.RUN_BATCH_SIZE.name}{{{RUN}}} and on (run, configuration) "
+                    f'{catalog.WINDOW_ACTIVE.name}{{{RUN}, kind="measure"}}',
+                    "{{configuration}}",
+                )
+            ],
+            size=(8, 9),
+            kind=time_series(steps=True, log_base=2, calcs=()),
+        ).line_width(3),
+        panel(
+            "Throughput",
+            "Inferences per second. Points: each measure window at its end, its inferences by its length, exact. "
+            "Line: live rate of the run's counter, time between windows included.",
+            "ops",
+            [
+                query(
+                    f"max by (run, configuration) ({at_window_end(catalog.WINDOW_INFERENCES)}"
+                    f" / {at_window_end(catalog.WINDOW_DURATION)})",
+                    "window {{configuration}}",
+                ),
+                # The counter moves when a window closes: a rate over less than some windows is a comb.
+                query(
+                    f"rate({catalog.RUN_INFERENCES.name}{{{RUN}}}{RATE})", "live {{configuration}}", ref="B"
+                ).interval("15s"),
+            ],
+            size=(8, 9),
+            kind=time_series(points=True, calcs=()),
+            overrides=[override("byFrameRefID", "B", custom__drawStyle="line", custom__showPoints="never")],
+        ),
+        panel(
+            "Latency of a batch",
+            "Median, 90th and 99th percentile of each measure window, at its end.",
+            "s",
+            [
+                query(
+                    f"max by (run, configuration) ({at_window_end(catalog.WINDOW_LATENCY, quantile)})",
+                    f"{word} {{{{configuration}}}}",
+                    ref=ref,
+                )
+                for ref, quantile, word in (
+                    ("A", ', quantile="0.5"', "p50"),
+                    ("B", ', quantile="0.9"', "p90"),
+                    ("C", ', quantile="0.99"', "p99"),
+                )
+            ],
+            size=(8, 9),
+            kind=time_series(log_base=10, points=True, calcs=()),
+        ),
+    ]
+
+
+def results_row() -> list[Panel]:
+    return [
+        panel(
+            "Energy per inference over batch size",
+            "Mean over the run's measure windows and over all devices, idle power included (gross). "
+            "Uncertainties and how it was measured: in the table.",
+            "joule",
+            [query(total(catalog.RESULT_ENERGY, "gross", "configuration, batch_size"), shape="table")],
+            size=(12, 10),
+            kind=bar_chart(),
+        ),
+        panel(
+            "Throughput over batch size",
+            "Inferences per second: mean over the run's measure windows.",
+            "ops",
+            [query(result(catalog.RESULT_THROUGHPUT, by="configuration, batch_size"), shape="table")],
+            size=(12, 10),
+            kind=bar_chart(),
+        ),
+        panel(
+            "Results",
+            "Energy per inference: gross includes idle power, net does not; ± is the expanded uncertainty (95 %). "
+            "Published by `joulewatch analyze --publish`.",
+            "joule",
+            [
+                query(total(catalog.RESULT_ENERGY, "gross", BY_RESULT_AND_METHOD), shape="table"),
+                query(total(catalog.RESULT_UNCERTAINTY, "gross", BY_RESULT_AND_METHOD), ref="B", shape="table"),
+                query(total(catalog.RESULT_ENERGY, "net", BY_RESULT_AND_METHOD), ref="C", shape="table"),
+                query(total(catalog.RESULT_UNCERTAINTY, "net", BY_RESULT_AND_METHOD), ref="D", shape="table"),
+                query(result(catalog.RESULT_THROUGHPUT, by=BY_RESULT), ref="E", shape="table"),
+                query(result(catalog.RESULT_THROUGHPUT_UNCERTAINTY, by=BY_RESULT), ref="F", shape="table"),
+            ],
+            size=(24, 10),
+            kind=data_table(
                 [
                     transformation("merge"),
                     transformation(
@@ -293,27 +309,33 @@ def experiment() -> dashboard.Dashboard:
                         ],
                         hidden=["Time", "run"],
                     ),
-                ],
-                height=10,
-                unit="joule",
-                overrides=[
-                    override("byName", "Batch size", unit="none", decimals=0, custom__width=110),
-                    override("byRegexp", "/hroughput$/", unit="ops"),
-                    override("byName", "Configuration", custom__minWidth=260),
-                ],
+                ]
             ),
-        ],
-        "What was run": [
-            grid(
-                "Configurations of the run",
-                "As found after loading: the precision and the provider that really ran, and where.",
-                [
-                    query(
-                        f"max by ({', '.join(catalog.RUN_INFO.labels)}) "
-                        f"(last_over_time({catalog.RUN_INFO.name}{{{RUN}}}{RANGE}))",
-                        shape="table",
-                    )
-                ],
+            overrides=[
+                override("byName", "Batch size", unit="none", decimals=0, custom__width=110),
+                override("byRegexp", "/hroughput$/", unit="ops"),
+                override("byName", "Configuration", custom__minWidth=260),
+                method_column(),
+            ],
+        ),
+    ]
+
+
+def configurations_row() -> list[Panel]:
+    return [
+        panel(
+            "Configurations of the run",
+            "As found after loading: the precision and the provider that really ran, and where.",
+            "none",
+            [
+                query(
+                    f"max by ({', '.join(catalog.RUN_INFO.labels)}) "
+                    f"(last_over_time({catalog.RUN_INFO.name}{{{RUN}}}{RANGE}))",
+                    shape="table",
+                )
+            ],
+            size=(24, 6),
+            kind=data_table(
                 [
                     columns(
                         [
@@ -335,17 +357,16 @@ def experiment() -> dashboard.Dashboard:
                         ],
                         hidden=["Time", "Value", "network", "runtime", "schema", "plan_sha256"],
                     )
-                ],
-                height=6,
-                overrides=[
-                    override("byName", "Configuration", custom__minWidth=260),
-                    override("byName", "Run", custom__width=215),
-                    override("byName", "Hardware", custom__minWidth=290),
-                    override("byName", "Provider", custom__width=190),
-                    override("byRegexp", "/^(Precision|Runtime)/", custom__width=140),
-                    override("byRegexp", "/^(Host|Kernel|Governor|joulewatch)$/", custom__width=110),
-                ],
+                ]
             ),
-        ],
-    }
-    return fill(board, panels).refresh("5s").time("now-30m", "now")
+            overrides=[
+                override("byName", "Configuration", custom__minWidth=260),
+                override("byName", "Run", custom__width=215),
+                override("byName", "Hardware", custom__minWidth=290),
+                override("byName", "Provider", custom__width=190),
+                override("byRegexp", "/^(Precision|Runtime)/", custom__width=140),
+                override("byRegexp", "/^(Host|Kernel|Governor|joulewatch)$/", custom__width=110),
+                method_column(),
+            ],
+        ),
+    ]

@@ -1,10 +1,14 @@
-"""Makers of queries, panels, variables and whole dashboards, and their JSON."""
+"""Builders for the parts of a dashboard: queries, panels, variables, links, and the dashboard's JSON.
+
+``panel`` makes every panel; its argument ``kind`` is the result of ``time_series``, ``single_stat``, ``data_table`` or
+``bar_chart``, which set what belongs to one type of panel.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any, Final, Literal, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from grafana_foundation_sdk.builders import barchart, common, dashboard, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -16,28 +20,33 @@ from joulewatch_exporter import catalog
 
 DATASOURCE: Final = commons.DataSourceRef(type_val="prometheus", uid="${datasource}")
 SENSORS: Final = 'job=~"$job", instance=~"$instance"'
-"""Matchers of everything that is scraped from an exporter."""
+"""Label matchers of every series that is scraped from an exporter."""
 RATE: Final = "[$__rate_interval]"
 RANGE: Final = "[$__range]"
 BY_QUANTITY: Final = "instance, collector, component, device, domain"
+QUANTITY_LEGEND: Final = "{{component}} {{device}} {{domain}} · {{instance}}"
+DEVICE_ENERGY: Final = f"{catalog.DEVICE_ENERGY.name}{{{SENSORS}}}"
+NODE_ENERGY: Final = f"{catalog.NODE_ENERGY.name}{{{SENSORS}}}"
 
-# One colour for one meaning, on every panel.
+# A colour has the same meaning on every panel.
 METHOD_COLOURS: Final = {"counter": "green", "integrated": "blue", "estimated": "orange", "emulated": "purple"}
 NODE_COLOUR: Final = "#8AB8FF"
 DEVICES_COLOUR: Final = "#F2CC0C"
 OTHER_COLOUR: Final = "#9FA7B3"
 
 MATRIX_FIELD: Final = "batch_size\\configuration"
-"""What Grafana's "Grouping to matrix" calls its first column."""
+"""Name that Grafana's transformation "Grouping to matrix" gives its first column."""
 
 Panel: TypeAlias = timeseries.Panel | stat.Panel | table.Panel | barchart.Panel
+AnyPanel = TypeVar("AnyPanel", bound=Panel)
+Variable: TypeAlias = dashboard.DatasourceVariable | dashboard.QueryVariable
 Override: TypeAlias = tuple[models.MatcherConfig, list[models.DynamicConfigValue]]
 
 
 def query(
     expr: str, legend: str = "", *, ref: str = "A", shape: Literal["range", "instant", "table"] = "range"
 ) -> prometheus.Dataquery:
-    """One PromQL query of a panel; ``instant`` asks for the end of the time range only."""
+    """Return a PromQL query; ``instant`` and ``table`` evaluate it at the end of the time range only."""
     target = prometheus.Dataquery().ref_id(ref).expr(expr).legend_format(legend).datasource(DATASOURCE)
     if shape == "range":
         return target.range()
@@ -47,37 +56,78 @@ def query(
 
 
 def colour(mode: str, fixed: str | None = None) -> dashboard.FieldColor:
-    built = dashboard.FieldColor().mode(models.FieldColorModeId(mode))
-    return built.fixed_color(fixed) if fixed else built
+    """Return a colour mode of a field; ``fixed`` is the colour of the modes that need one."""
+    field_colour = dashboard.FieldColor().mode(models.FieldColorModeId(mode))
+    return field_colour.fixed_color(fixed) if fixed else field_colour
 
 
 def thresholds(base: str, *steps: tuple[float, str]) -> dashboard.ThresholdsConfig:
-    """Colours by value: ``base`` below the first step."""
+    """Return colours by value: ``base`` below the first of the ``steps`` (value, colour)."""
     levels = [models.Threshold(None, base), *(models.Threshold(value, name) for value, name in steps)]
     return dashboard.ThresholdsConfig().mode(models.ThresholdsMode.ABSOLUTE).steps(levels)
 
 
 def override(matcher: str, options: object, **properties: object) -> Override:
-    """Field properties (``custom__width`` means ``custom.width``) for the fields that match."""
+    """Return properties for the matching fields; ``custom__width`` stands for ``custom.width``."""
     return (
         models.MatcherConfig(matcher, options),
         [models.DynamicConfigValue(key.replace("__", "."), value) for key, value in properties.items()],
     )
 
 
-def fixed(name: str, shade: str) -> Override:
-    """Shades of one colour for the series whose names begin with ``name``: one for each instance."""
-    return override("byRegexp", f"/^{name}/", color={"mode": "shades", "fixedColor": shade})
+def series_colour(prefix: str, shade: str) -> Override:
+    """Give the series whose names start with ``prefix`` shades of one colour, one shade per instance."""
+    return override("byRegexp", f"/^{prefix}/", color={"mode": "shades", "fixedColor": shade})
 
 
-def graph(
+def legend(*, table: bool = False, right: bool = False, calcs: Sequence[str] = ()) -> common.VizLegendOptions:
+    """Return a legend below the plot, or to its right; a table has a column for each of ``calcs``."""
+    options = (
+        common.VizLegendOptions()
+        .show_legend(True)
+        .display_mode(commons.LegendDisplayMode.TABLE if table else commons.LegendDisplayMode.LIST)
+        .placement(commons.LegendPlacement.RIGHT if right else commons.LegendPlacement.BOTTOM)
+        .calcs(list(calcs))
+    )
+    return options.width(440) if right else options
+
+
+def tooltip(sort: commons.SortOrder) -> common.VizTooltipOptions:
+    """Return a tooltip that lists all series."""
+    return common.VizTooltipOptions().mode(commons.TooltipDisplayMode.MULTI).sort(sort)
+
+
+def panel(
     title: str,
     description: str,
     unit: str,
     targets: Sequence[prometheus.Dataquery],
     *,
-    width: int,
-    height: int = 8,
+    size: tuple[int, int],
+    kind: AnyPanel,
+    overrides: Sequence[Override] = (),
+) -> AnyPanel:
+    """Return ``kind``, the new panel of one type, with what panels of every type have.
+
+    ``unit`` is the id of one of Grafana's units; ``size`` is the width, in 24ths of the page, and the height in
+    grid units.
+    """
+    built: AnyPanel = (
+        kind.title(title)
+        .description(description)
+        .datasource(DATASOURCE)
+        .unit(unit)
+        .span(size[0])
+        .height(size[1])
+        .targets(list(targets))
+    )
+    for matcher, properties in overrides:
+        built = built.with_override(matcher, properties)
+    return built
+
+
+def time_series(
+    *,
     stacked: bool = False,
     legend_right: bool = False,
     steps: bool = False,
@@ -86,99 +136,71 @@ def graph(
     soft_maximum: float | None = None,
     points: bool = False,
     calcs: Sequence[str] = ("mean", "max"),
-    overrides: Sequence[Override] = (),
 ) -> timeseries.Panel:
-    """A time series panel; with ``calcs`` its legend is a table of figures.
+    """Return a time series panel.
 
-    ``soft_maximum`` keeps an axis of zeros from being drawn up to 100; ``points`` draws each sample alone.
+    Args:
+        stacked: Stack the series.
+        legend_right: Put the legend to the right of the plot instead of below it.
+        steps: Hold each value until the next sample instead of drawing a slope.
+        log_base: Base of a logarithmic axis; 0: linear.
+        minimum: Lower end of a linear axis; None: set by the data.
+        soft_maximum: Upper end of the axis unless the data exceed it; an axis of zeros would end at 100.
+        points: Draw samples as points without lines.
+        calcs: Statistics shown in the legend.
     """
-    legend = (
-        common.VizLegendOptions()
-        .show_legend(True)
-        .display_mode(commons.LegendDisplayMode.TABLE if calcs else commons.LegendDisplayMode.LIST)
-        .placement(commons.LegendPlacement.RIGHT if legend_right else commons.LegendPlacement.BOTTOM)
-        .calcs(list(calcs))
-    )
-    if legend_right:
-        legend = legend.width(440)
-    sort = commons.SortOrder.DESCENDING
-    panel = (
+    built = (
         timeseries.Panel()
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .unit(unit)
-        .span(width)
-        .height(height)
-        .targets(list(targets))
         .color_scheme(colour("palette-classic"))
-        .legend(legend)
-        .tooltip(common.VizTooltipOptions().mode(commons.TooltipDisplayMode.MULTI).sort(sort))
+        .legend(legend(table=bool(calcs), right=legend_right, calcs=calcs))
+        .tooltip(tooltip(commons.SortOrder.DESCENDING))
         .line_width(1)
         .fill_opacity(45 if stacked else 8)
         .show_points(commons.VisibilityMode.ALWAYS if points else commons.VisibilityMode.NEVER)
         .span_nulls(False)
     )
     if points:
-        panel = panel.draw_style(commons.GraphDrawStyle.POINTS).point_size(6)
+        built = built.draw_style(commons.GraphDrawStyle.POINTS).point_size(6)
     if soft_maximum is not None:
-        panel = panel.axis_soft_max(soft_maximum)
+        built = built.axis_soft_max(soft_maximum)
     if stacked:
-        panel = panel.stacking(common.StackingConfig().group("A").mode(commons.StackingMode.NORMAL))
+        built = built.stacking(common.StackingConfig().group("A").mode(commons.StackingMode.NORMAL))
     if steps:
-        panel = panel.line_interpolation(commons.LineInterpolation.STEP_AFTER)
+        built = built.line_interpolation(commons.LineInterpolation.STEP_AFTER)
     if log_base:
-        scale = common.ScaleDistributionConfig().type(commons.ScaleDistribution.LOG).log(log_base)
-        panel = panel.scale_distribution(scale)
+        built = built.scale_distribution(logarithmic(log_base))
     elif minimum is not None:
-        panel = panel.min(minimum)
-    for matcher, properties in overrides:
-        panel = panel.with_override(matcher, properties)
-    return panel
+        built = built.min(minimum)
+    return built
 
 
-def figure(
-    title: str,
-    description: str,
-    unit: str,
-    targets: Sequence[prometheus.Dataquery],
+def logarithmic(base: int) -> common.ScaleDistributionConfig:
+    return common.ScaleDistributionConfig().type(commons.ScaleDistribution.LOG).log(base)
+
+
+def single_stat(
     *,
-    width: int,
-    height: int = 5,
     levels: dashboard.ThresholdsConfig | None = None,
     shade: str = "text",
     sparkline: bool = False,
     named: bool = False,
-    calc: str = "lastNotNull",
-    overrides: Sequence[Override] = (),
 ) -> stat.Panel:
-    """A stat panel: one figure, or one for each series."""
-    panel = (
+    """Return a stat panel: the last value of each series; ``named`` shows the names of the series too."""
+    built = (
         stat.Panel()
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .unit(unit)
-        .span(width)
-        .height(height)
-        .targets(list(targets))
-        .reduce_options(common.ReduceDataOptions().calcs([calc]).values(False))
+        .color_scheme(colour("thresholds") if levels is not None else colour("fixed", shade))
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False))
         .color_mode(commons.BigValueColorMode.VALUE)
         .graph_mode(commons.BigValueGraphMode.AREA if sparkline else commons.BigValueGraphMode.NONE)
         .text_mode(commons.BigValueTextMode.VALUE_AND_NAME if named else commons.BigValueTextMode.VALUE)
         .justify_mode(commons.BigValueJustifyMode.AUTO if sparkline else commons.BigValueJustifyMode.CENTER)
         .wide_layout(True)
     )
-    if levels is not None:
-        panel = panel.thresholds(levels).color_scheme(colour("thresholds"))
-    else:
-        panel = panel.color_scheme(colour("fixed", shade))
-    for matcher, properties in overrides:
-        panel = panel.with_override(matcher, properties)
-    return panel
+    return built if levels is None else built.thresholds(levels)
 
 
 def transformation(name: str, **options: object) -> models.DataTransformerConfig:
+    """Return a transformation of the query results, by Grafana's id."""
     return models.DataTransformerConfig(name, options=options)
 
 
@@ -192,42 +214,24 @@ def columns(order: Sequence[tuple[str, str]], *, hidden: Sequence[str] = ()) -> 
     )
 
 
-def grid(
-    title: str,
-    description: str,
-    targets: Sequence[prometheus.Dataquery],
-    transformations: Sequence[models.DataTransformerConfig],
-    *,
-    height: int,
-    width: int = 24,
-    unit: str = "none",
-    sort: tuple[str, bool] | None = None,
-    overrides: Sequence[Override] = (),
+def data_table(
+    transformations: Sequence[models.DataTransformerConfig], *, sort: tuple[str, bool] | None = None
 ) -> table.Panel:
-    """A table panel; ``sort`` is (heading, descending)."""
-    panel = (
+    """Return a table panel; ``sort`` is (heading, descending)."""
+    built = (
         table.Panel()
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .unit(unit)
-        .span(width)
-        .height(height)
-        .targets(list(targets))
-        .transformations(list(transformations))
         .color_scheme(colour("fixed", "text"))
+        .transformations(list(transformations))
         .filterable(True)
         .cell_height(commons.TableCellHeight.SM)
     )
     if sort is not None:
-        panel = panel.sort_by([common.TableSortByFieldState().display_name(sort[0]).desc(sort[1])])
-    for matcher, properties in (*overrides, method_cells()):
-        panel = panel.with_override(matcher, properties)
-    return panel
+        built = built.sort_by([common.TableSortByFieldState().display_name(sort[0]).desc(sort[1])])
+    return built
 
 
-def method_cells() -> Override:
-    """Estimated and emulated figures must strike the eye: the method's cell carries its colour."""
+def method_column() -> Override:
+    """Colour the cells of the column Method, so that estimated and emulated values stand out."""
     return override(
         "byName",
         "Method",
@@ -247,8 +251,9 @@ def method_cells() -> Override:
     )
 
 
-def methods_figure(width: int) -> stat.Panel:
-    return figure(
+def methods_panel(width: int) -> stat.Panel:
+    """Return the panel that counts device sensors by method; both dashboards have it."""
+    return panel(
         "How devices are measured",
         "Number of device sensors by method. counter: the device counts joules; integrated: its watts are "
         "integrated by the exporter; estimated: a power model, no sensor; emulated: a made-up machine.",
@@ -260,36 +265,26 @@ def methods_figure(width: int) -> stat.Panel:
                 shape="instant",
             )
         ],
-        width=width,
-        named=True,
-        overrides=[fixed(name, shade) for name, shade in METHOD_COLOURS.items()],
+        size=(width, 5),
+        kind=single_stat(named=True),
+        overrides=[series_colour(name, shade) for name, shade in METHOD_COLOURS.items()],
     )
 
 
-def bars(
-    title: str, description: str, unit: str, expr: str, *, width: int, height: int, log: bool = True
-) -> barchart.Panel:
-    """A bar chart over batch size, one colour for each configuration.
+def bar_chart() -> barchart.Panel:
+    """Return a bar chart over batch size with a logarithmic axis and one colour per configuration.
 
-    ``expr`` gives series with the labels ``configuration`` and ``batch_size``. Batch sizes are sorted as
-    numbers and then made text, because a bar chart's axis is one of categories.
+    Its query returns a table with the labels ``configuration`` and ``batch_size``. The axis of a bar chart has
+    categories, so batch sizes are sorted as numbers first and then converted to text.
     """
-    scale = common.ScaleDistributionConfig()
-    scale = scale.type(commons.ScaleDistribution.LOG).log(10) if log else scale.type(commons.ScaleDistribution.LINEAR)
-    number = [{"targetField": "batch_size", "destinationType": "number"}]
-    text = [{"targetField": MATRIX_FIELD, "destinationType": "string"}]
+    to_number = [{"targetField": "batch_size", "destinationType": "number"}]
+    to_text = [{"targetField": MATRIX_FIELD, "destinationType": "string"}]
     return (
         barchart.Panel()
-        .title(title)
-        .description(description)
-        .datasource(DATASOURCE)
-        .unit(unit)
-        .span(width)
-        .height(height)
-        .targets([query(expr, shape="table")])
+        .color_scheme(colour("palette-classic"))
         .transformations(
             [
-                transformation("convertFieldType", fields={}, conversions=number),
+                transformation("convertFieldType", fields={}, conversions=to_number),
                 transformation("sortBy", fields={}, sort=[{"field": "batch_size"}]),
                 transformation(
                     "groupingToMatrix",
@@ -298,49 +293,34 @@ def bars(
                     valueField="Value",
                     emptyValue="null",
                 ),
-                transformation("convertFieldType", fields={}, conversions=text),
+                transformation("convertFieldType", fields={}, conversions=to_text),
                 columns([(MATRIX_FIELD, "batch size")]),
             ]
         )
         .orientation(commons.VizOrientation.VERTICAL)
         .x_field("batch size")
-        .scale_distribution(scale)
+        .scale_distribution(logarithmic(10))
         .axis_label("")
-        .color_scheme(colour("palette-classic"))
         .fill_opacity(75)
         .line_width(1)
         .group_width(0.8)
         .bar_width(0.94)
         .show_value(commons.VisibilityMode.NEVER)
-        .legend(
-            common.VizLegendOptions()
-            .show_legend(True)
-            .display_mode(commons.LegendDisplayMode.LIST)
-            .placement(commons.LegendPlacement.BOTTOM)
-            .calcs([])
-        )
-        .tooltip(common.VizTooltipOptions().mode(commons.TooltipDisplayMode.MULTI).sort(commons.SortOrder.NONE))
+        .legend(legend())
+        .tooltip(tooltip(commons.SortOrder.NONE))
     )
 
 
-def variables(*, run: bool) -> Iterator[dashboard.DatasourceVariable | dashboard.QueryVariable]:
-    """Data source, job and instance; for an experiment its run and configurations too."""
+def sensor_variables() -> Iterator[Variable]:
+    """Yield the variables of every dashboard: data source, job and instance."""
     yield dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")
     info = catalog.EXPORTER_INFO.name
-    yield listed("job", "Job", f"label_values({info}, job)")
-    yield listed("instance", "Instance", f'label_values({info}{{job=~"$job"}}, instance)')
-    if run:
-        info = catalog.RUN_INFO.name
-        # Run ids sort by time: descending, the newest run is the one shown when the dashboard opens.
-        yield (
-            query_variable("run", "Run", f"label_values({info}, run)")
-            .sort(models.VariableSort.ALPHABETICAL_DESC)
-            .multi(False)
-        )
-        yield listed("configuration", "Configuration", f'label_values({info}{{run=~"$run"}}, configuration)')
+    yield multi_value_variable("job", "Job", f"label_values({info}, job)")
+    yield multi_value_variable("instance", "Instance", f'label_values({info}{{job=~"$job"}}, instance)')
 
 
 def query_variable(name: str, label: str, expr: str) -> dashboard.QueryVariable:
+    """Return a variable whose values come from Prometheus."""
     return (
         dashboard.QueryVariable(name)
         .label(label)
@@ -351,20 +331,20 @@ def query_variable(name: str, label: str, expr: str) -> dashboard.QueryVariable:
     )
 
 
-def listed(name: str, label: str, expr: str) -> dashboard.QueryVariable:
-    """A variable of which any number can be chosen, all of them to begin with."""
-    everything = models.VariableOption(selected=True, text=["All"], value=["$__all"])
+def multi_value_variable(name: str, label: str, expr: str) -> dashboard.QueryVariable:
+    """Return a variable that accepts several values; all are selected when the dashboard opens."""
     return (
         query_variable(name, label, expr)
         .sort(models.VariableSort.ALPHABETICAL_ASC)
         .multi(True)
         .include_all(True)
         .all_value(".+")
-        .current(everything)
+        .current(models.VariableOption(selected=True, text=["All"], value=["$__all"]))
     )
 
 
 def link(title: str, uid: str) -> dashboard.DashboardLink:
+    """Return a link to another dashboard that keeps the time range and the variables."""
     return (
         dashboard.DashboardLink(title)
         .type(models.DashboardLinkType.LINK)
@@ -375,8 +355,11 @@ def link(title: str, uid: str) -> dashboard.DashboardLink:
     )
 
 
-def start(title: str, uid: str, description: str) -> dashboard.Dashboard:
-    return (
+def new_dashboard(
+    title: str, uid: str, description: str, variables: Sequence[Variable], rows: Mapping[str, Sequence[Panel]]
+) -> dashboard.Dashboard:
+    """Return a read-only dashboard with these variables, and rows (title -> panels) from top to bottom."""
+    board = (
         dashboard.Dashboard(title)
         .uid(uid)
         .description(description)
@@ -386,22 +369,21 @@ def start(title: str, uid: str, description: str) -> dashboard.Dashboard:
         .tooltip(models.DashboardCursorSync.CROSSHAIR)
         .timepicker(dashboard.TimePicker().refresh_intervals(["1s", "5s", "10s", "30s", "1m", "5m"]))
     )
-
-
-def fill(board: dashboard.Dashboard, rows: dict[str, list[Panel]]) -> dashboard.Dashboard:
-    for title, panels in rows.items():
-        board = board.with_row(dashboard.Row(title))
+    for variable in variables:
+        board = board.with_variable(variable)
+    for row, panels in rows.items():
+        board = board.with_row(dashboard.Row(row))
         for panel in panels:
             board = board.with_panel(panel)
     return board
 
 
-def rendered(board: dashboard.Dashboard) -> str:
-    """The dashboard's JSON, with panel ids 1, 2, 3, … in reading order (the SDK leaves them null) unless set.
+def to_json(board: dashboard.Dashboard) -> str:
+    """Return the dashboard's JSON.
 
-    What the SDK writes although nobody asked for it is taken out again: settings of interval variables on
-    variables of other types, a direction of repetition where nothing repeats, and the placement that hides
-    links and the switches of annotations in a menu.
+    The SDK leaves panel ids null: panels without an id get their number in reading order. It also writes settings
+    that nobody set, which are removed: those of interval variables on other variables, the direction of repeated
+    panels where nothing repeats, and the placement that hides links and annotation switches in a menu.
     """
     data: dict[str, Any] = json.loads(json.dumps(board.build(), cls=JSONEncoder))
     for number, panel in enumerate(data["panels"], start=1):
@@ -411,6 +393,6 @@ def rendered(board: dashboard.Dashboard) -> str:
     for variable in data["templating"]["list"]:
         for key in ("auto", "auto_count", "auto_min"):
             variable.pop(key, None)
-    for item in (*data["links"], *data.get("annotations", {}).get("list", ())):
-        item.pop("placement", None)
+    for control in (*data["links"], *data.get("annotations", {}).get("list", ())):
+        control.pop("placement", None)
     return json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
