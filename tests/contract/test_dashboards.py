@@ -11,20 +11,26 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import promql_parser
 import pytest
 import yaml
+from promql_parser import Call, MatchOp, MatrixSelector, SubqueryExpr
 
 from joulewatch_exporter import catalog
 from support import dashboards
 from support.require import require_program
 
-LABELS: Final = {metric.name: set(metric.labels) for metric in catalog.METRICS}
+CATALOG: Final = {metric.name: set(metric.labels) for metric in catalog.METRICS}
 FOREIGN: Final[dict[str, set[str]]] = {
     "up": set(),  # by Prometheus, for every target
     "process_cpu_seconds_total": set(),  # prometheus_client's process collector
     "process_resident_memory_bytes": set(),
 }
-TARGET_LABELS: Final = {"job", "instance"}
+LABELS: Final = {
+    # The label window: see the help of WINDOW_END, the Pushgateway's form.
+    name: labels | {"job", "instance"} | ({"window"} if name.startswith("joulewatch_window_") else set())
+    for name, labels in (CATALOG | FOREIGN).items()
+}
 UNITS: Final = {"watt", "joule", "kwatth", "s", "short", "none", "ops", "cps", "percentunit", "bytes"}
 """Ids of Grafana's units; a misspelt one would be shown as text behind the figure."""
 
@@ -117,17 +123,19 @@ def panel_no_targets_rule(board: Board) -> Problems:
 
 
 def target_rate_interval_rule(board: Board) -> Problems:
+    rate_interval = promql_parser.parse_duration(dashboards.DURATIONS["__rate_interval"])
     for title, expr in targets(board):
-        for found in re.findall(r"\[([^\]]*)\]", expr):
-            if found != "$__rate_interval":
-                yield title, f"[{found}] is not [$__rate_interval]"
+        for node in dashboards.nodes(expr):
+            if isinstance(node, MatrixSelector | SubqueryExpr) and node.range != rate_interval:
+                yield title, f"the range of {node.prettify()} is not [$__rate_interval]"
 
 
 def matcher_rule(board: Board, label: str) -> Problems:
     for title, expr in targets(board):
-        for selector in re.findall(r"\w\{([^}]*)\}", expr) or [""]:
-            if f'{label}=~"${label}"' not in selector:
-                yield title, f'{{{selector}}} lacks {label}=~"${label}"'
+        for selector in dashboards.selectors(expr):
+            matchers = [(matcher.name, matcher.op, matcher.value) for matcher in selector.matchers.matchers]
+            if (label, MatchOp.Re, f"${label}") not in matchers:
+                yield title, f'{selector} lacks {label}=~"${label}"'
 
 
 def target_job_rule(board: Board) -> Problems:
@@ -140,9 +148,19 @@ def target_instance_rule(board: Board) -> Problems:
 
 def target_counter_agg_rule(board: Board) -> Problems:
     for title, expr in targets(board):
-        for found in re.finditer(r"(\w*)\(?(\b\w+_total)\b", expr):
-            if found[1] not in {"rate", "irate", "increase"}:
-                yield title, f"{found[2]} is a counter: only under rate, irate, increase"
+        rates = [
+            node.args[0].vector_selector.name
+            for node in dashboards.nodes(expr)
+            if isinstance(node, Call)
+            and node.func.name in {"rate", "irate", "increase"}
+            and isinstance(node.args[0], MatrixSelector)
+        ]
+        for selector in dashboards.selectors(expr):
+            if (selector.name or "").endswith("_total"):
+                if selector.name in rates:
+                    rates.remove(selector.name)
+                else:
+                    yield title, f"{selector.name} is a counter: only under rate, irate, increase"
 
 
 def uneditable_dashboard_rule(board: Board) -> Problems:
@@ -260,35 +278,27 @@ def test_every_panel_has_a_colour_mode_and_every_graph_a_legend() -> None:
 
 
 @pytest.mark.parametrize("query", ALL_QUERIES, ids=str)
-def test_every_metric_and_label_is_of_the_catalog(query: dashboards.Query) -> None:
-    known = LABELS | FOREIGN
-    available = set(TARGET_LABELS)
-    for metric, matched in dashboards.metrics(query.expr).items():
-        assert metric in known, f"{query}: {metric} is not in the catalog"
-        allowed = known[metric] | TARGET_LABELS
-        if metric.startswith("joulewatch_window_"):
-            allowed.add("window")  # see the help of WINDOW_END: the Pushgateway's form
-        assert matched <= allowed, f"{query}: {metric} has no label {matched - allowed}"
-        available |= allowed
-    used = dashboards.grouped_labels(query.expr) | dashboards.template_labels(query.legend)
-    if query.label:
-        used.add(query.label)
-    assert used <= available, f"{query}: no such label: {used - available}"
+def test_every_metric_and_matched_label_is_in_the_catalog(query: dashboards.Query) -> None:
+    metrics = dashboards.metrics(query.expr)
+    assert metrics
+    for metric, matched in metrics.items():
+        assert metric in LABELS, f"{query}: {metric} is not in the catalog"
+        assert matched <= LABELS[metric], f"{query}: {metric} has no label {matched - LABELS[metric]}"
 
 
 @pytest.mark.parametrize("query", ALL_QUERIES, ids=str)
-def test_every_label_of_a_legend_survives_the_aggregation(query: dashboards.Query) -> None:
-    outermost = re.match(r"(?:sum|max|min|count) by \(([^)]*)\)", query.expr)
-    if outermost:
-        kept = {label.strip() for label in outermost[1].split(",")}
-        assert dashboards.template_labels(query.legend) <= kept
+def test_every_label_of_a_legend_is_in_the_result(query: dashboards.Query) -> None:
+    """``result_labels`` also checks the labels of ``by`` and ``on``."""
+    used = dashboards.template_labels(query.legend) | ({query.label} if query.label else set())
+    available = dashboards.result_labels(query.expr, LABELS)
+    assert used <= available, f"{query}: the result has no label {used - available}"
 
 
 def test_annotations_name_only_labels_of_their_series() -> None:
     for board in BOARDS.values():
         for item in board.get("annotations", {}).get("list", ()):
             used = dashboards.template_labels(item["titleFormat"] + item["textFormat"])
-            assert used | set(item["tagKeys"].split(",")) <= LABELS[catalog.WINDOW_ACTIVE.name]
+            assert used | set(item["tagKeys"].split(",")) <= CATALOG[catalog.WINDOW_ACTIVE.name]
             assert item["step"] == "1s"
 
 
@@ -309,16 +319,77 @@ def test_promtool_reads_every_query(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+# The functions of support.dashboards that the tests above rely on.
+
+
 @pytest.mark.parametrize(
     ("expr", "names"),
     [
         ('sum by (a, b) (rate(m_total{job=~"$job", x!="{y}"}[$__rate_interval]))', {"m_total": {"job", "x"}}),
         ("1 - up", {"up": set()}),
         ('a{l="1"} and on (run) b / 3.6e6', {"a": {"l"}, "b": set()}),
+        ('a{l="1"} - a{k="2"}', {"a": {"k", "l"}}),
         ("(sum(c) or vector(0)) + time()", {"c": set()}),
         ("level:metric:rate1m > 0.01", {"level:metric:rate1m": set()}),
+        ('{job="x"}', {"": {"job"}}),
     ],
 )
-def test_names_are_found_in_promql(expr: str, names: dict[str, set[str]]) -> None:
-    """The reader of expressions that the tests above rest on."""
+def test_metrics_and_matched_labels_are_read_from_promql(expr: str, names: dict[str, set[str]]) -> None:
     assert dashboards.metrics(expr) == names
+
+
+KNOWN: Final = {"m": {"a", "b", "c"}, "n": {"b", "c", "d"}}
+
+
+@pytest.mark.parametrize(
+    ("expr", "labels"),
+    [
+        ("m", {"a", "b", "c"}),
+        ("rate(m[$__rate_interval])", {"a", "b", "c"}),
+        ("max_over_time((-m)[1h:1m])", {"a", "b", "c"}),
+        ("sum(m)", set()),
+        ("sum by (a, b) (m)", {"a", "b"}),
+        ("sum without (a) (m)", {"b", "c"}),
+        ("time() - m", {"a", "b", "c"}),
+        ("m / 2", {"a", "b", "c"}),
+        ("m / n", {"b", "c"}),
+        ("m or n", {"b", "c"}),
+        ("sum(m) or vector(0)", set()),
+        ("m and on (b) n", {"a", "b", "c"}),
+        ('label_replace(sum by (a) (m), "new", "none", "", "")', {"a", "new"}),
+        ("time()", set()),
+    ],
+)
+def test_labels_of_a_result_are_read_from_promql(expr: str, labels: set[str]) -> None:
+    assert dashboards.result_labels(expr, KNOWN) == labels
+
+
+@pytest.mark.parametrize(
+    "expr", ["sum by (a, d) (m)", "sum(max by (a) (m)) + sum by (b) (max by (a) (m))", "m and on (a) n"]
+)
+def test_grouping_by_a_label_that_is_missing_is_an_error(expr: str) -> None:
+    with pytest.raises(ValueError, match="no label"):
+        dashboards.result_labels(expr, KNOWN)
+
+
+def fake_board(expr: str) -> Board:
+    return {"panels": [{"type": "timeseries", "title": "panel", "targets": [{"expr": expr}]}]}
+
+
+@pytest.mark.parametrize(
+    ("rule", "good", "bad"),
+    [
+        (target_rate_interval_rule, "rate(m[$__rate_interval])", "rate(m[1m])"),
+        (target_rate_interval_rule, "m", "max_over_time(m[$__range:])"),
+        (target_job_rule, 'm{a="1", job=~"$job"}', 'm{job=~"$job"} - m'),
+        (target_job_rule, 'sum(m{job=~"$job"})', 'm{job="$job"}'),
+        (target_instance_rule, 'm{instance=~"$instance"}', 'm{job=~"$instance"}'),
+        (target_counter_agg_rule, "sum(rate(m_total[1m]))", "sum(m_total)"),
+        (target_counter_agg_rule, "irate(m_total[1m]) / increase(m_total[1m])", "rate(m_total[1m]) / m_total"),
+        (target_counter_agg_rule, "max_over_time(m[1m])", "max_over_time(m_total[1m])"),
+        (target_counter_agg_rule, "rate(m_total[1m])", "rate(m_total[1h:1m])"),
+    ],
+)
+def test_rules_find_what_they_forbid(rule: Callable[[Board], Problems], good: str, bad: str) -> None:
+    assert list(rule(fake_board(good))) == []
+    assert [title for title, _ in rule(fake_board(bad))] == ["panel"]

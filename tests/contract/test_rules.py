@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import pytest
 import yaml
+from promql_parser import AggregateExpr
 
 from joulewatch_exporter import catalog
 from support import dashboards
@@ -15,7 +16,9 @@ from support.require import require_program
 
 FOLDER: Final = dashboards.FOLDER / "rules"
 FILE: Final = FOLDER / "joulewatch.rules.yaml"
-LABELS: Final[dict[str, set[str]]] = {metric.name: set(metric.labels) for metric in catalog.METRICS} | {"up": set()}
+LABELS: Final = {metric.name: {*metric.labels, "job", "instance"} for metric in catalog.METRICS} | {
+    "up": {"job", "instance"}
+}
 GROUPS: Final[list[dict[str, Any]]] = yaml.safe_load(FILE.read_text(encoding="utf-8"))["groups"]
 ALL_RULES: Final = [rule for group in GROUPS for rule in group["rules"]]
 
@@ -45,24 +48,22 @@ def test_every_rule_is_tested() -> None:
 
 
 @pytest.mark.parametrize("rule", ALL_RULES, ids=name)
-def test_every_metric_and_label_is_of_the_catalog(rule: dict[str, Any]) -> None:
-    available = {"job", "instance"}
+def test_every_metric_and_label_is_in_the_catalog(rule: dict[str, Any]) -> None:
+    """``result_labels`` also checks the labels of ``by``."""
     for metric, matched in dashboards.metrics(rule["expr"]).items():
         assert metric in LABELS, f"{name(rule)}: {metric} is not in the catalog"
-        available |= LABELS[metric]
-        assert matched <= available, f"{name(rule)}: {metric} has no label {matched - available}"
-    assert dashboards.grouped_labels(rule["expr"]) <= available
+        assert matched <= LABELS[metric], f"{name(rule)}: {metric} has no label {matched - LABELS[metric]}"
     text = " ".join(rule.get("annotations", {}).values())
-    kept = dashboards.grouped_labels(rule["expr"]) or available
-    assert set(re.findall(r"\$labels\.(\w+)", text)) <= kept
+    assert set(re.findall(r"\$labels\.(\w+)", text)) <= dashboards.result_labels(rule["expr"], LABELS)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in ALL_RULES if "record" in rule], ids=name)
 def test_recording_rules_are_named_level_metric_operation(rule: dict[str, Any]) -> None:
-    """And the metric in the middle is the one they read, without _total under rate and increase."""
+    """The metric in the middle is the one that the rule reads, without ``_total``; the level is in its labels."""
     level, metric, _ = rule["record"].split(":")
     assert set(dashboards.metrics(rule["expr"])) == {f"{metric}_total"}
-    assert set(level.split("_")) <= dashboards.grouped_labels(rule["expr"])
+    assert isinstance(dashboards.parse(rule["expr"]), AggregateExpr)
+    assert set(level.split("_")) <= dashboards.result_labels(rule["expr"], LABELS)
 
 
 @pytest.mark.parametrize("rule", [rule for rule in ALL_RULES if "alert" in rule], ids=name)

@@ -1,4 +1,4 @@
-"""The dashboards and rules as tests see them: their queries, and the names a query uses."""
+"""The committed dashboards for tests: their panels and queries, and the metrics and labels of a PromQL expression."""
 
 from __future__ import annotations
 
@@ -9,81 +9,79 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import promql_parser
+from promql_parser import AggregateExpr, BinaryExpr, Call, Expr, VectorSelector
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 FOLDER: Final = ROOT / "dashboards"
 NAMES: Final = ("node", "experiment")
 
-_WORDS: Final = frozenset(
-    (
-        "and",
-        "or",
-        "unless",
-        "on",
-        "ignoring",
-        "group_left",
-        "group_right",
-        "by",
-        "without",
-        "bool",
-        "offset",
-        "inf",
-        "nan",
-    )
-)
-_STRING = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^'\\]|\\.)*'")
-_GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
-_RANGE = re.compile(r"\[[^\]]*\]")
-_SELECTOR = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)?\s*\{([^}]*)\}")
-_LABEL = re.compile(r"([a-zA-Z_][a-zA-Z0-9_]*)\s*(?:=~|!~|!=|=)")
-_NAME = re.compile(r"(?<![\w:$.])([a-zA-Z_:][a-zA-Z0-9_:]*)\b(?!\s*\()")
+DURATIONS: Final[Mapping[str, str]] = {
+    "__rate_interval": "61001ms",
+    "__interval": "15001ms",
+    "__range": "3600001ms",
+}
+"""Values for Grafana's duration macros: nobody writes such durations, so no literal ``[1m]`` is taken for a macro."""
+MACROS: Final[Mapping[str, str]] = {**DURATIONS, "job": ".+", "instance": ".+", "run": ".+", "configuration": ".+"}
+"""Values that turn every query of the dashboards into plain PromQL."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """One PromQL query of a dashboard, wherever it stands."""
+    """One PromQL query of a dashboard.
+
+    Attributes:
+        dashboard: Title of the dashboard.
+        kind: Where the query is and how Grafana runs it.
+        where: Title of the panel, or name of the variable or annotation.
+        expr: PromQL with Grafana's macros; for a variable the selector inside ``label_values``.
+        label: For a variable: the label whose values it lists.
+        legend: Legend format; empty if there is none.
+    """
 
     dashboard: str
     kind: Literal["range", "instant", "annotation", "variable"]
     where: str
-    """Title of the panel, name of the variable or of the annotation."""
     expr: str
-    """PromQL with Grafana's macros; of a variable, the selector inside ``label_values``."""
     label: str = ""
-    """Of a variable: the label whose values are wanted."""
     legend: str = ""
-    enabled: bool = True
 
     def __str__(self) -> str:
         return f"{self.dashboard}: {self.where}"
 
 
 def load(name: str) -> dict[str, Any]:
-    """The committed dashboard ``name`` (node, experiment)."""
+    """Return the committed dashboard ``name`` (node, experiment)."""
     data: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
     return data
 
 
 def panels(board: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every panel but the rows."""
+    """Yield every panel except the rows."""
     for panel in board["panels"]:
         if panel["type"] != "row":
             yield panel
 
 
 def queries(board: Mapping[str, Any]) -> Iterator[Query]:
-    """Every query of a dashboard: panels, variables, annotations."""
+    """Yield every query of a dashboard: those of variables, annotations and panels."""
     title = board["title"]
     for variable in board["templating"]["list"]:
         if variable["type"] == "query":
             match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
             assert match is not None, f"{title}: variable {variable['name']}: {variable['definition']}"
-            yield Query(title, "variable", variable["name"], match[1], label=match[2])
-    for item in board.get("annotations", {}).get("list", ()):
-        yield Query(title, "annotation", item["name"], item["expr"], enabled=item["enable"])
+            yield Query(dashboard=title, kind="variable", where=variable["name"], expr=match[1], label=match[2])
+    for annotation in board.get("annotations", {}).get("list", ()):
+        yield Query(dashboard=title, kind="annotation", where=annotation["name"], expr=annotation["expr"])
     for panel in panels(board):
         for target in panel["targets"]:
-            kind: Literal["instant", "range"] = "instant" if target["instant"] else "range"
-            yield Query(title, kind, panel["title"], target["expr"], legend=target.get("legendFormat", ""))
+            yield Query(
+                dashboard=title,
+                kind="instant" if target["instant"] else "range",
+                where=panel["title"],
+                expr=target["expr"],
+                legend=target.get("legendFormat", ""),
+            )
 
 
 def substitute(expr: str, values: Mapping[str, str]) -> str:
@@ -91,37 +89,94 @@ def substitute(expr: str, values: Mapping[str, str]) -> str:
     return re.sub(r"\$\{?(\w+)\}?", lambda match: values[match[1]], expr)
 
 
-MACROS: Final[Mapping[str, str]] = {
-    "__rate_interval": "1m",
-    "__interval": "15s",
-    "__range": "1h",
-    "job": ".+",
-    "instance": ".+",
-    "run": ".+",
-    "configuration": ".+",
-}
-"""Values that make every query of the dashboards plain PromQL."""
+def parse(expr: str) -> Expr:
+    """Parse PromQL with Grafana's macros; ``$job`` and the like stay, because they are inside strings."""
+    return promql_parser.parse(re.sub(r"\$(__\w+)", lambda match: DURATIONS[match[1]], expr))
 
 
-def metrics(expr: str) -> dict[str, set[str]]:
-    """Metric names in a PromQL expression, each with the labels that its selectors match."""
-    bare = _RANGE.sub("", _STRING.sub('""', expr))
-    found: dict[str, set[str]] = {}
-    for match in _SELECTOR.finditer(bare):
-        found.setdefault(match[1] or "", set()).update(_LABEL.findall(match[2]))
-    rest = _GROUPING.sub(" ", _SELECTOR.sub(lambda match: match[1] or "", bare))
-    for name in _NAME.findall(rest):
-        if name.lower() not in _WORDS:
-            found.setdefault(name, set())
+def nodes(expr: str) -> list[Any]:
+    """Return all nodes of the syntax tree of ``expr``."""
+    found: list[Any] = []
+    promql_parser.walk(parse(expr), found.append)
     return found
 
 
-def grouped_labels(expr: str) -> set[str]:
-    """Labels named by ``by``, ``on`` and the like."""
-    bare = _STRING.sub('""', expr)
-    return {label.strip() for group in _GROUPING.findall(bare) for label in group.split(",") if label.strip()}
+def selectors(expr: str) -> list[VectorSelector]:
+    """Return all selectors of ``expr``, those with a range included."""
+    return [node for node in nodes(expr) if isinstance(node, VectorSelector)]
+
+
+def metrics(expr: str) -> dict[str, set[str]]:
+    """Return the metric names in ``expr``, each with the labels that its selectors match on."""
+    labels: dict[str, set[str]] = {}
+    for selector in selectors(expr):
+        labels.setdefault(selector.name or "", set()).update(matcher.name for matcher in selector.matchers.matchers)
+    return labels
+
+
+def result_labels(expr: str, known: Mapping[str, set[str]]) -> set[str]:
+    """Return the labels that every series of the result has.
+
+    Args:
+        expr: PromQL with Grafana's macros.
+        known: The labels of each metric.
+
+    Raises:
+        ValueError: ``by`` or ``on`` names a label that its operand does not have.
+    """
+    return _labels(parse(expr), known) or set()
+
+
+def _labels(node: Any, known: Mapping[str, set[str]]) -> set[str] | None:
+    """Return the labels of the value of ``node``; None if it is a scalar or a string."""
+    if isinstance(node, promql_parser.MatrixSelector):
+        node = node.vector_selector
+    if isinstance(node, VectorSelector):
+        return known[node.name or ""]
+    if isinstance(node, promql_parser.ParenExpr | promql_parser.UnaryExpr | promql_parser.SubqueryExpr):
+        return _labels(node.expr, known)
+    if isinstance(node, Call):
+        return _labels_of_call(node, known)
+    if isinstance(node, AggregateExpr):
+        return _labels_of_aggregation(node, known)
+    if isinstance(node, BinaryExpr):
+        return _labels_of_operation(node, known)
+    return None
+
+
+def _labels_of_call(call: Call, known: Mapping[str, set[str]]) -> set[str] | None:
+    if call.func.return_type == promql_parser.ValueType.Scalar:
+        return None
+    labels: set[str] = set()
+    for argument in call.args:
+        labels |= _labels(argument, known) or set()
+    return labels | {call.args[1].val} if call.func.name == "label_replace" else labels
+
+
+def _labels_of_aggregation(node: AggregateExpr, known: Mapping[str, set[str]]) -> set[str]:
+    inner = _labels(node.expr, known) or set()
+    if node.modifier is None:
+        return set()
+    labels = set(node.modifier.labels)
+    if not labels <= inner:
+        raise ValueError(f"{node.prettify()}: no label {labels - inner}")
+    return labels if node.modifier.type == promql_parser.AggModifierType.By else inner - labels
+
+
+def _labels_of_operation(node: BinaryExpr, known: Mapping[str, set[str]]) -> set[str] | None:
+    left, right = _labels(node.lhs, known), _labels(node.rhs, known)
+    if left is None or right is None:
+        return left if right is None else right
+    matching = node.modifier.matching if node.modifier is not None else None
+    if matching is not None and not set(matching.labels) <= left & right:
+        raise ValueError(f"{node.prettify()}: no label {set(matching.labels) - (left & right)} on both sides")
+    if str(node.op) in {"and", "unless"}:
+        return left
+    if matching is not None and str(node.op) != "or":
+        raise NotImplementedError(f"{node.prettify()}: labels of arithmetic with on or ignoring")
+    return left & right
 
 
 def template_labels(text: str) -> set[str]:
-    """Labels named by ``{{label}}`` in a legend."""
+    """Return the labels that ``{{label}}`` names in a legend."""
     return set(re.findall(r"\{\{\s*(\w+)\s*\}\}", text))
