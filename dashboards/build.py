@@ -1,10 +1,10 @@
-"""Writes node.json and experiment.json: the Grafana dashboards, as code.
+"""Write the Grafana dashboards node.json and experiment.json.
 
-    python dashboards/build.py            # rewrite the two files
-    python dashboards/build.py --check    # exit 1 if a file is not what this code writes
+    python dashboards/build.py            # write the two files
+    python dashboards/build.py --check    # exit 1 if a file differs from what this program writes
 
-Metric names come from the exporter's catalog, so a renamed metric cannot stay behind in a dashboard.
-The JSON is committed: nobody needs this program, or its one dependency (grafana-foundation-sdk), to use it.
+Metric names come from the exporter's catalog, so the dashboards always use the current names. The JSON is committed:
+users need neither this program nor its dependency (grafana-foundation-sdk).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FOLDER: Final = Path(__file__).resolve().parent
 
 
 def files() -> dict[Path, str]:
-    """Every file that this program writes, with its text."""
+    """Return every file that this program writes, with its text."""
     return {FOLDER / "node.json": to_json(node()), FOLDER / "experiment.json": to_json(experiment())}
 
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stale = [path for path, text in files().items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     for path in stale:
         if check:
-            sys.stderr.write(f"{path.name} is not what build.py writes: run python dashboards/build.py\n")
+            sys.stderr.write(f"{path.name} is out of date: run python dashboards/build.py\n")
         else:
             path.write_text(files()[path], encoding="utf-8")
             sys.stderr.write(f"wrote {path.name}\n")

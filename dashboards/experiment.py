@@ -54,19 +54,19 @@ def experiment() -> dashboard.Dashboard:
         "Run": overview_row(),
         "Power and load": load_row(),
         "Results": results_row(),
-        "What was run": configurations_row(),
+        "Configurations": configurations_row(),
     }
     return (
         new_dashboard(
             "joulewatch / Experiment",
             "joulewatch-experiment",
-            "One run of a plan: power with the run's windows shaded, the load, and the energy of an inference.",
+            "One run: power with the windows shaded, the load, and the energy per inference.",
             [*sensor_variables(), *run_variables()],
             rows,
         )
         .annotation(window_regions("Measure windows", "measure", "green"))
         .annotation(window_regions("Idle windows", "idle", "blue"))
-        .annotation(window_regions("Warm-up", "warmup", "orange", shown=False))
+        .annotation(window_regions("Warm-up windows", "warmup", "orange", shown=False))
         .link(link("Node", "joulewatch-node"))
         .refresh("5s")
         .time("now-30m", "now")
@@ -137,8 +137,8 @@ def overview_row() -> list[Panel]:
     return [
         panel(
             "Lowest energy per inference",
-            "Smallest mean over all batch sizes and configurations shown, over all devices, idle power included "
-            "(gross).",
+            "Lowest mean over the selected configurations and all batch sizes. All devices, idle power "
+            "included (gross).",
             "joule",
             [query(lowest, "J / inference", shape="instant")],
             size=(5, 5),
@@ -146,7 +146,7 @@ def overview_row() -> list[Panel]:
         ),
         panel(
             "Highest throughput",
-            "Largest mean over all batch sizes and configurations shown.",
+            "Highest mean over the selected configurations and all batch sizes.",
             "ops",
             [query(f"max({result(catalog.RESULT_THROUGHPUT, by=BY_RESULT)})", "inferences / s", shape="instant")],
             size=(5, 5),
@@ -154,7 +154,7 @@ def overview_row() -> list[Panel]:
         ),
         panel(
             "Measure windows",
-            "Windows of kind measure delivered within the time range.",
+            "Number of measure windows delivered in the time range.",
             "short",
             [query(over_windows(catalog.WINDOW_START, "count", "count"), "windows", shape="instant")],
             size=(4, 5),
@@ -162,7 +162,7 @@ def overview_row() -> list[Panel]:
         ),
         panel(
             "Inferences in measure windows",
-            "Elements, not batches, over all measure windows within the time range.",
+            "Inferences (elements, not batches) of all measure windows in the time range.",
             "short",
             [query(over_windows(catalog.WINDOW_INFERENCES, "sum", "sum"), "inferences", shape="instant")],
             size=(5, 5),
@@ -175,9 +175,9 @@ def overview_row() -> list[Panel]:
 def load_row() -> list[Panel]:
     return [
         panel(
-            "Power of devices, windows of the run shaded",
-            "Slope of the energy counters between the last two scrapes, stacked; the dashed line is the whole "
-            "server, where it has a sensor. Shaded: green measure windows, blue idle windows (switches above).",
+            "Power of devices, with the run's windows shaded",
+            "Slope of the energy counters between two scrapes, stacked. Dashed: the whole server, if it has a sensor. "
+            "Shaded: measure windows (green) and idle windows (blue); the switches at the top of the page hide them.",
             "watt",
             [
                 query(f"sum by ({BY_QUANTITY}) (irate({DEVICE_ENERGY}{RATE}))", QUANTITY_LEGEND),
@@ -199,7 +199,7 @@ def load_row() -> list[Panel]:
         ).id(WINDOWS_PANEL),
         panel(
             "Batch size",
-            "Batch size of the measure windows, while they are open.",
+            "Batch size of each measure window while it is open.",
             "none",
             [
                 query(
@@ -213,8 +213,8 @@ def load_row() -> list[Panel]:
         ).line_width(3),
         panel(
             "Throughput",
-            "Inferences per second. Points: each measure window at its end, its inferences by its length, exact. "
-            "Line: live rate of the run's counter, time between windows included.",
+            "Inferences per second. Points: inferences of a measure window divided by its duration, drawn at its end. "
+            "Line: rate of the run's counter, which includes the time between windows.",
             "ops",
             [
                 query(
@@ -222,7 +222,7 @@ def load_row() -> list[Panel]:
                     f" / {at_window_end(catalog.WINDOW_DURATION)})",
                     "window {{configuration}}",
                 ),
-                # The counter moves when a window closes: a rate over less than some windows is a comb.
+                # The counter increases only when a window closes: a rate over a short interval would be 0 or a peak.
                 query(
                     f"rate({catalog.RUN_INFERENCES.name}{{{RUN}}}{RATE})", "live {{configuration}}", ref="B"
                 ).interval("15s"),
@@ -232,8 +232,8 @@ def load_row() -> list[Panel]:
             overrides=[override("byFrameRefID", "B", custom__drawStyle="line", custom__showPoints="never")],
         ),
         panel(
-            "Latency of a batch",
-            "Median, 90th and 99th percentile of each measure window, at its end.",
+            "Latency per batch",
+            "Median, 90th and 99th percentile of each measure window, drawn at its end.",
             "s",
             [
                 query(
@@ -256,17 +256,17 @@ def load_row() -> list[Panel]:
 def results_row() -> list[Panel]:
     return [
         panel(
-            "Energy per inference over batch size",
-            "Mean over the run's measure windows and over all devices, idle power included (gross). "
-            "Uncertainties and how it was measured: in the table.",
+            "Energy per inference by batch size",
+            "Mean over the run's measure windows. All devices, idle power included (gross). The table below has the "
+            "uncertainties and the method.",
             "joule",
             [query(total(catalog.RESULT_ENERGY, "gross", "configuration, batch_size"), shape="table")],
             size=(12, 10),
             kind=bar_chart(),
         ),
         panel(
-            "Throughput over batch size",
-            "Inferences per second: mean over the run's measure windows.",
+            "Throughput by batch size",
+            "Inferences per second, mean over the run's measure windows.",
             "ops",
             [query(result(catalog.RESULT_THROUGHPUT, by="configuration, batch_size"), shape="table")],
             size=(12, 10),
@@ -274,8 +274,8 @@ def results_row() -> list[Panel]:
         ),
         panel(
             "Results",
-            "Energy per inference: gross includes idle power, net does not; ± is the expanded uncertainty (95 %). "
-            "Published by `joulewatch analyze --publish`.",
+            "Energy per inference: gross includes idle power, net excludes it. ± is the expanded uncertainty (95 % "
+            "coverage). `joulewatch analyze RUN --publish` writes these results to Prometheus.",
             "joule",
             [
                 query(total(catalog.RESULT_ENERGY, "gross", BY_RESULT_AND_METHOD), shape="table"),
@@ -325,7 +325,7 @@ def configurations_row() -> list[Panel]:
     return [
         panel(
             "Configurations of the run",
-            "As found after loading: the precision and the provider that really ran, and where.",
+            "What each configuration used after loading: precision, provider, versions and machine.",
             "none",
             [
                 query(
@@ -341,12 +341,12 @@ def configurations_row() -> list[Panel]:
                         [
                             ("run", "Run"),
                             ("configuration", "Configuration"),
-                            ("precision", "Precision asked"),
-                            ("actual_precision", "Precision found"),
+                            ("precision", "Requested precision"),
+                            ("actual_precision", "Actual precision"),
                             ("provider", "Provider"),
                             ("runtime_version", "Runtime version"),
                             ("scenario", "Scenario"),
-                            ("server_rate_per_second", "Queries/s asked"),
+                            ("server_rate_per_second", "Requested queries/s"),
                             ("hardware", "Hardware"),
                             ("nodename", "Host"),
                             ("kernel", "Kernel"),
@@ -364,9 +364,9 @@ def configurations_row() -> list[Panel]:
                 override("byName", "Run", custom__width=215),
                 override("byName", "Hardware", custom__minWidth=290),
                 override("byName", "Provider", custom__width=190),
-                override("byRegexp", "/^(Precision|Runtime)/", custom__width=140),
+                override("byRegexp", "/^Requested/", custom__width=170),
+                override("byRegexp", "/^(Actual|Runtime)/", custom__width=140),
                 override("byRegexp", "/^(Host|Kernel|Governor|joulewatch)$/", custom__width=110),
-                method_column(),
             ],
         ),
     ]

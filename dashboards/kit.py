@@ -254,9 +254,9 @@ def method_column() -> Override:
 def methods_panel(width: int) -> stat.Panel:
     """Return the panel that counts device sensors by method; both dashboards have it."""
     return panel(
-        "How devices are measured",
-        "Number of device sensors by method. counter: the device counts joules; integrated: its watts are "
-        "integrated by the exporter; estimated: a power model, no sensor; emulated: a made-up machine.",
+        "Device sensors by method",
+        "counter: the device counts joules; integrated: the exporter integrates the device's power; estimated: a "
+        "power model, no sensor; emulated: the emulator, no hardware.",
         "short",
         [
             query(

@@ -48,15 +48,14 @@ def node() -> dashboard.Dashboard:
         "Overview": overview_row(),
         "Power": power_row(),
         "Parts of devices": parts_row(),
-        "Health of sensors": health_row(),
+        "Sensor health": health_row(),
         "Sensors": sensors_row(),
     }
     return (
         new_dashboard(
             "joulewatch / Node",
             "joulewatch-node",
-            "Power and energy of servers and of the devices inside them, "
-            "and the health of the sensors behind the figures.",
+            "Power and energy of servers and their devices, and the health of the sensors.",
             [*sensor_variables()],
             rows,
         )
@@ -70,8 +69,8 @@ def overview_row() -> list[Panel]:
     return [
         panel(
             "Power of all devices",
-            "Sum over CPU packages, memory, GPUs and FPGA cards, from their energy counters. Devices are "
-            "disjoint, so the sum counts nothing twice.",
+            "Sum over CPU packages, memory, GPUs and FPGA cards, computed from their energy counters. Devices do not "
+            "overlap, so nothing is counted twice.",
             "watt",
             [query(f"sum({DEVICES_WATTS})", "devices")],
             size=(4, 5),
@@ -79,8 +78,8 @@ def overview_row() -> list[Panel]:
         ),
         panel(
             "Power of whole servers",
-            "Sum over servers, as their own sensors give it (board, BMC). It contains the devices; the two are "
-            "never added. No data: no server here has such a sensor.",
+            "Sum of the node sensors (board, BMC). It includes the devices: do not add the two. No data means that no "
+            "server has a node sensor.",
             "watt",
             [query(f"sum({NODES_WATTS})", "nodes")],
             size=(4, 5),
@@ -88,8 +87,8 @@ def overview_row() -> list[Panel]:
         ),
         panel(
             "Energy of all devices in the time range",
-            "Joules, and the same in kilowatt hours, over the time range of this dashboard. PromQL extrapolates at "
-            "the edges of the range: for a report use `joulewatch energy`.",
+            "The same energy in joules and in watt-hours. PromQL extrapolates at the edges of the time range: for a "
+            "report, use `joulewatch energy`.",
             "joule",
             [
                 query(f"sum(increase({DEVICE_ENERGY}{RANGE}))", "J", shape="instant"),
@@ -102,7 +101,7 @@ def overview_row() -> list[Panel]:
         methods_panel(4),
         panel(
             "Sensors down",
-            "Devices whose last read failed. Their series are absent until they answer again, never repeated.",
+            "Number of devices whose last read failed. Their series are absent until a read succeeds.",
             "short",
             [query(f"sum(1 - {catalog.SENSOR_UP.name}{{{SENSORS}}})", "down", shape="instant")],
             size=(3, 5),
@@ -110,7 +109,7 @@ def overview_row() -> list[Panel]:
         ),
         panel(
             "Oldest value",
-            "Age of the oldest value on this dashboard, from the time at which it was read from the device.",
+            "Time since the oldest value on this dashboard was read from its device.",
             "s",
             [query(f"max({AGE})", "age", shape="instant")],
             size=(3, 5),
@@ -123,26 +122,26 @@ def power_row() -> list[Panel]:
     return [
         panel(
             "Power of devices, from energy counters",
-            "Stacked rate of the energy counters: nothing is lost between two scrapes, however the load moves. "
-            "The height of the stack is the power of all devices.",
+            "Rate of the energy counters, stacked: the top of the stack is the power of all devices. Peaks between two "
+            "scrapes are averaged, but their energy is included.",
             "watt",
             [query(f"sum by ({BY_QUANTITY}) ({DEVICES_WATTS})", QUANTITY_LEGEND)],
             size=(14, 10),
             kind=time_series(stacked=True),
         ),
         panel(
-            "Momentary power of devices",
-            "Power over the last reading interval, or the sensor's own value. A gauge misses what happens between "
-            "scrapes: look here for peaks, and left for energy.",
+            "Power readings of devices",
+            "The latest reading at each scrape: the sensor's own value, or the power over the last reading interval of "
+            "an energy counter. Readings between two scrapes are not shown: for energy, use the panel on the left.",
             "watt",
             [query(f"{catalog.DEVICE_POWER.name}{{{SENSORS}}}", QUANTITY_LEGEND)],
             size=(10, 10),
             kind=time_series(calcs=("lastNotNull", "max")),
         ),
         panel(
-            "Whole servers against the sum of their devices",
-            "Other is what the server draws beyond its measured devices: fans, disks, network, board and the loss "
-            "of power supplies. It falls below 0 only where the sensors contradict each other.",
+            "Whole servers and the sum of their devices",
+            "Other is the power of the server minus that of its measured devices: fans, disks, network, board, power "
+            "supply losses. A negative value means that the sensors contradict each other.",
             "watt",
             [
                 query(f"sum by (instance) ({NODES_WATTS})", "node · {{instance}}"),
@@ -162,8 +161,8 @@ def power_row() -> list[Panel]:
             ],
         ),
         panel(
-            "Energy of devices in the time range",
-            "Joules of each device over the time range of this dashboard, the largest first.",
+            "Energy of each device in the time range",
+            "Energy from the counters, largest first.",
             "joule",
             [query(f"sum by ({BY_QUANTITY}) (increase({DEVICE_ENERGY}{RANGE}))", shape="table")],
             size=(10, 8),
@@ -187,7 +186,6 @@ def power_row() -> list[Panel]:
                 override("byRegexp", "/^(Component|Domain)$/", custom__width=100),
                 override("byName", "Device", custom__width=125),
                 override("byName", "Energy", custom__width=100),
-                method_column(),
             ],
         ),
     ]
@@ -197,8 +195,8 @@ def parts_row() -> list[Panel]:
     return [
         panel(
             "Power of parts",
-            "Cores, uncore, rails, memory on a card: each lies inside a device above and must not be added to it, "
-            "so this panel does not stack.",
+            "Cores, uncore, rails, memory on a card. The energy of a part is included in the energy of its device, so "
+            "the series are not stacked.",
             "watt",
             [query(f"sum by ({BY_QUANTITY}) (rate({PART_ENERGY}{RATE}))", QUANTITY_LEGEND)],
             size=(24, 8),
@@ -210,8 +208,8 @@ def parts_row() -> list[Panel]:
 def health_row() -> list[Panel]:
     return [
         panel(
-            "Down",
-            "Exporters that Prometheus cannot scrape, and devices that the exporter cannot read. 0 is right.",
+            "Exporters and sensors down",
+            "Exporters that Prometheus cannot scrape, and devices that the exporter cannot read. Normal value: 0.",
             "short",
             [
                 query(f"sum by (instance) (1 - {catalog.SENSOR_UP.name}{{{SENSORS}}})", "devices · {{instance}}"),
@@ -223,8 +221,8 @@ def health_row() -> list[Panel]:
         ),
         panel(
             "Failed reads",
-            "Reads that gave no value, by reason; none: no read of this device ever failed. Each leaves a gap that "
-            "the time not measured (right) accounts for.",
+            "Reads that returned no value, by reason. Each device also has a constant 0 with the reason none, so that "
+            "devices without failures are listed.",
             "cps",
             [
                 query(
@@ -240,8 +238,8 @@ def health_row() -> list[Panel]:
         ),
         panel(
             "Share of time not measured",
-            "Time whose energy is missing from the counters because readings failed or came too late. "
-            "Above 0, energies over this time are too low by about this share.",
+            "Time whose energy is missing from the counters because reads failed or came too late. Energies over this "
+            "time are too low by about this share.",
             "percentunit",
             [
                 query(
@@ -254,8 +252,8 @@ def health_row() -> list[Panel]:
         ),
         panel(
             "Age of values",
-            "How long before now the values were read from the device. It swings between 0 and the scrape "
-            "interval; a slow management controller adds its own period. Below 0: the node's clock is ahead.",
+            "Time since the values were read from the device. It varies between 0 and the scrape interval; a slow BMC "
+            "adds its own period. A negative age means that the node's clock is ahead.",
             "s",
             [query(AGE, "{{collector}} {{device}} · {{instance}}")],
             size=(8, 8),
@@ -263,7 +261,7 @@ def health_row() -> list[Panel]:
         ),
         panel(
             "Time to read all devices",
-            "How long the last scan of a sensor family took.",
+            "Duration of the last scan of each sensor family.",
             "s",
             [query(f"{catalog.READ_DURATION.name}{{{SENSORS}}}", "{{collector}} · {{instance}}")],
             size=(8, 8),
@@ -271,8 +269,7 @@ def health_row() -> list[Panel]:
         ),
         panel(
             "Refresh period of sensors",
-            "How often the value inside the sensor really changes, as measured. Windows much longer than this "
-            "are measured well.",
+            "Measured time between two changes of the sensor's value. Measure windows should be much longer than this.",
             "s",
             [
                 query(
@@ -285,8 +282,8 @@ def health_row() -> list[Panel]:
         ),
         panel(
             "Wraps, resets and rejected readings",
-            "Wraps are normal: a hardware counter went round and was carried on. A reset loses the energy around "
-            "it; a rejected reading was physically impossible.",
+            "A wrap is normal: the hardware counter passed its maximum, and the exporter accounts for it. A reset "
+            "loses the energy around it. A rejected reading was physically impossible and was not used.",
             "short",
             [
                 query(
@@ -310,7 +307,7 @@ def health_row() -> list[Panel]:
         ),
         panel(
             "CPU time of the exporter",
-            "Share of one core that measuring costs.",
+            "Share of one CPU core that the exporter uses.",
             "percentunit",
             [query(f"rate(process_cpu_seconds_total{{{SENSORS}}}{RATE})", "{{instance}}")],
             size=(8, 8),
@@ -318,7 +315,7 @@ def health_row() -> list[Panel]:
         ),
         panel(
             "Memory of the exporter",
-            "Resident memory of the exporter's process.",
+            "Resident memory of the exporter process.",
             "bytes",
             [query(f"process_resident_memory_bytes{{{SENSORS}}}", "{{instance}}")],
             size=(8, 8),
@@ -330,9 +327,9 @@ def health_row() -> list[Panel]:
 def sensors_row() -> list[Panel]:
     return [
         panel(
-            "Every quantity and how it is measured",
-            "One row for each series. Method: counter (the device counts joules), integrated (its watts are "
-            "integrated), estimated (a model, no sensor), emulated (a made-up machine).",
+            "All sensor series and how they are measured",
+            "One row per series. Method: counter (the device counts joules), integrated (the exporter integrates the "
+            "device's power), estimated (a power model, no sensor), emulated (the emulator, no hardware).",
             "none",
             [
                 query(

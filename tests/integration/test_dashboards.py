@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 ALL_QUERIES: Final = [query for name in dashboards.NAMES for query in dashboards.queries(dashboards.load(name))]
 EMPTY_WHERE_ALL_IS_WELL: Final = {
-    "Warm-up": "the run has no warm-up windows",
+    "Warm-up windows": "the run has no warm-up windows",
 }
 
 
@@ -100,7 +100,7 @@ def test_windows_become_regions(recorded_run: RecordedRun) -> None:
 
 def test_whole_servers_are_devices_and_the_rest(recorded_run: RecordedRun) -> None:
     """The three curves of the panel agree wherever all three are drawn."""
-    title = "Whole servers against the sum of their devices"
+    title = "Whole servers and the sum of their devices"
     node, devices, other = (
         {
             (series["metric"]["instance"], at): float(value)
