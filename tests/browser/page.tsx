@@ -1,10 +1,10 @@
-// Draws one dashboard as Grafana does, with Grafana's own components, on a live Prometheus.
+// Renders one dashboard with Grafana's components and data from a real Prometheus.
 //
-// Reads view.json: {dashboard, prometheus, from, to, scrape_s, width}. Each panel that has nothing to show, or whose
-// query fails, gets an element with data-problem; when all is drawn, the body gets data-ready.
+// Reads view.json: {dashboard, prometheus, from, to, scrape_s, width}. A panel without data or with a failing query
+// gets an element with the attribute data-problem. When all panels are rendered, the body gets data-ready.
 //
-// Real here: interval arithmetic, frame and table shaping, transformations, field overrides, annotation regions, panel
-// frame, time series, stat, table, legend, axes. Not on npm, so replaced: the bar chart's layout of groups.
+// From Grafana: interval arithmetic, frame and table shaping, transformations, field overrides, annotation regions,
+// panel frame, time series, stat, table, legend, axes. Replaced, because it is not on npm: the bar chart's layout.
 import { createRoot } from "react-dom/client";
 import React from "react";
 import { MemoryRouter } from "react-router-dom";
@@ -22,29 +22,29 @@ import { PrometheusAnnotationSupport } from "grafana-prometheus-annotations";
 import { transformDFToTable } from "grafana-prometheus-results";
 
 const theme = createTheme({ colors: { mode: "dark" } });
-const CELL = 38; // height of a grid unit, px: 30 and 8 between, as in Grafana
+const CELL = 38; // height of a grid unit in px, as in Grafana: 30 and a gap of 8
 const identity = (text: any) => text;
 
-async function ask(view: any, path: string, parameters: Record<string, string>): Promise<any> {
-  const answer = await fetch(`${view.prometheus}/api/v1/${path}?${new URLSearchParams(parameters)}`);
-  const body = await answer.json();
+async function callApi(view: any, path: string, parameters: Record<string, string>): Promise<any> {
+  const response = await fetch(`${view.prometheus}/api/v1/${path}?${new URLSearchParams(parameters)}`);
+  const body = await response.json();
   if (body.status !== "success") {
     throw new Error(body.error);
   }
   return body.data;
 }
 
-// Values of the variables: every instance and configuration, the newest run.
+// Returns the values of the variables: all instances and configurations, the newest run.
 async function variables(view: any): Promise<Record<string, string>> {
   const values: Record<string, string> = {};
-  for (const variable of view.dashboard.templating.list.filter((item: any) => item.type === "query")) {
+  for (const variable of view.dashboard.templating.list.filter((entry: any) => entry.type === "query")) {
     if (variable.includeAll) {
       values[variable.name] = variable.allValue;
       continue;
     }
     const [, metric, label] = /^label_values\((.+), (\w+)\)$/.exec(variable.definition)!;
-    const found = await ask(view, `label/${label}/values`, { "match[]": metric, start: view.from, end: view.to });
-    values[variable.name] = found.sort().reverse()[0];
+    const labels = await callApi(view, `label/${label}/values`, { "match[]": metric, start: view.from, end: view.to });
+    values[variable.name] = labels.sort().reverse()[0];
   }
   return values;
 }
@@ -53,7 +53,7 @@ function interpolate(expr: string, values: Record<string, string>): string {
   return expr.replace(/\$\{?(\w+)\}?/g, (whole, name) => values[name] ?? whole);
 }
 
-// What Grafana's server makes of Prometheus' answer: one frame for each series.
+// Converts the response of Prometheus as Grafana's server does: one frame per series.
 function frames(result: any[], target: any, stepMs: number): any[] {
   return result.map((series) => {
     const points = series.values ?? [series.value];
@@ -74,7 +74,7 @@ function frames(result: any[], target: any, stepMs: number): any[] {
 
 async function panelData(view: any, panel: any, values: any, width: number, range: any): Promise<any[]> {
   const scrape = view.scrape_s * 1000;
-  const all: any[] = [];
+  const queried: any[] = [];
   for (const target of panel.targets) {
     const shortest = target.interval ?? panel.interval;
     const low = shortest ? rangeUtil.intervalToMs(shortest) : scrape;
@@ -83,25 +83,27 @@ async function panelData(view: any, panel: any, values: any, width: number, rang
       __range: `${Math.round(view.to - view.from)}s`, __interval: `${step}ms` };
     const query = interpolate(target.expr, macros);
     const data = target.instant
-      ? await ask(view, "query", { query, time: view.to })
-      : await ask(view, "query_range", { query, start: view.from, end: view.to, step: String(step / 1000) });
-    const found = frames(data.result, target, step);
-    all.push(...(target.format === "table" ? found.map((frame) => ({ ...frame, meta: { table: true } })) : found));
+      ? await callApi(view, "query", { query, time: view.to })
+      : await callApi(view, "query_range", { query, start: view.from, end: view.to, step: String(step / 1000) });
+    const series = frames(data.result, target, step);
+    const isTable = target.format === "table";
+    queried.push(...(isTable ? series.map((frame) => ({ ...frame, meta: { table: true } })) : series));
   }
-  const tables = all.filter((frame) => frame.meta?.table);
-  const shaped = tables.length ? transformDFToTable(tables) : all;
-  const changed = panel.transformations?.length
+  const tables = queried.filter((frame) => frame.meta?.table);
+  const shaped = tables.length ? transformDFToTable(tables) : queried;
+  const transformed = panel.transformations?.length
     ? await firstValueFrom(transformDataFrame(panel.transformations, shaped, { interpolate: identity })) : shaped;
-  return applyFieldOverrides({ data: changed, fieldConfig: panel.fieldConfig, replaceVariables: identity, theme,
+  return applyFieldOverrides({ data: transformed, fieldConfig: panel.fieldConfig, replaceVariables: identity, theme,
     timeZone: "utc", fieldConfigRegistry: registry(view.dashboard) });
 }
 
-// Grafana's panels register what a field may be configured with; here it is whatever the dashboard configures.
+// Grafana's panels register the properties that a field may have; this registers those that the dashboard uses.
 function registry(dashboard: any): any {
   const ids = new Set<string>(["unit", "decimals", "min", "max", "color", "mappings", "thresholds", "noValue"]);
   for (const panel of dashboard.panels) {
     Object.keys(panel.fieldConfig?.defaults.custom ?? {}).forEach((key) => ids.add(`custom.${key}`));
-    panel.fieldConfig?.overrides.forEach((item: any) => item.properties.forEach((one: any) => ids.add(one.id)));
+    panel.fieldConfig?.overrides.forEach((override: any) =>
+      override.properties.forEach((property: any) => ids.add(property.id)));
   }
   return new FieldConfigOptionsRegistry(() => [...ids].map((id) => ({
     id, name: id, path: id.replace(/^custom\./, ""), isCustom: id.startsWith("custom."), settings: {}, editor: null,
@@ -110,25 +112,26 @@ function registry(dashboard: any): any {
 }
 
 async function regions(view: any, values: any): Promise<any[]> {
-  const found: any[] = [];
-  for (const annotation of (view.dashboard.annotations?.list ?? []).filter((item: any) => item.enable && item.expr)) {
+  const all: any[] = [];
+  const annotations = view.dashboard.annotations?.list ?? [];
+  for (const annotation of annotations.filter((entry: any) => entry.enable && entry.expr)) {
     const support: any = PrometheusAnnotationSupport({} as any);
     const prepared = support.prepareAnnotation({ ...annotation });
     const step = prepared.target.interval;
-    const data = await ask(view, "query_range", { query: interpolate(prepared.target.expr, values), start: view.from,
-      end: view.to, step });
+    const query = interpolate(prepared.target.expr, values);
+    const data = await callApi(view, "query_range", { query, start: view.from, end: view.to, step });
     const series = frames(data.result, prepared.target, 1000);
     series.forEach((frame) => (frame.meta = { executedQueryString: `Step: ${step}` }));
     if (series.length) {
       const events: any = await firstValueFrom(support.processEvents(prepared, series));
-      found.push(...events.map((event: any) => ({ ...event, color: annotation.iconColor,
+      all.push(...events.map((event: any) => ({ ...event, color: annotation.iconColor,
         panels: annotation.filter?.ids })));
     }
   }
-  return found;
+  return all;
 }
 
-// As Grafana's annotations plugin does, which is not on npm: a tint over the plot, dashed edges, a bar under the axis.
+// Draws regions like Grafana's annotations plugin, which is not on npm: tint, dashed edges, a bar below the axis.
 function shade(builder: UPlotConfigBuilder, events: any[]): void {
   builder.addHook("draw", (u: any) => {
     u.ctx.save();
@@ -208,7 +211,7 @@ function Content({ panel, data, width, height, range, events }: any) {
     return <div data-problem={`${panel.title}: no data`}>No data</div>;
   }
   if (panel.type === "timeseries") {
-    // As the time series panel does before it draws: a gap longer than a step is a gap, of every series.
+    // The time series panel does this too: it interrupts the line where samples are more than a step apart.
     const gapped = filled.map((frame: any) => applyNullInsertThreshold({ frame, refFieldName: "Time" }));
     return <TimeSeries frames={gapped} width={width} height={height} timeRange={range} timeZone="utc"
       legend={panel.options.legend} options={panel.options}>
@@ -226,8 +229,8 @@ function Content({ panel, data, width, height, range, events }: any) {
     data: filled, replaceVariables: identity, sparkline: panel.options.graphMode !== "none", theme, timeZone: "utc" });
   return (
     <div style={{ display: "flex" }}>
-      {shown.map((item: any, index: number) => <BigValue key={index} theme={theme} width={width / shown.length}
-        height={height} value={item.display} sparkline={item.sparkline} colorMode={panel.options.colorMode}
+      {shown.map((stat: any, index: number) => <BigValue key={index} theme={theme} width={width / shown.length}
+        height={height} value={stat.display} sparkline={stat.sparkline} colorMode={panel.options.colorMode}
         graphMode={panel.options.graphMode} justifyMode={panel.options.justifyMode} textMode={panel.options.textMode}
         wideLayout={panel.options.wideLayout} count={shown.length} />)}
     </div>
@@ -245,26 +248,26 @@ class Guard extends React.Component<any, any> {
   }
 }
 
-function Dashboard({ view, values, drawn, events, range }: any) {
+function Dashboard({ view, values, results, events, range }: any) {
   const cell = (view.width - 16) / 24;
   const bottom = Math.max(...view.dashboard.panels.map((panel: any) => panel.gridPos.y + panel.gridPos.h));
-  const named = Object.entries(values).map(([name, value]) => `${name}: ${value}`).join("   ");
+  const selection = Object.entries(values).map(([name, value]) => `${name}: ${value}`).join("   ");
   return (
     <div style={{ position: "relative", width: view.width, height: 44 + bottom * CELL, color: theme.colors.text.primary,
       background: theme.colors.background.canvas, overflow: "hidden" }}>
       <div style={{ padding: "8px 12px", fontSize: 16 }}>
         <b>{view.dashboard.title}</b>
-        <span style={{ fontSize: 12, marginLeft: 24, opacity: 0.7 }}>{named}</span>
+        <span style={{ fontSize: 12, marginLeft: 24, opacity: 0.7 }}>{selection}</span>
       </div>
       {view.dashboard.panels.map((panel: any) => {
         const { x, y, w, h } = panel.gridPos;
-        const place: any = { position: "absolute", left: 8 + x * cell, top: 40 + y * CELL };
+        const position: any = { position: "absolute", left: 8 + x * cell, top: 40 + y * CELL };
         if (panel.type === "row") {
-          return <div key={panel.id} style={{ ...place, fontSize: 15, padding: 6 }}>⌄ {panel.title}</div>;
+          return <div key={panel.id} style={{ ...position, fontSize: 15, padding: 6 }}>⌄ {panel.title}</div>;
         }
-        const { data, error } = drawn[panel.id];
+        const { data, error } = results[panel.id];
         return (
-          <div key={panel.id} style={place}>
+          <div key={panel.id} style={position}>
             <PanelChrome title={panel.title} description={panel.description} width={w * cell - 8} height={h * CELL - 8}>
               {(width: number, height: number) => <Guard title={panel.title} error={error}>
                 <Content panel={panel} data={data} width={width} height={height} range={range}
@@ -280,7 +283,7 @@ function Dashboard({ view, values, drawn, events, range }: any) {
 
 async function main(): Promise<void> {
   await initPluginTranslations("grafana");
-  const known = new Map(Object.values(standardTransformers).map((item: any) => [item.id, item]));
+  const known = new Map(Object.values(standardTransformers).map((transformer: any) => [transformer.id, transformer]));
   standardTransformersRegistry.setInit(() => [...known.values()].map((transformation: any) => ({
     id: transformation.id, name: transformation.name, transformation, editor: () => null, imageDark: "",
     imageLight: "" })) as any);
@@ -288,10 +291,10 @@ async function main(): Promise<void> {
   const [from, to] = [dateTime(view.from * 1000), dateTime(view.to * 1000)];
   const range: any = { from, to, raw: { from, to } };
   const values = await variables(view);
-  const drawn: any = {};
-  for (const panel of view.dashboard.panels.filter((item: any) => item.type !== "row")) {
+  const results: any = {};
+  for (const panel of view.dashboard.panels.filter((entry: any) => entry.type !== "row")) {
     const width = (panel.gridPos.w * view.width) / 24 - 16;
-    drawn[panel.id] = await panelData(view, panel, values, width, range)
+    results[panel.id] = await panelData(view, panel, values, width, range)
       .then((data) => ({ data }), (error) => ({ data: [], error: String(error) }));
   }
   const events = await regions(view, values);
@@ -299,7 +302,7 @@ async function main(): Promise<void> {
     <MemoryRouter>
       <ThemeContext.Provider value={theme}>
         <GlobalStyles />
-        <Dashboard view={view} values={values} drawn={drawn} events={events} range={range} />
+        <Dashboard view={view} values={values} results={results} events={events} range={range} />
       </ThemeContext.Provider>
     </MemoryRouter>
   );

@@ -1,5 +1,5 @@
-// @grafana/ui imports this CommonJS package's default through ESM interop, which yields an object instead of the
-// component (React error 130). A plain scrolling box does for a screenshot.
+// Replaces react-custom-scrollbars-2. @grafana/ui imports the default of this CommonJS package through ESM interop,
+// which returns an object instead of the component (React error 130). A screenshot needs no scroll bars.
 import React from "react";
 
 export const Scrollbars = React.forwardRef(({ children, style }, ref) =>

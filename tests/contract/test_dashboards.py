@@ -1,4 +1,4 @@
-"""The committed dashboards: what build.py writes, Grafana's conventions, names of the catalog, valid PromQL."""
+"""The committed dashboards match build.py, follow Grafana's conventions and query metrics that exist."""
 
 from __future__ import annotations
 
@@ -22,81 +22,82 @@ from support.require import require_program
 
 CATALOG: Final = {metric.name: set(metric.labels) for metric in catalog.METRICS}
 FOREIGN: Final[dict[str, set[str]]] = {
-    "up": set(),  # by Prometheus, for every target
-    "process_cpu_seconds_total": set(),  # prometheus_client's process collector
+    "up": set(),  # written by Prometheus for every target
+    "process_cpu_seconds_total": set(),  # from prometheus_client's process collector
     "process_resident_memory_bytes": set(),
 }
 LABELS: Final = {
-    # The label window: see the help of WINDOW_END, the Pushgateway's form.
+    # Through a Pushgateway, all series of a window have the label window: see the help of WINDOW_END.
     name: labels | {"job", "instance"} | ({"window"} if name.startswith("joulewatch_window_") else set())
     for name, labels in (CATALOG | FOREIGN).items()
 }
 UNITS: Final = {"watt", "joule", "kwatth", "s", "short", "none", "ops", "cps", "percentunit", "bytes"}
-"""Ids of Grafana's units; a misspelt one would be shown as text behind the figure."""
+"""Ids of Grafana's units. Grafana shows an unknown id as text after the value."""
 
 Board = dict[str, Any]
 Problems = Iterator[tuple[str, str]]
-"""(panel title or empty, what is wrong)."""
+"""Pairs of (panel title or empty string, description of the problem)."""
 
 BOARDS: Final = {name: dashboards.load(name) for name in dashboards.NAMES}
 ALL_QUERIES: Final = [query for board in BOARDS.values() for query in dashboards.queries(board)]
 
 
-def variable(board: Board, name: str) -> Board:
-    return next((item for item in board["templating"]["list"] if item["name"] == name), {})
-
-
 def targets(board: Board) -> Iterator[tuple[str, str]]:
+    """Yield (panel title, PromQL) of every query of a panel."""
     for panel in dashboards.panels(board):
         for target in panel["targets"]:
             yield panel["title"], target["expr"]
 
 
-# Grafana's dashboard-linter is a Go program; these are its rules for PromQL dashboards under their own names.
+# Grafana's dashboard-linter is a Go program. These functions are its rules for PromQL dashboards, with their names.
 
 
 def template_datasource_rule(board: Board) -> Problems:
-    sources = [item for item in board["templating"]["list"] if item["type"] == "datasource"]
-    if [(item["name"], item["label"], item["query"]) for item in sources] != [
-        ("datasource", "Data source", "prometheus")
-    ]:
-        yield "", "one data source variable is wanted: datasource, labelled Data source"
+    sources = [
+        (variable["name"], variable["label"], variable["query"])
+        for variable in board["templating"]["list"]
+        if variable["type"] == "datasource"
+    ]
+    if sources != [("datasource", "Data source", "prometheus")]:
+        yield "", "the only data source variable must be datasource, with the label Data source"
 
 
-def listed_variable(board: Board, name: str, label: str) -> Problems:
-    found = variable(board, name)
-    wanted = {"type": "query", "label": label, "multi": True, "includeAll": True, "allValue": ".+"}
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            yield "", f"variable {name}: {key} is {found.get(key)!r}, not {value!r}"
-    if found.get("datasource") != {"type": "prometheus", "uid": "${datasource}"}:
+def multi_value_variable_rule(board: Board, name: str, label: str) -> Problems:
+    variables: dict[str, Board] = {variable["name"]: variable for variable in board["templating"]["list"]}
+    variable = variables.get(name, {})
+    expected = {"type": "query", "label": label, "multi": True, "includeAll": True, "allValue": ".+"}
+    for key, value in expected.items():
+        if variable.get(key) != value:
+            yield "", f"variable {name}: {key} is {variable.get(key)!r}, not {value!r}"
+    if variable.get("datasource") != {"type": "prometheus", "uid": "${datasource}"}:
         yield "", f"variable {name} does not use ${{datasource}}"
 
 
 def template_job_rule(board: Board) -> Problems:
-    yield from listed_variable(board, "job", "Job")
+    yield from multi_value_variable_rule(board, "job", "Job")
 
 
 def template_instance_rule(board: Board) -> Problems:
-    yield from listed_variable(board, "instance", "Instance")
+    yield from multi_value_variable_rule(board, "instance", "Instance")
 
 
 def template_label_promql_rule(board: Board) -> Problems:
-    for item in board["templating"]["list"]:
-        if item["type"] == "query" and not re.fullmatch(r"label_values\([a-z_]+(\{.+\})?, \w+\)", item["definition"]):
-            yield "", f"variable {item['name']}: {item['definition']}"
+    pattern = r"label_values\([a-z_]+(\{.+\})?, \w+\)"
+    for variable in board["templating"]["list"]:
+        if variable["type"] == "query" and not re.fullmatch(pattern, variable["definition"]):
+            yield "", f"variable {variable['name']}: {variable['definition']}"
 
 
 def template_on_time_change_reload_rule(board: Board) -> Problems:
-    for item in board["templating"]["list"]:
-        if item["type"] == "query" and item["refresh"] != 2:
-            yield "", f"variable {item['name']} is not refreshed when the time range changes"
+    for variable in board["templating"]["list"]:
+        if variable["type"] == "query" and variable["refresh"] != 2:
+            yield "", f"variable {variable['name']} is not refreshed when the time range changes"
 
 
 def panel_datasource_rule(board: Board) -> Problems:
     for panel in dashboards.panels(board):
-        for holder in (panel, *panel["targets"]):
-            if holder.get("datasource", {}).get("uid") != "${datasource}":
+        for part in (panel, *panel["targets"]):
+            if part.get("datasource", {}).get("uid") != "${datasource}":
                 yield panel["title"], "does not use ${datasource}"
 
 
@@ -110,7 +111,8 @@ def panel_units_rule(board: Board) -> Problems:
     for panel in dashboards.panels(board):
         config = panel["fieldConfig"]
         used = [config["defaults"].get("unit", "")]
-        used += [item["value"] for rule in config["overrides"] for item in rule["properties"] if item["id"] == "unit"]
+        properties = [entry for override in config["overrides"] for entry in override["properties"]]
+        used += [entry["value"] for entry in properties if entry["id"] == "unit"]
         for unit in used:
             if unit not in UNITS:
                 yield panel["title"], f"unit {unit!r}"
@@ -160,7 +162,7 @@ def target_counter_agg_rule(board: Board) -> Problems:
                 if selector.name in rates:
                     rates.remove(selector.name)
                 else:
-                    yield title, f"{selector.name} is a counter: only under rate, irate, increase"
+                    yield title, f"{selector.name} is a counter: use it only in rate, irate or increase"
 
 
 def uneditable_dashboard_rule(board: Board) -> Problems:
@@ -187,7 +189,7 @@ RULES: Final[tuple[Callable[[Board], Problems], ...]] = (
 
 
 def exclusions() -> dict[tuple[str, str, str], str]:
-    """(rule, dashboard, panel) -> reason, from the linter's own file."""
+    """Return the reason for each excluded (rule, dashboard, panel), from the linter's configuration file."""
     data = yaml.safe_load((dashboards.FOLDER / ".lint").read_text(encoding="utf-8"))
     return {
         (rule, entry["dashboard"], entry["panel"]): content["reason"]
@@ -197,7 +199,7 @@ def exclusions() -> dict[tuple[str, str, str], str]:
 
 
 def test_every_convention_is_met_or_excluded_with_a_reason() -> None:
-    """An exclusion that nothing needs any more is a fault too."""
+    """Unused exclusions fail too."""
     excluded = exclusions()
     used = set()
     problems = []
@@ -211,12 +213,12 @@ def test_every_convention_is_met_or_excluded_with_a_reason() -> None:
                 else:
                     problems.append(f"{name}: {board['title']}: {panel}: {text}")
     assert not problems, "\n".join(problems)
-    assert set(excluded) == used, "exclusions that nothing needs"
+    assert set(excluded) == used, "unused exclusions"
     assert all(excluded.values())
 
 
 def run_builder(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``python build.py`` of ``folder`` as a user does."""
+    """Run ``build.py`` in ``folder`` with ``arguments``."""
     pytest.importorskip("grafana_foundation_sdk", reason="pip install --group dashboards")
     return subprocess.run(
         [sys.executable, str(folder / "build.py"), *arguments],
@@ -228,16 +230,16 @@ def run_builder(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 def test_the_committed_dashboards_are_what_the_builder_writes() -> None:
-    done = run_builder(dashboards.FOLDER, "--check")
-    assert (done.returncode, done.stderr) == (0, "")
+    outcome = run_builder(dashboards.FOLDER, "--check")
+    assert (outcome.returncode, outcome.stderr) == (0, "")
 
 
 def test_check_writes_nothing_and_names_the_stale_files(tmp_path: Path) -> None:
     for source in dashboards.FOLDER.glob("*.py"):
         shutil.copy(source, tmp_path)
-    done = run_builder(tmp_path, "--check")
-    assert done.returncode == 1
-    assert "node.json is out of date" in done.stderr and "experiment.json is out of date" in done.stderr
+    outcome = run_builder(tmp_path, "--check")
+    assert outcome.returncode == 1
+    assert "node.json is out of date" in outcome.stderr and "experiment.json is out of date" in outcome.stderr
     assert not list(tmp_path.glob("*.json"))
     assert run_builder(tmp_path).returncode == 0
     for name in dashboards.NAMES:
@@ -246,28 +248,28 @@ def test_check_writes_nothing_and_names_the_stale_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", dashboards.NAMES)
-def test_ids_and_places_are_sound(name: str) -> None:
-    """Panel ids are unique, nothing overlaps, nothing leaves the 24 columns, links lead somewhere."""
+def test_ids_positions_and_links_are_valid(name: str) -> None:
+    """Panel ids and titles are unique, panels do not overlap and fit into 24 columns, links have a target."""
     board = BOARDS[name]
     ids = [panel["id"] for panel in board["panels"]]
     assert len(set(ids)) == len(ids) and None not in ids
     taken: dict[tuple[int, int], str] = {}
     for panel in board["panels"]:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= 24, panel["title"]
-        for x in range(place["x"], place["x"] + place["w"]):
-            for y in range(place["y"], place["y"] + place["h"]):
+        position = panel["gridPos"]
+        assert position["x"] + position["w"] <= 24, panel["title"]
+        for x in range(position["x"], position["x"] + position["w"]):
+            for y in range(position["y"], position["y"] + position["h"]):
                 assert taken.setdefault((x, y), panel["title"]) == panel["title"]
     titles = [panel["title"] for panel in dashboards.panels(board)]
     assert len(set(titles)) == len(titles)
     assert board["uid"] == f"joulewatch-{name}" and len(board["uid"]) <= 40
     uids = {f"/d/{other['uid']}" for other in BOARDS.values()}
     assert board["links"] and {link["url"] for link in board["links"]} <= uids
-    for item in board.get("annotations", {}).get("list", ()):
-        assert set(item["filter"]["ids"]) <= set(ids)
+    for annotation in board.get("annotations", {}).get("list", ()):
+        assert set(annotation["filter"]["ids"]) <= set(ids)
 
 
-def test_every_panel_has_a_colour_mode_and_every_graph_a_legend() -> None:
+def test_every_panel_has_a_colour_mode_and_every_chart_a_legend() -> None:
     for board in BOARDS.values():
         for panel in dashboards.panels(board):
             assert panel["fieldConfig"]["defaults"]["color"]["mode"], panel["title"]
@@ -294,29 +296,29 @@ def test_every_label_of_a_legend_is_in_the_result(query: dashboards.Query) -> No
     assert used <= available, f"{query}: the result has no label {used - available}"
 
 
-def test_annotations_name_only_labels_of_their_series() -> None:
+def test_annotations_use_only_labels_of_their_series() -> None:
     for board in BOARDS.values():
-        for item in board.get("annotations", {}).get("list", ()):
-            used = dashboards.template_labels(item["titleFormat"] + item["textFormat"])
-            assert used | set(item["tagKeys"].split(",")) <= CATALOG[catalog.WINDOW_ACTIVE.name]
-            assert item["step"] == "1s"
+        for annotation in board.get("annotations", {}).get("list", ()):
+            used = dashboards.template_labels(annotation["titleFormat"] + annotation["textFormat"])
+            assert used | set(annotation["tagKeys"].split(",")) <= CATALOG[catalog.WINDOW_ACTIVE.name]
+            assert annotation["step"] == "1s"
 
 
-def test_promtool_reads_every_query(tmp_path: Path) -> None:
-    """Offline: each expression as a rule of a file that is thrown away."""
+def test_promtool_accepts_every_query(tmp_path: Path) -> None:
+    """promtool checks rules, so each query becomes a rule of a temporary file."""
     rules = [
         {"record": f"dashboard:query:{index}", "expr": dashboards.substitute(query.expr, dashboards.MACROS)}
         for index, query in enumerate(ALL_QUERIES)
     ]
     path = tmp_path / "queries.yaml"
     path.write_text(yaml.safe_dump({"groups": [{"name": "dashboards", "rules": rules}]}), encoding="utf-8")
-    done = subprocess.run(
+    outcome = subprocess.run(
         [require_program("promtool", "prometheus"), "check", "rules", str(path)],
         capture_output=True,
         text=True,
         timeout=30,
     )
-    assert done.returncode == 0, done.stderr
+    assert outcome.returncode == 0, outcome.stderr
 
 
 # The functions of support.dashboards that the tests above rely on.
@@ -367,7 +369,7 @@ def test_labels_of_a_result_are_read_from_promql(expr: str, labels: set[str]) ->
 @pytest.mark.parametrize(
     "expr", ["sum by (a, d) (m)", "sum(max by (a) (m)) + sum by (b) (max by (a) (m))", "m and on (a) n"]
 )
-def test_grouping_by_a_label_that_is_missing_is_an_error(expr: str) -> None:
+def test_grouping_by_a_missing_label_is_an_error(expr: str) -> None:
     with pytest.raises(ValueError, match="no label"):
         dashboards.result_labels(expr, KNOWN)
 
@@ -390,6 +392,6 @@ def fake_board(expr: str) -> Board:
         (target_counter_agg_rule, "rate(m_total[1m])", "rate(m_total[1h:1m])"),
     ],
 )
-def test_rules_find_what_they_forbid(rule: Callable[[Board], Problems], good: str, bad: str) -> None:
+def test_rules_accept_good_and_report_bad_expressions(rule: Callable[[Board], Problems], good: str, bad: str) -> None:
     assert list(rule(fake_board(good))) == []
     assert [title for title, _ in rule(fake_board(bad))] == ["panel"]

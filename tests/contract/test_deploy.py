@@ -1,4 +1,4 @@
-"""Everything under deploy/ and dashboards/provisioning parses, agrees with the code, and lints clean."""
+"""The files under deploy/ and dashboards/provisioning/ are valid and agree with the code."""
 
 from __future__ import annotations
 
@@ -29,12 +29,13 @@ def parse(path: Path) -> Any:
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    """Run a command that must succeed; return its output."""
+    outcome = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    return outcome.stdout + outcome.stderr
 
 
-def test_yaml_lints_clean() -> None:
+def test_yaml_passes_the_linter() -> None:
     pytest.importorskip("yamllint", reason="pip install --group test")
     run(sys.executable, "-m", "yamllint", "--strict", "deploy", "dashboards")
 
@@ -49,7 +50,7 @@ def test_promtool_accepts_the_configuration() -> None:
 
 
 def test_promtool_accepts_the_configuration_of_compose(tmp_path: Path) -> None:
-    """With the rules where compose.yaml mounts them."""
+    """The rules are at the path where compose.yaml mounts them."""
     program = require_program("promtool", "prometheus")
     shutil.copy(COMPOSE / "prometheus.yaml", tmp_path)
     (tmp_path / "rules").mkdir()
@@ -57,19 +58,19 @@ def test_promtool_accepts_the_configuration_of_compose(tmp_path: Path) -> None:
     assert "1 rule files found" in run(program, "check", "config", "prometheus.yaml", cwd=tmp_path)
 
 
-def test_the_two_configurations_differ_in_their_targets_only() -> None:
-    plain, composed = parse(DEPLOY / "prometheus" / "prometheus.yaml"), parse(COMPOSE / "prometheus.yaml")
-    for data in (plain, composed):
+def test_the_two_configurations_differ_only_in_their_targets() -> None:
+    plain, compose = parse(DEPLOY / "prometheus" / "prometheus.yaml"), parse(COMPOSE / "prometheus.yaml")
+    for data in (plain, compose):
         del data["rule_files"]
         for job in data["scrape_configs"]:
             job["static_configs"][0]["targets"] = [
                 target.rpartition(":")[2] for target in job["static_configs"][0]["targets"]
             ]
-    assert plain == composed
+    assert plain == compose
 
 
 @pytest.mark.parametrize("path", [DEPLOY / "prometheus" / "prometheus.yaml", COMPOSE / "prometheus.yaml"], ids=str)
-def test_the_jobs_are_what_the_rules_and_the_harness_rely_on(path: Path) -> None:
+def test_the_jobs_are_those_that_the_rules_and_the_harness_need(path: Path) -> None:
     data = parse(path)
     jobs = {job["job_name"]: job for job in data["scrape_configs"]}
     (target,) = jobs["joulewatch"]["static_configs"][0]["targets"]
@@ -82,35 +83,41 @@ def test_the_jobs_are_what_the_rules_and_the_harness_rely_on(path: Path) -> None
 # systemd
 
 
-def settings() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def unit_settings() -> dict[str, list[str]]:
+    """Return the settings of the unit file, each with all its values."""
+    settings: dict[str, list[str]] = {}
     for line in SERVICE.read_text(encoding="utf-8").splitlines():
         if line and line[0] not in "#[":
             key, _, value = line.partition("=")
-            found.setdefault(key, []).append(value)
-    return found
+            settings.setdefault(key, []).append(value)
+    return settings
 
 
-def test_the_unit_gives_one_capability_and_no_writing() -> None:
-    unit = settings()
+def copy_of_unit(folder: Path) -> Path:
+    """Copy the unit to ``folder`` without the program and the page, which are not installed where tests run."""
+    text = re.sub(r"(?m)^Documentation=.*$", "", SERVICE.read_text(encoding="utf-8"))
+    copy = folder / SERVICE.name
+    copy.write_text(text.replace("/opt/joulewatch/bin/joulewatch-exporter", sys.executable), encoding="utf-8")
+    return copy
+
+
+def test_the_unit_grants_one_capability_and_no_writing() -> None:
+    unit = unit_settings()
     assert unit["AmbientCapabilities"] == unit["CapabilityBoundingSet"] == ["CAP_DAC_READ_SEARCH"]
     assert unit["DynamicUser"] == unit["NoNewPrivileges"] == ["yes"]
     assert unit["ProtectSystem"] == ["strict"]
     assert "ReadWritePaths" not in unit and "StateDirectory" not in unit
     assert "MemoryMax" in unit
-    assert "ProcSubset" not in unit, "hides /proc/stat and /proc/cpuinfo, which the estimate needs"
+    assert "ProcSubset" not in unit, "hides /proc/stat and /proc/cpuinfo, which the collector estimate needs"
     assert unit["ExecStart"][0].endswith(f"joulewatch-exporter --web.listen-address=:{PORT}")
 
 
-def test_systemd_accepts_the_unit_and_finds_it_hardened(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit_and_rates_it_as_hardened(tmp_path: Path) -> None:
     program = require_program("systemd-analyze", "systemd")
-    # verify looks for the program and the page; neither is installed where tests run.
-    text = re.sub(r"(?m)^Documentation=.*$", "", SERVICE.read_text(encoding="utf-8"))
-    copy = tmp_path / SERVICE.name
-    copy.write_text(text.replace("/opt/joulewatch/bin/joulewatch-exporter", sys.executable), encoding="utf-8")
+    copy = copy_of_unit(tmp_path)
     assert run(program, "verify", str(copy)).strip() == ""
-    helped = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=30).stdout
-    if "--offline" in helped:  # systemd 250 and newer
+    help_text = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=30).stdout
+    if "--offline" in help_text:  # systemd 250 and newer
         out = run(program, "security", "--offline=true", "--threshold=25", "--no-pager", str(copy))
         assert "Overall exposure level" in out
 
@@ -121,15 +128,13 @@ DROP_INS: Final = sorted((DEPLOY / "systemd" / "joulewatch-exporter.service.d").
 @pytest.mark.parametrize("drop_in", DROP_INS, ids=lambda path: path.stem)
 def test_systemd_accepts_the_unit_with_each_drop_in(drop_in: Path, tmp_path: Path) -> None:
     program = require_program("systemd-analyze", "systemd")
-    text = re.sub(r"(?m)^Documentation=.*$", "", SERVICE.read_text(encoding="utf-8"))
-    copy = tmp_path / SERVICE.name
-    copy.write_text(text.replace("/opt/joulewatch/bin/joulewatch-exporter", sys.executable), encoding="utf-8")
+    copy = copy_of_unit(tmp_path)
     folder = tmp_path / f"{SERVICE.name}.d"
     folder.mkdir()
     (folder / drop_in.name).write_text(drop_in.read_text("utf-8"), "utf-8")
     assert run(program, "verify", str(copy)).strip() == ""
     (folder / "broken.conf").write_text("[Service]\nNoSuchKey=yes\n", "utf-8")
-    assert "NoSuchKey" in run(program, "verify", str(copy)), "the drop-ins of the folder were not read at all"
+    assert "NoSuchKey" in run(program, "verify", str(copy)), "systemd-analyze did not read the drop-ins"
 
 
 def test_every_drop_in_is_in_the_readme() -> None:
@@ -140,12 +145,12 @@ def test_every_drop_in_is_in_the_readme() -> None:
 # compose
 
 
-def services() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = parse(COMPOSE / "compose.yaml")["services"]
-    return found
+def services() -> dict[str, Any]:
+    return dict(parse(COMPOSE / "compose.yaml")["services"])
 
 
 def mounts() -> Iterator[tuple[str, str, str]]:
+    """Yield (service, path on the host or name of a volume, path in the container)."""
     for name, service in services().items():
         for volume in service.get("volumes", ()):
             host, inside, *_ = volume.split(":")
@@ -153,16 +158,15 @@ def mounts() -> Iterator[tuple[str, str, str]]:
 
 
 def test_compose_has_the_whole_stack_with_pinned_images() -> None:
-    found = services()
-    assert set(found) == {"exporter", "prometheus", "pushgateway", "grafana"}
-    for name, service in found.items():
+    assert set(services()) == {"exporter", "prometheus", "pushgateway", "grafana"}
+    for name, service in services().items():
         assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", service["image"]), name
     for line in (COMPOSE / "Dockerfile").read_text(encoding="utf-8").splitlines():
         if line.startswith("FROM"):
             assert re.match(r"FROM python:\d+\.\d+\.\d+-", line)
 
 
-def test_compose_uses_only_keys_of_the_specification() -> None:
+def test_compose_uses_only_known_keys() -> None:
     data = parse(COMPOSE / "compose.yaml")
     assert set(data) <= {"name", "services", "networks", "volumes", "configs", "secrets"}
     known = {"build", "image", "restart", "user", "cap_drop", "security_opt", "read_only", "mem_limit", "pids_limit"}
@@ -174,9 +178,9 @@ def test_compose_uses_only_keys_of_the_specification() -> None:
 
 
 def test_compose_mounts_files_that_exist() -> None:
-    named = set(parse(COMPOSE / "compose.yaml")["volumes"])
+    volumes = set(parse(COMPOSE / "compose.yaml")["volumes"])
     for service, host, _ in mounts():
-        if not host.startswith("/") and host not in named:
+        if not host.startswith("/") and host not in volumes:
             assert (COMPOSE / host).exists(), f"{service}: {host}"
     context = (COMPOSE / services()["exporter"]["build"]["context"]).resolve()
     assert context == ROOT
@@ -187,7 +191,7 @@ def test_compose_mounts_files_that_exist() -> None:
                 assert (ROOT / source_path).exists(), line
 
 
-def test_compose_binds_the_right_ports_to_loopback() -> None:
+def test_compose_binds_all_ports_to_loopback() -> None:
     published = {name: service["ports"] for name, service in services().items()}
     assert published["exporter"] == [f"127.0.0.1:{PORT}:{PORT}"]
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
@@ -197,7 +201,7 @@ def test_compose_binds_the_right_ports_to_loopback() -> None:
     assert targets == [f"exporter:{PORT}", "pushgateway:9091"]
 
 
-def test_compose_gives_the_exporter_what_its_flags_say_and_nothing_to_write() -> None:
+def test_compose_mounts_the_paths_of_the_exporters_flags_read_only() -> None:
     exporter = services()["exporter"]
     assert exporter["read_only"] is True and exporter["cap_drop"] == ["ALL"]
     dockerfile = (COMPOSE / "Dockerfile").read_text(encoding="utf-8")
@@ -207,15 +211,14 @@ def test_compose_gives_the_exporter_what_its_flags_say_and_nothing_to_write() ->
             assert f"--path.{'sysfs' if host == '/sys' else 'procfs'}={inside}" in dockerfile
 
 
-def test_compose_switches_the_receiver_on_and_provisions_grafana() -> None:
-    found = services()
-    assert "--web.enable-remote-write-receiver" in found["prometheus"]["command"]
+def test_compose_enables_the_receiver_and_provisions_grafana() -> None:
+    assert "--web.enable-remote-write-receiver" in services()["prometheus"]["command"]
     inside = {target: host for service, host, target in mounts() if service == "grafana"}
     folder = provider()["options"]["path"]
     for name in NAMES:
         assert f"{folder}/{name}.json" in inside
     assert source()["url"] == "$PROMETHEUS_URL"
-    assert found["grafana"]["environment"]["PROMETHEUS_URL"] == "http://prometheus:9090"
+    assert services()["grafana"]["environment"]["PROMETHEUS_URL"] == "http://prometheus:9090"
     assert {"/etc/grafana/provisioning/datasources", "/etc/grafana/provisioning/dashboards"} <= set(inside)
 
 
@@ -227,7 +230,7 @@ def test_docker_compose_accepts_the_file() -> None:
 def require_compose() -> str:
     docker = shutil.which("docker")
     if docker is None or subprocess.run([docker, "compose", "version"], capture_output=True, timeout=30).returncode:
-        # Not in Debian 12: the tests above check the structure instead, wherever this one is skipped.
+        # Debian 12 does not have it. Where this test is skipped, the tests above check the structure.
         pytest.skip("docker compose is not installed (Docker's own package docker-compose-plugin)")
     return docker
 
@@ -236,28 +239,28 @@ def require_compose() -> str:
 
 
 def source() -> dict[str, Any]:
-    (found,) = parse(PROVISIONING / "datasources" / "joulewatch.yaml")["datasources"]
-    return dict(found)
+    (datasource,) = parse(PROVISIONING / "datasources" / "joulewatch.yaml")["datasources"]
+    return dict(datasource)
 
 
 def provider() -> dict[str, Any]:
-    (found,) = parse(PROVISIONING / "dashboards" / "joulewatch.yaml")["providers"]
-    return dict(found)
+    (entry,) = parse(PROVISIONING / "dashboards" / "joulewatch.yaml")["providers"]
+    return dict(entry)
 
 
-def test_provisioning_is_of_version_1_and_names_a_prometheus() -> None:
+def test_provisioning_has_version_1_and_a_prometheus() -> None:
     for path in PROVISIONING.rglob("*.yaml"):
         assert parse(path)["apiVersion"] == 1
     assert source()["type"] == "prometheus" and len(source()["uid"]) <= 40
     assert source()["jsonData"]["httpMethod"] == "POST"
 
 
-def test_provisioned_dashboards_cannot_be_saved_over() -> None:
+def test_provisioned_dashboards_cannot_be_overwritten() -> None:
     assert provider()["allowUiUpdates"] is False
     assert all(load(name)["editable"] is False for name in NAMES)
 
 
-def test_documents_name_the_default_port() -> None:
+def test_documents_have_the_default_port() -> None:
     for path in (DEPLOY / "systemd" / "README.md", SERVICE):
         ports = set(re.findall(r"(?:localhost|10\.0\.0\.5|=):(\d{4,5})\b", path.read_text(encoding="utf-8")))
         assert ports == {PORT}, path

@@ -1,4 +1,4 @@
-"""The recording rules and alerts: lint, their own tests, names of the catalog."""
+"""The recording rules and alerts pass promtool and use metrics and labels that exist."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def name(rule: dict[str, Any]) -> str:
 
 
 def promtool(*arguments: str) -> None:
-    done = subprocess.run(
+    outcome = subprocess.run(
         [require_program("promtool", "prometheus"), *arguments], cwd=FOLDER, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
 
 
-def test_the_rules_lint_clean() -> None:
+def test_the_rules_pass_the_linter() -> None:
     promtool("check", "rules", "--lint=all", "--lint-fatal", FILE.name)
 
 
-def test_the_rules_give_what_their_tests_say() -> None:
+def test_the_rules_pass_their_tests() -> None:
     promtool("test", "rules", "joulewatch.rules.test.yaml")
 
 
@@ -67,7 +67,7 @@ def test_recording_rules_are_named_level_metric_operation(rule: dict[str, Any]) 
 
 
 @pytest.mark.parametrize("rule", [rule for rule in ALL_RULES if "alert" in rule], ids=name)
-def test_alerts_say_how_bad_and_what(rule: dict[str, Any]) -> None:
+def test_alerts_have_severity_and_texts(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in {"critical", "warning", "info"}
     assert rule["annotations"].keys() >= {"summary", "description"}
     assert "for" in rule

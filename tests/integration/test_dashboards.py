@@ -1,4 +1,4 @@
-"""Every query of the dashboards, run as Grafana runs it on a real Prometheus that has a real run in it."""
+"""Run every query of the dashboards as Grafana does, on a real Prometheus with a recorded run."""
 
 from __future__ import annotations
 
@@ -16,21 +16,19 @@ pytest_plugins = ["support.recorded_run_fixture"]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
 ALL_QUERIES: Final = [query for name in dashboards.NAMES for query in dashboards.queries(dashboards.load(name))]
-EMPTY_WHERE_ALL_IS_WELL: Final = {
-    "Warm-up windows": "the run has no warm-up windows",
-}
+EXPECTED_EMPTY: Final = {"Warm-up windows"}  # the run has none
 
 
-def ask(run: RecordedRun, path: str, **parameters: object) -> Any:
-    answer = requests.post(f"{run.url}/api/v1/{path}", data=parameters, timeout=30)
-    body = answer.json()
-    assert answer.status_code == 200 and body["status"] == "success", body
+def call_api(run: RecordedRun, path: str, **parameters: object) -> Any:
+    response = requests.post(f"{run.url}/api/v1/{path}", data=parameters, timeout=30)
+    body = response.json()
+    assert response.status_code == 200 and body["status"] == "success", body
     assert not body.get("warnings"), body["warnings"]
     return body["data"]
 
 
 def values(run: RecordedRun) -> dict[str, str]:
-    """Grafana's macros over the time range of the run, at a step of one scrape."""
+    """Return the values of Grafana's macros for the time range of the run and a step of one scrape."""
     rate_interval_s = max(SCRAPE_S + SCRAPE_S, 4 * SCRAPE_S)
     return {
         **dashboards.MACROS,
@@ -43,26 +41,23 @@ def values(run: RecordedRun) -> dict[str, str]:
 
 def execute(run: RecordedRun, query: Query) -> list[dict[str, Any]]:
     expr = dashboards.substitute(query.expr, values(run))
-    found: list[dict[str, Any]]
     if query.kind == "variable":
         labels = requests.get(
             f"{run.url}/api/v1/label/{query.label}/values",
             params={"match[]": expr, "start": str(run.start_s), "end": str(run.end_s)},
             timeout=30,
         ).json()["data"]
-        found = [{"value": [0, label]} for label in labels]
-    elif query.kind == "instant":
-        found = ask(run, "query", query=expr, time=run.end_s)["result"]
-    else:
-        step_s = 1.0 if query.kind == "annotation" else SCRAPE_S
-        found = ask(run, "query_range", query=expr, start=run.start_s, end=run.end_s, step=step_s)["result"]
-    return found
+        return [{"value": [0, label]} for label in labels]
+    if query.kind == "instant":
+        return list(call_api(run, "query", query=expr, time=run.end_s)["result"])
+    step_s = 1.0 if query.kind == "annotation" else SCRAPE_S
+    return list(call_api(run, "query_range", query=expr, start=run.start_s, end=run.end_s, step=step_s)["result"])
 
 
 @pytest.mark.parametrize("query", ALL_QUERIES, ids=str)
-def test_every_query_gives_data(recorded_run: RecordedRun, query: Query) -> None:
+def test_every_query_returns_data(recorded_run: RecordedRun, query: Query) -> None:
     result = execute(recorded_run, query)
-    if query.where in EMPTY_WHERE_ALL_IS_WELL:
+    if query.where in EXPECTED_EMPTY:
         assert result == []
         return
     assert result, dashboards.substitute(query.expr, values(recorded_run))
@@ -76,30 +71,30 @@ def query_of(where: str, number: int = 0) -> Query:
     return [query for query in ALL_QUERIES if query.where == where][number]
 
 
-def single(run: RecordedRun, where: str) -> float:
+def single_value(run: RecordedRun, where: str) -> float:
     (query,) = [query for query in ALL_QUERIES if query.where == where and query.kind == "instant"]
     (series,) = execute(run, query)
     return float(series["value"][1])
 
 
-def test_windows_and_inferences_are_counted_right(recorded_run: RecordedRun) -> None:
-    assert single(recorded_run, "Measure windows") == recorded_run.windows
-    assert single(recorded_run, "Inferences in measure windows") == recorded_run.inferences
+def test_windows_and_inferences_are_counted_correctly(recorded_run: RecordedRun) -> None:
+    assert single_value(recorded_run, "Measure windows") == recorded_run.windows
+    assert single_value(recorded_run, "Inferences in measure windows") == recorded_run.inferences
 
 
 def test_windows_become_regions(recorded_run: RecordedRun) -> None:
-    """As Grafana merges them: consecutive steps above 0 are one region, and none goes on after its window."""
-    for name, wanted in (("Measure windows", recorded_run.windows), ("Idle windows", recorded_run.idle_windows)):
+    """Grafana merges consecutive steps above 0 into one region, so there is one region per window."""
+    for name, expected in (("Measure windows", recorded_run.windows), ("Idle windows", recorded_run.idle_windows)):
         query = next(query for query in ALL_QUERIES if query.kind == "annotation" and query.where == name)
         regions = 0
         for series in execute(recorded_run, query):
             times = [at for at, value in series["values"] if float(value) > 0]
             regions += sum(1 for before, after in zip([-math.inf, *times], times, strict=False) if after - before > 1)
-        assert regions == wanted, name
+        assert regions == expected, name
 
 
-def test_whole_servers_are_devices_and_the_rest(recorded_run: RecordedRun) -> None:
-    """The three curves of the panel agree wherever all three are drawn."""
+def test_whole_servers_are_devices_and_other(recorded_run: RecordedRun) -> None:
+    """Node minus devices equals other wherever the panel shows other."""
     title = "Whole servers and the sum of their devices"
     node, devices, other = (
         {
@@ -115,19 +110,18 @@ def test_whole_servers_are_devices_and_the_rest(recorded_run: RecordedRun) -> No
 
 
 def test_power_of_the_emulated_node_is_plausible(recorded_run: RecordedRun) -> None:
-    """Two sockets between 90 and 280 W each, on average over the run.
+    """Two sockets average between 90 and 280 W each over the run.
 
-    Over shorter spans the emulator cannot be relied on where the machine is busy: its counters then stand
-    still for a moment, and catch up.
+    Shorter spans are not reliable on a busy machine: the emulator's counters then pause and catch up.
     """
     span_ms = values(recorded_run)["__range"]
     expr = f"sum(rate(joulewatch_device_energy_joules_total[{span_ms}]) and on (instance) "
     expr += 'joulewatch_sensor_info{model=~"AMD EPYC 7763.*"})'
-    (series,) = ask(recorded_run, "query", query=expr, time=recorded_run.end_s)["result"]
+    (series,) = call_api(recorded_run, "query", query=expr, time=recorded_run.end_s)["result"]
     assert 180 < float(series["value"][1]) < 560
 
 
-def test_every_result_names_its_method(recorded_run: RecordedRun) -> None:
+def test_every_result_has_its_method(recorded_run: RecordedRun) -> None:
     for query in (query for query in ALL_QUERIES if query.where == "Results"):
         for series in execute(recorded_run, query):
             assert series["metric"].get("method", "emulated") == "emulated"
