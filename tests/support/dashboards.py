@@ -96,9 +96,9 @@ def parse(expr: str) -> Expr:
 
 def nodes(expr: str) -> list[Any]:
     """Return all nodes of the syntax tree of ``expr``."""
-    found: list[Any] = []
-    promql_parser.walk(parse(expr), found.append)
-    return found
+    tree: list[Any] = []
+    promql_parser.walk(parse(expr), tree.append)
+    return tree
 
 
 def selectors(expr: str) -> list[VectorSelector]:
