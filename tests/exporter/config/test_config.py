@@ -74,7 +74,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
     [
         ("exportr: {}", "unknown key exportr; did you mean exporter?"),
         ("exporter: {lisen: x}", "unknown key exporter.lisen; did you mean listen?"),
-        ("exporter: {zzz: 1}", "unknown key exporter.zzz; valid here: listen, "),
+        ("exporter: {zzz: 1}", "unknown key exporter.zzz; valid: listen, "),
         ("exporter: {path: {sysf: /sys}}", "unknown key exporter.path.sysf; did you mean sysfs?"),
         ("collectors: {rapI: {}}", "unknown key collectors.rapI; did you mean rapl?"),
         ("collectors: {rapl: {levle: 1}}", "unknown key collectors.rapl.levle; did you mean level?"),
@@ -82,7 +82,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         ("collectors: {rapl: {poll_seconds: fast}}", "collectors.rapl.poll_seconds: must be a number or null"),
         ("collectors: {rapl: {poll_seconds: 0}}", "collectors.rapl.poll_seconds: 0 is not between 0.01 and 3600"),
         ("collectors: {rapl: {level: true}}", "collectors.rapl.level: must be a whole number, not True"),
-        ("collectors: {rapl: {words: [1]}}", "collectors.rapl.words[0]: must be a text, not 1"),
+        ("collectors: {rapl: {words: [1]}}", "collectors.rapl.words[0]: must be a string, not 1"),
         ("collectors: {rapl: 3}", "collectors.rapl: must be a mapping of keys to values, not 3"),
         ("exporter: {max_requests: -1}", "exporter.max_requests: -1 is below 0"),
         ("exporter: {max_requests: 1.5}", "exporter.max_requests: must be a whole number, not 1.5"),
@@ -95,10 +95,10 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         ("exporter: {telemetry_path: /}", "must be a path such as /metrics"),
         ("exporter: {log_level: loud}", "exporter.log_level: must be debug or info or warning or error, not 'loud'"),
         ("exporter: [1]", "exporter: must be a mapping of keys to values, not [1]"),
-        ("exporter: {listen: a: b}", "is no valid YAML"),
+        ("exporter: {listen: a: b}", "is not valid YAML"),
         ("exporter: {max_requests: 1, max_requests: 2}", "the key 'max_requests' is given twice"),
-        ("- 1", "the file: must be a mapping"),
-        ("1: {}", "the key 1 must be a word"),
+        ("- 1", "exporter.yaml: must be a mapping"),
+        ("1: {}", "the key 1 must be a string"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, text: str, message: str) -> None:

@@ -68,7 +68,7 @@ def test_relative_paths_are_below_the_file(file: Path, tmp_path: Path) -> None:
         ("defaults: 3\ntargets: []", "defaults: must be a mapping"),
         ("targets: [{name: n1, address: a}, {name: n1, address: b}]", "target n1 is there twice"),
         ("targets: [{name: n1, name: n2, address: a}]", "is given twice"),
-        ("targets: [", "is no valid YAML"),
+        ("targets: [", "is not valid YAML"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name_and_key(file: Path, text: str, message: str) -> None:
