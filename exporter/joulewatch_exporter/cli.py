@@ -1,4 +1,4 @@
-"""The command ``joulewatch-exporter``: arguments, signals, exit codes, and the one place that sets up logging.
+"""The command ``joulewatch-exporter``: arguments and exit codes.
 
 Exit codes: 0 done, 1 failed (``check``: nothing measured), 2 bad arguments or configuration.
 """
@@ -13,9 +13,10 @@ import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Final
 
 from joulewatch_exporter import __version__
+from joulewatch_exporter.arguments import Parser
 from joulewatch_exporter.catalog import DEFAULT_PORT
 from joulewatch_exporter.collectors import all_families
 from joulewatch_exporter.commands.once import once
@@ -25,20 +26,21 @@ from joulewatch_exporter.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, Confi
 from joulewatch_exporter.logs import set_up_logging
 from joulewatch_exporter.model import Collector
 
-logger = logging.getLogger(__name__)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+EXAMPLES: Final = (
+    ("joulewatch-exporter check", "list the sensors of this machine, and what the missing ones need"),
+    ("joulewatch-exporter", f"serve metrics on port {DEFAULT_PORT} until Ctrl-C"),
+    ("joulewatch-exporter --once", "print one scrape, without a server"),
+)
+"""What a new user is most likely to need next; shown by ``--help``."""
 
 
 def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] | None = None) -> int:
     """Run ``joulewatch-exporter``.
 
     Args:
-        argv: The words after the command; None: the process's.
-        families: The sensor families; None: our own, and those that installed packages offer.
+        argv: The arguments; None: those of the process.
+        families: The sensor families; None: the built-in ones and those of installed packages.
 
     Returns:
         The exit code.
@@ -46,16 +48,16 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
     try:
         if families is None:
             families = all_families()
-        args = _parser(families).parse_args(argv)
+        args = make_parser(families).parse_args(argv)
         if args.command == "emulate":
             return _emulate(args)
         config = _config(args, families)
         set_up_logging(config.exporter)
         host = config.exporter.path.host()
         if args.command == "check":
-            from joulewatch_exporter.commands import check as doctor
+            from joulewatch_exporter.commands.check import check
 
-            return doctor.check(families, host, config.collectors, as_json=args.format == "json")
+            return check(families, host, config.collectors, as_json=args.format == "json")
         allow_many_files()
         if args.once:
             return once(families, host, config)
@@ -74,98 +76,117 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
         return EXIT_DONE
 
 
-# -- arguments -------------------------------------------------------------------------------------
-
-
-def _parser(families: Sequence[type[Collector]]) -> argparse.ArgumentParser:
-    defaults = ExporterSettings()
-    # Given before or after a subcommand: so no default may overwrite what the other parser has read.
-    shared = _Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
-    shared.add_argument("--config.file", dest="config_file", type=Path, metavar="FILE", help="configuration (YAML)")
-    paths = shared.add_argument_group("where the machine's files are")
-    paths.add_argument("--path.sysfs", dest="sysfs", type=Path, metavar="DIR", help="default: /sys")
-    paths.add_argument("--path.procfs", dest="procfs", type=Path, metavar="DIR", help="default: /proc")
-    paths.add_argument("--path.dev", dest="dev", type=Path, metavar="DIR", help="default: /dev")
-    sensors = shared.add_argument_group("sensor families (default: those that are there)")
-    for family in families:
-        name = family.name
-        sensors.add_argument(
-            f"--collector.{name}", dest=f"collector_{name}", action="store_true", help=f"insist on {name}"
-        )
-        sensors.add_argument(
-            f"--no-collector.{name}", dest=f"collector_{name}", action="store_false", help=f"do without {name}"
-        )
-    log = shared.add_argument_group("logging, to stderr")
-    log.add_argument("--log.level", dest="log_level", choices=("debug", "info", "warning", "error"))
-    log.add_argument("--log.format", dest="log_format", choices=("logfmt", "json"))
-
-    parser = _Parser(
+def make_parser(families: Sequence[type[Collector]]) -> Parser:
+    """Return the parser of the whole command; a family adds its two flags."""
+    shared = _shared_flags(families)
+    parser = Parser(
         prog="joulewatch-exporter",
-        description="Power and energy of this machine's sensors for Prometheus.",
+        description="Serve the power and energy of this machine's sensors to Prometheus.",
+        examples=EXAMPLES,
         parents=[shared],
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
     version = f"joulewatch-exporter {__version__} (Python {platform.python_version()})"
     parser.add_argument("--version", action="version", version=version)
-    parser.add_argument("--once", action="store_true", default=False, help="print one scrape and end")
+    parser.add_argument("--once", action="store_true", default=False, help="print one scrape and exit")
     parser.add_argument(
         "--exit-on-stdin-close",
         dest="exit_on_stdin_close",
         action="store_true",
         default=False,
-        help="end when stdin reaches its end: a child ends with its parent",
+        help="exit when stdin is closed, so that a child process ends with its parent",
     )
+    _add_web_flags(parser)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser, required=False)
+    parser.set_defaults(command=None)
+    check = commands.add_parser(
+        "check",
+        parents=[shared],
+        allow_abbrev=False,
+        help="list every sensor as found, missing or denied, with the reason and the fix",
+        description="List every sensor as found, missing or denied, with the reason and the fix.",
+    )
+    check.add_argument("--format", choices=("table", "json"), default="table", help="output format (default: table)")
+    emulate = commands.add_parser(
+        "emulate",
+        allow_abbrev=False,
+        help="emulate a machine with known power in a folder",
+        description="Write the files of a machine with known power into a folder and update them until SIGTERM.",
+        examples=(
+            ("joulewatch-exporter emulate --list", "list the built-in scenarios"),
+            ("joulewatch-exporter emulate a100-node /dev/shm/node", "emulate a node with GPUs, in memory"),
+        ),
+    )
+    emulate.add_argument("scenario", nargs="?", metavar="SCENARIO", help="built-in scenario or YAML file")
+    emulate.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="folder for sys/, proc/ and the truth")
+    emulate.add_argument("--duration", type=_seconds, default=None, metavar="S", help="exit after S seconds")
+    emulate.add_argument("--list", action="store_true", help="list the built-in scenarios and exit")
+    emulate.add_argument("--log.level", dest="log_level", choices=LOG_LEVELS, help="lowest level to log")
+    emulate.set_defaults(parser=emulate)
+    return parser
+
+
+def _shared_flags(families: Sequence[type[Collector]]) -> Parser:
+    """Return the flags that stand before or after a subcommand: no default may overwrite what was read before."""
+    shared = Parser(add_help=False, argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    shared.add_argument(
+        "--config.file", dest="config_file", type=Path, metavar="FILE", help="configuration file (YAML)"
+    )
+    paths = shared.add_argument_group("paths")
+    for flag, default in (("sysfs", "/sys"), ("procfs", "/proc"), ("dev", "/dev")):
+        paths.add_argument(f"--path.{flag}", dest=flag, type=Path, metavar="DIR", help=f"default: {default}")
+    sensors = shared.add_argument_group("sensor families (default: each one that the machine has)")
+    for family in families:
+        for prefix, action, verb in (("", "store_true", "require"), ("no-", "store_false", "disable")):
+            sensors.add_argument(
+                f"--{prefix}collector.{family.name}",
+                dest=f"collector_{family.name}",
+                action=action,
+                help=f"{verb} {family.name}",
+            )
+    log = shared.add_argument_group("logging (to stderr)")
+    log.add_argument("--log.level", dest="log_level", choices=LOG_LEVELS, help="lowest level to log (default: info)")
+    log.add_argument("--log.format", dest="log_format", choices=("logfmt", "json"), help="default: logfmt")
+    return shared
+
+
+def _add_web_flags(parser: Parser) -> None:
+    defaults = ExporterSettings()
     web = parser.add_argument_group("web server")
     web.add_argument(
         "--web.listen-address",
         dest="listen",
         action="append",
         metavar="HOST:PORT",
-        help=f"may be given several times; port 0: a free one (default: :{DEFAULT_PORT})",
+        help=f"address to listen on; repeatable; port 0 picks a free port (default: :{DEFAULT_PORT})",
     )
     web.add_argument(
-        "--web.telemetry-path", dest="telemetry_path", metavar="PATH", help=f"default: {defaults.telemetry_path}"
+        "--web.telemetry-path",
+        dest="telemetry_path",
+        metavar="PATH",
+        help=f"path of the metrics (default: {defaults.telemetry_path})",
     )
     web.add_argument(
-        "--web.config.file", dest="web_config_file", type=Path, metavar="FILE", help="TLS and basic auth (YAML)"
+        "--web.config.file",
+        dest="web_config_file",
+        type=Path,
+        metavar="FILE",
+        help="TLS and basic authentication (YAML)",
     )
     web.add_argument(
         "--web.max-requests",
         dest="max_requests",
         type=int,
         metavar="N",
-        help=f"scrapes at the same time, 0: any number (default: {defaults.max_requests})",
+        help=f"maximum number of concurrent scrapes; 0: no limit (default: {defaults.max_requests})",
     )
     web.add_argument(
         "--web.disable-exporter-metrics",
         dest="exporter_metrics",
         action="store_false",
-        help="leave out process_* and python_info",
+        help="exclude process_* and python_info",
     )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser, required=False)
-    parser.set_defaults(command=None)
-    check = commands.add_parser(
-        "check",
-        parents=[shared],
-        allow_abbrev=False,
-        help="say of every sensor whether it was found, is missing or denied, why, and what cures it",
-        description="Say of every sensor whether it was found, is missing or denied, why, and what cures it.",
-    )
-    check.add_argument("--format", choices=("table", "json"), default="table")
-    emulate = commands.add_parser(
-        "emulate",
-        allow_abbrev=False,
-        help="write a machine of known truth into a folder and keep it moving",
-        description="Write a machine of known truth into a folder and keep it moving until SIGTERM.",
-    )
-    emulate.add_argument("scenario", nargs="?", metavar="SCENARIO", help="a built-in scenario or a YAML file")
-    emulate.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="where to write sys/, proc/, truth")
-    emulate.add_argument("--duration", type=_seconds, default=None, metavar="S", help="end after so many seconds")
-    emulate.add_argument("--list", action="store_true", help="list the built-in scenarios")
-    emulate.add_argument("--log.level", dest="log_level", choices=("debug", "info", "warning", "error"))
-    emulate.set_defaults(parser=emulate)
-    return parser
 
 
 def _seconds(text: str) -> float:
@@ -174,7 +195,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
 
 
@@ -205,12 +226,6 @@ def _replaced(path: PathSettings, changes: dict[str, Path]) -> PathSettings:
     return dataclasses.replace(path, **changes)
 
 
-# -- logging ---------------------------------------------------------------------------------------
-
-
-# -- the commands ----------------------------------------------------------------------------------
-
-
 def _emulate(args: argparse.Namespace) -> int:
     from joulewatch_exporter.emulator import main as emulator
     from joulewatch_exporter.emulator.scenario import builtin_names
@@ -221,5 +236,5 @@ def _emulate(args: argparse.Namespace) -> int:
             print(name)  # noqa: T201
         return EXIT_DONE
     if args.scenario is None or args.directory is None:
-        args.parser.error("needs SCENARIO and DIR (--list shows the built-in scenarios)")
+        args.parser.error("SCENARIO and DIR are required (--list prints the built-in scenarios)")
     return emulator.run(args.scenario, args.directory, args.duration)

@@ -1,4 +1,4 @@
-"""The command ``joulewatch``: picks the subcommand, sets up logging, turns errors into exit codes.
+"""The command ``joulewatch``: select the subcommand, set up logging, turn errors into exit codes.
 
 Exit codes: 0 done, 1 failed, 2 bad arguments or configuration, 3 audit failed under ``--strict``.
 Results go to stdout, everything else to stderr.
@@ -11,9 +11,10 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from typing import Final, NoReturn, Protocol, cast
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol, cast
 
+from joulewatch_exporter.arguments import Parser
 from joulewatch_harness import __version__
 from joulewatch_harness.errors import JoulewatchError
 
@@ -21,15 +22,24 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 
 SUMMARIES: Final = {
-    "profile": "run a network under test over batch sizes and precisions, and measure its energy",
-    "analyze": "turn a run into joules per inference: table, CSV, JSON, figure",
-    "compare": "tell what differs between configurations or runs, and whether it is certain",
-    "layers": "time per operator from the runtime's own trace, energy per operator as an estimate",
-    "energy": "energy of any window of time, from any source",
-    "runs": "list the runs that are stored, or push one to Prometheus",
-    "export": "turn a recording into OpenMetrics text for promtool",
+    "profile": "measure the energy of a network over batch sizes and precisions",
+    "analyze": "compute joules per inference from a stored run: table, CSV, JSON, figure",
+    "compare": "compare configurations or runs and report which differences are significant",
+    "layers": "show the time of each operator from the runtime's own trace, and an estimate of its energy",
+    "energy": "show the energy of any window of time, from any source",
+    "runs": "list the stored runs, or push one to Prometheus",
+    "export": "convert a recording to OpenMetrics text for promtool",
+    "networks": "list the built-in networks with their precisions and options",
+    "runtimes": "list the runtimes with their options, and whether they are installed",
 }
-"""Subcommand -> one line of help; each lives in ``commands/<name>.py``, imported only when it is named."""
+"""Subcommand -> one line of help; each lives in ``commands/<name>.py``, imported only when it is needed."""
+
+EXAMPLES: Final = (
+    ("joulewatch profile --preset quick", "measure the built-in network in about a minute"),
+    ("joulewatch profile --model my.onnx --batch-sizes 1..64", "measure your own ONNX model"),
+    ("joulewatch runs", "list the stored runs; 'joulewatch analyze RUN' shows one again"),
+)
+"""What a new user is most likely to need next; shown by ``--help`` and without arguments."""
 
 _PACKAGE_EXTRAS: Final = {
     "numpy": "analysis",
@@ -43,23 +53,20 @@ _PACKAGE_EXTRAS: Final = {
 
 
 class Command(Protocol):
-    """What a module of ``commands/`` offers."""
+    """The interface of the modules in ``commands/``."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
 
     def run(self, args: argparse.Namespace) -> int: ...
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
-
-
-def _parser(command: str | None) -> tuple[argparse.ArgumentParser, Command | None]:
-    parser = _Parser(prog="joulewatch", description="What a neural network's inference costs in energy.")
+def make_parser(commands: Iterable[str] = SUMMARIES) -> Parser:
+    """Return the parser; only the subcommands named by ``commands`` are imported and have their arguments."""
+    parser = Parser(
+        prog="joulewatch", description="Measure what a neural network's inference costs in energy.", examples=EXAMPLES
+    )
     parser.add_argument("--version", action="version", version=f"joulewatch {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser, required=True)
-    module: Command | None = None
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser, required=True)
     for name, summary in SUMMARIES.items():
         sub = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         sub.add_argument(
@@ -67,27 +74,33 @@ def _parser(command: str | None) -> tuple[argparse.ArgumentParser, Command | Non
             dest="log_level",
             default="warning",
             choices=("debug", "info", "warning", "error"),
-            help="what is logged to stderr (default: warning)",
+            help="lowest level to log to stderr (default: warning)",
         )
-        if name == command:
-            module = cast(Command, importlib.import_module(f"joulewatch_harness.commands.{name}"))
+        if name in commands:
+            module = _module(name)
             module.add_arguments(sub)
-    return parser, module
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+def _module(command: str) -> Command:
+    return cast(Command, importlib.import_module(f"joulewatch_harness.commands.{command}"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``joulewatch`` with ``argv``; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    command = next((word for word in words if not word.startswith("-")), None)
+    command = next((word for word in words if not word.startswith("-")), "")
     try:
-        parser, module = _parser(command)
+        parser = make_parser((command,))
+        if not words:
+            parser.print_help(sys.stderr)
+            return EXIT_USAGE
         args = parser.parse_args(words)
-        if module is None:
-            parser.error(f"unknown command {command!r}")
         logging.basicConfig(
             level=args.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
         )
-        return module.run(args)
+        return int(args.run(args))
     except JoulewatchError as error:
         print(f"joulewatch: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code
@@ -95,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("joulewatch: interrupted", file=sys.stderr)  # noqa: T201
         return EXIT_FAILED
     except BrokenPipeError:
-        # The reader of our stdout has gone (`joulewatch runs | head`): nothing to say and nowhere to say it.
+        # The reader of stdout is gone, as in `joulewatch runs | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except ModuleNotFoundError as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from joulewatch_harness.clients.options import PrometheusOptions, add_prometheus_arguments, options_from_args
+from joulewatch_harness.commands.options import add_format_argument, add_output_argument
 from joulewatch_harness.errors import ConfigError, QueryError, RecordError
 
 if TYPE_CHECKING:
@@ -24,19 +25,15 @@ _SQLITE: Final = b"SQLite format 3\x00"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``joulewatch analyze`` takes."""
+    """Add the arguments of ``joulewatch analyze``."""
+    parser.add_argument("run", metavar="RUN", help="run id or a prefix of it, run directory, journal, or recording")
+    add_output_argument(parser)
+    add_format_argument(parser)
+    parser.add_argument("--figure", metavar="FILE", type=Path, help="write the figure: .png, .svg or .pdf")
+    parser.add_argument("--net", action="store_true", help="show energy net of idle power in the figure too")
+    parser.add_argument("--budget", action="store_true", help="show the uncertainty budgets under the table")
     parser.add_argument(
-        "run", metavar="RUN", help="id of a run or the beginning of one, its folder, its journal, or a recording"
-    )
-    parser.add_argument(
-        "--output", metavar="DIR", type=Path, default=Path("runs"), help="folder of the runs (default: runs)"
-    )
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="(default: table)")
-    parser.add_argument("--figure", metavar="FILE", type=Path, help="draw the figure: .png, .svg or .pdf")
-    parser.add_argument("--net", action="store_true", help="figure: also the energy net of idle")
-    parser.add_argument("--budget", action="store_true", help="table: also the uncertainty budgets")
-    parser.add_argument(
-        "--strict", action="store_true", help=f"exit {EXIT_AUDIT} if the audit has findings of severity error"
+        "--strict", action="store_true", help=f"exit with code {EXIT_AUDIT} if the audit has findings of severity error"
     )
     parser.add_argument("--publish", action="store_true", help="write the results to Prometheus by remote write")
     add_prometheus_arguments(parser)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from joulewatch_harness.clients.options import PrometheusOptions, add_prometheus_arguments, options_from_args
+from joulewatch_harness.commands.options import add_format_argument, add_output_argument
 from joulewatch_harness.errors import ConfigError, QueryError, RecordError
 
 if TYPE_CHECKING:
@@ -22,27 +23,24 @@ LARGEST_RESULT_BYTES: Final = 1 << 28
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``joulewatch compare`` takes."""
+    """Add the arguments of ``joulewatch compare``."""
     parser.add_argument(
         "what",
         nargs="+",
         metavar="RUN|CONFIGURATION",
-        help="a run (id, beginning of one, folder, recording or result.json), or a configuration of the run named "
-        "before it (name, a part of it such as int8, or a pattern with *); the first one is the baseline. One run "
-        "alone: its configurations; runs alone: configurations of the same name",
+        help="a run (id or a prefix of it, directory, recording or result.json), or a configuration of the run before "
+        "it (name, part of the name such as int8, or pattern with *). The first one is the baseline. A single run: "
+        "compare its configurations; several runs: compare configurations of the same name",
     )
+    add_output_argument(parser)
+    add_format_argument(parser)
     parser.add_argument(
-        "--output", metavar="DIR", type=Path, default=Path("runs"), help="folder of the runs (default: runs)"
-    )
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="(default: table)")
-    parser.add_argument(
-        "--mixed", action="store_true", help="compare measured with estimated or emulated energies all the same"
+        "--mixed", action="store_true", help="compare measured energies with estimated or emulated ones"
     )
     parser.add_argument(
         "--uncorrelated",
         action="store_true",
-        help="count errors that both sides share (a sensor's accuracy, the idle power) in full instead of letting "
-        "them cancel",
+        help="do not let errors cancel that both sides share (accuracy of a sensor, idle power)",
     )
     add_prometheus_arguments(parser)
 

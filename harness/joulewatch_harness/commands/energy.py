@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
+from joulewatch_harness.commands.options import add_format_argument
 from joulewatch_harness.errors import ConfigError, CoverageError
 
 if TYPE_CHECKING:
@@ -33,21 +34,23 @@ _RELATIVE: Final = re.compile(r"(?:now)?-(\d+(?:\.\d+)?)([smhdw])")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``joulewatch energy`` takes."""
+    """Add the arguments of ``joulewatch energy``."""
     # argparse takes "-10m" for an option unless it looks like a negative number to it.
     parser._negative_number_matcher = re.compile(r"^-\d+(\.\d+)?[smhdw]?$")
     when = "ISO 8601 (2026-11-21T10:00:00Z), Unix seconds, now, or -10m (ten minutes ago; s, m, h, d, w)"
     parser.add_argument("--start", metavar="T", required=True, help=f"start of the window: {when}")
-    parser.add_argument("--end", metavar="T", default="now", help="end of the window, in the same forms (default: now)")
-    parser.add_argument("--recording", metavar="FILE", type=Path, help="a recording instead of a Prometheus")
+    parser.add_argument(
+        "--end", metavar="T", default="now", help="end of the window, in the same formats (default: now)"
+    )
+    parser.add_argument("--recording", metavar="FILE", type=Path, help="read a recording instead of Prometheus")
     parser.add_argument(
         "--sensor",
         metavar="PATTERN",
         action="append",
-        help="only sensors whose instance/collector/device/domain matches, with * and ?; may be repeated",
+        help="only sensors whose instance/collector/device/domain matches; * and ? are wildcards; repeatable",
     )
-    parser.add_argument("--scope", choices=("device", "node", "part", "all"), default="all", help="(default: all)")
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="(default: table)")
+    parser.add_argument("--scope", choices=("device", "node", "part", "all"), default="all", help="default: all")
+    add_format_argument(parser)
     add_prometheus_arguments(parser)
 
 

@@ -10,17 +10,15 @@ from joulewatch_harness.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``joulewatch export`` takes."""
+    """Add the arguments of ``joulewatch export``."""
     parser.epilog = (
         "Import: promtool tsdb create-blocks-from openmetrics FILE DATA, where DATA is Prometheus' "
         "--storage.tsdb.path; keep its retention above the age of the recording."
     )
-    parser.add_argument("recording", metavar="RECORDING", type=Path, help="recording.sqlite, or the folder of a run")
+    parser.add_argument("recording", metavar="RECORDING", type=Path, help="recording.sqlite, or the directory of a run")
     formats = parser.add_mutually_exclusive_group(required=True)
     formats.add_argument("--openmetrics", action="store_true", help="OpenMetrics text, for promtool")
-    parser.add_argument(
-        "--output", metavar="FILE", type=Path, help="write here, whole or not at all (default: standard output)"
-    )
+    parser.add_argument("--output", metavar="FILE", type=Path, help="output file, written atomically (default: stdout)")
 
 
 def run(args: argparse.Namespace) -> int:

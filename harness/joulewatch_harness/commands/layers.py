@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
-from joulewatch_harness.commands.options import network_options
+from joulewatch_harness.commands.options import add_format_argument, add_output_argument, network_options
 from joulewatch_harness.errors import ConfigError, CoverageError, JoulewatchError, NetworkError, RecordError
 from joulewatch_harness.plan.parsing import batch_sizes, make_plan
 from joulewatch_harness.plan.plan import DEFAULT_NETWORK, default_runtime, network_label
@@ -37,40 +37,40 @@ PROFILE: Final = (sys.executable, "-m", "joulewatch_harness", "profile")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``joulewatch layers`` takes."""
+    """Add the arguments of ``joulewatch layers``."""
     parser.add_argument(
         "network",
         nargs="?",
         metavar="NETWORK",
-        help=f"a built-in network, FILE.onnx, module:object or file.py:object (default: {DEFAULT_NETWORK}, or what "
-        "--run measured)",
+        help=f"built-in network, FILE.onnx, module:object or file.py:object (default: {DEFAULT_NETWORK}, or the "
+        "network of --run)",
     )
-    parser.add_argument("--model", metavar="FILE.onnx", help="the same as a network FILE.onnx")
+    parser.add_argument("--model", metavar="FILE.onnx", help="same as NETWORK FILE.onnx")
     parser.add_argument("--runtime", help=f"{TRACED} (default: onnxruntime)")
     parser.add_argument("--precision", help="as in joulewatch profile")
-    parser.add_argument("--batch-size", metavar="N", help=f"default: {DEFAULT_BATCH_SIZE}, or what --run measured")
-    parser.add_argument("--option", action="append", metavar="KEY=VALUE", help="of network or runtime; repeatable")
-    parser.add_argument("--threads", help="the same as --option threads=N")
-    energy = parser.add_argument_group("where the energy comes from (default: a short run made here)")
-    energy.add_argument("--run", metavar="RUN", help="a run: id, beginning of one, folder, journal or recording")
-    energy.add_argument("--configuration", metavar="NAME", help="of the run, where it has several that fit")
-    energy.add_argument("--no-energy", action="store_true", help="times and work only")
-    energy.add_argument("--exporter", action="append", metavar="URL", help="exporter for the short run; repeatable")
-    energy.add_argument(
-        "--output", metavar="DIR", type=Path, default=Path("runs"), help="folder of the runs (default: runs)"
+    parser.add_argument("--batch-size", metavar="N", help=f"default: {DEFAULT_BATCH_SIZE}, or the batch size of --run")
+    parser.add_argument(
+        "--option", action="append", metavar="KEY=VALUE", help="option of the network or its runtime; repeatable"
     )
+    parser.add_argument("--threads", help="same as --option threads=N")
+    energy = parser.add_argument_group("energy source (default: a short run made now)")
+    energy.add_argument("--run", metavar="RUN", help="run id or a prefix of it, run directory, journal, or recording")
+    energy.add_argument("--configuration", metavar="NAME", help="configuration of the run, if several match")
+    energy.add_argument("--no-energy", action="store_true", help="show times and operations only")
+    energy.add_argument("--exporter", action="append", metavar="URL", help="exporter for the short run; repeatable")
+    add_output_argument(energy)
     add_prometheus_arguments(parser)
-    out = parser.add_argument_group("what comes out")
-    out.add_argument("--format", choices=("table", "json", "csv"), default="table", help="(default: table)")
-    out.add_argument("--figure", metavar="FILE", type=Path, help="draw a bar chart: .png, .svg or .pdf")
+    out = parser.add_argument_group("output")
+    add_format_argument(out)
+    out.add_argument("--figure", metavar="FILE", type=Path, help="write a bar chart: .png, .svg or .pdf")
     out.add_argument(
         "--smallest",
         metavar="PERCENT",
         type=float,
         default=1.0,
-        help="table and figure: operators with a smaller share of the time are shown as one (default: 1)",
+        help="combine operators with a smaller share of the time in table and figure (default: 1)",
     )
-    out.add_argument("--trace", metavar="FILE", type=Path, help="keep the trace, as JSON")
+    out.add_argument("--trace", metavar="FILE", type=Path, help="write the trace as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

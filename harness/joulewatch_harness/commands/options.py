@@ -1,23 +1,46 @@
-"""What subcommands that open a network read alike from the command line."""
+"""Arguments that several subcommands share."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
 
 from joulewatch_harness.errors import ConfigError
 
 
+class Arguments(Protocol):
+    """A parser, or a group of its arguments."""
+
+    def add_argument(self, *names: str, **settings: object) -> argparse.Action: ...
+
+
+def add_format_argument(parser: Arguments) -> None:
+    """Add ``--format``."""
+    parser.add_argument(
+        "--format", choices=("table", "json", "csv"), default="table", help="output format (default: table)"
+    )
+
+
+def add_output_argument(parser: Arguments) -> None:
+    """Add ``--output``, the directory in which runs are searched."""
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, default=Path("runs"), help="directory of all runs (default: runs)"
+    )
+
+
 def network_options(words: Sequence[str] | None, threads: str | None) -> dict[str, str]:
-    """The options of a network and its runtime, from ``--option KEY=VALUE`` and ``--threads``.
+    """Return the options of a network and its runtime, from ``--option KEY=VALUE`` and ``--threads``.
 
     Raises:
-        ConfigError: a word is not KEY=VALUE.
+        ConfigError: A word is not KEY=VALUE.
     """
     options: dict[str, str] = {}
     for word in words or ():
         key, equals, value = word.partition("=")
         if not equals or not key:
-            raise ConfigError(f"--option {word!r}: KEY=VALUE is wanted, such as threads=2")
+            raise ConfigError(f"--option {word!r}: must be KEY=VALUE, such as threads=2")
         options[key] = value
     if threads is not None:
         options["threads"] = threads

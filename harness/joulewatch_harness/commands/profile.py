@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from joulewatch_harness.clients.options import add_prometheus_arguments, load_options
-from joulewatch_harness.commands.options import network_options
+from joulewatch_harness.commands.options import add_format_argument, network_options
 from joulewatch_harness.errors import (
     ConfigError,
     ExporterUnreachableError,
@@ -65,55 +65,61 @@ RESULT_NAME: Final = "result.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of ``joulewatch profile``."""
-    parser.add_argument("plan", nargs="?", type=Path, metavar="PLAN.yaml", help="a plan; any flag beats what it says")
+    """Add the arguments of ``joulewatch profile``."""
+    parser.add_argument("plan", nargs="?", type=Path, metavar="PLAN.yaml", help="plan file; flags override its keys")
     what = parser.add_argument_group("what to run")
     what.add_argument(
         "--network",
         action="append",
-        help=f"a built-in network, FILE.onnx, module:object or file.py:object; repeatable (default: {DEFAULT_NETWORK})",
+        help="built-in network (see 'joulewatch networks'), FILE.onnx, module:object or file.py:object; repeatable "
+        f"(default: {DEFAULT_NETWORK})",
     )
-    what.add_argument("--model", action="append", metavar="FILE.onnx", help="the same as --network FILE.onnx")
-    what.add_argument("--runtime", help="default: onnxruntime")
+    what.add_argument("--model", action="append", metavar="FILE.onnx", help="same as --network FILE.onnx")
+    what.add_argument("--runtime", help="see 'joulewatch runtimes' (default: onnxruntime)")
     what.add_argument(
         "--precision",
-        help="one or several, with commas; built-in networks: "
-        f"{','.join(DEFAULT_PRECISIONS)} (the default); a file: its own, or the one that it must have",
+        help="comma-separated list; built-in networks: "
+        f"{','.join(DEFAULT_PRECISIONS)} (default); a model file: the precision that it must have",
     )
     what.add_argument("--batch-sizes", help="1,8,64 or 1..1024 (doubling); default: 1..1024, quick: 1,4,16,...,1024")
     what.add_argument(
-        "--option", action="append", metavar="KEY=VALUE", help="an option of network or runtime; repeatable"
+        "--option", action="append", metavar="KEY=VALUE", help="option of the network or its runtime; repeatable"
     )
-    what.add_argument("--threads", help="the same as --option threads=N")
-    what.add_argument("--name", help="what this run is called")
-    what.add_argument("--scenario", help=f"one or several of {', '.join(SCENARIOS)}, with commas (default: {OFFLINE})")
-    what.add_argument("--server-rate", type=float, metavar="PER_SECOND", help="queries per second of the server")
+    what.add_argument("--threads", help="same as --option threads=N")
+    what.add_argument("--name", help="name of the run")
+    what.add_argument("--scenario", help=f"comma-separated list of {', '.join(SCENARIOS)} (default: {OFFLINE})")
+    what.add_argument(
+        "--server-rate", type=float, metavar="PER_SECOND", help="queries per second in the scenario server"
+    )
     how = parser.add_argument_group("how to measure")
     how.add_argument("--preset", help=f"{', '.join(PRESETS)} (default: {DEFAULT_PRESET})")
-    how.add_argument("--window", type=float, metavar="SECONDS", help="length of a window, at least 1")
-    how.add_argument("--rounds", type=int, help="times that everything is measured, at least 3")
-    how.add_argument("--seed", type=int, help="of the order of the rounds (default: 0)")
+    how.add_argument("--window", type=float, metavar="SECONDS", help="length of a measurement window (minimum 1)")
+    how.add_argument("--rounds", type=int, help="number of measurement rounds (minimum 3)")
+    how.add_argument("--seed", type=int, help="random seed for the measurement order (default: 0)")
     how.add_argument(
         "--isolate",
         action=argparse.BooleanOptionalAction,
-        help="each configuration in a process of its own (default: where there are several)",
+        help="run each configuration in its own process (default: if there are several)",
     )
-    how.add_argument("--cpus", metavar="LIST", help="processors those processes stay on, such as 0-3")
+    how.add_argument("--cpus", metavar="LIST", help="CPUs to pin these processes to, such as 0-3")
     how.add_argument("--phases", help=f"{', '.join(PHASES)} (default: {PHASES_INLINE})")
     how.add_argument("--idle", type=float, metavar="SECONDS", help="length of each of the three idle windows")
-    where = parser.add_argument_group("where energy comes from")
-    where.add_argument("--exporter", action="append", metavar="URL", help="an exporter to read at edges; repeatable")
+    where = parser.add_argument_group("energy source")
+    where.add_argument("--exporter", action="append", metavar="URL", help="exporter to read at edges; repeatable")
     where.add_argument("--exporter.flags", dest="exporter_flags", help="flags for the exporter that local mode starts")
     where.add_argument(
-        "--scrape-rate", type=float, metavar="HZ", help=f"of the recording (default: {DEFAULT_SCRAPE_RATE_HZ:g})"
+        "--scrape-rate",
+        type=float,
+        metavar="HZ",
+        help=f"scrapes per second in the recording (default: {DEFAULT_SCRAPE_RATE_HZ:g})",
     )
     add_prometheus_arguments(parser)
     where.add_argument("--pushgateway", metavar="URL", help="deliver annotations through this Pushgateway")
-    out = parser.add_argument_group("what comes out")
-    out.add_argument("--output", metavar="DIR", help=f"folder of all runs (default: {DEFAULT_OUTPUT})")
-    out.add_argument("--format", choices=("table", "json", "csv"), default="table", help="of the result on stdout")
+    out = parser.add_argument_group("output")
+    out.add_argument("--output", metavar="DIR", help=f"directory of all runs (default: {DEFAULT_OUTPUT})")
+    add_format_argument(out)
     out.add_argument(
-        "--figure", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: figure.png in the run's folder)"
+        "--figure", type=Path, metavar="FILE", help="PNG, SVG or PDF (default: figure.png in the run's directory)"
     )
 
 

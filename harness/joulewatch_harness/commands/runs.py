@@ -20,6 +20,7 @@ from joulewatch_harness.clients.options import (
     options_from_args,
 )
 from joulewatch_harness.clients.prometheus import PrometheusClient
+from joulewatch_harness.commands.options import add_format_argument, add_output_argument
 from joulewatch_harness.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,24 +45,22 @@ class RunRow:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``joulewatch runs`` takes."""
-    parser.add_argument("action", nargs="?", choices=("list", "push"), default="list", help="(default: list)")
-    parser.add_argument("run", nargs="?", metavar="RUN", help="push: id of a run, the beginning of one, or its folder")
-    parser.add_argument(
-        "--output", metavar="DIR", type=Path, default=Path("runs"), help="folder of the runs (default: runs)"
-    )
-    parser.add_argument("--format", choices=("table", "json", "csv"), default="table", help="(default: table)")
+    """Add the arguments of ``joulewatch runs``."""
+    parser.add_argument("action", nargs="?", choices=("list", "push"), default="list", help="default: list")
+    parser.add_argument("run", nargs="?", metavar="RUN", help="push: run id or a prefix of it, or run directory")
+    add_output_argument(parser)
+    add_format_argument(parser)
     parser.add_argument(
         "--since",
         metavar="DURATION",
         default=DEFAULT_SINCE,
-        help=f"list from Prometheus: how far back, such as 30d (default: {DEFAULT_SINCE})",
+        help=f"list from Prometheus: age of the oldest run, such as 30d (default: {DEFAULT_SINCE})",
     )
     parser.add_argument(
-        "--pushgateway", metavar="URL", help="push: through this Pushgateway, which that Prometheus scrapes"
+        "--pushgateway", metavar="URL", help="push: use this Pushgateway, which the Prometheus server scrapes"
     )
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=120.0, help="push: for how long (default: 120)"
+        "--timeout", metavar="SECONDS", type=float, default=120.0, help="push: time limit (default: 120)"
     )
     add_prometheus_arguments(parser)
 

@@ -1,0 +1,81 @@
+"""The argument parser of both commands: one-line errors that name the nearest valid word, and examples in the help."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NoReturn
+
+CUTOFF: Final = 0.5
+"""Similarity from which a word is suggested (``difflib``: 1 is equal)."""
+
+
+class Parser(argparse.ArgumentParser):
+    """``argparse`` with helpful errors.
+
+    argparse itself takes the value of a misspelt flag for a command, and lists all choices without naming the
+    nearest one.
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[tuple[str, str]] = (), **settings: Any) -> None:
+        """Create a parser.
+
+        Args:
+            args: As in argparse.
+            examples: Commands to show under the help, each with what it does.
+            settings: As in argparse.
+        """
+        super().__init__(*args, **settings)
+        self.examples = tuple(examples)
+
+    def format_help(self) -> str:
+        """Return argparse's help, followed by the examples."""
+        lines = [line for command, purpose in self.examples for line in (f"  {command}", f"      {purpose}")]
+        return super().format_help() + ("\n".join(["", "examples:", *lines, ""]) if lines else "")
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and where to find help; exit with code 2."""
+        self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse as argparse does, but check the names of flags before a flag's value can be taken for a command."""
+        words = sys.argv[1:] if args is None else list(args)
+        self._check_flags(words)
+        return super().parse_known_args(words, namespace)
+
+    def _check_flags(self, words: Sequence[str]) -> None:
+        flags = self._option_string_actions
+        for word in words:
+            if word == "--" or word in self.commands:
+                return  # operands, or words that the command's own parser checks
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in flags and not self._is_abbreviation(flag):
+                self.error(f"unknown flag {flag}{suggestion(flag, flags)}")
+
+    def _is_abbreviation(self, flag: str) -> bool:
+        return self.allow_abbrev and any(known.startswith(flag) for known in self._option_string_actions)
+
+    @property
+    def commands(self) -> dict[str, argparse.ArgumentParser]:
+        """The subcommands with their parsers; empty if there are none."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                return dict(action.choices)
+        return {}
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        choices = [str(choice) for choice in action.choices]
+        hint = suggestion(str(value), choices)
+        if isinstance(action, argparse._SubParsersAction):
+            self.error(f"unknown command {value!r}{hint} (commands: {', '.join(choices)})")
+        raise argparse.ArgumentError(action, f"invalid value {value!r}{hint} (choose from {', '.join(choices)})")
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean X?`` for the known word nearest to ``word``, or nothing if none is near."""
+    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=CUTOFF)
+    return f"; did you mean {near[0]}?" if near else ""
