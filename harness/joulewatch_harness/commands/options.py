@@ -5,25 +5,18 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from joulewatch_harness.errors import ConfigError
 
 
-class Arguments(Protocol):
-    """A parser, or a group of its arguments."""
-
-    def add_argument(self, *names: str, **settings: object) -> argparse.Action: ...
-
-
-def add_format_argument(parser: Arguments) -> None:
+def add_format_argument(parser: argparse._ActionsContainer) -> None:
     """Add ``--format``."""
     parser.add_argument(
         "--format", choices=("table", "json", "csv"), default="table", help="output format (default: table)"
     )
 
 
-def add_output_argument(parser: Arguments) -> None:
+def add_output_argument(parser: argparse._ActionsContainer) -> None:
     """Add ``--output``, the directory in which runs are searched."""
     parser.add_argument(
         "--output", metavar="DIR", type=Path, default=Path("runs"), help="directory of all runs (default: runs)"
