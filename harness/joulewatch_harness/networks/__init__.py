@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.names import unknown
+from joulewatch_harness.names import refuse_unknown, unknown
 from joulewatch_harness.plan.plan import NATIVE
 
 if TYPE_CHECKING:
@@ -38,34 +38,105 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True)
-class Builtin:
-    """A built-in network: where its builder is, and what it can be asked for."""
+class Option:
+    """A whole-number option of a built-in network."""
 
+    values: range | tuple[int, ...]
+    """Every value that the network accepts: a range, or a few values with the default first."""
+    default: int
+    meaning: str
+
+    def parse(self, network: str, key: str, text: str) -> int:
+        """Return the value.
+
+        Raises:
+            ConfigError: Not one of the values.
+        """
+        if not text.isdecimal() or int(text) not in self.values:
+            raise ConfigError(f"{network}: {key} must be {self}, got {text!r}")
+        return int(text)
+
+    def __str__(self) -> str:
+        if isinstance(self.values, range):
+            return f"an integer from {self.values.start} to {self.values.stop - 1}"
+        words = [str(value) for value in self.values]
+        return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def integer(default: int, least: int, most: int, meaning: str) -> Option:
+    """Return an option that accepts ``least`` to ``most``."""
+    return Option(range(least, most + 1), default, meaning)
+
+
+def choice(values: Sequence[int], meaning: str) -> Option:
+    """Return an option that accepts a few values; the first one is the default."""
+    return Option(tuple(values), values[0], meaning)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Builtin:
+    """A built-in network: what it is, what it accepts, and where its builder is."""
+
+    summary: str
     module: str
     function: str
-    """``(precision, options) -> ModelSource``"""
-    precisions: tuple[str, ...]
-    options: tuple[str, ...]
+    """``(precision, **options) -> ModelSource``"""
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+    options: Mapping[str, Option]
     qonnx: tuple[str, ...] = ()
     """Further precisions, of few bits, whose files are QONNX: for reference, and for runtimes that read them."""
 
 
 _ZOO: Final = "joulewatch_harness.networks.zoo"
-_PRECISIONS: Final = ("fp32", "fp16", "int8")
+_IMAGE: Final = "width and height of the image, pixels"
 BUILTIN: Final[Mapping[str, Builtin]] = {
     "radioml-vgg10": Builtin(
-        "joulewatch_harness.networks.radioml_vgg10", "source", _PRECISIONS, ("filters",), qonnx=("w4a4", "w5a5")
+        summary="VGG10 for RadioML modulation classification, the network of the paper",
+        module="joulewatch_harness.networks.radioml_vgg10",
+        function="source",
+        options={"filters": choice((64, 32), "channels of each convolution")},
+        qonnx=("w4a4", "w5a5"),
     ),
-    "mlp": Builtin(_ZOO, "mlp", _PRECISIONS, ("width", "depth")),
-    "mobilenet-like": Builtin(_ZOO, "mobilenet_like", _PRECISIONS, ("size", "width")),
-    "resnet-like": Builtin(_ZOO, "resnet_like", _PRECISIONS, ("size", "width", "depth")),
-    "transformer-encoder": Builtin(_ZOO, "transformer_encoder", _PRECISIONS, ("sequence", "width", "depth", "heads")),
+    "mlp": Builtin(
+        summary="fully connected layers: all weights, little arithmetic per byte",
+        module=_ZOO,
+        function="mlp",
+        options={
+            "width": integer(1024, 1, 16384, "units of a hidden layer"),
+            "depth": integer(3, 1, 64, "hidden layers"),
+        },
+    ),
+    "mobilenet-like": Builtin(
+        summary="MobileNetV2: inverted residuals, depthwise convolutions",
+        module=_ZOO,
+        function="mobilenet_like",
+        options={
+            "size": integer(96, 32, 512, _IMAGE),
+            "width": choice((100, 75, 50, 35), "channels, percent of the published number"),
+        },
+    ),
+    "resnet-like": Builtin(
+        summary="ResNet-18 or 34: basic residual blocks",
+        module=_ZOO,
+        function="resnet_like",
+        options={
+            "size": integer(64, 32, 512, _IMAGE),
+            "width": choice((64, 32, 16), "channels of the first stage"),
+            "depth": choice((18, 34), "layers"),
+        },
+    ),
+    "transformer-encoder": Builtin(
+        summary="encoder layers over token and position embeddings",
+        module=_ZOO,
+        function="transformer_encoder",
+        options={
+            "sequence": integer(64, 1, 4096, "tokens"),
+            "width": choice((256, 128, 512, 768, 1024), "embedding size"),
+            "depth": integer(4, 1, 48, "layers"),
+            "heads": choice((4, 1, 2, 8, 16), "attention heads"),
+        },
+    ),
 }
-
-
-def is_builtin(network: str) -> bool:
-    """Whether ``network`` is neither a model file nor a network of the user's own."""
-    return ":" not in network and not network.endswith(".onnx")
 
 
 def builtin(network: str) -> Builtin:
@@ -99,11 +170,15 @@ def build(network: str, precision: str, options: Mapping[str, str], *, qonnx: bo
     from joulewatch_harness.networks.cost import cost_details
 
     entry = builtin(network)
+    refuse_unknown(network, "option", options, entry.options)
+    values = {
+        key: option.parse(network, key, options.get(key, str(option.default))) for key, option in entry.options.items()
+    }
     wanted = entry.precisions[0] if precision == NATIVE else precision
     if wanted not in (*entry.precisions, *entry.qonnx):
         raise ConfigError(f"{network}: {unknown('precision', wanted, (*entry.precisions, *entry.qonnx))}")
     module: Any = importlib.import_module(entry.module)
-    source = cast(ModelSource, getattr(module, entry.function)(wanted, options))
+    source = cast(ModelSource, getattr(module, entry.function)(wanted, **values))
     if wanted in entry.qonnx and not qonnx:
         raise ConfigError(
             f"{network}: {wanted} is a QONNX file, for reference and for FINN, which this runtime cannot run: "

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.names import refuse_unknown
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays
@@ -245,37 +244,3 @@ def half(model: Any) -> Any:
     graph.node.extend(nodes)
     onnx.checker.check_model(found, full_check=True)
     return found
-
-
-def choice(network: str, options: Mapping[str, str], key: str, choices: Sequence[int]) -> int:
-    """A whole-number option of which a network offers a few values; the first one is the default.
-
-    Raises:
-        ConfigError: another value.
-    """
-    text = options.get(key, str(choices[0]))
-    if text not in map(str, choices):
-        raise ConfigError(f"{network}: {key} is {_either(choices)}, not {text!r}")
-    return int(text)
-
-
-def whole(network: str, options: Mapping[str, str], key: str, default: int, least: int, most: int) -> int:
-    """A whole-number option within limits.
-
-    Raises:
-        ConfigError: no number, or outside.
-    """
-    text = options.get(key, str(default))
-    if not text.isdecimal() or not least <= int(text) <= most:
-        raise ConfigError(f"{network}: {key} is a whole number from {least} to {most}, not {text!r}")
-    return int(text)
-
-
-def check_options(network: str, options: Mapping[str, str], known: Sequence[str]) -> None:
-    """Raise ConfigError for an option that the network does not have."""
-    refuse_unknown(network, "option", options, known)
-
-
-def _either(choices: Sequence[int]) -> str:
-    words = [str(item) for item in choices]
-    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]

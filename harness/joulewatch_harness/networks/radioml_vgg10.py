@@ -35,8 +35,6 @@ from joulewatch_harness.networks.building import (
     GraphBuilder,
     Norm,
     cached,
-    check_options,
-    choice,
     fold,
     half,
     quantize,
@@ -49,7 +47,6 @@ if TYPE_CHECKING:
 
 BUILDER_VERSION: Final = 1
 """Part of the cached file's name: raise it when the graph, the weights or the calibration change."""
-FILTERS: Final = (64, 32)
 DENSE: Final = 128
 CONVOLUTIONS: Final = 7
 CALIBRATION_FRAMES: Final = 96
@@ -87,14 +84,12 @@ class Layer:
         return Layer(self.name, *fold(self.weight, self.norm, _EPSILON), None)
 
 
-def source(precision: str, options: Mapping[str, str]) -> ModelSource:
+def source(precision: str, filters: int) -> ModelSource:
     """The model file, out of the cache or built now, with its inputs and its reference.
 
     Raises:
-        ConfigError: an unknown option, or a cache folder that cannot be written.
+        ConfigError: The cache directory cannot be written.
     """
-    check_options("radioml-vgg10", options, ("filters",))
-    filters = choice("radioml-vgg10", options, "filters", FILTERS)
 
     def reference(inputs: Arrays) -> Floats:
         frames = np.asarray(inputs["input"], dtype=np.float32)

@@ -30,12 +30,9 @@ from joulewatch_harness.networks.building import (
     GraphBuilder,
     Norm,
     cached,
-    check_options,
-    choice,
     fold,
     half,
     quantize,
-    whole,
 )
 
 if TYPE_CHECKING:
@@ -154,15 +151,12 @@ class _Layers(GraphBuilder):
         )
 
 
-def mlp(precision: str, options: Mapping[str, str]) -> ModelSource:
+def mlp(precision: str, width: int, depth: int) -> ModelSource:
     """``mlp``: ``depth`` hidden layers of ``width``.
 
     Raises:
-        ConfigError: an unknown option or a bad value, or a cache folder that cannot be written.
+        ConfigError: The cache directory cannot be written.
     """
-    check_options("mlp", options, ("width", "depth"))
-    width = whole("mlp", options, "width", 1024, 1, 16384)
-    depth = whole("mlp", options, "depth", 3, 1, 64)
     return _source(
         f"mlp-w{width}-d{depth}",
         precision,
@@ -184,15 +178,12 @@ def mlp_graph(width: int, depth: int) -> Any:
     return net.finish({"input": (TensorProto.FLOAT, [MLP_INPUTS])}, [MLP_OUTPUTS])
 
 
-def mobilenet_like(precision: str, options: Mapping[str, str]) -> ModelSource:
+def mobilenet_like(precision: str, size: int, width: int) -> ModelSource:
     """``mobilenet-like``: pictures of ``size`` pixels, channels times ``width`` percent.
 
     Raises:
-        ConfigError: an unknown option or a bad value, or a cache folder that cannot be written.
+        ConfigError: The cache directory cannot be written.
     """
-    check_options("mobilenet-like", options, ("size", "width"))
-    size = whole("mobilenet-like", options, "size", 96, 32, 512)
-    width = choice("mobilenet-like", options, "width", (100, 75, 50, 35))
     return _source(
         f"mobilenet-like-s{size}-w{width}",
         precision,
@@ -234,16 +225,12 @@ def mobilenet_graph(size: int, width: int, *, folded: bool) -> Any:
     return net.images(size)
 
 
-def resnet_like(precision: str, options: Mapping[str, str]) -> ModelSource:
+def resnet_like(precision: str, size: int, width: int, depth: int) -> ModelSource:
     """``resnet-like``: pictures of ``size`` pixels, ``width`` channels in the first stage, ``depth`` layers.
 
     Raises:
-        ConfigError: an unknown option or a bad value, or a cache folder that cannot be written.
+        ConfigError: The cache directory cannot be written.
     """
-    check_options("resnet-like", options, ("size", "width", "depth"))
-    size = whole("resnet-like", options, "size", 64, 32, 512)
-    width = choice("resnet-like", options, "width", (64, 32, 16))
-    depth = choice("resnet-like", options, "depth", tuple(_RESNET_BLOCKS))
     return _source(
         f"resnet-like-s{size}-w{width}-d{depth}",
         precision,
@@ -273,18 +260,12 @@ def resnet_graph(size: int, width: int, depth: int, *, folded: bool) -> Any:
     return net.images(size)
 
 
-def transformer_encoder(precision: str, options: Mapping[str, str]) -> ModelSource:
+def transformer_encoder(precision: str, sequence: int, width: int, depth: int, heads: int) -> ModelSource:
     """``transformer-encoder``: ``depth`` layers of ``width`` with ``heads`` heads over ``sequence`` tokens.
 
     Raises:
-        ConfigError: an unknown option or a bad value, or a cache folder that cannot be written.
+        ConfigError: The cache directory cannot be written.
     """
-    name = "transformer-encoder"
-    check_options(name, options, ("sequence", "width", "depth", "heads"))
-    sequence = whole(name, options, "sequence", 64, 1, 4096)
-    width = choice(name, options, "width", (256, 128, 512, 768, 1024))
-    depth = whole(name, options, "depth", 4, 1, 48)
-    heads = choice(name, options, "heads", (4, 1, 2, 8, 16))
     return _source(
         f"transformer-encoder-s{sequence}-w{width}-d{depth}-h{heads}",
         precision,

@@ -135,12 +135,12 @@ def test_folding_changes_no_result() -> None:
     ("network", "options", "text"),
     [
         ("mlp", {"wdith": "8"}, "did you mean 'width'"),
-        ("mlp", {"width": "0"}, "width is a whole number from 1 to 16384, not '0'"),
-        ("mlp", {"depth": "deep"}, "depth is a whole number"),
-        ("mobilenet-like", {"width": "60"}, "width is 100, 75, 50 or 35, not '60'"),
-        ("mobilenet-like", {"size": "16"}, "size is a whole number from 32 to 512"),
-        ("resnet-like", {"depth": "50"}, "depth is 18 or 34, not '50'"),
-        ("transformer-encoder", {"heads": "3"}, "heads is 4, 1, 2, 8 or 16"),
+        ("mlp", {"width": "0"}, "width must be an integer from 1 to 16384, got '0'"),
+        ("mlp", {"depth": "deep"}, "depth must be an integer"),
+        ("mobilenet-like", {"width": "60"}, "width must be 100, 75, 50 or 35, got '60'"),
+        ("mobilenet-like", {"size": "16"}, "size must be an integer from 32 to 512"),
+        ("resnet-like", {"depth": "50"}, "depth must be 18 or 34, got '50'"),
+        ("transformer-encoder", {"heads": "3"}, "heads must be 4, 1, 2, 8 or 16"),
         ("mobilenet", {}, "did you mean 'mobilenet-like'"),
     ],
 )

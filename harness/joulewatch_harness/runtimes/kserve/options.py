@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -53,7 +53,7 @@ class Options:
             ConfigError: an unknown key or a bad value; the text names it.
         """
         reference = words.get("reference", network if network in networks.BUILTIN else "none")
-        own: tuple[str, ...] = () if reference == "none" else networks.builtin(reference).options
+        own: Iterable[str] = () if reference == "none" else networks.builtin(reference).options
         known = (*http_client.OPTIONS, *InputOptions.KEYS, *_OWN, ANY_PRECISION, *own)
         refuse_unknown("kserve", "option", words, known)
         where = http_client.endpoint("kserve", words, schemes=(*WEB, *GRPC))
