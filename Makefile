@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.dev
 
-.PHONY: profile demo test check bench golden dashboards clean help
+.PHONY: profile demo test check bench golden dashboards manuals clean help
 
 help:  ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -54,6 +54,9 @@ golden: $(DEV_STAMP)  ## rewrite the golden files; review them as text
 
 dashboards: $(DEV_STAMP)  ## rebuild the dashboards' JSON
 	@$(BIN)/python dashboards/build.py
+
+manuals: $(DEV_STAMP)  ## rebuild the manual pages and shell completions
+	@$(BIN)/python deploy/build.py
 
 clean:  ## remove what was set up
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/browser/node_modules
