@@ -79,7 +79,7 @@ def make_parser(commands: Iterable[str] = SUMMARIES) -> Parser:
         if name in commands:
             module = _module(name)
             module.add_arguments(sub)
-            sub.set_defaults(run=module.run)
+            sub.set_defaults(function=module.run)
     return parser
 
 
@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(
             level=args.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
         )
-        return int(args.run(args))
+        return int(args.function(args))
     except JoulewatchError as error:
         print(f"joulewatch: {error}", file=sys.stderr)  # noqa: T201
         return error.exit_code

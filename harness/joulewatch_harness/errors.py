@@ -1,6 +1,12 @@
 """What can go wrong in the harness and the analysis; each class knows its exit code."""
 
-from typing import ClassVar
+from __future__ import annotations
+
+import os
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import ClassVar, Final
 
 
 class JoulewatchError(Exception):
@@ -64,3 +70,31 @@ class CoverageError(JoulewatchError):
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+LONGEST_TEXT: Final = 300
+_INSTALLED: Final = tuple(
+    f"{folder}{os.sep}"
+    for folder in (Path(__file__).parent, *map(sysconfig.get_path, ("stdlib", "purelib", "platlib")))
+)
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception as one line: its type, its text, and the last line of the user's own code."""
+    if isinstance(error, JoulewatchError):
+        return str(error)
+    text = " ".join(located(error).split())[:LONGEST_TEXT]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def located(error: BaseException) -> str:
+    """Return the text of an exception, with ``(FILE:LINE)`` where code passed that is not of an installed package."""
+    if isinstance(error, SyntaxError):
+        text, places = error.msg, [(error.filename or "", error.lineno)]
+    else:
+        text = str(error)
+        places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    for file, line in reversed(places):
+        if file and not file.startswith((*_INSTALLED, "<")):
+            return f"{text} ({file.removeprefix(f'{Path.cwd()}{os.sep}')}:{line})"
+    return text

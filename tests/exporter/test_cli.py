@@ -173,12 +173,12 @@ def test_version(capfd: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
-        (["--collector.nope"], "unrecognized arguments: --collector.nope"),
-        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["--no-such-flag"], "unknown flag --no-such-flag"),
+        (["--collector.nope"], "unknown flag --collector.nope"),
+        (["frobnicate"], "unknown command 'frobnicate'"),
         (["--web.max-requests=many"], "invalid int value: 'many'"),
-        (["emulate"], "needs SCENARIO and DIR"),
-        (["emulate", "x", "y", "--duration", "0"], "'0' is no number of seconds above 0"),
+        (["emulate"], "SCENARIO and DIR are required"),
+        (["emulate", "x", "y", "--duration", "0"], "'0' is not a number of seconds above 0"),
     ],
 )
 def test_bad_flags_are_exit_2(capfd: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:

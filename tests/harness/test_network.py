@@ -116,7 +116,7 @@ def test_a_missing_method_is_named(tmp_path: Path, missing: str) -> None:
         (FIVE, "Six", "has no 'Six'"),
         ("1 +", "Five", "cannot be imported: SyntaxError"),
         ("raise RuntimeError('boom')", "Five", "RuntimeError: boom"),
-        ("def make(): raise ValueError('no card')", "make", "could not be made: ValueError: no card"),
+        ("def make(): raise ValueError('no card')", "make", "cannot be created: ValueError: no card"),
         ("def make(width=1): pass", "make", "unknown option 'widht': did you mean 'width'"),
         (f"{FIVE}\nready = Five()", "ready", "takes no option 'widht'"),
     ],
@@ -134,9 +134,22 @@ def test_a_file_or_module_that_is_not_there_is_named(tmp_path: Path) -> None:
         own_network("not_a_module_at_all:Five", "native", {})
 
 
-def test_a_package_missing_inside_ones_own_module_is_not_blamed_on_it(tmp_path: Path) -> None:
-    with pytest.raises(ModuleNotFoundError, match="package_that_is_missing"):
-        own_network(f"{write(tmp_path, 'import package_that_is_missing')}:Five", "native", {})
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("import package_that_is_missing", "ModuleNotFoundError: No module named 'package_that_is_missing' ({}:1)"),
+        ("import json\njson.loads('{')", "JSONDecodeError: "),
+        ("\n\nx = 1 / 0", "ZeroDivisionError: division by zero ({}:3)"),
+        ("def f(:", "SyntaxError: invalid syntax ({}:1)"),
+    ],
+)
+def test_an_error_in_a_users_file_shows_file_line_and_exception(tmp_path: Path, code: str, text: str) -> None:
+    """The last line of the user's own code, also where the error comes from a library that it calls."""
+    file = write(tmp_path, code)
+    with pytest.raises(ConfigError) as caught:
+        own_network(f"{file}:Five", "native", {})
+    assert text.format(file) in str(caught.value)
+    assert f"({file}:" in str(caught.value)
 
 
 def test_an_unknown_runtime_names_the_nearest() -> None:

@@ -26,6 +26,7 @@ from joulewatch_harness.errors import (
     JoulewatchError,
     NetworkError,
     RecordError,
+    describe,
 )
 from joulewatch_harness.plan.cpus import parse_cpus
 from joulewatch_harness.plan.parsing import make_plan, read_plan
@@ -311,7 +312,7 @@ def _check_networks(plan: Plan, stack: contextlib.ExitStack) -> tuple[Plan, tupl
         except JoulewatchError:
             raise
         except Exception as error:
-            raise NetworkError(f"{configuration.name} could not be loaded: {type(error).__name__}: {error}") from error
+            raise NetworkError(f"{configuration.name} cannot be loaded: {describe(error)}") from error
         finally:
             network.close()
         settled = replace(configuration, precision=loaded.precision, runtime=loaded.runtime)

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.errors import ConfigError, located
 from joulewatch_harness.plan.cpus import cpus_text
 from joulewatch_harness.runner.pinning import pin, strays
 
@@ -158,4 +158,4 @@ def phases_state(phases: Any) -> dict[str, Any]:
 def told(error: Exception) -> tuple[str, str, str, str]:
     """An error as the other side can raise it again."""
     name = type(error).__name__
-    return "error", name, str(error), getattr(error, "name", None) or "" if name == "ModuleNotFoundError" else ""
+    return "error", name, located(error), getattr(error, "name", None) or "" if name == "ModuleNotFoundError" else ""

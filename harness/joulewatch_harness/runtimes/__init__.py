@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, cast
 
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.errors import ConfigError, describe
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Network
 from joulewatch_harness.plan.plan import MODEL_RUNTIMES, NATIVE
@@ -174,7 +174,7 @@ def _made(factory: Any, spec: str, precision: str, options: Mapping[str, str]) -
     try:
         return factory(**keywords)
     except Exception as error:
-        raise ConfigError(f"{spec} could not be made: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{spec} cannot be created: {describe(error)}") from error
 
 
 def find_module(place: str) -> ModuleType:
@@ -190,9 +190,11 @@ def find_module(place: str) -> ModuleType:
         try:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
-            if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
-                raise
-            raise ConfigError(f"no module {place!r}; a file is named file.py:object") from error
+            if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
+                raise ConfigError(f"no module {place!r}; a file is written file.py:object") from error
+            raise ConfigError(f"{place} cannot be imported: {describe(error)}") from error
+        except Exception as error:
+            raise ConfigError(f"{place} cannot be imported: {describe(error)}") from error
     path = Path(place)
     if not path.is_file():
         raise ConfigError(f"no file {path}")
@@ -208,8 +210,6 @@ def find_module(place: str) -> ModuleType:
         sys.path.append(folder)
     try:
         spec.loader.exec_module(module)
-    except ModuleNotFoundError:
-        raise
     except Exception as error:
-        raise ConfigError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{path} cannot be imported: {describe(error)}") from error
     return module

@@ -102,7 +102,7 @@ def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_de
             "int8 was asked for, but what was loaded computes in fp32",
         ),
         (["--network", "mine.py:Mine", "--option", "anser=no"], "did you mean 'answer'"),
-        (["--option", "threads"], "KEY=VALUE is wanted"),
+        (["--option", "threads"], "must be KEY=VALUE"),
         (["--preset", "fast"], "unknown preset 'fast'"),
         (["--rounds", "1"], "at least 3"),
         (["--window", "0.2"], "at least 1 s"),

@@ -430,7 +430,7 @@ def test_channels_last(code: Path) -> None:
     ("name", "text"),
     [
         ("Missing", "has no 'Missing'"),
-        ("broken", "could not be made: ValueError: no weights"),
+        ("broken", "cannot be created: ValueError: no weights"),
         ("number", r"gave a int, not a torch\.nn\.Module"),
         ("NUMBER", r"is neither a torch\.nn\.Module nor a function"),
     ],

@@ -512,7 +512,7 @@ Words = Callable[[Path], list[str]]
         (["--model", "none.onnx"], "no model file none.onnx"),
         (["mlp", "--batch-size", "1,2"], "one batch size is wanted"),
         (["mlp", "--batch-size", "0"], "a batch size is a whole number"),
-        (["mlp", "--option", "width"], "KEY=VALUE is wanted"),
+        (["mlp", "--option", "width"], "must be KEY=VALUE"),
         (["mlp", "--runtime", "onnxruntim"], "did you mean 'onnxruntime'"),
         (["mlp", "--figure", "f.gif"], "must end in .png"),
         (["mlp", "--trace", "none/t.json"], "the folder none does not exist"),

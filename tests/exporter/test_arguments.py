@@ -1,0 +1,64 @@
+"""The argument parser: suggestions for misspelt words, examples in the help."""
+
+from __future__ import annotations
+
+import pytest
+
+from joulewatch_exporter.arguments import Parser, suggestion
+
+
+@pytest.fixture
+def parser() -> Parser:
+    parser = Parser(prog="tool", examples=(("tool run --fast", "run it fast"),), allow_abbrev=False)
+    parser.add_argument("--listen-address")
+    parser.add_argument("--level", choices=("low", "high"))
+    commands = parser.add_subparsers(dest="command", parser_class=Parser)
+    run = commands.add_parser("run")
+    run.add_argument("--fast", action="store_true")
+    run.add_argument("words", nargs="*")
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--listen-addres", ":1"], "tool: unknown flag --listen-addres; did you mean --listen-address?"),
+        (["--listen-addres=:1"], "tool: unknown flag --listen-addres; did you mean --listen-address?"),
+        (["--listen"], "tool: unknown flag --listen; did you mean --listen-address?"),
+        (["--zzz"], "tool: unknown flag --zzz\n"),
+        (
+            ["--level", "hihg"],
+            "tool: argument --level: invalid value 'hihg'; did you mean high? (choose from low, high)",
+        ),
+        (["ru"], "tool: unknown command 'ru'; did you mean run? (commands: run)"),
+        (["run", "--fats"], "tool run: unknown flag --fats; did you mean --fast?"),
+    ],
+)
+def test_a_misspelt_word_suggests_the_nearest(
+    parser: Parser, words: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(words)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(text)
+    assert error.count("\n") == 2
+
+
+def test_what_is_right_is_parsed(parser: Parser) -> None:
+    args = parser.parse_args(["--listen-address=:1", "--level", "low", "run", "--fast", "--", "--no-flag"])
+    assert (args.listen_address, args.level, args.command, args.fast) == (":1", "low", "run", True)
+    assert args.words == ["--no-flag"]
+
+
+def test_abbreviations_pass_where_they_are_allowed(parser: Parser) -> None:
+    parser.allow_abbrev = True
+    assert parser.parse_args(["--listen", ":1"]).listen_address == ":1"
+
+
+def test_the_help_ends_with_the_examples(parser: Parser) -> None:
+    assert parser.format_help().endswith("\nexamples:\n  tool run --fast\n      run it fast\n")
+
+
+def test_far_words_suggest_nothing() -> None:
+    assert suggestion("abc", ["xyz"]) == ""
