@@ -23,6 +23,7 @@ from joulewatch_harness.commands.options import add_format_argument, add_output_
 from joulewatch_harness.errors import ConfigError, CoverageError, JoulewatchError, NetworkError, RecordError
 from joulewatch_harness.plan.parsing import batch_sizes, make_plan
 from joulewatch_harness.plan.plan import DEFAULT_NETWORK, default_runtime, network_label
+from joulewatch_harness.plan.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
     from joulewatch_harness.analysis.results.layers import Basis
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from joulewatch_harness.traces import Trace
 
 DEFAULT_BATCH_SIZE: Final = 1
-TRACED: Final = "onnxruntime, openvino, torch, tvm or tensorrt"
+TRACED: Final = ", ".join(runtime.name for runtime in RUNTIMES.values() if runtime.traces)
 PROFILE: Final = (sys.executable, "-m", "joulewatch_harness", "profile")
 
 

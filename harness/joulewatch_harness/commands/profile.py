@@ -36,7 +36,6 @@ from joulewatch_harness.plan.plan import (
     DEFAULT_PRECISIONS,
     DEFAULT_PRESET,
     DEFAULT_SCRAPE_RATE_HZ,
-    MODEL_RUNTIMES,
     PHASES,
     PHASES_INLINE,
     PRESETS,
@@ -44,6 +43,7 @@ from joulewatch_harness.plan.plan import (
     default_runtime,
     name_configurations,
 )
+from joulewatch_harness.plan.runtimes import RUNTIMES, takes_model_files
 from joulewatch_harness.plan.scenario import OFFLINE, SCENARIOS
 from joulewatch_harness.plan.steps import steps, window_length_s
 from joulewatch_harness.runner.pinning import check_cpus
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"(default: {DEFAULT_NETWORK})",
     )
     what.add_argument("--model", action="append", metavar="FILE.onnx", help="same as --network FILE.onnx")
-    what.add_argument("--runtime", help="see 'joulewatch runtimes' (default: onnxruntime)")
+    what.add_argument("--runtime", help=f"{', '.join(map(str, RUNTIMES.values()))} (default: onnxruntime)")
     what.add_argument(
         "--precision",
         help="comma-separated list; built-in networks: "
@@ -211,7 +211,7 @@ def _with_threads(plan: Plan, where: str) -> Plan:
         plan,
         configurations=tuple(
             replace(item, options={"threads": str(len(cpus)), **item.options})
-            if item.runtime in MODEL_RUNTIMES
+            if takes_model_files(item.runtime)
             else item
             for item in plan.configurations
         ),

@@ -22,7 +22,6 @@ from joulewatch_harness.plan.plan import (
     DEFAULT_SCRAPE_RATE_HZ,
     DEFAULT_TIME_LIMIT_S,
     LARGEST_BATCH,
-    MODEL_RUNTIMES,
     NATIVE,
     PHASES,
     PHASES_INLINE,
@@ -32,6 +31,7 @@ from joulewatch_harness.plan.plan import (
     default_runtime,
     name_configurations,
 )
+from joulewatch_harness.plan.runtimes import takes_model_files
 from joulewatch_harness.plan.scenario import OFFLINE, Scenario
 from joulewatch_harness.records import Configuration
 
@@ -209,7 +209,7 @@ def _configurations(value: Any, where: str, defaults: Mapping[str, Any]) -> Iter
             raise ConfigError(f"{place}: the key network is missing")
         runtime = _text(item, "runtime", place, default_runtime(network))
         # A built-in network has a first precision; a file or an object has the one it has.
-        builtin = runtime in MODEL_RUNTIMES and "." not in network and ":" not in network
+        builtin = takes_model_files(runtime) and "." not in network and ":" not in network
         precisions = _texts(item, "precision", place) or (DEFAULT_PRECISIONS[:1] if builtin else (NATIVE,))
         name = _text(item, "name", place, "")
         scenarios = _scenarios(item, defaults, place)

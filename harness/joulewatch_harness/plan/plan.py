@@ -15,6 +15,7 @@ from pathlib import PurePath
 from typing import Any, Final
 
 from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.plan.runtimes import is_server
 from joulewatch_harness.plan.scenario import OFFLINE, Scenario
 from joulewatch_harness.records import Configuration
 
@@ -25,12 +26,6 @@ REFRESHES_PER_WINDOW: Final = 20
 """A counter that moves in steps of its refresh period is off by at most 1/20 of the window."""
 LARGEST_BATCH: Final = 1 << 24
 NATIVE: Final = "native"
-
-MODEL_RUNTIMES: Final = frozenset({"onnxruntime", "openvino", "torch", "tvm", "tensorrt"})
-"""Runtimes that take a built-in network or a model file. To the others a network is what its server, program or
-accelerator calls it, and its precision is the one it has."""
-SERVER_RUNTIMES: Final = frozenset({"kserve", "openai"})
-"""Runtimes whose networks have the names that a server gives them, such as ``llama3.2:1b``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +162,7 @@ class Plan:
 
 def network_label(network: str, runtime: str = "") -> str:
     """What a network is called in a name: the built-in name, the file without folder and suffix, the object."""
-    if runtime in SERVER_RUNTIMES:
+    if is_server(runtime):
         return network
     if ":" in network:
         return network.rpartition(":")[2]

@@ -19,17 +19,9 @@ from typing import Any, Final, cast
 from joulewatch_harness.errors import ConfigError, describe
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Network
-from joulewatch_harness.plan.plan import MODEL_RUNTIMES, NATIVE
+from joulewatch_harness.plan.plan import NATIVE
+from joulewatch_harness.plan.runtimes import RUNTIMES, takes_model_files
 from joulewatch_harness.records import Configuration
-
-RUNTIMES: Final[Mapping[str, str]] = {
-    name: f"joulewatch_harness.runtimes.{name}.network"
-    for name in ("onnxruntime", "openvino", "torch", "tvm", "tensorrt", "finn", "process", "kserve", "openai")
-}
-"""Name -> module; the module offers ``open_network(network, precision, options) -> Network``."""
-
-_WITH_EXTRA: Final = frozenset({"onnxruntime", "openvino", "torch", "tvm", "tensorrt", "finn"})
-"""Runtimes whose packages come with the extra of the same name; the others need nothing beyond the harness."""
 
 OWN_RUNTIME: Final = "python"
 """The runtime of ``module:object`` networks until ``describe`` names a better one."""
@@ -56,21 +48,20 @@ def open_network(configuration: Configuration) -> Network:
     if configuration.runtime == OWN_RUNTIME:
         options.pop(ANY_PRECISION, None)
         return own_network(configuration.network, configuration.precision, options)
-    if is_own(configuration.network) and configuration.runtime in MODEL_RUNTIMES:
+    if is_own(configuration.network) and takes_model_files(configuration.runtime):
         raise ConfigError(
             f"{configuration.network} brings its own runtime: leave out runtime {configuration.runtime!r}"
         )
-    module_name = RUNTIMES.get(configuration.runtime)
-    if module_name is None:
+    runtime = RUNTIMES.get(configuration.runtime)
+    if runtime is None:
         raise ConfigError(unknown("runtime", configuration.runtime, RUNTIMES))
     try:
-        module: Any = importlib.import_module(module_name)
+        module: Any = importlib.import_module(runtime.module)
     except ModuleNotFoundError as error:
-        if configuration.runtime not in _WITH_EXTRA or (error.name or "").startswith("joulewatch"):
+        if not runtime.package or (error.name or "").startswith("joulewatch"):
             raise
         raise ConfigError(
-            f"the runtime {configuration.runtime} needs the package {error.name}: "
-            f"pip install 'joulewatch[{configuration.runtime}]'"
+            f"the runtime {runtime.name} needs the package {error.name}: pip install 'joulewatch[{runtime.extra}]'"
         ) from error
     return cast(Network, module.open_network(configuration.network, configuration.precision, options))
 
@@ -125,6 +116,9 @@ def as_loaded(configuration: Configuration, description: Mapping[str, Any]) -> C
             f"ask for {actual}, or set the option {ANY_PRECISION}=true to measure it all the same"
         )
     runtime = said("runtime") if configuration.runtime == OWN_RUNTIME else configuration.runtime
+    details = {key: str(value) for key, value in description.items() if key not in known and len(str(value)) <= 500}
+    if configuration.runtime in RUNTIMES and (warning := RUNTIMES[configuration.runtime].warning(said("device"))):
+        details["experimental"] = warning.removeprefix("experimental: ")
     return replace(
         configuration,
         runtime=runtime or configuration.runtime,
@@ -134,7 +128,7 @@ def as_loaded(configuration: Configuration, description: Mapping[str, Any]) -> C
         device=said("device"),
         runtime_version=said("runtime_version"),
         model_sha256=said("model_sha256"),
-        details={key: str(value) for key, value in description.items() if key not in known and len(str(value)) <= 500},
+        details=details,
     )
 
 

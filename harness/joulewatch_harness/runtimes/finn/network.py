@@ -27,7 +27,7 @@ from joulewatch_harness.runtimes.finn.options import Options
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> Network:
-    """The entry point named in ``runtimes.RUNTIMES``; nothing of the driver is imported yet.
+    """The entry point of the runtime; nothing of the driver is imported yet.
 
     Args:
         network: Folder of the build.

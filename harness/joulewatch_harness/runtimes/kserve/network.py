@@ -544,7 +544,7 @@ def _device(config: Mapping[str, Any]) -> str:
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> KServeNetwork:
-    """The entry point named in ``runtimes.RUNTIMES``; nothing is asked of the server yet.
+    """The entry point of the runtime; nothing is asked of the server yet.
 
     Raises:
         ConfigError: a bad option, a file that cannot be read; gRPC is not installed.

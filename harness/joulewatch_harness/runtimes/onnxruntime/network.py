@@ -157,7 +157,7 @@ class Options:
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> OnnxRuntimeNetwork:
-    """The entry point named in ``runtimes.RUNTIMES``.
+    """The entry point of the runtime.
 
     Raises:
         ConfigError: unknown network, option or precision; no such file.

@@ -166,7 +166,7 @@ class StreamError(Exception):
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> OpenAINetwork:
-    """The entry point named in ``runtimes.RUNTIMES``; nothing is asked of the server yet.
+    """The entry point of the runtime; nothing is asked of the server yet.
 
     Raises:
         ConfigError: a bad option, a file that cannot be read.

@@ -126,7 +126,7 @@ def core() -> Any:
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> OpenVinoNetwork:
-    """The entry point named in ``runtimes.RUNTIMES``.
+    """The entry point of the runtime.
 
     Raises:
         ConfigError: unknown network, option or precision; no such file.

@@ -153,7 +153,7 @@ class RunAnswer:
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> ProcessNetwork:
-    """The entry point named in ``runtimes.RUNTIMES``; ``network`` is a label, passed to the child.
+    """The entry point of the runtime; ``network`` is a label, passed to the child.
 
     Raises:
         ConfigError: a bad option; no such program.

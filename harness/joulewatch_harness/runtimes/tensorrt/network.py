@@ -728,7 +728,7 @@ PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", NATIVE)
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> TensorRtNetwork:
-    """The entry point named in ``runtimes.RUNTIMES``.
+    """The entry point of the runtime.
 
     Raises:
         ConfigError: unknown network, option or precision; no such file; TensorRT or CUDA's bindings missing.

@@ -154,7 +154,7 @@ class Loaded:
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> TorchNetwork:
-    """The entry point named in ``runtimes.RUNTIMES``.
+    """The entry point of the runtime.
 
     Raises:
         ConfigError: unknown network, option or precision; no such file.

@@ -155,7 +155,7 @@ class Program:
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> TvmNetwork:
-    """The entry point named in ``runtimes.RUNTIMES``.
+    """The entry point of the runtime.
 
     Raises:
         ConfigError: unknown network, option or precision; no such file.

@@ -1,0 +1,122 @@
+"""The table of runtimes: what a plan can name, what each one takes, and what has never met its hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """One runtime."""
+
+    name: str
+    summary: str
+    package: str = ""
+    """The import name of the runtime; empty: the harness is all that it needs."""
+    extra: str = "harness"
+    """The pip extra that installs it."""
+    takes_model_files: bool = False
+    """It runs built-in networks and model files. To the other runtimes a network is what their server, program or
+    accelerator calls it, and its precision is the one it has."""
+    is_server: bool = False
+    """Its networks have the names that a server gives them, such as ``llama3.2:1b``."""
+    traces: bool = False
+    """``joulewatch layers`` can trace it."""
+    experimental: str = ""
+    """What was never tried; empty: it was run on the hardware it is for."""
+    experimental_devices: bool = False
+    """It was run on CPUs only: on any other device it is experimental."""
+
+    def __str__(self) -> str:
+        return f"{self.name} (experimental)" if self.experimental else self.name
+
+    @property
+    def module(self) -> str:
+        """The module that offers ``open_network(network, precision, options)``."""
+        return f"joulewatch_harness.runtimes.{self.name}.network"
+
+    def warning(self, device: str) -> str:
+        """Return ``experimental: ...`` if results on ``device`` rest on code that was never run there, else nothing."""
+        text = self.experimental
+        if not text and self.experimental_devices and device and not device.lower().startswith("cpu"):
+            text = f"{self.summary} has not been run on {device}"
+        return f"experimental: {text}" if text else ""
+
+
+RUNTIMES: Final[Mapping[str, Runtime]] = {
+    runtime.name: runtime
+    for runtime in (
+        Runtime(
+            name="onnxruntime",
+            summary="ONNX Runtime",
+            package="onnxruntime",
+            extra="onnxruntime",
+            takes_model_files=True,
+            traces=True,
+            experimental_devices=True,
+        ),
+        Runtime(
+            name="openvino",
+            summary="OpenVINO",
+            package="openvino",
+            extra="openvino",
+            takes_model_files=True,
+            traces=True,
+            experimental_devices=True,
+        ),
+        Runtime(
+            name="torch",
+            summary="PyTorch",
+            package="torch",
+            extra="torch",
+            takes_model_files=True,
+            traces=True,
+            experimental_devices=True,
+        ),
+        Runtime(
+            name="tvm",
+            summary="Apache TVM",
+            package="tvm",
+            extra="tvm",
+            takes_model_files=True,
+            traces=True,
+            experimental_devices=True,
+        ),
+        Runtime(
+            name="tensorrt",
+            summary="NVIDIA TensorRT",
+            package="tensorrt",
+            extra="tensorrt",
+            takes_model_files=True,
+            traces=True,
+            experimental="TensorRT support has not been run on a GPU",
+        ),
+        Runtime(
+            name="finn",
+            summary="FINN accelerators on FPGAs",
+            package="bitstring",
+            extra="finn",
+            experimental="FINN support has not been run on an FPGA",
+        ),
+        Runtime(name="process", summary="any program that speaks the protocol of PROTOCOL.md"),
+        Runtime(name="kserve", summary="servers that speak KServe v2, over HTTP or gRPC", is_server=True),
+        Runtime(
+            name="openai",
+            summary="language model servers with an OpenAI-compatible API",
+            is_server=True,
+            experimental="the OpenAI client has not been run against a real server",
+        ),
+    )
+}
+
+
+def takes_model_files(runtime: str) -> bool:
+    """Return whether a runtime of that name runs built-in networks and model files."""
+    return runtime in RUNTIMES and RUNTIMES[runtime].takes_model_files
+
+
+def is_server(runtime: str) -> bool:
+    """Return whether a server names the networks of the runtime."""
+    return runtime in RUNTIMES and RUNTIMES[runtime].is_server
