@@ -1,35 +1,14 @@
-"""The machine's clocks, and the mapping from monotonic to wall-clock time."""
+"""The mapping from monotonic time to Unix time."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Self
+
+from joulewatch_harness.clocktime import Clock
 
 MAPPING_TRIES: Final = 7
-
-
-class Clock(Protocol):
-    """The machine's clocks; a test has its own."""
-
-    def monotonic_ns(self) -> int: ...
-
-    def wall_ns(self) -> int: ...
-
-    def sleep(self, duration_s: float) -> None: ...
-
-
-class SystemClock:
-    """The real ones."""
-
-    def monotonic_ns(self) -> int:
-        return time.monotonic_ns()
-
-    def wall_ns(self) -> int:
-        return time.time_ns()
-
-    def sleep(self, duration_s: float) -> None:
-        time.sleep(duration_s)
+NS_PER_S: Final = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +17,28 @@ class ClockMapping:
 
     offset_ns: int
     error_s: float
+    """Largest error of the offset."""
+
+    @classmethod
+    def read(cls, clock: Clock) -> Self:
+        """Read monotonic, wall and monotonic clock several times; keep the narrowest reading.
+
+        The wall clock was read somewhere between the two monotonic times: its offset is taken from their middle, and
+        half the time between them is the error.
+        """
+        narrowest_ns: int | None = None
+        offset_ns = 0
+        for _ in range(MAPPING_TRIES):
+            before_ns = clock.monotonic_ns()
+            wall_ns = clock.time_ns()
+            after_ns = clock.monotonic_ns()
+            if narrowest_ns is None or after_ns - before_ns < narrowest_ns:
+                narrowest_ns = after_ns - before_ns
+                offset_ns = wall_ns - (before_ns + after_ns) // 2
+        assert narrowest_ns is not None
+        return cls(offset_ns, narrowest_ns * 0.5e-9)
 
     def unix_s(self, monotonic_ns: int) -> float:
-        """Unix seconds of a monotonic time."""
-        seconds, rest = divmod(monotonic_ns + self.offset_ns, 1_000_000_000)
-        return seconds + rest * 1e-9
-
-
-class WallClock:
-    """Maps the monotonic clock to Unix time."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    def mapping(self) -> ClockMapping:
-        """Read monotonic, wall, monotonic a few times and keep the tightest; half its width is the error."""
-        best: tuple[int, int] | None = None
-        for _ in range(MAPPING_TRIES):
-            before = self._clock.monotonic_ns()
-            wall = self._clock.wall_ns()
-            after = self._clock.monotonic_ns()
-            if best is None or after - before < best[0]:
-                best = (after - before, wall - (before + after) // 2)
-        assert best is not None
-        return ClockMapping(best[1], best[0] * 0.5e-9)
+        """Convert a monotonic time to Unix seconds."""
+        seconds, rest_ns = divmod(monotonic_ns + self.offset_ns, NS_PER_S)
+        return seconds + rest_ns * 1e-9

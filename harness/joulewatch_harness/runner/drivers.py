@@ -6,24 +6,9 @@ import random
 import time
 from typing import Any, Protocol
 
+from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.network import Network, Phases
 from joulewatch_harness.plan.scenario import IDLE_PHASE, Scenario
-
-
-class ScenarioClock(Protocol):
-    """What a driver needs of a clock."""
-
-    def monotonic_ns(self) -> int: ...
-
-    def sleep(self, duration_s: float) -> None: ...
-
-
-class _RealClock:
-    def monotonic_ns(self) -> int:
-        return time.monotonic_ns()
-
-    def sleep(self, duration_s: float) -> None:
-        time.sleep(duration_s)
 
 
 class Driver(Protocol):
@@ -55,7 +40,7 @@ class OfflineDriver:
 class SingleStreamDriver:
     """One query at a time, each with its own latency."""
 
-    def __init__(self, network: Network, clock: ScenarioClock) -> None:
+    def __init__(self, network: Network, clock: Clock) -> None:
         self.waited_ns = 0
         self._network = network
         self._now_ns = clock.monotonic_ns
@@ -83,7 +68,7 @@ class ServerDriver:
     Between queries this sleeps: the wake-up, some 0.1 ms, is part of a query's latency, as it is of any server's.
     """
 
-    def __init__(self, network: Network, rate_per_s: float, clock: ScenarioClock) -> None:
+    def __init__(self, network: Network, rate_per_s: float, clock: Clock) -> None:
         self.waited_ns = 0
         self._network = network
         self._clock = clock
@@ -120,9 +105,8 @@ class ServerDriver:
             phases.latencies_ns.append(end_ns - arrival_ns)
 
 
-def local_driver(network: Network, scenario: Scenario, clock: ScenarioClock | None = None) -> Driver:
+def local_driver(network: Network, scenario: Scenario, clock: Clock = time) -> Driver:
     """The driver of a network in this process."""
-    clock = clock or _RealClock()
     if scenario.name == "single_stream":
         return SingleStreamDriver(network, clock)
     if scenario.name == "server":
@@ -130,7 +114,7 @@ def local_driver(network: Network, scenario: Scenario, clock: ScenarioClock | No
     return OfflineDriver(network)
 
 
-def driver_of(network: Network, scenario: Scenario, clock: ScenarioClock | None = None) -> Driver:
+def driver_of(network: Network, scenario: Scenario, clock: Clock = time) -> Driver:
     """The driver of a network, wherever it lives."""
     own: Any = getattr(network, "driver", None)
     if callable(own):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from joulewatch_harness.clients.exporter import ExporterClient, Scrape
+from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, RecordError
 from joulewatch_harness.storage.recording import DEFAULT_RATE_HZ, NS, RecordingWriter
 
@@ -22,15 +23,22 @@ class Recorder:
         clients: its own ones: a client serves one thread; closed by ``stop``.
         writer: the recording; stays the caller's.
         rate_hz: scrapes per second of each exporter, on deadlines worked out from the first one.
+        clock: For tests.
     """
 
     def __init__(
-        self, clients: Sequence[ExporterClient], writer: RecordingWriter, *, rate_hz: float = DEFAULT_RATE_HZ
+        self,
+        clients: Sequence[ExporterClient],
+        writer: RecordingWriter,
+        *,
+        rate_hz: float = DEFAULT_RATE_HZ,
+        clock: Clock = time,
     ) -> None:
         if not 0 < rate_hz <= 1000:
             raise ConfigError(f"rate_hz {rate_hz:g}: wants scrapes per second, above 0 and up to 1000")
         self._clients = tuple(clients)
         self._writer = writer
+        self._clock = clock
         self._period_ns = round(NS / rate_hz)
         self._stop = threading.Event()
         self._threads = [
@@ -62,13 +70,13 @@ class Recorder:
         self.stop()
 
     def _record(self, client: ExporterClient) -> None:
-        first_ns = time.monotonic_ns()
+        first_ns = self._clock.monotonic_ns()
         count = 0
         failing = False
         lost_from_s: float | None = None
         while True:
             last = self._stop.is_set()
-            started_at_s = time.time()
+            started_at_s = self._now_s()
             problem = ""
             scrape: Scrape | None = None
             try:
@@ -86,7 +94,7 @@ class Recorder:
                 if scrape is not None:
                     self._writer.add_scrape(client, scrape)
                 else:
-                    self._writer.add_failure(client, started_at_s, time.time(), problem)
+                    self._writer.add_failure(client, started_at_s, self._now_s(), problem)
             except RecordError as error:
                 if lost_from_s is None:
                     logger.error("recording waits: %s", error)
@@ -95,5 +103,8 @@ class Recorder:
             if last:
                 return
             # The next deadline of the grid that is still ahead: one that was missed is not made up for.
-            count = max(count + 1, (time.monotonic_ns() - first_ns) // self._period_ns + 1)
-            self._stop.wait((first_ns + count * self._period_ns - time.monotonic_ns()) / NS)
+            count = max(count + 1, (self._clock.monotonic_ns() - first_ns) // self._period_ns + 1)
+            self._stop.wait((first_ns + count * self._period_ns - self._clock.monotonic_ns()) / NS)
+
+    def _now_s(self) -> float:
+        return self._clock.time_ns() / NS

@@ -13,6 +13,7 @@ edges too, so that building and tuning an engine has an energy of its own and is
 from __future__ import annotations
 
 import logging
+import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from typing import Final, Protocol
 
 import numpy as np
 
+from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.errors import (
     ConfigError,
     JoulewatchError,
@@ -54,7 +56,7 @@ from joulewatch_harness.records import (
     Window,
     WindowKind,
 )
-from joulewatch_harness.runner.clocks import Clock, ClockMapping, SystemClock, WallClock
+from joulewatch_harness.runner.clocks import ClockMapping
 from joulewatch_harness.runner.drivers import Driver, OfflineDriver, driver_of
 from joulewatch_harness.runner.stopping import StopRequest, _Stopped
 from joulewatch_harness.runtimes import as_loaded
@@ -181,7 +183,7 @@ class Runner:
         reporter: Reporter,
         stop: StopRequest,
         refresh_s: float | None = None,
-        clock: Clock | None = None,
+        clock: Clock = time,
     ) -> None:
         """Everything the run needs, made and checked before.
 
@@ -210,8 +212,7 @@ class Runner:
         self._reporter = reporter
         self._stop = stop
         self._refresh_s = refresh_s
-        self._clock = clock or SystemClock()
-        self._wall = WallClock(self._clock)
+        self._clock = clock
         self._index = 0
         self._cells: dict[tuple[str, int], _Cell] = {}
         self._drivers: dict[str, Driver] = {}
@@ -280,13 +281,13 @@ class Runner:
         if self._stop.requested:
             raise _Stopped
         self._delivery.window_opened("idle", "", 0, self._now_s())
-        before = self._wall.mapping()
+        before = ClockMapping.read(self._clock)
         start_edge = self._edges.fetch()
         start_ns = self._clock.monotonic_ns()
         self._sleep(step.duration_s)
         end_ns = self._clock.monotonic_ns()
         end_edge = self._edges.fetch()
-        after = self._wall.mapping()
+        after = ClockMapping.read(self._clock)
         flags = ["loaded"] if step.loaded else []
         if self._stop.requested:
             flags.append("interrupted")
@@ -334,12 +335,12 @@ class Runner:
 
     def _timed(self, work: Callable[[], None]) -> _SetUp:
         """Do what has to be done before a network can run, with the counters read before and after."""
-        before = self._wall.mapping()
+        before = ClockMapping.read(self._clock)
         start_edge = self._edges.fetch()
         start_ns = self._clock.monotonic_ns()
         work()
         end_ns = self._clock.monotonic_ns()
-        return _SetUp(before, start_edge, start_ns, end_ns, self._edges.fetch(), self._wall.mapping())
+        return _SetUp(before, start_edge, start_ns, end_ns, self._edges.fetch(), ClockMapping.read(self._clock))
 
     def _setup(
         self,
@@ -432,7 +433,7 @@ class Runner:
         self._delivery.window_opened("measure", name, step.batch_size, self._now_s())
         phases = Phases() if self._plan.phases == PHASES_INLINE else MarksOnly()
         busy_s = self._busy_s(name)
-        before = self._wall.mapping()
+        before = ClockMapping.read(self._clock)
         # Each window has arrivals of its own, the same ones whenever the plan is run again.
         driver.begin(f"{self._plan.seed}/{name}/{step.batch_size}/{step.repeat}")
         start_edge = self._edges.fetch()
@@ -446,7 +447,7 @@ class Runner:
             ),
         )
         end_edge = self._edges.fetch()
-        after = self._wall.mapping()
+        after = ClockMapping.read(self._clock)
         interrupted = self._stop.requested
         if interrupted and tally.batches == 0:
             raise _Stopped
@@ -486,7 +487,7 @@ class Runner:
         self._delivery.window_opened("warmup", step.configuration, step.batch_size, self._now_s())
         span_s = plan.warmup_s / STEADY_SPANS
         rates: list[float] = []
-        before = self._wall.mapping()
+        before = ClockMapping.read(self._clock)
         start_ns = self._clock.monotonic_ns()
         batches = 0
         # The first batch alone: it allocates, tunes and may take ten times as long as the next.
@@ -511,7 +512,7 @@ class Runner:
         self._window(
             "warmup",
             before,
-            self._wall.mapping(),
+            ClockMapping.read(self._clock),
             start_ns,
             self._clock.monotonic_ns(),
             configuration=step.configuration,
@@ -647,12 +648,12 @@ class Runner:
         self._settle(driver, scenario, cell)
         self._delivery.window_opened("phase", name, step.batch_size, self._now_s())
         phases = Phases()
-        before = self._wall.mapping()
+        before = ClockMapping.read(self._clock)
         driver.begin(f"{self._plan.seed}/{name}/{step.batch_size}/phases")
         tally = self._calls(
             driver, scenario, cell, phases, lambda so_far, elapsed_s: so_far >= 1 and elapsed_s >= PHASE_PASS_S
         )
-        after = self._wall.mapping()
+        after = ClockMapping.read(self._clock)
         if self._stop.requested:
             raise _Stopped
         self._window(
@@ -779,7 +780,7 @@ class Runner:
             self._recording.add_line(line)
 
     def _now_s(self) -> float:
-        return self._clock.wall_ns() * 1e-9
+        return self._clock.time_ns() * 1e-9
 
 
 def is_steady(rates: Sequence[float]) -> bool:

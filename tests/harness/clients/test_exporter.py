@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from joulewatch_harness.clients.exporter import ExporterClient, parse_exposition, parse_key
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
 from joulewatch_harness.runner.edges import EdgeReader, read_edge
+from support.clock import NS_PER_S, FakeClock
 
 SENSOR = 'collector="rapl",component="cpu",device="socket0",domain="package"'
 BODY = f"""# HELP joulewatch_device_energy_joules_total Energy of one device.
@@ -97,24 +98,14 @@ class FakeConnection:
         self.closed = True
 
 
-class FakeClock:
-    """Wall clock that moves by 1 ms with each look."""
-
-    def __init__(self) -> None:
-        self.now_s = 1_700_000_001.0
-
-    def __call__(self) -> float:
-        self.now_s += 0.001
-        return self.now_s
-
-
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     fake = FakeServer()
     monkeypatch.setattr(FakeConnection, "server", fake, raising=False)
     monkeypatch.setattr(http.client, "HTTPConnection", FakeConnection)
     monkeypatch.setattr(http.client, "HTTPSConnection", FakeConnection)
-    monkeypatch.setattr(time, "time", FakeClock())
+    clock = FakeClock(unix_ns=1_700_000_001 * NS_PER_S, reading_ns=1_000_000)
+    monkeypatch.setattr(time, "time", clock.time)
     yield fake
 
 

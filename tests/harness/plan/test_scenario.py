@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,19 +17,9 @@ from joulewatch_harness.plan.parsing import make_plan
 from joulewatch_harness.plan.scenario import Scenario, is_overloaded
 from joulewatch_harness.plan.scenario_names import scenario_in_name
 from joulewatch_harness.runner.drivers import OfflineDriver, driver_of, local_driver
+from support.clock import NS_PER_S, FakeClock
 
 MS = 1_000_000
-
-
-@dataclass
-class FakeClock:
-    now_ns: int = 10**9
-
-    def monotonic_ns(self) -> int:
-        return self.now_ns
-
-    def sleep(self, duration_s: float) -> None:
-        self.now_ns += round(duration_s * 1e9)
 
 
 class FakeNetwork:
@@ -60,7 +49,7 @@ class FakeNetwork:
 
 
 def server(batch_ns: int, rate_per_s: float, queries: int, seed: str = "a") -> tuple[Phases, FakeNetwork, Any]:
-    clock = FakeClock()
+    clock = FakeClock(now_ns=NS_PER_S)
     network = FakeNetwork(clock, batch_ns)
     driver = local_driver(network, Scenario("server", rate_per_s), clock)
     driver.begin(seed)
@@ -70,7 +59,7 @@ def server(batch_ns: int, rate_per_s: float, queries: int, seed: str = "a") -> t
 
 
 def test_offline_is_the_network_itself() -> None:
-    clock = FakeClock()
+    clock = FakeClock(now_ns=NS_PER_S)
     network = FakeNetwork(clock)
     driver = driver_of(network, Scenario(), clock)
     assert isinstance(driver, OfflineDriver)
@@ -80,7 +69,7 @@ def test_offline_is_the_network_itself() -> None:
 
 @pytest.mark.parametrize("marks", ["early", "none"])
 def test_single_stream_asks_for_one_at_a_time_and_marks_when_each_is_done(marks: str) -> None:
-    clock = FakeClock()
+    clock = FakeClock(now_ns=NS_PER_S)
     network = FakeNetwork(clock, 3 * MS, marks)
     phases = Phases()
     driver = driver_of(network, Scenario("single_stream"), clock)
@@ -116,7 +105,7 @@ def test_waiting_in_line_is_that_of_an_m_d_1_queue(load: float) -> None:
 
 def test_a_schedule_goes_on_over_calls_and_begins_anew_with_a_window() -> None:
     whole, _, _ = server(MS, 200.0, 50)
-    clock = FakeClock()
+    clock = FakeClock(now_ns=NS_PER_S)
     driver = local_driver(FakeNetwork(clock), Scenario("server", 200.0), clock)
     driver.begin("a")
     phases = Phases()
@@ -140,7 +129,7 @@ def test_a_line_that_grows_is_an_overload_and_a_busy_server_is_none() -> None:
 
 
 def test_without_phases_nothing_is_told_but_the_ends() -> None:
-    clock = FakeClock()
+    clock = FakeClock(now_ns=NS_PER_S)
     phases = MarksOnly()
     local_driver(FakeNetwork(clock), Scenario("server", 100.0), clock).run(9, phases)
     with phases("execute"):

@@ -29,33 +29,15 @@ from joulewatch_harness.records import (
     Window,
     WindowKind,
 )
-from joulewatch_harness.runner.clocks import WallClock
+from joulewatch_harness.runner.clocks import ClockMapping
 from joulewatch_harness.runner.runner import Runner, is_steady, latency, phase_times
 from joulewatch_harness.runner.stopping import StopRequest
+from support.clock import NS_PER_S, FakeClock
 
-NS = 1_000_000_000
 
-
-@dataclass
-class FakeClock:
-    """Both clocks; every look at one costs 100 ns, as on a real machine."""
-
-    now_ns: int = 5 * NS
-    offset_ns: int = 1_700_000_000 * NS
-
-    def monotonic_ns(self) -> int:
-        self.now_ns += 100
-        return self.now_ns
-
-    def wall_ns(self) -> int:
-        self.now_ns += 100
-        return self.now_ns + self.offset_ns
-
-    def sleep(self, duration_s: float) -> None:
-        self.now_ns += int(duration_s * 1e9)
-
-    def work(self, duration_s: float) -> None:
-        self.now_ns += round(duration_s * 1e9)
+def machine_clock() -> FakeClock:
+    """A clock of which every reading takes 100 ns, as on a real machine."""
+    return FakeClock(now_ns=5 * NS_PER_S, unix_ns=1_700_000_005 * NS_PER_S, reading_ns=100)
 
 
 @dataclass
@@ -67,12 +49,12 @@ class FakeEdges:
     fetched: int = 0
 
     def fetch(self) -> FakeFetched:
-        requested_s = self.clock.wall_ns() * 1e-9
-        self.clock.work(0.001)
-        read_s = self.clock.wall_ns() * 1e-9
-        self.clock.work(0.001)
+        requested_s = self.clock.time_ns() * 1e-9
+        self.clock.advance(0.001)
+        read_s = self.clock.time_ns() * 1e-9
+        self.clock.advance(0.001)
         self.fetched += 1
-        return FakeFetched(requested_s, read_s, self.clock.wall_ns() * 1e-9, self.fetched > self.dead_after)
+        return FakeFetched(requested_s, read_s, self.clock.time_ns() * 1e-9, self.fetched > self.dead_after)
 
 
 @dataclass
@@ -123,7 +105,7 @@ class FakeNetwork:
         began_ns = self.clock.now_ns
         for _ in range(batches):
             start_ns = self.clock.now_ns
-            self.clock.work(self.per_batch_s + self.per_item_s * self.batch)
+            self.clock.advance(self.per_batch_s + self.per_item_s * self.batch)
             phases.add("execute", start_ns, self.clock.now_ns)
             if self.marks:
                 phases.batch_ends_ns.append(self.clock.now_ns)
@@ -212,7 +194,7 @@ class Bench:
 
 
 def bench(**keys: Any) -> Bench:
-    clock = FakeClock()
+    clock = machine_clock()
     plan = make_plan(
         {
             "configurations": [
@@ -473,7 +455,7 @@ def test_a_wall_clock_that_is_set_in_a_window_is_noted() -> None:
 
     def set_clock() -> None:
         if next(calls) == 60:
-            it.clock.offset_ns += 2 * NS
+            it.clock.step_wall_clock(2.0)
 
     it.networks["one"].on_run = set_clock
     it.run()
@@ -514,9 +496,9 @@ def test_the_second_signal_has_its_default_effect(monkeypatch: pytest.MonkeyPatc
 
 @given(st.integers(0, 2**62), st.integers(-(2**60), 2**60))
 def test_a_mapping_is_exact_to_a_microsecond(monotonic_ns: int, offset_ns: int) -> None:
-    clock = FakeClock(now_ns=monotonic_ns, offset_ns=offset_ns)
-    mapping = WallClock(clock).mapping()
-    assert mapping.unix_s(clock.now_ns) == pytest.approx((clock.now_ns + offset_ns) / NS, abs=1e-6, rel=1e-15)
+    clock = FakeClock(now_ns=monotonic_ns, unix_ns=monotonic_ns + offset_ns, reading_ns=100)
+    mapping = ClockMapping.read(clock)
+    assert mapping.unix_s(clock.now_ns) == pytest.approx((clock.now_ns + offset_ns) / NS_PER_S, abs=1e-6, rel=1e-15)
     assert 0 < mapping.error_s < 1e-6
 
 
@@ -627,7 +609,7 @@ def test_the_pass_tells_what_recording_costs() -> None:
         def slower(batches: int, phases: Phases, run: Callable[..., None] = run) -> None:
             run(batches, phases)
             if type(phases) is Phases:
-                it.clock.work(0.00005 * batches)
+                it.clock.advance(0.00005 * batches)
 
         network.run = slower  # type: ignore[method-assign]
     it.run()
@@ -663,7 +645,7 @@ def test_a_call_in_another_process_counts_from_its_own_start() -> None:
         run = network.run
 
         def remote(batches: int, phases: Phases, run: Callable[..., None] = run) -> None:
-            it.clock.work(0.005)
+            it.clock.advance(0.005)
             start_ns = it.clock.now_ns
             run(batches, phases)
             phases.call_ns = (start_ns, it.clock.now_ns)
@@ -686,13 +668,13 @@ def test_loading_and_first_preparing_that_take_a_second_are_windows_of_their_own
     tuned: set[int] = set()
 
     def slow_load() -> None:
-        it.clock.work(3.0)
+        it.clock.advance(3.0)
         loaded()
 
     def tune(batch: int) -> None:
         if batch == 8 and batch not in tuned:
             tuned.add(batch)
-            it.clock.work(7.0)
+            it.clock.advance(7.0)
         prepared(batch)
 
     network.load, network.prepare = slow_load, tune  # type: ignore[method-assign]
@@ -713,7 +695,7 @@ def test_loading_and_first_preparing_that_take_a_second_are_windows_of_their_own
 
 def test_of_short_setting_up_the_seconds_are_kept_once_for_each_batch_size() -> None:
     it = bench()
-    it.networks["two"].load = lambda: it.clock.work(0.25)  # type: ignore[method-assign]
+    it.networks["two"].load = lambda: it.clock.advance(0.25)  # type: ignore[method-assign]
     it.run()
     assert it.lines.windows("setup") == []
     kept = [line for line in it.lines.lines if isinstance(line, Setup)]
@@ -754,7 +736,7 @@ def test_what_cannot_be_set_up_has_no_window_of_it() -> None:
     it = bench()
 
     def fail(batch: int) -> Exception | None:
-        it.clock.work(5.0)
+        it.clock.advance(5.0)
         return UnsupportedBatchError("no engine") if batch == 8 else None
 
     it.networks["one"].prepare_error = fail

@@ -10,10 +10,10 @@ import pytest
 from joulewatch_harness.clients.exporter import ExporterClient, Scrape
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError, RecordError
 from joulewatch_harness.records import RunEnd
-from joulewatch_harness.runner import recorder as recorder_module
 from joulewatch_harness.runner.recorder import Recorder
 from joulewatch_harness.storage import recording as recording_module
 from joulewatch_harness.storage.recording import Recording, RecordingWriter
+from support.clock import FakeClock
 from support.runs import NETWORK, RUN, header, window
 
 ENERGY = 'joulewatch_device_energy_joules_total{collector="rapl",device="%s"}'
@@ -206,35 +206,23 @@ class FakeWait:
 
     def wait(self, seconds: float) -> bool:
         self.waits.append(seconds)
-        self.clock.now_ns += max(0, round(seconds * 1e9))
+        self.clock.advance(max(0.0, seconds))
         return self.is_set()
 
     def set(self) -> None:
         self.rounds = 0
 
 
-class FakeClock:
-    def __init__(self) -> None:
-        self.now_ns = 0
-
-    def monotonic_ns(self) -> int:
-        return self.now_ns
-
-    def time(self) -> float:
-        return 1_700_000_000.0 + self.now_ns / 1e9
-
-
 def test_the_recorder_keeps_absolute_deadlines_and_records_failures(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = FakeClock()
-    monkeypatch.setattr(recorder_module, "time", clock)
 
     class Slow(FakeExporter):
         def scrape(self) -> Scrape:
             started_s = clock.time()
             # One scrape takes 30 ms, the third 250 ms: two deadlines are missed and not made up for.
-            clock.now_ns += 250_000_000 if self.asked == 2 else 30_000_000
+            clock.advance(0.25 if self.asked == 2 else 0.03)
             self.asked += 1
             if self.asked in (5, 6):
                 raise ExporterUnreachableError("exporter http://node1:10717/metrics: refused")
@@ -242,7 +230,7 @@ def test_the_recorder_keeps_absolute_deadlines_and_records_failures(
 
     exporter = Slow()
     with RecordingWriter.create(path, header()) as writer:
-        recorder = Recorder([exporter], writer, rate_hz=10)
+        recorder = Recorder([exporter], writer, rate_hz=10, clock=clock)
         stop = FakeWait(clock, 7)
         monkeypatch.setattr(recorder, "_stop", stop)
         recorder._record(exporter)
@@ -274,7 +262,6 @@ def test_a_full_disk_is_waited_for_and_the_gap_is_named(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = FakeClock()
-    monkeypatch.setattr(recorder_module, "time", clock)
     full = RecordError("recording.sqlite: database or disk is full")
 
     class Exporter(FakeExporter):
@@ -284,7 +271,7 @@ def test_a_full_disk_is_waited_for_and_the_gap_is_named(
 
     exporter = Exporter()
     with RecordingWriter.create(path, header()) as writer:
-        recorder = Recorder([exporter], writer, rate_hz=10)
+        recorder = Recorder([exporter], writer, rate_hz=10, clock=clock)
         monkeypatch.setattr(recorder, "_stop", FakeWait(clock, 6))
         real = writer.add_scrape
 
