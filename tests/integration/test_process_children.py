@@ -199,7 +199,7 @@ def test_a_sweep_goes_on_where_a_child_dies(command: str, tmp_path: Path) -> Non
     assert rows == {("good", 4), ("good", 8), ("dies", 4)}
     (note,) = [item["text"] for item in result["run"]["notes"] if item.get("configuration") == "dies"]
     assert re.search(
-        r"dies batch 8 left out: .*killed by SIGSEGV before it answered run \(batch size 8\).*device lost", note
+        r"dies batch 8 excluded: .*killed by SIGSEGV before it answered run \(batch size 8\).*device lost", note
     )
     (folder,) = (tmp_path / "runs").iterdir()
     lines = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]

@@ -1,4 +1,4 @@
-"""How a run is stopped by the user."""
+"""Stop a run on Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ from types import FrameType
 from typing import Any, Self
 
 
+class RunStopped(Exception):
+    """The user stopped the run; the current step is discarded."""
+
+
 class StopRequest:
-    """The first Ctrl-C (or SIGTERM) asks the run to end after the current call; the second ends the process."""
+    """Stop the run after the current call on the first Ctrl-C or SIGTERM; end the process on the second."""
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: dict[int, Any] = {}
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._on_signal)
+                self._previous_handlers[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._before.clear()
+        self._previous_handlers.clear()
+
+    def check(self) -> None:
+        """Raise RunStopped if the user has stopped the run."""
+        if self.requested:
+            raise RunStopped
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self.requested:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.requested = True
-
-
-class _Stopped(Exception):
-    """The person wants the run to end; nothing of the current step is kept."""

@@ -29,8 +29,11 @@ from joulewatch_harness.records import (
     Window,
     WindowKind,
 )
+from joulewatch_harness.runner.calls import Call
 from joulewatch_harness.runner.clocks import ClockMapping
-from joulewatch_harness.runner.runner import Runner, is_steady, latency, phase_times
+from joulewatch_harness.runner.latency import latency, phase_times
+from joulewatch_harness.runner.measuring import is_steady
+from joulewatch_harness.runner.runner import Runner
 from joulewatch_harness.runner.stopping import StopRequest
 from support.clock import NS_PER_S, FakeClock
 
@@ -512,7 +515,7 @@ def test_steady_means_the_last_three_within_five_percent(rates: list[float], ste
 
 def test_latency_takes_nearest_ranks_that_really_occurred() -> None:
     ends = array("q", [10, 30, 60, 100])
-    found = latency([(0, 60, 3, 3), (60, 100, 1, 4)], ends)
+    found = latency([Call(0, 60, 3, 3), Call(60, 100, 1, 4)], ends)
     assert found is not None
     assert (found.count, found.min_s, found.max_s) == (4, 10e-9, 40e-9)
     assert (found.p50_s, found.p90_s, found.p99_s) == (20e-9, 40e-9, 40e-9)
@@ -574,7 +577,7 @@ def test_a_server_that_cannot_keep_up_is_told_to_be_invalid() -> None:
     assert flagged == {(1, False), (8, True)}, "1.8 ms a query is too slow for 600/s, 1.1 ms is not"
     notes = [note for note in it.lines.notes() if note.reason == "overloaded"]
     assert [(note.configuration, note.batch_size) for note in notes] == [("one/server-600", 8), ("two/server-600", 8)]
-    assert "is invalid: 600 queries/s were asked for, 55" in notes[0].text
+    assert "is invalid: 600 queries/s were requested, 55" in notes[0].text
 
 
 def test_scenarios_side_by_side_have_names_of_their_own() -> None:

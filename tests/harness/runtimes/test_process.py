@@ -22,7 +22,8 @@ from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatc
 from joulewatch_harness.network import Network, Phases
 from joulewatch_harness.plan.parsing import make_plan
 from joulewatch_harness.records import Configuration
-from joulewatch_harness.runner import runner
+from joulewatch_harness.runner.failures import describe, reason_code
+from joulewatch_harness.runner.latency import phase_times
 from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.process import network as runtime
 from joulewatch_harness.runtimes.process.child import LARGEST_STDERR_BYTES, Child, Stderr, request
@@ -188,7 +189,7 @@ def test_a_child_without_phases_has_execute_and_the_rest_is_other(opened: Open) 
     assert list(phases.spans) == ["execute"]
     assert phases.spans["execute"][0] == 4
     assert not phases.batch_ends_ns
-    times = runner.phase_times(phases, duration_ns, 4)
+    times = phase_times(phases, duration_ns, 4)
     assert 0 < times["other"].total_s < duration_ns * 1e-9
 
 
@@ -425,8 +426,8 @@ def test_error_answers_have_their_meaning_and_leave_the_child_alive(
     child = network._child
     with pytest.raises(kind, match=said) as caught:
         network.prepare(512)
-    assert runner._reason(caught.value) == reason
-    assert runner._said(caught.value) == str(caught.value)
+    assert reason_code(caught.value) == reason
+    assert describe(caught.value) == str(caught.value)
     network.prepare(8)
     network.run(1, Phases())
     assert network._child is child

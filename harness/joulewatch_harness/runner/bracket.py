@@ -1,0 +1,123 @@
+"""The reads around every window, and their order: this is the only place that defines it.
+
+::
+
+    clock mapping | energy counters | start time | work | end time | energy counters | clock mapping
+
+Why in this order:
+
+* The times are read next to the work. Everything else (a request to the exporters takes milliseconds) is outside the
+  window, so neither its energy nor its duration is part of the result.
+* The energy counters are read outside the window, as close to it as possible. The analysis subtracts the energy of the
+  milliseconds between a reading and the window and adds their uncertainty ("edge slack"), which is small while they
+  are few.
+* The mapping from monotonic to wall clock is read on both sides, and each edge is converted with the mapping of its
+  own side. A wall clock that NTP slews during the window then gives the right time at both edges, and a clock that was
+  set shows as a difference between the two mappings.
+* Parsing, writing and delivering wait until the bracket is closed: nothing that costs energy or time competes with
+  the work.
+
+If the work raises an exception, nothing more is read: there is no window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol, Self, TypedDict, Unpack
+
+from joulewatch_harness.clocktime import Clock
+from joulewatch_harness.records import Edge, Latency, PhaseTime, Window, WindowKind
+from joulewatch_harness.runner.clocks import ClockMapping
+
+
+class FetchedEdge(Protocol):
+    """The answers of all exporters at one edge, not yet parsed."""
+
+    def parse(self) -> Edge: ...
+
+
+class EdgeSource(Protocol):
+    """Reads the energy counters of all exporters; an exporter that does not answer is in ``Edge.missing``."""
+
+    def fetch(self) -> FetchedEdge: ...
+
+
+class WindowContents(TypedDict, total=False):
+    """The fields of a window that do not come from its bracket."""
+
+    configuration: str
+    phase: str
+    batch_size: int
+    repeat: int
+    batches: int
+    latency: Latency | None
+    phases: Mapping[str, PhaseTime]
+    flags: tuple[str, ...]
+    counts: Mapping[str, float]
+    details: Mapping[str, str]
+
+
+class Bracket:
+    """Context manager around the work of one window; the times and the window are complete after it.
+
+    Args:
+        clock: The harness's clocks.
+        edges: Reads the energy counters; None for a window whose energy is not evaluated.
+    """
+
+    def __init__(self, clock: Clock, edges: EdgeSource | None = None) -> None:
+        self._clock = clock
+        self._edges = edges
+        self._start_edge: FetchedEdge | None = None
+        self._end_edge: FetchedEdge | None = None
+        self.start_ns = 0
+        """Monotonic time of the start; valid inside the bracket already."""
+        self.end_ns = 0
+
+    def __enter__(self) -> Self:
+        self._start_mapping = ClockMapping.read(self._clock)
+        if self._edges is not None:
+            self._start_edge = self._edges.fetch()
+        self.start_ns = self._clock.monotonic_ns()
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is not None:
+            return
+        self.end_ns = self._clock.monotonic_ns()
+        if self._edges is not None:
+            self._end_edge = self._edges.fetch()
+        self._end_mapping = ClockMapping.read(self._clock)
+
+    @property
+    def duration_ns(self) -> int:
+        """Length of the window on the monotonic clock."""
+        return self.end_ns - self.start_ns
+
+    @property
+    def duration_s(self) -> float:
+        """The same in seconds."""
+        return self.duration_ns * 1e-9
+
+    @property
+    def clock_step_s(self) -> float:
+        """By how much the wall clock moved against the monotonic clock during the window."""
+        return (self._end_mapping.offset_ns - self._start_mapping.offset_ns) * 1e-9
+
+    def window(self, *, run: str, index: int, kind: WindowKind, **contents: Unpack[WindowContents]) -> Window:
+        """Build the window; parses the edges, in the order in which they were read."""
+        start_edge = None if self._start_edge is None else self._start_edge.parse()
+        end_edge = None if self._end_edge is None else self._end_edge.parse()
+        return Window(
+            run=run,
+            index=index,
+            kind=kind,
+            start_s=self._start_mapping.unix_s(self.start_ns),
+            end_s=self._end_mapping.unix_s(self.end_ns),
+            duration_s=self.duration_s,
+            clock_error_s=max(self._start_mapping.error_s, self._end_mapping.error_s),
+            inferences=contents.get("batches", 0) * contents.get("batch_size", 0),
+            start_edge=start_edge,
+            end_edge=end_edge,
+            **contents,
+        )

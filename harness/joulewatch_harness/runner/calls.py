@@ -1,0 +1,133 @@
+"""Run a network for a span of time, in calls of 50 to 100 ms, and count its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from joulewatch_harness.network import Network, Phases
+from joulewatch_harness.plan.scenario import OFFLINE, Scenario
+from joulewatch_harness.records import Configuration
+from joulewatch_harness.runner.context import RunContext
+from joulewatch_harness.runner.drivers import Driver, OfflineDriver
+
+CALL_S: Final = 0.075
+"""Target length of a call of ``run``: long against what Python needs for a call, short enough for Ctrl-C."""
+CALL_RANGE_S: Final = (0.05, 0.1)
+LARGEST_GROWTH: Final = 4
+"""A call has at most so many times the batches of the one before: a first short call may have been an exception."""
+
+Enough = Callable[[int, float], bool]
+"""``(batches, elapsed_s)``: whether a span is complete; asked after each call."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedNetwork:
+    """A configuration whose network is loaded."""
+
+    configuration: Configuration
+    """As loaded, with the actual precision."""
+    network: Network
+    driver: Driver
+    scenario: Scenario
+
+    @property
+    def name(self) -> str:
+        return self.configuration.name
+
+    @property
+    def concurrency(self) -> int:
+        """Batches that the network processes at the same time; a call with fewer would not fill it."""
+        concurrency = self.configuration.details.get("concurrency", "1")
+        return int(concurrency) if concurrency.isdecimal() else 1
+
+
+@dataclass(slots=True, kw_only=True)
+class Cell:
+    """One configuration at one batch size, and what the run has learned about it."""
+
+    loaded: LoadedNetwork
+    batch_size: int
+    batch_s: float = 0.0
+    """Time per batch in the last span of calls; 0 before the first."""
+    prepared: bool = False
+    steady: bool = True
+    failed: bool = False
+    overload_noted: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.loaded.name
+
+    def __str__(self) -> str:
+        return f"{self.name} batch {self.batch_size}"
+
+
+class Call(NamedTuple):
+    """One call of ``run``; made inside measured windows, so a tuple, which is cheap to make."""
+
+    start_ns: int
+    end_ns: int
+    batches: int
+    marks: int
+    """Number of batch marks of the whole span after this call."""
+
+
+@dataclass(slots=True)
+class Span:
+    """Calls in a row."""
+
+    start_ns: int
+    end_ns: int
+    batches: int = 0
+    calls: list[Call] = field(default_factory=list)
+
+    @property
+    def duration_s(self) -> float:
+        return (self.end_ns - self.start_ns) * 1e-9
+
+    @property
+    def batches_per_s(self) -> float:
+        return self.batches / self.duration_s
+
+
+def run_span(context: RunContext, cell: Cell, phases: Phases, enough: Enough) -> Span:
+    """Run in the configuration's scenario until ``enough`` or until the user stops the run.
+
+    Stores the time per batch in the cell, unless queries arrive at a given rate.
+    """
+    return _run(context, cell, cell.loaded.driver, cell.loaded.scenario, phases, enough)
+
+
+def run_offline(context: RunContext, cell: Cell, phases: Phases, enough: Enough) -> Span:
+    """The same back to back, whatever the scenario: for warm-ups and comparisons."""
+    return _run(context, cell, OfflineDriver(cell.loaded.network), Scenario(), phases, enough)
+
+
+def _run(context: RunContext, cell: Cell, driver: Driver, scenario: Scenario, phases: Phases, enough: Enough) -> Span:
+    clock, tick, stop, marks = context.clock.monotonic_ns, context.reporter.tick, context.stop, phases.batch_ends_ns
+    # A server waits for queries: the time to the next query counts, not the time that a query takes.
+    batch_s = max(cell.batch_s, 1 / scenario.rate_per_s) if scenario.rate_per_s else cell.batch_s
+    fewest = cell.loaded.concurrency if scenario.name == OFFLINE else 1
+    count = max(fewest, round(CALL_S / batch_s)) if batch_s > 0.0 else fewest
+    now_ns = clock()
+    span = Span(now_ns, now_ns)
+    while not stop.requested:
+        start_ns = clock()
+        driver.run(count, phases)
+        end_ns = clock()
+        span.batches += count
+        span.end_ns = end_ns
+        # A network in another process reports when the call ran there: the message to it is not part of the latency.
+        ran_from_ns, ran_to_ns = phases.call_ns or (start_ns, end_ns)
+        span.calls.append(Call(start_ns=ran_from_ns, end_ns=ran_to_ns, batches=count, marks=len(marks)))
+        if enough(span.batches, (end_ns - span.start_ns) * 1e-9):
+            break
+        call_s = (end_ns - start_ns) * 1e-9
+        if not CALL_RANGE_S[0] <= call_s <= CALL_RANGE_S[1]:
+            count = max(fewest, min(LARGEST_GROWTH * count, round(count * CALL_S / max(call_s, 1e-9))))
+        tick()
+    if span.batches and not scenario.rate_per_s:
+        cell.batch_s = max(span.duration_s / span.batches, 1e-9)
+    return span

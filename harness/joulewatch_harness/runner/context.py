@@ -1,0 +1,33 @@
+"""What all steps of a run share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from joulewatch_harness.clocktime import Clock
+from joulewatch_harness.plan.plan import Plan
+from joulewatch_harness.runner.bracket import Bracket, EdgeSource
+from joulewatch_harness.runner.run_log import Reporter, RunLog
+from joulewatch_harness.runner.stopping import StopRequest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """The plan, the tools that a step measures and writes with, and the user's wish to stop."""
+
+    plan: Plan
+    clock: Clock
+    edges: EdgeSource
+    log: RunLog
+    reporter: Reporter
+    stop: StopRequest
+    refresh_s: float | None = None
+    """Refresh period of the slowest sensor."""
+
+    def bracket(self) -> Bracket:
+        """Return a bracket that reads the energy counters."""
+        return Bracket(self.clock, self.edges)
+
+    def bracket_without_edges(self) -> Bracket:
+        """Return a bracket for a window whose energy is not evaluated: warm-up, phases."""
+        return Bracket(self.clock)
