@@ -54,6 +54,13 @@ def test_welch_satterthwaite() -> None:
     assert math.isinf(effective_dof([(1.0, math.inf)]))
 
 
+def test_effective_degrees_of_freedom_depend_on_the_fourth_power_of_each_uncertainty() -> None:
+    """Without a second contribution they are the first one's, whatever its size; the values are of equation G.2b."""
+    assert effective_dof([(3.0, 5.0)]) == pytest.approx(5.0)
+    assert effective_dof([(2.0, 4.0), (1.0, 9.0)]) == pytest.approx(5.0**2 / (2.0**4 / 4.0 + 1.0 / 9.0))
+    assert effective_dof([(20.0, 4.0), (10.0, 9.0)]) == pytest.approx(effective_dof([(2.0, 4.0), (1.0, 9.0)]))
+
+
 def test_a_dominant_uniform_item_is_not_stretched_beyond_its_bounds() -> None:
     assert coverage_factor([(1.0, math.inf), (0.1, 2.0)], rectangular=1.0) == pytest.approx(RECTANGULAR_95)
     assert coverage_factor([(1.0, math.inf), (1.0, math.inf)], rectangular=1.0) == pytest.approx(1.96, abs=1e-3)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from joulewatch_harness.errors import NetworkError, RecordError, UnsupportedBatchError
 from joulewatch_harness.network import Phases
@@ -29,10 +24,6 @@ from joulewatch_harness.records import (
     Window,
     WindowKind,
 )
-from joulewatch_harness.runner.calls import Call
-from joulewatch_harness.runner.clocks import ClockMapping
-from joulewatch_harness.runner.latency import latency, phase_times
-from joulewatch_harness.runner.measuring import is_steady
 from joulewatch_harness.runner.runner import Runner
 from joulewatch_harness.runner.stopping import StopRequest
 from support.clock import NS_PER_S, FakeClock
@@ -254,6 +245,67 @@ def test_windows_are_as_long_as_asked_and_calls_last_50_to_100_ms() -> None:
     assert all(0.05 < network.longest_call_s < 0.12 for network in it.networks.values())
 
 
+@dataclass
+class Load:
+    """One call of a network's ``run``, in Unix seconds."""
+
+    start_s: float
+    end_s: float
+    network: str
+    batch_size: int
+    batches: int
+
+
+def record_load(it: Bench) -> list[Load]:
+    load: list[Load] = []
+    for name, network in it.networks.items():
+        run = network.run
+
+        def recorded(
+            batches: int,
+            phases: Phases,
+            name: str = name,
+            network: FakeNetwork = network,
+            run: Callable[[int, Phases], None] = run,
+        ) -> None:
+            start_s = it.clock.unix_ns / NS_PER_S
+            run(batches, phases)
+            load.append(Load(start_s, it.clock.unix_ns / NS_PER_S, name, network.batch, batches))
+
+        network.run = recorded  # type: ignore[method-assign]
+    return load
+
+
+def test_every_window_lies_inside_the_load_of_its_own_cell() -> None:
+    """The settle time passes under load before and after each window, also in the rounds after the first one."""
+    it = bench(settle_s=2, warmup_s=2)
+    load = record_load(it)
+    it.run()
+    windows = it.lines.windows("measure")
+    assert {window.repeat for window in windows} == {0, 1, 2}
+    for window in windows:
+        own = [one for one in load if (one.network, one.batch_size) == (window.configuration, window.batch_size)]
+        before_s = sum(one.end_s - one.start_s for one in own if window.start_s - 2.1 < one.start_s < window.start_s)
+        after_s = sum(one.end_s - one.start_s for one in own if window.end_s <= one.start_s < window.end_s + 2.0)
+        assert before_s == pytest.approx(2.0, abs=0.11), f"before round {window.repeat + 1}"
+        assert after_s == pytest.approx(2.0, abs=0.11), f"after round {window.repeat + 1}"
+
+
+def test_at_least_three_batches_run_before_every_window() -> None:
+    """Also where the plan has no settle time."""
+    it = bench(settle_s=0, batch_sizes=[1], max_window_s=5)
+    for network in it.networks.values():
+        network.per_batch_s = 2.0
+    load = record_load(it)
+    it.run()
+    previous_end_s = 0.0
+    for window in it.lines.windows("measure"):
+        before = [one for one in load if previous_end_s <= one.start_s and one.end_s <= window.start_s]
+        assert sum(one.batches for one in before) >= 3
+        assert {one.network for one in before} == {window.configuration}
+        previous_end_s = window.end_s
+
+
 def test_counts_and_latencies_are_those_of_the_window() -> None:
     it = bench()
     it.run()
@@ -470,67 +522,6 @@ def test_no_idle_when_none_is_wanted() -> None:
     it = bench(idle_s=0)
     it.run()
     assert it.lines.windows("idle") == []
-
-
-def test_the_first_signal_asks_and_the_second_kills() -> None:
-    heard: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: heard.append(number))
-    try:
-        with StopRequest() as stop:
-            assert not stop.requested
-            os.kill(os.getpid(), signal.SIGINT)
-            assert stop.requested
-            assert signal.getsignal(signal.SIGINT) not in (signal.SIG_DFL, before)
-        os.kill(os.getpid(), signal.SIGINT)
-        assert heard == [signal.SIGINT]
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_the_second_signal_has_its_default_effect(monkeypatch: pytest.MonkeyPatch) -> None:
-    raised: list[tuple[int, Any]] = []
-    stop = StopRequest()
-    stop.requested = True
-    monkeypatch.setattr(signal, "signal", lambda number, handler: raised.append((number, handler)))
-    monkeypatch.setattr(signal, "raise_signal", lambda number: raised.append((number, "raised")))
-    stop._on_signal(signal.SIGTERM, None)
-    assert raised == [(signal.SIGTERM, signal.SIG_DFL), (signal.SIGTERM, "raised")]
-
-
-@given(st.integers(0, 2**62), st.integers(-(2**60), 2**60))
-def test_a_mapping_is_exact_to_a_microsecond(monotonic_ns: int, offset_ns: int) -> None:
-    clock = FakeClock(now_ns=monotonic_ns, unix_ns=monotonic_ns + offset_ns, reading_ns=100)
-    mapping = ClockMapping.read(clock)
-    assert mapping.unix_s(clock.now_ns) == pytest.approx((clock.now_ns + offset_ns) / NS_PER_S, abs=1e-6, rel=1e-15)
-    assert 0 < mapping.error_s < 1e-6
-
-
-@pytest.mark.parametrize(
-    ("rates", "steady"),
-    [([100], False), ([100, 100], False), ([100, 104, 96], True), ([100, 110, 90], False), ([5, 100, 101, 99], True)],
-)
-def test_steady_means_the_last_three_within_five_percent(rates: list[float], steady: bool) -> None:
-    assert is_steady(rates) is steady
-
-
-def test_latency_takes_nearest_ranks_that_really_occurred() -> None:
-    ends = array("q", [10, 30, 60, 100])
-    found = latency([Call(0, 60, 3, 3), Call(60, 100, 1, 4)], ends)
-    assert found is not None
-    assert (found.count, found.min_s, found.max_s) == (4, 10e-9, 40e-9)
-    assert (found.p50_s, found.p90_s, found.p99_s) == (20e-9, 40e-9, 40e-9)
-    assert latency([], array("q")) is None
-
-
-def test_uncovered_time_is_other_and_nothing_is_dropped() -> None:
-    phases = Phases()
-    phases.add("copy_in", 0, 10)
-    phases.add("execute", 10, 60)
-    times = phase_times(phases, 100, 1)
-    assert times["other"].total_s == pytest.approx(40e-9)
-    assert phase_times(Phases(), 100, 1) == {}
-    phases.add("other", 60, 70)
-    assert phase_times(phases, 100, 1)["other"].total_s == pytest.approx(40e-9)
 
 
 # Scenarios

@@ -1,0 +1,118 @@
+"""The order of the reads around a window, and the window that they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from joulewatch_harness.records import Edge
+from joulewatch_harness.runner.bracket import Bracket
+from joulewatch_harness.runner.clocks import MAPPING_TRIES
+from support.clock import NS_PER_S, FakeClock
+
+MAPPING = ["monotonic", "wall", "monotonic"] * MAPPING_TRIES
+
+
+@dataclass
+class Reads(FakeClock):
+    """A clock and a source of edges that remember the order in which they are read."""
+
+    reading_ns: int = 100
+    order: list[str] = field(default_factory=list)
+    edges: int = 0
+
+    def monotonic_ns(self) -> int:
+        self.order.append("monotonic")
+        return super().monotonic_ns()
+
+    def time_ns(self) -> int:
+        self.order.append("wall")
+        return super().time_ns()
+
+    def fetch(self) -> FetchedEdge:
+        self.order.append("counters")
+        self.edges += 1
+        self.advance(0.002)
+        return FetchedEdge(self, self.edges)
+
+
+@dataclass
+class FetchedEdge:
+    reads: Reads
+    number: int
+
+    def parse(self) -> Edge:
+        self.reads.order.append(f"parse {self.number}")
+        return Edge(requested_at_s=self.number, answered_at_s=self.number, counters=())
+
+
+def test_mapping_counters_time_work_time_counters_mapping() -> None:
+    reads = Reads()
+    with Bracket(reads, reads) as bracket:
+        reads.order.append("work")
+    assert reads.order == [*MAPPING, "counters", "monotonic", "work", "monotonic", "counters", *MAPPING]
+    reads.order.clear()
+    window = bracket.window(run="r", index=3, kind="idle")
+    assert reads.order == ["parse 1", "parse 2"], "edges are parsed after the window, in the order of reading"
+    assert window.start_edge is not None and window.start_edge.requested_at_s == 1
+    assert window.end_edge is not None and window.end_edge.requested_at_s == 2
+    assert (window.run, window.index, window.kind) == ("r", 3, "idle")
+
+
+def test_a_window_lasts_as_long_as_the_work() -> None:
+    reads = Reads(now_ns=5 * NS_PER_S, unix_ns=1_700_000_005 * NS_PER_S)
+    with Bracket(reads, reads) as bracket:
+        assert bracket.start_ns == reads.now_ns
+        start_s = reads.unix_ns / NS_PER_S
+        reads.advance(1.5)
+    window = bracket.window(run="r", index=0, kind="measure", batches=3, batch_size=8, flags=("too_short",))
+    assert bracket.duration_ns == 1_500_000_100
+    assert window.duration_s == bracket.duration_s == pytest.approx(1.5000001, abs=1e-12)
+    assert window.start_s == pytest.approx(start_s, abs=1e-6)
+    assert window.end_s == pytest.approx(start_s + 1.5, abs=1e-6)
+    assert window.clock_error_s == pytest.approx(100e-9)
+    assert (window.batches, window.batch_size, window.inferences, window.flags) == (3, 8, 24, ("too_short",))
+
+
+def test_each_edge_is_mapped_with_the_mapping_of_its_own_side() -> None:
+    """The wall clock is set forward by 2 s during the work: the end has the new time, the start keeps the old one."""
+    reads = Reads()
+    with Bracket(reads, reads) as bracket:
+        start_s = reads.unix_ns / NS_PER_S
+        reads.advance(1.0)
+        reads.step_wall_clock(2.0)
+        end_s = reads.unix_ns / NS_PER_S
+    window = bracket.window(run="r", index=0, kind="measure")
+    assert window.start_s == pytest.approx(start_s, abs=1e-6)
+    assert window.end_s == pytest.approx(end_s, abs=1e-6)
+    assert window.end_s - window.start_s == pytest.approx(3.0, abs=1e-6)
+    assert window.duration_s == pytest.approx(1.0, abs=1e-6)
+    assert bracket.clock_step_s == pytest.approx(2.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("slow_side", ["start", "end"])
+def test_the_clock_error_is_that_of_the_worse_side(slow_side: str) -> None:
+    reads = Reads()
+    if slow_side == "start":
+        reads.reading_ns = 900
+    with Bracket(reads, reads) as bracket:
+        reads.reading_ns = 100 if slow_side == "start" else 900
+    assert bracket.window(run="r", index=0, kind="measure").clock_error_s == pytest.approx(900e-9)
+
+
+def test_a_window_whose_energy_is_not_evaluated_has_no_edges() -> None:
+    reads = Reads()
+    with Bracket(reads) as bracket:
+        reads.order.append("work")
+    assert reads.order == [*MAPPING, "monotonic", "work", "monotonic", *MAPPING]
+    window = bracket.window(run="r", index=0, kind="warmup")
+    assert (window.start_edge, window.end_edge) == (None, None)
+
+
+def test_after_an_error_nothing_more_is_read() -> None:
+    reads = Reads()
+    with pytest.raises(RuntimeError, match="device lost"), Bracket(reads, reads):
+        reads.order.append("work")
+        raise RuntimeError("device lost")
+    assert reads.order == [*MAPPING, "counters", "monotonic", "work"]

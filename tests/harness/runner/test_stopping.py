@@ -1,0 +1,44 @@
+"""Ctrl-C: the first one ends the run, the second one the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from joulewatch_harness.runner.stopping import RunStopped, StopRequest
+
+
+def test_the_first_signal_asks_and_the_second_kills() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: heard.append(number))
+    try:
+        with StopRequest() as stop:
+            assert not stop.requested
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested
+            assert signal.getsignal(signal.SIGINT) not in (signal.SIG_DFL, before)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert heard == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_second_signal_has_its_default_effect(monkeypatch: pytest.MonkeyPatch) -> None:
+    raised: list[tuple[int, Any]] = []
+    stop = StopRequest()
+    stop.requested = True
+    monkeypatch.setattr(signal, "signal", lambda number, handler: raised.append((number, handler)))
+    monkeypatch.setattr(signal, "raise_signal", lambda number: raised.append((number, "raised")))
+    stop._on_signal(signal.SIGTERM, None)
+    assert raised == [(signal.SIGTERM, signal.SIG_DFL), (signal.SIGTERM, "raised")]
+
+
+def test_a_check_raises_once_the_run_is_stopped() -> None:
+    stop = StopRequest()
+    stop.check()
+    stop.requested = True
+    with pytest.raises(RunStopped):
+        stop.check()
