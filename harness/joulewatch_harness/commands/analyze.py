@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, QueryError, RecordError: Bad arguments, or no such run.
         DeliveryError: ``--publish`` did not get through; the results are printed by then.
     """
-    from joulewatch_harness.analysis.reports import table, to_csv, to_json
+    from joulewatch_harness.analysis.reports import to_csv, to_json, to_text
     from joulewatch_harness.analysis.reports.figure import check_figure_path, write_figure
     from joulewatch_harness.analysis.results import numbers
     from joulewatch_harness.analysis.results.audit import worst
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(to_csv.render_csv(result))
     else:
         width = shutil.get_terminal_size((80, 24)).columns
-        sys.stdout.write(table.render_table(result, width=width, budget=args.budget))
+        sys.stdout.write(to_text.render_table(result, width=width, budget=args.budget))
     sys.stdout.flush()
     if args.format != "table" and (loud := numbers.warning_line(result.methods)):
         print(loud, file=sys.stderr)  # noqa: T201

@@ -461,7 +461,7 @@ def _conclude(prepared: _Prepared, end: RunEnd, form: str, figure: Path | None) 
 
 
 def _analyze(prepared: _Prepared, recording: Path | None, form: str, figure: Path | None) -> None:
-    from joulewatch_harness.analysis.reports import table, to_csv, to_json
+    from joulewatch_harness.analysis.reports import to_csv, to_json, to_text
     from joulewatch_harness.analysis.reports.figure import write_figure
     from joulewatch_harness.analysis.results.summary import analyze_run
     from joulewatch_harness.analysis.sources.opening import open_source
@@ -481,7 +481,7 @@ def _analyze(prepared: _Prepared, recording: Path | None, form: str, figure: Pat
     elif form == "csv":
         sys.stdout.write(to_csv.render_csv(result))
     else:
-        sys.stdout.write(table.render_table(result, width=width))
+        sys.stdout.write(to_text.render_table(result, width=width))
     sys.stdout.flush()
     (prepared.folder / RESULT_NAME).write_text(as_json, encoding="utf-8")
     target = figure or prepared.folder / FIGURE_NAME

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from joulewatch_harness.analysis.reports import table, to_csv, to_json
+from joulewatch_harness.analysis.reports import to_csv, to_json, to_text
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.network import Network, Phases
@@ -387,10 +387,10 @@ def test_joules_for_each_token_are_energy_over_tokens() -> None:
     jsonschema.validate(document, to_json.schema())
     assert document["results"][0]["counts"]["output_tokens"]["gross"]["unit"] == "J"
     assert document["results"][0]["counts"]["output_tokens"]["count"] == result.groups[0].counts[0].count
-    text = table.render_table(result)
+    text = to_text.render_table(result)
     assert "Output tokens: total, net:" in text
     head, first, *_ = to_csv.render_csv(result).splitlines()
     row = dict(zip(head.split(","), first.split(","), strict=True))
     assert float(row["output_tokens_gross_joules_each"]) == pytest.approx(result.groups[0].counts[0].gross.value)  # type: ignore[union-attr]
     assert "output_tokens" not in to_csv.render_csv(plain)
-    assert "Output tokens" not in table.render_table(plain)
+    assert "Output tokens" not in to_text.render_table(plain)

@@ -11,7 +11,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from joulewatch_harness.analysis.reports import figure, table, to_csv, to_json
+from joulewatch_harness.analysis.reports import figure, to_csv, to_json, to_text
 from joulewatch_harness.analysis.reports.figure import write_figure
 from joulewatch_harness.analysis.results import numbers
 from joulewatch_harness.analysis.results.model import Estimate, PhaseShare, RunResult, SetupResult
@@ -68,7 +68,7 @@ def test_si_prefixes() -> None:
 
 
 def test_the_table_fits_a_terminal_and_names_what_measured(measured: RunResult) -> None:
-    text = table.render_table(measured, width=80)
+    text = to_text.render_table(measured, width=80)
     assert all(len(line) <= 80 for line in text.splitlines()), text
     for word in ("net/onnxruntime/fp32", "net/onnxruntime/int8", "mJ per inference", "energy counter", "psys/total"):
         assert word in text
@@ -77,13 +77,13 @@ def test_the_table_fits_a_terminal_and_names_what_measured(measured: RunResult) 
 
 
 def test_components_give_way_on_a_narrow_terminal(measured: RunResult) -> None:
-    text = table.render_table(measured, width=60)
+    text = to_text.render_table(measured, width=60)
     assert "do not fit" in " ".join(text.split())
     assert "  cpu  " not in text
 
 
 def test_estimates_are_loud_everywhere(estimated: RunResult, tmp_path: Path) -> None:
-    text = table.render_table(estimated, width=80, budget=True)
+    text = to_text.render_table(estimated, width=80, budget=True)
     assert text.count("!!! Energies ESTIMATED from a power model, not measured !!!") == 2
     assert "accuracy (estimate)" in text and "EPYC table" in text
     document = to_json.result_document(estimated)
@@ -127,7 +127,7 @@ def test_the_table_tells_what_was_read_back_after_loading(measured: RunResult) -
         first.configuration, runtime_version="9.8", device="cpu", actual_precision="bf16", details=details
     )
     groups = tuple(dataclasses.replace(group, configuration=loaded) for group in measured.groups)
-    text = " ".join(table.render_table(dataclasses.replace(measured, groups=groups), width=400).split())
+    text = " ".join(to_text.render_table(dataclasses.replace(measured, groups=groups), width=400).split())
     assert f"{loaded.name}: {loaded.runtime} 9.8, " in text
     assert "cpu, bf16, threads: 2, tuning: UNTUNED" in text
     assert "not to be told" not in text
@@ -137,7 +137,7 @@ def test_missing_is_a_word_and_never_a_zero(measured: RunResult) -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,), edges=False)
     assert world.record is not None
     result = analyze_run(world.record, None)
-    text = table.render_table(result)
+    text = to_text.render_table(result)
     assert "missing" in text and "no_samples" in text
     rows = list(csv.DictReader(io.StringIO(to_csv.render_csv(result))))
     assert rows[0]["total_gross_joules_per_inference"] == ""
@@ -226,7 +226,7 @@ def test_what_setting_up_cost_is_a_line_of_its_own() -> None:
     short = (Setup(fp32, "load", 0.4), Setup(int8, "prepare", 0.2, 1, {"tuning": "UNTUNED"}))
     world.record = dataclasses.replace(world.record, windows=tuple(windows), setups=short)
     result = result_of(world)
-    lines = table.render_table(result, width=120).splitlines()
+    lines = to_text.render_table(result, width=120).splitlines()
     (line,) = [line for line in lines if line.startswith("Setting up")]
     number = r"\d+(\.\d+)? ± \d+(\.\d+)? J"
     assert re.fullmatch(
@@ -250,14 +250,14 @@ def test_what_setting_up_cost_is_a_line_of_its_own() -> None:
 def test_nothing_is_said_of_setting_up_that_took_no_time(measured: RunResult) -> None:
     short = dataclasses.replace(measured, setups=(SetupResult("net/onnxruntime/fp32", "load", 0, 0.3),))
     for result in (measured, short):
-        assert "Setting up" not in table.render_table(result)
+        assert "Setting up" not in to_text.render_table(result)
     jsonschema.validate(json.loads(to_json.render_json(short)), to_json.schema())
 
 
 def test_a_driver_that_takes_the_time_is_seen_at_a_glance(tmp_path: Path) -> None:
     world = with_phases(make_world(TWO_SOCKETS, batch_sizes=(1, 8)), "net/onnxruntime/int8", execute=0.03)
     result = result_of(world)
-    lines = table.render_table(result, width=100).splitlines()
+    lines = to_text.render_table(result, width=100).splitlines()
     at = next(number for number, line in enumerate(lines) if line.startswith("Time per phase, %"))
     assert lines[at + 1] == "net/onnxruntime/int8"
     assert lines[at + 2].split() == ["batch", "pack", "copy_in", "execute", "other", "not", "execute"]
@@ -287,7 +287,7 @@ def test_execution_alone_needs_no_table_of_phases(tmp_path: Path) -> None:
     world.record = dataclasses.replace(world.record, windows=windows)
     result = result_of(world)
     assert [item.name for item in result.groups[-1].phases] == ["execute", "other"]
-    assert "Time per phase" not in table.render_table(result)
+    assert "Time per phase" not in to_text.render_table(result)
     write_figure(result, tmp_path / "figure.svg")
     assert "Time [%]" not in (tmp_path / "figure.svg").read_text()
 
@@ -331,4 +331,4 @@ def test_more_configurations_with_phases_than_panels_are_said_to_be_in_the_table
     _, texts = heights(tmp_path / "figure.svg")
     assert texts.count("Time [%]") == 6
     assert "Phases of 1 more: in the table" in texts
-    assert table.render_table(result).count("not execute") == 7
+    assert to_text.render_table(result).count("not execute") == 7
