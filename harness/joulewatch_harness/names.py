@@ -1,4 +1,4 @@
-"""What names tell, and what to say about one that is not known: the nearest one, then all of them."""
+"""Error texts about unknown names: the nearest valid name, then all of them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from collections.abc import Iterable
 from joulewatch_harness.errors import ConfigError
 
 
-def unknown(what: str, word: str, known: Iterable[str]) -> str:
-    """One sentence such as ``unknown runtime 'onxruntime': did you mean 'onnxruntime'? (known: ...)``."""
-    names = sorted(known)
-    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    guess = f": did you mean {near[0]!r}?" if near else ":"
-    return f"unknown {what} {word!r}{guess} (known: {', '.join(names)})"
+def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
+    """Return a text such as ``unknown runtime 'onxruntime': did you mean 'onnxruntime'? (known: ...)``."""
+    names = sorted(valid)
+    lower = {item.lower(): item for item in names}
+    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
+    guess = f": did you mean {lower[near[0]]!r}?" if near else ":"
+    return f"unknown {kind} {name!r}{guess} (known: {', '.join(names) or 'none'})"
 
 
-def refuse_unknown(where: str, what: str, words: Iterable[str], known: Iterable[str]) -> None:
-    """Let only known words pass.
+def refuse_unknown(source: str, kind: str, names: Iterable[str], valid: Iterable[str]) -> None:
+    """Check that all names are valid.
 
     Raises:
-        ConfigError: one is not known; the text begins with ``where`` and names the nearest.
+        ConfigError: a name is not valid; the text begins with ``source`` and contains the nearest valid name.
     """
-    names = frozenset(known)
-    for word in words:
-        if word not in names:
-            raise ConfigError(f"{where}: {unknown(what, word, names)}")
+    allowed = frozenset(valid)
+    for name in names:
+        if name not in allowed:
+            raise ConfigError(f"{source}: {unknown(kind, name, allowed)}")

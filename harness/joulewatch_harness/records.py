@@ -1,35 +1,35 @@
-"""What a run leaves behind, as data: the contract between runner, journal, delivery, recording and analysis.
+"""The records of a run: the contract between runner, journal, delivery, recording and analysis.
 
-Every record is a frozen dataclass, turned into JSON and back by ``encode`` and ``decode``; a journal line is
-``{"type": ..., ...}``. Unknown keys in a line are ignored (a newer joulewatch wrote them), a missing
-one is a RecordError that names it.
+Every record is a frozen dataclass; ``encode_line`` turns one into a journal line, ``{"type": ..., ...}``, and
+``decode_line`` reads it. Unknown fields of a line are ignored, because a newer joulewatch may have written them; a
+missing field is a RecordError.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal
 
+from joulewatch_harness.binder import bind_record
 from joulewatch_harness.errors import RecordError
+from joulewatch_harness.names import unknown
 
 SCHEMA_VERSION: Final = 2
-"""2: windows of kind ``setup`` and lines of type ``setup``, which a reader of 1 does not know; 1 is read too."""
+"""Version 2 added windows of kind ``setup`` and lines of type ``setup``; version 1 is still read."""
 
 WindowKind = Literal["idle", "warmup", "measure", "phase", "setup"]
-EdgeName = Literal["start", "end"]
 RunStatus = Literal["running", "complete", "interrupted", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class SensorRecord:
-    """One energy series of one exporter, as found when the run began."""
+    """One energy series of one exporter, as it was when the run started."""
 
     exporter: str
-    """``host:port``, equal to Prometheus' ``instance`` of it unless the plan names another."""
+    """``host:port``, the same as its ``instance`` in Prometheus unless the plan gives another name."""
     scope: str
     collector: str
     component: str
@@ -43,7 +43,7 @@ class SensorRecord:
     accuracy: float | None = None
     refresh_s: float | None = None
     window_s: float | None = None
-    """A value is the mean over so much of each refresh period, the rest is unseen; None: nothing is unseen."""
+    """Part of each refresh period that the sensor averages over; the rest is not observed. None: all is observed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +59,14 @@ class ExporterRecord:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """A network, its runtime and its precision: one line of the figure."""
+    """A network with its runtime and precision: one line of the figure."""
 
     name: str
-    """Unique in the run, such as ``radioml-vgg10/onnxruntime/fp32``."""
+    """Unique within the run, such as ``radioml-vgg10/onnxruntime/fp32``."""
     network: str
     runtime: str
     precision: str
-    """What was asked for."""
+    """As requested."""
     actual_precision: str = ""
     """Read back after loading."""
     provider: str = ""
@@ -75,16 +75,16 @@ class Configuration:
     model_sha256: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, str] = field(default_factory=dict)
-    """Anything else ``describe`` said: inputs, outputs, threads, parameters."""
+    """Other facts from ``describe``: inputs, outputs, threads, parameters."""
     scenario: str = ""
-    """``single_stream`` or ``server``; empty: ``offline``. It is in the name too, so that results never mix."""
+    """``single_stream`` or ``server``; empty: ``offline``. The name contains it too, so that results never mix."""
     server_rate_per_s: float = 0.0
-    """Queries per second that ``server`` was asked for."""
+    """Requested queries per second of the scenario ``server``."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunHeader:
-    """First line of a journal."""
+    """The first line of a journal."""
 
     run: str
     started_at_s: float
@@ -93,14 +93,14 @@ class RunHeader:
     plan: Mapping[str, Any]
     plan_sha256: str
     configurations: tuple[Configuration, ...]
-    """As asked; ``configuration`` lines hold them as loaded."""
+    """As requested; ``configuration`` lines contain them as loaded."""
     exporters: tuple[ExporterRecord, ...]
     sensors: tuple[SensorRecord, ...]
     provenance: Mapping[str, Any]
     """host, cpu, accelerators, kernel, governor, versions, ..."""
 
-    def told(self, *keys: str) -> str:
-        """A text of the provenance, such as ``told("cpu", "model")``; empty where it is not known."""
+    def provenance_text(self, *keys: str) -> str:
+        """Return one string of the provenance, such as that of the keys ``cpu`` and ``model``; empty if unknown."""
         value: Any = self.provenance
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -108,20 +108,20 @@ class RunHeader:
 
     @property
     def hardware(self) -> str:
-        """The processor, with the number of sockets where there are several: ``2x AMD EPYC 7763``; empty if unknown.
+        """The processor, with the number of sockets if there are several: ``2x AMD EPYC 7763``; empty if unknown.
 
-        A run rebuilt from Prometheus has this one text; a journal has the parts.
+        A run rebuilt from Prometheus has only this text; a journal has the parts.
         """
-        model = self.told("cpu", "model")
+        model = self.provenance_text("cpu", "model")
         cpu = self.provenance.get("cpu")
         sockets = cpu.get("sockets") if isinstance(cpu, Mapping) else None
         several = f"{sockets}x {model}" if model and isinstance(sockets, int) and sockets > 1 else model
-        return self.told("hardware") or several
+        return self.provenance_text("hardware") or several
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeCounter:
-    """One energy counter, read straight from an exporter at an edge."""
+    """One energy counter, read directly from an exporter at an edge of a window."""
 
     exporter: str
     scope: str
@@ -136,7 +136,7 @@ class EdgeCounter:
 
 @dataclass(frozen=True, slots=True)
 class EdgeClock:
-    """Bounds of the exporter's clock minus the harness's clock, from one request's round trip."""
+    """Bounds of the exporter's clock minus the harness's clock, from the round trip of one request."""
 
     exporter: str
     lower_s: float
@@ -148,18 +148,18 @@ class Edge:
     """Everything read at one edge of a window."""
 
     requested_at_s: float
-    """Unix seconds, harness clock, before the first request left."""
+    """Unix seconds on the harness's clock, before the first request was sent."""
     answered_at_s: float
-    """Unix seconds, harness clock, after the last answer came."""
+    """Unix seconds on the harness's clock, after the last response arrived."""
     counters: tuple[EdgeCounter, ...]
     clocks: tuple[EdgeClock, ...] = ()
     missing: Mapping[str, str] = field(default_factory=dict)
-    """exporter -> why nothing was read from it."""
+    """Exporter -> why nothing was read from it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Latency of a batch, seconds, over the window."""
+    """Latency of the batches of a window."""
 
     count: int
     mean_s: float
@@ -172,7 +172,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class PhaseTime:
-    """Time spent in one phase (``copy_in``, ``execute``, ..., ``other``) inside a measure window."""
+    """Time spent in one phase (``copy_in``, ``execute``, ..., ``other``) of a measure window."""
 
     count: int
     total_s: float
@@ -180,11 +180,11 @@ class PhaseTime:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A span [start, end) in which one thing happened."""
+    """A span of time [start, end) with a single activity."""
 
     run: str
     index: int
-    """Number in the run, from 0: with ``run`` the identity under which it is delivered once."""
+    """Number within the run, from 0; together with ``run`` it identifies the window in deliveries."""
     kind: WindowKind
     start_s: float
     """Unix seconds on the harness's clock."""
@@ -192,7 +192,7 @@ class Window:
     duration_s: float
     """On the monotonic clock."""
     clock_error_s: float
-    """Largest error of the mapping from monotonic to wall clock over the window."""
+    """Largest error of the mapping from the monotonic to the wall clock during the window."""
     configuration: str = ""
     phase: str = ""
     """``load`` or ``prepare`` of a ``setup`` window."""
@@ -205,16 +205,16 @@ class Window:
     start_edge: Edge | None = None
     end_edge: Edge | None = None
     flags: tuple[str, ...] = ()
-    """``not_steady``, ``interrupted``, ``too_short``, ``overloaded``; idle: ``loaded`` with a network in memory."""
+    """``not_steady``, ``interrupted``, ``too_short``, ``overloaded``; idle windows: ``loaded`` with loaded networks."""
     counts: Mapping[str, float] = field(default_factory=dict)
-    """Other units of work than inferences -> how many: ``output_tokens``."""
+    """Units of work other than inferences -> their number, such as ``output_tokens``."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """Of preparing: what the network then said otherwise than after loading, such as the state of its tuning."""
+    """Of a ``prepare`` window: facts from ``describe`` that changed since loading, such as the state of the tuning."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How long a load, or the first preparing of a batch size, took where that was too short for a window."""
+    """The duration of a load, or of the first ``prepare`` of a batch size, that was too short for a window."""
 
     configuration: str
     phase: str
@@ -223,12 +223,12 @@ class Setup:
     batch_size: int = 0
     """0 for ``load``."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """As of a window."""
+    """As in ``Window``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something the run wants remembered: a batch size that failed, an exporter that went away."""
+    """An event of the run: a batch size failed, an exporter disappeared."""
 
     at_s: float
     reason: str
@@ -239,7 +239,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class RunEnd:
-    """Last line of a journal; missing after a kill."""
+    """The last line of a journal; missing after a kill."""
 
     ended_at_s: float
     status: RunStatus
@@ -248,7 +248,7 @@ class RunEnd:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A whole run, wherever it was read from: journal, recording or Prometheus."""
+    """A whole run, read from a journal, a recording or Prometheus."""
 
     header: RunHeader
     configurations: tuple[Configuration, ...]
@@ -256,7 +256,7 @@ class RunRecord:
     notes: tuple[Note, ...] = ()
     end: RunEnd | None = None
     setups: tuple[Setup, ...] = ()
-    """The short ones; the others are windows."""
+    """The setups that were too short for a window."""
 
 
 Line = RunHeader | Configuration | Window | Setup | Note | RunEnd
@@ -270,11 +270,9 @@ LINE_TYPES: Final[Mapping[str, type[Any]]] = {
 }
 _TYPE_NAMES: Final = {cls: name for name, cls in LINE_TYPES.items()}
 
-T = TypeVar("T")
-
 
 def encode(record: Any) -> Any:
-    """Turn a record into what ``json.dumps`` takes; None fields are kept."""
+    """Turn a record into a value for ``json.dumps``; fields that are None are kept."""
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         return {item.name: encode(getattr(record, item.name)) for item in dataclasses.fields(record)}
     if isinstance(record, Mapping):
@@ -285,64 +283,17 @@ def encode(record: Any) -> Any:
 
 
 def encode_line(line: Line) -> dict[str, Any]:
-    """A journal line: the record with its ``type`` in front."""
+    """Return a journal line: the ``type``, then the fields of the record."""
     return {"type": _TYPE_NAMES[type(line)], **encode(line)}
-
-
-def decode(cls: type[T], data: Any, where: str = "record") -> T:
-    """Turn JSON data back into the dataclass ``cls``.
-
-    Raises:
-        RecordError: a field is missing or of another kind; the text names it and ``where`` it was.
-    """
-    return typing.cast(T, _decode(cls, data, where))
 
 
 def decode_line(data: Any, where: str = "journal line") -> Line:
     """Turn one parsed journal line into its record.
 
     Raises:
-        RecordError: no or unknown ``type``, or fields missing.
+        RecordError: the ``type`` is missing or unknown, or a field is missing or has a bad value.
     """
     kind = data.get("type") if isinstance(data, dict) else None
     if not isinstance(kind, str) or kind not in LINE_TYPES:
-        raise RecordError(f"{where}: type {kind!r} is none of {', '.join(LINE_TYPES)}")
-    return typing.cast(Line, decode(LINE_TYPES[kind], data, where))
-
-
-def _decode(kind: Any, data: Any, where: str) -> Any:
-    origin = typing.get_origin(kind)
-    if kind is Any:
-        return data
-    if origin in (typing.Union, types.UnionType):
-        if data is None:
-            return None
-        return _decode(next(item for item in typing.get_args(kind) if item is not type(None)), data, where)
-    if origin is Literal:
-        if data not in typing.get_args(kind):
-            raise RecordError(f"{where}: {data!r} is none of {', '.join(map(str, typing.get_args(kind)))}")
-        return data
-    if origin is tuple:
-        if not isinstance(data, list):
-            raise RecordError(f"{where}: a list is wanted, not {data!r}")
-        return tuple(_decode(typing.get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(data))
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(data, dict):
-            raise RecordError(f"{where}: an object is wanted, not {data!r}")
-        return {key: _decode(typing.get_args(kind)[1], item, f"{where}.{key}") for key, item in data.items()}
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(data, dict):
-            raise RecordError(f"{where}: an object is wanted, not {data!r}")
-        hints = typing.get_type_hints(kind)
-        values = {}
-        for item in dataclasses.fields(kind):
-            if item.name in data:
-                values[item.name] = _decode(hints[item.name], data[item.name], f"{where}.{item.name}")
-            elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
-                raise RecordError(f"{where}: field {item.name!r} is missing")
-        return typing.cast(Any, kind)(**values)
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
-    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
-        raise RecordError(f"{where}: {kind.__name__} is wanted, not {data!r}")
-    return data
+        raise RecordError(f"{where}: {unknown('type', str(kind), LINE_TYPES)}")
+    return typing.cast(Line, bind_record(LINE_TYPES[kind], data, where))

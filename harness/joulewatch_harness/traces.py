@@ -1,7 +1,7 @@
-"""The trace of a network: time per operator, as a runtime's own profiler tells it. What ``trace(path)`` writes.
+"""Traces: time per operator of a network, from a runtime's own profiler.
 
-A network under test may have a method ``trace(path)``: one instrumented pass over the batch that is prepared,
-written as JSON by ``write_trace``. It is called outside every measured window. ``joulewatch layers`` reads it.
+A network under test may have a method ``trace(path)``: one instrumented pass over the prepared batch, written as JSON
+by ``write_trace``. It is called outside all measured windows. ``joulewatch layers`` reads the file.
 """
 
 from __future__ import annotations
@@ -12,46 +12,47 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from joulewatch_harness.binder import bind_record
 from joulewatch_harness.errors import RecordError
-from joulewatch_harness.records import decode, encode
+from joulewatch_harness.records import encode
 
 SCHEMA_VERSION: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One operator of the graph that really ran, over all traced batches."""
+    """One operator of the graph that was executed, summed over all traced batches."""
 
     name: str
     op: str
-    """Its kind, as the runtime calls it: ``FusedConv``."""
+    """Operator type, as the runtime names it: ``FusedConv``."""
     time_ns: int
     calls: int
     macs: int | None = None
-    """Multiply-accumulates of one batch; 0: none by convention; None: not known."""
+    """Multiply-accumulates per batch; 0: none by convention; None: unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A traced pass."""
+    """One traced pass."""
 
     runtime: str
     source: str
-    """Whose profile it is: ``profile of ONNX Runtime 1.23.0``."""
+    """The profiler: ``profile of ONNX Runtime 1.23.0``."""
     batch_size: int
     batches: int
-    """How many were traced, those of the warm-up left out."""
+    """Number of traced batches, without the warm-up."""
     time_ns: int
-    """Of all traced batches together, by the wall clock of the runtime; more than the sum over the operators by what
-    lies between them."""
+    """Wall time of all traced batches on the runtime's clock; it exceeds the sum over the operators by the time between
+    them."""
     operators: tuple[Operator, ...]
-    """In the order in which they ran."""
+    """In the order of execution."""
     plain_time_ns: int | None = None
-    """Of as many batches without tracing, run in between: what tracing costs; None: not measured."""
+    """The same number of batches without tracing, run in between, to show the cost of tracing; None: not measured."""
     macs: int | None = None
-    """Of one batch, counted from the model's graph."""
+    """Per batch, counted from the model's graph."""
     overlapping: bool = False
-    """Operators ran side by side: their times add up to more than the batch's."""
+    """Operators ran in parallel: the sum of their times exceeds the time of the batch."""
     notes: tuple[str, ...] = ()
     schema: int = SCHEMA_VERSION
     details: Mapping[str, str] = field(default_factory=dict)
@@ -59,8 +60,8 @@ class Trace:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.batches < 1 or self.time_ns <= 0 or not self.operators:
             raise RecordError(f"a trace of {self.batches} batches and {len(self.operators)} operators is empty")
-        if any(item.time_ns < 0 or item.calls < 1 for item in self.operators):
-            raise RecordError("a trace has an operator of negative time or without a call")
+        if any(operator.time_ns < 0 or operator.calls < 1 for operator in self.operators):
+            raise RecordError("a trace has an operator with a negative time or without calls")
 
 
 def write_trace(trace: Trace, path: Path) -> None:
@@ -76,17 +77,20 @@ def write_trace(trace: Trace, path: Path) -> None:
 
 
 def read_trace(path: Path) -> Trace:
-    """Read what ``write_trace`` wrote.
+    """Read a file of ``write_trace``.
 
     Raises:
-        RecordError: no such file, no JSON, a field is missing or of another kind, a newer form.
+        RecordError: the file is missing, is not valid JSON, has a missing or bad field, or a newer schema.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"trace {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise RecordError(f"trace {path} is no JSON: {error}") from error
-    if isinstance(data, dict) and isinstance(data.get("schema"), int) and data["schema"] > SCHEMA_VERSION:
-        raise RecordError(f"trace {path} has form {data['schema']}; this joulewatch reads forms up to {SCHEMA_VERSION}")
-    return decode(Trace, data, f"trace {path}")
+        raise RecordError(f"trace {path}: is not valid JSON: {error}") from error
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
+        raise RecordError(
+            f"trace {path}: was written by a newer joulewatch (schema {schema}, supported up to {SCHEMA_VERSION})"
+        )
+    return bind_record(Trace, data, f"trace {path}")

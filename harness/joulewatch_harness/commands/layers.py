@@ -264,7 +264,7 @@ def differences(result: RunResult, configuration: Configuration, about: Mapping[
             notes.append(f"NOT ALIKE: the run measured another {what}: {then[:16]}, traced is {now[:16]}.")
     cpu = collect().get("cpu")
     here = cpu.get("model") if isinstance(cpu, Mapping) else None
-    there = result.record.header.told("cpu", "model") or result.record.header.hardware
+    there = result.record.header.provenance_text("cpu", "model") or result.record.header.hardware
     if here and there and here not in there:
         notes.append(f"NOT ALIKE: the run was measured on {there}, the trace is of {here}.")
     return notes

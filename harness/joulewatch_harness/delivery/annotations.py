@@ -125,14 +125,14 @@ def info_sample(header: RunHeader, configuration: Configuration, at_ms: int) -> 
         "scenario": configuration.scenario or OFFLINE,
         "server_rate_per_second": f"{configuration.server_rate_per_s:g}" if configuration.server_rate_per_s else "",
         "hardware": header.hardware,
-        "nodename": header.told("host"),
-        "kernel": header.told("kernel"),
-        "governor": header.told("cpu", "governor"),
+        "nodename": header.provenance_text("host"),
+        "kernel": header.provenance_text("kernel"),
+        "governor": header.provenance_text("cpu", "governor"),
         "model_sha256": configuration.model_sha256,
         "plan_sha256": header.plan_sha256,
         "exporters": ",".join(exporter.name for exporter in header.exporters),
         "schema": str(header.schema),
-        "version": header.told("versions", "joulewatch") or __version__,
+        "version": header.provenance_text("versions", "joulewatch") or __version__,
     }
     return sample(catalog.RUN_INFO, labels, at_ms, 1)
 

@@ -140,4 +140,4 @@ def test_a_recording_without_a_run_in_it_is_refused(path: Path, capsys: pytest.C
     with RecordingWriter.create(path.parent / "b.sqlite", header()) as writer:
         writer._connection.execute("UPDATE line SET json = ?", (json.dumps({"type": "note"}),))
     assert main(["export", str(path.parent / "b.sqlite"), "--openmetrics"]) == 2
-    assert "line 1: field 'at_s' is missing" in capsys.readouterr().err
+    assert "line 1: missing field 'at_s'" in capsys.readouterr().err

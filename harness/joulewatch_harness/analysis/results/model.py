@@ -243,4 +243,4 @@ class RunResult:
     def hardware(self) -> str:
         """The machine, for titles."""
         header = self.record.header
-        return header.hardware or header.told("host")
+        return header.hardware or header.provenance_text("host")

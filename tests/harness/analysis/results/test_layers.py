@@ -77,12 +77,12 @@ def test_a_trace_comes_back_as_it_was_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "is no JSON"),
-        ("[]", "an object is wanted"),
-        ('{"schema": 99}', "has form 99"),
-        ('{"runtime": "x"}', "field 'source' is missing"),
+        ("{", "is not valid JSON"),
+        ("[]", "must be a mapping"),
+        ('{"schema": 99}', "newer joulewatch .schema 99"),
+        ('{"runtime": "x"}', "missing field 'source'"),
         (json.dumps({**encode(TINY_TRACE), "operators": []}), "is empty"),
-        (json.dumps({**encode(TINY_TRACE), "batches": "ten"}), "int is wanted, not 'ten'"),
+        (json.dumps({**encode(TINY_TRACE), "batches": "ten"}), "batches: must be an integer, got 'ten'"),
     ],
 )
 def test_a_broken_trace_is_named(tmp_path: Path, text: str, said: str) -> None:
