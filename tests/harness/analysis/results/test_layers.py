@@ -503,7 +503,7 @@ Words = Callable[[Path], list[str]]
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["own.py:Blind"], "tells no times of single operators.*use --runtime onnxruntime, openvino, torch, tvm or"),
+        (["own.py:Blind"], "tells no times of single operators.*use --runtime onnxruntime, openvino, torch, tvm,"),
         (["own.py:Wrong", "--no-energy"], "its trace is of batch size 2, not 1"),
         (["own.py:Broken", "--no-energy"], "could not be traced: ValueError: no clock"),
         (["radioml-vgg", "--no-energy"], "did you mean 'radioml-vgg10'"),
