@@ -10,7 +10,7 @@ import math
 from statistics import median
 from typing import Final
 
-NS_PER_S: Final = 1_000_000_000
+from joulewatch_exporter.clock import NS_PER_S
 
 SLACK_NS: Final = 10_000_000
 """Timestamp and refresh jitter that a plausible rise may have on top of its interval."""

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import Final
 
+from joulewatch_exporter.clock import NS_PER_S, Clock, SystemClock
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorTimeoutError
 from joulewatch_exporter.model import Collector, Quantity, Reading, Sensor
-from joulewatch_exporter.sampling.counter import NS_PER_S
 from joulewatch_exporter.sampling.quantity import _QuantityState
 from joulewatch_exporter.sampling.scan import FamilyScan, Health, Layout, Reads
+from joulewatch_exporter.threads import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -33,28 +33,14 @@ BURST_MAX_READ_NS: Final = 1_000_000
 """A family whose reads are slower than this is not read in bursts."""
 
 
-class Clock(Protocol):
-    """The two clocks of this machine, or a test's."""
-
-    def monotonic_ns(self) -> int: ...
-
-    def time_ns(self) -> int: ...
-
-
-class SystemClock:
-    """The machine's own clocks."""
-
-    monotonic_ns = staticmethod(time.monotonic_ns)
-    time_ns = staticmethod(time.time_ns)
-
-
 class _SensorEntry:
     """One sensor of the open collector, and where its values go."""
 
-    __slots__ = ("device_indices", "failing", "sensor", "states")
+    __slots__ = ("device", "device_indices", "failing", "sensor", "states")
 
     def __init__(self, sensor: Sensor, device_indices: tuple[int, ...], states: list[_QuantityState]) -> None:
         self.sensor = sensor
+        self.device = sensor.device
         self.device_indices = device_indices
         """Of the devices in the layout: the sensor's own, and those of its quantities."""
         self.states = states
@@ -78,15 +64,11 @@ def measures_cpu(collector: Collector) -> bool:
     )
 
 
-class AbandonedError(Exception):
-    """This scan hung for so long that another thread has taken the family over: touch nothing of it any more."""
-
-
 class Family:
     """The open collector of one family and the memory of its quantities. Used by one thread at a time.
 
-    A device whose read does not come back can be set aside from another thread (``abandon``): the family then goes on
-    without it, and takes it up again when its read has come back after all.
+    Each read is a call of the thread's turn (`threads.Turn`). Another thread can give up a read that hangs; its device
+    is then quarantined: scans leave it alone until the read returns.
     """
 
     def __init__(
@@ -116,12 +98,6 @@ class Family:
         self._reads: tuple[Reads, ...] = ()
         self.vanished = False
         """Whether a device is gone or denied, so that looking for it again makes sense."""
-        self._in_read: list[_SensorEntry] = []
-        """The sensor that is being read just now. Whoever pops it owns the outcome: the reading thread when it comes
-        back, or ``abandon`` before that. Adding to and taking from a list are atomic, and far cheaper than a lock."""
-        self._hung: set[str] = set()
-        """Devices set aside; only whole sets are exchanged, so that they may be looked at from any thread."""
-        self._hung_lock = threading.Lock()
         self.looks_after_itself = collector.timing.looks_after_itself
         self._collector = collector
         self._lay_out(collector)
@@ -154,7 +130,7 @@ class Family:
         entries: list[_SensorEntry] = []
         shown: dict[Quantity, _QuantityState] = {}
         failing = {
-            (entry.sensor.device, tuple(state.info.quantity for state in entry.states)): entry.failing
+            (entry.device, tuple(state.info.quantity for state in entry.states)): entry.failing
             for entry in getattr(self, "_entries", ())
         }
         for sensor in self._sensors:
@@ -192,12 +168,13 @@ class Family:
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def scan(self) -> FamilyScan:
+    def scan(self, turn: Turn | None = None) -> FamilyScan:
         """Read every sensor once.
 
-        Raises:
-            AbandonedError: Another thread has taken the family over meanwhile (``abandon``).
+        Args:
+            turn: Makes the reads; None: they are not watched.
         """
+        turn = turn if turn is not None else Turn()
         clock = self._clock
         started_ns = clock.monotonic_ns()
         if self.looks_after_itself and self._collector.sensors is not self._sensors:
@@ -211,32 +188,26 @@ class Family:
         up = [True] * (count - len(self._lost_devices)) + [False] * len(self._lost_devices)
         suspects: list[_QuantityState] = []
         vanished = bool(self._lost_devices)
-        in_read = self._in_read
-        hung = self._hung
+        hung = turn.hung
+        call = turn.call
         for entry in self._entries:
-            if hung and entry.sensor.device in hung:
+            if hung and entry.device in hung:
                 self._mark_down(entry, up)
                 continue
-            in_read.append(entry)
             try:
-                try:
-                    readings = entry.sensor.read()
-                finally:
-                    self._back_from_read(in_read, entry)
+                readings = call(entry.device, entry.sensor.read)
             except SensorError as error:
                 self._mark_down(entry, up)
                 vanished = vanished or isinstance(error, SensorAbsentError | SensorDeniedError)
                 self._fail(entry, error.reason, error)
                 continue
-            except AbandonedError:
-                raise
             except Exception as error:
                 # A fault of the collector must not end the daemon, nor the reading of the other sensors.
                 self._mark_down(entry, up)
                 self._fail(entry, SensorError.reason, error)
                 continue
             if entry.failing is not None:
-                logger.info("%s %s: read again", self.name, entry.sensor.device)
+                logger.info("%s %s: read again", self.name, entry.device)
                 entry.failing = None
             states = entry.states
             if len(readings) > len(states):
@@ -285,33 +256,14 @@ class Family:
                     state.take(reading)
         return tuple(newest.values())
 
-    def _back_from_read(self, in_read: list[_SensorEntry], entry: _SensorEntry) -> None:
-        """Own the outcome of a read that has come back, or learn that the family has gone on without it."""
-        try:
-            in_read.pop()
-        except IndexError:
-            logger.info("%s %s: answers after all", self.name, entry.sensor.device)
-            with self._hung_lock:
-                self._hung = self._hung - {entry.sensor.device}
-            raise AbandonedError from None
-
-    def abandon(self) -> bool:
-        """Set aside the device whose read hangs; from another thread, which then goes on with the family.
-
-        Returns:
-            Whether a read was hanging. Its thread will end by itself, should it ever come back.
-        """
-        try:
-            entry = self._in_read.pop()
-        except IndexError:
-            return False
-        self._in_read = []
-        device = entry.sensor.device
-        with self._hung_lock:
-            self._hung = self._hung | {device}
-        error = SensorTimeoutError("its read does not come back; the family goes on without it")
-        self._fail(entry, error.reason, error)
-        return True
+    def quarantine(self, device: str) -> None:
+        """Record that a read of this device hangs and was given up; from any thread."""
+        reason = SensorTimeoutError.reason
+        self.count_errors((device,), reason)
+        for entry in self._entries:
+            if entry.device == device:
+                entry.failing = reason
+        logger.warning("%s %s: %s: its read hangs; quarantined until the read returns", self.name, device, reason)
 
     def _publish(
         self, number: int, started_ns: int, sums_ns: list[int], goods: list[int], up: list[bool]
@@ -347,7 +299,7 @@ class Family:
         )
 
     def _fail(self, entry: _SensorEntry, reason: str, error: Exception) -> None:
-        device = entry.sensor.device
+        device = entry.device
         if not (isinstance(error, SensorError) and error.is_repeated):
             self.count_errors((device,), reason)
         if entry.failing == reason:
@@ -385,21 +337,22 @@ class Family:
 
     # -- the sensor's rhythm -----------------------------------------------------------------------
 
-    def burst(self, interrupted: Callable[[], bool]) -> None:
+    def burst(self, turn: Turn, interrupted: Callable[[], bool]) -> None:
         """Read energy sensors as fast as they go for at most 50 ms, to see how often their counters change.
 
         At one read a second, a counter that changes every millisecond looks as if it changed every second.
         Each sensor takes part once, 16 at a time, and only those that are quick to read.
 
-        Raises:
-            AbandonedError: Another thread has taken the family over meanwhile.
+        Args:
+            turn: Makes the reads.
+            interrupted: Ends the burst when it returns true.
         """
         end_ns = self._clock.monotonic_ns() + BURST_NS
         pending = [entry for entry in self._entries if not entry.rhythm_sought]
         self.wants_burst = bool(pending)
         while pending and not interrupted() and self._clock.monotonic_ns() < end_ns:
             group, pending = pending[:BURST_SENSORS], pending[BURST_SENSORS:]
-            group = [entry for entry in group if self._suits_burst(entry)]
+            group = [entry for entry in group if self._suits_burst(turn, entry)]
             group_end_ns = min(end_ns, self._clock.monotonic_ns() + BURST_FLAT_NS)
             while group:
                 if interrupted():
@@ -414,27 +367,20 @@ class Family:
                     for entry in group:
                         entry.end_burst()
                     return
-                group = [entry for entry in group if self._burst_read(entry)]
+                group = [entry for entry in group if self._burst_read(turn, entry)]
 
-    def _suits_burst(self, entry: _SensorEntry) -> bool:
+    def _suits_burst(self, turn: Turn, entry: _SensorEntry) -> bool:
         if entry.failing is None and any(state.counter is not None for state in entry.states):
             started_ns = self._clock.monotonic_ns()
-            if self._burst_read(entry) and self._clock.monotonic_ns() - started_ns < BURST_MAX_READ_NS:
+            if self._burst_read(turn, entry) and self._clock.monotonic_ns() - started_ns < BURST_MAX_READ_NS:
                 return True
         entry.end_burst()
         return False
 
-    def _burst_read(self, entry: _SensorEntry) -> bool:
+    def _burst_read(self, turn: Turn, entry: _SensorEntry) -> bool:
         """Read once for the rhythm only; whether to go on."""
-        in_read = self._in_read
-        in_read.append(entry)
         try:
-            try:
-                readings = entry.sensor.read()
-            finally:
-                self._back_from_read(in_read, entry)
-        except AbandonedError:
-            raise
+            readings = turn.call(entry.device, entry.sensor.read)
         except Exception:
             entry.end_burst()  # the next scan says what is wrong with it
             return False

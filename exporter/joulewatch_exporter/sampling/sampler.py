@@ -15,10 +15,10 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+from joulewatch_exporter.clock import NS_PER_S
 from joulewatch_exporter.config.config import FamilySettings
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorTimeoutError
 from joulewatch_exporter.model import Collector, Finding, Host
-from joulewatch_exporter.sampling.counter import NS_PER_S
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.family_thread import FamilyThread
 from joulewatch_exporter.sampling.plausibility import Plausibility, Verdict
@@ -222,19 +222,7 @@ class Sampler:
         """Open a family on a thread that may be left behind: looking for devices can hang as reading them can."""
         host = dataclasses.replace(self._host, claimed=self._claimed_before(family))
         opener = self._openers.setdefault(family.name, DeadlineThread(f"open-{family.name}"))
-        gave_up = threading.Event()
-
-        def open_it() -> Collector:
-            collector = family.open(host, options)
-            if gave_up.is_set():
-                collector.close()
-            return collector
-
-        try:
-            return opener.call(open_it, OPEN_TIMEOUT_S)
-        except SensorTimeoutError:
-            gave_up.set()
-            raise
+        return opener.call(lambda: family.open(host, options), OPEN_TIMEOUT_S, discard=lambda late: late.close())
 
     def _claimed_before(self, family: type[Collector]) -> frozenset[str]:
         """The sources that families before this one read."""

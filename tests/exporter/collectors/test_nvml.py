@@ -395,7 +395,7 @@ def test_a_gpu_that_hangs_costs_its_deadline_once(machine: GpuMachine, impatient
     collector.call_timeout_s = 0.02
     with pytest.raises(SensorTimeoutError, match="no answer within") as first:
         hung.read()
-    with pytest.raises(SensorTimeoutError, match="has not come back") as second:
+    with pytest.raises(SensorTimeoutError, match="has not returned") as second:
         hung.read()
     collector.call_timeout_s = 5.0
     assert (first.value.is_repeated, second.value.is_repeated) == (False, True)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from joulewatch_exporter.clock import NS_PER_S
 from joulewatch_exporter.sampling.counter import (
-    NS_PER_S,
     EnergyCounter,
     PowerFromEnergy,
     PowerIntegrator,

@@ -17,6 +17,7 @@ from joulewatch_exporter.model import EMULATION_MARKER, Collector, Finding, Host
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.sampler import Sampler
 from joulewatch_exporter.sampling.scan import FamilyScan
+from joulewatch_exporter.threads import Turn
 from support.clock import NS_PER_S, FakeClock
 from support.fake_family import FakeOptions, FakeSensor, Machine, energy_sensor, fake_family, info, power_sensor
 
@@ -230,14 +231,14 @@ def test_a_burst_finds_the_rhythm_of_fast_counters() -> None:
     family = family_of(clock, sensor)
     family.scan()
     started_ns = clock.now_ns
-    family.burst(lambda: False)
+    family.burst(Turn(), lambda: False)
     assert clock.now_ns - started_ns < 10_000_000
     clock.advance(1.0)
     health = family.scan().healths[0]
     assert health is not None
     assert health.refresh_s == pytest.approx(0.001, abs=1e-4)
     reads = sensor.reads
-    family.burst(lambda: False)
+    family.burst(Turn(), lambda: False)
     assert sensor.reads == reads, "it is known now"
 
 
@@ -252,13 +253,13 @@ def test_a_burst_of_flat_values_ends_after_20_ms_and_at_once_for_a_scrape() -> N
     sensor = Slow((info(),), energies_joules=[1.0])
     family = family_of(clock, sensor)
     family.scan()
-    family.burst(lambda: True)
+    family.burst(Turn(), lambda: True)
     assert sensor.reads == 1
     started_ns = clock.now_ns
-    family.burst(lambda: False)
+    family.burst(Turn(), lambda: False)
     assert 20_000_000 <= clock.now_ns - started_ns < 21_000_000
     reads = sensor.reads
-    family.burst(lambda: False)
+    family.burst(Turn(), lambda: False)
     assert sensor.reads == reads, "a sensor takes part once"
 
 
@@ -274,18 +275,18 @@ def test_a_burst_ends_after_50_ms_however_many_sensors_there_are() -> None:
     family = family_of(clock, *(Changing((info(f"socket{i}"),)) for i in range(40)))
     family.scan()
     started_ns = clock.now_ns
-    family.burst(lambda: False)
+    family.burst(Turn(), lambda: False)
     assert clock.now_ns - started_ns < 51_000_000
     assert family.wants_burst
     while family.wants_burst:
-        family.burst(lambda: False)
+        family.burst(Turn(), lambda: False)
 
 
 def test_power_sensors_take_no_part_in_a_burst() -> None:
     sensor = power_sensor()
     family = family_of(FakeClock(), sensor)
     family.scan()
-    family.burst(lambda: False)
+    family.burst(Turn(), lambda: False)
     assert sensor.reads == 1
 
 
@@ -551,7 +552,7 @@ def check_set_aside_and_back(
         assert up(scan) == {"socket0": False, "socket1": True}
         assert energies(scan) == {"socket0": None, "socket1": 4.0}
         assert scan.errors == (("socket0", "timeout", 1),)
-    assert "does not come back" in caplog.text
+    assert "socket0: timeout: its read hangs" in caplog.text
     sick.hang.set()
     sick.hang = None
     sick.energies_joules = [105.0]

@@ -1,35 +1,33 @@
-"""Threads for devices that may be slow or never answer, so that they hold up nobody but themselves.
+"""Pollers: each keeps one slow device (a BMC, a power strip) connected and reads it at a steady pace on its own thread.
 
-`DeadlineThread` runs one call at a time and gives up waiting for it: for libraries whose calls are quick but can
-hang (NVML with a sick GPU). `Poller` keeps one slow device (a BMC, a power strip) connected and read at a steady pace;
-what it has read is taken from it by the family's scan in microseconds. `PolledCollector` is a sensor family made of
-pollers. A Python thread cannot be killed: a call that never returns keeps its thread, and a new thread takes its place
-once at most, so that a dead device costs two threads and never more.
+The family's scan takes what the pollers have read in microseconds, so a slow device delays nobody. `PolledCollector` is
+a sensor family made of pollers. If a call hangs for long, a second thread takes over (`threads.Worker`); a dead device
+costs two threads and never more.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
+from joulewatch_exporter.clock import NS_PER_S
 from joulewatch_exporter.errors import SensorDeniedError, SensorError, SensorGlitchError, SensorTimeoutError
 from joulewatch_exporter.model import Finding, Quantity, Reading, Sensor, SensorInfo, Timing
+from joulewatch_exporter.threads import Turn, Worker
 
 logger = logging.getLogger(__name__)
 
-
-NS_PER_S: Final = 1_000_000_000
 MAX_QUEUED: Final = 4096
 """Readings kept for the next scan; a scan comes every second, so this is more than an hour of a hung daemon."""
 LONGEST_BACKOFF_S: Final = 60.0
 DENIED_BACKOFF_S: Final = 300.0
 """A BMC locks an account after a few wrong passwords."""
-ABANDON_AFTER: Final = 6.0
-"""Deadlines after which a call that has not come back is left to its thread and a new thread takes over."""
+GIVE_UP_AFTER: Final = 6.0
+"""Number of deadlines after which a call that hangs is given up and a new thread takes over."""
 TAKE_PERIOD_S: Final = 1.0
 _SLACK_S: Final = 1.0
 
@@ -64,6 +62,18 @@ class PolledSensor:
     def read(self) -> Sequence[Reading]:
         """Take what has been read since the last call; see `Poller.take`."""
         return self._poller.take()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Attempt:
+    """The outcome of one attempt to reach the device."""
+
+    device: Device | None
+    """The connection after the attempt; None: there is none."""
+    infos: tuple[SensorInfo, ...] | None = None
+    """Of a connection that the attempt made."""
+    readings: Sequence[Reading] = ()
+    error: SensorError | None = None
 
 
 class Poller:
@@ -101,11 +111,9 @@ class Poller:
         self._deadline_s = deadline_s
         self._denied_backoff_s = denied_backoff_s
         self._max_age_s = poll_s + deadline_s + _SLACK_S if max_age_s is None else max_age_s
-        self._condition = threading.Condition()
-        self._is_stopping = False
-        self._generation = 0
-        self._spares = 1
-        self._busy_since_ns: int | None = None
+        self._worker = Worker(f"poll-{device}", self._run)
+        self._condition = self._worker.condition
+        self._first_ns = 0
         self._queue: deque[Reading] = deque(maxlen=MAX_QUEUED)
         self._newest: dict[Quantity, Reading] = {}
         self._newest_ns = 0
@@ -128,22 +136,21 @@ class Poller:
 
     def start(self, after_s: float = 0.0) -> None:
         """Begin, ``after_s`` from now: many devices are not all to be asked at the same instant."""
-        self._launch(after_s)
+        self._first_ns = time.monotonic_ns() + round(after_s * NS_PER_S)
+        self._worker.start()
 
     def stop(self) -> None:
         """Ask the thread to log out and end; does not wait."""
-        with self._condition:
-            self._is_stopping = True
-            self._condition.notify_all()
+        self._worker.stop()
 
     def join(self, timeout_s: float) -> None:
         """Wait for the thread's end, ``timeout_s`` at most."""
-        self._thread.join(timeout_s)
+        self._worker.join(timeout_s)
 
     def settle(self, timeout_s: float) -> None:
         """Wait until the device has answered or failed once."""
         with self._condition:
-            self._condition.wait_for(lambda: self._has_told or self._is_stopping, timeout_s)
+            self._condition.wait_for(lambda: self._has_told or self._worker.is_stopping, timeout_s)
 
     def take(self) -> Sequence[Reading]:
         """Return all readings since the last call, oldest first; the newest again if there is none.
@@ -163,28 +170,16 @@ class Poller:
             self._queue.clear()
             return readings or tuple(self._newest.values())
 
-    # -- the thread --------------------------------------------------------------------------------
-
-    def _launch(self, after_s: float) -> None:
-        generation = self._generation
-        self._thread = threading.Thread(
-            target=self._run, args=(generation, after_s), name=f"poll-{self.device}", daemon=True
-        )
-        self._thread.start()
-
     def _watch(self, now_ns: int) -> None:
-        """Notice what hangs; called with the lock held."""
-        if self._busy_since_ns is not None:
-            busy_s = (now_ns - self._busy_since_ns) / NS_PER_S
-            if busy_s > self._deadline_s and not isinstance(self._error, SensorTimeoutError):
-                self._fail(SensorTimeoutError(f"{self.device}: no answer within {self._deadline_s:g} s"))
-            if busy_s > self._deadline_s * ABANDON_AFTER and self._spares > 0 and not self._is_stopping:
-                self._spares -= 1
-                self._generation += 1
-                self._busy_since_ns = None
-                logger.warning("%s: a call hangs for %.0f s: going on with another thread", self.device, busy_s)
-                self._launch(0.0)
-        elif self._error is None and self._newest:
+        """Detect a call that hangs and a value that is too old; called with the lock held."""
+        busy_s = self._worker.busy_ns(now_ns) / NS_PER_S
+        if busy_s > self._deadline_s and not isinstance(self._error, SensorTimeoutError):
+            self._fail(SensorTimeoutError(f"{self.device}: no answer within {self._deadline_s:g} s"))
+        if busy_s > self._deadline_s * GIVE_UP_AFTER and not self._worker.hung and not self._worker.is_stopping:
+            if self._worker.give_up() is not None:
+                logger.warning("%s: a call hangs for %.0f s: another thread takes over", self.device, busy_s)
+                self._worker.start()
+        elif not busy_s and self._error is None and self._newest:
             age_s = (now_ns - self._newest_ns) / NS_PER_S
             if age_s > self._max_age_s:
                 self._fail(SensorTimeoutError(f"{self.device}: the newest value is {age_s:.0f} s old"))
@@ -197,84 +192,79 @@ class Poller:
             self.sensor = PolledSensor(self, self.device, ())
         self._condition.notify_all()
 
-    def _is_over(self, generation: int) -> bool:
-        return self._is_stopping or generation != self._generation
+    # -- the thread --------------------------------------------------------------------------------
 
-    def _run(self, generation: int, after_s: float) -> None:
+    def _run(self, turn: Turn) -> None:
         device: Device | None = None
-        next_ns = time.monotonic_ns() + round(after_s * NS_PER_S)
+        next_ns = self._first_ns
         try:
-            while True:
-                with self._condition:
-                    while not self._is_over(generation) and (left_ns := next_ns - time.monotonic_ns()) > 0:
-                        self._condition.wait(left_ns / NS_PER_S)
-                    if self._is_over(generation):
-                        return
-                    started_ns = self._busy_since_ns = time.monotonic_ns()
-                device, pause_s = self._step(generation, device)
-                with self._condition:
-                    if generation != self._generation:
-                        self._spares += 1  # back after all: one may hang again
-                        return
-                    self._busy_since_ns = None
+            while turn.wait(next_ns):
+                started_ns = turn.busy_since_ns
+                device, pause_s = self._step(turn, device)
                 next_ns = (next_ns if pause_s <= self._poll_s else started_ns) + round(pause_s * NS_PER_S)
                 next_ns = max(next_ns, time.monotonic_ns())
         finally:
-            if device is not None:
+            if not turn.is_given_up:
                 self._close(device)
 
-    def _step(self, generation: int, device: Device | None) -> tuple[Device | None, float]:
-        """Connect if need be, and read once: the connection as it is then, and the pause up to the next try."""
+    def _step(self, turn: Turn, device: Device | None) -> tuple[Device | None, float]:
+        """Make one attempt; return the connection after it, and the pause up to the next attempt."""
+        attempt = turn.call(self.device, lambda: self._attempt(device), discard=lambda late: self._close(late.device))
+        with self._condition:
+            turn.busy_since_ns = 0
+            if attempt.infos is not None:
+                self._show(attempt.infos)
+            if attempt.error is None:
+                self._accept(attempt.readings)
+                return attempt.device, self._poll_s
+            self._failures += 1
+            self._fail(attempt.error)
+            return attempt.device, self._pause_s(attempt.error)
+
+    def _attempt(self, device: Device | None) -> _Attempt:
+        """Connect if needed, and read once. It may hang, so it touches nothing that others see."""
+        infos = None
         try:
             if device is None:
                 device = self._connect()
-                self._show(generation, device)
-            readings = device.read()
+                infos = tuple(device.infos)
+            return _Attempt(device=device, infos=infos, readings=device.read())
         except SensorError as error:
             failure = error
         except Exception as error:
             logger.exception("%s: reading failed", self.device)
             failure = SensorError(f"{self.device}: {type(error).__name__}: {error}")
-        else:
-            self._accept(generation, readings)
-            return device, self._poll_s
-        with self._condition:
-            if generation == self._generation:
-                self._failures += 1
-                self._fail(failure)
-            failures = self._failures
-        if device is not None and not isinstance(failure, SensorGlitchError):
+        if not isinstance(failure, SensorGlitchError):
             self._close(device)
             device = None
-        if isinstance(failure, SensorDeniedError):
-            return device, max(self._denied_backoff_s, self._poll_s)
-        if isinstance(failure, SensorGlitchError):
-            return device, self._poll_s
-        return device, max(self._poll_s, min(LONGEST_BACKOFF_S, self._poll_s * 2.0 ** min(failures, 10)))
+        return _Attempt(device=device, infos=infos, error=failure)
 
-    def _show(self, generation: int, device: Device) -> None:
-        infos = tuple(device.infos)
-        with self._condition:
-            if generation == self._generation and (self.sensor is None or self.sensor.infos != infos):
-                self.sensor = PolledSensor(self, self.device, infos)
-                self._queue.clear()  # of quantities that it had before
-                self._newest = {}
+    def _pause_s(self, error: SensorError) -> float:
+        if isinstance(error, SensorGlitchError):
+            return self._poll_s
+        if isinstance(error, SensorDeniedError):
+            return max(self._denied_backoff_s, self._poll_s)
+        return max(self._poll_s, min(LONGEST_BACKOFF_S, self._poll_s * 2.0 ** min(self._failures, 10)))
 
-    def _accept(self, generation: int, readings: Sequence[Reading]) -> None:
-        with self._condition:
-            if generation != self._generation:
-                return
-            self._queue.extend(readings)
-            self._newest = {reading.quantity: reading for reading in readings}
-            self._newest_ns = max((reading.read_at_ns for reading in readings), default=time.monotonic_ns())
-            self._error = None
-            self._failures = 0
-            self._has_told = True
-            self._condition.notify_all()
+    def _show(self, infos: tuple[SensorInfo, ...]) -> None:
+        if self.sensor is None or self.sensor.infos != infos:
+            self.sensor = PolledSensor(self, self.device, infos)
+            self._queue.clear()  # of quantities that it had before
+            self._newest = {}
 
-    def _close(self, device: Device) -> None:
+    def _accept(self, readings: Sequence[Reading]) -> None:
+        self._queue.extend(readings)
+        self._newest = {reading.quantity: reading for reading in readings}
+        self._newest_ns = max((reading.read_at_ns for reading in readings), default=time.monotonic_ns())
+        self._error = None
+        self._failures = 0
+        self._has_told = True
+        self._condition.notify_all()
+
+    def _close(self, device: Device | None) -> None:
         try:
-            device.close()
+            if device is not None:
+                device.close()
         except Exception as error:
             logger.debug("%s: closing failed: %s", self.device, error)
 

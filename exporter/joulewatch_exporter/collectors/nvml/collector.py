@@ -192,7 +192,7 @@ class GpuSensor:
             if gpu.lost is not None:
                 raise self._once_more(gpu.lost)
             if gpu.thread.is_hanging:
-                error = SensorTimeoutError(f"{self.device}: an earlier call has not come back")
+                error = SensorTimeoutError(f"{self.device}: an earlier call has not returned")
                 error.is_repeated = True
                 raise error
             handle = gpu.handle

@@ -1,4 +1,4 @@
-"""Threads for slow devices: deadlines, pauses after failures, hung calls, and what a scan takes of them."""
+"""Pollers of slow devices: deadlines, pauses after failures, hung calls, and what a scan takes of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import pytest
 
+from joulewatch_exporter.clock import NS_PER_S
 from joulewatch_exporter.collectors.base.workers import (
-    ABANDON_AFTER,
+    GIVE_UP_AFTER,
     LONGEST_BACKOFF_S,
-    NS_PER_S,
     Device,
     PolledCollector,
     Poller,
@@ -24,7 +24,7 @@ from joulewatch_exporter.errors import (
     SensorTimeoutError,
 )
 from joulewatch_exporter.model import Quantity, Reading, SensorInfo
-from joulewatch_exporter.threads import DeadlineThread
+from joulewatch_exporter.threads import Turn
 
 WAIT_S = 10.0
 """For what takes microseconds; only a broken test waits so long."""
@@ -80,9 +80,9 @@ def poller(connections: Connections, *, poll_s: float = 5.0, deadline_s: float =
 
 
 @pytest.fixture
-def running() -> Iterator[list[Poller | PolledCollector | DeadlineThread]]:
+def running() -> Iterator[list[Poller | PolledCollector]]:
     """What is to be stopped when the test ends."""
-    things: list[Poller | PolledCollector | DeadlineThread] = []
+    things: list[Poller | PolledCollector] = []
     yield things
     for thing in things:
         if isinstance(thing, Poller):
@@ -92,53 +92,16 @@ def running() -> Iterator[list[Poller | PolledCollector | DeadlineThread]]:
             thing.close()
 
 
-# -- calls with a deadline -----------------------------------------------------------------------------
-
-
-def test_a_call_gives_its_result_or_what_it_raised(running: list[object]) -> None:
-    thread = DeadlineThread("t")
-    running.append(thread)
-    assert thread.call(lambda: 42, WAIT_S) == 42
-    with pytest.raises(ZeroDivisionError):
-        thread.call(lambda: 1 // 0, WAIT_S)
-    assert thread.call(threading.get_ident, WAIT_S) == thread.call(threading.get_ident, WAIT_S)
-    assert thread.call(threading.get_ident, WAIT_S) != threading.get_ident()
-
-
-def test_a_call_that_hangs_is_left_and_the_next_are_refused_until_it_is_back(running: list[object]) -> None:
-    thread = DeadlineThread("gpu0")
-    running.append(thread)
-    release = threading.Event()
-    with pytest.raises(SensorTimeoutError, match=r"gpu0: no answer within 0\.01 s"):
-        thread.call(lambda: release.wait(WAIT_S), 0.01)
-    assert thread.is_hanging
-    with pytest.raises(SensorTimeoutError, match="an earlier call has not come back"):
-        thread.call(lambda: 1, WAIT_S)
-    release.set()
-    deadline_s = time.monotonic() + WAIT_S
-    while thread.is_hanging and time.monotonic() < deadline_s:
-        time.sleep(0.001)
-    assert thread.call(lambda: 2, WAIT_S) == 2, "and not the late result of the call that hung"
-
-
-def test_a_closed_thread_takes_no_call() -> None:
-    thread = DeadlineThread("t")
-    thread.close()
-    thread.close()
-    with pytest.raises(SensorGlitchError, match="closed"):
-        thread.call(lambda: 1, WAIT_S)
-
-
 # -- a poller's steps, without its thread ---------------------------------------------------------------
 
 
 def test_a_good_step_keeps_the_pace_and_the_connection() -> None:
     connections = Connections()
     worker = poller(connections)
-    device, pause_s = worker._step(0, None)
+    device, pause_s = worker._step(Turn(), None)
     assert device is connections.device
     assert pause_s == 5.0
-    device, _ = worker._step(0, device)
+    device, _ = worker._step(Turn(), device)
     assert connections.count == 1
     assert [reading.power_watts for reading in worker.take()] == [1.0, 2.0]
     assert worker.error is None
@@ -147,7 +110,7 @@ def test_a_good_step_keeps_the_pace_and_the_connection() -> None:
 def test_the_newest_reading_is_given_again_with_its_own_time() -> None:
     """Never an old value with a new time."""
     worker = poller(Connections())
-    worker._step(0, None)
+    worker._step(Turn(), None)
     (first,) = worker.take()
     assert worker.take() == (first,)
 
@@ -155,9 +118,9 @@ def test_the_newest_reading_is_given_again_with_its_own_time() -> None:
 def test_a_glitch_keeps_the_connection_and_the_pace() -> None:
     connections = Connections()
     worker = poller(connections)
-    device, _ = worker._step(0, None)
+    device, _ = worker._step(Turn(), None)
     connections.device.error = SensorGlitchError("n1: busy")
-    device, pause_s = worker._step(0, device)
+    device, pause_s = worker._step(Turn(), device)
     assert device is connections.device
     assert (pause_s, connections.device.closes) == (5.0, 0)
     with pytest.raises(SensorGlitchError, match="busy"):
@@ -168,26 +131,26 @@ def test_a_glitch_keeps_the_connection_and_the_pace() -> None:
 def test_other_failures_end_the_connection_and_the_pauses_grow(error: Exception) -> None:
     connections = Connections()
     worker = poller(connections)
-    device, _ = worker._step(0, None)
+    device, _ = worker._step(Turn(), None)
     connections.device.error = error
     pauses_s = []
     for _ in range(6):
-        device, pause_s = worker._step(0, device)
+        device, pause_s = worker._step(Turn(), device)
         assert device is None
         pauses_s.append(pause_s)
     assert pauses_s == [10.0, 20.0, 40.0, LONGEST_BACKOFF_S, LONGEST_BACKOFF_S, LONGEST_BACKOFF_S]
     assert connections.device.closes == 6
     connections.device.error = None
-    device, pause_s = worker._step(0, None)
+    device, pause_s = worker._step(Turn(), None)
     assert pause_s == 5.0
     connections.device.error = error
-    assert worker._step(0, device)[1] == 10.0, "the first answer brought the old pace back"
+    assert worker._step(Turn(), device)[1] == 10.0, "the first answer brought the old pace back"
 
 
 def test_a_period_longer_than_the_longest_pause_stays() -> None:
     connections = Connections()
     connections.error = SensorTimeoutError("n1: silent")
-    assert poller(connections, poll_s=300.0)._step(0, None) == (None, 300.0)
+    assert poller(connections, poll_s=300.0)._step(Turn(), None) == (None, 300.0)
 
 
 def test_a_refused_login_is_tried_seldom() -> None:
@@ -195,7 +158,7 @@ def test_a_refused_login_is_tried_seldom() -> None:
     connections = Connections()
     connections.error = SensorDeniedError("n1: wrong password")
     worker = poller(connections)
-    assert worker._step(0, None) == (None, 300.0)
+    assert worker._step(Turn(), None) == (None, 300.0)
     with pytest.raises(SensorDeniedError, match="wrong password"):
         worker.take()
 
@@ -204,13 +167,13 @@ def test_a_failure_is_counted_once_however_often_it_is_looked_at() -> None:
     connections = Connections()
     connections.error = SensorTimeoutError("n1: silent")
     worker = poller(connections)
-    worker._step(0, None)
+    worker._step(Turn(), None)
     repeated = []
     for _ in range(3):
         with pytest.raises(SensorTimeoutError) as raised:
             worker.take()
         repeated.append(raised.value.is_repeated)
-    worker._step(0, None)
+    worker._step(Turn(), None)
     with pytest.raises(SensorTimeoutError) as raised:
         worker.take()
     assert [*repeated, raised.value.is_repeated] == [False, True, True, False]
@@ -220,13 +183,13 @@ def test_a_device_that_comes_back_with_other_quantities_is_another_sensor() -> N
     first, second = FakeDevice(TOTAL), FakeDevice(PART)
     connections = Connections(first)
     worker = poller(connections)
-    worker._step(0, None)
+    worker._step(Turn(), None)
     before = worker.sensor
     assert before is not None
-    worker._step(0, None)
+    worker._step(Turn(), None)
     assert worker.sensor is before, "the same quantities: the same sensor"
     connections.device = second
-    worker._step(0, None)
+    worker._step(Turn(), None)
     assert worker.sensor is not before
     assert worker.sensor is not None
     assert worker.sensor.infos == second.infos
@@ -237,7 +200,7 @@ def test_a_fault_of_the_device_is_logged_and_ends_nothing(caplog: pytest.LogCapt
     connections = Connections()
     connections.device.error = KeyError("voltage")
     worker = poller(connections)
-    worker._step(0, None)
+    worker._step(Turn(), None)
     with pytest.raises(SensorError, match="KeyError: 'voltage'"):
         worker.take()
     assert "reading failed" in caplog.text
@@ -247,7 +210,7 @@ def test_a_close_that_fails_does_no_harm() -> None:
     connections = Connections()
     connections.device.error = SensorTimeoutError("n1: silent")
     connections.device.close = lambda: 1 // 0  # type: ignore[assignment,method-assign]
-    assert poller(connections)._step(0, None)[0] is None
+    assert poller(connections)._step(Turn(), None)[0] is None
 
 
 # -- hung calls and old values, at times that the test makes up -------------------------------------------
@@ -255,13 +218,14 @@ def test_a_close_that_fails_does_no_harm() -> None:
 
 def watch(worker: Poller, after_s: float, busy_since_ns: int | None) -> None:
     with worker._condition:
-        worker._busy_since_ns = busy_since_ns
+        turn = worker._worker.turn = Turn(worker._worker)
+        turn.busy_since_ns = busy_since_ns or 0
         worker._watch((busy_since_ns or worker._newest_ns) + round(after_s * NS_PER_S))
 
 
 def test_a_call_beyond_the_deadline_is_a_timeout_though_it_has_not_come_back() -> None:
     worker = poller(Connections(), deadline_s=5.0)
-    worker._step(0, None)
+    worker._step(Turn(), None)
     watch(worker, 4.9, time.monotonic_ns())
     assert worker.error is None
     watch(worker, 5.1, time.monotonic_ns())
@@ -271,7 +235,7 @@ def test_a_call_beyond_the_deadline_is_a_timeout_though_it_has_not_come_back() -
 
 def test_a_value_that_is_older_than_period_and_deadline_is_not_shown() -> None:
     worker = poller(Connections(), poll_s=5.0, deadline_s=2.0)
-    worker._step(0, None)
+    worker._step(Turn(), None)
     watch(worker, 7.9, None)
     assert worker.error is None
     watch(worker, 8.1, None)
@@ -280,7 +244,7 @@ def test_a_value_that_is_older_than_period_and_deadline_is_not_shown() -> None:
 
 def test_a_device_with_times_of_its_own_may_be_slower() -> None:
     worker = poller(Connections(), max_age_s=600.0)
-    worker._step(0, None)
+    worker._step(Turn(), None)
     watch(worker, 599.0, None)
     assert worker.error is None
     watch(worker, 601.0, None)
@@ -294,17 +258,17 @@ def test_a_hung_call_gets_one_spare_thread_and_never_more(running: list[object])
     worker = poller(connections)
     running.append(worker)
     worker.start()
-    hung = wait_for(lambda: worker._busy_since_ns)
+    wait_for(lambda: sick.reads)
     connections.device = well
     with worker._condition:
-        worker._watch(hung + round((ABANDON_AFTER * 5.0 + 1) * NS_PER_S))
-    assert worker._spares == 0
+        worker._watch(time.monotonic_ns() + round((GIVE_UP_AFTER * 5.0 + 1) * NS_PER_S))
+    assert worker._worker.hung == {"n1"}
     worker.settle(WAIT_S)
     wait_for(lambda: well.reads)
     assert wait_for(lambda: worker.error is None)
     assert [reading.power_watts for reading in worker.take()] == [1.0]
     sick.hang.set()
-    assert wait_for(lambda: worker._spares == 1), "it came back after all, so a thread is free again"
+    assert wait_for(lambda: not worker._worker.hung), "it came back after all, so a thread is free again"
     assert wait_for(lambda: sick.closes == 1), "and its connection is closed by its own thread"
     assert [reading.power_watts for reading in worker.take()] == [1.0], "what it had read is not taken any more"
 

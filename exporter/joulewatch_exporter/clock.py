@@ -1,0 +1,27 @@
+"""The clocks that code is given, so that a test can give it another one."""
+
+from __future__ import annotations
+
+import time
+from typing import Final, Protocol
+
+NS_PER_S: Final = 1_000_000_000
+
+
+class Clock(Protocol):
+    """The two clocks of a machine."""
+
+    def monotonic_ns(self) -> int:
+        """Return the time that never steps; intervals are measured on it."""
+        ...
+
+    def time_ns(self) -> int:
+        """Return Unix time, which may step."""
+        ...
+
+
+class SystemClock:
+    """The clocks of this machine."""
+
+    monotonic_ns = staticmethod(time.monotonic_ns)
+    time_ns = staticmethod(time.time_ns)

@@ -1,0 +1,321 @@
+"""Calls that hang: who owns their outcome, who takes over, and what happens when they return after all."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from joulewatch_exporter.errors import SensorGlitchError, SensorTimeoutError
+from joulewatch_exporter.threads import DeadlineThread, GivenUpError, Turn, Worker
+
+WAIT_S = 10.0
+"""For what takes microseconds; only a broken test waits so long."""
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.001)
+
+
+# -- a turn and its worker, without threads ------------------------------------------------------------
+
+
+@pytest.fixture
+def worker() -> Worker:
+    """A worker whose turn is the test's own thread's."""
+    worker = Worker("read-fake", lambda turn: None)
+    worker.turn = Turn(worker)
+    return worker
+
+
+def turn_of(worker: Worker) -> Turn:
+    assert worker.turn is not None
+    return worker.turn
+
+
+def give_up(worker: Worker) -> str | None:
+    with worker.condition:
+        return worker.give_up()
+
+
+def test_a_call_returns_its_result_or_raises_its_error(worker: Worker) -> None:
+    turn = turn_of(worker)
+    assert turn.call("gpu0", lambda: 42) == 42
+    with pytest.raises(ZeroDivisionError):
+        turn.call("gpu0", lambda: 1 // 0)
+    assert Turn().call("gpu0", lambda: 42) == 42, "without a worker, too"
+
+
+def test_a_thread_that_is_in_no_call_is_not_given_up(worker: Worker) -> None:
+    turn = turn_of(worker)
+    turn.call("gpu0", lambda: None)
+    assert give_up(worker) is None
+    assert not turn.is_given_up
+    assert worker.turn is turn
+
+
+def test_the_result_of_a_call_that_was_given_up_is_not_used(worker: Worker) -> None:
+    """Not even of one that returns in the moment in which it is given up."""
+    turn = turn_of(worker)
+    hung: list[frozenset[str]] = []
+
+    def read() -> int:
+        assert give_up(worker) == "gpu0"
+        hung.append(turn.hung)
+        assert give_up(worker) is None, "once"
+        return 42
+
+    with pytest.raises(GivenUpError):
+        turn.call("gpu0", read)
+    assert hung == [frozenset({"gpu0"})]
+    assert worker.hung == frozenset(), "it has returned"
+    assert turn.is_over
+
+
+def test_the_error_of_a_call_that_was_given_up_is_not_raised(worker: Worker) -> None:
+    def read() -> None:
+        give_up(worker)
+        raise OSError("EIO")
+
+    with pytest.raises(GivenUpError):
+        turn_of(worker).call("gpu0", read)
+
+
+def test_the_work_does_not_take_a_call_that_was_given_up_for_a_failure() -> None:
+    failures: list[Exception] = []
+
+    def work(turn: Turn) -> None:
+        try:
+            turn.call("gpu0", lambda: give_up(own))
+        except Exception as error:
+            failures.append(error)
+        failures.append(AssertionError("the thread has ended"))
+
+    own = Worker("w", work)
+    own.start()
+    own.join(WAIT_S)
+    assert failures == []
+
+
+def test_what_a_late_call_has_opened_is_closed_before_it_counts_as_returned(worker: Worker) -> None:
+    closed: list[tuple[str, frozenset[str]]] = []
+
+    def open_() -> str:
+        give_up(worker)
+        return "connection"
+
+    with pytest.raises(GivenUpError):
+        turn_of(worker).call("bmc1", open_, discard=lambda opened: closed.append((opened, worker.hung)))
+    assert closed == [("connection", frozenset({"bmc1"}))]
+    assert worker.hung == frozenset()
+
+
+def test_a_subject_hangs_as_long_as_one_of_its_calls_does(worker: Worker) -> None:
+    first = turn_of(worker)
+    second = Turn(worker)
+
+    def hang_in_second() -> None:
+        give_up(worker)
+        worker.turn = second
+        with pytest.raises(GivenUpError):
+            second.call("socket0", lambda: give_up(worker))
+        assert worker.hung == {"socket0"}
+
+    with pytest.raises(GivenUpError):
+        first.call("socket0", hang_in_second)
+    assert worker.hung == frozenset()
+
+
+def test_a_claim_that_was_withdrawn_does_not_count(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``give_up`` claims first and then sees that the call has ended; the thread may see the claim in between."""
+    turn = turn_of(worker)
+
+    class Lock:
+        """Is free when ``give_up`` has withdrawn its claim."""
+
+        def __enter__(self) -> None:
+            turn.is_claimed = False
+
+        def __exit__(self, *error: object) -> None:
+            pass
+
+    def read() -> int:
+        turn.is_claimed = True
+        return 42
+
+    monkeypatch.setattr(turn, "_lock", Lock())
+    assert turn.call("gpu0", read) == 42
+
+
+class WatchedTurn(Turn):
+    """Does something whenever its subject is read or before it changes: what another thread may do just then."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.then: Callable[[str], object] = lambda event: None
+        self._subject: str | None = None
+        super().__init__(worker)
+
+    @property
+    def subject(self) -> str | None:
+        self.then("read")
+        return self._subject
+
+    @subject.setter
+    def subject(self, subject: str | None) -> None:
+        self.then("change" if subject is not None else "end")
+        self._subject = subject
+
+
+def test_a_call_that_is_given_up_as_it_ends_is_not_counted(worker: Worker) -> None:
+    turn = worker.turn = WatchedTurn(worker)
+    turn.then = lambda event: event == "end" and give_up(worker)
+    with pytest.raises(GivenUpError):
+        turn.call("gpu0", lambda: 42)
+
+
+def test_a_call_is_claimed_before_it_is_seen_to_be_in_progress(worker: Worker) -> None:
+    """The other way round it could end, and its result be counted, between the two steps."""
+    turn = worker.turn = WatchedTurn(worker)
+    claims: list[bool] = []
+
+    def note(event: str) -> None:
+        if event == "read":
+            claims.append(turn.is_claimed)
+
+    def read() -> None:
+        turn.then = note
+        give_up(worker)
+        turn.then = lambda event: None
+
+    with pytest.raises(GivenUpError):
+        turn.call("gpu0", read)
+    assert claims
+    assert all(claims)
+
+
+def test_each_call_is_counted_or_given_up_and_one_thread_at_a_time_is_between_calls() -> None:
+    """However give-ups fall among the calls."""
+    made: list[int] = []
+    counted: list[int] = []
+    late: list[int] = []
+    overlaps: list[int] = []
+    between = threading.Lock()
+
+    def read() -> int:
+        made.append(1)
+        return sum(1 for _ in range(20))  # long enough to be given up now and then
+
+    def work(turn: Turn) -> None:
+        while not turn.is_over:
+            number = turn.call("gpu0", read, discard=late.append)
+            if not between.acquire(blocking=False):
+                overlaps.append(number)
+                return
+            counted.append(number)
+            between.release()
+
+    worker = Worker("w", work)
+    switch_interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        worker.start()
+        given_up = 0
+        while given_up < 100:
+            with worker.condition:
+                if worker.give_up() is not None:
+                    given_up += 1
+                    worker.start()
+        worker.stop()
+        worker.join(WAIT_S)
+        eventually(lambda: not worker.hung)
+    finally:
+        sys.setswitchinterval(switch_interval_s)
+    assert not overlaps
+    assert len(late) == given_up
+    assert len(made) == len(counted) + given_up
+
+
+def test_a_thread_waits_until_a_job_is_due_or_wanted(worker: Worker) -> None:
+    turn = turn_of(worker)
+    assert worker.busy_ns(time.monotonic_ns()) == 0
+    assert turn.wait(due_ns=0)
+    assert worker.busy_ns(turn.busy_since_ns + 5) == 5
+    assert turn.wait(due_ns=time.monotonic_ns() + 10**12, is_wanted=lambda: True)
+    worker.stop()
+    assert not turn.wait(due_ns=0)
+
+
+# -- one call at a time, for a caller that waits ---------------------------------------------------------
+
+
+@pytest.fixture
+def thread() -> Iterator[DeadlineThread]:
+    thread = DeadlineThread("gpu0")
+    yield thread
+    thread.close()
+
+
+def test_a_call_gives_its_result_or_what_it_raised(thread: DeadlineThread) -> None:
+    assert thread.call(lambda: 42, WAIT_S) == 42
+    with pytest.raises(ZeroDivisionError):
+        thread.call(lambda: 1 // 0, WAIT_S)
+    assert thread.call(threading.get_ident, WAIT_S) == thread.call(threading.get_ident, WAIT_S)
+    assert thread.call(threading.get_ident, WAIT_S) != threading.get_ident()
+    assert not thread.is_hanging
+
+
+def test_a_call_that_hangs_is_left_and_the_next_are_refused_until_it_is_back(thread: DeadlineThread) -> None:
+    release = threading.Event()
+    discarded: list[bool] = []
+    with pytest.raises(SensorTimeoutError, match=r"gpu0: no answer within 0\.01 s"):
+        thread.call(lambda: release.wait(WAIT_S), 0.01, discard=discarded.append)
+    assert thread.is_hanging
+    with pytest.raises(SensorTimeoutError, match="an earlier call has not returned"):
+        thread.call(lambda: 1, WAIT_S)
+    release.set()
+    eventually(lambda: not thread.is_hanging)
+    assert discarded == [True]
+    assert thread.call(lambda: 2, WAIT_S) == 2, "and not the late result of the call that hung"
+
+
+def test_a_call_while_another_is_in_progress_is_refused(thread: DeadlineThread) -> None:
+    begun, release = threading.Event(), threading.Event()
+    results: list[bool] = []
+
+    def hang() -> bool:
+        begun.set()
+        return release.wait(WAIT_S)
+
+    first = threading.Thread(target=lambda: results.append(thread.call(hang, WAIT_S)))
+    first.start()
+    assert begun.wait(WAIT_S)
+    assert thread.is_hanging
+    with pytest.raises(SensorTimeoutError, match="an earlier call has not returned"):
+        thread.call(lambda: 1, WAIT_S)
+    release.set()
+    first.join(WAIT_S)
+    assert results == [True]
+
+
+def test_a_closed_thread_takes_no_call() -> None:
+    thread = DeadlineThread("t")
+    thread.close()
+    thread.close()
+    with pytest.raises(SensorGlitchError, match="closed"):
+        thread.call(lambda: 1, WAIT_S)
+
+
+def test_a_closed_thread_that_hung_ends_when_its_call_returns() -> None:
+    thread = DeadlineThread("hung-and-closed")
+    release = threading.Event()
+    with pytest.raises(SensorTimeoutError):
+        thread.call(lambda: release.wait(WAIT_S), 0.01)
+    thread.close()
+    release.set()
+    eventually(lambda: "hung-and-closed" not in [other.name for other in threading.enumerate()])
