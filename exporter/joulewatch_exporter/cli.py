@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
         if args.command == "emulate":
             return _emulate(args)
         config = _config(args, families)
-        set_up_logging(config.exporter)
+        set_up_logging(config.exporter.log_level, config.exporter.log_format)
         host = config.exporter.path.host()
         if args.command == "check":
             from joulewatch_exporter.commands.check import check

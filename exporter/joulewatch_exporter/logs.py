@@ -1,4 +1,4 @@
-"""Logging to stderr, as logfmt or JSON, one line per event."""
+"""Logging to stderr, one line per event, as logfmt or JSON."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import logging
 import sys
 import time
+from typing import Literal
 
-from joulewatch_exporter.config.config import ExporterSettings
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["logfmt", "json"]
 
 
 class _LogfmtFormatter(logging.Formatter):
-    """``time=… level=… logger=… msg="…"``, one line whatever the message holds."""
+    """``time=… level=… logger=… msg="…"``; a message of several lines stays one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = _log_fields(self, record)
@@ -37,11 +39,12 @@ def _log_fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict
     }
 
 
-def set_up_logging(settings: ExporterSettings) -> None:
+def set_up_logging(level: LogLevel, log_format: LogFormat) -> None:
+    """Send all log lines from ``level`` upwards to stderr, and nowhere else."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonFormatter() if settings.log_format == "json" else _LogfmtFormatter())
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else _LogfmtFormatter())
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(settings.log_level.upper())
+    root.setLevel(level.upper())

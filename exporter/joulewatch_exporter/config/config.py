@@ -15,10 +15,8 @@ from typing import Any, Final, Literal
 from joulewatch_exporter.catalog import DEFAULT_PORT
 from joulewatch_exporter.config.strict import build, check_keys, convert, mapping, read_yaml
 from joulewatch_exporter.errors import ConfigError
+from joulewatch_exporter.logs import LogFormat, LogLevel
 from joulewatch_exporter.model import Collector, Host
-
-LogLevel = Literal["debug", "info", "warning", "error"]
-LogFormat = Literal["logfmt", "json"]
 
 
 @dataclass(frozen=True, slots=True)
