@@ -10,7 +10,6 @@ from typing import Final
 from joulewatch_exporter.config.config import Config
 from joulewatch_exporter.errors import EXIT_DONE
 from joulewatch_exporter.model import Collector, Host
-from joulewatch_exporter.sampling.sampler import Sampler
 
 ONCE_INTERVAL_S: Final = 0.15
 """Between the two reads of ``--once``: power of a counter needs two."""
@@ -21,6 +20,7 @@ SETTLE_S: Final = 15.0
 
 
 def once(families: Sequence[type[Collector]], host: Host, config: Config) -> int:
+    from joulewatch_exporter.sampling.sampler import Sampler
     from joulewatch_exporter.server.exposition import Exposition
 
     start_s = time.time()

@@ -18,7 +18,6 @@ from typing import Any, Final
 from joulewatch_exporter.config.config import Config
 from joulewatch_exporter.errors import EXIT_DONE
 from joulewatch_exporter.model import Collector, Host
-from joulewatch_exporter.sampling.sampler import Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +77,7 @@ def _stop_signals() -> Iterator[tuple[int, Callable[[], None]]]:
 
 
 def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, exit_on_stdin_close: bool) -> int:
+    from joulewatch_exporter.sampling.sampler import Sampler
     from joulewatch_exporter.server.access import Access
     from joulewatch_exporter.server.exposition import CONTENT_TYPES, Exposition, choose_format
     from joulewatch_exporter.server.server import WebServer

@@ -179,6 +179,26 @@ def test_wall_clock_steps_move_the_timestamp_and_nothing_else() -> None:
     assert scan.read_at_s[0] == pytest.approx(clock.unix_ns / 1e9)
 
 
+def test_each_device_has_the_time_of_its_own_read_not_of_the_scan() -> None:
+    """A scan takes as long as all its reads together; a timestamp from its start or its end would be off by that."""
+    clock = FakeClock()
+    read_at_s: list[float] = []
+
+    def take_a_while() -> int:
+        clock.advance(0.3)
+        read_at_s.append(clock.time_ns() / NS_PER_S)
+        now_ns = clock.monotonic_ns()
+        clock.advance(0.2)
+        return now_ns
+
+    family = family_of(clock, energy_sensor("socket0"), energy_sensor("socket1"), power_sensor("board"))
+    for entry in family.collector.sensors:
+        entry.now_ns = take_a_while  # type: ignore[attr-defined]
+    scan = family.scan()
+    assert scan.read_at_s == pytest.approx(read_at_s, abs=1e-6)
+    assert scan.duration_s == pytest.approx(1.5)
+
+
 def test_emulated_is_said_of_every_quantity() -> None:
     family = family_of(FakeClock(), energy_sensor(), emulated=True)
     assert [item.method for item in family.layout.infos] == ["emulated"]
