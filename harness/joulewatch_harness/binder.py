@@ -115,7 +115,11 @@ def as_word(value: object) -> object:
 
 def as_list(value: object) -> object:
     """Accept a single value as a list of one (for ``Parse``)."""
-    return [value] if isinstance(value, (str, int, float)) else value
+    if isinstance(value, (str, int, float)):
+        return [value]
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"must be a value or a list of values, got {_shown(value)}")
+    return value
 
 
 def short_for(key: str) -> Parse:

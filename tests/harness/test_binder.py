@@ -177,7 +177,7 @@ def test_every_other_value_is_refused_with_its_key(key: str, value: Any) -> None
         ({"mode": False}, "p.yaml: mode: must be a string, one of eager, compile, got false"),
         ({"pairs": 3}, "p.yaml: pairs: must be even, got 3"),
         ({"names": [[1]]}, "p.yaml: names[0]: must be a string, got [1]"),
-        ({"names": None}, "p.yaml: names: must be a list, got null"),
+        ({"names": None}, "p.yaml: names: must be a value or a list of values, got null"),
         ({"numbers": "1"}, "p.yaml: numbers: must be a list, got '1'"),
         ({"sizes": [1]}, "p.yaml: sizes: must be a mapping, got [1]"),
         ({"sizes": {"a": "b"}}, "p.yaml: sizes.a: must be an integer, got 'b'"),
@@ -202,7 +202,7 @@ def test_what_counts_as_text_and_as_a_list() -> None:
     assert bound.names == ("3",)
     assert bound.words == {"a": "true", "b": "1.5", "7": "c"}
     assert bound.targets == (Target(url="http://a"),)
-    assert as_list({"a": 1}) == {"a": 1}
+    assert as_list([1]) == as_list(1) == [1]
 
 
 def test_paths_are_relative_to_the_folder_and_defaults_can_be_replaced() -> None:

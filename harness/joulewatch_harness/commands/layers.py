@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument, add_output_argument, network_options
 from joulewatch_harness.errors import ConfigError, CoverageError, JoulewatchError, NetworkError, RecordError
-from joulewatch_harness.plan.parsing import batch_sizes, make_plan
+from joulewatch_harness.plan.parsing import make_plan, parse_batch_sizes
 from joulewatch_harness.plan.plan import DEFAULT_NETWORK, default_runtime, network_label
 from joulewatch_harness.plan.runtimes import RUNTIMES
 
@@ -149,7 +149,7 @@ def chosen(args: argparse.Namespace, result: RunResult | None) -> tuple[Configur
     network = args.model or args.network
     size = None
     if args.batch_size is not None:
-        sizes = batch_sizes(args.batch_size, "--batch-size")
+        sizes = parse_batch_sizes(args.batch_size, "--batch-size")
         if len(sizes) != 1:
             raise ConfigError(f"--batch-size {args.batch_size}: one batch size is wanted")
         size = sizes[0]

@@ -1,1 +1,1 @@
-"""What to run: the plan, how it is parsed, its steps and scenarios."""
+"""What to run: the plan, its parsing, its steps and scenarios."""

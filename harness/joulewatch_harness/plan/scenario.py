@@ -1,19 +1,20 @@
-"""How inferences are asked for: back to back, one at a time, or as they arrive.
+"""Scenarios: how inferences are requested. The names and rules are those of MLPerf LoadGen.
 
-The names and rules are those of MLPerf LoadGen; a *query* here is one batch of the batch size at hand.
+A *query* is one batch of the current batch size.
 
-* ``offline``: back to back, in calls of many batches: the most that the machine can do.
-* ``single_stream``: one query at a time, the next one when it is done; latency is told for every query.
-* ``server``: queries arrive at random (Poisson, from a seed) at ``server_rate_per_s``, wait in one line and are served
-  one by one. Latency counts from the scheduled arrival, so waiting in line is in it; the power that the machine
-  draws between queries is in its energy per inference. A machine that cannot keep up gives no result.
+* ``offline``: back to back, in calls of many batches: the highest throughput of the machine.
+* ``single_stream``: one query at a time, each after the previous one has finished; latency is measured per query.
+* ``server``: queries arrive at random times (Poisson, seeded) at ``server_rate_per_s``, wait in one queue and are
+  served one by one. Latency counts from the scheduled arrival, so it includes the waiting; energy per inference
+  includes the power drawn between queries. A machine that cannot keep up gives no result.
 
-A driver is a Network whose ``run`` goes by the rules; it lives where the network lives, so that a query costs no
+A driver is a Network whose ``run`` follows these rules; it lives in the network's process, so that a query needs no
 message between processes.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -24,61 +25,70 @@ ScenarioName = Literal["offline", "single_stream", "server"]
 SCENARIOS: Final[tuple[ScenarioName, ...]] = get_args(ScenarioName)
 OFFLINE: Final = "offline"
 LEAST_RATE_PER_S: Final = 0.1
-"""Below it a Ctrl-C would wait too long for the next query."""
+"""Lower rates would delay Ctrl-C until the next query."""
 IDLE_PHASE: Final = "idle"
-"""Between queries; only ``server`` has it."""
+"""The time between queries; only ``server`` has this phase."""
 OVERLOAD_WAIT: Final = 0.05
-"""Share of a window that the last query may have waited in line."""
+"""Part of a window that its last query may have waited in the queue."""
 OVERLOAD_QUERIES: Final = 5
-"""... and in any case as many queries' time."""
+"""The last query may in any case have waited as long as this number of queries takes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A scenario with what it needs to know."""
+    """A scenario and its rate."""
 
     name: ScenarioName = OFFLINE
     rate_per_s: float = 0.0
-    """Queries per second; of ``server`` alone."""
+    """Queries per second; only for ``server``."""
 
     @classmethod
     def make(cls, name: str, rate_per_s: float | None, where: str) -> Scenario:
-        """Check a scenario as it is typed.
+        """Check a scenario.
 
         Raises:
-            ConfigError: an unknown name, ``server`` without a rate; the text names ``where``.
+            ConfigError: an unknown name, or ``server`` without a rate; the error begins with ``where``.
         """
-        for known in SCENARIOS:
-            if name == known:
+        for scenario in SCENARIOS:
+            if name == scenario:
                 break
         else:
             raise ConfigError(f"{where}: {unknown('scenario', name, SCENARIOS)}")
-        if known != "server":
-            return cls(known)
+        if scenario != "server":
+            return cls(scenario)
         if rate_per_s is None or rate_per_s < LEAST_RATE_PER_S:
             given = "is missing" if rate_per_s is None else f"is {rate_per_s:g}"
             raise ConfigError(
-                f"{where}: server_rate_per_s {given}: the scenario server needs the number of queries per second, "
-                f"at least {LEAST_RATE_PER_S:g}"
+                f"{where}: server_rate_per_s {given}: the scenario server requires a rate of at least "
+                f"{LEAST_RATE_PER_S:g} queries per second"
             )
-        return cls(known, rate_per_s)
+        return cls(scenario, rate_per_s)
 
     @property
     def suffix(self) -> str:
-        """What tells it apart in a configuration's name; empty for ``offline``."""
+        """The last part of the names of its configurations; empty for ``offline``."""
         if self.name == OFFLINE:
             return ""
         return f"{self.name}-{self.rate_per_s:g}" if self.name == "server" else self.name
 
 
+def scenario_in_name(name: str) -> tuple[str, float]:
+    """Return scenario and rate from the last part of a configuration's name; ("", 0) for ``offline``."""
+    last = name.rpartition("/")[2]
+    if last == "single_stream":
+        return last, 0.0
+    match = re.fullmatch(r"server-(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", last)
+    return ("server", float(match[1])) if match else ("", 0.0)
+
+
 def is_overloaded(rate_per_s: float, query_s: float, waited_s: float, duration_s: float) -> bool:
-    """Whether a server could not keep up: its line grew, or a query takes longer than the time to the next.
+    """Return whether a server could not keep up: its queue grew, or a query takes longer than the mean interval.
 
     Args:
-        rate_per_s: Asked for.
-        query_s: How long one query takes, back to back.
-        waited_s: How long the window's last query waited.
-        duration_s: Of the window.
+        rate_per_s: The requested rate.
+        query_s: Duration of one query, back to back.
+        waited_s: Time that the window's last query waited.
+        duration_s: Duration of the window.
     """
     if rate_per_s * query_s >= 1.0:
         return True

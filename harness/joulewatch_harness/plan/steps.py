@@ -1,4 +1,4 @@
-"""The steps of a plan in the order in which the runner takes them, and how long they take."""
+"""The steps of a plan, in the order in which the runner executes them, and their durations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from joulewatch_harness.plan.plan import (
 
 @dataclass(frozen=True, slots=True)
 class IdleStep:
-    """Nothing runs."""
+    """The machine is idle."""
 
     loaded: bool
     duration_s: float
@@ -27,7 +27,7 @@ class IdleStep:
 
 @dataclass(frozen=True, slots=True)
 class LoadStep:
-    """All networks are loaded."""
+    """Load all networks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,13 @@ class MeasureStep:
     configuration: str
     batch_size: int
     repeat: int
-    """From 0; the first one warms up until steady, the later ones only settle."""
+    """Number of the round, from 0; the first one warms up until the load is steady, later ones only settle."""
     window_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseStep:
-    """Phases of one configuration at one batch size, outside the energy windows, and what recording them costs."""
+    """Record the phases of one configuration at one batch size, and the cost of recording, outside energy windows."""
 
     configuration: str
     batch_size: int
@@ -53,21 +53,21 @@ Step = IdleStep | LoadStep | MeasureStep | PhaseStep
 
 
 def window_length_s(plan: Plan, refresh_s: float | None) -> float:
-    """How long a window lasts: the plan's length, at least 1 s and 20 refresh periods, at most ``max_window_s``.
+    """Return the length of a window: the plan's, at least 1 s and 20 refresh periods, at most ``max_window_s``.
 
     Args:
         plan: The plan.
-        refresh_s: Refresh period of the slowest sensor that is summed; None: not known.
+        refresh_s: Refresh period of the slowest sensor in the sum; None: unknown.
     """
-    wanted = max(plan.window_s, MINIMUM_WINDOW_S, REFRESHES_PER_WINDOW * (refresh_s or 0.0))
-    return min(wanted, plan.max_window_s)
+    least = max(plan.window_s, MINIMUM_WINDOW_S, REFRESHES_PER_WINDOW * (refresh_s or 0.0))
+    return min(least, plan.max_window_s)
 
 
 def steps(plan: Plan, refresh_s: float | None = None) -> tuple[Step, ...]:
-    """The plan in order: idle, load, idle, the rounds, idle.
+    """Return the steps in order: idle, load, idle, the rounds, idle.
 
-    Every round goes over all configurations and batch sizes in an order of its own, drawn from the seed: a
-    machine that drifts then spoils all of them alike.
+    Every round measures all configurations and batch sizes in a different random order, from the seed: a drift of the
+    machine then affects all of them equally.
     """
     window_s = window_length_s(plan, refresh_s)
     cells = list(itertools.product((item.name for item in plan.configurations), plan.batch_sizes))
@@ -88,7 +88,7 @@ def steps(plan: Plan, refresh_s: float | None = None) -> tuple[Step, ...]:
 
 
 def estimate_s(plan: Plan, step: Step) -> float:
-    """About how long a step takes, for the time left; a batch so slow that ten need longer is not foreseen."""
+    """Estimate the duration of a step, for the remaining time; windows extended by very slow batches take longer."""
     if isinstance(step, IdleStep):
         return step.duration_s + plan.settle_s
     if isinstance(step, LoadStep):

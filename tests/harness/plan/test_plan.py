@@ -1,4 +1,4 @@
-"""Plans: what may stand in one, what the presets fill in, and the order of the steps."""
+"""Plans: keys and values of a plan file, the defaults of presets, and the order of the steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.plan.parsing import KEYS, batch_sizes, make_plan, read_plan
+from joulewatch_harness.plan.parsing import KEYS, make_plan, parse_batch_sizes, read_plan
 from joulewatch_harness.plan.plan import PRESETS
 from joulewatch_harness.plan.steps import (
     IdleStep,
@@ -74,7 +74,7 @@ def test_a_preset_changes_no_list_that_was_given() -> None:
     ],
 )
 def test_batch_sizes(given_value: Any, expected: tuple[int, ...]) -> None:
-    assert batch_sizes(given_value, "x") == expected
+    assert parse_batch_sizes(given_value) == expected
 
 
 @pytest.mark.parametrize("bad", [0, -1, "0", "-4", "eight", "1..x", "0..8", "8..1", 1.5, True, [], "", None, [None]])
@@ -85,7 +85,7 @@ def test_bad_batch_sizes_are_named(bad: Any) -> None:
 
 @given(st.integers(1, 4096), st.integers(0, 4096))
 def test_a_range_holds_both_ends_and_doubles(first: int, more: int) -> None:
-    sizes = batch_sizes(f"{first}..{first + more}", "x")
+    sizes = parse_batch_sizes(f"{first}..{first + more}")
     assert sizes[0] == first
     assert sizes[-1] == first + more
     assert all(b == 2 * a for a, b in itertools.pairwise(sizes[:-1]))
@@ -94,7 +94,7 @@ def test_a_range_holds_both_ends_and_doubles(first: int, more: int) -> None:
 def test_an_unknown_key_names_the_file_the_key_and_the_nearest(tmp_path: Path) -> None:
     path = write(tmp_path, "batch_size: 4\n")
     with pytest.raises(ConfigError, match=r"plan\.yaml: unknown key 'batch_size': did you mean 'batch_sizes'"):
-        read_plan(path)
+        make_plan(read_plan(path), f"plan {path}")
 
 
 def test_an_unknown_key_deep_down_is_named_too() -> None:
@@ -105,7 +105,7 @@ def test_an_unknown_key_deep_down_is_named_too() -> None:
 
 
 def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'rounds' stands there twice"):
+    with pytest.raises(ConfigError, match=r"plan\.yaml, line 3, column 1: the key 'rounds' is given twice"):
         read_plan(write(tmp_path, "rounds: 3\nseed: 1\nrounds: 4\n"))
 
 
@@ -116,7 +116,7 @@ def test_a_file_that_is_no_plan_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_a_missing_file_and_one_that_is_no_text(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.yaml: No such file"):
+    with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
         read_plan(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="UTF-8"):
@@ -127,28 +127,43 @@ def test_a_missing_file_and_one_that_is_no_text(tmp_path: Path) -> None:
     ("key", "value", "text"),
     [
         ("preset", "quik", "did you mean 'quick'"),
-        ("rounds", 2, "at least 3"),
-        ("rounds", 3.5, "whole number"),
-        ("rounds", True, "whole number"),
-        ("seed", -1, "whole number"),
-        ("window_s", 0.5, "at least 1 s"),
-        ("window_s", "long", "number"),
-        ("window_s", float("nan"), "number"),
-        ("idle_s", -1, "number from 0"),
-        ("scrape_rate_hz", 0, "from 0.1"),
+        ("rounds", 2, "rounds: must be an integer >= 3, got 2"),
+        ("rounds", 3.5, "rounds: must be an integer >= 3, got 3.5"),
+        ("rounds", True, "rounds: must be an integer >= 3, got true"),
+        ("seed", -1, "seed: must be an integer >= 0, got -1"),
+        ("window_s", 0.5, "window_s: must be a number >= 1 (seconds), got 0.5"),
+        ("window_s", "long", "window_s: must be a number >= 1 (seconds), got 'long'"),
+        ("window_s", float("nan"), "window_s: must be a number >= 1 (seconds), got nan"),
+        ("idle_s", -1, "idle_s: must be a number >= 0 (seconds), got -1"),
+        ("scrape_rate_hz", 0, "scrape_rate_hz: must be a number >= 0.1, got 0"),
         ("max_window_s", 1.5, "less than window_s"),
         ("max_warmup_s", 0.1, "less than warmup_s"),
-        ("configurations", [], "at least one"),
-        ("configurations", [{}], "network is missing"),
-        ("configurations", [3], "mapping is wanted"),
-        ("configurations", [{"network": "a.onnx", "options": 4}], "options: a mapping"),
-        ("configurations", [{"network": "a.onnx", "options": {"threads": None}}], "threads: a value"),
+        ("configurations", [], "no configuration"),
+        ("configurations", [{}], "configurations[0]: missing key 'network'"),
+        ("configurations", [{"network": ""}], "configurations[0]: network: must not be empty"),
+        ("configurations", [3], "configurations[0]: must be a mapping, got 3"),
+        (
+            "configurations",
+            [{"network": "a.onnx", "options": 4}],
+            "configurations[0].options: must be a mapping, got 4",
+        ),
+        (
+            "configurations",
+            [{"network": "a.onnx", "options": {"threads": None}}],
+            "options.threads: must be a value or",
+        ),
+        ("configurations", [{"network": "a.onnx", "options": {"threads": []}}], "options.threads: must contain at"),
+        (
+            "configurations",
+            [{"network": "a.onnx", "options": {"threads": [[]]}}],
+            "options.threads[0]: must be a string",
+        ),
         ("configurations", [{"network": "a.onnx", "precision": ["a", "b"], "name": "n"}], "one name for 2"),
         ("configurations", ["a.onnx", "a.onnx"], "two configurations"),
-        ("exporters", "http://a", "a list of URLs"),
-        ("exporters", ["node1:10717"], "no URL"),
-        ("prometheus", ["a"], "a text"),
-        ("output", None, "a text"),
+        ("exporters", "http://a", "exporters: must be a list, got 'http://a'"),
+        ("exporters", ["node1:10717"], "exporters[0]: 'node1:10717' is not a valid URL"),
+        ("prometheus", ["a"], "prometheus: must be a string, got ['a']"),
+        ("output", None, "output: must be a string, got null"),
     ],
 )
 def test_bad_values_are_named(key: str, value: Any, text: str) -> None:
@@ -252,11 +267,12 @@ def test_several_configurations_have_processes_of_their_own_and_one_alone_has_no
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"isolate": "yes"}, "isolate: true or false is wanted, not 'yes'"),
-        ({"isolate": False, "cpus": "0"}, "cpus needs isolate: true"),
-        ({"cpus": "all"}, "cpus: processors are given as 0-3"),
+        ({"isolate": "yes"}, "isolate: must be true or false, got 'yes'"),
+        ({"isolate": False, "cpus": "0"}, "cpus requires isolate: true"),
+        ({"cpus": "all"}, "cpus: must be a list of processors such as 0-3 or 0,2,4-7, got 'all'"),
         ({"phases": "inlin"}, "phases: unknown value 'inlin': did you mean 'inline'"),
-        ({"time_limit_s": 0}, "time_limit_s: a number from 1 is wanted"),
+        ({"phases": False}, "phases: must be a string, one of inline, separate, off, got false"),
+        ({"time_limit_s": 0}, "time_limit_s: must be a number >= 1 (seconds), got 0"),
     ],
 )
 def test_bad_values_of_processes_and_phases_are_named(keys: dict[str, Any], text: str) -> None:

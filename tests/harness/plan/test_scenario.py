@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.plan.parsing import make_plan
-from joulewatch_harness.plan.scenario import Scenario, is_overloaded
-from joulewatch_harness.plan.scenario_names import scenario_in_name
+from joulewatch_harness.plan.scenario import Scenario, is_overloaded, scenario_in_name
 from joulewatch_harness.runner.drivers import OfflineDriver, driver_of, local_driver
 from support.clock import NS_PER_S, FakeClock
 
@@ -169,8 +168,7 @@ def test_a_configuration_has_its_own_and_a_persons_own_name_gets_it_too() -> Non
 @given(st.sampled_from(["single_stream", "server"]), st.floats(0.1, 1e6))
 def test_prometheus_has_only_the_name_and_that_tells_it(name: str, rate_per_s: float) -> None:
     scenario = Scenario.make(name, rate_per_s, "x")
-    told = scenario_in_name(f"a/b/fp32/{scenario.suffix}")
-    assert told == (name, pytest.approx(scenario.rate_per_s, rel=1e-5))
+    assert scenario_in_name(f"a/b/fp32/{scenario.suffix}") == (name, pytest.approx(scenario.rate_per_s, rel=1e-5))
     assert scenario_in_name("a/b/fp32") == ("", 0.0)
 
 
@@ -180,11 +178,11 @@ def test_prometheus_has_only_the_name_and_that_tells_it(name: str, rate_per_s: f
         ({"scenario": "singlestream"}, "unknown scenario 'singlestream': did you mean 'single_stream'"),
         ({"scenario": "server"}, "server_rate_per_s is missing"),
         ({"scenario": "server", "server_rate_per_s": 0.01}, "server_rate_per_s is 0.01"),
-        ({"scenario": "server", "server_rate_per_s": "fast"}, "server_rate_per_s: a number"),
-        ({"scenario": {}}, "scenario: a text or a list"),
+        ({"scenario": "server", "server_rate_per_s": "fast"}, "server_rate_per_s: must be a number"),
+        ({"scenario": {}}, "scenario: must be a value or a list of values, got {}"),
         (
             {"configurations": [{"network": "radioml-vgg10", "server_rate_per_s": 3}]},
-            r"configurations\[0\]: server_rate_per_s belongs to the scenario server, not to offline",
+            r"configurations\[0\]: server_rate_per_s requires the scenario server, not offline",
         ),
     ],
 )

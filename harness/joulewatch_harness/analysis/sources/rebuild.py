@@ -16,8 +16,7 @@ from typing import Any, Final, cast, get_args
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.sources.history import RawSeries
 from joulewatch_harness.errors import QueryError
-from joulewatch_harness.plan.scenario import OFFLINE
-from joulewatch_harness.plan.scenario_names import scenario_in_name
+from joulewatch_harness.plan.scenario import OFFLINE, scenario_in_name
 from joulewatch_harness.records import (
     Configuration,
     Edge,

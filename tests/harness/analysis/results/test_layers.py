@@ -511,7 +511,7 @@ Words = Callable[[Path], list[str]]
         (["mlp", "--model", "m.onnx"], "both name a network"),
         (["--model", "none.onnx"], "no model file none.onnx"),
         (["mlp", "--batch-size", "1,2"], "one batch size is wanted"),
-        (["mlp", "--batch-size", "0"], "a batch size is a whole number"),
+        (["mlp", "--batch-size", "0"], "a batch size must be an integer"),
         (["mlp", "--option", "width"], "must be KEY=VALUE"),
         (["mlp", "--runtime", "onnxruntim"], "did you mean 'onnxruntime'"),
         (["mlp", "--figure", "f.gif"], "must end in .png"),
