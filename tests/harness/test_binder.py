@@ -85,7 +85,7 @@ anything = st.recursive(
 
 VALID: dict[str, st.SearchStrategy[Any]] = {
     "whole": integers,
-    "real": finite | st.integers(-(2**60), 2**60),
+    "real": finite | st.integers(-(2**53), 2**53),
     "flag": st.booleans(),
     "text": texts,
     "file": st.none() | st.text(st.characters(exclude_characters="\0/"), min_size=1),
