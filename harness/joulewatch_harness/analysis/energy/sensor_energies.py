@@ -1,0 +1,98 @@
+"""The energy of every sensor in any one window of history, and their sum over devices."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from joulewatch_harness.analysis.energy.window_energy import (
+    ACCURACY,
+    Span,
+    WindowEnergy,
+    energy_from_counter,
+    energy_from_power,
+    with_unseen,
+)
+from joulewatch_harness.analysis.energy.windows import LARGEST_UNMEASURED
+from joulewatch_harness.analysis.sources.history import SCOPES, History, traits_of
+from joulewatch_harness.analysis.sources.series import SensorId
+from joulewatch_harness.errors import CoverageError
+from joulewatch_harness.gum import coverage_factor
+from joulewatch_harness.records import SensorRecord
+
+
+@dataclass(frozen=True, slots=True)
+class SensorEnergy:
+    """One sensor: a number, or why there is none."""
+
+    sensor: SensorId
+    record: SensorRecord
+    energy: WindowEnergy | None
+    reason: str = ""
+    text: str = ""
+
+    @property
+    def expanded_joules(self) -> float:
+        """At 95 % coverage."""
+        if self.energy is None:
+            return 0.0
+        items = [(item.standard_joules, float("inf")) for item in self.energy.budget]
+        accuracy = max((item.standard_joules for item in self.energy.budget if item.name == ACCURACY), default=0.0)
+        standard = self.energy.standard_joules
+        return coverage_factor(items, accuracy) * standard if standard > 0 else 0.0
+
+
+def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -> list[SensorEnergy]:
+    """Energy of every sensor that matches, in one window; a reason where there is no number."""
+    rows = []
+    for sensor, record in sorted(history.sensors.items(), key=lambda item: (SCOPES.index(item[0].scope), item[0])):
+        if scope not in ("all", sensor.scope):
+            continue
+        if patterns and not any(fnmatch.fnmatchcase(str(sensor), pattern) for pattern in patterns):
+            continue
+        counter, power = history.counters.get(sensor), history.powers.get(sensor)
+        health = history.health(sensor, span.start_s, span.end_s)
+        try:
+            if counter is not None:
+                energy = energy_from_counter(
+                    counter, span, traits_of(record), restarts_s=history.starts.get(sensor.exporter)
+                )
+            elif power is not None:
+                energy = energy_from_power(power, span, traits_of(record))
+            else:
+                raise CoverageError("no_samples", "no sample in the window")
+            energy = with_unseen(energy, span, traits_of(record), history.readings.get(sensor))
+            if health.unmeasured_s > LARGEST_UNMEASURED * span.duration_s:
+                raise CoverageError("unmeasured_time", f"the counter missed {health.unmeasured_s:.3g} s")
+        except CoverageError as error:
+            reason = "sensor_down" if health.down else error.reason
+            rows.append(SensorEnergy(sensor, record, None, reason, str(error)))
+            continue
+        rows.append(SensorEnergy(sensor, record, energy))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """Sum over all device sensors."""
+
+    joules: float
+    expanded_joules: float
+    lower_joules: float
+    upper_joules: float
+
+
+def total_of(rows: Sequence[SensorEnergy]) -> Total | None:
+    """Sum over device sensors; None where one of them has no number, or there is none."""
+    devices = [row for row in rows if row.sensor.scope == "device"]
+    energies = [row.energy for row in devices if row.energy is not None]
+    if not devices or len(energies) < len(devices):
+        return None
+    return Total(
+        sum(energy.joules for energy in energies),
+        # Sensors share the window's edges and often their maker, so their errors are added up, not squared.
+        sum(row.expanded_joules for row in devices),
+        sum(energy.lower_joules for energy in energies),
+        sum(energy.upper_joules for energy in energies),
+    )
