@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -48,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from joulewatch_harness.analysis.reports import to_csv, to_json, to_text
     from joulewatch_harness.analysis.reports.figure import check_figure_path, write_figure
+    from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.analysis.results import numbers
     from joulewatch_harness.analysis.results.audit import worst
     from joulewatch_harness.analysis.results.summary import analyze_run
@@ -67,8 +67,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.format == "csv":
         sys.stdout.write(to_csv.render_csv(result))
     else:
-        width = shutil.get_terminal_size((80, 24)).columns
-        sys.stdout.write(to_text.render_table(result, width=width, budget=args.budget))
+        sys.stdout.write(to_text.render_table(result, width=terminal_width(), budget=args.budget))
     sys.stdout.flush()
     if args.format != "table" and (loud := numbers.warning_line(result.methods)):
         print(loud, file=sys.stderr)  # noqa: T201

@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.energy.sensor_energies import measure
     from joulewatch_harness.analysis.energy.window_energy import Span
     from joulewatch_harness.analysis.reports import energy_report
+    from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.analysis.sources.opening import open_source
 
     now_s = time.time()
@@ -108,5 +109,5 @@ def run(args: argparse.Namespace) -> int:
     elif args.format == "csv":
         sys.stdout.write(energy_report.render_csv(rows, span))
     else:
-        sys.stdout.write(energy_report.render_table(rows, span, where))
+        sys.stdout.write(energy_report.render_table(rows, span, where, width=terminal_width()))
     return 0 if any(row.energy is not None for row in rows) else EXIT_FAILED

@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.reports import layers_report
     from joulewatch_harness.analysis.reports.figure import check_figure_path
     from joulewatch_harness.analysis.reports.layers_figure import write_figure
+    from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.analysis.results import layers
 
     _check(args)
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.format == "csv":
         sys.stdout.write(layers_report.render_csv(view))
     else:
-        sys.stdout.write(layers_report.render_table(view, smallest))
+        sys.stdout.write(layers_report.render_table(view, smallest, width=terminal_width()))
     sys.stdout.flush()
     if args.format != "table":
         for line in layers_report.loud_lines(view):

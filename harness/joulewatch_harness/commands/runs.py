@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import datetime
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from joulewatch_exporter import catalog
+from joulewatch_harness.analysis.reports.table import Column, Table, json_text, terminal_width
 from joulewatch_harness.clients.options import (
     PrometheusOptions,
     add_prometheus_arguments,
@@ -31,7 +30,7 @@ UNFINISHED: Final = "unfinished"
 DEFAULT_SINCE: Final = "90d"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRow:
     """One line of the list."""
 
@@ -126,7 +125,14 @@ def prometheus_runs(options: PrometheusOptions, since: str) -> list[RunRow]:
         if name not in found or word != "running":
             found[name] = (float(series["value"][1]), UNFINISHED if word == "running" else word)
     rows = [
-        RunRow(name, started_at_s, word, tuple(sorted(configurations.get(name, ()))), windows.get(name, 0), None)
+        RunRow(
+            run=name,
+            started_at_s=started_at_s,
+            status=word,
+            configurations=tuple(sorted(configurations.get(name, ()))),
+            windows=windows.get(name, 0),
+            delivered=None,
+        )
         for name, (started_at_s, word) in found.items()
     ]
     return sorted(rows, key=lambda row: (row.started_at_s, row.run))
@@ -160,46 +166,54 @@ def _print_report(name: str, url: str, report: DeliveryReport, form: str) -> Non
     total = report.delivered + report.pending + sum(item.what.startswith("window") for item in report.parked)
     if form == "json":
         answer = {"run": name, "prometheus": url, "windows": total, **asdict(report), "complete": report.complete}
-        print(json.dumps(answer, indent=2))  # noqa: T201
+        text = json_text(answer)
     elif form == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(("run", "prometheus", "windows", "delivered", "pending", "parked"))
-        writer.writerow((name, url, total, report.delivered, report.pending, len(report.parked)))
+        columns: list[Column[DeliveryReport]] = [
+            Column("run", lambda _: name),
+            Column("prometheus", lambda _: url),
+            Column("windows", lambda _: total),
+            Column("delivered", lambda report: report.delivered),
+            Column("pending", lambda report: report.pending),
+            Column("parked", lambda report: len(report.parked)),
+        ]
+        text = Table(columns, [report]).csv()
     else:
-        print(f"{name}: {report.delivered} of {total} windows are in {url}")  # noqa: T201
+        text = f"{name}: {report.delivered} of {total} windows are in {url}\n"
+    sys.stdout.write(text)
     for item in report.parked:
         print(f"{item.what}: refused: {item.reason}", file=sys.stderr)  # noqa: T201
     if report.trouble:
         print(f"not finished: {report.trouble}", file=sys.stderr)  # noqa: T201
 
 
+_RECORD_COLUMNS: Final[tuple[Column[RunRow], ...]] = (
+    Column("run", lambda row: row.run),
+    Column("started_at_s", lambda row: row.started_at_s),
+    Column("status", lambda row: row.status),
+    Column("configurations", lambda row: row.configurations),
+    Column("windows", lambda row: row.windows),
+    Column("delivered", lambda row: row.delivered),
+)
+_TEXT_COLUMNS: Final[tuple[Column[RunRow], ...]] = (
+    Column("run", lambda row: row.run, text=True, least=24),
+    # The run's id shows the time as well.
+    Column("started (UTC)", lambda row: _utc(row.started_at_s), text=True, least=19, priority=1),
+    Column("status", lambda row: row.status, text=True),
+    Column("windows", lambda row: row.windows),
+    Column("delivered", lambda row: row.delivered),
+    Column("configurations", lambda row: ", ".join(row.configurations), text=True),
+)
+
+
+def _utc(unix_s: float) -> str:
+    return f"{datetime.datetime.fromtimestamp(unix_s, datetime.UTC):%Y-%m-%d %H:%M:%S}"
+
+
 def _print_rows(rows: Sequence[RunRow], form: str) -> None:
     if form == "json":
-        print(json.dumps([asdict(row) for row in rows], indent=2))  # noqa: T201
-        return
-    if form == "csv":
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow([item.name for item in fields(RunRow)])
-        for row in rows:
-            delivered = "" if row.delivered is None else row.delivered
-            writer.writerow(
-                (row.run, repr(row.started_at_s), row.status, " ".join(row.configurations), row.windows, delivered)
-            )
-        return
-    table = [("run", "started (UTC)", "status", "windows", "delivered", "configurations")]
-    for row in rows:
-        started = datetime.datetime.fromtimestamp(row.started_at_s, datetime.UTC)
-        delivered = "-" if row.delivered is None else f"{row.delivered}/{row.windows}"
-        table.append(
-            (
-                row.run,
-                f"{started:%Y-%m-%d %H:%M:%S}",
-                row.status,
-                str(row.windows),
-                delivered,
-                ", ".join(row.configurations),
-            )
-        )
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    for line in table if rows else ():
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())  # noqa: T201
+        text = json_text(Table(_RECORD_COLUMNS, rows).records())
+    elif form == "csv":
+        text = Table(_RECORD_COLUMNS, rows).csv()
+    else:
+        text = "".join(f"{line}\n" for line in Table(_TEXT_COLUMNS, rows).lines(terminal_width()))
+    sys.stdout.write(text)

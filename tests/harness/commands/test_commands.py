@@ -167,7 +167,10 @@ def test_energy_of_a_window_of_history(
     assert abs(total["joules"] - truth) <= total["expanded_uncertainty"]
 
 
-def test_energy_by_pattern_and_scope(runs: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_energy_by_pattern_and_scope(
+    runs: Path, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     base = ["energy", f"--start={world.record.windows[0].start_s if world.record else 0}", f"--end={world.end_s - 1}"]
     base.append(f"--recording={runs / RUN / 'recording.sqlite'}")
     assert main([*base, "--sensor=*/socket0/*", "--format=csv"]) == 0

@@ -37,12 +37,27 @@ def output(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_list_as_a_table(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_as_a_table(output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["runs", f"--output={output}"]) == 0
     assert capsys.readouterr().out == (
         "run                      started (UTC)        status      windows  delivered  configurations\n"
-        "20261121T013005Z-1f9c3a  2023-11-14 22:13:20  complete    2        1/2        net/onnxruntime/fp32\n"
-        "20261122T000000Z-000000  2023-11-15 22:13:20  unfinished  0        0/0        net/onnxruntime/fp32\n"
+        "20261121T013005Z-1f9c3a  2023-11-14 22:13:20  complete          2          1  net/onnxruntime/fp32\n"
+        "20261122T000000Z-000000  2023-11-15 22:13:20  unfinished        0          0  net/onnxruntime/fp32\n"
+    )
+
+
+def test_the_list_fits_80_columns(
+    output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["runs", f"--output={output}"]) == 0
+    assert capsys.readouterr().out == (
+        "run                      status      windows  delivered  configurations\n"
+        "20261121T013005Z-1f9c3a  complete          2          1  net/onnxruntime/fp32\n"
+        "20261122T000000Z-000000  unfinished        0          0  net/onnxruntime/fp32\n"
+        "Omitted to fit 80 columns: started (UTC). A wider terminal or --format json\n"
+        "  shows them.\n"
     )
 
 
@@ -103,8 +118,15 @@ def test_the_list_from_prometheus(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(runs, "PrometheusClient", FakeClient)
     assert runs.prometheus_runs(PrometheusOptions("http://p"), "30d") == [
-        runs.RunRow("a", 10.0, "unfinished", (), 3, None),
-        runs.RunRow("b", 20.5, "complete", (NETWORK.name,), 12, None),
+        runs.RunRow(run="a", started_at_s=10.0, status="unfinished", configurations=(), windows=3, delivered=None),
+        runs.RunRow(
+            run="b",
+            started_at_s=20.5,
+            status="complete",
+            configurations=(NETWORK.name,),
+            windows=12,
+            delivered=None,
+        ),
     ]
 
 

@@ -388,7 +388,7 @@ def test_joules_for_each_token_are_energy_over_tokens() -> None:
     assert document["results"][0]["counts"]["output_tokens"]["gross"]["unit"] == "J"
     assert document["results"][0]["counts"]["output_tokens"]["count"] == result.groups[0].counts[0].count
     text = to_text.render_table(result)
-    assert "Output tokens: total, net:" in text
+    assert "Output tokens (per inf: per inference; total, net:" in text
     head, first, *_ = to_csv.render_csv(result).splitlines()
     row = dict(zip(head.split(","), first.split(","), strict=True))
     assert float(row["output_tokens_gross_joules_each"]) == pytest.approx(result.groups[0].counts[0].gross.value)  # type: ignore[union-attr]

@@ -22,7 +22,18 @@ from joulewatch_harness.gum import coverage_factor
 from joulewatch_harness.records import SensorRecord
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joules:
+    """An energy with its uncertainty and hard bounds."""
+
+    joules: float
+    expanded_joules: float
+    """At 95 % coverage."""
+    lower_joules: float
+    upper_joules: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SensorEnergy:
     """One sensor: a number, or why there is none."""
 
@@ -41,6 +52,18 @@ class SensorEnergy:
         accuracy = max((item.standard_joules for item in self.energy.budget if item.name == ACCURACY), default=0.0)
         standard = self.energy.standard_joules
         return coverage_factor(items, accuracy) * standard if standard > 0 else 0.0
+
+    @property
+    def joules(self) -> Joules | None:
+        """The number; ``None``: missing."""
+        if self.energy is None:
+            return None
+        return Joules(
+            joules=self.energy.joules,
+            expanded_joules=self.expanded_joules,
+            lower_joules=self.energy.lower_joules,
+            upper_joules=self.energy.upper_joules,
+        )
 
 
 def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -> list[SensorEnergy]:
@@ -67,32 +90,22 @@ def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -
                 raise CoverageError("unmeasured_time", f"the counter missed {health.unmeasured_s:.3g} s")
         except CoverageError as error:
             reason = "sensor_down" if health.down else error.reason
-            rows.append(SensorEnergy(sensor, record, None, reason, str(error)))
+            rows.append(SensorEnergy(sensor=sensor, record=record, energy=None, reason=reason, text=str(error)))
             continue
-        rows.append(SensorEnergy(sensor, record, energy))
+        rows.append(SensorEnergy(sensor=sensor, record=record, energy=energy))
     return rows
 
 
-@dataclass(frozen=True, slots=True)
-class Total:
-    """Sum over all device sensors."""
-
-    joules: float
-    expanded_joules: float
-    lower_joules: float
-    upper_joules: float
-
-
-def total_of(rows: Sequence[SensorEnergy]) -> Total | None:
-    """Sum over device sensors; None where one of them has no number, or there is none."""
-    devices = [row for row in rows if row.sensor.scope == "device"]
-    energies = [row.energy for row in devices if row.energy is not None]
+def total_of(rows: Sequence[SensorEnergy]) -> Joules | None:
+    """Sum over device sensors; ``None`` where one of them has no number, or there is none."""
+    devices = [row.joules for row in rows if row.sensor.scope == "device"]
+    energies = [energy for energy in devices if energy is not None]
     if not devices or len(energies) < len(devices):
         return None
-    return Total(
-        sum(energy.joules for energy in energies),
-        # Sensors share the window's edges and often their maker, so their errors are added up, not squared.
-        sum(row.expanded_joules for row in devices),
-        sum(energy.lower_joules for energy in energies),
-        sum(energy.upper_joules for energy in energies),
+    return Joules(
+        joules=sum(energy.joules for energy in energies),
+        # Sensors share the window's edges and often their maker, so their errors are added linearly.
+        expanded_joules=sum(energy.expanded_joules for energy in energies),
+        lower_joules=sum(energy.lower_joules for energy in energies),
+        upper_joules=sum(energy.upper_joules for energy in energies),
     )

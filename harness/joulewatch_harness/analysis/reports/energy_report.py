@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
-import io
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from joulewatch_harness.analysis.energy.sensor_energies import SensorEnergy, total_of
-from joulewatch_harness.analysis.energy.window_energy import Span
-from joulewatch_harness.analysis.results.numbers import align, decimals_for, quantity, warning_line
+from joulewatch_harness.analysis.energy.sensor_energies import Joules, SensorEnergy, total_of
+from joulewatch_harness.analysis.energy.window_energy import Span, WindowEnergy
+from joulewatch_harness.analysis.reports.table import (
+    DEFAULT_WIDTH,
+    Column,
+    Table,
+    json_text,
+    paragraph,
+    paragraphs,
+)
+from joulewatch_harness.analysis.results.numbers import decimals_for, quantity, warning_line
 
 SCHEMA_VERSION: Final = 1
 
@@ -20,79 +25,91 @@ def _methods(rows: Sequence[SensorEnergy]) -> set[str]:
     return {row.record.method for row in rows if row.energy is not None}
 
 
-def render_table(rows: Sequence[SensorEnergy], span: Span, where: str) -> str:
-    """For people: a line for each sensor, the total over devices, what is missing and why."""
-
-    def joules(value: float, uncertainty: float) -> str:
-        return f"{value:.{min(decimals_for(value, uncertainty), 6)}f}"
-
+def render_table(rows: Sequence[SensorEnergy], span: Span, where: str, *, width: int = DEFAULT_WIDTH) -> str:
+    """For people: one line per sensor, the total over devices, what is missing and why."""
     start, end = (datetime.datetime.fromtimestamp(at_s, datetime.UTC) for at_s in (span.start_s, span.end_s))
-    lines = [f"{start:%Y-%m-%d %H:%M:%S.%f} to {end:%Y-%m-%d %H:%M:%S.%f} UTC, {span.duration_s:.3f} s, from {where}"]
+    heading = f"{start:%Y-%m-%d %H:%M:%S.%f} to {end:%Y-%m-%d %H:%M:%S.%f} UTC, {span.duration_s:.3f} s, from {where}"
+    lines = paragraph(heading, width)
     loud = warning_line(_methods(rows))
     if loud:
-        lines += ["", loud]
-    table = [["sensor", "scope", "method", "energy J", "± 95 %", "bounds J", "power"]]
-    for row in rows:
-        energy = row.energy
-        if energy is None:
-            table.append([str(row.sensor), row.sensor.scope, row.record.method, "missing", "", f"[{row.reason}]", ""])
-            continue
-        u = row.expanded_joules
-        table.append(
-            [
-                *(str(row.sensor), row.sensor.scope, row.record.method),
-                *(joules(energy.joules, u), joules(u, u)),
-                f"{joules(energy.lower_joules, u)} to {joules(energy.upper_joules, u)}",
-                quantity(energy.mean_power_watts, "W"),
-            ]
-        )
+        lines += ["", *paragraph(loud, width)]
     total = total_of(rows)
+    devices = {row.record.method for row in rows if row.sensor.scope == "device"}
+    table_lines = [
+        _Line(str(row.sensor), row.sensor.scope, row.record.method, row.joules, f"[{row.reason}]") for row in rows
+    ]
     if total is not None:
-        u = total.expanded_joules
-        methods = "+".join(sorted({row.record.method for row in rows if row.sensor.scope == "device"}))
-        table.append(
-            [
-                *("total over devices", "device", methods),
-                *(joules(total.joules, u), joules(u, u)),
-                f"{joules(total.lower_joules, u)} to {joules(total.upper_joules, u)}",
-                quantity(total.joules / span.duration_s, "W"),
-            ]
-        )
-    lines += ["", *align(table, left=3)]
-    if total is None and any(row.sensor.scope == "device" for row in rows):
-        lines.append("No total: a device is missing.")
-    lines += [f"missing: {row.sensor}: {row.text} [{row.reason}]" for row in rows if row.energy is None]
-    lines.append(
-        "bounds: from the counters' samples alone; ±: with the sensor's refresh, resolution and published accuracy."
+        last = max(number for number, line in enumerate(table_lines) if line.scope == "device")
+        total_line = _Line("total over devices", "device", "+".join(sorted(devices)), total)
+        table_lines.insert(last + 1, total_line)
+    table = Table(_text_columns(span.duration_s), table_lines, lambda line: f"{line.scope} sensors")
+    lines += ["", *table.lines(width)]
+    notes = ["No total: the energy of a device is missing."] if total is None and devices else []
+    notes += [f"missing: {row.sensor}: {row.text} [{row.reason}]" for row in rows if row.energy is None]
+    notes.append(
+        "bounds: from the counter's samples alone. ±: 95 % coverage, with the sensor's refresh, resolution and "
+        "published accuracy."
     )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *paragraphs(notes, width)]) + "\n"
+
+
+class _Line(NamedTuple):
+    """A row of the text: a sensor or the total."""
+
+    sensor: str
+    scope: str
+    method: str
+    energy: Joules | None
+    reason: str = ""
+
+
+def _text_columns(duration_s: float) -> list[Column[_Line]]:
+    def joules(number: Callable[[Joules], float]) -> Callable[[_Line], str | None]:
+        def cell(line: _Line) -> str | None:
+            return None if line.energy is None else _decimals(number(line.energy), line.energy.expanded_joules)
+
+        return cell
+
+    lower, upper = joules(lambda energy: energy.lower_joules), joules(lambda energy: energy.upper_joules)
+    return [
+        Column("sensor", lambda line: line.sensor, text=True),
+        Column("method", lambda line: line.method, text=True),
+        Column("energy J", lambda line: joules(lambda energy: energy.joules)(line) or "missing"),
+        Column("± 95 %", joules(lambda energy: energy.expanded_joules)),
+        Column("bounds J", lambda line: f"{lower(line)} to {upper(line)}" if line.energy else line.reason, priority=1),
+        Column("power", lambda line: quantity(line.energy.joules / duration_s, "W") if line.energy else None),
+    ]
+
+
+def _decimals(value: float, uncertainty: float) -> str:
+    return f"{value:.{min(decimals_for(value, uncertainty), 6)}f}"
 
 
 def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
     """One line for each sensor, in base units."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            *("start_seconds", "end_seconds", "exporter", "scope", "collector", "component", "device", "domain"),
-            *("method", "energy_joules", "uncertainty_joules", "lower_joules", "upper_joules", "mean_power_watts"),
-            *("source", "missing"),
-        ]
-    )
-    for row in rows:
-        sensor, energy = row.sensor, row.energy
-        numbers: list[str] = [""] * 5
-        if energy is not None:
-            values = (energy.joules, row.expanded_joules, energy.lower_joules, energy.upper_joules)
-            numbers = [f"{value:.9g}" for value in (*values, energy.mean_power_watts)]
-        writer.writerow(
-            [
-                *(f"{span.start_s:.6f}", f"{span.end_s:.6f}", sensor.exporter, sensor.scope, sensor.collector),
-                *(sensor.component, sensor.device, sensor.domain, row.record.method, *numbers),
-                *("" if energy is None else energy.method, row.reason),
-            ]
-        )
-    return out.getvalue()
+
+    def number(value: Callable[[WindowEnergy], float]) -> Callable[[SensorEnergy], str]:
+        return lambda row: "" if row.energy is None else f"{value(row.energy):.9g}"
+
+    columns: list[Column[SensorEnergy]] = [
+        Column("start_seconds", lambda _: f"{span.start_s:.6f}"),
+        Column("end_seconds", lambda _: f"{span.end_s:.6f}"),
+        Column("exporter", lambda row: row.sensor.exporter),
+        Column("scope", lambda row: row.sensor.scope),
+        Column("collector", lambda row: row.sensor.collector),
+        Column("component", lambda row: row.sensor.component),
+        Column("device", lambda row: row.sensor.device),
+        Column("domain", lambda row: row.sensor.domain),
+        Column("method", lambda row: row.record.method),
+        Column("energy_joules", number(lambda energy: energy.joules)),
+        Column("uncertainty_joules", lambda row: "" if row.energy is None else f"{row.expanded_joules:.9g}"),
+        Column("lower_joules", number(lambda energy: energy.lower_joules)),
+        Column("upper_joules", number(lambda energy: energy.upper_joules)),
+        Column("mean_power_watts", number(lambda energy: energy.mean_power_watts)),
+        Column("source", lambda row: "" if row.energy is None else row.energy.method),
+        Column("missing", lambda row: row.reason),
+    ]
+    return Table(columns, rows).csv()
 
 
 def render_json(rows: Sequence[SensorEnergy], span: Span, where: str) -> str:
@@ -117,7 +134,7 @@ def render_json(rows: Sequence[SensorEnergy], span: Span, where: str) -> str:
             "upper_joules": total.upper_joules,
         },
     }
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(document)
 
 
 def _row_document(row: SensorEnergy) -> dict[str, Any]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-import json
 import math
 from typing import Any, Final
 
+from joulewatch_harness.analysis.reports.table import (
+    DEFAULT_WIDTH,
+    Column,
+    Table,
+    json_text,
+    paragraphs,
+)
 from joulewatch_harness.analysis.results.layers import LayerView, Row
 from joulewatch_harness.analysis.results.numbers import (
-    align,
     decimals_for,
     plain,
     prefix_for,
@@ -20,22 +23,10 @@ from joulewatch_harness.analysis.results.numbers import (
 )
 
 SCHEMA_VERSION: Final = 1
-
-
 METHOD: Final = "time share x mean power of the measured windows"
-
-
-ESTIMATE_LINE: Final = (
-    f"!!! Energy per operator is an ESTIMATE: {METHOD}; no sensor resolves single operators !!!"
-)  # fmt: skip
-
-
+ESTIMATE_LINE: Final = f"!!! Energy per operator is an ESTIMATE: {METHOD}; no sensor resolves single operators !!!"
 SMALLEST_SHARE: Final = 0.01
-
-
 MOST_ROWS: Final = 24
-
-
 OTHER: Final = "other"
 
 
@@ -104,32 +95,15 @@ def basis_lines(view: LayerView) -> list[str]:
     ]
 
 
-def render_table(view: LayerView, smallest: float = SMALLEST_SHARE) -> str:
-    """For people: an operator a line, in the order in which they ran, small ones together."""
-    rows = [*group_small(view, smallest), view.between]
-    time_exponent, time_letter = prefix_for(row.seconds for row in rows)
-    energy_exponent, energy_letter = prefix_for(row.joules or 0.0 for row in rows)
-    with_energy = view.basis is not None
-    table = [["operator", "kind", f"time {time_letter}s", "time %", "MACs", "MACs %", "GMAC/s"]]
-    if with_energy:
-        table[0].append(f"est. energy {energy_letter}J")
+def render_table(view: LayerView, smallest: float = SMALLEST_SHARE, *, width: int = DEFAULT_WIDTH) -> str:
+    """For people: one line per operator, in the order in which they ran, small ones together."""
     total = Row("total", "", view.seconds, 1.0, view.macs, 1.0 if view.macs else None, _energy(view), 0)
-    for row in (*rows, total):
-        cells = [
-            row.name,
-            row.op,
-            plain(row.seconds / 10**time_exponent),
-            f"{row.share:.1%}",
-            "?" if row.macs is None else f"{row.macs:,}" if row.macs else "-",
-            "-" if not row.macs_share else f"{row.macs_share:.1%}",
-            plain(row.macs / row.seconds * 1e-9) if row.macs and row.seconds else "-",
-        ]
-        if with_energy:
-            cells.append("-" if row.joules is None else plain(row.joules / 10**energy_exponent))
-        table.append(cells)
-    lines = [title(view), *basis_lines(view), *loud_lines(view), "", *align(table, left=2)]
-    lines.append("Times, MACs and energies are per inference.")
-    lines += [f"note: {note}" for note in view.notes]
+    rows = [*group_small(view, smallest), view.between, total]
+    lines = paragraphs([title(view), *basis_lines(view), *loud_lines(view)], width)
+    lines += ["", *Table(_text_columns(view, rows[:-1]), rows).lines(width)]
+    lines += paragraphs(
+        ["Times, MACs and energies are per inference.", *(f"note: {note}" for note in view.notes)], width
+    )
     return "\n".join(lines) + "\n"
 
 
@@ -137,27 +111,47 @@ def _energy(view: LayerView) -> float | None:
     return None if view.basis is None else view.basis.joules_per_inference
 
 
+def _text_columns(view: LayerView, rows: list[Row]) -> list[Column[Row]]:
+    time_exponent, time_letter = prefix_for(row.seconds for row in rows)
+    energy_exponent, energy_letter = prefix_for(row.joules or 0.0 for row in rows)
+    columns: list[Column[Row]] = [
+        Column("operator", lambda row: row.name, text=True),
+        Column("kind", lambda row: row.op, text=True),
+        Column(f"time {time_letter}s", lambda row: plain(row.seconds / 10**time_exponent)),
+        Column("time %", lambda row: f"{row.share:.1%}"),
+        Column("MACs", lambda row: "?" if row.macs is None else f"{row.macs:,}" if row.macs else None, priority=1),
+        Column("MACs %", lambda row: f"{row.macs_share:.1%}" if row.macs_share else None, priority=2),
+        Column("GMAC/s", _speed, priority=3),
+    ]
+    if view.basis is not None:
+        heading = f"est. energy {energy_letter}J"
+        columns.append(
+            Column(heading, lambda row: None if row.joules is None else plain(row.joules / 10**energy_exponent))
+        )
+    return columns
+
+
+def _speed(row: Row) -> str | None:
+    return plain(row.macs / row.seconds * 1e-9) if row.macs and row.seconds else None
+
+
 def render_csv(view: LayerView) -> str:
     """Every operator, in base units."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            *("network", "runtime", "precision", "batch_size", "operator", "kind", "seconds_per_inference"),
-            *("time_share", "macs_per_inference", "macs_share", "estimated_joules_per_inference"),
-        ]
-    )
     about = view.about
-    for row in (*view.rows, view.between):
-        writer.writerow(
-            [
-                *(about.get("network", ""), about.get("runtime", ""), about.get("precision", ""), view.batch_size),
-                *(row.name, row.op, f"{row.seconds:.6g}", f"{row.share:.6g}", "" if row.macs is None else row.macs),
-                "" if row.macs_share is None else f"{row.macs_share:.6g}",
-                "" if row.joules is None else f"{row.joules:.6g}",
-            ]
-        )
-    return out.getvalue()
+    columns: list[Column[Row]] = [
+        Column("network", lambda _: about.get("network", "")),
+        Column("runtime", lambda _: about.get("runtime", "")),
+        Column("precision", lambda _: about.get("precision", "")),
+        Column("batch_size", lambda _: view.batch_size),
+        Column("operator", lambda row: row.name),
+        Column("kind", lambda row: row.op),
+        Column("seconds_per_inference", lambda row: f"{row.seconds:.6g}"),
+        Column("time_share", lambda row: f"{row.share:.6g}"),
+        Column("macs_per_inference", lambda row: row.macs),
+        Column("macs_share", lambda row: None if row.macs_share is None else f"{row.macs_share:.6g}"),
+        Column("estimated_joules_per_inference", lambda row: None if row.joules is None else f"{row.joules:.6g}"),
+    ]
+    return Table(columns, (*view.rows, view.between)).csv()
 
 
 def document(view: LayerView) -> dict[str, Any]:
@@ -187,29 +181,28 @@ def document(view: LayerView) -> dict[str, Any]:
             "mean_power_watts": _digits(basis.mean_power_watts),
         },
         "macs_per_inference": view.macs,
-        "operators": [_row_document(row) for row in view.rows],
-        "between_operators": _row_document(view.between),
+        "operators": Table(_JSON_COLUMNS, view.rows).records(),
+        "between_operators": Table(_JSON_COLUMNS, [view.between]).records()[0],
         "notes": list(view.notes),
     }
 
 
 def render_json(view: LayerView) -> str:
     """``document`` as JSON."""
-    return json.dumps(document(view), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _row_document(row: Row) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "op": row.op,
-        "seconds_per_inference": _digits(row.seconds),
-        "time_share": _digits(row.share),
-        "macs_per_inference": row.macs,
-        "macs_share": None if row.macs_share is None else _digits(row.macs_share),
-        "estimated_joules_per_inference": None if row.joules is None else _digits(row.joules),
-    }
+    return json_text(document(view))
 
 
 def _digits(value: float) -> float:
     """Nine digits: more than any clock has, and none of floating point's noise."""
     return float(f"{value:.9g}") if math.isfinite(value) else 0.0
+
+
+_JSON_COLUMNS: Final[tuple[Column[Row], ...]] = (
+    Column("name", lambda row: row.name),
+    Column("op", lambda row: row.op),
+    Column("seconds_per_inference", lambda row: _digits(row.seconds)),
+    Column("time_share", lambda row: _digits(row.share)),
+    Column("macs_per_inference", lambda row: row.macs),
+    Column("macs_share", lambda row: None if row.macs_share is None else _digits(row.macs_share)),
+    Column("estimated_joules_per_inference", lambda row: None if row.joules is None else _digits(row.joules)),
+)

@@ -1,74 +1,144 @@
-"""Results as CSV."""
+"""Results as CSV: one line per configuration and batch size, in base units; the header names the units."""
 
 from __future__ import annotations
 
-import csv
-import io
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
 
-from joulewatch_harness.analysis.results.model import TOTAL, Estimate, RunResult
+from joulewatch_harness.analysis.reports.table import Column, Table
+from joulewatch_harness.analysis.results.model import (
+    TOTAL,
+    CountResult,
+    EnergyResult,
+    Estimate,
+    GroupResult,
+    LatencySummary,
+    RunResult,
+)
+
+GroupColumn = Column[GroupResult]
 
 
 def render_csv(result: RunResult) -> str:
-    """One line for each configuration and batch size, in base units; the header names the units."""
-    components = list(dict.fromkeys(item.name for group in result.groups for item in group.components))
-    nodes = list(dict.fromkeys(item.name for group in result.groups for item in group.nodes))
-    head = [
-        *("run", "configuration", "network", "runtime", "precision", "batch_size", "rounds", "windows"),
-        *("inferences", "duration_seconds"),
-        *("throughput_inferences_per_second", "throughput_uncertainty_inferences_per_second"),
-        *("latency_p50_seconds", "latency_p90_seconds", "latency_p99_seconds"),
+    """The CSV of a run."""
+    groups = result.groups
+    columns = [
+        *_identity_columns(result.record.header.run),
+        *_estimate_columns(
+            "throughput_inferences_per_second",
+            "throughput_uncertainty_inferences_per_second",
+            lambda group: group.throughput,
+        ),
+        *map(_latency_column, ("p50", "p90", "p99")),
     ]
-    for name in (*components, TOTAL):
-        for basis in ("gross", "net"):
-            head += [f"{name}_{basis}_joules_per_inference", f"{name}_{basis}_uncertainty_joules_per_inference"]
-        head.append(f"{name}_method")
-    head += ["inferences_per_joule", "inferences_per_joule_uncertainty"]
-    for name in nodes:
-        head += [f"node {name} gross_joules_per_inference", f"node {name} gross_uncertainty_joules_per_inference"]
-    counts = list(dict.fromkeys(item.name for group in result.groups for item in group.counts))
-    for name in counts:
-        head += [name, f"{name}_per_second", f"{name}_per_second_uncertainty"]
-        for basis in ("gross", "net"):
-            head += [f"{name}_{basis}_joules_each", f"{name}_{basis}_uncertainty_joules_each"]
-    phases = list(dict.fromkeys(item.name for group in result.groups for item in group.phases))
-    head += [f"phase_{name}_share_of_time" for name in phases]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(head)
-    for group in result.groups:
-        configuration, latency = group.configuration, group.latency
-        row: list[Any] = [
-            *(result.record.header.run, configuration.name, configuration.network, configuration.runtime),
-            *(configuration.precision, group.batch_size, group.rounds, len(group.windows)),
-            *(group.inferences, _number(group.duration_s)),
-            *_pair(group.throughput),
-            *([latency.p50_s, latency.p90_s, latency.p99_s] if latency is not None else ["", "", ""]),
-        ]
-        energies = {item.name: item for item in (*group.components, group.total)}
-        for name in (*components, TOTAL):
-            item = energies.get(name)
-            row += [*_pair(item.gross if item else None), *_pair(item.net if item else None)]
-            row.append("+".join(item.methods) if item else "")
-        row += _pair(group.total.inferences_per_joule)
-        beside = {item.name: item for item in group.nodes}
-        for name in nodes:
-            row += _pair(beside[name].gross if name in beside else None)
-        counted = {item.name: item for item in group.counts}
-        for name in counts:
-            unit = counted.get(name)
-            row.append("" if unit is None else _number(unit.count))
-            for estimate in (None, None, None) if unit is None else (unit.rate, unit.gross, unit.net):
-                row += _pair(estimate)
-        shares = {item.name: item.share.value for item in group.phases}
-        row += [_number(shares[name]) if name in shares else "" for name in phases]
-        writer.writerow(row)
-    return out.getvalue()
+    for name in (*_names(item.name for group in groups for item in group.components), TOTAL):
+        columns += _component_columns(name)
+    columns += _estimate_columns(
+        "inferences_per_joule", "inferences_per_joule_uncertainty", lambda group: group.total.inferences_per_joule
+    )
+    for name in _names(item.name for group in groups for item in group.nodes):
+        columns += _node_columns(name)
+    for name in _names(item.name for group in groups for item in group.counts):
+        columns += _count_columns(name)
+    columns += map(_phase_column, _names(item.name for group in groups for item in group.phases))
+    return Table(columns, groups).csv()
+
+
+def _names(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def _number(value: float) -> str:
     return f"{value:.9g}"
 
 
-def _pair(estimate: Estimate | None) -> list[str]:
-    return ["", ""] if estimate is None else [_number(estimate.value), f"{estimate.expanded:.3g}"]
+def _identity_columns(run: str) -> list[GroupColumn]:
+    return [
+        Column("run", lambda _: run),
+        Column("configuration", lambda group: group.configuration.name),
+        Column("network", lambda group: group.configuration.network),
+        Column("runtime", lambda group: group.configuration.runtime),
+        Column("precision", lambda group: group.configuration.precision),
+        Column("batch_size", lambda group: group.batch_size),
+        Column("rounds", lambda group: group.rounds),
+        Column("windows", lambda group: len(group.windows)),
+        Column("inferences", lambda group: group.inferences),
+        Column("duration_seconds", lambda group: _number(group.duration_s)),
+    ]
+
+
+def _estimate_columns(
+    value_name: str, uncertainty_name: str, estimate_of: Callable[[GroupResult], Estimate | None]
+) -> Iterator[GroupColumn]:
+    """A value and its expanded uncertainty; empty cells where there is none."""
+
+    def value(group: GroupResult) -> str:
+        estimate = estimate_of(group)
+        return "" if estimate is None else _number(estimate.value)
+
+    def uncertainty(group: GroupResult) -> str:
+        estimate = estimate_of(group)
+        return "" if estimate is None else f"{estimate.expanded:.3g}"
+
+    yield Column(value_name, value)
+    yield Column(uncertainty_name, uncertainty)
+
+
+def _latency_column(name: str) -> GroupColumn:
+    def value(group: GroupResult) -> float | None:
+        latency: LatencySummary | None = group.latency
+        seconds: float | None = None if latency is None else getattr(latency, f"{name}_s")
+        return seconds
+
+    return Column(f"latency_{name}_seconds", value)
+
+
+def _component_columns(name: str) -> Iterator[GroupColumn]:
+    def energy(group: GroupResult) -> EnergyResult | None:
+        return next((item for item in (*group.components, group.total) if item.name == name), None)
+
+    def estimate(basis: str) -> Callable[[GroupResult], Estimate | None]:
+        return lambda group: getattr(energy(group), basis, None)
+
+    def methods(group: GroupResult) -> str:
+        item = energy(group)
+        return "" if item is None else "+".join(item.methods)
+
+    for basis in ("gross", "net"):
+        yield from _estimate_columns(
+            f"{name}_{basis}_joules_per_inference", f"{name}_{basis}_uncertainty_joules_per_inference", estimate(basis)
+        )
+    yield Column(f"{name}_method", methods)
+
+
+def _node_columns(name: str) -> Iterator[GroupColumn]:
+    return _estimate_columns(
+        f"node {name} gross_joules_per_inference",
+        f"node {name} gross_uncertainty_joules_per_inference",
+        lambda group: next((item.gross for item in group.nodes if item.name == name), None),
+    )
+
+
+def _count_columns(name: str) -> Iterator[GroupColumn]:
+    def count(group: GroupResult) -> CountResult | None:
+        return next((item for item in group.counts if item.name == name), None)
+
+    def number(group: GroupResult) -> str:
+        item = count(group)
+        return "" if item is None else _number(item.count)
+
+    def estimate(basis: str) -> Callable[[GroupResult], Estimate | None]:
+        return lambda group: getattr(count(group), basis, None)
+
+    yield Column(name, number)
+    yield from _estimate_columns(f"{name}_per_second", f"{name}_per_second_uncertainty", estimate("rate"))
+    for basis in ("gross", "net"):
+        yield from _estimate_columns(
+            f"{name}_{basis}_joules_each", f"{name}_{basis}_uncertainty_joules_each", estimate(basis)
+        )
+
+
+def _phase_column(name: str) -> GroupColumn:
+    def share(group: GroupResult) -> str:
+        return next((_number(item.share.value) for item in group.phases if item.name == name), "")
+
+    return Column(f"phase_{name}_share_of_time", share)

@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any, Final
 
 from joulewatch_harness import __version__
+from joulewatch_harness.analysis.reports.table import json_text
 from joulewatch_harness.analysis.results.model import (
     EnergyResult,
     Estimate,
@@ -77,7 +78,7 @@ def result_document(result: RunResult) -> dict[str, Any]:
 
 def render_json(result: RunResult) -> str:
     """The result as JSON; every number in base units."""
-    return json.dumps(result_document(result), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(result_document(result))
 
 
 def _finite(value: float) -> float | None:

@@ -77,8 +77,8 @@ def test_the_table_fits_a_terminal_and_names_what_measured(measured: RunResult) 
 
 
 def test_components_give_way_on_a_narrow_terminal(measured: RunResult) -> None:
-    text = to_text.render_table(measured, width=60)
-    assert "do not fit" in " ".join(text.split())
+    text = to_text.render_table(measured, width=50)
+    assert "Omitted to fit 50 columns: cpu, memory, inf/J." in " ".join(text.split())
     assert "  cpu  " not in text
 
 
@@ -226,11 +226,11 @@ def test_what_setting_up_cost_is_a_line_of_its_own() -> None:
     short = (Setup(fp32, "load", 0.4), Setup(int8, "prepare", 0.2, 1, {"tuning": "UNTUNED"}))
     world.record = dataclasses.replace(world.record, windows=tuple(windows), setups=short)
     result = result_of(world)
-    lines = to_text.render_table(result, width=120).splitlines()
-    (line,) = [line for line in lines if line.startswith("Setting up")]
+    lines = to_text.render_table(result, width=140).splitlines()
+    (line,) = [line for line in lines if line.startswith("Setup")]
     number = r"\d+(\.\d+)? ± \d+(\.\d+)? J"
     assert re.fullmatch(
-        rf"Setting up, not in the above: {int8} load 3 s, {number}; batch 64 prepare 3 s, {number}", line
+        rf"Setup, excluded from the results above: {int8} load 3 s, {number}; batch 64 prepare 3 s, {number}", line
     )
     assert "    batch 1: tuning: UNTUNED" in lines
     document = json.loads(to_json.render_json(result))
@@ -250,7 +250,7 @@ def test_what_setting_up_cost_is_a_line_of_its_own() -> None:
 def test_nothing_is_said_of_setting_up_that_took_no_time(measured: RunResult) -> None:
     short = dataclasses.replace(measured, setups=(SetupResult("net/onnxruntime/fp32", "load", 0, 0.3),))
     for result in (measured, short):
-        assert "Setting up" not in to_text.render_table(result)
+        assert "Setup" not in to_text.render_table(result)
     jsonschema.validate(json.loads(to_json.render_json(short)), to_json.schema())
 
 
@@ -258,9 +258,9 @@ def test_a_driver_that_takes_the_time_is_seen_at_a_glance(tmp_path: Path) -> Non
     world = with_phases(make_world(TWO_SOCKETS, batch_sizes=(1, 8)), "net/onnxruntime/int8", execute=0.03)
     result = result_of(world)
     lines = to_text.render_table(result, width=100).splitlines()
-    at = next(number for number, line in enumerate(lines) if line.startswith("Time per phase, %"))
+    at = next(number for number, line in enumerate(lines) if line.startswith("Share of the time per phase, %"))
     assert lines[at + 1] == "net/onnxruntime/int8"
-    assert lines[at + 2].split() == ["batch", "pack", "copy_in", "execute", "other", "not", "execute"]
+    assert lines[at + 2].split() == ["batch", "pack", "copy_in", "execute", "other", "outside", "execute"]
     assert lines[at + 3].split() == ["1", "67.9", "29.1", "3.0", "0.0", "97.0"]
     document = json.loads(to_json.render_json(result))
     jsonschema.validate(document, to_json.schema())
@@ -287,7 +287,7 @@ def test_execution_alone_needs_no_table_of_phases(tmp_path: Path) -> None:
     world.record = dataclasses.replace(world.record, windows=windows)
     result = result_of(world)
     assert [item.name for item in result.groups[-1].phases] == ["execute", "other"]
-    assert "Time per phase" not in to_text.render_table(result)
+    assert "Share of the time per phase" not in to_text.render_table(result)
     write_figure(result, tmp_path / "figure.svg")
     assert "Time [%]" not in (tmp_path / "figure.svg").read_text()
 
@@ -331,4 +331,4 @@ def test_more_configurations_with_phases_than_panels_are_said_to_be_in_the_table
     _, texts = heights(tmp_path / "figure.svg")
     assert texts.count("Time [%]") == 6
     assert "Phases of 1 more: in the table" in texts
-    assert to_text.render_table(result).count("not execute") == 7
+    assert to_text.render_table(result).count("outside execute") == 7

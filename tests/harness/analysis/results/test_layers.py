@@ -134,7 +134,7 @@ def test_every_energy_is_called_an_estimate() -> None:
     """In all forms; and twice where its basis is one too."""
     view = tiny_view()
     assert "is an ESTIMATE" in layers_report.render_table(view)
-    assert "est. energy" in layers_report.render_table(view)
+    assert "est. energy" in layers_report.render_table(view, width=100)
     assert json.loads(layers_report.render_json(view))["energy_is_estimated"] is True
     rows = list(csv.DictReader(io.StringIO(layers_report.render_csv(view))))
     assert float(rows[0]["estimated_joules_per_inference"]) == pytest.approx(1.4e-3)
@@ -146,10 +146,21 @@ def test_every_energy_is_called_an_estimate() -> None:
 def test_without_energy_there_is_no_column_for_it() -> None:
     text = layers_report.render_table(tiny_view(None))
     assert "energy: none" in text
-    assert "est. energy" not in text
+    assert "est." not in text
     assert (
         json.loads(layers_report.render_json(tiny_view(None)))["operators"][0]["estimated_joules_per_inference"] is None
     )
+
+
+def test_names_of_any_length_fit_a_terminal() -> None:
+    """Kernels of TVM have names of 60 letters and more."""
+    kernel = "fused_nn_conv2d_add_nn_relu_nn_max_pool2d_reshape_nn_dense_add_kernel_1"
+    operators = (Operator(kernel, "Convolution brgconv_avx512_f32", 10**6, 10, 10**9),)
+    lines = layers_report.render_table(tiny_view(operators=operators, macs=None)).splitlines()
+    assert max(map(len, lines)) <= 80
+    # Whole numbers, and what was dropped is named.
+    assert any("125,000,000" in line for line in lines)
+    assert any(line.startswith("Omitted to fit 80 columns: ") for line in lines)
 
 
 def test_what_makes_the_shares_doubtful_is_said() -> None:
