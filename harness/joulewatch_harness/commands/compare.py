@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError, QueryError, RecordError: Bad arguments, no such run, or nothing that can be compared.
     """
     from joulewatch_harness.analysis.reports import compare_report
+    from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.analysis.results.compare import compare, pairs_of
     from joulewatch_harness.analysis.results.numbers import warning_line
 
@@ -64,8 +64,7 @@ def run(args: argparse.Namespace) -> int:
     elif args.format == "csv":
         sys.stdout.write(compare_report.render_csv(comparison))
     else:
-        width = shutil.get_terminal_size((80, 24)).columns
-        sys.stdout.write(compare_report.render_table(comparison, width=width))
+        sys.stdout.write(compare_report.render_table(comparison, width=terminal_width()))
     sys.stdout.flush()
     if args.format != "table":
         said = [note for pair in comparison.pairs for note in pair.notes if note.startswith("NOT ALIKE")]

@@ -2,58 +2,71 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from joulewatch_harness import __version__
+from joulewatch_harness.analysis.reports.table import (
+    DEFAULT_WIDTH,
+    Column,
+    Table,
+    json_text,
+    paragraph,
+    paragraphs,
+)
 from joulewatch_harness.analysis.reports.to_json import estimate_document
-from joulewatch_harness.analysis.results.compare import NODE, Comparison, Pair, Row, Side
+from joulewatch_harness.analysis.results.compare import (
+    NODE,
+    SIGNIFICANT,
+    Comparison,
+    Pair,
+    Row,
+    Side,
+    Verdict,
+)
 from joulewatch_harness.analysis.results.model import TOTAL, Estimate
-from joulewatch_harness.analysis.results.numbers import align, plain, prefix_for, warning_line, with_uncertainty
+from joulewatch_harness.analysis.results.numbers import plain, prefix_for, warning_line, with_uncertainty
 
 SCHEMA_VERSION: Final = 1
-"""Of the JSON; raised when a reader of the old form would go wrong."""
+"""Version of the JSON, raised when a reader of the previous version would misread it."""
+STORED_VERDICTS: Final[Mapping[Verdict, str]] = {
+    "significant": "differs",
+    "no significant difference": "no difference shown",
+    "undecided": "unknown",
+    "missing": "missing",
+}
+"""Verdict -> its word in JSON and CSV, which programs read and which therefore stays that of schema version 1."""
 
 
-def render_table(comparison: Comparison, *, width: int = 80) -> str:
+def render_table(comparison: Comparison, *, width: int = DEFAULT_WIDTH) -> str:
     """Plain text: for every pair and quantity a table over the batch sizes."""
-    loud = warning_line(comparison.methods)
-    lines = [loud, ""] if loud else []
+    loud = paragraph(warning_line(comparison.methods), width)
+    lines = [*loud, ""] if loud else []
     for pair in comparison.pairs:
-        lines += [f"A  {_side(pair.a)}", f"B  {_side(pair.b)}"]
-        lines += [f"   {note}" for note in pair.notes]
+        sides = [f"A  {_side(pair.a)}", f"B  {_side(pair.b)}", *(f"   {note}" for note in pair.notes)]
+        lines += paragraphs(sides, width)
         groups: dict[tuple[str, str, str], list[Row]] = {}
         for row in pair.rows:
             groups.setdefault((row.kind, row.name, row.basis), []).append(row)
         components = {row.name for row in pair.rows if row.kind == "energy"} - {TOTAL}
         components -= {name for name in components if name.startswith(NODE)}
         for (kind, name, _), rows in groups.items():
-            # With one component only, it is the total.
+            # A single component is the total.
             if kind == "energy" and len(components) == 1 and name in components:
                 continue
-            lines += ["", *_table(rows)]
-        lines += _reasons(pair)
+            lines += ["", *_quantity_lines(rows, width)]
+        lines += paragraphs(_reasons(pair), width)
         lines.append("")
-    lines.append(
-        "±: 95 % coverage. B - A and its share of A. B lower, B higher: it differs, both intervals exclude 0; "
-        "not shown: one holds 0, no difference is shown."
-    )
-    lines += comparison.notes
+    lines += paragraphs((_LEGEND, *comparison.notes), width)
     if loud:
-        lines += ["", loud]
-    return "\n".join(wrapped for line in lines for wrapped in _wrapped(line, width)) + "\n"
+        lines += ["", *loud]
+    return "\n".join(lines) + "\n"
 
 
-def _wrapped(line: str, width: int) -> list[str]:
-    # Rows of a table hold two blanks in a row behind their first column; prose does not.
-    if len(line) <= width or "  " in line.strip()[1:]:
-        return [line]
-    indent = " " * (len(line) - len(line.lstrip()) + 2)
-    return textwrap.wrap(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+_LEGEND: Final = (
+    "±: 95 % coverage. %: B - A as a share of A. significant: the intervals of B - A and of % both exclude 0; "
+    "no significant difference: one of them contains 0; undecided: the scatter between rounds is not known."
+)
 
 
 def _side(side: Side) -> str:
@@ -61,7 +74,7 @@ def _side(side: Side) -> str:
     return f"{side.configuration} (run {side.run.id}{hardware})"
 
 
-def _title(row: Row, letter: str) -> str:
+def _heading(row: Row, letter: str) -> str:
     if row.kind == "throughput":
         return f"throughput, {letter}inferences/s"
     if row.kind == "latency":
@@ -69,50 +82,39 @@ def _title(row: Row, letter: str) -> str:
     return f"{row.name}, {row.basis}, {letter}J per inference"
 
 
-def _table(rows: Sequence[Row]) -> list[str]:
-    exponent, letter = prefix_for([one.value for row in rows for one in (row.a, row.b) if one is not None])
+def _quantity_lines(rows: Sequence[Row], width: int) -> list[str]:
+    exponent, letter = prefix_for([side.value for row in rows for side in (row.a, row.b) if side is not None])
     if rows[0].kind == "throughput" and exponent < 0:
         exponent, letter = 0, ""
     scale = 10.0**-exponent
-    table = [["batch", "A", "B", "B - A", "%", "difference"]]
-    table += [
-        [
-            str(row.batch_size),
-            _cell(row.a, scale),
-            _cell(row.b, scale),
-            _cell(row.difference, scale, sign=True),
-            _cell(row.percent, 1.0, sign=True),
-            _verdict(row),
-        ]
-        for row in rows
+    columns: list[Column[Row]] = [
+        Column("batch", lambda row: row.batch_size),
+        Column("A", lambda row: _cell(row.a, scale)),
+        Column("B", lambda row: _cell(row.b, scale)),
+        Column("B - A", lambda row: _cell(row.difference, scale, sign=True)),
+        Column("%", lambda row: _cell(row.percent, 1.0, sign=True)),
+        Column("verdict", lambda row: row.verdict, text=True, least=len(SIGNIFICANT)),
     ]
-    return [_title(rows[0], letter), *align(table, left=0)]
+    return [_heading(rows[0], letter), *Table(columns, rows).lines(width)]
 
 
-def _cell(estimate: Estimate | None, scale: float, *, sign: bool = False) -> str:
+def _cell(estimate: Estimate | None, scale: float, *, sign: bool = False) -> str | None:
     if estimate is None:
-        return "-"
+        return None
     # Rounds that agree to the last bit but one have no uncertainty worth a digit.
-    told = estimate.expanded > 1e-9 * abs(estimate.value)
-    text = with_uncertainty(estimate, scale) if told else plain(estimate.value * scale)
+    known = estimate.expanded > 1e-9 * abs(estimate.value)
+    text = with_uncertainty(estimate, scale) if known else plain(estimate.value * scale)
     return f"+{text}" if sign and estimate.value > 0 else text
-
-
-def _verdict(row: Row) -> str:
-    if row.verdict == "differs" and row.difference is not None:
-        return "B higher" if row.difference.value > 0 else "B lower"
-    # Short: beside the widest numbers there is no more room in 80 columns.
-    return "not shown" if row.verdict == "no difference shown" else row.verdict
 
 
 def _reasons(pair: Pair) -> list[str]:
     """Why there is no verdict, each reason once."""
-    found: dict[str, list[int]] = {}
+    sizes: dict[str, list[int]] = {}
     for row in pair.rows:
         if row.text:
             name = f"{row.name} {row.basis}".strip()
-            found.setdefault(f"{name}: {row.verdict}: {row.text}", []).append(row.batch_size)
-    lines = [f"{text} (batch {', '.join(map(str, sizes))})" for text, sizes in found.items()]
+            sizes.setdefault(f"{name}: {row.verdict}: {row.text}", []).append(row.batch_size)
+    lines = [f"{text} (batch {', '.join(map(str, found))})" for text, found in sizes.items()]
     return ["", *lines] if lines else []
 
 
@@ -121,40 +123,41 @@ def _reasons(pair: Pair) -> list[str]:
 
 def render_csv(comparison: Comparison) -> str:
     """One line for each pair, batch size and quantity, in base units."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        (
-            *(
-                "a_run",
-                "a_configuration",
-                "b_run",
-                "b_configuration",
-                "batch_size",
-                "kind",
-                "quantity",
-                "basis",
-                "unit",
-            ),
-            *("a", "a_uncertainty", "b", "b_uncertainty", "difference", "difference_uncertainty"),
-            *("percent", "percent_uncertainty", "verdict", "text", "paired_rounds"),
-        )
-    )
-    for pair in comparison.pairs:
-        for row in pair.rows:
-            writer.writerow(
-                (
-                    *(pair.a.run.id, pair.a.configuration, pair.b.run.id, pair.b.configuration),
-                    *(row.batch_size, row.kind, row.name, row.basis, row.unit),
-                    *(cell for one in (row.a, row.b, row.difference, row.percent) for cell in _numbers(one)),
-                    *(row.verdict, row.text, row.paired_rounds),
-                )
-            )
-    return out.getvalue()
+    rows = [(pair, row) for pair in comparison.pairs for row in pair.rows]
+    return Table(_CSV_COLUMNS, rows).csv()
 
 
-def _numbers(estimate: Estimate | None) -> tuple[str, str]:
-    return ("", "") if estimate is None else (f"{estimate.value:.9g}", f"{estimate.expanded:.3g}")
+def _number_columns(name: str, estimate_of: Callable[[Row], Estimate | None]) -> Iterator[Column[tuple[Pair, Row]]]:
+    def value(item: tuple[Pair, Row]) -> str:
+        estimate = estimate_of(item[1])
+        return "" if estimate is None else f"{estimate.value:.9g}"
+
+    def uncertainty(item: tuple[Pair, Row]) -> str:
+        estimate = estimate_of(item[1])
+        return "" if estimate is None else f"{estimate.expanded:.3g}"
+
+    yield Column(name, value)
+    yield Column(f"{name}_uncertainty", uncertainty)
+
+
+_CSV_COLUMNS: Final[tuple[Column[tuple[Pair, Row]], ...]] = (
+    Column("a_run", lambda item: item[0].a.run.id),
+    Column("a_configuration", lambda item: item[0].a.configuration),
+    Column("b_run", lambda item: item[0].b.run.id),
+    Column("b_configuration", lambda item: item[0].b.configuration),
+    Column("batch_size", lambda item: item[1].batch_size),
+    Column("kind", lambda item: item[1].kind),
+    Column("quantity", lambda item: item[1].name),
+    Column("basis", lambda item: item[1].basis),
+    Column("unit", lambda item: item[1].unit),
+    *_number_columns("a", lambda row: row.a),
+    *_number_columns("b", lambda row: row.b),
+    *_number_columns("difference", lambda row: row.difference),
+    *_number_columns("percent", lambda row: row.percent),
+    Column("verdict", lambda item: STORED_VERDICTS[item[1].verdict]),
+    Column("text", lambda item: item[1].text),
+    Column("paired_rounds", lambda item: item[1].paired_rounds),
+)
 
 
 # JSON
@@ -183,7 +186,7 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
 
 def render_json(comparison: Comparison) -> str:
     """The comparison as JSON."""
-    return json.dumps(comparison_document(comparison), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(comparison_document(comparison))
 
 
 def _side_document(side: Side) -> dict[str, Any]:
@@ -200,7 +203,7 @@ def _row_document(row: Row) -> dict[str, Any]:
         "b": estimate_document(row.b, row.unit),
         "difference": estimate_document(row.difference, row.unit),
         "percent": estimate_document(row.percent, "%"),
-        "verdict": row.verdict,
+        "verdict": STORED_VERDICTS[row.verdict],
         "text": row.text,
         "cancelled": list(row.cancelled),
         "paired_rounds": row.paired_rounds,

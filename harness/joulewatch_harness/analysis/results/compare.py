@@ -2,8 +2,8 @@
 
 Every quantity (joules per inference of each component, throughput, latency) of a configuration B is set against
 the same of a baseline A at the same batch size: the difference B - A and its share of A, each with an expanded
-uncertainty of 95 % coverage by the GUM (JCGM 100:2008, 5.2 for what is correlated). ``differs`` is said only when the
-intervals of both exclude 0.
+uncertainty of 95 % coverage by the GUM (JCGM 100:2008, 5.2 for what is correlated). A difference is ``significant``
+only when the intervals of both exclude 0.
 
 What cancels, because it is one and the same error in A and B (correlation 1):
 
@@ -54,7 +54,8 @@ NODE: Final = "node "
 """In front of the name of a whole server's sensor."""
 
 Kind = Literal["energy", "throughput", "latency"]
-Verdict = Literal["differs", "no difference shown", "unknown", "missing"]
+Verdict = Literal["significant", "no significant difference", "undecided", "missing"]
+SIGNIFICANT: Final = "significant"
 
 _MODELLED: Final = frozenset({"estimated", "unknown"})
 """Methods whose error is not one scale factor."""
@@ -426,9 +427,9 @@ def compare_measures(batch_size: int, a: Measure | None, b: Measure | None, *, c
     cancelled = tuple(sorted(name for name in both if shared(name)))
     if not all(any(line.name == REPEATS for line in one.budget) for one in (first, second)):
         text = "fewer than two rounds: nothing is known of the scatter"
-        return Row(*values, difference, percent, "unknown", text, cancelled, len(paired))
+        return Row(*values, difference, percent, "undecided", text, cancelled, len(paired))
     apart = all(abs(one.value) > one.expanded for one in (difference, percent) if one is not None)
-    verdict: Verdict = "differs" if apart else "no difference shown"
+    verdict: Verdict = SIGNIFICANT if apart else "no significant difference"
     return Row(*values, difference, percent, verdict, "", cancelled, len(paired))
 
 
@@ -622,7 +623,7 @@ def _common_notes(pairs: Sequence[Pair], *, cancel: bool) -> Iterable[str]:
             (number, row.batch_size, row.kind, row.basis, row.difference.value)
             for number, pair in enumerate(pairs)
             for row in pair.rows
-            if row.difference is not None and row.verdict in ("differs", "no difference shown")
+            if row.difference is not None and row.verdict in (SIGNIFICANT, "no significant difference")
         }
     )
     if any(name.startswith(ACCURACY) for row in rows for name in row.cancelled):
@@ -645,8 +646,8 @@ def _common_notes(pairs: Sequence[Pair], *, cancel: bool) -> Iterable[str]:
     if verdicts > 1:
         chance = verdicts / 20
         yield (
-            f"Each verdict holds at 95 %: of {verdicts}, about {chance:.2g} would say 'differs' by chance alone where "
-            "nothing differs."
+            f"Each verdict has 95 % coverage: if nothing differed, about {chance:.2g} of {verdicts} would still be "
+            "significant, by chance."
         )
     for run in {id(side.run): side.run for pair in pairs for side in (pair.a, pair.b)}.values():
         errors = sorted({item["reason"] for item in run.document["findings"] if item["severity"] == "error"})

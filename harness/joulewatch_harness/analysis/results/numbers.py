@@ -1,9 +1,9 @@
-"""Numbers as text: SI prefixes, digits that the uncertainty justifies, aligned columns."""
+"""Numbers as text: SI prefixes, digits that the uncertainty justifies."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from joulewatch_harness.analysis.results.model import Estimate
@@ -53,18 +53,6 @@ def quantity(value: float, unit: str) -> str:
     """A value with its own SI prefix: ``3.42 mJ``."""
     exponent, letter = prefix_for([value])
     return f"{plain(value / 10**exponent)} {letter}{unit}"
-
-
-def align(rows: Sequence[Sequence[str]], left: int = 1, gap: str = "  ") -> list[str]:
-    """Columns of equal width; the first ``left`` ones flush left, the others right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        gap.join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def warning_line(methods: Iterable[str]) -> str:

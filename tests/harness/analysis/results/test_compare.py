@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def test_scatter_is_independent_and_combines_in_quadrature() -> None:
     assert found.difference.expanded == pytest.approx(0.5 * student_factor(dof))
     assert found.percent.value == pytest.approx(20)
     assert found.percent.standard == pytest.approx(100 * 1.2 * math.hypot(0.03, 0.4 / 12))
-    assert found.verdict == "differs"
+    assert found.verdict == "significant"
 
 
 def test_the_accuracy_of_the_same_sensor_cancels_as_a_scale_factor() -> None:
@@ -128,12 +129,12 @@ def test_a_negative_net_turns_the_sign_of_what_is_shared() -> None:
 def test_no_percentage_where_the_baseline_may_be_zero() -> None:
     found = row(energy(estimate(1, repeats=0.6)), energy(estimate(9, repeats=0.6)))
     assert found.percent is None
-    assert found.verdict == "differs"
+    assert found.verdict == "significant"
 
 
 def test_one_round_gives_no_verdict_and_a_missing_number_says_why() -> None:
     found = row(energy(estimate(1, refresh=1e-6)), energy(estimate(9, repeats=1e-6)))
-    assert found.verdict == "unknown" and "two rounds" in found.text
+    assert found.verdict == "undecided" and "two rounds" in found.text
     missing = row(energy(estimate(1, repeats=0.1)), dataclasses.replace(energy(None), missing="exporter was away"))
     assert missing.verdict == "missing" and missing.text == "B: exporter was away" and missing.difference is None
     assert compare_measures(8, None, energy(estimate(1, repeats=0.1))).text == "A: is not measured there"
@@ -159,7 +160,7 @@ def test_exchanging_the_sides_exchanges_the_sign_alone(
 
 
 def test_equal_truths_differ_as_seldom_as_95_percent_says() -> None:
-    """Three rounds each of one and the same truth, 2 % scatter: 'differs' in about 1 of 20, and never far more."""
+    """Three rounds each of one and the same truth, 2 % scatter: significant in about 1 of 20, and never far more."""
     random = np.random.default_rng(7)
     differing = 0
     for _ in range(2000):
@@ -167,7 +168,7 @@ def test_equal_truths_differ_as_seldom_as_95_percent_says() -> None:
         for _ in range(2):
             rounds = 10 * (1 + 0.02 * random.standard_normal(3))
             sides.append(energy(estimate(float(rounds.mean()), repeats=float(rounds.std(ddof=1) / math.sqrt(3)))))
-        differing += row(*sides).verdict == "differs"
+        differing += row(*sides).verdict == "significant"
     assert 0.01 < differing / 2000 < 0.07
 
 
@@ -220,7 +221,7 @@ def test_one_run_compares_its_configurations_with_the_first(base: dict[str, Any]
         truth = 100 * ((120 / 2100) / (123.6 / 900) - 1)
         assert abs(item.percent.value - truth) <= item.percent.expanded < 3
         assert item.a.expanded > 0.04 * item.a.value
-        assert item.verdict == "differs" and item.cancelled == ("accuracy (rapl)",)
+        assert item.verdict == "significant" and item.cancelled == ("accuracy (rapl)",)
     assert {item.name for pair in found.pairs for item in pair.rows} == {
         *("total", "cpu", "memory", "throughput", "p50", "p99")
     }
@@ -228,7 +229,7 @@ def test_one_run_compares_its_configurations_with_the_first(base: dict[str, Any]
     assert throughput.percent is not None and throughput.percent.value == pytest.approx(
         100 * (2100 / 900 - 1), rel=0.01
     )
-    assert {item.verdict for item in rows_of(found, basis="net")} == {"differs"}
+    assert {item.verdict for item in rows_of(found, basis="net")} == {"significant"}
     assert not any("idle baseline" in item.cancelled for item in rows_of(found, basis="net"))
     common = compared(document(loaded_idle=False))
     assert all("idle baseline" in item.cancelled for item in rows_of(common, basis="net"))
@@ -238,7 +239,7 @@ def test_what_hardly_differs_is_not_said_to(base: dict[str, Any]) -> None:
     """The same network twice, 1 % scatter: no difference, and the interval holds 0."""
     found = compared(document(("net/onnxruntime/fp32", "net/openvino/fp32"), noise=0.01))
     for item in rows_of(found):
-        assert item.verdict == "no difference shown"
+        assert item.verdict == "no significant difference"
         assert item.difference is not None and abs(item.difference.value) < item.difference.expanded
 
 
@@ -341,8 +342,9 @@ def test_the_table_names_both_sides_units_and_verdicts(base: dict[str, Any]) -> 
     assert "total, gross, mJ per inference" in text
     assert "throughput, kinferences/s" in text or "throughput, inferences/s" in text
     assert "latency of a batch, p50" in text
-    assert "B lower" in text and "B higher" in text
-    assert "would say 'differs' by chance" in text
+    verdicts = {line.rsplit("  ", 1)[-1] for line in text.splitlines() if re.match(r" +\d+  ", line)}
+    assert verdicts == {"significant"}
+    assert "by chance" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -356,10 +358,10 @@ def test_the_widest_numbers_fit_a_terminal(base: dict[str, Any]) -> None:
     (pair,) = found.pairs
     latency = next(item for item in pair.rows if item.kind == "latency")
     seen = [
-        (1, (0.18, 0.15), (0.0906, 0.0050), (-0.09, 0.16), (-51.0, 43.0), "no difference shown"),
-        (4, (0.633, 0.036), (0.250, 0.089), (-0.383, 0.097), (-60.0, 14.0), "differs"),
-        (64, (10.1, 2.0), (3.04, 0.19), (-7.0, 1.8), (-69.7, 4.1), "differs"),
-        (1024, (164.0, 37.0), (47.0, 11.0), (-118.0, 47.0), (-66.9, 3.0), "differs"),
+        (1, (0.18, 0.15), (0.0906, 0.0050), (-0.09, 0.16), (-51.0, 43.0), "no significant difference"),
+        (4, (0.633, 0.036), (0.250, 0.089), (-0.383, 0.097), (-60.0, 14.0), "significant"),
+        (64, (10.1, 2.0), (3.04, 0.19), (-7.0, 1.8), (-69.7, 4.1), "significant"),
+        (1024, (164.0, 37.0), (47.0, 11.0), (-118.0, 47.0), (-66.9, 3.0), "significant"),
     ]
     rows = [
         dataclasses.replace(
@@ -376,8 +378,9 @@ def test_the_widest_numbers_fit_a_terminal(base: dict[str, Any]) -> None:
     text = render_table(dataclasses.replace(found, pairs=(dataclasses.replace(pair, rows=tuple(rows)),)))
     assert "0.0906 ± 0.0050" in text and "-0.383 ± 0.097" in text and "164 ± 37" in text
     assert [line.rsplit("  ", 1)[1] for line in text.splitlines() if line.startswith(" ") and "±" in line] == [
-        *("not shown", "B lower", "B lower", "B lower"),
+        *("no", "significant", "significant", "significant"),
     ]
+    assert [line.strip() for line in text.splitlines() if line.startswith(" " * 60)] == ["significant", "difference"]
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -547,7 +550,7 @@ def test_results_stored_without_rounds_are_compared_as_independent(base: dict[st
 
     found = compared(without(base))
     assert {item.paired_rounds for item in rows_of(found)} == {0}
-    assert {item.verdict for item in rows_of(found)} == {"differs"}
+    assert {item.verdict for item in rows_of(found)} == {"significant"}
 
 
 def test_broken_rounds_are_a_broken_result(base: dict[str, Any]) -> None:
