@@ -86,13 +86,16 @@ class World:
         reads = times + self.read_delay_s
         found = [
             RawSeries(
-                catalog.EXPORTER_START.name, {"instance": instance}, times, np.full(times.shape, self.start_s - 100)
+                name=catalog.EXPORTER_START.name,
+                labels={"instance": instance},
+                times_s=times,
+                values=np.full(times.shape, self.start_s - 100),
             ),
             RawSeries(
-                catalog.EXPORTER_INFO.name,
-                {"instance": instance, "nodename": "node1", "version": "0", "emulated": "0"},
-                times,
-                np.ones(times.shape),
+                name=catalog.EXPORTER_INFO.name,
+                labels={"instance": instance, "nodename": "node1", "version": "0", "emulated": "0"},
+                times_s=times,
+                values=np.ones(times.shape),
             ),
         ]
         devices = set()
@@ -105,7 +108,9 @@ class World:
                 "domain": item.domain,
             }
             counter = self.base_joules + signal.counter_joules(reads, item.refresh_s or 0.0)
-            found.append(RawSeries(catalog.ENERGY_BY_SCOPE[item.scope].name, labels, times, counter))
+            found.append(
+                RawSeries(name=catalog.ENERGY_BY_SCOPE[item.scope].name, labels=labels, times_s=times, values=counter)
+            )
             info = {
                 "scope": item.scope,
                 "method": item.method,
@@ -117,13 +122,17 @@ class World:
             }
             ones = np.ones(times.shape)
             named = {**labels, **{key: value for key, value in info.items() if value}}
-            found.append(RawSeries(catalog.SENSOR_INFO.name, named, times, ones))
+            found.append(RawSeries(name=catalog.SENSOR_INFO.name, labels=named, times_s=times, values=ones))
             if item.refresh_s is not None:
-                found.append(RawSeries(catalog.SENSOR_REFRESH.name, labels, times, item.refresh_s * ones))
+                found.append(
+                    RawSeries(
+                        name=catalog.SENSOR_REFRESH.name, labels=labels, times_s=times, values=item.refresh_s * ones
+                    )
+                )
             device = {"instance": instance, "collector": item.collector, "device": item.device}
             if (item.collector, item.device) not in devices:
                 devices.add((item.collector, item.device))
-                found.append(RawSeries(catalog.READ_TIMESTAMP.name, device, times, reads))
+                found.append(RawSeries(name=catalog.READ_TIMESTAMP.name, labels=device, times_s=times, values=reads))
         return found
 
 
@@ -203,72 +212,90 @@ def make_world(
         latency = (end - start) / batches if batches else 0.0
         windows.append(
             Window(
-                run,
-                index,
-                kind,  # type: ignore[arg-type]
-                start,
-                end,
-                end - start,
-                0.0,
-                name,
-                "",
-                batch_size,
-                number,
-                batches,
-                batches * batch_size,
-                Latency(batches, latency, 0.8 * latency, 3 * latency, latency, 1.2 * latency, 1.9 * latency)
+                run=run,
+                index=index,
+                kind=kind,  # type: ignore[arg-type]
+                start_s=start,
+                end_s=end,
+                duration_s=end - start,
+                clock_error_s=0.0,
+                configuration=name,
+                phase="",
+                batch_size=batch_size,
+                repeat=number,
+                batches=batches,
+                inferences=batches * batch_size,
+                latency=Latency(
+                    count=batches,
+                    mean_s=latency,
+                    min_s=0.8 * latency,
+                    max_s=3 * latency,
+                    p50_s=latency,
+                    p90_s=1.2 * latency,
+                    p99_s=1.9 * latency,
+                )
                 if batches
                 else None,
-                {},
-                _edge(world, items, start - slack_s) if edges else None,
-                _edge(world, items, end + slack_s) if edges else None,
-                flags,
+                phases={},
+                start_edge=_edge(world, items, start - slack_s) if edges else None,
+                end_edge=_edge(world, items, end + slack_s) if edges else None,
+                flags=flags,
             )
         )
     loaded = tuple(
-        Configuration(name, *_parts(name), actual_precision=name.rpartition("/")[2], provider="CPU")
+        Configuration(
+            name=name,
+            network=network,
+            runtime=runtime,
+            precision=precision,
+            actual_precision=precision,
+            provider="CPU",
+        )
         for name in configurations
+        for network, runtime, precision in [name.split("/")]
     )
     header = RunHeader(
-        run,
-        start_s,
-        1,
-        ("joulewatch", "profile"),
-        {"batch_sizes": list(batch_sizes)},
-        "0" * 64,
-        loaded,
-        (ExporterRecord(EXPORTER, f"http://{EXPORTER}", "node1", "0.1.0"),),
-        tuple(items),
-        {
+        run=run,
+        started_at_s=start_s,
+        schema=1,
+        command=("joulewatch", "profile"),
+        plan={"batch_sizes": list(batch_sizes)},
+        plan_sha256="0" * 64,
+        configurations=loaded,
+        exporters=(ExporterRecord(name=EXPORTER, url=f"http://{EXPORTER}", nodename="node1", version="0.1.0"),),
+        sensors=tuple(items),
+        provenance={
             "host": "node1",
             "kernel": "6.1.0",
             "cpu": {"model": "AMD EPYC 7763", "sockets": 2, "governor": "performance"},
         },
     )
-    world.record = RunRecord(header, loaded, tuple(windows), (), RunEnd(at, "complete"))
+    world.record = RunRecord(
+        header=header, configurations=loaded, windows=tuple(windows), notes=(), end=RunEnd(at, "complete")
+    )
     return world
-
-
-def _parts(name: str) -> tuple[str, str, str]:
-    network, runtime, precision = name.split("/")
-    return network, runtime, precision
 
 
 def _edge(world: World, items: Sequence[SensorRecord], at_s: float) -> Edge:
     counters = tuple(
         EdgeCounter(
-            item.exporter,
-            item.scope,
-            item.collector,
-            item.component,
-            item.device,
-            item.domain,
-            world.base_joules + float(world.sensors[item].counter_joules(at_s, item.refresh_s or 0.0)),
-            at_s,
+            exporter=item.exporter,
+            scope=item.scope,
+            collector=item.collector,
+            component=item.component,
+            device=item.device,
+            domain=item.domain,
+            energy_joules=world.base_joules + float(world.sensors[item].counter_joules(at_s, item.refresh_s or 0.0)),
+            read_at_s=at_s,
         )
         for item in items
     )
-    return Edge(at_s - 0.0004, at_s + 0.0004, counters, (EdgeClock(EXPORTER, -0.0004, 0.0004),))
+    return Edge(
+        requested_at_s=at_s - 0.0004,
+        answered_at_s=at_s + 0.0004,
+        counters=counters,
+        clocks=(EdgeClock(EXPORTER, -0.0004, 0.0004),),
+    )
 
 
 class ListSource:
@@ -323,10 +350,10 @@ def raw_of(samples: Iterable[Sample], instance: str = "") -> list[RawSeries]:
     """Annotations as a Prometheus gives them back."""
     return [
         RawSeries(
-            name,
-            {**dict(labels), **({"instance": instance} if instance else {})},
-            np.array([item.at_ms / 1000 for item in found]),
-            np.array([item.value for item in found]),
+            name=name,
+            labels={**dict(labels), **({"instance": instance} if instance else {})},
+            times_s=np.array([item.at_ms / 1000 for item in found]),
+            values=np.array([item.value for item in found]),
         )
         for (name, labels), found in by_series(samples).items()
     ]

@@ -172,7 +172,9 @@ def opened(**options: str) -> openai.OpenAINetwork:
 
 
 def test_a_model_behind_a_fake_server(fake: FakeSender) -> None:
-    asked = Configuration("n", "m:1b", "openai", "native", options={"url": f"{URL}/v1/", "max_tokens": "3"})
+    asked = Configuration(
+        name="n", network="m:1b", runtime="openai", precision="native", options={"url": f"{URL}/v1/", "max_tokens": "3"}
+    )
     network = open_network(asked)
     assert isinstance(network, Network)
     network.load()

@@ -83,7 +83,7 @@ class EdgeReading:
     offset: ClockOffset = ClockOffset()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetItem:
     """One line of an uncertainty budget (GUM, annex H.1)."""
 
@@ -98,7 +98,7 @@ class BudgetItem:
     family: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WindowEnergy:
     """Energy of one sensor in one window, with what is known of its error."""
 
@@ -143,15 +143,41 @@ def _sensor_items(traits: Traits, joules: float, power_watts: float, *, counter:
     if counter and traits.refresh_s > 0:
         half = traits.refresh_s * power_watts
         text = f"the value is up to {traits.refresh_s:.3g} s old at either edge"
-        items.append(BudgetItem("refresh", _triangular(half), half, "triangular", text))
+        items.append(
+            BudgetItem(
+                name="refresh",
+                standard_joules=_triangular(half),
+                half_width_joules=half,
+                distribution="triangular",
+                text=text,
+            )
+        )
     if counter and traits.resolution_joules > 0:
         half = traits.resolution_joules
         text = f"steps of {traits.resolution_joules:.3g} J at either edge"
-        items.append(BudgetItem("resolution", _triangular(half), half, "triangular", text))
+        items.append(
+            BudgetItem(
+                name="resolution",
+                standard_joules=_triangular(half),
+                half_width_joules=half,
+                distribution="triangular",
+                text=text,
+            )
+        )
     if traits.accuracy is not None:
         half = traits.accuracy * abs(joules)
         text = f"published accuracy of the sensor, ±{100 * traits.accuracy:.3g} %, the same in every repeat"
-        items.append(BudgetItem(ACCURACY, _uniform(half), half, "uniform", text, True, traits.family))
+        items.append(
+            BudgetItem(
+                name=ACCURACY,
+                standard_joules=_uniform(half),
+                half_width_joules=half,
+                distribution="uniform",
+                text=text,
+                systematic=True,
+                family=traits.family,
+            )
+        )
     return items
 
 
@@ -244,14 +270,39 @@ def energy_from_edges(
         text = f"{slack_s[0] * 1e3:.3g} ms and {slack_s[1] * 1e3:.3g} ms between the readings and the window"
         # Extremes are the likely cases: the machine idles while its counters are read, or goes on as before.
         standard = slack_half / math.sqrt(2.0)
-        items.append(BudgetItem("edge slack", standard, slack_half, "arcsine", text, True))
+        items.append(
+            BudgetItem(
+                name="edge slack",
+                standard_joules=standard,
+                half_width_joules=slack_half,
+                distribution="arcsine",
+                text=text,
+                systematic=True,
+            )
+        )
     if clock_half > 0:
         text = f"clocks and their mapping, {clock_half / power * 1e3:.3g} ms over both edges"
-        items.append(BudgetItem("clock", _uniform(clock_half), clock_half, "uniform", text, True))
+        items.append(
+            BudgetItem(
+                name="clock",
+                standard_joules=_uniform(clock_half),
+                half_width_joules=clock_half,
+                distribution="uniform",
+                text=text,
+                systematic=True,
+            )
+        )
     items += _sensor_items(traits, joules, power, counter=True)
     blur = traits.refresh_s * cap + traits.resolution_joules
     return WindowEnergy(
-        joules, max(lower - blur, 0.0), upper + blur, tuple(items), "edges", window.duration_s, 2, slack_s
+        joules=joules,
+        lower_joules=max(lower - blur, 0.0),
+        upper_joules=upper + blur,
+        budget=tuple(items),
+        method="edges",
+        duration_s=window.duration_s,
+        samples=2,
+        bracket_s=slack_s,
     )
 
 
@@ -377,23 +428,41 @@ def energy_from_counter(
     if max(spreads) > 0:
         gaps_s = [float(times_s[after] - times_s[before]) for _, _, before, after in edges]
         text = f"between samples {gaps_s[0]:.3g} s apart at the start and {gaps_s[1]:.3g} s at the end"
-        items.append(BudgetItem("interpolation", math.hypot(*spreads), sum(halves), "uniform", text, True))
+        items.append(
+            BudgetItem(
+                name="interpolation",
+                standard_joules=math.hypot(*spreads),
+                half_width_joules=sum(halves),
+                distribution="uniform",
+                text=text,
+                systematic=True,
+            )
+        )
     if error_s > 0:
         half = 2 * error_s * power
         text = f"clocks and their mapping, {error_s * 1e3:.3g} ms at either edge"
-        items.append(BudgetItem("clock", _uniform(half), half, "uniform", text, True))
+        items.append(
+            BudgetItem(
+                name="clock",
+                standard_joules=_uniform(half),
+                half_width_joules=half,
+                distribution="uniform",
+                text=text,
+                systematic=True,
+            )
+        )
     items += _sensor_items(traits, joules, power, counter=True)
     blur = traits.refresh_s * cap + traits.resolution_joules
     inside = float(values[c] - values[b]) if c >= b else 0.0
     return WindowEnergy(
-        joules,
-        max(inside - blur, 0.0),
-        float(values[d] - values[a]) + blur,
-        tuple(items),
-        "history",
-        window.duration_s,
-        max(c - b + 1, 0),
-        (float(times_s[b] - times_s[a]), float(times_s[d] - times_s[c])),
+        joules=joules,
+        lower_joules=max(inside - blur, 0.0),
+        upper_joules=float(values[d] - values[a]) + blur,
+        budget=tuple(items),
+        method="history",
+        duration_s=window.duration_s,
+        samples=max(c - b + 1, 0),
+        bracket_s=(float(times_s[b] - times_s[a]), float(times_s[d] - times_s[c])),
     )
 
 
@@ -452,22 +521,40 @@ def energy_from_power(
         # Each interval's error is taken as uniform and independent of its neighbours'.
         standard = float(np.sqrt(np.dot(halves, halves) / 3))
         text = f"power between samples {float(np.median(np.diff(part_times))):.3g} s apart"
-        items.append(BudgetItem("trapezoid", standard, half, "uniform", text, True))
+        items.append(
+            BudgetItem(
+                name="trapezoid",
+                standard_joules=standard,
+                half_width_joules=half,
+                distribution="uniform",
+                text=text,
+                systematic=True,
+            )
+        )
     error_s = window.clock_error_s + offset.half_width_s
     clock_half = error_s * float(abs(watts[0]) + abs(watts[-1]))
     if clock_half > 0:
         text = f"clocks and their mapping, {error_s * 1e3:.3g} ms at either edge"
-        items.append(BudgetItem("clock", _uniform(clock_half), clock_half, "uniform", text, True))
+        items.append(
+            BudgetItem(
+                name="clock",
+                standard_joules=_uniform(clock_half),
+                half_width_joules=clock_half,
+                distribution="uniform",
+                text=text,
+                systematic=True,
+            )
+        )
     items += _sensor_items(traits, joules, joules / window.duration_s, counter=False)
     return WindowEnergy(
-        joules,
-        joules - half - clock_half,
-        joules + half + clock_half,
-        tuple(items),
-        "power",
-        window.duration_s,
-        int(np.count_nonzero((part_times >= start_s) & (part_times <= end_s))),
-        (float(times_s[b] - times_s[a]), float(times_s[d] - times_s[c])),
+        joules=joules,
+        lower_joules=joules - half - clock_half,
+        upper_joules=joules + half + clock_half,
+        budget=tuple(items),
+        method="power",
+        duration_s=window.duration_s,
+        samples=int(np.count_nonzero((part_times >= start_s) & (part_times <= end_s))),
+        bracket_s=(float(times_s[b] - times_s[a]), float(times_s[d] - times_s[c])),
     )
 
 
@@ -533,7 +620,12 @@ def with_unseen(
         energy,
         lower_joules=(1.0 - unseen) * energy.lower_joules,
         upper_joules=energy.upper_joules + unseen * duration_s * (cap - power),
-        budget=(*energy.budget, BudgetItem("unseen", standard, half, distribution, text)),
+        budget=(
+            *energy.budget,
+            BudgetItem(
+                name="unseen", standard_joules=standard, half_width_joules=half, distribution=distribution, text=text
+            ),
+        ),
     )
 
 

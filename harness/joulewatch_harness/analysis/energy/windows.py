@@ -28,7 +28,7 @@ _LOOPBACK = ("127.", "localhost", "[::1]")
 _CLEAN = Health()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """One sensor in one window: a number, or why there is none."""
 
@@ -42,7 +42,7 @@ class Measured:
     health: Health = _CLEAN
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredWindow:
     """A window with the energy of every sensor of the run."""
 
@@ -53,7 +53,7 @@ class MeasuredWindow:
     """Exporter -> its clock minus the harness's, as the edges' round trips bound it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRun:
     """All windows of a run, and what measured them."""
 
@@ -169,14 +169,14 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
             typical[exporter] = _typical(seen)
     known = [
         _Known(
-            sensor,
-            traits_of(item),
-            history.counters.get(sensor),
-            default_max_gap_s(history.counters[sensor].spacing_s) if sensor in history.counters else None,
-            history.starts.get(sensor.exporter),
-            ranges.get(sensor, (0.0, 0.0)),
-            sensor.exporter in one_clock,
-            history.readings.get(sensor),
+            sensor=sensor,
+            traits=traits_of(item),
+            counter=history.counters.get(sensor),
+            max_gap_s=default_max_gap_s(history.counters[sensor].spacing_s) if sensor in history.counters else None,
+            restarts_s=history.starts.get(sensor.exporter),
+            range_watts=ranges.get(sensor, (0.0, 0.0)),
+            one_clock=sensor.exporter in one_clock,
+            readings=history.readings.get(sensor),
         )
         for sensor, item in sensors.items()
     ]
@@ -197,11 +197,11 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
                 history.health(item.sensor, span.start_s, span.end_s),
                 offset or ClockOffset(),
             )
-        measured.append(MeasuredWindow(window, span, found, bounds))
-    return MeasuredRun(record, sensors, tuple(measured), history)
+        measured.append(MeasuredWindow(window=window, span=span, sensors=found, offsets=bounds))
+    return MeasuredRun(record=record, sensors=sensors, windows=tuple(measured), history=history)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Known:
     """What is known of a sensor over the whole run."""
 
@@ -264,14 +264,24 @@ def _measure(
         except CoverageError as error:
             problems.append(error)
     if by_edges is None and by_history is None:
-        return Measured(None, *_why_not(sensor, problems, missing, health, readings, counter), health=health)
+        reason, text = _why_not(sensor, problems, missing, health, readings, counter)
+        return Measured(energy=None, reason=reason, text=text, health=health)
     if health.unmeasured_s > LARGEST_UNMEASURED * span.duration_s:
         text = f"{sensor}: the counter missed {health.unmeasured_s:.3g} s of {span.duration_s:.3g} s"
-        return Measured(None, "unmeasured_time", text, by_edges, by_history, health)
+        return Measured(
+            energy=None, reason="unmeasured_time", text=text, edges=by_edges, history=by_history, health=health
+        )
     restart = next((problem for problem in problems if problem.reason == "exporter_restart"), None)
     if restart is not None:
         # One way saw the counter begin again; that the other did not is no comfort.
-        return Measured(None, restart.reason, f"{sensor}: {restart}", by_edges, by_history, health)
+        return Measured(
+            energy=None,
+            reason=restart.reason,
+            text=f"{sensor}: {restart}",
+            edges=by_edges,
+            history=by_history,
+            health=health,
+        )
     best = by_edges or by_history
     if by_edges is not None and by_history is not None and by_history.sampling_joules < by_edges.sampling_joules:
         best = by_history
@@ -285,7 +295,7 @@ def _measure(
         power_floor_watts=known.range_watts[0],
         power_cap_watts=known.range_watts[1],
     )
-    return Measured(best, "", "", by_edges, by_history, health)
+    return Measured(energy=best, reason="", text="", edges=by_edges, history=by_history, health=health)
 
 
 def _why_not(

@@ -97,7 +97,16 @@ def basis_lines(view: LayerView) -> list[str]:
 
 def render_table(view: LayerView, smallest: float = SMALLEST_SHARE, *, width: int = DEFAULT_WIDTH) -> str:
     """For people: one line per operator, in the order in which they ran, small ones together."""
-    total = Row("total", "", view.seconds, 1.0, view.macs, 1.0 if view.macs else None, _energy(view), 0)
+    total = Row(
+        name="total",
+        op="",
+        seconds=view.seconds,
+        share=1.0,
+        macs=view.macs,
+        macs_share=1.0 if view.macs else None,
+        joules=None if view.basis is None else view.basis.joules_per_inference,
+        operators=0,
+    )
     rows = [*group_small(view, smallest), view.between, total]
     lines = paragraphs([title(view), *basis_lines(view), *loud_lines(view)], width)
     lines += ["", *Table(_text_columns(view, rows[:-1]), rows).lines(width)]
@@ -105,10 +114,6 @@ def render_table(view: LayerView, smallest: float = SMALLEST_SHARE, *, width: in
         ["Times, MACs and energies are per inference.", *(f"note: {note}" for note in view.notes)], width
     )
     return "\n".join(lines) + "\n"
-
-
-def _energy(view: LayerView) -> float | None:
-    return None if view.basis is None else view.basis.joules_per_inference
 
 
 def _text_columns(view: LayerView, rows: list[Row]) -> list[Column[Row]]:

@@ -67,7 +67,7 @@ REASONS: Final[Mapping[str, str]] = {
 """Every reason code with its meaning, for documents and tests."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One thing the audit found."""
 
@@ -102,59 +102,61 @@ def _sensor_findings(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorI
     if item.energy is None:
         # Nodes and parts stand beside the result, which loses nothing without them.
         severity: Severity = "error" if sensor.scope == "device" else "warning"
-        yield Finding(severity, item.reason, item.text, {"sensor": str(sensor)}, index)
+        yield Finding(
+            severity=severity, reason=item.reason, text=item.text, evidence={"sensor": str(sensor)}, window=index
+        )
     by_edges, by_history = item.edges, item.history
     if by_edges is not None and by_history is not None:
         apart = max(by_edges.lower_joules - by_history.upper_joules, by_history.lower_joules - by_edges.upper_joules)
         # A double holds a counter of 1e9 J to 1e-7 J.
         if apart > 1e-6:
             yield Finding(
-                "error",
-                "edge_history_disagreement",
-                f"{sensor}: {by_edges.joules:.6g} J by edges, but the history allows only "
+                severity="error",
+                reason="edge_history_disagreement",
+                text=f"{sensor}: {by_edges.joules:.6g} J by edges, but the history allows only "
                 f"{by_history.lower_joules:.6g} to {by_history.upper_joules:.6g} J",
-                {
+                evidence={
                     "sensor": str(sensor),
                     "edges_joules": by_edges.joules,
                     "history_lower_joules": by_history.lower_joules,
                     "history_upper_joules": by_history.upper_joules,
                 },
-                index,
+                window=index,
             )
     refresh_s = run.sensors[sensor].refresh_s
     if item.energy is not None and refresh_s is not None and span.duration_s < FEW_REFRESHES * refresh_s:
         yield Finding(
-            "warning",
-            "below_refresh",
-            f"{sensor}: the window of {span.duration_s:.3g} s holds fewer than {FEW_REFRESHES} refresh periods "
+            severity="warning",
+            reason="below_refresh",
+            text=f"{sensor}: the window of {span.duration_s:.3g} s holds fewer than {FEW_REFRESHES} refresh periods "
             f"of {refresh_s:.3g} s",
-            {"sensor": str(sensor), "duration_s": span.duration_s, "refresh_s": refresh_s},
-            index,
+            evidence={"sensor": str(sensor), "duration_s": span.duration_s, "refresh_s": refresh_s},
+            window=index,
         )
     health = item.health
     if health.wraps:
         yield Finding(
-            "info",
-            "wraps_seen",
-            f"{sensor}: the counter went round {health.wraps:.0f} times and was carried on",
-            {"sensor": str(sensor), "wraps": health.wraps},
-            index,
+            severity="info",
+            reason="wraps_seen",
+            text=f"{sensor}: the counter went round {health.wraps:.0f} times and was carried on",
+            evidence={"sensor": str(sensor), "wraps": health.wraps},
+            window=index,
         )
     if health.rejected:
         yield Finding(
-            "warning",
-            "rejected_readings",
-            f"{sensor}: {health.rejected:.0f} readings outside physical bounds were left out",
-            {"sensor": str(sensor), "readings": health.rejected},
-            index,
+            severity="warning",
+            reason="rejected_readings",
+            text=f"{sensor}: {health.rejected:.0f} readings outside physical bounds were left out",
+            evidence={"sensor": str(sensor), "readings": health.rejected},
+            window=index,
         )
     if health.unmeasured_s and health.unmeasured_s <= LARGEST_UNMEASURED * span.duration_s:
         yield Finding(
-            "warning",
-            "unmeasured_time",
-            f"{sensor}: the counter missed {health.unmeasured_s:.3g} s of {span.duration_s:.3g} s",
-            {"sensor": str(sensor), "unmeasured_s": health.unmeasured_s},
-            index,
+            severity="warning",
+            reason="unmeasured_time",
+            text=f"{sensor}: the counter missed {health.unmeasured_s:.3g} s of {span.duration_s:.3g} s",
+            evidence={"sensor": str(sensor), "unmeasured_s": health.unmeasured_s},
+            window=index,
         )
     if measured.window.kind == "measure":
         counter = run.history.counters.get(sensor)
@@ -179,11 +181,11 @@ def _steady(counter: Series, measured: MeasuredWindow, sensor: SensorId) -> Iter
     mean = (watts[0] + watts[1]) / 2
     if mean > 0 and abs(watts[1] - watts[0]) > STEADY_TOLERANCE * mean:
         yield Finding(
-            "warning",
-            "power_not_steady",
-            f"{sensor}: {watts[0]:.4g} W in the first half of the window, {watts[1]:.4g} W in the second",
-            {"sensor": str(sensor), "first_watts": watts[0], "second_watts": watts[1]},
-            measured.window.index,
+            severity="warning",
+            reason="power_not_steady",
+            text=f"{sensor}: {watts[0]:.4g} W in the first half of the window, {watts[1]:.4g} W in the second",
+            evidence={"sensor": str(sensor), "first_watts": watts[0], "second_watts": watts[1]},
+            window=measured.window.index,
         )
 
 
@@ -198,16 +200,16 @@ def _parts(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
             continue
         if item.energy.lower_joules > whole[1].energy.upper_joules:
             yield Finding(
-                "error",
-                "core_exceeds_package",
-                f"{sensor}: at least {item.energy.lower_joules:.6g} J, more than the "
+                severity="error",
+                reason="core_exceeds_package",
+                text=f"{sensor}: at least {item.energy.lower_joules:.6g} J, more than the "
                 f"{whole[1].energy.upper_joules:.6g} J that {whole[0].domain} can have used",
-                {
+                evidence={
                     "sensor": str(sensor),
                     "part_joules": item.energy.joules,
                     "device_joules": whole[1].energy.joules,
                 },
-                measured.window.index,
+                window=measured.window.index,
             )
 
 
@@ -228,11 +230,11 @@ def _node(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
         )
         if lower > item.energy.upper_joules * slack:
             yield Finding(
-                "warning",
-                "devices_exceed_node",
-                f"{sensor}: {item.energy.joules:.6g} J, less than the {lower:.6g} J of its devices",
-                {"sensor": str(sensor), "node_joules": item.energy.joules, "devices_lower_joules": lower},
-                measured.window.index,
+                severity="warning",
+                reason="devices_exceed_node",
+                text=f"{sensor}: {item.energy.joules:.6g} J, less than the {lower:.6g} J of its devices",
+                evidence={"sensor": str(sensor), "node_joules": item.energy.joules, "devices_lower_joules": lower},
+                window=measured.window.index,
             )
 
 
@@ -243,12 +245,12 @@ def _clocks(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
             continue
         what = "though both run on one machine" if same_clock(exporter, run.record) else "taken into account"
         yield Finding(
-            "warning",
-            "clock_skew",
-            f"{exporter}: its clock differs from the harness's by {offset.lower_s:.4g} to {offset.upper_s:.4g} s, "
+            severity="warning",
+            reason="clock_skew",
+            text=f"{exporter}: its clock differs from the harness's by {offset.lower_s:.4g} to {offset.upper_s:.4g} s, "
             f"{what}",
-            {"exporter": exporter, "lower_s": offset.lower_s, "upper_s": offset.upper_s},
-            measured.window.index,
+            evidence={"exporter": exporter, "lower_s": offset.lower_s, "upper_s": offset.upper_s},
+            window=measured.window.index,
         )
 
 
@@ -263,7 +265,9 @@ _FLAG_TEXTS: Final[Mapping[str, str]] = {
 def _flags(measured: MeasuredWindow) -> Iterator[Finding]:
     for flag in measured.window.flags:
         if flag in _FLAG_TEXTS:
-            yield Finding("warning", flag, _FLAG_TEXTS[flag], {}, measured.window.index)
+            yield Finding(
+                severity="warning", reason=flag, text=_FLAG_TEXTS[flag], evidence={}, window=measured.window.index
+            )
 
 
 def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
@@ -275,7 +279,9 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
     """
     record = run.record
     if not run.sensors:
-        yield Finding("error", "no_sensors", "the run has no energy sensor: nothing but times can be told")
+        yield Finding(
+            severity="error", reason="no_sensors", text="the run has no energy sensor: nothing but times can be told"
+        )
     methods: dict[str, list[str]] = {}
     for sensor, item in run.sensors.items():
         methods.setdefault(item.method, []).append(str(sensor))
@@ -287,22 +293,26 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
         if method in methods:
             names = methods[method]
             shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            yield Finding("warning", reason, f"{sentence}: {shown}", {"sensors": len(names)})
+            yield Finding(
+                severity="warning", reason=reason, text=f"{sentence}: {shown}", evidence={"sensors": len(names)}
+            )
     if with_history:
         seen = {sensor.exporter for sensor in run.history.counters}
         for exporter in sorted({item.name for item in record.header.exporters} - seen):
             yield Finding(
-                "warning",
-                "exporter_missing",
-                f"{exporter}: {run.history.source} has no samples of it around the run",
-                {"exporter": exporter},
+                severity="warning",
+                reason="exporter_missing",
+                text=f"{exporter}: {run.history.source} has no samples of it around the run",
+                evidence={"exporter": exporter},
             )
         yield from _gaps(run)
     if record.end is None:
-        yield Finding("warning", "interrupted", "the run has no end: it was killed, or goes on still")
+        yield Finding(
+            severity="warning", reason="interrupted", text="the run has no end: it was killed, or goes on still"
+        )
     elif record.end.status != "complete":
         text = f": {record.end.text}" if record.end.text else ""
-        yield Finding("warning", "interrupted", f"the run ended as {record.end.status}{text}")
+        yield Finding(severity="warning", reason="interrupted", text=f"the run ended as {record.end.status}{text}")
 
 
 def _gaps(run: MeasuredRun) -> Iterator[Finding]:
@@ -321,29 +331,33 @@ def _gaps(run: MeasuredRun) -> Iterator[Finding]:
                 if span.start_s <= left_s and right_s <= span.end_s and key not in told:
                     told.add(key)
                     yield Finding(
-                        "info",
-                        "sample_gap",
-                        f"{sensor.exporter}: no sample for {right_s - left_s:.3g} s inside the window; "
+                        severity="info",
+                        reason="sample_gap",
+                        text=f"{sensor.exporter}: no sample for {right_s - left_s:.3g} s inside the window; "
                         "its counters went on",
-                        {"exporter": sensor.exporter, "gap_s": right_s - left_s},
-                        measured.window.index,
+                        evidence={"exporter": sensor.exporter, "gap_s": right_s - left_s},
+                        window=measured.window.index,
                     )
 
 
 def audit_repeats(name: str, values: Sequence[float]) -> Iterator[Finding]:
     """Whether the rounds of one group agree; ``values`` are joules per inference, one per round."""
     if len(values) == 1:
-        yield Finding("info", "single_repeat", f"{name}: one round only, so nothing is known of repeatability")
+        yield Finding(
+            severity="info",
+            reason="single_repeat",
+            text=f"{name}: one round only, so nothing is known of repeatability",
+        )
     if len(values) < 2:
         return
     mean = sum(values) / len(values)
     spread = (max(values) - min(values)) / abs(mean) if mean else 0.0
     if spread > SPREAD_TOLERANCE:
         yield Finding(
-            "warning",
-            "repeats_apart",
-            f"{name}: the rounds spread over {100 * spread:.3g} % of their mean",
-            {"spread": spread, "rounds": len(values)},
+            severity="warning",
+            reason="repeats_apart",
+            text=f"{name}: the rounds spread over {100 * spread:.3g} % of their mean",
+            evidence={"spread": spread, "rounds": len(values)},
         )
 
 
@@ -354,8 +368,8 @@ def audit_idle(component: str, watts: Sequence[float]) -> Iterator[Finding]:
     mean = sum(watts) / len(watts)
     if mean > 0 and abs(watts[-1] - watts[0]) > IDLE_TOLERANCE * mean:
         yield Finding(
-            "warning",
-            "idle_drift",
-            f"{component}: idle power went from {watts[0]:.4g} W to {watts[-1]:.4g} W over the run",
-            {"component": component, "first_watts": watts[0], "last_watts": watts[-1]},
+            severity="warning",
+            reason="idle_drift",
+            text=f"{component}: idle power went from {watts[0]:.4g} W to {watts[-1]:.4g} W over the run",
+            evidence={"component": component, "first_watts": watts[0], "last_watts": watts[-1]},
         )

@@ -64,7 +64,7 @@ _LOOPBACK: Final = ("127.", "localhost", "[::1]")
 _LATENCIES: Final = ("p50", "p99")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
     """One quantity of one configuration at one batch size."""
 
@@ -89,7 +89,7 @@ class Measure:
         return self.kind, self.name, self.basis
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """An analysed run, read from the document of ``joulewatch analyze --format json``."""
 
@@ -123,7 +123,7 @@ class Side:
         return tuple(sorted(self.run.groups[self.configuration]))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One quantity of B against the same of A, at one batch size."""
 
@@ -147,7 +147,7 @@ class Row:
     """Rounds whose differences tell the scatter; 0: the rounds of A and of B count as independent."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """B against A at every batch size that both have."""
 
@@ -193,7 +193,7 @@ def read_document(document: Any, where: str) -> Run:
         provenance = run["provenance"]
         cpu = provenance.get("cpu")
         model = provenance.get("hardware") or (cpu.get("model", "") if isinstance(cpu, Mapping) else "")
-        return Run(str(run["id"]), str(model), document, groups)
+        return Run(id=str(run["id"]), hardware=str(model), document=document, groups=groups)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(f"{where}: is a broken result: {type(error).__name__}: {error}") from error
 
@@ -207,7 +207,16 @@ def measures(side: Side, batch_size: int) -> dict[tuple[Kind, str, str], Measure
     group = side.run.groups[side.configuration][batch_size]
     try:
         found = list(_energies(side.run, group))
-        found.append(Measure("throughput", "throughput", "", "1/s", _estimate(group["throughput"]), run=side.run.id))
+        found.append(
+            Measure(
+                kind="throughput",
+                name="throughput",
+                basis="",
+                unit="1/s",
+                estimate=_estimate(group["throughput"]),
+                run=side.run.id,
+            )
+        )
         found += _latencies(side.run, group)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecordError(
@@ -228,16 +237,16 @@ def _energies(run: Run, group: Mapping[str, Any]) -> Iterable[Measure]:
             missing = item["missing"] or ("no idle window to subtract" if basis == NET else "no number")
             estimate = _estimate(item[basis])
             yield Measure(
-                "energy",
-                name,
-                basis,
-                "J",
-                estimate,
-                "" if estimate is not None else missing,
-                frozenset(_sensor_name(run, sensor) for sensor in item["sensors"]),
-                frozenset(item["methods"]),
-                (run.id, tuple(idle["windows"])) if idle is not None and basis == NET else ("", ()),
-                run.id,
+                kind="energy",
+                name=name,
+                basis=basis,
+                unit="J",
+                estimate=estimate,
+                missing="" if estimate is not None else missing,
+                sensors=frozenset(_sensor_name(run, sensor) for sensor in item["sensors"]),
+                methods=frozenset(item["methods"]),
+                idle=(run.id, tuple(idle["windows"])) if idle is not None and basis == NET else ("", ()),
+                run=run.id,
             )
 
 
@@ -249,10 +258,27 @@ def _latencies(run: Run, group: Mapping[str, Any]) -> Iterable[Measure]:
             standard = latency.get(f"{name}_standard_uncertainty_s")
             lines: tuple[BudgetLine, ...] = ()
             if standard is not None and rounds > 1:
-                lines = (BudgetLine(REPEATS, "A", float(standard), rounds - 1, False, f"scatter of {rounds} rounds"),)
+                lines = (
+                    BudgetLine(
+                        name=REPEATS,
+                        kind="A",
+                        standard=float(standard),
+                        dof=rounds - 1,
+                        systematic=False,
+                        text=f"scatter of {rounds} rounds",
+                    ),
+                )
             by_round = _rounds(latency.get("rounds", {}).get(f"{name}_s", {}))
             estimate = replace(_combined(float(latency[f"{name}_s"]), lines), rounds=by_round)
-        yield Measure("latency", name, "", "s", estimate, "" if estimate is not None else "no latency", run=run.id)
+        yield Measure(
+            kind="latency",
+            name=name,
+            basis="",
+            unit="s",
+            estimate=estimate,
+            missing="" if estimate is not None else "no latency",
+            run=run.id,
+        )
 
 
 def _rounds(data: Mapping[str, Any]) -> dict[int, float]:
@@ -265,24 +291,24 @@ def _estimate(data: Mapping[str, Any] | None) -> Estimate | None:
         return None
     lines = tuple(
         BudgetLine(
-            item["name"],
-            item["type"],
-            float(item["standard_uncertainty"]),
-            math.inf if item["degrees_of_freedom"] is None else float(item["degrees_of_freedom"]),
-            bool(item["systematic"]),
-            item["text"],
+            name=item["name"],
+            kind=item["type"],
+            standard=float(item["standard_uncertainty"]),
+            dof=math.inf if item["degrees_of_freedom"] is None else float(item["degrees_of_freedom"]),
+            systematic=bool(item["systematic"]),
+            text=item["text"],
         )
         for item in data["budget"]
     )
     dof = data["degrees_of_freedom"]
     return Estimate(
-        float(data["value"]),
-        float(data["standard_uncertainty"]),
-        float(data["expanded_uncertainty"]),
-        float(data["coverage_factor"]),
-        math.inf if dof is None else float(dof),
-        lines,
-        _rounds(data.get("rounds", {})),
+        value=float(data["value"]),
+        standard=float(data["standard_uncertainty"]),
+        expanded=float(data["expanded_uncertainty"]),
+        factor=float(data["coverage_factor"]),
+        dof=math.inf if dof is None else float(dof),
+        budget=lines,
+        rounds=_rounds(data.get("rounds", {})),
     )
 
 
@@ -397,7 +423,7 @@ def compare(pairs: Sequence[tuple[Side, Side]], *, mixed: bool = False, cancel: 
             rows += [
                 compare_measures(size, first.get(key), second.get(key), cancel=cancel) for key in _keys(first, second)
             ]
-        done.append(Pair(a, b, tuple(rows), tuple(notes)))
+        done.append(Pair(a=a, b=b, rows=tuple(rows), notes=tuple(notes)))
     return Comparison(tuple(done), frozenset(methods), tuple(_common_notes(done, cancel=cancel)))
 
 
@@ -406,14 +432,25 @@ def compare_measures(batch_size: int, a: Measure | None, b: Measure | None, *, c
     item = a or b
     assert item is not None
     first, second = (None if one is None else one.estimate for one in (a, b))
-    values = (batch_size, item.kind, item.name, item.basis, item.unit, first, second)
+    row = Row(
+        batch_size=batch_size,
+        kind=item.kind,
+        name=item.name,
+        basis=item.basis,
+        unit=item.unit,
+        a=first,
+        b=second,
+        difference=None,
+        percent=None,
+        verdict="missing",
+    )
     if a is None or b is None or first is None or second is None:
         why = [
             f"{name}: {'is not measured there' if one is None else one.missing}"
             for name, one in (("A", a), ("B", b))
             if one is None or one.estimate is None
         ]
-        return Row(*values, None, None, "missing", "; ".join(why))
+        return replace(row, text="; ".join(why))
     shared = _shared(a, b) if cancel else (lambda _: False)
     paired = _paired_rounds(a, b)
     difference = _difference(first, second, shared, 1.0, 1.0, paired)
@@ -425,12 +462,13 @@ def compare_measures(batch_size: int, a: Measure | None, b: Measure | None, *, c
         percent = _with_value(percent, scale * (second.value - first.value))
     both = {line.name for line in first.budget} & {line.name for line in second.budget}
     cancelled = tuple(sorted(name for name in both if shared(name)))
+    row = replace(row, difference=difference, percent=percent, cancelled=cancelled, paired_rounds=len(paired))
     if not all(any(line.name == REPEATS for line in one.budget) for one in (first, second)):
         text = "fewer than two rounds: nothing is known of the scatter"
-        return Row(*values, difference, percent, "undecided", text, cancelled, len(paired))
+        return replace(row, verdict="undecided", text=text)
     apart = all(abs(one.value) > one.expanded for one in (difference, percent) if one is not None)
     verdict: Verdict = SIGNIFICANT if apart else "no significant difference"
-    return Row(*values, difference, percent, verdict, "", cancelled, len(paired))
+    return replace(row, verdict=verdict)
 
 
 def _paired_rounds(a: Measure, b: Measure) -> tuple[int, ...]:
@@ -466,7 +504,11 @@ def _difference(
     if paired:
         scatter = standard_error([weight_b * b.rounds[number] - weight_a * a.rounds[number] for number in paired])
         text = f"scatter of the differences in {len(paired)} rounds"
-        lines.append(BudgetLine(f"{REPEATS}, paired", "A", scatter, len(paired) - 1, False, text))
+        lines.append(
+            BudgetLine(
+                name=f"{REPEATS}, paired", kind="A", standard=scatter, dof=len(paired) - 1, systematic=False, text=text
+            )
+        )
     other = {line.name: line for line in b.budget if shared(line.name)}
     for line in a.budget:
         if paired and line.name == REPEATS:
@@ -479,7 +521,16 @@ def _difference(
         signs = [math.copysign(1.0, one.value) if line.name.startswith(ACCURACY) else 1.0 for one in (a, b)]
         left = abs(signs[1] * partner.standard * weight_b - signs[0] * line.standard * weight_a)
         dof = min(line.dof, partner.dof)
-        lines.append(BudgetLine(f"{line.name}, A and B", line.kind, left, dof, True, "one error in both: what is left"))
+        lines.append(
+            BudgetLine(
+                name=f"{line.name}, A and B",
+                kind=line.kind,
+                standard=left,
+                dof=dof,
+                systematic=True,
+                text="one error in both: what is left",
+            )
+        )
     lines += [
         _weighted(line, "B", weight_b)
         for line in b.budget
@@ -490,7 +541,12 @@ def _difference(
 
 def _weighted(line: BudgetLine, side: str, weight: float) -> BudgetLine:
     return BudgetLine(
-        f"{line.name}, {side}", line.kind, abs(weight) * line.standard, line.dof, line.systematic, line.text
+        name=f"{line.name}, {side}",
+        kind=line.kind,
+        standard=abs(weight) * line.standard,
+        dof=line.dof,
+        systematic=line.systematic,
+        text=line.text,
     )
 
 
@@ -498,14 +554,35 @@ def _combined(value: float, lines: Sequence[BudgetLine]) -> Estimate:
     items = [(line.standard, line.dof) for line in lines]
     standard = math.sqrt(math.fsum(u * u for u, _ in items))
     if standard == 0:
-        return Estimate(value, 0.0, 0.0, coverage_factor([(1.0, math.inf)]), math.inf, tuple(lines))
+        return Estimate(
+            value=value,
+            standard=0.0,
+            expanded=0.0,
+            factor=coverage_factor([(1.0, math.inf)]),
+            dof=math.inf,
+            budget=tuple(lines),
+        )
     largest = max((line.standard for line in lines if line.name.startswith(ACCURACY)), default=0.0)
     factor = coverage_factor(items, largest)
-    return Estimate(value, standard, factor * standard, factor, effective_dof(items), tuple(lines))
+    return Estimate(
+        value=value,
+        standard=standard,
+        expanded=factor * standard,
+        factor=factor,
+        dof=effective_dof(items),
+        budget=tuple(lines),
+    )
 
 
 def _with_value(estimate: Estimate, value: float) -> Estimate:
-    return Estimate(value, estimate.standard, estimate.expanded, estimate.factor, estimate.dof, estimate.budget)
+    return Estimate(
+        value=value,
+        standard=estimate.standard,
+        expanded=estimate.expanded,
+        factor=estimate.factor,
+        dof=estimate.dof,
+        budget=estimate.budget,
+    )
 
 
 def _keys(*found: Mapping[tuple[Kind, str, str], Measure]) -> list[tuple[Kind, str, str]]:

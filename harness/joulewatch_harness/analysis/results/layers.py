@@ -25,7 +25,7 @@ _OVERHEAD: Final = 0.25
 _EXPLAINED: Final = 0.8
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Basis:
     """Measured windows of one configuration at one batch size: where the energy comes from."""
 
@@ -45,7 +45,7 @@ class Basis:
         return self.joules_per_inference / self.seconds_per_inference
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """An operator, or several that are shown as one; per inference."""
 
@@ -61,7 +61,7 @@ class Row:
     operators: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerView:
     """A network's operators with their time, work and estimated energy."""
 
@@ -156,13 +156,35 @@ def layer_view(
         macs = None if item.macs is None else item.macs // trace.batch_size
         macs_share = item.macs / total_macs if item.macs is not None and total_macs else None
         rows.append(
-            Row(item.name, item.op, item.time_ns * 1e-9 / inferences, share, macs, macs_share, joules(share))
-        )  # fmt: skip
+            Row(
+                name=item.name,
+                op=item.op,
+                seconds=item.time_ns * 1e-9 / inferences,
+                share=share,
+                macs=macs,
+                macs_share=macs_share,
+                joules=joules(share),
+            )
+        )
     rest_ns = whole_ns - covered_ns
     share = rest_ns / whole_ns
-    between = Row(BETWEEN, "", rest_ns * 1e-9 / inferences, share, 0, 0.0, joules(share), 0)
+    between = Row(
+        name=BETWEEN,
+        op="",
+        seconds=rest_ns * 1e-9 / inferences,
+        share=share,
+        macs=0,
+        macs_share=0.0,
+        joules=joules(share),
+        operators=0,
+    )
     return LayerView(
-        about, trace, tuple(rows), between, basis, (*notes, *_notes(trace, known, covered_ns / whole_ns, basis))
+        about=about,
+        trace=trace,
+        rows=tuple(rows),
+        between=between,
+        basis=basis,
+        notes=(*notes, *_notes(trace, known, covered_ns / whole_ns, basis)),
     )
 
 

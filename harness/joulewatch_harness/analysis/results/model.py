@@ -22,7 +22,7 @@ OTHER_PHASE: Final = "other"
 IdleBasis = Literal["loaded", "unloaded", "none"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetLine:
     """One line of the budget of a mean."""
 
@@ -36,7 +36,7 @@ class BudgetLine:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
     """A value with its uncertainty."""
 
@@ -60,19 +60,26 @@ class Estimate:
         """
         scale = 1 / self.value**2
         return Estimate(
-            1 / self.value,
-            self.standard * scale,
-            self.expanded * scale,
-            self.factor,
-            self.dof,
-            tuple(
-                BudgetLine(item.name, item.kind, item.standard * scale, item.dof, item.systematic, item.text)
+            value=1 / self.value,
+            standard=self.standard * scale,
+            expanded=self.expanded * scale,
+            factor=self.factor,
+            dof=self.dof,
+            budget=tuple(
+                BudgetLine(
+                    name=item.name,
+                    kind=item.kind,
+                    standard=item.standard * scale,
+                    dof=item.dof,
+                    systematic=item.systematic,
+                    text=item.text,
+                )
                 for item in self.budget
             ),
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IdlePower:
     """Power of some sensors while nothing ran."""
 
@@ -85,7 +92,7 @@ class IdlePower:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyResult:
     """Energy per inference of one component, of all devices, of one node sensor or of one kind of part."""
 
@@ -109,7 +116,7 @@ class EnergyResult:
         return self.gross.inverse if self.gross is not None and self.gross.value > 0 else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LatencySummary:
     """Latency of a batch in seconds: means over the windows of each window's percentile."""
 
@@ -123,7 +130,7 @@ class LatencySummary:
     """Percentile -> round -> its own value."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CountResult:
     """Another unit of work than the inference, such as ``output_tokens``, and what one of it costs."""
 
@@ -152,7 +159,7 @@ class PhaseShare:
     per_batch_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetupEnergy:
     """Energy of one span of setting up: of a component, of all devices, of a node sensor."""
 
@@ -164,7 +171,7 @@ class SetupEnergy:
     sources: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetupResult:
     """Loading, or preparing a batch size for the first time; its time and energy are in no other result."""
 
@@ -193,7 +200,7 @@ class LeftOut:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GroupResult:
     """One configuration at one batch size: one line of the table, one point of the figure."""
 
@@ -219,7 +226,7 @@ class GroupResult:
     """Shares of the time; of the windows themselves, or of a pass of their own."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """A run, analysed."""
 

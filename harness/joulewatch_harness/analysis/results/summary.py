@@ -121,12 +121,12 @@ class _Analysis:
             dof = effective_dof([(between, len(watts) - 1), (within, math.inf)])
         plural = "s" if len(found) > 1 else ""
         return IdlePower(
-            mean(watts),
-            standard,
-            dof,
-            basis,
-            tuple(item.window.index for item, _ in found),
-            f"{len(found)} idle window{plural} {text}",
+            watts=mean(watts),
+            standard_watts=standard,
+            dof=dof,
+            basis=basis,
+            windows=tuple(item.window.index for item, _ in found),
+            text=f"{len(found)} idle window{plural} {text}",
         )
 
     def energy(
@@ -135,25 +135,43 @@ class _Analysis:
         """Joules per inference of some disjoint sensors over the windows of one group."""
         methods = tuple(sorted({self.sensors[sensor].method for sensor in sensors}))
         if not sensors:
-            return EnergyResult(name, None, None, None, "no sensor", (), (), (), ())
+            return EnergyResult(
+                name=name,
+                gross=None,
+                net=None,
+                idle=None,
+                missing="no sensor",
+                windows=(),
+                sensors=(),
+                methods=(),
+                sources=(),
+            )
         found, missing = self.gather(sensors, windows)
         if not found:
             return EnergyResult(
-                name, None, None, None, _missing_text(missing, len(windows)), (), tuple(sensors), methods, ()
+                name=name,
+                gross=None,
+                net=None,
+                idle=None,
+                missing=_missing_text(missing, len(windows)),
+                windows=(),
+                sensors=tuple(sensors),
+                methods=methods,
+                sources=(),
             )
         idle = self.idle_power(sensors, configuration)
         gross = self._per_inference(found, None)
         net = self._per_inference(found, idle) if idle is not None else None
         return EnergyResult(
-            name,
-            gross,
-            net,
-            idle,
-            "",
-            tuple(item.window.index for item, _ in found),
-            tuple(sensors),
-            methods,
-            tuple(sorted({source for _, energy in found for source in energy.sources})),
+            name=name,
+            gross=gross,
+            net=net,
+            idle=idle,
+            missing="",
+            windows=tuple(item.window.index for item, _ in found),
+            sensors=tuple(sensors),
+            methods=methods,
+            sources=tuple(sorted({source for _, energy in found for source in energy.sources})),
         )
 
     def counts(
@@ -172,12 +190,12 @@ class _Analysis:
             count = math.fsum(item.window.counts[name] for item in windows)
             results.append(
                 CountResult(
-                    name,
-                    count,
-                    count / sum(item.window.inferences for item in windows),
-                    combine_mean(rates, {}, {}),
-                    self._per_inference(found, None, name) if found else None,
-                    self._per_inference(found, idle, name) if found and idle is not None else None,
+                    name=name,
+                    count=count,
+                    per_inference=count / sum(item.window.inferences for item in windows),
+                    rate=combine_mean(rates, {}, {}),
+                    gross=self._per_inference(found, None, name) if found else None,
+                    net=self._per_inference(found, idle, name) if found and idle is not None else None,
                 )
             )
         return tuple(results)
@@ -209,12 +227,12 @@ class _Analysis:
         if idle is not None:
             extra.append(
                 BudgetLine(
-                    "idle baseline",
-                    "B" if math.isinf(idle.dof) else "A",
-                    idle.standard_watts * mean(seconds),
-                    idle.dof,
-                    True,
-                    f"{idle.watts:.4g} W ± {idle.standard_watts:.2g} W (standard), {idle.text}",
+                    name="idle baseline",
+                    kind="B" if math.isinf(idle.dof) else "A",
+                    standard=idle.standard_watts * mean(seconds),
+                    dof=idle.dof,
+                    systematic=True,
+                    text=f"{idle.watts:.4g} W ± {idle.standard_watts:.2g} W (standard), {idle.text}",
                 )
             )
         return combine_mean(
@@ -228,28 +246,34 @@ class _Analysis:
         def energy(name: str, sensors: Sequence[SensorId]) -> SetupEnergy:
             methods = tuple(sorted({self.sensors[sensor].method for sensor in sensors}))
             if not sensors:
-                return SetupEnergy(name, None, "no sensor", (), ())
+                return SetupEnergy(name=name, gross=None, missing="no sensor", methods=(), sources=())
             found, missing = self.gather(sensors, [measured])
             if not found:
-                return SetupEnergy(name, None, f"{missing[0].text} [{missing[0].reason}]", methods, ())
+                return SetupEnergy(
+                    name=name,
+                    gross=None,
+                    missing=f"{missing[0].text} [{missing[0].reason}]",
+                    methods=methods,
+                    sources=(),
+                )
             ((_, one),) = found
             joules = combine_mean({0: [(one.joules, one.random)]}, one.systematic, one.texts)
-            return SetupEnergy(name, joules, "", methods, tuple(sorted(one.sources)))
+            return SetupEnergy(name=name, gross=joules, missing="", methods=methods, sources=tuple(sorted(one.sources)))
 
         window = measured.window
         return SetupResult(
-            window.configuration,
-            window.phase,
-            window.batch_size,
-            window.duration_s,
-            window.index,
-            tuple(
+            configuration=window.configuration,
+            phase=window.phase,
+            batch_size=window.batch_size,
+            duration_s=window.duration_s,
+            window=window.index,
+            components=tuple(
                 energy(component, [sensor for sensor in devices if sensor.component == component])
                 for component in _ordered({sensor.component for sensor in devices})
             ),
-            energy(TOTAL, devices),
-            tuple(energy(str(sensor), [sensor]) for sensor in self.sensors if sensor.scope == "node"),
-            window.details,
+            total=energy(TOTAL, devices),
+            nodes=tuple(energy(str(sensor), [sensor]) for sensor in self.sensors if sensor.scope == "node"),
+            details=window.details,
         )
 
     def group(
@@ -306,21 +330,21 @@ class _Analysis:
         findings = list(audit.audit_repeats(name, self._round_means(total, used)))
         return (
             GroupResult(
-                configuration,
-                batch_size,
-                tuple(item.window.index for item in used),
-                tuple(left_out),
-                len({item.window.repeat for item in used}),
-                sum(item.window.inferences for item in used),
-                math.fsum(item.window.duration_s for item in used),
-                throughput,
-                _latency(used),
-                components,
-                total,
-                nodes,
-                parts,
-                self.counts(devices, used, configuration.name),
-                phase_shares([item.window for item in used]) or phase_shares(passes),
+                configuration=configuration,
+                batch_size=batch_size,
+                windows=tuple(item.window.index for item in used),
+                left_out=tuple(left_out),
+                rounds=len({item.window.repeat for item in used}),
+                inferences=sum(item.window.inferences for item in used),
+                duration_s=math.fsum(item.window.duration_s for item in used),
+                throughput=throughput,
+                latency=_latency(used),
+                components=components,
+                total=total,
+                nodes=nodes,
+                parts=parts,
+                counts=self.counts(devices, used, configuration.name),
+                phases=phase_shares([item.window for item in used]) or phase_shares(passes),
             ),
             findings,
         )
@@ -380,12 +404,12 @@ def _latency(windows: Sequence[MeasuredWindow]) -> LatencySummary | None:
     }
     standard_s = {name: standard_error(list(values.values())) for name, values in rounds_s.items()}
     return LatencySummary(
-        mean([item.p50_s for item in found]),
-        mean([item.p90_s for item in found]),
-        mean([item.p99_s for item in found]),
-        max(item.max_s for item in found),
-        standard_s if len(rounds) > 1 else {},
-        rounds_s,
+        p50_s=mean([item.p50_s for item in found]),
+        p90_s=mean([item.p90_s for item in found]),
+        p99_s=mean([item.p99_s for item in found]),
+        max_s=max(item.max_s for item in found),
+        standard_s=standard_s if len(rounds) > 1 else {},
+        rounds_s=rounds_s,
     )
 
 
@@ -420,17 +444,17 @@ def analyze_run(
     say = progress or (lambda _: None)
     # The exporters of the run; of a foreign record that names none, all that the source has.
     exporters = record.header.exporters or None
-    history = History("")
+    history = History(source="")
     if source is not None:
         say(f"reading samples from {source.describe()}")
         history = source.history(run_spans(record), exporters)
     say("integrating")
     kept = RunRecord(
-        record.header,
-        record.configurations,
-        tuple(window for window in record.windows if window.kind in MEASURED_KINDS),
-        record.notes,
-        record.end,
+        header=record.header,
+        configurations=record.configurations,
+        windows=tuple(window for window in record.windows if window.kind in MEASURED_KINDS),
+        notes=record.notes,
+        end=record.end,
     )
     run = measure_run(kept, history)
     analysis = _Analysis(run)
@@ -451,7 +475,7 @@ def analyze_run(
     for name, batch_size in sorted(
         groups, key=lambda key: (order.index(key[0]) if key[0] in order else len(order), key)
     ):
-        configuration = known.get(name) or Configuration(name, name, "", "")
+        configuration = known.get(name) or Configuration(name=name, network=name, runtime="", precision="")
         result, found = analysis.group(
             configuration, batch_size, groups[name, batch_size], passes.get((name, batch_size), ())
         )
@@ -469,12 +493,22 @@ def analyze_run(
         findings += audit.audit_idle(name, [energy.joules / item.span.duration_s for item, energy in counted])
     if devices and TOTAL not in idle and results:
         findings.append(
-            Finding("info", "no_idle", "no idle window has a number for all devices: there is no net energy")
+            Finding(
+                severity="info",
+                reason="no_idle",
+                text="no idle window has a number for all devices: there is no net energy",
+            )
         )
     findings += audit.audit_windows(audited)
     setups = [analysis.setup(item) for item in run.windows if item.window.kind == "setup"]
     setups += [
-        SetupResult(one.configuration, one.phase, one.batch_size, one.duration_s, details=one.details)
+        SetupResult(
+            configuration=one.configuration,
+            phase=one.phase,
+            batch_size=one.batch_size,
+            duration_s=one.duration_s,
+            details=one.details,
+        )
         for one in record.setups
     ]
     setups.sort(
@@ -485,11 +519,11 @@ def analyze_run(
         )
     )
     return RunResult(
-        record,
-        source.describe() if source is not None else "",
-        tuple(run.sensors.values()),
-        tuple(results),
-        idle,
-        tuple(findings),
-        tuple(setups),
+        record=record,
+        source=source.describe() if source is not None else "",
+        sensors=tuple(run.sensors.values()),
+        groups=tuple(results),
+        idle=idle,
+        findings=tuple(findings),
+        setups=tuple(setups),
     )

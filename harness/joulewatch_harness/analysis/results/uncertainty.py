@@ -11,7 +11,7 @@ from joulewatch_harness.analysis.results.model import BudgetLine, Estimate
 from joulewatch_harness.gum import coverage_factor, effective_dof, mean, standard_error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Combined:
     """Energy of several sensors in one window."""
 
@@ -39,7 +39,13 @@ def combine(energies: Sequence[WindowEnergy]) -> Combined:
             else:
                 random[key] = math.hypot(random.get(key, 0.0), item.standard_joules)
     joules = math.fsum(energy.joules for energy in energies)
-    return Combined(joules, random, systematic, texts, frozenset(energy.method for energy in energies))
+    return Combined(
+        joules=joules,
+        random=random,
+        systematic=systematic,
+        texts=texts,
+        sources=frozenset(energy.method for energy in energies),
+    )
 
 
 def _key(item: BudgetItem) -> str:
@@ -71,7 +77,12 @@ def combine_mean(
     if len(by_round) > 1:
         lines.append(
             BudgetLine(
-                "repeats", "A", standard_error(by_round), len(by_round) - 1, False, f"scatter of {len(by_round)} rounds"
+                name="repeats",
+                kind="A",
+                standard=standard_error(by_round),
+                dof=len(by_round) - 1,
+                systematic=False,
+                text=f"scatter of {len(by_round)} rounds",
             )
         )
     names = sorted({name for windows in rounds.values() for _, items in windows for name in items})
@@ -80,15 +91,41 @@ def combine_mean(
         weighted = math.fsum(
             (items.get(name, 0.0) / len(windows)) ** 2 for windows in rounds.values() for _, items in windows
         )
-        lines.append(BudgetLine(name, "B", math.sqrt(weighted) / len(rounds), math.inf, False, texts.get(name, "")))
+        lines.append(
+            BudgetLine(
+                name=name,
+                kind="B",
+                standard=math.sqrt(weighted) / len(rounds),
+                dof=math.inf,
+                systematic=False,
+                text=texts.get(name, ""),
+            )
+        )
     lines += [
-        BudgetLine(name, "B", standard, math.inf, True, texts.get(name, "")) for name, standard in systematic.items()
+        BudgetLine(name=name, kind="B", standard=standard, dof=math.inf, systematic=True, text=texts.get(name, ""))
+        for name, standard in systematic.items()
     ]
     lines += list(extra)
     items = [(line.standard, line.dof) for line in lines]
     standard = math.sqrt(math.fsum(u * u for u, _ in items))
     if standard == 0:
-        return Estimate(value, 0.0, 0.0, coverage_factor([(1.0, math.inf)]), math.inf, tuple(lines), told)
+        return Estimate(
+            value=value,
+            standard=0.0,
+            expanded=0.0,
+            factor=coverage_factor([(1.0, math.inf)]),
+            dof=math.inf,
+            budget=tuple(lines),
+            rounds=told,
+        )
     largest = max((u for name, u in systematic.items() if name.startswith(ACCURACY)), default=0.0)
     factor = coverage_factor(items, largest)
-    return Estimate(value, standard, factor * standard, factor, effective_dof(items), tuple(lines), told)
+    return Estimate(
+        value=value,
+        standard=standard,
+        expanded=factor * standard,
+        factor=factor,
+        dof=effective_dof(items),
+        budget=tuple(lines),
+        rounds=told,
+    )

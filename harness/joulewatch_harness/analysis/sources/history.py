@@ -58,7 +58,7 @@ _METHOD_DOUBT: Final = ("counter", "integrated", "emulated", "estimated")
 _JOULE_UNITS: Final = {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "µJ": 1e-6, "nJ": 1e-9}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class RawSeries:
     """Samples as they were stored: sample times, not read timestamps."""
 
@@ -69,7 +69,7 @@ class RawSeries:
     values: Floats
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
     """What a sensor went through during a span: rises of its diagnostic counters."""
 
@@ -93,7 +93,7 @@ class RunSummary:
     status: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class History:
     """All that a source holds of some spans of time, in memory."""
 
@@ -192,24 +192,30 @@ def traits_of(record: SensorRecord) -> Traits:
     if refresh_s is None:
         refresh_s = ASSUMED_REFRESH_S.get(record.collector, _ASSUMED_REFRESH_OTHERS_S)
     resolution = resolution_joules(record.resolution)
-    return Traits(refresh_s, resolution, record.accuracy, record.collector, record.window_s or 0.0)
+    return Traits(
+        refresh_s=refresh_s,
+        resolution_joules=resolution,
+        accuracy=record.accuracy,
+        family=record.collector,
+        window_s=record.window_s or 0.0,
+    )
 
 
 def unknown_sensor(sensor: SensorId) -> SensorRecord:
     """Metadata of a sensor nobody describes any more: its method is unknown, and said to be."""
     return SensorRecord(
-        sensor.exporter,
-        sensor.scope,
-        sensor.collector,
-        sensor.component,
-        sensor.device,
-        sensor.domain,
+        exporter=sensor.exporter,
+        scope=sensor.scope,
+        collector=sensor.collector,
+        component=sensor.component,
+        device=sensor.device,
+        domain=sensor.domain,
         method="estimated" if sensor.collector == "estimate" else "unknown",
     )
 
 
 def _sensor_id(exporter: str, scope: str, labels: Mapping[str, str]) -> SensorId:
-    return SensorId(exporter, scope, *(labels.get(name, "") for name in catalog.SENSOR_LABELS))
+    return SensorId(exporter=exporter, scope=scope, **{name: labels.get(name, "") for name in catalog.SENSOR_LABELS})
 
 
 def _number(text: str) -> float | None:
@@ -277,7 +283,12 @@ def build_history(
         elif raw.name == catalog.SENSOR_INFO.name:
             sensor = _sensor_id(exporter, raw.labels.get("scope", ""), raw.labels)
             record = SensorRecord(
-                *(sensor.exporter, sensor.scope, sensor.collector, sensor.component, sensor.device, sensor.domain),
+                exporter=sensor.exporter,
+                scope=sensor.scope,
+                collector=sensor.collector,
+                component=sensor.component,
+                device=sensor.device,
+                domain=sensor.domain,
                 method=raw.labels.get("method", "unknown"),
                 reads=raw.labels.get("reads", ""),
                 model=raw.labels.get("model", ""),
@@ -314,14 +325,14 @@ def build_history(
     }
     watts = {sensor: _at_read_times(raw, reads.get(_scrape_key(raw))) for sensor, raw in sorted(powers.items())}
     return History(
-        source,
-        described,
-        {sensor: _at_read_times(raw, reads.get(_scrape_key(raw))) for sensor, raw in sorted(counters.items())},
-        {sensor: series for sensor, series in watts.items() if sensor not in counters},
-        {sensor: series for sensor, series in watts.items() if sensor in partial},
-        {exporter: np.array(sorted(times), dtype=np.float64) for exporter, times in starts.items()},
-        diagnostics,
-        ups,
+        source=source,
+        sensors=described,
+        counters={sensor: _at_read_times(raw, reads.get(_scrape_key(raw))) for sensor, raw in sorted(counters.items())},
+        powers={sensor: series for sensor, series in watts.items() if sensor not in counters},
+        readings={sensor: series for sensor, series in watts.items() if sensor in partial},
+        starts={exporter: np.array(sorted(times), dtype=np.float64) for exporter, times in starts.items()},
+        diagnostics=diagnostics,
+        ups=ups,
     )
 
 

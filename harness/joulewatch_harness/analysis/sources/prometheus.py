@@ -63,7 +63,7 @@ def _series(result: Sequence[dict[str, Any]]) -> Iterator[RawSeries]:
         pairs = item["values"] if "values" in item else [item["value"]]
         times_s = np.fromiter((pair[0] for pair in pairs), np.float64, len(pairs))
         values = np.fromiter((float(pair[1]) for pair in pairs), np.float64, len(pairs))
-        yield RawSeries(name, labels, times_s, values)
+        yield RawSeries(name=name, labels=labels, times_s=times_s, values=values)
 
 
 class PrometheusSource:
@@ -184,11 +184,11 @@ class PrometheusSource:
     ) -> History:
         """Counters and sensors over spans of Unix seconds; see ``SampleSource``."""
         if not spans:
-            return History(self.describe())
+            return History(source=self.describe())
         whole = (min(start for start, _ in spans), max(end for _, end in spans))
         instances = self._instances(whole, exporters)
         if exporters is not None and not instances:
-            return History(self.describe())
+            return History(source=self.describe())
         matcher = _matcher("instance", instances) if exporters is not None else ""
         margin_s = self._margin_s(whole, matcher)
         merged = merge_spans(spans, margin_s)
@@ -208,7 +208,10 @@ class PrometheusSource:
         """An instant query over a whole span: ``{range}`` in it becomes the span's length."""
         length_s = max(math.ceil(span[1] - span[0]), 1)
         result = self._client.query(query.replace("{range}", f"{length_s}s"), span[1])
-        return [RawSeries(item.name or name, item.labels, item.times_s, item.values) for item in _series(result)]
+        return [
+            RawSeries(name=item.name or name, labels=item.labels, times_s=item.times_s, values=item.values)
+            for item in _series(result)
+        ]
 
     def _metadata(self, span: tuple[float, float], matcher: str) -> list[RawSeries]:
         within = f"{{{matcher}}}[{{range}}]"
@@ -272,4 +275,4 @@ def _joined(pieces: Sequence[RawSeries]) -> RawSeries:
     times_s = np.concatenate([piece.times_s for piece in pieces])
     values = np.concatenate([piece.values for piece in pieces])
     times_s, first = cast(tuple[Any, Any], np.unique(times_s, return_index=True))
-    return RawSeries(pieces[0].name, pieces[0].labels, times_s, values[first])
+    return RawSeries(name=pieces[0].name, labels=pieces[0].labels, times_s=times_s, values=values[first])

@@ -124,9 +124,9 @@ def rebuild_run(run: str, samples: Iterable[RawSeries], where: str) -> RunRecord
     if not windows and not infos:
         raise QueryError(f"{where}: run {run}: no window of it is stored")
     return RunRecord(
-        _header(run, infos, statuses, windows),
-        _configurations(infos),
-        tuple(windows),
+        header=_header(run, infos, statuses, windows),
+        configurations=_configurations(infos),
+        windows=tuple(windows),
         end=_end(statuses),
     )
 
@@ -199,25 +199,25 @@ def _window(
     flags = metrics.get(catalog.WINDOW_FLAG.name, nothing).at(key, at_ms)
     units = metrics.get(catalog.WINDOW_UNITS.name, nothing).at(key, at_ms)
     return Window(
-        run,
-        index,
-        cast(WindowKind, kind if kind in _KINDS else "phase"),
-        start_s,
-        end_s,
-        duration_s,
-        value(catalog.WINDOW_CLOCK_ERROR.name),
-        configuration,
-        phase,
-        round(value(catalog.WINDOW_BATCH_SIZE.name)),
-        round(value(catalog.WINDOW_REPEAT.name)),
-        batches,
-        round(value(catalog.WINDOW_INFERENCES.name)),
-        latency,
-        phases,
-        _edge("start", key, at_ms, metrics),
-        _edge("end", key, at_ms, metrics),
-        tuple(sorted(labels.get("flag", "") for labels, _ in flags)),
-        {labels.get("unit", ""): count for labels, count in units},
+        run=run,
+        index=index,
+        kind=cast(WindowKind, kind if kind in _KINDS else "phase"),
+        start_s=start_s,
+        end_s=end_s,
+        duration_s=duration_s,
+        clock_error_s=value(catalog.WINDOW_CLOCK_ERROR.name),
+        configuration=configuration,
+        phase=phase,
+        batch_size=round(value(catalog.WINDOW_BATCH_SIZE.name)),
+        repeat=round(value(catalog.WINDOW_REPEAT.name)),
+        batches=batches,
+        inferences=round(value(catalog.WINDOW_INFERENCES.name)),
+        latency=latency,
+        phases=phases,
+        start_edge=_edge("start", key, at_ms, metrics),
+        end_edge=_edge("end", key, at_ms, metrics),
+        flags=tuple(sorted(labels.get("flag", "") for labels, _ in flags)),
+        counts={labels.get("unit", ""): count for labels, count in units},
     )
 
 
@@ -233,7 +233,18 @@ def _edge(name: str, key: _Key, at_ms: int | None, metrics: Mapping[str, _Sample
         device = (labels.get("exporter", ""), labels.get("collector", ""), labels.get("device", ""))
         if labels.get("edge") == name and device in read_at:
             exporter, scope, collector, component, name_, domain = (labels.get(item, "") for item in _SENSOR)
-            counters.append(EdgeCounter(exporter, scope, collector, component, name_, domain, joules, read_at[device]))
+            counters.append(
+                EdgeCounter(
+                    exporter=exporter,
+                    scope=scope,
+                    collector=collector,
+                    component=component,
+                    device=name_,
+                    domain=domain,
+                    energy_joules=joules,
+                    read_at_s=read_at[device],
+                )
+            )
     clocks: dict[str, dict[str, float]] = {}
     for labels, offset_s in metrics.get(catalog.WINDOW_EDGE_CLOCK.name, nothing).at(key, at_ms):
         if labels.get("edge") == name:
@@ -241,10 +252,12 @@ def _edge(name: str, key: _Key, at_ms: int | None, metrics: Mapping[str, _Sample
     if not counters:
         return None
     return Edge(
-        min(counter.read_at_s for counter in counters),
-        max(counter.read_at_s for counter in counters),
-        tuple(sorted(counters, key=lambda item: (item.exporter, item.scope, item.collector, item.device, item.domain))),
-        tuple(
+        requested_at_s=min(counter.read_at_s for counter in counters),
+        answered_at_s=max(counter.read_at_s for counter in counters),
+        counters=tuple(
+            sorted(counters, key=lambda item: (item.exporter, item.scope, item.collector, item.device, item.domain))
+        ),
+        clocks=tuple(
             EdgeClock(exporter, bounds["lower"], bounds["upper"])
             for exporter, bounds in sorted(clocks.items())
             if bounds.keys() >= {"lower", "upper"}
@@ -259,12 +272,12 @@ def _configurations(infos: Iterable[RawSeries]) -> tuple[Configuration, ...]:
         name = labels.get("configuration", "")
         scenario, rate_per_s = _scenario(name, labels)
         found[name] = Configuration(
-            name,
-            labels.get("network", ""),
-            labels.get("runtime", ""),
-            labels.get("precision", ""),
-            labels.get("actual_precision", ""),
-            labels.get("provider", ""),
+            name=name,
+            network=labels.get("network", ""),
+            runtime=labels.get("runtime", ""),
+            precision=labels.get("precision", ""),
+            actual_precision=labels.get("actual_precision", ""),
+            provider=labels.get("provider", ""),
             runtime_version=labels.get("runtime_version", ""),
             model_sha256=labels.get("model_sha256", ""),
             scenario="" if scenario == OFFLINE else scenario,
@@ -304,16 +317,16 @@ def _header(
                 into = into.setdefault(key, {})
             into[keys[-1]] = labels[name]
     return RunHeader(
-        run,
-        started_s,
-        int(schema) if schema.isdigit() else 1,
-        (),
-        {},
-        labels.get("plan_sha256", ""),
-        _configurations(infos),
-        tuple(ExporterRecord(name, "") for name in sorted(names)),
-        (),
-        provenance,
+        run=run,
+        started_at_s=started_s,
+        schema=int(schema) if schema.isdigit() else 1,
+        command=(),
+        plan={},
+        plan_sha256=labels.get("plan_sha256", ""),
+        configurations=_configurations(infos),
+        exporters=tuple(ExporterRecord(name=name, url="") for name in sorted(names)),
+        sensors=(),
+        provenance=provenance,
     )
 
 

@@ -82,7 +82,7 @@ class RecordingSource:
     ) -> History:
         """Counters and sensors over spans of Unix seconds; see ``SampleSource``."""
         if not spans:
-            return History(self.describe())
+            return History(source=self.describe())
         found = []
         merged = merge_spans(spans, _MARGIN_S)
         whole = (merged[0][0], merged[-1][1])
@@ -100,10 +100,10 @@ class RecordingSource:
     def _raw(self, name: str, span: tuple[float | None, float], wanted: set[str] | None) -> list[RawSeries]:
         return [
             RawSeries(
-                name,
-                item.labels,
-                np.asarray(item.scrape_times_s, dtype=np.float64),
-                np.asarray(item.values, dtype=np.float64),
+                name=name,
+                labels=item.labels,
+                times_s=np.asarray(item.scrape_times_s, dtype=np.float64),
+                values=np.asarray(item.values, dtype=np.float64),
             )
             for item in self._recording.series(name, start_s=span[0], end_s=span[1])
             if wanted is None or item.labels.get("instance", "") in wanted

@@ -15,7 +15,7 @@ from joulewatch_harness.records import EdgeCounter, SensorRecord
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True, order=True, kw_only=True)
 class SensorId:
     """Which energy series: the exporter that has it and the labels that tell it from its others."""
 
@@ -30,7 +30,14 @@ class SensorId:
     @classmethod
     def of(cls, record: SensorRecord | EdgeCounter) -> Self:
         """The identity inside a record of the run."""
-        return cls(record.exporter, record.scope, record.collector, record.component, record.device, record.domain)
+        return cls(
+            exporter=record.exporter,
+            scope=record.scope,
+            collector=record.collector,
+            component=record.component,
+            device=record.device,
+            domain=record.domain,
+        )
 
     def __str__(self) -> str:
         return f"{self.exporter}/{self.collector}/{self.device}/{self.domain}"
@@ -99,7 +106,7 @@ _GAP_FACTOR: Final = 3.0
 _SHORTEST_GAP_S: Final = 0.5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
     """What limits one sensor, whatever the window."""
 

@@ -127,7 +127,7 @@ def test_the_bounds_of_a_history_contain_the_truth(
     found = energy_from_counter(
         counter,
         window,
-        Traits(refresh_s),
+        Traits(refresh_s=refresh_s),
         offset=ClockOffset(-0.05, 0.05),
         max_gap_s=5.0,
         power_cap_watts=largest,
@@ -161,7 +161,7 @@ def test_the_bounds_of_edges_contain_the_truth(
     offset = ClockOffset(-0.003, 0.003)
     reads = (window.start_s - before, window.end_s + after)
     first, last = (EdgeReading(at_s + clock, float(truth.counter_joules(at_s, refresh_s)), offset) for at_s in reads)
-    found = energy_from_edges(first, last, window, Traits(refresh_s), power_cap_watts=largest)
+    found = energy_from_edges(first, last, window, Traits(refresh_s=refresh_s), power_cap_watts=largest)
     joules = float(truth.energy_joules(window.end_s) - truth.energy_joules(window.start_s))
     assert found.lower_joules - 1e-4 <= joules <= found.upper_joules + 1e-4
     assert found.lower_joules - 1e-4 <= found.joules <= found.upper_joules + 1e-4
@@ -171,7 +171,7 @@ def test_edges_in_steady_power_are_exact_within_their_own_uncertainty() -> None:
     truth = Signal((T0,), (200.0,))
     window = Span(T0 + 5, T0 + 6)
     first, last = (EdgeReading(at, float(truth.energy_joules(at))) for at in (T0 + 4.999, T0 + 6.001))
-    found = energy_from_edges(first, last, window, Traits(0.001, 6e-5))
+    found = energy_from_edges(first, last, window, Traits(refresh_s=0.001, resolution_joules=6e-5))
     assert found.joules == pytest.approx(200.0, rel=2e-3)
     assert {item.name for item in found.budget} == {"edge slack", "refresh", "resolution"}
     assert abs(found.joules - 200.0) <= 2 * found.standard_joules
@@ -255,7 +255,7 @@ def test_edges_out_of_order_and_short_windows_have_no_number() -> None:
 
 def test_zero_is_a_measurement() -> None:
     counter = Series(np.arange(11.0), np.full(11, 7.0))
-    found = energy_from_counter(counter, Span(2.5, 7.5), Traits(0.1))
+    found = energy_from_counter(counter, Span(2.5, 7.5), Traits(refresh_s=0.1))
     assert (found.joules, found.lower_joules, found.upper_joules) == (0.0, 0.0, 0.0)
     edges = energy_from_edges(EdgeReading(1, 7.0), EdgeReading(5, 7.0), Span(1.1, 4.9))
     assert edges.joules == 0.0 and edges.mean_power_watts == 0.0
@@ -302,7 +302,7 @@ def test_the_slack_of_edges_is_taken_at_the_powers_that_were_seen() -> None:
 # Sensors that look at a part of the time
 
 PERIOD_S, SEEN_S, STEP_S = 0.1, 0.025, 0.001
-PARTLY = Traits(PERIOD_S, 0.0, None, "nvml", SEEN_S)
+PARTLY = Traits(refresh_s=PERIOD_S, resolution_joules=0.0, accuracy=None, family="nvml", window_s=SEEN_S)
 
 
 def telegraph(random: np.random.Generator, count: int, dwell_s: float) -> Floats:
@@ -394,7 +394,9 @@ def test_with_too_few_values_unseen_power_may_have_been_anything() -> None:
         assert found.upper_joules == pytest.approx(blind.upper_joules + 0.75 * 150.0)
 
 
-@pytest.mark.parametrize("traits", [Traits(0.1), Traits(0.1, window_s=0.1), Traits(0.0, window_s=0.025)])
+@pytest.mark.parametrize(
+    "traits", [Traits(refresh_s=0.1), Traits(refresh_s=0.1, window_s=0.1), Traits(refresh_s=0.0, window_s=0.025)]
+)
 def test_a_sensor_that_sees_everything_loses_nothing(traits: Traits) -> None:
     window = Span(1.0, 3.0)
     blind = energy_from_counter(Series(np.arange(5.0), np.arange(5.0)), window, traits)

@@ -41,7 +41,7 @@ def estimated() -> RunResult:
 
 
 def estimate(value: float, expanded: float) -> Estimate:
-    return Estimate(value, expanded / 2, expanded, 2.0, math.inf, ())
+    return Estimate(value=value, standard=expanded / 2, expanded=expanded, factor=2.0, dof=math.inf, budget=())
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,10 @@ def test_what_setting_up_cost_is_a_line_of_its_own() -> None:
         windows[at] = dataclasses.replace(
             windows[at], kind="setup", phase=phase, batch_size=batch_size, configuration=int8, flags=()
         )
-    short = (Setup(fp32, "load", 0.4), Setup(int8, "prepare", 0.2, 1, {"tuning": "UNTUNED"}))
+    short = (
+        Setup(configuration=fp32, phase="load", duration_s=0.4),
+        Setup(configuration=int8, phase="prepare", duration_s=0.2, batch_size=1, details={"tuning": "UNTUNED"}),
+    )
     world.record = dataclasses.replace(world.record, windows=tuple(windows), setups=short)
     result = result_of(world)
     lines = to_text.render_table(result, width=140).splitlines()
@@ -248,7 +251,10 @@ def test_what_setting_up_cost_is_a_line_of_its_own() -> None:
 
 
 def test_nothing_is_said_of_setting_up_that_took_no_time(measured: RunResult) -> None:
-    short = dataclasses.replace(measured, setups=(SetupResult("net/onnxruntime/fp32", "load", 0, 0.3),))
+    short = dataclasses.replace(
+        measured,
+        setups=(SetupResult(configuration="net/onnxruntime/fp32", phase="load", batch_size=0, duration_s=0.3),),
+    )
     for result in (measured, short):
         assert "Setup" not in to_text.render_table(result)
     jsonschema.validate(json.loads(to_json.render_json(short)), to_json.schema())

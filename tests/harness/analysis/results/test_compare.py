@@ -51,13 +51,34 @@ def estimate(value: float, **items: float) -> Estimate:
         accuracy = name.startswith("accuracy")
         name = "accuracy (rapl)" if accuracy else name.replace("_", " ")
         dof = 2.0 if name == "repeats" else math.inf
-        lines.append(BudgetLine(name, "A" if name == "repeats" else "B", standard, dof, accuracy, ""))
+        lines.append(
+            BudgetLine(
+                name=name,
+                kind="A" if name == "repeats" else "B",
+                standard=standard,
+                dof=dof,
+                systematic=accuracy,
+                text="",
+            )
+        )
     standard = math.hypot(*items.values())
-    return Estimate(value, standard, 2 * standard, 2.0, math.inf, tuple(lines))
+    return Estimate(
+        value=value, standard=standard, expanded=2 * standard, factor=2.0, dof=math.inf, budget=tuple(lines)
+    )
 
 
 def energy(value: Estimate | None, methods: str = "counter", **more: Any) -> Measure:
-    return Measure("energy", "total", "gross", "J", value, "", SENSORS, frozenset(methods.split()), **more)
+    return Measure(
+        kind="energy",
+        name="total",
+        basis="gross",
+        unit="J",
+        estimate=value,
+        missing="",
+        sensors=SENSORS,
+        methods=frozenset(methods.split()),
+        **more,
+    )
 
 
 def row(a: Measure, b: Measure, **more: Any) -> Row:

@@ -39,7 +39,15 @@ from support.synthetic import RUN, TWO_SOCKETS, World, make_world, write_recordi
 
 GOLDEN = ROOT / "tests" / "harness" / "golden"
 ABOUT = {"network": "tiny", "runtime": "onnxruntime", "runtime_version": "1.2.3", "precision": "fp32"}
-BASIS = Basis("20260921T141320Z-0a1b2c", "tiny/onnxruntime/fp32", (3, 5, 8), 1e-4, 2e-3, 5e-5, ("counter",))
+BASIS = Basis(
+    run="20260921T141320Z-0a1b2c",
+    configuration="tiny/onnxruntime/fp32",
+    windows=(3, 5, 8),
+    seconds_per_inference=1e-4,
+    joules_per_inference=2e-3,
+    expanded_joules=5e-5,
+    methods=("counter",),
+)
 TINY_TRACE = Trace(
     runtime="onnxruntime",
     source="profile of ONNX Runtime 1.2.3",
@@ -139,7 +147,17 @@ def test_every_energy_is_called_an_estimate() -> None:
     rows = list(csv.DictReader(io.StringIO(layers_report.render_csv(view))))
     assert float(rows[0]["estimated_joules_per_inference"]) == pytest.approx(1.4e-3)
     assert len(rows) == 6
-    modelled = tiny_view(Basis("r", "c", (1,), 1e-4, 2e-3, 0.0, ("estimated",)))
+    modelled = tiny_view(
+        Basis(
+            run="r",
+            configuration="c",
+            windows=(1,),
+            seconds_per_inference=1e-4,
+            joules_per_inference=2e-3,
+            expanded_joules=0.0,
+            methods=("estimated",),
+        )
+    )
     assert "ESTIMATED from a power model" in layers_report.render_table(modelled)
 
 
@@ -171,7 +189,15 @@ def test_what_makes_the_shares_doubtful_is_said() -> None:
     assert side_by_side.between.seconds == 0
     assert sum(row.share for row in side_by_side.rows) == pytest.approx(1)
     assert "add up to 2,176 of the graph's 3,000" in tiny_view(macs=3000).notes[0]
-    slow = Basis("r", "c", (1,), 2e-4, 2e-3, 0.0, ("counter",))
+    slow = Basis(
+        run="r",
+        configuration="c",
+        windows=(1,),
+        seconds_per_inference=2e-4,
+        joules_per_inference=2e-3,
+        expanded_joules=0.0,
+        methods=("counter",),
+    )
     assert "In the measured windows an inference took 200.0 µs, in the trace 100.0 µs" in tiny_view(slow).notes[0]
 
 

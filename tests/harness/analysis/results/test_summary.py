@@ -234,7 +234,7 @@ def test_an_exporter_that_restarted_gives_no_number_for_that_window() -> None:
         values = raw.values
         if raw.name == catalog.EXPORTER_START.name:
             values = np.where(raw.times_s > at_s, at_s, values)
-        scrapes.append(RawSeries(raw.name, raw.labels, raw.times_s, values))
+        scrapes.append(dataclasses.replace(raw, values=values))
     result = analyze_run(world.record, ListSource(scrapes))
     assert "exporter_restart" in reasons(result.findings, "error")
     assert {item.reason for item in result.groups[0].left_out} == {"exporter_restart"}
@@ -246,7 +246,7 @@ def with_counter(world: World, name: str, rise_at_s: float, rise: float) -> list
     scrapes = world.scrapes()
     times = scrapes[0].times_s
     labels = {"instance": EXPORTER, "collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
-    return [*scrapes, RawSeries(name, labels, times, np.where(times > rise_at_s, rise, 0.0))]
+    return [*scrapes, RawSeries(name=name, labels=labels, times_s=times, values=np.where(times > rise_at_s, rise, 0.0))]
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_gaps_inside_a_window_are_told_and_do_no_harm() -> None:
     scrapes = []
     for raw in world.scrapes():
         keep = (raw.times_s < window.start_s + 1) | (raw.times_s > window.start_s + 4)
-        scrapes.append(RawSeries(raw.name, raw.labels, raw.times_s[keep], raw.values[keep]))
+        scrapes.append(dataclasses.replace(raw, times_s=raw.times_s[keep], values=raw.values[keep]))
     result = analyze_run(without_edges(world.record), ListSource(scrapes))
     assert {(item.severity, item.window) for item in result.findings if item.reason == "sample_gap"} == {
         ("info", window.index)
@@ -454,7 +454,11 @@ def tuned_world(length_s: float = 4.0) -> World:
         found, kind="setup", phase="prepare", batches=0, inferences=0, latency=None, repeat=0
     )
     names = [item.name for item in world.record.configurations]
-    short = (Setup(names[1], "load", 0.4), Setup(names[0], "load", 0.3), Setup(names[0], "prepare", 0.001, 8))
+    short = (
+        Setup(configuration=names[1], phase="load", duration_s=0.4),
+        Setup(configuration=names[0], phase="load", duration_s=0.3),
+        Setup(configuration=names[0], phase="prepare", duration_s=0.001, batch_size=8),
+    )
     world.record = dataclasses.replace(world.record, windows=tuple(windows), setups=short)
     return world
 

@@ -66,10 +66,7 @@ def source_of(fake: FakePrometheus, mocked: responses.RequestsMock, world: World
 
 def stored(world: World, **more: str) -> list[RawSeries]:
     assert world.record is not None
-    job = [
-        RawSeries(raw.name, {**raw.labels, "job": "joulewatch", **more}, raw.times_s, raw.values)
-        for raw in world.scrapes()
-    ]
+    job = [dataclasses.replace(raw, labels={**raw.labels, "job": "joulewatch", **more}) for raw in world.scrapes()]
     return [*job, *raw_of(run_samples(world.record))]
 
 
@@ -153,9 +150,13 @@ def test_a_run_through_a_pushgateway_has_windows_of_their_own(world: World) -> N
             window = next(item for item in world.record.windows if round(item.end_s * 1000) == round(at_s * 1000))
             labels = {**raw.labels, "window": str(window.index), "job": "joulewatch"}
             times = np.array([at_s + 0.7, at_s + 1.7])
-            later.append(RawSeries(raw.name, labels, times, np.array([value, value])))
+            later.append(RawSeries(name=raw.name, labels=labels, times_s=times, values=np.array([value, value])))
             if raw.name == catalog.WINDOW_START.name:
-                later.append(RawSeries(catalog.WINDOW_END.name, labels, times, np.full(2, window.end_s)))
+                later.append(
+                    RawSeries(
+                        name=catalog.WINDOW_END.name, labels=labels, times_s=times, values=np.full(2, window.end_s)
+                    )
+                )
     found = rebuild_run(RUN, later, "memory")
     assert [item.index for item in found.windows] == [item.index for item in world.record.windows]
     assert [item.start_s for item in found.windows] == [item.start_s for item in world.record.windows]
@@ -171,23 +172,25 @@ def test_an_exporter_behind_another_address_is_found_by_its_machine(
 ) -> None:
     assert world.record is not None
     moved = [
-        RawSeries(raw.name, {**raw.labels, "instance": "proxy:80"} if "instance" in raw.labels else raw.labels, *rest)
+        dataclasses.replace(raw, labels={**raw.labels, "instance": "proxy:80"}) if "instance" in raw.labels else raw
         for raw in stored(world)
-        for rest in ((raw.times_s, raw.values),)
     ]
     source = source_of(FakePrometheus(moved), mocked, world)
     spans = run_spans(world.record)
     history = source.history(spans, world.record.header.exporters)
     assert {item.exporter for item in history.counters} == {EXPORTER}
-    nobody = source.history(spans, (ExporterRecord("gone:1", "http://gone:1", "node9"),))
+    nobody = source.history(spans, (ExporterRecord(name="gone:1", url="http://gone:1", nodename="node9"),))
     assert not nobody.counters
     source.close()
 
 
 def test_two_scrape_jobs_on_one_exporter_count_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     twice = [
-        *(RawSeries(r.name, {**r.labels, "job": "a"}, r.times_s, r.values) for r in world.scrapes()),
-        *(RawSeries(r.name, {**r.labels, "job": "b"}, r.times_s[::5], r.values[::5]) for r in world.scrapes()),
+        *(dataclasses.replace(r, labels={**r.labels, "job": "a"}) for r in world.scrapes()),
+        *(
+            dataclasses.replace(r, labels={**r.labels, "job": "b"}, times_s=r.times_s[::5], values=r.values[::5])
+            for r in world.scrapes()
+        ),
     ]
     with caplog.at_level(logging.INFO):
         history = build_history("memory", twice)
@@ -200,9 +203,9 @@ def test_two_scrape_jobs_on_one_exporter_count_once(world: World, caplog: pytest
 def test_counters_lie_at_their_read_timestamps_and_without_one_are_left_out() -> None:
     times = np.array([1.0, 2.0, 3.0])
     labels = {"instance": "a:1", "collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
-    counter = RawSeries(catalog.DEVICE_ENERGY.name, labels, times, np.array([5.0, 6.0, 7.0]))
+    counter = RawSeries(name=catalog.DEVICE_ENERGY.name, labels=labels, times_s=times, values=np.array([5.0, 6.0, 7.0]))
     device = {"instance": "a:1", "collector": "rapl", "device": "socket0"}
-    reads = RawSeries(catalog.READ_TIMESTAMP.name, device, times[:2], np.array([1.25, 2.25]))
+    reads = RawSeries(name=catalog.READ_TIMESTAMP.name, labels=device, times_s=times[:2], values=np.array([1.25, 2.25]))
     (series,) = build_history("memory", [counter, reads]).counters.values()
     assert series.times_s.tolist() == [1.25, 2.25] and series.values.tolist() == [5.0, 6.0]
     (bare,) = build_history("memory", [counter]).counters.values()
@@ -227,11 +230,17 @@ def test_unknown_runs_name_the_last_ones(world: World, mocked: responses.Request
 def test_what_a_sensor_went_through_is_counted_inside_a_span() -> None:
     times = T0 + np.arange(10.0)
     labels = {"instance": "a:1", "collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
-    wraps = RawSeries(catalog.SENSOR_WRAPS.name, labels, times, np.array([2.0, 2, 2, 3, 3, 0, 1, 1, 1, 1]))
+    wraps = RawSeries(
+        name=catalog.SENSOR_WRAPS.name, labels=labels, times_s=times, values=np.array([2.0, 2, 2, 3, 3, 0, 1, 1, 1, 1])
+    )
     device = {"instance": "a:1", "collector": "rapl", "device": "socket0"}
-    up = RawSeries(catalog.SENSOR_UP.name, device, times, np.array([1.0, 1, 1, 1, 1, 1, 1, 0, 1, 1]))
+    up = RawSeries(
+        name=catalog.SENSOR_UP.name, labels=device, times_s=times, values=np.array([1.0, 1, 1, 1, 1, 1, 1, 0, 1, 1])
+    )
     history = build_history("memory", [wraps, up])
-    name = SensorId("a:1", "device", "rapl", "cpu", "socket0", "package")
+    name = SensorId(
+        exporter="a:1", scope="device", collector="rapl", component="cpu", device="socket0", domain="package"
+    )
     assert history.health(name, T0 + 0.5, T0 + 1.5).clean
     assert history.health(name, T0 + 2.5, T0 + 3.5).wraps == 1
     assert history.health(name, T0 + 2.5, T0 + 6.5).wraps == 2
@@ -244,7 +253,9 @@ def test_small_helpers(tmp_path: Path) -> None:
     assert resolution_joules("1 uW") == resolution_joules("") == resolution_joules("x J") == 0.0
     assert run_start_s(RUN) == 1_790_000_000.0
     assert run_start_s("mine") is None and run_start_s("20261399T999999Z-000000") is None
-    unknown = unknown_sensor(SensorId("a:1", "device", "rapl", "cpu", "socket0", "package"))
+    unknown = unknown_sensor(
+        SensorId(exporter="a:1", scope="device", collector="rapl", component="cpu", device="socket0", domain="package")
+    )
     assert unknown.method == "unknown" and traits_of(unknown).refresh_s == 0.001
     assert traits_of(sensor("a", "b", collector="hwmon", refresh_s=None)).refresh_s == 0.1
     with pytest.raises(ConfigError, match="no such recording"):
@@ -341,7 +352,7 @@ def test_the_scenario_is_a_label_and_only_old_runs_have_it_in_their_name(
         if raw.name == catalog.RUN_INFO.name:
             assert raw.labels["scenario"] == (configuration.get("scenario") or "offline")
             kept = {key: value for key, value in raw.labels.items() if key != "scenario"}
-            raw = RawSeries(raw.name, {**kept, **labels}, raw.times_s, raw.values)
+            raw = dataclasses.replace(raw, labels={**kept, **labels})
         samples.append(raw)
     (found,) = rebuild_run(RUN, samples, "memory").configurations
     assert (found.scenario, found.server_rate_per_s) == scenario
@@ -364,9 +375,13 @@ class PartlySeen(World):
             if raw.name == catalog.ENERGY_BY_SCOPE["device"].name:
                 if raw.labels["component"] == "gpu":
                     seen = np.full(raw.times_s.shape, 0.025)
-                    found.append(RawSeries(catalog.SENSOR_WINDOW.name, raw.labels, raw.times_s, seen))
+                    found.append(
+                        RawSeries(name=catalog.SENSOR_WINDOW.name, labels=raw.labels, times_s=raw.times_s, values=seen)
+                    )
                 watts = 150.0 + 20.0 * np.where(np.arange(raw.times_s.size) % 2, 1.0, -1.0)
-                found.append(RawSeries(catalog.DEVICE_POWER.name, raw.labels, raw.times_s, watts))
+                found.append(
+                    RawSeries(name=catalog.DEVICE_POWER.name, labels=raw.labels, times_s=raw.times_s, values=watts)
+                )
         return found
 
 
