@@ -71,7 +71,7 @@ def scenario() -> dict[str, Any]:
 def with_registers(machine: Emulator, folder: Path) -> ShimMachine:
     """Double the registers of each core, at 2 W each."""
     host = Host(sysfs=machine.sysfs, procfs=machine.procfs, dev=machine.folder / "dev")
-    shim = ShimMachine(SimpleNamespace(host=host, root=folder), build_shim(folder))  # type: ignore[arg-type]
+    shim = ShimMachine(sysfs=SimpleNamespace(host=host, root=folder), library=build_shim(folder))  # type: ignore[arg-type]
     for core in range(2 * CORES_PER_SOCKET):
         cpu = _first_cpu(machine.sysfs, core)
         shim.fixed(cpu, _AMD_UNIT, _ESU_16)

@@ -49,7 +49,7 @@ def bmcs(tmp_path: Path) -> Iterator[Callable[..., Bmc]]:
     started: list[Bmc] = []
 
     def start(name: str = "n1", watts: float = 312.0, **fields: Any) -> Bmc:
-        bmc = Bmc(BmcSpec(name, fields.pop("signal", Constant(watts)), **fields), tmp_path)
+        bmc = Bmc(BmcSpec(name=name, signal=fields.pop("signal", Constant(watts)), **fields), tmp_path)
         started.append(bmc)
         bmc.advance(0.0)
         return bmc
@@ -94,7 +94,9 @@ def secret(folder: Path, text: str) -> Path:
 
 def at(port: int, name: str = "n1", *, user: tuple[str, str] = USER, folder: Path, **fields: Any) -> IpmiTarget:
     """The target of a BMC on loopback."""
-    return IpmiTarget(name, "127.0.0.1", user[0], secret(folder, user[1]), port=port, **fields)
+    return IpmiTarget(
+        name=name, address="127.0.0.1", user=user[0], password_file=secret(folder, user[1]), port=port, **fields
+    )
 
 
 def sensor_of(collector: IpmiCollector, device: str = "n1") -> Sensor:
@@ -137,7 +139,7 @@ def newest_watts(readings: Sequence[Reading]) -> dict[str, float | None]:
 
 @pytest.mark.parametrize("suite", [3, 17])
 def test_ipmitool_reads_the_emulated_bmc(bmcs: Callable[..., Bmc], suite: int) -> None:
-    sensors = (SdrSensorSpec("Pwr Consumption"), SdrSensorSpec("PSU1 Input", 0.5, m=2))
+    sensors = (SdrSensorSpec(name="Pwr Consumption"), SdrSensorSpec(name="PSU1 Input", share=0.5, m=2))
     bmc = bmcs(watts=312.0, sensors=sensors)
 
     def run(*command: str) -> str:
@@ -225,7 +227,7 @@ def test_a_bmc_by_ipv6(bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCo
         bmc = bmcs(address="::1")
     except OSError as error:
         pytest.skip(f"this machine has no IPv6 on loopback: {error}")
-    target = IpmiTarget("n1", "::1", USER[0], secret(tmp_path, USER[1]), port=bmc.port)
+    target = IpmiTarget(name="n1", address="::1", user=USER[0], password_file=secret(tmp_path, USER[1]), port=bmc.port)
     collector = read_bmcs(target)
     assert newest_watts(until(collector, bool)) == {"total": 312.0}
     assert sensor_of(collector).infos[0].source == f"ipmi://[::1]:{bmc.port} DCMI power reading"
@@ -244,9 +246,9 @@ def test_without_dcmi_the_sensor_and_its_parts_are_read(
     bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path
 ) -> None:
     sensors = (
-        SdrSensorSpec("Pwr Consumption"),
-        SdrSensorSpec("PSU1 Input", 0.6, m=2),
-        SdrSensorSpec("PSU2 Input", 0.4, m=5, b=10, result_exponent=-1, b_exponent=1),
+        SdrSensorSpec(name="Pwr Consumption"),
+        SdrSensorSpec(name="PSU1 Input", share=0.6, m=2),
+        SdrSensorSpec(name="PSU2 Input", share=0.4, m=5, b=10, result_exponent=-1, b_exponent=1),
     )
     bmc = bmcs(watts=300.0, has_dcmi=False, sensors=sensors)
     collector = read_bmcs(at(bmc.port, folder=tmp_path))
@@ -276,7 +278,7 @@ def test_a_fault_is_said_and_never_a_value(
     error: type[SensorError],
     text: str,
 ) -> None:
-    bmc = bmcs(faults=(Fault(kind, 10.0, 10.0, ""),))
+    bmc = bmcs(faults=(Fault(kind=kind, at_s=10.0, for_s=10.0, text=""),))
     collector = read_bmcs(at(bmc.port, folder=tmp_path))
     until(collector, bool)
     bmc.advance(15.0)
@@ -290,7 +292,7 @@ def test_a_fault_is_said_and_never_a_value(
 def test_a_sensors_fault_is_said_and_never_a_value(
     bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path, kind: str
 ) -> None:
-    bmc = bmcs(has_dcmi=False, faults=(Fault(kind, 10.0, 10.0, ""),))
+    bmc = bmcs(has_dcmi=False, faults=(Fault(kind=kind, at_s=10.0, for_s=10.0, text=""),))
     collector = read_bmcs(at(bmc.port, folder=tmp_path))
     until(collector, bool)
     bmc.advance(15.0)
@@ -303,7 +305,10 @@ def test_a_restarted_bmc_costs_one_late_reading(
     bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path
 ) -> None:
     """It has forgotten the session and is silent: the login is made anew within the same deadline."""
-    bmc = bmcs(signal=Points((0.0, 10.0), (300.0, 400.0)), faults=(Fault("reset", 10.0, 0.0, ""),))
+    bmc = bmcs(
+        signal=Points(times_s=(0.0, 10.0), watts=(300.0, 400.0)),
+        faults=(Fault(kind="reset", at_s=10.0, for_s=0.0, text=""),),
+    )
     collector = read_bmcs(at(bmc.port, folder=tmp_path), deadline_seconds=2.0)
     until(collector, bool)
     bmc.advance(10.5)
@@ -318,7 +323,7 @@ def test_a_restarted_bmc_costs_one_late_reading(
 def test_the_value_is_the_bmcs_and_moves_at_its_pace(
     bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path
 ) -> None:
-    bmc = bmcs(signal=Points((0.0, 100.0), (100.0, 300.0), is_linear=True), refresh_s=10.0)
+    bmc = bmcs(signal=Points(times_s=(0.0, 100.0), watts=(100.0, 300.0), is_linear=True), refresh_s=10.0)
     collector = read_bmcs(at(bmc.port, folder=tmp_path))
     bmc.advance(19.9)
     until(collector, lambda readings: readings[-1].power_watts == 120.0)  # the mean since its last value
@@ -363,7 +368,9 @@ def test_nobody_there_is_said_with_the_address(read_bmcs: Callable[..., IpmiColl
         collector = read_bmcs(
             at(silent.getsockname()[1], "silent", folder=tmp_path),
             at(free_udp_port(), "closed", folder=tmp_path),
-            IpmiTarget("unknown", "no-such-bmc.invalid", USER[0], secret(tmp_path, USER[1])),
+            IpmiTarget(
+                name="unknown", address="no-such-bmc.invalid", user=USER[0], password_file=secret(tmp_path, USER[1])
+            ),
         )
         port = silent.getsockname()[1]
         error: SensorError = until_error(collector, SensorTimeoutError, device="silent")
@@ -433,7 +440,7 @@ def test_logins_leave_nothing_behind(bmcs: Callable[..., Bmc], tmp_path: Path) -
 
     from joulewatch_exporter.collectors.ipmi.lan import LanChannel
 
-    bmc = bmcs(faults=(Fault("hang", 10.0, 10.0, ""),))
+    bmc = bmcs(faults=(Fault(kind="hang", at_s=10.0, for_s=10.0, text=""),))
 
     def channel(deadline_s: float = 5.0) -> LanChannel:
         credentials = (b"monitor", b"emulated", None)

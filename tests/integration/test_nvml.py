@@ -29,8 +29,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
 TICK_S = 0.01
 ENERGY = "joulewatch_device_energy_joules_total"
 
-JOB = Square(90.0, 330.0, 1.7, duty=0.6)
-RIPPLE = Sine(220.0, 60.0, 2.0)
+JOB = Square(low_watts=90.0, high_watts=330.0, period_s=1.7, duty=0.6)
+RIPPLE = Sine(mean_watts=220.0, amplitude_watts=60.0, period_s=2.0)
 
 
 @dataclass(frozen=True)

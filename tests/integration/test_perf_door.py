@@ -58,7 +58,7 @@ def amd(tmp_path: Path, library: Path) -> ShimMachine:
     places = [(0, 0, core) for core in range(4)]
     sysfs = topology(FakeSysfs(tmp_path / "amd").cpuinfo(**EPYC), *places, *places)
     power_core(pmu(sysfs, "energy-pkg"), "0-3")
-    machine = ShimMachine(sysfs, library).event("energy-pkg", 0, PACKAGE_WATTS)
+    machine = ShimMachine(sysfs=sysfs, library=library).event("energy-pkg", 0, PACKAGE_WATTS)
     machine.count(0, AMD_PACKAGE, PACKAGE_WATTS, 2**16, NEAR_THE_END)
     for cpu, watts in enumerate(CORE_WATTS):
         machine.event("energy-core", cpu, watts)
@@ -71,7 +71,7 @@ def intel(tmp_path: Path, library: Path) -> ShimMachine:
     """A Xeon with memory, behind both doors."""
     sysfs = topology(FakeSysfs(tmp_path / "intel").cpuinfo(**XEON), (0, 0, 0), (0, 0, 1))
     pmu(sysfs, "energy-pkg", "energy-cores", "energy-ram")
-    machine = ShimMachine(sysfs, library).fixed(0, INTEL_UNIT, UNITS_2_14)
+    machine = ShimMachine(sysfs=sysfs, library=library).fixed(0, INTEL_UNIT, UNITS_2_14)
     units = {"package": 2.0**14, "core": 2.0**14, "dram": 1e6 / 15.3}
     names = {"package": "energy-pkg", "core": "energy-cores", "dram": "energy-ram"}
     registers = {"package": INTEL_PACKAGE, "core": INTEL_CORES, "dram": INTEL_DRAM}

@@ -49,7 +49,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     services: list[RedfishService] = []
 
     def make(name: str = "bmc1", signal: Signal | None = None, **fields: Any) -> RedfishService:
-        services.append(RedfishService(RedfishSpec(name, signal or Constant(300.0), **fields), tmp_path))
+        services.append(RedfishService(RedfishSpec(name=name, signal=signal or Constant(300.0), **fields), tmp_path))
         return services[-1]
 
     yield make
@@ -86,7 +86,7 @@ def connected(service: RedfishService, *, deadline_s: float = 10.0, **fields: An
 
 
 def fault(kind: str, at_s: float = 10.0, for_s: float = 10.0) -> Fault:
-    return Fault(kind, at_s, for_s, "")
+    return Fault(kind=kind, at_s=at_s, for_s=for_s, text="")
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
@@ -128,7 +128,7 @@ def values_of(collector: RedfishCollector) -> dict[str, str | float | None]:
 @pytest.mark.parametrize("flavour", ["both", "modern", "classic"])
 @pytest.mark.parametrize("energy", ["joules", "kwh", "none"])
 def test_values_are_those_of_the_truth(start: Start, flavour: str, energy: str) -> None:
-    signal = Sine(400.0, 150.0, 60.0)
+    signal = Sine(mean_watts=400.0, amplitude_watts=150.0, period_s=60.0)
     service = start(signal=signal, flavour=flavour, energy=energy, refresh_s=1.0, power_digits=2)
     device = connected(service).connect()
     has_counter = energy != "none" and flavour != "classic"
@@ -373,7 +373,9 @@ def test_a_fault_is_an_error_and_is_over_when_it_is_over(start: Start, kind: str
 @pytest.mark.parametrize(("kind", "watts"), [("zero", None), ("garbage", 4294967295.0), ("stuck", 300.0)])
 def test_a_service_that_lies(start: Start, kind: str, watts: float | None) -> None:
     """0 W is no reading; what is beyond physics is left to the counters, which reject it."""
-    service = start(faults=(fault(kind),), refresh_s=1.0, signal=Sine(300.0, 100.0, 40.0))
+    service = start(
+        faults=(fault(kind),), refresh_s=1.0, signal=Sine(mean_watts=300.0, amplitude_watts=100.0, period_s=40.0)
+    )
     device = connected(service).connect()
     device.read()
     service.advance(10.0)

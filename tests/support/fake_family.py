@@ -40,7 +40,7 @@ def info(
 ) -> SensorInfo:
     """Metadata of one quantity."""
     return SensorInfo(
-        quantity=Quantity(scope, component, device, domain),
+        quantity=Quantity(scope=scope, component=component, device=device, domain=domain),
         method=method,
         source=f"fake:{device}/{domain}",
         model=model,
@@ -83,10 +83,10 @@ class FakeSensor:
             raise self.error
         return [
             Reading(
-                item.quantity,
-                self.now_ns(),
-                self.energies_joules[index] if self.energies_joules else None,
-                self.powers_watts[index] if self.powers_watts else None,
+                quantity=item.quantity,
+                read_at_ns=self.now_ns(),
+                energy_joules=self.energies_joules[index] if self.energies_joules else None,
+                power_watts=self.powers_watts[index] if self.powers_watts else None,
             )
             for index, item in enumerate(self.infos)
         ]

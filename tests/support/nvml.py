@@ -17,11 +17,16 @@ from support.require import require_program
 FIRST = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
 SECOND = "GPU-bbbbbbbb-0000-0000-0000-000000000002"
 
-H100 = GpuSpec(FIRST, "0000:17:00.0", Constant(300.0), memory=Constant(60.0))
+H100 = GpuSpec(uuid=FIRST, bus_id="0000:17:00.0", signal=Constant(300.0), memory=Constant(60.0))
 A100 = GpuSpec(
-    SECOND, "0000:65:00.0", Constant(200.0), name="NVIDIA A100-SXM4-80GB", architecture=7, averaging_s=0.0,
+    uuid=SECOND,
+    bus_id="0000:65:00.0",
+    signal=Constant(200.0),
+    name="NVIDIA A100-SXM4-80GB",
+    architecture=7,
+    averaging_s=0.0,
     limit_watts=400.0,
-)  # fmt: skip
+)
 P100 = replace(
     A100, name="Tesla P100-PCIE-16GB", architecture=4, has_energy_counter=False, refresh_s=0.02, window_s=0.01,
     limit_watts=250.0,
@@ -29,7 +34,7 @@ P100 = replace(
 
 
 def fault(kind: Any, at_s: float, for_s: float = 0.0) -> Fault:
-    return Fault(kind, at_s, for_s, "")
+    return Fault(kind=kind, at_s=at_s, for_s=for_s, text="")
 
 
 class GpuMachine:

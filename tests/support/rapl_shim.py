@@ -25,7 +25,7 @@ def build_shim(folder: Path) -> Path:
     return library
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ShimMachine:
     """What the shim is to answer: constant powers, so that the true energy of any span is a product."""
 

@@ -59,7 +59,7 @@ def power_core(sysfs: FakeSysfs, cpumask: str) -> FakeSysfs:
     return pmu(sysfs, "energy-core", name="power_core", number=POWER_CORE_TYPE, cpumask=cpumask)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FakeKernel:
     """perf_event_open and the reads of its descriptors: the joules of each counter are what a test says."""
 
@@ -114,7 +114,7 @@ class FakeKernel:
         self.joules[POWER_CORE_TYPE, 1, cpu] = joules
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Registers:
     """The registers of each CPU behind ``/dev/cpu/N/msr``; a file cannot hold AMD's, which overlap."""
 
@@ -128,7 +128,7 @@ class Registers:
     @classmethod
     def install(cls, monkeypatch: pytest.MonkeyPatch, dev: Path) -> Self:
         """Put them in the place of the device files' reads."""
-        fake = cls(dev)
+        fake = cls(dev=dev)
         monkeypatch.setattr(msr, "_pread", fake.pread)
         return fake
 

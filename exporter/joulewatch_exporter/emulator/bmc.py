@@ -62,7 +62,7 @@ _LARGEST_READ: Final = 64
 """Bytes of an SDR record in one answer: BMCs refuse to send a whole record at once, and so does this."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SdrSensorSpec:
     """One sensor in watts of the SDR repository: value = (m * raw + b * 10^b_exponent) * 10^result_exponent."""
 
@@ -104,7 +104,7 @@ class SdrSensorSpec:
         return min(max(round(exact), 0), 255)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BmcSpec:
     """One BMC."""
 
@@ -130,7 +130,7 @@ class BmcSpec:
     """Whether it knows Get Power Reading."""
     has_sdr: bool = True
     """Whether it has an SDR repository."""
-    sensors: tuple[SdrSensorSpec, ...] = (SdrSensorSpec("Pwr Consumption"),)
+    sensors: tuple[SdrSensorSpec, ...] = (SdrSensorSpec(name="Pwr Consumption"),)
     """What is in the SDR repository."""
     refresh_s: float = 1.0
     """How often it makes a new value."""

@@ -136,7 +136,7 @@ class SignalBuilder:
         times_s = tuple(number(f"{where}: seconds", point[0], 0.0, math.inf) for point in points)
         watts = tuple(number(f"{where}: watts", point[1], 0.0, math.inf) for point in points)
         try:
-            return Points(times_s, watts, is_linear=is_linear, repeats=repeats)
+            return Points(times_s=times_s, watts=watts, is_linear=is_linear, repeats=repeats)
         except ValueError as error:
             raise ConfigError(f"{where}: {error}") from error
 

@@ -18,7 +18,7 @@ _FILE_FAULTS: Final = ("glitch", "garbage", "denied", "absent", "eio", "hang")
 """Those of single files; what is stuck, here, is the controller, with its count of sets."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PmCountersSpec:
     """One node."""
 

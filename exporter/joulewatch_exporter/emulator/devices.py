@@ -56,7 +56,7 @@ class Emulated(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Devices:
     """The devices of a scenario, as described."""
 
@@ -151,7 +151,7 @@ class LeftOut:
     """Of the truth."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
     """A device that is emulated, and how the exporter finds it."""
 
@@ -223,19 +223,25 @@ def _open_gpus(specs: tuple[GpuSpec, ...], place: Place) -> Running:
     def begin(start_ns: int) -> None:
         library.start_monotonic_ns = start_ns
 
-    return Running("GPUs", library, place.refresh_s, {"nvml": {"library": str(library.path)}}, begin)
+    return Running(
+        what="GPUs",
+        device=library,
+        tick_s=place.refresh_s,
+        settings={"nvml": {"library": str(library.path)}},
+        begin=begin,
+    )
 
 
 def _open_cards(specs: tuple[CardSpec, ...], place: Place) -> Running:
     scratch = place.directory / ".scratch"
     cards = FpgaTree(specs, place.directory / "sys", Writer(scratch), scratch)
-    return Running("FPGA cards", cards, place.refresh_s, {})
+    return Running(what="FPGA cards", device=cards, tick_s=place.refresh_s, settings={})
 
 
 def _open_cray(spec: PmCountersSpec, place: Place) -> Running:
     scratch = place.directory / ".scratch"
     counters = PmCounters(spec, place.directory / "sys", Writer(scratch), scratch)
-    return Running("pm_counters", counters, place.refresh_s, {})
+    return Running(what="pm_counters", device=counters, tick_s=place.refresh_s, settings={})
 
 
 def _open_bmc(spec: BmcSpec, place: Place) -> Running:
@@ -262,7 +268,12 @@ def _over_network(
     own: dict[str, Any] = {}
     if place.is_one_machine:
         own = {"this_machine": True, "interval_seconds": max(_SHORTEST_INTERVAL_S, refresh_s)}
-    return Running(what, device, min(_NETWORK_TICK_S, refresh_s), {collector: {"targets": [{**target, **own}]}})
+    return Running(
+        what=what,
+        device=device,
+        tick_s=min(_NETWORK_TICK_S, refresh_s),
+        settings={collector: {"targets": [{**target, **own}]}},
+    )
 
 
 def exporter_collectors(running: Iterable[Running]) -> dict[str, dict[str, Any]]:

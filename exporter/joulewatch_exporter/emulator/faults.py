@@ -20,7 +20,7 @@ MOMENTARY_FAULTS: Final = ("reset", "expired")
 GARBAGE: Final = 2**32 - 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """Something that goes wrong at a stated time."""
 

@@ -46,7 +46,7 @@ _CHIP_FILES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CardSpec:
     """One Alveo card."""
 

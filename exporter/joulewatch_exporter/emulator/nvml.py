@@ -53,7 +53,7 @@ _CODES: Final[dict[str, int]] = {"absent": 15, "denied": 4, "glitch": 999, "eio"
 """What every call on a GPU answers while a fault of this kind lasts."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSpec:
     """One GPU."""
 

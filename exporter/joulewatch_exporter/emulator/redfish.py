@@ -70,7 +70,7 @@ Answer = tuple[int, Mapping[str, str], Any]
 """Status, headers, and what becomes JSON."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RedfishSpec:
     """One Redfish service."""
 
@@ -161,7 +161,7 @@ class RedfishSpec:
         return f"{self.name}/total"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Sample:
     """What the service holds until the next refresh."""
 
@@ -207,7 +207,7 @@ class RedfishService:
         self._metered = (0.0, 0.0)
         self._base_joules = 0.0
         self._is_reset = False
-        self._sample = _Sample(0.0, 0.0, 0.0, datetime.now(UTC))
+        self._sample = _Sample(watts=0.0, joules=0.0, lifetime_joules=0.0, taken_at=datetime.now(UTC))
         self._step = -1
         self._is_closed = False
         self._server: _Server | None = None
@@ -286,10 +286,10 @@ class RedfishService:
                 # As meters do: the mean since the last value, of which the first one has none.
                 is_first = t_s <= metered_s
                 self._sample = _Sample(
-                    spec.signal.power_watts(t_s) if is_first else (joules - metered_joules) / (t_s - metered_s),
-                    start_joules + joules - self._base_joules,
-                    spec.energy_start_joules + joules,
-                    datetime.now(UTC),
+                    watts=spec.signal.power_watts(t_s) if is_first else (joules - metered_joules) / (t_s - metered_s),
+                    joules=start_joules + joules - self._base_joules,
+                    lifetime_joules=spec.energy_start_joules + joules,
+                    taken_at=datetime.now(UTC),
                 )
             self._t_s = t_s
             self._faults = faults

@@ -52,7 +52,7 @@ NOT_ALLOWED: Final = 0xD4
 _BAD_PRIVILEGE: Final = 0x81
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Suite:
     """One cipher suite: the numbers of its algorithms, and the hash they use."""
 
@@ -64,7 +64,10 @@ class _Suite:
     """Length of a packet's signature."""
 
 
-_SUITES: Final = (_Suite(3, 1, 1, "sha1", 12), _Suite(17, 3, 4, "sha256", 16))
+_SUITES: Final = (
+    _Suite(number=3, authentication=1, integrity=1, digest="sha1", check_bytes=12),
+    _Suite(number=17, authentication=3, integrity=4, digest="sha256", check_bytes=16),
+)
 _AES: Final = 1
 
 
@@ -76,7 +79,7 @@ class User:
     privilege: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Session:
     console_id: bytes
     own_id: bytes
@@ -268,7 +271,7 @@ class RmcpServer:
         if sum(session.is_active for session in self._sessions.values()) >= _MAX_SESSIONS:
             return bytes((tag, _NO_RESOURCES, 0, 0)) + console_id
         own_id = os.urandom(4)
-        self._sessions[own_id] = _Session(console_id, own_id, suite, now_s)
+        self._sessions[own_id] = _Session(console_id=console_id, own_id=own_id, suite=suite, used_s=now_s)
         algorithms = b"".join(bytes((kind, 0, 0, 8, wanted[kind], 0, 0, 0)) for kind in range(3))
         return bytes((tag, OK, PRIVILEGES["administrator"], 0)) + console_id + own_id + algorithms
 

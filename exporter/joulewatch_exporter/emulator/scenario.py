@@ -41,7 +41,7 @@ __all__ = [
 _ZONE: Final = re.compile(r"[a-z][a-z-]*(?::[0-9a-f]+)+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ZoneSpec:
     """One RAPL zone of powercap."""
 
@@ -66,7 +66,7 @@ class ZoneSpec:
     faults: tuple[Fault, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSpec:
     """One channel of a hwmon chip."""
 
@@ -82,7 +82,7 @@ class ChannelSpec:
     faults: tuple[Fault, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ChipSpec:
     """One hwmon chip."""
 
@@ -106,7 +106,7 @@ class LoadSpec:
     full_watts: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
     """What procfs and the CPU topology say."""
 
@@ -127,7 +127,7 @@ class MachineSpec:
     """One for each socket, or none: idle."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
     """A whole machine."""
 

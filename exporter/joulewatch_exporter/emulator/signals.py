@@ -48,7 +48,7 @@ class Constant:
         return self.watts * (end_s - start_s)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Points:
     """Power given at points in time: held between them (steps), or joined by straight lines (ramps, replays).
 
@@ -119,7 +119,7 @@ class Points:
         return rounds * self._sums_joules[-1] + self._sums_joules[index] + tail_joules
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Square:
     """High for ``duty`` of each period, low for the rest; a period begins with its high part at ``phase_s``."""
 
@@ -148,7 +148,7 @@ class Square:
         return periods * high_s + min(within_s, high_s)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sine:
     """``mean_watts`` and a ripple around it."""
 
@@ -307,4 +307,4 @@ class UtilisationMeter:
 def ramp(from_watts: float, to_watts: float, duration_s: float, *, start_s: float, repeats: bool) -> Points:
     """Make a straight rise or fall that starts at ``start_s``; afterwards it holds, or begins again."""
     times_s = (start_s, start_s + duration_s)
-    return Points(times_s, (from_watts, to_watts), is_linear=True, repeats=repeats)
+    return Points(times_s=times_s, watts=(from_watts, to_watts), is_linear=True, repeats=repeats)

@@ -123,7 +123,7 @@ class Table:
             for_s = 0.0 if kind in MOMENTARY_FAULTS else entry.number("for_s", low=0.0)
             text = entry.text("text", "garbage") if kind == "glitch" else ""
             entry.done()
-            faults.append(Fault(kind, at_s, for_s, text))
+            faults.append(Fault(kind=kind, at_s=at_s, for_s=for_s, text=text))
         return tuple(faults)
 
     def done(self) -> None:

@@ -22,7 +22,7 @@ SCENARIO_FILE = "scenario.json"
 TRACE_FILE = "truth.jsonl"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
     """What each device of an emulated machine really did; keys are ``device/domain`` such as ``socket0/package``."""
 
@@ -53,7 +53,13 @@ class Truth:
         lines = _read_trace(directory / TRACE_FILE)
         times_s = tuple((line["monotonic_ns"] - start_monotonic_ns) / 1e9 for line in lines)
         joules = {key: tuple(float(line["joules"][key]) for line in lines) for key in scenario.signals_by_key}
-        return cls(scenario, float(document["start_unix_s"]), start_monotonic_ns, times_s, joules)
+        return cls(
+            scenario=scenario,
+            start_unix_s=float(document["start_unix_s"]),
+            start_monotonic_ns=start_monotonic_ns,
+            _times_s=times_s,
+            _joules=joules,
+        )
 
     @property
     def keys(self) -> tuple[str, ...]:

@@ -324,8 +324,8 @@ def test_names_in_every_coding(kind: int, data: bytes, name: str) -> None:
 def test_the_emulated_record_says_what_its_readings_mean(
     m: int, b: int, b_exponent: int, result_exponent: int, watts: float
 ) -> None:
-    spec = SdrSensorSpec("Any Power", m=m, b=b, b_exponent=b_exponent, result_exponent=result_exponent)
-    _, record = emulated_records(BmcSpec("n", Constant(1.0), sensors=(spec,)))
+    spec = SdrSensorSpec(name="Any Power", m=m, b=b, b_exponent=b_exponent, result_exponent=result_exponent)
+    _, record = emulated_records(BmcSpec(name="n", signal=Constant(1.0), sensors=(spec,)))
     sensor = power_sensor(record)
     assert sensor is not None
     raw = spec.raw(watts)
@@ -659,10 +659,10 @@ def test_the_configuration_of_a_target() -> None:
     )
     assert options.targets == (
         IpmiTarget(
-            "n1",
-            "10.0.0.1",
-            "mon",
-            Path("/run/secrets/bmc"),
+            name="n1",
+            address="10.0.0.1",
+            user="mon",
+            password_file=Path("/run/secrets/bmc"),
             privilege="operator",
             read="sdr",
             sensor="System Level",
@@ -927,7 +927,7 @@ def test_pyghmis_refusals_become_errors_with_a_cure() -> None:
 def test_no_object_shows_a_password(secret: str) -> None:
     """Options hold paths only, and the emulated BMC's description hides its password."""
     secret = f"~{secret}~"  # so that it is no word of the description by chance
-    spec = BmcSpec("n1", Constant(1.0), password=secret)
+    spec = BmcSpec(name="n1", signal=Constant(1.0), password=secret)
     assert secret not in repr(spec)
     options = IpmiOptions(targets=[target()])
     assert secret not in repr(options)
@@ -976,8 +976,8 @@ def test_a_password_is_in_no_log_no_error_and_no_finding(
         ({"port": 70000}, "port: "),
         ({"refresh_s": 0.0}, "refresh_s: "),
         ({"cipher_suites": (1,)}, "cipher_suites: "),
-        ({"sensors": (SdrSensorSpec("a"), SdrSensorSpec("a"))}, "sensors: "),
-        ({"faults": (Fault("wrap", 0.0, 1.0, ""),)}, "faults: wrap is none of"),
+        ({"sensors": (SdrSensorSpec(name="a"), SdrSensorSpec(name="a"))}, "sensors: "),
+        ({"faults": (Fault(kind="wrap", at_s=0.0, for_s=1.0, text=""),)}, "faults: wrap is none of"),
     ],
 )
 def test_an_impossible_emulated_bmc_is_refused(fields: dict[str, object], text: str) -> None:
@@ -992,7 +992,7 @@ def test_an_impossible_emulated_sensor_is_refused(fields: dict[str, object]) -> 
 
 
 def test_the_truth_has_the_labels_of_the_series() -> None:
-    assert BmcSpec("node7", Constant(1.0)).key == "node7/total"
+    assert BmcSpec(name="node7", signal=Constant(1.0)).key == "node7/total"
     assert len(set(BMC_FAULTS)) == len(BMC_FAULTS)
 
 

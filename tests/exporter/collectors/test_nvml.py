@@ -216,7 +216,7 @@ def test_memory_power_that_cannot_be_is_not_published(machine: GpuMachine, watts
 
 
 def test_memory_power_that_cannot_be_later_is_left_out_of_the_reading(machine: GpuMachine) -> None:
-    gpus = machine.gpus(replace(H100, memory=Points((0.0, 5.0), (60.0, 400.0))))
+    gpus = machine.gpus(replace(H100, memory=Points(times_s=(0.0, 5.0), watts=(60.0, 400.0))))
     (sensor,) = machine.collect().sensors
     assert "memory" in values(sensor.read())
     gpus.advance(7.0)
@@ -273,7 +273,7 @@ def test_a_gpu_that_tells_nothing_is_skipped(machine: GpuMachine, monkeypatch: p
 
 
 def test_exactly_0_is_no_data(machine: GpuMachine) -> None:
-    gpus = machine.gpus(replace(P100, signal=Points((0.0, 1.0), (150.0, 0.0))))
+    gpus = machine.gpus(replace(P100, signal=Points(times_s=(0.0, 1.0), watts=(150.0, 0.0))))
     (sensor,) = machine.collect().sensors
     gpus.advance(2.0)
     with pytest.raises(SensorGlitchError, match="exactly 0"):
@@ -760,7 +760,7 @@ def test_an_emulated_machine_never_shows_the_real_gpus(machine: GpuMachine, libr
 
 def test_options(tmp_path: Path) -> None:
     made = build(NvmlOptions, {"library": str(tmp_path), "call_timeout_seconds": 1, "average": False}, "x.yaml", "")
-    assert made == NvmlOptions(tmp_path, 1.0, average=False)
+    assert made == NvmlOptions(library=tmp_path, call_timeout_seconds=1.0, average=False)
     with pytest.raises(ConfigError, match="call_timeout_seconds: 0 is not above 0"):
         build(NvmlOptions, {"call_timeout_seconds": 0}, "x.yaml", "collectors.nvml")
 
@@ -801,7 +801,7 @@ def totals(scan: FamilyScan) -> dict[tuple[str, str], float | None]:
 
 def test_energy_over_minutes_with_faults(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     """The truth within 0.1 %, but for a second's energy that a reset took with it; nothing of it in the other GPU."""
-    signal = Square(80.0, 320.0, 7.0)
+    signal = Square(low_watts=80.0, high_watts=320.0, period_s=7.0)
     faults = (fault("garbage", 20.5, 2.0), fault("reset", 40.5), fault("glitch", 60.5, 3.0), fault("stuck", 80.5, 2.0))
     spec = replace(H100, signal=signal, energy_refresh_s=0.0, faults=faults)
     other = replace(A100, signal=signal, energy_refresh_s=0.0)
@@ -825,12 +825,12 @@ def test_energy_over_minutes_with_faults(machine: GpuMachine, monkeypatch: pytes
 
 def test_sampled_power_over_minutes(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     """1 %: momentary power ten times a second, the 1 s average once a second."""
-    signal = Sine(220.0, 90.0, 6.4)
+    signal = Sine(mean_watts=220.0, amplitude_watts=90.0, period_s=6.4)
     minutes = Minutes(machine, monkeypatch, replace(P100, signal=signal))
     energy = totals(minutes.scan(until_s=60.0, step_s=0.1))[SECOND, "total"]
     assert energy == pytest.approx(signal.energy_joules(0.0, 60.0), rel=0.01)
     minutes.family.close()
-    wild = Square(80.0, 320.0, 0.37)
+    wild = Square(low_watts=80.0, high_watts=320.0, period_s=0.37)
     minutes = Minutes(machine, monkeypatch, replace(H100, signal=wild))
     energy = totals(minutes.scan(until_s=60.0, step_s=1.0))[FIRST, "average"]
     assert energy == pytest.approx(wild.energy_joules(0.0, 60.0), rel=0.01)
@@ -838,7 +838,7 @@ def test_sampled_power_over_minutes(machine: GpuMachine, monkeypatch: pytest.Mon
 
 def test_golden(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, update_golden: bool) -> None:
     """Two generations as a scraper sees them; reviewed as text."""
-    counted = replace(H100, signal=Sine(300.0, 40.0, 1.0), energy_refresh_s=0.05)
+    counted = replace(H100, signal=Sine(mean_watts=300.0, amplitude_watts=40.0, period_s=1.0), energy_refresh_s=0.05)
     minutes = Minutes(machine, monkeypatch, counted, replace(P100, signal=Constant(180.0)))
     scan = minutes.scan(until_s=2.0, step_s=0.025)
     exposition = Exposition(emulated=False, start_s=1.0, nodename="node17", self_metrics=False)
@@ -927,9 +927,9 @@ def test_what_other_users_of_nvml_ask_for(machine: GpuMachine) -> None:
 @pytest.mark.parametrize(
     "signal",
     [
-        Square(80.0, 320.0, 0.7),
-        Sine(250.0, 90.0, 0.31),
-        Points((0.0, 1.0, 2.0), (50.0, 300.0, 120.0), is_linear=True, repeats=True),
+        Square(low_watts=80.0, high_watts=320.0, period_s=0.7),
+        Sine(mean_watts=250.0, amplitude_watts=90.0, period_s=0.31),
+        Points(times_s=(0.0, 1.0, 2.0), watts=(50.0, 300.0, 120.0), is_linear=True, repeats=True),
     ],
     ids=["square", "sine", "ramps"],
 )
@@ -968,7 +968,7 @@ def test_the_counter_goes_on_between_two_steps_of_the_emulator(machine: GpuMachi
 
 def test_the_counter_never_runs_backwards(machine: GpuMachine) -> None:
     """Its own clock went on with a power that had fallen long before the emulator's next step."""
-    gpus = machine.gpus(replace(H100, signal=Points((0.0, 0.1), (300.0, 10.0)), energy_refresh_s=0.0))
+    gpus = machine.gpus(replace(H100, signal=Points(times_s=(0.0, 0.1), watts=(300.0, 10.0)), energy_refresh_s=0.0))
     (sensor,) = machine.collect().sensors
     gpus.start_monotonic_ns = time.monotonic_ns() - 500_000_000
     gpus.advance(0.0)
@@ -992,7 +992,11 @@ def test_a_signal_that_follows_the_load(machine: GpuMachine) -> None:
 
 
 def test_a_gpu_that_is_stuck(machine: GpuMachine) -> None:
-    gpus = machine.gpus(replace(H100, signal=Sine(200.0, 50.0, 3.0), faults=(fault("stuck", 1.0, 1.0),)))
+    gpus = machine.gpus(
+        replace(
+            H100, signal=Sine(mean_watts=200.0, amplitude_watts=50.0, period_s=3.0), faults=(fault("stuck", 1.0, 1.0),)
+        )
+    )
     (sensor,) = machine.collect().sensors
     gpus.advance(0.99)
     moved = values(sensor.read())

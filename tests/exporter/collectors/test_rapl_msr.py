@@ -66,7 +66,7 @@ def epyc(registers: Registers, units: int = UNITS_2_16) -> None:
 
 
 def about(vendor: str, family: int, model: int) -> Machine:
-    return Machine(Host(), vendor, family, model, "", ())
+    return Machine(host=Host(), vendor=vendor, family=family, model=model, name="", cpus=())
 
 
 @pytest.mark.parametrize(

@@ -927,7 +927,7 @@ def test_golden(
             return devices[self.device].read()
 
     sensors: list[Any] = [Direct(name, device.infos) for name, device in devices.items()]
-    family = Family(fake_family("redfish", Machine(sensors)).open(Host(), None), clock=clock)
+    family = Family(fake_family("redfish", Machine(sensors=sensors)).open(Host(), None), clock=clock)
     scan = family.scan()
     for _ in range(3):
         clock.advance(10.0)

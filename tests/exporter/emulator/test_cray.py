@@ -41,7 +41,7 @@ class Machine:
 
 def fault(kind: FaultKind, text: str = "") -> Fault:
     """From one second to the next."""
-    return Fault(kind, 1.0, 1.0, text)
+    return Fault(kind=kind, at_s=1.0, for_s=1.0, text=text)
 
 
 def test_the_exporter_reads_the_truth(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_denied() -> None:
 
 
 def test_a_restart_counts_from_nothing_and_says_so(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, faults=(Fault("reset", 1.0, 0.0, ""),))
+    machine = Machine(tmp_path, faults=(Fault(kind="reset", at_s=1.0, for_s=0.0, text=""),))
     sensor = machine.open()
     startup = machine.host.sysfs / "cray/pm_counters/startup"
     before = startup.read_text()

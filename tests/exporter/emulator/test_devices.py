@@ -50,7 +50,7 @@ class Rail:
     share: float = 1.0
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Board:
     """Every kind of field that a description may have."""
 
@@ -75,7 +75,7 @@ class Board:
 
 def board(**values: Any) -> Board:
     builder = SignalBuilder(Path())
-    builder.named["load"] = Square(1, 2, 3)
+    builder.named["load"] = Square(low_watts=1, high_watts=2, period_s=3)
     return build(Board, Table("test: board", {"name": "b", "signal": "load", **values}), builder, ("hang", "reset"))
 
 
@@ -95,7 +95,7 @@ def test_a_description_is_made_of_its_fields() -> None:
     )
     assert made == Board(
         name="b",
-        signal=Square(1, 2, 3),
+        signal=Square(low_watts=1, high_watts=2, period_s=3),
         memory=Constant(3),
         kind="small",
         number=7,
@@ -105,9 +105,9 @@ def test_a_description_is_made_of_its_fields() -> None:
         levels=(1.0, 2.5),
         rails=(Rail("12v"), Rail("3v3", 0.5)),
         signals_by_name={"a": Constant(5)},
-        faults=(Fault("hang", 1, 2, ""), Fault("reset", 5, 0, "")),
+        faults=(Fault(kind="hang", at_s=1, for_s=2, text=""), Fault(kind="reset", at_s=5, for_s=0, text="")),
     )
-    assert board() == Board("b", Square(1, 2, 3))
+    assert board() == Board(name="b", signal=Square(low_watts=1, high_watts=2, period_s=3))
     assert board(mig=True).mig is True
 
 
@@ -234,7 +234,10 @@ class FakeDevice:
 
 def test_a_device_that_fails_or_hangs_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
     fakes = {"good": FakeDevice(), "failing": FakeDevice(fails=True), "hanging": FakeDevice(hangs=True)}
-    companions = [Companion(Running(name, fake, 0.001, {}), start_ns=0) for name, fake in fakes.items()]
+    companions = [
+        Companion(Running(what=name, device=fake, tick_s=0.001, settings={}), start_ns=0)
+        for name, fake in fakes.items()
+    ]
     with caplog.at_level(logging.WARNING):
         for companion in companions:
             companion.settle(0.02 if companion is companions[2] else 5.0)
@@ -252,7 +255,9 @@ def test_a_device_that_fails_or_hangs_stops_no_other(caplog: pytest.LogCaptureFi
 
 def test_a_device_learns_when_the_scenario_began() -> None:
     began: list[int] = []
-    companion = Companion(Running("x", FakeDevice(), 0.001, {}, began.append), start_ns=123)
+    companion = Companion(
+        Running(what="x", device=FakeDevice(), tick_s=0.001, settings={}, begin=began.append), start_ns=123
+    )
     companion.settle(5.0)
     companion.stop()
     companion.join()
@@ -280,9 +285,9 @@ def test_the_tree_of_an_alveo_card_lies_as_xrt_lays_it_out(tmp_path: Path, updat
 
 def test_what_the_exporter_is_told_of_several_devices_is_joined() -> None:
     running = [
-        Running("a", FakeDevice(), 1.0, {"ipmi": {"targets": [{"name": "a"}]}}),
-        Running("b", FakeDevice(), 1.0, {"ipmi": {"targets": [{"name": "b"}]}}),
-        Running("g", FakeDevice(), 1.0, {"nvml": {"library": "x.so"}}),
+        Running(what="a", device=FakeDevice(), tick_s=1.0, settings={"ipmi": {"targets": [{"name": "a"}]}}),
+        Running(what="b", device=FakeDevice(), tick_s=1.0, settings={"ipmi": {"targets": [{"name": "b"}]}}),
+        Running(what="g", device=FakeDevice(), tick_s=1.0, settings={"nvml": {"library": "x.so"}}),
     ]
     assert exporter_collectors(running) == {
         "ipmi": {"targets": [{"name": "a"}, {"name": "b"}]},

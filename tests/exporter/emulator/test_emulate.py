@@ -387,7 +387,7 @@ def test_a_replay_is_written_out(tmp_path: Path) -> None:
     )
     spec = load(str(tmp_path / "mine.yaml"))
     signal = spec.signals_by_key["socket0/package"]
-    assert signal == Points((0, 1, 3), (50, 70, 70), is_linear=True, repeats=True)
+    assert signal == Points(times_s=(0, 1, 3), watts=(50, 70, 70), is_linear=True, repeats=True)
     (tmp_path / "trace.csv").unlink()
     again = parse(json.loads(json.dumps(spec.document)), where="again", folder=None)
     assert again.signals_by_key == spec.signals_by_key

@@ -35,7 +35,7 @@ def make(folder: Path) -> Iterator[Callable[..., MovingFile]]:
         file = MovingFile(
             Writer(folder / "scratch"),
             str(folder / "tree/value"),
-            [Fault(kind, at_s, for_s, text) for kind, at_s, for_s in faults],
+            [Fault(kind=kind, at_s=at_s, for_s=for_s, text=text) for kind, at_s, for_s in faults],
         )
         file.show(1, 0.0)
         files.append(file)
@@ -197,7 +197,7 @@ def test_a_held_file_of_a_device_that_vanished_is_absent(folder: Path) -> None:
     link = folder / "tree/link"
     link.symlink_to("device")
     writer = Writer(folder / "scratch")
-    faults = (Fault("vanish", 1, 1, ""), Fault("eio", 0, 9, ""))
+    faults = (Fault(kind="vanish", at_s=1, for_s=1, text=""), Fault(kind="eio", at_s=0, for_s=9, text=""))
     vanishing = Vanishing(writer, device, [link], folder / "hidden", faults)
     for name in ("value", "deep/value"):
         writer.put(str(device / name), b"5\n", 0o440)

@@ -49,7 +49,7 @@ def spec(card: str = CARD, **fields: Any) -> CardSpec:
 
 def fault(kind: FaultKind, text: str = "") -> Fault:
     """From one second to the next."""
-    return Fault(kind, 1.0, 1.0, text)
+    return Fault(kind=kind, at_s=1.0, for_s=1.0, text=text)
 
 
 def watts(sensor: Sensor) -> dict[str, float]:
@@ -122,7 +122,7 @@ def test_the_cache_has_the_time_of_its_values(folder: Path) -> None:
 
 
 def test_the_maximum_is_not_the_power(folder: Path) -> None:
-    machine = Machine(folder, spec(signal=Square(20.0, 60.0, 2.0), has_xmc=False))
+    machine = Machine(folder, spec(signal=Square(low_watts=20.0, high_watts=60.0, period_s=2.0), has_xmc=False))
     sensor = first(machine.collect())
     machine.tree.advance(1.2)
     (maximum,) = [path.read_text() for path in machine.host.sysfs.glob("class/hwmon/*/power1_average")][:1]

@@ -16,7 +16,7 @@ from joulewatch_exporter.errors import ConfigError
 
 
 def test_the_key_is_what_the_exporter_will_call_it() -> None:
-    assert RedfishSpec("bmc1", Constant(1.0)).key == "bmc1/total"
+    assert RedfishSpec(name="bmc1", signal=Constant(1.0)).key == "bmc1/total"
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_the_key_is_what_the_exporter_will_call_it() -> None:
         ({"supply_efficiency": 1.5}, "supplies"),
         ({"max_sessions": 0}, "max_sessions"),
         ({"session_timeout_s": 0.0}, "session_timeout_s"),
-        ({"faults": (Fault("melt", 0.0, 1.0, ""),)}, "faults"),
+        ({"faults": (Fault(kind="melt", at_s=0.0, for_s=1.0, text=""),)}, "faults"),
     ],
 )
 def test_a_bad_value_names_its_key(fields: dict[str, Any], key: str) -> None:
@@ -48,8 +48,8 @@ def test_a_bad_value_names_its_key(fields: dict[str, Any], key: str) -> None:
 
 
 def test_all_kinds_of_faults_are_taken() -> None:
-    faults = tuple(Fault(kind, 1.0, 1.0, "") for kind in REDFISH_FAULTS)
-    assert RedfishSpec("bmc1", Constant(1.0), faults=faults).faults == faults
+    faults = tuple(Fault(kind=kind, at_s=1.0, for_s=1.0, text="") for kind in REDFISH_FAULTS)
+    assert RedfishSpec(name="bmc1", signal=Constant(1.0), faults=faults).faults == faults
 
 
 def test_without_anything_to_make_a_certificate_it_says_what_it_needs(
@@ -58,8 +58,8 @@ def test_without_anything_to_make_a_certificate_it_says_what_it_needs(
     monkeypatch.setitem(sys.modules, "cryptography", None)
     monkeypatch.setattr(shutil, "which", lambda program: None)
     with pytest.raises(ConfigError, match="openssl, or: pip install cryptography"):
-        RedfishService(RedfishSpec("bmc1", Constant(1.0)), tmp_path)
+        RedfishService(RedfishSpec(name="bmc1", signal=Constant(1.0)), tmp_path)
 
 
 def test_the_password_is_not_shown() -> None:
-    assert "hunter2" not in repr(RedfishSpec("bmc1", Constant(1.0), password="hunter2"))
+    assert "hunter2" not in repr(RedfishSpec(name="bmc1", signal=Constant(1.0), password="hunter2"))

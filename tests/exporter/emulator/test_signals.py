@@ -33,18 +33,30 @@ def points(draw: st.DrawFn) -> Points:
     for step in steps:
         times_s.append(times_s[-1] + step)
     powers = draw(st.lists(watts, min_size=len(times_s), max_size=len(times_s)))
-    return Points(tuple(times_s), tuple(powers), is_linear=draw(st.booleans()), repeats=draw(st.booleans()))
+    return Points(
+        times_s=tuple(times_s), watts=tuple(powers), is_linear=draw(st.booleans()), repeats=draw(st.booleans())
+    )
 
 
 simple = st.one_of(
     st.builds(Constant, watts),
     points(),
-    st.builds(Square, watts, watts, spans, st.floats(0, 1), st.floats(-5, 5)),
-    st.builds(lambda mean, share, period, phase: Sine(mean, mean * share, period, phase),
-              watts, st.floats(0, 1), spans, st.floats(-5, 5)),
-    st.builds(lambda a, b, d, s, r: ramp(a, b, d, start_s=s, repeats=r),
-              watts, watts, spans, st.floats(0, 5), st.booleans()),
-)  # fmt: skip
+    st.builds(
+        Square, low_watts=watts, high_watts=watts, period_s=spans, duty=st.floats(0, 1), phase_s=st.floats(-5, 5)
+    ),
+    st.builds(
+        lambda mean, share, period_s, phase_s: Sine(
+            mean_watts=mean, amplitude_watts=mean * share, period_s=period_s, phase_s=phase_s
+        ),
+        watts,
+        st.floats(0, 1),
+        spans,
+        st.floats(-5, 5),
+    ),
+    st.builds(
+        lambda a, b, d, s, r: ramp(a, b, d, start_s=s, repeats=r), watts, watts, spans, st.floats(0, 5), st.booleans()
+    ),
+)
 signals = st.one_of(
     simple,
     st.builds(lambda a, b, k: Sum((a, b), (1.0, k)), simple, simple, st.floats(0, 2)),
@@ -92,7 +104,7 @@ def test_ramp_holds_before_and_after() -> None:
 
 
 def test_steps_repeat() -> None:
-    signal = Points((0, 3, 8), (12, 30, 12), repeats=True)
+    signal = Points(times_s=(0, 3, 8), watts=(12, 30, 12), repeats=True)
     assert [signal.power_watts(t) for t in (0, 2.9, 3, 7.9, 8, 11.5)] == [12, 12, 30, 30, 12, 30]
     assert signal.energy_joules(0, 80) == pytest.approx(10 * (36 + 150))
 
@@ -103,7 +115,7 @@ def test_steps_repeat() -> None:
 )  # fmt: skip
 def test_points_are_checked(times_s: tuple[float, ...], powers: tuple[float, ...], repeats: bool) -> None:
     with pytest.raises(ValueError, match=r"times|powers|points"):
-        Points(times_s, powers, repeats=repeats)
+        Points(times_s=times_s, watts=powers, repeats=repeats)
 
 
 def test_following_the_load_holds_the_last_sample() -> None:

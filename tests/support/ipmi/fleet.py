@@ -36,9 +36,9 @@ def power_of(index: int) -> float:
 def main() -> int:
     folder, count = Path(sys.argv[1]), int(sys.argv[2])
     hung = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    hang = (Fault("hang", 0.0, float("inf"), ""),)
+    hang = (Fault(kind="hang", at_s=0.0, for_s=float("inf"), text=""),)
     bmcs = [
-        Bmc(BmcSpec(name_of(index), Constant(power_of(index)), faults=hang if index < hung else ()), folder)
+        Bmc(BmcSpec(name=name_of(index), signal=Constant(power_of(index)), faults=hang if index < hung else ()), folder)
         for index in range(count)
     ]
     start_s = time.monotonic()

@@ -137,7 +137,9 @@ class CraySensor:
                 if is_node:
                     raise SensorGlitchError(f"{self._directory}/power: 0 W means that there is no data now")
                 continue
-            readings.append(Reading(info.quantity, read_at_ns, joules, watts))
+            readings.append(
+                Reading(quantity=info.quantity, read_at_ns=read_at_ns, energy_joules=joules, power_watts=watts)
+            )
         return readings
 
     def _value(self, channel: _Channel, kind: Literal["power", "energy"]) -> _Value:
@@ -229,7 +231,7 @@ class CrayCollector(OnDemandCollector):
         except SensorDeniedError:
             raise
         except SensorError as error:
-            findings.append(Finding("broken", NAME, directory, str(error)))
+            findings.append(Finding(status="broken", collector=NAME, subject=directory, text=str(error)))
         findings += [_found(info) for info in sensor.infos]
         return cls([sensor], findings)
 
@@ -241,7 +243,9 @@ def _is_denied(directory: str, channel: _Channel, findings: list[Finding]) -> bo
             if is_there:
                 read_text(path)
         except SensorDeniedError as error:
-            findings.append(Finding("denied", NAME, path, str(error), denied_cure(path)))
+            findings.append(
+                Finding(status="denied", collector=NAME, subject=path, text=str(error), cure=denied_cure(path))
+            )
             return True
         except SensorError:
             pass  # no value now may be a value later
@@ -255,7 +259,9 @@ def _info(directory: str, channel: _Channel) -> SensorInfo:
         if channel.what.startswith(prefix):
             component = meaning
     return SensorInfo(
-        quantity=Quantity("part" if channel.what else "node", component, DEVICE, channel.what or TOTAL),
+        quantity=Quantity(
+            scope="part" if channel.what else "node", component=component, device=DEVICE, domain=channel.what or TOTAL
+        ),
         method="counter" if channel.has_energy else "integrated",
         source=f"{directory}/{channel.stem}{kind}",
         model="pm_counters",
@@ -269,4 +275,9 @@ _COMPONENTS: Final[tuple[tuple[str, Component], ...]] = (("cpu", "cpu"), ("memor
 
 def _found(info: SensorInfo) -> Finding:
     text = "the node" if info.quantity.scope == "node" else f"{info.quantity.domain}, inside the node"
-    return Finding("found", NAME, info.source, f"{text}: {'energy' if info.method == 'counter' else 'power'}")
+    return Finding(
+        status="found",
+        collector=NAME,
+        subject=info.source,
+        text=f"{text}: {'energy' if info.method == 'counter' else 'power'}",
+    )

@@ -135,7 +135,7 @@ class EstimateSensor:
         self._energy_joules = 0.0
         self._busy_s, self._n_cpus = read_busy(stat_path)
         self._read_at_ns = clock_ns()
-        self._quantity = Quantity("device", "cpu", "socket0", "package")
+        self._quantity = Quantity(scope="device", component="cpu", device="socket0", domain="package")
         self._infos = (
             SensorInfo(
                 quantity=self._quantity,
@@ -179,7 +179,9 @@ class EstimateSensor:
             raise SensorGlitchError(f"{self._stat_path}: busy time ran backwards by {-worked_s:g} s")
         model = self._model
         self._energy_joules += idle_cpus * model.min_watts * elapsed_s + (model.max_watts - model.min_watts) * worked_s
-        return (Reading(self._quantity, now_ns, self._energy_joules, None),)
+        return (
+            Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=self._energy_joules, power_watts=None),
+        )
 
     def close(self) -> None:
         """Nothing is held open between reads."""
@@ -216,7 +218,7 @@ class EstimateCollector(OnDemandCollector):
         except SensorGlitchError as error:
             raise SensorAbsentError(str(error)) from error
         text = f"an estimate, not a measurement: {model.text}"
-        return cls([sensor], [Finding("found", "estimate", stat_path, text)])
+        return cls([sensor], [Finding(status="found", collector="estimate", subject=stat_path, text=text)])
 
 
 def power_model(cpuinfo: str, options: EstimateOptions) -> PowerModel:

@@ -57,7 +57,7 @@ class ChipSensor:
         self._spacing_ns = spacing_ns
         self._last: tuple[Reading, ...] = ()
         self._tried_ns = -spacing_ns
-        self._quantity = Quantity("device", "fpga", device, TOTAL)
+        self._quantity = Quantity(scope="device", component="fpga", device=device, domain=TOTAL)
         info = SensorInfo(
             quantity=self._quantity,
             method="integrated",
@@ -82,7 +82,7 @@ class ChipSensor:
         raw = self._number.read()
         now_ns = monotonic_ns()
         watts = checked_watts(self._number.path, raw * self._unit_microwatts)
-        self._last = (Reading(self._quantity, now_ns, None, watts),)
+        self._last = (Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=None, power_watts=watts),)
         return self._last
 
     def _check_status(self) -> None:

@@ -52,7 +52,7 @@ _AGREEMENT: Final = 0.05
 """Rails and card may differ by this: they are read one after the other."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FpgaOptions:
     """Settings under ``collectors.fpga``."""
 
@@ -68,7 +68,7 @@ class FpgaOptions:
     """Boards with a power monitor at each rail: chip name, label or I2C device to {name, in_total}."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Function:
     """One PCI function that may be a card's."""
 
@@ -86,7 +86,7 @@ class _Function:
         return self.address.rpartition(".")[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Door:
     """One way to read a card."""
 
@@ -218,7 +218,7 @@ def _functions(host: Host) -> list[_Function]:
         xmc = tuple(f"{path}/{name}" for name in _names(path) if xrt.XMC.fullmatch(name))
         chips = tuple(str(Path(f"{path}/hwmon/{name}").resolve()) for name in _names(f"{path}/hwmon"))
         if vendor or xmc or chips:
-            functions.append(_Function(address, path, vendor == _XILINX, xmc, chips))
+            functions.append(_Function(address=address, path=path, is_xilinx=vendor == _XILINX, xmc=xmc, chips=chips))
     return functions
 
 
@@ -275,7 +275,7 @@ def _xmc_doors(
                 card, xmc, way, parts=options.parts, model=model, heartbeats=heartbeats, findings=findings
             )
 
-        return _Door(kind, xmc, f"{way} of XRT's {_FUNCTIONS[kind]} function", open_it)
+        return _Door(kind=kind, path=xmc, text=f"{way} of XRT's {_FUNCTIONS[kind]} function", open=open_it)
 
     return [door(way) for way in xrt.xmc_ways(xmc)]
 
@@ -293,12 +293,12 @@ def _chip_doors(
         model = match["model"]
         kind = _kind(match["kind"])
         text = f"hwmon_sdm of XRT's {_FUNCTIONS[kind]} function"
-        return [_Door(kind, chip, text, lambda _: cards.open_sdm(card, chip, model=model))]
+        return [_Door(kind=kind, path=chip, text=text, open=lambda _: cards.open_sdm(card, chip, model=model))]
     if name == cards.V80_CHIP:
         if not options.v80:
             findings.append(skipped(chip, f"{card}: {cards.V80_DANGER}", "collectors.fpga.v80: true"))
             return []
-        return [_Door(None, chip, "hwmon of AMI", lambda _: cards.open_v80(card, chip))]
+        return [_Door(kind=None, path=chip, text="hwmon of AMI", open=lambda _: cards.open_v80(card, chip))]
     if (match := xrt.XRT_CHIP.fullmatch(name)) is not None:
         model, kind = match["model"], _kind(match["kind"])
     elif name:
@@ -311,7 +311,7 @@ def _chip_doors(
             card, chip, parts=options.parts, model=model, heartbeats=heartbeats, findings=findings
         )
 
-    return [_Door(kind, chip, f"hwmon of XRT's {_FUNCTIONS[kind]} function", open_it)]
+    return [_Door(kind=kind, path=chip, text=f"hwmon of XRT's {_FUNCTIONS[kind]} function", open=open_it)]
 
 
 _FUNCTIONS: Final[Mapping[FunctionKind, str]] = {"user": "user", "mgmt": "management"}
@@ -392,7 +392,9 @@ def _choose(card: str, doors: Sequence[_Door]) -> _Chosen:
         return _Chosen(None, findings)
     sensor, door, reason = silent
     # Broken: so that the choice is made anew, in case another door gives a value first.
-    findings.append(Finding("broken", NAME, door.path, f"{card} {TOTAL}: {door.text}: {reason}"))
+    findings.append(
+        Finding(status="broken", collector=NAME, subject=door.path, text=f"{card} {TOTAL}: {door.text}: {reason}")
+    )
     return _Chosen(sensor, findings)
 
 

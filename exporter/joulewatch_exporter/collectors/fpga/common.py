@@ -67,7 +67,7 @@ class Number:
         self._file.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RailFiles:
     """Where one rail's voltage (mV) and current (mA) are."""
 
@@ -104,7 +104,7 @@ class Rail:
 def rail_info(device: str, files: RailFiles, model: str) -> SensorInfo:
     """Say how a rail is measured."""
     return SensorInfo(
-        quantity=Quantity("part", "fpga", device, files.domain),
+        quantity=Quantity(scope="part", component="fpga", device=device, domain=files.domain),
         method="integrated",
         source=f"{files.millivolts} x {files.milliamperes.rpartition('/')[2]}",
         model=model,
@@ -148,12 +148,12 @@ def checked_watts(path: str, microwatts: float) -> float:
 def denied(error: SensorDeniedError) -> Finding:
     """Turn a denied file into a finding; such an error's text begins with the path."""
     path = str(error).partition(": ")[0]
-    return Finding("denied", NAME, path, str(error), denied_cure(path))
+    return Finding(status="denied", collector=NAME, subject=path, text=str(error), cure=denied_cure(path))
 
 
 def found(subject: str, text: str) -> Finding:
-    return Finding("found", NAME, subject, text)
+    return Finding(status="found", collector=NAME, subject=subject, text=text)
 
 
 def skipped(subject: str, text: str, cure: str = "") -> Finding:
-    return Finding("skipped", NAME, subject, text, cure)
+    return Finding(status="skipped", collector=NAME, subject=subject, text=text, cure=cure)

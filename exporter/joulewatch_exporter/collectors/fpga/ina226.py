@@ -111,7 +111,7 @@ class BoardSensor:
             model: Of the board, for people.
         """
         self.device = DEVICE
-        self._quantity = Quantity("device", "fpga", DEVICE, TOTAL)
+        self._quantity = Quantity(scope="device", component="fpga", device=DEVICE, domain=TOTAL)
         addends = [monitor.rail.name for monitor in monitors if monitor.rail.in_total]
         self._source = f"sum of {' + '.join(addends)}"
         total = SensorInfo(
@@ -123,7 +123,7 @@ class BoardSensor:
         )
         rails = [
             SensorInfo(
-                quantity=Quantity("part", "fpga", DEVICE, monitor.rail.name),
+                quantity=Quantity(scope="part", component="fpga", device=DEVICE, domain=monitor.rail.name),
                 method="integrated",
                 source=monitor.path,
                 model=model,
@@ -163,11 +163,21 @@ class BoardSensor:
             if microwatts > _MAX_RAIL_WATTS * 1e6:
                 raise SensorGlitchError(f"{number.path}: {microwatts / 1e6:g} W is no power of a rail")
             sum_microwatts += microwatts if in_total else 0
-            readings.append(Reading(quantity, monotonic_ns(), None, microwatts / 1e6))
+            readings.append(
+                Reading(quantity=quantity, read_at_ns=monotonic_ns(), energy_joules=None, power_watts=microwatts / 1e6)
+            )
         if not self._has_total:
             return readings
         middle_ns = (readings[0].read_at_ns + readings[-1].read_at_ns) // 2
-        return [Reading(self._quantity, middle_ns, None, checked_watts(self._source, sum_microwatts)), *readings]
+        return [
+            Reading(
+                quantity=self._quantity,
+                read_at_ns=middle_ns,
+                energy_joules=None,
+                power_watts=checked_watts(self._source, sum_microwatts),
+            ),
+            *readings,
+        ]
 
     def close(self) -> None:
         """Let go of all files; safe to call twice."""

@@ -165,7 +165,7 @@ class XrtSensor:
         self._first = None if first is None else Number(first)
         self._cache = None if cache is None else _DriverCache(cache)
         self._heartbeats = tuple(HeldInt(path) for path in heartbeats)
-        self._quantity = Quantity("device", "fpga", device, TOTAL)
+        self._quantity = Quantity(scope="device", component="fpga", device=device, domain=TOTAL)
         info = SensorInfo(
             quantity=self._quantity,
             method="integrated",
@@ -205,8 +205,14 @@ class XrtSensor:
                 read_at_ns = self._cache.read_at_ns(stamp_ms)
             else:
                 continue  # refreshed in the middle: these values are not of one instant
-            parts = [Reading(quantity, read_at_ns, None, rail_watts) for quantity, rail_watts in rails]
-            return (Reading(self._quantity, read_at_ns, None, watts), *parts)
+            parts = [
+                Reading(quantity=quantity, read_at_ns=read_at_ns, energy_joules=None, power_watts=rail_watts)
+                for quantity, rail_watts in rails
+            ]
+            return (
+                Reading(quantity=self._quantity, read_at_ns=read_at_ns, energy_joules=None, power_watts=watts),
+                *parts,
+            )
         raise SensorGlitchError(f"{self._source}: the driver's values changed while they were read, {_TRIES} times")
 
     def _read_once(self) -> tuple[float, list[tuple[Quantity, float]]]:
@@ -308,7 +314,9 @@ def open_xrt_hwmon(device: str, directory: str, *, parts: bool, model: str, hear
 
 def _existing(table: Sequence[tuple[str, str, str, bool]], directory: str) -> list[RailFiles]:
     rails = [
-        RailFiles(domain, f"{directory}/{volts}", f"{directory}/{amperes}", is_addend)
+        RailFiles(
+            domain=domain, millivolts=f"{directory}/{volts}", milliamperes=f"{directory}/{amperes}", is_addend=is_addend
+        )
         for domain, volts, amperes, is_addend in table
     ]
     return [rail for rail in rails if Path(rail.millivolts).exists() and Path(rail.milliamperes).exists()]
@@ -321,7 +329,7 @@ def _labelled(directory: str) -> list[RailFiles]:
         if re.fullmatch(r"(?:in|curr)\d+_label", name):
             stems[read_text_or(f"{directory}/{name}", "")] = f"{directory}/{name.removesuffix('_label')}_input"
     return [
-        RailFiles(domain, stems[volts], stems[amperes], is_addend)
+        RailFiles(domain=domain, millivolts=stems[volts], milliamperes=stems[amperes], is_addend=is_addend)
         for domain, volts, amperes, is_addend in _HWMON_RAILS
         if volts in stems and amperes in stems
     ]

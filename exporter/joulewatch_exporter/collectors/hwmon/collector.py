@@ -118,7 +118,7 @@ def _override(where: str, value: object) -> Override:
     return Override(component, scope)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HwmonSensor:
     """One channel of one chip: watts, or joules that the driver counts."""
 
@@ -147,15 +147,15 @@ class HwmonSensor:
         if raw in _ALL_ONES:
             raise SensorGlitchError(f"{self._file.path}: {raw} is a register of ones, not a measurement")
         if self._is_energy:
-            return (Reading(self._quantity, now_ns, raw / 1e6, None),)
-        return (Reading(self._quantity, now_ns, None, raw / 1e6),)
+            return (Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=raw / 1e6, power_watts=None),)
+        return (Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=None, power_watts=raw / 1e6),)
 
     def close(self) -> None:
         """Let go of the file."""
         self._file.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Chip:
     """One hwmon device, as found."""
 
@@ -168,7 +168,7 @@ class _Chip:
     """Real paths in which channels may be, the preferred one first."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Channel:
     kind: str
     number: int
@@ -186,7 +186,7 @@ class _Channel:
         return self.label or f"{self.kind}{self.number}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Meaning:
     component: Component
     scope: Scope
@@ -288,7 +288,9 @@ def _find_chips(root: str, *, is_needed: bool) -> list[_Chip]:
         name = read_text_or(f"{directory}/name", "") or read_text_or(f"{device}/name", "") or "unknown"
         label = _device_label(device) if has_device else name
         directories = (directory, device) if has_device else (directory,)
-        chips.append(_Chip(name, label, device if has_device else directory, directories))
+        chips.append(
+            _Chip(name=name, device=label, identity=device if has_device else directory, directories=directories)
+        )
     return sorted(chips, key=lambda chip: (chip.identity, chip.name))
 
 
@@ -324,7 +326,9 @@ def _channels(chip: _Chip, findings: list[Finding]) -> list[_Channel]:
         elif read_int_or_none(f"{stem}_is_battery") == 1:
             findings.append(_skipped(f"{stem}_{what}", f"{chip.name}: a meter of a battery, not of the server"))
         else:
-            channels.append(_Channel(kind, number, read_text_or(f"{stem}_label", ""), stem, what))
+            channels.append(
+                _Channel(kind=kind, number=number, label=read_text_or(f"{stem}_label", ""), stem=stem, what=what)
+            )
     return channels
 
 
@@ -348,9 +352,9 @@ def _scmi_zones(host: Host, findings: list[Finding]) -> list[tuple[_Chip, list[_
             continue
         except SensorError:
             pass  # denied: said where every channel is tried
-        chip = _Chip("arm-scmi", name, directory, (directory,))
+        chip = _Chip(name="arm-scmi", device=name, identity=directory, directories=(directory,))
         label = read_text_or(f"{directory}/name", "")
-        zones.append((chip, [_Channel("power", 1, label, f"{directory}/power", "uw")]))
+        zones.append((chip, [_Channel(kind="power", number=1, label=label, stem=f"{directory}/power", what="uw")]))
     return zones
 
 
@@ -401,7 +405,10 @@ def _meanings(
             kept.append(channel)
     override = options.overrides.get(chip.name)
     if isinstance(override, Override):
-        return [(c, _Meaning(override.component, override.scope, chip.device, c.domain)) for c in kept]
+        return [
+            (c, _Meaning(component=override.component, scope=override.scope, device=chip.device, domain=c.domain))
+            for c in kept
+        ]
     if chip.name == "amd_energy":
         return _amd_energy(chip, kept, host, findings)
     integrated_gpu = chip.name == "amdgpu" and _is_apu(chip)
@@ -422,24 +429,31 @@ def _meaning(chip: _Chip, channel: _Channel, *, integrated_gpu: bool) -> _Meanin
             what, socket = grace["what"].lower(), f"socket{int(grace['socket'])}"
             is_socket = what == "grace"
             component: Component = "cpu" if what in ("grace", "cpu") else "other"
-            return _Meaning(component, "device" if is_socket else "part", socket, "package" if is_socket else what)
-        return _Meaning("node", "node", device, domain)
+            return _Meaning(
+                component=component,
+                scope="device" if is_socket else "part",
+                device=socket,
+                domain="package" if is_socket else what,
+            )
+        return _Meaning(component="node", scope="node", device=device, domain=domain)
     if name in ("i915", "xe"):
         # energy1 is the card; energy2 of xe, the package, is inside it.
-        return _Meaning("gpu", "device" if channel.number == 1 else "part", device, domain)
+        return _Meaning(
+            component="gpu", scope="device" if channel.number == 1 else "part", device=device, domain=domain
+        )
     if _I915_TILE.fullmatch(name):
-        return _Meaning("gpu", "part", device, f"{name.removeprefix('i915_')}-{domain}")
+        return _Meaning(component="gpu", scope="part", device=device, domain=f"{name.removeprefix('i915_')}-{domain}")
     if name == "amdgpu":
         # power2 exists on processors only (fast PPT): the same device, averaged otherwise.
         is_card = channel.number == 1 and not integrated_gpu
-        return _Meaning("gpu", "device" if is_card else "part", device, domain)
+        return _Meaning(component="gpu", scope="device" if is_card else "part", device=device, domain=domain)
     if name == "fam15h_power":
-        return _Meaning("cpu", "device", device, "package")
+        return _Meaning(component="cpu", scope="device", device=device, domain="package")
     if name == "zenpower":
-        return _Meaning("cpu", "part", device, domain)
+        return _Meaning(component="cpu", scope="part", device=device, domain=domain)
     if _is_system(channel):
-        return _Meaning("node", "node", device, domain)
-    return _Meaning("other", "part", device, domain)
+        return _Meaning(component="node", scope="node", device=device, domain=domain)
+    return _Meaning(component="other", scope="part", device=device, domain=domain)
 
 
 def _is_system(channel: _Channel) -> bool:
@@ -472,9 +486,16 @@ def _amd_energy(
                     )
                 )
                 continue
-            meanings.append((channel, _Meaning("cpu", "device", f"socket{index // copies}", "package")))
+            meanings.append(
+                (
+                    channel,
+                    _Meaning(component="cpu", scope="device", device=f"socket{index // copies}", domain="package"),
+                )
+            )
         else:
-            meanings.append((channel, _Meaning("cpu", "part", chip.device, channel.domain)))
+            meanings.append(
+                (channel, _Meaning(component="cpu", scope="part", device=chip.device, domain=channel.domain))
+            )
     return meanings
 
 
@@ -489,7 +510,15 @@ def _sensor(
     try:
         read_int(channel.path)
     except SensorDeniedError as error:
-        findings.append(Finding("denied", "hwmon", channel.path, str(error), denied_cure(channel.path)))
+        findings.append(
+            Finding(
+                status="denied",
+                collector="hwmon",
+                subject=channel.path,
+                text=str(error),
+                cure=denied_cure(channel.path),
+            )
+        )
         return None
     except SensorError:
         pass  # ENODATA now may be a value later: the sampler says so
@@ -503,7 +532,7 @@ def _sensor(
         return None
     series.add((meaning.component, meaning.device, domain))
     is_energy = channel.kind == "energy"
-    quantity = Quantity(meaning.scope, meaning.component, meaning.device, domain)
+    quantity = Quantity(scope=meaning.scope, component=meaning.component, device=meaning.device, domain=domain)
     info = SensorInfo(
         quantity=quantity,
         method="counter" if is_energy else "integrated",
@@ -515,10 +544,22 @@ def _sensor(
     )
     what = "energy" if is_energy else "power"
     findings.append(
-        Finding("found", "hwmon", channel.path, f"{meaning.device} {domain}: {what} of {chip.name} ({meaning.scope})")
+        Finding(
+            status="found",
+            collector="hwmon",
+            subject=channel.path,
+            text=f"{meaning.device} {domain}: {what} of {chip.name} ({meaning.scope})",
+        )
     )
     zero_is_no_data = not is_energy and meaning.component in _ZERO_MEANS_NO_DATA
-    return HwmonSensor(meaning.device, (info,), quantity, HeldInt(channel.path), is_energy, zero_is_no_data)
+    return HwmonSensor(
+        device=meaning.device,
+        infos=(info,),
+        _quantity=quantity,
+        _file=HeldInt(channel.path),
+        _is_energy=is_energy,
+        _zero_is_no_data=zero_is_no_data,
+    )
 
 
 def _accuracy(channel: _Channel) -> float | None:
@@ -531,4 +572,4 @@ def _accuracy(channel: _Channel) -> float | None:
 
 
 def _skipped(subject: str, text: str) -> Finding:
-    return Finding("skipped", "hwmon", subject, text)
+    return Finding(status="skipped", collector="hwmon", subject=subject, text=text)

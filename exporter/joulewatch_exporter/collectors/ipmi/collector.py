@@ -37,7 +37,7 @@ def _check_interval(what: str, value_s: float) -> None:
         raise ValueError(f"{what}: must be {_MIN_INTERVAL_S:g} to 3600 seconds, not {value_s:g}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IpmiTarget:
     """One BMC that is read over the network."""
 
@@ -83,7 +83,7 @@ class IpmiTarget:
             _check_interval("interval_seconds", self.interval_seconds)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class IpmiOptions:
     """Settings under ``collectors.ipmi``."""
 
@@ -253,17 +253,32 @@ class IpmiCollector(TargetedCollector):
 def _find_device(path: str, options: IpmiOptions) -> tuple[str | None, Sequence[Finding]]:
     """Look for the kernel's device; its path, None if it is not to be read, and what the doctor should say."""
     if options.in_band is False:
-        return None, (Finding("skipped", "ipmi", path, f"{path}: switched off by collectors.ipmi.in_band"),)
+        return None, (
+            Finding(
+                status="skipped",
+                collector="ipmi",
+                subject=path,
+                text=f"{path}: switched off by collectors.ipmi.in_band",
+            ),
+        )
     load = "sudo modprobe ipmi_si ipmi_devintf"
     if not Path(path).exists():
         if options.in_band == "auto":
-            return None, (Finding("absent", "ipmi", path, f"{path}: no such device (no BMC, or no driver)", load),)
+            return None, (
+                Finding(
+                    status="absent",
+                    collector="ipmi",
+                    subject=path,
+                    text=f"{path}: no such device (no BMC, or no driver)",
+                    cure=load,
+                ),
+            )
         return path, ()  # it may come: the poller says that it is not there
     if os.access(path, os.R_OK | os.W_OK):
         return path, ()
     if options.in_band == "auto":
         text = device_denied(path, "Permission denied")
-        return None, (Finding("denied", "ipmi", path, text, device_cure(path)),)
+        return None, (Finding(status="denied", collector="ipmi", subject=path, text=text, cure=device_cure(path)),)
     return path, ()
 
 
@@ -289,14 +304,14 @@ def _state(device: str, poller: Poller, connector: Connector) -> Sequence[Findin
     source = connector.wish.source
     error = poller.error
     if error is not None:
-        return (Finding(_status(error), "ipmi", source, str(error)),)
+        return (Finding(status=_status(error), collector="ipmi", subject=source, text=str(error)),)
     if poller.sensor is None:
         return ()
     shown = ", ".join(f"{info.quantity.domain} by {info.model} ({info.quantity.scope})" for info in poller.sensor.infos)
-    found = Finding("found", "ipmi", source, f"{device}: {shown}")
+    found = Finding(status="found", collector="ipmi", subject=source, text=f"{device}: {shown}")
     if not connector.remark:
         return (found,)
-    return (found, Finding("skipped", "ipmi", source, f"{device}: {connector.remark}"))
+    return (found, Finding(status="skipped", collector="ipmi", subject=source, text=f"{device}: {connector.remark}"))
 
 
 def _status(error: SensorError) -> Literal["absent", "denied", "broken"]:

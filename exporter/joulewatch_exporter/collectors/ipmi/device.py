@@ -25,7 +25,7 @@ _DCMI_REQUEST: Final = bytes((0xDC, 0x01, 0x00, 0x00))
 _MIN_GAP_S: Final = 15.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
     """What is to be read of a BMC, and how it is shown."""
 
@@ -74,7 +74,7 @@ class DcmiDevice:
     def __init__(self, channel: Channel, wish: Wish) -> None:
         self._channel = channel
         self.wish = wish
-        self._quantity = Quantity("node", "node", wish.device, "total")
+        self._quantity = Quantity(scope="node", component="node", device=wish.device, domain="total")
         self.infos: Sequence[SensorInfo] = (
             SensorInfo(
                 quantity=self._quantity,
@@ -97,7 +97,7 @@ class DcmiDevice:
             # Another firmware: look anew for what it has.
             raise SensorAbsentError(str(error)) from None
         read_at_ns = (started_ns + time.monotonic_ns()) // 2
-        return (Reading(self._quantity, read_at_ns, None, power_watts),)
+        return (Reading(quantity=self._quantity, read_at_ns=read_at_ns, energy_joules=None, power_watts=power_watts),)
 
     def close(self) -> None:
         """Log out."""
@@ -116,13 +116,15 @@ class SdrDevice:
         domains: set[str] = set()
         for sensor in (*((node,) if node is not None else ()), *parts):
             if sensor is node:
-                quantity = Quantity("node", "node", wish.device, "total")
+                quantity = Quantity(scope="node", component="node", device=wish.device, domain="total")
             else:
                 domain = records.domain_of(sensor.name)
                 if domain in domains:
                     domain = f"{domain}_{sensor.number}"
                 domains.add(domain)
-                quantity = Quantity("part", records.component_of(sensor.name), wish.device, domain)
+                quantity = Quantity(
+                    scope="part", component=records.component_of(sensor.name), device=wish.device, domain=domain
+                )
             self._sensors.append((sensor, quantity))
             infos.append(
                 SensorInfo(
@@ -158,7 +160,14 @@ class SdrDevice:
                 continue
             except UnknownCommandError as error:
                 raise SensorAbsentError(str(error)) from None
-            readings.append(Reading(quantity, (started_ns + time.monotonic_ns()) // 2, None, power_watts))
+            readings.append(
+                Reading(
+                    quantity=quantity,
+                    read_at_ns=(started_ns + time.monotonic_ns()) // 2,
+                    energy_joules=None,
+                    power_watts=power_watts,
+                )
+            )
         if failure is not None and not readings:
             raise failure
         return readings

@@ -100,7 +100,7 @@ _LINEARIZATIONS: Final[tuple[Callable[[float], float], ...]] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PowerSensor:
     """A sensor in watts, as its full record describes it."""
 

@@ -88,7 +88,7 @@ _NOT_YET: Final = SensorGlitchError("NVML was started anew and this GPU is not t
 _NOT_LISTED: Final = SensorAbsentError("NVML does not give this GPU any more: it is lost, or unplugged")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NvmlOptions:
     """Settings under ``collectors.nvml``."""
 
@@ -563,7 +563,7 @@ class NvmlCollector:
 
 
 def _finding(status: Status, subject: str, text: str, cure: str = "") -> Finding:
-    return Finding(status, "nvml", subject, text, cure)
+    return Finding(status=status, collector="nvml", subject=subject, text=text, cure=cure)
 
 
 def _findings(description: Description) -> tuple[Finding, ...]:

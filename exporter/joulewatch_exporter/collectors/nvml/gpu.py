@@ -87,7 +87,7 @@ class Channel:
         return self.info.method == "counter"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
     """What one GPU is and can tell, found out when it was taken up."""
 
@@ -117,7 +117,7 @@ def describe(nvml: Nvml, handle: Any, *, driver: str, average: bool, memory: boo
     what = f"{name} @ {_address(pci.busId)}, driver {driver}" if pci is not None else f"{name}, driver {driver}"
     limit_mw = believable_limit(attempt("nvmlDeviceGetEnforcedPowerLimit"))
     if uuid.startswith("MIG-"):
-        return Description(uuid, what, limit_mw, (), ())
+        return Description(uuid=uuid, what=what, limit_mw=limit_mw, channels=(), notes=())
     values = _probe(nvml, handle, uuid)
     _, highest_mw = attempt("nvmlDeviceGetPowerManagementLimitConstraints") or (0, 0)
     mig = attempt("nvmlDeviceGetMigMode")
@@ -151,10 +151,10 @@ def describe(nvml: Nvml, handle: Any, *, driver: str, average: bool, memory: boo
     if values.get(_MODULE) and _NO_SCOPE not in values:
         notes.append("module power is left out: it holds the GPU, and a CPU that has a meter of its own")
     channels.sort(key=lambda channel: channel.field is None)
-    return Description(uuid, what, limit_mw, tuple(channels), tuple(notes))
+    return Description(uuid=uuid, what=what, limit_mw=limit_mw, channels=tuple(channels), notes=tuple(notes))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _ChannelMaker:
     """Makes the quantities of one GPU, with what they have in common."""
 
@@ -187,7 +187,7 @@ class _ChannelMaker:
 
     def _info(self, scope: Scope, domain: str, source: Source) -> SensorInfo:
         return SensorInfo(
-            quantity=Quantity(scope, "gpu", self.uuid, domain),
+            quantity=Quantity(scope=scope, component="gpu", device=self.uuid, domain=domain),
             method="integrated",
             source=source if isinstance(source, str) else f"nvmlDeviceGetFieldValues: {_FIELD_NAMES[source]}",
             model=self.model,
@@ -306,7 +306,7 @@ def to_readings(values: Sequence[tuple[Channel, float, int]]) -> Sequence[Readin
         if not 0 < value < _ALL_ONES:
             continue
         if channel.is_energy:
-            readings.append(Reading(quantity, at_ns, value / 1000, None))
+            readings.append(Reading(quantity=quantity, read_at_ns=at_ns, energy_joules=value / 1000, power_watts=None))
         elif quantity.domain != "memory" or value < whole_mw:
-            readings.append(Reading(quantity, at_ns, None, value / 1000))
+            readings.append(Reading(quantity=quantity, read_at_ns=at_ns, energy_joules=None, power_watts=value / 1000))
     return readings

@@ -218,7 +218,7 @@ class _Choice:
                 taken = offer
                 self.sensors.append(sensor)
                 self._used.add(offer.door)
-                self._findings.append(Finding("found", "rapl", offer.path, text))
+                self._findings.append(Finding(status="found", collector="rapl", subject=offer.path, text=text))
         if candidates[0].is_cores and (taken is not None or refused):
             self.has_cores = True
         for offer, refusal in refused:
@@ -234,7 +234,7 @@ class _Choice:
         elif offer.is_cores and not self._cores_must:
             finding = skipped(offer.path, f"single cores: {refusal}", offer.cure)
         else:
-            finding = Finding("denied", "rapl", offer.path, str(refusal), offer.cure)
+            finding = Finding(status="denied", collector="rapl", subject=offer.path, text=str(refusal), cure=offer.cure)
         if not any(finding.text == other.text for other in self._findings):
             self._findings.append(finding)
 
@@ -243,7 +243,7 @@ class _Choice:
         self._missing.append(error)
         status = offer.if_absent if isinstance(error, SensorAbsentError) else "broken"
         if status:
-            self._findings.append(Finding(status, "rapl", offer.path, str(error)))
+            self._findings.append(Finding(status=status, collector="rapl", subject=offer.path, text=str(error)))
 
     def tell_unused(self, views: Mapping[DoorName, View]) -> None:
         """Name the doors that were not needed."""
@@ -260,11 +260,22 @@ class _Choice:
             reasons = [str(closed[door]) for door in ("perf", "msr") if door in closed]
             text = "; ".join(("single cores: needs the PMU power_core (Linux 6.14 on) or the module msr", *reasons))
             self._findings.append(
-                Finding("absent", "rapl", subject, text, "sudo modprobe msr" if "msr" in closed else "")
+                Finding(
+                    status="absent",
+                    collector="rapl",
+                    subject=subject,
+                    text=text,
+                    cure="sudo modprobe msr" if "msr" in closed else "",
+                )
             )
         elif self._cores_must:
             self._findings.append(
-                Finding("absent", "rapl", subject, "single cores: this CPU counts only all of them together")
+                Finding(
+                    status="absent",
+                    collector="rapl",
+                    subject=subject,
+                    text="single cores: this CPU counts only all of them together",
+                )
             )
 
     def failure(self, closed: Mapping[DoorName, SensorError], doors: Sequence[DoorName]) -> SensorError:

@@ -39,16 +39,18 @@ def quantity_of(kind: Kind, package: int, die: int | None) -> Quantity:
         die: Die within the package where each has counters of its own, else None.
     """
     if kind == "psys":
-        return Quantity("node", "node", f"platform{package}" if package else "platform", "psys")
+        return Quantity(
+            scope="node", component="node", device=f"platform{package}" if package else "platform", domain="psys"
+        )
     scope: Scope = "device" if kind in ("package", "dram") else "part"
     component: Component = "memory" if kind == "dram" else "cpu"
     domain: str = kind
     if die is not None:
         domain = f"die{die}" if kind == "package" else f"die{die}-{kind}"
-    return Quantity(scope, component, f"socket{package}", domain)
+    return Quantity(scope=scope, component=component, device=f"socket{package}", domain=domain)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """The CPUs behind the doors."""
 
@@ -71,13 +73,15 @@ class Machine:
         cpus = online_cpus(host.sysfs)
         dies = Counter(package for package, _ in {(cpu.package, cpu.die) for cpu in cpus})
         return cls(
-            host,
-            vendor,
-            _number(about, "cpu family"),
-            _number(about, "model"),
-            _field(about, "model name"),
-            cpus,
-            frozenset(package for package, count in dies.items() if count > 1 and vendor not in _ONE_COUNTER_VENDORS),
+            host=host,
+            vendor=vendor,
+            family=_number(about, "cpu family"),
+            model=_number(about, "model"),
+            name=_field(about, "model name"),
+            cpus=cpus,
+            divided=frozenset(
+                package for package, count in dies.items() if count > 1 and vendor not in _ONE_COUNTER_VENDORS
+            ),
         )
 
     @property
@@ -134,7 +138,7 @@ class Source(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RaplSensor:
     """One energy counter, by whatever door."""
 
@@ -156,14 +160,21 @@ class RaplSensor:
             SensorGlitchError: This read failed.
         """
         count = self._source.read()
-        return (Reading(self._quantity, monotonic_ns(), count / self._counts_per_joule, None),)
+        return (
+            Reading(
+                quantity=self._quantity,
+                read_at_ns=monotonic_ns(),
+                energy_joules=count / self._counts_per_joule,
+                power_watts=None,
+            ),
+        )
 
     def close(self) -> None:
         """Let go of the counter."""
         self._source.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CoresSensor:
     """The cores of one package, read together: a sensor for each would cost a scan more than its reads do."""
 
@@ -190,7 +201,14 @@ class CoresSensor:
             except SensorError as error:
                 failure = failure or error
                 continue
-            readings.append(Reading(quantity, monotonic_ns(), count / counts_per_joule, None))
+            readings.append(
+                Reading(
+                    quantity=quantity,
+                    read_at_ns=monotonic_ns(),
+                    energy_joules=count / counts_per_joule,
+                    power_watts=None,
+                )
+            )
         if failure is not None and not readings:
             raise failure
         return readings
@@ -201,7 +219,7 @@ class CoresSensor:
             source.close()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
     """A counter, or a package's cores, to which a door leads; nothing is open yet."""
 
@@ -242,7 +260,7 @@ class View:
 
 
 def skipped(subject: str, text: str, cure: str = "") -> Finding:
-    return Finding("skipped", "rapl", subject, text, cure)
+    return Finding(status="skipped", collector="rapl", subject=subject, text=text, cure=cure)
 
 
 def _field(about_cpu: str, name: str) -> str:

@@ -260,7 +260,9 @@ def _open(machine: Machine, quantity: Quantity, kind: Kind, msr: Msr) -> tuple[R
     _try_counter(msr)
     info = _info(machine, quantity, msr, unit, MAX_POWER_WATTS[kind], is_core=kind == "core")
     text = f"{quantity.device} {quantity.domain}: register 0x{msr.register:X}"
-    return RaplSensor(quantity.device, (info,), quantity, msr, unit), text
+    return RaplSensor(
+        device=quantity.device, infos=(info,), _quantity=quantity, _source=msr, _counts_per_joule=unit
+    ), text
 
 
 def _open_cores(
@@ -273,7 +275,7 @@ def _open_cores(
     failure: SensorError | None = None
     for core in cores:
         path = _path(machine, core)
-        quantity = Quantity("part", "cpu", device, names[core.number])
+        quantity = Quantity(scope="part", component="cpu", device=device, domain=names[core.number])
         msr = Msr(path, _AMD_CORE, _mask(machine))
         try:
             if unit is None:
@@ -291,7 +293,7 @@ def _open_cores(
     text = f"{device}: {len(opened)} cores, each by its register 0x{_AMD_CORE:X}"
     if failure is not None:
         text += f"; {len(cores) - len(opened)} could not be read: {failure}"
-    return CoresSensor(device, tuple(infos), tuple(opened), unit), text
+    return CoresSensor(device=device, infos=tuple(infos), _cores=tuple(opened), _counts_per_joule=unit), text
 
 
 def _read_units(machine: Machine, path: str) -> int:

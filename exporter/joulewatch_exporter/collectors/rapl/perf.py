@@ -238,7 +238,7 @@ class _Hold:
         self._event = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Event:
     """An event of a PMU, as sysfs describes it."""
 
@@ -297,7 +297,9 @@ def _package_offers(machine: Machine, folder: str, *, parts: bool, findings: lis
             event = _event(folder, name)
             cpus = _cpus_of(machine, folder)
         except SensorError as error:
-            findings.append(Finding("broken", "rapl", f"{folder}/events/{name}", str(error)))
+            findings.append(
+                Finding(status="broken", collector="rapl", subject=f"{folder}/events/{name}", text=str(error))
+            )
             continue
         if kind in ("core", "uncore") and not parts:
             findings.append(skipped(f"{folder}/events/{name}", "left out by collectors.rapl.parts: false"))
@@ -327,7 +329,7 @@ def _core_offers(machine: Machine, folder: str, findings: list[Finding]) -> list
         event = _event(folder, "energy-core")
         cpus = _cpus_of(machine, folder)
     except SensorError as error:
-        findings.append(Finding("broken", "rapl", folder, str(error)))
+        findings.append(Finding(status="broken", collector="rapl", subject=folder, text=str(error)))
         return []
     return [
         Offer(
@@ -365,7 +367,13 @@ def _event(folder: str, name: str) -> _Event:
     if unit != "Joules" or not 0.0 < joules <= 1.0:
         raise SensorGlitchError(f"{folder}: {name} counts {scale!r} of {unit!r}, which are no joules")
     config = int(number[1], 0) << int(place[1])
-    return _Event(Path(folder).name, name, read_int(f"{folder}/type"), config, 1.0 / joules)
+    return _Event(
+        pmu=Path(folder).name,
+        name=name,
+        pmu_type=read_int(f"{folder}/type"),
+        config=config,
+        counts_per_joule=1.0 / joules,
+    )
 
 
 def _cpus_of(machine: Machine, folder: str) -> list[Cpu]:
@@ -402,7 +410,13 @@ def _open(
         relation="core" if kind == "core" else "inside",
     )
     text = f"{quantity.device} {quantity.domain}: perf event {event.pmu}/{event.name}/ on CPU {cpu.number}"
-    return RaplSensor(quantity.device, (info,), quantity, _Hold(opened), event.counts_per_joule), text
+    return RaplSensor(
+        device=quantity.device,
+        infos=(info,),
+        _quantity=quantity,
+        _source=_Hold(opened),
+        _counts_per_joule=event.counts_per_joule,
+    ), text
 
 
 def _open_cores(
@@ -413,7 +427,7 @@ def _open_cores(
     infos = []
     failure: SensorError | None = None
     for cpu in one_per_core(cpus):
-        quantity = Quantity("part", "cpu", f"socket{package}", names[cpu.number])
+        quantity = Quantity(scope="part", component="cpu", device=f"socket{package}", domain=names[cpu.number])
         try:
             opened = _open_event(machine, event, f"{quantity.device}/{quantity.domain}", cpu.number)
         except SensorDeniedError:
@@ -437,7 +451,9 @@ def _open_cores(
     text = f"socket{package}: {len(cores)} cores, each by a perf event {event.pmu}/{event.name}/"
     if failure is not None:
         text += f"; {len(cpus) - len(cores)} could not be opened: {failure}"
-    return CoresSensor(f"socket{package}", tuple(infos), tuple(cores), event.counts_per_joule), text
+    return CoresSensor(
+        device=f"socket{package}", infos=tuple(infos), _cores=tuple(cores), _counts_per_joule=event.counts_per_joule
+    ), text
 
 
 def _open_event(machine: Machine, event: _Event, key: str, cpu: int) -> PerfEvent:

@@ -60,7 +60,7 @@ _RESOLUTION_BY_RANGE_UJ: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Zone:
     """One directory of the tree, as found."""
 
@@ -140,7 +140,9 @@ def _find_zones(root: str, findings: list[Finding]) -> list[_Zone]:
         try:
             name = read_text(f"{path}/name")
         except SensorError as error:
-            findings.append(Finding("broken", "rapl", path, f"zone without a readable name: {error}"))
+            findings.append(
+                Finding(status="broken", collector="rapl", subject=path, text=f"zone without a readable name: {error}")
+            )
             continue
         indices = tuple(int(index, 16) for index in match["indices"][1:].split(":"))
         found[control, indices] = (path, name)
@@ -150,11 +152,11 @@ def _find_zones(root: str, findings: list[Finding]) -> list[_Zone]:
     )
     zones = [
         _Zone(
-            path,
-            control,
-            indices,
-            name,
-            tuple(
+            path=path,
+            control=control,
+            indices=indices,
+            name=name,
+            parents=tuple(
                 found[control, indices[:depth]][1]
                 for depth in range(1, len(indices))
                 if (control, indices[:depth]) in found
@@ -224,7 +226,7 @@ def _quantity(zone: _Zone, packages: Sequence[int], *, die_is_package: bool) -> 
         return quantity_of(kind, packages[0], None)
     scope: Scope = "device" if kind == "dram" else "part"
     component: Component = "memory" if kind == "dram" else "cpu"
-    return Quantity(scope, component, "platform", kind)
+    return Quantity(scope=scope, component=component, device="platform", domain=kind)
 
 
 def _die(match: re.Match[str], *, die_is_package: bool) -> int | None:
@@ -278,7 +280,13 @@ def _open(zone: _Zone, quantity: Quantity, model: str) -> tuple[RaplSensor, str]
     if range_uj is None:
         text += "; no max_energy_range_uj, so a counter that falls is taken for a restart and not for a wrap"
     # By the real path: a link less to follow at each of the reads.
-    return RaplSensor(quantity.device, (info,), quantity, HeldInt(os.path.realpath(path)), 1e6), text
+    return RaplSensor(
+        device=quantity.device,
+        infos=(info,),
+        _quantity=quantity,
+        _source=HeldInt(os.path.realpath(path)),
+        _counts_per_joule=1e6,
+    ), text
 
 
 def _unit_text(range_uj: int) -> str:

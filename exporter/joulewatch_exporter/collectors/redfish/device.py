@@ -103,7 +103,12 @@ class _Stamps:
             return last
         if self._last is not None:
             placed_ns = min(max(placed_ns, self._last[1].read_at_ns + 1), reading.read_at_ns)
-        stamped = Reading(reading.quantity, placed_ns, reading.energy_joules, reading.power_watts)
+        stamped = Reading(
+            quantity=reading.quantity,
+            read_at_ns=placed_ns,
+            energy_joules=reading.energy_joules,
+            power_watts=reading.power_watts,
+        )
         self._last = (stamp, stamped)
         return stamped
 
@@ -155,15 +160,26 @@ class Service:
         if error is not None:
             subject, _, text = str(error).partition(": ")
             status = _status(error)
-            findings.append(Finding(status, "redfish", subject, f"{target.name}: {text}", getattr(error, "cure", "")))
+            findings.append(
+                Finding(
+                    status=status,
+                    collector="redfish",
+                    subject=subject,
+                    text=f"{target.name}: {text}",
+                    cure=getattr(error, "cure", ""),
+                )
+            )
         plan = self.plan
         if plan is not None:
             findings += plan.findings
         if target.insecure:
             way = "not encrypted" if target.base.startswith("http:") else "TLS is not verified"
             text = f"{target.name}: {way} (insecure): anybody in between can read the password and change values"
-            findings.append(Finding("found", "redfish", target.base, text))
-        findings += [Finding("found", "redfish", target.base, f"{target.name}: {note}") for note in self._notes]
+            findings.append(Finding(status="found", collector="redfish", subject=target.base, text=text))
+        findings += [
+            Finding(status="found", collector="redfish", subject=target.base, text=f"{target.name}: {note}")
+            for note in self._notes
+        ]
         return findings
 
     def connect(self) -> RedfishDevice:
@@ -339,7 +355,7 @@ class RedfishDevice:
         if place is None or (joules is None and watts is None):
             return None
         resource, read_at_ns = read[place.uri]
-        reading = Reading(series.info.quantity, read_at_ns, joules, watts)
+        reading = Reading(quantity=series.info.quantity, read_at_ns=read_at_ns, energy_joules=joules, power_watts=watts)
         stamps = self._service.stamps.get(index)
         if stamps is None or series.sampled is None or series.sampled.uri != place.uri:
             return reading

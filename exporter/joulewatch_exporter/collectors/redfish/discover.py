@@ -123,7 +123,7 @@ class Field:
         return value if value is not None and value >= 0.0 else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
     """One quantity and where its values are."""
 
@@ -212,7 +212,7 @@ def discover(get: Get, target: RedfishTarget, *, interval_s: float, previous: Pl
     return _Discovery(get, target, interval_s, previous).run()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Source:
     """One of the places where a chassis tells its power."""
 
@@ -234,7 +234,7 @@ class _Source:
         return source.pointer
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Chassis:
     uri: str
     id: str
@@ -356,7 +356,9 @@ class _Discovery:
         )
 
     def _find(self, status: Any, uri: str, text: str, cure: str = "") -> None:
-        self._findings.append(Finding(status, "redfish", f"{self._target.base}{uri}", text, cure))
+        self._findings.append(
+            Finding(status=status, collector="redfish", subject=f"{self._target.base}{uri}", text=text, cure=cure)
+        )
 
     def _is_live(self, item: _Chassis) -> bool:
         return item.source is not None and (item.source.is_live or item.uri in self._known_chassis)
@@ -397,15 +399,15 @@ class _Discovery:
         energy, step, note = self._counter(resource, uri)
         is_live = (power is not None and power.watts(resource) is not None) or energy is not None
         source = _Source(
-            "EnvironmentMetrics",
-            power,
-            energy,
-            None,
-            None,
-            step or _step(resource, power, "W"),
-            None,
-            is_live,
-            note,
+            kind="EnvironmentMetrics",
+            power=power,
+            energy=energy,
+            sampled=None,
+            sensing_s=None,
+            step=step or _step(resource, power, "W"),
+            accuracy=None,
+            is_live=is_live,
+            note=note,
         )
         if is_live and (power is None) != (energy is None):
             # One number only: its full sensor costs no more than the excerpt, and may say when it was sampled.
@@ -443,18 +445,27 @@ class _Discovery:
             if controls and self._target.power_control:
                 names = ", ".join(_text(control.get("Name")) or str(i) for i, control in enumerate(controls))
                 self._find("absent", uri, f"no PowerControl {self._target.power_control}; there are: {names}")
-            return _Source("Power", None, None, None, None, "", None, False)
+            return _Source(
+                kind="Power",
+                power=None,
+                energy=None,
+                sampled=None,
+                sensing_s=None,
+                step="",
+                accuracy=None,
+                is_live=False,
+            )
         power = Field(uri, ("PowerControl", _member(controls[index], index), "PowerConsumedWatts"))
         has_key = "PowerConsumedWatts" in controls[index]
         return _Source(
-            "Power",
-            power if has_key else None,
-            None,
-            None,
-            None,
-            _step(resource, power, "W"),
-            None,
-            power.watts(resource) is not None,
+            kind="Power",
+            power=power if has_key else None,
+            energy=None,
+            sampled=None,
+            sensing_s=None,
+            step=_step(resource, power, "W"),
+            accuracy=None,
+            is_live=power.watts(resource) is not None,
         )
 
     def _sensors(self, uri: str | None) -> list[_Source]:
@@ -482,7 +493,14 @@ class _Discovery:
             return [source for source in (energy, power) if source is not None]
         return [
             _Source(
-                "Sensors", power.power, energy.energy, energy.sampled, energy.sensing_s, energy.step, None, is_live=True
+                kind="Sensors",
+                power=power.power,
+                energy=energy.energy,
+                sampled=energy.sampled,
+                sensing_s=energy.sensing_s,
+                step=energy.step,
+                accuracy=None,
+                is_live=True,
             )
         ]
 
@@ -514,12 +532,28 @@ class _Discovery:
             if counter is None or (counter.joules(resource) == 0.0 and counter not in self._known_counters):
                 return None
             return _Source(
-                kind, None, counter, sampled, sensing_s, _step(resource, counter, "J"), accuracy, is_live=True
+                kind=kind,
+                power=None,
+                energy=counter,
+                sampled=sampled,
+                sensing_s=sensing_s,
+                step=_step(resource, counter, "J"),
+                accuracy=accuracy,
+                is_live=True,
             )
         if reading_type in ("Power", "") and units in _WATTS:
             power = Field(uri, ("Reading",), _WATTS[units])
             is_live = power.watts(resource) is not None
-            return _Source(kind, power, None, sampled, sensing_s, _step(resource, power, "W"), accuracy, is_live)
+            return _Source(
+                kind=kind,
+                power=power,
+                energy=None,
+                sampled=sampled,
+                sensing_s=sensing_s,
+                step=_step(resource, power, "W"),
+                accuracy=accuracy,
+                is_live=is_live,
+            )
         return None
 
     # -- series ------------------------------------------------------------------------------------
@@ -533,12 +567,12 @@ class _Discovery:
             count += 1
             domain = f"{quantity.domain}_{count}"
         self._taken.add((quantity.device, domain))
-        quantity = Quantity(quantity.scope, quantity.component, quantity.device, domain)
+        quantity = Quantity(scope=quantity.scope, component=quantity.component, device=quantity.device, domain=domain)
         is_node = quantity.scope == "node"
         info = SensorInfo(
-            quantity,
-            "integrated" if source.energy is None else "counter",
-            f"{self._target.base}{source.pointer}",
+            quantity=quantity,
+            method="integrated" if source.energy is None else "counter",
+            source=f"{self._target.base}{source.pointer}",
             model=model,
             resolution=source.step,
             accuracy=source.accuracy,
@@ -547,12 +581,16 @@ class _Discovery:
             relation="inside",
             is_remote=not self._target.this_machine,
         )
-        self._series.append(Series(info, source.power, source.energy, source.sampled, source.sensing_s))
+        self._series.append(
+            Series(
+                info=info, power=source.power, energy=source.energy, sampled=source.sampled, sensing_s=source.sensing_s
+            )
+        )
 
     def _add_node(self, item: _Chassis, device: str) -> None:
         source = item.source
         assert source is not None
-        self._add(Quantity("node", "node", device, "total"), source, item.model)
+        self._add(Quantity(scope="node", component="node", device=device, domain="total"), source, item.model)
         if source.energy is None:
             text = "power, integrated"
         else:
@@ -592,8 +630,17 @@ class _Discovery:
     def _add_part(
         self, device: str, component: Component, domain: str, power: Field, resource: Json, model: str
     ) -> None:
-        source = _Source("Power", power, None, None, None, _step(resource, power, "W"), None, is_live=True)
-        self._add(Quantity("part", component, device, domain), source, model)
+        source = _Source(
+            kind="Power",
+            power=power,
+            energy=None,
+            sampled=None,
+            sensing_s=None,
+            step=_step(resource, power, "W"),
+            accuracy=None,
+            is_live=True,
+        )
+        self._add(Quantity(scope="part", component=component, device=device, domain=domain), source, model)
 
     def _add_inner(self, item: _Chassis, device: str) -> None:
         source = item.source
@@ -605,7 +652,11 @@ class _Discovery:
                 f"{item.id} ({item.type or 'a chassis'}) is inside one of several servers, and it is not told of which",
             )
             return
-        self._add(Quantity("part", _component(item.id), device, _slug(item.id)), source, item.model)
+        self._add(
+            Quantity(scope="part", component=_component(item.id), device=device, domain=_slug(item.id)),
+            source,
+            item.model,
+        )
 
 
 # -- small helpers ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 Auth = Literal["session", "basic"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RedfishTarget:
     """One Redfish service: a BMC, or the manager of a chassis."""
 
@@ -98,7 +98,7 @@ class RedfishTarget:
         return f"{parts.scheme}://{parts.netloc}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RedfishOptions:
     """Settings under ``collectors.redfish``."""
 
