@@ -1,4 +1,4 @@
-"""A machine whose doors of perf and registers are doubled at the lowest layer, by ``rapl_doors.c`` under LD_PRELOAD."""
+"""A machine whose doors of perf and registers are doubled at the lowest layer, by ``rapl_shim.c`` under LD_PRELOAD."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from support.rapl_tree import EVENTS, POWER_CORE_TYPE, POWER_TYPE
 from support.require import require_program
 from support.sysfs import FakeSysfs
 
-_SOURCE = Path(__file__).with_name("rapl_doors.c")
+_SOURCE = Path(__file__).with_name("rapl_shim.c")
 _FLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 def build_shim(folder: Path) -> Path:
     """Compile the shim; skips where there is no compiler."""
-    library = folder / "librapl_doors.so"
+    library = folder / "librapl_shim.so"
     gcc = require_program("gcc", "gcc libc6-dev linux-libc-dev")
     subprocess.run([gcc, *_FLAGS, "-o", str(library), str(_SOURCE), "-ldl"], check=True, timeout=60)
     return library

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from joulewatch_exporter.collectors.rapl import msr
+from joulewatch_exporter.collectors.rapl.backend import Kind, Machine
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
-from joulewatch_exporter.collectors.rapl.door import Kind, Machine
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError
 from joulewatch_exporter.model import EMULATION_MARKER, Host, SensorInfo
 from support.rapl_tree import (

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from joulewatch_exporter.collectors.base.sysfs import one_per_core, online_cpus, parse_cpu_list
-from joulewatch_exporter.collectors.rapl.door import Machine, quantity_of
+from joulewatch_exporter.collectors.rapl.backend import Machine, quantity_of
 from support.rapl_tree import topology
 from support.sysfs import EPYC, XEON, FakeSysfs
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Final, Literal, Self
 from joulewatch_exporter.collectors.base.on_demand import OnDemandCollector
 from joulewatch_exporter.collectors.base.sysfs import read_text_or
 from joulewatch_exporter.collectors.rapl import msr, perf, powercap
-from joulewatch_exporter.collectors.rapl.door import (
+from joulewatch_exporter.collectors.rapl.backend import (
     CoresSensor,
     DoorName,
     Machine,

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final
 
 from joulewatch_exporter.collectors.base.sysfs import Cpu
-from joulewatch_exporter.collectors.rapl.door import (
+from joulewatch_exporter.collectors.rapl.backend import (
     CORES,
     MAX_CORE_WATTS,
     MAX_POWER_WATTS,

@@ -44,7 +44,7 @@ from joulewatch_exporter.collectors.base.sysfs import (
     read_text,
     read_text_or,
 )
-from joulewatch_exporter.collectors.rapl.door import (
+from joulewatch_exporter.collectors.rapl.backend import (
     CORES,
     MAX_CORE_WATTS,
     MAX_POWER_WATTS,

@@ -31,7 +31,7 @@ from joulewatch_exporter.collectors.base.sysfs import (
     read_int_or_none,
     read_text,
 )
-from joulewatch_exporter.collectors.rapl.door import (
+from joulewatch_exporter.collectors.rapl.backend import (
     MAX_POWER_WATTS,
     Kind,
     Machine,

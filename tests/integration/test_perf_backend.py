@@ -1,6 +1,6 @@
 """RAPL by perf events and by registers, through the real system calls of a real process, against known truth.
 
-Only the kernel's answers are doubled (``support/rapl_doors.c``): ctypes, descriptors, reads and all above are real.
+Only the kernel's answers are doubled (``support/rapl_shim.c``): ctypes, descriptors, reads and all above are real.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from joulewatch_exporter.collectors.rapl import door
+from joulewatch_exporter.collectors.rapl import backend
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
 from joulewatch_exporter.config.config import load_config
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError
@@ -340,7 +340,7 @@ def test_golden_machine_with_cores(
     powercap(sysfs)
     msr(registers)
     clock = FakeClock()
-    monkeypatch.setattr(door, "monotonic_ns", clock.monotonic_ns)
+    monkeypatch.setattr(backend, "monotonic_ns", clock.monotonic_ns)
     family = Family(collect(sysfs), clock=clock)
     for step in range(81):
         for socket in (0, 1):

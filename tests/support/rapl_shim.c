@@ -9,7 +9,7 @@
  *   fixed CPU REGISTER VALUE          a register that stays (hexadecimal)
  *   count CPU REGISTER WATTS PER_JOULE START    a register of 32 bits that counts (REGISTER and START hexadecimal)
  *
- * gcc -shared -fPIC -O2 -Wall -Wextra -Werror -o librapl_doors.so rapl_doors.c -ldl
+ * gcc -shared -fPIC -O2 -Wall -Wextra -Werror -o librapl_shim.so rapl_shim.c -ldl
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
