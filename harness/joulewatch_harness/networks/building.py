@@ -111,7 +111,8 @@ class GraphBuilder:
 def fold(weight: Floats, norm: Norm, epsilon: float) -> tuple[Floats, Floats]:
     """Weight and bias that do what the weight and a BatchNorm behind it do."""
     gamma, beta, mean, variance = norm
-    scale = gamma / np.sqrt(variance + np.float32(epsilon))
+    deviation: Floats = np.sqrt(variance + np.float32(epsilon))
+    scale: Floats = gamma / deviation
     return weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), beta - mean * scale
 
 

@@ -52,7 +52,8 @@ def _windows(x: Any, attributes: Attributes, fill: float) -> Any:
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
     rows, columns = attributes.get("strides", (1, 1))
-    found = sliding_window_view(padded, tuple(attributes["kernel_shape"]), axis=(2, 3))
+    axes: Any = (2, 3)  # the types of numpy 1.26 accept a single axis only
+    found = sliding_window_view(padded, tuple(attributes["kernel_shape"]), axis=axes)
     return found[:, :, ::rows, ::columns]
 
 

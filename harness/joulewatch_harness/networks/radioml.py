@@ -160,9 +160,8 @@ _RINGS: Final[dict[str, tuple[tuple[int, float], ...]]] = {
 
 
 def _apsk(rings: Sequence[tuple[int, float]]) -> Complex:
-    return np.concatenate(
-        [radius * np.exp(2j * np.pi * (np.arange(size) + 0.5) / size) for size, radius in rings]
-    ).astype(np.complex128)
+    points = [radius * np.exp(2j * np.pi * (np.arange(size) + 0.5) / size) for size, radius in rings]
+    return np.asarray(np.concatenate(points), dtype=np.complex128)
 
 
 def _qam(order: int) -> Complex:

@@ -196,7 +196,8 @@ def quantised(filters: int, bits: int) -> tuple[QuantLayer, ...]:
     x = _quantised_input(make_frames(len(CLASSES), seed=CALIBRATION_SEED).iq)
     found: list[QuantLayer] = []
     for layer in layers(filters):
-        step = np.abs(layer.weight).reshape(len(layer.weight), -1).max(axis=1) / np.float32(top)
+        largest: Floats = np.abs(layer.weight).reshape(len(layer.weight), -1).max(axis=1)
+        step: Floats = largest / np.float32(top)
         shaped = step.reshape(-1, *[1] * (layer.weight.ndim - 1))
         weight = np.clip(np.rint(layer.weight / shaped), -top, top).astype(np.float32) * shaped
         rounded = Layer(layer.name, weight, layer.bias, layer.norm)

@@ -145,7 +145,7 @@ class Held:
         address = int(self._cuda("cudaMallocHost", size_bytes))
         self._later("cudaFreeHost", address)
         raw = (ctypes.c_uint8 * size_bytes).from_address(address)
-        return np.frombuffer(raw, dtype=kind, count=int(np.prod(shape, dtype=np.int64))).reshape(shape)
+        return np.frombuffer(memoryview(raw), dtype=kind, count=int(np.prod(shape, dtype=np.int64))).reshape(shape)
 
     def stream(self) -> Any:
         """A stream of its own: on the default one TensorRT waits for the whole device."""
