@@ -16,8 +16,7 @@ import pytest
 
 HERE = Path(__file__).parent
 PACKAGES_VARIABLE = "JOULEWATCH_FINN_PACKAGES"
-PINS = "finn-plus==1.4.0 finn-plus-driver==1.6.1 qonnx==1.0.0 bitstring==4.2.3 bitarray"
-"""1.4.0 is the last but one with the packing code of FINN itself; 1.6.1 packs with numpy."""
+PACKAGES = "tests/support/finn/packages.txt"
 _FOREIGN = frozenset({"pynq", "finn", "qonnx", "bitstring", "bitarray", "finn_plus_driver", "driver", "driver_base"})
 
 
@@ -132,8 +131,8 @@ def _forget() -> dict[str, Any]:
 
 def _missing(name: str) -> None:
     text = (
-        f"{name} is not installed: pip install --no-deps --target DIR {PINS}, then set {PACKAGES_VARIABLE}=DIR "
-        "(14 MB; onnx must be installed)"
+        f"{name} is not installed: pip install --no-deps --target DIR -r {PACKAGES}, then set {PACKAGES_VARIABLE}=DIR "
+        "(16 MB; the extras onnxruntime and finn must be installed)"
     )
     if os.environ.get("JOULEWATCH_REQUIRE_ALL") == "1":
         pytest.fail(text, pytrace=False)
