@@ -1,5 +1,5 @@
-# Every target sets up what it needs, in .venv; nothing else of the machine is touched.
-# PYTHON=python3.12 picks the interpreter (3.11 to 3.13).
+# Every target sets up what it needs in .venv and changes nothing else on the machine.
+# PYTHON=python3.12 selects the interpreter (3.11 to 3.13).
 
 PYTHON ?= python3
 PRESET ?= normal
@@ -8,11 +8,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.dev
+# Versions of everything that development and the tests need. Users' installs are not pinned.
+LOCK := constraints-dev.txt
+# Only two workers: tests that read real servers against the clock need idle processors.
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
-.PHONY: profile demo test check bench golden dashboards manuals clean help
+.PHONY: profile demo check unit test test-long bench golden dashboards manuals lock clean help
 
-help:  ## what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "joulewatch needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
@@ -24,29 +28,34 @@ $(RUN_STAMP): pyproject.toml | $(VENV)/bin/python
 	@$(BIN)/python -m pip install --quiet --editable '.[onnxruntime]'
 	@touch $@
 
-$(DEV_STAMP): pyproject.toml | $(VENV)/bin/python
+$(DEV_STAMP): pyproject.toml $(LOCK) | $(VENV)/bin/python
 	@echo "setting up $(VENV) for development ..." >&2
-	@$(BIN)/python -m pip install --quiet --editable '.[all]' --group dev
+	@$(BIN)/python -m pip install --quiet --constraint $(LOCK) --editable '.[all]' --group dev
 	@touch $@ $(RUN_STAMP)
 
-profile: $(RUN_STAMP)  ## the main job: RadioML VGG10, FP32 and INT8, energy per inference (PRESET=quick|normal|report, PROMETHEUS=URL)
+profile: $(RUN_STAMP)  ## measure RadioML VGG10 in FP32 and INT8: energy per inference (PRESET=quick|normal|report, PROMETHEUS=URL)
 	@$(BIN)/joulewatch profile --network radioml-vgg10 --precision fp32,int8 --preset $(PRESET) \
 		$(if $(PROMETHEUS),--prometheus $(PROMETHEUS)) $(PROFILE_FLAGS)
 
-demo: $(RUN_STAMP)  ## an emulated node, exporter, real Prometheus and a run, compared with the known truth
+demo: $(RUN_STAMP)  ## run exporter, Prometheus and harness on an emulated node and compare the results with the known truth
 	@PYTHONPATH=tests $(BIN)/python -m demo $(DEMO_FLAGS)
 
-# Two files at a time: what is read from real servers by the clock wants processors that are not all busy.
-test: $(DEV_STAMP) check  ## all checks and all tests (PYTEST_FLAGS=-n0: one after the other)
-	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile $(PYTEST_FLAGS)
-
-check: $(DEV_STAMP)  ## style, types, import rules
+check: $(DEV_STAMP)  ## check format, lint, types and import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-cache 2>&1 | tail -n 12
+	@$(BIN)/lint-imports --no-cache --no-logo
 
-bench: $(DEV_STAMP)  ## speed, memory and accuracy against known truth; results in tests/benchmarks/results
+unit: $(DEV_STAMP)  ## run the unit and contract tests: no server, no browser
+	@$(PYTEST) -m "not (long or integration or browser or qemu)" $(PYTEST_FLAGS)
+
+test: $(DEV_STAMP)  ## run all tests except the long ones (PYTEST_FLAGS=-n0: without workers)
+	@$(PYTEST) -m "not long" $(PYTEST_FLAGS)
+
+test-long: $(DEV_STAMP)  ## run the long tests
+	@$(PYTEST) -m long $(PYTEST_FLAGS) || [ $$? -eq 5 ]  # 5: no test is marked long
+
+bench: $(DEV_STAMP)  ## measure speed, memory and accuracy; results in tests/benchmarks/results
 	@$(BIN)/python tests/benchmarks/run.py $(BENCH_FLAGS)
 
 golden: $(DEV_STAMP)  ## rewrite the golden files; review them as text
@@ -58,5 +67,12 @@ dashboards: $(DEV_STAMP)  ## rebuild the dashboards' JSON
 manuals: $(DEV_STAMP)  ## rebuild the manual pages and shell completions
 	@$(BIN)/python deploy/build.py
 
-clean:  ## remove what was set up
+# One lock for Python 3.11 to 3.13; no index and no path is written into it.
+lock: | $(VENV)/bin/python  ## renew the locked versions of the development and test dependencies
+	@$(BIN)/python -m pip install --quiet --upgrade uv
+	@$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --extra all --extra tvm --group dev \
+		--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
+		--output-file $(LOCK) pyproject.toml
+
+clean:  ## remove everything that was set up
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis tests/browser/node_modules
