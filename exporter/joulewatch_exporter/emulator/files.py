@@ -51,7 +51,7 @@ class Writer:
 
     def put_hanging(self, path: str) -> HangingFile:
         """Replace the file at ``path`` by one that blocks whoever opens it, until it is let go."""
-        os.mkfifo(self._scratch, 0o444)
+        os.mkfifo(self._scratch, 0o644)  # 0o444 would stop let_go() where the user is not root
         hanging = HangingFile(self._scratch)
         try:
             self._rename(path)
