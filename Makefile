@@ -33,11 +33,11 @@ $(DEV_STAMP): pyproject.toml $(LOCK) | $(VENV)/bin/python
 	@$(BIN)/python -m pip install --quiet --constraint $(LOCK) --editable '.[all]' --group dev
 	@touch $@ $(RUN_STAMP)
 
-profile: $(RUN_STAMP)  ## measure RadioML VGG10 in FP32 and INT8: energy per inference (PRESET=quick|normal|report, PROMETHEUS=URL)
+profile: $(RUN_STAMP)  ## energy per inference of RadioML VGG10, FP32 and INT8 (PRESET=quick|normal|report, PROMETHEUS=URL)
 	@$(BIN)/joulewatch profile --network radioml-vgg10 --precision fp32,int8 --preset $(PRESET) \
 		$(if $(PROMETHEUS),--prometheus $(PROMETHEUS)) $(PROFILE_FLAGS)
 
-demo: $(RUN_STAMP)  ## run exporter, Prometheus and harness on an emulated node and compare the results with the known truth
+demo: $(RUN_STAMP)  ## run the whole chain on an emulated node and compare the results with the known truth
 	@PYTHONPATH=tests $(BIN)/python -m demo $(DEMO_FLAGS)
 
 check: $(DEV_STAMP)  ## check format, lint, types and import rules
