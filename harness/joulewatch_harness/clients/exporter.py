@@ -1,4 +1,4 @@
-"""HTTP client of one joulewatch exporter: its scrapes, and what its sensors are."""
+"""HTTP client of one joulewatch exporter: its sensors, its scrapes, and its energy counters at an edge."""
 
 from __future__ import annotations
 
@@ -21,66 +21,56 @@ from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
 from joulewatch_harness.records import EdgeClock, EdgeCounter, ExporterRecord, SensorRecord
 
 DEFAULT_PATH: Final = "/metrics"
-
-
 LONGEST_BODY: Final = 64 * 1024 * 1024
 
-
-_READ_FOR_THE_REQUEST: Final = frozenset({"rapl", "nvml", "fpga", "hwmon", "estimate"})
-"""Collectors that read their devices after a request has come. Of others, read in the background, a timestamp
-says nothing about the time of the request."""
-
-
+_READ_ON_REQUEST: Final = frozenset({"rapl", "nvml", "fpga", "hwmon", "estimate"})
+"""Collectors that read their devices when a request arrives. Others read in the background: their read timestamps
+do not depend on the time of the request."""
 _SCOPES: Final = {metric.name: scope for scope, metric in catalog.ENERGY_BY_SCOPE.items()}
-
-
 _LABEL: Final = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
-
-
 _ESCAPE: Final = re.compile(r"\\(.)")
-
 
 SeriesKey = tuple[str, dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """One answer of one exporter."""
+    """One scrape of one exporter."""
 
     started_at_s: float
-    """Unix seconds before the request left."""
+    """Unix seconds before the request was sent."""
     answered_at_s: float
-    """Unix seconds after the answer had come whole."""
+    """Unix seconds after the whole answer was received."""
     samples: list[tuple[str, float]]
     """``name{labels}`` as the exporter wrote it, and the value."""
 
 
 def parse_exposition(text: str) -> list[tuple[str, float]]:
-    """Samples of a text exposition, timestamps dropped.
+    """Return the samples of a text exposition, without timestamps.
 
     Raises:
-        ValueError: a line is no sample.
+        ValueError: a line is not a sample.
     """
     samples = []
-    # Not splitlines(), which also splits at form feeds and the like inside a label.
+    # Not splitlines(), which also splits at control characters inside a label.
     for line in text.split("\n"):
         if not line or line[0] == "#":
             continue
         key, _, value = line.rpartition(" ")
         if key and key[-1] != "}" and " " in key:
-            # A timestamp at the end: what is before it is the value. (A key with labels ends in a brace.)
+            # The line ends with a timestamp, and the value is before it. (A key with labels ends with a brace.)
             key, _, value = key.rpartition(" ")
         if not key:
-            raise ValueError(f"no sample: {line[:80]!r}")
+            raise ValueError(f"not a sample: {line[:80]!r}")
         samples.append((key, float(value)))
     return samples
 
 
 def parse_key(raw: str) -> SeriesKey:
-    """Split ``name{a="b",...}`` into name and labels, escapes undone.
+    """Split ``name{a="b",...}`` into name and labels, with escapes resolved.
 
     Raises:
-        ValueError: the braces do not hold labels.
+        ValueError: the text in braces is not a list of labels.
     """
     name, brace, rest = raw.partition("{")
     labels: dict[str, str] = {}
@@ -91,7 +81,7 @@ def parse_key(raw: str) -> SeriesKey:
     while at < len(body):
         match = _LABEL.match(body, at)
         if match is None:
-            raise ValueError(f"no labels: {raw[:120]!r}")
+            raise ValueError(f"not a list of labels: {raw[:120]!r}")
         value = match[2]
         labels[match[1]] = _ESCAPE.sub(_unescape, value) if "\\" in value else value
         at = match.end()
@@ -102,29 +92,31 @@ def _unescape(match: re.Match[str]) -> str:
     return "\n" if match[1] == "n" else match[1]
 
 
-@dataclass(frozen=True, slots=True)
-class RawAnswer:
-    """One exporter's answer at an edge, not looked into yet."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An exporter's answer to one request, not parsed; times are Unix seconds on the harness's clock."""
 
     requested_at_s: float
     answered_at_s: float
-    body: bytes
+    body: bytes = b""
     error: str = ""
+    """Why there is no body."""
 
 
 class ExporterClient:
-    """One HTTP connection that stays open to one exporter; used by one thread at a time.
+    """A persistent HTTP connection to one exporter; used by one thread at a time.
 
     Args:
-        url: of the exporter, or of its metrics page; ``host:port`` will do.
-        name: as in Prometheus' ``instance``; None: ``host:port`` of the URL.
-        timeout_s: for connecting and for each read.
-        username, password_file: basic auth, where its web configuration asks for it.
-        ca_file: authority of an https exporter; None: the system's.
-        insecure: do not check the certificate.
+        url: URL of the exporter or of its metrics page; ``host:port`` is enough.
+        name: The exporter's label ``instance`` in Prometheus; by default ``host:port`` of the URL.
+        timeout_s: Limit for connecting and for each read.
+        username: For basic authentication, if the exporter's web configuration requires it.
+        password_file: File with the password.
+        ca_file: Certificate authority of an https exporter; by default the system's authorities.
+        insecure: Do not verify the certificate.
 
     Raises:
-        ConfigError: the URL is none or holds a password; a file cannot be read.
+        ConfigError: the URL is not valid or contains a password; a file cannot be read.
     """
 
     def __init__(
@@ -145,11 +137,11 @@ class ExporterClient:
         except ValueError as error:
             raise ConfigError(f"exporter {shown}: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"exporter {shown!r} is no URL: write it as http://host:{catalog.DEFAULT_PORT}")
+            raise ConfigError(f"exporter {shown!r} is not a valid URL: write it as http://host:{catalog.DEFAULT_PORT}")
         if "@" in parts.netloc:
-            raise ConfigError(f"exporter {shown}: leave user name and password out of the URL: use password_file")
+            raise ConfigError(f"exporter {shown}: remove user name and password from the URL and use password_file")
         self._host = parts.hostname
-        # Without a scheme it is one of our own, on our own port; a whole URL means what it means elsewhere.
+        # Without a scheme the default is joulewatch-exporter's port; with one it is the port of the scheme.
         scheme_port = 443 if parts.scheme == "https" else 80
         self._port = port or (scheme_port if "://" in url else catalog.DEFAULT_PORT)
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -197,20 +189,20 @@ class ExporterClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; a later request opens it again."""
+        """Close the connection; the next request opens a new one."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
 
     def key(self, raw: str) -> SeriesKey:
-        """Name and labels of ``name{labels}``, kept: an exporter writes the same ones each time."""
-        found = self._keys.get(raw)
-        if found is None:
-            found = self._keys[raw] = parse_key(raw)
-        return found
+        """Return name and labels of ``name{labels}``; cached, because an exporter repeats them in every scrape."""
+        key = self._keys.get(raw)
+        if key is None:
+            key = self._keys[raw] = parse_key(raw)
+        return key
 
-    def fetch(self) -> RawAnswer:
-        """One request; nothing is parsed.
+    def fetch(self) -> Answer:
+        """Request the metrics page; the answer is not parsed.
 
         Raises:
             ExporterUnreachableError: no answer, or not HTTP 200.
@@ -220,51 +212,51 @@ class ExporterClient:
         try:
             status, body = self._request()
         except (http.client.HTTPException, ConnectionError) as error:
-            # An exporter closes a connection that was idle for long, or has been restarted: once more on a new one.
+            # The exporter closed an idle connection or was restarted: try once more on a new connection.
             self.close()
             if not reused:
                 raise self._unreachable(error) from error
             requested_at_s = time.time()
             try:
                 status, body = self._request()
-            except (OSError, http.client.HTTPException) as again:
+            except (OSError, http.client.HTTPException) as second_error:
                 self.close()
-                raise self._unreachable(again) from again
+                raise self._unreachable(second_error) from second_error
         except OSError as error:
             self.close()
             raise self._unreachable(error) from error
         answered_at_s = time.time()
         if status != 200:
-            raise ExporterUnreachableError(f"exporter {self.url}: HTTP {status}{_beginning(body)}")
-        return RawAnswer(requested_at_s, answered_at_s, body)
+            raise ExporterUnreachableError(f"exporter {self.url}: HTTP {status}; {_excerpt(body)}")
+        return Answer(requested_at_s=requested_at_s, answered_at_s=answered_at_s, body=body)
 
     def scrape(self) -> Scrape:
-        """Fetch and parse.
+        """Request the metrics page and parse it.
 
         Raises:
-            ExporterUnreachableError: no answer, not HTTP 200, or no exposition.
+            ExporterUnreachableError: no answer, not HTTP 200, or the answer is not an exposition.
         """
         answer = self.fetch()
         return Scrape(answer.requested_at_s, answer.answered_at_s, self.parse(answer.body))
 
     def parse(self, body: bytes) -> list[tuple[str, float]]:
-        """Samples of a body.
+        """Return the samples of an answer.
 
         Raises:
-            ExporterUnreachableError: it is no exposition.
+            ExporterUnreachableError: the answer is not an exposition.
         """
         try:
             return parse_exposition(body.decode("utf-8"))
         except ValueError as error:
             raise ExporterUnreachableError(
-                f"exporter {self.url}: what answers is no joulewatch exporter{_beginning(body)}"
+                f"exporter {self.url} is not a joulewatch exporter: {_excerpt(body)}"
             ) from error
 
     def describe(self) -> tuple[ExporterRecord, tuple[SensorRecord, ...]]:
-        """What this exporter is and what it measures.
+        """Return the exporter's identity and its sensors.
 
         Raises:
-            ExporterUnreachableError: it does not answer, or what answers is no joulewatch exporter.
+            ExporterUnreachableError: no answer, or the answer is not from a joulewatch exporter.
         """
         answer = self.fetch()
         info: dict[str, str] | None = None
@@ -283,8 +275,8 @@ class ExporterClient:
                 window_s[_sensor_key(self._labels(raw))] = value
         if info is None:
             raise ExporterUnreachableError(
-                f"exporter {self.url}: what answers is no joulewatch exporter{_beginning(answer.body)}: "
-                "energy of other exporters is read from Prometheus, not at the edges"
+                f"exporter {self.url} is not a joulewatch exporter: {_excerpt(answer.body)}; "
+                "other exporters are read through Prometheus (--prometheus)"
             )
         record = ExporterRecord(
             name=self.name,
@@ -298,11 +290,14 @@ class ExporterClient:
             for labels in sensors
         )
 
-    def edge(self, answer: RawAnswer) -> tuple[tuple[EdgeCounter, ...], EdgeClock | None]:
-        """Counters of an answer, with their read timestamps, and what it says of the exporter's clock.
+    def parse_edge(self, answer: Answer) -> tuple[tuple[EdgeCounter, ...], EdgeClock | None]:
+        """Return the energy counters with their read timestamps, and the bounds of the exporter's clock.
+
+        Parse answers in the order in which they were fetched: an answer bounds the clock only if its read timestamps
+        are newer than those of the answer before.
 
         Raises:
-            ExporterUnreachableError: the answer is no exposition.
+            ExporterUnreachableError: the answer is not an exposition.
         """
         energies: list[tuple[str, dict[str, str], float]] = []
         read_at_s: dict[tuple[str, str], float] = {}
@@ -316,7 +311,7 @@ class ExporterClient:
         counters = []
         for scope, labels, energy_joules in energies:
             at_s = read_at_s.get((labels.get("collector", ""), labels.get("device", "")))
-            # A counter that does not say when it was read is of no use at an edge.
+            # Without a read timestamp a counter cannot be placed at an edge.
             if at_s is not None:
                 sensor = {name: labels.get(name, "") for name in catalog.SENSOR_LABELS}
                 counters.append(
@@ -324,12 +319,12 @@ class ExporterClient:
                 )
         return tuple(counters), self._clock(answer, read_at_s)
 
-    def _clock(self, answer: RawAnswer, read_at_s: Mapping[tuple[str, str], float]) -> EdgeClock | None:
-        """Bounds of the exporter's clock minus ours: the newest read was made between request and answer."""
-        reads_s = [at_s for (collector, _), at_s in read_at_s.items() if collector in _READ_FOR_THE_REQUEST]
+    def _clock(self, answer: Answer, read_at_s: Mapping[tuple[str, str], float]) -> EdgeClock | None:
+        """Bound the exporter's clock minus the harness's: the newest read was made between request and answer."""
+        reads_s = [at_s for (collector, _), at_s in read_at_s.items() if collector in _READ_ON_REQUEST]
         newest_s = max(reads_s, default=-math.inf)
         if newest_s <= self._newest_read_at_s:
-            return None  # an old reading
+            return None  # read for an earlier request
         self._newest_read_at_s = newest_s
         return EdgeClock(
             exporter=self.name,
@@ -378,11 +373,11 @@ class ExporterClient:
         if isinstance(error, TimeoutError):
             why = f"no answer within {self._timeout_s:g} s"
         elif isinstance(error, ssl.SSLCertVerificationError):
-            why = f"the certificate does not hold: {error.verify_message}"
+            why = f"the certificate is not valid: {error.verify_message}"
         elif isinstance(error, OSError):
             why = error.strerror or str(error)
         else:
-            why = f"no HTTP server answers ({type(error).__name__})"
+            why = f"the answer is not HTTP ({type(error).__name__})"
         return ExporterUnreachableError(f"exporter {self.url}: {why}: is joulewatch-exporter running there?")
 
 
@@ -390,6 +385,6 @@ def _sensor_key(labels: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(labels.get(name, "") for name in catalog.SENSOR_LABELS)
 
 
-def _beginning(body: bytes) -> str:
+def _excerpt(body: bytes) -> str:
     text = " ".join(body[:200].decode("utf-8", "replace").split())[:60]
-    return f", which begins {text!r}" if text else ", which is empty"
+    return f"its answer begins with {text!r}" if text else "its answer is empty"

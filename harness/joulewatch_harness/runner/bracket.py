@@ -30,7 +30,7 @@ from joulewatch_harness.records import Edge, Latency, PhaseTime, Window, WindowK
 from joulewatch_harness.runner.clocks import ClockMapping
 
 
-class FetchedEdge(Protocol):
+class UnparsedEdge(Protocol):
     """The answers of all exporters at one edge, not yet parsed."""
 
     def parse(self) -> Edge: ...
@@ -39,7 +39,7 @@ class FetchedEdge(Protocol):
 class EdgeSource(Protocol):
     """Reads the energy counters of all exporters; an exporter that does not answer is in ``Edge.missing``."""
 
-    def fetch(self) -> FetchedEdge: ...
+    def fetch(self) -> UnparsedEdge: ...
 
 
 class WindowContents(TypedDict, total=False):
@@ -68,8 +68,8 @@ class Bracket:
     def __init__(self, clock: Clock, edges: EdgeSource | None = None) -> None:
         self._clock = clock
         self._edges = edges
-        self._start_edge: FetchedEdge | None = None
-        self._end_edge: FetchedEdge | None = None
+        self._start_edge: UnparsedEdge | None = None
+        self._end_edge: UnparsedEdge | None = None
         self.start_ns = 0
         """Monotonic time of the start; valid inside the bracket already."""
         self.end_ns = 0

@@ -1,7 +1,12 @@
-"""Reads joulewatch exporters over HTTP: what they measure, their scrapes, and their counters at an edge.
+"""Read the energy counters of all exporters at an edge of a window.
 
-An edge is read next to a running measurement, so fetching (one request per exporter, side by side, on
-connections that stay open) is apart from parsing, which waits until the window is over.
+An edge is read next to a running measurement, so it is read in two parts:
+
+1. ``EdgeReader.fetch`` sends one request to each exporter, to all of them at the same time, on connections that stay
+   open. ``Bracket`` calls it directly before the start and directly after the end of a window. Most collectors read
+   their sensors while the exporter answers: their read timestamps lie between request and answer, which bounds the
+   difference between the exporter's clock and the harness's.
+2. ``FetchedEdge.parse`` turns the answers into a record, after the window.
 """
 
 from __future__ import annotations
@@ -12,23 +17,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
 
-from joulewatch_harness.clients.exporter import ExporterClient, RawAnswer
+from joulewatch_harness.clients.exporter import Answer, ExporterClient
 from joulewatch_harness.errors import ExporterUnreachableError
 from joulewatch_harness.records import Edge, EdgeClock, EdgeCounter
 
 
 @dataclass(frozen=True, slots=True)
-class RawEdge:
-    """What all exporters answered at one edge, not looked into yet."""
+class FetchedEdge:
+    """The answers of all exporters at one edge, not parsed; times are Unix seconds on the harness's clock."""
 
     requested_at_s: float
     answered_at_s: float
-    answers: tuple[tuple[ExporterClient, RawAnswer], ...]
+    answers: tuple[tuple[ExporterClient, Answer], ...]
 
     def parse(self) -> Edge:
-        """Turn it into a record; an exporter that gave nothing is in ``missing``, with the reason.
+        """Return the edge; an exporter without a counter is in ``missing``, with the reason.
 
-        Parse the edges of a run in the order they were read.
+        Parse edges in the order in which they were fetched (see ``ExporterClient.parse_edge``).
         """
         counters: list[EdgeCounter] = []
         clocks: list[EdgeClock] = []
@@ -38,20 +43,26 @@ class RawEdge:
                 missing[client.name] = answer.error
                 continue
             try:
-                found, clock = client.edge(answer)
+                own_counters, clock = client.parse_edge(answer)
             except ExporterUnreachableError as error:
                 missing[client.name] = str(error)
                 continue
-            if not found:
-                missing[client.name] = f"exporter {client.url} gave no energy counter"
-            counters += found
+            if not own_counters:
+                missing[client.name] = f"exporter {client.url} returned no energy counter"
+            counters += own_counters
             if clock is not None:
                 clocks.append(clock)
-        return Edge(self.requested_at_s, self.answered_at_s, tuple(counters), tuple(clocks), missing)
+        return Edge(
+            requested_at_s=self.requested_at_s,
+            answered_at_s=self.answered_at_s,
+            counters=tuple(counters),
+            clocks=tuple(clocks),
+            missing=missing,
+        )
 
 
 class EdgeReader:
-    """Reads all exporters at an edge, side by side; owns its clients and closes them."""
+    """Reads all exporters at an edge, at the same time; ``close`` closes the clients."""
 
     def __init__(self, clients: Sequence[ExporterClient]) -> None:
         self.clients = tuple(clients)
@@ -63,14 +74,14 @@ class EdgeReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def fetch(self) -> RawEdge:
-        """Ask every exporter once; never raises for one that does not answer."""
+    def fetch(self) -> FetchedEdge:
+        """Send one request to every exporter; an exporter that does not answer is not an error."""
         requested_at_s = time.time()
         if self._pool is None:
             answers = [_fetch(client) for client in self.clients]
         else:
             answers = list(self._pool.map(_fetch, self.clients))
-        return RawEdge(requested_at_s, time.time(), tuple(zip(self.clients, answers, strict=True)))
+        return FetchedEdge(requested_at_s, time.time(), tuple(zip(self.clients, answers, strict=True)))
 
     def close(self) -> None:
         """Close the connections; safe to call twice."""
@@ -80,19 +91,9 @@ class EdgeReader:
             client.close()
 
 
-def _fetch(client: ExporterClient) -> RawAnswer:
+def _fetch(client: ExporterClient) -> Answer:
     try:
         return client.fetch()
     except ExporterUnreachableError as error:
         now_s = time.time()
-        return RawAnswer(now_s, now_s, b"", str(error))
-
-
-def read_edge(clients: Sequence[ExporterClient]) -> Edge:
-    """Read one edge at once, parsing included; the clients stay open and the caller's."""
-    reader = EdgeReader(clients)
-    try:
-        return reader.fetch().parse()
-    finally:
-        if reader._pool is not None:
-            reader._pool.shutdown(wait=True)
+        return Answer(requested_at_s=now_s, answered_at_s=now_s, error=str(error))

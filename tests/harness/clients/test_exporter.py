@@ -16,7 +16,8 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from joulewatch_harness.clients.exporter import ExporterClient, parse_exposition, parse_key
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
-from joulewatch_harness.runner.edges import EdgeReader, read_edge
+from joulewatch_harness.records import Edge
+from joulewatch_harness.runner.edges import EdgeReader
 from support.clock import NS_PER_S, FakeClock
 
 SENSOR = 'collector="rapl",component="cpu",device="socket0",domain="package"'
@@ -146,15 +147,15 @@ def test_describe_reads_what_the_exporter_and_its_sensors_are(server: FakeServer
 @pytest.mark.parametrize(
     ("body", "status", "text"),
     [
-        ("node_load1 0.5\n", 200, "is no joulewatch exporter, which begins 'node_load1 0.5'"),
-        ("<html>hello</html>", 200, "is no joulewatch exporter, which begins '<html>hello</html>'"),
-        ("", 200, "is no joulewatch exporter, which is empty"),
-        ("gone", 503, "HTTP 503, which begins 'gone'"),
+        ("node_load1 0.5\n", 200, "is not a joulewatch exporter: its answer begins with 'node_load1 0.5'"),
+        ("<html>hello</html>", 200, "is not a joulewatch exporter: its answer begins with '<html>hello</html>'"),
+        ("", 200, "is not a joulewatch exporter: its answer is empty"),
+        ("gone", 503, "HTTP 503; its answer begins with 'gone'"),
     ],
 )
 def test_what_is_no_joulewatch_exporter_is_said_so(server: FakeServer, body: str, status: int, text: str) -> None:
     server.says(body, status)
-    with pytest.raises(ExporterUnreachableError, match=r"exporter http://node1:10717/metrics: ") as caught:
+    with pytest.raises(ExporterUnreachableError, match=r"exporter http://node1:10717/metrics") as caught:
         ExporterClient("node1").describe()
     assert text in str(caught.value)
     assert caught.value.exit_code == 2
@@ -197,6 +198,10 @@ def test_a_new_connection_that_fails_is_not_tried_twice(server: FakeServer) -> N
         ExporterClient("node1").scrape()
 
 
+def read_edge(*clients: ExporterClient) -> Edge:
+    return EdgeReader(clients).fetch().parse()
+
+
 def test_an_edge_has_counters_at_their_read_times_and_bounds_of_the_clock(server: FakeServer) -> None:
     server.says()
     with EdgeReader([ExporterClient("node1")]) as reader:
@@ -219,15 +224,15 @@ def test_an_old_reading_says_nothing_of_the_clock(server: FakeServer) -> None:
     server.says()
     server.says()
     client = ExporterClient("node1")
-    assert read_edge([client]).clocks
-    again = read_edge([client])
+    assert read_edge(client).clocks
+    again = read_edge(client)
     assert again.clocks == ()
     assert len(again.counters) == 2
 
 
 def test_a_reading_made_in_the_background_says_nothing_of_the_clock(server: FakeServer) -> None:
     server.says(BODY.replace('collector="rapl"', 'collector="ipmi"'))
-    edge = read_edge([ExporterClient("node1")])
+    edge = read_edge(ExporterClient("node1"))
     assert edge.clocks == ()
     assert len(edge.counters) == 2
 
@@ -235,14 +240,14 @@ def test_a_reading_made_in_the_background_says_nothing_of_the_clock(server: Fake
 def test_one_dead_exporter_does_not_take_the_others_along(server: FakeServer) -> None:
     clients = [ExporterClient("node1"), ExporterClient("node2"), ExporterClient("node3")]
     server.says()
-    assert read_edge(clients[:1]).counters
+    assert read_edge(clients[0]).counters
     server.answers = [ConnectionRefusedError(111, "Connection refused")]
-    edge = read_edge(clients[1:2])
+    edge = read_edge(clients[1])
     assert edge.counters == ()
     assert "Connection refused" in edge.missing["node2:10717"]
     server.answers = []
     server.says("joulewatch_exporter_info 1\n")
-    assert "no energy counter" in read_edge(clients[2:]).missing["node3:10717"]
+    assert "no energy counter" in read_edge(clients[2]).missing["node3:10717"]
     for _ in range(3):
         server.says()
     with EdgeReader(clients) as reader:
@@ -267,9 +272,9 @@ def test_basic_auth_comes_from_a_file(server: FakeServer, tmp_path: Path) -> Non
 def test_parsing_takes_timestamps_and_special_values() -> None:
     text = '# TYPE a gauge\na 1\na{x="p q"} 2\nb 3 1700000000000\nc +Inf\n'
     assert parse_exposition(text) == [("a", 1.0), ('a{x="p q"}', 2.0), ("b", 3.0), ("c", float("inf"))]
-    with pytest.raises(ValueError, match="no sample"):
+    with pytest.raises(ValueError, match="not a sample"):
         parse_exposition("nonsense\n")
-    with pytest.raises(ValueError, match="no labels"):
+    with pytest.raises(ValueError, match="not a list of labels"):
         parse_key("a{x=1}")
 
 

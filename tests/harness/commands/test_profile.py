@@ -202,7 +202,7 @@ def test_html_is_neither_an_exporter_nor_a_prometheus(
     folder: Path, capsys: pytest.CaptureFixture[str], server: str
 ) -> None:
     assert run_mine("--exporter", server) == 2
-    assert "no joulewatch exporter" in capsys.readouterr().err
+    assert "is not a joulewatch exporter" in capsys.readouterr().err
     assert run_mine("--prometheus", server) == 2
     assert server in capsys.readouterr().err
     assert list((folder / "runs").iterdir()) == []
