@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from joulewatch_harness.cli import EXAMPLES, SUMMARIES, main, make_parser
+from joulewatch_harness.networks import BUILTIN
 
 
 def test_without_arguments_the_help_shows_the_next_commands(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,3 +52,18 @@ def test_every_unknown_word_suggests_the_nearest(
         code = int(str(stop.code))
     assert code == 2
     assert text in capsys.readouterr().err
+
+
+def test_networks_lists_each_network_with_precisions_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["networks"]) == 0
+    text = capsys.readouterr().out
+    for name, entry in BUILTIN.items():
+        assert f"{name} ({', '.join(entry.precisions)}" in text
+        assert all(option.meaning.split()[0] in text for option in entry.options.values())
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert main(["networks", "--format", "json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [item["name"] for item in listed] == list(BUILTIN)
+    assert all(set(item["options"]) == set(BUILTIN[item["name"]].options) for item in listed)
+    assert main(["networks", "--format", "csv"]) == 0
+    assert capsys.readouterr().out.startswith("network,option,default,values,meaning\nradioml-vgg10,filters,64,")
