@@ -169,6 +169,7 @@ _LOADED: Final[Mapping[str, str]] = {
     "tuning": "tuning: {}",
     "engine": "engine: {}",
     "mode": "mode: {}",
+    "experimental": "EXPERIMENTAL: {}",
 }
 """Details of a configuration that change what its numbers mean, with their wording."""
 

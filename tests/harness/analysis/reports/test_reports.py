@@ -338,3 +338,18 @@ def test_more_configurations_with_phases_than_panels_are_said_to_be_in_the_table
     assert texts.count("Time [%]") == 6
     assert "Phases of 1 more: in the table" in texts
     assert to_text.render_table(result).count("outside execute") == 7
+
+
+def test_an_experimental_runtime_is_marked_in_the_table_and_the_json(measured: RunResult) -> None:
+    warning = "TensorRT support has not been run on a GPU"
+    groups = tuple(
+        dataclasses.replace(
+            group,
+            configuration=dataclasses.replace(group.configuration, details={"experimental": warning}),
+        )
+        for group in measured.groups
+    )
+    result = dataclasses.replace(measured, groups=groups)
+    assert f"EXPERIMENTAL: {warning}" in " ".join(to_text.render_table(result).split())
+    assert warning in to_json.render_json(result)
+    assert "EXPERIMENTAL" not in to_text.render_table(measured)
