@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from joulewatch_harness.clocktime import Clock
-from joulewatch_harness.errors import RecordError
+from joulewatch_harness.errors import ConfigError, NetworkError, RecordError, UnsupportedBatchError, describe
 from joulewatch_harness.network import Network
 from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.plan.steps import IdleStep, LoadStep, MeasureStep, PhaseStep, Step
@@ -20,7 +20,6 @@ from joulewatch_harness.records import Configuration, RunEnd, RunStatus
 from joulewatch_harness.runner.bracket import EdgeSource
 from joulewatch_harness.runner.calls import Cell, LoadedNetwork
 from joulewatch_harness.runner.context import RunContext
-from joulewatch_harness.runner.failures import describe, reason_code
 from joulewatch_harness.runner.measuring import measure
 from joulewatch_harness.runner.phase_pass import phase_pass
 from joulewatch_harness.runner.processor_use import ProcessorUse
@@ -32,6 +31,13 @@ logger = logging.getLogger(__name__)
 
 SLEEP_SLICE_S: Final = 0.1
 """The longest sleep: Ctrl-C takes effect after it."""
+REASONS: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (UnsupportedBatchError, "unsupported_batch"),
+    (MemoryError, "out_of_memory"),
+    (NetworkError, "network_error"),
+    (ConfigError, "bad_configuration"),
+)
+"""Reason codes of the errors that exclude a network or a batch size; subclasses come before their base classes."""
 
 
 class Runner:
@@ -200,6 +206,11 @@ HANDLERS: Final[Mapping[type[Any], Callable[[Runner, Any], None]]] = {
     MeasureStep: Runner._measure,
     PhaseStep: Runner._measure_phases,
 }
+
+
+def reason_code(error: Exception) -> str:
+    """Return the reason code of the note that reports an error of a network."""
+    return next((reason for kind, reason in REASONS if isinstance(error, kind)), "runtime_error")
 
 
 def _close(network: Network) -> None:

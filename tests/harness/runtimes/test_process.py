@@ -18,12 +18,12 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError, describe
 from joulewatch_harness.network import Network, Phases
 from joulewatch_harness.plan.parsing import make_plan
 from joulewatch_harness.records import Configuration
-from joulewatch_harness.runner.failures import describe, reason_code
 from joulewatch_harness.runner.latency import phase_times
+from joulewatch_harness.runner.runner import reason_code
 from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.process import network as runtime
 from joulewatch_harness.runtimes.process.child import LARGEST_STDERR_BYTES, Child, Stderr, request
