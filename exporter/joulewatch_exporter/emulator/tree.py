@@ -142,7 +142,6 @@ class _Stat:
         self._path = path
         self._writer = writer
         self._next_s = 0.0
-        self._boot_s = 0
 
     def advance(self, t_s: float, boot_unix_s: int) -> None:
         if t_s < self._next_s:

@@ -110,7 +110,6 @@ class BackgroundDelivery:
         self._open: Sample | None = None
         self._counted: tuple[Sample, ...] = ()
         self._live_at_s: float | None = None
-        self._gone_ms = 0
         self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
         self._thread.start()
 

@@ -33,7 +33,6 @@ from joulewatch_harness.errors import ConfigError
 
 Shape = tuple[int, ...]
 
-QONNX_DOMAINS: Final = frozenset({"qonnx.custom_op.general", "finn.custom_op.general", "onnx.brevitas"})
 LARGEST_COUNTED_BYTES: Final = 2_000_000_000
 """Of the file without external data: protobuf takes no more than 2 GiB."""
 

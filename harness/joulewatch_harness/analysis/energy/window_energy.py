@@ -111,9 +111,6 @@ class WindowEnergy:
     duration_s: float
     samples: int
     """Samples inside the window; with edges the two readings."""
-    bracket_s: tuple[float, float]
-    """Spacing of the two samples around the start and around the end; with edges the time from each
-    reading to its edge."""
 
     @property
     def standard_joules(self) -> float:
@@ -302,7 +299,6 @@ def energy_from_edges(
         method="edges",
         duration_s=window.duration_s,
         samples=2,
-        bracket_s=slack_s,
     )
 
 
@@ -462,7 +458,6 @@ def energy_from_counter(
         method="history",
         duration_s=window.duration_s,
         samples=max(c - b + 1, 0),
-        bracket_s=(float(times_s[b] - times_s[a]), float(times_s[d] - times_s[c])),
     )
 
 
@@ -503,8 +498,8 @@ def energy_from_power(
     if max_gap_s is None:
         max_gap_s = default_max_gap_s(power.spacing_s)
     start_s, end_s = window.start_s + offset.nominal_s, window.end_s + offset.nominal_s
-    a, b = _bracket(times_s, start_s, 0.0, "start", max_gap_s)
-    c, d = _bracket(times_s, end_s, 0.0, "end", max_gap_s)
+    a, _ = _bracket(times_s, start_s, 0.0, "start", max_gap_s)
+    _, d = _bracket(times_s, end_s, 0.0, "end", max_gap_s)
     part_times, part = times_s[a : d + 1], power.values[a : d + 1]
     widest_s = float(np.diff(part_times).max()) if part_times.size > 1 else 0.0
     if widest_s > max_gap_s:
@@ -554,7 +549,6 @@ def energy_from_power(
         method="power",
         duration_s=window.duration_s,
         samples=int(np.count_nonzero((part_times >= start_s) & (part_times <= end_s))),
-        bracket_s=(float(times_s[b] - times_s[a]), float(times_s[d] - times_s[c])),
     )
 
 
