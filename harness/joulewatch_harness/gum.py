@@ -1,6 +1,6 @@
-"""The few statistics that a GUM evaluation needs, without scipy.
+"""The statistics that a GUM evaluation needs, without scipy.
 
-Source: JCGM 100:2008 (GUM), clauses 4, 5 and annex G; EA-4/02 M:2022 for a dominant rectangular item.
+Source: JCGM 100:2008 (GUM), clauses 4, 5 and annex G; EA-4/02 M:2022 for a dominant rectangular contribution.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Final
 COVERAGE: Final = 0.95
 NORMAL_95: Final = 1.959963984540054
 RECTANGULAR_95: Final = COVERAGE * math.sqrt(3.0)
-"""Factor that covers 95 % of one uniform distribution: 1.65."""
+"""Coverage factor for 95 % of a uniform distribution: 1.65."""
 _DOMINANT_RATIO: Final = 0.3
-"""EA-4/02, S9.14: an item dominates when all the others together are at most 0.3 of it."""
+"""EA-4/02, S9.14: a contribution dominates if all others together are at most 0.3 of it."""
 
 
 def _beta_fraction(a: float, b: float, x: float) -> float:
-    """Continued fraction of the incomplete beta function, by Lentz's method (Numerical Recipes, 6.4)."""
+    """Evaluate the continued fraction of the incomplete beta function by Lentz's method (Numerical Recipes, 6.4)."""
     tiny = 1e-300
     c, d = 1.0, 1.0 - (a + b) * x / (a + 1.0)
     d = 1.0 / (d if abs(d) > tiny else tiny)
@@ -40,7 +40,7 @@ def _beta_fraction(a: float, b: float, x: float) -> float:
 
 
 def incomplete_beta(a: float, b: float, x: float) -> float:
-    """Regularised incomplete beta function I_x(a, b) for a, b > 0 and 0 <= x <= 1."""
+    """Return the regularised incomplete beta function I_x(a, b) for a, b > 0 and 0 <= x <= 1."""
     if x <= 0.0:
         return 0.0
     if x >= 1.0:
@@ -53,11 +53,11 @@ def incomplete_beta(a: float, b: float, x: float) -> float:
 
 @lru_cache(maxsize=1024)
 def student_factor(dof: float, coverage: float = COVERAGE) -> float:
-    """Two-sided coverage factor of Student's t: ``P(|t| <= k) = coverage``.
+    """Return the two-sided coverage factor k of Student's t: ``P(|t| <= k) = coverage``.
 
     Args:
         dof: Degrees of freedom, > 0; ``inf`` for the normal distribution.
-        coverage: Probability inside.
+        coverage: Probability that the interval covers.
 
     Raises:
         ValueError: ``dof`` is not positive.
@@ -85,49 +85,49 @@ def student_factor(dof: float, coverage: float = COVERAGE) -> float:
     return (low + high) / 2
 
 
-def effective_dof(items: Sequence[tuple[float, float]]) -> float:
-    """Welch–Satterthwaite degrees of freedom of a combined uncertainty.
+def effective_dof(contributions: Sequence[tuple[float, float]]) -> float:
+    """Return the degrees of freedom of a combined uncertainty, by Welch and Satterthwaite.
 
     Args:
-        items: (standard uncertainty, degrees of freedom) of every item; ``inf`` for type B items.
+        contributions: (standard uncertainty, degrees of freedom) of each; ``inf`` for type B.
 
     Returns:
-        Effective degrees of freedom; ``inf`` where no item has finite ones.
+        Effective degrees of freedom; ``inf`` if no contribution has finite ones.
 
     Source:
         GUM, equation G.2b.
     """
-    variance = math.fsum(u * u for u, _ in items)
-    below = math.fsum(u**4 / dof for u, dof in items if math.isfinite(dof))
-    return variance * variance / below if below > 0 else math.inf
+    variance = math.fsum(u * u for u, _ in contributions)
+    denominator = math.fsum(u**4 / dof for u, dof in contributions if math.isfinite(dof))
+    return variance * variance / denominator if denominator > 0 else math.inf
 
 
-def coverage_factor(items: Sequence[tuple[float, float]], rectangular: float = 0.0) -> float:
-    """Factor from combined standard uncertainty to 95 % coverage.
+def coverage_factor(contributions: Sequence[tuple[float, float]], rectangular: float = 0.0) -> float:
+    """Return the factor from a combined standard uncertainty to an expanded one at 95 % coverage.
 
     Args:
-        items: (standard uncertainty, degrees of freedom) of every item, the rectangular one among them.
-        rectangular: Standard uncertainty of the largest single uniform item.
+        contributions: (standard uncertainty, degrees of freedom) of each, the rectangular one included.
+        rectangular: Standard uncertainty of the largest uniform contribution.
 
     Returns:
-        Student's factor for the effective degrees of freedom, or 1.65 where one uniform item (a published
-        accuracy, say) dominates: 1.96 would reach beyond what its bounds allow.
+        Student's factor for the effective degrees of freedom, or 1.65 if a uniform contribution (for example a
+        published accuracy) dominates: with 1.96 the interval would exceed its bounds.
     """
-    variance = math.fsum(u * u for u, _ in items)
+    variance = math.fsum(u * u for u, _ in contributions)
     rest = math.sqrt(max(variance - rectangular * rectangular, 0.0))
     if rectangular > 0 and rest <= _DOMINANT_RATIO * rectangular:
         return RECTANGULAR_95
-    dof = effective_dof(items)
+    dof = effective_dof(contributions)
     return student_factor(dof if dof > 100_000 else max(dof, 1.0))
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
+    """Return the arithmetic mean."""
     return math.fsum(values) / len(values)
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Experimental standard deviation of the mean (GUM 4.2.3); 0 with fewer than two values."""
+    """Return the experimental standard deviation of the mean (GUM 4.2.3); 0 for fewer than two values."""
     if len(values) < 2:
         return 0.0
     centre = mean(values)

@@ -1,8 +1,8 @@
-"""The protocol of a network under test, and how it tells its phases.
+"""The protocol of a network under test, and the recording of its phases.
 
-A network of one's own is a class of ~20 lines with these five methods, named on the command line as
-``module:object`` or ``file.py:object``; no base class, nothing to register. Every method but ``run`` is
-called outside the measured windows.
+A custom network is a class of about 20 lines with these five methods, given on the command line as
+``module:object`` or ``file.py:object``. It needs no base class and no registration. Only ``run`` is called inside the
+measured windows.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ RESERVED_PHASES: Final = ("prepare", "pack", "copy_in", "execute", "copy_out", "
 
 
 class Phases:
-    """Takes the phases of each batch, on the monotonic clock; about 0.3 µs a call.
+    """Records what happens during ``run``, on the monotonic clock; a call costs about 0.3 µs.
 
-    ``with phases("copy_in"): ...`` or ``phases.add("copy_in", t0_ns, t1_ns)`` tells a phase;
-    ``phases.batch()`` marks the end of a batch, from which latency percentiles are made; ``phases.repeat(batches,
-    launch)`` does both around each of so many launches. A network that
-    marks none has its latency taken as the mean over each call of ``run``. ``phases.count("output_tokens", 128)``
-    tells other units of work than inferences: results then have joules for each of them too.
+    * ``with phases("copy_in"): ...`` or ``phases.add("copy_in", t0_ns, t1_ns)`` records a phase.
+    * ``phases.batch()`` marks the end of a batch; latency percentiles are computed from the marks. Without marks, the
+      latency is the mean over each call of ``run``.
+    * ``phases.repeat(batches, launch)`` launches batches and does both for each of them.
+    * ``phases.count("output_tokens", 128)`` counts other units of work than inferences; the results then contain the
+      energy of each unit too.
     """
 
     __slots__ = ("_name", "_start_ns", "batch_ends_ns", "call_ns", "counts", "latencies_ns", "spans")
@@ -35,11 +36,11 @@ class Phases:
         """phase -> [count, total_ns]"""
         self.batch_ends_ns: array[int] = array("q")
         self.latencies_ns: array[int] = array("q")
-        """Of each query, where a scenario knows better than the marks: from its arrival, waiting included."""
+        """Latency of each query, from its arrival and including its waiting time, in scenarios that measure it."""
         self.call_ns: tuple[int, int] | None = None
-        """Start and end of the last call of ``run``, where it went on in another process: without the message."""
+        """Start and end of the last call of ``run`` if it ran in another process: without the messages."""
         self.counts: dict[str, float] = {}
-        """unit of work -> how many"""
+        """unit of work -> number"""
         self._name = ""
         self._start_ns = 0
 
@@ -54,7 +55,7 @@ class Phases:
         self.add(self._name, self._start_ns, time.monotonic_ns())
 
     def add(self, name: str, t0_ns: int, t1_ns: int) -> None:
-        """One span of one phase, ``time.monotonic_ns()`` at both ends; spans of one batch do not overlap."""
+        """Record one span of a phase, from ``time.monotonic_ns()`` values; spans of one batch must not overlap."""
         span = self.spans.get(name)
         if span is None:
             self.spans[name] = [1, t1_ns - t0_ns]
@@ -63,7 +64,7 @@ class Phases:
             span[1] += t1_ns - t0_ns
 
     def count(self, name: str, number: float) -> None:
-        """So many more of a unit of work, such as ``output_tokens``; a plural, as it is to be read."""
+        """Add to the number of a unit of work, such as ``output_tokens``; its name is a plural."""
         self.counts[name] = self.counts.get(name, 0) + number
 
     def batch(self) -> None:
@@ -71,13 +72,13 @@ class Phases:
         self.batch_ends_ns.append(time.monotonic_ns())
 
     def repeat(self, batches: int, launch: Callable[[], Outputs]) -> Outputs | None:
-        """Launch so many batches of one phase, ``execute``; each is over when ``launch`` returns.
+        """Launch batches in the phase ``execute``; a batch ends when ``launch`` returns.
 
-        The same as ``with phases("execute")`` and ``phases.batch()`` around each, at a third of the cost: between two
-        batches there is hardly any code, which each batch of a large network throws out of the processor's caches.
+        The same as ``with phases("execute")`` and ``phases.batch()`` for each batch, at a third of the cost: a large
+        network evicts the code between two batches from the processor's caches, so there is as little as possible.
 
         Returns:
-            What the last launch returned; None: there was none.
+            The result of the last launch; None if there was no launch.
         """
         clock, mark = time.monotonic_ns, self.batch_ends_ns.append
         outputs, busy_ns = None, 0
@@ -94,7 +95,7 @@ class Phases:
 
 
 class MarksOnly(Phases):
-    """Takes the ends of batches and no phases: what their recording costs can then be told."""
+    """Records the ends of batches but no phases: for energy windows, and to measure what recording phases costs."""
 
     __slots__ = ()
 
@@ -103,10 +104,10 @@ class MarksOnly(Phases):
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None: ...
 
     def add(self, name: str, t0_ns: int, t1_ns: int) -> None:
-        """Nothing is kept."""
+        """Do nothing."""
 
     def repeat(self, batches: int, launch: Callable[[], Outputs]) -> Outputs | None:
-        """Launch so many batches and mark their ends."""
+        """Launch batches and mark their ends."""
         clock, mark = time.monotonic_ns, self.batch_ends_ns.append
         outputs = None
         for _ in range(batches):
@@ -120,10 +121,10 @@ class Network(Protocol):
     """A network under test, loaded once, prepared for each batch size, run many times."""
 
     def describe(self) -> Mapping[str, Any]:
-        """What this is, re-read after ``load``.
+        """Return facts about the network; called again after ``load`` and after preparing a batch size.
 
         Keys used by joulewatch (all optional): ``runtime``, ``runtime_version``, ``precision`` (actual),
-        ``provider``, ``device``, ``model_sha256``; any other key with a short value is kept as a detail.
+        ``provider``, ``device``, ``model_sha256``; any other key with a short value is stored as a detail.
         """
         ...
 
@@ -135,7 +136,7 @@ class Network(Protocol):
         """Allocate and fill the inputs of one batch of ``batch`` elements.
 
         Raises:
-            UnsupportedBatchError: this batch size cannot be run; the sweep goes on without it.
+            UnsupportedBatchError: this batch size cannot be run; the other ones still are.
         """
         ...
 
@@ -144,5 +145,5 @@ class Network(Protocol):
         ...
 
     def close(self) -> None:
-        """Free everything; safe to call twice."""
+        """Release everything; safe to call twice."""
         ...

@@ -1,3 +1,5 @@
+"""Coverage factors and effective degrees of freedom against tables and closed forms."""
+
 from __future__ import annotations
 
 import math
@@ -33,7 +35,7 @@ from joulewatch_harness.gum import (
         (math.inf, 0.99, 2.576),
     ],
 )
-def test_student_factors_are_those_of_the_gum(dof: float, coverage: float, factor: float) -> None:
+def test_student_factors_agree_with_table_g2_of_the_gum(dof: float, coverage: float, factor: float) -> None:
     assert student_factor(dof, coverage) == pytest.approx(factor, rel=2e-3)
 
 
@@ -42,7 +44,7 @@ def test_one_and_two_degrees_of_freedom_have_closed_forms() -> None:
     assert student_factor(2) == pytest.approx(0.95 * math.sqrt(2 / (1 - 0.95**2)), rel=1e-10)
 
 
-def test_incomplete_beta_of_whole_numbers() -> None:
+def test_the_incomplete_beta_function_of_integers() -> None:
     assert incomplete_beta(2, 3, 0.4) == pytest.approx(0.5248, rel=1e-12)
     assert incomplete_beta(2, 3, 0.0) == 0.0
     assert incomplete_beta(2, 3, 1.0) == 1.0
@@ -61,12 +63,12 @@ def test_effective_degrees_of_freedom_depend_on_the_fourth_power_of_each_uncerta
     assert effective_dof([(20.0, 4.0), (10.0, 9.0)]) == pytest.approx(effective_dof([(2.0, 4.0), (1.0, 9.0)]))
 
 
-def test_a_dominant_uniform_item_is_not_stretched_beyond_its_bounds() -> None:
+def test_a_dominant_uniform_contribution_is_not_expanded_beyond_its_bounds() -> None:
     assert coverage_factor([(1.0, math.inf), (0.1, 2.0)], rectangular=1.0) == pytest.approx(RECTANGULAR_95)
     assert coverage_factor([(1.0, math.inf), (1.0, math.inf)], rectangular=1.0) == pytest.approx(1.96, abs=1e-3)
 
 
-def test_standard_error_and_bad_degrees_of_freedom() -> None:
+def test_the_standard_error_and_invalid_degrees_of_freedom() -> None:
     assert standard_error([1.0, 2.0, 3.0]) == pytest.approx(1 / math.sqrt(3))
     assert standard_error([1.0]) == 0.0
     with pytest.raises(ValueError, match="positive"):

@@ -1,4 +1,4 @@
-"""Drive a network in one scenario: back to back, one query at a time, or at Poisson arrivals."""
+"""Drive a network in one scenario: back to back, one query at a time, or with Poisson arrivals."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from joulewatch_harness.plan.scenario import IDLE_PHASE, Scenario
 
 
 class Driver(Protocol):
-    """A network that is asked by the rules of a scenario."""
+    """Runs a network by the rules of a scenario; a query is one batch."""
 
     waited_ns: int
-    """How long the last query waited in line."""
+    """How long the last query waited in the queue."""
 
     def begin(self, seed: str) -> None:
-        """A span of calls begins: whatever was scheduled before is forgotten."""
+        """Begin a span of calls: discard the schedule and draw a new one from ``seed``."""
         ...
 
     def run(self, batches: int, phases: Phases) -> None:
-        """Serve exactly so many queries."""
+        """Serve exactly ``batches`` queries."""
         ...
 
 
 class OfflineDriver:
-    """Back to back: the network as it is."""
+    """Back to back: calls the network's own ``run``."""
 
     def __init__(self, network: Network) -> None:
         self.waited_ns = 0
         self.run = network.run
 
     def begin(self, seed: str) -> None:
-        """Nothing is scheduled."""
+        """Do nothing: there is no schedule."""
 
 
 class SingleStreamDriver:
@@ -46,26 +46,26 @@ class SingleStreamDriver:
         self._now_ns = clock.monotonic_ns
 
     def begin(self, seed: str) -> None:
-        """Nothing is scheduled."""
+        """Do nothing: there is no schedule."""
 
     def run(self, batches: int, phases: Phases) -> None:
-        """One call of the network's ``run`` for every query."""
+        """Call the network's ``run`` once for every query."""
         run, now_ns, marks = self._network.run, self._now_ns, phases.batch_ends_ns
         for _ in range(batches):
             before = len(marks)
             start_ns = now_ns()
             run(1, phases)
             end_ns = now_ns()
-            # A network's own mark may come before its device has finished; its return does not.
+            # The network's own mark may be earlier than the end of the work on the device; its return is not.
             del marks[before:]
             marks.append(end_ns)
             phases.latencies_ns.append(end_ns - start_ns)
 
 
 class ServerDriver:
-    """Queries that arrive at random; latency from the scheduled arrival.
+    """Queries with random arrivals; the latency counts from the scheduled arrival.
 
-    Between queries this sleeps: the wake-up, some 0.1 ms, is part of a query's latency, as it is of any server's.
+    Between queries the driver sleeps. Waking up takes about 0.1 ms and is part of the latency, as in any server.
     """
 
     def __init__(self, network: Network, rate_per_s: float, clock: Clock) -> None:
@@ -77,7 +77,7 @@ class ServerDriver:
         self._arrival_ns: float | None = None
 
     def begin(self, seed: str) -> None:
-        """Draw another sequence of arrivals, from now on; nobody is in line."""
+        """Draw a new sequence of arrivals that begins now, with an empty queue."""
         self._random = random.Random(seed)
         self._arrival_ns = None
 
@@ -86,7 +86,7 @@ class ServerDriver:
         clock, marks = self._clock, phases.batch_ends_ns
         for _ in range(batches):
             last_ns = float(clock.monotonic_ns()) if self._arrival_ns is None else self._arrival_ns
-            # Arrivals are worked out from one another, never from when a query was done.
+            # Each arrival is computed from the one before, never from the end of a query.
             self._arrival_ns = last_ns + self._random.expovariate(1.0) * self._mean_ns
             arrival_ns = int(self._arrival_ns)
             now_ns = clock.monotonic_ns()
@@ -106,7 +106,7 @@ class ServerDriver:
 
 
 def local_driver(network: Network, scenario: Scenario, clock: Clock = time) -> Driver:
-    """The driver of a network in this process."""
+    """Return the driver of a network in this process."""
     if scenario.name == "single_stream":
         return SingleStreamDriver(network, clock)
     if scenario.name == "server":
@@ -115,9 +115,9 @@ def local_driver(network: Network, scenario: Scenario, clock: Clock = time) -> D
 
 
 def driver_of(network: Network, scenario: Scenario, clock: Clock = time) -> Driver:
-    """The driver of a network, wherever it lives."""
-    own: Any = getattr(network, "driver", None)
-    if callable(own):
-        driver: Driver = own(scenario)
+    """Return the driver of a network; one in another process has its driver there, next to the network."""
+    remote_driver: Any = getattr(network, "driver", None)
+    if callable(remote_driver):
+        driver: Driver = remote_driver(scenario)
         return driver
     return local_driver(network, scenario, clock)
