@@ -1,12 +1,12 @@
-"""A configuration's network in a process of its own, behind the same protocol.
+"""Run the network of one configuration in its own process, behind the protocol of ``network``.
 
-So that what one runtime leaves behind (spinning threads, an allocator's arenas, flags of a library, a bound
-device) cannot disturb another one in the same run, and so that a crash takes one batch size and not the run. The
-process loops over batches itself: a message goes out and comes back once per call of ``run``, which lasts 50 to
-100 ms. Times of a call are taken over there, on the one monotonic clock that all processes of a machine share.
+What one runtime leaves behind (spinning threads, memory of an allocator, flags of a library, an open device) then does
+not disturb another one in the same run, and a crash costs one batch size instead of the run. The process loops over
+the batches itself: one message and one answer per call of ``run``, which takes 50 to 100 ms. The times of a call are
+taken in the process, on the monotonic clock, which all processes of a machine share.
 
-Between its calls a process waits in a read and draws no power, once its runtime's threads have stopped spinning
-(ONNX Runtime: some 50 ms after the last batch). The runner looks at the processor time of those that wait.
+Between two calls the process waits in a read and uses no power, once the threads of its runtime have stopped spinning
+(ONNX Runtime: about 50 ms after the last batch). ``processor_use`` checks that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from array import array
 from collections.abc import Mapping, Sequence
 from multiprocessing.connection import Connection
@@ -37,10 +36,11 @@ from joulewatch_harness.runner.pinning import cpu_time_s, thread_environment
 logger = logging.getLogger(__name__)
 
 START_LIMIT_S: Final = 60.0
-"""For an interpreter to start and import a runtime, at least: long, for a machine that has much else to do."""
+"""Shortest limit for an interpreter to start and to import a runtime: long, because the machine may be busy."""
 CLOSE_LIMIT_S: Final = 10.0
 END_LIMIT_S: Final = 5.0
-_LAST_WORDS: Final = 600
+_LONGEST_OUTPUT: Final = 600
+"""Characters of a dead process's output in the error."""
 _CODE: Final = (
     "import sys; sys.path[:] = sys.argv[5].split('\\n'); from joulewatch_harness.runner.worker import main; "
     "main(int(sys.argv[1]), int(sys.argv[2]), tuple(map(int, filter(None, sys.argv[3].split(',')))), int(sys.argv[4]))"
@@ -48,19 +48,20 @@ _CODE: Final = (
 
 
 class RemoteError(Exception):
-    """An error of the other process, raised again under its own class name."""
+    """An error of the other process, with its class name."""
 
 
 class IsolatedNetwork:
-    """The network of one configuration in its own process (the protocol of ``network``).
+    """The network of one configuration in its own process.
 
-    The process starts with the first call that needs it, outlives ``close`` (what it has imported need not be
-    imported again) and ends with ``end``. One that died is started and loaded again by the next ``prepare``.
+    The process starts with the first call that needs it. It survives ``close``, because what it has imported need not
+    be imported again, and ends with ``end``. After a crash the next ``prepare`` starts a new process and loads the
+    network again.
 
     Args:
-        configuration: What to open over there.
-        cpus: Processors it stays on; none: all.
-        time_limit_s: For one call; a process that is over it is killed.
+        configuration: The network to open.
+        cpus: Processors that the process may use; by default all.
+        time_limit_s: Limit for one call; a process that exceeds it is killed.
     """
 
     def __init__(self, configuration: Configuration, *, cpus: Sequence[int] = (), time_limit_s: float = 600.0) -> None:
@@ -69,95 +70,112 @@ class IsolatedNetwork:
         self._limit_s = time_limit_s
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
-        self._said: IO[bytes] | None = None
-        self._relayed = 0
-        self._offers: list[str] = []
-        self._wanted = False
-        """Whether it was loaded, and must be again after a crash."""
+        self._output: IO[bytes] | None = None
+        self._relayed_bytes = 0
+        self._optional_methods: list[str] = []
+        self._reload = False
+        """Whether a new process must load the network."""
         self._scenario = Scenario()
 
-    # The protocol
+    # The protocol of ``network``
 
     def open(self) -> None:
-        """Start the process and make the network in it.
+        """Start the process and open the network in it.
 
         Raises:
             ConfigError: as ``runtimes.open_network``.
             NetworkError: the process does not start.
         """
-        self._need_process()
+        self._ensure_process()
 
     def describe(self) -> Mapping[str, Any]:
-        """What the network says of itself, ``isolated`` and the processors that its process may use."""
-        described: Mapping[str, Any] = self._call("describe")
-        return described
+        """Return the facts of the network, with ``isolated`` and the processors that its process may use."""
+        facts: Mapping[str, Any] = self._call("describe")
+        return facts
 
     def load(self) -> None:
-        """Load over there.
+        """Load the network.
 
         Raises:
-            ConfigError, NetworkError: as the network's own; or the process died, or took too long.
+            ConfigError, NetworkError: as the network's own; also if the process died or exceeded the limit.
         """
         self._call("load")
-        self._wanted = True
+        self._reload = True
 
     def prepare(self, batch: int) -> None:
-        """Prepare over there; a process that died before is started and loaded again first."""
-        if self._process is None and self._wanted:
-            logger.info("%s: its process is started again", self._configuration.name)
+        """Prepare a batch size; after a crash, start a new process and load the network first."""
+        if self._process is None and self._reload:
+            logger.info("%s: starting a new process", self._configuration.name)
             self._call("load")
             self._call("scenario", self._scenario)
         self._call("prepare", batch)
 
     def run(self, batches: int, phases: Phases) -> None:
-        """Run over there, back to back."""
-        self._run(batches, phases, driven=False)
+        """Run batches back to back."""
+        self.run_remote(batches, phases, driven=False)
 
     def check(self) -> bool:
-        """The network's own check; True where it has none."""
-        self._need_process()
-        return bool(self._call("check")) if "check" in self._offers else True
+        """Return the result of the network's own check; True if it has none."""
+        self._ensure_process()
+        return bool(self._call("check")) if "check" in self._optional_methods else True
 
     def trace(self, path: Path) -> None:
-        """The network's own trace.
+        """Write the network's own trace.
 
         Raises:
-            NetworkError: it has none.
+            NetworkError: the network has none.
         """
-        self._need_process()
-        if "trace" not in self._offers:
-            raise NetworkError(f"{self._configuration.name}: this network offers no trace")
+        self._ensure_process()
+        if "trace" not in self._optional_methods:
+            raise NetworkError(f"{self._configuration.name}: this network has no trace")
         self._call("trace", path)
 
     def close(self) -> None:
-        """Free the network; the process stays, asleep. Safe to call twice."""
-        self._wanted = False
+        """Close the network and keep the process, idle; safe to call twice."""
+        self._reload = False
         if self._process is not None:
             with contextlib.suppress(NetworkError):
                 self._call("close", limit_s=CLOSE_LIMIT_S)
 
-    # Beyond it
+    # Beyond the protocol
 
     def driver(self, scenario: Scenario) -> Driver:
-        """The rules of a scenario, kept over there."""
+        """Return the driver of a scenario; the driver itself runs in the process of the network."""
         self._scenario = scenario
         self._call("scenario", scenario)
         return _RemoteDriver(self)
 
     @property
     def pid(self) -> int | None:
-        """Of the process, while there is one."""
+        """Id of the process; None without one."""
         return None if self._process is None else self._process.pid
 
     def cpu_time_s(self) -> float | None:
-        """Processor time of the process so far; None without one."""
+        """Return the processor time of the process so far; None without one."""
         return None if self._process is None else cpu_time_s(self._process.pid)
 
+    def begin(self, seed: str) -> None:
+        """Begin a span of calls in the process's driver."""
+        self._call("begin", seed)
+
+    def run_remote(self, batches: int, phases: Phases, *, driven: bool) -> int:
+        """Run batches in the process, by its driver or back to back.
+
+        Returns:
+            How long the last query waited in the queue, in nanoseconds.
+        """
+        recorded = not isinstance(phases, MarksOnly)
+        start_ns, end_ns, waited_ns, state = self._call("run", batches, recorded, driven)
+        phases.call_ns = None
+        add_recorded(phases, state)
+        phases.call_ns = (start_ns, end_ns)
+        return int(waited_ns)
+
     def end(self) -> None:
-        """End the process; safe to call twice. One that does not go by itself is killed."""
+        """End the process, by force if it does not end by itself; safe to call twice."""
         process, self._process = self._process, None
         if self._pipe is not None:
-            self._pipe.close()  # it sees the end of its calls, closes the network and goes
+            self._pipe.close()  # the process sees the end of its calls, closes the network and exits
             self._pipe = None
         if process is not None:
             for stop in (None, process.terminate, process.kill):
@@ -168,29 +186,21 @@ class IsolatedNetwork:
                     break
                 except subprocess.TimeoutExpired:
                     logger.warning("%s: process %d does not end", self._configuration.name, process.pid)
-        self._relay()
-        if self._said is not None:
-            self._said.close()
-            self._said = None
+        self._relay_output()
+        if self._output is not None:
+            self._output.close()
+            self._output = None
 
     # Calls
 
-    def _run(self, batches: int, phases: Phases, *, driven: bool) -> int:
-        recorded = not isinstance(phases, MarksOnly)
-        start_ns, end_ns, waited_ns, state = self._call("run", batches, recorded, driven)
-        phases.call_ns = None
-        merge(phases, state)
-        phases.call_ns = (start_ns, end_ns)
-        return int(waited_ns)
-
     def _call(self, name: str, *arguments: Any, limit_s: float | None = None) -> Any:
-        """One call and its answer.
+        """Send one call and return its result.
 
         Raises:
-            NetworkError: the process died or took too long; it is gone then.
-            Exception: whatever was raised over there.
+            NetworkError: the process died, or exceeded the limit and was killed.
+            Exception: the error that the call raised in the process.
         """
-        self._need_process()
+        self._ensure_process()
         return self._exchange(name, *arguments, limit_s=limit_s)
 
     def _exchange(self, name: str, *arguments: Any, limit_s: float | None = None) -> Any:
@@ -202,65 +212,65 @@ class IsolatedNetwork:
                 self._kill()
                 raise NetworkError(
                     f"{self._configuration.name}: {name} did not return within {limit_s:g} s and its process was "
-                    f"killed (time_limit_s of the plan sets the limit){self._last_words()}"
+                    f"killed (time_limit_s of the plan sets the limit){self._last_output()}"
                 )
             answer = self._pipe.recv()
         except (EOFError, ConnectionResetError, BrokenPipeError) as error:
-            raise self._died(name) from error
+            raise self._death(name) from error
         except KeyboardInterrupt:
-            # The answer to this call would be taken for that to the next one.
+            # Without the process the late answer to this call cannot be mistaken for the answer to the next one.
             self._kill()
             raise
         if name != "run":
-            self._relay()
+            self._relay_output()
         if answer[0] == "ok":
             return answer[1]
-        raise raised(*answer[1:])
+        raise decode_error(*answer[1:])
 
-    def _need_process(self) -> None:
+    def _ensure_process(self) -> None:
         if self._process is None:
             self._start()
             try:
-                self._offers = self._exchange("open", self._configuration, limit_s=max(START_LIMIT_S, self._limit_s))
+                limit_s = max(START_LIMIT_S, self._limit_s)
+                self._optional_methods = self._exchange("open", self._configuration, limit_s=limit_s)
             except BaseException:
                 self.end()
                 raise
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        self._said = tempfile.TemporaryFile(prefix="joulewatch-")  # noqa: SIM115  # closed by end()
-        self._relayed = 0
+        own_end, other_end = socket.socketpair()
+        self._output = tempfile.TemporaryFile(prefix="joulewatch-")  # noqa: SIM115  # closed by end()
+        self._relayed_bytes = 0
         command = [
-            # -u: what a network prints is told with the call that printed it, and not lost when it is killed.
+            # -u: the output of a call is complete when the call returns, and when the process is killed.
             *(sys.executable, "-u", "-P", "-c", _CODE),
-            *(str(theirs.fileno()), str(os.getpid()), ",".join(map(str, self._cpus))),
+            *(str(other_end.fileno()), str(os.getpid()), ",".join(map(str, self._cpus))),
             *(str(logging.getLogger().getEffectiveLevel()), "\n".join(sys.path)),
         ]
         try:
-            with theirs:
-                # A session of its own keeps the terminal's Ctrl-C from it: the run ends after the current call.
+            with other_end:
+                # In its own session the process does not get the terminal's Ctrl-C: the current call is completed.
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
-                    stdout=self._said,
-                    stderr=self._said,
-                    pass_fds=(theirs.fileno(),),
+                    stdout=self._output,
+                    stderr=self._output,
+                    pass_fds=(other_end.fileno(),),
                     start_new_session=True,
                     env=thread_environment(self._cpus, os.environ),
                 )
         except OSError as error:
-            ours.close()
-            raise NetworkError(f"{self._configuration.name}: no process could be started: {error.strerror}") from error
-        self._pipe = Connection(ours.detach())
+            own_end.close()
+            raise NetworkError(f"{self._configuration.name}: cannot start a process: {error.strerror}") from error
+        self._pipe = Connection(own_end.detach())
 
     def _kill(self) -> None:
-        process = self._process
-        if process is not None:
-            process.kill()
-        self._gone()
+        if self._process is not None:
+            self._process.kill()
+        self._reap()
 
-    def _gone(self) -> int | None:
-        """Collect what is left of a process that is ending; its exit status."""
+    def _reap(self) -> int | None:
+        """Wait for the end of a dying process and return its exit status."""
         process, self._process = self._process, None
         if self._pipe is not None:
             self._pipe.close()
@@ -273,37 +283,38 @@ class IsolatedNetwork:
             process.kill()
             return process.wait()
 
-    def _died(self, doing: str) -> NetworkError:
-        status = self._gone()
+    def _death(self, call: str) -> NetworkError:
+        """Return the error for a process that died during a call."""
+        status = self._reap()
         if status is not None and status < 0:
             try:
                 how = f"was ended by {signal.Signals(-status).name} (signal {-status})"
             except ValueError:
                 how = f"was ended by signal {-status}"
             if status == -signal.SIGKILL:
-                how += ", as the kernel does when memory runs out"
+                how += ", as the kernel does when memory is exhausted,"
         else:
             how = f"ended with exit code {status}"
-        return NetworkError(f"{self._configuration.name}: its process {how} in {doing}{self._last_words()}")
+        return NetworkError(f"{self._configuration.name}: its process {how} during {call}{self._last_output()}")
 
-    def _last_words(self) -> str:
-        """The end of what it said, after it is gone."""
-        text = self._relay()
-        if self._said is not None:
-            self._said.close()
-            self._said = None
+    def _last_output(self) -> str:
+        """Return the last lines that a dead process printed, for an error text."""
+        text = self._relay_output()
+        if self._output is not None:
+            self._output.close()
+            self._output = None
         lines = [line for line in text.splitlines() if line.strip()][-3:]
-        return f"; it said: {' | '.join(lines)[-_LAST_WORDS:]}" if lines else ""
+        return f"; its last output: {' | '.join(lines)[-_LONGEST_OUTPUT:]}" if lines else ""
 
-    def _relay(self) -> str:
-        """Pass on what it has said since the last time; answers that."""
-        if self._said is None:
+    def _relay_output(self) -> str:
+        """Copy new output of the process to stderr and return it."""
+        if self._output is None:
             return ""
-        size = os.fstat(self._said.fileno()).st_size
-        if size <= self._relayed:
+        size = os.fstat(self._output.fileno()).st_size
+        if size <= self._relayed_bytes:
             return ""
-        data = os.pread(self._said.fileno(), size - self._relayed, self._relayed)
-        self._relayed = size
+        data = os.pread(self._output.fileno(), size - self._relayed_bytes, self._relayed_bytes)
+        self._relayed_bytes = size
         text = data.decode("utf-8", "replace")
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -311,42 +322,42 @@ class IsolatedNetwork:
 
 
 class _RemoteDriver:
-    """A scenario's rules in the other process."""
+    """The driver in the other process."""
 
     def __init__(self, network: IsolatedNetwork) -> None:
         self.waited_ns = 0
         self._network = network
 
     def begin(self, seed: str) -> None:
-        self._network._call("begin", seed)
+        self._network.begin(seed)
 
     def run(self, batches: int, phases: Phases) -> None:
-        self.waited_ns = self._network._run(batches, phases, driven=True)
+        self.waited_ns = self._network.run_remote(batches, phases, driven=True)
 
 
-def merge(phases: Phases, state: Mapping[str, Any]) -> None:
-    """Lay what one call told over there upon what was told here."""
-    for name, value in state.items():
-        mine = getattr(phases, name, None)
-        if isinstance(mine, array):
-            mine.extend(value)
-        elif isinstance(mine, dict):
-            for key, told in value.items():
-                known = mine.get(key)
-                if known is None:
-                    mine[key] = told
+def add_recorded(phases: Phases, state: Mapping[str, Any]) -> None:
+    """Add what one call recorded in the other process to what was recorded before."""
+    for name, new in state.items():
+        present = getattr(phases, name, None)
+        if isinstance(present, array):
+            present.extend(new)
+        elif isinstance(present, dict):
+            for key, value in new.items():
+                before = present.get(key)
+                if before is None:
+                    present[key] = value
+                elif isinstance(value, list):
+                    present[key] = [a + b for a, b in zip(before, value, strict=True)]
                 else:
-                    mine[key] = (
-                        [a + b for a, b in zip(known, told, strict=True)] if isinstance(told, list) else known + told
-                    )
-        elif isinstance(mine, (int, float)) and not isinstance(mine, bool):
-            setattr(phases, name, mine + value)
-        elif value is not None:
-            setattr(phases, name, value)
+                    present[key] = before + value
+        elif isinstance(present, (int, float)) and not isinstance(present, bool):
+            setattr(phases, name, present + new)
+        elif new is not None:
+            setattr(phases, name, new)
 
 
-def raised(name: str, text: str, module: str) -> Exception:
-    """The error of the other process, as one of ours where it is one."""
+def decode_error(name: str, text: str, module: str) -> Exception:
+    """Return an error of the other process, as joulewatch's own class if it was one."""
     kind = getattr(errors, name, None)
     if isinstance(kind, type) and issubclass(kind, JoulewatchError) and kind is not errors.CoverageError:
         return kind(text)
@@ -354,13 +365,5 @@ def raised(name: str, text: str, module: str) -> Exception:
         return MemoryError(text)
     if name == "ModuleNotFoundError":
         return ModuleNotFoundError(text, name=module or None)
-    made: Exception = type(name, (RemoteError,), {})(text)
-    return made
-
-
-def overhead_s(network: IsolatedNetwork, calls: int = 200) -> float:
-    """What one call costs beside the work in it: the mean over calls that do none."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        network._run(0, Phases(), driven=False)
-    return (time.perf_counter() - start) / calls
+    error: Exception = type(name, (RemoteError,), {})(text)
+    return error

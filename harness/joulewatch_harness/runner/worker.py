@@ -1,7 +1,7 @@
-"""The process of one configuration's network: takes calls from a pipe, one at a time, and answers them.
+"""The process of an isolated network: reads calls from a pipe, one at a time, and answers them.
 
-Started by ``isolate``. Nothing that computes is imported before this process is pinned. A call is a tuple
-``(operation, arguments...)``, an answer ``("ok", value)`` or ``("error", class, text, module)``.
+Started by ``isolate``. No library that computes is imported before the process is pinned to its processors. A call is
+a tuple ``(operation, arguments...)``, an answer ``("ok", value)`` or ``("error", class, text, module)``.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _SIMPLE: Final = (str, int, float, bool, type(None))
 
 
 def main(descriptor: int, parent: int, cpus: Sequence[int], log_level: int) -> None:
-    """Serve until the pipe closes.
+    """Serve calls until the pipe closes.
 
     Args:
-        descriptor: Our end of the pipe.
-        parent: The harness's process id; when it is gone, so is this.
-        cpus: Processors to stay on; none: all.
-        log_level: Of this process's log, on stderr.
+        descriptor: This process's end of the pipe.
+        parent: Process id of the harness; this process ends with it.
+        cpus: Processors that this process may use; empty: all.
+        log_level: Log level of this process; the log goes to stderr.
     """
     die_with_parent(parent)
     pin(cpus)
-    # stdout is the harness's result; whatever a library prints belongs beside the log.
+    # stdout belongs to the harness's result; the output of libraries goes to stderr, next to the log.
     os.dup2(2, 1)
     logging.basicConfig(level=log_level, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     with contextlib.closing(Connection(descriptor)) as pipe:
@@ -46,7 +46,7 @@ def main(descriptor: int, parent: int, cpus: Sequence[int], log_level: int) -> N
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the harness is gone, however that ended and whatever runs here."""
+    """Have the kernel kill this process when the harness ends, in whatever way, also during a call."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -54,7 +54,7 @@ def die_with_parent(parent: int) -> None:
 
 
 class Worker:
-    """One network, and the driver of its scenario."""
+    """Holds the network and the driver of its scenario; ``do_NAME`` answers the call NAME."""
 
     def __init__(self, cpus: tuple[int, ...]) -> None:
         self._cpus = cpus
@@ -62,7 +62,7 @@ class Worker:
         self._driver: Any = None
 
     def serve(self, pipe: Connection) -> None:
-        """Answer calls until the other end closes."""
+        """Answer calls until the harness closes the pipe."""
         while True:
             try:
                 name, *arguments = pipe.recv()
@@ -71,7 +71,7 @@ class Worker:
             try:
                 answer: tuple[Any, ...] = ("ok", getattr(self, f"do_{name}")(*arguments))
             except Exception as error:
-                answer = told(error)
+                answer = encode_error(error)
             try:
                 pipe.send(answer)
             except (BrokenPipeError, ConnectionResetError):
@@ -80,7 +80,7 @@ class Worker:
             self.do_close()
 
     def do_open(self, configuration: Any) -> list[str]:
-        """Make the network; answers the optional methods that it has."""
+        """Open the network; return the names of its optional methods."""
         from joulewatch_harness.plan.scenario import Scenario
         from joulewatch_harness.runner.drivers import local_driver
         from joulewatch_harness.runtimes import open_network
@@ -90,72 +90,73 @@ class Worker:
         return [name for name in ("check", "trace") if callable(getattr(self._network, name, None))]
 
     def do_describe(self) -> Mapping[str, Any]:
-        """What the network says of itself, and where this process really runs."""
-        said = {
+        """Return the facts of the network, and the processors that this process may use."""
+        facts = {
             str(key): value if isinstance(value, _SIMPLE) else str(value)
             for key, value in self._network.describe().items()
         }
-        return {**said, "isolated": "true", "cpus": cpus_text(os.sched_getaffinity(0))}
+        return {**facts, "isolated": "true", "cpus": cpus_text(os.sched_getaffinity(0))}
 
     def do_load(self) -> None:
-        """Load; then look whether all threads stayed where they were put."""
+        """Load the network, then check that its threads stay on the process's processors."""
         self._network.load()
-        outside = strays(self._cpus)
-        if outside:
-            count = sum(outside.values())
+        stray_threads = strays(self._cpus)
+        if stray_threads:
+            count = sum(stray_threads.values())
             self._network.close()
             raise ConfigError(
-                f"cpus: {cpus_text(self._cpus)}: the runtime put {count} of its threads on processors "
-                f"{', '.join(outside)}: tell it how many to use (option threads={len(self._cpus)}, where it has one), "
-                "or leave out cpus"
+                f"cpus: {cpus_text(self._cpus)}: the runtime runs {count} of its threads on processors "
+                f"{', '.join(stray_threads)}: set the number of its threads (option threads={len(self._cpus)}, if it "
+                "has one), or remove cpus"
             )
 
     def do_prepare(self, batch: int) -> None:
-        """The network's own."""
+        """Prepare a batch size."""
         self._network.prepare(batch)
 
     def do_scenario(self, scenario: Any) -> None:
-        """The rules by which ``run`` asks from now on."""
+        """Set the scenario of later calls."""
         from joulewatch_harness.runner.drivers import local_driver
 
         self._driver = local_driver(self._network, scenario)
 
     def do_begin(self, seed: str) -> None:
-        """A span of calls begins."""
+        """Begin a span of calls."""
         self._driver.begin(seed)
 
     def do_run(self, batches: int, recorded: bool, driven: bool) -> tuple[int, int, int, dict[str, Any]]:
-        """Run; answers start, end, how long the last query waited, and everything that was told meanwhile."""
+        """Run batches; return start, end, waiting time of the last query, and everything recorded meanwhile."""
         from joulewatch_harness.network import MarksOnly, Phases
 
         phases = Phases() if recorded else MarksOnly()
-        who = self._driver if driven else self._network
+        run = self._driver.run if driven else self._network.run
         start_ns = time.monotonic_ns()
-        who.run(batches, phases)
+        run(batches, phases)
         end_ns = time.monotonic_ns()
-        return start_ns, end_ns, self._driver.waited_ns, phases_state(phases)
+        return start_ns, end_ns, self._driver.waited_ns, recorded_state(phases)
 
     def do_check(self) -> bool:
-        """The network's own."""
+        """Return the result of the network's own check."""
         return bool(self._network.check() is not False)
 
     def do_trace(self, path: Any) -> None:
-        """The network's own."""
+        """Write the network's own trace."""
         self._network.trace(path)
 
     def do_close(self) -> None:
-        """The network's own; the process stays."""
+        """Close the network; the process continues."""
         if self._network is not None:
             self._network.close()
 
 
-def phases_state(phases: Any) -> dict[str, Any]:
-    """Everything that a call told, by the names of the public slots of ``Phases``."""
+def recorded_state(phases: Any) -> dict[str, Any]:
+    """Return everything that a call recorded: the public slots of ``Phases``."""
     slots = [name for kind in type(phases).__mro__ for name in getattr(kind, "__slots__", ())]
     return {name: getattr(phases, name) for name in slots if not name.startswith("_") and hasattr(phases, name)}
 
 
-def told(error: Exception) -> tuple[str, str, str, str]:
-    """An error as the other side can raise it again."""
+def encode_error(error: Exception) -> tuple[str, str, str, str]:
+    """Return an error as an answer, from which the harness raises it again."""
     name = type(error).__name__
-    return "error", name, located(error), getattr(error, "name", None) or "" if name == "ModuleNotFoundError" else ""
+    module = getattr(error, "name", None) or "" if name == "ModuleNotFoundError" else ""
+    return "error", name, located(error), module

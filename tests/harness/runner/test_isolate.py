@@ -1,4 +1,4 @@
-"""Networks in processes of their own: the same protocol, and what happens when such a process misbehaves."""
+"""Isolated networks: the same protocol, and the errors of a process that crashes, hangs or is killed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from joulewatch_harness.plan.cpus import cpus_text, parse_cpus
 from joulewatch_harness.plan.scenario import Scenario
 from joulewatch_harness.records import Configuration
 from joulewatch_harness.runner.drivers import driver_of
-from joulewatch_harness.runner.isolate import IsolatedNetwork, merge, overhead_s, raised
+from joulewatch_harness.runner.isolate import IsolatedNetwork, add_recorded, decode_error
 from joulewatch_harness.runner.pinning import check_cpus, strays, thread_environment
-from joulewatch_harness.runner.worker import phases_state
+from joulewatch_harness.runner.worker import recorded_state
 
 ODD = '''
 import os, signal, sys, threading, time
 from joulewatch_harness.errors import NetworkError, UnsupportedBatchError
 
 class Odd:
-    """Does what the batch size says."""
+    """Behaves as its batch size demands."""
     def __init__(self, answer="yes"):
         self.answer, self.stop = answer, threading.Event()
     def describe(self):
@@ -44,7 +44,7 @@ class Odd:
         if batch == 11: raise ModuleNotFoundError("No module named 'torch'", name="torch")
     def run(self, batches, phases):
         if self.batch == 13:
-            print("the last words", file=sys.stderr, flush=True)
+            print("the last output", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGSEGV)
         if self.batch == 17: os._exit(5)
         if self.batch == 19: time.sleep(600)
@@ -83,46 +83,46 @@ def gone(pid: int) -> bool:
     return True
 
 
-def test_it_is_a_network_and_passes_on_what_the_other_one_tells(
+def test_an_isolated_network_passes_on_everything_that_the_network_records(
     network: Callable[..., IsolatedNetwork], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # as at a user's
-    it = network()
-    assert isinstance(it, Network)
-    it.load()
-    described = it.describe()
-    assert described["pid"] == it.pid != os.getpid()
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # as on a user's machine
+    isolated = network()
+    assert isinstance(isolated, Network)
+    isolated.load()
+    described = isolated.describe()
+    assert described["pid"] == isolated.pid != os.getpid()
     assert (described["precision"], described["odd"], described["isolated"]) == ("fp32", "[1, 2]", "true")
-    assert it.check() is True
-    it.prepare(1)
+    assert isolated.check() is True
+    isolated.prepare(1)
     phases = Phases()
     for _ in range(2):
-        it.run(5, phases)
+        isolated.run(5, phases)
     assert phases.spans["execute"][0] == len(phases.batch_ends_ns) == 10
     assert phases.spans["execute"][1] >= 10 * 1_000_000
     assert phases.counts == {"output_tokens": 30}
     assert phases.call_ns is not None and phases.call_ns[0] <= phases.batch_ends_ns[5] <= phases.call_ns[1]
     marks = MarksOnly()
-    it.run(4, marks)
+    isolated.run(4, marks)
     assert (marks.spans, len(marks.batch_ends_ns), marks.counts) == ({}, 4, {"output_tokens": 12})
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert "loading" in said.err and "this would spoil the result" in said.err
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "loading" in captured.err and "this would spoil the result" in captured.err
 
 
-def test_its_process_outlives_close_and_ends_with_end(network: Callable[..., IsolatedNetwork]) -> None:
-    it = network()
-    it.load()
-    first = it.pid
-    it.close()
-    it.close()
-    it.load()
-    assert first is not None and it.pid == first
-    it.end()
-    it.end()
-    assert it.pid is None and gone(first)
-    it.close()
-    assert it.pid is None
+def test_the_process_survives_close_and_ends_with_end(network: Callable[..., IsolatedNetwork]) -> None:
+    isolated = network()
+    isolated.load()
+    first = isolated.pid
+    isolated.close()
+    isolated.close()
+    isolated.load()
+    assert first is not None and isolated.pid == first
+    isolated.end()
+    isolated.end()
+    assert isolated.pid is None and gone(first)
+    isolated.close()
+    assert isolated.pid is None
 
 
 @pytest.mark.parametrize(
@@ -133,123 +133,138 @@ def test_its_process_outlives_close_and_ends_with_end(network: Callable[..., Iso
         (11, ModuleNotFoundError, "No module named 'torch'"),
     ],
 )
-def test_errors_come_back_as_what_they_were(
+def test_errors_keep_their_class(
     network: Callable[..., IsolatedNetwork], batch: int, kind: type[Exception], text: str
 ) -> None:
-    it = network()
-    it.load()
+    isolated = network()
+    isolated.load()
     with pytest.raises(kind, match=text):
-        it.prepare(batch)
-    it.prepare(1)
-    it.run(1, Phases())
+        isolated.prepare(batch)
+    isolated.prepare(1)
+    isolated.run(1, Phases())
 
 
-def test_errors_of_other_kinds_keep_their_name(network: Callable[..., IsolatedNetwork]) -> None:
-    it = network()
-    it.load()
+def test_errors_of_unknown_classes_keep_their_name(network: Callable[..., IsolatedNetwork]) -> None:
+    isolated = network()
+    isolated.load()
     with pytest.raises(Exception, match="odd") as caught:
-        it.prepare(7)
+        isolated.prepare(7)
     assert type(caught.value).__name__ == "ValueError"
-    module = raised("ModuleNotFoundError", "x", "torch")
+    module = decode_error("ModuleNotFoundError", "x", "torch")
     assert isinstance(module, ModuleNotFoundError) and module.name == "torch"
 
 
-def test_a_bad_network_is_a_configuration_error_and_leaves_no_process(network: Callable[..., IsolatedNetwork]) -> None:
-    it = network(options={"anser": "no"})
+def test_a_network_that_cannot_be_opened_is_a_configuration_error_and_leaves_no_process(
+    network: Callable[..., IsolatedNetwork],
+) -> None:
+    isolated = network(options={"anser": "no"})
     with pytest.raises(ConfigError, match="did you mean 'answer'"):
-        it.open()
-    assert it.pid is None
+        isolated.open()
+    assert isolated.pid is None
     assert network(options={"answer": "no"}).check() is False
 
 
 @pytest.mark.parametrize(
     ("batch", "text"),
     [
-        (13, r"odd: its process was ended by SIGSEGV \(signal 11\) in run; it said: the last words"),
-        (17, "odd: its process ended with exit code 5 in run"),
-        (23, r"was ended by SIGKILL \(signal 9\), as the kernel does when memory runs out"),
+        (13, r"odd: its process was ended by SIGSEGV \(signal 11\) during run; its last output: the last output"),
+        (17, "odd: its process ended with exit code 5 during run"),
+        (23, r"was ended by SIGKILL \(signal 9\), as the kernel does when memory is exhausted, during run"),
     ],
 )
 def test_a_crash_is_named_and_the_next_batch_size_has_a_new_process(
     network: Callable[..., IsolatedNetwork], batch: int, text: str
 ) -> None:
-    it = network()
-    it.load()
-    driver = driver_of(it, Scenario("single_stream"))
-    it.prepare(batch)
-    first = it.pid
+    isolated = network()
+    isolated.load()
+    driver = driver_of(isolated, Scenario("single_stream"))
+    isolated.prepare(batch)
+    first = isolated.pid
     assert first is not None
     with pytest.raises(NetworkError, match=text):
         driver.run(1, Phases())
-    assert it.pid is None and gone(first)
-    it.prepare(2)
+    assert isolated.pid is None and gone(first)
+    isolated.prepare(2)
     phases = Phases()
     driver.run(3, phases)
-    assert len(phases.latencies_ns) == 3, "the new process goes by the same rules"
-    assert it.pid not in (None, first)
+    assert len(phases.latencies_ns) == 3, "the new process has the same scenario"
+    assert isolated.pid not in (None, first)
 
 
-def test_a_hang_ends_with_the_time_limit(network: Callable[..., IsolatedNetwork]) -> None:
-    it = network(time_limit_s=1.5)
-    it.load()
-    it.prepare(19)
-    first = it.pid
+def test_a_call_that_hangs_ends_at_the_time_limit(network: Callable[..., IsolatedNetwork]) -> None:
+    isolated = network(time_limit_s=1.5)
+    isolated.load()
+    isolated.prepare(19)
+    first = isolated.pid
     assert first is not None
     with pytest.raises(NetworkError, match=r"run did not return within 1\.5 s .*time_limit_s"):
-        it.run(1, Phases())
+        isolated.run(1, Phases())
     assert gone(first)
-    it.prepare(1)
+    isolated.prepare(1)
 
 
-def test_a_process_killed_between_calls_is_told(network: Callable[..., IsolatedNetwork]) -> None:
-    it = network()
-    it.load()
-    assert it.pid is not None
-    os.kill(it.pid, signal.SIGTERM)
+def test_a_process_killed_between_calls_is_reported(network: Callable[..., IsolatedNetwork]) -> None:
+    isolated = network()
+    isolated.load()
+    assert isolated.pid is not None
+    os.kill(isolated.pid, signal.SIGTERM)
     with pytest.raises(NetworkError, match="SIGTERM"):
-        it.prepare(1)
-    it.prepare(1)
-    it.run(1, Phases())
+        isolated.prepare(1)
+    isolated.prepare(1)
+    isolated.run(1, Phases())
 
 
-def test_ctrl_c_in_a_call_leaves_no_process_behind(network: Callable[..., IsolatedNetwork]) -> None:
-    it = network()
-    it.load()
-    it.prepare(19)
-    pid = it.pid
+def test_ctrl_c_during_a_call_leaves_no_process(network: Callable[..., IsolatedNetwork]) -> None:
+    isolated = network()
+    isolated.load()
+    isolated.prepare(19)
+    pid = isolated.pid
     assert pid is not None
     before = signal.signal(signal.SIGALRM, lambda *_: signal.default_int_handler(2, None))
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.3)
         with pytest.raises(KeyboardInterrupt):
-            it.run(1, Phases())
+            isolated.run(1, Phases())
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert gone(pid)
 
 
-def test_it_uses_no_processor_while_it_waits_and_a_call_costs_little(network: Callable[..., IsolatedNetwork]) -> None:
-    it = network()
-    it.load()
-    it.prepare(1)
-    overhead = min(overhead_s(it, 50) for _ in range(5))
-    # About 40 µs on an idle machine; a machine full of other work must pass this too.
+def overhead_s(network: IsolatedNetwork, calls: int = 50) -> float:
+    """Return the mean duration of a call that runs no batch."""
+    start_s = time.perf_counter()
+    for _ in range(calls):
+        network.run(0, Phases())
+    return (time.perf_counter() - start_s) / calls
+
+
+def test_a_waiting_process_uses_no_processor_time_and_a_call_costs_little(
+    network: Callable[..., IsolatedNetwork],
+) -> None:
+    isolated = network()
+    isolated.load()
+    isolated.prepare(1)
+    overhead = min(overhead_s(isolated) for _ in range(5))
+    # About 40 µs on an idle machine; the limit also holds on a busy machine.
     assert overhead < 0.002
-    before = it.cpu_time_s()
+    before = isolated.cpu_time_s()
     time.sleep(0.3)
-    after = it.cpu_time_s()
+    after = isolated.cpu_time_s()
     assert before is not None and after is not None and after - before <= 0.01
 
 
-def test_it_stays_on_its_processors_with_as_many_threads(network: Callable[..., IsolatedNetwork]) -> None:
+def test_a_process_keeps_to_its_processors_and_has_one_thread_for_each(network: Callable[..., IsolatedNetwork]) -> None:
     cpu = min(os.sched_getaffinity(0))
-    it = network(cpus=(cpu,))
-    it.load()
-    assert (it.describe()["cpus"], it.describe()["omp"]) == (str(cpu), os.environ.get("OMP_NUM_THREADS", "1"))
+    isolated = network(cpus=(cpu,))
+    isolated.load()
+    assert (isolated.describe()["cpus"], isolated.describe()["omp"]) == (
+        str(cpu),
+        os.environ.get("OMP_NUM_THREADS", "1"),
+    )
 
 
-def test_threads_that_a_runtime_put_elsewhere_are_an_error(tmp_path: Path) -> None:
+def test_threads_of_a_runtime_on_other_processors_are_an_error(tmp_path: Path) -> None:
     allowed = sorted(os.sched_getaffinity(0))
     if len(allowed) < 2:
         pytest.skip("one processor only")
@@ -268,17 +283,17 @@ def test_threads_that_a_runtime_put_elsewhere_are_an_error(tmp_path: Path) -> No
         "    def close(self): self.stop.set()\n",
         encoding="utf-8",
     )
-    it = IsolatedNetwork(
+    isolated = IsolatedNetwork(
         Configuration("stray", f"{tmp_path / 'stray.py'}:Stray", "python", "native"), cpus=(allowed[0],)
     )
     try:
-        with pytest.raises(ConfigError, match=rf"put 1 of its threads on processors {allowed[1]}: .*threads=1"):
-            it.load()
+        with pytest.raises(ConfigError, match=rf"runs 1 of its threads on processors {allowed[1]}: .*threads=1"):
+            isolated.load()
     finally:
-        it.end()
+        isolated.end()
 
 
-def test_what_calls_tell_adds_up() -> None:
+def test_the_records_of_several_calls_add_up() -> None:
     one, two, both = Phases(), Phases(), Phases()
     one.add("execute", 0, 10)
     two.add("execute", 10, 30)
@@ -287,7 +302,7 @@ def test_what_calls_tell_adds_up() -> None:
     two.count("output_tokens", 3)
     two.batch()
     for item in (one, two):
-        merge(both, phases_state(item))
+        add_recorded(both, recorded_state(item))
     assert both.spans == {"execute": [2, 30], "copy_in": [1, 1]}
     assert both.counts == {"output_tokens": 5}
     assert both.batch_ends_ns == two.batch_ends_ns
@@ -299,23 +314,23 @@ def test_what_calls_tell_adds_up() -> None:
 @pytest.mark.parametrize(
     ("text", "cpus"), [("", ()), ("0-3", (0, 1, 2, 3)), ("8, 0-1", (0, 1, 8)), ("5-5,5", (5,)), (" 2 - 3 ", (2, 3))]
 )
-def test_processors_are_written_as_the_kernel_writes_them(text: str, cpus: tuple[int, ...]) -> None:
+def test_processor_lists_have_the_format_of_the_kernel(text: str, cpus: tuple[int, ...]) -> None:
     assert parse_cpus(text, "x") == cpus
     assert parse_cpus(cpus_text(cpus), "x") == cpus
 
 
 @pytest.mark.parametrize("text", ["a", "3-1", "0-", "-1", "0;1", "0-9999999", ","])
-def test_bad_processors_are_named(text: str) -> None:
+def test_an_invalid_processor_list_is_an_error(text: str) -> None:
     with pytest.raises(ConfigError, match="plan p: cpus: "):
         parse_cpus(text, "plan p: cpus")
 
 
-def test_processors_that_are_not_there_are_named() -> None:
+def test_processors_that_do_not_exist_are_an_error() -> None:
     with pytest.raises(ConfigError, match="plan p: cpus: 4096 cannot be used here; this process may use"):
         check_cpus((min(os.sched_getaffinity(0)), 4096), "plan p")
 
 
-def test_threads_are_as_many_as_processors_unless_a_person_said_otherwise() -> None:
+def test_there_are_as_many_threads_as_processors_unless_the_user_set_a_number() -> None:
     assert (
         thread_environment((0, 1), {"A": "b", "OMP_NUM_THREADS": "9"}).items()
         >= {

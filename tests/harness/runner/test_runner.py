@@ -187,7 +187,7 @@ class Bench:
         ).run()
 
 
-def bench(**keys: Any) -> Bench:
+def make_bench(**keys: Any) -> Bench:
     clock = machine_clock()
     plan = make_plan(
         {
@@ -205,26 +205,26 @@ def bench(**keys: Any) -> Bench:
 
 
 def test_a_whole_run_is_idle_three_times_and_every_cell_in_every_round() -> None:
-    it = bench()
-    end = it.run()
+    bench = make_bench()
+    end = bench.run()
     assert end.status == "complete"
-    assert [window.flags for window in it.lines.windows("idle")] == [(), ("loaded",), ("loaded",)]
-    measured = it.lines.windows("measure")
+    assert [window.flags for window in bench.lines.windows("idle")] == [(), ("loaded",), ("loaded",)]
+    measured = bench.lines.windows("measure")
     assert sorted((w.configuration, w.batch_size, w.repeat) for w in measured) == [
         (name, size, repeat) for name in ("one", "two") for size in (1, 8) for repeat in range(3)
     ]
-    assert len(it.lines.windows("warmup")) == 4
-    every = [line for line in it.lines.lines if isinstance(line, Window)]
+    assert len(bench.lines.windows("warmup")) == 4
+    every = [line for line in bench.lines.lines if isinstance(line, Window)]
     assert [window.index for window in every] == list(range(len(every)))
-    assert it.lines.delivered == every
-    assert isinstance(it.lines.lines[-1], RunEnd)
-    assert [network.closed for network in it.networks.values()] == [1, 1]
+    assert bench.lines.delivered == every
+    assert isinstance(bench.lines.lines[-1], RunEnd)
+    assert [network.closed for network in bench.networks.values()] == [1, 1]
 
 
 def test_edges_lie_outside_the_window_and_close_to_it() -> None:
-    it = bench()
-    it.run()
-    for window in it.lines.windows("measure") + it.lines.windows("idle"):
+    bench = make_bench()
+    bench.run()
+    for window in bench.lines.windows("measure") + bench.lines.windows("idle"):
         assert window.start_edge is not None
         assert window.end_edge is not None
         before, after = window.start_edge.counters[0].read_at_s, window.end_edge.counters[0].read_at_s
@@ -236,13 +236,13 @@ def test_edges_lie_outside_the_window_and_close_to_it() -> None:
 
 
 def test_windows_are_as_long_as_asked_and_calls_last_50_to_100_ms() -> None:
-    it = bench()
-    it.run()
-    for window in it.lines.windows("measure"):
+    bench = make_bench()
+    bench.run()
+    for window in bench.lines.windows("measure"):
         assert 1.0 <= window.duration_s < 1.11
         assert window.inferences == window.batches * window.batch_size
         assert "too_short" not in window.flags
-    assert all(0.05 < network.longest_call_s < 0.12 for network in it.networks.values())
+    assert all(0.05 < network.longest_call_s < 0.12 for network in bench.networks.values())
 
 
 @dataclass
@@ -256,9 +256,9 @@ class Load:
     batches: int
 
 
-def record_load(it: Bench) -> list[Load]:
+def record_load(bench: Bench) -> list[Load]:
     load: list[Load] = []
-    for name, network in it.networks.items():
+    for name, network in bench.networks.items():
         run = network.run
 
         def recorded(
@@ -268,9 +268,9 @@ def record_load(it: Bench) -> list[Load]:
             network: FakeNetwork = network,
             run: Callable[[int, Phases], None] = run,
         ) -> None:
-            start_s = it.clock.unix_ns / NS_PER_S
+            start_s = bench.clock.unix_ns / NS_PER_S
             run(batches, phases)
-            load.append(Load(start_s, it.clock.unix_ns / NS_PER_S, name, network.batch, batches))
+            load.append(Load(start_s, bench.clock.unix_ns / NS_PER_S, name, network.batch, batches))
 
         network.run = recorded  # type: ignore[method-assign]
     return load
@@ -278,10 +278,10 @@ def record_load(it: Bench) -> list[Load]:
 
 def test_every_window_lies_inside_the_load_of_its_own_cell() -> None:
     """The settle time passes under load before and after each window, also in the rounds after the first one."""
-    it = bench(settle_s=2, warmup_s=2)
-    load = record_load(it)
-    it.run()
-    windows = it.lines.windows("measure")
+    bench = make_bench(settle_s=2, warmup_s=2)
+    load = record_load(bench)
+    bench.run()
+    windows = bench.lines.windows("measure")
     assert {window.repeat for window in windows} == {0, 1, 2}
     for window in windows:
         own = [one for one in load if (one.network, one.batch_size) == (window.configuration, window.batch_size)]
@@ -293,13 +293,13 @@ def test_every_window_lies_inside_the_load_of_its_own_cell() -> None:
 
 def test_at_least_three_batches_run_before_every_window() -> None:
     """Also where the plan has no settle time."""
-    it = bench(settle_s=0, batch_sizes=[1], max_window_s=5)
-    for network in it.networks.values():
+    bench = make_bench(settle_s=0, batch_sizes=[1], max_window_s=5)
+    for network in bench.networks.values():
         network.per_batch_s = 2.0
-    load = record_load(it)
-    it.run()
+    load = record_load(bench)
+    bench.run()
     previous_end_s = 0.0
-    for window in it.lines.windows("measure"):
+    for window in bench.lines.windows("measure"):
         before = [one for one in load if previous_end_s <= one.start_s and one.end_s <= window.start_s]
         assert sum(one.batches for one in before) >= 3
         assert {one.network for one in before} == {window.configuration}
@@ -307,9 +307,9 @@ def test_at_least_three_batches_run_before_every_window() -> None:
 
 
 def test_counts_and_latencies_are_those_of_the_window() -> None:
-    it = bench()
-    it.run()
-    for window in it.lines.windows("measure"):
+    bench = make_bench()
+    bench.run()
+    for window in bench.lines.windows("measure"):
         batch_s = 0.001 + 0.0001 * window.batch_size
         assert window.latency is not None
         assert window.latency.count == window.batches
@@ -321,22 +321,22 @@ def test_counts_and_latencies_are_those_of_the_window() -> None:
 
 
 def test_a_network_without_marks_has_the_mean_of_each_call() -> None:
-    it = bench()
-    for network in it.networks.values():
+    bench = make_bench()
+    for network in bench.networks.values():
         network.marks = False
-    it.run()
-    for window in it.lines.windows("measure"):
+    bench.run()
+    for window in bench.lines.windows("measure"):
         assert window.latency is not None
         assert window.latency.count == window.batches
         assert window.latency.p50_s == pytest.approx(0.001 + 0.0001 * window.batch_size, rel=1e-3)
 
 
 def test_slow_batches_make_a_window_longer_up_to_its_limit_then_it_is_flagged() -> None:
-    it = bench(max_window_s=5)
-    it.networks["one"].per_batch_s = 0.3
-    it.networks["two"].per_batch_s = 2.0
-    it.run()
-    for window in it.lines.windows("measure"):
+    bench = make_bench(max_window_s=5)
+    bench.networks["one"].per_batch_s = 0.3
+    bench.networks["two"].per_batch_s = 2.0
+    bench.run()
+    for window in bench.lines.windows("measure"):
         if window.configuration == "one":
             assert window.batches == 10
             assert window.flags == ()
@@ -346,28 +346,30 @@ def test_slow_batches_make_a_window_longer_up_to_its_limit_then_it_is_flagged() 
 
 
 def test_a_window_below_20_refresh_periods_is_flagged() -> None:
-    it = bench(max_window_s=2)
-    it.refresh_s = 1.0
-    it.run()
-    assert all("too_short" in window.flags for window in it.lines.windows("measure"))
+    bench = make_bench(max_window_s=2)
+    bench.refresh_s = 1.0
+    bench.run()
+    assert all("too_short" in window.flags for window in bench.lines.windows("measure"))
 
 
 def test_a_load_that_does_not_become_steady_is_flagged_in_all_its_windows() -> None:
-    it = bench()
-    shaky = it.networks["one"]
+    bench = make_bench()
+    shaky = bench.networks["one"]
     counter = iter(range(10**9))
 
     def shake() -> None:
         shaky.per_batch_s = 0.001 * (1 + next(counter) % 7 * 0.9)
 
     shaky.on_run = shake
-    it.run()
-    for window in it.lines.windows("measure"):
+    bench.run()
+    for window in bench.lines.windows("measure"):
         if window.configuration == "two":
             assert "not_steady" not in window.flags
-    assert any("not_steady" in window.flags for window in it.lines.windows("measure"))
-    flagged = {(w.configuration, w.batch_size) for w in it.lines.windows("warmup") if "not_steady" in w.flags}
-    assert {(w.configuration, w.batch_size) for w in it.lines.windows("measure") if "not_steady" in w.flags} == flagged
+    assert any("not_steady" in window.flags for window in bench.lines.windows("measure"))
+    flagged = {(w.configuration, w.batch_size) for w in bench.lines.windows("warmup") if "not_steady" in w.flags}
+    assert {
+        (w.configuration, w.batch_size) for w in bench.lines.windows("measure") if "not_steady" in w.flags
+    } == flagged
 
 
 @pytest.mark.parametrize(
@@ -381,172 +383,172 @@ def test_a_load_that_does_not_become_steady_is_flagged_in_all_its_windows() -> N
     ],
 )
 def test_a_batch_size_that_fails_is_noted_once_and_the_sweep_goes_on(error: Exception, reason: str) -> None:
-    it = bench()
-    it.networks["one"].prepare_error = lambda batch: error if batch == 8 else None
-    assert it.run().status == "complete"
-    (note,) = it.lines.notes()
+    bench = make_bench()
+    bench.networks["one"].prepare_error = lambda batch: error if batch == 8 else None
+    assert bench.run().status == "complete"
+    (note,) = bench.lines.notes()
     assert (note.reason, note.configuration, note.batch_size) == (reason, "one", 8)
-    assert len(it.lines.windows("measure")) == 9
+    assert len(bench.lines.windows("measure")) == 9
 
 
 def test_a_failure_in_the_middle_of_a_window_leaves_no_window() -> None:
-    it = bench()
-    network = it.networks["one"]
+    bench = make_bench()
+    network = bench.networks["one"]
 
     def fail() -> None:
         if network.batches_run > 3000:
             raise RuntimeError("device lost")
 
     network.on_run = fail
-    assert it.run().status == "complete"
-    assert it.lines.notes()[0].reason == "runtime_error"
-    assert {(w.configuration, w.batch_size) for w in it.lines.windows("measure")} >= {("two", 1), ("two", 8)}
-    assert all(window.batches > 0 for window in it.lines.windows("measure"))
+    assert bench.run().status == "complete"
+    assert bench.lines.notes()[0].reason == "runtime_error"
+    assert {(w.configuration, w.batch_size) for w in bench.lines.windows("measure")} >= {("two", 1), ("two", 8)}
+    assert all(window.batches > 0 for window in bench.lines.windows("measure"))
 
 
 def test_a_network_that_does_not_load_is_left_out() -> None:
-    it = bench()
-    it.networks["one"].load_error = NetworkError("no device")
-    assert it.run().status == "complete"
-    assert it.lines.notes()[0].reason == "network_error"
-    assert {window.configuration for window in it.lines.windows("measure")} == {"two"}
+    bench = make_bench()
+    bench.networks["one"].load_error = NetworkError("no device")
+    assert bench.run().status == "complete"
+    assert bench.lines.notes()[0].reason == "network_error"
+    assert {window.configuration for window in bench.lines.windows("measure")} == {"two"}
 
 
 def test_when_nothing_can_be_measured_the_run_has_failed() -> None:
-    it = bench()
-    for network in it.networks.values():
+    bench = make_bench()
+    for network in bench.networks.values():
         network.prepare_error = lambda _batch: UnsupportedBatchError("no")
-    assert it.run().status == "failed"
+    assert bench.run().status == "failed"
 
 
 def test_configurations_are_told_as_loaded() -> None:
-    it = bench()
-    it.run()
-    loaded = [line for line in it.lines.lines if isinstance(line, Configuration)]
+    bench = make_bench()
+    bench.run()
+    loaded = [line for line in bench.lines.lines if isinstance(line, Configuration)]
     assert [item.name for item in loaded] == ["one", "two"]
     assert (loaded[0].actual_precision, loaded[0].provider, loaded[0].details) == ("fp32", "P", {"cores": "4"})
 
 
 def test_stopping_in_a_window_keeps_it_flagged_and_ends_the_run() -> None:
-    it = bench()
+    bench = make_bench()
     calls = iter(range(10**9))
 
     def stop_later() -> None:
         if next(calls) == 26:
-            it.stop.requested = True
+            bench.stop.requested = True
 
-    for network in it.networks.values():
+    for network in bench.networks.values():
         network.on_run = stop_later
-    end = it.run()
+    end = bench.run()
     assert end.status == "interrupted"
-    last = it.lines.windows("measure")[-1]
+    last = bench.lines.windows("measure")[-1]
     assert "interrupted" in last.flags
     assert last.batches > 0
     assert last.end_edge is not None
-    assert it.lines.lines[-1] is end
-    assert all(network.closed for network in it.networks.values())
+    assert bench.lines.lines[-1] is end
+    assert all(network.closed for network in bench.networks.values())
 
 
 def test_stopping_while_idle_keeps_the_idle_window() -> None:
-    it = bench(idle_s=60)
+    bench = make_bench(idle_s=60)
     slept = iter(range(10**9))
-    sleep = it.clock.sleep
+    sleep = bench.clock.sleep
 
     def stop_later(duration_s: float) -> None:
         sleep(duration_s)
-        it.stop.requested = next(slept) >= 100
+        bench.stop.requested = next(slept) >= 100
 
-    it.clock.sleep = stop_later  # type: ignore[method-assign]
-    assert it.run().status == "interrupted"
-    (window,) = it.lines.windows("idle")
+    bench.clock.sleep = stop_later  # type: ignore[method-assign]
+    assert bench.run().status == "interrupted"
+    (window,) = bench.lines.windows("idle")
     assert window.flags == ("interrupted",)
     assert 5 < window.duration_s < 15
 
 
 def test_stopping_in_a_warm_up_keeps_nothing_of_it() -> None:
-    it = bench()
-    it.networks["one"].on_run = it.networks["two"].on_run = lambda: setattr(it.stop, "requested", True)
-    assert it.run().status == "interrupted"
-    assert it.lines.windows("warmup") == it.lines.windows("measure") == []
+    bench = make_bench()
+    bench.networks["one"].on_run = bench.networks["two"].on_run = lambda: setattr(bench.stop, "requested", True)
+    assert bench.run().status == "interrupted"
+    assert bench.lines.windows("warmup") == bench.lines.windows("measure") == []
 
 
 def test_an_exporter_that_goes_away_is_noted_once_and_the_run_goes_on() -> None:
-    it = bench()
-    it.edges.dead_after = 9
-    assert it.run().status == "complete"
-    assert [note.reason for note in it.lines.notes()] == ["exporter_lost"]
-    last = it.lines.windows("measure")[-1]
+    bench = make_bench()
+    bench.edges.dead_after = 9
+    assert bench.run().status == "complete"
+    assert [note.reason for note in bench.lines.notes()] == ["exporter_lost"]
+    last = bench.lines.windows("measure")[-1]
     assert last.end_edge is not None
     assert last.end_edge.missing == {"a:1": "refused"}
-    assert len(it.lines.windows("measure")) == 12
+    assert len(bench.lines.windows("measure")) == 12
 
 
 def test_an_exporter_that_comes_back_is_noted_too() -> None:
-    it = bench()
-    fetch = it.edges.fetch
+    bench = make_bench()
+    fetch = bench.edges.fetch
 
     def flaky() -> FakeFetched:
         found = fetch()
-        found.dead = 9 <= it.edges.fetched < 15
+        found.dead = 9 <= bench.edges.fetched < 15
         return found
 
-    it.edges.fetch = flaky  # type: ignore[method-assign]
-    it.run()
-    assert [note.reason for note in it.lines.notes()] == ["exporter_lost", "exporter_back"]
+    bench.edges.fetch = flaky  # type: ignore[method-assign]
+    bench.run()
+    assert [note.reason for note in bench.lines.notes()] == ["exporter_lost", "exporter_back"]
 
 
 def test_a_full_disk_ends_the_run_with_what_is_written() -> None:
-    it = bench()
-    it.lines.full_after = 12
+    bench = make_bench()
+    bench.lines.full_after = 12
     with pytest.raises(RecordError, match="No space left"):
-        it.run()
-    assert len(it.lines.lines) == 12
-    assert all(network.closed for network in it.networks.values())
+        bench.run()
+    assert len(bench.lines.lines) == 12
+    assert all(network.closed for network in bench.networks.values())
 
 
 def test_a_wall_clock_that_is_set_in_a_window_is_noted() -> None:
-    it = bench()
+    bench = make_bench()
     calls = iter(range(10**9))
 
     def set_clock() -> None:
         if next(calls) == 60:
-            it.clock.step_wall_clock(2.0)
+            bench.clock.step_wall_clock(2.0)
 
-    it.networks["one"].on_run = set_clock
-    it.run()
-    assert [note.reason for note in it.lines.notes()] == ["clock_stepped"]
-    assert all(window.duration_s < 1.2 for window in it.lines.windows("measure"))
+    bench.networks["one"].on_run = set_clock
+    bench.run()
+    assert [note.reason for note in bench.lines.notes()] == ["clock_stepped"]
+    assert all(window.duration_s < 1.2 for window in bench.lines.windows("measure"))
 
 
 def test_no_idle_when_none_is_wanted() -> None:
-    it = bench(idle_s=0)
-    it.run()
-    assert it.lines.windows("idle") == []
+    bench = make_bench(idle_s=0)
+    bench.run()
+    assert bench.lines.windows("idle") == []
 
 
 # Scenarios
 
 
 def test_every_query_of_a_single_stream_is_asked_for_alone() -> None:
-    it = bench(scenario="single_stream")
+    bench = make_bench(scenario="single_stream")
     calls: list[int] = []
-    for network in it.networks.values():
+    for network in bench.networks.values():
         run = network.run
         network.run = lambda batches, phases, run=run: (calls.append(batches), run(batches, phases))[1]  # type: ignore[misc, method-assign]
-    assert [item.name for item in it.plan.configurations] == ["one/single_stream", "two/single_stream"]
-    assert it.run().status == "complete"
+    assert [item.name for item in bench.plan.configurations] == ["one/single_stream", "two/single_stream"]
+    assert bench.run().status == "complete"
     # Warm-ups go back to back, as in any scenario.
     assert calls.count(1) > 0.9 * len(calls)
-    for window in it.lines.windows("measure"):
+    for window in bench.lines.windows("measure"):
         batch_s = 0.001 + 0.0001 * window.batch_size
         assert window.latency is not None and window.latency.count == window.batches
         assert window.latency.p99_s == pytest.approx(batch_s, rel=1e-2)
 
 
 def test_a_server_waits_for_its_queries_and_counts_from_their_arrival() -> None:
-    it = bench(scenario="server", server_rate_per_s=100, window_s=4)
-    assert it.run().status == "complete"
-    for window in it.lines.windows("measure"):
+    bench = make_bench(scenario="server", server_rate_per_s=100, window_s=4)
+    assert bench.run().status == "complete"
+    for window in bench.lines.windows("measure"):
         batch_s = 0.001 + 0.0001 * window.batch_size
         assert window.flags == ()
         assert window.batches / window.duration_s == pytest.approx(100, rel=0.25)
@@ -554,31 +556,31 @@ def test_a_server_waits_for_its_queries_and_counts_from_their_arrival() -> None:
         assert window.latency.min_s == pytest.approx(batch_s, rel=1e-2)
         assert window.latency.max_s > 1.2 * batch_s
         assert window.phases["idle"].total_s == pytest.approx(window.duration_s * (1 - 100 * batch_s), rel=0.15)
-    first = {window.repeat: window.batches for window in it.lines.windows("measure") if window.batch_size == 1}
+    first = {window.repeat: window.batches for window in bench.lines.windows("measure") if window.batch_size == 1}
     assert len(set(first.values())) > 1, "each round has arrivals of its own"
-    again = bench(scenario="server", server_rate_per_s=100, window_s=4)
+    again = make_bench(scenario="server", server_rate_per_s=100, window_s=4)
     again.run()
-    assert [w.batches for w in again.lines.windows("measure")] == [w.batches for w in it.lines.windows("measure")]
+    assert [w.batches for w in again.lines.windows("measure")] == [w.batches for w in bench.lines.windows("measure")]
 
 
 def test_a_server_that_cannot_keep_up_is_told_to_be_invalid() -> None:
-    it = bench(scenario="server", server_rate_per_s=600)
-    assert it.run().status == "complete"
-    flagged = {(w.batch_size, "overloaded" in w.flags) for w in it.lines.windows("measure")}
+    bench = make_bench(scenario="server", server_rate_per_s=600)
+    assert bench.run().status == "complete"
+    flagged = {(w.batch_size, "overloaded" in w.flags) for w in bench.lines.windows("measure")}
     assert flagged == {(1, False), (8, True)}, "1.8 ms a query is too slow for 600/s, 1.1 ms is not"
-    notes = [note for note in it.lines.notes() if note.reason == "overloaded"]
+    notes = [note for note in bench.lines.notes() if note.reason == "overloaded"]
     assert [(note.configuration, note.batch_size) for note in notes] == [("one/server-600", 8), ("two/server-600", 8)]
     assert "is invalid: 600 queries/s were requested, 55" in notes[0].text
 
 
 def test_scenarios_side_by_side_have_names_of_their_own() -> None:
-    it = bench(scenario=["offline", "server"], server_rate_per_s=50, batch_sizes=[1])
-    for name in list(it.networks):
-        it.networks[name] = FakeNetwork(it.clock)
-    assert it.run().status == "complete"
-    loaded = {item.name: item.scenario for item in it.lines.lines if isinstance(item, Configuration)}
+    bench = make_bench(scenario=["offline", "server"], server_rate_per_s=50, batch_sizes=[1])
+    for name in list(bench.networks):
+        bench.networks[name] = FakeNetwork(bench.clock)
+    assert bench.run().status == "complete"
+    loaded = {item.name: item.scenario for item in bench.lines.lines if isinstance(item, Configuration)}
     assert loaded == {"one": "", "one/server-50": "server", "two": "", "two/server-50": "server"}
-    assert {w.configuration for w in it.lines.windows("measure")} == set(loaded)
+    assert {w.configuration for w in bench.lines.windows("measure")} == set(loaded)
 
 
 # Phases in a pass of their own
@@ -586,67 +588,67 @@ def test_scenarios_side_by_side_have_names_of_their_own() -> None:
 
 @pytest.mark.parametrize("how", ["separate", "off"])
 def test_energy_windows_are_without_phases_unless_inline(how: str) -> None:
-    it = bench(phases=how)
-    assert it.run().status == "complete"
-    for window in it.lines.windows("measure"):
+    bench = make_bench(phases=how)
+    assert bench.run().status == "complete"
+    for window in bench.lines.windows("measure"):
         assert window.phases == {}
         assert window.latency is not None and window.latency.count == window.batches
-    assert len(it.lines.windows("phase")) == (4 if how == "separate" else 0)
+    assert len(bench.lines.windows("phase")) == (4 if how == "separate" else 0)
 
 
 def test_the_pass_tells_what_recording_costs() -> None:
     """Recording costs 0.05 ms of each batch of 1.1 or 1.8 ms: told, and in no energy window."""
-    it = bench(phases="separate")
-    for network in it.networks.values():
+    bench = make_bench(phases="separate")
+    for network in bench.networks.values():
         run = network.run
 
         def slower(batches: int, phases: Phases, run: Callable[..., None] = run) -> None:
             run(batches, phases)
             if type(phases) is Phases:
-                it.clock.advance(0.00005 * batches)
+                bench.clock.advance(0.00005 * batches)
 
         network.run = slower  # type: ignore[method-assign]
-    it.run()
-    passes = it.lines.windows("phase")
+    bench.run()
+    passes = bench.lines.windows("phase")
     assert [(w.configuration, w.batch_size) for w in passes] == [("one", 1), ("one", 8), ("two", 1), ("two", 8)]
     for window in passes:
         assert 1.0 <= window.duration_s < 1.2
         assert window.phases["execute"].count == window.batches
         assert window.start_edge is None, "no energy is told of it"
-    texts = [note.text for note in it.lines.notes() if note.reason == "phase_cost"]
+    texts = [note.text for note in bench.lines.notes() if note.reason == "phase_cost"]
     assert "one batch 1: recording phases changes throughput by -4.3 ± 0.0 %" in texts[0]
     assert "-2.7 ± 0.0 %" in texts[1]
-    assert max(w.index for w in it.lines.windows("measure")) < min(w.index for w in passes)
+    assert max(w.index for w in bench.lines.windows("measure")) < min(w.index for w in passes)
 
 
 # Networks in processes of their own
 
 
 def test_a_network_that_does_not_rest_while_others_are_measured_is_noted_once() -> None:
-    it = bench()
-    it.networks["one"].cpu_time_s = lambda: it.clock.now_ns * 0.4e-9  # type: ignore[attr-defined]
-    it.networks["two"].cpu_time_s = lambda: 7.0  # type: ignore[attr-defined]
-    it.run()
-    notes = [note for note in it.lines.notes() if note.reason == "not_idle"]
+    bench = make_bench()
+    bench.networks["one"].cpu_time_s = lambda: bench.clock.now_ns * 0.4e-9  # type: ignore[attr-defined]
+    bench.networks["two"].cpu_time_s = lambda: 7.0  # type: ignore[attr-defined]
+    bench.run()
+    notes = [note for note in bench.lines.notes() if note.reason == "not_idle"]
     assert [note.configuration for note in notes] == ["one"]
     assert "one used 40 % of a processor while two was measured" in notes[0].text
 
 
 def test_a_call_in_another_process_counts_from_its_own_start() -> None:
     """The message to it (here 5 ms) is in the window, but in no latency."""
-    it = bench(batch_sizes=[1])
-    for network in it.networks.values():
+    bench = make_bench(batch_sizes=[1])
+    for network in bench.networks.values():
         run = network.run
 
         def remote(batches: int, phases: Phases, run: Callable[..., None] = run) -> None:
-            it.clock.advance(0.005)
-            start_ns = it.clock.now_ns
+            bench.clock.advance(0.005)
+            start_ns = bench.clock.now_ns
             run(batches, phases)
-            phases.call_ns = (start_ns, it.clock.now_ns)
+            phases.call_ns = (start_ns, bench.clock.now_ns)
 
         network.run = remote  # type: ignore[method-assign]
-    it.run()
-    for window in it.lines.windows("measure"):
+    bench.run()
+    for window in bench.lines.windows("measure"):
         assert window.latency is not None
         assert window.latency.max_s == pytest.approx(0.0011, rel=1e-2)
 
@@ -656,24 +658,24 @@ def test_a_call_in_another_process_counts_from_its_own_start() -> None:
 
 def test_loading_and_first_preparing_that_take_a_second_are_windows_of_their_own() -> None:
     """Tuning takes 7 s for batch size 8, once: with edges of its own, and before anything that is measured."""
-    it = bench()
-    network = it.networks["one"]
+    bench = make_bench()
+    network = bench.networks["one"]
     loaded, prepared = network.load, network.prepare
     tuned: set[int] = set()
 
     def slow_load() -> None:
-        it.clock.advance(3.0)
+        bench.clock.advance(3.0)
         loaded()
 
     def tune(batch: int) -> None:
         if batch == 8 and batch not in tuned:
             tuned.add(batch)
-            it.clock.advance(7.0)
+            bench.clock.advance(7.0)
         prepared(batch)
 
     network.load, network.prepare = slow_load, tune  # type: ignore[method-assign]
-    it.run()
-    found = it.lines.windows("setup")
+    bench.run()
+    found = bench.lines.windows("setup")
     assert [(w.configuration, w.phase, w.batch_size) for w in found] == [("one", "load", 0), ("one", "prepare", 8)]
     for window, length_s in zip(found, (3.0, 7.0), strict=True):
         assert window.duration_s == pytest.approx(length_s, abs=1e-3)
@@ -681,18 +683,18 @@ def test_loading_and_first_preparing_that_take_a_second_are_windows_of_their_own
         assert window.start_edge.counters[0].read_at_s <= window.start_s
         assert window.end_s <= window.end_edge.counters[0].read_at_s
         assert (window.batches, window.inferences) == (0, 0)
-    assert it.lines.delivered == [line for line in it.lines.lines if isinstance(line, Window)]
-    for window in it.lines.windows("measure"):
+    assert bench.lines.delivered == [line for line in bench.lines.lines if isinstance(line, Window)]
+    for window in bench.lines.windows("measure"):
         assert all(window.end_s <= one.start_s or one.end_s <= window.start_s for one in found)
         assert window.duration_s < 1.11
 
 
 def test_of_short_setting_up_the_seconds_are_kept_once_for_each_batch_size() -> None:
-    it = bench()
-    it.networks["two"].load = lambda: it.clock.advance(0.25)  # type: ignore[method-assign]
-    it.run()
-    assert it.lines.windows("setup") == []
-    kept = [line for line in it.lines.lines if isinstance(line, Setup)]
+    bench = make_bench()
+    bench.networks["two"].load = lambda: bench.clock.advance(0.25)  # type: ignore[method-assign]
+    bench.run()
+    assert bench.lines.windows("setup") == []
+    kept = [line for line in bench.lines.lines if isinstance(line, Setup)]
     assert sorted((line.configuration, line.phase, line.batch_size) for line in kept) == [
         (name, phase, size) for name in ("one", "two") for phase, size in (("load", 0), ("prepare", 1), ("prepare", 8))
     ]
@@ -701,14 +703,14 @@ def test_of_short_setting_up_the_seconds_are_kept_once_for_each_batch_size() -> 
 
 def test_what_a_network_says_otherwise_once_a_batch_is_prepared_is_kept() -> None:
     """The state of tuning is known for each batch size only then."""
-    it = bench()
-    network = it.networks["one"]
+    bench = make_bench()
+    network = bench.networks["one"]
     loaded = network.describe()
     network.describe = lambda: (  # type: ignore[method-assign]
         {**loaded, "cores": 4, "tuning": "UNTUNED" if network.batch == 8 else "16 trials"} if network.batch else loaded
     )
-    it.run()
-    kept = [line for line in it.lines.lines if isinstance(line, Setup) and line.configuration == "one"]
+    bench.run()
+    kept = [line for line in bench.lines.lines if isinstance(line, Setup) and line.configuration == "one"]
     assert {line.batch_size: dict(line.details) for line in kept} == {
         0: {},
         1: {"tuning": "16 trials"},
@@ -717,22 +719,22 @@ def test_what_a_network_says_otherwise_once_a_batch_is_prepared_is_kept() -> Non
 
 
 def test_a_batch_size_that_computes_in_another_precision_fails() -> None:
-    it = bench()
-    network = it.networks["one"]
+    bench = make_bench()
+    network = bench.networks["one"]
     loaded = network.describe()
     network.describe = lambda: {**loaded, "precision": "bf16" if network.batch == 8 else "fp32"}  # type: ignore[method-assign]
-    it.run()
-    measured = {(w.configuration, w.batch_size) for w in it.lines.windows("measure")}
+    bench.run()
+    measured = {(w.configuration, w.batch_size) for w in bench.lines.windows("measure")}
     assert measured == {("one", 1), ("two", 1), ("two", 8)}
 
 
 def test_what_cannot_be_set_up_has_no_window_of_it() -> None:
-    it = bench()
+    bench = make_bench()
 
     def fail(batch: int) -> Exception | None:
-        it.clock.advance(5.0)
+        bench.clock.advance(5.0)
         return UnsupportedBatchError("no engine") if batch == 8 else None
 
-    it.networks["one"].prepare_error = fail
-    it.run()
-    assert [(w.configuration, w.batch_size) for w in it.lines.windows("setup")] == [("one", 1)]
+    bench.networks["one"].prepare_error = fail
+    bench.run()
+    assert [(w.configuration, w.batch_size) for w in bench.lines.windows("setup")] == [("one", 1)]
