@@ -1,4 +1,4 @@
-"""The exporter as a child of the harness, for machines where nobody runs one."""
+"""Run the exporter as a child process, for machines without a running exporter."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _LISTENING: Final = re.compile(rb"listening on (https?://[^\s\"]+)")
 
 
 class LocalExporter:
-    """An exporter on a free loopback port, which ends with this process, even when that is killed.
+    """An exporter on a free loopback port; it ends with this process, even if this process is killed.
 
     Args:
-        folder: where its log goes (``exporter.log``).
-        flags: more flags of ``joulewatch-exporter``, such as ``--path.sysfs=DIR``.
-        timeout_s: how long it may take to listen.
-        command: how it is started; for tests.
+        folder: Folder of its log file, ``exporter.log``.
+        flags: Further flags of ``joulewatch-exporter``, for example ``--path.sysfs=DIR``.
+        timeout_s: Limit for the time until it listens.
+        command: Command without flags; for tests.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class LocalExporter:
         self._command = (*command, "--web.listen-address=127.0.0.1:0", "--exit-on-stdin-close", *flags)
         self._timeout_s = timeout_s
         self._process: subprocess.Popen[bytes] | None = None
-        self._pump: threading.Thread | None = None
+        self._log_thread: threading.Thread | None = None
         self.url = ""
-        """``http://127.0.0.1:PORT/metrics`` while it runs."""
+        """``http://127.0.0.1:PORT/metrics`` while it is running."""
 
     def __enter__(self) -> Self:
         self.start()
@@ -61,21 +61,21 @@ class LocalExporter:
 
     @property
     def pid(self) -> int | None:
-        """Its process id while it runs."""
+        """Its process id; None while it is not running."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:
-        """Start it and wait until it listens.
+        """Start the exporter and wait until it listens.
 
         Raises:
-            ExporterUnreachableError: it ended, or did not listen in time; the text ends with its last words.
+            ExporterUnreachableError: it ended, or did not listen in time; the text contains its last output.
         """
         try:
             log = self._log_path.open("ab")
         except OSError as error:
             raise ExporterUnreachableError(f"{self._log_path}: cannot be written to: {error.strerror}") from error
-        # Our end of the pipe is its life line: it closes with this process, however that ends. A session of its
-        # own keeps the terminal's Ctrl-C from it: the last windows still need their edges.
+        # The exporter ends when its stdin closes, which the kernel does when this process ends, in whatever way. In
+        # its own session it does not get the terminal's Ctrl-C: the last window still needs its edges.
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -90,13 +90,13 @@ class LocalExporter:
             log.close()
             self.stop()
             raise
-        self._pump = threading.Thread(
-            target=_pump, args=(self._process.stderr, log), name="log of the exporter", daemon=True
+        self._log_thread = threading.Thread(
+            target=_copy_log, args=(self._process.stderr, log), name="exporter log", daemon=True
         )
-        self._pump.start()
+        self._log_thread.start()
 
     def stop(self) -> None:
-        """End it; safe to call twice."""
+        """End the exporter; safe to call twice."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -107,47 +107,47 @@ class LocalExporter:
         try:
             process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            logger.warning("the exporter (pid %d) does not end, and is killed", process.pid)
+            logger.warning("the local exporter (pid %d) does not end; killing it", process.pid)
             process.kill()
             process.wait()
-        if self._pump is not None:
-            self._pump.join()
+        if self._log_thread is not None:
+            self._log_thread.join()
         process.stderr.close()
         self.url = ""
 
     def _wait(self, stderr: IO[bytes], log: IO[bytes]) -> str:
-        """Copy its log until a line names the URL it listens on."""
+        """Copy its output to the log until a line names the URL on which it listens; return the URL."""
         deadline_s = time.monotonic() + self._timeout_s
         descriptor = stderr.fileno()
-        said = b""
+        output = b""
         with selectors.DefaultSelector() as selector:
             selector.register(descriptor, selectors.EVENT_READ)
             while True:
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     raise ExporterUnreachableError(
-                        f"the local exporter does not listen after {self._timeout_s:g} s{_last_words(said)}"
+                        f"the local exporter did not listen within {self._timeout_s:g} s{_last_lines(output)}"
                     )
                 if not selector.select(left_s):
                     continue
                 piece = os.read(descriptor, 65536)
                 if not piece:
-                    raise ExporterUnreachableError(f"the local exporter ended at once{_last_words(said)}")
-                said += piece
+                    raise ExporterUnreachableError(f"the local exporter ended during its start{_last_lines(output)}")
+                output += piece
                 log.write(piece)
                 log.flush()
-                found = _LISTENING.search(said[: said.rfind(b"\n") + 1])
-                if found is not None:
-                    return found[1].decode()
+                match = _LISTENING.search(output[: output.rfind(b"\n") + 1])
+                if match is not None:
+                    return match[1].decode()
 
 
-def _pump(source: IO[bytes], log: IO[bytes]) -> None:
+def _copy_log(source: IO[bytes], log: IO[bytes]) -> None:
     with log:
         while piece := os.read(source.fileno(), 65536):
             log.write(piece)
             log.flush()
 
 
-def _last_words(said: bytes) -> str:
-    text = " | ".join(said.decode("utf-8", "replace").strip().splitlines()[-3:])
-    return f": {text}" if text else ": it said nothing"
+def _last_lines(output: bytes) -> str:
+    text = " | ".join(output.decode("utf-8", "replace").strip().splitlines()[-3:])
+    return f": {text}" if text else "; it printed nothing"

@@ -1,7 +1,7 @@
-"""Which processors a process may use: parsing, pinning before any library is loaded, and reading it back.
+"""The processors that a process may use: check them, pin the process, and check all its threads afterwards.
 
-A runtime may set the affinity of its own threads and leave what was given to the process: ONNX Runtime does so
-unless it is told a number of threads. So pinning is read back from every thread, never taken for done.
+A runtime may set the affinity of its own threads to other processors than those of the process: ONNX Runtime does so
+unless it is given a number of threads. Therefore the affinity is read back from every thread.
 """
 
 from __future__ import annotations
@@ -23,54 +23,54 @@ THREAD_VARIABLES: Final = (
     "TVM_NUM_THREADS",
     "RAYON_NUM_THREADS",
 )
-"""What libraries read, once, when they are loaded."""
+"""Libraries read these once, when they are loaded."""
 
 _TASKS: Final = Path("/proc/self/task")
 
 
 def check_cpus(cpus: Sequence[int], where: str) -> None:
-    """Raise ConfigError where this process may not use all of ``cpus``."""
+    """Raise ConfigError if this process may not use all of ``cpus``."""
     allowed = os.sched_getaffinity(0)
     missing = [number for number in cpus if number not in allowed]
     if missing:
         raise ConfigError(
-            f"{where}: cpus: {cpus_text(missing)} cannot be used here; this process may use {cpus_text(allowed)}"
+            f"{where}: cpus: {cpus_text(missing)} cannot be used; this process may use {cpus_text(allowed)}"
         )
 
 
 def pin(cpus: Sequence[int]) -> None:
-    """Keep this process, and every thread it starts from now on, on ``cpus``."""
+    """Restrict this process, and every thread that it starts later, to ``cpus``; empty: no restriction."""
     if cpus:
         os.sched_setaffinity(0, cpus)
 
 
 def thread_environment(cpus: Sequence[int], environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment with as many threads as there are processors; what a person set is left alone."""
+    """Return the environment with as many threads as processors; variables that the user set stay as they are."""
     if not cpus:
         return dict(environment)
     return {**dict.fromkeys(THREAD_VARIABLES, str(len(cpus))), **environment}
 
 
 def strays(cpus: Sequence[int]) -> dict[str, int]:
-    """Threads of this process that may run elsewhere than on ``cpus``: processors -> number of threads."""
-    found: dict[str, int] = {}
+    """Return the threads of this process that may run on other processors: processors -> number of threads."""
+    threads: dict[str, int] = {}
     for task in _TASKS.iterdir() if cpus else ():
         try:
             allowed = os.sched_getaffinity(int(task.name))
         except OSError:
-            continue  # it has ended meanwhile
+            continue  # the thread has ended
         if not allowed <= set(cpus):
             text = cpus_text(allowed)
-            found[text] = found.get(text, 0) + 1
-    return found
+            threads[text] = threads.get(text, 0) + 1
+    return threads
 
 
 def cpu_time_s(pid: int) -> float | None:
-    """Seconds of processor time that a process has used, in steps of 10 ms; None where it is gone."""
+    """Return the processor time that a process has used, in steps of 10 ms; None if it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    # The second field is a name in brackets, which may hold anything.
+    # The second field is the name in parentheses, which may contain spaces and parentheses.
     fields = text.rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,7 +1,7 @@
-"""How far a run is: a bar with the time left on a terminal, one plain line per step otherwise.
+"""The progress of a run on stderr: a bar with the remaining time on a terminal, otherwise one line per step.
 
-Everything goes to stderr. The bar is drawn between steps, and inside long ones at most every five seconds:
-drawing costs about a millisecond of the very processor that is being measured.
+The bar is drawn between steps, and during long steps at most every five seconds: drawing takes about a millisecond of
+the processor that is being measured.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.plan.steps import Step, estimate_s
 
 REDRAW_S: Final = 5.0
-TRUST: Final = 0.1
-"""Share of the whole estimate that is believed before anything is known."""
+PRIOR_WEIGHT: Final = 0.1
+"""Weight of the original estimate in the remaining time, as a share of the estimated total."""
 
 
 class RunProgress:
-    """Follows the runner's steps (the ``Reporter`` of ``runner``)."""
+    """Shows the runner's steps; the ``Reporter`` of ``run_log``."""
 
     def __init__(
         self,
@@ -31,14 +31,14 @@ class RunProgress:
         bar: bool | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Work out the estimate; nothing is written before the first step.
+        """Estimate the duration; nothing is written before the first step.
 
         Args:
             plan: The plan.
             steps: Its steps.
-            stream: Where to write; stderr by default.
-            bar: Draw a bar; by default when the stream is a terminal.
-            monotonic: Seconds; for tests.
+            stream: Output; by default stderr.
+            bar: Whether to draw a bar; by default if the stream is a terminal.
+            monotonic: Clock in seconds; for tests.
         """
         self._plan = plan
         self._stream = sys.stderr if stream is None else stream
@@ -77,17 +77,17 @@ class RunProgress:
             self._bar.stop()
 
     def begin(self, step: Step, text: str) -> None:
-        """A step begins."""
+        """Show that a step begins."""
         self._step_started_s = self._monotonic()
         self._draw(text)
 
     def tick(self) -> None:
-        """The step goes on."""
+        """Redraw the bar if it is old."""
         if self._bar is not None and self._monotonic() - self._drawn_s >= REDRAW_S:
             self._draw(None)
 
     def done(self, step: Step, text: str) -> None:
-        """A step is done, or left out."""
+        """Show that a step is done or was skipped."""
         now_s = self._monotonic()
         self._done += 1
         self._estimated_done_s += estimate_s(self._plan, step)
@@ -101,7 +101,7 @@ class RunProgress:
             self._draw(text)
 
     def note(self, text: str) -> None:
-        """Something that a person should know now."""
+        """Show a note."""
         if self._bar is None:
             self._stream.write(f"note: {text}\n")
             self._stream.flush()
@@ -109,13 +109,13 @@ class RunProgress:
             self._bar.console.print(f"note: {text}", markup=False, highlight=False)
 
     def left_s(self) -> float:
-        """Time left: the estimate of what is to come, times how right the estimate has been so far.
+        """Return the remaining time: the estimate of the remaining steps, scaled by how long past steps took.
 
-        A tenth of the whole counts as having gone as estimated, or the first steps alone would swing it.
+        A tenth of the total counts as having taken the estimated time, so that the first steps do not dominate.
         """
-        prior_s = TRUST * self.total_s
-        so_far = (self._actual_done_s + prior_s) / (self._estimated_done_s + prior_s) if prior_s > 0.0 else 1.0
-        return max(0.0, self.total_s - self._estimated_done_s) * so_far
+        prior_s = PRIOR_WEIGHT * self.total_s
+        scale = (self._actual_done_s + prior_s) / (self._estimated_done_s + prior_s) if prior_s > 0.0 else 1.0
+        return max(0.0, self.total_s - self._estimated_done_s) * scale
 
     def _draw(self, text: str | None) -> None:
         if self._bar is None:
@@ -132,7 +132,7 @@ class RunProgress:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: ``42 s``, ``5 min 10 s``, ``3 h 05 min``."""
+    """Format a duration: ``42 s``, ``5 min 10 s``, ``3 h 05 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -1,7 +1,7 @@
-"""What a run ran on: host, processor, memory, accelerators, kernel, versions. Small, and never fails.
+"""Facts about the machine of a run: host, processor, memory, accelerators, kernel, versions.
 
-Everything is read from procfs and sysfs; a fact that cannot be read is left out. Nothing here identifies a
-person: no user name, no path, no environment.
+They are read from procfs and sysfs. A fact that cannot be read is omitted, without an error. No fact identifies a
+person: there is no user name, no path, no environment variable.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _PCI_VENDORS: Final[Mapping[str, str]] = {
 
 
 def collect(sysfs: Path = Path("/sys"), procfs: Path = Path("/proc")) -> dict[str, Any]:
-    """All facts of this machine, as plain JSON values.
+    """Return the facts of this machine as JSON values.
 
     Args:
-        sysfs: Where sysfs is; a test has its own tree.
-        procfs: Where procfs is.
+        sysfs: Mount point of sysfs; for tests.
+        procfs: Mount point of procfs; for tests.
     """
     facts: dict[str, Any] = {
         "host": platform.node(),
@@ -100,7 +100,7 @@ def _cpu(sysfs: Path, procfs: Path) -> dict[str, Any]:
     cpus = sysfs / "devices/system/cpu"
     governors = {_text(cpu / "cpufreq/scaling_governor") for cpu in cpus.glob("cpu[0-9]*")} - {""}
     frequencies = [_text(cpu / "cpufreq/cpuinfo_max_freq") for cpu in cpus.glob("cpu[0-9]*")]
-    highest = max((int(item) for item in frequencies if item.isdecimal()), default=0)
+    highest = max((int(text) for text in frequencies if text.isdecimal()), default=0)
     facts: dict[str, Any] = {
         "model": ", ".join(models),
         "sockets": len(sockets) or None,
@@ -133,26 +133,26 @@ def _memory_bytes(procfs: Path) -> int | None:
 
 
 def _accelerators(sysfs: Path, procfs: Path) -> list[str]:
-    """NVIDIA cards by their driver's name for them, other PCI accelerators by vendor, class and address."""
-    found: list[str] = []
+    """Describe NVIDIA cards by the driver's name, other PCI accelerators by vendor, class and address."""
+    accelerators: list[str] = []
     named: set[str] = set()
     for card in _listing(procfs / "driver/nvidia/gpus"):
         for line in _text(card / "information").splitlines():
             key, _, value = line.partition(":")
             if key.strip() == "Model":
-                found.append(f"{value.strip()} at {card.name}")
+                accelerators.append(f"{value.strip()} at {card.name}")
                 named.add(card.name.lower())
     for device in _listing(sysfs / "bus/pci/devices"):
         kind = _PCI_CLASSES.get(_text(device / "class")[:6])
         vendor = _PCI_VENDORS.get(_text(device / "vendor"))
         if kind is None or vendor is None or device.name.lower() in named:
             continue
-        found.append(f"{vendor} {kind} {_text(device / 'device')} at {device.name}")
-    return found
+        accelerators.append(f"{vendor} {kind} {_text(device / 'device')} at {device.name}")
+    return accelerators
 
 
 def _virtualisation(sysfs: Path, procfs: Path) -> str:
-    """The hypervisor's name as far as the machine shows it; empty on bare metal."""
+    """Return the hypervisor's name if the machine reveals it; empty on bare metal."""
     product = " ".join(
         part for part in (_text(sysfs / "class/dmi/id" / name) for name in ("sys_vendor", "product_name")) if part
     )

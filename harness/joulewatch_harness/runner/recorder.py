@@ -1,4 +1,4 @@
-"""Scrapes an exporter into a recording, at a fixed rate, in a thread."""
+"""Scrape exporters into a recording, at a fixed rate, with one thread for each exporter."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Scrapes exporters into a recording, one thread for each, so that a hanging one delays no other.
+    """Scrapes exporters into a recording; each has its own thread, so that one that hangs delays no other.
 
     Args:
-        clients: its own ones: a client serves one thread; closed by ``stop``.
-        writer: the recording; stays the caller's.
-        rate_hz: scrapes per second of each exporter, on deadlines worked out from the first one.
+        clients: Used by no other thread; ``stop`` closes them.
+        writer: The recording; the caller closes it.
+        rate_hz: Scrapes per second of each exporter; each deadline is computed from the first one.
         clock: For tests.
     """
 
@@ -35,7 +35,7 @@ class Recorder:
         clock: Clock = time,
     ) -> None:
         if not 0 < rate_hz <= 1000:
-            raise ConfigError(f"rate_hz {rate_hz:g}: wants scrapes per second, above 0 and up to 1000")
+            raise ConfigError(f"rate_hz {rate_hz:g}: must be scrapes per second, above 0 and at most 1000")
         self._clients = tuple(clients)
         self._writer = writer
         self._clock = clock
@@ -46,15 +46,15 @@ class Recorder:
             for client in self._clients
         ]
         self.error: RecordError | None = None
-        """Why scrapes could not be written (disk full); it is tried on, and the gap is named in the recording."""
+        """Why scrapes were not written (disk full); writing is tried again, and the recording names the gap."""
 
     def start(self) -> None:
-        """Begin scraping."""
+        """Start scraping."""
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
-        """Make one last scrape of each exporter, so that the last window is bracketed, and end."""
+        """Make one last scrape of each exporter, after the end of the last window, and stop."""
         self._stop.set()
         for thread in self._threads:
             if thread.ident is not None:
@@ -89,7 +89,7 @@ class Recorder:
             try:
                 if lost_from_s is not None:
                     self._writer.add_failure(client, lost_from_s, started_at_s, f"not written: {self.error}")
-                    logger.warning("%s: recording goes on", self._writer.path)
+                    logger.warning("%s: recording continues", self._writer.path)
                     lost_from_s = None
                 if scrape is not None:
                     self._writer.add_scrape(client, scrape)
@@ -97,12 +97,12 @@ class Recorder:
                     self._writer.add_failure(client, started_at_s, self._now_s(), problem)
             except RecordError as error:
                 if lost_from_s is None:
-                    logger.error("recording waits: %s", error)
+                    logger.error("recording paused: %s", error)
                     lost_from_s = started_at_s
                 self.error = error
             if last:
                 return
-            # The next deadline of the grid that is still ahead: one that was missed is not made up for.
+            # Wait for the next deadline in the future: missed ones are skipped.
             count = max(count + 1, (self._clock.monotonic_ns() - first_ns) // self._period_ns + 1)
             self._stop.wait((first_ns + count * self._period_ns - self._clock.monotonic_ns()) / NS)
 

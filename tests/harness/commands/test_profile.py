@@ -112,7 +112,7 @@ def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_de
         (["--pushgateway", "http://127.0.0.1:1"], "--pushgateway needs --prometheus"),
         (["--prometheus", "localhost:9090"], "is no URL"),
         (["--figure", "figure.txt"], ".png, .svg or .pdf"),
-        (["--cpus", "4096"], "cpus: 4096 cannot be used here"),
+        (["--cpus", "4096"], "cpus: 4096 cannot be used"),
         (["--cpus", "0", "--no-isolate"], "cpus requires isolate: true"),
         (["--scenario", "servr"], "unknown scenario 'servr': did you mean 'server'"),
         (["--scenario", "server"], "server_rate_per_s is missing"),

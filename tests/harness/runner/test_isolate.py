@@ -326,7 +326,7 @@ def test_an_invalid_processor_list_is_an_error(text: str) -> None:
 
 
 def test_processors_that_do_not_exist_are_an_error() -> None:
-    with pytest.raises(ConfigError, match="plan p: cpus: 4096 cannot be used here; this process may use"):
+    with pytest.raises(ConfigError, match="plan p: cpus: 4096 cannot be used; this process may use"):
         check_cpus((min(os.sched_getaffinity(0)), 4096), "plan p")
 
 

@@ -1,4 +1,4 @@
-"""The exporter as a child: found listening, its words kept, its end told."""
+"""The exporter as a child process: its start, its log, its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def local(folder: Path, script: str, *flags: str, timeout_s: float = 10.0) -> Lo
     return LocalExporter(folder, flags, timeout_s=timeout_s, command=(sys.executable, "-S", "-c", script))
 
 
-def test_it_is_found_listening_and_its_log_is_kept(tmp_path: Path) -> None:
+def test_the_url_is_read_from_its_output_and_the_log_is_stored(tmp_path: Path) -> None:
     with local(tmp_path, GOOD, "--path.sysfs=/x") as exporter:
         assert exporter.url == "http://127.0.0.1:4711/metrics"
         assert exporter.pid
@@ -36,17 +36,17 @@ def test_it_is_found_listening_and_its_log_is_kept(tmp_path: Path) -> None:
     assert "listening on" in log
 
 
-def test_one_that_ends_at_once_is_quoted(tmp_path: Path) -> None:
-    with pytest.raises(ExporterUnreachableError, match=r"ended at once: error: no sensor: try --collector\.estimate"):
+def test_the_error_quotes_an_exporter_that_ends_during_its_start(tmp_path: Path) -> None:
+    with pytest.raises(ExporterUnreachableError, match=r"ended during its start: error: no sensor: try --coll"):
         local(tmp_path, BAD).start()
     assert "no sensor" in (tmp_path / "exporter.log").read_text()
 
 
-def test_one_that_never_listens_is_given_up(tmp_path: Path) -> None:
-    with pytest.raises(ExporterUnreachableError, match=r"does not listen after 0\.01 s: it said nothing"):
+def test_an_exporter_that_does_not_listen_in_time_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ExporterUnreachableError, match=r"did not listen within 0\.01 s; it printed nothing"):
         local(tmp_path, MUTE, timeout_s=0.01).start()
 
 
-def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_log_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ExporterUnreachableError, match=r"exporter\.log: cannot be written to"):
         local(tmp_path / "none", GOOD).start()

@@ -1,4 +1,4 @@
-"""Progress: plain lines to a file, a bar on a terminal, and a time left that learns."""
+"""Progress: lines in a file, a bar on a terminal, and the remaining time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Time:
         return self.now_s
 
 
-def test_plain_lines_are_one_per_step() -> None:
+def test_without_a_terminal_there_is_one_line_per_step() -> None:
     stream, time = io.StringIO(), Time()
     with RunProgress(PLAN, STEPS, stream=stream, bar=False, monotonic=time) as progress:
         for step in STEPS:
@@ -37,7 +37,7 @@ def test_plain_lines_are_one_per_step() -> None:
     assert lines[-1] == "note: exporter a:1 does not answer"
 
 
-def test_time_left_learns_from_what_steps_really_took() -> None:
+def test_the_remaining_time_follows_from_the_duration_of_past_steps() -> None:
     time = Time()
     progress = RunProgress(PLAN, STEPS, stream=io.StringIO(), bar=False, monotonic=time)
     assert progress.left_s() == progress.total_s
@@ -49,7 +49,7 @@ def test_time_left_learns_from_what_steps_really_took() -> None:
     assert 1.5 * rest_s < progress.left_s() < 2 * rest_s
 
 
-def test_a_bar_is_drawn_between_steps_and_rarely_inside() -> None:
+def test_the_bar_is_drawn_between_steps_and_rarely_during_a_step() -> None:
     stream, time = io.StringIO(), Time()
     with RunProgress(PLAN, STEPS, stream=stream, bar=True, monotonic=time) as progress:
         progress.begin(STEPS[0], "idle")
@@ -66,5 +66,5 @@ def test_a_bar_is_drawn_between_steps_and_rarely_inside() -> None:
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (310, "5 min 10 s"), (11100, "3 h 05 min")]
 )
-def test_durations_are_for_people(seconds: float, text: str) -> None:
+def test_durations_are_formatted_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text

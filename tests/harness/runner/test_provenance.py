@@ -1,4 +1,4 @@
-"""Provenance from a tree on disk, and from this machine; whatever is missing is left out."""
+"""Provenance from a tree on disk and from this machine; missing facts are omitted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cpuinfo(flags: str) -> str:
     )
 
 
-def test_a_bare_metal_node(tmp_path: Path) -> None:
+def test_facts_of_a_bare_metal_node(tmp_path: Path) -> None:
     procfs = write(
         tmp_path / "proc",
         {
@@ -72,19 +72,19 @@ def test_a_bare_metal_node(tmp_path: Path) -> None:
     assert "virtualisation" not in facts
 
 
-def test_a_virtual_machine_says_so(tmp_path: Path) -> None:
+def test_a_virtual_machine_is_recognised(tmp_path: Path) -> None:
     procfs = write(tmp_path / "proc", {"cpuinfo": cpuinfo("fpu hypervisor")})
     sysfs = write(tmp_path / "sys", {"class/dmi/id/sys_vendor": "QEMU\n"})
     assert collect(sysfs, procfs)["virtualisation"] == "QEMU"
 
 
-def test_a_machine_that_shows_nothing_fails_nothing(tmp_path: Path) -> None:
+def test_missing_files_are_not_an_error(tmp_path: Path) -> None:
     facts = collect(tmp_path / "none", tmp_path / "none")
     assert facts["python"]
     assert "memory_bytes" not in facts
 
 
-def test_this_machine_gives_plain_json() -> None:
+def test_facts_of_this_machine_are_json_values() -> None:
     facts = collect()
     assert json.loads(json.dumps(facts)) == facts
     assert facts["cpu"]["threads"] >= 1

@@ -290,8 +290,8 @@ def test_a_full_disk_is_waited_for_and_the_gap_is_named(
     gaps = [item for item in scrapes if item.error]
     assert all(item.error.startswith("not written: ") for item in gaps)
     assert gaps[0].started_at_s == pytest.approx(1_700_000_000.2)
-    assert "recording waits" in caplog.text
-    assert "recording goes on" in caplog.text
+    assert "recording paused" in caplog.text
+    assert "recording continues" in caplog.text
 
 
 def test_the_run_id_is_in_the_file(path: Path) -> None:
