@@ -1,4 +1,4 @@
-"""Runtimes by name, networks of one's own, and the example that the README gives for one."""
+"""Runtimes by name, custom networks, and the example of the README."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def configuration(network: str, **keys: Any) -> Configuration:
     return Configuration(**{"name": "n", "network": network, "runtime": "python", "precision": "native", **keys})
 
 
-def test_the_example_of_the_readme_is_a_network_of_about_twenty_lines(tmp_path: Path) -> None:
+def test_the_example_of_the_readme_is_a_network_in_about_twenty_lines(tmp_path: Path) -> None:
     match = re.search(r"```python\n(# mine\.py\n.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert match is not None
     assert len([line for line in match[1].splitlines() if line.strip()]) <= 24
@@ -54,7 +54,7 @@ def test_the_example_of_the_readme_is_a_network_of_about_twenty_lines(tmp_path: 
 
 
 @pytest.mark.parametrize("kind", [Phases, MarksOnly])
-def test_repeating_a_launch_tells_what_phases_around_each_would(
+def test_repeat_records_the_same_as_a_phase_around_each_launch(
     kind: type[Phases], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(1_000, 2_000))
@@ -79,21 +79,21 @@ def test_repeating_a_launch_tells_what_phases_around_each_would(
     assert kind().repeat(0, launch) is None
 
 
-def test_a_class_a_function_and_an_object_will_all_do(tmp_path: Path) -> None:
+def test_a_network_may_be_a_class_a_function_or_an_object(tmp_path: Path) -> None:
     path = write(tmp_path, f"{FIVE}\ndef make(precision): return Five(precision)\nready = Five('its own')\n")
     assert own_network(f"{path}:Five", "int8", {"a": "1"}).describe() == {"precision": "int8", "a": "1"}
     assert own_network(f"{path}:make", "int8", {}).describe() == {"precision": "int8"}
     assert own_network(f"{path}:ready", "int8", {}).describe() == {"precision": "its own"}
 
 
-def test_a_module_in_the_working_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_in_the_working_directory_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, FIVE, "own_network_of_a_test.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", ["/nowhere"])
     assert own_network("own_network_of_a_test:Five", "fp32", {}).describe()["precision"] == "fp32"
 
 
-def test_a_file_called_like_a_package_shadows_nothing(tmp_path: Path) -> None:
+def test_a_file_with_the_name_of_a_package_does_not_replace_the_package(tmp_path: Path) -> None:
     import json
 
     own_network(f"{write(tmp_path, FIVE, 'json.py')}:Five", "fp32", {})
@@ -104,7 +104,7 @@ def test_a_file_called_like_a_package_shadows_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["describe", "load", "prepare", "run", "close"])
-def test_a_missing_method_is_named(tmp_path: Path, missing: str) -> None:
+def test_the_error_names_a_missing_method(tmp_path: Path, missing: str) -> None:
     path = write(tmp_path, FIVE.replace(f"def {missing}", "def other"))
     with pytest.raises(ConfigError, match=f"mine.py:Five has no method '{missing}'"):
         own_network(f"{path}:Five", "native", {})
@@ -121,13 +121,13 @@ def test_a_missing_method_is_named(tmp_path: Path, missing: str) -> None:
         (f"{FIVE}\nready = Five()", "ready", "takes no option 'widht'"),
     ],
 )
-def test_what_cannot_be_used_is_said(tmp_path: Path, text: str, name: str, message: str) -> None:
+def test_the_error_says_why_a_network_cannot_be_used(tmp_path: Path, text: str, name: str, message: str) -> None:
     options = {"widht": "1"} if "option" in message else {}
     with pytest.raises(ConfigError, match=message):
         own_network(f"{write(tmp_path, text)}:{name}", "native", options)
 
 
-def test_a_file_or_module_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_the_error_names_a_missing_file_or_module(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no file .*none\.py"):
         own_network(f"{tmp_path / 'none.py'}:Five", "native", {})
     with pytest.raises(ConfigError, match="no module 'not_a_module_at_all'"):
@@ -152,19 +152,19 @@ def test_an_error_in_a_users_file_shows_file_line_and_exception(tmp_path: Path, 
     assert f"({file}:" in str(caught.value)
 
 
-def test_an_unknown_runtime_names_the_nearest() -> None:
+def test_the_error_of_an_unknown_runtime_suggests_the_nearest() -> None:
     with pytest.raises(ConfigError, match="unknown runtime 'onxruntime': did you mean 'onnxruntime'"):
         open_network(configuration("radioml-vgg10", runtime="onxruntime"))
 
 
-def test_ones_own_network_takes_no_other_runtime() -> None:
+def test_a_custom_network_cannot_have_another_runtime() -> None:
     with pytest.raises(ConfigError, match="brings its own runtime"):
         open_network(configuration("mine.py:Five", runtime="onnxruntime"))
 
 
-def test_as_loaded_keeps_what_was_asked_and_adds_what_is() -> None:
-    asked = configuration("a.onnx", runtime="onnxruntime", precision="fp32")
-    told = {
+def test_as_loaded_keeps_the_requested_values_and_adds_the_actual_ones() -> None:
+    requested = configuration("a.onnx", runtime="onnxruntime", precision="fp32")
+    reported = {
         "precision": "fp32",
         "provider": "P",
         "device": "cpu",
@@ -172,14 +172,14 @@ def test_as_loaded_keeps_what_was_asked_and_adds_what_is() -> None:
         "long": "x" * 501,
         "model_sha256": None,
     }
-    loaded = as_loaded(asked, told)
+    loaded = as_loaded(requested, reported)
     assert (loaded.precision, loaded.actual_precision, loaded.provider, loaded.device) == ("fp32", "fp32", "P", "cpu")
     assert loaded.details == {"threads": "2"}
     assert as_loaded(configuration("a.onnx"), {"precision": "bf16"}).precision == "bf16"
     assert as_loaded(configuration("a.onnx"), {}).precision == "native"
 
 
-def test_a_precision_that_is_not_told_is_taken_on_trust() -> None:
+def test_a_precision_that_the_network_does_not_report_is_not_checked() -> None:
     assert as_loaded(configuration("m:N", precision="int5"), {}).actual_precision == ""
 
 

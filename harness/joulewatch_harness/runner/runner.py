@@ -159,7 +159,7 @@ class Runner:
                 raise
             except Exception as error:
                 context.log.note(reason_code(error), f"{name} could not be loaded: {describe(error)}", name)
-        context.reporter.done(step, f"{len(self._loaded)} of {len(self._networks)} loaded")
+        context.reporter.done(step, f"{len(self._loaded)} of {len(self._networks)} networks loaded")
 
     def _measure(self, step: MeasureStep) -> None:
         text = f"{step.configuration} batch {step.batch_size} round {step.repeat + 1}"
@@ -175,7 +175,7 @@ class Runner:
 
     def _measure_phases(self, step: PhaseStep) -> None:
         text = f"{step.configuration} batch {step.batch_size} phases"
-        self._with_cell(step, text, lambda cell: f"throughput {phase_pass(self._context, cell)} by recording")
+        self._with_cell(step, text, lambda cell: f"recording changes throughput by {phase_pass(self._context, cell)}")
 
     def _with_cell(self, step: MeasureStep | PhaseStep, text: str, work: Callable[[Cell], str]) -> None:
         """Do the work of a step and report its result; an error of the network excludes the cell from the run."""

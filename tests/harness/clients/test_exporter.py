@@ -1,4 +1,4 @@
-"""Edges are read fast, parsed later, and say which exporter gave nothing."""
+"""The exporter client, and the edges that are read with it."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ class FakeResponse:
 
 
 class FakeServer:
-    """What the connections of one test answer, in order; an exception is raised instead."""
+    """The answers of all connections of a test, in order; an exception is raised."""
 
     def __init__(self) -> None:
         self.answers: list[FakeResponse | Exception] = []
         self.connections: list[FakeConnection] = []
-        self.asked: list[str] = []
+        self.requests: list[str] = []
 
-    def says(self, body: str = BODY, status: int = 200) -> None:
+    def answer(self, body: str = BODY, status: int = 200) -> None:
         self.answers.append(FakeResponse(status, body.encode()))
 
 
@@ -86,7 +86,7 @@ class FakeConnection:
             raise self.server.answers.pop(0)  # type: ignore[misc]
 
     def request(self, method: str, target: str, headers: dict[str, str]) -> None:
-        self.server.asked.append(f"{method} {target}")
+        self.server.requests.append(f"{method} {target}")
         self.headers = headers
 
     def getresponse(self) -> FakeResponse:
@@ -121,21 +121,21 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
         ("http://[::1]:5/", "[::1]:5", "http://[::1]:5/metrics"),
     ],
 )
-def test_a_url_is_completed_and_names_the_exporter(given_url: str, name: str, url: str) -> None:
+def test_a_url_is_completed_and_gives_the_name_of_the_exporter(given_url: str, name: str, url: str) -> None:
     client = ExporterClient(given_url)
     assert (client.name, client.url) == (name, url)
     assert ExporterClient(given_url, name="n").name == "n"
 
 
 @pytest.mark.parametrize("url", ["", "http://", "ftp://node1", "http://node1:port", "http://me:hush@node1:1"])
-def test_a_bad_url_is_refused_without_repeating_a_password(url: str) -> None:
+def test_the_error_of_an_invalid_url_does_not_contain_the_password(url: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ExporterClient(url)
     assert "hush" not in str(caught.value)
 
 
-def test_describe_reads_what_the_exporter_and_its_sensors_are(server: FakeServer) -> None:
-    server.says()
+def test_describe_returns_the_exporter_and_its_sensors(server: FakeServer) -> None:
+    server.answer()
     record, sensors = ExporterClient("http://node1:10717").describe()
     assert (record.name, record.nodename, record.version, record.emulated) == ("node1:10717", "n1", "0.1.0", True)
     package, core = sensors
@@ -153,31 +153,33 @@ def test_describe_reads_what_the_exporter_and_its_sensors_are(server: FakeServer
         ("gone", 503, "HTTP 503; its answer begins with 'gone'"),
     ],
 )
-def test_what_is_no_joulewatch_exporter_is_said_so(server: FakeServer, body: str, status: int, text: str) -> None:
-    server.says(body, status)
+def test_an_answer_from_another_program_is_an_error_that_quotes_it(
+    server: FakeServer, body: str, status: int, text: str
+) -> None:
+    server.answer(body, status)
     with pytest.raises(ExporterUnreachableError, match=r"exporter http://node1:10717/metrics") as caught:
         ExporterClient("node1").describe()
     assert text in str(caught.value)
     assert caught.value.exit_code == 2
 
 
-def test_the_connection_stays_open_without_delay(server: FakeServer) -> None:
-    server.says()
-    server.says()
+def test_the_connection_stays_open_and_sends_without_delay(server: FakeServer) -> None:
+    server.answer()
+    server.answer()
     client = ExporterClient("node1")
     client.scrape()
     client.scrape()
     (connection,) = server.connections
     assert (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1) in connection.sock.options
-    assert server.asked == ["GET /metrics"] * 2
+    assert server.requests == ["GET /metrics"] * 2
 
 
-def test_a_connection_that_went_stale_is_made_anew_once(server: FakeServer) -> None:
+def test_a_closed_connection_is_opened_again_once(server: FakeServer) -> None:
     client = ExporterClient("node1")
-    server.says()
+    server.answer()
     client.scrape()
     server.answers = [http.client.RemoteDisconnected("closed")]
-    server.says()
+    server.answer()
     before_s = time.time()
     scrape = client.scrape()
     assert len(server.connections) == 2
@@ -188,7 +190,7 @@ def test_a_connection_that_went_stale_is_made_anew_once(server: FakeServer) -> N
         client.scrape()
 
 
-def test_a_new_connection_that_fails_is_not_tried_twice(server: FakeServer) -> None:
+def test_a_new_connection_that_fails_is_not_retried(server: FakeServer) -> None:
     server.answers = [ConnectionRefusedError(111, "Connection refused")]
     with pytest.raises(ExporterUnreachableError, match="Connection refused"):
         ExporterClient("node1").scrape()
@@ -202,27 +204,27 @@ def read_edge(*clients: ExporterClient) -> Edge:
     return EdgeReader(clients).fetch().parse()
 
 
-def test_an_edge_has_counters_at_their_read_times_and_bounds_of_the_clock(server: FakeServer) -> None:
-    server.says()
+def test_an_edge_has_counters_with_read_timestamps_and_bounds_of_the_clock(server: FakeServer) -> None:
+    server.answer()
     with EdgeReader([ExporterClient("node1")]) as reader:
         edge = reader.fetch().parse()
     assert [(item.scope, item.domain, item.energy_joules) for item in edge.counters] == [
         ("device", "package", 1234.5678901234),
         ("part", "core", 17.0),
     ]
-    # The third counter does not say when it was read: it is no use at an edge.
+    # The third counter has no read timestamp: it cannot be placed at an edge.
     assert {item.read_at_s for item in edge.counters} == {1_700_000_001.0005}
     (clock,) = edge.clocks
-    # Asked at .002, answered at .003, read in between at what the exporter calls .0005.
+    # Requested at .002, answered at .003, read in between at .0005 on the exporter's clock.
     assert clock.lower_s == pytest.approx(-0.0025, abs=1e-6)
     assert clock.upper_s == pytest.approx(-0.0015, abs=1e-6)
     assert edge.requested_at_s < edge.answered_at_s
     assert not edge.missing
 
 
-def test_an_old_reading_says_nothing_of_the_clock(server: FakeServer) -> None:
-    server.says()
-    server.says()
+def test_a_reading_for_an_earlier_request_does_not_bound_the_clock(server: FakeServer) -> None:
+    server.answer()
+    server.answer()
     client = ExporterClient("node1")
     assert read_edge(client).clocks
     again = read_edge(client)
@@ -230,35 +232,35 @@ def test_an_old_reading_says_nothing_of_the_clock(server: FakeServer) -> None:
     assert len(again.counters) == 2
 
 
-def test_a_reading_made_in_the_background_says_nothing_of_the_clock(server: FakeServer) -> None:
-    server.says(BODY.replace('collector="rapl"', 'collector="ipmi"'))
+def test_a_reading_made_in_the_background_does_not_bound_the_clock(server: FakeServer) -> None:
+    server.answer(BODY.replace('collector="rapl"', 'collector="ipmi"'))
     edge = read_edge(ExporterClient("node1"))
     assert edge.clocks == ()
     assert len(edge.counters) == 2
 
 
-def test_one_dead_exporter_does_not_take_the_others_along(server: FakeServer) -> None:
+def test_an_exporter_that_does_not_answer_is_missing_and_the_others_are_read(server: FakeServer) -> None:
     clients = [ExporterClient("node1"), ExporterClient("node2"), ExporterClient("node3")]
-    server.says()
+    server.answer()
     assert read_edge(clients[0]).counters
     server.answers = [ConnectionRefusedError(111, "Connection refused")]
     edge = read_edge(clients[1])
     assert edge.counters == ()
     assert "Connection refused" in edge.missing["node2:10717"]
     server.answers = []
-    server.says("joulewatch_exporter_info 1\n")
+    server.answer("joulewatch_exporter_info 1\n")
     assert "no energy counter" in read_edge(clients[2]).missing["node3:10717"]
     for _ in range(3):
-        server.says()
+        server.answer()
     with EdgeReader(clients) as reader:
         together = reader.fetch().parse()
     assert {item.exporter for item in together.counters} == {client.name for client in clients}
     assert all(connection.closed for connection in server.connections[-3:])
 
 
-def test_basic_auth_comes_from_a_file(server: FakeServer, tmp_path: Path) -> None:
+def test_the_password_of_basic_authentication_is_read_from_a_file(server: FakeServer, tmp_path: Path) -> None:
     (tmp_path / "pw").write_text("secret\n")
-    server.says()
+    server.answer()
     ExporterClient("node1", username="me", password_file=tmp_path / "pw").scrape()
     assert server.connections[0].headers["Authorization"] == "Basic bWU6c2VjcmV0"
     with pytest.raises(ConfigError, match="password_file"):
@@ -269,7 +271,7 @@ def test_basic_auth_comes_from_a_file(server: FakeServer, tmp_path: Path) -> Non
         ExporterClient("https://node1", ca_file=tmp_path / "none")
 
 
-def test_parsing_takes_timestamps_and_special_values() -> None:
+def test_parsing_accepts_timestamps_and_special_values() -> None:
     text = '# TYPE a gauge\na 1\na{x="p q"} 2\nb 3 1700000000000\nc +Inf\n'
     assert parse_exposition(text) == [("a", 1.0), ('a{x="p q"}', 2.0), ("b", 3.0), ("c", float("inf"))]
     with pytest.raises(ValueError, match="not a sample"):

@@ -1,4 +1,4 @@
-"""The runner on a clock that only moves when somebody works or sleeps: no test here takes real time."""
+"""The runner with a fake clock, which only moves when something works or sleeps: no test takes real time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from support.clock import NS_PER_S, FakeClock
 
 
 def machine_clock() -> FakeClock:
-    """A clock of which every reading takes 100 ns, as on a real machine."""
+    """Return a clock whose readings take 100 ns each, as on a real machine."""
     return FakeClock(now_ns=5 * NS_PER_S, unix_ns=1_700_000_005 * NS_PER_S, reading_ns=100)
 
 
@@ -66,7 +66,7 @@ class FakeFetched:
 
 
 class FakeNetwork:
-    """Takes ``per_batch_s + per_item_s * batch`` a batch."""
+    """A batch takes ``per_batch_s + per_item_s * batch``."""
 
     def __init__(self, clock: FakeClock, per_batch_s: float = 0.001, per_item_s: float = 0.0001) -> None:
         self.clock = clock
@@ -112,10 +112,10 @@ class FakeNetwork:
 
 @dataclass
 class Lines:
-    """A journal, a recording, a delivery and a reporter in one, which remembers the order of things."""
+    """Journal, recording, delivery and reporter in one; checks the order in which they get a line."""
 
     lines: list[Line] = field(default_factory=list)
-    told: list[str] = field(default_factory=list)
+    shown: list[str] = field(default_factory=list)
     delivered: list[Window] = field(default_factory=list)
     full_after: int = 10**9
 
@@ -131,10 +131,10 @@ class Lines:
         assert self.lines[-1] is configuration
 
     def window_opened(self, kind: WindowKind, configuration: str, batch_size: int, at_s: float) -> None:
-        self.told.append(f"opened {kind}")
+        self.shown.append(f"opened {kind}")
 
     def window(self, window: Window) -> None:
-        assert window in self.lines, "delivered only once the journal has it"
+        assert window in self.lines, "a window is delivered after the journal has it"
         self.delivered.append(window)
 
     def end(self, end: RunEnd) -> None:
@@ -145,10 +145,10 @@ class Lines:
     def tick(self) -> None: ...
 
     def done(self, step: Step, text: str) -> None:
-        self.told.append(text)
+        self.shown.append(text)
 
     def note(self, text: str) -> None:
-        self.told.append(text)
+        self.shown.append(text)
 
     def windows(self, kind: str) -> list[Window]:
         return [line for line in self.lines if isinstance(line, Window) and line.kind == kind]
@@ -159,7 +159,7 @@ class Lines:
 
 @dataclass
 class Bench:
-    """Everything a runner needs, faked."""
+    """A runner with fakes for everything that it needs."""
 
     plan: Plan
     clock: FakeClock
@@ -204,7 +204,7 @@ def make_bench(**keys: Any) -> Bench:
     return Bench(plan, clock, networks, Lines(), FakeEdges(clock), StopRequest())
 
 
-def test_a_whole_run_is_idle_three_times_and_every_cell_in_every_round() -> None:
+def test_a_run_has_three_idle_windows_and_one_window_per_cell_and_round() -> None:
     bench = make_bench()
     end = bench.run()
     assert end.status == "complete"
@@ -214,14 +214,14 @@ def test_a_whole_run_is_idle_three_times_and_every_cell_in_every_round() -> None
         (name, size, repeat) for name in ("one", "two") for size in (1, 8) for repeat in range(3)
     ]
     assert len(bench.lines.windows("warmup")) == 4
-    every = [line for line in bench.lines.lines if isinstance(line, Window)]
-    assert [window.index for window in every] == list(range(len(every)))
-    assert bench.lines.delivered == every
+    windows = [line for line in bench.lines.lines if isinstance(line, Window)]
+    assert [window.index for window in windows] == list(range(len(windows)))
+    assert bench.lines.delivered == windows
     assert isinstance(bench.lines.lines[-1], RunEnd)
     assert [network.closed for network in bench.networks.values()] == [1, 1]
 
 
-def test_edges_lie_outside_the_window_and_close_to_it() -> None:
+def test_edges_are_outside_the_window_and_close_to_it() -> None:
     bench = make_bench()
     bench.run()
     for window in bench.lines.windows("measure") + bench.lines.windows("idle"):
@@ -235,7 +235,7 @@ def test_edges_lie_outside_the_window_and_close_to_it() -> None:
         assert 0 < window.clock_error_s < 1e-6
 
 
-def test_windows_are_as_long_as_asked_and_calls_last_50_to_100_ms() -> None:
+def test_windows_have_the_length_of_the_plan_and_calls_take_50_to_100_ms() -> None:
     bench = make_bench()
     bench.run()
     for window in bench.lines.windows("measure"):
@@ -246,7 +246,7 @@ def test_windows_are_as_long_as_asked_and_calls_last_50_to_100_ms() -> None:
 
 
 @dataclass
-class Load:
+class RunCall:
     """One call of a network's ``run``, in Unix seconds."""
 
     start_s: float
@@ -256,8 +256,8 @@ class Load:
     batches: int
 
 
-def record_load(bench: Bench) -> list[Load]:
-    load: list[Load] = []
+def record_load(bench: Bench) -> list[RunCall]:
+    load: list[RunCall] = []
     for name, network in bench.networks.items():
         run = network.run
 
@@ -270,7 +270,7 @@ def record_load(bench: Bench) -> list[Load]:
         ) -> None:
             start_s = bench.clock.unix_ns / NS_PER_S
             run(batches, phases)
-            load.append(Load(start_s, bench.clock.unix_ns / NS_PER_S, name, network.batch, batches))
+            load.append(RunCall(start_s, bench.clock.unix_ns / NS_PER_S, name, network.batch, batches))
 
         network.run = recorded  # type: ignore[method-assign]
     return load
@@ -284,9 +284,11 @@ def test_every_window_lies_inside_the_load_of_its_own_cell() -> None:
     windows = bench.lines.windows("measure")
     assert {window.repeat for window in windows} == {0, 1, 2}
     for window in windows:
-        own = [one for one in load if (one.network, one.batch_size) == (window.configuration, window.batch_size)]
-        before_s = sum(one.end_s - one.start_s for one in own if window.start_s - 2.1 < one.start_s < window.start_s)
-        after_s = sum(one.end_s - one.start_s for one in own if window.end_s <= one.start_s < window.end_s + 2.0)
+        own = [call for call in load if (call.network, call.batch_size) == (window.configuration, window.batch_size)]
+        before = [call for call in own if window.start_s - 2.1 < call.start_s < window.start_s]
+        after = [call for call in own if window.end_s <= call.start_s < window.end_s + 2.0]
+        before_s = sum(call.end_s - call.start_s for call in before)
+        after_s = sum(call.end_s - call.start_s for call in after)
         assert before_s == pytest.approx(2.0, abs=0.11), f"before round {window.repeat + 1}"
         assert after_s == pytest.approx(2.0, abs=0.11), f"after round {window.repeat + 1}"
 
@@ -300,13 +302,13 @@ def test_at_least_three_batches_run_before_every_window() -> None:
     bench.run()
     previous_end_s = 0.0
     for window in bench.lines.windows("measure"):
-        before = [one for one in load if previous_end_s <= one.start_s and one.end_s <= window.start_s]
-        assert sum(one.batches for one in before) >= 3
-        assert {one.network for one in before} == {window.configuration}
+        before = [call for call in load if previous_end_s <= call.start_s and call.end_s <= window.start_s]
+        assert sum(call.batches for call in before) >= 3
+        assert {call.network for call in before} == {window.configuration}
         previous_end_s = window.end_s
 
 
-def test_counts_and_latencies_are_those_of_the_window() -> None:
+def test_counts_latencies_and_phases_cover_the_window() -> None:
     bench = make_bench()
     bench.run()
     for window in bench.lines.windows("measure"):
@@ -320,7 +322,7 @@ def test_counts_and_latencies_are_those_of_the_window() -> None:
         assert sum(phase.total_s for phase in window.phases.values()) == pytest.approx(window.duration_s, rel=1e-9)
 
 
-def test_a_network_without_marks_has_the_mean_of_each_call() -> None:
+def test_without_marks_the_latency_is_the_mean_of_each_call() -> None:
     bench = make_bench()
     for network in bench.networks.values():
         network.marks = False
@@ -331,7 +333,7 @@ def test_a_network_without_marks_has_the_mean_of_each_call() -> None:
         assert window.latency.p50_s == pytest.approx(0.001 + 0.0001 * window.batch_size, rel=1e-3)
 
 
-def test_slow_batches_make_a_window_longer_up_to_its_limit_then_it_is_flagged() -> None:
+def test_slow_batches_extend_a_window_up_to_the_limit_then_it_is_flagged() -> None:
     bench = make_bench(max_window_s=5)
     bench.networks["one"].per_batch_s = 0.3
     bench.networks["two"].per_batch_s = 2.0
@@ -345,14 +347,14 @@ def test_slow_batches_make_a_window_longer_up_to_its_limit_then_it_is_flagged() 
             assert "too_short" in window.flags
 
 
-def test_a_window_below_20_refresh_periods_is_flagged() -> None:
+def test_a_window_shorter_than_20_refresh_periods_is_flagged() -> None:
     bench = make_bench(max_window_s=2)
     bench.refresh_s = 1.0
     bench.run()
     assert all("too_short" in window.flags for window in bench.lines.windows("measure"))
 
 
-def test_a_load_that_does_not_become_steady_is_flagged_in_all_its_windows() -> None:
+def test_all_windows_of_a_load_that_is_not_steady_are_flagged() -> None:
     bench = make_bench()
     shaky = bench.networks["one"]
     counter = iter(range(10**9))
@@ -382,7 +384,7 @@ def test_a_load_that_does_not_become_steady_is_flagged_in_all_its_windows() -> N
         (OSError("device lost"), "runtime_error"),
     ],
 )
-def test_a_batch_size_that_fails_is_noted_once_and_the_sweep_goes_on(error: Exception, reason: str) -> None:
+def test_a_batch_size_that_fails_has_one_note_and_the_others_are_measured(error: Exception, reason: str) -> None:
     bench = make_bench()
     bench.networks["one"].prepare_error = lambda batch: error if batch == 8 else None
     assert bench.run().status == "complete"
@@ -391,7 +393,7 @@ def test_a_batch_size_that_fails_is_noted_once_and_the_sweep_goes_on(error: Exce
     assert len(bench.lines.windows("measure")) == 9
 
 
-def test_a_failure_in_the_middle_of_a_window_leaves_no_window() -> None:
+def test_an_error_during_a_window_discards_the_window() -> None:
     bench = make_bench()
     network = bench.networks["one"]
 
@@ -406,7 +408,7 @@ def test_a_failure_in_the_middle_of_a_window_leaves_no_window() -> None:
     assert all(window.batches > 0 for window in bench.lines.windows("measure"))
 
 
-def test_a_network_that_does_not_load_is_left_out() -> None:
+def test_a_network_that_does_not_load_is_excluded() -> None:
     bench = make_bench()
     bench.networks["one"].load_error = NetworkError("no device")
     assert bench.run().status == "complete"
@@ -414,14 +416,36 @@ def test_a_network_that_does_not_load_is_left_out() -> None:
     assert {window.configuration for window in bench.lines.windows("measure")} == {"two"}
 
 
-def test_when_nothing_can_be_measured_the_run_has_failed() -> None:
+def test_a_run_without_a_measured_window_has_failed() -> None:
     bench = make_bench()
     for network in bench.networks.values():
         network.prepare_error = lambda _batch: UnsupportedBatchError("no")
     assert bench.run().status == "failed"
 
 
-def test_configurations_are_told_as_loaded() -> None:
+def test_the_progress_shows_each_step_with_its_result() -> None:
+    bench = make_bench(batch_sizes=[8], phases="separate", idle_s=5)
+    bench.networks["one"].prepare_error = lambda _batch: UnsupportedBatchError("fixed batch axis")
+    bench.run()
+    assert [text for text in bench.lines.shown if not text.startswith("opened")] == [
+        "idle, no network loaded: 5 s",
+        "2 of 2 networks loaded",
+        "idle, networks loaded: 5 s",
+        "one batch 8 excluded: fixed batch axis",
+        "one batch 8 round 1: excluded",
+        "two batch 8 round 1: 4,444 inferences/s, p50 1.8 ms",
+        "one batch 8 round 2: skipped",
+        "two batch 8 round 2: 4,444 inferences/s, p50 1.8 ms",
+        "two batch 8 round 3: 4,444 inferences/s, p50 1.8 ms",
+        "one batch 8 round 3: skipped",
+        "one batch 8 phases: skipped",
+        "two batch 8: recording phases changes throughput by +0.0 ± 0.0 %; the energy windows record no phases",
+        "two batch 8 phases: recording changes throughput by +0.0 ± 0.0 %",
+        "idle, networks loaded: 5 s",
+    ]
+
+
+def test_configurations_are_written_as_loaded() -> None:
     bench = make_bench()
     bench.run()
     loaded = [line for line in bench.lines.lines if isinstance(line, Configuration)]
@@ -429,7 +453,7 @@ def test_configurations_are_told_as_loaded() -> None:
     assert (loaded[0].actual_precision, loaded[0].provider, loaded[0].details) == ("fp32", "P", {"cores": "4"})
 
 
-def test_stopping_in_a_window_keeps_it_flagged_and_ends_the_run() -> None:
+def test_a_stop_during_a_window_keeps_the_window_with_a_flag_and_ends_the_run() -> None:
     bench = make_bench()
     calls = iter(range(10**9))
 
@@ -449,7 +473,7 @@ def test_stopping_in_a_window_keeps_it_flagged_and_ends_the_run() -> None:
     assert all(network.closed for network in bench.networks.values())
 
 
-def test_stopping_while_idle_keeps_the_idle_window() -> None:
+def test_a_stop_during_an_idle_window_keeps_the_window() -> None:
     bench = make_bench(idle_s=60)
     slept = iter(range(10**9))
     sleep = bench.clock.sleep
@@ -465,14 +489,14 @@ def test_stopping_while_idle_keeps_the_idle_window() -> None:
     assert 5 < window.duration_s < 15
 
 
-def test_stopping_in_a_warm_up_keeps_nothing_of_it() -> None:
+def test_a_stop_during_a_warm_up_discards_the_warm_up() -> None:
     bench = make_bench()
     bench.networks["one"].on_run = bench.networks["two"].on_run = lambda: setattr(bench.stop, "requested", True)
     assert bench.run().status == "interrupted"
     assert bench.lines.windows("warmup") == bench.lines.windows("measure") == []
 
 
-def test_an_exporter_that_goes_away_is_noted_once_and_the_run_goes_on() -> None:
+def test_an_exporter_that_stops_answering_has_one_note_and_the_run_continues() -> None:
     bench = make_bench()
     bench.edges.dead_after = 9
     assert bench.run().status == "complete"
@@ -483,21 +507,21 @@ def test_an_exporter_that_goes_away_is_noted_once_and_the_run_goes_on() -> None:
     assert len(bench.lines.windows("measure")) == 12
 
 
-def test_an_exporter_that_comes_back_is_noted_too() -> None:
+def test_an_exporter_that_answers_again_has_a_note() -> None:
     bench = make_bench()
     fetch = bench.edges.fetch
 
     def flaky() -> FakeFetched:
-        found = fetch()
-        found.dead = 9 <= bench.edges.fetched < 15
-        return found
+        edge = fetch()
+        edge.dead = 9 <= bench.edges.fetched < 15
+        return edge
 
     bench.edges.fetch = flaky  # type: ignore[method-assign]
     bench.run()
     assert [note.reason for note in bench.lines.notes()] == ["exporter_lost", "exporter_back"]
 
 
-def test_a_full_disk_ends_the_run_with_what_is_written() -> None:
+def test_a_full_disk_ends_the_run_and_keeps_the_lines_before() -> None:
     bench = make_bench()
     bench.lines.full_after = 12
     with pytest.raises(RecordError, match="No space left"):
@@ -506,7 +530,7 @@ def test_a_full_disk_ends_the_run_with_what_is_written() -> None:
     assert all(network.closed for network in bench.networks.values())
 
 
-def test_a_wall_clock_that_is_set_in_a_window_is_noted() -> None:
+def test_a_wall_clock_that_is_set_during_a_window_has_a_note() -> None:
     bench = make_bench()
     calls = iter(range(10**9))
 
@@ -520,7 +544,7 @@ def test_a_wall_clock_that_is_set_in_a_window_is_noted() -> None:
     assert all(window.duration_s < 1.2 for window in bench.lines.windows("measure"))
 
 
-def test_no_idle_when_none_is_wanted() -> None:
+def test_an_idle_time_of_zero_gives_no_idle_window() -> None:
     bench = make_bench(idle_s=0)
     bench.run()
     assert bench.lines.windows("idle") == []
@@ -529,7 +553,7 @@ def test_no_idle_when_none_is_wanted() -> None:
 # Scenarios
 
 
-def test_every_query_of_a_single_stream_is_asked_for_alone() -> None:
+def test_each_query_of_a_single_stream_is_a_call_of_its_own() -> None:
     bench = make_bench(scenario="single_stream")
     calls: list[int] = []
     for network in bench.networks.values():
@@ -537,7 +561,7 @@ def test_every_query_of_a_single_stream_is_asked_for_alone() -> None:
         network.run = lambda batches, phases, run=run: (calls.append(batches), run(batches, phases))[1]  # type: ignore[misc, method-assign]
     assert [item.name for item in bench.plan.configurations] == ["one/single_stream", "two/single_stream"]
     assert bench.run().status == "complete"
-    # Warm-ups go back to back, as in any scenario.
+    # Warm-ups run back to back in every scenario.
     assert calls.count(1) > 0.9 * len(calls)
     for window in bench.lines.windows("measure"):
         batch_s = 0.001 + 0.0001 * window.batch_size
@@ -545,7 +569,7 @@ def test_every_query_of_a_single_stream_is_asked_for_alone() -> None:
         assert window.latency.p99_s == pytest.approx(batch_s, rel=1e-2)
 
 
-def test_a_server_waits_for_its_queries_and_counts_from_their_arrival() -> None:
+def test_a_server_waits_for_queries_and_measures_latency_from_their_arrival() -> None:
     bench = make_bench(scenario="server", server_rate_per_s=100, window_s=4)
     assert bench.run().status == "complete"
     for window in bench.lines.windows("measure"):
@@ -557,13 +581,13 @@ def test_a_server_waits_for_its_queries_and_counts_from_their_arrival() -> None:
         assert window.latency.max_s > 1.2 * batch_s
         assert window.phases["idle"].total_s == pytest.approx(window.duration_s * (1 - 100 * batch_s), rel=0.15)
     first = {window.repeat: window.batches for window in bench.lines.windows("measure") if window.batch_size == 1}
-    assert len(set(first.values())) > 1, "each round has arrivals of its own"
+    assert len(set(first.values())) > 1, "each round has its own arrivals"
     again = make_bench(scenario="server", server_rate_per_s=100, window_s=4)
     again.run()
     assert [w.batches for w in again.lines.windows("measure")] == [w.batches for w in bench.lines.windows("measure")]
 
 
-def test_a_server_that_cannot_keep_up_is_told_to_be_invalid() -> None:
+def test_a_server_that_cannot_keep_up_is_flagged_and_noted_once_per_cell() -> None:
     bench = make_bench(scenario="server", server_rate_per_s=600)
     assert bench.run().status == "complete"
     flagged = {(w.batch_size, "overloaded" in w.flags) for w in bench.lines.windows("measure")}
@@ -573,7 +597,7 @@ def test_a_server_that_cannot_keep_up_is_told_to_be_invalid() -> None:
     assert "is invalid: 600 queries/s were requested, 55" in notes[0].text
 
 
-def test_scenarios_side_by_side_have_names_of_their_own() -> None:
+def test_the_scenarios_of_one_network_are_separate_configurations() -> None:
     bench = make_bench(scenario=["offline", "server"], server_rate_per_s=50, batch_sizes=[1])
     for name in list(bench.networks):
         bench.networks[name] = FakeNetwork(bench.clock)
@@ -583,11 +607,11 @@ def test_scenarios_side_by_side_have_names_of_their_own() -> None:
     assert {w.configuration for w in bench.lines.windows("measure")} == set(loaded)
 
 
-# Phases in a pass of their own
+# The phase pass
 
 
 @pytest.mark.parametrize("how", ["separate", "off"])
-def test_energy_windows_are_without_phases_unless_inline(how: str) -> None:
+def test_energy_windows_record_phases_only_inline(how: str) -> None:
     bench = make_bench(phases=how)
     assert bench.run().status == "complete"
     for window in bench.lines.windows("measure"):
@@ -596,8 +620,8 @@ def test_energy_windows_are_without_phases_unless_inline(how: str) -> None:
     assert len(bench.lines.windows("phase")) == (4 if how == "separate" else 0)
 
 
-def test_the_pass_tells_what_recording_costs() -> None:
-    """Recording costs 0.05 ms of each batch of 1.1 or 1.8 ms: told, and in no energy window."""
+def test_the_phase_pass_measures_the_cost_of_recording() -> None:
+    """Recording costs 0.05 ms of each batch of 1.1 or 1.8 ms; no energy window contains it."""
     bench = make_bench(phases="separate")
     for network in bench.networks.values():
         run = network.run
@@ -614,17 +638,17 @@ def test_the_pass_tells_what_recording_costs() -> None:
     for window in passes:
         assert 1.0 <= window.duration_s < 1.2
         assert window.phases["execute"].count == window.batches
-        assert window.start_edge is None, "no energy is told of it"
+        assert window.start_edge is None, "the energy of a phase window is not evaluated"
     texts = [note.text for note in bench.lines.notes() if note.reason == "phase_cost"]
     assert "one batch 1: recording phases changes throughput by -4.3 ± 0.0 %" in texts[0]
     assert "-2.7 ± 0.0 %" in texts[1]
     assert max(w.index for w in bench.lines.windows("measure")) < min(w.index for w in passes)
 
 
-# Networks in processes of their own
+# Isolated networks
 
 
-def test_a_network_that_does_not_rest_while_others_are_measured_is_noted_once() -> None:
+def test_a_network_that_is_busy_while_another_is_measured_has_one_note() -> None:
     bench = make_bench()
     bench.networks["one"].cpu_time_s = lambda: bench.clock.now_ns * 0.4e-9  # type: ignore[attr-defined]
     bench.networks["two"].cpu_time_s = lambda: 7.0  # type: ignore[attr-defined]
@@ -634,8 +658,8 @@ def test_a_network_that_does_not_rest_while_others_are_measured_is_noted_once() 
     assert "one used 40 % of a processor while two was measured" in notes[0].text
 
 
-def test_a_call_in_another_process_counts_from_its_own_start() -> None:
-    """The message to it (here 5 ms) is in the window, but in no latency."""
+def test_the_latency_in_another_process_excludes_the_message() -> None:
+    """The message (here 5 ms) is part of the window, but not of a latency."""
     bench = make_bench(batch_sizes=[1])
     for network in bench.networks.values():
         run = network.run
@@ -653,11 +677,11 @@ def test_a_call_in_another_process_counts_from_its_own_start() -> None:
         assert window.latency.max_s == pytest.approx(0.0011, rel=1e-2)
 
 
-# Setting up
+# Setup
 
 
-def test_loading_and_first_preparing_that_take_a_second_are_windows_of_their_own() -> None:
-    """Tuning takes 7 s for batch size 8, once: with edges of its own, and before anything that is measured."""
+def test_loading_and_first_preparing_that_take_a_second_have_setup_windows() -> None:
+    """Loading takes 3 s; tuning for batch size 8 takes 7 s, once: both are outside the measure windows."""
     bench = make_bench()
     network = bench.networks["one"]
     loaded, prepared = network.load, network.prepare
@@ -675,9 +699,9 @@ def test_loading_and_first_preparing_that_take_a_second_are_windows_of_their_own
 
     network.load, network.prepare = slow_load, tune  # type: ignore[method-assign]
     bench.run()
-    found = bench.lines.windows("setup")
-    assert [(w.configuration, w.phase, w.batch_size) for w in found] == [("one", "load", 0), ("one", "prepare", 8)]
-    for window, length_s in zip(found, (3.0, 7.0), strict=True):
+    setups = bench.lines.windows("setup")
+    assert [(w.configuration, w.phase, w.batch_size) for w in setups] == [("one", "load", 0), ("one", "prepare", 8)]
+    for window, length_s in zip(setups, (3.0, 7.0), strict=True):
         assert window.duration_s == pytest.approx(length_s, abs=1e-3)
         assert window.start_edge is not None and window.end_edge is not None
         assert window.start_edge.counters[0].read_at_s <= window.start_s
@@ -685,24 +709,24 @@ def test_loading_and_first_preparing_that_take_a_second_are_windows_of_their_own
         assert (window.batches, window.inferences) == (0, 0)
     assert bench.lines.delivered == [line for line in bench.lines.lines if isinstance(line, Window)]
     for window in bench.lines.windows("measure"):
-        assert all(window.end_s <= one.start_s or one.end_s <= window.start_s for one in found)
+        assert all(window.end_s <= setup.start_s or setup.end_s <= window.start_s for setup in setups)
         assert window.duration_s < 1.11
 
 
-def test_of_short_setting_up_the_seconds_are_kept_once_for_each_batch_size() -> None:
+def test_a_short_setup_has_a_line_with_its_duration() -> None:
     bench = make_bench()
     bench.networks["two"].load = lambda: bench.clock.advance(0.25)  # type: ignore[method-assign]
     bench.run()
     assert bench.lines.windows("setup") == []
-    kept = [line for line in bench.lines.lines if isinstance(line, Setup)]
-    assert sorted((line.configuration, line.phase, line.batch_size) for line in kept) == [
+    lines = [line for line in bench.lines.lines if isinstance(line, Setup)]
+    assert sorted((line.configuration, line.phase, line.batch_size) for line in lines) == [
         (name, phase, size) for name in ("one", "two") for phase, size in (("load", 0), ("prepare", 1), ("prepare", 8))
     ]
-    assert next(line for line in kept if line.configuration == "two").duration_s == pytest.approx(0.25, abs=1e-4)
+    assert next(line for line in lines if line.configuration == "two").duration_s == pytest.approx(0.25, abs=1e-4)
 
 
-def test_what_a_network_says_otherwise_once_a_batch_is_prepared_is_kept() -> None:
-    """The state of tuning is known for each batch size only then."""
+def test_facts_that_change_when_a_batch_size_is_prepared_are_written() -> None:
+    """A network knows the state of its tuning for each batch size only then."""
     bench = make_bench()
     network = bench.networks["one"]
     loaded = network.describe()
@@ -710,15 +734,15 @@ def test_what_a_network_says_otherwise_once_a_batch_is_prepared_is_kept() -> Non
         {**loaded, "cores": 4, "tuning": "UNTUNED" if network.batch == 8 else "16 trials"} if network.batch else loaded
     )
     bench.run()
-    kept = [line for line in bench.lines.lines if isinstance(line, Setup) and line.configuration == "one"]
-    assert {line.batch_size: dict(line.details) for line in kept} == {
+    lines = [line for line in bench.lines.lines if isinstance(line, Setup) and line.configuration == "one"]
+    assert {line.batch_size: dict(line.details) for line in lines} == {
         0: {},
         1: {"tuning": "16 trials"},
         8: {"tuning": "UNTUNED"},
     }
 
 
-def test_a_batch_size_that_computes_in_another_precision_fails() -> None:
+def test_a_batch_size_that_computes_in_another_precision_is_excluded() -> None:
     bench = make_bench()
     network = bench.networks["one"]
     loaded = network.describe()
@@ -728,7 +752,7 @@ def test_a_batch_size_that_computes_in_another_precision_fails() -> None:
     assert measured == {("one", 1), ("two", 1), ("two", 8)}
 
 
-def test_what_cannot_be_set_up_has_no_window_of_it() -> None:
+def test_a_setup_that_fails_has_no_window() -> None:
     bench = make_bench()
 
     def fail(batch: int) -> Exception | None:
