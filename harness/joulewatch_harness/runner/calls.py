@@ -74,7 +74,7 @@ class Call(NamedTuple):
     """Number of batch marks of the whole span after this call."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Span:
     """Calls in a row."""
 
@@ -112,7 +112,7 @@ def _run(context: RunContext, cell: Cell, driver: Driver, scenario: Scenario, ph
     fewest = cell.loaded.concurrency if scenario.name == OFFLINE else 1
     count = max(fewest, round(CALL_S / batch_s)) if batch_s > 0.0 else fewest
     now_ns = clock()
-    span = Span(now_ns, now_ns)
+    span = Span(start_ns=now_ns, end_ns=now_ns)
     while not stop.requested:
         start_ns = clock()
         driver.run(count, phases)

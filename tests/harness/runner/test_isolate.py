@@ -58,13 +58,17 @@ class Odd:
 '''
 
 
+def custom(name: str, network: str, options: dict[str, str]) -> Configuration:
+    return Configuration(name=name, network=network, runtime="python", precision="native", options=options)
+
+
 @pytest.fixture
 def network(tmp_path: Path) -> Iterator[Callable[..., IsolatedNetwork]]:
     (tmp_path / "odd.py").write_text(ODD, encoding="utf-8")
     made: list[IsolatedNetwork] = []
 
     def make(*, options: dict[str, str] | None = None, **more: Any) -> IsolatedNetwork:
-        configuration = Configuration("odd", f"{tmp_path / 'odd.py'}:Odd", "python", "native", options=options or {})
+        configuration = custom("odd", f"{tmp_path / 'odd.py'}:Odd", options or {})
         made.append(IsolatedNetwork(configuration, **more))
         return made[-1]
 
@@ -283,9 +287,7 @@ def test_threads_of_a_runtime_on_other_processors_are_an_error(tmp_path: Path) -
         "    def close(self): self.stop.set()\n",
         encoding="utf-8",
     )
-    isolated = IsolatedNetwork(
-        Configuration("stray", f"{tmp_path / 'stray.py'}:Stray", "python", "native"), cpus=(allowed[0],)
-    )
+    isolated = IsolatedNetwork(custom("stray", f"{tmp_path / 'stray.py'}:Stray", {}), cpus=(allowed[0],))
     try:
         with pytest.raises(ConfigError, match=rf"runs 1 of its threads on processors {allowed[1]}: .*threads=1"):
             isolated.load()

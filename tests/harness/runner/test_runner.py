@@ -48,10 +48,15 @@ class FakeEdges:
         read_s = self.clock.time_ns() * 1e-9
         self.clock.advance(0.001)
         self.fetched += 1
-        return FakeFetched(requested_s, read_s, self.clock.time_ns() * 1e-9, self.fetched > self.dead_after)
+        return FakeFetched(
+            requested_s=requested_s,
+            read_s=read_s,
+            answered_s=self.clock.time_ns() * 1e-9,
+            dead=self.fetched > self.dead_after,
+        )
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FakeFetched:
     requested_s: float
     read_s: float
@@ -59,10 +64,22 @@ class FakeFetched:
     dead: bool
 
     def parse(self) -> Edge:
-        counters = (
-            () if self.dead else (EdgeCounter("a:1", "device", "rapl", "cpu", "s0", "package", 1.0, self.read_s),)
+        counter = EdgeCounter(
+            exporter="a:1",
+            scope="device",
+            collector="rapl",
+            component="cpu",
+            device="s0",
+            domain="package",
+            energy_joules=1.0,
+            read_at_s=self.read_s,
         )
-        return Edge(self.requested_s, self.answered_s, counters, (), {"a:1": "refused"} if self.dead else {})
+        return Edge(
+            requested_at_s=self.requested_s,
+            answered_at_s=self.answered_s,
+            counters=() if self.dead else (counter,),
+            missing={"a:1": "refused"} if self.dead else {},
+        )
 
 
 class FakeNetwork:
