@@ -57,7 +57,7 @@ def test_welch_satterthwaite() -> None:
 
 
 def test_effective_degrees_of_freedom_depend_on_the_fourth_power_of_each_uncertainty() -> None:
-    """Without a second contribution they are the first one's, whatever its size; the values are of equation G.2b."""
+    """A single contribution keeps its degrees of freedom, whatever its size; two follow equation G.2b of the GUM."""
     assert effective_dof([(3.0, 5.0)]) == pytest.approx(5.0)
     assert effective_dof([(2.0, 4.0), (1.0, 9.0)]) == pytest.approx(5.0**2 / (2.0**4 / 4.0 + 1.0 / 9.0))
     assert effective_dof([(20.0, 4.0), (10.0, 9.0)]) == pytest.approx(effective_dof([(2.0, 4.0), (1.0, 9.0)]))

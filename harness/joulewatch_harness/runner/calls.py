@@ -13,10 +13,10 @@ from joulewatch_harness.runner.context import RunContext
 from joulewatch_harness.runner.drivers import Driver, OfflineDriver
 
 CALL_S: Final = 0.075
-"""Target length of a call of ``run``: long against what Python needs for a call, short enough for Ctrl-C."""
+"""Target length of a call of ``run``: long compared with the cost of a call, short enough for Ctrl-C."""
 CALL_RANGE_S: Final = (0.05, 0.1)
 LARGEST_GROWTH: Final = 4
-"""A call has at most so many times the batches of the one before: a first short call may have been an exception."""
+"""A call has at most four times the batches of the one before, which may have been short by chance."""
 
 Enough = Callable[[int, float], bool]
 """``(batches, elapsed_s)``: whether a span is complete; asked after each call."""
@@ -65,7 +65,7 @@ class Cell:
 
 
 class Call(NamedTuple):
-    """One call of ``run``; made inside measured windows, so a tuple, which is cheap to make."""
+    """One call of ``run``; a tuple, because calls are created inside measure windows and a tuple costs little."""
 
     start_ns: int
     end_ns: int
@@ -101,7 +101,7 @@ def run_span(context: RunContext, cell: Cell, phases: Phases, enough: Enough) ->
 
 
 def run_offline(context: RunContext, cell: Cell, phases: Phases, enough: Enough) -> Span:
-    """The same back to back, whatever the scenario: for warm-ups and comparisons."""
+    """Run back to back, whatever the scenario: for warm-ups and comparisons."""
     return _run(context, cell, OfflineDriver(cell.loaded.network), Scenario(), phases, enough)
 
 

@@ -1,4 +1,4 @@
-"""What all steps of a run share."""
+"""The values that all steps of a run share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from joulewatch_harness.runner.stopping import StopRequest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunContext:
-    """The plan, the tools that a step measures and writes with, and the user's wish to stop."""
+    """The plan, what a step measures with and writes to, and the request to stop."""
 
     plan: Plan
     clock: Clock

@@ -1,7 +1,7 @@
 """Run the network of one configuration in its own process, behind the protocol of ``network``.
 
-What one runtime leaves behind (spinning threads, memory of an allocator, flags of a library, an open device) then does
-not disturb another one in the same run, and a crash costs one batch size instead of the run. The process loops over
+Spinning threads, memory, library flags and open devices of one runtime then do not disturb another one in the same run,
+and a crash costs one batch size instead of the run. The process loops over
 the batches itself: one message and one answer per call of ``run``, which takes 50 to 100 ms. The times of a call are
 taken in the process, on the monotonic clock, which all processes of a machine share.
 
@@ -54,8 +54,8 @@ class RemoteError(Exception):
 class IsolatedNetwork:
     """The network of one configuration in its own process.
 
-    The process starts with the first call that needs it. It survives ``close``, because what it has imported need not
-    be imported again, and ends with ``end``. After a crash the next ``prepare`` starts a new process and loads the
+    The process starts with the first call that needs it. It survives ``close``, so that it does not import everything
+    again, and ends with ``end``. After a crash the next ``prepare`` starts a new process and loads the
     network again.
 
     Args:
@@ -97,7 +97,8 @@ class IsolatedNetwork:
         """Load the network.
 
         Raises:
-            ConfigError, NetworkError: as the network's own; also if the process died or exceeded the limit.
+            ConfigError: raised by the network.
+            NetworkError: raised by the network; or the process died or exceeded the limit.
         """
         self._call("load")
         self._reload = True

@@ -32,11 +32,11 @@ STEADY_WITHIN: Final = 0.05
 
 
 def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: ProcessorUse) -> Window:
-    """Measure one window; a window that the user interrupts is kept, with a flag.
+    """Write one measure window; a window that the user interrupts is written with a flag.
 
     Raises:
         RunStopped: the user stopped the run before the first call of the window returned.
-        Exception: the network's own.
+        Exception: raised by the network.
     """
     plan, driver, scenario = context.plan, cell.loaded.driver, cell.loaded.scenario
     prepare(context, cell)
@@ -97,7 +97,7 @@ def warm_up(context: RunContext, cell: Cell, step: MeasureStep) -> None:
     """Run until the throughput is steady or the plan's limit is reached; measures the time per batch.
 
     Raises:
-        RunStopped: the user stopped the run; there is no window then.
+        RunStopped: the user stopped the run, and there is no window.
     """
     plan = context.plan
     context.log.window_opened("warmup", cell.name, cell.batch_size)

@@ -1,6 +1,6 @@
-"""The phase pass: the phases of one cell in a window of its own, and what recording phases costs.
+"""The phase pass: measure the phases of one cell, and the cost of recording them.
 
-Energy windows record no phases, so that recording costs nothing there.
+The energy windows record no phases, so their results do not contain that cost.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def phase_pass(context: RunContext, cell: Cell) -> str:
         The change of throughput by recording, with its uncertainty, as text.
 
     Raises:
-        RunStopped: the user stopped the run; there is no window then, or no note.
-        Exception: the network's own.
+        RunStopped: the user stopped the run, before the window or before the note.
+        Exception: raised by the network.
     """
     prepare(context, cell)
     settle(context, cell)

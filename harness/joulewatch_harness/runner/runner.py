@@ -1,7 +1,8 @@
 """Run a plan, step by step: idle windows, loading, rounds of measure windows, phase passes.
 
-The runner keeps the state of the run: which networks are loaded, and which cells failed. How a step is done is in
-``setup``, ``measuring`` and ``phase_pass``; how windows are bracketed, in ``bracket``; what is written, in ``run_log``.
+The runner holds the state of the run: the loaded networks, and the cells with their failures. The work of a step is in
+``setup``, ``measuring`` and ``phase_pass``, the order of the reads around a window in ``bracket``, the output in
+``run_log``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Runner:
     """Runs one plan once.
 
     Args:
-        plan: What to run.
+        plan: The plan.
         steps: From ``plan.steps``.
         networks: The configurations with their networks, not loaded.
         run: The run's id.

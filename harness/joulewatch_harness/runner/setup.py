@@ -1,6 +1,6 @@
-"""Load networks and prepare batch sizes; both are timed, with the energy counters read before and after.
+"""Load networks and prepare batch sizes, with the time and the energy counters read before and after.
 
-Building or tuning an engine may take minutes: it gets a window of its own and is part of no measured window.
+Building or tuning an engine may take minutes. It has its own window, outside the measure windows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from joulewatch_harness.runner.drivers import driver_of
 from joulewatch_harness.runtimes import as_loaded
 
 SHORTEST_WINDOW_S: Final = 1.0
-"""Shorter setups have no window, only a duration: the uncertainty of the edges would exceed their energy."""
+"""A shorter setup has no window, only a duration: the uncertainty of the edges would exceed its energy."""
 
 
 def load_network(context: RunContext, configuration: Configuration, network: Network) -> LoadedNetwork:
@@ -25,7 +25,7 @@ def load_network(context: RunContext, configuration: Configuration, network: Net
 
     Raises:
         ConfigError: the network computes in another precision than the plan requests.
-        Exception: the network's own.
+        Exception: raised by the network.
     """
     with context.bracket() as bracket:
         network.load()
@@ -46,7 +46,7 @@ def prepare(context: RunContext, cell: Cell) -> None:
 
     Raises:
         ConfigError: prepared for this batch size, the network computes in another precision than requested.
-        Exception: the network's own.
+        Exception: raised by the network.
     """
     network = cell.loaded.network
     if cell.prepared:

@@ -65,20 +65,20 @@ def custom(name: str, network: str, options: dict[str, str]) -> Configuration:
 @pytest.fixture
 def network(tmp_path: Path) -> Iterator[Callable[..., IsolatedNetwork]]:
     (tmp_path / "odd.py").write_text(ODD, encoding="utf-8")
-    made: list[IsolatedNetwork] = []
+    networks: list[IsolatedNetwork] = []
 
     def make(*, options: dict[str, str] | None = None, **more: Any) -> IsolatedNetwork:
         configuration = custom("odd", f"{tmp_path / 'odd.py'}:Odd", options or {})
-        made.append(IsolatedNetwork(configuration, **more))
-        return made[-1]
+        networks.append(IsolatedNetwork(configuration, **more))
+        return networks[-1]
 
     yield make
-    for item in made:
-        item.end()
+    for isolated in networks:
+        isolated.end()
 
 
-def gone(pid: int) -> bool:
-    """Whether no process has that number, not even a zombie."""
+def has_ended(pid: int) -> bool:
+    """Return whether no process has that id, not even a zombie."""
     deadline_s = time.monotonic() + 10
     while Path(f"/proc/{pid}").exists():
         if time.monotonic() > deadline_s:
@@ -124,7 +124,7 @@ def test_the_process_survives_close_and_ends_with_end(network: Callable[..., Iso
     assert first is not None and isolated.pid == first
     isolated.end()
     isolated.end()
-    assert isolated.pid is None and gone(first)
+    assert isolated.pid is None and has_ended(first)
     isolated.close()
     assert isolated.pid is None
 
@@ -187,7 +187,7 @@ def test_a_crash_is_named_and_the_next_batch_size_has_a_new_process(
     assert first is not None
     with pytest.raises(NetworkError, match=text):
         driver.run(1, Phases())
-    assert isolated.pid is None and gone(first)
+    assert isolated.pid is None and has_ended(first)
     isolated.prepare(2)
     phases = Phases()
     driver.run(3, phases)
@@ -203,7 +203,7 @@ def test_a_call_that_hangs_ends_at_the_time_limit(network: Callable[..., Isolate
     assert first is not None
     with pytest.raises(NetworkError, match=r"run did not return within 1\.5 s .*time_limit_s"):
         isolated.run(1, Phases())
-    assert gone(first)
+    assert has_ended(first)
     isolated.prepare(1)
 
 
@@ -232,7 +232,7 @@ def test_ctrl_c_during_a_call_leaves_no_process(network: Callable[..., IsolatedN
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert gone(pid)
+    assert has_ended(pid)
 
 
 def overhead_s(network: IsolatedNetwork, calls: int = 50) -> float:
@@ -303,8 +303,8 @@ def test_the_records_of_several_calls_add_up() -> None:
     one.count("output_tokens", 2)
     two.count("output_tokens", 3)
     two.batch()
-    for item in (one, two):
-        add_recorded(both, recorded_state(item))
+    for phases in (one, two):
+        add_recorded(both, recorded_state(phases))
     assert both.spans == {"execute": [2, 30], "copy_in": [1, 1]}
     assert both.counts == {"output_tokens": 5}
     assert both.batch_ends_ns == two.batch_ends_ns

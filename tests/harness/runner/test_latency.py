@@ -13,10 +13,10 @@ from joulewatch_harness.runner.latency import latency, phase_times
 
 def test_latency_takes_nearest_ranks_that_really_occurred() -> None:
     ends = array("q", [10, 30, 60, 100])
-    found = latency([Call(0, 60, 3, 3), Call(60, 100, 1, 4)], ends)
-    assert found is not None
-    assert (found.count, found.min_s, found.max_s) == (4, 10e-9, 40e-9)
-    assert (found.p50_s, found.p90_s, found.p99_s) == (20e-9, 40e-9, 40e-9)
+    result = latency([Call(0, 60, 3, 3), Call(60, 100, 1, 4)], ends)
+    assert result is not None
+    assert (result.count, result.min_s, result.max_s) == (4, 10e-9, 40e-9)
+    assert (result.p50_s, result.p90_s, result.p99_s) == (20e-9, 40e-9, 40e-9)
     assert latency([], array("q")) is None
 
 
