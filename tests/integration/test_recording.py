@@ -30,7 +30,7 @@ WRITER = """
 import sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from joulewatch_harness.runner.edges import ExporterClient, Scrape
+from joulewatch_harness.clients.exporter import ExporterClient, Scrape
 from joulewatch_harness.storage.recording import RecordingWriter
 from support.runs import header, window
 client = ExporterClient("http://node1:10717")
