@@ -1,52 +1,48 @@
-"""What can go wrong in the exporter, as a tree: catch only where there is something to do."""
+"""The exporter's errors and exit codes. Catch an error only where there is something to do about it."""
 
 from typing import Final
 
 
 class ExporterError(Exception):
-    """Base of every error the exporter raises on purpose; its text is fit for a user's eyes."""
+    """Base of all errors that the exporter raises on purpose; the text is written for users."""
 
 
 class ConfigError(ExporterError):
-    """Bad flag, file or key. The text names it and the nearest valid one; exit code 2."""
+    """A flag, file or key is wrong. The text names it and the nearest valid one; exit code 2."""
 
 
 class SensorError(ExporterError):
-    """A sensor gave no value. ``reason`` is the label of ``joulewatch_read_errors_total``."""
+    """A sensor returned no value. ``reason`` is a label value of ``joulewatch_read_errors_total``."""
 
     reason = "error"
     is_repeated = False
-    """The device was not tried anew since this was last raised: it is the same failure, not one more."""
+    """The device has not been read since this failure was last raised: do not count it again."""
 
 
 class SensorAbsentError(SensorError):
-    """Not on this machine, or gone: skipped, said once, looked for again."""
+    """The device is missing: skipped, logged once, probed again later."""
 
     reason = "absent"
 
 
 class SensorDeniedError(SensorError):
-    """There, but we may not read it. The text holds the path and the line that cures it; said once."""
+    """The device exists but may not be read. Logged once, with the path and the command that fixes it."""
 
     reason = "denied"
 
 
 class SensorGlitchError(SensorError):
-    """This read only failed (EIO, ENODATA, EAGAIN, text that is no number)."""
+    """This read failed, the next may succeed (EIO, ENODATA, EAGAIN, text that is not a number)."""
 
     reason = "glitch"
 
 
 class SensorTimeoutError(SensorError):
-    """The device did not answer in time; it may yet."""
+    """The device did not answer in time; it may answer later."""
 
     reason = "timeout"
 
 
 EXIT_DONE: Final = 0
-
-
 EXIT_FAILED: Final = 1
-
-
 EXIT_USAGE: Final = 2

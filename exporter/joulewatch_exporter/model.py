@@ -1,4 +1,4 @@
-"""The words that collectors and the daemon share: host, quantity, reading, sensor, collector."""
+"""Types that collectors and the daemon share: host, quantity, reading, sensor, collector."""
 
 from __future__ import annotations
 
@@ -8,30 +8,29 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 Scope = Literal["node", "device", "part"]
-"""node: the whole server; device: disjoint, may be added up; part: inside a device, never added to it."""
+"""node: the whole server; device: devices are disjoint and may be summed; part: inside a device, never added to it."""
 
 Component = Literal["cpu", "memory", "gpu", "fpga", "node", "other"]
 
 Method = Literal["counter", "integrated", "estimated", "emulated"]
 
 Relation = Literal["inside", "core", "rail", "same"]
-"""What a part is to its device, which says how the two can be checked against each other. inside: some share of it;
-core: all parts of this kind together are at most the device; rail: all together are the device; same: the device's own
-power once more, by another measurement."""
+"""How a part relates to its device, and so how the two can be checked. inside: a share of the device; core: the sum of
+all such parts is at most the device; rail: their sum is the device; same: a second measurement of the device."""
 
 EMULATION_MARKER = "joulewatch-emulated"
-"""A file of this name in the sysfs root says: this tree is made by the emulator, label it so."""
+"""A file of this name in the sysfs root marks a tree that the emulator wrote."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What differs between the machine and a test: where its files are."""
+    """Where the files of the machine are; a test has others."""
 
     sysfs: Path = Path("/sys")
     procfs: Path = Path("/proc")
     dev: Path = Path("/dev")
     claimed: frozenset[str] = frozenset()
-    """Sources (`SensorInfo.source`) that families opened earlier read already: one series per physical quantity."""
+    """Sources (`SensorInfo.source`) that families opened earlier read: each quantity is published once."""
 
     @property
     def emulated(self) -> bool:
@@ -41,14 +40,14 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """What one series measures; its fields are the labels."""
+    """What one series measures; the fields are its labels."""
 
     scope: Scope
     component: Component
     device: str
-    """Stable over reboots: ``socket0``, a PCI address, a GPU UUID, a BMC's name."""
+    """Stable across reboots: ``socket0``, a PCI address, a GPU UUID, the name of a BMC."""
     domain: str
-    """What of the device: ``package``, ``dram``, ``core``, ``total``, ``12v_pex``."""
+    """Part of the device: ``package``, ``dram``, ``core``, ``total``, ``12v_pex``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,50 +56,50 @@ class SensorInfo:
 
     quantity: Quantity
     method: Method
-    """``counter``: the device counts joules; ``integrated``: it gives watts; ``estimated``: a model does.
-    The exporter replaces it with ``emulated`` where ``Host.emulated``."""
+    """``counter``: the device counts joules; ``integrated``: it reports watts; ``estimated``: a model computes them.
+    The exporter replaces it with ``emulated`` if ``Host.emulated``."""
     source: str
-    """The path or call that is read."""
+    """Path or call that is read."""
     model: str = ""
-    """Chip, CPU or power model, for people."""
+    """Name of the chip, CPU or power model, for people."""
     resolution: str = ""
     """Smallest step of the sensor with its unit, such as ``15.3 uJ`` or ``1 uW``; empty if unknown."""
     accuracy: float | None = None
-    """Published relative accuracy (half-width, 0.05 = 5 %), None where the maker publishes none."""
+    """Relative accuracy as published (half-width, 0.05 = 5 %); None: the manufacturer publishes none."""
     wrap_joules: float | None = None
-    """The counter goes round here; None: it does not, or its range is unknown, and a fall is a restart."""
+    """Where the counter wraps; None: it does not wrap or its range is unknown, so a fall is a restart."""
     max_power_watts: float = 1000.0
-    """Above this a reading is impossible and is rejected. A bound of physics, not a power limit."""
+    """A reading above this is physically impossible and is rejected. It is not a power limit."""
     max_gap_s: float = 4.0
-    """Power sensors: the longest spacing over which a straight line between readings is still believed; three of the
-    family's periods if that is longer."""
+    """Power sensors: the longest gap between readings that is interpolated; three periods of the family if that is
+    longer."""
     relation: Relation = "inside"
-    """Of a part to the device of the same name; without meaning in other scopes."""
+    """To the device of the same name; used for parts only."""
     window_s: float | None = None
-    """Published: a value is the mean over so much of each refresh period, and the rest of the period is unseen."""
+    """As published: each value is the mean over this part of the refresh period; the rest is not observed."""
     limit_watts: float | None = None
-    """The limit that the device enforces on itself just now; a mean above it for long is implausible."""
+    """Power limit that the device enforces now; a long mean above it is implausible."""
     is_remote: bool = False
-    """A sensor of another machine than the exporter's: it has no part in this machine's sums."""
+    """Whether the sensor belongs to another machine, and so not to the sums of this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One value of one quantity, taken from the device just now."""
+    """One value of one quantity, as read from the device."""
 
     quantity: Quantity
     read_at_ns: int
-    """``time.monotonic_ns()`` taken next to the read itself."""
+    """``time.monotonic_ns()``, taken next to the read itself."""
     energy_joules: float | None
-    """The counter's position, its wraps still in it; None: the sensor gives power only."""
+    """Position of the counter, before wraps are removed; None: the sensor reports power only."""
     power_watts: float | None
-    """The sensor's own momentary value, where it has one."""
+    """The power that the sensor itself reports, if it does."""
 
 
 class Sensor(Protocol):
-    """One device that can fail on its own: a RAPL zone, a hwmon channel, a GPU, a card, a BMC.
+    """One device that can fail independently: a RAPL zone, a hwmon channel, a GPU, a card, a BMC.
 
-    Its infos never change: a device that turns out to have other quantities becomes another sensor.
+    `infos` is fixed for the sensor's lifetime; if a device's quantities change, create a new sensor.
     """
 
     @property
@@ -115,43 +114,43 @@ class Sensor(Protocol):
         """Read the device once.
 
         Returns:
-            The values read now. A device that is read in the background (`workers.Poller`) gives all since the last
-            call, oldest first, or the newest one again with its own time: an old value never gets a new time.
+            The values read now. A device that is read in the background (`workers.Poller`) returns all values since
+            the last call, oldest first. If there are none, it returns the newest value with its original time.
 
         Raises:
-            SensorGlitchError: this read failed; never return an old value instead.
-            SensorTimeoutError: no answer in time.
-            SensorAbsentError: the device is gone.
-            SensorDeniedError: the rights are gone.
+            SensorGlitchError: This read failed; never return an old value instead.
+            SensorTimeoutError: The device did not answer in time.
+            SensorAbsentError: The device is gone.
+            SensorDeniedError: Permission was withdrawn.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the doctor: what was found, missing or denied, why, and the cure."""
+    """One line of ``check``: a sensor that was found, is missing or denied, why, and how to fix it."""
 
     status: Literal["found", "absent", "denied", "skipped", "broken"]
     collector: str
     subject: str
-    """The path, device or call."""
+    """Path, device or call."""
     text: str
     cure: str = ""
-    """The very line a person can type, or empty."""
+    """The command or setting that fixes it, ready to copy; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How a family wants to be read."""
+    """When a family is read."""
 
     poll_s: float
-    """Longest time between two reads, scraped or not: at most a quarter of the shortest wrap."""
+    """Longest time between two reads, scraped or not; at most a quarter of the shortest wrap."""
     read_on_scrape: bool
-    """True: cheap, so every scrape carries values read for it. False: a scrape shows the last scan. Devices that are
-    read in the background are True: taking what has been read is cheap."""
+    """True: reads are cheap, so every scrape reads the devices. False: a scrape shows the last scan. Also True for
+    devices that are read in the background, because taking their values is cheap."""
     looks_after_itself: bool = False
-    """True: ``sensors`` may change between two scans (a new tuple), and lost devices are looked for by the family
-    itself. False: the family is opened anew when a device is gone or ``outdated`` says so."""
+    """True: the family itself probes for lost and new devices, and ``sensors`` may be a new tuple in each scan.
+    False: the sampler reopens the family when a device is gone or the family is ``outdated``."""
 
 
 class Collector(Protocol):
@@ -163,7 +162,7 @@ class Collector(Protocol):
 
     @property
     def sensors(self) -> Sequence[Sensor]:
-        """The devices; the very same object as long as they are the same."""
+        """The devices; the same object for as long as the devices are the same."""
         ...
 
     @property
@@ -171,13 +170,13 @@ class Collector(Protocol):
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """What the doctor shows: one for every sensor found, skipped or denied while opening."""
+        """What ``check`` shows: one for each sensor that was found, skipped or denied while opening."""
         ...
 
     @property
     def outdated(self) -> bool:
-        """Whether devices have come since ``open``, so that opening the family anew makes sense; looked at every
-        ``rediscover_seconds``, must be cheap."""
+        """Whether there are new devices since ``open``, so that the family is to be reopened. Read every
+        ``rediscover_seconds``, so it must be cheap."""
         ...
 
     @classmethod
@@ -185,15 +184,15 @@ class Collector(Protocol):
         """Find the devices.
 
         Raises:
-            SensorAbsentError: the family is not on this machine (says where it looked).
-            SensorDeniedError: nothing of it can be read (path and cure in the text).
+            SensorAbsentError: This machine does not have the family; the text names the places that were probed.
+            SensorDeniedError: None of its devices may be read; the text holds the path and the fix.
         """
         ...
 
     def settle(self, timeout_s: float) -> None:
-        """Wait until each device has answered or failed once; returns at once where reading is on demand."""
+        """Wait until each device has answered or failed once; return at once if devices are read on demand."""
         ...
 
     def close(self) -> None:
-        """Let go of files and libraries; safe to call twice."""
+        """Close files and libraries; safe to call twice."""
         ...

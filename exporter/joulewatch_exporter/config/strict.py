@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
+from joulewatch_exporter.arguments import suggestion
 from joulewatch_exporter.errors import ConfigError
 
 T = TypeVar("T")
@@ -132,11 +133,8 @@ def check_keys(section: Mapping[str, object], valid: Sequence[str], source: str,
 
 def nearest(word: str, valid: Sequence[str]) -> str:
     """Return what ``word`` was probably meant to be, as the second half of a message."""
-    import difflib
-
-    near = difflib.get_close_matches(word, valid, n=1, cutoff=0.5)
-    if near:
-        return f"did you mean {near[0]}?"
+    if hint := suggestion(word, valid):
+        return hint.removeprefix("; ")
     return f"valid: {', '.join(valid)}" if valid else "nothing is valid here"
 
 
