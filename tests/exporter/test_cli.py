@@ -206,7 +206,7 @@ def test_bad_settings_are_exit_2(capfd: pytest.CaptureFixture[str], flags: list[
 
 def test_a_family_insisted_on_and_absent_is_exit_2(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
     assert cli.main([*roots, "--once", "--collector.rapl"]) == 2
-    assert "collector rapl is switched on but absent" in capfd.readouterr().err
+    assert "collector rapl is enabled but absent" in capfd.readouterr().err
 
 
 def test_a_flag_beats_the_file_and_the_file_the_default(

@@ -1,6 +1,6 @@
-"""One open sensor family: reads its devices and remembers their quantities over failures, vanishing and returning.
+"""One open sensor family: reads its devices and keeps the state of their quantities across failures and absences.
 
-This is the one place where a sensor's error becomes ``joulewatch_sensor_up 0``.
+Only this module turns a sensor's error into ``joulewatch_sensor_up 0``.
 """
 
 from __future__ import annotations
@@ -14,49 +14,50 @@ from typing import Final
 from joulewatch_exporter.clock import NS_PER_S, Clock, SystemClock
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorTimeoutError
 from joulewatch_exporter.model import Collector, Quantity, Reading, Sensor
-from joulewatch_exporter.sampling.quantity import _QuantityState
+from joulewatch_exporter.sampling.quantity import QuantityState
 from joulewatch_exporter.sampling.scan import FamilyScan, Health, Layout, Reads
 from joulewatch_exporter.threads import Turn
 
 logger = logging.getLogger(__name__)
 
 PERIODS_TO_A_GAP: Final = 3.0
-"""Two readings that are missing in a row are bridged, more are a hole."""
+"""A gap of two missing readings is interpolated; more are unmeasured time."""
 
 BURST_NS: Final = 50_000_000
 BURST_FLAT_NS: Final = 20_000_000
-"""Sensors that have not changed in so long are slow, or idle: their rhythm is left to the scans."""
+"""A sensor that has not changed for this long is slow or idle; the scans find its refresh period."""
 BURST_CHANGES: Final = 9
 BURST_SENSORS: Final = 16
-"""Read together in one burst: their round must be short against the millisecond of a RAPL counter."""
+"""Sensors read together in one burst; reading all once must be short compared to a RAPL counter's millisecond."""
 BURST_MAX_READ_NS: Final = 1_000_000
-"""A family whose reads are slower than this is not read in bursts."""
+"""A sensor whose read is slower than this is not read in bursts."""
 
 
 class _SensorEntry:
-    """One sensor of the open collector, and where its values go."""
+    """One sensor of the open collector, and the states that its values update."""
 
     __slots__ = ("device", "device_indices", "failing", "sensor", "states")
 
-    def __init__(self, sensor: Sensor, device_indices: tuple[int, ...], states: list[_QuantityState]) -> None:
+    def __init__(self, sensor: Sensor, device_indices: tuple[int, ...], states: list[QuantityState]) -> None:
         self.sensor = sensor
         self.device = sensor.device
         self.device_indices = device_indices
-        """Of the devices in the layout: the sensor's own, and those of its quantities."""
+        """Indices in the layout of the sensor's device and of the devices of its quantities."""
         self.states = states
         self.failing: str | None = None
+        """Reason why the last read failed; None: it succeeded."""
 
     @property
-    def rhythm_sought(self) -> bool:
-        return all(state.rhythm_sought for state in self.states)
+    def burst_done(self) -> bool:
+        return all(state.burst_done for state in self.states)
 
     def end_burst(self) -> None:
         for state in self.states:
-            state.rhythm_sought = True
+            state.burst_done = True
 
 
 def measures_cpu(collector: Collector) -> bool:
-    """Whether a family measures (not estimates) whole CPUs: then no estimate is needed."""
+    """Return whether a family measures whole CPUs, so that no estimate is needed."""
     return any(
         info.quantity.component == "cpu" and info.quantity.scope == "device" and info.method != "estimated"
         for sensor in collector.sensors
@@ -65,7 +66,7 @@ def measures_cpu(collector: Collector) -> bool:
 
 
 class Family:
-    """The open collector of one family and the memory of its quantities. Used by one thread at a time.
+    """The open collector of one family and the state of its quantities. Used by one thread at a time.
 
     Each read is a call of the thread's turn (`threads.Turn`). Another thread can give up a read that hangs; its device
     is then quarantined: scans leave it alone until the read returns.
@@ -78,27 +79,29 @@ class Family:
 
         Args:
             collector: Closed with the family.
-            emulated: Label every quantity so.
-            poll_s: How often it is read: readings of power this far apart are no hole.
-            clock: Another one than the machine's, in tests.
+            emulated: Whether to label all quantities as emulated.
+            poll_s: Period of the reads; power readings this far apart leave no gap.
+            clock: Replaces the machine's clock in tests.
         """
         self.name = collector.name
         self._min_gap_s = PERIODS_TO_A_GAP * poll_s
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._emulated = emulated
-        self._states: dict[Quantity, _QuantityState] = {}
+        self._states: dict[Quantity, QuantityState] = {}
         self._lost_devices: list[str] = []
         self._errors: dict[tuple[str, str], int] = {}
         self._errors_lock = threading.Lock()
         self._errors_shown: tuple[tuple[str, str, int], ...] = ()
         self._scan_number = 0
         self.wants_burst = True
-        """Whether there may be sensors whose rhythm has not been looked for."""
+        """Whether there may be sensors that have not been read in a burst."""
         self._healths: tuple[Health | None, ...] = ()
         self._reads: tuple[Reads, ...] = ()
         self.vanished = False
-        """Whether a device is gone or denied, so that looking for it again makes sense."""
+        """Whether a device is gone or denied, so that the family is to be reopened."""
         self.looks_after_itself = collector.timing.looks_after_itself
+        self.layout = Layout((), ())
+        self._entries: list[_SensorEntry] = []
         self._collector = collector
         self._lay_out(collector)
 
@@ -110,11 +113,11 @@ class Family:
 
     @property
     def measures_cpu(self) -> bool:
-        """Whether it measures (not estimates) whole CPUs."""
+        """Whether the family measures whole CPUs, rather than estimating them."""
         return measures_cpu(self._collector)
 
     def replace(self, collector: Collector) -> None:
-        """Go on with a newly opened collector; totals are kept, devices it no longer has are shown as down."""
+        """Switch to a newly opened collector; totals are kept, devices that it does not have are shown as down."""
         old = self._collector
         self._collector = collector
         self._lay_out(collector)
@@ -125,16 +128,16 @@ class Family:
 
     def _lay_out(self, collector: Collector) -> None:
         self._sensors = collector.sensors
-        known = getattr(self, "layout", Layout((), ())).devices
+        known = self.layout.devices
         devices: dict[str, int] = {}
         entries: list[_SensorEntry] = []
-        shown: dict[Quantity, _QuantityState] = {}
+        shown: dict[Quantity, QuantityState] = {}
         failing = {
             (entry.device, tuple(state.info.quantity for state in entry.states)): entry.failing
-            for entry in getattr(self, "_entries", ())
+            for entry in self._entries
         }
         for sensor in self._sensors:
-            states: list[_QuantityState] = []
+            states: list[QuantityState] = []
             for info in sensor.infos:
                 quantity = info.quantity
                 if quantity in shown:
@@ -142,11 +145,11 @@ class Family:
                     continue
                 state = self._states.get(quantity)
                 if state is None:
-                    state = self._states[quantity] = _QuantityState(info, self._min_gap_s)
+                    state = self._states[quantity] = QuantityState(info, self._min_gap_s)
                 state.adopt(replace(info, method="emulated") if self._emulated else info)
                 shown[quantity] = state
                 states.append(state)
-            # A sensor's quantities may be of several devices: one service tells of each server in its enclosure.
+            # The quantities of a sensor may belong to several devices: one service reports all servers of an enclosure.
             for device in (sensor.device, *(state.quantity.device for state in states)):
                 devices.setdefault(device, len(devices))
             for state in states:
@@ -155,8 +158,8 @@ class Family:
             entry = _SensorEntry(sensor, tuple(indices), states)
             entry.failing = failing.get((sensor.device, tuple(state.info.quantity for state in states)))
             entries.append(entry)
-        # A device that is gone stays in sight as down: an alert must not disappear with its cause. A family that looks
-        # after its devices itself drops only those that it is not to read any more.
+        # A device that is gone stays visible as down: an alert must not disappear with its cause. A family that manages
+        # its own devices drops only devices that were removed from its configuration.
         self._lost_devices = [] if self.looks_after_itself else [device for device in known if device not in devices]
         self._entries = entries
         self._shown = list(shown.values())
@@ -182,11 +185,11 @@ class Family:
         self._scan_number += 1
         number = self._scan_number
         count = len(self.layout.devices)
-        # By device: the sum of the times of its good readings, and how many they are.
+        # By device: the sum of the times of its good readings, and their number.
         sums_ns = [0] * count
         goods = [0] * count
         up = [True] * (count - len(self._lost_devices)) + [False] * len(self._lost_devices)
-        suspects: list[_QuantityState] = []
+        suspects: list[QuantityState] = []
         vanished = bool(self._lost_devices)
         hung = turn.hung
         call = turn.call
@@ -202,18 +205,18 @@ class Family:
                 self._fail(entry, error.reason, error)
                 continue
             except Exception as error:
-                # A fault of the collector must not end the daemon, nor the reading of the other sensors.
+                # A bug in the collector must end neither the daemon nor the reads of the other sensors.
                 self._mark_down(entry, up)
                 self._fail(entry, SensorError.reason, error)
                 continue
             if entry.failing is not None:
-                logger.info("%s %s: read again", self.name, entry.device)
+                logger.info("%s %s: can be read again", self.name, entry.device)
                 entry.failing = None
             states = entry.states
             if len(readings) > len(states):
                 readings = self._take_older(readings, states)
             for index, reading in enumerate(readings):
-                state: _QuantityState | None
+                state: QuantityState | None
                 if index < len(states) and states[index].quantity is reading.quantity:
                     state = states[index]
                 else:
@@ -230,7 +233,7 @@ class Family:
                     suspects.append(state)
         for state in suspects:
             device_index = state.device_index
-            # The last good total may be shown only with its own timestamp, and a device has one timestamp.
+            # The last good total may only be shown with its own timestamp, and a device has one timestamp.
             if state.last_good_ns is not None and not goods[device_index]:
                 sums_ns[device_index] = state.last_good_ns
                 goods[device_index] = 1
@@ -243,10 +246,10 @@ class Family:
         for index in entry.device_indices:
             up[index] = False
 
-    def _take_older(self, readings: Sequence[Reading], states: Sequence[_QuantityState]) -> Sequence[Reading]:
-        """Take all but the newest reading of each quantity; the newest are left for the scan to show.
+    def _take_older(self, readings: Sequence[Reading], states: Sequence[QuantityState]) -> Sequence[Reading]:
+        """Process all readings but the newest of each quantity, and return the newest, for the scan to show.
 
-        A device read in the background gives what has gathered since the last scan, oldest first.
+        A device that is read in the background returns all readings since the last scan, oldest first.
         """
         newest = {reading.quantity: reading for reading in readings}
         for reading in readings:
@@ -270,12 +273,12 @@ class Family:
     ) -> FamilyScan:
         clock = self._clock
         shown = self._shown
-        # A suspect (-number) hides its values, not its health: the rejection must be seen.
+        # A suspect (-number) hides its values, not its health: the rejection must be visible.
         healths = tuple([s.health if s.scan == number or s.scan == -number else None for s in shown])
-        if healths != self._healths:  # nearly always the very same objects, so this is quick
+        if healths != self._healths:  # nearly always the same objects, so this is fast
             self._healths = healths
             self._reads = tuple([state.reads for state in shown])
-        # One mapping from the monotonic to the wall clock for the whole scan, tight around the wall clock.
+        # One mapping from monotonic to wall clock for the whole scan; the two reads around time_ns() bound its error.
         before_ns = clock.monotonic_ns()
         wall_ns = clock.time_ns()
         finished_ns = clock.monotonic_ns()
@@ -311,14 +314,14 @@ class Family:
             logger.error("%s %s: the collector failed", self.name, device, exc_info=error)
 
     def count_errors(self, devices: Iterable[str], reason: str) -> None:
-        """Count one failed read for each device; from any thread."""
+        """Count one failed read for each device; safe from any thread."""
         with self._errors_lock:
             for device in devices:
                 self._errors[device, reason] = self._errors.get((device, reason), 0) + 1
             self._errors_shown = tuple((device, why, count) for (device, why), count in self._errors.items())
 
     def down(self) -> FamilyScan:
-        """The family as it looks while its thread hangs in a read; from any thread."""
+        """Return a scan in which all devices are down, for when the family cannot be read; safe from any thread."""
         layout = self.layout
         devices = len(layout.devices)
         nothing = (None,) * len(layout.infos)
@@ -335,20 +338,20 @@ class Family:
             duration_s=None,
         )
 
-    # -- the sensor's rhythm -----------------------------------------------------------------------
+    # -- bursts: how often a sensor's value changes ------------------------------------------------
 
     def burst(self, turn: Turn, interrupted: Callable[[], bool]) -> None:
-        """Read energy sensors as fast as they go for at most 50 ms, to see how often their counters change.
+        """Read energy counters as fast as possible for at most 50 ms, to measure how often they change.
 
-        At one read a second, a counter that changes every millisecond looks as if it changed every second.
-        Each sensor takes part once, 16 at a time, and only those that are quick to read.
+        At one read per second, a counter that changes every millisecond seems to change every second. Each sensor is
+        read in one burst only, together with at most 15 others, and only if its reads are fast.
 
         Args:
             turn: Makes the reads.
             interrupted: Ends the burst when it returns true.
         """
         end_ns = self._clock.monotonic_ns() + BURST_NS
-        pending = [entry for entry in self._entries if not entry.rhythm_sought]
+        pending = [entry for entry in self._entries if not entry.burst_done]
         self.wants_burst = bool(pending)
         while pending and not interrupted() and self._clock.monotonic_ns() < end_ns:
             group, pending = pending[:BURST_SENSORS], pending[BURST_SENSORS:]
@@ -363,7 +366,7 @@ class Family:
                     ):
                         group_end_ns = end_ns
                         continue
-                    # Seen to be slower than the burst is long: the scans will tell its rhythm.
+                    # They change more slowly than the burst is long: the scans will find their refresh periods.
                     for entry in group:
                         entry.end_burst()
                     return
@@ -378,18 +381,18 @@ class Family:
         return False
 
     def _burst_read(self, turn: Turn, entry: _SensorEntry) -> bool:
-        """Read once for the rhythm only; whether to go on."""
+        """Read once, for the refresh period only; return whether to continue."""
         try:
             readings = turn.call(entry.device, entry.sensor.read)
         except Exception:
-            entry.end_burst()  # the next scan says what is wrong with it
+            entry.end_burst()  # the next scan reports the error
             return False
-        going_on = False
+        is_unfinished = False
         for reading in readings:
             state = self._by_quantity.get(reading.quantity)
             if state is not None and reading.energy_joules is not None:
                 state.refresh.update(reading.read_at_ns, reading.energy_joules)
-                going_on = going_on or state.refresh.changes < BURST_CHANGES
-        if not going_on:
+                is_unfinished = is_unfinished or state.refresh.changes < BURST_CHANGES
+        if not is_unfinished:
             entry.end_burst()
-        return going_on
+        return is_unfinished

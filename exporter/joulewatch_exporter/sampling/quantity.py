@@ -1,4 +1,4 @@
-"""The state of one quantity between two reads: its counter, its power, its health."""
+"""The state of one quantity from one read to the next: its counter, its power, its health."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from joulewatch_exporter.sampling.counter import (
 from joulewatch_exporter.sampling.scan import Health, Reads
 
 
-class _QuantityState:
-    """Everything remembered of one quantity, over vanishing and returning too."""
+class QuantityState:
+    """The state of one quantity, kept while its device is gone."""
 
     __slots__ = (
         "_events",
-        "_has_rhythm",
+        "_is_measured",
         "_min_gap_s",
         "_power",
         "_refresh_s",
         "_rejected_power",
+        "burst_done",
         "counter",
         "device_index",
         "energy_joules",
@@ -32,7 +33,6 @@ class _QuantityState:
         "quantity",
         "reads",
         "refresh",
-        "rhythm_sought",
         "scan",
     )
 
@@ -41,37 +41,37 @@ class _QuantityState:
         self._min_gap_s = min_gap_s
         self.quantity = info.quantity
         self.device_index = 0
-        """Of its device in the layout."""
+        """Index of its device in the layout."""
         self.reads: Reads = "energy"
-        # A model's energy grows with every look at the clock: that rhythm is nothing of a sensor's.
-        self._has_rhythm = info.method != "estimated"
+        # The energy of a model changes with each read of the clock, so it has no refresh period.
+        self._is_measured = info.method != "estimated"
         self.counter: EnergyCounter | None = None
         self.integrator: PowerIntegrator | None = None
         self.refresh = RefreshEstimator(is_counter=True)
-        self.health = Health(None, 0, 0, 0, 0.0)
+        self.health = Health(refresh_s=None, wraps=0, resets=0, rejected=0, unmeasured_s=0.0)
         self.energy_joules: float | None = None
         self.power_watts: float | None = None
         self.scan = 0
-        """Number of the last scan in which this quantity was read; negative: and its value is a suspect."""
-        self.rhythm_sought = not self._has_rhythm
-        """Whether it has been read in a burst, or is not fit for one."""
+        """Number of the last scan in which this quantity was read; negative if its value is a suspect."""
+        self.burst_done = not self._is_measured
+        """Whether it has been read in a burst, or is not to be."""
         self._power = PowerFromEnergy()
         self._events = 0
         self._refresh_s: float | None = None
         self._rejected_power = 0
 
     def adopt(self, info: SensorInfo) -> None:
-        """Go on under new metadata: the sensor was opened anew, perhaps by another door."""
+        """Switch to new metadata: the sensor was reopened, perhaps through another backend."""
         old, self.info = self.info, info
-        self.quantity = info.quantity  # the very object that the sensor's readings will carry
-        if self.counter is not None and (old.wrap_joules != info.wrap_joules or _door(old) != _door(info)):
+        self.quantity = info.quantity  # the same object as in the sensor's readings
+        if self.counter is not None and (old.wrap_joules != info.wrap_joules or _backend(old) != _backend(info)):
             self.counter.change_source(wrap_joules=info.wrap_joules, max_power_watts=info.max_power_watts)
             self.refresh = RefreshEstimator(is_counter=True)
             self._power.clear()
-            self.rhythm_sought = not self._has_rhythm
+            self.burst_done = not self._is_measured
 
     def take(self, reading: Reading) -> bool:
-        """Take one reading; False if it is a suspect: then the energy is still that of the last good one."""
+        """Process one reading; return False if it is a suspect, and the energy still that of the last good reading."""
         if reading.energy_joules is not None:
             good = self._take_energy(reading.read_at_ns, reading.energy_joules, reading.power_watts)
         elif reading.power_watts is not None:
@@ -92,7 +92,7 @@ class _QuantityState:
             self.power_watts = None
             self._renew_health(counter)
             return False
-        if self._has_rhythm:
+        if self._is_measured:
             self.refresh.update(read_at_ns, position_joules)
         total_joules = self.energy_joules = counter.total_joules
         if counter.unmeasured_s != unmeasured_s:
@@ -110,7 +110,7 @@ class _QuantityState:
 
     def _take_power(self, read_at_ns: int, power_watts: float) -> bool:
         if self.counter is not None:
-            # The counter of a sensor that has one is missing this time: its power is still a reading.
+            # The sensor has a counter that is missing from this reading; its power still counts.
             self.energy_joules = None
             self.power_watts = power_watts if 0.0 <= power_watts <= self.info.max_power_watts else None
             return self.power_watts is not None
@@ -125,7 +125,7 @@ class _QuantityState:
             self.power_watts = None
             self._renew_health(integrator)
             return False
-        if self._has_rhythm:
+        if self._is_measured:
             self.refresh.update(read_at_ns, power_watts)
         self.energy_joules = integrator.total_joules
         self.power_watts = power_watts
@@ -150,6 +150,6 @@ class _QuantityState:
         )
 
 
-def _door(info: SensorInfo) -> str:
-    """Which way a quantity is read: files, or the word before a colon, as in ``perf:power/energy-pkg``."""
+def _backend(info: SensorInfo) -> str:
+    """Return how a quantity is read: files, or the word before the colon, as in ``perf:power/energy-pkg``."""
     return "file" if info.source.startswith("/") else info.source.partition(":")[0]

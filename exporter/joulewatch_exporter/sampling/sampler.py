@@ -1,9 +1,9 @@
-"""One thread per sensor family on absolute monotonic deadlines; publishes whole scans.
+"""All sensor families of this host, each read by its own thread on absolute monotonic deadlines.
 
-Why threads of our own, where Prometheus' conventions ask for synchronous scrapes: counters wrap and
-power-only sensors must be integrated whether anybody scrapes or not. A scrape still gets fresh
-values: it asks each family's thread for a read that starts after the request, so concurrent scrapers share
-one read, and a sensor that hangs costs its own family one time-out and nobody else anything.
+Prometheus' conventions ask for reads during the scrape. Why background threads: counters wrap, and power-only sensors
+must be integrated, whether anybody scrapes or not. A scrape still gets fresh values, because it asks each family's
+thread for a read that starts after the request. Concurrent scrapes share one read, and a sensor that hangs delays its
+own family by one time-out and no other family at all.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from joulewatch_exporter.threads import DeadlineThread
 logger = logging.getLogger(__name__)
 
 ESTIMATE_FAMILY: Final = "estimate"
-"""Stands in where no CPU sensor is measured, and never beside one unless it was asked for."""
+"""Runs if no CPU sensor is measured; next to one only if it is enabled explicitly."""
 
 OPEN_TIMEOUT_S: Final = 10.0
-"""Looking for the devices of a family takes no longer; if it does, the others are not kept waiting."""
+"""Longest time to open a family; after that the other families are opened, and this one is probed again later."""
 WATCH_S: Final = 0.25
-LOOK_S: Final = 10.0
-"""Between two looks at whether the sensors agree with each other."""
+CHECK_S: Final = 10.0
+"""Period of the checks whether sensors agree with each other."""
 
 _STOP_TIMEOUT_S: Final = 0.3
 
 
 class Sampler:
-    """All families of this host: opened, read by their threads, looked for again when gone."""
+    """Opens all families of this host, lets their threads read them, and probes again for those that are missing."""
 
     def __init__(
         self,
@@ -54,12 +54,12 @@ class Sampler:
         """Prepare; ``start`` opens and reads.
 
         Args:
-            families: In the order in which they are opened: of two that know the same sensor, the first has it.
+            families: In the order in which they are opened; if two can read the same sensor, the first one does.
             host: Where the files are.
-            settings: What the configuration says, by name of the family.
-            rediscover_s: How often to look for devices that are gone or were not there; 0: never.
-            hang_s: A device whose read takes longer is set aside until it comes back. Below what a scrape waits, so
-                that even the scrape that meets the hang gets the other devices.
+            settings: The configuration, by name of the family.
+            rediscover_s: Period of the probes for missing families and devices; 0: never.
+            hang_s: If a scan takes longer, the device that is being read is quarantined until its read returns. It
+                must be shorter than a scrape waits, so that even the first scrape after the hang gets the others.
         """
         self._host = host
         self._emulated = host.emulated
@@ -73,7 +73,8 @@ class Sampler:
         self._threads: dict[str, FamilyThread] = {}
         self._lock = threading.Lock()
         self._stop_event = threading.Event()
-        self._said: set[tuple[str, str]] = set()
+        self._logged: set[tuple[str, str]] = set()
+        """Family and message of what is logged once only."""
         self._retry: set[str] = set()
         self._rediscovery = threading.Thread(target=self._rediscover_forever, name="rediscover", daemon=True)
         self._watcher = threading.Thread(target=self._watch_forever, name="watch", daemon=True)
@@ -85,10 +86,10 @@ class Sampler:
             return tuple(self._threads)
 
     def start(self) -> None:
-        """Open what is there and begin to read.
+        """Open the families that are present and start reading.
 
         Raises:
-            ConfigError: A family with ``enabled: true`` is not there.
+            ConfigError: A family with ``enabled: true`` cannot be opened.
         """
         try:
             for family in self._wanted_families():
@@ -98,13 +99,13 @@ class Sampler:
             self.stop()
             raise
         if not self._threads:
-            logger.warning("no sensor found; 'joulewatch-exporter check' says why")
+            logger.warning("no sensor found; run 'joulewatch-exporter check' for the reasons")
         if self._rediscover_s > 0:
             self._rediscovery.start()
         self._watcher.start()
 
     def stop(self) -> None:
-        """End all threads; waits for a hung one 0.3 s at most."""
+        """End all threads, waiting 0.3 s at most; threads that hang are left behind."""
         self._stop_event.set()
         with self._lock:
             threads = list(self._threads.values())
@@ -120,7 +121,7 @@ class Sampler:
             opener.close()
 
     def settle(self, timeout_s: float) -> None:
-        """Wait until every device has answered or failed once, those too that are read in the background."""
+        """Wait until every device has answered or failed once, including those that are read in the background."""
         end_s = time.monotonic() + timeout_s
         with self._lock:
             threads = list(self._threads.values())
@@ -129,11 +130,11 @@ class Sampler:
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """What the sensors say of each other, as of the last look."""
+        """Results of the last check whether sensors agree with each other."""
         return self._verdicts
 
     def fresh(self, timeout_s: float, only: Collection[str] | None = None) -> tuple[FamilyScan, ...]:
-        """Read every family now, all at the same time.
+        """Read all families now, at the same time.
 
         Args:
             timeout_s: A family that has not answered by then is shown as down.
@@ -154,7 +155,7 @@ class Sampler:
         return self._settings.get(name, FamilySettings())
 
     def _wanted_families(self) -> list[type[Collector]]:
-        """All but the switched off, and but the estimate unless it was asked for."""
+        """Return all families except disabled ones and an estimate that is ``auto``."""
         return [
             family
             for family in self._families
@@ -163,7 +164,7 @@ class Sampler:
         ]
 
     def _open(self, family: type[Collector], *, first: bool) -> bool:
-        """Open a family, new or again; whether it is there."""
+        """Open or reopen a family; return whether it is open now."""
         setting = self._setting(family.name)
         options = setting.options if setting.options is not None else family.Options()
         try:
@@ -171,22 +172,22 @@ class Sampler:
         except (SensorAbsentError, SensorDeniedError, SensorTimeoutError) as error:
             if first and setting.enabled is True:
                 raise ConfigError(
-                    f"collector {family.name} is switched on but {error.reason}: {error}. "
-                    f"Cure that, or set collectors.{family.name}.enabled to auto"
+                    f"collector {family.name} is enabled but {error.reason}: {error}. "
+                    f"Fix that, or set collectors.{family.name}.enabled to auto"
                 ) from error
             level = logging.INFO if isinstance(error, SensorAbsentError) else logging.WARNING
-            self._say(level, family.name, str(error))
+            self._log_once(level, family.name, str(error))
             self._retry.add(family.name)
             return False
         except ConfigError as error:
             if first:
                 raise
-            self._say(logging.ERROR, family.name, str(error))
+            self._log_once(logging.ERROR, family.name, str(error))
             self._retry.add(family.name)
             return False
         except Exception:
-            if (family.name, "broken") not in self._said:
-                self._said.add((family.name, "broken"))
+            if (family.name, "broken") not in self._logged:
+                self._logged.add((family.name, "broken"))
                 logger.exception("%s: opening failed", family.name)
             self._retry.add(family.name)
             return False
@@ -200,11 +201,11 @@ class Sampler:
         timing = collector.timing
         poll_s = timing.poll_s if setting.poll_s is None else setting.poll_s
         if poll_s > timing.poll_s:
-            self._say(
+            self._log_once(
                 logging.WARNING,
                 family.name,
-                f"poll_seconds {poll_s:g} is longer than the {timing.poll_s:g} s its sensors ask for: should a counter "
-                "go round unseen, or readings of power be too far apart, the time is counted as unmeasured",
+                f"poll_seconds {poll_s:g} is longer than the {timing.poll_s:g} s that its sensors need: if a counter "
+                "wraps between two reads, or power readings are too far apart, that time counts as unmeasured",
             )
         thread = FamilyThread(
             Family(collector, emulated=self._emulated, poll_s=poll_s),
@@ -219,21 +220,21 @@ class Sampler:
         return True
 
     def _open_collector(self, family: type[Collector], options: Any) -> Collector:
-        """Open a family on a thread that may be left behind: looking for devices can hang as reading them can."""
+        """Open a family on a thread that can be left behind: probing for devices can hang, as reading them can."""
         host = dataclasses.replace(self._host, claimed=self._claimed_before(family))
         opener = self._openers.setdefault(family.name, DeadlineThread(f"open-{family.name}"))
         return opener.call(lambda: family.open(host, options), OPEN_TIMEOUT_S, discard=lambda late: late.close())
 
     def _claimed_before(self, family: type[Collector]) -> frozenset[str]:
-        """The sources that families before this one read."""
-        before = {item.name for item in self._families[: self._families.index(family)]}
+        """Return the sources that families before this one read."""
+        before = {other.name for other in self._families[: self._families.index(family)]}
         with self._lock:
             layouts = [thread.family.layout for name, thread in self._threads.items() if name in before]
         return frozenset(info.source for layout in layouts for info in layout.infos)
 
     def _later_families(self, family: type[Collector]) -> set[str]:
-        """Open families that may read what this one, opened only now, reads too: they are to look again."""
-        later = {item.name for item in self._families[self._families.index(family) + 1 :]}
+        """Return open families after this one: they may read its sources, so they must be reopened."""
+        later = {other.name for other in self._families[self._families.index(family) + 1 :]}
         with self._lock:
             return {
                 name
@@ -245,18 +246,18 @@ class Sampler:
         self._retry.discard(name)
         for finding in findings:
             if finding.status in ("denied", "broken"):
-                # A cure can be applied while we run.
+                # It may be fixed while the exporter runs.
                 self._retry.add(name)
-                cure = f"; cure: {finding.cure}" if finding.cure else ""
-                self._say(logging.WARNING, name, f"{finding.subject}: {finding.status}: {finding.text}{cure}")
+                fix = f"; fix: {finding.cure}" if finding.cure else ""
+                self._log_once(logging.WARNING, name, f"{finding.subject}: {finding.status}: {finding.text}{fix}")
 
-    def _say(self, level: int, name: str, text: str) -> None:
-        if (name, text) not in self._said:
-            self._said.add((name, text))
+    def _log_once(self, level: int, name: str, text: str) -> None:
+        if (name, text) not in self._logged:
+            self._logged.add((name, text))
             logger.log(level, "%s: %s", name, text)
 
     def _settle_estimate(self, *, first: bool = False) -> None:
-        """With ``auto``: estimate the CPU while nothing measures it, and stop as soon as something does."""
+        """With ``auto``: estimate CPU energy while no sensor measures it, and stop as soon as one does."""
         family = next((family for family in self._families if family.name == ESTIMATE_FAMILY), None)
         if family is None or self._setting(ESTIMATE_FAMILY).enabled != "auto":
             return
@@ -271,13 +272,13 @@ class Sampler:
             if self._open(family, first=first):
                 logger.warning("no CPU sensor is measured: CPU energy is estimated and labelled so")
         elif measured and running is not None:
-            logger.info("a CPU sensor is measured now: the estimate ends")
+            logger.info("a CPU sensor is measured now: CPU energy is no longer estimated")
             running.stop()
 
-    # -- looking again -----------------------------------------------------------------------------
+    # -- probing again -----------------------------------------------------------------------------
 
     def rediscover(self) -> None:
-        """Look again for families and devices that were not there, or are gone."""
+        """Probe again for families and devices that are missing."""
         for family in self._wanted_families():
             with self._lock:
                 thread = self._threads.get(family.name)
@@ -293,21 +294,21 @@ class Sampler:
             try:
                 self.rediscover()
             except Exception:
-                logger.exception("looking for sensors again failed")
+                logger.exception("probing for sensors failed")
 
     # -- watching ----------------------------------------------------------------------------------
 
     def _watch_forever(self) -> None:
-        next_look_s = time.monotonic() + LOOK_S
+        next_check_s = time.monotonic() + CHECK_S
         while not self._stop_event.wait(WATCH_S):
             with self._lock:
                 threads = list(self._threads.values())
             try:
                 for thread in threads:
                     thread.watch(self._hang_s)
-                if time.monotonic() >= next_look_s:
-                    next_look_s += LOOK_S
+                if time.monotonic() >= next_check_s:
+                    next_check_s += CHECK_S
                     scans = [scan for thread in threads if (scan := thread.latest) is not None]
-                    self._verdicts = self._plausibility.look(scans)
+                    self._verdicts = self._plausibility.check(scans)
             except Exception:
-                logger.exception("watching over the sensors failed")
+                logger.exception("watching the sensors failed")

@@ -1,4 +1,4 @@
-"""What a family's scan hands to a scrape: values beside the layout they belong to."""
+"""The result of scanning a family, as a scrape shows it: values and the layout that they belong to."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from joulewatch_exporter.model import SensorInfo
 Reads = Literal["energy", "power"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What changes seldom about one quantity."""
+    """What rarely changes about one quantity."""
 
     refresh_s: float | None
     wraps: int
@@ -23,15 +23,15 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a family can show; a new object whenever sensors come or go."""
+    """The quantities and devices of a family; a new object whenever sensors come or go."""
 
     infos: tuple[SensorInfo, ...]
     devices: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FamilyScan:
-    """One family as a scrape shows it. Tuples run beside ``layout.infos`` or ``layout.devices``."""
+    """One family as a scrape shows it. Each tuple is parallel to ``layout.infos`` or ``layout.devices``."""
 
     collector: str
     layout: Layout
@@ -40,14 +40,14 @@ class FamilyScan:
     powers_watts: tuple[float | None, ...]
     """By info. None: not in this scan, or not known yet."""
     healths: tuple[Health | None, ...]
-    """By info; None: the quantity could not be read. The same tuple as before if nothing in it has changed."""
+    """By info; None: the quantity could not be read. The same tuple as in the scan before if nothing has changed."""
     reads: tuple[Reads, ...]
-    """By info: what the sensor itself gives. The same tuple as before if nothing in it has changed."""
+    """By info: what the sensor itself reports. The same tuple as in the scan before if nothing has changed."""
     read_at_s: tuple[float | None, ...]
     """By device: Unix time of the read; None: the device could not be read."""
     up: tuple[bool, ...]
     """By device."""
     errors: tuple[tuple[str, str, int], ...]
-    """Device, reason, number of reads that failed so."""
+    """Device, reason, and number of reads that failed for this reason."""
     duration_s: float | None
-    """Length of the scan; None: there was none, or it hangs."""
+    """Length of the scan; None: it has not finished."""

@@ -1,4 +1,4 @@
-"""What the sensors of a machine say of each other: sums, ratios, and values that stand still while the load moves."""
+"""Checks of a machine's sensors against each other: sums, ratios, and values that do not change with the load."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NODE = info("platform", "psys", scope="node", component="node")
 
 
 class Machine:
-    """Families whose quantities take given watts; time passes in looks of ten seconds."""
+    """Families whose quantities draw given watts; ten seconds pass before each check."""
 
     def __init__(self, **families: tuple[SensorInfo, ...]) -> None:
         self.families = families
@@ -37,30 +37,38 @@ class Machine:
         self.gone: set[Quantity] = set()
         self.plausibility = Plausibility()
 
-    def look(self, watts: dict[SensorInfo, float], looks: int = 1) -> tuple[Verdict, ...]:
+    def check(self, watts: dict[SensorInfo, float], times: int = 1) -> tuple[Verdict, ...]:
         verdicts: tuple[Verdict, ...] = ()
-        for _ in range(looks):
+        for _ in range(times):
             self.at_s += 10.0
-            for item, power in watts.items():
-                self.joules[item.quantity] = self.joules.get(item.quantity, 0.0) + 10.0 * power
-            verdicts = self.plausibility.look([self.scan(name, infos, watts) for name, infos in self.families.items()])
+            for sensor, power in watts.items():
+                self.joules[sensor.quantity] = self.joules.get(sensor.quantity, 0.0) + 10.0 * power
+            verdicts = self.plausibility.check([self.scan(name, infos, watts) for name, infos in self.families.items()])
         return verdicts
 
     def scan(self, name: str, infos: tuple[SensorInfo, ...], watts: dict[SensorInfo, float]) -> FamilyScan:
-        devices = tuple(dict.fromkeys(item.quantity.device for item in infos))
-        here = [item.quantity not in self.gone for item in infos]
-        reads: tuple[Reads, ...] = tuple("energy" if item.wrap_joules else "power" for item in infos)
+        devices = tuple(dict.fromkeys(sensor.quantity.device for sensor in infos))
+        here = [sensor.quantity not in self.gone for sensor in infos]
+        reads: tuple[Reads, ...] = tuple("energy" if sensor.wrap_joules else "power" for sensor in infos)
         return FamilyScan(
             collector=name,
             layout=Layout(infos, devices),
             energies_joules=tuple(
-                self.joules.get(item.quantity, 0.0) if is_here else None
-                for item, is_here in zip(infos, here, strict=True)
+                self.joules.get(sensor.quantity, 0.0) if is_here else None
+                for sensor, is_here in zip(infos, here, strict=True)
             ),
-            powers_watts=tuple(watts.get(item) for item in infos),
+            powers_watts=tuple(watts.get(sensor) for sensor in infos),
             healths=tuple(
-                Health(0.001, 0, 0, 0, self.unmeasured_s.get(item.quantity, 0.0)) if is_here else None
-                for item, is_here in zip(infos, here, strict=True)
+                Health(
+                    refresh_s=0.001,
+                    wraps=0,
+                    resets=0,
+                    rejected=0,
+                    unmeasured_s=self.unmeasured_s.get(sensor.quantity, 0.0),
+                )
+                if is_here
+                else None
+                for sensor, is_here in zip(infos, here, strict=True)
             ),
             reads=reads,
             read_at_s=(self.at_s,) * len(devices),
@@ -77,40 +85,47 @@ def only(verdicts: tuple[Verdict, ...], check: str) -> Verdict:
 
 def test_cores_that_fit_into_their_package_are_plausible() -> None:
     machine = Machine(rapl=(PACKAGE, *CORES))
-    verdict = only(machine.look({PACKAGE: 100.0, CORES[0]: 40.0, CORES[1]: 30.0}, looks=6), "cores_to_package")
-    assert verdict == Verdict("cores_to_package", "rapl", "socket0", "package", pytest.approx(0.7), False)
+    verdict = only(machine.check({PACKAGE: 100.0, CORES[0]: 40.0, CORES[1]: 30.0}, times=6), "cores_to_package")
+    assert verdict == Verdict(
+        check="cores_to_package",
+        collector="rapl",
+        device="socket0",
+        domain="package",
+        ratio=pytest.approx(0.7),
+        is_implausible=False,
+    )
 
 
-def test_cores_above_their_package_are_not_and_it_takes_two_looks_to_say_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_cores_above_their_package_are_implausible_from_the_second_check(caplog: pytest.LogCaptureFixture) -> None:
     machine = Machine(rapl=(PACKAGE, *CORES))
     watts = {PACKAGE: 100.0, CORES[0]: 80.0, CORES[1]: 40.0}
-    assert not only(machine.look(watts, looks=4), "cores_to_package").is_implausible
+    assert not only(machine.check(watts, times=4), "cores_to_package").is_implausible
     with caplog.at_level(logging.INFO):
-        verdict = only(machine.look(watts), "cores_to_package")
-        machine.look(watts, looks=3)
+        verdict = only(machine.check(watts), "cores_to_package")
+        machine.check(watts, times=3)
     assert (verdict.is_implausible, verdict.ratio) == (True, pytest.approx(1.2))
     assert [record.getMessage() for record in caplog.records] == [
-        "rapl socket0 package: its cores together take 1.200 times what the package takes"
+        "rapl socket0 package: its cores draw 1.200 times the power of the package"
     ], "one line per change of state"
-    machine.look({PACKAGE: 100.0, CORES[0]: 20.0, CORES[1]: 20.0}, looks=4)
-    assert not only(machine.look({PACKAGE: 100.0, CORES[0]: 20.0, CORES[1]: 20.0}), "cores_to_package").is_implausible
+    machine.check({PACKAGE: 100.0, CORES[0]: 20.0, CORES[1]: 20.0}, times=4)
+    assert not only(machine.check({PACKAGE: 100.0, CORES[0]: 20.0, CORES[1]: 20.0}), "cores_to_package").is_implausible
 
 
 def test_a_core_that_cannot_be_read_ends_the_check_of_its_package() -> None:
     """A sum with a part missing would always be plausible."""
     machine = Machine(rapl=(PACKAGE, *CORES))
     watts = {PACKAGE: 100.0, CORES[0]: 80.0, CORES[1]: 40.0}
-    machine.look(watts, looks=6)
+    machine.check(watts, times=6)
     machine.gone.add(CORES[1].quantity)
-    assert [verdict.check for verdict in machine.look(watts) if verdict.check != "stuck"] == []
+    assert [verdict.check for verdict in machine.check(watts) if verdict.check != "stuck"] == []
 
 
 def test_time_that_was_not_measured_ends_the_check() -> None:
     machine = Machine(rapl=(PACKAGE, *CORES))
     watts = {PACKAGE: 100.0, CORES[0]: 80.0, CORES[1]: 40.0}
-    machine.look(watts, looks=6)
+    machine.check(watts, times=6)
     machine.unmeasured_s[PACKAGE.quantity] = 5.0
-    assert [verdict.check for verdict in machine.look(watts) if verdict.check != "stuck"] == []
+    assert [verdict.check for verdict in machine.check(watts) if verdict.check != "stuck"] == []
 
 
 @pytest.mark.parametrize(
@@ -118,38 +133,38 @@ def test_time_that_was_not_measured_ends_the_check() -> None:
 )
 def test_rails_must_make_up_their_card(watts: tuple[float, float], is_implausible: bool) -> None:
     machine = Machine(fpga=(CARD, *RAILS))
-    verdict = only(machine.look({CARD: 100.0, RAILS[0]: watts[0], RAILS[1]: watts[1]}, looks=6), "rails_to_card")
+    verdict = only(machine.check({CARD: 100.0, RAILS[0]: watts[0], RAILS[1]: watts[1]}, times=6), "rails_to_card")
     assert (verdict.ratio, verdict.is_implausible) == (pytest.approx(sum(watts) / 100), is_implausible)
 
 
 def test_integrated_power_is_compared_with_the_energy_counter() -> None:
     machine = Machine(nvml=(GPU, GPU_POWER))
-    verdict = only(machine.look({GPU: 300.0, GPU_POWER: 210.0}, looks=6), "power_to_energy")
+    verdict = only(machine.check({GPU: 300.0, GPU_POWER: 210.0}, times=6), "power_to_energy")
     assert (verdict.domain, verdict.ratio, verdict.is_implausible) == ("instant", pytest.approx(0.7), True)
 
 
 def test_power_above_the_enforced_limit_is_implausible() -> None:
     machine = Machine(nvml=(GPU, GPU_POWER))
-    verdict = only(machine.look({GPU: 480.0, GPU_POWER: 480.0}, looks=6), "power_to_limit")
+    verdict = only(machine.check({GPU: 480.0, GPU_POWER: 480.0}, times=6), "power_to_limit")
     assert (verdict.ratio, verdict.is_implausible) == (pytest.approx(1.2), True)
 
 
 def test_devices_of_all_families_must_fit_into_the_node() -> None:
     machine = Machine(rapl=(PACKAGE, NODE), nvml=(GPU,), fpga=(CARD,))
-    verdict = only(machine.look({PACKAGE: 200.0, GPU: 300.0, CARD: 60.0, NODE: 500.0}, looks=6), "devices_to_node")
+    verdict = only(machine.check({PACKAGE: 200.0, GPU: 300.0, CARD: 60.0, NODE: 500.0}, times=6), "devices_to_node")
     assert (verdict.collector, verdict.device) == ("rapl", "platform")
     assert (verdict.ratio, verdict.is_implausible) == (pytest.approx(1.12), True)
 
 
 def test_another_machines_node_is_not_compared_with_our_devices() -> None:
     machine = Machine(rapl=(PACKAGE,), ipmi=(replace(NODE, is_remote=True),))
-    verdicts = machine.look({PACKAGE: 200.0, replace(NODE, is_remote=True): 100.0}, looks=6)
+    verdicts = machine.check({PACKAGE: 200.0, replace(NODE, is_remote=True): 100.0}, times=6)
     assert [verdict.check for verdict in verdicts if verdict.check != "stuck"] == []
 
 
-def test_an_estimate_takes_no_part() -> None:
+def test_an_estimate_is_not_checked() -> None:
     machine = Machine(estimate=(PACKAGE,), hwmon=(NODE,))
-    verdicts = machine.look({PACKAGE: 200.0, NODE: 100.0}, looks=6)
+    verdicts = machine.check({PACKAGE: 200.0, NODE: 100.0}, times=6)
     assert [verdict.check for verdict in verdicts if verdict.check != "stuck"] == []
 
 
@@ -161,51 +176,52 @@ def stuck(verdicts: tuple[Verdict, ...]) -> dict[str, bool]:
     return {verdict.device: verdict.is_implausible for verdict in verdicts if verdict.check == "stuck"}
 
 
-def test_a_node_that_stands_still_while_its_devices_move_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_node_that_does_not_change_with_its_devices_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
     machine = Machine(rapl=(PACKAGE,), hwmon=(METER,))
     for step in range(12):
-        verdicts = machine.look({PACKAGE: 100.0 if step % 2 else 250.0, METER: 420.0})
+        verdicts = machine.check({PACKAGE: 100.0 if step % 2 else 250.0, METER: 420.0})
     assert stuck(verdicts) == {"socket0": False, "ACPI000D:00": True}
-    assert "ACPI000D:00 power1: its value has not changed for a minute, while the load moved by 150 W" in caplog.text
-    assert stuck(machine.look({PACKAGE: 100.0, METER: 430.0}))["ACPI000D:00"] is False
+    assert "ACPI000D:00 power1: its value has not changed for a minute, while the load changed by 150 W" in caplog.text
+    assert stuck(machine.check({PACKAGE: 100.0, METER: 430.0}))["ACPI000D:00"] is False
 
 
-def test_a_counter_that_stands_still_while_the_machine_works_is_stuck() -> None:
+def test_a_counter_that_does_not_change_while_the_machine_works_is_stuck() -> None:
     machine = Machine(rapl=(PACKAGE, info("socket1", "package")))
     for step in range(12):
-        verdicts = machine.look({PACKAGE: 100.0 if step % 2 else 250.0, info("socket1", "package"): 0.0})
+        verdicts = machine.check({PACKAGE: 100.0 if step % 2 else 250.0, info("socket1", "package"): 0.0})
     assert stuck(verdicts) == {"socket0": False, "socket1": True}
 
 
-def test_a_card_that_stands_still_while_its_rails_move_is_stuck() -> None:
+def test_a_card_that_does_not_change_with_its_rails_is_stuck() -> None:
     card = replace(CARD, wrap_joules=None)
     rails = tuple(replace(rail, wrap_joules=None) for rail in RAILS)
     machine = Machine(rapl=(PACKAGE,), fpga=(card, *rails))
     for step in range(12):
-        verdicts = machine.look({PACKAGE: 90.0 + step, card: 42.0, rails[0]: 30.0 + 12 * (step % 2), rails[1]: 5.0})
+        verdicts = machine.check({PACKAGE: 90.0 + step, card: 42.0, rails[0]: 30.0 + 12 * (step % 2), rails[1]: 5.0})
     assert stuck(verdicts)["0000:d8:00"] is True
 
 
 def test_an_idle_device_is_not_stuck_because_others_work() -> None:
-    """A configured card without work, a rail of the network: the same watts for hours."""
+    """A configured card without work, or a board of the network, draws the same power for hours."""
     card = replace(CARD, wrap_joules=None)
     machine = Machine(rapl=(PACKAGE,), fpga=(card, *RAILS), hwmon=(BOARD,))
     for step in range(12):
         watts = {PACKAGE: 100.0 if step % 2 else 250.0, card: 26.73, RAILS[0]: 20.0, RAILS[1]: 6.73, BOARD: 12.0}
-        verdicts = machine.look(watts)
+        verdicts = machine.check(watts)
     assert stuck(verdicts) == {"socket0": False, "0000:d8:00": False}
 
 
-def test_a_value_that_stands_still_in_a_steady_machine_is_not_stuck() -> None:
+def test_a_value_that_does_not_change_on_a_steady_machine_is_not_stuck() -> None:
     machine = Machine(rapl=(PACKAGE,), hwmon=(METER,))
-    verdicts = machine.look({PACKAGE: 100.0, METER: 142.0}, looks=20)
+    verdicts = machine.check({PACKAGE: 100.0, METER: 142.0}, times=20)
     assert not any(verdict.is_implausible for verdict in verdicts)
 
 
-def test_nothing_is_remembered_of_what_is_gone() -> None:
+def test_the_state_of_lost_quantities_is_dropped() -> None:
     machine = Machine(rapl=(PACKAGE, *CORES))
-    machine.look({PACKAGE: 100.0, CORES[0]: 80.0, CORES[1]: 40.0}, looks=6)
+    machine.check({PACKAGE: 100.0, CORES[0]: 80.0, CORES[1]: 40.0}, times=6)
     machine.families = {}
     for _ in range(5):
-        assert machine.look({}) == ()
-    assert not machine.plausibility._still and not machine.plausibility._odd
+        assert machine.check({}) == ()
+    assert not machine.plausibility._unchanged
+    assert not machine.plausibility._failures

@@ -435,7 +435,7 @@ def test_absent_families_are_skipped_unless_insisted_on(start: Start) -> None:
     nothing = fake_family("hwmon", Machine())
     sampler = start(fake_family("rapl", Machine([energy_sensor()])), nothing)
     assert sampler.families == ("rapl",)
-    with pytest.raises(ConfigError, match="collector hwmon is switched on but absent"):
+    with pytest.raises(ConfigError, match="collector hwmon is enabled but absent"):
         start(nothing, settings={"hwmon": FamilySettings(enabled=True)})
 
 
