@@ -1,7 +1,7 @@
-"""Hardware counters that wrap, made into totals that do not; power into energy; how often a value changes.
+"""Totals without wraps from hardware counters that wrap; energy from power; how often a value changes.
 
-Pure: no clock, no file, no thread. Everything here is fed with the time of a reading
-(``time.monotonic_ns()``, int) and its value, and never gives credit for energy that nobody measured.
+Pure: no clock, no file, no thread. Each function takes the time of a reading (``time.monotonic_ns()``, int) and its
+value. Energy that was not measured is never counted.
 """
 
 from __future__ import annotations
@@ -13,48 +13,47 @@ from typing import Final
 from joulewatch_exporter.clock import NS_PER_S
 
 SLACK_NS: Final = 10_000_000
-"""Timestamp and refresh jitter that a plausible rise may have on top of its interval."""
+"""Jitter of timestamps and refreshes, by which a plausible rise may exceed its interval."""
 
 FIRST_SIGHT_NS: Final = NS_PER_S
-"""A counter seen for the first time may be about to change: it has stood still for at most this long."""
+"""When a counter is first read, it has been unchanged for at most this long."""
 
 MIN_POWER_SPAN_NS: Final = 50_000_000
 POWER_SPAN_REFRESHES: Final = 20
-"""Power from a counter is taken over at least this many refreshes, so that one more or less is at most 5 %."""
+"""Power from a counter is a mean over at least this many refreshes, so that one more or less is at most 5 %."""
 
 
 class EnergyCounter:
-    """A hardware energy counter, carried on over wraps and restarts into a total that never falls.
+    """Turns a hardware energy counter, with its wraps and restarts, into a total that never falls.
 
-    A reading is *good* if its rise since the last good one is physically possible: at most
-    ``max_power_watts`` times the time since the read before the value last changed (a counter that is
-    refreshed once a second jumps a whole second's energy between two reads 2 ms apart), plus 10 ms of
-    slack. A fall whose rise through ``wrap_joules`` is possible is a wrap.
+    A reading is *good* if its rise since the last good reading is physically possible: at most ``max_power_watts``
+    times the time since the read before the value last changed, plus 10 ms of slack. (A counter that is refreshed once
+    a second rises by a whole second's energy between two reads 2 ms apart.) A fall is a wrap if the rise through
+    ``wrap_joules`` is possible.
 
-    A reading that fits neither is a *suspect*: it is counted as rejected and the total stays where the last
-    good reading left it. The next reading decides: if it fits the last good one, the suspect was a
-    glitch and nothing is lost; if it fits the suspect, the counter has restarted there (``resets``), and the
-    time between the last good reading and the suspect is unmeasured.
+    Any other reading is a *suspect*: it counts as rejected, and the total does not change. The next reading decides.
+    If it fits the last good reading, the suspect was a glitch and nothing is lost. If it fits the suspect, the counter
+    has restarted (``resets``), and the time between the last good reading and the suspect is unmeasured.
 
-    If so much time has passed that the counter may have gone round unseen, what is sure is added (the
-    rise modulo the range) and the whole time is counted as unmeasured.
+    If so much time has passed that the counter may have wrapped unnoticed, the energy that is certain (the rise modulo
+    the range) is added, and the whole time counts as unmeasured.
 
-    The total is computed from the position and whole wraps, not summed up step by step, so rounding
-    errors do not accumulate: at 1e9 J it still resolves 1e-6 J.
+    The total is computed from the position and the number of wraps instead of summed step by step, so rounding errors
+    do not accumulate: at 1e9 J it still resolves 1e-6 J.
     """
 
     __slots__ = (
         "_before_change_ns",
-        "_hole_since_ns",
-        "_laps_joules",
         "_position_joules",
         "_read_at_ns",
         "_segment_joules",
         "_segment_start_joules",
         "_segment_wraps",
         "_suspect",
+        "_unmeasured_since_ns",
         "_watts_per_ns",
         "_wrap_ns",
+        "_wrapped_joules",
         "events",
         "max_power_watts",
         "rejected",
@@ -69,7 +68,7 @@ class EnergyCounter:
         """Start before the first reading.
 
         Args:
-            wrap_joules: The counter goes round here; None: it does not, and a fall is a restart.
+            wrap_joules: Where the counter wraps; None: it does not wrap, and a fall is a restart.
             max_power_watts: More than this is physically impossible.
 
         Raises:
@@ -88,9 +87,9 @@ class EnergyCounter:
         self.rejected = 0
         self.unmeasured_s = 0.0
         self.events = 0
-        """Goes up with each of the four above: one comparison tells whether any has changed."""
-        self._hole_since_ns: int | None = None
-        # The shortest time in which the counter can go round.
+        """Rises with each of the four above, so that one comparison shows whether any has changed."""
+        self._unmeasured_since_ns: int | None = None
+        # The shortest time in which the counter can wrap.
         self._wrap_ns = math.inf if wrap_joules is None else wrap_joules * NS_PER_S / max_power_watts
         self._watts_per_ns = max_power_watts / NS_PER_S
         self._read_at_ns: int | None = None
@@ -99,7 +98,7 @@ class EnergyCounter:
         self._segment_joules = 0.0
         self._segment_start_joules = 0.0
         self._segment_wraps = 0
-        self._laps_joules = 0.0
+        self._wrapped_joules = 0.0
         self._suspect: tuple[int, float] | None = None
 
     @property
@@ -108,14 +107,14 @@ class EnergyCounter:
         return self._read_at_ns
 
     def update(self, read_at_ns: int, position_joules: float) -> bool:
-        """Take one reading.
+        """Process one reading.
 
         Args:
             read_at_ns: Monotonic time of the read.
-            position_joules: The counter's position, its wraps still in it.
+            position_joules: Position of the counter, before wraps are removed.
 
         Returns:
-            Whether the reading is good, so that ``total_joules`` is the total at ``read_at_ns``.
+            Whether the reading is good; then ``total_joules`` is the total at ``read_at_ns``.
         """
         last_ns = self._read_at_ns
         if (
@@ -125,21 +124,21 @@ class EnergyCounter:
             <= self._watts_per_ns * (read_at_ns - self._before_change_ns + SLACK_NS)
             and read_at_ns - last_ns < self._wrap_ns
         ):
-            # Nearly every reading ends here; what follows decides the others.
+            # Nearly all readings end here.
             self._advance(read_at_ns, position_joules)
             return True
         if not 0.0 <= position_joules < math.inf:  # also false for NaN
             self._reject()
             return False
         if last_ns is None:
-            if self._hole_since_ns is not None:
-                self.unmeasured_s += max(read_at_ns - self._hole_since_ns, 0) / NS_PER_S
+            if self._unmeasured_since_ns is not None:
+                self.unmeasured_s += max(read_at_ns - self._unmeasured_since_ns, 0) / NS_PER_S
                 self.events += 1
-                self._hole_since_ns = None
+                self._unmeasured_since_ns = None
             self._segment_joules = self.total_joules
             self._segment_start_joules = position_joules
             self._segment_wraps = 0
-            self._laps_joules = 0.0
+            self._wrapped_joules = 0.0
             self._before_change_ns = read_at_ns - FIRST_SIGHT_NS
             self._position_joules = position_joules
             self._read_at_ns = read_at_ns
@@ -168,16 +167,16 @@ class EnergyCounter:
         return False
 
     def change_source(self, *, wrap_joules: float | None, max_power_watts: float) -> None:
-        """Go on with another counter of the same quantity: its position says nothing about the old one's.
+        """Switch to another counter of the same quantity, whose position is unrelated to the old one's.
 
-        The total is kept; the time up to the new counter's first reading is unmeasured.
+        The total is kept; the time up to the first reading of the new counter is unmeasured.
 
         Args:
-            wrap_joules: The new counter goes round here; None: it does not.
+            wrap_joules: Where the new counter wraps; None: it does not wrap.
             max_power_watts: More than this is physically impossible.
         """
-        if self._hole_since_ns is None:
-            self._hole_since_ns = self._read_at_ns
+        if self._unmeasured_since_ns is None:
+            self._unmeasured_since_ns = self._read_at_ns
         self._read_at_ns = None
         self._suspect = None
         self.wrap_joules = wrap_joules
@@ -186,7 +185,7 @@ class EnergyCounter:
         self._watts_per_ns = max_power_watts / NS_PER_S
 
     def _wraps_between(self, start_joules: float, end_joules: float, span_ns: int) -> int | None:
-        """0 or 1 wrap between two positions, None if neither is physically possible in ``span_ns``."""
+        """Return 0 or 1 wraps between two positions; None if neither is physically possible in ``span_ns``."""
         allowed_joules = self._watts_per_ns * (max(span_ns, 0) + SLACK_NS)
         rise_joules = end_joules - start_joules
         if rise_joules >= 0.0:
@@ -200,11 +199,11 @@ class EnergyCounter:
             self.wraps += wraps
             self.events += 1
             self._segment_wraps += wraps
-            self._laps_joules = self._segment_wraps * self.wrap_joules
+            self._wrapped_joules = self._segment_wraps * self.wrap_joules
         if position_joules != self._position_joules and self._read_at_ns is not None:
             self._before_change_ns = self._read_at_ns
-        total_joules = self._segment_joules + (position_joules - self._segment_start_joules + self._laps_joules)
-        # The last bit of a sum may fall where a lap is added; a total never does.
+        total_joules = self._segment_joules + (position_joules - self._segment_start_joules + self._wrapped_joules)
+        # Rounding may lower the last bit of the sum when a wrap is added; a total never falls.
         if total_joules > self.total_joules:
             self.total_joules = total_joules
         self._position_joules = position_joules
@@ -219,7 +218,7 @@ class EnergyCounter:
         self._segment_joules = self.total_joules
         self._segment_start_joules = self._position_joules = suspect_joules
         self._segment_wraps = 0
-        self._laps_joules = 0.0
+        self._wrapped_joules = 0.0
         self._read_at_ns = self._before_change_ns = suspect_ns
 
     def _reject(self) -> None:
@@ -228,7 +227,7 @@ class EnergyCounter:
 
 
 class PowerIntegrator:
-    """Power readings into energy: the trapezoid between neighbours, and nothing over a gap."""
+    """Integrates power readings by the trapezoidal rule, except across gaps."""
 
     __slots__ = (
         "_compensation_joules",
@@ -247,8 +246,8 @@ class PowerIntegrator:
         """Start before the first reading.
 
         Args:
-            max_power_watts: A reading above is rejected.
-            max_gap_s: Over a longer spacing a straight line is not believed; the time is unmeasured.
+            max_power_watts: A reading above this is rejected.
+            max_gap_s: A longer time between two readings is unmeasured.
 
         Raises:
             ValueError: A bound is not positive.
@@ -261,7 +260,7 @@ class PowerIntegrator:
         self.rejected = 0
         self.unmeasured_s = 0.0
         self.events = 0
-        """Goes up with each of the two above."""
+        """Rises with each of the two above."""
         self._sum_joules = 0.0
         self._compensation_joules = 0.0
         self._read_at_ns: int | None = None
@@ -273,7 +272,7 @@ class PowerIntegrator:
         return self._read_at_ns
 
     def update(self, read_at_ns: int, power_watts: float) -> bool:
-        """Take one reading; False if it is outside physical bounds (counted) and was not used."""
+        """Process one reading; return False if it is outside physical bounds and was rejected."""
         if not 0.0 <= power_watts <= self.max_power_watts:  # also false for NaN
             self.rejected += 1
             self.events += 1
@@ -292,7 +291,7 @@ class PowerIntegrator:
         return True
 
     def _add(self, joules: float) -> None:
-        # Neumaier's compensated sum: 1e9 steps of 1 J are off by one rounding, not by 1e9 of them.
+        # Neumaier's compensated sum: the error of 1e9 steps of 1 J is one rounding, not 1e9 roundings.
         total = self._sum_joules + joules
         if self._sum_joules >= joules:
             self._compensation_joules += (self._sum_joules - total) + joules
@@ -303,10 +302,10 @@ class PowerIntegrator:
 
 
 class PowerFromEnergy:
-    """Mean power over the last reading interval of an energy total, or over more of them if they are short.
+    """Mean power over the last interval between readings of an energy total, or over several short ones.
 
-    A span shorter than 20 refreshes of the sensor would show its rhythm, not the load. Where the intervals are
-    shorter, the span is one to two times that.
+    A span of fewer than 20 refreshes of the sensor would show its refreshes, not the load. If the intervals are
+    shorter, the span is one to two times as long as 20 refreshes.
     """
 
     __slots__ = ("_candidate_joules", "_candidate_ns", "_start_joules", "_start_ns")
@@ -318,11 +317,11 @@ class PowerFromEnergy:
         self._candidate_joules = 0.0
 
     def clear(self) -> None:
-        """Forget the readings so far: the total has a hole behind it."""
+        """Drop the readings so far, because unmeasured time follows them."""
         self._start_ns = None
 
     def update(self, read_at_ns: int, total_joules: float, refresh_s: float | None) -> float | None:
-        """Watts up to this reading, None while there is no earlier one far enough back."""
+        """Return the mean watts up to this reading; None if no earlier reading is old enough."""
         if self._start_ns is None:
             self._start_ns = self._candidate_ns = read_at_ns
             self._start_joules = self._candidate_joules = total_joules
@@ -339,16 +338,16 @@ class PowerFromEnergy:
 
 
 class RefreshEstimator:
-    """How often a sensor's value really changes, from the readings that happen to be taken.
+    """Estimates how often a sensor's value changes, from whatever readings are taken.
 
-    A change is placed midway between the read that still showed the old value and the one that showed the
-    new. The distance of two changes is *resolved* if both are placed to within half of it. The estimate
-    is the median of the resolved distances; while there are fewer than two, that of all: then it is as long as
-    the reads are apart, so rather too long.
+    A change is placed midway between the last read of the old value and the first read of the new one. The distance
+    between two changes is *resolved* if both are known to within half of it. The estimate is the median of the
+    resolved distances. While there are fewer than two, it is the median of all distances, and at least as long as the
+    time between reads, so probably too long.
 
-    An energy counter moves all the time. Found changed at each of two reads it has told nothing of its rhythm
-    but that it is no slower than the reads, which for reads 10 s apart is no news: such distances do not count.
-    A power reading may stay the same while the sensor works; so there the estimate never grows.
+    An energy counter rises all the time. If it has changed at every read, it only shows that its refresh period is not
+    longer than the time between reads; such distances are ignored. A power reading may stay the same although the
+    sensor was refreshed, so for power sensors the estimate never grows.
     """
 
     MIN_CHANGES: Final = 3
@@ -361,9 +360,9 @@ class RefreshEstimator:
         "_is_counter",
         "_last_ns",
         "_last_value",
+        "_longest_gap_ns",
         "_resolved",
-        "_stood_still",
-        "_useless_ns",
+        "_was_unchanged",
         "changes",
         "refresh_s",
         "resolved_s",
@@ -372,36 +371,36 @@ class RefreshEstimator:
     def __init__(self, *, is_counter: bool) -> None:
         """Start before the first reading of an energy counter, or of a power sensor."""
         self._is_counter = is_counter
-        self._stood_still = False
+        self._was_unchanged = False
         self.refresh_s: float | None = None
-        """Seconds between changes; None until three were seen."""
+        """Seconds between changes; None until three changes were observed."""
         self.resolved_s: float | None = None
-        """The same, None while it may still be the reader's rhythm and not the sensor's."""
+        """The same; None while it may be the period of the reads instead of the sensor's."""
         self.changes = 0
         self._last_ns: int | None = None
         self._last_value = 0.0
         self._change_at_ns: int | None = None
         self._bracket_ns = 0
-        self._useless_ns = math.inf
+        self._longest_gap_ns = math.inf
         self._any: list[int] = []
         self._resolved: list[int] = []
 
     @property
     def resolved(self) -> bool:
-        """Whether the sensor was read often enough to tell its own rhythm from the reader's."""
+        """Whether the reads were frequent enough to distinguish the sensor's period from their own."""
         return len(self._resolved) >= self.MIN_CHANGES - 1
 
     def update(self, read_at_ns: int, value: float) -> None:
-        """Take one good reading: the raw position or power."""
+        """Process one good reading: the raw position or power."""
         last_ns = self._last_ns
         self._last_ns = read_at_ns
-        if last_ns is None or read_at_ns - last_ns >= self._useless_ns:
-            # Slower than the rhythm that is known already: such reads can tell nothing of it.
+        if last_ns is None or read_at_ns - last_ns >= self._longest_gap_ns:
+            # Reads further apart than the known period cannot improve the estimate.
             self._last_value = value
             self._change_at_ns = None
             return
         if value == self._last_value:
-            self._stood_still = True
+            self._was_unchanged = True
             return
         self._last_value = value
         bracket_ns = read_at_ns - last_ns
@@ -409,17 +408,17 @@ class RefreshEstimator:
         if self._change_at_ns is not None:
             distance_ns = change_at_ns - self._change_at_ns
             if distance_ns > 0:
-                self._learn(distance_ns, 2 * max(bracket_ns, self._bracket_ns) <= distance_ns)
+                self._add_distance(distance_ns, 2 * max(bracket_ns, self._bracket_ns) <= distance_ns)
         self.changes += 1
         self._change_at_ns = change_at_ns
         self._bracket_ns = bracket_ns
-        self._stood_still = False
+        self._was_unchanged = False
 
-    def _learn(self, distance_ns: int, resolved: bool) -> None:
+    def _add_distance(self, distance_ns: int, resolved: bool) -> None:
         was_resolved = self.resolved
         if resolved:
             self._resolved.append(distance_ns)
-        elif was_resolved or (self._is_counter and not self._stood_still):
+        elif was_resolved or (self._is_counter and not self._was_unchanged):
             return
         else:
             self._any.append(distance_ns)
@@ -431,6 +430,6 @@ class RefreshEstimator:
         shorter = self.refresh_s is None or refresh_s < self.refresh_s
         if self._is_counter or shorter or (self.resolved and not was_resolved):
             self.refresh_s = refresh_s
-            self._useless_ns = refresh_s * NS_PER_S
+            self._longest_gap_ns = refresh_s * NS_PER_S
             if self.resolved:
                 self.resolved_s = refresh_s
