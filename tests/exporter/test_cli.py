@@ -94,7 +94,7 @@ def test_the_daemon_serves_a_sensor(start: Start, tmp_path: Path) -> None:
     assert "joulewatch" in get(url.replace("/metrics", "/"))
     with pytest.raises(urllib.error.HTTPError, match="400") as caught:
         get(f"{url}?collect[]=raple")
-    assert b"known: rapl, " in caught.value.read()
+    assert b"did you mean rapl?" in caught.value.read()
     caught.value.close()
 
 

@@ -1,4 +1,4 @@
-"""Who may read: TLS and basic authentication from the web configuration file, reloaded when the file changes."""
+"""Access control: TLS and basic authentication from the web configuration file, reloaded when the file changes."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _CLIENT_AUTH: Final = {
 
 
 class Access:
-    """TLS and users of the web configuration; read again when one of its files changes.
+    """TLS and users of the web configuration, reloaded when one of its files changes.
 
-    Certificates are renewed and users added without a restart. A file that has become wrong is said
-    once, and what was read before stays in force.
+    Certificates can be renewed and users added without a restart. If a file becomes invalid, the error is logged once
+    and the earlier settings remain in effect.
     """
 
     _CACHED: Final = 256
@@ -41,7 +41,7 @@ class Access:
         """Read the file.
 
         Raises:
-            ConfigError: The file or one that it names is wrong, or the package for basic auth is missing.
+            ConfigError: The file or one that it names is invalid, or the package for basic auth is missing.
         """
         self._path = path
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class Access:
         if path is not None:
             self._load(path)
             if self.web.http_server_config.http2:
-                logger.warning("%s: http_server_config.http2 is not honoured: this server speaks HTTP/1.1", path)
+                logger.warning("%s: http_server_config.http2 is ignored: this server supports HTTP/1.1 only", path)
 
     def _load(self, path: Path) -> None:
         web = load_web_config(path)
@@ -79,7 +79,7 @@ class Access:
         return tuple(stamps)
 
     def refresh(self) -> None:
-        """Read the files again if one has changed; called once per connection."""
+        """Reload the files if one has changed; called once per connection."""
         if self._path is None:
             return
         with self._lock:
@@ -89,21 +89,21 @@ class Access:
             had_tls = self.tls is not None
             try:
                 self._load(self._path)
-                logger.info("%s: read again", self._path)
+                logger.info("%s: reloaded", self._path)
             except ConfigError as error:
                 self._stamps = stamps
-                logger.error("%s; the settings read before stay in force", error)
+                logger.error("%s; the earlier settings remain in effect", error)
                 return
             if had_tls != (self.tls is not None):
                 logger.warning("%s: TLS was switched %s", self._path, "off" if had_tls else "on")
 
     @property
     def required(self) -> bool:
-        """Whether a password is asked for."""
+        """Whether a user and a password are required."""
         return bool(self.web.basic_auth_users)
 
     def allows(self, authorization: str | None) -> bool:
-        """Whether an ``Authorization`` header holds a user and the password; as slow for a wrong user."""
+        """Return whether an ``Authorization`` header holds a user and the user's password."""
         scheme, _, encoded = (authorization or "").partition(" ")
         if scheme.lower() != "basic":
             return False
@@ -116,14 +116,14 @@ class Access:
         key = hashlib.sha256(
             b"\0".join((self._salt, user.encode(), password.encode(), (expected or "").encode()))
         ).digest()
-        # One check at a time: bcrypt is slow on purpose, and a flood of guesses must not take the machine.
+        # One check at a time: bcrypt is slow on purpose, and a flood of guesses must not load the machine.
         with self._lock:
             if key in self._passed:
                 return True
-            # A wrong user costs the same check as a wrong password, so that the time tells no names.
+            # A wrong user takes as long as a wrong password, so that the time does not reveal which users exist.
             stored = expected if expected is not None else next(iter(users.values()))
             try:
-                # bcrypt has always looked at the first 72 bytes only; its package now insists on it.
+                # bcrypt uses only the first 72 bytes of a password; newer versions of the package reject longer ones.
                 matches: bool = _bcrypt(self._path).checkpw(password.encode()[:72], stored.encode())
             except ValueError:
                 matches = False
@@ -155,18 +155,18 @@ def _tls_context(web: WebConfig, path: Path) -> ssl.SSLContext:
         context.load_cert_chain(tls.cert_file, tls.key_file, password=_no_password)
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path}: tls_server_config: {tls.cert_file} and {tls.key_file} are no certificate and its key: {error}"
+            f"{path}: tls_server_config: {tls.cert_file} and {tls.key_file} are not a certificate and its key: {error}"
         ) from error
     if tls.client_ca_file is not None:
         try:
             context.load_verify_locations(tls.client_ca_file)
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{path}: tls_server_config.client_ca_file: {tls.client_ca_file} holds no certificate: {error}"
+                f"{path}: tls_server_config.client_ca_file: {tls.client_ca_file} has no valid certificate: {error}"
             ) from error
     context.verify_mode = _CLIENT_AUTH[tls.client_auth_type]
     return context
 
 
 def _no_password() -> str:
-    raise ValueError("the key is encrypted; a daemon cannot be asked for its password")
+    raise ValueError("the key is encrypted, and a daemon cannot ask for its password")

@@ -24,7 +24,7 @@ Answer: TypeAlias = Callable[[str, str, Mapping[str, str]], "Response"]
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One answer; the body is complete."""
+    """A complete response."""
 
     status: HTTPStatus
     body: bytes
@@ -33,7 +33,7 @@ class Response:
 
 
 class _BadRequestError(Exception):
-    """The peer's request is answered with this and the connection closed."""
+    """The request is invalid: it is answered with this error, and the connection is closed."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
@@ -41,7 +41,7 @@ class _BadRequestError(Exception):
 
 
 class _Received(io.RawIOBase):
-    """A socket's bytes, under one deadline and one limit for the whole request."""
+    """The bytes that a socket receives, with one deadline and one size limit for a whole request."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
@@ -49,7 +49,7 @@ class _Received(io.RawIOBase):
         self._left = 0
 
     def begin(self, timeout_s: float) -> None:
-        """A new request may come: give it ``timeout_s`` and the whole limit of bytes."""
+        """Set deadline and size limit for the next request."""
         self._deadline_ns = time.monotonic_ns() + round(timeout_s * 1e9)
         self._left = MAX_REQUEST_BYTES
 
@@ -69,7 +69,7 @@ class _Received(io.RawIOBase):
 
 
 class Connection:
-    """One peer: requests one after another, each response in one write."""
+    """Serves one peer: one request after another, each response in one write."""
 
     def __init__(
         self,
@@ -81,14 +81,14 @@ class Connection:
         keep_alive_s: float,
         extra_headers: Mapping[str, str],
     ) -> None:
-        """Serve one peer.
+        """Take over an accepted socket.
 
         Args:
-            connection: The accepted socket, TLS included.
+            connection: The socket; with TLS, after the handshake.
             answer: Called with method, target and headers (names in lower case) of each request.
-            is_stopping: Asked before each request; when true, the connection ends.
-            request_timeout_s: For a peer to send a request, and to take a response.
-            keep_alive_s: For an idle connection.
+            is_stopping: Called before each request; the connection ends when it returns true.
+            request_timeout_s: Longest time for the peer to send a request, and to receive a response.
+            keep_alive_s: Longest time that the connection may be idle.
             extra_headers: Sent with every response.
         """
         self._connection = connection
@@ -101,8 +101,8 @@ class Connection:
         self._reader = io.BufferedReader(self._received, 8192)
 
     def serve(self) -> None:
-        going_on = True
-        while going_on and not self._is_stopping():
+        is_kept = True
+        while is_kept and not self._is_stopping():
             try:
                 request = self._read_request()
             except _BadRequestError as error:
@@ -113,17 +113,17 @@ class Connection:
             method, target, version, headers = request
             has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
             connection = headers.get("connection", "").lower()
-            # A body is not read, so what follows it on this connection could not be found.
-            going_on = not has_body and (
+            # Bodies are not read, so the next request after a body could not be found.
+            is_kept = not has_body and (
                 "keep-alive" in connection if version == "HTTP/1.0" else "close" not in connection
             )
             response = self._answer(method, target, headers)
             logger.debug("%s %s %d", method, target.partition("?")[0], response.status)
-            going_on = going_on and not self._is_stopping()
-            self._send(response, head=method == "HEAD", close=not going_on)
+            is_kept = is_kept and not self._is_stopping()
+            self._send(response, head=method == "HEAD", close=not is_kept)
 
     def _read_request(self) -> tuple[str, str, str, dict[str, str]] | None:
-        """Method, target, version and headers; None if the peer has gone."""
+        """Return method, target, version and headers; None if the peer has closed the connection."""
         self._received.begin(self._keep_alive_s)
         try:
             if not self._reader.peek(1):
@@ -138,12 +138,12 @@ class Connection:
             return None
         words = line.decode("latin-1").split()
         if len(words) != 3 or not words[2].startswith("HTTP/"):
-            raise _BadRequestError(HTTPStatus.BAD_REQUEST, "this is no HTTP request")
+            raise _BadRequestError(HTTPStatus.BAD_REQUEST, "this is not a valid HTTP request")
         method, target, version = words
         if version not in ("HTTP/1.0", "HTTP/1.1"):
-            raise _BadRequestError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "only HTTP/1.0 and HTTP/1.1")
+            raise _BadRequestError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "supported versions: HTTP/1.0, HTTP/1.1")
         if not target.startswith("/"):
-            # The absolute form of a proxy, which a server must accept too (RFC 9112, 3.2.2).
+            # The absolute form, as proxies send it; a server must accept it too (RFC 9112, 3.2.2).
             parsed = urllib.parse.urlsplit(target)
             target = (parsed.path or "/") + (f"?{parsed.query}" if parsed.query else "")
         headers: dict[str, str] = {}
@@ -163,7 +163,7 @@ class Connection:
             headers[key] = f"{headers[key]}, {value}" if key in headers else value
 
     def _read_line(self) -> bytes:
-        """A whole line; empty if the peer has gone."""
+        """Return a whole line; empty if the peer has closed the connection."""
         line = self._reader.readline(MAX_REQUEST_BYTES)
         if len(line) >= MAX_REQUEST_BYTES:
             raise _BadRequestError(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "the request is too large")
@@ -187,7 +187,7 @@ class Connection:
         elif isinstance(self._connection, ssl.SSLSocket):
             self._connection.sendall(data + response.body)
         else:
-            # One write, without first copying a megabyte of body behind its headers.
+            # One write, without copying a body of a megabyte to append it to the headers.
             sent = self._connection.sendmsg((data, response.body))
             if sent < len(data) + len(response.body):
                 self._connection.sendall(memoryview(data + response.body)[sent:])
@@ -198,8 +198,8 @@ def plain(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Response:
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    for item in accept_encoding.lower().split(","):
-        coding, _, parameters = item.partition(";")
+    for entry in accept_encoding.lower().split(","):
+        coding, _, parameters = entry.partition(";")
         if coding.strip() in ("gzip", "x-gzip", "*"):
             return parameters.replace(" ", "") not in ("q=0", "q=0.0", "q=0.00", "q=0.000")
     return False

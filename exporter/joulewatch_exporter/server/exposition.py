@@ -1,11 +1,10 @@
-"""Scans and self-metrics to Prometheus text and OpenMetrics; alone imports prometheus_client.
+"""Renders scans and self-metrics as Prometheus text or OpenMetrics; only this module imports prometheus_client.
 
-Why not prometheus_client for everything: it sorts, escapes and formats the labels of every sample at every
-scrape (63 ms per 10,000 series), while on a node only three values per sensor change from one scrape to the next.
-So the sensors' samples are written here: what stands before a value is escaped once and kept
-until sensors come or go, and blocks in which nothing has changed are kept as they are. What
-prometheus_client is good at stays with it: choosing the format, the ``process_*`` and ``python_info``
-metrics and their rendering. A test renders the same scans through prometheus_client and compares.
+Why not prometheus_client for everything: it sorts, escapes and formats the labels of every sample in every scrape
+(63 ms per 10,000 series), while on a node only three values per sensor change between scrapes. So the samples of
+sensors are rendered here: the text before a value is escaped once and cached until sensors come or go, and blocks in
+which nothing has changed are cached as they are. prometheus_client chooses the format and renders the ``process_*`` and
+``python_info`` metrics. A test renders the same scans with prometheus_client and compares the results.
 """
 
 from __future__ import annotations
@@ -37,18 +36,18 @@ _EOF: Final = b"# EOF\n"
 
 
 def choose_format(accept: str | None) -> Format:
-    """The format that an ``Accept`` header asks for; text where it asks for none."""
+    """Return the format that an ``Accept`` header asks for; text by default."""
     _, content_type = choose_encoder(accept or "")
     return "openmetrics" if content_type.startswith("application/openmetrics-text") else "text"
 
 
 def escape_label(value: str) -> str:
-    """A label's value as it stands between the quotes, in both formats."""
+    """Return the value of a label as it is written between quotes, in both formats."""
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def series(metric: Metric, values: Iterable[str]) -> str:
-    """A sample's line up to its value: ``name{label="…"} ``, labels in the catalog's order."""
+    """Return a sample's line up to its value: ``name{label="…"} ``, with labels in the order of the catalog."""
     labels = ",".join([f'{name}="{escape_label(value)}"' for name, value in zip(metric.labels, values, strict=True)])
     return f"{metric.name}{{{labels}}} " if labels else f"{metric.name} "
 
@@ -70,32 +69,32 @@ def _quantity_labels(collector: str, info: SensorInfo) -> tuple[str, str, str, s
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """The lines of one metric up to their values, and where among a scan's values those are."""
+    """The lines of one metric up to their values, and the indices of their values in a scan."""
 
     prefixes: tuple[str, ...]
     indices: tuple[int, ...] | None
-    """None: the lines are of all values, in their order."""
+    """None: one line for each value, in order."""
 
     @classmethod
     def of(cls, prefixes: Iterable[str], indices: Sequence[int] = (), values: int = 0) -> _Lines:
-        """Lines of the values at ``indices`` of ``values``; by default of all."""
+        """Return lines for the values at ``indices``, out of ``values`` in all; by default for all values."""
         return cls(tuple(prefixes), tuple(indices) if len(indices) != values else None)
 
     def render(self, values: tuple[float | None, ...]) -> bytes:
-        """The lines of the values that are there."""
+        """Return the lines, without those whose value is missing."""
         if self.indices is not None:
             values = tuple([values[index] for index in self.indices])
         lines = zip(self.prefixes, values, strict=True)
         return "".join([f"{prefix}{value!r}\n" for prefix, value in lines if value is not None]).encode()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Prefixes:
-    """What stands before the values of one family's layout."""
+    """The text before the values of one family's layout."""
 
     layout: Layout
     energy: tuple[tuple[Metric, _Lines], ...]
-    """By scope that the family has."""
+    """One for each scope that the family has."""
     power: tuple[tuple[Metric, _Lines], ...]
     read_at: _Lines
     up: tuple[str, ...]
@@ -103,7 +102,7 @@ class _Prefixes:
 
 @dataclass(frozen=True, slots=True)
 class _SlowBlocks:
-    """Finished lines of one family that stay as they are while the same health objects come."""
+    """Rendered lines of one family, valid for as long as the scans hold the same health objects."""
 
     healths: tuple[Health | None, ...]
     layout: Layout
@@ -129,17 +128,17 @@ def _of_verdict(metric: Metric, verdict: Verdict) -> str:
 
 
 class Exposition:
-    """Renders scrapes; called by many threads at once, keeps only immutable caches."""
+    """Renders scrapes; called by many threads at once, so its cached values are immutable."""
 
     def __init__(
         self, *, emulated: bool, start_s: float, nodename: str | None = None, self_metrics: bool = True
     ) -> None:
-        """Prepare what never changes.
+        """Render what never changes.
 
         Args:
-            emulated: Whether the sensors are the emulator's.
-            start_s: Unix time at which the energy counters began.
-            nodename: Name of this machine; None: its own.
+            emulated: Whether the sensors are emulated.
+            start_s: Unix time at which the energy counters started.
+            nodename: Name of this machine; None: as the kernel reports it.
             self_metrics: Whether ``process_*`` and ``python_info`` are shown.
         """
         self._prefixes: dict[str, _Prefixes] = {}
@@ -159,12 +158,12 @@ class Exposition:
             PlatformCollector(registry=self._registry)
 
     def render(self, scans: Sequence[FamilyScan], format_: Format, verdicts: Sequence[Verdict] = ()) -> bytes:
-        """One whole scrape.
+        """Return the body of one scrape.
 
         Args:
-            scans: The families, in their order.
-            format_: Which text.
-            verdicts: What the sensors say of each other; those of families that are not shown are left out.
+            scans: One for each family, in the order of the families.
+            format_: The format of the text.
+            verdicts: Results of the plausibility checks; those of families that are not in ``scans`` are excluded.
         """
         families = [self._family_blocks(scan) for scan in scans]
         families.append(self._verdict_blocks(verdicts, {scan.collector for scan in scans}))
@@ -177,7 +176,7 @@ class Exposition:
         for metric, line in self._fixed:
             parts += (_head(metric, format_), line)
         if self._registry is not None:
-            # As late as possible: the process metrics then hold the cost of this very scrape.
+            # Last, so that the process metrics include the cost of this scrape.
             parts.append((generate_openmetrics if format_ == "openmetrics" else generate_text)(self._registry))
         elif format_ == "openmetrics":
             parts.append(_EOF)
@@ -211,7 +210,7 @@ class Exposition:
     # -- the blocks of one family ------------------------------------------------------------------
 
     def _family_blocks(self, scan: FamilyScan) -> dict[str, bytes]:
-        """Metric name to the family's lines of it."""
+        """Return the lines of the family by metric name."""
         prefixes = self._prefixes.get(scan.collector)
         if prefixes is None or prefixes.layout is not scan.layout:
             prefixes = self._prefixes[scan.collector] = _prefixes(scan.collector, scan.layout)
@@ -286,7 +285,7 @@ def _limit_watts(info: SensorInfo) -> float | None:
 
 
 _OF_COUNTERS: Final = (catalog.SENSOR_WRAPS, catalog.SENSOR_RESETS)
-"""A sensor of power has no counter that could go round or start again."""
+"""Shown for energy sensors only: a power sensor has no counter that could wrap or restart."""
 
 
 def _slow_blocks(
@@ -304,11 +303,11 @@ def _slow_blocks(
         metadata = (info.method, reading, info.model, info.source, info.resolution, accuracy)
         lines.append(f"{series(catalog.SENSOR_INFO, (info.quantity.scope, *labels, *metadata))}1.0\n")
     blocks[catalog.SENSOR_INFO.name] = "".join(lines).encode()
-    for metric, told in ((catalog.SENSOR_WINDOW, _window_s), (catalog.DEVICE_LIMIT, _limit_watts)):
+    for metric, get in ((catalog.SENSOR_WINDOW, _window_s), (catalog.DEVICE_LIMIT, _limit_watts)):
         lines = [
             f"{series(metric, labels)}{float(value)!r}\n"
             for info, _, _, labels in rows
-            if (value := told(info)) is not None
+            if (value := get(info)) is not None
         ]
         blocks[metric.name] = "".join(lines).encode()
     for metric, value_of in _HEALTH_METRICS:

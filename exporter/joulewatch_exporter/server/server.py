@@ -1,10 +1,10 @@
-"""GET /, /metrics, /-/healthy; TLS and basic auth as the Prometheus exporter toolkit configures them.
+"""The HTTP server: /, /metrics and /-/healthy; TLS and basic auth as in the Prometheus exporter toolkit.
 
-Why not prometheus_client's server: its TLS handshake runs in the accept loop, where one silent peer stalls
-every scrape; it has no time-outs, no limit of requests, no basic auth, and answers any path with metrics.
+Why not the server of prometheus_client: its TLS handshake runs in the accept loop, where one silent peer blocks all
+scrapes; it has no time-outs, no limit of requests and no basic auth, and it answers every path with metrics.
 
-Here every connection has a thread of its own in which everything that a peer can delay takes place (handshake,
-request, response), each within a time-out, so that a slow or silent peer costs nobody else anything.
+Here each connection has its own thread, which does everything that a peer can delay (handshake, request, response),
+each within a time-out. So a slow or silent peer delays nobody else.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ logger = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT_S: Final = 5.0
 REQUEST_TIMEOUT_S: Final = 5.0
-"""From the first byte of a request to its last, and for the peer to take the response."""
+"""Longest time for a peer to send a request, and to receive the response."""
 KEEP_ALIVE_S: Final = 120.0
-"""An idle connection is closed after this; longer than the scrape intervals in use."""
+"""An idle connection is closed after this time, which is longer than usual scrape intervals."""
 MAX_CONNECTIONS: Final = 256
 MIN_GZIP_BYTES: Final = 1024
 
@@ -43,15 +43,15 @@ _BACKLOG: Final = 128
 
 
 class Scrape(Protocol):
-    """What the server calls for a scrape."""
+    """The callable that answers a scrape."""
 
     def __call__(self, *, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
-        """The body and its content type."""
+        """Return the body and its content type."""
         ...
 
 
 class WebServer:
-    """Listens on all addresses at once; one thread per address, one per connection."""
+    """Listens on all addresses; one thread per address and one per connection."""
 
     def __init__(
         self,
@@ -67,19 +67,19 @@ class WebServer:
         keep_alive_s: float = KEEP_ALIVE_S,
         handshake_timeout_s: float = HANDSHAKE_TIMEOUT_S,
     ) -> None:
-        """Bind every address; nothing is accepted before ``start``.
+        """Bind all addresses; connections are accepted after ``start``.
 
         Args:
-            addresses: ``host:port`` each.
+            addresses: Each ``host:port``.
             scrape: Called for each scrape, by many threads at once.
-            collectors: Names that ``?collect[]=`` may give.
-            telemetry_path: Where the metrics are.
-            max_requests: Scrapes at the same time; more are answered 503. 0: any number.
-            read_timeout_s: Longest wait of a scrape for its sensors.
-            access: TLS and users; None: everybody, in the clear.
-            request_timeout_s: For a peer to send a request, and to take a response.
-            keep_alive_s: For an idle connection.
-            handshake_timeout_s: For the TLS handshake.
+            collectors: Names that ``?collect[]=`` accepts.
+            telemetry_path: Path of the metrics.
+            max_requests: Number of concurrent scrapes; more are answered with 503. 0: no limit.
+            read_timeout_s: Longest time that a scrape waits for its sensors.
+            access: TLS and users; None: no TLS and no authentication.
+            request_timeout_s: Longest time for a peer to send a request, and to receive a response.
+            keep_alive_s: Longest time that a connection may be idle.
+            handshake_timeout_s: Longest time for the TLS handshake.
 
         Raises:
             ConfigError: An address is wrong or in use.
@@ -111,7 +111,7 @@ class WebServer:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """Where the metrics are, one for each address, with the ports that were really taken."""
+        """URLs of the metrics, one for each address, with the ports that were bound."""
         scheme = "https" if self._access.tls is not None else "http"
         return tuple(
             f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{self._telemetry_path}"
@@ -125,7 +125,7 @@ class WebServer:
             thread.start()
 
     def stop(self, grace_s: float = 0.2) -> None:
-        """Accept nothing more, let running responses end for ``grace_s``, then close every connection."""
+        """Stop accepting, wait ``grace_s`` for responses in progress, then close all connections."""
         self._stopping = True
         for listener in self._listeners:
             try:
@@ -139,8 +139,8 @@ class WebServer:
             connections = list(self._open)
         for connection in connections:
             try:
-                # An idle one ends at once, a busy one after its response. Not SSLSocket.shutdown: that drops the
-                # encryption, and the response still to come would go out in the clear.
+                # An idle connection ends at once, a busy one after its response. Not SSLSocket.shutdown: it ends the
+                # encryption, and a response in progress would be sent unencrypted.
                 socket.socket.shutdown(connection, socket.SHUT_RD)
             except OSError:
                 pass
@@ -168,7 +168,7 @@ class WebServer:
                 if self._stopping:
                     return
                 logger.error("cannot accept a connection: %s", error)
-                time.sleep(0.1)  # out of files: the connections that are open must end first
+                time.sleep(0.1)  # probably out of file descriptors: open connections must end first
                 continue
             if not self._connections.acquire(blocking=False):
                 connection.close()
@@ -228,12 +228,12 @@ class WebServer:
     # -- requests ----------------------------------------------------------------------------------
 
     def answer(self, method: str, target: str, headers: Mapping[str, str]) -> Response:
-        """The response to one request; HEAD is answered as GET, its body is left out when it is sent.
+        """Return the response to one request; HEAD is answered as GET, and its body is not sent.
 
         Args:
-            method: Such as ``GET``.
+            method: The HTTP method, such as ``GET``.
             target: Path and query as sent.
-            headers: By lower-case name.
+            headers: Values by lower-case name.
         """
         if self._access.required and not self._access.allows(headers.get("authorization")):
             return plain(
@@ -242,7 +242,7 @@ class WebServer:
                 ("WWW-Authenticate", 'Basic realm="joulewatch", charset="UTF-8"'),
             )
         if method not in ("GET", "HEAD"):
-            return plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD", ("Allow", "GET, HEAD"))
+            return plain(HTTPStatus.METHOD_NOT_ALLOWED, "only GET and HEAD are allowed", ("Allow", "GET, HEAD"))
         path, _, query = target.partition("?")
         if path == self._telemetry_path:
             return self._answer_metrics(query, headers)
@@ -250,7 +250,7 @@ class WebServer:
             return plain(HTTPStatus.OK, "joulewatch-exporter is healthy")
         if path == "/":
             return Response(HTTPStatus.OK, self._landing_page(), "text/html; charset=utf-8")
-        return plain(HTTPStatus.NOT_FOUND, f"nothing here; the metrics are at {self._telemetry_path}")
+        return plain(HTTPStatus.NOT_FOUND, f"not found; the metrics are at {self._telemetry_path}")
 
     def _answer_metrics(self, query: str, headers: Mapping[str, str]) -> Response:
         try:
@@ -259,12 +259,12 @@ class WebServer:
             return plain(HTTPStatus.BAD_REQUEST, "too many parameters")
         for name in wanted or ():
             if name not in self._collectors:
-                hint = nearest(name, ()) if not self._collectors else f"known: {', '.join(self._collectors)}"
+                hint = nearest(name, self._collectors)
                 return plain(HTTPStatus.BAD_REQUEST, f"unknown collector {name!r}; {hint}")
         if self._slots is not None and not self._slots.acquire(blocking=False):
             return plain(
                 HTTPStatus.SERVICE_UNAVAILABLE,
-                "too many scrapes at the same time (--web.max-requests)",
+                "too many concurrent scrapes (--web.max-requests)",
                 ("Retry-After", "1"),
             )
         try:
@@ -275,20 +275,20 @@ class WebServer:
             )
         except Exception:
             logger.exception("a scrape failed")
-            return plain(HTTPStatus.INTERNAL_SERVER_ERROR, "the scrape failed; the log says why")
+            return plain(HTTPStatus.INTERNAL_SERVER_ERROR, "the scrape failed; see the exporter's log")
         finally:
             if self._slots is not None:
                 self._slots.release()
         extra: tuple[tuple[str, str], ...] = (("Vary", "Accept, Accept-Encoding"),)
         if len(body) >= MIN_GZIP_BYTES and accepts_gzip(headers.get("accept-encoding", "")):
-            # Level 1: a fifth of the time of level 9 for nearly the same size on text like this.
+            # Level 1 takes a fifth of the time of level 9 for nearly the same size.
             packer = zlib.compressobj(level=1, wbits=31)
             body = packer.compress(body) + packer.flush()
             extra += (("Content-Encoding", "gzip"),)
         return Response(HTTPStatus.OK, body, content_type, extra)
 
     def _scrape_timeout_s(self, headers: Mapping[str, str]) -> float:
-        """Prometheus says how long it will wait: answer before that, with what there is."""
+        """Return how long to wait for sensors: less than Prometheus waits for the answer."""
         try:
             offered_s = float(headers.get("x-prometheus-scrape-timeout-seconds", "inf"))
         except ValueError:
@@ -317,7 +317,7 @@ h1{{font-weight:600;margin-bottom:0}}p{{margin-top:.3em;color:#666}}a{{color:#0b
 
 
 def _has_ipv6() -> bool:
-    """Whether ``::`` can be bound for IPv4 too; the kernel may know IPv6 and have it switched off."""
+    """Return whether ``::`` can be bound, for IPv4 too; a kernel with IPv6 may have it disabled."""
     if not socket.has_dualstack_ipv6():
         return False
     try:
@@ -329,10 +329,10 @@ def _has_ipv6() -> bool:
 
 
 def _listen(address: str) -> socket.socket:
-    """A listening socket.
+    """Return a listening socket.
 
     Raises:
-        ConfigError: The address is wrong, not of this machine, forbidden or in use.
+        ConfigError: The address is invalid, not of this machine, not permitted or in use.
     """
     try:
         host, port = parse_address(address)
@@ -349,5 +349,5 @@ def _listen(address: str) -> socket.socket:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise ConfigError(
             f"--web.listen-address: cannot listen on {address}: {reason}"
-            + ("; another exporter may be running: give another port" if "in use" in reason else "")
+            + ("; another exporter may be running: use another port" if "in use" in reason else "")
         ) from error
