@@ -1,6 +1,6 @@
-"""RAPL by perf events and by registers, through the real system calls of a real process, against known truth.
+"""RAPL through perf events and registers, with the system calls of a real process, against known energies.
 
-Only the kernel's answers are doubled (``support/rapl_shim.c``): ctypes, descriptors, reads and all above are real.
+Only the kernel's side is simulated (``support/rapl_shim.c``); ctypes, descriptors and reads are real.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ CORE_WATTS = (3.5, 7.25, 1.125, 10.0)
 PACKAGE_WATTS = 95.5
 INTEL_WATTS = {"socket0/package": 180.0, "socket0/core": 120.5, "socket0/dram": 24.75}
 NEAR_THE_END = 2**32 - 65536 * 90
-"""Goes round after 90 J, a second from the first read."""
+"""Wraps after 90 J, one second after the first read."""
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def amd(tmp_path: Path, library: Path) -> ShimMachine:
-    """One EPYC of four cores with two threads each, behind both doors."""
+    """One EPYC of four cores with two threads each, with both backends."""
     places = [(0, 0, core) for core in range(4)]
     sysfs = topology(FakeSysfs(tmp_path / "amd").cpuinfo(**EPYC), *places, *places)
     power_core(pmu(sysfs, "energy-pkg"), "0-3")
@@ -68,7 +68,7 @@ def amd(tmp_path: Path, library: Path) -> ShimMachine:
 
 @pytest.fixture
 def intel(tmp_path: Path, library: Path) -> ShimMachine:
-    """A Xeon with memory, behind both doors."""
+    """A Xeon with memory counters, with both backends."""
     sysfs = topology(FakeSysfs(tmp_path / "intel").cpuinfo(**XEON), (0, 0, 0), (0, 0, 1))
     pmu(sysfs, "energy-pkg", "energy-cores", "energy-ram")
     machine = ShimMachine(sysfs=sysfs, library=library).fixed(0, INTEL_UNIT, UNITS_2_14)
@@ -92,10 +92,10 @@ def python_path() -> str:
     return ":".join(map(str, folders))
 
 
-def read_in_child(machine: ShimMachine, door: str, times: int = 4, pause_s: float = 0.15) -> dict[str, Any]:
+def read_in_child(machine: ShimMachine, backend: str, times: int = 4, pause_s: float = 0.15) -> dict[str, Any]:
     script = Path(str(support.__file__)).with_name("read_rapl.py")
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(script), str(machine.sysfs.root), door, str(times), str(pause_s)],
+        [sys.executable, "-W", "error", str(script), str(machine.sysfs.root), backend, str(times), str(pause_s)],
         env={**machine.environment, "PYTHONPATH": python_path()},
         capture_output=True,
         text=True,
@@ -107,19 +107,19 @@ def read_in_child(machine: ShimMachine, door: str, times: int = 4, pause_s: floa
 
 
 @pytest.mark.parametrize("vendor", ["amd", "intel"])
-@pytest.mark.parametrize("door", ["perf", "msr"])
-def test_energy_is_the_truth(request: pytest.FixtureRequest, vendor: str, door: str) -> None:
-    """Between any two reads: at least the shortest, at most the longest time that can lie between them."""
+@pytest.mark.parametrize("backend", ["perf", "msr"])
+def test_energy_is_exact(request: pytest.FixtureRequest, vendor: str, backend: str) -> None:
+    """The energy between two reads is bounded by the shortest and longest possible time between them."""
     machine: ShimMachine = request.getfixturevalue(vendor)
-    result = read_in_child(machine, door)
+    result = read_in_child(machine, backend)
     watts = true_watts(machine)
     rounds = result["rounds"]
     assert set(rounds[0]) == set(watts)
-    assert all(source.startswith(f"{door}:") for source in result["sources"].values())
+    assert all(source.startswith(f"{backend}:") for source in result["sources"].values())
     spans: dict[str, tuple[float, float, float]] = {}
     for key, true in watts.items():
-        range_joules = 65536.0 if door == "msr" and vendor == "amd" else float("inf")
-        step_joules = {"perf": 2**-32, "msr": 2**-14}[door]
+        range_joules = 65536.0 if backend == "msr" and vendor == "amd" else float("inf")
+        step_joules = {"perf": 2**-32, "msr": 2**-14}[backend]
         risen_joules = 0.0
         first = last = rounds[0][key]
         for read in rounds[1:]:
@@ -134,8 +134,8 @@ def test_energy_is_the_truth(request: pytest.FixtureRequest, vendor: str, door: 
         assert cores <= spans["socket0/package"][0]
 
 
-def test_each_read_lies_where_the_register_is(amd: ShimMachine) -> None:
-    """The register's own position is known: each single read is checked, not only their differences."""
+def test_each_read_returns_the_registers_position(amd: ShimMachine) -> None:
+    """The register's position is known, so single reads are checked, not only differences."""
     for read in read_in_child(amd, "msr", times=3, pause_s=0.0)["rounds"]:
         for core, watts in enumerate(CORE_WATTS):
             before_ns, after_ns, joules = read[f"socket0/core{core}"]
@@ -162,13 +162,13 @@ def samples(text: str, metric: str) -> dict[str, float]:
     return {f"{m[1]}/{m[2]}" if m[2] else m[1]: float(m[3]) for m in pattern.finditer(text)}
 
 
-@pytest.mark.parametrize("door", ["perf", "msr"])
-def test_the_exporter_publishes_the_truth(
-    amd: ShimMachine, tmp_path: Path, exporters: list[subprocess.Popen[bytes]], door: str
+@pytest.mark.parametrize("backend", ["perf", "msr"])
+def test_the_exporter_publishes_exact_energies(
+    amd: ShimMachine, tmp_path: Path, exporters: list[subprocess.Popen[bytes]], backend: str
 ) -> None:
-    """The daemon, scraped twice: through a wrap of the package's register, cores as parts, powers, the door."""
+    """Scrape the daemon twice, across a wrap of the package's register: energies, powers, parts and the backend."""
     config = tmp_path / "exporter.yaml"
-    config.write_text(f"collectors: {{rapl: {{enabled: true, door: {door}}}}}\n")
+    config.write_text(f"collectors: {{rapl: {{enabled: true, door: {backend}}}}}\n")
     port = free_port()
     command = [sys.executable, "-m", "joulewatch_exporter", f"--config.file={config}", *amd.flags]
     command += [f"--web.listen-address=127.0.0.1:{port}"]
@@ -185,9 +185,9 @@ def test_the_exporter_publishes_the_truth(
         time.sleep(1.0)
         after = scrape(url)
         wraps = samples(after, "joulewatch_sensor_wraps_total")
-        if door == "perf" or wraps["socket0/package"] or time.monotonic() > deadline:
+        if backend == "perf" or wraps["socket0/package"] or time.monotonic() > deadline:
             break
-    assert wraps["socket0/package"] == (door == "msr")
+    assert wraps["socket0/package"] == (backend == "msr")
     span_s = (
         samples(after, "joulewatch_read_timestamp_seconds")["socket0"]
         - samples(before, "joulewatch_read_timestamp_seconds")["socket0"]
@@ -197,13 +197,13 @@ def test_the_exporter_publishes_the_truth(
         scope = "device" if key.endswith("package") else "part"
         first, last = (samples(text, f"joulewatch_{scope}_energy_joules_total")[key] for text in (before, after))
         energies[key] = last - first
-        # Loose: the device's one time stamp is a mean over its reads, and a busy machine may pause between two.
+        # Loose: the device's timestamp is a mean over its reads, and a busy machine may pause between two reads.
         assert energies[key] == pytest.approx(watts * span_s, rel=0.05), key
         assert samples(after, f"joulewatch_{scope}_power_watts")[key] == pytest.approx(watts, rel=0.1)
     assert sum(energies.values()) - energies["socket0/package"] <= energies["socket0/package"]
     assert set(samples(after, "joulewatch_sensor_resets_total").values()) == {0.0}
     assert set(samples(after, "joulewatch_sensor_rejected_readings_total").values()) == {0.0}
-    assert f'source="{door}:' in after
+    assert f'source="{backend}:' in after
     assert 'source="/sys' not in after
 
 
@@ -219,8 +219,8 @@ def check(machine: ShimMachine, *flags: str) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)
 
 
-def test_the_doctor_names_doors_and_cures(amd: ShimMachine) -> None:
-    """perf is refused, the registers are read instead; without them too, it says what would help."""
+def test_check_reports_backends_and_fixes(amd: ShimMachine) -> None:
+    """perf is denied, so the registers are read; without them, `check` names the fix."""
     folder = amd.sysfs.proc / "sys" / "kernel"
     folder.mkdir(parents=True)
     (folder / "perf_event_paranoid").write_text("2\n")

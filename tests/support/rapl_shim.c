@@ -1,13 +1,13 @@
 /*
- * The kernel's side of two doors to RAPL, for a program under LD_PRELOAD: perf_event_open and the reads of its
- * descriptors, and pread of files that end in /cpu/N/msr. Everything above is the program's own.
+ * Simulates the kernel's side of two RAPL backends for a program under LD_PRELOAD: perf_event_open and the reads of its
+ * descriptors, and pread of files that end in /cpu/N/msr.
  *
- * FAKE_RAPL names a file, read once, of lines
- *   start NS                          monotonic time at which registers began; 0: when one is first read
- *   deny ERRNO                        every perf_event_open fails so
- *   event TYPE CONFIG CPU WATTS       a counter of perf
- *   fixed CPU REGISTER VALUE          a register that stays (hexadecimal)
- *   count CPU REGISTER WATTS PER_JOULE START    a register of 32 bits that counts (REGISTER and START hexadecimal)
+ * FAKE_RAPL names a file, read once, with the lines
+ *   start NS                          monotonic time at which the registers start; 0: at the first read of a register
+ *   deny ERRNO                        every perf_event_open fails with this errno
+ *   event TYPE CONFIG CPU WATTS       a perf counter
+ *   fixed CPU REGISTER VALUE          a constant register (hexadecimal)
+ *   count CPU REGISTER WATTS PER_JOULE START    a 32-bit counter register (REGISTER and START hexadecimal)
  *
  * gcc -shared -fPIC -O2 -Wall -Wextra -Werror -o librapl_shim.so rapl_shim.c -ldl
  */
@@ -31,7 +31,7 @@ enum { MOST = 512, MOST_FDS = 4096 };
 struct counter {
 	int is_register, cpu, is_fixed;
 	unsigned type;
-	unsigned long long config, value; /* config: register; value: what stays, or the start */
+	unsigned long long config, value; /* registers: config is the number, value the constant or the start */
 	double watts, per_joule;
 };
 
@@ -83,7 +83,7 @@ static void begin(void)
 			c->is_register = 1;
 			count_of_counters++;
 		} else {
-			fprintf(stderr, "FAKE_RAPL: what is %s", line);
+			fprintf(stderr, "FAKE_RAPL: unknown line: %s", line);
 			abort();
 		}
 	}

@@ -1,4 +1,4 @@
-"""A machine whose doors of perf and registers are doubled at the lowest layer, by ``rapl_shim.c`` under LD_PRELOAD."""
+"""A machine whose perf events and registers are simulated by ``rapl_shim.c``, loaded with LD_PRELOAD."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 def build_shim(folder: Path) -> Path:
-    """Compile the shim; skips where there is no compiler."""
+    """Compile the shim; skip the test if there is no compiler."""
     library = folder / "librapl_shim.so"
     gcc = require_program("gcc", "gcc libc6-dev linux-libc-dev")
     subprocess.run([gcc, *_FLAGS, "-o", str(library), str(_SOURCE), "-ldl"], check=True, timeout=60)
@@ -27,7 +27,7 @@ def build_shim(folder: Path) -> Path:
 
 @dataclass(kw_only=True)
 class ShimMachine:
-    """What the shim is to answer: constant powers, so that the true energy of any span is a product."""
+    """The counters that the shim simulates: constant powers, so the true energy of any span is a product."""
 
     sysfs: FakeSysfs
     library: Path
@@ -35,7 +35,7 @@ class ShimMachine:
     start_ns: int = field(default_factory=time.monotonic_ns)
 
     def event(self, name: str, cpu: int, watts: float) -> Self:
-        """An event of the PMU ``power``, or a core of ``power_core``."""
+        """Add an event of the PMU ``power``, or a core of ``power_core``."""
         is_core = name == "energy-core"
         number, config = (POWER_CORE_TYPE, 1) if is_core else (POWER_TYPE, EVENTS[name])
         self.lines.append(f"event {number} {config} {cpu} {watts}")
@@ -62,13 +62,13 @@ class ShimMachine:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For a child process; writes the shim's table."""
+        """Environment for a child process; writes the shim's table."""
         table = self.sysfs.root / "table"
         table.write_text("\n".join((f"start {self.start_ns}", *self.lines, "")))
         return {**os.environ, "LD_PRELOAD": str(self.library), "FAKE_RAPL": str(table)}
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Flags that make an exporter read this machine."""
+        """Flags with which the exporter reads this machine."""
         host = self.sysfs.host
         return (f"--path.sysfs={host.sysfs}", f"--path.procfs={host.procfs}", f"--path.dev={host.dev}")

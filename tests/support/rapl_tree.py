@@ -1,4 +1,4 @@
-"""What the doors of RAPL need besides powercap: CPU topology, PMUs, and doubles of their lowest layers."""
+"""Fakes for the RAPL backends perf and msr: CPU topology, PMUs, perf_event_open and registers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from support.sysfs import FakeSysfs
 AMD_UNIT, AMD_CORE, AMD_PACKAGE = 0xC0010299, 0xC001029A, 0xC001029B
 INTEL_UNIT, INTEL_PACKAGE, INTEL_DRAM, INTEL_CORES, INTEL_GPU, INTEL_PSYS = 0x606, 0x611, 0x619, 0x639, 0x641, 0x64D
 UNITS_2_16 = 0xA1003
-"""Register of units with ESU 16, as EPYCs hold it."""
+"""Unit register with ESU 16, as on EPYC."""
 UNITS_2_14 = 0xA0E03
 
 POWER_TYPE, POWER_CORE_TYPE = 12, 13
@@ -25,7 +25,7 @@ EVENTS = {"energy-cores": 1, "energy-pkg": 2, "energy-ram": 3, "energy-gpu": 4, 
 
 
 def topology(sysfs: FakeSysfs, *cpus: tuple[int, int, int], online: str | None = None) -> FakeSysfs:
-    """One CPU for each (package, die, core id); those that are alike are threads of one core."""
+    """Write one CPU per (package, die, core id); equal entries are threads of one core."""
     for number, (package, die, core) in enumerate(cpus):
         siblings = ",".join(str(other) for other, place in enumerate(cpus) if place == (package, die, core))
         sysfs.write(
@@ -41,46 +41,46 @@ def topology(sysfs: FakeSysfs, *cpus: tuple[int, int, int], online: str | None =
 def pmu(
     sysfs: FakeSysfs, *events: str, name: str = "power", number: int = POWER_TYPE, cpumask: str = "0", **files: object
 ) -> FakeSysfs:
-    """A PMU with the named events, as the kernel shows it."""
+    """Write a PMU with the named events, in the kernel's format."""
     folder = f"bus/event_source/devices/{name}"
     sysfs.write(folder, type=number, cpumask=cpumask).write(f"{folder}/format", event="config:0-7")
     for event in events:
-        shown = {
+        files_of_event = {
             event: f"event=0x{EVENTS.get(event, 1):02x}",
             f"{event}.unit": "Joules",
             f"{event}.scale": "2.3283064365386962890625e-10",
         }
-        sysfs.write(f"{folder}/events", **shown)
+        sysfs.write(f"{folder}/events", **files_of_event)
     return sysfs.write(f"{folder}/events", **files) if files else sysfs
 
 
 def power_core(sysfs: FakeSysfs, cpumask: str) -> FakeSysfs:
-    """AMD's PMU of single cores."""
+    """Write AMD's PMU of single cores."""
     return pmu(sysfs, "energy-core", name="power_core", number=POWER_CORE_TYPE, cpumask=cpumask)
 
 
 @dataclass(kw_only=True)
 class FakeKernel:
-    """perf_event_open and the reads of its descriptors: the joules of each counter are what a test says."""
+    """Replaces perf_event_open and the reads of its descriptors; a test sets the joules of each counter."""
 
     joules: dict[tuple[int, int, int], float] = field(default_factory=dict)
     """By type, config and CPU."""
     refusal: int = 0
-    """errno of every perf_event_open; 0: it works."""
+    """errno of every perf_event_open; 0: success."""
     refused: dict[tuple[int, int, int], int] = field(default_factory=dict)
-    """errno of some."""
+    """errno by type, config and CPU."""
     standing: set[tuple[int, int, int]] = field(default_factory=set)
-    """Those whose CPU is offline: count and running time stand still."""
+    """Events whose CPU is offline: count and running time do not change."""
     read_error: int = 0
     is_at_end: bool = False
-    """Reads give nothing, as of an event in error state."""
+    """Reads return nothing, like those of an event in error state."""
     opened: list[tuple[int, int, int]] = field(default_factory=list)
     _events: dict[int, tuple[tuple[int, int, int], float]] = field(default_factory=dict)
     _running_ns: int = 0
 
     @classmethod
     def install(cls, monkeypatch: pytest.MonkeyPatch) -> Self:
-        """Put one in the kernel's place, with no event open yet."""
+        """Replace the kernel's calls; no event is open yet."""
         fake = cls()
         monkeypatch.setattr(perf, "perf_event_open", fake.open)
         monkeypatch.setattr(perf, "_read", fake.read)
@@ -116,18 +116,18 @@ class FakeKernel:
 
 @dataclass(kw_only=True)
 class Registers:
-    """The registers of each CPU behind ``/dev/cpu/N/msr``; a file cannot hold AMD's, which overlap."""
+    """Registers of ``/dev/cpu/N/msr``; a plain file cannot hold AMD's registers, because their offsets overlap."""
 
     dev: Path
     values: dict[tuple[int, int], int] = field(default_factory=dict)
     """By CPU and register."""
     errors: dict[int, int] = field(default_factory=dict)
-    """errno of a CPU's reads."""
+    """errno of reads, by CPU."""
     reads: int = 0
 
     @classmethod
     def install(cls, monkeypatch: pytest.MonkeyPatch, dev: Path) -> Self:
-        """Put them in the place of the device files' reads."""
+        """Replace the reads of the device files."""
         fake = cls(dev=dev)
         monkeypatch.setattr(msr, "_pread", fake.pread)
         return fake

@@ -1,6 +1,6 @@
-"""Reads all RAPL counters a few times and prints them as JSON: ``read_rapl.py ROOT DOOR TIMES PAUSE_S``.
+"""Read all RAPL counters a few times and print them as JSON: ``read_rapl.py ROOT BACKEND TIMES PAUSE_S``.
 
-For each reading the time just before and just after: the truth lies between, however busy the machine is.
+Each reading comes with the times just before and just after it, so that its true value is bounded on a busy machine.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from joulewatch_exporter.model import Host
 
 
 def main() -> None:
-    root, door, times, pause_s = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+    root, backend, times, pause_s = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
     host = Host(sysfs=root / "sys", procfs=root / "proc", dev=root)
-    collector = RaplCollector.open(host, RaplOptions(door=door))  # type: ignore[arg-type]
+    collector = RaplCollector.open(host, RaplOptions(door=backend))  # type: ignore[arg-type]
     rounds = []
     for _ in range(times):
-        read = {}
+        readings_by_key = {}
         for sensor in collector.sensors:
             before_ns = time.monotonic_ns()
             readings = sensor.read()
             after_ns = time.monotonic_ns()
             for reading in readings:
                 key = f"{reading.quantity.device}/{reading.quantity.domain}"
-                read[key] = (before_ns, after_ns, reading.energy_joules)
-        rounds.append(read)
+                readings_by_key[key] = (before_ns, after_ns, reading.energy_joules)
+        rounds.append(readings_by_key)
         time.sleep(pause_s)
     infos = {
         f"{info.quantity.device}/{info.quantity.domain}": info.source

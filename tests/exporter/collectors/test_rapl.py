@@ -1,4 +1,4 @@
-"""Every kind of zone, every double, every refusal of the powercap tree."""
+"""The powercap backend: every kind of zone, duplicates, denied and broken files."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def collect(sysfs: FakeSysfs, options: RaplOptions | None = None) -> RaplCollect
 
 
 def infos(collector: RaplCollector) -> dict[str, SensorInfo]:
-    found = [info for sensor in collector.sensors for info in sensor.infos]
-    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in found}
+    published = [info for sensor in collector.sensors for info in sensor.infos]
+    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in published}
 
 
 def skipped(collector: RaplCollector) -> list[str]:
@@ -37,9 +37,9 @@ def test_two_epyc_sockets(sysfs: FakeSysfs) -> None:
         sysfs.rapl_zone(f"{socket}", name=f"package-{socket}", energy_uj=1_234_567 + socket)
         sysfs.rapl_zone(f"{socket}:0", name="core")
     collector = collect(sysfs)
-    found = infos(collector)
-    assert list(found) == ["socket0/package", "socket1/package"]
-    info = found["socket0/package"]
+    published = infos(collector)
+    assert list(published) == ["socket0/package", "socket1/package"]
+    info = published["socket0/package"]
     assert (info.quantity.scope, info.quantity.component, info.method) == ("device", "cpu", "counter")
     assert info.wrap_joules == pytest.approx(65_532.610987)
     assert (info.resolution, info.max_power_watts) == ("15.3 uJ", 1000.0)
@@ -53,18 +53,18 @@ def test_two_epyc_sockets(sysfs: FakeSysfs) -> None:
     assert reading.quantity.device == "socket1"
 
 
-def test_hygon_has_amds_core_zone(sysfs: FakeSysfs) -> None:
+def test_core_zone_of_hygon_is_skipped_as_on_amd(sysfs: FakeSysfs) -> None:
     sysfs.cpuinfo(vendor_id="HygonGenuine").rapl_zone("0", name="package-0").rapl_zone("0:0", name="core")
     assert list(infos(collect(sysfs))) == ["socket0/package"]
 
 
 def test_intel_zones_have_their_scopes(sysfs: FakeSysfs) -> None:
-    """core and uncore are inside the package, dram beside it, psys around all."""
+    """core and uncore are inside the package, dram is next to it, psys contains everything."""
     sysfs.rapl_zone("0", name="package-0").rapl_zone("0:0", name="core").rapl_zone("0:1", name="uncore")
     sysfs.rapl_zone("0:2", name="dram", range_uj=65_712_999_613)
     sysfs.rapl_zone("1", name="psys", range_uj=4_294_967_295_000_000)
-    found = infos(collect(sysfs))
-    scopes = {key: (info.quantity.scope, info.quantity.component) for key, info in found.items()}
+    published = infos(collect(sysfs))
+    scopes = {key: (info.quantity.scope, info.quantity.component) for key, info in published.items()}
     assert scopes == {
         "socket0/package": ("device", "cpu"),
         "socket0/core": ("part", "cpu"),
@@ -72,12 +72,12 @@ def test_intel_zones_have_their_scopes(sysfs: FakeSysfs) -> None:
         "socket0/dram": ("device", "memory"),
         "platform/psys": ("node", "node"),
     }
-    assert found["socket0/dram"].max_power_watts == 500
-    assert found["platform/psys"].max_power_watts == 20_000
-    assert found["platform/psys"].resolution == "1 J"
+    assert published["socket0/dram"].max_power_watts == 500
+    assert published["platform/psys"].max_power_watts == 20_000
+    assert published["platform/psys"].resolution == "1 J"
 
 
-def test_the_name_counts_and_not_the_index(sysfs: FakeSysfs) -> None:
+def test_zones_are_identified_by_name_not_by_index(sysfs: FakeSysfs) -> None:
     sysfs.rapl_zone("0", name="package-1").rapl_zone("1", name="psys").rapl_zone("2", name="psys-1")
     sysfs.rapl_zone("2f", name="package-0", energy_uj=7_000_000)
     collector = collect(sysfs)
@@ -87,7 +87,7 @@ def test_the_name_counts_and_not_the_index(sysfs: FakeSysfs) -> None:
 
 
 def test_indices_are_hexadecimal(sysfs: FakeSysfs) -> None:
-    """intel-rapl:a and its child are the eleventh zone, and come after the ninth."""
+    """Zone intel-rapl:a is number 10, so it and its child come after zone 9."""
     sysfs.rapl_zone("9", name="package-9").rapl_zone("a", name="package-10").rapl_zone("a:0", name="dram")
     assert list(infos(collect(sysfs))) == ["socket9/package", "socket10/package", "socket10/dram"]
 
@@ -95,14 +95,14 @@ def test_indices_are_hexadecimal(sysfs: FakeSysfs) -> None:
 def test_dies_are_devices(sysfs: FakeSysfs) -> None:
     sysfs.rapl_zone("0", name="package-0-die-0").rapl_zone("1", name="package-0-die-1")
     sysfs.rapl_zone("1:0", name="dram").rapl_zone("1:1", name="core")
-    found = infos(collect(sysfs))
-    assert set(found) == {"socket0/die0", "socket0/die1", "socket0/die1-dram", "socket0/die1-core"}
-    assert found["socket0/die1"].quantity.scope == "device"
-    assert found["socket0/die1-dram"].quantity.component == "memory"
+    published = infos(collect(sysfs))
+    assert set(published) == {"socket0/die0", "socket0/die1", "socket0/die1-dram", "socket0/die1-core"}
+    assert published["socket0/die1"].quantity.scope == "device"
+    assert published["socket0/die1-dram"].quantity.component == "memory"
 
 
-def test_amd_ccds_shown_as_dies_are_one_package(sysfs: FakeSysfs) -> None:
-    """Kernels 6.9 to 6.11.0: 2 x 8 zones, all of a socket reading the socket's counter."""
+def test_amd_ccds_listed_as_dies_are_one_package(sysfs: FakeSysfs) -> None:
+    """Kernels 6.9 to 6.11.0: 2 x 8 zones; all zones of a socket read the socket's counter."""
     sysfs.cpuinfo(**EPYC).packages(0, 1)
     for index in range(16):
         sysfs.rapl_zone(f"{index:x}", name=f"package-{index // 8}-die-{index % 8}", energy_uj=index)
@@ -112,7 +112,7 @@ def test_amd_ccds_shown_as_dies_are_one_package(sysfs: FakeSysfs) -> None:
     assert [sensor.read()[0].energy_joules for sensor in collector.sensors] == [0.0, 8e-6]
 
 
-def test_amd_ccds_shown_as_packages_are_left_out(sysfs: FakeSysfs) -> None:
+def test_amd_ccds_listed_as_packages_are_skipped(sysfs: FakeSysfs) -> None:
     sysfs.cpuinfo(**EPYC).packages(0, 0, 0)
     for index in range(3):
         sysfs.rapl_zone(f"{index}", name=f"package-{index}")
@@ -121,7 +121,7 @@ def test_amd_ccds_shown_as_packages_are_left_out(sysfs: FakeSysfs) -> None:
     assert all("no physical CPU package" in text for text in skipped(collector))
 
 
-def test_the_mmio_twin_is_published_once(sysfs: FakeSysfs) -> None:
+def test_a_counter_in_msr_and_mmio_is_published_once(sysfs: FakeSysfs) -> None:
     sysfs.rapl_zone("intel-rapl-mmio:0", name="package-0", energy_uj=5).rapl_zone("0", name="package-0", energy_uj=9)
     collector = collect(sysfs)
     (sensor,) = collector.sensors
@@ -134,8 +134,8 @@ def test_mmio_alone_is_read(sysfs: FakeSysfs) -> None:
     assert list(infos(collect(sysfs))) == ["socket0/package"]
 
 
-def test_repeats_are_published_once(sysfs: FakeSysfs) -> None:
-    """A zone again under its child, a second top-level package-0, memory at top level and in the package."""
+def test_duplicate_zones_are_published_once(sysfs: FakeSysfs) -> None:
+    """A zone repeated under itself, a second top-level package-0, dram both at top level and in the package."""
     sysfs.rapl_zone("0", name="package-0", energy_uj=1).rapl_zone("0:0", name="package-0", energy_uj=2)
     sysfs.rapl_zone("1", name="package-0", energy_uj=3).rapl_zone("2", name="dram", energy_uj=4)
     sysfs.rapl_zone("0:1", name="dram", energy_uj=5)
@@ -160,16 +160,16 @@ def test_memory_at_top_level_of_two_packages_is_the_platforms(sysfs: FakeSysfs) 
     assert any("repeats the dram zones" in text for text in skipped(collector))
 
 
-def test_unknown_types_and_names_are_told(sysfs: FakeSysfs) -> None:
+def test_unknown_types_and_names_are_reported(sysfs: FakeSysfs) -> None:
     sysfs.rapl_zone("dtpm:0", name="package-7").rapl_zone("0", name="package-0").rapl_zone("1", name="mystery")
     sysfs.write("class/powercap/intel-rapl", enabled=1)
     collector = collect(sysfs)
     assert list(infos(collector)) == ["socket0/package"]
-    assert any("not RAPL" in text for text in skipped(collector))
+    assert any("other than RAPL" in text for text in skipped(collector))
     assert any("'mystery'" in text for text in skipped(collector))
 
 
-def test_a_zone_without_range_says_so(sysfs: FakeSysfs) -> None:
+def test_a_zone_without_range_is_reported(sysfs: FakeSysfs) -> None:
     sysfs.rapl_zone("0", name="package-0", range_uj=None)
     collector = collect(sysfs)
     assert infos(collector)["socket0/package"].wrap_joules is None
@@ -177,7 +177,7 @@ def test_a_zone_without_range_says_so(sysfs: FakeSysfs) -> None:
     assert collector.timing.poll_s == 10.0
 
 
-def test_a_zone_that_does_not_cap_still_counts(sysfs: FakeSysfs) -> None:
+def test_a_zone_with_capping_disabled_is_read(sysfs: FakeSysfs) -> None:
     sysfs.rapl_zone("0", name="package-0", enabled=0)
     assert len(collect(sysfs).sensors) == 1
 
@@ -192,7 +192,7 @@ def test_a_zone_that_does_not_cap_still_counts(sysfs: FakeSysfs) -> None:
         ({"constraint_0_max_power_uw": 2**62}, 1000.0),  # "no limit" as all ones
     ],
 )
-def test_the_bound_is_twice_the_limit_and_never_below_the_floor(
+def test_power_bound_is_twice_the_limit_but_at_least_the_floor(
     sysfs: FakeSysfs, limits: dict[str, int], watts: float
 ) -> None:
     sysfs.rapl_zone("0", name="package-0", **limits)
@@ -200,18 +200,18 @@ def test_the_bound_is_twice_the_limit_and_never_below_the_floor(
 
 
 @pytest.mark.parametrize(("range_uj", "poll_s"), [(262_143_328_850, 10.0), (20_000_000_000, 5.0), (1_000_000, 0.005)])
-def test_reads_come_four_times_a_round(sysfs: FakeSysfs, range_uj: int, poll_s: float) -> None:
+def test_counters_are_read_four_times_per_wrap(sysfs: FakeSysfs, range_uj: int, poll_s: float) -> None:
     sysfs.rapl_zone("0", name="package-0", range_uj=range_uj)
     timing = collect(sysfs).timing
     assert (timing.poll_s, timing.read_on_scrape) == (poll_s, True)
 
 
-def test_parts_can_be_left_out(sysfs: FakeSysfs) -> None:
+def test_parts_can_be_excluded(sysfs: FakeSysfs) -> None:
     sysfs.rapl_zone("0", name="package-0").rapl_zone("0:0", name="core").rapl_zone("0:1", name="dram")
     assert set(infos(collect(sysfs, RaplOptions(parts=False)))) == {"socket0/package", "socket0/dram"}
 
 
-def test_no_class_and_no_zone_are_absent(sysfs: FakeSysfs) -> None:
+def test_missing_class_and_missing_zones_are_absent(sysfs: FakeSysfs) -> None:
     with pytest.raises(SensorAbsentError, match="class/powercap"):
         collect(sysfs)
     sysfs.write("class/powercap")
@@ -236,7 +236,7 @@ def test_a_denied_zone_does_not_stop_the_others() -> None:
             collect(sysfs)
 
 
-def test_the_other_door_opens_where_the_first_is_locked() -> None:
+def test_mmio_is_read_if_access_to_msr_is_denied() -> None:
     with public_folder() as folder:
         sysfs = FakeSysfs(folder).cpuinfo(**XEON)
         sysfs.rapl_zone("0", name="package-0").rapl_zone("intel-rapl-mmio:0", name="package-0", energy_uj=3)
@@ -246,8 +246,8 @@ def test_the_other_door_opens_where_the_first_is_locked() -> None:
             assert sensor.read()[0].energy_joules == 3e-6
 
 
-def test_one_dead_zone_while_the_rest_read_on(sysfs: FakeSysfs) -> None:
-    """Offline, and back: the same sensor reads on."""
+def test_a_missing_zone_does_not_stop_the_others(sysfs: FakeSysfs) -> None:
+    """When the zone comes back, the same sensor continues."""
     sysfs.rapl_zone("0", name="package-0").rapl_zone("1", name="package-1", energy_uj=8_000_000)
     first, second = collect(sysfs).sensors
     sysfs.remove(sysfs.zone_path("intel-rapl:0"))
@@ -258,7 +258,7 @@ def test_one_dead_zone_while_the_rest_read_on(sysfs: FakeSysfs) -> None:
     assert first.read()[0].energy_joules == 4.0
 
 
-def test_a_read_that_fails_is_a_glitch_and_no_value(sysfs: FakeSysfs) -> None:
+def test_a_failed_read_is_a_glitch(sysfs: FakeSysfs) -> None:
     sysfs.rapl_zone("0", name="package-0")
     collector = collect(sysfs)
     sysfs.rapl_zone("0", name="package-0", energy_uj="")
@@ -267,11 +267,11 @@ def test_a_read_that_fails_is_a_glitch_and_no_value(sysfs: FakeSysfs) -> None:
     sysfs.refuse(f"{sysfs.zone_path('intel-rapl:0')}/energy_uj")
     with pytest.raises(SensorGlitchError, match="Input/output"):
         collector.sensors[0].read()
-    # A zone that is unwell when the exporter starts is kept: it may be well at the next read.
+    # A zone whose read fails when the exporter starts is kept: the next read may succeed.
     assert len(collect(sysfs).sensors) == 1
 
 
-def test_a_zone_without_name_is_broken_and_named(sysfs: FakeSysfs) -> None:
+def test_a_zone_without_name_is_reported_as_broken(sysfs: FakeSysfs) -> None:
     sysfs.rapl_zone("0", name="package-0").rapl_zone("1", name="package-1")
     sysfs.remove(f"{sysfs.zone_path('intel-rapl:1')}/name")
     collector = collect(sysfs)

@@ -1,4 +1,4 @@
-"""Three doors to the same counters: each quantity once, by the first that lets us in, and what is said of it."""
+"""Three backends for the same counters: each quantity is published once, by the first backend that can read it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TWO_BY_TWO = [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
 
 @pytest.fixture
 def sysfs() -> Iterator[FakeSysfs]:
-    """An EPYC machine of two sockets with two cores each, in a folder that others may enter."""
+    """An EPYC machine of two sockets with two cores each, in a folder that other users can enter."""
     with public_folder() as folder:
         yield topology(FakeSysfs(folder).cpuinfo(**EPYC), *TWO_BY_TWO)
 
@@ -65,19 +65,19 @@ def collect(sysfs: FakeSysfs, options: RaplOptions | None = None) -> RaplCollect
 
 
 def infos(collector: RaplCollector) -> dict[str, SensorInfo]:
-    found = [info for sensor in collector.sensors for info in sensor.infos]
-    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in found}
+    published = [info for sensor in collector.sensors for info in sensor.infos]
+    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in published}
 
 
-def doors(collector: RaplCollector) -> dict[str, str]:
-    """Which door each quantity is read by."""
+def backends(collector: RaplCollector) -> dict[str, str]:
+    """The backend that reads each quantity."""
     return {
         key: info.source.partition(":")[0] if ":power" in info.source or info.source.startswith("msr:") else "powercap"
         for key, info in infos(collector).items()
     }
 
 
-def said(collector: RaplCollector, status: str) -> list[Finding]:
+def findings_of(collector: RaplCollector, status: str) -> list[Finding]:
     return [finding for finding in collector.findings if finding.status == status]
 
 
@@ -99,19 +99,19 @@ def msr(registers: Registers) -> None:
         registers.cpu(cpu, {AMD_UNIT: UNITS_2_16, AMD_PACKAGE: package, AMD_CORE: cpu + 1 << 16})
 
 
-def lock(sysfs: FakeSysfs, zone: str) -> None:
+def deny(sysfs: FakeSysfs, zone: str) -> None:
     path = sysfs.sys / sysfs.zone_path(f"intel-rapl:{zone}") / "energy_uj"
     path.chmod(0o400 if os.geteuid() == 0 else 0)
 
 
-def test_powercap_comes_first_and_cores_by_the_door_that_has_them(
+def test_powercap_is_preferred_and_perf_adds_single_cores(
     sysfs: FakeSysfs, kernel: FakeKernel, registers: Registers
 ) -> None:
     powercap(sysfs)
     perf(sysfs, cores=True)
     msr(registers)
     collector = collect(sysfs)
-    assert doors(collector) == {
+    assert backends(collector) == {
         "socket0/package": "powercap",
         "socket1/package": "powercap",
         "socket0/core0": "perf",
@@ -120,11 +120,11 @@ def test_powercap_comes_first_and_cores_by_the_door_that_has_them(
         "socket1/core1": "perf",
     }
     assert registers.reads == 0
-    assert said(collector, "skipped")[-1].text == "msr: the same counters, which are read by perf and powercap"
-    assert said(collector, "denied") == []
+    assert findings_of(collector, "skipped")[-1].text == "msr: same counters, read by perf and powercap"
+    assert findings_of(collector, "denied") == []
 
 
-def test_cores_by_registers_where_the_kernel_has_no_pmu_of_them(
+def test_cores_are_read_from_registers_if_the_kernel_has_no_pmu_for_them(
     sysfs: FakeSysfs, kernel: FakeKernel, registers: Registers
 ) -> None:
     """Before Linux 6.14."""
@@ -132,51 +132,51 @@ def test_cores_by_registers_where_the_kernel_has_no_pmu_of_them(
     perf(sysfs)
     msr(registers)
     collector = collect(sysfs)
-    assert doors(collector)["socket1/core1"] == "msr"
-    assert doors(collector)["socket1/package"] == "powercap"
+    assert backends(collector)["socket1/core1"] == "msr"
+    assert backends(collector)["socket1/package"] == "powercap"
     assert kernel.opened == []
-    assert "perf: the same counters, which are read by msr and powercap" in [f.text for f in collector.findings]
+    assert "perf: same counters, read by msr and powercap" in [f.text for f in collector.findings]
 
 
-def test_each_quantity_has_its_own_door(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
-    """Socket 0's file is locked, socket 1's is not."""
+def test_each_quantity_has_its_own_backend(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+    """The file of socket 0 cannot be read, the file of socket 1 can."""
     powercap(sysfs)
     perf(sysfs)
-    lock(sysfs, "0")
+    deny(sysfs, "0")
     with unprivileged():
         collector = collect(sysfs)
-        assert doors(collector) == {"socket0/package": "perf", "socket1/package": "powercap"}
-        # It is read, so nothing is broken that would have to be tried again: a note, with the cure.
-        assert said(collector, "denied") == []
-        note = next(finding for finding in said(collector, "skipped") if finding.cure)
+        assert backends(collector) == {"socket0/package": "perf", "socket1/package": "powercap"}
+        # The quantity is read, so the finding is a note with the fix, not `denied`, which would be retried.
+        assert findings_of(collector, "denied") == []
+        note = next(finding for finding in findings_of(collector, "skipped") if finding.cure)
         assert note.subject.endswith("class/powercap/intel-rapl:0/energy_uj")
         assert "Permission denied" in note.text
-        assert "meanwhile it is read by perf" in note.text
+        assert "read by perf instead" in note.text
         assert note.cure == f"sudo chmod a+r {sysfs.sys}/class/powercap/intel-rapl:0/energy_uj"
         assert not collector.outdated
 
 
-def test_registers_where_the_kernel_refuses_both_others(
+def test_registers_are_read_if_both_other_backends_are_denied(
     sysfs: FakeSysfs, kernel: FakeKernel, registers: Registers
 ) -> None:
     powercap(sysfs)
     perf(sysfs)
     msr(registers)
     for zone in ("0", "1"):
-        lock(sysfs, zone)
+        deny(sysfs, zone)
     kernel.refusal = errno.EACCES
     with unprivileged():
         collector = collect(sysfs)
-    assert set(doors(collector).values()) == {"msr"}
+    assert set(backends(collector).values()) == {"msr"}
     assert len(collector.sensors) == 4
     assert sum("perf_event_open: Permission denied" in finding.text for finding in collector.findings) == 1
 
 
-def test_all_doors_locked(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+def test_all_backends_denied(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     powercap(sysfs)
     perf(sysfs)
     for zone in ("0", "1"):
-        lock(sysfs, zone)
+        deny(sysfs, zone)
     kernel.refusal = errno.EACCES
     path = sysfs.host.dev / "cpu" / "0" / "msr"
     path.parent.mkdir(parents=True)
@@ -186,78 +186,82 @@ def test_all_doors_locked(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
         collect(sysfs)
     text = str(caught.value)
     assert re.search(r"intel-rapl:0/energy_uj: .*1 more zone", text)
-    assert re.search(r"by another door: .*perf_event_open: Permission denied", text)
-    assert re.search(r"by another door: .*cpu/0/msr: Permission denied", text)
+    assert re.search(r"with another backend: .*perf_event_open: Permission denied", text)
+    assert re.search(r"with another backend: .*cpu/0/msr: Permission denied", text)
 
 
-def test_no_door_at_all(sysfs: FakeSysfs) -> None:
+def test_no_backend_is_available(sysfs: FakeSysfs) -> None:
     with pytest.raises(SensorAbsentError, match=r"^/.*class/powercap: .*devices/power: .*cpu/0/msr: "):
         collect(sysfs)
 
 
 @pytest.mark.parametrize("forced", ["powercap", "perf", "msr"])
-def test_a_forced_door_is_the_only_one(sysfs: FakeSysfs, kernel: FakeKernel, registers: Registers, forced: str) -> None:
+def test_a_forced_backend_is_the_only_one(
+    sysfs: FakeSysfs, kernel: FakeKernel, registers: Registers, forced: str
+) -> None:
     powercap(sysfs)
     perf(sysfs, cores=True)
     msr(registers)
     options = load_config_of(sysfs, f"door: {forced}")
     collector = collect(sysfs, options)
-    assert set(doors(collector).values()) == {forced}
+    assert set(backends(collector).values()) == {forced}
     assert len(infos(collector)) == (2 if forced == "powercap" else 6)
     assert bool(kernel.opened) is (forced == "perf")
     assert bool(registers.reads) is (forced == "msr")
 
 
-def test_a_forced_door_that_is_locked_is_an_error(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+def test_a_forced_backend_without_access_is_an_error(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     powercap(sysfs)
     perf(sysfs)
     kernel.refusal = errno.EACCES
     with pytest.raises(SensorDeniedError, match="perf_event_open: Permission denied"):
         collect(sysfs, RaplOptions(door="perf"))
-    with pytest.raises(SensorAbsentError, match=r"door is msr: no other is tried"):
+    with pytest.raises(SensorAbsentError, match=r"door is msr: no other backend is tried"):
         collect(sysfs, RaplOptions(door="msr"))
 
 
-def test_the_first_door_says_which_counters_there_are(
+def test_the_first_backend_decides_which_counters_exist(
     sysfs: FakeSysfs, kernel: FakeKernel, registers: Registers
 ) -> None:
-    """What powercap does not list is not there: the kernel has looked. Its names are the names."""
+    """A counter that powercap does not list does not exist: the kernel has probed it. Powercap's names are used."""
     sysfs.cpuinfo(**XEON)
-    topology(sysfs, (0, 0, 0), (0, 1, 1))  # this kernel sees two dies
+    topology(sysfs, (0, 0, 0), (0, 1, 1))  # this kernel lists two dies
     sysfs.rapl_zone("0", name="package-0").rapl_zone("0:0", name="dram")
     pmu(sysfs, "energy-pkg", "energy-cores", "energy-psys", cpumask="0-1")
     registers.cpu(0, dict.fromkeys((INTEL_UNIT, INTEL_PACKAGE, INTEL_DRAM, 0x64D), UNITS_2_14))
-    assert set(doors(collect(sysfs))) == {"socket0/package", "socket0/dram"}
+    assert set(backends(collect(sysfs))) == {"socket0/package", "socket0/dram"}
     assert (kernel.opened, registers.reads) == ([], 0)
 
 
-def test_a_socket_that_powercap_does_not_list_comes_by_perf(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+def test_a_socket_that_powercap_does_not_list_is_read_by_perf(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     sysfs.rapl_zone("0", name="package-0")
     perf(sysfs)
-    assert doors(collect(sysfs)) == {"socket0/package": "powercap", "socket1/package": "perf"}
+    assert backends(collect(sysfs)) == {"socket0/package": "powercap", "socket1/package": "perf"}
 
 
-def test_powercap_alone_says_how_cores_could_be_had(sysfs: FakeSysfs) -> None:
+def test_powercap_alone_reports_how_to_get_single_cores(sysfs: FakeSysfs) -> None:
     powercap(sysfs)
     collector = collect(sysfs)
-    (finding,) = said(collector, "absent")
+    (finding,) = findings_of(collector, "absent")
     assert "PMU power_core" in finding.text
     assert finding.cure == "sudo modprobe msr"
 
 
-def test_locked_cores_are_a_note_unless_asked_for(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+def test_denied_cores_are_a_note_unless_requested(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     powercap(sysfs)
     perf(sysfs, cores=True)
     kernel.refusal = errno.EACCES
     collector = collect(sysfs)
-    assert set(doors(collector)) == {"socket0/package", "socket1/package"}
-    assert said(collector, "denied") == []
-    assert any(finding.text.startswith("single cores: ") and finding.cure for finding in said(collector, "skipped"))
-    (finding,) = said(collect(sysfs, RaplOptions(per_core=True)), "denied")
+    assert set(backends(collector)) == {"socket0/package", "socket1/package"}
+    assert findings_of(collector, "denied") == []
+    assert any(
+        finding.text.startswith("single cores: ") and finding.cure for finding in findings_of(collector, "skipped")
+    )
+    (finding,) = findings_of(collect(sysfs, RaplOptions(per_core=True)), "denied")
     assert finding.cure == "sudo sysctl kernel.perf_event_paranoid=0"
 
 
-def test_cores_of_a_large_machine_only_if_asked_for(sysfs: FakeSysfs, registers: Registers) -> None:
+def test_cores_of_a_large_machine_are_read_only_on_request(sysfs: FakeSysfs, registers: Registers) -> None:
     topology(sysfs, *((socket, 0, core) for socket in (0, 1) for core in range(33)))
     for cpu in range(66):
         registers.cpu(cpu, {AMD_UNIT: UNITS_2_16, AMD_PACKAGE: 1, AMD_CORE: 1})
@@ -271,24 +275,24 @@ def test_cores_of_a_large_machine_only_if_asked_for(sysfs: FakeSysfs, registers:
     assert len(infos(collect(sysfs))) == 65
 
 
-def test_no_cores_if_not_wanted(sysfs: FakeSysfs, registers: Registers) -> None:
+def test_cores_can_be_disabled(sysfs: FakeSysfs, registers: Registers) -> None:
     msr(registers)
     for options in (RaplOptions(per_core=False), RaplOptions(parts=False)):
         assert set(infos(collect(sysfs, options))) == {"socket0/package", "socket1/package"}
 
 
-def test_intel_counts_no_single_core(sysfs: FakeSysfs) -> None:
+def test_intel_does_not_count_single_cores(sysfs: FakeSysfs) -> None:
     sysfs.cpuinfo(**XEON).rapl_zone("0", name="package-0").rapl_zone("0:0", name="core")
     collector = collect(sysfs)
     assert infos(collector)["socket0/core"].relation == "core"
     assert infos(collector)["socket0/package"].relation == "inside"
-    assert said(collector, "absent") == []
-    (finding,) = said(collect(sysfs, RaplOptions(per_core=True)), "absent")
-    assert "counts only all of them together" in finding.text
+    assert findings_of(collector, "absent") == []
+    (finding,) = findings_of(collect(sysfs, RaplOptions(per_core=True)), "absent")
+    assert "counts only all cores together" in finding.text
 
 
-def test_what_makes_it_outdated(sysfs: FakeSysfs, kernel: FakeKernel, registers: Registers) -> None:
-    """CPUs, zones, PMUs, and a module that is loaded later."""
+def test_changes_that_make_the_collector_outdated(sysfs: FakeSysfs, kernel: FakeKernel, registers: Registers) -> None:
+    """CPUs, zones, PMUs, and a kernel module that is loaded later."""
     powercap(sysfs)
     perf(sysfs)
     collector = collect(sysfs)
@@ -314,29 +318,29 @@ def load_config_of(sysfs: FakeSysfs, text: str) -> RaplOptions:
     return options
 
 
-def test_options_of_a_file(sysfs: FakeSysfs) -> None:
+def test_options_from_a_file(sysfs: FakeSysfs) -> None:
     assert load_config_of(sysfs, "") == RaplOptions("auto", True, "auto")
     assert load_config_of(sysfs, "door: msr, per_core: true") == RaplOptions("msr", True, True)
     assert load_config_of(sysfs, "parts: false, per_core: auto") == RaplOptions("auto", False, "auto")
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("door: window", r"collectors\.rapl\.door"),
         ("per_core: 3", r"collectors\.rapl\.per_core"),
         ("per_core: true, parts: false", r"collectors\.rapl\.per_core: cores are parts"),
     ],
 )
-def test_options_that_cannot_be(sysfs: FakeSysfs, text: str, words: str) -> None:
-    with pytest.raises(ConfigError, match=words):
+def test_invalid_options(sysfs: FakeSysfs, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         load_config_of(sysfs, text)
 
 
 def test_golden_machine_with_cores(
     sysfs: FakeSysfs, registers: Registers, monkeypatch: pytest.MonkeyPatch, update_golden: bool
 ) -> None:
-    """Packages by powercap, cores by registers; reviewed as text."""
+    """Packages read from powercap, cores from registers; reviewed as text."""
     powercap(sysfs)
     msr(registers)
     clock = FakeClock()
@@ -351,7 +355,7 @@ def test_golden_machine_with_cores(
         clock.advance(0.025)
     shown = Exposition(emulated=False, start_s=1_699_999_000.25, nodename="node17", self_metrics=False)
     text = shown.render([scan], "text").decode().replace(str(sysfs.host.dev), "/dev").replace("/dev/sys", "/sys")
-    # Metrics of the exporter itself are in other golden files.
+    # Other golden files have the metrics of the exporter itself.
     lines = [line for line in text.splitlines() if line.startswith("joulewatch_") and "exporter" not in line]
     lines = [line for line in lines if "read_duration" not in line]
     golden.check("\n".join(lines) + "\n", GOLDEN / "rapl_epyc_cores.prom", update=update_golden)
@@ -364,14 +368,14 @@ def test_golden_machine_with_cores(
     steps_s=st.lists(st.floats(0.1, 10.0), min_size=2, max_size=12),
     start=st.integers(0, 2**32 - 1),
 )
-def test_cores_together_take_no_more_than_their_package(
+def test_all_cores_together_use_at_most_the_energy_of_their_package(
     sysfs: FakeSysfs,
     core_watts: list[float],
     uncore_watts: float,
     steps_s: list[float],
     start: int,
 ) -> None:
-    """Whatever the load, and wherever the counters start: through wraps, within a count for each core."""
+    """For any load and any start of the counters, across wraps, within one count per core."""
     true_joules = [0.0] * 4
     package_joules = [0.0] * 2
 

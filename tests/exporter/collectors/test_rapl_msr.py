@@ -1,4 +1,4 @@
-"""The door of the registers: units, widths, what is not there, rights, CPUs that go."""
+"""The msr backend: units, widths, missing registers, permissions, CPUs that go offline."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def collect(sysfs: FakeSysfs, options: RaplOptions | None = None) -> RaplCollect
 
 
 def infos(collector: RaplCollector) -> dict[str, SensorInfo]:
-    found = [info for sensor in collector.sensors for info in sensor.infos]
-    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in found}
+    published = [info for sensor in collector.sensors for info in sensor.infos]
+    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in published}
 
 
 def joules(collector: RaplCollector) -> dict[str, float]:
@@ -65,7 +65,7 @@ def epyc(registers: Registers, units: int = UNITS_2_16) -> None:
         registers.cpu(cpu, {AMD_UNIT: units, AMD_PACKAGE: package, AMD_CORE: cpu + 1 << 16})
 
 
-def about(vendor: str, family: int, model: int) -> Machine:
+def cpu_of(vendor: str, family: int, model: int) -> Machine:
     return Machine(host=Host(), vendor=vendor, family=family, model=model, name="", cpus=())
 
 
@@ -82,23 +82,21 @@ def about(vendor: str, family: int, model: int) -> Machine:
         ("GenuineIntel", 6, 0x6A, "dram", 0xA0E03, 15.3e-6),
         ("GenuineIntel", 6, 0x3F, "dram", 0xA0E03, 15.3e-6),  # Haswell-EP
         ("GenuineIntel", 6, 0x57, "dram", 0xA0E03, 15.3e-6),  # Xeon Phi
-        ("GenuineIntel", 6, 0x3E, "dram", 0xA1003, 2**-16),  # Ivy Bridge-EP: no fixed unit yet
-        ("GenuineIntel", 6, 0x8F, "dram", 0xA0E03, 2**-14),  # Sapphire Rapids: none any more
+        ("GenuineIntel", 6, 0x3E, "dram", 0xA1003, 2**-16),  # Ivy Bridge-EP: the unit is not fixed
+        ("GenuineIntel", 6, 0x8F, "dram", 0xA0E03, 2**-14),  # Sapphire Rapids: not fixed any more
         ("GenuineIntel", 6, 0x8F, "psys", 0xA0E03, 1.0),
         ("GenuineIntel", 6, 0xCF, "psys", 0xA0E03, 1.0),  # Emerald Rapids
         ("GenuineIntel", 6, 0x9E, "psys", 0xA0E03, 2**-14),  # Kaby Lake
         ("GenuineIntel", 6, 0x37, "package", 0x00505, 32e-6),  # Silvermont: 2^5 uJ
         ("GenuineIntel", 6, 0x4C, "package", 0x00505, 32e-6),  # Airmont
-        ("GenuineIntel", 6, 0x5C, "package", 0xA0E08, 2**-14),  # Goldmont: as all others again
-        ("AuthenticAMD", 0x19, 0x37, "package", 0xA1003, 2**-16),  # no Silvermont, though its model says 37h
-        ("GenuineIntel", 6, 0x6A, "package", 0xA0003, 1.0),  # ESU 0 beside other units: a joule
+        ("GenuineIntel", 6, 0x5C, "package", 0xA0E08, 2**-14),  # Goldmont: the usual unit again
+        ("AuthenticAMD", 0x19, 0x37, "package", 0xA1003, 2**-16),  # not Silvermont, although its model is 37h
+        ("GenuineIntel", 6, 0x6A, "package", 0xA0003, 1.0),  # ESU 0 is one joule
         ("GenuineIntel", 6, 0x6A, "package", 0xA1F03, 2**-31),
     ],
 )
-def test_what_a_count_is_worth(
-    vendor: str, family: int, model: int, kind: Kind, units: int, unit_joules: float
-) -> None:
-    counts = msr.counts_per_joule(about(vendor, family, model), kind, units)
+def test_unit_of_a_count(vendor: str, family: int, model: int, kind: Kind, units: int, unit_joules: float) -> None:
+    counts = msr.counts_per_joule(cpu_of(vendor, family, model), kind, units)
     assert 1 / counts == pytest.approx(unit_joules, rel=1e-12)
 
 
@@ -146,7 +144,7 @@ def test_which_counters_have_64_bits(
 
 
 def test_domains_of_intel(sysfs: FakeSysfs, registers: Registers) -> None:
-    """Memory in 15.3 uJ, the platform register of one socket only, no graphics: EIO."""
+    """Memory in units of 15.3 uJ, a platform register on one socket only, no register for graphics (EIO)."""
     sysfs.cpuinfo(**XEON)
     values = {INTEL_UNIT: UNITS_2_14, INTEL_PACKAGE: 100 << 14, INTEL_CORES: 60 << 14, INTEL_DRAM: 1_000_000}
     registers.cpu(0, {**values, INTEL_PSYS: 300 << 14})
@@ -161,13 +159,13 @@ def test_domains_of_intel(sysfs: FakeSysfs, registers: Registers) -> None:
         "socket1/dram": pytest.approx(15.3),
         "platform/psys": 300.0,
     }
-    found = infos(collector)
-    assert found["socket0/core"].relation == "core"
-    assert found["socket0/dram"].resolution == "15.3 uJ"
-    assert found["socket0/dram"].wrap_joules == pytest.approx(2**32 * 15.3e-6)
-    assert found["platform/psys"].quantity.scope == "node"
-    assert found["socket0/package"].resolution == "61 uJ"
-    # What a CPU does not have is no news.
+    published = infos(collector)
+    assert published["socket0/core"].relation == "core"
+    assert published["socket0/dram"].resolution == "15.3 uJ"
+    assert published["socket0/dram"].wrap_joules == pytest.approx(2**32 * 15.3e-6)
+    assert published["platform/psys"].quantity.scope == "node"
+    assert published["socket0/package"].resolution == "61 uJ"
+    # Registers that the CPU does not have are not reported.
     assert [finding.status for finding in collector.findings] == ["found"] * 7
 
 
@@ -180,7 +178,7 @@ def test_platform_of_sapphire_rapids_counts_joules(sysfs: FakeSysfs, registers: 
     assert infos(collector)["platform/psys"].resolution == "1 J"
 
 
-def test_parts_can_be_left_out(sysfs: FakeSysfs, registers: Registers) -> None:
+def test_parts_can_be_excluded(sysfs: FakeSysfs, registers: Registers) -> None:
     sysfs.cpuinfo(**XEON)
     for cpu in (0, 2):
         registers.cpu(cpu, dict.fromkeys((INTEL_UNIT, INTEL_PACKAGE, INTEL_CORES, INTEL_GPU), UNITS_2_14))
@@ -194,12 +192,12 @@ def test_a_virtual_machine_holds_zeros(sysfs: FakeSysfs, registers: Registers) -
         collect(sysfs)
     for cpu in range(4):
         registers.cpu(cpu, {AMD_UNIT: UNITS_2_16})
-    with pytest.raises(SensorAbsentError, match="register 0xC001029B holds 0: not present"):
+    with pytest.raises(SensorAbsentError, match="register 0xC001029B holds 0: missing"):
         collect(sysfs)
 
 
 def test_a_unit_without_a_counter_and_a_counter_without_a_unit(sysfs: FakeSysfs, registers: Registers) -> None:
-    """What is worth something unknown is worth nothing."""
+    """A counter of unknown unit is not published."""
     epyc(registers, units=0)
     with pytest.raises(SensorAbsentError, match="holds no units"):
         collect(sysfs)
@@ -209,7 +207,7 @@ def test_a_unit_without_a_counter_and_a_counter_without_a_unit(sysfs: FakeSysfs,
     assert set(infos(collect(sysfs))) == {"socket0/package", "socket1/package"}
 
 
-def test_a_core_without_a_counter_is_left_out(sysfs: FakeSysfs, registers: Registers) -> None:
+def test_a_core_without_a_counter_is_skipped(sysfs: FakeSysfs, registers: Registers) -> None:
     epyc(registers)
     registers.cpu(1, {AMD_CORE: 0})
     collector = collect(sysfs)
@@ -228,29 +226,29 @@ def test_a_core_without_a_counter_is_left_out(sysfs: FakeSysfs, registers: Regis
         {},
     ],
 )
-def test_registers_of_an_unknown_cpu_are_left_alone(
+def test_registers_of_an_unknown_cpu_are_not_read(
     sysfs: FakeSysfs, registers: Registers, cpu: dict[str, object]
 ) -> None:
     epyc(registers)
-    with pytest.raises(SensorAbsentError, match="are not known"):
+    with pytest.raises(SensorAbsentError, match="are unknown"):
         collect(sysfs.cpuinfo(**cpu))
     assert registers.reads == 0
 
 
 def test_without_the_module_it_is_absent(sysfs: FakeSysfs, registers: Registers) -> None:
-    with pytest.raises(SensorAbsentError, match=r"cpu/0/msr: not there.*sudo modprobe msr"):
+    with pytest.raises(SensorAbsentError, match=r"cpu/0/msr: missing.*sudo modprobe msr"):
         collect(sysfs)
 
 
 def test_without_a_topology_it_is_absent(tmp_path: Path, registers: Registers) -> None:
     epyc(registers)
-    with pytest.raises(SensorAbsentError, match="no topology"):
+    with pytest.raises(SensorAbsentError, match="no CPU topology"):
         collect(FakeSysfs(tmp_path / "other").cpuinfo(**EPYC))
 
 
-def test_an_emulated_tree_and_this_machines_registers_do_not_mix(sysfs: FakeSysfs) -> None:
+def test_registers_of_this_machine_are_not_read_for_an_emulated_one(sysfs: FakeSysfs) -> None:
     sysfs.write("", **{EMULATION_MARKER: ""})
-    with pytest.raises(SensorAbsentError, match="an emulated one's"):
+    with pytest.raises(SensorAbsentError, match="to an emulated machine"):
         RaplCollector.open(Host(sysfs=sysfs.sys, procfs=sysfs.proc), RaplOptions(door="msr"))
 
 
@@ -261,7 +259,7 @@ def test_a_cpu_that_goes_offline_and_comes_back(sysfs: FakeSysfs, registers: Reg
     registers.errors[0] = errno.ENXIO
     with pytest.raises(SensorAbsentError, match=r"cpu/0/msr: .*offline"):
         package.read()
-    # Its core is missing, the other one is not.
+    # Only its own core is missing.
     assert [reading.quantity.domain for reading in cores.read()] == ["core1"]
     registers.errors[1] = errno.ENXIO
     with pytest.raises(SensorAbsentError, match="cpu/0/msr"):
@@ -274,16 +272,16 @@ def test_a_cpu_that_goes_offline_and_comes_back(sysfs: FakeSysfs, registers: Reg
     assert collector.outdated
 
 
-def test_the_next_cpu_speaks_for_a_package_whose_first_is_offline(sysfs: FakeSysfs, registers: Registers) -> None:
+def test_another_cpu_reads_the_package_if_the_first_is_offline(sysfs: FakeSysfs, registers: Registers) -> None:
     epyc(registers)
     registers.errors[0] = errno.ENXIO
     sysfs.write("devices/system/cpu", online="1-3")
-    found = infos(collect(sysfs))
-    assert found["socket0/package"].source.endswith("cpu/1/msr@0xC001029B")
-    assert set(found) == {"socket0/package", "socket1/package", "socket0/core1", "socket1/core0", "socket1/core1"}
+    published = infos(collect(sysfs))
+    assert published["socket0/package"].source.endswith("cpu/1/msr@0xC001029B")
+    assert set(published) == {"socket0/package", "socket1/package", "socket0/core1", "socket1/core0", "socket1/core1"}
 
 
-def test_a_read_that_fails_is_a_glitch(sysfs: FakeSysfs, registers: Registers, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_read_is_a_glitch(sysfs: FakeSysfs, registers: Registers, monkeypatch: pytest.MonkeyPatch) -> None:
     epyc(registers)
     package = collect(sysfs).sensors[0]
     registers.errors[0] = errno.EIO
@@ -294,8 +292,8 @@ def test_a_read_that_fails_is_a_glitch(sysfs: FakeSysfs, registers: Registers, m
         package.read()
 
 
-def test_a_register_of_a_plain_file(sysfs: FakeSysfs) -> None:
-    """Intel's registers lie 8 apart and more: a sparse file holds them, read by the real pread."""
+def test_registers_in_a_plain_file(sysfs: FakeSysfs) -> None:
+    """Intel's register numbers are at least 8 apart, so a sparse file can hold them for the real pread."""
     sysfs.cpuinfo(**XEON)
     for cpu in (0, 2):
         path = sysfs.host.dev / "cpu" / str(cpu) / "msr"
@@ -307,7 +305,7 @@ def test_a_register_of_a_plain_file(sysfs: FakeSysfs) -> None:
     assert joules(collect(sysfs)) == {"socket0/package": 2000.0, "socket1/package": 2000.0}
 
 
-def test_a_denied_file_names_both_rights() -> None:
+def test_a_denied_file_names_both_permissions() -> None:
     with public_folder() as folder:
         sysfs = topology(FakeSysfs(folder).cpuinfo(**XEON), (0, 0, 0), (1, 0, 0))
         for cpu in (0, 1):
@@ -320,7 +318,7 @@ def test_a_denied_file_names_both_rights() -> None:
 
 
 def test_the_missing_capability_is_denied(sysfs: FakeSysfs, registers: Registers) -> None:
-    """Mode 0644 is not enough: the driver wants CAP_SYS_RAWIO when the file is opened."""
+    """Mode 0644 is not enough: opening the file requires CAP_SYS_RAWIO."""
     epyc(registers)
 
     def refuse(path: str, flags: int) -> int:

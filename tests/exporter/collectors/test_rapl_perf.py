@@ -1,4 +1,4 @@
-"""The door of perf events: what is opened, what a count is worth, refusals, and events that stop counting."""
+"""The perf backend: opened events, units, denied access, and events that stop counting."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def collect(sysfs: FakeSysfs, options: RaplOptions | None = None) -> RaplCollect
 
 
 def infos(collector: RaplCollector) -> dict[str, SensorInfo]:
-    found = [info for sensor in collector.sensors for info in sensor.infos]
-    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in found}
+    published = [info for sensor in collector.sensors for info in sensor.infos]
+    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in published}
 
 
 def joules(collector: RaplCollector) -> dict[str, float]:
@@ -50,11 +50,11 @@ def paranoid(sysfs: FakeSysfs, level: int) -> None:
     (folder / "perf_event_paranoid").write_text(f"{level}\n")
 
 
-def test_intel_domains_have_powercaps_names(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+def test_intel_domains_have_the_same_names_as_in_powercap(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     topology(sysfs, *TWO_BY_TWO)
     pmu(sysfs, "energy-pkg", "energy-cores", "energy-gpu", "energy-ram", cpumask="0,2")
-    found = infos(collect(sysfs))
-    assert {key: (i.quantity.scope, i.quantity.component, i.relation) for key, i in found.items()} == {
+    published = infos(collect(sysfs))
+    assert {key: (i.quantity.scope, i.quantity.component, i.relation) for key, i in published.items()} == {
         "socket0/package": ("device", "cpu", "inside"),
         "socket1/package": ("device", "cpu", "inside"),
         "socket0/core": ("part", "cpu", "core"),
@@ -64,25 +64,25 @@ def test_intel_domains_have_powercaps_names(sysfs: FakeSysfs, kernel: FakeKernel
         "socket0/dram": ("device", "memory", "inside"),
         "socket1/dram": ("device", "memory", "inside"),
     }
-    info = found["socket1/package"]
+    info = published["socket1/package"]
     assert info.source == "perf:power/energy-pkg/@cpu2"
     assert (info.method, info.wrap_joules, info.max_power_watts) == ("counter", None, 1000.0)
-    assert found["socket0/dram"].max_power_watts == 500
+    assert published["socket0/dram"].max_power_watts == 500
     assert (POWER_TYPE, 2, 2) in kernel.opened
 
 
-def test_a_count_is_worth_what_scale_says(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+def test_the_scale_file_is_the_unit_of_a_count(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     topology(sysfs, (0, 0, 0))
     pmu(sysfs, "energy-pkg")
     kernel.package(70_000.0)
     collector = collect(sysfs)
-    assert joules(collector) == {"socket0/package": 0.0}  # from the opening on
-    kernel.package(70_000.0 + 123_456.75)  # further than the register's 65 kJ: the kernel has added the wraps up
+    assert joules(collector) == {"socket0/package": 0.0}  # counts from its opening
+    kernel.package(70_000.0 + 123_456.75)  # beyond the register's 65 kJ: the kernel accumulates wraps
     assert joules(collector) == {"socket0/package": 123_456.75}
     assert collector.timing.poll_s == 10.0
 
 
-def test_parts_can_be_left_out(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+def test_parts_can_be_excluded(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     topology(sysfs, (0, 0, 0))
     pmu(sysfs, "energy-pkg", "energy-cores", "energy-ram")
     assert set(infos(collect(sysfs, RaplOptions(door="perf", parts=False)))) == {"socket0/package", "socket0/dram"}
@@ -96,7 +96,7 @@ def test_dies_of_intel_are_devices_and_ccds_of_amd_are_not(sysfs: FakeSysfs, ker
     collector = collect(sysfs)
     assert set(infos(collector)) == {"socket0/package"}
     assert [f.text for f in collector.findings if f.status == "skipped"] == [
-        f"CPU 1: counts the same as {sysfs.sys}/bus/event_source/devices/power/events/energy-pkg, which is published"
+        f"CPU 1: same counter as {sysfs.sys}/bus/event_source/devices/power/events/energy-pkg, which is published"
     ]
 
 
@@ -118,12 +118,12 @@ def test_single_cores_of_amd(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     info = infos(collector)["socket1/core1"]
     assert (info.quantity.scope, info.relation, info.max_power_watts) == ("part", "core", 150.0)
     assert info.source == "perf:power_core/energy-core/@cpu3"
-    # A sensor for each package's cores, not for each core.
+    # One sensor for all cores of a package, not one per core.
     assert len(collector.sensors) == 4
     assert any("socket1: 2 cores" in finding.text for finding in collector.findings if finding.status == "found")
 
 
-def test_cores_are_named_alike_whichever_thread_the_kernel_lists(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+def test_the_name_of_a_core_does_not_depend_on_which_thread_is_listed(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     topology(sysfs.cpuinfo(**EPYC), (0, 0, 4), (0, 0, 5), (0, 0, 4), (0, 0, 5))
     power_core(pmu(sysfs, "energy-pkg"), "2-3")
     assert set(infos(collect(sysfs))) == {"socket0/package", "socket0/core4", "socket0/core5"}
@@ -132,27 +132,29 @@ def test_cores_are_named_alike_whichever_thread_the_kernel_lists(sysfs: FakeSysf
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
 @pytest.mark.parametrize(
-    ("level", "words", "cure"),
+    ("level", "message", "fix"),
     [
         (1, "AmbientCapabilities=CAP_PERFMON ", "sudo sysctl kernel.perf_event_paranoid=0"),
         (2, "sudo setcap cap_perfmon=ep ", "sudo sysctl kernel.perf_event_paranoid=0"),
         (3, "AmbientCapabilities=CAP_SYS_ADMIN .*at level 2 CAP_PERFMON is enough", "sudo sysctl"),
-        (0, "something else refuses: a container's seccomp profile", ""),
+        (0, "something else denies it: a container's seccomp profile", ""),
     ],
 )
-def test_a_refusal_names_what_would_allow_it(
-    sysfs: FakeSysfs, kernel: FakeKernel, code: int, level: int, words: str, cure: str
+def test_a_denied_event_names_the_fix(
+    sysfs: FakeSysfs, kernel: FakeKernel, code: int, level: int, message: str, fix: str
 ) -> None:
     topology(sysfs, *TWO_BY_TWO)
     pmu(sysfs, "energy-pkg", "energy-ram", cpumask="0,2")
     paranoid(sysfs, level)
     kernel.refusal = code
-    with pytest.raises(SensorDeniedError, match=f"perf_event_paranoid is {level}.*{words}.* 3 more counters") as caught:
+    with pytest.raises(
+        SensorDeniedError, match=f"perf_event_paranoid is {level}.*{message}.* 3 more counters"
+    ) as caught:
         collect(sysfs)
-    assert f"`{cure}" in str(caught.value) if cure else "`" not in str(caught.value)
+    assert f"`{fix}" in str(caught.value) if fix else "`" not in str(caught.value)
 
 
-def test_what_the_kernel_does_not_have_is_absent(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+def test_an_event_that_the_kernel_does_not_have_is_absent(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     with pytest.raises(SensorAbsentError, match=r"devices/power: this kernel has no such PMU.*door is perf"):
         collect(sysfs)
     topology(sysfs, (0, 0, 0))
@@ -167,34 +169,34 @@ def test_what_the_kernel_does_not_have_is_absent(sysfs: FakeSysfs, kernel: FakeK
 
 
 @pytest.mark.parametrize(
-    ("files", "words"),
+    ("files", "message"),
     [
-        ({"energy-pkg": "event=0x02,umask=1"}, "is not understood"),
-        ({"energy-pkg.scale": "much"}, "which are no joules"),
-        ({"energy-pkg.scale": "-1"}, "which are no joules"),
-        ({"energy-pkg.unit": "Watts"}, "which are no joules"),
+        ({"energy-pkg": "event=0x02,umask=1"}, "unknown description"),
+        ({"energy-pkg.scale": "much"}, "not in joules"),
+        ({"energy-pkg.scale": "-1"}, "not in joules"),
+        ({"energy-pkg.unit": "Watts"}, "not in joules"),
     ],
 )
-def test_an_event_that_is_not_understood_is_not_opened(
-    sysfs: FakeSysfs, kernel: FakeKernel, files: dict[str, str], words: str
+def test_an_event_of_unknown_format_is_not_opened(
+    sysfs: FakeSysfs, kernel: FakeKernel, files: dict[str, str], message: str
 ) -> None:
     topology(sysfs, (0, 0, 0))
     pmu(sysfs, "energy-pkg").write("bus/event_source/devices/power/events", **files)
-    with pytest.raises(SensorAbsentError, match=words):
+    with pytest.raises(SensorAbsentError, match=message):
         collect(sysfs)
     assert kernel.opened == []
 
 
 @pytest.mark.parametrize("cpumask", ["", "7", "x"])
-def test_a_cpumask_without_a_cpu_is_told(sysfs: FakeSysfs, kernel: FakeKernel, cpumask: str) -> None:
+def test_a_cpumask_without_a_cpu_is_reported(sysfs: FakeSysfs, kernel: FakeKernel, cpumask: str) -> None:
     topology(sysfs, (0, 0, 0))
     pmu(sysfs, "energy-pkg", cpumask=cpumask)
     with pytest.raises(SensorAbsentError, match="cpumask"):
         collect(sysfs)
 
 
-def test_an_emulated_machine_has_no_kernel(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
-    """Its type numbers are somebody else's on this machine."""
+def test_no_events_are_opened_for_an_emulated_machine(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+    """Its PMU type numbers belong to other PMUs on this machine."""
     topology(sysfs, (0, 0, 0))
     pmu(sysfs, "energy-pkg").write("", **{EMULATION_MARKER: ""})
     with pytest.raises(SensorAbsentError, match="emulated"):
@@ -203,7 +205,7 @@ def test_an_emulated_machine_has_no_kernel(sysfs: FakeSysfs, kernel: FakeKernel)
 
 
 def test_a_socket_without_platform_register_has_no_platform_series(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
-    """Its event is there, and would count 0 for ever."""
+    """Its event exists but stays at 0."""
     topology(sysfs, (0, 0, 0), (1, 0, 0))
     pmu(sysfs, "energy-pkg", "energy-psys", cpumask="0-1")
     read = kernel.read
@@ -223,10 +225,10 @@ def test_a_socket_without_platform_register_has_no_platform_series(sysfs: FakeSy
     assert infos(collector)["platform/psys"].quantity.scope == "node"
 
 
-def test_an_event_that_stands_still_is_absent(
+def test_an_event_that_stopped_counting_is_absent(
     sysfs: FakeSysfs, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last CPU of a package went offline: the kernel goes on giving the last count."""
+    """The last CPU of a package went offline: the kernel still returns the last count."""
     topology(sysfs, (0, 0, 0), (1, 0, 0))
     pmu(sysfs, "energy-pkg", cpumask="0-1")
     now_ns = 0
@@ -235,12 +237,12 @@ def test_an_event_that_stands_still_is_absent(
     kernel.standing.add((POWER_TYPE, 2, 1))
     second.read()
     now_ns = 10_000_000
-    second.read()  # the kernel's own clock may tick no faster
+    second.read()  # the kernel's own clock may stand still between two ticks
     now_ns = 40_000_000
     with pytest.raises(SensorAbsentError, match="its CPU is offline"):
         second.read()
     first.read()
-    # Back online, its event stays dead: the family that is opened anew opens a new one.
+    # Its event stays dead when the CPU is online again; the reopened collector opens a new event.
     kernel.standing.clear()
     kernel.opened.clear()
     third, fourth = collect(sysfs).sensors
@@ -250,7 +252,7 @@ def test_an_event_that_stands_still_is_absent(
 
 
 @pytest.mark.parametrize("code", [errno.ENODEV, errno.ENXIO])
-def test_a_driver_that_is_gone_is_absent(sysfs: FakeSysfs, kernel: FakeKernel, code: int) -> None:
+def test_an_unloaded_driver_is_absent(sysfs: FakeSysfs, kernel: FakeKernel, code: int) -> None:
     topology(sysfs, (0, 0, 0))
     pmu(sysfs, "energy-pkg")
     (sensor,) = collect(sysfs).sensors
@@ -259,7 +261,7 @@ def test_a_driver_that_is_gone_is_absent(sysfs: FakeSysfs, kernel: FakeKernel, c
         sensor.read()
 
 
-def test_reads_that_fail(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+def test_failed_reads(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     topology(sysfs, (0, 0, 0))
     pmu(sysfs, "energy-pkg")
     (sensor,) = collect(sysfs).sensors
@@ -271,7 +273,7 @@ def test_reads_that_fail(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
         sensor.read()
 
 
-def test_a_core_that_is_offline_does_not_stop_the_others(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+def test_an_offline_core_does_not_stop_the_others(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     topology(sysfs.cpuinfo(**EPYC), (0, 0, 0), (0, 0, 1))
     power_core(pmu(sysfs, "energy-pkg"), "0-1")
     kernel.refused[POWER_CORE_TYPE, 1, 1] = errno.ENODEV
@@ -280,13 +282,13 @@ def test_a_core_that_is_offline_does_not_stop_the_others(sysfs: FakeSysfs, kerne
     assert any("1 could not be opened" in finding.text for finding in collector.findings)
 
 
-def test_a_family_opened_anew_goes_on_with_its_events(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
-    """A count starts at its event's opening: with another event, the joules in between would be lost."""
+def test_a_reopened_collector_continues_with_its_events(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
+    """A count starts when its event is opened: with a new event, the joules in between would be lost."""
     topology(sysfs, (0, 0, 0), (0, 0, 1))
     pmu(sysfs, "energy-pkg")
     old = collect(sysfs)
     kernel.package(5.0)
-    pmu(sysfs, "energy-pkg", cpumask="1")  # CPU 0 went offline: the kernel has moved its event to CPU 1
+    pmu(sysfs, "energy-pkg", cpumask="1")  # CPU 0 went offline: the kernel moved its event to CPU 1
     assert old.outdated
     new = collect(sysfs)
     old.close()
@@ -296,22 +298,22 @@ def test_a_family_opened_anew_goes_on_with_its_events(sysfs: FakeSysfs, kernel: 
     assert len(kernel.opened) == 1
     with pytest.raises(SensorAbsentError, match="closed"):
         old.sensors[0].read()
-    gc.collect()  # what earlier tests left
+    gc.collect()  # close events left by earlier tests
     descriptors = len(list(Path("/proc/self/fd").iterdir()))
     new.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == descriptors - 1
     assert joules(collect(sysfs)) == {"socket0/package": 0.0}
 
 
-def test_the_real_call_is_refused_for_a_type_that_nobody_has() -> None:
-    """Against this machine's kernel: the numbers and the structure are such that it answers in its own words."""
+def test_the_real_call_fails_for_an_unknown_pmu_type() -> None:
+    """On this machine's kernel: it accepts the call number and the structure, and rejects the type."""
     with pytest.raises(OSError) as caught:
         perf.perf_event_open(0x7FFF_FFF0, 2, 0)
     assert caught.value.errno in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.ENODEV)
 
 
 def test_the_real_call_counts() -> None:
-    """The kernel's own CPU clock (PERF_TYPE_SOFTWARE), where this machine lets us: count, running time, closing."""
+    """The kernel's own CPU clock (PERF_TYPE_SOFTWARE), if this machine permits it: count, running time, closing."""
     try:
         descriptor = perf.perf_event_open(1, 0, 0)
     except OSError as error:

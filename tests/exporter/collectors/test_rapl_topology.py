@@ -1,4 +1,4 @@
-"""Which CPU speaks for which core, die and package, and what its counters are called."""
+"""Which CPU reads the counters of each core, die and package, and how the counters are named."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ def sysfs(tmp_path: Path) -> FakeSysfs:
     ("text", "numbers"),
     [("0", (0,)), ("0-3", (0, 1, 2, 3)), ("0,64", (0, 64)), ("0-1,8-9,15\n", (0, 1, 8, 9, 15)), ("7-7", (7,))],
 )
-def test_a_list_of_cpus(text: str, numbers: tuple[int, ...]) -> None:
+def test_parse_cpu_list(text: str, numbers: tuple[int, ...]) -> None:
     assert parse_cpu_list(text) == numbers
 
 
 @pytest.mark.parametrize("text", ["", "a", "0-", "3-1", "0,,1", "-1", "0-99999999999", "0x1"])
-def test_what_is_no_list_of_cpus(text: str) -> None:
-    with pytest.raises(ValueError, match="no list of CPUs"):
+def test_invalid_cpu_lists(text: str) -> None:
+    with pytest.raises(ValueError, match="list of CPUs"):
         parse_cpu_list(text)
 
 
 @given(st.sets(st.integers(0, 4000), min_size=1))
-def test_any_list_of_cpus_comes_back(numbers: set[int]) -> None:
+def test_parse_cpu_list_reads_any_list(numbers: set[int]) -> None:
     assert parse_cpu_list(",".join(map(str, sorted(numbers)))) == tuple(sorted(numbers))
 
 
 def test_threads_of_a_core_share_its_counter(sysfs: FakeSysfs) -> None:
-    """Two sockets, two cores each, two threads each, numbered as Linux does: the second threads come last."""
+    """Two sockets of two cores with two threads each, numbered as Linux does: second threads come last."""
     places = [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
     cpus = online_cpus(topology(sysfs, *places, *places).sys)
     assert [cpu.number for cpu in cpus] == list(range(8))
@@ -49,12 +49,12 @@ def test_threads_of_a_core_share_its_counter(sysfs: FakeSysfs) -> None:
 def test_a_cpu_that_is_offline_is_not_listed(sysfs: FakeSysfs) -> None:
     topology(sysfs, (0, 0, 0), (0, 0, 1), (0, 0, 2), online="0,2")
     assert [cpu.number for cpu in online_cpus(sysfs.sys)] == [0, 2]
-    # Between the two reads it can go: the kernel takes its topology away.
+    # A CPU can go offline between the two reads: then the kernel removes its topology.
     sysfs.remove("devices/system/cpu/cpu2/topology")
     assert [cpu.number for cpu in online_cpus(sysfs.sys)] == [0]
 
 
-def test_a_kernel_that_tells_little(sysfs: FakeSysfs) -> None:
+def test_missing_topology_files(sysfs: FakeSysfs) -> None:
     assert online_cpus(sysfs.sys) == ()
     sysfs.packages(0, 0, 1)
     cpus = online_cpus(sysfs.sys)
@@ -69,20 +69,20 @@ def machine(sysfs: FakeSysfs) -> Machine:
     return Machine.of(sysfs.host)
 
 
-def test_the_cpu_is_known_by_its_numbers(sysfs: FakeSysfs) -> None:
-    about = machine(sysfs.cpuinfo(**EPYC))
-    assert (about.vendor, about.family, about.model, about.name, about.is_one_counter) == (
+def test_the_cpu_is_identified_by_vendor_family_and_model(sysfs: FakeSysfs) -> None:
+    epyc = machine(sysfs.cpuinfo(**EPYC))
+    assert (epyc.vendor, epyc.family, epyc.model, epyc.name, epyc.is_one_counter) == (
         "AuthenticAMD",
         25,
         1,
         "AMD EPYC 7763 64-Core Processor",
         True,
     )
-    about = machine(sysfs.cpuinfo(vendor_id="GenuineIntel", **{"model name": "x"}))
-    assert (about.family, about.model, about.name, about.is_one_counter) == (-1, -1, "x", False)
+    unknown = machine(sysfs.cpuinfo(vendor_id="GenuineIntel", **{"model name": "x"}))
+    assert (unknown.family, unknown.model, unknown.name, unknown.is_one_counter) == (-1, -1, "x", False)
 
 
-def test_one_counter_for_each_die_on_intel_and_each_package_on_amd(sysfs: FakeSysfs) -> None:
+def test_intel_has_one_counter_per_die_and_amd_one_per_package(sysfs: FakeSysfs) -> None:
     topology(sysfs, (0, 0, 0), (0, 1, 1), (1, 0, 2), (1, 1, 3))
     intel = machine(sysfs.cpuinfo(**XEON))
     assert [(cpu.number, intel.die_of(cpu)) for cpu in intel.lead_cpus] == [(0, 0), (1, 1), (2, 0), (3, 1)]
@@ -90,7 +90,7 @@ def test_one_counter_for_each_die_on_intel_and_each_package_on_amd(sysfs: FakeSy
     assert [(cpu.number, amd.die_of(cpu)) for cpu in amd.lead_cpus] == [(0, None), (2, None)]
 
 
-def test_a_single_die_has_no_name(sysfs: FakeSysfs) -> None:
+def test_a_single_die_is_not_in_the_name(sysfs: FakeSysfs) -> None:
     topology(sysfs, (0, 0, 0), (1, 1, 0))
     intel = machine(sysfs.cpuinfo(**XEON))
     assert [intel.die_of(cpu) for cpu in intel.lead_cpus] == [None, None]
@@ -103,19 +103,21 @@ def test_a_single_die_has_no_name(sysfs: FakeSysfs) -> None:
         ([(0, 0, 0), (0, 1, 0), (0, 1, 1)], ["die0-core0", "die1-core0", "die1-core1"]),
     ],
 )
-def test_cores_have_the_kernels_names(sysfs: FakeSysfs, places: list[tuple[int, int, int]], names: list[str]) -> None:
+def test_cores_are_named_by_the_kernels_ids(
+    sysfs: FakeSysfs, places: list[tuple[int, int, int]], names: list[str]
+) -> None:
     topology(sysfs, *places, *places)  # two threads each
     assert machine(sysfs).core_names(0) == dict(enumerate(names * 2))
 
 
-def test_cores_that_repeat_in_one_die_are_named_by_their_cpu(sysfs: FakeSysfs) -> None:
+def test_cores_with_repeated_ids_in_one_die_are_named_by_their_cpu(sysfs: FakeSysfs) -> None:
     topology(sysfs, (0, 0, 0), (0, 0, 0))
     for cpu in (0, 1):
         sysfs.write(f"devices/system/cpu/cpu{cpu}/topology", core_cpus_list=cpu)
     assert machine(sysfs).core_names(0) == {0: "cpu0", 1: "cpu1"}
 
 
-def test_every_door_names_a_counter_alike() -> None:
+def test_names_of_counters() -> None:
     assert (quantity_of("psys", 0, None).device, quantity_of("psys", 1, None).device) == ("platform", "platform1")
     assert quantity_of("package", 1, 3).domain == "die3"
     assert quantity_of("dram", 1, 3).domain == "die3-dram"

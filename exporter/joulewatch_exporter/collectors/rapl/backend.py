@@ -1,4 +1,4 @@
-"""What the three doors have in common: the machine behind them, what a counter is called, and how it is read."""
+"""What the three RAPL backends share: the CPUs, the names of the counters, and the sensors that read them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from joulewatch_exporter.collectors.base.sysfs import Cpu, cpuinfo, one_per_core
 from joulewatch_exporter.errors import SensorError
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, Scope, SensorInfo
 
-DoorName = Literal["powercap", "perf", "msr"]
+BackendName = Literal["powercap", "perf", "msr"]
 Kind = Literal["package", "core", "uncore", "dram", "psys"]
 
-# A firmware's limit can be wrong (0, or 1 W in a laptop's dock); truth must pass all the same.
+# Floors of the plausibility bound: a limit in firmware can be wrong (0, or 1 W in a docked laptop).
 MAX_POWER_WATTS: Final[Mapping[Kind, float]] = {
     "package": 1000.0,
     "core": 1000.0,
@@ -25,23 +25,22 @@ MAX_POWER_WATTS: Final[Mapping[Kind, float]] = {
     "psys": 20_000.0,
 }
 MAX_CORE_WATTS: Final = 150.0
-"""Of one core: several times what the fastest draws alone."""
+"""Bound of a single core: several times what the fastest core draws alone."""
 
 _ONE_COUNTER_VENDORS: Final = ("AuthenticAMD", "HygonGenuine")
 
 
 def quantity_of(kind: Kind, package: int, die: int | None) -> Quantity:
-    """Name what a counter of a package, or of one of its dies, measures: the same by every door.
+    """Return the quantity that a counter of a package or die measures; the same for every backend.
 
     Args:
-        kind: What of the package.
+        kind: The RAPL domain.
         package: Physical package id.
-        die: Die within the package where each has counters of its own, else None.
+        die: Die within the package if each die has its own counters, else None.
     """
     if kind == "psys":
-        return Quantity(
-            scope="node", component="node", device=f"platform{package}" if package else "platform", domain="psys"
-        )
+        device = f"platform{package}" if package else "platform"
+        return Quantity(scope="node", component="node", device=device, domain="psys")
     scope: Scope = "device" if kind in ("package", "dram") else "part"
     component: Component = "memory" if kind == "dram" else "cpu"
     domain: str = kind
@@ -52,32 +51,32 @@ def quantity_of(kind: Kind, package: int, die: int | None) -> Quantity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """The CPUs behind the doors."""
+    """The CPUs whose counters the backends read."""
 
     host: Host
     vendor: str
     family: int
     model: int
     name: str
-    """For people."""
+    """Model name, for display."""
     cpus: tuple[Cpu, ...]
-    """Those that are online, in the order of their numbers."""
+    """Online CPUs, ordered by number."""
     divided: frozenset[int] = frozenset()
-    """Packages of several dies, each of which has counters of its own."""
+    """Packages with several dies, each with its own counters."""
 
     @classmethod
     def of(cls, host: Host) -> Self:
-        """Look at a host; what it does not tell is empty or -1."""
-        about = cpuinfo(host)
-        vendor = _field(about, "vendor_id")
+        """Describe the CPUs of a host; fields that the kernel does not report are empty or -1."""
+        text = cpuinfo(host)
+        vendor = _field(text, "vendor_id")
         cpus = online_cpus(host.sysfs)
         dies = Counter(package for package, _ in {(cpu.package, cpu.die) for cpu in cpus})
         return cls(
             host=host,
             vendor=vendor,
-            family=_number(about, "cpu family"),
-            model=_number(about, "model"),
-            name=_field(about, "model name"),
+            family=_number(text, "cpu family"),
+            model=_number(text, "model"),
+            name=_field(text, "model name"),
             cpus=cpus,
             divided=frozenset(
                 package for package, count in dies.items() if count > 1 and vendor not in _ONE_COUNTER_VENDORS
@@ -86,7 +85,7 @@ class Machine:
 
     @property
     def is_one_counter(self) -> bool:
-        """AMD and Hygon: a package has one counter, however many dies a kernel sees in it."""
+        """Whether a package has one counter regardless of its dies, as on AMD and Hygon."""
         return self.vendor in _ONE_COUNTER_VENDORS
 
     @property
@@ -96,21 +95,21 @@ class Machine:
 
     @property
     def lead_cpus(self) -> tuple[Cpu, ...]:
-        """One CPU for each package, or for each die where each has counters."""
-        firsts: dict[tuple[int, int | None], Cpu] = {}
+        """One CPU per package, or per die if each die has its own counters."""
+        leads: dict[tuple[int, int | None], Cpu] = {}
         for cpu in self.cpus:
-            firsts.setdefault((cpu.package, self.die_of(cpu)), cpu)
-        return tuple(firsts.values())
+            leads.setdefault((cpu.package, self.die_of(cpu)), cpu)
+        return tuple(leads.values())
 
     def die_of(self, cpu: Cpu) -> int | None:
-        """The die whose counters a CPU shows; None where they are the package's."""
+        """Return the die whose counters a CPU reads; None if they belong to the package."""
         return cpu.die if cpu.package in self.divided else None
 
     def core_names(self, package: int) -> dict[int, str]:
-        """The label of its core for each CPU of a package.
+        """Return the label of the core of each CPU of a package.
 
-        It is ``core`` and the kernel's id, with the die before it where ids repeat among the dies, and the number of
-        the core's first CPU where even that is not enough.
+        The label is ``core`` and the kernel's core id; prefixed with the die if ids repeat between dies; the number of
+        the core's first CPU if ids repeat within a die.
         """
         cores = [core for core in self.cores if core.package == package]
         schemes: tuple[Callable[[Cpu], str], ...] = (
@@ -127,20 +126,20 @@ class Machine:
 
 
 class Source(Protocol):
-    """An open counter: raw counts. `sysfs.HeldInt` is one."""
+    """An open counter that returns raw counts; `sysfs.HeldInt` is one."""
 
     def read(self) -> int:
-        """Read the counter once; raises as `model.Sensor.read` does."""
+        """Read the counter once; raises the errors of `model.Sensor.read`."""
         ...
 
     def close(self) -> None:
-        """Let go; safe to call twice."""
+        """Release the counter; safe to call twice."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RaplSensor:
-    """One energy counter, by whatever door."""
+    """One energy counter, read by any backend."""
 
     device: str
     infos: tuple[SensorInfo, ...]
@@ -152,11 +151,11 @@ class RaplSensor:
         """Read the counter once.
 
         Returns:
-            One reading: energy in joules, its wraps still in it.
+            One reading: energy in joules, including wraps.
 
         Raises:
-            SensorAbsentError: The counter is gone (CPU offline, driver unloaded).
-            SensorDeniedError: The rights are gone; the text holds the path and the cure.
+            SensorAbsentError: The counter disappeared (CPU offline, driver unloaded).
+            SensorDeniedError: Permission was lost; the text names the path and the fix.
             SensorGlitchError: This read failed.
         """
         count = self._source.read()
@@ -170,13 +169,13 @@ class RaplSensor:
         )
 
     def close(self) -> None:
-        """Let go of the counter."""
+        """Release the counter."""
         self._source.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoresSensor:
-    """The cores of one package, read together: a sensor for each would cost a scan more than its reads do."""
+    """All cores of one package; one sensor per core would cost more per scan than the reads themselves."""
 
     device: str
     infos: tuple[SensorInfo, ...]
@@ -187,19 +186,19 @@ class CoresSensor:
         """Read each core once.
 
         Returns:
-            One reading for each core that could be read: a core that is offline does not stop the others.
+            One reading per readable core; an offline core does not affect the others.
 
         Raises:
-            SensorError: No core could be read; that of the first.
+            SensorError: No core could be read; the error of the first core.
         """
         counts_per_joule = self._counts_per_joule
         readings = []
-        failure: SensorError | None = None
+        first_error: SensorError | None = None
         for quantity, source in self._cores:
             try:
                 count = source.read()
             except SensorError as error:
-                failure = failure or error
+                first_error = first_error or error
                 continue
             readings.append(
                 Reading(
@@ -209,36 +208,36 @@ class CoresSensor:
                     power_watts=None,
                 )
             )
-        if failure is not None and not readings:
-            raise failure
+        if first_error is not None and not readings:
+            raise first_error
         return readings
 
     def close(self) -> None:
-        """Let go of all cores."""
+        """Release all cores."""
         for _, source in self._cores:
             source.close()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A counter, or a package's cores, to which a door leads; nothing is open yet."""
+    """A counter, or all cores of a package, that a backend could read; not yet open."""
 
-    door: DoorName
+    backend: BackendName
     device: str
     key: str
-    """Device and domain: offers of the same key are doors to the same counter."""
+    """Device and domain: offers with the same key lead to the same counter."""
     path: str
-    """What is opened, and what a finding names if that is denied."""
+    """The file that is opened; subject of the finding if access is denied."""
     subject: str
-    """What other findings name."""
+    """Subject of all other findings."""
     label: str
-    """What it is called there; begins the text of a finding that it is not used."""
-    cure: str
-    """The line that grants the right, or empty."""
+    """The backend's own name of the counter; starts the text of a finding that the offer is not used."""
+    fix: str
+    """The command that grants access, or empty."""
     open: Callable[[], tuple[RaplSensor | CoresSensor, str]]
-    """Opens it and tries it; the sensor, and the text of the finding. Raises `SensorError` if that fails."""
+    """Opens and tests the counter; returns the sensor and the text of its finding. Raises `SensorError`."""
     if_absent: Literal["broken", "absent", ""] = "broken"
-    """What it means that the counter is not there after all: something is wrong, it is as it is, not worth a word."""
+    """Status of the finding if the counter turns out not to exist; empty: no finding."""
 
     @property
     def is_cores(self) -> bool:
@@ -247,27 +246,28 @@ class Offer:
 
 
 CORES: Final = "core*"
-"""Stands for all the domains of a package's single cores in the key of an offer."""
+"""Domain in the key of an offer of single cores: stands for the domains of all cores of the package."""
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """What a door shows."""
+class Listing:
+    """The counters that a backend could read."""
 
-    where: str
-    """The folder or file that stands for the door in findings."""
+    path: str
+    """The folder or file that represents the backend in findings."""
     offers: tuple[Offer, ...]
 
 
-def skipped(subject: str, text: str, cure: str = "") -> Finding:
-    return Finding(status="skipped", collector="rapl", subject=subject, text=text, cure=cure)
+def skipped(subject: str, text: str, fix: str = "") -> Finding:
+    """Return a finding that something is not read."""
+    return Finding(status="skipped", collector="rapl", subject=subject, text=text, cure=fix)
 
 
-def _field(about_cpu: str, name: str) -> str:
-    match = re.search(rf"^{name}[ \t]*:[ \t]*(.+?)[ \t]*$", about_cpu, re.MULTILINE)
+def _field(cpuinfo_text: str, name: str) -> str:
+    match = re.search(rf"^{name}[ \t]*:[ \t]*(.+?)[ \t]*$", cpuinfo_text, re.MULTILINE)
     return match[1] if match else ""
 
 
-def _number(about_cpu: str, name: str) -> int:
-    text = _field(about_cpu, name)
+def _number(cpuinfo_text: str, name: str) -> int:
+    text = _field(cpuinfo_text, name)
     return int(text) if text.isdecimal() else -1

@@ -1,20 +1,20 @@
-"""The third door: the registers themselves, by ``/dev/cpu/N/msr``.
+"""The third backend: the registers in ``/dev/cpu/N/msr``.
 
-It needs the kernel module ``msr``, the right to open the file (0600) and CAP_SYS_RAWIO as well. On AMD it is the only
-door to single cores before Linux 6.14. A register is 8 bytes at the offset of its number; one that the CPU does not
-have is EIO. What a count is worth is in another register (the energy status unit, ESU), but for some Intel models it
-is fixed, or means something else:
+It needs the kernel module ``msr``, permission to open the file (mode 0600) and CAP_SYS_RAWIO. On AMD it is the only
+backend with single cores before Linux 6.14. A register is 8 bytes at the offset of its number; reading a register that
+the CPU does not have fails with EIO. The unit of a count is in another register (the energy status unit, ESU), but some
+Intel models have fixed units or interpret the ESU differently:
 
 * 2^-ESU J; but 2^ESU microjoules on Silvermont and Airmont;
-* memory: 15.3 uJ on the servers from Haswell to Ice Lake and on Xeon Phi. Linux' powercap takes the same, its perf
-  events take 2^-16 J, 0.27 % less;
+* memory: 15.3 uJ on servers from Haswell to Ice Lake and on Xeon Phi. Linux' powercap driver uses the same unit, its
+  perf events use 2^-16 J, which is 0.27 % less;
 * platform: 1 J on Sapphire and Emerald Rapids.
 
-The counters have 32 bits, but for some AMD models 64. A register that holds 0 is not there: virtual machines answer
-so, and the kernel's own drivers judge by the same rule.
+The counters have 32 bits, on some AMD models 64. A register that holds 0 counts as missing: virtual machines return 0
+for missing registers, and the kernel's own drivers use the same rule.
 
 Sources: Linux ``arch/x86/kernel/msr.c``, ``arch/x86/events/rapl.c``, ``drivers/powercap/intel_rapl_common.c``;
-github amd/amd_energy (which models count in 64 bits); Intel SDM vol. 3B, 15.10; AMD PPRs of family 17h to 1Ah.
+github amd/amd_energy (models with 64-bit counters); Intel SDM vol. 3B, 15.10; AMD PPRs of family 17h to 1Ah.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from joulewatch_exporter.collectors.rapl.backend import (
     MAX_POWER_WATTS,
     CoresSensor,
     Kind,
+    Listing,
     Machine,
     Offer,
     RaplSensor,
     Source,
-    View,
     quantity_of,
 )
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
@@ -57,19 +57,19 @@ _INTEL_REGISTERS: Final[dict[Kind, int]] = {
 }
 
 _AMD_FAMILIES: Final = range(0x17, 0x100)
-"""The first with these registers is 17h, and Hygon's 18h; none since has given them up."""
+"""AMD has these registers since family 17h (Hygon: 18h); no later family has dropped them."""
 _AMD_64_BIT_FAMILIES: Final = frozenset({0x1A})
 _AMD_64_BIT_MODELS: Final = frozenset({(0x19, 0x10), (0x19, 0x11), (0x19, 0x90), (0x19, 0xA0)})
 
 # Of Intel's family 6, by model.
 _UNIT_IN_MICROJOULES: Final = frozenset({0x37, 0x4A, 0x4C, 0x5A})
-"""Silvermont, Airmont and their mobile kin."""
-_INTEL_NOT_KNOWN: Final = frozenset({(6, 0x4D), (-1, -1)})
-"""Avoton: the kernel has no RAPL for it, and its kin differ by a factor of a hundred. And what tells no model."""
+"""Silvermont, Airmont and their mobile variants."""
+_INTEL_UNKNOWN: Final = frozenset({(6, 0x4D), (-1, -1)})
+"""Avoton: the kernel does not support its RAPL, and related models differ by a factor of 100. (-1, -1): no model."""
 _FIXED_MEMORY_UNIT: Final = frozenset({0x3F, 0x4F, 0x55, 0x56, 0x57, 0x6A, 0x6C, 0x85})
 """Haswell-X, Broadwell-X, Skylake-X (and Cascade and Cooper Lake), Broadwell-D, Xeon Phi, Ice Lake-X and -D."""
 _FIXED_PLATFORM_UNIT: Final = frozenset({0x8F, 0xCF})
-"""Sapphire and Emerald Rapids. Their memory follows the ESU."""
+"""Sapphire and Emerald Rapids. Their memory counters use the ESU."""
 
 _FIXED_MEMORY_UNIT_UJ: Final = 15.3
 
@@ -85,17 +85,17 @@ _from_bytes = int.from_bytes
 
 
 class Msr:
-    """One register of one CPU, its file kept open between reads."""
+    """One register of one CPU; its file stays open between reads."""
 
     __slots__ = ("_descriptor", "_mask", "path", "register")
 
     def __init__(self, path: str, register: int, mask: int = _64_BITS) -> None:
-        """Prepare; nothing is opened yet.
+        """Prepare without opening the file.
 
         Args:
             path: The CPU's device file.
             register: Number of the register.
-            mask: The bits that count.
+            mask: The bits that belong to the counter.
         """
         self.path = path
         self.register = register
@@ -106,9 +106,9 @@ class Msr:
         """Read the register.
 
         Raises:
-            SensorAbsentError: The CPU is offline, or the device file gone.
-            SensorDeniedError: The rights are missing; the text says which.
-            SensorGlitchError: EIO, which is what a missing register answers, or a short read.
+            SensorAbsentError: The CPU is offline, or the device file was removed.
+            SensorDeniedError: Permissions are missing; the text names them.
+            SensorGlitchError: EIO (the register is missing), or a short read.
         """
         try:
             if self._descriptor < 0:
@@ -122,7 +122,7 @@ class Msr:
         return _from_bytes(data, "little") & self._mask
 
     def close(self) -> None:
-        """Let go of the file; the next read opens it again. Safe to call twice."""
+        """Close the file; the next read opens it again. Safe to call twice."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
@@ -132,15 +132,15 @@ class Msr:
 
     @property
     def source(self) -> str:
-        """For ``joulewatch_sensor_info``."""
+        """Label value for ``joulewatch_sensor_info``."""
         return f"msr:{self.path}@0x{self.register:X}"
 
     def _error(self, error: OSError) -> SensorError:
         if error.errno in _DENIED:
             return SensorDeniedError(
-                f"{self.path}: {error.strerror}; it takes the right to read the file, and CAP_SYS_RAWIO: run the "
-                "exporter as root, with AmbientCapabilities=CAP_SYS_RAWIO CAP_DAC_READ_SEARCH in its systemd unit, or "
-                f"`{denied_cure()}`"
+                f"{self.path}: {error.strerror}; needs read permission and CAP_SYS_RAWIO: run the exporter as root, "
+                "or with AmbientCapabilities=CAP_SYS_RAWIO CAP_DAC_READ_SEARCH in its systemd unit, or run "
+                f"`{capabilities_command()}`"
             )
         if error.errno == errno.ENXIO:
             return SensorAbsentError(f"{self.path}: {error.strerror}: the CPU is offline")
@@ -149,18 +149,18 @@ class Msr:
         return SensorGlitchError(f"{self.path}: register 0x{self.register:X}: {error.strerror}")
 
 
-def denied_cure() -> str:
-    """Return the line that gives this Python both rights."""
+def capabilities_command() -> str:
+    """Return the command that grants this Python interpreter both capabilities."""
     return f"sudo setcap cap_sys_rawio,cap_dac_read_search=ep {os.path.realpath(sys.executable)}"
 
 
 def counts_per_joule(machine: Machine, kind: Kind, unit_register: int) -> float:
-    """Say how many counts make a joule.
+    """Return the number of counts per joule.
 
     Args:
         machine: The CPU's vendor, family and model.
-        kind: What is counted.
-        unit_register: What the register of units holds.
+        kind: The RAPL domain.
+        unit_register: Value of the unit register.
     """
     esu = unit_register >> 8 & 0x1F
     if machine.vendor == "GenuineIntel" and machine.family == 6:
@@ -173,30 +173,31 @@ def counts_per_joule(machine: Machine, kind: Kind, unit_register: int) -> float:
     return float(1 << esu)
 
 
-def look(machine: Machine, *, parts: bool, cores: bool) -> View:
-    """List the counters behind this door.
+def probe(machine: Machine, *, parts: bool, cores: bool) -> Listing:
+    """List the counters of this backend.
 
     Args:
         machine: The CPUs.
-        parts: Whether ``core`` and ``uncore`` are wanted.
-        cores: Whether single cores are wanted.
+        parts: Whether to include ``core`` and ``uncore``.
+        cores: Whether to include single cores.
 
     Raises:
-        SensorAbsentError: A CPU whose registers are not known, no module ``msr``, or files that are not this machine's.
+        SensorAbsentError: The CPU's registers are unknown, the module ``msr`` is missing, or the files belong to
+            another machine.
     """
     folder = f"{machine.host.dev}/cpu"
     if not machine.cpus:
-        raise SensorAbsentError(f"{folder}: not read: the kernel tells no topology of the CPUs")
+        raise SensorAbsentError(f"{folder}: not read: the kernel reports no CPU topology")
     is_amd = machine.is_one_counter and machine.family in _AMD_FAMILIES
-    is_intel = machine.vendor == "GenuineIntel" and (machine.family, machine.model) not in _INTEL_NOT_KNOWN
+    is_intel = machine.vendor == "GenuineIntel" and (machine.family, machine.model) not in _INTEL_UNKNOWN
     if not (is_amd or is_intel):
-        which = f"{machine.vendor or 'a CPU of unknown vendor'} family {machine.family} model {machine.model}"
-        raise SensorAbsentError(f"{folder}: not read: the RAPL registers of {which} are not known")
+        cpu_model = f"{machine.vendor or 'a CPU of unknown vendor'} family {machine.family} model {machine.model}"
+        raise SensorAbsentError(f"{folder}: not read: the RAPL registers of {cpu_model} are unknown")
     if machine.host.emulated and str(machine.host.dev) == "/dev":
-        raise SensorAbsentError(f"{folder}: not read: these are this machine's, and sysfs is an emulated one's")
+        raise SensorAbsentError(f"{folder}: not read: it belongs to this machine, but sysfs to an emulated machine")
     if not any(Path(_path(machine, cpu)).exists() for cpu in machine.lead_cpus):
         raise SensorAbsentError(
-            f"{_path(machine, machine.cpus[0])}: not there: the kernel module msr is not loaded (sudo modprobe msr)"
+            f"{_path(machine, machine.cpus[0])}: missing: the kernel module msr is not loaded (sudo modprobe msr)"
         )
     offers = []
     for cpu in machine.lead_cpus:
@@ -208,13 +209,13 @@ def look(machine: Machine, *, parts: bool, cores: bool) -> View:
             path = _path(machine, cpu)
             offers.append(
                 Offer(
-                    door="msr",
+                    backend="msr",
                     device=quantity.device,
                     key=f"{quantity.device}/{quantity.domain}",
                     path=path,
                     subject=path,
                     label=f"register 0x{registers[kind]:X}",
-                    cure=denied_cure(),
+                    fix=capabilities_command(),
                     open=partial(_open, machine, quantity, kind, Msr(path, registers[kind], _mask(machine))),
                     if_absent="absent" if kind == "package" else "",
                 )
@@ -222,25 +223,25 @@ def look(machine: Machine, *, parts: bool, cores: bool) -> View:
     if cores and is_amd:
         names = {cpu.package: machine.core_names(cpu.package) for cpu in machine.lead_cpus}
         for package in names:
-            firsts = [core for core in machine.cores if core.package == package]
+            package_cores = [core for core in machine.cores if core.package == package]
             offers.append(
                 Offer(
-                    door="msr",
+                    backend="msr",
                     device=f"socket{package}",
                     key=f"socket{package}/{CORES}",
-                    path=_path(machine, firsts[0]),
-                    subject=_path(machine, firsts[0]),
+                    path=_path(machine, package_cores[0]),
+                    subject=_path(machine, package_cores[0]),
                     label=f"register 0x{_AMD_CORE:X}",
-                    cure=denied_cure(),
-                    open=partial(_open_cores, machine, package, firsts, names[package]),
+                    fix=capabilities_command(),
+                    open=partial(_open_cores, machine, package, package_cores, names[package]),
                     if_absent="absent",
                 )
             )
-    return View(folder, tuple(offers))
+    return Listing(folder, tuple(offers))
 
 
 def is_loaded(host: Host) -> bool:
-    """Whether the module ``msr`` is there: another answer than before means that a door has opened or closed."""
+    """Return whether the module ``msr`` is loaded; a change means that this backend appeared or disappeared."""
     return Path(f"{host.dev}/cpu/0/msr").exists()
 
 
@@ -257,7 +258,7 @@ def _mask(machine: Machine) -> int:
 
 def _open(machine: Machine, quantity: Quantity, kind: Kind, msr: Msr) -> tuple[RaplSensor | CoresSensor, str]:
     unit = counts_per_joule(machine, kind, _read_units(machine, msr.path))
-    _try_counter(msr)
+    _check_counter(msr)
     info = _info(machine, quantity, msr, unit, MAX_POWER_WATTS[kind], is_core=kind == "core")
     text = f"{quantity.device} {quantity.domain}: register 0x{msr.register:X}"
     return RaplSensor(
@@ -272,7 +273,7 @@ def _open_cores(
     opened: list[tuple[Quantity, Source]] = []
     infos = []
     unit: float | None = None
-    failure: SensorError | None = None
+    first_error: SensorError | None = None
     for core in cores:
         path = _path(machine, core)
         quantity = Quantity(scope="part", component="cpu", device=device, domain=names[core.number])
@@ -280,51 +281,51 @@ def _open_cores(
         try:
             if unit is None:
                 unit = counts_per_joule(machine, "core", _read_units(machine, path))
-            _try_counter(msr)
+            _check_counter(msr)
         except SensorDeniedError:
-            raise  # one right opens all
+            raise  # the same permission opens all cores
         except SensorError as error:
-            failure = failure or error
+            first_error = first_error or error
             continue
         opened.append((quantity, msr))
         infos.append(_info(machine, quantity, msr, unit, MAX_CORE_WATTS, is_core=True))
     if unit is None or not opened:
-        raise failure or SensorAbsentError(f"{device}: no core is online")
-    text = f"{device}: {len(opened)} cores, each by its register 0x{_AMD_CORE:X}"
-    if failure is not None:
-        text += f"; {len(cores) - len(opened)} could not be read: {failure}"
+        raise first_error or SensorAbsentError(f"{device}: no core is online")
+    text = f"{device}: {len(opened)} cores, register 0x{_AMD_CORE:X} of each"
+    if first_error is not None:
+        text += f"; {len(cores) - len(opened)} could not be read: {first_error}"
     return CoresSensor(device=device, infos=tuple(infos), _cores=tuple(opened), _counts_per_joule=unit), text
 
 
 def _read_units(machine: Machine, path: str) -> int:
-    """Read the register of units; errors as those of `_try`."""
+    """Read the unit register; raises the errors of `_first_read`."""
     msr = Msr(path, _AMD_UNIT if machine.is_one_counter else _INTEL_UNIT)
-    units = _try(msr)
+    units = _first_read(msr)
     msr.close()
     if units == 0:
-        raise SensorAbsentError(f"{path}: register 0x{msr.register:X} holds no units (a virtual machine answers so)")
+        raise SensorAbsentError(f"{path}: register 0x{msr.register:X} holds no units (typical of a virtual machine)")
     return units
 
 
-def _try(msr: Msr) -> int:
+def _first_read(msr: Msr) -> int:
     """Read a register for the first time.
 
     Raises:
-        SensorAbsentError: The CPU does not have it, or is offline.
-        SensorDeniedError: The rights are missing.
+        SensorAbsentError: The CPU does not have the register, or is offline.
+        SensorDeniedError: Permissions are missing.
     """
     try:
         return msr.read()
     except SensorGlitchError as error:
-        raise SensorAbsentError(f"{error}: this CPU, or this virtual machine, does not have it") from error
+        raise SensorAbsentError(f"{error}: this CPU, or this virtual machine, does not have the register") from error
 
 
-def _try_counter(msr: Msr) -> None:
-    """Read a counter for the first time; errors as those of `_try`."""
-    if _try(msr) == 0:
+def _check_counter(msr: Msr) -> None:
+    """Raise the errors of `_first_read`, or `SensorAbsentError` if the counter is 0."""
+    if _first_read(msr) == 0:
         msr.close()
         raise SensorAbsentError(
-            f"{msr.path}: register 0x{msr.register:X} holds 0: not present (or a virtual machine, where it never moves)"
+            f"{msr.path}: register 0x{msr.register:X} holds 0: missing (or a virtual machine, where it never changes)"
         )
 
 

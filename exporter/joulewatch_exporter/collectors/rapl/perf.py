@@ -1,16 +1,16 @@
-"""The second door: the PMUs ``power`` and ``power_core`` of the kernel's perf events.
+"""The second backend: the PMUs ``power`` and ``power_core`` of the kernel's perf events.
 
-The one way to RAPL that needs neither root nor changed file modes: CAP_PERFMON will do. The kernel adds the wraps up
-itself into 64 bits, from 0 when an event is opened. What to know:
+The only access to RAPL that needs neither root nor changed file modes: CAP_PERFMON is enough. The kernel accumulates
+wraps in 64 bits, starting at 0 when an event is opened. Pitfalls:
 
-* It takes the difference of two readings as a signed number of 32 bits: from more than half a round it would fall
-  back. Its own timer comes early enough at 200 W only; each read adds up as well, and a read every 10 s is enough up
-  to 3 kW.
+* The kernel takes the difference of two readings as a signed 32-bit number, so more than half a wrap between them makes
+  the count fall. The kernel's own timer is fast enough up to 200 W only, but each read also updates the count, and a
+  read every 10 s is enough up to 3 kW.
 * An event counts from its opening, so an event must outlive the collector that reads it: see `_Events`.
-* The event of a CPU that went offline keeps its last count for ever. Its running time tells: it stands still too.
-* ``power_core`` (AMD, Linux 6.14 on) counts single cores, ``cpumask`` naming one CPU of each. On AMD, kernels that see
-  a die in each CCD list one CPU per CCD in the ``cpumask`` of ``power``: the same counter, published once.
-* A socket that has the event ``energy-psys`` may still have no such counter: its count stays 0, and is not published.
+* The event of a CPU that went offline keeps its last count forever. It is detected by its running time, which stops.
+* ``power_core`` (AMD, Linux 6.14 or newer) counts single cores; its ``cpumask`` lists one CPU per core. On AMD, kernels
+  that treat each CCD as a die list one CPU per CCD in the ``cpumask`` of ``power``: the same counter, published once.
+* A socket may have the event ``energy-psys`` but no such counter: the count stays 0 and is not published.
 
 Sources: Linux ``arch/x86/events/rapl.c``, ``drivers/powercap/intel_rapl_common.c``, ``kernel/events/core.c``,
 ``Documentation/admin-guide/perf-security.rst``; perf_event_open(2).
@@ -50,11 +50,11 @@ from joulewatch_exporter.collectors.rapl.backend import (
     MAX_POWER_WATTS,
     CoresSensor,
     Kind,
+    Listing,
     Machine,
     Offer,
     RaplSensor,
     Source,
-    View,
     quantity_of,
     skipped,
 )
@@ -68,49 +68,49 @@ _EVENTS: Final[dict[str, Kind]] = {
     "energy-ram": "dram",
     "energy-psys": "psys",
 }
-"""Of the PMU ``power``: event to what it counts, named as by powercap."""
+"""Events of the PMU ``power`` and their RAPL domains."""
 
 _SYSCALL_NUMBERS: Final = {"x86_64": 298, "aarch64": 241}
 
-# struct perf_event_attr as of its first version: type, size, config, sample_period, sample_type, read_format, flags,
-# wakeup_events, bp_type, config1. Every kernel takes this size.
+# struct perf_event_attr, first version: type, size, config, sample_period, sample_type, read_format, flags,
+# wakeup_events, bp_type, config1. Every kernel accepts this size.
 _ATTRIBUTES: Final = struct.Struct("=IIQQQQQIIQ")
 _FORMAT_TOTAL_TIME_RUNNING: Final = 1 << 1
 _FLAG_FD_CLOEXEC: Final = 1 << 3
 
-# The count (signed, because a wrap that the kernel has missed makes it fall) and the time for which it has counted.
+# The count (signed, because a wrap that the kernel missed makes it fall) and the time during which it counted.
 _RECORD: Final = struct.Struct("=qQ")
 _RECORD_BYTES: Final = _RECORD.size
 
 _STALL_NS: Final = 20_000_000
-"""A running time that stands still for longer belongs to an event that does not count. The kernel's clock itself may
-stand still between two ticks, 10 ms at most."""
+"""An event whose running time has not changed for longer than this does not count. The kernel's clock itself may stand
+still between two ticks, for at most 10 ms."""
 _FIRST_COUNT_S: Final = 0.05
-"""A counter of whole joules that counts at all has counted one within this: at 20 W and more."""
+"""A working counter of whole joules has counted at least one joule within this time (at 20 W or more)."""
 
 _unpack = _RECORD.unpack
 _read = os.read
 
 
 def perf_event_open(pmu_type: int, config: int, cpu: int) -> int:
-    """Open an event that counts on one CPU, whatever runs there.
+    """Open an event that counts on one CPU for all processes.
 
     Args:
         pmu_type: ``type`` of the PMU.
-        config: The event, as its PMU wants it.
-        cpu: Where to count.
+        config: The event, encoded for the PMU.
+        cpu: The CPU on which to count.
 
     Returns:
-        The event's file descriptor; a read gives the count and the running time.
+        The event's file descriptor; a read returns the count and the running time.
 
     Raises:
-        OSError: The kernel refused, or does not have this call.
+        OSError: The kernel refused the call or does not have it.
     """
-    import ctypes  # not before it is needed: most machines are read by powercap
+    import ctypes  # imported late: most machines are read through powercap
 
     number = _SYSCALL_NUMBERS.get(platform.machine())
     if number is None:
-        raise OSError(errno.ENOSYS, f"the number of perf_event_open on {platform.machine()} is not known")
+        raise OSError(errno.ENOSYS, f"the number of perf_event_open on {platform.machine()} is unknown")
     syscall = ctypes.CDLL(None, use_errno=True).syscall
     syscall.argtypes = (
         ctypes.c_long,
@@ -133,29 +133,29 @@ def perf_event_open(pmu_type: int, config: int, cpu: int) -> int:
 
 
 class PerfEvent:
-    """One open event. Closed when nobody holds it any more."""
+    """One open event; closed when the last reference to it goes away."""
 
-    __slots__ = ("__weakref__", "_descriptor", "_running_ns", "_seen_ns", "is_dead", "name")
+    __slots__ = ("__weakref__", "_changed_ns", "_descriptor", "_running_ns", "is_dead", "name")
 
     def __init__(self, name: str, descriptor: int) -> None:
-        """Take over an open descriptor.
+        """Take ownership of an open descriptor.
 
         Args:
-            name: For messages, such as ``perf:power/energy-pkg/@cpu0``.
+            name: Name in messages, such as ``perf:power/energy-pkg/@cpu0``.
             descriptor: From `perf_event_open`.
         """
         self.name = name
         self.is_dead = False
-        """It does not count any more, and never will."""
+        """The event has stopped counting for good."""
         self._descriptor = descriptor
         self._running_ns = -1
-        self._seen_ns = 0
+        self._changed_ns = 0
 
     def read(self) -> int:
         """Read the count.
 
         Raises:
-            SensorAbsentError: The event has stopped counting: its CPU is offline, or its driver gone.
+            SensorAbsentError: The event has stopped counting: its CPU is offline, or its driver was unloaded.
             SensorGlitchError: This read failed.
         """
         try:
@@ -165,19 +165,19 @@ class PerfEvent:
                 raise self._dead(error.strerror) from error
             raise SensorGlitchError(f"{self.name}: {error.strerror}") from error
         if len(record) != _RECORD_BYTES:
-            raise self._dead("the kernel has stopped the event")
+            raise self._dead("the kernel stopped the event")
         count: int
         count, running_ns = _unpack(record)
         if running_ns != self._running_ns:
             self._running_ns = running_ns
-            self._seen_ns = monotonic_ns()
-        elif monotonic_ns() - self._seen_ns > _STALL_NS:
-            raise self._dead("it does not count any more: its CPU is offline")
+            self._changed_ns = monotonic_ns()
+        elif monotonic_ns() - self._changed_ns > _STALL_NS:
+            raise self._dead("stopped counting: its CPU is offline")
         return count
 
-    def _dead(self, why: str | None) -> SensorAbsentError:
+    def _dead(self, reason: str | None) -> SensorAbsentError:
         self.is_dead = True
-        return SensorAbsentError(f"{self.name}: {why}")
+        return SensorAbsentError(f"{self.name}: {reason}")
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError):
@@ -185,11 +185,11 @@ class PerfEvent:
 
 
 class _Events:
-    """The events that are open in this process, by what they count.
+    """The open events of this process.
 
-    State of a module is rare here, and needed: a count starts at 0 when its event is opened. A family that is opened
-    anew, because some other device has come or gone, must go on with the events that the old one still holds, or the
-    joules between the two would be lost each time.
+    This is module state, which the exporter otherwise avoids: a count starts at 0 when its event is opened. When the
+    family is reopened because some other device appeared or disappeared, the new collector must continue with the
+    events that the old one still holds; otherwise the joules in between would be lost.
     """
 
     def __init__(self) -> None:
@@ -197,31 +197,31 @@ class _Events:
         self._lock = Lock()
 
     def get(self, event: _Event, key: str, cpu: int) -> PerfEvent:
-        """Return the event that is open already, or open it.
+        """Return the event if it is open already, else open it.
 
         Args:
-            event: What to count.
-            key: Device and domain: the kernel moves an event on when its CPU goes offline and another of the same
-                package is there, so the CPU would be no name for it.
-            cpu: Where to open it.
+            event: The event.
+            key: Device and domain. The CPU cannot be part of the key: when it goes offline, the kernel moves the event
+                to another CPU of the package.
+            cpu: The CPU on which to open it.
 
         Raises:
-            OSError: The kernel refused.
+            OSError: The kernel refused the call.
         """
         with self._lock:
             identity = (event.pmu_type, event.config, key)
-            known = self._open.get(identity)
-            if known is None or known.is_dead:
+            opened = self._open.get(identity)
+            if opened is None or opened.is_dead:
                 descriptor = perf_event_open(event.pmu_type, event.config, cpu)
-                known = self._open[identity] = PerfEvent(event.source(cpu), descriptor)
-            return known
+                opened = self._open[identity] = PerfEvent(event.source(cpu), descriptor)
+            return opened
 
 
 _events: Final = _Events()
 
 
 class _Hold:
-    """One collector's hold on an event."""
+    """A collector's reference to an event."""
 
     __slots__ = ("_event",)
 
@@ -240,7 +240,7 @@ class _Hold:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Event:
-    """An event of a PMU, as sysfs describes it."""
+    """Description of a PMU event from sysfs."""
 
     pmu: str
     name: str
@@ -252,34 +252,34 @@ class _Event:
         return f"perf:{self.pmu}/{self.name}/@cpu{cpu}"
 
 
-def look(machine: Machine, *, parts: bool, cores: bool, findings: list[Finding]) -> View:
-    """List the counters behind this door.
+def probe(machine: Machine, *, parts: bool, cores: bool, findings: list[Finding]) -> Listing:
+    """List the counters of this backend.
 
     Args:
         machine: The CPUs.
-        parts: Whether ``core`` and ``uncore`` are wanted.
-        cores: Whether single cores are wanted.
-        findings: Takes what is left out, and why.
+        parts: Whether to include ``core`` and ``uncore``.
+        cores: Whether to include single cores.
+        findings: Receives one finding per excluded event.
 
     Raises:
-        SensorAbsentError: No such PMU, or the tree is not the kernel's.
+        SensorAbsentError: There is no such PMU, or sysfs belongs to an emulated machine.
     """
-    where = _folder(machine.host, "power")
-    is_there = Path(where).is_dir()
-    if not is_there and not Path(_folder(machine.host, "power_core")).is_dir():
-        raise SensorAbsentError(f"{where}: this kernel has no such PMU")
+    folder = _folder(machine.host, "power")
+    has_packages = Path(folder).is_dir()
+    if not has_packages and not Path(_folder(machine.host, "power_core")).is_dir():
+        raise SensorAbsentError(f"{folder}: this kernel has no such PMU")
     if machine.host.emulated:
-        raise SensorAbsentError(f"{where}: behind the files of an emulated machine is no kernel that counts")
+        raise SensorAbsentError(f"{folder}: not read: an emulated machine has no kernel that counts")
     offers: list[Offer] = []
-    if is_there:
-        offers += _package_offers(machine, where, parts=parts, findings=findings)
+    if has_packages:
+        offers += _package_offers(machine, folder, parts=parts, findings=findings)
     if cores:
         offers += _core_offers(machine, _folder(machine.host, "power_core"), findings)
-    return View(where, tuple(offers))
+    return Listing(folder, tuple(offers))
 
 
 def cpumasks(host: Host) -> tuple[str, str]:
-    """What the two PMUs say of where to open events: another text means that CPUs have come or gone."""
+    """Return the CPUs on which the two PMUs count; a change means that CPUs appeared or disappeared."""
     power, power_core = (read_text_or(f"{_folder(host, pmu)}/cpumask", "") for pmu in ("power", "power_core"))
     return power, power_core
 
@@ -302,19 +302,19 @@ def _package_offers(machine: Machine, folder: str, *, parts: bool, findings: lis
             )
             continue
         if kind in ("core", "uncore") and not parts:
-            findings.append(skipped(f"{folder}/events/{name}", "left out by collectors.rapl.parts: false"))
+            findings.append(skipped(f"{folder}/events/{name}", "excluded by collectors.rapl.parts: false"))
             continue
         for cpu in cpus:
             quantity = quantity_of(kind, cpu.package, None if kind == "psys" else machine.die_of(cpu))
             offers.append(
                 Offer(
-                    door="perf",
+                    backend="perf",
                     device=quantity.device,
                     key=f"{quantity.device}/{quantity.domain}",
                     path=f"{folder}/events/{name}",
                     subject=f"{folder}/events/{name}",
                     label=f"CPU {cpu.number}",
-                    cure=_cure(machine),
+                    fix=_fix(machine),
                     open=partial(_open, machine, event, quantity, kind, cpu),
                     if_absent="absent" if kind == "psys" else "broken",
                 )
@@ -333,13 +333,13 @@ def _core_offers(machine: Machine, folder: str, findings: list[Finding]) -> list
         return []
     return [
         Offer(
-            door="perf",
+            backend="perf",
             device=f"socket{package}",
             key=f"socket{package}/{CORES}",
             path=f"{folder}/events/energy-core",
             subject=f"{folder}/events/energy-core",
             label=f"cores of socket{package}",
-            cure=_cure(machine),
+            fix=_fix(machine),
             open=partial(_open_cores, machine, event, package, [cpu for cpu in cpus if cpu.package == package]),
         )
         for package in sorted({cpu.package for cpu in cpus})
@@ -347,26 +347,26 @@ def _core_offers(machine: Machine, folder: str, findings: list[Finding]) -> list
 
 
 def _event(folder: str, name: str) -> _Event:
-    """Read how sysfs describes an event.
+    """Read the description of an event from sysfs.
 
     Raises:
-        SensorError: It cannot be read, or is not of the form that is known here.
+        SensorError: The description cannot be read, or its format is unknown.
     """
     text = read_text(f"{folder}/events/{name}")
-    shape = read_text(f"{folder}/format/event")
+    format_text = read_text(f"{folder}/format/event")
     scale = read_text(f"{folder}/events/{name}.scale")
     unit = read_text_or(f"{folder}/events/{name}.unit", "Joules")
     number = re.fullmatch(r"event=(0[xX][0-9a-fA-F]+|\d+)", text)
-    place = re.fullmatch(r"config:(\d+)(?:-\d+)?", shape)
-    if number is None or place is None:
-        raise SensorGlitchError(f"{folder}: the event {text!r} of format {shape!r} is not understood")
+    bits = re.fullmatch(r"config:(\d+)(?:-\d+)?", format_text)
+    if number is None or bits is None:
+        raise SensorGlitchError(f"{folder}: unknown description {text!r} of an event in the format {format_text!r}")
     try:
         joules = float(scale)
     except ValueError:
         joules = 0.0
     if unit != "Joules" or not 0.0 < joules <= 1.0:
-        raise SensorGlitchError(f"{folder}: {name} counts {scale!r} of {unit!r}, which are no joules")
-    config = int(number[1], 0) << int(place[1])
+        raise SensorGlitchError(f"{folder}: {name} counts {scale!r} of {unit!r}, not in joules")
+    config = int(number[1], 0) << int(bits[1])
     return _Event(
         pmu=Path(folder).name,
         name=name,
@@ -377,10 +377,10 @@ def _event(folder: str, name: str) -> _Event:
 
 
 def _cpus_of(machine: Machine, folder: str) -> list[Cpu]:
-    """The CPUs on which a PMU's events are to be opened.
+    """Return the CPUs on which to open a PMU's events.
 
     Raises:
-        SensorError: The list cannot be read, or names no CPU that is online.
+        SensorError: The list cannot be read, or contains no online CPU.
     """
     text = read_text(f"{folder}/cpumask")
     try:
@@ -388,10 +388,12 @@ def _cpus_of(machine: Machine, folder: str) -> list[Cpu]:
     except ValueError as error:
         raise SensorGlitchError(f"{folder}/cpumask: {error}") from error
     by_number = {cpu.number: cpu for cpu in machine.cpus}
-    found = [by_number[number] for number in numbers if number in by_number]
-    if not found:
-        raise SensorGlitchError(f"{folder}/cpumask: none of the CPUs {text} is online, or the kernel tells no topology")
-    return found
+    cpus = [by_number[number] for number in numbers if number in by_number]
+    if not cpus:
+        raise SensorGlitchError(
+            f"{folder}/cpumask: none of the CPUs {text} is online, or the kernel reports no CPU topology"
+        )
+    return cpus
 
 
 def _open(
@@ -425,15 +427,15 @@ def _open_cores(
     names = machine.core_names(package)
     cores: list[tuple[Quantity, Source]] = []
     infos = []
-    failure: SensorError | None = None
+    first_error: SensorError | None = None
     for cpu in one_per_core(cpus):
         quantity = Quantity(scope="part", component="cpu", device=f"socket{package}", domain=names[cpu.number])
         try:
             opened = _open_event(machine, event, f"{quantity.device}/{quantity.domain}", cpu.number)
         except SensorDeniedError:
-            raise  # one right opens all
+            raise  # the same permission opens all cores
         except SensorError as error:
-            failure = failure or error
+            first_error = first_error or error
             continue
         cores.append((quantity, _Hold(opened)))
         infos.append(
@@ -447,10 +449,10 @@ def _open_cores(
             )
         )
     if not cores:
-        raise failure or SensorAbsentError(f"{event.source(-1)}: no CPU to count on")
-    text = f"socket{package}: {len(cores)} cores, each by a perf event {event.pmu}/{event.name}/"
-    if failure is not None:
-        text += f"; {len(cpus) - len(cores)} could not be opened: {failure}"
+        raise first_error or SensorAbsentError(f"{event.source(-1)}: no CPU to count on")
+    text = f"socket{package}: {len(cores)} cores, one perf event {event.pmu}/{event.name}/ each"
+    if first_error is not None:
+        text += f"; {len(cpus) - len(cores)} could not be opened: {first_error}"
     return CoresSensor(
         device=f"socket{package}", infos=tuple(infos), _cores=tuple(cores), _counts_per_joule=event.counts_per_joule
     ), text
@@ -461,8 +463,8 @@ def _open_event(machine: Machine, event: _Event, key: str, cpu: int) -> PerfEven
 
     Raises:
         SensorAbsentError: The kernel has no such event on this CPU.
-        SensorDeniedError: It may not be opened; the text says what would allow it.
-        SensorGlitchError: Something else is in the way (too many open files).
+        SensorDeniedError: Permission is missing; the text names the fix.
+        SensorGlitchError: Opening failed for another reason (too many open files).
     """
     try:
         return _events.get(event, key, cpu)
@@ -475,7 +477,7 @@ def _open_event(machine: Machine, event: _Event, key: str, cpu: int) -> PerfEven
 
 
 def _wait_for_first_count(event: PerfEvent) -> None:
-    """Tell a counter that counts from a register that is not there and reads 0 for ever.
+    """Check that a counter counts; a missing register reads 0 forever.
 
     Raises:
         SensorAbsentError: Nothing was counted.
@@ -491,7 +493,7 @@ def _paranoid(machine: Machine) -> int | None:
     return read_int_or_none(f"{machine.host.procfs}/sys/kernel/perf_event_paranoid")
 
 
-def _cure(machine: Machine) -> str:
+def _fix(machine: Machine) -> str:
     level = _paranoid(machine)
     return "" if level is not None and level <= 0 else "sudo sysctl kernel.perf_event_paranoid=0"
 
@@ -501,16 +503,16 @@ def _denied_text(machine: Machine, event: _Event, error: OSError) -> str:
     text = f"{_folder(machine.host, event.pmu)}: perf_event_open: {error.strerror}"
     if level is not None and level <= 0:
         return (
-            f"{text}; kernel.perf_event_paranoid is {level} and allows it, so something else refuses: "
+            f"{text}; kernel.perf_event_paranoid is {level} and allows the call, so something else denies it: "
             "a container's seccomp profile, SystemCallFilter= of a systemd unit, or a security module"
         )
-    # Debian's own level 3, and where it is not known.
+    # Level 3 exists only in Debian's kernels.
     needs_admin = level is None or level > 2
-    right = "cap_sys_admin" if needs_admin else "cap_perfmon"
+    capability = "cap_sys_admin" if needs_admin else "cap_perfmon"
     python = os.path.realpath(sys.executable)
     return (
-        f"{text}; kernel.perf_event_paranoid is {'not known' if level is None else level}: run "
-        f"`{_cure(machine)}` (until the next boot; lets everybody count), or give the exporter {right.upper()} "
-        f"(AmbientCapabilities={right.upper()} in its systemd unit, or sudo setcap {right}=ep {python})"
+        f"{text}; kernel.perf_event_paranoid is {'unknown' if level is None else level}: run "
+        f"`{_fix(machine)}` (until the next boot; allows every user), or grant the exporter {capability.upper()} "
+        f"(AmbientCapabilities={capability.upper()} in its systemd unit, or sudo setcap {capability}=ep {python})"
         + ("; at level 2 CAP_PERFMON is enough" if needs_admin else "")
     )

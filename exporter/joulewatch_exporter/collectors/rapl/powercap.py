@@ -1,13 +1,13 @@
-"""The first door: the energy counters of RAPL by powercap sysfs.
+"""The first backend: energy counters of RAPL in powercap sysfs.
 
-The tree is ``class/powercap/<type>:<i>[:<j>]`` with i and j in hexadecimal (strings, never decimal numbers). A zone
-says what it measures in its ``name``; its index says nothing. Four things make the tree treacherous, and each is
-settled here and told in a finding:
+The tree is ``class/powercap/<type>:<i>[:<j>]`` with i and j in hexadecimal (strings, never decimal numbers). The
+``name`` of a zone determines what it measures; its index has no meaning. Four pitfalls are handled here, each with a
+finding:
 
-* the same counter appears by several doors (MSR and MMIO, or a zone repeated under its own child): published once;
+* the same counter appears more than once (MSR and MMIO, or a zone repeated under its own child): published once;
 * on AMD and Hygon the zone ``core`` is the energy of ONE core, the lead CPU's: not published;
-* kernels 6.9 to 6.11.0 make a zone of the socket's counter for each CCD of an AMD package: one is kept;
-* ``energy_uj`` is readable by root only since 2020 (CVE-2020-8694): the others go on, the cure is named.
+* kernels 6.9 to 6.11.0 create one zone per CCD of an AMD package, all with the socket's counter: one is published;
+* since 2020 only root can read ``energy_uj`` (CVE-2020-8694): the finding names the fix, other zones are still read.
 
 Sources: Linux ``Documentation/power/powercap/powercap.rst``, ``drivers/powercap/intel_rapl_common.c``,
 ``intel_rapl_msr.c``, ``powercap_sys.c``; commit 26096aed255f for the CCD quirk.
@@ -34,10 +34,10 @@ from joulewatch_exporter.collectors.base.sysfs import (
 from joulewatch_exporter.collectors.rapl.backend import (
     MAX_POWER_WATTS,
     Kind,
+    Listing,
     Machine,
     Offer,
     RaplSensor,
-    View,
     quantity_of,
     skipped,
 )
@@ -45,13 +45,13 @@ from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, Sen
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Scope, SensorInfo
 
 _TYPES: Final = ("intel-rapl", "intel-rapl-mmio")
-"""Control types that are read, the preferred one first: both are doors to the same counters."""
+"""Control types that are read, in order of preference: both have the same counters."""
 
 _ZONE: Final = re.compile(r"(?P<type>[A-Za-z][\w-]*?)(?P<indices>(?::[0-9a-fA-F]+)+)")
 _PACKAGE: Final = re.compile(r"package-(?P<package>\d+)(?:-die-(?P<die>\d+))?")
 _PSYS: Final = re.compile(r"psys(?:-(?P<package>\d+))?")
 
-# The unit is not in sysfs, but the range is 2^32 - 1 of it (intel_rapl_common.c: whole nanojoules).
+# sysfs has no unit, but the range is 2^32 - 1 units (intel_rapl_common.c: whole nanojoules).
 _RESOLUTION_BY_RANGE_UJ: Final = {
     65_532_610_987: "15.3 uJ",  # 2^-16 J
     65_712_999_613: "15.3 uJ",  # fixed DRAM unit of Haswell to Ice Lake servers
@@ -62,41 +62,41 @@ _RESOLUTION_BY_RANGE_UJ: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Zone:
-    """One directory of the tree, as found."""
+    """One zone directory."""
 
     path: str
-    """Below the class directory, so that it is the path the documentation names."""
+    """Below the class directory: the path that the kernel documentation uses."""
     control: str
     indices: tuple[int, ...]
     name: str
     parents: tuple[str, ...]
-    """Names of the zones around it, outermost first."""
+    """Names of the enclosing zones, outermost first."""
 
     @property
     def order(self) -> tuple[int, int, tuple[int, ...]]:
-        """Preferred first: the MSR door before MMIO, outer before inner, low index before high."""
+        """Sort key, preferred zones first: MSR before MMIO, outer before inner, low index before high."""
         return (_TYPES.index(self.control), len(self.indices), self.indices)
 
 
 def zone_names(host: Host) -> tuple[str, ...]:
-    """List the zones, to see whether any has come or gone; empty without the class."""
+    """Return the names of the zones, to detect changes; empty if there is no powercap class."""
     try:
         return tuple(name for name in list_names(_root(host)) if name.startswith(_TYPES[0]))
     except SensorError:
         return ()
 
 
-def look(machine: Machine, *, parts: bool, findings: list[Finding]) -> View:
-    """List the counters behind this door, preferred zone first where several show the same.
+def probe(machine: Machine, *, parts: bool, findings: list[Finding]) -> Listing:
+    """List the counters of this backend; of several zones with the same counter, the preferred zone comes first.
 
     Args:
         machine: The CPUs.
-        parts: Whether ``core`` and ``uncore`` are wanted.
-        findings: Takes what is left out, and why.
+        parts: Whether to include ``core`` and ``uncore``.
+        findings: Receives one finding per excluded zone.
 
     Raises:
-        SensorAbsentError: No powercap class, or no RAPL zone in it.
-        SensorDeniedError: The class may not be listed.
+        SensorAbsentError: There is no powercap class, or no RAPL zone in it.
+        SensorDeniedError: The class cannot be listed.
     """
     root = _root(machine.host)
     zones = _find_zones(root, findings)
@@ -105,7 +105,7 @@ def look(machine: Machine, *, parts: bool, findings: list[Finding]) -> View:
             f"{root}: no RAPL zone (virtual machine, or the kernel module intel_rapl_msr is not loaded)"
         )
     claims = _claims(zones, machine, physical_packages(machine.host.sysfs), parts=parts, findings=findings)
-    # Memory at top level of a machine with several packages repeats what the packages' own zones count.
+    # On a machine with several packages, memory at top level repeats the dram zones of the packages.
     own_memory = any(quantity.domain.endswith("dram") and quantity.device != "platform" for quantity in claims)
     offers: list[Offer] = []
     for quantity, claimants in claims.items():
@@ -113,7 +113,7 @@ def look(machine: Machine, *, parts: bool, findings: list[Finding]) -> View:
             findings.extend(_skipped(zone, "repeats the dram zones of the packages") for zone in claimants)
             continue
         offers.extend(_offer(zone, quantity, machine.name) for zone in claimants)
-    return View(root, tuple(offers))
+    return Listing(root, tuple(offers))
 
 
 def _root(host: Host) -> str:
@@ -121,17 +121,17 @@ def _root(host: Host) -> str:
 
 
 def _find_zones(root: str, findings: list[Finding]) -> list[_Zone]:
-    """List the zones of the known control types, preferred first."""
+    """Return the zones of the known control types, preferred zones first."""
     try:
         entries = list_names(root)
     except SensorAbsentError as error:
         raise SensorAbsentError(f"{error}; this kernel has no powercap class") from error
-    found: dict[tuple[str, tuple[int, ...]], tuple[str, str]] = {}
+    paths_and_names: dict[tuple[str, tuple[int, ...]], tuple[str, str]] = {}
     unknown: set[str] = set()
     for entry in entries:
         match = _ZONE.fullmatch(entry)
         if match is None:
-            continue  # the directory of a control type itself, which counts nothing
+            continue  # the directory of a control type itself, which has no counter
         control = match["type"]
         if control not in _TYPES:
             unknown.add(control)
@@ -145,10 +145,9 @@ def _find_zones(root: str, findings: list[Finding]) -> list[_Zone]:
             )
             continue
         indices = tuple(int(index, 16) for index in match["indices"][1:].split(":"))
-        found[control, indices] = (path, name)
+        paths_and_names[control, indices] = (path, name)
     findings.extend(
-        skipped(f"{root}/{control}", "powercap control type that is not RAPL; it is not read")
-        for control in sorted(unknown)
+        skipped(f"{root}/{control}", "powercap control type other than RAPL: not read") for control in sorted(unknown)
     )
     zones = [
         _Zone(
@@ -157,12 +156,12 @@ def _find_zones(root: str, findings: list[Finding]) -> list[_Zone]:
             indices=indices,
             name=name,
             parents=tuple(
-                found[control, indices[:depth]][1]
+                paths_and_names[control, indices[:depth]][1]
                 for depth in range(1, len(indices))
-                if (control, indices[:depth]) in found
+                if (control, indices[:depth]) in paths_and_names
             ),
         )
-        for (control, indices), (path, name) in found.items()
+        for (control, indices), (path, name) in paths_and_names.items()
     ]
     return sorted(zones, key=lambda zone: zone.order)
 
@@ -175,7 +174,7 @@ def _claims(
     parts: bool,
     findings: list[Finding],
 ) -> dict[Quantity, list[_Zone]]:
-    """Group the zones by the physical quantity each of them counts, preferred zone first."""
+    """Group the zones by the physical quantity that they count, preferred zones first."""
     one_counter = machine.is_one_counter
     packages = sorted({int(match["package"]) for zone in zones if (match := _PACKAGE.fullmatch(zone.name)) is not None})
     amd_packages: dict[int, tuple[str, str]] = {}
@@ -185,32 +184,34 @@ def _claims(
             package = int(match["package"])
             if physical and package not in physical:
                 findings.append(
-                    _skipped(zone, f"no physical CPU package {package}: a CCD shown as a package, same counter")
+                    _skipped(
+                        zone, f"there is no physical CPU package {package}: a CCD listed as a package, same counter"
+                    )
                 )
                 continue
             first = amd_packages.setdefault(package, (zone.name, zone.path))
             if first[0] != zone.name:
                 findings.append(
-                    _skipped(zone, f"same socket counter as {first[1]}: this kernel makes a die of each AMD CCD")
+                    _skipped(zone, f"same socket counter as {first[1]}: this kernel lists each AMD CCD as a die")
                 )
                 continue
         if one_counter and zone.name == "core":
             findings.append(
-                _skipped(zone, "on AMD and Hygon this counts one core, the lead CPU's, not the cores of the package")
+                _skipped(zone, "on AMD and Hygon this counts one core, the lead CPU's, not all cores of the package")
             )
             continue
         quantity = _quantity(zone, packages, die_is_package=one_counter)
         if quantity is None:
             findings.append(_skipped(zone, f"unknown zone name {zone.name!r}"))
         elif quantity.scope == "part" and not parts:
-            findings.append(_skipped(zone, "left out by collectors.rapl.parts: false"))
+            findings.append(_skipped(zone, "excluded by collectors.rapl.parts: false"))
         else:
             claims.setdefault(quantity, []).append(zone)
     return claims
 
 
 def _quantity(zone: _Zone, packages: Sequence[int], *, die_is_package: bool) -> Quantity | None:
-    """Say what a zone counts, by its name and the names of the zones around it; None if unknown."""
+    """Return what a zone counts, from its name and the names of the enclosing zones; None if unknown."""
     if (match := _PACKAGE.fullmatch(zone.name)) is not None:
         return quantity_of("package", int(match["package"]), _die(match, die_is_package=die_is_package))
     if (match := _PSYS.fullmatch(zone.name)) is not None:
@@ -218,10 +219,10 @@ def _quantity(zone: _Zone, packages: Sequence[int], *, die_is_package: bool) -> 
     if zone.name not in ("core", "uncore", "dram"):
         return None
     kind: Kind = "core" if zone.name == "core" else "uncore" if zone.name == "uncore" else "dram"
-    around = next((match for name in reversed(zone.parents) if (match := _PACKAGE.fullmatch(name))), None)
-    if around is not None:
-        return quantity_of(kind, int(around["package"]), _die(around, die_is_package=die_is_package))
-    # At top level it names no package: with one package there is no doubt, with several it is kept apart.
+    package = next((match for name in reversed(zone.parents) if (match := _PACKAGE.fullmatch(name))), None)
+    if package is not None:
+        return quantity_of(kind, int(package["package"]), _die(package, die_is_package=die_is_package))
+    # A zone at top level names no package: it belongs to the only package, or else to the platform.
     if len(packages) == 1:
         return quantity_of(kind, packages[0], None)
     scope: Scope = "device" if kind == "dram" else "part"
@@ -236,23 +237,23 @@ def _die(match: re.Match[str], *, die_is_package: bool) -> int | None:
 def _offer(zone: _Zone, quantity: Quantity, model: str) -> Offer:
     path = f"{zone.path}/energy_uj"
     return Offer(
-        door="powercap",
+        backend="powercap",
         device=quantity.device,
         key=f"{quantity.device}/{quantity.domain}",
         path=path,
         subject=zone.path,
         label=zone.name,
-        cure=denied_cure(path),
+        fix=denied_cure(path),
         open=partial(_open, zone, quantity, model),
     )
 
 
 def _open(zone: _Zone, quantity: Quantity, model: str) -> tuple[RaplSensor, str]:
-    """Try the counter once.
+    """Open the counter and read it once.
 
     Raises:
-        SensorAbsentError: The zone has none.
-        SensorDeniedError: It may not be read; the text holds the path and the cure.
+        SensorAbsentError: The zone has no counter.
+        SensorDeniedError: The counter cannot be read; the text names the path and the fix.
     """
     path = f"{zone.path}/energy_uj"
     try:
@@ -262,7 +263,7 @@ def _open(zone: _Zone, quantity: Quantity, model: str) -> tuple[RaplSensor, str]
     except SensorDeniedError:
         raise
     except SensorGlitchError:
-        pass  # there, and merely unwell just now
+        pass  # it exists; only this read failed
     range_uj = read_int_or_none(f"{zone.path}/max_energy_range_uj")
     if range_uj is not None and range_uj <= 0:
         range_uj = None
@@ -278,8 +279,8 @@ def _open(zone: _Zone, quantity: Quantity, model: str) -> tuple[RaplSensor, str]
     )
     text = f"{quantity.device} {quantity.domain}: zone {zone.name} of {zone.control}"
     if range_uj is None:
-        text += "; no max_energy_range_uj, so a counter that falls is taken for a restart and not for a wrap"
-    # By the real path: a link less to follow at each of the reads.
+        text += "; no max_energy_range_uj, so a falling counter is treated as a restart, not as a wrap"
+    # The real path saves resolving a link in each read.
     return RaplSensor(
         device=quantity.device,
         infos=(info,),
@@ -290,27 +291,27 @@ def _open(zone: _Zone, quantity: Quantity, model: str) -> tuple[RaplSensor, str]
 
 
 def _unit_text(range_uj: int) -> str:
-    """The unit of a 32-bit counter of this range; 1 uJ where the range is none of 32 bits."""
+    """Return the unit of a 32-bit counter with this range; 1 uJ if it is not the range of a 32-bit counter."""
     unit_uj = range_uj / (2**32 - 1)
     return f"{unit_uj:.3g} uJ" if unit_uj >= 1 else "1 uJ"
 
 
 def _max_power_watts(zone: _Zone, quantity: Quantity) -> float:
-    """Twice the highest limit that the firmware states, and never below what such hardware may draw."""
+    """Return twice the highest limit in firmware, but at least the floor of this kind of counter."""
     kind: Kind = "psys" if quantity.domain == "psys" else "dram" if quantity.component == "memory" else "package"
     try:
         entries = list_names(zone.path)
     except SensorError:
-        entries = []  # the zone is going just now: the floor serves
+        entries = []  # the zone is disappearing: use the floor
     limits_uw = [
         read_int_or_none(f"{zone.path}/{entry}") or 0
         for entry in entries
         if re.fullmatch(r"constraint_\d+_(?:max_power|power_limit)_uw", entry)
     ]
     floor_watts = MAX_POWER_WATTS[kind]
-    # Some firmware states "no limit" as all ones: such a number bounds nothing, and would empty the poll time.
-    believed_uw = max((limit for limit in limits_uw if limit < 20 * floor_watts * 1e6), default=0)
-    return max(floor_watts, 2 * believed_uw / 1e6)
+    # Some firmware encodes "no limit" as all ones; taken as a limit, it would reduce the poll time to nothing.
+    plausible_uw = max((limit for limit in limits_uw if limit < 20 * floor_watts * 1e6), default=0)
+    return max(floor_watts, 2 * plausible_uw / 1e6)
 
 
 def _skipped(zone: _Zone, text: str) -> Finding:
