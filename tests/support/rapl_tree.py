@@ -11,7 +11,7 @@ from typing import Self
 
 import pytest
 
-from joulewatch_exporter.collectors.rapl import msr, perf
+from joulewatch_exporter.collectors.rapl import msr, perf_event
 from support.sysfs import FakeSysfs
 
 AMD_UNIT, AMD_CORE, AMD_PACKAGE = 0xC0010299, 0xC001029A, 0xC001029B
@@ -82,9 +82,9 @@ class FakeKernel:
     def install(cls, monkeypatch: pytest.MonkeyPatch) -> Self:
         """Replace the kernel's calls; no event is open yet."""
         fake = cls()
-        monkeypatch.setattr(perf, "perf_event_open", fake.open)
-        monkeypatch.setattr(perf, "_read", fake.read)
-        monkeypatch.setattr(perf, "_events", perf._Events())
+        monkeypatch.setattr(perf_event, "perf_event_open", fake.open)
+        monkeypatch.setattr(perf_event, "_read", fake.read)
+        monkeypatch.setattr(perf_event, "_events", perf_event._Events())
         return fake
 
     def open(self, pmu_type: int, config: int, cpu: int) -> int:

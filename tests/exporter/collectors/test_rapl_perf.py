@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from joulewatch_exporter.collectors.rapl import perf
+from joulewatch_exporter.collectors.rapl import perf, perf_event
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError
 from joulewatch_exporter.model import EMULATION_MARKER, SensorInfo
@@ -215,7 +215,7 @@ def test_a_socket_without_platform_register_has_no_platform_series(sysfs: FakeSy
         return read(descriptor, size)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(perf, "_read", moving)
+        patch.setattr(perf_event, "_read", moving)
         patch.setattr(perf, "_FIRST_COUNT_S", 0.01)
         collector = collect(sysfs)
     assert set(infos(collector)) == {"socket0/package", "socket1/package", "platform/psys"}
@@ -232,7 +232,7 @@ def test_an_event_that_stopped_counting_is_absent(
     topology(sysfs, (0, 0, 0), (1, 0, 0))
     pmu(sysfs, "energy-pkg", cpumask="0-1")
     now_ns = 0
-    monkeypatch.setattr(perf, "monotonic_ns", lambda: now_ns)
+    monkeypatch.setattr(perf_event, "monotonic_ns", lambda: now_ns)
     first, second = collect(sysfs).sensors
     kernel.standing.add((POWER_TYPE, 2, 1))
     second.read()
@@ -308,18 +308,18 @@ def test_a_reopened_collector_continues_with_its_events(sysfs: FakeSysfs, kernel
 def test_the_real_call_fails_for_an_unknown_pmu_type() -> None:
     """On this machine's kernel: it accepts the call number and the structure, and rejects the type."""
     with pytest.raises(OSError) as caught:
-        perf.perf_event_open(0x7FFF_FFF0, 2, 0)
+        perf_event.perf_event_open(0x7FFF_FFF0, 2, 0)
     assert caught.value.errno in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOSYS, errno.ENODEV)
 
 
 def test_the_real_call_counts() -> None:
     """The kernel's own CPU clock (PERF_TYPE_SOFTWARE), if this machine permits it: count, running time, closing."""
     try:
-        descriptor = perf.perf_event_open(1, 0, 0)
+        descriptor = perf_event.perf_event_open(1, 0, 0)
     except OSError as error:
         pytest.skip(f"perf_event_open: {error.strerror}")
     assert not os.get_inheritable(descriptor)
-    event = perf.PerfEvent("perf:software/cpu-clock/@cpu0", descriptor)
+    event = perf_event.PerfEvent("perf:software/cpu-clock/@cpu0", descriptor)
     first = event.read()
     assert event.read() >= first >= 0
     del event

@@ -6,33 +6,26 @@ wraps in 64 bits, starting at 0 when an event is opened. Pitfalls:
 * The kernel takes the difference of two readings as a signed 32-bit number, so more than half a wrap between them makes
   the count fall. The kernel's own timer is fast enough up to 200 W only, but each read also updates the count, and a
   read every 10 s is enough up to 3 kW.
-* An event counts from its opening, so an event must outlive the collector that reads it: see `_Events`.
+* An event counts from its opening, so an event must outlive the collector that reads it: see `perf_event`.
 * The event of a CPU that went offline keeps its last count forever. It is detected by its running time, which stops.
 * ``power_core`` (AMD, Linux 6.14 or newer) counts single cores; its ``cpumask`` lists one CPU per core. On AMD, kernels
   that treat each CCD as a die list one CPU per CCD in the ``cpumask`` of ``power``: the same counter, published once.
 * A socket may have the event ``energy-psys`` but no such counter: the count stays 0 and is not published.
 
 Sources: Linux ``arch/x86/events/rapl.c``, ``drivers/powercap/intel_rapl_common.c``, ``kernel/events/core.c``,
-``Documentation/admin-guide/perf-security.rst``; perf_event_open(2).
+``Documentation/admin-guide/perf-security.rst``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import platform
 import re
-import struct
 import sys
 import time
-import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Lock
-from time import monotonic_ns
 from typing import Final
 
 from joulewatch_exporter.collectors.base.sysfs import (
@@ -58,6 +51,7 @@ from joulewatch_exporter.collectors.rapl.backend import (
     quantity_of,
     skipped,
 )
+from joulewatch_exporter.collectors.rapl.perf_event import EventDescription, EventHandle, PerfEvent, open_event
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Finding, Host, Quantity, SensorInfo
 
@@ -70,186 +64,8 @@ _EVENTS: Final[dict[str, Kind]] = {
 }
 """Events of the PMU ``power`` and their RAPL domains."""
 
-_SYSCALL_NUMBERS: Final = {"x86_64": 298, "aarch64": 241}
-
-# struct perf_event_attr, first version: type, size, config, sample_period, sample_type, read_format, flags,
-# wakeup_events, bp_type, config1. Every kernel accepts this size.
-_ATTRIBUTES: Final = struct.Struct("=IIQQQQQIIQ")
-_FORMAT_TOTAL_TIME_RUNNING: Final = 1 << 1
-_FLAG_FD_CLOEXEC: Final = 1 << 3
-
-# The count (signed, because a wrap that the kernel missed makes it fall) and the time during which it counted.
-_RECORD: Final = struct.Struct("=qQ")
-_RECORD_BYTES: Final = _RECORD.size
-
-_STALL_NS: Final = 20_000_000
-"""An event whose running time has not changed for longer than this does not count. The kernel's clock itself may stand
-still between two ticks, for at most 10 ms."""
 _FIRST_COUNT_S: Final = 0.05
 """A working counter of whole joules has counted at least one joule within this time (at 20 W or more)."""
-
-_unpack = _RECORD.unpack
-_read = os.read
-
-
-def perf_event_open(pmu_type: int, config: int, cpu: int) -> int:
-    """Open an event that counts on one CPU for all processes.
-
-    Args:
-        pmu_type: ``type`` of the PMU.
-        config: The event, encoded for the PMU.
-        cpu: The CPU on which to count.
-
-    Returns:
-        The event's file descriptor; a read returns the count and the running time.
-
-    Raises:
-        OSError: The kernel refused the call or does not have it.
-    """
-    import ctypes  # imported late: most machines are read through powercap
-
-    number = _SYSCALL_NUMBERS.get(platform.machine())
-    if number is None:
-        raise OSError(errno.ENOSYS, f"the number of perf_event_open on {platform.machine()} is unknown")
-    syscall = ctypes.CDLL(None, use_errno=True).syscall
-    syscall.argtypes = (
-        ctypes.c_long,
-        ctypes.c_char_p,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_ulong,
-    )
-    syscall.restype = ctypes.c_long
-    attributes = ctypes.create_string_buffer(_ATTRIBUTES.size)
-    _ATTRIBUTES.pack_into(
-        attributes, 0, pmu_type, _ATTRIBUTES.size, config, 0, 0, _FORMAT_TOTAL_TIME_RUNNING, 0, 0, 0, 0
-    )
-    descriptor: int = syscall(number, attributes, -1, cpu, -1, _FLAG_FD_CLOEXEC)
-    if descriptor < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return descriptor
-
-
-class PerfEvent:
-    """One open event; closed when the last reference to it goes away."""
-
-    __slots__ = ("__weakref__", "_changed_ns", "_descriptor", "_running_ns", "is_dead", "name")
-
-    def __init__(self, name: str, descriptor: int) -> None:
-        """Take ownership of an open descriptor.
-
-        Args:
-            name: Name in messages, such as ``perf:power/energy-pkg/@cpu0``.
-            descriptor: From `perf_event_open`.
-        """
-        self.name = name
-        self.is_dead = False
-        """The event has stopped counting for good."""
-        self._descriptor = descriptor
-        self._running_ns = -1
-        self._changed_ns = 0
-
-    def read(self) -> int:
-        """Read the count.
-
-        Raises:
-            SensorAbsentError: The event has stopped counting: its CPU is offline, or its driver was unloaded.
-            SensorGlitchError: This read failed.
-        """
-        try:
-            record = _read(self._descriptor, _RECORD_BYTES)
-        except OSError as error:
-            if error.errno in (errno.ENODEV, errno.ENXIO):
-                raise self._dead(error.strerror) from error
-            raise SensorGlitchError(f"{self.name}: {error.strerror}") from error
-        if len(record) != _RECORD_BYTES:
-            raise self._dead("the kernel stopped the event")
-        count: int
-        count, running_ns = _unpack(record)
-        if running_ns != self._running_ns:
-            self._running_ns = running_ns
-            self._changed_ns = monotonic_ns()
-        elif monotonic_ns() - self._changed_ns > _STALL_NS:
-            raise self._dead("stopped counting: its CPU is offline")
-        return count
-
-    def _dead(self, reason: str | None) -> SensorAbsentError:
-        self.is_dead = True
-        return SensorAbsentError(f"{self.name}: {reason}")
-
-    def __del__(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self._descriptor)
-
-
-class _Events:
-    """The open events of this process.
-
-    This is module state, which the exporter otherwise avoids: a count starts at 0 when its event is opened. When the
-    family is reopened because some other device appeared or disappeared, the new collector must continue with the
-    events that the old one still holds; otherwise the joules in between would be lost.
-    """
-
-    def __init__(self) -> None:
-        self._open: weakref.WeakValueDictionary[tuple[int, int, str], PerfEvent] = weakref.WeakValueDictionary()
-        self._lock = Lock()
-
-    def get(self, event: _Event, key: str, cpu: int) -> PerfEvent:
-        """Return the event if it is open already, else open it.
-
-        Args:
-            event: The event.
-            key: Device and domain. The CPU cannot be part of the key: when it goes offline, the kernel moves the event
-                to another CPU of the package.
-            cpu: The CPU on which to open it.
-
-        Raises:
-            OSError: The kernel refused the call.
-        """
-        with self._lock:
-            identity = (event.pmu_type, event.config, key)
-            opened = self._open.get(identity)
-            if opened is None or opened.is_dead:
-                descriptor = perf_event_open(event.pmu_type, event.config, cpu)
-                opened = self._open[identity] = PerfEvent(event.source(cpu), descriptor)
-            return opened
-
-
-_events: Final = _Events()
-
-
-class _Hold:
-    """A collector's reference to an event."""
-
-    __slots__ = ("_event",)
-
-    def __init__(self, event: PerfEvent) -> None:
-        self._event: PerfEvent | None = event
-
-    def read(self) -> int:
-        event = self._event
-        if event is None:
-            raise SensorAbsentError("the event is closed")
-        return event.read()
-
-    def close(self) -> None:
-        self._event = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Event:
-    """Description of a PMU event from sysfs."""
-
-    pmu: str
-    name: str
-    pmu_type: int
-    config: int
-    counts_per_joule: float
-
-    def source(self, cpu: int) -> str:
-        return f"perf:{self.pmu}/{self.name}/@cpu{cpu}"
 
 
 def probe(machine: Machine, *, parts: bool, cores: bool, findings: list[Finding]) -> Listing:
@@ -346,7 +162,7 @@ def _core_offers(machine: Machine, folder: str, findings: list[Finding]) -> list
     ]
 
 
-def _event(folder: str, name: str) -> _Event:
+def _event(folder: str, name: str) -> EventDescription:
     """Read the description of an event from sysfs.
 
     Raises:
@@ -367,7 +183,7 @@ def _event(folder: str, name: str) -> _Event:
     if unit != "Joules" or not 0.0 < joules <= 1.0:
         raise SensorGlitchError(f"{folder}: {name} counts {scale!r} of {unit!r}, not in joules")
     config = int(number[1], 0) << int(bits[1])
-    return _Event(
+    return EventDescription(
         pmu=Path(folder).name,
         name=name,
         pmu_type=read_int(f"{folder}/type"),
@@ -397,7 +213,7 @@ def _cpus_of(machine: Machine, folder: str) -> list[Cpu]:
 
 
 def _open(
-    machine: Machine, event: _Event, quantity: Quantity, kind: Kind, cpu: Cpu
+    machine: Machine, event: EventDescription, quantity: Quantity, kind: Kind, cpu: Cpu
 ) -> tuple[RaplSensor | CoresSensor, str]:
     key = f"{quantity.device}/{quantity.domain}"
     opened = _open_event(machine, event, key, cpu.number)
@@ -416,13 +232,13 @@ def _open(
         device=quantity.device,
         infos=(info,),
         _quantity=quantity,
-        _source=_Hold(opened),
+        _source=EventHandle(opened),
         _counts_per_joule=event.counts_per_joule,
     ), text
 
 
 def _open_cores(
-    machine: Machine, event: _Event, package: int, cpus: Sequence[Cpu]
+    machine: Machine, event: EventDescription, package: int, cpus: Sequence[Cpu]
 ) -> tuple[RaplSensor | CoresSensor, str]:
     names = machine.core_names(package)
     cores: list[tuple[Quantity, Source]] = []
@@ -437,7 +253,7 @@ def _open_cores(
         except SensorError as error:
             first_error = first_error or error
             continue
-        cores.append((quantity, _Hold(opened)))
+        cores.append((quantity, EventHandle(opened)))
         infos.append(
             SensorInfo(
                 quantity=quantity,
@@ -458,7 +274,7 @@ def _open_cores(
     ), text
 
 
-def _open_event(machine: Machine, event: _Event, key: str, cpu: int) -> PerfEvent:
+def _open_event(machine: Machine, event: EventDescription, key: str, cpu: int) -> PerfEvent:
     """Open an event.
 
     Raises:
@@ -467,7 +283,7 @@ def _open_event(machine: Machine, event: _Event, key: str, cpu: int) -> PerfEven
         SensorGlitchError: Opening failed for another reason (too many open files).
     """
     try:
-        return _events.get(event, key, cpu)
+        return open_event(event, key, cpu)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM):
             raise SensorDeniedError(_denied_text(machine, event, error)) from error
@@ -498,7 +314,7 @@ def _fix(machine: Machine) -> str:
     return "" if level is not None and level <= 0 else "sudo sysctl kernel.perf_event_paranoid=0"
 
 
-def _denied_text(machine: Machine, event: _Event, error: OSError) -> str:
+def _denied_text(machine: Machine, event: EventDescription, error: OSError) -> str:
     level = _paranoid(machine)
     text = f"{_folder(machine.host, event.pmu)}: perf_event_open: {error.strerror}"
     if level is not None and level <= 0:
