@@ -1,7 +1,7 @@
-"""The sensor families this exporter knows: one module each, in the order in which they are opened.
+"""The built-in sensor families, one folder each, in the order in which they are opened.
 
-The order decides who publishes what two families know: the first that reads a source has it (``Host.claimed``).
-Families of a user's own come last; they are found by the entry point ``joulewatch.collectors``.
+If two families can read the same source, the first one publishes it (``Host.claimed``). Third-party families come
+last; they register under the entry point ``joulewatch.collectors``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from joulewatch_exporter.collectors.redfish.collector import RedfishCollector
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.model import Collector
 
-# An explicit list, so that a type checker rejects a family that is not whole.
+# An explicit list, so that the type checker rejects an incomplete family.
 FAMILIES: Final[tuple[type[Collector], ...]] = (
     RaplCollector,
     NvmlCollector,
@@ -38,10 +38,11 @@ _MEMBERS: Final = ("Options", "sensors", "timing", "findings", "outdated", "open
 
 
 def all_families() -> tuple[type[Collector], ...]:
-    """Return our own families and those that installed packages offer.
+    """Return the built-in families and those of installed packages.
 
     Raises:
-        ConfigError: One cannot be imported, is no collector, or has a name that is taken; the text names the package.
+        ConfigError: A package's family cannot be imported, is not a valid collector, or has a name that is already
+            used; the text names the package.
     """
     families = list(FAMILIES)
     names = {family.name for family in FAMILIES}
@@ -54,11 +55,11 @@ def all_families() -> tuple[type[Collector], ...]:
             raise ConfigError(f"{where}: cannot be imported: {type(error).__name__}: {error}") from error
         missing = [member for member in _MEMBERS if not hasattr(family, member)]
         if missing:
-            raise ConfigError(f"{where}: is no collector: it has no {', '.join(missing)}")
+            raise ConfigError(f"{where}: is not a valid collector: missing {', '.join(missing)}")
         if getattr(family, "name", None) != entry.name or not re.fullmatch(r"[a-z][a-z0-9_]*", entry.name):
-            raise ConfigError(f"{where}: its name must be that of its entry point, in lower case: {entry.name}")
+            raise ConfigError(f"{where}: its name must be the lower-case name of its entry point: {entry.name}")
         if entry.name in names:
-            raise ConfigError(f"{where}: there is a collector of this name already")
+            raise ConfigError(f"{where}: a collector of this name already exists")
         names.add(entry.name)
         families.append(family)
     return tuple(families)

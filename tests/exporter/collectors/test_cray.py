@@ -1,4 +1,4 @@
-"""The node's controller on Cray systems: one consistent set, at the controller's own time."""
+"""The node controller of Cray systems: consistent values with the controller's timestamps."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def sysfs(tmp_path: Path) -> FakeSysfs:
 
 
 def node(sysfs: FakeSysfs, freshness: int = 7, **files: str) -> FakeSysfs:
-    """A node with two accelerators; ``files`` replace whole lines."""
-    stamp_us = time.time_ns() // 1000 - 50_000
+    """Write a node with two accelerators; ``files`` replace whole lines."""
+    timestamp_us = time.time_ns() // 1000 - 50_000
     joules = {"": 5_000_000, "cpu_": 1_000_000, "memory_": 200_000, "accel0_": 1_500_000, "accel1_": 1_400_000}
     lines: dict[str, object] = {"freshness": freshness, "startup": 1_700_000_000_000_000, "raw_scan_hz": 10}
     for stem, energy in joules.items():
-        lines[f"{stem}energy"] = f"{energy} J {stamp_us} us"
-        lines[f"{stem}power"] = f"{energy // 10_000} W {stamp_us} us"
-        lines[f"{stem}power_cap"] = f"0 W {stamp_us} us"
+        lines[f"{stem}energy"] = f"{energy} J {timestamp_us} us"
+        lines[f"{stem}power"] = f"{energy // 10_000} W {timestamp_us} us"
+        lines[f"{stem}power_cap"] = f"0 W {timestamp_us} us"
     return sysfs.write(FOLDER, **(lines | files))
 
 
@@ -49,7 +49,7 @@ def values(sensor: CraySensor) -> dict[str, tuple[float | None, float | None]]:
     return {reading.quantity.domain: (reading.energy_joules, reading.power_watts) for reading in sensor.read()}
 
 
-def test_energy_is_counted_and_power_is_shown(sysfs: FakeSysfs) -> None:
+def test_energy_and_power_of_node_and_parts(sysfs: FakeSysfs) -> None:
     sensor = only(collect(sysfs))
     assert values(sensor) == {
         "total": (5e6, 500.0),
@@ -65,8 +65,8 @@ def test_energy_is_counted_and_power_is_shown(sysfs: FakeSysfs) -> None:
     assert total.source == f"{sysfs.sys}/{FOLDER}/energy"
 
 
-def test_what_is_inside_the_node_is_never_a_device(sysfs: FakeSysfs) -> None:
-    """RAPL and NVML count the same joules, and on Grace Hopper an accelerator holds its CPU."""
+def test_parts_of_the_node_are_never_devices(sysfs: FakeSysfs) -> None:
+    """RAPL and NVML count the same joules, and on Grace Hopper an accelerator includes its CPU."""
     sysfs.write(FOLDER, cpu0_energy="9 J 1 us", cpu0_power="9 W 1 us")
     infos = only(collect(sysfs)).infos[1:]
     assert {info.quantity.scope for info in infos} == {"part"}
@@ -77,52 +77,52 @@ def test_what_is_inside_the_node_is_never_a_device(sysfs: FakeSysfs) -> None:
     }  # fmt: skip
 
 
-def test_parts_can_be_left_out(sysfs: FakeSysfs) -> None:
+def test_parts_can_be_excluded(sysfs: FakeSysfs) -> None:
     assert list(values(only(collect(sysfs, parts=False)))) == ["total"]
 
 
-def test_the_controller_has_a_clock_of_its_own(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readings_have_the_controllers_time(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
     sensor = only(collect(sysfs))
     read_at_ns = sensor.read()[0].read_at_ns
     assert 50_000_000 <= time.monotonic_ns() - read_at_ns < 5_000_000_000
     real = time.monotonic_ns
     monkeypatch.setattr(cray, "monotonic_ns", lambda: real() + 100_000_000)
-    assert {reading.read_at_ns for reading in sensor.read()} == {read_at_ns}  # the same values have the same time
+    assert {reading.read_at_ns for reading in sensor.read()} == {read_at_ns}  # same values, same time
 
 
 @pytest.mark.parametrize("offset_s", [-3600, -6, 1, 3600])
-def test_a_stamp_that_does_not_agree_with_our_clock_is_not_used(sysfs: FakeSysfs, offset_s: int) -> None:
-    """Nothing is read in the future, and nothing an hour ago."""
-    stamp_us = time.time_ns() // 1000 + offset_s * 1_000_000
-    sysfs.write(FOLDER, energy=f"5000000 J {stamp_us} us")
+def test_a_timestamp_far_from_our_clock_is_not_used(sysfs: FakeSysfs, offset_s: int) -> None:
+    """No reading is in the future or an hour old."""
+    timestamp_us = time.time_ns() // 1000 + offset_s * 1_000_000
+    sysfs.write(FOLDER, energy=f"5000000 J {timestamp_us} us")
     before_ns = time.monotonic_ns()
     sensor = only(collect(sysfs))
     assert before_ns <= sensor.read()[0].read_at_ns <= time.monotonic_ns()
 
 
-def test_time_does_not_go_back(sysfs: FakeSysfs) -> None:
+def test_time_never_goes_back(sysfs: FakeSysfs) -> None:
     sensor = only(collect(sysfs))
     first_ns = sensor.read()[0].read_at_ns
     sysfs.write(FOLDER, energy=f"5000000 J {time.time_ns() // 1000 - 4_000_000} us")
     assert sensor.read()[0].read_at_ns == first_ns
 
 
-def test_a_line_without_a_stamp_has_the_time_of_the_read(sysfs: FakeSysfs) -> None:
+def test_a_line_without_a_timestamp_has_the_time_of_the_read(sysfs: FakeSysfs) -> None:
     sysfs.write(FOLDER, energy="5000000 J", power="500 W")
     before_ns = time.monotonic_ns()
     assert only(collect(sysfs)).read()[0].read_at_ns >= before_ns
 
 
-# -- one set ----------------------------------------------------------------------------------------
+# -- consistent values ----------------------------------------------------------------------------------------
 
 
 def while_reading(sensor: CraySensor, monkeypatch: pytest.MonkeyPatch, change: Callable[[int], None]) -> list[int]:
-    """Let ``change`` happen in the middle of each set that is read; the list says how many there were."""
+    """Call ``change`` in the middle of each pass over the files; the returned list holds the number of passes."""
     original = sensor._value
     count = [0]
 
     def value(channel: cray._Channel, kind: str) -> cray._Value:
-        if not channel.what and kind == "power":
+        if not channel.part and kind == "power":
             count[0] += 1
             change(count[0])
         return original(channel, kind)  # type: ignore[arg-type]
@@ -132,21 +132,21 @@ def while_reading(sensor: CraySensor, monkeypatch: pytest.MonkeyPatch, change: C
 
 
 @pytest.mark.parametrize("name", ["freshness", "startup"])
-def test_a_set_that_changes_meanwhile_is_read_again(
+def test_values_that_change_during_a_read_are_read_again(
     sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     sensor = only(collect(sysfs))
 
-    def renew_twice(count: int) -> None:
+    def update_twice(count: int) -> None:
         if count <= 2:
             node(sysfs, energy=f"{5_000_000 + count} J 1 us").write(FOLDER, **{name: 100 + count})
 
-    count = while_reading(sensor, monkeypatch, renew_twice)
+    count = while_reading(sensor, monkeypatch, update_twice)
     assert values(sensor)["total"] == (5_000_002.0, 500.0)
     assert count == [3]
 
 
-def test_a_set_that_always_changes_is_a_glitch(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_always_change_are_a_glitch(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
     sensor = only(collect(sysfs))
     count = while_reading(sensor, monkeypatch, lambda count: (node(sysfs, 100 + count), None)[1])
     with pytest.raises(SensorGlitchError, match="changed during each"):
@@ -154,19 +154,19 @@ def test_a_set_that_always_changes_is_a_glitch(sysfs: FakeSysfs, monkeypatch: py
     assert count == [5]
 
 
-def test_a_controller_that_has_stopped_is_no_measurement(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_controller_is_a_glitch(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
     sensor = only(collect(sysfs))
     sensor.read()
     real = time.monotonic_ns
     monkeypatch.setattr(cray, "monotonic_ns", lambda: real() + 6_000_000_000)
-    with pytest.raises(SensorGlitchError, match="no longer renews"):
+    with pytest.raises(SensorGlitchError, match="no longer updates"):
         sensor.read()
     node(sysfs, 8)
     assert values(sensor)["total"] == (5e6, 500.0)
 
 
-def test_a_restart_of_the_controller_is_a_restart_of_the_counter(sysfs: FakeSysfs) -> None:
-    """It falls to nearly 0: what is counted goes on from there, and never back."""
+def test_a_restart_of_the_controller_is_a_counter_reset(sysfs: FakeSysfs) -> None:
+    """The counter falls to nearly 0: the published energy continues from there and never falls."""
     family = Family(collect(sysfs))
     node(sysfs, 8, energy=f"5000100 J {time.time_ns() // 1000} us")
     family.scan()
@@ -188,7 +188,7 @@ def test_a_restart_of_the_controller_is_a_restart_of_the_counter(sysfs: FakeSysf
     "line",
     ["4294967295 J 1 us", "-1 J 1 us", "5 W 1 us", "garbage", "", "4294967295", "5 J 1 us 3", "5.5 J 1 us"],
 )
-def test_what_is_no_energy_is_a_glitch(sysfs: FakeSysfs, line: str) -> None:
+def test_invalid_lines_are_glitches(sysfs: FakeSysfs, line: str) -> None:
     sensor = only(collect(sysfs))
     sysfs.write(FOLDER, energy=line)
     with pytest.raises(SensorGlitchError, match="/energy"):
@@ -197,7 +197,7 @@ def test_what_is_no_energy_is_a_glitch(sysfs: FakeSysfs, line: str) -> None:
     assert set(values(sensor)) == {"total", "accel1", "cpu", "memory"}
 
 
-def test_zero_watts_are_no_data(sysfs: FakeSysfs) -> None:
+def test_zero_watts_mean_no_data(sysfs: FakeSysfs) -> None:
     sensor = only(collect(sysfs))
     sysfs.write(FOLDER, power="0 W 1 us", cpu_power="0 W 1 us")
     assert values(sensor)["total"] == (5e6, None)
@@ -207,13 +207,13 @@ def test_zero_watts_are_no_data(sysfs: FakeSysfs) -> None:
     (broken,) = [finding for finding in collector.findings if finding.status == "broken"]
     assert "no data now" in broken.text
     sysfs.write(FOLDER, power="500 W 1 us")
-    shown = values(only(collector))
-    assert shown["total"] == (None, 500.0)
-    assert "cpu" not in shown
+    readings = values(only(collector))
+    assert readings["total"] == (None, 500.0)
+    assert "cpu" not in readings
     assert only(collector).infos[0].method == "integrated"
 
 
-def test_a_part_that_fails_does_not_take_the_node_along(sysfs: FakeSysfs) -> None:
+def test_a_failing_part_does_not_affect_the_node(sysfs: FakeSysfs) -> None:
     sensor = only(collect(sysfs))
     sysfs.refuse(f"{FOLDER}/accel1_energy")
     assert set(values(sensor)) == {"total", "accel0", "cpu", "memory"}
@@ -222,39 +222,39 @@ def test_a_part_that_fails_does_not_take_the_node_along(sysfs: FakeSysfs) -> Non
         sensor.read()
 
 
-def test_gone_is_absent(sysfs: FakeSysfs) -> None:
+def test_missing_files_are_absent(sysfs: FakeSysfs) -> None:
     collector = collect(sysfs)
     sysfs.remove(FOLDER)
     with pytest.raises(SensorAbsentError):
         only(collector).read()
-    with pytest.raises(SensorAbsentError, match="no node of a Cray"):
+    with pytest.raises(SensorAbsentError, match="not a Cray EX or XC node"):
         collect(sysfs)
 
 
 @pytest.mark.parametrize("missing", ["freshness", "energy power"])
-def test_what_cannot_be_trusted_is_not_opened(sysfs: FakeSysfs, missing: str) -> None:
+def test_without_energy_or_freshness_nothing_is_opened(sysfs: FakeSysfs, missing: str) -> None:
     for name in missing.split():
         sysfs.remove(f"{FOLDER}/{name}")
     with pytest.raises(SensorAbsentError, match=missing.partition(" ")[0]):
         collect(sysfs)
 
 
-def test_denied() -> None:
+def test_denied_files() -> None:
     with public_folder() as folder:
         sysfs = node(FakeSysfs(folder))
-        closed = 0o400 if os.geteuid() == 0 else 0
-        (sysfs.sys / FOLDER / "accel0_power").chmod(closed)
+        unreadable = 0o400 if os.geteuid() == 0 else 0
+        (sysfs.sys / FOLDER / "accel0_power").chmod(unreadable)
         with unprivileged():
             collector = collect(sysfs)
             assert "accel0" not in values(only(collector))
         (denied,) = [finding for finding in collector.findings if finding.status == "denied"]
         assert denied.cure == f"sudo chmod a+r {sysfs.sys}/{FOLDER}/accel0_power"
-        (sysfs.sys / FOLDER / "energy").chmod(closed)
+        (sysfs.sys / FOLDER / "energy").chmod(unreadable)
         with unprivileged(), pytest.raises(SensorDeniedError, match="chmod a"):
             collect(sysfs)
 
 
-def test_it_is_cheap_and_stays(sysfs: FakeSysfs) -> None:
+def test_timing_and_closing(sysfs: FakeSysfs) -> None:
     collector = collect(sysfs)
     assert (collector.timing.poll_s, collector.timing.read_on_scrape) == (1.0, True)
     assert not collector.outdated

@@ -1,4 +1,4 @@
-"""The estimate: its model, its table, and its exact integral."""
+"""The estimate: model, table of microarchitectures, exact integral."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def cpuinfo(vendor: str, family: int, model: int, stepping: int = 0) -> str:
         ("", None),
     ],
 )
-def test_the_row_of_the_table(text: str, name: str | None) -> None:
+def test_microarchitecture(text: str, name: str | None) -> None:
     assert microarchitecture(text) == name
 
 
-def test_the_source_is_named() -> None:
+def test_the_source_of_the_model_is_named() -> None:
     model = power_model(cpuinfo("AuthenticAMD", 25, 1), EstimateOptions())
     assert (model.min_watts, model.max_watts) == (0.456, 1.957)
     assert "EPYC 3rd Gen, Cloud Carbon Footprint" in model.text
@@ -75,7 +75,7 @@ def test_the_source_is_named() -> None:
     assert "average" in unknown.text
 
 
-def test_options_beat_the_table() -> None:
+def test_options_override_the_table() -> None:
     named = power_model("", EstimateOptions(model="Haswell"))
     assert named.max_watts == 5.595
     fixed = power_model("", EstimateOptions(min_watts=0.5, max_watts=2))
@@ -92,21 +92,21 @@ def test_options_beat_the_table() -> None:
         ({"max_watts": "3"}, "max_watts"),
         ({"max_watts": True}, "max_watts"),
         ({"min_watts": 3.0, "max_watts": 2.0}, "above max_watts"),
-        ({"model": "Zen 9"}, "'Zen 9' is none of"),
+        ({"model": "Zen 9"}, "'Zen 9' is not one of"),
     ],
 )
-def test_bad_options_name_their_key(arguments: dict[str, object], message: str) -> None:
+def test_invalid_options_name_their_key(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EstimateOptions(**arguments)  # type: ignore[arg-type]
 
 
-def test_busy_is_everything_but_idle_waiting_and_stolen(sysfs: FakeSysfs) -> None:
+def test_busy_time_excludes_idle_iowait_and_steal(sysfs: FakeSysfs) -> None:
     sysfs.stat("100 20 30 9000 400 5 6 7000", "1 0 0 0 0 0 0 0")
     assert read_busy(f"{sysfs.proc}/stat") == (1.62, 2)
 
 
-def test_the_energy_is_the_models_exact_integral(sysfs: FakeSysfs) -> None:
-    """4 CPUs, 10 s, 12 CPU seconds of work: 4 x 1 W x 10 s idle, and 2 W more for each second of work."""
+def test_energy_is_the_exact_integral_of_the_model(sysfs: FakeSysfs) -> None:
+    """4 CPUs, 10 s, 12 busy CPU seconds: 4 x 1 W x 10 s idle, plus 2 W for each busy second."""
     clock = Clock()
     sysfs.stat(*["0 0 0 0 0 0 0 0"] * 4)
     sensor = EstimateSensor(f"{sysfs.proc}/stat", MODEL, clock)
@@ -117,8 +117,8 @@ def test_the_energy_is_the_models_exact_integral(sysfs: FakeSysfs) -> None:
     assert (reading.power_watts, reading.read_at_ns) == (None, clock.now_ns)
 
 
-def test_it_does_not_matter_how_often_it_is_read(sysfs: FakeSysfs) -> None:
-    """Ticks of 10 ms that fall into short intervals are not lost and not clipped."""
+def test_energy_does_not_depend_on_how_often_it_is_read(sysfs: FakeSysfs) -> None:
+    """Ticks of 10 ms in short intervals are neither lost nor clipped."""
     clock = Clock()
     sysfs.stat("0 0 0 0 0 0 0 0")
     sensor = EstimateSensor(f"{sysfs.proc}/stat", MODEL, clock)
@@ -131,7 +131,7 @@ def test_it_does_not_matter_how_often_it_is_read(sysfs: FakeSysfs) -> None:
     assert energies[-1] == pytest.approx(1.0 * 0.1 + 2.0 * 0.1)
 
 
-def test_a_cpu_that_comes_counts_half_the_interval(sysfs: FakeSysfs) -> None:
+def test_a_new_cpu_counts_for_half_the_interval(sysfs: FakeSysfs) -> None:
     clock = Clock()
     sysfs.stat("0 0 0 0 0 0 0 0")
     sensor = EstimateSensor(f"{sysfs.proc}/stat", MODEL, clock)
@@ -140,13 +140,13 @@ def test_a_cpu_that_comes_counts_half_the_interval(sysfs: FakeSysfs) -> None:
     assert sensor.read()[0].energy_joules == pytest.approx(3.0)
 
 
-def test_time_that_runs_backwards_is_a_glitch_once(sysfs: FakeSysfs) -> None:
+def test_falling_busy_time_is_a_glitch_once(sysfs: FakeSysfs) -> None:
     clock = Clock()
     sysfs.stat("500 0 0 0 0 0 0 0")
     sensor = EstimateSensor(f"{sysfs.proc}/stat", MODEL, clock)
     sysfs.stat("400 0 0 0 0 0 0 0")
     clock.now_ns += SECOND
-    with pytest.raises(SensorGlitchError, match="backwards"):
+    with pytest.raises(SensorGlitchError, match="busy time fell"):
         sensor.read()
     clock.now_ns += SECOND
     assert sensor.read()[0].energy_joules == pytest.approx(1.0)
@@ -168,14 +168,14 @@ def test_it_is_labelled_as_an_estimate(sysfs: FakeSysfs) -> None:
     collector.close()
 
 
-def test_impossible_power_is_above_twice_full_load(sysfs: FakeSysfs) -> None:
+def test_power_bound_is_twice_the_full_load(sysfs: FakeSysfs) -> None:
     sysfs.cpuinfo(**XEON).stat(*["0 0 0 0 0 0 0 0"] * 100)
     collector = EstimateCollector.open(sysfs.host, EstimateOptions())
     assert collector.sensors[0].infos[0].max_power_watts == pytest.approx(2 * 100 * 3.758)
 
 
 @pytest.mark.parametrize("text", [None, "cpu\n", "intr 1\n", "cpu  1 2 3 4 5 6 7 8\n", "cpu  a b c d e f g\ncpu0 1\n"])
-def test_what_is_no_stat_is_absent(sysfs: FakeSysfs, text: str | None) -> None:
+def test_invalid_stat_is_absent(sysfs: FakeSysfs, text: str | None) -> None:
     if text is not None:
         (sysfs.proc / "stat").write_text(text)
     with pytest.raises(SensorAbsentError, match="stat"):

@@ -1,6 +1,6 @@
-"""What a scraper sees of each family that is made of files: series, labels, metadata, watts.
+"""Exposition of the families that read plain files: series, labels, metadata, watts.
 
-Values that depend on when the test runs (times, and energies integrated over them) are shown as ``#``.
+Values that depend on when the test runs (times, and energies integrated over them) are replaced by ``#``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TIMED = re.compile(
 
 
 def exposition(collector: Collector, root: Path) -> str:
-    """Two scans, as a scraper sees the second one."""
+    """Return the exposition of the second of two scans."""
     family = Family(collector)
     family.scan()
     text = Exposition(emulated=False, start_s=1.0, nodename="node17", self_metrics=False).render(
@@ -81,6 +81,6 @@ def hwmon(sysfs: FakeSysfs) -> Collector:
 
 
 @pytest.mark.parametrize("family", [fpga, cray, hwmon], ids=lambda family: family.__name__)
-def test_a_family_of_files(family: Callable[[FakeSysfs], Collector], tmp_path: Path, update_golden: bool) -> None:
+def test_exposition_of_a_family(family: Callable[[FakeSysfs], Collector], tmp_path: Path, update_golden: bool) -> None:
     sysfs = FakeSysfs(tmp_path)
     golden.check(exposition(family(sysfs), tmp_path), GOLDEN / f"{family.__name__}.prom", update=update_golden)

@@ -1,16 +1,15 @@
-"""No sensor: CPU utilisation times a published power model, and labelled so wherever it is shown.
+"""An estimate for machines without sensors: CPU utilisation times a published power model.
 
-A virtual machine has no RAPL. This family then gives the order of magnitude of the CPU's power: per logical CPU the
-idle and the full-load watts of its microarchitecture, as Cloud Carbon Footprint derives them from SPECpower results,
-and between them a straight line over utilisation. It is an estimate of what such servers draw at the wall for one
-thread, not a measurement of this one: the declared accuracy of 0.5 covers the spread of servers within one
-microarchitecture (more than a factor of two in the SPECpower table), not the bend of the true curve.
+A virtual machine has no RAPL. This family estimates the order of magnitude of the CPU's power: the idle and full-load
+watts per logical CPU of its microarchitecture, which Cloud Carbon Footprint derives from SPECpower results, and a
+straight line over utilisation between them. It estimates what such servers draw at the wall per thread; it does not
+measure this machine. The declared accuracy of 0.5 covers the spread of servers within one microarchitecture (more than
+a factor of two in the SPECpower table), not the curvature of the true relation.
 
-The energy is the model's exact integral: E = n_cpus * min_watts * elapsed + (max_watts - min_watts) * busy_seconds,
-where the busy seconds are counted by the kernel in /proc/stat (all CPUs, in steps of 10 ms each). No sampling of the
-utilisation is involved, so it does not matter when or how often it is read. Limits of a container (cgroups) are not
-considered: /proc/stat is the whole machine's. Time that a hypervisor gave to others (steal) is not busy: this
-machine's CPU did not spend it.
+The energy is the exact integral of the model: E = n_cpus * min_watts * elapsed + (max_watts - min_watts) *
+busy_seconds. The kernel counts the busy seconds in /proc/stat (all CPUs, in steps of 10 ms), so the result does not
+depend on when or how often it is read. Container limits (cgroups) are ignored: /proc/stat covers the whole machine.
+Time that the hypervisor gave to other machines (steal) does not count as busy.
 
 Sources: /proc/stat in proc(5); coefficients: see `_COEFFICIENTS_SOURCE`.
 """
@@ -33,8 +32,8 @@ _COEFFICIENTS_SOURCE: Final = "Cloud Carbon Footprint"
 """github cloud-carbon-footprint/ccf-coefficients (Apache-2.0), output/coefficients-aws-use.csv of March 2026,
 rounded to 1 mW; from SPECpower_ssj2008 results, watts of the server per hardware thread."""
 
-# Microarchitecture -> watts of one logical CPU at 0 % and at 100 % utilisation. Their figure for EPYC 5th Gen
-# (3.7 W idle, 1.4 kW for a server of 384 threads) cannot be one thread's and is not taken over.
+# Microarchitecture -> watts of one logical CPU at 0 % and at 100 % utilisation. The published figure for EPYC 5th Gen
+# (3.7 W idle, which is 1.4 kW for a server with 384 threads) cannot be right and is not included.
 _COEFFICIENTS: Final[dict[str, tuple[float, float]]] = {
     "Sandy Bridge": (2.212, 8.631),
     "Ivy Bridge": (1.707, 5.557),
@@ -51,9 +50,9 @@ _COEFFICIENTS: Final[dict[str, tuple[float, float]]] = {
     "EPYC 2nd Gen": (0.474, 1.693),
     "EPYC 3rd Gen": (0.456, 1.957),
     "EPYC 4th Gen": (0.739, 2.282),
-    "Graviton": (0.474, 1.693),  # their assumption: as EPYC 2nd Gen
+    "Graviton": (0.474, 1.693),  # as published: equal to EPYC 2nd Gen
 }
-_AVERAGE: Final = (0.74, 3.5)  # their published average, for a CPU of no known microarchitecture
+_AVERAGE: Final = (0.74, 3.5)  # the published average, for an unknown CPU
 
 # CPU family 6 of Intel by model number (arch/x86/include/asm/intel-family.h).
 _INTEL_MODELS: Final[dict[int, str]] = {
@@ -68,7 +67,7 @@ _INTEL_MODELS: Final[dict[int, str]] = {
     207: "Emerald Rapids",
     **dict.fromkeys((173, 174), "Granite Rapids"),
 }
-_INTEL_SKYLAKE_SERVER: Final = 85  # from stepping 5 on it is Cascade Lake
+_INTEL_SKYLAKE_SERVER: Final = 85  # Cascade Lake since stepping 5
 
 _ACCURACY: Final = 0.5
 _POLL_S: Final = 1.0
@@ -81,17 +80,17 @@ class EstimateOptions:
     """Settings under ``collectors.estimate``."""
 
     min_watts: float | None = None
-    """Watts of one logical CPU at 0 % utilisation; None: from the table."""
+    """Watts of one logical CPU at 0 % utilisation; None: take it from the table."""
     max_watts: float | None = None
-    """Watts of one logical CPU at 100 % utilisation; None: from the table."""
+    """Watts of one logical CPU at 100 % utilisation; None: take it from the table."""
     model: str | None = None
-    """Name of a microarchitecture of the table; None: found from /proc/cpuinfo."""
+    """A microarchitecture of the table; None: detect it from /proc/cpuinfo."""
 
     def __post_init__(self) -> None:
-        """Check what came from a file.
+        """Check the values.
 
         Raises:
-            ConfigError: A value is out of its range; the text names the key and what is possible.
+            ConfigError: A value is out of range; the text names the key and the valid values.
         """
         where = "collectors.estimate"
         for key, watts in (("min_watts", self.min_watts), ("max_watts", self.max_watts)):
@@ -102,24 +101,24 @@ class EstimateOptions:
         if self.min_watts is not None and self.max_watts is not None and self.min_watts > self.max_watts:
             raise ConfigError(f"{where}.min_watts: {self.min_watts:g} is above max_watts {self.max_watts:g}")
         if self.model is not None and self.model not in _COEFFICIENTS:
-            raise ConfigError(f"{where}.model: {self.model!r} is none of {', '.join(sorted(_COEFFICIENTS))}")
+            raise ConfigError(f"{where}.model: {self.model!r} is not one of {', '.join(sorted(_COEFFICIENTS))}")
 
 
 @dataclass(frozen=True, slots=True)
 class PowerModel:
-    """Watts of one logical CPU as a straight line over its utilisation."""
+    """Watts of one logical CPU, linear in its utilisation."""
 
     min_watts: float
     max_watts: float
     text: str
-    """Where the two numbers come from, for people."""
+    """The two numbers and their source, for display."""
 
 
 class EstimateSensor:
-    """All CPUs of the machine: the energy that the model gives for the time they were busy."""
+    """All CPUs of the machine: the energy that the model predicts for their busy time."""
 
     def __init__(self, stat_path: str, model: PowerModel, clock_ns: Callable[[], int] = monotonic_ns) -> None:
-        """Read the counters once, as the zero of the energy.
+        """Read the counters once; the energy starts at 0.
 
         Args:
             stat_path: ``/proc/stat``.
@@ -144,71 +143,71 @@ class EstimateSensor:
                 model=model.text,
                 resolution="10 ms of one CPU",
                 accuracy=_ACCURACY,
-                # Twice the model's full load: counting in steps of 10 ms makes short intervals seem fuller.
+                # Twice the full load: with steps of 10 ms, short intervals can look busier than they are.
                 max_power_watts=max(100.0, 2 * self._n_cpus * model.max_watts),
             ),
         )
 
     @property
     def device(self) -> str:
-        """The whole machine's CPUs are shown as one package: /proc/stat does not tell packages apart."""
+        """All CPUs are published as one package: /proc/stat does not distinguish packages."""
         return "socket0"
 
     @property
     def infos(self) -> Sequence[SensorInfo]:
-        """The one quantity, labelled as an estimate."""
+        """The only quantity, labelled as an estimate."""
         return self._infos
 
     def read(self) -> Sequence[Reading]:
-        """Integrate the model from the last read to now.
+        """Integrate the model since the last read.
 
         Returns:
-            One reading: the model's energy in joules since the sensor was made.
+            One reading: the estimated joules since the sensor was created.
 
         Raises:
-            SensorGlitchError: The busy time ran backwards (a CPU went offline); the next read goes on from there.
+            SensorGlitchError: The busy time fell (a CPU went offline); the next read continues from there.
             SensorError: ``/proc/stat`` cannot be read.
         """
         busy_s, n_cpus = read_busy(self._stat_path)
         now_ns = self._clock_ns()
         elapsed_s = (now_ns - self._read_at_ns) / _NANOSECONDS
         worked_s = busy_s - self._busy_s
-        idle_cpus = (n_cpus + self._n_cpus) / 2  # a CPU that came or went did so somewhere in between
+        mean_cpus = (n_cpus + self._n_cpus) / 2  # a CPU may have come or gone at any time in between
         self._busy_s, self._n_cpus, self._read_at_ns = busy_s, n_cpus, now_ns
         if worked_s < 0:
-            raise SensorGlitchError(f"{self._stat_path}: busy time ran backwards by {-worked_s:g} s")
+            raise SensorGlitchError(f"{self._stat_path}: busy time fell by {-worked_s:g} s")
         model = self._model
-        self._energy_joules += idle_cpus * model.min_watts * elapsed_s + (model.max_watts - model.min_watts) * worked_s
+        self._energy_joules += mean_cpus * model.min_watts * elapsed_s + (model.max_watts - model.min_watts) * worked_s
         return (
             Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=self._energy_joules, power_watts=None),
         )
 
     def close(self) -> None:
-        """Nothing is held open between reads."""
+        """Do nothing: no file stays open."""
 
 
 class EstimateCollector(OnDemandCollector):
-    """One estimate for the CPUs of the host."""
+    """One estimate for all CPUs of the host."""
 
     name: ClassVar[str] = "estimate"
     Options: ClassVar[type] = EstimateOptions
 
     @property
     def timing(self) -> Timing:
-        """The kernel counts by itself: reading often is cheap and adds nothing."""
+        """Read once per second: the kernel itself counts the busy time."""
         return Timing(poll_s=_POLL_S, read_on_scrape=True)
 
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
-        """Find the CPU's microarchitecture and its model.
+        """Detect the microarchitecture and choose its model.
 
         Args:
             host: Where procfs is.
             options: `EstimateOptions`.
 
         Raises:
-            SensorAbsentError: There is no usable ``stat`` in procfs.
-            SensorDeniedError: It may not be read.
+            SensorAbsentError: procfs has no valid ``stat``.
+            SensorDeniedError: ``stat`` cannot be read.
         """
         assert isinstance(options, EstimateOptions)
         stat_path = f"{host.procfs}/stat"
@@ -225,19 +224,19 @@ def power_model(cpuinfo: str, options: EstimateOptions) -> PowerModel:
     """Choose the watts of one logical CPU.
 
     Args:
-        cpuinfo: Beginning of ``/proc/cpuinfo``, one CPU at least; may be empty.
-        options: What the user fixed.
+        cpuinfo: Beginning of ``/proc/cpuinfo``, at least one CPU; may be empty.
+        options: Values set by the user.
 
     Returns:
         The model; its text names the microarchitecture and the source of the figures.
     """
-    found = options.model or microarchitecture(cpuinfo)
-    min_watts, max_watts = _COEFFICIENTS.get(found or "", _AVERAGE)
-    source = f"{found}, {_COEFFICIENTS_SOURCE}" if found else f"unknown CPU, average of {_COEFFICIENTS_SOURCE}"
+    name = options.model or microarchitecture(cpuinfo)
+    min_watts, max_watts = _COEFFICIENTS.get(name or "", _AVERAGE)
+    source = f"{name}, {_COEFFICIENTS_SOURCE}" if name else f"unknown CPU, average of {_COEFFICIENTS_SOURCE}"
     if options.min_watts is not None or options.max_watts is not None:
         min_watts = min_watts if options.min_watts is None else options.min_watts
         max_watts = max_watts if options.max_watts is None else options.max_watts
-        # One number given alone may lie beyond the table's other one: the line then is flat, never falling.
+        # If only one number is set, it may lie beyond the table's other one: then make the line flat, not falling.
         if options.min_watts is None:
             min_watts = min(min_watts, max_watts)
         else:
@@ -248,7 +247,7 @@ def power_model(cpuinfo: str, options: EstimateOptions) -> PowerModel:
 
 
 def microarchitecture(cpuinfo: str) -> str | None:
-    """Name the row of the table for a CPU; None if it has none.
+    """Return the microarchitecture of a CPU as named in the table; None if unknown.
 
     Args:
         cpuinfo: Beginning of ``/proc/cpuinfo``.
@@ -261,7 +260,7 @@ def microarchitecture(cpuinfo: str) -> str | None:
     vendor = re.search(r"^vendor_id\s*:\s*(\S+)", cpuinfo, re.MULTILINE)
     family, model = number("cpu family"), number("model")
     if vendor is None:
-        # Neoverse N1, V1 and V2: Graviton 2, 3 and 4, and their relatives.
+        # Neoverse N1, V1 and V2: Graviton 2, 3 and 4, and other CPUs with these cores.
         part = re.search(r"^CPU part\s*:\s*(0x[0-9a-f]+)", cpuinfo, re.MULTILINE)
         return "Graviton" if part is not None and part[1] in ("0xd0c", "0xd40", "0xd4f") else None
     if vendor[1] == "GenuineIntel" and family == 6:
@@ -277,7 +276,7 @@ def microarchitecture(cpuinfo: str) -> str | None:
             is_zen4 = 0x10 <= model <= 0x1F or model >= 0x60
             return "EPYC 4th Gen" if is_zen4 else "EPYC 3rd Gen"
         if family == 0x1A:
-            return "EPYC 4th Gen"  # nearest row: see the note at the table
+            return "EPYC 4th Gen"  # the nearest row, see the comment at the table
     return None
 
 
@@ -291,12 +290,12 @@ def read_busy(stat_path: str) -> tuple[float, int]:
         stat_path: ``/proc/stat``.
 
     Returns:
-        Seconds in which a CPU ran something (user, nice, system, irq, softirq; guests are within user), summed over
-        all CPUs since the machine started; and the number of CPUs online.
+        Busy seconds (user, nice, system, irq, softirq; user includes guests), summed over all CPUs since boot; and the
+        number of online CPUs.
 
     Raises:
-        SensorGlitchError: The text is not /proc/stat's.
-        SensorError: It cannot be read.
+        SensorGlitchError: The text is not in the format of /proc/stat.
+        SensorError: The file cannot be read.
     """
     text = read_text(stat_path, _STAT_BYTES)
     head, _, _ = text.partition("\n")
@@ -307,5 +306,5 @@ def read_busy(stat_path: str) -> tuple[float, int]:
             raise ValueError(head)
         user, nice, system, _idle, _iowait, irq, softirq = (int(field) for field in fields[1:8])
     except (IndexError, ValueError) as error:
-        raise SensorGlitchError(f"{stat_path}: does not begin with the CPUs' times") from error
+        raise SensorGlitchError(f"{stat_path}: does not begin with CPU times") from error
     return (user + nice + system + irq + softirq) / _TICKS_PER_SECOND, n_cpus
