@@ -118,6 +118,30 @@ def test_published_accuracy_survives_any_number_of_rounds() -> None:
         assert "estimated_energy" in {finding.reason for finding in result.findings}
 
 
+def test_the_accuracy_of_net_energy_is_its_share_of_the_net() -> None:
+    """A sensor that reads 5 % high does so while idle as well, so the net is 5 % high: not 5 % of the gross."""
+    item = sensor("socket0", "package", accuracy=0.05)
+    total = analyse(make_world([item], batch_sizes=(1,))).groups[0].total
+    assert total.gross is not None and total.net is not None
+    assert total.net.value < 0.8 * total.gross.value
+    for estimate in (total.gross, total.net):
+        (line,) = [line for line in estimate.budget if line.name == "accuracy (rapl)"]
+        assert line.standard == pytest.approx(0.05 / math.sqrt(3) * estimate.value, rel=1e-6)
+
+
+def test_two_idle_windows_bound_the_drift_between_them() -> None:
+    """12 W apart: uniform between them and as far beyond, so the standard uncertainty is 12 W / √3."""
+    item = sensor("socket0", "package")
+    world = make_world([item], batch_sizes=(1,), rounds=1, loaded_idle=False, edges=False, scrape_s=0.05)
+    signal = world.sensors[item]
+    world.sensors[item] = dataclasses.replace(signal, watts=(*signal.watts[:-1], signal.watts[-1] + 12.0))
+    idle = analyse(world).groups[0].total.idle
+    assert idle is not None and len(idle.windows) == 2
+    assert idle.watts == pytest.approx(40.0 + 6.0, rel=1e-3)
+    assert idle.standard_watts == pytest.approx(12.0 / math.sqrt(3), rel=0.01)
+    assert math.isinf(idle.dof)
+
+
 def test_sensors_of_one_make_share_their_error() -> None:
     """Two sockets with 5 % each have 5 % together, not 3.5 %."""
     pair = [sensor(f"socket{n}", "package", accuracy=0.05) for n in (0, 1)]
@@ -254,7 +278,9 @@ def with_counter(world: World, name: str, rise_at_s: float, rise: float) -> list
     [
         (catalog.SENSOR_WRAPS.name, 1.0, "wraps_seen", "info"),
         (catalog.SENSOR_REJECTED.name, 2.0, "rejected_readings", "warning"),
-        (catalog.SENSOR_UNMEASURED.name, 0.01, "unmeasured_time", "warning"),
+        # Of a window of 2 s: 1 % may be missing, and no more.
+        (catalog.SENSOR_UNMEASURED.name, 0.019, "unmeasured_time", "warning"),
+        (catalog.SENSOR_UNMEASURED.name, 0.021, "unmeasured_time", "error"),
         (catalog.SENSOR_UNMEASURED.name, 1.5, "unmeasured_time", "error"),
     ],
 )

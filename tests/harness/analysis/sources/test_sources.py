@@ -200,7 +200,7 @@ def test_two_scrape_jobs_on_one_exporter_count_once(world: World, caplog: pytest
         np.testing.assert_array_equal(counter.times_s, once.counters[name].times_s)
 
 
-def test_counters_lie_at_their_read_timestamps_and_without_one_are_left_out() -> None:
+def test_counters_are_placed_at_their_read_timestamps_and_samples_without_one_are_excluded() -> None:
     times = np.array([1.0, 2.0, 3.0])
     labels = {"instance": "a:1", "collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
     counter = RawSeries(name=catalog.DEVICE_ENERGY.name, labels=labels, times_s=times, values=np.array([5.0, 6.0, 7.0]))
@@ -208,6 +208,10 @@ def test_counters_lie_at_their_read_timestamps_and_without_one_are_left_out() ->
     reads = RawSeries(name=catalog.READ_TIMESTAMP.name, labels=device, times_s=times[:2], values=np.array([1.25, 2.25]))
     (series,) = build_history("memory", [counter, reads]).counters.values()
     assert series.times_s.tolist() == [1.25, 2.25] and series.values.tolist() == [5.0, 6.0]
+    # The usual case: every scrape has both.
+    all_reads = dataclasses.replace(reads, times_s=times, values=np.array([1.25, 2.25, 3.5]))
+    (series,) = build_history("memory", [counter, all_reads]).counters.values()
+    assert series.times_s.tolist() == [1.25, 2.25, 3.5] and series.values.tolist() == [5.0, 6.0, 7.0]
     (bare,) = build_history("memory", [counter]).counters.values()
     assert bare.times_s.tolist() == times.tolist()
 
