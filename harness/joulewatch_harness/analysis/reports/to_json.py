@@ -178,7 +178,7 @@ def _group_document(group: GroupResult) -> dict[str, Any]:
         "batch_size": group.batch_size,
         "rounds": group.rounds,
         "windows": list(group.windows),
-        "left_out": [{"window": item.window, "reason": item.reason, "text": item.text} for item in group.left_out],
+        "left_out": [{"window": item.window, "reason": item.reason, "text": item.text} for item in group.excluded],
         "inferences": group.inferences,
         "duration_s": group.duration_s,
         "throughput": estimate_document(group.throughput, "1/s"),

@@ -40,14 +40,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY
-from joulewatch_harness.analysis.results.model import COMPONENTS, TOTAL, BudgetLine, Estimate
+from joulewatch_harness.analysis.results.model import COMPONENTS, IDLE_BASELINE, REPEATS, TOTAL, BudgetLine, Estimate
 from joulewatch_harness.errors import ConfigError, RecordError
 from joulewatch_harness.gum import coverage_factor, effective_dof, standard_error
 from joulewatch_harness.names import unknown
 
 READS_SCHEMA: Final = 1
-IDLE_BASELINE: Final = "idle baseline"
-REPEATS: Final = "repeats"
 GROSS: Final = "gross"
 NET: Final = "net"
 NODE: Final = "node "

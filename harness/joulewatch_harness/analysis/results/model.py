@@ -1,9 +1,9 @@
-"""The values that an analyzed run consists of."""
+"""The results of an analyzed run, as data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from joulewatch_harness.analysis.results.audit import Finding
@@ -11,14 +11,11 @@ from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.records import Configuration, RunRecord, SensorRecord
 
 TOTAL: Final = "total"
-
-
 COMPONENTS: Final = ("cpu", "memory", "gpu", "fpga", "other")
-
-
 OTHER_PHASE: Final = "other"
-
-
+IDLE_BASELINE: Final = "idle baseline"
+REPEATS: Final = "repeats"
+"""Names of two budget components; a comparison treats them specially."""
 IdleBasis = Literal["loaded", "unloaded", "none"]
 
 
@@ -33,6 +30,7 @@ class BudgetLine:
     dof: float
     """Degrees of freedom; inf for type B."""
     systematic: bool
+    """The same in every repeat, so repeats do not reduce it."""
     text: str
 
 
@@ -49,11 +47,11 @@ class Estimate:
     dof: float
     budget: tuple[BudgetLine, ...]
     rounds: Mapping[int, float] = field(default_factory=dict)
-    """Round -> its own value, of which ``value`` is the mean: what a comparison pairs."""
+    """Round -> value of that round; ``value`` is their mean. A comparison pairs these."""
 
     @property
     def inverse(self) -> Estimate:
-        """1/value with the same relative uncertainty.
+        """Return 1/value with the same relative uncertainty.
 
         Raises:
             ZeroDivisionError: The value is 0.
@@ -65,27 +63,17 @@ class Estimate:
             expanded=self.expanded * scale,
             factor=self.factor,
             dof=self.dof,
-            budget=tuple(
-                BudgetLine(
-                    name=item.name,
-                    kind=item.kind,
-                    standard=item.standard * scale,
-                    dof=item.dof,
-                    systematic=item.systematic,
-                    text=item.text,
-                )
-                for item in self.budget
-            ),
+            budget=tuple(replace(line, standard=line.standard * scale) for line in self.budget),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IdlePower:
-    """Power of some sensors while nothing ran."""
+    """Power of some sensors while the machine was idle."""
 
     watts: float
     standard_watts: float
-    """Without the sensors' accuracy, which is in the gross already."""
+    """Without the accuracy of the sensors, which the gross energy includes already."""
     dof: float
     basis: IdleBasis
     windows: tuple[int, ...]
@@ -94,7 +82,7 @@ class IdlePower:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnergyResult:
-    """Energy per inference of one component, of all devices, of one node sensor or of one kind of part."""
+    """Energy per inference of one component, all devices, one node sensor or one kind of part."""
 
     name: str
     gross: Estimate | None
@@ -102,14 +90,14 @@ class EnergyResult:
     net: Estimate | None
     idle: IdlePower | None
     missing: str
-    """Why there is no number, empty if there is one."""
+    """Why there is no number; empty if there is one."""
     windows: tuple[int, ...]
-    """Indexes of the windows that count."""
+    """Indexes of the windows used."""
     sensors: tuple[SensorId, ...]
     methods: tuple[str, ...]
-    """Of the sensors: counter, integrated, estimated, emulated or unknown."""
+    """Methods of the sensors: counter, integrated, estimated, emulated or unknown."""
     sources: tuple[str, ...]
-    """How the windows' energies came about: edges, history."""
+    """How the energies of the windows were obtained: edges, history."""
 
     @property
     def inferences_per_joule(self) -> Estimate | None:
@@ -118,50 +106,49 @@ class EnergyResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LatencySummary:
-    """Latency of a batch in seconds: means over the windows of each window's percentile."""
+    """Latency of a batch in seconds: the mean over the windows of each window's percentile."""
 
     p50_s: float
     p90_s: float
     p99_s: float
     max_s: float
     standard_s: Mapping[str, float] = field(default_factory=dict)
-    """Percentile -> standard uncertainty of its mean, from the scatter of the rounds; empty with one round."""
+    """Percentile -> standard uncertainty of its mean, from the scatter between rounds; empty with one round."""
     rounds_s: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    """Percentile -> round -> its own value."""
+    """Percentile -> round -> value of that round."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CountResult:
-    """Another unit of work than the inference, such as ``output_tokens``, and what one of it costs."""
+    """Energy of another unit of work than the inference, such as ``output_tokens``."""
 
     name: str
     count: float
-    """Over all windows that count."""
+    """Over all windows used."""
     per_inference: float
     rate: Estimate | None
     """Per second."""
     gross: Estimate | None
-    """Joules each, all device sensors; None: the total is missing."""
+    """Joules per unit over all device sensors; None: the total is missing."""
     net: Estimate | None
 
 
 @dataclass(frozen=True, slots=True)
 class PhaseShare:
-    """How much of the time a batch spends in one phase.
+    """Share of the time that a batch spends in one phase.
 
-    No energy is told of a phase: phases are mostly far shorter than a sensor's refresh period, and when each of
-    them began is not kept.
+    Phases have no energy: most are far shorter than a sensor's refresh period, and their start times are not kept.
     """
 
     name: str
     share: Estimate
-    """Of the time in all phases, ``other`` among them. That is the window's length, unless batches overlap."""
+    """Share of the time in all phases including ``other``, which is the window's length unless batches overlap."""
     per_batch_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupEnergy:
-    """Energy of one span of setting up: of a component, of all devices, of a node sensor."""
+    """Energy of one setup, of a component, all devices or a node sensor."""
 
     name: str
     gross: Estimate | None
@@ -173,7 +160,7 @@ class SetupEnergy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupResult:
-    """Loading, or preparing a batch size for the first time; its time and energy are in no other result."""
+    """Loading, or the first preparation of a batch size; its time and energy are in no other result."""
 
     configuration: str
     phase: str
@@ -182,18 +169,18 @@ class SetupResult:
     """0 for ``load``."""
     duration_s: float
     window: int | None = None
-    """None: it was too short for a window, and nothing is claimed of its energy."""
+    """None: too short for a window, so its energy is not known."""
     components: tuple[SetupEnergy, ...] = ()
     total: SetupEnergy | None = None
     """All device sensors; None without a window."""
     nodes: tuple[SetupEnergy, ...] = ()
     details: Mapping[str, str] = field(default_factory=dict)
-    """What the network then said otherwise than after loading, such as the state of its tuning."""
+    """Details that differ from those after loading, such as the state of tuning."""
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A window that does not count, and why."""
+class ExcludedWindow:
+    """A window that is not used, and why."""
 
     window: int
     reason: str
@@ -202,12 +189,12 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupResult:
-    """One configuration at one batch size: one line of the table, one point of the figure."""
+    """One configuration at one batch size: one row of the table, one point in the figure."""
 
     configuration: Configuration
     batch_size: int
     windows: tuple[int, ...]
-    left_out: tuple[LeftOut, ...]
+    excluded: tuple[ExcludedWindow, ...]
     rounds: int
     inferences: int
     duration_s: float
@@ -217,26 +204,26 @@ class GroupResult:
     components: tuple[EnergyResult, ...]
     total: EnergyResult
     nodes: tuple[EnergyResult, ...]
-    """Whole servers, beside the devices and never added to them."""
+    """Whole servers; never added to the devices."""
     parts: tuple[EnergyResult, ...]
-    """Parts of devices, never added to them."""
+    """Parts of devices; never added to them."""
     counts: tuple[CountResult, ...] = ()
-    """Other units of work that the network told."""
+    """Other units of work that the network counted."""
     phases: tuple[PhaseShare, ...] = ()
-    """Shares of the time; of the windows themselves, or of a pass of their own."""
+    """Shares of the time, from the windows themselves or from a separate pass."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """A run, analysed."""
+    """An analyzed run."""
 
     record: RunRecord
     source: str
-    """Where counters came from, for people; empty: edges of the journal only."""
+    """Source of the samples, for people; empty: only the edges in the journal."""
     sensors: tuple[SensorRecord, ...]
     groups: tuple[GroupResult, ...]
     idle: Mapping[str, IdlePower] = field(default_factory=dict)
-    """Component or total -> idle power of the machine, all idle windows of the preferred kind."""
+    """Component or total -> idle power of the machine, over all idle windows of the preferred kind."""
     findings: tuple[Finding, ...] = ()
     setups: tuple[SetupResult, ...] = ()
     """By configuration, loading first."""

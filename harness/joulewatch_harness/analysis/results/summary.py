@@ -1,17 +1,16 @@
 """From the energies of windows to joules per inference: idle baseline, repeats, mean and uncertainty.
 
 Uncertainty follows the GUM (JCGM 100:2008). Between rounds: type A, the experimental standard deviation of the
-mean with n − 1 degrees of freedom. Within windows: type B, from each window's own budget. Items that are the same
-in every repeat (the published accuracy of a sensor, what power does beside the edges of a window, the idle
-baseline) are not divided by the number of repeats.
-All are combined in quadrature, expanded to 95 % with Student's factor for the effective degrees of freedom
-(Welch–Satterthwaite).
+mean with n − 1 degrees of freedom. Within windows: type B, from each window's own budget. Components that are the same
+in every repeat (the published accuracy of a sensor, the power next to the edges of a window, the idle baseline) are not
+divided by the number of repeats. All are combined in quadrature and expanded to 95 % with Student's factor for the
+effective degrees of freedom (Welch–Satterthwaite).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -21,17 +20,18 @@ from joulewatch_harness.analysis.results import audit
 from joulewatch_harness.analysis.results.audit import Finding
 from joulewatch_harness.analysis.results.model import (
     COMPONENTS,
+    IDLE_BASELINE,
     OTHER_PHASE,
     TOTAL,
     BudgetLine,
     CountResult,
     EnergyResult,
     Estimate,
+    ExcludedWindow,
     GroupResult,
     IdleBasis,
     IdlePower,
     LatencySummary,
-    LeftOut,
     PhaseShare,
     RunResult,
     SetupEnergy,
@@ -46,380 +46,11 @@ from joulewatch_harness.plan.scenario import IDLE_PHASE
 from joulewatch_harness.records import Configuration, Latency, RunRecord, Window
 
 MEASURED_KINDS: Final = ("idle", "setup", "measure")
-"""Windows that are told in joules."""
-
-
-def _missing_text(missing: Sequence[LeftOut], total: int) -> str:
-    if not missing:
-        return "no window"
-    return f"{len(missing)} of {total} windows without a number: {missing[0].text} [{missing[0].reason}]"
-
-
-class _Analysis:
-    def __init__(self, run: MeasuredRun) -> None:
-        self.run = run
-        self.sensors = run.sensors
-        self.idle_windows = [
-            item for item in run.windows if item.window.kind == "idle" and "interrupted" not in item.window.flags
-        ]
-
-    def gather(
-        self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow]
-    ) -> tuple[list[tuple[MeasuredWindow, Combined]], list[LeftOut]]:
-        """The windows in which every one of the sensors has a number, and the others."""
-        found, missing = [], []
-        for item in windows:
-            energies = []
-            for sensor in sensors:
-                measured = item.sensors[sensor]
-                if measured.energy is None:
-                    missing.append(LeftOut(item.window.index, measured.reason, measured.text))
-                    break
-                energies.append(measured.energy)
-            else:
-                found.append((item, combine(energies)))
-        return found, missing
-
-    def idle_power(self, sensors: Sequence[SensorId], configuration: str | None) -> IdlePower | None:
-        """Idle power of some sensors: with the network loaded where that was measured, else without."""
-        loaded = [item for item in self.idle_windows if "loaded" in item.window.flags]
-        own = [item for item in loaded if configuration and item.window.configuration == configuration]
-        unloaded = [item for item in self.idle_windows if "loaded" not in item.window.flags]
-        candidates: list[tuple[IdleBasis, str, list[MeasuredWindow]]] = [
-            ("loaded", "with this network loaded", own),
-            ("loaded", "with a network loaded", loaded),
-            ("unloaded", "without a network loaded", unloaded),
-        ]
-        for basis, text, windows in candidates:
-            found, _ = self.gather(sensors, windows)
-            if found:
-                return self._idle(basis, text, found)
-        return None
-
-    @staticmethod
-    def _idle(basis: IdleBasis, text: str, found: Sequence[tuple[MeasuredWindow, Combined]]) -> IdlePower:
-        watts = [energy.joules / item.span.duration_s for item, energy in found]
-        within = math.sqrt(
-            math.fsum(
-                math.fsum(u * u for u in energy.random.values()) / item.span.duration_s**2 for item, energy in found
-            )
-        ) / len(found)
-        shared = math.fsum(
-            math.hypot(*(u for name, u in energy.systematic.items() if not name.startswith(ACCURACY)))
-            / item.span.duration_s
-            for item, energy in found
-        ) / len(found)
-        within = math.hypot(within, shared)
-        dof = math.inf
-        if len(watts) == 2:
-            # Two windows, before and after: a drift, not a sample. All between and as far beyond (GUM 4.3.7).
-            between = abs(watts[0] - watts[1]) / math.sqrt(3)
-        else:
-            between = standard_error(watts)
-        standard = math.hypot(within, between)
-        if len(watts) > 2 and between > 0:
-            dof = effective_dof([(between, len(watts) - 1), (within, math.inf)])
-        plural = "s" if len(found) > 1 else ""
-        return IdlePower(
-            watts=mean(watts),
-            standard_watts=standard,
-            dof=dof,
-            basis=basis,
-            windows=tuple(item.window.index for item, _ in found),
-            text=f"{len(found)} idle window{plural} {text}",
-        )
-
-    def energy(
-        self, name: str, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
-    ) -> EnergyResult:
-        """Joules per inference of some disjoint sensors over the windows of one group."""
-        methods = tuple(sorted({self.sensors[sensor].method for sensor in sensors}))
-        if not sensors:
-            return EnergyResult(
-                name=name,
-                gross=None,
-                net=None,
-                idle=None,
-                missing="no sensor",
-                windows=(),
-                sensors=(),
-                methods=(),
-                sources=(),
-            )
-        found, missing = self.gather(sensors, windows)
-        if not found:
-            return EnergyResult(
-                name=name,
-                gross=None,
-                net=None,
-                idle=None,
-                missing=_missing_text(missing, len(windows)),
-                windows=(),
-                sensors=tuple(sensors),
-                methods=methods,
-                sources=(),
-            )
-        idle = self.idle_power(sensors, configuration)
-        gross = self._per_inference(found, None)
-        net = self._per_inference(found, idle) if idle is not None else None
-        return EnergyResult(
-            name=name,
-            gross=gross,
-            net=net,
-            idle=idle,
-            missing="",
-            windows=tuple(item.window.index for item, _ in found),
-            sensors=tuple(sensors),
-            methods=methods,
-            sources=tuple(sorted({source for _, energy in found for source in energy.sources})),
-        )
-
-    def counts(
-        self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
-    ) -> tuple[CountResult, ...]:
-        """Joules for each unit of work that every window of a group has counted."""
-        names = [name for name in (windows[0].window.counts if windows else ()) if _counted(windows, name)]
-        found, _ = self.gather(sensors, windows) if sensors else ([], [])
-        idle = self.idle_power(sensors, configuration) if found else None
-        results = []
-        for name in names:
-            rates: dict[int, list[tuple[float, Mapping[str, float]]]] = {}
-            for item in windows:
-                rate = item.window.counts[name] / item.window.duration_s
-                rates.setdefault(item.window.repeat, []).append((rate, {}))
-            count = math.fsum(item.window.counts[name] for item in windows)
-            results.append(
-                CountResult(
-                    name=name,
-                    count=count,
-                    per_inference=count / sum(item.window.inferences for item in windows),
-                    rate=combine_mean(rates, {}, {}),
-                    gross=self._per_inference(found, None, name) if found else None,
-                    net=self._per_inference(found, idle, name) if found and idle is not None else None,
-                )
-            )
-        return tuple(results)
-
-    @staticmethod
-    def _per_inference(
-        found: Sequence[tuple[MeasuredWindow, Combined]], idle: IdlePower | None, unit: str = ""
-    ) -> Estimate:
-        """Mean over rounds of joules per inference, or per ``unit`` of ``Window.counts``."""
-        rounds: dict[int, list[tuple[float, Mapping[str, float]]]] = {}
-        systematic: dict[str, list[float]] = {}
-        texts: dict[str, str] = {}
-        seconds = []
-        for item, energy in found:
-            count = item.window.counts[unit] if unit else item.window.inferences
-            joules = energy.joules - (idle.watts * item.span.duration_s if idle is not None else 0.0)
-            # A sensor that reads 5 % high does so while idle too: its error of the net is 5 % of the net.
-            share = abs(joules / energy.joules) if idle is not None and energy.joules else 1.0
-            rounds.setdefault(item.window.repeat, []).append(
-                (joules / count, {name: u / count for name, u in energy.random.items()})
-            )
-            for name, u in energy.systematic.items():
-                factor = share if name.startswith(ACCURACY) else 1.0
-                systematic.setdefault(name, []).append(factor * u / count)
-            for name, text in energy.texts.items():
-                texts.setdefault(name, text)
-            seconds.append(item.span.duration_s / count)
-        extra = []
-        if idle is not None:
-            extra.append(
-                BudgetLine(
-                    name="idle baseline",
-                    kind="B" if math.isinf(idle.dof) else "A",
-                    standard=idle.standard_watts * mean(seconds),
-                    dof=idle.dof,
-                    systematic=True,
-                    text=f"{idle.watts:.4g} W ± {idle.standard_watts:.2g} W (standard), {idle.text}",
-                )
-            )
-        return combine_mean(
-            rounds, {name: math.fsum(values) / len(found) for name, values in systematic.items()}, texts, extra
-        )
-
-    def setup(self, measured: MeasuredWindow) -> SetupResult:
-        """One span of loading or preparing, in joules."""
-        devices = [sensor for sensor in self.sensors if sensor.scope == "device"]
-
-        def energy(name: str, sensors: Sequence[SensorId]) -> SetupEnergy:
-            methods = tuple(sorted({self.sensors[sensor].method for sensor in sensors}))
-            if not sensors:
-                return SetupEnergy(name=name, gross=None, missing="no sensor", methods=(), sources=())
-            found, missing = self.gather(sensors, [measured])
-            if not found:
-                return SetupEnergy(
-                    name=name,
-                    gross=None,
-                    missing=f"{missing[0].text} [{missing[0].reason}]",
-                    methods=methods,
-                    sources=(),
-                )
-            ((_, one),) = found
-            joules = combine_mean({0: [(one.joules, one.random)]}, one.systematic, one.texts)
-            return SetupEnergy(name=name, gross=joules, missing="", methods=methods, sources=tuple(sorted(one.sources)))
-
-        window = measured.window
-        return SetupResult(
-            configuration=window.configuration,
-            phase=window.phase,
-            batch_size=window.batch_size,
-            duration_s=window.duration_s,
-            window=window.index,
-            components=tuple(
-                energy(component, [sensor for sensor in devices if sensor.component == component])
-                for component in _ordered({sensor.component for sensor in devices})
-            ),
-            total=energy(TOTAL, devices),
-            nodes=tuple(energy(str(sensor), [sensor]) for sensor in self.sensors if sensor.scope == "node"),
-            details=window.details,
-        )
-
-    def group(
-        self,
-        configuration: Configuration,
-        batch_size: int,
-        windows: Sequence[MeasuredWindow],
-        passes: Sequence[Window] = (),
-    ) -> tuple[GroupResult, list[Finding]]:
-        """One configuration at one batch size; ``passes``: windows that were there for phases only."""
-        left_out = []
-        used = []
-        for item in windows:
-            if "interrupted" in item.window.flags:
-                left_out.append(LeftOut(item.window.index, "interrupted", "the window was cut off"))
-            elif "overloaded" in item.window.flags:
-                text = "queries arrived faster than they were served"
-                left_out.append(LeftOut(item.window.index, "overloaded", text))
-            elif item.window.inferences < 1:
-                left_out.append(LeftOut(item.window.index, "too_short", "no inference ended in the window"))
-            else:
-                used.append(item)
-        devices = [sensor for sensor in self.sensors if sensor.scope == "device"]
-
-        def result(name: str, sensors: Sequence[SensorId]) -> EnergyResult:
-            found = self.energy(name, sensors, used, configuration.name)
-            if not used and left_out and found.missing and sensors:
-                return replace(found, missing=f"{left_out[0].text} [{left_out[0].reason}]")
-            return found
-
-        components = tuple(
-            result(component, own)
-            for component in _ordered({sensor.component for sensor in devices})
-            if (own := [sensor for sensor in devices if sensor.component == component])
-        )
-        total = result(TOTAL, devices)
-        _, missing = self.gather(devices, used)
-        left_out += missing
-        nodes = tuple(result(str(sensor), [sensor]) for sensor in self.sensors if sensor.scope == "node")
-        kinds: dict[tuple[str, str, str], list[SensorId]] = {}
-        for sensor in self.sensors:
-            if sensor.scope == "part":
-                kinds.setdefault((sensor.component, sensor.collector, sensor.domain), []).append(sensor)
-        parts = tuple(
-            result(f"{component} {domain} ({collector})", own) for (component, collector, domain), own in kinds.items()
-        )
-        throughput = None
-        if used:
-            rates: dict[int, list[tuple[float, Mapping[str, float]]]] = {}
-            for item in used:
-                rates.setdefault(item.window.repeat, []).append((item.window.inferences / item.window.duration_s, {}))
-            throughput = combine_mean(rates, {}, {})
-        name = f"{configuration.name}, batch {batch_size}"
-        findings = list(audit.audit_repeats(name, self._round_means(total, used)))
-        return (
-            GroupResult(
-                configuration=configuration,
-                batch_size=batch_size,
-                windows=tuple(item.window.index for item in used),
-                left_out=tuple(left_out),
-                rounds=len({item.window.repeat for item in used}),
-                inferences=sum(item.window.inferences for item in used),
-                duration_s=math.fsum(item.window.duration_s for item in used),
-                throughput=throughput,
-                latency=_latency(used),
-                components=components,
-                total=total,
-                nodes=nodes,
-                parts=parts,
-                counts=self.counts(devices, used, configuration.name),
-                phases=phase_shares([item.window for item in used]) or phase_shares(passes),
-            ),
-            findings,
-        )
-
-    def _round_means(self, total: EnergyResult, used: Sequence[MeasuredWindow]) -> list[float]:
-        if total.gross is None:
-            return []
-        rounds: dict[int, list[float]] = {}
-        for item, energy in self.gather(total.sensors, used)[0]:
-            rounds.setdefault(item.window.repeat, []).append(energy.joules / item.window.inferences)
-        return [mean(values) for values in rounds.values()]
-
-
-def _counted(windows: Iterable[MeasuredWindow], name: str) -> bool:
-    return all(item.window.counts.get(name, 0) > 0 for item in windows)
-
-
-def _ordered(components: Iterable[str]) -> list[str]:
-    return sorted(components, key=lambda name: (COMPONENTS.index(name) if name in COMPONENTS else 99, name))
-
-
-def phase_shares(windows: Sequence[Window]) -> tuple[PhaseShare, ...]:
-    """Shares of the time per phase, in the order in which a batch goes through them; none without phases."""
-    told = [window for window in windows if window.phases and window.batches]
-    names = {name for window in told for name in window.phases}
-    found = []
-    for name in sorted(names, key=_phase_place):
-        rounds: dict[int, list[tuple[float, Mapping[str, float]]]] = {}
-        for window in told:
-            spent = window.phases.get(name)
-            whole_s = math.fsum(one.total_s for one in window.phases.values())
-            share = spent.total_s / whole_s if spent is not None and whole_s > 0 else 0.0
-            rounds.setdefault(window.repeat, []).append((share, {}))
-        total_s = math.fsum(window.phases[name].total_s for window in told if name in window.phases)
-        share_of_all = combine_mean(rounds, {}, {})
-        found.append(PhaseShare(name, share_of_all, total_s / sum(window.batches for window in told)))
-    return tuple(found)
-
-
-def _phase_place(name: str) -> tuple[int, str]:
-    if name in (IDLE_PHASE, OTHER_PHASE):
-        return len(RESERVED_PHASES) + 1 + (name == OTHER_PHASE), name
-    return RESERVED_PHASES.index(name) if name in RESERVED_PHASES else len(RESERVED_PHASES), name
-
-
-def _latency(windows: Sequence[MeasuredWindow]) -> LatencySummary | None:
-    found = [item.window.latency for item in windows if item.window.latency is not None]
-    if not found:
-        return None
-    rounds: dict[int, list[Latency]] = {}
-    for item in windows:
-        if item.window.latency is not None:
-            rounds.setdefault(item.window.repeat, []).append(item.window.latency)
-    rounds_s = {
-        name: {number: mean([getattr(one, f"{name}_s") for one in part]) for number, part in rounds.items()}
-        for name in ("p50", "p90", "p99")
-    }
-    standard_s = {name: standard_error(list(values.values())) for name, values in rounds_s.items()}
-    return LatencySummary(
-        p50_s=mean([item.p50_s for item in found]),
-        p90_s=mean([item.p90_s for item in found]),
-        p99_s=mean([item.p99_s for item in found]),
-        max_s=max(item.max_s for item in found),
-        standard_s=standard_s if len(rounds) > 1 else {},
-        rounds_s=rounds_s,
-    )
-
-
-def run_spans(record: RunRecord) -> list[tuple[float, float]]:
-    """The spans of a run for which samples are wanted: all that are told in joules."""
-    return [
-        (window.start_s, window.start_s + window.duration_s)
-        for window in record.windows
-        if window.kind in MEASURED_KINDS and window.duration_s > 0
-    ]
+"""Windows that have an energy."""
+GroupKey = tuple[str, int]
+"""Configuration and batch size."""
+Rounds = dict[int, list[tuple[float, Mapping[str, float]]]]
+"""Round -> (value, component -> standard uncertainty) of each of its windows."""
 
 
 def analyze_run(
@@ -431,99 +62,436 @@ def analyze_run(
     """Turn a run into joules per inference.
 
     Args:
-        record: The run, from wherever.
-        source: Where samples of its counters are; None: the edges in the record are all there is.
-        progress: Called with what is being done, for people.
+        record: The run, from any source.
+        source: The samples of its counters; None: use only the edges in the record.
+        progress: Called with each step, for people.
 
     Returns:
-        One result for each configuration and batch size, and the findings of the audit.
+        One result per configuration and batch size, and the findings of the audit.
 
     Raises:
-        QueryError: The source cannot be asked.
+        QueryError: The source cannot be queried.
     """
-    say = progress or (lambda _: None)
-    # The exporters of the run; of a foreign record that names none, all that the source has.
-    exporters = record.header.exporters or None
+    report = progress or (lambda _: None)
     history = History(source="")
     if source is not None:
-        say(f"reading samples from {source.describe()}")
-        history = source.history(run_spans(record), exporters)
-    say("integrating")
-    kept = RunRecord(
-        header=record.header,
-        configurations=record.configurations,
-        windows=tuple(window for window in record.windows if window.kind in MEASURED_KINDS),
-        notes=record.notes,
-        end=record.end,
-    )
-    run = measure_run(kept, history)
-    analysis = _Analysis(run)
-    known = {item.name: item for item in (*record.header.configurations, *record.configurations)}
-    order = list(known)
-    groups: dict[tuple[str, int], list[MeasuredWindow]] = {}
-    for item in run.windows:
-        if item.window.kind == "measure":
-            groups.setdefault((item.window.configuration, item.window.batch_size), []).append(item)
-    passes: dict[tuple[str, int], list[Window]] = {}
-    for window in record.windows:
-        if window.kind == "phase":
-            passes.setdefault((window.configuration, window.batch_size), []).append(window)
-    # What setting up cost is told and not judged: a doubt about it is no doubt about a result.
+        report(f"reading samples from {source.describe()}")
+        # The exporters of the run; if a foreign record names none, all exporters of the source.
+        history = source.history(run_spans(record), record.header.exporters or None)
+    report("integrating")
+    measured = replace(record, windows=tuple(item for item in record.windows if item.kind in MEASURED_KINDS), setups=())
+    run = measure_run(measured, history)
+    analysis = _Analysis(record, run)
+    # Setups are reported but not audited: a problem with a setup is not a problem with a result.
     audited = replace(run, windows=tuple(item for item in run.windows if item.window.kind != "setup"))
-    results = []
     findings = list(audit.audit_run(audited, with_history=source is not None))
-    for name, batch_size in sorted(
-        groups, key=lambda key: (order.index(key[0]) if key[0] in order else len(order), key)
-    ):
-        configuration = known.get(name) or Configuration(name=name, network=name, runtime="", precision="")
-        result, found = analysis.group(
-            configuration, batch_size, groups[name, batch_size], passes.get((name, batch_size), ())
-        )
-        results.append(result)
-        findings += found
-    idle: dict[str, IdlePower] = {}
-    devices = [sensor for sensor in run.sensors if sensor.scope == "device"]
-    for name in (*_ordered({sensor.component for sensor in devices}), TOTAL):
-        own = [sensor for sensor in devices if name in (TOTAL, sensor.component)]
-        power = analysis.idle_power(own, None) if own else None
-        if power is None:
-            continue
-        idle[name] = power
-        counted, _ = analysis.gather(own, [w for w in analysis.idle_windows if w.window.index in power.windows])
-        findings += audit.audit_idle(name, [energy.joules / item.span.duration_s for item, energy in counted])
-    if devices and TOTAL not in idle and results:
-        findings.append(
-            Finding(
-                severity="info",
-                reason="no_idle",
-                text="no idle window has a number for all devices: there is no net energy",
-            )
-        )
+    groups = [analysis.group(key, windows) for key, windows in analysis.measure_windows().items()]
+    findings += (finding for group in groups for finding in analysis.audit_group(group))
+    idle = analysis.idle_by_component()
+    findings += analysis.audit_idle(idle)
+    if analysis.devices and TOTAL not in idle and groups:
+        text = "no idle window has the energy of all devices, so there is no net energy"
+        findings.append(Finding(severity="info", reason="no_idle", text=text))
     findings += audit.audit_windows(audited)
-    setups = [analysis.setup(item) for item in run.windows if item.window.kind == "setup"]
-    setups += [
-        SetupResult(
-            configuration=one.configuration,
-            phase=one.phase,
-            batch_size=one.batch_size,
-            duration_s=one.duration_s,
-            details=one.details,
-        )
-        for one in record.setups
-    ]
-    setups.sort(
-        key=lambda one: (
-            order.index(one.configuration) if one.configuration in order else len(order),
-            one.phase != "load",
-            one.batch_size,
-        )
-    )
     return RunResult(
         record=record,
         source=source.describe() if source is not None else "",
         sensors=tuple(run.sensors.values()),
-        groups=tuple(results),
+        groups=tuple(groups),
         idle=idle,
         findings=tuple(findings),
-        setups=tuple(setups),
+        setups=analysis.setups(),
+    )
+
+
+def run_spans(record: RunRecord) -> list[tuple[float, float]]:
+    """Return the spans of a run that need samples: those of all windows that have an energy."""
+    return [
+        (window.start_s, window.start_s + window.duration_s)
+        for window in record.windows
+        if window.kind in MEASURED_KINDS and window.duration_s > 0
+    ]
+
+
+class _Analysis:
+    def __init__(self, record: RunRecord, run: MeasuredRun) -> None:
+        self.record = record
+        self.run = run
+        self.sensors = run.sensors
+        self.devices = [sensor for sensor in run.sensors if sensor.scope == "device"]
+        self.idle_windows = [
+            item for item in run.windows if item.window.kind == "idle" and "interrupted" not in item.window.flags
+        ]
+        self.configurations = {item.name: item for item in (*record.header.configurations, *record.configurations)}
+        self.order = {name: number for number, name in enumerate(self.configurations)}
+
+    def measure_windows(self) -> dict[GroupKey, list[MeasuredWindow]]:
+        """The measure windows of each configuration and batch size, in the order of the configurations."""
+        groups: dict[GroupKey, list[MeasuredWindow]] = {}
+        for item in self.run.windows:
+            if item.window.kind == "measure":
+                groups.setdefault((item.window.configuration, item.window.batch_size), []).append(item)
+        return dict(sorted(groups.items(), key=lambda group: (self._place(group[0][0]), group[0])))
+
+    def _place(self, configuration: str) -> int:
+        return self.order.get(configuration, len(self.order))
+
+    def gather(
+        self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow]
+    ) -> tuple[list[tuple[MeasuredWindow, Combined]], list[ExcludedWindow]]:
+        """Return the windows in which every one of the sensors has a number, and the other windows."""
+        complete, missing = [], []
+        for item in windows:
+            energies = []
+            for sensor in sensors:
+                measured = item.sensors[sensor]
+                if measured.energy is None:
+                    missing.append(ExcludedWindow(item.window.index, measured.reason, measured.text))
+                    break
+                energies.append(measured.energy)
+            else:
+                complete.append((item, combine(energies)))
+        return complete, missing
+
+    # Idle power
+
+    def idle_power(self, sensors: Sequence[SensorId], configuration: str | None) -> IdlePower | None:
+        """Return the idle power of some sensors: with the network loaded if that was measured, else without."""
+        loaded = [item for item in self.idle_windows if "loaded" in item.window.flags]
+        own = [item for item in loaded if configuration and item.window.configuration == configuration]
+        unloaded = [item for item in self.idle_windows if "loaded" not in item.window.flags]
+        candidates: list[tuple[IdleBasis, str, list[MeasuredWindow]]] = [
+            ("loaded", "with this network loaded", own),
+            ("loaded", "with a network loaded", loaded),
+            ("unloaded", "without a network loaded", unloaded),
+        ]
+        for basis, text, windows in candidates:
+            complete, _ = self.gather(sensors, windows)
+            if complete:
+                return _mean_idle_power(basis, text, complete)
+        return None
+
+    def idle_by_component(self) -> dict[str, IdlePower]:
+        """Return the idle power of every component and of all devices, where it was measured."""
+        powers = {name: self.idle_power(self._devices_of(name), None) for name in (*self._components(), TOTAL)}
+        return {name: power for name, power in powers.items() if power is not None}
+
+    def audit_idle(self, idle: Mapping[str, IdlePower]) -> Iterator[Finding]:
+        for name, power in idle.items():
+            windows = [item for item in self.idle_windows if item.window.index in power.windows]
+            complete, _ = self.gather(self._devices_of(name), windows)
+            watts = [energy.joules / item.span.duration_s for item, energy in complete]
+            yield from audit.audit_idle(name, watts)
+
+    def _components(self) -> list[str]:
+        """Return the components that have a device sensor, in their usual order."""
+        names = {sensor.component for sensor in self.devices}
+        return sorted(names, key=lambda name: (COMPONENTS.index(name) if name in COMPONENTS else 99, name))
+
+    def _devices_of(self, name: str) -> list[SensorId]:
+        return [sensor for sensor in self.devices if name in (TOTAL, sensor.component)]
+
+    # Groups
+
+    def group(self, key: GroupKey, windows: Sequence[MeasuredWindow]) -> GroupResult:
+        """Return the result of one configuration at one batch size."""
+        name, batch_size = key
+        excluded = [(item, why) for item in windows if (why := _exclusion(item)) is not None]
+        used = [item for item in windows if _exclusion(item) is None]
+
+        def energy(result_name: str, sensors: Sequence[SensorId]) -> EnergyResult:
+            result = self.energy(result_name, sensors, used, name)
+            if not used and excluded and sensors:
+                _, why = excluded[0]
+                return replace(result, missing=f"{why.text} [{why.reason}]")
+            return result
+
+        _, without_number = self.gather(self.devices, used)
+        parts: dict[tuple[str, str, str], list[SensorId]] = {}
+        for sensor in self.sensors:
+            if sensor.scope == "part":
+                parts.setdefault((sensor.component, sensor.collector, sensor.domain), []).append(sensor)
+        windows_of_phases = [
+            window
+            for window in self.record.windows
+            if window.kind == "phase" and (window.configuration, window.batch_size) == key
+        ]
+        return GroupResult(
+            configuration=self.configurations.get(name)
+            or Configuration(name=name, network=name, runtime="", precision=""),
+            batch_size=batch_size,
+            windows=tuple(item.window.index for item in used),
+            excluded=(*(why for _, why in excluded), *without_number),
+            rounds=len({item.window.repeat for item in used}),
+            inferences=sum(item.window.inferences for item in used),
+            duration_s=math.fsum(item.window.duration_s for item in used),
+            throughput=_mean_rate([(item.window, item.window.inferences) for item in used]) if used else None,
+            latency=_latency(used),
+            components=tuple(energy(component, self._devices_of(component)) for component in self._components()),
+            total=energy(TOTAL, self.devices),
+            nodes=tuple(energy(str(sensor), [sensor]) for sensor in self.sensors if sensor.scope == "node"),
+            parts=tuple(
+                energy(f"{component} {domain} ({collector})", sensors)
+                for (component, collector, domain), sensors in parts.items()
+            ),
+            counts=self.counts(self.devices, used, name),
+            phases=phase_shares([item.window for item in used]) or phase_shares(windows_of_phases),
+        )
+
+    def audit_group(self, group: GroupResult) -> Iterator[Finding]:
+        """Check whether the rounds of one group agree."""
+        rounds: dict[int, list[float]] = {}
+        if group.total.gross is not None:
+            windows = [item for item in self.run.windows if item.window.index in group.windows]
+            for item, energy in self.gather(group.total.sensors, windows)[0]:
+                rounds.setdefault(item.window.repeat, []).append(energy.joules / item.window.inferences)
+        means = [mean(values) for values in rounds.values()]
+        yield from audit.audit_repeats(f"{group.configuration.name}, batch {group.batch_size}", means)
+
+    def energy(
+        self, name: str, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
+    ) -> EnergyResult:
+        """Return the joules per inference of some disjoint sensors over the windows of one group."""
+        result = EnergyResult(
+            name=name,
+            gross=None,
+            net=None,
+            idle=None,
+            missing="no sensor",
+            windows=(),
+            sensors=tuple(sensors),
+            methods=tuple(sorted({self.sensors[sensor].method for sensor in sensors})),
+            sources=(),
+        )
+        if not sensors:
+            return result
+        complete, missing = self.gather(sensors, windows)
+        if not complete:
+            return replace(result, missing=_missing_text(missing, len(windows)))
+        idle = self.idle_power(sensors, configuration)
+        return replace(
+            result,
+            gross=_per_inference(complete, None),
+            net=_per_inference(complete, idle) if idle is not None else None,
+            idle=idle,
+            missing="",
+            windows=tuple(item.window.index for item, _ in complete),
+            sources=tuple(sorted({source for _, energy in complete for source in energy.sources})),
+        )
+
+    def counts(
+        self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
+    ) -> tuple[CountResult, ...]:
+        """Return the joules of each unit of work that every window of a group has counted."""
+        complete, _ = self.gather(sensors, windows) if sensors else ([], [])
+        idle = self.idle_power(sensors, configuration) if complete else None
+        results = []
+        for name in windows[0].window.counts if windows else ():
+            if any(item.window.counts.get(name, 0) <= 0 for item in windows):
+                continue
+            count = math.fsum(item.window.counts[name] for item in windows)
+            results.append(
+                CountResult(
+                    name=name,
+                    count=count,
+                    per_inference=count / sum(item.window.inferences for item in windows),
+                    rate=_mean_rate([(item.window, item.window.counts[name]) for item in windows]),
+                    gross=_per_inference(complete, None, name) if complete else None,
+                    net=_per_inference(complete, idle, name) if idle is not None else None,
+                )
+            )
+        return tuple(results)
+
+    # Setups
+
+    def setups(self) -> tuple[SetupResult, ...]:
+        """Return all setups, by configuration, loading first."""
+        results = [self.setup(item) for item in self.run.windows if item.window.kind == "setup"]
+        results += [
+            SetupResult(
+                configuration=item.configuration,
+                phase=item.phase,
+                batch_size=item.batch_size,
+                duration_s=item.duration_s,
+                details=item.details,
+            )
+            for item in self.record.setups
+        ]
+        return tuple(
+            sorted(results, key=lambda item: (self._place(item.configuration), item.phase != "load", item.batch_size))
+        )
+
+    def setup(self, measured: MeasuredWindow) -> SetupResult:
+        """Return the time and energy of one window of loading or preparing."""
+        window = measured.window
+        nodes = [sensor for sensor in self.sensors if sensor.scope == "node"]
+        return SetupResult(
+            configuration=window.configuration,
+            phase=window.phase,
+            batch_size=window.batch_size,
+            duration_s=window.duration_s,
+            window=window.index,
+            components=tuple(self._setup_energy(name, self._devices_of(name), measured) for name in self._components()),
+            total=self._setup_energy(TOTAL, self.devices, measured),
+            nodes=tuple(self._setup_energy(str(sensor), [sensor], measured) for sensor in nodes),
+            details=window.details,
+        )
+
+    def _setup_energy(self, name: str, sensors: Sequence[SensorId], measured: MeasuredWindow) -> SetupEnergy:
+        methods = tuple(sorted({self.sensors[sensor].method for sensor in sensors}))
+        result = SetupEnergy(name=name, gross=None, missing="no sensor", methods=methods, sources=())
+        if not sensors:
+            return result
+        complete, missing = self.gather(sensors, [measured])
+        if not complete:
+            return replace(result, missing=f"{missing[0].text} [{missing[0].reason}]")
+        ((_, energy),) = complete
+        joules = combine_mean({0: [(energy.joules, energy.random)]}, energy.systematic, energy.texts)
+        return replace(result, gross=joules, missing="", sources=tuple(sorted(energy.sources)))
+
+
+def _exclusion(measured: MeasuredWindow) -> ExcludedWindow | None:
+    """Return why a measure window is excluded, whatever its energy."""
+    window = measured.window
+    for flag, text in (
+        ("interrupted", "the window was interrupted"),
+        ("overloaded", "queries arrived faster than they were served"),
+    ):
+        if flag in window.flags:
+            return ExcludedWindow(window.index, flag, text)
+    if window.inferences < 1:
+        return ExcludedWindow(window.index, "too_short", "no inference ended in the window")
+    return None
+
+
+def _missing_text(missing: Sequence[ExcludedWindow], total: int) -> str:
+    if not missing:
+        return "no window"
+    return f"{len(missing)} of {total} windows without a number: {missing[0].text} [{missing[0].reason}]"
+
+
+def _mean_idle_power(basis: IdleBasis, text: str, windows: Sequence[tuple[MeasuredWindow, Combined]]) -> IdlePower:
+    """Return the mean power of some idle windows."""
+    count = len(windows)
+    watts = [energy.joules / item.span.duration_s for item, energy in windows]
+    random = math.sqrt(
+        math.fsum(
+            math.fsum(u * u for u in energy.random.values()) / item.span.duration_s**2 for item, energy in windows
+        )
+    )
+    shared = math.fsum(
+        math.hypot(*(u for name, u in energy.systematic.items() if not name.startswith(ACCURACY)))
+        / item.span.duration_s
+        for item, energy in windows
+    )
+    within = math.hypot(random / count, shared / count)
+    dof = math.inf
+    if count == 2:
+        # Two windows, before and after, show a drift and are not a sample: uniform over the span between them and as
+        # far beyond (GUM 4.3.7).
+        between = abs(watts[0] - watts[1]) / math.sqrt(3)
+    else:
+        between = standard_error(watts)
+    if count > 2 and between > 0:
+        dof = effective_dof([(between, count - 1), (within, math.inf)])
+    return IdlePower(
+        watts=mean(watts),
+        standard_watts=math.hypot(within, between),
+        dof=dof,
+        basis=basis,
+        windows=tuple(item.window.index for item, _ in windows),
+        text=f"{count} idle {'window' if count == 1 else 'windows'} {text}",
+    )
+
+
+def _per_inference(
+    windows: Sequence[tuple[MeasuredWindow, Combined]], idle: IdlePower | None, unit: str = ""
+) -> Estimate:
+    """Return the mean over rounds of joules per inference, or per ``unit`` of ``Window.counts``."""
+    rounds: Rounds = {}
+    systematic: dict[str, list[float]] = {}
+    texts: dict[str, str] = {}
+    seconds = []
+    for item, energy in windows:
+        count = item.window.counts[unit] if unit else item.window.inferences
+        joules = energy.joules - (idle.watts * item.span.duration_s if idle is not None else 0.0)
+        # A sensor that reads 5 % high does so while idle too, so the error of the net is 5 % of the net.
+        share = abs(joules / energy.joules) if idle is not None and energy.joules else 1.0
+        rounds.setdefault(item.window.repeat, []).append(
+            (joules / count, {name: u / count for name, u in energy.random.items()})
+        )
+        for name, u in energy.systematic.items():
+            factor = share if name.startswith(ACCURACY) else 1.0
+            systematic.setdefault(name, []).append(factor * u / count)
+        for name, text in energy.texts.items():
+            texts.setdefault(name, text)
+        seconds.append(item.span.duration_s / count)
+    extra = []
+    if idle is not None:
+        extra.append(
+            BudgetLine(
+                name=IDLE_BASELINE,
+                kind="B" if math.isinf(idle.dof) else "A",
+                standard=idle.standard_watts * mean(seconds),
+                dof=idle.dof,
+                systematic=True,
+                text=f"{idle.watts:.4g} W ± {idle.standard_watts:.2g} W (standard), {idle.text}",
+            )
+        )
+    means = {name: math.fsum(values) / len(windows) for name, values in systematic.items()}
+    return combine_mean(rounds, means, texts, extra)
+
+
+def _mean_rate(counts: Iterable[tuple[Window, float]]) -> Estimate:
+    """Return the mean over rounds of a count per second."""
+    rounds: Rounds = {}
+    for window, count in counts:
+        rounds.setdefault(window.repeat, []).append((count / window.duration_s, {}))
+    return combine_mean(rounds, {}, {})
+
+
+def phase_shares(windows: Sequence[Window]) -> tuple[PhaseShare, ...]:
+    """Return the share of the time of each phase, in the order of a batch; empty without phases."""
+    with_phases = [window for window in windows if window.phases and window.batches]
+    names = {name for window in with_phases for name in window.phases}
+    return tuple(_phase_share(name, with_phases) for name in sorted(names, key=_phase_place))
+
+
+def _phase_share(name: str, windows: Sequence[Window]) -> PhaseShare:
+    rounds: Rounds = {}
+    for window in windows:
+        spent = window.phases.get(name)
+        whole_s = math.fsum(phase.total_s for phase in window.phases.values())
+        share = spent.total_s / whole_s if spent is not None and whole_s > 0 else 0.0
+        rounds.setdefault(window.repeat, []).append((share, {}))
+    total_s = math.fsum(window.phases[name].total_s for window in windows if name in window.phases)
+    return PhaseShare(name, combine_mean(rounds, {}, {}), total_s / sum(window.batches for window in windows))
+
+
+def _phase_place(name: str) -> tuple[int, str]:
+    if name in (IDLE_PHASE, OTHER_PHASE):
+        return len(RESERVED_PHASES) + 1 + (name == OTHER_PHASE), name
+    return RESERVED_PHASES.index(name) if name in RESERVED_PHASES else len(RESERVED_PHASES), name
+
+
+def _latency(windows: Sequence[MeasuredWindow]) -> LatencySummary | None:
+    rounds: dict[int, list[Latency]] = {}
+    for item in windows:
+        if item.window.latency is not None:
+            rounds.setdefault(item.window.repeat, []).append(item.window.latency)
+    latencies = [item.window.latency for item in windows if item.window.latency is not None]
+    if not latencies:
+        return None
+    rounds_s = {
+        name: {number: mean([getattr(item, f"{name}_s") for item in part]) for number, part in rounds.items()}
+        for name in ("p50", "p90", "p99")
+    }
+    standard_s = {name: standard_error(list(values.values())) for name, values in rounds_s.items()}
+    return LatencySummary(
+        p50_s=mean([item.p50_s for item in latencies]),
+        p90_s=mean([item.p90_s for item in latencies]),
+        p99_s=mean([item.p99_s for item in latencies]),
+        max_s=max(item.max_s for item in latencies),
+        standard_s=standard_s if len(rounds) > 1 else {},
+        rounds_s=rounds_s,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY, BudgetItem, WindowEnergy
-from joulewatch_harness.analysis.results.model import BudgetLine, Estimate
+from joulewatch_harness.analysis.results.model import REPEATS, BudgetLine, Estimate
 from joulewatch_harness.gum import coverage_factor, effective_dof, mean, standard_error
 
 
@@ -77,7 +77,7 @@ def combine_mean(
     if len(by_round) > 1:
         lines.append(
             BudgetLine(
-                name="repeats",
+                name=REPEATS,
                 kind="A",
                 standard=standard_error(by_round),
                 dof=len(by_round) - 1,

@@ -227,11 +227,11 @@ def test_a_window_without_a_number_is_left_out_with_its_reason() -> None:
     window = first_measure(world.record)
     record = change(world.record, window.index, end_edge=drop(window.end_edge, "socket1"))
     group = analyse(world, record=record, history=False).groups[0]
-    assert {item.reason for item in group.left_out} == {"edge_missing"}
+    assert {item.reason for item in group.excluded} == {"edge_missing"}
     assert group.total.gross is not None and window.index not in group.total.windows and len(group.total.windows) == 2
     cut = change(world.record, window.index, flags=("interrupted",))
     group = analyse(world, record=cut).groups[0]
-    assert [item.reason for item in group.left_out] == ["interrupted"] and window.index not in group.windows
+    assert [item.reason for item in group.excluded] == ["interrupted"] and window.index not in group.windows
 
 
 def test_edges_that_contradict_the_history_are_an_error() -> None:
@@ -261,7 +261,7 @@ def test_an_exporter_that_restarted_gives_no_number_for_that_window() -> None:
         scrapes.append(dataclasses.replace(raw, values=values))
     result = analyze_run(world.record, ListSource(scrapes))
     assert "exporter_restart" in reasons(result.findings, "error")
-    assert {item.reason for item in result.groups[0].left_out} == {"exporter_restart"}
+    assert {item.reason for item in result.groups[0].excluded} == {"exporter_restart"}
     assert result.groups[0].total.gross is not None
 
 
