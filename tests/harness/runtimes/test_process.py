@@ -61,7 +61,8 @@ def test_the_schema_is_a_schema() -> None:
 def test_the_session_in_the_specification_is_valid() -> None:
     text = (TOP / "harness" / "PROTOCOL.md").read_text()
     session = re.findall(r"```text\n(.*?)```", text, re.DOTALL)[-1]
-    ops = validate_transcript(session)
+    # The document breaks long messages; a continuation line is indented.
+    ops = validate_transcript(re.sub(r"\n +", "", session))
     assert ops == ["describe", "load", "describe", "ping", "check", "prepare", "run", "prepare", "close"]
 
 
