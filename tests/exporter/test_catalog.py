@@ -12,7 +12,7 @@ import pytest
 from joulewatch_exporter import catalog
 from joulewatch_exporter.catalog import METRICS, Metric
 from support import golden
-from support.metric_table import with_table
+from support.metric_table import with_listing
 
 README = Path(__file__).parents[2] / "exporter" / "README.md"
 
@@ -54,4 +54,4 @@ def test_the_catalog_needs_nothing_but_the_standard_library() -> None:
 
 def test_the_readme_shows_the_catalog(update_golden: bool) -> None:
     """``pytest --update-golden`` rewrites the table."""
-    golden.check(with_table(README.read_text(encoding="utf-8")), README, update=update_golden)
+    golden.check(with_listing(README.read_text(encoding="utf-8")), README, update=update_golden)

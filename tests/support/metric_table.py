@@ -1,29 +1,36 @@
-"""The metric table of the exporter's README, made from the catalog."""
+"""The metric list of the exporter's README, generated from the catalog."""
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
+from typing import Final
 
 from joulewatch_exporter.catalog import METRICS, Metric
 
-BEGIN = "<!-- metrics:begin -->"
-END = "<!-- metrics:end -->"
+BEGIN: Final = "<!-- metrics:begin -->"
+END: Final = "<!-- metrics:end -->"
+WIDTH: Final = 118
 
 
-def table(metrics: Iterable[Metric] = METRICS) -> str:
-    """Markdown, one row per metric that the exporter publishes."""
-    rows = ["| metric | type | labels | meaning |", "| --- | --- | --- | --- |"]
-    for metric in metrics:
-        if metric.publisher == "exporter":
-            labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
-            text = metric.help.replace("|", "\\|")
-            rows.append(f"| `{metric.name}` | {metric.kind} | {labels} | {text} |")
-    return "\n".join(rows)
+def listing(metrics: Iterable[Metric] = METRICS) -> str:
+    """Return Markdown with one entry per metric that the exporter publishes."""
+    return "\n".join(_entry(metric) for metric in metrics if metric.publisher == "exporter")
 
 
-def with_table(readme: str) -> str:
-    """The README with the table of today between its markers."""
+def _entry(metric: Metric) -> str:
+    labels = ", ".join(f"`{label}`" for label in metric.labels) or "none"
+    paragraphs = (f"**`{metric.name}`**, {metric.kind}. {metric.help}", f"Labels: {labels}.")
+    wrapped = (
+        textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        for text in paragraphs
+    )
+    return "- " + "\\\n  ".join(wrapped)
+
+
+def with_listing(readme: str) -> str:
+    """Return the README with the current list between its markers."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin and end, f"the README needs the lines {BEGIN} and {END}"
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{listing()}\n{END}{after}"
