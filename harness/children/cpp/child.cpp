@@ -1,19 +1,19 @@
-// Reference child of joulewatch's process protocol (../../PROTOCOL.md), in C++17: replace Matmul by your accelerator.
+// Reference child of joulewatch's process protocol (../../PROTOCOL.md), in C++17: replace Matmul with your accelerator.
 //   build:  g++ -std=c++17 -O3 -march=native -o child child.cpp
 //   make:   child: child.cpp joulewatch.hpp ; $(CXX) -std=c++17 -O3 -march=native -o $@ $<
 //   run:    joulewatch profile --runtime process --network matmul --option command=./child
-// A batch of 256 numbers each times 256 x 256 weights. They are small fractions of two, so that float sums are exact:
-// every correct child computes the same check, whatever its language or order of sums.
+// It multiplies a batch of vectors of 256 numbers by 256 x 256 weights. Inputs are small multiples of 1/8, weights of
+// 1/16, so float sums are exact: every correct child computes the same check, whatever its language or order of sums.
 #include <algorithm>
 #include <cstdio>
 #include <string>
 #include <vector>
 
-#include "joulewatch.hpp"  // requests, answers and times; a child of your own takes it along
+#include "joulewatch.hpp"  // requests, answers and times; copy it together with your child
 
 constexpr int WIDTH = 256;
 constexpr long LARGEST_BATCH = 1 << 16, CHECK_BATCH = 8;
-constexpr double REFERENCE = 3049.8203125;  // sum of relu(x w)[b, j] * (j % 7 + 1), worked out in integers
+constexpr double REFERENCE = 3049.8203125;  // sum of relu(x w)[b, j] * (j % 7 + 1), computed in integers
 
 struct Matmul {
     std::vector<float> weights, host_in, input, output, host_out;
@@ -39,7 +39,7 @@ struct Matmul {
             for (int i = 0; i < WIDTH; i++) host_in[b * WIDTH + i] = ((b * 31 + i * 7) % 17 - 8) / 8.0f;
         size = batch;
     }
-    void batch(joulewatch::Stamps& stamps) {  // one inference of a whole batch
+    void batch(joulewatch::Stamps& stamps) {  // runs one batch
         stamps.begin();
         std::copy(host_in.begin(), host_in.end(), input.begin());
         stamps("copy_in");

@@ -1,13 +1,14 @@
-// What every child of joulewatch's process protocol (../../PROTOCOL.md) does alike, in C++17: requests, answers, times.
+// The common part of all children of joulewatch's process protocol (../../PROTOCOL.md), in C++17: requests, answers,
+// times.
 // A network is any class with
 //   std::string describe();             fields after "protocol", as JSON; read again after load
 //   void load(const std::string& request);
-//   void prepare(long batch);           drops the buffers of the size before
-//   void batch(joulewatch::Stamps&);    one inference of a whole batch; the device has finished when it returns
+//   void prepare(long batch);           drops the previous buffers
+//   void batch(joulewatch::Stamps&);    runs one batch; the device has finished when it returns
 //   std::string check();                "values" as JSON; only called if describe offers it
-// which throw Failure, and whose main() ends with  return joulewatch::serve(network);
-// Requests are flat objects on one line, keys and values without escapes where a child reads them: no JSON library
-// is needed.
+// They throw Failure. main() ends with  return joulewatch::serve(network);
+// Requests are flat objects on one line. The keys and values that a child reads have no escapes, so no JSON library is
+// needed.
 #pragma once
 #include <time.h>
 #include <unistd.h>
@@ -48,7 +49,7 @@ inline std::string field(const std::string& request, const std::string& key) {
 }
 inline long number(const std::string& request, const char* key) { return std::atol(field(request, key).c_str()); }
 
-inline std::string in_json(const std::string& text) {  // in quotes; whatever cannot stand there becomes a space
+inline std::string in_json(const std::string& text) {  // quoted; control and non-ASCII characters become spaces
     std::string said = "\"";
     for (unsigned char c : text) {
         if (c == '"' || c == '\\') said += '\\';
@@ -57,7 +58,7 @@ inline std::string in_json(const std::string& text) {  // in quotes; whatever ca
     return said + "\"";
 }
 
-// Phases of a call: begin() starts a batch, stamps("execute") says which phase has just ended. Off, no clock is read.
+// Phases of a call: begin() starts a batch, stamps("execute") marks the end of a phase. When off, no clock is read.
 class Stamps {
   public:
     explicit Stamps(bool wanted = false) : on(wanted) {}
@@ -127,10 +128,10 @@ std::string answer_to(Network& network, const std::string& request) {
     throw Failure("unknown_op", "no operation " + op);
 }
 
-// Answers requests until joulewatch closes the child, or is gone: then stdin ends.
+// Answers requests until joulewatch closes the child or stdin ends, which means that joulewatch has exited.
 template <class Network>
 int serve(Network& network) {
-    // Libraries write on stdout when they like: keep it for messages, and send the rest to stderr.
+    // Libraries may print to stdout: keep it for messages, and redirect everything else to stderr.
     FILE* messages = fdopen(dup(1), "w");
     dup2(2, 1);
     for (std::string request; std::getline(std::cin, request);) {
@@ -144,7 +145,7 @@ int serve(Network& network) {
             said = failed("out_of_memory", "no memory for these buffers");
         } catch (const Failure& error) {
             said = failed(error.code, error.what());
-        } catch (const std::exception& error) {  // of a library
+        } catch (const std::exception& error) {  // from a library
             said = failed("failed", error.what());
         }
         std::fprintf(messages, "{\"id\":%ld,\"ok\":%s}\n", number(request, "id"), said.c_str());

@@ -1,9 +1,9 @@
-# Builds child.cpp beside the driver's own program, with what that one is built with. In a checkout of finn-cpp-driver:
+# Builds child.cpp next to the driver's own program, with the same settings. In a checkout of finn-cpp-driver:
 #   echo 'include(PATH/TO/harness/children/finn_cpp/joulewatch.cmake)' >> src/FINNCppDriver/CMakeLists.txt
 #   ./buildDependencies.sh && mkdir -p build && cd build
 #   cmake -DCMAKE_BUILD_TYPE=Release -DFINN_ENABLE_SANITIZERS=Off -DFINN_HEADER_LOCATION=PATH/TO/FinnDriverUsedDatatypes.h ..
 #   make joulewatch_child
-# -DJOULEWATCH_PRECISION=int5 is what results will call the network.
+# -DJOULEWATCH_PRECISION=int5 is the network's precision in results.
 add_executable(joulewatch_child ${CMAKE_CURRENT_LIST_DIR}/child.cpp)
 target_include_directories(joulewatch_child SYSTEM PRIVATE ${XRT_INCLUDE_DIRS})
 target_include_directories(joulewatch_child PRIVATE ${FINN_SRC_DIR})

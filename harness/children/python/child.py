@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Reference child of joulewatch's process protocol (../../PROTOCOL.md), in Python: replace Matmul by your network.
+"""Reference child of joulewatch's process protocol (../../PROTOCOL.md), in Python: replace Matmul with your network.
 
     joulewatch profile --runtime process --network matmul --option command="python3 harness/children/python/child.py"
 
-It multiplies a batch of 256 numbers each by 256 x 256 weights. Inputs and weights are small fractions of two, so
-that float32 sums are exact: every correct child computes the same check, whatever its language or order of sums.
+It multiplies a batch of vectors of 256 numbers by 256 x 256 weights. Inputs are small multiples of 1/8, weights of
+1/16, so float32 sums are exact: every correct child computes the same check, whatever its language or order of sums.
 """
 
 import json
@@ -17,11 +17,11 @@ import numpy as np
 WIDTH = 256
 LARGEST_BATCH = 1 << 16
 CHECK_BATCH = 8
-REFERENCE = 3049.8203125  # sum of relu(x w)[b, j] * (j % 7 + 1) at batch 8, worked out in integers
+REFERENCE = 3049.8203125  # sum of relu(x w)[b, j] * (j % 7 + 1) at batch 8, computed in integers
 
 
 class Failure(Exception):
-    """An answer with an error; codes: unsupported_batch, out_of_memory, bad_configuration, unknown_op, failed."""
+    """Answer with an error; codes: unsupported_batch, out_of_memory, bad_configuration, unknown_op, failed."""
 
     def __init__(self, code: str, text: str):
         super().__init__(text)
@@ -43,7 +43,7 @@ class Matmul:
         self.input, self.output, self.host_out = (np.zeros((batch, WIDTH), np.float32) for _ in range(3))
 
     def batch(self, stamp) -> None:
-        """One inference of a whole batch; stamp() as it begins, stamp(phase) as a phase ends."""
+        """Run one batch; call stamp() at its start and stamp(phase) at the end of each phase."""
         stamp()
         np.copyto(self.input, self.host_in)
         stamp("copy_in")
@@ -55,7 +55,7 @@ class Matmul:
 
 
 def untimed(phase: str = "") -> None:
-    """In place of stamps, where nobody wants phases."""
+    """Replace stamp when phases are not wanted."""
 
 
 def run(network: Matmul, request: dict) -> dict:
@@ -107,7 +107,7 @@ def answer_to(network: Matmul, request: dict) -> dict:
 
 
 def main() -> None:
-    # Libraries write on stdout when they like: keep it for messages, and send the rest to stderr.
+    # Libraries may print to stdout: keep it for messages, and redirect everything else to stderr.
     messages = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     network = Matmul()

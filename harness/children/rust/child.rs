@@ -1,8 +1,8 @@
 //! Reference child of joulewatch's process protocol (../../PROTOCOL.md), in Rust without crates.
 //!   build:  rustc --edition 2021 -O -C target-cpu=native -o child child.rs
 //!   run:    joulewatch profile --runtime process --network matmul --option command=./child
-//! A batch of 256 numbers each times 256 x 256 weights. They are small fractions of two, so that f32 sums are exact:
-//! every correct child computes the same check, whatever its language or order of sums.
+//! It multiplies a batch of vectors of 256 numbers by 256 x 256 weights. Inputs are small multiples of 1/8, weights of
+//! 1/16, so f32 sums are exact: every correct child computes the same check, whatever its language or order of sums.
 //! Requests are flat objects on one line; this child reads them without a JSON library.
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -10,7 +10,7 @@ use std::time::Instant;
 const WIDTH: usize = 256;
 const LARGEST_BATCH: usize = 1 << 16;
 const CHECK_BATCH: usize = 8;
-const REFERENCE: f64 = 3049.8203125; // sum of relu(x w)[b, j] * (j % 7 + 1), worked out in integers
+const REFERENCE: f64 = 3049.8203125; // sum of relu(x w)[b, j] * (j % 7 + 1), computed in integers
 
 /// Code and text; codes: unsupported_batch, out_of_memory, bad_configuration, unknown_op, failed.
 type Failure = (&'static str, String);
@@ -24,7 +24,7 @@ extern "C" {
     fn clock_gettime(clock: i32, time: *mut Timespec) -> i32;
 }
 
-/// CLOCK_MONOTONIC in nanoseconds: the clock of the harness. (An Instant is the same clock, but keeps its number.)
+/// CLOCK_MONOTONIC in nanoseconds: the clock of the harness. (An Instant is the same clock but hides its value.)
 fn now_ns() -> i64 {
     let mut time = Timespec { seconds: 0, nanoseconds: 0 };
     unsafe { clock_gettime(1, &mut time) };
@@ -79,7 +79,7 @@ impl Matmul {
         Ok(())
     }
 
-    /// One inference of a whole batch; returns the nanoseconds of its three phases, if they are timed.
+    /// Runs one batch; returns the nanoseconds of its three phases, if they are timed.
     fn batch(&mut self, timed: bool) -> [u128; 3] {
         let now = || timed.then(Instant::now);
         let start = now();
@@ -149,7 +149,7 @@ fn answer_to(network: &mut Matmul, request: &str) -> Result<String, Failure> {
 fn main() {
     let mut network = Matmul::default();
     for request in std::io::stdin().lock().lines() {
-        let Ok(request) = request else { return }; // stdin ends when joulewatch does
+        let Ok(request) = request else { return }; // stdin ends when joulewatch exits
         let said = match answer_to(&mut network, &request) {
             Ok(text) => format!("true{}", text),
             Err((code, text)) => format!(r#"false,"error":{{"code":"{}","text":"{}"}}"#, code, text),
