@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import pytest
 
 from joulewatch_harness.gum import (
+    NORMAL_95,
     RECTANGULAR_95,
     coverage_factor,
     effective_dof,
     incomplete_beta,
+    mean,
     standard_error,
     student_factor,
 )
@@ -68,8 +71,30 @@ def test_a_dominant_uniform_contribution_is_not_expanded_beyond_its_bounds() -> 
     assert coverage_factor([(1.0, math.inf), (1.0, math.inf)], rectangular=1.0) == pytest.approx(1.96, abs=1e-3)
 
 
+def test_a_uniform_contribution_dominates_if_the_others_are_at_most_0_3_of_it() -> None:
+    assert pytest.approx(1.6454, abs=1e-4) == RECTANGULAR_95
+    near_the_limit = [(2.0, math.inf), (0.35, math.inf), (0.48, math.inf)]
+    assert coverage_factor(near_the_limit, rectangular=2.0) == RECTANGULAR_95
+    assert coverage_factor([*near_the_limit, (0.1, math.inf)], rectangular=2.0) == pytest.approx(NORMAL_95)
+    assert coverage_factor([(1.0, math.inf)]) == pytest.approx(NORMAL_95), "no contribution is uniform"
+    assert coverage_factor([(0.0, math.inf)]) == pytest.approx(NORMAL_95), "no uncertainty at all"
+
+
+def test_a_coverage_factor_is_at_most_that_of_one_degree_of_freedom() -> None:
+    assert coverage_factor([(1.0, 4.0)]) == student_factor(4.0)
+    assert coverage_factor([(1.0, 0.5)]) == student_factor(1.0)
+
+
+@pytest.mark.parametrize("dof", [1.1e7, math.inf])
+def test_many_degrees_of_freedom_give_the_factor_of_the_normal_distribution(dof: float) -> None:
+    assert pytest.approx(NormalDist().inv_cdf(0.975), rel=1e-12) == NORMAL_95
+    assert student_factor(dof) == pytest.approx(NORMAL_95, rel=1e-10)
+    assert student_factor(1e6) == pytest.approx(NORMAL_95 + 2.372e-6, rel=1e-9), "nearly, but not the same"
+
+
 def test_the_standard_error_and_invalid_degrees_of_freedom() -> None:
     assert standard_error([1.0, 2.0, 3.0]) == pytest.approx(1 / math.sqrt(3))
     assert standard_error([1.0]) == 0.0
+    assert mean([1.0, 2.0, 6.0]) == 3.0
     with pytest.raises(ValueError, match="positive"):
         student_factor(0)
