@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, Self, TextIO
 
+from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.plan.steps import Step, estimate_s
 
@@ -29,7 +30,7 @@ class RunProgress:
         *,
         stream: TextIO | None = None,
         bar: bool | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
+        clock: Clock = time,
     ) -> None:
         """Estimate the duration; nothing is written before the first step.
 
@@ -38,17 +39,17 @@ class RunProgress:
             steps: Its steps.
             stream: Output; by default stderr.
             bar: Whether to draw a bar; by default if the stream is a terminal.
-            monotonic: Clock in seconds; for tests.
+            clock: For tests.
         """
         self._plan = plan
         self._stream = sys.stderr if stream is None else stream
-        self._monotonic = monotonic
+        self._clock = clock
         self._count = len(steps)
         self._done = 0
         self.total_s: Final = sum(estimate_s(plan, step) for step in steps)
         self._estimated_done_s = 0.0
         self._actual_done_s = 0.0
-        self._step_started_s = monotonic()
+        self._step_started_s = self._now_s()
         self._drawn_s = float("-inf")
         self._bar: Any = None
         self._task: Any = None
@@ -78,17 +79,17 @@ class RunProgress:
 
     def begin(self, step: Step, text: str) -> None:
         """Show that a step begins."""
-        self._step_started_s = self._monotonic()
+        self._step_started_s = self._now_s()
         self._draw(text)
 
     def tick(self) -> None:
         """Redraw the bar if it is old."""
-        if self._bar is not None and self._monotonic() - self._drawn_s >= REDRAW_S:
+        if self._bar is not None and self._now_s() - self._drawn_s >= REDRAW_S:
             self._draw(None)
 
     def done(self, step: Step, text: str) -> None:
         """Show that a step is done or was skipped."""
-        now_s = self._monotonic()
+        now_s = self._now_s()
         self._done += 1
         self._estimated_done_s += estimate_s(self._plan, step)
         self._actual_done_s += now_s - self._step_started_s
@@ -117,11 +118,14 @@ class RunProgress:
         scale = (self._actual_done_s + prior_s) / (self._estimated_done_s + prior_s) if prior_s > 0.0 else 1.0
         return max(0.0, self.total_s - self._estimated_done_s) * scale
 
+    def _now_s(self) -> float:
+        return self._clock.monotonic_ns() * 1e-9
+
     def _draw(self, text: str | None) -> None:
         if self._bar is None:
             return
-        in_step_s = self._monotonic() - self._step_started_s
-        self._drawn_s = self._monotonic()
+        in_step_s = self._now_s() - self._step_started_s
+        self._drawn_s = self._now_s()
         self._bar.update(
             self._task,
             completed=min(self._estimated_done_s + in_step_s, self.total_s),

@@ -37,7 +37,8 @@ def test_the_url_is_read_from_its_output_and_the_log_is_stored(tmp_path: Path) -
 
 
 def test_the_error_quotes_an_exporter_that_ends_during_its_start(tmp_path: Path) -> None:
-    with pytest.raises(ExporterUnreachableError, match=r"ended during its start: error: no sensor: try --coll"):
+    text = r"the local exporter ended during its start: error: no sensor: try --collector\.estimate"
+    with pytest.raises(ExporterUnreachableError, match=text):
         local(tmp_path, BAD).start()
     assert "no sensor" in (tmp_path / "exporter.log").read_text()
 

@@ -9,25 +9,19 @@ import pytest
 from joulewatch_harness.plan.parsing import make_plan
 from joulewatch_harness.plan.steps import estimate_s, steps
 from joulewatch_harness.runner.progress import RunProgress, duration
+from support.clock import FakeClock
 
 PLAN = make_plan({"batch_sizes": [1, 2], "preset": "quick"}, "x")
 STEPS = steps(PLAN)
 
 
-class Time:
-    now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
 def test_without_a_terminal_there_is_one_line_per_step() -> None:
-    stream, time = io.StringIO(), Time()
-    with RunProgress(PLAN, STEPS, stream=stream, bar=False, monotonic=time) as progress:
+    stream, clock = io.StringIO(), FakeClock()
+    with RunProgress(PLAN, STEPS, stream=stream, bar=False, clock=clock) as progress:
         for step in STEPS:
             progress.begin(step, "begins")
             progress.tick()
-            time.now_s += estimate_s(PLAN, step)
+            clock.advance(estimate_s(PLAN, step))
             progress.done(step, "done")
         progress.note("exporter a:1 does not answer")
     lines = stream.getvalue().splitlines()
@@ -38,25 +32,25 @@ def test_without_a_terminal_there_is_one_line_per_step() -> None:
 
 
 def test_the_remaining_time_follows_from_the_duration_of_past_steps() -> None:
-    time = Time()
-    progress = RunProgress(PLAN, STEPS, stream=io.StringIO(), bar=False, monotonic=time)
+    clock = FakeClock()
+    progress = RunProgress(PLAN, STEPS, stream=io.StringIO(), bar=False, clock=clock)
     assert progress.left_s() == progress.total_s
     for step in STEPS[:4]:
         progress.begin(step, "")
-        time.now_s += 2 * estimate_s(PLAN, step)
+        clock.advance(2 * estimate_s(PLAN, step))
         progress.done(step, "")
     rest_s = sum(estimate_s(PLAN, step) for step in STEPS[4:])
     assert 1.5 * rest_s < progress.left_s() < 2 * rest_s
 
 
 def test_the_bar_is_drawn_between_steps_and_rarely_during_a_step() -> None:
-    stream, time = io.StringIO(), Time()
-    with RunProgress(PLAN, STEPS, stream=stream, bar=True, monotonic=time) as progress:
+    stream, clock = io.StringIO(), FakeClock()
+    with RunProgress(PLAN, STEPS, stream=stream, bar=True, clock=clock) as progress:
         progress.begin(STEPS[0], "idle")
         drawn = len(stream.getvalue())
         progress.tick()
         assert len(stream.getvalue()) == drawn
-        time.now_s += 6
+        clock.advance(6)
         progress.tick()
         progress.done(STEPS[0], "idle done")
         progress.note("something [odd]")
