@@ -1,1 +1,1 @@
-"""One module per way to run ``joulewatch-exporter``."""
+"""What ``joulewatch-exporter`` does: serve, ``--once``, ``check``."""

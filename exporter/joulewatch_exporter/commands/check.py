@@ -1,4 +1,4 @@
-"""`check`: what was found, missing, denied, why, the line that cures it, and a live reading of what was found."""
+"""``joulewatch-exporter check``: list found, missing and denied sensors with reasons, fixes and a live reading."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from joulewatch_exporter.sampling.scan import FamilyScan
 from joulewatch_exporter.threads import DeadlineThread
 
 READING_S: Final = 0.2
-"""Between the two reads of the live reading."""
+"""Time between the two reads of a live reading."""
 
 ANSWER_S: Final = 10.0
-"""A family that has not answered by then is said to hang; the first answer of a BMC takes seconds."""
+"""A family that has not answered by then is reported as hanging; the first answer of a BMC takes seconds."""
 
 EXIT_MEASURED: Final = 0
 EXIT_NOTHING_MEASURED: Final = 1
@@ -41,9 +41,9 @@ EXIT_NOTHING_MEASURED: Final = 1
 _MEASURED: Final = ("counter", "integrated")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LiveReading:
-    """One quantity as it reads just now."""
+    """The current power of one quantity."""
 
     collector: str
     component: str
@@ -53,13 +53,13 @@ class LiveReading:
     method: str
     source: str
     power_watts: float | None
-    """Over 0.2 s, or the sensor's own; None: it could not be read, or gave no value in that time."""
+    """Mean over 0.2 s, or as the sensor reports it; None: the sensor returned no value in that time."""
     error: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Everything the doctor found."""
+    """The result of a check; its fields are the keys of ``--format json``."""
 
     version: str
     nodename: str
@@ -70,14 +70,14 @@ class Report:
     findings: tuple[Finding, ...]
     readings: tuple[LiveReading, ...]
     measured: int
-    """Quantities that a sensor gives, and that could be read."""
+    """Number of quantities that a sensor measures and that could be read."""
     estimated: int
 
 
 def check(
     families: Sequence[type[Collector]], host: Host, settings: Mapping[str, FamilySettings], *, as_json: bool
 ) -> int:
-    """Examine the host and print the report on stdout; the exit code."""
+    """Examine the host, print the report on stdout, and return the exit code."""
     report = examine(families, host, settings)
     if as_json:
         print(json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False))  # noqa: T201
@@ -94,14 +94,14 @@ def examine(
     *,
     reading_s: float = READING_S,
 ) -> Report:
-    """Open every family, read what is found twice, and close it again."""
+    """Open all families, read their sensors twice, and close them."""
     findings: list[Finding] = []
     opened: list[Collector] = []
     try:
         for family in families:
             setting = settings.get(family.name, FamilySettings())
             if family.name == ESTIMATE_FAMILY and setting.enabled == "auto" and any(map(measures_cpu, opened)):
-                text = "stands in only while no CPU sensor is measured"
+                text = "used only if no CPU sensor is measured"
                 findings.append(Finding("skipped", family.name, family.name, text, f"--collector.{family.name}"))
                 continue
             claimed = frozenset(
@@ -131,12 +131,12 @@ def examine(
 def _open(family: type[Collector], host: Host, setting: FamilySettings, findings: list[Finding]) -> Collector | None:
     name = family.name
     if setting.enabled is False:
-        findings.append(Finding("skipped", name, name, "switched off by the configuration", f"--collector.{name}"))
+        findings.append(Finding("skipped", name, name, "disabled by the configuration", f"--collector.{name}"))
         return None
     options = setting.options if setting.options is not None else family.Options()
     opener = DeadlineThread(f"check-{name}")
     try:
-        collector = opener.call(lambda: family.open(host, options), ANSWER_S)
+        collector = opener.call(lambda: family.open(host, options), ANSWER_S, discard=lambda late: late.close())
         opener.call(lambda: collector.settle(ANSWER_S), ANSWER_S + 1.0)
     except ConfigError:
         raise
@@ -168,7 +168,7 @@ def _open(family: type[Collector], host: Host, setting: FamilySettings, findings
 
 
 def _subject_and_text(name: str, error: SensorError) -> tuple[str, str]:
-    """A family's error begins with the path where it has one."""
+    """Split the error of a family, which begins with the path if there is one."""
     path, _, text = str(error).partition(": ")
     return (path, text) if text and path.startswith("/") else (name, str(error))
 
@@ -203,7 +203,7 @@ def _read(collectors: Sequence[Collector], host: Host, reading_s: float) -> tupl
 
 
 def _scan(family: Family) -> FamilyScan | None:
-    """One scan, or None if it hangs."""
+    """Scan once; None: the scan hangs."""
     reader = DeadlineThread(f"check-{family.name}")
     try:
         return reader.call(family.scan, ANSWER_S)
@@ -215,7 +215,7 @@ def _scan(family: Family) -> FamilyScan | None:
 
 
 def _is_virtual_machine(host: Host) -> bool:
-    """Whether the CPU says that a hypervisor is under it (x86 flag ``hypervisor``)."""
+    """Return whether the CPU reports a hypervisor (x86 flag ``hypervisor``)."""
     try:
         with open(host.procfs / "cpuinfo", encoding="utf-8", errors="replace") as file:
             for line in file:
@@ -227,14 +227,14 @@ def _is_virtual_machine(host: Host) -> bool:
 
 
 def render(report: Report, *, width: int = 80) -> str:
-    """The report as plain text of at most ``width`` columns, paths excepted."""
+    """Return the report as plain text; only paths may be wider than ``width`` columns."""
     where = "an emulated machine" if report.emulated else report.nodename
     lines = [f"joulewatch-exporter {report.version} on {where}", f"sysfs {report.sysfs}, procfs {report.procfs}", ""]
     for finding in report.findings:
         lines.append(f"{finding.status:<8} {finding.collector:<9} {finding.subject}")
         lines += _indented(finding.text, width)
         if finding.cure:
-            lines.append(f"{'':<18} cure: {finding.cure}")
+            lines.append(f"{'':<18} fix: {finding.cure}")
     if report.readings:
         lines += ["", *_reading_table(report.readings)]
     lines += ["", *textwrap.wrap(_summary(report), width, break_on_hyphens=False)]
@@ -268,14 +268,14 @@ def _reading_table(readings: Sequence[LiveReading]) -> list[str]:
 def _summary(report: Report) -> str:
     if report.measured:
         return f"Measured quantities: {report.measured}; estimated: {report.estimated}."
-    text = "Nothing is measured on this machine."
+    text = "No power sensor of this machine can be read."
     if report.estimated:
-        text += f' {report.estimated} quantities are estimated by a model and labelled method="estimated".'
+        text += f' Quantities that a model estimates (method="estimated"): {report.estimated}.'
     if report.virtual_machine:
         text += (
-            " This is a virtual machine, and a virtual machine has no RAPL: measure on the host, "
-            f"or use the {ESTIMATE_FAMILY} collector or 'joulewatch-exporter emulate' to try things out."
+            " This is a virtual machine, and virtual machines have no RAPL: measure on the host. "
+            f"To try out joulewatch, use the {ESTIMATE_FAMILY} collector or 'joulewatch-exporter emulate'."
         )
     elif any(finding.status == "denied" for finding in report.findings):
-        text += " Sensors are there but may not be read: apply the cures above."
+        text += " There are sensors that may not be read: apply the fixes above."
     return text

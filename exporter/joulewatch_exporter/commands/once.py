@@ -11,15 +11,15 @@ from joulewatch_exporter.config.config import Config
 from joulewatch_exporter.errors import EXIT_DONE
 from joulewatch_exporter.model import Collector, Host
 
-ONCE_INTERVAL_S: Final = 0.15
-"""Between the two reads of ``--once``: power of a counter needs two."""
-
+INTERVAL_S: Final = 0.15
+"""Time between two reads; the power of an energy counter needs two."""
 
 SETTLE_S: Final = 15.0
-"""How long ``--once`` waits for devices that are read in the background: a BMC's first answer takes seconds."""
+"""Longest wait for devices that are read in the background; the first answer of a BMC takes seconds."""
 
 
 def once(families: Sequence[type[Collector]], host: Host, config: Config) -> int:
+    """Read all sensors, print the exposition on stdout, and return the exit code."""
     from joulewatch_exporter.sampling.sampler import Sampler
     from joulewatch_exporter.server.exposition import Exposition
 
@@ -30,14 +30,13 @@ def once(families: Sequence[type[Collector]], host: Host, config: Config) -> int
         timeout_s = config.exporter.read_timeout_seconds
         sampler.settle(SETTLE_S)
         sampler.fresh(timeout_s)
-        time.sleep(ONCE_INTERVAL_S)
+        time.sleep(INTERVAL_S)
         scans = sampler.fresh(timeout_s)
     finally:
         sampler.stop()
     if not any(scan.layout.infos for scan in scans):
-        print(  # noqa: T201
-            "joulewatch-exporter: no sensor found; 'joulewatch-exporter check' says why", file=sys.stderr
-        )
+        reasons = "run 'joulewatch-exporter check' for the reasons"
+        print(f"joulewatch-exporter: no sensor found; {reasons}", file=sys.stderr)  # noqa: T201
     exposition = Exposition(emulated=host.emulated, start_s=start_s, self_metrics=config.exporter.exporter_metrics)
     sys.stdout.write(exposition.render(scans, "text").decode())
     sys.stdout.flush()

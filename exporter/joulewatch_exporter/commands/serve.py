@@ -1,4 +1,4 @@
-"""``joulewatch-exporter`` without a command: serve until a signal arrives."""
+"""``joulewatch-exporter`` without a command: serve metrics until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from joulewatch_exporter.model import Collector, Host
 logger = logging.getLogger(__name__)
 
 
-MOST_FILES: Final = 16_384
-
+MAX_FILES: Final = 16_384
 
 SWITCH_INTERVAL_S: Final = 0.0005
-"""A scrape waits for its family's thread: Python's 5 ms until threads change would show in every latency."""
+"""A scrape waits for its families' threads; with Python's default of 5 ms, each would add to the latency."""
 
 
 def allow_many_files() -> None:
-    """Each sensor file is held open between reads, and the usual soft limit is 1024 files."""
+    """Raise the limit of open files: sensor files stay open between reads, and the usual soft limit is 1024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    wanted = MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError):
-            # A service manager may forbid it; then its own LimitNOFILE counts, and few machines need more.
+            # A service manager may forbid it. Then its own LimitNOFILE applies, and few machines need more.
             return
 
 
 class _Stopped(BaseException):
-    """A signal came while the daemon was still starting. Not an Exception: those, logging and collectors catch."""
+    """A signal arrived during start-up. Not an Exception, because logging and collectors catch those."""
 
 
 @contextmanager
 def _stop_signals() -> Iterator[tuple[int, Callable[[], None]]]:
-    """SIGTERM and SIGINT as a file descriptor that becomes readable; until told, they raise _Stopped.
+    """Turn SIGTERM and SIGINT into a file descriptor that becomes readable.
 
-    The pipe is Python's wakeup descriptor, written by the signal itself. A handler written in Python is run only
-    when the main thread next executes Python: a signal that comes just before the wait begins would be waited out.
+    Yields the descriptor and a function to call when start-up is complete; until then, the signals raise `_Stopped`.
+    The descriptor is Python's wakeup pipe, which the signal itself writes to. A handler in Python would run only when
+    the main thread next executes Python, so a signal just before ``select`` would not end it.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -77,6 +77,7 @@ def _stop_signals() -> Iterator[tuple[int, Callable[[], None]]]:
 
 
 def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, exit_on_stdin_close: bool) -> int:
+    """Serve until a signal arrives, or stdin is closed, and return the exit code."""
     from joulewatch_exporter.sampling.sampler import Sampler
     from joulewatch_exporter.server.access import Access
     from joulewatch_exporter.server.exposition import CONTENT_TYPES, Exposition, choose_format
@@ -101,7 +102,7 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
     server: WebServer | None = None
     with _stop_signals() as (stop_reader, begin_waiting):
         try:
-            # The addresses first: a second exporter by mistake must not touch the sensors.
+            # Addresses first: a second exporter, started by mistake, must not touch the sensors.
             server = WebServer(
                 settings.listen,
                 scrape,
@@ -116,10 +117,10 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
             server.start()
             for url in server.urls:
                 logger.info("listening on %s", url)
-            # What lives as long as the process need not be looked at in each collection of garbage.
+            # Objects that live as long as the process need not be traversed by each garbage collection.
             gc.collect()
             gc.freeze()
-            _wait_for_the_end(stop_reader, exit_on_stdin_close)
+            _wait_for_end(stop_reader, exit_on_stdin_close)
         except _Stopped:
             pass
         finally:
@@ -130,7 +131,7 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
     return EXIT_DONE
 
 
-def _wait_for_the_end(stop_reader: int, exit_on_stdin_close: bool) -> None:
+def _wait_for_end(stop_reader: int, exit_on_stdin_close: bool) -> None:
     watched: list[Any] = [stop_reader]
     if exit_on_stdin_close:
         watched.append(0)

@@ -1,4 +1,4 @@
-"""The doctor: every family has a line, every problem a cure, and the exit code tells whether anything is measured."""
+"""``check``: a line for each family, a fix for each problem, and an exit code that shows if anything is measured."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from joulewatch_exporter.commands import check as doctor
+from joulewatch_exporter.commands import check
 from joulewatch_exporter.config.config import FamilySettings
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorGlitchError
 from joulewatch_exporter.model import Collector, Finding, Host
@@ -19,8 +19,8 @@ PATH = "/sys/class/powercap/intel-rapl:0/energy_uj"
 
 def examine(
     tmp_path: Path, *families: type[Collector], settings: dict[str, FamilySettings] | None = None
-) -> doctor.Report:
-    return doctor.examine(families, Host(tmp_path, tmp_path, tmp_path), settings or {}, reading_s=0.0)
+) -> check.Report:
+    return check.examine(families, Host(tmp_path, tmp_path, tmp_path), settings or {}, reading_s=0.0)
 
 
 def test_what_is_found_is_read(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_what_is_found_is_read(tmp_path: Path) -> None:
     assert report.measured == 1
     assert [(reading.device, reading.power_watts) for reading in report.readings] == [("board", 42.0)]
     assert machine.closed == 1
-    text = doctor.render(report)
+    text = check.render(report)
     assert "found    hwmon     fake:board/total" in text
     assert "42.00 W" in text
     assert "Measured quantities: 1; estimated: 0." in text
@@ -41,38 +41,38 @@ def test_absent_denied_broken_and_skipped(tmp_path: Path) -> None:
         tmp_path,
         fake_family("rapl", denied),
         fake_family("hwmon", Machine()),
-        fake_family("nvml", Machine(error=RuntimeError("library is upside down"))),
+        fake_family("nvml", Machine(error=RuntimeError("library is broken"))),
         fake_family("xrt", Machine([energy_sensor()])),
         settings={"xrt": FamilySettings(enabled=False)},
     )
     assert [finding.status for finding in report.findings] == ["denied", "absent", "broken", "skipped"]
     assert report.findings[0].subject == PATH
-    text = doctor.render(report)
+    text = check.render(report)
     assert f"chmod a+r {PATH}" in text
-    assert "library is upside down" in text
-    assert "cure: --collector.xrt" in text
-    assert "Nothing is measured on this machine." in text
-    assert "apply the cures above" in text
+    assert "library is broken" in text
+    assert "fix: --collector.xrt" in text
+    assert "No power sensor of this machine can be read." in text
+    assert "apply the fixes above" in text
 
 
-def test_findings_of_a_family_are_shown_with_their_cures(tmp_path: Path) -> None:
+def test_findings_of_a_family_are_shown_with_their_fixes(tmp_path: Path) -> None:
     findings = [
         Finding("found", "rapl", "/sys/a", "package-0"),
         Finding("denied", "rapl", "/sys/b", "Permission denied", "chmod a+r /sys/b"),
     ]
-    text = doctor.render(examine(tmp_path, fake_family("rapl", Machine([energy_sensor()], findings=findings))))
+    text = check.render(examine(tmp_path, fake_family("rapl", Machine([energy_sensor()], findings=findings))))
     assert "denied   rapl      /sys/b" in text
-    assert "cure: chmod a+r /sys/b" in text
+    assert "fix: chmod a+r /sys/b" in text
 
 
-def test_an_estimate_is_no_measurement(tmp_path: Path) -> None:
+def test_an_estimate_is_not_a_measurement(tmp_path: Path) -> None:
     (tmp_path / "cpuinfo").write_text("processor\t: 0\nflags\t\t: fpu hypervisor lm\n")
     family = fake_family("estimate", Machine([energy_sensor(method="estimated")]))
     report = examine(tmp_path, family)
     assert (report.measured, report.estimated, report.virtual_machine) == (0, 1, True)
-    text = doctor.render(report)
-    assert "a virtual machine has no RAPL" in " ".join(text.split())
-    assert doctor.check([family], Host(tmp_path, tmp_path, tmp_path), {}, as_json=False) == 1
+    text = check.render(report)
+    assert "virtual machines have no RAPL" in " ".join(text.split())
+    assert check.check([family], Host(tmp_path, tmp_path, tmp_path), {}, as_json=False) == 1
 
 
 def test_a_sensor_that_cannot_be_read_is_not_measured(tmp_path: Path) -> None:
@@ -81,26 +81,26 @@ def test_a_sensor_that_cannot_be_read_is_not_measured(tmp_path: Path) -> None:
     report = examine(tmp_path, fake_family("rapl", Machine([sensor])))
     assert report.measured == 0
     assert report.readings[0].error == "glitch"
-    assert "glitch" in doctor.render(report)
+    assert "glitch" in check.render(report)
 
 
 def test_the_table_fits_80_columns(tmp_path: Path) -> None:
     words = "a sentence that goes on and on about what was found and what was not " * 5
     family = fake_family("hwmon", Machine([power_sensor()], findings=[Finding("found", "hwmon", "/sys/x", words)]))
-    assert all(len(line) <= 80 for line in doctor.render(examine(tmp_path, family)).splitlines()[2:])
+    assert all(len(line) <= 80 for line in check.render(examine(tmp_path, family)).splitlines()[2:])
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     family = fake_family("hwmon", Machine([power_sensor()]))
-    assert doctor.check([family], Host(tmp_path, tmp_path, tmp_path), {}, as_json=True) == 0
+    assert check.check([family], Host(tmp_path, tmp_path, tmp_path), {}, as_json=True) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["measured"] == 1
     assert data["readings"][0]["power_watts"] == 50.0
     assert data["findings"][0]["status"] == "found"
 
 
-def test_the_estimate_is_skipped_beside_a_cpu_sensor(tmp_path: Path) -> None:
-    """As the daemon does, unless it was asked for."""
+def test_the_estimate_is_skipped_next_to_a_cpu_sensor(tmp_path: Path) -> None:
+    """As in the daemon, unless it is enabled explicitly."""
     families = [
         fake_family("rapl", Machine([energy_sensor()])),
         fake_family("estimate", Machine([energy_sensor(method="estimated")])),
@@ -110,10 +110,10 @@ def test_the_estimate_is_skipped_beside_a_cpu_sensor(tmp_path: Path) -> None:
     assert examine(tmp_path, *families, settings=asked_for).estimated == 1
 
 
-def test_a_family_that_hangs_is_said_and_the_others_are_examined(
+def test_a_family_that_hangs_is_reported_and_the_others_are_examined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "ANSWER_S", 0.1)
+    monkeypatch.setattr(check, "ANSWER_S", 0.1)
     hung = power_sensor("card")
     hung.hang = threading.Event()
     opening = fake_family("ipmi", Machine([power_sensor()]))
@@ -142,13 +142,13 @@ def test_devices_read_in_the_background_are_waited_for(tmp_path: Path) -> None:
     assert machine.settled == 1
 
 
-def test_a_family_is_told_what_those_before_it_read(tmp_path: Path) -> None:
-    """As the daemon does: else the doctor would promise series that the daemon leaves out."""
+def test_a_family_gets_the_sources_that_earlier_families_read(tmp_path: Path) -> None:
+    """As in the daemon; otherwise ``check`` would list series that the daemon does not publish."""
     machine = Machine([power_sensor()])
     examine(tmp_path, fake_family("fpga", Machine([power_sensor("card")])), fake_family("hwmon", machine))
     assert machine.hosts[0].claimed == {"fake:card/total"}
 
 
-def test_a_wrong_configuration_is_no_finding(tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_an_error_not_a_finding(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"targets\.yaml"):
         examine(tmp_path, fake_family("ipmi", Machine(error=ConfigError("targets.yaml: unknown key adress"))))
