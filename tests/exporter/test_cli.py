@@ -193,7 +193,7 @@ def test_bad_flags_are_exit_2(capfd: pytest.CaptureFixture[str], flags: list[str
     [
         (["--path.sysfs=/nope"], "--path.sysfs (exporter.path.sysfs): /nope is not a folder"),
         (["--config.file=/nope.yaml"], "/nope.yaml: cannot be read: No such file or directory"),
-        (["--web.listen-address=here"], "--web.listen-address: 'here' is no address"),
+        (["--web.listen-address=here"], "--web.listen-address: 'here' is not a valid address"),
         (["--web.max-requests=-1"], "--web.max-requests: -1 is below 0"),
         (["--web.telemetry-path=x"], "--web.telemetry-path: 'x' must be a path"),
         (["--web.config.file=/nope.yaml", "--web.listen-address=127.0.0.1:0"], "/nope.yaml: cannot be read"),

@@ -1,6 +1,7 @@
-"""The exporter's settings: from its configuration file and its web configuration file.
+"""Settings of the exporter, from its configuration file and its web configuration file.
 
-A flag beats the file, the file beats the default. ``example.yaml`` beside this package shows every setting.
+A flag takes precedence over the file, the file over the default. ``example.yaml`` next to this package shows all
+settings.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from joulewatch_exporter.model import Collector, Host
 
 @dataclass(frozen=True, slots=True)
 class PathSettings:
-    """Where the machine's files are: another root in a container, or an emulated machine."""
+    """Roots of the machine's files; others than the defaults in a container or for an emulated machine."""
 
     sysfs: Path = Path("/sys")
     procfs: Path = Path("/proc")
     dev: Path = Path("/dev")
 
     def host(self) -> Host:
-        """The host with these roots.
+        """Return the host with these roots.
 
         Raises:
-            ConfigError: One is not a folder.
+            ConfigError: A root is not a folder.
         """
         for name in ("sysfs", "procfs", "dev"):
             root: Path = getattr(self, name)
@@ -40,21 +41,21 @@ class PathSettings:
         return Host(sysfs=self.sysfs, procfs=self.procfs, dev=self.dev)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExporterSettings:
     """The section ``exporter``."""
 
     listen: tuple[str, ...] = (f":{DEFAULT_PORT}",)
-    """``host:port``; an empty host is every address, port 0 a free one."""
+    """``host:port``; an empty host listens on all addresses, port 0 chooses a free port."""
     telemetry_path: str = "/metrics"
     max_requests: int = 40
-    """Scrapes at the same time; more are answered 503. 0: any number."""
+    """Number of concurrent scrapes; more are answered with 503. 0: no limit."""
     read_timeout_seconds: float = 2.0
     """A family that has not answered a scrape by then is shown as down."""
     rediscover_seconds: float = 30.0
-    """How often to look again for sensors that are gone or were not there; 0: never."""
+    """Period of the probes for missing sensors; 0: never."""
     exporter_metrics: bool = True
-    """Whether ``process_*`` and ``python_info`` are shown."""
+    """Whether ``process_*`` and ``python_info`` are published."""
     web_config_file: Path | None = None
     """TLS and basic auth, in the format of the Prometheus exporter toolkit."""
     log_level: LogLevel = "info"
@@ -65,7 +66,7 @@ class ExporterSettings:
         """Check the values.
 
         Raises:
-            ValueError: One is out of its range; the text begins with its key.
+            ValueError: A value is out of range; the text begins with its key.
         """
         if not self.listen:
             raise ValueError("listen: needs at least one address")
@@ -85,10 +86,10 @@ class ExporterSettings:
 
 @dataclass(frozen=True, slots=True)
 class FamilySettings:
-    """What the configuration says of one family."""
+    """The configuration of one family."""
 
     enabled: bool | Literal["auto"] = "auto"
-    """auto: use it if there; True: an error if it is not; False: never."""
+    """auto: used if present; True: an error if missing; False: never used."""
     poll_s: float | None = None
     """Overrides the family's own period."""
     options: Any = None
@@ -97,33 +98,35 @@ class FamilySettings:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything that can be set."""
+    """All settings."""
 
     exporter: ExporterSettings = field(default_factory=ExporterSettings)
     collectors: Mapping[str, FamilySettings] = field(default_factory=dict)
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """``host:port``, ``:port`` or ``[ipv6]:port`` to host (empty: every address) and port.
+    """Split ``host:port``, ``:port`` or ``[ipv6]:port`` into host (empty: all addresses) and port.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: The text is none of these.
     """
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:\[\]/\s]*)):(\d{1,5})", text)
     if match is None or int(match[3]) > 65535:
-        raise ValueError(f"listen: {text!r} is no address such as :{DEFAULT_PORT}, 127.0.0.1:9101 or [::1]:9101")
+        raise ValueError(
+            f"listen: {text!r} is not a valid address such as :{DEFAULT_PORT}, 127.0.0.1:9101 or [::1]:9101"
+        )
     return match[1] or match[2] or "", int(match[3])
 
 
 def load_config(path: Path | None, families: Iterable[type[Collector]]) -> Config:
-    """Read the configuration file; all defaults for None.
+    """Read the configuration file.
 
     Args:
-        path: The YAML file.
+        path: The YAML file; None: all defaults.
         families: The sensor families, whose ``Options`` are the keys below ``collectors.<name>``.
 
     Raises:
-        ConfigError: The file cannot be read, is no YAML, or has a key or value that is wrong.
+        ConfigError: The file cannot be read, is not valid YAML, or has an invalid key or value.
     """
     by_name = {family.name: family for family in families}
     data: object = {} if path is None else read_yaml(path)
@@ -144,7 +147,7 @@ def load_config(path: Path | None, families: Iterable[type[Collector]]) -> Confi
 def _family_settings(family: type[Collector], data: object, source: str) -> FamilySettings:
     where = f"collectors.{family.name}"
     section = dict(mapping(data, source, where))
-    option_names = [item.name for item in dataclasses.fields(family.Options)]
+    option_names = [option.name for option in dataclasses.fields(family.Options)]
     check_keys(section, ("enabled", "poll_seconds", *option_names), source, where)
     enabled = convert(section.pop("enabled", "auto"), bool | Literal["auto"], source, f"{where}.enabled")
     poll_s = convert(section.pop("poll_seconds", None), float | None, source, f"{where}.poll_seconds")
@@ -160,9 +163,9 @@ _CLIENT_AUTH = Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVer
 _BCRYPT: Final = re.compile(r"\$2[abxy]\$\d\d\$[./A-Za-z0-9]{53}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TlsSettings:
-    """``tls_server_config``; the names are the toolkit's. Relative paths are below the file's folder."""
+    """``tls_server_config``, with the names of the toolkit. Relative paths start at the folder of the file."""
 
     cert_file: Path
     key_file: Path
@@ -173,19 +176,19 @@ class TlsSettings:
     max_version: _TLS_VERSIONS = "TLS13"
 
     def __post_init__(self) -> None:
-        """Check what only makes sense together.
+        """Check combinations of values.
 
         Raises:
-            ValueError: It does not.
+            ValueError: A combination is invalid; the text begins with a key.
         """
         if self.client_auth_type != "NoClientCert" and self.client_ca_file is None:
-            raise ValueError(f"client_ca_file: is needed by client_auth_type {self.client_auth_type}")
+            raise ValueError(f"client_ca_file: is required by client_auth_type {self.client_auth_type}")
         if self.client_auth_type == "NoClientCert" and self.client_ca_file is not None:
             raise ValueError(
-                "client_auth_type: a client_ca_file without it checks nobody; set RequireAndVerifyClientCert"
+                "client_auth_type: without it client_ca_file has no effect; set RequireAndVerifyClientCert"
             )
         if self.client_allowed_sans and self.client_auth_type != "RequireAndVerifyClientCert":
-            raise ValueError("client_allowed_sans: needs client_auth_type RequireAndVerifyClientCert")
+            raise ValueError("client_allowed_sans: requires client_auth_type RequireAndVerifyClientCert")
         if self.min_version > self.max_version:
             raise ValueError(f"min_version: {self.min_version} is above max_version {self.max_version}")
 
@@ -195,39 +198,39 @@ class HttpSettings:
     """``http_server_config``."""
 
     http2: bool | None = None
-    """Accepted and not honoured: the server speaks HTTP/1.1."""
+    """Accepted but ignored: the server supports HTTP/1.1 only."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that headers are headers.
+        """Check names and values of the headers.
 
         Raises:
-            ValueError: One would break the response.
+            ValueError: A header is invalid and would break the response.
         """
         for name, value in self.headers.items():
             if not re.fullmatch(r"[A-Za-z0-9-]+", name) or not value.isprintable():
-                raise ValueError(f"headers.{name}: is no valid header")
+                raise ValueError(f"headers.{name}: is not a valid header")
 
 
 @dataclass(frozen=True, slots=True)
 class WebConfig:
-    """``--web.config.file``: who may scrape, and over what."""
+    """``--web.config.file``: TLS, users and headers."""
 
     tls_server_config: TlsSettings | None = None
     http_server_config: HttpSettings = field(default_factory=HttpSettings)
     basic_auth_users: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """User to bcrypt hash."""
+    """bcrypt hash by user name."""
 
     def __post_init__(self) -> None:
-        """Check the hashes, without showing them.
+        """Check the hashes; the error does not show them.
 
         Raises:
-            ValueError: One is no bcrypt hash.
+            ValueError: A hash is not a bcrypt hash.
         """
         for user, bcrypt_hash in self.basic_auth_users.items():
             if not _BCRYPT.fullmatch(bcrypt_hash):
                 raise ValueError(
-                    f"basic_auth_users.{user}: is no bcrypt hash; make one with: htpasswd -nBC 10 '' | tr -d ':\\n'"
+                    f"basic_auth_users.{user}: is not a bcrypt hash; create one: htpasswd -nBC 10 '' | tr -d ':\\n'"
                 )
 
 
@@ -235,15 +238,15 @@ def load_web_config(path: Path) -> WebConfig:
     """Read a web configuration file.
 
     Raises:
-        ConfigError: The file, a key, a value or a file it names is wrong.
+        ConfigError: The file, a key, a value or a file that it names is invalid.
     """
     data = dict(mapping(read_yaml(path), str(path), ""))
     for key in ("tls_server_config", "http_server_config", "basic_auth_users"):
         if key in data and data[key] is None:
             del data[key]
     users = data.get("basic_auth_users", {})
-    if not isinstance(users, Mapping) or not all(isinstance(item, str) for pair in users.items() for item in pair):
-        raise ConfigError(f"{path}: basic_auth_users: must map user names to bcrypt hashes")  # never shown
+    if not isinstance(users, Mapping) or not all(isinstance(text, str) for pair in users.items() for text in pair):
+        raise ConfigError(f"{path}: basic_auth_users: must map user names to bcrypt hashes")  # do not show the value
     web = build(WebConfig, data, str(path), "")
     tls = web.tls_server_config
     if tls is None:

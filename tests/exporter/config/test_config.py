@@ -1,4 +1,4 @@
-"""Strict configuration: every mistake is named with its file, its key and what was meant."""
+"""Strict configuration: an error names the file, the key and the nearest valid key."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         ("exporter: {read_timeout_seconds: .nan}", "exporter.read_timeout_seconds: must be a number, not nan"),
         ("exporter: {rediscover_seconds: -3}", "exporter.rediscover_seconds: -3 is below 0"),
         ("exporter: {listen: []}", "exporter.listen: needs at least one address"),
-        ("exporter: {listen: here}", "exporter.listen: 'here' is no address such as :10717"),
+        ("exporter: {listen: here}", "exporter.listen: 'here' is not a valid address such as :10717"),
         ("exporter: {telemetry_path: metrics}", "exporter.telemetry_path: 'metrics' must be a path such as /metrics"),
         ("exporter: {telemetry_path: /}", "must be a path such as /metrics"),
         ("exporter: {log_level: loud}", "exporter.log_level: must be debug or info or warning or error, not 'loud'"),
@@ -101,7 +101,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         ("1: {}", "the key 1 must be a string"),
     ],
 )
-def test_a_mistake_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_an_error_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert message in str(caught.value)
@@ -115,12 +115,12 @@ def test_options_of_a_family_are_checked_by_the_family(tmp_path: Path) -> None:
         load_config(path, FAMILIES)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nope\.yaml: cannot be read: No such file"):
         load_config(tmp_path / "nope.yaml", FAKE)
 
 
-def test_a_root_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_root_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--path\.sysfs .*/nope is not a folder"):
         PathSettings(sysfs=tmp_path / "nope").host()
 
@@ -140,8 +140,8 @@ def test_addresses(text: str, expected: tuple[str, int]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "10717", "host", "host:", "host:99999", "::1:9101", "a b:1", "http://x:1"])
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ValueError, match="is no address"):
+def test_invalid_addresses(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a valid address"):
         parse_address(text)
 
 
@@ -154,7 +154,7 @@ def load_web(tmp_path: Path, text: str) -> object:
     return load_web_config(path)
 
 
-def test_a_whole_web_configuration(tmp_path: Path) -> None:
+def test_a_complete_web_configuration(tmp_path: Path) -> None:
     for name in ("cert.pem", "key.pem", "ca.pem"):
         (tmp_path / name).touch()
     path = tmp_path / "web.yaml"
@@ -187,16 +187,16 @@ def test_a_whole_web_configuration(tmp_path: Path) -> None:
         ("tls_server_config: {cert_file: a, key_file: b, min_version: TLS10}", "must be TLS12 or TLS13, not 'TLS10'"),
         (
             "tls_server_config: {cert_file: a, key_file: b, client_auth_type: RequireAndVerifyClientCert}",
-            "tls_server_config.client_ca_file: is needed",
+            "tls_server_config.client_ca_file: is required",
         ),
         ("tls_server_config: {cert_file: a, key_file: b, client_ca_file: c}", "client_auth_type: "),
-        ('http_server_config: {headers: {X: "a\\nb"}}', "headers.X: is no valid header"),
-        ("basic_auth_users: {alice: secret}", "basic_auth_users.alice: is no bcrypt hash"),
+        ('http_server_config: {headers: {X: "a\\nb"}}', "headers.X: is not a valid header"),
+        ("basic_auth_users: {alice: secret}", "basic_auth_users.alice: is not a bcrypt hash"),
         ("basic_auth_users: [secret]", "basic_auth_users: must map user names to bcrypt hashes"),
         ("basic_auth_users: {alice: 12345}", "basic_auth_users: must map user names to bcrypt hashes"),
     ],
 )
-def test_a_mistake_in_the_web_configuration_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_an_error_in_the_web_configuration_names_the_key(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_web(tmp_path, text)
     assert message in str(caught.value)

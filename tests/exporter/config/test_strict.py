@@ -1,4 +1,4 @@
-"""The binder from YAML to dataclasses, with field types of the caller's own."""
+"""The binder from YAML to dataclasses, with converters for custom types."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from joulewatch_exporter.errors import ConfigError
 
 @dataclass(frozen=True)
 class Ramp:
-    """A type that YAML does not know: written as ``from..to``."""
+    """A custom type, written as ``start..end``."""
 
     start: float
     end: float
@@ -42,7 +42,7 @@ def board(text: str) -> Board:
     return build(Board, parse_yaml(text, "board.yaml"), "board.yaml", "", {Ramp: to_ramp})
 
 
-def test_a_converter_serves_its_type_wherever_it_stands() -> None:
+def test_a_converter_is_used_in_unions_mappings_and_lists() -> None:
     text = "{name: b, power: 1..2, spare: 3..4, rails: {core: 5..6}, steps: [7..8, 9..10], span: [2, 3.5]}"
     assert board(text) == Board(
         name="b",
@@ -68,13 +68,13 @@ def test_a_converter_serves_its_type_wherever_it_stands() -> None:
         ("{name: b, name: c}", "the key 'name' is given twice"),
     ],
 )
-def test_a_mistake_is_named_with_source_and_key(text: str, message: str) -> None:
+def test_an_error_names_source_and_key(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         board(text)
     assert message in str(caught.value)
 
 
-def test_null_is_not_given_to_a_converter() -> None:
+def test_null_is_not_passed_to_a_converter() -> None:
     assert board("{name: b, power: 1..2, spare: null}").spare is None
 
 
@@ -84,7 +84,7 @@ def test_a_single_value_is_converted_by_its_annotation() -> None:
         convert(1, tuple[int, ...], "x", "key")
 
 
-def test_the_nearest_word() -> None:
+def test_the_nearest_word_or_all_valid_words_are_suggested() -> None:
     assert nearest("sokcet", ("board", "socket")) == "did you mean socket?"
     assert nearest("zzz", ("board", "socket")) == "valid: board, socket"
     assert nearest("zzz", ()) == "nothing is valid here"
