@@ -825,7 +825,7 @@ def test_each_bmc_has_its_series_and_its_finding(tmp_path: Path, fleet: Fleet, o
 
 
 def look_again(collector: IpmiCollector) -> None:
-    collector._looked_at_ns = -math.inf  # type: ignore[assignment]
+    collector._checked_at_ns = -math.inf  # type: ignore[assignment]
     collector.refresh()
 
 

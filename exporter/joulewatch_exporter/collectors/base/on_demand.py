@@ -1,4 +1,4 @@
-"""What families have in common whose devices answer when they are asked: files, registers."""
+"""Base of families whose devices are read on demand: files and registers."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ class ClosableSensor(Sensor, Protocol):
     """A sensor that holds files open between reads."""
 
     def close(self) -> None:
-        """Let go of them; safe to call twice."""
+        """Close the files; safe to call twice."""
         ...
 
 
 class OnDemandCollector:
-    """A sensor family that is opened with what is there, and opened anew when that has changed.
+    """A sensor family with a fixed list of devices; it is reopened when the devices change.
 
-    A family adds its name, its options, ``timing`` and ``open``, and ``outdated`` where devices can come.
+    A family adds its name, its options, ``timing`` and ``open``, and ``outdated`` if devices can be added.
     """
 
     def __init__(self, sensors: Sequence[ClosableSensor], findings: Sequence[Finding]) -> None:
-        """Take what ``open`` has found."""
+        """Take over the sensors and findings of ``open``."""
         self._sensors = tuple(sensors)
         self._findings = tuple(findings)
 
     @property
     def sensors(self) -> Sequence[Sensor]:
-        """The devices found."""
+        """The devices."""
         return self._sensors
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """What was found, skipped or denied, and why."""
+        """Sensors that were found, skipped or denied, with reasons."""
         return self._findings
 
     @property
     def outdated(self) -> bool:
-        """Never, where devices do not come while the machine runs."""
+        """Never, if no devices are added while the machine runs."""
         return False
 
     def settle(self, timeout_s: float) -> None:
-        """Return at once: nothing is read in the background."""
+        """Return at once, because nothing is read in the background."""
 
     def close(self) -> None:
-        """Let go of all files; safe to call twice."""
+        """Close all files; safe to call twice."""
         for sensor in self._sensors:
             sensor.close()

@@ -1,8 +1,9 @@
-"""Reads one small file of sysfs or procfs and turns what can go wrong into the error tree.
+"""Reads small files of sysfs and procfs, and turns failures into `SensorError`.
 
-A sysfs file is produced by the driver whenever it is read from its beginning. `HeldInt` is the hot path of a scan: it
-keeps the file open, which makes a read three times cheaper, and notices when the file has been replaced or its device
-has gone. `read_int` and `read_text` are for what is read once; they take plain strings (no `Path`).
+A driver produces the contents of a sysfs file each time the file is read from its beginning. `HeldInt` is for the hot
+path of a scan: it keeps the file open, so that a read takes a third of the time, and detects when the file was
+replaced or its device is gone. `read_int` and `read_text` are for files that are read once; they take plain strings
+instead of `Path`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ _TEXT_BYTES: Final = 4096  # a sysfs attribute is at most one page
 
 _CPU_RANGE: Final = re.compile(r"(\d+)(?:-(\d+))?")
 _MOST_CPUS: Final = 65_536
-"""More than any kernel has: a longer range is garbage, and must not fill the memory."""
+"""No kernel has more; a longer range is invalid, and must not fill the memory."""
 
-# The names are bound once: an attribute look-up less for each call of a read.
+# Bound here to save an attribute look-up in each read.
 _open = os.open
 _read = os.read
 _pread = os.pread
@@ -37,39 +38,38 @@ _close = os.close
 
 
 def denied_cure(path: str) -> str:
-    """Return the line that lets this exporter read ``path`` until the next boot."""
+    """Return the command that lets this exporter read ``path`` until the next boot."""
     return f"sudo chmod a+r {path}"
 
 
 def sensor_error(path: str, error: OSError) -> SensorError:
-    """Turn the kernel's answer into the error tree.
+    """Return the `SensorError` for an error of the kernel.
 
     Args:
         path: The file that was read.
-        error: What the kernel said.
+        error: The error of the kernel.
 
     Returns:
-        `SensorAbsentError` where the file or its device is gone, `SensorDeniedError` (with the cure) where the
-        rights are missing, `SensorGlitchError` for the rest: EIO, ENODATA, EAGAIN and whatever else a driver
-        answers for this one read.
+        `SensorAbsentError` if the file or its device is missing; `SensorDeniedError`, with the fix, if permissions are
+        missing; otherwise `SensorGlitchError`: EIO, ENODATA, EAGAIN and whatever else a driver returns for one read.
     """
     if error.errno in _ABSENT:
         return SensorAbsentError(f"{path}: {error.strerror}")
     if error.errno in _DENIED:
         return SensorDeniedError(
-            f"{path}: {error.strerror}; run `{denied_cure(path)}` (until the next boot), or for good run the exporter "
-            "as root or with AmbientCapabilities=CAP_DAC_READ_SEARCH in its systemd unit"
+            f"{path}: {error.strerror}; run `{denied_cure(path)}` (until the next boot), or permanently: run the "
+            "exporter as root or with AmbientCapabilities=CAP_DAC_READ_SEARCH in its systemd unit"
         )
     return SensorGlitchError(f"{path}: {error.strerror or error}")
 
 
 def read_int(path: str) -> int:
-    """Read a file that holds one whole number.
+    """Read a file that contains one whole number.
 
     Raises:
-        SensorAbsentError: The file or its device is gone.
-        SensorDeniedError: The rights are missing; the text holds the path and the cure.
-        SensorGlitchError: The driver refused this read, or the text is empty or no whole number.
+        SensorAbsentError: The file or its device is missing.
+        SensorDeniedError: Permissions are missing; the text holds the path and the fix.
+        SensorGlitchError: The driver failed this read, or the text is not a whole number.
     """
     try:
         descriptor = _open(path, _FLAGS)
@@ -87,14 +87,14 @@ def _whole_number(path: str, text: bytes) -> int:
         return int(text)
     except ValueError as error:
         shown = text[:40].decode("utf-8", "replace")
-        raise SensorGlitchError(f"{path}: {shown!r} is no whole number") from error
+        raise SensorGlitchError(f"{path}: {shown!r} is not a whole number") from error
 
 
 class HeldInt:
-    """A file that holds one whole number, kept open between reads.
+    """A file that contains one whole number, kept open between reads.
 
-    A file that was replaced (by a rename, as programs that write whole files do) has no link any more: then it is
-    opened anew, so that an old value is never read. A device that has gone answers ENODEV to the held file.
+    If the file was replaced (by a rename, as programs that write whole files do), the open file has no links left, and
+    is reopened, so that an old value is never read. If the device is gone, the read fails with ENODEV.
     """
 
     __slots__ = ("_descriptor", "path")
@@ -104,7 +104,7 @@ class HeldInt:
         self._descriptor = -1
 
     def read(self) -> int:
-        """Read the number as it is now; errors as those of `read_int`."""
+        """Return the current number; raises the same errors as `read_int`."""
         try:
             if self._descriptor < 0:
                 self._descriptor = _open(self.path, _FLAGS)
@@ -118,7 +118,7 @@ class HeldInt:
         return _whole_number(self.path, text)
 
     def close(self) -> None:
-        """Let go of the file; the next read opens it again. Safe to call twice."""
+        """Close the file; the next read reopens it. Safe to call twice."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             _close(descriptor)
@@ -128,21 +128,21 @@ class HeldInt:
 
 
 def read_text(path: str, max_bytes: int = _TEXT_BYTES) -> str:
-    """Read a short text file, without the white space around it.
+    """Read a short text file, without leading and trailing white space.
 
     Args:
         path: The file.
-        max_bytes: What is beyond this is not read; procfs files can be longer than a sysfs page.
+        max_bytes: Read at most this much; procfs files can be longer than a sysfs page.
 
     Raises:
-        SensorAbsentError: The file or its device is gone.
-        SensorDeniedError: The rights are missing; the text holds the path and the cure.
-        SensorGlitchError: The driver refused this read, or the text is empty.
+        SensorAbsentError: The file or its device is missing.
+        SensorDeniedError: Permissions are missing; the text holds the path and the fix.
+        SensorGlitchError: The driver failed this read, or the text is empty.
     """
     try:
         descriptor = _open(path, _FLAGS)
         try:
-            # Long procfs files come in pieces: read until the end or the limit.
+            # A long procfs file takes several reads, until its end or the limit.
             pieces = [_read(descriptor, max_bytes)]
             size = len(pieces[0])
             while pieces[-1] and size < max_bytes:
@@ -159,7 +159,7 @@ def read_text(path: str, max_bytes: int = _TEXT_BYTES) -> str:
 
 
 def read_text_or(path: str, default: str) -> str:
-    """Read a text file that need not be there: ``default`` if it is absent, denied or empty."""
+    """Read an optional text file; return ``default`` if it is missing, denied or empty."""
     try:
         return read_text(path)
     except SensorError:
@@ -167,7 +167,7 @@ def read_text_or(path: str, default: str) -> str:
 
 
 def read_int_or_none(path: str) -> int | None:
-    """Read a number that need not be there: None if it is absent, denied or no number."""
+    """Read an optional number; return None if it is missing, denied or not a number."""
     try:
         return read_int(path)
     except SensorError:
@@ -178,8 +178,8 @@ def list_names(path: str) -> list[str]:
     """List the names in a directory, sorted.
 
     Raises:
-        SensorAbsentError: The directory is not there.
-        SensorDeniedError: It may not be listed.
+        SensorAbsentError: The directory is missing.
+        SensorDeniedError: The directory may not be listed.
     """
     try:
         return sorted(entry.name for entry in Path(path).iterdir())
@@ -188,7 +188,7 @@ def list_names(path: str) -> list[str]:
 
 
 def physical_packages(sysfs: Path) -> frozenset[int]:
-    """Return the ids of the CPU packages under a sysfs root; empty where the kernel does not tell them."""
+    """Return the ids of the CPU packages under a sysfs root; empty if the kernel does not report them."""
     root = f"{sysfs}/devices/system/cpu"
     try:
         cpus = [name for name in list_names(root) if re.fullmatch(r"cpu\d+", name)]
@@ -198,23 +198,23 @@ def physical_packages(sysfs: Path) -> frozenset[int]:
     return frozenset(number for number in ids if number is not None and number >= 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cpu:
-    """One logical CPU that is online, and where it sits."""
+    """One logical CPU that is online, and its place in the topology."""
 
     number: int
     package: int
     """Physical package id: the N of ``package-N`` and ``socketN``."""
     die: int
-    """Die within the package; 0 where the kernel tells none."""
+    """Die within the package; 0 if the kernel reports none."""
     core: int
-    """Core id as the kernel gives it, which may repeat in another die; the CPU's own number where it gives none."""
+    """Core id as the kernel reports it, which may be the same in another die; the CPU's number if it reports none."""
     siblings: str
-    """The same text for all CPUs of one core; empty where the kernel does not tell."""
+    """The same text for all CPUs of one core; empty if the kernel reports none."""
 
     @property
     def core_key(self) -> str | tuple[int, int, int]:
-        """The same for all CPUs of one core, and for no other."""
+        """A key that all CPUs of one core share, and no other CPU has."""
         return self.siblings or (self.package, self.die, self.core)
 
 
@@ -222,22 +222,22 @@ def parse_cpu_list(text: str) -> tuple[int, ...]:
     """Parse a kernel's list of CPUs, such as ``0-3,64``.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not such a list.
     """
     numbers: list[int] = []
     for piece in text.split(","):
         if (match := _CPU_RANGE.fullmatch(piece.strip())) is None:
-            raise ValueError(f"{text[:40]!r} is no list of CPUs")
+            raise ValueError(f"{text[:40]!r} is not a list of CPUs")
         first = int(match[1])
         last = int(match[2] or first)
         if last < first or last - first > _MOST_CPUS:
-            raise ValueError(f"{text[:40]!r} is no list of CPUs")
+            raise ValueError(f"{text[:40]!r} is not a list of CPUs")
         numbers.extend(range(first, last + 1))
     return tuple(numbers)
 
 
 def online_cpus(sysfs: Path) -> tuple[Cpu, ...]:
-    """List the logical CPUs that are online, in the order of their numbers; empty where the kernel does not tell."""
+    """List the logical CPUs that are online, by number; empty if the kernel does not report them."""
     root = f"{sysfs}/devices/system/cpu"
     try:
         numbers = parse_cpu_list(read_text(f"{root}/online"))
@@ -252,22 +252,23 @@ def online_cpus(sysfs: Path) -> tuple[Cpu, ...]:
         topology = f"{root}/cpu{number}/topology"
         package = read_int_or_none(f"{topology}/physical_package_id")
         if package is None or package < 0:
-            continue  # gone offline just now, or a kernel that does not know
+            continue  # it has just gone offline, or the kernel does not report packages
         core = read_int_or_none(f"{topology}/core_id")
         cpus.append(
             Cpu(
-                number,
-                package,
-                max(read_int_or_none(f"{topology}/die_id") or 0, 0),
-                number if core is None or core < 0 else core,
-                read_text_or(f"{topology}/core_cpus_list", "") or read_text_or(f"{topology}/thread_siblings_list", ""),
+                number=number,
+                package=package,
+                die=max(read_int_or_none(f"{topology}/die_id") or 0, 0),
+                core=number if core is None or core < 0 else core,
+                siblings=read_text_or(f"{topology}/core_cpus_list", "")
+                or read_text_or(f"{topology}/thread_siblings_list", ""),
             )
         )
     return tuple(cpus)
 
 
 def one_per_core(cpus: Sequence[Cpu]) -> tuple[Cpu, ...]:
-    """Take the first CPU of each core: what a core counts is the same for all its threads."""
+    """Return the first CPU of each core, because the counters of a core are the same for all its threads."""
     firsts: dict[str | tuple[int, int, int], Cpu] = {}
     for cpu in cpus:
         firsts.setdefault(cpu.core_key, cpu)
@@ -275,11 +276,11 @@ def one_per_core(cpus: Sequence[Cpu]) -> tuple[Cpu, ...]:
 
 
 def cpuinfo(host: Host) -> str:
-    """Read the beginning of ``cpuinfo``: the first CPU's entry, which speaks for all.
+    """Read the beginning of ``cpuinfo``: the entry of the first CPU, which represents all.
 
     Returns:
-        The text, or nothing where it cannot be read or does not belong to the sysfs tree: this machine's /proc says
-        nothing about a copied tree (a live one, mounted elsewhere for a container, names its CPU in ``modalias``).
+        The text; empty if it cannot be read or does not belong to the sysfs tree. This machine's /proc does not
+        describe a copied tree. (A live tree, mounted elsewhere for a container, has its CPU in ``modalias``.)
     """
     is_this_machine = str(host.sysfs) == "/sys" or Path(f"{host.sysfs}/devices/system/cpu/modalias").exists()
     if str(host.procfs) == "/proc" and not is_this_machine:

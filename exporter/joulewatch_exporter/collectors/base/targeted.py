@@ -1,4 +1,4 @@
-"""A polled family whose devices come from the configuration and from a target file that may change while we run."""
+"""A polled family whose devices are listed in the configuration and in a target file, which may change any time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
+from joulewatch_exporter.clock import NS_PER_S
 from joulewatch_exporter.collectors.base.targets import TargetList
 from joulewatch_exporter.collectors.base.workers import PolledCollector, Poller
 from joulewatch_exporter.errors import ConfigError
@@ -15,16 +16,16 @@ from joulewatch_exporter.model import Finding
 
 logger = logging.getLogger(__name__)
 
-LOOK_S: Final = 2.0
-"""A target file is looked at no more often than this: scans and scrapes may be many."""
+CHECK_S: Final = 2.0
+"""Shortest time between two checks of a target file, because scans and scrapes may be frequent."""
 
 
 class TargetedCollector(PolledCollector):
-    """One poller for each target of a `TargetList`; follows the target file.
+    """One poller for each target of a `TargetList`; follows changes of the target file.
 
-    A target is a frozen, hashable dataclass with a field ``name``, which is the label of its device. A target that has
-    changed in any field is connected anew, the others are left in peace. A target file that has become wrong is said
-    once, and shown as a finding until it is right again; the targets stay as they were.
+    A target is a frozen, hashable dataclass with a field ``name``, which is the label of its device. A target is
+    reconnected if any of its fields changes; the others are not affected. If the target file becomes invalid, the
+    targets stay as they were, the error is logged once, and it is a finding until the file is valid again.
     """
 
     name: ClassVar[str]
@@ -34,61 +35,63 @@ class TargetedCollector(PolledCollector):
         targets: TargetList[Any],
         make: Callable[[Any], Poller],
         *,
-        look_s: float = LOOK_S,
+        check_s: float = CHECK_S,
     ) -> None:
         """Read the targets and start their pollers.
 
         Args:
-            targets: Where the targets come from.
-            make: Makes the poller of one target. It must not wait for the device: the poller connects.
-            look_s: From one look at the target file to the next.
+            targets: The list of targets.
+            make: Creates the poller of one target. It must not wait for the device; the poller connects later.
+            check_s: Shortest time between two checks of the target file.
 
         Raises:
-            ConfigError: The target file is wrong. At the start that is an error; later it is a finding.
+            ConfigError: The target file is invalid. At the start that is an error; later it is a finding.
         """
         self._targets = targets
         self._make = make
-        self._look_ns = round(look_s * 1e9)
-        self._looked_at_ns = time.monotonic_ns()
-        self._looking = threading.Lock()
+        self._check_ns = round(check_s * NS_PER_S)
+        self._checked_at_ns = time.monotonic_ns()
+        self._check_lock = threading.Lock()
         self._file_finding: tuple[Finding, ...] = ()
         super().__init__(self._wanted())
 
     def refresh(self) -> None:
-        """Follow the target file, if it is time to look at it."""
+        """Check whether the target file has changed, unless it was checked recently."""
         now_ns = time.monotonic_ns()
-        if now_ns - self._looked_at_ns < self._look_ns or self._is_closed or not self._looking.acquire(blocking=False):
+        if now_ns - self._checked_at_ns < self._check_ns or self._is_closed:
+            return
+        if not self._check_lock.acquire(blocking=False):
             return
         try:
-            self._looked_at_ns = now_ns
+            self._checked_at_ns = now_ns
             if self._targets.has_changed():
                 self._reload()
         finally:
-            self._looking.release()
+            self._check_lock.release()
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """A target file that is wrong; families add what they know of their devices."""
+        """An invalid target file; families add findings about their devices."""
         return self._file_finding
 
     def _reload(self) -> None:
         try:
             wanted = self._wanted()
         except ConfigError as error:
-            logger.error("%s: %s; going on with the targets as they were", self.name, error)
+            logger.error("%s: %s; the targets stay as they were", self.name, error)
             path, _, text = str(error).partition(": ")
             self._file_finding = (
-                Finding("broken", self.name, path, f"{text or error}; the targets are those from before"),
+                Finding("broken", self.name, path, f"{text or error}; the targets stay as they were"),
             )
             return
         before = len(self._pollers)
         self._file_finding = ()
         self.follow(wanted)
-        logger.info("%s: the target file has changed: %d targets, before %d", self.name, len(self._pollers), before)
+        logger.info("%s: the target file has changed: %d targets, %d before", self.name, len(self._pollers), before)
 
     def _wanted(self) -> Mapping[str, tuple[Hashable, Callable[[], Poller]]]:
         return {target.name: (target, self._maker(target)) for target in self._targets.read()}
 
     def _maker(self, target: Any) -> Callable[[], Poller]:
-        # A function of its own, so that each factory keeps its own target.
+        # A separate function, so that each lambda binds its own target.
         return lambda: self._make(target)

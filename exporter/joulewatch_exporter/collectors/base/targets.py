@@ -1,4 +1,4 @@
-"""Lists of devices that are reached over the network, in files that may change while we run, and their passwords."""
+"""Lists of devices on the network, in files that may change while the exporter runs, and their passwords."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class _FileState:
 
 
 class TargetList(Generic[T]):
-    """The devices of a family: those of the configuration, and those of a target file that may change while we run.
+    """The devices of a family, from the configuration and from a target file, which may change any time.
 
-    A target file is YAML: ``targets``, a list of mappings, and ``defaults``, what they share. Relative paths in it
-    are below the file's folder.
+    A target file is YAML: ``targets``, a list of mappings, and ``defaults``, the keys that they share. Relative paths
+    start at the folder of the file.
     """
 
     def __init__(self, cls: type[T], inline: Sequence[T], file: Path | None, *, where: str) -> None:
@@ -36,8 +36,8 @@ class TargetList(Generic[T]):
         Args:
             cls: Frozen dataclass of a target, with a field ``name``; fields of type ``Path`` may be relative.
             inline: Targets of the configuration.
-            file: The target file; None: there is none.
-            where: The configuration's key, for messages: ``collectors.ipmi``.
+            file: The target file; None: no target file.
+            where: Key of the configuration, for messages: ``collectors.ipmi``.
         """
         self._cls = cls
         self._inline = tuple(inline)
@@ -46,31 +46,33 @@ class TargetList(Generic[T]):
         self._state: _FileState | None = None
 
     def has_changed(self) -> bool:
-        """Whether the file is another than when ``read`` was last called; no file counts as no change."""
-        return self._file is not None and (state := self._look()) is not None and state != self._state
+        """Return whether the file has changed since ``read``; a missing file counts as unchanged."""
+        return self._file is not None and (state := self._file_state()) is not None and state != self._state
 
     def read(self) -> tuple[T, ...]:
         """Read the targets.
 
         Raises:
-            ConfigError: The file cannot be read, a key or value is wrong, or a name is given twice.
+            ConfigError: The file cannot be read, a key or value is invalid, or a name is listed twice.
         """
         targets = list(self._inline)
         source = self._where
         if self._file is not None:
             source = str(self._file)
-            self._state = self._look()
+            self._state = self._file_state()
             targets += self._from_file(self._file)
         seen: set[str] = set()
         for target in targets:
             name: str = getattr(target, "name")  # noqa: B009 - T is any dataclass with a name
             if name in seen:
-                raise ConfigError(f"{source}: target {name} is there twice; a name is the label of its series")
+                raise ConfigError(
+                    f"{source}: target {name} is listed twice; names must be unique, because they label the series"
+                )
             seen.add(name)
         _warn_of_open_secrets(targets)
         return tuple(targets)
 
-    def _look(self) -> _FileState | None:
+    def _file_state(self) -> _FileState | None:
         assert self._file is not None
         try:
             stat = self._file.stat()
@@ -101,22 +103,22 @@ def _warn_of_open_secrets(targets: Sequence[object]) -> None:
         try:
             is_open = bool(path.stat().st_mode & 0o004)
         except OSError:
-            continue  # the login will say so
+            continue  # reported at the login
         if is_open:
-            logger.warning("%s: everybody can read this password; run: chmod o-r %s", path, path)
+            logger.warning("%s: all users can read this password; run: chmod o-r %s", path, path)
 
 
 def read_secret(path: Path) -> str:
-    """Read a password from its file; the text of an error never holds it.
+    """Return the password in a file; error messages never contain it.
 
     Raises:
-        SensorDeniedError: The file cannot be read, or is empty.
+        SensorDeniedError: The file cannot be read or is empty.
     """
     try:
-        # Opened anew each time: a password that is rotated counts from the next login on.
+        # Read at each login, so that a rotated password is used from the next login on.
         secret = path.read_text("utf-8").strip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is no UTF-8 text"
+        reason = error.strerror if isinstance(error, OSError) else "is not valid UTF-8"
         raise SensorDeniedError(f"{path}: password file: {reason}") from None
     if not secret:
         raise SensorDeniedError(f"{path}: password file: is empty")

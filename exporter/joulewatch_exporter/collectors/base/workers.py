@@ -22,7 +22,7 @@ from joulewatch_exporter.threads import Turn, Worker
 logger = logging.getLogger(__name__)
 
 MAX_QUEUED: Final = 4096
-"""Readings kept for the next scan; a scan comes every second, so this is more than an hour of a hung daemon."""
+"""Number of readings kept for the next scan: more than an hour of reads every second."""
 LONGEST_BACKOFF_S: Final = 60.0
 DENIED_BACKOFF_S: Final = 300.0
 """A BMC locks an account after a few wrong passwords."""
@@ -45,12 +45,12 @@ class Device(Protocol):
         ...
 
     def close(self) -> None:
-        """Log out and let go; must not raise `SensorError`."""
+        """Log out and close the connection; must not raise `SensorError`."""
         ...
 
 
 class PolledSensor:
-    """What a poller's device shows to the family's scan."""
+    """A poller's device, as the family's scan sees it."""
 
     __slots__ = ("_poller", "device", "infos")
 
@@ -60,7 +60,7 @@ class PolledSensor:
         self.infos = infos
 
     def read(self) -> Sequence[Reading]:
-        """Take what has been read since the last call; see `Poller.take`."""
+        """Return what has been read since the last call; see `Poller.take`."""
         return self._poller.take()
 
 
@@ -77,10 +77,10 @@ class _Attempt:
 
 
 class Poller:
-    """Keeps one slow device connected and read, on a thread of its own.
+    """Keeps one slow device connected and reads it periodically, on its own thread.
 
-    After an error it tries again, ever more slowly: the period times 2, 4, ... up to 60 s, a refused login after 300 s;
-    the first answer brings the old pace back.
+    After an error it retries after 2, 4, ... periods, up to 60 s; after a refused login, 300 s. The first answer
+    restores the normal period.
     """
 
     def __init__(
@@ -96,14 +96,14 @@ class Poller:
         """Prepare; ``start`` begins.
 
         Args:
-            device: The label of the device.
-            connect: Opens the device; raises `SensorError`. Called again after each lost connection.
-            poll_s: From one read to the next, on absolute deadlines.
-            deadline_s: A connect or a read that takes longer makes the device count as timed out. The device's own
-                calls should give up earlier; this one holds even if they do not.
+            device: Label of the device.
+            connect: Connects to the device or raises `SensorError`. Called again after each lost connection.
+            poll_s: Period of the reads, on absolute deadlines.
+            deadline_s: The device counts as timed out if a connect or read takes longer. The device's own time-outs
+                should be shorter; this one applies if they fail.
             denied_backoff_s: Pause after `SensorDeniedError`.
-            max_age_s: Newest readings that are older make the device count as timed out; None: period and deadline
-                together. For devices with time stamps of their own, which may be slower than the polls.
+            max_age_s: The device counts as timed out if its newest reading is older; None: the sum of period and
+                deadline. For devices with their own timestamps, which may be slower than the reads.
         """
         self.device = device
         self._connect = connect
@@ -118,24 +118,25 @@ class Poller:
         self._newest: dict[Quantity, Reading] = {}
         self._newest_ns = 0
         self._error: SensorError | None = None
-        self._is_error_told = False
-        self._has_told = False
+        self._is_error_raised = False
+        """Whether `take` has raised the error before."""
+        self._is_settled = False
         self._failures = 0
         self.sensor: PolledSensor | None = None
         """None until the device has answered or failed once."""
 
     @property
     def is_settled(self) -> bool:
-        """Whether it has answered or failed once."""
-        return self._has_told
+        """Whether the device has answered or failed once."""
+        return self._is_settled
 
     @property
     def error(self) -> SensorError | None:
-        """What the last try to reach the device raised; None: it has answered, or has not been asked yet."""
+        """Error of the last attempt to read the device; None: it has answered, or has not been read yet."""
         return self._error
 
     def start(self, after_s: float = 0.0) -> None:
-        """Begin, ``after_s`` from now: many devices are not all to be asked at the same instant."""
+        """Start after ``after_s``, so that many devices are not all read at the same instant."""
         self._first_ns = time.monotonic_ns() + round(after_s * NS_PER_S)
         self._worker.start()
 
@@ -150,13 +151,13 @@ class Poller:
     def settle(self, timeout_s: float) -> None:
         """Wait until the device has answered or failed once."""
         with self._condition:
-            self._condition.wait_for(lambda: self._has_told or self._worker.is_stopping, timeout_s)
+            self._condition.wait_for(lambda: self._is_settled or self._worker.is_stopping, timeout_s)
 
     def take(self) -> Sequence[Reading]:
-        """Return all readings since the last call, oldest first; the newest again if there is none.
+        """Return all readings since the last call, oldest first; if there are none, the newest again.
 
         Raises:
-            SensorError: What the last try to reach the device raised.
+            SensorError: The error of the last attempt to read the device.
             SensorTimeoutError: The device hangs, or its newest reading is older than ``max_age_s``.
         """
         now_ns = time.monotonic_ns()
@@ -164,7 +165,7 @@ class Poller:
             self._watch(now_ns)
             if self._error is not None:
                 error = type(self._error)(str(self._error))
-                error.is_repeated, self._is_error_told = self._is_error_told, True
+                error.is_repeated, self._is_error_raised = self._is_error_raised, True
                 raise error
             readings = tuple(self._queue)
             self._queue.clear()
@@ -186,13 +187,13 @@ class Poller:
 
     def _fail(self, error: SensorError) -> None:
         self._error = error
-        self._is_error_told = False
-        self._has_told = True
+        self._is_error_raised = False
+        self._is_settled = True
         if self.sensor is None:
             self.sensor = PolledSensor(self, self.device, ())
         self._condition.notify_all()
 
-    # -- the thread --------------------------------------------------------------------------------
+    # -- the thread; _show, _accept and _fail need the lock -----------------------------------------
 
     def _run(self, turn: Turn) -> None:
         device: Device | None = None
@@ -222,7 +223,7 @@ class Poller:
             return attempt.device, self._pause_s(attempt.error)
 
     def _attempt(self, device: Device | None) -> _Attempt:
-        """Connect if needed, and read once. It may hang, so it touches nothing that others see."""
+        """Connect if needed, and read once. This may hang, so it changes no shared state."""
         infos = None
         try:
             if device is None:
@@ -249,7 +250,7 @@ class Poller:
     def _show(self, infos: tuple[SensorInfo, ...]) -> None:
         if self.sensor is None or self.sensor.infos != infos:
             self.sensor = PolledSensor(self, self.device, infos)
-            self._queue.clear()  # of quantities that it had before
+            self._queue.clear()  # these are readings of its former quantities
             self._newest = {}
 
     def _accept(self, readings: Sequence[Reading]) -> None:
@@ -258,7 +259,7 @@ class Poller:
         self._newest_ns = max((reading.read_at_ns for reading in readings), default=time.monotonic_ns())
         self._error = None
         self._failures = 0
-        self._has_told = True
+        self._is_settled = True
         self._condition.notify_all()
 
     def _close(self, device: Device | None) -> None:
@@ -272,7 +273,7 @@ class Poller:
 class PolledCollector:
     """A sensor family whose devices are read in the background, each by its own poller.
 
-    A family of one's own needs little more than a name, options and an ``open``::
+    A custom family needs little more than a name, options and an ``open``::
 
         class PduCollector(PolledCollector):
             name = "pdu"
@@ -292,7 +293,7 @@ class PolledCollector:
         self.follow(wanted)
 
     def follow(self, wanted: Mapping[str, tuple[Hashable, Callable[[], Poller]]]) -> None:
-        """Start pollers that are new, stop those that are gone or whose key has changed, leave the others in peace."""
+        """Start new pollers, and stop those that are no longer wanted or whose key has changed."""
         pollers = dict(self._pollers)  # the old one may be in use by a scrape
         for device, (key, poller) in self._pollers.items():
             if device not in wanted or wanted[device][0] != key:
@@ -303,18 +304,18 @@ class PolledCollector:
             key, make = wanted[device]
             poller = make()
             pollers[device] = (key, poller)
-            # Spread over the first second, so that hundreds of logins do not meet.
+            # Spread over the first second, so that hundreds of logins do not coincide.
             poller.start(after_s=min(1.0, 0.02 * len(new)) * index / len(new))
         self._pollers = pollers
 
     def refresh(self) -> None:
-        """Look whether the list of devices has changed; called before each scan. Here there is nothing to look at."""
+        """Update the list of devices; called before each scan. By default the list does not change."""
 
     @property
     def sensors(self) -> Sequence[Sensor]:
         """The devices that have answered or failed once."""
         self.refresh()
-        # One that is connected and has not been read yet would be a device that is up and says nothing.
+        # A device that is connected but has not been read would be up without values.
         pollers = [poller for _, poller in self._pollers.values() if poller.is_settled]
         sensors = tuple([poller.sensor for poller in pollers if poller.sensor is not None])
         if len(sensors) != len(self._sensors) or any(a is not b for a, b in zip(sensors, self._sensors, strict=True)):
@@ -323,17 +324,17 @@ class PolledCollector:
 
     @property
     def timing(self) -> Timing:
-        """What the pollers have read is taken every second, and at each scrape."""
+        """The pollers' readings are taken every second, and in each scrape."""
         return Timing(poll_s=TAKE_PERIOD_S, read_on_scrape=True, looks_after_itself=True)
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """Nothing beyond what the sampler and the doctor see of the sensors themselves."""
+        """None: ``check`` lists the sensors themselves."""
         return ()
 
     @property
     def outdated(self) -> bool:
-        """Never: it looks after its devices itself."""
+        """Never: the family manages its own devices."""
         return False
 
     def settle(self, timeout_s: float) -> None:
@@ -343,7 +344,7 @@ class PolledCollector:
             poller.settle(max(end_s - time.monotonic(), 0.0))
 
     def close(self) -> None:
-        """Stop all pollers, and give them a moment to log out."""
+        """Stop all pollers, and wait a second at most for them to log out."""
         if self._is_closed:
             return
         self._is_closed = True

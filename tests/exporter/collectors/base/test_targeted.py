@@ -42,14 +42,14 @@ class MeterDevice:
 class MeterCollector(TargetedCollector):
     name: ClassVar[str] = "meters"
 
-    def __init__(self, file: Path | None, *inline: Meter, look_s: float = 0.0) -> None:
+    def __init__(self, file: Path | None, *inline: Meter, check_s: float = 0.0) -> None:
         self.made: list[Meter] = []
 
         def make(meter: Meter) -> Poller:
             self.made.append(meter)
             return Poller(meter.name, lambda: MeterDevice(meter), poll_s=3600.0, deadline_s=10.0)
 
-        super().__init__(TargetList(Meter, inline, file, where="collectors.meters"), make, look_s=look_s)
+        super().__init__(TargetList(Meter, inline, file, where="collectors.meters"), make, check_s=check_s)
 
     @property
     def watts(self) -> dict[str, float | None]:
@@ -65,8 +65,8 @@ Open = Callable[..., MeterCollector]
 def open_meters() -> Iterator[Open]:
     opened: list[MeterCollector] = []
 
-    def make(file: Path | None, *inline: Meter, look_s: float = 0.0) -> MeterCollector:
-        opened.append(MeterCollector(file, *inline, look_s=look_s))
+    def make(file: Path | None, *inline: Meter, check_s: float = 0.0) -> MeterCollector:
+        opened.append(MeterCollector(file, *inline, check_s=check_s))
         return opened[-1]
 
     yield make
@@ -140,7 +140,7 @@ def test_a_wrong_file_at_the_start_is_an_error(tmp_path: Path, open_meters: Open
 def test_the_file_is_not_looked_at_for_each_scan(tmp_path: Path, open_meters: Open) -> None:
     file = tmp_path / "targets.yaml"
     file.write_text("targets: [{name: a}]\n")
-    collector = open_meters(file, look_s=3600.0)
+    collector = open_meters(file, check_s=3600.0)
     file.write_text("targets: [{name: a}, {name: b}]\n")
     assert collector.watts.keys() == {"a"}
 

@@ -66,7 +66,7 @@ def test_relative_paths_are_below_the_file(file: Path, tmp_path: Path) -> None:
         ("targets: [{name: n1, address: a, port: x}]", "targets[0].port: must be a whole number"),
         ("targets: [{name: n1, address: a, port: 0}]", "targets[0].port: must be above 0, not 0"),
         ("defaults: 3\ntargets: []", "defaults: must be a mapping"),
-        ("targets: [{name: n1, address: a}, {name: n1, address: b}]", "target n1 is there twice"),
+        ("targets: [{name: n1, address: a}, {name: n1, address: b}]", "target n1 is listed twice"),
         ("targets: [{name: n1, name: n2, address: a}]", "is given twice"),
         ("targets: [", "is not valid YAML"),
     ],
@@ -86,9 +86,9 @@ def test_a_missing_file_is_refused(file: Path) -> None:
 
 def test_a_name_given_in_both_places_is_refused(file: Path) -> None:
     file.write_text("targets: [{name: n1, address: b}]\n")
-    with pytest.raises(ConfigError, match="target n1 is there twice"):
+    with pytest.raises(ConfigError, match="target n1 is listed twice"):
         listed(file, Target("n1", "a")).read()
-    with pytest.raises(ConfigError, match=r"^collectors\.fake: target n1 is there twice"):
+    with pytest.raises(ConfigError, match=r"^collectors\.fake: target n1 is listed twice"):
         listed(None, Target("n1", "a"), Target("n1", "b")).read()
 
 
@@ -131,7 +131,7 @@ def test_a_password_that_everybody_may_read_is_warned_of(
     with caplog.at_level(logging.WARNING):
         listed(file).read()
     assert [record.getMessage() for record in caplog.records] == [
-        f"{secret}: everybody can read this password; run: chmod o-r {secret}"
+        f"{secret}: all users can read this password; run: chmod o-r {secret}"
     ]
     caplog.clear()
     secret.chmod(0o600)
@@ -153,7 +153,7 @@ def test_a_password_is_its_file_without_the_end_of_the_line(tmp_path: Path, writ
 
 @pytest.mark.parametrize(
     ("written", "text"),
-    [(None, "No such file"), (b"", "is empty"), (b"\n", "is empty"), (b"hunter2\xff", "is no UTF-8 text")],
+    [(None, "No such file"), (b"", "is empty"), (b"\n", "is empty"), (b"hunter2\xff", "is not valid UTF-8")],
 )
 def test_a_password_file_that_cannot_serve_is_named_and_not_shown(
     tmp_path: Path, written: bytes | None, text: str
