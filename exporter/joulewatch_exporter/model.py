@@ -22,7 +22,7 @@ EMULATION_MARKER = "joulewatch-emulated"
 """A file of this name in the sysfs root marks a tree that the emulator wrote."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """Where the files of the machine are; a test has others."""
 
@@ -38,7 +38,7 @@ class Host:
         return (self.sysfs / EMULATION_MARKER).exists()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quantity:
     """What one series measures; the fields are its labels."""
 
@@ -50,7 +50,7 @@ class Quantity:
     """Part of the device: ``package``, ``dram``, ``core``, ``total``, ``12v_pex``."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SensorInfo:
     """How one quantity is measured: the metadata behind ``joulewatch_sensor_info`` and the counter's bounds."""
 
@@ -83,7 +83,7 @@ class SensorInfo:
     """Whether the sensor belongs to another machine, and so not to the sums of this one."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
     """One value of one quantity, as read from the device."""
 
@@ -126,7 +126,7 @@ class Sensor(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
     """One line of ``check``: a sensor that was found, is missing or denied, why, and how to fix it."""
 

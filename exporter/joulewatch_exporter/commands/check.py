@@ -20,7 +20,6 @@ from joulewatch_exporter.errors import (
     ConfigError,
     SensorAbsentError,
     SensorDeniedError,
-    SensorError,
     SensorTimeoutError,
 )
 from joulewatch_exporter.model import Collector, Finding, Host
@@ -101,8 +100,7 @@ def examine(
         for family in families:
             setting = settings.get(family.name, FamilySettings())
             if family.name == ESTIMATE_FAMILY and setting.enabled == "auto" and any(map(measures_cpu, opened)):
-                text = "used only if no CPU sensor is measured"
-                findings.append(Finding("skipped", family.name, family.name, text, f"--collector.{family.name}"))
+                findings.append(_skipped(family.name, "used only if no CPU sensor is measured"))
                 continue
             claimed = frozenset(
                 info.source for collector in opened for sensor in collector.sensors for info in sensor.infos
@@ -131,7 +129,7 @@ def examine(
 def _open(family: type[Collector], host: Host, setting: FamilySettings, findings: list[Finding]) -> Collector | None:
     name = family.name
     if setting.enabled is False:
-        findings.append(Finding("skipped", name, name, "disabled by the configuration", f"--collector.{name}"))
+        findings.append(_skipped(name, "disabled by the configuration"))
         return None
     options = setting.options if setting.options is not None else family.Options()
     opener = DeadlineThread(f"check-{name}")
@@ -140,19 +138,8 @@ def _open(family: type[Collector], host: Host, setting: FamilySettings, findings
         opener.call(lambda: collector.settle(ANSWER_S), ANSWER_S + 1.0)
     except ConfigError:
         raise
-    except SensorTimeoutError:
-        text = f"no answer within {ANSWER_S:g} s: a driver or a device hangs"
-        findings.append(Finding("broken", name, name, text))
-        return None
-    except SensorAbsentError as error:
-        findings.append(Finding("absent", name, *_subject_and_text(name, error)))
-        return None
-    except SensorDeniedError as error:
-        command = re.search(r"`([^`]+)`", str(error))
-        findings.append(Finding("denied", name, *_subject_and_text(name, error), command[1] if command else ""))
-        return None
     except Exception as error:
-        findings.append(Finding("broken", name, name, f"opening failed: {type(error).__name__}: {error}"))
+        findings.append(_failure(name, error))
         return None
     finally:
         opener.close()
@@ -160,17 +147,39 @@ def _open(family: type[Collector], host: Host, setting: FamilySettings, findings
     findings += found
     if not any(finding.status == "found" for finding in found):
         findings += [
-            Finding("found", name, info.source, f"{info.quantity.device} {info.quantity.domain}")
+            Finding(
+                status="found",
+                collector=name,
+                subject=info.source,
+                text=f"{info.quantity.device} {info.quantity.domain}",
+            )
             for sensor in collector.sensors
             for info in sensor.infos
         ]
     return collector
 
 
-def _subject_and_text(name: str, error: SensorError) -> tuple[str, str]:
-    """Split the error of a family, which begins with the path if there is one."""
+def _skipped(name: str, text: str) -> Finding:
+    return Finding(status="skipped", collector=name, subject=name, text=text, cure=f"--collector.{name}")
+
+
+def _failure(name: str, error: Exception) -> Finding:
+    """Return the finding for a family that could not be opened."""
+    if isinstance(error, SensorTimeoutError):
+        text = f"no answer within {ANSWER_S:g} s: a driver or a device hangs"
+        return Finding(status="broken", collector=name, subject=name, text=text)
+    if not isinstance(error, SensorAbsentError | SensorDeniedError):
+        text = f"opening failed: {type(error).__name__}: {error}"
+        return Finding(status="broken", collector=name, subject=name, text=text)
+    # The error begins with the path, if there is one, and holds the command that fixes it between backquotes.
     path, _, text = str(error).partition(": ")
-    return (path, text) if text and path.startswith("/") else (name, str(error))
+    subject, text = (path, text) if text and path.startswith("/") else (name, str(error))
+    if isinstance(error, SensorAbsentError):
+        return Finding(status="absent", collector=name, subject=subject, text=text)
+    command = re.search(r"`([^`]+)`", text)
+    return Finding(
+        status="denied", collector=name, subject=subject, text=text, cure=command[1] if command is not None else ""
+    )
 
 
 def _read(collectors: Sequence[Collector], host: Host, reading_s: float) -> tuple[LiveReading, ...]:

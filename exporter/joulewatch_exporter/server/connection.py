@@ -22,7 +22,7 @@ MAX_REQUEST_BYTES: Final = 32 * 1024
 Answer: TypeAlias = Callable[[str, str, Mapping[str, str]], "Response"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """A complete response."""
 
@@ -194,10 +194,12 @@ class Connection:
 
 
 def plain(status: HTTPStatus, text: str, *headers: tuple[str, str]) -> Response:
-    return Response(status, f"{text}\n".encode(), headers=headers)
+    """Return a response of plain text."""
+    return Response(status=status, body=f"{text}\n".encode(), headers=headers)
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
+    """Return whether an ``Accept-Encoding`` header allows gzip."""
     for entry in accept_encoding.lower().split(","):
         coding, _, parameters = entry.partition(";")
         if coding.strip() in ("gzip", "x-gzip", "*"):

@@ -249,7 +249,7 @@ class WebServer:
         if path == "/-/healthy":
             return plain(HTTPStatus.OK, "joulewatch-exporter is healthy")
         if path == "/":
-            return Response(HTTPStatus.OK, self._landing_page(), "text/html; charset=utf-8")
+            return Response(status=HTTPStatus.OK, body=self._landing_page(), content_type="text/html; charset=utf-8")
         return plain(HTTPStatus.NOT_FOUND, f"not found; the metrics are at {self._telemetry_path}")
 
     def _answer_metrics(self, query: str, headers: Mapping[str, str]) -> Response:
@@ -285,7 +285,7 @@ class WebServer:
             packer = zlib.compressobj(level=1, wbits=31)
             body = packer.compress(body) + packer.flush()
             extra += (("Content-Encoding", "gzip"),)
-        return Response(HTTPStatus.OK, body, content_type, extra)
+        return Response(status=HTTPStatus.OK, body=body, content_type=content_type, headers=extra)
 
     def _scrape_timeout_s(self, headers: Mapping[str, str]) -> float:
         """Return how long to wait for sensors: less than Prometheus waits for the answer."""

@@ -20,7 +20,7 @@ PATH = "/sys/class/powercap/intel-rapl:0/energy_uj"
 def examine(
     tmp_path: Path, *families: type[Collector], settings: dict[str, FamilySettings] | None = None
 ) -> check.Report:
-    return check.examine(families, Host(tmp_path, tmp_path, tmp_path), settings or {}, reading_s=0.0)
+    return check.examine(families, Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path), settings or {}, reading_s=0.0)
 
 
 def test_what_is_found_is_read(tmp_path: Path) -> None:
@@ -57,8 +57,8 @@ def test_absent_denied_broken_and_skipped(tmp_path: Path) -> None:
 
 def test_findings_of_a_family_are_shown_with_their_fixes(tmp_path: Path) -> None:
     findings = [
-        Finding("found", "rapl", "/sys/a", "package-0"),
-        Finding("denied", "rapl", "/sys/b", "Permission denied", "chmod a+r /sys/b"),
+        Finding(status="found", collector="rapl", subject="/sys/a", text="package-0"),
+        Finding(status="denied", collector="rapl", subject="/sys/b", text="Permission denied", cure="chmod a+r /sys/b"),
     ]
     text = check.render(examine(tmp_path, fake_family("rapl", Machine([energy_sensor()], findings=findings))))
     assert "denied   rapl      /sys/b" in text
@@ -72,7 +72,7 @@ def test_an_estimate_is_not_a_measurement(tmp_path: Path) -> None:
     assert (report.measured, report.estimated, report.virtual_machine) == (0, 1, True)
     text = check.render(report)
     assert "virtual machines have no RAPL" in " ".join(text.split())
-    assert check.check([family], Host(tmp_path, tmp_path, tmp_path), {}, as_json=False) == 1
+    assert check.check([family], Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path), {}, as_json=False) == 1
 
 
 def test_a_sensor_that_cannot_be_read_is_not_measured(tmp_path: Path) -> None:
@@ -86,13 +86,14 @@ def test_a_sensor_that_cannot_be_read_is_not_measured(tmp_path: Path) -> None:
 
 def test_the_table_fits_80_columns(tmp_path: Path) -> None:
     words = "a sentence that goes on and on about what was found and what was not " * 5
-    family = fake_family("hwmon", Machine([power_sensor()], findings=[Finding("found", "hwmon", "/sys/x", words)]))
+    finding = Finding(status="found", collector="hwmon", subject="/sys/x", text=words)
+    family = fake_family("hwmon", Machine([power_sensor()], findings=[finding]))
     assert all(len(line) <= 80 for line in check.render(examine(tmp_path, family)).splitlines()[2:])
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     family = fake_family("hwmon", Machine([power_sensor()]))
-    assert check.check([family], Host(tmp_path, tmp_path, tmp_path), {}, as_json=True) == 0
+    assert check.check([family], Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path), {}, as_json=True) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["measured"] == 1
     assert data["readings"][0]["power_watts"] == 50.0

@@ -484,7 +484,11 @@ def test_what_was_denied_is_tried_again(start: Start) -> None:
     """The cure can be applied while the exporter runs."""
     machine = Machine(
         [energy_sensor("socket0")],
-        findings=[Finding("denied", "rapl", "/sys/b", "Permission denied", "chmod a+r /sys/b")],
+        findings=[
+            Finding(
+                status="denied", collector="rapl", subject="/sys/b", text="Permission denied", cure="chmod a+r /sys/b"
+            )
+        ],
     )
     sampler = start(fake_family("rapl", machine))
     machine.sensors.append(energy_sensor("socket1"))
@@ -651,7 +655,8 @@ def test_readings_gathered_in_the_background_are_all_integrated_and_the_newest_s
     gathered: list[Reading]
     start_ns = clock.monotonic_ns()
     gathered = [
-        Reading(quantity, start_ns + second * NS_PER_S, None, watts) for second, watts in enumerate((10, 30, 50))
+        Reading(quantity=quantity, read_at_ns=start_ns + second * NS_PER_S, energy_joules=None, power_watts=watts)
+        for second, watts in enumerate((10, 30, 50))
     ]
     monkeypatch.setattr(FakeSensor, "read", lambda _: gathered)
     clock.advance(2.5)

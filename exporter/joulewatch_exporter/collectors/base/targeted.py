@@ -80,9 +80,8 @@ class TargetedCollector(PolledCollector):
         except ConfigError as error:
             logger.error("%s: %s; the targets stay as they were", self.name, error)
             path, _, text = str(error).partition(": ")
-            self._file_finding = (
-                Finding("broken", self.name, path, f"{text or error}; the targets stay as they were"),
-            )
+            text = f"{text or error}; the targets stay as they were"
+            self._file_finding = (Finding(status="broken", collector=self.name, subject=path, text=text),)
             return
         before = len(self._pollers)
         self._file_finding = ()

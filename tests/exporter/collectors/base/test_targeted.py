@@ -28,9 +28,11 @@ class MeterDevice:
     """Always answers."""
 
     def __init__(self, meter: Meter) -> None:
-        quantity = Quantity("node", "node", meter.name, "total")
-        self.infos: Sequence[SensorInfo] = (SensorInfo(quantity, "integrated", meter.name),)
-        self._reading = Reading(quantity, time.monotonic_ns(), None, meter.watts)
+        quantity = Quantity(scope="node", component="node", device=meter.name, domain="total")
+        self.infos: Sequence[SensorInfo] = (SensorInfo(quantity=quantity, method="integrated", source=meter.name),)
+        self._reading = Reading(
+            quantity=quantity, read_at_ns=time.monotonic_ns(), energy_joules=None, power_watts=meter.watts
+        )
 
     def read(self) -> Sequence[Reading]:
         return (self._reading,)

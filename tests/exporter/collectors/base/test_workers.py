@@ -29,8 +29,8 @@ from joulewatch_exporter.threads import Turn
 WAIT_S = 10.0
 """For what takes microseconds; only a broken test waits so long."""
 
-TOTAL = Quantity("node", "node", "n1", "total")
-PART = Quantity("part", "other", "n1", "psu1")
+TOTAL = Quantity(scope="node", component="node", device="n1", domain="total")
+PART = Quantity(scope="part", component="other", device="n1", domain="psu1")
 
 
 def info(quantity: Quantity) -> SensorInfo:
@@ -54,7 +54,14 @@ class FakeDevice:
             self.hang.wait(WAIT_S)
         if self.error is not None:
             raise self.error
-        return (Reading(self.quantity, time.monotonic_ns(), None, float(self.reads)),)
+        return (
+            Reading(
+                quantity=self.quantity,
+                read_at_ns=time.monotonic_ns(),
+                energy_joules=None,
+                power_watts=float(self.reads),
+            ),
+        )
 
     def close(self) -> None:
         self.closes += 1
