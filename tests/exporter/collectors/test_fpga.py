@@ -1,4 +1,4 @@
-"""FPGA cards and boards: which file is read, what it means, and when a number is none."""
+"""FPGA cards and boards: which files are read, in which units, and which values are rejected."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def texts(collector: FpgaCollector, status: str) -> str:
     return "\n".join(finding.text for finding in collector.findings if finding.status == status)
 
 
-# -- readings that were published ------------------------------------------------------------------
+# -- published readings ------------------------------------------------------------------
 
 
-def test_a_u55c_as_published(sysfs: FakeSysfs) -> None:
-    """XRT pull request 7874: three rails sum up to the printed power to the last digit."""
+def test_published_readings_of_a_u55c(sysfs: FakeSysfs) -> None:
+    """XRT pull request 7874: the sum of three rails equals the printed power in all digits."""
     xmc(sysfs, "0000:04:00.1", 19922944, xmc_power=21445936, **U55C)
     collector = collect(sysfs)
     sensor = only(collector)
@@ -77,11 +77,11 @@ def test_a_u55c_as_published(sysfs: FakeSysfs) -> None:
     assert [scopes[rail] for rail in ("12v_pex", "12v_aux", "3v3_pex")] == [("part", "rail")] * 3
     assert {info.quantity.component for info in sensor.infos} == {"fpga"}
     assert {info.quantity.device for info in sensor.infos} == {"0000:04:00"}
-    assert "are 21.445936 W, the card says 21.445936 W" in texts(collector, "found")
+    assert "= 21.445936 W, the card reports 21.445936 W" in texts(collector, "found")
 
 
-def test_a_card_of_2020_as_published(sysfs: FakeSysfs) -> None:
-    """XRT pull request 3697: no cable at 12V AUX, no current at 3V3, VCCINT inside 12V PEX."""
+def test_published_readings_of_a_card_of_2020(sysfs: FakeSysfs) -> None:
+    """XRT pull request 3697: no cable at 12V AUX, no current at 3V3, VCCINT supplied by 12V PEX."""
     xmc(
         sysfs, "0000:b3:00.1", 19922944, xmc_power=17423810, xmc_12v_pex_vol=12058, xmc_12v_pex_curr=1445,
         xmc_12v_aux_vol=450, xmc_3v3_pex_vol=3295, xmc_3v3_aux_vol=3325, xmc_vccint_vol=851, xmc_vccint_curr=5618,
@@ -91,8 +91,8 @@ def test_a_card_of_2020_as_published(sysfs: FakeSysfs) -> None:
     assert infos(sensor)["vccint"].relation == "inside"
 
 
-def test_a_u50_of_which_only_the_rails_are_published(sysfs: FakeSysfs) -> None:
-    """XRT pull request 5184: no power, so volts times amperes of the supply rails."""
+def test_published_rails_of_a_u50(sysfs: FakeSysfs) -> None:
+    """XRT pull request 5184: no power node, so the total is volts times amperes of the supply rails."""
     xmc(
         sysfs, USER, xmc_12v_pex_vol=12213, xmc_12v_pex_curr=1363, xmc_3v3_pex_vol=3300, xmc_3v3_pex_curr=223,
         xmc_12v_aux_vol=0, xmc_12v_aux_curr=0, xmc_vccint_vol=849, xmc_vccint_curr=4100,
@@ -105,8 +105,8 @@ def test_a_u50_of_which_only_the_rails_are_published(sysfs: FakeSysfs) -> None:
     assert "12v_pex + 12v_aux + 3v3_pex" in infos(sensor)["total"].source
 
 
-def test_a_u280_by_hwmon_as_published(sysfs: FakeSysfs) -> None:
-    """A computing centre's page shows the file and its value, and not the chip's name."""
+def test_published_hwmon_reading_of_a_u280(sysfs: FakeSysfs) -> None:
+    """A computing centre's page shows the file and its value, but not the chip's name."""
     path = chip(sysfs, "0000:01:00.1", 7, None, power1_input=58360411)
     sensor = only(collect(sysfs))
     assert watts(sensor) == {"total": 58.360411}
@@ -114,7 +114,7 @@ def test_a_u280_by_hwmon_as_published(sysfs: FakeSysfs) -> None:
 
 
 def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The paths of all numbers that are read from now on, in order."""
+    """Return a list that collects the path of each number that is read from now on."""
     paths: list[str] = []
     original = Number.read
 
@@ -126,34 +126,34 @@ def recorded_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return paths
 
 
-# -- which way --------------------------------------------------------------------------------------
+# -- selecting a backend --------------------------------------------------------------------------------------
 
 
-def test_the_instant_power_comes_before_the_cached_one(sysfs: FakeSysfs) -> None:
+def test_xmc_power_ins_is_preferred_to_xmc_power(sysfs: FakeSysfs) -> None:
     xmc(sysfs, USER, xmc_power=1_000_000, xmc_power_ins=21_445_936, **U55C)
     sensor = only(collect(sysfs))
     assert watts(sensor)["total"] == 21.445936
     assert infos(sensor)["total"].source.endswith("/xmc.u.1024/xmc_power_ins")
 
 
-def test_a_refreshing_read_comes_before_the_power(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the user function of XRT 2.15 shows an old cache for ever."""
+def test_the_cache_is_refreshed_before_the_power_is_read(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the user function of XRT 2.15 returns an old cache forever."""
     xmc(sysfs, USER, xmc_power=21_445_936, **U55C)
     sensor = only(collect(sysfs, parts=False))
-    read = recorded_reads(monkeypatch)
+    paths = recorded_reads(monkeypatch)
     assert watts(sensor) == {"total": 21.445936}
-    assert [Path(path).name for path in read] == ["xmc_12v_pex_vol", "xmc_power"]
+    assert [Path(path).name for path in paths] == ["xmc_12v_pex_vol", "xmc_power"]
 
 
-def test_the_management_function_of_2_15_shows_zero_as_its_power(sysfs: FakeSysfs) -> None:
-    """Nothing ever fills its cache: that is no data, and the rails say what the card draws."""
+def test_rails_are_used_if_the_management_function_reports_zero_power(sysfs: FakeSysfs) -> None:
+    """XRT 2.15 never fills its cache: 0 means no data, and the rails give the power."""
     xmc(sysfs, MGMT, xmc_power=0, **U55C)
     collector = collect(sysfs)
     assert watts(only(collector))["total"] == 21.445936
-    assert "0 W means that the card gives no data" in texts(collector, "skipped")
+    assert "0 W: the card has no data now" in texts(collector, "skipped")
 
 
-def test_both_functions_are_one_card_and_the_management_function_is_read(sysfs: FakeSysfs) -> None:
+def test_both_functions_are_one_card_and_the_management_function_is_preferred(sysfs: FakeSysfs) -> None:
     xmc(sysfs, MGMT, 2048, xmc_power=0, xmc_power_ins=21_445_936, **U55C)
     xmc(sysfs, USER, 1025, xmc_power=21_445_936, xmc_power_ins=21_445_936, **U55C)
     chip(sysfs, USER, 4, f"{VBNV}_user", power1_input=21_445_936)
@@ -164,20 +164,20 @@ def test_both_functions_are_one_card_and_the_management_function_is_read(sysfs: 
         assert infos(sensor)["total"].model == (VBNV if choice == "user" else "")
 
 
-def test_a_silent_user_function_is_passed_over(sysfs: FakeSysfs) -> None:
-    """A mailbox without an answer reads 0 everywhere."""
+def test_a_user_function_without_data_is_skipped(sysfs: FakeSysfs) -> None:
+    """If the mailbox does not answer, all values are 0."""
     xmc(sysfs, USER, xmc_power_ins=0, **dict.fromkeys(U55C, 0))
     xmc(sysfs, MGMT, xmc_power_ins=21_445_936, **U55C)
     assert infos(only(collect(sysfs)))["total"].source.split("/")[-2] == "xmc.m.1024"
 
 
-def test_a_function_that_is_not_wanted_leaves_no_card(sysfs: FakeSysfs) -> None:
+def test_excluding_the_only_function_leaves_no_card(sysfs: FakeSysfs) -> None:
     xmc(sysfs, MGMT, xmc_power_ins=21_445_936, **U55C)
-    with pytest.raises(SensorAbsentError, match=r"left out by collectors\.fpga\.function: user"):
+    with pytest.raises(SensorAbsentError, match=r"excluded by collectors\.fpga\.function: user"):
         collect(sysfs, function="user")
 
 
-def test_xrt_hwmon_reads_the_momentary_power_only(sysfs: FakeSysfs) -> None:
+def test_xrt_hwmon_reads_only_the_momentary_power(sysfs: FakeSysfs) -> None:
     """power1_average is the maximum, power2 the target of clock scaling."""
     path = chip(
         sysfs, USER, 4, f"{VBNV}_user", power1_input=30_000_000, power1_average=75_000_000, power1_label="POWER",
@@ -193,29 +193,29 @@ def test_xrt_hwmon_reads_the_momentary_power_only(sysfs: FakeSysfs) -> None:
     assert infos(sensor)["total"].model == VBNV
 
 
-def test_rails_can_be_left_out(sysfs: FakeSysfs) -> None:
+def test_rails_can_be_excluded(sysfs: FakeSysfs) -> None:
     xmc(sysfs, USER, xmc_power_ins=21_445_936, **U55C)
     assert watts(only(collect(sysfs, parts=False))) == {"total": 21.445936}
 
 
-def test_the_sum_of_the_rails_is_checked(sysfs: FakeSysfs, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_sum_of_the_rails_is_compared_with_the_card(sysfs: FakeSysfs, caplog: pytest.LogCaptureFixture) -> None:
     xmc(sysfs, USER, xmc_power_ins=42_000_000, **U55C)
     collector = collect(sysfs)
-    assert "are 21.445936 W, the card says 42.000000 W: they do not agree" in texts(collector, "found")
-    assert "do not agree" in caplog.text
+    assert "= 21.445936 W, the card reports 42.000000 W: they differ" in texts(collector, "found")
+    assert "they differ" in caplog.text
     assert watts(only(collector))["total"] == 42.0
 
 
 @pytest.mark.parametrize(("level", "limit"), [(0, None), (1, 150.0), (2, 225.0), (9, None)])
-def test_the_class_of_the_slot_is_its_limit(sysfs: FakeSysfs, level: int, limit: float | None) -> None:
+def test_the_power_class_is_the_limit(sysfs: FakeSysfs, level: int, limit: float | None) -> None:
     xmc(sysfs, USER, xmc_power_ins=21_445_936, max_power=level)
     assert infos(only(collect(sysfs)))["total"].limit_watts == limit
 
 
-@pytest.mark.parametrize("place", ["rom", "bd_name"])
-def test_without_a_chip_the_model_is_asked_elsewhere(sysfs: FakeSysfs, place: str) -> None:
+@pytest.mark.parametrize("source", ["rom", "bd_name"])
+def test_without_a_chip_the_model_comes_from_the_rom_or_the_board(sysfs: FakeSysfs, source: str) -> None:
     path = xmc(sysfs, USER, xmc_power_ins=21_445_936)
-    if place == "rom":
+    if source == "rom":
         sysfs.write(f"{function(sysfs, USER)}/rom.u.7", VBNV="model")
     else:
         sysfs.write(path, bd_name="model")
@@ -226,7 +226,7 @@ def test_without_a_chip_the_model_is_asked_elsewhere(sysfs: FakeSysfs, place: st
 
 
 @pytest.mark.parametrize("value", [0, -1, 4_294_967_295, 4_294_967_295_000, 2**64 - 1, "garbage", ""])
-def test_what_no_card_draws_is_a_glitch(sysfs: FakeSysfs, value: object) -> None:
+def test_implausible_power_is_a_glitch(sysfs: FakeSysfs, value: object) -> None:
     path = xmc(sysfs, USER, xmc_power_ins=21_445_936, **U55C)
     sensor = only(collect(sysfs))
     sysfs.write(path, xmc_power_ins=value)
@@ -236,8 +236,8 @@ def test_what_no_card_draws_is_a_glitch(sysfs: FakeSysfs, value: object) -> None
     assert watts(sensor)["total"] == 21.445936
 
 
-def test_a_card_off_its_bus_is_no_power(sysfs: FakeSysfs) -> None:
-    """All registers read ones: the nodes print -1, and the driver's product of them is a number like any other."""
+def test_a_card_that_left_the_bus_is_a_glitch(sysfs: FakeSysfs) -> None:
+    """All bits read as ones: the nodes print -1, and the driver's product looks like any other number."""
     ones = 2**32 - 1
     product = 3 * ones * ones % 2**64
     path = xmc(sysfs, USER, xmc_power_ins=21_445_936, **U55C)
@@ -246,18 +246,18 @@ def test_a_card_off_its_bus_is_no_power(sysfs: FakeSysfs) -> None:
     with pytest.raises(SensorGlitchError):
         sensor.read()
     sysfs.write(path, xmc_power_ins=21_445_936, xmc_12v_pex_vol=-1)
-    with pytest.raises(SensorGlitchError, match="register of ones"):
+    with pytest.raises(SensorGlitchError, match="all bits are ones"):
         sensor.read()
 
 
-def test_a_rail_that_reads_ones_does_not_take_the_card_along(sysfs: FakeSysfs) -> None:
+def test_an_invalid_rail_does_not_affect_the_card(sysfs: FakeSysfs) -> None:
     path = xmc(sysfs, USER, xmc_power_ins=21_445_936, **U55C)
     sensor = only(collect(sysfs))
     sysfs.write(path, xmc_12v_aux_curr=4_294_967_295)
     assert watts(sensor) == {"total": 21.445936, "12v_pex": 12.0564, "3v3_pex": 3.4944}
 
 
-def test_a_sum_of_rails_with_a_hole_is_no_total(sysfs: FakeSysfs) -> None:
+def test_an_incomplete_sum_of_rails_is_a_glitch(sysfs: FakeSysfs) -> None:
     path = xmc(sysfs, USER, **U55C)
     sensor = only(collect(sysfs))
     sysfs.write(path, xmc_12v_aux_curr=-1)
@@ -265,7 +265,7 @@ def test_a_sum_of_rails_with_a_hole_is_no_total(sysfs: FakeSysfs) -> None:
         sensor.read()
 
 
-def test_a_rail_without_current_draws_nothing(sysfs: FakeSysfs) -> None:
+def test_a_rail_without_current_is_0_w(sysfs: FakeSysfs) -> None:
     path = xmc(sysfs, USER, xmc_power_ins=21_445_936, **U55C)
     sensor = only(collect(sysfs))
     sysfs.write(path, xmc_12v_aux_curr=0)
@@ -273,8 +273,8 @@ def test_a_rail_without_current_draws_nothing(sysfs: FakeSysfs) -> None:
 
 
 @pytest.mark.parametrize("address", [USER, MGMT])
-def test_a_stalled_controller_is_no_measurement(sysfs: FakeSysfs, address: str) -> None:
-    """The management function alone notices; the values it hands to the user function are as frozen."""
+def test_a_stalled_controller_is_a_glitch(sysfs: FakeSysfs, address: str) -> None:
+    """Only the management function detects it; the values that it passes to the user function are frozen too."""
     xmc(sysfs, USER, xmc_power_ins=21_445_936, xmc_heartbeat_stall=0, **U55C)
     xmc(sysfs, MGMT, xmc_power_ins=21_445_936, xmc_heartbeat_stall=0, **U55C)
     sensor = only(collect(sysfs))
@@ -283,15 +283,15 @@ def test_a_stalled_controller_is_no_measurement(sysfs: FakeSysfs, address: str) 
         sensor.read()
     sysfs.remove(path)
     if address == USER:
-        assert watts(sensor)["total"] == 21.445936  # the other function may go
+        assert watts(sensor)["total"] == 21.445936  # the other function may disappear
 
 
-def test_no_data_at_the_start_may_be_data_later(sysfs: FakeSysfs) -> None:
+def test_a_card_without_data_at_the_start_is_read_later(sysfs: FakeSysfs) -> None:
     path = xmc(sysfs, USER, xmc_power_ins=0, **dict.fromkeys(U55C, 0))
     collector = collect(sysfs)
     assert "no data now" in texts(collector, "broken")
     sensor = only(collector)
-    assert {"12v_pex", "12v_aux", "3v3_pex"} <= set(infos(sensor))  # nothing is known of the rails yet
+    assert {"12v_pex", "12v_aux", "3v3_pex"} <= set(infos(sensor))  # which rails exist is not known yet
     with pytest.raises(SensorGlitchError, match="no data now"):
         sensor.read()
     sysfs.write(path, xmc_power_ins=21_445_936)
@@ -305,31 +305,29 @@ def boot_ms() -> int:
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000
 
 
-def test_a_cached_value_has_the_time_at_which_the_driver_got_it(sysfs: FakeSysfs) -> None:
-    stamp = {"cache_expire_secs": 1, "sensor_update_timestamp": boot_ms() + 1000 - 400}
-    path = xmc(sysfs, USER, xmc_power_ins=21_445_936, **U55C, **stamp)
+def test_a_cached_value_has_the_time_at_which_the_driver_received_it(sysfs: FakeSysfs) -> None:
+    cache = {"cache_expire_secs": 1, "sensor_update_timestamp": boot_ms() + 1000 - 400}
+    path = xmc(sysfs, USER, xmc_power_ins=21_445_936, **U55C, **cache)
     sensor = only(collect(sysfs))
     first = sensor.read()
     age_s = (time.monotonic_ns() - first[0].read_at_ns) / 1e9
     assert 0.399 <= age_s < 2.0
     assert {reading.read_at_ns for reading in first} == {first[0].read_at_ns}
-    assert sensor.read()[0].read_at_ns == first[0].read_at_ns  # the same value, the same time
+    assert sensor.read()[0].read_at_ns == first[0].read_at_ns  # same value, same time
     sysfs.write(path, sensor_update_timestamp=boot_ms() + 1000)
     assert sensor.read()[0].read_at_ns > first[0].read_at_ns
 
 
-@pytest.mark.parametrize("stamp_ms", [5, 10**15])
-def test_a_stamp_of_another_clock_is_not_used(sysfs: FakeSysfs, stamp_ms: int) -> None:
-    """A time namespace has a clock of its own."""
-    xmc(sysfs, USER, xmc_power_ins=21_445_936, cache_expire_secs=1, sensor_update_timestamp=stamp_ms)
+@pytest.mark.parametrize("timestamp_ms", [5, 10**15])
+def test_a_timestamp_of_another_clock_is_not_used(sysfs: FakeSysfs, timestamp_ms: int) -> None:
+    """A time namespace has another clock."""
+    xmc(sysfs, USER, xmc_power_ins=21_445_936, cache_expire_secs=1, sensor_update_timestamp=timestamp_ms)
     before_ns = time.monotonic_ns()
     sensor = only(collect(sysfs))
     assert before_ns <= sensor.read()[0].read_at_ns <= time.monotonic_ns()
 
 
-def test_a_cache_that_is_no_longer_refreshed_is_no_measurement(
-    sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_that_is_no_longer_refreshed_is_a_glitch(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
     xmc(sysfs, USER, xmc_power_ins=21_445_936, cache_expire_secs=1, sensor_update_timestamp=boot_ms() + 1000)
     sensor = only(collect(sysfs))
     sensor.read()
@@ -355,18 +353,18 @@ def test_values_of_two_refreshes_are_not_mixed(sysfs: FakeSysfs, monkeypatch: py
     mixed: range = range(1, 2)
     assert watts(sensor)["total"] == 21.445936  # the second try
     mixed = range(1, 1000)
-    with pytest.raises(SensorGlitchError, match="changed while they were read"):
+    with pytest.raises(SensorGlitchError, match="changed during each of 3 reads"):
         sensor.read()
 
 
-def test_without_a_cache_nothing_is_said_of_its_age(sysfs: FakeSysfs) -> None:
-    """cache_expire_secs 0: each read goes to the card, and each changes the stamp."""
+def test_without_a_cache_the_time_is_that_of_the_read(sysfs: FakeSysfs) -> None:
+    """cache_expire_secs 0: each read goes to the card and changes the timestamp."""
     xmc(sysfs, USER, xmc_power_ins=21_445_936, cache_expire_secs=0, sensor_update_timestamp=5)
     before_ns = time.monotonic_ns()
     assert only(collect(sysfs)).read()[0].read_at_ns >= before_ns
 
 
-# -- coming, going, failing ------------------------------------------------------------------------
+# -- missing, denied and hanging cards ------------------------------------------------------------------------
 
 
 def two_cards(sysfs: FakeSysfs) -> tuple[str, str]:
@@ -374,7 +372,7 @@ def two_cards(sysfs: FakeSysfs) -> tuple[str, str]:
     return first, xmc(sysfs, "0000:d8:00.1", 1025, xmc_power_ins=30_000_000, **U55C)
 
 
-def test_a_card_that_gives_eio_does_not_stop_the_other(sysfs: FakeSysfs) -> None:
+def test_a_card_with_read_errors_does_not_stop_the_other(sysfs: FakeSysfs) -> None:
     first, _ = two_cards(sysfs)
     dead, alive = collect(sysfs).sensors
     sysfs.refuse(f"{first}/xmc_power_ins")
@@ -384,7 +382,7 @@ def test_a_card_that_gives_eio_does_not_stop_the_other(sysfs: FakeSysfs) -> None
         assert watts(alive)["total"] == 30.0
 
 
-def test_a_card_that_was_reset_has_another_number(sysfs: FakeSysfs) -> None:
+def test_a_card_is_found_again_after_a_reset(sysfs: FakeSysfs) -> None:
     first, _ = two_cards(sysfs)
     collector = collect(sysfs)
     assert not collector.outdated
@@ -402,7 +400,7 @@ def test_a_card_that_was_reset_has_another_number(sysfs: FakeSysfs) -> None:
     collector.close()
 
 
-def test_a_card_that_comes_makes_the_family_outdated(sysfs: FakeSysfs) -> None:
+def test_a_new_card_makes_the_collector_outdated(sysfs: FakeSysfs) -> None:
     xmc(sysfs, USER, xmc_power_ins=21_445_936)
     collector = collect(sysfs)
     assert not collector.outdated
@@ -414,9 +412,9 @@ def test_a_denied_card_does_not_stop_the_other() -> None:
     with public_folder() as folder:
         sysfs = FakeSysfs(folder)
         for path in two_cards(sysfs):
-            closed = 0o400 if os.geteuid() == 0 else 0
+            unreadable = 0o400 if os.geteuid() == 0 else 0
             for node in (sysfs.sys / path).iterdir():
-                node.chmod(closed)
+                node.chmod(unreadable)
             with unprivileged():
                 if "0000:3b" in path:
                     collector = collect(sysfs)
@@ -429,14 +427,14 @@ def test_a_denied_card_does_not_stop_the_other() -> None:
                         collect(sysfs)
 
 
-def test_a_denied_way_is_passed_over() -> None:
+def test_another_backend_is_used_if_one_is_denied() -> None:
     with public_folder() as folder:
         sysfs = FakeSysfs(folder)
         path = xmc(sysfs, USER, xmc_power_ins=21_445_936, **U55C)
         (sysfs.sys / path / "xmc_power_ins").chmod(0o400 if os.geteuid() == 0 else 0)
         (sysfs.sys / path / "xmc_3v3_pex_curr").chmod(0o400 if os.geteuid() == 0 else 0)
         with unprivileged(), pytest.raises(SensorDeniedError):
-            collect(sysfs)  # the sum of the rails would lack one
+            collect(sysfs)  # without this rail the sum is incomplete
         (sysfs.sys / path / "xmc_3v3_pex_curr").chmod(0o444)
         with unprivileged():
             collector = collect(sysfs)
@@ -445,8 +443,8 @@ def test_a_denied_way_is_passed_over() -> None:
         assert denied.subject.endswith("xmc_power_ins")
 
 
-def test_a_card_that_hangs_does_not_keep_the_others_waiting(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its look is left to its thread, no further look joins it, and when it is over the family wants to look again."""
+def test_a_hanging_card_does_not_delay_the_others(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread is abandoned, no second thread is started for it, and once it answers the family is reopened."""
     monkeypatch.setattr(fpga, "_PROBE_TIMEOUT_S", 0.05)
     first, _ = two_cards(sysfs)
     hanging = Writer(sysfs.root).put_hanging(str(sysfs.sys / first / "xmc_power_ins"))
@@ -475,18 +473,18 @@ def test_a_card_that_hangs_does_not_keep_the_others_waiting(sysfs: FakeSysfs, mo
     hung.close()
 
 
-def test_a_fault_of_ours_while_looking_is_not_swallowed(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_programming_error_while_opening_is_raised(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
     xmc(sysfs, USER, xmc_power_ins=21_445_936)
 
     def fail(*_: object) -> None:
-        raise RuntimeError("a fault of ours")
+        raise RuntimeError("a bug")
 
-    monkeypatch.setattr(fpga, "_choose", fail)
-    with pytest.raises(RuntimeError, match="a fault of ours"):
+    monkeypatch.setattr(fpga, "_select", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
         collect(sysfs)
 
 
-def test_no_card_says_where_it_was_looked_for(sysfs: FakeSysfs) -> None:
+def test_without_a_card_the_searched_path_is_named(sysfs: FakeSysfs) -> None:
     with pytest.raises(SensorAbsentError, match="bus/pci/devices: no FPGA card"):
         collect(sysfs)
     sysfs.write("devices/pci0000:00/0000:00:02.0", vendor="0x8086", device="0x1")
@@ -496,7 +494,7 @@ def test_no_card_says_where_it_was_looked_for(sysfs: FakeSysfs) -> None:
     assert "0000:00:02" not in str(caught.value)
 
 
-def test_a_card_without_a_driver_is_named(sysfs: FakeSysfs) -> None:
+def test_a_card_without_a_driver_is_reported(sysfs: FakeSysfs) -> None:
     function(sysfs, USER)
     with pytest.raises(SensorAbsentError, match=rf"{CARD}: a Xilinx device without sensors.*xocl, xclmgmt or ami"):
         collect(sysfs)
@@ -506,17 +504,17 @@ def test_closing_twice_is_safe(sysfs: FakeSysfs) -> None:
     xmc(sysfs, USER, xmc_power_ins=21_445_936, **U55C)
     collector = collect(sysfs)
     collector.settle(1.0)
-    held = open_files()
+    open_before = open_files()
     collector.close()
     collector.close()
-    assert open_files() < held
+    assert open_files() < open_before
 
 
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_it_is_read_each_second_and_at_scrapes(sysfs: FakeSysfs) -> None:
+def test_it_is_read_each_second_and_on_scrapes(sysfs: FakeSysfs) -> None:
     xmc(sysfs, USER, xmc_power_ins=21_445_936)
     collector = collect(sysfs)
     timing = collector.timing
@@ -527,7 +525,7 @@ def test_it_is_read_each_second_and_at_scrapes(sysfs: FakeSysfs) -> None:
 
 
 def sdm(sysfs: FakeSysfs, function_kind: str = "user", **files: object) -> str:
-    """A VCK5000's chip; its total is not the first channel."""
+    """Write the chip of a VCK5000; its total is not the first channel."""
     address, index = (USER, 3) if function_kind == "user" else (MGMT, 4)
     path = chip(sysfs, address, index, f"xilinx_vck5000_gen4x8_hwmon_sdm_{function_kind}")
     sysfs.write(path, power1_label="Other", power1_input=9, power1_unitm=0, power2_label="Total Power", **files)
@@ -538,7 +536,9 @@ def sdm(sysfs: FakeSysfs, function_kind: str = "user", **files: object) -> str:
     ("raw", "unit", "expected"),
     [(28, 0, 28.0), (28_123, -3, 28.123), (28_123_456, -6, 28.123456), (2812, -2, 28.12)],
 )
-def test_a_versal_card_has_its_unit_beside_it(sysfs: FakeSysfs, raw: int, unit: int, expected: float) -> None:
+def test_the_unit_of_a_versal_card_is_read_from_its_own_file(
+    sysfs: FakeSysfs, raw: int, unit: int, expected: float
+) -> None:
     sdm(sysfs, power2_input=raw, power2_unitm=unit)
     sensor = only(collect(sysfs))
     assert watts(sensor) == {"total": pytest.approx(expected, rel=1e-12)}
@@ -556,7 +556,7 @@ def test_a_versal_card_has_its_unit_beside_it(sysfs: FakeSysfs, raw: int, unit: 
         {"power2_status": "Sensor Not Present"},
     ],
 )
-def test_what_is_no_value_of_a_versal_card(sysfs: FakeSysfs, files: Mapping[str, object]) -> None:
+def test_invalid_values_of_a_versal_card(sysfs: FakeSysfs, files: Mapping[str, object]) -> None:
     path = sdm(sysfs, power2_input=28, power2_unitm=0, power2_status="Sensor Present and Valid")
     sensor = only(collect(sysfs))
     assert watts(sensor) == {"total": 28.0}
@@ -565,16 +565,16 @@ def test_what_is_no_value_of_a_versal_card(sysfs: FakeSysfs, files: Mapping[str,
         sensor.read()
 
 
-def test_a_versal_card_without_its_unit_is_not_guessed(sysfs: FakeSysfs) -> None:
+def test_a_versal_card_without_a_known_unit_is_not_read(sysfs: FakeSysfs) -> None:
     path = sdm(sysfs, power2_input=28)
     with pytest.raises(SensorAbsentError, match="power2_unitm"):
         collect(sysfs)
     sysfs.write(path, power2_unitm=30)
-    with pytest.raises(SensorAbsentError, match="30 is no unit of power"):
+    with pytest.raises(SensorAbsentError, match="30 is not a known unit of power"):
         collect(sysfs)
 
 
-def test_a_versal_card_prefers_its_management_function_too(sysfs: FakeSysfs) -> None:
+def test_the_management_function_of_a_versal_card_is_preferred(sysfs: FakeSysfs) -> None:
     sdm(sysfs, "mgmt", power2_input=29, power2_unitm=0)
     sdm(sysfs, power2_input=28, power2_unitm=0)
     assert watts(only(collect(sysfs)))["total"] == 29.0
@@ -584,21 +584,21 @@ def test_a_versal_card_prefers_its_management_function_too(sysfs: FakeSysfs) -> 
 V80 = {"power1_label": "Total_Power", "power1_input": 60_250_000, "power1_status": "Sensor Present and Valid"}
 
 
-def test_a_v80_is_read_on_request_only(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading it can end every program that uses the card: not even once, to try."""
+def test_a_v80_is_read_only_on_request(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading it can end every program that uses the card, so it is not even read once as a test."""
     path = chip(sysfs, "0000:21:00.0", 2, "Alveo", **V80)
     xmc(sysfs, USER, xmc_power_ins=21_445_936)
     sysfs.refuse(f"{path}/power1_input")
-    read = recorded_reads(monkeypatch)
+    paths = recorded_reads(monkeypatch)
     collector = collect(sysfs)
     assert [sensor.device for sensor in collector.sensors] == [CARD]
-    assert not any("0000:21:00.0" in name for name in read)
+    assert not any("0000:21:00.0" in name for name in paths)
     (finding,) = [finding for finding in collector.findings if finding.status == "skipped"]
     assert "SIGBUS" in finding.text
     assert finding.cure == "collectors.fpga.v80: true"
 
 
-def test_a_v80_is_read_once_a_second_at_most(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_v80_is_read_at_most_once_per_second(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
     now_ns = 10_000_000_000
     monkeypatch.setattr(cards, "monotonic_ns", lambda: now_ns)
     path = chip(sysfs, "0000:21:00.0", 2, "Alveo", **V80)
@@ -614,7 +614,7 @@ def test_a_v80_is_read_once_a_second_at_most(sysfs: FakeSysfs, monkeypatch: pyte
     assert (second.power_watts, second.read_at_ns) == (70.0, now_ns)
 
 
-def test_a_v80_that_fails_is_not_tried_again_at_once(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_read_of_a_v80_is_not_retried_at_once(sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch) -> None:
     now_ns = 10_000_000_000
     monkeypatch.setattr(cards, "monotonic_ns", lambda: now_ns)
     path = chip(sysfs, "0000:21:00.0", 2, "Alveo", **V80)
@@ -625,15 +625,15 @@ def test_a_v80_that_fails_is_not_tried_again_at_once(sysfs: FakeSysfs, monkeypat
         sensor.read()
     assert not caught.value.is_repeated
     sysfs.write(path, power1_status=V80["power1_status"])
-    with pytest.raises(SensorGlitchError, match="not tried again yet") as caught:
+    with pytest.raises(SensorGlitchError, match="not retried yet") as caught:
         sensor.read()
     assert caught.value.is_repeated
     now_ns += 1_000_000_000
     assert watts(sensor)["total"] == 60.25
 
 
-def test_hwmon_leaves_the_cards_to_this_family(sysfs: FakeSysfs) -> None:
-    """Also the chip that has no name: its file is claimed."""
+def test_hwmon_skips_the_cards_of_this_family(sysfs: FakeSysfs) -> None:
+    """This includes a chip without a name, because its file is claimed."""
     chip(sysfs, USER, 7, None, power1_input=58_360_411)
     sysfs.hwmon(9, "ina3221", device="platform/i2c-1/1-0041", power1_input=1)
     sources = {info.source for sensor in collect(sysfs).sensors for info in sensor.infos}
@@ -665,52 +665,52 @@ def test_a_zcu104_has_one_monitor_for_the_board(sysfs: FakeSysfs) -> None:
     assert watts(only(collect(sysfs))) == {"total": 11.25, "12v": 11.25}
 
 
-def zcu102(sysfs: FakeSysfs, *, leave_out: str = "") -> dict[str, str]:
+def zcu102(sysfs: FakeSysfs, *, without: str = "") -> dict[str, str]:
     device_tree(sysfs, "xlnx,zynqmp-zcu102-rev1.0 xlnx,zynqmp-zcu102 xlnx,zynqmp", "ZynqMP ZCU102 Rev1.0")
     paths = {}
     for index, name in enumerate(ina226._ZCU102_RAILS):
-        if name != leave_out:
+        if name != without:
             paths[name] = monitor(sysfs, index, name, 0x40 + index, 100_000 * (index + 1))
     return paths
 
 
-def test_a_zcu102_is_the_sum_of_its_rails(sysfs: FakeSysfs) -> None:
+def test_the_power_of_a_zcu102_is_the_sum_of_its_rails(sysfs: FakeSysfs) -> None:
     zcu102(sysfs)
     sensor = only(collect(sysfs))
-    shown = watts(sensor)
-    assert len(shown) == 19
-    assert shown["total"] == pytest.approx(0.1 * sum(range(1, 19)))
-    assert (shown["vccpsintfp"], shown["vccint"], shown["mgtavtt"]) == (0.1, 1.1, 1.8)
+    powers = watts(sensor)
+    assert len(powers) == 19
+    assert powers["total"] == pytest.approx(0.1 * sum(range(1, 19)))
+    assert (powers["vccpsintfp"], powers["vccint"], powers["mgtavtt"]) == (0.1, 1.1, 1.8)
     assert {info.relation for info in sensor.infos[1:]} == {"rail"}
 
 
-def test_a_sum_is_all_rails_or_none(sysfs: FakeSysfs) -> None:
+def test_a_sum_needs_all_rails(sysfs: FakeSysfs) -> None:
     paths = zcu102(sysfs)
     sensor = only(collect(sysfs))
     for value in (-1, 4_294_967_295, 600_000_000, "garbage"):
         sysfs.write(paths["ina226_u79"], power1_input=value)
         with pytest.raises(SensorGlitchError):
             sensor.read()
-    sysfs.write(paths["ina226_u79"], power1_input=0)  # a rail that is off is a measurement
+    sysfs.write(paths["ina226_u79"], power1_input=0)  # a rail that is off is valid
     assert watts(sensor)["vccint"] == 0.0
     sysfs.remove(paths["ina226_u79"])
     with pytest.raises(SensorAbsentError):
         sensor.read()
 
 
-def test_a_board_with_a_rail_that_is_not_monitored_is_left_to_hwmon(sysfs: FakeSysfs) -> None:
-    zcu102(sysfs, leave_out="ina226_u79")
+def test_a_board_with_a_missing_monitor_is_left_to_hwmon(sysfs: FakeSysfs) -> None:
+    zcu102(sysfs, without="ina226_u79")
     with pytest.raises(SensorAbsentError, match="no monitor of vccint"):
         collect(sysfs)
     assert len(HwmonCollector.open(sysfs.host, HwmonOptions()).sensors) == 17
 
 
-def test_hwmon_does_not_show_the_rails_again(sysfs: FakeSysfs) -> None:
+def test_hwmon_does_not_publish_the_rails_again(sysfs: FakeSysfs) -> None:
     zcu102(sysfs)
     monitor(sysfs, 30, "ina3221", 0x70, 5_000_000)
     host = replace(sysfs.host, claimed=frozenset(info.source for info in only(collect(sysfs)).infos))
-    (left,) = HwmonCollector.open(host, HwmonOptions()).sensors
-    assert left.infos[0].model == "ina3221"
+    (sensor,) = HwmonCollector.open(host, HwmonOptions()).sensors
+    assert sensor.infos[0].model == "ina3221"
 
 
 def test_a_board_without_a_map_is_left_to_hwmon(sysfs: FakeSysfs) -> None:
@@ -720,8 +720,8 @@ def test_a_board_without_a_map_is_left_to_hwmon(sysfs: FakeSysfs) -> None:
         collect(sysfs)
 
 
-def test_a_map_of_ones_own(sysfs: FakeSysfs) -> None:
-    """By I2C device, by the label in the device tree, by chip; a rail behind another is not added."""
+def test_a_user_defined_map(sysfs: FakeSysfs) -> None:
+    """Monitors named by I2C device, device tree label and chip; a rail supplied by another is not summed."""
     monitor(sysfs, 0, "ina226", 0x40, 1_000_000)
     monitor(sysfs, 1, "ina226", 0x41, 2_000_000, label="ina226-u9")
     monitor(sysfs, 2, "ina219", 0x42, 500_000)
@@ -738,7 +738,7 @@ def test_a_map_of_ones_own(sysfs: FakeSysfs) -> None:
     assert len(collector.findings) == 3
 
 
-def test_a_rail_that_is_not_in_the_total_may_fail(sysfs: FakeSysfs) -> None:
+def test_a_failing_rail_outside_the_total_is_skipped(sysfs: FakeSysfs) -> None:
     monitor(sysfs, 0, "one", 0x40, 1_000_000)
     path = monitor(sysfs, 1, "two", 0x41, 2_000_000)
     rails = {"one": RailOption("one"), "two": RailOption("two", in_total=False)}
@@ -747,19 +747,19 @@ def test_a_rail_that_is_not_in_the_total_may_fail(sysfs: FakeSysfs) -> None:
     assert watts(sensor) == {"total": 1.0, "one": 1.0}
 
 
-def test_rails_without_a_total_are_parts_only(sysfs: FakeSysfs) -> None:
+def test_rails_without_a_total_are_only_parts(sysfs: FakeSysfs) -> None:
     monitor(sysfs, 0, "one", 0x40, 1_000_000)
     assert watts(only(collect(sysfs, rails={"one": RailOption("one", in_total=False)}))) == {"one": 1.0}
 
 
-def test_two_monitors_of_one_name_are_not_told_apart(sysfs: FakeSysfs) -> None:
+def test_two_monitors_with_one_name_are_rejected(sysfs: FakeSysfs) -> None:
     monitor(sysfs, 0, "ina226", 0x40, 1_000_000)
     monitor(sysfs, 1, "ina226", 0x41, 2_000_000)
     with pytest.raises(SensorAbsentError, match="a second monitor of vccint"):
         collect(sysfs, rails={"ina226": RailOption("vccint")})
 
 
-def test_a_board_that_draws_nothing_gives_no_data(sysfs: FakeSysfs) -> None:
+def test_a_board_with_zero_power_has_no_data(sysfs: FakeSysfs) -> None:
     path = kria(sysfs)
     sensor = only(collect(sysfs))
     sysfs.write(path, power1_input=0)
@@ -768,19 +768,19 @@ def test_a_board_that_draws_nothing_gives_no_data(sysfs: FakeSysfs) -> None:
 
 
 @pytest.mark.parametrize(("in1", "in2"), [(7, 848), (848, 0)])
-def test_milliwatts_of_an_old_kernel_are_not_shown(sysfs: FakeSysfs, in1: int, in2: int) -> None:
-    """iio-hwmon once gave milliwatts; volts times amperes give it away."""
+def test_milliwatts_of_an_old_kernel_are_rejected(sysfs: FakeSysfs, in1: int, in2: int) -> None:
+    """Old iio-hwmon drivers return milliwatts, which is detected by volts times amperes."""
     kria(sysfs, 1150, in1_input=in1, in2_input=in2, curr1_input=1361)
     with pytest.raises(SensorAbsentError, match="milliwatts"):
         collect(sysfs)
 
 
-def test_microwatts_are_not_taken_for_milliwatts(sysfs: FakeSysfs) -> None:
+def test_microwatts_are_accepted(sysfs: FakeSysfs) -> None:
     kria(sysfs, 1_150_000, in1_input=7, in2_input=848, curr1_input=1361)
     assert watts(only(collect(sysfs)))["total"] == 1.15
 
 
-def test_a_denied_monitor_is_said_so() -> None:
+def test_a_denied_monitor_is_an_error() -> None:
     with public_folder() as folder:
         sysfs = FakeSysfs(folder)
         path = kria(sysfs)
@@ -789,13 +789,13 @@ def test_a_denied_monitor_is_said_so() -> None:
             collect(sysfs)
 
 
-def test_a_rail_needs_a_name_of_its_own() -> None:
+def test_a_rail_name_must_not_be_empty_or_reserved() -> None:
     for name in ("", "total"):
         with pytest.raises(ConfigError, match=r"collectors\.fpga\.rails\.u1\.name: .* cannot be the name"):
             build(FpgaOptions, {"rails": {"u1": {"name": name}}}, "file", "collectors.fpga")
 
 
-def test_options_come_from_a_file() -> None:
+def test_options_from_a_file() -> None:
     options = build(
         FpgaOptions,
         {"v80": True, "function": "mgmt", "rails": {"ina226_u1": {"name": "vccint", "in_total": False}}},
@@ -807,8 +807,8 @@ def test_options_come_from_a_file() -> None:
         build(FpgaOptions, {"function": "both"}, "file", "collectors.fpga")
 
 
-def test_readings_carry_the_objects_of_the_infos(sysfs: FakeSysfs) -> None:
-    """The sampler knows a quantity by identity: that is what makes a scan cheap."""
+def test_readings_use_the_quantity_objects_of_the_infos(sysfs: FakeSysfs) -> None:
+    """The sampler compares quantities by identity, which makes a scan cheap."""
     xmc(sysfs, USER, xmc_power_ins=21_445_936, **U55C)
     kria(sysfs)
     for sensor in collect(sysfs).sensors:

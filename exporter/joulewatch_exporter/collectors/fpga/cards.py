@@ -1,8 +1,9 @@
-"""Cards whose total is one channel of a hwmon chip: Versal cards by XRT (``hwmon_sdm``), the Alveo V80 by AMI.
+"""Cards whose total is one channel of a hwmon chip: Versal cards with XRT (``hwmon_sdm``), the Alveo V80 with AMI.
 
-Both break the rules of the hwmon class. ``hwmon_sdm`` (VCK5000, V70) gives watts times 10^-``powerN_unitm``, not
-microwatts, and 4294967295 for no value. Reading a V80's ``power1_input`` while it is at or above its critical limit
-makes the driver end every program that uses the card (SIGBUS): it is read on request only, and seldom.
+Neither driver follows the rules of the hwmon class. ``hwmon_sdm`` (VCK5000, V70) returns the power in units of
+10^``powerN_unitm`` W instead of microwatts, and 4294967295 for a missing value. If a V80 is at or above its critical
+limit, reading ``power1_input`` makes the driver end every program that uses the card (SIGBUS): it is read only on
+request, and at most once per second.
 
 Sources: XRT ``src/runtime_src/core/pcie/driver/linux/xocl/subdev/hwmon_sdm.c``; AVED ``sw/AMI/driver/ami_hwmon.c``
 (``read_sensor_val``), ``ami_sensor.h``.
@@ -22,33 +23,33 @@ from joulewatch_exporter.model import Quantity, Reading, SensorInfo
 
 SDM_CHIP: Final = re.compile(r"(?P<model>.*)_hwmon_sdm_(?P<kind>user|mgmt)")
 V80_CHIP: Final = "Alveo"
-"""The name that AMI gives to the chip of every card."""
+"""AMI uses this chip name for every card."""
 
 V80_DANGER: Final = (
-    "an Alveo card of the driver AMI is read on request only: reading its power while that is at or above the "
-    "critical limit makes the driver end every program that uses the card (SIGBUS)"
+    "an Alveo card with the driver AMI is read only on request: if its power is at or above the critical limit, "
+    "reading it makes the driver end every program that uses the card (SIGBUS)"
 )
 
 _VALID: Final = "Sensor Present and Valid"
 _MICRO: Final = -6
 _UNITS: Final = {3: "1 kW", 0: "1 W", -1: "0.1 W", -2: "10 mW", -3: "1 mW", -6: "1 uW"}
-"""By the exponent, the steps that a card's power comes in."""
+"""Resolution of a card's power by the exponent of its unit."""
 _V80_SPACING_NS: Final = 1_000_000_000
-"""The driver asks the card once a second; what is read in between is dangerous and not news."""
+"""The driver queries the card once per second; a read in between is dangerous and returns nothing new."""
 
 
 class ChipSensor:
-    """One card whose total is one channel."""
+    """A card whose total is one channel."""
 
     def __init__(self, device: str, stem: str, *, unit_exponent: int, model: str, spacing_ns: int = 0) -> None:
-        """Prepare; nothing is read yet.
+        """Prepare without reading.
 
         Args:
             device: The card's label.
             stem: The channel's path without ``_input``.
-            unit_exponent: Watts are the number times ten to this.
-            model: Of the card, for people.
-            spacing_ns: It is read no more often; in between the last values are given again, with their own time.
+            unit_exponent: The unit is 10 to this power, in watts.
+            model: Model of the card, for display.
+            spacing_ns: Shortest time between two reads; in between, return the last values with their own time.
         """
         self.device = device
         self._number = Number(f"{stem}_input")
@@ -69,11 +70,11 @@ class ChipSensor:
         self.infos = (info,)
 
     def read(self) -> Sequence[Reading]:
-        """Read the card once; errors as those of `Number.read`, and a glitch where the status says so."""
+        """Read the card once; raise the errors of `Number.read`, or `SensorGlitchError` if the status is not valid."""
         now_ns = monotonic_ns()
         if now_ns - self._tried_ns < self._spacing_ns:
             if not self._last:
-                error = SensorGlitchError(f"{self._number.path}: not tried again yet")
+                error = SensorGlitchError(f"{self._number.path}: not retried yet")
                 error.is_repeated = True
                 raise error
             return self._last
@@ -89,12 +90,12 @@ class ChipSensor:
         try:
             status = read_text(self._status)
         except SensorAbsentError:
-            return  # this version of the driver has none
+            return  # this driver version has no status
         if status != _VALID:
             raise SensorGlitchError(f"{self._status}: {status!r} is not {_VALID!r}")
 
     def close(self) -> None:
-        """Let go of the file; safe to call twice."""
+        """Close the file; safe to call twice."""
         self._number.close()
 
 
@@ -102,22 +103,22 @@ def open_sdm(device: str, directory: str, *, model: str) -> ChipSensor:
     """Prepare to read a Versal card.
 
     Raises:
-        SensorAbsentError: No channel is called Total Power.
-        SensorError: Its unit cannot be read.
+        SensorAbsentError: No channel is labelled Total Power.
+        SensorError: The unit cannot be read.
     """
     stem = _channel(directory, "Total Power")
-    # A card without a unit is one whose watts nobody can know.
+    # Without the unit the power is unknown.
     unit_exponent = read_int(f"{stem}_unitm")
     if unit_exponent not in _UNITS:
-        raise SensorGlitchError(f"{stem}_unitm: {unit_exponent} is no unit of power")
+        raise SensorGlitchError(f"{stem}_unitm: {unit_exponent} is not a known unit of power")
     return ChipSensor(device, stem, unit_exponent=unit_exponent, model=model)
 
 
 def open_v80(device: str, directory: str) -> ChipSensor:
-    """Prepare to read a card of AMI; the caller knows of the danger.
+    """Prepare to read a card with the driver AMI; see `V80_DANGER`.
 
     Raises:
-        SensorAbsentError: No channel is called Total_Power.
+        SensorAbsentError: No channel is labelled Total_Power.
     """
     stem = _channel(directory, "Total_Power")
     return ChipSensor(device, stem, unit_exponent=_MICRO, model=V80_CHIP, spacing_ns=_V80_SPACING_NS)
@@ -131,4 +132,4 @@ def _channel(directory: str, label: str) -> str:
     for name in names:
         if read_text_or(f"{directory}/{name}", "").lower() == label.lower():
             return f"{directory}/{name.removesuffix('_label')}"
-    raise SensorAbsentError(f"{directory}: no power channel is called {label}")
+    raise SensorAbsentError(f"{directory}: no power channel is labelled {label}")

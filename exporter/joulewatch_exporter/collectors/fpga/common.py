@@ -1,4 +1,4 @@
-"""What the ways to read an FPGA card have in common: numbers that can be trusted, rails, and the card's sensor."""
+"""What the backends of FPGA cards share: checked numbers, rails, and the interface of a card's sensor."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ NAME: Final = "fpga"
 TOTAL: Final = "total"
 
 MAX_POWER_WATTS: Final = 1000.0
-"""No card and no board of these draws more; 2^32 - 1 microwatts are 4295 W."""
+"""No such card or board draws more; 2^32 - 1 microwatts would be 4295 W."""
 
 _ALL_ONES: Final = frozenset({2**32 - 1, 2**64 - 1})
-"""A register that nobody filled, or a card that is off its bus."""
+"""An unset register, or a card that is no longer on the bus."""
 
 FunctionKind = Literal["user", "mgmt"]
-"""The two PCI functions of a card: what a virtual machine gets too, and what the host keeps."""
+"""The two PCI functions of a card: user can be passed to a virtual machine, mgmt stays with the host."""
 
 
 class CardSensor(Protocol):
-    """One card or board, as one way to read it gives it."""
+    """One card or board, read by one backend."""
 
     @property
     def device(self) -> str: ...
@@ -38,7 +38,7 @@ class CardSensor(Protocol):
 
 
 class Number:
-    """A file with a whole number that cannot be negative, kept open."""
+    """A file with a non-negative whole number; stays open between reads."""
 
     __slots__ = ("_file",)
 
@@ -50,17 +50,17 @@ class Number:
         return self._file.path
 
     def read(self) -> int:
-        """Read it as it is now.
+        """Read the number.
 
         Raises:
-            SensorGlitchError: The driver refused, or the number is a register of ones. XRT prints its unsigned
-                registers signed: a card that is off its bus reads -1.
-            SensorAbsentError: The file or its device is gone.
-            SensorDeniedError: The rights are missing.
+            SensorGlitchError: The read failed, or all bits of the number are ones. XRT prints unsigned registers as
+                signed numbers, so a card that is no longer on the bus reads -1.
+            SensorAbsentError: The file or its device disappeared.
+            SensorDeniedError: Permission is missing.
         """
         raw = self._file.read()
         if raw < 0 or raw in _ALL_ONES:
-            raise SensorGlitchError(f"{self.path}: {raw} is a register of ones, not a measurement")
+            raise SensorGlitchError(f"{self.path}: {raw} is not a measurement (all bits are ones)")
         return raw
 
     def close(self) -> None:
@@ -69,13 +69,13 @@ class Number:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RailFiles:
-    """Where one rail's voltage (mV) and current (mA) are."""
+    """Paths of one rail's voltage (mV) and current (mA)."""
 
     domain: str
     millivolts: str
     milliamperes: str
     is_addend: bool
-    """Whether it is one of the rails that the card's total is made of; the others lie behind these."""
+    """Whether the rail is a term of the card's total; the other rails are supplied by these."""
 
     @property
     def relation(self) -> Relation:
@@ -93,7 +93,7 @@ class Rail:
         self._milliamperes = Number(files.milliamperes)
 
     def microwatts(self) -> int:
-        """Read voltage and current, and multiply; errors as those of `Number.read`."""
+        """Return voltage times current; raises the errors of `Number.read`."""
         return self._millivolts.read() * self._milliamperes.read()
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class Rail:
 
 
 def rail_info(device: str, files: RailFiles, model: str) -> SensorInfo:
-    """Say how a rail is measured."""
+    """Return how a rail is measured."""
     return SensorInfo(
         quantity=Quantity(scope="part", component="fpga", device=device, domain=files.domain),
         method="integrated",
@@ -115,7 +115,7 @@ def rail_info(device: str, files: RailFiles, model: str) -> SensorInfo:
 
 
 def powered_rails(rails: Sequence[RailFiles], findings: list[Finding]) -> list[RailFiles]:
-    """Leave out the rails that this card does not have (0 V while others have some), and those that are denied."""
+    """Return the rails without those that the card does not have (0 V while others are not) or that are denied."""
     millivolts: dict[str, int | None] = {}
     for rail in rails:
         try:
@@ -125,28 +125,28 @@ def powered_rails(rails: Sequence[RailFiles], findings: list[Finding]) -> list[R
             findings.append(denied(error))
             millivolts[rail.domain] = 0
         except SensorError:
-            millivolts[rail.domain] = None  # nothing just now
+            millivolts[rail.domain] = None  # no value now
     is_alive = any(millivolts.values())
-    # With no data at all every rail reads 0: then nothing is known of any of them.
+    # If the card has no data, all rails read 0; that does not mean that it does not have them.
     return [rail for rail in rails if not (is_alive and millivolts[rail.domain] == 0)]
 
 
 def checked_watts(path: str, microwatts: float) -> float:
-    """Turn a card's microwatts into watts.
+    """Convert a card's microwatts to watts.
 
     Raises:
-        SensorGlitchError: It is 0, which is what drivers say without data, or more than a card can draw.
+        SensorGlitchError: The power is 0, which drivers return without data, or above what a card can draw.
     """
     if microwatts == 0:
-        raise SensorGlitchError(f"{path}: 0 W means that the card gives no data now")
+        raise SensorGlitchError(f"{path}: 0 W: the card has no data now")
     watts = microwatts / 1e6
     if not 0 < watts <= MAX_POWER_WATTS:
-        raise SensorGlitchError(f"{path}: {watts:g} W is no power of a card")
+        raise SensorGlitchError(f"{path}: {watts:g} W is not a plausible power of a card")
     return watts
 
 
 def denied(error: SensorDeniedError) -> Finding:
-    """Turn a denied file into a finding; such an error's text begins with the path."""
+    """Return the finding for a denied file; the text of such an error begins with the path."""
     path = str(error).partition(": ")[0]
     return Finding(status="denied", collector=NAME, subject=path, text=str(error), cure=denied_cure(path))
 
@@ -155,5 +155,5 @@ def found(subject: str, text: str) -> Finding:
     return Finding(status="found", collector=NAME, subject=subject, text=text)
 
 
-def skipped(subject: str, text: str, cure: str = "") -> Finding:
-    return Finding(status="skipped", collector=NAME, subject=subject, text=text, cure=cure)
+def skipped(subject: str, text: str, fix: str = "") -> Finding:
+    return Finding(status="skipped", collector=NAME, subject=subject, text=text, cure=fix)

@@ -1,14 +1,14 @@
-"""Boards with a power monitor at each supply rail (Zynq, Zynq UltraScale+, Kria): INA226 and INA260 by hwmon.
+"""Boards with one power monitor per supply rail (Zynq, Zynq UltraScale+, Kria): INA226 and INA260 in hwmon.
 
-A monitor knows its rail only by its designator on the board (``u76``), which the device tree hands on: as the chip's
-name where the kernel's IIO driver has it (``ina226_u76``), as its label where the hwmon driver has it. Which rail that
-is, is in no file: the maps below are for boards where it is certain, ``collectors.fpga.rails`` is for the others. A
-board without a map is left to hwmon, each rail as a part that is never summed.
+A monitor is identified by its designator on the board (``u76``), which comes from the device tree: the kernel's IIO
+driver has it in the chip's name (``ina226_u76``), the hwmon driver in the chip's label. No file says which rail a
+monitor measures: the maps below cover boards where it is certain, ``collectors.fpga.rails`` covers the others. A board
+without a map is read by the hwmon family, each rail as a part that is never summed.
 
-Sources of the maps: for designators and names the boards' device trees in Linux, ``arch/arm64/boot/dts/xilinx/``
-(``zynqmp-zcu102-revA.dts``, ``zynqmp-zcu104-revC.dts``, ``zynqmp-sck-kv-g-revA.dtso``);
-for the rails AMD's board guides (UG1182, ZCU102: the monitors of its PS and PL rails; UG1089, KV260: the INA260 at the
-module's 5 V), with which programs written for the boards agree, and PYNQ's ``zcu104.conf`` (the 12 V input).
+Sources of the maps: designators and names from the boards' device trees in Linux, ``arch/arm64/boot/dts/xilinx/``
+(``zynqmp-zcu102-revA.dts``, ``zynqmp-zcu104-revC.dts``, ``zynqmp-sck-kv-g-revA.dtso``); rails from AMD's board guides
+(UG1182, ZCU102: the monitors of its PS and PL rails; UG1089, KV260: the INA260 at the module's 5 V), which agree with
+programs written for the boards, and from PYNQ's ``zcu104.conf`` (the 12 V input).
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _MAX_RAIL_WATTS: Final = 500.0
 
 @dataclass(frozen=True, slots=True)
 class RailOption:
-    """One entry of ``collectors.fpga.rails``: what a power monitor measures."""
+    """An entry of ``collectors.fpga.rails``: what a power monitor measures."""
 
     name: str
-    """The series' domain."""
+    """Domain of the series."""
     in_total: bool = True
-    """Whether the board's power is the sum of this and others; False: it lies behind one of them."""
+    """Whether the rail is a term of the board's total; False: another rail supplies it."""
 
     def __post_init__(self) -> None:
         """Check the name.
 
         Raises:
-            ValueError: It cannot be a label of its own.
+            ValueError: The name is empty or reserved.
         """
         if not self.name or self.name == TOTAL:
             raise ValueError(f"name: {self.name!r} cannot be the name of a rail")
@@ -59,9 +59,9 @@ class RailOption:
 @dataclass(frozen=True, slots=True)
 class _Board:
     compatible: str
-    """In the device tree's list, without the revision."""
+    """Name in the device tree, without the revision."""
     rails: Mapping[str, str]
-    """Name of the chip to its rail; the board's power is the sum of all."""
+    """Maps a chip name to its rail; the board's power is the sum of all rails."""
 
 
 _ZCU102_RAILS: Final = {
@@ -94,7 +94,7 @@ _BOARDS: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Monitor:
-    """One chip that a map knows."""
+    """A power monitor whose rail is known."""
 
     path: str
     rail: RailOption
@@ -104,11 +104,11 @@ class BoardSensor:
     """All mapped rails of the board, read in one pass."""
 
     def __init__(self, monitors: Sequence[_Monitor], model: str) -> None:
-        """Prepare; nothing is read yet.
+        """Prepare without reading.
 
         Args:
-            monitors: One at least.
-            model: Of the board, for people.
+            monitors: At least one.
+            model: Model of the board, for display.
         """
         self.device = DEVICE
         self._quantity = Quantity(scope="device", component="fpga", device=DEVICE, domain=TOTAL)
@@ -141,15 +141,15 @@ class BoardSensor:
         ]
 
     def read(self) -> Sequence[Reading]:
-        """Read the rails, one right after the other.
+        """Read all rails.
 
         Returns:
-            The total, and all rails that could be read.
+            The total and all readable rails.
 
         Raises:
-            SensorGlitchError: A rail of the total gave nothing: a sum with a hole is not published.
-            SensorAbsentError: A monitor is gone.
-            SensorDeniedError: The rights are gone.
+            SensorGlitchError: A rail of the total has no value; an incomplete sum is not published.
+            SensorAbsentError: A monitor disappeared.
+            SensorDeniedError: Permission was lost.
         """
         readings = []
         sum_microwatts = 0
@@ -161,7 +161,7 @@ class BoardSensor:
                     raise
                 continue
             if microwatts > _MAX_RAIL_WATTS * 1e6:
-                raise SensorGlitchError(f"{number.path}: {microwatts / 1e6:g} W is no power of a rail")
+                raise SensorGlitchError(f"{number.path}: {microwatts / 1e6:g} W is not a plausible power of a rail")
             sum_microwatts += microwatts if in_total else 0
             readings.append(
                 Reading(quantity=quantity, read_at_ns=monotonic_ns(), energy_joules=None, power_watts=microwatts / 1e6)
@@ -180,23 +180,23 @@ class BoardSensor:
         ]
 
     def close(self) -> None:
-        """Let go of all files; safe to call twice."""
+        """Close all files; safe to call twice."""
         for number, _, _ in self._rails:
             number.close()
 
 
 def board_model(host: Host) -> str:
-    """What the device tree calls this board; empty where there is no device tree."""
+    """Return the board's name from the device tree; empty without a device tree."""
     return _device_tree(host, "model").strip("\0")
 
 
 def open_board(host: Host, rails: Mapping[str, RailOption], findings: list[Finding]) -> BoardSensor | None:
-    """Look for the monitors of this board.
+    """Open the monitors of this board.
 
     Args:
         host: Where the device tree and the chips are.
-        rails: The user's own map: chip, label or I2C device to its rail. With one, ours is not looked at.
-        findings: Gets what was found, denied or left out.
+        rails: The user's map from chip, label or I2C device to rail; replaces the built-in map.
+        findings: Receives the findings.
 
     Returns:
         The board, or None: no map, no monitor, or a rail of the total that cannot be read.
@@ -217,15 +217,15 @@ def open_board(host: Host, rails: Mapping[str, RailOption], findings: list[Findi
         if monitor is None:
             if rail.in_total:
                 findings.append(
-                    skipped(directory, f"without {rail.name} the board's power is no sum: its rails are left to hwmon")
+                    skipped(directory, f"without {rail.name} the sum is incomplete; the rails are left to hwmon")
                 )
                 return None
         elif rail.name in monitors:
             findings.append(
                 skipped(
                     directory,
-                    f"a second monitor of {rail.name}, beside {monitors[rail.name].path}: which is which must be said "
-                    "in collectors.fpga.rails, by the chip's label or I2C device; the rails are left to hwmon",
+                    f"a second monitor of {rail.name}, in addition to {monitors[rail.name].path}: distinguish them in "
+                    "collectors.fpga.rails by the chip's label or I2C device; the rails are left to hwmon",
                 )
             )
             return None
@@ -236,7 +236,9 @@ def open_board(host: Host, rails: Mapping[str, RailOption], findings: list[Findi
         return None
     if missing:
         findings.append(
-            skipped("device tree", f"{model}: no monitor of {', '.join(missing)}: the sum would lack it; left to hwmon")
+            skipped(
+                "device tree", f"{model}: no monitor of {', '.join(missing)}, so the sum is incomplete; left to hwmon"
+            )
         )
         return None
     sensor = BoardSensor(list(monitors.values()), model)
@@ -256,27 +258,25 @@ def _monitor(directory: str, rail: RailOption, findings: list[Finding]) -> _Moni
     except SensorError:
         return _Monitor(path, rail) if Path(path).exists() else None
     if _is_in_milliwatts(directory, microwatts):
-        findings.append(
-            skipped(path, "in milliwatts: an iio-hwmon driver from before the conversion to microwatts was added")
-        )
+        findings.append(skipped(path, "value in milliwatts: this iio-hwmon driver does not convert to microwatts yet"))
         return None
     return _Monitor(path, rail)
 
 
 def _is_in_milliwatts(directory: str, power: int) -> bool:
-    """Whether volts times amperes say that the power's unit is a thousand times too large."""
+    """Return whether voltage times current shows that the power is in milliwatts instead of microwatts."""
     try:
         names = list_names(directory)
     except SensorError:
         return False
-    # The bus voltage is in1 or in2, the shunt's few millivolts are in0 or in1.
+    # The bus voltage is in1 or in2; the shunt voltage, a few millivolts, is in0 or in1.
     volts = [read_int_or_none(f"{directory}/{name}") or 0 for name in names if re.fullmatch(r"in\d+_input", name)]
     microwatts = max(volts, default=0) * (read_int_or_none(f"{directory}/curr1_input") or 0)
     return power > 0 and 300 < microwatts / power < 3000
 
 
 def _chips(host: Host) -> list[tuple[str, list[str]]]:
-    """Real path of each hwmon chip, and the names that it may be known by."""
+    """Return the real path of each hwmon chip and all names by which a map can refer to it."""
     root = f"{host.sysfs}/class/hwmon"
     try:
         entries = list_names(root)
@@ -297,7 +297,7 @@ def _chips(host: Host) -> list[tuple[str, list[str]]]:
 
 
 def _normal(name: str) -> str:
-    """``ina226-u76`` of a device tree is ``ina226_u76`` in hwmon; an I2C device keeps its dash."""
+    """Return a name as hwmon spells it: ``ina226-u76`` is ``ina226_u76``; an I2C device keeps its dash."""
     name = name.lower()
     return name if re.fullmatch(r"\d+-[0-9a-f]{4}", name) else name.replace("-", "_")
 
