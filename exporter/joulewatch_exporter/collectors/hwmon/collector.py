@@ -21,7 +21,6 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from time import monotonic_ns
 from typing import Any, ClassVar, Final, Self, get_args
 
@@ -30,11 +29,12 @@ from joulewatch_exporter.collectors.base.sysfs import (
     HeldInt,
     denied_cure,
     list_names,
-    physical_packages,
     read_int,
     read_int_or_none,
     read_text_or,
 )
+from joulewatch_exporter.collectors.hwmon.chips import Channel, Chip, channels_of, find_chips, scmi_zones, skipped
+from joulewatch_exporter.collectors.hwmon.meanings import Meaning, Override, meanings_of
 from joulewatch_exporter.errors import (
     ConfigError,
     SensorAbsentError,
@@ -43,9 +43,6 @@ from joulewatch_exporter.errors import (
     SensorGlitchError,
 )
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, Scope, SensorInfo, Timing
-
-_CHANNEL: Final = re.compile(r"(?P<kind>power|energy)(?P<number>\d+)_(?P<what>input|average)")
-_I2C_DEVICE: Final = re.compile(r"\d+-[0-9a-f]{4}")
 
 _POWER_POLL_S: Final = 1.0
 _ENERGY_POLL_S: Final = 10.0
@@ -67,17 +64,7 @@ _MAX_POWER_WATTS: Final[Mapping[Component, float]] = {
 _ZERO_MEANS_NO_DATA: Final = frozenset({"gpu", "fpga", "node"})
 """Nothing of these draws exactly 0 W while it answers; a driver without data says 0."""
 
-_GRACE: Final = re.compile(r"(?P<what>Module|Grace|CPU|SysIO) Power Socket (?P<socket>\d+)", re.IGNORECASE)
 _FPGA: Final = re.compile(r".*_(?:user|mgmt)|.*_hwmon_sdm_.*|Alveo", re.IGNORECASE)
-_I915_TILE: Final = re.compile(r"i915_gt\d+")
-
-
-@dataclass(frozen=True, slots=True)
-class Override:
-    """What the owner of a board says about one chip."""
-
-    component: Component
-    scope: Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,45 +142,6 @@ class HwmonSensor:
         self._file.close()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Chip:
-    """One hwmon device, as found."""
-
-    name: str
-    device: str
-    """Stable label: PCI address, ACPI name, I2C bus and address."""
-    identity: str
-    """Real path of the device, or of the hwmon directory where there is no device."""
-    directories: tuple[str, ...]
-    """Real paths in which channels may be, the preferred one first."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Channel:
-    kind: str
-    number: int
-    label: str
-    stem: str
-    """The path without what the channel's files differ in."""
-    what: str
-
-    @property
-    def path(self) -> str:
-        return f"{self.stem}_{self.what}"
-
-    @property
-    def domain(self) -> str:
-        return self.label or f"{self.kind}{self.number}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Meaning:
-    component: Component
-    scope: Scope
-    device: str
-    domain: str
-
-
 class HwmonCollector(OnDemandCollector):
     """All power and energy channels of the hwmon class."""
 
@@ -234,9 +182,9 @@ class HwmonCollector(OnDemandCollector):
         sensors: list[HwmonSensor] = []
         series: set[tuple[str, str, str]] = set()
         files: set[str] = set()
-        zones = _scmi_zones(host, findings)
-        for chip in _find_chips(root, is_needed=not zones):
-            channels = [channel for channel in _channels(chip, findings) if channel.path not in files]
+        zones = scmi_zones(host, findings)
+        for chip in find_chips(root, is_needed=not zones):
+            channels = [channel for channel in channels_of(chip, findings) if channel.path not in files]
             files.update(channel.path for channel in channels)
             zones.append((chip, channels))
         for chip, channels in zones:
@@ -244,9 +192,11 @@ class HwmonCollector(OnDemandCollector):
                 continue
             why = _skip_reason(chip, host, options)
             if why is not None:
-                findings.append(_skipped(chip.identity, f"{chip.name}: {why}"))
+                findings.append(skipped(chip.identity, f"{chip.name}: {why}"))
                 continue
-            for channel, meaning in _meanings(chip, channels, host, options, findings):
+            override = options.overrides.get(chip.name)
+            assert not isinstance(override, Mapping)
+            for channel, meaning in meanings_of(chip, channels, host, override, findings):
                 sensor = _sensor(chip, channel, meaning, series, findings)
                 if sensor is not None:
                     sensors.append(sensor)
@@ -268,97 +218,7 @@ def _entries(root: str) -> tuple[str, ...]:
         return ()
 
 
-def _find_chips(root: str, *, is_needed: bool) -> list[_Chip]:
-    """List the chips, ordered by their device's path: the same on every start."""
-    try:
-        entries = list_names(root)
-    except SensorAbsentError as error:
-        if not is_needed:
-            return []
-        raise SensorAbsentError(f"{error}; this kernel has no hwmon class") from error
-    chips: list[_Chip] = []
-    for entry in entries:
-        # The real path, because hwmonX below the class may belong to another device tomorrow.
-        directory = os.path.realpath(f"{root}/{entry}")
-        device = os.path.realpath(f"{directory}/device")
-        if not Path(directory).is_dir():
-            continue
-        has_device = Path(device).is_dir()
-        # acpi_power_meter has its name with the device.
-        name = read_text_or(f"{directory}/name", "") or read_text_or(f"{device}/name", "") or "unknown"
-        label = _device_label(device) if has_device else name
-        directories = (directory, device) if has_device else (directory,)
-        chips.append(
-            _Chip(name=name, device=label, identity=device if has_device else directory, directories=directories)
-        )
-    return sorted(chips, key=lambda chip: (chip.identity, chip.name))
-
-
-def _device_label(device: str) -> str:
-    """The last part of the device's path; with its bus where that part alone says too little."""
-    bus, base = device.split("/")[-2:]
-    return f"{bus}-{base}" if _I2C_DEVICE.fullmatch(base) and bus.startswith("i2c-") else base
-
-
-def _channels(chip: _Chip, findings: list[Finding]) -> list[_Channel]:
-    """List the chip's channels: one file for each, the momentary one where there is also an average."""
-    chosen: dict[tuple[str, int], tuple[str, str]] = {}  # -> directory, what
-    for directory in chip.directories:
-        try:
-            entries = list_names(directory)
-        except SensorError:
-            continue  # going just now
-        here: dict[tuple[str, int], tuple[str, str]] = {}
-        for entry in entries:
-            # A plain directory called `power` is the kernel's runtime power management: the pattern passes it by.
-            if (match := _CHANNEL.fullmatch(entry)) is None:
-                continue
-            key = (match["kind"], int(match["number"]))
-            if key not in here or match["what"] == "input":
-                here[key] = (directory, match["what"])
-        for key, place in here.items():
-            chosen.setdefault(key, place)
-    channels = []
-    for (kind, number), (directory, what) in sorted(chosen.items()):
-        stem = f"{directory}/{kind}{number}"
-        if read_int_or_none(f"{stem}_enable") == 0:
-            findings.append(_skipped(f"{stem}_{what}", f"{chip.name}: switched off by {kind}{number}_enable"))
-        elif read_int_or_none(f"{stem}_is_battery") == 1:
-            findings.append(_skipped(f"{stem}_{what}", f"{chip.name}: a meter of a battery, not of the server"))
-        else:
-            channels.append(
-                _Channel(kind=kind, number=number, label=read_text_or(f"{stem}_label", ""), stem=stem, what=what)
-            )
-    return channels
-
-
-def _scmi_zones(host: Host, findings: list[Finding]) -> list[tuple[_Chip, list[_Channel]]]:
-    """The powercap zones of Arm's firmware as chips of one channel; a zone holds those below it, so none is a sum."""
-    root = f"{host.sysfs}/class/powercap"
-    try:
-        names = [name for name in list_names(root) if name.startswith("arm-scmi:")]
-    except SensorError:
-        return []
-    zones = []
-    for name in names:
-        directory = os.path.realpath(f"{root}/{name}")
-        path = f"{directory}/power_uw"
-        try:
-            read_int(path)
-        except SensorAbsentError:
-            continue
-        except SensorGlitchError as error:
-            findings.append(_skipped(path, f"arm-scmi: the firmware does not measure it: {error}"))
-            continue
-        except SensorError:
-            pass  # denied: said where every channel is tried
-        chip = _Chip(name="arm-scmi", device=name, identity=directory, directories=(directory,))
-        label = read_text_or(f"{directory}/name", "")
-        zones.append((chip, [_Channel(kind="power", number=1, label=label, stem=f"{directory}/power", what="uw")]))
-    return zones
-
-
-def _skip_reason(chip: _Chip, host: Host, options: HwmonOptions) -> str | None:
+def _skip_reason(chip: Chip, host: Host, options: HwmonOptions) -> str | None:
     """Say why a whole chip is not read; None: it is."""
     if chip.name in options.skip_chips:
         return "left out by collectors.hwmon.skip_chips"
@@ -387,122 +247,10 @@ def _powercap_packages_readable(host: Host) -> bool:
     )
 
 
-def _meanings(
-    chip: _Chip, channels: Sequence[_Channel], host: Host, options: HwmonOptions, findings: list[Finding]
-) -> list[tuple[_Channel, _Meaning]]:
-    """Say what each channel measures, and leave out what another channel of the chip already counts."""
-    counted = {channel.label or str(channel.number) for channel in channels if channel.kind == "energy"}
-    kept: list[_Channel] = []
-    for channel in channels:
-        if channel.path in host.claimed:
-            findings.append(_skipped(channel.path, f"{chip.name}: read by another family"))
-        elif _is_system(channel) and any(_is_system(other) and other.kind == channel.kind for other in kept):
-            # occ shows it beside the limit that is set for it, once more.
-            findings.append(_skipped(channel.path, f"{chip.name}: the whole system again"))
-        elif channel.kind == "power" and (channel.label or str(channel.number)) in counted:
-            findings.append(_skipped(channel.path, f"{chip.name}: the energy channel of the same rail is read instead"))
-        else:
-            kept.append(channel)
-    override = options.overrides.get(chip.name)
-    if isinstance(override, Override):
-        return [
-            (c, _Meaning(component=override.component, scope=override.scope, device=chip.device, domain=c.domain))
-            for c in kept
-        ]
-    if chip.name == "amd_energy":
-        return _amd_energy(chip, kept, host, findings)
-    integrated_gpu = chip.name == "amdgpu" and _is_apu(chip)
-    if integrated_gpu:
-        findings.append(
-            _skipped(chip.identity, "amdgpu inside a processor: its power includes the CPU, so it is a part")
-        )
-    return [(channel, _meaning(chip, channel, integrated_gpu=integrated_gpu)) for channel in kept]
-
-
-def _meaning(chip: _Chip, channel: _Channel, *, integrated_gpu: bool) -> _Meaning:
-    """The table of chips whose meaning is certain; everything else is a part, never to be summed."""
-    device, domain, name = chip.device, channel.domain, chip.name
-    if name == "power_meter":
-        oem = read_text_or(f"{channel.stem}_oem_info", "")
-        if (grace := _GRACE.search(oem)) is not None:
-            # Module holds Grace and the GPU; Grace holds CPU and SysIO: the socket alone is a device.
-            what, socket = grace["what"].lower(), f"socket{int(grace['socket'])}"
-            is_socket = what == "grace"
-            component: Component = "cpu" if what in ("grace", "cpu") else "other"
-            return _Meaning(
-                component=component,
-                scope="device" if is_socket else "part",
-                device=socket,
-                domain="package" if is_socket else what,
-            )
-        return _Meaning(component="node", scope="node", device=device, domain=domain)
-    if name in ("i915", "xe"):
-        # energy1 is the card; energy2 of xe, the package, is inside it.
-        return _Meaning(
-            component="gpu", scope="device" if channel.number == 1 else "part", device=device, domain=domain
-        )
-    if _I915_TILE.fullmatch(name):
-        return _Meaning(component="gpu", scope="part", device=device, domain=f"{name.removeprefix('i915_')}-{domain}")
-    if name == "amdgpu":
-        # power2 exists on processors only (fast PPT): the same device, averaged otherwise.
-        is_card = channel.number == 1 and not integrated_gpu
-        return _Meaning(component="gpu", scope="device" if is_card else "part", device=device, domain=domain)
-    if name == "fam15h_power":
-        return _Meaning(component="cpu", scope="device", device=device, domain="package")
-    if name == "zenpower":
-        return _Meaning(component="cpu", scope="part", device=device, domain=domain)
-    if _is_system(channel):
-        return _Meaning(component="node", scope="node", device=device, domain=domain)
-    return _Meaning(component="other", scope="part", device=device, domain=domain)
-
-
-def _is_system(channel: _Channel) -> bool:
-    """ibmpowernv and occ call the whole machine so."""
-    return channel.label.lower() == "system"
-
-
-def _is_apu(chip: _Chip) -> bool:
-    """Only integrated GPUs have a north bridge voltage (amdgpu_pm.c, hwmon_attributes_visible)."""
-    return read_text_or(f"{chip.directories[0]}/in1_label", "") == "vddnb"
-
-
-def _amd_energy(
-    chip: _Chip, channels: Sequence[_Channel], host: Host, findings: list[Finding]
-) -> list[tuple[_Channel, _Meaning]]:
-    """Sockets are devices, cores parts; a driver that made one Esocket for each NUMA node repeats itself."""
-    sockets = [channel for channel in channels if channel.label.startswith("Esocket")]
-    packages = len(physical_packages(host.sysfs))
-    copies = len(sockets) // packages if packages and len(sockets) % packages == 0 else 1
-    meanings: list[tuple[_Channel, _Meaning]] = []
-    for channel in channels:
-        if channel in sockets:
-            index = sockets.index(channel)
-            if index % copies:
-                findings.append(
-                    _skipped(
-                        channel.path,
-                        f"{channel.label}: the socket of {sockets[index - index % copies].label} "
-                        "again (one for each NUMA node)",
-                    )
-                )
-                continue
-            meanings.append(
-                (
-                    channel,
-                    _Meaning(component="cpu", scope="device", device=f"socket{index // copies}", domain="package"),
-                )
-            )
-        else:
-            meanings.append(
-                (channel, _Meaning(component="cpu", scope="part", device=chip.device, domain=channel.domain))
-            )
-    return meanings
-
-
 def _sensor(
-    chip: _Chip,
-    channel: _Channel,
-    meaning: _Meaning,
+    chip: Chip,
+    channel: Channel,
+    meaning: Meaning,
     series: set[tuple[str, str, str]],
     findings: list[Finding],
 ) -> HwmonSensor | None:
@@ -528,7 +276,7 @@ def _sensor(
         if (meaning.component, meaning.device, candidate) not in series:
             break
     else:
-        findings.append(_skipped(channel.path, f"{chip.name}: a channel of this device and name is already read"))
+        findings.append(skipped(channel.path, f"{chip.name}: a channel of this device and name is already read"))
         return None
     series.add((meaning.component, meaning.device, domain))
     is_energy = channel.kind == "energy"
@@ -562,14 +310,10 @@ def _sensor(
     )
 
 
-def _accuracy(channel: _Channel) -> float | None:
+def _accuracy(channel: Channel) -> float | None:
     """ACPI meters state how much of a reading is true, such as 95.0%: 0.05 is then the half-width."""
     text = read_text_or(f"{channel.stem}_accuracy", "")
     match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
     if match is None or not 0 < (percent := float(match[1])) <= 100:
         return None
     return round(1 - percent / 100, 6)
-
-
-def _skipped(subject: str, text: str) -> Finding:
-    return Finding(status="skipped", collector="hwmon", subject=subject, text=text)

@@ -1,0 +1,142 @@
+"""What each channel of a chip measures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from joulewatch_exporter.collectors.base.sysfs import physical_packages, read_text_or
+from joulewatch_exporter.collectors.hwmon.chips import Channel, Chip, skipped
+from joulewatch_exporter.model import Component, Finding, Host, Scope
+
+_GRACE: Final = re.compile(r"(?P<what>Module|Grace|CPU|SysIO) Power Socket (?P<socket>\d+)", re.IGNORECASE)
+
+
+_I915_TILE: Final = re.compile(r"i915_gt\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """What the owner of a board says about one chip."""
+
+    component: Component
+    scope: Scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meaning:
+    component: Component
+    scope: Scope
+    device: str
+    domain: str
+
+
+def meanings_of(
+    chip: Chip, channels: Sequence[Channel], host: Host, override: Override | None, findings: list[Finding]
+) -> list[tuple[Channel, Meaning]]:
+    """Say what each channel measures, and leave out what another channel of the chip already counts."""
+    counted = {channel.label or str(channel.number) for channel in channels if channel.kind == "energy"}
+    kept: list[Channel] = []
+    for channel in channels:
+        if channel.path in host.claimed:
+            findings.append(skipped(channel.path, f"{chip.name}: read by another family"))
+        elif _is_system(channel) and any(_is_system(other) and other.kind == channel.kind for other in kept):
+            # occ shows it beside the limit that is set for it, once more.
+            findings.append(skipped(channel.path, f"{chip.name}: the whole system again"))
+        elif channel.kind == "power" and (channel.label or str(channel.number)) in counted:
+            findings.append(skipped(channel.path, f"{chip.name}: the energy channel of the same rail is read instead"))
+        else:
+            kept.append(channel)
+    if override is not None:
+        return [
+            (c, Meaning(component=override.component, scope=override.scope, device=chip.device, domain=c.domain))
+            for c in kept
+        ]
+    if chip.name == "amd_energy":
+        return _amd_energy(chip, kept, host, findings)
+    integrated_gpu = chip.name == "amdgpu" and _is_apu(chip)
+    if integrated_gpu:
+        findings.append(
+            skipped(chip.identity, "amdgpu inside a processor: its power includes the CPU, so it is a part")
+        )
+    return [(channel, _meaning(chip, channel, integrated_gpu=integrated_gpu)) for channel in kept]
+
+
+def _meaning(chip: Chip, channel: Channel, *, integrated_gpu: bool) -> Meaning:
+    """The table of chips whose meaning is certain; everything else is a part, never to be summed."""
+    device, domain, name = chip.device, channel.domain, chip.name
+    if name == "power_meter":
+        oem = read_text_or(f"{channel.stem}_oem_info", "")
+        if (grace := _GRACE.search(oem)) is not None:
+            # Module holds Grace and the GPU; Grace holds CPU and SysIO: the socket alone is a device.
+            what, socket = grace["what"].lower(), f"socket{int(grace['socket'])}"
+            is_socket = what == "grace"
+            component: Component = "cpu" if what in ("grace", "cpu") else "other"
+            return Meaning(
+                component=component,
+                scope="device" if is_socket else "part",
+                device=socket,
+                domain="package" if is_socket else what,
+            )
+        return Meaning(component="node", scope="node", device=device, domain=domain)
+    if name in ("i915", "xe"):
+        # energy1 is the card; energy2 of xe, the package, is inside it.
+        return Meaning(component="gpu", scope="device" if channel.number == 1 else "part", device=device, domain=domain)
+    if _I915_TILE.fullmatch(name):
+        return Meaning(component="gpu", scope="part", device=device, domain=f"{name.removeprefix('i915_')}-{domain}")
+    if name == "amdgpu":
+        # power2 exists on processors only (fast PPT): the same device, averaged otherwise.
+        is_card = channel.number == 1 and not integrated_gpu
+        return Meaning(component="gpu", scope="device" if is_card else "part", device=device, domain=domain)
+    if name == "fam15h_power":
+        return Meaning(component="cpu", scope="device", device=device, domain="package")
+    if name == "zenpower":
+        return Meaning(component="cpu", scope="part", device=device, domain=domain)
+    if _is_system(channel):
+        return Meaning(component="node", scope="node", device=device, domain=domain)
+    return Meaning(component="other", scope="part", device=device, domain=domain)
+
+
+def _is_system(channel: Channel) -> bool:
+    """ibmpowernv and occ call the whole machine so."""
+    return channel.label.lower() == "system"
+
+
+def _is_apu(chip: Chip) -> bool:
+    """Only integrated GPUs have a north bridge voltage (amdgpu_pm.c, hwmon_attributes_visible)."""
+    return read_text_or(f"{chip.directories[0]}/in1_label", "") == "vddnb"
+
+
+def _amd_energy(
+    chip: Chip, channels: Sequence[Channel], host: Host, findings: list[Finding]
+) -> list[tuple[Channel, Meaning]]:
+    """Sockets are devices, cores parts; a driver that made one Esocket for each NUMA node repeats itself."""
+    sockets = [channel for channel in channels if channel.label.startswith("Esocket")]
+    packages = len(physical_packages(host.sysfs))
+    copies = len(sockets) // packages if packages and len(sockets) % packages == 0 else 1
+    meanings: list[tuple[Channel, Meaning]] = []
+    for channel in channels:
+        if channel in sockets:
+            index = sockets.index(channel)
+            if index % copies:
+                findings.append(
+                    skipped(
+                        channel.path,
+                        f"{channel.label}: the socket of {sockets[index - index % copies].label} "
+                        "again (one for each NUMA node)",
+                    )
+                )
+                continue
+            meanings.append(
+                (
+                    channel,
+                    Meaning(component="cpu", scope="device", device=f"socket{index // copies}", domain="package"),
+                )
+            )
+        else:
+            meanings.append(
+                (channel, Meaning(component="cpu", scope="part", device=chip.device, domain=channel.domain))
+            )
+    return meanings
