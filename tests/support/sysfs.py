@@ -1,4 +1,4 @@
-"""Machines on disk: sysfs and procfs trees as kernels lay them out, for tests of collectors."""
+"""Fake machines: sysfs and procfs trees on disk in the kernel's layout, for tests of collectors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ XEON = {"vendor_id": "GenuineIntel", "cpu family": 6, "model": 106, "model name"
 
 
 class FakeSysfs:
-    """A tree on disk, not patches of ``open``."""
+    """A tree on disk; ``open`` is not patched."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -33,7 +33,7 @@ class FakeSysfs:
         return Host(sysfs=self.sys, procfs=self.proc, dev=self.root)
 
     def write(self, folder: str, **files: object) -> Self:
-        """Write files below the sysfs root."""
+        """Write files below the sysfs root, atomically."""
         directory = self.sys / folder
         directory.mkdir(parents=True, exist_ok=True)
         for name, value in files.items():
@@ -50,13 +50,13 @@ class FakeSysfs:
         return self
 
     def cpuinfo(self, **fields: object) -> Self:
-        """First CPU's entry; keys as the kernel prints them (give them as ``**EPYC``)."""
+        """Write the first CPU's entry; keys as the kernel prints them (pass ``**EPYC``)."""
         text = "processor\t: 0\n" + "".join(f"{key}\t: {value}\n" for key, value in fields.items())
         (self.proc / "cpuinfo").write_text(text)
         return self
 
     def stat(self, *cpus: str) -> Self:
-        """procfs/stat of CPUs given as their times: ``user nice system idle iowait irq softirq steal``."""
+        """Write procfs/stat; each CPU is a text ``user nice system idle iowait irq softirq steal``."""
         rows = [[int(field) for field in cpu.split()] for cpu in cpus]
         total = " ".join(str(sum(column)) for column in zip(*rows, strict=True))
         lines = [f"cpu  {total} 0 0"] + [f"cpu{i} {cpu} 0 0" for i, cpu in enumerate(cpus)]
@@ -64,7 +64,7 @@ class FakeSysfs:
         return self
 
     def packages(self, *ids: int) -> Self:
-        """CPU topology: one CPU for each entry, with its physical package."""
+        """Write a CPU topology: one CPU per entry, with its physical package."""
         for cpu, package in enumerate(ids):
             self.write(f"devices/system/cpu/cpu{cpu}/topology", physical_package_id=package)
         return self
@@ -83,7 +83,7 @@ class FakeSysfs:
         range_uj: int | None = 65_532_610_987,
         **files: object,
     ) -> Self:
-        """A powercap zone such as ``intel-rapl:0:1`` (or ``0:1``), linked into the class as kernels do."""
+        """Write a powercap zone such as ``intel-rapl:0:1`` (or ``0:1``), linked into the class as by the kernel."""
         zone = zone if zone.startswith(("intel-", "arm-", "dtpm")) else f"intel-rapl:{zone}"
         path = self.zone_path(zone)
         self.write(path, name=name, energy_uj=energy_uj, enabled=1)
@@ -94,7 +94,7 @@ class FakeSysfs:
         return self if (self.sys / link).is_symlink() else self.link(link, path)
 
     def hwmon(self, index: int, chip: str, *, device: str, at_device: bool = False, **files: object) -> Self:
-        """A hwmon chip of a device (a path below ``devices``); its files in the hwmon or in the device directory."""
+        """Write a hwmon chip of a device (a path below ``devices``); files go into the hwmon or device directory."""
         path = f"devices/{device}"
         hwmon = f"{path}/hwmon/hwmon{index}"
         self.write(hwmon)
@@ -104,7 +104,7 @@ class FakeSysfs:
         return self.write(path if at_device else hwmon, name=chip, **files)
 
     def remove(self, path: str) -> Self:
-        """Unplug: a link or a whole directory goes."""
+        """Remove a link, a file or a whole directory."""
         target = self.sys / path
         if target.is_symlink() or target.is_file():
             target.unlink()
@@ -113,7 +113,7 @@ class FakeSysfs:
         return self
 
     def refuse(self, path: str) -> Self:
-        """Make a file that gives EIO when read: a link to memory of this process that is not mapped."""
+        """Make reads of a file fail with EIO: link it to unmapped memory of this process."""
         target = self.sys / path
         target.unlink()
         target.symlink_to("/proc/self/mem")
@@ -122,7 +122,7 @@ class FakeSysfs:
 
 @contextlib.contextmanager
 def public_folder() -> Iterator[Path]:
-    """A temporary folder that every user can enter: pytest's own are closed to others."""
+    """Yield a temporary folder that every user can enter; pytest's own are closed to other users."""
     folder = Path(tempfile.mkdtemp(prefix="joulewatch-test-"))
     try:
         folder.chmod(0o755)
@@ -133,7 +133,7 @@ def public_folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def unprivileged() -> Iterator[None]:
-    """Lay down root's rights, so that the kernel itself denies; nothing to do for who has none."""
+    """Drop root's permissions, so that the kernel denies access; does nothing for other users."""
     if os.geteuid() != 0:
         yield
         return

@@ -15,6 +15,7 @@ from joulewatch_exporter.collectors.estimate.collector import (
     power_model,
     read_busy,
 )
+from joulewatch_exporter.config.strict import build
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorGlitchError
 from support.sysfs import EPYC, XEON, FakeSysfs
 
@@ -88,16 +89,16 @@ def test_options_override_the_table() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"min_watts": -1}, "min_watts"),
-        ({"max_watts": "3"}, "max_watts"),
-        ({"max_watts": True}, "max_watts"),
+        ({"min_watts": -1}, "min_watts: -1 is not between"),
+        ({"max_watts": "3"}, "max_watts: must be a number"),
+        ({"max_watts": True}, "max_watts: must be a number"),
         ({"min_watts": 3.0, "max_watts": 2.0}, "above max_watts"),
-        ({"model": "Zen 9"}, "'Zen 9' is not one of"),
+        ({"model": "Zen 9"}, "'Zen 9' is unknown; valid: "),
     ],
 )
 def test_invalid_options_name_their_key(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        EstimateOptions(**arguments)  # type: ignore[arg-type]
+        build(EstimateOptions, arguments, "file", "collectors.estimate")
 
 
 def test_busy_time_excludes_idle_iowait_and_steal(sysfs: FakeSysfs) -> None:

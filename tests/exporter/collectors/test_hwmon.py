@@ -1,4 +1,4 @@
-"""Board sensors: where their files lie, what they mean, and when a number is none."""
+"""Board sensors: where their files are, what they measure, and which values are rejected."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector, HwmonOptions
+from joulewatch_exporter.collectors.hwmon.meanings import Override
+from joulewatch_exporter.config.strict import build
 from joulewatch_exporter.errors import (
     ConfigError,
     SensorAbsentError,
@@ -34,8 +36,8 @@ def collect(sysfs: FakeSysfs, options: HwmonOptions | None = None) -> HwmonColle
 
 
 def infos(collector: HwmonCollector) -> dict[str, SensorInfo]:
-    found = [info for sensor in collector.sensors for info in sensor.infos]
-    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in found}
+    published = [info for sensor in collector.sensors for info in sensor.infos]
+    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in published}
 
 
 def meanings(collector: HwmonCollector) -> dict[str, tuple[str, str]]:
@@ -57,7 +59,7 @@ def test_a_board_rail_is_a_part(sysfs: FakeSysfs) -> None:
     assert collector.timing.poll_s == 1.0
 
 
-def test_the_acpi_meter_keeps_its_files_with_the_device(sysfs: FakeSysfs) -> None:
+def test_the_acpi_meter_has_its_files_in_the_device_directory(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(
         0, "power_meter", device=METER, at_device=True, power1_average=313_000_000, power1_average_interval=1000,
         power1_accuracy="95.0%", power1_is_battery=0, power1_oem_info="",
@@ -69,22 +71,22 @@ def test_the_acpi_meter_keeps_its_files_with_the_device(sysfs: FakeSysfs) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "0%", "high", "150.0%"])
-def test_an_accuracy_that_says_nothing_is_none(sysfs: FakeSysfs, text: str) -> None:
+def test_invalid_accuracies_are_none(sysfs: FakeSysfs, text: str) -> None:
     sysfs.hwmon(0, "power_meter", device=METER, at_device=True, power1_average=1, power1_accuracy=text)
     assert infos(collect(sysfs))["ACPI000D:00/power1"].accuracy is None
 
 
-def test_a_battery_is_no_meter_of_the_server(sysfs: FakeSysfs) -> None:
+def test_a_meter_of_a_battery_is_skipped(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "power_meter", device=METER, at_device=True, power1_average=5_000_000, power1_is_battery=1)
     with pytest.raises(SensorAbsentError, match="battery"):
         collect(sysfs)
 
 
-def test_grace_names_its_sockets(sysfs: FakeSysfs) -> None:
-    """Module holds Grace and the GPU; Grace holds CPU and SysIO: only Grace may be summed."""
-    for index, what in enumerate(("Module", "Grace", "CPU", "SysIO")):
+def test_meters_of_grace(sysfs: FakeSysfs) -> None:
+    """Module contains Grace and the GPU; Grace contains CPU and SysIO: only Grace is a device."""
+    for index, meter in enumerate(("Module", "Grace", "CPU", "SysIO")):
         device = f"LNXSYSTM:00/ACPI000D:0{index}"
-        oem = f"{what} Power Socket 1"
+        oem = f"{meter} Power Socket 1"
         sysfs.hwmon(index, "power_meter", device=device, at_device=True, power1_average=9_000_000, power1_oem_info=oem)
     assert meanings(collect(sysfs)) == {
         "socket1/module": ("part", "other"),
@@ -110,22 +112,22 @@ def test_gpus_are_devices_and_their_tiles_parts(sysfs: FakeSysfs) -> None:
         "0000:04:00.0/gt0-energy1": ("part", "gpu"),
     }
     by_domain = {sensor.infos[0].quantity.domain: sensor for sensor in collector.sensors}
-    assert by_domain["PPT"].read()[0].power_watts == 2.0  # the momentary value where there is also an average
+    assert by_domain["PPT"].read()[0].power_watts == 2.0  # the momentary value is preferred to the average
     (counted,) = by_domain["card"].read()
     assert (counted.energy_joules, counted.power_watts) == (5.0, None)
     assert infos(collector)["0000:03:00.0/card"].method == "counter"
 
 
-def test_counters_alone_are_read_well_within_their_minute(sysfs: FakeSysfs) -> None:
+def test_counters_alone_are_read_every_10_s(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(1, "i915", device=GPU, energy1_input=5_000_000)
     assert collect(sysfs).timing.poll_s == 10.0
 
 
-def test_a_gpu_inside_a_processor_is_a_part(sysfs: FakeSysfs) -> None:
+def test_a_gpu_in_a_processor_is_a_part(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "amdgpu", device=GPU, power1_input=15_000_000, power1_label="PPT", in1_label="vddnb")
     collector = collect(sysfs)
     assert meanings(collector) == {"0000:c1:00.0/PPT": ("part", "gpu")}
-    assert "inside a processor" in skipped(collector)
+    assert "in a processor" in skipped(collector)
 
 
 def test_power_and_energy_of_one_rail_are_published_once(sysfs: FakeSysfs) -> None:
@@ -168,7 +170,7 @@ def test_amd_energy_of_two_sockets(sysfs: FakeSysfs) -> None:
     }
 
 
-def test_amd_energy_that_repeats_a_socket_for_each_numa_node(sysfs: FakeSysfs) -> None:
+def test_amd_energy_with_one_channel_per_numa_node(sysfs: FakeSysfs) -> None:
     sysfs.packages(0, 1)
     amd_energy(sysfs, 8)
     collector = collect(sysfs)
@@ -178,26 +180,26 @@ def test_amd_energy_that_repeats_a_socket_for_each_numa_node(sysfs: FakeSysfs) -
     assert second.read()[0].energy_joules == 5.0  # Esocket4
 
 
-def test_amd_energy_gives_way_to_powercap(sysfs: FakeSysfs) -> None:
+def test_powercap_is_preferred_to_amd_energy(sysfs: FakeSysfs) -> None:
     amd_energy(sysfs, 1)
     sysfs.rapl_zone("0", name="package-0")
     with pytest.raises(SensorAbsentError, match="same counters as the package zones of RAPL"):
         collect(sysfs)
-    # Where powercap's counter cannot be read it does not.
+    # If powercap's counter cannot be read, amd_energy is used.
     sysfs.remove(f"{sysfs.zone_path('intel-rapl:0')}/energy_uj")
     assert len(collect(sysfs).sensors) == 2
 
 
 @pytest.mark.parametrize("chip", ["xilinx_u280_xdma_201920_3_user", "xilinx_u280_mgmt", "v70_hwmon_sdm_user", "Alveo"])
-def test_fpga_cards_are_not_read_by_these_rules(sysfs: FakeSysfs, chip: str) -> None:
+def test_fpga_cards_are_skipped(sysfs: FakeSysfs, chip: str) -> None:
     sysfs.hwmon(0, chip, device=GPU, power1_input=30_000_000).hwmon(1, "ina226", device=I2C, power1_input=1)
     collector = collect(sysfs)
     assert list(meanings(collector)) == ["i2c-3-3-0040/power1"]
-    assert "its units and averages differ" in skipped(collector)
+    assert "its units and averages do not follow" in skipped(collector)
 
 
-def test_the_index_is_no_identity(sysfs: FakeSysfs) -> None:
-    """The same hwmonX is handed to the next device: the sensor of the first is gone, not another's value."""
+def test_a_reused_index_is_another_sensor(sysfs: FakeSysfs) -> None:
+    """If hwmonX is reused for another device, the old sensor is absent and never returns the new device's value."""
     sysfs.hwmon(5, "ltc4215", device="platform/i2c-0/0-0044", power1_input=45_000_000)
     (sensor,) = collect(sysfs).sensors
     assert sensor.device == "i2c-0-0-0044"
@@ -208,14 +210,14 @@ def test_the_index_is_no_identity(sysfs: FakeSysfs) -> None:
     assert [sensor.device for sensor in collect(sysfs).sensors] == ["i2c-0-0-0045"]
 
 
-def test_order_follows_the_devices_and_not_the_indices(sysfs: FakeSysfs) -> None:
+def test_sensors_are_ordered_by_device_not_by_index(sysfs: FakeSysfs) -> None:
     for index, address in ((9, 40), (1, 42), (10, 41)):
         sysfs.hwmon(index, "ina226", device=f"platform/i2c-1/1-00{address}", power1_input=1_000_000)
     devices = [sensor.device for sensor in collect(sysfs).sensors]
     assert devices == ["i2c-1-1-0040", "i2c-1-1-0041", "i2c-1-1-0042"]
 
 
-def test_two_chips_of_one_device_have_series_of_their_own(sysfs: FakeSysfs) -> None:
+def test_chips_of_one_device_have_separate_series(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "first", device=I2C, power1_input=1_000_000, power1_label="rail")
     sysfs.hwmon(1, "second", device=I2C, power1_input=2_000_000, power1_label="rail")
     sysfs.hwmon(2, "third", device=I2C, power1_input=3_000_000, power1_label="rail")
@@ -223,20 +225,20 @@ def test_two_chips_of_one_device_have_series_of_their_own(sysfs: FakeSysfs) -> N
     assert list(meanings(collector)) == ["i2c-3-3-0040/rail", "i2c-3-3-0040/power1", "i2c-3-3-0040/third-power1"]
 
 
-def test_a_chip_without_device_is_known_by_its_name(sysfs: FakeSysfs) -> None:
+def test_a_chip_without_device_is_identified_by_its_name(sysfs: FakeSysfs) -> None:
     sysfs.write("devices/virtual/hwmon/hwmon0", name="firmware_psu", power1_input=5_000_000)
     sysfs.link("class/hwmon/hwmon0", "devices/virtual/hwmon/hwmon0")
     assert list(meanings(collect(sysfs))) == ["firmware_psu/power1"]
 
 
-def test_the_directory_called_power_is_no_sensor(sysfs: FakeSysfs) -> None:
+def test_the_directory_named_power_is_not_a_sensor(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "coretemp", device="platform/coretemp.0", temp1_input=40_000)
     sysfs.write("devices/platform/coretemp.0/hwmon/hwmon0/power", control="auto")
     with pytest.raises(SensorAbsentError, match="no power or energy channel"):
         collect(sysfs)
 
 
-def test_disabled_channels_are_left_out(sysfs: FakeSysfs) -> None:
+def test_disabled_channels_are_skipped(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "ina3221", device=I2C, power1_input=1, power1_enable=0, power2_input=2, power2_enable=1)
     collector = collect(sysfs)
     assert list(meanings(collector)) == ["i2c-3-3-0040/power2"]
@@ -244,13 +246,13 @@ def test_disabled_channels_are_left_out(sysfs: FakeSysfs) -> None:
 
 
 @pytest.mark.parametrize("value", [-5, 4_294_967_295, 4_294_967_295_000, "N/A", ""])
-def test_what_no_rail_can_draw_is_a_glitch(sysfs: FakeSysfs, value: object) -> None:
+def test_implausible_values_are_glitches(sysfs: FakeSysfs, value: object) -> None:
     sysfs.hwmon(0, "ina226", device=I2C, power1_input=value)
     with pytest.raises(SensorGlitchError):
         collect(sysfs).sensors[0].read()
 
 
-def test_zero_is_a_measurement_of_a_rail_and_none_of_a_server(sysfs: FakeSysfs) -> None:
+def test_zero_is_valid_for_a_rail_but_not_for_a_gpu_or_a_server(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "ina226", device=I2C, power1_input=0).hwmon(1, "amdgpu", device=GPU, power1_input=0)
     sysfs.hwmon(2, "power_meter", device=METER, at_device=True, power1_average=0)
     by_device = {sensor.device: sensor for sensor in collect(sysfs).sensors}
@@ -260,7 +262,7 @@ def test_zero_is_a_measurement_of_a_rail_and_none_of_a_server(sysfs: FakeSysfs) 
             by_device[device].read()
 
 
-def test_no_data_now_is_a_glitch_and_the_others_read_on(sysfs: FakeSysfs) -> None:
+def test_a_failed_read_does_not_stop_the_others(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "ina226", device=I2C, power1_input=1_000_000, power2_input=2_000_000)
     first, second = collect(sysfs).sensors
     sysfs.refuse(f"devices/{I2C}/hwmon/hwmon0/power1_input")
@@ -274,21 +276,21 @@ def test_a_denied_channel_does_not_stop_the_others() -> None:
         sysfs = FakeSysfs(folder)
         sysfs.hwmon(0, "ina226", device=I2C, power1_input=1_000_000, power2_input=2_000_000)
         hwmon = sysfs.sys / f"devices/{I2C}/hwmon/hwmon0"
-        closed = 0o400 if os.geteuid() == 0 else 0
-        (hwmon / "power1_input").chmod(closed)
+        unreadable = 0o400 if os.geteuid() == 0 else 0
+        (hwmon / "power1_input").chmod(unreadable)
         with unprivileged():
             collector = collect(sysfs)
         assert list(meanings(collector)) == ["i2c-3-3-0040/power2"]
         (finding,) = [finding for finding in collector.findings if finding.status == "denied"]
         assert finding.cure == f"sudo chmod a+r {hwmon}/power1_input"
-        (hwmon / "power2_input").chmod(closed)
+        (hwmon / "power2_input").chmod(unreadable)
         with unprivileged(), pytest.raises(SensorDeniedError, match="1 more channel"):
             collect(sysfs)
 
 
-def test_options_skip_chips_and_say_what_a_chip_measures(sysfs: FakeSysfs) -> None:
+def test_options_skip_chips_and_override_meanings(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "ina226", device=I2C, power1_input=1_000_000).hwmon(1, "amdgpu", device=GPU, power1_input=1)
-    options = HwmonOptions(skip_chips=["amdgpu"], overrides={"ina226": {"component": "fpga", "scope": "device"}})
+    options = HwmonOptions(skip_chips=["amdgpu"], overrides={"ina226": Override("fpga", "device")})
     collector = collect(sysfs, options)
     assert meanings(collector) == {"i2c-3-3-0040/power1": ("device", "fpga")}
     assert "skip_chips" in skipped(collector)
@@ -297,20 +299,20 @@ def test_options_skip_chips_and_say_what_a_chip_measures(sysfs: FakeSysfs) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"skip_chips": "ina226"}, "skip_chips"),
-        ({"overrides": {"ina226": {"component": "cpus", "scope": "part"}}}, "overrides.ina226.component: 'cpus'"),
-        ({"overrides": {"ina226": {"component": "cpu", "scope": "whole"}}}, "overrides.ina226.scope"),
-        ({"overrides": {"ina226": {"component": "cpu"}}}, "exactly the keys"),
-        ({"overrides": ["ina226"]}, "overrides"),
+        ({"skip_chips": 3}, "skip_chips: must be a list"),
+        ({"overrides": {"ina226": {"component": "cpus", "scope": "part"}}}, "overrides.ina226.component: must be cpu"),
+        ({"overrides": {"ina226": {"component": "cpu", "scope": "whole"}}}, "overrides.ina226.scope: must be node"),
+        ({"overrides": {"ina226": {"component": "cpu"}}}, "overrides.ina226: needs scope"),
+        ({"overrides": ["ina226"]}, "overrides: must be a mapping"),
     ],
 )
-def test_bad_options_name_their_key(arguments: dict[str, object], message: str) -> None:
+def test_invalid_options_name_their_key(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        HwmonOptions(**arguments)  # type: ignore[arg-type]
+        build(HwmonOptions, arguments, "file", "collectors.hwmon")
 
 
-def test_scmi_sensors_are_what_the_firmware_calls_them(sysfs: FakeSysfs) -> None:
-    """Scaled to microwatts and microjoules by the kernel; where both are there the counter is better."""
+def test_scmi_sensors_have_the_names_of_the_firmware(sysfs: FakeSysfs) -> None:
+    """The kernel scales to microwatts and microjoules; the counter is preferred to the power."""
     path = "devices/platform/scmi_dev.3"
     sysfs.hwmon(0, "scmi_sensors", device="platform/scmi_dev.3", power1_input=12_000_000, power1_label="SOC_POWER")
     sysfs.write(f"{path}/hwmon/hwmon0", power2_input=5_000_000, power2_label="DDR")
@@ -318,7 +320,7 @@ def test_scmi_sensors_are_what_the_firmware_calls_them(sysfs: FakeSysfs) -> None
     collector = collect(sysfs)
     assert meanings(collector) == {"scmi_dev.3/SOC_POWER": ("part", "other"), "scmi_dev.3/DDR": ("part", "other")}
     assert infos(collector)["scmi_dev.3/SOC_POWER"].method == "counter"
-    assert collector.timing.poll_s == 1.0  # for the power beside it
+    assert collector.timing.poll_s == 1.0  # because of the second channel, which has only power
 
 
 def scmi_zone(sysfs: FakeSysfs, zone: str, name: str, power_uw: object) -> str:
@@ -328,8 +330,8 @@ def scmi_zone(sysfs: FakeSysfs, zone: str, name: str, power_uw: object) -> str:
     return path
 
 
-def test_scmi_powercap_gives_power_and_counts_nothing(sysfs: FakeSysfs) -> None:
-    """Each zone holds those below it: parts, never summed."""
+def test_scmi_powercap_zones_have_power_only(sysfs: FakeSysfs) -> None:
+    """A zone contains the zones below it, so all are parts, which are never summed."""
     scmi_zone(sysfs, "arm-scmi:0", "soc", 30_000_000)
     path = scmi_zone(sysfs, "arm-scmi:0:1", "big", 12_500_000)
     collector = collect(sysfs)
@@ -341,8 +343,8 @@ def test_scmi_powercap_gives_power_and_counts_nothing(sysfs: FakeSysfs) -> None:
     assert len(collect(sysfs).sensors) == 3
 
 
-def test_scmi_zones_that_are_not_measured_are_left_out(sysfs: FakeSysfs) -> None:
-    """The driver answers EINVAL for a zone that the firmware does not monitor, and never anything else."""
+def test_scmi_zones_without_measurement_are_skipped(sysfs: FakeSysfs) -> None:
+    """The driver always answers EINVAL for a zone that the firmware does not measure."""
     sysfs.refuse(f"{scmi_zone(sysfs, 'arm-scmi:0', 'soc', 0)}/power_uw")
     sysfs.rapl_zone("dtpm:0", name="soc", energy_uj=1, power_uw=5)
     with pytest.raises(SensorAbsentError, match="class/hwmon"):
@@ -350,11 +352,11 @@ def test_scmi_zones_that_are_not_measured_are_left_out(sysfs: FakeSysfs) -> None
     scmi_zone(sysfs, "arm-scmi:1", "big", 1_000_000)
     collector = collect(sysfs)
     assert list(meanings(collector)) == ["arm-scmi:1/big"]
-    assert "firmware does not measure" in skipped(collector)
+    assert "not measured by the firmware" in skipped(collector)
 
 
-def test_occ_has_averages_over_microseconds_and_momentary_values(sysfs: FakeSysfs) -> None:
-    """The average is since the controller's start: of no use; the caps repeat the system's power under its label."""
+def test_channels_of_occ(sysfs: FakeSysfs) -> None:
+    """The average since the controller's start is not used; the cap channel repeats the system's power and label."""
     sysfs.hwmon(0, "occ", device="platform/fsi0/occ-hwmon.1", power1_average=400_000_000, power1_label="system")
     folder = "devices/platform/fsi0/occ-hwmon.1/hwmon/hwmon0"
     sysfs.write(folder, power1_input=500_000_000, power1_average_interval=5_000_000, power2_input=90_000_000)
@@ -365,16 +367,16 @@ def test_occ_has_averages_over_microseconds_and_momentary_values(sysfs: FakeSysf
         "occ-hwmon.1/system": ("node", "node"),
         "occ-hwmon.1/proc": ("part", "other"),
     }
-    assert "the whole system again" in skipped(collector)
+    assert "repeats the power of the whole system" in skipped(collector)
     assert collector.sensors[0].read()[0].power_watts == 500.0
 
 
 @pytest.mark.parametrize("overridden", [False, True])
-def test_what_another_family_reads_is_left_to_it(sysfs: FakeSysfs, overridden: bool) -> None:
-    """One series for each physical quantity, whatever the owner says of the chip."""
+def test_channels_of_another_family_are_skipped(sysfs: FakeSysfs, overridden: bool) -> None:
+    """Each physical quantity has one series, even if the chip is overridden."""
     sysfs.hwmon(0, "ina226", device=I2C, power1_input=1_000_000, power2_input=2_000_000)
     source = f"{sysfs.sys}/devices/{I2C}/hwmon/hwmon0/power1_input"
-    overrides = {"ina226": {"component": "fpga", "scope": "device"}} if overridden else {}
+    overrides = {"ina226": Override("fpga", "device")} if overridden else {}
     options = HwmonOptions(overrides=overrides)
     host = replace(sysfs.host, claimed=frozenset({source}))
     collector = HwmonCollector.open(host, options)
@@ -385,7 +387,7 @@ def test_what_another_family_reads_is_left_to_it(sysfs: FakeSysfs, overridden: b
         HwmonCollector.open(replace(sysfs.host, claimed=both), options)
 
 
-def test_a_chip_that_comes_or_goes_makes_the_family_outdated(sysfs: FakeSysfs) -> None:
+def test_added_and_removed_chips_make_the_collector_outdated(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "ina226", device=I2C, power1_input=1)
     collector = collect(sysfs)
     assert not collector.outdated
@@ -393,15 +395,15 @@ def test_a_chip_that_comes_or_goes_makes_the_family_outdated(sysfs: FakeSysfs) -
     assert collector.outdated
     collector = collect(sysfs)
     assert not collector.outdated
-    # Another device at the same number is another chip, too.
+    # Another device with the same number is another chip.
     sysfs.remove("class/hwmon/hwmon1").link("class/hwmon/hwmon1", f"devices/{I2C}")
     assert collector.outdated
     sysfs.remove("class/hwmon/hwmon1")
     assert collector.outdated
 
 
-def test_a_gpu_in_reset_refuses_and_the_others_read_on() -> None:
-    """amdgpu answers EPERM while it is reset: rights that are gone for a while."""
+def test_a_gpu_in_reset_is_denied_and_the_others_are_read() -> None:
+    """amdgpu answers EPERM during a reset."""
     with public_folder() as folder:
         sysfs = FakeSysfs(folder)
         sysfs.hwmon(0, "amdgpu", device=GPU, power1_input=200_000_000)
@@ -418,7 +420,7 @@ def test_a_gpu_in_reset_refuses_and_the_others_read_on() -> None:
         assert by_device["0000:c1:00.0"].read()[0].power_watts == 200.0
 
 
-def test_no_class_is_absent(sysfs: FakeSysfs) -> None:
+def test_a_missing_hwmon_class_is_absent(sysfs: FakeSysfs) -> None:
     with pytest.raises(SensorError, match="class/hwmon"):
         collect(sysfs)
 

@@ -25,7 +25,8 @@ from typing import Any, ClassVar, Final, Self
 
 from joulewatch_exporter.collectors.base.on_demand import OnDemandCollector
 from joulewatch_exporter.collectors.base.sysfs import read_text, read_text_or
-from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorGlitchError
+from joulewatch_exporter.config.strict import nearest
+from joulewatch_exporter.errors import SensorAbsentError, SensorGlitchError
 from joulewatch_exporter.model import Finding, Host, Quantity, Reading, SensorInfo, Timing
 
 _COEFFICIENTS_SOURCE: Final = "Cloud Carbon Footprint"
@@ -90,18 +91,15 @@ class EstimateOptions:
         """Check the values.
 
         Raises:
-            ConfigError: A value is out of range; the text names the key and the valid values.
+            ValueError: A value is out of range; the text begins with the key.
         """
-        where = "collectors.estimate"
         for key, watts in (("min_watts", self.min_watts), ("max_watts", self.max_watts)):
-            if watts is None:
-                continue
-            if isinstance(watts, bool) or not isinstance(watts, int | float) or not 0 <= watts <= 1000:
-                raise ConfigError(f"{where}.{key}: {watts!r} is not between 0 and 1000 watts per logical CPU")
+            if watts is not None and not 0 <= watts <= 1000:
+                raise ValueError(f"{key}: {watts:g} is not between 0 and 1000 watts per logical CPU")
         if self.min_watts is not None and self.max_watts is not None and self.min_watts > self.max_watts:
-            raise ConfigError(f"{where}.min_watts: {self.min_watts:g} is above max_watts {self.max_watts:g}")
+            raise ValueError(f"min_watts: {self.min_watts:g} is above max_watts {self.max_watts:g}")
         if self.model is not None and self.model not in _COEFFICIENTS:
-            raise ConfigError(f"{where}.model: {self.model!r} is not one of {', '.join(sorted(_COEFFICIENTS))}")
+            raise ValueError(f"model: {self.model!r} is unknown; {nearest(self.model, sorted(_COEFFICIENTS))}")
 
 
 @dataclass(frozen=True, slots=True)

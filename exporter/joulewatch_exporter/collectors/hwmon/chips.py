@@ -12,35 +12,38 @@ from joulewatch_exporter.collectors.base.sysfs import list_names, read_int, read
 from joulewatch_exporter.errors import SensorAbsentError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Finding, Host
 
-_CHANNEL: Final = re.compile(r"(?P<kind>power|energy)(?P<number>\d+)_(?P<what>input|average)")
+_CHANNEL: Final = re.compile(r"(?P<kind>power|energy)(?P<number>\d+)_(?P<suffix>input|average)")
 _I2C_DEVICE: Final = re.compile(r"\d+-[0-9a-f]{4}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chip:
-    """One hwmon device, as found."""
+    """One hwmon chip."""
 
     name: str
     device: str
-    """Stable label: PCI address, ACPI name, I2C bus and address."""
+    """Stable label: PCI address, ACPI name, or I2C bus and address."""
     identity: str
-    """Real path of the device, or of the hwmon directory where there is no device."""
+    """Real path of the device, or of the hwmon directory if there is no device."""
     directories: tuple[str, ...]
-    """Real paths in which channels may be, the preferred one first."""
+    """Real paths that may contain channels, in order of preference."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channel:
+    """One channel of a chip."""
+
     kind: str
     number: int
     label: str
     stem: str
-    """The path without what the channel's files differ in."""
-    what: str
+    """Common prefix of the paths of the channel's files."""
+    suffix: str
+    """Of the file that is read."""
 
     @property
     def path(self) -> str:
-        return f"{self.stem}_{self.what}"
+        return f"{self.stem}_{self.suffix}"
 
     @property
     def domain(self) -> str:
@@ -48,7 +51,7 @@ class Channel:
 
 
 def find_chips(root: str, *, is_needed: bool) -> list[Chip]:
-    """List the chips, ordered by their device's path: the same on every start."""
+    """Return the chips, ordered by the path of their device, so that the order is the same on every start."""
     try:
         entries = list_names(root)
     except SensorAbsentError as error:
@@ -57,13 +60,13 @@ def find_chips(root: str, *, is_needed: bool) -> list[Chip]:
         raise SensorAbsentError(f"{error}; this kernel has no hwmon class") from error
     chips: list[Chip] = []
     for entry in entries:
-        # The real path, because hwmonX below the class may belong to another device tomorrow.
+        # The real path, because hwmonX may later belong to another device.
         directory = os.path.realpath(f"{root}/{entry}")
         device = os.path.realpath(f"{directory}/device")
         if not Path(directory).is_dir():
             continue
         has_device = Path(device).is_dir()
-        # acpi_power_meter has its name with the device.
+        # acpi_power_meter keeps its name in the device's directory.
         name = read_text_or(f"{directory}/name", "") or read_text_or(f"{device}/name", "") or "unknown"
         label = _device_label(device) if has_device else name
         directories = (directory, device) if has_device else (directory,)
@@ -74,45 +77,48 @@ def find_chips(root: str, *, is_needed: bool) -> list[Chip]:
 
 
 def _device_label(device: str) -> str:
-    """The last part of the device's path; with its bus where that part alone says too little."""
+    """Return the last part of the device's path; for I2C devices with the bus."""
     bus, base = device.split("/")[-2:]
     return f"{bus}-{base}" if _I2C_DEVICE.fullmatch(base) and bus.startswith("i2c-") else base
 
 
 def channels_of(chip: Chip, findings: list[Finding]) -> list[Channel]:
-    """List the chip's channels: one file for each, the momentary one where there is also an average."""
-    chosen: dict[tuple[str, int], tuple[str, str]] = {}  # -> directory, what
+    """Return the chip's channels; if a channel has a momentary value and an average, use the momentary value."""
+    places: dict[tuple[str, int], tuple[str, str]] = {}  # kind and number -> directory and suffix
     for directory in chip.directories:
         try:
             entries = list_names(directory)
         except SensorError:
-            continue  # going just now
+            continue  # the device is disappearing
         here: dict[tuple[str, int], tuple[str, str]] = {}
         for entry in entries:
-            # A plain directory called `power` is the kernel's runtime power management: the pattern passes it by.
+            # The pattern does not match a directory `power`, which belongs to runtime power management.
             if (match := _CHANNEL.fullmatch(entry)) is None:
                 continue
             key = (match["kind"], int(match["number"]))
-            if key not in here or match["what"] == "input":
-                here[key] = (directory, match["what"])
+            if key not in here or match["suffix"] == "input":
+                here[key] = (directory, match["suffix"])
         for key, place in here.items():
-            chosen.setdefault(key, place)
+            places.setdefault(key, place)
     channels = []
-    for (kind, number), (directory, what) in sorted(chosen.items()):
+    for (kind, number), (directory, suffix) in sorted(places.items()):
         stem = f"{directory}/{kind}{number}"
         if read_int_or_none(f"{stem}_enable") == 0:
-            findings.append(skipped(f"{stem}_{what}", f"{chip.name}: switched off by {kind}{number}_enable"))
+            findings.append(skipped(f"{stem}_{suffix}", f"{chip.name}: disabled by {kind}{number}_enable"))
         elif read_int_or_none(f"{stem}_is_battery") == 1:
-            findings.append(skipped(f"{stem}_{what}", f"{chip.name}: a meter of a battery, not of the server"))
+            findings.append(skipped(f"{stem}_{suffix}", f"{chip.name}: measures a battery, not the server"))
         else:
             channels.append(
-                Channel(kind=kind, number=number, label=read_text_or(f"{stem}_label", ""), stem=stem, what=what)
+                Channel(kind=kind, number=number, label=read_text_or(f"{stem}_label", ""), stem=stem, suffix=suffix)
             )
     return channels
 
 
 def scmi_zones(host: Host, findings: list[Finding]) -> list[tuple[Chip, list[Channel]]]:
-    """The powercap zones of Arm's firmware as chips of one channel; a zone holds those below it, so none is a sum."""
+    """Return the powercap zones of Arm's firmware as chips with one channel.
+
+    A zone contains the zones below it, so they are never summed.
+    """
     root = f"{host.sysfs}/class/powercap"
     try:
         names = [name for name in list_names(root) if name.startswith("arm-scmi:")]
@@ -127,15 +133,16 @@ def scmi_zones(host: Host, findings: list[Finding]) -> list[tuple[Chip, list[Cha
         except SensorAbsentError:
             continue
         except SensorGlitchError as error:
-            findings.append(skipped(path, f"arm-scmi: the firmware does not measure it: {error}"))
+            findings.append(skipped(path, f"arm-scmi: not measured by the firmware: {error}"))
             continue
         except SensorError:
-            pass  # denied: said where every channel is tried
+            pass  # denied: reported when the channel is read
         chip = Chip(name="arm-scmi", device=name, identity=directory, directories=(directory,))
         label = read_text_or(f"{directory}/name", "")
-        zones.append((chip, [Channel(kind="power", number=1, label=label, stem=f"{directory}/power", what="uw")]))
+        zones.append((chip, [Channel(kind="power", number=1, label=label, stem=f"{directory}/power", suffix="uw")]))
     return zones
 
 
 def skipped(subject: str, text: str) -> Finding:
+    """Return a finding that something is not read."""
     return Finding(status="skipped", collector="hwmon", subject=subject, text=text)

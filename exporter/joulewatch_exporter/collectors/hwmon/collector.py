@@ -1,13 +1,13 @@
 """Board sensors of the kernel's hwmon class: power in microwatts, energy in microjoules.
 
-``class/hwmon/hwmonX`` is a number handed out at start-up, and handed on when a device goes: a sensor is known by the
-real path of its device, its chip and its label, never by X. Old drivers put their files into ``hwmonX/device``, so
-both places are searched. What a number means (the whole server, a GPU, one rail) is not in sysfs: the table of chips
-below knows the drivers whose meaning is certain, everything else is a ``part`` that is never summed, and
-``collectors.hwmon.overrides`` says it for a board that its owner knows better.
+The X in ``class/hwmon/hwmonX`` is assigned at start-up and reused when a device disappears. A sensor is therefore
+identified by the real path of its device, its chip and its label, never by X. Old drivers put their files into
+``hwmonX/device``, so both places are searched. sysfs does not say what a channel measures (the whole server, a GPU, one
+rail): module `meanings` has a table of the drivers where it is certain; every other channel is a ``part``, which is
+never summed. ``collectors.hwmon.overrides`` sets it for other boards.
 
-The powercap zones of Arm's firmware (SCMI) are read here too: they give a mean power and count nothing, so they are
-what a hwmon channel is and not what a RAPL zone is.
+The powercap zones of Arm's firmware (SCMI) are read here too: they report a mean power and have no counter, like a
+hwmon channel and unlike a RAPL zone.
 
 Sources: Linux ``Documentation/hwmon/sysfs-interface.rst``, ``Documentation/ABI/testing/sysfs-class-hwmon``,
 ``drivers/hwmon/{acpi_power_meter.c,scmi-hwmon.c}``, ``drivers/powercap/arm_scmi_powercap.c``,
@@ -22,7 +22,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic_ns
-from typing import Any, ClassVar, Final, Self, get_args
+from typing import Any, ClassVar, Final, Self
 
 from joulewatch_exporter.collectors.base.on_demand import OnDemandCollector
 from joulewatch_exporter.collectors.base.sysfs import (
@@ -36,22 +36,21 @@ from joulewatch_exporter.collectors.base.sysfs import (
 from joulewatch_exporter.collectors.hwmon.chips import Channel, Chip, channels_of, find_chips, scmi_zones, skipped
 from joulewatch_exporter.collectors.hwmon.meanings import Meaning, Override, meanings_of
 from joulewatch_exporter.errors import (
-    ConfigError,
     SensorAbsentError,
     SensorDeniedError,
     SensorError,
     SensorGlitchError,
 )
-from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, Scope, SensorInfo, Timing
+from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, SensorInfo, Timing
 
 _POWER_POLL_S: Final = 1.0
 _ENERGY_POLL_S: Final = 10.0
-"""i915 and xe fold a 32-bit register only when read: 4.4 minutes at 1 kW. Ten seconds leave no doubt."""
+"""i915 and xe extend a 32-bit register only when it is read; at 1 kW it wraps in 4.4 minutes."""
 
 _ALL_ONES: Final = frozenset({2**32 - 1, (2**32 - 1) * 1000, 2**64 - 1, 2**31 - 1, 2**63 - 1})
-"""A register that nobody filled, in whatever width and unit."""
+"""An unset register, in all widths and units."""
 
-# A reading above is impossible. Below 4295 W for what is no node, so that 2^32 - 1 microwatts never passes.
+# Readings above are impossible. Except for nodes, the bound is below 2^32 - 1 microwatts (4295 W).
 _MAX_POWER_WATTS: Final[Mapping[Component, float]] = {
     "cpu": 2000.0,
     "memory": 1000.0,
@@ -62,7 +61,7 @@ _MAX_POWER_WATTS: Final[Mapping[Component, float]] = {
 }
 
 _ZERO_MEANS_NO_DATA: Final = frozenset({"gpu", "fpga", "node"})
-"""Nothing of these draws exactly 0 W while it answers; a driver without data says 0."""
+"""These never draw exactly 0 W; drivers return 0 without data."""
 
 _FPGA: Final = re.compile(r".*_(?:user|mgmt)|.*_hwmon_sdm_.*|Alveo", re.IGNORECASE)
 
@@ -73,41 +72,13 @@ class HwmonOptions:
 
     skip_chips: Sequence[str] = ()
     """Names of chips that are not read."""
-    overrides: Mapping[str, Mapping[str, str] | Override] = field(default_factory=dict)
-    """Chip name to ``{component, scope}``: what it measures on this board."""
-
-    def __post_init__(self) -> None:
-        """Check what came from a file.
-
-        Raises:
-            ConfigError: A value is not of its kind; the text names the key and what is possible.
-        """
-        where = "collectors.hwmon"
-        if isinstance(self.skip_chips, str) or not all(isinstance(chip, str) for chip in self.skip_chips):
-            raise ConfigError(f"{where}.skip_chips: must be a list of chip names")
-        object.__setattr__(self, "skip_chips", tuple(self.skip_chips))
-        if not isinstance(self.overrides, Mapping):
-            raise ConfigError(f"{where}.overrides: must map chip names to {{component, scope}}")
-        checked = {str(chip): _override(f"{where}.overrides.{chip}", value) for chip, value in self.overrides.items()}
-        object.__setattr__(self, "overrides", checked)
-
-
-def _override(where: str, value: object) -> Override:
-    if isinstance(value, Override):
-        return value
-    if not isinstance(value, Mapping) or set(value) != {"component", "scope"}:
-        raise ConfigError(f"{where}: must have exactly the keys component and scope")
-    component, scope = value["component"], value["scope"]
-    if component not in get_args(Component):
-        raise ConfigError(f"{where}.component: {component!r} is none of {', '.join(get_args(Component))}")
-    if scope not in get_args(Scope):
-        raise ConfigError(f"{where}.scope: {scope!r} is none of {', '.join(get_args(Scope))}")
-    return Override(component, scope)
+    overrides: Mapping[str, Override] = field(default_factory=dict)
+    """By chip name: what the chip measures on this board."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HwmonSensor:
-    """One channel of one chip: watts, or joules that the driver counts."""
+    """One channel of one chip: power, or energy counted by the driver."""
 
     device: str
     infos: tuple[SensorInfo, ...]
@@ -120,25 +91,25 @@ class HwmonSensor:
         """Read the channel once.
 
         Returns:
-            One reading: energy in joules for a counter, power in watts for the rest.
+            One reading: energy in joules for a counter, else power in watts.
 
         Raises:
             SensorAbsentError: The device is unplugged or its driver is unloaded.
-            SensorDeniedError: The rights are gone, or the device is in reset; the text holds the path.
-            SensorGlitchError: The driver has no value now (ENODATA, all ones, negative, or 0 W where 0 means none).
+            SensorDeniedError: Permission was lost, or the device is in reset; the text names the path.
+            SensorGlitchError: The driver has no value now (ENODATA, all bits ones, negative, or 0 W meaning no data).
         """
         raw = self._file.read()
         now_ns = monotonic_ns()
         if raw <= 0 and (raw < 0 or self._zero_is_no_data):
-            raise SensorGlitchError(f"{self._file.path}: {raw} means that the driver has no value now")
+            raise SensorGlitchError(f"{self._file.path}: {raw}: the driver has no value now")
         if raw in _ALL_ONES:
-            raise SensorGlitchError(f"{self._file.path}: {raw} is a register of ones, not a measurement")
+            raise SensorGlitchError(f"{self._file.path}: {raw} is not a measurement (all bits are ones)")
         if self._is_energy:
             return (Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=raw / 1e6, power_watts=None),)
         return (Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=None, power_watts=raw / 1e6),)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 
@@ -155,26 +126,26 @@ class HwmonCollector(OnDemandCollector):
 
     @property
     def timing(self) -> Timing:
-        """Power is integrated here, so it is read each second; counters alone can wait."""
+        """Read power once per second, because it is integrated here; energy counters alone need fewer reads."""
         only_energy = all(info.method == "counter" for sensor in self._sensors for info in sensor.infos)
         return Timing(poll_s=_ENERGY_POLL_S if only_energy else _POWER_POLL_S, read_on_scrape=True)
 
     @property
     def outdated(self) -> bool:
-        """Whether a chip was plugged in or out: the kernel gives it a number in the class."""
+        """Whether a chip was added or removed."""
         return _entries(self._root) != self._entries
 
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
-        """Find the channels and try each of them once.
+        """Find the channels and read each of them once.
 
         Args:
             host: Where sysfs and procfs are.
             options: `HwmonOptions`.
 
         Raises:
-            SensorAbsentError: No hwmon class, or no power or energy channel in it.
-            SensorDeniedError: There are channels, and none may be read.
+            SensorAbsentError: There is no hwmon class, or no power or energy channel in it.
+            SensorDeniedError: There are channels, but none can be read.
         """
         assert isinstance(options, HwmonOptions)
         root = f"{host.sysfs}/class/hwmon"
@@ -190,12 +161,11 @@ class HwmonCollector(OnDemandCollector):
         for chip, channels in zones:
             if not channels:
                 continue
-            why = _skip_reason(chip, host, options)
-            if why is not None:
-                findings.append(skipped(chip.identity, f"{chip.name}: {why}"))
+            reason = _skip_reason(chip, host, options)
+            if reason is not None:
+                findings.append(skipped(chip.identity, f"{chip.name}: {reason}"))
                 continue
             override = options.overrides.get(chip.name)
-            assert not isinstance(override, Mapping)
             for channel, meaning in meanings_of(chip, channels, host, override, findings):
                 sensor = _sensor(chip, channel, meaning, series, findings)
                 if sensor is not None:
@@ -211,7 +181,7 @@ class HwmonCollector(OnDemandCollector):
 
 
 def _entries(root: str) -> tuple[str, ...]:
-    """Where the class's links point to: another device at an old number is another entry."""
+    """Return the targets of the class's links, so that a new device with a reused number is detected."""
     try:
         return tuple(os.path.realpath(f"{root}/{name}") for name in list_names(root))
     except SensorError:
@@ -219,18 +189,18 @@ def _entries(root: str) -> tuple[str, ...]:
 
 
 def _skip_reason(chip: Chip, host: Host, options: HwmonOptions) -> str | None:
-    """Say why a whole chip is not read; None: it is."""
+    """Return why a chip is not read; None if it is read."""
     if chip.name in options.skip_chips:
-        return "left out by collectors.hwmon.skip_chips"
+        return "excluded by collectors.hwmon.skip_chips"
     if chip.name in options.overrides:
         return None
     if _FPGA.fullmatch(chip.name):
-        return "FPGA card: left to the family fpga, its units and averages differ from the class's rules"
+        return "an FPGA card: read by the family fpga, because its units and averages do not follow the rules of hwmon"
     if chip.name == "amd_energy" and (
         _powercap_packages_readable(host)
         or any(source.startswith(("perf:power/energy-pkg", "msr:")) for source in host.claimed)
     ):
-        return "the same counters as the package zones of RAPL, which are read instead"
+        return "same counters as the package zones of RAPL, which are read instead"
     return None
 
 
@@ -254,7 +224,7 @@ def _sensor(
     series: set[tuple[str, str, str]],
     findings: list[Finding],
 ) -> HwmonSensor | None:
-    """Try the channel once and give it a series of its own."""
+    """Read the channel once and assign it a unique series."""
     try:
         read_int(channel.path)
     except SensorDeniedError as error:
@@ -269,14 +239,14 @@ def _sensor(
         )
         return None
     except SensorError:
-        pass  # ENODATA now may be a value later: the sampler says so
+        pass  # a later read may succeed; the sampler reports the error
     domain = meaning.domain
     for candidate in (domain, f"{channel.kind}{channel.number}", f"{chip.name}-{channel.kind}{channel.number}"):
         domain = candidate
         if (meaning.component, meaning.device, candidate) not in series:
             break
     else:
-        findings.append(skipped(channel.path, f"{chip.name}: a channel of this device and name is already read"))
+        findings.append(skipped(channel.path, f"{chip.name}: a channel with this device and name is already read"))
         return None
     series.add((meaning.component, meaning.device, domain))
     is_energy = channel.kind == "energy"
@@ -290,13 +260,13 @@ def _sensor(
         accuracy=_accuracy(channel),
         max_power_watts=_MAX_POWER_WATTS[meaning.component],
     )
-    what = "energy" if is_energy else "power"
+    kind = "energy" if is_energy else "power"
     findings.append(
         Finding(
             status="found",
             collector="hwmon",
             subject=channel.path,
-            text=f"{meaning.device} {domain}: {what} of {chip.name} ({meaning.scope})",
+            text=f"{meaning.device} {domain}: {kind} of {chip.name} ({meaning.scope})",
         )
     )
     zero_is_no_data = not is_energy and meaning.component in _ZERO_MEANS_NO_DATA
@@ -311,7 +281,7 @@ def _sensor(
 
 
 def _accuracy(channel: Channel) -> float | None:
-    """ACPI meters state how much of a reading is true, such as 95.0%: 0.05 is then the half-width."""
+    """Return the relative accuracy (half-width); ACPI meters state it as 95.0%, which means 0.05."""
     text = read_text_or(f"{channel.stem}_accuracy", "")
     match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
     if match is None or not 0 < (percent := float(match[1])) <= 100:

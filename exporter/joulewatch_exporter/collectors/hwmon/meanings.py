@@ -11,7 +11,7 @@ from joulewatch_exporter.collectors.base.sysfs import physical_packages, read_te
 from joulewatch_exporter.collectors.hwmon.chips import Channel, Chip, skipped
 from joulewatch_exporter.model import Component, Finding, Host, Scope
 
-_GRACE: Final = re.compile(r"(?P<what>Module|Grace|CPU|SysIO) Power Socket (?P<socket>\d+)", re.IGNORECASE)
+_GRACE: Final = re.compile(r"(?P<meter>Module|Grace|CPU|SysIO) Power Socket (?P<socket>\d+)", re.IGNORECASE)
 
 
 _I915_TILE: Final = re.compile(r"i915_gt\d+")
@@ -19,7 +19,7 @@ _I915_TILE: Final = re.compile(r"i915_gt\d+")
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """What the owner of a board says about one chip."""
+    """What a chip measures, set by the owner of the board."""
 
     component: Component
     scope: Scope
@@ -27,6 +27,8 @@ class Override:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meaning:
+    """What a channel measures."""
+
     component: Component
     scope: Scope
     device: str
@@ -36,58 +38,59 @@ class Meaning:
 def meanings_of(
     chip: Chip, channels: Sequence[Channel], host: Host, override: Override | None, findings: list[Finding]
 ) -> list[tuple[Channel, Meaning]]:
-    """Say what each channel measures, and leave out what another channel of the chip already counts."""
+    """Return what each channel measures, without channels that repeat another channel of the chip."""
     counted = {channel.label or str(channel.number) for channel in channels if channel.kind == "energy"}
     kept: list[Channel] = []
     for channel in channels:
         if channel.path in host.claimed:
             findings.append(skipped(channel.path, f"{chip.name}: read by another family"))
         elif _is_system(channel) and any(_is_system(other) and other.kind == channel.kind for other in kept):
-            # occ shows it beside the limit that is set for it, once more.
-            findings.append(skipped(channel.path, f"{chip.name}: the whole system again"))
+            # occ lists it a second time, with its limit.
+            findings.append(skipped(channel.path, f"{chip.name}: repeats the power of the whole system"))
         elif channel.kind == "power" and (channel.label or str(channel.number)) in counted:
             findings.append(skipped(channel.path, f"{chip.name}: the energy channel of the same rail is read instead"))
         else:
             kept.append(channel)
     if override is not None:
         return [
-            (c, Meaning(component=override.component, scope=override.scope, device=chip.device, domain=c.domain))
-            for c in kept
+            (
+                channel,
+                Meaning(component=override.component, scope=override.scope, device=chip.device, domain=channel.domain),
+            )
+            for channel in kept
         ]
     if chip.name == "amd_energy":
         return _amd_energy(chip, kept, host, findings)
     integrated_gpu = chip.name == "amdgpu" and _is_apu(chip)
     if integrated_gpu:
-        findings.append(
-            skipped(chip.identity, "amdgpu inside a processor: its power includes the CPU, so it is a part")
-        )
+        findings.append(skipped(chip.identity, "amdgpu in a processor: its power includes the CPU, so it is a part"))
     return [(channel, _meaning(chip, channel, integrated_gpu=integrated_gpu)) for channel in kept]
 
 
 def _meaning(chip: Chip, channel: Channel, *, integrated_gpu: bool) -> Meaning:
-    """The table of chips whose meaning is certain; everything else is a part, never to be summed."""
+    """Return what a channel measures; an unknown channel is a part, which is never summed."""
     device, domain, name = chip.device, channel.domain, chip.name
     if name == "power_meter":
         oem = read_text_or(f"{channel.stem}_oem_info", "")
         if (grace := _GRACE.search(oem)) is not None:
-            # Module holds Grace and the GPU; Grace holds CPU and SysIO: the socket alone is a device.
-            what, socket = grace["what"].lower(), f"socket{int(grace['socket'])}"
-            is_socket = what == "grace"
-            component: Component = "cpu" if what in ("grace", "cpu") else "other"
+            # Module contains Grace and the GPU; Grace contains CPU and SysIO: only Grace is a device.
+            meter, socket = grace["meter"].lower(), f"socket{int(grace['socket'])}"
+            is_socket = meter == "grace"
+            component: Component = "cpu" if meter in ("grace", "cpu") else "other"
             return Meaning(
                 component=component,
                 scope="device" if is_socket else "part",
                 device=socket,
-                domain="package" if is_socket else what,
+                domain="package" if is_socket else meter,
             )
         return Meaning(component="node", scope="node", device=device, domain=domain)
     if name in ("i915", "xe"):
-        # energy1 is the card; energy2 of xe, the package, is inside it.
+        # energy1 is the card; energy2 of xe is the package inside the card.
         return Meaning(component="gpu", scope="device" if channel.number == 1 else "part", device=device, domain=domain)
     if _I915_TILE.fullmatch(name):
         return Meaning(component="gpu", scope="part", device=device, domain=f"{name.removeprefix('i915_')}-{domain}")
     if name == "amdgpu":
-        # power2 exists on processors only (fast PPT): the same device, averaged otherwise.
+        # power2 exists only on processors (fast PPT): same device, other averaging.
         is_card = channel.number == 1 and not integrated_gpu
         return Meaning(component="gpu", scope="device" if is_card else "part", device=device, domain=domain)
     if name == "fam15h_power":
@@ -100,19 +103,19 @@ def _meaning(chip: Chip, channel: Channel, *, integrated_gpu: bool) -> Meaning:
 
 
 def _is_system(channel: Channel) -> bool:
-    """ibmpowernv and occ call the whole machine so."""
+    """Return whether the channel measures the whole machine; ibmpowernv and occ label it so."""
     return channel.label.lower() == "system"
 
 
 def _is_apu(chip: Chip) -> bool:
-    """Only integrated GPUs have a north bridge voltage (amdgpu_pm.c, hwmon_attributes_visible)."""
+    """Return whether the GPU is integrated: only then it has vddnb (amdgpu_pm.c, hwmon_attributes_visible)."""
     return read_text_or(f"{chip.directories[0]}/in1_label", "") == "vddnb"
 
 
 def _amd_energy(
     chip: Chip, channels: Sequence[Channel], host: Host, findings: list[Finding]
 ) -> list[tuple[Channel, Meaning]]:
-    """Sockets are devices, cores parts; a driver that made one Esocket for each NUMA node repeats itself."""
+    """Return the channels of amd_energy, without an Esocket that the driver repeats for each NUMA node."""
     sockets = [channel for channel in channels if channel.label.startswith("Esocket")]
     packages = len(physical_packages(host.sysfs))
     copies = len(sockets) // packages if packages and len(sockets) % packages == 0 else 1
@@ -124,8 +127,8 @@ def _amd_energy(
                 findings.append(
                     skipped(
                         channel.path,
-                        f"{channel.label}: the socket of {sockets[index - index % copies].label} "
-                        "again (one for each NUMA node)",
+                        f"{channel.label}: same socket as {sockets[index - index % copies].label} "
+                        "(the driver lists one per NUMA node)",
                     )
                 )
                 continue
