@@ -1,7 +1,8 @@
 """Bind mappings to frozen dataclasses: plans, configuration files, runtime options, journal lines and traces.
 
 The dataclass is the declaration: its field names are the keys, its annotations the types; ``Annotated`` adds the
-constraints ``Limits``, ``Choice`` and ``Parse``. An error is one line with the source, the path of the key, what is
+constraints ``Limits``, ``Choice`` and ``Parse``; what keys must fulfil together is checked in ``__post_init__``, whose
+error may begin with ``KEY:``. An error is one line with the source, the path of the key, what is
 wrong and the value (never that of a field with ``repr=False``), or the nearest valid name.
 
 msgspec 0.22 and cattrs 26.2 were tried and not taken. msgspec's errors contain neither the value nor the valid
@@ -181,11 +182,11 @@ _HIDDEN: Final = object()
 class _InvalidError(Exception):
     """A bad value; ``path`` grows on the way out."""
 
-    def __init__(self, problem: str, value: object = _HIDDEN) -> None:
+    def __init__(self, problem: str, value: object = _HIDDEN, *, path: str = "") -> None:
         super().__init__(problem)
         self.problem = problem
         self.value = value
-        self.path = ""
+        self.path = path
 
     def __str__(self) -> str:
         got = "" if self.value is _HIDDEN else f", got {_shown(self.value)}"
@@ -262,7 +263,8 @@ def _read_dataclass(cls: Any, value: Any, context: _Context) -> Any:
     try:
         return cls(**values)
     except (ValueError, JoulewatchError) as error:
-        raise _InvalidError(str(error)) from error
+        key, _, problem = str(error).partition(": ")
+        raise _InvalidError(problem if key in fields else str(error), path=key if key in fields else "") from error
 
 
 def _annotated(hint: Any, *constraints: Any) -> _Reader:

@@ -183,7 +183,7 @@ def test_every_other_value_is_refused_with_its_key(key: str, value: Any) -> None
         ({"sizes": {"a": "b"}}, "p.yaml: sizes.a: must be an integer, got 'b'"),
         ({"targets": [{"url": "a"}, {"port": 1}]}, "p.yaml: targets[1]: missing key 'url'"),
         ({"targets": [{"url": "a", "port": 0}]}, "p.yaml: targets[0].port: must be an integer >= 1 and <= 9999, got 0"),
-        ({"targets": ["nowhere"]}, "p.yaml: targets[0]: url: nowhere cannot be reached"),
+        ({"targets": ["nowhere"]}, "p.yaml: targets[0].url: nowhere cannot be reached"),
         ({"targets": [3]}, "p.yaml: targets[0]: must be a mapping, got 3"),
         ({"targets": [{"uri": "a"}]}, "p.yaml: targets[0]: unknown key 'uri': did you mean 'url'? (known: port, url)"),
         ({"Text": "a"}, f"p.yaml: unknown key 'Text': did you mean 'text'? (known: {KEYS})"),

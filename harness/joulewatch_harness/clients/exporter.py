@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
 import http.client
 import math
@@ -12,15 +11,17 @@ import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlsplit
 
 from joulewatch_exporter import catalog
+from joulewatch_harness.clients.options import HttpOptions
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
 from joulewatch_harness.records import EdgeClock, EdgeCounter, ExporterRecord, SensorRecord
 
 DEFAULT_PATH: Final = "/metrics"
+DEFAULT_OPTIONS: Final = HttpOptions(timeout_s=2.0)
+
 LONGEST_BODY: Final = 64 * 1024 * 1024
 
 _READ_ON_REQUEST: Final = frozenset({"rapl", "nvml", "fpga", "hwmon", "estimate"})
@@ -104,32 +105,18 @@ class Answer:
 
 
 class ExporterClient:
-    """A persistent HTTP connection to one exporter; used by one thread at a time.
+    """One persistent HTTP connection to one exporter; used by one thread at a time.
 
     Args:
-        url: URL of the exporter or of its metrics page; ``host:port`` is enough.
-        name: The exporter's label ``instance`` in Prometheus; by default ``host:port`` of the URL.
-        timeout_s: Limit for connecting and for each read.
-        username: For basic authentication, if the exporter's web configuration requires it.
-        password_file: File with the password.
-        ca_file: Certificate authority of an https exporter; by default the system's authorities.
-        insecure: Do not verify the certificate.
+        url: URL of the exporter or of its metrics page, or ``host:port``.
+        name: Its ``instance`` in Prometheus; None: ``host:port`` of the URL.
+        options: Credentials, TLS, and the time-out for connecting and for each read.
 
     Raises:
-        ConfigError: the URL is not valid or contains a password; a file cannot be read.
+        ConfigError: the URL is not valid or contains a password, or a file cannot be read.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        name: str | None = None,
-        timeout_s: float = 2.0,
-        username: str = "",
-        password_file: Path | None = None,
-        ca_file: Path | None = None,
-        insecure: bool = False,
-    ) -> None:
+    def __init__(self, url: str, *, name: str | None = None, options: HttpOptions = DEFAULT_OPTIONS) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         try:
@@ -149,32 +136,18 @@ class ExporterClient:
         self.url = f"{parts.scheme}://{host}:{self._port}{path}"
         self.name = name or f"{host}:{self._port}"
         self._target = path + (f"?{parts.query}" if parts.query else "")
-        self._timeout_s = timeout_s
+        self._timeout_s = options.timeout_s
         self._headers = {
             "Accept": "text/plain;version=0.0.4",
             "Accept-Encoding": "identity",
             "User-Agent": "joulewatch",
         }
-        self._tls: ssl.SSLContext | None = None
-        if parts.scheme == "https":
-            try:
-                self._tls = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
-            except OSError as error:
-                raise ConfigError(f"exporter {self.url}: ca_file {ca_file}: {error.strerror or error}") from error
-            if insecure:
-                self._tls.check_hostname = False
-                self._tls.verify_mode = ssl.CERT_NONE
-        if username:
-            if password_file is None:
-                raise ConfigError(f"exporter {self.url}: username needs a password_file")
-            try:
-                password = password_file.read_text(encoding="utf-8").strip()
-            except OSError as error:
-                raise ConfigError(
-                    f"exporter {self.url}: password_file {password_file}: {error.strerror or error}"
-                ) from error
-            token = base64.b64encode(f"{username}:{password}".encode()).decode()
-            self._headers["Authorization"] = f"Basic {token}"
+        try:
+            self._tls = options.tls() if parts.scheme == "https" else None
+            if authorization := options.authorization():
+                self._headers["Authorization"] = authorization
+        except ConfigError as error:
+            raise ConfigError(f"exporter {self.url}: {error}") from error
         self._connection: http.client.HTTPConnection | None = None
         self._keys: dict[str, SeriesKey] = {}
         self._newest_read_at_s = -math.inf

@@ -1,37 +1,38 @@
-"""How to reach a Prometheus: address, authentication, TLS, time-out."""
+"""Options of all HTTP clients, declared once: address, credentials, TLS and time-out."""
 
 from __future__ import annotations
 
 import argparse
+import base64
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Annotated, ClassVar, Final
 from urllib.parse import urlsplit, urlunsplit
 
+from joulewatch_harness.binder import Limits, Word, bind, read_yaml
 from joulewatch_harness.errors import ConfigError
 
-if TYPE_CHECKING:
-    pass
-
-
 QUERY_PATH: Final = "/api/v1/query"
-
-
 WRITE_PATH: Final = "/api/v1/write"
+WEB: Final = ("http", "https")
 
 
-@dataclass(frozen=True, slots=True)
-class PrometheusOptions:
-    """Where a Prometheus is and how to speak to it.
+@dataclass(frozen=True)
+class HttpOptions:
+    """How to reach an HTTP server. Secrets stay in files, which are read when a client is created.
 
     Raises:
-        ConfigError: the URL is none, or holds a password; options that contradict each other.
+        ConfigError: the URL is not valid or contains a password, or options contradict each other.
     """
 
-    url: str
+    SCHEMES: ClassVar[tuple[str, ...]] = WEB
+    """Valid schemes of the URL."""
+
+    url: str = ""
     """Base URL, with a path if the server has one: ``https://metrics.example.org/prometheus``."""
+    _: KW_ONLY
     username: str = ""
     password_file: Path | None = None
     bearer_token_file: Path | None = None
@@ -39,121 +40,140 @@ class PrometheusOptions:
     cert_file: Path | None = None
     key_file: Path | None = None
     insecure: bool = False
-    """Do not check the server's certificate; only when asked for."""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Sent with every request, such as a tenant's ``X-Scope-OrgID``."""
-    params: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Sent with every query, such as Thanos' ``partial_response: "false"``."""
-    remote_write_url: str = ""
-    """Where samples are written; empty: ``/api/v1/write`` below ``url`` (Mimir: ``.../api/v1/push``)."""
-    timeout_s: float = 30.0
+    """Do not verify the server's certificate."""
+    timeout_s: Annotated[float, Limits(gt=0, le=3600, unit="seconds")] = 30.0
     """For one request."""
-    pushgateway: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """The same keys for the Pushgateway, where it needs its own."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "url", checked_url(self.url, "--prometheus").rstrip("/"))
+        if self.url:
+            object.__setattr__(self, "url", checked_url(self.url, "url", self.SCHEMES).rstrip("/"))
+        if self.password_file is not None and not self.username:
+            raise ConfigError("password_file: requires a username")
+        if self.username and self.password_file is None:
+            raise ConfigError("username: requires a password_file")
+        if self.username and self.bearer_token_file is not None:
+            raise ConfigError("username and bearer_token_file contradict each other")
+        if self.key_file is not None and self.cert_file is None:
+            raise ConfigError("key_file: requires a cert_file")
+        if self.insecure and self.ca_file is not None:
+            raise ConfigError("insecure and ca_file contradict each other")
+
+    def authorization(self) -> str:
+        """Return the value of the header Authorization; empty without credentials.
+
+        Raises:
+            ConfigError: a file with a secret cannot be read, or does not contain exactly one line.
+        """
+        if self.password_file is not None:
+            password = read_secret(self.password_file, "password_file")
+            return f"Basic {base64.b64encode(f'{self.username}:{password}'.encode()).decode()}"
+        if self.bearer_token_file is not None:
+            return f"Bearer {read_secret(self.bearer_token_file, 'bearer_token_file')}"
+        return ""
+
+    def check_files(self) -> None:
+        """Check that the files for TLS can be read.
+
+        Raises:
+            ConfigError: one cannot.
+        """
+        for key in ("ca_file", "cert_file", "key_file"):
+            path: Path | None = getattr(self, key)
+            try:
+                if path is not None:
+                    path.open("rb").close()
+            except OSError as error:
+                raise ConfigError(f"{key}: {path} cannot be read: {_os_text(error)}") from error
+
+    def tls(self) -> ssl.SSLContext:
+        """Return the context for TLS connections.
+
+        Raises:
+            ConfigError: a certificate or key cannot be read.
+        """
+        self.check_files()
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except (ssl.SSLError, ValueError) as error:
+            raise ConfigError(f"ca_file: {self.ca_file} does not contain a certificate") from error
+        try:
+            if self.cert_file is not None:
+                # The password keeps OpenSSL from asking for one on the terminal.
+                context.load_cert_chain(self.cert_file, self.key_file, password="")
+        except (ssl.SSLError, ValueError) as error:
+            raise ConfigError(f"cert_file: {self.cert_file} and its key cannot be used: {error}") from error
+        if self.insecure:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+@dataclass(frozen=True)
+class PrometheusOptions(HttpOptions):
+    """How to reach a Prometheus, or a Pushgateway.
+
+    Raises:
+        ConfigError: as of ``HttpOptions``.
+    """
+
+    _: KW_ONLY
+    headers: Mapping[str, Word] = field(default_factory=dict, repr=False)
+    """Sent with every request, such as a tenant's ``X-Scope-OrgID``."""
+    params: Mapping[str, Word] = field(default_factory=dict, repr=False)
+    """Sent with every query, such as Thanos' ``partial_response: "false"``."""
+    remote_write_url: str = ""
+    """Receiver of remote write; empty: ``/api/v1/write`` below ``url`` (Mimir: ``.../api/v1/push``)."""
+    pushgateway: PrometheusOptions | None = None
+    """Options for the Pushgateway, if they are needed; those of one server are never used for another."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.remote_write_url:
             checked_url(self.remote_write_url, "remote_write_url")
-        if self.password_file is not None and not self.username:
-            raise ConfigError(f"{self.url}: password_file needs a username")
-        if self.username and self.password_file is None:
-            raise ConfigError(f"{self.url}: username needs a password_file")
-        if self.username and self.bearer_token_file is not None:
-            raise ConfigError(f"{self.url}: give username and password_file, or bearer_token_file, not both")
-        if self.key_file is not None and self.cert_file is None:
-            raise ConfigError(f"{self.url}: key_file needs a cert_file")
-        if self.insecure and self.ca_file is not None:
-            raise ConfigError(f"{self.url}: insecure and ca_file contradict each other")
 
     @property
     def write_url(self) -> str:
-        """Where remote write sends its requests."""
+        """The URL for remote write."""
         return self.remote_write_url or self.url + WRITE_PATH
 
     def for_pushgateway(self, url: str) -> PrometheusOptions:
-        """Options for a Pushgateway: credentials of one server are never sent to another."""
-        return options_from_mapping({**self.pushgateway, "url": url}, "--pushgateway")
+        """Return the options for a Pushgateway."""
+        return replace(self.pushgateway or PrometheusOptions(), url=checked_url(url, "--pushgateway"))
 
 
-def checked_url(url: str, what: str) -> str:
-    """Check that ``url`` is http(s) with a host and without a password in it.
+def checked_url(url: str, source: str, schemes: tuple[str, ...] = WEB) -> str:
+    """Return a base URL after checking its scheme and host, and that it contains no credentials.
 
     Raises:
-        ConfigError: it is not; the text never repeats a password.
+        ConfigError: the URL is not valid; the text never contains a password.
     """
+    shown = without_secrets(url)
     try:
         parts = urlsplit(url)
         _ = parts.port
         host = parts.hostname
     except ValueError as error:
-        raise ConfigError(f"{what}: {without_secrets(url)!r} is no URL ({error})") from None
-    if parts.scheme not in ("http", "https") or not host:
-        raise ConfigError(f"{what}: {without_secrets(url)!r} is no URL: write it as http://host:port")
+        raise ConfigError(f"{source}: {shown!r} is not a valid URL ({error})") from None
+    if parts.scheme not in schemes or not host or any(ord(character) < 33 for character in url):
+        forms = " or ".join(f"{scheme}://host:port" for scheme in schemes if not scheme.endswith("s"))
+        raise ConfigError(f"{source}: {shown!r} is not a valid URL: write it as {forms}")
     if "@" in parts.netloc:
+        place = " in the file of --prometheus.config" if source.startswith("--") else ""
         raise ConfigError(
-            f"{what}: {without_secrets(url)} must not hold a user name or a password: "
-            "put username and password_file into the file named by --prometheus.config"
+            f"{source}: {shown} must not contain a user name or a password: use username and password_file{place}"
         )
     if parts.query or parts.fragment:
-        raise ConfigError(f"{what}: {without_secrets(url)} must be a base URL, without '?' and '#'")
+        raise ConfigError(f"{source}: {shown} must be a base URL, without '?' and '#'")
     return url
 
 
 def without_secrets(url: str) -> str:
-    """The URL without user, password, query and fragment, fit for a log."""
+    """Return the URL without user, password, query and fragment, for logs."""
     try:
         parts = urlsplit(url)
-        netloc = parts.netloc.rpartition("@")[2]
-        return urlunsplit((parts.scheme, netloc, parts.path.rpartition("@")[2], "", ""))
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rpartition("@")[2], "", ""))
     except ValueError:
         return url.rpartition("@")[2].partition("?")[0]
-
-
-_FILE_KEYS: Final = ("password_file", "bearer_token_file", "ca_file", "cert_file", "key_file")
-
-
-_TEXT_KEYS: Final = ("url", "username", "remote_write_url")
-
-
-_KEYS: Final = tuple(item.name for item in fields(PrometheusOptions))
-
-
-def options_from_mapping(data: Mapping[str, Any], where: str, folder: Path | None = None) -> PrometheusOptions:
-    """Turn parsed YAML into options; relative file names are relative to ``folder``.
-
-    Raises:
-        ConfigError: an unknown key, a value of another kind; the text names the key and ``where``.
-    """
-    values: dict[str, Any] = {}
-    for key, value in data.items():
-        if key not in _KEYS:
-            import difflib
-
-            near = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(_KEYS)}"
-            raise ConfigError(f"{where}: unknown key {key!r}{hint}")
-        if key in _FILE_KEYS:
-            if not isinstance(value, (str, Path)):
-                raise ConfigError(f"{where}: {key} wants the name of a file")
-            values[key] = (folder or Path()) / value
-        elif key in _TEXT_KEYS:
-            if not isinstance(value, str):
-                raise ConfigError(f"{where}: {key} wants a text")
-            values[key] = value
-        elif key == "insecure":
-            if not isinstance(value, bool):
-                raise ConfigError(f"{where}: insecure wants true or false")
-            values[key] = value
-        elif key == "timeout_s":
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 3600:
-                raise ConfigError(f"{where}: timeout_s wants seconds above 0")
-            values[key] = float(value)
-        else:
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{where}: {key} wants a mapping")
-            values[key] = dict(value) if key == "pushgateway" else {str(k): str(v) for k, v in value.items()}
-    return PrometheusOptions(**values)
 
 
 def add_prometheus_arguments(parser: argparse.ArgumentParser) -> None:
@@ -165,87 +185,49 @@ def add_prometheus_arguments(parser: argparse.ArgumentParser) -> None:
         dest="prometheus_config",
         metavar="FILE",
         type=Path,
-        help="YAML with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, "
+        help="YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, "
         "headers, params, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)",
     )
 
 
 def options_from_args(args: argparse.Namespace) -> PrometheusOptions | None:
-    """Options from the two arguments, a flag beating the file; None when neither names a server.
-
-    Raises:
-        ConfigError: the file cannot be read, or holds no options; the URL is none.
-    """
+    """Return the options from the two arguments; None if neither is given. ``load_options`` has the errors."""
     return load_options(args.prometheus, args.prometheus_config)
 
 
 def load_options(url: str | None, path: Path | None) -> PrometheusOptions | None:
-    """The same from plain values (a plan's ``prometheus`` key, for one)."""
+    """Return the options from a URL and a file; the URL has precedence. None if neither is given.
+
+    Raises:
+        ConfigError: the file cannot be read or has a bad value, there is no URL, or it is not valid.
+    """
+    if url:
+        checked_url(url, "--prometheus")
     if path is None:
         return PrometheusOptions(url) if url else None
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is no YAML: {error}") from error
-    data = {} if data is None else data
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: wants a mapping of options")
-    if url:
-        data["url"] = url
-    if not data.get("url"):
-        raise ConfigError(f"{path}: names no url, and --prometheus is not given")
-    return options_from_mapping(data, str(path), path.parent)
+    data = read_yaml(path)
+    given = {"url": url} if url else {}
+    data = given if data is None else data | given if isinstance(data, dict) else data
+    options = bind(PrometheusOptions, data, str(path), folder=path.parent)
+    if not options.url:
+        raise ConfigError(f"{path}: has no url, and --prometheus is not given")
+    return options
 
 
 def read_secret(path: Path, key: str) -> str:
+    """Return the single line of a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not contain exactly one line.
+    """
     try:
         text = path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{key} {path}: cannot be read: {_os_text(error)}") from None
+        raise ConfigError(f"{key}: {path} cannot be read: {_os_text(error)}") from None
     if not text or "\n" in text:
-        raise ConfigError(f"{key} {path}: wants exactly one line")
+        raise ConfigError(f"{key}: {path} must contain exactly one line")
     return text
-
-
-def check_readable(path: Path, key: str) -> None:
-    try:
-        path.open("rb").close()
-    except OSError as error:
-        raise ConfigError(f"{key} {path}: cannot be read: {_os_text(error)}") from error
 
 
 def _os_text(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
-
-
-def reason_of(error: BaseException, timeout_s: float) -> str:
-    """Why a request failed, from the innermost cause: the outer texts hold the URL with its parameters."""
-    import requests
-
-    if isinstance(error, requests.Timeout):
-        return f"no answer within {timeout_s:g} s"
-    seen: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in seen:
-        seen.append(current)
-        inner = getattr(current, "reason", None)
-        if not isinstance(inner, BaseException):
-            inner = next((item for item in current.args if isinstance(item, BaseException)), None)
-        current = inner or current.__cause__ or current.__context__
-    for item in reversed(seen):
-        if isinstance(item, ssl.SSLCertVerificationError):
-            return f"the certificate does not hold: {item.verify_message}; name its authority with ca_file"
-        if isinstance(item, ssl.SSLError):
-            return f"TLS failed: {item.reason or 'error'}"
-        if isinstance(item, OSError) and item.strerror:
-            return f"cannot be reached: {item.strerror}"
-    return f"cannot be reached: {type(seen[-1]).__name__}"
-
-
-def with_timeout(options: PrometheusOptions, timeout_s: float) -> PrometheusOptions:
-    """The same server with another time-out."""
-    return replace(options, timeout_s=timeout_s)

@@ -1,7 +1,7 @@
-"""A client of the Prometheus HTTP API, good for Mimir, Thanos and VictoriaMetrics too.
+"""A client of the Prometheus HTTP API, which Mimir, Thanos and VictoriaMetrics have too.
 
-Authentication, TLS, a tenant's header, a base URL with a path, retries with a deadline, and errors that
-say what answered. Secrets are read from files when the client is made; they are in no error, log or repr.
+It supports authentication, TLS, a tenant's header, a base URL with a path and retries with a deadline; errors describe
+the response. Secrets are read from files when the client is created and appear in no error, log or repr.
 """
 
 from __future__ import annotations
@@ -10,19 +10,13 @@ import json
 import logging
 import random
 import re
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from joulewatch_harness.clients.options import (
-    QUERY_PATH,
-    PrometheusOptions,
-    check_readable,
-    read_secret,
-    reason_of,
-    without_secrets,
-)
+from joulewatch_harness.clients.options import QUERY_PATH, PrometheusOptions, without_secrets
 from joulewatch_harness.errors import QueryError, QueryTooLargeError, QueryUnavailableError
 
 if TYPE_CHECKING:
@@ -38,19 +32,19 @@ PING_RETRY_S: Final = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A raw HTTP answer."""
+    """A raw HTTP response."""
 
     status: int
     text: str
 
 
 class PrometheusClient:
-    """Asks one server; one ``requests.Session``, used by one thread at a time.
+    """A client of one server, with one ``requests.Session``; used by one thread at a time.
 
     Args:
-        options: the server.
-        retry_s: how long 429, 5xx and connection errors are tried again; 0: never.
-        sleep, monotonic, jitter: for tests.
+        options: The server.
+        retry_s: How long to retry after 429, 5xx and connection errors; 0: never.
+        sleep, monotonic, jitter: For tests.
 
     Raises:
         ConfigError: a file with a secret or a certificate cannot be read.
@@ -78,15 +72,11 @@ class PrometheusClient:
         self._session.headers.update(options.headers)
         self._session.headers["User-Agent"] = "joulewatch"
         self._session.auth = _auth(options)
+        options.check_files()
         if options.cert_file is not None:
-            check_readable(options.cert_file, "cert_file")
-            self._session.cert = str(options.cert_file)
-            if options.key_file is not None:
-                check_readable(options.key_file, "key_file")
-                self._session.cert = (str(options.cert_file), str(options.key_file))
-        if options.ca_file is not None:
-            check_readable(options.ca_file, "ca_file")
-        # Given with each request: one in the session alone gives way to REQUESTS_CA_BUNDLE of the environment.
+            key_file = options.key_file or options.cert_file
+            self._session.cert = (str(options.cert_file), str(key_file))
+        # Passed with each request, because REQUESTS_CA_BUNDLE would override that of the session.
         self._verify: bool | str = str(options.ca_file) if options.ca_file is not None else not options.insecure
 
     def __repr__(self) -> str:
@@ -103,26 +93,26 @@ class PrometheusClient:
         self._session.close()
 
     def get(self, path: str, params: Mapping[str, Any] | None = None, *, retry_s: float | None = None) -> Any:
-        """``data`` of a GET below the base URL, such as ``/api/v1/targets``; errors as of ``post``."""
-        return self._ask("GET", path, params or {}, retry_s)
+        """Return ``data`` of a GET below the base URL, such as ``/api/v1/targets``; errors as of ``post``."""
+        return self._data_of("GET", path, params or {}, retry_s)
 
     def post(self, path: str, data: Mapping[str, Any] | None = None, *, retry_s: float | None = None) -> Any:
-        """``data`` of a POST with form fields, for queries of any length.
+        """Return ``data`` of a POST with form fields, for queries of any length.
 
         Raises:
             QueryTooLargeError: HTTP 422.
-            QueryUnavailableError: nothing answers, or 429 or 5xx until the time for retries was over.
-            QueryError: the server's own error text, or an answer that is not a Prometheus'.
+            QueryUnavailableError: no response, or 429 or 5xx until the end of the retries.
+            QueryError: an error of the server, or a response that is not from a Prometheus.
         """
-        return self._ask("POST", path, data or {}, retry_s)
+        return self._data_of("POST", path, data or {}, retry_s)
 
     def query(self, promql: str, at_s: float | None = None, *, retry_s: float | None = None) -> list[dict[str, Any]]:
-        """Run an instant query; the list of series (``metric`` and ``value`` or ``values``).
+        """Run an instant query; return the list of series (``metric`` and ``value`` or ``values``).
 
         Args:
-            promql: the query; with a range selector the answer holds raw samples.
-            at_s: Unix seconds, rounded to ms; None: the server's now.
-            retry_s: instead of the client's own.
+            promql: The query; a range selector returns raw samples.
+            at_s: Unix seconds, rounded to ms; None: the server's current time.
+            retry_s: Overrides the client's ``retry_s``.
 
         Raises:
             QueryError: as of ``post``.
@@ -135,10 +125,10 @@ class PrometheusClient:
         return result
 
     def ping(self) -> str:
-        """Check that a Prometheus answers; its version, or "" where the server does not tell one.
+        """Check that the server is a Prometheus; return its version, or "" if it does not report one.
 
         Raises:
-            QueryError: nothing answers within a few seconds, or what answers is no Prometheus.
+            QueryError: no response within a few seconds, or the server is not a Prometheus.
         """
         try:
             info = self.get("/api/v1/status/buildinfo", retry_s=PING_RETRY_S)
@@ -147,25 +137,29 @@ class PrometheusClient:
         except QueryUnavailableError:
             raise
         except QueryError as error:
-            # VictoriaMetrics, older Mimir and gateways before them do not have this page.
+            # VictoriaMetrics, older Mimir and gateways in front of them do not have this page.
             logger.debug("no build information: %s", error)
         self.query("1", retry_s=PING_RETRY_S)
         return ""
 
     def send(self, method: str, url: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Answer:
-        """One raw request without retries, any status returned; ``url`` is whole or a path below the base URL.
+        """Send one request without retries; return a response of any status.
+
+        Args:
+            method: ``GET``, ``POST``, ...
+            url: A complete URL, or a path below the base URL.
+            body, headers: Of the request.
 
         Raises:
-            QueryUnavailableError: nothing answers.
+            QueryUnavailableError: no response.
         """
         full = url if "://" in url else self.url + url
         response = self._request(method, full, {"data": body, "headers": dict(headers or {})})
         return Answer(response.status_code, response.text)
 
-    def _ask(self, method: str, path: str, fields_: Mapping[str, Any], retry_s: float | None) -> Any:
+    def _data_of(self, method: str, path: str, fields: Mapping[str, Any], retry_s: float | None) -> Any:
         url = self.url + path
-        values = {**self.options.params, **fields_}
-        argument = {"params" if method == "GET" else "data": values}
+        argument = {"params" if method == "GET" else "data": {**self.options.params, **fields}}
         deadline_s = self._monotonic() + (self._retry_s if retry_s is None else retry_s)
         for wait_s in self._waits():
             after_s = 0.0
@@ -181,12 +175,12 @@ class PrometheusClient:
             wait_s = max(wait_s, after_s)
             if self._monotonic() + wait_s > deadline_s:
                 raise problem
-            logger.info("%s; next try in %.1f s", problem, wait_s)
+            logger.info("%s; retrying in %.1f s", problem, wait_s)
             self._sleep(wait_s)
         raise AssertionError("the waits never end")
 
     def _waits(self) -> Iterator[float]:
-        """Doubling waits, each with jitter, so that many clients do not come back at once."""
+        """Yield doubling waits with jitter, so that many clients do not retry at the same time."""
         wait_s = FIRST_BACKOFF_S
         while True:
             yield wait_s * (0.5 + self._jitter())
@@ -196,16 +190,17 @@ class PrometheusClient:
         import requests
 
         try:
-            # A redirect would turn a POST into a GET, and could carry the credentials elsewhere.
+            # A redirect would turn a POST into a GET, and could send the credentials to another server.
             response = self._session.request(
                 method, url, timeout=self.options.timeout_s, verify=self._verify, allow_redirects=False, **argument
             )
         except requests.RequestException as error:
-            # Not chained: the text of requests' own errors holds the whole URL, and with it params.
-            raise QueryUnavailableError(f"{url}: {reason_of(error, self.options.timeout_s)}") from None
+            # Not chained: the errors of requests contain the whole URL, including params.
+            raise QueryUnavailableError(f"{url}: {_reason(error, self.options.timeout_s)}") from None
         if 300 <= response.status_code < 400 and "Location" in response.headers:
             raise QueryError(
-                f"{url} redirects to {without_secrets(response.headers['Location'])}: give the URL that answers itself"
+                f"{url} redirects to {without_secrets(response.headers['Location'])}: "
+                "give the URL that answers without a redirect"
             )
         return response
 
@@ -235,24 +230,46 @@ class PrometheusClient:
 
 
 def _auth(options: PrometheusOptions) -> Any:
-    """An auth object in every case: without one, requests would look into ~/.netrc, which beats a header."""
-    from requests.auth import AuthBase, HTTPBasicAuth
+    """Return an auth object in every case: without one, requests would use ~/.netrc, which overrides headers."""
+    from requests.auth import AuthBase
 
-    if options.username and options.password_file is not None:
-        return HTTPBasicAuth(options.username.encode(), read_secret(options.password_file, "password_file").encode())
-    token = "" if options.bearer_token_file is None else read_secret(options.bearer_token_file, "bearer_token_file")
+    authorization = options.authorization()
 
-    class Bearer(AuthBase):
+    class Authorization(AuthBase):
         def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-            if token:
-                request.headers["Authorization"] = f"Bearer {token}"
+            if authorization:
+                request.headers["Authorization"] = authorization
             return request
 
-    return Bearer()
+    return Authorization()
+
+
+def _reason(error: BaseException, timeout_s: float) -> str:
+    """Return why a request failed, from the innermost cause: the outer texts contain the URL with its parameters."""
+    import requests
+
+    if isinstance(error, requests.Timeout):
+        return f"no answer within {timeout_s:g} s"
+    chain: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in chain:
+        chain.append(current)
+        inner = getattr(current, "reason", None)
+        if not isinstance(inner, BaseException):
+            inner = next((item for item in current.args if isinstance(item, BaseException)), None)
+        current = inner or current.__cause__ or current.__context__
+    for cause in reversed(chain):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"the certificate is not valid: {cause.verify_message}; give its authority as ca_file"
+        if isinstance(cause, ssl.SSLError):
+            return f"TLS failed: {cause.reason or 'error'}"
+        if isinstance(cause, OSError) and cause.strerror:
+            return f"cannot be reached: {cause.strerror}"
+    return f"cannot be reached: {type(chain[-1]).__name__}"
 
 
 def _error_text(response: requests.Response) -> str:
-    """The server's own words: ``HTTP 422 execution: query processing would load too many samples``."""
+    """Return the server's error: ``HTTP 422 execution: query processing would load too many samples``."""
     try:
         answer = response.json()
     except (ValueError, RecursionError):
@@ -270,5 +287,5 @@ def _described(response: requests.Response) -> str:
 
 
 def _retry_after_s(value: str | None) -> float:
-    """Seconds of a Retry-After header; its other form, a date, counts as none: clocks differ."""
+    """Return the seconds of a Retry-After header; a date counts as 0, because clocks differ."""
     return min(float(value), 3600.0) if value and re.fullmatch(r"\d{1,6}(\.\d+)?", value.strip()) else 0.0

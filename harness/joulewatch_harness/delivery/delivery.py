@@ -10,11 +10,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
 
 from joulewatch_exporter import catalog
-from joulewatch_harness.clients.options import PrometheusOptions, with_timeout
+from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.delivery.annotations import (
     Sample,
@@ -260,10 +261,10 @@ def open_sink(prometheus: PrometheusOptions, pushgateway_url: str | None = None)
         ConfigError: the receiver is off, or the Pushgateway is none.
         QueryError: no Prometheus answers.
     """
-    options = with_timeout(prometheus, min(prometheus.timeout_s, REQUEST_TIMEOUT_S))
+    options = replace(prometheus, timeout_s=min(prometheus.timeout_s, REQUEST_TIMEOUT_S))
     sink: Sink
     if pushgateway_url:
-        gateway = with_timeout(prometheus.for_pushgateway(pushgateway_url), options.timeout_s)
+        gateway = replace(prometheus.for_pushgateway(pushgateway_url), timeout_s=options.timeout_s)
         sink = PushgatewaySink(options, gateway)
     else:
         sink = RemoteWriteSink(options)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from joulewatch_harness.clients.exporter import ExporterClient, parse_exposition, parse_key
+from joulewatch_harness.clients.options import HttpOptions
 from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
 from joulewatch_harness.records import Edge
 from joulewatch_harness.runner.edges import EdgeReader
@@ -261,14 +262,14 @@ def test_an_exporter_that_does_not_answer_is_missing_and_the_others_are_read(ser
 def test_the_password_of_basic_authentication_is_read_from_a_file(server: FakeServer, tmp_path: Path) -> None:
     (tmp_path / "pw").write_text("secret\n")
     server.answer()
-    ExporterClient("node1", username="me", password_file=tmp_path / "pw").scrape()
+    ExporterClient("node1", options=HttpOptions(username="me", password_file=tmp_path / "pw")).scrape()
     assert server.connections[0].headers["Authorization"] == "Basic bWU6c2VjcmV0"
     with pytest.raises(ConfigError, match="password_file"):
-        ExporterClient("node1", username="me")
-    with pytest.raises(ConfigError, match="No such file"):
-        ExporterClient("node1", username="me", password_file=tmp_path / "none")
-    with pytest.raises(ConfigError, match="ca_file"):
-        ExporterClient("https://node1", ca_file=tmp_path / "none")
+        HttpOptions(username="me")
+    with pytest.raises(ConfigError, match=r"exporter http://node1:\d+/metrics: password_file: .*none .*No such file"):
+        ExporterClient("node1", options=HttpOptions(username="me", password_file=tmp_path / "none"))
+    with pytest.raises(ConfigError, match=r"exporter https://node1:443/metrics: ca_file: .*none cannot be read"):
+        ExporterClient("https://node1", options=HttpOptions(ca_file=tmp_path / "none"))
 
 
 def test_parsing_accepts_timestamps_and_special_values() -> None:

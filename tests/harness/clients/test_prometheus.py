@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -158,7 +159,9 @@ def test_refused_credentials_and_redirects_are_named(server: responses.RequestsM
     with client() as prometheus:
         with pytest.raises(QueryError, match=r"HTTP 401.*password_file"):
             prometheus.query("1")
-        with pytest.raises(QueryError, match="redirects to https://login/: give the URL that answers") as caught:
+        with pytest.raises(
+            QueryError, match="redirects to https://login/: give the URL that answers without a redirect"
+        ) as caught:
             prometheus.query("1")
     assert "pw" not in str(caught.value)
 
@@ -184,11 +187,11 @@ def test_ping_falls_back_to_a_query_where_there_is_no_build_information(server: 
 @pytest.mark.parametrize(
     ("url", "text"),
     [
-        ("server:9090", "is no URL"),
-        ("ftp://server", "is no URL"),
-        ("http://", "is no URL"),
-        ("http://server:port", "is no URL"),
-        ("http://me:hush@server", "must not hold a user name or a password"),
+        ("server:9090", "is not a valid URL"),
+        ("ftp://server", "is not a valid URL"),
+        ("http://", "is not a valid URL"),
+        ("http://server:port", "is not a valid URL"),
+        ("http://me:hush@server", "must not contain a user name or a password"),
         ("http://server/?x=1", "must be a base URL"),
     ],
 )
@@ -215,34 +218,71 @@ def test_options_from_a_file_and_a_flag(tmp_path: Path) -> None:
         "http://b:2", username="me", password_file=tmp_path / "pw", headers={"X-Scope-OrgID": "7"}, timeout_s=5.0
     )
     assert options_from_args(parser.parse_args([])) is None
+    with pytest.raises(ConfigError, match=r"^--prometheus: 'b' is not a valid URL"):
+        options_from_args(parser.parse_args([f"--prometheus.config={config}", "--prometheus=b"]))
     assert load_options(None, config).url == "http://a:1"  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("user_name: x\n", "unknown key 'user_name'; did you mean 'username'"),
-        ("[]\n", "wants a mapping"),
-        ("a: b: c\n", "is no YAML"),
-        ("insecure: 3\n", "insecure wants true or false"),
-        ("timeout_s: true\n", "timeout_s wants seconds"),
-        ("headers: 3\n", "headers wants a mapping"),
-        ("username: x\n", "username needs a password_file"),
+        ("user_name: x\n", r"c\.yml: unknown key 'user_name': did you mean 'username'"),
+        ("[]\n", r"c\.yml: must be a mapping, got \[\]"),
+        ("a: b: c\n", r"c\.yml, line 1, column 5: mapping values are not allowed here"),
+        ("insecure: false\ninsecure: true\n", "the key 'insecure' is given twice"),
+        ("insecure: 3\n", r"c\.yml: insecure: must be true or false, got 3"),
+        ("timeout_s: true\n", r"timeout_s: must be a number > 0 and <= 3600 \(seconds\), got true"),
+        ("headers: hush\n", r"c\.yml: headers: must be a mapping$"),
+        ("headers: {Authorization: [hush]}\n", r"c\.yml: headers\.Authorization: must be a string$"),
+        ("username: x\n", r"c\.yml: username: requires a password_file"),
+        ("key_file: x\n", r"c\.yml: key_file: requires a cert_file"),
         ("insecure: true\nca_file: x\n", "contradict"),
+        ("pushgateway: {user: x}\n", r"c\.yml: pushgateway: unknown key 'user': did you mean 'username'"),
+        ("remote_write_url: x\n", r"c\.yml: remote_write_url: 'x' is not a valid URL"),
     ],
 )
 def test_a_bad_configuration_file_is_named_with_its_key(tmp_path: Path, text: str, message: str) -> None:
     config = tmp_path / "c.yml"
     config.write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         load_options(BASE, config)
+    assert "hush" not in str(caught.value)
 
 
 def test_a_missing_file_with_a_secret_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"bearer_token_file .*none: cannot be read"):
+    with pytest.raises(ConfigError, match=r"bearer_token_file: .*none cannot be read: No such file"):
         client(bearer_token_file=tmp_path / "none")
-    with pytest.raises(ConfigError, match=r"ca_file .*none: cannot be read"):
+    with pytest.raises(ConfigError, match=r"ca_file: .*none cannot be read: No such file"):
         client(ca_file=tmp_path / "none")
-    with pytest.raises(ConfigError, match="names no url"):
+    with pytest.raises(ConfigError, match="has no url, and --prometheus is not given"):
         (tmp_path / "c.yml").write_text(json.dumps({"insecure": False}))
         load_options(None, tmp_path / "c.yml")
+
+
+def test_the_pushgateway_has_separate_options(tmp_path: Path) -> None:
+    (tmp_path / "c.yml").write_text(
+        "url: http://a\nusername: me\npassword_file: a\npushgateway: {username: you, password_file: b, timeout_s: 1}\n"
+    )
+    options = load_options(None, tmp_path / "c.yml")
+    assert options is not None
+    assert options.for_pushgateway("http://g:9091/") == PrometheusOptions(
+        "http://g:9091", username="you", password_file=tmp_path / "b", timeout_s=1.0
+    )
+    assert PrometheusOptions(BASE, username="me", password_file=Path("a")).for_pushgateway("http://g").username == ""
+    with pytest.raises(ConfigError, match=r"^--pushgateway: 'g' is not a valid URL"):
+        options.for_pushgateway("g")
+
+
+def test_certificates_are_checked_before_the_first_request(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("not a certificate")
+    for key in ("ca_file", "cert_file"):
+        options = PrometheusOptions("https://server", **{key: tmp_path / "text"})
+        with pytest.raises(
+            ConfigError, match=rf"^{key}: .*text (does not contain a certificate|and its key cannot be)"
+        ):
+            options.tls()
+    options = PrometheusOptions("https://server", cert_file=tmp_path / "text", key_file=tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"^key_file: .*none cannot be read: No such file"):
+        options.tls()
+    assert PrometheusOptions("https://server", insecure=True).tls().verify_mode == ssl.CERT_NONE
+    assert PrometheusOptions("https://server").tls().verify_mode == ssl.CERT_REQUIRED

@@ -110,7 +110,7 @@ def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_de
         (["plan.yaml"], "plan.yaml: cannot be read: No such file"),
         (["bad.yaml"], "bad.yaml: unknown key 'batchsizes': did you mean 'batch_sizes'"),
         (["--pushgateway", "http://127.0.0.1:1"], "--pushgateway needs --prometheus"),
-        (["--prometheus", "localhost:9090"], "is no URL"),
+        (["--prometheus", "localhost:9090"], "is not a valid URL"),
         (["--figure", "figure.txt"], ".png, .svg or .pdf"),
         (["--cpus", "4096"], "cpus: 4096 cannot be used"),
         (["--cpus", "0", "--no-isolate"], "cpus requires isolate: true"),

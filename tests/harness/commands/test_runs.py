@@ -167,7 +167,7 @@ def test_push_reports_and_its_exit_code_says_whether_all_is_there(
         (["push", RUN], "push to where?"),
         (["push", "nothing", "--prometheus=http://p"], "unknown run 'nothing'"),
         (["list", "x"], "did you mean 'joulewatch runs push x'"),
-        (["push", RUN, "--prometheus=p:9090"], "is no URL"),
+        (["push", RUN, "--prometheus=p:9090"], "is not a valid URL"),
     ],
 )
 def test_bad_arguments_are_named(output: Path, words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:

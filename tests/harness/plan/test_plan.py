@@ -140,7 +140,7 @@ def test_a_missing_file_and_one_that_is_no_text(tmp_path: Path) -> None:
         ("max_warmup_s", 0.1, "less than warmup_s"),
         ("configurations", [], "no configuration"),
         ("configurations", [{}], "configurations[0]: missing key 'network'"),
-        ("configurations", [{"network": ""}], "configurations[0]: network: must not be empty"),
+        ("configurations", [{"network": ""}], "configurations[0].network: must not be empty"),
         ("configurations", [3], "configurations[0]: must be a mapping, got 3"),
         (
             "configurations",
