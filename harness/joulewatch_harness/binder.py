@@ -386,6 +386,10 @@ def _mapping(read: _Reader) -> _Reader:
                 raise _InvalidError("must be NAME=VALUE,...", value)
         if not isinstance(pairs, Mapping):
             raise _InvalidError("must be a mapping", value)
-        return {str(key): _read_at(str(key), read, item, context) for key, item in pairs.items()}
+        names = {str(key): item for key, item in pairs.items()}
+        return {
+            name: _read_at(name if name.isprintable() else repr(name), read, item, context)
+            for name, item in names.items()
+        }
 
     return read_mapping

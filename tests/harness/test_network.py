@@ -12,7 +12,7 @@ from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Network, Phases
 from joulewatch_harness.records import Configuration
-from joulewatch_harness.runtimes import as_loaded, flag, open_network, own_network
+from joulewatch_harness.runtimes import as_loaded, open_network, own_network
 
 README = Path(__file__).parents[2] / "harness" / "README.md"
 
@@ -183,7 +183,5 @@ def test_a_precision_that_the_network_does_not_report_is_not_checked() -> None:
     assert as_loaded(configuration("m:N", precision="int5"), {}).actual_precision == ""
 
 
-def test_flags_and_names() -> None:
-    assert flag({"a": "Yes"}, "a")
-    assert not flag({"a": "0"}, "a", True)
+def test_names_without_a_near_one_are_listed() -> None:
     assert unknown("key", "zzz", ["b", "a"]) == "unknown key 'zzz': (known: a, b)"

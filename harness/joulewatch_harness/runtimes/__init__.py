@@ -16,12 +16,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, cast
 
+from joulewatch_harness.binder import bind_options
 from joulewatch_harness.errors import ConfigError, describe
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Network
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.plan.runtimes import RUNTIMES, takes_model_files
 from joulewatch_harness.records import Configuration
+from joulewatch_harness.runtimes.shared.options import RuntimeOptions
 
 OWN_RUNTIME: Final = "python"
 """The runtime of ``module:object`` networks until ``describe`` names a better one."""
@@ -110,7 +112,7 @@ def as_loaded(configuration: Configuration, description: Mapping[str, Any]) -> C
 
     actual = said("precision")
     asked = configuration.precision
-    if asked != NATIVE and actual and actual != asked and not flag(configuration.options, ANY_PRECISION):
+    if asked != NATIVE and actual and actual != asked and not _accepts_any_precision(configuration):
         raise ConfigError(
             f"{configuration.name}: {asked} was asked for, but what was loaded computes in {actual}; "
             f"ask for {actual}, or set the option {ANY_PRECISION}=true to measure it all the same"
@@ -132,20 +134,9 @@ def as_loaded(configuration: Configuration, description: Mapping[str, Any]) -> C
     )
 
 
-def flag(options: Mapping[str, str], key: str, default: bool = False) -> bool:
-    """A boolean option.
-
-    Raises:
-        ConfigError: the value is none of true, false, yes, no, on, off, 1, 0.
-    """
-    text = options.get(key)
-    if text is None:
-        return default
-    if text.lower() in ("true", "yes", "on", "1"):
-        return True
-    if text.lower() in ("false", "no", "off", "0"):
-        return False
-    raise ConfigError(f"option {key} is true or false, not {text!r}")
+def _accepts_any_precision(configuration: Configuration) -> bool:
+    given = {key: value for key, value in configuration.options.items() if key == ANY_PRECISION}
+    return bind_options(RuntimeOptions, given, configuration.name).any_precision
 
 
 def _is_network(found: Any) -> bool:

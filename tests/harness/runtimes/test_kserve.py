@@ -22,7 +22,6 @@ from joulewatch_harness.runtimes.kserve.client import Outcome
 from joulewatch_harness.runtimes.kserve.over_http import pack, unpack
 from joulewatch_harness.runtimes.kserve.server_times import ServerTimes, server_times
 from joulewatch_harness.runtimes.kserve.tensors import Tensor, described
-from joulewatch_harness.runtimes.shared import http as http_client
 from joulewatch_harness.runtimes.shared.http import Answer, Endpoint
 
 URL = "http://server:8000"
@@ -82,10 +81,14 @@ def metadata(first: int = -1, **values: Any) -> dict[str, Any]:
     return {**told, "inputs": [{"name": "x", **tensor}], "outputs": [{"name": "y", **tensor}], **values}
 
 
+def endpoint(**options: str) -> Endpoint:
+    return kserve.Options.parse(options).where
+
+
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeConnection:
     """The one connection that a network under test gets."""
-    connection = FakeConnection(http_client.endpoint("kserve", {"url": URL}))
+    connection = FakeConnection(endpoint(url=URL))
     monkeypatch.setattr(over_http, "Connection", lambda where: connection)
     return connection
 
@@ -452,7 +455,7 @@ def over_grpc(model: str = "m", **options: str) -> Any:
     pytest.importorskip("grpc", reason="needs the package grpcio")
     from joulewatch_harness.runtimes.kserve.over_grpc import GrpcClient
 
-    where = http_client.endpoint("kserve", {"url": "grpc://server:8001", **options}, schemes=http_client.GRPC)
+    where = endpoint(**{"url": "grpc://server:8001"} | options)
     return GrpcClient(where, model, "1")
 
 
@@ -552,7 +555,10 @@ def test_without_grpcio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
         ({"url": "grpc://server"}, "write it as grpc://host:port, with nothing else"),
         ({"url": "grpc://server:8001/v2"}, "write it as grpc://host:port, with nothing else"),
         ({"url": "grpcs://server:8001", "insecure": "true"}, "over grpcs:// name the authority with ca_file"),
-        ({"url": "grpcs://server:8001", "ca_file": "none.pem"}, r"ca_file: none\.pem: No such file"),
+        (
+            {"url": "grpcs://server:8001", "ca_file": "none.pem"},
+            r"option ca_file: none\.pem cannot be read: No such file",
+        ),
         ({"url": "grpc://server:8001", "binary": "false"}, "over gRPC tensors are always binary"),
     ],
 )
@@ -582,20 +588,20 @@ def test_headers_that_grpc_cannot_send_are_named_without_what_they_say(tmp_path:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"url": ""}, "option url is missing"),
+        ({"url": ""}, "option url: is required"),
         ({"url": "server:8000"}, "write it as http://host:port or grpc://host:port"),
-        ({"url": "http://server:port"}, "is no URL"),
-        ({"url": "http://me:secret@server:8000"}, "must be a base URL without user"),
+        ({"url": "http://server:port"}, "is not a valid URL"),
+        ({"url": "http://me:secret@server:8000"}, "must not contain a user name or a password"),
         ({"urll": "x"}, "did you mean 'url'"),
-        ({"concurrency": "0"}, "concurrency is a whole number from 1, not '0'"),
-        ({"concurrency": "5000"}, "at most 1024"),
-        ({"binary": "maybe"}, "binary is true or false"),
-        ({"timeout_s": "0"}, "timeout_s is a number of seconds above 0"),
-        ({"timeout_s": "soon"}, "timeout_s is a number of seconds above 0, not 'soon'"),
-        ({"dims": "x.1"}, "NAME=SIZE"),
+        ({"concurrency": "0"}, "option concurrency: must be an integer >= 1 and <= 1024, got '0'"),
+        ({"concurrency": "5000"}, "option concurrency: must be an integer >= 1 and <= 1024, got '5000'"),
+        ({"binary": "maybe"}, "option binary: must be true or false"),
+        ({"timeout_s": "0"}, "option timeout_s: must be a number > 0 and <= 86400 .seconds., got '0'"),
+        ({"timeout_s": "soon"}, "option timeout_s: must be a number > 0 and <= 86400 .seconds., got 'soon'"),
+        ({"dims": "x.1"}, "option dims: must be NAME=VALUE"),
         ({"ca_file": "a.pem", "insecure": "true"}, "contradict each other"),
         ({"headers_file": "none.txt"}, r"headers_file: none\.txt cannot be read: No such file"),
-        ({"url": "https://s", "ca_file": "none.pem"}, r"ca_file: none\.pem: No such file"),
+        ({"url": "https://s", "ca_file": "none.pem"}, r"option ca_file: none\.pem cannot be read: No such file"),
         ({"reference": "radioml-vgg11"}, "did you mean 'radioml-vgg10'"),
     ],
 )
@@ -611,9 +617,9 @@ def test_bad_options_are_named(
 def test_options_of_the_reference_are_taken_with_its_name() -> None:
     with pytest.raises(ConfigError, match="unknown option 'filters'"):
         opened(filters="32")
-    parsed = kserve.Options.parse("radioml-vgg10", {"url": URL, "filters": "32"})
+    parsed = kserve.Options.of("radioml-vgg10", {"url": URL, "filters": "32"})
     assert (parsed.reference, parsed.reference_options) == ("radioml-vgg10", {"filters": "32"})
-    assert kserve.Options.parse("radioml-vgg10", {"url": URL, "reference": "none"}).reference == ""
+    assert kserve.Options.of("radioml-vgg10", {"url": URL, "reference": "none"}).reference == ""
 
 
 # The client
@@ -622,7 +628,7 @@ def test_options_of_the_reference_are_taken_with_its_name() -> None:
 def test_headers_of_the_user_win_and_are_never_shown(tmp_path: Path) -> None:
     path = tmp_path / "headers.txt"
     path.write_text("# for the ingress\nhost: model.example.org\nAuthorization: Bearer s3cret-t0ken\n\n")
-    where = http_client.endpoint("kserve", {"url": f"{URL}/base/", "headers_file": str(path)})
+    where = endpoint(url=f"{URL}/base/", headers_file=str(path))
     head = where.head("POST", "/v2", 3, {"Content-Type": "x"}).decode()
     assert head.startswith("POST /base/v2 HTTP/1.1\r\n")
     assert "\r\nhost: model.example.org\r\n" in head
@@ -633,20 +639,20 @@ def test_headers_of_the_user_win_and_are_never_shown(tmp_path: Path) -> None:
     assert where.masked("HTTP 401: bad token s3cret-t0ken") == "HTTP 401: bad token ***"
     for line in ("Authorization", "two words: x", ": x", "Näme: x"):
         path.write_text(f"A: b\n{line}\n")
-        with pytest.raises(ConfigError, match=r"headers\.txt, line 2: 'Name: value'") as caught:
-            http_client.endpoint("kserve", {"url": URL, "headers_file": str(path)})
+        with pytest.raises(ConfigError, match=r"headers\.txt, line 2: must be 'Name: value'") as caught:
+            endpoint(url=URL, headers_file=str(path))
         assert line not in str(caught.value).replace("'Name: value'", "")
 
 
 def test_a_certificate_file_without_a_certificate(tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("no certificate")
-    with pytest.raises(ConfigError, match=r"ca_file: .*ca\.pem: holds no certificate"):
-        http_client.endpoint("kserve", {"url": "https://s", "ca_file": str(tmp_path / "ca.pem")})
-    where = http_client.endpoint("kserve", {"url": "https://s", "insecure": "true"})
+    with pytest.raises(ConfigError, match=r"ca_file: .*ca\.pem does not contain a certificate"):
+        endpoint(url="https://s", ca_file=str(tmp_path / "ca.pem"))
+    where = endpoint(url="https://s", insecure="true")
     assert where.tls is not None
     assert where.tls.verify_mode == ssl.CERT_NONE
     assert (where.port, where.authority) == (443, "s")
-    assert http_client.endpoint("kserve", {"url": "http://[::1]:80"}).authority == "[::1]"
+    assert endpoint(url="http://[::1]:80").authority == "[::1]"
 
 
 @pytest.mark.parametrize(

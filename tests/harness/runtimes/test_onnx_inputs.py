@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,13 @@ def test_a_file_that_lacks_one_of_two_inputs_is_named(opened: Open, tmp_path: Pa
         network.load()
 
 
-@pytest.mark.parametrize("dims", ["seq", "seq=0"])
-def test_a_size_is_name_and_number(opened: Open, tmp_path: Path, dims: str) -> None:
-    with pytest.raises(ConfigError, match="NAME=SIZE"):
+@pytest.mark.parametrize(
+    ("dims", "text"),
+    [
+        ("seq", "option dims: must be NAME=VALUE,..., got 'seq'"),
+        ("seq=0", "dims.seq: must be an integer >= 1, got '0'"),
+    ],
+)
+def test_a_size_is_name_and_number(opened: Open, tmp_path: Path, dims: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
         opened(matmul(tmp_path / "m.onnx"), dims=dims)

@@ -282,7 +282,7 @@ def test_onnx_runtime_tells_which_provider_took_which_operator(tmp_path: Path) -
 @pytest.mark.parametrize("option", [{"copies": "true"}, {"device_id": "0"}, {"tf32": "false"}])
 def test_options_of_gpus_need_one(tmp_path: Path, option: dict[str, str]) -> None:
     (name,) = option
-    with pytest.raises(ConfigError, match=rf"option {name} is for GPUs, but the provider is CPU.*provider=CUDA"):
+    with pytest.raises(ConfigError, match=rf"option {name}: is for GPUs, but the provider is CPU.*provider=CUDA"):
         runtime.open_network(str(matmul(tmp_path / "m.onnx")), "native", option)
 
 

@@ -23,7 +23,6 @@ from joulewatch_harness.records import Configuration, Window, decode_line, encod
 from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.openai import network as openai
 from joulewatch_harness.runtimes.openai.network import Events, Generated, Options, StreamError, read_stream
-from joulewatch_harness.runtimes.shared import http as http_client
 from joulewatch_harness.runtimes.shared.http import Answer, Endpoint
 from support.runs import window
 from support.synthetic import TWO_SOCKETS, make_world
@@ -162,7 +161,7 @@ def page(message: Any, status: int = 200, **headers: str) -> Answer:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSender:
-    sender = FakeSender(http_client.endpoint("openai", {"url": URL}))
+    sender = FakeSender(Options.parse({"url": URL}).where)
     monkeypatch.setattr(openai, "Connection", lambda where: sender)
     return sender
 
@@ -312,19 +311,19 @@ def test_more_requests_at_once_than_can_be(fake: FakeSender) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"url": ""}, "option url is missing"),
-        ({"url": "grpc://localhost:8001"}, "gRPC is not spoken here; give the server.s HTTP port"),
+        ({"url": ""}, "option url: is required"),
+        ({"url": "grpc://localhost:8001"}, "option url: .*gRPC is not supported; give the server.s HTTP port"),
         ({"max_token": "3"}, "did you mean 'max_tokens'"),
-        ({"max_tokens": "0"}, "max_tokens is a whole number from 1"),
+        ({"max_tokens": "0"}, "option max_tokens: must be an integer >= 1, got '0'"),
         ({"api": "chats"}, "did you mean 'chat'"),
-        ({"temperature": "warm"}, "temperature is a number from 0, not 'warm'"),
+        ({"temperature": "warm"}, "option temperature: must be a number >= 0 and <= 100, got 'warm'"),
         ({"prompt": "a", "prompt_file": "b"}, "prompt and prompt_file contradict each other"),
         ({"prompt": ""}, "the prompt is empty"),
         ({"prompt_file": "none.txt"}, r"none\.txt cannot be read: No such file"),
-        ({"prompt_file": "bad.jsonl"}, r"bad\.jsonl, line 2: a text is wanted"),
-        ({"api_key_file": "none.txt"}, r"api_key_file: none\.txt cannot be read"),
-        ({"api_key_file": "bad.jsonl"}, r"api_key_file: bad\.jsonl wants exactly one line"),
-        ({"salt": "pepper"}, "salt is true or false"),
+        ({"prompt_file": "bad.jsonl"}, r"bad\.jsonl, line 2: must be a string"),
+        ({"api_key_file": "none.txt"}, r"none\.txt cannot be read: No such file"),
+        ({"api_key_file": "bad.jsonl"}, r"bad\.jsonl must contain exactly one line"),
+        ({"salt": "pepper"}, "option salt: must be true or false"),
     ],
 )
 def test_bad_options_are_named(

@@ -257,14 +257,14 @@ def test_an_unknown_device_is_named(tmp_path: Path, device: str) -> None:
     ("options", "text"),
     [
         ({"thread": "1"}, "did you mean 'threads'"),
-        ({"threads": "0"}, "openvino: option threads is a whole number from 1, not '0'"),
-        ({"streams": "x"}, "streams is a whole number"),
-        ({"shape": "fixed"}, "unknown shape 'fixed'"),
-        ({"performance_hint": "fast"}, "unknown performance_hint 'fast'"),
-        ({"precision_hint": "f32"}, "unknown precision_hint 'f32'"),
-        ({"streams": "1", "performance_hint": "latency"}, "give one of them"),
+        ({"threads": "0"}, "openvino: option threads: must be an integer >= 1, got '0'"),
+        ({"streams": "x"}, "option streams: must be an integer >= 1, got 'x'"),
+        ({"shape": "fixed"}, "option shape: unknown value 'fixed'"),
+        ({"performance_hint": "fast"}, "option performance_hint: unknown value 'fast'"),
+        ({"precision_hint": "f32"}, "option precision_hint: unknown value 'f32'"),
+        ({"streams": "1", "performance_hint": "latency"}, "give only one of them"),
         ({"filters": "64"}, "unknown option 'filters'"),
-        ({"any_precision": "perhaps"}, "any_precision is true or false"),
+        ({"any_precision": "perhaps"}, "any_precision: must be true or false"),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, options: dict[str, str], text: str) -> None:

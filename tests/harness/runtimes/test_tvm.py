@@ -305,7 +305,7 @@ def test_a_search_that_fails_is_told_with_its_last_words(tmp_path: Path, monkeyp
 def test_a_search_ends_when_the_process_that_asked_for_it_is_gone(tmp_path: Path) -> None:
     """Whatever kills that one, its end of the pipe is closed."""
     code = (
-        "import os, threading; from joulewatch_harness.runtimes.tvm.network import tuner; "
+        "import os, threading; from joulewatch_harness.runtimes.tvm import tuner; "
         "threading.Thread(target=tuner._end_with_parent, daemon=True).start(); "
         "print('up', flush=True); threading.Event().wait()"
     )
@@ -396,13 +396,13 @@ def test_unknown_names_and_files_are_named(tmp_path: Path) -> None:
     ("options", "text"),
     [
         ({"thread": "1"}, "did you mean 'threads'"),
-        ({"threads": "0"}, "tvm: option threads is a whole number from 1, not '0'"),
-        ({"threads": "4096"}, "tvm: 4096 threads were asked for, but this process may use"),
-        ({"trials": "x"}, "trials is a whole number"),
-        ({"cost_model": "mlp"}, "unknown cost_model 'mlp'"),
-        ({"copies": "true"}, "copies needs a device with memory of its own"),
+        ({"threads": "0"}, "tvm: option threads: must be an integer >= 1, got '0'"),
+        ({"threads": "4096"}, "tvm: option threads: must be <= [0-9]+, the processors that this process may use"),
+        ({"trials": "x"}, "option trials: must be an integer >= 0, got 'x'"),
+        ({"cost_model": "mlp"}, "option cost_model: unknown value 'mlp'"),
+        ({"copies": "true"}, "option copies: requires a device with separate memory"),
         ({"filters": "64"}, "unknown option 'filters'"),
-        ({"any_precision": "perhaps"}, "any_precision is true or false"),
+        ({"any_precision": "perhaps"}, "any_precision: must be true or false"),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, options: dict[str, str], text: str) -> None:
@@ -429,9 +429,11 @@ def test_trials_need_the_packages_that_tuning_needs(tmp_path: Path, monkeypatch:
     found = runtime.importlib.util.find_spec
     monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None if name != "os" else found(name))
     path = matmul(tmp_path / "m.onnx")
-    with pytest.raises(ConfigError, match=r"trials needs the package psutil: pip install 'joulewatch\[tvm\]'"):
+    with pytest.raises(
+        ConfigError, match=r"option trials: requires the package psutil: pip install 'joulewatch\[tvm\]'"
+    ):
         opened(path, trials="2")
-    with pytest.raises(ConfigError, match="cost_model=xgb needs the package xgboost"):
+    with pytest.raises(ConfigError, match="option cost_model: xgb requires the package xgboost"):
         opened(path, cost_model="xgb")
     assert tuning.default_cost_model() == "random"
 
@@ -459,7 +461,7 @@ def test_threads_stay_on_the_processors_that_the_process_may_use() -> None:
 import os
 last = max(os.sched_getaffinity(0))
 os.sched_setaffinity(0, {last})
-from joulewatch_harness.runtimes import tvm as runtime
+from joulewatch_harness.runtimes.tvm import network as runtime
 from joulewatch_harness.runner.pinning import strays
 network = runtime.TvmNetwork(runtime.networks.ModelSource(runtime.Path("x")), "native", runtime.Options())
 network._set_threads()

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joulewatch_harness import networks
+from joulewatch_harness.clients.options import WEB
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
@@ -24,7 +25,7 @@ from joulewatch_harness.runtimes.kserve.options import Options
 from joulewatch_harness.runtimes.kserve.over_http import AS_JSON, BINARY_EXTENSION, HttpClient
 from joulewatch_harness.runtimes.kserve.server_times import ServerTimes, server_times
 from joulewatch_harness.runtimes.kserve.tensors import BINARY, DTYPES, ONLY_BINARY, Tensor, described
-from joulewatch_harness.runtimes.shared.http import GRPC, WEB
+from joulewatch_harness.runtimes.shared.http import GRPC
 from joulewatch_harness.runtimes.shared.inputs import Batches
 from joulewatch_harness.runtimes.shared.outputs import TOLERANCES, check_close, check_finite
 from joulewatch_harness.runtimes.shared.servers import asking, closed_on_error
@@ -124,7 +125,7 @@ class KServeNetwork:
             self._source = self._reference() if self._options.reference else None
             inputs = tuple(item.input() for item in self._inputs)
             source = self._source or networks.ModelSource(Path())
-            self._batches = self._options.data.batches(self._client.shown, inputs, source)
+            self._batches = self._options.batches(self._client.shown, inputs, source)
             self._probe()
 
     def prepare(self, batch: int) -> None:
@@ -549,7 +550,7 @@ def open_network(network: str, precision: str, options: Mapping[str, str]) -> KS
     Raises:
         ConfigError: a bad option, a file that cannot be read; gRPC is not installed.
     """
-    parsed = Options.parse(network, options)
+    parsed = Options.of(network, options)
     client: Client
     if parsed.where.scheme in GRPC:
         from joulewatch_harness.runtimes.kserve.over_grpc import GrpcClient

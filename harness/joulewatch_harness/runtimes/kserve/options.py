@@ -1,77 +1,70 @@
-"""What can be set of a model behind a KServe v2 server."""
+"""The options of the runtime ``kserve``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Annotated, ClassVar, Final
 
 from joulewatch_harness import networks
+from joulewatch_harness.binder import Limits, Parse
+from joulewatch_harness.clients.options import WEB
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import refuse_unknown
-from joulewatch_harness.runtimes import ANY_PRECISION, flag
-from joulewatch_harness.runtimes.shared import http as http_client
-from joulewatch_harness.runtimes.shared.http import GRPC, WEB, Endpoint
-from joulewatch_harness.runtimes.shared.inputs import InputOptions, parse_count
+from joulewatch_harness.runtimes.shared.http import GRPC, ServerOptions
+from joulewatch_harness.runtimes.shared.inputs import InputOptions
 
 LARGEST_CONCURRENCY: Final = 1024
+NO_REFERENCE: Final = "none"
 
-_OWN: Final = ("version", "binary", "concurrency", "server_stats", "reference", "any_outputs")
+
+def _reference(name: str) -> str:
+    return "" if name == NO_REFERENCE else name
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What can be set with ``--option KEY=VALUE``, or under ``options`` in a plan."""
+@dataclass(frozen=True, kw_only=True)
+class Options(ServerOptions, InputOptions):
+    """Options of this runtime; the scheme of the URL selects HTTP or gRPC."""
 
-    where: Endpoint
-    """Of ``url``, ``timeout_s``, ``ca_file``, ``insecure`` and ``headers_file``; the scheme says HTTP or gRPC."""
-    data: InputOptions
+    RUNTIME: ClassVar[str] = "kserve"
+    SCHEMES: ClassVar[tuple[str, ...]] = (*WEB, *GRPC)
+
     version: str = ""
     """Of the model; empty: the server's choice."""
     binary: bool = True
-    """Over HTTP; over gRPC tensors are never text."""
-    concurrency: int = 1
-    """Requests in flight, each on a connection of its own."""
+    """Send tensors in binary over HTTP; gRPC has no other form."""
+    concurrency: Annotated[int, Limits(ge=1, le=LARGEST_CONCURRENCY)] = 1
+    """Requests in flight, each on a separate connection."""
     server_stats: bool = True
-    """Ask for the server's statistics after every call of ``run`` (one small request), where it keeps any."""
-    reference: str = ""
-    """A built-in network whose values the outputs must have; ``none``: compare with nothing."""
-    reference_options: Mapping[str, str] = field(default_factory=dict)
+    """Request the server's statistics after every call of ``run`` (one small request), if it has any."""
+    reference: Annotated[str, Parse(_reference)] = ""
+    """A built-in network that computes the expected outputs; ``none``: do not compare."""
+    reference_options: Mapping[str, str] = field(default_factory=dict, init=False)
     any_outputs: bool = False
-    """Believe outputs that are nothing but zeros, or the same whatever the inputs are."""
-    any_precision: bool = False
+    """Accept outputs that are all zero, or do not depend on the inputs."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.where.scheme in GRPC and not self.binary:
+            raise ConfigError("binary: false is for http:// only: over gRPC tensors are always binary")
+        if self.where.scheme in GRPC and self.cert_file is not None:
+            raise ConfigError("cert_file: is for https:// only")
 
     @classmethod
-    def parse(cls, network: str, words: Mapping[str, str]) -> Options:
-        """Turn strings into options.
+    def of(cls, network: str, options: Mapping[str, str]) -> Options:
+        """Convert the options, which may include those of the reference.
 
         Args:
-            network: The model's name; of a built-in network it means that this is its reference.
-            words: As typed.
+            network: The name of the model; that of a built-in network selects it as the reference.
+            options: As typed.
 
         Raises:
-            ConfigError: an unknown key or a bad value; the text names it.
+            ConfigError: as of ``parse``.
         """
-        reference = words.get("reference", network if network in networks.BUILTIN else "none")
-        own: Iterable[str] = () if reference == "none" else networks.builtin(reference).options
-        known = (*http_client.OPTIONS, *InputOptions.KEYS, *_OWN, ANY_PRECISION, *own)
-        refuse_unknown("kserve", "option", words, known)
-        where = http_client.endpoint("kserve", words, schemes=(*WEB, *GRPC))
-        binary = flag(words, "binary", True)
-        if where.scheme in GRPC and not binary:
-            raise ConfigError("kserve: option binary=false is of http://: over gRPC tensors are always binary")
-        concurrency = parse_count("kserve", words, "concurrency", least=1) or 1
-        if concurrency > LARGEST_CONCURRENCY:
-            raise ConfigError(f"kserve: option concurrency is {concurrency}: at most {LARGEST_CONCURRENCY}")
-        return cls(
-            where=where,
-            data=InputOptions.parse("kserve", words),
-            version=words.get("version", ""),
-            binary=binary,
-            concurrency=concurrency,
-            server_stats=flag(words, "server_stats", True),
-            reference="" if reference == "none" else reference,
-            reference_options={key: words[key] for key in own if key in words},
-            any_outputs=flag(words, "any_outputs"),
-            any_precision=flag(words, ANY_PRECISION),
-        )
+        reference = options.get("reference", network if network in networks.BUILTIN else NO_REFERENCE)
+        of_reference: Iterable[str] = () if reference == NO_REFERENCE else networks.builtin(reference).options
+        refuse_unknown(cls.RUNTIME, "option", options, (*cls.keys(), *of_reference))
+        own = {key: value for key, value in options.items() if key not in of_reference}
+        bound = cls.parse({**own, "reference": reference})
+        object.__setattr__(bound, "reference_options", {k: v for k, v in options.items() if k in of_reference})
+        return bound

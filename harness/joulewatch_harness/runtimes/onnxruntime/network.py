@@ -16,9 +16,9 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 import numpy as np
 import onnx
@@ -26,13 +26,14 @@ import onnxruntime
 from onnx import TensorProto
 
 from joulewatch_harness import networks
+from joulewatch_harness.binder import Choice, Limits
 from joulewatch_harness.errors import ConfigError, NetworkError
-from joulewatch_harness.names import refuse_unknown, unknown
+from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graphs
 from joulewatch_harness.networks.cost import MAC_OPS, cost_details
 from joulewatch_harness.plan.plan import NATIVE
-from joulewatch_harness.runtimes import ANY_PRECISION, flag
+from joulewatch_harness.runtimes import ANY_PRECISION
 from joulewatch_harness.runtimes.onnxruntime import tracing as onnxruntime_trace
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.inputs import (
@@ -41,9 +42,8 @@ from joulewatch_harness.runtimes.shared.inputs import (
     InputOptions,
     broken,
     check_types,
-    parse_count,
 )
-from joulewatch_harness.runtimes.shared.model_files import choice, find_source, fingerprint
+from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import TOLERANCES, check_close, check_finite
 from joulewatch_harness.traces import Trace, write_trace
 
@@ -97,63 +97,41 @@ _LARGEST_REREAD_BYTES: Final = 1 << 30
 """Above this the optimised graph is not written out to be looked at; the file itself is."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What can be set with ``--option KEY=VALUE``, or under ``options`` in a plan."""
+@dataclass(frozen=True, kw_only=True)
+class Options(InputOptions):
+    """Options of this runtime."""
 
-    threads: int | None = None
-    """Threads inside an operator; None: ONNX Runtime's choice, one per physical core."""
-    inter_threads: int | None = None
-    """Above 1: operators run side by side."""
+    RUNTIME: ClassVar[str] = "onnxruntime"
+
+    threads: Annotated[int, Limits(ge=1)] | None = None
+    """Threads within an operator; None: ONNX Runtime's default, one per physical core."""
+    inter_threads: Annotated[int, Limits(ge=1)] | None = None
+    """More than 1: operators run in parallel."""
     spinning: bool = True
-    """Threads wait busily for work: faster, and draws power between batches."""
+    """Worker threads spin while waiting: faster, and draws power between batches."""
     provider: str = DEFAULT_PROVIDER
-    optimization: str = "all"
-    device_id: int | None = None
-    """Which GPU; None: the first."""
+    optimization: Annotated[str, Choice(LEVELS)] = "all"
+    device_id: Annotated[int, Limits(ge=0)] | None = None
+    """Number of the GPU; None: the first."""
     tf32: bool | None = None
-    """None: as the precision says. The provider's own default is on."""
+    """None: as the precision requires. The provider's own default is on."""
     copies: bool = False
-    """Inputs come from host memory and outputs go back to it, in each batch."""
+    """Copy inputs from host memory and outputs to it in each batch."""
     any_provider: bool = False
-    """Operators that compute may run on another provider than the one asked for; which ones is told."""
-    any_precision: bool = False
-    data: InputOptions = field(default_factory=InputOptions)
+    """Accept that operators run on another provider than the requested one; results report which ones."""
 
-    @classmethod
-    def keys(cls) -> tuple[str, ...]:
-        """The options by name."""
-        return (*(key for key in cls.__dataclass_fields__ if key != "data"), *InputOptions.KEYS)
-
-    @classmethod
-    def parse(cls, words: Mapping[str, str]) -> Options:
-        """Turn strings into options.
-
-        Raises:
-            ConfigError: an unknown key or a bad value; the text names it.
-        """
-        refuse_unknown("onnxruntime", "option", words, cls.keys())
-        found = cls(
-            threads=parse_count("onnxruntime", words, "threads", least=1),
-            inter_threads=parse_count("onnxruntime", words, "inter_threads", least=1),
-            spinning=flag(words, "spinning", True),
-            provider=words.get("provider", DEFAULT_PROVIDER),
-            optimization=choice("onnxruntime", words, "optimization", LEVELS, "all"),
-            device_id=parse_count("onnxruntime", words, "device_id", least=0),
-            tf32=flag(words, "tf32") if "tf32" in words else None,
-            copies=flag(words, "copies"),
-            any_provider=flag(words, "any_provider"),
-            any_precision=flag(words, ANY_PRECISION),
-            data=InputOptions.parse("onnxruntime", words),
-        )
-        if found.provider not in DEVICE_OF:
-            for key in ("device_id", "tf32", "copies"):
-                if key in words:
-                    raise ConfigError(
-                        f"onnxruntime: option {key} is for GPUs, but the provider is {found.provider}: "
-                        f"leave it out, or set provider={CUDA}"
-                    )
-        return found
+    def __post_init__(self) -> None:
+        if self.provider in DEVICE_OF:
+            return
+        for key, given in (
+            ("device_id", self.device_id is not None),
+            ("tf32", self.tf32 is not None),
+            ("copies", self.copies),
+        ):
+            if given:
+                raise ConfigError(
+                    f"{key}: is for GPUs, but the provider is {self.provider}: remove it, or set provider={CUDA}"
+                )
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> OnnxRuntimeNetwork:
@@ -262,7 +240,7 @@ class OnnxRuntimeNetwork:
         self._read_back_threads(len(_own_threads() - before))
         self._inputs = tuple(map(_input, self._session.get_inputs()))
         check_types(self._inputs, f"model file {path}")
-        self._batches = options.data.batches(path.name, self._inputs, self._source)
+        self._batches = options.batches(path.name, self._inputs, self._source)
         if "macs_per_inference" not in self._source.details:
             self._cost = cost_details(path, self._sizes())
 

@@ -13,23 +13,20 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import resource
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, ClassVar, Final, Protocol
 
+from joulewatch_harness.binder import Choice, Limits, Parse
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
-from joulewatch_harness.names import refuse_unknown, unknown
+from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Phases
-from joulewatch_harness.runtimes import ANY_PRECISION, flag
-from joulewatch_harness.runtimes.shared import http as http_client
-from joulewatch_harness.runtimes.shared.http import Answer, Buffer, Connection, Endpoint
-from joulewatch_harness.runtimes.shared.inputs import parse_count
+from joulewatch_harness.runtimes.shared.http import Answer, Buffer, Connection, ServerOptions
 from joulewatch_harness.runtimes.shared.servers import asking, closed_on_error
 
 logger = logging.getLogger(__name__)
@@ -45,57 +42,44 @@ TOKENS: Final = "output_tokens"
 PIECES: Final = "output_pieces"
 """What is counted with ``count_chunks``, where the server counts no tokens."""
 
-_OPTIONS: Final = (
-    *http_client.OPTIONS, "api", "prompt", "prompt_file", "max_tokens", "temperature", "seed", "ignore_eos", "salt",
-    "count_chunks", "api_key_file", ANY_PRECISION,
-)  # fmt: skip
+
+def _without_version(url: str) -> str:
+    """Return a URL without /v1, with which the paths of ``APIS`` begin: both forms of URL are in use."""
+    return url.rstrip("/").removesuffix("/v1")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What can be set with ``--option KEY=VALUE``, or under ``options`` in a plan."""
+@dataclass(frozen=True, kw_only=True)
+class Options(ServerOptions):
+    """Options of this runtime."""
 
-    where: Endpoint
-    """Of ``url``, ``timeout_s``, ``ca_file``, ``insecure``, ``headers_file`` and ``api_key_file``."""
-    api: str = "chat"
-    prompts: tuple[str, ...] = (DEFAULT_PROMPT,)
-    """Of ``prompt`` or ``prompt_file``, taken in turn."""
-    max_tokens: int = DEFAULT_MAX_TOKENS
-    temperature: float = 0.0
-    seed: int = 0
+    RUNTIME: ClassVar[str] = "openai"
+
+    url: Annotated[str, Parse(_without_version)] = ""
+    api_key_file: Path | None = None
+    """The same as ``bearer_token_file``."""
+    api: Annotated[str, Choice(tuple(APIS))] = "chat"
+    prompt: str | None = None
+    prompt_file: Path | None = None
+    """A text, or lines of JSON in a .jsonl file: strings, or objects with ``prompt``."""
+    max_tokens: Annotated[int, Limits(ge=1)] = DEFAULT_MAX_TOKENS
+    temperature: Annotated[float, Limits(ge=0, le=100)] = 0.0
+    seed: Annotated[int, Limits(ge=0)] = 0
     ignore_eos: bool = False
-    """Let every answer have ``max_tokens``; an extension that vLLM, SGLang and llama.cpp know."""
+    """Let every answer have ``max_tokens`` tokens; an extension that vLLM, SGLang and llama.cpp support."""
     salt: bool = True
-    """A number of its own before each prompt: else a server answers from its prefix cache and there is no prefill."""
+    """Put a unique number before each prompt: otherwise a server answers from its prefix cache, without prefill."""
     count_chunks: bool = False
-    """Where the server counts no tokens, count the pieces of its stream; results then say pieces."""
+    """If the server counts no tokens, count the pieces of its stream; results then report pieces."""
+    prompts: tuple[str, ...] = field(default=(), init=False)
+    """Used in turn."""
 
-    @classmethod
-    def parse(cls, words: Mapping[str, str]) -> Options:
-        """Turn strings into options.
-
-        Raises:
-            ConfigError: an unknown key or a bad value, a file that cannot be read; the text names it.
-        """
-        refuse_unknown("openai", "option", words, _OPTIONS)
-        api = words.get("api", "chat")
-        if api not in APIS:
-            raise ConfigError(f"openai: {unknown('api', api, APIS)}")
-        base = dict(words)
-        # Both forms are in use; the paths below begin with /v1.
-        if "url" in base:
-            base["url"] = base["url"].rstrip("/").removesuffix("/v1")
-        return cls(
-            where=http_client.endpoint("openai", base, key_file=words.get("api_key_file", "")),
-            api=api,
-            prompts=_prompts(words),
-            max_tokens=parse_count("openai", words, "max_tokens", least=1) or DEFAULT_MAX_TOKENS,
-            temperature=_temperature(words.get("temperature", "0")),
-            seed=parse_count("openai", words, "seed", least=0) or 0,
-            ignore_eos=flag(words, "ignore_eos"),
-            salt=flag(words, "salt", True),
-            count_chunks=flag(words, "count_chunks"),
-        )
+    def __post_init__(self) -> None:
+        if self.api_key_file is not None:
+            if self.bearer_token_file is not None:
+                raise ConfigError("api_key_file and bearer_token_file are the same option: give only one of them")
+            object.__setattr__(self, "bearer_token_file", self.api_key_file)
+        super().__post_init__()
+        object.__setattr__(self, "prompts", _prompts(self.prompt, self.prompt_file))
 
 
 @dataclass(frozen=True, slots=True)
@@ -537,39 +521,25 @@ def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _temperature(text: str) -> float:
+def _prompts(prompt: str | None, path: Path | None) -> tuple[str, ...]:
+    if prompt is not None and path is not None:
+        raise ConfigError("prompt and prompt_file contradict each other")
+    prompts = (DEFAULT_PROMPT if prompt is None else prompt,) if path is None else _prompts_of_file(path)
+    if not prompts or not all(prompts):
+        raise ConfigError("the prompt is empty (options prompt and prompt_file)")
+    return prompts
+
+
+def _prompts_of_file(path: Path) -> tuple[str, ...]:
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 100:
-        raise ConfigError(f"openai: option temperature is a number from 0, not {text!r}")
-    return value
-
-
-def _prompts(words: Mapping[str, str]) -> tuple[str, ...]:
-    """Of ``prompt``, or of a file: a text, or lines of JSON (texts, or objects with ``prompt``) in a ``.jsonl``."""
-    if "prompt" in words and "prompt_file" in words:
-        raise ConfigError("openai: options prompt and prompt_file contradict each other")
-    if "prompt_file" not in words:
-        found: tuple[str, ...] = (words.get("prompt", DEFAULT_PROMPT),)
-    else:
-        path = Path(words["prompt_file"])
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            why = error.strerror if isinstance(error, OSError) else None
-            raise ConfigError(
-                f"openai: option prompt_file: {path} cannot be read: {why or 'is no UTF-8 text'}"
-            ) from error
-        if path.suffix != ".jsonl":
-            found = (text.strip(),)
-        else:
-            lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
-            found = tuple(_prompt(path, number, line) for number, line in lines)
-    if not found or not all(found):
-        raise ConfigError("openai: the prompt is empty (options prompt and prompt_file)")
-    return found
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigError(f"prompt_file: {path} cannot be read: {reason}") from error
+    if path.suffix != ".jsonl":
+        return (text.strip(),)
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    return tuple(_prompt(path, number, line) for number, line in lines)
 
 
 def _prompt(path: Path, number: int, line: str) -> str:
@@ -579,7 +549,5 @@ def _prompt(path: Path, number: int, line: str) -> str:
         value = None
     value = value.get("prompt") if isinstance(value, dict) else value
     if not isinstance(value, str):
-        raise ConfigError(
-            f"openai: option prompt_file: {path}, line {number}: a text is wanted, or an object with 'prompt'"
-        )
+        raise ConfigError(f"prompt_file: {path}, line {number}: must be a string, or an object with 'prompt'")
     return value

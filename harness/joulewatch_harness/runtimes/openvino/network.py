@@ -17,20 +17,21 @@ import functools
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
 import openvino
 
 from joulewatch_harness import networks
+from joulewatch_harness.binder import Choice, Limits, Parse
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
-from joulewatch_harness.names import refuse_unknown, unknown
+from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graphs
 from joulewatch_harness.plan.plan import NATIVE
-from joulewatch_harness.runtimes import ANY_PRECISION, flag
+from joulewatch_harness.runtimes import ANY_PRECISION
 from joulewatch_harness.runtimes.openvino import tracing as openvino_trace
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.inputs import (
@@ -40,10 +41,9 @@ from joulewatch_harness.runtimes.shared.inputs import (
     InputOptions,
     broken,
     check_types,
-    parse_count,
     signature,
 )
-from joulewatch_harness.runtimes.shared.model_files import choice, find_source, fingerprint
+from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import check_close, check_finite, onnxruntime_outputs
 from joulewatch_harness.traces import Trace, write_trace
 
@@ -67,52 +67,28 @@ _ACTUAL: Final[Mapping[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What can be set with ``--option KEY=VALUE``, or under ``options`` in a plan."""
+@dataclass(frozen=True, kw_only=True)
+class Options(InputOptions):
+    """Options of this runtime."""
 
-    threads: int | None = None
-    """None: OpenVINO's choice, one per physical core."""
-    streams: int | None = None
-    """Inferences that run side by side, the threads shared out among them."""
-    requests: int | None = None
-    """Batches in flight; None: one, or with streams or throughput as many as OpenVINO calls optimal."""
-    device: str = DEFAULT_DEVICE
-    performance_hint: str | None = None
-    """None: latency; OpenVINO wants either it or streams."""
-    precision_hint: str = "asked"
-    """``none``: OpenVINO's own default, bfloat16 where the CPU has it."""
-    shape: str = "static"
-    any_precision: bool = False
-    data: InputOptions = field(default_factory=InputOptions)
+    RUNTIME: ClassVar[str] = "openvino"
 
-    @classmethod
-    def keys(cls) -> tuple[str, ...]:
-        """The options by name."""
-        return (*(key for key in cls.__dataclass_fields__ if key != "data"), *InputOptions.KEYS)
+    threads: Annotated[int, Limits(ge=1)] | None = None
+    """None: OpenVINO's default, one per physical core."""
+    streams: Annotated[int, Limits(ge=1)] | None = None
+    """Number of inferences that run in parallel and share the threads."""
+    requests: Annotated[int, Limits(ge=1)] | None = None
+    """Batches in flight; None: one, or with streams or throughput the number that OpenVINO calls optimal."""
+    device: Annotated[str, Parse(str.upper)] = DEFAULT_DEVICE
+    performance_hint: Annotated[str, Choice(PERFORMANCE_HINTS)] | None = None
+    """None: latency."""
+    precision_hint: Annotated[str, Choice(PRECISION_HINTS)] = "asked"
+    """``none``: OpenVINO's own default, bfloat16 if the CPU has it."""
+    shape: Annotated[str, Choice(SHAPES)] = "static"
 
-    @classmethod
-    def parse(cls, words: Mapping[str, str]) -> Options:
-        """Turn strings into options.
-
-        Raises:
-            ConfigError: an unknown key or a bad value; the text names it.
-        """
-        refuse_unknown("openvino", "option", words, cls.keys())
-        hint = choice("openvino", words, "performance_hint", PERFORMANCE_HINTS, "")
-        if "streams" in words and "performance_hint" in words:
-            raise ConfigError("openvino: streams and performance_hint both set the number of streams: give one of them")
-        return cls(
-            threads=parse_count("openvino", words, "threads", least=1),
-            streams=parse_count("openvino", words, "streams", least=1),
-            requests=parse_count("openvino", words, "requests", least=1),
-            device=words.get("device", DEFAULT_DEVICE).upper(),
-            performance_hint=hint or None,
-            precision_hint=choice("openvino", words, "precision_hint", PRECISION_HINTS, "asked"),
-            shape=choice("openvino", words, "shape", SHAPES, "static"),
-            any_precision=flag(words, ANY_PRECISION),
-            data=InputOptions.parse("openvino", words),
-        )
+    def __post_init__(self) -> None:
+        if self.streams is not None and self.performance_hint is not None:
+            raise ConfigError("streams and performance_hint both set the number of streams: give only one of them")
 
 
 @functools.cache
@@ -210,7 +186,7 @@ class OpenVinoNetwork:
         except Exception as error:
             raise broken(path, error) from error
         check_types(inputs, f"model file {path}")
-        self._batches = options.data.batches(path.name, inputs, self._source)
+        self._batches = options.batches(path.name, inputs, self._source)
         first = inputs[0].shape[0] if inputs and inputs[0].shape else 1
         self._compile(first if isinstance(first, int) else 1)
         self._precision, self._integer_ops = actual_precision(self._compiled.get_runtime_model())

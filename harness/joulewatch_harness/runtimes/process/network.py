@@ -20,14 +20,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Annotated, Any, ClassVar, Final, Self
 
+from joulewatch_harness.binder import Limits, Parse
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import RESERVED_PHASES, Phases
 from joulewatch_harness.plan.plan import NATIVE
-from joulewatch_harness.runtimes import ANY_PRECISION, flag
 from joulewatch_harness.runtimes.process.child import Answer, Child
+from joulewatch_harness.runtimes.shared.options import RuntimeOptions
 
 logger = logging.getLogger(__name__)
 
@@ -56,73 +57,69 @@ class OutOfMemoryError(NetworkError, MemoryError):
     """The child has no memory for this batch size: the runner notes ``out_of_memory``, and the sweep goes on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What can be set with ``--option KEY=VALUE``, or under ``options`` in a plan."""
+def _variables(variables: object) -> object:
+    if not isinstance(variables, dict) or not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name in variables):
+        raise ConfigError("variables of the environment are given as env.NAME=VALUE")
+    if any("\0" in value for value in variables.values()):
+        raise ConfigError("a variable of the environment must not contain NUL")
+    return variables
 
-    command: str
-    words: tuple[str, ...]
-    """The program's path, then what it sees as its arguments, its own name first."""
+
+def _unless_auto(word: str) -> str | None:
+    return None if word.lower() == "auto" else word
+
+
+Limit = Annotated[float, Limits(gt=0, unit="seconds")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RuntimeOptions):
+    """Options of this runtime."""
+
+    RUNTIME: ClassVar[str] = "process"
+
+    command: str = ""
     cwd: Path | None = None
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """From ``env.NAME=VALUE``, laid over the environment of joulewatch."""
-    threads: int | None = None
-    """Told to the child, which must say that it has so many."""
-    limits_s: Mapping[str, float] = field(default_factory=lambda: dict(_LIMITS))
-    """``time_limit_s`` sets all of them."""
+    env: Annotated[Mapping[str, str], Parse(_variables)] = field(default_factory=dict)
+    """From ``env.NAME=VALUE``, in addition to the environment of joulewatch."""
+    threads: Annotated[int, Limits(ge=1)] | None = None
+    """Passed to the child, which must report that it has this number."""
+    time_limit_s: Limit | None = None
+    """Sets all the limits that are not given."""
+    start_limit_s: Limit | None = None
+    load_limit_s: Limit | None = None
+    prepare_limit_s: Limit | None = None
+    run_limit_s: Limit | None = None
+    close_limit_s: Limit | None = None
     phases: bool = True
-    """False: the child times no phases, to see what timing them costs."""
-    check: bool | None = None
+    """False: the child measures no phases, to show what measuring them costs."""
+    check: Annotated[bool | None, Parse(_unless_auto)] = None
     """None: if the child offers it."""
     reference: Mapping[str, float] = field(default_factory=dict)
-    """Values of the child's check that are known from elsewhere: ``sum=1.5,first=0.25``."""
-    tolerance: float = DEFAULT_TOLERANCE
+    """Expected values of the child's check: ``sum=1.5,first=0.25``."""
+    tolerance: Annotated[float, Limits(gt=0)] = DEFAULT_TOLERANCE
     stderr: Path | None = None
     transcript: Path | None = None
-    any_precision: bool = False
+    words: tuple[str, ...] = field(default=(), init=False)
+    """The path of the program, then its arguments, beginning with its name."""
+
+    def __post_init__(self) -> None:
+        if self.cwd is not None and not self.cwd.is_dir():
+            raise ConfigError(f"cwd: no folder {self.cwd}")
+        object.__setattr__(self, "words", _command(self.command, self.cwd, self.env))
 
     @classmethod
-    def parse(cls, words: Mapping[str, str]) -> Options:
-        """Turn strings into options.
+    def parse(cls, options: Mapping[str, str]) -> Self:
+        """Convert the options; see ``RuntimeOptions``."""
+        variables = {key[len(_ENVIRONMENT) :]: value for key, value in options.items() if key.startswith(_ENVIRONMENT)}
+        others = {key: value for key, value in options.items() if not key.startswith(_ENVIRONMENT)}
+        given: Mapping[str, Any] = {**others, "env": variables} if variables else others
+        return super().parse(given)
 
-        Raises:
-            ConfigError: an unknown key, a bad value, a program or folder that does not exist; the text names it.
-        """
-        known = (
-            "command", "cwd", "env.NAME", "threads", "time_limit_s", *_LIMITS, "phases", "check", "reference",
-            "tolerance", "stderr", "transcript", ANY_PRECISION,
-        )  # fmt: skip
-        environment: dict[str, str] = {}
-        for key, value in words.items():
-            if key.startswith(_ENVIRONMENT):
-                name = key.removeprefix(_ENVIRONMENT)
-                if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\0" in value:
-                    raise ConfigError(f"process: option {key}: env.NAME=VALUE sets a variable of the environment")
-                environment[name] = value
-            elif key not in known:
-                raise ConfigError(f"process: {unknown('option', key, known)}")
-        cwd = Path(words["cwd"]) if "cwd" in words else None
-        if cwd is not None and not cwd.is_dir():
-            raise ConfigError(f"process: option cwd: no folder {cwd}")
-        limits = {
-            name: _seconds(words, name, _seconds(words, "time_limit_s", usual)) for name, usual in _LIMITS.items()
-        }
-        check = words.get("check", "auto").lower()
-        return cls(
-            command=words.get("command", ""),
-            words=_command(words.get("command", ""), cwd, environment),
-            cwd=cwd,
-            environment=environment,
-            threads=_threads(words),
-            limits_s=limits,
-            phases=flag(words, "phases", True),
-            check=None if check == "auto" else flag(words, "check"),
-            reference=_reference(words.get("reference")),
-            tolerance=_seconds(words, "tolerance", DEFAULT_TOLERANCE, "a number above 0"),
-            stderr=Path(words["stderr"]) if "stderr" in words else None,
-            transcript=Path(words["transcript"]) if "transcript" in words else None,
-            any_precision=flag(words, ANY_PRECISION),
-        )
+    def limit_s(self, name: str) -> float:
+        """Return the time limit ``name``, such as ``run_limit_s``."""
+        limit_s: float | None = getattr(self, name)
+        return limit_s or self.time_limit_s or _LIMITS[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +210,7 @@ class ProcessNetwork:
             name,
             options.words,
             cwd=options.cwd,
-            environment={**os.environ, **options.environment},
+            environment={**os.environ, **options.env},
             stderr=options.stderr,
             transcript=options.transcript,
         )
@@ -326,11 +323,11 @@ class ProcessNetwork:
         if child.usable():
             with contextlib.suppress(NetworkError, OSError):
                 child.ask("close", {}, **self._limit("close_limit_s"))
-                grace_s = self._options.limits_s["close_limit_s"]
+                grace_s = self._options.limit_s("close_limit_s")
         child.end(grace_s)
 
     def _limit(self, name: str) -> dict[str, Any]:
-        return {"limit_s": self._options.limits_s[name], "limit_option": name}
+        return {"limit_s": self._options.limit_s(name), "limit_option": name}
 
     def _ask(self, op: str, fields: Mapping[str, str | int | bool], limit: str, what: str = "") -> Answer:
         """Ask, and turn an error answer into the exception that it means."""
@@ -508,59 +505,18 @@ def _command(text: str, cwd: Path | None, environment: Mapping[str, str]) -> tup
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise ConfigError(f"process: option command: {text!r}: {error}") from error
+        raise ConfigError(f"command: {text!r}: {error}") from error
     if not words:
-        raise ConfigError(
-            "process: option command is missing: the program to run, such as command='./child --model net.onnx'"
-        )
+        raise ConfigError("command: is required: the program to run, such as command='./child --model net.onnx'")
     program = words[0]
     if "/" in program:
         path = (cwd or Path()) / program
         if not path.is_file():
-            raise ConfigError(f"process: option command: no program {path}")
+            raise ConfigError(f"command: no program {path}")
         if not os.access(path, os.X_OK):
-            raise ConfigError(f"process: option command: {path} may not be executed: chmod +x {path}")
+            raise ConfigError(f"command: {path} is not executable: chmod +x {path}")
         return (str(path.absolute()), *words)
     found = shutil.which(program, path=environment.get("PATH"))
     if found is None:
-        raise ConfigError(
-            f"process: option command: no program {program!r} on PATH; one in a folder is named ./{program}"
-        )
+        raise ConfigError(f"command: no program {program!r} on PATH; for one in the current folder, write ./{program}")
     return (str(Path(found).absolute()), *words)
-
-
-def _threads(words: Mapping[str, str]) -> int | None:
-    text = words.get("threads")
-    if text is None:
-        return None
-    if not re.fullmatch(r"\d{1,6}", text) or int(text) < 1:
-        raise ConfigError(f"process: option threads is a whole number from 1, not {text!r}")
-    return int(text)
-
-
-def _seconds(words: Mapping[str, str], key: str, default: float, what: str = "a number of seconds above 0") -> float:
-    if key not in words:
-        return default
-    try:
-        value = float(words[key])
-    except ValueError:
-        value = math.nan
-    if not 0.0 < value < math.inf:
-        raise ConfigError(f"process: option {key} is {what}, not {words[key]!r}")
-    return value
-
-
-def _reference(text: str | None) -> Mapping[str, float]:
-    if text is None:
-        return {}
-    found: dict[str, float] = {}
-    for item in text.split(","):
-        name, _, value = item.rpartition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        if not name.strip() or not math.isfinite(number):
-            raise ConfigError(f"process: option reference is NAME=NUMBER,..., not {text!r}")
-        found[name.strip()] = number
-    return found

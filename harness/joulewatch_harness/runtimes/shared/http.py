@@ -10,26 +10,24 @@ from __future__ import annotations
 import errno
 import http.client
 import json
-import math
 import socket
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
+from joulewatch_harness.binder import Limits
+from joulewatch_harness.clients.options import HttpOptions, without_secrets
 from joulewatch_harness.errors import ConfigError, NetworkError
-from joulewatch_harness.runtimes import flag
+from joulewatch_harness.runtimes.shared.options import RuntimeOptions
 
 DEFAULT_TIMEOUT_S: Final = 60.0
 PIECE_BYTES: Final = 1 << 16
-OPTIONS: Final = ("url", "timeout_s", "ca_file", "insecure", "headers_file")
-"""What ``endpoint`` reads; the same for every server."""
 
-WEB: Final = ("http", "https")
 GRPC: Final = ("grpc", "grpcs")
-"""URLs of gRPC have no scheme of their own: these two are ours."""
+"""gRPC has no URL schemes; these two are joulewatch's."""
 
 _GONE: Final = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError, http.client.RemoteDisconnected)
 _SHORTEST_SECRET: Final = 4
@@ -120,57 +118,47 @@ class Answer:
         return f"HTTP {self.status}, {kind}" + (f", begins {json.dumps(start)}" if start else ", empty")
 
 
-def endpoint(runtime: str, words: Mapping[str, str], *, key_file: str = "", schemes: tuple[str, ...] = WEB) -> Endpoint:
-    """Read the options of ``OPTIONS``.
-
-    Args:
-        runtime: Whose options these are, for messages.
-        words: The options as typed.
-        key_file: A file with the one key that is sent as a bearer token; empty: none.
-        schemes: What a URL may begin with.
+@dataclass(frozen=True)
+class ServerOptions(RuntimeOptions, HttpOptions):
+    """Options of a runtime whose models are behind a server.
 
     Raises:
-        ConfigError: no URL, or none that can be used; a file that cannot be read; options that contradict each other.
+        ConfigError: as of ``HttpOptions``; there is no URL, or a file cannot be read.
     """
-    if not words.get("url"):
-        raise ConfigError(
-            f"{runtime}: option url is missing: say where the server listens, such as --option url=http://localhost:8000"
+
+    _: KW_ONLY
+    timeout_s: Annotated[float, Limits(gt=0, le=86400, unit="seconds")] = DEFAULT_TIMEOUT_S
+    headers_file: Path | None = None
+    """A file with headers that are sent with every request, one ``Name: value`` per line."""
+    where: Endpoint = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        scheme = self.url.partition("://")[0]
+        if scheme in GRPC and scheme not in self.SCHEMES:
+            raise ConfigError(f"url: {without_secrets(self.url)}: gRPC is not supported; give the server's HTTP port")
+        super().__post_init__()
+        if not self.url:
+            raise ConfigError("url: is required: where the server listens, such as --option url=http://localhost:8000")
+        headers = {} if self.headers_file is None else _headers(self.headers_file)
+        if authorization := self.authorization():
+            if not authorization.isascii():
+                raise ConfigError("the key or token must be in ASCII")
+            headers["Authorization"] = authorization
+        object.__setattr__(self, "where", self._endpoint(headers))
+
+    def _endpoint(self, headers: Mapping[str, str]) -> Endpoint:
+        parts = urlsplit(self.url)
+        return Endpoint(
+            url=self.url,
+            scheme=parts.scheme,
+            host=parts.hostname or "",
+            port=parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0),
+            path=parts.path,
+            timeout_s=self.timeout_s,
+            headers=headers,
+            tls=self.tls() if parts.scheme in ("https", "grpcs") else None,
+            ca_file=self.ca_file,
         )
-    url = words["url"].rstrip("/")
-    shown = without_secrets(url)
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        raise ConfigError(f"{runtime}: option url: {shown!r} is no URL ({error})") from None
-    if parts.scheme in GRPC and parts.scheme not in schemes:
-        raise ConfigError(f"{runtime}: option url: {shown}: gRPC is not spoken here; give the server's HTTP port")
-    if parts.scheme not in schemes or not host or any(ord(letter) < 33 for letter in url):
-        forms = " or ".join(f"{scheme}://host:port" for scheme in schemes[::2])
-        raise ConfigError(f"{runtime}: option url: {shown!r} is no URL: write it as {forms}")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise ConfigError(
-            f"{runtime}: option url: {shown} must be a base URL without user, password, '?' and '#'; "
-            "credentials go into the file named by headers_file"
-        )
-    insecure = flag(words, "insecure")
-    ca_file = Path(words["ca_file"]) if "ca_file" in words else None
-    if insecure and ca_file is not None:
-        raise ConfigError(f"{runtime}: options insecure and ca_file contradict each other")
-    headers = _headers(runtime, Path(words["headers_file"])) if "headers_file" in words else {}
-    if key_file:
-        headers["Authorization"] = f"Bearer {_key(runtime, Path(key_file))}"
-    return Endpoint(
-        url=url,
-        scheme=parts.scheme,
-        host=host,
-        port=port or {"http": 80, "https": 443}.get(parts.scheme, 0),
-        path=parts.path,
-        timeout_s=_timeout_s(runtime, words),
-        headers=headers,
-        tls=_tls(runtime, ca_file, insecure) if parts.scheme in ("https", "grpcs") else None,
-        ca_file=ca_file,
-    )
 
 
 class Connection:
@@ -324,15 +312,6 @@ class Connection:
         return NetworkError(f"{self._shown(path)}: {_reason(error, self.where.timeout_s, closed)}")
 
 
-def without_secrets(url: str) -> str:
-    """The URL without user, password, query and fragment, fit for a log."""
-    try:
-        parts = urlsplit(url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path.rpartition("@")[2], "", ""))
-    except ValueError:
-        return url.rpartition("@")[2].partition("?")[0]
-
-
 def quick_ack_exists() -> bool:
     """Whether this system lets a connection acknowledge at once (Linux does)."""
     return hasattr(socket, "TCP_QUICKACK")
@@ -377,55 +356,19 @@ def _reason(error: Exception, timeout_s: float, closed: str) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _timeout_s(runtime: str, words: Mapping[str, str]) -> float:
-    if "timeout_s" not in words:
-        return DEFAULT_TIMEOUT_S
+def _headers(path: Path) -> dict[str, str]:
+    """Return the headers of a file; an error contains the number of the line, never its text."""
     try:
-        value = float(words["timeout_s"])
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 86400:
-        raise ConfigError(f"{runtime}: option timeout_s is a number of seconds above 0, not {words['timeout_s']!r}")
-    return value
-
-
-def _tls(runtime: str, ca_file: Path | None, insecure: bool) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
-    except (OSError, ValueError) as error:
-        why = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
-        raise ConfigError(f"{runtime}: option ca_file: {ca_file}: {why or 'holds no certificate'}") from error
-    if insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _read(runtime: str, key: str, path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else None
-        raise ConfigError(f"{runtime}: option {key}: {path} cannot be read: {why or 'it is no text'}") from None
-
-
-def _headers(runtime: str, path: Path) -> dict[str, str]:
-    """``Name: value`` lines; an error tells the line's number, never what is on it."""
-    found: dict[str, str] = {}
-    for number, line in enumerate(_read(runtime, "headers_file", path).splitlines(), start=1):
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigError(f"headers_file: {path} cannot be read: {reason}") from None
+    headers: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
-        name, colon, value = line.partition(":")
-        if not colon or not name.strip() or not name.strip().isprintable() or " " in name.strip() or not line.isascii():
-            raise ConfigError(
-                f"{runtime}: option headers_file: {path}, line {number}: 'Name: value' is wanted, in ASCII"
-            )
-        found[name.strip()] = value.strip()
-    return found
-
-
-def _key(runtime: str, path: Path) -> str:
-    text = _read(runtime, "api_key_file", path).strip()
-    if not text or "\n" in text or not text.isascii():
-        raise ConfigError(f"{runtime}: option api_key_file: {path} wants exactly one line, in ASCII")
-    return text
+        name, colon, value = (part.strip() for part in line.partition(":"))
+        if not colon or not name or not name.isprintable() or " " in name or not line.isascii():
+            raise ConfigError(f"headers_file: {path}, line {number}: must be 'Name: value', in ASCII")
+        headers[name] = value
+    return headers

@@ -9,13 +9,15 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from joulewatch_harness.binder import Limits
 from joulewatch_harness.errors import ConfigError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
+from joulewatch_harness.runtimes.shared.options import RuntimeOptions
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays, ModelSource
@@ -113,30 +115,15 @@ class Batches:
         return tuple(sizes)
 
 
-@dataclass(frozen=True, slots=True)
-class InputOptions:
-    """What the inputs of a batch are made of: the options that all runtimes of tensors share."""
-
-    KEYS: ClassVar[tuple[str, ...]] = ("inputs", "dims", "seed")
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(RuntimeOptions):
+    """Options of the runtimes whose inputs are tensors: the contents of a batch."""
 
     inputs: Path | None = None
-    """An .npz with one array per input."""
-    dims: Mapping[str, int] = field(default_factory=dict)
+    """An .npz file with one array per input."""
+    dims: Mapping[str, Annotated[int, Limits(ge=1)]] = field(default_factory=dict)
     """Sizes of symbolic dimensions other than the batch: ``sequence=128,ids.2=16``."""
-    seed: int = 0
-
-    @classmethod
-    def parse(cls, runtime: str, words: Mapping[str, str]) -> InputOptions:
-        """Take them from all that were given.
-
-        Raises:
-            ConfigError: a bad value; the text begins with ``runtime`` and names the option.
-        """
-        return cls(
-            inputs=Path(words["inputs"]) if "inputs" in words else None,
-            dims=parse_dims(runtime, words.get("dims")) or {},
-            seed=parse_count(runtime, words, "seed", least=0) or 0,
-        )
+    seed: Annotated[int, Limits(ge=0)] = 0
 
     def batches(self, model: str, inputs: tuple[Input, ...], source: ModelSource) -> Batches:
         """What makes the batches of a model with these inputs.
@@ -233,40 +220,6 @@ def read_npz(path: Path, inputs: tuple[Input, ...]) -> Arrays:
 def rows(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
     """The first ``batch`` rows, repeating the array where it has fewer."""
     return array if array.ndim == 0 else np.take(array, np.arange(batch) % len(array), axis=0)
-
-
-def parse_count(runtime: str, words: Mapping[str, str], key: str, *, least: int) -> int | None:
-    """A whole number among the options; None where it is not given.
-
-    Raises:
-        ConfigError: it is none, or too small.
-    """
-    if key not in words:
-        return None
-    try:
-        value = int(words[key])
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise ConfigError(f"{runtime}: option {key} is a whole number from {least}, not {words[key]!r}")
-    return value
-
-
-def parse_dims(runtime: str, text: str | None) -> Mapping[str, int] | None:
-    """Sizes of symbolic dimensions, from ``sequence=128,ids.2=16``.
-
-    Raises:
-        ConfigError: the text is not of that form.
-    """
-    if text is None:
-        return None
-    sizes: dict[str, int] = {}
-    for item in text.split(","):
-        name, _, value = item.rpartition("=")
-        if not name or not value.isdecimal() or int(value) < 1:
-            raise ConfigError(f"{runtime}: option dims is NAME=SIZE,..., not {text!r}")
-        sizes[name.strip()] = int(value)
-    return sizes
 
 
 def broken(path: Path, error: Exception) -> ConfigError:

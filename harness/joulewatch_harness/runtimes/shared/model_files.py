@@ -8,7 +8,7 @@ from pathlib import Path
 
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.names import refuse_unknown, unknown
+from joulewatch_harness.names import refuse_unknown
 
 
 def find_source(
@@ -44,18 +44,6 @@ def find_source(
     if not path.is_file():
         raise ConfigError(f"no model file {path}")
     return networks.ModelSource(path), rest
-
-
-def choice(runtime: str, options: Mapping[str, str], key: str, values: tuple[str, ...], default: str) -> str:
-    """An option that is one of a few words.
-
-    Raises:
-        ConfigError: it is another one; the text names the nearest.
-    """
-    value = options.get(key, default)
-    if key in options and value not in values:
-        raise ConfigError(f"{runtime}: {unknown(key, value, values)}")
-    return value
 
 
 def fingerprint(*paths: Path) -> str:

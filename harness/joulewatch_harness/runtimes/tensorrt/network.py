@@ -358,7 +358,7 @@ class TensorRtNetwork:
         inputs = signature(path)
         check_types(inputs, f"model file {path}")
         self._sha256 = fingerprint(path, *engines.external_files(path))
-        self._batches = options.data.batches(path.name, inputs, self._source)
+        self._batches = options.batches(path.name, inputs, self._source)
         model = quantised.read(path, external=False)
         self._output_names = tuple(item.name for item in model.graph.output)
         if not self._output_names:
@@ -386,7 +386,7 @@ class TensorRtNetwork:
         inputs = tuple(self._signature())
         check_types(inputs, f"engine file {path}")
         self._output_names = tuple(self._names(of_inputs=False))
-        self._batches = self._options.data.batches(path.name, inputs, self._source)
+        self._batches = self._options.batches(path.name, inputs, self._source)
 
     def _signature(self) -> Iterator[Input]:
         """The inputs as the engine tells them; sizes that are open have no names in it."""
@@ -697,7 +697,7 @@ class TensorRtNetwork:
         return self._messages.said() or "it gives no reason"
 
     def _work(self) -> tracing.Work:
-        return tracing.Work.of(graph.read_model(self._source.path), self._batch, self._options.data.dims)
+        return tracing.Work.of(graph.read_model(self._source.path), self._batch, self._options.dims)
 
 
 def _macs(layer: inspector.Layer, work: tracing.Work) -> int | None:

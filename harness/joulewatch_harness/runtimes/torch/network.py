@@ -17,20 +17,20 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
 import torch
 
 from joulewatch_harness import networks, runtimes
+from joulewatch_harness.binder import Choice, Limits, Parse
 from joulewatch_harness.errors import ConfigError, NetworkError
-from joulewatch_harness.names import refuse_unknown, unknown
+from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graphs
 from joulewatch_harness.plan.plan import NATIVE
-from joulewatch_harness.runtimes import ANY_PRECISION, flag
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.inputs import (
     DTYPES,
@@ -39,10 +39,9 @@ from joulewatch_harness.runtimes.shared.inputs import (
     InputOptions,
     broken,
     check_types,
-    parse_count,
     signature,
 )
-from joulewatch_harness.runtimes.shared.model_files import choice, find_source, fingerprint
+from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import check_close, check_finite, onnxruntime_outputs
 from joulewatch_harness.runtimes.shared.timeline import Timeline, tell
 from joulewatch_harness.traces import Trace, write_trace
@@ -77,69 +76,60 @@ _NAMES: Final[Mapping[torch.dtype, str]] = {
 _SIGNATURE: Final = re.compile(r"([A-Za-z_][\w.]*):(\w+)\[([^\[\]]*)\]")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What can be set with ``--option KEY=VALUE``, or under ``options`` in a plan."""
+def parse_signature(text: str) -> tuple[Input, ...]:
+    """Convert ``x:float32[batch,2,1024] ids:int64[batch,seq]`` to inputs.
 
-    mode: str = "eager"
-    compile_mode: str = "default"
-    """Of ``torch.compile``."""
+    Raises:
+        ConfigError: the text is not valid, or a type is not supported.
+    """
+    inputs = []
+    for word in re.sub(r"\s*,\s*", ",", text.strip()).split():
+        match = _SIGNATURE.fullmatch(word)
+        if match is None:
+            raise ConfigError(f"must be NAME:TYPE[SIZE,...] ..., got {text!r}")
+        if match[2] not in DTYPES:
+            raise ConfigError(unknown("type", match[2], DTYPES))
+        sizes = [size for size in match[3].split(",") if size]
+        shape = tuple(int(size) if size.isdecimal() else None if size == "?" else size for size in sizes)
+        inputs.append(Input(match[1], match[2], shape))
+    return tuple(inputs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(InputOptions):
+    """Options of this runtime."""
+
+    RUNTIME: ClassVar[str] = "torch"
+
+    mode: Annotated[str, Choice(MODES)] = "eager"
+    compile_mode: Annotated[str, Choice(COMPILE_MODES)] = ""
+    """Of ``torch.compile``; empty: default."""
     device: str = "cpu"
-    threads: int | None = None
-    """None: PyTorch's choice, one per physical core."""
+    threads: Annotated[int, Limits(ge=1)] | None = None
+    """None: PyTorch's default, one per physical core."""
     tf32: bool | None = None
-    """None: as the precision says."""
+    """None: as the precision requires."""
     cuda_graph: bool = False
-    """The whole network is launched as one CUDA graph."""
+    """Launch the whole network as one CUDA graph."""
     channels_last: bool = False
     copies: bool = False
-    """Inputs come from pinned host memory and outputs go back to it, in each batch."""
+    """Copy inputs from pinned host memory and outputs to it in each batch."""
     events: bool = True
-    """Phases and latency by events on the GPU; without them a call of ``run`` is one span."""
+    """Measure phases and latency with events on the GPU; false: a call of ``run`` is one span."""
     module: str = ""
-    """``module:object`` or ``file.py:object``: a function that makes a module, a class of one, or a module."""
-    signature: tuple[Input, ...] = ()
-    """Of a module or TorchScript file: ``x:float32[batch,3,224,224]``, several with spaces between them."""
-    any_precision: bool = False
-    data: InputOptions = field(default_factory=InputOptions)
+    """``module:object`` or ``file.py:object``: a module, or a function or class that makes one."""
+    signature: Annotated[tuple[Input, ...], Parse(parse_signature)] = ()
+    """Of a module or TorchScript file: ``x:float32[batch,3,224,224]``, several separated by spaces."""
 
-    @classmethod
-    def keys(cls) -> tuple[str, ...]:
-        """The options by name."""
-        return (*(key for key in cls.__dataclass_fields__ if key != "data"), *InputOptions.KEYS)
-
-    @classmethod
-    def parse(cls, words: Mapping[str, str]) -> Options:
-        """Turn strings into options.
-
-        Raises:
-            ConfigError: an unknown key, a bad value, or two that do not go together; the text names them.
-        """
-        refuse_unknown("torch", "option", words, cls.keys())
-        found = cls(
-            mode=choice("torch", words, "mode", MODES, "eager"),
-            compile_mode=choice("torch", words, "compile_mode", COMPILE_MODES, "default"),
-            device=words.get("device", "cpu"),
-            threads=parse_count("torch", words, "threads", least=1),
-            tf32=flag(words, "tf32") if "tf32" in words else None,
-            cuda_graph=flag(words, "cuda_graph"),
-            channels_last=flag(words, "channels_last"),
-            copies=flag(words, "copies"),
-            events=flag(words, "events", True),
-            module=words.get("module", ""),
-            signature=parse_signature(words["signature"]) if "signature" in words else (),
-            any_precision=flag(words, ANY_PRECISION),
-            data=InputOptions.parse("torch", words),
-        )
-        if "compile_mode" in words and found.mode != "compile":
-            raise ConfigError("torch: option compile_mode needs mode=compile")
-        if found.module and ":" not in found.module:
-            raise ConfigError(f"torch: option module is module:object or file.py:object, not {found.module!r}")
-        on_gpu = found.device.startswith("cuda")
+    def __post_init__(self) -> None:
+        if self.compile_mode and self.mode != "compile":
+            raise ConfigError("compile_mode: requires mode=compile")
+        object.__setattr__(self, "compile_mode", self.compile_mode or "default")
+        if self.module and ":" not in self.module:
+            raise ConfigError(f"module: must be module:object or file.py:object, got {self.module!r}")
         for key in ("cuda_graph", "copies"):
-            if getattr(found, key) and not on_gpu:
-                raise ConfigError(f"torch: option {key} needs a GPU, but the device is {found.device}: set device=cuda")
-        return found
+            if getattr(self, key) and not self.device.startswith("cuda"):
+                raise ConfigError(f"{key}: requires a GPU, but the device is {self.device}: set device=cuda")
 
 
 @dataclass(slots=True)
@@ -268,7 +258,7 @@ class TorchNetwork:
         check_types(loaded.inputs, name)
         if options.channels_last and not any(len(item.shape) == 4 for item in loaded.inputs):
             raise ConfigError(f"{name}: channels_last is for inputs of four axes, and there is none")
-        self._batches = options.data.batches(name, loaded.inputs, self._source)
+        self._batches = options.batches(name, loaded.inputs, self._source)
         with _told(f"{name}: cannot be moved to {self._device}"):
             module = loaded.module.to(self._device)
             if options.channels_last:
@@ -453,7 +443,7 @@ class TorchNetwork:
 
     def _signature_of_file(self) -> tuple[Input, ...]:
         """From the arrays of the option ``inputs``: their order, types and shapes; the first axis is the batch."""
-        path = self._options.data.inputs
+        path = self._options.inputs
         if path is None:
             return ()
         try:
@@ -624,25 +614,6 @@ def code_object(spec: str) -> Any:
         except AttributeError as error:
             raise ConfigError(f"{place} has no {part!r} (asked for as {spec})") from error
     return found
-
-
-def parse_signature(text: str) -> tuple[Input, ...]:
-    """Inputs from ``x:float32[batch,2,1024] ids:int64[batch,seq]``.
-
-    Raises:
-        ConfigError: the text is not of that form, or names a type that is not supported.
-    """
-    found = []
-    for word in re.sub(r"\s*,\s*", ",", text.strip()).split():
-        match = _SIGNATURE.fullmatch(word)
-        if match is None:
-            raise ConfigError(f"torch: option signature is NAME:TYPE[SIZE,...] ..., not {text!r}")
-        if match[2] not in DTYPES:
-            raise ConfigError(f"torch: option signature: {unknown('type', match[2], DTYPES)}")
-        sizes = [size for size in match[3].split(",") if size]
-        shape = tuple(int(size) if size.isdecimal() else None if size == "?" else size for size in sizes)
-        found.append(Input(match[1], match[2], shape))
-    return tuple(found)
 
 
 def tensors(outputs: Any) -> list[Any]:

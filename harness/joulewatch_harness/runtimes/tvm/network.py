@@ -22,28 +22,28 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
 
 from joulewatch_harness import networks
+from joulewatch_harness.binder import Choice, Limits
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
-from joulewatch_harness.names import refuse_unknown, unknown
+from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Phases
 from joulewatch_harness.networks.cost import cost_details, cost_of
 from joulewatch_harness.plan.plan import NATIVE
-from joulewatch_harness.runtimes import ANY_PRECISION, flag
+from joulewatch_harness.runtimes import ANY_PRECISION
 from joulewatch_harness.runtimes.shared.inputs import (
     Batches,
     Input,
     InputOptions,
     check_types,
-    parse_count,
     signature,
 )
-from joulewatch_harness.runtimes.shared.model_files import choice, find_source, fingerprint
+from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import (
     TOLERANCES,
     check_close,
@@ -83,60 +83,33 @@ LARGEST_VERIFIED: Final = 64
 UNTUNED: Final = "UNTUNED (plain loops on one thread, some 20 to 50 times slower; option trials=16)"
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What can be set with ``--option KEY=VALUE``, or under ``options`` in a plan."""
+@dataclass(frozen=True, kw_only=True)
+class Options(InputOptions):
+    """Options of this runtime."""
 
-    threads: int | None = None
+    RUNTIME: ClassVar[str] = "tvm"
+
+    threads: Annotated[int, Limits(ge=1)] | None = None
     """None: TVM_NUM_THREADS, or one for each core that this process may use."""
     target: str = ""
-    """``cuda``, ``cuda:N`` or a target of TVM's as JSON; empty: this processor."""
-    trials: int = 0
-    """Of tuning, for each kernel; 0: only what the database has."""
-    cost_model: str = ""
-    """``xgb`` or ``random``; empty: xgb where the package xgboost is there."""
+    """``cuda``, ``cuda:N`` or a TVM target as JSON; empty: this processor."""
+    trials: Annotated[int, Limits(ge=0)] = 0
+    """Tuning trials per kernel; 0: use only what the database contains."""
+    cost_model: Annotated[str, Choice(tuning.COST_MODELS)] = ""
+    """``xgb`` or ``random``; empty: xgb if the package xgboost is installed."""
     copies: bool = False
-    """Inputs come from host memory and outputs go back to it, in each batch; for a device with its own memory."""
-    data: InputOptions = field(default_factory=InputOptions)
-    any_precision: bool = False
+    """Copy inputs from host memory and outputs to it in each batch; for devices with separate memory."""
 
-    KEYS: ClassVar[tuple[str, ...]] = (
-        "threads", "target", "trials", "cost_model", "copies", *InputOptions.KEYS, ANY_PRECISION,
-    )  # fmt: skip
-
-    @classmethod
-    def parse(cls, words: Mapping[str, str]) -> Options:
-        """Turn strings into options.
-
-        Raises:
-            ConfigError: an unknown key or a bad value; the text names it.
-        """
-        refuse_unknown("tvm", "option", words, cls.KEYS)
-        threads = parse_count("tvm", words, "threads", least=1)
-        if threads is not None and threads > PROCESSORS:
-            raise ConfigError(
-                f"tvm: {threads} threads were asked for, but this process may use {PROCESSORS} processors: "
-                f"ask for at most {PROCESSORS}"
-            )
-        cost_model = choice("tvm", words, "cost_model", tuning.COST_MODELS, "")
-        if cost_model == "xgb" and tuning.default_cost_model() != "xgb":
-            raise ConfigError("tvm: option cost_model=xgb needs the package xgboost: pip install xgboost")
-        trials = parse_count("tvm", words, "trials", least=0) or 0
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads > PROCESSORS:
+            raise ConfigError(f"threads: must be <= {PROCESSORS}, the processors that this process may use")
+        if self.cost_model == "xgb" and tuning.default_cost_model() != "xgb":
+            raise ConfigError("cost_model: xgb requires the package xgboost: pip install xgboost")
         missing = next((name for name in ("psutil", "cloudpickle") if importlib.util.find_spec(name) is None), "")
-        if trials and missing:
-            raise ConfigError(f"tvm: option trials needs the package {missing}: pip install 'joulewatch[tvm]'")
-        found = cls(
-            threads=threads,
-            target=words.get("target", ""),
-            trials=trials,
-            cost_model=cost_model,
-            copies=flag(words, "copies"),
-            data=InputOptions.parse("tvm", words),
-            any_precision=flag(words, ANY_PRECISION),
-        )
-        if found.copies and not found.target.startswith("cuda"):
-            raise ConfigError("tvm: option copies needs a device with memory of its own: set target=cuda")
-        return found
+        if self.trials and missing:
+            raise ConfigError(f"trials: requires the package {missing}: pip install 'joulewatch[tvm]'")
+        if self.copies and not self.target.startswith("cuda"):
+            raise ConfigError("copies: requires a device with separate memory: set target=cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +135,7 @@ def open_network(network: str, precision: str, options: Mapping[str, str]) -> Tv
     """
     if precision not in (*PRECISIONS, NATIVE):
         raise ConfigError(f"tvm: {unknown('precision', precision, (*PRECISIONS, NATIVE))}")
-    source, rest = find_source("tvm", network, precision, options, Options.KEYS)
+    source, rest = find_source("tvm", network, precision, options, Options.keys())
     return TvmNetwork(source, precision, Options.parse(rest))
 
 
@@ -239,9 +212,9 @@ class TvmNetwork:
         inputs = signature(path)
         check_types(inputs, f"model file {path}")
         self._model = importing.read_onnx(path)
-        self._batches = options.data.batches(path.name, inputs, self._source)
+        self._batches = options.batches(path.name, inputs, self._source)
         if "macs_per_inference" not in self._source.details:
-            self._cost = cost_details(path, dict(options.data.dims))
+            self._cost = cost_details(path, dict(options.dims))
         vnni.register()
         small = self._batches.size_for_check()
         self._precision, self._integer_ops = actual_precision(importing.products(self._fused(small)), inputs)
@@ -406,7 +379,7 @@ class TvmNetwork:
         return importing.fused(importing.imported(self._source.path, self._model, self._shapes(batch)), self._target)
 
     def _folder(self, batch: int) -> Path:
-        dims = "".join(f"-{name}{size}" for name, size in sorted(self._options.data.dims.items()))
+        dims = "".join(f"-{name}{size}" for name, size in sorted(self._options.dims.items()))
         label = re.sub(r"[^A-Za-z0-9]+", "-", f"batch{batch}{dims}")
         return tuning.folder_of(cpu_name(), self._target, self._sha256, self._asked, label)
 
@@ -429,7 +402,7 @@ class TvmNetwork:
         spent_s = time.monotonic() - start_s
         if trials > tuned.trials:
             cost_model = options.cost_model or tuning.default_cost_model()
-            request = tuning.Request(trials, self._threads, cost_model, options.data.seed)
+            request = tuning.Request(trials, self._threads, cost_model, options.seed)
             tuning.tune(folder, module, self._target, request, name)
             tuned = tuning.finished(folder)
         start_s = time.monotonic() - spent_s
@@ -459,7 +432,7 @@ class TvmNetwork:
         """Of one call, by the operators of the graph, for kernels fill channels up to whole registers."""
         names = [item.kernel for item in program.products]
         try:
-            nodes = [node.macs for node in cost_of(self._model, self._options.data.dims).nodes if node.macs]
+            nodes = [node.macs for node in cost_of(self._model, self._options.dims).nodes if node.macs]
         except ConfigError:
             nodes = []
         if len(nodes) == len(names):
