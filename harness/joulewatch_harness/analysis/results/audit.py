@@ -1,7 +1,7 @@
-"""What makes a number doubtful, each with a stable reason code, a sentence and the evidence.
+"""Audit of a run: every finding has a severity, a stable reason code, a sentence with the fix, and evidence.
 
-Severity ``error``: a result is contradicted or missing; ``--strict`` fails. ``warning``: a person should look.
-``info``: worth knowing.
+Severity ``error``: a result is contradicted or missing, and ``--strict`` fails. ``warning``: a person should check the
+result. ``info``: worth knowing.
 """
 
 from __future__ import annotations
@@ -25,87 +25,90 @@ Severity = Literal["info", "warning", "error"]
 Evidence = Mapping[str, str | float | int]
 
 CLOCK_TOLERANCE_S: Final = 0.005
-"""Clocks kept by NTP on one network agree this well."""
+"""Clocks synchronised by NTP on one network agree to within this."""
 SPREAD_TOLERANCE: Final = 0.10
-"""Rounds of one configuration whose energies spread further than this are too far apart."""
+"""Largest relative spread of the energies of one configuration's rounds."""
 IDLE_TOLERANCE: Final = 0.05
+"""Largest relative change of the idle power over the run."""
 STEADY_TOLERANCE: Final = 0.10
-"""Mean power of a window's two halves may differ by this share of it."""
+"""Largest relative difference of the mean powers in the two halves of a window."""
 FEW_REFRESHES: Final = 20
-"""A window should hold this many refresh periods of a sensor."""
+"""Smallest number of a sensor's refresh periods that a window should contain."""
 
 REASONS: Final[Mapping[str, str]] = {
     "sample_gap": "samples are missing",
     "exporter_restart": "the exporter restarted inside a window",
-    "clock_skew": "the exporter's clock and the harness's differ",
+    "clock_skew": "the clocks of exporter and harness differ",
     "unbracketed": "no sample before the start or after the end of a window",
-    "below_refresh": "a window is short against the sensor's refresh period",
-    "edge_history_disagreement": "edges and history of one counter contradict each other",
+    "below_refresh": "a window is short compared with the sensor's refresh period",
+    "edge_history_disagreement": "the edges and the history of a counter contradict each other",
     "edge_missing": "an exporter was not read at an edge",
-    "no_samples": "nothing is stored of a sensor",
+    "no_samples": "a sensor has no samples",
     "sensor_down": "the exporter could not read a device",
-    "wraps_seen": "a hardware counter went round and was carried on",
-    "rejected_readings": "readings outside physical bounds were left out",
-    "unmeasured_time": "a counter missed some time",
-    "core_exceeds_package": "a part used more energy than the device it is in",
+    "wraps_seen": "a hardware counter wrapped; the wraps were corrected",
+    "rejected_readings": "readings outside physical bounds were rejected",
+    "unmeasured_time": "a counter did not cover part of a window",
+    "core_exceeds_package": "a part used more energy than its device",
     "devices_exceed_node": "the devices used more energy than the whole server",
     "idle_drift": "idle power changed over the run",
     "not_steady": "the warm-up ended before the network ran steadily",
     "power_not_steady": "power changed inside a window",
-    "repeats_apart": "repeats lie too far apart",
-    "single_repeat": "one round only: nothing is known of repeatability",
+    "repeats_apart": "the rounds differ too much",
+    "single_repeat": "a single round: repeatability is not known",
     "exporter_missing": "an exporter of the run has no samples in the source",
     "estimated_energy": "energies are estimated, not measured",
     "emulated_energy": "energies come from an emulated machine",
-    "unknown_method": "nothing tells how a sensor measures",
-    "interrupted": "the run or a window was cut off",
+    "unknown_method": "the measurement method of a sensor is not known",
+    "interrupted": "the run or a window was interrupted",
     "too_short": "a window is shorter than planned",
     "overloaded": "a server could not keep up with its queries",
-    "no_idle": "no idle window: nothing net of idle",
-    "no_sensors": "no energy sensor at all",
+    "no_idle": "no idle window: no net energy",
+    "no_sensors": "the run has no energy sensor",
 }
-"""Every reason code with its meaning, for documents and tests."""
+"""Every reason code with its meaning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing the audit found."""
+    """One finding of the audit."""
 
     severity: Severity
     reason: str
     text: str
     evidence: Evidence = field(default_factory=dict)
     window: int | None = None
-    """Index of the window; None: about the run."""
+    """Index of the window; None: the finding is about the run."""
 
 
 def worst(findings: Iterable[Finding]) -> Severity | None:
-    """The highest severity among findings."""
+    """Return the highest severity among findings."""
     order: tuple[Severity, ...] = ("info", "warning", "error")
     return max((finding.severity for finding in findings), key=order.index, default=None)
 
 
 def audit_windows(run: MeasuredRun) -> Iterator[Finding]:
-    """Findings about single windows."""
+    """Yield the findings about single windows."""
     for measured in run.windows:
-        for sensor, item in measured.sensors.items():
-            yield from _sensor_findings(run, measured, sensor, item)
+        for sensor, result in measured.sensors.items():
+            yield from _sensor_findings(run, measured, sensor, result)
         yield from _parts(run, measured)
         yield from _node(run, measured)
         yield from _clocks(run, measured)
         yield from _flags(measured)
 
 
-def _sensor_findings(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, item: Measured) -> Iterator[Finding]:
+def _sensor_findings(
+    run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured
+) -> Iterator[Finding]:
     index = measured.window.index
     span = measured.span
-    if item.energy is None:
-        # Nodes and parts stand beside the result, which loses nothing without them.
+    if result.energy is None:
+        # The result does not include nodes and parts, so it is complete without them.
         severity: Severity = "error" if sensor.scope == "device" else "warning"
         yield Finding(
-            severity=severity, reason=item.reason, text=item.text, evidence={"sensor": str(sensor)}, window=index
+            severity=severity, reason=result.reason, text=result.text, evidence={"sensor": str(sensor)}, window=index
         )
-    by_edges, by_history = item.edges, item.history
+    by_edges, by_history = result.edges, result.history
     if by_edges is not None and by_history is not None:
         apart = max(by_edges.lower_joules - by_history.upper_joules, by_history.lower_joules - by_edges.upper_joules)
         # A double holds a counter of 1e9 J to 1e-7 J.
@@ -113,8 +116,9 @@ def _sensor_findings(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorI
             yield Finding(
                 severity="error",
                 reason="edge_history_disagreement",
-                text=f"{sensor}: {by_edges.joules:.6g} J by edges, but the history allows only "
-                f"{by_history.lower_joules:.6g} to {by_history.upper_joules:.6g} J",
+                text=f"{sensor}: {by_edges.joules:.6g} J by edges, outside the bounds of the history "
+                f"({by_history.lower_joules:.6g} to {by_history.upper_joules:.6g} J); check that both are of the same "
+                "exporter",
                 evidence={
                     "sensor": str(sensor),
                     "edges_joules": by_edges.joules,
@@ -124,21 +128,21 @@ def _sensor_findings(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorI
                 window=index,
             )
     refresh_s = run.sensors[sensor].refresh_s
-    if item.energy is not None and refresh_s is not None and span.duration_s < FEW_REFRESHES * refresh_s:
+    if result.energy is not None and refresh_s is not None and span.duration_s < FEW_REFRESHES * refresh_s:
         yield Finding(
             severity="warning",
             reason="below_refresh",
-            text=f"{sensor}: the window of {span.duration_s:.3g} s holds fewer than {FEW_REFRESHES} refresh periods "
-            f"of {refresh_s:.3g} s",
+            text=f"{sensor}: the window of {span.duration_s:.3g} s contains fewer than {FEW_REFRESHES} refresh periods "
+            f"of {refresh_s:.3g} s; use longer windows",
             evidence={"sensor": str(sensor), "duration_s": span.duration_s, "refresh_s": refresh_s},
             window=index,
         )
-    health = item.health
+    health = result.health
     if health.wraps:
         yield Finding(
             severity="info",
             reason="wraps_seen",
-            text=f"{sensor}: the counter went round {health.wraps:.0f} times and was carried on",
+            text=f"{sensor}: the counter wrapped {health.wraps:.0f} times; the wraps were corrected",
             evidence={"sensor": str(sensor), "wraps": health.wraps},
             window=index,
         )
@@ -146,7 +150,7 @@ def _sensor_findings(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorI
         yield Finding(
             severity="warning",
             reason="rejected_readings",
-            text=f"{sensor}: {health.rejected:.0f} readings outside physical bounds were left out",
+            text=f"{sensor}: {health.rejected:.0f} readings outside physical bounds were rejected",
             evidence={"sensor": str(sensor), "readings": health.rejected},
             window=index,
         )
@@ -154,18 +158,18 @@ def _sensor_findings(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorI
         yield Finding(
             severity="warning",
             reason="unmeasured_time",
-            text=f"{sensor}: the counter missed {health.unmeasured_s:.3g} s of {span.duration_s:.3g} s",
+            text=f"{sensor}: the counter did not cover {health.unmeasured_s:.3g} s of {span.duration_s:.3g} s",
             evidence={"sensor": str(sensor), "unmeasured_s": health.unmeasured_s},
             window=index,
         )
     if measured.window.kind == "measure":
         counter = run.history.counters.get(sensor)
-        if counter is not None and item.energy is not None:
+        if counter is not None and result.energy is not None:
             yield from _steady(counter, measured, sensor)
 
 
 def _steady(counter: Series, measured: MeasuredWindow, sensor: SensorId) -> Iterator[Finding]:
-    """Compare the mean power of a window's halves, from four samples inside on."""
+    """Compare the mean powers of a window's halves, if it contains at least four samples."""
     span = measured.span
     first, last = np.searchsorted(counter.times_s, (span.start_s, span.end_s))
     inside = counter.times_s[first:last]
@@ -183,7 +187,8 @@ def _steady(counter: Series, measured: MeasuredWindow, sensor: SensorId) -> Iter
         yield Finding(
             severity="warning",
             reason="power_not_steady",
-            text=f"{sensor}: {watts[0]:.4g} W in the first half of the window, {watts[1]:.4g} W in the second",
+            text=f"{sensor}: {watts[0]:.4g} W in the first half of the window, {watts[1]:.4g} W in the second; use a "
+            "longer warm-up",
             evidence={"sensor": str(sensor), "first_watts": watts[0], "second_watts": watts[1]},
             window=measured.window.index,
         )
@@ -191,22 +196,22 @@ def _steady(counter: Series, measured: MeasuredWindow, sensor: SensorId) -> Iter
 
 def _parts(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
     devices: dict[tuple[str, str, str, str], tuple[SensorId, Measured]] = {}
-    for sensor, item in measured.sensors.items():
-        if sensor.scope == "device" and item.energy is not None:
-            devices[sensor.exporter, sensor.collector, sensor.component, sensor.device] = (sensor, item)
-    for sensor, item in measured.sensors.items():
+    for sensor, result in measured.sensors.items():
+        if sensor.scope == "device" and result.energy is not None:
+            devices[sensor.exporter, sensor.collector, sensor.component, sensor.device] = (sensor, result)
+    for sensor, result in measured.sensors.items():
         whole = devices.get((sensor.exporter, sensor.collector, sensor.component, sensor.device))
-        if sensor.scope != "part" or item.energy is None or whole is None or whole[1].energy is None:
+        if sensor.scope != "part" or result.energy is None or whole is None or whole[1].energy is None:
             continue
-        if item.energy.lower_joules > whole[1].energy.upper_joules:
+        if result.energy.lower_joules > whole[1].energy.upper_joules:
             yield Finding(
                 severity="error",
                 reason="core_exceeds_package",
-                text=f"{sensor}: at least {item.energy.lower_joules:.6g} J, more than the "
-                f"{whole[1].energy.upper_joules:.6g} J that {whole[0].domain} can have used",
+                text=f"{sensor}: at least {result.energy.lower_joules:.6g} J, more than the "
+                f"{whole[1].energy.upper_joules:.6g} J that {whole[0].domain} can have used at most",
                 evidence={
                     "sensor": str(sensor),
-                    "part_joules": item.energy.joules,
+                    "part_joules": result.energy.joules,
                     "device_joules": whole[1].energy.joules,
                 },
                 window=measured.window.index,
@@ -214,13 +219,13 @@ def _parts(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
 
 
 def _node(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
-    for sensor, item in measured.sensors.items():
-        if sensor.scope != "node" or item.energy is None:
+    for sensor, result in measured.sensors.items():
+        if sensor.scope != "node" or result.energy is None:
             continue
         devices = [
-            (other, found.energy)
-            for other, found in measured.sensors.items()
-            if other.scope == "device" and other.exporter == sensor.exporter and found.energy is not None
+            (other, device.energy)
+            for other, device in measured.sensors.items()
+            if other.scope == "device" and other.exporter == sensor.exporter and device.energy is not None
         ]
         if not devices:
             continue
@@ -228,12 +233,12 @@ def _node(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
         lower = sum(
             energy.lower_joules * (1 - min(run.sensors[other].accuracy or 0.0, 1.0)) for other, energy in devices
         )
-        if lower > item.energy.upper_joules * slack:
+        if lower > result.energy.upper_joules * slack:
             yield Finding(
                 severity="warning",
                 reason="devices_exceed_node",
-                text=f"{sensor}: {item.energy.joules:.6g} J, less than the {lower:.6g} J of its devices",
-                evidence={"sensor": str(sensor), "node_joules": item.energy.joules, "devices_lower_joules": lower},
+                text=f"{sensor}: {result.energy.joules:.6g} J, less than the {lower:.6g} J of the devices in it",
+                evidence={"sensor": str(sensor), "node_joules": result.energy.joules, "devices_lower_joules": lower},
                 window=measured.window.index,
             )
 
@@ -243,22 +248,23 @@ def _clocks(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
         distance_s = max(offset.lower_s, -offset.upper_s)
         if distance_s <= CLOCK_TOLERANCE_S:
             continue
-        what = "though both run on one machine" if same_clock(exporter, run.record) else "taken into account"
+        same = same_clock(exporter, run.record)
+        consequence = "both run on one machine, so its clock was set" if same else "the results are corrected for it"
         yield Finding(
             severity="warning",
             reason="clock_skew",
-            text=f"{exporter}: its clock differs from the harness's by {offset.lower_s:.4g} to {offset.upper_s:.4g} s, "
-            f"{what}",
+            text=f"{exporter}: its clock differs from the harness's by {offset.lower_s:.4g} to {offset.upper_s:.4g} s; "
+            f"{consequence}",
             evidence={"exporter": exporter, "lower_s": offset.lower_s, "upper_s": offset.upper_s},
             window=measured.window.index,
         )
 
 
 _FLAG_TEXTS: Final[Mapping[str, str]] = {
-    "not_steady": "the warm-up ended before the network ran steadily",
-    "interrupted": "the window was cut off and is left out",
+    "not_steady": "the warm-up ended before the network ran steadily; raise max_warmup_s in the plan",
+    "interrupted": "the window was interrupted and is excluded",
     "too_short": "the window is shorter than planned",
-    "overloaded": "queries arrived faster than they were served: the window is left out",
+    "overloaded": "queries arrived faster than they were served; the window is excluded. Use a lower rate",
 }
 
 
@@ -271,16 +277,18 @@ def _flags(measured: MeasuredWindow) -> Iterator[Finding]:
 
 
 def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
-    """Findings about the run as a whole.
+    """Yield the findings about the run as a whole.
 
     Args:
-        run: The run, measured.
-        with_history: Whether a source of samples was asked at all.
+        run: The measured run.
+        with_history: Whether there was a source of samples.
     """
     record = run.record
     if not run.sensors:
         yield Finding(
-            severity="error", reason="no_sensors", text="the run has no energy sensor: nothing but times can be told"
+            severity="error",
+            reason="no_sensors",
+            text="the run has no energy sensor, so it has times only; 'joulewatch-exporter check' reports why",
         )
     methods: dict[str, list[str]] = {}
     for sensor, item in run.sensors.items():
@@ -288,7 +296,7 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
     for method, reason, sentence in (
         ("estimated", "estimated_energy", "estimated by a power model, not measured"),
         ("emulated", "emulated_energy", "from an emulated machine, not from hardware"),
-        ("unknown", "unknown_method", "of an unknown method: nothing describes them any more"),
+        ("unknown", "unknown_method", "measured by an unknown method, because joulewatch_sensor_info is not stored"),
     ):
         if method in methods:
             names = methods[method]
@@ -302,13 +310,14 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
             yield Finding(
                 severity="warning",
                 reason="exporter_missing",
-                text=f"{exporter}: {run.history.source} has no samples of it around the run",
+                text=f"{exporter}: {run.history.source} has no samples of this exporter around the run; check that it "
+                "is scraped",
                 evidence={"exporter": exporter},
             )
         yield from _gaps(run)
     if record.end is None:
         yield Finding(
-            severity="warning", reason="interrupted", text="the run has no end: it was killed, or goes on still"
+            severity="warning", reason="interrupted", text="the run has no end: it was killed or is still running"
         )
     elif record.end.status != "complete":
         text = f": {record.end.text}" if record.end.text else ""
@@ -316,8 +325,8 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
 
 
 def _gaps(run: MeasuredRun) -> Iterator[Finding]:
-    """Samples missing inside measure windows: the counters went on, so the energies are right."""
-    told = set()
+    """Yield the gaps between samples inside windows; the counters kept counting, so the energies are right."""
+    reported = set()
     for sensor, counter in run.history.counters.items():
         if len(counter) < 3:
             continue
@@ -328,25 +337,25 @@ def _gaps(run: MeasuredRun) -> Iterator[Finding]:
             for measured in run.windows:
                 span = measured.span
                 key = (sensor.exporter, measured.window.index)
-                if span.start_s <= left_s and right_s <= span.end_s and key not in told:
-                    told.add(key)
+                if span.start_s <= left_s and right_s <= span.end_s and key not in reported:
+                    reported.add(key)
                     yield Finding(
                         severity="info",
                         reason="sample_gap",
-                        text=f"{sensor.exporter}: no sample for {right_s - left_s:.3g} s inside the window; "
-                        "its counters went on",
+                        text=f"{sensor.exporter}: no sample for {right_s - left_s:.3g} s inside the window; its "
+                        "counters kept counting",
                         evidence={"exporter": sensor.exporter, "gap_s": right_s - left_s},
                         window=measured.window.index,
                     )
 
 
 def audit_repeats(name: str, values: Sequence[float]) -> Iterator[Finding]:
-    """Whether the rounds of one group agree; ``values`` are joules per inference, one per round."""
+    """Check whether the rounds of one group agree; ``values`` are joules per inference, one per round."""
     if len(values) == 1:
         yield Finding(
             severity="info",
             reason="single_repeat",
-            text=f"{name}: one round only, so nothing is known of repeatability",
+            text=f"{name}: a single round, so repeatability is not known; use --rounds 2 or more",
         )
     if len(values) < 2:
         return
@@ -356,13 +365,14 @@ def audit_repeats(name: str, values: Sequence[float]) -> Iterator[Finding]:
         yield Finding(
             severity="warning",
             reason="repeats_apart",
-            text=f"{name}: the rounds spread over {100 * spread:.3g} % of their mean",
+            text=f"{name}: the rounds differ by {100 * spread:.3g} % of their mean; use more rounds, or stop "
+            "other load on the machine",
             evidence={"spread": spread, "rounds": len(values)},
         )
 
 
 def audit_idle(component: str, watts: Sequence[float]) -> Iterator[Finding]:
-    """Whether idle power stayed the same; ``watts`` in the order of time."""
+    """Check whether the idle power stayed the same; ``watts`` in order of time."""
     if len(watts) < 2:
         return
     mean = sum(watts) / len(watts)
@@ -370,6 +380,7 @@ def audit_idle(component: str, watts: Sequence[float]) -> Iterator[Finding]:
         yield Finding(
             severity="warning",
             reason="idle_drift",
-            text=f"{component}: idle power went from {watts[0]:.4g} W to {watts[-1]:.4g} W over the run",
+            text=f"{component}: idle power changed from {watts[0]:.4g} W to {watts[-1]:.4g} W over the run; use longer "
+            "idle windows, or stop other load on the machine",
             evidence={"component": component, "first_watts": watts[0], "last_watts": watts[-1]},
         )
