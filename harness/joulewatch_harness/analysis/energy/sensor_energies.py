@@ -1,4 +1,4 @@
-"""The energy of every sensor in any one window of history, and their sum over devices."""
+"""The energy of every sensor in one window of history, and their sum over devices."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class SensorEnergy:
 
     @property
     def expanded_joules(self) -> float:
-        """At 95 % coverage."""
+        """Expanded uncertainty at 95 % coverage."""
         if self.energy is None:
             return 0.0
         items = [(item.standard_joules, float("inf")) for item in self.energy.budget]
@@ -67,7 +67,7 @@ class SensorEnergy:
 
 
 def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -> list[SensorEnergy]:
-    """Energy of every sensor that matches, in one window; a reason where there is no number."""
+    """Return the energy in one window of every sensor that matches, or the reason why there is none."""
     rows = []
     for sensor, record in sorted(history.sensors.items(), key=lambda item: (SCOPES.index(item[0].scope), item[0])):
         if scope not in ("all", sensor.scope):
@@ -87,7 +87,9 @@ def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -
                 raise CoverageError("no_samples", "no sample in the window")
             energy = with_unseen(energy, span, traits_of(record), history.readings.get(sensor))
             if health.unmeasured_s > LARGEST_UNMEASURED * span.duration_s:
-                raise CoverageError("unmeasured_time", f"the counter missed {health.unmeasured_s:.3g} s")
+                raise CoverageError(
+                    "unmeasured_time", f"the counter did not cover {health.unmeasured_s:.3g} s of the window"
+                )
         except CoverageError as error:
             reason = "sensor_down" if health.down else error.reason
             rows.append(SensorEnergy(sensor=sensor, record=record, energy=None, reason=reason, text=str(error)))
@@ -97,7 +99,7 @@ def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -
 
 
 def total_of(rows: Sequence[SensorEnergy]) -> Joules | None:
-    """Sum over device sensors; ``None`` where one of them has no number, or there is none."""
+    """Return the sum over device sensors; None if one of them has no number, or there are none."""
     devices = [row.joules for row in rows if row.sensor.scope == "device"]
     energies = [energy for energy in devices if energy is not None]
     if not devices or len(energies) < len(devices):

@@ -1,11 +1,11 @@
 """Energy of one window from edges, from a counter's history or from power, each with its bounds. Pure.
 
-Three times are told apart. The window lies on the harness's clock. Counters are placed at their read
-timestamps, on the exporter's clock. ``ClockOffset`` says what is known of the difference.
+Two clocks are involved. The window lies on the harness's clock. Counters are placed at their read timestamps, on the
+exporter's clock. ``ClockOffset`` bounds the difference.
 
-Of a counter we know that it never falls: the samples around an edge are hard bounds. What lies between is
-estimated (from the powers on either side, or from the smallest power seen and the window's for the milliseconds
-between an edge's reading and the window) and carries an uncertainty that covers what may have been.
+A counter never falls, so the samples around an edge are hard bounds. The value between them is estimated (from the
+powers on either side; for the milliseconds between the reading at an edge and the window, from the smallest power
+observed and the power of the window), with an uncertainty that covers all possible values.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Method = Literal["edges", "history", "power"]
 Distribution = Literal["uniform", "triangular", "arcsine", "normal"]
 
 ACCURACY: Final = "accuracy"
-"""Name of the budget item of a sensor's published accuracy."""
+"""Name of the budget component of a sensor's published accuracy."""
 
 _POWER_CAP_FACTOR: Final = 2.0
-"""Power just outside a window is taken to be at most twice the window's mean, or the largest power seen."""
+"""Assumed largest power just outside a window, as a multiple of its mean; at least the largest power observed."""
 _LEAST_POWER_DOUBT: Final = 0.2
-"""However steady power was seen to be: by this share of it nobody knows it for some milliseconds."""
+"""Smallest relative uncertainty of the power during some milliseconds, however steady it was otherwise."""
 _PERIOD_TOLERANCE: Final = 0.05
-"""Readings a refresh period apart may be this much nearer: scrapes and sensors have clocks of their own."""
+"""Relative tolerance for readings one refresh period apart: scrapes and sensors have different clocks."""
 _FEW_READINGS: Final = 4
-"""With fewer readings in a window nothing is made of their scatter."""
+"""With fewer readings in a window, their scatter is not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,14 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class ClockOffset:
-    """Bounds of the exporter's clock minus the harness's, seconds. (0, 0): one clock."""
+    """Bounds of the exporter's clock minus the harness's, in seconds. (0, 0): the same clock."""
 
     lower_s: float = 0.0
     upper_s: float = 0.0
 
     @property
     def nominal_s(self) -> float:
-        """Zero where the bounds allow it, else their middle."""
+        """Zero if the bounds contain it, else their middle."""
         return 0.0 if self.lower_s <= 0.0 <= self.upper_s else (self.lower_s + self.upper_s) / 2
 
     @property
@@ -76,7 +76,7 @@ class ClockOffset:
 
 @dataclass(frozen=True, slots=True)
 class EdgeReading:
-    """One counter, read at one edge: joules and the exporter's clock."""
+    """One counter read at one edge: joules, and the time on the exporter's clock."""
 
     read_at_s: float
     joules: float
@@ -85,7 +85,7 @@ class EdgeReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BudgetItem:
-    """One line of an uncertainty budget (GUM, annex H.1)."""
+    """One component of an uncertainty budget (GUM, annex H.1)."""
 
     name: str
     standard_joules: float
@@ -93,33 +93,33 @@ class BudgetItem:
     distribution: Distribution
     text: str
     systematic: bool = False
-    """The same in every repeat, so repeats do not reduce it: a sensor's accuracy, but also what power does
-    beside the edges of a window, which is alike each time. Not so the phase of a sensor's refresh."""
+    """The same in every repeat, so repeats do not reduce it: the accuracy of a sensor, and the power next to the edges
+    of a window, which is similar each time. The phase of a sensor's refresh is not systematic."""
     family: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WindowEnergy:
-    """Energy of one sensor in one window, with what is known of its error."""
+    """Energy of one sensor in one window, with its bounds and uncertainty."""
 
     joules: float
     lower_joules: float
-    """Hard bound from what was read and when; the sensor's own accuracy is in the budget, not in here."""
+    """Hard bound from the readings and their times; excludes the sensor's accuracy, which is in the budget."""
     upper_joules: float
     budget: tuple[BudgetItem, ...]
     method: Method
     duration_s: float
     samples: int
-    """Samples inside the window; with edges the two readings."""
+    """Samples inside the window; with edges: the two readings."""
 
     @property
     def standard_joules(self) -> float:
-        """Combined standard uncertainty of this one window."""
+        """Combined standard uncertainty of this window."""
         return math.sqrt(math.fsum(item.standard_joules**2 for item in self.budget))
 
     @property
     def sampling_joules(self) -> float:
-        """The same without the sensor's accuracy: what another way of reading the same counter may differ by."""
+        """The same without the sensor's accuracy: two ways of reading one counter differ by no more."""
         return math.sqrt(math.fsum(item.standard_joules**2 for item in self.budget if item.name != ACCURACY))
 
     @property
@@ -183,7 +183,7 @@ def _check_refresh(window: Span, traits: Traits) -> None:
         raise CoverageError(
             "below_refresh",
             f"the window of {window.duration_s:.3g} s is shorter than the {traits.refresh_s:.3g} s "
-            "in which the sensor's value changes",
+            "between two updates of the sensor; use a longer window",
         )
 
 
@@ -194,7 +194,7 @@ def _check_restart(restarts_s: Floats | None, first_s: float, last_s: float) -> 
     if inside.size:
         raise CoverageError(
             "exporter_restart",
-            f"the exporter restarted at {inside[0]:.3f}, inside the window: the counter began again at 0",
+            f"the exporter restarted at {inside[0]:.3f}, inside the window, which set the counter to 0",
         )
 
 
@@ -210,25 +210,25 @@ def energy_from_edges(
 ) -> WindowEnergy:
     """Energy of a window whose counter was read just before its start and just after its end.
 
-    The counter's rise is an upper bound. In the milliseconds between each reading and the window the machine
-    idled, or went on as in the window, or something between: the mean of the smallest power that was seen and the
-    window's is taken off. The bounds do not believe in that smallest power; they allow for none.
+    The counter's increase is an upper bound. In the milliseconds between each reading and the window the machine
+    was idle, or ran as in the window, or something in between: the mean of the smallest power observed and the power of
+    the window is subtracted. The bounds do not rely on the smallest power; they assume 0.
 
     Args:
-        start: Reading at the start; before ``window.start_s`` unless clocks differ.
+        start: Reading at the start; before ``window.start_s`` unless the clocks differ.
         end: Reading at the end.
         window: The span on the harness's clock.
-        traits: What limits the sensor.
-        restarts_s: Times at which the exporter started, on its own clock.
-        power_floor_watts: Smallest power that the device was seen to have.
-        power_cap_watts: Largest power that the device is known to have had; twice the window's mean power is
-            allowed for in any case.
+        traits: Limits of the sensor.
+        restarts_s: Times at which the exporter started, on its clock.
+        power_floor_watts: Smallest power observed of the device.
+        power_cap_watts: Largest power observed of the device; the bounds always allow for twice the window's mean
+            power.
 
     Returns:
         Energy in joules with hard bounds and budget.
 
     Raises:
-        CoverageError: ``exporter_restart``, ``below_refresh`` or ``clock_skew`` (the readings are not in order).
+        CoverageError: ``exporter_restart``, ``below_refresh`` or ``clock_skew`` (the readings are out of order).
     """
     _check_refresh(window, traits)
     _check_restart(restarts_s, start.read_at_s, end.read_at_s)
@@ -245,8 +245,8 @@ def energy_from_edges(
     if between_s <= window.duration_s / 2:
         raise CoverageError(
             "clock_skew",
-            f"the readings of the edges lie {between_s:.3f} s apart on the harness's clock, "
-            f"the window lasts {window.duration_s:.3f} s",
+            f"the readings at the edges are {between_s:.3f} s apart on the harness's clock, but the window is "
+            f"{window.duration_s:.3f} s long",
         )
     power = rise / between_s
     cap = max(_POWER_CAP_FACTOR * power, power_cap_watts)
@@ -256,8 +256,8 @@ def energy_from_edges(
     slack_half, clock_half = 0.0, 0.0
     for slack, offset in zip(slack_s, (start.offset, end.offset), strict=True):
         error_s = offset.half_width_s + window.clock_error_s
-        # A reading inside the window misses energy at the window's own power; one outside has too much,
-        # at a power between the smallest that was seen and the window's.
+        # A reading inside the window misses energy at the window's power; a reading outside includes too much, at a
+        # power between the smallest one observed and the window's.
         joules -= slack * (power + floor) / 2 if slack >= 0 else slack * power
         slack_half += abs(slack) * max(power - floor, _LEAST_POWER_DOUBT * power) / 2
         clock_half += error_s * power
@@ -265,7 +265,7 @@ def energy_from_edges(
         upper += max(error_s - slack, 0.0) * cap
     if slack_half > 0:
         text = f"{slack_s[0] * 1e3:.3g} ms and {slack_s[1] * 1e3:.3g} ms between the readings and the window"
-        # Extremes are the likely cases: the machine idles while its counters are read, or goes on as before.
+        # The extremes are the likely cases: the machine is idle while its counters are read, or keeps running.
         standard = slack_half / math.sqrt(2.0)
         items.append(
             BudgetItem(
@@ -303,7 +303,7 @@ def energy_from_edges(
 
 
 def _bracket(times_s: Floats, edge_s: float, error_s: float, name: str, max_gap_s: float) -> tuple[int, int]:
-    """Indexes of the last sample surely before an edge and the first surely not before it."""
+    """Return the indexes of the last sample certainly before an edge and the first certainly not before it."""
     before = int(times_s.searchsorted(edge_s - error_s, side="right")) - 1
     after = int(times_s.searchsorted(edge_s + error_s, side="left"))
     if before < 0 or after >= times_s.size:
@@ -313,7 +313,7 @@ def _bracket(times_s: Floats, edge_s: float, error_s: float, name: str, max_gap_
     if gap_s > max_gap_s + 2 * error_s:
         raise CoverageError(
             "sample_gap",
-            f"{gap_s:.3g} s without a sample around the window's {name} (at most {max_gap_s:.3g} s is believed)",
+            f"{gap_s:.3g} s without a sample around the window's {name} (at most {max_gap_s:.3g} s is accepted)",
         )
     return before, after
 
@@ -321,10 +321,10 @@ def _bracket(times_s: Floats, edge_s: float, error_s: float, name: str, max_gap_
 def _counter_at(times_s: Floats, values: Floats, edge_s: float, max_gap_s: float) -> float:
     """Estimate a counter between two samples, in joules above the first of ``values``.
 
-    The rise between the two samples around the edge is split in proportion to what the power before them
-    would have used up to the edge, and the power after them from the edge on. Where both are the same that is the
-    straight line; where the load begins or ends at the edge it is exact, while a straight line would be off by up to
-    a quarter of the step in power times the spacing. Without a neighbour to take a power from: the straight line.
+    The increase between the two samples around the edge is split in proportion to the energies that the power before
+    them would use up to the edge, and the power after them from the edge on. With equal powers this is linear
+    interpolation. If the load starts or ends at the edge it is exact, while linear interpolation is wrong by up to a
+    quarter of the step in power times the spacing. Without a neighbouring sample, the interpolation is linear.
     """
     after = min(max(int(times_s.searchsorted(edge_s, side="left")), 1), times_s.size - 1)
     before = after - 1
@@ -345,7 +345,7 @@ def _counter_at(times_s: Floats, values: Floats, edge_s: float, max_gap_s: float
 
 
 def _spread_about(estimate: float, lower: float, upper: float) -> float:
-    """Root mean square distance from ``estimate`` of a uniform distribution over [lower, upper]."""
+    """Return the root mean square distance from ``estimate`` of a uniform distribution over [lower, upper]."""
     width = upper - lower
     if width <= 0:
         return 0.0
@@ -364,18 +364,18 @@ def energy_from_counter(
 ) -> WindowEnergy:
     """Energy of a window from a counter's history, interpolated between the two samples around each edge.
 
-    The energies of adjacent windows add up to that of their union. The bounds use nothing but that a counter
-    never falls (and, for the refresh period, the largest power).
+    The energies of adjacent windows add up to the energy of their union. The bounds use only that a counter never
+    falls (and, for the refresh period, the largest power).
 
     Args:
         counter: Joules at read timestamps, on the exporter's clock.
         window: The span on the harness's clock.
-        traits: What limits the sensor.
+        traits: Limits of the sensor.
         offset: The exporter's clock minus the harness's.
-        max_gap_s: Longest spacing around an edge that is believed; default three median spacings.
+        max_gap_s: Longest accepted spacing around an edge; default: three median spacings.
         restarts_s: Times at which the exporter started.
-        power_cap_watts: Largest power that the device is known to have had; twice the window's mean power and
-            the steepest rise between two samples are allowed for in any case.
+        power_cap_watts: Largest power observed of the device; the bounds always allow for twice the window's mean power
+            and for the steepest increase between two samples.
 
     Returns:
         Energy in joules with hard bounds and budget.
@@ -384,7 +384,7 @@ def energy_from_counter(
         CoverageError: ``no_samples``, ``unbracketed``, ``sample_gap``, ``exporter_restart``, ``below_refresh``.
 
     Source:
-        Interpolation of the integral by the powers on either side; with equal powers the straight line of
+        Interpolation of the integral by the powers on either side; with equal powers the linear interpolation of
         PromQL's ``increase(c[w] smoothed)``.
     """
     _check_refresh(window, traits)
@@ -397,7 +397,7 @@ def energy_from_counter(
     start_s, end_s = window.start_s + offset.nominal_s, window.end_s + offset.nominal_s
     a, b = _bracket(times_s, start_s, error_s, "start", max_gap_s)
     c, d = _bracket(times_s, end_s, error_s, "end", max_gap_s)
-    # ``c`` is the last sample before the end: before ``b`` where the window lies between two samples.
+    # ``c`` is the last sample before the end; it precedes ``b`` if the window lies between two samples.
     _check_restart(restarts_s, float(times_s[a]), float(times_s[d]))
     part_times, part = times_s[a : d + 1], values[a : d + 1]
     steps = part[1:] - part[:-1]
@@ -471,16 +471,15 @@ def energy_from_power(
 ) -> WindowEnergy:
     """Integrate sampled power over one window.
 
-    Power is taken as linear between samples and at the two edges, so the energies of adjacent windows add up
-    to the energy of their union. The bounds hold where power is monotone between two samples; unlike a
-    counter's they are not hard.
+    Power is linear between samples and at the two edges, so the energies of adjacent windows add up to the energy of
+    their union. The bounds hold if power is monotone between two samples; unlike a counter's they are not hard.
 
     Args:
         power: Watts at strictly increasing times, on the exporter's clock.
         window: The span on the harness's clock.
-        traits: What limits the sensor.
+        traits: Limits of the sensor.
         offset: The exporter's clock minus the harness's.
-        max_gap_s: Longest spacing over which a straight line is still believed; default three median spacings.
+        max_gap_s: Longest spacing that is interpolated; default: three median spacings.
 
     Returns:
         Energy in joules with bounds and budget.
@@ -513,7 +512,7 @@ def energy_from_power(
     items = []
     half = float(halves.sum())
     if half > 0:
-        # Each interval's error is taken as uniform and independent of its neighbours'.
+        # The error of each interval is uniform and independent of its neighbours.
         standard = float(np.sqrt(np.dot(halves, halves) / 3))
         text = f"power between samples {float(np.median(np.diff(part_times))):.3g} s apart"
         items.append(
@@ -562,32 +561,32 @@ def with_unseen(
     power_floor_watts: float = 0.0,
     power_cap_watts: float = 0.0,
 ) -> WindowEnergy:
-    """Widen an energy by what a sensor that looks only at a part of each refresh period may have missed.
+    """Add the uncertainty of a sensor that observes only part of each refresh period.
 
-    With f the share of time that is seen, N the refresh periods in the window of length D and s the scatter of the
-    sensor's values from one to the next, the seen slices are a systematic sample of all slices, and
+    With f the observed share of the time, N the number of refresh periods in the window of length D, and s the scatter
+    between successive values of the sensor, the observed slices are a systematic sample of all slices, and
 
         u(E) = D s sqrt((1 - f) / N),    s^2 = mean of (p[i+1] - p[i])^2 / 2 .
 
-    Slow changes of power are seen as they are; successive differences keep them out of s. This takes for granted that
-    what power does within a refresh period is not in step with the sensor: a load that repeats with the sensor's own
-    period looks constant, and nobody can tell. Few values count for less (Student's factor, with two thirds of a
-    degree of freedom for each difference); with fewer than four, unseen power may have been anything, evenly, between
-    the smallest and the largest power of the device. The hard bounds always allow for any power up to the largest.
+    Slow changes of power are observed; successive differences keep them out of s. The formula assumes that the power
+    within a refresh period is not synchronised with the sensor: a load that repeats with the sensor's own period
+    appears constant, and no data can show that. Few values widen the uncertainty (Student's factor, with two thirds of
+    a degree of freedom per difference). With fewer than four values, the unobserved power is uniform between the
+    smallest and the largest power of the device. The hard bounds always allow for any power up to the largest.
 
     Args:
         energy: From edges, history or power.
         window: Its span.
-        traits: What limits the sensor; where nothing is unseen, ``energy`` comes back as it is.
-        readings: The sensor's own values in watts, as they were scraped; None: not known.
+        traits: Limits of the sensor; if it observes all the time, ``energy`` is returned unchanged.
+        readings: The sensor's power values in watts, as scraped; None: not known.
         offset: The exporter's clock minus the harness's.
-        power_floor_watts: Smallest power that the device was seen to have.
-        power_cap_watts: Largest; twice the window's mean power is allowed for in any case.
+        power_floor_watts: Smallest power observed of the device.
+        power_cap_watts: Largest power observed; the bounds always allow for twice the window's mean power.
 
     Source:
         Cochran, Sampling Techniques, 3rd ed., 2.6 (the finite population correction) and ch. 8; Wolter 1984, An
         investigation of some estimators of variance for systematic sampling (the successive differences); Yang, Adamek,
-        Armour 2023, arXiv 2312.02741 (which sensors do so).
+        Armour 2023, arXiv 2312.02741 (the sensors concerned).
     """
     unseen = traits.unseen
     if unseen <= 0.0:
@@ -595,21 +594,21 @@ def with_unseen(
     power, duration_s = energy.mean_power_watts, energy.duration_s
     cap = max(_POWER_CAP_FACTOR * power, power_cap_watts)
     floor = min(power_floor_watts, power)
-    seen = f"sees {1e3 * traits.window_s:.3g} of each {1e3 * traits.refresh_s:.3g} ms"
+    observed = f"the sensor observes {1e3 * traits.window_s:.3g} of every {1e3 * traits.refresh_s:.3g} ms"
     values = _apart(readings, window, offset, traits.refresh_s) if readings is not None else np.empty(0)
     if values.size >= _FEW_READINGS:
         scatter_watts = math.sqrt(float(np.mean(np.diff(values) ** 2)) / 2)
         few = student_factor(2 * (values.size - 1) / 3) / NORMAL_95
-        # A gauge that was only scraped has no values between its samples.
+        # A gauge has no values between its samples.
         periods = min(duration_s / traits.refresh_s, energy.samples if energy.method == "power" else math.inf)
         standard = few * duration_s * scatter_watts * math.sqrt(unseen / max(periods, 1.0))
         half = NORMAL_95 * standard
         distribution: Distribution = "normal"
-        text = f"{seen}; {values.size} values in the window scatter by {scatter_watts:.3g} W"
+        text = f"{observed}; {values.size} values in the window scatter by {scatter_watts:.3g} W"
     else:
         half = unseen * duration_s * max(cap - power, power - floor)
         standard, distribution = _uniform(half), "uniform"
-        text = f"{seen}; too few values in the window to know their scatter"
+        text = f"{observed}; too few values in the window to know their scatter"
     return replace(
         energy,
         lower_joules=(1.0 - unseen) * energy.lower_joules,
@@ -624,7 +623,7 @@ def with_unseen(
 
 
 def _apart(readings: Series, window: Span, offset: ClockOffset, refresh_s: float) -> Floats:
-    """Values inside a window, each about a refresh period after the one before: no value counts twice."""
+    """Return the values inside a window that are a refresh period apart, so that no value counts twice."""
     start_s, end_s = window.start_s + offset.nominal_s, window.end_s + offset.nominal_s
     least_s = (1.0 - _PERIOD_TOLERANCE) * refresh_s
     kept: list[float] = []

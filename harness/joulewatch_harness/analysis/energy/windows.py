@@ -1,10 +1,11 @@
-"""The energy of every sensor in every window of a run, by the best way that the data allow."""
+"""The energy of every sensor in every window of a run, by edges or by history, whichever is less uncertain."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 
@@ -18,14 +19,15 @@ from joulewatch_harness.analysis.energy.window_energy import (
     with_unseen,
 )
 from joulewatch_harness.analysis.sources.history import Health, History, traits_of, unknown_sensor
-from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s
+from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s, is_loopback
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.records import Edge, RunRecord, SensorRecord, Window
 
-LARGEST_UNMEASURED: float = 0.01
-"""Share of a window that a counter may have missed; above it there is no number."""
-_LOOPBACK = ("127.", "localhost", "[::1]")
-_CLEAN = Health()
+LARGEST_UNMEASURED: Final = 0.01
+"""Largest share of a window that a counter may miss; above it there is no number."""
+_CLEAN: Final = Health()
+Readings = Mapping[SensorId, tuple[float, float]]
+"""Sensor -> time on the exporter's clock, and joules."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,9 +38,9 @@ class Measured:
     reason: str = ""
     text: str = ""
     edges: WindowEnergy | None = None
-    """By edges, where there are any: for the audit."""
+    """Energy by edges, for the audit; None: no edges."""
     history: WindowEnergy | None = None
-    """By the counter's history, where there is one: for the audit."""
+    """Energy by the counter's history, for the audit; None: no history."""
     health: Health = _CLEAN
 
 
@@ -50,12 +52,12 @@ class MeasuredWindow:
     span: Span
     sensors: Mapping[SensorId, Measured]
     offsets: Mapping[str, ClockOffset] = field(default_factory=dict)
-    """Exporter -> its clock minus the harness's, as the edges' round trips bound it."""
+    """Exporter -> its clock minus the harness's, bounded by the round trips at the edges."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredRun:
-    """All windows of a run, and what measured them."""
+    """All windows of a run, and the sensors that measured them."""
 
     record: RunRecord
     sensors: Mapping[SensorId, SensorRecord]
@@ -64,39 +66,38 @@ class MeasuredRun:
 
 
 def span_of(window: Window) -> Span:
-    """The window on the harness's clock; its length is the monotonic clock's."""
+    """Return the window on the harness's clock; its length is from the monotonic clock."""
     return Span(window.start_s, window.start_s + window.duration_s, window.clock_error_s)
 
 
 def known_sensors(record: RunRecord, history: History) -> dict[SensorId, SensorRecord]:
-    """Every energy sensor of the run: from its header, its edges and the history, best description first."""
-    found = {SensorId.of(item): item for item in record.header.sensors}
-    for sensor, item in history.sensors.items():
-        known = found.get(sensor)
-        if known is None or (known.refresh_s is None and item.refresh_s is not None):
-            found[sensor] = item
-        elif known.window_s is None and item.window_s is not None:
-            found[sensor] = replace(known, window_s=item.window_s)
+    """Return every energy sensor of the run: from its header, the history and its edges, best description first."""
+    sensors = {SensorId.of(item): item for item in record.header.sensors}
+    for sensor, stored in history.sensors.items():
+        known = sensors.get(sensor)
+        if known is None or (known.refresh_s is None and stored.refresh_s is not None):
+            sensors[sensor] = stored
+        elif known.window_s is None and stored.window_s is not None:
+            sensors[sensor] = replace(known, window_s=stored.window_s)
     for window in record.windows:
         for edge in (window.start_edge, window.end_edge):
             for counter in edge.counters if edge is not None else ():
                 sensor = SensorId.of(counter)
-                if sensor not in found:
-                    found[sensor] = unknown_sensor(sensor)
-    return dict(sorted(found.items()))
+                sensors.setdefault(sensor, unknown_sensor(sensor))
+    return dict(sorted(sensors.items()))
 
 
 def same_clock(exporter: str, record: RunRecord) -> bool:
-    """Whether the exporter and the harness ran on one machine, and so on one clock."""
+    """Return whether the exporter and the harness ran on one machine, and so share a clock."""
     host = record.header.provenance.get("host")
     for item in record.header.exporters:
         if item.name == exporter and item.nodename and host:
             return bool(item.nodename == host)
-    return exporter.startswith(_LOOPBACK)
+    return is_loopback(exporter)
 
 
 def _edge_offsets(window: Window) -> dict[str, ClockOffset]:
-    """Clock offset of each exporter from the round trips at both edges of a window."""
+    """Return the clock offset of each exporter, from the round trips at both edges of a window."""
     bounds: dict[str, list[tuple[float, float]]] = {}
     for edge in (window.start_edge, window.end_edge):
         for clock in edge.clocks if edge is not None else ():
@@ -105,105 +106,104 @@ def _edge_offsets(window: Window) -> dict[str, ClockOffset]:
     for exporter, pairs in bounds.items():
         lower, upper = max(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
         if lower > upper:
-            # The clock moved inside the window: all that both edges allow.
+            # The clock changed inside the window: the bounds cover both edges.
             lower, upper = min(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
         offsets[exporter] = ClockOffset(lower, upper)
     return offsets
 
 
-def _typical(offsets: Sequence[ClockOffset]) -> ClockOffset:
-    return ClockOffset(
-        float(np.median([item.lower_s for item in offsets])), float(np.median([item.upper_s for item in offsets]))
-    )
+def _typical_offsets(
+    record: RunRecord, exporters: Iterable[str], offsets: Sequence[Mapping[str, ClockOffset]]
+) -> dict[str, ClockOffset]:
+    """Return the median offset of each exporter on another machine, for windows without one of their own."""
+    typical = {}
+    for exporter in exporters:
+        own = [bounds[exporter] for bounds in offsets if exporter in bounds]
+        if own and not same_clock(exporter, record):
+            lower_s = float(np.median([offset.lower_s for offset in own]))
+            typical[exporter] = ClockOffset(lower_s, float(np.median([offset.upper_s for offset in own])))
+    return typical
 
 
-def _counters(edge: Edge | None) -> dict[SensorId, tuple[float, float]]:
+def _readings_at(edge: Edge | None) -> Readings:
     if edge is None:
         return {}
-    return {SensorId.of(item): (item.read_at_s, item.energy_joules) for item in edge.counters}
+    return {SensorId.of(counter): (counter.read_at_s, counter.energy_joules) for counter in edge.counters}
 
 
 def _power_ranges(
-    readings: Sequence[tuple[Mapping[SensorId, tuple[float, float]], Mapping[SensorId, tuple[float, float]]]],
-    history: History,
-    run_end_s: float,
+    readings: Sequence[tuple[Readings, Readings]], history: History, run_end_s: float
 ) -> dict[SensorId, tuple[float, float]]:
-    """Smallest and largest mean power of each sensor between any two readings up to the end of the run, watts.
+    """Return the smallest and largest mean power in watts of each sensor between two readings, up to the run's end.
 
-    What came after it does not count: a run tells the same energy whenever it is analyzed.
+    Readings after the end are ignored, so that a run has the same energies whenever it is analyzed.
     """
-    seen: dict[SensorId, list[float]] = {}
-    # On each exporter's own clock, where it was read.
+    powers: dict[SensorId, list[float]] = {}
+    # On the clock of each exporter.
     last_read_s: dict[SensorId, float] = {}
     for start, end in readings:
         for sensor, (read_at_s, joules) in end.items():
             last_read_s[sensor] = max(read_at_s, last_read_s.get(sensor, read_at_s))
             if sensor in start and read_at_s > start[sensor][0]:
-                seen.setdefault(sensor, []).append((joules - start[sensor][1]) / (read_at_s - start[sensor][0]))
+                powers.setdefault(sensor, []).append((joules - start[sensor][1]) / (read_at_s - start[sensor][0]))
     for sensor, counter in history.counters.items():
         count = int(counter.times_s.searchsorted(last_read_s.get(sensor, run_end_s)))
         if count > 1:
             slopes = np.diff(counter.values[:count]) / np.diff(counter.times_s[:count])
-            seen.setdefault(sensor, []).extend((float(slopes.min()), float(slopes.max())))
-    # Below zero a counter began again, and what it drew then is not known.
-    return {sensor: (max(min(powers), 0.0), max(*powers, 0.0)) for sensor, powers in seen.items()}
+            powers.setdefault(sensor, []).extend((float(slopes.min()), float(slopes.max())))
+    # Below zero the counter restarted, and the power is not known.
+    return {sensor: (max(min(watts), 0.0), max(*watts, 0.0)) for sensor, watts in powers.items()}
 
 
 def measure_run(record: RunRecord, history: History) -> MeasuredRun:
     """Measure every sensor of a run in every window.
 
-    With both ways at hand, the one with the smaller uncertainty counts: edges, unless a sensor is read so
-    seldom that its readings lie far from the window.
+    If a window has both edges and history, the one with the smaller uncertainty is used: the edges, unless the
+    sensor is read so rarely that its readings are far from the window.
     """
     sensors = known_sensors(record, history)
-    readings = [(_counters(window.start_edge), _counters(window.end_edge)) for window in record.windows]
+    readings = [(_readings_at(window.start_edge), _readings_at(window.end_edge)) for window in record.windows]
     run_end_s = max((span_of(window).end_s for window in record.windows), default=-math.inf)
     ranges = _power_ranges(readings, history, run_end_s)
     offsets = [_edge_offsets(window) for window in record.windows]
-    exporters = {sensor.exporter for sensor in sensors}
-    one_clock = {exporter for exporter in exporters if same_clock(exporter, record)}
-    typical = {}
-    for exporter in exporters - one_clock:
-        seen = [item[exporter] for item in offsets if exporter in item]
-        if seen:
-            typical[exporter] = _typical(seen)
-    known = [
-        _Known(
+    typical = _typical_offsets(record, {sensor.exporter for sensor in sensors}, offsets)
+    data = [
+        _SensorData(
             sensor=sensor,
-            traits=traits_of(item),
+            traits=traits_of(metadata),
             counter=history.counters.get(sensor),
             max_gap_s=default_max_gap_s(history.counters[sensor].spacing_s) if sensor in history.counters else None,
             restarts_s=history.starts.get(sensor.exporter),
             range_watts=ranges.get(sensor, (0.0, 0.0)),
-            one_clock=sensor.exporter in one_clock,
+            one_clock=same_clock(sensor.exporter, record),
             readings=history.readings.get(sensor),
         )
-        for sensor, item in sensors.items()
+        for sensor, metadata in sensors.items()
     ]
-    measured = []
+    windows = []
     for window, (start, end), bounds in zip(record.windows, readings, offsets, strict=True):
         if window.duration_s <= 0:
             continue
         span = span_of(window)
-        found = {}
-        for item in known:
-            exporter = item.sensor.exporter
-            offset = ClockOffset() if item.one_clock else bounds.get(exporter, typical.get(exporter))
-            found[item.sensor] = _measure(
+        results = {}
+        for item in data:
+            sensor = item.sensor
+            offset = ClockOffset() if item.one_clock else bounds.get(sensor.exporter, typical.get(sensor.exporter))
+            results[sensor] = _measure(
                 item,
                 span,
-                (start.get(item.sensor), end.get(item.sensor)),
-                _missing(window, exporter),
-                history.health(item.sensor, span.start_s, span.end_s),
+                (start.get(sensor), end.get(sensor)),
+                _missing(window, sensor.exporter),
+                history.health(sensor, span.start_s, span.end_s),
                 offset or ClockOffset(),
             )
-        measured.append(MeasuredWindow(window=window, span=span, sensors=found, offsets=bounds))
-    return MeasuredRun(record=record, sensors=sensors, windows=tuple(measured), history=history)
+        windows.append(MeasuredWindow(window=window, span=span, sensors=results, offsets=bounds))
+    return MeasuredRun(record=record, sensors=sensors, windows=tuple(windows), history=history)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Known:
-    """What is known of a sensor over the whole run."""
+class _SensorData:
+    """Data of a sensor over the whole run."""
 
     sensor: SensorId
     traits: Traits
@@ -211,14 +211,14 @@ class _Known:
     max_gap_s: float | None
     restarts_s: Floats | None
     range_watts: tuple[float, float]
-    """Smallest and largest mean power between any two readings."""
+    """Smallest and largest mean power between two readings."""
     one_clock: bool
     readings: Series | None
-    """Of a sensor that does not look all the time."""
+    """Power values of a sensor that observes only part of the time."""
 
 
 def _missing(window: Window, exporter: str) -> str:
-    """Why an exporter was not read at an edge."""
+    """Return why an exporter was not read at an edge; empty if it was read."""
     for edge in (window.start_edge, window.end_edge):
         if edge is not None and exporter in edge.missing:
             return edge.missing[exporter]
@@ -226,14 +226,14 @@ def _missing(window: Window, exporter: str) -> str:
 
 
 def _measure(
-    known: _Known,
+    data: _SensorData,
     span: Span,
     readings: tuple[tuple[float, float] | None, tuple[float, float] | None],
     missing: str,
     health: Health,
     offset: ClockOffset,
 ) -> Measured:
-    sensor, counter = known.sensor, known.counter
+    sensor, counter = data.sensor, data.counter
     problems: list[CoverageError] = []
     by_edges = by_history = None
     start, end = readings
@@ -243,10 +243,10 @@ def _measure(
                 EdgeReading(*start, offset),
                 EdgeReading(*end, offset),
                 span,
-                known.traits,
-                restarts_s=known.restarts_s,
-                power_floor_watts=known.range_watts[0],
-                power_cap_watts=known.range_watts[1],
+                data.traits,
+                restarts_s=data.restarts_s,
+                power_floor_watts=data.range_watts[0],
+                power_cap_watts=data.range_watts[1],
             )
         except CoverageError as error:
             problems.append(error)
@@ -255,11 +255,11 @@ def _measure(
             by_history = energy_from_counter(
                 counter,
                 span,
-                known.traits,
+                data.traits,
                 offset=offset,
-                max_gap_s=known.max_gap_s,
-                restarts_s=known.restarts_s,
-                power_cap_watts=known.range_watts[1],
+                max_gap_s=data.max_gap_s,
+                restarts_s=data.restarts_s,
+                power_cap_watts=data.range_watts[1],
             )
         except CoverageError as error:
             problems.append(error)
@@ -267,13 +267,13 @@ def _measure(
         reason, text = _why_not(sensor, problems, missing, health, readings, counter)
         return Measured(energy=None, reason=reason, text=text, health=health)
     if health.unmeasured_s > LARGEST_UNMEASURED * span.duration_s:
-        text = f"{sensor}: the counter missed {health.unmeasured_s:.3g} s of {span.duration_s:.3g} s"
+        text = f"{sensor}: the counter did not cover {health.unmeasured_s:.3g} s of {span.duration_s:.3g} s"
         return Measured(
             energy=None, reason="unmeasured_time", text=text, edges=by_edges, history=by_history, health=health
         )
     restart = next((problem for problem in problems if problem.reason == "exporter_restart"), None)
     if restart is not None:
-        # One way saw the counter begin again; that the other did not is no comfort.
+        # If either method saw a restart, reject the window.
         return Measured(
             energy=None,
             reason=restart.reason,
@@ -289,11 +289,11 @@ def _measure(
     best = with_unseen(
         best,
         span,
-        known.traits,
-        known.readings,
+        data.traits,
+        data.readings,
         offset=offset,
-        power_floor_watts=known.range_watts[0],
-        power_cap_watts=known.range_watts[1],
+        power_floor_watts=data.range_watts[0],
+        power_cap_watts=data.range_watts[1],
     )
     return Measured(energy=best, reason="", text="", edges=by_edges, history=by_history, health=health)
 
@@ -306,7 +306,7 @@ def _why_not(
     readings: tuple[object, object],
     counter: Series | None,
 ) -> tuple[str, str]:
-    """The reason that helps most: what the exporter itself says goes before what its absence looks like."""
+    """Return the most helpful reason and its text: reports of the exporter before effects of missing data."""
     if health.down:
         return "sensor_down", f"{sensor}: the exporter could not read the device"
     restart = next((error for error in problems if error.reason == "exporter_restart"), None)
@@ -314,9 +314,9 @@ def _why_not(
     if error is not None:
         return error.reason, f"{sensor}: {error}"
     if missing:
-        return "edge_missing", f"{sensor}: exporter not read at an edge: {missing}"
+        return "edge_missing", f"{sensor}: the exporter could not be read at an edge: {missing}"
     if readings != (None, None):
-        return "edge_missing", f"{sensor}: read at one edge only"
+        return "edge_missing", f"{sensor}: read at only one edge"
     if counter is None:
         return "no_samples", f"{sensor}: no edge and no sample"
-    return "unbracketed", f"{sensor}: the samples do not reach around the window"
+    return "unbracketed", f"{sensor}: the samples do not enclose the window"

@@ -41,6 +41,7 @@ from typing import Any, Final, Literal
 
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY
 from joulewatch_harness.analysis.results.model import COMPONENTS, IDLE_BASELINE, REPEATS, TOTAL, BudgetLine, Estimate
+from joulewatch_harness.analysis.sources.series import is_loopback
 from joulewatch_harness.errors import ConfigError, RecordError
 from joulewatch_harness.gum import coverage_factor, effective_dof, standard_error
 from joulewatch_harness.names import unknown
@@ -58,7 +59,6 @@ SIGNIFICANT: Final = "significant"
 _MODELLED: Final = frozenset({"estimated", "unknown"})
 """Methods whose error is not one scale factor."""
 _REAL: Final = frozenset({"counter", "integrated"})
-_LOOPBACK: Final = ("127.", "localhost", "[::1]")
 _LATENCIES: Final = ("p50", "p99")
 
 
@@ -314,7 +314,7 @@ def _sensor_name(run: Run, sensor: str) -> str:
     """The sensor with its machine instead of its exporter's address, where that is this machine's loopback."""
     exporter, _, rest = sensor.partition("/")
     host = run.document["run"]["provenance"].get("host")
-    if exporter.startswith(_LOOPBACK):
+    if is_loopback(exporter):
         # A machine is told by its name and its processor; one without a name is never the same as another.
         exporter = f"{host} {run.hardware}" if host else f"run {run.id}"
     return f"{exporter}/{rest}"

@@ -1,4 +1,4 @@
-"""Samples over time and the sensors they come from: checked once, when built, then trusted."""
+"""Samples over time and the identity of their sensors; checked once, when built."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from numpy.typing import NDArray
 from joulewatch_harness.records import EdgeCounter, SensorRecord
 
 Floats = NDArray[np.float64]
+_GAP_FACTOR: Final = 3.0
+"""A spacing above this many median spacings is a gap."""
+_SHORTEST_GAP_S: Final = 0.5
+_LOOPBACK: Final = ("127.", "localhost", "[::1]")
 
 
 @dataclass(frozen=True, slots=True, order=True, kw_only=True)
 class SensorId:
-    """Which energy series: the exporter that has it and the labels that tell it from its others."""
+    """Identity of an energy series: its exporter and its labels."""
 
     exporter: str
     """Prometheus' ``instance``, or the exporter's name in a recording."""
@@ -29,7 +33,7 @@ class SensorId:
 
     @classmethod
     def of(cls, record: SensorRecord | EdgeCounter) -> Self:
-        """The identity inside a record of the run."""
+        """Return the identity of a sensor or counter in the record of a run."""
         return cls(
             exporter=record.exporter,
             scope=record.scope,
@@ -77,7 +81,7 @@ class Series:
         return float(np.median(np.diff(self.times_s))) if self.times_s.size > 1 else float("nan")
 
     def between(self, start_s: float, end_s: float) -> Series:
-        """The samples in [start_s, end_s] and one more on each side where there is one."""
+        """Return the samples in [start_s, end_s], and one more on each side if there is one."""
         first = max(int(self.times_s.searchsorted(start_s, side="right")) - 1, 0)
         last = int(self.times_s.searchsorted(end_s, side="left")) + 1
         return Series(self.times_s[first:last], self.values[first:last], self.metric)
@@ -86,9 +90,9 @@ class Series:
     def from_samples(cls, times_s: Floats, values: Floats, metric: Mapping[str, str]) -> Self:
         """Build a series from samples that may repeat or step back in time.
 
-        A read timestamp repeats when a scrape showed the last scan again, and steps back when the
-        exporter's clock was set. Samples that are not later than all before them are left out, so that a
-        stepped clock shows as a gap and never as a rise in no time.
+        A read timestamp repeats if a scrape returned the previous scan again, and steps back if the exporter's clock
+        was set. Samples that are not later than all previous ones are dropped, so a stepped clock appears as a gap and
+        never as an increase in no time.
         """
         good = np.isfinite(times_s) & np.isfinite(values)
         times_s, values = times_s[good], values[good]
@@ -99,33 +103,31 @@ class Series:
         return cls(np.ascontiguousarray(times_s, dtype=np.float64), np.ascontiguousarray(values, np.float64), metric)
 
 
-_GAP_FACTOR: Final = 3.0
-"""A spacing above this many median spacings is a gap."""
-
-
-_SHORTEST_GAP_S: Final = 0.5
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
-    """What limits one sensor, whatever the window."""
+    """Limits of one sensor, independent of the window."""
 
     refresh_s: float = 0.0
-    """How often its value really changes."""
+    """Time between two updates of its value."""
     resolution_joules: float = 0.0
     accuracy: float | None = None
-    """Published relative half-width; None where none is published."""
+    """Published relative half-width; None: not published."""
     family: str = ""
-    """Sensors of one family share one systematic error of accuracy."""
+    """Sensors of one family share one systematic error."""
     window_s: float = 0.0
-    """A value is the mean over so much of each refresh period; 0: over all of it."""
+    """A value is the mean over this part of each refresh period; 0: over all of it."""
 
     @property
     def unseen(self) -> float:
-        """Share of the time at which the sensor does not look."""
+        """Share of the time that the sensor does not observe."""
         return 1.0 - self.window_s / self.refresh_s if 0.0 < self.window_s < self.refresh_s else 0.0
 
 
 def default_max_gap_s(spacing_s: float) -> float:
-    """Longest spacing still taken as sampled without a gap, from the median spacing in seconds."""
+    """Return the longest spacing without a gap, from the median spacing in seconds."""
     return max(_GAP_FACTOR * spacing_s, _SHORTEST_GAP_S) if math.isfinite(spacing_s) else _SHORTEST_GAP_S
+
+
+def is_loopback(exporter: str) -> bool:
+    """Return whether an exporter's address is this machine's loopback, and so names no machine."""
+    return exporter.startswith(_LOOPBACK)

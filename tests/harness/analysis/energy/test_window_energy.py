@@ -372,7 +372,7 @@ def test_the_unseen_share_follows_its_formula() -> None:
     count = np.count_nonzero((times >= 1.0) & (times <= 11.0))
     few = student_factor(2 * (count - 1) / 3) / NORMAL_95
     assert item.standard_joules == pytest.approx(few * 10 * math.sqrt(200) * math.sqrt(0.75 / 100), rel=1e-6)
-    assert not item.systematic and "sees 25 of each 100 ms" in item.text
+    assert not item.systematic and "observes 25 of every 100 ms" in item.text
     # Scraped three times as often, each value is there three times and counts once.
     often = Series(
         np.sort(np.concatenate([times + shift for shift in (0.0, 0.03, 0.06)])), np.repeat(readings.values, 3)
