@@ -48,11 +48,11 @@ def run(args: argparse.Namespace) -> int:
     """Run ``joulewatch compare``.
 
     Raises:
-        ConfigError, QueryError, RecordError: Bad arguments, no such run, or nothing that can be compared.
+        ConfigError, QueryError, RecordError: Bad arguments, an unknown run, or nothing to compare.
     """
     from joulewatch_harness.analysis.reports import compare_report
     from joulewatch_harness.analysis.reports.table import terminal_width
-    from joulewatch_harness.analysis.results.compare import compare, pairs_of
+    from joulewatch_harness.analysis.results.compare import NOT_COMPARABLE, compare, pairs_of
     from joulewatch_harness.analysis.results.numbers import warning_line
 
     options = options_from_args(args)
@@ -67,19 +67,19 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(compare_report.render_table(comparison, width=terminal_width()))
     sys.stdout.flush()
     if args.format != "table":
-        said = [note for pair in comparison.pairs for note in pair.notes if note.startswith("NOT ALIKE")]
-        for text in (warning_line(comparison.methods), *said):
+        notes = [note for pair in comparison.pairs for note in pair.notes if note.startswith(NOT_COMPARABLE)]
+        for text in (warning_line(comparison.methods), *notes):
             if text:
                 print(text, file=sys.stderr)  # noqa: T201
     return 0
 
 
 def choose(words: Sequence[str], output: Path, options: PrometheusOptions | None) -> list[tuple[Run, tuple[str, ...]]]:
-    """Runs, each with the configurations that were named after it.
+    """Return the runs, each with the configurations that were named after it.
 
     Raises:
-        ConfigError: a word is neither a run nor a configuration of the run before it.
-        QueryError, RecordError: the first word is no run, or a run cannot be read.
+        ConfigError: A word is neither a run nor a configuration of the run before it.
+        QueryError, RecordError: The first word is not a run, or a run cannot be read.
     """
     from joulewatch_harness.analysis.results.compare import pick
 
@@ -90,26 +90,26 @@ def choose(words: Sequence[str], output: Path, options: PrometheusOptions | None
             chosen[-1] = (chosen[-1][0], (*chosen[-1][1], word))
             continue
         try:
-            found = read(word, output, options)
+            run = read(word, output, options)
         except (QueryError, RecordError) as error:
             if not chosen or Path(word).exists():
                 raise
             try:
                 names = pick(chosen[-1][0], word)
             except ConfigError as second:
-                raise ConfigError(f"{second}; nor is it a run: {error}") from error
+                raise ConfigError(f"{second}; it is not a run either: {error}") from error
             chosen[-1] = (chosen[-1][0], (*chosen[-1][1], *names))
             continue
-        # The same run twice is one run: only then do the errors of its idle windows cancel.
-        chosen.append((known.setdefault(found.id, found), ()))
+        # A run that is named twice is one object, so that the errors of its idle windows cancel.
+        chosen.append((known.setdefault(run.id, run), ()))
     return chosen
 
 
 def read(word: str, output: Path, options: PrometheusOptions | None) -> Run:
-    """An analysed run: from its stored result, or analysed now from journal, recording or Prometheus.
+    """Return an analyzed run: its stored result, or the analysis of its journal, recording or series in Prometheus.
 
     Raises:
-        QueryError, RecordError: there is none, or it cannot be read.
+        QueryError, RecordError: The run is unknown or cannot be read.
     """
     from joulewatch_harness.analysis.reports.to_json import result_document
     from joulewatch_harness.analysis.results.compare import read_document
@@ -133,9 +133,9 @@ def read(word: str, output: Path, options: PrometheusOptions | None) -> Run:
 def _read_json(path: Path) -> object:
     try:
         if path.stat().st_size > LARGEST_RESULT_BYTES:
-            raise RecordError(f"{path}: is too large for a result")
+            raise RecordError(f"{path}: too large for a result (more than {LARGEST_RESULT_BYTES >> 20} MiB)")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecordError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise RecordError(f"{path}: is no JSON: {error}") from error
+        raise RecordError(f"{path}: not valid JSON: {error}") from error

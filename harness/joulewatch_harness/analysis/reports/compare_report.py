@@ -1,4 +1,4 @@
-"""A comparison for people and programs: table, CSV, JSON. Pure: text out."""
+"""A comparison as text, CSV and JSON. Pure: text out."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STORED_VERDICTS: Final[Mapping[Verdict, str]] = {
 
 
 def render_table(comparison: Comparison, *, width: int = DEFAULT_WIDTH) -> str:
-    """Plain text: for every pair and quantity a table over the batch sizes."""
+    """Return plain text: a table over the batch sizes for every pair and quantity."""
     loud = paragraph(warning_line(comparison.methods), width)
     lines = [*loud, ""] if loud else []
     for pair in comparison.pairs:
@@ -101,14 +101,14 @@ def _quantity_lines(rows: Sequence[Row], width: int) -> list[str]:
 def _cell(estimate: Estimate | None, scale: float, *, sign: bool = False) -> str | None:
     if estimate is None:
         return None
-    # Rounds that agree to the last bit but one have no uncertainty worth a digit.
+    # Rounds that agree to the last bits have no uncertainty to show.
     known = estimate.expanded > 1e-9 * abs(estimate.value)
     text = with_uncertainty(estimate, scale) if known else plain(estimate.value * scale)
     return f"+{text}" if sign and estimate.value > 0 else text
 
 
 def _reasons(pair: Pair) -> list[str]:
-    """Why there is no verdict, each reason once."""
+    """Return the reasons for missing verdicts, each once."""
     sizes: dict[str, list[int]] = {}
     for row in pair.rows:
         if row.text:
@@ -164,7 +164,7 @@ _CSV_COLUMNS: Final[tuple[Column[tuple[Pair, Row]], ...]] = (
 
 
 def comparison_document(comparison: Comparison) -> dict[str, Any]:
-    """The comparison as plain data, every number in base units and with its budget."""
+    """Return the comparison as plain data, every number in base units and with its budget."""
     return {
         "schema_version": SCHEMA_VERSION,
         "generator": f"joulewatch {__version__}",
@@ -185,7 +185,7 @@ def comparison_document(comparison: Comparison) -> dict[str, Any]:
 
 
 def render_json(comparison: Comparison) -> str:
-    """The comparison as JSON."""
+    """Return the comparison as JSON."""
     return json_text(comparison_document(comparison))
 
 

@@ -1,4 +1,4 @@
-"""The bar chart of a layer view: estimated energy (or time) per operator, its share of the work beside it."""
+"""Bar chart of a layer view: estimated energy (or time) per operator, next to its share of time and MACs."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ _STYLE: Final = {
 
 
 def write_figure(view: LayerView, path: Path, smallest: float = SMALLEST_SHARE) -> None:
-    """Draw it.
+    """Draw the chart.
 
     Args:
-        view: What to draw.
+        view: The layer view.
         path: PNG, SVG or PDF, by its suffix.
-        smallest: Operators with a smaller share of the time are drawn as one.
+        smallest: Operators with a smaller share of the time are combined.
 
     Raises:
-        ConfigError: another suffix, no such folder, or the file cannot be written.
+        ConfigError: The suffix is not valid, the directory does not exist, or the file cannot be written.
     """
     check_figure_path(path)
     import matplotlib as mpl
@@ -102,7 +102,7 @@ def _label(row: Row) -> str:
     if not row.op or row.op.lower() in name.lower():
         return name
     label = f"{name}  {row.op}"
-    # Of a long one the kernel is left out, which some runtimes tell behind the kind.
+    # If the label is too long, omit the kernel, which some runtimes append to the kind.
     return label if len(label) <= _LONGEST_LABEL else f"{name}  {row.op.partition(' ')[0]}"
 
 
@@ -114,5 +114,7 @@ def _titles(view: LayerView, figure: Any) -> None:
         if loud:
             lines.append(loud)
     figure.suptitle("\n".join(lines), fontsize=10, fontweight="bold", color="#111111", ha="left", x=0.02)
-    legend = "Orange: operators with multiply-accumulates; blue: without; grey: the rest"
+    legend = (
+        "Orange: operators with multiply-accumulates (MACs); blue: without; grey: small operators, and the time between"
+    )
     figure.supxlabel("\n".join([*basis_lines(view), legend]), fontsize=7.5, color="#666666")

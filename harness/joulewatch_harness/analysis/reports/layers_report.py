@@ -31,7 +31,7 @@ OTHER: Final = "other"
 
 
 def group_small(view: LayerView, smallest: float = SMALLEST_SHARE, most: int = MOST_ROWS) -> tuple[Row, ...]:
-    """The rows to show: those below ``smallest`` of the time, and the shortest above ``most``, become one."""
+    """Return the rows to show; those below ``smallest`` of the time and after the ``most`` longest are combined."""
     largest = sorted(view.rows, key=lambda row: -row.share)[:most]
     kept = {id(row) for row in largest if row.share >= smallest}
     small = [row for row in view.rows if id(row) not in kept]
@@ -59,7 +59,7 @@ def group_small(view: LayerView, smallest: float = SMALLEST_SHARE, most: int = M
 
 
 def loud_lines(view: LayerView) -> list[str]:
-    """What stands over every energy here: that it is an estimate, and whether its basis is one as well."""
+    """Return the warnings above the energies: that they are estimates, and whether the measured windows are as well."""
     if view.basis is None:
         return []
     loud = warning_line(view.methods)
@@ -67,7 +67,7 @@ def loud_lines(view: LayerView) -> list[str]:
 
 
 def title(view: LayerView) -> str:
-    """``radioml-vgg10, onnxruntime 1.23.0, int8, batch size 64``."""
+    """Return ``radioml-vgg10, onnxruntime 1.23.0, int8, batch size 64``."""
     about = view.about
     runtime = " ".join(filter(None, (about.get("runtime"), about.get("runtime_version"))))
     parts = (about.get("network"), runtime, about.get("precision"), f"batch size {view.batch_size}")
@@ -75,11 +75,11 @@ def title(view: LayerView) -> str:
 
 
 def basis_lines(view: LayerView) -> list[str]:
-    """Where time and energy come from."""
+    """Return the origin of times and energies."""
     trace, basis = view.trace, view.basis
-    time = f"time: {trace.source}, {trace.batches} batches traced in a pass of their own"
+    time = f"time: {trace.source}, {trace.batches} batches traced in a separate pass"
     if trace.plain_time_ns:
-        time += f" ({trace.time_ns / trace.plain_time_ns - 1:+.1%} against untraced ones)"
+        time += f" ({trace.time_ns / trace.plain_time_ns - 1:+.1%} compared with untraced ones)"
     if basis is None:
         return [time, "energy: none"]
     exponent, letter = prefix_for([basis.joules_per_inference])
@@ -96,7 +96,7 @@ def basis_lines(view: LayerView) -> list[str]:
 
 
 def render_table(view: LayerView, smallest: float = SMALLEST_SHARE, *, width: int = DEFAULT_WIDTH) -> str:
-    """For people: one line per operator, in the order in which they ran, small ones together."""
+    """For people: one row per operator, in the order of execution; small ones are combined."""
     total = Row(
         name="total",
         op="",
@@ -141,7 +141,7 @@ def _speed(row: Row) -> str | None:
 
 
 def render_csv(view: LayerView) -> str:
-    """Every operator, in base units."""
+    """One line per operator, in base units."""
     about = view.about
     columns: list[Column[Row]] = [
         Column("network", lambda _: about.get("network", "")),
@@ -160,7 +160,7 @@ def render_csv(view: LayerView) -> str:
 
 
 def document(view: LayerView) -> dict[str, Any]:
-    """Everything as plain data, in base units."""
+    """Return everything as plain data, in base units."""
     basis, trace = view.basis, view.trace
     return {
         "schema_version": SCHEMA_VERSION,
@@ -193,12 +193,12 @@ def document(view: LayerView) -> dict[str, Any]:
 
 
 def render_json(view: LayerView) -> str:
-    """``document`` as JSON."""
+    """Return ``document`` as JSON."""
     return json_text(document(view))
 
 
 def _digits(value: float) -> float:
-    """Nine digits: more than any clock has, and none of floating point's noise."""
+    """Round to nine digits: more than any clock resolves, without floating-point noise."""
     return float(f"{value:.9g}") if math.isfinite(value) else 0.0
 
 

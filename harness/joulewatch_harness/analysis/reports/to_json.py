@@ -22,11 +22,11 @@ from joulewatch_harness.analysis.results.model import (
 from joulewatch_harness.records import encode
 
 SCHEMA_VERSION: Final = 1
-"""Of the JSON; raised when a reader of the old form would go wrong."""
+"""Version of the JSON, raised when a reader of the previous version would misread it."""
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of ``render_json``'s document, shipped with the package."""
+    """Return the JSON schema of ``render_json``'s document, which is part of the package."""
     text = (
         resources.files("joulewatch_harness.analysis.reports")
         .joinpath("result.schema.json")
@@ -37,7 +37,7 @@ def schema() -> dict[str, Any]:
 
 
 def result_document(result: RunResult) -> dict[str, Any]:
-    """The result as plain data, as ``result.schema.json`` describes it."""
+    """Return the result as plain data, described by ``result.schema.json``."""
     header, end = result.record.header, result.record.end
     return {
         "schema_version": SCHEMA_VERSION,
@@ -77,7 +77,7 @@ def result_document(result: RunResult) -> dict[str, Any]:
 
 
 def render_json(result: RunResult) -> str:
-    """The result as JSON; every number in base units."""
+    """Return the result as JSON, in base units."""
     return json_text(result_document(result))
 
 
@@ -86,7 +86,7 @@ def _finite(value: float) -> float | None:
 
 
 def estimate_document(estimate: Estimate | None, unit: str) -> dict[str, Any] | None:
-    """A value with its uncertainty and budget, as plain data."""
+    """Return a value with its uncertainty and budget, as plain data."""
     if estimate is None:
         return None
     return {

@@ -21,7 +21,7 @@ from joulewatch_harness.analysis.results.model import (
     SetupResult,
 )
 from joulewatch_harness.analysis.results.numbers import plain, prefix_for, warning_line, with_uncertainty
-from joulewatch_harness.analysis.results.phases import beside_execution, has_phases
+from joulewatch_harness.analysis.results.phases import has_phases, outside_execution
 from joulewatch_harness.records import SensorRecord
 
 _METHOD_TEXTS: Final = {
@@ -260,8 +260,8 @@ def _phase_columns(groups: Sequence[GroupResult]) -> list[Column[GroupResult]]:
     names = dict.fromkeys(item.name for group in groups for item in group.phases)
     columns: list[Column[GroupResult]] = [Column("batch", lambda group: group.batch_size)]
     columns += [phase(name, priority) for priority, name in enumerate(names)]
-    if any(beside_execution(group.phases) is not None for group in groups):
-        columns.append(Column("outside execute", lambda group: _percent_cell(beside_execution(group.phases))))
+    if any(outside_execution(group.phases) is not None for group in groups):
+        columns.append(Column("outside execute", lambda group: _percent_cell(outside_execution(group.phases))))
     return columns
 
 

@@ -1,9 +1,9 @@
 """The layer view: time per operator from a trace, energy per operator as an ESTIMATE.
 
-No sensor resolves an operator of a few microseconds. The estimate gives each operator the share of a measured
-window's energy that it has of the time: time share x mean power x time per inference. It holds as far as power is the
-same in all operators, which nobody has measured: a memory-bound operator may draw less than a compute-bound one. The
-sum over all operators is the measured energy of an inference, by construction.
+No sensor resolves an operator of a few microseconds. The estimate splits the energy of measured windows in proportion
+to the time of the operators: time share x mean power x time per inference. It assumes that the power is the same in all
+operators, which has not been measured: a memory-bound operator may use less power than a compute-bound one. The sum
+over all operators is the measured energy of an inference, by construction.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from joulewatch_harness.traces import Trace
 
 BETWEEN: Final = "between operators"
 _OVERHEAD: Final = 0.25
-"""Above this, tracing itself is a good part of what short operators seem to take."""
+"""Above this relative cost, tracing is a considerable part of the time of short operators."""
 _EXPLAINED: Final = 0.8
+"""Smallest share of the time that operators should cover."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Basis:
-    """Measured windows of one configuration at one batch size: where the energy comes from."""
+    """Measured windows of one configuration at one batch size, the basis of the estimate."""
 
     run: str
     configuration: str
     windows: tuple[int, ...]
     seconds_per_inference: float
     joules_per_inference: float
-    """Gross, over all device sensors."""
+    """Gross energy over all device sensors."""
     expanded_joules: float
-    """Its uncertainty, 95 % coverage."""
+    """Its expanded uncertainty at 95 % coverage."""
     methods: tuple[str, ...]
-    """Of the sensors: counter, integrated, estimated, emulated or unknown."""
+    """Methods of the sensors: counter, integrated, estimated, emulated or unknown."""
 
     @property
     def mean_power_watts(self) -> float:
@@ -47,31 +48,31 @@ class Basis:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """An operator, or several that are shown as one; per inference."""
+    """An operator, or several combined into one row; per inference."""
 
     name: str
     op: str
     seconds: float
     share: float
-    """Of the time of a batch, by the trace."""
+    """Share of the time of a batch in the trace."""
     macs: int | None
     macs_share: float | None
     joules: float | None
-    """ESTIMATED; None: there is no basis."""
+    """ESTIMATED; None: no measured windows."""
     operators: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerView:
-    """A network's operators with their time, work and estimated energy."""
+    """The operators of a network with their time, multiply-accumulates and estimated energy."""
 
     about: Mapping[str, str]
     """network, runtime, runtime_version, precision, provider, device."""
     trace: Trace
     rows: tuple[Row, ...]
-    """In the order in which they ran."""
+    """In the order of execution."""
     between: Row
-    """Time of the batch that no operator covers."""
+    """The time of a batch that no operator covers."""
     basis: Basis | None = None
     notes: tuple[str, ...] = field(default=())
 
@@ -81,12 +82,12 @@ class LayerView:
 
     @property
     def seconds(self) -> float:
-        """Of one inference, by the trace."""
+        """Time of one inference in the trace."""
         return sum(row.seconds for row in (*self.rows, self.between))
 
     @property
     def macs(self) -> int | None:
-        """Of one inference: the graph's, else the sum over the operators if all are known."""
+        """Multiply-accumulates of one inference: of the graph, else the sum over the operators if all are known."""
         if self.trace.macs is not None:
             return self.trace.macs // self.batch_size
         known = [row.macs for row in self.rows if row.macs is not None]
@@ -98,10 +99,10 @@ class LayerView:
 
 
 def basis_of(result: RunResult, configuration: str, batch_size: int) -> Basis:
-    """The windows of a run that the energy is taken from.
+    """Return the measured windows of a run at one configuration and batch size.
 
     Raises:
-        CoverageError: the run has no such windows, or no energy for them.
+        CoverageError: The run has no such windows, or they have no energy.
     """
     for group in result.groups:
         if group.configuration.name != configuration or group.batch_size != batch_size:
@@ -131,19 +132,19 @@ def basis_of(result: RunResult, configuration: str, batch_size: int) -> Basis:
 def layer_view(
     trace: Trace, about: Mapping[str, str], basis: Basis | None = None, notes: Sequence[str] = ()
 ) -> LayerView:
-    """Put a trace and the energy of measured windows together.
+    """Combine a trace with the energy of measured windows.
 
     Args:
         trace: The traced pass.
-        about: What was traced, for titles.
+        about: The traced configuration, for titles.
         basis: Measured windows of the same network at the same batch size, never those of the traced pass.
-        notes: What a reader must know besides.
+        notes: Further notes for the reader.
     """
     inferences = trace.batches * trace.batch_size
     covered_ns = sum(item.time_ns for item in trace.operators)
-    # Side by side, operators take more than the batch: then their sum is the whole.
+    # Operators that ran in parallel take more time than the batch; then their sum is the whole.
     whole_ns = max(trace.time_ns, covered_ns)
-    # One number for the work: where an operator appears under several kernels, the graph's own sum decides.
+    # If an operator consists of several kernels, the sum of the graph is the right one.
     known = sum(item.macs or 0 for item in trace.operators)
     total_macs = trace.macs if trace.macs is not None else known
 
@@ -191,29 +192,30 @@ def layer_view(
 def _notes(trace: Trace, known_macs: int, covered: float, basis: Basis | None) -> list[str]:
     notes = list(trace.notes)
     if trace.overlapping:
-        notes.append("Operators ran side by side: shares are of the sum of their times.")
+        notes.append("Operators ran in parallel: shares refer to the sum of their times.")
     if trace.plain_time_ns:
         slower = trace.time_ns / trace.plain_time_ns - 1
         if slower > _OVERHEAD:
             notes.append(
-                f"Traced batches took {slower:.0%} longer than untraced ones: shares of short operators are too large."
+                f"Traced batches took {slower:.0%} longer than untraced ones: the shares of short operators are too "
+                "large."
             )
     if covered < _EXPLAINED and not trace.overlapping:
         notes.append(
-            f"Only {covered:.0%} of the time lies in operators: they are too short for the profile's resolution, or "
-            "the runtime does much besides; a larger batch size shows more."
+            f"Operators cover only {covered:.0%} of the time: they are too short for the resolution of the profile, or "
+            "the runtime does other work; use a larger batch size."
         )
     if trace.macs is not None and known_macs != trace.macs:
         notes.append(
-            f"The operators' MACs add up to {known_macs:,} of the graph's {trace.macs:,} for a batch: "
-            "some operators could not be traced back to the model."
+            f"The operators have {known_macs:,} of the {trace.macs:,} MACs of the graph per batch: some operators "
+            "could not be matched with the model."
         )
     if basis is not None:
         traced = trace.time_ns * 1e-9 / (trace.batches * trace.batch_size)
         ratio = traced / basis.seconds_per_inference
         if not 1 / (1 + _OVERHEAD) <= ratio <= 1 + _OVERHEAD:
             notes.append(
-                f"In the measured windows an inference took {quantity(basis.seconds_per_inference, 's')}, in the trace "
-                f"{quantity(traced, 's')}: the shares may differ too."
+                f"An inference took {quantity(basis.seconds_per_inference, 's')} in the measured windows, but "
+                f"{quantity(traced, 's')} in the trace: the shares may differ too."
             )
     return notes

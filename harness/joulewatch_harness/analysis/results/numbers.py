@@ -1,4 +1,4 @@
-"""Numbers as text: SI prefixes, digits that the uncertainty justifies."""
+"""Numbers as text: SI prefixes, and digits justified by the uncertainty."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PREFIXES: Final = {-9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M"}
 
 
 def prefix_for(values: Iterable[float]) -> tuple[int, str]:
-    """SI prefix that suits most of some values: (exponent, letter)."""
+    """Return the SI prefix for the median of some values: (exponent, letter)."""
     logs = sorted(math.log10(abs(value)) for value in values if value and math.isfinite(value))
     if not logs:
         return 0, ""
@@ -22,19 +22,19 @@ def prefix_for(values: Iterable[float]) -> tuple[int, str]:
 
 
 def decimals_for(value: float, uncertainty: float) -> int:
-    """Decimals that show two digits of the uncertainty, or four digits of a value without one."""
+    """Return the decimals that show two digits of the uncertainty, or four digits of a value without one."""
     scale = uncertainty if uncertainty > 0 and math.isfinite(uncertainty) else abs(value) / 100
     if scale <= 0 or not math.isfinite(scale):
         return 0
     digits = 1 - math.floor(math.log10(scale))
-    # 9.96 rounds up to a digit more.
+    # 9.96 rounds to one more digit.
     if round(scale, digits) >= 10 ** (2 - digits):
         digits -= 1
     return min(max(digits, 0), 9)
 
 
 def with_uncertainty(estimate: Estimate, scale: float = 1.0) -> str:
-    """``12.34 ± 0.56``, in units of 1/scale."""
+    """Return ``12.34 ± 0.56``, in units of 1/scale."""
     value, expanded = estimate.value * scale, estimate.expanded * scale
     if expanded <= 0:
         return plain(value)
@@ -43,29 +43,29 @@ def with_uncertainty(estimate: Estimate, scale: float = 1.0) -> str:
 
 
 def plain(value: float, uncertainty: float = 0.0) -> str:
-    """A value with as many digits as its uncertainty allows, four at most without one."""
+    """Return a value with as many digits as its uncertainty allows, at most four without one."""
     if value == 0:
         return "0"
     return f"{value:.{min(decimals_for(value, uncertainty), max(3 - math.floor(math.log10(abs(value))), 0))}f}"
 
 
 def quantity(value: float, unit: str) -> str:
-    """A value with its own SI prefix: ``3.42 mJ``."""
+    """Return a value with its SI prefix: ``3.42 mJ``."""
     exponent, letter = prefix_for([value])
     return f"{plain(value / 10**exponent)} {letter}{unit}"
 
 
 def warning_line(methods: Iterable[str]) -> str:
-    """The loud line over results that are not measured; empty where all are."""
-    found = set(methods)
+    """Return the warning for results that are not measured; empty if all are."""
+    kinds = set(methods)
     texts = []
-    if "estimated" in found:
+    if "estimated" in kinds:
         texts.append("ESTIMATED from a power model, not measured")
-    if "emulated" in found:
+    if "emulated" in kinds:
         texts.append("from an EMULATED machine, not from hardware")
-    if "unknown" in found:
+    if "unknown" in kinds:
         texts.append("of UNKNOWN method")
     if not texts:
         return ""
-    some = "Some energies" if found - {"estimated", "emulated", "unknown"} else "Energies"
+    some = "Some energies" if kinds - {"estimated", "emulated", "unknown"} else "Energies"
     return f"!!! {some} {' and '.join(texts)} !!!"

@@ -1,4 +1,4 @@
-"""Shares of the time that a batch spends outside of its execution."""
+"""Phases of a batch: which ones there are, and the share of the time outside the execution."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ EXECUTE_PHASE: Final = "execute"
 
 
 def has_phases(group: GroupResult) -> bool:
-    """Whether a batch is more than its execution."""
+    """Return whether a batch has phases other than its execution."""
     return bool({item.name for item in group.phases} - {EXECUTE_PHASE, OTHER_PHASE})
 
 
-def beside_execution(phases: Sequence[PhaseShare]) -> float | None:
-    """Share of the time that goes by around the execution: drivers, copies; None where none is told apart."""
+def outside_execution(phases: Sequence[PhaseShare]) -> float | None:
+    """Return the share of the time outside the execution (drivers, copies); None if the execution is not known."""
     if not any(item.name == EXECUTE_PHASE for item in phases):
         return None
-    # Waiting for queries is no work.
+    # Waiting for queries is not work.
     return math.fsum(item.share.value for item in phases if item.name not in (EXECUTE_PHASE, IDLE_PHASE))

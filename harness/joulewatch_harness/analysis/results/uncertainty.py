@@ -17,15 +17,15 @@ class Combined:
 
     joules: float
     random: Mapping[str, float]
-    """Item -> standard uncertainty, joules."""
+    """Component -> standard uncertainty in joules."""
     systematic: Mapping[str, float]
-    """Item and family -> standard uncertainty, joules."""
+    """Component and family -> standard uncertainty in joules."""
     texts: Mapping[str, str]
     sources: frozenset[str]
 
 
 def combine(energies: Sequence[WindowEnergy]) -> Combined:
-    """Add the energies of disjoint sensors up, with their budgets."""
+    """Return the sum of the energies of disjoint sensors, with their budgets."""
     random: dict[str, float] = {}
     systematic: dict[str, float] = {}
     texts: dict[str, str] = {}
@@ -34,7 +34,7 @@ def combine(energies: Sequence[WindowEnergy]) -> Combined:
             key = _key(item)
             texts.setdefault(key, item.text)
             if item.systematic:
-                # Alike for all sensors of a window too, or of a family: they add up linearly.
+                # Common to all sensors of a window or of a family, so they add linearly.
                 systematic[key] = systematic.get(key, 0.0) + item.standard_joules
             else:
                 random[key] = math.hypot(random.get(key, 0.0), item.standard_joules)
@@ -58,20 +58,20 @@ def combine_mean(
     texts: Mapping[str, str],
     extra: Iterable[BudgetLine] = (),
 ) -> Estimate:
-    """Mean over rounds of repeated windows, with a GUM budget.
+    """Return the mean over rounds of repeated windows, with a GUM budget.
 
     Args:
-        rounds: Round -> windows of it: (value, item -> standard uncertainty of that window alone).
-        systematic: Item -> standard uncertainty of the mean, the same in every repeat.
-        texts: Item -> explanation.
+        rounds: Round -> its windows: (value, component -> standard uncertainty of that window).
+        systematic: Component -> standard uncertainty of the mean, the same in every repeat.
+        texts: Component -> explanation.
         extra: Further lines.
 
     Returns:
-        The mean of the rounds' means. Scatter between windows contains most random items already; counting
-        these once more is cautious where rounds are few.
+        The mean of the rounds' means. The scatter between windows includes most random components already; counting
+        them twice is cautious if there are few rounds.
     """
-    told = {number: mean([value for value, _ in windows]) for number, windows in rounds.items()}
-    by_round = list(told.values())
+    means = {number: mean([value for value, _ in windows]) for number, windows in rounds.items()}
+    by_round = list(means.values())
     value = mean(by_round)
     lines = []
     if len(by_round) > 1:
@@ -106,26 +106,24 @@ def combine_mean(
         for name, standard in systematic.items()
     ]
     lines += list(extra)
-    items = [(line.standard, line.dof) for line in lines]
-    standard = math.sqrt(math.fsum(u * u for u, _ in items))
+    return estimate_of(value, lines, means)
+
+
+def estimate_of(value: float, lines: Sequence[BudgetLine], rounds: Mapping[int, float] | None = None) -> Estimate:
+    """Return a value with the combined uncertainty of its budget."""
+    parts = [(line.standard, line.dof) for line in lines]
+    standard = math.sqrt(math.fsum(u * u for u, _ in parts))
     if standard == 0:
-        return Estimate(
-            value=value,
-            standard=0.0,
-            expanded=0.0,
-            factor=coverage_factor([(1.0, math.inf)]),
-            dof=math.inf,
-            budget=tuple(lines),
-            rounds=told,
-        )
-    largest = max((u for name, u in systematic.items() if name.startswith(ACCURACY)), default=0.0)
-    factor = coverage_factor(items, largest)
+        factor, dof = coverage_factor([(1.0, math.inf)]), math.inf
+    else:
+        accuracy = max((line.standard for line in lines if line.name.startswith(ACCURACY)), default=0.0)
+        factor, dof = coverage_factor(parts, accuracy), effective_dof(parts)
     return Estimate(
         value=value,
         standard=standard,
         expanded=factor * standard,
         factor=factor,
-        dof=effective_dof(items),
+        dof=dof,
         budget=tuple(lines),
-        rounds=told,
+        rounds=rounds or {},
     )

@@ -15,7 +15,7 @@ from joulewatch_harness.analysis.reports import figure, to_csv, to_json, to_text
 from joulewatch_harness.analysis.reports.figure import write_figure
 from joulewatch_harness.analysis.results import numbers
 from joulewatch_harness.analysis.results.model import Estimate, PhaseShare, RunResult, SetupResult
-from joulewatch_harness.analysis.results.phases import beside_execution
+from joulewatch_harness.analysis.results.phases import outside_execution
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.delivery.results import publish, published_at_s, result_samples
 from joulewatch_harness.errors import ConfigError
@@ -303,8 +303,8 @@ def test_waiting_for_queries_is_no_time_beside_the_execution() -> None:
         return PhaseShare(name, estimate(value, 0.0), 0.001)
 
     shares = (share("copy_in", 0.1), share("execute", 0.2), share("idle", 0.65), share("other", 0.05))
-    assert beside_execution(shares) == pytest.approx(0.15)
-    assert beside_execution((share("prefill", 0.5), share("decode", 0.5))) is None
+    assert outside_execution(shares) == pytest.approx(0.15)
+    assert outside_execution((share("prefill", 0.5), share("decode", 0.5))) is None
 
 
 def heights(path: Path) -> tuple[float, list[str]]:

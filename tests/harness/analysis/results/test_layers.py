@@ -183,12 +183,12 @@ def test_names_of_any_length_fit_a_terminal() -> None:
 
 def test_what_makes_the_shares_doubtful_is_said() -> None:
     assert "took 100% longer than untraced" in tiny_view(plain_time_ns=4_000_000).notes[0]
-    assert "Only 38% of the time" in tiny_view(time_ns=20_000_000, plain_time_ns=None).notes[0]
+    assert "Operators cover only 38% of the time" in tiny_view(time_ns=20_000_000, plain_time_ns=None).notes[0]
     side_by_side = tiny_view(time_ns=5_000_000, plain_time_ns=None, overlapping=True)
-    assert "side by side" in side_by_side.notes[0]
+    assert "in parallel" in side_by_side.notes[0]
     assert side_by_side.between.seconds == 0
     assert sum(row.share for row in side_by_side.rows) == pytest.approx(1)
-    assert "add up to 2,176 of the graph's 3,000" in tiny_view(macs=3000).notes[0]
+    assert "have 2,176 of the 3,000 MACs of the graph" in tiny_view(macs=3000).notes[0]
     slow = Basis(
         run="r",
         configuration="c",
@@ -198,7 +198,7 @@ def test_what_makes_the_shares_doubtful_is_said() -> None:
         expanded_joules=0.0,
         methods=("counter",),
     )
-    assert "In the measured windows an inference took 200.0 µs, in the trace 100.0 µs" in tiny_view(slow).notes[0]
+    assert "An inference took 200.0 µs in the measured windows, but 100.0 µs in the trace" in tiny_view(slow).notes[0]
 
 
 def test_unknown_work_is_not_called_none() -> None:
