@@ -51,7 +51,9 @@ class Parser(argparse.ArgumentParser):
             if word == "--" or word in self.commands:
                 return  # operands, or words that the command's own parser checks
             flag = word.partition("=")[0]
-            if flag.startswith("--") and flag not in flags and not self._is_abbreviation(flag):
+            if not flag.startswith("--") or " " in word:  # argparse takes a word with a space for a value
+                continue
+            if flag not in flags and not self._is_abbreviation(flag):
                 self.error(f"unknown flag {flag}{suggestion(flag, flags)}")
 
     def _is_abbreviation(self, flag: str) -> bool:

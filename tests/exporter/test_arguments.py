@@ -51,6 +51,11 @@ def test_what_is_right_is_parsed(parser: Parser) -> None:
     assert args.words == ["--no-flag"]
 
 
+def test_flags_for_another_command_are_a_value(parser: Parser) -> None:
+    """As in ``joulewatch profile --exporter.flags "--path.sysfs=/x --once"``."""
+    assert parser.parse_args(["--listen-address", "--unknown=1 --flags"]).listen_address == "--unknown=1 --flags"
+
+
 def test_abbreviations_pass_where_they_are_allowed(parser: Parser) -> None:
     parser.allow_abbrev = True
     assert parser.parse_args(["--listen", ":1"]).listen_address == ":1"
