@@ -134,16 +134,16 @@ def test_without_its_address_the_readmes_collector_is_absent(tmp_path: Path, mac
     ("code", "entry_points", "text"),
     [
         ("import no_such_module", ENTRY_POINTS, "cannot be imported: ModuleNotFoundError"),
-        ("class MeterCollector: name = 'meter'", ENTRY_POINTS, "is no collector: it has no Options, sensors"),
+        ("class MeterCollector: name = 'meter'", ENTRY_POINTS, "is not a valid collector: missing Options, sensors"),
         (
             "from joulewatch_exporter.collectors.rapl.collector import RaplCollector as MeterCollector",
             "[joulewatch.collectors]\nrapl = joulewatch_meter:MeterCollector\n",
-            "there is a collector of this name already",
+            "a collector of this name already exists",
         ),
         (
             "from joulewatch_exporter.collectors.rapl.collector import RaplCollector as MeterCollector",
             ENTRY_POINTS,
-            "its name must be that of its entry point",
+            "its name must be the lower-case name of its entry point",
         ),
     ],
 )
