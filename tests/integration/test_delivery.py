@@ -1,4 +1,4 @@
-"""A run's annotations reach a real Prometheus, whatever goes down on the way, and none of them twice."""
+"""A run's annotations reach a real Prometheus exactly once, through restarts and outages of each server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.integration
 
 
 class Run:
-    """A run that writes its journal and hands its lines on, as the runner does."""
+    """A run that writes its journal and passes its lines to the delivery, as the runner does."""
 
     def __init__(self, output: Path, run: str = "20261121T013005Z-1f9c3a") -> None:
         self.now_s = time.time()
@@ -56,7 +56,7 @@ class Run:
             delivery.configuration(NETWORK)
 
     def window(self, duration_s: float = 0.011) -> Window:
-        # Ends must lie in the past: what is measured always does.
+        # The end must be in the past, as that of a real window.
         time.sleep(duration_s + 0.005)
         made = window(len(self.windows), time.time() - duration_s - 0.002, duration_s, run=self.header.run)
         self.windows.append(made)
@@ -87,7 +87,7 @@ def options(server: PrometheusServer) -> PrometheusOptions:
 
 
 def stored(server: PrometheusServer, run: Run, name: str) -> dict[tuple[tuple[str, str], ...], list[tuple[int, float]]]:
-    """Every raw sample of a metric of the run."""
+    """Return all raw samples of a metric of the run."""
     with PrometheusClient(options(server)) as client:
         now_ms = to_ms(time.time()) + 5000
         start_ms = to_ms(run.now_s) - 3_600_000
@@ -96,7 +96,7 @@ def stored(server: PrometheusServer, run: Run, name: str) -> dict[tuple[tuple[st
 
 
 def check_exact(server: PrometheusServer, run: Run) -> None:
-    """Each window is there once: its start to the last bit, its end to the millisecond, its edges too."""
+    """Check that each window is stored once: exact start, end to the millisecond, and edges."""
     (starts,) = stored(server, run, catalog.WINDOW_START.name).values()
     assert starts == [(to_ms(item.end_s), item.start_s) for item in run.windows]
     edges = stored(server, run, catalog.WINDOW_EDGE_JOULES.name)
@@ -132,7 +132,7 @@ def test_remote_write_delivers_windows_exactly(prometheus_server: Callable[..., 
     (info,) = stored(server, run, catalog.RUN_INFO.name).items()
     assert dict(info[0])["actual_precision"] == "fp32"
     assert info[1][0][0] == to_ms(run.windows[0].end_s)
-    # The live view: open at the start, stale after the end, and it never spoiled a window's request.
+    # The live view has samples, is stale after the end, and did not disturb the delivery of windows.
     active = stored(server, run, catalog.WINDOW_ACTIVE.name)
     assert active
     with PrometheusClient(options(server)) as client:
@@ -179,7 +179,7 @@ def test_a_prometheus_restart_in_mid_run_loses_nothing(
     check_exact(server, run)
 
 
-def test_a_run_that_ends_while_the_server_is_away_is_pushed_later(
+def test_a_run_that_ends_while_the_server_is_down_is_pushed_later(
     prometheus_server: Callable[..., PrometheusServer], run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = prometheus_server()
@@ -214,7 +214,7 @@ def test_a_run_that_ends_while_the_server_is_away_is_pushed_later(
     assert remote["status"] == "complete"
 
 
-def test_a_killed_harness_has_its_run_completed_by_push(
+def test_push_completes_the_run_of_a_killed_harness(
     prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
 ) -> None:
     server = prometheus_server()
@@ -250,15 +250,15 @@ def test_a_killed_harness_has_its_run_completed_by_push(
     check_exact(server, made)
 
 
-def test_a_receiver_that_is_off_is_said_with_the_cure(
+def test_a_disabled_receiver_is_an_error_with_the_fix(
     prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
 ) -> None:
     server = prometheus_server(receiver=False)
-    with pytest.raises(ConfigError, match=r"--web\.enable-remote-write-receiver, or give --pushgateway"):
+    with pytest.raises(ConfigError, match=r"--web\.enable-remote-write-receiver, or use --pushgateway"):
         open_delivery(options(server), folder=tmp_path)
 
 
-def test_a_url_where_nothing_or_something_else_answers(
+def test_a_url_of_no_server_or_of_another_server_is_an_error(
     prometheus_server: Callable[..., PrometheusServer], pushgateway_server: PushgatewayServer, tmp_path: Path
 ) -> None:
     server = prometheus_server()
@@ -271,7 +271,7 @@ def test_a_url_where_nothing_or_something_else_answers(
         open_delivery(options(server), folder=tmp_path)
 
 
-def test_windows_that_are_too_old_are_parked_with_the_cure(
+def test_windows_that_are_too_old_are_parked_with_the_fix(
     prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
 ) -> None:
     server = prometheus_server()
@@ -294,7 +294,7 @@ def test_windows_that_are_too_old_are_parked_with_the_cure(
     assert not delivered_windows(old.folder)
 
 
-def test_an_out_of_order_window_takes_old_runs(
+def test_an_out_of_order_time_window_accepts_old_runs(
     prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
 ) -> None:
     server = prometheus_server(out_of_order=True)
@@ -309,7 +309,7 @@ def test_an_out_of_order_window_takes_old_runs(
         old.journal.append(window(int(age_s), old.now_s - age_s))
     old.journal.close()
     report = push_run(old.folder, options(server))
-    # One is 30 days old, beyond the 7 days of the window: refused, and the other is not dragged along.
+    # The run of 30 days ago is beyond the 7 days of the window; its refusal does not affect the other.
     assert delivered_windows(old.folder) == {86_400}
     assert [item.what for item in report.parked] == ["window 2592000"]
 
@@ -320,7 +320,7 @@ def groups(gateway: PushgatewayServer) -> list[dict[str, str]]:
 
 
 def check_gateway(server: PrometheusServer, run: Run) -> None:
-    """Each window has its values, its end and its edges in series of its own."""
+    """Check that each window has separate series with its values, its end and its edges."""
     for name, value in ((catalog.WINDOW_START.name, "start_s"), (catalog.WINDOW_END.name, "end_s")):
         found = stored(server, run, name)
         values = {dict(labels)["window"]: {one for _, one in samples} for labels, samples in found.items()}
@@ -330,7 +330,7 @@ def check_gateway(server: PrometheusServer, run: Run) -> None:
     assert delivered_windows(run.folder) == {item.index for item in run.windows}
 
 
-def test_the_pushgateway_way_keeps_groups_until_they_are_read_back(
+def test_groups_stay_in_the_pushgateway_until_they_are_read_back(
     prometheus_server: Callable[..., PrometheusServer], pushgateway_server: PushgatewayServer, run: Run
 ) -> None:
     server = prometheus_server(pushgateway=pushgateway_server.address, scrape_interval="500ms", receiver=False)
@@ -369,7 +369,7 @@ def test_a_pushgateway_outage_in_mid_run_loses_nothing(
     assert groups(pushgateway_server) == []
 
 
-def test_groups_that_were_lost_or_left_over_are_put_right_by_push(
+def test_push_repairs_lost_and_remaining_groups(
     prometheus_server: Callable[..., PrometheusServer], pushgateway_server: PushgatewayServer, run: Run
 ) -> None:
     server = prometheus_server(pushgateway=pushgateway_server.address, scrape_interval="200ms", receiver=False)
@@ -383,9 +383,9 @@ def test_groups_that_were_lost_or_left_over_are_put_right_by_push(
     run.end()
     report = run.delivery.close(0.3)
     assert report.pending == 2
-    assert len(groups(pushgateway_server)) == 3  # left over
+    assert len(groups(pushgateway_server)) == 3  # not deleted yet
     pushgateway_server.stop()
-    pushgateway_server.start()  # it forgets everything
+    pushgateway_server.start()  # it loses all groups
     server.start()
     assert push_run(run.folder, options(server), pushgateway_url=pushgateway_server.url).complete
     check_gateway(server, run)
@@ -397,12 +397,12 @@ class _Exporter:
     url = "http://node1:10717/metrics"
 
 
-def test_a_recording_becomes_blocks_that_prometheus_answers_from(
+def test_prometheus_reads_the_blocks_of_an_exported_recording(
     prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
 ) -> None:
     promtool = require_program("promtool", "prometheus")
     folder = tmp_path / "data"
-    # Past the head, so that the blocks are all there is; not on a round millisecond, and across a block's edge.
+    # Older than the head block, so that only the blocks have it; not on a whole millisecond, and across two blocks.
     start_s = (time.time() - 4 * 3600) // 7200 * 7200 - 30 + 0.0004567
     run_header = header(started_at_s=start_s)
     path = tmp_path / "recording.sqlite"

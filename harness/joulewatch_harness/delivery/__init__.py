@@ -1,1 +1,1 @@
-"""Run annotations on their way to Prometheus: by remote write or a Pushgateway."""
+"""Delivery of run annotations to Prometheus, by remote write or through a Pushgateway."""

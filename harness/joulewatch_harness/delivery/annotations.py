@@ -1,7 +1,7 @@
-"""A run's records as Prometheus samples: what remote write, the Pushgateway and OpenMetrics export share.
+"""The records of a run as Prometheus samples, for remote write, the Pushgateway and the OpenMetrics export.
 
-The sample of a window lies at the window's end rounded to milliseconds, which is all Prometheus keeps of a
-time; start and duration are values and so exact: the exact end is start + duration.
+The samples of a window have the time of its end, rounded to milliseconds, the resolution of Prometheus. Start and
+duration are values and therefore exact: the exact end is start + duration.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from joulewatch_harness.records import Configuration, Edge, RunEnd, RunHeader, R
 Labels = tuple[tuple[str, str], ...]
 
 LIVE_PERIOD_MS: Final = 15_000
-"""How often a live series is repeated while nothing changes: well inside Prometheus' look-back of 5 minutes."""
+"""Interval at which an unchanged live series is repeated; Prometheus looks back 5 minutes."""
 
 QUANTILES: Final = (("0", "min_s"), ("0.5", "p50_s"), ("0.9", "p90_s"), ("0.99", "p99_s"), ("1", "max_s"))
 
@@ -31,19 +31,19 @@ class Sample:
 
     name: str
     labels: Labels
-    """Sorted by name; without ``__name__`` and without empty values, which Prometheus does not keep."""
+    """Sorted by name; without ``__name__``, and without empty values, which Prometheus does not store."""
     at_ms: int
     """Unix milliseconds."""
     value: float
 
 
 def sample(metric: Metric, labels: Mapping[str, str], at_ms: int, value: float) -> Sample:
-    """A sample of a metric of the catalog."""
+    """Return a sample of a metric of the catalog."""
     return Sample(metric.name, tuple(sorted((k, v) for k, v in labels.items() if v)), at_ms, float(value))
 
 
 def window_samples(window: Window) -> list[Sample]:
-    """Everything Prometheus is told of a window, all at its end."""
+    """Return all samples of a window, at the time of its end."""
     at_ms = to_ms(window.end_s)
     labels = {"run": window.run, "configuration": window.configuration, "kind": window.kind, "phase": window.phase}
     samples = [
@@ -99,13 +99,13 @@ def _edge_samples(edge: Edge, labels: Mapping[str, str], at_ms: int) -> list[Sam
 
 
 def status_sample(header: RunHeader, end: RunEnd | None) -> Sample:
-    """The run's status: ``running`` at its start, or how it ended, at its end."""
+    """Return the status of the run: ``running`` at its start, or the final status at its end."""
     status, at_s = ("running", header.started_at_s) if end is None else (end.status, end.ended_at_s)
     return sample(catalog.RUN_STATUS, {"run": header.run, "status": status}, to_ms(at_s), header.started_at_s)
 
 
 def run_labels(header: RunHeader, configuration: Configuration) -> dict[str, str]:
-    """The labels that every series of a running configuration has."""
+    """Return the labels of all series of a configuration."""
     return {
         "run": header.run,
         "configuration": configuration.name,
@@ -116,7 +116,7 @@ def run_labels(header: RunHeader, configuration: Configuration) -> dict[str, str
 
 
 def info_sample(header: RunHeader, configuration: Configuration, at_ms: int) -> Sample:
-    """The configuration as found after loading, and the machine it ran on."""
+    """Return the info sample of a configuration as loaded, and of the machine."""
     labels = {
         **run_labels(header, configuration),
         "actual_precision": configuration.actual_precision,
@@ -140,15 +140,16 @@ def info_sample(header: RunHeader, configuration: Configuration, at_ms: int) -> 
 def active_sample(
     run: str, configuration: str, kind: WindowKind, batch_size: int, at_ms: int, value: float = 1.0
 ) -> Sample:
-    """A window is open."""
+    """Return the sample of an open window."""
     labels = {"run": run, "configuration": configuration, "kind": kind, "batch_size": str(batch_size)}
     return sample(catalog.WINDOW_ACTIVE, labels, at_ms, value)
 
 
 def live_samples(record: RunRecord) -> list[Sample]:
-    """The live view of a run that is over: its open windows as 1 and then 0, batch sizes, inferences so far.
+    """Return the live view of a finished run: open windows as 1 and then 0, batch sizes, inferences so far.
 
-    Text cannot say that a series ended, as delivery does with a stale marker; 0 shades no region either.
+    OpenMetrics text cannot contain the stale markers with which ``delivery`` ends a series; dashboards do not shade
+    a region at 0 either.
     """
     configurations = {configuration.name: configuration for configuration in record.configurations}
     inferences = dict.fromkeys(configurations, 0)
@@ -172,11 +173,11 @@ def live_samples(record: RunRecord) -> list[Sample]:
 
 
 def by_series(samples: Iterable[Sample]) -> dict[tuple[str, Labels], list[Sample]]:
-    """Samples grouped by series and ascending in time, one per millisecond (the last told wins).
+    """Group samples by series, ascending in time, one per millisecond (the last one wins).
 
-    A receiver answers 204 to two samples of one series in descending order and silently loses one.
+    For two samples of a series in descending order a receiver answers 204 and silently drops one.
     """
     grouped: dict[tuple[str, Labels], dict[int, Sample]] = {}
-    for item in samples:
-        grouped.setdefault((item.name, item.labels), {})[item.at_ms] = item
+    for sample in samples:
+        grouped.setdefault((sample.name, sample.labels), {})[sample.at_ms] = sample
     return {key: [by_ms[at_ms] for at_ms in sorted(by_ms)] for key, by_ms in sorted(grouped.items())}

@@ -1,4 +1,4 @@
-"""Delivers items in the background, confirms them by reading back, and keeps what could not be delivered."""
+"""Delivers items, confirms them by reading them back, and keeps those that could not be delivered."""
 
 from __future__ import annotations
 
@@ -21,33 +21,19 @@ logger = logging.getLogger(__name__)
 
 
 DELIVERED_NAME: Final = "delivered.jsonl"
-
-
 BATCH_ITEMS: Final = 20
-
-
 FUTURE_LIMIT_MS: Final = 1000
-"""A sample in the future made an older Prometheus refuse everybody's samples until that time had come."""
-
-
+"""After a sample with a time in the future, old versions of Prometheus refuse all samples until that time."""
 FIRST_WAIT_S: Final = 0.25
-
-
 LONGEST_WAIT_S: Final = 10.0
-
-
-FIRST_LOOK_S: Final = 0.02
-
-
-LONGEST_LOOK_S: Final = 2.0
-
-
-MOST_SENDINGS: Final = 3
+FIRST_CHECK_S: Final = 0.02
+LONGEST_CHECK_S: Final = 2.0
+MAX_ATTEMPTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """A piece of the run that the server will not take."""
+    """An item that the server does not accept."""
 
     what: str
     """``start``, ``end`` or ``window 7``."""
@@ -56,27 +42,27 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryReport:
-    """What became of a run's annotations."""
+    """The result of delivering a run's annotations."""
 
     delivered: int
-    """Windows that were read back from Prometheus."""
+    """Windows that have been read back from Prometheus."""
     pending: int
-    """Windows that are not there yet: ``joulewatch runs push`` delivers them."""
+    """Windows that are not in Prometheus yet; ``joulewatch runs push`` delivers them."""
     parked: tuple[Parked, ...] = ()
-    """Refused for good, with the cure in the reason."""
+    """Items that were refused; the reason contains the fix."""
     trouble: str = ""
-    """Why there are pending ones."""
+    """Why windows are pending."""
 
     @property
     def complete(self) -> bool:
-        """Whether every window, and the start and end told so far, are in Prometheus."""
+        """Whether all windows, and the start and end so far, are in Prometheus."""
         return not self.pending and not self.parked and not self.trouble
 
 
 class DeliveredLog:
-    """``delivered.jsonl``: the windows that were read back, one fsynced line each.
+    """``delivered.jsonl``: the windows that have been read back, one fsynced line each.
 
-    Only a note of what is known: without it, or with a torn line, the server is asked again.
+    It only saves queries: if it or a line is missing, the server is queried again.
     """
 
     def __init__(self, folder: Path, *, way: str, target: str, clock: Callable[[], float] = time.time) -> None:
@@ -87,7 +73,7 @@ class DeliveredLog:
         self._known = delivered_windows(folder, target)
 
     def add(self, items: Iterable[Item]) -> None:
-        """Note items; windows noted before are not noted again."""
+        """Add the windows among the items that are not in the log yet."""
         numbers = [item.window.index for item in items if item.window is not None]
         new = [number for number in numbers if number not in self._known]
         if not new:
@@ -105,12 +91,12 @@ class DeliveredLog:
                 os.fsync(file.fileno())
         except OSError as error:
             logger.warning(
-                "%s: cannot be written to: %s; the server is asked again next time", self._path, error.strerror
+                "%s: cannot be written: %s; the next push queries the server again", self._path, error.strerror
             )
 
 
 def delivered_windows(folder: Path, target: str | None = None) -> set[int]:
-    """Numbers of the windows that were read back from ``target`` (base URL of a Prometheus; None: from any)."""
+    """Return the numbers of the windows that were read back from ``target``, a Prometheus' base URL; None: from any."""
     try:
         rows = (folder / DELIVERED_NAME).read_bytes().splitlines()
     except OSError:
@@ -122,28 +108,28 @@ def delivered_windows(folder: Path, target: str | None = None) -> set[int]:
             if target is None or line["target"] == target:
                 numbers.add(int(line["window"]))
         except (ValueError, KeyError, TypeError):
-            continue  # torn by a kill
+            continue  # incomplete after a kill
     return numbers
 
 
 @dataclass(slots=True)
 class _Sent:
-    """An item that was accepted and not read back yet."""
+    """An item that was accepted and has not been read back yet."""
 
     item: Item
     at_s: float
-    sendings: int
+    attempts: int
 
 
 class Courier:
-    """Brings items to one sink: writes, reads back, tries again, gives up on what is refused.
+    """Delivers items to one sink: writes them, reads them back, retries, and parks those that are refused.
 
-    Steps are taken by whoever owns it; it has no thread and never sleeps.
+    The owner calls ``step``; a courier has no thread and never sleeps.
 
     Args:
-        sink: the way.
-        confirmed: told of items that were read back.
-        clock, monotonic, jitter: for tests.
+        sink: The sink.
+        confirmed: Called with items that have been read back.
+        clock, monotonic, jitter: For tests.
     """
 
     def __init__(
@@ -164,175 +150,175 @@ class Courier:
         self._sent: dict[str, _Sent] = {}
         self._write_at_s = 0.0
         self._write_wait_s = FIRST_WAIT_S
-        self._look_at_s = 0.0
-        self._look_wait_s = FIRST_LOOK_S
+        self._check_at_s = 0.0
+        self._check_wait_s = FIRST_CHECK_S
         self.delivered = 0
         self.parked: list[Parked] = []
         self.trouble = ""
-        """Why the last attempt failed; empty: it did not."""
+        """Why the last attempt failed; empty after a success."""
 
     @property
     def open_windows(self) -> int:
-        """Windows that are not delivered and not refused."""
-        waiting = [item for item, _ in self._pending] + [sent.item for sent in self._sent.values()]
-        return sum(item.window is not None for item in waiting)
+        """Number of windows that are neither delivered nor refused."""
+        items = [item for item, _ in self._pending] + [sent.item for sent in self._sent.values()]
+        return sum(item.window is not None for item in items)
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether all items are delivered or refused."""
         return not self._pending and not self._sent
 
     def add(self, item: Item) -> None:
-        """Take an item; items are written in the order in which they come."""
+        """Add an item; items are written in the order in which they were added."""
         self._pending.append((item, 0))
 
     def report(self) -> DeliveryReport:
-        """How things stand."""
+        """Return the current state."""
         trouble = self.trouble
         if not trouble and self._sent:
-            trouble = f"{self._sink.target} does not show yet what was handed over"
+            trouble = f"{self._sink.target} does not show the accepted samples yet"
         return DeliveryReport(self.delivered, self.open_windows, tuple(self.parked), trouble if not self.done else "")
 
     def hasten(self) -> None:
-        """Try at once whatever waits for its next attempt."""
-        self._write_at_s = self._look_at_s = 0.0
+        """Make the next attempt immediately."""
+        self._write_at_s = self._check_at_s = 0.0
         self._write_wait_s = FIRST_WAIT_S
-        self._look_wait_s = FIRST_LOOK_S
+        self._check_wait_s = FIRST_CHECK_S
 
     def step(self) -> float | None:
-        """Do what is due; seconds until the next step is due, None when nothing is left."""
+        """Do what is due; return the seconds until the next step, or None if all is done."""
         if self._pending and self._monotonic() >= self._write_at_s:
             self._write()
-        if self._sent and self._monotonic() >= self._look_at_s:
-            self._look()
+        if self._sent and self._monotonic() >= self._check_at_s:
+            self._check()
         now_s = self._monotonic()
         due_s = []
         if self._pending:
             due_s.append(self._write_at_s)
         if self._sent:
-            due_s.append(self._look_at_s)
+            due_s.append(self._check_at_s)
         return max(0.0, min(due_s) - now_s) if due_s else None
 
     def _write(self) -> None:
         now_ms = to_ms(self._clock())
         batch = [self._pending.popleft() for _ in range(min(BATCH_ITEMS, len(self._pending)))]
-        good = []
-        for item, sendings in batch:
+        due = []
+        for item, attempts in batch:
             if item.at_ms > now_ms + FUTURE_LIMIT_MS:
                 ahead_s = (item.at_ms - now_ms) / 1000
                 self._park(
                     item,
-                    f"it ends {ahead_s:.1f} s in the future: the clock was set back; "
-                    "'joulewatch runs push' delivers it when that time has come",
+                    f"it ends {ahead_s:.1f} s in the future, because the clock was set back; "
+                    "'joulewatch runs push' delivers it after that time",
                 )
             else:
-                good.append((item, sendings))
-        if not good:
+                due.append((item, attempts))
+        if not due:
             return
         try:
-            self._sink.write([item for item, _ in good])
+            self._sink.write([item for item, _ in due])
         except UnavailableError as error:
-            self._put_back(good, error)
+            self._put_back(due, error)
             return
         except RejectedError as error:
-            if len(good) == 1:
-                self._refused(good[0][0], error)
+            if len(due) == 1:
+                self._refused(due[0][0], error)
                 return
-            # One bad one has all of them refused: one at a time.
-            for position, (item, sendings) in enumerate(good):
+            # One bad item makes the server refuse all of them: write them one at a time.
+            for position, (item, attempts) in enumerate(due):
                 try:
                     self._sink.write([item])
                 except UnavailableError as unavailable:
-                    self._put_back(good[position:], unavailable)
+                    self._put_back(due[position:], unavailable)
                     return
                 except RejectedError as refused:
                     self._refused(item, refused)
                 else:
-                    self._handed_over([(item, sendings)])
+                    self._accepted([(item, attempts)])
         else:
-            self._handed_over(good)
+            self._accepted(due)
         self._write_wait_s = FIRST_WAIT_S
 
     def _put_back(self, items: list[tuple[Item, int]], error: UnavailableError) -> None:
         self._pending.extendleft(reversed(items))
         self._write_at_s = self._monotonic() + self._write_wait_s * (0.5 + self._jitter())
         self._write_wait_s = min(2 * self._write_wait_s, LONGEST_WAIT_S)
-        self._worse(str(error))
+        self._failed(str(error))
 
-    def _handed_over(self, items: list[tuple[Item, int]]) -> None:
+    def _accepted(self, items: list[tuple[Item, int]]) -> None:
         now_s = self._monotonic()
-        for item, sendings in items:
-            self._sent[item.name] = _Sent(item, now_s, sendings + 1)
-        self._look_wait_s = FIRST_LOOK_S
-        self._look_at_s = now_s
+        for item, attempts in items:
+            self._sent[item.name] = _Sent(item, now_s, attempts + 1)
+        self._check_wait_s = FIRST_CHECK_S
+        self._check_at_s = now_s
 
     def _refused(self, item: Item, error: RejectedError) -> None:
         try:
-            # An answer may have been lost, and what came after it makes the repetition out of order.
-            there = bool(self._sink.present([item]))
+            # If the answer to an earlier attempt was lost, later samples make the repetition out of order.
+            present = bool(self._sink.present([item]))
         except QueryError as query_error:
             logger.info("%s", query_error)
-            there = False
-        if there:
+            present = False
+        if present:
             self._settle([item])
         else:
             self._park(item, str(error))
 
     def _park(self, item: Item, reason: str) -> None:
         self.parked.append(Parked(item.name, reason))
-        logger.warning("run %s, %s is not delivered: %s", item.run, item.name, reason)
+        logger.warning("run %s, %s was not delivered: %s", item.run, item.name, reason)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         items = [sent.item for sent in self._sent.values()]
         try:
             present = self._sink.present(items)
         except QueryError as error:
-            self._worse(str(error))
-            self._look_later()
+            self._failed(str(error))
+            self._check_later()
             return
-        there = [item for item in items if item.name in present]
-        for item in there:
+        delivered = [item for item in items if item.name in present]
+        for item in delivered:
             del self._sent[item.name]
-        self._settle(there)
+        self._settle(delivered)
         now_s = self._monotonic()
         after_s = self._sink.resend_after_s
         for sent in list(self._sent.values()):
             if after_s is None or now_s < sent.at_s + after_s:
                 continue
             del self._sent[sent.item.name]
-            if sent.sendings < MOST_SENDINGS:
-                self._pending.appendleft((sent.item, sent.sendings))
+            if sent.attempts < MAX_ATTEMPTS:
+                self._pending.appendleft((sent.item, sent.attempts))
             else:
                 self._park(
                     sent.item,
-                    f"{self._sink.target} took it {sent.sendings} times and does not show it: "
-                    "does the query API belong to the server that is written to?",
+                    f"{self._sink.target} accepted it {sent.attempts} times and does not show it: "
+                    "are the query API and the receiver the same server?",
                 )
-        if there:
-            self._look_wait_s = FIRST_LOOK_S
-        self._look_later()
+        if delivered:
+            self._check_wait_s = FIRST_CHECK_S
+        self._check_later()
 
-    def _look_later(self) -> None:
-        self._look_at_s = self._monotonic() + self._look_wait_s
-        self._look_wait_s = min(2 * self._look_wait_s, LONGEST_LOOK_S)
+    def _check_later(self) -> None:
+        self._check_at_s = self._monotonic() + self._check_wait_s
+        self._check_wait_s = min(2 * self._check_wait_s, LONGEST_CHECK_S)
 
     def _settle(self, items: list[Item]) -> None:
         if items:
             self.delivered += sum(item.window is not None for item in items)
             self._confirmed(items)
             self._sink.settle(items)
-            self._better()
+            self._succeeded()
 
     def found(self, items: list[Item]) -> None:
-        """Count items that were there before they were sent."""
+        """Count items that were in Prometheus before they were sent."""
         self._settle(items)
 
-    def _worse(self, trouble: str) -> None:
+    def _failed(self, trouble: str) -> None:
         if not self.trouble:
-            logger.warning("delivery waits: %s", trouble)
+            logger.warning("delivery is waiting: %s", trouble)
         self.trouble = trouble
 
-    def _better(self) -> None:
+    def _succeeded(self) -> None:
         if self.trouble:
-            logger.warning("delivery goes on: %s answers again", self._sink.target)
+            logger.warning("delivery continues: %s answers again", self._sink.target)
         self.trouble = ""

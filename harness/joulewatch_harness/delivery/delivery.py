@@ -1,7 +1,7 @@
-"""From the journal to Prometheus, in the background: sent, read back, tried again, never twice.
+"""Deliver a run to Prometheus in the background: send, read back, retry, never deliver twice.
 
-The journal is the truth; this is its messenger. What a dead server missed stays in the journal, and
-``push_run`` (``joulewatch runs push``) delivers it later.
+The journal has everything first. What a server missed while it was down stays in the journal, and ``push_run``
+(``joulewatch runs push``) delivers it later.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from joulewatch_exporter import catalog
 from joulewatch_harness.clients.options import PrometheusOptions
@@ -27,7 +27,7 @@ from joulewatch_harness.delivery.annotations import (
 )
 from joulewatch_harness.delivery.courier import (
     FUTURE_LIMIT_MS,
-    LONGEST_LOOK_S,
+    LONGEST_CHECK_S,
     LONGEST_WAIT_S,
     Courier,
     DeliveredLog,
@@ -56,24 +56,8 @@ CLOSE_TIMEOUT_S: Final = 30.0
 PUSH_TIMEOUT_S: Final = 120.0
 
 
-class Delivery(Protocol):
-    """Takes the lines of a running run, each after the journal has it; never blocks and never raises."""
-
-    def start(self, header: RunHeader) -> None: ...
-
-    def configuration(self, configuration: Configuration) -> None: ...
-
-    def window_opened(self, kind: WindowKind, configuration: str, batch_size: int, at_s: float) -> None: ...
-
-    def window(self, window: Window) -> None: ...
-
-    def end(self, end: RunEnd) -> None: ...
-
-    def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> DeliveryReport: ...
-
-
 class NullDelivery:
-    """Local mode: nothing is delivered."""
+    """The delivery of local mode, which delivers nothing."""
 
     def start(self, header: RunHeader) -> None:
         """Do nothing."""
@@ -91,12 +75,15 @@ class NullDelivery:
         """Do nothing."""
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> DeliveryReport:
-        """Nothing was to be delivered."""
+        """Return an empty report."""
         return DeliveryReport(0, 0)
 
 
 class BackgroundDelivery:
-    """Delivers on a thread of its own while the run goes on."""
+    """Delivers the lines of a run on a separate thread; its methods never block and never raise.
+
+    Pass each line after the journal has it.
+    """
 
     def __init__(self, sink: Sink, folder: Path) -> None:
         log = DeliveredLog(folder, way=sink.way, target=sink.target)
@@ -115,27 +102,27 @@ class BackgroundDelivery:
         self._thread.start()
 
     def start(self, header: RunHeader) -> None:
-        """The run began."""
+        """Deliver the start of the run."""
         self._post(lambda: self._start(header))
 
     def configuration(self, configuration: Configuration) -> None:
-        """A configuration was loaded."""
+        """Use this configuration, as loaded, for the windows that follow."""
         self._post(lambda: self._configurations.__setitem__(configuration.name, configuration))
 
     def window_opened(self, kind: WindowKind, configuration: str, batch_size: int, at_s: float) -> None:
-        """A window opened at ``at_s`` (Unix seconds)."""
+        """Show a window that was opened at ``at_s`` (Unix seconds)."""
         self._post(lambda: self._opened(kind, configuration, batch_size, to_ms(at_s)))
 
     def window(self, window: Window) -> None:
-        """A window closed, and is in the journal."""
+        """Deliver a closed window."""
         self._post(lambda: self._closed(window))
 
     def end(self, end: RunEnd) -> None:
-        """The run ended."""
+        """Deliver the end of the run."""
         self._post(lambda: self._end(end))
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> DeliveryReport:
-        """Deliver what is left for at most ``timeout_s`` and say how it went; safe to call twice."""
+        """Deliver the remaining items for at most ``timeout_s`` and return a report; safe to call twice."""
         with self._condition:
             if self._deadline_s is None:
                 self._deadline_s = time.monotonic() + timeout_s
@@ -162,14 +149,14 @@ class BackgroundDelivery:
                 try:
                     wait_s = self._work_once(events)
                 except Exception:
-                    # A fault of ours must not reach the measurement; the journal has everything.
+                    # A bug in the delivery must not end the measurement; the journal has everything.
                     logger.exception("delivery failed")
                     wait_s = LONGEST_WAIT_S
                 if deadline_s is not None:
                     left_s = deadline_s - time.monotonic()
                     if self._courier.done or left_s <= 0:
                         return
-                    wait_s = min(left_s, LONGEST_LOOK_S if wait_s is None else wait_s)
+                    wait_s = min(left_s, LONGEST_CHECK_S if wait_s is None else wait_s)
         finally:
             self._sink.close()
 
@@ -193,13 +180,13 @@ class BackgroundDelivery:
         if header is None:
             return
         if self._open is not None:
-            # The window before this one was given up.
+            # The previous window was abandoned.
             self._open = None
             self._show(at_ms - 2)
         self._open = active_sample(header.run, configuration, kind, batch_size, at_ms)
-        found = self._configurations.get(configuration)
-        if found is not None:
-            self._count(header, found, batch_size, at_ms)
+        loaded = self._configurations.get(configuration)
+        if loaded is not None:
+            self._count(header, loaded, batch_size, at_ms)
         self._show(at_ms)
 
     def _closed(self, window: Window) -> None:
@@ -209,7 +196,7 @@ class BackgroundDelivery:
         configuration = self._configurations.get(window.configuration)
         self._courier.add(window_item(header, configuration, window))
         if window.kind in ("phase", "setup"):
-            # A setup is known to be a window only when it is over.
+            # Whether a setup is a window is known only after its end.
             return
         at_ms = to_ms(window.end_s)
         self._open = None
@@ -239,26 +226,29 @@ class BackgroundDelivery:
         self._courier.add(end_item(header, self._configurations.values(), end))
 
     def _show(self, at_ms: int) -> None:
-        """Show the live series as of ``at_ms``; lost when the server is away, for they are of the moment."""
+        """Send the live series for ``at_ms``; while the server is down they are dropped, because they soon change."""
         header = self._header
         self._live_at_s = time.monotonic() + LIVE_PERIOD_S
         if header is None or self._courier.trouble or at_ms > to_ms(time.time()) + FUTURE_LIMIT_MS:
             return
-        current = [*self._counted] if self._open is None else [self._open, *self._counted]
-        moved = [Sample(one.name, one.labels, at_ms, one.value) for one in current]
+        series = [*self._counted] if self._open is None else [self._open, *self._counted]
+        current = [replace(sample, at_ms=at_ms) for sample in series]
         standing = [status_sample(header, None)]
-        standing += [info_sample(header, item, at_ms) for item in self._configurations.values()]
+        standing += [info_sample(header, configuration, at_ms) for configuration in self._configurations.values()]
         try:
-            self._sink.live(header.run, moved, standing, at_ms)
+            self._sink.live(header.run, current, standing, at_ms)
         except (UnavailableError, RejectedError) as error:
             logger.info("live view: %s", error)
 
 
+Delivery = BackgroundDelivery | NullDelivery
+
+
 def open_sink(prometheus: PrometheusOptions, pushgateway_url: str | None = None) -> Sink:
-    """The way that is asked for, checked: both servers answer and take samples.
+    """Return the sink for remote write, or for the Pushgateway, after checking that the servers accept samples.
 
     Raises:
-        ConfigError: the receiver is off, or the Pushgateway is none.
+        ConfigError: the remote-write receiver is disabled, or no Pushgateway answers.
         QueryError: no Prometheus answers.
     """
     options = replace(prometheus, timeout_s=min(prometheus.timeout_s, REQUEST_TIMEOUT_S))
@@ -279,21 +269,21 @@ def open_sink(prometheus: PrometheusOptions, pushgateway_url: str | None = None)
 def open_delivery(
     prometheus: PrometheusOptions | None, *, pushgateway_url: str | None = None, folder: Path
 ) -> Delivery:
-    """Delivery of one run, checked before the run begins.
+    """Return the delivery of one run; the servers are checked before the run starts.
 
     Args:
-        prometheus: where the run goes, and is read back from; None: nowhere (local mode).
-        pushgateway_url: the way through a Pushgateway; None: remote write.
-        folder: the run's, for ``delivered.jsonl``.
+        prometheus: The server that gets the run and from which it is read back; None: local mode.
+        pushgateway_url: Deliver through this Pushgateway; None: remote write.
+        folder: The run's folder, for ``delivered.jsonl``.
 
     Raises:
-        ConfigError: the receiver is off, the Pushgateway is none, or there is no Prometheus to read back from.
+        ConfigError: as of ``open_sink``, or a Pushgateway without a Prometheus from which to read back.
         QueryError: no Prometheus answers.
     """
     if prometheus is None:
         if pushgateway_url:
             raise ConfigError(
-                "--pushgateway needs --prometheus: a group is deleted only after Prometheus was seen to have it"
+                "--pushgateway requires --prometheus: a group is deleted only after it was read back from Prometheus"
             )
         return NullDelivery()
     return BackgroundDelivery(open_sink(prometheus, pushgateway_url), folder)
@@ -308,14 +298,14 @@ def push_run(
     sleep: Callable[[float], None] = time.sleep,
     progress: Callable[[DeliveryReport], None] | None = None,
 ) -> DeliveryReport:
-    """Deliver what is missing of a run; what Prometheus has already is not sent again.
+    """Deliver the items of a run that Prometheus does not have.
 
     Args:
-        folder: the run's.
-        prometheus, pushgateway_url: as of ``open_delivery``.
-        timeout_s: for how long; what is not there by then stays in the journal.
-        sleep: for tests.
-        progress: told after each step.
+        folder: The run's folder.
+        prometheus, pushgateway_url: As of ``open_delivery``.
+        timeout_s: When to stop; what is not delivered by then stays in the journal.
+        sleep: For tests.
+        progress: Called after each step.
 
     Raises:
         RecordError: the journal cannot be read.

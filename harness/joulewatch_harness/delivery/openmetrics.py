@@ -1,6 +1,6 @@
-"""A recording as OpenMetrics text, which ``promtool tsdb create-blocks-from openmetrics`` turns into blocks.
+"""Export a recording as OpenMetrics text, which ``promtool tsdb create-blocks-from openmetrics`` turns into blocks.
 
-So nothing that was measured offline is lost to the datacenter's Prometheus.
+This brings measurements made offline into the Prometheus of a datacenter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from joulewatch_harness.storage.recording import RecordedSeries, Recording
 
 JOB: Final = "joulewatch"
 INFO_PERIOD_S: Final = 60.0
-"""How often an info series is repeated: a recording holds it once, and Prometheus looks back 5 minutes."""
+"""Interval at which an info series is repeated: a recording contains it once, and Prometheus looks back 5 minutes."""
 
 _METRICS: Final = {metric.name: metric for metric in catalog.METRICS}
 
@@ -26,8 +26,8 @@ _METRICS: Final = {metric.name: metric for metric in catalog.METRICS}
 def export_openmetrics(recording: Recording, write: Callable[[str], object]) -> int:
     """Write the whole recording as OpenMetrics text, one series at a time.
 
-    Scrapes get the labels ``instance`` (the exporter's name) and ``job="joulewatch"`` and the time at which
-    they started; windows look as remote write would have left them.
+    Scraped samples get the labels ``instance`` (the exporter's name) and ``job="joulewatch"`` and the time at which
+    their scrape started; windows are the same as with remote write.
 
     Returns:
         The number of samples.
@@ -36,9 +36,9 @@ def export_openmetrics(recording: Recording, write: Callable[[str], object]) -> 
         RecordError: the recording cannot be read.
     """
     record = recording.run()
-    told = [sample for item in run_items(record) for sample in (*item.samples, *item.info)]
+    delivered = [sample for item in run_items(record) for sample in (*item.samples, *item.info)]
     annotations: dict[str, list[tuple[Labels, list[Sample]]]] = {}
-    for (name, labels), samples in by_series((*told, *live_samples(record))).items():
+    for (name, labels), samples in by_series((*delivered, *live_samples(record))).items():
         annotations.setdefault(name, []).append((labels, samples))
     recorded = set(recording.metrics())
     known = [name for name in _METRICS if name in recorded or name in annotations]
@@ -69,7 +69,7 @@ def _head(name: str) -> Iterator[str]:
 
 
 def _points(recording: Recording, series: RecordedSeries) -> Iterator[tuple[int, float]]:
-    """Milliseconds and values, strictly ascending; info series repeated until the next gap."""
+    """Yield milliseconds and values, strictly ascending; info series are repeated until the next gap."""
     pairs: Iterable[tuple[float, float]] = zip(series.scrape_times_s, series.values, strict=True)
     if series.metric.endswith("_info"):
         pairs = _repeated(recording, series.labels, list(pairs))
@@ -111,9 +111,9 @@ def _write_series(
 
 
 def _seconds(at_ms: int) -> str:
-    """Seconds with a tenth of a millisecond added: Prometheus multiplies by 1000 and cuts off.
+    """Return seconds with 0.1 ms added, because Prometheus multiplies by 1000 and truncates.
 
-    Without it 1700000000.001 would become the millisecond before.
+    Otherwise 1700000000.001 would become the previous millisecond.
     """
     return f"{at_ms // 1000}.{at_ms % 1000:03d}1"
 

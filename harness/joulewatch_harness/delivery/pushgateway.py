@@ -1,7 +1,7 @@
-"""The Pushgateway: the way of a run's annotations where the remote-write receiver cannot be switched on.
+"""Delivery through a Pushgateway, for a Prometheus whose remote-write receiver cannot be enabled.
 
-A gateway takes no timestamps and is scraped now and then, so each window is a group of its own, carrying
-start and end as values, and stays until Prometheus was seen to have all of it. Only then it is deleted.
+A Pushgateway accepts no timestamps and is scraped at intervals. So each window is a separate group, with its start and
+end as values, and is deleted only after it was read back completely from Prometheus.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ logger = logging.getLogger(__name__)
 JOB: Final = "joulewatch"
 READ_BACK_ITEMS: Final = 50
 LOOKBACK_MARGIN_MS: Final = 60_000
-"""Clocks of the harness and of Prometheus may differ by this much before a window is not found."""
+"""The clocks of the harness and of Prometheus may differ by this much; windows are found nevertheless."""
 
 
 def group_path(run: str, window: int | None = None) -> str:
-    """Path of a group: of one window, or of the run itself."""
+    """Return the path of the group of a window, or of the run."""
     path = f"/metrics/job/{JOB}/run/{quote(run, safe='')}"
     return path if window is None else f"{path}/{WINDOW_NUMBER_LABEL}/{window}"
 
 
 def exposition(samples: Iterable[Sample]) -> str:
-    """Samples as text, without their times, which a gateway refuses."""
+    """Return samples as text, without timestamps, which a Pushgateway refuses."""
     kinds = {metric.name: metric.kind for metric in catalog.METRICS}
     by_name: dict[str, dict[str, float]] = {}
     for one in samples:
@@ -70,7 +70,7 @@ def _number(value: float) -> str:
 
 
 def window_group(item: Item, window: Window) -> list[Sample]:
-    """The samples of a window as a group holds them: its number as a label, its end as a value."""
+    """Return the samples of a window for its group: its number is a label, its end a value."""
     labels = {"run": window.run, "configuration": window.configuration, "kind": window.kind, "phase": window.phase}
     ended = sample(catalog.WINDOW_END, labels, item.at_ms, window.end_s)
     number = (WINDOW_NUMBER_LABEL, str(window.index))
@@ -80,10 +80,10 @@ def window_group(item: Item, window: Window) -> list[Sample]:
 
 
 class PushgatewaySink:
-    """Delivers through a Pushgateway and reads back from the Prometheus that scrapes it."""
+    """Writes to a Pushgateway and reads back from the Prometheus that scrapes it."""
 
     way = "pushgateway"
-    # Prometheus may not scrape the gateway for a while; the group waits there.
+    # The group stays in the Pushgateway until Prometheus scrapes it.
     resend_after_s: float | None = None
 
     def __init__(
@@ -96,7 +96,7 @@ class PushgatewaySink:
         self._leftover: dict[str, None] = {}
 
     def check(self) -> None:
-        """Ask both servers what they are.
+        """Check that the servers are a Prometheus and a Pushgateway.
 
         Raises:
             QueryError: no Prometheus answers.
@@ -108,17 +108,17 @@ class PushgatewaySink:
         except QueryError as error:
             raise ConfigError(f"--pushgateway {error}") from error
         try:
-            good = answer.status == 200 and "build_information" in json.loads(answer.text)["data"]
+            is_pushgateway = answer.status == 200 and "build_information" in json.loads(answer.text)["data"]
         except (ValueError, KeyError, TypeError):
-            good = False
-        if not good:
+            is_pushgateway = False
+        if not is_pushgateway:
             raise ConfigError(
                 f"--pushgateway {self._gateway.url} does not answer like a Pushgateway (HTTP {answer.status}): "
                 "give its base URL, such as http://host:9091"
             )
 
     def write(self, items: Sequence[Item]) -> None:
-        """Put one group per window; the run's start and end replace the run's own group."""
+        """Replace one group per window; the start and the end of the run replace the group of the run."""
         for item in items:
             if item.window is not None:
                 self._put(group_path(item.run, item.window.index), window_group(item, item.window))
@@ -126,18 +126,18 @@ class PushgatewaySink:
                 self._put(group_path(item.run), (*item.samples, *item.info))
 
     def present(self, items: Sequence[Item]) -> set[str]:
-        """Items all of whose values were scraped; the start counts as soon as it is pushed, being replaced soon."""
+        """Return the items whose values were all scraped; the start counts when pushed, because it is replaced soon."""
         started = {item.name for item in items if item.name == "start"}
         return started | in_pieces([one for one in items if one.name != "start"], READ_BACK_ITEMS, self._present)
 
     def _present(self, items: Sequence[Item]) -> set[str]:
-        wanted = {
+        groups = {
             item.name: window_group(item, item.window) if item.window is not None else list(item.samples)
             for item in items
         }
-        names = {one.name for group in wanted.values() for one in group}
+        names = {one.name for group in groups.values() for one in group}
         numbers = [str(item.window.index) for item in items if item.window is not None]
-        # Windows of this number, and the end, which has none.
+        # Windows with these numbers, and the end of the run, which has no number.
         matchers = f",{WINDOW_NUMBER_LABEL}=~{alternatives([*numbers, ''])}"
         now_ms = round(self._clock() * 1000) + LOOKBACK_MARGIN_MS
         start_ms = min(item.at_ms for item in items) - LOOKBACK_MARGIN_MS
@@ -145,12 +145,12 @@ class PushgatewaySink:
         stored = {key: {value for _, value in values} for key, values in found.items()}
         return {
             name
-            for name, group in wanted.items()
+            for name, group in groups.items()
             if all(any(same(value, one.value) for value in stored.get((one.name, one.labels), ())) for one in group)
         }
 
     def settle(self, items: Sequence[Item]) -> None:
-        """Delete their groups; one that cannot be deleted now is tried again with the next ones."""
+        """Delete the groups of items; a group that cannot be deleted now is deleted with the next ones."""
         for item in items:
             if item.name != "start":
                 self._leftover[group_path(item.run, None if item.window is None else item.window.index)] = None
@@ -163,8 +163,8 @@ class PushgatewaySink:
             if answer.status < 300 or answer.status == 404:
                 del self._leftover[path]
 
-    def live(self, run: str, current: Sequence[Sample], standing: Sequence[Sample], gone_ms: int) -> None:
-        """Replace the run's own group: what is no longer in it goes stale with the next scrape."""
+    def live(self, run: str, current: Sequence[Sample], standing: Sequence[Sample], ended_ms: int) -> None:
+        """Replace the group of the run: series that are no longer in it become stale with the next scrape."""
         self._put(group_path(run), (*standing, *current))
 
     def _put(self, path: str, samples: Iterable[Sample]) -> None:
@@ -185,7 +185,7 @@ class PushgatewaySink:
         """Close the connections."""
         if self._leftover:
             logger.warning(
-                "%d groups are left in the Pushgateway %s: 'joulewatch runs push' deletes them",
+                "%d groups remain in the Pushgateway %s: 'joulewatch runs push' deletes them",
                 len(self._leftover),
                 self._gateway.url,
             )

@@ -1,8 +1,7 @@
-"""Prometheus remote write 1.0: the default way of a run's annotations.
+"""Delivery by Prometheus remote write 1.0, the default.
 
-Exact times, and sending the same samples again does no harm. The protobuf message has two levels and four
-fields, and a snappy block may consist of literals only, so both are written here (tests decode them with
-the real libraries) and no dependency is needed.
+Times are exact, and samples may be sent again. The protobuf message has two levels and four fields, and a snappy block
+may consist of literals only; so both are encoded here, without a dependency. Tests decode them with the real libraries.
 
 Source:
     Prometheus Remote-Write 1.0 specification; prompb/remote.proto; google/snappy format_description.txt.
@@ -26,7 +25,7 @@ from joulewatch_harness.errors import ConfigError, QueryUnavailableError
 logger = logging.getLogger(__name__)
 
 STALE_NAN_BITS: Final = 0x7FF0000000000002
-"""The NaN by which Prometheus knows that a series has ended."""
+"""The NaN that marks the end of a series in Prometheus."""
 LITERAL_BYTES: Final = 65536
 READ_BACK_ITEMS: Final = 50
 HEADERS: Final = {
@@ -36,39 +35,40 @@ HEADERS: Final = {
     "User-Agent": f"joulewatch/{__version__}",
 }
 RECEIVER_OFF: Final = (
-    "the remote-write receiver is off: start Prometheus with --web.enable-remote-write-receiver, or give --pushgateway"
+    "the remote-write receiver is disabled: start Prometheus with --web.enable-remote-write-receiver, "
+    "or use --pushgateway"
 )
 
 _UINT64: Final = 2**64 - 1
 
 
 def encode_write_request(samples: Iterable[Sample]) -> bytes:
-    """The samples as a ``prometheus.WriteRequest``: labels sorted, samples of a series ascending.
+    """Encode samples as a ``prometheus.WriteRequest``: labels sorted, samples of a series ascending.
 
-    Every NaN is sent as the stale marker: joulewatch has no other.
+    Every NaN is encoded as the stale marker; joulewatch sends no other NaN.
     """
     request = bytearray()
     for (name, labels), of_series in by_series(samples).items():
         series = bytearray()
         for key, value in sorted((*labels, ("__name__", name))):
             series += _field(1, _field(1, _utf8(key)) + _field(2, _utf8(value)))
-        for item in of_series:
-            bits = STALE_NAN_BITS if math.isnan(item.value) else None
-            value_bytes = struct.pack("<d", item.value) if bits is None else struct.pack("<Q", bits)
-            series += _field(2, b"\x09" + value_bytes + b"\x10" + _varint(item.at_ms & _UINT64))
+        for sample in of_series:
+            is_nan = math.isnan(sample.value)
+            value_bytes = struct.pack("<Q", STALE_NAN_BITS) if is_nan else struct.pack("<d", sample.value)
+            series += _field(2, b"\x09" + value_bytes + b"\x10" + _varint(sample.at_ms & _UINT64))
         request += _field(1, bytes(series))
     return bytes(request)
 
 
 def snappy_block(data: bytes) -> bytes:
-    """A snappy block of literals: valid, and not smaller."""
+    """Return a snappy block of literals, which is valid but not smaller."""
     block = bytearray(_varint(len(data)))
     for first in range(0, len(data), LITERAL_BYTES):
         piece = data[first : first + LITERAL_BYTES]
         if len(piece) <= 60:
             block.append((len(piece) - 1) << 2)
         else:
-            block.append(61 << 2)  # the length less one follows in two bytes
+            block.append(61 << 2)  # length - 1 follows in two bytes
             block += (len(piece) - 1).to_bytes(2, "little")
         block += piece
     return bytes(block)
@@ -95,8 +95,8 @@ def send_samples(client: PrometheusClient, samples: Iterable[Sample]) -> None:
     """Write samples with one request.
 
     Raises:
-        UnavailableError: nothing answers, 429, 5xx, the receiver is off, or the credentials are refused.
-        RejectedError: the server says that it will not take them; Prometheus then took none.
+        UnavailableError: no answer, 429, 5xx, the receiver is disabled, or the credentials are refused.
+        RejectedError: the server refuses the samples; Prometheus has then stored none of them.
     """
     body = snappy_block(encode_write_request(samples))
     try:
@@ -116,24 +116,24 @@ def _raise_for(url: str, answer: Answer) -> None:
         raise UnavailableError(f"{url}: HTTP {answer.status}: the credentials are refused: see --prometheus.config")
     lower = text.lower()
     if any(words in lower for words in ("out of order", "out of bounds", "too old", "too far behind")):
-        # Prometheus answers 500 to what is older than its out-of-order window: for ever.
+        # For samples older than its out-of-order window, Prometheus always answers 500.
         raise RejectedError(
-            f"{url} holds newer samples and refuses older ones ({text}): set storage.tsdb.out_of_order_time_window "
-            "(7d, say) in its configuration and use 'joulewatch runs push', or import 'joulewatch export'"
+            f"{url} has newer samples and refuses older ones ({text}): set storage.tsdb.out_of_order_time_window "
+            "(for example 7d) in its configuration and use 'joulewatch runs push', or import 'joulewatch export'"
         )
     if "duplicate sample" in lower:
-        raise RejectedError(f"{url} holds another value at the same time ({text})")
+        raise RejectedError(f"{url} has a different value at the same time ({text})")
     if answer.status == 429 or answer.status >= 500:
         raise UnavailableError(f"{url}: HTTP {answer.status}: {text or 'no text'}")
     raise RejectedError(f"{url}: HTTP {answer.status}: {text or 'no text'}")
 
 
 class RemoteWriteSink:
-    """Delivers by remote write and reads back over the query API of the same Prometheus."""
+    """Writes by remote write and reads back from the query API of the same Prometheus."""
 
     way = "remote_write"
-    # A power failure may take from the server what it had accepted. VictoriaMetrics shows new samples late, and
-    # would keep a repetition as a second sample: well after its 30 s.
+    # A power failure may lose samples that the server had accepted. VictoriaMetrics shows new samples after up to 30 s
+    # and would store a repetition as a second sample, so wait well longer than that.
     resend_after_s: float | None = 60.0
 
     def __init__(self, options: PrometheusOptions) -> None:
@@ -143,11 +143,11 @@ class RemoteWriteSink:
         self._shown: dict[tuple[str, Labels], Sample] = {}
 
     def check(self) -> None:
-        """Ask for the version, and write nothing at all: 404 says that the receiver is off.
+        """Query the version and send an empty request: 404 means that the receiver is disabled.
 
         Raises:
             QueryError: no Prometheus answers.
-            ConfigError: it takes no samples.
+            ConfigError: it accepts no samples.
         """
         self._client.ping()
         try:
@@ -155,13 +155,13 @@ class RemoteWriteSink:
         except UnavailableError as error:
             raise ConfigError(str(error)) from error
         except RejectedError as error:
-            # Some receivers refuse an empty request: they are there, which is all we asked.
+            # Some receivers refuse an empty request; the answer proves that they are enabled.
             logger.debug("empty request refused: %s", error)
 
     def write(self, items: Sequence[Item]) -> None:
-        """Write items with one request; see ``send_samples`` for the errors."""
+        """Write items with one request; errors as of ``send_samples``."""
         samples = [sample for item in items for sample in item.samples]
-        # Info that is older than info already there would have the whole request refused.
+        # Info that is older than stored info would make the server refuse the whole request.
         info = [sample for item in items for sample in item.info if sample.at_ms > self._newest(sample)]
         try:
             send_samples(self._client, (*samples, *info))
@@ -172,7 +172,7 @@ class RemoteWriteSink:
         self._remember(info)
 
     def present(self, items: Sequence[Item]) -> set[str]:
-        """Items all of whose samples are there, with their times and values."""
+        """Return the items whose samples are all stored, with their times and values."""
         return in_pieces(items, READ_BACK_ITEMS, self._present)
 
     def _present(self, items: Sequence[Item]) -> set[str]:
@@ -187,18 +187,18 @@ class RemoteWriteSink:
         }
 
     def settle(self, items: Sequence[Item]) -> None:
-        """Nothing to clean up."""
+        """Do nothing: there is nothing to clean up."""
 
-    def live(self, run: str, current: Sequence[Sample], standing: Sequence[Sample], gone_ms: int) -> None:
-        """Write the live series; those that ended get their last value and the stale marker."""
-        now = {(sample.name, sample.labels): sample for sample in current}
+    def live(self, run: str, current: Sequence[Sample], standing: Sequence[Sample], ended_ms: int) -> None:
+        """Write the live series; series that have ended get their last value and the stale marker."""
+        by_key = {(sample.name, sample.labels): sample for sample in current}
         samples = []
         for key, last in self._shown.items():
-            if key not in now:
-                at_ms = max(gone_ms, self._newest(last) + 1)
+            if key not in by_key:
+                at_ms = max(ended_ms, self._newest(last) + 1)
                 samples += [Sample(*key, at_ms, last.value), Sample(*key, at_ms + 1, math.nan)]
-        samples += [Sample(*key, max(one.at_ms, self._newest(one) + 1), one.value) for key, one in now.items()]
-        self._shown = now
+        samples += [Sample(*key, max(one.at_ms, self._newest(one) + 1), one.value) for key, one in by_key.items()]
+        self._shown = by_key
         if samples:
             self._remember(samples)
             send_samples(self._client, samples)

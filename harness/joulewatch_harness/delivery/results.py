@@ -1,8 +1,8 @@
-"""Results to Prometheus by remote write, so that a dashboard can draw the figure.
+"""Publish results to Prometheus by remote write, for the figure on a dashboard.
 
-A result of a run that ended less than an hour ago is written with the time of now: it shows at once, and
-analysing again may change it. An older run's result is written with the time of the run's end, where it
-belongs; a Prometheus takes that only with ``storage.tsdb.out_of_order_time_window`` set, and once.
+Results of a run that ended less than an hour ago are written with the current time: they show at once, and a later
+analysis can change them. Results of an older run are written with the time of its end; Prometheus accepts them only
+once, and only if ``storage.tsdb.out_of_order_time_window`` is set.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RECENT_S: Final = 3600.0
 
 
 def published_at_s(result: RunResult, now_s: float) -> float:
-    """Time of the results' samples, Unix seconds: now, or the end of a run that ended over an hour ago."""
+    """Return the Unix time of the results' samples: now, or the end of a run that ended more than an hour ago."""
     record = result.record
     ends = [window.end_s for window in record.windows]
     ended_s = record.end.ended_at_s if record.end is not None else max(ends, default=record.header.started_at_s)
@@ -33,7 +33,7 @@ def published_at_s(result: RunResult, now_s: float) -> float:
 
 
 def result_samples(result: RunResult, at_s: float) -> list[Sample]:
-    """The results as samples, all at one time."""
+    """Return the results as samples, all with the same time."""
     at_ms = to_ms(at_s)
     samples: list[Sample] = []
 
@@ -45,18 +45,18 @@ def result_samples(result: RunResult, at_s: float) -> list[Sample]:
         if group.throughput is not None:
             add(catalog.RESULT_THROUGHPUT, labels, group.throughput.value)
             add(catalog.RESULT_THROUGHPUT_UNCERTAINTY, labels, group.throughput.expanded)
-        for item in (*group.components, group.total, *_node(group.nodes)):
-            for basis, estimate in (("gross", item.gross), ("net", item.net)):
+        for energy in (*group.components, group.total, *_node(group.nodes)):
+            for basis, estimate in (("gross", energy.gross), ("net", energy.net)):
                 if estimate is None:
                     continue
-                own = {**labels, "component": item.name, "basis": basis, "method": "+".join(item.methods)}
-                add(catalog.RESULT_ENERGY, own, estimate.value)
-                add(catalog.RESULT_UNCERTAINTY, own, estimate.expanded)
+                of = {**labels, "component": energy.name, "basis": basis, "method": "+".join(energy.methods)}
+                add(catalog.RESULT_ENERGY, of, estimate.value)
+                add(catalog.RESULT_UNCERTAINTY, of, estimate.expanded)
     return samples
 
 
 def _node(nodes: tuple[EnergyResult, ...]) -> list[EnergyResult]:
-    """The one node sensor as component ``node``; of several, which may overlap, none can stand for all."""
+    """Return a single node sensor as component ``node``; several may overlap, so that no one represents the node."""
     return [dataclasses.replace(nodes[0], name="node")] if len(nodes) == 1 else []
 
 
@@ -66,13 +66,13 @@ def publish(
     *,
     now: Callable[[], float] = time.time,
 ) -> int:
-    """Write the results and read them back, for a 204 proves nothing.
+    """Write the results and read them back, because a 204 does not prove that they are stored.
 
     Returns:
-        How many samples were written.
+        The number of samples.
 
     Raises:
-        DeliveryError: The server cannot take them, or does not have them afterwards.
+        DeliveryError: The server does not accept them, or does not have them afterwards.
     """
     at_s = published_at_s(result, now())
     samples = result_samples(result, at_s)
@@ -85,7 +85,7 @@ def publish(
     count = int(float(answer[0]["value"][1])) if answer else 0
     if count < len(samples):
         raise DeliveryError(
-            f"{client.url}: took {len(samples)} results of run {run} but shows {count} of them at {at_s:.3f}: "
-            "try again later, or see the server's log"
+            f"{client.url}: accepted {len(samples)} results of run {run} but shows {count} of them at {at_s:.3f}: "
+            "retry later, or see the server's log"
         )
     return len(samples)

@@ -1,4 +1,4 @@
-"""The courier never loses a window, never sends one twice once it is there, and never tries what is hopeless."""
+"""The courier loses no window, delivers none twice, and does not retry what a server has refused."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ class FakeTime:
 
 
 class FakeSink:
-    """Takes items, shows them (after a while, or never), refuses some, is away at times."""
+    """Accepts items, shows them (late, or never), refuses some, and can be down."""
 
     way = "remote_write"
     target = "http://p"
 
     def __init__(self) -> None:
         self.resend_after_s: float | None = 20.0
-        self.away = False
-        self.blind = False
+        self.down = False
+        self.query_fails = False
         self.hidden: set[str] = set()
         self.refused: set[str] = set()
         self.writes: list[list[str]] = []
-        self.there: set[str] = set()
+        self.stored: set[str] = set()
         self.settled: list[str] = []
         self.shown: list[tuple[list[Sample], int]] = []
         self.closed = False
@@ -53,26 +53,26 @@ class FakeSink:
         pass
 
     def write(self, items: Sequence[Item]) -> None:
-        if self.away:
+        if self.down:
             raise UnavailableError("http://p: cannot be reached")
         names = [item.name for item in items]
         if self.refused & set(names):
             raise RejectedError("http://p: HTTP 400: out of order: set out_of_order_time_window")
         self.writes.append(names)
-        self.there |= set(names)
+        self.stored |= set(names)
 
     def present(self, items: Sequence[Item]) -> set[str]:
-        if self.away or self.blind:
-            raise QueryUnavailableError("http://p: cannot be asked")
-        return {item.name for item in items if item.name in self.there - self.hidden}
+        if self.down or self.query_fails:
+            raise QueryUnavailableError("http://p: query failed")
+        return {item.name for item in items if item.name in self.stored - self.hidden}
 
     def settle(self, items: Sequence[Item]) -> None:
         self.settled += [item.name for item in items]
 
-    def live(self, run: str, current: Sequence[Sample], standing: Sequence[Sample], gone_ms: int) -> None:
-        if self.away:
-            raise UnavailableError("away")
-        self.shown.append((list(current), gone_ms))
+    def live(self, run: str, current: Sequence[Sample], standing: Sequence[Sample], ended_ms: int) -> None:
+        if self.down:
+            raise UnavailableError("down")
+        self.shown.append((list(current), ended_ms))
 
     def close(self) -> None:
         self.closed = True
@@ -92,7 +92,7 @@ class Fixture:
         )
 
     def run(self, limit_s: float = 1000.0) -> None:
-        """Step until nothing is left or the time is over."""
+        """Step until all is done or the time is over."""
         end_s = self.time.now_s + limit_s
         while (wait_s := self.courier.step()) is not None and self.time.now_s < end_s:
             self.time.now_s += wait_s
@@ -107,7 +107,7 @@ def item(index: int, age_s: float = 60.0) -> Item:
     return window_item(header(), NETWORK, window(index, NOW_S - age_s - 1 + index))
 
 
-def test_windows_go_in_order_in_few_requests_and_are_confirmed(fixture: Fixture) -> None:
+def test_windows_are_sent_in_order_in_few_requests_and_confirmed(fixture: Fixture) -> None:
     for index in range(50):
         fixture.courier.add(item(index))
     fixture.run()
@@ -117,10 +117,10 @@ def test_windows_go_in_order_in_few_requests_and_are_confirmed(fixture: Fixture)
     assert fixture.courier.report().complete
 
 
-def test_an_outage_is_waited_for_with_growing_pauses_and_said_once(
+def test_retries_during_an_outage_slow_down_and_are_logged_once(
     fixture: Fixture, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fixture.sink.away = True
+    fixture.sink.down = True
     fixture.courier.add(item(0))
     waits = []
     with caplog.at_level(logging.WARNING):
@@ -131,29 +131,29 @@ def test_an_outage_is_waited_for_with_growing_pauses_and_said_once(
             fixture.time.now_s += wait_s
         assert waits == [0.25, 0.5, 1, 2, 4, 8, 10, 10, 10, 10]
         assert fixture.courier.report() == DeliveryReport(0, 1, (), "http://p: cannot be reached")
-        fixture.sink.away = False
+        fixture.sink.down = False
         fixture.run()
     assert fixture.courier.report().complete
-    assert len(caplog.records) == 2  # went, and came back
+    assert len(caplog.records) == 2  # the start and the end of the outage
 
 
-def test_hasten_tries_at_once(fixture: Fixture) -> None:
-    fixture.sink.away = True
+def test_hasten_retries_immediately(fixture: Fixture) -> None:
+    fixture.sink.down = True
     fixture.courier.add(item(0))
     for _ in range(8):
         fixture.time.now_s += fixture.courier.step() or 0
-    fixture.sink.away = False
+    fixture.sink.down = False
     fixture.courier.step()
-    fixture.sink.away = True
+    fixture.sink.down = True
     fixture.courier.add(item(1))
     fixture.courier.step()
-    fixture.sink.away = False
+    fixture.sink.down = False
     fixture.courier.hasten()
     fixture.courier.step()
     assert fixture.courier.report().delivered == 2
 
 
-def test_one_refused_window_does_not_take_the_others_along(fixture: Fixture, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_refused_window_does_not_affect_the_others(fixture: Fixture, caplog: pytest.LogCaptureFixture) -> None:
     fixture.sink.refused = {"window 3"}
     for index in range(6):
         fixture.courier.add(item(index))
@@ -163,24 +163,24 @@ def test_one_refused_window_does_not_take_the_others_along(fixture: Fixture, cap
     assert [parked.what for parked in report.parked] == ["window 3"]
     assert "out_of_order_time_window" in report.parked[0].reason
     assert not report.complete
-    assert "window 3 is not delivered" in caplog.text
+    assert "window 3 was not delivered" in caplog.text
 
 
-def test_a_refusal_of_what_is_there_already_is_a_success(fixture: Fixture) -> None:
-    """The first answer was lost; sent again it is out of order."""
+def test_a_refused_window_that_is_already_stored_is_a_success(fixture: Fixture) -> None:
+    """The first answer was lost; the repetition is out of order."""
     fixture.sink.refused = {"window 0"}
-    fixture.sink.there = {"window 0"}
+    fixture.sink.stored = {"window 0"}
     fixture.courier.add(item(0))
     fixture.run()
     assert fixture.courier.report() == DeliveryReport(1, 0)
 
 
-def test_an_outage_in_the_middle_of_single_sending_keeps_the_rest(fixture: Fixture) -> None:
+def test_an_outage_while_items_are_sent_one_by_one_keeps_the_rest(fixture: Fixture) -> None:
     fixture.sink.refused = {"window 1"}
     real = fixture.sink.write
 
     def write(items: Sequence[Item]) -> None:
-        fixture.sink.away = len(items) == 1 and items[0].name == "window 2" and fixture.time.now_s < 5
+        fixture.sink.down = len(items) == 1 and items[0].name == "window 2" and fixture.time.now_s < 5
         real(items)
 
     fixture.sink.write = write  # type: ignore[method-assign]
@@ -190,18 +190,18 @@ def test_an_outage_in_the_middle_of_single_sending_keeps_the_rest(fixture: Fixtu
     assert sorted(fixture.confirmed) == ["window 0", "window 2", "window 3"]
 
 
-def test_what_was_accepted_and_is_not_shown_is_sent_again_and_then_given_up(fixture: Fixture) -> None:
+def test_an_accepted_item_that_does_not_appear_is_sent_three_times_and_then_parked(fixture: Fixture) -> None:
     fixture.sink.hidden = {"window 0"}
     fixture.courier.add(item(0))
     fixture.courier.step()
-    assert "does not show yet" in fixture.courier.report().trouble
+    assert "does not show the accepted samples yet" in fixture.courier.report().trouble
     fixture.run()
     assert len(fixture.sink.writes) == 3
     assert fixture.time.now_s < 70
-    assert "took it 3 times and does not show it" in fixture.courier.report().parked[0].reason
+    assert "accepted it 3 times and does not show it" in fixture.courier.report().parked[0].reason
 
 
-def test_a_slow_server_shows_it_at_last(fixture: Fixture) -> None:
+def test_an_item_may_appear_late(fixture: Fixture) -> None:
     fixture.sink.hidden = {"window 0"}
     fixture.courier.add(item(0))
     fixture.run(4.0)
@@ -211,7 +211,7 @@ def test_a_slow_server_shows_it_at_last(fixture: Fixture) -> None:
     assert len(fixture.sink.writes) == 1
 
 
-def test_without_resending_it_is_waited_for_ever(fixture: Fixture) -> None:
+def test_without_a_resend_time_an_item_is_sent_once_and_stays_pending(fixture: Fixture) -> None:
     fixture.sink.resend_after_s = None
     fixture.sink.hidden = {"window 0"}
     fixture.courier.add(item(0))
@@ -220,28 +220,28 @@ def test_without_resending_it_is_waited_for_ever(fixture: Fixture) -> None:
     assert fixture.courier.report().pending == 1
 
 
-def test_a_server_that_takes_but_cannot_be_asked_is_asked_again(fixture: Fixture) -> None:
-    fixture.sink.blind = True
+def test_failed_queries_are_retried_without_sending_again(fixture: Fixture) -> None:
+    fixture.sink.query_fails = True
     fixture.courier.add(item(0))
     fixture.run(30)
-    assert "cannot be asked" in fixture.courier.report().trouble
-    fixture.sink.blind = False
+    assert "query failed" in fixture.courier.report().trouble
+    fixture.sink.query_fails = False
     fixture.run()
     assert fixture.courier.report().complete
     assert len(fixture.sink.writes) == 1
 
 
 def test_a_window_in_the_future_is_not_sent(fixture: Fixture) -> None:
-    """An older Prometheus took such a sample, and then refused everybody's for an hour."""
+    """After such a sample, old versions of Prometheus refuse all samples until that time."""
     fixture.courier.add(item(0, age_s=-0.9))
     fixture.courier.add(item(1, age_s=-5.0))
     fixture.run()
     report = fixture.courier.report()
     assert fixture.sink.writes == [["window 0"]]
-    assert "6.0 s in the future: the clock was set back" in report.parked[0].reason
+    assert "6.0 s in the future, because the clock was set back" in report.parked[0].reason
 
 
-def test_what_was_read_back_is_noted_once_and_a_torn_note_does_not_matter(tmp_path: Path) -> None:
+def test_delivered_windows_are_logged_once_and_a_torn_line_is_ignored(tmp_path: Path) -> None:
     log = DeliveredLog(tmp_path, way="remote_write", target="http://p", clock=lambda: NOW_S)
     log.add([item(0), item(1)])
     log.add([item(1), item(2)])
@@ -253,9 +253,9 @@ def test_what_was_read_back_is_noted_once_and_a_torn_note_does_not_matter(tmp_pa
     assert delivered_windows(tmp_path / "none") == set()
 
 
-def test_a_note_that_cannot_be_written_is_only_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_log_that_cannot_be_written_is_only_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     DeliveredLog(tmp_path / "none", way="w", target="t").add([item(0)])
-    assert "cannot be written to" in caplog.text
+    assert "cannot be written: No such file" in caplog.text
 
 
 @pytest.fixture
@@ -286,14 +286,14 @@ def test_a_run_is_delivered_in_the_background(sink: FakeSink, tmp_path: Path) ->
         *(f"window {index}" for index in range(4)),
         "end",
     ]
-    # Open, closed, three times; then nothing is shown any more.
+    # Three times open and closed; after the end of the run, no live series.
     assert [len(current) for current, _ in sink.shown] == [3, 2, 3, 2, 3, 2, 0]
     inferences = [one.value for one in sink.shown[-2][0] if one.name == "joulewatch_run_inferences_total"]
     assert inferences == [2400]
 
 
-def test_close_gives_up_in_time_and_a_late_line_is_no_error(sink: FakeSink, tmp_path: Path) -> None:
-    sink.away = True
+def test_close_stops_at_its_time_limit_and_later_lines_are_ignored(sink: FakeSink, tmp_path: Path) -> None:
+    sink.down = True
     delivery = open_delivery(PrometheusOptions("http://p"), folder=tmp_path)
     delivery.start(header())
     delivery.window(window(0, 1_700_000_001.0))
@@ -303,7 +303,7 @@ def test_close_gives_up_in_time_and_a_late_line_is_no_error(sink: FakeSink, tmp_
     delivery.window(window(1, 1_700_000_003.0))
 
 
-def test_a_fault_of_ours_never_reaches_the_runner(
+def test_a_bug_in_the_delivery_does_not_reach_the_runner(
     sink: FakeSink, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delivery_module, "window_item", lambda *_: 1 / 0)
@@ -324,7 +324,7 @@ def test_local_mode_delivers_nothing(tmp_path: Path) -> None:
     delivery.window(window(0, 1.0))
     delivery.end(RunEnd(3.0, "complete"))
     assert delivery.close().complete
-    with pytest.raises(ConfigError, match="--pushgateway needs --prometheus"):
+    with pytest.raises(ConfigError, match="--pushgateway requires --prometheus"):
         open_delivery(None, pushgateway_url="http://g", folder=tmp_path)
 
 
@@ -334,7 +334,7 @@ def test_push_sends_only_what_is_missing(sink: FakeSink, tmp_path: Path) -> None
         for index in range(5):
             journal.append(window(index, 1_700_000_001.0 + 2 * index))
         journal.append(RunEnd(1_700_000_020.0, "interrupted"))
-    sink.there = {"start", "window 0", "window 2"}
+    sink.stored = {"start", "window 0", "window 2"}
     report = push_run(journal.folder, PrometheusOptions("http://p"))
     assert report == DeliveryReport(5, 0)
     assert sink.writes == [["window 1", "window 3", "window 4", "end"]]
@@ -344,17 +344,17 @@ def test_push_sends_only_what_is_missing(sink: FakeSink, tmp_path: Path) -> None
     assert sink.writes == []
 
 
-def test_push_ends_when_its_time_is_over(sink: FakeSink, tmp_path: Path) -> None:
+def test_push_ends_at_its_time_limit(sink: FakeSink, tmp_path: Path) -> None:
     with Journal.create(tmp_path, header()) as journal:
         journal.append(window(0, 1_700_000_001.0))
     sink.hidden = {"window 0"}
-    told: list[DeliveryReport] = []
-    report = push_run(journal.folder, PrometheusOptions("http://p"), timeout_s=0.05, progress=told.append)
+    reports: list[DeliveryReport] = []
+    report = push_run(journal.folder, PrometheusOptions("http://p"), timeout_s=0.05, progress=reports.append)
     assert report.pending == 1
-    assert told
+    assert reports
 
 
-def test_setting_up_is_delivered_and_is_no_batch_size_of_the_live_view(sink: FakeSink, tmp_path: Path) -> None:
+def test_setup_windows_are_delivered_but_are_not_in_the_live_view(sink: FakeSink, tmp_path: Path) -> None:
     load = window(0, 1_700_000_001.0, 3.0, kind="setup", phase="load", batch_size=0, batches=0, inferences=0)
     delivery = open_delivery(PrometheusOptions("http://p"), folder=tmp_path)
     delivery.start(header())
@@ -362,18 +362,18 @@ def test_setting_up_is_delivered_and_is_no_batch_size_of_the_live_view(sink: Fak
     delivery.window(load)
     assert delivery.close(10).delivered == 1
     assert sink.shown == []
-    told = live_samples(RunRecord(header(), (NETWORK,), (load,)))
-    assert {one.name for one in told} == {"joulewatch_window_active"}
-    assert {dict(one.labels)["kind"] for one in told} == {"setup"}
+    exported = live_samples(RunRecord(header(), (NETWORK,), (load,)))
+    assert {one.name for one in exported} == {"joulewatch_window_active"}
+    assert {dict(one.labels)["kind"] for one in exported} == {"setup"}
 
 
-def test_counts_and_scenario_are_told_with_their_units() -> None:
+def test_counts_have_units_and_info_has_the_scenario() -> None:
     made = window(0, 1_700_000_001.0, counts={"output_tokens": 512.0, "images": 3.0})
     units = {
         dict(one.labels)["unit"]: one.value for one in window_samples(made) if one.name == "joulewatch_window_units"
     }
     assert units == {"output_tokens": 512.0, "images": 3.0}
-    for scenario, rate_per_s, told in (("", 0.0, ("offline", None)), ("server", 12.5, ("server", "12.5"))):
+    for scenario, rate_per_s, expected in (("", 0.0, ("offline", None)), ("server", 12.5, ("server", "12.5"))):
         served = dataclasses.replace(NETWORK, scenario=scenario, server_rate_per_s=rate_per_s)
         labels = dict(info_sample(header(), served, 0).labels)
-        assert (labels["scenario"], labels.get("server_rate_per_second")) == told
+        assert (labels["scenario"], labels.get("server_rate_per_second")) == expected

@@ -1,4 +1,4 @@
-"""The export is OpenMetrics by the letter, and loses nothing of a recording."""
+"""The export is strict OpenMetrics and contains everything in a recording."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def values(text: str, name: str, **labels: str) -> list[tuple[int, float]]:
     return found
 
 
-def test_a_strict_parser_takes_it_and_every_value_is_there(path: Path) -> None:
+def test_a_strict_parser_accepts_the_export_and_finds_every_value(path: Path) -> None:
     text = exported(path)
     assert text.endswith("# EOF\n")
     families = {family.name: family for family in text_string_to_metric_families(text)}  # type: ignore[no-untyped-call]
@@ -88,7 +88,7 @@ def test_a_strict_parser_takes_it_and_every_value_is_there(path: Path) -> None:
     assert len(values(text, catalog.RUN_INFO.name)) == 3
 
 
-def test_info_is_repeated_until_a_gap_and_told_again_after_it(path: Path) -> None:
+def test_info_is_repeated_until_a_gap_and_again_after_it(path: Path) -> None:
     times = [(at_ms - to_ms(START_S)) / 1000 for at_ms, _ in values(exported(path), "joulewatch_exporter_info")]
     assert times == [0.0, 60.0, 100.5]
 
@@ -101,12 +101,12 @@ def test_the_live_view_shades_the_windows_and_ends_with_zero(path: Path) -> None
     assert [value for _, value in values(text, catalog.RUN_INFERENCES.name)] == [800, 1600]
 
 
-def test_times_survive_the_multiplication_that_prometheus_cuts_off() -> None:
+def test_times_survive_the_truncation_in_prometheus() -> None:
     for at_ms in (0, 1, 999, 1_700_000_000_001, *range(1_763_000_000_000, 1_763_000_002_000)):
         assert int(float(_seconds(at_ms)) * 1000) == at_ms
 
 
-def test_the_command_writes_a_whole_file_or_none(
+def test_the_command_writes_a_complete_file_or_none(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(path), "--openmetrics"]) == 0

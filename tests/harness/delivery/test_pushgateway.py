@@ -1,4 +1,4 @@
-"""A group per window, kept until Prometheus has it; its text is what a gateway takes."""
+"""Each window is one group, which is kept until Prometheus has it, in text that a Pushgateway accepts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_group_has_the_number_as_a_label_and_the_end_as_a_value() -> None:
     assert {family.type for family in families.values()} == {"gauge"}
 
 
-def test_any_label_and_value_is_written_so_that_it_can_be_read() -> None:
+def test_every_label_and_value_survives_the_text_format() -> None:
     label = 'a "b" \\ c\nd'
     name = "joulewatch_window_start_timestamp_seconds"
     for value in (0.1 + 0.2, float("inf"), float("-inf"), 0.0):
@@ -56,13 +56,13 @@ class FakeGateway:
     def __init__(self) -> None:
         self.groups: dict[str, str] = {}
         self.status = 200
-        self.away = False
+        self.down = False
         self.log: list[str] = []
         self.url = "http://g"
         self.about = Answer(200, '{"status": "success", "data": {"build_information": {}}}')
 
     def send(self, method: str, path: str, body: bytes = b"", headers: object = None) -> Answer:
-        if self.away:
+        if self.down:
             raise QueryUnavailableError("http://g: cannot be reached")
         self.log.append(f"{method} {path}")
         if method == "GET":
@@ -79,7 +79,7 @@ class FakeGateway:
 
 
 class FakePrometheus:
-    """Has scraped whatever the gateway holds when ``scrape`` is called."""
+    """``scrape`` stores the current samples of the gateway."""
 
     def __init__(self, gateway: FakeGateway) -> None:
         self.gateway = gateway
@@ -143,14 +143,14 @@ def test_a_group_is_deleted_only_after_it_was_scraped(
     assert set(gateway.groups) == {group_path(RUN, 1)}
 
 
-def test_a_window_scraped_in_part_is_not_there(sink: PushgatewaySink, prometheus: FakePrometheus) -> None:
+def test_a_partly_scraped_window_is_not_present(sink: PushgatewaySink, prometheus: FakePrometheus) -> None:
     sink.write([item(0)])
     prometheus.scrape()
     prometheus.samples.pop()
     assert sink.present([item(0)]) == set()
 
 
-def test_the_runs_own_group_lives_from_start_to_end(
+def test_the_group_of_the_run_exists_from_its_start_to_its_end(
     sink: PushgatewaySink, gateway: FakeGateway, prometheus: FakePrometheus
 ) -> None:
     start = start_item(header())
@@ -175,36 +175,36 @@ def test_a_group_that_could_not_be_deleted_is_deleted_with_the_next(
     sink: PushgatewaySink, gateway: FakeGateway, caplog: pytest.LogCaptureFixture
 ) -> None:
     sink.write([item(0), item(1)])
-    gateway.away = True
+    gateway.down = True
     sink.settle([item(0)])
-    gateway.away = False
+    gateway.down = False
     assert len(gateway.groups) == 2
     sink.settle([item(1)])
     assert gateway.groups == {}
-    gateway.away = True
+    gateway.down = True
     sink.settle([item(2)])
     sink.close()
-    assert "1 groups are left in the Pushgateway http://g" in caplog.text
+    assert "1 groups remain in the Pushgateway http://g" in caplog.text
 
 
-def test_answers_are_told_apart(sink: PushgatewaySink, gateway: FakeGateway) -> None:
+def test_each_kind_of_failure_has_its_error(sink: PushgatewaySink, gateway: FakeGateway) -> None:
     gateway.status = 400
     with pytest.raises(RejectedError, match="--pushgateway http://g: HTTP 400: inconsistent"):
         sink.write([item(0)])
     gateway.status = 503
     with pytest.raises(UnavailableError, match="HTTP 503"):
         sink.write([item(0)])
-    gateway.away = True
+    gateway.down = True
     with pytest.raises(UnavailableError, match="cannot be reached"):
         sink.write([item(0)])
     with pytest.raises(ConfigError, match="cannot be reached"):
         sink.check()
-    gateway.away = False
+    gateway.down = False
     for about in (Answer(404, "no"), Answer(200, "<html>"), Answer(200, '{"data": []}')):
         gateway.about = about
         with pytest.raises(ConfigError, match="does not answer like a Pushgateway"):
             sink.check()
 
 
-def test_a_run_id_cannot_break_out_of_its_path() -> None:
+def test_run_ids_are_escaped_in_the_path() -> None:
     assert group_path("a/b c", 3) == "/metrics/job/joulewatch/run/a%2Fb%20c/window/3"

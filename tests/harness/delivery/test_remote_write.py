@@ -1,4 +1,4 @@
-"""Our encoder says to real decoders exactly what was meant."""
+"""Real decoders read exactly the samples that were encoded."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ all_samples = st.builds(
 
 
 @given(st.lists(all_samples, max_size=10))
-def test_real_decoders_read_what_was_written(samples: list[Sample]) -> None:
-    wanted: dict[tuple[tuple[str, str], ...], dict[int, float]] = {}
+def test_a_real_decoder_reads_the_encoded_samples(samples: list[Sample]) -> None:
+    expected: dict[tuple[tuple[str, str], ...], dict[int, float]] = {}
     for one in samples:
-        wanted.setdefault((("__name__", one.name), *one.labels), {})[one.at_ms] = one.value
+        expected.setdefault((("__name__", one.name), *one.labels), {})[one.at_ms] = one.value
     found = decoded(samples)
     assert {tuple(sorted(labels)): values for labels, values in found} == {
-        tuple(sorted(labels)): sorted(values.items()) for labels, values in wanted.items()
+        tuple(sorted(labels)): sorted(values.items()) for labels, values in expected.items()
     }
     for labels, values in found:
         assert labels == sorted(labels)
@@ -85,11 +85,11 @@ def test_real_decoders_read_what_was_written(samples: list[Sample]) -> None:
 
 
 @given(st.binary(max_size=300_000) | st.integers(0, 200_000).map(bytes))
-def test_a_real_snappy_reads_our_block(data: bytes) -> None:
+def test_real_snappy_reads_the_block(data: bytes) -> None:
     assert bytes(cramjam.snappy.decompress_raw(snappy_block(data))) == data
 
 
-def test_every_length_of_literal_near_a_border_is_read() -> None:
+def test_literals_of_every_length_class_are_read() -> None:
     for length in (0, 1, 59, 60, 61, 62, 255, 256, 257, 65535, 65536, 65537, 131072, 131073):
         data = bytes(range(256)) * (length // 256 + 1)
         assert bytes(cramjam.snappy.decompress_raw(snappy_block(data[:length]))) == data[:length]
@@ -107,7 +107,7 @@ def test_nan_is_the_stale_marker_to_the_bit() -> None:
         (400, "out of order sample", RejectedError, "out_of_order_time_window"),
         (400, "out of bounds", RejectedError, "joulewatch export"),
         (500, "too old sample", RejectedError, "out_of_order_time_window"),
-        (400, "duplicate sample for timestamp", RejectedError, "another value"),
+        (400, "duplicate sample for timestamp", RejectedError, "a different value"),
         (400, "label name invalid", RejectedError, "label name invalid"),
         (404, "remote write receiver needs to be enabled", UnavailableError, "--web.enable-remote-write-receiver"),
         (401, "", UnavailableError, "credentials"),
@@ -115,9 +115,7 @@ def test_nan_is_the_stale_marker_to_the_bit() -> None:
         (503, "", UnavailableError, "no text"),
     ],
 )
-def test_an_answer_decides_whether_trying_again_helps(
-    status: int, text: str, error: type[Exception], words: str
-) -> None:
+def test_the_answer_decides_whether_a_retry_helps(status: int, text: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         _raise_for("http://p/api/v1/write", Answer(status, text))
 
@@ -128,7 +126,7 @@ def test_success_is_any_2xx() -> None:
 
 
 class FakeClient:
-    """Keeps what is sent; answers reads from it."""
+    """Stores what is sent, and answers queries from it."""
 
     def __init__(self) -> None:
         self.options = PrometheusOptions("http://p")
@@ -167,7 +165,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     return fake
 
 
-def test_an_item_is_present_only_when_all_of_it_is(client: FakeClient) -> None:
+def test_an_item_is_present_only_if_all_its_samples_are(client: FakeClient) -> None:
     sink = RemoteWriteSink(client.options)
     items = [window_item(header(), NETWORK, window(index, 1_700_000_000.0 + 2 * index)) for index in range(3)]
     sink.write(items[:2])
@@ -177,7 +175,7 @@ def test_an_item_is_present_only_when_all_of_it_is(client: FakeClient) -> None:
     assert sink.present(items) == {"window 1"}
 
 
-def test_info_never_has_a_window_refused(client: FakeClient) -> None:
+def test_refused_info_does_not_block_a_window(client: FakeClient) -> None:
     sink = RemoteWriteSink(client.options)
     client.refuse = {"joulewatch_run_info"}
     item = window_item(header(), NETWORK, window(0, 1_700_000_000.0))
@@ -187,13 +185,13 @@ def test_info_never_has_a_window_refused(client: FakeClient) -> None:
         sink.write([item, window_item(header(), NETWORK, window(1, 1_700_000_002.0))])
 
 
-def test_live_series_end_with_a_stale_marker_and_never_step_back(client: FakeClient) -> None:
+def test_live_series_end_with_a_stale_marker_and_their_times_always_increase(client: FakeClient) -> None:
     sink = RemoteWriteSink(client.options)
     one = Sample("joulewatch_window_active", (("run", "r"),), 1000, 1.0)
     sink.live("r", [one], [], 1000)
-    sink.live("r", [one], [], 1000)  # a repetition in the same millisecond moves on by one
-    sink.live("r", [], [], 900)  # the window ended before what was said last
-    sink.live("r", [], [], 950)  # nothing is left to say
+    sink.live("r", [one], [], 1000)  # the same millisecond again: one later
+    sink.live("r", [], [], 900)  # ended before the last sample
+    sink.live("r", [], [], 950)  # nothing to send
     sink.live("r", [Sample(one.name, one.labels, 1002, 1.0)], [], 1002)
     times = [at_ms for request in client.sent for _, values in request for at_ms, _ in values]
     assert times == [1000, 1001, 1002, 1003, 1004]
