@@ -1,36 +1,28 @@
-"""``tensorrt`` and ``cuda`` are the doubles of ``site``, for as long as a test wants them."""
+"""``tensorrt`` and ``cuda.bindings.runtime`` are the doubles while a test runs."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).parent
-SITE = HERE / "site"
+import pytest
+
+from support.tensorrt.machine import Machine
+
 VERSIONS = ("10.13.3.9", "11.4.0.106")
 
 
 @contextmanager
-def fake_tensorrt(version: str = VERSIONS[-1]) -> Iterator[Any]:
-    """A machine with one GPU and this TensorRT; gives ``cuda.gpu.machine``. What was imported is forgotten after."""
-    before = _forget()
-    sys.path.insert(0, str(SITE))
-    importlib.invalidate_caches()
-    try:
-        gpu = importlib.import_module("cuda.gpu")
-        gpu.machine = gpu.Machine(version)
-        importlib.import_module("tensorrt")
-        yield gpu.machine
-    finally:
-        sys.path.remove(str(SITE))
-        _forget()
-        sys.modules.update(before)
-
-
-def _forget() -> dict[str, Any]:
-    names = [name for name in sys.modules if name.partition(".")[0] in ("cuda", "tensorrt")]
-    return {name: sys.modules.pop(name) for name in names}
+def fake_tensorrt(version: str = VERSIONS[-1]) -> Iterator[Machine]:
+    """Yield a machine with one GPU and this version of TensorRT."""
+    machine = Machine(version)
+    spec = importlib.util.spec_from_file_location("tensorrt", Path(__file__).with_name("bindings.py"))
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "cuda.bindings.runtime", machine)
+        patch.setitem(sys.modules, "tensorrt", module)
+        spec.loader.exec_module(module)
+        yield machine

@@ -1,103 +1,79 @@
-"""Names and parameters of the bindings that are installed, as ``api.json`` has them: what the double is compared with.
+"""Record anew, from the installed NVIDIA bindings, what a file of ``recorded`` holds.
 
-    python tests/support/tensorrt/record.py > api.json
+    python tests/support/tensorrt/record.py tests/support/tensorrt/recorded/tensorrt-11.txt
 
-TensorRT's bindings and CUDA's must be importable; a GPU is not needed. Nothing but names is recorded.
+The bindings must be importable; no GPU is needed. ``api.read`` describes the format. Classes and enumerations are
+recorded with all members; of CUDA, only the functions, errors and properties that the file names. To record another
+one, add its name to the file first.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import re
 import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-CLASSES = (
-    "Builder", "Runtime", "ICudaEngine", "IExecutionContext", "IBuilderConfig", "INetworkDefinition", "OnnxParser",
-    "ParserError", "IOptimizationProfile", "EngineInspector", "IProfiler", "ILogger", "ITimingCache", "IHostMemory",
-)  # fmt: skip
-ENUMS = (
-    "BuilderFlag", "NetworkDefinitionCreationFlag", "MemoryPoolType", "ProfilingVerbosity", "LayerInformationFormat",
-    "DataType", "TensorIOMode", "TensorLocation",
-)  # fmt: skip
-FUNCTIONS = re.compile(
-    r"cuda(Malloc|MallocHost|Free|FreeHost|MemcpyAsync|SetDevice|GetErrorString|GetErrorName|GetDeviceCount"
-    r"|GetDeviceProperties|DriverGetVersion|DeviceGetPCIBusId|StreamCreateWithFlags|StreamDestroy|StreamSynchronize"
-    r"|StreamBeginCapture|StreamEndCapture|Event(Create|Record|Synchronize|ElapsedTime|Destroy)"
-    r"|Graph(Instantiate|Launch|Destroy|ExecDestroy))"
-)
-ERRORS = (
-    "cudaSuccess", "cudaErrorInvalidValue", "cudaErrorMemoryAllocation", "cudaErrorInsufficientDriver",
-    "cudaErrorNoDevice", "cudaErrorInvalidDevice", "cudaErrorInvalidResourceHandle", "cudaErrorNotReady",
-    "cudaErrorIllegalAddress", "cudaErrorStreamCaptureUnsupported", "cudaErrorStreamCaptureInvalidated",
-)  # fmt: skip
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from support.tensorrt import api
 
 
-def parameters(doc: str, name: str) -> list[list[str]]:
-    """Of each overload, from the signatures in a docstring; an optional one ends in ``=``."""
-    found = []
+def signature(doc: str, name: str) -> str:
+    """``name(first,second=|first)``: the overloads in a docstring; an optional parameter ends in ``=``."""
+    overloads = []
     for match in re.finditer(rf"^(?:\d+\. )?{re.escape(name)}\((.*?)\)(?: ->.*)?$", doc, re.MULTILINE):
         if match[1].startswith("*args"):
             continue
-        # Types may hold commas of their own.
+        # Types may contain commas.
         flat = re.sub(r"\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]|<[^<>]*>", "", match[1])
-        words = [word.strip() for word in flat.split(",") if word.strip()]
-        names = [
-            re.sub(r"^(?:size_t|unsigned int|unsigned long long|int) ", "", word).partition(":")[0].partition("=")[0]
-            + ("=" if "=" in word else "")
-            for word in words
+        words = [
+            re.sub(r"^(?:size_t|unsigned int|unsigned long long|int) ", "", word.strip()) for word in flat.split(",")
         ]
-        found.append([word.replace(" ", "") for word in names if word.rstrip("=") != "self"])
-    return found
+        names = [re.split("[:=]", word)[0].strip() + "=" * ("=" in word) for word in words if word]
+        overloads.append(",".join(word for word in names if word.rstrip("=") != "self"))
+    return f"{name}({'|'.join(overloads)})"
 
 
-def tensorrt_names() -> dict[str, Any]:
+def tensorrt(sections: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     trt: Any = importlib.import_module("tensorrt")
-    classes: dict[str, dict[str, Any]] = {}
-    for name in CLASSES:
-        kind = getattr(trt, name)
-        members = {member: getattr(kind, member) for member in sorted(dir(kind)) if not member.startswith("_")}
-        classes[name] = {
-            member: "property" if isinstance(found, property) else parameters(found.__doc__ or "", member)
-            for member, found in members.items()
-            if isinstance(found, property) or (callable(found) and not isinstance(found, type))
-        }
-    enums = {name: list(getattr(trt, name).__members__) for name in ENUMS}
-    enums["ILogger.Severity"] = list(trt.ILogger.Severity.__members__)
-    return {trt.__version__: {"classes": classes, "enums": enums}}
+    yield f"tensorrt {trt.__version__}", []
+    for section in sections:
+        kind = getattr(trt, section, None) or getattr(trt.ILogger, section)
+        if hasattr(kind, "__members__"):
+            yield section, [f"{name}={int(value)}" for name, value in kind.__members__.items()]
+            continue
+        members = {name: getattr(kind, name) for name in sorted(dir(kind)) if not name.startswith("_")}
+        yield (
+            section,
+            [
+                name if isinstance(value, property) else signature(value.__doc__ or "", name)
+                for name, value in members.items()
+                if isinstance(value, property) or (callable(value) and not isinstance(value, type))
+            ],
+        )
 
 
-def cuda_names() -> dict[str, Any]:
-    bindings: Any = importlib.import_module("cuda.bindings")
+def cuda(sections: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     runtime: Any = importlib.import_module("cuda.bindings.runtime")
-    functions = {
-        name: parameters(getattr(runtime, name).__doc__.splitlines()[0], name)[0]
-        for name in sorted(dir(runtime))
-        if FUNCTIONS.fullmatch(name)
-    }
-    enums = {
-        name: {item.name: int(item) for item in getattr(runtime, name)}
-        for name in ("cudaMemcpyKind", "cudaStreamCaptureMode")
-    }
-    enums["cudaError_t"] = {name: int(getattr(runtime.cudaError_t, name)) for name in ERRORS}
-    return {
-        bindings.__version__: {
-            "functions": functions,
-            "enums": enums,
-            "constants": {"cudaStreamNonBlocking": int(runtime.cudaStreamNonBlocking)},
-            "device_properties": [name for name in dir(runtime.cudaDeviceProp()) if not name.startswith("_")],
-        }
-    }
-
-
-def on_one_line(text: str) -> str:
-    """JSON whose lists of names, and lists of such lists, take a line each."""
-    for pattern in (r"\[\s+([^\[\]{}]*?)\s+\]", r"\[\s+((?:\[[^\[\]]*\],?\s*)+)\]"):
-        text = re.sub(pattern, lambda match: "[" + " ".join(match[1].split()) + "]", text)
-    return text
+    yield f"cuda.bindings {importlib.import_module('cuda.bindings').__version__}", []
+    for section, names in sections.items():
+        if section == "functions":
+            yield section, [signature(getattr(runtime, name).__doc__.splitlines()[0], name) for name in names]
+        elif section == "cudaDeviceProp":
+            yield section, [name for name in names if hasattr(runtime.cudaDeviceProp(), name)]
+        else:
+            place = getattr(runtime, section, runtime)
+            yield section, [f"{name}={int(getattr(place, name))}" for name in names]
 
 
 if __name__ == "__main__":
-    recorded = {"tensorrt": tensorrt_names(), "cuda.bindings.runtime": cuda_names()}
-    sys.stdout.write(on_one_line(json.dumps(recorded, indent=1)) + "\n")
+    path = Path(sys.argv[1])
+    (title, _), *sections = api.read(path.stem).items()
+    lines = []
+    for name, words in (cuda if title.startswith("cuda") else tensorrt)(dict(sections)):
+        lines += [f"[{name}]", *textwrap.wrap(" ".join(words), 118, break_long_words=False, break_on_hyphens=False)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
