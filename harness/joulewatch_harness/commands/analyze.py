@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
     """Run ``joulewatch analyze``.
 
     Raises:
-        ConfigError, QueryError, RecordError: Bad arguments, or no such run.
-        DeliveryError: ``--publish`` did not get through; the results are printed by then.
+        ConfigError, QueryError, RecordError: Bad arguments, or an unknown run.
+        DeliveryError: ``--publish`` failed; the results are printed before.
     """
     from joulewatch_harness.analysis.reports import to_csv, to_json, to_text
     from joulewatch_harness.analysis.reports.figure import check_figure_path, write_figure
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     options = options_from_args(args)
     if args.publish and options is None:
-        raise ConfigError("--publish needs --prometheus: where should the results go?")
+        raise ConfigError("--publish needs --prometheus URL, the server that gets the results")
     if args.figure is not None:
         check_figure_path(args.figure)
     record, source = find(args.run, args.output, options)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
         with PrometheusClient(options) as client:
             count = publish(result, client)
-        print(f"published: {count} samples to {options.url}", file=sys.stderr)  # noqa: T201
+        print(f"published {count} samples to {options.url}", file=sys.stderr)  # noqa: T201
     if args.strict and worst(result.findings) == "error":
         errors = sorted({item.reason for item in result.findings if item.severity == "error"})
         print(f"joulewatch: the audit failed: {', '.join(errors)}", file=sys.stderr)  # noqa: T201
@@ -89,15 +89,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[RunRecord, SampleSource | None]:
-    """A run and where its samples are.
+    """Return a run and the source of its samples.
 
     The record comes from the journal or recording on this machine, else from Prometheus. Samples come from the
-    recording where there is one, else from Prometheus, else there are none and the edges in the journal have
-    to do.
+    recording if there is one, else from Prometheus; without both, the source is None and the edges in the journal are
+    used.
 
     Raises:
-        QueryError: The run is neither here nor there.
-        RecordError: What is here cannot be read.
+        QueryError: The run is neither on this machine nor in Prometheus.
+        RecordError: The journal or recording cannot be read.
     """
     from joulewatch_harness.analysis.sources.opening import open_source
     from joulewatch_harness.storage.journal import find_run, read_run
@@ -114,13 +114,13 @@ def find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[Run
         if given.exists():
             raise
         if options is None:
-            raise QueryError(f"{error}; --prometheus URL looks there too") from error
-        there = open_source(prometheus=options)
-        assert there is not None
+            raise QueryError(f"{error}; use --prometheus URL if it is stored there") from error
+        source = open_source(prometheus=options)
+        assert source is not None
         try:
-            return there.run(run), there
+            return source.run(run), source
         except BaseException:
-            there.close()
+            source.close()
             raise
     record = read_run(folder)
     recording_path = folder / RECORDING_NAME

@@ -1,4 +1,4 @@
-"""``joulewatch compare``: what differs between configurations or runs, and whether that is certain."""
+"""``joulewatch compare``: differences between configurations or runs, and whether they are significant."""
 
 from __future__ import annotations
 

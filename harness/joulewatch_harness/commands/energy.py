@@ -1,4 +1,4 @@
-"""``joulewatch energy``: energy of any window of time, from any source."""
+"""``joulewatch energy``: energy of any time window, from any source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from joulewatch_harness.errors import ConfigError
 
 EXIT_FAILED: Final = 1
 WHOLE_S: Final = 7200.0
-"""Windows longer than this are read at both ends only: a counter needs no more, restarts still show."""
+"""Longer windows are read at both ends only: that is enough for a counter, and restarts are still detected."""
 _UNITS_S: Final = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _RELATIVE: Final = re.compile(r"(?:now)?-(\d+(?:\.\d+)?)([smhdw])")
 
@@ -43,10 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def parse_time(text: str, name: str, now_s: float) -> float:
-    """Unix seconds of ISO 8601 (without a zone: local time), Unix seconds, ``now`` or ``-10m``.
+    """Return the Unix seconds of ISO 8601 (without a zone: local time), Unix seconds, ``now`` or ``-10m``.
 
     Raises:
-        ConfigError: It is none of these.
+        ConfigError: The text has another format.
     """
     text = text.strip()
     if text == "now":
@@ -60,7 +60,7 @@ def parse_time(text: str, name: str, now_s: float) -> float:
         return datetime.datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
         raise ConfigError(
-            f"{name} {text!r}: no time: write it as 2026-11-21T10:00:00Z, as Unix seconds, as now or as -10m"
+            f"{name} {text!r}: not a valid time; use 2026-11-21T10:00:00Z, Unix seconds, now or -10m"
         ) from None
 
 
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
     """Run ``joulewatch energy``.
 
     Raises:
-        ConfigError: Bad times, no source or two, no sensor that matches.
-        QueryError, RecordError: The source cannot be asked.
+        ConfigError: Bad times, no source or two, or no sensor matches.
+        QueryError, RecordError: The source cannot be read.
     """
     from joulewatch_harness.analysis.energy.sensor_energies import measure
     from joulewatch_harness.analysis.energy.window_energy import Span
@@ -83,10 +83,10 @@ def run(args: argparse.Namespace) -> int:
     if end_s <= start_s:
         raise ConfigError(f"--end {args.end} is not after --start {args.start}")
     if end_s > now_s + 1:
-        raise ConfigError(f"--end {args.end} lies in the future, by {end_s - now_s:.0f} s: the window has not ended")
+        raise ConfigError(f"--end {args.end} is {end_s - now_s:.0f} s in the future: the window has not ended")
     options = options_from_args(args)
     if (options is None) == (args.recording is None):
-        raise ConfigError("name one source: --prometheus URL or --recording FILE")
+        raise ConfigError("give one source: --prometheus URL or --recording FILE")
     source = open_source(prometheus=options, recording=args.recording)
     assert source is not None
     span = Span(start_s, end_s)
@@ -103,7 +103,9 @@ def run(args: argparse.Namespace) -> int:
         if not known:
             raise ConfigError(f"{where}: no joulewatch sensor has samples around this window")
         wanted = f"matches --sensor {' '.join(args.sensor)}" if args.sensor else f"has scope {args.scope}"
-        raise ConfigError(f"no sensor {wanted}; there are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}")
+        raise ConfigError(
+            f"no sensor {wanted}; the sensors are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
+        )
     if args.format == "json":
         sys.stdout.write(energy_report.render_json(rows, span, where))
     elif args.format == "csv":

@@ -1,4 +1,4 @@
-"""``joulewatch export``: a recording as OpenMetrics text."""
+"""``joulewatch export``: write a recording as OpenMetrics text."""
 
 from __future__ import annotations
 
@@ -41,5 +41,5 @@ def run(args: argparse.Namespace) -> int:
                 raise
         except OSError as error:
             raise ConfigError(f"{args.output}: cannot be written: {error.strerror or error}") from error
-    print(f"{count} samples in {args.output}", file=sys.stderr)  # noqa: T201
+    print(f"wrote {count} samples to {args.output}", file=sys.stderr)  # noqa: T201
     return 0

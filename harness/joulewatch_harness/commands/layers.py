@@ -1,7 +1,7 @@
 """``joulewatch layers``: time per operator from the runtime's own trace, energy per operator as an estimate.
 
-The trace is a pass of its own. The energy comes from measured windows of another: those of a run that is named, or of
-a short one that is made here in a process of its own. No window ever holds a traced batch.
+The trace is a separate pass. The energy comes from measured windows of another pass: of a given run, or of a short run
+that this command makes in another process. No window contains a traced batch.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
     """Run ``joulewatch layers``.
 
     Raises:
-        ConfigError: bad arguments, a network or runtime that cannot be traced, a run that has something else.
-        NetworkError: it failed to load, to prepare the batch or to be traced.
-        CoverageError, QueryError, RecordError: the run named has no energy, or cannot be read.
+        ConfigError: Bad arguments, a network or runtime that cannot be traced, or a run of something else.
+        NetworkError: The network failed to load, to prepare the batch or to be traced.
+        CoverageError, QueryError, RecordError: The run has no energy or cannot be read.
     """
     from joulewatch_harness.analysis.reports import layers_report
     from joulewatch_harness.analysis.reports.figure import check_figure_path
@@ -116,10 +116,10 @@ def run(args: argparse.Namespace) -> int:
     sys.stdout.flush()
     if args.format != "table":
         for line in layers_report.loud_lines(view):
-            _say(line)
+            _log(line)
     if args.figure is not None:
         write_figure(view, args.figure, smallest)
-        _say(f"figure: {args.figure}")
+        _log(f"figure: {args.figure}")
     return 0
 
 
@@ -130,29 +130,29 @@ def _check(args: argparse.Namespace) -> None:
     if args.network is not None and args.model is not None:
         raise ConfigError(f"NETWORK {args.network} and --model {args.model} both name a network: give one of them")
     if args.run is not None and args.no_energy:
-        raise ConfigError("--run says where the energy comes from, --no-energy that there is none: give one of them")
+        raise ConfigError("--run and --no-energy exclude each other: give one of them")
     if args.configuration is not None and args.run is None:
-        raise ConfigError("--configuration names one of a run: it needs --run")
+        raise ConfigError("--configuration needs --run")
     if args.run is None and options_from_args(args) is not None:
-        raise ConfigError("--prometheus is where a run is looked for: it needs --run")
+        raise ConfigError("--prometheus needs --run")
     if not 0 <= args.smallest <= 100:
-        raise ConfigError(f"--smallest {args.smallest:g}: a share from 0 to 100 percent is wanted")
+        raise ConfigError(f"--smallest {args.smallest:g}: must be a percentage from 0 to 100")
     if args.trace is not None and not args.trace.parent.is_dir():
-        raise ConfigError(f"--trace {args.trace}: the folder {args.trace.parent} does not exist")
+        raise ConfigError(f"--trace {args.trace}: the directory {args.trace.parent} does not exist")
 
 
 def chosen(args: argparse.Namespace, result: RunResult | None) -> tuple[Configuration, int]:
-    """The configuration to trace and its batch size: from the command line, or out of the run that is named.
+    """Return the configuration to trace and its batch size, from the command line or from the run.
 
     Raises:
-        ConfigError: the run has no such configuration, or several; a bad batch size or option.
+        ConfigError: No configuration of the run matches, or several; or a bad batch size or option.
     """
     network = args.model or args.network
     size = None
     if args.batch_size is not None:
         sizes = parse_batch_sizes(args.batch_size, "--batch-size")
         if len(sizes) != 1:
-            raise ConfigError(f"--batch-size {args.batch_size}: one batch size is wanted")
+            raise ConfigError(f"--batch-size {args.batch_size}: must be a single batch size")
         size = sizes[0]
     options = network_options(args.option, args.threads)
     if result is not None:
@@ -161,22 +161,22 @@ def chosen(args: argparse.Namespace, result: RunResult | None) -> tuple[Configur
     entry: dict[str, Any] = {"network": network, "runtime": args.runtime or default_runtime(network)}
     if args.precision is not None:
         entry["precision"] = args.precision
-    (found,) = make_plan({"configurations": [entry]}, "command line").configurations
-    return replace(found, options=options), size or DEFAULT_BATCH_SIZE
+    (configuration,) = make_plan({"configurations": [entry]}, "command line").configurations
+    return replace(configuration, options=options), size or DEFAULT_BATCH_SIZE
 
 
 def _from_run(
     args: argparse.Namespace, result: RunResult, network: str | None, size: int | None, options: Mapping[str, str]
 ) -> tuple[Configuration, int]:
     where = f"run {result.record.header.run}"
-    found: dict[str, Configuration] = {}
+    configurations: dict[str, Configuration] = {}
     sizes: dict[str, list[int]] = {}
     for group in result.groups:
-        found.setdefault(group.configuration.name, group.configuration)
+        configurations.setdefault(group.configuration.name, group.configuration)
         sizes.setdefault(group.configuration.name, []).append(group.batch_size)
-    fitting = [
+    matching = [
         item
-        for item in found.values()
+        for item in configurations.values()
         if (args.configuration is None or item.name == args.configuration)
         and (network is None or network_label(item.network) == network_label(network))
         and (args.runtime is None or item.runtime == args.runtime)
@@ -184,33 +184,33 @@ def _from_run(
         and (size is None or size in sizes[item.name])
         and all(item.options.get(key) == value for key, value in options.items())
     ]
-    if len(fitting) != 1:
-        what = "no configuration that fits" if not fitting else "several configurations that fit"
-        names = [item.name for item in (fitting or found.values())]
-        raise ConfigError(
-            f"{where} has {what}; name one with --configuration: {', '.join(names) or 'it measured none'}"
-        )
-    configuration = fitting[0]
+    if len(matching) != 1:
+        count = "several configurations match" if matching else "no configuration matches"
+        names = [item.name for item in (matching or configurations.values())]
+        raise ConfigError(f"{where}: {count}; choose one with --configuration: {', '.join(names) or 'it has none'}")
+    configuration = matching[0]
     if size is None:
         if len(sizes[configuration.name]) != 1:
             known = ", ".join(map(str, sorted(sizes[configuration.name])))
-            raise ConfigError(f"{where} measured {configuration.name} at batch sizes {known}: name one, --batch-size N")
+            raise ConfigError(
+                f"{where} measured {configuration.name} at batch sizes {known}: choose one with --batch-size N"
+            )
         size = sizes[configuration.name][0]
     if network is not None and network.endswith(".onnx"):
-        # The file may have moved since; its fingerprint is compared.
+        # The file may have moved since the run; its hash is compared.
         configuration = replace(configuration, network=network)
     return configuration, size
 
 
 def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> tuple[Trace, dict[str, str]]:
-    """Load the network, trace one batch size, let it go.
+    """Load the network, trace one batch size, and close it.
 
     Returns:
-        The trace, and what the network says of itself.
+        The trace, and the description of the network.
 
     Raises:
-        ConfigError: it cannot be traced, or is not what was asked for.
-        NetworkError: it failed.
+        ConfigError: The network cannot be traced, or differs from the configuration.
+        NetworkError: The network failed.
     """
     from joulewatch_harness.runtimes import as_loaded, open_network
     from joulewatch_harness.traces import read_trace
@@ -219,7 +219,7 @@ def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> 
     trace = getattr(network, "trace", None)
     if not callable(trace):
         raise ConfigError(
-            f"{configuration.name}: runtime {configuration.runtime!r} tells no times of single operators (it has no "
+            f"{configuration.name}: runtime {configuration.runtime!r} does not report times of operators (it has no "
             f"trace()): use --runtime {TRACED}, or give your network a method trace(path)"
         )
     try:
@@ -229,7 +229,7 @@ def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> 
         with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
             path = keep or Path(scratch) / "trace.json"
             trace(path)
-            found = read_trace(path)
+            trace_read = read_trace(path)
     except JoulewatchError:
         raise
     except Exception as error:
@@ -237,9 +237,9 @@ def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> 
     finally:
         with contextlib.suppress(Exception):
             network.close()
-    if found.batch_size != batch_size:
-        raise NetworkError(f"{configuration.name}: its trace is of batch size {found.batch_size}, not {batch_size}")
-    return found, {
+    if trace_read.batch_size != batch_size:
+        raise NetworkError(f"{configuration.name}: its trace has batch size {trace_read.batch_size}, not {batch_size}")
+    return trace_read, {
         "network": network_label(configuration.network),
         "runtime": loaded.runtime,
         "runtime_version": loaded.runtime_version,
@@ -251,31 +251,32 @@ def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> 
 
 
 def differences(result: RunResult, configuration: Configuration, about: Mapping[str, str]) -> list[str]:
-    """What differs between what was measured then and what was traced now."""
+    """Return notes on the differences between the measured configuration and the traced one."""
+    from joulewatch_harness.analysis.results.compare import NOT_COMPARABLE
     from joulewatch_harness.runner.provenance import collect
 
     notes = []
-    for key, what in (
-        ("model_sha256", "model file"),
-        ("runtime_version", "version of the runtime"),
-        ("provider", "provider"),
+    for key, name in (
+        ("model_sha256", "model files"),
+        ("runtime_version", "versions of the runtime"),
+        ("provider", "providers"),
     ):
-        then, now = getattr(configuration, key), about.get(key, "")
-        if then and now and then != now:
-            notes.append(f"NOT ALIKE: the run measured another {what}: {then[:16]}, traced is {now[:16]}.")
+        measured, traced_now = getattr(configuration, key), about.get(key, "")
+        if measured and traced_now and measured != traced_now:
+            notes.append(f"{NOT_COMPARABLE}: different {name}: run {measured[:16]}, trace {traced_now[:16]}.")
     cpu = collect().get("cpu")
     here = cpu.get("model") if isinstance(cpu, Mapping) else None
     there = result.record.header.provenance_text("cpu", "model") or result.record.header.hardware
     if here and there and here not in there:
-        notes.append(f"NOT ALIKE: the run was measured on {there}, the trace is of {here}.")
+        notes.append(f"{NOT_COMPARABLE}: different machines: run {there}, trace {here}.")
     return notes
 
 
 def analyzed(run: str, output: Path, options: PrometheusOptions | None) -> RunResult:
-    """A run that is stored, analysed.
+    """Return the analysis of a stored run.
 
     Raises:
-        QueryError, RecordError: no such run, or it cannot be read.
+        QueryError, RecordError: The run is unknown or cannot be read.
     """
     from joulewatch_harness.analysis.results.summary import analyze_run
     from joulewatch_harness.commands.analyze import find
@@ -288,10 +289,10 @@ def analyzed(run: str, output: Path, options: PrometheusOptions | None) -> RunRe
 
 
 def short_run(configuration: Configuration, batch_size: int, output: Path, exporters: Sequence[str]) -> Basis:
-    """Measure the same network at the same batch size in a process of its own: about ten seconds.
+    """Measure the same network at the same batch size in another process, for about ten seconds.
 
     Raises:
-        CoverageError: it could not be measured; what the other process says stands on stderr.
+        CoverageError: The measurement failed; the other process writes its errors to stderr.
     """
     from joulewatch_harness.analysis.results.layers import basis_of
 
@@ -306,17 +307,17 @@ def short_run(configuration: Configuration, batch_size: int, output: Path, expor
         words += ["--option", f"{key}={value}"]
     for url in exporters:
         words += ["--exporter", url]
-    _say("measuring the energy of an inference in a short run of its own")
-    done = subprocess.run([*PROFILE, *words], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise CoverageError("no_energy", f"the short run ended with exit code {done.returncode}")
+    _log("measuring the energy of an inference in a short run")
+    finished = subprocess.run([*PROFILE, *words], stdout=subprocess.PIPE, text=True, check=False)
+    if finished.returncode != 0:
+        raise CoverageError("no_energy", f"the short run ended with exit code {finished.returncode}")
     try:
-        run = str(json.loads(done.stdout)["run"]["id"])
+        run = str(json.loads(finished.stdout)["run"]["id"])
     except (ValueError, KeyError, TypeError) as error:
-        raise RecordError(f"the short run gave no result: {error}") from error
+        raise RecordError(f"the short run printed no result: {error}") from error
     result = analyzed(os.fspath(output / run), output, None)
     return basis_of(result, result.groups[0].configuration.name if result.groups else "", batch_size)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201

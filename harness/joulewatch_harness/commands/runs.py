@@ -1,4 +1,4 @@
-"""``joulewatch runs``: lists the runs that are stored, and delivers one to Prometheus."""
+"""``joulewatch runs``: list the stored runs, or deliver a run to Prometheus."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from joulewatch_harness.delivery.courier import DeliveryReport
 
 UNFINISHED: Final = "unfinished"
-"""No end was told: the run goes on, or was killed."""
+"""Status of a run without an end: it is still running, or was killed."""
 DEFAULT_SINCE: Final = "90d"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRow:
-    """One line of the list."""
+    """One row of the list."""
 
     run: str
     started_at_s: float
@@ -40,7 +40,7 @@ class RunRow:
     configurations: tuple[str, ...]
     windows: int
     delivered: int | None
-    """Windows read back from Prometheus; None where the list comes from there."""
+    """Windows that were read back from Prometheus; None if the list is from there."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "push":
         return _push(args, options)
     if args.run is not None:
-        raise ConfigError(f"list takes no run: did you mean 'joulewatch runs push {args.run}'?")
+        raise ConfigError(f"'joulewatch runs list' takes no run; did you mean 'joulewatch runs push {args.run}'?")
     rows = local_runs(args.output) if options is None else prometheus_runs(options, args.since)
     _print_rows(rows, args.format)
     if not rows:
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def local_runs(output: Path) -> list[RunRow]:
-    """Runs below a folder, oldest first."""
+    """Return the runs in a directory, oldest first."""
     from joulewatch_harness.delivery.courier import delivered_windows
     from joulewatch_harness.storage.journal import list_runs
 
@@ -98,10 +98,10 @@ def local_runs(output: Path) -> list[RunRow]:
 
 
 def prometheus_runs(options: PrometheusOptions, since: str) -> list[RunRow]:
-    """Runs that a Prometheus knows, oldest first.
+    """Return the runs in Prometheus, oldest first.
 
     Raises:
-        QueryError: it cannot be asked, or ``since`` is no duration.
+        QueryError: The server cannot be queried, or ``since`` is not a valid duration.
     """
     status, start = catalog.RUN_STATUS.name, catalog.WINDOW_START.name
     with PrometheusClient(options) as client:
@@ -119,11 +119,11 @@ def prometheus_runs(options: PrometheusOptions, since: str) -> list[RunRow]:
     for series in infos:
         metric = series["metric"]
         configurations.setdefault(metric.get("run", ""), []).append(metric.get("configuration", ""))
-    found: dict[str, tuple[float, str]] = {}
+    known: dict[str, tuple[float, str]] = {}
     for series in statuses:
         name, word = series["metric"].get("run", ""), series["metric"].get("status", "")
-        if name not in found or word != "running":
-            found[name] = (float(series["value"][1]), UNFINISHED if word == "running" else word)
+        if name not in known or word != "running":
+            known[name] = (float(series["value"][1]), UNFINISHED if word == "running" else word)
     rows = [
         RunRow(
             run=name,
@@ -133,7 +133,7 @@ def prometheus_runs(options: PrometheusOptions, since: str) -> list[RunRow]:
             windows=windows.get(name, 0),
             delivered=None,
         )
-        for name, (started_at_s, word) in found.items()
+        for name, (started_at_s, word) in known.items()
     ]
     return sorted(rows, key=lambda row: (row.started_at_s, row.run))
 
@@ -143,14 +143,14 @@ def _push(args: argparse.Namespace, options: PrometheusOptions | None) -> int:
     from joulewatch_harness.storage.journal import find_run, read_run
 
     if args.run is None:
-        raise ConfigError("push which run? 'joulewatch runs' lists them")
+        raise ConfigError("'joulewatch runs push' needs a run; 'joulewatch runs' lists them")
     folder = find_run(args.run, args.output)
     plan = read_run(folder).header.plan
     if options is None:
         config = _text(plan, "prometheus_config")
         options = load_options(_text(plan, "prometheus"), Path(config) if config else None)
     if options is None:
-        raise ConfigError("push to where? give --prometheus URL")
+        raise ConfigError("'joulewatch runs push' needs --prometheus URL")
     gateway = args.pushgateway or (None if args.prometheus else _text(plan, "pushgateway"))
     report = push_run(folder, options, pushgateway_url=gateway, timeout_s=args.timeout)
     _print_report(folder.name, options.url, report, args.format)
@@ -181,9 +181,9 @@ def _print_report(name: str, url: str, report: DeliveryReport, form: str) -> Non
         text = f"{name}: {report.delivered} of {total} windows are in {url}\n"
     sys.stdout.write(text)
     for item in report.parked:
-        print(f"{item.what}: refused: {item.reason}", file=sys.stderr)  # noqa: T201
+        print(f"{item.what}: rejected: {item.reason}", file=sys.stderr)  # noqa: T201
     if report.trouble:
-        print(f"not finished: {report.trouble}", file=sys.stderr)  # noqa: T201
+        print(f"incomplete: {report.trouble}", file=sys.stderr)  # noqa: T201
 
 
 _RECORD_COLUMNS: Final[tuple[Column[RunRow], ...]] = (

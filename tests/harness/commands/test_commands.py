@@ -93,11 +93,14 @@ def test_figure_json_and_budget(runs: Path, tmp_path: Path, capsys: pytest.Captu
         (["analyze", "nothing"], "unknown run 'nothing'"),
         (["analyze", "RUN", "--figure=figure.jpg"], "must end in .png, .svg, .pdf"),
         (["analyze", "RUN", "--publish"], "--publish needs --prometheus"),
-        (["energy", "--start=-10m"], "name one source"),
+        (["energy", "--start=-10m"], "give one source"),
         (["energy", "--start=-10m", "--recording=none.sqlite"], "no such recording"),
-        (["energy", "--start=soon", "--recording=REC"], "--start 'soon': no time"),
+        (["energy", "--start=soon", "--recording=REC"], "--start 'soon': not a valid time"),
         (["energy", "--start=now", "--end", "-10m", "--recording=REC"], "is not after"),
-        (["energy", "--start", "-10m", "--end=2099-01-01T00:00:00Z", "--recording=REC"], "lies in the future"),
+        (
+            ["energy", "--start", "-10m", "--end=2099-01-01T00:00:00Z", "--recording=REC"],
+            "s in the future: the window has not ended",
+        ),
         (["energy", "--start", "-10m", "--recording=REC", "--sensor=gpu*"], "no sensor matches --sensor gpu*"),
         (["energy", "--start", "1000", "--end=2000", "--recording=REC"], "no joulewatch sensor has samples"),
     ],
@@ -195,5 +198,5 @@ def test_times() -> None:
     assert parse_time("1790000000.25", "--end", now_s) == now_s + 0.25
     assert parse_time("2026-09-21T14:13:20Z", "--end", now_s) == now_s
     assert parse_time("2026-09-21T16:13:20+02:00", "--end", now_s) == now_s
-    with pytest.raises(ConfigError, match="no time"):
+    with pytest.raises(ConfigError, match="not a valid time"):
         parse_time("10 minutes ago", "--end", now_s)

@@ -148,8 +148,8 @@ def test_push_reports_and_its_exit_code_says_whether_all_is_there(
     assert main([*words, "--prometheus=http://p", "--pushgateway=http://g"]) == 1
     captured = capsys.readouterr()
     assert "1 of 3 windows" in captured.out
-    assert "window 1: refused: out of order" in captured.err
-    assert "not finished: cannot be reached" in captured.err
+    assert "window 1: rejected: out of order" in captured.err
+    assert "incomplete: cannot be reached" in captured.err
     assert main([*words, "--prometheus=http://p", "--format=json"]) == 1
     assert json.loads(capsys.readouterr().out)["parked"] == [{"what": "window 1", "reason": "out of order"}]
     assert main([*words, "--prometheus=http://p", "--format=csv"]) == 1
@@ -163,8 +163,8 @@ def test_push_reports_and_its_exit_code_says_whether_all_is_there(
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["push"], "push which run?"),
-        (["push", RUN], "push to where?"),
+        (["push"], "'joulewatch runs push' needs a run"),
+        (["push", RUN], "needs --prometheus URL"),
         (["push", "nothing", "--prometheus=http://p"], "unknown run 'nothing'"),
         (["list", "x"], "did you mean 'joulewatch runs push x'"),
         (["push", RUN, "--prometheus=p:9090"], "is not a valid URL"),

@@ -488,8 +488,8 @@ def test_another_machine_or_file_than_in_the_run_is_told(world: World) -> None:
     finally:
         object.__setattr__(then, "model_sha256", "")
         object.__setattr__(then, "runtime_version", "")
-    assert any("another model file: aaaa" in note for note in notes)
-    assert any("another version of the runtime: 1.0, traced is 1.1" in note for note in notes)
+    assert any("different model files: run aaaa" in note for note in notes)
+    assert any("different versions of the runtime: run 1.0, trace 1.1" in note for note in notes)
 
 
 def child(folder: Path, text: str) -> tuple[str, ...]:
@@ -524,7 +524,7 @@ def test_a_short_run_that_fails_leaves_the_times(
     assert "note: No energy: the short run ended with exit code 2" in capsys.readouterr().out
     monkeypatch.setattr(command, "PROFILE", child(folder, "print('{}')"))
     assert main(words) == 0
-    assert "note: No energy: the short run gave no result" in capsys.readouterr().out
+    assert "note: No energy: the short run printed no result" in capsys.readouterr().out
 
 
 def test_a_network_of_ones_own_can_be_traced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -540,29 +540,29 @@ Words = Callable[[Path], list[str]]
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["own.py:Blind"], "tells no times of single operators.*use --runtime onnxruntime, openvino, torch, tvm,"),
-        (["own.py:Wrong", "--no-energy"], "its trace is of batch size 2, not 1"),
+        (["own.py:Blind"], "does not report times of operators.*use --runtime onnxruntime, openvino, torch, tvm,"),
+        (["own.py:Wrong", "--no-energy"], "its trace has batch size 2, not 1"),
         (["own.py:Broken", "--no-energy"], "could not be traced: ValueError: no clock"),
         (["radioml-vgg", "--no-energy"], "did you mean 'radioml-vgg10'"),
         (["mlp", "--precision", "int7"], "unknown precision 'int7'"),
         (["mlp", "--model", "m.onnx"], "both name a network"),
         (["--model", "none.onnx"], "no model file none.onnx"),
-        (["mlp", "--batch-size", "1,2"], "one batch size is wanted"),
+        (["mlp", "--batch-size", "1,2"], "must be a single batch size"),
         (["mlp", "--batch-size", "0"], "a batch size must be an integer"),
         (["mlp", "--option", "width"], "must be KEY=VALUE"),
         (["mlp", "--runtime", "onnxruntim"], "did you mean 'onnxruntime'"),
         (["mlp", "--figure", "f.gif"], "must end in .png"),
-        (["mlp", "--trace", "none/t.json"], "the folder none does not exist"),
-        (["mlp", "--smallest", "101"], "a share from 0 to 100"),
+        (["mlp", "--trace", "none/t.json"], "the directory none does not exist"),
+        (["mlp", "--smallest", "101"], "must be a percentage from 0 to 100"),
         (["--run", "x", "--no-energy"], "give one of them"),
-        (["mlp", "--configuration", "x"], "it needs --run"),
-        (["mlp", "--prometheus", "http://p:9090"], "it needs --run"),
+        (["mlp", "--configuration", "x"], "needs --run"),
+        (["mlp", "--prometheus", "http://p:9090"], "needs --run"),
         (["--run", "nothing"], "nothing"),
-        (["--run", RUN], "several configurations that fit.*fp32, radioml-vgg10/onnxruntime/int8"),
-        (["--run", RUN, "--precision", "int8"], "at batch sizes 1, 8: name one"),
-        (["--run", RUN, "--precision", "fp16"], "no configuration that fits"),
-        (["--run", RUN, "--precision", "int8", "--batch-size", "3"], "no configuration that fits"),
-        (["mlp", "--run", RUN], "no configuration that fits; name one with --configuration: radioml-vgg10"),
+        (["--run", RUN], "several configurations match.*fp32, radioml-vgg10/onnxruntime/int8"),
+        (["--run", RUN, "--precision", "int8"], "at batch sizes 1, 8: choose one"),
+        (["--run", RUN, "--precision", "fp16"], "no configuration matches"),
+        (["--run", RUN, "--precision", "int8", "--batch-size", "3"], "no configuration matches"),
+        (["mlp", "--run", RUN], "no configuration matches; choose one with --configuration: radioml-vgg10"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named_without_a_traceback(
