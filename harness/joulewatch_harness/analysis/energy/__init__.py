@@ -1,1 +1,1 @@
-"""The energy of one window, from series of samples or from edges."""
+"""Energy of one window, from samples or from edges."""

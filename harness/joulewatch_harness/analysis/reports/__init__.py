@@ -1,1 +1,1 @@
-"""Results for people and programs: table, CSV, JSON, figures."""
+"""Results for people and programs: text, CSV, JSON, figures."""

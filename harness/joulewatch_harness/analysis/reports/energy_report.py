@@ -1,4 +1,4 @@
-"""The energy of one window as table, CSV and JSON. Pure: text out."""
+"""The energy of one window as text, CSV and JSON. Pure: text out."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
 
 
 def render_json(rows: Sequence[SensorEnergy], span: Span, where: str) -> str:
-    """Everything, budgets too, in base units."""
+    """Return all numbers with their budgets as JSON, in base units."""
     total = total_of(rows)
     document: Mapping[str, Any] = {
         "schema_version": SCHEMA_VERSION,

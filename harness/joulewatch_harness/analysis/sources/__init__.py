@@ -1,1 +1,1 @@
-"""Where samples come from: a Prometheus, a recording, a run rebuilt from its series."""
+"""Sources of samples: Prometheus, a recording, a run rebuilt from its series."""

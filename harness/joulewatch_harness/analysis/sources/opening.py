@@ -1,24 +1,24 @@
-"""Open the source that the command line names: a recording or a Prometheus."""
+"""Open the source named on the command line: a recording or a Prometheus."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from joulewatch_harness.analysis.sources.history import SampleSource
 from joulewatch_harness.errors import ConfigError, QueryError
 
 if TYPE_CHECKING:
     from joulewatch_harness.clients.options import PrometheusOptions
-from joulewatch_harness.analysis.sources.history import SampleSource
 
 
 def open_source(*, prometheus: PrometheusOptions | None = None, recording: Path | None = None) -> SampleSource | None:
-    """The source that the arguments name: a recording goes before a Prometheus, None where there is neither.
+    """Return the source that the arguments name: a recording before a Prometheus, None without both.
 
     Raises:
         ConfigError: The recording does not exist.
-        RecordError: It is no recording.
-        QueryError: No Prometheus answers: said within seconds, the long patience is for one that was there.
+        RecordError: The file is not a recording.
+        QueryError: No Prometheus answers within seconds; the long time limit applies to later requests only.
     """
     if recording is not None:
         if not recording.is_file():

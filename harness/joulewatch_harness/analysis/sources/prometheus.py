@@ -1,7 +1,7 @@
-"""Samples from the Prometheus HTTP API, or from anything that speaks it (Mimir, Thanos, VictoriaMetrics).
+"""Samples from the Prometheus HTTP API, which Mimir, Thanos and VictoriaMetrics offer as well.
 
-Raw samples are asked for by instant queries with a range selector, never by ``increase()``, which extrapolates,
-nor by a stepped ``query_range``. One query brings all devices at once, in pieces of time that the server accepts.
+Raw samples are fetched by instant queries with a range selector, never by ``increase()``, which extrapolates, nor by a
+stepped ``query_range``. One query returns all devices, for pieces of time that the server accepts.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 SAMPLES_PER_QUERY: Final = 1_000_000
 _FIRST_PIECE_S: Final = 1800.0
 _SHORTEST_PIECE_S: Final = 1.0
-_LOOK_AROUND_S: Final = 300.0
-"""How far around a span the exporters' start times are asked for, to learn the scrape interval."""
+_AROUND_S: Final = 300.0
+"""The start times of the exporters are queried this far around a span, to find the scrape interval."""
 _SHORTEST_MARGIN_S: Final = 5.0
 _MARGIN_INTERVALS: Final = 2.5
 _DAY_S: Final = 86_400.0
@@ -46,7 +46,7 @@ _LISTED_S: Final = 90 * _DAY_S
 
 
 def _matcher(label: str, values: Iterable[str]) -> str:
-    """``label=~"a|b"`` for exactly these values."""
+    """Return ``label=~"a|b"`` for exactly these values."""
     pattern = "|".join(re.sub(r"([\\.+*?()|\[\]{}^$])", r"\\\1", value) for value in values)
     return f"{label}=~{_quoted(pattern)}"
 
@@ -71,7 +71,7 @@ class PrometheusSource:
 
     Args:
         client: The server; closed with the source.
-        samples_per_query: Aim for pieces of so many samples.
+        samples_per_query: Number of samples per piece to aim at.
         now: Unix seconds, for tests.
     """
 
@@ -93,21 +93,21 @@ class PrometheusSource:
         self._client.close()
 
     def raw(self, selector: str, start_s: float, end_s: float) -> list[RawSeries]:
-        """All raw samples of a selector in [start_s, end_s], asked for in pieces.
+        """Return all raw samples of a selector in [start_s, end_s], fetched in pieces.
 
-        A piece that the server calls too large (422) is halved; the size of the next one follows from how many
-        samples the last one had.
+        A piece that the server rejects as too large (422) is halved; the length of the next piece follows from the
+        number of samples in the last one.
 
         Raises:
             QueryTooLargeError: A piece of one second is still too large.
             QueryError: As of ``PrometheusClient.query``.
         """
-        found: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
+        pieces: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
         piece_s = _FIRST_PIECE_S
         at_s = start_s
         while at_s < end_s:
             until_s = min(at_s + piece_s, end_s)
-            # One millisecond more, so that neither the left-open ranges of Prometheus 3 nor rounding lose a sample.
+            # One more millisecond: the ranges of Prometheus 3 are left-open, and the times are rounded.
             length_ms = math.ceil((until_s - at_s) * 1000) + 1
             try:
                 result = self._client.query(f"{selector}[{length_ms}ms]", math.ceil(until_s * 1000) / 1000)
@@ -115,21 +115,21 @@ class PrometheusSource:
                 if piece_s <= _SHORTEST_PIECE_S:
                     raise
                 piece_s = max((until_s - at_s) / 2, _SHORTEST_PIECE_S)
-                logger.info("query too large for %s: now in pieces of %.0f s", self._client.url, piece_s)
+                logger.info("query too large for %s; using pieces of %.0f s", self._client.url, piece_s)
                 continue
             count = 0
             for series in _series(result):
                 count += series.times_s.size
-                found.setdefault((series.name, tuple(sorted(series.labels.items()))), []).append(series)
+                pieces.setdefault((series.name, tuple(sorted(series.labels.items()))), []).append(series)
             if count:
                 piece_s = min(piece_s * 4, max(piece_s * self._samples_per_query / count, _SHORTEST_PIECE_S))
             at_s = until_s
-        return [_joined(pieces) for pieces in found.values()]
+        return [_joined(parts) for parts in pieces.values()]
 
     def runs(self, start_s: float, end_s: float) -> tuple[RunSummary, ...]:
-        """The runs that began in a span of Unix seconds, oldest first."""
+        """Return the runs that started in a span of Unix seconds, oldest first."""
         end_s = min(end_s, self._now() + 1)
-        # A run that is still going on, or was pushed late, has samples after its start.
+        # A run that is in progress, or was pushed late, has samples after its start.
         until_s = min(end_s + _DAY_S, self._now() + 1)
         length_s = max(math.ceil(until_s - start_s), 1)
         statuses: dict[str, tuple[float, str]] = {}
@@ -138,28 +138,27 @@ class PrometheusSource:
             known = statuses.get(run)
             if known is None or known[1] == "running":
                 statuses[run] = (float(series.values[-1]), status)
-        found = (RunSummary(run, started_s, status) for run, (started_s, status) in statuses.items())
-        return tuple(
-            sorted(
-                (item for item in found if start_s <= item.started_at_s <= end_s),
-                key=lambda item: (item.started_at_s, item.run),
-            )
-        )
+        summaries = [
+            RunSummary(run, started_s, status)
+            for run, (started_s, status) in statuses.items()
+            if start_s <= started_s <= end_s
+        ]
+        return tuple(sorted(summaries, key=lambda summary: (summary.started_at_s, summary.run)))
 
     def run(self, run: str) -> RunRecord:
-        """The run as its annotations tell it.
+        """Return a run, rebuilt from its annotations.
 
         Raises:
-            QueryError: No such run; the text lists the last ones there are.
+            QueryError: The run is unknown; the text lists the most recent ones.
         """
         now_s = self._now()
         began_s = run_start_s(run)
         start_s = (now_s - 400 * _DAY_S) if began_s is None else began_s - 3600
         if start_s >= now_s:
-            raise QueryError(f"{self._client.url}: run {run!r} lies in the future")
+            raise QueryError(f"{self._client.url}: run {run!r} is in the future")
         names = _matcher("__name__", (*RUN_NAMES, *WINDOW_NAMES))
         length_ms = math.ceil((now_s + 1 - start_s) * 1000)
-        # Annotations are few, so the whole time since the run's start is one query (a run may be pushed late).
+        # There are few annotations, so one query covers all the time since the run's start (a run may be pushed late).
         selector = f"{{{names}, run={_quoted(run)}}}"
         try:
             samples = list(_series(self._client.query(f"{selector}[{length_ms}ms]", now_s + 1)))
@@ -172,8 +171,8 @@ class PrometheusSource:
     def _last_runs(self, now_s: float) -> str:
         known = self.runs(now_s - _LISTED_S, now_s)
         if not known:
-            return ": there are none in the last 90 days"
-        return f": the last ones there are {', '.join(item.run for item in known[-3:])}"
+            return ": there are no runs in the last 90 days"
+        return f": the most recent ones are {', '.join(item.run for item in known[-3:])}"
 
     def history(
         self,
@@ -182,7 +181,7 @@ class PrometheusSource:
         *,
         power: bool = False,
     ) -> History:
-        """Counters and sensors over spans of Unix seconds; see ``SampleSource``."""
+        """Return counters and sensors over spans of Unix seconds; see ``SampleSource``."""
         if not spans:
             return History(source=self.describe())
         whole = (min(start for start, _ in spans), max(end for _, end in spans))
@@ -193,19 +192,19 @@ class PrometheusSource:
         margin_s = self._margin_s(whole, matcher)
         merged = merge_spans(spans, margin_s)
         metadata = self._metadata((merged[0][0], merged[-1][1]), matcher)
-        # How far the values of a sensor scatter that does not look all the time is seen in its own power.
+        # A sensor that observes only part of the time needs its power values, for their scatter.
         with_power = power or any(item.name == catalog.SENSOR_WINDOW.name for item in metadata)
         names = (*COUNTER_NAMES, *(POWER_NAMES if with_power else ()))
         selector = f"{{{', '.join(filter(None, (_matcher('__name__', names), matcher)))}}}"
-        found: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
+        pieces: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
         for start_s, end_s in merged:
             for series in self.raw(selector, start_s, end_s):
-                found.setdefault((series.name, tuple(sorted(series.labels.items()))), []).append(series)
-        samples = [_joined(pieces) for pieces in found.values()]
+                pieces.setdefault((series.name, tuple(sorted(series.labels.items()))), []).append(series)
+        samples = [_joined(parts) for parts in pieces.values()]
         return build_history(self.describe(), samples + metadata, instances, power=power)
 
     def _at(self, query: str, span: tuple[float, float], name: str = "") -> list[RawSeries]:
-        """An instant query over a whole span: ``{range}`` in it becomes the span's length."""
+        """Run an instant query over a whole span: ``{range}`` is replaced by the span's length."""
         length_s = max(math.ceil(span[1] - span[0]), 1)
         result = self._client.query(query.replace("{range}", f"{length_s}s"), span[1])
         return [
@@ -215,24 +214,24 @@ class PrometheusSource:
 
     def _metadata(self, span: tuple[float, float], matcher: str) -> list[RawSeries]:
         within = f"{{{matcher}}}[{{range}}]"
-        found: list[RawSeries] = []
+        metadata: list[RawSeries] = []
         for metric in (catalog.SENSOR_INFO, catalog.SENSOR_REFRESH, catalog.SENSOR_WINDOW):
-            found += self._at(f"last_over_time({metric.name}{within})", span, metric.name)
-        # Raw samples of diagnostics only where something happened: on a healthy machine that is none.
+            metadata += self._at(f"last_over_time({metric.name}{within})", span, metric.name)
+        # Raw samples of diagnostics only if they changed: on a healthy machine that is none.
         for name in HEALTH_NAMES:
             if self._at(f"changes({name}{within}) > 0", span):
-                found += self.raw(f"{name}{{{matcher}}}", *span)
+                metadata += self.raw(f"{name}{{{matcher}}}", *span)
         up = catalog.SENSOR_UP.name
         if self._at(f"min_over_time({up}{within}) < 1", span):
-            found += self.raw(f"{up}{{{matcher}}}", *span)
-        return found
+            metadata += self.raw(f"{up}{{{matcher}}}", *span)
+        return metadata
 
     def _instances(self, span: tuple[float, float], exporters: Sequence[ExporterRecord] | None) -> dict[str, str]:
-        """``instance`` in Prometheus -> name of the exporter in the run.
+        """Return ``instance`` in Prometheus -> name of the exporter in the run.
 
-        An exporter that Prometheus knows under another address is found by the name of its machine.
+        An exporter that has another address in Prometheus is identified by the name of its machine.
         """
-        around = (span[0] - _LOOK_AROUND_S, span[1] + _LOOK_AROUND_S)
+        around = (span[0] - _AROUND_S, span[1] + _AROUND_S)
         around = (around[0], min(around[1], max(self._now() + 1, span[1])))
         nodes: dict[str, set[str]] = {}
         seen = set()
@@ -243,33 +242,31 @@ class PrometheusSource:
             nodes.setdefault(series.labels.get("nodename", ""), set()).add(instance)
         if exporters is None:
             return {instance: instance for instance in seen}
-        found = {}
+        names = {}
         for exporter in exporters:
             if exporter.name in seen:
-                found[exporter.name] = exporter.name
+                names[exporter.name] = exporter.name
                 continue
             same_node = nodes.get(exporter.nodename, set()) if exporter.nodename else set()
             if len(same_node) == 1:
-                found[next(iter(same_node))] = exporter.name
+                names[next(iter(same_node))] = exporter.name
             else:
-                logger.info("%s: exporter %s has no samples there", self._client.url, exporter.name)
-        return found
+                logger.info("%s: no samples of exporter %s", self._client.url, exporter.name)
+        return names
 
     def _margin_s(self, span: tuple[float, float], matcher: str) -> float:
-        """Margin that brackets both ends: some scrape intervals, learned from the samples themselves."""
+        """Return a margin that brackets both ends: some scrape intervals, derived from the samples."""
         interval_s = 0.0
         for series in self.raw(
-            f"{catalog.EXPORTER_START.name}{{{matcher}}}", span[0] - _LOOK_AROUND_S, span[0] + _SHORTEST_MARGIN_S
-        ) + self.raw(
-            f"{catalog.EXPORTER_START.name}{{{matcher}}}", span[1] - _SHORTEST_MARGIN_S, span[1] + _LOOK_AROUND_S
-        ):
+            f"{catalog.EXPORTER_START.name}{{{matcher}}}", span[0] - _AROUND_S, span[0] + _SHORTEST_MARGIN_S
+        ) + self.raw(f"{catalog.EXPORTER_START.name}{{{matcher}}}", span[1] - _SHORTEST_MARGIN_S, span[1] + _AROUND_S):
             if series.times_s.size > 1:
                 interval_s = max(interval_s, float(np.median(np.diff(series.times_s))))
         return max(_MARGIN_INTERVALS * interval_s, default_max_gap_s(interval_s), _SHORTEST_MARGIN_S)
 
 
 def _joined(pieces: Sequence[RawSeries]) -> RawSeries:
-    """One series from pieces in order of time that may share samples at their borders."""
+    """Join pieces in order of time into one series; neighbouring pieces may share samples."""
     if len(pieces) == 1:
         return pieces[0]
     times_s = np.concatenate([piece.times_s for piece in pieces])

@@ -1,17 +1,17 @@
-"""A run's record from nothing but its annotations in Prometheus (pure).
+"""Rebuild the record of a run from its annotations in Prometheus (pure).
 
-By remote write a window is one sample in a series per run: the sample's time is the window's end to the
-millisecond, start and duration are values, so the exact end is start + duration. By Pushgateway, which takes
-no times, each window has series of its own, told apart by the label ``window``, and its end is a value.
+By remote write a window is one sample in a series per run: the sample's time is the window's end to the millisecond;
+start and duration are values, so the exact end is start + duration. A Pushgateway accepts no times: each window has its
+own series, identified by the label ``window``, and its end is a value.
 """
 
 from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, cast, get_args
+from typing import Any, Final, NamedTuple, cast, get_args
 
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.sources.history import RawSeries
@@ -50,14 +50,14 @@ _PROVENANCE: Final = {
     "governor": ("cpu", "governor"),
     "version": ("versions", "joulewatch"),
 }
-"""Label of the run's info -> where the provenance of a journal holds it; the hardware stays one text."""
+"""Label of the run's info -> path in the provenance of a journal; the hardware stays one text."""
 
 _Key = tuple[str, str, str, str]
 """configuration, kind, phase, window."""
 
 
 def run_start_s(run: str) -> float | None:
-    """Unix seconds at which a run began, from its id; None for an id of another form."""
+    """Return the start of a run in Unix seconds, from its id; None for an id with another format."""
     match = re.match(r"(\d{8}T\d{6})Z", run)
     if match is None:
         return None
@@ -69,7 +69,7 @@ def run_start_s(run: str) -> float | None:
 
 @dataclass(slots=True)
 class _Samples:
-    """Values of one metric: key and further labels -> milliseconds -> value."""
+    """Values of one metric: key -> other labels -> milliseconds -> value."""
 
     by_key: dict[_Key, dict[tuple[tuple[str, str], ...], dict[int, float]]] = field(default_factory=dict)
 
@@ -78,17 +78,18 @@ class _Samples:
         into.update((round(t * 1000), float(v)) for t, v in zip(series.times_s, series.values, strict=True))
 
     def at(self, key: _Key, at_ms: int | None) -> list[tuple[Mapping[str, str], float]]:
-        """Every series' value for one window; ``at_ms`` None: of a window with its own series, the last."""
-        found: list[tuple[Mapping[str, str], float]] = []
-        for rest, values in self.by_key.get(key, {}).items():
+        """Return the value of every series for one window; ``at_ms`` None: the last one of the window's own series."""
+        pairs: list[tuple[Mapping[str, str], float]] = []
+        for labels, values in self.by_key.get(key, {}).items():
             value = (values[max(values)] if values else None) if at_ms is None else values.get(at_ms)
             if value is not None:
-                found.append((dict(rest), value))
-        return found
+                pairs.append((dict(labels), value))
+        return pairs
 
-    def one(self, key: _Key, at_ms: int | None) -> float | None:
-        found = self.at(key, at_ms)
-        return found[0][1] if found else None
+    def first(self, key: _Key, at_ms: int | None) -> float | None:
+        """Return the value of the first series for one window."""
+        pairs = self.at(key, at_ms)
+        return pairs[0][1] if pairs else None
 
 
 _NOT_OF_THE_WINDOW: Final = frozenset(("run", "configuration", "kind", "phase", _WINDOW_LABEL, "job", "instance"))
@@ -99,12 +100,12 @@ def rebuild_run(run: str, samples: Iterable[RawSeries], where: str) -> RunRecord
     """Build the record of ``run`` from its annotations.
 
     Args:
-        run: The id.
-        samples: All series of it, of ``RUN_NAMES`` and ``WINDOW_NAMES``.
+        run: The id of the run.
+        samples: All its series, of ``RUN_NAMES`` and ``WINDOW_NAMES``.
         where: The source, for messages.
 
     Raises:
-        QueryError: There is no window among them.
+        QueryError: The samples contain no window.
     """
     metrics: dict[str, _Samples] = {}
     infos: list[RawSeries] = []
@@ -122,7 +123,7 @@ def rebuild_run(run: str, samples: Iterable[RawSeries], where: str) -> RunRecord
             metrics.setdefault(raw.name, _Samples()).add(cast(_Key, key), rest, raw)
     windows = _windows(run, metrics)
     if not windows and not infos:
-        raise QueryError(f"{where}: run {run}: no window of it is stored")
+        raise QueryError(f"{where}: no window of run {run} is stored")
     return RunRecord(
         header=_header(run, infos, statuses, windows),
         configurations=_configurations(infos),
@@ -131,46 +132,54 @@ def rebuild_run(run: str, samples: Iterable[RawSeries], where: str) -> RunRecord
     )
 
 
+class _Stored(NamedTuple):
+    """Where the values of one window are stored."""
+
+    start_s: float
+    end_s: float
+    key: _Key
+    at_ms: int | None
+    """Time of its samples; None: the window has its own series."""
+    number: int = -1
+    """Number of the window in the run; -1: not stored."""
+
+
 def _windows(run: str, metrics: Mapping[str, _Samples]) -> list[Window]:
-    found: list[tuple[float, float, int, _Key, int | None]] = []
-    starts = metrics.get(catalog.WINDOW_START.name, _Samples())
+    stored = sorted(_stored_windows(metrics), key=lambda window: (window.end_s, -window.start_s))
+    # A window that arrived through a Pushgateway and again by remote write is one window.
+    unique = list({(window.key[:3], round(window.start_s * 1000)): window for window in stored}.values())
+    numbered = all(window.number >= 0 for window in unique)
+    return [_window(run, window.number if numbered else place, window, metrics) for place, window in enumerate(unique)]
+
+
+def _stored_windows(metrics: Mapping[str, _Samples]) -> Iterator[_Stored]:
     nothing = _Samples()
+    starts = metrics.get(catalog.WINDOW_START.name, nothing)
     ends = metrics.get(catalog.WINDOW_END.name, nothing)
     durations = metrics.get(catalog.WINDOW_DURATION.name, nothing)
     for key, series in starts.by_key.items():
         if key[3]:
-            start_s, end_s = starts.one(key, None), ends.one(key, None)
+            start_s, end_s = starts.first(key, None), ends.first(key, None)
             if start_s is not None and end_s is not None:
-                found.append((end_s, start_s, int(key[3]) if key[3].isdigit() else -1, key, None))
+                yield _Stored(start_s, end_s, key, None, int(key[3]) if key[3].isdigit() else -1)
             continue
         for values in series.values():
             for at_ms, start_s in values.items():
-                duration_s = durations.one(key, at_ms)
+                duration_s = durations.first(key, at_ms)
                 # The sample's time is the end to the millisecond; start and duration are exact.
-                end_s = at_ms / 1000 if duration_s is None else start_s + duration_s
-                found.append((end_s, start_s, -1, key, at_ms))
-    found.sort(key=lambda item: (item[0], -item[1]))
-    # A window that came through a Pushgateway and again by remote write is one window.
-    unique = {(key[:3], round(start_s * 1000)): item for item in found for key, start_s in ((item[3], item[1]),)}
-    found = list(unique.values())
-    numbered = all(item[2] >= 0 for item in found)
-    return [
-        _window(run, item[2] if numbered else number, item[1], item[0], item[3], item[4], metrics)
-        for number, item in enumerate(found)
-    ]
+                yield _Stored(start_s, at_ms / 1000 if duration_s is None else start_s + duration_s, key, at_ms)
 
 
-def _window(
-    run: str, index: int, start_s: float, end_s: float, key: _Key, at_ms: int | None, metrics: Mapping[str, _Samples]
-) -> Window:
+def _window(run: str, index: int, stored: _Stored, metrics: Mapping[str, _Samples]) -> Window:
+    key, at_ms = stored.key, stored.at_ms
     configuration, kind, phase, number = key
     nothing = _Samples()
 
     def value(name: str, default: float = 0.0) -> float:
-        stored = metrics.get(name, nothing).one(key, at_ms)
-        return default if stored is None else stored
+        result = metrics.get(name, nothing).first(key, at_ms)
+        return default if result is None else result
 
-    duration_s = value(catalog.WINDOW_DURATION.name, end_s - start_s)
+    duration_s = value(catalog.WINDOW_DURATION.name, stored.end_s - stored.start_s)
     batches = round(value(catalog.WINDOW_BATCHES.name))
     quantiles = {
         labels.get("quantile", ""): seconds
@@ -193,17 +202,17 @@ def _window(
     spans = metrics.get(catalog.WINDOW_PHASE_SPANS.name, nothing)
     for other in seconds.by_key:
         if (other[0], other[1], other[3]) == (configuration, kind, number) and other[2]:
-            total_s = seconds.one(other, at_ms)
+            total_s = seconds.first(other, at_ms)
             if total_s is not None:
-                phases[other[2]] = PhaseTime(round(spans.one(other, at_ms) or 0.0), total_s)
+                phases[other[2]] = PhaseTime(round(spans.first(other, at_ms) or 0.0), total_s)
     flags = metrics.get(catalog.WINDOW_FLAG.name, nothing).at(key, at_ms)
     units = metrics.get(catalog.WINDOW_UNITS.name, nothing).at(key, at_ms)
     return Window(
         run=run,
         index=index,
         kind=cast(WindowKind, kind if kind in _KINDS else "phase"),
-        start_s=start_s,
-        end_s=end_s,
+        start_s=stored.start_s,
+        end_s=stored.end_s,
         duration_s=duration_s,
         clock_error_s=value(catalog.WINDOW_CLOCK_ERROR.name),
         configuration=configuration,
@@ -266,12 +275,12 @@ def _edge(name: str, key: _Key, at_ms: int | None, metrics: Mapping[str, _Sample
 
 
 def _configurations(infos: Iterable[RawSeries]) -> tuple[Configuration, ...]:
-    found = {}
+    configurations = {}
     for raw in sorted(infos, key=lambda item: float(item.times_s[-1]) if item.times_s.size else 0.0):
         labels = raw.labels
         name = labels.get("configuration", "")
         scenario, rate_per_s = _scenario(name, labels)
-        found[name] = Configuration(
+        configurations[name] = Configuration(
             name=name,
             network=labels.get("network", ""),
             runtime=labels.get("runtime", ""),
@@ -283,11 +292,11 @@ def _configurations(infos: Iterable[RawSeries]) -> tuple[Configuration, ...]:
             scenario="" if scenario == OFFLINE else scenario,
             server_rate_per_s=rate_per_s,
         )
-    return tuple(found[name] for name in found)
+    return tuple(configurations.values())
 
 
 def _scenario(name: str, labels: Mapping[str, str]) -> tuple[str, float]:
-    """Scenario and queries per second; of a run that was delivered without them, what its name says."""
+    """Return scenario and queries per second; if a run was delivered without them, they are in its name."""
     if "scenario" not in labels:
         return scenario_in_name(name)
     try:

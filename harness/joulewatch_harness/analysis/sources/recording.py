@@ -24,7 +24,7 @@ from joulewatch_harness.records import ExporterRecord, RunRecord
 from joulewatch_harness.storage.recording import Recording
 
 _MARGIN_S: Final = 60.0
-"""A recording holds one run, so a wide margin costs nothing, however seldom it was scraped."""
+"""A recording contains one run, so a wide margin costs nothing, even with rare scrapes."""
 _METADATA_NAMES: Final = (
     catalog.SENSOR_INFO.name,
     catalog.SENSOR_REFRESH.name,
@@ -38,10 +38,10 @@ class RecordingSource:
     """A ``SampleSource`` over one recording.
 
     Args:
-        path: The recording, or the folder of its run.
+        path: The recording, or the directory of its run.
 
     Raises:
-        RecordError: It cannot be read.
+        RecordError: The recording cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,7 +55,7 @@ class RecordingSource:
         self._recording.close()
 
     def runs(self, start_s: float, end_s: float) -> tuple[RunSummary, ...]:
-        """The one run of the recording, if it began in the span."""
+        """Return the run of the recording, if it started in the span."""
         record = self._recording.run()
         if not start_s <= record.header.started_at_s <= end_s:
             return ()
@@ -63,14 +63,14 @@ class RecordingSource:
         return (RunSummary(record.header.run, record.header.started_at_s, status),)
 
     def run(self, run: str) -> RunRecord:
-        """The run of the recording.
+        """Return the run of the recording.
 
         Raises:
-            QueryError: The recording holds another run.
+            QueryError: The recording is of another run.
         """
         record = self._recording.run()
         if run and record.header.run != run:
-            raise QueryError(f"{self._path}: unknown run {run!r}: this is the recording of {record.header.run}")
+            raise QueryError(f"{self._path}: unknown run {run!r}; this is the recording of {record.header.run}")
         return record
 
     def history(
@@ -80,22 +80,22 @@ class RecordingSource:
         *,
         power: bool = False,
     ) -> History:
-        """Counters and sensors over spans of Unix seconds; see ``SampleSource``."""
+        """Return counters and sensors over spans of Unix seconds; see ``SampleSource``."""
         if not spans:
             return History(source=self.describe())
-        found = []
+        samples: list[RawSeries] = []
         merged = merge_spans(spans, _MARGIN_S)
         whole = (merged[0][0], merged[-1][1])
         wanted = None if exporters is None else {item.name for item in exporters}
-        # How far the values of a sensor scatter that does not look all the time is seen in its own power.
+        # A sensor that observes only part of the time needs its power values, for their scatter.
         with_power = power or bool(self._raw(catalog.SENSOR_WINDOW.name, (None, whole[1]), wanted))
         for name in (*COUNTER_NAMES, *(POWER_NAMES if with_power else ())):
-            found += self._raw(name, whole, wanted)
+            samples += self._raw(name, whole, wanted)
         for name in _METADATA_NAMES:
-            # Metadata is stored when it is new, which may be long before the span.
+            # Metadata is stored when it changes, which may be long before the span.
             start_s = whole[0] if name in HEALTH_NAMES or name == catalog.SENSOR_UP.name else None
-            found += self._raw(name, (start_s, whole[1]), wanted)
-        return build_history(self.describe(), found, power=power)
+            samples += self._raw(name, (start_s, whole[1]), wanted)
+        return build_history(self.describe(), samples, power=power)
 
     def _raw(self, name: str, span: tuple[float | None, float], wanted: set[str] | None) -> list[RawSeries]:
         return [
