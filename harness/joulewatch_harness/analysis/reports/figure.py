@@ -1,6 +1,6 @@
-"""The paper's figure: energy per inference and throughput over batch size, one line per configuration.
+"""Figure of a run: energy per inference and throughput over batch size, one line per configuration.
 
-Below it, for each configuration whose batches are more than their execution, where the time goes.
+Below, the share of the time per phase, for each configuration whose batches have phases other than the execution.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from joulewatch_harness.plan.scenario import IDLE_PHASE
 
 SUFFIXES: Final = (".png", ".svg", ".pdf")
 PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
-"""Okabe and Ito's colours, told apart by all common kinds of colour blindness; their yellow is too pale for lines."""
+"""Okabe and Ito's colours, distinguishable with common colour blindness; without their yellow, too pale for lines."""
 _MARKERS: Final = (("o", 4.5), ("s", 4.5), ("^", 5.0), ("D", 4.5), ("v", 5.0), ("P", 6.5), ("X", 6.5), ("*", 8.0))
-"""With their sizes in points: the same area for the eye."""
+"""With sizes in points that make their areas look equal."""
 _SIZE_INCHES: Final = (6.4, 6.6)
 _DPI: Final = 200
 _DASHES: Final = (0, (4, 2))
 _SHIFT_OCTAVES: Final = 0.06
 _LINE_STYLES: Final = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
-"""With more lines than colours the second eight are dashed, the third dotted."""
+"""With more lines than colours, the second eight lines are dashed and the third dotted."""
 _LEGEND_ROW_INCHES: Final = 0.18
 _LONG_NAME: Final = 44
 _PHASE_PANELS: Final = 6
@@ -36,23 +36,23 @@ _BAR_OCTAVES: Final = 0.32
 
 
 def check_figure_path(path: Path) -> None:
-    """Raise ConfigError unless a figure can be written there: PNG, SVG or PDF, into a folder that exists."""
+    """Raise ConfigError unless the suffix is valid (PNG, SVG or PDF) and the directory exists."""
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"--figure {path}: the name must end in {', '.join(SUFFIXES)}")
     if not path.parent.is_dir():
-        raise ConfigError(f"--figure {path}: the folder {path.parent} does not exist")
+        raise ConfigError(f"--figure {path}: the directory {path.parent} does not exist")
 
 
 def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
     """Draw the figure of a run.
 
     Args:
-        result: The analysed run.
+        result: The analyzed run.
         path: PNG, SVG or PDF, by its suffix.
-        net: Also the energy net of idle, as thin dashed lines.
+        net: Add the net energy, as thin dashed lines.
 
     Raises:
-        ConfigError: Another suffix, no such folder, or the file cannot be written.
+        ConfigError: The suffix is not valid, the directory does not exist, or the file cannot be written.
     """
     check_figure_path(path)
     import matplotlib as mpl
@@ -74,7 +74,7 @@ def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
     }
     with mpl.rc_context(style):
         names = list(dict.fromkeys(group.configuration.name for group in result.groups))
-        with_phases = [name for name in names if any(_told(result, name))]
+        with_phases = [name for name in names if _groups_with_phases(result, name)]
         columns = 1 if max(map(len, names), default=0) > _LONG_NAME else 2
         legend_rows = math.ceil((len(names) + net) / columns) if names else 0
         panels = min(len(with_phases), _PHASE_PANELS)
@@ -97,13 +97,13 @@ def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
                 fontsize=8,
                 ncols=min(len(bars), 6),
                 loc="lower left",
-                bbox_to_anchor=(0, 1.12),
+                bbox_to_anchor=(0, 1.22),
                 borderaxespad=0,
                 handlelength=1.0,
                 columnspacing=1.2,
             )
         if legend_rows:
-            # Below: inside it would lie on lines or on their error bars.
+            # Below the panels: inside, it would cover lines or error bars.
             figure.legend(
                 handles=handles, frameon=False, fontsize=8, loc="outside lower left", ncols=columns, handlelength=2.8
             )
@@ -115,37 +115,37 @@ def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
             raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
 
 
-def _told(result: RunResult, name: str) -> list[GroupResult]:
-    """The groups of a configuration that say where the time goes, if that is more than to the execution."""
+def _groups_with_phases(result: RunResult, name: str) -> list[GroupResult]:
+    """Return the groups of a configuration whose batches have phases other than the execution."""
     return [group for group in result.groups if group.configuration.name == name and has_phases(group)]
 
 
 def _draw_phases(result: RunResult, names: list[str], panels: list[Any]) -> list[Any]:
-    """One panel of stacked bars for each configuration; answers the handles of their legend."""
-    found = [item.name for name in names for group in _told(result, name) for item in group.phases]
-    others = [name for name in dict.fromkeys(found) if name not in _PHASE_COLOURS]
+    """Draw one panel of stacked bars per configuration; return the handles of the legend."""
+    phases = [phase.name for name in names for group in _groups_with_phases(result, name) for phase in group.phases]
+    others = [name for name in dict.fromkeys(phases) if name not in _PHASE_COLOURS]
     spare = [colour for colour in PALETTE if colour not in _PHASE_COLOURS.values()]
     colours = {**{name: spare[number % len(spare)] for number, name in enumerate(others)}, **_PHASE_COLOURS}
     handles: dict[str, Any] = {}
     for name, axes in zip(names, panels, strict=False):
-        for group in _told(result, name):
+        for group in _groups_with_phases(result, name):
             below = 0.0
-            # The execution at the bottom: its height, and all that is around it, can be read off.
-            for item in sorted(group.phases, key=lambda one: one.name != EXECUTE_PHASE):
+            # The execution is at the bottom, so that its share can be read from the axis.
+            for phase in sorted(group.phases, key=lambda phase: phase.name != EXECUTE_PHASE):
                 half = 2.0**_BAR_OCTAVES
-                percent = 100 * item.share.value
+                percent = 100 * phase.share.value
                 bar = axes.bar(
                     group.batch_size / half,
                     percent,
                     group.batch_size * (half - 1 / half),
                     below,
                     align="edge",
-                    color=colours[item.name],
+                    color=colours[phase.name],
                     edgecolor="white",
                     linewidth=0.4,
                 )
-                bar.set_label(item.name)
-                handles.setdefault(item.name, bar)
+                bar.set_label(phase.name)
+                handles.setdefault(phase.name, bar)
                 below += percent
         axes.set_ylim(0, 100)
         axes.set_yticks([0, 50, 100])
@@ -156,10 +156,10 @@ def _draw_phases(result: RunResult, names: list[str], panels: list[Any]) -> list
     return list(handles.values())
 
 
-def _foot(axes: Any, left_out: int) -> None:
+def _foot(axes: Any, omitted: int) -> None:
     text = "Sum over device sensors; error bars: expanded uncertainty, 95 % coverage"
-    if left_out > 0:
-        text += f"\nPhases of {left_out} more: in the table"
+    if omitted > 0:
+        text += f"\nThe table shows the phases of {omitted} more configuration{'s' if omitted > 1 else ''}"
     axes.annotate(
         text,
         (1, 0),
@@ -174,7 +174,7 @@ def _foot(axes: Any, left_out: int) -> None:
 
 
 def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> list[Any]:
-    """Both panels of lines; answers the handles of their legend."""
+    """Draw both panels of lines; return the handles of the legend."""
     groups: dict[str, list[GroupResult]] = {}
     for group in result.groups:
         groups.setdefault(group.configuration.name, []).append(group)
@@ -184,7 +184,7 @@ def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> list[Any]:
     handles = []
     for number, (name, members) in enumerate(groups.items()):
         colour, marker = PALETTE[number % len(PALETTE)], _MARKERS[number % len(_MARKERS)]
-        # Side by side, so that the error bars of one batch size do not hide each other.
+        # Shifted, so that the error bars of one batch size do not hide each other.
         shift = 2.0 ** (_SHIFT_OCTAVES * (number - (len(groups) - 1) / 2))
         style = _LINE_STYLES[number // len(PALETTE) % len(_LINE_STYLES)]
         drawn = _line(top, members, [group.total.gross for group in members], scale, colour, marker, shift, style)
@@ -196,7 +196,7 @@ def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> list[Any]:
     rates = [group.throughput for group in result.groups if group.throughput is not None]
     for axes, values in ((top, gross), (bottom, rates)):
         if not values:
-            # Nothing to place on a logarithmic axis.
+            # A logarithmic axis needs values.
             axes.set_yticks([])
             continue
         axes.set_yscale("log")
@@ -214,14 +214,14 @@ def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> list[Any]:
         bottom.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         bottom.minorticks_off()
     if net and groups:
-        handles += top.plot([], [], color="#555555", linewidth=1.0, linestyle=_DASHES, label="net of idle")
+        handles += top.plot([], [], color="#555555", linewidth=1.0, linestyle=_DASHES, label="net of idle power")
     if not gross:
-        top.text(0.5, 0.5, "no energy could be measured", transform=top.transAxes, ha="center", color="#B00020")
+        top.text(0.5, 0.5, "no energy", transform=top.transAxes, ha="center", color="#B00020")
     return handles
 
 
 def _points(members: list[GroupResult], estimates: list[Estimate | None], scale: float, shift: float) -> Any:
-    """Batch sizes and values. A missing or, on a logarithmic axis, non-positive value leaves a gap in the line."""
+    """Return batch sizes and values; a missing or non-positive value leaves a gap in the line."""
     sizes = [group.batch_size * shift for group in members]
     values = [item.value * scale if item is not None and item.value > 0 else math.nan for item in estimates]
     return sizes, values
@@ -244,12 +244,12 @@ def _line(
     shift: float,
     style: Any,
 ) -> Any:
-    """One configuration with its error bars."""
+    """Draw one configuration with its error bars."""
     sizes, values = _points(members, estimates, scale, shift)
     lower, upper = [], []
     for item, value in zip(estimates, values, strict=True):
         half = item.expanded * scale if item is not None and not math.isnan(value) else 0.0
-        # A bar that reaches zero has no lower end on a logarithmic axis.
+        # On a logarithmic axis, a bar that reaches zero would have no lower end.
         lower.append(min(half, 0.98 * value) if half else 0.0)
         upper.append(half)
     return axes.errorbar(
@@ -270,7 +270,7 @@ def _line(
 
 
 def _ticks(axes: Any) -> None:
-    """Plain numbers on the logarithmic y axis, with 2 and 5 between where it spans little."""
+    """Set plain numbers on the logarithmic y axis, with 2 and 5 in between if its range is small."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axes.get_ylim()
@@ -305,5 +305,5 @@ def _titles(result: RunResult, top: Any) -> None:
 
 
 def _above(axes: Any, text: str, points: float, **style: Any) -> None:
-    """A line of text above the axes, flush with their left edge."""
+    """Add a line of text above the axes, flush with their left edge."""
     axes.annotate(text, (0, 1), (0, points), xycoords="axes fraction", textcoords="offset points", va="bottom", **style)

@@ -114,7 +114,5 @@ def _titles(view: LayerView, figure: Any) -> None:
         if loud:
             lines.append(loud)
     figure.suptitle("\n".join(lines), fontsize=10, fontweight="bold", color="#111111", ha="left", x=0.02)
-    legend = (
-        "Orange: operators with multiply-accumulates (MACs); blue: without; grey: small operators, and the time between"
-    )
+    legend = "Orange: operators with multiply-accumulates (MACs); blue: operators without; grey: all other time"
     figure.supxlabel("\n".join([*basis_lines(view), legend]), fontsize=7.5, color="#666666")
