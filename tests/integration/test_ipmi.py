@@ -1,4 +1,4 @@
-"""BMCs over real sockets: ours read by ipmitool and pyghmi, OpenIPMI's read by us, many at once, and the kernel's."""
+"""BMCs over real sockets: emulated BMCs, OpenIPMI's simulator, many BMCs at once, and the kernel's device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from joulewatch_exporter.collectors.ipmi import IpmiCollector, IpmiOptions, IpmiTarget
+from joulewatch_exporter.collectors.ipmi.collector import IpmiCollector, IpmiOptions, IpmiTarget
 from joulewatch_exporter.emulator.bmc import Bmc, BmcSpec, SdrSensorSpec, write_targets
 from joulewatch_exporter.emulator.faults import Fault
 from joulewatch_exporter.emulator.signals import Constant, Points
@@ -38,14 +38,14 @@ from support.ipmi.simulator import ADMIN, MONITOR, IpmiSim, compile_shared, free
 pytestmark = pytest.mark.integration
 
 LIMIT_S = 30.0
-"""For what takes a second or two; only a broken test waits so long."""
+"""Limit for what normally takes a second or two."""
 USER = ("monitor", "emulated")
 FOR_EVER = float("inf")
 
 
 @pytest.fixture
 def bmcs(tmp_path: Path) -> Iterator[Callable[..., Bmc]]:
-    """Call it with the fields of ``BmcSpec`` to get one that runs, at second 0."""
+    """Return a function that starts an emulated BMC; its arguments are the fields of ``BmcSpec``."""
     started: list[Bmc] = []
 
     def start(name: str = "n1", watts: float = 312.0, **fields: Any) -> Bmc:
@@ -69,7 +69,7 @@ def simulator(tmp_path: Path) -> Iterator[IpmiSim]:
 
 @pytest.fixture
 def read_bmcs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., IpmiCollector]]:
-    """Call it with targets to get a collector that has heard of each of them; it reads faster than users may."""
+    """Return a function that opens a collector and waits for all targets; intervals may be shorter than for users."""
     monkeypatch.setattr("joulewatch_exporter.collectors.ipmi.collector._MIN_INTERVAL_S", 0.1)
     opened: list[IpmiCollector] = []
 
@@ -93,7 +93,7 @@ def secret(folder: Path, text: str) -> Path:
 
 
 def at(port: int, name: str = "n1", *, user: tuple[str, str] = USER, folder: Path, **fields: Any) -> IpmiTarget:
-    """The target of a BMC on loopback."""
+    """Return the target of a BMC on loopback."""
     return IpmiTarget(
         name=name, address="127.0.0.1", user=user[0], password_file=secret(folder, user[1]), port=port, **fields
     )
@@ -104,7 +104,7 @@ def sensor_of(collector: IpmiCollector, device: str = "n1") -> Sensor:
 
 
 def until(collector: IpmiCollector, accept: Callable[[Sequence[Reading]], bool], device: str = "n1") -> list[Reading]:
-    """Scan until a scan's readings are as wanted; all readings since."""
+    """Scan until ``accept`` is true for the readings of a scan; return these readings."""
     deadline_s = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline_s:
         try:
@@ -118,7 +118,7 @@ def until(collector: IpmiCollector, accept: Callable[[Sequence[Reading]], bool],
 
 
 def until_error(collector: IpmiCollector, kind: type[SensorError], text: str = "", device: str = "n1") -> SensorError:
-    """Scan until the device fails in this way."""
+    """Scan until the device fails with this error; return it."""
     deadline_s = time.monotonic() + LIMIT_S
     while time.monotonic() < deadline_s:
         try:
@@ -134,7 +134,7 @@ def newest_watts(readings: Sequence[Reading]) -> dict[str, float | None]:
     return {reading.quantity.domain: reading.power_watts for reading in readings}
 
 
-# -- our BMC, read by others ----------------------------------------------------------------------------
+# -- emulated BMC, read by other programs ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("suite", [3, 17])
@@ -149,23 +149,23 @@ def test_ipmitool_reads_the_emulated_bmc(bmcs: Callable[..., Bmc], suite: int) -
     assert "Instantaneous power reading:                   312 Watts" in reading
     assert "Power reading state is:                   activated" in reading
     assert run("raw", "0x2c", "2", "0xdc", "1", "0", "0").split()[:3] == ["dc", "38", "01"]
-    listed = [[cell.strip() for cell in line.split("|")] for line in run("sdr", "elist").splitlines()]
-    assert listed == [
+    rows = [[cell.strip() for cell in line.split("|")] for line in run("sdr", "elist").splitlines()]
+    assert rows == [
         ["Pwr Consumption", "01h", "ok", "7.1", "312 Watts"],
         ["PSU1 Input", "02h", "ok", "7.1", "156 Watts"],
     ]
     assert "Firmware Revision         : 2.10" in run("mc", "info")
-    assert bmc.session_count == 0, "ipmitool logs out each time"
+    assert bmc.session_count == 0, "ipmitool logs out after each command"
 
 
-def test_ipmitool_is_refused_as_by_a_real_bmc(bmcs: Callable[..., Bmc]) -> None:
+def test_ipmitool_logins_are_denied_as_by_a_real_bmc(bmcs: Callable[..., Bmc]) -> None:
     bmc = bmcs()
     wrong = ipmitool(bmc.port, ("monitor", "wrong"), "mc", "info", privilege="USER")
     assert "Unable to establish IPMI v2 / RMCP+ session" in wrong
     unknown = ipmitool(bmc.port, ("nobody", "wrong"), "-v", "mc", "info", privilege="USER")
     assert "unauthorized name" in unknown
-    much = ipmitool(bmc.port, USER, "-v", "mc", "info", privilege="ADMINISTRATOR")
-    assert "Unable to establish IPMI v2 / RMCP+ session" in much
+    too_high = ipmitool(bmc.port, USER, "-v", "mc", "info", privilege="ADMINISTRATOR")
+    assert "Unable to establish IPMI v2 / RMCP+ session" in too_high
 
 
 PYGHMI_READS = """
@@ -181,7 +181,7 @@ PYGHMI_READS = """
 
 @pytest.mark.parametrize("suites", [(3,), (17,)])
 def test_pyghmi_reads_the_emulated_bmc(bmcs: Callable[..., Bmc], suites: tuple[int, ...]) -> None:
-    """In a process of its own: pyghmi's usual client is a global."""
+    """In a separate process, because pyghmi's default client has global state."""
     bmc = bmcs(watts=312.0, cipher_suites=suites)
     assert run_python(PYGHMI_READS, str(bmc.port)) == {
         "watts": 312,
@@ -190,7 +190,7 @@ def test_pyghmi_reads_the_emulated_bmc(bmcs: Callable[..., Bmc], suites: tuple[i
 
 
 def run_python(code: str, *arguments: str, **environment: str) -> Any:
-    """What a script prints as JSON."""
+    """Run a script; return what it prints as JSON."""
     package = Path(__file__).parents[2] / "exporter"
     answer = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *arguments],
@@ -204,11 +204,11 @@ def run_python(code: str, *arguments: str, **environment: str) -> Any:
     return json.loads(answer.stdout)
 
 
-# -- our BMC, read by us ----------------------------------------------------------------------------------
+# -- emulated BMC, read by the collector -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("suites", [(3,), (17,), (3, 17)])
-def test_dcmi_is_read_with_either_cipher(
+def test_dcmi_is_read_with_each_cipher(
     bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path, suites: tuple[int, ...]
 ) -> None:
     bmc = bmcs(watts=311.6, cipher_suites=suites)
@@ -219,10 +219,10 @@ def test_dcmi_is_read_with_either_cipher(
     deadline_s = time.monotonic() + LIMIT_S
     while bmc.session_count and time.monotonic() < deadline_s:
         time.sleep(0.01)
-    assert bmc.session_count == 0, "it has logged out"
+    assert bmc.session_count == 0, "the collector has not logged out"
 
 
-def test_a_bmc_by_ipv6(bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path) -> None:
+def test_a_bmc_over_ipv6(bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path) -> None:
     try:
         bmc = bmcs(address="::1")
     except OSError as error:
@@ -233,7 +233,7 @@ def test_a_bmc_by_ipv6(bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCo
     assert sensor_of(collector).infos[0].source == f"ipmi://[::1]:{bmc.port} DCMI power reading"
 
 
-def test_the_emulators_password_is_its_owners_alone(bmcs: Callable[..., Bmc], tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_emulators_password(bmcs: Callable[..., Bmc], tmp_path: Path) -> None:
     bmc = bmcs()
     assert bmc.password_file.read_text() == "emulated\n"
     assert bmc.password_file.stat().st_mode & 0o777 == 0o600
@@ -242,7 +242,7 @@ def test_the_emulators_password_is_its_owners_alone(bmcs: Callable[..., Bmc], tm
     assert not bmc.password_file.exists()
 
 
-def test_without_dcmi_the_sensor_and_its_parts_are_read(
+def test_without_dcmi_node_and_parts_are_read(
     bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path
 ) -> None:
     sensors = (
@@ -254,7 +254,7 @@ def test_without_dcmi_the_sensor_and_its_parts_are_read(
     collector = read_bmcs(at(bmc.port, folder=tmp_path))
     assert newest_watts(until(collector, bool)) == {"total": 300.0, "psu1_input": 180.0, "psu2_input": 120.0}
     (finding,) = [finding for finding in collector.findings if finding.status == "found"]
-    assert finding.text == "n1: total by SDR (node), psu1_input by SDR (part), psu2_input by SDR (part)"
+    assert finding.text == "n1: total from SDR (node), psu1_input from SDR (part), psu2_input from SDR (part)"
 
 
 FAULTS: list[tuple[str, type[SensorError], str]] = [
@@ -262,7 +262,7 @@ FAULTS: list[tuple[str, type[SensorError], str]] = [
     ("busy", SensorGlitchError, "busy"),
     ("inactive", SensorGlitchError, "not measuring"),
     ("zero", SensorGlitchError, "0 W"),
-    ("garbage", SensorGlitchError, "register of ones"),
+    ("garbage", SensorGlitchError, "all bits are ones"),
     ("denied", SensorDeniedError, "privilege"),
     ("hang", SensorTimeoutError, "no answer within 0.5 s"),
     ("vanish", SensorAbsentError, "port closed"),
@@ -270,7 +270,7 @@ FAULTS: list[tuple[str, type[SensorError], str]] = [
 
 
 @pytest.mark.parametrize(("kind", "error", "text"), FAULTS)
-def test_a_fault_is_said_and_never_a_value(
+def test_faults_are_errors(
     bmcs: Callable[..., Bmc],
     read_bmcs: Callable[..., IpmiCollector],
     tmp_path: Path,
@@ -284,12 +284,12 @@ def test_a_fault_is_said_and_never_a_value(
     bmc.advance(15.0)
     until_error(collector, error, text)
     bmc.advance(25.0)
-    if kind != "denied":  # tried again after 300 s, lest the BMC locks the account
+    if kind != "denied":  # retried after 300 s, because the BMC could lock the account
         assert newest_watts(until(collector, bool)) == {"total": 312.0}
 
 
 @pytest.mark.parametrize("kind", ["glitch", "inactive", "zero", "garbage"])
-def test_a_sensors_fault_is_said_and_never_a_value(
+def test_faults_of_a_sensor_are_glitches(
     bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path, kind: str
 ) -> None:
     bmc = bmcs(has_dcmi=False, faults=(Fault(kind=kind, at_s=10.0, for_s=10.0, text=""),))
@@ -304,7 +304,7 @@ def test_a_sensors_fault_is_said_and_never_a_value(
 def test_a_restarted_bmc_costs_one_late_reading(
     bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path
 ) -> None:
-    """It has forgotten the session and is silent: the login is made anew within the same deadline."""
+    """It has lost the session and does not answer: the collector logs in again within the same deadline."""
     bmc = bmcs(
         signal=Points(times_s=(0.0, 10.0), watts=(300.0, 400.0)),
         faults=(Fault(kind="reset", at_s=10.0, for_s=0.0, text=""),),
@@ -320,18 +320,18 @@ def test_a_restarted_bmc_costs_one_late_reading(
         time.sleep(0.05)
 
 
-def test_the_value_is_the_bmcs_and_moves_at_its_pace(
+def test_the_value_changes_at_the_refresh_time_of_the_bmc(
     bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path
 ) -> None:
     bmc = bmcs(signal=Points(times_s=(0.0, 100.0), watts=(100.0, 300.0), is_linear=True), refresh_s=10.0)
     collector = read_bmcs(at(bmc.port, folder=tmp_path))
     bmc.advance(19.9)
-    until(collector, lambda readings: readings[-1].power_watts == 120.0)  # the mean since its last value
+    until(collector, lambda readings: readings[-1].power_watts == 120.0)  # the mean since the last update
     bmc.advance(21.0)
     until(collector, lambda readings: readings[-1].power_watts == 141.0)
 
 
-def test_what_is_refused_names_the_target_and_never_the_password(
+def test_denied_logins_name_the_target_but_not_the_password(
     bmcs: Callable[..., Bmc],
     read_bmcs: Callable[..., IpmiCollector],
     tmp_path: Path,
@@ -346,23 +346,25 @@ def test_what_is_refused_names_the_target_and_never_the_password(
         at(bmc.port, "role", privilege="administrator", folder=tmp_path),
         at(bmc.port, "dcmi", folder=tmp_path),
     )
-    said = {
+    texts = {
         "password": "wrong password for user monitor; correct `password_file`",
         "user": "the BMC has no user nobody for IPMI over LAN; correct `user`",
-        "role": "monitor may not have this privilege; lower `privilege`, or raise it in the BMC",
-        "dcmi": "DCMI power reading: the user's privilege does not suffice (D4h); raise `privilege` of the target",
+        "role": "the BMC does not grant this privilege to monitor; lower `privilege`, or raise it in the BMC",
+        "dcmi": "DCMI power reading: the user's privilege is insufficient (D4h); raise `privilege` of the target",
     }
-    shown = [caplog.text, repr(collector.findings)]
-    for device, text in said.items():
+    outputs = [caplog.text, repr(collector.findings)]
+    for device, text in texts.items():
         error = until_error(collector, SensorDeniedError, device=device)
         assert str(error).startswith(f"{device} (127.0.0.1:{bmc.port}): {text}")
-        shown += [str(error), repr(error)]
+        outputs += [str(error), repr(error)]
     assert [finding.status for finding in collector.findings if "127.0.0.1" in finding.subject] == ["denied"] * 4
     for password in (wrong[1], USER[1]):
-        assert password not in "".join(shown).replace(f"{password}.password", "")
+        assert password not in "".join(outputs).replace(f"{password}.password", "")
 
 
-def test_nobody_there_is_said_with_the_address(read_bmcs: Callable[..., IpmiCollector], tmp_path: Path) -> None:
+def test_unreachable_addresses_are_errors_with_the_address(
+    read_bmcs: Callable[..., IpmiCollector], tmp_path: Path
+) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         collector = read_bmcs(
@@ -374,22 +376,20 @@ def test_nobody_there_is_said_with_the_address(read_bmcs: Callable[..., IpmiColl
         )
         port = silent.getsockname()[1]
         error: SensorError = until_error(collector, SensorTimeoutError, device="silent")
-        assert f"127.0.0.1:{port}): no answer within 0.5 s; look whether the BMC is up and UDP port {port}" in str(
-            error
-        )
+        assert f"127.0.0.1:{port}): no answer within 0.5 s; check that the BMC is up and UDP port {port}" in str(error)
         error = until_error(collector, SensorAbsentError, device="closed")
-        assert "nothing listens there (port closed); look whether the address is right" in str(error)
+        assert "nothing listens at this address (port closed); check the address" in str(error)
         error = until_error(collector, SensorAbsentError, device="unknown")
-        assert "no-such-bmc.invalid:623): the name is not known" in str(error)
+        assert "no-such-bmc.invalid:623): the name cannot be resolved" in str(error)
 
 
-def test_noise_on_the_port_is_not_an_answer(read_bmcs: Callable[..., IpmiCollector], tmp_path: Path) -> None:
-    """Whatever bytes come back, the login times out and nothing breaks."""
+def test_noise_on_the_port_is_ignored(read_bmcs: Callable[..., IpmiCollector], tmp_path: Path) -> None:
+    """With any bytes as answers the login times out."""
     noise = [b"", b"\x06", b"\x06\x00\xff\x07", b"\x06\x00\xff\x07" + bytes(40), b"\x06\x00\xff\x07\x06" + b"\xff" * 60]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         server.settimeout(LIMIT_S)
-        collector = read_bmcs_later(tmp_path, at(server.getsockname()[1], folder=tmp_path))
+        collector = open_without_waiting(tmp_path, at(server.getsockname()[1], folder=tmp_path))
         try:
             _, client = server.recvfrom(4096)
             for packet in noise:
@@ -400,7 +400,7 @@ def test_noise_on_the_port_is_not_an_answer(read_bmcs: Callable[..., IpmiCollect
             collector.close()
 
 
-def read_bmcs_later(folder: Path, *targets: IpmiTarget) -> IpmiCollector:
+def open_without_waiting(folder: Path, *targets: IpmiTarget) -> IpmiCollector:
     options = IpmiOptions(targets=targets, in_band=False, interval_seconds=1.0, deadline_seconds=1.0)
     return IpmiCollector.open(Host(dev=folder), options)
 
@@ -434,8 +434,8 @@ def test_a_target_file_is_followed_and_unchanged_targets_keep_their_sessions(
     assert second.session_count == 1
 
 
-def test_logins_leave_nothing_behind(bmcs: Callable[..., Bmc], tmp_path: Path) -> None:
-    """More logins than a BMC has sessions; no socket, no session and no entry in pyghmi's tables is left."""
+def test_logins_leak_nothing(bmcs: Callable[..., Bmc], tmp_path: Path) -> None:
+    """After more logins than a BMC has sessions, no socket, session or entry in pyghmi's tables is left."""
     from pyghmi.ipmi.private import simplesession
 
     from joulewatch_exporter.collectors.ipmi.lan import LanChannel
@@ -464,13 +464,13 @@ def test_logins_leave_nothing_behind(bmcs: Callable[..., Bmc], tmp_path: Path) -
     assert simplesession.Session.keepalive_sessions == {}
 
 
-def test_lost_packets_are_repeated(bmcs: Callable[..., Bmc]) -> None:
-    """Of all packets, in both directions, every tenth is lost on its way."""
+def test_lost_packets_are_sent_again(bmcs: Callable[..., Bmc]) -> None:
+    """Ten percent of all packets are lost, in both directions."""
     from joulewatch_exporter.collectors.ipmi.lan import LanChannel
 
     bmc = bmcs()
     credentials = (b"monitor", b"emulated", None)
-    with lossy_way(bmc.port, share=0.1) as (port, lost):
+    with lossy_port(bmc.port, share=0.1) as (port, lost):
         channel = LanChannel("n1", "127.0.0.1", port, lambda: credentials, 2, user="monitor", deadline_s=5.0)
         for _ in range(20):
             code, answer = channel.send(0x2C, 2, b"\xdc\x01\x00\x00")
@@ -480,42 +480,41 @@ def test_lost_packets_are_repeated(bmcs: Callable[..., Bmc]) -> None:
 
 
 @contextlib.contextmanager
-def lossy_way(port: int, *, share: float) -> Iterator[tuple[int, list[int]]]:
-    """Another port of the BMC, behind which packets are lost; and the sizes of those that were."""
+def lossy_port(port: int, *, share: float) -> Iterator[tuple[int, list[int]]]:
+    """Yield a port that forwards to the BMC and drops packets, and a list with the sizes of dropped packets."""
     dice = random.Random(1)
     lost: list[int] = []
     with contextlib.ExitStack() as sockets, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as near:
         near.bind(("127.0.0.1", 0))
-        ways: dict[Any, socket.socket] = {}
-        ends = threading.Event()
+        far_sockets: dict[Any, socket.socket] = {}
+        is_ending = threading.Event()
 
-        def carry() -> None:
-            while not ends.is_set():
-                for ready in select.select([near, *ways.values()], [], [], 0.05)[0]:
+        def forward() -> None:
+            while not is_ending.is_set():
+                for ready in select.select([near, *far_sockets.values()], [], [], 0.05)[0]:
                     data, client = ready.recvfrom(4096)
-                    if ready is near and client not in ways:
-                        way = ways[client] = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-                        way.connect(("127.0.0.1", port))
+                    if ready is near and client not in far_sockets:
+                        far = sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                        far_sockets[client] = far
+                        far.connect(("127.0.0.1", port))
                     if dice.random() < share:
                         lost.append(len(data))
                     elif ready is near:
-                        ways[client].send(data)
+                        far_sockets[client].send(data)
                     else:
-                        near.sendto(data, next(client for client, way in ways.items() if way is ready))
+                        near.sendto(data, next(client for client, far in far_sockets.items() if far is ready))
 
-        thread = threading.Thread(target=carry)
+        thread = threading.Thread(target=forward)
         thread.start()
         try:
             yield near.getsockname()[1], lost
         finally:
-            ends.set()
+            is_ending.set()
             thread.join()
 
 
-def test_an_idle_session_is_opened_anew(
-    bmcs: Callable[..., Bmc], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A BMC forgets a session that is silent for a minute: a longer interval logs in for each reading."""
+def test_an_idle_session_is_replaced(bmcs: Callable[..., Bmc], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A BMC closes a session that is idle for a minute: with a longer interval, each reading logs in."""
     from joulewatch_exporter.collectors.ipmi import lan
 
     bmc = bmcs()
@@ -533,8 +532,8 @@ def test_an_idle_session_is_opened_anew(
 
 
 @pytest.mark.parametrize("command", ["check", "--once"])
-def test_what_users_see_holds_no_password(bmcs: Callable[..., Bmc], tmp_path: Path, command: str) -> None:
-    """The real program: a BMC that is read, one whose password is wrong, and one that is not there."""
+def test_passwords_are_not_in_the_output_of_commands(bmcs: Callable[..., Bmc], tmp_path: Path, command: str) -> None:
+    """The real program with a healthy BMC, one with a wrong password, and one that does not exist."""
     bmc = bmcs("well", 250.0)
     wrong = secret(tmp_path, "hunter2-never-shown").rename(tmp_path / "wrong")
     file = tmp_path / "bmcs.yaml"
@@ -556,18 +555,18 @@ def test_what_users_see_holds_no_password(bmcs: Callable[..., Bmc], tmp_path: Pa
         timeout=100,
         check=False,
     )
-    shown = answer.stdout + answer.stderr
-    assert answer.returncode == 0, shown
-    assert "hunter2" not in shown
-    assert "emulated\n" not in shown
-    assert "wrong password for user monitor" in " ".join(shown.split())
-    assert "250" in shown
+    output = answer.stdout + answer.stderr
+    assert answer.returncode == 0, output
+    assert "hunter2" not in output
+    assert "emulated\n" not in output
+    assert "wrong password for user monitor" in " ".join(output.split())
+    assert "250" in output
 
 
-# -- OpenIPMI's BMC, read by us -------------------------------------------------------------------------
+# -- OpenIPMI's BMC, read by the collector ---------------------------------------------------------
 
 
-def test_the_simulator_is_read_as_ipmitool_reads_it(
+def test_collector_and_ipmitool_read_the_same_from_the_simulator(
     simulator: IpmiSim, read_bmcs: Callable[..., IpmiCollector], tmp_path: Path
 ) -> None:
     simulator.set_power(316)
@@ -595,7 +594,7 @@ def test_the_simulator_is_read_as_ipmitool_reads_it(
     until_error(collector, SensorGlitchError, "CBh", "admin")
 
 
-def test_a_bmc_with_a_key_of_its_own(tmp_path: Path, read_bmcs: Callable[..., IpmiCollector]) -> None:
+def test_a_bmc_with_a_key(tmp_path: Path, read_bmcs: Callable[..., IpmiCollector]) -> None:
     simulator = IpmiSim(tmp_path / "sim", key="key-of-the-bmc")
     simulator.start()
     try:
@@ -613,7 +612,7 @@ def test_a_bmc_with_a_key_of_its_own(tmp_path: Path, read_bmcs: Callable[..., Ip
         simulator.stop()
 
 
-def test_a_hung_simulator_times_out_and_comes_back(
+def test_a_hung_simulator_times_out_and_recovers(
     simulator: IpmiSim, bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path
 ) -> None:
     well = bmcs("well", 250.0)
@@ -632,7 +631,7 @@ def test_a_hung_simulator_times_out_and_comes_back(
     until(collector, lambda readings: readings[-1].power_watts == 500.0, "sick")
 
 
-def test_a_simulator_that_was_restarted_is_read_again(
+def test_a_restarted_simulator_is_read_again(
     simulator: IpmiSim, read_bmcs: Callable[..., IpmiCollector], tmp_path: Path
 ) -> None:
     collector = read_bmcs(at(simulator.port, user=ADMIN, folder=tmp_path, privilege="administrator"))
@@ -644,19 +643,19 @@ def test_a_simulator_that_was_restarted_is_read_again(
     until(collector, lambda readings: readings[-1].power_watts == 500.0)
 
 
-# -- the kernel's device -----------------------------------------------------------------------------------
+# -- the kernel's device ---------------------------------------------------------------------------
 
 IN_BAND = """
     import json, sys, time
     from pathlib import Path
-    from joulewatch_exporter.collectors.ipmi import IpmiCollector, IpmiOptions
+    from joulewatch_exporter.collectors.ipmi.collector import IpmiCollector, IpmiOptions
     from joulewatch_exporter.errors import SensorError
     from joulewatch_exporter.model import Host
 
     dev, values = Path(sys.argv[1]), Path(sys.argv[2])
-    seen = []
+    states = []
 
-    def look(collector, wanted):
+    def wait_for(collector, text):
         end = time.monotonic() + 30
         while time.monotonic() < end:
             try:
@@ -664,50 +663,50 @@ IN_BAND = """
                 state = [reading.quantity.device, reading.quantity.domain, reading.power_watts]
             except SensorError as error:
                 state = [type(error).__name__, str(error)]
-            if wanted in json.dumps(state):
+            if text in json.dumps(state):
                 break
             time.sleep(0.02)
-        seen.append(state)
+        states.append(state)
 
     values.write_text("312 0 65535 305 1\\n")
     collector = IpmiCollector.open(Host(dev=dev), IpmiOptions(interval_seconds=1.0, deadline_seconds=0.5))
     collector.settle(10)
-    look(collector, "312")
+    wait_for(collector, "312")
     remote = collector.sensors[0].infos[0].is_remote
     values.write_text("hang\\n")
-    look(collector, "Timeout")
+    wait_for(collector, "Timeout")
     values.write_text("400 0 65535 305 1\\n")
-    look(collector, "400")
+    wait_for(collector, "400")
     values.write_text("400 0 65535 305 0\\n")
-    look(collector, "Glitch")
+    wait_for(collector, "Glitch")
     values.unlink()
-    look(collector, "neither DCMI")
+    wait_for(collector, "neither DCMI")
     findings = [[finding.status, finding.subject] for finding in collector.findings]
     collector.close()
-    print(json.dumps({"seen": seen, "findings": findings, "remote": remote}))
+    print(json.dumps({"states": states, "findings": findings, "remote": remote}))
 """
 
 
-def test_the_bmc_of_this_machine_is_read_by_the_kernels_device(tmp_path: Path) -> None:
+def test_the_bmc_of_this_machine_is_read_through_the_kernels_device(tmp_path: Path) -> None:
     library = compile_shared("device.c", tmp_path / "device.so")
     device = tmp_path / "ipmi0"
     device.touch()
     values = tmp_path / "values"
     environment = {"LD_PRELOAD": str(library), "FAKE_IPMI": str(values), "FAKE_IPMI_PATH": str(device)}
-    told = run_python(IN_BAND, str(tmp_path), str(values), **environment)
-    first, hung, back, inactive, gone = told["seen"]
+    result = run_python(IN_BAND, str(tmp_path), str(values), **environment)
+    first, hung, recovered, inactive, unsupported = result["states"]
     assert first == ["bmc", "total", 312.0]
-    assert hung == ["SensorTimeoutError", f"{device}: no answer within 0.5 s; does the BMC hang?"]
-    assert back == ["bmc", "total", 400.0]
+    assert hung == ["SensorTimeoutError", f"{device}: no answer within 0.5 s; the BMC may hang"]
+    assert recovered == ["bmc", "total", 400.0]
     assert inactive[0] == "SensorGlitchError"
-    assert gone[0] == "SensorAbsentError"
-    assert "neither DCMI nor sensor records" in gone[1]
-    assert told["findings"] == [["absent", str(device)]]
-    assert told["remote"] is False
+    assert unsupported[0] == "SensorAbsentError"
+    assert "neither DCMI nor sensor records" in unsupported[1]
+    assert result["findings"] == [["absent", str(device)]]
+    assert result["remote"] is False
 
 
 def test_ipmitool_reads_the_same_device(tmp_path: Path) -> None:
-    """So that the stand-in is one that others take for a BMC."""
+    """Other programs accept the simulated device as a BMC."""
     from support.require import require_program
 
     library = compile_shared("device.c", tmp_path / "device.so")
@@ -718,14 +717,14 @@ def test_ipmitool_reads_the_same_device(tmp_path: Path) -> None:
     assert "Instantaneous power reading:                   312 Watts" in answer.stdout, answer.stderr
 
 
-# -- many at once ------------------------------------------------------------------------------------------
+# -- many at once ----------------------------------------------------------------------------------
 
 COUNT, HUNG, WRONG = 60, 3, 2
 
 MANY = """
     import json, sys, threading, time
     from pathlib import Path
-    from joulewatch_exporter.collectors.ipmi import IpmiCollector, IpmiOptions
+    from joulewatch_exporter.collectors.ipmi.collector import IpmiCollector, IpmiOptions
     from joulewatch_exporter.errors import SensorError
     from joulewatch_exporter.model import Host
 
@@ -761,27 +760,27 @@ MANY = """
 """
 
 
-def test_many_bmcs_of_which_some_are_sick(tmp_path: Path) -> None:
-    """Hung ones and refused logins delay nobody; the benchmark does the same with 200."""
+def test_many_bmcs_of_which_some_fail(tmp_path: Path) -> None:
+    """Hung BMCs and denied logins do not delay the others; the benchmark does the same with 200 BMCs."""
     with fleet.running(tmp_path, COUNT, hung=HUNG) as file:
         wrong = secret(tmp_path, "not-this-one")
         text = file.read_text()
         for index in range(HUNG, HUNG + WRONG):
             text = text.replace(f"ipmi/{fleet.name_of(index)}.password", str(wrong))
         file.write_text(text)
-        told = run_python(MANY, str(file), "9")
-    sick = [fleet.name_of(index) for index in range(HUNG + WRONG)]
-    well = [fleet.name_of(index) for index in range(HUNG + WRONG, COUNT)]
-    assert told["errors"] == {
-        **{device: ["timeout"] for device in sick[:HUNG]},
-        **{device: ["denied"] for device in sick[HUNG:]},
+        result = run_python(MANY, str(file), "9")
+    failing = [fleet.name_of(index) for index in range(HUNG + WRONG)]
+    healthy = [fleet.name_of(index) for index in range(HUNG + WRONG, COUNT)]
+    assert result["errors"] == {
+        **{device: ["timeout"] for device in failing[:HUNG]},
+        **{device: ["denied"] for device in failing[HUNG:]},
     }
-    assert sorted(told["reads"]) == well
-    # 9 s at one reading in 2 s; another period is left to a machine that does other things too.
-    assert min(told["reads"].values()) >= 3
-    assert max(told["gaps"].values()) < 4.0
-    assert told["watts"] == {fleet.name_of(index): [fleet.power_of(index)] for index in range(HUNG + WRONG, COUNT)}, (
-        "each has its own value and never another's"
+    assert sorted(result["reads"]) == healthy
+    # 9 s with one reading every 2 s; on a busy machine one period may be lost.
+    assert min(result["reads"].values()) >= 3
+    assert max(result["gaps"].values()) < 4.0
+    assert result["watts"] == {fleet.name_of(index): [fleet.power_of(index)] for index in range(HUNG + WRONG, COUNT)}, (
+        "a BMC has the value of another one"
     )
-    assert told["rss"] < 150
-    assert told["threads"] <= COUNT + 1 + HUNG
+    assert result["rss"] < 150
+    assert result["threads"] <= COUNT + 1 + HUNG

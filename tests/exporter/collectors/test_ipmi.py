@@ -1,4 +1,4 @@
-"""The IPMI family without a network: bytes of BMCs, the choice of a sensor, options, targets, secrets."""
+"""The IPMI family without a network: decoding answers, choosing sensors, options, targets, secrets."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from joulewatch_exporter.collectors.base.targets import TargetList
-from joulewatch_exporter.collectors.ipmi import IpmiCollector, IpmiOptions, IpmiTarget
-from joulewatch_exporter.collectors.ipmi.channel import UnknownCommandError, ask
-from joulewatch_exporter.collectors.ipmi.device import Connector, DcmiDevice, SdrDevice, Wish, choose
+from joulewatch_exporter.collectors.ipmi.channel import UnknownCommandError, request
+from joulewatch_exporter.collectors.ipmi.collector import IpmiCollector, IpmiOptions, IpmiTarget
+from joulewatch_exporter.collectors.ipmi.device import BmcSettings, Connector, DcmiDevice, SdrDevice, choose_node
 from joulewatch_exporter.collectors.ipmi.records import (
     PowerSensor,
     component_of,
@@ -44,10 +44,10 @@ from joulewatch_exporter.model import Finding, Host
 
 SECRET = "hunter2-never-shown"
 
-# As OpenIPMI's simulator and ipmitool have it: 312 W now, 200, 480 and 305 W since the start.
+# From OpenIPMI's simulator, as ipmitool prints it: 312 W now; 200, 480 and 305 W since the start.
 DCMI_ANSWER = bytes.fromhex("dc3801c800e0013101d6cc006be803000040")
 
-# A full record as sdrcomp makes it: sensor 1, type Current, watts, 4 W a step, "Pwr Consumption".
+# A full record from sdrcomp: sensor 1, type Current, watts, steps of 4 W, "Pwr Consumption".
 RECORD = bytes.fromhex(
     "01 00 51 01 3a 20 00 01 0a 01 45 00 03 01 00 00 00 00 00 00 00 06 00 00 04 00 00 01 01 00 00 00 00 00 ff 00 00 00"
     "00 00 00 00 00 00 00 00 00 cf 50 77 72 20 43 6f 6e 73 75 6d 70 74 69 6f 6e"
@@ -55,7 +55,7 @@ RECORD = bytes.fromhex(
 
 
 def named(name: str, number: int = 1) -> bytes:
-    """That record with another name and number."""
+    """Return RECORD with another name and number."""
     record = RECORD[:7] + bytes((number,)) + RECORD[8:47] + bytes((0xC0 | len(name),)) + name.encode()
     return record[:4] + bytes((len(record) - 5,)) + record[5:]
 
@@ -81,7 +81,7 @@ def power(name: str, number: int = 1, **fields: object) -> PowerSensor:
 
 
 class FakeBmc:
-    """What answers commands: DCMI, a repository, sensors; and a `Channel` to it."""
+    """A BMC with DCMI, a repository and sensors; it is its own `Channel`."""
 
     where = "n1 (10.0.0.1:623)"
 
@@ -93,8 +93,8 @@ class FakeBmc:
         self.readings: dict[int, bytes | int] = {}
         self.largest_read = largest_read
         self.reservation = 0
-        self.stamp = 1
-        self.asked: list[tuple[int, int]] = []
+        self.version = 1
+        self.requests: list[tuple[int, int]] = []
         self.opened = 0
         self.is_open = False
         self.lose_reservation_at: int | None = None
@@ -102,7 +102,7 @@ class FakeBmc:
         self.error: SensorError | None = None
         self.slow_s = 0.0
         self.cuts_short = False
-        """It sends the beginning of what is too long, as if that were all."""
+        """It truncates answers that are too long, without an error code."""
 
     def open(self) -> FakeBmc:
         if self.error is not None:
@@ -118,7 +118,7 @@ class FakeBmc:
         assert self.is_open
         if self.error is not None:
             raise self.error
-        self.asked.append((netfn, command))
+        self.requests.append((netfn, command))
         answer = self._answer(netfn, command, data)
         return (answer, b"") if isinstance(answer, int) else (0, answer)
 
@@ -130,7 +130,7 @@ class FakeBmc:
                 assert data == b"\xdc\x01\x00\x00"
                 return self.dcmi
             case _, 0x20 if netfn == place and records is not None:
-                return struct.pack("<BHHIIB", 0x51, len(records), 7, self.stamp, self.stamp, 2)
+                return struct.pack("<BHHIIB", 0x51, len(records), 7, self.version, self.version, 2)
             case _, 0x22 if netfn == place and records is not None:
                 self.reservation += 1
                 return struct.pack("<H", self.reservation)
@@ -156,7 +156,7 @@ class FakeBmc:
         return struct.pack("<H", following) + records[number][offset : offset + count]
 
 
-def wish(**fields: object) -> Wish:
+def settings_of(**fields: object) -> BmcSettings:
     values: dict[str, object] = {
         "device": "n1",
         "source": "ipmi://10.0.0.1:623",
@@ -165,36 +165,36 @@ def wish(**fields: object) -> Wish:
         "interval_s": 5.0,
         "deadline_s": 5.0,
         "is_remote": True,
-        "privilege_cure": "raise `privilege`",
+        "privilege_fix": "raise `privilege`",
     }
-    return Wish(**{**values, **fields})  # type: ignore[arg-type]
+    return BmcSettings(**{**values, **fields})  # type: ignore[arg-type]
 
 
 # -- DCMI ---------------------------------------------------------------------------------------------
 
 
-def test_the_momentary_power_is_read_and_not_the_average() -> None:
+def test_the_momentary_power_is_read_not_the_average() -> None:
     assert dcmi_power_watts(DCMI_ANSWER) == 312.0
 
 
 @pytest.mark.parametrize(
-    ("answer", "why"),
+    ("answer", "message"),
     [
         (dcmi_answer(312, state=0x00), "not measuring"),
         (dcmi_answer(0), "0 W"),
-        (dcmi_answer(0xFFFF), "register of ones"),
+        (dcmi_answer(0xFFFF), "all bits are ones"),
         (DCMI_ANSWER[:17], "17 bytes"),
         (b"", "0 bytes"),
         (b"\xdd" + DCMI_ANSWER[1:], "dd"),
     ],
 )
-def test_an_answer_without_a_value_is_no_number(answer: bytes, why: str) -> None:
-    with pytest.raises(SensorGlitchError, match=why):
+def test_dcmi_answers_without_a_value_are_glitches(answer: bytes, message: str) -> None:
+    with pytest.raises(SensorGlitchError, match=message):
         dcmi_power_watts(answer)
 
 
 @given(st.binary(max_size=40))
-def test_whatever_comes_is_a_power_or_an_error(answer: bytes) -> None:
+def test_any_bytes_are_a_power_or_a_glitch(answer: bytes) -> None:
     try:
         assert 0 < dcmi_power_watts(answer) < 65535
     except SensorGlitchError:
@@ -204,7 +204,7 @@ def test_whatever_comes_is_a_power_or_an_error(answer: bytes) -> None:
 # -- sensor records -----------------------------------------------------------------------------------
 
 
-def test_a_record_of_a_real_compiler() -> None:
+def test_a_record_from_a_real_compiler() -> None:
     sensor = power_sensor(RECORD)
     assert sensor is not None
     assert (sensor.name, sensor.number, sensor.step_watts) == ("Pwr Consumption", 1, 4.0)
@@ -213,13 +213,13 @@ def test_a_record_of_a_real_compiler() -> None:
 
 
 @given(st.binary(max_size=80))
-def test_any_record_is_a_sensor_or_none(record: bytes) -> None:
+def test_any_bytes_are_a_sensor_or_none(record: bytes) -> None:
     power_sensor(record)
 
 
 @given(st.binary(min_size=20, max_size=60), st.binary(max_size=4))
-def test_any_watts_record_gives_a_power_or_an_error(tail: bytes, answer: bytes) -> None:
-    """Whatever scale a record states, its reading is within the protocol's bounds or an error."""
+def test_any_record_in_watts_gives_a_power_or_a_glitch(tail: bytes, answer: bytes) -> None:
+    """With any scale, a reading is within the protocol's bounds or a glitch."""
     record = bytearray(RECORD[:23] + tail + RECORD[23 + len(tail) :])
     record[47:49] = b"\xc1x"
     sensor = power_sensor(bytes(record))
@@ -242,50 +242,50 @@ def changed(**at: int) -> bytes:
 @pytest.mark.parametrize(
     "record",
     [
-        changed(at3=0x02),  # a compact record has no number
+        changed(at3=0x02),  # a compact record has no analog scale
         changed(at5=0x2C),  # another controller's sensor
         changed(at6=0x10),  # on another channel
-        changed(at20=0xC0),  # no analog reading
+        changed(at20=0xC0),  # not an analog reading
         changed(at20=0x01),  # a percentage
         changed(at20=0x08),  # watts per second
         changed(at21=0x01),  # degrees
-        changed(at23=0x70),  # factors differ for each reading
-        changed(at24=0x00),  # every reading the same
+        changed(at23=0x70),  # the factors differ between readings
+        changed(at24=0x00),  # a constant
         changed(at47=0xC0),  # no name
         RECORD[:47],
     ],
 )
-def test_what_is_no_power_of_this_bmc_is_left_out(record: bytes) -> None:
+def test_records_other_than_powers_of_this_bmc_are_skipped(record: bytes) -> None:
     assert power_sensor(record) is None
 
 
-def test_scales_of_all_kinds() -> None:
+def test_scales() -> None:
     assert power("x", m=2, b=-5, b_exponent=1, result_exponent=1).watts(100) == 1500.0
     assert power("x", m=1, linearization=8).watts(9) == 81.0
     assert power("x", m=1, linearization=7).watts(4) == 0.25
     assert power("x", data_format=2).power_watts(bytes((50, 0xC0))) == 200.0
     assert power("x", data_format=1, m=-4).power_watts(bytes((0xFE, 0xC0))) == 4.0
-    with pytest.raises(SensorGlitchError, match="is no power"):
+    with pytest.raises(SensorGlitchError, match="not a plausible power"):
         power("x", data_format=2).power_watts(bytes((0xFE, 0xC0)))
-    with pytest.raises(SensorGlitchError, match="outside its scale"):
+    with pytest.raises(SensorGlitchError, match="outside the scale"):
         power("x", m=1, linearization=7).power_watts(bytes((0, 0xC0)))
 
 
 @pytest.mark.parametrize(
-    ("answer", "why"),
+    ("answer", "message"),
     [
         (bytes((75, 0xE0)), "no value now"),
         (bytes((75, 0x80)), "no value now"),
-        (bytes((255, 0xC0)), "end of its scale"),
+        (bytes((255, 0xC0)), "end of the scale"),
         (bytes((75,)), "1 bytes"),
     ],
 )
-def test_a_sensor_without_a_value_is_no_number(answer: bytes, why: str) -> None:
-    with pytest.raises(SensorGlitchError, match=why):
+def test_sensor_answers_without_a_value_are_glitches(answer: bytes, message: str) -> None:
+    with pytest.raises(SensorGlitchError, match=message):
         power("Pwr").power_watts(answer)
 
 
-def test_accuracy_is_what_the_record_states_with_the_imprecision_at_the_nominal_reading() -> None:
+def test_accuracy_is_the_stated_accuracy_plus_the_imprecision() -> None:
     record = changed(at27=100 & 0x3F, at28=(100 >> 6) << 4, at30=0x01, at31=100)
     sensor = power_sensor(record)
     assert sensor is not None
@@ -308,7 +308,7 @@ def test_accuracy_is_what_the_record_states_with_the_imprecision_at_the_nominal_
         (0b00, b"Power", "Power"),
     ],
 )
-def test_names_in_every_coding(kind: int, data: bytes, name: str) -> None:
+def test_names_in_all_encodings(kind: int, data: bytes, name: str) -> None:
     sensor = power_sensor(RECORD[:47] + bytes((kind << 6 | len(data),)) + data)
     assert sensor is not None
     assert sensor.name == name
@@ -321,7 +321,7 @@ def test_names_in_every_coding(kind: int, data: bytes, name: str) -> None:
     result_exponent=st.integers(-2, 1),
     watts=st.floats(1.0, 3000.0),
 )
-def test_the_emulated_record_says_what_its_readings_mean(
+def test_emulated_records_match_their_readings(
     m: int, b: int, b_exponent: int, result_exponent: int, watts: float
 ) -> None:
     spec = SdrSensorSpec(name="Any Power", m=m, b=b, b_exponent=b_exponent, result_exponent=result_exponent)
@@ -333,7 +333,7 @@ def test_the_emulated_record_says_what_its_readings_mean(
         assert sensor.watts(raw) == pytest.approx(watts, abs=sensor.step_watts * 0.500001)
 
 
-def test_names_are_known_whatever_their_spelling() -> None:
+def test_names_are_recognised_in_any_spelling() -> None:
     names = ["Pwr Consumption", "SYS_POWER", "PSU1 Input", "Total Power", "CPU Power"]
     assert [s.name for s in node_candidates([power(name) for name in names])] == [names[0], names[1], names[3]]
     assert [component_of(name) for name in ("CPU1 Power", "MEM Pwr", "GPU3", "PSU1 Input")] == [
@@ -345,39 +345,39 @@ def test_names_are_known_whatever_their_spelling() -> None:
     assert [domain_of(name) for name in ("PSU1 Input", "_-_", "12V/PEX")] == ["psu1_input", "sensor", "12v_pex"]
 
 
-def test_the_node_is_the_one_sensor_of_a_known_name() -> None:
+def test_the_node_is_the_only_sensor_with_a_known_name() -> None:
     sensors = [power("PSU1 Input", 1), power("Pwr Consumption", 2), power("PSU2 Input", 3)]
-    node, parts, remark = choose(sensors, "auto", "n1")
+    node, parts, note = choose_node(sensors, "auto", "n1")
     assert node is sensors[1]
     assert list(parts) == [sensors[0], sensors[2]]
-    assert remark == ""
+    assert note == ""
 
 
 @pytest.mark.parametrize("names", [("PSU1 Input", "PSU2 Input"), ("Pwr Consumption", "System Level"), ("Odd Name",)])
-def test_where_it_is_not_sure_which_is_the_node_all_are_parts_and_the_doctor_says_so(names: tuple[str, ...]) -> None:
-    node, parts, remark = choose([power(name) for name in names], "auto", "n1")
+def test_if_the_node_is_uncertain_all_sensors_are_parts_with_a_note(names: tuple[str, ...]) -> None:
+    node, parts, note = choose_node([power(name) for name in names], "auto", "n1")
     assert node is None
     assert len(parts) == len(names)
-    assert "set `sensor`" in remark
-    assert all(name in remark for name in names)
+    assert "set `sensor`" in note
+    assert all(name in note for name in names)
 
 
-def test_the_owner_names_the_node() -> None:
+def test_the_node_can_be_named_in_the_configuration() -> None:
     sensors = [power("PSU1 Input", 1), power("PSU2 Input", 2)]
-    node, parts, _ = choose(sensors, "psu2_input", "n1")
+    node, parts, _ = choose_node(sensors, "psu2_input", "n1")
     assert node is sensors[1]
     assert list(parts) == [sensors[0]]
     with pytest.raises(SensorAbsentError, match="no sensor PSU3; sensors in watts: PSU1 Input, PSU2 Input"):
-        choose(sensors, "PSU3", "n1")
-    with pytest.raises(SensorAbsentError, match="none of its sensors is in watts"):
-        choose([], "auto", "n1")
+        choose_node(sensors, "PSU3", "n1")
+    with pytest.raises(SensorAbsentError, match="neither a DCMI power reading nor a sensor in watts"):
+        choose_node([], "auto", "n1")
 
 
-def test_a_blade_chassis_does_not_make_a_hundred_exchanges() -> None:
-    node, parts, remark = choose([power("Pwr Usage"), *[power(f"Blade {n}", n) for n in range(40)]], "auto", "n1")
+def test_the_number_of_parts_is_limited() -> None:
+    node, parts, note = choose_node([power("Pwr Usage"), *[power(f"Blade {n}", n) for n in range(40)]], "auto", "n1")
     assert node is not None
     assert len(parts) == 16
-    assert "40 sensors" in remark
+    assert "40 sensors" in note
 
 
 # -- one BMC ------------------------------------------------------------------------------------------
@@ -385,7 +385,7 @@ def test_a_blade_chassis_does_not_make_a_hundred_exchanges() -> None:
 
 def test_dcmi_is_preferred() -> None:
     bmc = FakeBmc(dcmi=DCMI_ANSWER, records=[RECORD])
-    device = Connector(wish(), bmc.open).connect()
+    device = Connector(settings_of(), bmc.open).connect()
     (info,) = device.infos
     assert (info.quantity.scope, info.quantity.component, info.quantity.device, info.quantity.domain) == (
         "node",
@@ -399,17 +399,17 @@ def test_dcmi_is_preferred() -> None:
     assert reading.quantity is info.quantity
     assert (reading.power_watts, reading.energy_joules) == (312.0, None)
     assert before_ns <= reading.read_at_ns <= time.monotonic_ns()
-    assert (0x0A, 0x20) not in bmc.asked
+    assert (0x0A, 0x20) not in bmc.requests
     device.close()
     assert not bmc.is_open
 
 
-def test_a_long_interval_leaves_room_for_two_lost_readings() -> None:
-    (info,) = DcmiDevice(FakeBmc(), wish(interval_s=30.0)).infos
+def test_the_longest_gap_allows_two_lost_readings() -> None:
+    (info,) = DcmiDevice(FakeBmc(), settings_of(interval_s=30.0)).infos
     assert info.max_gap_s == 90.0
 
 
-def test_another_machines_bmc_is_told_from_ours(tmp_path: Path, fleet: Fleet, opened: list[IpmiCollector]) -> None:
+def test_bmcs_of_other_machines_are_remote(tmp_path: Path, fleet: Fleet, opened: list[IpmiCollector]) -> None:
     file = password_file(tmp_path)
     fleet.bmcs = {"n1": FakeBmc(dcmi=DCMI_ANSWER), "n2": FakeBmc(records=[RECORD])}
     fleet.bmcs["n2"].readings = {1: bytes((75, 0xC0))}
@@ -420,11 +420,11 @@ def test_another_machines_bmc_is_told_from_ours(tmp_path: Path, fleet: Fleet, op
     assert [sensor.infos[0].is_remote for sensor in collector.sensors] == [False, True]
 
 
-def test_without_dcmi_the_sensors_are_read() -> None:
+def test_without_dcmi_sensors_are_read() -> None:
     psu = named("PSU1 Input", 2)
     bmc = FakeBmc(records=[RECORD, psu])
     bmc.readings = {1: bytes((75, 0xC0)), 2: bytes((40, 0xC0))}
-    device = Connector(wish(), bmc.open).connect()
+    device = Connector(settings_of(), bmc.open).connect()
     assert isinstance(device, SdrDevice)
     assert [(i.quantity.scope, i.quantity.domain, i.relation, i.quantity.device) for i in device.infos] == [
         ("node", "total", "inside", "n1"),
@@ -434,32 +434,32 @@ def test_without_dcmi_the_sensors_are_read() -> None:
     assert [r.quantity for r in device.read()] == [i.quantity for i in device.infos]
 
 
-def test_a_part_without_a_value_is_left_out_and_a_node_without_one_is_an_error() -> None:
+def test_a_part_without_a_value_is_skipped_and_a_node_without_one_is_a_glitch() -> None:
     psu = named("PSU1 Input", 2)
     bmc = FakeBmc(records=[RECORD, psu])
     bmc.readings = {1: bytes((75, 0xC0)), 2: bytes((40, 0xE0))}
-    device = Connector(wish(), bmc.open).connect()
+    device = Connector(settings_of(), bmc.open).connect()
     assert [reading.power_watts for reading in device.read()] == [300.0]
-    bmc.readings[2] = bytes((0, 0xC0))  # a supply on standby draws nothing
+    bmc.readings[2] = bytes((0, 0xC0))  # 0 W is valid for a power supply on standby
     assert [reading.power_watts for reading in device.read()] == [300.0, 0.0]
     bmc.readings[1] = bytes((0, 0xC0))
     with pytest.raises(SensorGlitchError, match="0 W"):
         device.read()
 
 
-def test_parts_alone_without_a_value_are_an_error() -> None:
+def test_without_any_value_a_read_is_a_glitch() -> None:
     bmc = FakeBmc(records=[named("PSU1 Input")])
     bmc.readings = {1: bytes((75, 0xE0))}
-    connector = Connector(wish(), bmc.open)
+    connector = Connector(settings_of(), bmc.open)
     device = connector.connect()
-    assert "PSU1 Input" in connector.remark
+    assert "PSU1 Input" in connector.note
     with pytest.raises(SensorGlitchError, match="no value now"):
         device.read()
 
 
-def test_two_sensors_of_one_name_have_two_series() -> None:
+def test_two_sensors_with_one_name_have_two_series() -> None:
     bmc = FakeBmc(records=[named("PSU", number) for number in (1, 2)])
-    infos = Connector(wish(), bmc.open).connect().infos
+    infos = Connector(settings_of(), bmc.open).connect().infos
     assert [info.quantity.domain for info in infos] == ["psu", "psu_2"]
 
 
@@ -470,18 +470,18 @@ def test_two_sensors_of_one_name_have_two_series() -> None:
         (0xC1, SensorAbsentError, "neither DCMI nor sensor records"),
     ],
 )
-def test_what_a_bmc_refuses_is_said_with_its_cure(code: int, error: type[SensorError], text: str) -> None:
+def test_unsupported_and_denied_commands_name_the_fix(code: int, error: type[SensorError], text: str) -> None:
     bmc = FakeBmc(dcmi=code)
     with pytest.raises(error, match=text) as raised:
-        Connector(wish(), bmc.open).connect()
+        Connector(settings_of(), bmc.open).connect()
     assert "n1 (10.0.0.1:623)" in str(raised.value)
     assert not bmc.is_open
 
 
 @pytest.mark.parametrize("code", [0xC0, 0xC3, 0xCB, 0xD0, 0xD1, 0xD5, 0xFF, 0x99])
-def test_a_passing_failure_is_a_glitch_and_keeps_the_connection(code: int) -> None:
+def test_a_temporary_failure_is_a_glitch_and_keeps_the_connection(code: int) -> None:
     bmc = FakeBmc(dcmi=code, records=[RECORD])
-    device = Connector(wish(), bmc.open).connect()
+    device = Connector(settings_of(), bmc.open).connect()
     assert isinstance(device, DcmiDevice)
     with pytest.raises(SensorGlitchError, match=f"{code:02X}h"):
         device.read()
@@ -489,14 +489,14 @@ def test_a_passing_failure_is_a_glitch_and_keeps_the_connection(code: int) -> No
     assert device.read()[0].power_watts == 312.0
 
 
-def test_dcmi_that_is_wanted_and_missing_is_said() -> None:
+def test_missing_dcmi_is_reported_if_it_is_required() -> None:
     with pytest.raises(SensorAbsentError, match="set `read: auto`"):
-        Connector(wish(read="dcmi"), FakeBmc(records=[RECORD]).open).connect()
+        Connector(settings_of(read="dcmi"), FakeBmc(records=[RECORD]).open).connect()
 
 
-def test_a_new_firmware_without_dcmi_is_looked_at_anew() -> None:
+def test_dcmi_is_detected_again_after_a_firmware_change() -> None:
     bmc = FakeBmc(dcmi=DCMI_ANSWER, records=[RECORD])
-    connector = Connector(wish(), bmc.open)
+    connector = Connector(settings_of(), bmc.open)
     device = connector.connect()
     bmc.dcmi = 0xC1
     with pytest.raises(SensorAbsentError):
@@ -504,57 +504,57 @@ def test_a_new_firmware_without_dcmi_is_looked_at_anew() -> None:
     assert isinstance(connector.connect(), SdrDevice)
 
 
-def test_sensors_that_were_asked_for_are_read_though_there_is_dcmi() -> None:
+def test_sensors_are_read_instead_of_dcmi_on_request() -> None:
     bmc = FakeBmc(dcmi=DCMI_ANSWER, records=[RECORD])
-    assert isinstance(Connector(wish(read="sdr"), bmc.open).connect(), SdrDevice)
-    assert (0x2C, 0x02) not in bmc.asked
+    assert isinstance(Connector(settings_of(read="sdr"), bmc.open).connect(), SdrDevice)
+    assert (0x2C, 0x02) not in bmc.requests
 
 
 @pytest.mark.parametrize("cuts_short", [False, True])
 @pytest.mark.parametrize("largest_read", [255, 64, 40, 20, 8])
-def test_records_come_whole_or_in_pieces(largest_read: int, cuts_short: bool) -> None:
+def test_records_are_read_at_once_or_in_pieces(largest_read: int, cuts_short: bool) -> None:
     other = changed(at3=0x12)
     bmc = FakeBmc(records=[other, RECORD, other], largest_read=largest_read)
     bmc.cuts_short = cuts_short
-    (info,) = Connector(wish(), bmc.open).connect().infos
+    (info,) = Connector(settings_of(), bmc.open).connect().infos
     assert info.source == "ipmi://10.0.0.1:623 SDR sensor Pwr Consumption"
 
 
-def test_a_record_shorter_than_it_says_is_taken_as_it_is() -> None:
+def test_a_record_shorter_than_its_stated_length_is_accepted() -> None:
     bmc = FakeBmc(records=[RECORD[:4] + b"\xf0" + RECORD[5:]], largest_read=32)
-    assert len(Connector(wish(), bmc.open).connect().infos) == 1
+    assert len(Connector(settings_of(), bmc.open).connect().infos) == 1
 
 
-def test_records_of_the_controller_itself_are_read_where_there_is_no_repository() -> None:
+def test_device_records_are_read_if_there_is_no_repository() -> None:
     bmc = FakeBmc(records=[RECORD])
     bmc.device_records = True
-    assert len(Connector(wish(), bmc.open).connect().infos) == 1
+    assert len(Connector(settings_of(), bmc.open).connect().infos) == 1
 
 
-def test_a_lost_reservation_is_taken_anew() -> None:
+def test_a_lost_reservation_is_renewed() -> None:
     bmc = FakeBmc(records=[RECORD], largest_read=32)
     bmc.lose_reservation_at = 37
-    assert len(Connector(wish(), bmc.open).connect().infos) == 1
+    assert len(Connector(settings_of(), bmc.open).connect().infos) == 1
     assert bmc.reservation == 2
 
 
 def test_the_records_are_read_once() -> None:
-    """A first walk takes up to a minute on real BMCs; after a lost session only their state is asked for."""
+    """Reading them takes up to a minute on real BMCs; a new session only checks their version."""
     bmc = FakeBmc(records=[RECORD])
-    connector = Connector(wish(), bmc.open)
+    connector = Connector(settings_of(), bmc.open)
     connector.connect().close()
-    bmc.asked.clear()
+    bmc.requests.clear()
     connector.connect().close()
-    assert (0x0A, 0x23) not in bmc.asked
-    bmc.stamp += 1
+    assert (0x0A, 0x23) not in bmc.requests
+    bmc.version += 1
     connector.connect().close()
-    assert (0x0A, 0x23) in bmc.asked
+    assert (0x0A, 0x23) in bmc.requests
 
 
-def test_a_long_walk_goes_on_where_it_was_left() -> None:
+def test_reading_many_records_is_continued_after_an_interruption() -> None:
     bmc = FakeBmc(records=[changed(at3=0x12)] * 20 + [RECORD])
     bmc.slow_s = 0.001
-    connector = Connector(wish(deadline_s=0.01), bmc.open)
+    connector = Connector(settings_of(deadline_s=0.01), bmc.open)
     steps = 0
     while True:
         try:
@@ -567,19 +567,19 @@ def test_a_long_walk_goes_on_where_it_was_left() -> None:
             assert steps < 100
     assert steps > 0
     assert len(device.infos) == 1
-    assert bmc.asked.count((0x0A, 0x23)) == 21
+    assert bmc.requests.count((0x0A, 0x23)) == 21
 
 
-def test_a_walk_that_never_ends_is_given_up() -> None:
+def test_a_repository_without_an_end_is_an_error() -> None:
     bmc = FakeBmc(records=[RECORD])
     bmc._record = lambda records, reservation, number, offset, count: struct.pack("<H", number) + records[0]  # type: ignore[method-assign]
-    with pytest.raises(SensorAbsentError, match="no end"):
-        Connector(wish(), bmc.open).connect()
+    with pytest.raises(SensorAbsentError, match="never ends"):
+        Connector(settings_of(), bmc.open).connect()
 
 
-def test_a_channel_that_fails_is_closed() -> None:
+def test_a_failing_channel_is_closed() -> None:
     bmc = FakeBmc(dcmi=DCMI_ANSWER)
-    connector = Connector(wish(), bmc.open)
+    connector = Connector(settings_of(), bmc.open)
     device = connector.connect()
     bmc.error = SensorTimeoutError("n1: no answer")
     with pytest.raises(SensorTimeoutError):
@@ -588,11 +588,11 @@ def test_a_channel_that_fails_is_closed() -> None:
         connector.connect()
 
 
-def test_every_code_but_zero_is_an_error() -> None:
+def test_an_unsupported_command_is_an_error() -> None:
     bmc = FakeBmc(dcmi=0xC2)
     bmc.open()
     with pytest.raises(UnknownCommandError):
-        ask(bmc, "x", 0x2C, 0x02, b"\xdc\x01\x00\x00")
+        request(bmc, "x", 0x2C, 0x02, b"\xdc\x01\x00\x00")
 
 
 # -- options and targets -------------------------------------------------------------------------------
@@ -606,19 +606,19 @@ def target(**fields: object) -> IpmiTarget:
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"name": " "}, "name: ' ' must be a word"),
-        ({"name": "rack1/n1"}, "name: 'rack1/n1' must be a word"),
-        ({"address": "https://bmc1"}, "address: 'https://bmc1' is no host name"),
+        ({"name": " "}, "name: ' ' must not be empty or contain white space"),
+        ({"name": "rack1/n1"}, "name: 'rack1/n1' must not"),
+        ({"address": "https://bmc1"}, "address: 'https://bmc1' is not a host name"),
         ({"address": ""}, "address: "),
         ({"port": 0}, "port: must be 1 to 65535, not 0"),
         ({"user": ""}, "user: must be 1 to 16 bytes"),
         ({"user": "x" * 17}, "user: must be 1 to 16 bytes"),
-        ({"read": "dcmi", "sensor": "Pwr"}, "sensor: has no meaning"),
+        ({"read": "dcmi", "sensor": "Pwr"}, "sensor: cannot be combined"),
         ({"sensor": ""}, "sensor: must not be empty"),
         ({"interval_seconds": 0.5}, "interval_seconds: must be 1 to 3600 seconds, not 0.5"),
     ],
 )
-def test_an_impossible_target_is_refused(fields: dict[str, object], text: str) -> None:
+def test_invalid_targets(fields: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match="^" + text):
         target(**fields)
 
@@ -631,12 +631,12 @@ def test_an_impossible_target_is_refused(fields: dict[str, object], text: str) -
         ({"in_band_name": ""}, "in_band_name: "),
     ],
 )
-def test_impossible_options_are_refused(fields: dict[str, object], text: str) -> None:
+def test_invalid_options(fields: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match="^" + text):
         IpmiOptions(**fields)  # type: ignore[arg-type]
 
 
-def test_the_configuration_of_a_target() -> None:
+def test_options_from_a_file() -> None:
     options = build(
         IpmiOptions,
         {
@@ -681,7 +681,7 @@ def test_the_configuration_of_a_target() -> None:
         ("{name: n1, address: x, user: u, password_file: p, privilege: root}", "must be user or operator or admin"),
     ],
 )
-def test_a_wrong_target_file_names_the_key_and_the_nearest(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_in_a_target_file_name_the_key_and_the_nearest_key(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "bmcs.yaml"
     file.write_text(f"targets:\n  - {text}\n")
     with pytest.raises(ConfigError) as raised:
@@ -695,7 +695,7 @@ def test_a_wrong_target_file_names_the_key_and_the_nearest(tmp_path: Path, text:
 
 
 class Fleet:
-    """Fake BMCs by address, in the place of the network."""
+    """Fake BMCs by address; replaces the network."""
 
     def __init__(self) -> None:
         self.bmcs: dict[str, FakeBmc] = {}
@@ -750,11 +750,11 @@ def password_file(folder: Path, secret: str = SECRET) -> Path:
 def test_without_targets_and_device_the_family_is_absent(tmp_path: Path) -> None:
     with pytest.raises(SensorAbsentError, match=r"ipmi0: no such device .*; and collectors\.ipmi has no targets"):
         IpmiCollector.open(Host(dev=tmp_path), IpmiOptions())
-    with pytest.raises(SensorAbsentError, match="switched off"):
+    with pytest.raises(SensorAbsentError, match="disabled"):
         IpmiCollector.open(Host(dev=tmp_path), IpmiOptions(in_band=False))
 
 
-def test_a_device_that_may_not_be_opened_is_said_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_denied_device_is_reported_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ipmi0").touch()
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(SensorDeniedError, match=f"run `sudo chmod a\\+rw {tmp_path}/ipmi0`"):
@@ -775,26 +775,26 @@ def test_a_denied_device_does_not_stop_the_targets(
     assert collector.findings[0].cure == f"sudo chmod a+rw {tmp_path}/ipmi0"
 
 
-def test_without_pyghmi_the_family_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyghmi_the_install_command_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "joulewatch_exporter.collectors.ipmi.lan", None)
     options = IpmiOptions(targets=[target(password_file=password_file(tmp_path))])
     with pytest.raises(SensorAbsentError, match=r"pip install 'joulewatch\[ipmi\]'"):
         IpmiCollector.open(Host(dev=tmp_path), options)
 
 
-def test_a_target_may_not_have_the_name_of_this_machine(tmp_path: Path) -> None:
+def test_a_target_must_not_have_the_name_of_this_machine(tmp_path: Path) -> None:
     (tmp_path / "ipmi0").touch()
     options = IpmiOptions(in_band=True, targets=[target(name="bmc", password_file=password_file(tmp_path))])
-    with pytest.raises(ConfigError, match="bmc is a target and the name of this machine's BMC"):
+    with pytest.raises(ConfigError, match="bmc is both a target and the name of this machine's BMC"):
         IpmiCollector.open(Host(dev=tmp_path), options)
 
 
-def test_a_wrong_target_file_stops_the_start(tmp_path: Path) -> None:
+def test_an_invalid_target_file_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
         IpmiCollector.open(Host(dev=tmp_path), IpmiOptions(targets_file=tmp_path / "none.yaml"))
 
 
-def test_each_bmc_has_its_series_and_its_finding(tmp_path: Path, fleet: Fleet, opened: list[IpmiCollector]) -> None:
+def test_each_bmc_has_its_own_series_and_finding(tmp_path: Path, fleet: Fleet, opened: list[IpmiCollector]) -> None:
     password_file(tmp_path)
     fleet.bmcs = {
         "n1": FakeBmc(dcmi=DCMI_ANSWER),
@@ -824,12 +824,12 @@ def test_each_bmc_has_its_series_and_its_finding(tmp_path: Path, fleet: Fleet, o
     assert fleet.credentials[0] == (b"mon", SECRET.encode(), None)
 
 
-def look_again(collector: IpmiCollector) -> None:
+def refresh(collector: IpmiCollector) -> None:
     collector._checked_at_ns = -math.inf  # type: ignore[assignment]
     collector.refresh()
 
 
-def test_a_new_target_file_changes_only_what_has_changed(
+def test_unchanged_targets_keep_their_connection_when_the_file_changes(
     tmp_path: Path, fleet: Fleet, opened: list[IpmiCollector]
 ) -> None:
     password_file(tmp_path)
@@ -839,7 +839,7 @@ def test_a_new_target_file_changes_only_what_has_changed(
     collector.settle(5.0)
     before = {sensor.device: sensor for sensor in collector.sensors}
     targets_file(tmp_path, "n2", "n3")
-    look_again(collector)
+    refresh(collector)
     collector.settle(5.0)
     after = {sensor.device: sensor for sensor in collector.sensors}
     assert sorted(after) == ["n2", "n3"]
@@ -848,7 +848,7 @@ def test_a_new_target_file_changes_only_what_has_changed(
     assert [finding.subject for finding in collector.findings[1:]] == ["ipmi://n2:623", "ipmi://n3:623"]
 
 
-def test_a_bad_target_file_changes_nothing_and_is_said_once(
+def test_an_invalid_target_file_changes_nothing_and_is_logged_once(
     tmp_path: Path, fleet: Fleet, opened: list[IpmiCollector], caplog: pytest.LogCaptureFixture
 ) -> None:
     password_file(tmp_path)
@@ -860,19 +860,19 @@ def test_a_bad_target_file_changes_nothing_and_is_said_once(
     before = collector.sensors
     file.write_text("targets: [{name: n1, adress: n1}]\n")
     for _ in range(3):
-        look_again(collector)
+        refresh(collector)
     assert collector.sensors is before
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
     broken = [finding for finding in collector.findings if finding.status == "broken"]
     assert len(broken) == 1
     assert "did you mean address?" in broken[0].text
     targets_file(tmp_path, "n1")
-    look_again(collector)
+    refresh(collector)
     assert not [finding for finding in collector.findings if finding.status == "broken"]
     assert fleet.bmcs["n1"].opened == 1
 
 
-def test_a_password_that_is_too_long_or_missing_is_denied_without_showing_it(
+def test_an_invalid_or_missing_password_is_denied_without_showing_it(
     tmp_path: Path, fleet: Fleet, opened: list[IpmiCollector]
 ) -> None:
     fleet.bmcs = {"n1": FakeBmc(dcmi=DCMI_ANSWER)}
@@ -893,7 +893,7 @@ def test_a_password_that_is_too_long_or_missing_is_denied_without_showing_it(
         assert SECRET not in str(raised.value)
 
 
-def test_pyghmis_refusals_become_errors_with_a_cure() -> None:
+def test_pyghmis_errors_are_converted() -> None:
     from pyghmi.exceptions import IpmiException
     from pyghmi.ipmi.private.constants import rmcp_codes
 
@@ -915,7 +915,7 @@ def test_pyghmis_refusals_become_errors_with_a_cure() -> None:
         "something new": SensorGlitchError,
     }
     for text, kind in kinds.items():
-        error = channel._refused(IpmiException(text))
+        error = channel._login_error(IpmiException(text))
         assert type(error) is kind, text
         assert str(error).startswith("n1 (bmc1:623): ")
 
@@ -924,16 +924,16 @@ def test_pyghmis_refusals_become_errors_with_a_cure() -> None:
 
 
 @given(secret=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=6, max_size=18))
-def test_no_object_shows_a_password(secret: str) -> None:
-    """Options hold paths only, and the emulated BMC's description hides its password."""
-    secret = f"~{secret}~"  # so that it is no word of the description by chance
+def test_passwords_are_not_in_reprs(secret: str) -> None:
+    """Options contain only paths, and the spec of the emulated BMC hides its password."""
+    secret = f"~{secret}~"  # so that it cannot be part of the repr by chance
     spec = BmcSpec(name="n1", signal=Constant(1.0), password=secret)
     assert secret not in repr(spec)
     options = IpmiOptions(targets=[target()])
     assert secret not in repr(options)
 
 
-def test_a_password_is_in_no_log_no_error_and_no_finding(
+def test_passwords_are_not_in_logs_errors_or_findings(
     tmp_path: Path, fleet: Fleet, opened: list[IpmiCollector], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -948,23 +948,23 @@ def test_a_password_is_in_no_log_no_error_and_no_finding(
         bmc = fleet.bmcs[f"n{index}"] = FakeBmc(dcmi=DCMI_ANSWER)
         bmc.error = error
     odd = fleet.bmcs["odd"] = FakeBmc()
-    odd.open = lambda: 1 / 0  # type: ignore[assignment,return-value] # a fault of the collector, with its traceback
+    odd.open = lambda: 1 / 0  # type: ignore[assignment,return-value] # a bug in the collector, with its traceback
     targets = [target(name=name, address=name, password_file=file) for name in fleet.bmcs]
     collector = IpmiCollector.open(Host(dev=tmp_path), IpmiOptions(targets=targets))
     opened.append(collector)
     collector.settle(5.0)
-    shown: list[object] = [caplog.text, collector.findings, collector.sensors, targets, collector.timing]
+    outputs: list[object] = [caplog.text, collector.findings, collector.sensors, targets, collector.timing]
     for sensor in collector.sensors:
         try:
-            shown.append(sensor.read())
+            outputs.append(sensor.read())
         except SensorError as raised:
-            shown += [str(raised), repr(raised), raised.__cause__]
+            outputs += [str(raised), repr(raised), raised.__cause__]
     collector.close()
     assert "ZeroDivisionError" in caplog.text
-    assert SECRET not in repr(shown)
+    assert SECRET not in repr(outputs)
 
 
-# -- the emulator's description ------------------------------------------------------------------------
+# -- the emulator's specs ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -980,23 +980,23 @@ def test_a_password_is_in_no_log_no_error_and_no_finding(
         ({"faults": (Fault(kind="wrap", at_s=0.0, for_s=1.0, text=""),)}, "faults: wrap is none of"),
     ],
 )
-def test_an_impossible_emulated_bmc_is_refused(fields: dict[str, object], text: str) -> None:
+def test_invalid_specs_of_an_emulated_bmc(fields: dict[str, object], text: str) -> None:
     with pytest.raises(ValueError, match="^" + text):
         BmcSpec(**{"name": "n", "signal": Constant(1.0), **fields})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fields", [{"name": ""}, {"name": "x" * 17}, {"m": 0}, {"b": 600}, {"b_exponent": 9}])
-def test_an_impossible_emulated_sensor_is_refused(fields: dict[str, object]) -> None:
+def test_invalid_specs_of_an_emulated_sensor(fields: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         SdrSensorSpec(**{"name": "Pwr", **fields})  # type: ignore[arg-type]
 
 
-def test_the_truth_has_the_labels_of_the_series() -> None:
+def test_keys_of_the_truth_are_the_labels_of_the_series() -> None:
     assert BmcSpec(name="node7", signal=Constant(1.0)).key == "node7/total"
     assert len(set(BMC_FAULTS)) == len(BMC_FAULTS)
 
 
-def test_findings_are_findings(tmp_path: Path, fleet: Fleet, opened: list[IpmiCollector]) -> None:
+def test_findings_of_a_bmc_with_an_uncertain_node(tmp_path: Path, fleet: Fleet, opened: list[IpmiCollector]) -> None:
     fleet.bmcs = {"n1": FakeBmc(records=[named("PSU1 Input")])}
     fleet.bmcs["n1"].readings = {1: bytes((75, 0xC0))}
     options = IpmiOptions(targets=[target(address="n1", password_file=password_file(tmp_path))], in_band=False)
@@ -1004,6 +1004,6 @@ def test_findings_are_findings(tmp_path: Path, fleet: Fleet, opened: list[IpmiCo
     opened.append(collector)
     collector.settle(5.0)
     assert all(isinstance(finding, Finding) for finding in collector.findings)
-    _, found, remark = collector.findings
-    assert found.text == "n1: psu1_input by SDR (part)"
-    assert "which sensor is the whole server?" in remark.text
+    _, found, note = collector.findings
+    assert found.text == "n1: psu1_input from SDR (part)"
+    assert "sensor of the whole server unknown" in note.text

@@ -1,1 +1,1 @@
-"""Real IPMI programs for tests: OpenIPMI's BMC simulator, ipmitool, and a device for in-band access."""
+"""IPMI for tests: OpenIPMI's BMC simulator, ipmitool, and a simulated device for in-band access."""

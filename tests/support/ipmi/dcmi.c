@@ -1,8 +1,8 @@
 /*
- * A module for OpenIPMI's ipmi_sim: DCMI's Get Power Reading, which the simulator does not have.
+ * A module for OpenIPMI's ipmi_sim that adds DCMI's Get Power Reading.
  *
- * Its init string is a file that holds "current minimum maximum average state": watts, and 1 while measuring.
- * Without the file (or a number in it) it answers CBh: no value now.
+ * The init string names a file with "current minimum maximum average state": watts, and 1 while measuring. If the file
+ * or one of the numbers is missing, the answer is CBh: no value now.
  */
 #include <stdio.h>
 #include <string.h>

@@ -1,10 +1,10 @@
 /*
- * LD_PRELOAD: /dev/ipmi0 without a kernel driver.
+ * Simulates /dev/ipmi0 without a kernel driver, loaded with LD_PRELOAD.
  *
- * FAKE_IPMI names a file that holds "current minimum maximum average state" (watts, and 1 while measuring); a file
- * that is not there is a BMC without DCMI (C1h), a file that holds "hang" a BMC that never answers. FAKE_IPMI unset:
- * no device. FAKE_IPMI_PATH: another name of the device. An event counter stands for the device: it can be waited for
- * as the real one, and Python, which seeks in what it opens for reading and writing, is content with it.
+ * FAKE_IPMI names a file with "current minimum maximum average state" (watts, and 1 while measuring). If the file is
+ * missing, the BMC has no DCMI (C1h); if it contains "hang", the BMC never answers. Without FAKE_IPMI there is no
+ * device. FAKE_IPMI_PATH sets another path of the device. The descriptor is an event counter, because it can be polled
+ * like the real device and accepts the seek that Python makes on files opened for reading and writing.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -76,7 +76,7 @@ static unsigned char *put(unsigned char *at, unsigned long value, int bytes)
     return at;
 }
 
-/* Returns whether there is an answer at all. */
+/* Return whether the BMC answers. */
 static int run(const struct ipmi_req *request)
 {
     unsigned int values[VALUES] = {0};
@@ -136,7 +136,7 @@ int ioctl(int fd, unsigned long request, ...)
         struct ipmi_recv *receive = argument;
         struct ipmi_system_interface_addr *address = (void *)receive->addr;
         if (read(fd, &one, sizeof one) != sizeof one)
-            return -1; /* EAGAIN: nothing there, as with the driver */
+            return -1; /* EAGAIN: no answer yet, as with the driver */
         receive->recv_type = IPMI_RESPONSE_RECV_TYPE;
         receive->msgid = last_id;
         receive->msg.netfn = last_netfn | 1;

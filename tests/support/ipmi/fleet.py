@@ -1,7 +1,7 @@
-"""A room full of emulated BMCs in one process: ``python -m support.ipmi.fleet FOLDER COUNT [HUNG]``.
+"""Many emulated BMCs in one process: ``python -m support.ipmi.fleet FOLDER COUNT [HUNG]``.
 
-Writes ``bmcs.yaml`` below the folder, a target file of them all, and answers until its standard input is closed. The
-first HUNG answer nothing. Each has its own constant power, so that one BMC's value in another's series is seen.
+Writes the target file ``bmcs.yaml`` to the folder and runs until its standard input is closed. The first HUNG BMCs do
+not answer. Each BMC has a different constant power, so that a value in the wrong series is detected.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _START_LIMIT_S = 60.0
 
 
 def name_of(index: int) -> str:
-    """The node's name."""
+    """Return the node's name."""
     return f"node{index:03}"
 
 
 def power_of(index: int) -> float:
-    """The node's power."""
+    """Return the node's power."""
     return 200.0 + index
 
 
@@ -57,7 +57,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def running(folder: Path, count: int, *, hung: int = 0) -> Iterator[Path]:
-    """Run a fleet beside this process; its target file."""
+    """Run a fleet in another process; yield its target file."""
     tests = Path(__file__).parents[2]
     command = [sys.executable, "-m", "support.ipmi.fleet", str(folder), str(count), str(hung)]
     with subprocess.Popen(command, cwd=tests, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
@@ -66,7 +66,7 @@ def running(folder: Path, count: int, *, hung: int = 0) -> Iterator[Path]:
         try:
             ready, _, _ = select.select([process.stdout], [], [], _START_LIMIT_S)
             if not ready or process.stdout.readline() != b"ready\n":
-                raise RuntimeError("the fleet has not started")
+                raise RuntimeError("the fleet did not start")
             yield folder / TARGETS_FILE
         finally:
             process.stdin.close()

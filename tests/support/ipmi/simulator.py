@@ -1,4 +1,4 @@
-"""OpenIPMI's ``ipmi_sim`` with a DCMI module of our own, and ``ipmitool``: a BMC and a client we have not written."""
+"""OpenIPMI's ``ipmi_sim`` with an added DCMI module, and ``ipmitool``: an independent BMC and client."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from support.require import require_program
 HERE = Path(__file__).parent
 ADMIN = ("admin", "s3same-open")
 MONITOR = ("mon", "s3same-look")
-"""Of privilege ``user``: the simulator wants an administrator for all of DCMI."""
+"""A user with privilege ``user``; the simulator requires ``administrator`` for DCMI."""
 
 _START_LIMIT_S = 10.0
 
-# A full record: sensor 1 of type Current, unit watts, 4 W a step, "Pwr Consumption".
+# A full record: sensor 1 of type Current, unit watts, steps of 4 W, "Pwr Consumption".
 _SENSOR_RECORD = (
     "0x01 0x00 0x51 0x01 0x3a 0x20 0x00 0x01 0x0a 0x01 0x45 0x00 0x03 0x01 0x00 0x00 0x00 0x00 0x00 0x00 0x00 0x06 "
     "0x00 0x00 0x04 0x00 0x00 0x01 0x01 0x00 0x00 0x00 0x00 0x00 0xff 0x00 0x00 0x00 0x00 0x00 0x00 0x00 0x00 0x00 "
@@ -27,19 +27,19 @@ STEP_WATTS = 4
 
 
 def free_udp_port() -> int:
-    """A UDP port of loopback that nobody listens on now."""
+    """Return a free UDP port of loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def compile_shared(source: str, target: Path, *, header: str = "") -> Path:
-    """Build one of the C files beside this module.
+    """Build one of the C files in this folder.
 
     Args:
-        source: Its name.
+        source: Name of the file.
         target: The library.
-        header: A header it needs, for the reader of the skip.
+        header: A required header; the test is skipped without it.
     """
     compiler = require_program("gcc", "gcc")
     if header and not Path("/usr/include", header).exists():
@@ -61,15 +61,15 @@ def compile_shared(source: str, target: Path, *, header: str = "") -> Path:
 
 
 class IpmiSim:
-    """A running simulator."""
+    """An instance of the simulator."""
 
     def __init__(self, folder: Path, *, has_dcmi: bool = True, key: str = "") -> None:
-        """Write its files; ``start`` runs it.
+        """Write the simulator's files; ``start`` runs it.
 
         Args:
-            folder: Its own.
-            has_dcmi: Without it DCMI is an unknown command (C1h).
-            key: The BMC's own (Kg); empty: it has none.
+            folder: Folder for its files.
+            has_dcmi: False: DCMI is an unknown command (C1h).
+            key: The BMC's key (Kg); empty: none.
         """
         self._program = require_program("ipmi_sim", "openipmi")
         folder.mkdir(parents=True)
@@ -116,18 +116,18 @@ mc_enable 0x20
         self.set_power(300)
 
     def set_power(self, watts: int, *, is_measuring: bool = True) -> None:
-        """Give DCMI this power, and the sensor the nearest it can show."""
+        """Set the power of DCMI, and the nearest possible value of the sensor."""
         temporary = self._values.with_suffix(".new")
         temporary.write_text(f"{watts} 0 65535 {watts} {int(is_measuring)}\n")
         temporary.replace(self._values)
         (self.folder / "sensor_raw").write_text(f"{round(watts / STEP_WATTS)}\n")
 
     def lose_power_reading(self) -> None:
-        """DCMI has no value (CBh)."""
+        """Make DCMI answer that it has no value (CBh)."""
         self._values.unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Run it, until it answers."""
+        """Start it and wait until it answers."""
         command = [self._program, "-c", "lan.conf", "-f", "sim.emu", "-s", "state", "-n"]
         with (self.folder / "sim.log").open("ab") as log:
             self._process = subprocess.Popen(command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -147,15 +147,15 @@ mc_enable 0x20
         raise RuntimeError(f"ipmi_sim does not answer: {(self.folder / 'sim.log').read_text()[-2000:]}")
 
     def hang(self) -> None:
-        """Let it answer nothing until ``wake``."""
+        """Stop answering until ``wake``."""
         self._signal(signal.SIGSTOP)
 
     def wake(self) -> None:
-        """Let it go on."""
+        """Answer again."""
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """End it; safe to call twice."""
+        """Stop the process; safe to call twice."""
         if self._process is not None:
             self._process.kill()
             self._process.wait(10)
@@ -167,9 +167,9 @@ mc_enable 0x20
 
 
 def ipmitool(port: int, user: tuple[str, str], *command: str, suite: int = 3, privilege: str = "") -> str:
-    """Run ``ipmitool`` over LAN; its output, or what it complained of."""
+    """Run ``ipmitool`` over LAN; return its output and error messages."""
     program = require_program("ipmitool", "ipmitool")
-    # The suite is given because asking for it takes 5 s with BMCs that do not answer that.
+    # Without -C, ipmitool asks the BMC for its suites, which takes 5 s if the BMC does not answer.
     flags = ["-C", str(suite), "-I", "lanplus", "-H", "127.0.0.1", "-p", str(port), "-U", user[0], "-P", user[1]]
     if privilege:
         flags += ["-L", privilege]

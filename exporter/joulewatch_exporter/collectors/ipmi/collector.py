@@ -1,4 +1,15 @@
-"""The IPMI family: its options, its targets, and a poller for each of them."""
+"""IPMI: the power of whole servers, from their baseboard management controllers (BMCs).
+
+A BMC may take long to answer, so a scrape never waits for one: each BMC has its own thread and socket
+(`workers.Poller`), and its readings keep their own time. One exporter reads many BMCs over the network, listed in the
+configuration or in a target file that may change at run time, and the BMC of its own machine through the kernel's
+device.
+
+The power of the node is DCMI's Get Power Reading; if a BMC does not support it, a sensor in watts of its SDR
+repository.
+
+Source: DCMI 1.5; IPMI v2.0 revision 1.1; pyghmi 1.6.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +23,8 @@ from typing import Any, ClassVar, Final, Literal, Self
 from joulewatch_exporter.collectors.base.targeted import TargetedCollector
 from joulewatch_exporter.collectors.base.targets import TargetList, read_secret
 from joulewatch_exporter.collectors.base.workers import Poller
-from joulewatch_exporter.collectors.ipmi.channel import Channel, device_cure, device_denied
-from joulewatch_exporter.collectors.ipmi.device import Connector, Source, Wish
+from joulewatch_exporter.collectors.ipmi.channel import Channel, chmod_command, device_denied
+from joulewatch_exporter.collectors.ipmi.device import BmcSettings, Connector, Source
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Finding, Host
 
@@ -23,60 +34,60 @@ _PRIVILEGES: Final[Mapping[Privilege, int]] = {"user": 2, "operator": 3, "admini
 _MAX_USER_BYTES: Final = 16
 _MAX_PASSWORD_BYTES: Final = 20
 _MIN_INTERVAL_S: Final = 1.0
-"""BMCs make a new value every 1 to 10 s, and some suffer from being asked more often."""
-_IMPORT_CURE: Final = "pip install 'joulewatch[ipmi]'"
+"""BMCs update their value every 1 to 10 s, and some cannot handle more frequent requests."""
+_INSTALL_COMMAND: Final = "pip install 'joulewatch[ipmi]'"
 
 
-def _check_name(what: str, name: str) -> None:
+def _check_name(key: str, name: str) -> None:
     if not re.fullmatch(r"[^\s/\x00-\x1f]+", name):
-        raise ValueError(f"{what}: {name!r} must be a word without white space and slashes")
+        raise ValueError(f"{key}: {name!r} must not be empty or contain white space or slashes")
 
 
-def _check_interval(what: str, value_s: float) -> None:
+def _check_interval(key: str, value_s: float) -> None:
     if not _MIN_INTERVAL_S <= value_s <= 3600.0:
-        raise ValueError(f"{what}: must be {_MIN_INTERVAL_S:g} to 3600 seconds, not {value_s:g}")
+        raise ValueError(f"{key}: must be {_MIN_INTERVAL_S:g} to 3600 seconds, not {value_s:g}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IpmiTarget:
-    """One BMC that is read over the network."""
+    """A BMC that is read over the network."""
 
     name: str
-    """The label ``device`` of its series; anything without white space and slashes."""
+    """Label ``device`` of its series; no white space, no slashes."""
     address: str
     """Host name or IP address of the BMC."""
     user: str
     password_file: Path
-    """Its only line is the password."""
+    """The file contains only the password."""
     port: int = 623
     privilege: Privilege = "user"
-    """What the session asks for. DCMI needs ``user``; some BMCs want more."""
+    """Privilege level of the session. DCMI needs ``user``; some BMCs require more."""
     kg_file: Path | None = None
-    """The BMC's key (Kg), where it has one."""
+    """File with the BMC's key (Kg), if it has one."""
     read: Source = "auto"
-    """``dcmi``: the power reading; ``sdr``: a sensor; ``auto``: DCMI where the BMC knows it, else a sensor."""
+    """``dcmi``: the power reading; ``sdr``: a sensor; ``auto``: DCMI if the BMC supports it, else a sensor."""
     sensor: str = "auto"
-    """The sensor that is the whole server, where DCMI is missing; ``auto``: by well-known names."""
+    """Name of the sensor of the whole server, used without DCMI; ``auto``: detect it by well-known names."""
     interval_seconds: float | None = None
-    """From one reading to the next; None: as for the family."""
+    """Time between two readings; None: as for the family."""
     this_machine: bool = False
-    """Whether it is the BMC of the machine on which the exporter runs: then it is checked against its other sensors."""
+    """Whether this is the BMC of the exporter's machine: then its power is compared with the machine's sensors."""
 
     def __post_init__(self) -> None:
-        """Check what came from a file.
+        """Check the values.
 
         Raises:
-            ValueError: A value is impossible; the text begins with its key.
+            ValueError: A value is invalid; the text begins with its key.
         """
         _check_name("name", self.name)
         if not self.address or "/" in self.address or any(letter.isspace() for letter in self.address):
-            raise ValueError(f"address: {self.address!r} is no host name or IP address")
+            raise ValueError(f"address: {self.address!r} is not a host name or IP address")
         if not 1 <= self.port <= 65535:
             raise ValueError(f"port: must be 1 to 65535, not {self.port}")
         if not 1 <= len(self.user.encode()) <= _MAX_USER_BYTES:
-            raise ValueError(f"user: must be 1 to {_MAX_USER_BYTES} bytes long, IPMI knows no longer ones")
+            raise ValueError(f"user: must be 1 to {_MAX_USER_BYTES} bytes long (IPMI's limit)")
         if self.sensor != "auto" and self.read == "dcmi":
-            raise ValueError("sensor: has no meaning with `read: dcmi`")
+            raise ValueError("sensor: cannot be combined with `read: dcmi`")
         if not self.sensor.strip():
             raise ValueError("sensor: must not be empty")
         if self.interval_seconds is not None:
@@ -90,22 +101,22 @@ class IpmiOptions:
     targets: Sequence[IpmiTarget] = ()
     """BMCs that are read over the network."""
     targets_file: Path | None = None
-    """A file with more of them, which may change while the exporter runs."""
+    """File with more targets, which may change while the exporter runs."""
     in_band: bool | Literal["auto"] = "auto"
-    """Read the BMC of this machine by ``/dev/ipmi0``; ``auto``: where that device is."""
+    """Whether to read the BMC of this machine through ``/dev/ipmi0``; ``auto``: if that device exists."""
     in_band_name: str = "bmc"
-    """The label ``device`` of this machine's BMC."""
+    """Label ``device`` of this machine's BMC."""
     interval_seconds: float = 5.0
-    """From one reading of a BMC to the next."""
+    """Time between two readings of a BMC."""
     deadline_seconds: float = 5.0
-    """A BMC that has not answered for so long counts as timed out. After half of it the session is taken for lost and
-    opened anew: give a slow BMC twice what it needs."""
+    """A BMC that does not answer within this time counts as timed out. After half of it the session is considered lost
+    and opened again, so set it to twice the time that a slow BMC needs."""
 
     def __post_init__(self) -> None:
-        """Check what came from a file.
+        """Check the values.
 
         Raises:
-            ValueError: A value is impossible; the text begins with its key.
+            ValueError: A value is invalid; the text begins with its key.
         """
         object.__setattr__(self, "targets", tuple(self.targets))
         _check_interval("interval_seconds", self.interval_seconds)
@@ -115,7 +126,7 @@ class IpmiOptions:
 
 
 class IpmiCollector(TargetedCollector):
-    """Many BMCs over the network, and the one of this machine."""
+    """BMCs over the network, and the BMC of this machine."""
 
     name: ClassVar[str] = "ipmi"
     Options: ClassVar[type] = IpmiOptions
@@ -125,11 +136,11 @@ class IpmiCollector(TargetedCollector):
 
         Args:
             options: The settings.
-            device: Path of the kernel's device; None: this machine's BMC is not read.
-            findings: What was found out about the device.
+            device: Path of the kernel's device; None: do not read this machine's BMC.
+            findings: Findings about the device.
 
         Raises:
-            ConfigError: The target file is wrong, or two targets have one name.
+            ConfigError: The target file is invalid, or two targets have the same name.
         """
         self._options = options
         self._device = device
@@ -140,16 +151,16 @@ class IpmiCollector(TargetedCollector):
 
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
-        """Start a poller for each BMC; none is waited for.
+        """Start a poller for each BMC, without waiting for answers.
 
         Args:
             host: Where devices are.
             options: `IpmiOptions`.
 
         Raises:
-            ConfigError: The target file is wrong, or two targets have one name.
+            ConfigError: The target file is invalid, or two targets have the same name.
             SensorAbsentError: There is neither a target nor a device, or pyghmi is not installed.
-            SensorDeniedError: There is only the device, and it may not be opened.
+            SensorDeniedError: There is only the device, and it cannot be opened.
         """
         assert isinstance(options, IpmiOptions)
         path = f"{host.dev}/ipmi0"
@@ -163,21 +174,21 @@ class IpmiCollector(TargetedCollector):
                 import joulewatch_exporter.collectors.ipmi.local
             import joulewatch_exporter.collectors.ipmi.lan  # noqa: F401
         except ImportError as error:
-            raise SensorAbsentError(f"pyghmi cannot be used ({error}); run `{_IMPORT_CURE}`") from error
+            raise SensorAbsentError(f"pyghmi cannot be used ({error}); run `{_INSTALL_COMMAND}`") from error
         return cls(options, device, findings)
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """The last state of each BMC, the device of this machine's, and a target file that is wrong."""
+        """Findings about each BMC, this machine's device, and an invalid target file."""
         findings = [*super().findings, *self._device_findings]
         connectors = self._connectors
         for device, (_, poller) in self._pollers.items():
             if (connector := connectors.get(device)) is not None:
-                findings += _state(device, poller, connector)
+                findings += _findings(device, poller, connector)
         return tuple(findings)
 
     def follow(self, wanted: Mapping[str, tuple[Hashable, Callable[[], Poller]]]) -> None:
-        """See `PolledCollector.follow`; what was known of BMCs that are gone is forgotten."""
+        """See `PolledCollector.follow`; also drop the connectors of removed BMCs."""
         super().follow(wanted)
         self._connectors = {device: self._connectors[device] for device in wanted}
 
@@ -187,8 +198,8 @@ class IpmiCollector(TargetedCollector):
             if self._options.in_band_name in wanted:
                 name = self._options.in_band_name
                 raise ConfigError(
-                    f"collectors.ipmi: {name} is a target and the name of this machine's BMC (in_band_name); "
-                    "a name is the label of its series"
+                    f"collectors.ipmi: {name} is both a target and the name of this machine's BMC (in_band_name); "
+                    "names must be unique, because they label the series"
                 )
             wanted[self._options.in_band_name] = (self._device, self._in_band_poller)
         return wanted
@@ -196,7 +207,7 @@ class IpmiCollector(TargetedCollector):
     def _poller(self, target: IpmiTarget) -> Poller:
         options = self._options
         address = f"[{target.address}]" if ":" in target.address else target.address
-        wish = Wish(
+        settings = BmcSettings(
             device=target.name,
             source=f"ipmi://{address}:{target.port}",
             read=target.read,
@@ -204,7 +215,7 @@ class IpmiCollector(TargetedCollector):
             interval_s=target.interval_seconds or options.interval_seconds,
             deadline_s=options.deadline_seconds,
             is_remote=not target.this_machine,
-            privilege_cure=f"raise `privilege` of the target (now {target.privilege}) and of {target.user} in the BMC",
+            privilege_fix=f"raise `privilege` of the target (now {target.privilege}) and of {target.user} in the BMC",
         )
 
         def open_channel() -> Channel:
@@ -220,13 +231,13 @@ class IpmiCollector(TargetedCollector):
                 deadline_s=options.deadline_seconds,
             )
 
-        return self._polled(wish, open_channel)
+        return self._polled(settings, open_channel)
 
     def _in_band_poller(self) -> Poller:
         options = self._options
         path = self._device
         assert path is not None
-        wish = Wish(
+        settings = BmcSettings(
             device=options.in_band_name,
             source=path,
             read="auto",
@@ -234,7 +245,7 @@ class IpmiCollector(TargetedCollector):
             interval_s=options.interval_seconds,
             deadline_s=options.deadline_seconds,
             is_remote=False,
-            privilege_cure="",
+            privilege_fix="",
         )
 
         def open_channel() -> Channel:
@@ -242,23 +253,25 @@ class IpmiCollector(TargetedCollector):
 
             return LocalChannel(path, deadline_s=options.deadline_seconds)
 
-        return self._polled(wish, open_channel)
+        return self._polled(settings, open_channel)
 
-    def _polled(self, wish: Wish, open_channel: Callable[[], Channel]) -> Poller:
-        connector = self._connectors[wish.device] = Connector(wish, open_channel)
-        # The channel keeps the deadline; the poller's is for what cannot be given one, such as looking up a name.
-        return Poller(wish.device, connector.connect, poll_s=wish.interval_s, deadline_s=2 * wish.deadline_s)
+    def _polled(self, settings: BmcSettings, open_channel: Callable[[], Channel]) -> Poller:
+        connector = self._connectors[settings.device] = Connector(settings, open_channel)
+        # The channel enforces the deadline; the poller's covers calls without one, such as resolving a name.
+        return Poller(
+            settings.device, connector.connect, poll_s=settings.interval_s, deadline_s=2 * settings.deadline_s
+        )
 
 
 def _find_device(path: str, options: IpmiOptions) -> tuple[str | None, Sequence[Finding]]:
-    """Look for the kernel's device; its path, None if it is not to be read, and what the doctor should say."""
+    """Return the path of the kernel's device (None: do not read it) and the findings about it."""
     if options.in_band is False:
         return None, (
             Finding(
                 status="skipped",
                 collector="ipmi",
                 subject=path,
-                text=f"{path}: switched off by collectors.ipmi.in_band",
+                text=f"{path}: disabled by collectors.ipmi.in_band",
             ),
         )
     load = "sudo modprobe ipmi_si ipmi_devintf"
@@ -273,12 +286,12 @@ def _find_device(path: str, options: IpmiOptions) -> tuple[str | None, Sequence[
                     cure=load,
                 ),
             )
-        return path, ()  # it may come: the poller says that it is not there
+        return path, ()  # it may appear later; until then the poller reports that it is missing
     if os.access(path, os.R_OK | os.W_OK):
         return path, ()
     if options.in_band == "auto":
         text = device_denied(path, "Permission denied")
-        return None, (Finding(status="denied", collector="ipmi", subject=path, text=text, cure=device_cure(path)),)
+        return None, (Finding(status="denied", collector="ipmi", subject=path, text=text, cure=chmod_command(path)),)
     return path, ()
 
 
@@ -286,32 +299,34 @@ def _credentials(target: IpmiTarget) -> tuple[bytes, bytes, bytes | None]:
     """Return user, password and key as bytes.
 
     Raises:
-        SensorDeniedError: A file cannot be read, or what is in it is too long; the text never holds it.
+        SensorDeniedError: A file cannot be read or is too long; the text never contains the secret.
     """
     secrets = []
     for path in (target.password_file, target.kg_file):
         secret = None if path is None else read_secret(path).encode()
         if secret is not None and len(secret) > _MAX_PASSWORD_BYTES:
-            raise SensorDeniedError(f"{path}: longer than {_MAX_PASSWORD_BYTES} bytes, where IPMI's secrets end")
+            raise SensorDeniedError(f"{path}: longer than {_MAX_PASSWORD_BYTES} bytes, the limit of IPMI")
         secrets.append(secret)
     password, kg = secrets
     assert password is not None
     return target.user.encode(), password, kg
 
 
-def _state(device: str, poller: Poller, connector: Connector) -> Sequence[Finding]:
-    """Return the doctor's lines of one BMC."""
-    source = connector.wish.source
+def _findings(device: str, poller: Poller, connector: Connector) -> Sequence[Finding]:
+    """Return the findings about one BMC."""
+    source = connector.settings.source
     error = poller.error
     if error is not None:
         return (Finding(status=_status(error), collector="ipmi", subject=source, text=str(error)),)
     if poller.sensor is None:
         return ()
-    shown = ", ".join(f"{info.quantity.domain} by {info.model} ({info.quantity.scope})" for info in poller.sensor.infos)
-    found = Finding(status="found", collector="ipmi", subject=source, text=f"{device}: {shown}")
-    if not connector.remark:
+    quantities = ", ".join(
+        f"{info.quantity.domain} from {info.model} ({info.quantity.scope})" for info in poller.sensor.infos
+    )
+    found = Finding(status="found", collector="ipmi", subject=source, text=f"{device}: {quantities}")
+    if not connector.note:
         return (found,)
-    return (found, Finding(status="skipped", collector="ipmi", subject=source, text=f"{device}: {connector.remark}"))
+    return (found, Finding(status="skipped", collector="ipmi", subject=source, text=f"{device}: {connector.note}"))
 
 
 def _status(error: SensorError) -> Literal["absent", "denied", "broken"]:

@@ -1,14 +1,14 @@
-"""IPMI over LAN: pyghmi speaks the protocol, this module does the waiting.
+"""IPMI over LAN: pyghmi implements the protocol, this module implements the waiting.
 
-pyghmi's usual session shares one I/O thread, its sockets and two locks among all BMCs of a process. Tried with 200
-emulated BMCs and a thread for each: as soon as three of them hung, two threads took the locks in opposite order and
-all reading ended for good; without a hung one, one reply in a hundred was missed and cost 0.5 to 1 s. pyghmi's other
-session (``simplesession``, chosen there by ``select_simplesession``) has a socket of its own and shares nothing, but
-waits for ever and repeats nothing. Here its waiting is replaced, by one with a deadline, repeats and a connected
-socket: of 200 BMCs of which three hang, each healthy one is read within 2 ms. What a BMC may say, the login and the
-ciphers are pyghmi's.
+pyghmi's default session shares one I/O thread, its sockets and two locks among all BMCs of a process. In a test with
+200 emulated BMCs and one thread each, two threads took the locks in opposite order as soon as three BMCs hung, and all
+reading stopped permanently; without a hung BMC, one reply in a hundred was missed, which cost 0.5 to 1 s. pyghmi's
+other session (``simplesession``, selected by ``select_simplesession``) has its own socket and shares nothing, but it
+waits without a limit and never retransmits. This module replaces its waiting with deadlines, retransmission and a
+connected socket: with three of 200 BMCs hung, each healthy BMC is read within 2 ms. Messages, login and ciphers are
+pyghmi's.
 
-This module is imported by `open` only: it needs the extra ``ipmi``.
+Only `open` imports this module, because it needs the extra ``ipmi``.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from joulewatch_exporter.errors import (
 )
 
 IDLE_S: Final = 25.0
-"""A BMC forgets a session that is silent for a minute: after so long a new one is opened."""
+"""A BMC closes a session that is idle for a minute: after this time a new session is opened."""
 
 _PACE_SHARE: Final = 0.1
 _MIN_PACE_S: Final = 0.1
-"""Packets that were not answered are repeated after this share of the deadline."""
+"""Unanswered packets are sent again after this share of the deadline."""
 
 _MAX_PACKET_BYTES: Final = 4096
 _NO_ANSWER: Final = 0xFFFF
-"""What pyghmi calls a completion code where there was no answer."""
+"""pyghmi's completion code for a missing answer."""
 
 
 class LanSession(simplesession.Session):  # type: ignore[misc]
-    """One login at one address, with deadlines."""
+    """One session with one address, with deadlines."""
 
-    # pyghmi makes it on first use, which two threads may do at once.
+    # pyghmi creates it on first use, where two threads may race.
     socketchecking = threading.Lock()
 
     def __init__(
@@ -66,25 +66,25 @@ class LanSession(simplesession.Session):  # type: ignore[misc]
         """Log in.
 
         Args:
-            family: Of the address.
-            address: As the socket module has it.
-            user: Bytes, as the password: pyghmi mixes up text.
+            family: Address family.
+            address: Address in the form of the socket module.
+            user: User name in bytes, like the password, because pyghmi encodes text inconsistently.
             password: At most 20 bytes.
-            kg: The BMC's key, where it has one.
+            kg: The BMC's key, if it has one.
             privilege: 2 user, 3 operator, 4 administrator.
-            deadline_s: That a command has; packets are repeated ten times within it.
-            end_s: Monotonic time by which the BMC must have agreed.
+            deadline_s: Deadline of a command; packets are sent up to ten times within it.
+            end_s: Monotonic time at which the login fails.
 
         Raises:
-            IpmiException: It has refused.
-            SensorTimeoutError: It has not answered.
-            SensorAbsentError: Nothing is there, or it cannot do RMCP+.
+            IpmiException: The BMC denied the login.
+            SensorTimeoutError: The BMC did not answer.
+            SensorAbsentError: Nothing listens at the address, or it does not support RMCP+.
         """
         self._family = family
         self._address = address
         self._end_s = end_s
         self._repeat_s = float("inf")
-        # A BMC that is given longer is a slow one, and repeats would only add to its work.
+        # A longer deadline means a slow BMC, which retransmissions would only load more.
         self._pace_s = max(deadline_s * _PACE_SHARE, _MIN_PACE_S)
         self._poll = select.poll()
         try:
@@ -94,10 +94,10 @@ class LanSession(simplesession.Session):  # type: ignore[misc]
             raise
 
     def send(self, netfn: int, command: int, data: bytes, lun: int, *, end_s: float) -> tuple[int, bytes]:
-        """Run one command; the completion code and what follows it.
+        """Run one command; return the completion code and the data after it.
 
         Raises:
-            SensorTimeoutError: No answer by ``end_s``; the session is of no use any more.
+            SensorTimeoutError: No answer by ``end_s``; the session cannot be used any longer.
             SensorAbsentError: The port is closed.
         """
         self._end_s = end_s
@@ -111,8 +111,8 @@ class LanSession(simplesession.Session):  # type: ignore[misc]
         return code, bytes(response["data"])
 
     def drop(self) -> None:
-        """Log out without waiting for the answer, and let go of the socket; safe to call twice."""
-        # A command that is still under way would be waited for.
+        """Log out without waiting for the answer, and close the socket; safe to call twice."""
+        # Otherwise pyghmi would wait for a pending command.
         self.incommand = False
         self.lastpayload = None
         self._end_s = 0.0
@@ -123,10 +123,10 @@ class LanSession(simplesession.Session):  # type: ignore[misc]
         if self.socket is not None:
             self.socket.close()
 
-    # -- what pyghmi leaves open -------------------------------------------------------------------
+    # -- overrides of pyghmi's methods ---------------------------------------------------------------
 
     def _assignsocket(self, server: object = None) -> socket.socket:
-        # Connected: answers of others are dropped by the kernel, and a closed port is told at once.
+        # Connected, so that the kernel drops packets of other senders and reports a closed port at once.
         sock = socket.socket(self._family, socket.SOCK_DGRAM)
         try:
             sock.setblocking(False)
@@ -140,7 +140,7 @@ class LanSession(simplesession.Session):  # type: ignore[misc]
     def _xmit_packet(self, retry: bool = True, delay_xmit: float | None = None, timeout: float | None = None) -> None:
         if self.sequencenumber:
             self.sequencenumber += 1
-        with contextlib.suppress(BlockingIOError):  # as good as lost on its way
+        with contextlib.suppress(BlockingIOError):  # the same as a lost packet
             self._on_wire(lambda: self.socket.send(self.netpacket))
         if retry:
             self._repeat_s = time.monotonic() + self._pace_s
@@ -149,7 +149,7 @@ class LanSession(simplesession.Session):  # type: ignore[misc]
         try:
             return call()
         except ConnectionRefusedError:
-            raise SensorAbsentError("nothing listens there (port closed)") from None
+            raise SensorAbsentError("nothing listens at this address (port closed)") from None
         except BlockingIOError:
             raise
         except OSError as error:
@@ -164,8 +164,8 @@ class LanSession(simplesession.Session):  # type: ignore[misc]
             self.process_pktqueue()
         elif time.monotonic() >= self._repeat_s:
             self._repeat_s = float("inf")
-            self.timeout = 0.0  # pyghmi counts with it when to give up: here the deadline says so
-            self._timedout()  # repeats the packet, or begins the login anew
+            self.timeout = 0.0  # pyghmi's own limit, which the deadline replaces
+            self._timedout()  # sends the packet again, or restarts the login
 
     def awaitresponse(self, retry: bool) -> None:
         while retry and self.lastresponse is None and self.logged:
@@ -182,14 +182,14 @@ class LanSession(simplesession.Session):  # type: ignore[misc]
             try:
                 self._handle_ipmi_packet(data, sockaddr=self._address)
             except (IndexError, KeyError, ValueError, TypeError, struct.error):
-                continue  # damaged: as if it had been lost
+                continue  # a damaged packet counts as lost
 
     def _get_session_challenge(self) -> None:
-        raise SensorAbsentError("speaks IPMI 1.5 only, whose login is not safe; IPMI 2.0 (RMCP+) is needed")
+        raise SensorAbsentError("supports only IPMI 1.5, whose login is insecure; IPMI 2.0 (RMCP+) is required")
 
 
 class LanChannel:
-    """The way to one BMC over the network: logs in when needed, and again when the BMC has forgotten us."""
+    """The connection to one BMC over the network; logs in again if the BMC dropped the session."""
 
     def __init__(
         self,
@@ -206,15 +206,15 @@ class LanChannel:
 
         Args:
             where: Name and address, for messages.
-            host: Name or address.
+            host: Host name or address.
             port: UDP port.
-            credentials: Gives user, password and the BMC's key anew for each login.
-            privilege: That the session asks for.
+            credentials: Returns user, password and the BMC's key; called for each login.
+            privilege: Privilege level of the session.
             user: The user's name, for messages.
-            deadline_s: For the login, and for each command.
+            deadline_s: Deadline of the login and of each command.
 
         Raises:
-            SensorError: As `Channel.send`.
+            SensorError: See `Channel.send`.
         """
         self.where = where
         self._host = host
@@ -233,17 +233,17 @@ class LanChannel:
             self.close()
         if self._session is not None:
             try:
-                # A BMC that was restarted knows nothing of our session and is silent: half the time is left to log in.
-                return self._used(self._session.send(netfn, command, data, lun, end_s=end_s - self._deadline_s / 2))
+                # A restarted BMC does not know the session and does not answer: keep half the time for a new login.
+                return self._note_use(self._session.send(netfn, command, data, lun, end_s=end_s - self._deadline_s / 2))
             except SensorTimeoutError:
                 self.close()
             except SensorError as error:
-                raise self._told(error) from None
+                raise self._with_advice(error) from None
         self._session = self._login(end_s)
         try:
-            return self._used(self._session.send(netfn, command, data, lun, end_s=end_s))
+            return self._note_use(self._session.send(netfn, command, data, lun, end_s=end_s))
         except SensorError as error:
-            raise self._told(error) from None
+            raise self._with_advice(error) from None
 
     def close(self) -> None:
         """Log out without waiting; safe to call twice."""
@@ -251,30 +251,30 @@ class LanChannel:
         if session is not None:
             session.drop()
 
-    def _used(self, answer: tuple[int, bytes]) -> tuple[int, bytes]:
+    def _note_use(self, answer: tuple[int, bytes]) -> tuple[int, bytes]:
         self._used_s = time.monotonic()
         return answer
 
-    def _told(self, error: SensorError) -> SensorError:
+    def _with_advice(self, error: SensorError) -> SensorError:
         text = str(error)
         if isinstance(error, SensorTimeoutError):
-            text = f"{text} within {self._deadline_s:g} s; look whether the BMC is up and UDP port {self._port} is open"
+            text = f"{text} within {self._deadline_s:g} s; check that the BMC is up and UDP port {self._port} is open"
         elif isinstance(error, SensorAbsentError):
-            text += "; look whether the address is right and IPMI over LAN is switched on in the BMC"
+            text += "; check the address, and that IPMI over LAN is enabled in the BMC"
         return type(error)(f"{self.where}: {text}")
 
     def _login(self, end_s: float) -> LanSession:
         user, password, kg = self._credentials()
         try:
-            found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_DGRAM)
+            addresses = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_DGRAM)
         except socket.gaierror as error:
             raise SensorAbsentError(
-                f"{self.where}: the name is not known ({error.strerror}); correct `address`"
+                f"{self.where}: the name cannot be resolved ({error.strerror}); correct `address`"
             ) from None
-        failure: SensorError | None = None
-        for index, (family, _, _, _, address) in enumerate(found):
-            # A name may have several addresses, of which the BMC answers at one.
-            share_s = (end_s - time.monotonic()) / (len(found) - index)
+        last_error: SensorError | None = None
+        for index, (family, _, _, _, address) in enumerate(addresses):
+            # A name may have several addresses, and the BMC may answer at only one of them.
+            share_s = (end_s - time.monotonic()) / (len(addresses) - index)
             try:
                 session = LanSession(
                     family,
@@ -287,21 +287,21 @@ class LanChannel:
                     end_s=time.monotonic() + share_s,
                 )
             except SensorError as error:
-                failure = self._told(error)
+                last_error = self._with_advice(error)
             except IpmiException as error:
-                failure = self._refused(error)
-                if isinstance(failure, SensorDeniedError):
+                last_error = self._login_error(error)
+                if isinstance(last_error, SensorDeniedError):
                     break
             except OSError as error:
-                failure = self._told(SensorAbsentError(f"cannot be reached: {error.strerror}"))
+                last_error = self._with_advice(SensorAbsentError(f"cannot be reached: {error.strerror}"))
             else:
                 self._used_s = time.monotonic()
                 return session
-        assert failure is not None
-        raise failure
+        assert last_error is not None
+        raise last_error
 
-    def _refused(self, error: IpmiException) -> SensorError:
-        """Turn pyghmi's words into an error; they never hold the password."""
+    def _login_error(self, error: IpmiException) -> SensorError:
+        """Convert an error of pyghmi, which never contains the password."""
         text = str(error)
         low = text.lower()
         if "password" in low:
@@ -315,15 +315,16 @@ class LanChannel:
                 f"{self.where}: the BMC has no user {self._user} for IPMI over LAN; correct `user`"
             )
         if "resources" in low:
-            return SensorGlitchError(f"{self.where}: the BMC has no free session; it may have one later")
+            return SensorGlitchError(f"{self.where}: the BMC has no free session now")
         if "role" in low or "privilege" in low or "privelege" in low:
             return SensorDeniedError(
-                f"{self.where}: {self._user} may not have this privilege; lower `privilege`, or raise it in the BMC"
+                f"{self.where}: the BMC does not grant this privilege to {self._user}; "
+                "lower `privilege`, or raise it in the BMC"
             )
         if "cipher" in low or "algorithm" in low:
             return SensorDeniedError(
-                f"{self.where}: the BMC takes neither cipher suite 17 nor 3; switch one on in the BMC"
+                f"{self.where}: the BMC accepts neither cipher suite 17 nor 3; enable one in the BMC"
             )
         if text in ("", "None", "timeout") or "session" in low:
-            return self._told(SensorTimeoutError("no answer"))
+            return self._with_advice(SensorTimeoutError("no answer"))
         return SensorGlitchError(f"{self.where}: login failed: {text}")

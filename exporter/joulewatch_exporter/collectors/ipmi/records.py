@@ -1,8 +1,8 @@
-"""What a BMC says, in watts: the DCMI power reading, and sensor data records with their readings.
+"""Decode a BMC's answers to watts: the DCMI power reading, and sensor data records with their readings.
 
-Nothing here talks to a BMC; bytes come in, numbers or a `SensorError` go out.
+This module has no I/O: it converts bytes to numbers or raises `SensorError`.
 
-Source: DCMI 1.5, chapter 6.6.1; IPMI v2.0 revision 1.1, tables 5-2 (completion codes), 33-7 (time stamps), chapters
+Source: DCMI 1.5, chapter 6.6.1; IPMI v2.0 revision 1.1, tables 5-2 (completion codes), 33-7 (timestamps), chapters
 35.14 (Get Sensor Reading), 36 (reading conversion), tables 43-1 (full sensor record) and 43-15 (type/length byte).
 """
 
@@ -19,7 +19,7 @@ from joulewatch_exporter.errors import SensorGlitchError
 from joulewatch_exporter.model import Component
 
 MAX_POWER_WATTS: Final = 65535.0
-"""The protocol's ceiling: DCMI has 16 bits."""
+"""The largest value of the protocol: DCMI has 16 bits."""
 
 _DCMI_READING: Final = struct.Struct("<BHHHHIIB")
 _DCMI_GROUP: Final = 0xDC
@@ -47,7 +47,7 @@ NODE_SENSORS: Final = frozenset(
         "avgpower",
     }
 )
-"""Names that makers give to the sensor of the whole server, in lower case, without spaces and signs."""
+"""Vendors' names of the sensor of the whole server, lower case, without spaces and punctuation."""
 
 _PARTS: Final[tuple[tuple[re.Pattern[str], Component], ...]] = (
     (re.compile(r"dimm|mem"), "memory"),
@@ -58,25 +58,25 @@ _PARTS: Final[tuple[tuple[re.Pattern[str], Component], ...]] = (
 
 
 def dcmi_power_watts(data: bytes) -> float:
-    """Return the momentary power of an answer to Get Power Reading.
+    """Return the momentary power from an answer to Get Power Reading.
 
-    Minimum, maximum and average that come with it are left alone: many BMCs give them since their own start.
+    Minimum, maximum and average are ignored, because on many BMCs they cover the time since the BMC started.
 
     Args:
-        data: The answer behind its completion code.
+        data: The answer after the completion code.
 
     Raises:
-        SensorGlitchError: Too short, not measuring, or a value that means "no value".
+        SensorGlitchError: The answer is too short, the BMC is not measuring, or the value means "no value".
     """
     if len(data) < _DCMI_READING.size or data[0] != _DCMI_GROUP:
-        raise SensorGlitchError(f"DCMI power reading: an answer of {len(data)} bytes, {data[:1].hex()}, is none")
+        raise SensorGlitchError(f"DCMI power reading: invalid answer of {len(data)} bytes: {data[:4].hex()}")
     watts, *_, state = (_DCMI_READING.unpack_from(data))[1:]
     if not state & _IS_MEASURING:
-        raise SensorGlitchError("DCMI power reading: the BMC is not measuring just now")
+        raise SensorGlitchError("DCMI power reading: the BMC is not measuring now")
     if watts == 0:
-        raise SensorGlitchError("DCMI power reading: 0 W means that the BMC has no value")
+        raise SensorGlitchError("DCMI power reading: 0 W: the BMC has no value")
     if watts == 0xFFFF:
-        raise SensorGlitchError("DCMI power reading: 65535 W is a register of ones, not a measurement")
+        raise SensorGlitchError("DCMI power reading: 65535 W is not a measurement (all bits are ones)")
     return float(watts)
 
 
@@ -102,7 +102,7 @@ _LINEARIZATIONS: Final[tuple[Callable[[float], float], ...]] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerSensor:
-    """A sensor in watts, as its full record describes it."""
+    """A sensor in watts, from its full record."""
 
     name: str
     number: int
@@ -117,31 +117,31 @@ class PowerSensor:
     tolerance: int
     """In half steps."""
     stated_accuracy: float
-    """Relative; 0: the record states none."""
+    """Relative; 0: the record states no accuracy."""
     nominal: int | None
-    """The nominal reading, where the record states one."""
+    """The raw nominal reading, if the record states one."""
 
     def watts(self, raw: float) -> float:
-        """Convert a reading."""
+        """Convert a raw reading."""
         linear = (self.m * raw + self.b * 10.0**self.b_exponent) * 10.0**self.result_exponent
         return _LINEARIZATIONS[self.linearization](linear)
 
     @property
     def step_watts(self) -> float:
-        """One step of the reading, where it is constant."""
+        """One step of the reading, if the scale is linear."""
         return abs(self.m) * 10.0**self.result_exponent
 
     @property
     def imprecision_watts(self) -> float:
-        """Half a step and the stated tolerance."""
+        """Half a step plus the stated tolerance."""
         return self.step_watts * (1 + self.tolerance) / 2
 
     @property
     def accuracy(self) -> float | None:
-        """Relative accuracy: what the record states, and the imprecision at the nominal reading; None: unknown.
+        """Relative accuracy: the stated accuracy plus the imprecision at the nominal reading; None: unknown.
 
-        Many records state next to nothing (0.01 %) for a sensor whose step is a hundred times as wide: without a
-        nominal reading, which tells what the step means, it is not believed.
+        Many records state an accuracy (0.01 %) that is a hundred times finer than the sensor's step. Without a nominal
+        reading, to which the step can be related, the statement is therefore not used.
         """
         if self.linearization or self.nominal is None or not (nominal_watts := self._of_raw(self.nominal)) > 0:
             return None
@@ -149,31 +149,31 @@ class PowerSensor:
 
     @property
     def resolution(self) -> str:
-        """For people: ``4 W``; nothing where the scale is bent."""
+        """Text such as ``4 W`` for display; empty if the scale is not linear."""
         return f"{self.step_watts:g} W" if self.linearization == 0 else ""
 
     def power_watts(self, data: bytes) -> float:
-        """Return the power of an answer to Get Sensor Reading.
+        """Return the power from an answer to Get Sensor Reading.
 
         Args:
-            data: The answer behind its completion code.
+            data: The answer after the completion code.
 
         Raises:
-            SensorGlitchError: The sensor has no value now, or is at the end of its scale.
+            SensorGlitchError: The sensor has no value now, or the reading is at the end of the scale.
         """
         if len(data) < 2:
-            raise SensorGlitchError(f"sensor {self.name}: an answer of {len(data)} bytes is none")
+            raise SensorGlitchError(f"sensor {self.name}: invalid answer of {len(data)} bytes")
         if data[1] & _READING_UNAVAILABLE or not data[1] & _SCANNING:
             raise SensorGlitchError(f"sensor {self.name}: the BMC has no value now")
         raw = data[0]
         if raw == (0xFF, 0x7F, 0x7F)[self.data_format]:
-            raise SensorGlitchError(f"sensor {self.name}: at the end of its scale, the power is unknown")
+            raise SensorGlitchError(f"sensor {self.name}: at the end of the scale, the power is unknown")
         try:
             power_watts = self._of_raw(raw)
         except (ValueError, ZeroDivisionError, OverflowError):
-            raise SensorGlitchError(f"sensor {self.name}: reading {raw} is outside its scale") from None
+            raise SensorGlitchError(f"sensor {self.name}: reading {raw} is outside the scale") from None
         if not 0.0 <= power_watts <= MAX_POWER_WATTS:
-            raise SensorGlitchError(f"sensor {self.name}: {power_watts:g} W is no power")
+            raise SensorGlitchError(f"sensor {self.name}: {power_watts:g} W is not a plausible power")
         return power_watts
 
     def _of_raw(self, raw: int) -> float:
@@ -184,16 +184,16 @@ class PowerSensor:
 
 
 def power_sensor(record: bytes) -> PowerSensor | None:
-    """Return the sensor of a record if it is one in watts that this BMC itself can read; else None.
+    """Return the sensor of a record if it is in watts and owned by this BMC, else None.
 
     Args:
-        record: A whole sensor data record, with its header.
+        record: A complete sensor data record with its header.
     """
     if len(record) < 48 or record[3] != _FULL_RECORD or record[5] != _OWN_ADDRESS or record[6] >> 4:
         return None
     units = record[20]
     data_format = units >> 6
-    # A rate, a percentage or a product of two units is no power.
+    # Rates, percentages and products of units are not powers.
     if data_format == 3 or units & 0x3F or record[21] != _WATTS:
         return None
     linearization = record[23] & 0x7F
@@ -234,20 +234,20 @@ def _text(type_and_length: int, data: bytes) -> str:
 
 
 def plain(name: str) -> str:
-    """Return a sensor's name as it is compared: lower case, letters and digits only."""
+    """Return a sensor's name for comparison: lower case, letters and digits only."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def node_candidates(sensors: Sequence[PowerSensor]) -> tuple[PowerSensor, ...]:
-    """Return those whose names say that they measure the whole server."""
+    """Return the sensors whose names say that they measure the whole server."""
     return tuple(sensor for sensor in sensors if plain(sensor.name) in NODE_SENSORS)
 
 
 def component_of(name: str) -> Component:
-    """Return what a part is, by its name."""
+    """Return the component of a part, from the sensor's name."""
     return next((component for pattern, component in _PARTS if pattern.search(name.lower())), "other")
 
 
 def domain_of(name: str) -> str:
-    """Return a sensor's name as a label: ``PSU1 Input`` is ``psu1_input``."""
+    """Return a sensor's name as a label value: ``PSU1 Input`` becomes ``psu1_input``."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "sensor"
