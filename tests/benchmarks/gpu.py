@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
-from joulewatch_exporter.collectors.nvml import NvmlCollector, NvmlOptions
+from joulewatch_exporter.collectors.nvml.collector import NvmlCollector, NvmlOptions
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Host, Reading, Sensor
 from joulewatch_exporter.sampling.counter import EnergyCounter, PowerIntegrator, RefreshEstimator

@@ -28,7 +28,7 @@ from typing import Any
 
 from benchmarks import machine as machines
 from benchmarks.machine import describe_machine, host_line, write_result
-from joulewatch_exporter.collectors.nvml import NvmlCollector, NvmlOptions
+from joulewatch_exporter.collectors.nvml.collector import NvmlCollector, NvmlOptions
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError
 from joulewatch_exporter.model import Host
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from joulewatch_exporter.collectors.nvml import NvmlCollector, NvmlOptions
+from joulewatch_exporter.collectors.nvml.collector import NvmlCollector, NvmlOptions
 from joulewatch_exporter.emulator.faults import Fault
 from joulewatch_exporter.emulator.nvml import SONAME, GpuSpec, NvmlLibrary
 from joulewatch_exporter.emulator.signals import Constant

@@ -15,7 +15,7 @@ from joulewatch_exporter.collectors.estimate.collector import EstimateCollector
 from joulewatch_exporter.collectors.fpga.collector import FpgaCollector
 from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector
 from joulewatch_exporter.collectors.ipmi.collector import IpmiCollector
-from joulewatch_exporter.collectors.nvml import NvmlCollector
+from joulewatch_exporter.collectors.nvml.collector import NvmlCollector
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector
 from joulewatch_exporter.collectors.redfish.collector import RedfishCollector
 from joulewatch_exporter.errors import ConfigError

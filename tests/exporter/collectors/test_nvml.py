@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
-from joulewatch_exporter.collectors.nvml import NvmlCollector, NvmlOptions
 from joulewatch_exporter.collectors.nvml import collector as nvml
+from joulewatch_exporter.collectors.nvml import sensor as nvml_sensor
+from joulewatch_exporter.collectors.nvml.collector import NvmlCollector, NvmlOptions
 from joulewatch_exporter.config.config import FamilySettings
 from joulewatch_exporter.config.strict import build
 from joulewatch_exporter.emulator.nvml import GpuSpec, NvmlLibrary, available
@@ -293,7 +294,7 @@ def test_garbage_is_passed_on_to_where_it_is_rejected_and_counted(machine: GpuMa
 
 def test_another_limit_makes_another_sensor(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Infos never change; what a reading is held against must be the limit of now."""
-    monkeypatch.setattr(nvml, "_LIMIT_PERIOD_NS", 0)
+    monkeypatch.setattr(nvml_sensor, "_LIMIT_PERIOD_NS", 0)
     machine.gpus(replace(H100, max_limit_watts=700.0))
     collector = machine.collect()
     (sensor,) = collector.sensors
@@ -773,7 +774,7 @@ class Minutes:
 
     def __init__(self, machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, *specs: GpuSpec) -> None:
         self.clock = FakeClock()
-        monkeypatch.setattr(nvml, "monotonic_ns", self.clock.monotonic_ns)
+        monkeypatch.setattr(nvml_sensor, "monotonic_ns", self.clock.monotonic_ns)
         self._start_ns = self.clock.now_ns
         self._gpus = machine.gpus(*specs)
         self.family = Family(machine.collect(), clock=self.clock)

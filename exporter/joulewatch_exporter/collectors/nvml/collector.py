@@ -32,27 +32,23 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import monotonic_ns
 from typing import Any, ClassVar, Final, Literal, Self
 
 from joulewatch_exporter.collectors.base.sysfs import list_names
 from joulewatch_exporter.collectors.nvml.gpu import (
-    Channel,
     Description,
     believable_limit,
     describe,
-    number_of,
-    to_readings,
 )
 from joulewatch_exporter.collectors.nvml.library import (
     DEVICES_CURE,
-    LOST,
     Nvml,
     find_library,
     find_trace,
     import_nvml,
     load_library,
 )
+from joulewatch_exporter.collectors.nvml.sensor import Gate, Gpu, GpuSensor
 from joulewatch_exporter.errors import (
     SensorAbsentError,
     SensorDeniedError,
@@ -60,7 +56,7 @@ from joulewatch_exporter.errors import (
     SensorGlitchError,
     SensorTimeoutError,
 )
-from joulewatch_exporter.model import Finding, Host, Reading, Sensor, Timing
+from joulewatch_exporter.model import Finding, Host, Sensor, Timing
 from joulewatch_exporter.threads import DeadlineThread
 
 logger = logging.getLogger(__name__)
@@ -73,10 +69,8 @@ FIRST_RESTART_S: Final = 30.0
 LONGEST_RESTART_S: Final = 600.0
 """A lost GPU is looked for with a new start of NVML after so long, then twice that, and so on."""
 
-_NS_PER_S: Final = 1_000_000_000
 _POLL_S: Final = 1.0
 _MOMENTARY_POLL_S: Final = 0.1
-_LIMIT_PERIOD_NS: Final = 60 * _NS_PER_S
 _OPEN_S: Final = 8.0
 """Without persistence mode the driver wakes every GPU for NVML's start, a second or two for each."""
 _DESCRIBE_S: Final = 5.0
@@ -111,140 +105,6 @@ class NvmlOptions:
             raise ValueError(f"call_timeout_seconds: {self.call_timeout_seconds:g} is not above 0 and at most 60")
 
 
-class _Gate:
-    """Lets reads pass, or shuts them out with a reason and waits until the last one has come out."""
-
-    def __init__(self, reason: SensorError) -> None:
-        self._condition = threading.Condition()
-        self._reason: SensorError | None = reason
-        self._inside = 0
-
-    def enter(self) -> SensorError | None:
-        """Go in, and ``leave`` later; or the reason why not."""
-        with self._condition:
-            if self._reason is None:
-                self._inside += 1
-            return self._reason
-
-    def leave(self) -> None:
-        with self._condition:
-            self._inside -= 1
-            self._condition.notify_all()
-
-    def shut(self, reason: SensorError, timeout_s: float) -> bool:
-        """Let nobody in any more; whether all have come out in time."""
-        with self._condition:
-            self._reason = reason
-            return self._condition.wait_for(lambda: self._inside == 0, timeout_s)
-
-    def open(self) -> None:
-        with self._condition:
-            self._reason = None
-
-
-class _Gpu:
-    """A physical GPU for as long as the collector is open: its thread, and its handle or why it has none."""
-
-    def __init__(self, thread: DeadlineThread, handle: Any, sensor: GpuSensor) -> None:
-        self.thread = thread
-        self.handle = handle
-        self.sensor = sensor
-        self.lost: SensorError | None = None
-
-
-class GpuSensor:
-    """One GPU with the quantities that it gives."""
-
-    def __init__(self, collector: NvmlCollector, description: Description) -> None:
-        self.device = description.uuid
-        self.infos = tuple([channel.info for channel in description.channels])
-        self.description = description
-        self._collector = collector
-        self._fields = [channel.field for channel in description.channels if channel.field is not None]
-        self._calls = [(channel, channel.source) for channel in description.channels if isinstance(channel.source, str)]
-        self._told: SensorError | None = None
-        self._limit_due_ns = monotonic_ns() + _LIMIT_PERIOD_NS
-
-    @property
-    def is_momentary(self) -> bool:
-        """Whether all that it gives is the power of the moment, so that the load between two reads is lost."""
-        total = next(channel for channel in self.description.channels if channel.is_total)
-        return not total.is_energy and not total.is_averaged
-
-    def read(self) -> Sequence[Reading]:
-        """Ask the GPU once.
-
-        Returns:
-            The quantities that it gave, the total always among them.
-
-        Raises:
-            SensorTimeoutError: It did not answer in time, or an earlier call still hangs.
-            SensorAbsentError: It is lost, needs a reset, or the driver has been replaced.
-            SensorDeniedError: Its device files are closed to us.
-            SensorGlitchError: This read failed, or NVML is just being started anew.
-        """
-        collector = self._collector
-        reason = collector.gate.enter()
-        if reason is not None:
-            raise self._once_more(reason)
-        try:
-            gpu = collector.gpus[self.device]
-            if gpu.lost is not None:
-                raise self._once_more(gpu.lost)
-            if gpu.thread.is_hanging:
-                error = SensorTimeoutError(f"{self.device}: an earlier call has not returned")
-                error.is_repeated = True
-                raise error
-            handle = gpu.handle
-            try:
-                readings = gpu.thread.call(lambda: self._ask(handle), collector.call_timeout_s)
-            except SensorAbsentError as error:
-                # Until the watching thread finds it again. A copy: the error itself would keep this whole call alive.
-                gpu.lost = self._told = SensorAbsentError(str(error))
-                raise
-        finally:
-            collector.gate.leave()
-        self._told = None
-        return readings
-
-    def _once_more(self, error: SensorError) -> SensorError:
-        """A copy to raise, since an exception remembers where it was raised; the same failure counts once."""
-        copy = type(error)(str(error))
-        copy.is_repeated = self._told is error
-        self._told = error
-        return copy
-
-    def _ask(self, handle: Any) -> Sequence[Reading]:
-        """What the GPU's thread does for a read."""
-        nvml = self._collector.nvml
-        values: list[tuple[Channel, float, int]] = []  # milliwatts or millijoules, and the time of the read
-        failures: dict[Channel, int] = {}
-        if self._fields:
-            before_ns = monotonic_ns()
-            answers = nvml.call("nvmlDeviceGetFieldValues", handle, self._fields, subject=self.device)
-            at_ns = (before_ns + monotonic_ns()) // 2
-            for channel, answer in zip(self.description.channels, answers, strict=False):
-                if answer.nvmlReturn:
-                    failures[channel] = answer.nvmlReturn
-                else:
-                    values.append((channel, number_of(answer), at_ns))
-        for channel, function in self._calls:
-            before_ns = monotonic_ns()
-            value = nvml.call(function, handle, subject=self.device)
-            values.append((channel, float(value), (before_ns + monotonic_ns()) // 2))
-        for channel, code in failures.items():
-            if channel.is_total or code in LOST:
-                raise nvml.sensor_error(code, self.device)
-        readings = to_readings(values)
-        if not any(reading.quantity.scope == "device" for reading in readings):
-            raise SensorGlitchError(f"{self.device}: reads exactly 0: a GPU that answers draws something")
-        if monotonic_ns() >= self._limit_due_ns:
-            self._limit_due_ns = monotonic_ns() + _LIMIT_PERIOD_NS
-            limit_mw, _ = nvml.attempt("nvmlDeviceGetEnforcedPowerLimit", handle, subject=self.device)
-            self._collector.see_limit(self, limit_mw)
-        return readings
-
-
 class NvmlCollector:
     """All physical NVIDIA GPUs of this machine."""
 
@@ -253,8 +113,8 @@ class NvmlCollector:
 
     def __init__(self, host: Host, options: NvmlOptions, library: Path | None, module: Any) -> None:
         self.nvml = Nvml(module, host.dev)
-        self.gate = _Gate(SensorGlitchError("NVML is being started"))
-        self.gpus: dict[str, _Gpu] = {}
+        self.gate = Gate(SensorGlitchError("NVML is being started"))
+        self.gpus: dict[str, Gpu] = {}
         """By UUID, in the order in which they were found; a GPU that is lost stays."""
         self.call_timeout_s = options.call_timeout_seconds
         self._options = options
@@ -517,13 +377,13 @@ class NvmlCollector:
         self._found[index] = _findings(description)
         known = self.gpus.get(uuid)
         if known is None:
-            self.gpus[uuid] = _Gpu(thread, handle, GpuSensor(self, description))
+            self.gpus[uuid] = Gpu(thread, handle, GpuSensor(self, description))
         else:
             thread.close()
             self._rebind(known, handle, description)
         self._publish()
 
-    def _take_up_again(self, uuid: str, gpu: _Gpu) -> None:
+    def _take_up_again(self, uuid: str, gpu: Gpu) -> None:
         """Look whether a lost GPU answers again, without a new start of NVML."""
         try:
             handle, description = gpu.thread.call(lambda: self._describe_uuid(uuid), _DESCRIBE_S)
@@ -533,7 +393,7 @@ class NvmlCollector:
             self._rebind(gpu, handle, description)
             self._publish()
 
-    def _rebind(self, gpu: _Gpu, handle: Any, description: Description) -> None:
+    def _rebind(self, gpu: Gpu, handle: Any, description: Description) -> None:
         """Go on with a GPU that is known; its sensor stays the same unless its infos change."""
         gpu.handle = handle
         if description != gpu.sensor.description:
