@@ -1,4 +1,4 @@
-"""A real exporter and the real nvidia-ml-py against GPUs that move: what it counts is what they took."""
+"""A real exporter and the real nvidia-ml-py with emulated GPUs: published energy is compared with the true energy."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RIPPLE = Sine(mean_watts=220.0, amplitude_watts=60.0, period_s=2.0)
 
 @dataclass(frozen=True)
 class Moving:
-    """GPUs that are moved in the background."""
+    """Emulated GPUs that advance in the background."""
 
     config: Path
     start_unix_s: float
@@ -46,7 +46,7 @@ class Moving:
 
 @contextmanager
 def moving(folder: Path, specs: Sequence[GpuSpec]) -> Iterator[Moving]:
-    """Emulate GPUs, and write the configuration with which an exporter reads them and nothing else."""
+    """Emulate GPUs, and write a configuration with which an exporter reads only these GPUs."""
     require_program("gcc", "gcc")
     (folder / "sys").mkdir(parents=True)
     (folder / "dev").mkdir()
@@ -61,55 +61,55 @@ def moving(folder: Path, specs: Sequence[GpuSpec]) -> Iterator[Moving]:
     library.start_monotonic_ns = start_ns
     stop = threading.Event()
 
-    def move() -> None:
+    def advance() -> None:
         while not stop.wait(TICK_S):
             library.advance((time.monotonic_ns() - start_ns) / 1e9)
 
-    mover = threading.Thread(target=move)
-    mover.start()
+    thread = threading.Thread(target=advance)
+    thread.start()
     try:
         yield Moving(config, start_unix_s)
     finally:
         stop.set()
-        mover.join()
+        thread.join()
         library.close()
 
 
 class Scrape:
-    """One answer of the exporter."""
+    """One scrape of the exporter."""
 
     def __init__(self, url: str) -> None:
         with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
             self.text = str(answer.read().decode())
 
     def value(self, name: str, device: str, domain: str = "") -> float | None:
-        more = f'[^}}]*domain="{domain}"' if domain else ""
-        match = re.search(rf'^{name}{{[^}}]*device="{device}"{more}[^}}]*}} (\S+)$', self.text, re.MULTILINE)
+        labels = f'[^}}]*domain="{domain}"' if domain else ""
+        match = re.search(rf'^{name}{{[^}}]*device="{device}"{labels}[^}}]*}} (\S+)$', self.text, re.MULTILINE)
         return None if match is None else float(match[1])
 
-    def sure(self, name: str, device: str, domain: str = "") -> float:
+    def require(self, name: str, device: str, domain: str = "") -> float:
         value = self.value(name, device, domain)
         assert value is not None, f"{name} of {device} is not in the scrape"
         return value
 
 
 def error(machine: Moving, spec: GpuSpec, first: Scrape, last: Scrape, domain: str = "total") -> float:
-    """How far what was counted between two scrapes is from the truth, as a share of it."""
+    """Return the relative error of the energy counted between two scrapes."""
     name = ENERGY if domain == "total" else ENERGY.replace("device", "part")
-    counted = last.sure(name, spec.uuid, domain) - first.sure(name, spec.uuid, domain)
-    read_at = [scrape.sure("joulewatch_read_timestamp_seconds", spec.uuid) for scrape in (first, last)]
+    counted = last.require(name, spec.uuid, domain) - first.require(name, spec.uuid, domain)
+    read_at = [scrape.require("joulewatch_read_timestamp_seconds", spec.uuid) for scrape in (first, last)]
     return counted / machine.true_joules(spec, *read_at) - 1
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, "it never came true"
+        assert time.monotonic() < end, "timeout"
         time.sleep(0.1)
 
 
-def test_energy_is_the_truth(tmp_path: Path, exporter_server: StartExporter) -> None:
-    """0.1 % where the GPU counts, 1 % where momentary or averaged power is integrated."""
+def test_energy_is_exact(tmp_path: Path, exporter_server: StartExporter) -> None:
+    """Within 0.1 % for energy counters, within 1 % for integrated momentary power."""
     counted = replace(H100, signal=JOB, energy_refresh_s=0.001)
     sampled = replace(P100, signal=RIPPLE)
     with moving(tmp_path / "machine", (counted, sampled)) as machine:
@@ -129,22 +129,22 @@ def test_energy_is_the_truth(tmp_path: Path, exporter_server: StartExporter) -> 
         assert "NVIDIA H100 PCIe @ 0000:17:00.0, driver 550.54.15" in " ".join(done.out.split())
 
 
-def test_what_befalls_one_gpu_is_not_in_the_other_ones_series(tmp_path: Path, exporter_server: StartExporter) -> None:
-    """It hangs, then the driver loses it; a scrape is late once, and the other GPU's energy is right throughout."""
-    sick = replace(H100, signal=JOB, faults=(fault("hang", 2.0, 2.0), fault("absent", 5.0, 1.0)))
+def test_failures_of_one_gpu_do_not_affect_the_other(tmp_path: Path, exporter_server: StartExporter) -> None:
+    """One GPU hangs and is then lost; one scrape is late, and the energy of the other GPU stays exact."""
+    failing = replace(H100, signal=JOB, faults=(fault("hang", 2.0, 2.0), fault("absent", 5.0, 1.0)))
     healthy = replace(A100, signal=RIPPLE, energy_refresh_s=0.001)
-    with moving(tmp_path / "machine", (sick, healthy)) as machine:
+    with moving(tmp_path / "machine", (failing, healthy)) as machine:
         exporter = exporter_server(f"--config.file={machine.config}")
         first = Scrape(exporter.url)
-        eventually(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", sick.uuid) == 0, 10.0)
+        eventually(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", failing.uuid) == 0, 10.0)
         started = time.monotonic()
         Scrape(exporter.url)
-        assert time.monotonic() - started < 0.4  # less than the deadline of the call that hangs
+        assert time.monotonic() - started < 0.4  # less than the deadline of the hanging call
         eventually(lambda: time.time() - machine.start_unix_s > 6.5, 10.0)
-        # Looked for every 10 s.
-        eventually(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", sick.uuid) == 1, 30.0)
+        # Probed every 10 s.
+        eventually(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", failing.uuid) == 1, 30.0)
         eventually(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", healthy.uuid) == 1, 5.0)
         last = Scrape(exporter.url)
         assert error(machine, healthy, first, last) == pytest.approx(0.0, abs=1e-3)
-        assert error(machine, sick, first, last) == pytest.approx(0.0, abs=5e-3)
-        assert last.value("joulewatch_sensor_resets_total", sick.uuid, "total") == 0
+        assert error(machine, failing, first, last) == pytest.approx(0.0, abs=5e-3)
+        assert last.value("joulewatch_sensor_resets_total", failing.uuid, "total") == 0

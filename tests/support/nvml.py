@@ -1,4 +1,4 @@
-"""Emulated NVIDIA GPUs inside the test's own process, read by the real nvidia-ml-py."""
+"""Emulated NVIDIA GPUs in the process of the test, read by the real nvidia-ml-py."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def fault(kind: Any, at_s: float, for_s: float = 0.0) -> Fault:
 
 
 class GpuMachine:
-    """A machine with GPUs, and the collectors that tests open on it.
+    """A machine with GPUs, and the collectors that a test opens on it.
 
-    A process can load one libnvidia-ml.so.1 only, so the machines of all tests share the file and follow each other.
+    A process can load only one libnvidia-ml.so.1, so the machines of all tests share the file, one after the other.
     """
 
     def __init__(self, folder: Path, library: Path) -> None:
@@ -53,7 +53,7 @@ class GpuMachine:
         self._collectors: list[NvmlCollector] = []
 
     def gpus(self, *specs: GpuSpec, **settings: Any) -> NvmlLibrary:
-        """Emulate GPUs; replaces those from before, as another boot does."""
+        """Emulate GPUs; replaces the present ones, like a reboot."""
         require_program("gcc", "gcc")
         library = NvmlLibrary(specs, self.folder, library=self._path, **settings)
         self._libraries.append(library)
@@ -75,7 +75,7 @@ class GpuMachine:
 
 
 def shared_library(make_folder: Callable[[str], Path]) -> Path:
-    """Where the one library of a test process lies."""
+    """Return the path of the only library of a test process."""
     return make_folder("nvml") / SONAME
 
 
@@ -84,13 +84,13 @@ def sensor_of(collector: NvmlCollector, uuid: str) -> Sensor:
 
 
 def infos(collector: NvmlCollector) -> dict[str, SensorInfo]:
-    """``device/domain`` to the info."""
-    found = [info for sensor in collector.sensors for info in sensor.infos]
-    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in found}
+    """Return the infos by ``device/domain``."""
+    published = [info for sensor in collector.sensors for info in sensor.infos]
+    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in published}
 
 
 def values(readings: Any) -> dict[str, float | None]:
-    """Domain to joules where they are counted, else watts."""
+    """Return the joules of counters and the watts of other quantities, by domain."""
     pairs: list[Reading] = list(readings)
     return {
         reading.quantity.domain: reading.power_watts if reading.energy_joules is None else reading.energy_joules

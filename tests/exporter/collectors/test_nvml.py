@@ -1,6 +1,6 @@
-"""NVIDIA GPUs: what each generation gives, what goes wrong with one, and that it never costs the others anything.
+"""NVIDIA GPUs: what each generation reports, failures of one GPU, and that they do not affect the others.
 
-The GPUs are emulated by a C library that the real nvidia-ml-py loads.
+A C library, loaded by the real nvidia-ml-py, emulates the GPUs.
 """
 
 from __future__ import annotations
@@ -63,15 +63,15 @@ def machine(tmp_path: Path, library: Path) -> Iterator[GpuMachine]:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lost GPUs are looked for at once, as often as it is asked for."""
+def immediate_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NVML is restarted for lost GPUs without a pause."""
     monkeypatch.setattr(nvml, "FIRST_RESTART_S", 0.0)
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, "it never came true"
+        assert time.monotonic() < end, "timeout"
         threading.Event().wait(0.002)
 
 
@@ -79,33 +79,33 @@ def texts(collector: NvmlCollector, status: str) -> str:
     return "\n".join(finding.text for finding in collector.findings if finding.status == status)
 
 
-# -- what a GPU gives --------------------------------------------------------------------------------
+# -- what a GPU reports --------------------------------------------------------------------------------
 
 
 def test_a_gpu_with_a_counter(machine: GpuMachine) -> None:
-    """The counter is the device; the same power measured otherwise, and the memory's, are parts."""
+    """The counter is the device; other measurements of its power, and the memory's power, are parts."""
     gpus = machine.gpus(H100)
     collector = machine.collect()
     assert values(sensor_of(collector, FIRST).read()) == {"total": 5000, "instant": 300, "average": 300, "memory": 60}
     gpus.advance(2.5)
     assert values(sensor_of(collector, FIRST).read())["total"] == 5750
-    found = infos(collector)
-    assert list(found) == [f"{FIRST}/{domain}" for domain in ("total", "instant", "average", "memory")]
-    total, instant, average, memory = found.values()
+    published = infos(collector)
+    assert list(published) == [f"{FIRST}/{domain}" for domain in ("total", "instant", "average", "memory")]
+    total, instant, average, memory = published.values()
     assert (total.quantity.scope, total.quantity.component) == ("device", "gpu")
     assert {info.quantity.scope for info in (instant, average, memory)} == {"part"}
     assert [info.relation for info in (instant, average, memory)] == ["same", "same", "inside"]
-    assert [info.method for info in found.values()] == ["counter", "integrated", "integrated", "integrated"]
-    assert [info.window_s for info in found.values()] == [None, 0.025, None, None]
-    assert [info.resolution for info in found.values()] == ["1 mJ", "1 mW", "1 mW", "1 mW"]
-    assert [info.accuracy for info in found.values()] == [0.05, 0.05, 0.05, None]
-    assert {info.model for info in found.values()} == {"NVIDIA H100 PCIe @ 0000:17:00.0, driver 550.54.15"}
-    assert {(info.limit_watts, info.max_power_watts) for info in found.values()} == {(350.0, 800.0)}
+    assert [info.method for info in published.values()] == ["counter", "integrated", "integrated", "integrated"]
+    assert [info.window_s for info in published.values()] == [None, 0.025, None, None]
+    assert [info.resolution for info in published.values()] == ["1 mJ", "1 mW", "1 mW", "1 mW"]
+    assert [info.accuracy for info in published.values()] == [0.05, 0.05, 0.05, None]
+    assert {info.model for info in published.values()} == {"NVIDIA H100 PCIe @ 0000:17:00.0, driver 550.54.15"}
+    assert {(info.limit_watts, info.max_power_watts) for info in published.values()} == {(350.0, 800.0)}
     assert "energy counter, instant power, average power, memory power; limit 350 W" in texts(collector, "found")
     assert (collector.timing.poll_s, collector.timing.looks_after_itself) == (1.0, True)
 
 
-def test_the_reading_carries_the_quantity_of_its_info_and_its_own_time(machine: GpuMachine) -> None:
+def test_readings_have_the_quantities_of_the_infos_and_the_time_of_the_read(machine: GpuMachine) -> None:
     machine.gpus(H100)
     (sensor,) = machine.collect().sensors
     before_ns = time.monotonic_ns()
@@ -118,7 +118,7 @@ def test_the_reading_carries_the_quantity_of_its_info_and_its_own_time(machine: 
     )
 
 
-def test_power_of_the_moment_is_integrated_where_there_is_no_counter(machine: GpuMachine) -> None:
+def test_without_a_counter_momentary_power_is_integrated(machine: GpuMachine) -> None:
     machine.gpus(P100)
     collector = machine.collect()
     assert values(sensor_of(collector, SECOND).read()) == {"total": 200}
@@ -152,14 +152,14 @@ def test_a_chip_without_an_average(machine: GpuMachine) -> None:
         ("NVIDIA B200", 10, None),
     ],
 )
-def test_chips_known_to_look_away(machine: GpuMachine, name: str, architecture: int, window_s: float | None) -> None:
-    """Only what was measured is published as a window."""
+def test_window_of_momentary_power(machine: GpuMachine, name: str, architecture: int, window_s: float | None) -> None:
+    """Only measured windows are published."""
     machine.gpus(replace(A100, name=name, architecture=architecture))
     assert infos(machine.collect())[f"{SECOND}/instant"].window_s == window_s
 
 
 @pytest.mark.parametrize(
-    ("spec", "domain", "what"),
+    ("spec", "domain", "kind"),
     [
         (replace(H100, memory=None), "average", "mean over 1 s"),
         (A100, "instant", "of the moment"),
@@ -167,18 +167,18 @@ def test_chips_known_to_look_away(machine: GpuMachine, name: str, architecture: 
     ],
     ids=["Hopper", "GA100", "Volta"],
 )
-def test_what_an_old_driver_calls_power(machine: GpuMachine, spec: GpuSpec, domain: str, what: str) -> None:
-    """Before fields 185 and 186 there is one power, and the chip says what it means."""
+def test_power_of_an_old_driver(machine: GpuMachine, spec: GpuSpec, domain: str, kind: str) -> None:
+    """Drivers without fields 185 and 186 report one power, whose meaning depends on the chip."""
     machine.gpus(replace(spec, has_power_fields=False))
     collector = machine.collect()
     assert set(values(collector.sensors[0].read())) == {"total", domain}
     info = infos(collector)[f"{spec.uuid}/{domain}"]
-    assert info.source == f"nvmlDeviceGetPowerUsage ({what})"
+    assert info.source == f"nvmlDeviceGetPowerUsage ({kind})"
     assert (info.window_s is None) == (domain == "average")
 
 
 def test_a_driver_without_fields(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each quantity then has a call of its own, and functions that are missing are done without."""
+    """Each quantity then has its own call, and missing functions are tolerated."""
     machine.gpus(H100)
 
     def missing(*_: object) -> None:
@@ -192,7 +192,7 @@ def test_a_driver_without_fields(machine: GpuMachine, monkeypatch: pytest.Monkey
 
 
 def test_an_old_driver_without_a_counter(machine: GpuMachine) -> None:
-    """The total of an averaged power is read once a second: the mean of that second."""
+    """An averaged power needs only one read per second."""
     machine.gpus(replace(H100, has_power_fields=False, has_energy_counter=False))
     collector = machine.collect()
     assert values(collector.sensors[0].read()) == {"total": 300}
@@ -203,20 +203,20 @@ def test_an_old_driver_without_a_counter(machine: GpuMachine) -> None:
     assert machine.collect().timing.poll_s == 0.1
 
 
-def test_options_leave_parts_out(machine: GpuMachine) -> None:
+def test_parts_can_be_excluded(machine: GpuMachine) -> None:
     machine.gpus(H100)
     collector = machine.collect(average=False, memory=False)
     assert list(infos(collector)) == [f"{FIRST}/total", f"{FIRST}/instant"]
 
 
 @pytest.mark.parametrize("watts", [0.0, 300.0, 900.0])
-def test_memory_power_that_cannot_be_is_not_published(machine: GpuMachine, watts: float) -> None:
-    """Headers disagree about what scope 2 is: it must lie inside the GPU's own power."""
+def test_implausible_memory_power_is_not_published(machine: GpuMachine, watts: float) -> None:
+    """Headers disagree about the meaning of scope 2: its power must be below the GPU's power."""
     machine.gpus(replace(H100, memory=Constant(watts)))
     assert f"{FIRST}/memory" not in infos(machine.collect())
 
 
-def test_memory_power_that_cannot_be_later_is_left_out_of_the_reading(machine: GpuMachine) -> None:
+def test_memory_power_that_becomes_implausible_is_skipped(machine: GpuMachine) -> None:
     gpus = machine.gpus(replace(H100, memory=Points(times_s=(0.0, 5.0), watts=(60.0, 400.0))))
     (sensor,) = machine.collect().sensors
     assert "memory" in values(sensor.read())
@@ -225,43 +225,43 @@ def test_memory_power_that_cannot_be_later_is_left_out_of_the_reading(machine: G
 
 
 def test_a_driver_that_ignores_scopes_has_no_memory_power(machine: GpuMachine) -> None:
-    """Its average, asked for a moment later, may be a little lower and would look like memory."""
+    """Its average, read a moment later, may be slightly lower and look like memory power."""
     machine.gpus(replace(H100, knows_scopes=False))
     collector = machine.collect()
     assert f"{FIRST}/memory" not in infos(collector)
-    assert "whatever the scope" in texts(collector, "skipped")
+    assert "for any scope" in texts(collector, "skipped")
 
 
-def test_the_module_of_a_superchip_is_left_out_and_said(machine: GpuMachine) -> None:
+def test_module_power_of_a_superchip_is_excluded_with_a_finding(machine: GpuMachine) -> None:
     machine.gpus(replace(H100, name="NVIDIA GH200 480GB", module=Constant(520.0)))
     collector = machine.collect()
     assert list(infos(collector)) == [f"{FIRST}/{domain}" for domain in ("total", "instant", "average", "memory")]
-    assert "module power is left out" in texts(collector, "skipped")
+    assert "module power excluded" in texts(collector, "skipped")
 
 
-def test_mig_never_multiplies_a_card(machine: GpuMachine) -> None:
+def test_a_gpu_with_mig_is_published_once(machine: GpuMachine) -> None:
     machine.gpus(replace(H100, mig=True), replace(A100, mig=False))
     collector = machine.collect()
     assert [sensor.device for sensor in collector.sensors] == [FIRST, SECOND]
-    assert "MIG is on" in texts(collector, "skipped")
+    assert "MIG is enabled" in texts(collector, "skipped")
 
 
-def test_a_slice_that_is_listed_is_no_gpu(machine: GpuMachine) -> None:
-    """In a container that was given a slice only."""
+def test_a_mig_slice_is_skipped(machine: GpuMachine) -> None:
+    """A container may see only a slice."""
     machine.gpus(H100, replace(A100, uuid="MIG-cccccccc-0000-0000-0000-000000000003"))
     collector = machine.collect()
     assert [sensor.device for sensor in collector.sensors] == [FIRST]
-    assert "a slice of a GPU" in texts(collector, "skipped")
+    assert "a MIG slice" in texts(collector, "skipped")
 
 
-def test_a_counter_that_stands_at_0_is_none(machine: GpuMachine) -> None:
+def test_a_counter_at_0_is_not_used(machine: GpuMachine) -> None:
     machine.gpus(replace(H100, start_joules=0.0, energy_refresh_s=9.0)).advance(1.0)
     collector = machine.collect()
     assert infos(collector)[f"{FIRST}/total"].method == "integrated"
-    assert "stands at 0" in texts(collector, "skipped")
+    assert "energy counter is 0" in texts(collector, "skipped")
 
 
-def test_a_gpu_that_tells_nothing_is_skipped(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_power_and_energy_is_skipped(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.gpus(H100, replace(P100, has_power_fields=False))
 
     def refuse(handle: object) -> int:
@@ -270,10 +270,10 @@ def test_a_gpu_that_tells_nothing_is_skipped(machine: GpuMachine, monkeypatch: p
     monkeypatch.setattr(pynvml, "nvmlDeviceGetPowerUsage", refuse)
     collector = machine.collect()
     assert [sensor.device for sensor in collector.sensors] == [FIRST]
-    assert "gives neither energy nor power" in texts(collector, "skipped")
+    assert "reports neither energy nor power" in texts(collector, "skipped")
 
 
-def test_exactly_0_is_no_data(machine: GpuMachine) -> None:
+def test_exactly_0_w_is_a_glitch(machine: GpuMachine) -> None:
     gpus = machine.gpus(replace(P100, signal=Points(times_s=(0.0, 1.0), watts=(150.0, 0.0))))
     (sensor,) = machine.collect().sensors
     gpus.advance(2.0)
@@ -281,19 +281,19 @@ def test_exactly_0_is_no_data(machine: GpuMachine) -> None:
         sensor.read()
 
 
-def test_garbage_is_passed_on_to_where_it_is_rejected_and_counted(machine: GpuMachine) -> None:
+def test_implausible_power_is_passed_to_the_sampler_which_counts_it(machine: GpuMachine) -> None:
     gpus = machine.gpus(replace(H100, faults=(fault("garbage", 1.0, 1.0),)))
     collector = machine.collect()
     gpus.advance(1.5)
-    found = values(collector.sensors[0].read())
-    assert "memory" not in found
+    readings = values(collector.sensors[0].read())
+    assert "memory" not in readings
     limits = {info.max_power_watts for info in infos(collector).values()}
-    assert found["instant"] == found["average"] == 4294967.295 > max(limits)
-    assert found["total"] == 5450
+    assert readings["instant"] == readings["average"] == 4294967.295 > max(limits)
+    assert readings["total"] == 5450
 
 
-def test_another_limit_makes_another_sensor(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Infos never change; what a reading is held against must be the limit of now."""
+def test_a_new_power_limit_creates_a_new_sensor(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The infos of a sensor are fixed, but readings must be checked against the present limit."""
     monkeypatch.setattr(nvml_sensor, "_LIMIT_PERIOD_NS", 0)
     machine.gpus(replace(H100, max_limit_watts=700.0))
     collector = machine.collect()
@@ -308,11 +308,11 @@ def test_another_limit_makes_another_sensor(machine: GpuMachine, monkeypatch: py
     assert len(values(other.read())) == 4
 
 
-# -- one GPU fails, the others read on ---------------------------------------------------------------
+# -- failures of one GPU ---------------------------------------------------------------
 
 
-def test_a_lost_gpu_is_down_and_found_again(machine: GpuMachine, impatient: None) -> None:
-    """NVML gives it again only after a new start, which costs the other GPU nothing but a read."""
+def test_a_lost_gpu_is_down_until_it_is_found_again(machine: GpuMachine, immediate_restarts: None) -> None:
+    """NVML lists it again only after a restart, which costs the other GPU at most one read."""
     gpus = machine.gpus(replace(H100, faults=(fault("absent", 1.0, 2.0),)), A100)
     collector = machine.collect()
     lost, alive = collector.sensors
@@ -324,21 +324,23 @@ def test_a_lost_gpu_is_down_and_found_again(machine: GpuMachine, impatient: None
         lost.read()
     assert second.value.is_repeated
     assert values(alive.read())["total"] == 5300
-    collector.look_again()  # still lost
-    with pytest.raises(SensorAbsentError, match="lost, or unplugged"):
+    collector.probe_again()  # still lost
+    with pytest.raises(SensorAbsentError, match="lost or unplugged"):
         lost.read()
     assert values(alive.read())["total"] == 5300
     gpus.advance(4.0)
     with pytest.raises(SensorAbsentError):
         lost.read()
-    collector.look_again()
+    collector.probe_again()
     assert collector.sensors == (lost, alive)
     assert values(lost.read())["total"] == 6200
     assert values(alive.read())["total"] == 5800
 
 
-def test_a_lost_gpu_is_looked_for_ever_more_seldom(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each start of NVML is felt by all GPUs."""
+def test_pauses_between_restarts_for_a_lost_gpu_get_longer(
+    machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each restart of NVML affects all GPUs."""
     gpus = machine.gpus(replace(H100, faults=(fault("absent", 1.0, 99.0),)), A100)
     collector = machine.collect()
     starts = 0
@@ -354,41 +356,41 @@ def test_a_lost_gpu_is_looked_for_ever_more_seldom(machine: GpuMachine, monkeypa
     with pytest.raises(SensorAbsentError):
         collector.sensors[0].read()
     for _ in range(3):
-        collector.look_again()
+        collector.probe_again()
     assert starts == 1
     assert collector._restart_pause_s == 2 * nvml.FIRST_RESTART_S
 
 
-def test_a_handle_is_never_another_gpus(machine: GpuMachine, impatient: None) -> None:
-    """After the first GPU is gone the second one has the first one's handle."""
+def test_a_reused_handle_is_not_mistaken_for_the_same_gpu(machine: GpuMachine, immediate_restarts: None) -> None:
+    """When the first GPU disappears, the second GPU gets its handle."""
     gpus = machine.gpus(replace(H100, faults=(fault("vanish", 1.0, 1.0),)), A100)
     collector = machine.collect()
     first, second = collector.sensors
     gpus.advance(1.5)
-    collector.look_again()
+    collector.probe_again()
     with pytest.raises(SensorAbsentError):
         first.read()
     assert values(second.read())["total"] == 5300
     gpus.advance(3.0)
-    collector.look_again()
+    collector.probe_again()
     assert values(first.read())["total"] == 5900
     assert values(second.read())["total"] == 5600
 
 
-def test_a_gpu_that_comes_later_is_found(machine: GpuMachine) -> None:
-    """The driver's list in procfs says so; NVML's own does not change while it runs."""
+def test_a_gpu_added_later_is_found(machine: GpuMachine) -> None:
+    """The driver's list in procfs shows it; NVML's own list is fixed after initialisation."""
     gpus = machine.gpus(H100, replace(A100, faults=(fault("vanish", 0.0, 1.0),)))
     collector = machine.collect()
     (first,) = collector.sensors
     gpus.advance(2.0)
-    collector.look_again()
+    collector.probe_again()
     assert collector.sensors[0] is first
     assert [sensor.device for sensor in collector.sensors] == [FIRST, SECOND]
     assert values(collector.sensors[1].read())["total"] == 5400
     assert collector.outdated is False
 
 
-def test_a_gpu_that_hangs_costs_its_deadline_once(machine: GpuMachine, impatient: None) -> None:
+def test_a_hanging_gpu_costs_its_deadline_once(machine: GpuMachine, immediate_restarts: None) -> None:
     gpus = machine.gpus(replace(H100, faults=(fault("hang", 1.0, 1.0),)), A100)
     collector = machine.collect()
     hung, alive = collector.sensors
@@ -403,21 +405,21 @@ def test_a_gpu_that_hangs_costs_its_deadline_once(machine: GpuMachine, impatient
     assert values(alive.read())["total"] == 5300
     threads = threading.active_count()
     collector.call_timeout_s = 0.02
-    collector._restart()  # never under a call that hangs
+    collector._restart()  # does nothing while a call hangs
     collector.call_timeout_s = 5.0
     assert values(alive.read())["total"] == 5300
     assert threading.active_count() == threads
     gpus.advance(2.5)
 
-    def comes_back() -> bool:
+    def has_recovered() -> bool:
         with contextlib.suppress(SensorTimeoutError):
             return values(hung.read())["total"] == 5750
         return False
 
-    eventually(comes_back)
+    eventually(has_recovered)
 
 
-def test_a_gpu_that_hangs_from_the_start_is_taken_up_when_it_answers(
+def test_a_gpu_that_hangs_from_the_start_is_published_once_it_answers(
     machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(nvml, "_DESCRIBE_S", 0.02)
@@ -426,34 +428,34 @@ def test_a_gpu_that_hangs_from_the_start_is_taken_up_when_it_answers(
     assert "no answer within" in texts(collector, "broken")
     monkeypatch.setattr(nvml, "_DESCRIBE_S", 5.0)
 
-    def found(*uuids: str) -> bool:
-        collector.look_again()
+    def has_sensors(*uuids: str) -> bool:
+        collector.probe_again()
         return {sensor.device for sensor in collector.sensors} == set(uuids)
 
-    eventually(lambda: found(SECOND))
+    eventually(lambda: has_sensors(SECOND))
     gpus.advance(2.0)
-    eventually(lambda: found(FIRST, SECOND))
+    eventually(lambda: has_sensors(FIRST, SECOND))
     assert texts(collector, "broken") == ""
     assert values(sensor_of(collector, FIRST).read())["total"] == 5600
 
 
 @pytest.mark.parametrize(("kind", "status"), [("absent", "broken"), ("denied", "denied")])
-def test_a_gpu_that_cannot_be_used_at_the_start_is_tried_again(
-    machine: GpuMachine, impatient: None, kind: str, status: str
+def test_a_gpu_that_cannot_be_used_at_the_start_is_retried(
+    machine: GpuMachine, immediate_restarts: None, kind: str, status: str
 ) -> None:
     gpus = machine.gpus(replace(H100, faults=(fault(kind, 0.0, 1.0),)), A100)
     collector = machine.collect()
     assert [sensor.device for sensor in collector.sensors] == [SECOND]
     assert "NVML error" in texts(collector, status)
     gpus.advance(2.0)
-    collector.look_again()
+    collector.probe_again()
     assert {sensor.device for sensor in collector.sensors} == {FIRST, SECOND}
     assert texts(collector, status) == ""
     assert values(sensor_of(collector, FIRST).read())["total"] == 5600
     assert values(sensor_of(collector, SECOND).read())["total"] == 5400
 
 
-def test_a_gpu_that_says_nonsense_is_left_out(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_with_invalid_answers_is_skipped(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.gpus(H100, A100)
     name = pynvml.nvmlDeviceGetName
 
@@ -468,21 +470,21 @@ def test_a_gpu_that_says_nonsense_is_left_out(machine: GpuMachine, monkeypatch: 
     assert "UnicodeDecodeError" in texts(collector, "broken")
 
 
-def test_a_start_that_hangs_does_not_hold_up_the_caller(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_start_does_not_delay_the_caller(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.gpus(H100)
-    come_back = threading.Event()
+    may_start = threading.Event()
     monkeypatch.setattr(nvml, "_OPEN_S", 0.02)
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: (come_back.wait(10), pynvml.nvmlInitWithFlags(0)))
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: (may_start.wait(10), pynvml.nvmlInitWithFlags(0)))
     collector = machine.collect()
     assert not collector.sensors
     assert "no answer within" in texts(collector, "broken")
-    come_back.set()
+    may_start.set()
     eventually(lambda: len(collector.sensors) == 1)
     eventually(lambda: texts(collector, "broken") == "")
     assert len(values(collector.sensors[0].read())) == 4
 
 
-def test_a_reset_is_a_counter_that_starts_again(machine: GpuMachine) -> None:
+def test_a_reset_restarts_the_counter(machine: GpuMachine) -> None:
     gpus = machine.gpus(replace(H100, faults=(fault("reset", 2.0),)))
     (sensor,) = machine.collect().sensors
     gpus.advance(1.99)
@@ -495,7 +497,7 @@ def test_a_reset_is_a_counter_that_starts_again(machine: GpuMachine) -> None:
     ("kind", "error", "text"),
     [("denied", SensorDeniedError, "nvidiactl.*sudo chmod"), ("glitch", SensorGlitchError, "NVML error 999")],
 )
-def test_a_call_that_fails(machine: GpuMachine, kind: str, error: type[SensorError], text: str) -> None:
+def test_a_failed_call(machine: GpuMachine, kind: str, error: type[SensorError], text: str) -> None:
     gpus = machine.gpus(replace(H100, faults=(fault(kind, 1.0, 1.0),)), A100)
     collector = machine.collect()
     failing, alive = collector.sensors
@@ -517,20 +519,20 @@ def test_a_call_that_fails(machine: GpuMachine, kind: str, error: type[SensorErr
         (186, 3, None),
     ],
 )
-def test_a_field_that_fails(
+def test_a_failed_field(
     machine: GpuMachine,
     monkeypatch: pytest.MonkeyPatch,
     number: int,
     code: int,
     error: type[SensorError] | None,
 ) -> None:
-    """Without the total there is no reading; another field is left out; a lost GPU is lost whoever says so."""
+    """A failed total fails the read; another failed field is skipped; a lost GPU is reported by any field."""
     machine.gpus(H100)
     (sensor,) = machine.collect().sensors
-    ask = pynvml.nvmlDeviceGetFieldValues
+    original = pynvml.nvmlDeviceGetFieldValues
 
     def spoil(handle: object, fields: list[tuple[int, int]]) -> Sequence[Any]:
-        answers: Sequence[Any] = ask(handle, fields)
+        answers: Sequence[Any] = original(handle, fields)
         for answer in answers:
             if answer.fieldId == number:
                 answer.nvmlReturn = code
@@ -544,7 +546,7 @@ def test_a_field_that_fails(
             sensor.read()
 
 
-def test_a_gpu_that_heals_by_itself_needs_no_new_start(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_recovers_needs_no_restart(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     gpus = machine.gpus(H100, A100)
     collector = machine.collect()
     gpus.code = 15
@@ -553,27 +555,29 @@ def test_a_gpu_that_heals_by_itself_needs_no_new_start(machine: GpuMachine, monk
         collector.sensors[0].read()
     gpus.code = 0
     gpus.advance(1.0)
-    monkeypatch.setattr(collector, "_restart", lambda: pytest.fail("started anew"))
-    collector.look_again()
+    monkeypatch.setattr(collector, "_restart", lambda: pytest.fail("restarted"))
+    collector.probe_again()
     assert values(collector.sensors[0].read())["total"] == 5300
 
 
-def test_without_procfs_the_number_of_gpus_is_watched(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Containers often see nothing of the driver's files."""
+def test_without_procfs_a_new_count_of_gpus_triggers_a_restart(
+    machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Containers often do not see the driver's files."""
     gpus = machine.gpus(H100)
     shutil.rmtree(machine.host.procfs)
     collector = machine.collect()
     restarts: list[None] = []
     monkeypatch.setattr(collector, "_restart", lambda: restarts.append(None))
-    collector.look_again()
+    collector.probe_again()
     assert not restarts
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCount", lambda: 2)
-    collector.look_again()
+    collector.probe_again()
     assert len(restarts) == 1
     assert gpus.code == 0
 
 
-def test_a_gpu_that_is_listed_twice_is_read_once(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_listed_twice_is_read_once(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.gpus(H100, A100)
     monkeypatch.setattr(pynvml, "nvmlDeviceGetUUID", lambda handle: FIRST)
     collector = machine.collect()
@@ -581,19 +585,21 @@ def test_a_gpu_that_is_listed_twice_is_read_once(machine: GpuMachine, monkeypatc
     assert "listed twice" in texts(collector, "skipped")
 
 
-def test_somebody_else_in_the_process_shut_nvml_down(machine: GpuMachine) -> None:
+def test_nvml_is_restarted_if_other_code_shut_it_down(machine: GpuMachine) -> None:
     machine.gpus(H100)
     collector = machine.collect()
     (sensor,) = collector.sensors
     pynvml.nvmlShutdown()
     with pytest.raises(SensorGlitchError, match="Uninitialized"):
         sensor.read()
-    collector.look_again()
+    collector.probe_again()
     assert values(sensor.read())["total"] == 5000
 
 
-def test_a_driver_that_was_replaced_says_restart(machine: GpuMachine, impatient: None) -> None:
-    """The old library stays in the process: no new start of NVML can heal that."""
+def test_after_a_driver_update_the_fix_is_to_restart_the_exporter(
+    machine: GpuMachine, immediate_restarts: None
+) -> None:
+    """The process keeps the old library, so restarting NVML does not help."""
     gpus = machine.gpus(H100)
     collector = machine.collect()
     (sensor,) = collector.sensors
@@ -602,7 +608,7 @@ def test_a_driver_that_was_replaced_says_restart(machine: GpuMachine, impatient:
     with pytest.raises(SensorAbsentError, match="restart joulewatch-exporter"):
         sensor.read()
     with pytest.raises(SensorAbsentError):
-        collector.look_again()
+        collector.probe_again()
     with pytest.raises(SensorAbsentError, match="restart joulewatch-exporter"):
         sensor.read()
     with pytest.raises(SensorAbsentError, match="restart joulewatch-exporter") as again:
@@ -610,14 +616,16 @@ def test_a_driver_that_was_replaced_says_restart(machine: GpuMachine, impatient:
     assert again.value.is_repeated
     gpus.code = 0
     gpus.advance(1.0)
-    collector.look_again()
+    collector.probe_again()
     assert values(sensor.read())["total"] == 5300
 
 
-# -- nothing to read ---------------------------------------------------------------------------------
+# -- no GPU ---------------------------------------------------------------------------------
 
 
-def test_a_machine_without_nvidia_never_loads_anything(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvml_is_not_loaded_on_machines_without_nvidia_gpu(
+    machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     amd = machine.host.sysfs / "bus/pci/devices/0000:c1:00.0"
     amd.mkdir(parents=True)
@@ -627,20 +635,20 @@ def test_a_machine_without_nvidia_never_loads_anything(machine: GpuMachine, monk
         NvmlCollector.open(machine.host, NvmlOptions())
 
 
-@pytest.mark.parametrize("trace", ["sys/bus/pci/devices/0000:17:00.0", "proc/driver/nvidia", "dev/nvidiactl"])
-def test_a_gpu_without_the_package_says_how_to_get_it(
-    machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, trace: str
+@pytest.mark.parametrize("evidence", ["sys/bus/pci/devices/0000:17:00.0", "proc/driver/nvidia", "dev/nvidiactl"])
+def test_without_the_package_the_install_command_is_named(
+    machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, evidence: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    path = machine.folder / trace
+    path = machine.folder / evidence
     path.mkdir(parents=True)
     (path / "class").write_text("0x030200\n")
     (path / "vendor").write_text("0x10de\n")
-    with pytest.raises(SensorAbsentError, match=rf"{trace}: is there.*pip install 'joulewatch\[nvml\]'"):
+    with pytest.raises(SensorAbsentError, match=rf"{evidence}: exists.*pip install 'joulewatch\[nvml\]'"):
         NvmlCollector.open(machine.host, NvmlOptions())
 
 
-def test_the_old_pynvml_is_refused(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_pynvml_is_rejected(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.gpus(H100)
     old = types.ModuleType("pynvml")
     old.__path__ = ["/site-packages/pynvml"]
@@ -665,7 +673,7 @@ def test_the_old_pynvml_is_refused(machine: GpuMachine, monkeypatch: pytest.Monk
         (999, SensorAbsentError, "NVML error 999"),
     ],
 )
-def test_nvml_does_not_start(machine: GpuMachine, code: int, error: type[SensorError], text: str) -> None:
+def test_errors_of_nvmls_start(machine: GpuMachine, code: int, error: type[SensorError], text: str) -> None:
     gpus = machine.gpus(H100)
     gpus.code = code
     gpus.advance(0.0)
@@ -675,7 +683,7 @@ def test_nvml_does_not_start(machine: GpuMachine, code: int, error: type[SensorE
     assert threading.active_count() == threads
 
 
-def test_nvml_has_no_library(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_names_the_package_to_install(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.gpus(H100)
 
     def fail() -> None:
@@ -686,7 +694,7 @@ def test_nvml_has_no_library(machine: GpuMachine, monkeypatch: pytest.MonkeyPatc
         machine.collect()
 
 
-def test_a_driver_that_seems_not_loaded_because_its_device_is_closed(
+def test_a_driver_that_looks_unloaded_because_access_is_denied(
     machine: GpuMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpus = machine.gpus(H100)
@@ -698,7 +706,7 @@ def test_a_driver_that_seems_not_loaded_because_its_device_is_closed(
         machine.collect()
 
 
-def test_nvml_starts_and_then_fails(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvml_is_shut_down_if_it_fails_after_its_start(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.gpus(H100)
 
     def fail() -> None:
@@ -725,19 +733,19 @@ def test_all_gpus_denied(machine: GpuMachine) -> None:
 
 def test_no_gpu_bound_to_the_driver(machine: GpuMachine) -> None:
     machine.gpus()
-    with pytest.raises(SensorAbsentError, match="NVML gives no GPU"):
+    with pytest.raises(SensorAbsentError, match="NVML lists no GPU"):
         machine.collect()
 
 
-def test_a_library_that_is_not_there_or_is_none(machine: GpuMachine, tmp_path: Path) -> None:
-    with pytest.raises(SensorAbsentError, match=r"no such file; collectors\.nvml\.library"):
+def test_a_missing_or_invalid_library(machine: GpuMachine, tmp_path: Path) -> None:
+    with pytest.raises(SensorAbsentError, match=r"no such file, set in collectors\.nvml\.library"):
         NvmlCollector.open(machine.host, NvmlOptions(library=tmp_path / "none.so"))
-    (tmp_path / "text.so").write_text("no library")
+    (tmp_path / "text.so").write_text("not a library")
     with pytest.raises(SensorAbsentError, match=r"text.so: cannot be loaded"):
         NvmlCollector.open(machine.host, NvmlOptions(library=tmp_path / "text.so"))
 
 
-def test_another_library_than_the_one_in_use_is_refused(machine: GpuMachine, tmp_path: Path) -> None:
+def test_a_second_library_is_rejected(machine: GpuMachine, tmp_path: Path) -> None:
     machine.gpus(H100)
     machine.collect()
     other = NvmlLibrary((A100,), tmp_path / "other")
@@ -746,8 +754,8 @@ def test_another_library_than_the_one_in_use_is_refused(machine: GpuMachine, tmp
     other.close()
 
 
-def test_an_emulated_machine_never_shows_the_real_gpus(machine: GpuMachine, library: Path) -> None:
-    """Its own library lies beside its sysfs, and needs no configuration."""
+def test_an_emulated_machine_never_reads_the_real_gpus(machine: GpuMachine, library: Path) -> None:
+    """Its own library is next to its sysfs and needs no configuration."""
     (machine.host.sysfs / EMULATION_MARKER).write_text("test\n")
     (machine.host.dev / "nvidiactl").write_text("")
     with pytest.raises(SensorAbsentError, match="this emulated machine has no NVIDIA GPU"):
@@ -760,8 +768,8 @@ def test_an_emulated_machine_never_shows_the_real_gpus(machine: GpuMachine, libr
 
 
 def test_options(tmp_path: Path) -> None:
-    made = build(NvmlOptions, {"library": str(tmp_path), "call_timeout_seconds": 1, "average": False}, "x.yaml", "")
-    assert made == NvmlOptions(library=tmp_path, call_timeout_seconds=1.0, average=False)
+    options = build(NvmlOptions, {"library": str(tmp_path), "call_timeout_seconds": 1, "average": False}, "x.yaml", "")
+    assert options == NvmlOptions(library=tmp_path, call_timeout_seconds=1.0, average=False)
     with pytest.raises(ConfigError, match="call_timeout_seconds: 0 is not above 0"):
         build(NvmlOptions, {"call_timeout_seconds": 0}, "x.yaml", "collectors.nvml")
 
@@ -770,7 +778,7 @@ def test_options(tmp_path: Path) -> None:
 
 
 class Minutes:
-    """GPUs and the family that reads them, on a clock that the test moves."""
+    """GPUs and the family that reads them, on a clock that the test advances."""
 
     def __init__(self, machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, *specs: GpuSpec) -> None:
         self.clock = FakeClock()
@@ -801,7 +809,7 @@ def totals(scan: FamilyScan) -> dict[tuple[str, str], float | None]:
 
 
 def test_energy_over_minutes_with_faults(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The truth within 0.1 %, but for a second's energy that a reset took with it; nothing of it in the other GPU."""
+    """Energy is exact within 0.1 %, except for one second lost in a reset; the other GPU is not affected."""
     signal = Square(low_watts=80.0, high_watts=320.0, period_s=7.0)
     faults = (fault("garbage", 20.5, 2.0), fault("reset", 40.5), fault("glitch", 60.5, 3.0), fault("stuck", 80.5, 2.0))
     spec = replace(H100, signal=signal, energy_refresh_s=0.0, faults=faults)
@@ -825,20 +833,20 @@ def test_energy_over_minutes_with_faults(machine: GpuMachine, monkeypatch: pytes
 
 
 def test_sampled_power_over_minutes(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """1 %: momentary power ten times a second, the 1 s average once a second."""
+    """Within 1 %: momentary power read ten times per second, the 1 s average once per second."""
     signal = Sine(mean_watts=220.0, amplitude_watts=90.0, period_s=6.4)
     minutes = Minutes(machine, monkeypatch, replace(P100, signal=signal))
     energy = totals(minutes.scan(until_s=60.0, step_s=0.1))[SECOND, "total"]
     assert energy == pytest.approx(signal.energy_joules(0.0, 60.0), rel=0.01)
     minutes.family.close()
-    wild = Square(low_watts=80.0, high_watts=320.0, period_s=0.37)
-    minutes = Minutes(machine, monkeypatch, replace(H100, signal=wild))
+    fast = Square(low_watts=80.0, high_watts=320.0, period_s=0.37)
+    minutes = Minutes(machine, monkeypatch, replace(H100, signal=fast))
     energy = totals(minutes.scan(until_s=60.0, step_s=1.0))[FIRST, "average"]
-    assert energy == pytest.approx(wild.energy_joules(0.0, 60.0), rel=0.01)
+    assert energy == pytest.approx(fast.energy_joules(0.0, 60.0), rel=0.01)
 
 
 def test_golden(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, update_golden: bool) -> None:
-    """Two generations as a scraper sees them; reviewed as text."""
+    """The exposition of two generations; reviewed as text."""
     counted = replace(H100, signal=Sine(mean_watts=300.0, amplitude_watts=40.0, period_s=1.0), energy_refresh_s=0.05)
     minutes = Minutes(machine, monkeypatch, counted, replace(P100, signal=Constant(180.0)))
     scan = minutes.scan(until_s=2.0, step_s=0.025)
@@ -851,11 +859,11 @@ def test_golden(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, update_gol
 # -- in the sampler ----------------------------------------------------------------------------------
 
 
-def test_through_the_sampler_a_gpu_goes_and_comes_back(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Down while it is gone, counting on afterwards; the other GPU's series has no trace of it."""
-    monkeypatch.setattr(nvml, "LOOK_S", 0.01)
+def test_a_gpu_disappears_and_returns_in_the_sampler(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is down meanwhile and continues counting afterwards; the other GPU's series are not affected."""
+    monkeypatch.setattr(nvml, "PROBE_S", 0.01)
     monkeypatch.setattr(nvml, "FIRST_RESTART_S", 0.0)
-    # Steps so short that their energy is possible in no time.
+    # Steps so short that their energy is plausible for any elapsed time.
     gpus = machine.gpus(
         replace(H100, energy_refresh_s=0.0, faults=(fault("vanish", 0.003, 0.003),)),
         replace(A100, energy_refresh_s=0.0),
@@ -881,7 +889,7 @@ def test_through_the_sampler_a_gpu_goes_and_comes_back(machine: GpuMachine, monk
         sampler.stop()
 
 
-def test_closing_gives_nvml_back_and_ends_the_threads(machine: GpuMachine) -> None:
+def test_closing_shuts_nvml_down_and_ends_the_threads(machine: GpuMachine) -> None:
     machine.gpus(H100, A100)
     threads = threading.active_count()
     collector = machine.collect()
@@ -896,10 +904,10 @@ def test_closing_gives_nvml_back_and_ends_the_threads(machine: GpuMachine) -> No
         sensor.read()
 
 
-# -- the emulated library itself ---------------------------------------------------------------------
+# -- the emulated library ---------------------------------------------------------------------
 
 
-def test_what_other_users_of_nvml_ask_for(machine: GpuMachine) -> None:
+def test_functions_used_by_other_programs(machine: GpuMachine) -> None:
     machine.gpus(replace(H100, mig=False), A100)
     pynvml.nvmlInit()
     try:
@@ -934,23 +942,23 @@ def test_what_other_users_of_nvml_ask_for(machine: GpuMachine) -> None:
     ],
     ids=["square", "sine", "ramps"],
 )
-def test_the_counter_is_the_closed_form(machine: GpuMachine, signal: Square | Sine | Points) -> None:
+def test_the_counter_is_the_integral_of_the_signal(machine: GpuMachine, signal: Square | Sine | Points) -> None:
     gpus = machine.gpus(replace(H100, signal=signal))
     (sensor,) = machine.collect().sensors
     for step in range(1, 40):
         t_s = 0.37 * step
         gpus.advance(t_s)
-        found = values(sensor.read())
+        readings = values(sensor.read())
         at_s = int(t_s / 0.01 + 1e-9) * 0.01
-        assert found["total"] == pytest.approx(5000 + signal.energy_joules(0.0, at_s), abs=0.002)
+        assert readings["total"] == pytest.approx(5000 + signal.energy_joules(0.0, at_s), abs=0.002)
         end_s = int(t_s / 0.1 + 1e-9) * 0.1
-        assert found["instant"] == pytest.approx(signal.energy_joules(end_s - 0.025, end_s) / 0.025, abs=0.001)
+        assert readings["instant"] == pytest.approx(signal.energy_joules(end_s - 0.025, end_s) / 0.025, abs=0.001)
         start_s = max(end_s - 1.0, 0.0)
-        assert found["average"] == pytest.approx(signal.energy_joules(start_s, end_s) / (end_s - start_s), abs=0.001)
+        assert readings["average"] == pytest.approx(signal.energy_joules(start_s, end_s) / (end_s - start_s), abs=0.001)
 
 
-def test_the_counter_goes_on_between_two_steps_of_the_emulator(machine: GpuMachine) -> None:
-    """By the library's own clock, so that a busy machine does not make it lag; and never backwards."""
+def test_the_counter_advances_between_two_steps_of_the_emulator(machine: GpuMachine) -> None:
+    """The library uses its own clock, so the counter does not lag on a busy machine; it never falls."""
     gpus = machine.gpus(replace(H100, energy_refresh_s=0.0))
     (sensor,) = machine.collect().sensors
     gpus.start_monotonic_ns = time.monotonic_ns()
@@ -958,17 +966,17 @@ def test_the_counter_goes_on_between_two_steps_of_the_emulator(machine: GpuMachi
     last = 0.0
     for _ in range(20):
         before_ns = time.monotonic_ns()
-        found = values(sensor.read())["total"]
+        joules = values(sensor.read())["total"]
         after_ns = time.monotonic_ns()
-        assert found is not None
-        assert found >= last
-        last = found
+        assert joules is not None
+        assert joules >= last
+        last = joules
         low, high = [5000 + 300 * (ns - gpus.start_monotonic_ns) / 1e9 for ns in (before_ns, after_ns)]
-        assert low - 0.002 <= found <= high + 0.002
+        assert low - 0.002 <= joules <= high + 0.002
 
 
-def test_the_counter_never_runs_backwards(machine: GpuMachine) -> None:
-    """Its own clock went on with a power that had fallen long before the emulator's next step."""
+def test_the_counter_never_falls(machine: GpuMachine) -> None:
+    """The library advances with the old power, although the power falls before the emulator's next step."""
     gpus = machine.gpus(replace(H100, signal=Points(times_s=(0.0, 0.1), watts=(300.0, 10.0)), energy_refresh_s=0.0))
     (sensor,) = machine.collect().sensors
     gpus.start_monotonic_ns = time.monotonic_ns() - 500_000_000
@@ -988,11 +996,11 @@ def test_a_signal_that_follows_the_load(machine: GpuMachine) -> None:
     gpus.advance(1.0)
     load.follow(1.0, 0.5)
     gpus.advance(1.5)
-    found = values(sensor.read())
-    assert found == {"total": 5000 + 50 + 75, "instant": 150, "average": (25 + 75) / 1.0}
+    readings = values(sensor.read())
+    assert readings == {"total": 5000 + 50 + 75, "instant": 150, "average": (25 + 75) / 1.0}
 
 
-def test_a_gpu_that_is_stuck(machine: GpuMachine) -> None:
+def test_a_stuck_gpu(machine: GpuMachine) -> None:
     gpus = machine.gpus(
         replace(
             H100, signal=Sine(mean_watts=200.0, amplitude_watts=50.0, period_s=3.0), faults=(fault("stuck", 1.0, 1.0),)
@@ -1007,7 +1015,7 @@ def test_a_gpu_that_is_stuck(machine: GpuMachine) -> None:
     assert values(sensor.read()) != moved
 
 
-def test_procfs_shows_what_the_driver_shows(machine: GpuMachine) -> None:
+def test_procfs_has_the_drivers_files(machine: GpuMachine) -> None:
     gpus = machine.gpus(replace(H100, faults=(fault("vanish", 1.0, 1.0),)))
     folder = machine.host.procfs / "driver/nvidia/gpus"
     assert f"GPU UUID: \t {FIRST}" in (folder / "0000:17:00.0/information").read_text()
@@ -1029,26 +1037,26 @@ def test_procfs_shows_what_the_driver_shows(machine: GpuMachine) -> None:
         ({"max_limit_watts": 10}, "limit_watts"),
     ],
 )
-def test_a_bad_gpu_is_refused(settings: dict[str, object], text: str) -> None:
+def test_invalid_specs(settings: dict[str, object], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         replace(H100, **settings)  # type: ignore[arg-type]
 
 
-def test_two_gpus_of_one_identity_are_refused(tmp_path: Path) -> None:
+def test_duplicate_and_too_many_gpus(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"uuid: .* is there twice"):
         NvmlLibrary((H100, replace(A100, uuid=FIRST)), tmp_path)
     with pytest.raises(ConfigError, match="more than the 32"):
         NvmlLibrary([replace(H100, uuid=f"GPU-{i}", bus_id=f"0000:{i:02x}:00.0") for i in range(33)], tmp_path)
 
 
-def test_without_a_compiler_there_is_no_emulated_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_emulated_gpus_need_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not available()
     with pytest.raises(ConfigError, match="apt-get install gcc"):
         NvmlLibrary((H100,), tmp_path / "machine")
 
 
-def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_errors_are_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "cc"
     program.write_text("#!/bin/sh\necho no room >&2\nexit 1\n")
     program.chmod(0o755)

@@ -1,26 +1,25 @@
-"""NVIDIA GPUs by NVML: energy counters, and momentary, averaged and memory power, of physical GPUs only.
+"""NVIDIA GPUs through NVML: energy counters, and momentary, averaged and memory power, of physical GPUs only.
 
-One device per GPU, known by its UUID. Its domain ``total`` is the energy counter where the GPU has one (Volta and
-newer), else its power, integrated. Parts of it: ``instant`` (beside a counter) and ``average``, the same power measured
-otherwise, and ``memory``, which is inside. MIG slices have neither power nor energy of their own and never appear. The
-power of a superchip's module (scope 1) holds the GPU and a CPU that has a meter of its own, so it is no part of
-anything that is published here: it is left out.
+One device per GPU, identified by its UUID. Its domain ``total`` is the energy counter if the GPU has one (Volta and
+newer), else its integrated power. Its parts are ``instant`` (in addition to a counter) and ``average``, two other
+measurements of the same power, and ``memory``, which is inside. MIG slices have neither power nor energy and are never
+published. The module power of a superchip (scope 1) is excluded, because it includes a CPU with its own meter.
 
-**A GPU that hangs holds up itself only.** Each GPU has a thread of its own for all its calls and a deadline for each;
-after one that was missed it fails at once until the call has come back.
+**A hanging GPU delays only itself.** Each GPU has its own thread for all its calls, and each call has a deadline. After
+a missed deadline, reads of this GPU fail at once until the call returns.
 
-**This family looks after its devices itself.** NVML is one per process and lists its devices when the first reference
-is taken. To find a GPU again that was lost, or plugged in, NVML has to be shut down and started anew with no other
-reference left; handles from before may then mean other GPUs, and doing so under a call that hangs is not safe. So one
-collector holds one reference for good, and a watching thread of its own does this with all reads shut out, never while
-a call hangs, and for a GPU that stays lost ever more seldom: each start costs the other GPUs a read, and without
+**The family finds lost and new devices itself.** NVML exists once per process and lists its devices when it is
+initialised. To find a GPU that was lost or plugged in, NVML must be shut down and initialised again with no other
+reference left; earlier handles may then refer to other GPUs, and this is not safe while a call hangs. So the collector
+keeps one reference, and its watcher thread restarts NVML while all reads are blocked, never while a call hangs. The
+pauses between restarts get longer as long as a GPU stays lost: each restart costs the other GPUs a read, and without
 persistence mode the driver may power them down for a moment.
 
-**Once a second** is enough: the counter misses nothing between two reads, nor does the 1 s average, and a call takes
-from less than a millisecond to tens of them, in the driver, beside the load that is measured. Only where momentary
-power is all there is (Pascal and older) it is read ten times a second, as the load between two reads is lost.
+**One read per second is enough.** Neither the counter nor the 1 s average misses anything between two reads, and a call
+takes between less than a millisecond and tens of milliseconds of driver time on the measured machine. If a GPU reports
+only momentary power (Pascal and older), it is read ten times per second, because changes between two reads are missed.
 
-What a GPU can tell, and how well: `gpu`. What NVML's codes mean: `library`.
+`gpu` detects what a GPU can report and how accurate it is; `library` interprets NVML's error codes.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ from typing import Any, ClassVar, Final, Literal, Self
 from joulewatch_exporter.collectors.base.sysfs import list_names
 from joulewatch_exporter.collectors.nvml.gpu import (
     Description,
-    believable_limit,
     describe,
+    plausible_limit,
 )
 from joulewatch_exporter.collectors.nvml.library import (
-    DEVICES_CURE,
+    DEVICES_FIX,
     Nvml,
+    find_evidence,
     find_library,
-    find_trace,
     import_nvml,
     load_library,
 )
@@ -63,23 +62,23 @@ logger = logging.getLogger(__name__)
 
 Status = Literal["found", "absent", "denied", "skipped", "broken"]
 
-LOOK_S: Final = 10.0
-"""How often to look for GPUs that were lost, were silent, or are new."""
+PROBE_S: Final = 10.0
+"""How often to probe for lost, unresponsive and new GPUs."""
 FIRST_RESTART_S: Final = 30.0
 LONGEST_RESTART_S: Final = 600.0
-"""A lost GPU is looked for with a new start of NVML after so long, then twice that, and so on."""
+"""Pause before NVML is restarted to find a lost GPU; doubled after each restart, up to the longest one."""
 
 _POLL_S: Final = 1.0
 _MOMENTARY_POLL_S: Final = 0.1
 _OPEN_S: Final = 8.0
-"""Without persistence mode the driver wakes every GPU for NVML's start, a second or two for each."""
+"""Without persistence mode the driver wakes up every GPU when NVML starts, one or two seconds each."""
 _DESCRIBE_S: Final = 5.0
 _CLOSE_S: Final = 1.0
 
-_HANG_CURE: Final = "sudo dmesg | grep -e NVRM -e Xid"
+_HANG_FIX: Final = "sudo dmesg | grep -e NVRM -e Xid"
 
-_NOT_YET: Final = SensorGlitchError("NVML was started anew and this GPU is not taken up yet")
-_NOT_LISTED: Final = SensorAbsentError("NVML does not give this GPU any more: it is lost, or unplugged")
+_NOT_YET: Final = SensorGlitchError("NVML was restarted and this GPU has not been added again yet")
+_NOT_LISTED: Final = SensorAbsentError("NVML does not list this GPU any more: it is lost or unplugged")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,19 +86,19 @@ class NvmlOptions:
     """Settings under ``collectors.nvml``."""
 
     library: Path | None = None
-    """Load this libnvidia-ml.so.1 and no other: for containers, NixOS and emulated GPUs."""
+    """Load only this libnvidia-ml.so.1; for containers, NixOS and emulated GPUs."""
     call_timeout_seconds: float = 0.5
-    """A GPU that has not answered by then is down until its call comes back."""
+    """A GPU that does not answer within this time is down until its call returns."""
     average: bool = True
-    """Publish the 1 s average where the GPU gives one."""
+    """Publish the 1 s average if the GPU reports one."""
     memory: bool = True
-    """Publish the power of the memory where the GPU gives it."""
+    """Publish the power of the memory if the GPU reports it."""
 
     def __post_init__(self) -> None:
-        """Check what came from a file.
+        """Check the values.
 
         Raises:
-            ValueError: A value is out of its range; the text names the key.
+            ValueError: A value is out of range; the text begins with the key.
         """
         if not 0 < self.call_timeout_seconds <= 60:
             raise ValueError(f"call_timeout_seconds: {self.call_timeout_seconds:g} is not above 0 and at most 60")
@@ -115,21 +114,21 @@ class NvmlCollector:
         self.nvml = Nvml(module, host.dev)
         self.gate = Gate(SensorGlitchError("NVML is being started"))
         self.gpus: dict[str, Gpu] = {}
-        """By UUID, in the order in which they were found; a GPU that is lost stays."""
+        """By UUID, in the order of detection; lost GPUs stay."""
         self.call_timeout_s = options.call_timeout_seconds
         self._options = options
         self._library = library
         self._procfs_gpus = f"{host.procfs}/driver/nvidia/gpus"
         self._sensors: tuple[GpuSensor, ...] = ()
         self._sensors_lock = threading.Lock()
-        self._silent: list[tuple[int, DeadlineThread]] = []
-        """GPUs, by NVML's index, that did not answer when they were to be taken up, and the threads that wait."""
-        self._refused: dict[int, SensorError] = {}
-        """GPUs, by NVML's index, that could not be taken up, and why."""
-        self._found: dict[int, tuple[Finding, ...]] = {}
+        self._unresponsive: list[tuple[int, DeadlineThread]] = []
+        """GPUs, by NVML's index, that did not answer when they were added, and the threads that still wait."""
+        self._failed: dict[int, SensorError] = {}
+        """GPUs, by NVML's index, that could not be added, and why."""
+        self._findings_by_index: dict[int, tuple[Finding, ...]] = {}
         self._driver = "unknown"
-        self._listed: object = None
-        """Which GPUs there were when NVML was started."""
+        self._list_at_start: object = None
+        """The driver's list of GPUs when NVML was started."""
         self._is_started = False
         self._next_restart_s = 0.0
         self._restart_pause_s = FIRST_RESTART_S
@@ -140,46 +139,46 @@ class NvmlCollector:
 
     @property
     def sensors(self) -> Sequence[Sensor]:
-        """One for each GPU that has ever answered; lost ones stay, as down."""
+        """One sensor per GPU that has ever answered; lost GPUs stay, as down."""
         return self._sensors
 
     @property
     def timing(self) -> Timing:
-        """Once a second, or ten times where the power of the moment is all that a GPU gives."""
+        """One read per second, or ten if a GPU reports only momentary power."""
         is_momentary = any(sensor.is_momentary for sensor in self._sensors)
         poll_s = _MOMENTARY_POLL_S if is_momentary else _POLL_S
         return Timing(poll_s=poll_s, read_on_scrape=True, looks_after_itself=True)
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """What was found, what of it is left out and why, and what does not answer."""
-        found = [finding for _, findings in sorted(self._found.items()) for finding in findings]
+        """Detected GPUs, excluded quantities, and GPUs that do not answer."""
+        findings = [finding for _, of_gpu in sorted(self._findings_by_index.items()) for finding in of_gpu]
         if not self._ready.is_set():
-            text = f"no answer within {_OPEN_S:g} s; what does not answer is shown when it does"
-            found.append(_finding("broken", "nvmlInit", text, _HANG_CURE))
-        return tuple(found)
+            text = f"no answer within {_OPEN_S:g} s; GPUs are published once they answer"
+            findings.append(_finding("broken", "nvmlInit", text, _HANG_FIX))
+        return tuple(findings)
 
     @property
     def outdated(self) -> bool:
-        """Never: it looks after its devices itself."""
+        """Never: the family finds new devices itself."""
         return False
 
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
-        """Start NVML and take up the GPUs.
+        """Start NVML and add the GPUs.
 
         Args:
             host: Where sysfs, procfs and the device files are.
             options: `NvmlOptions`.
 
         Raises:
-            SensorAbsentError: No NVIDIA GPU, no driver, or nvidia-ml-py is missing.
-            SensorDeniedError: There are GPUs, and none may be used.
+            SensorAbsentError: There is no NVIDIA GPU or no driver, or nvidia-ml-py is missing.
+            SensorDeniedError: There are GPUs, but none can be used.
         """
         assert isinstance(options, NvmlOptions)
         library = find_library(host, options.library)
-        trace = str(library) if library is not None else find_trace(host)
-        collector = cls(host, options, library, import_nvml(trace))
+        evidence = str(library) if library is not None else find_evidence(host)
+        collector = cls(host, options, library, import_nvml(evidence))
         collector._watcher.start()
         if collector._ready.wait(_OPEN_S) and (error := collector._first_error) is not None:
             collector.close()
@@ -189,10 +188,10 @@ class NvmlCollector:
         return collector
 
     def settle(self, timeout_s: float) -> None:
-        """Return at once: it is read on demand."""
+        """Return at once: GPUs are read on demand."""
 
     def close(self) -> None:
-        """Give NVML's reference back, unless a call hangs in it, and let the threads end."""
+        """Shut NVML down, unless a call hangs in it, and end the threads."""
         if self._stop.is_set():
             return
         self._stop.set()
@@ -200,10 +199,10 @@ class NvmlCollector:
         for thread in self._threads():
             thread.close()
 
-    def see_limit(self, sensor: GpuSensor, limit_mw: int | None) -> None:
-        """Take note of the limit that a GPU enforces now; another one makes another sensor of it."""
+    def update_limit(self, sensor: GpuSensor, limit_mw: int | None) -> None:
+        """Publish the power limit that a GPU enforces now; a new limit requires a new sensor."""
         gpu = self.gpus[sensor.device]
-        limit_mw = believable_limit(limit_mw)
+        limit_mw = plausible_limit(limit_mw)
         if limit_mw is None or limit_mw == sensor.description.limit_mw or gpu.sensor is not sensor:
             return
         channels = tuple(
@@ -215,56 +214,56 @@ class NvmlCollector:
         gpu.sensor = GpuSensor(self, replace(sensor.description, limit_mw=limit_mw, channels=channels))
         self._publish()
 
-    def look_again(self) -> None:
-        """Look for GPUs that were lost, silent or not there; done by the watching thread every ``LOOK_S``."""
+    def probe_again(self) -> None:
+        """Probe for lost, unresponsive and new GPUs; the watcher thread calls this every ``PROBE_S``."""
         if not self._is_started:
             self._restart_if_due()
             return
-        silent, self._silent = self._silent, []
-        for index, thread in silent:
+        unresponsive, self._unresponsive = self._unresponsive, []
+        for index, thread in unresponsive:
             if thread.is_hanging:
-                self._silent.append((index, thread))
+                self._unresponsive.append((index, thread))
             else:
-                self._take_up(index, thread)
-        for index in tuple(self._refused):
-            self._take_up(index, DeadlineThread(f"nvml-{index}"))
+                self._add(index, thread)
+        for index in tuple(self._failed):
+            self._add(index, DeadlineThread(f"nvml-{index}"))
         for uuid, gpu in self.gpus.items():
             if gpu.lost is not None and not gpu.thread.is_hanging:
-                self._take_up_again(uuid, gpu)
-        failures = [gpu.lost for gpu in self.gpus.values() if gpu.lost is not None] + list(self._refused.values())
-        if self.nvml.is_uninitialised or self._list() != self._listed:
+                self._recover(uuid, gpu)
+        failures = [gpu.lost for gpu in self.gpus.values() if gpu.lost is not None] + list(self._failed.values())
+        if self.nvml.is_uninitialised or self._list() != self._list_at_start:
             self._restart()
         elif any(not isinstance(failure, SensorDeniedError) for failure in failures):
             self._restart_if_due()
         else:
             self._next_restart_s, self._restart_pause_s = 0.0, FIRST_RESTART_S
 
-    # -- the watching thread -----------------------------------------------------------------------
+    # -- the watcher thread -----------------------------------------------------------------------
 
     def _watch(self) -> None:
         try:
             self._start()
-            if not self.gpus and not self._silent:
-                raise _nothing_found(self.findings)
+            if not self.gpus and not self._unresponsive:
+                raise _no_gpu_error(self.findings)
         except Exception as error:
             self._first_error = error
         finally:
             self._ready.set()
-        while not self._stop.wait(LOOK_S):
+        while not self._stop.wait(PROBE_S):
             try:
-                self.look_again()
+                self.probe_again()
             except Exception as error:
                 if not isinstance(error, SensorError):
-                    logger.exception("looking for GPUs again failed")
-        self.gate.shut(SensorGlitchError("NVML is closed"), self.call_timeout_s)
+                    logger.exception("nvml: probing for GPUs failed")
+        self.gate.block(SensorGlitchError("NVML is closed"), self.call_timeout_s)
         if self._is_started and not any(thread.is_hanging for thread in self._threads()):
             self._shut_down()
 
     def _start(self) -> None:
-        """Start NVML, and let the GPUs be read one after the other as they are taken up.
+        """Start NVML and add the GPUs, each of which can be read as soon as it is added.
 
         Raises:
-            SensorError: It does not start; nothing is read until it does.
+            SensorError: NVML does not start; no GPU is read until it does.
         """
         nvml = self.nvml
         try:
@@ -273,10 +272,10 @@ class NvmlCollector:
             nvml.call("nvmlInit", subject="NVML")
             self._is_started = True
             nvml.is_uninitialised = False
-            self._listed = self._list()
+            self._list_at_start = self._list()
             count = int(nvml.call("nvmlDeviceGetCount", subject="NVML"))
         except SensorError as error:
-            self.gate.shut(error, self.call_timeout_s)
+            self.gate.block(error, self.call_timeout_s)
             if self._is_started:
                 self._shut_down()
             raise
@@ -284,14 +283,14 @@ class NvmlCollector:
         self._driver = str(driver or "unknown")
         for gpu in self.gpus.values():
             gpu.lost = _NOT_YET
-        for _, thread in self._silent:
+        for _, thread in self._unresponsive:
             thread.close()
-        self._silent.clear()
-        self._refused.clear()
-        self._found.clear()
+        self._unresponsive.clear()
+        self._failed.clear()
+        self._findings_by_index.clear()
         self.gate.open()
         for index in range(count):
-            self._take_up(index, DeadlineThread(f"nvml-{index}"))
+            self._add(index, DeadlineThread(f"nvml-{index}"))
         for gpu in self.gpus.values():
             if gpu.lost is _NOT_YET:
                 gpu.lost = _NOT_LISTED
@@ -308,20 +307,20 @@ class NvmlCollector:
             self._restart()
 
     def _restart(self) -> None:
-        """Start NVML anew, so that it lists its devices again; not while a call hangs in it."""
+        """Restart NVML, so that it lists its devices again; does nothing while a call hangs."""
         if not self._is_quiet():
             return
-        reason = SensorGlitchError("NVML is being started anew to look for GPUs")
-        if not self.gate.shut(reason, self.call_timeout_s + 1.0) or not self._is_quiet():
+        reason = SensorGlitchError("NVML is being restarted to find GPUs")
+        if not self.gate.block(reason, self.call_timeout_s + 1.0) or not self._is_quiet():
             self.gate.open()
             return
-        logger.info("nvml: starting NVML anew to look for GPUs")
+        logger.info("nvml: restarting NVML to find GPUs")
         if self._is_started:
             self._shut_down()
         self._start()
 
     def _is_quiet(self) -> bool:
-        """Whether no call hangs: there is a moment, within a call's deadline, in which none is under way."""
+        """Return whether no call hangs: whether, within the deadline of a call, all calls have returned."""
         end_s = time.monotonic() + self.call_timeout_s
         while any(thread.is_hanging for thread in self._threads()):
             if time.monotonic() >= end_s or self._stop.wait(0.001):
@@ -329,52 +328,52 @@ class NvmlCollector:
         return True
 
     def _list(self) -> object:
-        """Which GPUs the driver has now; NVML's own count where procfs does not say, as in some containers."""
+        """Return the driver's list of GPUs; without procfs, as in some containers, NVML's count."""
         try:
             return tuple(list_names(self._procfs_gpus))
         except SensorError:
             return self.nvml.call("nvmlDeviceGetCount", subject="NVML")
 
     def _threads(self) -> list[DeadlineThread]:
-        return [gpu.thread for gpu in list(self.gpus.values())] + [thread for _, thread in self._silent]
+        return [gpu.thread for gpu in list(self.gpus.values())] + [thread for _, thread in self._unresponsive]
 
-    # -- taking up GPUs ----------------------------------------------------------------------------
+    # -- adding GPUs ----------------------------------------------------------------------------
 
-    def _take_up(self, index: int, thread: DeadlineThread) -> None:
-        """Find out what the GPU at one of NVML's indices is, and let it be read."""
+    def _add(self, index: int, thread: DeadlineThread) -> None:
+        """Detect what the GPU at one of NVML's indices can report, and publish it."""
         subject = f"GPU {index}"
-        self._refused.pop(index, None)
+        self._failed.pop(index, None)
         try:
             handle, description = thread.call(lambda: self._describe_index(index), _DESCRIBE_S)
         except SensorTimeoutError:
-            self._silent.append((index, thread))
-            text = f"no answer within {_DESCRIBE_S:g} s; it is shown when it answers"
-            self._found[index] = (_finding("broken", subject, text, _HANG_CURE),)
+            self._unresponsive.append((index, thread))
+            text = f"no answer within {_DESCRIBE_S:g} s; published once it answers"
+            self._findings_by_index[index] = (_finding("broken", subject, text, _HANG_FIX),)
             return
         except Exception as error:
             thread.close()
             if isinstance(error, SensorDeniedError):
-                self._refused[index] = error
-                self._found[index] = (_finding("denied", subject, str(error), DEVICES_CURE),)
+                self._failed[index] = error
+                self._findings_by_index[index] = (_finding("denied", subject, str(error), DEVICES_FIX),)
             else:
-                # Whatever it is, it is one GPU's: the others are read.
+                # Any other error concerns only this GPU.
                 text = str(error) if isinstance(error, SensorError) else f"{type(error).__name__}: {error}"
-                self._refused[index] = SensorGlitchError(text)
-                self._found[index] = (_finding("broken", subject, text),)
+                self._failed[index] = SensorGlitchError(text)
+                self._findings_by_index[index] = (_finding("broken", subject, text),)
             return
         uuid = description.uuid
         problem = ""
         if uuid.startswith("MIG-"):
-            problem = "a slice of a GPU: it has neither power nor energy of its own"
+            problem = "a MIG slice: it has neither power nor energy"
         elif not description.channels:
-            problem = f"{description.what}: gives neither energy nor power"
+            problem = f"{description.label}: reports neither energy nor power"
         elif uuid in self.gpus and self.gpus[uuid].lost is None:
-            problem = f"{description.what}: listed twice; it is read once"
+            problem = f"{description.label}: listed twice, read once"
         if problem:
             thread.close()
-            self._found[index] = (_finding("skipped", uuid, problem),)
+            self._findings_by_index[index] = (_finding("skipped", uuid, problem),)
             return
-        self._found[index] = _findings(description)
+        self._findings_by_index[index] = _findings(description)
         known = self.gpus.get(uuid)
         if known is None:
             self.gpus[uuid] = Gpu(thread, handle, GpuSensor(self, description))
@@ -383,8 +382,8 @@ class NvmlCollector:
             self._rebind(known, handle, description)
         self._publish()
 
-    def _take_up_again(self, uuid: str, gpu: Gpu) -> None:
-        """Look whether a lost GPU answers again, without a new start of NVML."""
+    def _recover(self, uuid: str, gpu: Gpu) -> None:
+        """Check whether a lost GPU answers again, without restarting NVML."""
         try:
             handle, description = gpu.thread.call(lambda: self._describe_uuid(uuid), _DESCRIBE_S)
         except SensorError:
@@ -394,7 +393,7 @@ class NvmlCollector:
             self._publish()
 
     def _rebind(self, gpu: Gpu, handle: Any, description: Description) -> None:
-        """Go on with a GPU that is known; its sensor stays the same unless its infos change."""
+        """Continue with a known GPU; it keeps its sensor unless the description changed."""
         gpu.handle = handle
         if description != gpu.sensor.description:
             gpu.sensor = GpuSensor(self, description)
@@ -422,20 +421,23 @@ class NvmlCollector:
 # -- findings ----------------------------------------------------------------------------------------
 
 
-def _finding(status: Status, subject: str, text: str, cure: str = "") -> Finding:
-    return Finding(status=status, collector="nvml", subject=subject, text=text, cure=cure)
+def _finding(status: Status, subject: str, text: str, fix: str = "") -> Finding:
+    return Finding(status=status, collector="nvml", subject=subject, text=text, cure=fix)
 
 
 def _findings(description: Description) -> tuple[Finding, ...]:
-    what = ["energy counter" if c.is_energy else f"{c.info.quantity.domain} power" for c in description.channels]
+    quantities = [
+        "energy counter" if channel.is_energy else f"{channel.info.quantity.domain} power"
+        for channel in description.channels
+    ]
     limit = f"; limit {description.limit_mw / 1000:g} W" if description.limit_mw else ""
-    found = _finding("found", description.uuid, f"{description.what}: {', '.join(what)}{limit}")
+    found = _finding("found", description.uuid, f"{description.label}: {', '.join(quantities)}{limit}")
     return (found, *[_finding("skipped", description.uuid, note) for note in description.notes])
 
 
-def _nothing_found(findings: Sequence[Finding]) -> SensorError:
+def _no_gpu_error(findings: Sequence[Finding]) -> SensorError:
     for finding in findings:
         if finding.status == "denied":
             return SensorDeniedError(finding.text)
     reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)
-    return SensorAbsentError(f"NVML gives no GPU{reasons}")
+    return SensorAbsentError(f"NVML lists no GPU{reasons}")

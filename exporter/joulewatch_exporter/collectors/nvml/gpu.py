@@ -1,10 +1,10 @@
-"""What one NVIDIA GPU is and can tell by NVML, found out once, and its answers made into readings.
+"""Detect what one NVIDIA GPU can report through NVML, and convert its answers to readings.
 
-What is published of the sensors: NVIDIA states +/- 5 % for the power of Fermi and Kepler (nvml.h,
-``nvmlDeviceGetPowerUsage``) and nothing since; Yang, Adamek and Armour measured gains up to 5 % off, fixed for each
-board (arXiv 2312.02741), hence ``accuracy`` 0.05. The counter is made from the same measurement and gets the same
-figure. They also found that some chips look at their power for a part of the time only: ``window_s``. This is stated
-for momentary power; whether the counter does it too is not known.
+Published facts about the sensors: NVIDIA states +/- 5 % for the power of Fermi and Kepler (nvml.h,
+``nvmlDeviceGetPowerUsage``) and nothing for later chips. Yang, Adamek and Armour measured gain errors of up to 5 %,
+constant for each board (arXiv 2312.02741), so ``accuracy`` is 0.05. The energy counter uses the same measurement and
+gets the same accuracy. They also found that some chips measure their power during only a part of each period:
+``window_s``. This is known for momentary power; whether it applies to the counter is unknown.
 
 Sources: NVIDIA ``nvml.h`` (CUDA 13.3) and the NVML API reference; github JimZeyuYang/GPU_Power_Benchmark.
 """
@@ -32,16 +32,16 @@ _H100: Final = re.compile(r"\bH100\b")
 _RTX_8000: Final = re.compile(r"\bQuadro RTX 8000\b")
 
 Field = tuple[int, int]
-"""Number and scope, of nvmlDeviceGetFieldValues: one call reads them all."""
+"""Number and scope of a field of nvmlDeviceGetFieldValues, which reads all fields in one call."""
 Source = Field | str
-"""A field, or the name of a function that needs a call of its own."""
+"""A field, or the name of a function."""
 _ENERGY: Final[Field] = (83, 0)  # NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION
 _INSTANT: Final[Field] = (186, 0)  # NVML_FI_DEV_POWER_INSTANT; the second number is the scope
 _AVERAGE: Final[Field] = (185, 0)  # NVML_FI_DEV_POWER_AVERAGE
 _MEMORY: Final[Field] = (185, 2)
 _MODULE: Final[Field] = (186, 1)
 _NO_SCOPE: Final[Field] = (185, 250)
-"""There is no such scope: a driver that answers takes any scope for the GPU's, so its memory power is the GPU's."""
+"""An invalid scope: a driver that answers ignores scopes, so its memory power would be the GPU's power."""
 _PROBED: Final = (_ENERGY, _INSTANT, _AVERAGE, _MEMORY, _MODULE, _NO_SCOPE)
 
 _USAGE_CALL: Final = "nvmlDeviceGetPowerUsage"
@@ -51,7 +51,7 @@ _VALUE_NAMES: Final[Mapping[int, str]] = {
     0: "dVal", 1: "uiVal", 2: "ulVal", 3: "ullVal", 4: "sllVal", 5: "siVal", 6: "usVal",
 }  # fmt: skip
 _ALL_ONES: Final = 2.0**64
-"""A counter that nobody filled, as a float."""
+"""An unset counter, as a float."""
 
 _PROBES: Final = 4
 _PROBE_PAUSE_S: Final = 0.05
@@ -66,16 +66,16 @@ _FIELD_NAMES: Final[Mapping[Field, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """One quantity of a GPU and where it comes from."""
+    """One quantity of a GPU and its source."""
 
     info: SensorInfo
     source: Source
     is_averaged: bool
-    """It is the mean over about a second, so that reading it once a second misses nothing."""
+    """Whether it is the mean over about one second, so that one read per second misses nothing."""
 
     @property
     def field(self) -> Field | None:
-        """None: it has a function of its own."""
+        """The field, or None if the source is a function."""
         return None if isinstance(self.source, str) else self.source
 
     @property
@@ -89,23 +89,23 @@ class Channel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
-    """What one GPU is and can tell, found out when it was taken up."""
+    """What one GPU is and can report, detected when it is added."""
 
     uuid: str
-    what: str
-    """Name, address and driver, for people."""
+    label: str
+    """Name, address and driver, for display."""
     limit_mw: int | None
     channels: tuple[Channel, ...]
-    """Those of fields first."""
+    """Channels with fields come first."""
     notes: tuple[str, ...]
-    """What of it is not published, and why."""
+    """Quantities that are not published, and why."""
 
 
 def describe(nvml: Nvml, handle: Any, *, driver: str, average: bool, memory: bool) -> Description:
-    """Find out what a GPU is and what it can tell; on the GPU's thread.
+    """Detect what a GPU is and what it can report; runs on the GPU's thread.
 
     Raises:
-        SensorError: It does not say.
+        SensorError: The GPU does not answer.
     """
     uuid = str(nvml.call("nvmlDeviceGetUUID", handle, subject="GPU"))
 
@@ -114,22 +114,22 @@ def describe(nvml: Nvml, handle: Any, *, driver: str, average: bool, memory: boo
 
     name = str(attempt("nvmlDeviceGetName") or "NVIDIA GPU")
     pci = attempt("nvmlDeviceGetPciInfo")
-    what = f"{name} @ {_address(pci.busId)}, driver {driver}" if pci is not None else f"{name}, driver {driver}"
-    limit_mw = believable_limit(attempt("nvmlDeviceGetEnforcedPowerLimit"))
+    label = f"{name} @ {_address(pci.busId)}, driver {driver}" if pci is not None else f"{name}, driver {driver}"
+    limit_mw = plausible_limit(attempt("nvmlDeviceGetEnforcedPowerLimit"))
     if uuid.startswith("MIG-"):
-        return Description(uuid=uuid, what=what, limit_mw=limit_mw, channels=(), notes=())
+        return Description(uuid=uuid, label=label, limit_mw=limit_mw, channels=(), notes=())
     values = _probe(nvml, handle, uuid)
     _, highest_mw = attempt("nvmlDeviceGetPowerManagementLimitConstraints") or (0, 0)
     mig = attempt("nvmlDeviceGetMigMode")
     maker = _ChannelMaker(
         uuid=uuid,
-        model=what,
+        model=label,
         architecture=attempt("nvmlDeviceGetArchitecture") or 0,
         name=name,
         limit_watts=limit_mw / 1000 if limit_mw else None,
-        max_power_watts=_max_power_watts(limit_mw, believable_limit(highest_mw)),
+        max_power_watts=_max_power_watts(limit_mw, plausible_limit(highest_mw)),
     )
-    notes = ["MIG is on: power and energy are the whole GPU's, its slices have none"] if mig and mig[0] else []
+    notes = ["MIG is enabled: power and energy are those of the whole GPU, slices have none"] if mig and mig[0] else []
     energy = _energy_source(nvml, handle, uuid, values, notes)
     powers: list[tuple[str, Source]] = []
     if _INSTANT in values:
@@ -149,14 +149,14 @@ def describe(nvml: Nvml, handle: Any, *, driver: str, average: bool, memory: boo
     if memory and channels and _has_memory(values, notes):
         channels.append(maker.power("memory", _MEMORY))
     if values.get(_MODULE) and _NO_SCOPE not in values:
-        notes.append("module power is left out: it holds the GPU, and a CPU that has a meter of its own")
+        notes.append("module power excluded: it includes a CPU with its own meter")
     channels.sort(key=lambda channel: channel.field is None)
-    return Description(uuid=uuid, what=what, limit_mw=limit_mw, channels=tuple(channels), notes=tuple(notes))
+    return Description(uuid=uuid, label=label, limit_mw=limit_mw, channels=tuple(channels), notes=tuple(notes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ChannelMaker:
-    """Makes the quantities of one GPU, with what they have in common."""
+    """Creates the channels of one GPU from their common properties."""
 
     uuid: str
     model: str
@@ -167,7 +167,7 @@ class _ChannelMaker:
 
     @property
     def usage_is_averaged(self) -> bool:
-        """What nvmlDeviceGetPowerUsage gives depends on the chip: the mean over 1 s, or the power of the moment."""
+        """Whether nvmlDeviceGetPowerUsage returns the mean over 1 s; on other chips it returns momentary power."""
         return self.architecture >= _AMPERE and _GA100.search(self.name) is None
 
     def energy(self, source: Source) -> Channel:
@@ -201,7 +201,7 @@ class _ChannelMaker:
 
 
 def _probe(nvml: Nvml, handle: Any, uuid: str) -> Mapping[Field, float]:
-    """Ask for every field that may be there: the values of those that are."""
+    """Return the values of all supported fields."""
     values: dict[Field, float] = {}
     pending = list(_PROBED)
     for attempt in range(_PROBES):
@@ -218,7 +218,7 @@ def _probe(nvml: Nvml, handle: Any, uuid: str) -> Mapping[Field, float]:
                 raise nvml.sensor_error(answer.nvmlReturn, uuid)
             if answer.nvmlReturn == 0:
                 values[field] = number_of(answer)
-            # A counter at 0 may be a moment old, and what fails otherwise may be right in a moment.
+            # A counter at 0 may have just started, and other failures may be temporary.
             if answer.nvmlReturn not in (0, *UNSUPPORTED) or (field == _ENERGY and values.get(field) == 0):
                 again.append(field)
         pending = again
@@ -230,34 +230,34 @@ def _probe(nvml: Nvml, handle: Any, uuid: str) -> Mapping[Field, float]:
 def _energy_source(
     nvml: Nvml, handle: Any, uuid: str, values: Mapping[Field, float], notes: list[str]
 ) -> Source | None:
-    """Say where the energy counter is; None: the GPU has none that counts."""
+    """Return the source of the energy counter; None if the GPU has no working counter."""
     if values.get(_ENERGY):
         return _ENERGY
     value, code = (0.0, 0) if _ENERGY in values else nvml.attempt(_ENERGY_CALL, handle, subject=uuid)
     if value:
         return _ENERGY_CALL
     if not code:
-        notes.append("its energy counter stands at 0 and is not used: power is integrated instead")
+        notes.append("energy counter is 0 and not used; power is integrated instead")
     return None
 
 
 def _has_memory(values: Mapping[Field, float], notes: list[str]) -> bool:
-    """Whether the memory's power can be believed: headers disagree about what the scope means."""
+    """Return whether the memory power is plausible; headers disagree about the meaning of the scope."""
     memory_mw = values.get(_MEMORY)
     if not memory_mw:
         return False
     if _NO_SCOPE in values:
-        notes.append("memory power is left out: this driver gives the GPU's power whatever the scope")
+        notes.append("memory power excluded: this driver returns the GPU's power for any scope")
         return False
     whole_mw = values.get(_AVERAGE) or values.get(_INSTANT) or 0.0
     if memory_mw >= whole_mw:
-        notes.append(f"memory power is left out: {memory_mw / 1000:g} W is not inside the GPU's {whole_mw / 1000:g} W")
+        notes.append(f"memory power excluded: {memory_mw / 1000:g} W is not below the GPU's {whole_mw / 1000:g} W")
         return False
     return True
 
 
 def _window_s(architecture: int, name: str) -> float | None:
-    """How much of each refresh period momentary power looks at, for chips on which it was measured to be a part.
+    """Return the measured part of each refresh period of momentary power; None if unknown or the whole period.
 
     Source:
         Yang, Adamek, Armour 2023, arXiv 2312.02741; table of github JimZeyuYang/GPU_Power_Benchmark.
@@ -270,31 +270,31 @@ def _window_s(architecture: int, name: str) -> float | None:
 
 
 def _max_power_watts(*limits_mw: int | None) -> float:
-    """More than twice the highest limit that can be set is no excursion but garbage."""
+    """Return the plausibility bound: twice the highest limit that can be set, plus 100 W."""
     highest_mw = max([limit_mw for limit_mw in limits_mw if limit_mw], default=0)
     return 2 * highest_mw / 1000 + 100 if highest_mw else _UNKNOWN_MAX_WATTS
 
 
-def believable_limit(limit_mw: int | None) -> int | None:
-    """A power limit as NVML gives it, None for garbage."""
+def plausible_limit(limit_mw: int | None) -> int | None:
+    """Return a power limit, or None if it is implausible."""
     return limit_mw if limit_mw and limit_mw / 1000 <= _UNKNOWN_MAX_WATTS else None
 
 
 def _address(bus_id: str | bytes) -> str:
-    """The PCI address as sysfs writes it; NVML has eight digits for the domain, and capitals."""
+    """Return a PCI address in the format of sysfs; NVML uses eight digits for the domain, and upper case."""
     text = (bus_id.decode(errors="replace") if isinstance(bus_id, bytes) else bus_id).lower()
     domain, _, rest = text.partition(":")
     return f"{domain[-4:]}:{rest}" if len(domain) == 8 and domain.startswith("0000") else text
 
 
 def number_of(answer: Any) -> float:
-    """A field's value by its type; 0, which is no value here, for a type that this does not know."""
+    """Return a field's value; 0, which means no value here, if its type is unknown."""
     name = _VALUE_NAMES.get(answer.valueType)
     return float(getattr(answer.value, name)) if name is not None else 0.0
 
 
 def to_readings(values: Sequence[tuple[Channel, float, int]]) -> Sequence[Reading]:
-    """Turn milliwatts and millijoules into readings; leaves out what cannot be."""
+    """Convert milliwatts and millijoules to readings; skip implausible values."""
     whole_mw = 0.0
     for channel, value, _ in values:
         quantity = channel.info.quantity

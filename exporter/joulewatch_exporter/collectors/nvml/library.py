@@ -1,4 +1,4 @@
-"""NVML, the library of NVIDIA's driver: found, loaded, called through nvidia-ml-py, its codes made into errors.
+"""NVML, the library of NVIDIA's driver: find it, load it, call it through nvidia-ml-py, convert its error codes.
 
 Sources: NVIDIA ``nvml.h`` (CUDA 13.3) and the NVML API reference.
 """
@@ -38,17 +38,17 @@ LOST: Final = frozenset({_GPU_IS_LOST, _RESET_REQUIRED, _VERSION_MISMATCH})
 _GONE: Final = LOST | {_NOT_FOUND, _GPU_NOT_FOUND}
 _DENIED: Final = frozenset({_NO_PERMISSION, _OPERATING_SYSTEM})
 
-DEVICES_CURE: Final = "sudo chmod a+rw /dev/nvidiactl /dev/nvidia[0-9]*"
-_PACKAGE_CURE: Final = "pip install 'joulewatch[nvml]'"
+DEVICES_FIX: Final = "sudo chmod a+rw /dev/nvidiactl /dev/nvidia[0-9]*"
+_INSTALL_COMMAND: Final = "pip install 'joulewatch[nvml]'"
 
 
 class Nvml:
-    """nvidia-ml-py's module, with its exceptions turned into the error tree."""
+    """nvidia-ml-py's module, with its exceptions converted to sensor errors."""
 
     def __init__(self, module: Any, dev: Path) -> None:
         self.module = module
         self.is_uninitialised = False
-        """Whether a call said that NVML is not started: somebody else in this process has shut it down."""
+        """Whether a call reported that NVML is not initialised, because other code in this process shut it down."""
         self._error: type[Exception] = module.NVMLError
         self._dev = dev
 
@@ -56,7 +56,7 @@ class Nvml:
         """Call a function of NVML.
 
         Raises:
-            SensorError: What NVML's code means for ``subject``.
+            SensorError: See `sensor_error`.
         """
         try:
             return getattr(self.module, name)(*arguments)
@@ -64,10 +64,10 @@ class Nvml:
             raise self.sensor_error(int(getattr(error, "value", 999)), subject) from error
 
     def attempt(self, name: str, *arguments: Any, subject: str) -> tuple[Any, int]:
-        """Call a function that not every driver and GPU has: its result and 0, or None and NVML's code.
+        """Call a function that not all drivers and GPUs support; return its result and 0, or None and NVML's code.
 
         Raises:
-            SensorError: The GPU is gone, or the driver: that is no matter of this function.
+            SensorError: The GPU is lost, or the driver was replaced.
         """
         try:
             return getattr(self.module, name)(*arguments), 0
@@ -80,50 +80,58 @@ class Nvml:
             return None, code
 
     def sensor_error(self, code: int, subject: str) -> SensorError:
-        """Say what a return code means for the reading of ``subject``."""
-        # Not str(error): for a code that nvidia-ml-py does not know it asks the library, which may hang.
-        known: Mapping[int, str] = getattr(self._error, "_errcode_to_string", {})
-        text = f"{subject}: {known.get(code, 'unknown code').rstrip('.')} (NVML error {code})"
+        """Return the error for a return code that concerns ``subject``."""
+        # Not str(error): for unknown codes nvidia-ml-py calls the library, which may hang.
+        texts: Mapping[int, str] = getattr(self._error, "_errcode_to_string", {})
+        text = f"{subject}: {texts.get(code, 'unknown code').rstrip('.')} (NVML error {code})"
         if code == _UNINITIALIZED:
             self.is_uninitialised = True
-        if code in _DENIED or (code == _DRIVER_NOT_LOADED and self._is_closed_to_us()):
+        if code in _DENIED or (code == _DRIVER_NOT_LOADED and self._is_denied()):
             return SensorDeniedError(
-                f"{self._dev}/nvidiactl: {text}; run `{DEVICES_CURE}`, or give the devices to the container or the "
+                f"{self._dev}/nvidiactl: {text}; run `{DEVICES_FIX}`, or pass the devices to the container or the "
                 "systemd unit (docker: --gpus all; systemd: DeviceAllow=/dev/nvidiactl rw)"
             )
         if code == _VERSION_MISMATCH:
             return SensorAbsentError(
-                f"{text}: NVIDIA's driver was replaced and does not fit the library that is loaded. Load the new "
-                "kernel modules (or reboot), then restart joulewatch-exporter: the old library stays in this process"
+                f"{text}: NVIDIA's driver was replaced and does not match the loaded library. Load the new kernel "
+                "modules (or reboot), then restart joulewatch-exporter, because this process keeps the old library"
             )
         if code == _RESET_REQUIRED:
-            return SensorAbsentError(f"{text}: stop what uses the GPU, this exporter too, and run `nvidia-smi -r`")
+            return SensorAbsentError(
+                f"{text}: stop all programs that use the GPU, including this exporter, and run `nvidia-smi -r`"
+            )
         if code == _DRIVER_NOT_LOADED:
-            return SensorAbsentError(f"{text}: NVIDIA's kernel driver is not loaded; `nvidia-smi` loads it or says why")
+            return SensorAbsentError(
+                f"{text}: NVIDIA's kernel driver is not loaded; `nvidia-smi` loads it or reports why it cannot"
+            )
         if code == _LIBRARY_NOT_FOUND:
             return SensorAbsentError(
-                f"{text}: there is no {SONAME}; install the library of NVIDIA's driver (Debian: apt-get install "
-                "libnvidia-ml1), or give its path in collectors.nvml.library"
+                f"{text}: {SONAME} is missing; install the library of NVIDIA's driver (Debian: apt-get install "
+                "libnvidia-ml1), or set its path in collectors.nvml.library"
             )
         if code in _GONE:
             return SensorAbsentError(text)
         return SensorGlitchError(text)
 
-    def _is_closed_to_us(self) -> bool:
+    def _is_denied(self) -> bool:
         control = self._dev / "nvidiactl"
         return control.exists() and not os.access(control, os.R_OK | os.W_OK)
 
 
-def find_library(host: Host, wanted: Path | None) -> Path | None:
-    """The library that is to be loaded; None: the system's.
+def find_library(host: Host, path: Path | None) -> Path | None:
+    """Return the library to load; None: the system's.
+
+    Args:
+        host: An emulated machine has its own library or none, so the real GPUs are never read for it.
+        path: The library set in the configuration.
 
     Raises:
-        SensorAbsentError: It is not there. An emulated machine has its own or none: never the real GPUs.
+        SensorAbsentError: The library does not exist.
     """
-    if wanted is not None:
-        if not wanted.is_file():
-            raise SensorAbsentError(f"{wanted}: no such file; collectors.nvml.library names it")
-        return wanted
+    if path is not None:
+        if not path.is_file():
+            raise SensorAbsentError(f"{path}: no such file, set in collectors.nvml.library")
+        return path
     if not host.emulated:
         return None
     emulated = host.sysfs.absolute().parent / "lib" / SONAME
@@ -132,11 +140,11 @@ def find_library(host: Host, wanted: Path | None) -> Path | None:
     return emulated
 
 
-def find_trace(host: Host) -> str:
-    """What shows that there is an NVIDIA GPU, so that machines without one never load anything.
+def find_evidence(host: Host) -> str:
+    """Return a path that exists only with an NVIDIA GPU; other machines then never load NVML.
 
     Raises:
-        SensorAbsentError: Nothing does.
+        SensorAbsentError: There is no such path.
     """
     for path in (host.procfs / "driver/nvidia", host.dev / "nvidiactl", host.dev / "dxg"):
         if path.exists():
@@ -151,29 +159,34 @@ def find_trace(host: Host) -> str:
     raise SensorAbsentError(f"no NVIDIA GPU: none in {root}, and no {host.procfs}/driver/nvidia")
 
 
-def import_nvml(trace: str) -> Any:
-    """NVIDIA's own package nvidia-ml-py, which is imported as pynvml.
+def import_nvml(evidence: str) -> Any:
+    """Import NVIDIA's package nvidia-ml-py, whose module is pynvml.
+
+    Args:
+        evidence: The result of `find_evidence`, for messages.
 
     Raises:
-        SensorAbsentError: It is missing, too old, or hidden behind another package of that name.
+        SensorAbsentError: The package is missing, too old, or shadowed by another package with this module.
     """
     try:
         module = importlib.import_module("pynvml")
     except ImportError as error:
-        raise SensorAbsentError(f"{trace}: is there, but the package nvidia-ml-py is not: {_PACKAGE_CURE}") from error
+        raise SensorAbsentError(
+            f"{evidence}: exists, but the package nvidia-ml-py is not installed: {_INSTALL_COMMAND}"
+        ) from error
     if hasattr(module, "NVML_POWER_SCOPE_MEMORY"):
         return module
     if hasattr(module, "__path__"):
         raise SensorAbsentError(
-            f"{module.__file__}: the old package pynvml hides NVIDIA's nvidia-ml-py, which is needed: "
+            f"{module.__file__}: the old package pynvml shadows NVIDIA's nvidia-ml-py, which is required: "
             "pip uninstall -y pynvml && pip install --force-reinstall nvidia-ml-py"
         )
-    raise SensorAbsentError(f"{module.__file__}: too old to know all fields: pip install --upgrade nvidia-ml-py")
+    raise SensorAbsentError(f"{module.__file__}: too old, some fields are missing: pip install --upgrade nvidia-ml-py")
 
 
 def load_library(library: Path, nvml: Nvml) -> None:
-    """Load a library before nvidia-ml-py asks for one by name: the loader then gives it this one."""
-    import ctypes  # only where a library is named: it costs memory on every machine
+    """Load a library before nvidia-ml-py requests one by name, so that the loader returns this one."""
+    import ctypes  # imported late, because it costs memory
 
     try:
         loaded = ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
@@ -183,6 +196,6 @@ def load_library(library: Path, nvml: Nvml) -> None:
     used = getattr(nvml.module, "nvmlLib", None) or used
     if loaded._handle != used._handle:
         raise SensorAbsentError(
-            f"{library}: this process uses another {SONAME}; restart joulewatch-exporter, and see that this file's "
-            f"SONAME is {SONAME} (readelf -d)"
+            f"{library}: this process uses another {SONAME}; restart joulewatch-exporter, and check that the SONAME "
+            f"of this file is {SONAME} (readelf -d)"
         )

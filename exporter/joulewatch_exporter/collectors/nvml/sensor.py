@@ -1,4 +1,4 @@
-"""One GPU that is read: its sensor, its thread, and the gate that shuts reads out while NVML is started anew."""
+"""The sensor of one GPU, its thread, and the gate that blocks reads while NVML is restarted."""
 
 from __future__ import annotations
 
@@ -18,38 +18,40 @@ _LIMIT_PERIOD_NS: Final = 60 * _NS_PER_S
 
 
 class Gate:
-    """Lets reads pass, or shuts them out with a reason and waits until the last one has come out."""
+    """Admits reads, or blocks them with a reason and waits until the reads in progress have ended."""
 
     def __init__(self, reason: SensorError) -> None:
         self._condition = threading.Condition()
         self._reason: SensorError | None = reason
-        self._inside = 0
+        self._reads = 0
 
     def enter(self) -> SensorError | None:
-        """Go in, and ``leave`` later; or the reason why not."""
+        """Begin a read, to be ended with ``leave``; return the reason if reads are blocked, else None."""
         with self._condition:
             if self._reason is None:
-                self._inside += 1
+                self._reads += 1
             return self._reason
 
     def leave(self) -> None:
+        """End a read."""
         with self._condition:
-            self._inside -= 1
+            self._reads -= 1
             self._condition.notify_all()
 
-    def shut(self, reason: SensorError, timeout_s: float) -> bool:
-        """Let nobody in any more; whether all have come out in time."""
+    def block(self, reason: SensorError, timeout_s: float) -> bool:
+        """Block reads; return whether all reads in progress ended in time."""
         with self._condition:
             self._reason = reason
-            return self._condition.wait_for(lambda: self._inside == 0, timeout_s)
+            return self._condition.wait_for(lambda: self._reads == 0, timeout_s)
 
     def open(self) -> None:
+        """Admit reads."""
         with self._condition:
             self._reason = None
 
 
 class Gpu:
-    """A physical GPU for as long as the collector is open: its thread, and its handle or why it has none."""
+    """A physical GPU as long as the collector is open: its thread, its handle, or the error why it has no handle."""
 
     def __init__(self, thread: DeadlineThread, handle: Any, sensor: GpuSensor) -> None:
         self.thread = thread
@@ -66,13 +68,13 @@ class Owner(Protocol):
     gpus: dict[str, Gpu]
     call_timeout_s: float
 
-    def see_limit(self, sensor: GpuSensor, limit_mw: int | None) -> None:
-        """Take note of the limit that a GPU enforces now."""
+    def update_limit(self, sensor: GpuSensor, limit_mw: int | None) -> None:
+        """Publish the power limit that a GPU enforces now."""
         ...
 
 
 class GpuSensor:
-    """One GPU with the quantities that it gives."""
+    """One GPU with the quantities that it reports."""
 
     def __init__(self, collector: Owner, description: Description) -> None:
         self.device = description.uuid
@@ -81,60 +83,60 @@ class GpuSensor:
         self._collector = collector
         self._fields = [channel.field for channel in description.channels if channel.field is not None]
         self._calls = [(channel, channel.source) for channel in description.channels if isinstance(channel.source, str)]
-        self._told: SensorError | None = None
+        self._reported: SensorError | None = None
         self._limit_due_ns = monotonic_ns() + _LIMIT_PERIOD_NS
 
     @property
     def is_momentary(self) -> bool:
-        """Whether all that it gives is the power of the moment, so that the load between two reads is lost."""
+        """Whether the total is momentary power, so that changes of the load between two reads are missed."""
         total = next(channel for channel in self.description.channels if channel.is_total)
         return not total.is_energy and not total.is_averaged
 
     def read(self) -> Sequence[Reading]:
-        """Ask the GPU once.
+        """Read the GPU once.
 
         Returns:
-            The quantities that it gave, the total always among them.
+            The quantities that the GPU returned, which always include the total.
 
         Raises:
-            SensorTimeoutError: It did not answer in time, or an earlier call still hangs.
-            SensorAbsentError: It is lost, needs a reset, or the driver has been replaced.
-            SensorDeniedError: Its device files are closed to us.
-            SensorGlitchError: This read failed, or NVML is just being started anew.
+            SensorTimeoutError: The GPU did not answer in time, or an earlier call still hangs.
+            SensorAbsentError: The GPU is lost or needs a reset, or the driver was replaced.
+            SensorDeniedError: The device files cannot be opened.
+            SensorGlitchError: This read failed, or NVML is being restarted.
         """
         collector = self._collector
         reason = collector.gate.enter()
         if reason is not None:
-            raise self._once_more(reason)
+            raise self._copy(reason)
         try:
             gpu = collector.gpus[self.device]
             if gpu.lost is not None:
-                raise self._once_more(gpu.lost)
+                raise self._copy(gpu.lost)
             if gpu.thread.is_hanging:
                 error = SensorTimeoutError(f"{self.device}: an earlier call has not returned")
                 error.is_repeated = True
                 raise error
             handle = gpu.handle
             try:
-                readings = gpu.thread.call(lambda: self._ask(handle), collector.call_timeout_s)
+                readings = gpu.thread.call(lambda: self._query(handle), collector.call_timeout_s)
             except SensorAbsentError as error:
-                # Until the watching thread finds it again. A copy: the error itself would keep this whole call alive.
-                gpu.lost = self._told = SensorAbsentError(str(error))
+                # Until the watcher finds it again. A copy, because the error would keep the stack of this call alive.
+                gpu.lost = self._reported = SensorAbsentError(str(error))
                 raise
         finally:
             collector.gate.leave()
-        self._told = None
+        self._reported = None
         return readings
 
-    def _once_more(self, error: SensorError) -> SensorError:
-        """A copy to raise, since an exception remembers where it was raised; the same failure counts once."""
+    def _copy(self, error: SensorError) -> SensorError:
+        """Return a copy to raise, because an exception keeps its traceback; a failure counts only once."""
         copy = type(error)(str(error))
-        copy.is_repeated = self._told is error
-        self._told = error
+        copy.is_repeated = self._reported is error
+        self._reported = error
         return copy
 
-    def _ask(self, handle: Any) -> Sequence[Reading]:
-        """What the GPU's thread does for a read."""
+    def _query(self, handle: Any) -> Sequence[Reading]:
+        """Read all quantities; runs on the GPU's thread."""
         nvml = self._collector.nvml
         values: list[tuple[Channel, float, int]] = []  # milliwatts or millijoules, and the time of the read
         failures: dict[Channel, int] = {}
@@ -156,9 +158,9 @@ class GpuSensor:
                 raise nvml.sensor_error(code, self.device)
         readings = to_readings(values)
         if not any(reading.quantity.scope == "device" for reading in readings):
-            raise SensorGlitchError(f"{self.device}: reads exactly 0: a GPU that answers draws something")
+            raise SensorGlitchError(f"{self.device}: exactly 0 W: the GPU has no data now")
         if monotonic_ns() >= self._limit_due_ns:
             self._limit_due_ns = monotonic_ns() + _LIMIT_PERIOD_NS
             limit_mw, _ = nvml.attempt("nvmlDeviceGetEnforcedPowerLimit", handle, subject=self.device)
-            self._collector.see_limit(self, limit_mw)
+            self._collector.update_limit(self, limit_mw)
         return readings
