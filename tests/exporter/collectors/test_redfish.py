@@ -23,7 +23,7 @@ from joulewatch_exporter.collectors.base.targets import TargetList
 from joulewatch_exporter.collectors.redfish import client
 from joulewatch_exporter.collectors.redfish.collector import RedfishCollector, RedfishOptions, RedfishTarget
 from joulewatch_exporter.collectors.redfish.device import NS_PER_S, RedfishDevice, SampleClock
-from joulewatch_exporter.collectors.redfish.discover import number, seconds
+from joulewatch_exporter.collectors.redfish.plan import number, seconds
 from joulewatch_exporter.config.strict import build
 from joulewatch_exporter.errors import (
     ConfigError,

@@ -8,10 +8,8 @@ since the token would go there.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import socket
-import ssl
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,12 +19,21 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
 from joulewatch_exporter import __version__
 from joulewatch_exporter.collectors.base.targets import read_secret
-from joulewatch_exporter.collectors.redfish.discover import ROOT, BusyError, ForbiddenError, Json, MissingError
+from joulewatch_exporter.collectors.redfish.plan import ROOT, BusyError, ForbiddenError, Json, MissingError
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
+from joulewatch_exporter.collectors.redfish.tls import (
+    PinningAdapter,
+    UntrustedError,
+    certificate_reason,
+    chain,
+    innermost,
+    leaf_fingerprint,
+    short,
+    verify_setting,
+)
 from joulewatch_exporter.errors import (
     SensorAbsentError,
     SensorDeniedError,
@@ -44,13 +51,6 @@ MAX_LEFT_SESSIONS: Final = 8
 _PIECE_BYTES: Final = 1 << 16
 _REDIRECTIONS: Final = frozenset({301, 302, 303, 307, 308})
 _BUSY: Final = frozenset({429, 502, 503, 504})
-
-
-class UntrustedError(SensorDeniedError):
-    """The service's certificate is not trusted."""
-
-    cure = ""
-    """The line of the target that trusts it."""
 
 
 class _ExpiredError(SensorError):
@@ -73,19 +73,6 @@ class Memory:
     """Where sessions are opened."""
     left: list[Session] = field(default_factory=list)
     """Sessions that could not be ended."""
-
-
-class _Adapter(HTTPAdapter):
-    """Pins a certificate by its fingerprint."""
-
-    def __init__(self, pin: str) -> None:
-        self._pin = pin
-        super().__init__(pool_connections=1, pool_maxsize=1)
-
-    def init_poolmanager(self, connections: int, maxsize: int, block: bool = False, **settings: Any) -> None:
-        if self._pin:
-            settings["assert_fingerprint"] = self._pin
-        super().init_poolmanager(connections, maxsize, block, **settings)
 
 
 class Client:
@@ -118,11 +105,11 @@ class Client:
                 "User-Agent": f"joulewatch-exporter/{__version__}",
             }
         )
-        self._http.verify = _verify(target)
+        self._http.verify = verify_setting(target)
         if target.insecure:
             # `check` shows that it is; urllib3 would say it at each request.
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        self._http.mount("https://", _Adapter(target.pin))
+        self._http.mount("https://", PinningAdapter(target.pin))
         self.notes: list[str] = []
 
     def begin(self, span_s: float) -> None:
@@ -148,7 +135,7 @@ class Client:
             SensorAbsentError: Nobody is there.
         """
         if path == ROOT:
-            return self._service_root()
+            return self._serviceinnermost()
         self._log_in()
         try:
             return self._get(path)
@@ -166,7 +153,7 @@ class Client:
         except _ExpiredError:
             self._refuse(path)
 
-    def _service_root(self) -> tuple[Json, int]:
+    def _serviceinnermost(self) -> tuple[Json, int]:
         if self._root is None:
             try:
                 self._root = self._get(ROOT)
@@ -175,7 +162,7 @@ class Client:
                 if not self._target.user or self._http.auth is not None:
                     self._refuse(ROOT)
                 self._use_basic()
-                return self._service_root()
+                return self._serviceinnermost()
         return self._root
 
     def _get(self, path: str) -> tuple[Json, int]:
@@ -230,7 +217,7 @@ class Client:
         return read_secret(self._target.password_file)
 
     def _sessions_path(self) -> str | None:
-        root, _ = self._service_root()
+        root, _ = self._serviceinnermost()
         links = root.get("Links")
         link = links.get("Sessions") if isinstance(links, Mapping) else None
         if isinstance(link, Mapping) and isinstance(path := link.get("@odata.id"), str):
@@ -350,7 +337,7 @@ class Client:
             except requests.exceptions.RequestException as error:
                 raise SensorGlitchError(f"{url}: {type(error).__name__}") from None
             except OSError as error:
-                raise SensorGlitchError(f"{url}: {_short(error)}") from None
+                raise SensorGlitchError(f"{url}: {short(error)}") from None
         raise AssertionError("unreachable")
 
     def _left_s(self, url: str) -> float:
@@ -371,7 +358,7 @@ class Client:
             raise self._timeout(url) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             response.close()
-            raise SensorGlitchError(f"{url}: the answer broke off: {_short(error)}") from None
+            raise SensorGlitchError(f"{url}: the answer broke off: {short(error)}") from None
         except SensorError:
             response.close()
             raise
@@ -402,9 +389,9 @@ class Client:
     def _not_trusted(self, error: Exception) -> SensorError:
         parts = urlsplit(self._target.base)
         host = parts.netloc
-        reason = _certificate_reason(error)
+        reason = certificate_reason(error)
         if reason is None:
-            return SensorAbsentError(f"{host}: TLS: {_short(_root(error))}")
+            return SensorAbsentError(f"{host}: TLS: {short(innermost(error))}")
         seen = leaf_fingerprint(parts.hostname or "", parts.port or 443)
         found = f"; the fingerprint of the one that is there: {seen}" if seen else ""
         if self._target.pin:
@@ -416,41 +403,6 @@ class Client:
             )
         failure.cure = f"fingerprint: {seen}" if seen else ""
         return failure
-
-
-def leaf_fingerprint(host: str, port: int, timeout_s: float = LOGOUT_S) -> str:
-    """SHA-256 of the certificate that a server shows, as people compare them; empty where it shows none."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    try:
-        with (
-            socket.create_connection((host, port), timeout_s) as plain,
-            context.wrap_socket(plain, server_hostname=host) as connection,
-        ):
-            certificate = connection.getpeercert(binary_form=True)
-    except (OSError, ValueError):
-        return ""
-    if not certificate:
-        return ""
-    digest = hashlib.sha256(certificate).hexdigest().upper()
-    return ":".join(digest[index : index + 2] for index in range(0, len(digest), 2))
-
-
-def _verify(target: RedfishTarget) -> bool | str:
-    if target.insecure or target.pin:
-        return False  # a pinned certificate is compared by the adapter
-    if target.ca_file is not None:
-        try:
-            ssl.create_default_context(cafile=target.ca_file)
-        except ssl.SSLError:
-            raise SensorDeniedError(f"{target.ca_file}: ca_file: holds no certificate in PEM form") from None
-        except OSError as error:
-            raise SensorDeniedError(f"{target.ca_file}: ca_file: {error.strerror}") from None
-        return str(target.ca_file)
-    # The machine's own authorities, to which a site adds its own, rather than those that come with requests.
-    paths = ssl.get_default_verify_paths()
-    return paths.cafile or paths.capath or True
 
 
 def _resource(body: bytes, url: str) -> Json:
@@ -485,38 +437,12 @@ def _origin(url: str) -> tuple[str, str]:
     return parts.scheme, f"{parts.hostname}:{port}"
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and all that it was made of: requests and urllib3 wrap each other's."""
-    seen: set[int] = set()
-    todo: list[Any] = [error]
-    while todo:
-        item = todo.pop(0)
-        if isinstance(item, BaseException) and id(item) not in seen:
-            seen.add(id(item))
-            yield item
-            todo += [*item.args, getattr(item, "reason", None), item.__cause__, item.__context__]
-
-
-def _root(error: BaseException) -> BaseException:
-    return list(_chain(error))[-1]
-
-
-def _certificate_reason(error: BaseException) -> str | None:
-    """Why a certificate is not trusted; None: the handshake failed for another reason."""
-    for item in _chain(error):
-        if isinstance(item, ssl.SSLCertVerificationError):
-            return item.verify_message or _short(item)
-        if isinstance(item, ssl.CertificateError) or "ingerprint" in str(item) or "doesn't match" in str(item):
-            return "another certificate"
-    return None
-
-
 def _was_cut(error: BaseException) -> bool:
-    return any(isinstance(item, urllib3.exceptions.ProtocolError) for item in _chain(error))
+    return any(isinstance(item, urllib3.exceptions.ProtocolError) for item in chain(error))
 
 
 def _no_connection(url: str, error: BaseException) -> SensorError:
-    for item in _chain(error):
+    for item in chain(error):
         if isinstance(item, socket.gaierror):
             return SensorAbsentError(f"{url}: unknown host")
         if isinstance(item, OSError) and item.errno is not None and item.strerror:
@@ -524,7 +450,3 @@ def _no_connection(url: str, error: BaseException) -> SensorError:
     if _was_cut(error):
         return SensorTimeoutError(f"{url}: the service closed the connection without an answer")
     return SensorAbsentError(f"{url}: no connection")
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}" if not str(error) else " ".join(str(error).split())[:120]

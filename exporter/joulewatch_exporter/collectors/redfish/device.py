@@ -10,14 +10,8 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from joulewatch_exporter.collectors.redfish.client import Client, Memory
-from joulewatch_exporter.collectors.redfish.discover import (
-    BusyError,
-    Json,
-    MissingError,
-    Plan,
-    Series,
-    discover,
-)
+from joulewatch_exporter.collectors.redfish.discover import discover
+from joulewatch_exporter.collectors.redfish.plan import BusyError, Json, MissingError, Plan, Series
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
 from joulewatch_exporter.errors import (
     SensorAbsentError,

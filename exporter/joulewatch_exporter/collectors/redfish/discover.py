@@ -10,22 +10,39 @@ Sources: DMTF DSP0268 (schemas Chassis, EnvironmentMetrics, Power, Sensor), DSP2
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any, Final, NoReturn, TypeAlias
 
+from joulewatch_exporter.collectors.redfish.names import SHARE, WHOLE, component_of, rank_of, slug, supply_name
+from joulewatch_exporter.collectors.redfish.plan import (
+    ROOT,
+    BusyError,
+    Field,
+    ForbiddenError,
+    Json,
+    Member,
+    MissingError,
+    Plan,
+    Series,
+    as_list,
+    as_mapping,
+    as_text,
+    best_counter,
+    find_member,
+    link_target,
+    linked_uri,
+    member_of,
+    number,
+    seconds,
+    step_of,
+)
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError
 from joulewatch_exporter.model import Component, Finding, Quantity, SensorInfo
 
-Json: TypeAlias = Mapping[str, Any]
 Get: TypeAlias = Callable[[str], Json]
-
-ROOT: Final = "/redfish/v1/"
-"""The only path that is known beforehand."""
 
 JOULES_PER_KWH: Final = 3.6e6
 MAX_NODE_WATTS: Final = 50_000.0
@@ -41,157 +58,9 @@ _MAX_SENSORS: Final = 24
 _INNER_TYPES: Final = frozenset({"Card", "Cartridge", "Component", "IPBasedDrive", "Module", "Zone"})
 """Kinds of chassis that are no server of their own."""
 
-_WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-_SHARE_WORDS: Final = re.compile(
-    r"(?:sub|subsystem|cpus?|processors?|mem|memory|dimms?|gpus?|accelerators?|fpgas?|pcie|fans?|drives?|disks?|hdds?|"
-    r"ssds?|storage|nics?|vr|psus?|ps|supply|supplies)"
-)
-"""A name with one of these tells of a share, not of the whole."""
-_WHOLE_WORDS: Final = re.compile(r"(?:sys|system|chassis|server|node|platform|consum\w*)")
 _POWER_SENSOR: Final = re.compile(r"power|pwr|watt|energy|consum", re.IGNORECASE)
-_COMPONENTS: Final[Sequence[tuple[str, Component]]] = (
-    (r"gpus?|accelerators?", "gpu"),
-    (r"fpgas?", "fpga"),
-    (r"cpus?|processors?", "cpu"),
-    (r"mem|memory|dimms?", "memory"),
-)
 _WATTS: Final[Mapping[str, float]] = {"W": 1.0, "kW": 1e3, "mW": 1e-3}
 _JOULES: Final[Mapping[str, float]] = {"J": 1.0, "kJ": 1e3, "kW.h": JOULES_PER_KWH, "kWh": JOULES_PER_KWH, "W.h": 3.6e3}
-
-
-class MissingError(SensorAbsentError):
-    """The service answers, and has no such resource."""
-
-
-class ForbiddenError(SensorDeniedError):
-    """The login is good and has no right to this resource."""
-
-
-class BusyError(SensorGlitchError):
-    """The service answers that it cannot: it starts, or has too much to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One member of a list, known by what stays when the list is sorted anew."""
-
-    key: str
-    """``MemberId`` or ``Name``; empty: it has neither."""
-    value: str
-    index: int
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """Where one value is: a resource and the way within it."""
-
-    uri: str
-    path: tuple[str | Member, ...]
-    scale: float = 1.0
-    """To watts or joules."""
-
-    @property
-    def pointer(self) -> str:
-        """The value's address, as Redfish writes it: the resource, ``#`` and the way."""
-        return f"{self.uri}#/" + "/".join(str(step.index) if isinstance(step, Member) else step for step in self.path)
-
-    def value(self, resource: Json) -> Any:
-        """What is there; None where nothing is."""
-        value: Any = resource
-        for step in self.path:
-            if isinstance(step, Member):
-                value = _find(value, step)
-            elif isinstance(value, Mapping):
-                value = value.get(step)
-            else:
-                return None
-        return value
-
-    def number(self, resource: Json) -> float | None:
-        """The number there in watts or joules; None: null, empty, or no number."""
-        value = number(self.value(resource))
-        return None if value is None else value * self.scale
-
-    def watts(self, resource: Json) -> float | None:
-        """The power there; None also for 0, which is what a service without data says."""
-        value = self.number(resource)
-        return value if value is not None and value > 0.0 else None
-
-    def joules(self, resource: Json) -> float | None:
-        """The counter's position there."""
-        value = self.number(resource)
-        return value if value is not None and value >= 0.0 else None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Series:
-    """One quantity and where its values are."""
-
-    info: SensorInfo
-    power: Field | None
-    energy: Field | None
-    sampled: Field | None = None
-    """The sensor's own time stamp, in the same resource."""
-    sensing_s: float | None = None
-    """How often the sensor samples, by its own account."""
-
-    @property
-    def is_node(self) -> bool:
-        """Whether it is what the service is read for, not a part that comes along."""
-        return self.info.quantity.scope == "node"
-
-    @property
-    def uris(self) -> tuple[str, ...]:
-        """The resources that a reading needs."""
-        return tuple(dict.fromkeys(field.uri for field in (self.energy, self.power) if field is not None))
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is read of one service at each poll."""
-
-    series: tuple[Series, ...]
-    findings: tuple[Finding, ...]
-    chassis: frozenset[str]
-    """Chassis that have shown a number."""
-
-    @property
-    def infos(self) -> tuple[SensorInfo, ...]:
-        """Of all its quantities."""
-        return tuple(series.info for series in self.series)
-
-    @property
-    def node_uris(self) -> tuple[str, ...]:
-        """The resources that must be read."""
-        return tuple(dict.fromkeys(uri for series in self.series if series.is_node for uri in series.uris))
-
-    @property
-    def part_uris(self) -> tuple[str, ...]:
-        """Further resources, that only parts need."""
-        uris = dict.fromkeys(uri for series in self.series for uri in series.uris)
-        return tuple(uri for uri in uris if uri not in self.node_uris)
-
-
-def number(value: Any) -> float | None:
-    """A JSON number as a float; None for everything else: null, "", true, and what no float can hold."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
-        return None
-    try:
-        result = float(value)
-    except (OverflowError, ValueError):
-        return None
-    return result if math.isfinite(result) else None
-
-
-def seconds(duration: Any) -> float | None:
-    """A time span of ISO 8601 (``PT1.5S``) in seconds; None: it is none, or not above 0."""
-    if not isinstance(duration, str):
-        return None
-    match = re.fullmatch(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?", duration)
-    if match is None:
-        return None
-    parts = [float(part) if part else 0.0 for part in match.groups()]
-    return sum(part * unit for part, unit in zip(parts, (86400.0, 3600.0, 60.0, 1.0), strict=True)) or None
 
 
 def discover(get: Get, target: RedfishTarget, *, interval_s: float, previous: Plan | None = None) -> Plan:
@@ -271,7 +140,7 @@ class _Discovery:
 
     def run(self) -> Plan:
         base = self._target.base
-        link = _link(self._get(ROOT), "Chassis")
+        link = linked_uri(self._get(ROOT), "Chassis")
         if link is None:
             raise SensorAbsentError(f"{base}{ROOT}: no link to Chassis")
         chassis = [found for uri in self._members(link, _MAX_CHASSIS) if (found := self._look_at(uri)) is not None]
@@ -333,8 +202,8 @@ class _Discovery:
             if page is None:
                 return
             collection = self._get(page)
-            for member in _list(collection.get("Members")):
-                if (link := _uri(member)) is not None and count < limit:
+            for member in as_list(collection.get("Members")):
+                if (link := link_target(member)) is not None and count < limit:
                     count += 1
                     yield link
             following = collection.get("Members@odata.nextLink")
@@ -344,14 +213,14 @@ class _Discovery:
         chassis = self._optional(uri)
         if chassis is None:
             return None
-        links = _mapping(chassis.get("Links"))
+        links = as_mapping(chassis.get("Links"))
         return _Chassis(
             uri=uri,
-            id=_text(chassis.get("Id")) or uri.rstrip("/").rpartition("/")[2],
-            type=_text(chassis.get("ChassisType")),
-            model=" ".join(filter(None, (_text(chassis.get("Manufacturer")), _text(chassis.get("Model"))))),
-            container=_uri(links.get("ContainedBy")) or "",
-            contains=tuple(filter(None, map(_uri, _list(links.get("Contains"))))),
+            id=as_text(chassis.get("Id")) or uri.rstrip("/").rpartition("/")[2],
+            type=as_text(chassis.get("ChassisType")),
+            model=" ".join(filter(None, (as_text(chassis.get("Manufacturer")), as_text(chassis.get("Model"))))),
+            container=link_target(links.get("ContainedBy")) or "",
+            contains=tuple(filter(None, map(link_target, as_list(links.get("Contains"))))),
             resource=chassis,
         )
 
@@ -379,17 +248,17 @@ class _Discovery:
     def _find_source(self, item: _Chassis) -> None:
         chassis = item.resource
         sources: list[_Source] = []
-        environment_uri = _link(chassis, "EnvironmentMetrics")
+        environment_uri = linked_uri(chassis, "EnvironmentMetrics")
         if (environment := self._optional(environment_uri)) is not None and environment_uri is not None:
             sources.append(self._environment(environment, environment_uri))
         if not _any_live(sources) or self._target.parts:
-            item.power_uri = _link(chassis, "Power") or ""
+            item.power_uri = linked_uri(chassis, "Power") or ""
             item.power = self._optional(item.power_uri or None)
             if item.power is not None:
                 sources.append(self._power(item.power, item.power_uri))
         sources = [source for source in sources if source.power is not None or source.energy is not None]
         if not _any_live(sources):
-            sources += self._sensors(_link(chassis, "Sensors"))
+            sources += self._sensors(linked_uri(chassis, "Sensors"))
         best = next((source for source in sources if source.is_live), sources[0] if sources else None)
         item.source = best
         item.others = [source.kind for source in sources if source is not best]
@@ -404,7 +273,7 @@ class _Discovery:
             energy=energy,
             sampled=None,
             sensing_s=None,
-            step=step or _step(resource, power, "W"),
+            step=step or step_of(resource, power, "W"),
             accuracy=None,
             is_live=is_live,
             note=note,
@@ -412,7 +281,7 @@ class _Discovery:
         if is_live and (power is None) != (energy is None):
             # One number only: its full sensor costs no more than the excerpt, and may say when it was sampled.
             key = str((power or energy).path[0])  # type: ignore[union-attr]
-            return self._full_sensor(_text(_mapping(resource.get(key)).get("DataSourceUri")), source)
+            return self._full_sensor(as_text(as_mapping(resource.get(key)).get("DataSourceUri")), source)
         return source
 
     def _full_sensor(self, uri: str, excerpt: _Source) -> _Source:
@@ -429,21 +298,21 @@ class _Discovery:
         if not self._target.energy:
             return None, "", note
         for key, scale in (("EnergyJoules", 1.0), ("EnergykWh", JOULES_PER_KWH)):
-            counter = _best_counter(resource, uri, (key,), scale)
+            counter = best_counter(resource, uri, (key,), scale)
             if counter is None:
                 continue
             if counter.joules(resource) == 0.0 and counter not in self._known_counters:
                 note = f"{key} stands at 0 and is not used"
                 continue
-            return counter, _step(resource, counter, "J"), ""
+            return counter, step_of(resource, counter, "J"), ""
         return None, "", note
 
     def _power(self, resource: Json, uri: str) -> _Source:
-        controls = [_mapping(control) for control in _list(resource.get("PowerControl"))]
+        controls = [as_mapping(control) for control in as_list(resource.get("PowerControl"))]
         index = _node_control(controls, self._target.power_control)
         if index is None:
             if controls and self._target.power_control:
-                names = ", ".join(_text(control.get("Name")) or str(i) for i, control in enumerate(controls))
+                names = ", ".join(as_text(control.get("Name")) or str(i) for i, control in enumerate(controls))
                 self._find("absent", uri, f"no PowerControl {self._target.power_control}; there are: {names}")
             return _Source(
                 kind="Power",
@@ -455,7 +324,7 @@ class _Discovery:
                 accuracy=None,
                 is_live=False,
             )
-        power = Field(uri, ("PowerControl", _member(controls[index], index), "PowerConsumedWatts"))
+        power = Field(uri, ("PowerControl", member_of(controls[index], index), "PowerConsumedWatts"))
         has_key = "PowerConsumedWatts" in controls[index]
         return _Source(
             kind="Power",
@@ -463,7 +332,7 @@ class _Discovery:
             energy=None,
             sampled=None,
             sensing_s=None,
-            step=_step(resource, power, "W"),
+            step=step_of(resource, power, "W"),
             accuracy=None,
             is_live=power.watts(resource) is not None,
         )
@@ -476,7 +345,7 @@ class _Discovery:
             uris = [member for member in self._members(uri, 2048) if _POWER_SENSOR.search(member.rpartition("/")[2])]
         except (MissingError, ForbiddenError):
             return []
-        uris.sort(key=lambda member: (_rank(member.rpartition("/")[2]), member))
+        uris.sort(key=lambda member: (rank_of(member.rpartition("/")[2]), member))
         best: dict[str, tuple[int, _Source]] = {}
         for member in uris[:_MAX_SENSORS]:
             resource = self._optional(member)
@@ -506,29 +375,29 @@ class _Discovery:
 
     def _sensor_rank(self, resource: Json, uri: str) -> int | None:
         """How much a sensor looks like the whole chassis; None: not at all."""
-        names = (_text(resource.get("Id")), _text(resource.get("Name")))
+        names = (as_text(resource.get("Id")), as_text(resource.get("Name")))
         if self._target.power_control:
             return 0 if self._target.power_control in names else None
-        ranks = [_rank(name) for name in (*names, uri.rpartition("/")[2]) if name]
-        if _SHARE in ranks:
+        ranks = [rank_of(name) for name in (*names, uri.rpartition("/")[2]) if name]
+        if SHARE in ranks:
             return None
         rank = min(ranks)
         if resource.get("PhysicalContext") in ("Chassis", "SystemBoard", "Room", "Rack"):
-            return min(rank, _WHOLE)
-        return rank if rank <= _WHOLE else None
+            return min(rank, WHOLE)
+        return rank if rank <= WHOLE else None
 
     def _sensor(self, resource: Json, uri: str, kind: str) -> _Source | None:
         """A full Sensor as a source; None where it is neither of power nor a counter of energy."""
-        units = _text(resource.get("ReadingUnits"))
-        reading_type = _text(resource.get("ReadingType"))
+        units = as_text(resource.get("ReadingUnits"))
+        reading_type = as_text(resource.get("ReadingType"))
         sampled = None
-        if self._target.reading_time and _text(resource.get("ReadingTime")):
+        if self._target.reading_time and as_text(resource.get("ReadingTime")):
             sampled = Field(uri, ("ReadingTime",))
         sensing_s = seconds(resource.get("SensingInterval"))
         percent = number(resource.get("Accuracy"))
         accuracy = percent / 100 if percent is not None and 0.0 < percent < 100.0 else None
         if reading_type.startswith("Energy") and units in _JOULES and self._target.energy:
-            counter = _best_counter(resource, uri, (), _JOULES[units])
+            counter = best_counter(resource, uri, (), _JOULES[units])
             if counter is None or (counter.joules(resource) == 0.0 and counter not in self._known_counters):
                 return None
             return _Source(
@@ -537,7 +406,7 @@ class _Discovery:
                 energy=counter,
                 sampled=sampled,
                 sensing_s=sensing_s,
-                step=_step(resource, counter, "J"),
+                step=step_of(resource, counter, "J"),
                 accuracy=accuracy,
                 is_live=True,
             )
@@ -550,7 +419,7 @@ class _Discovery:
                 energy=None,
                 sampled=sampled,
                 sensing_s=sensing_s,
-                step=_step(resource, power, "W"),
+                step=step_of(resource, power, "W"),
                 accuracy=accuracy,
                 is_live=is_live,
             )
@@ -610,21 +479,21 @@ class _Discovery:
         """Power supplies and sub-totals of the resource ``Power``."""
         assert item.power is not None
         node = None if item.source is None or item.source.power is None else item.source.power
-        controls = [_mapping(control) for control in _list(item.power.get("PowerControl"))]
+        controls = [as_mapping(control) for control in as_list(item.power.get("PowerControl"))]
         main = _node_control(controls, self._target.power_control)
         for index, control in enumerate(controls):
-            power = Field(item.power_uri, ("PowerControl", _member(control, index), "PowerConsumedWatts"))
+            power = Field(item.power_uri, ("PowerControl", member_of(control, index), "PowerConsumedWatts"))
             if index != main and power != node and power.watts(item.power) is not None:
-                name = _text(control.get("Name")) or f"power control {index}"
-                self._add_part(device, _component(name), _slug(name), power, item.power, "")
-        for index, entry in enumerate(_list(item.power.get("PowerSupplies"))):
-            supply = _mapping(entry)
-            name = _supply_name(supply, index)
+                name = as_text(control.get("Name")) or f"power control {index}"
+                self._add_part(device, component_of(name), slug(name), power, item.power, "")
+        for index, entry in enumerate(as_list(item.power.get("PowerSupplies"))):
+            supply = as_mapping(entry)
+            name = supply_name(supply, index)
             for key, what in (("PowerInputWatts", "input"), ("PowerOutputWatts", "output")):
-                power = Field(item.power_uri, ("PowerSupplies", _member(supply, index), key))
+                power = Field(item.power_uri, ("PowerSupplies", member_of(supply, index), key))
                 # A key that is null belongs to a supply that may come back.
                 if key in supply:
-                    model = _text(supply.get("Model"))
+                    model = as_text(supply.get("Model"))
                     self._add_part(device, "node", f"{name}_{what}", power, item.power, model)
 
     def _add_part(
@@ -636,7 +505,7 @@ class _Discovery:
             energy=None,
             sampled=None,
             sensing_s=None,
-            step=_step(resource, power, "W"),
+            step=step_of(resource, power, "W"),
             accuracy=None,
             is_live=True,
         )
@@ -653,7 +522,7 @@ class _Discovery:
             )
             return
         self._add(
-            Quantity(scope="part", component=_component(item.id), device=device, domain=_slug(item.id)),
+            Quantity(scope="part", component=component_of(item.id), device=device, domain=slug(item.id)),
             source,
             item.model,
         )
@@ -662,64 +531,8 @@ class _Discovery:
 # -- small helpers ---------------------------------------------------------------------------------
 
 
-def _mapping(value: Any) -> Json:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, list) else ()
-
-
-def _text(value: Any) -> str:
-    return value.strip() if isinstance(value, str) else ""
-
-
-def _uri(value: Any) -> str | None:
-    uri = _text(_mapping(value).get("@odata.id"))
-    # Part of a resource (``#/PowerControl/0``): the resource is what can be read.
-    return uri.partition("#")[0] or None
-
-
-def _link(resource: Json, name: str) -> str | None:
-    return _uri(resource.get(name))
-
-
-def _find(members: Any, wanted: Member) -> Any:
-    if not isinstance(members, list):
-        return None
-    if wanted.key:
-        return next((item for item in members if _text(_mapping(item).get(wanted.key)) == wanted.value), None)
-    return members[wanted.index] if wanted.index < len(members) else None
-
-
-def _member(member: Json, index: int) -> Member:
-    for key in ("MemberId", "Name"):
-        if value := _text(member.get(key)):
-            return Member(key, value, index)
-    return Member("", "", index)
-
-
 def _any_live(sources: Sequence[_Source]) -> bool:
     return any(source.is_live for source in sources)
-
-
-def _best_counter(resource: Json, uri: str, path: tuple[str, ...], scale: float) -> Field | None:
-    """The counter that survives a reset of the metrics, where there is one; None: no number at all."""
-    reading, lifetime = Field(uri, (*path, "Reading"), scale), Field(uri, (*path, "LifetimeReading"), scale)
-    joules, lifetime_joules = reading.joules(resource), lifetime.joules(resource)
-    if lifetime_joules and lifetime_joules >= (joules or 0.0):
-        return lifetime
-    return reading if joules is not None else None
-
-
-def _step(resource: Json, place: Field | None, unit: str) -> str:
-    """The step of a value, by its digits; a trailing zero may hide one."""
-    value = None if place is None else place.value(resource)
-    if place is None or number(value) is None:
-        return ""
-    exponent = value.as_tuple().exponent if isinstance(value, Decimal) else 0
-    decimals = min(max(-exponent, 0), 6) if isinstance(exponent, int) else 0
-    return f"{place.scale * 10.0**-decimals:g} {unit}"
 
 
 def _node_control(controls: Sequence[Json], wanted: str) -> int | None:
@@ -727,11 +540,11 @@ def _node_control(controls: Sequence[Json], wanted: str) -> int | None:
     if wanted:
         for key in ("MemberId", "Name"):
             for index, control in enumerate(controls):
-                if _text(control.get(key)) == wanted:
+                if as_text(control.get(key)) == wanted:
                     return index
         return None
-    names = [_text(control.get("Name")) for control in controls]
-    wholes = [i for i, name in enumerate(names) if _rank(name) != _SHARE]
+    names = [as_text(control.get("Name")) for control in controls]
+    wholes = [i for i, name in enumerate(names) if rank_of(name) != SHARE]
     for index in wholes:
         if "system" in names[index].lower():
             return index
@@ -739,48 +552,12 @@ def _node_control(controls: Sequence[Json], wanted: str) -> int | None:
 
 
 def _told_control(source: _Source, power: Json) -> str:
-    controls = _list(power.get("PowerControl"))
+    controls = as_list(power.get("PowerControl"))
     step = next((step for step in (source.power.path if source.power else ()) if isinstance(step, Member)), None)
     if step is None or len(controls) < 2:
         return ""
-    name = _text(_mapping(_find(controls, step)).get("Name")) or step.value or str(step.index)
+    name = as_text(as_mapping(find_member(controls, step)).get("Name")) or step.value or str(step.index)
     return f"; of {len(controls)} members of PowerControl, {name!r} is the node (power_control chooses another)"
-
-
-def _supply_name(supply: Json, index: int) -> str:
-    member = _text(supply.get("MemberId"))
-    if member.isdigit() or not member:
-        return f"psu{member or index}"
-    return _slug(member)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "part"
-
-
-def _component(name: str) -> Component:
-    words = _words(name)
-    for pattern, component in _COMPONENTS:
-        if any(re.fullmatch(pattern, word) for word in words):
-            return component
-    return "node"
-
-
-def _words(name: str) -> list[str]:
-    return [word.lower() for word in _WORD.findall(name)]
-
-
-_TOTAL, _WHOLE, _UNCLEAR, _SHARE = range(4)
-
-
-def _rank(name: str) -> int:
-    """How much a name speaks of the whole machine; the smallest number is the best."""
-    words = _words(name)
-    if any(_SHARE_WORDS.fullmatch(word) for word in words):
-        return _SHARE
-    if "total" in name.lower():
-        return _TOTAL
-    return _WHOLE if any(_WHOLE_WORDS.fullmatch(word) for word in words) else _UNCLEAR
 
 
 def _containers(chassis: Sequence[_Chassis], live: Sequence[_Chassis]) -> dict[str, str]:

@@ -1,0 +1,60 @@
+"""What the names of sensors and chassis say: the whole server or a share of it, and which component."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from joulewatch_exporter.collectors.redfish.plan import Json, as_text
+from joulewatch_exporter.model import Component
+
+_WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+_SHARE_WORDS: Final = re.compile(
+    r"(?:sub|subsystem|cpus?|processors?|mem|memory|dimms?|gpus?|accelerators?|fpgas?|pcie|fans?|drives?|disks?|hdds?|"
+    r"ssds?|storage|nics?|vr|psus?|ps|supply|supplies)"
+)
+"""A name with one of these tells of a share, not of the whole."""
+_WHOLE_WORDS: Final = re.compile(r"(?:sys|system|chassis|server|node|platform|consum\w*)")
+_COMPONENTS: Final[Sequence[tuple[str, Component]]] = (
+    (r"gpus?|accelerators?", "gpu"),
+    (r"fpgas?", "fpga"),
+    (r"cpus?|processors?", "cpu"),
+    (r"mem|memory|dimms?", "memory"),
+)
+
+
+def supply_name(supply: Json, index: int) -> str:
+    member = as_text(supply.get("MemberId"))
+    if member.isdigit() or not member:
+        return f"psu{member or index}"
+    return slug(member)
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "part"
+
+
+def component_of(name: str) -> Component:
+    words = _words(name)
+    for pattern, component in _COMPONENTS:
+        if any(re.fullmatch(pattern, word) for word in words):
+            return component
+    return "node"
+
+
+def _words(name: str) -> list[str]:
+    return [word.lower() for word in _WORD.findall(name)]
+
+
+TOTAL, WHOLE, UNCLEAR, SHARE = range(4)
+
+
+def rank_of(name: str) -> int:
+    """How much a name speaks of the whole machine; the smallest number is the best."""
+    words = _words(name)
+    if any(_SHARE_WORDS.fullmatch(word) for word in words):
+        return SHARE
+    if "total" in name.lower():
+        return TOTAL
+    return WHOLE if any(_WHOLE_WORDS.fullmatch(word) for word in words) else UNCLEAR
