@@ -26,7 +26,7 @@ import torch
 
 from joulewatch_harness import networks, runtimes
 from joulewatch_harness.binder import Choice, Limits, Parse
-from joulewatch_harness.errors import ConfigError, NetworkError
+from joulewatch_harness.errors import ConfigError, NetworkError, describe
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graphs
@@ -434,7 +434,7 @@ class TorchNetwork:
             try:
                 found = found()
             except Exception as error:
-                raise ConfigError(f"{spec} could not be made: {type(error).__name__}: {error}") from error
+                raise ConfigError(f"{spec} cannot be created: {describe(error)}") from error
         if not isinstance(found, torch.nn.Module):
             raise ConfigError(f"{spec} gave a {type(found).__name__}, not a torch.nn.Module")
         module = found.eval().requires_grad_(False)
