@@ -117,7 +117,7 @@ def test_the_command_writes_a_complete_file_or_none(
     captured = capsys.readouterr()
     assert output.read_text() == text
     assert captured.out == ""
-    assert "samples in" in captured.err
+    assert "samples to" in captured.err
     assert main(["export", str(path), "--openmetrics", f"--output={tmp_path / 'none' / 'x'}"]) == 2
     assert "cannot be written: No such file" in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["out.om", "recording.sqlite"]  # noqa: PTH208
