@@ -10,8 +10,8 @@ RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.dev
 # Versions of everything that development and the tests need. Users' installs are not pinned.
 LOCK := constraints-dev.txt
-# Only two workers: tests that read real servers against the clock need idle processors.
-PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
+# Most integration tests wait for the clock: four workers share two processors well.
+PYTEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadgroup --no-loadscope-reorder
 
 .PHONY: profile demo check unit test test-long bench golden dashboards manuals lock clean help
 

@@ -160,7 +160,7 @@ def test_a_crash_takes_one_batch_size_and_no_process_is_left(tmp_path: Path, emu
     _, record = the_run(tmp_path)
     (note,) = (item for item in record.notes if item.batch_size)
     assert (note.configuration, note.batch_size, note.reason) == ("wild", 2, "network_error")
-    assert "was ended by SIGSEGV (signal 11) in run" in note.text
+    assert "was ended by SIGSEGV (signal 11) during run" in note.text
     measured = {
         (window.configuration, window.batch_size, window.repeat)
         for window in record.windows

@@ -96,7 +96,7 @@ class Bench:
             options = {"command": command, "transcript": str(self._transcript(precision))}
         if runtime in ("onnxruntime", "openvino", "torch", "tvm"):
             try:
-                importlib.import_module(RUNTIMES[runtime])
+                importlib.import_module(RUNTIMES[runtime].module)
             except ModuleNotFoundError as missing:
                 pytest.skip(f"the runtime {runtime} cannot be imported: {missing}")
         return Configuration(f"{way} {precision}", NETWORK, runtime, precision, options=options)

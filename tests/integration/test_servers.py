@@ -592,7 +592,7 @@ configurations:
         done = joulewatch("profile", "plan.yaml", folder=tmp_path)
     assert done.code == 0, done.err
     assert "tiny:1b/openai/native" in done.out
-    assert "Output tokens: total, net:" in done.out
+    assert "Output tokens (per inf: per inference; total, net:" in done.out
     (folder,) = (tmp_path / "runs").iterdir()
     measured = [item for item in read_run(folder).windows if item.kind == "measure"]
     assert len(measured) == 6
