@@ -31,6 +31,7 @@ from joulewatch_harness.runtimes.tvm import network as runtime
 from joulewatch_harness.runtimes.tvm.network import TvmNetwork
 from joulewatch_harness.traces import read_trace
 from support.onnx_models import dequantised, matmul, save
+from support.require import require_program
 from support.tvm_models import quantised_convolution, quantised_matmuls
 
 
@@ -210,6 +211,7 @@ def test_what_was_tuned_is_kept_found_again_and_survives_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One real tuning of one small kernel; then what a killed process can leave of its database."""
+    require_program("g++", "g++")  # TVM links each candidate with it; without it no candidate counts
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = matmul(tmp_path / "m.onnx", batch=2)
     first, _ = tuned(path, caplog, trials="2", cost_model="random", threads="1")
