@@ -1,4 +1,4 @@
-"""The clocks that code is given, so that a test can give it another one."""
+"""The clock protocol of the package: code takes a `Clock`, and a test passes a fake one."""
 
 from __future__ import annotations
 

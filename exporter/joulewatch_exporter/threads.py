@@ -1,9 +1,9 @@
-"""Calls that may never return, and the threads that make them.
+"""Threads for calls that may never return.
 
-A Python thread cannot be killed: a call into a driver that hangs keeps its thread until the driver answers. So every
-such call is made on a thread of a `Worker`. While the call hangs, another thread can give it up: its subject (a device)
-then counts as hung, a new thread may continue the work, and the old thread ends when its call returns. The result of a
-call that was given up is never used.
+A Python thread cannot be killed: if a driver hangs, the call into it occupies its thread until the driver answers. So
+every such call is made on a thread of a `Worker`. While the call hangs, another thread can abandon it. Then its subject
+(a device) counts as hung, a new thread may continue the work, and the old thread ends when the call returns. The result
+of an abandoned call is never used.
 
 Three users: `DeadlineThread` makes one call at a time for a caller that waits for it (opening a family, NVML);
 `sampling.family_thread.FamilyThread` reads the devices of a family; `collectors.base.workers.Poller` keeps one slow
@@ -26,51 +26,52 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class GivenUpError(BaseException):
-    """The call returned after it was given up. Not an Exception: it must not pass for a failure of the device."""
+class AbandonedError(BaseException):
+    """The call returned after it was abandoned. Not an Exception, because it is not a failure of the device."""
 
 
 class Turn:
-    """One thread's turn at the work of a `Worker`: it lasts until the thread is given up or the worker stops."""
+    """The time in which one thread does the work of a `Worker`: until it is abandoned or the worker stops."""
 
-    __slots__ = ("_lock", "_worker", "busy_since_ns", "is_claimed", "is_given_up", "subject")
+    __slots__ = ("_lock", "_worker", "busy_since_ns", "is_abandoned", "is_claimed", "subject")
 
     def __init__(self, worker: Worker | None = None) -> None:
-        """Begin a turn; without a worker, calls are made by whoever asks for them and are never given up."""
+        """Start a turn. Without a worker, the calling thread makes the calls, and nothing abandons them."""
         self._worker = worker
         self._lock = threading.Lock() if worker is None else worker.lock
         self.subject: str | None = None
-        """Subject of the call in progress; None: no call is in progress, so the thread cannot be given up."""
+        """Subject of the call in progress; None: no call is in progress, so the thread cannot be abandoned."""
         self.is_claimed = False
-        """Whether `Worker.give_up` claims the call in progress; see there."""
-        self.is_given_up = False
+        """Whether `Worker.abandon` claims the call in progress; see there."""
+        self.is_abandoned = False
         self.busy_since_ns = 0
         """Monotonic start of the job in progress, which may make several calls; 0 when idle."""
 
     @property
     def is_over(self) -> bool:
         """Whether the thread is to end."""
-        return self.is_given_up or (self._worker is not None and self._worker.is_stopping)
+        return self.is_abandoned or (self._worker is not None and self._worker.is_stopping)
 
     @property
     def hung(self) -> frozenset[str]:
-        """Subjects of the worker's calls that were given up and have not returned."""
+        """Subjects of the worker's abandoned calls that have not returned."""
         return frozenset() if self._worker is None else self._worker.hung
 
     def call(self, subject: str, function: Callable[[], T], discard: Callable[[T], object] | None = None) -> T:
         """Make a call that may hang.
 
         Args:
-            subject: What counts as hung if the call is given up.
+            subject: What counts as hung if the call is abandoned.
             function: The call.
-            discard: Called with the result if the call was given up, to close what it opened.
+            discard: Called with the result if the call was abandoned, to close what it opened.
 
         Raises:
-            GivenUpError: Another thread gave the call up; this thread must end without touching shared state.
+            AbandonedError: Another thread has abandoned the call. This thread must end without changing shared state.
         """
-        # No lock: it would cost more than a fast read. Instead, the order of two steps matters on each side: here the
-        # call ends and then a claim is checked; `Worker.give_up` makes the claim and then checks that the call is still
-        # in progress. So a claim is never overlooked, and the lock shows whether it was withdrawn.
+        # A lock around each call would take longer than a fast read. Instead, both sides do two steps in a fixed order:
+        # this side ends the call, then checks for a claim; `Worker.abandon` makes a claim, then checks that the call is
+        # still in progress. So this side never misses a claim, and only if there is one does it take the lock, to see
+        # whether the claim was withdrawn.
         self.subject = subject
         result: Any = None
         try:
@@ -83,20 +84,20 @@ class Turn:
 
     def _end_late(self, subject: str, result: Any, discard: Callable[[Any], object] | None) -> None:
         with self._lock:
-            if not self.is_given_up:
-                return  # the call had ended before the claim
+            if not self.is_abandoned:
+                return  # withdrawn: the call had ended before the claim
         assert self._worker is not None
-        logger.info("%s: %s: a call that hung has returned", self._worker.name, subject)
+        logger.info("%s: %s: the call that hung has returned", self._worker.name, subject)
         try:
             if discard is not None and result is not None:
                 discard(result)
         except Exception as error:
             logger.debug("%s: %s: %s", self._worker.name, subject, error)
         self._worker.forget(self)
-        raise GivenUpError from None
+        raise AbandonedError from None
 
     def wait(self, due_ns: int, is_wanted: Callable[[], bool] = lambda: False) -> bool:
-        """Wait until a job is due or wanted, and be busy from then on; False: the turn is over."""
+        """Wait until a job is due or wanted, then mark the turn as busy; return False if the turn is over."""
         assert self._worker is not None
         condition = self._worker.condition
         with condition:
@@ -109,17 +110,17 @@ class Turn:
 
 
 class Worker:
-    """Work that one thread at a time does, in which calls may hang.
+    """Work that one thread does at a time, with calls that may hang.
 
-    Its condition guards the worker and the state of its user; it is not reentrant.
+    The condition guards the state of the worker and of its user. Its lock is not reentrant.
     """
 
     def __init__(self, name: str, work: Callable[[Turn], None]) -> None:
         """Prepare; ``start`` begins.
 
         Args:
-            name: Of the threads, for logs and debuggers.
-            work: Runs on the thread, until its turn is over.
+            name: Name of the threads, for logs and debuggers.
+            work: Runs on the thread until its turn is over.
         """
         self.name = name
         self._work = work
@@ -127,23 +128,23 @@ class Worker:
         self.condition = threading.Condition(self.lock)
         self.is_stopping = False
         self.turn: Turn | None = None
-        """Of the thread that works now; None: there is none."""
+        """Turn of the current thread; None: there is no thread."""
         self.hung: frozenset[str] = frozenset()
-        """Subjects of calls that were given up and have not returned; replaced as a whole, so any thread may read."""
-        self._given_up: dict[Turn, str] = {}
+        """Subjects of abandoned calls that have not returned; the set is replaced, never changed: reads need no lock."""
+        self._abandoned: dict[Turn, str] = {}
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start a thread; with the lock held where threads may meet."""
+        """Start a thread; hold the lock if other threads may do the same."""
         turn = self.turn = Turn(self)
         self._thread = threading.Thread(target=self._run, args=(turn,), name=self.name, daemon=True)
         self._thread.start()
 
-    def give_up(self) -> str | None:
-        """Leave the thread behind if it is in a call; the lock must be held.
+    def abandon(self) -> str | None:
+        """Abandon the call in progress, and with it the current thread. The lock must be held.
 
         Returns:
-            The subject, hung until the call returns; None: no call is in progress, and the thread continues.
+            The subject of the call; None: no call is in progress, and the thread continues.
         """
         turn = self.turn
         if turn is None:
@@ -153,43 +154,43 @@ class Worker:
         if subject is None:
             turn.is_claimed = False
             return None
-        turn.is_given_up = True
-        self._given_up[turn] = subject
-        self.hung = frozenset(self._given_up.values())
+        turn.is_abandoned = True
+        self._abandoned[turn] = subject
+        self.hung = frozenset(self._abandoned.values())
         self.turn = None
         return subject
 
     def forget(self, turn: Turn) -> None:
-        """Take note that a call that was given up has returned."""
+        """Remove an abandoned call that has returned."""
         with self.condition:
-            del self._given_up[turn]
-            self.hung = frozenset(self._given_up.values())
+            del self._abandoned[turn]
+            self.hung = frozenset(self._abandoned.values())
 
     def busy_ns(self, now_ns: int) -> int:
-        """Return how long the job in progress has run; 0 when idle."""
+        """Return how long the current job has been running; 0 when idle."""
         turn = self.turn
         return now_ns - turn.busy_since_ns if turn is not None and turn.busy_since_ns else 0
 
     def stop(self) -> None:
-        """Ask the thread to end, without waiting; one that hangs ends when its call returns. Safe to call twice."""
+        """Ask the thread to end, without waiting; a hung thread ends when its call returns. Safe to call twice."""
         with self.condition:
             self.is_stopping = True
             self.condition.notify_all()
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the end of the thread, ``timeout_s`` at most."""
+        """Wait for the thread to end, ``timeout_s`` at most."""
         if self._thread is not None:
             self._thread.join(timeout_s)
 
     def _run(self, turn: Turn) -> None:
         try:
             self._work(turn)
-        except GivenUpError:
+        except AbandonedError:
             pass
 
 
 class DeadlineThread:
-    """Makes one call at a time on a thread of its own, for a caller that waits a limited time."""
+    """Makes one call at a time on its own thread, for a caller that waits a limited time."""
 
     def __init__(self, name: str) -> None:
         """Prepare; the first call starts the thread."""
@@ -211,7 +212,7 @@ class DeadlineThread:
         Args:
             function: The call.
             timeout_s: How long to wait.
-            discard: Called with a result that came too late.
+            discard: Called with a result that is too late, to close what the call opened.
 
         Raises:
             SensorTimeoutError: It has not returned within ``timeout_s``, or an earlier call has not returned yet.
@@ -237,15 +238,15 @@ class DeadlineThread:
 
     def _wait(self, timeout_s: float) -> tuple[Any, Exception | None]:
         if not self._condition.wait_for(lambda: self._outcome is not None, timeout_s):
-            if self._job is not None or self._worker.give_up() is not None:
+            if self._job is not None or self._worker.abandon() is not None:
                 raise SensorTimeoutError(f"{self._name}: no answer within {timeout_s:g} s")
-            # The call returned at the last moment, and its thread is about to hand over the outcome.
+            # The call has just returned, and its thread is about to store the outcome.
             self._condition.wait_for(lambda: self._outcome is not None)
         assert self._outcome is not None
         return self._outcome
 
     def close(self) -> None:
-        """End the thread; one that hangs ends when its call returns. Safe to call twice."""
+        """End the thread; a hung thread ends when its call returns. Safe to call twice."""
         self._worker.stop()
 
     def _serve(self, turn: Turn) -> None:
@@ -255,7 +256,7 @@ class DeadlineThread:
                 if self._job is None:
                     return
                 (function, discard), self._job = self._job, None
-                turn.subject = self._name  # from here on the caller can give it up
+                turn.subject = self._name  # from here on the caller can abandon it
             outcome: tuple[Any, Exception | None]
             try:
                 outcome = (turn.call(self._name, function, discard), None)

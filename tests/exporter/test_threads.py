@@ -1,4 +1,4 @@
-"""Calls that hang: who owns their outcome, who takes over, and what happens when they return after all."""
+"""Calls that hang: when they are abandoned, which thread continues, and what happens when they return."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from joulewatch_exporter.errors import SensorGlitchError, SensorTimeoutError
-from joulewatch_exporter.threads import DeadlineThread, GivenUpError, Turn, Worker
+from joulewatch_exporter.threads import AbandonedError, DeadlineThread, Turn, Worker
 
 WAIT_S = 10.0
 """For what takes microseconds; only a broken test waits so long."""
@@ -28,7 +28,7 @@ def eventually(condition: Callable[[], object]) -> None:
 
 @pytest.fixture
 def worker() -> Worker:
-    """A worker whose turn is the test's own thread's."""
+    """A worker whose turn belongs to the test's thread."""
     worker = Worker("read-fake", lambda turn: None)
     worker.turn = Turn(worker)
     return worker
@@ -39,9 +39,9 @@ def turn_of(worker: Worker) -> Turn:
     return worker.turn
 
 
-def give_up(worker: Worker) -> str | None:
+def abandon(worker: Worker) -> str | None:
     with worker.condition:
-        return worker.give_up()
+        return worker.abandon()
 
 
 def test_a_call_returns_its_result_or_raises_its_error(worker: Worker) -> None:
@@ -52,47 +52,47 @@ def test_a_call_returns_its_result_or_raises_its_error(worker: Worker) -> None:
     assert Turn().call("gpu0", lambda: 42) == 42, "without a worker, too"
 
 
-def test_a_thread_that_is_in_no_call_is_not_given_up(worker: Worker) -> None:
+def test_a_thread_without_a_call_in_progress_is_not_abandoned(worker: Worker) -> None:
     turn = turn_of(worker)
     turn.call("gpu0", lambda: None)
-    assert give_up(worker) is None
-    assert not turn.is_given_up
+    assert abandon(worker) is None
+    assert not turn.is_abandoned
     assert worker.turn is turn
 
 
-def test_the_result_of_a_call_that_was_given_up_is_not_used(worker: Worker) -> None:
-    """Not even of one that returns in the moment in which it is given up."""
+def test_the_result_of_an_abandoned_call_is_not_used(worker: Worker) -> None:
+    """Not even if it returns in the same moment."""
     turn = turn_of(worker)
     hung: list[frozenset[str]] = []
 
     def read() -> int:
-        assert give_up(worker) == "gpu0"
+        assert abandon(worker) == "gpu0"
         hung.append(turn.hung)
-        assert give_up(worker) is None, "once"
+        assert abandon(worker) is None, "once"
         return 42
 
-    with pytest.raises(GivenUpError):
+    with pytest.raises(AbandonedError):
         turn.call("gpu0", read)
     assert hung == [frozenset({"gpu0"})]
     assert worker.hung == frozenset(), "it has returned"
     assert turn.is_over
 
 
-def test_the_error_of_a_call_that_was_given_up_is_not_raised(worker: Worker) -> None:
+def test_the_error_of_an_abandoned_call_is_not_raised(worker: Worker) -> None:
     def read() -> None:
-        give_up(worker)
+        abandon(worker)
         raise OSError("EIO")
 
-    with pytest.raises(GivenUpError):
+    with pytest.raises(AbandonedError):
         turn_of(worker).call("gpu0", read)
 
 
-def test_the_work_does_not_take_a_call_that_was_given_up_for_a_failure() -> None:
+def test_work_that_catches_exceptions_does_not_catch_the_end_of_an_abandoned_call() -> None:
     failures: list[Exception] = []
 
     def work(turn: Turn) -> None:
         try:
-            turn.call("gpu0", lambda: give_up(own))
+            turn.call("gpu0", lambda: abandon(own))
         except Exception as error:
             failures.append(error)
         failures.append(AssertionError("the thread has ended"))
@@ -103,14 +103,14 @@ def test_the_work_does_not_take_a_call_that_was_given_up_for_a_failure() -> None
     assert failures == []
 
 
-def test_what_a_late_call_has_opened_is_closed_before_it_counts_as_returned(worker: Worker) -> None:
+def test_a_late_result_is_closed_before_the_call_counts_as_returned(worker: Worker) -> None:
     closed: list[tuple[str, frozenset[str]]] = []
 
     def open_() -> str:
-        give_up(worker)
+        abandon(worker)
         return "connection"
 
-    with pytest.raises(GivenUpError):
+    with pytest.raises(AbandonedError):
         turn_of(worker).call("bmc1", open_, discard=lambda opened: closed.append((opened, worker.hung)))
     assert closed == [("connection", frozenset({"bmc1"}))]
     assert worker.hung == frozenset()
@@ -121,23 +121,23 @@ def test_a_subject_hangs_as_long_as_one_of_its_calls_does(worker: Worker) -> Non
     second = Turn(worker)
 
     def hang_in_second() -> None:
-        give_up(worker)
+        abandon(worker)
         worker.turn = second
-        with pytest.raises(GivenUpError):
-            second.call("socket0", lambda: give_up(worker))
+        with pytest.raises(AbandonedError):
+            second.call("socket0", lambda: abandon(worker))
         assert worker.hung == {"socket0"}
 
-    with pytest.raises(GivenUpError):
+    with pytest.raises(AbandonedError):
         first.call("socket0", hang_in_second)
     assert worker.hung == frozenset()
 
 
 def test_a_claim_that_was_withdrawn_does_not_count(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """``give_up`` claims first and then sees that the call has ended; the thread may see the claim in between."""
+    """``abandon`` makes a claim before it sees that the call has ended; the thread may see the claim meanwhile."""
     turn = turn_of(worker)
 
     class Lock:
-        """Is free when ``give_up`` has withdrawn its claim."""
+        """Blocks until ``abandon`` has withdrawn its claim."""
 
         def __enter__(self) -> None:
             turn.is_claimed = False
@@ -154,7 +154,7 @@ def test_a_claim_that_was_withdrawn_does_not_count(worker: Worker, monkeypatch: 
 
 
 class WatchedTurn(Turn):
-    """Does something whenever its subject is read or before it changes: what another thread may do just then."""
+    """Calls a function before its subject is read or changed, to do what another thread might do in that moment."""
 
     def __init__(self, worker: Worker) -> None:
         self.then: Callable[[str], object] = lambda event: None
@@ -172,15 +172,15 @@ class WatchedTurn(Turn):
         self._subject = subject
 
 
-def test_a_call_that_is_given_up_as_it_ends_is_not_counted(worker: Worker) -> None:
+def test_a_call_that_is_abandoned_as_it_ends_is_not_counted(worker: Worker) -> None:
     turn = worker.turn = WatchedTurn(worker)
-    turn.then = lambda event: event == "end" and give_up(worker)
-    with pytest.raises(GivenUpError):
+    turn.then = lambda event: event == "end" and abandon(worker)
+    with pytest.raises(AbandonedError):
         turn.call("gpu0", lambda: 42)
 
 
 def test_a_call_is_claimed_before_it_is_seen_to_be_in_progress(worker: Worker) -> None:
-    """The other way round it could end, and its result be counted, between the two steps."""
+    """Otherwise the call could end, and its result be counted, between the two steps."""
     turn = worker.turn = WatchedTurn(worker)
     claims: list[bool] = []
 
@@ -190,17 +190,17 @@ def test_a_call_is_claimed_before_it_is_seen_to_be_in_progress(worker: Worker) -
 
     def read() -> None:
         turn.then = note
-        give_up(worker)
+        abandon(worker)
         turn.then = lambda event: None
 
-    with pytest.raises(GivenUpError):
+    with pytest.raises(AbandonedError):
         turn.call("gpu0", read)
     assert claims
     assert all(claims)
 
 
-def test_each_call_is_counted_or_given_up_and_one_thread_at_a_time_is_between_calls() -> None:
-    """However give-ups fall among the calls."""
+def test_each_call_is_counted_or_abandoned_and_one_thread_at_a_time_is_between_calls() -> None:
+    """Calls are abandoned at random moments."""
     made: list[int] = []
     counted: list[int] = []
     late: list[int] = []
@@ -209,7 +209,7 @@ def test_each_call_is_counted_or_given_up_and_one_thread_at_a_time_is_between_ca
 
     def read() -> int:
         made.append(1)
-        return sum(1 for _ in range(20))  # long enough to be given up now and then
+        return sum(1 for _ in range(20))  # long enough to be abandoned now and then
 
     def work(turn: Turn) -> None:
         while not turn.is_over:
@@ -225,11 +225,11 @@ def test_each_call_is_counted_or_given_up_and_one_thread_at_a_time_is_between_ca
     sys.setswitchinterval(1e-6)
     try:
         worker.start()
-        given_up = 0
-        while given_up < 100:
+        abandoned = 0
+        while abandoned < 100:
             with worker.condition:
-                if worker.give_up() is not None:
-                    given_up += 1
+                if worker.abandon() is not None:
+                    abandoned += 1
                     worker.start()
         worker.stop()
         worker.join(WAIT_S)
@@ -237,8 +237,8 @@ def test_each_call_is_counted_or_given_up_and_one_thread_at_a_time_is_between_ca
     finally:
         sys.setswitchinterval(switch_interval_s)
     assert not overlaps
-    assert len(late) == given_up
-    assert len(made) == len(counted) + given_up
+    assert len(late) == abandoned
+    assert len(made) == len(counted) + abandoned
 
 
 def test_a_thread_waits_until_a_job_is_due_or_wanted(worker: Worker) -> None:
@@ -261,7 +261,7 @@ def thread() -> Iterator[DeadlineThread]:
     thread.close()
 
 
-def test_a_call_gives_its_result_or_what_it_raised(thread: DeadlineThread) -> None:
+def test_the_caller_gets_the_result_or_the_error(thread: DeadlineThread) -> None:
     assert thread.call(lambda: 42, WAIT_S) == 42
     with pytest.raises(ZeroDivisionError):
         thread.call(lambda: 1 // 0, WAIT_S)
@@ -270,7 +270,7 @@ def test_a_call_gives_its_result_or_what_it_raised(thread: DeadlineThread) -> No
     assert not thread.is_hanging
 
 
-def test_a_call_that_hangs_is_left_and_the_next_are_refused_until_it_is_back(thread: DeadlineThread) -> None:
+def test_while_a_call_hangs_further_calls_are_refused(thread: DeadlineThread) -> None:
     release = threading.Event()
     discarded: list[bool] = []
     with pytest.raises(SensorTimeoutError, match=r"gpu0: no answer within 0\.01 s"):
@@ -303,7 +303,7 @@ def test_a_call_while_another_is_in_progress_is_refused(thread: DeadlineThread) 
     assert results == [True]
 
 
-def test_a_closed_thread_takes_no_call() -> None:
+def test_a_closed_thread_refuses_calls() -> None:
     thread = DeadlineThread("t")
     thread.close()
     thread.close()

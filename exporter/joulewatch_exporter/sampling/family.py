@@ -68,7 +68,7 @@ def measures_cpu(collector: Collector) -> bool:
 class Family:
     """The open collector of one family and the state of its quantities. Used by one thread at a time.
 
-    Each read is a call of the thread's turn (`threads.Turn`). Another thread can give up a read that hangs; its device
+    Each read is a call of the thread's turn (`threads.Turn`). Another thread can abandon a read that hangs; its device
     is then quarantined: scans leave it alone until the read returns.
     """
 
@@ -260,7 +260,7 @@ class Family:
         return tuple(newest.values())
 
     def quarantine(self, device: str) -> None:
-        """Record that a read of this device hangs and was given up; from any thread."""
+        """Record that a read of this device hangs and was abandoned; from any thread."""
         reason = SensorTimeoutError.reason
         self.count_errors((device,), reason)
         for entry in self._entries:

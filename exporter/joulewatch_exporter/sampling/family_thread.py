@@ -54,7 +54,7 @@ class FamilyThread:
         with self._condition:
             if worker.is_stopping or worker.busy_ns(time.monotonic_ns()) <= hang_s * NS_PER_S:
                 return
-            device = worker.give_up()
+            device = worker.abandon()
             if device is not None:
                 self.family.quarantine(device)
                 self._wanted = max(self._wanted, self._started + 1)
@@ -91,7 +91,7 @@ class FamilyThread:
         Args:
             ticket: From ``request``.
             deadline_ns: Monotonic time at which to stop waiting.
-            timeout_s: How long a scan may take: nobody waits again for one that has taken longer.
+            timeout_s: A scan that has taken longer is not waited for again.
         """
         worker = self._worker
         with self._condition:
@@ -129,7 +129,7 @@ class FamilyThread:
                         due_ns = started_ns + poll_ns  # late by more than a period: do not catch up in a rush
                 self._burst(turn)
         finally:
-            if not turn.is_given_up:
+            if not turn.is_abandoned:
                 self.family.close()
                 if self._replacement is not None:
                     self._replacement.close()

@@ -26,8 +26,8 @@ MAX_QUEUED: Final = 4096
 LONGEST_BACKOFF_S: Final = 60.0
 DENIED_BACKOFF_S: Final = 300.0
 """A BMC locks an account after a few wrong passwords."""
-GIVE_UP_AFTER: Final = 6.0
-"""Number of deadlines after which a call that hangs is given up and a new thread takes over."""
+ABANDON_AFTER: Final = 6.0
+"""Number of deadlines after which a call that hangs is abandoned and a new thread takes over."""
 TAKE_PERIOD_S: Final = 1.0
 _SLACK_S: Final = 1.0
 
@@ -176,8 +176,8 @@ class Poller:
         busy_s = self._worker.busy_ns(now_ns) / NS_PER_S
         if busy_s > self._deadline_s and not isinstance(self._error, SensorTimeoutError):
             self._fail(SensorTimeoutError(f"{self.device}: no answer within {self._deadline_s:g} s"))
-        if busy_s > self._deadline_s * GIVE_UP_AFTER and not self._worker.hung and not self._worker.is_stopping:
-            if self._worker.give_up() is not None:
+        if busy_s > self._deadline_s * ABANDON_AFTER and not self._worker.hung and not self._worker.is_stopping:
+            if self._worker.abandon() is not None:
                 logger.warning("%s: a call hangs for %.0f s: another thread takes over", self.device, busy_s)
                 self._worker.start()
         elif not busy_s and self._error is None and self._newest:
@@ -205,7 +205,7 @@ class Poller:
                 next_ns = (next_ns if pause_s <= self._poll_s else started_ns) + round(pause_s * NS_PER_S)
                 next_ns = max(next_ns, time.monotonic_ns())
         finally:
-            if not turn.is_given_up:
+            if not turn.is_abandoned:
                 self._close(device)
 
     def _step(self, turn: Turn, device: Device | None) -> tuple[Device | None, float]:

@@ -10,7 +10,7 @@ import pytest
 
 from joulewatch_exporter.clock import NS_PER_S
 from joulewatch_exporter.collectors.base.workers import (
-    GIVE_UP_AFTER,
+    ABANDON_AFTER,
     LONGEST_BACKOFF_S,
     Device,
     PolledCollector,
@@ -268,7 +268,7 @@ def test_a_hung_call_gets_one_spare_thread_and_never_more(running: list[object])
     wait_for(lambda: sick.reads)
     connections.device = well
     with worker._condition:
-        worker._watch(time.monotonic_ns() + round((GIVE_UP_AFTER * 5.0 + 1) * NS_PER_S))
+        worker._watch(time.monotonic_ns() + round((ABANDON_AFTER * 5.0 + 1) * NS_PER_S))
     assert worker._worker.hung == {"n1"}
     worker.settle(WAIT_S)
     wait_for(lambda: well.reads)
