@@ -148,7 +148,7 @@ class Timing:
     read_on_scrape: bool
     """True: reads are cheap, so every scrape reads the devices. False: a scrape shows the last scan. Also True for
     devices that are read in the background, because taking their values is cheap."""
-    looks_after_itself: bool = False
+    manages_devices: bool = False
     """True: the family itself probes for lost and new devices, and ``sensors`` may be a new tuple in each scan.
     False: the sampler reopens the family when a device is gone or the family is ``outdated``."""
 

@@ -130,7 +130,7 @@ class Worker:
         self.turn: Turn | None = None
         """Turn of the current thread; None: there is no thread."""
         self.hung: frozenset[str] = frozenset()
-        """Subjects of abandoned calls that have not returned; the set is replaced, never changed: reads need no lock."""
+        """Subjects of abandoned calls that have not returned. The set is replaced, not changed: reads need no lock."""
         self._abandoned: dict[Turn, str] = {}
         self._thread: threading.Thread | None = None
 

@@ -1,4 +1,4 @@
-"""The names are a contract: well formed, unlike each other, and in the README."""
+"""The names are a contract: valid, unique, and listed in the README."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ README = Path(__file__).parents[2] / "exporter" / "README.md"
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
-def test_a_metric_keeps_the_rules(metric: Metric) -> None:
+def test_a_metric_follows_the_conventions(metric: Metric) -> None:
     """Prometheus' conventions: prefix, unit in the name, _total on counters and nowhere else, a help text."""
     assert re.fullmatch(r"joulewatch_[a-z][a-z0-9_]*[a-z0-9]", metric.name)
     assert (metric.kind == "counter") == metric.name.endswith("_total")
@@ -29,13 +29,13 @@ def test_a_metric_keeps_the_rules(metric: Metric) -> None:
         assert f"_{metric.unit}" in metric.name
 
 
-def test_names_are_unlike_each_other() -> None:
+def test_names_are_unique() -> None:
     names = [metric.name for metric in METRICS]
     assert len(set(names)) == len(names)
 
 
 def test_scopes_are_names_and_not_labels() -> None:
-    """sum() over one metric is then always right."""
+    """So that sum() over one metric is always correct."""
     for metrics in (catalog.ENERGY_BY_SCOPE, catalog.POWER_BY_SCOPE):
         assert set(metrics) == {"node", "device", "part"}
         assert all("scope" not in metric.labels for metric in metrics.values())

@@ -99,7 +99,7 @@ class Family:
         self._reads: tuple[Reads, ...] = ()
         self.vanished = False
         """Whether a device is gone or denied, so that the family is to be reopened."""
-        self.looks_after_itself = collector.timing.looks_after_itself
+        self.manages_devices = collector.timing.manages_devices
         self.layout = Layout((), ())
         self._entries: list[_SensorEntry] = []
         self._collector = collector
@@ -160,7 +160,7 @@ class Family:
             entries.append(entry)
         # A device that is gone stays visible as down: an alert must not disappear with its cause. A family that manages
         # its own devices drops only devices that were removed from its configuration.
-        self._lost_devices = [] if self.looks_after_itself else [device for device in known if device not in devices]
+        self._lost_devices = [] if self.manages_devices else [device for device in known if device not in devices]
         self._entries = entries
         self._shown = list(shown.values())
         self._by_quantity = shown
@@ -180,7 +180,7 @@ class Family:
         turn = turn if turn is not None else Turn()
         clock = self._clock
         started_ns = clock.monotonic_ns()
-        if self.looks_after_itself and self._collector.sensors is not self._sensors:
+        if self.manages_devices and self._collector.sensors is not self._sensors:
             self._lay_out(self._collector)
         self._scan_number += 1
         number = self._scan_number

@@ -239,7 +239,7 @@ class Sampler:
             return {
                 name
                 for name, thread in self._threads.items()
-                if name in later and not thread.family.looks_after_itself and name != ESTIMATE_FAMILY
+                if name in later and not thread.family.manages_devices and name != ESTIMATE_FAMILY
             }
 
     def _note(self, name: str, findings: Sequence[Finding]) -> None:
@@ -283,7 +283,7 @@ class Sampler:
             with self._lock:
                 thread = self._threads.get(family.name)
             if thread is None or (
-                not thread.family.looks_after_itself
+                not thread.family.manages_devices
                 and (thread.family.vanished or family.name in self._retry or thread.family.collector.outdated)
             ):
                 self._open(family, first=False)

@@ -518,7 +518,7 @@ def test_it_is_read_each_second_and_on_scrapes(sysfs: FakeSysfs) -> None:
     xmc(sysfs, USER, xmc_power_ins=21_445_936)
     collector = collect(sysfs)
     timing = collector.timing
-    assert (timing.poll_s, timing.read_on_scrape, timing.looks_after_itself) == (1.0, True, False)
+    assert (timing.poll_s, timing.read_on_scrape, timing.manages_devices) == (1.0, True, False)
 
 
 # -- Versal cards and the V80 ----------------------------------------------------------------------

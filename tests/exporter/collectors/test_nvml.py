@@ -102,7 +102,7 @@ def test_a_gpu_with_a_counter(machine: GpuMachine) -> None:
     assert {info.model for info in published.values()} == {"NVIDIA H100 PCIe @ 0000:17:00.0, driver 550.54.15"}
     assert {(info.limit_watts, info.max_power_watts) for info in published.values()} == {(350.0, 800.0)}
     assert "energy counter, instant power, average power, memory power; limit 350 W" in texts(collector, "found")
-    assert (collector.timing.poll_s, collector.timing.looks_after_itself) == (1.0, True)
+    assert (collector.timing.poll_s, collector.timing.manages_devices) == (1.0, True)
 
 
 def test_readings_have_the_quantities_of_the_infos_and_the_time_of_the_read(machine: GpuMachine) -> None:

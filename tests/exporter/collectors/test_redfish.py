@@ -261,7 +261,7 @@ def test_the_family_reads_in_the_background(tmp_path: Path, mock: responses.Requ
         collector.settle(10.0)
         (sensor,) = collector.sensors
         assert (sensor.device, by_label(sensor.read())[NODE]) == ("bmc1", (None, 412.0))
-        assert collector.timing.looks_after_itself
+        assert collector.timing.manages_devices
         assert [finding.status for finding in collector.findings] == ["found"]
     finally:
         collector.close()

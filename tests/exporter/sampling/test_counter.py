@@ -1,4 +1,4 @@
-"""Counters that wrap, restart and lie; power into energy; the rhythm of a sensor."""
+"""Counters that wrap, restart and glitch; energy from power; the refresh period of a sensor."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def s(seconds: float) -> int:
 # -- EnergyCounter ---------------------------------------------------------------------------------
 
 
-def test_first_sight_is_zero_joules() -> None:
-    """What a counter held before we looked is nobody's energy."""
+def test_the_first_reading_is_zero_joules() -> None:
+    """The energy before the first reading does not count."""
     energy = counter()
     assert energy.update(s(1), 4711.0)
     assert energy.total_joules == 0.0
 
 
 def test_a_fall_within_reach_of_the_range_is_a_wrap() -> None:
-    """A counter that fell has gone round once; it has not run backwards."""
+    """A counter that fell has wrapped once; it has not run backwards."""
     energy = counter()
     energy.update(s(0), RANGE_JOULES - 100.0)
     assert energy.update(s(1), 150.0)
@@ -49,7 +49,7 @@ def test_a_fall_within_reach_of_the_range_is_a_wrap() -> None:
 
 
 def test_a_glitch_is_rejected_and_costs_nothing() -> None:
-    """One impossible value between good ones leaves total, and the reading after it, as if it had never been."""
+    """An impossible value between good ones changes neither the total nor the next reading."""
     energy = counter()
     energy.update(s(0), 1000.0)
     energy.update(s(1), 1100.0)
@@ -62,7 +62,7 @@ def test_a_glitch_is_rejected_and_costs_nothing() -> None:
 
 
 def test_a_restart_is_confirmed_by_the_next_reading() -> None:
-    """A fall that is no wrap is a suspect first; once the counter goes on from there, it has restarted."""
+    """A fall that is not a wrap is a suspect; if the counter continues from there, it has restarted."""
     energy = counter()
     energy.update(s(0), 20000.0)
     energy.update(s(1), 20100.0)
@@ -85,8 +85,8 @@ def test_without_a_range_any_fall_is_a_restart() -> None:
     assert (energy.wraps, energy.resets) == (0, 1)
 
 
-def test_after_too_long_a_gap_only_what_is_sure_is_added() -> None:
-    """If the counter may have gone round unseen, the rest modulo the range is sure and the time is unmeasured."""
+def test_after_too_long_a_gap_only_the_certain_energy_is_added() -> None:
+    """If the counter may have wrapped unnoticed, the rise modulo the range is certain, and the time is unmeasured."""
     energy = counter()
     energy.update(s(0), 1000.0)
     gap_s = RANGE_JOULES / MAX_WATTS + 1
@@ -97,7 +97,7 @@ def test_after_too_long_a_gap_only_what_is_sure_is_added() -> None:
 
 
 @pytest.mark.parametrize("position", [math.nan, math.inf, -1.0])
-def test_what_is_no_position_is_rejected(position: float) -> None:
+def test_an_invalid_position_is_rejected(position: float) -> None:
     energy = counter()
     assert not energy.update(s(0), position)
     assert energy.update(s(1), 10.0)
@@ -107,7 +107,7 @@ def test_what_is_no_position_is_rejected(position: float) -> None:
 
 
 def test_a_slow_counter_may_jump_between_two_close_reads() -> None:
-    """Refreshed once a second at 900 W, read 2 ms apart around a refresh: 900 J in 2 ms are no glitch."""
+    """Refreshed once a second at 900 W, read 2 ms apart around a refresh: 900 J in 2 ms are not a glitch."""
     energy = counter(wrap_joules=None)
     for at_s, position in [(0.999, 0.0), (1.001, 900.0), (1.998, 900.0), (1.999, 900.0), (2.001, 1800.0)]:
         assert energy.update(s(at_s), position)
@@ -116,7 +116,7 @@ def test_a_slow_counter_may_jump_between_two_close_reads() -> None:
 
 
 def test_total_resolves_microjoules_after_a_gigajoule() -> None:
-    """The total is computed from whole laps and a position, so no rounding error piles up on the way."""
+    """The total is computed from wraps and a position, so rounding errors do not accumulate."""
     energy = counter()
     step_joules = RANGE_JOULES / 8
     position, steps, now_s = 0.0, 0, 0.0
@@ -146,7 +146,7 @@ steps_strategy = st.lists(
 
 @given(start=st.floats(0, RANGE_JOULES * 0.999), steps=steps_strategy)
 def test_any_sequence_of_possible_steps_adds_up_to_their_sum(start: float, steps: list[tuple[float, float]]) -> None:
-    """Unwrapping any sequence of steps gives their sum, and counts every lap."""
+    """Unwrapping any sequence of steps yields their sum, and counts each wrap."""
     energy = counter()
     now_ns, true_joules = 0, start
     energy.update(now_ns, start)
@@ -179,10 +179,10 @@ def test_a_shifted_clock_changes_nothing(steps: list[tuple[float, float]], shift
     ),
     wrap_joules=st.sampled_from([None, RANGE_JOULES, 1.0]),
 )
-def test_no_garbage_makes_the_total_fall_or_lose_its_senses(
+def test_no_invalid_reading_makes_the_total_fall_or_jump(
     readings: list[tuple[int, float]], wrap_joules: float | None
 ) -> None:
-    """Whatever a sensor says, in whatever order: never a negative increment, never NaN."""
+    """For any values in any order, the total never falls and is never NaN."""
     energy = counter(wrap_joules)
     now_ns = 0
     seen = [(0.0, 0, 0, 0, 0.0)]
@@ -195,7 +195,7 @@ def test_no_garbage_makes_the_total_fall_or_lose_its_senses(
 
 
 @given(where=st.integers(1, 18), glitch=st.floats(15_000, 50_000))
-def test_a_glitch_anywhere_leaves_the_end_as_it_would_have_been(where: int, glitch: float) -> None:
+def test_a_glitch_anywhere_does_not_change_the_final_total(where: int, glitch: float) -> None:
     energy = counter()
     for second in range(21):
         energy.update(s(second), glitch if second == where else 100.0 * second)
@@ -228,7 +228,7 @@ def test_a_ramp_is_integrated_exactly() -> None:
     assert energy.total_joules == pytest.approx(500.0)
 
 
-def test_a_gap_gives_no_energy_and_is_counted() -> None:
+def test_a_gap_adds_no_energy_and_is_counted() -> None:
     energy = integrator(max_gap_s=2.0)
     energy.update(s(0), 100.0)
     energy.update(s(1), 100.0)
@@ -239,7 +239,7 @@ def test_a_gap_gives_no_energy_and_is_counted() -> None:
 
 
 @pytest.mark.parametrize("watts", [-0.1, MAX_WATTS + 0.1, math.nan, math.inf])
-def test_impossible_power_is_rejected_and_bridged(watts: float) -> None:
+def test_impossible_power_is_rejected_and_interpolated(watts: float) -> None:
     energy = integrator()
     energy.update(s(0), 100.0)
     assert not energy.update(s(1), watts)
@@ -256,7 +256,7 @@ def test_the_same_reading_twice_counts_once() -> None:
     assert energy.total_joules == pytest.approx(100.0)
 
 
-def test_many_small_steps_do_not_pile_up_rounding() -> None:
+def test_rounding_errors_of_many_small_steps_do_not_accumulate() -> None:
     energy = integrator()
     for step in range(100_001):
         energy.update(step * 1_000_003, 0.1)
@@ -305,7 +305,7 @@ def watch(refresh_s: float, read_every_s: float, duration_s: float, *, is_counte
     return estimator
 
 
-def test_nothing_is_said_before_three_changes() -> None:
+def test_there_is_no_estimate_before_three_changes() -> None:
     estimator = RefreshEstimator(is_counter=False)
     for second, value in enumerate([1.0, 2.0, 3.0]):
         estimator.update(s(second), value)
@@ -315,14 +315,14 @@ def test_nothing_is_said_before_three_changes() -> None:
 
 
 @pytest.mark.parametrize(("refresh_s", "read_every_s"), [(0.001, 2e-5), (0.001, 3.3e-4), (0.1, 0.013), (1.0, 0.2)])
-def test_a_rhythm_that_is_read_often_enough_is_found(refresh_s: float, read_every_s: float) -> None:
+def test_the_refresh_period_is_found_by_frequent_reads(refresh_s: float, read_every_s: float) -> None:
     estimator = watch(refresh_s, read_every_s, 12 * refresh_s)
     assert estimator.resolved
     assert estimator.refresh_s == pytest.approx(refresh_s, abs=read_every_s)
 
 
-def test_slow_reads_do_not_spoil_what_a_burst_has_found() -> None:
-    """Read once a second after the burst, the counter changes at every read: that is the reader's rhythm."""
+def test_slow_reads_do_not_change_the_estimate_of_a_burst() -> None:
+    """Read once a second after the burst, the counter changes at every read: that is the period of the reads."""
     estimator = watch(0.001, 2e-5, 0.008)
     found = estimator.refresh_s
     for second in range(1, 30):
@@ -330,20 +330,20 @@ def test_slow_reads_do_not_spoil_what_a_burst_has_found() -> None:
     assert estimator.refresh_s == found == pytest.approx(0.001, abs=2e-5)
 
 
-def test_power_read_too_slowly_gives_the_spacing_of_the_reads() -> None:
-    """An upper bound, until somebody reads more often."""
+def test_power_read_too_slowly_yields_the_period_of_the_reads() -> None:
+    """It is an upper bound until reads are more frequent."""
     estimator = watch(0.1, 1.0, 20.0, is_counter=False)
     assert estimator.refresh_s == pytest.approx(1.0)
     assert not estimator.resolved
 
 
-def test_a_counter_that_has_moved_at_every_read_has_told_nothing_of_its_rhythm() -> None:
-    """Read every 10 s, a counter of 1 ms would pass for one of 10 s, and short windows would have no number."""
+def test_a_counter_that_changes_at_every_read_yields_no_estimate() -> None:
+    """Otherwise a counter of 1 ms, read every 10 s, would seem to have 10 s, and short windows would have no result."""
     assert watch(0.001, 10.0, 200.0).refresh_s is None
 
 
-def test_a_hiccup_of_the_reader_does_not_make_a_counter_faster() -> None:
-    """The median of all that was seen, not the smallest of its medians."""
+def test_one_late_read_does_not_shorten_the_estimate() -> None:
+    """The estimate is the median of all distances, not the smallest median so far."""
     estimator = RefreshEstimator(is_counter=True)
     now_ns, joules = 0, 0.0
     for distance_ms in (5, 5, 10, 10, 10, 10, 10, 10):
@@ -354,7 +354,7 @@ def test_a_hiccup_of_the_reader_does_not_make_a_counter_faster() -> None:
     assert estimator.refresh_s == pytest.approx(0.010)
 
 
-def test_a_flat_value_hides_changes_but_makes_no_sensor_slow() -> None:
+def test_a_constant_power_does_not_lengthen_the_estimate() -> None:
     estimator = watch(0.1, 0.013, 2.0, is_counter=False)
     found = estimator.refresh_s
     for step in range(1000):
@@ -362,8 +362,8 @@ def test_a_flat_value_hides_changes_but_makes_no_sensor_slow() -> None:
     assert estimator.refresh_s == found
 
 
-def test_another_counter_of_the_same_quantity_goes_on_with_the_total() -> None:
-    """powercap yesterday, perf from today on: positions do not compare, and the time between is not measured."""
+def test_another_counter_of_the_same_quantity_continues_the_total() -> None:
+    """From powercap to perf: the positions are unrelated, and the time between is unmeasured."""
     counter = EnergyCounter(wrap_joules=1000.0, max_power_watts=100.0)
     counter.update(0, 900.0)
     counter.update(NS_PER_S, 950.0)
@@ -380,7 +380,7 @@ def test_another_counter_of_the_same_quantity_goes_on_with_the_total() -> None:
 
 
 def test_a_register_that_repeats_one_number_has_not_restarted() -> None:
-    """Found on the emulator: 4294967295 for four seconds counted as two restarts, and their energy was lost."""
+    """4294967295 for four seconds once counted as two restarts, and their energy was lost."""
     counter = EnergyCounter(wrap_joules=65_532.610987, max_power_watts=1000.0)
     counter.update(0, 20_000.0)
     counter.update(NS_PER_S, 20_200.0)
@@ -390,7 +390,7 @@ def test_a_register_that_repeats_one_number_has_not_restarted() -> None:
     assert (counter.total_joules, counter.resets, counter.rejected, counter.unmeasured_s) == (1200.0, 0, 4, 0.0)
 
 
-def test_a_restart_of_a_slow_counter_is_believed_when_it_moves_on() -> None:
+def test_a_restart_of_a_slow_counter_is_confirmed_when_it_changes() -> None:
     counter = EnergyCounter(wrap_joules=None, max_power_watts=10_000.0)
     counter.update(0, 7200.0)
     counter.update(10 * NS_PER_S, 10_800.0)

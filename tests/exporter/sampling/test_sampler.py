@@ -1,4 +1,4 @@
-"""Families and their threads: memory over failures, deadlines, sharing, hangs, vanishing, the estimate's place."""
+"""Families and their threads: failures, deadlines, shared reads, hangs, lost devices, the estimate."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def energies(scan: FamilyScan) -> dict[str, float | None]:
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    """Wait for what another thread is about to do."""
+    """Wait until another thread has made a condition true."""
     end = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < end, "it never came true"
+        assert time.monotonic() < end, "the condition never became true"
         threading.Event().wait(0.002)
 
 
@@ -73,7 +73,7 @@ def test_power_only_sensors_are_integrated() -> None:
     assert (scan.energies_joules, scan.powers_watts, scan.reads) == ((150.0,), (50.0,), ("power",))
 
 
-def test_a_failing_device_is_down_and_the_others_read_on() -> None:
+def test_a_failing_device_is_down_and_the_others_are_read() -> None:
     clock = FakeClock()
     dead, alive = energy_sensor("socket0"), energy_sensor("socket1")
     family = family_of(clock, dead, alive)
@@ -89,8 +89,8 @@ def test_a_failing_device_is_down_and_the_others_read_on() -> None:
     assert scan.errors == (("socket0", "glitch", 1),)
 
 
-def test_a_counter_goes_on_where_it_was_when_its_device_returns() -> None:
-    """The energy of the dark time is in the hardware counter, so nothing is lost."""
+def test_a_counter_continues_when_its_device_returns() -> None:
+    """The hardware counter includes the energy of the time without reads, so nothing is lost."""
     clock = FakeClock()
     sensor = energy_sensor(joules=0.0)
     family = family_of(clock, sensor)
@@ -153,8 +153,8 @@ def test_a_suspect_shows_the_last_good_total_with_its_own_timestamp() -> None:
     assert suspect.healths[0].rejected == 1
 
 
-def test_a_suspect_beside_a_good_reading_of_its_device_is_left_out() -> None:
-    """A device has one timestamp: an old total beside it would be placed at the wrong time."""
+def test_a_suspect_next_to_a_good_reading_of_its_device_is_excluded() -> None:
+    """A device has one timestamp, so an old total would be placed at the wrong time."""
     clock = FakeClock()
     both = FakeSensor((info("socket0"), info("socket0", "dram", component="memory")), energies_joules=[10.0, 20.0])
     family = family_of(clock, both)
@@ -199,7 +199,7 @@ def test_each_device_has_the_time_of_its_own_read_not_of_the_scan() -> None:
     assert scan.duration_s == pytest.approx(1.5)
 
 
-def test_emulated_is_said_of_every_quantity() -> None:
+def test_each_quantity_is_labelled_emulated() -> None:
     family = family_of(FakeClock(), energy_sensor(), emulated=True)
     assert [item.method for item in family.layout.infos] == ["emulated"]
 
@@ -210,7 +210,7 @@ def test_a_quantity_offered_twice_is_published_once() -> None:
 
 
 def test_unchanged_health_keeps_its_identity() -> None:
-    """The renderer keeps whole blocks of text by it."""
+    """The renderer caches blocks of text by the identity of the health objects."""
     clock = FakeClock()
     family = family_of(clock, energy_sensor())
     first = family.scan()
@@ -218,7 +218,7 @@ def test_unchanged_health_keeps_its_identity() -> None:
     assert family.scan().healths is first.healths
 
 
-def test_devices_lost_when_opened_again_stay_in_sight_and_new_ones_appear() -> None:
+def test_devices_lost_when_reopened_are_shown_as_down_and_new_ones_appear() -> None:
     clock = FakeClock()
     old, new = energy_sensor("socket0", joules=100.0), energy_sensor("socket1", joules=5.0)
     family = family_of(clock, old)
@@ -237,8 +237,8 @@ def test_devices_lost_when_opened_again_stay_in_sight_and_new_ones_appear() -> N
     assert replaced is not family.collector
 
 
-def test_a_burst_finds_the_rhythm_of_fast_counters() -> None:
-    """A counter that changes each millisecond is seen to, in well under 50 ms of reading."""
+def test_a_burst_finds_the_refresh_period_of_fast_counters() -> None:
+    """A refresh period of one millisecond is found in much less than 50 ms of reads."""
     clock = FakeClock()
 
     class Fast(FakeSensor):
@@ -259,10 +259,10 @@ def test_a_burst_finds_the_rhythm_of_fast_counters() -> None:
     assert health.refresh_s == pytest.approx(0.001, abs=1e-4)
     reads = sensor.reads
     family.burst(Turn(), lambda: False)
-    assert sensor.reads == reads, "it is known now"
+    assert sensor.reads == reads, "the period is known now"
 
 
-def test_a_burst_of_flat_values_ends_after_20_ms_and_at_once_for_a_scrape() -> None:
+def test_a_burst_of_constant_values_ends_after_20_ms_and_at_once_for_a_scrape() -> None:
     clock = FakeClock()
 
     class Slow(FakeSensor):
@@ -280,7 +280,7 @@ def test_a_burst_of_flat_values_ends_after_20_ms_and_at_once_for_a_scrape() -> N
     assert 20_000_000 <= clock.now_ns - started_ns < 21_000_000
     reads = sensor.reads
     family.burst(Turn(), lambda: False)
-    assert sensor.reads == reads, "a sensor takes part once"
+    assert sensor.reads == reads, "a sensor is read in one burst only"
 
 
 def test_a_burst_ends_after_50_ms_however_many_sensors_there_are() -> None:
@@ -302,7 +302,7 @@ def test_a_burst_ends_after_50_ms_however_many_sensors_there_are() -> None:
         family.burst(Turn(), lambda: False)
 
 
-def test_power_sensors_take_no_part_in_a_burst() -> None:
+def test_power_sensors_are_not_read_in_a_burst() -> None:
     sensor = power_sensor()
     family = family_of(FakeClock(), sensor)
     family.scan()
@@ -310,8 +310,8 @@ def test_power_sensors_take_no_part_in_a_burst() -> None:
     assert sensor.reads == 1
 
 
-def test_a_model_has_no_rhythm() -> None:
-    """An estimate computed from the clock changes at every look."""
+def test_an_estimate_has_no_refresh_period() -> None:
+    """An estimate computed from the clock changes at every read."""
     clock = FakeClock()
     sensor = energy_sensor(method="estimated")
     family = family_of(clock, sensor)
@@ -358,7 +358,7 @@ def test_a_scrape_is_served_by_a_read_that_started_after_it(start: Start) -> Non
 
 
 def test_concurrent_scrapes_share_reads(start: Start) -> None:
-    """While one read is in flight, all who ask wait for the next one, together."""
+    """Requests that arrive during a read share the next one."""
     sensor = energy_sensor(method="estimated")
     sampler = start(fake_family("rapl", Machine([sensor])))
     sampler.fresh(2.0)
@@ -371,14 +371,14 @@ def test_concurrent_scrapes_share_reads(start: Start) -> None:
     for thread in others:
         thread.start()
     waiting = threading.Event()
-    waiting.wait(0.1)  # let all of them ask
+    waiting.wait(0.1)  # until all have asked
     sensor.hang.set()
     for thread in [first, *others]:
         thread.join(5.0)
     assert sensor.reads == before + 2
 
 
-def test_a_hung_family_is_down_and_costs_no_other(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_hung_family_is_down_and_delays_no_other(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     release = threading.Event()
     hung = energy_sensor("socket0")
     sampler = start(fake_family("rapl", Machine([hung])), fake_family("hwmon", Machine([power_sensor()])))
@@ -403,7 +403,7 @@ def test_a_hung_family_is_down_and_costs_no_other(start: Start, caplog: pytest.L
 
 
 def test_slow_families_show_their_last_scan(start: Start) -> None:
-    """A BMC is too slow for every scrape: its values come with the time at which they were read."""
+    """Reads of a BMC are too slow for a scrape; its values have the time at which they were read."""
     machine = Machine([power_sensor()], timing=Timing(poll_s=30.0, read_on_scrape=False))
     sampler = start(fake_family("ipmi", machine))
     (first,) = sampler.fresh(2.0)
@@ -412,7 +412,7 @@ def test_slow_families_show_their_last_scan(start: Start) -> None:
     assert machine.sensors[0].reads == 1
 
 
-def test_background_reads_go_on_without_scrapes(start: Start) -> None:
+def test_background_reads_continue_without_scrapes(start: Start) -> None:
     sensor = energy_sensor(method="estimated")
     start(fake_family("rapl", Machine([sensor], timing=Timing(poll_s=0.01, read_on_scrape=True))))
     eventually(lambda: sensor.reads >= 4)
@@ -431,7 +431,7 @@ def test_a_scrape_postpones_the_background_read(start: Start) -> None:
     assert sensor.reads <= scrapes + 2
 
 
-def test_absent_families_are_skipped_unless_insisted_on(start: Start) -> None:
+def test_absent_families_are_skipped_unless_enabled_explicitly(start: Start) -> None:
     nothing = fake_family("hwmon", Machine())
     sampler = start(fake_family("rapl", Machine([energy_sensor()])), nothing)
     assert sampler.families == ("rapl",)
@@ -439,7 +439,7 @@ def test_absent_families_are_skipped_unless_insisted_on(start: Start) -> None:
         start(nothing, settings={"hwmon": FamilySettings(enabled=True)})
 
 
-def test_a_family_that_is_switched_off_is_not_even_opened(start: Start) -> None:
+def test_a_disabled_family_is_not_opened(start: Start) -> None:
     machine = Machine([energy_sensor()])
     start(fake_family("rapl", machine), settings={"rapl": FamilySettings(enabled=False)})
     assert machine.opened == 0
@@ -467,7 +467,7 @@ def test_a_family_appears_when_its_hardware_does(start: Start) -> None:
     assert up(scan) == {"socket0": True}
 
 
-def test_a_vanished_device_is_looked_for_and_its_total_kept(start: Start) -> None:
+def test_a_lost_device_is_probed_again_and_its_total_is_kept(start: Start) -> None:
     machine = Machine([energy_sensor(joules=100.0)])
     sampler = start(fake_family("rapl", machine))
     sampler.fresh(2.0)
@@ -480,8 +480,8 @@ def test_a_vanished_device_is_looked_for_and_its_total_kept(start: Start) -> Non
     assert machine.closed == 1, "the collector that lost its device is closed"
 
 
-def test_what_was_denied_is_tried_again(start: Start) -> None:
-    """The cure can be applied while the exporter runs."""
+def test_a_denied_device_is_probed_again(start: Start) -> None:
+    """Permissions can be fixed while the exporter runs."""
     machine = Machine(
         [energy_sensor("socket0")],
         findings=[
@@ -496,10 +496,10 @@ def test_what_was_denied_is_tried_again(start: Start) -> None:
     sampler.rediscover()
     assert up(sampler.fresh(2.0)[0]) == {"socket0": True, "socket1": True}
     sampler.rediscover()
-    assert machine.opened == 2, "all is well: nothing to look for"
+    assert machine.opened == 2, "nothing is missing, so nothing is probed"
 
 
-def test_a_healthy_family_is_not_opened_again(start: Start) -> None:
+def test_a_healthy_family_is_not_reopened(start: Start) -> None:
     machine = Machine([energy_sensor()])
     sampler = start(fake_family("rapl", machine))
     sampler.fresh(2.0)
@@ -511,7 +511,7 @@ def estimate_family() -> type[Collector]:
     return fake_family("estimate", Machine([energy_sensor(method="estimated", wrap_joules=None)]))
 
 
-def test_the_estimate_stands_in_only_where_no_cpu_is_measured(start: Start) -> None:
+def test_the_estimate_is_used_only_if_no_cpu_is_measured(start: Start) -> None:
     measured = fake_family("rapl", Machine([energy_sensor()]))
     board = fake_family("hwmon", Machine([power_sensor()]))
     assert start(measured, estimate_family()).families == ("rapl",)
@@ -531,7 +531,7 @@ def test_the_estimate_ends_when_a_cpu_sensor_appears(start: Start) -> None:
     assert sampler.families == ("rapl",)
 
 
-def test_emulation_is_seen_in_the_tree(start: Start, tmp_path: Path) -> None:
+def test_an_emulated_tree_is_recognised(start: Start, tmp_path: Path) -> None:
     (tmp_path / EMULATION_MARKER).touch()
     sampler = start(fake_family("rapl", Machine([energy_sensor()])))
     assert sampler.fresh(2.0)[0].layout.infos[0].method == "emulated"
@@ -551,13 +551,13 @@ def test_stopping_closes_the_collectors_and_leaves_a_hung_one_behind(start: Star
     eventually(lambda: hung.closed == 1)
 
 
-def test_a_family_that_cannot_be_opened_is_said_once(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_family_that_cannot_be_opened_is_logged_once(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     sampler = start(fake_family("rapl", Machine(error=RuntimeError("no luck"))))
     sampler.rediscover()
     assert caplog.text.count("opening failed") == 1
 
 
-def test_a_longer_period_than_the_counters_ask_for_is_said(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_period_longer_than_the_counters_need_is_logged(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     start(fake_family("rapl", Machine([energy_sensor()])), settings={"rapl": FamilySettings(poll_s=60.0)})
     assert "longer than the 10 s" in caplog.text
 
@@ -565,10 +565,10 @@ def test_a_longer_period_than_the_counters_ask_for_is_said(start: Start, caplog:
 # -- devices that hang, devices read in the background, sources that two families know ---------------
 
 
-def check_set_aside_and_back(
+def check_quarantine_and_return(
     sampler: Sampler, sick: FakeSensor, healthy: FakeSensor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a sick socket0 that hangs and a healthy socket1 that began at 10 J."""
+    """Check a socket0 that hangs and a healthy socket1 that started at 10 J."""
     assert sick.hang is not None
     healthy.energies_joules = [14.0]
     for _ in range(2):
@@ -584,23 +584,23 @@ def check_set_aside_and_back(
     assert energies(sampler.fresh(1.0)[0])["socket0"] == 5.0
 
 
-def test_a_hung_device_is_set_aside_and_its_siblings_read_on(start: Start, caplog: pytest.LogCaptureFixture) -> None:
-    """Even in the scrape that meets the hang; when the read comes back the device is read again."""
+def test_a_hung_device_is_quarantined_and_the_others_are_read(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """Even in the first scrape after the hang; when the read returns, the device is read again."""
     sick, healthy = energy_sensor("socket0"), energy_sensor("socket1", joules=10.0)
     machine = Machine([sick, healthy], timing=Timing(poll_s=0.05, read_on_scrape=True))
     sampler = start(fake_family("fake", machine), hang_s=0.5)
     sampler.fresh(5.0)
     sick.hang = threading.Event()
-    check_set_aside_and_back(sampler, sick, healthy, caplog)
+    check_quarantine_and_return(sampler, sick, healthy, caplog)
 
 
-def test_a_device_that_hangs_in_a_burst_is_set_aside_too(start: Start, caplog: pytest.LogCaptureFixture) -> None:
-    """The burst after the first scan reads outside of any scan: a scrape that comes meanwhile gets the siblings."""
+def test_a_device_that_hangs_in_a_burst_is_quarantined(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    """A burst is not part of a scan; a scrape meanwhile gets the other devices."""
     sick, healthy = energy_sensor("socket0"), energy_sensor("socket1", joules=10.0)
     sick.hang, sick.hangs_after = threading.Event(), 1
     sampler = start(fake_family("fake", Machine([sick, healthy])), hang_s=0.5)
     eventually(lambda: sick.reads == 2)
-    check_set_aside_and_back(sampler, sick, healthy, caplog)
+    check_quarantine_and_return(sampler, sick, healthy, caplog)
 
 
 def test_a_hung_device_costs_one_thread_however_long(start: Start) -> None:
@@ -612,12 +612,12 @@ def test_a_hung_device_costs_one_thread_however_long(start: Start) -> None:
     threads = threading.active_count()
     reads = sick.reads
     eventually(lambda: healthy.reads > 20)
-    time.sleep(0.6)  # the watcher looks twice
+    time.sleep(0.6)  # two periods of the watcher
     assert (threading.active_count(), sick.reads) == (threads, reads)
     sick.hang.set()
 
 
-def test_a_family_that_hangs_while_it_is_opened_holds_up_no_other(
+def test_a_family_that_hangs_while_it_is_opened_delays_no_other(
     start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("joulewatch_exporter.sampling.sampler.OPEN_TIMEOUT_S", 0.1)
@@ -638,7 +638,7 @@ def test_a_family_that_hangs_while_it_is_opened_holds_up_no_other(
         assert sampler.families == ("quick",)
         assert "slow" in caplog.text and "no answer within" in caplog.text
         hung.set()
-        eventually(lambda: machine.closed == 1)  # came too late: it is closed, not leaked
+        eventually(lambda: machine.closed == 1)  # it is too late, and is closed
     finally:
         sampler.stop()
 
@@ -665,17 +665,17 @@ def test_readings_gathered_in_the_background_are_all_integrated_and_the_newest_s
     assert scan.powers_watts == (50.0,)
     (read_at_s,) = scan.read_at_s
     assert read_at_s == pytest.approx(clock.time_ns() / NS_PER_S - 0.5, abs=1e-6)
-    gathered = gathered[-1:]  # nothing new: the newest again, with its own time
+    gathered = gathered[-1:]  # no new readings: the newest again, with its own time
     clock.advance(1.0)
     again = family.scan()
     assert (again.energies_joules, again.read_at_s) == (scan.energies_joules, (pytest.approx(read_at_s, abs=1e-6),))
 
 
-def test_a_family_that_looks_after_itself_shows_devices_as_they_come_and_go() -> None:
+def test_a_family_that_manages_its_devices_shows_them_as_they_come_and_go() -> None:
     clock = FakeClock()
     machine = Machine(
         [energy_sensor("bmc1", now_ns=clock.monotonic_ns)],
-        timing=Timing(poll_s=1.0, read_on_scrape=True, looks_after_itself=True),
+        timing=Timing(poll_s=1.0, read_on_scrape=True, manages_devices=True),
     )
     collector = fake_family("fake", machine).open(Host(), None)
     family = Family(collector, clock=clock)
@@ -684,10 +684,10 @@ def test_a_family_that_looks_after_itself_shows_devices_as_they_come_and_go() ->
     collector._sensors = (first, second)  # type: ignore[attr-defined]
     assert up(family.scan()) == {"bmc1": True, "bmc2": True}
     collector._sensors = (second,)  # type: ignore[attr-defined]
-    assert up(family.scan()) == {"bmc2": True}, "it was taken from the list: it is not lost, it is not wanted"
+    assert up(family.scan()) == {"bmc2": True}, "it was removed from the list, so it is not lost"
 
 
-def test_a_failure_that_was_not_tried_anew_is_counted_once() -> None:
+def test_a_failure_is_counted_once_until_the_device_is_read_again() -> None:
     clock = FakeClock()
     sensor = energy_sensor()
     family = family_of(clock, sensor)
@@ -698,13 +698,13 @@ def test_a_failure_that_was_not_tried_anew_is_counted_once() -> None:
     assert scan.errors == (("socket0", "glitch", 2),)
 
 
-def test_what_an_earlier_family_reads_is_claimed_from_the_later_ones(start: Start) -> None:
+def test_later_families_get_the_sources_that_earlier_ones_read(start: Start) -> None:
     first, second = Machine([energy_sensor("socket0")]), Machine([energy_sensor("socket1")])
     start(fake_family("first", first), fake_family("second", second))
     assert [host.claimed for host in first.hosts + second.hosts] == [frozenset(), {"fake:socket0/package"}]
 
 
-def test_later_families_look_again_when_an_earlier_one_appears(start: Start) -> None:
+def test_later_families_are_reopened_when_an_earlier_one_appears(start: Start) -> None:
     first, second = Machine([]), Machine([energy_sensor("socket1")])
     sampler = start(fake_family("first", first), fake_family("second", second))
     first.sensors = [energy_sensor("socket0")]
@@ -713,7 +713,7 @@ def test_later_families_look_again_when_an_earlier_one_appears(start: Start) -> 
     assert second.hosts[-1].claimed == {"fake:socket0/package"}
 
 
-def test_a_family_that_says_it_is_outdated_is_opened_again(start: Start) -> None:
+def test_an_outdated_family_is_reopened(start: Start) -> None:
     machine = Machine([energy_sensor("socket0")])
     sampler = start(fake_family("fake", machine))
     sampler.rediscover()
@@ -724,7 +724,7 @@ def test_a_family_that_says_it_is_outdated_is_opened_again(start: Start) -> None
     assert set(up(sampler.fresh(1.0)[0])) == {"socket0", "socket1"}
 
 
-def test_a_quantity_that_comes_back_by_another_door_keeps_its_total() -> None:
+def test_a_quantity_that_returns_through_another_backend_keeps_its_total() -> None:
     clock = FakeClock()
     sensor = energy_sensor(joules=60_000.0, now_ns=clock.monotonic_ns)
     machine = Machine([sensor])
@@ -747,8 +747,8 @@ def test_a_quantity_that_comes_back_by_another_door_keeps_its_total() -> None:
     assert energies(family.scan()) == {"socket0": 250.0}
 
 
-def test_quantities_of_several_devices_have_a_time_and_a_health_each() -> None:
-    """One service tells of both servers in its enclosure."""
+def test_each_device_of_a_sensor_has_its_own_time_and_health() -> None:
+    """One service reports both servers of its enclosure."""
     clock = FakeClock()
     sensor = FakeSensor((info("bmc/n1"), info("bmc/n2")), energies_joules=[1.0, 2.0])
     family = family_of(clock, sensor)
@@ -759,8 +759,8 @@ def test_quantities_of_several_devices_have_a_time_and_a_health_each() -> None:
     assert up(family.scan()) == {"bmc/n1": False, "bmc/n2": False}
 
 
-def test_a_hole_in_the_power_is_three_periods_at_least() -> None:
-    """A user who reads a card every five seconds has not thereby switched off its energy."""
+def test_a_gap_in_the_power_is_at_least_three_periods() -> None:
+    """A card that is read every five seconds still has energy."""
     for poll_s, energy_joules in ((1.0, 0.0), (5.0, 600.0)):
         clock = FakeClock()
         sensor = power_sensor(watts=50.0, max_gap_s=4.0, now_ns=clock.monotonic_ns)

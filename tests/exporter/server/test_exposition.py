@@ -1,4 +1,4 @@
-"""What a scraper sees: golden files, and the same as prometheus_client would have written."""
+"""The text of a scrape: golden files, and a comparison with prometheus_client."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def scans_of_node(*, dead: str | None = None) -> list[FamilyScan]:
         Family(fake_family(name, Machine(list(sensors))).open(Host(), None), clock=clock)
         for name, sensors in (("rapl", rapl), ("hwmon", hwmon))
     ]
-    # Counters that move every 50 ms, read every 25 ms: often enough for their rhythm and their power to show.
+    # Counters that move every 50 ms, read every 25 ms: often enough for their refresh period and power.
     for step in range(81):
         for sensor in rapl:
             watts = {"package": 100.0, "dram": 20.5}.get(sensor.infos[0].quantity.domain, 3.25)
@@ -79,7 +79,7 @@ def exposition(*, emulated: bool = False) -> Exposition:
 
 
 def render(scans: Sequence[FamilyScan], format_: Format) -> str:
-    """As a golden file holds it: without what differs from one machine to the next."""
+    """Return the text without the parts that differ between machines."""
     import platform
 
     text = exposition().render(scans, format_).decode()
@@ -101,7 +101,7 @@ def test_golden(name: str, format_: Format, suffix: str, update_golden: bool) ->
 
 
 @pytest.mark.parametrize("name", ["node", "node_one_dead", "no_sensor"])
-def test_promtool_finds_nothing_to_say(name: str) -> None:
+def test_promtool_has_no_complaints(name: str) -> None:
     """promtool reads the text format only."""
     promtool = shutil.which("promtool")
     if promtool is None:
@@ -112,7 +112,7 @@ def test_promtool_finds_nothing_to_say(name: str) -> None:
     assert (done.returncode, done.stdout.decode(), done.stderr.decode()) == (0, "", "")
 
 
-def test_a_whole_scrape_with_process_metrics_pleases_promtool() -> None:
+def test_promtool_accepts_a_complete_scrape_with_process_metrics() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
         pytest.skip("promtool is not installed: apt-get install prometheus")
@@ -127,7 +127,7 @@ def test_a_whole_scrape_with_process_metrics_pleases_promtool() -> None:
 
 
 class Reference(Collector):
-    """The same scans through prometheus_client's own objects, the slow way."""
+    """Render the same scans with the objects of prometheus_client."""
 
     def __init__(self, scans: Sequence[FamilyScan], start_s: float, nodename: str) -> None:
         self._scans = scans
@@ -208,7 +208,7 @@ def assert_same_as_prometheus_client(scans: Sequence[FamilyScan]) -> None:
 
 
 @pytest.mark.parametrize("dead", [None, "socket0", "power_meter"])
-def test_it_says_what_prometheus_client_would_say(dead: str | None) -> None:
+def test_the_text_is_that_of_prometheus_client(dead: str | None) -> None:
     assert_same_as_prometheus_client(scans_of_node(dead=dead))
 
 
@@ -226,14 +226,14 @@ def test_any_label_and_any_value_survive(texts: list[str], energy: float, power:
     assert_same_as_prometheus_client([family.scan()])
 
 
-def test_a_dead_device_has_nothing_but_its_state_and_its_errors() -> None:
+def test_a_device_that_is_down_has_its_state_and_errors_only() -> None:
     body = exposition().render(scans_of_node(dead="socket1"), "text").decode()
     names = {line.partition("{")[0] for line in body.splitlines() if 'device="socket1"' in line}
     assert names == {"joulewatch_sensor_up", "joulewatch_read_errors_total"}
     assert 'joulewatch_sensor_up{collector="rapl",device="socket1"} 0.0' in body
 
 
-def test_a_family_that_hangs_repeats_nothing() -> None:
+def test_a_family_that_hangs_repeats_no_values() -> None:
     clock = FakeClock()
     family = Family(fake_family("rapl", Machine(list(node(clock)[0]))).open(Host(), None), clock=clock)
     family.scan()
@@ -244,7 +244,7 @@ def test_a_family_that_hangs_repeats_nothing() -> None:
 
 
 def test_caches_follow_the_scans() -> None:
-    """The same renderer, fed with a family that loses and regains a device, never shows yesterday's lines."""
+    """A renderer never shows old lines of a family that loses and regains a device."""
     ours = exposition()
     for scans in (scans_of_node(), scans_of_node(dead="socket1"), scans_of_node()):
         assert ours.render(scans, "text") == exposition().render(scans, "text")

@@ -29,7 +29,7 @@ Serve = Callable[..., WebServer]
 
 
 class FakeScrape:
-    """Remembers what it was asked for; can be made to wait or to fail."""
+    """Records the scrapes; can be made to wait or to fail."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str | None, frozenset[str] | None, float]] = []
@@ -146,7 +146,7 @@ def test_collect_chooses_families(serve: Serve, scrape: FakeScrape) -> None:
     assert b"'rpl'; did you mean rapl?" in body
 
 
-def test_a_scrape_that_fails_is_a_500_and_the_log_says_why(
+def test_a_scrape_that_fails_is_a_500_and_is_logged(
     serve: Serve, scrape: FakeScrape, caplog: pytest.LogCaptureFixture
 ) -> None:
     web = serve()
@@ -157,7 +157,7 @@ def test_a_scrape_that_fails_is_a_500_and_the_log_says_why(
     assert ask(web)[0] == 200
 
 
-def test_prometheus_says_how_long_it_will_wait(serve: Serve, scrape: FakeScrape) -> None:
+def test_the_timeout_of_prometheus_is_respected(serve: Serve, scrape: FakeScrape) -> None:
     web = serve(read_timeout_s=2.0)
     for value in ("0.2", "10", "nonsense", "-1"):
         ask(web, headers={"X-Prometheus-Scrape-Timeout-Seconds": value})
@@ -174,7 +174,7 @@ def test_gzip_is_negotiated(serve: Serve, accepted: str, packed: bool) -> None:
     assert (gzip.decompress(body) if packed else body) == BODY
 
 
-def test_small_bodies_are_not_worth_packing(serve: Serve, scrape: FakeScrape) -> None:
+def test_small_bodies_are_not_compressed(serve: Serve, scrape: FakeScrape) -> None:
     scrape.body = b"x 1\n"
     _, headers, body = ask(serve(), headers={"Accept-Encoding": "gzip"})
     assert "content-encoding" not in headers
@@ -219,19 +219,19 @@ def test_http_1_0_is_closed_after_the_answer(serve: Serve) -> None:
         (b"GET http://x/metrics HTTP/1.1\r\nConnection: close\r\n\r\n", b"200"),
     ],
 )
-def test_requests_that_are_odd(serve: Serve, data: bytes, status: bytes) -> None:
-    """Each is answered, and the connection closed."""
+def test_invalid_requests(serve: Serve, data: bytes, status: bytes) -> None:
+    """Each is answered, and then the connection is closed."""
     try:
         answer = talk(serve(), data)
     except ConnectionResetError:
-        # What the server did not read of an overlong request makes the kernel reset the connection.
+        # The unread rest of an overlong request makes the kernel reset the connection.
         assert status == b"431"
         return
     assert answer.startswith(b"HTTP/1.1 " + status)
     assert answer.count(b"HTTP/1.1 ") == 1
 
 
-def test_a_slow_peer_is_cut_off_and_costs_no_other(serve: Serve) -> None:
+def test_a_slow_peer_is_disconnected_and_delays_no_other(serve: Serve) -> None:
     web = serve(request_timeout_s=0.2)
     with socket.create_connection(("127.0.0.1", port_of(web)), timeout=5) as slow:
         slow.sendall(b"GET /metrics HT")
@@ -256,7 +256,7 @@ def test_more_scrapes_at_a_time_than_allowed_are_refused(serve: Serve, scrape: F
     status, headers, body = ask(web)
     assert (status, headers["retry-after"]) == (503, "1")
     assert b"--web.max-requests" in body
-    assert ask(web, "/-/healthy")[0] == 200, "health is no scrape"
+    assert ask(web, "/-/healthy")[0] == 200, "the limit does not apply to the health check"
     scrape.hold.set()
     for thread in busy:
         thread.join(5)
@@ -302,17 +302,17 @@ def test_ipv6(serve: Serve) -> None:
 
 
 def test_every_address(serve: Serve) -> None:
-    """An empty host listens on IPv4 too, whatever the machine makes of IPv6."""
+    """An empty host listens on IPv4 too, with or without IPv6."""
     assert ask(serve(":0"))[0] == 200
 
 
-def test_a_port_in_use_is_said(serve: Serve) -> None:
+def test_a_port_in_use_is_reported(serve: Serve) -> None:
     port = port_of(serve())
     with pytest.raises(ConfigError, match=rf"cannot listen on 127\.0\.0\.1:{port}: Address already in use; another"):
         serve(f"127.0.0.1:{port}")
 
 
-def test_an_address_of_another_machine_is_said(serve: Serve) -> None:
+def test_an_address_of_another_machine_is_reported(serve: Serve) -> None:
     with pytest.raises(ConfigError, match=r"cannot listen on 192\.0\.2\.1:0: "):
         serve("192.0.2.1:0")
 
@@ -363,7 +363,7 @@ def test_tls(serve: Serve, certificates: Path) -> None:
     assert tls_ask(web, certificates) == 200
 
 
-def test_a_peer_that_never_shakes_hands_stalls_nobody(serve: Serve, certificates: Path) -> None:
+def test_a_peer_without_a_tls_handshake_delays_no_other(serve: Serve, certificates: Path) -> None:
     web = serve(access=web_config(certificates, f"{TLS}}}"), handshake_timeout_s=0.3)
     with socket.create_connection(("127.0.0.1", port_of(web)), timeout=5) as silent:
         assert tls_ask(web, certificates) == 200
@@ -381,7 +381,7 @@ def test_client_certificates(serve: Serve, certificates: Path) -> None:
         tls_ask(other, certificates, with_certificate=True)
 
 
-def test_a_key_that_does_not_fit_is_said(certificates: Path, tmp_path: Path) -> None:
+def test_a_key_of_another_certificate_is_reported(certificates: Path, tmp_path: Path) -> None:
     (tmp_path / "cert.pem").write_bytes((certificates / "cert.pem").read_bytes())
     (tmp_path / "key.pem").write_text("no key")
     with pytest.raises(ConfigError, match="are not a certificate and its key"):
@@ -414,11 +414,11 @@ def test_basic_auth(serve: Serve, users: Path) -> None:
 
 
 @pytest.mark.parametrize("header", [None, "", "Basic", "Basic ???", "Basic /w==", "Digest x"])
-def test_headers_that_hold_no_password(users: Path, header: str | None) -> None:
+def test_headers_without_a_valid_password(users: Path, header: str | None) -> None:
     assert not Access(users).allows(header)
 
 
-def test_a_password_that_passed_is_not_worked_out_again(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_accepted_password_is_not_hashed_again(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """bcrypt takes 50 ms on purpose: once per password, not once per scrape."""
     access = Access(users)
     header = basic("ali", "open sesame")["Authorization"]
@@ -431,7 +431,7 @@ def test_a_password_that_passed_is_not_worked_out_again(users: Path, monkeypatch
     assert access.allows(header)
 
 
-def test_a_changed_file_is_read_again_and_a_broken_one_is_not_believed(
+def test_a_changed_file_is_reloaded_and_an_invalid_one_is_ignored(
     users: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     import os
@@ -450,7 +450,7 @@ def test_a_changed_file_is_read_again_and_a_broken_one_is_not_believed(
     assert not access.required
 
 
-def test_without_bcrypt_the_cure_is_said(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_bcrypt_the_error_names_the_fix(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "bcrypt", None)

@@ -147,7 +147,7 @@ class NvmlCollector:
         """One read per second, or ten if a GPU reports only momentary power."""
         is_momentary = any(sensor.is_momentary for sensor in self._sensors)
         poll_s = _MOMENTARY_POLL_S if is_momentary else _POLL_S
-        return Timing(poll_s=poll_s, read_on_scrape=True, looks_after_itself=True)
+        return Timing(poll_s=poll_s, read_on_scrape=True, manages_devices=True)
 
     @property
     def findings(self) -> Sequence[Finding]:

@@ -1,4 +1,4 @@
-"""One small file: what it gives, and what each of the kernel's refusals becomes."""
+"""Reads of small files, and the error for each failure of the kernel."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from support.sysfs import EPYC, FakeSysfs, public_folder, unprivileged
 
 
 @pytest.mark.parametrize(("text", "value"), [("0\n", 0), ("65532610987\n", 65_532_610_987), ("-5\n", -5), ("7", 7)])
-def test_a_number_is_read_whole(tmp_path: Path, text: str, value: int) -> None:
+def test_a_number_is_read(tmp_path: Path, text: str, value: int) -> None:
     path = tmp_path / "energy_uj"
     path.write_text(text)
     assert read_int(str(path)) == value
 
 
 @pytest.mark.parametrize("text", ["", "\n", "garbage\n", "1.5\n", "12 J\n"])
-def test_what_is_no_number_is_a_glitch_and_names_the_file(tmp_path: Path, text: str) -> None:
+def test_text_that_is_not_a_number_is_a_glitch_that_names_the_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "energy_uj"
     path.write_text(text)
     with pytest.raises(SensorGlitchError, match="energy_uj"):
@@ -52,13 +52,13 @@ def test_what_is_no_number_is_a_glitch_and_names_the_file(tmp_path: Path, text: 
         (errno.EMFILE, SensorGlitchError),
     ],
 )
-def test_each_refusal_has_its_place(number: int, kind: type[SensorError]) -> None:
+def test_each_error_of_the_kernel_has_its_class(number: int, kind: type[SensorError]) -> None:
     error = sensor_error("/sys/x", OSError(number, os.strerror(number)))
     assert type(error) is kind
     assert "/sys/x" in str(error)
 
 
-def test_a_file_that_is_not_there_is_absent(tmp_path: Path) -> None:
+def test_a_missing_file_is_absent(tmp_path: Path) -> None:
     with pytest.raises(SensorAbsentError, match="nothing"):
         read_int(str(tmp_path / "nothing"))
     with pytest.raises(SensorAbsentError):
@@ -67,7 +67,7 @@ def test_a_file_that_is_not_there_is_absent(tmp_path: Path) -> None:
         list_names(str(tmp_path / "nothing"))
 
 
-def test_the_kernels_own_denial_names_the_path_and_the_cure() -> None:
+def test_a_denial_by_the_kernel_names_the_path_and_the_fix() -> None:
     with public_folder() as folder:
         path = folder / "energy_uj"
         path.write_text("1\n")
@@ -76,7 +76,7 @@ def test_the_kernels_own_denial_names_the_path_and_the_cure() -> None:
             read_int(str(path))
 
 
-def test_the_kernels_own_input_error_is_a_glitch() -> None:
+def test_an_input_error_of_the_kernel_is_a_glitch() -> None:
     with pytest.raises(SensorGlitchError, match="Input/output error"):
         read_int("/proc/self/mem")
 
@@ -97,8 +97,8 @@ def test_text_ends_at_the_limit(tmp_path: Path) -> None:
     assert len(read_text(str(path), 1 << 20)) == 10_000
 
 
-def test_this_machines_cpuinfo_says_nothing_about_a_copied_tree(tmp_path: Path) -> None:
-    """A tree from another machine must not be read by this machine's CPU vendor."""
+def test_cpuinfo_of_this_machine_is_not_used_for_a_copied_tree(tmp_path: Path) -> None:
+    """A tree from another machine must not be read as a CPU of this machine's vendor."""
     tree = FakeSysfs(tmp_path).cpuinfo(**EPYC)
     assert "AuthenticAMD" in cpuinfo(tree.host)
     assert cpuinfo(Host(sysfs=tree.sys)) == ""
@@ -109,8 +109,8 @@ def test_this_machines_cpuinfo_says_nothing_about_a_copied_tree(tmp_path: Path) 
 # -- a file that is kept open ----------------------------------------------------------------------
 
 
-def test_a_held_file_is_read_anew_each_time(tmp_path: Path) -> None:
-    """As the kernel's files are: the same file, another text."""
+def test_an_open_file_is_read_again_each_time(tmp_path: Path) -> None:
+    """Like files of the kernel: the same file with another text."""
     path = tmp_path / "energy_uj"
     path.write_text("1\n")
     held = HeldInt(str(path))
@@ -123,8 +123,8 @@ def test_a_held_file_is_read_anew_each_time(tmp_path: Path) -> None:
     held.close()
 
 
-def test_a_held_file_that_was_replaced_gives_the_new_value(tmp_path: Path) -> None:
-    """Programs that write whole files rename: the file still open would show its old value for ever."""
+def test_an_open_file_that_was_replaced_is_reopened(tmp_path: Path) -> None:
+    """Programs replace files by renaming; the open file would show its old value for ever."""
     path = tmp_path / "energy_uj"
     path.write_text("1\n")
     held = HeldInt(str(path))
@@ -135,7 +135,7 @@ def test_a_held_file_that_was_replaced_gives_the_new_value(tmp_path: Path) -> No
     held.close()
 
 
-def test_a_held_file_that_vanished_is_absent_and_is_found_again(tmp_path: Path) -> None:
+def test_an_open_file_that_disappeared_is_absent_until_it_is_back(tmp_path: Path) -> None:
     path = tmp_path / "energy_uj"
     path.write_text("1\n")
     held = HeldInt(str(path))
@@ -152,7 +152,7 @@ def test_a_held_file_that_vanished_is_absent_and_is_found_again(tmp_path: Path) 
     held.close()
 
 
-def test_a_held_file_leaks_no_descriptor(tmp_path: Path) -> None:
+def test_an_open_file_leaks_no_descriptor(tmp_path: Path) -> None:
     path = tmp_path / "energy_uj"
     path.write_text("1\n")
     before = len(list(Path("/proc/self/fd").iterdir()))

@@ -100,7 +100,7 @@ def test_a_file_that_did_not_change_starts_nothing(tmp_path: Path, open_meters: 
     assert len(collector.made) == 1
 
 
-def test_a_file_that_became_wrong_leaves_the_targets_and_is_said_once(
+def test_a_file_that_becomes_invalid_keeps_the_targets_and_is_logged_once(
     tmp_path: Path, open_meters: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "targets.yaml"
@@ -121,7 +121,7 @@ def test_a_file_that_became_wrong_leaves_the_targets_and_is_said_once(
     assert not collector.findings
 
 
-def test_a_file_that_is_gone_for_a_moment_changes_nothing(tmp_path: Path, open_meters: Open) -> None:
+def test_a_file_that_is_missing_for_a_moment_changes_nothing(tmp_path: Path, open_meters: Open) -> None:
     """An editor that writes a new file and renames it."""
     file = tmp_path / "targets.yaml"
     file.write_text("targets: [{name: a}]\n")
@@ -133,13 +133,13 @@ def test_a_file_that_is_gone_for_a_moment_changes_nothing(tmp_path: Path, open_m
     assert collector.watts == {}
 
 
-def test_a_wrong_file_at_the_start_is_an_error(tmp_path: Path, open_meters: Open) -> None:
+def test_an_invalid_file_at_the_start_is_an_error(tmp_path: Path, open_meters: Open) -> None:
     file = tmp_path / "targets.yaml"
     with pytest.raises(ConfigError, match="cannot be read"):
         open_meters(file)
 
 
-def test_the_file_is_not_looked_at_for_each_scan(tmp_path: Path, open_meters: Open) -> None:
+def test_the_file_is_not_checked_in_each_scan(tmp_path: Path, open_meters: Open) -> None:
     file = tmp_path / "targets.yaml"
     file.write_text("targets: [{name: a}]\n")
     collector = open_meters(file, check_s=3600.0)
@@ -157,5 +157,5 @@ def test_a_closed_family_starts_nothing(tmp_path: Path, open_meters: Open) -> No
     assert [meter.name for meter in collector.made] == ["a"]
 
 
-def test_without_a_file_there_is_nothing_to_follow(open_meters: Open) -> None:
+def test_without_a_file_the_targets_never_change(open_meters: Open) -> None:
     assert open_meters(None, Meter("a", 5.0)).watts == {"a": 5.0}

@@ -1,4 +1,4 @@
-"""Lists of targets in files that change while we run, and passwords in files of their own."""
+"""Lists of targets in files that change while the exporter runs, and password files."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_relative_paths_are_below_the_file(file: Path, tmp_path: Path) -> None:
         ("targets: [", "is not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_refused_by_name_and_key(file: Path, text: str, message: str) -> None:
+def test_an_invalid_file_is_refused_with_name_and_key(file: Path, text: str, message: str) -> None:
     file.write_text(text + "\n")
     with pytest.raises(ConfigError) as raised:
         listed(file).read()
@@ -84,7 +84,7 @@ def test_a_missing_file_is_refused(file: Path) -> None:
         listed(file).read()
 
 
-def test_a_name_given_in_both_places_is_refused(file: Path) -> None:
+def test_a_name_in_configuration_and_file_is_refused(file: Path) -> None:
     file.write_text("targets: [{name: n1, address: b}]\n")
     with pytest.raises(ConfigError, match="target n1 is listed twice"):
         listed(file, Target("n1", "a")).read()
@@ -92,7 +92,7 @@ def test_a_name_given_in_both_places_is_refused(file: Path) -> None:
         listed(None, Target("n1", "a"), Target("n1", "b")).read()
 
 
-def test_a_change_is_seen_once_and_a_missing_file_is_none(file: Path) -> None:
+def test_a_change_is_reported_once_and_a_missing_file_is_unchanged(file: Path) -> None:
     file.write_text("targets: []\n")
     targets = listed(file)
     targets.read()
@@ -102,16 +102,16 @@ def test_a_change_is_seen_once_and_a_missing_file_is_none(file: Path) -> None:
     assert len(targets.read()) == 1
     assert not targets.has_changed()
     file.unlink()
-    assert not targets.has_changed(), "an editor that writes anew leaves a moment without the file"
+    assert not targets.has_changed(), "an editor that replaces the file leaves a moment without it"
     file.write_text("targets: [\n")
     assert targets.has_changed()
     with pytest.raises(ConfigError):
         targets.read()
-    assert not targets.has_changed(), "a wrong file is looked at once"
+    assert not targets.has_changed(), "an invalid file is read once"
     assert not listed(None).has_changed()
 
 
-def test_a_file_that_was_replaced_by_one_of_the_same_size_is_another(file: Path, tmp_path: Path) -> None:
+def test_a_file_replaced_by_one_of_the_same_size_has_changed(file: Path, tmp_path: Path) -> None:
     file.write_text("targets: [{name: n1, address: a}]\n")
     targets = listed(file)
     targets.read()
@@ -121,7 +121,7 @@ def test_a_file_that_was_replaced_by_one_of_the_same_size_is_another(file: Path,
     assert targets.has_changed()
 
 
-def test_a_password_that_everybody_may_read_is_warned_of(
+def test_a_password_that_all_users_can_read_is_logged(
     file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     secret = tmp_path / "pw"
@@ -137,7 +137,7 @@ def test_a_password_that_everybody_may_read_is_warned_of(
     secret.chmod(0o600)
     listed(file).read()
     secret.unlink()
-    listed(file).read()  # the login will say that it is missing
+    listed(file).read()  # the login reports that it is missing
     assert not caplog.records
 
 
@@ -145,7 +145,7 @@ def test_a_password_that_everybody_may_read_is_warned_of(
     ("written", "secret"),
     [(b"hunter2", "hunter2"), (b"hunter2\n", "hunter2"), (b"hunter2\r\n", "hunter2"), (b" a b \n", " a b ")],
 )
-def test_a_password_is_its_file_without_the_end_of_the_line(tmp_path: Path, written: bytes, secret: str) -> None:
+def test_a_password_is_its_file_without_the_final_newline(tmp_path: Path, written: bytes, secret: str) -> None:
     path = tmp_path / "pw"
     path.write_bytes(written)
     assert read_secret(path) == secret
@@ -155,9 +155,7 @@ def test_a_password_is_its_file_without_the_end_of_the_line(tmp_path: Path, writ
     ("written", "text"),
     [(None, "No such file"), (b"", "is empty"), (b"\n", "is empty"), (b"hunter2\xff", "is not valid UTF-8")],
 )
-def test_a_password_file_that_cannot_serve_is_named_and_not_shown(
-    tmp_path: Path, written: bytes | None, text: str
-) -> None:
+def test_an_invalid_password_file_is_named_and_not_shown(tmp_path: Path, written: bytes | None, text: str) -> None:
     path = tmp_path / "pw"
     if written is not None:
         path.write_bytes(written)
@@ -168,7 +166,7 @@ def test_a_password_file_that_cannot_serve_is_named_and_not_shown(
     assert raised.value.__cause__ is None
 
 
-def test_a_rotated_password_counts_from_the_next_login_on(tmp_path: Path) -> None:
+def test_a_rotated_password_is_used_at_the_next_login(tmp_path: Path) -> None:
     path = tmp_path / "pw"
     path.write_text("old\n")
     assert read_secret(path) == "old"

@@ -1,4 +1,4 @@
-"""Pollers of slow devices: deadlines, pauses after failures, hung calls, and what a scan takes of them."""
+"""Pollers of slow devices: deadlines, pauses after failures, hung calls, and the readings that a scan takes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from joulewatch_exporter.model import Quantity, Reading, SensorInfo
 from joulewatch_exporter.threads import Turn
 
 WAIT_S = 10.0
-"""For what takes microseconds; only a broken test waits so long."""
+"""Limit for steps that take microseconds; only a failing test waits so long."""
 
 TOTAL = Quantity(scope="node", component="node", device="n1", domain="total")
 PART = Quantity(scope="part", component="other", device="n1", domain="psu1")
@@ -38,7 +38,7 @@ def info(quantity: Quantity) -> SensorInfo:
 
 
 class FakeDevice:
-    """A connected device; ``step`` gives what a read does."""
+    """A connected device whose reads succeed, fail or hang."""
 
     def __init__(self, quantity: Quantity = TOTAL) -> None:
         self.quantity = quantity
@@ -68,7 +68,7 @@ class FakeDevice:
 
 
 class Connections:
-    """Connects to what is set, and counts."""
+    """Connects to a device or fails, and counts."""
 
     def __init__(self, *devices: FakeDevice) -> None:
         self.device = devices[0] if devices else FakeDevice()
@@ -88,7 +88,7 @@ def poller(connections: Connections, *, poll_s: float = 5.0, deadline_s: float =
 
 @pytest.fixture
 def running() -> Iterator[list[Poller | PolledCollector]]:
-    """What is to be stopped when the test ends."""
+    """Pollers and families to stop when the test ends."""
     things: list[Poller | PolledCollector] = []
     yield things
     for thing in things:
@@ -102,7 +102,7 @@ def running() -> Iterator[list[Poller | PolledCollector]]:
 # -- a poller's steps, without its thread ---------------------------------------------------------------
 
 
-def test_a_good_step_keeps_the_pace_and_the_connection() -> None:
+def test_a_good_read_keeps_the_period_and_the_connection() -> None:
     connections = Connections()
     worker = poller(connections)
     device, pause_s = worker._step(Turn(), None)
@@ -114,15 +114,15 @@ def test_a_good_step_keeps_the_pace_and_the_connection() -> None:
     assert worker.error is None
 
 
-def test_the_newest_reading_is_given_again_with_its_own_time() -> None:
-    """Never an old value with a new time."""
+def test_the_newest_reading_is_returned_again_with_its_own_time() -> None:
+    """An old value never gets a new time."""
     worker = poller(Connections())
     worker._step(Turn(), None)
     (first,) = worker.take()
     assert worker.take() == (first,)
 
 
-def test_a_glitch_keeps_the_connection_and_the_pace() -> None:
+def test_a_glitch_keeps_the_connection_and_the_period() -> None:
     connections = Connections()
     worker = poller(connections)
     device, _ = worker._step(Turn(), None)
@@ -151,16 +151,16 @@ def test_other_failures_end_the_connection_and_the_pauses_grow(error: Exception)
     device, pause_s = worker._step(Turn(), None)
     assert pause_s == 5.0
     connections.device.error = error
-    assert worker._step(Turn(), device)[1] == 10.0, "the first answer brought the old pace back"
+    assert worker._step(Turn(), device)[1] == 10.0, "the first answer restored the period"
 
 
-def test_a_period_longer_than_the_longest_pause_stays() -> None:
+def test_a_period_longer_than_the_longest_pause_is_kept() -> None:
     connections = Connections()
     connections.error = SensorTimeoutError("n1: silent")
     assert poller(connections, poll_s=300.0)._step(Turn(), None) == (None, 300.0)
 
 
-def test_a_refused_login_is_tried_seldom() -> None:
+def test_a_refused_login_is_retried_after_a_long_pause() -> None:
     """A BMC locks an account after a few wrong passwords."""
     connections = Connections()
     connections.error = SensorDeniedError("n1: wrong password")
@@ -170,7 +170,7 @@ def test_a_refused_login_is_tried_seldom() -> None:
         worker.take()
 
 
-def test_a_failure_is_counted_once_however_often_it_is_looked_at() -> None:
+def test_a_failure_is_counted_once_however_often_it_is_raised() -> None:
     connections = Connections()
     connections.error = SensorTimeoutError("n1: silent")
     worker = poller(connections)
@@ -186,7 +186,7 @@ def test_a_failure_is_counted_once_however_often_it_is_looked_at() -> None:
     assert [*repeated, raised.value.is_repeated] == [False, True, True, False]
 
 
-def test_a_device_that_comes_back_with_other_quantities_is_another_sensor() -> None:
+def test_a_device_that_returns_with_other_quantities_is_another_sensor() -> None:
     first, second = FakeDevice(TOTAL), FakeDevice(PART)
     connections = Connections(first)
     worker = poller(connections)
@@ -200,10 +200,10 @@ def test_a_device_that_comes_back_with_other_quantities_is_another_sensor() -> N
     assert worker.sensor is not before
     assert worker.sensor is not None
     assert worker.sensor.infos == second.infos
-    assert [reading.quantity for reading in worker.take()] == [PART], "nothing is left of the former quantities"
+    assert [reading.quantity for reading in worker.take()] == [PART], "readings of the former quantities are dropped"
 
 
-def test_a_fault_of_the_device_is_logged_and_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_in_the_device_class_is_logged_and_the_poller_continues(caplog: pytest.LogCaptureFixture) -> None:
     connections = Connections()
     connections.device.error = KeyError("voltage")
     worker = poller(connections)
@@ -213,7 +213,7 @@ def test_a_fault_of_the_device_is_logged_and_ends_nothing(caplog: pytest.LogCapt
     assert "reading failed" in caplog.text
 
 
-def test_a_close_that_fails_does_no_harm() -> None:
+def test_a_close_that_fails_is_ignored() -> None:
     connections = Connections()
     connections.device.error = SensorTimeoutError("n1: silent")
     connections.device.close = lambda: 1 // 0  # type: ignore[assignment,method-assign]
@@ -230,7 +230,7 @@ def watch(worker: Poller, after_s: float, busy_since_ns: int | None) -> None:
         worker._watch((busy_since_ns or worker._newest_ns) + round(after_s * NS_PER_S))
 
 
-def test_a_call_beyond_the_deadline_is_a_timeout_though_it_has_not_come_back() -> None:
+def test_a_call_beyond_the_deadline_is_a_timeout_before_it_returns() -> None:
     worker = poller(Connections(), deadline_s=5.0)
     worker._step(Turn(), None)
     watch(worker, 4.9, time.monotonic_ns())
@@ -249,7 +249,7 @@ def test_a_value_that_is_older_than_period_and_deadline_is_not_shown() -> None:
     assert "the newest value is 8 s old" in str(worker.error)
 
 
-def test_a_device_with_times_of_its_own_may_be_slower() -> None:
+def test_a_device_with_its_own_timestamps_may_be_slower() -> None:
     worker = poller(Connections(), max_age_s=600.0)
     worker._step(Turn(), None)
     watch(worker, 599.0, None)
@@ -258,7 +258,7 @@ def test_a_device_with_times_of_its_own_may_be_slower() -> None:
     assert isinstance(worker.error, SensorTimeoutError)
 
 
-def test_a_hung_call_gets_one_spare_thread_and_never_more(running: list[object]) -> None:
+def test_a_hung_call_is_replaced_by_one_thread_and_never_more(running: list[object]) -> None:
     sick, well = FakeDevice(), FakeDevice()
     sick.hang = threading.Event()
     connections = Connections(sick)
@@ -275,9 +275,9 @@ def test_a_hung_call_gets_one_spare_thread_and_never_more(running: list[object])
     assert wait_for(lambda: worker.error is None)
     assert [reading.power_watts for reading in worker.take()] == [1.0]
     sick.hang.set()
-    assert wait_for(lambda: not worker._worker.hung), "it came back after all, so a thread is free again"
+    assert wait_for(lambda: not worker._worker.hung), "it has returned, so another thread may hang"
     assert wait_for(lambda: sick.closes == 1), "and its connection is closed by its own thread"
-    assert [reading.power_watts for reading in worker.take()] == [1.0], "what it had read is not taken any more"
+    assert [reading.power_watts for reading in worker.take()] == [1.0], "its late reading is not used"
 
 
 def wait_for(look: Callable[[], object]) -> int:
@@ -343,13 +343,13 @@ def test_devices_are_shown_once_they_have_answered_or_failed(running: list[objec
     wait_for(lambda: len(family.sensors) == 2)
     assert [sensor.device for sensor in family.sensors] == ["well", "dead"]
     before = family.sensors
-    assert family.sensors is before, "the very same object as long as they are the same"
+    assert family.sensors is before, "the same object for as long as the devices are the same"
     slow.hang.set()
     wait_for(lambda: len(family.sensors) == 3)
     assert family.sensors is not before
 
 
-def test_only_what_has_changed_is_connected_anew(running: list[object]) -> None:
+def test_only_changed_targets_are_reconnected(running: list[object]) -> None:
     devices = {name: FakeDevice() for name in ("a", "b", "c")}
     family = Family(devices)
     running.append(family)
@@ -366,7 +366,7 @@ def test_only_what_has_changed_is_connected_anew(running: list[object]) -> None:
     assert devices["a"].closes == 0
 
 
-def test_closing_twice_is_safe_and_a_hung_device_does_not_hold_it_up() -> None:
+def test_closing_twice_is_safe_and_does_not_wait_for_a_hung_device() -> None:
     hung = FakeDevice()
     hung.hang = threading.Event()
     family = Family({"well": FakeDevice(), "hung": hung})
@@ -378,10 +378,10 @@ def test_closing_twice_is_safe_and_a_hung_device_does_not_hold_it_up() -> None:
     hung.hang.set()
 
 
-def test_a_family_of_pollers_says_how_it_is_read(running: list[object]) -> None:
+def test_the_timing_of_a_family_of_pollers(running: list[object]) -> None:
     family = Family({})
     running.append(family)
-    assert family.timing.looks_after_itself
+    assert family.timing.manages_devices
     assert family.timing.read_on_scrape
     assert not family.outdated
     assert tuple(family.findings) == ()
