@@ -33,12 +33,11 @@ class AbandonedError(BaseException):
 class Turn:
     """The time in which one thread does the work of a `Worker`: until it is abandoned or the worker stops."""
 
-    __slots__ = ("_lock", "_worker", "busy_since_ns", "is_abandoned", "is_claimed", "subject")
+    __slots__ = ("_worker", "busy_since_ns", "is_abandoned", "is_claimed", "subject")
 
     def __init__(self, worker: Worker | None = None) -> None:
         """Start a turn. Without a worker, the calling thread makes the calls, and nothing abandons them."""
-        self._worker = worker
-        self._lock = threading.Lock() if worker is None else worker.lock
+        self._worker = Worker("unwatched", lambda turn: None) if worker is None else worker
         self.subject: str | None = None
         """Subject of the call in progress; None: no call is in progress, so the thread cannot be abandoned."""
         self.is_claimed = False
@@ -50,12 +49,12 @@ class Turn:
     @property
     def is_over(self) -> bool:
         """Whether the thread is to end."""
-        return self.is_abandoned or (self._worker is not None and self._worker.is_stopping)
+        return self.is_abandoned or self._worker.is_stopping
 
     @property
     def hung(self) -> frozenset[str]:
         """Subjects of the worker's abandoned calls that have not returned."""
-        return frozenset() if self._worker is None else self._worker.hung
+        return self._worker.hung
 
     def call(self, subject: str, function: Callable[[], T], discard: Callable[[T], object] | None = None) -> T:
         """Make a call that may hang.
@@ -83,10 +82,9 @@ class Turn:
         return result  # type: ignore[no-any-return]
 
     def _end_late(self, subject: str, result: Any, discard: Callable[[Any], object] | None) -> None:
-        with self._lock:
+        with self._worker.condition:
             if not self.is_abandoned:
                 return  # withdrawn: the call had ended before the claim
-        assert self._worker is not None
         logger.info("%s: %s: the call that hung has returned", self._worker.name, subject)
         try:
             if discard is not None and result is not None:
@@ -98,7 +96,6 @@ class Turn:
 
     def wait(self, due_ns: int, is_wanted: Callable[[], bool] = lambda: False) -> bool:
         """Wait until a job is due or wanted, then mark the turn as busy; return False if the turn is over."""
-        assert self._worker is not None
         condition = self._worker.condition
         with condition:
             while not self.is_over and not is_wanted() and (left_ns := due_ns - time.monotonic_ns()) > 0:
@@ -112,7 +109,7 @@ class Turn:
 class Worker:
     """Work that one thread does at a time, with calls that may hang.
 
-    The condition guards the state of the worker and of its user. Its lock is not reentrant.
+    The condition guards the state of the worker and of its user; it is not reentrant.
     """
 
     def __init__(self, name: str, work: Callable[[Turn], None]) -> None:
@@ -124,8 +121,7 @@ class Worker:
         """
         self.name = name
         self._work = work
-        self.lock = threading.Lock()
-        self.condition = threading.Condition(self.lock)
+        self.condition = threading.Condition(threading.Lock())
         self.is_stopping = False
         self.turn: Turn | None = None
         """Turn of the current thread; None: there is no thread."""
@@ -135,13 +131,13 @@ class Worker:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Start a thread; hold the lock if other threads may do the same."""
+        """Start a thread; hold the condition if other threads may do the same."""
         turn = self.turn = Turn(self)
         self._thread = threading.Thread(target=self._run, args=(turn,), name=self.name, daemon=True)
         self._thread.start()
 
     def abandon(self) -> str | None:
-        """Abandon the call in progress, and with it the current thread. The lock must be held.
+        """Abandon the call in progress, and with it the current thread. The condition must be held.
 
         Returns:
             The subject of the call; None: no call is in progress, and the thread continues.

@@ -136,7 +136,7 @@ def test_a_claim_that_was_withdrawn_does_not_count(worker: Worker, monkeypatch: 
     """``abandon`` makes a claim before it sees that the call has ended; the thread may see the claim meanwhile."""
     turn = turn_of(worker)
 
-    class Lock:
+    class Condition:
         """Blocks until ``abandon`` has withdrawn its claim."""
 
         def __enter__(self) -> None:
@@ -149,7 +149,7 @@ def test_a_claim_that_was_withdrawn_does_not_count(worker: Worker, monkeypatch: 
         turn.is_claimed = True
         return 42
 
-    monkeypatch.setattr(turn, "_lock", Lock())
+    monkeypatch.setattr(worker, "condition", Condition())
     assert turn.call("gpu0", read) == 42
 
 
