@@ -99,8 +99,8 @@ class Poller:
             device: Label of the device.
             connect: Connects to the device or raises `SensorError`. Called again after each lost connection.
             poll_s: Period of the reads, on absolute deadlines.
-            deadline_s: The device counts as timed out if a connect or read takes longer. The device's own time-outs
-                should be shorter; this one applies if they fail.
+            deadline_s: The device counts as timed out if an attempt, with or without a connect, takes longer. The
+                device's own time-outs should be shorter; this one applies if they fail.
             denied_backoff_s: Pause after `SensorDeniedError`.
             max_age_s: The device counts as timed out if its newest reading is older; None: the sum of period and
                 deadline. For devices with their own timestamps, which may be slower than the reads.
@@ -172,13 +172,13 @@ class Poller:
             return readings or tuple(self._newest.values())
 
     def _watch(self, now_ns: int) -> None:
-        """Detect a call that hangs and a value that is too old; called with the lock held."""
+        """Detect an attempt that hangs and a value that is too old; the condition must be held."""
         busy_s = self._worker.busy_ns(now_ns) / NS_PER_S
         if busy_s > self._deadline_s and not isinstance(self._error, SensorTimeoutError):
             self._fail(SensorTimeoutError(f"{self.device}: no answer within {self._deadline_s:g} s"))
         if busy_s > self._deadline_s * ABANDON_AFTER and not self._worker.hung and not self._worker.is_stopping:
             if self._worker.abandon() is not None:
-                logger.warning("%s: a call hangs for %.0f s: another thread takes over", self.device, busy_s)
+                logger.warning("%s: no answer for %.0f s: another thread takes over", self.device, busy_s)
                 self._worker.start()
         elif not busy_s and self._error is None and self._newest:
             age_s = (now_ns - self._newest_ns) / NS_PER_S
@@ -193,7 +193,7 @@ class Poller:
             self.sensor = PolledSensor(self, self.device, ())
         self._condition.notify_all()
 
-    # -- the thread; _show, _accept and _fail need the lock -----------------------------------------
+    # -- the thread; _show, _accept and _fail need the condition -------------------------------------
 
     def _run(self, turn: Turn) -> None:
         device: Device | None = None
