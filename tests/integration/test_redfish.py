@@ -1,4 +1,4 @@
-"""The Redfish collector against real HTTPS services on loopback: ours, of known truth, and sushy-emulator."""
+"""The Redfish collector with real HTTPS services on loopback: the emulator's, and sushy-emulator."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Start = Callable[..., RedfishService]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """Call it with fields of `RedfishSpec` to get a service that runs."""
+    """Return a function that starts a service; its arguments are the fields of `RedfishSpec`."""
     services: list[RedfishService] = []
 
     def make(name: str = "bmc1", signal: Signal | None = None, **fields: Any) -> RedfishService:
@@ -58,13 +58,13 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
 
 def target_of(service: RedfishService, **fields: Any) -> RedfishTarget:
-    """Fields that are None are left out."""
+    """Return the target of a service; fields that are None are omitted."""
     values = service.target | fields
     return build(RedfishTarget, {key: value for key, value in values.items() if value is not None}, "test", "target")
 
 
 class Connected(Service):
-    """Closes what a test leaves open."""
+    """Records its devices, so that they are closed after the test."""
 
     devices: ClassVar[list[RedfishDevice]] = []
 
@@ -89,11 +89,11 @@ def fault(kind: str, at_s: float = 10.0, for_s: float = 10.0) -> Fault:
     return Fault(kind=kind, at_s=at_s, for_s=for_s, text="")
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait for what happens in the background."""
+def until(condition: Callable[[], bool], text: str) -> None:
+    """Wait for a condition."""
     end_s = time.monotonic() + WAIT_S
     while not condition():
-        assert time.monotonic() < end_s, f"not within {WAIT_S:g} s: {what}"
+        assert time.monotonic() < end_s, f"not within {WAIT_S:g} s: {text}"
         time.sleep(0.02)
 
 
@@ -111,7 +111,7 @@ def open_collector() -> Iterator[Callable[[RedfishOptions], RedfishCollector]]:
 
 
 def values_of(collector: RedfishCollector) -> dict[str, str | float | None]:
-    """By device: the node's power, or the reason of the error."""
+    """Return the node's power, or the reason of the error, by device."""
     values: dict[str, str | float | None] = {}
     sensors: tuple[Sensor, ...] = tuple(collector.sensors)
     for sensor in sensors:
@@ -127,7 +127,7 @@ def values_of(collector: RedfishCollector) -> dict[str, str | float | None]:
 
 @pytest.mark.parametrize("flavour", ["both", "modern", "classic"])
 @pytest.mark.parametrize("energy", ["joules", "kwh", "none"])
-def test_values_are_those_of_the_truth(start: Start, flavour: str, energy: str) -> None:
+def test_values_are_exact(start: Start, flavour: str, energy: str) -> None:
     signal = Sine(mean_watts=400.0, amplitude_watts=150.0, period_s=60.0)
     service = start(signal=signal, flavour=flavour, energy=energy, refresh_s=1.0, power_digits=2)
     device = connected(service).connect()
@@ -136,7 +136,7 @@ def test_values_are_those_of_the_truth(start: Start, flavour: str, energy: str) 
     for before_s, t_s in itertools.pairwise((0.0, 1.0, 17.0, 300.0)):
         service.advance(t_s)
         node = device.read()[0]
-        # A meter gives the mean since its last value.
+        # A meter returns the mean since its last value.
         mean_watts = signal.energy_joules(before_s, t_s) / (t_s - before_s)
         assert node.power_watts == pytest.approx(mean_watts, abs=0.006)
         if has_counter:
@@ -151,7 +151,7 @@ def test_values_are_those_of_the_truth(start: Start, flavour: str, energy: str) 
     assert service.session_count == 0
 
 
-def test_a_kept_connection_carries_all_polls(start: Start) -> None:
+def test_all_polls_use_one_connection(start: Start) -> None:
     service = start()
     device = connected(service).connect()
     for _ in range(5):
@@ -166,10 +166,10 @@ def test_several_chassis_are_several_nodes(start: Start) -> None:
     assert by_label(connected(service).connect().read()).keys() == {"bmc1/left/total", "bmc1/right/total"}
 
 
-# -- trust -----------------------------------------------------------------------------------------
+# -- certificates -----------------------------------------------------------------------------------------
 
 
-def test_the_certificate_is_checked(start: Start, tmp_path: Path) -> None:
+def test_the_certificate_is_verified(start: Start, tmp_path: Path) -> None:
     service, other = start(), start("other")
     good: list[dict[str, Any]] = [
         {},
@@ -194,7 +194,7 @@ def test_the_certificate_is_checked(start: Start, tmp_path: Path) -> None:
         assert text in str(caught.value)
         assert f"127.0.0.1:{service.port}" in str(caught.value)
         assert redfish.findings[0].cure == f"fingerprint: {service.fingerprint}"
-        assert len(service.requests) == before, "nothing was sent, no password either"
+        assert len(service.requests) == before, "a request was sent"
 
 
 def test_a_certificate_for_another_name_is_not_trusted(start: Start) -> None:
@@ -205,7 +205,7 @@ def test_a_certificate_for_another_name_is_not_trusted(start: Start) -> None:
     connected(service, url=url, ca_file=None, fingerprint=service.fingerprint).connect().close()
 
 
-def test_the_environment_does_not_override_the_trust(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_do_not_override_the_certificates(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     service, other = start(), start("other")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(service.ca_file))
     monkeypatch.setenv("CURL_CA_BUNDLE", str(service.ca_file))
@@ -218,7 +218,7 @@ def test_the_environment_does_not_override_the_trust(start: Start, monkeypatch: 
     assert connected(service).connect().read()[0].power_watts == 300.0
 
 
-def test_a_server_that_speaks_no_tls_is_absent(tmp_path: Path, start: Start) -> None:
+def test_a_server_without_tls_is_absent(tmp_path: Path, start: Start) -> None:
     service = start()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -236,8 +236,8 @@ def test_a_server_that_speaks_no_tls_is_absent(tmp_path: Path, start: Start) -> 
         thread.join(5)
 
 
-def test_openssl_makes_certificates_too(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the library cryptography is missing."""
+def test_certificates_are_made_with_openssl_without_the_library(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Openssl is used if the library cryptography is missing."""
     require_program("openssl", "openssl")
     monkeypatch.setitem(sys.modules, "cryptography", None)
     service = start()
@@ -247,10 +247,10 @@ def test_openssl_makes_certificates_too(start: Start, monkeypatch: pytest.Monkey
 # -- sessions --------------------------------------------------------------------------------------
 
 
-def test_a_wrong_password_is_denied_and_tried_once(
+def test_a_wrong_password_is_tried_only_once(
     start: Start, tmp_path: Path, open_collector: Callable[[RedfishOptions], RedfishCollector]
 ) -> None:
-    """A BMC locks an account after a few tries."""
+    """A BMC locks an account after a few attempts."""
     service = start()
     wrong = tmp_path / "wrong"
     wrong.write_text("hunter2\n")
@@ -265,7 +265,7 @@ def test_a_wrong_password_is_denied_and_tried_once(
 
 
 @pytest.mark.parametrize("auth", ["session", "basic"])
-def test_both_ways_to_log_in(start: Start, auth: str) -> None:
+def test_both_kinds_of_login(start: Start, auth: str) -> None:
     service = start(password="pässword with spaces")
     device = connected(service, auth=auth).connect()
     assert device.read()[0].power_watts == 300.0
@@ -274,8 +274,8 @@ def test_both_ways_to_log_in(start: Start, auth: str) -> None:
     assert service.session_count == 0
 
 
-def test_twenty_reconnects_leave_no_session(start: Start) -> None:
-    """The service has four; a fifth that is forgotten would lock us and everybody else out."""
+def test_twenty_reconnects_leak_no_session(start: Start) -> None:
+    """The service allows four sessions; if they leaked, nobody could log in."""
     service = start(max_sessions=4)
     redfish = connected(service)
     for _ in range(20):
@@ -286,7 +286,7 @@ def test_twenty_reconnects_leave_no_session(start: Start) -> None:
     assert service.session_count == 0
 
 
-def test_sessions_that_a_hanging_service_kept_are_ended_when_it_is_back(
+def test_sessions_kept_by_a_hanging_service_are_ended_after_it_recovered(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "LOGOUT_S", 0.2)
@@ -296,7 +296,7 @@ def test_sessions_that_a_hanging_service_kept_are_ended_when_it_is_back(
     for i in range(4):
         device = redfish.connect()
         device.read()
-        assert service.session_count == 1, "those of before have been ended"
+        assert service.session_count == 1, "earlier sessions were not ended"
         service.advance(10.0 * (i + 1))
         with pytest.raises(SensorTimeoutError):
             device.read()
@@ -308,7 +308,7 @@ def test_sessions_that_a_hanging_service_kept_are_ended_when_it_is_back(
     assert service.session_count == 0
 
 
-def test_a_session_that_expires_is_renewed(start: Start) -> None:
+def test_an_expired_session_is_renewed(start: Start) -> None:
     service = start(faults=(fault("expired"),))
     device = connected(service).connect()
     device.read()
@@ -320,7 +320,7 @@ def test_a_session_that_expires_is_renewed(start: Start) -> None:
     assert service.session_count == 0
 
 
-def test_a_session_that_idles_for_too_long_is_renewed(start: Start) -> None:
+def test_a_session_that_was_idle_for_too_long_is_renewed(start: Start) -> None:
     service = start(session_timeout_s=0.5)
     device = connected(service).connect()
     device.read()
@@ -328,7 +328,7 @@ def test_a_session_that_idles_for_too_long_is_renewed(start: Start) -> None:
     assert device.read()[0].power_watts == 300.0
 
 
-def test_a_service_without_a_free_session_is_waited_for(start: Start) -> None:
+def test_a_service_without_a_free_session_is_retried(start: Start) -> None:
     service = start(max_sessions=1)
     first = connected(service).connect()
     first.read()
@@ -353,7 +353,7 @@ def test_a_service_without_a_free_session_is_waited_for(start: Start) -> None:
         ("vanish", SensorAbsentError),
     ],
 )
-def test_a_fault_is_an_error_and_is_over_when_it_is_over(start: Start, kind: str, error: type[SensorError]) -> None:
+def test_faults_are_errors_until_they_end(start: Start, kind: str, error: type[SensorError]) -> None:
     service = start(faults=(fault(kind),), refresh_s=1.0)
     redfish = connected(service, deadline_s=0.5)
     device = redfish.connect()
@@ -371,8 +371,8 @@ def test_a_fault_is_an_error_and_is_over_when_it_is_over(start: Start, kind: str
 
 
 @pytest.mark.parametrize(("kind", "watts"), [("zero", None), ("garbage", 4294967295.0), ("stuck", 300.0)])
-def test_a_service_that_lies(start: Start, kind: str, watts: float | None) -> None:
-    """0 W is no reading; what is beyond physics is left to the counters, which reject it."""
+def test_a_service_with_wrong_values(start: Start, kind: str, watts: float | None) -> None:
+    """0 W is skipped; implausible power is passed on, because the sampler rejects it."""
     service = start(
         faults=(fault(kind),), refresh_s=1.0, signal=Sine(mean_watts=300.0, amplitude_watts=100.0, period_s=40.0)
     )
@@ -385,7 +385,7 @@ def test_a_service_that_lies(start: Start, kind: str, watts: float | None) -> No
         assert not parts
 
 
-def test_a_reset_counter_starts_again_unless_it_counts_a_lifetime(start: Start) -> None:
+def test_a_reset_restarts_the_counter_but_not_the_lifetime_counter(start: Start) -> None:
     for has_lifetime in (False, True):
         service = start(f"bmc{has_lifetime}", faults=(fault("reset"),), has_lifetime=has_lifetime, refresh_s=1.0)
         device = connected(service).connect()
@@ -396,8 +396,8 @@ def test_a_reset_counter_starts_again_unless_it_counts_a_lifetime(start: Start) 
         assert after.energy_joules == (4.4e9 + 3600.0 if has_lifetime else 0.0)
 
 
-def test_an_answer_that_comes_in_drops_ends_at_the_deadline(start: Start) -> None:
-    """Each drop is in time; all together are not."""
+def test_a_slow_answer_ends_at_the_deadline(start: Start) -> None:
+    """Each byte arrives in time, but not the whole answer."""
     service = start()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(service.ca_file, service.ca_file.with_suffix(".key"))
@@ -421,7 +421,7 @@ def test_an_answer_that_comes_in_drops_ends_at_the_deadline(start: Start) -> Non
         started_s = time.monotonic()
         with pytest.raises(SensorTimeoutError, match=r"no answer within 0\.4 s"):
             redfish.connect()
-        assert time.monotonic() - started_s < 10.0, "and not the 50 s that it would take"
+        assert time.monotonic() - started_s < 10.0, "the whole answer takes 50 s"
         thread.join(10)
 
 
@@ -431,7 +431,7 @@ def test_an_answer_that_comes_in_drops_ends_at_the_deadline(start: Start) -> Non
 def test_many_services_two_of_which_hang(
     start: Start, open_collector: Callable[[RedfishOptions], RedfishCollector]
 ) -> None:
-    """The others are not held up, and the two are read as soon as they answer."""
+    """The others are not delayed, and the two are read once they answer."""
     services = [
         start(f"bmc{i}", Constant(100.0 + i), faults=(fault("hang", 5.0, 5.0),) if i in (7, 19) else ())
         for i in range(30)
@@ -440,21 +440,24 @@ def test_many_services_two_of_which_hang(
         service.advance(5.0)
     targets = tuple(target_of(service, interval_seconds=1.0, parts=False) for service in services)
     collector = open_collector(RedfishOptions(targets=targets, deadline_seconds=1.0))
-    sick = {"bmc7", "bmc19"}
-    healthy = {f"bmc{i}": 100.0 + i for i in range(30) if f"bmc{i}" not in sick}
+    hung = {"bmc7", "bmc19"}
+    healthy = {f"bmc{i}": 100.0 + i for i in range(30) if f"bmc{i}" not in hung}
     until(lambda: healthy.items() <= values_of(collector).items(), "28 services with their values")
-    until(lambda: all(values_of(collector).get(name) == "timeout" for name in sick), "two timeouts")
+    until(lambda: all(values_of(collector).get(name) == "timeout" for name in hung), "two timeouts")
     assert {finding.status for finding in collector.findings if "found" not in finding.status} == {"broken"}
     for service in services:
         service.advance(10.0)
     expected = healthy | {"bmc7": 107.0, "bmc19": 119.0}
     until(lambda: values_of(collector) == expected, "30 services with their values")
     collector.close()
-    until(lambda: not any(thread.name.startswith("poll-bmc") for thread in threading.enumerate()), "no thread is left")
+    until(
+        lambda: not any(thread.name.startswith("poll-bmc") for thread in threading.enumerate()),
+        "the end of all threads",
+    )
     assert [service.session_count for service in services] == [0] * 30
 
 
-def test_a_service_that_vanishes_comes_back(
+def test_a_service_disappears_and_returns(
     start: Start, open_collector: Callable[[RedfishOptions], RedfishCollector]
 ) -> None:
     service = start(faults=(fault("vanish"),))
@@ -463,10 +466,10 @@ def test_a_service_that_vanishes_comes_back(
     collector.settle(WAIT_S)
     (sensor,) = collector.sensors
     service.advance(10.0)
-    until(lambda: values_of(collector) == {"bmc1": "absent"}, "it is absent")
+    until(lambda: values_of(collector) == {"bmc1": "absent"}, "absent")
     service.advance(20.0)
-    until(lambda: "absent" not in values_of(collector).values(), "it is back")
-    assert collector.sensors == (sensor,), "and it is the same sensor"
+    until(lambda: "absent" not in values_of(collector).values(), "present again")
+    assert collector.sensors == (sensor,), "a new sensor was created"
 
 
 def test_the_target_file_is_followed(
@@ -483,20 +486,22 @@ def test_the_target_file_is_followed(
     collector = open_collector(RedfishOptions(targets_file=file))
     until(lambda: values_of(collector) == {"a": 100.0, "b": 200.0}, "two targets")
     write("b", "c")
-    until(lambda: values_of(collector) == {"b": 200.0, "c": 300.0}, "one went, one came")
-    until(lambda: services["a"].session_count == 0, "the one that went was logged out of")
-    assert services["b"].connection_count == 1, "the one that stayed was left in peace"
+    until(lambda: values_of(collector) == {"b": 200.0, "c": 300.0}, "one target removed, one added")
+    until(lambda: services["a"].session_count == 0, "logout of the removed target")
+    assert services["b"].connection_count == 1, "the unchanged target was reconnected"
     file.write_text("targets: [{name: b, urll: x}]\n")
-    until(lambda: any(finding.status == "broken" for finding in collector.findings) or not collector.sensors, "said")
+    until(
+        lambda: any(finding.status == "broken" for finding in collector.findings) or not collector.sensors, "a finding"
+    )
     assert values_of(collector) == {"b": 200.0, "c": 300.0}
 
 
-# -- a service by other people ---------------------------------------------------------------------
+# -- sushy-emulator ---------------------------------------------------------------------
 
 
 @pytest.fixture
 def sushy(tmp_path: Path, start: Start) -> Iterator[Callable[..., tuple[str, Path, RedfishService]]]:
-    """Call it to get sushy-emulator: its URL, the file that moves it, and a service that lends its certificate."""
+    """Return a function that starts sushy-emulator: its URL, its state file, and the service of its certificate."""
     if importlib.util.find_spec("sushy_tools") is None:
         text = "sushy-tools is not installed: pip install sushy-tools"
         if os.environ.get("JOULEWATCH_REQUIRE_ALL") == "1":
@@ -549,7 +554,7 @@ def _accepts(port: int) -> bool:
 
 
 def test_sushy_emulator(sushy: Callable[..., tuple[str, Path, RedfishService]]) -> None:
-    """Discovery by its links, login and logout, energy by its counter."""
+    """Discovery by links, login and logout, energy from the counter."""
     url, state, lender = sushy(power=True)
     device = connected(lender, url=url).connect()
     (info, *_) = device.infos
@@ -566,13 +571,13 @@ def test_sushy_emulator(sushy: Callable[..., tuple[str, Path, RedfishService]]) 
     device.close()
     wrong = lender.password_file.with_name("wrong")
     wrong.write_text("hunter2")
-    with pytest.raises(SensorDeniedError, match="login of user admin refused"):
+    with pytest.raises(SensorDeniedError, match="login of user admin denied"):
         connected(lender, url=url, password_file=str(wrong)).connect()
     with pytest.raises(SensorDeniedError, match="its certificate is not trusted"):
         connected(lender, url=url, ca_file=None).connect()
 
 
-def test_sushy_emulator_as_it_is_tells_no_power(sushy: Callable[..., tuple[str, Path, RedfishService]]) -> None:
+def test_unmodified_sushy_emulator_reports_no_power(sushy: Callable[..., tuple[str, Path, RedfishService]]) -> None:
     url, _, lender = sushy(power=False)
-    with pytest.raises(SensorAbsentError, match="no chassis tells its power"):
+    with pytest.raises(SensorAbsentError, match="no chassis reports its power"):
         connected(lender, url=url).connect()

@@ -1,4 +1,4 @@
-"""A Redfish service of dictionaries, behind ``responses``: no network."""
+"""A Redfish service made of dictionaries, behind ``responses``; needs no network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PASSWORD = "correct horse é"
 SESSIONS = "/redfish/v1/SessionService/Sessions"
 
 Resources = dict[str, Any]
-"""By path, without a slash at the end: a resource, a status, raw bytes, or an exception to raise."""
+"""By path without trailing slash: a resource, a status, raw bytes, or an exception to raise."""
 
 
 def link(path: str) -> dict[str, str]:
@@ -33,7 +33,7 @@ def collection(*paths: str) -> dict[str, Any]:
 
 
 class FakeService:
-    """What answers; everything can be changed while it runs."""
+    """A fake service; all attributes can be changed while it runs."""
 
     def __init__(self, mock: responses.RequestsMock, resources: Resources, *, url: str = "https://bmc1") -> None:
         self.url = url
@@ -41,15 +41,15 @@ class FakeService:
         self.requests: list[str] = []
         """Method and path of each request."""
         self.sessions: dict[str, str] = {}
-        """Token to path."""
+        """Paths by token."""
         self.logins = 0
         self.login_status = 201
         self.login_body: Any = {}
         self.token = "t0ken-{number}"
         self.location = "{path}"
-        """How a login tells its session's address."""
+        """Header ``Location`` of a login."""
         self.open_paths = {"/redfish/v1"}
-        """What needs no login."""
+        """Paths that need no login."""
         root = resources.setdefault("/redfish/v1", {})
         if isinstance(root, dict):
             root.setdefault("Chassis", link("/redfish/v1/Chassis"))
@@ -102,7 +102,7 @@ class FakeService:
 
 
 def a_target(folder: Path, **settings: Any) -> RedfishTarget:
-    """Make a target whose password is in a file."""
+    """Return a target whose password is in a file."""
     password_file = folder / "password"
     password_file.write_text(f"{PASSWORD}\n")
     password_file.chmod(0o600)
@@ -115,6 +115,6 @@ def a_service(folder: Path, *, interval_s: float = 10.0, deadline_s: float = 10.
 
 
 def by_label(readings: Any) -> dict[str, tuple[Any, Any]]:
-    """``device/domain`` to energy and power."""
-    taken: list[Reading] = list(readings)
-    return {f"{r.quantity.device}/{r.quantity.domain}": (r.energy_joules, r.power_watts) for r in taken}
+    """Return energy and power by ``device/domain``."""
+    typed: list[Reading] = list(readings)
+    return {f"{r.quantity.device}/{r.quantity.domain}": (r.energy_joules, r.power_watts) for r in typed}

@@ -1,7 +1,7 @@
-"""``sushy-emulator``, a Redfish service by other people, with the resources that tell power; run as a program.
+"""``sushy-emulator``, an independent Redfish service, extended by resources with power; run as a program.
 
-It has chassis, but neither Power, EnvironmentMetrics nor sessions: they are added to its Flask application here. The
-readings come from the JSON file that ``SUSHY_POWER_STATE`` names, so that a test can move them: ``watts``, ``kwh``.
+It has chassis, but neither Power, EnvironmentMetrics nor sessions; this module adds them to its Flask application. The
+readings ``watts`` and ``kwh`` come from the JSON file ``SUSHY_POWER_STATE``, so that a test can change them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-# Not for the type checker: they need not be installed.
+# Imported dynamically, because the type checker must not require them.
 flask: Any = importlib.import_module("flask")
 main: Any = importlib.import_module("sushy_tools.emulator.main")
 
@@ -35,7 +35,7 @@ def answer(resource: Any, status: int = 200, **headers: str) -> Any:
 
 
 class Guard:
-    """Lets in who is logged in; the root and the login are open."""
+    """Requires a login, except for the root and the login itself."""
 
     def __init__(self, inner: Callable[..., Iterable[bytes]]) -> None:
         self._inner = inner

@@ -1,4 +1,4 @@
-"""Redfish services of several makers, their quirks, their sessions and their faults, without a network."""
+"""Redfish services of several vendors: quirks, sessions and faults, without a network."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ PIN = "AB:" * 31 + "CD"
 
 
 def dell() -> dict[str, Any]:
-    """An iDRAC: an id of words, sub-totals beside the system."""
+    """An iDRAC: ids of words, sub-totals next to the system."""
     chassis = f"{CHASSIS}/System.Embedded.1"
     return {
         CHASSIS: collection(chassis),
@@ -75,7 +75,7 @@ def dell() -> dict[str, Any]:
 
 
 def hpe() -> dict[str, Any]:
-    """An iLO: links that end with a slash, members without a name."""
+    """An iLO: links with a trailing slash, members without a name."""
     return {
         CHASSIS: collection(f"{CHASSIS}/1/"),
         f"{CHASSIS}/1": {"Id": "1", "ChassisType": "RackMount", "Power": link(f"{CHASSIS}/1/Power/")},
@@ -87,7 +87,7 @@ def hpe() -> dict[str, Any]:
 
 
 def supermicro() -> dict[str, Any]:
-    """An X14: EnvironmentMetrics and no Power."""
+    """An X14: EnvironmentMetrics, but no Power."""
     return {
         CHASSIS: collection(f"{CHASSIS}/1"),
         f"{CHASSIS}/1": {"Id": "1", "EnvironmentMetrics": link(f"{CHASSIS}/1/EnvironmentMetrics")},
@@ -130,7 +130,7 @@ def power_sensor(name: str, watts: float | None, **further: Any) -> dict[str, An
 
 
 def lenovo() -> dict[str, Any]:
-    """An XCC: the sub-totals have "system" in their names, the node has not."""
+    """An XCC: the sub-totals have "system" in their names, the node does not."""
     resources = dell()
     resources[f"{CHASSIS}/System.Embedded.1/Power"]["PowerControl"] = [
         {"MemberId": "1", "Name": "CPU Sub-system Power", "PowerConsumedWatts": 90},
@@ -163,8 +163,8 @@ def mock() -> Iterator[responses.RequestsMock]:
 
 
 @pytest.fixture
-def no_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looking at a certificate needs a network."""
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace fetching a certificate, which needs a network."""
     monkeypatch.setattr(client, "leaf_fingerprint", lambda host, port: PIN)
 
 
@@ -179,22 +179,22 @@ def opened(mock: responses.RequestsMock, resources: dict[str, Any], folder: Path
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        ({"name": "a b"}, "name: 'a b' must be a word"),
-        ({"name": "a/b"}, "name: 'a/b' must be a word"),
+        ({"name": "a b"}, "name: 'a b' must not be empty or contain"),
+        ({"name": "a/b"}, "name: 'a/b' must not be empty or contain"),
         ({"url": "bmc1"}, "url: must be https://HOST"),
         ({"url": "https://[::1"}, "url: must be https://HOST"),
         ({"url": "https://bmc1:99999"}, "url: must be https://HOST"),
         ({"url": "https://bmc1/redfish/v1/Chassis/1"}, "url: must end after host and port"),
-        ({"url": "http://bmc1"}, "url: http:// sends the password in the clear"),
-        ({"url": "https://monitor:hunter2@bmc1"}, "url: must not hold a user or password"),
-        ({"password_file": None}, "password_file: is needed"),
-        ({"user": ""}, "user: is needed"),
-        ({"insecure": True, "fingerprint": PIN}, "only one of them"),
+        ({"url": "http://bmc1"}, "url: http:// sends the password unencrypted"),
+        ({"url": "https://monitor:hunter2@bmc1"}, "url: must not contain a user or password"),
+        ({"password_file": None}, "password_file: required"),
+        ({"user": ""}, "user: required"),
+        ({"insecure": True, "fingerprint": PIN}, "set only one of them"),
         ({"fingerprint": "AB:CD"}, "fingerprint: must be a SHA-256"),
         ({"interval_seconds": 0.5}, "interval_seconds: 0.5 is not between 1 and 3600"),
     ],
 )
-def test_a_bad_target_names_its_key_and_no_secret(tmp_path: Path, settings: dict[str, Any], text: str) -> None:
+def test_errors_of_a_target_name_the_key_but_no_secret(tmp_path: Path, settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=r"^[a-z_, ]+: ") as caught:
         a_target(tmp_path, **settings)
     assert text in str(caught.value)
@@ -202,17 +202,17 @@ def test_a_bad_target_names_its_key_and_no_secret(tmp_path: Path, settings: dict
 
 
 @pytest.mark.parametrize("settings", [{"interval_seconds": 0.0}, {"deadline_seconds": 0.1}])
-def test_bad_options_name_their_key(settings: dict[str, Any]) -> None:
+def test_invalid_options_name_their_key(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"^{next(iter(settings))}: "):
         RedfishOptions(**settings)
 
 
 @pytest.mark.parametrize("text", [PIN, PIN.lower(), PIN.replace(":", ""), PIN.replace(":", " ")])
-def test_a_fingerprint_may_be_written_in_any_way(tmp_path: Path, text: str) -> None:
+def test_formats_of_a_fingerprint(tmp_path: Path, text: str) -> None:
     assert a_target(tmp_path, fingerprint=text).pin == "ab" * 31 + "cd"
 
 
-def test_a_target_file_gives_targets_with_paths_below_its_folder(tmp_path: Path) -> None:
+def test_paths_in_a_target_file_are_relative_to_its_folder(tmp_path: Path) -> None:
     file = tmp_path / "targets.yaml"
     file.write_text(
         "defaults: {user: monitor, password_file: password, interval_seconds: 30}\n"
@@ -225,8 +225,8 @@ def test_a_target_file_gives_targets_with_paths_below_its_folder(tmp_path: Path)
     assert (second.base, second.auth, second.interval_seconds) == ("https://10.0.0.2:8443", "basic", 30.0)
 
 
-def test_a_password_has_no_key_of_its_own() -> None:
-    """It would end up in a file that everybody may read; and its value is not shown."""
+def test_a_password_in_the_configuration_is_rejected() -> None:
+    """Otherwise it would be in a file that others can read; the error does not show it."""
     data = {"name": "bmc1", "url": "https://bmc1", "password": "hunter2"}
     with pytest.raises(ConfigError, match="did you mean password_file") as caught:
         build(RedfishTarget, data, "file.yaml", "targets[0]")
@@ -247,7 +247,7 @@ def test_without_its_library_the_family_is_absent(tmp_path: Path, monkeypatch: p
         RedfishCollector.open(Host(), RedfishOptions(targets=(a_target(tmp_path),)))
 
 
-def test_a_wrong_target_file_is_an_error_at_the_start(tmp_path: Path) -> None:
+def test_an_invalid_target_file_stops_the_start(tmp_path: Path) -> None:
     file = tmp_path / "targets.yaml"
     file.write_text("targets: [{name: bmc1, adress: x}]\n")
     with pytest.raises(ConfigError, match="unknown key targets"):
@@ -265,10 +265,10 @@ def test_the_family_reads_in_the_background(tmp_path: Path, mock: responses.Requ
         assert [finding.status for finding in collector.findings] == ["found"]
     finally:
         collector.close()
-    assert not service.sessions, "the session was left behind"
+    assert not service.sessions, "the session was not ended"
 
 
-# -- what makers do --------------------------------------------------------------------------------
+# -- services of vendors --------------------------------------------------------------------------------
 
 
 def test_dell(tmp_path: Path, mock: responses.RequestsMock) -> None:
@@ -305,7 +305,7 @@ def test_openbmc(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, openbmc())
     device = a_service(tmp_path).connect()
     assert by_label(device.read()) == {NODE: (2.5 * 3.6e6, 333.5)}
-    assert f"{CHASSIS}/chassis/Sensors/temperature_inlet" not in service.gets, "each costs a BMC seconds"
+    assert f"{CHASSIS}/chassis/Sensors/temperature_inlet" not in service.gets, "each request costs a BMC seconds"
 
 
 def test_lenovo(tmp_path: Path, mock: responses.RequestsMock) -> None:
@@ -314,7 +314,7 @@ def test_lenovo(tmp_path: Path, mock: responses.RequestsMock) -> None:
 
 
 def test_modules_are_parts_of_the_server_that_contains_them(tmp_path: Path, mock: responses.RequestsMock) -> None:
-    """A baseboard of GPUs is looked through: it has no power of its own."""
+    """A baseboard of GPUs between them is ignored, because it reports no power."""
     resources = many(
         chassis_with_power("HGX_GPU_SXM_1", 611.0, ChassisType="Module", Links={"ContainedBy": link(f"{CHASSIS}/HGX")}),
         {f"{CHASSIS}/HGX": {"Id": "HGX", "ChassisType": "Module", "Links": {"ContainedBy": link(f"{CHASSIS}/Self")}}},
@@ -330,7 +330,7 @@ def test_modules_are_parts_of_the_server_that_contains_them(tmp_path: Path, mock
     assert [info.quantity.component for info in device.infos] == ["node", "gpu", "node"]
 
 
-def test_containers_may_be_told_from_above_only(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_containment_may_be_stated_only_by_the_container(tmp_path: Path, mock: responses.RequestsMock) -> None:
     resources = many(
         chassis_with_power("Enclosure", 900.0, Links={"Contains": [link(f"{CHASSIS}/Blade1")]}),
         chassis_with_power("Blade1", 400.0, ChassisType="Blade"),
@@ -338,7 +338,7 @@ def test_containers_may_be_told_from_above_only(tmp_path: Path, mock: responses.
     assert by_label(opened(mock, resources, tmp_path).read()) == {NODE: (None, 900.0), "bmc1/blade1": (None, 400.0)}
 
 
-def test_a_chain_of_containers_that_bites_its_tail_ends(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_cycle_of_containers_is_tolerated(tmp_path: Path, mock: responses.RequestsMock) -> None:
     resources = many(
         chassis_with_power("A", 1.0, Links={"ContainedBy": link(f"{CHASSIS}/B")}),
         {f"{CHASSIS}/B": {"Id": "B", "Links": {"ContainedBy": link(f"{CHASSIS}/A")}}},
@@ -346,7 +346,7 @@ def test_a_chain_of_containers_that_bites_its_tail_ends(tmp_path: Path, mock: re
     assert by_label(opened(mock, resources, tmp_path).read()) == {NODE: (None, 1.0)}
 
 
-def test_servers_side_by_side_have_names_of_their_own(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_several_servers_have_different_devices(tmp_path: Path, mock: responses.RequestsMock) -> None:
     resources = many(
         chassis_with_power("n1", 300.0),
         chassis_with_power("n2", 310.0),
@@ -358,14 +358,14 @@ def test_servers_side_by_side_have_names_of_their_own(tmp_path: Path, mock: resp
     assert by_label(device.read()) == {"bmc1/n1/total": (None, 300.0), "bmc1/n2/total": (None, 310.0)}
     assert [(f.status, f.subject.rpartition("/Chassis/")[2][:2]) for f in redfish.findings][-1] == ("skipped", "m/")
     service.resources[f"{CHASSIS}/n1/EnvironmentMetrics"] = 500
-    assert by_label(device.read()) == {"bmc1/n2/total": (None, 310.0)}, "one that fails does not stop the other"
+    assert by_label(device.read()) == {"bmc1/n2/total": (None, 310.0)}, "a failing server does not stop the other"
 
 
-def test_one_chassis_can_be_chosen(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_chassis_can_be_selected(tmp_path: Path, mock: responses.RequestsMock) -> None:
     resources = many(chassis_with_power("n1", 300.0), chassis_with_power("n2", 310.0))
     FakeService(mock, resources)
     assert by_label(a_service(tmp_path, chassis="n2").connect().read()) == {NODE: (None, 310.0)}
-    with pytest.raises(SensorAbsentError, match="no chassis n3; there are: n1, n2"):
+    with pytest.raises(SensorAbsentError, match="no chassis n3; available: n1, n2"):
         a_service(tmp_path, chassis="n3").connect()
 
 
@@ -384,32 +384,32 @@ def all_three() -> dict[str, Any]:
     return resources | {f"{CHASSIS}/1/Power": power, f"{CHASSIS}/1/Sensors": collection()}
 
 
-def test_one_of_several_sources_is_read_and_the_others_are_told(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_one_of_several_sources_is_read_and_the_others_are_named(tmp_path: Path, mock: responses.RequestsMock) -> None:
     FakeService(mock, all_three())
     redfish = a_service(tmp_path)
     readings = by_label(redfish.connect().read())
     assert readings[NODE] == (pytest.approx(1234.567 * 3.6e6), 512.5)
-    assert "bmc1/system_power_control" not in readings, "the node again is no part of the node"
+    assert "bmc1/system_power_control" not in readings, "the node must not be published as a part again"
     assert readings["bmc1/psu_slot_1_input"] == (None, 210.0)
     (finding,) = redfish.findings
     assert finding.status == "found"
-    assert "counter of energy in steps of 3600 J, and power; there too and not read for it: Power" in finding.text
+    assert "energy counter with steps of 3600 J, and power; other sources, not read: Power" in finding.text
 
 
-def test_a_source_that_fails_gives_way_and_is_said(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_failing_source_is_replaced_and_reported(tmp_path: Path, mock: responses.RequestsMock) -> None:
     FakeService(mock, all_three() | {f"{CHASSIS}/1/EnvironmentMetrics": 500})
     redfish = a_service(tmp_path)
     assert by_label(redfish.connect().read())[NODE] == (None, 412.0)
     assert (redfish.findings[0].status, redfish.findings[0].text) == ("broken", "HTTP 500")
 
 
-def test_a_source_without_values_gives_way(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_source_without_values_is_replaced(tmp_path: Path, mock: responses.RequestsMock) -> None:
     resources = all_three()
     resources[f"{CHASSIS}/1/EnvironmentMetrics"] = {"PowerWatts": {"Reading": None}, "EnergykWh": {"Reading": None}}
     assert by_label(opened(mock, resources, tmp_path).read())[NODE] == (None, 412.0)
 
 
-def test_polls_ask_for_what_is_needed_and_no_more(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_poll_requests_only_the_needed_resources(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, all_three())
     device = a_service(tmp_path).connect()
     device.read()
@@ -424,10 +424,10 @@ def test_polls_ask_for_what_is_needed_and_no_more(tmp_path: Path, mock: response
     assert service.requests == [f"GET {CHASSIS}/1/EnvironmentMetrics"]
 
 
-def test_the_first_values_come_from_the_search(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_the_first_values_come_from_the_discovery(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, all_three())
     a_service(tmp_path).connect().read()
-    assert len(service.gets) == len(set(service.gets)), "nothing was asked for twice"
+    assert len(service.gets) == len(set(service.gets)), "a resource was requested twice"
 
 
 # -- counters --------------------------------------------------------------------------------------
@@ -447,7 +447,7 @@ def test_the_first_values_come_from_the_search(tmp_path: Path, mock: responses.R
 def test_counters(
     tmp_path: Path, mock: responses.RequestsMock, metrics: dict[str, Any], energy: float, resolution: str
 ) -> None:
-    """Joules before kilowatt hours; the count of a lifetime survives a reset; one that stands at 0 counts nothing."""
+    """Joules are preferred to kWh, and the lifetime counter to one that can be reset; a counter at 0 is not used."""
     resources = many(chassis_with_power("1", 100.0))
     resources[f"{CHASSIS}/1/EnvironmentMetrics"] |= metrics
     device = opened(mock, resources, tmp_path)
@@ -455,23 +455,23 @@ def test_counters(
     assert (device.infos[0].method, device.infos[0].resolution) == ("counter", resolution)
 
 
-def test_a_counter_that_stands_at_zero_is_not_used(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_counter_at_zero_is_not_used(tmp_path: Path, mock: responses.RequestsMock) -> None:
     resources = supermicro()
     resources[f"{CHASSIS}/1/EnvironmentMetrics"]["EnergykWh"]["Reading"] = 0.0
     FakeService(mock, resources)
     redfish = a_service(tmp_path)
     assert by_label(redfish.connect().read()) == {NODE: (None, 512.5)}
-    assert "EnergykWh stands at 0 and is not used" in redfish.findings[0].text
+    assert "EnergykWh is 0 and not used" in redfish.findings[0].text
 
 
-def test_a_counter_that_was_reset_is_still_the_counter(tmp_path: Path, mock: responses.RequestsMock) -> None:
-    """At 0 after a reset, over a new search too: otherwise its series would change its meaning."""
+def test_a_reset_counter_is_still_used(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """A known counter at 0 is used even by a new discovery; otherwise the series would change its meaning."""
     service = FakeService(mock, supermicro())
     redfish = a_service(tmp_path)
     device = redfish.connect()
     device.read()
     metrics = service.resources.pop(f"{CHASSIS}/1/EnvironmentMetrics")
-    with pytest.raises(SensorAbsentError, match="looking for it anew"):
+    with pytest.raises(SensorAbsentError, match="probing the service again"):
         device.read()
     device.close()
     metrics["EnergykWh"]["Reading"] = 0
@@ -481,13 +481,13 @@ def test_a_counter_that_was_reset_is_still_the_counter(tmp_path: Path, mock: res
     assert device.infos[0].method == "counter"
 
 
-def test_energy_can_be_left_alone(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_energy_counters_can_be_disabled(tmp_path: Path, mock: responses.RequestsMock) -> None:
     device = opened(mock, supermicro(), tmp_path, energy=False)
     assert by_label(device.read()) == {NODE: (None, 512.5)}
     assert device.infos[0].method == "integrated"
 
 
-def test_power_goes_on_where_the_counter_is_missing_for_once(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_power_is_read_while_the_counter_has_no_value(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, supermicro())
     device = a_service(tmp_path).connect()
     device.read()
@@ -495,11 +495,11 @@ def test_power_goes_on_where_the_counter_is_missing_for_once(tmp_path: Path, moc
     assert by_label(device.read()) == {NODE: (None, 512.5)}
 
 
-# -- values that are none --------------------------------------------------------------------------
+# -- missing values --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [None, "", "312", True, 0, 0.0, -5, [], {}, float("nan"), 10**400])
-def test_what_is_no_value_is_no_sample(tmp_path: Path, mock: responses.RequestsMock, value: Any) -> None:
+def test_invalid_values_are_glitches(tmp_path: Path, mock: responses.RequestsMock, value: Any) -> None:
     service = FakeService(mock, hpe())
     device = a_service(tmp_path).connect()
     device.read()
@@ -516,17 +516,15 @@ def test_a_number_is_finite_or_none(value: Any) -> None:
     assert result is None or (isinstance(value, int | float | Decimal) and abs(result) < float("inf"))
 
 
-def test_a_service_without_any_value_is_absent_and_looked_at_again(
-    tmp_path: Path, mock: responses.RequestsMock
-) -> None:
-    """A node that is switched off; when it starts, the source may be another one."""
+def test_a_service_without_any_value_is_absent_and_probed_again(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """A node that is off; once it is on, another source may be used."""
     resources = all_three()
     metrics = resources[f"{CHASSIS}/1/EnvironmentMetrics"]
     resources[f"{CHASSIS}/1/EnvironmentMetrics"] = {"PowerWatts": {"Reading": None}}
     resources[f"{CHASSIS}/1/Power"] = {"PowerControl": [{"MemberId": "0", "PowerConsumedWatts": 0}]}
     service = FakeService(mock, resources)
     redfish = a_service(tmp_path)
-    with pytest.raises(SensorAbsentError, match=r"no value just now \(null or 0\)"):
+    with pytest.raises(SensorAbsentError, match=r"no value now \(null or 0\)"):
         redfish.connect()
     assert redfish.findings[0].status == "absent"
     service.resources[f"{CHASSIS}/1/EnvironmentMetrics"] = metrics
@@ -534,14 +532,14 @@ def test_a_service_without_any_value_is_absent_and_looked_at_again(
     assert [finding.status for finding in redfish.findings] == ["found"]
 
 
-def test_a_service_without_power_says_what_it_looked_for(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_service_without_power_is_absent(tmp_path: Path, mock: responses.RequestsMock) -> None:
     FakeService(mock, {CHASSIS: collection(f"{CHASSIS}/1"), f"{CHASSIS}/1": {"Id": "1"}})
-    with pytest.raises(SensorAbsentError, match="no chassis tells its power"):
+    with pytest.raises(SensorAbsentError, match="no chassis reports its power"):
         a_service(tmp_path).connect()
 
 
-def test_what_is_read_is_looked_for_anew_when_it_stays_away(tmp_path: Path, mock: responses.RequestsMock) -> None:
-    """A firmware update may take a resource's values away and leave the resource."""
+def test_the_service_is_probed_again_when_a_value_stays_missing(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """A firmware update may remove the values of a resource and keep the resource."""
     service = FakeService(mock, all_three())
     redfish = a_service(tmp_path)
     device = redfish.connect()
@@ -550,13 +548,13 @@ def test_what_is_read_is_looked_for_anew_when_it_stays_away(tmp_path: Path, mock
     for _ in range(5):
         with pytest.raises(SensorGlitchError):
             device.read()
-    with pytest.raises(SensorAbsentError, match="looking for it anew"):
+    with pytest.raises(SensorAbsentError, match="probing the service again"):
         device.read()
     device.close()
     assert by_label(redfish.connect().read())[NODE] == (None, 412.0)
 
 
-def test_parts_that_fail_do_not_stop_the_node(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_failing_parts_do_not_affect_the_node(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, all_three())
     device = a_service(tmp_path).connect()
     device.read()
@@ -565,32 +563,32 @@ def test_parts_that_fail_do_not_stop_the_node(tmp_path: Path, mock: responses.Re
         assert by_label(device.read()).keys() == {NODE}
 
 
-# -- which member is the node ----------------------------------------------------------------------
+# -- selecting the node ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("wanted", "watts"), [("", 412.0), ("CPU", 180.0), ("Memory Power", 35.0)])
-def test_the_member_that_is_the_node_can_be_chosen(
-    tmp_path: Path, mock: responses.RequestsMock, wanted: str, watts: float
+@pytest.mark.parametrize(("member", "watts"), [("", 412.0), ("CPU", 180.0), ("Memory Power", 35.0)])
+def test_the_member_of_the_node_can_be_selected(
+    tmp_path: Path, mock: responses.RequestsMock, member: str, watts: float
 ) -> None:
     FakeService(mock, dell())
-    redfish = a_service(tmp_path, power_control=wanted)
+    redfish = a_service(tmp_path, power_control=member)
     assert by_label(redfish.connect().read())[NODE] == (None, watts)
     assert "of 3 members of PowerControl" in redfish.findings[0].text
 
 
-def test_a_member_that_is_not_there_is_said(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_missing_member_is_reported(tmp_path: Path, mock: responses.RequestsMock) -> None:
     FakeService(mock, dell())
     redfish = a_service(tmp_path, power_control="Fans")
-    with pytest.raises(SensorAbsentError, match="no chassis tells its power"):
+    with pytest.raises(SensorAbsentError, match="no chassis reports its power"):
         redfish.connect()
 
 
-def test_a_sensor_can_be_chosen(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_sensor_can_be_selected(tmp_path: Path, mock: responses.RequestsMock) -> None:
     device = opened(mock, openbmc(), tmp_path, power_control="psu0 input power")
     assert by_label(device.read()) == {NODE: (None, 170.25)}
 
 
-def test_members_are_known_by_their_id_not_by_their_place(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_members_are_identified_by_id_not_by_position(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, dell())
     device = a_service(tmp_path).connect()
     before = by_label(device.read())
@@ -600,23 +598,21 @@ def test_members_are_known_by_their_id_not_by_their_place(tmp_path: Path, mock: 
     assert by_label(device.read()) == before
     del power["PowerControl"][-1]
     with pytest.raises(SensorGlitchError):
-        device.read()  # and not the CPUs in the place of the node
+        device.read()  # and does not return the CPUs' power
 
 
-# -- time stamps -----------------------------------------------------------------------------------
+# -- timestamps -----------------------------------------------------------------------------------
 
 
-def stamped(watts: float, stamp: str, **further: Any) -> dict[str, Any]:
+def with_timestamp(watts: float, timestamp: str, **further: Any) -> dict[str, Any]:
     path = f"{CHASSIS}/1/Sensors/Total"
     resources = many(chassis_with_power("1", watts))
     resources[f"{CHASSIS}/1/EnvironmentMetrics"]["PowerWatts"]["DataSourceUri"] = path
-    return resources | {path: power_sensor("Total", watts, ReadingTime=stamp, Accuracy=2, **further)}
+    return resources | {path: power_sensor("Total", watts, ReadingTime=timestamp, Accuracy=2, **further)}
 
 
-def test_a_sensor_with_time_stamps_is_read_in_place_of_its_excerpt(
-    tmp_path: Path, mock: responses.RequestsMock
-) -> None:
-    service = FakeService(mock, stamped(200.0, "2026-01-01T00:00:10Z", SensingInterval="PT2S"))
+def test_a_sensor_with_timestamps_is_read_instead_of_its_excerpt(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    service = FakeService(mock, with_timestamp(200.0, "2026-01-01T00:00:10Z", SensingInterval="PT2S"))
     device = a_service(tmp_path).connect()
     (info,) = device.infos
     assert (info.source, info.accuracy) == ("https://bmc1/redfish/v1/Chassis/1/Sensors/Total#/Reading", 0.02)
@@ -630,16 +626,16 @@ def test_a_sensor_with_time_stamps_is_read_in_place_of_its_excerpt(
     assert 0 < second.read_at_ns - first.read_at_ns <= 1_000_000, "a millisecond later by the sensor's clock"
 
 
-def test_time_stamps_can_be_left_alone(tmp_path: Path, mock: responses.RequestsMock) -> None:
-    device = opened(mock, stamped(200.0, "2026-01-01T00:00:10Z"), tmp_path, reading_time=False)
+def test_timestamps_can_be_disabled(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    device = opened(mock, with_timestamp(200.0, "2026-01-01T00:00:10Z"), tmp_path, reading_time=False)
     assert device.infos[0].source.endswith("/EnvironmentMetrics#/PowerWatts/Reading")
 
 
-@pytest.mark.parametrize("stamp", ["1970-01-01T00:00:00Z", "yesterday", "0001-01-01T00:00:00+14:00"])
-def test_a_stamp_that_does_not_move_with_the_value_says_nothing(
-    tmp_path: Path, mock: responses.RequestsMock, stamp: str
+@pytest.mark.parametrize("timestamp", ["1970-01-01T00:00:00Z", "yesterday", "0001-01-01T00:00:00+14:00"])
+def test_a_timestamp_that_does_not_change_with_the_value_is_ignored(
+    tmp_path: Path, mock: responses.RequestsMock, timestamp: str
 ) -> None:
-    service = FakeService(mock, stamped(200.0, stamp))
+    service = FakeService(mock, with_timestamp(200.0, timestamp))
     device = a_service(tmp_path).connect()
     (first,) = device.read()
     service.resources[f"{CHASSIS}/1/Sensors/Total"]["Reading"] = 205
@@ -647,10 +643,10 @@ def test_a_stamp_that_does_not_move_with_the_value_says_nothing(
     assert (second.power_watts, second.read_at_ns > first.read_at_ns) == (205.0, True)
 
 
-def test_an_old_sample_ends_as_no_reading(
+def test_an_old_sample_is_a_glitch(
     tmp_path: Path, mock: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    FakeService(mock, stamped(200.0, "2026-01-01T00:00:10Z"))
+    FakeService(mock, with_timestamp(200.0, "2026-01-01T00:00:10Z"))
     device = a_service(tmp_path).connect()
     device.read()
     now_ns = time.monotonic_ns()
@@ -659,7 +655,7 @@ def test_an_old_sample_ends_as_no_reading(
         device.read()
 
 
-def test_an_old_position_of_a_counter_is_right_for_its_time(
+def test_an_old_position_of_a_counter_is_valid(
     tmp_path: Path, mock: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = f"{CHASSIS}/1/Sensors/Energy"
@@ -676,8 +672,8 @@ def test_an_old_position_of_a_counter_is_right_for_its_time(
 
 
 @given(st.lists(st.tuples(st.floats(0.1, 60), st.floats(0, 5)), min_size=1, max_size=20), st.floats(-1e9, 1e9))
-def test_samples_are_placed_no_later_than_they_were_read(delays: list[tuple[float, float]], offset_s: float) -> None:
-    """And with their own distances, as soon as the least delay has been seen."""
+def test_samples_are_never_placed_after_their_read(delays: list[tuple[float, float]], offset_s: float) -> None:
+    """Their distances are exact once the least delay has been observed."""
     clock = SampleClock()
     sampled_ns, places = round(1e18), []
     for step_s, delay_s in [(1.0, 0.0), *delays]:
@@ -689,7 +685,7 @@ def test_samples_are_placed_no_later_than_they_were_read(delays: list[tuple[floa
         assert placed_later - placed == later - sampled
 
 
-def test_a_clock_that_is_set_back_starts_anew() -> None:
+def test_the_offset_is_estimated_again_when_the_clock_is_set_back() -> None:
     clock = SampleClock()
     clock.place(1000 * NS_PER_S, 5 * NS_PER_S)
     assert clock.place(10 * NS_PER_S, 15 * NS_PER_S) == 15 * NS_PER_S
@@ -699,7 +695,7 @@ def test_a_clock_that_is_set_back_starts_anew() -> None:
     ("text", "value"),
     [("PT1S", 1.0), ("PT0.5S", 0.5), ("P1DT2H3M4S", 93784.0), ("PT0S", None), ("", None), ("1 s", None), (None, None)],
 )
-def test_spans_of_time(text: Any, value: float | None) -> None:
+def test_durations(text: Any, value: float | None) -> None:
     assert seconds(text) == value
 
 
@@ -708,10 +704,10 @@ def test_spans_of_time(text: Any, value: float | None) -> None:
 
 @pytest.mark.parametrize("status", [200, 201, 204])
 @pytest.mark.parametrize("location", ["{path}", "https://10.1.1.1{path}", "http://bmc1{path}"])
-def test_a_session_is_opened_kept_and_closed(
+def test_a_session_is_opened_reused_and_closed(
     tmp_path: Path, mock: responses.RequestsMock, status: int, location: str
 ) -> None:
-    """Its address may name another host: then its path is meant, on this one."""
+    """Its address may contain another host; only its path is used."""
     service = FakeService(mock, hpe())
     service.login_status, service.location = status, location
     device = a_service(tmp_path).connect()
@@ -724,14 +720,14 @@ def test_a_session_is_opened_kept_and_closed(
     assert service.requests[-1] == f"DELETE {SESSIONS}/1"
 
 
-def test_the_address_of_a_session_may_be_in_its_body_only(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_the_address_of_a_session_may_be_in_the_body(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, hpe())
     service.location, service.login_body = "", {"@odata.id": f"{SESSIONS}/1"}
     a_service(tmp_path).connect().close()
     assert not service.sessions
 
 
-def test_a_login_without_a_token_is_said(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_login_without_a_token_is_an_error(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, hpe())
     service.token = ""
     with pytest.raises(SensorAbsentError, match="login answered HTTP 201 without a token; try auth: basic"):
@@ -739,10 +735,10 @@ def test_a_login_without_a_token_is_said(tmp_path: Path, mock: responses.Request
 
 
 @pytest.mark.parametrize("is_open", [True, False])
-def test_sessions_are_found_through_their_service_too(
+def test_sessions_are_found_through_the_session_service(
     tmp_path: Path, mock: responses.RequestsMock, is_open: bool
 ) -> None:
-    """Where that may be read without a login; else each request is logged in by itself."""
+    """If it can be read without a login; otherwise each request sends the password."""
     service_path = "/redfish/v1/SessionService"
     resources = hpe() | {
         "/redfish/v1": {"Links": {}, "SessionService": link(service_path)},
@@ -754,12 +750,12 @@ def test_sessions_are_found_through_their_service_too(
     redfish = a_service(tmp_path)
     assert by_label(redfish.connect().read()) == {NODE: (None, 301.0)}
     assert service.logins == int(is_open)
-    assert ("offers no sessions" in redfish.findings[-1].text) is not is_open
+    assert ("has no sessions" in redfish.findings[-1].text) is not is_open
 
 
 @pytest.mark.parametrize("settings", [{"auth": "basic"}, {}])
 def test_basic_auth(tmp_path: Path, mock: responses.RequestsMock, settings: dict[str, Any]) -> None:
-    """Asked for, or because the service has no sessions; the password is sent as UTF-8."""
+    """Set in the configuration, or because the service has no sessions; the password is sent as UTF-8."""
     resources = hpe()
     if not settings:
         resources["/redfish/v1"] = {"Links": {}}
@@ -770,7 +766,7 @@ def test_basic_auth(tmp_path: Path, mock: responses.RequestsMock, settings: dict
     assert service.logins == 0
 
 
-def test_a_root_that_needs_a_login_gets_basic_auth(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_basic_auth_is_used_if_the_root_needs_a_login(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, hpe())
     service.open_paths.clear()
     assert by_label(a_service(tmp_path).connect().read()) == {NODE: (None, 301.0)}
@@ -784,7 +780,7 @@ def test_an_expired_session_is_renewed_once(tmp_path: Path, mock: responses.Requ
     assert by_label(device.read()) == {NODE: (None, 301.0)}
     assert service.logins == 2
     service.resources[f"{CHASSIS}/1/Power"] = 401
-    with pytest.raises(SensorDeniedError, match=r"login of user monitor refused \(HTTP 401\)"):
+    with pytest.raises(SensorDeniedError, match=r"login of user monitor denied \(HTTP 401\)"):
         device.read()
     assert service.logins == 3
     device.close()
@@ -795,25 +791,25 @@ def test_an_expired_session_is_renewed_once(tmp_path: Path, mock: responses.Requ
 def test_a_wrong_password_is_denied(tmp_path: Path, mock: responses.RequestsMock, status: int) -> None:
     service = FakeService(mock, hpe())
     service.login_status = status
-    with pytest.raises(SensorDeniedError, match=rf"login of user monitor refused \(HTTP {status}\).*password"):
+    with pytest.raises(SensorDeniedError, match=rf"login of user monitor denied \(HTTP {status}\).*password"):
         a_service(tmp_path).connect()
 
 
-def test_no_login_where_one_is_needed_is_denied(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_missing_login_is_denied(tmp_path: Path, mock: responses.RequestsMock) -> None:
     FakeService(mock, hpe())
-    with pytest.raises(SensorDeniedError, match=r"needs a login.*set user and password_file"):
+    with pytest.raises(SensorDeniedError, match=r"a login is required.*set user and password_file"):
         a_service(tmp_path, user="", password_file=None).connect()
 
 
-def test_a_right_that_is_missing_is_denied(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_missing_permission_is_denied(tmp_path: Path, mock: responses.RequestsMock) -> None:
     resources = hpe() | {f"{CHASSIS}/1/Power": 403}
     service = FakeService(mock, resources)
-    with pytest.raises(SensorDeniedError, match="user monitor may not read it; give it role ReadOnly"):
+    with pytest.raises(SensorDeniedError, match="user monitor lacks permission; grant the role ReadOnly"):
         a_service(tmp_path).connect()
     assert not service.sessions
 
 
-def test_a_service_whose_sessions_are_all_in_use_is_tried_again(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_service_without_free_sessions_is_retried(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, hpe())
     service.login_status = 503
     service.login_body = {"error": {"@Message.ExtendedInfo": [{"MessageId": "Base.1.8.SessionLimitExceeded"}]}}
@@ -832,7 +828,7 @@ def test_a_session_is_ended_when_connecting_fails(tmp_path: Path, mock: response
 
 
 def test_a_session_that_could_not_be_ended_is_ended_later(tmp_path: Path, mock: responses.RequestsMock) -> None:
-    """A service that hangs keeps its sessions; it has four."""
+    """A hanging service keeps its sessions, of which there are few."""
     service = FakeService(mock, hpe())
     redfish = a_service(tmp_path)
     for failure in (requests.exceptions.ReadTimeout(), 503):
@@ -850,7 +846,7 @@ def test_a_session_that_could_not_be_ended_is_ended_later(tmp_path: Path, mock: 
         assert not service.sessions, failure
 
 
-def test_a_session_that_cannot_be_ended_is_not_tried_for_ever(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_ending_a_session_is_retried_only_once(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, hpe())
     redfish = a_service(tmp_path)
     for count in range(1, 4):
@@ -877,36 +873,36 @@ def test_the_password_is_read_at_each_login(tmp_path: Path, mock: responses.Requ
         redfish.connect().read()
 
 
-def test_no_secret_is_told(
-    tmp_path: Path, mock: responses.RequestsMock, caplog: pytest.LogCaptureFixture, no_look: None
+def test_secrets_are_not_shown(
+    tmp_path: Path, mock: responses.RequestsMock, caplog: pytest.LogCaptureFixture, no_network: None
 ) -> None:
     caplog.set_level(logging.DEBUG)
     service = FakeService(mock, hpe())
     redfish = a_service(tmp_path)
-    told = [repr(redfish.target), repr(redfish)]
+    outputs = [repr(redfish.target), repr(redfish)]
     device = redfish.connect()
     device.read()
-    told += [repr(device), repr(vars(device)), repr(vars(redfish))]
+    outputs += [repr(device), repr(vars(device)), repr(vars(redfish))]
     failures = (401, 500, b"x", requests.exceptions.SSLError("certificate verify failed"), requests.ConnectionError())
     for failure in failures:
         service.resources[f"{CHASSIS}/1/Power"] = failure
         with pytest.raises(SensorError) as caught:
             device.read()
-        told += [repr(caught.value), str(caught.value), *(repr(finding) for finding in redfish.findings)]
+        outputs += [repr(caught.value), str(caught.value), *(repr(finding) for finding in redfish.findings)]
     service.login_status = 401
     with pytest.raises(SensorError) as caught:
         redfish.connect().read()
-    told += [repr(caught.value), caplog.text]
-    assert not [text for text in told if PASSWORD in text or "t0ken" in text]
+    outputs += [repr(caught.value), caplog.text]
+    assert not [text for text in outputs if PASSWORD in text or "t0ken" in text]
 
 
-# -- what a scraper sees ---------------------------------------------------------------------------
+# -- exposition ---------------------------------------------------------------------------
 
 
 def test_golden(
     tmp_path: Path, mock: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch, update_golden: bool
 ) -> None:
-    """A BMC with a counter and one without, thirty seconds later; reviewed as text."""
+    """A BMC with a counter and one without, after 30 s; reviewed as text."""
     clock = FakeClock()
     monkeypatch.setattr(time, "monotonic_ns", clock.monotonic_ns)
     monkeypatch.setattr(time, "monotonic", lambda: clock.now_ns / NS_PER_S)
@@ -918,7 +914,7 @@ def test_golden(
 
     @dataclass(frozen=True)
     class Direct:
-        """Read at once, and not in the background."""
+        """Reads directly, not in the background."""
 
         device: str
         infos: Sequence[SensorInfo]
@@ -937,29 +933,29 @@ def test_golden(
     text = (
         Exposition(emulated=False, start_s=1.0, nodename="node17", self_metrics=False).render([scan], "text").decode()
     )
-    shown = [line for line in text.splitlines(keepends=True) if 'collector="redfish"' in line]
-    golden.check("".join(shown), GOLDEN / "redfish.prom", update=update_golden)
+    lines = [line for line in text.splitlines(keepends=True) if 'collector="redfish"' in line]
+    golden.check("".join(lines), GOLDEN / "redfish.prom", update=update_golden)
 
 
-# -- answers that are none -------------------------------------------------------------------------
+# -- invalid answers -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("answer", "text"),
     [
-        (b"<html>", "the answer is no JSON"),
-        (b"[1]", "the answer is no JSON object"),
-        (b"[" * 100_000, "the answer is no JSON"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "the answer is no JSON"),
-        (b" " * (client.MAX_BODY_BYTES + 1), "answer is longer than 4 MiB"),
+        (b"<html>", "the answer is not valid JSON"),
+        (b"[1]", "the answer is not a JSON object"),
+        (b"[" * 100_000, "the answer is not valid JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "the answer is not valid JSON"),
+        (b" " * (client.MAX_BODY_BYTES + 1), "answer longer than 4 MiB"),
         (500, "HTTP 500"),
         (503, "HTTP 503"),
         (418, "HTTP 418"),
         ((302, {"Location": "/redfish/v1/Chassis/1/Power"}, ""), "redirected more than 3 times"),
-        ((302, {"Location": "https://evil.example/x"}, ""), "links to another host"),
+        ((302, {"Location": "https://evil.example/x"}, ""), "link to another host"),
     ],
 )
-def test_an_answer_that_is_none_is_a_glitch_that_names_the_url(
+def test_invalid_answers_are_glitches_that_name_the_url(
     tmp_path: Path, mock: responses.RequestsMock, answer: Any, text: str
 ) -> None:
     service = FakeService(mock, hpe())
@@ -968,10 +964,10 @@ def test_an_answer_that_is_none_is_a_glitch_that_names_the_url(
     service.resources[f"{CHASSIS}/1/Power"] = answer
     with pytest.raises(SensorGlitchError, match=f"^https://bmc1.*{text}"):
         device.read()
-    assert service.sessions, "the connection is kept"
+    assert service.sessions, "the session was ended"
 
 
-def test_a_redirection_on_the_same_host_is_followed(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_redirect_on_the_same_host_is_followed(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, hpe())
     device = a_service(tmp_path).connect()
     device.read()
@@ -981,12 +977,12 @@ def test_a_redirection_on_the_same_host_is_followed(tmp_path: Path, mock: respon
 
 
 def test_links_to_other_hosts_are_not_followed(tmp_path: Path, mock: responses.RequestsMock) -> None:
-    """The token would go there; ``responses`` fails at any request to another host."""
+    """Other hosts would receive the token; ``responses`` fails for any request to another host."""
     resources = hpe()
     resources[f"{CHASSIS}/1"]["Power"] = link("https://evil.example/redfish/v1/Power")
     service = FakeService(mock, resources)
     redfish = a_service(tmp_path)
-    with pytest.raises(SensorAbsentError, match="no chassis tells its power"):
+    with pytest.raises(SensorAbsentError, match="no chassis reports its power"):
         redfish.connect()
     resources[f"{CHASSIS}/1"]["Power"] = link("//evil.example/x")
     with pytest.raises(SensorAbsentError):
@@ -994,22 +990,22 @@ def test_links_to_other_hosts_are_not_followed(tmp_path: Path, mock: responses.R
     assert not service.sessions
 
 
-def test_a_service_that_starts_is_waited_for(tmp_path: Path, mock: responses.RequestsMock) -> None:
+def test_a_starting_service_is_retried(tmp_path: Path, mock: responses.RequestsMock) -> None:
     FakeService(mock, hpe() | {CHASSIS: 503})
     with pytest.raises(SensorTimeoutError, match="HTTP 503"):
         a_service(tmp_path).connect()
 
 
-def cut() -> requests.exceptions.ConnectionError:
+def connection_cut() -> requests.exceptions.ConnectionError:
     return requests.exceptions.ConnectionError(urllib3.exceptions.ProtocolError("aborted", ConnectionResetError()))
 
 
-def test_a_connection_that_was_cut_is_renewed_once(tmp_path: Path, mock: responses.RequestsMock) -> None:
-    """Services close idle connections, at times just when the next request is on its way."""
+def test_a_closed_connection_is_renewed_once(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """Services close idle connections, sometimes just as the next request is sent."""
     service = FakeService(mock, hpe())
     device = a_service(tmp_path).connect()
     device.read()
-    answers: list[Any] = [cut(), service.resources[f"{CHASSIS}/1/Power"]]
+    answers: list[Any] = [connection_cut(), service.resources[f"{CHASSIS}/1/Power"]]
 
     class Once(dict[str, Any]):
         def get(self, path: str, default: Any = None) -> Any:
@@ -1017,8 +1013,8 @@ def test_a_connection_that_was_cut_is_renewed_once(tmp_path: Path, mock: respons
 
     service.resources = Once(service.resources)
     assert by_label(device.read()) == {NODE: (None, 301.0)}
-    answers += [cut(), cut()]
-    with pytest.raises(SensorTimeoutError, match="closed the connection without an answer"):
+    answers += [connection_cut(), connection_cut()]
+    with pytest.raises(SensorTimeoutError, match="closed the connection without answering"):
         device.read()
 
 
@@ -1033,7 +1029,7 @@ def test_a_connection_that_was_cut_is_renewed_once(tmp_path: Path, mock: respons
         (requests.exceptions.InvalidURL(), SensorGlitchError, "InvalidURL"),
     ],
 )
-def test_what_a_network_does(
+def test_network_errors(
     tmp_path: Path, mock: responses.RequestsMock, failure: Exception, kind: type[SensorError], text: str
 ) -> None:
     service = FakeService(mock, hpe())
@@ -1044,10 +1040,10 @@ def test_what_a_network_does(
         device.read()
 
 
-def test_a_round_of_requests_has_one_deadline(
+def test_all_requests_of_a_connect_share_a_deadline(
     tmp_path: Path, mock: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A search that is too long goes on where it was stopped: big services have a hundred chassis."""
+    """A discovery that takes too long is continued by the next one: large services have a hundred chassis."""
     resources = many(*(chassis_with_power(f"n{i}", 100.0 + i) for i in range(12)))
     service = FakeService(mock, resources)
     redfish = a_service(tmp_path, deadline_s=5.0)
@@ -1060,22 +1056,22 @@ def test_a_round_of_requests_has_one_deadline(
 
     monkeypatch.setattr(client.Client, "get", slow_get)
     monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
-    tries = 0
+    attempts = 0
     while redfish.plan is None:
-        tries += 1
+        attempts += 1
         try:
             redfish.connect().close()
         except SensorTimeoutError as error:
             assert "no answer within 5 s" in str(error)
-        assert tries < 20
-    assert tries > 2
+        assert attempts < 20
+    assert attempts > 2
     chassis_gets = [path for path in service.gets if path.startswith(f"{CHASSIS}/")]
     assert len(redfish.plan.series) == 12
-    assert len(chassis_gets) == len(set(chassis_gets)), "nothing was asked for twice"
+    assert len(chassis_gets) == len(set(chassis_gets)), "a resource was requested twice"
     assert not service.sessions
 
 
-# -- trust -----------------------------------------------------------------------------------------
+# -- certificates -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1085,8 +1081,8 @@ def test_a_round_of_requests_has_one_deadline(
         ({"fingerprint": "00" * 32}, f"^bmc1: its certificate is not the pinned one.*{PIN}"),
     ],
 )
-def test_a_certificate_that_is_not_trusted_names_host_and_cure(
-    tmp_path: Path, mock: responses.RequestsMock, no_look: None, settings: dict[str, Any], text: str
+def test_an_untrusted_certificate_names_host_and_fix(
+    tmp_path: Path, mock: responses.RequestsMock, no_network: None, settings: dict[str, Any], text: str
 ) -> None:
     mock.add(
         responses.GET,
@@ -1101,9 +1097,9 @@ def test_a_certificate_that_is_not_trusted_names_host_and_cure(
 
 
 @pytest.mark.parametrize(
-    ("content", "text"), [(None, "No such file"), ("no certificate", "holds no certificate in PEM form")]
+    ("content", "text"), [(None, "No such file"), ("not a certificate", "contains no certificate in PEM format")]
 )
-def test_a_ca_file_that_is_none_is_denied(tmp_path: Path, content: str | None, text: str) -> None:
+def test_an_invalid_ca_file_is_denied(tmp_path: Path, content: str | None, text: str) -> None:
     ca_file = tmp_path / "ca.pem"
     if content is not None:
         ca_file.write_text(content)
@@ -1115,7 +1111,7 @@ def test_a_ca_file_that_is_none_is_denied(tmp_path: Path, content: str | None, t
     ("settings", "text"),
     [({"insecure": True}, "TLS is not verified"), ({"insecure": True, "url": "http://bmc1"}, "not encrypted")],
 )
-def test_what_is_insecure_is_said(
+def test_insecure_settings_are_reported(
     tmp_path: Path, mock: responses.RequestsMock, settings: dict[str, Any], text: str
 ) -> None:
     FakeService(mock, hpe(), url=settings.get("url", "https://bmc1"))
@@ -1124,10 +1120,10 @@ def test_what_is_insecure_is_said(
     assert [text in finding.text for finding in redfish.findings] == [False, True]
 
 
-def test_the_environment_of_requests_is_ignored(
+def test_environment_variables_of_requests_are_ignored(
     tmp_path: Path, mock: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proxies would get the password, REQUESTS_CA_BUNDLE would switch the check off."""
+    """Proxies would get the password, and REQUESTS_CA_BUNDLE would replace the trusted certificates."""
     for name in ("HTTPS_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
         monkeypatch.setenv(name, "http://evil.example")
     FakeService(mock, hpe())

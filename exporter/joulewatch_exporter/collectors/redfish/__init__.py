@@ -1,1 +1,1 @@
-"""Server power over HTTPS, from services that speak Redfish."""
+"""Redfish: the power of whole servers, over HTTPS."""

@@ -1,9 +1,9 @@
-"""One login to one Redfish service: requests with a deadline, TLS that is checked, a session that is given back.
+"""A login to a Redfish service: requests with a deadline, verified TLS, and a session that is always ended.
 
-BMCs have few sessions (four are common) and keep a forgotten one for up to a day, so every path out of here ends the
-session: `Client.close` after errors too, and a session that could not be ended because the service did not answer is
-ended before the next login. Only the service's own host is ever asked: links and redirections to others are refused,
-since the token would go there.
+BMCs allow few sessions (often four) and keep an abandoned one for up to a day. Therefore `Client.close` ends the
+session also after errors, and a session that could not be ended because the service did not answer is ended before the
+next login. Requests go only to the service's own host; links and redirects to other hosts are rejected, because they
+would receive the token.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ from joulewatch_exporter.errors import (
 MAX_BODY_BYTES: Final = 4 << 20
 MAX_HOPS: Final = 3
 LOGOUT_S: Final = 2.0
-"""For ending a session: a service that does not answer must not hold us up when we leave it."""
-MAX_LEFT_SESSIONS: Final = 8
+"""Deadline for ending a session."""
+MAX_PENDING_SESSIONS: Final = 8
 
 _PIECE_BYTES: Final = 1 << 16
 _REDIRECTIONS: Final = frozenset({301, 302, 303, 307, 308})
@@ -54,12 +54,12 @@ _BUSY: Final = frozenset({429, 502, 503, 504})
 
 
 class _ExpiredError(SensorError):
-    """The session is no longer known (401)."""
+    """The service does not know the session any more (401)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A login that the service holds for us."""
+    """An open session of the service."""
 
     path: str
     token: str = field(repr=False)
@@ -67,26 +67,26 @@ class Session:
 
 @dataclass(slots=True)
 class Memory:
-    """What one connection to a service leaves to the next."""
+    """What a client passes on to the next client of the same service."""
 
     sessions_path: str | None = None
-    """Where sessions are opened."""
-    left: list[Session] = field(default_factory=list)
-    """Sessions that could not be ended."""
+    """The path at which sessions are opened."""
+    pending: list[Session] = field(default_factory=list)
+    """Sessions that could not be ended yet."""
 
 
 class Client:
-    """A connection to one service, logged in on first need. Used by one thread."""
+    """A connection to one service; logs in when needed. Used by one thread."""
 
     def __init__(self, target: RedfishTarget, memory: Memory) -> None:
-        """Prepare; nothing is sent yet.
+        """Prepare without sending a request.
 
         Args:
             target: The service.
-            memory: What earlier clients of this service have left.
+            memory: State from earlier clients of this service.
 
         Raises:
-            SensorDeniedError: ``ca_file`` cannot be read, or holds no certificate.
+            SensorDeniedError: ``ca_file`` cannot be read or contains no certificate.
         """
         self._target = target
         self._memory = memory
@@ -95,7 +95,7 @@ class Client:
         self._span_s = 0.0
         self._session: Session | None = None
         self._http = requests.Session()
-        # REQUESTS_CA_BUNDLE would override verify, proxies and .netrc would send the password elsewhere.
+        # REQUESTS_CA_BUNDLE would override verify; proxies and .netrc would send the password elsewhere.
         self._http.trust_env = False
         self._http.headers.update(
             {
@@ -107,13 +107,13 @@ class Client:
         )
         self._http.verify = verify_setting(target)
         if target.insecure:
-            # `check` shows that it is; urllib3 would say it at each request.
+            # `check` reports it; urllib3 would warn in each request.
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         self._http.mount("https://", PinningAdapter(target.pin))
         self.notes: list[str] = []
 
     def begin(self, span_s: float) -> None:
-        """Start a round of requests that must be over ``span_s`` from now."""
+        """Start a series of requests with a common deadline in ``span_s``."""
         self._span_s = span_s
         self._end_s = time.monotonic() + span_s
 
@@ -123,16 +123,16 @@ class Client:
         """Get one resource.
 
         Returns:
-            The resource, its fractions as Decimal, and the monotonic time in the middle of the request.
+            The resource, with fractions as Decimal, and the monotonic time in the middle of the request.
 
         Raises:
-            MissingError: There is none (404).
-            ForbiddenError: The login has no right to it (403).
+            MissingError: The resource does not exist (404).
+            ForbiddenError: The login must not read it (403).
             SensorDeniedError: The login or the certificate is not accepted.
-            BusyError: The service is starting, or has too much to do.
-            SensorGlitchError: The answer is no resource.
+            BusyError: The service is starting or overloaded.
+            SensorGlitchError: The answer is not a valid resource.
             SensorTimeoutError: No answer in time.
-            SensorAbsentError: Nobody is there.
+            SensorAbsentError: The service cannot be reached.
         """
         if path == ROOT:
             return self._serviceinnermost()
@@ -141,26 +141,26 @@ class Client:
             return self._get(path)
         except _ExpiredError:
             if self._session is None:
-                self._refuse(path)
-        # The service has dropped the session: idle for too long, or restarted. Once more, and then never again.
+                self._raise_wrong_login(path)
+        # The service dropped the session because it was idle or the service restarted: log in again, but only once.
         old, self._session = self._session, None
         self._log_in()
         if old is not None and self._session is not None:
-            # Should it live on (a 401 by mistake), the new one may end it.
-            self._leave(Session(old.path, self._session.token))
+            # If it still exists (the 401 was a mistake), the new session may end it.
+            self._end(Session(old.path, self._session.token))
         try:
             return self._get(path)
         except _ExpiredError:
-            self._refuse(path)
+            self._raise_wrong_login(path)
 
     def _serviceinnermost(self) -> tuple[Json, int]:
         if self._root is None:
             try:
                 self._root = self._get(ROOT)
             except _ExpiredError:
-                # It should need no login; without it there is no way to the sessions.
+                # The root should need no login; without the root, the path of the sessions is unknown.
                 if not self._target.user or self._http.auth is not None:
-                    self._refuse(ROOT)
+                    self._raise_wrong_login(ROOT)
                 self._use_basic()
                 return self._serviceinnermost()
         return self._root
@@ -171,7 +171,7 @@ class Client:
             sent_ns = time.monotonic_ns()
             response = self._send("GET", url)
             read_at_ns = (sent_ns + time.monotonic_ns()) // 2
-            # The body is read to its end whatever it is, so that the connection can be used again.
+            # Always read the whole body, so that the connection can be reused.
             body = self._body(response, url)
             if response.status_code in _REDIRECTIONS:
                 path = urljoin(url, response.headers.get("Location", ""))
@@ -181,11 +181,11 @@ class Client:
         raise SensorGlitchError(f"{self._url(path)}: redirected more than {MAX_HOPS} times")
 
     def _url(self, path: str) -> str:
-        """The absolute URL of a link; only of this very host."""
+        """Return the absolute URL of a link; raise `SensorGlitchError` if it leads to another host."""
         base = self._target.base
         url = urljoin(f"{base}/", path)
         if _origin(url) != _origin(base):
-            raise SensorGlitchError(f"{base}: links to another host ({_origin(url)[1]}), which is not followed")
+            raise SensorGlitchError(f"{base}: link to another host ({_origin(url)[1]}) is not followed")
         return url
 
     # -- login -------------------------------------------------------------------------------------
@@ -197,18 +197,18 @@ class Client:
         if self._target.auth == "session":
             path = self._memory.sessions_path or self._sessions_path()
         if self._http.auth is not None:
-            return  # the root needed it
+            return  # the root required it
         if path is None:
             self._use_basic()
             return
-        self._end_left()
-        self._memory.sessions_path = None  # looked up anew, should it have moved
+        self._end_pending()
+        self._memory.sessions_path = None  # look it up again if the login fails
         self._open_session(path)
         self._memory.sessions_path = path
 
     def _use_basic(self) -> None:
         if self._target.auth == "session":
-            self.notes.append("the service offers no sessions: each request is logged in by itself (auth: basic)")
+            self.notes.append("the service has no sessions, so each request sends the password (auth: basic)")
         # Bytes: requests would encode text as Latin-1.
         self._http.auth = (self._target.user.encode(), self._secret().encode())  # type: ignore[assignment]
 
@@ -240,9 +240,9 @@ class Client:
         is_good = status in (200, 201, 204)
         token = response.headers.get("X-Auth-Token", "")
         if is_good and token:
-            # The address may be that of another network side of the BMC: only its path is used.
+            # Only the path is used, because the host may be another address of the BMC.
             session_path = urlsplit(response.headers.get("Location", "")).path
-            # From here on there is a session to end, whatever becomes of the rest of the answer.
+            # From here on there is a session to end, even if reading the rest of the answer fails.
             self._session = Session(session_path, token)
             body = self._body(response, url)
             self._session = Session(session_path or _own_path(body), token)
@@ -251,7 +251,9 @@ class Client:
         if is_good:
             raise SensorAbsentError(f"{url}: login answered HTTP {status} without a token; try auth: basic")
         if b"SessionLimitExceeded" in body:
-            raise SensorTimeoutError(f"{url}: all sessions of the service are in use; end some, or set auth: basic")
+            raise SensorTimeoutError(
+                f"{url}: all sessions of the service are in use; end some of them, or set auth: basic"
+            )
         if status in (400, 401, 403):
             raise self._wrong_login(url, status)
         self._check(status, url)
@@ -260,49 +262,49 @@ class Client:
     def _wrong_login(self, url: str, status: int) -> SensorDeniedError:
         target = self._target
         if not target.user:
-            return SensorDeniedError(f"{url}: needs a login (HTTP {status}); set user and password_file")
+            return SensorDeniedError(f"{url}: a login is required (HTTP {status}); set user and password_file")
         return SensorDeniedError(
-            f"{url}: login of user {target.user} refused (HTTP {status}); check it and {target.password_file}"
+            f"{url}: login of user {target.user} denied (HTTP {status}); check the user and {target.password_file}"
         )
 
-    def _refuse(self, path: str) -> NoReturn:
+    def _raise_wrong_login(self, path: str) -> NoReturn:
         raise self._wrong_login(self._url(path), 401)
 
-    # -- leaving -----------------------------------------------------------------------------------
+    # -- logout -----------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End the session and the connection. Safe to call twice."""
+        """End the session and close the connection; safe to call twice."""
         session, self._session = self._session, None
         try:
             if session is not None:
                 self.begin(LOGOUT_S)
-                self._leave(session)
+                self._end(session)
         finally:
             self._http.auth = None
             self._http.close()
 
-    def _leave(self, session: Session, *, again: bool = False) -> None:
-        """End a session; one that cannot be ended now is kept for the next client.
+    def _end(self, session: Session, *, is_retry: bool = False) -> None:
+        """End a session; if that fails, keep it for the next client.
 
         Args:
             session: The session.
-            again: It was tried before: an answer is an answer then, whatever it is.
+            is_retry: Whether this was tried before: then any answer counts as success.
         """
         if not session.path:
             return
         try:
             response = self._send("DELETE", self._url(session.path), token=session.token)
             self._body(response, session.path)
-            is_ended = again or response.status_code not in _BUSY | {500}
+            is_ended = is_retry or response.status_code not in _BUSY | {500}
         except SensorError:
             is_ended = False
-        if not is_ended and len(self._memory.left) < MAX_LEFT_SESSIONS:
-            self._memory.left.append(session)
+        if not is_ended and len(self._memory.pending) < MAX_PENDING_SESSIONS:
+            self._memory.pending.append(session)
 
-    def _end_left(self) -> None:
-        left, self._memory.left = self._memory.left, []
-        for session in left:
-            self._leave(session, again=True)
+    def _end_pending(self) -> None:
+        pending, self._memory.pending = self._memory.pending, []
+        for session in pending:
+            self._end(session, is_retry=True)
 
     # -- one request -------------------------------------------------------------------------------
 
@@ -331,7 +333,7 @@ class Client:
             except requests.exceptions.Timeout:
                 raise self._timeout(url) from None
             except requests.exceptions.ConnectionError as error:
-                # A connection that was kept and that the service has closed meanwhile: once more on a new one.
+                # The service closed the idle connection: try once more on a new one.
                 if is_last or not _was_cut(error):
                     raise _no_connection(url, error) from None
             except requests.exceptions.RequestException as error:
@@ -350,7 +352,7 @@ class Client:
         return SensorTimeoutError(f"{url}: no answer within {self._span_s:g} s")
 
     def _body(self, response: requests.Response, url: str) -> bytes:
-        """The whole body, piece by piece: neither its length nor the time it takes is the service's choice."""
+        """Read the whole body in pieces, so that its length and duration are limited."""
         try:
             return b"".join(self._pieces(response.raw, url))
         except (urllib3.exceptions.ReadTimeoutError, TimeoutError):
@@ -358,18 +360,18 @@ class Client:
             raise self._timeout(url) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
             response.close()
-            raise SensorGlitchError(f"{url}: the answer broke off: {short(error)}") from None
+            raise SensorGlitchError(f"{url}: the answer was interrupted: {short(error)}") from None
         except SensorError:
             response.close()
             raise
 
     def _pieces(self, raw: Any, url: str) -> Iterator[bytes]:
-        read = getattr(raw, "read1", raw.read)  # read waits until a piece is full
+        read = getattr(raw, "read1", raw.read)  # `read` would wait until a piece is full
         size = 0
         while piece := read(_PIECE_BYTES):
             size += len(piece)
             if size > MAX_BODY_BYTES:
-                raise SensorGlitchError(f"{url}: answer is longer than {MAX_BODY_BYTES >> 20} MiB")
+                raise SensorGlitchError(f"{url}: answer longer than {MAX_BODY_BYTES >> 20} MiB")
             self._left_s(url)
             yield piece
 
@@ -379,7 +381,7 @@ class Client:
         if status == 401:
             raise _ExpiredError(f"{url}: HTTP 401")
         if status == 403:
-            raise ForbiddenError(f"{url}: HTTP 403: user {self._target.user} may not read it; give it role ReadOnly")
+            raise ForbiddenError(f"{url}: HTTP 403: user {self._target.user} lacks permission; grant the role ReadOnly")
         if status in (404, 410):
             raise MissingError(f"{url}: HTTP {status}")
         if status in _BUSY:
@@ -392,26 +394,26 @@ class Client:
         reason = certificate_reason(error)
         if reason is None:
             return SensorAbsentError(f"{host}: TLS: {short(innermost(error))}")
-        seen = leaf_fingerprint(parts.hostname or "", parts.port or 443)
-        found = f"; the fingerprint of the one that is there: {seen}" if seen else ""
+        fingerprint = leaf_fingerprint(parts.hostname or "", parts.port or 443)
+        text = f"; fingerprint of its present certificate: {fingerprint}" if fingerprint else ""
         if self._target.pin:
-            failure = UntrustedError(f"{host}: its certificate is not the pinned one{found}")
+            untrusted = UntrustedError(f"{host}: its certificate is not the pinned one{text}")
         else:
-            failure = UntrustedError(
+            untrusted = UntrustedError(
                 f"{host}: its certificate is not trusted ({reason}): set ca_file to the certificate of its issuer, or "
-                f"fingerprint to that of its own (compare first), or insecure: true{found}"
+                f"fingerprint to its own fingerprint (verify it first), or insecure: true{text}"
             )
-        failure.cure = f"fingerprint: {seen}" if seen else ""
-        return failure
+        untrusted.fix = f"fingerprint: {fingerprint}" if fingerprint else ""
+        return untrusted
 
 
 def _resource(body: bytes, url: str) -> Json:
     try:
         data = json.loads(body, parse_float=Decimal, parse_constant=_no_number)
     except (ValueError, RecursionError, ArithmeticError):
-        raise SensorGlitchError(f"{url}: the answer is no JSON") from None
+        raise SensorGlitchError(f"{url}: the answer is not valid JSON") from None
     if not isinstance(data, dict):
-        raise SensorGlitchError(f"{url}: the answer is no JSON object")
+        raise SensorGlitchError(f"{url}: the answer is not a JSON object")
     return data
 
 
@@ -433,20 +435,20 @@ def _origin(url: str) -> tuple[str, str]:
         parts = urlsplit(url)
         port = parts.port or {"https": 443, "http": 80}.get(parts.scheme)
     except ValueError:
-        return "", "an invalid address"
+        return "", "an invalid URL"
     return parts.scheme, f"{parts.hostname}:{port}"
 
 
 def _was_cut(error: BaseException) -> bool:
-    return any(isinstance(item, urllib3.exceptions.ProtocolError) for item in chain(error))
+    return any(isinstance(inner, urllib3.exceptions.ProtocolError) for inner in chain(error))
 
 
 def _no_connection(url: str, error: BaseException) -> SensorError:
-    for item in chain(error):
-        if isinstance(item, socket.gaierror):
+    for inner in chain(error):
+        if isinstance(inner, socket.gaierror):
             return SensorAbsentError(f"{url}: unknown host")
-        if isinstance(item, OSError) and item.errno is not None and item.strerror:
-            return SensorAbsentError(f"{url}: {item.strerror}")
+        if isinstance(inner, OSError) and inner.errno is not None and inner.strerror:
+            return SensorAbsentError(f"{url}: {inner.strerror}")
     if _was_cut(error):
-        return SensorTimeoutError(f"{url}: the service closed the connection without an answer")
+        return SensorTimeoutError(f"{url}: the service closed the connection without answering")
     return SensorAbsentError(f"{url}: no connection")

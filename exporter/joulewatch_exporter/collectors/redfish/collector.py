@@ -1,8 +1,8 @@
-"""The node's power over HTTPS, from BMCs and chassis managers that speak Redfish.
+"""Redfish: the power of whole servers over HTTPS, from BMCs and chassis managers.
 
-Each service is read by a poller of its own, so that a slow one holds up nobody. A service is asked what it has once
-(`discover`); from then on a poll is one or two requests over a connection and a session that are kept (`client`,
-`device`). The values are those of the whole node: never to be added to what CPUs and GPUs say of themselves.
+Each service has its own poller, so a slow service does not delay the others. `discover` finds once what a service
+reports; after that a poll is one or two requests over a persistent connection and session (`client`, `device`). The
+values are those of the whole node and must not be added to those of CPUs and GPUs.
 
 Sources: DMTF DSP0266 (protocol, sessions), DSP0268 (schemas).
 """
@@ -20,9 +20,9 @@ from joulewatch_exporter.errors import SensorAbsentError
 from joulewatch_exporter.model import Finding, Host
 
 LEAVING_S: Final = 3.0
-"""Beyond a round's deadline: for ending the session of a service that does not answer."""
+"""Added to the deadline of a poll, to end the session of a service that does not answer."""
 LONGEST_AGE_S: Final = 3600.0
-"""The device itself decides, by the sensor's own time stamps, when a sample is too old."""
+"""The device itself detects samples that are too old, by the sensor's timestamps."""
 
 
 class RedfishCollector(TargetedCollector):
@@ -32,8 +32,8 @@ class RedfishCollector(TargetedCollector):
     Options: ClassVar[type] = RedfishOptions
 
     def __init__(self, options: RedfishOptions) -> None:
-        """Start to read; see `open`."""
-        # Here, not above: without the extra the family is absent, and nothing worse.
+        """Start the pollers; see `open`."""
+        # Imported here, because without the extra the family must be absent and nothing else.
         from joulewatch_exporter.collectors.redfish.device import Service
 
         self._services: dict[str, Service] = {}
@@ -55,22 +55,22 @@ class RedfishCollector(TargetedCollector):
 
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
-        """Start to read the services; none is waited for.
+        """Start the pollers of the services, without waiting for answers.
 
         Raises:
-            SensorAbsentError: There is none to read, or the library is missing.
-            ConfigError: The target file is wrong.
+            SensorAbsentError: There are no targets, or the library is missing.
+            ConfigError: The target file is invalid.
         """
         if not options.targets and options.targets_file is None:
-            raise SensorAbsentError("no service to read: set collectors.redfish.targets or targets_file")
+            raise SensorAbsentError("no targets: set collectors.redfish.targets or targets_file")
         try:
             import requests  # noqa: F401
         except ImportError as error:
-            raise SensorAbsentError(f"needs {error.name}: pip install 'joulewatch[redfish]'") from error
+            raise SensorAbsentError(f"{error.name} is not installed: pip install 'joulewatch[redfish]'") from error
         return cls(options)
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """What was found on each service, or why nothing was."""
-        found = [finding for name in self._pollers for finding in self._services[name].findings]
-        return (*super().findings, *found)
+        """Findings about each service, and an invalid target file."""
+        findings = [finding for name in self._pollers for finding in self._services[name].findings]
+        return (*super().findings, *findings)

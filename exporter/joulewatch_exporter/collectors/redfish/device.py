@@ -1,4 +1,4 @@
-"""One Redfish service as the poller drives it: what to read is found once, and read again at each poll."""
+"""A Redfish service as a device of a poller: find once what to read, then read it in each poll."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from joulewatch_exporter.model import Finding, Reading, SensorInfo
 
 NS_PER_S: Final = 1_000_000_000
 MISSES: Final = 6
-"""Polls without a value after which what to read is looked for anew: a firmware update may have moved it."""
+"""Polls without a value after which the plan is made again, because a firmware update may have moved the value."""
 STALE_S: Final = 60.0
 STALE_PERIODS: Final = 3.0
-"""A sample that is older, by the sensor's own time stamps, is no reading any more."""
+"""Samples older than this, by the sensor's timestamps, are rejected."""
 KEPT_OFFSETS: Final = 64
 
 Resources = Mapping[str, tuple[Json, int]]
-"""By path: the resource, and when it was read."""
+"""By path: the resource and the time of its read."""
 
 
 class SampleClock:
-    """Puts a sensor's own time stamps on this machine's monotonic clock.
+    """Converts a sensor's timestamps to this machine's monotonic clock.
 
-    The two clocks differ by an unknown amount, and an answer is late by an unknown time; the smallest difference of the
-    last polls is the one with the least delay in it. A clock that is set back starts anew.
+    The offset between the clocks and the delay of an answer are unknown. The smallest difference of the last polls
+    contains the least delay and is used as the offset. When the sensor's clock is set back, the estimate starts over.
     """
 
     def __init__(self) -> None:
@@ -49,8 +49,8 @@ class SampleClock:
         """Return the monotonic time of a sample.
 
         Args:
-            sampled_ns: The sensor's time stamp, in nanoseconds of whatever epoch.
-            read_at_ns: When it was read; the result is never later.
+            sampled_ns: The sensor's timestamp in nanoseconds, with any epoch.
+            read_at_ns: Time of the read; the result is never later.
         """
         if sampled_ns < self._last_ns:
             self._offsets.clear()
@@ -59,12 +59,12 @@ class SampleClock:
         return min(read_at_ns, sampled_ns + min(self._offsets))
 
 
-class _Stamps:
-    """The time stamps of one series: an old value is given again with its own time, and ends as no reading."""
+class _Timestamps:
+    """The timestamps of one series: a repeated value keeps its time, and is rejected when it is too old."""
 
     def __init__(self, series: Series, interval_s: float) -> None:
         self._series = series
-        # A counter's position is right for its time, however long ago that was.
+        # An old position of a counter is still correct for its time.
         is_counter = series.energy is not None
         limit_s = max(STALE_S, STALE_PERIODS * max(interval_s, series.sensing_s or 0.0))
         self._limit_s = math.inf if is_counter else limit_s
@@ -72,82 +72,82 @@ class _Stamps:
         self._last: tuple[Any, Reading] | None = None
         self._is_wrong = False
 
-    def apply(self, reading: Reading, stamp: Any) -> Reading:
+    def apply(self, reading: Reading, timestamp: Any) -> Reading:
         """Return the reading with the time of its sample.
 
         Raises:
             SensorGlitchError: The sample is too old.
         """
-        sampled_ns = None if self._is_wrong else _unix_ns(stamp)
+        sampled_ns = None if self._is_wrong else _unix_ns(timestamp)
         if sampled_ns is None:
             return reading
         placed_ns = self._clock.place(sampled_ns, reading.read_at_ns)
-        if self._last is not None and self._last[0] == stamp:
+        if self._last is not None and self._last[0] == timestamp:
             last = self._last[1]
             if (last.energy_joules, last.power_watts) != (reading.energy_joules, reading.power_watts):
-                # Another value with the same stamp: the stamp says nothing.
+                # Another value with the same timestamp: the timestamps are useless.
                 self._is_wrong = True
                 return reading
             age_s = (reading.read_at_ns - last.read_at_ns) / NS_PER_S
             if age_s > self._limit_s:
                 raise SensorGlitchError(
                     f"{self._series.info.source}: the service repeats a sample that is {age_s:.0f} s old by its "
-                    "ReadingTime; if that stamp is wrong, set reading_time: false"
+                    "ReadingTime; if this timestamp is wrong, set reading_time: false"
                 )
             return last
         if self._last is not None:
             placed_ns = min(max(placed_ns, self._last[1].read_at_ns + 1), reading.read_at_ns)
-        stamped = Reading(
+        placed = Reading(
             quantity=reading.quantity,
             read_at_ns=placed_ns,
             energy_joules=reading.energy_joules,
             power_watts=reading.power_watts,
         )
-        self._last = (stamp, stamped)
-        return stamped
+        self._last = (timestamp, placed)
+        return placed
 
 
-def _unix_ns(stamp: Any) -> int | None:
-    if not isinstance(stamp, str):
+def _unix_ns(timestamp: Any) -> int | None:
+    if not isinstance(timestamp, str):
         return None
     try:
-        time_of_day = datetime.fromisoformat(stamp.strip())
+        sampled_at = datetime.fromisoformat(timestamp.strip())
     except ValueError:
         return None
-    if time_of_day.tzinfo is None:
-        time_of_day = time_of_day.replace(tzinfo=UTC)
+    if sampled_at.tzinfo is None:
+        sampled_at = sampled_at.replace(tzinfo=UTC)
     try:
-        return round(time_of_day.timestamp() * 1e6) * 1000
+        return round(sampled_at.timestamp() * 1e6) * 1000
     except (OverflowError, ValueError):
         return None
 
 
 class Service:
-    """What is remembered of one service from one connection to the next."""
+    """The state of one service that outlives its connections."""
 
     def __init__(self, target: RedfishTarget, *, interval_s: float, deadline_s: float) -> None:
-        """Prepare; nothing is sent yet.
+        """Prepare without sending a request.
 
         Args:
             target: The service.
-            interval_s: From one poll to the next.
-            deadline_s: For one round of requests: a login with what follows, or a poll.
+            interval_s: Time between two polls.
+            deadline_s: Deadline of a poll, or of a login together with making the plan.
         """
         self.target = target
         self.interval_s = interval_s
         self.deadline_s = deadline_s
         self.plan: Plan | None = None
-        self.stamps: dict[int, _Stamps] = {}
+        self.timestamps: dict[int, _Timestamps] = {}
         self._previous: Plan | None = None
         self._memory = Memory()
-        self._seen: dict[str, tuple[Json, int]] = {}
+        self._fetched: dict[str, tuple[Json, int]] = {}
         self._notes: tuple[str, ...] = ()
         self._error: SensorError | None = None
         self._misses = 0
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """What `check` shows of this service."""
+        """Findings about this service."""
         target = self.target
         findings: list[Finding] = []
         error = self._error
@@ -160,15 +160,15 @@ class Service:
                     collector="redfish",
                     subject=subject,
                     text=f"{target.name}: {text}",
-                    cure=getattr(error, "cure", ""),
+                    cure=getattr(error, "fix", ""),
                 )
             )
         plan = self.plan
         if plan is not None:
             findings += plan.findings
         if target.insecure:
-            way = "not encrypted" if target.base.startswith("http:") else "TLS is not verified"
-            text = f"{target.name}: {way} (insecure): anybody in between can read the password and change values"
+            problem = "not encrypted" if target.base.startswith("http:") else "TLS is not verified"
+            text = f"{target.name}: {problem} (insecure): attackers can read the password and change values"
             findings.append(Finding(status="found", collector="redfish", subject=target.base, text=text))
         findings += [
             Finding(status="found", collector="redfish", subject=target.base, text=f"{target.name}: {note}")
@@ -177,10 +177,10 @@ class Service:
         return findings
 
     def connect(self) -> RedfishDevice:
-        """Log in, and find what to read if that is not known.
+        """Log in, and make the plan if there is none.
 
         Raises:
-            SensorError: As `Client.get` and `discover` raise them; the session is ended then.
+            SensorError: Raised by `Client.get` and `discover`; the session is ended before.
         """
         client: Client | None = None
         try:
@@ -190,7 +190,7 @@ class Service:
         except BaseException as error:
             if client is not None:
                 client.close()
-            # A pause that grows, and not another login every few seconds.
+            # Errors with a growing pause, so that there is not a login every few seconds.
             if isinstance(error, BusyError):
                 error = SensorTimeoutError(str(error))
             elif isinstance(error, SensorGlitchError):
@@ -203,48 +203,48 @@ class Service:
         return device
 
     def _find(self, client: Client) -> tuple[Plan, Resources]:
-        """What to read, and what of it has been read just now to find that out."""
+        """Return the plan, and those of its resources that were read to make it."""
         if self.plan is not None:
             return self.plan, {}
         started_ns = time.monotonic_ns()
-        seen = self._seen
+        fetched = self._fetched
 
         def get(path: str) -> Json:
-            if path not in seen:
-                seen[path] = client.get(path)
-            return seen[path][0]
+            if path not in fetched:
+                fetched[path] = client.get(path)
+            return fetched[path][0]
 
         try:
             plan = discover(get, self.target, interval_s=self.interval_s, previous=self._previous)
         except SensorTimeoutError:
-            raise  # the next try goes on where this one was stopped
+            raise  # the next attempt continues with the resources fetched so far
         except SensorError:
-            self._seen = {}
+            self._fetched = {}
             raise
-        self._seen = {}
-        self.stamps = {
-            index: _Stamps(series, self.interval_s)
+        self._fetched = {}
+        self.timestamps = {
+            index: _Timestamps(series, self.interval_s)
             for index, series in enumerate(plan.series)
             if series.sampled is not None
         }
         self.plan = self._previous = plan
         uris = (*plan.node_uris, *plan.part_uris)
-        return plan, {uri: seen[uri] for uri in uris if uri in seen and seen[uri][1] >= started_ns}
+        return plan, {uri: fetched[uri] for uri in uris if uri in fetched and fetched[uri][1] >= started_ns}
 
     def succeeded(self) -> None:
-        """A poll has given values."""
+        """Note that a poll returned values."""
         self._error = None
         self._misses = 0
 
     def failed(self, error: SensorError) -> SensorError:
-        """Take note of a poll that has failed; the error to raise for it."""
+        """Note that a poll failed; return the error to raise."""
         if isinstance(error, SensorGlitchError):
             self._misses += 1
         if isinstance(error, MissingError) or self._misses >= MISSES:
-            # Look for it anew, by a new connection.
+            # Make a new plan with a new connection.
             self.plan = None
             self._misses = 0
-            error = SensorAbsentError(f"{error}; looking for it anew")
+            error = SensorAbsentError(f"{error}; probing the service again")
         self._error = error
         return error
 
@@ -256,104 +256,104 @@ def _status(error: SensorError) -> Literal["absent", "denied", "broken"]:
 
 
 class RedfishDevice:
-    """A service that is logged in to. All calls come from one thread."""
+    """A service with an open session; used by one thread."""
 
-    def __init__(self, service: Service, client: Client, plan: Plan, read: Resources) -> None:
+    def __init__(self, service: Service, client: Client, plan: Plan, fetched: Resources) -> None:
         self._service = service
         self._client = client
         self._plan = plan
-        self._read_already = read
+        self._fetched = fetched
         self._is_fresh = True
 
     @property
     def infos(self) -> Sequence[SensorInfo]:
-        """Of the node, or of all nodes of the service, and of their parts."""
+        """Infos of all nodes of the service and of their parts."""
         return self._plan.infos
 
     def read(self) -> Sequence[Reading]:
         """Read the service once.
 
         Returns:
-            What it has: a part without a value is left out, and so is a node, if there are others.
+            All values; parts and nodes without a value are skipped.
 
         Raises:
-            SensorGlitchError: No node has a value: null, 0, an old sample, or an answer that is none.
-            SensorError: As `Client.get` raises them.
+            SensorGlitchError: No node has a value (null, 0, an old sample, or an invalid answer).
+            SensorError: Raised by `Client.get`.
         """
         if not self._is_fresh:
-            # The first read shares the time of the login.
+            # The first read shares the deadline of the login.
             self._client.begin(self._service.deadline_s)
         self._is_fresh = False
         try:
             readings = self._read()
         except SensorError as error:
-            failure = self._service.failed(error)
-            if failure is error:
+            converted = self._service.failed(error)
+            if converted is error:
                 raise
-            raise failure from None
+            raise converted from None
         self._service.succeeded()
         return readings
 
     def _read(self) -> list[Reading]:
-        failure: SensorGlitchError | None = None
-        read = dict(self._read_already)
-        self._read_already = {}
+        last_error: SensorGlitchError | None = None
+        fetched = dict(self._fetched)
+        self._fetched = {}
         for uri in self._plan.node_uris:
             try:
-                read[uri] = read.get(uri) or self._client.get(uri)
+                fetched[uri] = fetched.get(uri) or self._client.get(uri)
             except SensorGlitchError as error:
-                failure = error
+                last_error = error
         readings: list[Reading] = []
         has_node = False
         for index, series in enumerate(self._plan.series):
             if series.is_node:
                 try:
-                    reading = self._reading(index, series, read)
+                    reading = self._reading(index, series, fetched)
                 except SensorGlitchError as error:
-                    failure = error
+                    last_error = error
                     continue
                 if reading is not None:
                     has_node = True
                     readings.append(reading)
         if not has_node:
             source = next((series.info.source for series in self._plan.series), self._service.target.base)
-            raise failure or SensorGlitchError(f"{source}: no value (null or 0)")
-        self._read_parts(read)
+            raise last_error or SensorGlitchError(f"{source}: no value (null or 0)")
+        self._fetch_parts(fetched)
         for index, series in enumerate(self._plan.series):
             if not series.is_node:
                 try:
-                    reading = self._reading(index, series, read)
+                    reading = self._reading(index, series, fetched)
                 except SensorGlitchError:
                     continue
                 if reading is not None:
                     readings.append(reading)
         return readings
 
-    def _read_parts(self, read: dict[str, tuple[Json, int]]) -> None:
-        """Read what only parts need; the node's values are there and do not depend on it."""
+    def _fetch_parts(self, fetched: dict[str, tuple[Json, int]]) -> None:
+        """Get the resources that only parts need; errors do not affect the node's values."""
         for uri in self._plan.part_uris:
-            if uri in read:
+            if uri in fetched:
                 continue
             try:
-                read[uri] = self._client.get(uri)
+                fetched[uri] = self._client.get(uri)
             except (SensorGlitchError, MissingError):
                 continue
             except SensorError:
                 return
 
-    def _reading(self, index: int, series: Series, read: Resources) -> Reading | None:
+    def _reading(self, index: int, series: Series, fetched: Resources) -> Reading | None:
         energy, power = series.energy, series.power
-        joules = energy.joules(read[energy.uri][0]) if energy is not None and energy.uri in read else None
-        watts = power.watts(read[power.uri][0]) if power is not None and power.uri in read else None
-        place = energy if joules is not None else power
-        if place is None or (joules is None and watts is None):
+        joules = energy.joules(fetched[energy.uri][0]) if energy is not None and energy.uri in fetched else None
+        watts = power.watts(fetched[power.uri][0]) if power is not None and power.uri in fetched else None
+        field = energy if joules is not None else power
+        if field is None or (joules is None and watts is None):
             return None
-        resource, read_at_ns = read[place.uri]
+        resource, read_at_ns = fetched[field.uri]
         reading = Reading(quantity=series.info.quantity, read_at_ns=read_at_ns, energy_joules=joules, power_watts=watts)
-        stamps = self._service.stamps.get(index)
-        if stamps is None or series.sampled is None or series.sampled.uri != place.uri:
+        timestamps = self._service.timestamps.get(index)
+        if timestamps is None or series.sampled is None or series.sampled.uri != field.uri:
             return reading
-        return stamps.apply(reading, series.sampled.value(resource))
+        return timestamps.apply(reading, series.sampled.value(resource))
 
     def close(self) -> None:
         """Log out."""

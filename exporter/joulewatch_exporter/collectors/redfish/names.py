@@ -1,4 +1,4 @@
-"""What the names of sensors and chassis say: the whole server or a share of it, and which component."""
+"""Interpret the names of sensors and chassis: the whole server or a share of it, and which component."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHARE_WORDS: Final = re.compile(
     r"(?:sub|subsystem|cpus?|processors?|mem|memory|dimms?|gpus?|accelerators?|fpgas?|pcie|fans?|drives?|disks?|hdds?|"
     r"ssds?|storage|nics?|vr|psus?|ps|supply|supplies)"
 )
-"""A name with one of these tells of a share, not of the whole."""
+"""A name with one of these words refers to a share, not to the whole."""
 _WHOLE_WORDS: Final = re.compile(r"(?:sys|system|chassis|server|node|platform|consum\w*)")
 _COMPONENTS: Final[Sequence[tuple[str, Component]]] = (
     (r"gpus?|accelerators?", "gpu"),
@@ -25,6 +25,7 @@ _COMPONENTS: Final[Sequence[tuple[str, Component]]] = (
 
 
 def supply_name(supply: Json, index: int) -> str:
+    """Return the label of a power supply."""
     member = as_text(supply.get("MemberId"))
     if member.isdigit() or not member:
         return f"psu{member or index}"
@@ -32,10 +33,12 @@ def supply_name(supply: Json, index: int) -> str:
 
 
 def slug(name: str) -> str:
+    """Return a name as a label value: lower case, digits and underscores."""
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "part"
 
 
 def component_of(name: str) -> Component:
+    """Return the component to which a name refers."""
     words = _words(name)
     for pattern, component in _COMPONENTS:
         if any(re.fullmatch(pattern, word) for word in words):
@@ -51,7 +54,7 @@ TOTAL, WHOLE, UNCLEAR, SHARE = range(4)
 
 
 def rank_of(name: str) -> int:
-    """How much a name speaks of the whole machine; the smallest number is the best."""
+    """Return how likely a name refers to the whole machine; smaller is better."""
     words = _words(name)
     if any(_SHARE_WORDS.fullmatch(word) for word in words):
         return SHARE

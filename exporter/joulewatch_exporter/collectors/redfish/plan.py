@@ -1,4 +1,4 @@
-"""Where the values of a Redfish service are: fields of its resources, and the plan of those that are read."""
+"""The plan of what to read from a Redfish service: fields of its resources, and the series made of them."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from joulewatch_exporter.model import Finding, SensorInfo
 Json: TypeAlias = Mapping[str, Any]
 
 ROOT: Final = "/redfish/v1/"
-"""The only path that is known beforehand."""
+"""The only fixed path."""
 
 
 class MissingError(SensorAbsentError):
-    """The service answers, and has no such resource."""
+    """The service answers, but does not have this resource."""
 
 
 class ForbiddenError(SensorDeniedError):
-    """The login is good and has no right to this resource."""
+    """The login is valid, but must not read this resource."""
 
 
 class BusyError(SensorGlitchError):
-    """The service answers that it cannot: it starts, or has too much to do."""
+    """The service answers that it is starting or overloaded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One member of a list, known by what stays when the list is sorted anew."""
+    """A member of a list, identified independently of the order of the list."""
 
     key: str
-    """``MemberId`` or ``Name``; empty: it has neither."""
+    """``MemberId`` or ``Name``; empty: the member has neither, use the index."""
     value: str
     index: int
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Where one value is: a resource and the way within it."""
+    """The place of a value: a resource and the path within it."""
 
     uri: str
     path: tuple[str | Member, ...]
     scale: float = 1.0
-    """To watts or joules."""
+    """Factor to watts or joules."""
 
     @property
     def pointer(self) -> str:
-        """The value's address, as Redfish writes it: the resource, ``#`` and the way."""
+        """The address of the value in Redfish notation: the resource, ``#`` and the path."""
         return f"{self.uri}#/" + "/".join(str(step.index) if isinstance(step, Member) else step for step in self.path)
 
     def value(self, resource: Json) -> Any:
-        """What is there; None where nothing is."""
+        """Return the value, or None if it is missing."""
         value: Any = resource
         for step in self.path:
             if isinstance(step, Member):
@@ -67,72 +67,72 @@ class Field:
         return value
 
     def number(self, resource: Json) -> float | None:
-        """The number there in watts or joules; None: null, empty, or no number."""
+        """Return the value in watts or joules; None if it is not a number."""
         value = number(self.value(resource))
         return None if value is None else value * self.scale
 
     def watts(self, resource: Json) -> float | None:
-        """The power there; None also for 0, which is what a service without data says."""
+        """Return the power; None also for 0, which services return without data."""
         value = self.number(resource)
         return value if value is not None and value > 0.0 else None
 
     def joules(self, resource: Json) -> float | None:
-        """The counter's position there."""
+        """Return the position of the counter."""
         value = self.number(resource)
         return value if value is not None and value >= 0.0 else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """One quantity and where its values are."""
+    """One quantity and the fields of its values."""
 
     info: SensorInfo
     power: Field | None
     energy: Field | None
     sampled: Field | None = None
-    """The sensor's own time stamp, in the same resource."""
+    """The sensor's timestamp, in the same resource."""
     sensing_s: float | None = None
-    """How often the sensor samples, by its own account."""
+    """Sampling interval stated by the sensor."""
 
     @property
     def is_node(self) -> bool:
-        """Whether it is what the service is read for, not a part that comes along."""
+        """Whether it is the power of a node, not of a part."""
         return self.info.quantity.scope == "node"
 
     @property
     def uris(self) -> tuple[str, ...]:
-        """The resources that a reading needs."""
+        """The resources that are needed for a reading."""
         return tuple(dict.fromkeys(field.uri for field in (self.energy, self.power) if field is not None))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is read of one service at each poll."""
+    """What is read from a service in each poll."""
 
     series: tuple[Series, ...]
     findings: tuple[Finding, ...]
     chassis: frozenset[str]
-    """Chassis that have shown a number."""
+    """Chassis that have reported a value."""
 
     @property
     def infos(self) -> tuple[SensorInfo, ...]:
-        """Of all its quantities."""
+        """Infos of all quantities."""
         return tuple(series.info for series in self.series)
 
     @property
     def node_uris(self) -> tuple[str, ...]:
-        """The resources that must be read."""
+        """The resources that are needed for nodes."""
         return tuple(dict.fromkeys(uri for series in self.series if series.is_node for uri in series.uris))
 
     @property
     def part_uris(self) -> tuple[str, ...]:
-        """Further resources, that only parts need."""
+        """The other resources, needed only for parts."""
         uris = dict.fromkeys(uri for series in self.series for uri in series.uris)
         return tuple(uri for uri in uris if uri not in self.node_uris)
 
 
 def number(value: Any) -> float | None:
-    """A JSON number as a float; None for everything else: null, "", true, and what no float can hold."""
+    """Return a JSON number as a float; None for other types and for numbers outside the range of a float."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
     try:
@@ -143,7 +143,7 @@ def number(value: Any) -> float | None:
 
 
 def seconds(duration: Any) -> float | None:
-    """A time span of ISO 8601 (``PT1.5S``) in seconds; None: it is none, or not above 0."""
+    """Return a duration in ISO 8601 (``PT1.5S``) in seconds; None if it is invalid or not above 0."""
     if not isinstance(duration, str):
         return None
     match = re.fullmatch(r"P(?:(\d+)D)?(?:T(?:(\d+)H)?(?:(\d+)M)?(?:(\d+(?:\.\d+)?)S)?)?", duration)
@@ -157,44 +157,52 @@ def seconds(duration: Any) -> float | None:
 
 
 def as_mapping(value: Any) -> Json:
+    """Return a mapping, or an empty one for other types."""
     return value if isinstance(value, Mapping) else {}
 
 
 def as_list(value: Any) -> Sequence[Any]:
+    """Return a list, or an empty one for other types."""
     return value if isinstance(value, list) else ()
 
 
 def as_text(value: Any) -> str:
+    """Return a string without surrounding white space, or an empty one for other types."""
     return value.strip() if isinstance(value, str) else ""
 
 
 def link_target(value: Any) -> str | None:
+    """Return the resource that a link refers to; None if it is not a link."""
     uri = as_text(as_mapping(value).get("@odata.id"))
-    # Part of a resource (``#/PowerControl/0``): the resource is what can be read.
+    # A link to a part of a resource (``#/PowerControl/0``): only the whole resource can be read.
     return uri.partition("#")[0] or None
 
 
 def linked_uri(resource: Json, name: str) -> str | None:
+    """Return the resource that a named link refers to."""
     return link_target(resource.get(name))
 
 
-def find_member(members: Any, wanted: Member) -> Any:
+def find_member(members: Any, member: Member) -> Any:
+    """Return a member of a list; None if it is missing."""
     if not isinstance(members, list):
         return None
-    if wanted.key:
-        return next((item for item in members if as_text(as_mapping(item).get(wanted.key)) == wanted.value), None)
-    return members[wanted.index] if wanted.index < len(members) else None
+    if member.key:
+        matches = (entry for entry in members if as_text(as_mapping(entry).get(member.key)) == member.value)
+        return next(matches, None)
+    return members[member.index] if member.index < len(members) else None
 
 
-def member_of(member: Json, index: int) -> Member:
+def member_of(entry: Json, index: int) -> Member:
+    """Return the identification of an entry of a list."""
     for key in ("MemberId", "Name"):
-        if value := as_text(member.get(key)):
+        if value := as_text(entry.get(key)):
             return Member(key, value, index)
     return Member("", "", index)
 
 
 def best_counter(resource: Json, uri: str, path: tuple[str, ...], scale: float) -> Field | None:
-    """The counter that survives a reset of the metrics, where there is one; None: no number at all."""
+    """Return the counter, preferably the one that survives a reset of the metrics; None if it has no value."""
     reading, lifetime = Field(uri, (*path, "Reading"), scale), Field(uri, (*path, "LifetimeReading"), scale)
     joules, lifetime_joules = reading.joules(resource), lifetime.joules(resource)
     if lifetime_joules and lifetime_joules >= (joules or 0.0):
@@ -202,11 +210,11 @@ def best_counter(resource: Json, uri: str, path: tuple[str, ...], scale: float) 
     return reading if joules is not None else None
 
 
-def step_of(resource: Json, place: Field | None, unit: str) -> str:
-    """The step of a value, by its digits; a trailing zero may hide one."""
-    value = None if place is None else place.value(resource)
-    if place is None or number(value) is None:
+def step_of(resource: Json, field: Field | None, unit: str) -> str:
+    """Return the step of a value, estimated from its digits (JSON may omit trailing zeros)."""
+    value = None if field is None else field.value(resource)
+    if field is None or number(value) is None:
         return ""
     exponent = value.as_tuple().exponent if isinstance(value, Decimal) else 0
     decimals = min(max(-exponent, 0), 6) if isinstance(exponent, int) else 0
-    return f"{place.scale * 10.0**-decimals:g} {unit}"
+    return f"{field.scale * 10.0**-decimals:g} {unit}"

@@ -1,4 +1,4 @@
-"""What can be set for the Redfish family: the services that are read, and how each is logged in to and trusted."""
+"""Settings of the Redfish family: its services, logins and trusted certificates."""
 
 from __future__ import annotations
 
@@ -14,57 +14,57 @@ Auth = Literal["session", "basic"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedfishTarget:
-    """One Redfish service: a BMC, or the manager of a chassis."""
+    """A Redfish service: a BMC or the manager of a chassis."""
 
     name: str
-    """The label ``device`` of its series; anything without white space and slashes."""
+    """Label ``device`` of its series; no white space, no slashes."""
     url: str
     """``https://host`` or ``https://host:port``."""
     user: str = ""
-    """Needs no more than the role ReadOnly. Empty: no login."""
+    """The role ReadOnly is enough. Empty: no login."""
     password_file: Path | None = None
-    """File that holds the password and nothing else; read at each login."""
+    """File that contains only the password; read at each login."""
     auth: Auth = "session"
-    """How to log in. A service that offers no sessions gets ``basic``."""
+    """How to log in. Services without sessions always use ``basic``."""
     ca_file: Path | None = None
-    """Certificate, or certificates, that the service's own is checked with."""
+    """File with the certificates that verify the service's certificate."""
     fingerprint: str = ""
-    """SHA-256 of the service's certificate in hexadecimal: this very one is trusted and no other."""
+    """SHA-256 of the service's certificate in hexadecimal; only this certificate is trusted."""
     insecure: bool = False
-    """True: any certificate, and ``http://``, are taken: anybody in between can read the password and change values."""
+    """True: accept any certificate and ``http://``. Attackers can then read the password and change values."""
     chassis: str = ""
-    """Id of the chassis that is the node; empty: all that have a power of their own."""
+    """Id of the chassis to read; empty: all chassis that report their power."""
     power_control: str = ""
-    """MemberId or Name of the member of ``PowerControl`` that is the node, or Id or Name of the sensor where there is
-    no ``Power``; empty: the first whose name speaks of the system, else the first."""
+    """MemberId or Name of the member of ``PowerControl`` that is the node, or Id or Name of the sensor if there is no
+    ``Power``; empty: the first member whose name refers to the system, else the first member."""
     energy: bool = True
-    """False: counters of energy are left alone and the power is integrated (counters with steps of 0.1 kWh)."""
+    """False: ignore energy counters and integrate the power; useful for counters with steps of 0.1 kWh."""
     parts: bool = True
-    """Also power supplies and sub-totals; costs at most one request more."""
+    """Whether to publish power supplies and sub-totals; costs at most one more request."""
     this_machine: bool = False
-    """True: it is the BMC of the very machine that the exporter runs on, so that its power is compared with that of
-    this machine's CPUs and GPUs."""
+    """Whether this is the BMC of the exporter's machine: then its power is compared with the machine's CPUs and
+    GPUs."""
     reading_time: bool = True
-    """Use the sensors' own time stamps where they come at no cost; False where a service's are wrong."""
+    """Whether to use the sensors' timestamps, if they cost no extra request; set to False if they are wrong."""
     interval_seconds: float | None = None
-    """Instead of the family's ``interval_seconds``."""
+    """Overrides the family's ``interval_seconds``."""
 
     def __post_init__(self) -> None:
-        """Check the values; nothing of the URL is shown that could be a password.
+        """Check the values; errors never show a password in the URL.
 
         Raises:
-            ValueError: One is wrong; the text begins with its key.
+            ValueError: A value is invalid; the text begins with the key.
         """
         if not re.fullmatch(r"[^\s/\x00-\x1f]+", self.name):
-            raise ValueError(f"name: {self.name!r} must be a word without white space and slashes")
+            raise ValueError(f"name: {self.name!r} must not be empty or contain white space or slashes")
         self._check_url()
         if self.user and self.password_file is None:
-            raise ValueError(f"password_file: is needed for user {self.user}")
+            raise ValueError(f"password_file: required for user {self.user}")
         if not self.user and self.password_file is not None:
-            raise ValueError("user: is needed beside password_file")
+            raise ValueError("user: required with password_file")
         trusts = [bool(self.ca_file), bool(self.fingerprint), self.insecure]
         if sum(trusts) > 1:
-            raise ValueError("ca_file, fingerprint and insecure: only one of them")
+            raise ValueError("ca_file, fingerprint and insecure: set only one of them")
         if self.fingerprint and not re.fullmatch(r"[0-9a-f]{64}", self.pin):
             raise ValueError("fingerprint: must be a SHA-256, 64 hexadecimal digits with or without colons")
         _check_interval(self.interval_seconds)
@@ -78,17 +78,17 @@ class RedfishTarget:
         if parts.scheme not in ("https", "http") or not host:
             raise ValueError("url: must be https://HOST or https://HOST:PORT")
         if parts.username is not None or parts.password is not None:
-            raise ValueError("url: must not hold a user or password; set user and password_file")
+            raise ValueError("url: must not contain a user or password; set user and password_file")
         if parts.path.rstrip("/") not in ("", "/redfish", "/redfish/v1") or parts.query or parts.fragment:
-            raise ValueError("url: must end after host and port; all paths are found by links")
+            raise ValueError("url: must end after host and port; paths are found by following links")
         if parts.scheme == "http" and not self.insecure:
             raise ValueError(
-                "url: http:// sends the password in the clear; use https://, or allow it by insecure: true"
+                "url: http:// sends the password unencrypted; use https://, or set insecure: true to allow it"
             )
 
     @property
     def pin(self) -> str:
-        """The fingerprint as bare hexadecimal digits; empty: none is pinned."""
+        """The fingerprint as hexadecimal digits only; empty: no pinned certificate."""
         return re.sub(r"[:\s]", "", self.fingerprint).lower().removeprefix("sha256")
 
     @property
@@ -105,17 +105,17 @@ class RedfishOptions:
     targets: Sequence[RedfishTarget] = ()
     """The services to read."""
     targets_file: Path | None = None
-    """Further services, in a file that may change while we run."""
+    """File with more services, which may change while the exporter runs."""
     interval_seconds: float = 10.0
-    """From one read of a service to the next. BMCs are slow and refresh their values every 1 to 10 s."""
+    """Time between two reads of a service. BMCs are slow and update their values every 1 to 10 s."""
     deadline_seconds: float = 10.0
-    """A service that needs longer for one round of requests has timed out."""
+    """Deadline of all requests of one poll."""
 
     def __post_init__(self) -> None:
         """Check the values.
 
         Raises:
-            ValueError: One is out of its range; the text begins with its key.
+            ValueError: A value is out of range; the text begins with the key.
         """
         _check_interval(self.interval_seconds)
         if not 1.0 <= self.deadline_seconds <= 600.0:

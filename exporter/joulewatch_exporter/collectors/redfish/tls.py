@@ -1,4 +1,4 @@
-"""Which certificates of a Redfish service are trusted, and what TLS errors mean."""
+"""Trusted certificates of a Redfish service, and the meaning of TLS errors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from joulewatch_exporter.errors import SensorDeniedError
 class UntrustedError(SensorDeniedError):
     """The service's certificate is not trusted."""
 
-    cure = ""
-    """The line of the target that trusts it."""
+    fix = ""
+    """The setting of the target that makes it trusted; empty: unknown."""
 
 
 class PinningAdapter(HTTPAdapter):
-    """Pins a certificate by its fingerprint."""
+    """Accepts only the certificate with a fingerprint."""
 
     def __init__(self, pin: str) -> None:
         self._pin = pin
@@ -35,7 +35,7 @@ class PinningAdapter(HTTPAdapter):
 
 
 def leaf_fingerprint(host: str, port: int, timeout_s: float = 2.0) -> str:
-    """SHA-256 of the certificate that a server shows, as people compare them; empty where it shows none."""
+    """Return the SHA-256 of a server's certificate, colon-separated; empty if there is none."""
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -54,46 +54,53 @@ def leaf_fingerprint(host: str, port: int, timeout_s: float = 2.0) -> str:
 
 
 def verify_setting(target: RedfishTarget) -> bool | str:
+    """Return the setting ``verify`` of requests for a target.
+
+    Raises:
+        SensorDeniedError: ``ca_file`` cannot be read or contains no certificate.
+    """
     if target.insecure or target.pin:
-        return False  # a pinned certificate is compared by the adapter
+        return False  # the adapter compares a pinned certificate
     if target.ca_file is not None:
         try:
             ssl.create_default_context(cafile=target.ca_file)
         except ssl.SSLError:
-            raise SensorDeniedError(f"{target.ca_file}: ca_file: holds no certificate in PEM form") from None
+            raise SensorDeniedError(f"{target.ca_file}: ca_file: contains no certificate in PEM format") from None
         except OSError as error:
             raise SensorDeniedError(f"{target.ca_file}: ca_file: {error.strerror}") from None
         return str(target.ca_file)
-    # The machine's own authorities, to which a site adds its own, rather than those that come with requests.
+    # The system's authorities, to which sites add their own, instead of those bundled with requests.
     paths = ssl.get_default_verify_paths()
     return paths.cafile or paths.capath or True
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """An error and all that it was made of: requests and urllib3 wrap each other's."""
-    seen: set[int] = set()
-    todo: list[Any] = [error]
-    while todo:
-        item = todo.pop(0)
-        if isinstance(item, BaseException) and id(item) not in seen:
-            seen.add(id(item))
-            yield item
-            todo += [*item.args, getattr(item, "reason", None), item.__cause__, item.__context__]
+    """Yield an error and all errors inside it: requests and urllib3 wrap each other's errors."""
+    visited: set[int] = set()
+    pending: list[Any] = [error]
+    while pending:
+        inner = pending.pop(0)
+        if isinstance(inner, BaseException) and id(inner) not in visited:
+            visited.add(id(inner))
+            yield inner
+            pending += [*inner.args, getattr(inner, "reason", None), inner.__cause__, inner.__context__]
 
 
 def innermost(error: BaseException) -> BaseException:
+    """Return the error at the end of the chain."""
     return list(chain(error))[-1]
 
 
 def certificate_reason(error: BaseException) -> str | None:
-    """Why a certificate is not trusted; None: the handshake failed for another reason."""
-    for item in chain(error):
-        if isinstance(item, ssl.SSLCertVerificationError):
-            return item.verify_message or short(item)
-        if isinstance(item, ssl.CertificateError) or "ingerprint" in str(item) or "doesn't match" in str(item):
+    """Return why a certificate is not trusted; None if the handshake failed for another reason."""
+    for inner in chain(error):
+        if isinstance(inner, ssl.SSLCertVerificationError):
+            return inner.verify_message or short(inner)
+        if isinstance(inner, ssl.CertificateError) or "ingerprint" in str(inner) or "doesn't match" in str(inner):
             return "another certificate"
     return None
 
 
 def short(error: BaseException) -> str:
+    """Return the text of an error on one line, or its type."""
     return f"{type(error).__name__}" if not str(error) else " ".join(str(error).split())[:120]
