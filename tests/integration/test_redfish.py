@@ -23,7 +23,8 @@ from joulewatch_exporter.collectors.redfish.collector import RedfishCollector, R
 from joulewatch_exporter.collectors.redfish.device import RedfishDevice, Service
 from joulewatch_exporter.config.strict import build
 from joulewatch_exporter.emulator.faults import Fault
-from joulewatch_exporter.emulator.redfish import RedfishService, RedfishSpec
+from joulewatch_exporter.emulator.redfish.service import RedfishService
+from joulewatch_exporter.emulator.redfish.spec import RedfishSpec
 from joulewatch_exporter.emulator.signals import Constant, Signal, Sine
 from joulewatch_exporter.errors import (
     SensorAbsentError,

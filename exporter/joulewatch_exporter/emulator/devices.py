@@ -23,7 +23,8 @@ from joulewatch_exporter.emulator.faults import FILE_FAULTS
 from joulewatch_exporter.emulator.files import Writer
 from joulewatch_exporter.emulator.fpga import CardSpec, FpgaTree
 from joulewatch_exporter.emulator.nvml import GpuSpec, NvmlLibrary
-from joulewatch_exporter.emulator.redfish import REDFISH_FAULTS, RedfishService, RedfishSpec
+from joulewatch_exporter.emulator.redfish.service import RedfishService
+from joulewatch_exporter.emulator.redfish.spec import REDFISH_FAULTS, RedfishSpec
 from joulewatch_exporter.emulator.signals import Signal, Sum
 from joulewatch_exporter.emulator.specs import build
 from joulewatch_exporter.emulator.table import Table, check_unique

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from joulewatch_exporter.emulator.faults import Fault
-from joulewatch_exporter.emulator.redfish import REDFISH_FAULTS, RedfishService, RedfishSpec
+from joulewatch_exporter.emulator.redfish.service import RedfishService
+from joulewatch_exporter.emulator.redfish.spec import REDFISH_FAULTS, RedfishSpec
 from joulewatch_exporter.emulator.signals import Constant
 from joulewatch_exporter.errors import ConfigError
 
