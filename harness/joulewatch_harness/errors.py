@@ -1,4 +1,4 @@
-"""What can go wrong in the harness and the analysis; each class knows its exit code."""
+"""Errors of the harness and the analysis, with their exit codes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import ClassVar, Final
 
 
 class JoulewatchError(Exception):
-    """Base of every error raised on purpose: the text names the file, key, URL or sensor and what to do."""
+    """Base class; the text contains the file, key, URL or sensor, and the fix."""
 
     exit_code: ClassVar[int] = 1
 
@@ -22,19 +22,19 @@ class ConfigError(JoulewatchError):
 
 
 class QueryError(JoulewatchError):
-    """A source of samples cannot be asked: wrong URL, unreachable, not a Prometheus, unknown run."""
+    """A query of samples failed: wrong URL, unreachable, not a Prometheus, unknown run."""
 
     exit_code = 2
 
 
 class QueryTooLargeError(QueryError):
-    """HTTP 422: the server refuses to execute this query (too many samples): ask for a smaller piece."""
+    """HTTP 422: the server refuses to execute the query (too many samples); query a shorter span."""
 
     status: ClassVar[int] = 422
 
 
 class QueryUnavailableError(QueryError):
-    """Nothing answered, or 429 or 5xx until the time for retries was over: another try may succeed later."""
+    """No answer, or 429 or 5xx until the end of the retries; a later attempt may succeed."""
 
 
 class RecordError(JoulewatchError):
@@ -48,11 +48,11 @@ class NetworkError(JoulewatchError):
 
 
 class UnsupportedBatchError(NetworkError):
-    """The network cannot run this batch size; the sweep goes on without it."""
+    """The network cannot run this batch size; the sweep continues without it."""
 
 
 class ExporterUnreachableError(JoulewatchError):
-    """An exporter named in the plan does not answer, or what answers is no joulewatch exporter."""
+    """An exporter of the plan does not answer, or is not a joulewatch exporter."""
 
     exit_code = 2
 
@@ -62,7 +62,7 @@ class DeliveryError(JoulewatchError):
 
 
 class CoverageError(JoulewatchError):
-    """The samples do not cover the window: no number is better than a wrong one.
+    """The samples do not cover the window, so that there is no valid result.
 
     ``reason`` is a stable code, the same as the audit's.
     """

@@ -1,6 +1,6 @@
-"""The run's journal: one JSON line per record, on the disk before anything else is done with it.
+"""The journal of a run: one JSON line per record, written to disk before the record is used otherwise.
 
-The truth of a run. Everything else (Prometheus, the recording, results) can be made again from here.
+Everything else (Prometheus, the recording, results) can be restored from the journal.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ RUN_ID: Final = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{6}")
 
 
 def new_run_id(now_s: float) -> str:
-    """An id that sorts by time: ``20261121T013005Z-1f9c3a`` (UTC and 24 random bits)."""
+    """Return an id that sorts by time: ``20261121T013005Z-1f9c3a`` (UTC and 24 random bits)."""
     at = datetime.datetime.fromtimestamp(int(now_s), datetime.UTC)
     return f"{at:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
@@ -56,10 +56,10 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path, header: RunHeader) -> Journal:
-        """Make ``folder``/<run id>/journal.jsonl with its first line.
+        """Create ``folder``/<run id>/journal.jsonl with its first line.
 
         Raises:
-            ConfigError: the folder cannot be made or written to, or the run is there already.
+            ConfigError: the folder cannot be created or written, or the run exists already.
             RecordError: the disk is full.
         """
         run_folder = folder / header.run
@@ -68,18 +68,18 @@ class Journal:
             run_folder.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         except FileExistsError as error:
-            text = "is there already" if path.exists() else "is in the way"
-            raise ConfigError(f"{error.filename or path}: {text}: name another folder with --output") from error
+            problem = "exists already" if path.exists() else "is not a folder"
+            raise ConfigError(f"{error.filename or path}: {problem}: choose another folder with --output") from error
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise RecordError(f"{path}: {error.strerror}: free some space, or name another --output") from error
+                raise RecordError(f"{path}: {error.strerror}: free some space, or choose another --output") from error
             raise ConfigError(
-                f"{run_folder}: cannot be written to: {error.strerror}: name another folder with --output"
+                f"{run_folder}: cannot be written: {error.strerror}: choose another folder with --output"
             ) from error
         journal = cls(path, descriptor)
         try:
             journal.append(header)
-            # The names of the file and of its folder are on the disk only once their folders are.
+            # The names of the file and of its folder are on disk only after a sync of their folders.
             for parent in (run_folder, folder):
                 _sync_folder(parent)
         except BaseException:
@@ -91,9 +91,9 @@ class Journal:
         """Write one line and fsync it.
 
         Raises:
-            RecordError: the disk is full or broken (what was written before is whole and stays readable), or
-                a window whose number, or whose series and end in milliseconds, are in the journal already:
-                in Prometheus one would hide the other.
+            RecordError: the disk is full or broken (earlier lines are complete and stay readable), or the journal
+                already has a window with this number, or with the same series and end in milliseconds, one of which
+                would hide the other in Prometheus.
         """
         if isinstance(line, Window):
             self._check(line)
@@ -109,7 +109,7 @@ class Journal:
             self._drop_torn_line()
             raise RecordError(
                 f"{self.path}: the line could not be written: {error.strerror or error}; "
-                "the lines before it are whole: free some space and go on"
+                "earlier lines are complete: free some space and continue"
             ) from error
         self._size += len(content)
         if isinstance(line, Window):
@@ -130,11 +130,11 @@ class Journal:
 
     def _check(self, window: Window) -> None:
         if window.index in self._windows:
-            raise RecordError(f"{self.path}: window {window.index} is there already")
+            raise RecordError(f"{self.path}: already has a window {window.index}")
         if _identity(window) in self._ends:
             raise RecordError(
-                f"{self.path}: window {window.index} ({window.kind}) ends in the same millisecond as another of "
-                "its kind and configuration: a window of 1 ms or less cannot be told apart in Prometheus"
+                f"{self.path}: window {window.index} ({window.kind}) ends in the same millisecond as another window of "
+                "its kind and configuration: Prometheus cannot distinguish windows of 1 ms or less"
             )
 
     def _drop_torn_line(self) -> None:
@@ -142,8 +142,8 @@ class Journal:
             os.ftruncate(self._descriptor, self._size)
             os.lseek(self._descriptor, self._size, os.SEEK_SET)
         except OSError as error:
-            # Readers skip a torn last line anyway.
-            logger.warning("%s: a torn line could not be cut off: %s", self.path, error.strerror)
+            # Readers ignore an incomplete last line.
+            logger.warning("%s: an incomplete line could not be removed: %s", self.path, error.strerror)
 
 
 def _identity(window: Window) -> tuple[str, str, str, int]:
@@ -168,7 +168,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def journal_path(path: Path) -> Path:
-    """The journal of a run, given its folder or the journal itself."""
+    """Return the journal of a run, given its folder or the journal itself."""
     return path / JOURNAL_NAME if path.is_dir() else path
 
 
@@ -176,19 +176,19 @@ def read_run(path: Path) -> RunRecord:
     """Read a whole run.
 
     Args:
-        path: the run's folder, or its journal.jsonl.
+        path: The run's folder, or its journal.jsonl.
 
     Returns:
-        The run; a torn last line (kill, full disk) is left out with a warning.
+        The run; an incomplete last line (kill, full disk) is ignored with a warning.
 
     Raises:
-        RecordError: no such file, no journal, or a broken line before the last.
+        RecordError: the file is missing or is not a journal, or a line before the last is not valid.
     """
     file = journal_path(path)
     try:
         content = file.read_bytes()
     except FileNotFoundError as error:
-        raise RecordError(f"{file}: no such journal: 'joulewatch runs' lists the runs that are stored") from error
+        raise RecordError(f"{file}: no such journal: 'joulewatch runs' lists the stored runs") from error
     except OSError as error:
         raise RecordError(f"{file}: cannot be read: {error.strerror}") from error
     rows = content.split(b"\n")
@@ -200,28 +200,29 @@ def read_run(path: Path) -> RunRecord:
             data = json.loads(row.decode("utf-8", "surrogatepass"))
         except ValueError as error:
             if number == len(rows) and not torn:
-                # A file system may keep the length of a line and lose its content when the power fails.
+                # After a power failure, a file system may have kept the length of a line and lost its content.
                 torn = row
                 break
-            raise RecordError(f"{where}: is no JSON: {error}") from error
+            raise RecordError(f"{where}: is not valid JSON: {error}") from error
         lines.append(decode_line(data, where))
     if torn:
-        logger.warning("%s: the last line is torn and left out (%d bytes): the run was cut off", file, len(torn))
+        logger.warning("%s: ignored an incomplete last line (%d bytes): the run was interrupted", file, len(torn))
     return run_from_lines(lines, str(file))
 
 
 def run_from_lines(lines: list[Line], where: str) -> RunRecord:
-    """Put a run together from its lines, in order; a configuration told twice counts as told last.
+    """Return the run of these lines, in order; of a configuration given twice, the last one counts.
 
     Raises:
-        RecordError: the first line is no header, or a newer joulewatch wrote it.
+        RecordError: the first line is not a header, or was written by a newer joulewatch.
     """
     if not lines or not isinstance(lines[0], RunHeader):
-        raise RecordError(f"{where}: is no journal of a run: the first line is no header")
+        raise RecordError(f"{where}: is not the journal of a run: the first line is not a header")
     header = lines[0]
     if header.schema > SCHEMA_VERSION:
         raise RecordError(
-            f"{where}: written by a newer joulewatch (schema {header.schema}, this one reads {SCHEMA_VERSION}): upgrade"
+            f"{where}: was written by a newer joulewatch (schema {header.schema}, supported up to {SCHEMA_VERSION}): "
+            "upgrade joulewatch"
         )
     configurations: dict[str, Configuration] = {}
     windows: list[Window] = []
@@ -243,10 +244,10 @@ def run_from_lines(lines: list[Line], where: str) -> RunRecord:
 
 
 def list_runs(output: Path) -> list[RunRecord]:
-    """All runs below ``output``, oldest first; a folder that holds no readable run is said and left out.
+    """Return all runs below ``output``, oldest first; a folder without a readable run is skipped with a warning.
 
     Raises:
-        ConfigError: ``output`` is there but cannot be listed.
+        ConfigError: ``output`` exists but cannot be listed.
     """
     try:
         folders = sorted(item for item in output.iterdir() if (item / JOURNAL_NAME).is_file())
@@ -264,10 +265,10 @@ def list_runs(output: Path) -> list[RunRecord]:
 
 
 def find_run(run: str, output: Path) -> Path:
-    """The folder of a run given by id, by the beginning of an id, by folder or by journal.
+    """Return the folder of a run given by id, by the beginning of an id, by folder or by journal.
 
     Raises:
-        RecordError: there is none, or several begin so; the text names the last ones that are there.
+        RecordError: there is no such run, or several; the text contains some of the ids.
     """
     given = Path(run)
     if (given / JOURNAL_NAME).is_file():
@@ -278,12 +279,10 @@ def find_run(run: str, output: Path) -> Path:
         names = sorted(item.name for item in output.iterdir() if (item / JOURNAL_NAME).is_file())
     except OSError:
         names = []
-    found = [name for name in names if name.startswith(run)] if run else []
-    if run in names:
-        found = [run]
-    if len(found) == 1:
-        return output / found[0]
-    if found:
-        raise RecordError(f"{run!r} is not one run: {', '.join(found[:5])} begin so")
-    known = f"the last ones there: {', '.join(names[-3:])}" if names else "there are none"
+    matching = [run] if run in names else [name for name in names if name.startswith(run)] if run else []
+    if len(matching) == 1:
+        return output / matching[0]
+    if matching:
+        raise RecordError(f"{run!r} is ambiguous: {', '.join(matching[:5])}")
+    known = f"the last runs are {', '.join(names[-3:])}" if names else "there are no runs"
     raise RecordError(f"unknown run {run!r} in {output}: {known}")

@@ -1,7 +1,7 @@
-"""The recording: scrapes and annotations of a run in one SQLite file, where there is no Prometheus.
+"""The recording: scrapes and annotations of a run in one SQLite file, for runs without a Prometheus.
 
-Write-ahead logging, one transaction per scrape and per line: after a kill at any moment the file opens and
-holds every scrape that was committed. When the writer ends well, one single file is left.
+It uses write-ahead logging, with one transaction per scrape and per line: after a kill at any time the file opens and
+has every committed scrape. After a regular end there is a single file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 RECORDING_NAME: Final = "recording.sqlite"
 RECORDING_VERSION: Final = 1
 APPLICATION_ID: Final = 0x4A6F756C
-"""``Joul``, in the file's header: what ``file`` and we know a recording by."""
+"""``Joul``, in the header of the file: identifies a recording for ``file`` and joulewatch."""
 KEPT_PREFIX: Final = "joulewatch_"
 DEFAULT_RATE_HZ: Final = 10.0
 NS: Final = 1_000_000_000
@@ -56,7 +56,7 @@ class RecordingWriter:
     """Writes a recording; any thread may call any method.
 
     Raises:
-        RecordError: by every method, when the disk is full or broken; what was written before stays whole.
+        RecordError: by every method, if the disk is full or broken; what was written before stays complete.
     """
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
@@ -69,25 +69,25 @@ class RecordingWriter:
 
     @classmethod
     def create(cls, path: Path, header: RunHeader) -> RecordingWriter:
-        """Make a new recording whose first line is ``header``.
+        """Create a recording whose first line is ``header``.
 
         Raises:
-            ConfigError: the file is there already, or cannot be made.
+            ConfigError: the file exists already, or cannot be created.
             RecordError: the disk is full.
         """
         if path.exists():
-            raise ConfigError(f"{path}: is there already: name another folder with --output")
+            raise ConfigError(f"{path}: exists already: choose another folder with --output")
         try:
             connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
-            raise ConfigError(f"{path}: cannot be made: {error}") from error
+            raise ConfigError(f"{path}: cannot be created: {error}") from error
         writer = cls(path, connection)
         try:
             connection.execute("PRAGMA page_size = 8192")
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {RECORDING_VERSION}")
             connection.execute("PRAGMA journal_mode = WAL")
-            # A scrape need not wait for the disk: a kill loses none, a power failure the last ones at most.
+            # A scrape does not wait for the disk: a kill loses no scrape, a power failure at most the last ones.
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA cache_size = -4096")
             with writer._transaction():
@@ -100,11 +100,11 @@ class RecordingWriter:
             path.unlink(missing_ok=True)
             if isinstance(error, RecordError):
                 raise
-            raise ConfigError(f"{path}: cannot be made: {error}: name another folder with --output") from error
+            raise ConfigError(f"{path}: cannot be created: {error}: choose another folder with --output") from error
         return writer
 
     def add_scrape(self, exporter: ExporterClient, scrape: Scrape) -> None:
-        """Store one scrape: ``joulewatch_*`` series, those of ``*_info`` when they are new."""
+        """Store the ``joulewatch_*`` series of a scrape; those of ``*_info`` only if they are new."""
         with self._transaction():
             exporter_id = self._exporter_id(exporter)
             cursor = self._connection.execute(
@@ -127,11 +127,11 @@ class RecordingWriter:
                     series_id = self._series_id(exporter_id, raw)
                 rows.append((series_id, scrape_id, value))
             self._connection.executemany("INSERT OR REPLACE INTO sample VALUES (?, ?, ?)", rows)
-            # After a gap (see add_failure), or when one has gone and come back, its info is stored again.
+            # After a gap (see add_failure), or when a series reappears, its info is stored again.
             self._known_info[exporter_id] = info
 
     def add_failure(self, exporter: ExporterClient, started_at_s: float, failed_at_s: float, error: str) -> None:
-        """Store that a scrape failed, and why: a gap is named, not guessed."""
+        """Store that a scrape failed, and why, so that gaps have a reason."""
         with self._transaction():
             exporter_id = self._exporter_id(exporter)
             self._connection.execute(
@@ -141,7 +141,7 @@ class RecordingWriter:
             self._known_info.pop(exporter_id, None)
 
     def add_line(self, line: Line) -> None:
-        """Store a line of the journal; on the disk when this returns."""
+        """Store a line of the journal; it is on disk when this returns."""
         try:
             text = json.dumps(encode_line(line), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -150,15 +150,15 @@ class RecordingWriter:
             self._connection.execute("INSERT INTO line (json) VALUES (?)", (text,))
 
     def close(self) -> None:
-        """Fold the write-ahead log into the file, so that one file is the whole; safe to call twice."""
+        """Merge the write-ahead log into the file, so that a single file remains; safe to call twice."""
         with self._lock:
             try:
                 self._connection.execute("PRAGMA journal_mode = DELETE")
             except sqlite3.ProgrammingError:
                 return  # closed already
             except sqlite3.Error as error:
-                # A reader has it open, or the disk is full: the log beside the file stays, and is read with it.
-                logger.info("%s: the log could not be folded in: %s", self.path, error)
+                # A reader has the file open, or the disk is full: the log stays next to the file and is read with it.
+                logger.info("%s: the write-ahead log could not be merged: %s", self.path, error)
             self._connection.close()
 
     def __enter__(self) -> Self:
@@ -179,13 +179,13 @@ class RecordingWriter:
             except BaseException as error:
                 if self._connection_in_transaction():
                     self._connection.execute("ROLLBACK")
-                    # Ids handed out inside it are gone with it.
+                    # The ids assigned in the transaction are not valid any more.
                     self._exporters.clear()
                     self._series.clear()
                     self._known_info.clear()
                 if isinstance(error, sqlite3.Error):
                     raise RecordError(
-                        f"{self.path}: cannot be written to: {error}; what it held before is whole"
+                        f"{self.path}: cannot be written: {error}; what was written before is complete"
                     ) from error
                 raise
             finally:
@@ -203,14 +203,14 @@ class RecordingWriter:
         return self._is_open() and self._connection.in_transaction
 
     def _exporter_id(self, exporter: ExporterClient) -> int:
-        found = self._exporters.get(exporter.name)
-        if found is None:
+        exporter_id = self._exporters.get(exporter.name)
+        if exporter_id is None:
             self._connection.execute(
                 "INSERT OR IGNORE INTO exporter (name, url) VALUES (?, ?)", (exporter.name, exporter.url)
             )
             row = self._connection.execute("SELECT id FROM exporter WHERE name = ?", (exporter.name,)).fetchone()
-            found = self._exporters[exporter.name] = int(row[0])
-        return found
+            exporter_id = self._exporters[exporter.name] = int(row[0])
+        return exporter_id
 
     def _series_id(self, exporter_id: int, raw: str) -> int:
         try:
@@ -237,7 +237,7 @@ class RecordedSeries:
 
     metric: str
     labels: Mapping[str, str]
-    """Its own, and ``instance``: the exporter's name."""
+    """The labels of the series, and ``instance``: the exporter's name."""
     scrape_times_s: list[float]
     """Unix seconds at which the scrapes started, ascending."""
     values: list[float]
@@ -250,7 +250,7 @@ class RecordedScrape:
     started_at_s: float
     duration_s: float
     error: str
-    """Why it failed; empty: it did not."""
+    """Why it failed; empty if it succeeded."""
 
 
 class Recording:
@@ -268,11 +268,13 @@ class Recording:
         """Open a recording, given the file or the folder of its run.
 
         Raises:
-            RecordError: there is none, it is no recording, or a newer joulewatch wrote it.
+            RecordError: the file is missing, is not a recording, or was written by a newer joulewatch.
         """
         file = path / RECORDING_NAME if path.is_dir() else path
         if not file.is_file():
-            raise RecordError(f"{file}: no such recording: local runs of 'joulewatch profile' leave one")
+            raise RecordError(
+                f"{file}: no such recording: 'joulewatch profile' makes one if it runs without a Prometheus"
+            )
         copy: tempfile.TemporaryDirectory[str] | None = None
         connection: sqlite3.Connection | None = None
         try:
@@ -280,13 +282,13 @@ class Recording:
             try:
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             except sqlite3.OperationalError:
-                # A recording that was cut off, in a folder we may not write to: its log needs to be read too.
+                # An interrupted recording in a read-only folder: its write-ahead log must be read too.
                 connection.close()
                 copy, connection = _open_copy(file)
         except (sqlite3.Error, OSError) as error:
             if connection is not None:
                 connection.close()
-            raise RecordError(f"{file}: is no recording: {error}") from error
+            raise RecordError(f"{file}: is not a recording: {error}") from error
         recording = cls(file, connection, copy)
         try:
             recording._check()
@@ -300,13 +302,13 @@ class Recording:
             application = self._connection.execute("PRAGMA application_id").fetchone()[0]
             version = self._connection.execute("PRAGMA user_version").fetchone()[0]
         except sqlite3.Error as error:
-            raise RecordError(f"{self.path}: is no recording: {error}") from error
+            raise RecordError(f"{self.path}: is not a recording: {error}") from error
         if application != APPLICATION_ID:
-            raise RecordError(f"{self.path}: is no recording of joulewatch")
+            raise RecordError(f"{self.path}: is not a recording of joulewatch")
         if version > RECORDING_VERSION:
             raise RecordError(
-                f"{self.path}: written by a newer joulewatch (version {version}, this one reads "
-                f"{RECORDING_VERSION}): upgrade"
+                f"{self.path}: was written by a newer joulewatch (version {version}, supported up to "
+                f"{RECORDING_VERSION}): upgrade joulewatch"
             )
 
     def close(self) -> None:
@@ -322,7 +324,7 @@ class Recording:
         self.close()
 
     def run(self) -> RunRecord:
-        """The run, as its journal has it.
+        """Return the run, as in its journal.
 
         Raises:
             RecordError: the file is broken.
@@ -333,19 +335,19 @@ class Recording:
             try:
                 lines.append(decode_line(json.loads(text), where))
             except ValueError as error:
-                raise RecordError(f"{where}: is no JSON: {error}") from error
+                raise RecordError(f"{where}: is not valid JSON: {error}") from error
         return run_from_lines(lines, str(self.path))
 
     def exporters(self) -> dict[str, str]:
-        """Name -> URL of every exporter that was scraped."""
+        """Return name -> URL of every scraped exporter."""
         return dict(self._rows("SELECT name, url FROM exporter ORDER BY id"))
 
     def metrics(self) -> list[str]:
-        """Names of all metrics in it, sorted."""
+        """Return the names of all metrics, sorted."""
         return [row[0] for row in self._rows("SELECT DISTINCT metric FROM series ORDER BY metric")]
 
     def span(self) -> tuple[float, float] | None:
-        """Unix seconds of the first and the last successful scrape; None: there is none."""
+        """Return the Unix seconds of the first and the last successful scrape; None without any."""
         ((first, last),) = self._rows("SELECT min(started_ns), max(started_ns) FROM scrape WHERE error IS NULL")
         return None if first is None else (first / NS, last / NS)
 
@@ -357,12 +359,12 @@ class Recording:
         end_s: float | None = None,
         matchers: Mapping[str, str] | None = None,
     ) -> list[RecordedSeries]:
-        """All series of a metric with a sample in a span; errors as of ``iter_series``.
+        """Return all series of a metric with samples in a span; errors as of ``iter_series``.
 
         Args:
-            metric: its whole name.
-            start_s, end_s: Unix seconds, both included; None: no bound.
-            matchers: labels (``instance`` too) that must have exactly these values.
+            metric: The complete name.
+            start_s, end_s: Unix seconds, both included; None: no limit.
+            matchers: Labels (including ``instance``) that must have these values.
         """
         return list(self.iter_series(metric, start_s=start_s, end_s=end_s, matchers=matchers))
 
@@ -374,21 +376,21 @@ class Recording:
         end_s: float | None = None,
         matchers: Mapping[str, str] | None = None,
     ) -> Iterator[RecordedSeries]:
-        """The same, one series after the other.
+        """Yield the series of ``series``, one after the other.
 
         Raises:
             RecordError: the file is broken.
         """
         first_ns = -(2**63) if start_s is None else _ns(start_s)
         last_ns = 2**63 - 1 if end_s is None else _ns(end_s)
-        found = list(
+        series = list(
             self._rows(
                 "SELECT series.id, exporter.name, labels FROM series JOIN exporter ON exporter.id = exporter_id "
                 "WHERE metric = ? ORDER BY exporter.id, labels",
                 (metric,),
             )
         )
-        for series_id, instance, text in found:
+        for series_id, instance, text in series:
             labels = {**json.loads(text), "instance": instance}
             if matchers and any(labels.get(key, "") != value for key, value in matchers.items()):
                 continue
@@ -408,7 +410,7 @@ class Recording:
     def scrapes(
         self, exporter: str, *, start_s: float | None = None, end_s: float | None = None
     ) -> list[RecordedScrape]:
-        """All scrapes of an exporter, failed ones too, ascending in time.
+        """Return all scrapes of an exporter, including failed ones, ascending in time.
 
         Raises:
             RecordError: the file is broken.
@@ -422,7 +424,7 @@ class Recording:
                 2**63 - 1 if end_s is None else _ns(end_s),
             ),
         )
-        return [RecordedScrape(start / NS, took / NS, error or "") for start, took, error in rows]
+        return [RecordedScrape(start / NS, duration / NS, error or "") for start, duration, error in rows]
 
     def _rows(self, statement: str, values: tuple[object, ...] = ()) -> Iterator[tuple[Any, ...]]:
         try:

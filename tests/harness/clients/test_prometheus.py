@@ -1,4 +1,4 @@
-"""The client says what answered, tries again when that helps, and keeps secrets to itself."""
+"""The client describes wrong answers, retries where that helps, and never shows secrets."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_basic_auth_and_bearer_come_from_files(server: responses.RequestsMock, t
     assert server.calls[1].request.headers["Authorization"] == "Bearer pässword"
 
 
-def test_netrc_does_not_beat_the_configured_credentials(
+def test_netrc_does_not_override_the_configured_credentials(
     server: responses.RequestsMock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "netrc").write_text("machine server login x password y\n")
@@ -95,7 +95,7 @@ def test_netrc_does_not_beat_the_configured_credentials(
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_busy_server_is_asked_again_and_retry_after_is_honoured(server: responses.RequestsMock, status: int) -> None:
+def test_a_busy_server_is_retried_and_retry_after_is_honoured(server: responses.RequestsMock, status: int) -> None:
     server.post(QUERY, status=status, headers={"Retry-After": "7"}, body="busy")
     server.post(QUERY, body=requests.ConnectionError(OSError(111, "Connection refused")))
     server.post(QUERY, json=VECTOR)
@@ -114,7 +114,7 @@ def test_retries_end_at_the_deadline_with_the_last_reason(server: responses.Requ
     assert len(time.sleeps) > 3
 
 
-def test_an_unreachable_server_is_named_without_parameters(server: responses.RequestsMock) -> None:
+def test_the_error_about_an_unreachable_server_has_no_parameters(server: responses.RequestsMock) -> None:
     server.get(
         f"{BASE}/api/v1/targets", body=requests.ConnectionError("http://server/?token=hush", OSError(111, "refused"))
     )
@@ -124,7 +124,7 @@ def test_an_unreachable_server_is_named_without_parameters(server: responses.Req
     assert caught.value.__suppress_context__
 
 
-def test_the_servers_own_words_are_passed_on(server: responses.RequestsMock) -> None:
+def test_errors_contain_the_text_of_the_server(server: responses.RequestsMock) -> None:
     server.post(QUERY, status=400, json={"status": "error", "errorType": "bad_data", "error": "parse error: x"})
     server.post(QUERY, status=422, json={"status": "error", "errorType": "execution", "error": "too many samples"})
     with client() as prometheus:
@@ -144,7 +144,9 @@ def test_the_servers_own_words_are_passed_on(server: responses.RequestsMock) -> 
         (200, "[1]", "application/json"),
     ],
 )
-def test_what_is_no_prometheus_is_said_so(server: responses.RequestsMock, status: int, body: str, kind: str) -> None:
+def test_a_server_that_is_not_a_prometheus_is_an_error(
+    server: responses.RequestsMock, status: int, body: str, kind: str
+) -> None:
     server.post(QUERY, status=status, body=body, content_type=kind)
     with client() as prometheus, pytest.raises(QueryError, match="does not answer like a Prometheus") as caught:
         prometheus.query("1")
@@ -153,7 +155,7 @@ def test_what_is_no_prometheus_is_said_so(server: responses.RequestsMock, status
     assert caught.value.exit_code == 2
 
 
-def test_refused_credentials_and_redirects_are_named(server: responses.RequestsMock) -> None:
+def test_refused_credentials_and_redirects_are_errors(server: responses.RequestsMock) -> None:
     server.post(QUERY, status=401, body="Unauthorized")
     server.post(QUERY, status=302, headers={"Location": "https://user:pw@login/?next=1"})
     with client() as prometheus:
@@ -174,7 +176,7 @@ def test_warnings_are_logged_once(server: responses.RequestsMock, caplog: pytest
     assert caplog.text.count("store gateway lost") == 1
 
 
-def test_ping_falls_back_to_a_query_where_there_is_no_build_information(server: responses.RequestsMock) -> None:
+def test_ping_falls_back_to_a_query_without_build_information(server: responses.RequestsMock) -> None:
     server.get(f"{BASE}/api/v1/status/buildinfo", json={"status": "success", "data": {"version": "2.42.0"}})
     with client() as prometheus:
         assert prometheus.ping() == "2.42.0"
@@ -195,13 +197,13 @@ def test_ping_falls_back_to_a_query_where_there_is_no_build_information(server: 
         ("http://server/?x=1", "must be a base URL"),
     ],
 )
-def test_a_bad_url_is_refused_without_repeating_a_password(url: str, text: str) -> None:
+def test_the_error_about_a_bad_url_never_contains_a_password(url: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text) as caught:
         PrometheusOptions(url)
     assert "hush" not in str(caught.value)
 
 
-def test_secrets_are_in_no_repr_and_no_log() -> None:
+def test_secrets_are_in_no_repr() -> None:
     options = PrometheusOptions(BASE, headers={"Authorization": "hush"}, params={"token": "hush"})
     assert "hush" not in repr(options)
     assert without_secrets("https://me:hush@host/path?token=hush#x") == "https://host/path"
@@ -241,7 +243,7 @@ def test_options_from_a_file_and_a_flag(tmp_path: Path) -> None:
         ("remote_write_url: x\n", r"c\.yml: remote_write_url: 'x' is not a valid URL"),
     ],
 )
-def test_a_bad_configuration_file_is_named_with_its_key(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_about_a_configuration_file_have_file_and_key(tmp_path: Path, text: str, message: str) -> None:
     config = tmp_path / "c.yml"
     config.write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
@@ -249,7 +251,7 @@ def test_a_bad_configuration_file_is_named_with_its_key(tmp_path: Path, text: st
     assert "hush" not in str(caught.value)
 
 
-def test_a_missing_file_with_a_secret_is_named(tmp_path: Path) -> None:
+def test_errors_about_missing_files_have_key_and_path(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bearer_token_file: .*none cannot be read: No such file"):
         client(bearer_token_file=tmp_path / "none")
     with pytest.raises(ConfigError, match=r"ca_file: .*none cannot be read: No such file"):

@@ -34,7 +34,7 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_nothing_given_is_the_main_job() -> None:
+def test_an_empty_plan_is_the_main_job() -> None:
     plan = make_plan({}, "command line")
     assert [item.name for item in plan.configurations] == [
         "radioml-vgg10/onnxruntime/fp32",
@@ -55,7 +55,7 @@ def test_the_presets_keep_their_promised_times() -> None:
     assert totals["normal"] < 320
 
 
-def test_a_preset_changes_no_list_that_was_given() -> None:
+def test_a_given_list_overrides_the_preset() -> None:
     plan = make_plan({"preset": "quick", "batch_sizes": [3, 5]}, "x")
     assert plan.batch_sizes == (3, 5)
     assert plan.window_s == PRESETS["quick"].window_s
@@ -78,26 +78,26 @@ def test_batch_sizes(given_value: Any, expected: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("bad", [0, -1, "0", "-4", "eight", "1..x", "0..8", "8..1", 1.5, True, [], "", None, [None]])
-def test_bad_batch_sizes_are_named(bad: Any) -> None:
+def test_bad_batch_sizes_are_errors_with_the_key(bad: Any) -> None:
     with pytest.raises(ConfigError, match=r"plan p\.yaml: batch_sizes"):
         make_plan({"batch_sizes": bad}, "plan p.yaml")
 
 
 @given(st.integers(1, 4096), st.integers(0, 4096))
-def test_a_range_holds_both_ends_and_doubles(first: int, more: int) -> None:
+def test_a_range_doubles_and_includes_both_ends(first: int, more: int) -> None:
     sizes = parse_batch_sizes(f"{first}..{first + more}")
     assert sizes[0] == first
     assert sizes[-1] == first + more
     assert all(b == 2 * a for a, b in itertools.pairwise(sizes[:-1]))
 
 
-def test_an_unknown_key_names_the_file_the_key_and_the_nearest(tmp_path: Path) -> None:
+def test_the_error_about_an_unknown_key_has_the_file_and_the_nearest_key(tmp_path: Path) -> None:
     path = write(tmp_path, "batch_size: 4\n")
     with pytest.raises(ConfigError, match=r"plan\.yaml: unknown key 'batch_size': did you mean 'batch_sizes'"):
         make_plan(read_plan(path), f"plan {path}")
 
 
-def test_an_unknown_key_deep_down_is_named_too() -> None:
+def test_the_error_about_an_unknown_nested_key_has_its_path() -> None:
     with pytest.raises(ConfigError, match=r"configurations\[1\]: unknown key 'presision': did you mean 'precision'"):
         make_plan({"configurations": ["radioml-vgg10", {"network": "a.onnx", "presision": "fp32"}]}, "plan p")
     with pytest.raises(ConfigError, match=r"exporters\[0\]: unknown key 'uri'"):
@@ -110,12 +110,12 @@ def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "- a\n", "a: [", "just words"])
-def test_a_file_that_is_no_plan_is_named(tmp_path: Path, text: str) -> None:
+def test_the_error_about_a_file_that_is_not_a_plan_has_its_name(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigError, match=r"plan\.yaml"):
         read_plan(write(tmp_path, text))
 
 
-def test_a_missing_file_and_one_that_is_no_text(tmp_path: Path) -> None:
+def test_missing_and_binary_files_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml: cannot be read: No such file"):
         read_plan(tmp_path / "none.yaml")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
@@ -166,12 +166,12 @@ def test_a_missing_file_and_one_that_is_no_text(tmp_path: Path) -> None:
         ("output", None, "output: must be a string, got null"),
     ],
 )
-def test_bad_values_are_named(key: str, value: Any, text: str) -> None:
+def test_errors_about_bad_values_have_key_and_value(key: str, value: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=rf"^plan p: .*{re.escape(text)}"):
         make_plan({key: value}, "plan p")
 
 
-def test_lists_of_precisions_and_options_become_configurations_with_telling_names() -> None:
+def test_lists_of_precisions_and_options_become_configurations_with_distinct_names() -> None:
     plan = make_plan(
         {
             "configurations": [
@@ -192,7 +192,7 @@ def test_yaml_booleans_become_true_and_false() -> None:
     assert plan.configurations[0].options == {"spinning": "false"}
 
 
-def test_ones_own_network_brings_its_runtime_and_its_precision() -> None:
+def test_a_user_defined_network_has_its_own_runtime_and_precision() -> None:
     (item,) = make_plan({"configurations": ["lib/mine.py:Mine"]}, "x").configurations
     assert (item.runtime, item.precision, item.name) == ("python", "native", "Mine/python/native")
 
@@ -205,7 +205,7 @@ def test_window_length_follows_the_slowest_sensor_up_to_the_limit() -> None:
     assert window_length_s(plan, 1.0) == 15
 
 
-def test_a_long_window_raises_the_limit_that_was_not_given() -> None:
+def test_a_long_window_raises_a_limit_that_was_not_given() -> None:
     assert make_plan({"window_s": 300}, "x").max_window_s == 300
 
 
@@ -224,7 +224,7 @@ def test_steps_are_idle_load_idle_rounds_idle() -> None:
 
 
 @given(st.integers(0, 1000))
-def test_the_order_depends_on_the_seed_alone(seed: int) -> None:
+def test_the_order_depends_only_on_the_seed(seed: int) -> None:
     plan = make_plan({"seed": seed, "batch_sizes": "1..64"}, "x")
     assert steps(plan) == steps(plan)
 
@@ -234,8 +234,8 @@ def test_the_fingerprint_is_that_of_the_values() -> None:
     assert make_plan({"seed": 1}, "a").sha256() != make_plan({"seed": 2}, "a").sha256()
 
 
-def test_the_example_holds_every_key_and_is_a_plan(tmp_path: Path) -> None:
-    """Also with the lines that are off in it."""
+def test_the_example_contains_every_key_and_is_a_plan(tmp_path: Path) -> None:
+    """Also with its commented lines."""
     text = EXAMPLE.read_text(encoding="utf-8")
     assert make_plan(read_plan(EXAMPLE), "example").output == "runs"
     whole = write(tmp_path, re.sub(r"^#([a-z_]+:)", r"\1", text, flags=re.MULTILINE))
@@ -254,7 +254,7 @@ def test_the_mapping_of_a_plan_makes_the_same_plan_again() -> None:
 # Processes, processors, phases
 
 
-def test_several_configurations_have_processes_of_their_own_and_one_alone_has_none() -> None:
+def test_several_configurations_run_in_separate_processes_and_a_single_one_does_not() -> None:
     two = [{"network": "radioml-vgg10", "precision": ["fp32", "int8"]}]
     assert make_plan({}, "x").isolate and make_plan({"configurations": two}, "x").isolate
     assert not make_plan({"configurations": ["radioml-vgg10"]}, "x").isolate
@@ -275,12 +275,12 @@ def test_several_configurations_have_processes_of_their_own_and_one_alone_has_no
         ({"time_limit_s": 0}, "time_limit_s: must be a number >= 1 (seconds), got 0"),
     ],
 )
-def test_bad_values_of_processes_and_phases_are_named(keys: dict[str, Any], text: str) -> None:
+def test_errors_about_processes_and_phases_have_key_and_value(keys: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=f"plan p: {re.escape(text)}"):
         make_plan(keys, "plan p")
 
 
-def test_phases_of_their_own_come_after_the_rounds_and_before_the_last_idle() -> None:
+def test_separate_phases_come_after_the_rounds_and_before_the_last_idle() -> None:
     plan = make_plan({"batch_sizes": [1, 8], "phases": "separate"}, "x")
     found = steps(plan)
     assert [type(item) for item in found[-5:]] == [*([PhaseStep] * 4), IdleStep]

@@ -145,7 +145,7 @@ def configurations(**keys: Any) -> list[tuple[str, str, float]]:
     return [(item.name, item.scenario, item.server_rate_per_s) for item in plan.configurations]
 
 
-def test_a_scenario_is_in_the_name_and_in_the_record() -> None:
+def test_name_and_record_contain_the_scenario() -> None:
     name = "radioml-vgg10/onnxruntime/fp32"
     assert configurations() == configurations(scenario="offline") == [(name, "", 0.0)]
     assert configurations(scenario=["offline", "single_stream", "server"], server_rate_per_s=50) == [
@@ -155,7 +155,7 @@ def test_a_scenario_is_in_the_name_and_in_the_record() -> None:
     ]
 
 
-def test_a_configuration_has_its_own_and_a_persons_own_name_gets_it_too() -> None:
+def test_a_configuration_can_have_its_own_scenario_which_is_appended_to_a_given_name() -> None:
     own = {"network": "radioml-vgg10", "name": "mine", "scenario": "server", "server_rate_per_s": 2.5}
     found = configurations(configurations=[own, {**own, "name": "two", "scenario": ["offline", "server"]}])
     assert found == [
@@ -166,7 +166,7 @@ def test_a_configuration_has_its_own_and_a_persons_own_name_gets_it_too() -> Non
 
 
 @given(st.sampled_from(["single_stream", "server"]), st.floats(0.1, 1e6))
-def test_prometheus_has_only_the_name_and_that_tells_it(name: str, rate_per_s: float) -> None:
+def test_the_scenario_can_be_read_from_the_name(name: str, rate_per_s: float) -> None:
     scenario = Scenario.make(name, rate_per_s, "x")
     assert scenario_in_name(f"a/b/fp32/{scenario.suffix}") == (name, pytest.approx(scenario.rate_per_s, rel=1e-5))
     assert scenario_in_name("a/b/fp32") == ("", 0.0)
@@ -186,7 +186,7 @@ def test_prometheus_has_only_the_name_and_that_tells_it(name: str, rate_per_s: f
         ),
     ],
 )
-def test_bad_scenarios_are_named(keys: dict[str, Any], text: str) -> None:
+def test_errors_about_bad_scenarios_have_key_and_value(keys: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=f"plan p: .*{text}"):
         configurations(**keys)
 

@@ -1,4 +1,4 @@
-"""The journal keeps every line that append() returned for, whatever happens next."""
+"""The journal keeps every line for which append() returned, whatever happens next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def written(folder: Path) -> Path:
     return journal.folder
 
 
-def test_a_run_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_run_is_read_as_it_was_written(tmp_path: Path) -> None:
     record = read_run(written(tmp_path))
     assert record.header == header()
     assert record.configurations == (NETWORK,)
@@ -48,7 +48,7 @@ def test_every_line_is_synced_before_append_returns(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(os, "fsync", fsync)
     with Journal.create(tmp_path, header()) as journal:
         of_file = journal.path.stat().st_ino
-        # The file, then the folders that hold its name.
+        # The file, then the folders that contain its name.
         assert synced == [of_file, journal.folder.stat().st_ino, tmp_path.stat().st_ino]
         journal.append(window(0, 1_700_000_001.0))
         assert synced[-1] == of_file
@@ -56,7 +56,7 @@ def test_every_line_is_synced_before_append_returns(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("cut", [1, 20, 300])
-def test_a_torn_last_line_is_left_out_with_a_warning(
+def test_an_incomplete_last_line_is_ignored_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, cut: int
 ) -> None:
     with Journal.create(tmp_path, header()) as journal:
@@ -68,27 +68,27 @@ def test_a_torn_last_line_is_left_out_with_a_warning(
         record = read_run(journal.folder)
     assert [item.index for item in record.windows] == [0]
     assert record.end is None
-    assert "torn" in caplog.text
+    assert "ignored an incomplete last line" in caplog.text
 
 
-def test_a_last_line_of_zeros_after_a_power_failure_is_left_out(tmp_path: Path) -> None:
+def test_a_last_line_of_zeros_after_a_power_failure_is_ignored(tmp_path: Path) -> None:
     folder = written(tmp_path)
     with (folder / "journal.jsonl").open("ab") as file:
         file.write(bytes(40) + b"\n")
     assert len(read_run(folder).windows) == 2
 
 
-def test_a_broken_line_in_the_middle_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_broken_line_in_the_middle_is_an_error_with_its_number(tmp_path: Path) -> None:
     path = written(tmp_path) / "journal.jsonl"
     rows = path.read_text().splitlines()
     rows[2] = rows[2][:50]
     path.write_text("\n".join(rows) + "\n")
-    with pytest.raises(RecordError, match=r"journal\.jsonl:3: is no JSON"):
+    with pytest.raises(RecordError, match=r"journal\.jsonl:3: is not valid JSON"):
         read_run(path)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_full_disk_keeps_what_was_written_and_the_run_can_go_on(
+def test_a_full_disk_keeps_earlier_lines_and_the_run_can_continue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     with Journal.create(tmp_path, header()) as journal:
@@ -108,7 +108,7 @@ def test_a_full_disk_keeps_what_was_written_and_the_run_can_go_on(
     assert [item.index for item in read_run(journal.folder).windows] == [0, 1]
 
 
-def test_a_record_that_is_no_json_is_refused_whole(tmp_path: Path) -> None:
+def test_a_record_that_is_not_valid_json_is_not_written(tmp_path: Path) -> None:
     with Journal.create(tmp_path, header()) as journal:
         with pytest.raises(RecordError, match="Window cannot be written as JSON"):
             journal.append(window(0, 1_700_000_001.0, clock_error_s=float("nan")))
@@ -116,10 +116,10 @@ def test_a_record_that_is_no_json_is_refused_whole(tmp_path: Path) -> None:
     assert len(read_run(journal.folder).windows) == 1
 
 
-def test_windows_that_prometheus_could_not_tell_apart_are_refused(tmp_path: Path) -> None:
+def test_windows_that_prometheus_cannot_distinguish_are_refused(tmp_path: Path) -> None:
     with Journal.create(tmp_path, header()) as journal:
         journal.append(window(0, 1_700_000_001.0))
-        with pytest.raises(RecordError, match="window 0 is there already"):
+        with pytest.raises(RecordError, match="already has a window 0"):
             journal.append(window(0, 1_700_000_005.0))
         with pytest.raises(RecordError, match="same millisecond"):
             journal.append(window(1, 1_700_000_001.0001))
@@ -129,11 +129,11 @@ def test_windows_that_prometheus_could_not_tell_apart_are_refused(tmp_path: Path
 
 
 def test_an_output_folder_that_cannot_be_used_is_a_bad_argument(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ConfigError, match=r"cannot be written to|in the way"):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ConfigError, match=r"cannot be written|is not a folder"):
         Journal.create(tmp_path / "file", header())
     written(tmp_path)
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         Journal.create(tmp_path, header())
 
 
@@ -142,7 +142,7 @@ def test_a_read_only_output_folder_is_named(tmp_path: Path, monkeypatch: pytest.
         raise PermissionError(errno.EACCES, "Permission denied")
 
     monkeypatch.setattr(os, "open", denied)
-    with pytest.raises(ConfigError, match=r"cannot be written to: Permission denied: name another folder"):
+    with pytest.raises(ConfigError, match=r"cannot be written: Permission denied: choose another folder"):
         Journal.create(tmp_path, header())
 
 
@@ -153,7 +153,7 @@ def test_a_newer_schema_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
         read_run(journal.folder)
     foreign = tmp_path / "foreign.jsonl"
     foreign.write_text("")
-    with pytest.raises(RecordError, match="is no journal of a run"):
+    with pytest.raises(RecordError, match="is not the journal of a run"):
         read_run(foreign)
     with pytest.raises(RecordError, match="no such journal"):
         read_run(tmp_path / "none.jsonl")
@@ -168,11 +168,11 @@ def test_runs_are_listed_by_time_and_found_by_the_beginning_of_their_id(tmp_path
     assert list_runs(tmp_path / "none") == []
     assert find_run("20261121", tmp_path).name == "20261121T000000Z-bbbbbb"
     assert find_run(str(tmp_path / "20261120T000000Z-aaaaaa"), tmp_path / "x").name == "20261120T000000Z-aaaaaa"
-    with pytest.raises(RecordError, match="is not one run"):
+    with pytest.raises(RecordError, match="is ambiguous"):
         find_run("2026112", tmp_path)
     with pytest.raises(RecordError, match=r"unknown run 'x'.*bbbbbb"):
         find_run("x", tmp_path)
-    with pytest.raises(RecordError, match="there are none"):
+    with pytest.raises(RecordError, match="there are no runs"):
         find_run("x", tmp_path / "none")
 
 
@@ -183,8 +183,8 @@ def test_run_ids_sort_by_time() -> None:
     assert first.startswith("20231114T221320Z-")
 
 
-def test_a_journal_from_before_setting_up_was_told_is_read(tmp_path: Path) -> None:
-    """Form 1 knew no line and no window of setting up, and no counts."""
+def test_a_journal_of_schema_1_is_read(tmp_path: Path) -> None:
+    """Schema 1 has no setups and no counts."""
     folder = tmp_path / RUN
     folder.mkdir()
     old = written(tmp_path / "new")
@@ -199,7 +199,7 @@ def test_a_journal_from_before_setting_up_was_told_is_read(tmp_path: Path) -> No
     assert record.windows == read_run(old).windows
 
 
-def test_setting_up_comes_back_in_both_forms(tmp_path: Path) -> None:
+def test_setups_are_read_as_lines_and_as_windows(tmp_path: Path) -> None:
     long = window(0, 1_700_000_001.0, 7.0, kind="setup", phase="prepare", batches=0, inferences=0, latency=None)
     with Journal.create(tmp_path, header()) as journal:
         journal.append(Setup(NETWORK.name, "load", 0.25))

@@ -1,4 +1,4 @@
-"""A recording holds what was scraped and told, and names its gaps."""
+"""A recording contains all scrapes and annotations, and the reason of each gap."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INFO = 'joulewatch_exporter_info{version="1"}'
 
 
 class FakeExporter(ExporterClient):
-    """Scrapes that need no server: what each call gives or raises, in order, then the last for ever."""
+    """Returns or raises the given answers in order, then repeats the last one; needs no server."""
 
     def __init__(self, name: str = "node1:10717", *answers: Scrape | ExporterUnreachableError) -> None:
         super().__init__("http://node1:10717", name=name)
@@ -52,7 +52,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "recording.sqlite"
 
 
-def test_series_come_back_exactly_with_instance_and_time(path: Path) -> None:
+def test_series_are_read_exactly_with_instance_and_time(path: Path) -> None:
     node1, node2 = FakeExporter("node1:1"), FakeExporter("node2:1")
     with RecordingWriter.create(path, header()) as writer:
         for number in range(50):
@@ -88,7 +88,7 @@ def test_only_joulewatch_series_and_no_nan_are_kept(path: Path) -> None:
         assert recording.series("joulewatch_x")[0].values == [0.0]  # zero is a measurement
 
 
-def test_info_is_stored_when_it_is_new_and_again_after_a_gap(path: Path) -> None:
+def test_info_is_stored_when_new_and_again_after_a_gap(path: Path) -> None:
     exporter = FakeExporter()
     with RecordingWriter.create(path, header()) as writer:
         for at_s in (1.0, 2.0):
@@ -104,7 +104,7 @@ def test_info_is_stored_when_it_is_new_and_again_after_a_gap(path: Path) -> None
         assert recording.scrapes(exporter.name, start_s=2.5, end_s=6.5) == scrapes[2:4]
 
 
-def test_the_run_is_in_it_and_it_reads_while_it_is_written(path: Path) -> None:
+def test_a_recording_contains_the_run_and_can_be_read_while_it_is_written(path: Path) -> None:
     with RecordingWriter.create(path, header()) as writer:
         writer.add_line(NETWORK)
         writer.add_line(window(0, 1_700_000_001.0))
@@ -119,12 +119,12 @@ def test_the_run_is_in_it_and_it_reads_while_it_is_written(path: Path) -> None:
     assert record.end == RunEnd(1_700_000_003.0, "complete")
 
 
-def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_the_rest(path: Path) -> None:
+def test_a_full_disk_is_an_error_with_the_file_and_earlier_scrapes_stay(path: Path) -> None:
     writer = RecordingWriter.create(path, header())
     writer.add_scrape(FakeExporter(), scrape(1.0, 1.0))
     pages = writer._connection.execute("PRAGMA page_count").fetchone()[0]
-    writer._connection.execute(f"PRAGMA max_page_count = {pages}")  # what a full disk looks like to SQLite
-    with pytest.raises(RecordError, match=r"recording\.sqlite: cannot be written to: database or disk is full"):
+    writer._connection.execute(f"PRAGMA max_page_count = {pages}")  # for SQLite the same as a full disk
+    with pytest.raises(RecordError, match=r"recording\.sqlite: cannot be written: database or disk is full"):
         for number in range(2000):
             writer.add_scrape(FakeExporter(f"node{number}:1"), scrape(2.0, *map(float, range(20))))
     writer._connection.execute("PRAGMA max_page_count = 100000")
@@ -136,17 +136,17 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_the_rest(path: Pa
         assert values[0].values == [1.0, 3.0]
 
 
-def test_what_is_no_recording_is_refused(path: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_recording_is_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="no such recording"):
         Recording.open(path)
     path.write_text("this is text, and not a database at all, of no use" * 100)
-    with pytest.raises(RecordError, match="is no recording"):
+    with pytest.raises(RecordError, match="is not a recording"):
         Recording.open(path)
     other = tmp_path / "other.sqlite"
     connection = sqlite3.connect(other)
     connection.execute("CREATE TABLE x (y)")
     connection.close()
-    with pytest.raises(RecordError, match="is no recording of joulewatch"):
+    with pytest.raises(RecordError, match="is not a recording of joulewatch"):
         Recording.open(other)
     newer = tmp_path / "newer.sqlite"
     with RecordingWriter.create(newer, header()) as writer:
@@ -155,15 +155,15 @@ def test_what_is_no_recording_is_refused(path: Path, tmp_path: Path) -> None:
         Recording.open(newer)
 
 
-def test_a_recording_is_never_overwritten_and_a_bad_folder_is_named(path: Path) -> None:
+def test_a_recording_is_never_overwritten_and_a_bad_folder_is_an_error(path: Path) -> None:
     RecordingWriter.create(path, header()).close()
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         RecordingWriter.create(path, header())
-    with pytest.raises(ConfigError, match="cannot be made"):
+    with pytest.raises(ConfigError, match="cannot be created"):
         RecordingWriter.create(path.parent / "none" / "recording.sqlite", header())
 
 
-def test_one_that_was_cut_off_reads_from_a_folder_we_cannot_write_to(
+def test_an_interrupted_recording_is_read_from_a_read_only_folder(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer = RecordingWriter.create(path, header())
@@ -176,7 +176,7 @@ def test_one_that_was_cut_off_reads_from_a_folder_we_cannot_write_to(
     real = recording_module._connect
 
     def no_log(file: Path, mode: str) -> sqlite3.Connection:
-        # SQLite cannot make its -shm file there: every statement fails.
+        # SQLite cannot create its -shm file there, so that every statement fails.
         if file.parent == cut:
             return real(tmp_path / "missing.sqlite", "mode=ro") if mode != "mode=ro" else _Broken(":memory:")
         return real(file, mode)
@@ -194,7 +194,7 @@ class _Broken(sqlite3.Connection):
 
 
 class FakeWait:
-    """Stands for the stop event: time passes only while it waits; stops after some rounds."""
+    """A stop event: time passes only while it waits; set after ``rounds`` waits."""
 
     def __init__(self, clock: FakeClock, rounds: int) -> None:
         self.clock = clock
@@ -221,7 +221,7 @@ def test_the_recorder_keeps_absolute_deadlines_and_records_failures(
     class Slow(FakeExporter):
         def scrape(self) -> Scrape:
             started_s = clock.time()
-            # One scrape takes 30 ms, the third 250 ms: two deadlines are missed and not made up for.
+            # A scrape takes 30 ms, the third one 250 ms: two deadlines are skipped.
             clock.advance(0.25 if self.asked == 2 else 0.03)
             self.asked += 1
             if self.asked in (5, 6):
@@ -246,7 +246,7 @@ def test_the_recorder_keeps_absolute_deadlines_and_records_failures(
     assert exporter.closed
 
 
-def test_a_recorder_makes_one_last_scrape_when_it_is_stopped(path: Path) -> None:
+def test_a_recorder_makes_a_last_scrape_when_it_is_stopped(path: Path) -> None:
     exporter = FakeExporter("node1:1", scrape(1.0, 1.0))
     with RecordingWriter.create(path, header()) as writer:
         with Recorder([exporter], writer, rate_hz=0.001):
@@ -258,7 +258,7 @@ def test_a_recorder_makes_one_last_scrape_when_it_is_stopped(path: Path) -> None
                 Recorder([], writer, rate_hz=rate_hz)
 
 
-def test_a_full_disk_is_waited_for_and_the_gap_is_named(
+def test_recording_pauses_while_the_disk_is_full_and_the_gap_has_a_reason(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = FakeClock()
