@@ -24,7 +24,7 @@ WindowKind = Literal["idle", "warmup", "measure", "phase", "setup"]
 RunStatus = Literal["running", "complete", "interrupted", "failed"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SensorRecord:
     """One energy series of one exporter, as it was when the run started."""
 
@@ -46,7 +46,7 @@ class SensorRecord:
     """Part of each refresh period that the sensor averages over; the rest is not observed. None: all is observed."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExporterRecord:
     """An exporter whose counters are read at the edges of windows."""
 
@@ -57,7 +57,7 @@ class ExporterRecord:
     emulated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Configuration:
     """A network with its runtime and precision: one line of the figure."""
 
@@ -82,7 +82,7 @@ class Configuration:
     """Requested queries per second of the scenario ``server``."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunHeader:
     """The first line of a journal."""
 
@@ -119,7 +119,7 @@ class RunHeader:
         return self.provenance_text("hardware") or several
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeCounter:
     """One energy counter, read directly from an exporter at an edge of a window."""
 
@@ -143,7 +143,7 @@ class EdgeClock:
     upper_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
     """Everything read at one edge of a window."""
 
@@ -157,7 +157,7 @@ class Edge:
     """Exporter -> why nothing was read from it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
     """Latency of the batches of a window."""
 
@@ -178,7 +178,7 @@ class PhaseTime:
     total_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """A span of time [start, end) with a single activity."""
 
@@ -212,7 +212,7 @@ class Window:
     """Of a ``prepare`` window: facts from ``describe`` that changed since loading, such as the state of the tuning."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
     """The duration of a load, or of the first ``prepare`` of a batch size, that was too short for a window."""
 
@@ -226,7 +226,7 @@ class Setup:
     """As in ``Window``."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Note:
     """An event of the run: a batch size failed, an exporter disappeared."""
 
@@ -246,7 +246,7 @@ class RunEnd:
     text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunRecord:
     """A whole run, read from a journal, a recording or Prometheus."""
 

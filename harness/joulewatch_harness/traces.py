@@ -19,7 +19,7 @@ from joulewatch_harness.records import encode
 SCHEMA_VERSION: Final = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Operator:
     """One operator of the graph that was executed, summed over all traced batches."""
 
@@ -32,7 +32,7 @@ class Operator:
     """Multiply-accumulates per batch; 0: none by convention; None: unknown."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
     """One traced pass."""
 

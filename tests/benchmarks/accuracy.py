@@ -150,9 +150,18 @@ def collect(counts: dict[float, int], seed: int) -> list[dict[str, Any]]:
                 windows = take_windows(reader, schedule, truth.start_unix_s)
             time.sleep(2.5)
             header = RunHeader(
-                "accuracy", windows[0].start_s, SCHEMA_VERSION, (), {}, "", (), (exporter_record,), sensors, {}
+                run="accuracy",
+                started_at_s=windows[0].start_s,
+                schema=SCHEMA_VERSION,
+                command=(),
+                plan={},
+                plan_sha256="",
+                configurations=(),
+                exporters=(exporter_record,),
+                sensors=sensors,
+                provenance={},
             )
-            record = RunRecord(header, (), tuple(windows))
+            record = RunRecord(header=header, configurations=(), windows=tuple(windows))
             spans = [(window.start_s, window.end_s) for window in windows]
             rows = []
             for interval, server in servers.items():

@@ -64,7 +64,11 @@ def probe(device: str) -> None:
         for precision in PRECISIONS:
             why = ""
             try:
-                found: Any = open_network(Configuration("n", network, "torch", precision, options={"device": device}))
+                found: Any = open_network(
+                    Configuration(
+                        name="n", network=network, runtime="torch", precision=precision, options={"device": device}
+                    )
+                )
                 found.load()
                 found.check()
                 found.close()

@@ -75,7 +75,9 @@ def compare(quick: bool) -> list[dict[str, Any]]:
 
 
 def _side_by_side(tool: Tool, precision: str, batch: int, rounds: int) -> dict[str, Any]:
-    network: Any = open_network(Configuration("n", NETWORK, tool.runtime, precision, options=dict(tool.options)))
+    network: Any = open_network(
+        Configuration(name="n", network=NETWORK, runtime=tool.runtime, precision=precision, options=dict(tool.options))
+    )
     network.load()
     try:
         network.prepare(batch)

@@ -105,7 +105,9 @@ def bare_loop(runtime: str, network: Any) -> Loop:
 
 def measure(runtime: str, precision: str, batch: int, budget_s: float) -> dict[str, Any]:
     """One runtime of this process at one batch size."""
-    network: Any = open_network(Configuration("n", NETWORK, runtime, precision, options={"threads": "1"}))
+    network: Any = open_network(
+        Configuration(name="n", network=NETWORK, runtime=runtime, precision=precision, options={"threads": "1"})
+    )
     network.load()
     try:
         network.prepare(batch)

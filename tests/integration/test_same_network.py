@@ -99,7 +99,9 @@ class Bench:
                 importlib.import_module(RUNTIMES[runtime].module)
             except ModuleNotFoundError as missing:
                 pytest.skip(f"the runtime {runtime} cannot be imported: {missing}")
-        return Configuration(f"{way} {precision}", NETWORK, runtime, precision, options=options)
+        return Configuration(
+            name=f"{way} {precision}", network=NETWORK, runtime=runtime, precision=precision, options=options
+        )
 
     def told(self, precision: str, way: str) -> Told:
         """Load it, run its check, and take the outputs out."""

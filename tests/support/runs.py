@@ -37,7 +37,7 @@ def header(run: str = RUN, started_at_s: float = 1_700_000_000.25, **values: Any
         "plan": {"rounds": 3},
         "plan_sha256": "cd" * 32,
         "configurations": (NETWORK,),
-        "exporters": (ExporterRecord("node1:10717", "http://node1:10717/metrics"),),
+        "exporters": (ExporterRecord(name="node1:10717", url="http://node1:10717/metrics"),),
         "sensors": (),
         "provenance": {},
         "schema": SCHEMA_VERSION,
@@ -52,7 +52,16 @@ def edge(at_s: float, energy_joules: float) -> Edge:
         requested_at_s=at_s - 0.002,
         answered_at_s=at_s - 0.0005,
         counters=tuple(
-            EdgeCounter("node1:10717", "device", "rapl", component, "socket0", domain, joules, at_s - 0.001)
+            EdgeCounter(
+                exporter="node1:10717",
+                scope="device",
+                collector="rapl",
+                component=component,
+                device="socket0",
+                domain=domain,
+                energy_joules=joules,
+                read_at_s=at_s - 0.001,
+            )
             for domain, component, joules in sensors
         ),
         clocks=(EdgeClock("node1:10717", -0.0005, 0.001),),
@@ -70,7 +79,7 @@ def window(index: int, start_s: float, duration_s: float = 1.0, *, run: str = RU
         "repeat": 1,
         "batches": 100,
         "inferences": 800,
-        "latency": Latency(100, 0.01, 0.009, 0.02, 0.0101, 0.013, 0.0177),
+        "latency": Latency(count=100, mean_s=0.01, min_s=0.009, max_s=0.02, p50_s=0.0101, p90_s=0.013, p99_s=0.0177),
         "phases": {"execute": PhaseTime(100, duration_s * 0.9)},
         "start_edge": edge(start_s, 1234.5678901 + index),
         "end_edge": edge(end_s + 0.003, 1300.1 + index),

@@ -368,7 +368,10 @@ def scrape_samples(world: World, **more: str) -> list[Sample]:
     """The world's scrapes as samples of remote write, with the labels a scrape job adds."""
     return [
         Sample(
-            raw.name, tuple(sorted({**raw.labels, "job": "joulewatch", **more}.items())), round(t * 1000), float(value)
+            name=raw.name,
+            labels=tuple(sorted({**raw.labels, "job": "joulewatch", **more}.items())),
+            at_ms=round(t * 1000),
+            value=float(value),
         )
         for raw in world.scrapes()
         for t, value in zip(raw.times_s, raw.values, strict=True)

@@ -25,7 +25,7 @@ LIVE_PERIOD_MS: Final = 15_000
 QUANTILES: Final = (("0", "min_s"), ("0.5", "p50_s"), ("0.9", "p90_s"), ("0.99", "p99_s"), ("1", "max_s"))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One value of one series."""
 
@@ -39,7 +39,9 @@ class Sample:
 
 def sample(metric: Metric, labels: Mapping[str, str], at_ms: int, value: float) -> Sample:
     """Return a sample of a metric of the catalog."""
-    return Sample(metric.name, tuple(sorted((k, v) for k, v in labels.items() if v)), at_ms, float(value))
+    return Sample(
+        name=metric.name, labels=tuple(sorted((k, v) for k, v in labels.items() if v)), at_ms=at_ms, value=float(value)
+    )
 
 
 def window_samples(window: Window) -> list[Sample]:

@@ -40,7 +40,7 @@ class Parked:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryReport:
     """The result of delivering a run's annotations."""
 
@@ -177,7 +177,12 @@ class Courier:
         trouble = self.trouble
         if not trouble and self._sent:
             trouble = f"{self._sink.target} does not show the accepted samples yet"
-        return DeliveryReport(self.delivered, self.open_windows, tuple(self.parked), trouble if not self.done else "")
+        return DeliveryReport(
+            delivered=self.delivered,
+            pending=self.open_windows,
+            parked=tuple(self.parked),
+            trouble=trouble if not self.done else "",
+        )
 
     def hasten(self) -> None:
         """Make the next attempt immediately."""

@@ -76,7 +76,7 @@ class NullDelivery:
 
     def close(self, timeout_s: float = CLOSE_TIMEOUT_S) -> DeliveryReport:
         """Return an empty report."""
-        return DeliveryReport(0, 0)
+        return DeliveryReport(delivered=0, pending=0)
 
 
 class BackgroundDelivery:

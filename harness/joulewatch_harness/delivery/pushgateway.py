@@ -75,7 +75,8 @@ def window_group(item: Item, window: Window) -> list[Sample]:
     ended = sample(catalog.WINDOW_END, labels, item.at_ms, window.end_s)
     number = (WINDOW_NUMBER_LABEL, str(window.index))
     return [
-        Sample(one.name, tuple(sorted((*one.labels, number))), one.at_ms, one.value) for one in (*item.samples, ended)
+        Sample(name=one.name, labels=tuple(sorted((*one.labels, number))), at_ms=one.at_ms, value=one.value)
+        for one in (*item.samples, ended)
     ]
 
 

@@ -13,6 +13,7 @@ import logging
 import math
 import struct
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from joulewatch_harness import __version__
@@ -196,8 +197,8 @@ class RemoteWriteSink:
         for key, last in self._shown.items():
             if key not in by_key:
                 at_ms = max(ended_ms, self._newest(last) + 1)
-                samples += [Sample(*key, at_ms, last.value), Sample(*key, at_ms + 1, math.nan)]
-        samples += [Sample(*key, max(one.at_ms, self._newest(one) + 1), one.value) for key, one in by_key.items()]
+                samples += [replace(last, at_ms=at_ms), replace(last, at_ms=at_ms + 1, value=math.nan)]
+        samples += [replace(sample, at_ms=max(sample.at_ms, self._newest(sample) + 1)) for sample in current]
         self._shown = by_key
         if samples:
             self._remember(samples)

@@ -34,7 +34,7 @@ class RejectedError(DeliveryError):
     """The server will never accept it; retrying does not help."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
     """A part of a run that is delivered as a whole, once: its start, a window, or its end."""
 
@@ -52,7 +52,7 @@ class Item:
 def start_item(header: RunHeader) -> Item:
     """Return the item of the run's start."""
     status = status_sample(header, None)
-    return Item(header.run, "start", status.at_ms, (status,))
+    return Item(run=header.run, name="start", at_ms=status.at_ms, samples=(status,))
 
 
 def window_item(header: RunHeader, configuration: Configuration | None, window: Window) -> Item:
@@ -61,14 +61,21 @@ def window_item(header: RunHeader, configuration: Configuration | None, window: 
     # A phase is within its measure window, but delivered after it: its info would be out of order.
     has_info = configuration is not None and window.kind != "phase"
     info = (info_sample(header, configuration, at_ms),) if configuration is not None and has_info else ()
-    return Item(header.run, f"window {window.index}", at_ms, tuple(window_samples(window)), info, window)
+    return Item(
+        run=header.run,
+        name=f"window {window.index}",
+        at_ms=at_ms,
+        samples=tuple(window_samples(window)),
+        info=info,
+        window=window,
+    )
 
 
 def end_item(header: RunHeader, configurations: Iterable[Configuration], end: RunEnd) -> Item:
     """Return the item of the run's end."""
     status = status_sample(header, end)
     info = [info_sample(header, configuration, status.at_ms) for configuration in configurations]
-    return Item(header.run, "end", status.at_ms, (status, *info))
+    return Item(run=header.run, name="end", at_ms=status.at_ms, samples=(status, *info))
 
 
 def run_items(record: RunRecord) -> list[Item]:

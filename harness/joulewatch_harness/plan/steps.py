@@ -30,7 +30,7 @@ class LoadStep:
     """Load all networks."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MeasureStep:
     """One window of one configuration at one batch size."""
 
@@ -76,7 +76,10 @@ def steps(plan: Plan, refresh_s: float | None = None) -> tuple[Step, ...]:
     rounds: list[Step] = []
     for repeat in range(plan.rounds):
         shuffle(cells)
-        rounds += [MeasureStep(name, batch_size, repeat, window_s) for name, batch_size in cells]
+        rounds += [
+            MeasureStep(configuration=name, batch_size=batch_size, repeat=repeat, window_s=window_s)
+            for name, batch_size in cells
+        ]
     return (
         IdleStep(loaded=False, duration_s=plan.idle_s),
         LoadStep(),

@@ -240,7 +240,14 @@ def run_from_lines(lines: list[Line], where: str) -> RunRecord:
             setups.append(line)
         elif isinstance(line, RunEnd):
             end = line
-    return RunRecord(header, tuple(configurations.values()), tuple(windows), tuple(notes), end, tuple(setups))
+    return RunRecord(
+        header=header,
+        configurations=tuple(configurations.values()),
+        windows=tuple(windows),
+        notes=tuple(notes),
+        end=end,
+        setups=tuple(setups),
+    )
 
 
 def list_runs(output: Path) -> list[RunRecord]:

@@ -231,7 +231,7 @@ def _ns(at_s: float) -> int:
     return round(at_s * NS)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedSeries:
     """One series of a recording."""
 
@@ -405,7 +405,7 @@ class Recording:
                 times_s.append(started_ns / NS)
                 values.append(value)
             if times_s:
-                yield RecordedSeries(metric, labels, times_s, values)
+                yield RecordedSeries(metric=metric, labels=labels, scrape_times_s=times_s, values=values)
 
     def scrapes(
         self, exporter: str, *, start_s: float | None = None, end_s: float | None = None

@@ -80,7 +80,16 @@ def test_exporters_and_their_flags() -> None:
 
 def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_device() -> None:
     def sensor(scope: str, refresh_s: float | None) -> SensorRecord:
-        return SensorRecord("a:1", scope, "c", "cpu", "d", "x", "counter", refresh_s=refresh_s)
+        return SensorRecord(
+            exporter="a:1",
+            scope=scope,
+            collector="c",
+            component="cpu",
+            device="d",
+            domain="x",
+            method="counter",
+            refresh_s=refresh_s,
+        )
 
     assert profile.slowest_refresh_s([sensor("device", 0.001), sensor("device", 0.1), sensor("node", 1.0)]) == 0.1
     assert profile.slowest_refresh_s([sensor("node", 1.0)]) == 1.0

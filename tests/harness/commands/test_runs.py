@@ -134,7 +134,7 @@ def test_push_reports_and_its_exit_code_says_whether_all_is_there(
     output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Path, str, str | None]] = []
-    report = DeliveryReport(2, 0)
+    report = DeliveryReport(delivered=2, pending=0)
 
     def push(folder: Path, options: PrometheusOptions, *, pushgateway_url: str | None, timeout_s: float) -> object:
         asked.append((folder, options.url, pushgateway_url))
@@ -144,7 +144,9 @@ def test_push_reports_and_its_exit_code_says_whether_all_is_there(
     words = ["runs", "push", RUN[:10], f"--output={output}"]
     assert main([*words, "--prometheus=http://p"]) == 0
     assert capsys.readouterr().out == f"{RUN}: 2 of 2 windows are in http://p\n"
-    report = DeliveryReport(1, 1, (Parked("window 1", "out of order"),), "cannot be reached")
+    report = DeliveryReport(
+        delivered=1, pending=1, parked=(Parked("window 1", "out of order"),), trouble="cannot be reached"
+    )
     assert main([*words, "--prometheus=http://p", "--pushgateway=http://g"]) == 1
     captured = capsys.readouterr()
     assert "1 of 3 windows" in captured.out

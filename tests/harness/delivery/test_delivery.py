@@ -113,7 +113,7 @@ def test_windows_are_sent_in_order_in_few_requests_and_confirmed(fixture: Fixtur
     fixture.run()
     assert [len(names) for names in fixture.sink.writes] == [20, 20, 10]
     assert fixture.confirmed == [f"window {index}" for index in range(50)] == fixture.sink.settled
-    assert fixture.courier.report() == DeliveryReport(50, 0)
+    assert fixture.courier.report() == DeliveryReport(delivered=50, pending=0)
     assert fixture.courier.report().complete
 
 
@@ -130,7 +130,9 @@ def test_retries_during_an_outage_slow_down_and_are_logged_once(
             waits.append(wait_s)
             fixture.time.now_s += wait_s
         assert waits == [0.25, 0.5, 1, 2, 4, 8, 10, 10, 10, 10]
-        assert fixture.courier.report() == DeliveryReport(0, 1, (), "http://p: cannot be reached")
+        assert fixture.courier.report() == DeliveryReport(
+            delivered=0, pending=1, parked=(), trouble="http://p: cannot be reached"
+        )
         fixture.sink.down = False
         fixture.run()
     assert fixture.courier.report().complete
@@ -172,7 +174,7 @@ def test_a_refused_window_that_is_already_stored_is_a_success(fixture: Fixture) 
     fixture.sink.stored = {"window 0"}
     fixture.courier.add(item(0))
     fixture.run()
-    assert fixture.courier.report() == DeliveryReport(1, 0)
+    assert fixture.courier.report() == DeliveryReport(delivered=1, pending=0)
 
 
 def test_an_outage_while_items_are_sent_one_by_one_keeps_the_rest(fixture: Fixture) -> None:
@@ -336,7 +338,7 @@ def test_push_sends_only_what_is_missing(sink: FakeSink, tmp_path: Path) -> None
         journal.append(RunEnd(1_700_000_020.0, "interrupted"))
     sink.stored = {"start", "window 0", "window 2"}
     report = push_run(journal.folder, PrometheusOptions("http://p"))
-    assert report == DeliveryReport(5, 0)
+    assert report == DeliveryReport(delivered=5, pending=0)
     assert sink.writes == [["window 1", "window 3", "window 4", "end"]]
     assert delivered_windows(journal.folder) == {0, 1, 2, 3, 4}
     sink.writes.clear()
@@ -362,7 +364,7 @@ def test_setup_windows_are_delivered_but_are_not_in_the_live_view(sink: FakeSink
     delivery.window(load)
     assert delivery.close(10).delivered == 1
     assert sink.shown == []
-    exported = live_samples(RunRecord(header(), (NETWORK,), (load,)))
+    exported = live_samples(RunRecord(header=header(), configurations=(NETWORK,), windows=(load,)))
     assert {one.name for one in exported} == {"joulewatch_window_active"}
     assert {dict(one.labels)["kind"] for one in exported} == {"setup"}
 

@@ -47,7 +47,9 @@ def test_every_label_and_value_survives_the_text_format() -> None:
     label = 'a "b" \\ c\nd'
     name = "joulewatch_window_start_timestamp_seconds"
     for value in (0.1 + 0.2, float("inf"), float("-inf"), 0.0):
-        (family,) = text_string_to_metric_families(exposition([Sample(name, (("run", label),), 0, value)]))
+        (family,) = text_string_to_metric_families(
+            exposition([Sample(name=name, labels=(("run", label),), at_ms=0, value=value)])
+        )
         assert family.samples[0].labels == {"run": label}
         assert family.samples[0].value == value
 

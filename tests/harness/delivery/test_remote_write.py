@@ -63,10 +63,10 @@ texts = st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, m
 names = st.from_regex(r"[a-z_][a-z0-9_]{0,10}", fullmatch=True).filter(lambda name: name != "__name__")
 all_samples = st.builds(
     Sample,
-    names,
-    st.dictionaries(names, texts, max_size=5).map(lambda labels: tuple(sorted(labels.items()))),
-    st.integers(-(2**63), 2**63 - 1),
-    st.floats(allow_nan=False),
+    name=names,
+    labels=st.dictionaries(names, texts, max_size=5).map(lambda labels: tuple(sorted(labels.items()))),
+    at_ms=st.integers(-(2**63), 2**63 - 1),
+    value=st.floats(allow_nan=False),
 )
 
 
@@ -96,7 +96,7 @@ def test_literals_of_every_length_class_are_read() -> None:
 
 
 def test_nan_is_the_stale_marker_to_the_bit() -> None:
-    data = encode_write_request([Sample("a", (), 1, math.nan)])
+    data = encode_write_request([Sample(name="a", labels=(), at_ms=1, value=math.nan)])
     assert struct.pack("<Q", STALE_NAN_BITS) in data
     assert b"\x02\x00\x00\x00\x00\x00\xf0\x7f" in data
 
@@ -187,12 +187,12 @@ def test_refused_info_does_not_block_a_window(client: FakeClient) -> None:
 
 def test_live_series_end_with_a_stale_marker_and_their_times_always_increase(client: FakeClient) -> None:
     sink = RemoteWriteSink(client.options)
-    one = Sample("joulewatch_window_active", (("run", "r"),), 1000, 1.0)
+    one = Sample(name="joulewatch_window_active", labels=(("run", "r"),), at_ms=1000, value=1.0)
     sink.live("r", [one], [], 1000)
     sink.live("r", [one], [], 1000)  # the same millisecond again: one later
     sink.live("r", [], [], 900)  # ended before the last sample
     sink.live("r", [], [], 950)  # nothing to send
-    sink.live("r", [Sample(one.name, one.labels, 1002, 1.0)], [], 1002)
+    sink.live("r", [Sample(name=one.name, labels=one.labels, at_ms=1002, value=1.0)], [], 1002)
     times = [at_ms for request in client.sent for _, values in request for at_ms, _ in values]
     assert times == [1000, 1001, 1002, 1003, 1004]
     assert math.isnan(client.sent[2][0][1][1][1])

@@ -19,6 +19,7 @@ from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.kserve import network as kserve
 from joulewatch_harness.runtimes.kserve import over_http
 from joulewatch_harness.runtimes.kserve.client import Outcome
+from joulewatch_harness.runtimes.kserve.options import Options
 from joulewatch_harness.runtimes.kserve.over_http import pack, unpack
 from joulewatch_harness.runtimes.kserve.server_times import ServerTimes, server_times
 from joulewatch_harness.runtimes.kserve.tensors import Tensor, described
@@ -82,7 +83,7 @@ def metadata(first: int = -1, **values: Any) -> dict[str, Any]:
 
 
 def endpoint(**options: str) -> Endpoint:
-    return kserve.Options.parse(options).where
+    return Options.parse(options).where
 
 
 @pytest.fixture
@@ -213,7 +214,7 @@ def test_statistics_are_the_model_s_own() -> None:
 
 
 def test_a_network_behind_a_fake_server(fake: FakeConnection) -> None:
-    asked = Configuration("n", "m", "kserve", "native", options={"url": URL})
+    asked = Configuration(name="n", network="m", runtime="kserve", precision="native", options={"url": URL})
     network = open_network(asked)
     assert isinstance(network, Network)
     network.load()
@@ -617,9 +618,9 @@ def test_bad_options_are_named(
 def test_options_of_the_reference_are_taken_with_its_name() -> None:
     with pytest.raises(ConfigError, match="unknown option 'filters'"):
         opened(filters="32")
-    parsed = kserve.Options.of("radioml-vgg10", {"url": URL, "filters": "32"})
+    parsed = Options.of("radioml-vgg10", {"url": URL, "filters": "32"})
     assert (parsed.reference, parsed.reference_options) == ("radioml-vgg10", {"filters": "32"})
-    assert kserve.Options.of("radioml-vgg10", {"url": URL, "reference": "none"}).reference == ""
+    assert Options.of("radioml-vgg10", {"url": URL, "reference": "none"}).reference == ""
 
 
 # The client

@@ -59,7 +59,11 @@ def opened(runtime: str) -> Iterator[Open]:
     made = []
 
     def make(path: Path, **options: str) -> Any:
-        made.append(open_network(Configuration("n", str(path), runtime, "native", options=options)))
+        made.append(
+            open_network(
+                Configuration(name="n", network=str(path), runtime=runtime, precision="native", options=options)
+            )
+        )
         return made[-1]
 
     yield make

@@ -107,12 +107,14 @@ def test_what_the_optimiser_turns_into_integers_is_int8(tmp_path: Path) -> None:
 
 def test_another_precision_than_asked_for_is_an_error_unless_allowed(tmp_path: Path) -> None:
     path = matmul(tmp_path / "m.onnx")
-    asked = Configuration("n", str(path), "onnxruntime", "int8")
+    asked = Configuration(name="n", network=str(path), runtime="onnxruntime", precision="int8")
     network = open_network(asked)
     network.load()
     with pytest.raises(ConfigError, match="n: int8 was asked for, but what was loaded computes in fp32"):
         as_loaded(asked, network.describe())
-    allowed = Configuration("n", str(path), "onnxruntime", "int8", options={"any_precision": "true"})
+    allowed = Configuration(
+        name="n", network=str(path), runtime="onnxruntime", precision="int8", options={"any_precision": "true"}
+    )
     assert as_loaded(allowed, network.describe()).actual_precision == "fp32"
     network.close()
 

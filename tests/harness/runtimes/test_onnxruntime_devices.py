@@ -183,7 +183,9 @@ def test_tf32_in_place_of_fp32_is_an_error(gpu: FakeGpu, tmp_path: Path) -> None
     path = matmul(tmp_path / "m.onnx")
     network = loaded(path, "fp32", tf32="true")
     with pytest.raises(ConfigError, match="fp32 was asked for, but what was loaded computes in tf32"):
-        as_loaded(Configuration("n", str(path), "onnxruntime", "fp32"), network.describe())
+        as_loaded(
+            Configuration(name="n", network=str(path), runtime="onnxruntime", precision="fp32"), network.describe()
+        )
     network.close()
 
 
@@ -291,7 +293,9 @@ def test_tf32_on_a_cpu_is_not_reported(tmp_path: Path) -> None:
     network = runtime.open_network(str(path), "tf32", {})
     network.load()
     with pytest.raises(ConfigError, match="tf32 was asked for, but what was loaded computes in fp32"):
-        as_loaded(Configuration("n", str(path), "onnxruntime", "tf32"), network.describe())
+        as_loaded(
+            Configuration(name="n", network=str(path), runtime="onnxruntime", precision="tf32"), network.describe()
+        )
     network.close()
 
 

@@ -73,7 +73,7 @@ def test_the_built_in_network_is_what_it_says(precision: str, shape: str) -> Non
 def test_bfloat16_by_default_is_found(tmp_path: Path) -> None:
     """Left alone, OpenVINO computes a float32 file in bfloat16; that is no fp32 result."""
     options = {"filters": "32", "precision_hint": "none"}
-    asked = Configuration("n", "radioml-vgg10", "openvino", "fp32", options=options)
+    asked = Configuration(name="n", network="radioml-vgg10", runtime="openvino", precision="fp32", options=options)
     network = open_network(asked)
     network.load()
     told = network.describe()
@@ -82,7 +82,13 @@ def test_bfloat16_by_default_is_found(tmp_path: Path) -> None:
         as_loaded(asked, told)
     assert network.check()
     network.close()
-    allowed = Configuration("n", "radioml-vgg10", "openvino", "fp32", options={**options, "any_precision": "true"})
+    allowed = Configuration(
+        name="n",
+        network="radioml-vgg10",
+        runtime="openvino",
+        precision="fp32",
+        options={**options, "any_precision": "true"},
+    )
     assert as_loaded(allowed, told).actual_precision == "bf16"
     # The same for a file of which no precision was asked: its own is meant.
     silent = opened(matmul(tmp_path / "m.onnx"), precision_hint="none")
@@ -303,7 +309,7 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "joulewatch_harness.runtimes.openvino.network")
     with pytest.raises(ConfigError, match=r"pip install 'joulewatch\[openvino\]'"):
-        open_network(Configuration("n", "radioml-vgg10", "openvino", "fp32"))
+        open_network(Configuration(name="n", network="radioml-vgg10", runtime="openvino", precision="fp32"))
 
 
 def test_options_have_their_defaults() -> None:

@@ -283,7 +283,7 @@ def test_another_precision_is_an_error_unless_any_is_taken(opened: Open) -> None
     command = f"{sys.executable} -S {CHILD}"
     for any_precision in ("false", "true"):
         options = {"command": command, "any_precision": any_precision}
-        configuration = Configuration("c", network="vgg10", runtime="process", precision="fp32", options=options)
+        configuration = Configuration(name="c", network="vgg10", runtime="process", precision="fp32", options=options)
         network = open_network(configuration)
         network.load()
         try:

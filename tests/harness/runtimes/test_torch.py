@@ -141,7 +141,13 @@ def test_the_runtimes_give_equal_outputs() -> None:
     found: dict[str, np.ndarray] = {}
     for name in ("onnxruntime", "openvino", "torch"):
         network: Any = open_network(
-            Configuration("n", "radioml-vgg10", name, "fp32", options={"filters": "32", "threads": "1"})
+            Configuration(
+                name="n",
+                network="radioml-vgg10",
+                runtime=name,
+                precision="fp32",
+                options={"filters": "32", "threads": "1"},
+            )
         )
         network.load()
         network.prepare(4)
@@ -330,7 +336,7 @@ def test_a_file_of_half_precision_stays_so(tmp_path: Path) -> None:
 def test_another_precision_than_asked_for_is_an_error_unless_allowed(code: Path, tmp_path: Path) -> None:
     """A file that was compiled before has the precision it has."""
     path = exported(tmp_path / "m.pt2")
-    asked = Configuration("n", str(path), "torch", "bf16")
+    asked = Configuration(name="n", network=str(path), runtime="torch", precision="bf16")
     network = open_network(asked)
     network.load()
     with pytest.raises(ConfigError, match="n: bf16 was asked for, but what was loaded computes in fp32"):
@@ -800,4 +806,4 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "joulewatch_harness.runtimes.torch.network")
     with pytest.raises(ConfigError, match=r"pip install 'joulewatch\[torch\]'"):
-        open_network(Configuration("n", "radioml-vgg10", "torch", "fp32"))
+        open_network(Configuration(name="n", network="radioml-vgg10", runtime="torch", precision="fp32"))

@@ -70,8 +70,8 @@ def test_operators_are_added_up_in_the_order_in_which_they_ran() -> None:
         tally.add("conv", "Conv", 30)
         tally.add("pool", "MaxPool", 5)
     assert tally.operators({"conv": 8, "pool": None}) == (
-        Operator("conv", "Conv", 60, 2, 8),
-        Operator("pool", "MaxPool", 10, 2, None),
+        Operator(name="conv", op="Conv", time_ns=60, calls=2, macs=8),
+        Operator(name="pool", op="MaxPool", time_ns=10, calls=2, macs=None),
     )
 
 

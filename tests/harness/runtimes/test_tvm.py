@@ -92,7 +92,7 @@ def test_int8_gives_the_numbers_of_onnx_runtime_to_the_last_bit() -> None:
 
 
 def test_a_quantised_file_of_which_float_is_asked_is_not_float() -> None:
-    asked = Configuration("n", "radioml-vgg10", "tvm", "fp32", options={"filters": "32"})
+    asked = Configuration(name="n", network="radioml-vgg10", runtime="tvm", precision="fp32", options={"filters": "32"})
     network = open_network(asked)
     network.load()
     assert as_loaded(asked, network.describe()).actual_precision == "fp32"
@@ -454,7 +454,7 @@ def test_a_missing_package_names_the_extra(
     for name in [name for name in sys.modules if name.startswith("joulewatch_harness.runtimes.tvm.network")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ConfigError, match=rf"{text}.*pip install 'joulewatch\[tvm\]'"):
-        open_network(Configuration("n", "radioml-vgg10", "tvm", "fp32"))
+        open_network(Configuration(name="n", network="radioml-vgg10", runtime="tvm", precision="fp32"))
 
 
 def test_threads_stay_on_the_processors_that_the_process_may_use() -> None:

@@ -21,7 +21,7 @@ def written(folder: Path) -> Path:
     with Journal.create(folder, header()) as journal:
         journal.append(NETWORK)
         journal.append(window(0, 1_700_000_001.0))
-        journal.append(Note(1_700_000_002.5, "slow", "Grüße ☃ \n two lines"))
+        journal.append(Note(at_s=1_700_000_002.5, reason="slow", text="Grüße ☃ \n two lines"))
         journal.append(window(1, 1_700_000_003.0))
         journal.append(RunEnd(1_700_000_004.5, "complete"))
     return journal.folder
@@ -202,8 +202,8 @@ def test_a_journal_of_schema_1_is_read(tmp_path: Path) -> None:
 def test_setups_are_read_as_lines_and_as_windows(tmp_path: Path) -> None:
     long = window(0, 1_700_000_001.0, 7.0, kind="setup", phase="prepare", batches=0, inferences=0, latency=None)
     with Journal.create(tmp_path, header()) as journal:
-        journal.append(Setup(NETWORK.name, "load", 0.25))
+        journal.append(Setup(configuration=NETWORK.name, phase="load", duration_s=0.25))
         journal.append(long)
     record = read_run(journal.folder)
-    assert record.setups == (Setup(NETWORK.name, "load", 0.25, 0),)
+    assert record.setups == (Setup(configuration=NETWORK.name, phase="load", duration_s=0.25, batch_size=0),)
     assert record.windows == (long,)

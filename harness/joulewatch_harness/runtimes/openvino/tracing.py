@@ -88,7 +88,7 @@ def operators(
         macs: int | None = sum(work.macs[name] for name in names)
         if not names and (_multiplies(word) or (word == "subgraph" and not all_placed)):
             macs = None
-        found.append(Operator("+".join(names) or layer, kind, time_ns, calls, macs))
+        found.append(Operator(name="+".join(names) or layer, op=kind, time_ns=time_ns, calls=calls, macs=macs))
     return tuple(found)
 
 

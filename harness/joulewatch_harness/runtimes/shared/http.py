@@ -35,7 +35,7 @@ _SHORTEST_SECRET: Final = 4
 Buffer = bytes | bytearray | memoryview
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """Where a server is and how to speak to it."""
 

@@ -111,7 +111,8 @@ class Tally:
     def operators(self, macs: Mapping[str, int | None]) -> tuple[Operator, ...]:
         """Args: macs: Name -> multiply-accumulates of one batch; a name that is missing: not known."""
         return tuple(
-            Operator(name, op, time_ns, calls, macs.get(name)) for (name, op), (time_ns, calls) in self._found.items()
+            Operator(name=name, op=op, time_ns=time_ns, calls=calls, macs=macs.get(name))
+            for (name, op), (time_ns, calls) in self._found.items()
         )
 
 

@@ -88,7 +88,7 @@ def write(
         batches=count * BLOCKS,
         time_ns=traced_ns,
         operators=tuple(
-            Operator(name, kind(name), time_ns, instrument.calls[name], macs.get(name, 0))
+            Operator(name=name, op=kind(name), time_ns=time_ns, calls=instrument.calls[name], macs=macs.get(name, 0))
             for name, time_ns in instrument.times_ns.items()
         ),
         plain_time_ns=plain_ns,

@@ -55,11 +55,11 @@ TINY_TRACE = Trace(
     batches=10,
     time_ns=8_000_000,
     operators=(
-        Operator("conv", "FusedConv", 5_600_000, 10, 1536),
-        Operator("pool", "MaxPool", 1_600_000, 10, 0),
-        Operator("a", "Reshape", 24_000, 10, 0),
-        Operator("b", "Reshape", 16_000, 10, 0),
-        Operator("dense", "Gemm", 400_000, 10, 640),
+        Operator(name="conv", op="FusedConv", time_ns=5_600_000, calls=10, macs=1536),
+        Operator(name="pool", op="MaxPool", time_ns=1_600_000, calls=10, macs=0),
+        Operator(name="a", op="Reshape", time_ns=24_000, calls=10, macs=0),
+        Operator(name="b", op="Reshape", time_ns=16_000, calls=10, macs=0),
+        Operator(name="dense", op="Gemm", time_ns=400_000, calls=10, macs=640),
     ),
     plain_time_ns=7_600_000,
     macs=2176,
@@ -173,7 +173,7 @@ def test_without_energy_there_is_no_column_for_it() -> None:
 def test_names_of_any_length_fit_a_terminal() -> None:
     """Kernels of TVM have names of 60 letters and more."""
     kernel = "fused_nn_conv2d_add_nn_relu_nn_max_pool2d_reshape_nn_dense_add_kernel_1"
-    operators = (Operator(kernel, "Convolution brgconv_avx512_f32", 10**6, 10, 10**9),)
+    operators = (Operator(name=kernel, op="Convolution brgconv_avx512_f32", time_ns=10**6, calls=10, macs=10**9),)
     lines = layers_report.render_table(tiny_view(operators=operators, macs=None)).splitlines()
     assert max(map(len, lines)) <= 80
     # Whole numbers, and what was dropped is named.
@@ -202,7 +202,13 @@ def test_what_makes_the_shares_doubtful_is_said() -> None:
 
 
 def test_unknown_work_is_not_called_none() -> None:
-    view = tiny_view(operators=(Operator("x", "Secret", 100, 1, None), Operator("y", "Gemm", 100, 1, 8)), macs=None)
+    view = tiny_view(
+        operators=(
+            Operator(name="x", op="Secret", time_ns=100, calls=1, macs=None),
+            Operator(name="y", op="Gemm", time_ns=100, calls=1, macs=8),
+        ),
+        macs=None,
+    )
     assert view.macs is None
     assert " ?  " in layers_report.render_table(view)
 
@@ -221,7 +227,8 @@ def test_the_chart_is_drawn(tmp_path: Path, suffix: str) -> None:
 
 def test_labels_of_long_names_leave_room_for_the_bars(tmp_path: Path) -> None:
     operators = tuple(
-        Operator(name, "Convolution brgconv_avx512_f32", 10**6, 1, 8) for name in ("conv1", "long" * 8, "x" * 60)
+        Operator(name=name, op="Convolution brgconv_avx512_f32", time_ns=10**6, calls=1, macs=8)
+        for name in ("conv1", "long" * 8, "x" * 60)
     )
     layers_figure.write_figure(tiny_view(operators=operators), tmp_path / "f.svg")
     text = (tmp_path / "f.svg").read_text(encoding="utf-8")
@@ -410,7 +417,11 @@ class Blind:
     def close(self): pass
 class Seeing(Blind):
     def trace(self, path):
-        write_trace(Trace("numpy", "its own clock", self.batch, 1, 100, (Operator("a", "Dot", 90, 1, 8),)), path)
+        dot = Operator(name="a", op="Dot", time_ns=90, calls=1, macs=8)
+        trace = Trace(
+            runtime="numpy", source="its own clock", batch_size=self.batch, batches=1, time_ns=100, operators=(dot,)
+        )
+        write_trace(trace, path)
 class Wrong(Seeing):
     def prepare(self, batch): self.batch = batch + 1
 class Broken(Blind):
