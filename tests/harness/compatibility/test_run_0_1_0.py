@@ -1,0 +1,164 @@
+"""A run recorded by version 0.1.0 has the same numbers, keys and codes as in version 0.1.0.
+
+``run-0.1.0`` is an extract of a real run (two configurations, two rounds, two idle windows): its journal, its recording
+as SQL, and the output of version 0.1.0 for it. Never regenerate these files with a newer version. Texts for people may
+change and keys may be added; numbers, keys and codes may not change.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+
+from joulewatch_harness.analysis.reports import to_json
+from joulewatch_harness.analysis.sources.history import RawSeries, build_history
+from joulewatch_harness.cli import main
+from support.paths import ROOT
+
+RUN = "20261128T111652Z-212543"
+DATA = ROOT / "tests" / "harness" / "compatibility" / "run-0.1.0"
+TEXTS = {"generator", "text"}
+"""Keys and columns with texts for people."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The directory of the run, as version 0.1.0 left it."""
+    folder = tmp_path / "runs" / RUN
+    folder.mkdir(parents=True)
+    journal = (DATA / "journal.jsonl").read_text(encoding="utf-8")
+    (folder / "journal.jsonl").write_text(journal, encoding="utf-8")
+    recording = sqlite3.connect(folder / "recording.sqlite")
+    recording.executescript((DATA / "recording.sql").read_text(encoding="utf-8"))
+    recording.executemany("INSERT INTO line (json) VALUES (?)", [(line,) for line in journal.splitlines()])
+    recording.commit()
+    recording.close()
+    return folder
+
+
+def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+def check(now: Any, then: Any, where: str = "") -> None:
+    """Require the same numbers and codes, and no key less."""
+    if isinstance(then, dict):
+        assert then.keys() <= now.keys(), where
+        for key in then:
+            if key not in TEXTS:
+                check(now[key], then[key], f"{where}/{key}")
+    elif isinstance(then, list):
+        assert len(now) == len(then), where
+        for number, (value, expected) in enumerate(zip(now, then, strict=True)):
+            check(value, expected, f"{where}/{number}")
+    elif isinstance(then, float):
+        assert now == pytest.approx(then, rel=1e-9, abs=1e-15), where
+    else:
+        assert now == then, where
+
+
+def check_csv(now: str, name: str) -> None:
+    """Require the same values; the last printed digit may be rounded the other way."""
+    rows, expected_rows = (
+        list(csv.DictReader(io.StringIO(text))) for text in (now, (DATA / name).read_text(encoding="utf-8"))
+    )
+    assert len(rows) == len(expected_rows) > 0
+    for row, expected in zip(rows, expected_rows, strict=True):
+        assert expected.keys() <= row.keys()
+        for column in expected.keys() - TEXTS:
+            try:
+                number = float(expected[column])
+            except ValueError:
+                assert row[column] == expected[column], column
+            else:
+                assert float(row[column]) == pytest.approx(number, rel=1.1e-2 if "uncertainty" in column else 2e-8), (
+                    column
+                )
+
+
+def stored_result() -> Any:
+    return json.loads((DATA / "result.json").read_text(encoding="utf-8"))
+
+
+def test_the_run_analyzes_to_the_same_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = stored_result()
+    del expected["source"]  # the path of the recording
+    for source in (folder, folder / "recording.sqlite"):
+        document = json.loads(printed(capsys, "analyze", str(source), "--format=json"))
+        check(document, expected)
+    assert len(expected["results"]) == 2
+
+
+def test_without_the_recording_the_edges_give_the_same_numbers(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "recording.sqlite").unlink()
+    check_csv(printed(capsys, "analyze", str(folder), "--format=csv"), "edges.csv")
+
+
+def test_the_stored_result_compares_to_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    """With the same verdict words, which programs read."""
+    check_csv(printed(capsys, "compare", str(DATA / "result.json"), "--format=csv"), "compare.csv")
+
+
+def test_a_new_analysis_compares_with_the_stored_result(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = json.loads(printed(capsys, "compare", str(DATA / "result.json"), str(folder), "--format=json"))
+    values = [
+        row["difference"]["value"] for pair in document["comparisons"] for row in pair["results"] if row["difference"]
+    ]
+    assert len(values) == 14
+    assert values == pytest.approx([0.0] * 14, abs=1e-9)
+
+
+def test_a_window_of_the_recording_has_the_same_energy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--start=1795864637.2", "--end=1795864638.05", "--format=csv"]
+    check_csv(printed(capsys, "energy", f"--recording={folder / 'recording.sqlite'}", *words), "energy.csv")
+
+
+def test_the_schema_accepts_the_stored_result() -> None:
+    jsonschema.validate(stored_result(), to_json.schema())
+
+
+def test_labels_and_metrics_of_a_newer_exporter_are_ignored() -> None:
+    labels = {"instance": "a:1", "collector": "new", "component": "gpu", "device": "0", "domain": "total"}
+    info = {**labels, "scope": "device", "method": "counter", "read_mode": "polled", "vendor": "x"}
+    times_s = np.arange(0.0, 5.0)
+    history = build_history(
+        "memory",
+        [
+            RawSeries(name="joulewatch_sensor_info", labels=info, times_s=times_s[-1:], values=np.ones(1)),
+            RawSeries(
+                name="joulewatch_device_energy_joules_total", labels=labels, times_s=times_s, values=10 * times_s
+            ),
+            RawSeries(name="joulewatch_metric_of_a_later_version", labels=labels, times_s=times_s, values=times_s),
+        ],
+    )
+    (record,) = history.sensors.values()
+    assert (record.collector, record.method, record.accuracy, record.refresh_s) == ("new", "counter", None, None)
+    assert len(history.counters) == 1
+
+
+def test_the_run_is_listed_and_exported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (row,) = json.loads(printed(capsys, "runs", f"--output={folder.parent}", "--format=json"))
+    assert row == {
+        "run": RUN,
+        "started_at_s": 1795864613.2980404,
+        "status": "complete",
+        "configurations": ["radioml-vgg10/onnxruntime/fp32", "radioml-vgg10/onnxruntime/int8"],
+        "windows": 6,
+        "delivered": 0,
+    }
+    text = printed(capsys, "export", "--openmetrics", str(folder))
+    assert text.endswith("# EOF\n")
+    assert text.count("\njoulewatch_device_energy_joules_total{") == 122
