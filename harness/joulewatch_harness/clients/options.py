@@ -34,11 +34,17 @@ class HttpOptions:
     """Base URL, with a path if the server has one: ``https://metrics.example.org/prometheus``."""
     _: KW_ONLY
     username: str = ""
+    """User name of basic authentication."""
     password_file: Path | None = None
+    """File with the password of ``username``."""
     bearer_token_file: Path | None = None
+    """File with a bearer token."""
     ca_file: Path | None = None
+    """File with the certificates that the server's must be signed by. Default: those of the system."""
     cert_file: Path | None = None
+    """File with the client's certificate."""
     key_file: Path | None = None
+    """File with the client's key. Default: it is in ``cert_file``."""
     insecure: bool = False
     """Do not verify the server's certificate."""
     timeout_s: Annotated[float, Limits(gt=0, le=3600, unit="seconds")] = 30.0

@@ -19,7 +19,8 @@ from joulewatch_harness.network import Network, Phases  # noqa: E402
 from joulewatch_harness.records import Configuration  # noqa: E402
 from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
 from joulewatch_harness.runtimes.onnxruntime import network as runtime  # noqa: E402
-from joulewatch_harness.runtimes.onnxruntime.network import OnnxRuntimeNetwork, Options  # noqa: E402
+from joulewatch_harness.runtimes.onnxruntime.network import OnnxRuntimeNetwork  # noqa: E402
+from joulewatch_harness.runtimes.onnxruntime.options import LEVELS, Options  # noqa: E402
 from joulewatch_harness.runtimes.shared.inputs import random_array  # noqa: E402
 from support.onnx_models import dequantised, matmul, save  # noqa: E402
 
@@ -195,7 +196,7 @@ def test_a_provider_that_fell_back_is_an_error(tmp_path: Path, monkeypatch: pyte
 
 def test_options_reach_the_session(tmp_path: Path) -> None:
     path = matmul(tmp_path / "m.onnx")
-    for level in runtime.LEVELS:
+    for level in LEVELS:
         network = opened(path, threads="1", inter_threads="2", spinning="false", optimization=level)
         network.load()
         network.prepare(2)

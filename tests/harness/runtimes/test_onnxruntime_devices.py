@@ -21,7 +21,9 @@ from joulewatch_harness.network import Phases  # noqa: E402
 from joulewatch_harness.records import Configuration  # noqa: E402
 from joulewatch_harness.runtimes import as_loaded  # noqa: E402
 from joulewatch_harness.runtimes.onnxruntime import network as runtime  # noqa: E402
-from joulewatch_harness.runtimes.onnxruntime.network import CUDA, DEFAULT_PROVIDER, TENSORRT, OnnxRuntimeNetwork  # noqa: E402
+from joulewatch_harness.runtimes.onnxruntime import options  # noqa: E402
+from joulewatch_harness.runtimes.onnxruntime.network import OnnxRuntimeNetwork  # noqa: E402
+from joulewatch_harness.runtimes.onnxruntime.options import CUDA, DEFAULT_PROVIDER, TENSORRT  # noqa: E402
 from support.onnx_models import dequantised, matmul  # noqa: E402
 
 
@@ -108,12 +110,12 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
     return found
 
 
-def opened(path: Path, precision: str = "native", **options: str) -> OnnxRuntimeNetwork:
-    return runtime.open_network(str(path), precision, {"provider": CUDA, **options})
+def opened(path: Path, precision: str = "native", **given: str) -> OnnxRuntimeNetwork:
+    return runtime.open_network(str(path), precision, {"provider": CUDA, **given})
 
 
-def loaded(path: Path, precision: str = "native", **options: str) -> OnnxRuntimeNetwork:
-    network = opened(path, precision, **options)
+def loaded(path: Path, precision: str = "native", **given: str) -> OnnxRuntimeNetwork:
+    network = opened(path, precision, **given)
     network.load()
     return network
 
@@ -146,7 +148,8 @@ def test_copies_are_phases_where_they_are_asked_for(gpu: FakeGpu, tmp_path: Path
 
 def test_copies_move_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With ONNX Runtime's own values and bindings, on the one device there is."""
-    monkeypatch.setattr(runtime, "DEVICE_OF", {DEFAULT_PROVIDER: "cpu"})
+    for module in (runtime, options):
+        monkeypatch.setattr(module, "DEVICE_OF", {DEFAULT_PROVIDER: "cpu"})
     network = loaded(matmul(tmp_path / "m.onnx"), provider=DEFAULT_PROVIDER, copies="true")
     network.prepare(2)
     ((value, _),) = network._uploads

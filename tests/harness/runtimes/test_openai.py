@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,11 @@ from joulewatch_harness.plan.parsing import make_plan
 from joulewatch_harness.records import Configuration, Window, decode_line, encode_line
 from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.openai import network as openai
-from joulewatch_harness.runtimes.openai.network import Events, Generated, Options, StreamError, read_stream
-from joulewatch_harness.runtimes.shared.http import Answer, Endpoint
+from joulewatch_harness.runtimes.openai.network import Events, Generated, StreamError, read_stream
+from joulewatch_harness.runtimes.openai.options import APIS, Options
+from support.openai_sender import DONE, STREAM, URL, USAGE, FakeSender, event, page, said
 from support.runs import window
 from support.synthetic import TWO_SOCKETS, make_world
-
-URL = "http://server:8000"
-
-
-def event(*choices: dict[str, Any], **values: Any) -> bytes:
-    return f"data: {json.dumps({'model': 'm', 'choices': list(choices), **values})}\n\n".encode()
-
-
-def said(text: str, finish: str | None = None) -> dict[str, Any]:
-    return {"delta": {"content": text}, "finish_reason": finish}
-
-
-DONE = b"data: [DONE]\n\n"
-USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 2}}
-STREAM = [
-    b": hello\n\n",
-    event({"delta": {"role": "assistant", "content": ""}}),
-    event(said("one")),
-    event(said(" two", "length")),
-    event(usage=USAGE),
-    DONE,
-]
 
 
 def read(pieces: Sequence[bytes], step_ns: int = 100) -> Generated:
@@ -132,33 +110,6 @@ def test_streams_that_are_none_are_named(pieces: list[bytes], text: str) -> None
 # The network
 
 
-class FakeSender:
-    """A server of dictionaries."""
-
-    def __init__(self, where: Endpoint) -> None:
-        self.where = where
-        self.bodies: list[dict[str, Any]] = []
-        self.pages: dict[str, Answer] = {
-            "/v1/models": page({"data": [{"id": "m:1b", "owned_by": "us", "max_model_len": 99}, {"id": "other"}]}),
-            "/version": page({"version": "7.7"}),
-        }
-        self.answer: Answer | Sequence[bytes] = STREAM
-
-    def request(self, method: str, path: str, parts: Any = None, headers: Mapping[str, str] | None = None) -> Answer:
-        return self.pages.get(path, page({"detail": "Not Found"}, 404))
-
-    def stream(self, method: str, path: str, parts: Any, headers: Mapping[str, str]) -> Iterator[bytes] | Answer:
-        self.bodies.append({"path": path, **json.loads(b"".join(parts))})
-        return self.answer if isinstance(self.answer, Answer) else iter(self.answer)
-
-    def close(self) -> None:
-        pass
-
-
-def page(message: Any, status: int = 200, **headers: str) -> Answer:
-    return Answer(status, {"content-type": "application/json", **headers}, json.dumps(message).encode())
-
-
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeSender:
     sender = FakeSender(Options.parse({"url": URL}).where)
@@ -213,7 +164,7 @@ def test_prompts_are_new_ones_unless_told_otherwise(fake: FakeSender, tmp_path: 
         assert [text.rpartition("] ")[2] for text in sent] == ["second", "first", "second"]
         assert len(set(sent)) == (3 if salt == "true" else 2)
         assert fake.bodies[0]["ignore_eos"] is True
-        assert fake.bodies[0]["path"] == openai.APIS[api]
+        assert fake.bodies[0]["path"] == APIS[api]
 
 
 def test_a_warm_prefix_cache_is_said(fake: FakeSender, caplog: pytest.LogCaptureFixture) -> None:

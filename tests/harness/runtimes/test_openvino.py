@@ -19,7 +19,8 @@ from joulewatch_harness.network import Network, Phases  # noqa: E402
 from joulewatch_harness.records import Configuration  # noqa: E402
 from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
 from joulewatch_harness.runtimes.openvino import network as runtime  # noqa: E402
-from joulewatch_harness.runtimes.openvino.network import OpenVinoNetwork, Options, core  # noqa: E402
+from joulewatch_harness.runtimes.openvino.network import OpenVinoNetwork, core  # noqa: E402
+from joulewatch_harness.runtimes.openvino.options import Options  # noqa: E402
 from support.onnx_models import dequantised, matmul, save  # noqa: E402
 
 needs_bfloat16 = pytest.mark.skipif(

@@ -26,6 +26,7 @@ from joulewatch_harness.runner.latency import phase_times
 from joulewatch_harness.runner.runner import reason_code
 from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.process import network as runtime
+from joulewatch_harness.runtimes.process import options as process_options
 from joulewatch_harness.runtimes.process.child import LARGEST_STDERR_BYTES, Child, Stderr, request
 from joulewatch_harness.runtimes.process.network import OutOfMemoryError, ProcessNetwork
 from support.process_protocol import CHILD, SCHEMA, TOP, errors_in, gone, validate_transcript
@@ -70,7 +71,7 @@ def test_the_specification_names_every_option_and_limit() -> None:
     text = (TOP / "harness" / "PROTOCOL.md").read_text()
     for name in {*runtime.Options.keys(), "env.NAME"} - {"env", "any_precision"}:
         assert f"`{name}`" in text, name
-    for name, limit_s in runtime._LIMITS.items():
+    for name, limit_s in process_options._LIMITS.items():
         assert f"`{name}` {limit_s:g}" in text
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.runtimes.kserve.options import Options as KServeOptions
-from joulewatch_harness.runtimes.openai.network import Options as OpenAIOptions
+from joulewatch_harness.runtimes.openai.options import Options as OpenAIOptions
 
 URL = "http://server:8000"
 OPTIONS = [KServeOptions, OpenAIOptions]

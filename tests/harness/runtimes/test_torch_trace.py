@@ -130,6 +130,7 @@ def test_torchscript_tells_its_functions(tmp_path: Path) -> None:
     module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
         torch.jit.trace(module, torch.ones(1, 4)).save(path)
     trace = traced(path, "native", 5, tmp_path, signature="x:float32[batch,4]")
     assert [(item.name, item.macs) for item in trace.operators] == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -26,21 +27,22 @@ from joulewatch_harness.network import Network, Phases
 from joulewatch_harness.records import Configuration
 from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.shared.outputs import onnxruntime_outputs
-from joulewatch_harness.runtimes.tvm import importing, tracing, tuning
+from joulewatch_harness.runtimes.tvm import importing, options, tracing, tuning
 from joulewatch_harness.runtimes.tvm import network as runtime
 from joulewatch_harness.runtimes.tvm.network import TvmNetwork
+from joulewatch_harness.runtimes.tvm.options import default_cost_model
 from joulewatch_harness.traces import read_trace
 from support.onnx_models import dequantised, matmul, save
 from support.require import require_program
 from support.tvm_models import quantised_convolution, quantised_matmuls
 
 
-def opened(network: str | Path, precision: str = "native", **options: str) -> TvmNetwork:
-    return runtime.open_network(str(network), precision, options)
+def opened(network: str | Path, precision: str = "native", **given: str) -> TvmNetwork:
+    return runtime.open_network(str(network), precision, given)
 
 
-def vgg10(precision: str, **options: str) -> TvmNetwork:
-    return opened("radioml-vgg10", precision, filters="32", **options)
+def vgg10(precision: str, **given: str) -> TvmNetwork:
+    return opened("radioml-vgg10", precision, filters="32", **given)
 
 
 def outputs(network: TvmNetwork) -> np.ndarray:
@@ -428,8 +430,8 @@ def test_a_bad_target_is_named(tmp_path: Path, target: str, text: str) -> None:
 
 
 def test_trials_need_the_packages_that_tuning_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = runtime.importlib.util.find_spec
-    monkeypatch.setattr(runtime.importlib.util, "find_spec", lambda name: None if name != "os" else found(name))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name != "os" else found(name))
     path = matmul(tmp_path / "m.onnx")
     with pytest.raises(
         ConfigError, match=r"option trials: requires the package psutil: pip install 'joulewatch\[tvm\]'"
@@ -437,7 +439,7 @@ def test_trials_need_the_packages_that_tuning_needs(tmp_path: Path, monkeypatch:
         opened(path, trials="2")
     with pytest.raises(ConfigError, match="option cost_model: xgb requires the package xgboost"):
         opened(path, cost_model="xgb")
-    assert tuning.default_cost_model() == "random"
+    assert default_cost_model() == "random"
 
 
 @pytest.mark.parametrize(
@@ -478,7 +480,7 @@ assert not strays((last,)), strays((last,))
 
 def test_fewer_threads_than_asked_for_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool is as large as it was when the process first used it."""
-    monkeypatch.setattr(runtime, "PROCESSORS", 64)
+    monkeypatch.setattr(options, "PROCESSORS", 64)
     with pytest.raises(NetworkError, match=r"64 threads were asked for, but TVM's pool has \d+: ask for"):
         opened(matmul(tmp_path / "m.onnx"), threads="64").load()
 

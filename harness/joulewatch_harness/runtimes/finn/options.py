@@ -22,24 +22,25 @@ class Options(RuntimeOptions):
     RUNTIME: ClassVar[str] = "finn"
 
     bitfile: Path | None = None
-    """The .bit or .xclbin file; None: the one next to the driver."""
+    """The .bit or .xclbin file. Default: the one next to the driver."""
     platform: Annotated[str, Choice(PLATFORMS)] = ""
-    """Empty: from the settings of the build, or from the suffix of the bit file."""
+    """Default: from the settings of the build, or from the suffix of the bit file."""
     device: Annotated[int, Limits(ge=0)] | None = None
-    """Number of the device in pynq's list; None: pynq's default."""
+    """Number of the device in pynq's list. Default: pynq's default device."""
     fclk_mhz: Annotated[float, Limits(gt=0, unit="MHz")] | None = None
-    """Clock of the accelerator; None: the driver's default."""
+    """Clock of the accelerator. Default: the driver's."""
     mode: Annotated[str, Choice(MODES)] = ""
-    """Empty: dma, if the build supports it."""
+    """Who feeds the accelerator: the host, or the design itself. Default: dma, if the build supports it."""
     array_type: Annotated[str, Choice(ARRAY_TYPES)] = ""
-    """numpy type of the input arrays; empty: that of the files, or the fastest type that the input accepts."""
+    """numpy type of the input arrays. Default: that of the files, or the fastest that the input accepts."""
     inputs: tuple[Path, ...] = ()
-    """One .npy file per input; their rows are repeated to fill a batch."""
+    """One .npy file per input; their rows are repeated to fill a batch. Default: random numbers."""
     reference: tuple[Path, ...] = ()
     """One .npy file per output: the expected outputs of ``inputs``."""
     zeros_ok: bool = False
     """Accept outputs that are all zero."""
     seed: Annotated[int, Limits(ge=0)] = 0
+    """Seed of random inputs."""
 
     def __post_init__(self) -> None:
         if self.reference and not self.inputs:

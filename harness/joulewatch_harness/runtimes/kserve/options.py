@@ -29,16 +29,18 @@ class Options(ServerOptions, InputOptions):
     RUNTIME: ClassVar[str] = "kserve"
     SCHEMES: ClassVar[tuple[str, ...]] = (*WEB, *GRPC)
 
+    url: str = ""
+    """Base URL of the server; its scheme selects HTTP or gRPC (which needs the extra grpc). Required."""
     version: str = ""
-    """Of the model; empty: the server's choice."""
+    """Version of the model. Default: the server's choice."""
     binary: bool = True
     """Send tensors in binary over HTTP; gRPC has no other form."""
     concurrency: Annotated[int, Limits(ge=1, le=LARGEST_CONCURRENCY)] = 1
     """Requests in flight, each on a separate connection."""
     server_stats: bool = True
-    """Request the server's statistics after every call of ``run`` (one small request), if it has any."""
+    """Request the server's statistics after every call of ``run``, in one small request."""
     reference: Annotated[str, Parse(_reference)] = ""
-    """A built-in network that computes the expected outputs; ``none``: do not compare."""
+    """Built-in network that computes the expected outputs, or ``none``. Default: that of the same name."""
     reference_options: Mapping[str, str] = field(default_factory=dict, init=False)
     any_outputs: bool = False
     """Accept outputs that are all zero, or do not depend on the inputs."""

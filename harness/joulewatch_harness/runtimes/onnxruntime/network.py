@@ -16,9 +16,8 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnx
@@ -26,7 +25,6 @@ import onnxruntime
 from onnx import TensorProto
 
 from joulewatch_harness import networks
-from joulewatch_harness.binder import Choice, Limits
 from joulewatch_harness.errors import ConfigError, NetworkError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
@@ -35,11 +33,11 @@ from joulewatch_harness.networks.cost import MAC_OPS, cost_details
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes import ANY_PRECISION
 from joulewatch_harness.runtimes.onnxruntime import tracing as onnxruntime_trace
+from joulewatch_harness.runtimes.onnxruntime.options import CUDA, DEFAULT_PROVIDER, DEVICE_OF, TENSORRT, Options
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.inputs import (
     Batches,
     Input,
-    InputOptions,
     broken,
     check_types,
 )
@@ -52,14 +50,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_PROVIDER: Final = "CPUExecutionProvider"
-CUDA: Final = "CUDAExecutionProvider"
-TENSORRT: Final = "TensorrtExecutionProvider"
-DEVICE_OF: Final[Mapping[str, str]] = {CUDA: "cuda", TENSORRT: "cuda"}
-"""Providers whose memory inputs and outputs can be bound in -> what ONNX Runtime calls that memory."""
 TF32_SWITCH: Final = "NVIDIA_TF32_OVERRIDE"
 """A variable of the environment; at 0, NVIDIA's libraries compute no TF32; TensorRT's provider has no other way."""
-LEVELS: Final = ("disabled", "basic", "extended", "all")
 _DTYPES: Final[Mapping[str, str]] = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -95,43 +87,6 @@ _FLOAT_NAMES: Final[Mapping[int, str]] = {
 }
 _LARGEST_REREAD_BYTES: Final = 1 << 30
 """Above this the optimised graph is not written out to be looked at; the file itself is."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(InputOptions):
-    """Options of this runtime."""
-
-    RUNTIME: ClassVar[str] = "onnxruntime"
-
-    threads: Annotated[int, Limits(ge=1)] | None = None
-    """Threads within an operator; None: ONNX Runtime's default, one per physical core."""
-    inter_threads: Annotated[int, Limits(ge=1)] | None = None
-    """More than 1: operators run in parallel."""
-    spinning: bool = True
-    """Worker threads spin while waiting: faster, and draws power between batches."""
-    provider: str = DEFAULT_PROVIDER
-    optimization: Annotated[str, Choice(LEVELS)] = "all"
-    device_id: Annotated[int, Limits(ge=0)] | None = None
-    """Number of the GPU; None: the first."""
-    tf32: bool | None = None
-    """None: as the precision requires. The provider's own default is on."""
-    copies: bool = False
-    """Copy inputs from host memory and outputs to it in each batch."""
-    any_provider: bool = False
-    """Accept that operators run on another provider than the requested one; results report which ones."""
-
-    def __post_init__(self) -> None:
-        if self.provider in DEVICE_OF:
-            return
-        for key, given in (
-            ("device_id", self.device_id is not None),
-            ("tf32", self.tf32 is not None),
-            ("copies", self.copies),
-        ):
-            if given:
-                raise ConfigError(
-                    f"{key}: is for GPUs, but the provider is {self.provider}: remove it, or set provider={CUDA}"
-                )
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> OnnxRuntimeNetwork:

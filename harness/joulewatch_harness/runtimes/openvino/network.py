@@ -17,15 +17,13 @@ import functools
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import openvino
 
 from joulewatch_harness import networks
-from joulewatch_harness.binder import Choice, Limits, Parse
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
@@ -33,12 +31,12 @@ from joulewatch_harness.networks import cost as graphs
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes import ANY_PRECISION
 from joulewatch_harness.runtimes.openvino import tracing as openvino_trace
+from joulewatch_harness.runtimes.openvino.options import DEFAULT_DEVICE, PERFORMANCE_HINTS, Options
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.inputs import (
     DTYPES,
     Batches,
     Input,
-    InputOptions,
     broken,
     check_types,
     signature,
@@ -49,10 +47,6 @@ from joulewatch_harness.traces import Trace, write_trace
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_DEVICE: Final = "CPU"
-PERFORMANCE_HINTS: Final = ("latency", "throughput")
-SHAPES: Final = ("static", "dynamic")
-PRECISION_HINTS: Final = ("asked", "none")
 SUFFIXES: Final = (".onnx", ".xml")
 PRECISIONS: Final[Mapping[str, str]] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
 """Asked for -> INFERENCE_PRECISION_HINT; in an INT8 model it is for the layers that are not quantised."""
@@ -65,30 +59,6 @@ _ACTUAL: Final[Mapping[str, str]] = {
     "u8": "int8",
     "i8": "int8",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(InputOptions):
-    """Options of this runtime."""
-
-    RUNTIME: ClassVar[str] = "openvino"
-
-    threads: Annotated[int, Limits(ge=1)] | None = None
-    """None: OpenVINO's default, one per physical core."""
-    streams: Annotated[int, Limits(ge=1)] | None = None
-    """Number of inferences that run in parallel and share the threads."""
-    requests: Annotated[int, Limits(ge=1)] | None = None
-    """Batches in flight; None: one, or with streams or throughput the number that OpenVINO calls optimal."""
-    device: Annotated[str, Parse(str.upper)] = DEFAULT_DEVICE
-    performance_hint: Annotated[str, Choice(PERFORMANCE_HINTS)] | None = None
-    """None: latency."""
-    precision_hint: Annotated[str, Choice(PRECISION_HINTS)] = "asked"
-    """``none``: OpenVINO's own default, bfloat16 if the CPU has it."""
-    shape: Annotated[str, Choice(SHAPES)] = "static"
-
-    def __post_init__(self) -> None:
-        if self.streams is not None and self.performance_hint is not None:
-            raise ConfigError("streams and performance_hint both set the number of streams: give only one of them")
 
 
 @functools.cache

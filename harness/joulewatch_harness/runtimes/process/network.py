@@ -14,21 +14,18 @@ import math
 import os
 import re
 import shlex
-import shutil
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
-from typing import Annotated, Any, ClassVar, Final, Self
+from typing import Any, Final
 
-from joulewatch_harness.binder import Limits, Parse
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import RESERVED_PHASES, Phases
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.process.child import Answer, Child
-from joulewatch_harness.runtimes.shared.options import RuntimeOptions
+from joulewatch_harness.runtimes.process.options import DEFAULT_TOLERANCE, Options
 
 logger = logging.getLogger(__name__)
 
@@ -39,87 +36,13 @@ MOST_BATCH_ENDS: Final = 500
 MOST_PHASES: Final = 64
 CLOCK_SLACK_NS: Final = 10_000
 """The clocks of two processor sockets may differ by this much."""
-DEFAULT_TOLERANCE: Final = 1e-3
 SCHEMA_NAME: Final = "process.schema.json"
 
-_LIMITS: Final[Mapping[str, float]] = {
-    "start_limit_s": 60.0,
-    "load_limit_s": 600.0,
-    "prepare_limit_s": 120.0,
-    "run_limit_s": 120.0,
-    "close_limit_s": 10.0,
-}
 _OWN_KEYS: Final = frozenset({"runtime", "runtime_version", "precision", "provider", "device", "model_sha256"})
-_ENVIRONMENT: Final = "env."
 
 
 class OutOfMemoryError(NetworkError, MemoryError):
     """The child has no memory for this batch size: the runner notes ``out_of_memory``, and the sweep goes on."""
-
-
-def _variables(variables: object) -> object:
-    if not isinstance(variables, dict) or not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name in variables):
-        raise ConfigError("variables of the environment are given as env.NAME=VALUE")
-    if any("\0" in value for value in variables.values()):
-        raise ConfigError("a variable of the environment must not contain NUL")
-    return variables
-
-
-def _unless_auto(word: str) -> str | None:
-    return None if word.lower() == "auto" else word
-
-
-Limit = Annotated[float, Limits(gt=0, unit="seconds")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(RuntimeOptions):
-    """Options of this runtime."""
-
-    RUNTIME: ClassVar[str] = "process"
-
-    command: str = ""
-    cwd: Path | None = None
-    env: Annotated[Mapping[str, str], Parse(_variables)] = field(default_factory=dict)
-    """From ``env.NAME=VALUE``, in addition to the environment of joulewatch."""
-    threads: Annotated[int, Limits(ge=1)] | None = None
-    """Passed to the child, which must report that it has this number."""
-    time_limit_s: Limit | None = None
-    """Sets all the limits that are not given."""
-    start_limit_s: Limit | None = None
-    load_limit_s: Limit | None = None
-    prepare_limit_s: Limit | None = None
-    run_limit_s: Limit | None = None
-    close_limit_s: Limit | None = None
-    phases: bool = True
-    """False: the child measures no phases, to show what measuring them costs."""
-    check: Annotated[bool | None, Parse(_unless_auto)] = None
-    """None: if the child offers it."""
-    reference: Mapping[str, float] = field(default_factory=dict)
-    """Expected values of the child's check: ``sum=1.5,first=0.25``."""
-    tolerance: Annotated[float, Limits(gt=0)] = DEFAULT_TOLERANCE
-    stderr: Path | None = None
-    transcript: Path | None = None
-    words: tuple[str, ...] = field(default=(), init=False)
-    """The path of the program, then its arguments, beginning with its name."""
-
-    def __post_init__(self) -> None:
-        if self.cwd is not None and not self.cwd.is_dir():
-            raise ConfigError(f"cwd: no folder {self.cwd}")
-        object.__setattr__(self, "words", _command(self.command, self.cwd, self.env))
-
-    @classmethod
-    def parse(cls, options: Mapping[str, str]) -> Self:
-        """Convert the options; see ``RuntimeOptions``."""
-        variables = {key[len(_ENVIRONMENT) :]: value for key, value in options.items() if key.startswith(_ENVIRONMENT)}
-        others = {key: value for key, value in options.items() if not key.startswith(_ENVIRONMENT)}
-        given: Mapping[str, Any] = {**others, "env": variables} if variables else others
-        return super().parse(given)
-
-    def limit_s(self, name: str) -> float:
-        """Return the time limit ``name``, such as ``run_limit_s``."""
-        limit_s: float | None = getattr(self, name)
-        return limit_s or self.time_limit_s or _LIMITS[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -499,24 +422,3 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
-
-
-def _command(text: str, cwd: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise ConfigError(f"command: {text!r}: {error}") from error
-    if not words:
-        raise ConfigError("command: is required: the program to run, such as command='./child --model net.onnx'")
-    program = words[0]
-    if "/" in program:
-        path = (cwd or Path()) / program
-        if not path.is_file():
-            raise ConfigError(f"command: no program {path}")
-        if not os.access(path, os.X_OK):
-            raise ConfigError(f"command: {path} is not executable: chmod +x {path}")
-        return (str(path.absolute()), *words)
-    found = shutil.which(program, path=environment.get("PATH"))
-    if found is None:
-        raise ConfigError(f"command: no program {program!r} on PATH; for one in the current folder, write ./{program}")
-    return (str(Path(found).absolute()), *words)

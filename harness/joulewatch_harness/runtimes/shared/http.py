@@ -128,8 +128,9 @@ class ServerOptions(RuntimeOptions, HttpOptions):
 
     _: KW_ONLY
     timeout_s: Annotated[float, Limits(gt=0, le=86400, unit="seconds")] = DEFAULT_TIMEOUT_S
+    """Longest wait for an answer, or between two pieces of it."""
     headers_file: Path | None = None
-    """A file with headers that are sent with every request, one ``Name: value`` per line."""
+    """File with headers that are sent with every request, one ``Name: value`` per line."""
     where: Endpoint = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -120,10 +120,11 @@ class InputOptions(RuntimeOptions):
     """Options of the runtimes whose inputs are tensors: the contents of a batch."""
 
     inputs: Path | None = None
-    """An .npz file with one array per input."""
+    """An .npz file with one array per input. Default: random numbers."""
     dims: Mapping[str, Annotated[int, Limits(ge=1)]] = field(default_factory=dict)
     """Sizes of symbolic dimensions other than the batch: ``sequence=128,ids.2=16``."""
     seed: Annotated[int, Limits(ge=0)] = 0
+    """Seed of random inputs."""
 
     def batches(self, model: str, inputs: tuple[Input, ...], source: ModelSource) -> Batches:
         """What makes the batches of a model with these inputs.

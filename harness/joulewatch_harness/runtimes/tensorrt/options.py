@@ -49,19 +49,21 @@ class Options(InputOptions):
     RUNTIME: ClassVar[str] = "tensorrt"
 
     device: str = "cuda:0"
+    """``cuda`` or ``cuda:N``."""
     shape: Annotated[str, Choice(SHAPES)] = "static"
     """``static``: one engine per batch size; ``dynamic``: one engine for those of ``profile``."""
     profile: Annotated[Profile | None, Parse(parse_profile)] = None
+    """Batch sizes of a dynamic engine, ``LEAST,BEST,MOST``."""
     workspace_mib: Annotated[int, Limits(ge=1, unit="MiB")] | None = None
-    """Limit of the scratch memory of a layer; None: TensorRT's default, all of the device."""
+    """Limit of the scratch memory of a layer. Default: all of the device."""
     optimization_level: Annotated[int, Limits(ge=0, le=MOST_OPTIMISED)] | None = None
-    """Effort of the search for faster kernels; None: TensorRT's default, 3."""
+    """Effort of the search for faster kernels. Default: TensorRT's, 3."""
     timing_cache: bool = True
     """Keep the times of kernels from one build to the next."""
     engine_cache: bool = True
     """Keep engines from one run to the next."""
     symmetric: bool | None = None
-    """Rewrite a quantised graph to symmetric int8; None: only that of a built-in network."""
+    """Rewrite a quantised graph to symmetric int8. Default: only that of a built-in network."""
     cuda_graph: bool = False
     """Launch the whole network as one CUDA graph."""
     copies: bool = False

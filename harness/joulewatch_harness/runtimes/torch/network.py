@@ -19,13 +19,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from joulewatch_harness import networks, runtimes
-from joulewatch_harness.binder import Choice, Limits, Parse
 from joulewatch_harness.errors import ConfigError, NetworkError, describe
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
@@ -33,10 +32,8 @@ from joulewatch_harness.networks import cost as graphs
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.inputs import (
-    DTYPES,
     Batches,
     Input,
-    InputOptions,
     broken,
     check_types,
     signature,
@@ -44,12 +41,11 @@ from joulewatch_harness.runtimes.shared.inputs import (
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import check_close, check_finite, onnxruntime_outputs
 from joulewatch_harness.runtimes.shared.timeline import Timeline, tell
+from joulewatch_harness.runtimes.torch.options import Options
 from joulewatch_harness.traces import Trace, write_trace
 
 logger = logging.getLogger(__name__)
 
-MODES: Final = ("eager", "compile", "export")
-COMPILE_MODES: Final = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 CUDA_GRAPH_MODES: Final = ("reduce-overhead", "max-autotune")
 TORCHSCRIPT: Final = (".pt", ".ts", ".torchscript")
 EXPORTED: Final = ".pt2"
@@ -73,63 +69,6 @@ _NAMES: Final[Mapping[torch.dtype, str]] = {
     torch.quint8: "int8",
     torch.int8: "int8",
 }
-_SIGNATURE: Final = re.compile(r"([A-Za-z_][\w.]*):(\w+)\[([^\[\]]*)\]")
-
-
-def parse_signature(text: str) -> tuple[Input, ...]:
-    """Convert ``x:float32[batch,2,1024] ids:int64[batch,seq]`` to inputs.
-
-    Raises:
-        ConfigError: the text is not valid, or a type is not supported.
-    """
-    inputs = []
-    for word in re.sub(r"\s*,\s*", ",", text.strip()).split():
-        match = _SIGNATURE.fullmatch(word)
-        if match is None:
-            raise ConfigError(f"must be NAME:TYPE[SIZE,...] ..., got {text!r}")
-        if match[2] not in DTYPES:
-            raise ConfigError(unknown("type", match[2], DTYPES))
-        sizes = [size for size in match[3].split(",") if size]
-        shape = tuple(int(size) if size.isdecimal() else None if size == "?" else size for size in sizes)
-        inputs.append(Input(match[1], match[2], shape))
-    return tuple(inputs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(InputOptions):
-    """Options of this runtime."""
-
-    RUNTIME: ClassVar[str] = "torch"
-
-    mode: Annotated[str, Choice(MODES)] = "eager"
-    compile_mode: Annotated[str, Choice(COMPILE_MODES)] = ""
-    """Of ``torch.compile``; empty: default."""
-    device: str = "cpu"
-    threads: Annotated[int, Limits(ge=1)] | None = None
-    """None: PyTorch's default, one per physical core."""
-    tf32: bool | None = None
-    """None: as the precision requires."""
-    cuda_graph: bool = False
-    """Launch the whole network as one CUDA graph."""
-    channels_last: bool = False
-    copies: bool = False
-    """Copy inputs from pinned host memory and outputs to it in each batch."""
-    events: bool = True
-    """Measure phases and latency with events on the GPU; false: a call of ``run`` is one span."""
-    module: str = ""
-    """``module:object`` or ``file.py:object``: a module, or a function or class that makes one."""
-    signature: Annotated[tuple[Input, ...], Parse(parse_signature)] = ()
-    """Of a module or TorchScript file: ``x:float32[batch,3,224,224]``, several separated by spaces."""
-
-    def __post_init__(self) -> None:
-        if self.compile_mode and self.mode != "compile":
-            raise ConfigError("compile_mode: requires mode=compile")
-        object.__setattr__(self, "compile_mode", self.compile_mode or "default")
-        if self.module and ":" not in self.module:
-            raise ConfigError(f"module: must be module:object or file.py:object, got {self.module!r}")
-        for key in ("cuda_graph", "copies"):
-            if getattr(self, key) and not self.device.startswith("cuda"):
-                raise ConfigError(f"{key}: requires a GPU, but the device is {self.device}: set device=cuda")
 
 
 @dataclass(slots=True)
@@ -652,8 +591,9 @@ def _from_exported(path: Path) -> Loaded:
 def _from_torchscript(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
-            # TorchScript is deprecated, and its files are still about.
+            # TorchScript is deprecated, but its files are still in use.
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
             return torch.jit.load(path, map_location="cpu").eval()
     except Exception as error:
         raise broken(path, error) from error

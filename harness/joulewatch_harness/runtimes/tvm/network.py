@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 import json
 import logging
 import os
@@ -24,12 +23,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 
 from joulewatch_harness import networks
-from joulewatch_harness.binder import Choice, Limits
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Phases
@@ -39,7 +37,6 @@ from joulewatch_harness.runtimes import ANY_PRECISION
 from joulewatch_harness.runtimes.shared.inputs import (
     Batches,
     Input,
-    InputOptions,
     check_types,
     signature,
 )
@@ -50,12 +47,12 @@ from joulewatch_harness.runtimes.shared.outputs import (
     check_finite,
     onnxruntime_outputs,
 )
+from joulewatch_harness.runtimes.tvm.options import PROCESSORS, Options, default_cost_model
 
 # TVM reads these once, when its threads start. It would bind them to the first processors of the machine, also where
 # the process may use only others; and its pool cannot grow later, so it is made as large as it can be used.
 os.environ.setdefault("TVM_BIND_THREADS", "0")
 _THREADS_ASKED: Final = os.environ.get("TVM_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")
-PROCESSORS: Final = len(os.sched_getaffinity(0))
 os.environ.setdefault("TVM_NUM_THREADS", str(PROCESSORS))
 
 try:
@@ -81,35 +78,6 @@ DEVICES: Final = ("llvm", "cuda")
 LARGEST_VERIFIED: Final = 64
 """Batch size up to which tuned kernels are compared with a reference before they are measured."""
 UNTUNED: Final = "UNTUNED (plain loops on one thread, some 20 to 50 times slower; option trials=16)"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options(InputOptions):
-    """Options of this runtime."""
-
-    RUNTIME: ClassVar[str] = "tvm"
-
-    threads: Annotated[int, Limits(ge=1)] | None = None
-    """None: TVM_NUM_THREADS, or one for each core that this process may use."""
-    target: str = ""
-    """``cuda``, ``cuda:N`` or a TVM target as JSON; empty: this processor."""
-    trials: Annotated[int, Limits(ge=0)] = 0
-    """Tuning trials per kernel; 0: use only what the database contains."""
-    cost_model: Annotated[str, Choice(tuning.COST_MODELS)] = ""
-    """``xgb`` or ``random``; empty: xgb if the package xgboost is installed."""
-    copies: bool = False
-    """Copy inputs from host memory and outputs to it in each batch; for devices with separate memory."""
-
-    def __post_init__(self) -> None:
-        if self.threads is not None and self.threads > PROCESSORS:
-            raise ConfigError(f"threads: must be <= {PROCESSORS}, the processors that this process may use")
-        if self.cost_model == "xgb" and tuning.default_cost_model() != "xgb":
-            raise ConfigError("cost_model: xgb requires the package xgboost: pip install xgboost")
-        missing = next((name for name in ("psutil", "cloudpickle") if importlib.util.find_spec(name) is None), "")
-        if self.trials and missing:
-            raise ConfigError(f"trials: requires the package {missing}: pip install 'joulewatch[tvm]'")
-        if self.copies and not self.target.startswith("cuda"):
-            raise ConfigError("copies: requires a device with separate memory: set target=cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +369,7 @@ class TvmNetwork:
         tuned = tuning.finished(folder)
         spent_s = time.monotonic() - start_s
         if trials > tuned.trials:
-            cost_model = options.cost_model or tuning.default_cost_model()
+            cost_model = options.cost_model or default_cost_model()
             request = tuning.Request(trials, self._threads, cost_model, options.seed)
             tuning.tune(folder, module, self._target, request, name)
             tuned = tuning.finished(folder)

@@ -43,7 +43,6 @@ RECORDS: Final = "database_tuning_record.json"
 FINISHED: Final = "tuning.json"
 LOG: Final = "tuning.log"
 PROGRESS_S: Final = 30.0
-COST_MODELS: Final = ("xgb", "random")
 
 _LOCK: Final = "lock"
 _SCRATCH: Final = ".tuning-"
@@ -106,13 +105,6 @@ def has_feature(target: Any, feature: str) -> bool:
     import tvm_ffi
 
     return bool(tvm_ffi.get_global_func("target.llvm_cpu_has_feature")(feature, target))
-
-
-def default_cost_model() -> str:
-    """``xgb`` where the package xgboost is there: it finds good schedules in fewer trials than ``random``."""
-    import importlib.util
-
-    return "xgb" if importlib.util.find_spec("xgboost") is not None else "random"
 
 
 # Reading
