@@ -37,6 +37,21 @@ class Runtime:
         """The module that offers ``open_network(network, precision, options)``."""
         return f"joulewatch_harness.runtimes.{self.name}.network"
 
+    @property
+    def options_module(self) -> str:
+        """The module with the class ``Options``; it needs no package of the runtime."""
+        return f"joulewatch_harness.runtimes.{self.name}.options"
+
+    @property
+    def never_run(self) -> str:
+        """What was never tried, in a list of runtimes; empty: nothing."""
+        return self.experimental or ("not run on devices other than CPUs" if self.experimental_devices else "")
+
+    @property
+    def install_command(self) -> str:
+        """The command that installs it, in a clone."""
+        return f".venv/bin/pip install -e '.[{self.extra}]'"
+
     def warning(self, device: str) -> str:
         """Return ``experimental: ...`` if results on ``device`` rest on code that was never run there, else nothing."""
         text = self.experimental
