@@ -16,12 +16,7 @@ from typing import Final
 
 from joulewatch_exporter import __version__
 from joulewatch_exporter.config.config import FamilySettings
-from joulewatch_exporter.errors import (
-    ConfigError,
-    SensorAbsentError,
-    SensorDeniedError,
-    SensorTimeoutError,
-)
+from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorTimeoutError
 from joulewatch_exporter.model import Collector, Finding, Host
 from joulewatch_exporter.sampling.family import Family, measures_cpu
 from joulewatch_exporter.sampling.sampler import ESTIMATE_FAMILY

@@ -12,7 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from joulewatch_harness.binder import Parse, Text, Texts, Word, as_list, as_text, bind, keys, read_yaml, short_for
+from joulewatch_harness.binder import (
+    Parse,
+    Text,
+    Texts,
+    Word,
+    as_list,
+    as_text,
+    bind,
+    keys,
+    read_yaml,
+    short_for,
+)
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.cpus import cpus_text, parse_cpus
 from joulewatch_harness.plan.plan import (

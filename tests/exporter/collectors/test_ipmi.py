@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 from joulewatch_exporter.collectors.base.targets import TargetList
 from joulewatch_exporter.collectors.ipmi.channel import UnknownCommandError, request
 from joulewatch_exporter.collectors.ipmi.collector import IpmiCollector, IpmiOptions, IpmiTarget
-from joulewatch_exporter.collectors.ipmi.device import BmcSettings, Connector, DcmiDevice, SdrDevice, choose_node
+from joulewatch_exporter.collectors.ipmi.device import (
+    BmcSettings,
+    Connector,
+    DcmiDevice,
+    SdrDevice,
+    choose_node,
+)
 from joulewatch_exporter.collectors.ipmi.records import (
     PowerSensor,
     component_of,

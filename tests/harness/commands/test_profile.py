@@ -18,6 +18,7 @@ from joulewatch_harness.commands import profile
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.records import SensorRecord
+from joulewatch_harness.runner import preflight
 
 MINE = """
 class Mine:
@@ -91,9 +92,9 @@ def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_de
             refresh_s=refresh_s,
         )
 
-    assert profile.slowest_refresh_s([sensor("device", 0.001), sensor("device", 0.1), sensor("node", 1.0)]) == 0.1
-    assert profile.slowest_refresh_s([sensor("node", 1.0)]) == 1.0
-    assert profile.slowest_refresh_s([sensor("device", None)]) is None
+    assert preflight.slowest_refresh_s([sensor("device", 0.001), sensor("device", 0.1), sensor("node", 1.0)]) == 0.1
+    assert preflight.slowest_refresh_s([sensor("node", 1.0)]) == 1.0
+    assert preflight.slowest_refresh_s([sensor("device", None)]) is None
 
 
 @pytest.mark.parametrize(
@@ -120,12 +121,12 @@ def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_de
         (["bad.yaml"], "bad.yaml: unknown key 'batchsizes': did you mean 'batch_sizes'"),
         (["--pushgateway", "http://127.0.0.1:1"], "--pushgateway needs --prometheus"),
         (["--prometheus", "localhost:9090"], "is not a valid URL"),
-        (["--figure", "figure.txt"], ".png, .svg or .pdf"),
+        (["--figure", "figure.txt"], ".png, .svg, .pdf"),
         (["--cpus", "4096"], "cpus: 4096 cannot be used"),
         (["--cpus", "0", "--no-isolate"], "cpus requires isolate: true"),
         (["--scenario", "servr"], "unknown scenario 'servr': did you mean 'server'"),
         (["--scenario", "server"], "server_rate_per_s is missing"),
-        (["--server-rate", "5"], "--server-rate belongs to --scenario server"),
+        (["--server-rate", "5"], "--server-rate needs --scenario server"),
         (["--phases", "none"], "phases: unknown value 'none'"),
         (["--isolate", "--network", "mine.py:Other"], "mine.py has no 'Other'"),
         (["--isolate", "--model", "none.onnx"], "no model file none.onnx"),
@@ -133,10 +134,10 @@ def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_de
             ["--isolate", "--network", "mine.py:Mine", "--precision", "int8"],
             "int8 was asked for, but what was loaded computes in fp32",
         ),
-        (["--figure", "nowhere/figure.png"], "there is no folder nowhere"),
+        (["--figure", "nowhere/figure.png"], "the directory nowhere does not exist"),
     ],
 )
-def test_bad_input_is_said_ends_with_2_and_leaves_nothing(
+def test_bad_input_ends_with_code_2_and_leaves_nothing(
     folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], text: str
 ) -> None:
     pytest.importorskip("onnxruntime")
@@ -159,7 +160,7 @@ def run_mine(*words: str) -> int:
 
 def test_a_network_whose_own_check_fails_is_not_measured(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_mine("--option", "answer=no") == 1
-    assert "its own check says that its outputs are wrong" in capsys.readouterr().err
+    assert "its check reports wrong outputs" in capsys.readouterr().err
     assert not (folder / "runs").exists()
 
 
@@ -222,24 +223,24 @@ def test_html_is_neither_an_exporter_nor_a_prometheus(
     ['joulewatch_exporter_info{version="1",pythonversion="3",nodename="n",emulated="0"} 1\n'],
     indirect=True,
 )
-def test_an_exporter_without_a_sensor_is_an_error_with_a_cure(
+def test_an_exporter_without_a_sensor_is_an_error_with_a_fix(
     folder: Path, capsys: pytest.CaptureFixture[str], server: str
 ) -> None:
     assert run_mine("--exporter", server) == 2
-    assert "measures no energy: 'joulewatch-exporter check'" in capsys.readouterr().err
+    assert "measures no energy: run 'joulewatch-exporter check'" in capsys.readouterr().err
 
 
 def test_native_precisions_are_named_by_what_was_loaded(folder: Path) -> None:
-    plan, networks = profile._check_networks(plan_of("--network", "mine.py:Mine"), contextlib.ExitStack())
+    plan, networks = preflight._check_networks(plan_of("--network", "mine.py:Mine"), contextlib.ExitStack())
     assert plan.configurations[0].name == "Mine/numpy/fp32"
     assert networks[0][0] == plan.configurations[0]
 
 
 def test_a_run_folder_without_a_journal_does_not_stay(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError), profile._run_folder(tmp_path / "runs" / "a"):
+    with pytest.raises(ConfigError), preflight._run_folder(tmp_path / "runs" / "a"):
         (tmp_path / "runs" / "a" / "exporter.log").write_text("said something")
         raise ConfigError("later")
     assert list((tmp_path / "runs").iterdir()) == []
-    with profile._run_folder(tmp_path / "runs" / "b"):
+    with preflight._run_folder(tmp_path / "runs" / "b"):
         (tmp_path / "runs" / "b" / "journal.jsonl").write_text("{}")
     assert (tmp_path / "runs" / "b").exists()

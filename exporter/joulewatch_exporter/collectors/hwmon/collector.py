@@ -33,14 +33,16 @@ from joulewatch_exporter.collectors.base.sysfs import (
     read_int_or_none,
     read_text_or,
 )
-from joulewatch_exporter.collectors.hwmon.chips import Channel, Chip, channels_of, find_chips, scmi_zones, skipped
-from joulewatch_exporter.collectors.hwmon.meanings import Meaning, Override, meanings_of
-from joulewatch_exporter.errors import (
-    SensorAbsentError,
-    SensorDeniedError,
-    SensorError,
-    SensorGlitchError,
+from joulewatch_exporter.collectors.hwmon.chips import (
+    Channel,
+    Chip,
+    channels_of,
+    find_chips,
+    scmi_zones,
+    skipped,
 )
+from joulewatch_exporter.collectors.hwmon.meanings import Meaning, Override, meanings_of
+from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, SensorInfo, Timing
 
 _POWER_POLL_S: Final = 1.0

@@ -34,11 +34,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self
 
 from joulewatch_exporter.collectors.base.sysfs import list_names
-from joulewatch_exporter.collectors.nvml.gpu import (
-    Description,
-    describe,
-    plausible_limit,
-)
+from joulewatch_exporter.collectors.nvml.gpu import Description, describe, plausible_limit
 from joulewatch_exporter.collectors.nvml.library import (
     DEVICES_FIX,
     Nvml,

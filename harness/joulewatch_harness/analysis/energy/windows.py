@@ -19,7 +19,14 @@ from joulewatch_harness.analysis.energy.window_energy import (
     with_unseen,
 )
 from joulewatch_harness.analysis.sources.history import Health, History, traits_of, unknown_sensor
-from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s, is_loopback
+from joulewatch_harness.analysis.sources.series import (
+    Floats,
+    SensorId,
+    Series,
+    Traits,
+    default_max_gap_s,
+    is_loopback,
+)
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.records import Edge, RunRecord, SensorRecord, Window
 

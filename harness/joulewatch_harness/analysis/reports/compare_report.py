@@ -15,15 +15,7 @@ from joulewatch_harness.analysis.reports.table import (
     paragraphs,
 )
 from joulewatch_harness.analysis.reports.to_json import estimate_document
-from joulewatch_harness.analysis.results.compare import (
-    NODE,
-    SIGNIFICANT,
-    Comparison,
-    Pair,
-    Row,
-    Side,
-    Verdict,
-)
+from joulewatch_harness.analysis.results.compare import NODE, SIGNIFICANT, Comparison, Pair, Row, Side, Verdict
 from joulewatch_harness.analysis.results.model import TOTAL, Estimate
 from joulewatch_harness.analysis.results.numbers import plain, prefix_for, warning_line, with_uncertainty
 

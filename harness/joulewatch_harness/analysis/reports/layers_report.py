@@ -6,21 +6,9 @@ import dataclasses
 import math
 from typing import Any, Final
 
-from joulewatch_harness.analysis.reports.table import (
-    DEFAULT_WIDTH,
-    Column,
-    Table,
-    json_text,
-    paragraphs,
-)
+from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraphs
 from joulewatch_harness.analysis.results.layers import LayerView, Row
-from joulewatch_harness.analysis.results.numbers import (
-    decimals_for,
-    plain,
-    prefix_for,
-    quantity,
-    warning_line,
-)
+from joulewatch_harness.analysis.results.numbers import decimals_for, plain, prefix_for, quantity, warning_line
 
 SCHEMA_VERSION: Final = 1
 METHOD: Final = "time share x mean power of the measured windows"

@@ -40,7 +40,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY
-from joulewatch_harness.analysis.results.model import COMPONENTS, IDLE_BASELINE, REPEATS, TOTAL, BudgetLine, Estimate
+from joulewatch_harness.analysis.results.model import (
+    COMPONENTS,
+    IDLE_BASELINE,
+    REPEATS,
+    TOTAL,
+    BudgetLine,
+    Estimate,
+)
 from joulewatch_harness.analysis.results.uncertainty import estimate_of
 from joulewatch_harness.analysis.sources.series import is_loopback
 from joulewatch_harness.errors import ConfigError, RecordError

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from joulewatch_harness.analysis.results.model import RunResult
-from joulewatch_harness.analysis.results.numbers import (
-    quantity,
-)
+from joulewatch_harness.analysis.results.numbers import quantity
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.traces import Trace
 

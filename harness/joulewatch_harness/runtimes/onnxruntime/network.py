@@ -35,12 +35,7 @@ from joulewatch_harness.runtimes import ANY_PRECISION
 from joulewatch_harness.runtimes.onnxruntime import tracing as onnxruntime_trace
 from joulewatch_harness.runtimes.onnxruntime.options import CUDA, DEFAULT_PROVIDER, DEVICE_OF, TENSORRT, Options
 from joulewatch_harness.runtimes.shared import tracing
-from joulewatch_harness.runtimes.shared.inputs import (
-    Batches,
-    Input,
-    broken,
-    check_types,
-)
+from joulewatch_harness.runtimes.shared.inputs import Batches, Input, broken, check_types
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import TOLERANCES, check_close, check_finite
 from joulewatch_harness.traces import Trace, write_trace

@@ -31,13 +31,7 @@ from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graphs
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.shared import tracing
-from joulewatch_harness.runtimes.shared.inputs import (
-    Batches,
-    Input,
-    broken,
-    check_types,
-    signature,
-)
+from joulewatch_harness.runtimes.shared.inputs import Batches, Input, broken, check_types, signature
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import check_close, check_finite, onnxruntime_outputs
 from joulewatch_harness.runtimes.shared.timeline import Timeline, tell

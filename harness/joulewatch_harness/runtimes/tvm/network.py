@@ -34,12 +34,7 @@ from joulewatch_harness.network import Phases
 from joulewatch_harness.networks.cost import cost_details, cost_of
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes import ANY_PRECISION
-from joulewatch_harness.runtimes.shared.inputs import (
-    Batches,
-    Input,
-    check_types,
-    signature,
-)
+from joulewatch_harness.runtimes.shared.inputs import Batches, Input, check_types, signature
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import (
     TOLERANCES,

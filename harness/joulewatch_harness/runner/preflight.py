@@ -1,0 +1,176 @@
+"""Check everything that a user may have got wrong before the first window: networks, output, exporters, Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from joulewatch_harness.errors import (
+    ConfigError,
+    ExporterUnreachableError,
+    JoulewatchError,
+    NetworkError,
+    describe,
+)
+from joulewatch_harness.plan.cpus import parse_cpus
+from joulewatch_harness.plan.plan import (
+    Plan,
+    name_configurations,
+)
+
+if TYPE_CHECKING:
+    from joulewatch_harness.clients.options import PrometheusOptions
+    from joulewatch_harness.network import Network
+    from joulewatch_harness.records import Configuration, ExporterRecord, SensorRecord
+
+
+REFRESH_WAIT_S: Final = 4.0
+"""Time for an exporter that has just started to measure the refresh periods of its sensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run needs, checked."""
+
+    plan: Plan
+    run: str
+    folder: Path
+    prometheus: PrometheusOptions | None
+    networks: tuple[tuple[Configuration, Network], ...]
+    targets: tuple[tuple[str, str | None], ...]
+    """URL and name of each exporter."""
+    exporters: tuple[ExporterRecord, ...]
+    sensors: tuple[SensorRecord, ...]
+
+
+def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.ExitStack) -> Prepared:
+    from joulewatch_harness.runner.local import LocalExporter
+    from joulewatch_harness.storage.journal import new_run_id
+
+    if prometheus is not None:
+        from joulewatch_harness.clients.prometheus import PrometheusClient
+
+        with PrometheusClient(prometheus) as client:
+            client.ping()
+    plan, networks = _check_networks(plan, stack)
+    run_id = new_run_id(time.time())
+    folder = Path(plan.output) / run_id
+    stack.enter_context(_run_folder(folder))
+    targets: list[tuple[str, str | None]] = [(item.url, item.name or None) for item in plan.exporters]
+    if not targets and prometheus is None:
+        local = LocalExporter(folder, plan.exporter_flags)
+        stack.enter_context(local)
+        targets = [(local.url, None)]
+    elif not targets:
+        from joulewatch_exporter.catalog import DEFAULT_PORT
+
+        targets = [(f"http://127.0.0.1:{DEFAULT_PORT}", None)]
+    exporters, sensors = _check_exporters(targets)
+    return Prepared(plan, run_id, folder, prometheus, networks, tuple(targets), exporters, sensors)
+
+
+@contextlib.contextmanager
+def _run_folder(folder: Path) -> Iterator[None]:
+    """Create the run's directory, and remove it again if it holds no journal at the end."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(
+            f"output folder {folder.parent}: {error.strerror or error}; choose one with --output"
+        ) from error
+    try:
+        yield
+    finally:
+        if not (folder / "journal.jsonl").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_networks(plan: Plan, stack: contextlib.ExitStack) -> tuple[Plan, tuple[tuple[Configuration, Network], ...]]:
+    """Load every network once, check what it is and what it computes, and unload it again.
+
+    Returns:
+        The plan, whose names contain the precision read back from each file, and the networks, unloaded: the first
+        idle window is measured without them. Isolated networks' processes end with ``stack``.
+    """
+    from joulewatch_harness.runner.isolate import IsolatedNetwork
+    from joulewatch_harness.runtimes import as_loaded, open_network
+
+    found: list[tuple[Configuration, Network]] = []
+    for configuration in plan.configurations:
+        network: Network
+        if plan.isolate:
+            isolated = IsolatedNetwork(
+                configuration, cpus=parse_cpus(plan.cpus, "cpus"), time_limit_s=plan.time_limit_s
+            )
+            stack.callback(isolated.end)
+            isolated.open()
+            network = isolated
+        else:
+            network = open_network(configuration)
+        try:
+            network.load()
+            loaded = as_loaded(configuration, network.describe())
+            check = getattr(network, "check", None)
+            if callable(check) and check() is False:
+                raise NetworkError(f"{configuration.name}: its check reports wrong outputs")
+        except JoulewatchError:
+            raise
+        except Exception as error:
+            raise NetworkError(f"{configuration.name} cannot be loaded: {describe(error)}") from error
+        finally:
+            network.close()
+        settled = replace(configuration, precision=loaded.precision, runtime=loaded.runtime)
+        if (settled.precision, settled.runtime) != (configuration.precision, configuration.runtime):
+            automatic = next(name_configurations([replace(configuration, name="")])).name
+            if configuration.name == automatic:
+                settled = replace(settled, name="")
+        found.append((settled, network))
+    named = tuple(name_configurations([configuration for configuration, _ in found]))
+    plan = replace(plan, configurations=named)
+    return plan, tuple((item, network) for item, (_, network) in zip(named, found, strict=True))
+
+
+def _check_exporters(
+    targets: Sequence[tuple[str, str | None]],
+) -> tuple[tuple[ExporterRecord, ...], tuple[SensorRecord, ...]]:
+    """Ask every exporter for its sensors until their refresh periods are known, at most ``REFRESH_WAIT_S``."""
+    from joulewatch_harness.clients.exporter import ExporterClient
+
+    exporters: list[ExporterRecord] = []
+    sensors: list[SensorRecord] = []
+    deadline_s = time.monotonic() + REFRESH_WAIT_S
+    for url, name in targets:
+        with ExporterClient(url, name=name) as client:
+            record, found = client.describe()
+            while any(map(_is_refresh_pending, found)) and time.monotonic() < deadline_s:
+                time.sleep(0.2)
+                record, found = client.describe()
+        if not found:
+            raise ExporterUnreachableError(
+                f"exporter {url} measures no energy: run 'joulewatch-exporter check' on that machine to list its "
+                "sensors and what each one needs"
+            )
+        exporters.append(record)
+        sensors += found
+    names = [item.name for item in exporters]
+    for exporter in names:
+        if names.count(exporter) > 1:
+            raise ConfigError(f"two exporters are named {exporter!r}: give each one a name in the plan")
+    return tuple(exporters), tuple(sensors)
+
+
+def _is_refresh_pending(sensor: SensorRecord) -> bool:
+    """Return whether the refresh period is still to be measured; an estimate has none."""
+    return sensor.refresh_s is None and sensor.method != "estimated"
+
+
+def slowest_refresh_s(sensors: Sequence[SensorRecord]) -> float | None:
+    """Return the longest refresh period of the summed sensors: devices, or nodes if there are no devices."""
+    devices = [item for item in sensors if item.scope == "device"]
+    known = [item.refresh_s for item in devices or sensors if item.refresh_s is not None]
+    return max(known, default=None)
