@@ -1,9 +1,8 @@
-"""A real Prometheus with a real run in it, made once for all tests that look at dashboards.
+"""A real Prometheus that contains a real run, made once for all tests of the dashboards.
 
-Two emulated machines, an exporter for each, Prometheus scraping both, and a run of 34 s whose windows, edges and
-results go the way that they go in use: EdgeReader, Delivery, analysis, publish. Only the network under test is
-missing: its windows just pass. The fixture is in
-``support.recorded_run_fixture``.
+Two emulated machines, an exporter for each, a Prometheus that scrapes both, and a run of 34 s. Its windows, edges and
+results pass through the real EdgeReader, Delivery, analysis and publish. Only the network under test is missing: its
+windows contain no work. The fixture is in ``support.recorded_run_fixture``.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ IDLE_S: Final = 2.0
 WINDOW_S: Final = 2.0
 SETTLE_S: Final = 0.5
 ROUNDS: Final = 2
-# Inferences per second of a pretended network: batch size, FP32, INT8.
+# Inferences per second of an imaginary network: batch size, FP32, INT8.
 THROUGHPUT: Final = ((1, 900, 1700), (16, 4800, 9400), (256, 21000, 46000))
 
 
 @dataclass(frozen=True, slots=True)
 class RecordedRun:
-    """Where the run is, and when it was (Unix seconds)."""
+    """Address and time (Unix seconds) of the run."""
 
     url: str
     run: str
@@ -57,7 +56,7 @@ class RecordedRun:
     """Number of measure windows."""
     idle_windows: int
     inferences: int
-    """In all measure windows."""
+    """Inferences in all measure windows."""
 
 
 def configuration(precision: str) -> Configuration:
@@ -74,7 +73,7 @@ def configuration(precision: str) -> Configuration:
 
 
 class Pretender:
-    """Passes the windows of a run by, and hands them over as the runner does."""
+    """Makes the windows of a run without a network, and hands them over as the runner does."""
 
     def __init__(self, folder: Path, prometheus: PrometheusServer, exporters: list[ExporterServer]) -> None:
         self.options = PrometheusOptions(url=prometheus.url)
@@ -84,10 +83,10 @@ class Pretender:
         self.windows: list[Window] = []
 
     def perform(self) -> RunEnd:
-        """The whole run: idle, rounds over everything, idle."""
+        """Make the whole run: idle, all rounds, idle."""
         configurations = (configuration("fp32"), configuration("int8"))
         with EdgeReader([ExporterClient(server.url) for server in self.exporters]) as edges:
-            found = [client.describe() for client in edges.clients]
+            result = [client.describe() for client in edges.clients]
             header = RunHeader(
                 run=self.run,
                 started_at_s=time.time(),
@@ -96,8 +95,8 @@ class Pretender:
                 plan={},
                 plan_sha256=hashlib.sha256(b"").hexdigest(),
                 configurations=configurations,
-                exporters=tuple(exporter for exporter, _ in found),
-                sensors=tuple(sensor for _, sensors in found for sensor in sensors),
+                exporters=tuple(exporter for exporter, _ in result),
+                sensors=tuple(sensor for _, sensors in result for sensor in sensors),
                 provenance={
                     "host": "emulated",
                     "kernel": "6.1.0",
@@ -189,7 +188,7 @@ class Pretender:
 
 @contextmanager
 def recorded_run_in(folder: Path, program: str) -> Iterator[RecordedRun]:
-    """The run, and its Prometheus (``program``) until the context ends."""
+    """Yield the run; its Prometheus (``program``) stops with the context."""
     with ExitStack() as stack:
         exporters = []
         for scenario in ("epyc-7763-node", "intel-all-zones"):
@@ -208,7 +207,7 @@ def recorded_run_in(folder: Path, program: str) -> Iterator[RecordedRun]:
         )
         stack.callback(prometheus.stop)
         prometheus.start()
-        # A fresh Prometheus waits some seconds for its service discovery.
+        # A new Prometheus waits some seconds for its service discovery.
         with PrometheusClient(PrometheusOptions(url=prometheus.url)) as client:
             deadline_s = time.monotonic() + 30
             while len(client.query("up == 1")) < len(exporters):

@@ -1,6 +1,6 @@
-"""The fixture ``recorded_run``, one for the whole session: ``pytest_plugins = ["support.recorded_run_fixture"]``.
+"""The fixture ``recorded_run``, once per session: ``pytest_plugins = ["support.recorded_run_fixture"]``.
 
-Alone in this module, because pytest wants to import a plugin before anybody else does.
+It has its own module, because pytest must import a plugin before any test does.
 """
 
 from __future__ import annotations

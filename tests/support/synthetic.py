@@ -1,4 +1,4 @@
-"""A run of known truth, made of numbers alone: sensors, windows, edges, scrapes."""
+"""A synthetic run with known true energies: sensors, windows, edges, scrapes."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ RUN = "20260921T141320Z-0a1b2c"
 
 @dataclass(frozen=True)
 class Signal:
-    """Power that is constant between steps; its integral is exact."""
+    """Power that is constant between steps, so that its integral is exact."""
 
     times_s: tuple[float, ...]
-    """Start of each step; before the first one power is ``watts[0]``."""
+    """Start of each step; before the first step the power is ``watts[0]``."""
     watts: tuple[float, ...]
 
     def energy_joules(self, at_s: float | NDArray[np.float64]) -> NDArray[np.float64]:
-        """Joules from the first step on to ``at_s`` (negative before it)."""
+        """Return the joules from the first step to ``at_s``; negative before it."""
         times = np.asarray(self.times_s)
         watts = np.asarray(self.watts)
         sums = np.concatenate(([0.0], np.cumsum(np.diff(times) * watts[:-1])))
@@ -57,7 +57,7 @@ class Signal:
         return np.asarray(sums[index] + (at - times[index]) * watts[index])
 
     def counter_joules(self, at_s: float | NDArray[np.float64], refresh_s: float) -> NDArray[np.float64]:
-        """What a sensor shows that renews its value every ``refresh_s``."""
+        """Return the value of a sensor with this refresh period."""
         at = np.asarray(at_s, dtype=np.float64)
         if refresh_s > 0:
             at = T0 + np.floor((at - T0) / refresh_s) * refresh_s
@@ -66,7 +66,7 @@ class Signal:
 
 @dataclass
 class World:
-    """Sensors with their signals, one configuration or two, and a run over them."""
+    """Sensors with their signals, and a run over some configurations."""
 
     sensors: dict[SensorRecord, Signal] = field(default_factory=dict)
     record: RunRecord | None = None
@@ -81,10 +81,10 @@ class World:
         return float(signal.energy_joules(window.start_s + window.duration_s) - signal.energy_joules(window.start_s))
 
     def scrapes(self, *, instance: str = EXPORTER) -> list[RawSeries]:
-        """What a Prometheus would have stored: sample times on a grid of milliseconds."""
+        """Return the samples that a Prometheus would store: sample times on a grid of milliseconds."""
         times = np.round(np.arange(self.start_s, self.end_s + 2.0, self.scrape_s) * 1000) / 1000
         reads = times + self.read_delay_s
-        found = [
+        result = [
             RawSeries(
                 name=catalog.EXPORTER_START.name,
                 labels={"instance": instance},
@@ -108,7 +108,7 @@ class World:
                 "domain": item.domain,
             }
             counter = self.base_joules + signal.counter_joules(reads, item.refresh_s or 0.0)
-            found.append(
+            result.append(
                 RawSeries(name=catalog.ENERGY_BY_SCOPE[item.scope].name, labels=labels, times_s=times, values=counter)
             )
             info = {
@@ -122,9 +122,9 @@ class World:
             }
             ones = np.ones(times.shape)
             named = {**labels, **{key: value for key, value in info.items() if value}}
-            found.append(RawSeries(name=catalog.SENSOR_INFO.name, labels=named, times_s=times, values=ones))
+            result.append(RawSeries(name=catalog.SENSOR_INFO.name, labels=named, times_s=times, values=ones))
             if item.refresh_s is not None:
-                found.append(
+                result.append(
                     RawSeries(
                         name=catalog.SENSOR_REFRESH.name, labels=labels, times_s=times, values=item.refresh_s * ones
                     )
@@ -132,12 +132,12 @@ class World:
             device = {"instance": instance, "collector": item.collector, "device": item.device}
             if (item.collector, item.device) not in devices:
                 devices.add((item.collector, item.device))
-                found.append(RawSeries(name=catalog.READ_TIMESTAMP.name, labels=device, times_s=times, values=reads))
-        return found
+                result.append(RawSeries(name=catalog.READ_TIMESTAMP.name, labels=device, times_s=times, values=reads))
+        return result
 
 
 def sensor(device: str, domain: str, component: str = "cpu", scope: str = "device", **more: object) -> SensorRecord:
-    """A sensor's record with sensible defaults."""
+    """Return the record of a sensor, with defaults."""
     values = {"collector": "rapl", "method": "counter", "reads": "energy", "refresh_s": 0.001, **more}
     return SensorRecord(exporter=EXPORTER, scope=scope, component=component, device=device, domain=domain, **values)  # type: ignore[arg-type]
 
@@ -173,7 +173,7 @@ def make_world(
     run: str = RUN,
     start_s: float = T0,
 ) -> World:
-    """A run: idle, rounds over all configurations and batch sizes, idle again; the load settles around windows."""
+    """Make a run: idle, rounds over all configurations and batch sizes, idle; the load settles around windows."""
     random = np.random.default_rng(seed)
     items = list(sensors)
     steps: list[tuple[float, str, int, float]] = [(start_s, "idle", 0, 1.0)]
@@ -183,7 +183,7 @@ def make_world(
     def idle(configuration: str, flags: tuple[str, ...]) -> None:
         nonlocal at
         steps.append((at, "idle", 0, 1.0))
-        # The runner lets idle settle too: a step of power within a scrape of an edge would be the world's fault.
+        # Idle settles as well, as in the runner: no step of power is within a scrape of an edge.
         spans.append(("idle", configuration, 0, 0, at + settle_s, at + settle_s + idle_s, flags))
         at += idle_s + 2 * settle_s
 
@@ -206,7 +206,7 @@ def make_world(
     world = World(signals, scrape_s=scrape_s, start_s=start_s, end_s=at)
     windows = []
     for index, (kind, name, batch_size, number, start, end, flags) in enumerate(spans):
-        # Rates differ by network and grow with the batch size; whole batches only.
+        # Rates differ between networks and grow with the batch size; all batches are whole.
         rate = (900.0 if name.endswith("fp32") else 2100.0) * batch_size**0.5
         batches = int(rate * (end - start) / batch_size) if batch_size else 0
         latency = (end - start) / batches if batches else 0.0
@@ -299,7 +299,7 @@ def _edge(world: World, items: Sequence[SensorRecord], at_s: float) -> Edge:
 
 
 class ListSource:
-    """A source over raw samples in memory."""
+    """A source with raw samples in memory."""
 
     def __init__(self, samples: Sequence[RawSeries], record: RunRecord | None = None) -> None:
         self.samples = samples
@@ -329,7 +329,7 @@ class ListSource:
 
 
 def without_edges(record: RunRecord) -> RunRecord:
-    """The same run, as if no exporter had been read at the edges."""
+    """Return the run without readings at the edges."""
     return dataclasses.replace(
         record,
         windows=tuple(dataclasses.replace(window, start_edge=None, end_edge=None) for window in record.windows),
@@ -347,25 +347,25 @@ TWO_SOCKETS = (
 
 
 def raw_of(samples: Iterable[Sample], instance: str = "") -> list[RawSeries]:
-    """Annotations as a Prometheus gives them back."""
+    """Return annotations as a Prometheus returns them."""
     return [
         RawSeries(
             name=name,
             labels={**dict(labels), **({"instance": instance} if instance else {})},
-            times_s=np.array([item.at_ms / 1000 for item in found]),
-            values=np.array([item.value for item in found]),
+            times_s=np.array([item.at_ms / 1000 for item in result]),
+            values=np.array([item.value for item in result]),
         )
-        for (name, labels), found in by_series(samples).items()
+        for (name, labels), result in by_series(samples).items()
     ]
 
 
 def run_samples(record: RunRecord) -> list[Sample]:
-    """Everything that a run delivers."""
+    """Return all samples that a run delivers."""
     return [sample for item in run_items(record) for sample in (*item.samples, *item.info)]
 
 
 def scrape_samples(world: World, **more: str) -> list[Sample]:
-    """The world's scrapes as samples of remote write, with the labels a scrape job adds."""
+    """Return the scrapes as samples of remote write, with the labels that a scrape job adds."""
     return [
         Sample(
             name=raw.name,
@@ -379,7 +379,7 @@ def scrape_samples(world: World, **more: str) -> list[Sample]:
 
 
 def write_recording(world: World, path: Path) -> None:
-    """The world as the local mode would have recorded it."""
+    """Write the recording of the local mode."""
     assert world.record is not None
     record = world.record
     scrapes: dict[float, list[tuple[str, float]]] = {}
@@ -402,7 +402,7 @@ def write_recording(world: World, path: Path) -> None:
 
 
 def send_world(url: str, world: World, piece: int = 20_000, **labels: str) -> None:
-    """Write the world's scrapes and annotations to a real Prometheus, in the order of time."""
+    """Write the scrapes and annotations to a real Prometheus, in order of time."""
     assert world.record is not None
     samples = [*scrape_samples(world, **labels), *run_samples(world.record)]
     samples.sort(key=lambda item: item.at_ms)

@@ -1,4 +1,4 @@
-"""What a run on an emulated machine really cost, for comparing with what was measured."""
+"""The true energy of a run on an emulated machine, to compare with the measured one."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from joulewatch_harness.records import RunRecord
 def true_joules_per_inference(
     record: RunRecord, truth: Truth, keys: Collection[str] | None = None
 ) -> dict[tuple[str, int], float]:
-    """(configuration, batch size) -> mean over its measure windows of true joules per inference.
+    """Return (configuration, batch size) -> mean over its measure windows of the true joules per inference.
 
     Args:
         record: The run.
-        truth: Of the machine it was measured on.
-        keys: The devices that are summed; None: all that the machine has.
+        truth: The truth of the machine that was measured.
+        keys: The devices to add up; None: all devices of the machine.
     """
-    found: dict[tuple[str, int], list[float]] = {}
+    result: dict[tuple[str, int], list[float]] = {}
     for window in record.windows:
         if window.kind == "measure" and window.inferences:
             end_s = window.start_s + window.duration_s
             joules = sum(truth.energy_joules(key, window.start_s, end_s) for key in keys or truth.keys)
-            found.setdefault((window.configuration, window.batch_size), []).append(joules / window.inferences)
-    return {cell: fmean(values) for cell, values in found.items()}
+            result.setdefault((window.configuration, window.batch_size), []).append(joules / window.inferences)
+    return {cell: fmean(values) for cell, values in result.items()}

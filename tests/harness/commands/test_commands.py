@@ -1,4 +1,4 @@
-"""``joulewatch analyze`` and ``joulewatch energy`` as a person types them."""
+"""``joulewatch analyze`` and ``joulewatch energy`` as typed on the command line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def world() -> World:
 
 @pytest.fixture
 def runs(world: World, tmp_path: Path) -> Path:
-    """An output folder with the run, as the local mode leaves it."""
+    """An output directory with the run, as the local mode writes it."""
     assert world.record is not None
     with Journal.create(tmp_path / "runs", world.record.header) as journal:
         for line in (*world.record.configurations, *world.record.windows, world.record.end):
@@ -72,7 +72,7 @@ def test_a_run_is_found_by_id_folder_journal_and_recording(runs: Path, capsys: p
     assert len(set(texts)) == 1 and len(texts[0].splitlines()) == 5
 
 
-def test_edges_alone_do_where_there_is_no_recording(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_edges_are_used_if_there_is_no_recording(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs / RUN / "recording.sqlite").unlink()
     assert main(["analyze", str(runs / RUN)]) == 0
     assert "edges of the journal only" in capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_figure_json_and_budget(runs: Path, tmp_path: Path, capsys: pytest.Captu
         (["energy", "--start", "1000", "--end=2000", "--recording=REC"], "no joulewatch sensor has samples"),
     ],
 )
-def test_bad_input_is_told_with_exit_code_2(
+def test_bad_input_is_an_error_with_exit_code_2(
     runs: Path, words: list[str], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     known = {"RUN": str(runs / RUN), "--recording=REC": f"--recording={runs / RUN / 'recording.sqlite'}"}
@@ -116,16 +116,14 @@ def test_bad_input_is_told_with_exit_code_2(
     assert text in capsys.readouterr().err
 
 
-def test_a_window_that_samples_do_not_reach_around_has_no_number(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_window_that_the_samples_do_not_enclose_has_no_energy(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recording = runs / RUN / "recording.sqlite"
     assert main(["energy", "--start=-30m", "--end=-590s", f"--recording={recording}"]) == 1
     text = capsys.readouterr().out
     assert "missing" in text and "[unbracketed]" in text and "No total" in text
 
 
-def test_strict_fails_on_errors_of_the_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_strict_fails_on_audit_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = make_world(
         [sensor("socket0", "package"), sensor("socket0", "core", "cpu", "part")],
         batch_sizes=(1,),
@@ -139,7 +137,9 @@ def test_strict_fails_on_errors_of_the_audit(tmp_path: Path, capsys: pytest.Capt
     assert "core_exceeds_package" in captured.err and "core_exceeds_package" in captured.out
 
 
-def test_from_a_prometheus_alone(runs: Path, fake: FakePrometheus, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_analyzed_from_prometheus_alone(
+    runs: Path, fake: FakePrometheus, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["analyze", RUN, f"--output={runs}", "--format=csv"]) == 0
     here = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     elsewhere = ["analyze", RUN, "--output=nowhere", f"--prometheus={URL}", "--format=csv"]

@@ -1,4 +1,4 @@
-"""`joulewatch runs` lists what is stored and says how a push went."""
+"""``joulewatch runs`` lists the stored runs and reports the result of a push."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from support.runs import NETWORK, RUN, header, window
 
 @pytest.fixture
 def output(tmp_path: Path) -> Path:
-    """One finished run, half of it delivered, and one that was cut off."""
+    """A finished run, half of it delivered, and an interrupted run."""
     folder = tmp_path / "runs"
     with Journal.create(folder, header()) as journal:
         journal.append(NETWORK)
@@ -130,7 +130,7 @@ def test_the_list_from_prometheus(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_push_reports_and_its_exit_code_says_whether_all_is_there(
+def test_push_prints_a_report_and_its_exit_code_shows_whether_all_windows_are_delivered(
     output: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Path, str, str | None]] = []
@@ -156,7 +156,7 @@ def test_push_reports_and_its_exit_code_says_whether_all_is_there(
     assert json.loads(capsys.readouterr().out)["parked"] == [{"what": "window 1", "reason": "out of order"}]
     assert main([*words, "--prometheus=http://p", "--format=csv"]) == 1
     assert capsys.readouterr().out.splitlines()[1] == f"{RUN},http://p,3,1,1,1"
-    # Where the plan named a Prometheus, it need not be named again.
+    # The Prometheus of the plan is the default.
     assert main(["runs", "push", "20261122", f"--output={output}"]) == 1
     assert [url for _, url, _ in asked][-1] == "http://planned:9090"
     assert [gateway for _, _, gateway in asked] == [None, "http://g", None, None, None]
@@ -172,6 +172,8 @@ def test_push_reports_and_its_exit_code_says_whether_all_is_there(
         (["push", RUN, "--prometheus=p:9090"], "is not a valid URL"),
     ],
 )
-def test_bad_arguments_are_named(output: Path, words: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_are_errors(
+    output: Path, words: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["runs", *words, f"--output={output}"]) == 2
     assert text in capsys.readouterr().err

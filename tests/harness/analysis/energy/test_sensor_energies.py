@@ -29,9 +29,9 @@ COUNTER = quantity(catalog.DEVICE_ENERGY.name, 50.0 * TIMES_S)
 @pytest.mark.parametrize(("missed_s", "reason"), [(0.0, ""), (0.09, ""), (0.11, "unmeasured_time")])
 def test_a_counter_may_miss_one_percent_of_the_window(missed_s: float, reason: str) -> None:
     missed = quantity(catalog.SENSOR_UNMEASURED.name, np.where(TIMES_S > 5, missed_s, 0.0))
-    (found,) = measure(history_of(COUNTER, missed), WINDOW, [], "all")
-    assert found.reason == reason
-    assert (found.energy is None) == bool(reason)
+    (actual,) = measure(history_of(COUNTER, missed), WINDOW, [], "all")
+    assert actual.reason == reason
+    assert (actual.energy is None) == bool(reason)
 
 
 def test_the_total_needs_every_device_and_adds_uncertainties_linearly() -> None:
@@ -60,6 +60,6 @@ def test_patterns_and_scope_select_sensors() -> None:
 
 def test_a_sensor_with_power_only_is_integrated() -> None:
     gauge = quantity(catalog.DEVICE_POWER.name, np.full(TIMES_S.shape, 25.0))
-    (found,) = measure(history_of(gauge), WINDOW, [], "all")
-    assert found.joules is not None
-    assert found.joules.joules == pytest.approx(250.0)
+    (actual,) = measure(history_of(gauge), WINDOW, [], "all")
+    assert actual.joules is not None
+    assert actual.joules.joules == pytest.approx(250.0)

@@ -1,4 +1,4 @@
-"""Properties of the three ways to the energy of a window, against signals whose integral is exact."""
+"""Properties of the three methods for the energy of a window, checked with signals whose integral is exact."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def test_constant_power_gives_power_times_time(
     series: Callable[[list[float], float], Series], energy: Energy, watts: float, start: float, length: float
 ) -> None:
     assume(start + length <= 10)
-    found = energy(series([watts] * 11, 0.0), Span(start, start + length))
-    assert found.joules == pytest.approx(watts * ((start + length) - start), rel=1e-6, abs=1e-9)
+    actual = energy(series([watts] * 11, 0.0), Span(start, start + length))
+    assert actual.joules == pytest.approx(watts * ((start + length) - start), rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize(("series", "energy"), WAYS)
@@ -78,7 +78,7 @@ def test_no_result_changes_when_the_clock_is_shifted(
     far = energy(series(watts, T0), Span(a + T0, c + T0))
     # A double resolves 0.24 µs of Unix time.
     assert far.joules == pytest.approx(near.joules, rel=1e-6, abs=1e-2)
-    # The same shift told as a clock offset.
+    # The same shift as a clock offset.
     shifted = {energy_from_counter: energy_from_counter, energy_from_power: energy_from_power}[energy](  # type: ignore[index]
         series(watts, 100.0), Span(a, c), offset=ClockOffset(100.0, 100.0)
     )
@@ -118,13 +118,13 @@ def test_the_bounds_of_a_history_contain_the_truth(
     length: float,
     clock: float,
 ) -> None:
-    """Any signal, any sampling times, a counter renewed now and then, a clock known to 50 ms."""
+    """Any signal, any sampling times, a counter with a refresh period, a clock known to within 50 ms."""
     truth, largest = signal
     times = T0 + np.cumsum(np.array(steps))
     assume(times[0] < T0 + start - 0.2 and times[-1] > T0 + start + length + 0.2)
     counter = Series(times + clock, truth.counter_joules(times, refresh_s))
     window = Span(T0 + start, T0 + start + length)
-    found = energy_from_counter(
+    actual = energy_from_counter(
         counter,
         window,
         Traits(refresh_s=refresh_s),
@@ -134,8 +134,8 @@ def test_the_bounds_of_a_history_contain_the_truth(
     )
     joules = float(truth.energy_joules(window.end_s) - truth.energy_joules(window.start_s))
     slack = 1e-4  # J: 0.24 µs of Unix time at 500 W
-    assert found.lower_joules - slack <= joules <= found.upper_joules + slack
-    assert found.lower_joules - slack <= found.joules <= found.upper_joules + slack
+    assert actual.lower_joules - slack <= joules <= actual.upper_joules + slack
+    assert actual.lower_joules - slack <= actual.joules <= actual.upper_joules + slack
 
 
 @given(
@@ -161,23 +161,23 @@ def test_the_bounds_of_edges_contain_the_truth(
     offset = ClockOffset(-0.003, 0.003)
     reads = (window.start_s - before, window.end_s + after)
     first, last = (EdgeReading(at_s + clock, float(truth.counter_joules(at_s, refresh_s)), offset) for at_s in reads)
-    found = energy_from_edges(first, last, window, Traits(refresh_s=refresh_s), power_cap_watts=largest)
+    actual = energy_from_edges(first, last, window, Traits(refresh_s=refresh_s), power_cap_watts=largest)
     joules = float(truth.energy_joules(window.end_s) - truth.energy_joules(window.start_s))
-    assert found.lower_joules - 1e-4 <= joules <= found.upper_joules + 1e-4
-    assert found.lower_joules - 1e-4 <= found.joules <= found.upper_joules + 1e-4
+    assert actual.lower_joules - 1e-4 <= joules <= actual.upper_joules + 1e-4
+    assert actual.lower_joules - 1e-4 <= actual.joules <= actual.upper_joules + 1e-4
 
 
 def test_edges_in_steady_power_are_exact_within_their_own_uncertainty() -> None:
     truth = Signal((T0,), (200.0,))
     window = Span(T0 + 5, T0 + 6)
     first, last = (EdgeReading(at, float(truth.energy_joules(at))) for at in (T0 + 4.999, T0 + 6.001))
-    found = energy_from_edges(first, last, window, Traits(refresh_s=0.001, resolution_joules=6e-5))
-    assert found.joules == pytest.approx(200.0, rel=2e-3)
-    assert {item.name for item in found.budget} == {"edge slack", "refresh", "resolution"}
-    assert abs(found.joules - 200.0) <= 2 * found.standard_joules
+    actual = energy_from_edges(first, last, window, Traits(refresh_s=0.001, resolution_joules=6e-5))
+    assert actual.joules == pytest.approx(200.0, rel=2e-3)
+    assert {item.name for item in actual.budget} == {"edge slack", "refresh", "resolution"}
+    assert abs(actual.joules - 200.0) <= 2 * actual.standard_joules
 
 
-def test_published_accuracy_is_a_systematic_item_and_widens_no_bound() -> None:
+def test_published_accuracy_is_systematic_and_does_not_widen_the_bounds() -> None:
     counter = Series(np.arange(11.0), 100 * np.arange(11.0))
     rough = energy_from_counter(counter, Span(2, 8), Traits(accuracy=0.5, family="estimate"))
     exact = energy_from_counter(counter, Span(2, 8))
@@ -190,16 +190,16 @@ def test_published_accuracy_is_a_systematic_item_and_widens_no_bound() -> None:
 
 def test_edges_on_samples_need_no_interpolation() -> None:
     counter = Series(np.arange(11.0), 100 * np.arange(11.0))
-    found = energy_from_counter(counter, Span(2, 8))
-    assert found.lower_joules == found.joules == found.upper_joules == pytest.approx(600.0)
-    assert found.budget == ()
+    actual = energy_from_counter(counter, Span(2, 8))
+    assert actual.lower_joules == actual.joules == actual.upper_joules == pytest.approx(600.0)
+    assert actual.budget == ()
 
 
 def reason(excinfo: pytest.ExceptionInfo[CoverageError]) -> str:
     return excinfo.value.reason
 
 
-def test_what_samples_do_not_cover_has_no_number() -> None:
+def test_a_window_that_the_samples_do_not_cover_has_no_energy() -> None:
     counter = Series(np.array([0.0, 1, 2, 3, 8, 9, 10]), np.arange(7.0))
     for window, expected in (
         (Span(-1.0, 2.0), "unbracketed"),
@@ -215,7 +215,7 @@ def test_what_samples_do_not_cover_has_no_number() -> None:
     assert reason(excinfo) == "no_samples"
 
 
-def test_a_gap_inside_the_window_does_not_hurt_a_counter_but_power() -> None:
+def test_a_gap_inside_the_window_affects_power_but_not_a_counter() -> None:
     times = np.array([0.0, 1, 2, 7, 8, 9])
     assert energy_from_counter(Series(times, 5 * times), Span(0.5, 8.5)).joules == pytest.approx(40.0)
     with pytest.raises(CoverageError) as excinfo:
@@ -223,13 +223,13 @@ def test_a_gap_inside_the_window_does_not_hurt_a_counter_but_power() -> None:
     assert reason(excinfo) == "sample_gap"
 
 
-def test_a_restart_inside_the_window_is_never_added_over() -> None:
+def test_a_window_with_a_restart_has_no_energy() -> None:
     counter = Series(np.arange(8.0), np.array([50.0, 60, 70, 5, 15, 25, 35, 45]))
     with pytest.raises(CoverageError) as excinfo:
         energy_from_counter(counter, Span(1.5, 5.5))
     assert reason(excinfo) == "exporter_restart"
     assert energy_from_counter(counter, Span(3.5, 6.5)).joules == pytest.approx(30.0)
-    # The new counter may have overtaken the old one between two samples: the start time tells.
+    # The new counter may exceed the old one by the next sample; the start time shows the restart.
     rising = Series(np.arange(8.0), 10 * np.arange(8.0))
     with pytest.raises(CoverageError) as excinfo:
         energy_from_counter(rising, Span(1.5, 5.5), restarts_s=np.array([-100.0, 3.2]))
@@ -242,7 +242,7 @@ def test_a_restart_inside_the_window_is_never_added_over() -> None:
     assert reason(excinfo) == "exporter_restart"
 
 
-def test_edges_out_of_order_and_short_windows_have_no_number() -> None:
+def test_edges_out_of_order_and_short_windows_have_no_energy() -> None:
     with pytest.raises(CoverageError) as excinfo:
         energy_from_edges(EdgeReading(5, 7.0), EdgeReading(1, 30.0), Span(1.1, 4.9))
     assert reason(excinfo) == "clock_skew"
@@ -255,14 +255,14 @@ def test_edges_out_of_order_and_short_windows_have_no_number() -> None:
 
 def test_zero_is_a_measurement() -> None:
     counter = Series(np.arange(11.0), np.full(11, 7.0))
-    found = energy_from_counter(counter, Span(2.5, 7.5), Traits(refresh_s=0.1))
-    assert (found.joules, found.lower_joules, found.upper_joules) == (0.0, 0.0, 0.0)
+    actual = energy_from_counter(counter, Span(2.5, 7.5), Traits(refresh_s=0.1))
+    assert (actual.joules, actual.lower_joules, actual.upper_joules) == (0.0, 0.0, 0.0)
     edges = energy_from_edges(EdgeReading(1, 7.0), EdgeReading(5, 7.0), Span(1.1, 4.9))
     assert edges.joules == 0.0 and edges.mean_power_watts == 0.0
 
 
-def test_a_load_that_begins_and_ends_with_the_window_is_measured_exactly_from_its_history() -> None:
-    """The powers on either side tell where in the spacing the step was; a straight line would be 2.7 % low."""
+def test_a_load_that_starts_and_ends_with_the_window_is_measured_exactly_from_the_history() -> None:
+    """The powers on either side locate the step between two samples; linear interpolation would be 2.7 % low."""
     times_s = np.arange(0.0, 40.0, 1.0) + 0.4
     begin_s, end_s = 10.0, 20.0
 
@@ -277,16 +277,16 @@ def test_a_load_that_begins_and_ends_with_the_window_is_measured_exactly_from_it
     assert straight == pytest.approx(2500.0 - 200.0 * 2 * 0.6 * 0.4, rel=1e-9)
 
 
-def test_a_counter_that_restarts_beside_the_window_gives_no_power_to_interpolate_with() -> None:
-    """The fall lies outside: the window has its energy, by the straight line."""
+def test_a_restart_next_to_the_window_gives_no_power_to_interpolate_with() -> None:
+    """The counter falls outside the window, so the interpolation is linear."""
     times_s = np.arange(0.0, 12.0, 1.0)
     values = np.where(times_s < 3, 1000.0 + 100 * times_s, 100 * times_s)
     energy = energy_from_counter(Series(times_s, values, {}), Span(3.5, 8.5))
     assert energy.joules == pytest.approx(500.0)
 
 
-def test_the_slack_of_edges_is_taken_at_the_powers_that_were_seen() -> None:
-    """Steady at 200 W, never seen lower: the 4 ms beside the window were at 200 W too, not at half of it."""
+def test_the_time_between_reading_and_window_counts_with_the_observed_powers() -> None:
+    """If the power was never below 200 W, it was 200 W in the 4 ms next to the window as well, not half of it."""
     start, end = EdgeReading(9.998, 0.0), EdgeReading(11.002, 200.8)
     steady = energy_from_edges(start, end, Span(10.0, 11.0), power_floor_watts=200.0)
     assert steady.joules == pytest.approx(200.0)
@@ -299,21 +299,21 @@ def test_the_slack_of_edges_is_taken_at_the_powers_that_were_seen() -> None:
     assert (steady.lower_joules, steady.upper_joules) == (idling.lower_joules, idling.upper_joules)
 
 
-# Sensors that look at a part of the time
+# Sensors that observe only part of the time
 
 PERIOD_S, SEEN_S, STEP_S = 0.1, 0.025, 0.001
 PARTLY = Traits(refresh_s=PERIOD_S, resolution_joules=0.0, accuracy=None, family="nvml", window_s=SEEN_S)
 
 
 def telegraph(random: np.random.Generator, count: int, dwell_s: float) -> Floats:
-    """A load that goes on and off at random: 300 W and 80 W."""
+    """A load that switches at random between 300 W and 80 W."""
     spans = np.maximum(1, random.exponential(dwell_s / STEP_S, 2 * int(count * STEP_S / dwell_s) + 50).astype(int))
     levels = np.where((np.arange(spans.size) + int(random.integers(2))) % 2, 300.0, 80.0)
     return np.repeat(levels, spans)[:count]
 
 
 def steps_of(random: np.random.Generator, count: int, period_s: float) -> Floats:
-    """A load that repeats, out of step with the sensor."""
+    """A periodic load that is not synchronised with the sensor."""
     times = np.arange(count) * STEP_S + random.random() * period_s
     return np.where(times % period_s < 0.4 * period_s, 300.0, 80.0)
 
@@ -321,7 +321,7 @@ def steps_of(random: np.random.Generator, count: int, period_s: float) -> Floats
 def watched(
     random: np.random.Generator, watts: Floats, length_s: float, every: int
 ) -> tuple[float, WindowEnergy, WindowEnergy]:
-    """True joules, and what such a sensor makes of them: without and with what it did not see.
+    """Return the true joules, and the energy from such a sensor without and with the unobserved time.
 
     As the exporter does it: readings integrated by the trapezoid; as a scrape sees it: each ``every``-th reading.
     """
@@ -343,37 +343,37 @@ def watched(
     ("load", "scale_s"), [(telegraph, 0.005), (telegraph, 0.02), (telegraph, 0.1), (steps_of, 0.037), (steps_of, 0.13)]
 )
 @pytest.mark.parametrize("every", [1, 10])
-def test_what_a_sensor_does_not_see_is_in_the_uncertainty(
+def test_the_uncertainty_covers_the_time_that_a_sensor_does_not_observe(
     load: Callable[[np.random.Generator, int, float], Floats], scale_s: float, every: int
 ) -> None:
-    """25 of each 100 ms: the stated 95 % hold the truth, and without this item they often would not."""
+    """With 25 of every 100 ms observed, the interval of 95 % covers the truth only with this component."""
     random = np.random.default_rng(3)
     tries, blind, held = 200, 0, 0
     for _ in range(tries):
-        truth, without, found = watched(random, load(random, 14_000, scale_s), 10.0, every)
-        assert found.joules == without.joules
-        assert found.lower_joules <= truth <= found.upper_joules
+        truth, without, actual = watched(random, load(random, 14_000, scale_s), 10.0, every)
+        assert actual.joules == without.joules
+        assert actual.lower_joules <= truth <= actual.upper_joules
         blind += abs(without.joules - truth) <= NORMAL_95 * without.standard_joules
-        held += abs(found.joules - truth) <= NORMAL_95 * found.standard_joules
+        held += abs(actual.joules - truth) <= NORMAL_95 * actual.standard_joules
     assert held / tries >= 0.93
     if load is telegraph:
         assert blind / tries < 0.6
 
 
-def test_the_unseen_share_follows_its_formula() -> None:
-    """100 periods, values in turn 90 and 110 W: s = 14.1 W by successive differences, u = 10 s x 14.1 W x 0.0866."""
+def test_the_component_of_unobserved_time_follows_its_formula() -> None:
+    """100 periods, 90 and 110 W alternate: s = 14.1 W by successive differences, u = 10 s x 14.1 W x 0.0866."""
     window = Span(1.0, 11.0)
     times = np.arange(0.0, 12.05, PERIOD_S) + 1e-6
     readings = Series(times, np.where(np.arange(times.size) % 2, 90.0, 110.0))
     counter = Series(times, 100.0 * times)
     blind = energy_from_counter(counter, window, PARTLY)
-    found = with_unseen(blind, window, PARTLY, readings)
-    (item,) = [item for item in found.budget if item.name == "unseen"]
+    actual = with_unseen(blind, window, PARTLY, readings)
+    (item,) = [item for item in actual.budget if item.name == "unseen"]
     count = np.count_nonzero((times >= 1.0) & (times <= 11.0))
     few = student_factor(2 * (count - 1) / 3) / NORMAL_95
     assert item.standard_joules == pytest.approx(few * 10 * math.sqrt(200) * math.sqrt(0.75 / 100), rel=1e-6)
     assert not item.systematic and "observes 25 of every 100 ms" in item.text
-    # Scraped three times as often, each value is there three times and counts once.
+    # Scraped three times as often, each value appears three times and counts once.
     often = Series(
         np.sort(np.concatenate([times + shift for shift in (0.0, 0.03, 0.06)])), np.repeat(readings.values, 3)
     )
@@ -381,23 +381,23 @@ def test_the_unseen_share_follows_its_formula() -> None:
     assert again.standard_joules == pytest.approx(item.standard_joules, rel=0.02)
 
 
-def test_with_too_few_values_unseen_power_may_have_been_anything() -> None:
+def test_with_too_few_values_the_unobserved_power_is_uniform() -> None:
     window = Span(1.0, 2.0)
     times = np.arange(0.0, 4.0, 0.5)
     blind = energy_from_counter(Series(times, 100.0 * times), window, PARTLY)
     for readings in (None, Series(times, np.full(times.shape, 100.0))):
-        found = with_unseen(blind, window, PARTLY, readings, power_floor_watts=40.0, power_cap_watts=250.0)
-        (item,) = [one for one in found.budget if one.name == "unseen"]
+        actual = with_unseen(blind, window, PARTLY, readings, power_floor_watts=40.0, power_cap_watts=250.0)
+        (item,) = [one for one in actual.budget if one.name == "unseen"]
         assert item.half_width_joules == pytest.approx(0.75 * 1.0 * 150.0)
         assert item.standard_joules == pytest.approx(item.half_width_joules / math.sqrt(3))
-        assert found.lower_joules == pytest.approx(0.25 * blind.lower_joules)
-        assert found.upper_joules == pytest.approx(blind.upper_joules + 0.75 * 150.0)
+        assert actual.lower_joules == pytest.approx(0.25 * blind.lower_joules)
+        assert actual.upper_joules == pytest.approx(blind.upper_joules + 0.75 * 150.0)
 
 
 @pytest.mark.parametrize(
     "traits", [Traits(refresh_s=0.1), Traits(refresh_s=0.1, window_s=0.1), Traits(refresh_s=0.0, window_s=0.025)]
 )
-def test_a_sensor_that_sees_everything_loses_nothing(traits: Traits) -> None:
+def test_a_sensor_that_observes_all_the_time_is_unchanged(traits: Traits) -> None:
     window = Span(1.0, 3.0)
     blind = energy_from_counter(Series(np.arange(5.0), np.arange(5.0)), window, traits)
     assert with_unseen(blind, window, traits, None) is blind

@@ -67,7 +67,7 @@ def test_si_prefixes() -> None:
     assert numbers.quantity(0.00342, "J") == "3.420 mJ"
 
 
-def test_the_table_fits_a_terminal_and_names_what_measured(measured: RunResult) -> None:
+def test_the_table_fits_a_terminal_and_names_the_sensors(measured: RunResult) -> None:
     text = to_text.render_table(measured, width=80)
     assert all(len(line) <= 80 for line in text.splitlines()), text
     for word in ("net/onnxruntime/fp32", "net/onnxruntime/int8", "mJ per inference", "energy counter", "psys/total"):
@@ -76,13 +76,13 @@ def test_the_table_fits_a_terminal_and_names_what_measured(measured: RunResult) 
     assert "±" in text and "with this network loaded" in " ".join(text.split())
 
 
-def test_components_give_way_on_a_narrow_terminal(measured: RunResult) -> None:
+def test_component_columns_are_dropped_on_a_narrow_terminal(measured: RunResult) -> None:
     text = to_text.render_table(measured, width=50)
     assert "Omitted to fit 50 columns: cpu, memory, inf/J." in " ".join(text.split())
     assert "  cpu  " not in text
 
 
-def test_estimates_are_loud_everywhere(estimated: RunResult, tmp_path: Path) -> None:
+def test_estimates_are_marked_in_every_format(estimated: RunResult, tmp_path: Path) -> None:
     text = to_text.render_table(estimated, width=80, budget=True)
     assert text.count("!!! Energies ESTIMATED from a power model, not measured !!!") == 2
     assert "accuracy (estimate)" in text and "EPYC table" in text
@@ -97,7 +97,7 @@ def test_estimates_are_loud_everywhere(estimated: RunResult, tmp_path: Path) -> 
     assert numbers.warning_line(["counter", "integrated"]) == ""
 
 
-def test_the_json_is_what_its_schema_says(measured: RunResult, estimated: RunResult) -> None:
+def test_the_json_matches_its_schema(measured: RunResult, estimated: RunResult) -> None:
     schema = to_json.schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["properties"]["schema_version"]["const"] == to_json.SCHEMA_VERSION
@@ -119,10 +119,10 @@ def test_the_csv_is_in_base_units(measured: RunResult) -> None:
     assert float(rows[0]["latency_p99_seconds"]) > float(rows[0]["latency_p50_seconds"])
 
 
-def test_the_table_tells_what_was_read_back_after_loading(measured: RunResult) -> None:
-    """Version, provider, precision, threads and the state of tuning change what the numbers mean."""
+def test_the_table_shows_the_configuration_as_loaded(measured: RunResult) -> None:
+    """Version, provider, precision, threads and the state of tuning affect the meaning of the numbers."""
     (first, *_) = measured.groups
-    details = {"threads": "2", "tuning": "UNTUNED", "model_file": "not to be told here"}
+    details = {"threads": "2", "tuning": "UNTUNED", "model_file": "not shown here"}
     loaded = dataclasses.replace(
         first.configuration, runtime_version="9.8", device="cpu", actual_precision="bf16", details=details
     )
@@ -130,10 +130,10 @@ def test_the_table_tells_what_was_read_back_after_loading(measured: RunResult) -
     text = " ".join(to_text.render_table(dataclasses.replace(measured, groups=groups), width=400).split())
     assert f"{loaded.name}: {loaded.runtime} 9.8, " in text
     assert "cpu, bf16, threads: 2, tuning: UNTUNED" in text
-    assert "not to be told" not in text
+    assert "not shown here" not in text
 
 
-def test_missing_is_a_word_and_never_a_zero(measured: RunResult) -> None:
+def test_a_missing_energy_is_a_word_and_never_zero(measured: RunResult) -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,), edges=False)
     assert world.record is not None
     result = analyze_run(world.record, None)
@@ -145,14 +145,14 @@ def test_missing_is_a_word_and_never_a_zero(measured: RunResult) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf"])
-def test_the_figure_is_written_by_its_suffix(measured: RunResult, tmp_path: Path, suffix: str) -> None:
+def test_the_suffix_selects_the_format_of_the_figure(measured: RunResult, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"figure{suffix}"
     figure.write_figure(measured, path, net=True)
     magic = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
     assert path.read_bytes().startswith(magic)
 
 
-def test_a_figure_without_energies_and_bad_names(tmp_path: Path) -> None:
+def test_a_figure_without_energies_and_with_bad_names(tmp_path: Path) -> None:
     nothing = result_of(make_world([], batch_sizes=(1,)))
     write_figure(nothing, tmp_path / "nothing.svg")
     assert "no energy" in (tmp_path / "nothing.svg").read_text()
@@ -173,7 +173,7 @@ def test_results_are_published_with_method_and_basis(measured: RunResult) -> Non
     assert {item.at_ms for item in samples} == {1_000_000}
 
 
-def test_old_results_are_published_at_the_end_of_their_run(measured: RunResult) -> None:
+def test_results_of_an_old_run_are_published_at_its_end(measured: RunResult) -> None:
     end = measured.record.end
     assert end is not None
     assert published_at_s(measured, end.ended_at_s + 60) == end.ended_at_s + 60
@@ -183,7 +183,7 @@ def test_old_results_are_published_at_the_end_of_their_run(measured: RunResult) 
     assert callable(publish)
 
 
-# Setting up and phases
+# Setups and phases
 
 
 def many(count: int) -> tuple[str, ...]:
@@ -191,7 +191,7 @@ def many(count: int) -> tuple[str, ...]:
 
 
 def with_phases(world: World, name: str, *, execute: float) -> World:
-    """One configuration whose driver takes what the execution leaves."""
+    """Add phases to one configuration: the driver uses the time outside the execution."""
     assert world.record is not None
     around = 1 - execute
     windows = tuple(
@@ -212,12 +212,12 @@ def with_phases(world: World, name: str, *, execute: float) -> World:
     return world
 
 
-def test_what_setting_up_cost_is_a_line_of_its_own() -> None:
+def test_setups_have_their_own_line() -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1, 64))
     assert world.record is not None
     windows = list(world.record.windows)
     fp32, int8 = (item.name for item in world.record.configurations)
-    # The idle windows with a network loaded become what loading and tuning took: 96 W for 3 s.
+    # The idle windows with a network loaded become the windows of loading and tuning: 96 W for 3 s.
     for phase, batch_size in (("load", 0), ("prepare", 64)):
         at = next(i for i, one in enumerate(windows) if "loaded" in one.flags)
         windows[at] = dataclasses.replace(
@@ -250,7 +250,7 @@ def test_what_setting_up_cost_is_a_line_of_its_own() -> None:
     assert [one["name"] for one in tuned["energy"]["components"]] == ["cpu", "memory"]
 
 
-def test_nothing_is_said_of_setting_up_that_took_no_time(measured: RunResult) -> None:
+def test_short_setups_are_not_shown(measured: RunResult) -> None:
     short = dataclasses.replace(
         measured,
         setups=(SetupResult(configuration="net/onnxruntime/fp32", phase="load", batch_size=0, duration_s=0.3),),
@@ -260,7 +260,7 @@ def test_nothing_is_said_of_setting_up_that_took_no_time(measured: RunResult) ->
     jsonschema.validate(json.loads(to_json.render_json(short)), to_json.schema())
 
 
-def test_a_driver_that_takes_the_time_is_seen_at_a_glance(tmp_path: Path) -> None:
+def test_the_time_outside_the_execution_is_shown(tmp_path: Path) -> None:
     world = with_phases(make_world(TWO_SOCKETS, batch_sizes=(1, 8)), "net/onnxruntime/int8", execute=0.03)
     result = result_of(world)
     lines = to_text.render_table(result, width=100).splitlines()
@@ -270,8 +270,8 @@ def test_a_driver_that_takes_the_time_is_seen_at_a_glance(tmp_path: Path) -> Non
     assert lines[at + 3].split() == ["1", "67.9", "29.1", "3.0", "0.0", "97.0"]
     document = json.loads(to_json.render_json(result))
     jsonschema.validate(document, to_json.schema())
-    told = {item["name"]: item["share"]["value"] for item in document["results"][-1]["phases"]}
-    assert told == pytest.approx({"pack": 0.679, "copy_in": 0.291, "execute": 0.03, "other": 0.0})
+    actual = {item["name"]: item["share"]["value"] for item in document["results"][-1]["phases"]}
+    assert actual == pytest.approx({"pack": 0.679, "copy_in": 0.291, "execute": 0.03, "other": 0.0})
     assert document["results"][0]["phases"] == []
     rows = list(csv.DictReader(io.StringIO(to_csv.render_csv(result))))
     assert float(rows[-1]["phase_pack_share_of_time"]) == pytest.approx(0.679)
@@ -298,7 +298,7 @@ def test_execution_alone_needs_no_table_of_phases(tmp_path: Path) -> None:
     assert "Time [%]" not in (tmp_path / "figure.svg").read_text()
 
 
-def test_waiting_for_queries_is_no_time_beside_the_execution() -> None:
+def test_waiting_for_queries_is_not_time_outside_the_execution() -> None:
     def share(name: str, value: float) -> PhaseShare:
         return PhaseShare(name, estimate(value, 0.0), 0.001)
 
@@ -308,14 +308,14 @@ def test_waiting_for_queries_is_no_time_beside_the_execution() -> None:
 
 
 def heights(path: Path) -> tuple[float, list[str]]:
-    """Points of an SVG from top to bottom, and its texts."""
+    """Return the heights of the points of an SVG, from top to bottom, and its texts."""
     text = path.read_text()
-    found = re.search(r'height="([\d.]+)pt"', text)
-    assert found is not None
-    return float(found[1]), re.findall(r">([^<>]+)</text>", text)
+    result = re.search(r'height="([\d.]+)pt"', text)
+    assert result is not None
+    return float(result[1]), re.findall(r">([^<>]+)</text>", text)
 
 
-def test_many_configurations_have_all_their_lines_and_room_for_their_legend(tmp_path: Path) -> None:
+def test_many_configurations_have_all_their_lines_and_a_legend_below(tmp_path: Path) -> None:
     tall = {}
     for count in (3, 8, 12):
         world = make_world(TWO_SOCKETS[:1], configurations=many(count), batch_sizes=(1, 8), rounds=2, loaded_idle=False)
@@ -324,11 +324,11 @@ def test_many_configurations_have_all_their_lines_and_room_for_their_legend(tmp_
         assert [texts.count(name) for name in many(count)] == [1] * count
     assert tall[3] < tall[8] < tall[12]
     drawn = (tmp_path / "12.svg").read_text()
-    # The second eight have the colours of the first, and another stroke.
+    # The second eight lines have the colours of the first, with another line style.
     assert len(set(re.findall(r"stroke-dasharray: ([\d., ]+)", drawn))) >= 2
 
 
-def test_more_configurations_with_phases_than_panels_are_said_to_be_in_the_table(tmp_path: Path) -> None:
+def test_the_figure_refers_to_the_table_for_further_phases(tmp_path: Path) -> None:
     world = make_world(TWO_SOCKETS[:1], configurations=many(7), batch_sizes=(1, 8), rounds=2, loaded_idle=False)
     for name in many(7):
         with_phases(world, name, execute=0.5)

@@ -1,4 +1,4 @@
-"""``joulewatch compare``: verdicts and their uncertainty against arithmetic done by hand, and what it refuses."""
+"""``joulewatch compare``: verdicts and uncertainties checked by hand, and the comparisons that it rejects."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ NAMES = ("net/onnxruntime/fp32", "net/onnxruntime/int8")
 
 
 def estimate(value: float, **items: float) -> Estimate:
-    """A value with a budget: ``repeats`` of 3 rounds, anything else of type B; ``accuracy`` is systematic."""
+    """Return a value with a budget: ``repeats`` of 3 rounds, all others type B; ``accuracy`` is systematic."""
     lines = []
     for name, standard in items.items():
         accuracy = name.startswith("accuracy")
@@ -85,32 +85,32 @@ def row(a: Measure, b: Measure, **more: Any) -> Row:
     return compare_measures(8, a, b, **more)
 
 
-def standard_of(found: Estimate | None) -> float:
-    assert found is not None
-    return found.standard
+def standard_of(estimate: Estimate | None) -> float:
+    assert estimate is not None
+    return estimate.standard
 
 
 def test_scatter_is_independent_and_combines_in_quadrature() -> None:
-    found = row(energy(estimate(10, repeats=0.3)), energy(estimate(12, repeats=0.4)))
-    assert found.difference is not None and found.percent is not None
-    assert found.difference.value == 2
-    assert found.difference.standard == pytest.approx(0.5)
+    actual = row(energy(estimate(10, repeats=0.3)), energy(estimate(12, repeats=0.4)))
+    assert actual.difference is not None and actual.percent is not None
+    assert actual.difference.value == 2
+    assert actual.difference.standard == pytest.approx(0.5)
     # Welch-Satterthwaite: 0.5^4 / (0.3^4/2 + 0.4^4/2).
     dof = 0.5**4 / (0.3**4 / 2 + 0.4**4 / 2)
-    assert found.difference.dof == pytest.approx(dof)
-    assert found.difference.expanded == pytest.approx(0.5 * student_factor(dof))
-    assert found.percent.value == pytest.approx(20)
-    assert found.percent.standard == pytest.approx(100 * 1.2 * math.hypot(0.03, 0.4 / 12))
-    assert found.verdict == "significant"
+    assert actual.difference.dof == pytest.approx(dof)
+    assert actual.difference.expanded == pytest.approx(0.5 * student_factor(dof))
+    assert actual.percent.value == pytest.approx(20)
+    assert actual.percent.standard == pytest.approx(100 * 1.2 * math.hypot(0.03, 0.4 / 12))
+    assert actual.verdict == "significant"
 
 
 def test_the_accuracy_of_the_same_sensor_cancels_as_a_scale_factor() -> None:
-    """5 % of 10 J and of 12 J: 5 % of the difference is left in joules, nothing in percent."""
+    """5 % of 10 J and of 12 J contribute 5 % of the difference in joules, and nothing in percent."""
     a, b = energy(estimate(10, repeats=1e-9, accuracy=0.5)), energy(estimate(12, repeats=1e-9, accuracy=0.6))
-    found = row(a, b)
-    assert standard_of(found.difference) == pytest.approx(0.1)
-    assert standard_of(found.percent) == pytest.approx(0, abs=1e-6)
-    assert found.cancelled == ("accuracy (rapl)",)
+    actual = row(a, b)
+    assert standard_of(actual.difference) == pytest.approx(0.1)
+    assert standard_of(actual.percent) == pytest.approx(0, abs=1e-6)
+    assert actual.cancelled == ("accuracy (rapl)",)
     kept = row(a, b, cancel=False)
     assert standard_of(kept.difference) == pytest.approx(math.hypot(0.5, 0.6))
     assert kept.cancelled == ()
@@ -124,38 +124,38 @@ def test_the_accuracy_of_the_same_sensor_cancels_as_a_scale_factor() -> None:
         {"methods": frozenset({"counter", "unknown"})},
     ],
 )
-def test_accuracy_of_other_sensors_or_of_a_model_does_not_cancel(other: dict[str, Any]) -> None:
+def test_accuracy_of_different_sensors_or_of_a_model_does_not_cancel(other: dict[str, Any]) -> None:
     a = energy(estimate(10, repeats=0.1, accuracy=0.5))
     b = dataclasses.replace(energy(estimate(12, repeats=0.1, accuracy=0.6)), **other)
-    found = row(a, b)
-    assert standard_of(found.difference) == pytest.approx(math.hypot(0.1, 0.1, 0.5, 0.6))
-    assert found.cancelled == ()
+    actual = row(a, b)
+    assert standard_of(actual.difference) == pytest.approx(math.hypot(0.1, 0.1, 0.5, 0.6))
+    assert actual.cancelled == ()
 
 
-def test_the_same_idle_power_cancels_and_another_one_does_not() -> None:
+def test_the_same_idle_power_cancels_and_a_different_one_does_not() -> None:
     same = [energy(estimate(v, repeats=0.01, idle_baseline=u), idle=("r", (0, 9))) for v, u in ((10, 0.4), (12, 0.3))]
     assert standard_of(row(*same).difference) == pytest.approx(math.hypot(0.01, 0.01, 0.1))
     other = dataclasses.replace(same[1], idle=("r", (1, 9)))
     assert standard_of(row(same[0], other).difference) == pytest.approx(math.hypot(0.01, 0.01, 0.4, 0.3))
 
 
-def test_a_negative_net_turns_the_sign_of_what_is_shared() -> None:
-    """A scale factor's error in -1 J and in +1 J has opposite signs: the difference of 2 J has 5 % of 2 J."""
+def test_a_negative_net_energy_changes_the_sign_of_a_shared_error() -> None:
+    """The errors of a scale factor in -1 J and +1 J have opposite signs: the difference of 2 J has 5 % of 2 J."""
     a, b = energy(estimate(-1, repeats=1e-9, accuracy=0.05)), energy(estimate(1, repeats=1e-9, accuracy=0.05))
-    found = row(a, b)
-    assert standard_of(found.difference) == pytest.approx(0.1)
-    assert found.percent is None
+    actual = row(a, b)
+    assert standard_of(actual.difference) == pytest.approx(0.1)
+    assert actual.percent is None
 
 
-def test_no_percentage_where_the_baseline_may_be_zero() -> None:
-    found = row(energy(estimate(1, repeats=0.6)), energy(estimate(9, repeats=0.6)))
-    assert found.percent is None
-    assert found.verdict == "significant"
+def test_no_percentage_if_the_baseline_may_be_zero() -> None:
+    actual = row(energy(estimate(1, repeats=0.6)), energy(estimate(9, repeats=0.6)))
+    assert actual.percent is None
+    assert actual.verdict == "significant"
 
 
-def test_one_round_gives_no_verdict_and_a_missing_number_says_why() -> None:
-    found = row(energy(estimate(1, refresh=1e-6)), energy(estimate(9, repeats=1e-6)))
-    assert found.verdict == "undecided" and "two rounds" in found.text
+def test_one_round_is_undecided_and_a_missing_number_has_its_reason() -> None:
+    actual = row(energy(estimate(1, refresh=1e-6)), energy(estimate(9, repeats=1e-6)))
+    assert actual.verdict == "undecided" and "two rounds" in actual.text
     missing = row(energy(estimate(1, repeats=0.1)), dataclasses.replace(energy(None), missing="exporter was away"))
     assert missing.verdict == "missing" and missing.text == "B: exporter was away" and missing.difference is None
     assert compare_measures(8, None, energy(estimate(1, repeats=0.1))).text == "A: not measured"
@@ -167,9 +167,7 @@ def test_one_round_gives_no_verdict_and_a_missing_number_says_why() -> None:
     shares=st.lists(st.floats(1e-4, 0.2), min_size=4, max_size=4),
     accuracy=st.floats(0, 0.2),
 )
-def test_exchanging_the_sides_exchanges_the_sign_alone(
-    a: float, b: float, shares: list[float], accuracy: float
-) -> None:
+def test_exchanging_the_sides_changes_only_the_sign(a: float, b: float, shares: list[float], accuracy: float) -> None:
     first = energy(estimate(a, repeats=a * shares[0], edge_slack=a * shares[1], accuracy=a * accuracy))
     second = energy(estimate(b, repeats=b * shares[2], edge_slack=b * shares[3], accuracy=b * accuracy))
     forth, back = row(first, second).difference, row(second, first).difference
@@ -180,8 +178,8 @@ def test_exchanging_the_sides_exchanges_the_sign_alone(
     assert full is not None and forth.standard <= full.standard * (1 + 1e-12)
 
 
-def test_equal_truths_differ_as_seldom_as_95_percent_says() -> None:
-    """Three rounds each of one and the same truth, 2 % scatter: significant in about 1 of 20, and never far more."""
+def test_equal_values_are_significant_in_about_5_percent_of_cases() -> None:
+    """Three rounds each of the same value, 2 % scatter: significant in about 1 of 20 cases."""
     random = np.random.default_rng(7)
     differing = 0
     for _ in range(2000):
@@ -200,7 +198,7 @@ ACCURATE = (sensor("socket0", "package", accuracy=0.05), sensor("socket0", "dram
 
 
 def power(item: SensorRecord, name: str, _batch: int) -> float:
-    """INT8 draws 100 W, anything else 103 W; memory a fifth; 40 W idle."""
+    """INT8 uses 100 W, others 103 W; memory a fifth of it; 40 W idle."""
     watts = {"idle": 40.0}.get(name, 100.0 if name.endswith("int8") else 103.0)
     return watts * (0.2 if item.component == "memory" else 1.0)
 
@@ -212,10 +210,10 @@ def document(
         sensors, configurations=configurations, **{"power": power, "noise": 0.002, "batch_sizes": (1, 8), **more}
     )
     assert world.record is not None
-    found: dict[str, Any] = json.loads(
+    result: dict[str, Any] = json.loads(
         json.dumps(result_document(analyze_run(world.record, ListSource(world.scrapes()))))
     )
-    return found
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -227,84 +225,84 @@ def compared(*documents: dict[str, Any], **more: Any) -> Comparison:
     return compare(pairs_of([(read_result(item, "test"), ()) for item in documents]), **more)
 
 
-def rows_of(found: Comparison, name: str = "total", basis: str = "gross") -> list[Row]:
-    return [row for pair in found.pairs for row in pair.rows if (row.name, row.basis) == (name, basis)]
+def rows_of(comparison: Comparison, name: str = "total", basis: str = "gross") -> list[Row]:
+    return [row for pair in comparison.pairs for row in pair.rows if (row.name, row.basis) == (name, basis)]
 
 
 def test_one_run_compares_its_configurations_with_the_first(base: dict[str, Any]) -> None:
-    """900/s at 123.6 W against 2100/s at 120 W: -58.4 %, told exactly although each value is ±5 %."""
-    found = compared(base)
-    ((a, b),) = [(pair.a.configuration, pair.b.configuration) for pair in found.pairs]
+    """900/s at 123.6 W and 2100/s at 120 W: -58.4 %, exactly, although each value is ±5 %."""
+    actual = compared(base)
+    ((a, b),) = [(pair.a.configuration, pair.b.configuration) for pair in actual.pairs]
     assert (a, b) == NAMES
-    assert [item.batch_size for item in rows_of(found)] == [1, 8]
-    for item in rows_of(found):
+    assert [item.batch_size for item in rows_of(actual)] == [1, 8]
+    for item in rows_of(actual):
         assert item.percent is not None and item.a is not None
         truth = 100 * ((120 / 2100) / (123.6 / 900) - 1)
         assert abs(item.percent.value - truth) <= item.percent.expanded < 3
         assert item.a.expanded > 0.04 * item.a.value
         assert item.verdict == "significant" and item.cancelled == ("accuracy (rapl)",)
-    assert {item.name for pair in found.pairs for item in pair.rows} == {
+    assert {item.name for pair in actual.pairs for item in pair.rows} == {
         *("total", "cpu", "memory", "throughput", "p50", "p99")
     }
-    (throughput, _) = rows_of(found, "throughput", "")
+    (throughput, _) = rows_of(actual, "throughput", "")
     assert throughput.percent is not None and throughput.percent.value == pytest.approx(
         100 * (2100 / 900 - 1), rel=0.01
     )
-    assert {item.verdict for item in rows_of(found, basis="net")} == {"significant"}
-    assert not any("idle baseline" in item.cancelled for item in rows_of(found, basis="net"))
+    assert {item.verdict for item in rows_of(actual, basis="net")} == {"significant"}
+    assert not any("idle baseline" in item.cancelled for item in rows_of(actual, basis="net"))
     common = compared(document(loaded_idle=False))
     assert all("idle baseline" in item.cancelled for item in rows_of(common, basis="net"))
 
 
-def test_what_hardly_differs_is_not_said_to(base: dict[str, Any]) -> None:
-    """The same network twice, 1 % scatter: no difference, and the interval holds 0."""
-    found = compared(document(("net/onnxruntime/fp32", "net/openvino/fp32"), noise=0.01))
-    for item in rows_of(found):
+def test_a_small_difference_is_not_significant(base: dict[str, Any]) -> None:
+    """The same network twice, 1 % scatter: the interval contains 0."""
+    actual = compared(document(("net/onnxruntime/fp32", "net/openvino/fp32"), noise=0.01))
+    for item in rows_of(actual):
         assert item.verdict == "no significant difference"
         assert item.difference is not None and abs(item.difference.value) < item.difference.expanded
 
 
-def test_runs_of_one_machine_share_its_sensors_but_not_its_idle(base: dict[str, Any]) -> None:
-    """The exporter of the local mode listens on another port each time: it is the same sensor all the same."""
+def test_runs_of_one_machine_share_its_sensors_but_not_the_idle_power(base: dict[str, Any]) -> None:
+    """In local mode the exporter uses another port in each run, but the sensor is the same."""
     text = json.dumps(base).replace(EXPORTER, "127.0.0.1:44444").replace(base["run"]["id"], "20260922T141320Z-0a1b2c")
-    found = compared(base, json.loads(text))
-    assert [(pair.a.configuration, pair.b.configuration) for pair in found.pairs] == [(name, name) for name in NAMES]
-    assert all(item.cancelled == ("accuracy (rapl)",) for item in rows_of(found) + rows_of(found, basis="net"))
-    assert all(any(note.startswith("two runs") for note in pair.notes) for pair in found.pairs)
+    actual = compared(base, json.loads(text))
+    assert [(pair.a.configuration, pair.b.configuration) for pair in actual.pairs] == [(name, name) for name in NAMES]
+    assert all(item.cancelled == ("accuracy (rapl)",) for item in rows_of(actual) + rows_of(actual, basis="net"))
+    assert all(any(note.startswith("two runs") for note in pair.notes) for pair in actual.pairs)
 
 
 @pytest.mark.parametrize("change", [("host", "node2"), ("host", None), ("hardware", "Intel Xeon")])
-def test_across_machines_nothing_cancels(base: dict[str, Any], change: tuple[str, str | None]) -> None:
+def test_nothing_cancels_across_machines(base: dict[str, Any], change: tuple[str, str | None]) -> None:
     other = copy.deepcopy(base)
     other["run"]["id"] = "20260922T141320Z-0a1b2c"
     other["run"]["provenance"][change[0]] = change[1]
-    found = compared(base, other)
-    for item in rows_of(found) + rows_of(found, basis="net"):
+    actual = compared(base, other)
+    for item in rows_of(actual) + rows_of(actual, basis="net"):
         assert item.cancelled == ()
         assert item.a is not None and item.difference is not None
         assert item.difference.standard > math.sqrt(2) * 0.05 / math.sqrt(3) * abs(item.a.value) * 0.99
-    assert all(any("different machines" in note for note in pair.notes) for pair in found.pairs)
+    assert all(any("different machines" in note for note in pair.notes) for pair in actual.pairs)
 
 
-def test_measured_and_estimated_are_refused_and_only_mixed_on_demand(base: dict[str, Any]) -> None:
+def test_measured_and_estimated_energies_are_compared_only_with_mixed(base: dict[str, Any]) -> None:
     guessed = document(sensors=(sensor("cpu", "package", collector="estimate", method="estimated", accuracy=0.5),))
     guessed["run"]["id"] = "20260922T141320Z-0a1b2c"
     with pytest.raises(ConfigError, match=r"of A, net/onnxruntime/fp32 .* is measured.* is estimated.*--mixed"):
         compared(base, guessed)
-    found = compared(base, guessed, mixed=True)
-    assert any(note.startswith("NOT COMPARABLE: ") for note in found.pairs[0].notes)
-    assert "ESTIMATED" in render_table(found)
-    assert comparison_document(found)["estimated"] is True
+    actual = compared(base, guessed, mixed=True)
+    assert any(note.startswith("NOT COMPARABLE: ") for note in actual.pairs[0].notes)
+    assert "ESTIMATED" in render_table(actual)
+    assert comparison_document(actual)["estimated"] is True
 
 
-def test_estimates_among_themselves_keep_their_doubt() -> None:
-    found = compared(
+def test_the_accuracy_of_estimates_does_not_cancel() -> None:
+    actual = compared(
         document(sensors=(sensor("cpu", "package", collector="estimate", method="estimated", accuracy=0.5),))
     )
-    assert all(item.cancelled == () for item in rows_of(found))
+    assert all(item.cancelled == () for item in rows_of(actual))
 
 
-def test_what_else_differs_is_said(base: dict[str, Any]) -> None:
+def test_other_differences_are_noted(base: dict[str, Any]) -> None:
     other = copy.deepcopy(base)
     other["run"]["id"] = "20260922T141320Z-0a1b2c"
     other["run"]["provenance"]["cpu"]["governor"] = "powersave"
@@ -322,7 +320,7 @@ def test_what_else_differs_is_said(base: dict[str, Any]) -> None:
         assert text in notes
 
 
-def test_an_audit_that_failed_is_said(base: dict[str, Any]) -> None:
+def test_audit_errors_are_noted(base: dict[str, Any]) -> None:
     other = copy.deepcopy(base)
     other["findings"].append({"severity": "error", "reason": "sensor_down", "text": "", "window": None, "evidence": {}})
     assert any("the audit has errors: sensor_down" in note for note in compared(other).notes)
@@ -347,7 +345,7 @@ def test_configurations_are_picked_by_name_part_or_pattern(base: dict[str, Any])
         pick(run, "net/onnxruntime/fp16")
 
 
-def test_what_cannot_be_paired_says_what_to_type(base: dict[str, Any]) -> None:
+def test_configurations_that_cannot_be_paired_are_an_error_with_the_command_to_type(base: dict[str, Any]) -> None:
     other = json.loads(json.dumps(base).replace("net/onnxruntime/", "net/openvino/"))
     with pytest.raises(ConfigError, match=r"no configuration in common .* name one after each run, for example"):
         compared(base, other)
@@ -370,13 +368,13 @@ def test_the_table_names_both_sides_units_and_verdicts(base: dict[str, Any]) -> 
 
 
 def test_the_widest_numbers_fit_a_terminal(base: dict[str, Any]) -> None:
-    """Seen on a shared machine, whose rounds scatter: one column has 164 and 0.0906 in it."""
+    """Values from a shared machine: one column contains 164 and 0.0906."""
 
-    def told(value: float, expanded: float) -> Estimate:
+    def rounded(value: float, expanded: float) -> Estimate:
         return dataclasses.replace(estimate(value), expanded=expanded)
 
-    found = compared(base)
-    (pair,) = found.pairs
+    actual = compared(base)
+    (pair,) = actual.pairs
     latency = next(item for item in pair.rows if item.kind == "latency")
     seen = [
         (1, (0.18, 0.15), (0.0906, 0.0050), (-0.09, 0.16), (-51.0, 43.0), "no significant difference"),
@@ -388,15 +386,15 @@ def test_the_widest_numbers_fit_a_terminal(base: dict[str, Any]) -> None:
         dataclasses.replace(
             latency,
             batch_size=size,
-            a=told(a[0] * 1e-3, a[1] * 1e-3),
-            b=told(b[0] * 1e-3, b[1] * 1e-3),
-            difference=told(change[0] * 1e-3, change[1] * 1e-3),
-            percent=told(*percent),
+            a=rounded(a[0] * 1e-3, a[1] * 1e-3),
+            b=rounded(b[0] * 1e-3, b[1] * 1e-3),
+            difference=rounded(change[0] * 1e-3, change[1] * 1e-3),
+            percent=rounded(*percent),
             verdict=verdict,
         )
         for size, a, b, change, percent, verdict in seen
     ]
-    text = render_table(dataclasses.replace(found, pairs=(dataclasses.replace(pair, rows=tuple(rows)),)))
+    text = render_table(dataclasses.replace(actual, pairs=(dataclasses.replace(pair, rows=tuple(rows)),)))
     assert "0.0906 ± 0.0050" in text and "-0.383 ± 0.097" in text and "164 ± 37" in text
     assert [line.rsplit("  ", 1)[1] for line in text.splitlines() if line.startswith(" ") and "±" in line] == [
         *("no", "significant", "significant", "significant"),
@@ -405,10 +403,10 @@ def test_the_widest_numbers_fit_a_terminal(base: dict[str, Any]) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_csv_and_json_hold_the_same_numbers(base: dict[str, Any]) -> None:
-    found = compared(base)
-    lines = list(csv.DictReader(io.StringIO(render_csv(found))))
-    results = comparison_document(found)["comparisons"][0]["results"]
+def test_csv_and_json_have_the_same_numbers(base: dict[str, Any]) -> None:
+    actual = compared(base)
+    lines = list(csv.DictReader(io.StringIO(render_csv(actual))))
+    results = comparison_document(actual)["comparisons"][0]["results"]
     assert len(lines) == len(results) == 2 * 9
     for line, item in zip(lines, results, strict=True):
         assert line["quantity"] == item["quantity"] and line["verdict"] == item["verdict"]
@@ -416,7 +414,7 @@ def test_csv_and_json_hold_the_same_numbers(base: dict[str, Any]) -> None:
         assert float(line["percent_uncertainty"]) == pytest.approx(item["percent"]["expanded_uncertainty"], rel=1e-2)
 
 
-# As typed
+# The command
 
 
 @pytest.fixture
@@ -464,62 +462,62 @@ def test_runs_and_configurations_in_a_row(
         ([], "RUN|CONFIGURATION"),
     ],
 )
-def test_bad_input_is_said_with_exit_code_2(
+def test_bad_input_is_an_error_with_exit_code_2(
     files: Path, words: list[str], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
         code = cli.main(["compare", *words])
     except SystemExit as stopped:
         code = int(str(stopped.code))
-    said = capsys.readouterr()
-    assert (code, said.out) == (2, "")
-    assert text in said.err
+    captured = capsys.readouterr()
+    assert (code, captured.out) == (2, "")
+    assert text in captured.err
 
 
 # Pairs of rounds
 
 
 def with_rounds(values: Sequence[float], run: str = "r") -> Measure:
-    """Joules per inference of so many rounds, and nothing else to doubt."""
-    found = estimate(float(np.mean(values)), repeats=float(np.std(values, ddof=1)) / math.sqrt(len(values)))
-    return energy(dataclasses.replace(found, rounds=dict(enumerate(values))), run=run)
+    """Return joules per inference of some rounds, with no other uncertainty."""
+    result = estimate(float(np.mean(values)), repeats=float(np.std(values, ddof=1)) / math.sqrt(len(values)))
+    return energy(dataclasses.replace(result, rounds=dict(enumerate(values))), run=run)
 
 
-def test_rounds_of_one_run_are_paired_and_their_differences_scatter() -> None:
+def test_rounds_of_one_run_are_paired() -> None:
     a, b = with_rounds([10, 11, 12]), with_rounds([12, 13.3, 13.7])
-    found = row(a, b)
-    assert found.paired_rounds == 3 and found.difference is not None and found.percent is not None
+    actual = row(a, b)
+    assert actual.paired_rounds == 3 and actual.difference is not None and actual.percent is not None
     expected = float(np.std([2, 2.3, 1.7], ddof=1)) / math.sqrt(3)
-    assert found.difference.value == pytest.approx(2)
-    assert found.difference.standard == pytest.approx(expected)
-    assert found.difference.dof == pytest.approx(2)
-    assert found.difference.expanded == pytest.approx(student_factor(2) * expected)
-    assert [line.name for line in found.difference.budget] == ["repeats, paired"]
+    assert actual.difference.value == pytest.approx(2)
+    assert actual.difference.standard == pytest.approx(expected)
+    assert actual.difference.dof == pytest.approx(2)
+    assert actual.difference.expanded == pytest.approx(student_factor(2) * expected)
+    assert [line.name for line in actual.difference.budget] == ["repeats, paired"]
     ratio = 13 / 11
     relative = [100 / 11 * (y - ratio * x) for x, y in zip([10, 11, 12], [12, 13.3, 13.7], strict=True)]
-    assert found.percent.standard == pytest.approx(float(np.std(relative, ddof=1)) / math.sqrt(3))
+    assert actual.percent.standard == pytest.approx(float(np.std(relative, ddof=1)) / math.sqrt(3))
 
 
 @pytest.mark.parametrize(
     "b", [with_rounds([12, 13, 14], run="other"), with_rounds([12, 13]), energy(estimate(13, repeats=0.6), run="r")]
 )
-def test_other_rounds_are_independent(b: Measure) -> None:
-    """Of another run, not the same ones, or of a result that was stored without them."""
+def test_rounds_that_cannot_be_paired_are_independent(b: Measure) -> None:
+    """Rounds of another run, other rounds, or a result stored without its rounds."""
     a = with_rounds([10, 11, 12])
-    found = row(a, b)
-    assert found.paired_rounds == 0 and found.difference is not None
-    assert [line.name for line in found.difference.budget] == ["repeats, A", "repeats, B"]
+    actual = row(a, b)
+    assert actual.paired_rounds == 0 and actual.difference is not None
+    assert [line.name for line in actual.difference.budget] == ["repeats, A", "repeats, B"]
     assert b.estimate is not None and a.estimate is not None
-    assert found.difference.standard == pytest.approx(math.hypot(a.estimate.standard, b.estimate.standard))
+    assert actual.difference.standard == pytest.approx(math.hypot(a.estimate.standard, b.estimate.standard))
 
 
 @pytest.mark.parametrize(("drift", "walk"), [(0.0, 0.0), (0.06, 0.0), (0.0, 0.04)])
-def test_paired_intervals_hold_the_truth_with_and_without_drift(drift: float, walk: float) -> None:
+def test_paired_intervals_cover_the_truth_with_and_without_drift(drift: float, walk: float) -> None:
     """Eight configurations, three rounds in the runner's own order, 1 % noise; B is 3 % above A.
 
     A machine that warms up evenly (``drift`` over the run) or wanders from round to round (``walk``): the intervals of
     the paired differences hold the truth in 95 % of 1000 runs, and are far narrower than those of independent rounds.
-    Without drift they are wider by what the degrees of freedom cost, 4.3 / 2.8 at most.
+    Without drift they are wider because of the degrees of freedom, by at most 4.3 / 2.8.
     """
     random = np.random.default_rng(11)
     names = [f"n{number}" for number in range(8)]
@@ -536,7 +534,7 @@ def test_paired_intervals_hold_the_truth_with_and_without_drift(drift: float, wa
             if step.configuration in values:
                 level = 1 + drift * number / len(order) + wander[step.repeat] + 0.01 * random.standard_normal()
                 values[step.configuration].append(10 * level * (1.03 if step.configuration == "n1" else 1.0))
-        # Drift raises the difference of B and A with them: the truth is what both differ by at the mean level.
+        # Drift scales the difference of B and A: the true difference is that at the mean level.
         truth = 0.3 * (1 + drift / 2 + float(wander.mean()))
         paired = row(with_rounds(values["n0"]), with_rounds(values["n1"])).difference
         apart = row(with_rounds(values["n0"]), with_rounds(values["n1"], run="other")).difference
@@ -550,7 +548,7 @@ def test_paired_intervals_hold_the_truth_with_and_without_drift(drift: float, wa
     assert ratio < (0.8 if drift else 0.55) if drift or walk else 1.0 < ratio < 1.6
 
 
-def test_it_is_said_whether_rounds_were_paired(base: dict[str, Any]) -> None:
+def test_a_note_states_whether_rounds_were_paired(base: dict[str, Any]) -> None:
     one = compared(base)
     assert {item.paired_rounds for item in rows_of(one)} == {3}
     assert "Rounds are paired (3 of them)" in " ".join(render_table(one).split())
@@ -569,12 +567,12 @@ def test_results_stored_without_rounds_are_compared_as_independent(base: dict[st
             return {key: without(value) for key, value in item.items() if key != "rounds" or isinstance(value, int)}
         return [without(value) for value in item] if isinstance(item, list) else item
 
-    found = compared(without(base))
-    assert {item.paired_rounds for item in rows_of(found)} == {0}
-    assert {item.verdict for item in rows_of(found)} == {"significant"}
+    actual = compared(without(base))
+    assert {item.paired_rounds for item in rows_of(actual)} == {0}
+    assert {item.verdict for item in rows_of(actual)} == {"significant"}
 
 
-def test_broken_rounds_are_a_broken_result(base: dict[str, Any]) -> None:
+def test_bad_rounds_are_a_broken_result(base: dict[str, Any]) -> None:
     broken = copy.deepcopy(base)
     broken["results"][0]["throughput"]["rounds"] = [1, 2]
     with pytest.raises(RecordError, match="broken result"):

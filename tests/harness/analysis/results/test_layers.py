@@ -1,4 +1,4 @@
-"""The layer view: shares that add up, energies that are called estimates, operators found again in the model."""
+"""The layer view: shares add up, energies are marked as estimates, operators are matched with the model."""
 
 from __future__ import annotations
 
@@ -74,16 +74,16 @@ def _fields(trace: Trace) -> dict[str, Any]:
     return {name: getattr(trace, name) for name in Trace.__dataclass_fields__}
 
 
-# The view
+# The layer view
 
 
-def test_a_trace_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_trace_survives_writing_and_reading(tmp_path: Path) -> None:
     write_trace(TINY_TRACE, tmp_path / "t.json")
     assert read_trace(tmp_path / "t.json") == TINY_TRACE
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{", "is not valid JSON"),
         ("[]", "must be a mapping"),
@@ -93,9 +93,9 @@ def test_a_trace_comes_back_as_it_was_written(tmp_path: Path) -> None:
         (json.dumps({**encode(TINY_TRACE), "batches": "ten"}), "batches: must be an integer, got 'ten'"),
     ],
 )
-def test_a_broken_trace_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_a_broken_trace_is_an_error_with_its_path(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "t.json").write_text(text)
-    with pytest.raises(RecordError, match=said):
+    with pytest.raises(RecordError, match=message):
         read_trace(tmp_path / "t.json")
     with pytest.raises(RecordError, match=r"none\.json"):
         read_trace(tmp_path / "none.json")
@@ -118,13 +118,13 @@ def test_shares_and_energies_add_up_to_the_measured_inference() -> None:
     assert view.notes == ()
 
 
-def test_small_operators_are_shown_as_one() -> None:
+def test_small_operators_are_combined() -> None:
     rows = group_small(tiny_view(), 0.01)
     assert [row.name for row in rows] == ["conv", "pool", "dense", "other (2 operators)"]
     assert rows[-1].share == pytest.approx(0.005)
     assert rows[-1].macs == 0
     assert [row.name for row in group_small(tiny_view(), 0.0)] == ["conv", "pool", "a", "b", "dense"]
-    # One small operator alone keeps its name.
+    # A single small operator keeps its name.
     assert [row.name for row in group_small(tiny_view(), 0.0025)] == ["conv", "pool", "a", "b", "dense"]
     assert [row.name for row in group_small(tiny_view(), 0.0, most=2)] == ["conv", "pool", "other (3 operators)"]
     assert len(group_small(tiny_view(), 1.0)) == 1
@@ -138,8 +138,8 @@ def test_table_of_a_tiny_trace(update_golden: bool) -> None:
     golden.check(layers_report.render_table(tiny_view()), GOLDEN / "layers_tiny.txt", update=update_golden)
 
 
-def test_every_energy_is_called_an_estimate() -> None:
-    """In all forms; and twice where its basis is one too."""
+def test_every_energy_is_marked_as_an_estimate() -> None:
+    """In all formats; and twice if the measured windows are estimates as well."""
     view = tiny_view()
     assert "is an ESTIMATE" in layers_report.render_table(view)
     assert "est. energy" in layers_report.render_table(view, width=100)
@@ -161,7 +161,7 @@ def test_every_energy_is_called_an_estimate() -> None:
     assert "ESTIMATED from a power model" in layers_report.render_table(modelled)
 
 
-def test_without_energy_there_is_no_column_for_it() -> None:
+def test_without_energy_there_is_no_energy_column() -> None:
     text = layers_report.render_table(tiny_view(None))
     assert "energy: none" in text
     assert "est." not in text
@@ -176,12 +176,12 @@ def test_names_of_any_length_fit_a_terminal() -> None:
     operators = (Operator(name=kernel, op="Convolution brgconv_avx512_f32", time_ns=10**6, calls=10, macs=10**9),)
     lines = layers_report.render_table(tiny_view(operators=operators, macs=None)).splitlines()
     assert max(map(len, lines)) <= 80
-    # Whole numbers, and what was dropped is named.
+    # Numbers are whole, and dropped columns are named.
     assert any("125,000,000" in line for line in lines)
     assert any(line.startswith("Omitted to fit 80 columns: ") for line in lines)
 
 
-def test_what_makes_the_shares_doubtful_is_said() -> None:
+def test_notes_state_doubts_about_the_shares() -> None:
     assert "took 100% longer than untraced" in tiny_view(plain_time_ns=4_000_000).notes[0]
     assert "Operators cover only 38% of the time" in tiny_view(time_ns=20_000_000, plain_time_ns=None).notes[0]
     side_by_side = tiny_view(time_ns=5_000_000, plain_time_ns=None, overlapping=True)
@@ -201,7 +201,7 @@ def test_what_makes_the_shares_doubtful_is_said() -> None:
     assert "An inference took 200.0 µs in the measured windows, but 100.0 µs in the trace" in tiny_view(slow).notes[0]
 
 
-def test_unknown_work_is_not_called_none() -> None:
+def test_unknown_macs_are_not_shown_as_none() -> None:
     view = tiny_view(
         operators=(
             Operator(name="x", op="Secret", time_ns=100, calls=1, macs=None),
@@ -237,7 +237,7 @@ def test_labels_of_long_names_leave_room_for_the_bars(tmp_path: Path) -> None:
     assert f"{'x' * 43}…  Convolution<" in text
 
 
-def test_a_chart_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_chart_that_cannot_be_written_is_an_error_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"must end in \.png"):
         layers_figure.write_figure(tiny_view(), tmp_path / "f.gif")
     with pytest.raises(ConfigError, match="does not exist"):
@@ -259,8 +259,8 @@ def session(ts: int, dur: int) -> dict[str, Any]:
 def profile_of(tmp_path: Path, events: list[dict[str, Any]]) -> onnxruntime_trace.Profile:
     tmp_path.joinpath("p.json").write_text(json.dumps(events))
     source = save(tmp_path / "m.onnx")
-    found, _ = onnxruntime_trace.read_profile(tmp_path / "p.json", tmp_path / "none.onnx", source, 2, warmup=1)
-    return found
+    result, _ = onnxruntime_trace.read_profile(tmp_path / "p.json", tmp_path / "none.onnx", source, 2, warmup=1)
+    return result
 
 
 def save(path: Path, *, named: bool = True, symbol: str = "") -> Path:
@@ -284,8 +284,8 @@ def save(path: Path, *, named: bool = True, symbol: str = "") -> Path:
     return path
 
 
-def test_warm_up_and_what_lies_inside_of_loops_do_not_count(tmp_path: Path) -> None:
-    found = profile_of(
+def test_warm_up_and_operators_inside_loops_are_not_counted(tmp_path: Path) -> None:
+    actual = profile_of(
         tmp_path,
         [
             event("a", "Gemm", 0, 900), event("a", "Gemm", 1010, 40), event("loop", "Loop", 1060, 100),
@@ -295,8 +295,8 @@ def test_warm_up_and_what_lies_inside_of_loops_do_not_count(tmp_path: Path) -> N
             {"cat": "Session", "name": "session_initialization", "ts": 0, "dur": 3, "args": {}},
         ],
     )  # fmt: skip
-    assert (found.batches, found.time_ns) == (2, 320_000)
-    assert [(item.name, item.time_ns, item.calls) for item in found.operators] == [
+    assert (actual.batches, actual.time_ns) == (2, 320_000)
+    assert [(item.name, item.time_ns, item.calls) for item in actual.operators] == [
         ("a", 100_000, 2),
         ("loop", 100_000, 1),
         ("Relu_7", 10_000, 1),
@@ -310,19 +310,19 @@ def test_a_profile_without_runs_is_an_error(tmp_path: Path, events: list[Any]) -
 
 
 def traced(network: str, precision: str, batch: int, tmp_path: Path, **options: str) -> Trace:
-    found = runtime.open_network(network, precision, {"threads": "1", **options})
-    found.load()
+    result = runtime.open_network(network, precision, {"threads": "1", **options})
+    result.load()
     try:
-        found.prepare(batch)
-        found.trace(tmp_path / "trace.json")
+        result.prepare(batch)
+        result.trace(tmp_path / "trace.json")
     finally:
-        found.close()
+        result.close()
     return read_trace(tmp_path / "trace.json")
 
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traces of a few batches."""
+    """Trace a few batches."""
     monkeypatch.setattr(tracing, "AIM_S", 0.01)
     monkeypatch.setattr(tracing, "PAUSE_S", 0.0)
 
@@ -332,16 +332,16 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("radioml-vgg10", "fp32", {"filters": "32"}, ["conv1", "conv7", "fc1", "fc3"]),
         ("radioml-vgg10", "int8", {"filters": "32"}, ["conv1", "conv7", "fc1", "fc3"]),
-        # Blocked layouts pad channels and rename operators; the work stays that of the model.
+        # Blocked layouts pad channels and rename operators; the MACs stay those of the model.
         ("mobilenet-like", "fp32", {"size": "32", "width": "35"}, ["stem", "block2.expand", "head", "classifier"]),
         ("resnet-like", "int8", {"size": "32", "width": "16"}, ["stem", "stage4.2.conv2", "classifier"]),
         ("transformer-encoder", "fp32", {"sequence": "8", "width": "128", "depth": "1"}, ["layer1.up"]),
     ],
 )
-def test_operators_are_found_again_in_the_model(
+def test_operators_are_matched_with_the_model(
     network: str, precision: str, options: Mapping[str, str], names: list[str], tmp_path: Path
 ) -> None:
-    """Fused, renamed and packed as they are: their work adds up to the graph's, and they have the model's names."""
+    """Fused, renamed and packed operators have the model's names, and their MACs add up to the graph's."""
     trace = traced(network, precision, 2, tmp_path, **options)
     assert trace.batches >= 10
     assert trace.macs is not None
@@ -351,8 +351,8 @@ def test_operators_are_found_again_in_the_model(
     assert all(item.calls == trace.batches for item in trace.operators)
 
 
-def test_nodes_without_names_are_told_apart(tmp_path: Path) -> None:
-    """Also where some have the same name; the model file is not touched."""
+def test_nodes_without_names_get_distinct_names(tmp_path: Path) -> None:
+    """Also if some have the same name; the model file does not change."""
     path = save(tmp_path / "m.onnx", named=False)
     before = path.read_bytes()
     trace = traced(str(path), "native", 4, tmp_path, optimization="disabled")
@@ -380,13 +380,13 @@ def test_the_cost_is_part_of_the_description(tmp_path: Path) -> None:
     network = runtime.open_network(str(save(tmp_path / "m.onnx")), "native", {})
     assert "macs_per_inference" not in network.describe()
     network.load()
-    told = network.describe()
-    assert (told["macs_per_inference"], told["parameters"]) == ("768", "768")
-    assert (told["weight_bytes"], told["activation_bytes"]) == ("3072", str(4 * (16 + 32 + 32 + 8)))
+    actual = network.describe()
+    assert (actual["macs_per_inference"], actual["parameters"]) == ("768", "768")
+    assert (actual["weight_bytes"], actual["activation_bytes"]) == ("3072", str(4 * (16 + 32 + 32 + 8)))
     network.close()
 
 
-def test_what_cannot_be_traced_says_why(tmp_path: Path) -> None:
+def test_a_network_that_cannot_be_traced_is_an_error_with_the_reason(tmp_path: Path) -> None:
     network = runtime.open_network(str(save(tmp_path / "m.onnx")), "native", {})
     with pytest.raises(NetworkError, match="after load"):
         network.trace(tmp_path / "t.json")
@@ -444,7 +444,7 @@ def world() -> World:
 
 @pytest.fixture
 def runs(world: World, folder: Path) -> Path:
-    """A run of known energy in the folder of runs."""
+    """A run of known energy in the output directory."""
     assert world.record is not None
     with Journal.create(folder / "runs", world.record.header) as journal:
         for line in (*world.record.configurations, *world.record.windows, world.record.end):
@@ -454,23 +454,23 @@ def runs(world: World, folder: Path) -> Path:
     return folder / "runs"
 
 
-def test_times_and_work_of_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_times_and_macs_of_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["layers", "--model", str(save(folder / "m.onnx")), "--no-energy", "--batch-size", "4", "--format", "json"]
     assert main([*words, "--figure", str(folder / "f.png"), "--trace", str(folder / "t.json")]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["batch_size"] == 4
-    assert found["basis"] is None
-    assert found["macs_per_inference"] == 768
-    assert found["precision"] == "fp32"
+    actual = json.loads(capsys.readouterr().out)
+    assert actual["batch_size"] == 4
+    assert actual["basis"] is None
+    assert actual["macs_per_inference"] == 768
+    assert actual["precision"] == "fp32"
     assert (folder / "f.png").stat().st_size > 5000
     assert read_trace(folder / "t.json").batch_size == 4
     assert not (folder / "runs").exists()
 
 
-def test_energy_comes_from_the_run_that_is_named(runs: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+def test_energy_comes_from_the_given_run(runs: Path, world: World, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["layers", "--run", RUN, "--precision", "int8", "--batch-size", "8", "--format", "json"]) == 0
     captured = capsys.readouterr()
-    found = json.loads(captured.out)
+    actual = json.loads(captured.out)
     assert world.record is not None
     (group,) = [
         item
@@ -478,17 +478,17 @@ def test_energy_comes_from_the_run_that_is_named(runs: Path, world: World, capsy
         if item.configuration.precision == "int8" and item.batch_size == 8
     ]
     assert group.total.gross is not None
-    assert found["network"] == "radioml-vgg10"
-    assert found["basis"]["run"] == RUN
-    assert found["basis"]["windows"] == list(group.windows)
-    assert found["basis"]["joules_per_inference"] == pytest.approx(group.total.gross.value, rel=1e-3)
-    rows = [*found["operators"], found["between_operators"]]
+    assert actual["network"] == "radioml-vgg10"
+    assert actual["basis"]["run"] == RUN
+    assert actual["basis"]["windows"] == list(group.windows)
+    assert actual["basis"]["joules_per_inference"] == pytest.approx(group.total.gross.value, rel=1e-3)
+    rows = [*actual["operators"], actual["between_operators"]]
     total = sum(row["estimated_joules_per_inference"] for row in rows)
-    assert total == pytest.approx(found["basis"]["joules_per_inference"])
+    assert total == pytest.approx(actual["basis"]["joules_per_inference"])
     assert "is an ESTIMATE" in captured.err
 
 
-def test_another_machine_or_file_than_in_the_run_is_told(world: World) -> None:
+def test_differences_from_the_run_are_noted(world: World) -> None:
     assert world.record is not None
     result = analyze_run(world.record, None)
     then = result.groups[0].configuration
@@ -508,7 +508,7 @@ def child(folder: Path, text: str) -> tuple[str, ...]:
     return (sys.executable, str(folder / "child.py"))
 
 
-def test_without_a_run_a_short_one_is_made_in_another_process(
+def test_without_a_run_a_short_run_is_made_in_another_process(
     runs: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer = json.dumps({"run": {"id": RUN}})
@@ -518,12 +518,12 @@ def test_without_a_run_a_short_one_is_made_in_another_process(
         main(["layers", "--batch-size", "8", "--option", "filters=32", "--threads", "1", "--exporter", "http://a:1"])
         == 0
     )
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     words = (folder / "words").read_text()
     assert words.startswith("--network radioml-vgg10 --precision fp32 --batch-sizes 8 --preset quick")
     assert words.endswith("--option filters=32 --option threads=1 --exporter http://a:1")
-    assert f"energy: run {RUN}, 3 windows" in said.out
-    assert "!!! Energy per operator is an ESTIMATE" in said.out
+    assert f"energy: run {RUN}, 3 windows" in captured.out
+    assert "!!! Energy per operator is an ESTIMATE" in captured.out
 
 
 def test_a_short_run_that_fails_leaves_the_times(
@@ -538,7 +538,7 @@ def test_a_short_run_that_fails_leaves_the_times(
     assert "note: No energy: the short run printed no result" in capsys.readouterr().out
 
 
-def test_a_network_of_ones_own_can_be_traced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_custom_network_can_be_traced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["layers", "own.py:Seeing", "--no-energy", "--batch-size", "2"]) == 0
     out = capsys.readouterr().out
     assert "Seeing, numpy, fp32, batch size 2" in out
@@ -576,14 +576,14 @@ Words = Callable[[Path], list[str]]
         (["mlp", "--run", RUN], "no configuration matches; choose one with --configuration: radioml-vgg10"),
     ],
 )  # fmt: skip
-def test_bad_input_is_named_without_a_traceback(
+def test_bad_input_is_an_error_without_a_traceback(
     runs: Path, capsys: pytest.CaptureFixture[str], words: list[str], text: str
 ) -> None:
     assert main(["layers", *words]) in (1, 2)
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "Traceback" not in said.err
-    assert re.search(text, " ".join(said.err.split())), said.err
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert re.search(text, " ".join(captured.err.split())), captured.err
 
 
 def test_a_run_without_energy_is_an_error(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Joules per inference of runs whose truth is known, their uncertainty, and what the audit says of them."""
+"""Joules per inference, uncertainty and audit of runs with known true energies."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def analyse(world: World, *, history: bool = True, record: RunRecord | None = No
 
 
 def true_joules_per_inference(world: World, group: GroupResult, net: bool = False) -> float:
-    """Mean over the windows of the devices' true energy."""
+    """Return the mean over the windows of the true energy of all devices."""
     assert world.record is not None
     values = []
     for index in group.windows:
@@ -77,7 +77,7 @@ def test_the_stated_uncertainty_covers_the_truth(way: str) -> None:
     assert not [item for item in result.findings if item.severity == "error"]
 
 
-def test_nodes_and_parts_stand_beside_and_are_never_added() -> None:
+def test_nodes_and_parts_are_separate_and_never_added() -> None:
     with_all = analyse(make_world(TWO_SOCKETS)).groups[0]
     devices_only = analyse(make_world([item for item in TWO_SOCKETS if item.scope == "device"])).groups[0]
     assert with_all.total.gross is not None and devices_only.total.gross is not None
@@ -88,26 +88,26 @@ def test_nodes_and_parts_stand_beside_and_are_never_added() -> None:
 
 def test_scatter_between_rounds_is_type_a_with_students_factor() -> None:
     rounds = {number: [(value, {"refresh": 0.0})] for number, value in enumerate((9.0, 10.0, 11.0))}
-    found = combine_mean(rounds, {}, {})
-    assert found.value == pytest.approx(10.0)
-    assert found.standard == pytest.approx(1 / math.sqrt(3))
-    assert found.dof == pytest.approx(2) and found.factor == pytest.approx(student_factor(2))
+    actual = combine_mean(rounds, {}, {})
+    assert actual.value == pytest.approx(10.0)
+    assert actual.standard == pytest.approx(1 / math.sqrt(3))
+    assert actual.dof == pytest.approx(2) and actual.factor == pytest.approx(student_factor(2))
     # Two windows in each round are not two repeats.
     doubled = combine_mean({number: [*windows, *windows] for number, windows in rounds.items()}, {}, {})
-    assert doubled.standard == pytest.approx(found.standard)
+    assert doubled.standard == pytest.approx(actual.standard)
 
 
-def test_random_items_fall_with_repeats_and_systematic_ones_do_not() -> None:
+def test_random_components_decrease_with_repeats_and_systematic_ones_do_not() -> None:
     def mean_of(count: int) -> list[float]:
         rounds = {number: [(10.0, {"refresh": 0.3})] for number in range(count)}
-        found = combine_mean(rounds, {"accuracy": 0.2}, {})
-        return [next(line.standard for line in found.budget if line.name == name) for name in ("refresh", "accuracy")]
+        actual = combine_mean(rounds, {"accuracy": 0.2}, {})
+        return [next(line.standard for line in actual.budget if line.name == name) for name in ("refresh", "accuracy")]
 
     assert mean_of(1) == pytest.approx([0.3, 0.2])
     assert mean_of(9) == pytest.approx([0.1, 0.2])
 
 
-def test_published_accuracy_survives_any_number_of_rounds() -> None:
+def test_published_accuracy_does_not_decrease_with_rounds() -> None:
     item = sensor("socket0", "package", collector="estimate", method="estimated", accuracy=0.5)
     for rounds in (1, 6):
         result = analyse(make_world([item], rounds=rounds, batch_sizes=(1,)))
@@ -142,7 +142,7 @@ def test_two_idle_windows_bound_the_drift_between_them() -> None:
     assert math.isinf(idle.dof)
 
 
-def test_sensors_of_one_make_share_their_error() -> None:
+def test_sensors_of_one_family_share_their_error() -> None:
     """Two sockets with 5 % each have 5 % together, not 3.5 %."""
     pair = [sensor(f"socket{n}", "package", accuracy=0.05) for n in (0, 1)]
     gross = analyse(make_world(pair, batch_sizes=(1,))).groups[0].total.gross
@@ -158,7 +158,7 @@ def test_idle_with_the_network_loaded_is_preferred() -> None:
     assert without is not None and without.basis == "unloaded" and len(without.windows) == 2
 
 
-def test_without_idle_there_is_gross_and_no_net() -> None:
+def test_without_idle_windows_there_is_no_net_energy() -> None:
     world = make_world(TWO_SOCKETS)
     assert world.record is not None
     record = dataclasses.replace(
@@ -202,7 +202,7 @@ def drop(edge: Edge | None, device: str) -> Edge | None:
     )
 
 
-def test_a_device_that_is_missing_makes_no_total_of_the_rest() -> None:
+def test_without_one_device_there_is_no_total() -> None:
     """Half of the sockets is not the energy of the machine."""
     world = make_world(TWO_SOCKETS, batch_sizes=(1,))
     assert world.record is not None
@@ -216,12 +216,12 @@ def test_a_device_that_is_missing_makes_no_total_of_the_rest() -> None:
     assert all(item.gross is None for item in group.components)
     assert [item.gross is not None for item in group.nodes] == [True]
     assert "edge_missing" in reasons(result.findings, "error")
-    # The history of the counter fills in, where there is one.
+    # The history of the counter is used instead, if there is one.
     filled = analyse(world, record=record)
     assert filled.groups[0].total.gross is not None and set(filled.groups[0].total.sources) == {"edges", "history"}
 
 
-def test_a_window_without_a_number_is_left_out_with_its_reason() -> None:
+def test_a_window_without_a_number_is_excluded_with_its_reason() -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,))
     assert world.record is not None
     window = first_measure(world.record)
@@ -248,7 +248,7 @@ def test_edges_that_contradict_the_history_are_an_error() -> None:
     assert worst(result.findings) == "error"
 
 
-def test_an_exporter_that_restarted_gives_no_number_for_that_window() -> None:
+def test_a_window_with_an_exporter_restart_has_no_energy() -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,))
     assert world.record is not None
     window = first_measure(world.record)
@@ -266,7 +266,7 @@ def test_an_exporter_that_restarted_gives_no_number_for_that_window() -> None:
 
 
 def with_counter(world: World, name: str, rise_at_s: float, rise: float) -> list[RawSeries]:
-    """The world's scrapes and one diagnostic counter of socket0's package that rises once."""
+    """Return the scrapes and one diagnostic counter of socket0's package that increases once."""
     scrapes = world.scrapes()
     times = scrapes[0].times_s
     labels = {"instance": EXPORTER, "collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
@@ -278,34 +278,34 @@ def with_counter(world: World, name: str, rise_at_s: float, rise: float) -> list
     [
         (catalog.SENSOR_WRAPS.name, 1.0, "wraps_seen", "info"),
         (catalog.SENSOR_REJECTED.name, 2.0, "rejected_readings", "warning"),
-        # Of a window of 2 s: 1 % may be missing, and no more.
+        # At most 1 % of the window of 2 s may be missing.
         (catalog.SENSOR_UNMEASURED.name, 0.019, "unmeasured_time", "warning"),
         (catalog.SENSOR_UNMEASURED.name, 0.021, "unmeasured_time", "error"),
         (catalog.SENSOR_UNMEASURED.name, 1.5, "unmeasured_time", "error"),
     ],
 )
-def test_what_a_sensor_went_through_is_told(name: str, rise: float, reason: str, severity: str) -> None:
+def test_events_of_a_sensor_are_findings(name: str, rise: float, reason: str, severity: str) -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,))
     assert world.record is not None
     window = first_measure(world.record)
     result = analyze_run(world.record, ListSource(with_counter(world, name, window.start_s + 1, rise)))
-    found = [item for item in result.findings if item.reason == reason]
-    assert {(item.severity, item.window) for item in found} == {(severity, window.index)}
+    actual = [item for item in result.findings if item.reason == reason]
+    assert {(item.severity, item.window) for item in actual} == {(severity, window.index)}
     assert (window.index in result.groups[0].total.windows) == (severity != "error")
 
 
 def swapped_power(item: SensorRecord, configuration: str, batch_size: int) -> float:
-    """Parts above their device, devices above the node."""
+    """Return more power for parts than for their device, and for devices than for the node."""
     return {"device": 50.0, "part": 60.0, "node": 55.0}[item.scope]
 
 
-def test_impossible_sums_are_found() -> None:
+def test_impossible_sums_are_findings() -> None:
     result = analyse(make_world(TWO_SOCKETS, power=swapped_power, batch_sizes=(1,)))
     assert "core_exceeds_package" in reasons(result.findings, "error")
     assert "devices_exceed_node" in reasons(result.findings, "warning")
 
 
-def test_clocks_that_differ_are_told_and_taken_into_account() -> None:
+def test_a_clock_offset_is_a_finding_and_is_corrected() -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,))
     assert world.record is not None
     skew_s = 0.25
@@ -336,7 +336,7 @@ def test_clocks_that_differ_are_told_and_taken_into_account() -> None:
 
 
 def edges_of_another(record: RunRecord) -> RunRecord:
-    """The same run, with the first sensor's readings as another exporter's whose clock is 20 s ahead, and no others."""
+    """Return the run with only the first sensor's readings, from another exporter whose clock is 20 s ahead."""
 
     def moved(edge: Edge | None) -> Edge | None:
         assert edge is not None
@@ -352,10 +352,10 @@ def edges_of_another(record: RunRecord) -> RunRecord:
 
 
 @pytest.mark.parametrize("with_edges", [lambda record: record, without_edges, edges_of_another])
-def test_what_the_machine_does_after_a_run_changes_nothing_of_it(
+def test_samples_after_a_run_do_not_change_its_energies(
     with_edges: Callable[[RunRecord], RunRecord],
 ) -> None:
-    """Analyzed at its end or a day later, a run gives the same joules: the machine may by then be asleep, or busy."""
+    """A run has the same energies whether it is analyzed at its end or a day later, on an idle or a busy machine."""
 
     def totals(watts_after: float | None) -> list[tuple[float, float]]:
         world = make_world(TWO_SOCKETS, noise=0.01)
@@ -377,7 +377,7 @@ def test_what_the_machine_does_after_a_run_changes_nothing_of_it(
     assert totals(5000.0) == at_once
 
 
-def test_power_that_changes_inside_a_window_is_told() -> None:
+def test_power_that_changes_inside_a_window_is_a_finding() -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,), window_s=4.0)
     assert world.record is not None
     window = first_measure(world.record)
@@ -394,7 +394,7 @@ def test_power_that_changes_inside_a_window_is_told() -> None:
     assert {item.window for item in result.findings if item.reason == "power_not_steady"} == {window.index}
 
 
-def test_gaps_inside_a_window_are_told_and_do_no_harm() -> None:
+def test_gaps_inside_a_window_are_findings_and_keep_the_energy() -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,), window_s=6.0)
     assert world.record is not None
     window = first_measure(world.record)
@@ -409,17 +409,17 @@ def test_gaps_inside_a_window_are_told_and_do_no_harm() -> None:
     assert window.index in result.groups[0].total.windows
 
 
-def test_short_windows_flags_and_unfinished_runs_are_told() -> None:
+def test_short_windows_flags_and_unfinished_runs_are_findings() -> None:
     slow = [sensor("socket0", "package", refresh_s=0.5)]
     world = make_world(slow, batch_sizes=(1,), rounds=1)
     assert world.record is not None
     record = change(world.record, first_measure(world.record).index, flags=("not_steady",))
     record = dataclasses.replace(record, end=RunEnd(T0, "interrupted", "Ctrl-C"))
-    found = reasons(analyse(world, record=record).findings)
-    assert found >= {"below_refresh", "not_steady", "interrupted", "single_repeat"}
+    actual = reasons(analyse(world, record=record).findings)
+    assert actual >= {"below_refresh", "not_steady", "interrupted", "single_repeat"}
 
 
-def test_an_exporter_without_samples_and_sensors_without_description_are_told() -> None:
+def test_an_exporter_without_samples_and_sensors_without_metadata_are_findings() -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,))
     assert world.record is not None
     bare = dataclasses.replace(world.record, header=dataclasses.replace(world.record.header, sensors=()))
@@ -428,7 +428,7 @@ def test_an_exporter_without_samples_and_sensors_without_description_are_told() 
     assert result.groups[0].total.gross is not None and result.groups[0].total.methods == ("unknown",)
 
 
-def test_a_run_without_any_sensor_still_tells_its_throughput() -> None:
+def test_a_run_without_sensors_has_a_throughput() -> None:
     world = make_world([], batch_sizes=(1,))
     result = analyse(world, history=False)
     assert "no_sensors" in reasons(result.findings, "error")
@@ -454,8 +454,8 @@ def test_every_reason_is_documented(scene: Callable[[], RunResult]) -> None:
     assert reasons(scene().findings) <= REASONS.keys()
 
 
-def test_what_happens_beside_the_edges_does_not_average_out() -> None:
-    """Power between an edge's reading and the window is alike in every round: fifty rounds know it no better."""
+def test_errors_next_to_the_edges_do_not_average_out() -> None:
+    """The power between reading and window is similar in every round, so fifty rounds do not reduce its error."""
     world = make_world(TWO_SOCKETS, batch_sizes=(1,), configurations=("net/onnxruntime/fp32",), rounds=50)
     (group,) = analyse(world, history=False).groups
     assert group.total.gross is not None
@@ -465,19 +465,19 @@ def test_what_happens_beside_the_edges_does_not_average_out() -> None:
     assert line.systematic
 
 
-# Setting up
+# Setups
 
 
 def tuned_world(length_s: float = 4.0) -> World:
-    """A run whose second configuration is tuned at batch size 8, at 150 W and more: a window between two others."""
+    """Return a run whose second configuration is tuned at batch size 8 in a window between two others."""
     world = make_world(TWO_SOCKETS, batch_sizes=(1, 8), rounds=2)
     assert world.record is not None
     windows = list(world.record.windows)
     at = next(i for i, w in enumerate(windows) if w.configuration.endswith("int8") and w.batch_size == 8 and i > 3)
-    # What was a measure window of the first round is the tuning now.
-    found = windows[at]
+    # A measure window of the first round becomes the tuning.
+    result = windows[at]
     windows[at] = dataclasses.replace(
-        found, kind="setup", phase="prepare", batches=0, inferences=0, latency=None, repeat=0
+        result, kind="setup", phase="prepare", batches=0, inferences=0, latency=None, repeat=0
     )
     names = [item.name for item in world.record.configurations]
     short = (
@@ -490,7 +490,7 @@ def tuned_world(length_s: float = 4.0) -> World:
 
 
 @pytest.mark.parametrize("way", ["edges", "history"])
-def test_setting_up_has_an_energy_of_its_own_and_is_in_no_result(way: str) -> None:
+def test_a_setup_has_its_own_energy_and_is_in_no_result(way: str) -> None:
     world = tuned_world()
     assert world.record is not None
     record = world.record if way == "edges" else without_edges(world.record)
@@ -523,7 +523,7 @@ def test_setting_up_has_an_energy_of_its_own_and_is_in_no_result(way: str) -> No
     assert all(one.total is None and one.components == () for one in result.setups[:-1])
 
 
-def test_a_doubt_about_setting_up_is_no_doubt_about_a_result() -> None:
+def test_a_problem_with_a_setup_is_not_a_finding() -> None:
     world = tuned_world()
     assert world.record is not None
     (index,) = [one.index for one in world.record.windows if one.kind == "setup"]
@@ -539,7 +539,7 @@ def test_a_doubt_about_setting_up_is_no_doubt_about_a_result() -> None:
 
 
 def phased(world: World, **shares: tuple[float, ...]) -> World:
-    """Shares of each measure window, by round, told as phases."""
+    """Add phases to each measure window: their shares by round."""
     assert world.record is not None
     windows = [
         dataclasses.replace(
@@ -574,13 +574,13 @@ def test_shares_of_the_time_are_means_over_rounds_in_the_order_of_a_batch() -> N
 
 
 def test_overlapping_batches_have_shares_of_all_their_time() -> None:
-    """Four requests in flight spend four seconds in each: 100 % all the same."""
+    """With four requests in flight the phases add up to four seconds per second, and the shares to 100 %."""
     world = phased(make_world(TWO_SOCKETS, batch_sizes=(1,), rounds=1), queue=(1.0,), execute=(3.0,), other=(0.0,))
     shares = {item.name: item.share.value for item in analyse(world).groups[0].phases}
     assert shares == {"execute": pytest.approx(0.75), "queue": pytest.approx(0.25), "other": 0.0}
 
 
-def test_phases_of_a_pass_of_their_own_are_told_where_the_windows_have_none() -> None:
+def test_phases_of_a_separate_pass_are_used_if_the_windows_have_none() -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,), rounds=2)
     assert world.record is not None
     one = next(item for item in world.record.windows if item.kind == "measure")

@@ -15,8 +15,8 @@ def test_a_series_is_checked_when_it_is_built() -> None:
         Series(np.array([0.0, 1.0]), np.array([1.0, float("nan")]))
 
 
-def test_samples_that_repeat_or_step_back_are_left_out() -> None:
-    """A clock set back shows as a gap, never as a rise in no time."""
+def test_samples_that_repeat_or_step_back_are_dropped() -> None:
+    """A clock that was set back appears as a gap, never as an increase in no time."""
     series = Series.from_samples(np.array([1.0, 2.0, 2.0, 1.5, 1.9, 3.0]), np.arange(6.0), {})
     assert series.times_s.tolist() == [1.0, 2.0, 3.0]
     assert series.values.tolist() == [0.0, 1.0, 5.0]

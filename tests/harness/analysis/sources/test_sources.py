@@ -1,4 +1,4 @@
-"""One run, three ways to it: memory, recording, Prometheus. All must tell the same."""
+"""The same run from memory, a recording and Prometheus has the same results."""
 
 from __future__ import annotations
 
@@ -70,13 +70,13 @@ def stored(world: World, **more: str) -> list[RawSeries]:
     return [*job, *raw_of(run_samples(world.record))]
 
 
-def test_a_run_comes_back_whole_from_its_annotations(world: World, mocked: responses.RequestsMock) -> None:
+def test_a_run_is_rebuilt_from_its_annotations(world: World, mocked: responses.RequestsMock) -> None:
     assert world.record is not None
     source = source_of(FakePrometheus(stored(world)), mocked, world)
-    found = source.run(RUN)
+    actual = source.run(RUN)
     source.close()
-    assert len(found.windows) == len(world.record.windows)
-    for mine, theirs in zip(found.windows, world.record.windows, strict=True):
+    assert len(actual.windows) == len(world.record.windows)
+    for mine, theirs in zip(actual.windows, world.record.windows, strict=True):
         assert mine.start_s == theirs.start_s and mine.duration_s == theirs.duration_s
         assert mine.end_s == pytest.approx(theirs.end_s, abs=1e-6)
         for name in ("index", "kind", "configuration", "batch_size", "repeat", "batches", "inferences", "flags"):
@@ -86,17 +86,17 @@ def test_a_run_comes_back_whole_from_its_annotations(world: World, mocked: respo
         assert mine.start_edge.clocks == theirs.start_edge.clocks
         if theirs.latency is not None:
             assert mine.latency is not None and mine.latency.p99_s == theirs.latency.p99_s
-    assert found.header.started_at_s == world.record.header.started_at_s
-    assert found.header.provenance["hardware"] == "2x AMD EPYC 7763"
-    assert [item.name for item in found.header.exporters] == [EXPORTER]
-    assert {item.name for item in found.configurations} == {item.name for item in world.record.configurations}
-    assert found.end is not None and found.end.status == "complete"
+    assert actual.header.started_at_s == world.record.header.started_at_s
+    assert actual.header.provenance["hardware"] == "2x AMD EPYC 7763"
+    assert [item.name for item in actual.header.exporters] == [EXPORTER]
+    assert {item.name for item in actual.configurations} == {item.name for item in world.record.configurations}
+    assert actual.end is not None and actual.end.status == "complete"
 
 
 def test_prometheus_and_recording_give_the_same_result(
     world: World, mocked: responses.RequestsMock, tmp_path: Path
 ) -> None:
-    """From the URL and the id alone, and from the file alone: to the last digit but rounding."""
+    """Equal within rounding, from the URL and the id alone and from the file alone."""
     assert world.record is not None
     write_recording(world, tmp_path / "recording.sqlite")
     recording = RecordingSource(tmp_path / "recording.sqlite")
@@ -119,8 +119,8 @@ def test_prometheus_and_recording_give_the_same_result(
         prometheus.close()
 
 
-def test_pieces_of_time_join_without_loss(world: World, mocked: responses.RequestsMock) -> None:
-    """Small pieces, and a server that takes few samples: the same history."""
+def test_pieces_of_time_are_joined_without_loss(world: World, mocked: responses.RequestsMock) -> None:
+    """Small pieces, and a server that accepts few samples, give the same history."""
     assert world.record is not None
     spans = run_spans(world.record)
     whole = build_history("memory", world.scrapes())
@@ -138,8 +138,8 @@ def test_pieces_of_time_join_without_loss(world: World, mocked: responses.Reques
     assert not any("increase(" in query for query in fake.queries)
 
 
-def test_a_run_through_a_pushgateway_has_windows_of_their_own(world: World) -> None:
-    """There a sample's time is a scrape's, repeated: the end is a value and the number a label."""
+def test_a_run_is_rebuilt_from_the_series_of_a_pushgateway(world: World) -> None:
+    """There the sample times are those of scrapes: the end of a window is a value and its number a label."""
     assert world.record is not None
     later = []
     for raw in raw_of(run_samples(world.record)):
@@ -157,17 +157,17 @@ def test_a_run_through_a_pushgateway_has_windows_of_their_own(world: World) -> N
                         name=catalog.WINDOW_END.name, labels=labels, times_s=times, values=np.full(2, window.end_s)
                     )
                 )
-    found = rebuild_run(RUN, later, "memory")
-    assert [item.index for item in found.windows] == [item.index for item in world.record.windows]
-    assert [item.start_s for item in found.windows] == [item.start_s for item in world.record.windows]
-    assert [item.end_s for item in found.windows] == [item.end_s for item in world.record.windows]
-    assert found.windows[0].end_edge is not None and len(found.windows[0].end_edge.counters) == len(TWO_SOCKETS)
+    actual = rebuild_run(RUN, later, "memory")
+    assert [item.index for item in actual.windows] == [item.index for item in world.record.windows]
+    assert [item.start_s for item in actual.windows] == [item.start_s for item in world.record.windows]
+    assert [item.end_s for item in actual.windows] == [item.end_s for item in world.record.windows]
+    assert actual.windows[0].end_edge is not None and len(actual.windows[0].end_edge.counters) == len(TWO_SOCKETS)
     # The same windows pushed again by remote write are not counted twice.
     both = rebuild_run(RUN, [*later, *raw_of(run_samples(world.record))], "memory")
     assert len(both.windows) == len(world.record.windows)
 
 
-def test_an_exporter_behind_another_address_is_found_by_its_machine(
+def test_an_exporter_with_another_address_is_identified_by_its_machine(
     world: World, mocked: responses.RequestsMock
 ) -> None:
     assert world.record is not None
@@ -216,7 +216,7 @@ def test_counters_are_placed_at_their_read_timestamps_and_samples_without_one_ar
     assert bare.times_s.tolist() == times.tolist()
 
 
-def test_unknown_runs_name_the_last_ones(world: World, mocked: responses.RequestsMock) -> None:
+def test_an_unknown_run_is_an_error_with_the_most_recent_runs(world: World, mocked: responses.RequestsMock) -> None:
     source = source_of(FakePrometheus(stored(world)), mocked, world)
     with pytest.raises(QueryError, match=rf"unknown run '20260921T000000Z-ffffff': the most recent ones are {RUN}"):
         source.run("20260921T000000Z-ffffff")
@@ -231,7 +231,7 @@ def test_unknown_runs_name_the_last_ones(world: World, mocked: responses.Request
     empty.close()
 
 
-def test_what_a_sensor_went_through_is_counted_inside_a_span() -> None:
+def test_events_of_a_sensor_are_counted_inside_a_span() -> None:
     times = T0 + np.arange(10.0)
     labels = {"instance": "a:1", "collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
     wraps = RawSeries(
@@ -267,7 +267,7 @@ def test_small_helpers(tmp_path: Path) -> None:
     assert open_source() is None
 
 
-def test_a_recording_holds_one_run(world: World, tmp_path: Path) -> None:
+def test_a_recording_contains_one_run(world: World, tmp_path: Path) -> None:
     write_recording(world, tmp_path / "recording.sqlite")
     source = open_source(recording=tmp_path / "recording.sqlite")
     assert source is not None
@@ -280,7 +280,7 @@ def test_a_recording_holds_one_run(world: World, tmp_path: Path) -> None:
         source.close()
 
 
-def test_a_killed_run_is_analysed_as_far_as_it_went(world: World) -> None:
+def test_a_killed_run_is_analyzed_up_to_its_last_window(world: World) -> None:
     assert world.record is not None
     cut = dataclasses.replace(world.record, end=None, windows=world.record.windows[:6])
     result = analyze_run(cut, ListSource(world.scrapes()))
@@ -288,11 +288,11 @@ def test_a_killed_run_is_analysed_as_far_as_it_went(world: World) -> None:
     assert result.groups and result.groups[0].total.gross is not None
 
 
-# What a run tells besides times and counters
+# Counts, scenarios and setups
 
 
-def told_world(**configuration: object) -> World:
-    """A run of a language model behind a server, which took 3 s to load."""
+def counting_world(**configuration: object) -> World:
+    """Return a run of a language model behind a server that took 3 s to load."""
     world = make_world(TWO_SOCKETS[:1], configurations=("llm/openai/fp16",), batch_sizes=(1,), rounds=2)
     assert world.record is not None
     loaded = tuple(dataclasses.replace(one, **configuration) for one in world.record.configurations)  # type: ignore[arg-type]
@@ -311,18 +311,18 @@ def told_world(**configuration: object) -> World:
     return world
 
 
-def test_counts_scenario_and_setting_up_come_back_from_prometheus_alone(mocked: responses.RequestsMock) -> None:
-    """Joules for each output token from the URL and the id: the same as from the journal."""
-    # The name says nothing of the scenario: what is stored does.
-    world = told_world(scenario="server", server_rate_per_s=12.5)
+def test_counts_scenario_and_setups_are_rebuilt_from_prometheus(mocked: responses.RequestsMock) -> None:
+    """Joules per output token from the URL and the id are the same as from the journal."""
+    # The scenario is stored and not part of the name.
+    world = counting_world(scenario="server", server_rate_per_s=12.5)
     assert world.record is not None
     source = source_of(FakePrometheus(stored(world)), mocked, world)
-    found = source.run(RUN)
-    there = analyze_run(found, source)
+    actual = source.run(RUN)
+    there = analyze_run(actual, source)
     source.close()
     here = analyze_run(world.record, ListSource(world.scrapes()))
-    assert [one.counts for one in found.windows] == [one.counts for one in world.record.windows]
-    assert (found.configurations[0].scenario, found.configurations[0].server_rate_per_s) == ("server", 12.5)
+    assert [one.counts for one in actual.windows] == [one.counts for one in world.record.windows]
+    assert (actual.configurations[0].scenario, actual.configurations[0].server_rate_per_s) == ("server", 12.5)
     mine, theirs = (
         next(one for one in result.groups[0].counts if one.name == "output_tokens") for result in (there, here)
     )
@@ -346,10 +346,10 @@ def test_counts_scenario_and_setting_up_come_back_from_prometheus_alone(mocked: 
         ({"name": "a/b/fp32/server-50"}, {"scenario": "offline"}, ("", 0.0)),
     ],
 )
-def test_the_scenario_is_a_label_and_only_old_runs_have_it_in_their_name(
+def test_the_scenario_is_a_label_or_in_old_runs_part_of_the_name(
     configuration: dict[str, str], labels: dict[str, str], scenario: tuple[str, float]
 ) -> None:
-    world = told_world(**{"scenario": "", **configuration})
+    world = counting_world(**{"scenario": "", **configuration})
     assert world.record is not None
     samples = []
     for raw in raw_of(run_samples(world.record)):
@@ -358,11 +358,11 @@ def test_the_scenario_is_a_label_and_only_old_runs_have_it_in_their_name(
             kept = {key: value for key, value in raw.labels.items() if key != "scenario"}
             raw = dataclasses.replace(raw, labels={**kept, **labels})
         samples.append(raw)
-    (found,) = rebuild_run(RUN, samples, "memory").configurations
-    assert (found.scenario, found.server_rate_per_s) == scenario
+    (actual,) = rebuild_run(RUN, samples, "memory").configurations
+    assert (actual.scenario, actual.server_rate_per_s) == scenario
 
 
-# Sensors that look at a part of the time
+# Sensors that observe only part of the time
 
 
 GPU = dataclasses.replace(
@@ -370,30 +370,30 @@ GPU = dataclasses.replace(
 )
 
 
-class PartlySeen(World):
-    """A world whose GPU tells that it sees 25 of each 100 ms, and its own power at each scrape."""
+class PartlyObserved(World):
+    """A world whose GPU sensor observes 25 of every 100 ms and has a power value at each scrape."""
 
     def scrapes(self, *, instance: str = EXPORTER) -> list[RawSeries]:
-        found = super().scrapes(instance=instance)
-        for raw in list(found):
+        result = super().scrapes(instance=instance)
+        for raw in list(result):
             if raw.name == catalog.ENERGY_BY_SCOPE["device"].name:
                 if raw.labels["component"] == "gpu":
                     seen = np.full(raw.times_s.shape, 0.025)
-                    found.append(
+                    result.append(
                         RawSeries(name=catalog.SENSOR_WINDOW.name, labels=raw.labels, times_s=raw.times_s, values=seen)
                     )
                 watts = 150.0 + 20.0 * np.where(np.arange(raw.times_s.size) % 2, 1.0, -1.0)
-                found.append(
+                result.append(
                     RawSeries(name=catalog.DEVICE_POWER.name, labels=raw.labels, times_s=raw.times_s, values=watts)
                 )
-        return found
+        return result
 
 
-def test_what_a_sensor_does_not_see_is_told_from_prometheus_and_from_a_recording(
+def test_the_observed_share_of_the_time_is_read_from_prometheus_and_from_a_recording(
     mocked: responses.RequestsMock, tmp_path: Path
 ) -> None:
     plain = make_world((GPU, TWO_SOCKETS[0]), batch_sizes=(1,), rounds=2, window_s=4.0, scrape_s=0.1)
-    world = PartlySeen(**{item.name: getattr(plain, item.name) for item in dataclasses.fields(plain)})
+    world = PartlyObserved(**{item.name: getattr(plain, item.name) for item in dataclasses.fields(plain)})
     assert world.record is not None
     write_recording(world, tmp_path / "recording.sqlite")
     recording = RecordingSource(tmp_path / "recording.sqlite")
@@ -401,7 +401,7 @@ def test_what_a_sensor_does_not_see_is_told_from_prometheus_and_from_a_recording
     try:
         for source in (recording, prometheus):
             history = source.history(run_spans(world.record), world.record.header.exporters)
-            # The CPU's own power is of no use to anybody.
+            # The power of the CPU is not needed.
             assert set(history.readings) == {SensorId.of(GPU)} and not history.powers
             result = analyze_run(source.run(RUN), source)
             by_name = {item.name: item.gross for item in result.groups[0].components}
@@ -409,7 +409,7 @@ def test_what_a_sensor_does_not_see_is_told_from_prometheus_and_from_a_recording
             assert gpu is not None and cpu is not None
             assert "unseen" not in {line.name for line in cpu.budget}
             (line,) = [line for line in gpu.budget if line.name == "unseen"]
-            # In turn 130 and 170 W: s = 28.3 W; 40 periods in each of two windows, 40 values or so.
+            # 130 and 170 W alternate: s = 28.3 W; 40 periods and about 40 values in each of two windows.
             joules = 4.0 * math.sqrt(800) * math.sqrt(0.75 / 40) / math.sqrt(2)
             assert line.standard * result.groups[0].inferences / 2 == pytest.approx(joules, rel=0.15)
             assert next(item for item in result.sensors if item.component == "gpu").window_s == 0.025
