@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(to_text.render_table(result, width=terminal_width(), budget=args.budget))
     sys.stdout.flush()
-    if args.format != "table" and (loud := numbers.warning_line(result.methods)):
-        print(loud, file=sys.stderr)  # noqa: T201
+    if args.format != "table" and (warning := numbers.warning_line(result.methods)):
+        print(warning, file=sys.stderr)  # noqa: T201
     if args.figure is not None:
         write_figure(result, args.figure, net=args.net)
         print(f"figure: {args.figure}", file=sys.stderr)  # noqa: T201
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
             count = publish(result, client)
         print(f"published {count} samples to {options.url}", file=sys.stderr)  # noqa: T201
     if args.strict and worst(result.findings) == "error":
-        errors = sorted({item.reason for item in result.findings if item.severity == "error"})
+        errors = sorted({finding.reason for finding in result.findings if finding.severity == "error"})
         print(f"joulewatch: the audit failed: {', '.join(errors)}", file=sys.stderr)  # noqa: T201
         return EXIT_AUDIT
     return 0

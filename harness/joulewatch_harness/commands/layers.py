@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         sys.stdout.write(layers_report.render_table(view, smallest, width=terminal_width()))
     sys.stdout.flush()
     if args.format != "table":
-        for line in layers_report.loud_lines(view):
+        for line in layers_report.warning_lines(view):
             _log(line)
     if args.figure is not None:
         write_figure(view, args.figure, smallest)
@@ -175,18 +175,18 @@ def _from_run(
         configurations.setdefault(group.configuration.name, group.configuration)
         sizes.setdefault(group.configuration.name, []).append(group.batch_size)
     matching = [
-        item
-        for item in configurations.values()
-        if (args.configuration is None or item.name == args.configuration)
-        and (network is None or network_label(item.network) == network_label(network))
-        and (args.runtime is None or item.runtime == args.runtime)
-        and (args.precision is None or args.precision in (item.precision, item.actual_precision))
-        and (size is None or size in sizes[item.name])
-        and all(item.options.get(key) == value for key, value in options.items())
+        configuration
+        for configuration in configurations.values()
+        if (args.configuration is None or configuration.name == args.configuration)
+        and (network is None or network_label(configuration.network) == network_label(network))
+        and (args.runtime is None or configuration.runtime == args.runtime)
+        and (args.precision is None or args.precision in (configuration.precision, configuration.actual_precision))
+        and (size is None or size in sizes[configuration.name])
+        and all(configuration.options.get(key) == value for key, value in options.items())
     ]
     if len(matching) != 1:
         count = "several configurations match" if matching else "no configuration matches"
-        names = [item.name for item in (matching or configurations.values())]
+        names = [configuration.name for configuration in (matching or configurations.values())]
         raise ConfigError(f"{where}: {count}; choose one with --configuration: {', '.join(names) or 'it has none'}")
     configuration = matching[0]
     if size is None:

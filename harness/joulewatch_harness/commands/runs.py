@@ -89,7 +89,9 @@ def local_runs(output: Path) -> list[RunRow]:
             run=record.header.run,
             started_at_s=record.header.started_at_s,
             status=record.end.status if record.end is not None else UNFINISHED,
-            configurations=tuple(item.name for item in (record.configurations or record.header.configurations)),
+            configurations=tuple(
+                configuration.name for configuration in (record.configurations or record.header.configurations)
+            ),
             windows=len(record.windows),
             delivered=len(delivered_windows(output / record.header.run)),
         )
@@ -163,7 +165,7 @@ def _text(plan: Any, key: str) -> str | None:
 
 
 def _print_report(name: str, url: str, report: DeliveryReport, form: str) -> None:
-    total = report.delivered + report.pending + sum(item.what.startswith("window") for item in report.parked)
+    total = report.delivered + report.pending + sum(parked.what.startswith("window") for parked in report.parked)
     if form == "json":
         answer = {"run": name, "prometheus": url, "windows": total, **asdict(report), "complete": report.complete}
         text = json_text(answer)
@@ -180,8 +182,8 @@ def _print_report(name: str, url: str, report: DeliveryReport, form: str) -> Non
     else:
         text = f"{name}: {report.delivered} of {total} windows are in {url}\n"
     sys.stdout.write(text)
-    for item in report.parked:
-        print(f"{item.what}: rejected: {item.reason}", file=sys.stderr)  # noqa: T201
+    for parked in report.parked:
+        print(f"{parked.what}: rejected: {parked.reason}", file=sys.stderr)  # noqa: T201
     if report.trouble:
         print(f"incomplete: {report.trouble}", file=sys.stderr)  # noqa: T201
 

@@ -48,8 +48,10 @@ class SensorEnergy:
         """Expanded uncertainty at 95 % coverage."""
         if self.energy is None:
             return 0.0
-        items = [(item.standard_joules, float("inf")) for item in self.energy.budget]
-        accuracy = max((item.standard_joules for item in self.energy.budget if item.name == ACCURACY), default=0.0)
+        items = [(component.standard_joules, float("inf")) for component in self.energy.budget]
+        accuracy = max(
+            (component.standard_joules for component in self.energy.budget if component.name == ACCURACY), default=0.0
+        )
         standard = self.energy.standard_joules
         return coverage_factor(items, accuracy) * standard if standard > 0 else 0.0
 

@@ -79,7 +79,7 @@ def span_of(window: Window) -> Span:
 
 def known_sensors(record: RunRecord, history: History) -> dict[SensorId, SensorRecord]:
     """Return every energy sensor of the run: from its header, the history and its edges, best description first."""
-    sensors = {SensorId.of(item): item for item in record.header.sensors}
+    sensors = {SensorId.of(metadata): metadata for metadata in record.header.sensors}
     for sensor, stored in history.sensors.items():
         known = sensors.get(sensor)
         if known is None or (known.refresh_s is None and stored.refresh_s is not None):
@@ -97,9 +97,9 @@ def known_sensors(record: RunRecord, history: History) -> dict[SensorId, SensorR
 def same_clock(exporter: str, record: RunRecord) -> bool:
     """Return whether the exporter and the harness ran on one machine, and so share a clock."""
     host = record.header.provenance.get("host")
-    for item in record.header.exporters:
-        if item.name == exporter and item.nodename and host:
-            return bool(item.nodename == host)
+    for described in record.header.exporters:
+        if described.name == exporter and described.nodename and host:
+            return bool(described.nodename == host)
     return is_loopback(exporter)
 
 
@@ -193,11 +193,13 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
             continue
         span = span_of(window)
         results = {}
-        for item in data:
-            sensor = item.sensor
-            offset = ClockOffset() if item.one_clock else bounds.get(sensor.exporter, typical.get(sensor.exporter))
+        for sensor_data in data:
+            sensor = sensor_data.sensor
+            offset = (
+                ClockOffset() if sensor_data.one_clock else bounds.get(sensor.exporter, typical.get(sensor.exporter))
+            )
             results[sensor] = _measure(
-                item,
+                sensor_data,
                 span,
                 (start.get(sensor), end.get(sensor)),
                 _missing(window, sensor.exporter),

@@ -32,8 +32,8 @@ STORED_VERDICTS: Final[Mapping[Verdict, str]] = {
 
 def render_table(comparison: Comparison, *, width: int = DEFAULT_WIDTH) -> str:
     """Return plain text: a table over the batch sizes for every pair and quantity."""
-    loud = paragraph(warning_line(comparison.methods), width)
-    lines = [*loud, ""] if loud else []
+    warning = paragraph(warning_line(comparison.methods), width)
+    lines = [*warning, ""] if warning else []
     for pair in comparison.pairs:
         sides = [f"A  {_side(pair.a)}", f"B  {_side(pair.b)}", *(f"   {note}" for note in pair.notes)]
         lines += paragraphs(sides, width)
@@ -50,8 +50,8 @@ def render_table(comparison: Comparison, *, width: int = DEFAULT_WIDTH) -> str:
         lines += paragraphs(_reasons(pair), width)
         lines.append("")
     lines += paragraphs((_LEGEND, *comparison.notes), width)
-    if loud:
-        lines += ["", *loud]
+    if warning:
+        lines += ["", *warning]
     return "\n".join(lines) + "\n"
 
 
@@ -120,12 +120,12 @@ def render_csv(comparison: Comparison) -> str:
 
 
 def _number_columns(name: str, estimate_of: Callable[[Row], Estimate | None]) -> Iterator[Column[tuple[Pair, Row]]]:
-    def value(item: tuple[Pair, Row]) -> str:
-        estimate = estimate_of(item[1])
+    def value(pair_row: tuple[Pair, Row]) -> str:
+        estimate = estimate_of(pair_row[1])
         return "" if estimate is None else f"{estimate.value:.9g}"
 
-    def uncertainty(item: tuple[Pair, Row]) -> str:
-        estimate = estimate_of(item[1])
+    def uncertainty(pair_row: tuple[Pair, Row]) -> str:
+        estimate = estimate_of(pair_row[1])
         return "" if estimate is None else f"{estimate.expanded:.3g}"
 
     yield Column(name, value)
@@ -133,22 +133,22 @@ def _number_columns(name: str, estimate_of: Callable[[Row], Estimate | None]) ->
 
 
 _CSV_COLUMNS: Final[tuple[Column[tuple[Pair, Row]], ...]] = (
-    Column("a_run", lambda item: item[0].a.run.id),
-    Column("a_configuration", lambda item: item[0].a.configuration),
-    Column("b_run", lambda item: item[0].b.run.id),
-    Column("b_configuration", lambda item: item[0].b.configuration),
-    Column("batch_size", lambda item: item[1].batch_size),
-    Column("kind", lambda item: item[1].kind),
-    Column("quantity", lambda item: item[1].name),
-    Column("basis", lambda item: item[1].basis),
-    Column("unit", lambda item: item[1].unit),
+    Column("a_run", lambda pair_row: pair_row[0].a.run.id),
+    Column("a_configuration", lambda pair_row: pair_row[0].a.configuration),
+    Column("b_run", lambda pair_row: pair_row[0].b.run.id),
+    Column("b_configuration", lambda pair_row: pair_row[0].b.configuration),
+    Column("batch_size", lambda pair_row: pair_row[1].batch_size),
+    Column("kind", lambda pair_row: pair_row[1].kind),
+    Column("quantity", lambda pair_row: pair_row[1].name),
+    Column("basis", lambda pair_row: pair_row[1].basis),
+    Column("unit", lambda pair_row: pair_row[1].unit),
     *_number_columns("a", lambda row: row.a),
     *_number_columns("b", lambda row: row.b),
     *_number_columns("difference", lambda row: row.difference),
     *_number_columns("percent", lambda row: row.percent),
-    Column("verdict", lambda item: STORED_VERDICTS[item[1].verdict]),
-    Column("text", lambda item: item[1].text),
-    Column("paired_rounds", lambda item: item[1].paired_rounds),
+    Column("verdict", lambda pair_row: STORED_VERDICTS[pair_row[1].verdict]),
+    Column("text", lambda pair_row: pair_row[1].text),
+    Column("paired_rounds", lambda pair_row: pair_row[1].paired_rounds),
 )
 
 

@@ -30,9 +30,9 @@ def render_table(rows: Sequence[SensorEnergy], span: Span, where: str, *, width:
     start, end = (datetime.datetime.fromtimestamp(at_s, datetime.UTC) for at_s in (span.start_s, span.end_s))
     heading = f"{start:%Y-%m-%d %H:%M:%S.%f} to {end:%Y-%m-%d %H:%M:%S.%f} UTC, {span.duration_s:.3f} s, from {where}"
     lines = paragraph(heading, width)
-    loud = warning_line(_methods(rows))
-    if loud:
-        lines += ["", *paragraph(loud, width)]
+    warning = warning_line(_methods(rows))
+    if warning:
+        lines += ["", *paragraph(warning, width)]
     total = total_of(rows)
     devices = {row.record.method for row in rows if row.sensor.scope == "device"}
     table_lines = [
@@ -162,13 +162,13 @@ def _row_document(row: SensorEnergy) -> dict[str, Any]:
             "samples": energy.samples,
             "budget": [
                 {
-                    "name": item.name,
-                    "standard_uncertainty": item.standard_joules,
-                    "half_width": item.half_width_joules,
-                    "distribution": item.distribution,
-                    "text": item.text,
+                    "name": component.name,
+                    "standard_uncertainty": component.standard_joules,
+                    "half_width": component.half_width_joules,
+                    "distribution": component.distribution,
+                    "text": component.text,
                 }
-                for item in energy.budget
+                for component in energy.budget
             ],
         }
     return document

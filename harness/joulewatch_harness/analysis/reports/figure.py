@@ -223,7 +223,9 @@ def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> list[Any]:
 def _points(members: list[GroupResult], estimates: list[Estimate | None], scale: float, shift: float) -> Any:
     """Return batch sizes and values; a missing or non-positive value leaves a gap in the line."""
     sizes = [group.batch_size * shift for group in members]
-    values = [item.value * scale if item is not None and item.value > 0 else math.nan for item in estimates]
+    values = [
+        estimate.value * scale if estimate is not None and estimate.value > 0 else math.nan for estimate in estimates
+    ]
     return sizes, values
 
 
@@ -247,8 +249,8 @@ def _line(
     """Draw one configuration with its error bars."""
     sizes, values = _points(members, estimates, scale, shift)
     lower, upper = [], []
-    for item, value in zip(estimates, values, strict=True):
-        half = item.expanded * scale if item is not None and not math.isnan(value) else 0.0
+    for estimate, value in zip(estimates, values, strict=True):
+        half = estimate.expanded * scale if estimate is not None and not math.isnan(value) else 0.0
         # On a logarithmic axis, a bar that reaches zero would have no lower end.
         lower.append(min(half, 0.98 * value) if half else 0.0)
         upper.append(half)
@@ -290,18 +292,18 @@ def _titles(result: RunResult, top: Any) -> None:
     if result.hardware:
         title += f" on {result.hardware}"
     collectors: dict[str, set[str]] = {}
-    for item in result.sensors:
-        if item.scope == "device":
-            collectors.setdefault(item.collector, set()).add(item.method)
+    for sensor in result.sensors:
+        if sensor.scope == "device":
+            collectors.setdefault(sensor.collector, set()).add(sensor.method)
     sensors = "; ".join(f"{name} ({', '.join(sorted(methods))})" for name, methods in sorted(collectors.items()))
     subtitle = f"Sensors: {sensors or 'none'} · run {result.record.header.run}"
-    loud = warning_line(result.methods).strip("! ")
-    above = 34 if loud else 12
+    warning = warning_line(result.methods).strip("! ")
+    above = 34 if warning else 12
     _above(top, title, above + 14, fontsize=11.5, fontweight="bold", color="#111111")
     _above(top, subtitle, above, fontsize=8, color="#666666")
-    if loud:
+    if warning:
         box = {"boxstyle": "round,pad=0.35", "facecolor": "#B00020", "edgecolor": "none"}
-        _above(top, f" {loud} ", 14, fontsize=9, fontweight="bold", color="white", bbox=box)
+        _above(top, f" {warning} ", 14, fontsize=9, fontweight="bold", color="white", bbox=box)
 
 
 def _above(axes: Any, text: str, points: float, **style: Any) -> None:

@@ -110,9 +110,9 @@ def _titles(view: LayerView, figure: Any) -> None:
     lines = [title(view)]
     if view.basis is not None:
         lines.append(f"Energy per operator is an ESTIMATE: {METHOD}")
-        loud = warning_line(view.methods).strip("! ")
-        if loud:
-            lines.append(loud)
+        warning = warning_line(view.methods).strip("! ")
+        if warning:
+            lines.append(warning)
     figure.suptitle("\n".join(lines), fontsize=10, fontweight="bold", color="#111111", ha="left", x=0.02)
     legend = "Orange: operators with multiply-accumulates (MACs); blue: operators without; grey: all other time"
     figure.supxlabel("\n".join([*basis_lines(view), legend]), fontsize=7.5, color="#666666")

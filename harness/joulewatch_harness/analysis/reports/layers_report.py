@@ -46,12 +46,12 @@ def group_small(view: LayerView, smallest: float = SMALLEST_SHARE, most: int = M
     )
 
 
-def loud_lines(view: LayerView) -> list[str]:
+def warning_lines(view: LayerView) -> list[str]:
     """Return the warnings above the energies: that they are estimates, and whether the measured windows are as well."""
     if view.basis is None:
         return []
-    loud = warning_line(view.methods)
-    return [ESTIMATE_LINE, *([loud] if loud else [])]
+    warning = warning_line(view.methods)
+    return [ESTIMATE_LINE, *([warning] if warning else [])]
 
 
 def title(view: LayerView) -> str:
@@ -96,7 +96,7 @@ def render_table(view: LayerView, smallest: float = SMALLEST_SHARE, *, width: in
         operators=0,
     )
     rows = [*group_small(view, smallest), view.between, total]
-    lines = paragraphs([title(view), *basis_lines(view), *loud_lines(view)], width)
+    lines = paragraphs([title(view), *basis_lines(view), *warning_lines(view)], width)
     lines += ["", *Table(_text_columns(view, rows[:-1]), rows).lines(width)]
     lines += paragraphs(
         ["Times, MACs and energies are per inference.", *(f"note: {note}" for note in view.notes)], width

@@ -30,16 +30,16 @@ def render_csv(result: RunResult) -> str:
         ),
         *map(_latency_column, ("p50", "p90", "p99")),
     ]
-    for name in (*_names(item.name for group in groups for item in group.components), TOTAL):
+    for name in (*_names(component.name for group in groups for component in group.components), TOTAL):
         columns += _component_columns(name)
     columns += _estimate_columns(
         "inferences_per_joule", "inferences_per_joule_uncertainty", lambda group: group.total.inferences_per_joule
     )
-    for name in _names(item.name for group in groups for item in group.nodes):
+    for name in _names(node.name for group in groups for node in group.nodes):
         columns += _node_columns(name)
-    for name in _names(item.name for group in groups for item in group.counts):
+    for name in _names(count.name for group in groups for count in group.counts):
         columns += _count_columns(name)
-    columns += map(_phase_column, _names(item.name for group in groups for item in group.phases))
+    columns += map(_phase_column, _names(phase.name for group in groups for phase in group.phases))
     return Table(columns, groups).csv()
 
 
@@ -94,14 +94,14 @@ def _latency_column(name: str) -> GroupColumn:
 
 def _component_columns(name: str) -> Iterator[GroupColumn]:
     def energy(group: GroupResult) -> EnergyResult | None:
-        return next((item for item in (*group.components, group.total) if item.name == name), None)
+        return next((result for result in (*group.components, group.total) if result.name == name), None)
 
     def estimate(basis: str) -> Callable[[GroupResult], Estimate | None]:
         return lambda group: getattr(energy(group), basis, None)
 
     def methods(group: GroupResult) -> str:
-        item = energy(group)
-        return "" if item is None else "+".join(item.methods)
+        result = energy(group)
+        return "" if result is None else "+".join(result.methods)
 
     for basis in ("gross", "net"):
         yield from _estimate_columns(
@@ -114,17 +114,17 @@ def _node_columns(name: str) -> Iterator[GroupColumn]:
     return _estimate_columns(
         f"node {name} gross_joules_per_inference",
         f"node {name} gross_uncertainty_joules_per_inference",
-        lambda group: next((item.gross for item in group.nodes if item.name == name), None),
+        lambda group: next((node.gross for node in group.nodes if node.name == name), None),
     )
 
 
 def _count_columns(name: str) -> Iterator[GroupColumn]:
     def count(group: GroupResult) -> CountResult | None:
-        return next((item for item in group.counts if item.name == name), None)
+        return next((result for result in group.counts if result.name == name), None)
 
     def number(group: GroupResult) -> str:
-        item = count(group)
-        return "" if item is None else _number(item.count)
+        result = count(group)
+        return "" if result is None else _number(result.count)
 
     def estimate(basis: str) -> Callable[[GroupResult], Estimate | None]:
         return lambda group: getattr(count(group), basis, None)
@@ -139,6 +139,6 @@ def _count_columns(name: str) -> Iterator[GroupColumn]:
 
 def _phase_column(name: str) -> GroupColumn:
     def share(group: GroupResult) -> str:
-        return next((_number(item.share.value) for item in group.phases if item.name == name), "")
+        return next((_number(phase.share.value) for phase in group.phases if phase.name == name), "")
 
     return Column(f"phase_{name}_share_of_time", share)

@@ -56,22 +56,22 @@ def result_document(result: RunResult) -> dict[str, Any]:
         "source": result.source,
         "estimated": "estimated" in result.methods,
         "emulated": "emulated" in result.methods,
-        "sensors": [encode(item) for item in result.sensors],
-        "idle": {name: _idle_document(item) for name, item in result.idle.items()},
+        "sensors": [encode(sensor) for sensor in result.sensors],
+        "idle": {name: _idle_document(power) for name, power in result.idle.items()},
         "results": [_group_document(group) for group in result.groups],
         "setup": {
-            name: [_setup_document(item) for item in result.setups if item.configuration == name]
-            for name in dict.fromkeys(item.configuration for item in result.setups)
+            name: [_setup_document(setup) for setup in result.setups if setup.configuration == name]
+            for name in dict.fromkeys(setup.configuration for setup in result.setups)
         },
         "findings": [
             {
-                "severity": item.severity,
-                "reason": item.reason,
-                "text": item.text,
-                "window": item.window,
-                "evidence": dict(item.evidence),
+                "severity": finding.severity,
+                "reason": finding.reason,
+                "text": finding.text,
+                "window": finding.window,
+                "evidence": dict(finding.evidence),
             }
-            for item in result.findings
+            for finding in result.findings
         ],
     }
 
@@ -99,14 +99,14 @@ def estimate_document(estimate: Estimate | None, unit: str) -> dict[str, Any] | 
         "degrees_of_freedom": _finite(estimate.dof),
         "budget": [
             {
-                "name": item.name,
-                "type": item.kind,
-                "standard_uncertainty": item.standard,
-                "degrees_of_freedom": _finite(item.dof),
-                "systematic": item.systematic,
-                "text": item.text,
+                "name": line.name,
+                "type": line.kind,
+                "standard_uncertainty": line.standard,
+                "degrees_of_freedom": _finite(line.dof),
+                "systematic": line.systematic,
+                "text": line.text,
             }
-            for item in estimate.budget
+            for line in estimate.budget
         ],
         **({"rounds": _rounds(estimate.rounds)} if estimate.rounds else {}),
     }
@@ -129,45 +129,45 @@ def _idle_document(idle: IdlePower | None) -> dict[str, Any] | None:
     }
 
 
-def _setup_document(item: SetupResult) -> dict[str, Any]:
+def _setup_document(setup: SetupResult) -> dict[str, Any]:
     return {
-        "phase": item.phase,
-        "batch_size": item.batch_size,
-        "duration_s": item.duration_s,
-        "window": item.window,
-        "details": dict(item.details),
+        "phase": setup.phase,
+        "batch_size": setup.batch_size,
+        "duration_s": setup.duration_s,
+        "window": setup.window,
+        "details": dict(setup.details),
         "energy": None
-        if item.total is None
+        if setup.total is None
         else {
-            "components": [_setup_energy_document(one) for one in item.components],
-            "total": _setup_energy_document(item.total),
-            "nodes": [_setup_energy_document(one) for one in item.nodes],
+            "components": [_setup_energy_document(energy) for energy in setup.components],
+            "total": _setup_energy_document(setup.total),
+            "nodes": [_setup_energy_document(energy) for energy in setup.nodes],
         },
     }
 
 
-def _setup_energy_document(item: SetupEnergy) -> dict[str, Any]:
+def _setup_energy_document(energy: SetupEnergy) -> dict[str, Any]:
     return {
-        "name": item.name,
-        "gross": estimate_document(item.gross, "J"),
-        "missing": item.missing,
-        "methods": list(item.methods),
-        "sources": list(item.sources),
+        "name": energy.name,
+        "gross": estimate_document(energy.gross, "J"),
+        "missing": energy.missing,
+        "methods": list(energy.methods),
+        "sources": list(energy.sources),
     }
 
 
-def _energy_document(item: EnergyResult) -> dict[str, Any]:
+def _energy_document(energy: EnergyResult) -> dict[str, Any]:
     return {
-        "name": item.name,
-        "gross": estimate_document(item.gross, "J"),
-        "net": estimate_document(item.net, "J"),
-        "inferences_per_joule": estimate_document(item.inferences_per_joule, "1/J"),
-        "idle": _idle_document(item.idle),
-        "missing": item.missing,
-        "methods": list(item.methods),
-        "sources": list(item.sources),
-        "windows": list(item.windows),
-        "sensors": [str(sensor) for sensor in item.sensors],
+        "name": energy.name,
+        "gross": estimate_document(energy.gross, "J"),
+        "net": estimate_document(energy.net, "J"),
+        "inferences_per_joule": estimate_document(energy.inferences_per_joule, "1/J"),
+        "idle": _idle_document(energy.idle),
+        "missing": energy.missing,
+        "methods": list(energy.methods),
+        "sources": list(energy.sources),
+        "windows": list(energy.windows),
+        "sensors": [str(sensor) for sensor in energy.sensors],
     }
 
 
@@ -178,7 +178,9 @@ def _group_document(group: GroupResult) -> dict[str, Any]:
         "batch_size": group.batch_size,
         "rounds": group.rounds,
         "windows": list(group.windows),
-        "left_out": [{"window": item.window, "reason": item.reason, "text": item.text} for item in group.excluded],
+        "left_out": [
+            {"window": window.window, "reason": window.reason, "text": window.text} for window in group.excluded
+        ],
         "inferences": group.inferences,
         "duration_s": group.duration_s,
         "throughput": estimate_document(group.throughput, "1/s"),
@@ -193,23 +195,23 @@ def _group_document(group: GroupResult) -> dict[str, Any]:
             "rounds": {f"{name}_s": _rounds(values) for name, values in latency.rounds_s.items()},
         },
         "energy": {
-            "components": [_energy_document(item) for item in group.components],
+            "components": [_energy_document(energy) for energy in group.components],
             "total": _energy_document(group.total),
-            "nodes": [_energy_document(item) for item in group.nodes],
-            "parts": [_energy_document(item) for item in group.parts],
+            "nodes": [_energy_document(energy) for energy in group.nodes],
+            "parts": [_energy_document(energy) for energy in group.parts],
         },
         "counts": {
-            item.name: {
-                "count": item.count,
-                "per_inference": item.per_inference,
-                "rate": estimate_document(item.rate, "1/s"),
-                "gross": estimate_document(item.gross, "J"),
-                "net": estimate_document(item.net, "J"),
+            count.name: {
+                "count": count.count,
+                "per_inference": count.per_inference,
+                "rate": estimate_document(count.rate, "1/s"),
+                "gross": estimate_document(count.gross, "J"),
+                "net": estimate_document(count.net, "J"),
             }
-            for item in group.counts
+            for count in group.counts
         },
         "phases": [
-            {"name": item.name, "share": estimate_document(item.share, "1"), "per_batch_s": item.per_batch_s}
-            for item in group.phases
+            {"name": phase.name, "share": estimate_document(phase.share, "1"), "per_batch_s": phase.per_batch_s}
+            for phase in group.phases
         ],
     }

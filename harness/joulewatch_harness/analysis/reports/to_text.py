@@ -45,15 +45,18 @@ def render_table(result: RunResult, *, width: int = DEFAULT_WIDTH, budget: bool 
     header = result.record.header
     started = datetime.datetime.fromtimestamp(header.started_at_s, datetime.UTC)
     hardware = f", {result.hardware}" if result.hardware else ""
-    loud = warning_line(result.methods)
+    warning = warning_line(result.methods)
     values = [group.total.gross.value for group in result.groups if group.total.gross is not None] or [
-        item.gross.value for group in result.groups for item in group.components if item.gross is not None
+        component.gross.value
+        for group in result.groups
+        for component in group.components
+        if component.gross is not None
     ]
     exponent, letter = prefix_for(values)
     scale, unit = 10.0**-exponent, f"{letter}J"
     lines = paragraph(f"Run {header.run}, {started:%Y-%m-%d %H:%M:%S} UTC{hardware}", width)
-    if loud:
-        lines += ["", *paragraph(loud, width)]
+    if warning:
+        lines += ["", *paragraph(warning, width)]
     lines += ["", *_group_lines(result, scale, unit, width)]
     lines += paragraphs([*_idle_lines(result), *_loaded_lines(result), *_setup_lines(result)], width)
     lines += _count_lines(result, width)
@@ -64,8 +67,8 @@ def render_table(result: RunResult, *, width: int = DEFAULT_WIDTH, budget: bool 
     lines += paragraphs(_missing_lines(result), width)
     lines += ["", *paragraphs(_sensor_lines(result.sensors, result.source), width)]
     lines += paragraphs(_finding_lines(result.findings), width)
-    if loud:
-        lines += ["", *paragraph(loud, width)]
+    if warning:
+        lines += ["", *paragraph(warning, width)]
     return "\n".join(lines) + "\n"
 
 
@@ -123,7 +126,7 @@ def _group_lines(result: RunResult, scale: float, unit: str, width: int) -> list
     """One row per configuration and batch size, with a legend."""
     if not result.groups:
         return paragraph("The run has no measure window, so it has no results.", width)
-    names = list(dict.fromkeys(item.name for group in result.groups for item in group.components))
+    names = list(dict.fromkeys(component.name for group in result.groups for component in group.components))
     # A single component is the total.
     components = names if len(names) > 1 else []
 
@@ -177,9 +180,14 @@ _LOADED: Final[Mapping[str, str]] = {
 def _loaded_lines(result: RunResult) -> list[str]:
     """What each configuration really is: version, provider, device, precision, threads, as read back after loading."""
     lines = []
-    for name, item in {group.configuration.name: group.configuration for group in result.groups}.items():
-        parts = [f"{item.runtime} {item.runtime_version}".rstrip(), item.provider, item.device, item.actual_precision]
-        lines.append(f"  {name}: {', '.join(filter(None, (*parts, *_details(item.details))))}")
+    for name, configuration in {group.configuration.name: group.configuration for group in result.groups}.items():
+        parts = [
+            f"{configuration.runtime} {configuration.runtime_version}".rstrip(),
+            configuration.provider,
+            configuration.device,
+            configuration.actual_precision,
+        ]
+        lines.append(f"  {name}: {', '.join(filter(None, (*parts, *_details(configuration.details))))}")
         for setup in result.setups:
             details = _details(setup.details)
             if setup.configuration == name and details:
@@ -194,16 +202,16 @@ def _details(details: Mapping[str, str]) -> list[str]:
 def _setup_lines(result: RunResult) -> list[str]:
     """What loading and preparing cost, one line per configuration; nothing for setups shorter than a second."""
     spans: dict[str, list[str]] = {}
-    for item in result.setups:
-        if item.window is not None:
-            name = item.phase if item.phase == "load" else f"batch {item.batch_size} {item.phase}"
-            text = f"{name} {_four_digits(item.duration_s)} s, {_setup_joules(item)}"
-            spans.setdefault(item.configuration, []).append(text)
+    for setup in result.setups:
+        if setup.window is not None:
+            name = setup.phase if setup.phase == "load" else f"batch {setup.batch_size} {setup.phase}"
+            text = f"{name} {_four_digits(setup.duration_s)} s, {_setup_joules(setup)}"
+            spans.setdefault(setup.configuration, []).append(text)
     return [f"Setup, excluded from the results above: {name} {'; '.join(texts)}" for name, texts in spans.items()]
 
 
-def _setup_joules(item: SetupResult) -> str:
-    total = item.total
+def _setup_joules(setup: SetupResult) -> str:
+    total = setup.total
     if total is None or total.gross is None:
         return f"energy missing: {total.missing if total is not None else 'no window'}"
     exponent, letter = prefix_for([total.gross.value])
@@ -219,9 +227,9 @@ def _watts(idle: IdlePower) -> str:
 def _count_lines(result: RunResult, width: int) -> list[str]:
     """Energy of other units of work than the inference, such as output tokens."""
     lines: list[str] = []
-    for name in dict.fromkeys(item.name for group in result.groups for item in group.counts):
-        rows = [(group, item) for group in result.groups for item in group.counts if item.name == name]
-        exponent, letter = prefix_for(item.gross.value for _, item in rows if item.gross is not None)
+    for name in dict.fromkeys(count.name for group in result.groups for count in group.counts):
+        rows = [(group, count) for group in result.groups for count in group.counts if count.name == name]
+        exponent, letter = prefix_for(count.gross.value for _, count in rows if count.gross is not None)
         words = name.replace("_", " ")
         heading = f"{words[:1].upper()}{words[1:]} (per inf: per inference; total, net: {letter}J each)"
         table = Table(_count_columns(10.0**-exponent), rows, lambda row: _configuration(row[0]))
@@ -252,12 +260,12 @@ def _phase_lines(result: RunResult, width: int) -> list[str]:
 def _phase_columns(groups: Sequence[GroupResult]) -> list[Column[GroupResult]]:
     def phase(name: str, priority: int) -> Column[GroupResult]:
         def cell(group: GroupResult) -> str | None:
-            shares: dict[str, PhaseShare] = {item.name: item for item in group.phases}
+            shares: dict[str, PhaseShare] = {phase.name: phase for phase in group.phases}
             return _percent_cell(shares[name].share.value) if name in shares else None
 
         return Column(name, cell, priority=priority)
 
-    names = dict.fromkeys(item.name for group in groups for item in group.phases)
+    names = dict.fromkeys(phase.name for group in groups for phase in group.phases)
     columns: list[Column[GroupResult]] = [Column("batch", lambda group: group.batch_size)]
     columns += [phase(name, priority) for priority, name in enumerate(names)]
     if any(outside_execution(group.phases) is not None for group in groups):
@@ -267,14 +275,14 @@ def _phase_columns(groups: Sequence[GroupResult]) -> list[Column[GroupResult]]:
 
 def _node_and_part_lines(result: RunResult, scale: float, unit: str, width: int) -> list[str]:
     """Energy of whole servers and of parts of devices, which are never added to the total."""
-    names = list(dict.fromkeys(item.name for group in result.groups for item in (*group.nodes, *group.parts)))
+    names = list(dict.fromkeys(energy.name for group in result.groups for energy in (*group.nodes, *group.parts)))
     if not names:
         return []
-    one_exporter = len({item.exporter for item in result.sensors}) == 1
+    one_exporter = len({record.exporter for record in result.sensors}) == 1
 
     def sensor(name: str, priority: int) -> Column[GroupResult]:
         def cell(group: GroupResult) -> str | None:
-            return _energy_cell({item.name: item for item in (*group.nodes, *group.parts)}.get(name), scale)
+            return _energy_cell({energy.name: energy for energy in (*group.nodes, *group.parts)}.get(name), scale)
 
         # The device and domain alone, where the exporter and collector need no mention.
         return Column("/".join(name.split("/")[-2:]) if one_exporter else name, cell, priority=priority)
@@ -313,10 +321,10 @@ def _budget_columns(variance: float, scale: float, unit: str) -> list[Column[Bud
 
 def _missing_lines(result: RunResult) -> list[str]:
     lines = [
-        f"{group.configuration.name}, batch {group.batch_size}: {item.name} is missing: {item.missing}"
+        f"{group.configuration.name}, batch {group.batch_size}: {component.name} is missing: {component.missing}"
         for group in result.groups
-        for item in group.components
-        if item.missing
+        for component in group.components
+        if component.missing
     ]
     return ["", *lines] if lines else []
 
@@ -325,16 +333,16 @@ def _sensor_lines(sensors: Sequence[SensorRecord], source: str) -> list[str]:
     lines = []
     for scope in ("device", "node", "part"):
         groups: dict[tuple[str, str, str], list[SensorRecord]] = {}
-        for item in sensors:
-            if item.scope == scope:
-                groups.setdefault((item.exporter, item.collector, item.method), []).append(item)
+        for record in sensors:
+            if record.scope == scope:
+                groups.setdefault((record.exporter, record.collector, record.method), []).append(record)
         for (exporter, collector, method), items in groups.items():
-            names = list(dict.fromkeys(f"{item.device}/{item.domain}" for item in items))
+            names = list(dict.fromkeys(f"{record.device}/{record.domain}" for record in items))
             text = ", ".join(names[:_MOST_NAMES])
             if len(names) > _MOST_NAMES:
                 text += f" and {len(names) - _MOST_NAMES} more"
-            extra = {f"±{100 * item.accuracy:g} %" for item in items if item.accuracy is not None} | {
-                item.model for item in items if item.model and method in ("estimated", "integrated")
+            extra = {f"±{100 * record.accuracy:g} %" for record in items if record.accuracy is not None} | {
+                record.model for record in items if record.model and method in ("estimated", "integrated")
             }
             note = f" ({'; '.join(sorted(extra))})" if extra else ""
             lines.append(f"  {scope}: {text}: {collector} on {exporter}, {_METHOD_TEXTS.get(method, method)}{note}")
@@ -345,13 +353,13 @@ def _sensor_lines(sensors: Sequence[SensorRecord], source: str) -> list[str]:
 def _finding_lines(findings: Sequence[Finding]) -> list[str]:
     """The findings, errors first; those with the same reason are one line."""
     grouped: dict[tuple[str, str], list[Finding]] = {}
-    for item in findings:
-        grouped.setdefault((item.severity, item.reason), []).append(item)
+    for finding in findings:
+        grouped.setdefault((finding.severity, finding.reason), []).append(finding)
     lines = []
     for severity in ("error", "warning", "info"):
         for (level, reason), items in grouped.items():
             if level == severity:
-                windows = sorted({item.window for item in items if item.window is not None})
+                windows = sorted({finding.window for finding in items if finding.window is not None})
                 more = f" (and {len(items) - 1} more)" if len(items) > 1 else ""
                 at = f", window {windows[0]}" if windows else ""
                 lines.append(f"  {severity} [{reason}]{at}: {items[0].text}{more}")

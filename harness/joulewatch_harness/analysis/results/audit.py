@@ -291,8 +291,8 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
             text="the run has no energy sensor, so it has times only; 'joulewatch-exporter check' reports why",
         )
     methods: dict[str, list[str]] = {}
-    for sensor, item in run.sensors.items():
-        methods.setdefault(item.method, []).append(str(sensor))
+    for sensor, metadata in run.sensors.items():
+        methods.setdefault(metadata.method, []).append(str(sensor))
     for method, reason, sentence in (
         ("estimated", "estimated_energy", "estimated by a power model, not measured"),
         ("emulated", "emulated_energy", "from an emulated machine, not from hardware"),
@@ -306,7 +306,7 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
             )
     if with_history:
         seen = {sensor.exporter for sensor in run.history.counters}
-        for exporter in sorted({item.name for item in record.header.exporters} - seen):
+        for exporter in sorted({exporter_record.name for exporter_record in record.header.exporters} - seen):
             yield Finding(
                 severity="warning",
                 reason="exporter_missing",

@@ -195,8 +195,8 @@ def read_document(document: Any, where: str) -> Run:
         )
     try:
         groups: dict[str, dict[int, Mapping[str, Any]]] = {}
-        for item in document["results"]:
-            groups.setdefault(item["configuration"]["name"], {})[int(item["batch_size"])] = item
+        for group in document["results"]:
+            groups.setdefault(group["configuration"]["name"], {})[int(group["batch_size"])] = group
         run = document["run"]
         provenance = run["provenance"]
         cpu = provenance.get("cpu")
@@ -233,14 +233,14 @@ def measures(side: Side, batch_size: int) -> dict[tuple[Kind, str, str], Measure
 
 def _energies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
     energy = group["energy"]
-    named = [(item["name"], item) for item in (energy["total"], *energy["components"])]
+    named = [(component["name"], component) for component in (energy["total"], *energy["components"])]
     # The name of a node sensor starts with its exporter, whose address may differ between runs on one machine.
-    named += [(NODE + item["name"].partition("/")[2], item) for item in energy["nodes"]]
-    for name, item in named:
+    named += [(NODE + component["name"].partition("/")[2], component) for component in energy["nodes"]]
+    for name, component in named:
         for basis in (GROSS, NET):
-            idle = item["idle"]
-            missing = item["missing"] or ("no idle window to subtract" if basis == NET else "no number")
-            estimate = _estimate(item[basis])
+            idle = component["idle"]
+            missing = component["missing"] or ("no idle window to subtract" if basis == NET else "no number")
+            estimate = _estimate(component[basis])
             yield Measure(
                 kind="energy",
                 name=name,
@@ -248,8 +248,8 @@ def _energies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
                 unit="J",
                 estimate=estimate,
                 missing="" if estimate is not None else missing,
-                sensors=frozenset(_sensor_name(run, sensor) for sensor in item["sensors"]),
-                methods=frozenset(item["methods"]),
+                sensors=frozenset(_sensor_name(run, sensor) for sensor in component["sensors"]),
+                methods=frozenset(component["methods"]),
                 idle=(run.id, tuple(idle["windows"])) if idle is not None and basis == NET else ("", ()),
                 run=run.id,
             )
@@ -296,14 +296,14 @@ def _estimate(data: Mapping[str, Any] | None) -> Estimate | None:
         return None
     lines = tuple(
         BudgetLine(
-            name=item["name"],
-            kind=item["type"],
-            standard=float(item["standard_uncertainty"]),
-            dof=math.inf if item["degrees_of_freedom"] is None else float(item["degrees_of_freedom"]),
-            systematic=bool(item["systematic"]),
-            text=item["text"],
+            name=line["name"],
+            kind=line["type"],
+            standard=float(line["standard_uncertainty"]),
+            dof=math.inf if line["degrees_of_freedom"] is None else float(line["degrees_of_freedom"]),
+            systematic=bool(line["systematic"]),
+            text=line["text"],
         )
-        for item in data["budget"]
+        for line in data["budget"]
     )
     dof = data["degrees_of_freedom"]
     return Estimate(

@@ -139,26 +139,26 @@ def layer_view(
         notes: Further notes for the reader.
     """
     inferences = trace.batches * trace.batch_size
-    covered_ns = sum(item.time_ns for item in trace.operators)
+    covered_ns = sum(operator.time_ns for operator in trace.operators)
     # Operators that ran in parallel take more time than the batch; then their sum is the whole.
     whole_ns = max(trace.time_ns, covered_ns)
     # If an operator consists of several kernels, the sum of the graph is the right one.
-    known = sum(item.macs or 0 for item in trace.operators)
+    known = sum(operator.macs or 0 for operator in trace.operators)
     total_macs = trace.macs if trace.macs is not None else known
 
     def joules(share: float) -> float | None:
         return None if basis is None else share * basis.mean_power_watts * basis.seconds_per_inference
 
     rows = []
-    for item in trace.operators:
-        share = item.time_ns / whole_ns
-        macs = None if item.macs is None else item.macs // trace.batch_size
-        macs_share = item.macs / total_macs if item.macs is not None and total_macs else None
+    for operator in trace.operators:
+        share = operator.time_ns / whole_ns
+        macs = None if operator.macs is None else operator.macs // trace.batch_size
+        macs_share = operator.macs / total_macs if operator.macs is not None and total_macs else None
         rows.append(
             Row(
-                name=item.name,
-                op=item.op,
-                seconds=item.time_ns * 1e-9 / inferences,
+                name=operator.name,
+                op=operator.op,
+                seconds=operator.time_ns * 1e-9 / inferences,
                 share=share,
                 macs=macs,
                 macs_share=macs_share,

@@ -231,7 +231,9 @@ class RunResult:
     @property
     def methods(self) -> frozenset[str]:
         """Methods of all device sensors whose energy is in a result."""
-        return frozenset(method for group in self.groups for item in group.components for method in item.methods)
+        return frozenset(
+            method for group in self.groups for component in group.components for method in component.methods
+        )
 
     @property
     def hardware(self) -> str:

@@ -14,12 +14,12 @@ EXECUTE_PHASE: Final = "execute"
 
 def has_phases(group: GroupResult) -> bool:
     """Return whether a batch has phases other than its execution."""
-    return bool({item.name for item in group.phases} - {EXECUTE_PHASE, OTHER_PHASE})
+    return bool({phase.name for phase in group.phases} - {EXECUTE_PHASE, OTHER_PHASE})
 
 
 def outside_execution(phases: Sequence[PhaseShare]) -> float | None:
     """Return the share of the time outside the execution (drivers, copies); None if the execution is not known."""
-    if not any(item.name == EXECUTE_PHASE for item in phases):
+    if not any(phase.name == EXECUTE_PHASE for phase in phases):
         return None
     # Waiting for queries is not work.
-    return math.fsum(item.share.value for item in phases if item.name not in (EXECUTE_PHASE, IDLE_PHASE))
+    return math.fsum(phase.share.value for phase in phases if phase.name not in (EXECUTE_PHASE, IDLE_PHASE))

@@ -79,11 +79,11 @@ def analyze_run(
         # The exporters of the run; if a foreign record names none, all exporters of the source.
         history = source.history(run_spans(record), record.header.exporters or None)
     report("integrating")
-    measured = replace(record, windows=tuple(item for item in record.windows if item.kind in MEASURED_KINDS), setups=())
-    run = measure_run(measured, history)
+    windows = tuple(window for window in record.windows if window.kind in MEASURED_KINDS)
+    run = measure_run(replace(record, windows=windows, setups=()), history)
     analysis = _Analysis(record, run)
     # Setups are reported but not audited: a problem with a setup is not a problem with a result.
-    audited = replace(run, windows=tuple(item for item in run.windows if item.window.kind != "setup"))
+    audited = replace(run, windows=tuple(measured for measured in run.windows if measured.window.kind != "setup"))
     findings = list(audit.audit_run(audited, with_history=source is not None))
     groups = [analysis.group(key, windows) for key, windows in analysis.measure_windows().items()]
     findings += (finding for group in groups for finding in analysis.audit_group(group))
@@ -120,17 +120,22 @@ class _Analysis:
         self.sensors = run.sensors
         self.devices = [sensor for sensor in run.sensors if sensor.scope == "device"]
         self.idle_windows = [
-            item for item in run.windows if item.window.kind == "idle" and "interrupted" not in item.window.flags
+            measured
+            for measured in run.windows
+            if measured.window.kind == "idle" and "interrupted" not in measured.window.flags
         ]
-        self.configurations = {item.name: item for item in (*record.header.configurations, *record.configurations)}
+        self.configurations = {
+            configuration.name: configuration
+            for configuration in (*record.header.configurations, *record.configurations)
+        }
         self.order = {name: number for number, name in enumerate(self.configurations)}
 
     def measure_windows(self) -> dict[GroupKey, list[MeasuredWindow]]:
         """The measure windows of each configuration and batch size, in the order of the configurations."""
         groups: dict[GroupKey, list[MeasuredWindow]] = {}
-        for item in self.run.windows:
-            if item.window.kind == "measure":
-                groups.setdefault((item.window.configuration, item.window.batch_size), []).append(item)
+        for measured in self.run.windows:
+            if measured.window.kind == "measure":
+                groups.setdefault((measured.window.configuration, measured.window.batch_size), []).append(measured)
         return dict(sorted(groups.items(), key=lambda group: (self._place(group[0][0]), group[0])))
 
     def _place(self, configuration: str) -> int:
@@ -141,25 +146,25 @@ class _Analysis:
     ) -> tuple[list[tuple[MeasuredWindow, Combined]], list[ExcludedWindow]]:
         """Return the windows in which every one of the sensors has a number, and the other windows."""
         complete, missing = [], []
-        for item in windows:
+        for measured in windows:
             energies = []
             for sensor in sensors:
-                measured = item.sensors[sensor]
-                if measured.energy is None:
-                    missing.append(ExcludedWindow(item.window.index, measured.reason, measured.text))
+                result = measured.sensors[sensor]
+                if result.energy is None:
+                    missing.append(ExcludedWindow(measured.window.index, result.reason, result.text))
                     break
-                energies.append(measured.energy)
+                energies.append(result.energy)
             else:
-                complete.append((item, combine(energies)))
+                complete.append((measured, combine(energies)))
         return complete, missing
 
     # Idle power
 
     def idle_power(self, sensors: Sequence[SensorId], configuration: str | None) -> IdlePower | None:
         """Return the idle power of some sensors: with the network loaded if that was measured, else without."""
-        loaded = [item for item in self.idle_windows if "loaded" in item.window.flags]
-        own = [item for item in loaded if configuration and item.window.configuration == configuration]
-        unloaded = [item for item in self.idle_windows if "loaded" not in item.window.flags]
+        loaded = [measured for measured in self.idle_windows if "loaded" in measured.window.flags]
+        own = [measured for measured in loaded if configuration and measured.window.configuration == configuration]
+        unloaded = [measured for measured in self.idle_windows if "loaded" not in measured.window.flags]
         candidates: list[tuple[IdleBasis, str, list[MeasuredWindow]]] = [
             ("loaded", "with this network loaded", own),
             ("loaded", "with a network loaded", loaded),
@@ -178,9 +183,9 @@ class _Analysis:
 
     def audit_idle(self, idle: Mapping[str, IdlePower]) -> Iterator[Finding]:
         for name, power in idle.items():
-            windows = [item for item in self.idle_windows if item.window.index in power.windows]
+            windows = [measured for measured in self.idle_windows if measured.window.index in power.windows]
             complete, _ = self.gather(self._devices_of(name), windows)
-            watts = [energy.joules / item.span.duration_s for item, energy in complete]
+            watts = [energy.joules / measured.span.duration_s for measured, energy in complete]
             yield from audit.audit_idle(name, watts)
 
     def _components(self) -> list[str]:
@@ -196,8 +201,8 @@ class _Analysis:
     def group(self, key: GroupKey, windows: Sequence[MeasuredWindow]) -> GroupResult:
         """Return the result of one configuration at one batch size."""
         name, batch_size = key
-        excluded = [(item, why) for item in windows if (why := _exclusion(item)) is not None]
-        used = [item for item in windows if _exclusion(item) is None]
+        excluded = [(measured, why) for measured in windows if (why := _exclusion(measured)) is not None]
+        used = [measured for measured in windows if _exclusion(measured) is None]
 
         def energy(result_name: str, sensors: Sequence[SensorId]) -> EnergyResult:
             result = self.energy(result_name, sensors, used, name)
@@ -220,12 +225,14 @@ class _Analysis:
             configuration=self.configurations.get(name)
             or Configuration(name=name, network=name, runtime="", precision=""),
             batch_size=batch_size,
-            windows=tuple(item.window.index for item in used),
+            windows=tuple(measured.window.index for measured in used),
             excluded=(*(why for _, why in excluded), *without_number),
-            rounds=len({item.window.repeat for item in used}),
-            inferences=sum(item.window.inferences for item in used),
-            duration_s=math.fsum(item.window.duration_s for item in used),
-            throughput=_mean_rate([(item.window, item.window.inferences) for item in used]) if used else None,
+            rounds=len({measured.window.repeat for measured in used}),
+            inferences=sum(measured.window.inferences for measured in used),
+            duration_s=math.fsum(measured.window.duration_s for measured in used),
+            throughput=_mean_rate([(measured.window, measured.window.inferences) for measured in used])
+            if used
+            else None,
             latency=_latency(used),
             components=tuple(energy(component, self._devices_of(component)) for component in self._components()),
             total=energy(TOTAL, self.devices),
@@ -235,16 +242,16 @@ class _Analysis:
                 for (component, collector, domain), sensors in parts.items()
             ),
             counts=self.counts(self.devices, used, name),
-            phases=phase_shares([item.window for item in used]) or phase_shares(windows_of_phases),
+            phases=phase_shares([measured.window for measured in used]) or phase_shares(windows_of_phases),
         )
 
     def audit_group(self, group: GroupResult) -> Iterator[Finding]:
         """Check whether the rounds of one group agree."""
         rounds: dict[int, list[float]] = {}
         if group.total.gross is not None:
-            windows = [item for item in self.run.windows if item.window.index in group.windows]
-            for item, energy in self.gather(group.total.sensors, windows)[0]:
-                rounds.setdefault(item.window.repeat, []).append(energy.joules / item.window.inferences)
+            windows = [measured for measured in self.run.windows if measured.window.index in group.windows]
+            for measured, energy in self.gather(group.total.sensors, windows)[0]:
+                rounds.setdefault(measured.window.repeat, []).append(energy.joules / measured.window.inferences)
         means = [mean(values) for values in rounds.values()]
         yield from audit.audit_repeats(f"{group.configuration.name}, batch {group.batch_size}", means)
 
@@ -275,7 +282,7 @@ class _Analysis:
             net=_per_inference(complete, idle) if idle is not None else None,
             idle=idle,
             missing="",
-            windows=tuple(item.window.index for item, _ in complete),
+            windows=tuple(measured.window.index for measured, _ in complete),
             sources=tuple(sorted({source for _, energy in complete for source in energy.sources})),
         )
 
@@ -287,15 +294,15 @@ class _Analysis:
         idle = self.idle_power(sensors, configuration) if complete else None
         results = []
         for name in windows[0].window.counts if windows else ():
-            if any(item.window.counts.get(name, 0) <= 0 for item in windows):
+            if any(measured.window.counts.get(name, 0) <= 0 for measured in windows):
                 continue
-            count = math.fsum(item.window.counts[name] for item in windows)
+            count = math.fsum(measured.window.counts[name] for measured in windows)
             results.append(
                 CountResult(
                     name=name,
                     count=count,
-                    per_inference=count / sum(item.window.inferences for item in windows),
-                    rate=_mean_rate([(item.window, item.window.counts[name]) for item in windows]),
+                    per_inference=count / sum(measured.window.inferences for measured in windows),
+                    rate=_mean_rate([(measured.window, measured.window.counts[name]) for measured in windows]),
                     gross=_per_inference(complete, None, name) if complete else None,
                     net=_per_inference(complete, idle, name) if idle is not None else None,
                 )
@@ -306,19 +313,21 @@ class _Analysis:
 
     def setups(self) -> tuple[SetupResult, ...]:
         """Return all setups, by configuration, loading first."""
-        results = [self.setup(item) for item in self.run.windows if item.window.kind == "setup"]
+        results = [self.setup(measured) for measured in self.run.windows if measured.window.kind == "setup"]
         results += [
             SetupResult(
-                configuration=item.configuration,
-                phase=item.phase,
-                batch_size=item.batch_size,
-                duration_s=item.duration_s,
-                details=item.details,
+                configuration=setup.configuration,
+                phase=setup.phase,
+                batch_size=setup.batch_size,
+                duration_s=setup.duration_s,
+                details=setup.details,
             )
-            for item in self.record.setups
+            for setup in self.record.setups
         ]
         return tuple(
-            sorted(results, key=lambda item: (self._place(item.configuration), item.phase != "load", item.batch_size))
+            sorted(
+                results, key=lambda setup: (self._place(setup.configuration), setup.phase != "load", setup.batch_size)
+            )
         )
 
     def setup(self, measured: MeasuredWindow) -> SetupResult:
@@ -373,16 +382,17 @@ def _missing_text(missing: Sequence[ExcludedWindow], total: int) -> str:
 def _mean_idle_power(basis: IdleBasis, text: str, windows: Sequence[tuple[MeasuredWindow, Combined]]) -> IdlePower:
     """Return the mean power of some idle windows."""
     count = len(windows)
-    watts = [energy.joules / item.span.duration_s for item, energy in windows]
+    watts = [energy.joules / measured.span.duration_s for measured, energy in windows]
     random = math.sqrt(
         math.fsum(
-            math.fsum(u * u for u in energy.random.values()) / item.span.duration_s**2 for item, energy in windows
+            math.fsum(u * u for u in energy.random.values()) / measured.span.duration_s**2
+            for measured, energy in windows
         )
     )
     shared = math.fsum(
         math.hypot(*(u for name, u in energy.systematic.items() if not name.startswith(ACCURACY)))
-        / item.span.duration_s
-        for item, energy in windows
+        / measured.span.duration_s
+        for measured, energy in windows
     )
     within = math.hypot(random / count, shared / count)
     dof = math.inf
@@ -399,7 +409,7 @@ def _mean_idle_power(basis: IdleBasis, text: str, windows: Sequence[tuple[Measur
         standard_watts=math.hypot(within, between),
         dof=dof,
         basis=basis,
-        windows=tuple(item.window.index for item, _ in windows),
+        windows=tuple(measured.window.index for measured, _ in windows),
         text=f"{count} idle {'window' if count == 1 else 'windows'} {text}",
     )
 
@@ -412,12 +422,12 @@ def _per_inference(
     systematic: dict[str, list[float]] = {}
     texts: dict[str, str] = {}
     seconds = []
-    for item, energy in windows:
-        count = item.window.counts[unit] if unit else item.window.inferences
-        joules = energy.joules - (idle.watts * item.span.duration_s if idle is not None else 0.0)
+    for measured, energy in windows:
+        count = measured.window.counts[unit] if unit else measured.window.inferences
+        joules = energy.joules - (idle.watts * measured.span.duration_s if idle is not None else 0.0)
         # A sensor that reads 5 % high does so while idle too, so the error of the net is 5 % of the net.
         share = abs(joules / energy.joules) if idle is not None and energy.joules else 1.0
-        rounds.setdefault(item.window.repeat, []).append(
+        rounds.setdefault(measured.window.repeat, []).append(
             (joules / count, {name: u / count for name, u in energy.random.items()})
         )
         for name, u in energy.systematic.items():
@@ -425,7 +435,7 @@ def _per_inference(
             systematic.setdefault(name, []).append(factor * u / count)
         for name, text in energy.texts.items():
             texts.setdefault(name, text)
-        seconds.append(item.span.duration_s / count)
+        seconds.append(measured.span.duration_s / count)
     extra = []
     if idle is not None:
         extra.append(
@@ -476,22 +486,22 @@ def _phase_place(name: str) -> tuple[int, str]:
 
 def _latency(windows: Sequence[MeasuredWindow]) -> LatencySummary | None:
     rounds: dict[int, list[Latency]] = {}
-    for item in windows:
-        if item.window.latency is not None:
-            rounds.setdefault(item.window.repeat, []).append(item.window.latency)
-    latencies = [item.window.latency for item in windows if item.window.latency is not None]
+    for measured in windows:
+        if measured.window.latency is not None:
+            rounds.setdefault(measured.window.repeat, []).append(measured.window.latency)
+    latencies = [measured.window.latency for measured in windows if measured.window.latency is not None]
     if not latencies:
         return None
     rounds_s = {
-        name: {number: mean([getattr(item, f"{name}_s") for item in part]) for number, part in rounds.items()}
+        name: {number: mean([getattr(latency, f"{name}_s") for latency in part]) for number, part in rounds.items()}
         for name in ("p50", "p90", "p99")
     }
     standard_s = {name: standard_error(list(values.values())) for name, values in rounds_s.items()}
     return LatencySummary(
-        p50_s=mean([item.p50_s for item in latencies]),
-        p90_s=mean([item.p90_s for item in latencies]),
-        p99_s=mean([item.p99_s for item in latencies]),
-        max_s=max(item.max_s for item in latencies),
+        p50_s=mean([latency.p50_s for latency in latencies]),
+        p90_s=mean([latency.p90_s for latency in latencies]),
+        p99_s=mean([latency.p99_s for latency in latencies]),
+        max_s=max(latency.max_s for latency in latencies),
         standard_s=standard_s if len(rounds) > 1 else {},
         rounds_s=rounds_s,
     )

@@ -30,14 +30,14 @@ def combine(energies: Sequence[WindowEnergy]) -> Combined:
     systematic: dict[str, float] = {}
     texts: dict[str, str] = {}
     for energy in energies:
-        for item in energy.budget:
-            key = _key(item)
-            texts.setdefault(key, item.text)
-            if item.systematic:
+        for component in energy.budget:
+            key = _key(component)
+            texts.setdefault(key, component.text)
+            if component.systematic:
                 # Common to all sensors of a window or of a family, so they add linearly.
-                systematic[key] = systematic.get(key, 0.0) + item.standard_joules
+                systematic[key] = systematic.get(key, 0.0) + component.standard_joules
             else:
-                random[key] = math.hypot(random.get(key, 0.0), item.standard_joules)
+                random[key] = math.hypot(random.get(key, 0.0), component.standard_joules)
     joules = math.fsum(energy.joules for energy in energies)
     return Combined(
         joules=joules,
@@ -48,8 +48,8 @@ def combine(energies: Sequence[WindowEnergy]) -> Combined:
     )
 
 
-def _key(item: BudgetItem) -> str:
-    return f"{item.name} ({item.family})" if item.systematic and item.family else item.name
+def _key(component: BudgetItem) -> str:
+    return f"{component.name} ({component.family})" if component.systematic and component.family else component.name
 
 
 def combine_mean(

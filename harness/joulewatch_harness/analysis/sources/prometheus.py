@@ -57,10 +57,10 @@ def _quoted(text: str) -> str:
 
 
 def _series(result: Sequence[dict[str, Any]]) -> Iterator[RawSeries]:
-    for item in result:
-        labels = dict(item["metric"])
+    for series in result:
+        labels = dict(series["metric"])
         name = labels.pop("__name__", "")
-        pairs = item["values"] if "values" in item else [item["value"]]
+        pairs = series["values"] if "values" in series else [series["value"]]
         times_s = np.fromiter((pair[0] for pair in pairs), np.float64, len(pairs))
         values = np.fromiter((float(pair[1]) for pair in pairs), np.float64, len(pairs))
         yield RawSeries(name=name, labels=labels, times_s=times_s, values=values)
@@ -172,7 +172,7 @@ class PrometheusSource:
         known = self.runs(now_s - _LISTED_S, now_s)
         if not known:
             return ": there are no runs in the last 90 days"
-        return f": the most recent ones are {', '.join(item.run for item in known[-3:])}"
+        return f": the most recent ones are {', '.join(summary.run for summary in known[-3:])}"
 
     def history(
         self,
@@ -193,7 +193,7 @@ class PrometheusSource:
         merged = merge_spans(spans, margin_s)
         metadata = self._metadata((merged[0][0], merged[-1][1]), matcher)
         # A sensor that observes only part of the time needs its power values, for their scatter.
-        with_power = power or any(item.name == catalog.SENSOR_WINDOW.name for item in metadata)
+        with_power = power or any(raw.name == catalog.SENSOR_WINDOW.name for raw in metadata)
         names = (*COUNTER_NAMES, *(POWER_NAMES if with_power else ()))
         selector = f"{{{', '.join(filter(None, (_matcher('__name__', names), matcher)))}}}"
         pieces: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
@@ -208,8 +208,8 @@ class PrometheusSource:
         length_s = max(math.ceil(span[1] - span[0]), 1)
         result = self._client.query(query.replace("{range}", f"{length_s}s"), span[1])
         return [
-            RawSeries(name=item.name or name, labels=item.labels, times_s=item.times_s, values=item.values)
-            for item in _series(result)
+            RawSeries(name=raw.name or name, labels=raw.labels, times_s=raw.times_s, values=raw.values)
+            for raw in _series(result)
         ]
 
     def _metadata(self, span: tuple[float, float], matcher: str) -> list[RawSeries]:

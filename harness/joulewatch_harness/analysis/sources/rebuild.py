@@ -241,7 +241,7 @@ def _edge(name: str, key: _Key, at_ms: int | None, metrics: Mapping[str, _Sample
     for labels, joules in metrics.get(catalog.WINDOW_EDGE_JOULES.name, nothing).at(key, at_ms):
         device = (labels.get("exporter", ""), labels.get("collector", ""), labels.get("device", ""))
         if labels.get("edge") == name and device in read_at:
-            exporter, scope, collector, component, name_, domain = (labels.get(item, "") for item in _SENSOR)
+            exporter, scope, collector, component, name_, domain = (labels.get(label, "") for label in _SENSOR)
             counters.append(
                 EdgeCounter(
                     exporter=exporter,
@@ -264,7 +264,16 @@ def _edge(name: str, key: _Key, at_ms: int | None, metrics: Mapping[str, _Sample
         requested_at_s=min(counter.read_at_s for counter in counters),
         answered_at_s=max(counter.read_at_s for counter in counters),
         counters=tuple(
-            sorted(counters, key=lambda item: (item.exporter, item.scope, item.collector, item.device, item.domain))
+            sorted(
+                counters,
+                key=lambda counter: (
+                    counter.exporter,
+                    counter.scope,
+                    counter.collector,
+                    counter.device,
+                    counter.domain,
+                ),
+            )
         ),
         clocks=tuple(
             EdgeClock(exporter, bounds["lower"], bounds["upper"])
@@ -276,7 +285,7 @@ def _edge(name: str, key: _Key, at_ms: int | None, metrics: Mapping[str, _Sample
 
 def _configurations(infos: Iterable[RawSeries]) -> tuple[Configuration, ...]:
     configurations = {}
-    for raw in sorted(infos, key=lambda item: float(item.times_s[-1]) if item.times_s.size else 0.0):
+    for raw in sorted(infos, key=lambda raw: float(raw.times_s[-1]) if raw.times_s.size else 0.0):
         labels = raw.labels
         name = labels.get("configuration", "")
         scenario, rate_per_s = _scenario(name, labels)

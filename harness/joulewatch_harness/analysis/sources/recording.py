@@ -86,7 +86,7 @@ class RecordingSource:
         samples: list[RawSeries] = []
         merged = merge_spans(spans, _MARGIN_S)
         whole = (merged[0][0], merged[-1][1])
-        wanted = None if exporters is None else {item.name for item in exporters}
+        wanted = None if exporters is None else {exporter.name for exporter in exporters}
         # A sensor that observes only part of the time needs its power values, for their scatter.
         with_power = power or bool(self._raw(catalog.SENSOR_WINDOW.name, (None, whole[1]), wanted))
         for name in (*COUNTER_NAMES, *(POWER_NAMES if with_power else ())):
@@ -101,10 +101,10 @@ class RecordingSource:
         return [
             RawSeries(
                 name=name,
-                labels=item.labels,
-                times_s=np.asarray(item.scrape_times_s, dtype=np.float64),
-                values=np.asarray(item.values, dtype=np.float64),
+                labels=stored.labels,
+                times_s=np.asarray(stored.scrape_times_s, dtype=np.float64),
+                values=np.asarray(stored.values, dtype=np.float64),
             )
-            for item in self._recording.series(name, start_s=span[0], end_s=span[1])
-            if wanted is None or item.labels.get("instance", "") in wanted
+            for stored in self._recording.series(name, start_s=span[0], end_s=span[1])
+            if wanted is None or stored.labels.get("instance", "") in wanted
         ]

@@ -102,7 +102,9 @@ def test_csv_and_records_have_all_columns_and_raw_values() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.text("ab/_ -", max_size=30), st.integers(0, 10**9), st.text("xyz ,", max_size=60)), min_size=1),
+    st.lists(
+        st.tuples(st.text("ab/_ -", max_size=30), st.integers(0, 10**9), st.text("xyz ,", max_size=60)), min_size=1
+    ),
     st.integers(60, 130),
 )
 def test_every_line_fits_and_every_number_is_whole(rows: list[Row], width: int) -> None:
