@@ -1,9 +1,9 @@
 """Bind mappings to frozen dataclasses: plans, configuration files, runtime options, journal lines and traces.
 
-The dataclass is the declaration: its field names are the keys, its annotations the types; ``Annotated`` adds the
-constraints ``Limits``, ``Choice`` and ``Parse``; what keys must fulfil together is checked in ``__post_init__``, whose
-error may begin with ``KEY:``. An error is one line with the source, the path of the key, what is
-wrong and the value (never that of a field with ``repr=False``), or the nearest valid name.
+The dataclass is the declaration: its field names are the keys, its annotations the types, and ``Annotated`` adds the
+constraints ``Limits``, ``Choice`` and ``Parse``. Rules about several keys are in ``__post_init__``, whose errors may
+begin with ``KEY:``. An error is one line: the source, the path of the key, what is wrong, and the value (never that of
+a field with ``repr=False``) or the nearest valid name.
 
 msgspec 0.22 and cattrs 26.2 were tried and not taken. msgspec's errors contain neither the value nor the valid
 choices; it ignores unknown keys of dataclasses, accepts infinity, and its import takes longer than ``joulewatch
@@ -193,6 +193,10 @@ class _InvalidError(Exception):
         return f"{self.path}: {self.problem}{got}" if self.path else f"{self.problem}{got}"
 
 
+def _printable(key: str) -> str:
+    return key if key.isprintable() else repr(key)
+
+
 def _shown(value: object) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -297,7 +301,7 @@ def _number(kind: type[int] | type[float], limits: Limits | None = None) -> _Rea
         number = _number_of_text(kind, value) if context.text and isinstance(value, str) else value
         if kind is float and type(number) is int and abs(number) < 1 << 1023:
             number = float(number)
-        if type(number) is not kind or (kind is float and not math.isfinite(number)):
+        if not isinstance(number, kind) or isinstance(number, bool) or (kind is float and not math.isfinite(number)):
             raise _InvalidError(problem, value)
         if limits is not None and number not in limits:
             raise _InvalidError(problem, value)
@@ -334,16 +338,7 @@ def _read_path(value: Any, context: _Context) -> Any:
     return context.folder / value
 
 
-_BOOLEANS: Final = {
-    "true": True,
-    "yes": True,
-    "on": True,
-    "1": True,
-    "false": False,
-    "no": False,
-    "off": False,
-    "0": False,
-}
+_BOOLEANS: Final = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 _SCALARS: Final[Mapping[Any, _Reader]] = {
     Any: lambda value, context: value,
     bool: _read_bool,
@@ -386,10 +381,6 @@ def _mapping(read: _Reader) -> _Reader:
                 raise _InvalidError("must be NAME=VALUE,...", value)
         if not isinstance(pairs, Mapping):
             raise _InvalidError("must be a mapping", value)
-        names = {str(key): item for key, item in pairs.items()}
-        return {
-            name: _read_at(name if name.isprintable() else repr(name), read, item, context)
-            for name, item in names.items()
-        }
+        return {str(key): _read_at(_printable(str(key)), read, item, context) for key, item in pairs.items()}
 
     return read_mapping
