@@ -314,7 +314,7 @@ class Courier:
             self._sink.settle(items)
             self._succeeded()
 
-    def found(self, items: list[Item]) -> None:
+    def add_delivered(self, items: list[Item]) -> None:
         """Count items that were in Prometheus before they were sent."""
         self._settle(items)
 

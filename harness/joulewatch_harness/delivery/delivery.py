@@ -318,7 +318,7 @@ def push_run(
         log = DeliveredLog(journal_path(folder).parent, way=sink.way, target=sink.target)
         courier = Courier(sink, log.add)
         present = sink.present(items)
-        courier.found([item for item in items if item.name in present])
+        courier.add_delivered([item for item in items if item.name in present])
         for item in items:
             if item.name not in present:
                 courier.add(item)

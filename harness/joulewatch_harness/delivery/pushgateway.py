@@ -142,8 +142,8 @@ class PushgatewaySink:
         matchers = f",{WINDOW_NUMBER_LABEL}=~{alternatives([*numbers, ''])}"
         now_ms = round(self._clock() * 1000) + LOOKBACK_MARGIN_MS
         start_ms = min(item.at_ms for item in items) - LOOKBACK_MARGIN_MS
-        found = read_back(self._client, items[0].run, names, start_ms=start_ms, end_ms=now_ms, matchers=matchers)
-        stored = {key: {value for _, value in values} for key, values in found.items()}
+        series = read_back(self._client, items[0].run, names, start_ms=start_ms, end_ms=now_ms, matchers=matchers)
+        stored = {key: {value for _, value in values} for key, values in series.items()}
         return {
             name
             for name, group in groups.items()

@@ -179,8 +179,8 @@ class RemoteWriteSink:
     def _present(self, items: Sequence[Item]) -> set[str]:
         names = {sample.name for item in items for sample in item.samples}
         times = [sample.at_ms for item in items for sample in item.samples]
-        found = read_back(self._client, items[0].run, names, start_ms=min(times), end_ms=max(times))
-        stored = {(name, labels, at_ms): value for (name, labels), values in found.items() for at_ms, value in values}
+        series = read_back(self._client, items[0].run, names, start_ms=min(times), end_ms=max(times))
+        stored = {(name, labels, at_ms): value for (name, labels), values in series.items() for at_ms, value in values}
         return {
             item.name
             for item in items

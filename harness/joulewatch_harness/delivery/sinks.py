@@ -139,15 +139,15 @@ def read_back(
     """
     selector = f'{{__name__=~"{"|".join(sorted(set(names)))}",run={quoted(run)}{matchers}}}'
     result = client.query(f"{selector}[{end_ms - start_ms + 1}ms]", end_ms / 1000, retry_s=0)
-    found: dict[tuple[str, Labels], list[tuple[int, float]]] = {}
+    samples_by_key: dict[tuple[str, Labels], list[tuple[int, float]]] = {}
     for series in result:
         metric: dict[str, Any] = series["metric"]
         name = metric.get("__name__", "")
         sent = _LABELS.get(name, frozenset())
         labels = tuple(sorted((key, value) for key, value in metric.items() if key in sent))
-        samples = found.setdefault((name, labels), [])
+        samples = samples_by_key.setdefault((name, labels), [])
         samples += [(to_ms(at_s), float(value)) for at_s, value in series.get("values", ())]
-    return found
+    return samples_by_key
 
 
 def same(stored: float, sent: float) -> bool:
@@ -167,7 +167,7 @@ def alternatives(texts: Iterable[str]) -> str:
 
 def in_pieces(items: Sequence[Item], size: int, ask: Callable[[Sequence[Item]], set[str]]) -> set[str]:
     """Query many items, ``size`` at a time."""
-    found: set[str] = set()
+    names: set[str] = set()
     for first in range(0, len(items), size):
-        found |= ask(items[first : first + size])
-    return found
+        names |= ask(items[first : first + size])
+    return names

@@ -164,10 +164,10 @@ def make_plan(data: Mapping[str, Any], where: str) -> Plan:
 
 def _configurations(file: _PlanFile, where: str) -> Iterator[Configuration]:
     entries = _DEFAULT_CONFIGURATIONS if file.configurations is None else file.configurations
-    found: list[Configuration] = []
+    configurations: list[Configuration] = []
     for number, entry in enumerate(entries):
-        found += _expanded(entry, file, f"{where}: configurations[{number}]")
-    yield from name_configurations(found)
+        configurations += _expanded(entry, file, f"{where}: configurations[{number}]")
+    yield from name_configurations(configurations)
 
 
 def _expanded(entry: _ConfigurationKeys, file: _PlanFile, where: str) -> list[Configuration]:
