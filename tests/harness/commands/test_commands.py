@@ -190,6 +190,21 @@ def test_energy_by_pattern_and_scope(
     assert "total over devices" in capsys.readouterr().out
 
 
+def test_tables_fit_80_columns(
+    runs: Path, world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(runs)
+    assert main(["analyze", RUN, "--output=.", "--budget"]) == 0
+    assert world.record is not None
+    recording = f"--recording={RUN}/recording.sqlite"
+    start_s = world.record.windows[0].start_s
+    assert main(["energy", f"--start={start_s}", f"--end={world.end_s - 1}", recording]) == 0
+    text = capsys.readouterr().out
+    assert "total over devices" in text and "degrees of freedom" in " ".join(text.split())
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+
+
 def test_times() -> None:
     now_s = 1_790_000_000.0
     assert parse_time("now", "--end", now_s) == now_s

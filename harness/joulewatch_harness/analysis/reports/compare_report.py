@@ -114,7 +114,7 @@ def _reasons(pair: Pair) -> list[str]:
 
 
 def render_csv(comparison: Comparison) -> str:
-    """One line for each pair, batch size and quantity, in base units."""
+    """Return the CSV: one line per pair, batch size and quantity, in base units."""
     rows = [(pair, row) for pair in comparison.pairs for row in pair.rows]
     return Table(_CSV_COLUMNS, rows).csv()
 

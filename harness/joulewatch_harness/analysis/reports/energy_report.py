@@ -26,7 +26,7 @@ def _methods(rows: Sequence[SensorEnergy]) -> set[str]:
 
 
 def render_table(rows: Sequence[SensorEnergy], span: Span, where: str, *, width: int = DEFAULT_WIDTH) -> str:
-    """For people: one line per sensor, the total over devices, what is missing and why."""
+    """Return the text: one row per sensor, the total over devices, and the reasons for missing energies."""
     start, end = (datetime.datetime.fromtimestamp(at_s, datetime.UTC) for at_s in (span.start_s, span.end_s))
     heading = f"{start:%Y-%m-%d %H:%M:%S.%f} to {end:%Y-%m-%d %H:%M:%S.%f} UTC, {span.duration_s:.3f} s, from {where}"
     lines = paragraph(heading, width)
@@ -86,7 +86,7 @@ def _decimals(value: float, uncertainty: float) -> str:
 
 
 def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
-    """One line for each sensor, in base units."""
+    """Return the CSV: one line per sensor, in base units."""
 
     def number(value: Callable[[WindowEnergy], float]) -> Callable[[SensorEnergy], str]:
         return lambda row: "" if row.energy is None else f"{value(row.energy):.9g}"
@@ -113,7 +113,7 @@ def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
 
 
 def render_json(rows: Sequence[SensorEnergy], span: Span, where: str) -> str:
-    """Return all numbers with their budgets as JSON, in base units."""
+    """Return the JSON: all numbers with their budgets, in base units."""
     total = total_of(rows)
     document: Mapping[str, Any] = {
         "schema_version": SCHEMA_VERSION,

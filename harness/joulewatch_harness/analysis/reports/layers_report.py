@@ -84,7 +84,7 @@ def basis_lines(view: LayerView) -> list[str]:
 
 
 def render_table(view: LayerView, smallest: float = SMALLEST_SHARE, *, width: int = DEFAULT_WIDTH) -> str:
-    """For people: one row per operator, in the order of execution; small ones are combined."""
+    """Return the text: one row per operator, in the order of execution; small ones are combined."""
     total = Row(
         name="total",
         op="",
@@ -129,7 +129,7 @@ def _speed(row: Row) -> str | None:
 
 
 def render_csv(view: LayerView) -> str:
-    """One line per operator, in base units."""
+    """Return the CSV: one line per operator, in base units."""
     about = view.about
     columns: list[Column[Row]] = [
         Column("network", lambda _: about.get("network", "")),

@@ -1,8 +1,8 @@
 """One table for every report: text that fits the terminal, CSV and flat JSON records.
 
-``rich.table`` was tried and not taken, although rich is installed with the analysis: where columns do not fit it cuts
-numbers with an ellipsis, it cannot drop columns by priority, it breaks words anywhere (``estima/ted``), pads every line
-with blanks, and importing it doubles the run time of ``joulewatch runs`` (0.16 s to 0.33 s).
+``rich.table`` was tried and rejected, although rich is installed with the analysis: if columns do not fit, it cuts
+numbers with an ellipsis; it cannot drop columns by priority; it breaks words anywhere (``estima/ted``) and pads lines
+with blanks; and importing it takes as long as all of ``joulewatch runs``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DEFAULT_WIDTH: Final = 80
 _GAP: Final = "  "
 _LEAST_TEXT: Final = 18
 _PIECES: Final = re.compile(r"\s+|[^\s/_,-]*[/_,-]+|[^\s/_,-]+")
-"""Where a name may be broken: at blanks, and after a slash, underscore, comma or hyphen."""
+"""Names break at blanks, and after a slash, underscore, comma or hyphen."""
 
 
 # Without slots: Column[int](...) fails on a frozen generic dataclass that has them.
@@ -36,26 +36,26 @@ class Column(Generic[R]):
     value: Callable[[R], Any]
     _: KW_ONLY
     text: bool = False
-    """Flush left, and wrapped where the table is too wide. Numbers are flush right and never wrapped or cut."""
+    """Flush left, and wrapped if the table is too wide. Numbers are flush right and never wrapped or cut."""
     priority: int = 0
-    """0: always shown. Where the table is too wide, the columns with the highest number are dropped first, together."""
+    """0: always shown. If the table is too wide, the columns with the highest number are dropped first, together."""
     least: int = _LEAST_TEXT
-    """A column of text is not wrapped to less than this."""
+    """Smallest width of a column of text."""
 
 
 @dataclass(frozen=True)
 class Table(Generic[R]):
-    """Columns and the rows that they take their values from."""
+    """Columns, and the rows that provide their values."""
 
     columns: Sequence[Column[R]]
     rows: Sequence[R]
     title: Callable[[R], str] | None = None
-    """Rows with the same title stand together below it, each group with its own heading."""
+    """Successive rows with the same title form a group below it, with its own heading."""
 
     def lines(self, width: int = DEFAULT_WIDTH) -> list[str]:
-        """The table as text: every line fits ``width``, unless the numbers alone are wider.
+        """Return the table as text: every line fits ``width``, unless the numbers alone are wider.
 
-        A last line names the columns that did not fit.
+        A last line names the columns that were dropped.
         """
         cells = [[_cell(column.value(row)) for column in self.columns] for row in self.rows]
         shown = list(range(len(self.columns)))
@@ -77,7 +77,7 @@ class Table(Generic[R]):
         return lines
 
     def csv(self) -> str:
-        """The table as CSV: ``None`` is an empty cell, a sequence is joined by blanks."""
+        """Return the table as CSV: ``None`` is an empty cell, a sequence is joined by blanks."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([column.name for column in self.columns])
@@ -87,11 +87,11 @@ class Table(Generic[R]):
         return out.getvalue()
 
     def records(self) -> list[dict[str, Any]]:
-        """The rows as JSON objects."""
+        """Return the rows as JSON objects."""
         return [{column.name: column.value(row) for column in self.columns} for row in self.rows]
 
     def _widths(self, shown: Sequence[int], cells: Sequence[Sequence[str]], width: int) -> list[int] | None:
-        """Width of each shown column; ``None`` if they do not fit and a column can be dropped."""
+        """Return the width of each shown column; ``None`` if they do not fit and a column can be dropped."""
         widths, least = [], []
         for i in shown:
             column, contents = self.columns[i], [len(line[i]) for line in cells]
@@ -102,7 +102,7 @@ class Table(Generic[R]):
         spare = [wide - narrow for wide, narrow in zip(widths, least, strict=True)]
         if excess > sum(spare) and any(self.columns[i].priority for i in shown):
             return None
-        # Text gives way before headings of numbers, and the column with the most to spare before the others.
+        # Text columns are narrowed before headings of numbers, starting with the column that has most to spare.
         texts = [place for place, i in enumerate(shown) if self.columns[i].text]
         for places in (texts, range(len(shown))):
             while excess > 0 and places and spare[roomiest := max(places, key=spare.__getitem__)] > 0:
@@ -137,7 +137,7 @@ def _cell(value: Any) -> str:
 
 
 def _halved(heading: str) -> int:
-    """Width of a heading in at most two lines."""
+    """Return the width of a heading in at most two lines."""
     words = heading.split(" ")
     return min(max(len(" ".join(words[:at])), len(" ".join(words[at:]))) for at in range(len(words)))
 
@@ -159,7 +159,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def paragraph(text: str, width: int) -> list[str]:
-    """Prose as lines of at most ``width``, those after the first indented by two more; long words stay whole."""
+    """Return prose as lines of at most ``width``, indented by two after the first; long words stay whole."""
     if len(text) <= width:
         return [text]
     indent = " " * (len(text) - len(text.lstrip()) + 2)
@@ -167,15 +167,15 @@ def paragraph(text: str, width: int) -> list[str]:
 
 
 def paragraphs(texts: Iterable[str], width: int) -> list[str]:
-    """Several paragraphs, one after the other."""
+    """Return the lines of several paragraphs."""
     return [line for text in texts for line in paragraph(text, width)]
 
 
 def terminal_width() -> int:
-    """Columns of the terminal (or of ``$COLUMNS``); 80 where there is none."""
+    """Return the width of the terminal (or ``$COLUMNS``); 80 without one."""
     return shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns
 
 
 def json_text(document: Any) -> str:
-    """A document as JSON text."""
+    """Return a document as JSON text."""
     return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"

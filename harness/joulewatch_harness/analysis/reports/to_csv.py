@@ -19,7 +19,7 @@ GroupColumn = Column[GroupResult]
 
 
 def render_csv(result: RunResult) -> str:
-    """The CSV of a run."""
+    """Return the CSV of a run."""
     groups = result.groups
     columns = [
         *_identity_columns(result.record.header.run),
@@ -69,7 +69,7 @@ def _identity_columns(run: str) -> list[GroupColumn]:
 def _estimate_columns(
     value_name: str, uncertainty_name: str, estimate_of: Callable[[GroupResult], Estimate | None]
 ) -> Iterator[GroupColumn]:
-    """A value and its expanded uncertainty; empty cells where there is none."""
+    """Yield the columns of a value and its expanded uncertainty; without a value the cells are empty."""
 
     def value(group: GroupResult) -> str:
         estimate = estimate_of(group)

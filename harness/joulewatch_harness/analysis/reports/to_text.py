@@ -35,7 +35,7 @@ _MOST_NAMES: Final = 6
 
 
 def render_table(result: RunResult, *, width: int = DEFAULT_WIDTH, budget: bool = False) -> str:
-    """The result as plain text for a terminal.
+    """Return the result as plain text for a terminal.
 
     Args:
         result: The analysed run.
@@ -123,7 +123,7 @@ def _percent_cell(share: float | None) -> str | None:
 
 
 def _group_lines(result: RunResult, scale: float, unit: str, width: int) -> list[str]:
-    """One row per configuration and batch size, with a legend."""
+    """Return the main table, with one row per configuration and batch size, and its legend."""
     if not result.groups:
         return paragraph("The run has no measure window, so it has no results.", width)
     names = list(dict.fromkeys(component.name for group in result.groups for component in group.components))
@@ -178,7 +178,7 @@ _LOADED: Final[Mapping[str, str]] = {
 
 
 def _loaded_lines(result: RunResult) -> list[str]:
-    """What each configuration really is: version, provider, device, precision, threads, as read back after loading."""
+    """Return version, provider, device, precision and threads of each configuration, as read back after loading."""
     lines = []
     for name, configuration in {group.configuration.name: group.configuration for group in result.groups}.items():
         parts = [
@@ -200,7 +200,7 @@ def _details(details: Mapping[str, str]) -> list[str]:
 
 
 def _setup_lines(result: RunResult) -> list[str]:
-    """What loading and preparing cost, one line per configuration; nothing for setups shorter than a second."""
+    """Return time and energy of loading and preparing, per configuration; setups below a second are not shown."""
     spans: dict[str, list[str]] = {}
     for setup in result.setups:
         if setup.window is not None:
@@ -225,7 +225,7 @@ def _watts(idle: IdlePower) -> str:
 
 
 def _count_lines(result: RunResult, width: int) -> list[str]:
-    """Energy of other units of work than the inference, such as output tokens."""
+    """Return the energy of other units of work than the inference, such as output tokens."""
     lines: list[str] = []
     for name in dict.fromkeys(count.name for group in result.groups for count in group.counts):
         rows = [(group, count) for group in result.groups for count in group.counts if count.name == name]
@@ -248,7 +248,7 @@ def _count_columns(scale: float) -> list[Column[tuple[GroupResult, CountResult]]
 
 
 def _phase_lines(result: RunResult, width: int) -> list[str]:
-    """Shares of the time, for configurations whose batches have phases next to the execution."""
+    """Return the shares of the time, for configurations whose batches have phases other than the execution."""
     lines: list[str] = []
     for name in dict.fromkeys(group.configuration.name for group in result.groups if has_phases(group)):
         groups = [group for group in result.groups if group.configuration.name == name and group.phases]
@@ -274,7 +274,7 @@ def _phase_columns(groups: Sequence[GroupResult]) -> list[Column[GroupResult]]:
 
 
 def _node_and_part_lines(result: RunResult, scale: float, unit: str, width: int) -> list[str]:
-    """Energy of whole servers and of parts of devices, which are never added to the total."""
+    """Return the energy of whole servers and of parts of devices, which are never added to the total."""
     names = list(dict.fromkeys(energy.name for group in result.groups for energy in (*group.nodes, *group.parts)))
     if not names:
         return []
@@ -351,7 +351,7 @@ def _sensor_lines(sensors: Sequence[SensorRecord], source: str) -> list[str]:
 
 
 def _finding_lines(findings: Sequence[Finding]) -> list[str]:
-    """The findings, errors first; those with the same reason are one line."""
+    """Return the findings, errors first; findings with the same reason share a line."""
     grouped: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
         grouped.setdefault((finding.severity, finding.reason), []).append(finding)

@@ -131,7 +131,7 @@ class _Analysis:
         self.order = {name: number for number, name in enumerate(self.configurations)}
 
     def measure_windows(self) -> dict[GroupKey, list[MeasuredWindow]]:
-        """The measure windows of each configuration and batch size, in the order of the configurations."""
+        """Return the measure windows of each configuration and batch size, in the order of the configurations."""
         groups: dict[GroupKey, list[MeasuredWindow]] = {}
         for measured in self.run.windows:
             if measured.window.kind == "measure":

@@ -94,7 +94,7 @@ class History:
     """(exporter, collector, device) -> 0 or 1; only devices that were down at some time."""
 
     def health(self, sensor: SensorId, start_s: float, end_s: float) -> Health:
-        """Increases of a sensor's diagnostic counters, from the last sample before a span to the first after it."""
+        """Return the increases of a sensor's diagnostic counters, between the samples around a span."""
         kinds = self.diagnostics.get(_quantity_key(sensor), {})
         up = self.ups.get((sensor.exporter, sensor.collector, sensor.device))
         increases = {}
@@ -309,11 +309,11 @@ class _Builder:
         )
 
     def _placed(self, raws: Mapping[SensorId, RawSeries]) -> dict[SensorId, Series]:
-        """Every series at its read timestamps, in order of the sensors."""
+        """Return every series at its read timestamps, in order of the sensors."""
         return {sensor: _at_read_times(raw, self._reads.get(_scrape_key(raw))) for sensor, raw in sorted(raws.items())}
 
     def _described(self, with_samples: Iterable[SensorId]) -> dict[SensorId, SensorRecord]:
-        """Metadata of every sensor, with its own refresh period and window where they were measured."""
+        """Return the metadata of every sensor, with its measured refresh period and window."""
         sensors = dict(self._sensors)
         for sensor in with_samples:
             sensors.setdefault(sensor, unknown_sensor(sensor))
@@ -340,7 +340,7 @@ def _labels_key(exporter: str, raw: RawSeries, names: Iterable[str]) -> tuple[st
 
 
 def _scrape_key(raw: RawSeries) -> tuple[str, ...]:
-    """Identify the device and the scrape job: all labels except those that distinguish quantities of one device."""
+    """Return the identity of device and scrape job: all labels except those of the quantities of one device."""
     quantity = {"component", "domain"}
     return tuple(f"{name}={value}" for name, value in sorted(raw.labels.items()) if name not in quantity)
 
