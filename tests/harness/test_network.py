@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -185,3 +186,7 @@ def test_a_precision_that_the_network_does_not_report_is_not_checked() -> None:
 
 def test_names_without_a_near_one_are_listed() -> None:
     assert unknown("key", "zzz", ["b", "a"]) == "unknown key 'zzz': (known: a, b)"
+
+
+def test_marks_and_latencies_are_64_bit() -> None:
+    assert isinstance(Phases().latencies_ns, array) and Phases().latencies_ns.itemsize == 8
