@@ -185,11 +185,11 @@ ERRORS = {
 }
 
 
-def main() -> int:
-    size = 0
+def start() -> None:
+    """Misbehave before the first request."""
     if FAULT == "crash_at_start":
         moan("no such device: u280")
-        return 7
+        sys.exit(7)
     if FAULT == "never_starts":
         time.sleep(600)
     if FAULT == "slow_start":
@@ -197,6 +197,11 @@ def main() -> int:
     if FAULT == "talkative":
         for number in range(60_000):
             moan(f"debug line {number} of very many that nobody reads")
+
+
+def main() -> int:
+    size = 0
+    start()
     for line in sys.stdin:
         request = json.loads(line)
         op = request["op"]

@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import logging
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -312,6 +311,7 @@ def _conclude(prepared: Prepared, end: RunEnd, form: str, figure: Path | None) -
 def _analyze(prepared: Prepared, recording: Path | None, form: str, figure: Path | None) -> None:
     from joulewatch_harness.analysis.reports import to_csv, to_json, to_text
     from joulewatch_harness.analysis.reports.figure import write_figure
+    from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.analysis.results.summary import analyze_run
     from joulewatch_harness.analysis.sources.opening import open_source
     from joulewatch_harness.storage.journal import read_run
@@ -323,14 +323,13 @@ def _analyze(prepared: Prepared, recording: Path | None, form: str, figure: Path
         if callable(close):
             stack.callback(close)
         result = analyze_run(record, source)
-    width = shutil.get_terminal_size((120, 40)).columns
     as_json = to_json.render_json(result)
     if form == "json":
         sys.stdout.write(as_json)
     elif form == "csv":
         sys.stdout.write(to_csv.render_csv(result))
     else:
-        sys.stdout.write(to_text.render_table(result, width=width))
+        sys.stdout.write(to_text.render_table(result, width=terminal_width()))
     sys.stdout.flush()
     (prepared.folder / RESULT_NAME).write_text(as_json, encoding="utf-8")
     target = figure or prepared.folder / FIGURE_NAME
