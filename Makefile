@@ -11,7 +11,7 @@ DEV_STAMP := $(VENV)/.dev
 # Versions of everything that development and the tests need. Users' installs are not pinned.
 LOCK := constraints-dev.txt
 # Most integration tests wait for the clock: four workers share two processors well.
-PYTEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadgroup --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadscope --no-loadscope-reorder
 
 .PHONY: profile demo check unit test test-long bench golden dashboards manuals lock clean help
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -14,6 +14,14 @@ SLOWEST_FIRST: Final = (
     "integration/test_chain.py",
 )
 """Files whose tests wait for the clock: started first, they wait while the other workers go through all the rest."""
+
+SHARED_RUN: Final = ("tests/browser/test_render.py", "tests/integration/test_dashboards.py")
+"""Files that show one recorded run in one Prometheus."""
+SHARED_SETUP: Final = tuple(
+    f"tests/integration/test_{name}.py"
+    for name in ("extras", "finn_child", "perf_backend", "process_children", "same_network", "servers")
+)
+"""Files whose tests share servers, compiled programs or environments."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,24 +35,31 @@ def update_golden(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--update-golden"))
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests, and say which ones share a worker (``--dist=loadgroup``)."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_worker_group(item)))
     items.sort(key=_rank)
 
 
-def _worker_group(item: pytest.Item) -> str:
-    """Return one name for all tests that share what is expensive to set up.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Distribute the tests to the workers of pytest-xdist by ``worker_group``."""
+    from xdist.scheduler import LoadScopeScheduling
 
-    Tests of one file share a worker, except tests with real servers of their own: each of these stands alone.
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return worker_group(nodeid)
+
+    return Scheduling(config, log)
+
+
+def worker_group(nodeid: str) -> str:
+    """Return one name for all tests that share what is expensive to set up: they run on one worker.
+
+    These are the tests of one file, except integration tests with servers of their own: each of them stands alone.
     """
-    fixtures = item._fixtureinfo.name2fixturedefs
-    if "recorded_run" in fixtures:
-        return "recorded_run"
-    is_shared = any(definition.scope == "module" for definitions in fixtures.values() for definition in definitions)
-    return str(item.path) if is_shared or "integration" not in item.keywords else item.nodeid
+    path = nodeid.partition("::")[0]
+    if path in SHARED_RUN:
+        return SHARED_RUN[0]
+    return nodeid if path.startswith("tests/integration/") and path not in SHARED_SETUP else path
 
 
 def _rank(item: pytest.Item) -> int:
