@@ -8,6 +8,7 @@ import pytest
 
 SLOWEST_FIRST: Final = (
     "integration/test_faults.py",
+    "integration/test_extras.py",
     "integration/test_compare.py",
     "browser/test_render.py",
     "integration/test_dashboards.py",
