@@ -278,7 +278,7 @@ def test_faults_are_errors(
     error: type[SensorError],
     text: str,
 ) -> None:
-    bmc = bmcs(faults=(Fault(kind=kind, at_s=10.0, for_s=10.0, text=""),))
+    bmc = bmcs(faults=(Fault(kind=kind, at_s=10.0, for_s=10.0),))
     collector = read_bmcs(at(bmc.port, folder=tmp_path))
     until(collector, bool)
     bmc.advance(15.0)
@@ -292,7 +292,7 @@ def test_faults_are_errors(
 def test_faults_of_a_sensor_are_glitches(
     bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path, kind: str
 ) -> None:
-    bmc = bmcs(has_dcmi=False, faults=(Fault(kind=kind, at_s=10.0, for_s=10.0, text=""),))
+    bmc = bmcs(has_dcmi=False, faults=(Fault(kind=kind, at_s=10.0, for_s=10.0),))
     collector = read_bmcs(at(bmc.port, folder=tmp_path))
     until(collector, bool)
     bmc.advance(15.0)
@@ -307,7 +307,7 @@ def test_a_restarted_bmc_costs_one_late_reading(
     """It has lost the session and does not answer: the collector logs in again within the same deadline."""
     bmc = bmcs(
         signal=Points(times_s=(0.0, 10.0), watts=(300.0, 400.0)),
-        faults=(Fault(kind="reset", at_s=10.0, for_s=0.0, text=""),),
+        faults=(Fault(kind="reset", at_s=10.0),),
     )
     collector = read_bmcs(at(bmc.port, folder=tmp_path), deadline_seconds=2.0)
     until(collector, bool)
@@ -440,7 +440,7 @@ def test_logins_leak_nothing(bmcs: Callable[..., Bmc], tmp_path: Path) -> None:
 
     from joulewatch_exporter.collectors.ipmi.lan import LanChannel
 
-    bmc = bmcs(faults=(Fault(kind="hang", at_s=10.0, for_s=10.0, text=""),))
+    bmc = bmcs(faults=(Fault(kind="hang", at_s=10.0, for_s=10.0),))
 
     def channel(deadline_s: float = 5.0) -> LanChannel:
         credentials = (b"monitor", b"emulated", None)

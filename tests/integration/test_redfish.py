@@ -22,7 +22,7 @@ from joulewatch_exporter.collectors.redfish import client
 from joulewatch_exporter.collectors.redfish.collector import RedfishCollector, RedfishOptions, RedfishTarget
 from joulewatch_exporter.collectors.redfish.device import RedfishDevice, Service
 from joulewatch_exporter.config.strict import build
-from joulewatch_exporter.emulator.faults import Fault
+from joulewatch_exporter.emulator.faults import MOMENTARY_FAULTS, Fault
 from joulewatch_exporter.emulator.redfish.service import RedfishService
 from joulewatch_exporter.emulator.redfish.spec import RedfishSpec
 from joulewatch_exporter.emulator.signals import Constant, Signal, Sine
@@ -87,7 +87,7 @@ def connected(service: RedfishService, *, deadline_s: float = 10.0, **fields: An
 
 
 def fault(kind: str, at_s: float = 10.0, for_s: float = 10.0) -> Fault:
-    return Fault(kind=kind, at_s=at_s, for_s=for_s, text="")
+    return Fault(kind=kind, at_s=at_s, for_s=0.0 if kind in MOMENTARY_FAULTS else for_s)
 
 
 def until(condition: Callable[[], bool], text: str) -> None:

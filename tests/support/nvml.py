@@ -34,7 +34,7 @@ P100 = replace(
 
 
 def fault(kind: Any, at_s: float, for_s: float = 0.0) -> Fault:
-    return Fault(kind=kind, at_s=at_s, for_s=for_s, text="")
+    return Fault(kind=kind, at_s=at_s, for_s=for_s)
 
 
 class GpuMachine:

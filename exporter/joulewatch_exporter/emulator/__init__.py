@@ -1,1 +1,1 @@
-"""A machine of known truth: trees and devices that move as a scenario says, with the true energy beside them."""
+"""Emulated machines: file trees and devices that follow a scenario, with their true power and energy."""

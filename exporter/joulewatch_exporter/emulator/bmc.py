@@ -1,7 +1,7 @@
-"""An emulated baseboard management controller: the power of its node by DCMI and by SDR sensors, over LAN.
+"""An emulated baseboard management controller: the power of a node by DCMI and by SDR sensors, over LAN.
 
-``ipmitool``, FreeIPMI and pyghmi read it as they read a real one. The value moves with the machine's truth, held
-for ``refresh_s`` as a BMC holds its readings; faults come on the scenario's timetable.
+``ipmitool``, FreeIPMI and pyghmi can read it. The value follows the signal of the node and is updated every
+``refresh_s``, like the readings of a BMC; faults occur at the times of the scenario.
 
 Source: DCMI 1.5, chapter 6.6.1 (Get Power Reading); IPMI v2.0 revision 1.1, chapters 20 (Get Device ID), 28
 (Chassis Status), 33 (SDR repository), 35 (sensors) and 43 (SDR records).
@@ -16,12 +16,13 @@ import re
 import struct
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from joulewatch_exporter.emulator.faults import Fault
+from joulewatch_exporter.emulator.checks import check_range
+from joulewatch_exporter.emulator.faults import Fault, check_faults
 from joulewatch_exporter.emulator.rmcp import (
     BAD_FIELD,
     BAD_LENGTH,
@@ -54,22 +55,22 @@ BMC_FAULTS: Final = (
     "denied",
     "stuck",
 )
-"""hang: answers nothing; vanish: its port is closed; reset: it forgets its sessions; glitch: completion code CBh;
-busy: C0h; inactive: DCMI says that it is not measuring; zero: 0 W; garbage: 65535 W; denied: D4h; stuck: the value
-stays."""
+"""hang: no answers; vanish: the port is closed; reset: the sessions are lost; glitch: completion code CBh; busy: C0h;
+inactive: DCMI reports that the measurement is off; zero: 0 W; garbage: 65535 W; denied: D4h; stuck: the value does not
+change."""
 
 _LARGEST_READ: Final = 64
-"""Bytes of an SDR record in one answer: BMCs refuse to send a whole record at once, and so does this."""
+"""Bytes of an SDR record in one answer; like BMCs, it does not send a whole record at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SdrSensorSpec:
-    """One sensor in watts of the SDR repository: value = (m * raw + b * 10^b_exponent) * 10^result_exponent."""
+    """A sensor in watts of the SDR repository: value = (m * raw + b * 10^b_exponent) * 10^result_exponent."""
 
     name: str
     """At most 16 ASCII characters."""
     share: float = 1.0
-    """Of the node's power."""
+    """Share of the power of the node."""
     m: int = 4
     """Watts per step of the 8-bit reading, times 10^result_exponent; -512 to 511."""
     b: int = 0
@@ -80,23 +81,19 @@ class SdrSensorSpec:
     """-8 to 7."""
 
     def __post_init__(self) -> None:
-        """Check what fits into a record.
+        """Check the values, which are limited by the format of a record.
 
         Raises:
-            ValueError: The name or a number does not fit.
+            ValueError: A value is invalid; the text begins with its key.
         """
         if not 1 <= len(self.name) <= 16 or not self.name.isascii():
             raise ValueError(f"name: {self.name!r} must be 1 to 16 ASCII characters")
-        for what, value, low, high in (
-            ("m", self.m, -512, 511),
-            ("b", self.b, -512, 511),
-            ("b_exponent", self.b_exponent, -8, 7),
-            ("result_exponent", self.result_exponent, -8, 7),
-        ):
-            if not low <= value <= high:
-                raise ValueError(f"{what}: must be {low} to {high}, not {value}")
+        check_range("m", self.m, -512, 511)
+        check_range("b", self.b, -512, 511)
+        check_range("b_exponent", self.b_exponent, -8, 7)
+        check_range("result_exponent", self.result_exponent, -8, 7)
         if self.m == 0:
-            raise ValueError("m: 0 would make every reading the same")
+            raise ValueError("m: must not be 0, which would make every reading the same")
 
     def raw(self, power_watts: float) -> int:
         """Return the 8-bit reading nearest to a power."""
@@ -106,80 +103,82 @@ class SdrSensorSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BmcSpec:
-    """One BMC."""
+    """A BMC."""
 
     name: str
-    """The node's name: ``NAME/total`` is the key of the truth."""
+    """Name of the node; ``NAME/total`` is its key in the truth."""
     signal: Signal
     """Power of the whole node."""
     user: str = "monitor"
     """At most 16 ASCII characters."""
     password: str = field(default="emulated", repr=False)
-    """At most 20 ASCII characters; it is no secret, everybody may read an emulated BMC."""
+    """At most 20 ASCII characters; not a secret."""
     privilege: Privilege = "user"
-    """The highest that the user may have."""
+    """Highest privilege of the user."""
     dcmi_privilege: Privilege = "user"
-    """What the power reading needs: "user" by the standard, "administrator" on some BMCs."""
+    """Privilege that the power reading requires: "user" by the standard, "administrator" on some BMCs."""
     address: str = "127.0.0.1"
     """IP address to listen on."""
     port: int = 0
     """UDP port; 0: any free one."""
     cipher_suites: tuple[int, ...] = (3, 17)
-    """3 and 17 are possible."""
+    """3, 17 or both."""
     has_dcmi: bool = True
-    """Whether it knows Get Power Reading."""
+    """Whether it supports Get Power Reading."""
     has_sdr: bool = True
     """Whether it has an SDR repository."""
     sensors: tuple[SdrSensorSpec, ...] = (SdrSensorSpec(name="Pwr Consumption"),)
-    """What is in the SDR repository."""
+    """The sensors of the SDR repository."""
     refresh_s: float = 1.0
-    """How often it makes a new value."""
+    """Time between two values."""
     faults: tuple[Fault, ...] = ()
-    """Of the kinds in `BMC_FAULTS`."""
+    """Faults of the kinds in `BMC_FAULTS`."""
 
     def __post_init__(self) -> None:
-        """Check what the protocol limits.
+        """Check the values.
 
         Raises:
-            ValueError: A value is too long, out of its range or unknown.
+            ValueError: A value is invalid; the text begins with its key.
         """
         if not re.fullmatch(r"[^\s/\x00-\x1f]+", self.name):
-            raise ValueError(f"name: {self.name!r} must be a word without white space and slashes")
+            raise ValueError(f"name: {self.name!r} must be a word without spaces and slashes")
         if not 1 <= len(self.user) <= 16 or not self.user.isascii():
             raise ValueError(f"user: {self.user!r} must be 1 to 16 ASCII characters")
         if not 1 <= len(self.password) <= 20 or not self.password.isascii():
             raise ValueError("password: must be 1 to 20 ASCII characters")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port: must be 0 to 65535, not {self.port}")
+        check_range("port", self.port, 0, 65535)
         if not self.refresh_s > 0:
             raise ValueError(f"refresh_s: must be above 0, not {self.refresh_s}")
         if not self.cipher_suites or not set(self.cipher_suites) <= {3, 17}:
-            raise ValueError(f"cipher_suites: must be of 3 and 17, not {list(self.cipher_suites)}")
+            raise ValueError(f"cipher_suites: must be 3, 17 or both, not {list(self.cipher_suites)}")
         if len({sensor.name for sensor in self.sensors}) < len(self.sensors):
-            raise ValueError("sensors: two have one name")
-        for fault in self.faults:
-            if fault.kind not in BMC_FAULTS:
-                raise ValueError(f"faults: {fault.kind} is none of {', '.join(BMC_FAULTS)}")
+            raise ValueError("sensors: two have the same name")
+        check_faults(self.faults, BMC_FAULTS)
 
     @property
     def key(self) -> str:
         """``device/domain`` in the truth."""
         return f"{self.name}/total"
 
+    @property
+    def truth(self) -> Mapping[str, Signal]:
+        """The signal by ``device/domain``."""
+        return {self.key: self.signal}
+
 
 class Bmc:
-    """A running BMC; `port` says where."""
+    """A running BMC, on the UDP port `port`."""
 
     def __init__(self, spec: BmcSpec, directory: Path) -> None:
-        """Listen, and write the password of its user.
+        """Listen, and write the password of the user.
 
         Args:
-            spec: What it is.
-            directory: Gets ``ipmi/NAME.password``, readable by its owner only.
+            spec: The BMC.
+            directory: For ``ipmi/NAME.password``, which only its owner can read.
 
         Raises:
             ConfigError: The library for AES is missing.
-            OSError: The port is taken.
+            OSError: The port is in use.
         """
         self.spec = spec
         self.password_file = directory / "ipmi" / f"{spec.name}.password"
@@ -207,16 +206,16 @@ class Bmc:
 
     @property
     def port(self) -> int:
-        """The UDP port it answers on."""
+        """Its UDP port."""
         return self._server.port
 
     @property
     def session_count(self) -> int:
-        """How many are logged in."""
+        """Number of active sessions."""
         return self._server.session_count
 
     def advance(self, t_s: float) -> None:
-        """Bring it to ``t_s`` seconds after the start: a new value where one is due, and what is on the timetable."""
+        """Move the BMC to ``t_s`` seconds after the start: make a value if one is due, and apply the faults."""
         faults = frozenset(fault.kind for fault in self.spec.faults if fault.is_on(t_s))
         for fault in self.spec.faults:
             if fault.kind == "reset" and self._shown_at_s < fault.at_s <= t_s:
@@ -224,9 +223,9 @@ class Bmc:
         if "vanish" in faults:
             self._server.close()
         else:
-            with contextlib.suppress(OSError):  # somebody has the port just now: it comes back later
+            with contextlib.suppress(OSError):  # the port is in use at the moment; retried at the next call
                 self._server.open()
-        self._server.is_deaf = "hang" in faults
+        self._server.is_hanging = "hang" in faults
         step = int(t_s / self.spec.refresh_s)
         if step != self._shown_step and "stuck" not in faults:
             self._shown_step = step
@@ -235,14 +234,14 @@ class Bmc:
         self._faults = faults
 
     def _mean_watts(self, t_s: float) -> float:
-        """What a meter gives: the mean since its last value; the first one is momentary."""
+        """Return the mean power since the last value, as a meter does; the first value is momentary."""
         joules = self.spec.signal.energy_joules(0.0, t_s)
         last_s, last_joules = self._metered
         self._metered = (t_s, joules)
         return (joules - last_joules) / (t_s - last_s) if t_s > last_s else self.spec.signal.power_watts(t_s)
 
     def close(self) -> None:
-        """Switch it off and remove the password; safe to call twice."""
+        """Close the port and remove the password; safe to call twice."""
         self._server.close()
         self.password_file.unlink(missing_ok=True)
 
@@ -277,7 +276,7 @@ class Bmc:
         return NOT_ALLOWED if "denied" in self._faults else None
 
     def _watts(self) -> float | None:
-        """Return what the BMC believes the power to be."""
+        """Return the power as the BMC reports it."""
         if "zero" in self._faults:
             return 0.0
         if "garbage" in self._faults:
@@ -299,7 +298,7 @@ class Bmc:
         if power_watts is None:
             return bytes((NO_SUCH_THING,))
         watts = min(max(round(power_watts), 0), 65535)
-        # Real BMCs state minimum, maximum and average since they started: no use to anybody.
+        # Minimum, maximum and average since the start, which the exporter does not use.
         state = 0x00 if "inactive" in self._faults else 0x40
         times = int(time.time()) & 0xFFFFFFFF, round(self.spec.refresh_s * 1000)
         return bytes((OK,)) + struct.pack("<BHHHHIIB", 0xDC, watts, 0, 65535, watts, *times, state)
@@ -333,7 +332,7 @@ class Bmc:
 
 
 def _repository(spec: BmcSpec) -> tuple[bytes, ...]:
-    """Return the records: the BMC itself, then its sensors, numbered from 1."""
+    """Return the records: the BMC, then its sensors, numbered from 1."""
     name = b"BMC"
     bodies = [(0x12, bytes((0x20, 0x00, 0x00, 0xBF, 0, 0, 0, 0x07, 0x01, 0x00, 0xC0 | len(name))) + name)]
     for number, sensor in enumerate(spec.sensors, start=1):
@@ -350,11 +349,11 @@ def _repository(spec: BmcSpec) -> tuple[bytes, ...]:
 
 
 def write_targets(bmcs: Iterable[Bmc], path: Path, *, more: Sequence[str] = ()) -> None:
-    """Write the target file (``collectors.ipmi.targets_file``) that reads ``bmcs``; the change is seen as a whole.
+    """Write the target file (``collectors.ipmi.targets_file``) of ``bmcs``, atomically.
 
     Args:
         bmcs: Running BMCs whose directory is that of ``path``, or below it.
-        path: The file; replaced.
+        path: The file, which is replaced.
         more: Further lines, such as targets that are not emulated.
     """
     lines = ["targets:"]

@@ -2,35 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-FaultKind = str
-"""Each kind of device has kinds of its own; these are those of files and counters. reset: a counter starts again at 0;
-glitch: text that is no number; garbage: a register of ones, 4294967295; denied: no rights; absent: the value is gone,
-its device is there; vanish: the whole device is gone; stuck: the value no longer moves; eio: the driver refuses; hang:
-no answer."""
+from joulewatch_exporter.arguments import suggestion
+from joulewatch_exporter.emulator.checks import check_range
 
 FILE_FAULTS: Final = ("glitch", "garbage", "denied", "absent", "stuck", "eio", "hang")
-"""What can befall one file of sysfs."""
+"""Faults of a single file of sysfs. glitch: text that is not a number; garbage: a register of ones, 4294967295; denied:
+no permission; absent: the value is gone, its device is there; stuck: the value no longer changes; eio: the driver
+reports an input/output error; hang: opening the file blocks."""
 
 MOMENTARY_FAULTS: Final = ("reset", "expired")
-"""Those that are over at once."""
+"""Faults without a duration."""
 
 GARBAGE: Final = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Something that goes wrong at a stated time."""
+    """A fault at a given time; each kind of device defines its own kinds of faults."""
 
-    kind: FaultKind
+    kind: str
     at_s: float
-    for_s: float
-    """How long it lasts; a reset is over at once."""
-    text: str
-    """glitch: what the file then holds."""
+    """Start, in seconds since the start of the scenario."""
+    for_s: float = 0.0
+    """Duration; momentary faults have none."""
+    text: str | None = None
+    """Of a glitch: what the file contains; None: ``garbage``."""
 
     def is_on(self, t_s: float) -> bool:
-        """Whether it lasts at ``t_s``."""
+        """Return whether the fault lasts at ``t_s``."""
         return self.at_s <= t_s < self.at_s + self.for_s
+
+
+def check_faults(faults: Sequence[Fault], kinds: Sequence[str]) -> None:
+    """Check the faults of a device.
+
+    Args:
+        faults: As the scenario gives them.
+        kinds: Those that the device can have.
+
+    Raises:
+        ValueError: A fault is invalid; the text begins with its key.
+    """
+    for index, fault in enumerate(faults):
+        where = f"faults[{index}]"
+        if fault.kind not in kinds:
+            hint = suggestion(fault.kind, kinds)
+            raise ValueError(f"{where}.kind: {fault.kind!r} is not one of {', '.join(kinds)}{hint}")
+        check_range(f"{where}.at_s", fault.at_s, 0.0)
+        if fault.kind in MOMENTARY_FAULTS and fault.for_s:
+            raise ValueError(f"{where}.for_s: the fault {fault.kind} has no duration")
+        if fault.kind not in MOMENTARY_FAULTS and not fault.for_s > 0:
+            raise ValueError(f"{where}.for_s: must be above 0")
+        if fault.text is not None and fault.kind != "glitch":
+            raise ValueError(f"{where}.text: only a glitch has a text")

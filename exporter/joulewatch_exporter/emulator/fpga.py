@@ -1,7 +1,7 @@
-"""Alveo cards as XRT shows them: the nodes of ``xmc``, the hwmon chip, two PCI functions, a cache that ages.
+"""Alveo cards as XRT shows them: the nodes of ``xmc``, the hwmon chip, two PCI functions, and a cache.
 
-The card's rails are whole millivolts and milliamperes whose products sum up to the power, to a few milliwatts; XRT
-knows the power as that sum and nothing else.
+The rails of the card are in whole millivolts and milliamperes. XRT computes the power as the sum of their products,
+which differs from the signal by a few milliwatts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from joulewatch_exporter.emulator.faults import Fault
+from joulewatch_exporter.emulator.checks import check_range
+from joulewatch_exporter.emulator.faults import FILE_FAULTS, Fault, check_faults
 from joulewatch_exporter.emulator.files import MovingFile, Writer
 from joulewatch_exporter.emulator.signals import Signal, Sum
 
@@ -22,14 +23,14 @@ FunctionKind = Literal["user", "mgmt"]
 
 _FUNCTION_NUMBERS: Final[Mapping[FunctionKind, int]] = {"user": 1, "mgmt": 0}
 _FIRST_CHIP: Final = 100
-"""hwmon chips of cards are numbered from here, out of the way of the scenario's own."""
+"""First number of the hwmon chips of cards, above those of the scenario."""
 
 _MILLIVOLTS: Final = {"12v_pex": 12_100, "12v_aux": 12_150, "3v3_pex": 3_310}
 _VCCINT_MILLIVOLTS: Final = 850
 _VOLTAGE_NODES: Final = {"12v_pex": "xmc_12v_pex_vol", "12v_aux": "xmc_12v_aux_vol", "3v3_pex": "xmc_3v3_pex_vol"}
 _CURRENT_NODES: Final = {"12v_pex": "xmc_12v_pex_curr", "12v_aux": "xmc_12v_aux_curr", "3v3_pex": "xmc_3v3_pex_curr"}
 
-# Node of xmc, file of the chip, its label.
+# Node of xmc, file of the chip, label.
 _CHIP_FILES: Final = (
     ("xmc_12v_pex_vol", "in0", "12V PEX"),
     ("xmc_12v_aux_vol", "in1", "12V AUX"),
@@ -48,84 +49,87 @@ _CHIP_FILES: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardSpec:
-    """One Alveo card."""
+    """An Alveo card."""
 
     card: str
     """PCI address without the function, such as ``0000:d8:00``: the label of its series."""
     signal: Signal
-    """The card's power."""
+    """Power of the card."""
     vbnv: str = "xilinx_u280_xdma_201920_3"
-    """Name of its platform, which is the model that the exporter shows."""
+    """Name of its platform, which the exporter shows as the model."""
     serial: str = "21760394R01A"
     """Serial number, as XRT prints it."""
     xrt: Literal["2.14", "2.15"] = "2.15"
-    """2.14: ``xmc_power`` is the power. 2.15, and all later ones: ``xmc_power_ins`` is; ``xmc_power`` is what the user
-    function's cache holds, and 0 at the management function."""
+    """2.14: ``xmc_power`` is the power. 2.15 and newer: ``xmc_power_ins`` is the power; ``xmc_power`` is the cached
+    value at the user function and 0 at the management function."""
     functions: tuple[FunctionKind, ...] = ("user", "mgmt")
-    """Which PCI functions this machine has: a virtual machine has the user function only."""
+    """PCI functions of the machine; a virtual machine has only the user function."""
     has_xmc: bool = True
-    """Whether XRT's own nodes are there."""
+    """Whether there are XRT's nodes."""
     has_hwmon: bool = True
     """Whether there is a hwmon chip."""
     rails: Mapping[str, float] = field(default_factory=lambda: {"12v_pex": 0.55, "12v_aux": 0.35, "3v3_pex": 0.1})
-    """Share of the power that each supply rail carries; 12v_aux may be left out, as for a card without the cable."""
+    """Share of the power by supply rail; a card without the auxiliary cable has no 12v_aux."""
     vccint_share: float = 0.6
-    """Share that the rail ``vccint`` takes, behind the supply rails."""
+    """Share of the rail ``vccint``, which the supply rails feed."""
     update_s: float = 0.1
-    """How often the card's controller makes new values, which the management function shows at once."""
+    """How often the controller of the card makes new values, which the management function shows at once."""
     cache_s: int = 1
-    """How old the user function's values get before the driver asks for new ones."""
+    """Age at which the driver replaces the values of the user function."""
     number: int = 1024
-    """Of the ``xmc`` directory; after a vanishing it is another."""
+    """Number of the ``xmc`` directory; it changes when the card vanishes and returns."""
     faults: tuple[Fault, ...] = ()
-    """Faults of files befall all moving ones of the card at once; a glitch with the text 0 is a card without data.
-    vanish: a hot reset, after which the card has other numbers."""
+    """Faults of files affect all changing files of the card at once; a glitch with the text 0 is a card without data.
+    vanish: a hot reset, after which the card has new numbers."""
 
     def __post_init__(self) -> None:
-        """Check the rails.
+        """Check the values.
 
         Raises:
-            ValueError: An unknown rail, or shares that are not the whole; the text begins with the field's name.
+            ValueError: A value is invalid; the text begins with its key.
         """
         if unknown := sorted(set(self.rails) - set(_MILLIVOLTS)):
-            raise ValueError(f"rails: {unknown[0]} is none of {', '.join(_MILLIVOLTS)}")
+            raise ValueError(f"rails: {unknown[0]!r} is not one of {', '.join(_MILLIVOLTS)}")
         if "12v_pex" not in self.rails or abs(sum(self.rails.values()) - 1.0) > 1e-9:
-            raise ValueError("rails: 12v_pex must be there, and all shares together must be 1")
+            raise ValueError("rails: needs 12v_pex, and the shares must add up to 1")
         if not self.functions:
-            raise ValueError("functions: a card has one at least")
+            raise ValueError("functions: needs at least one function")
+        check_range("update_s", self.update_s, 0.001)
+        check_range("cache_s", self.cache_s, 1)
+        check_faults(self.faults, (*FILE_FAULTS, "vanish"))
 
     @property
     def truth(self) -> Mapping[str, Signal]:
-        """The signals behind the exporter's series, by ``device/domain``."""
+        """The signals behind the series of the exporter, by ``device/domain``."""
         shares = {**self.rails, "vccint": self.vccint_share}
         parts = {f"{self.card}/{rail}": Sum((self.signal,), (share,)) for rail, share in shares.items() if share > 0}
         return {f"{self.card}/total": self.signal, **parts}
 
 
 class FpgaTree:
-    """The cards of one machine."""
+    """The cards of a machine."""
 
     def __init__(self, specs: Sequence[CardSpec], sysfs: Path, writer: Writer, scratch: Path) -> None:
-        """Write everything that does not move; `advance` then writes the rest.
+        """Write the files that never change; `advance` writes the others.
 
         Args:
             specs: The cards.
             sysfs: Root of an existing tree.
-            writer: Of the thread that calls `advance`.
-            scratch: An existing directory on the tree's file system, outside the tree.
+            writer: The writer of the thread that calls `advance`.
+            scratch: An existing directory outside the tree, on the same file system.
 
         Raises:
-            OSError: The file system refuses.
+            OSError: A file cannot be written.
         """
         self._cards = [_Card(spec, index, sysfs, writer, scratch) for index, spec in enumerate(specs)]
 
     def advance(self, t_s: float) -> None:
-        """Bring every card to ``t_s`` seconds after the start."""
+        """Move every card to ``t_s`` seconds after the start."""
         for card in self._cards:
             card.advance(t_s)
 
     def close(self) -> None:
-        """Let go of what waits in files that hang; safe to call twice."""
+        """Release the readers of files that hang; safe to call twice."""
         for card in self._cards:
             card.close()
 
@@ -158,7 +162,7 @@ class _Card:
 
     def _plug(self, t_s: float) -> None:
         spec = self._spec
-        # Each card's functions are numbered on, and all numbers are new after a reset.
+        # The functions of a card have consecutive numbers, which are new after a reset.
         for offset, kind in enumerate(spec.functions):
             number = spec.number + 2 * self._resets + offset
             chip = _FIRST_CHIP + 20 * self._index + 2 * self._resets + offset
@@ -174,7 +178,7 @@ class _Card:
 
 
 class _Function:
-    """One PCI function of a card that is there."""
+    """A PCI function of a card that is present."""
 
     def __init__(self, spec: CardSpec, kind: FunctionKind, number: int, chip: int, sysfs: Path, writer: Writer) -> None:
         self._spec = spec
@@ -214,9 +218,9 @@ class _Function:
             for file in self._files.get(name, ()):
                 file.show(value, t_s)
         if is_due and self._kind == "user" and self._xmc is not None:
-            # Last, so that values without a new stamp are those of before at the worst.
-            good_until_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000 + 1000 * self._spec.cache_s
-            self._put(self._xmc / "sensor_update_timestamp", good_until_ms)
+            # Last: a reader that sees the old timestamp takes new values for old ones, never the reverse.
+            valid_until_ms = time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000 + 1000 * self._spec.cache_s
+            self._put(self._xmc / "sensor_update_timestamp", valid_until_ms)
 
     def close(self) -> None:
         for files in self._files.values():
@@ -224,7 +228,7 @@ class _Function:
                 file.close()
 
     def remove(self, gone: Path) -> None:
-        """Take the whole function out of the tree at once; files that are held have no link then."""
+        """Remove the whole function from the tree at once; open files then have no link."""
         for link in self._links:
             link.unlink()
         self._directory.rename(gone)
@@ -235,12 +239,12 @@ class _Function:
         microwatts = spec.signal.power_watts(t_s) * 1e6
         values = {node: 0 for _, node in (*_VOLTAGE_NODES.items(), *_CURRENT_NODES.items())}
         shown_microwatts = 0
-        names = list(spec.rails)
-        for rail in names:
-            # The last one carries what rounding has left of the others.
-            wanted = microwatts - shown_microwatts if rail == names[-1] else microwatts * spec.rails[rail]
+        last_rail = list(spec.rails)[-1]
+        for rail, share in spec.rails.items():
+            # The last rail also carries the rounding errors of the others.
+            rail_microwatts = microwatts - shown_microwatts if rail == last_rail else microwatts * share
             millivolts = _MILLIVOLTS[rail]
-            milliamperes = max(0, round(wanted / millivolts))
+            milliamperes = max(0, round(rail_microwatts / millivolts))
             values[_VOLTAGE_NODES[rail]], values[_CURRENT_NODES[rail]] = millivolts, milliamperes
             shown_microwatts += millivolts * milliamperes
         values["xmc_vccint_vol"] = _VCCINT_MILLIVOLTS

@@ -1,6 +1,6 @@
-"""Runs an emulated machine: writes its trees, moves them on absolute deadlines, keeps the truth beside them.
+"""Run an emulated machine: write its trees, move them at absolute deadlines, and record the truth.
 
-Beside the trees lies ``exporter.yaml``, the configuration of an exporter that reads the whole machine.
+``exporter.yaml``, next to the trees, is the configuration of an exporter that reads the whole machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import yaml
 
 from joulewatch_exporter.collectors.estimate.collector import read_busy
 from joulewatch_exporter.emulator import scenario as scenarios
-from joulewatch_exporter.emulator.devices import Companion, Place, Running, exporter_collectors, open_devices
+from joulewatch_exporter.emulator.devices import DeviceThread, Place, Running, exporter_collectors, open_devices
 from joulewatch_exporter.emulator.scenario import Scenario
 from joulewatch_exporter.emulator.signals import CpuLoad, UtilisationMeter
 from joulewatch_exporter.emulator.tree import EXPORTER_FILE, Tree, remove
@@ -37,11 +37,11 @@ logger = logging.getLogger(__name__)
 builtin_names = scenarios.builtin_names
 
 _TRACE_S = 1.0
-"""Spacing of the truth's lines where the closed form is known anyway."""
+"""Time between two lines of the trace if every signal is deterministic, so nobody needs the trace."""
 _NAP_S = 0.1
-"""The longest sleep before looking whether to stop."""
+"""Longest sleep before checking whether to stop."""
 _SETTLE_S = 5.0
-"""How long a device is waited for at the start."""
+"""How long to wait for the first move of a device."""
 
 
 def run(scenario: str, directory: Path, duration_s: float | None) -> int:
@@ -49,18 +49,18 @@ def run(scenario: str, directory: Path, duration_s: float | None) -> int:
 
     Args:
         scenario: Name of a built-in scenario, or path of a YAML file.
-        directory: Gets ``sys``, ``proc``, ``dev``, ``exporter.yaml``, ``scenario.json``, ``truth.jsonl`` and what
-            the devices need; new, empty, or an emulator's before.
+        directory: For ``sys``, ``proc``, ``dev``, ``exporter.yaml``, ``scenario.json``, ``truth.jsonl`` and the files
+            of the devices; new, empty, or used by an emulator before.
         duration_s: Seconds to run; None: until a signal.
 
     Returns:
         0.
 
     Raises:
-        ConfigError: The scenario is not well formed, or the directory cannot serve.
+        ConfigError: The scenario is invalid, or the directory cannot be used.
     """
     spec = scenarios.load(scenario)
-    with _prepared(directory):
+    with _locked(directory):
         stop = threading.Event()
         with _stopped_by_signals(stop):
             _emulate(spec, directory, duration_s, stop)
@@ -68,18 +68,18 @@ def run(scenario: str, directory: Path, duration_s: float | None) -> int:
 
 
 def _emulate(spec: Scenario, directory: Path, duration_s: float | None, stop: threading.Event) -> None:
-    start_unix_s, start_ns = _same_instant()
+    start_unix_s, start_ns = _read_clocks()
     with contextlib.ExitStack() as stack:
         tree = Tree(spec, directory, directory / ".scratch", boot_unix_s=int(start_unix_s))
         stack.callback(tree.close)
-        running, spec, left_out = _open_devices(spec, directory)
+        running, spec, excluded_keys = _open_devices(spec, directory)
         meter = UtilisationMeter(lambda: read_busy("/proc/stat")) if spec.loads else None
-        # The start is now, and not when the first of the files was written.
-        start_unix_s, start_ns = _same_instant()
+        # The scenario starts now, not when the first file was written.
+        start_unix_s, start_ns = _read_clocks()
         stack.enter_context(_moving(running, start_ns))
         tree.advance(0.0)
         start = {"start_unix_s": start_unix_s, "start_monotonic_ns": start_ns}
-        document = {**start, "left_out": left_out, "scenario": spec.document}
+        document = {**start, "left_out": excluded_keys, "scenario": spec.document}
         _put(directory, SCENARIO_FILE, json.dumps(document, indent=1))
         _put(directory, EXPORTER_FILE, _exporter_settings(directory, running))
         trace = stack.enter_context((directory / TRACE_FILE).open("w", encoding="utf-8"))
@@ -92,39 +92,43 @@ def _emulate(spec: Scenario, directory: Path, duration_s: float | None, stop: th
 
 
 def _open_devices(spec: Scenario, directory: Path) -> tuple[list[Running], Scenario, list[str]]:
-    """Open what can be emulated here: that, the scenario without the rest, and the rest's keys."""
+    """Open the devices that can be emulated on this machine.
+
+    Returns:
+        The devices, the scenario without the excluded ones, and the keys of the excluded ones.
+    """
     is_one_machine = bool(spec.zones or spec.chips or spec.devices.are_local)
-    running, left_out = open_devices(spec.devices, Place(directory.absolute(), spec.refresh_s, is_one_machine))
-    if left_out and spec.is_required_whole:
-        for one in running:
-            one.device.close()
-        raise ConfigError(f"{spec.name}: {left_out[0].what}: {left_out[0].why}")
-    for absent in left_out:
-        sys.stderr.write(f"without {absent.what}: {absent.why}\n")
-    # A sensor of the files may give the same quantity: its truth stays.
+    running, excluded = open_devices(spec.devices, Place(directory.absolute(), spec.refresh_s, is_one_machine))
+    if excluded and spec.is_required_whole:
+        for opened in running:
+            opened.device.close()
+        raise ConfigError(f"{spec.name}: {excluded[0].name}: {excluded[0].reason}")
+    for device in excluded:
+        sys.stderr.write(f"without {device.name}: {device.reason}\n")
+    # A zone or a hwmon channel may show the same quantity; then its truth stays.
     kept = {zone.key for zone in spec.zones} | {channel.key for chip in spec.chips for channel in chip.channels}
-    keys = [key for absent in left_out for key in absent.keys if key not in kept]
+    keys = [key for device in excluded for key in device.keys if key not in kept]
     return running, spec.without(keys), keys
 
 
 @contextlib.contextmanager
 def _moving(running: Sequence[Running], start_ns: int) -> Iterator[None]:
-    """Keep the devices moving."""
-    companions = [Companion(one, start_ns) for one in running]
+    """Keep the devices moving, and close them at the end."""
+    threads = [DeviceThread(device, start_ns) for device in running]
     try:
-        for companion in companions:
-            companion.settle(_SETTLE_S)
+        for thread in threads:
+            thread.settle(_SETTLE_S)
         yield
     finally:
-        for companion in companions:
-            companion.stop()
-        for companion in companions:
-            companion.join()
+        for thread in threads:
+            thread.stop()
+        for thread in threads:
+            thread.join()
 
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """When the emulation began, on both clocks, and how long it lasts."""
+    """Start of the emulation, on both clocks, and its duration."""
 
     start_unix_s: float
     start_ns: int
@@ -134,7 +138,7 @@ class _Span:
 def _move(
     spec: Scenario, tree: Tree, meter: UtilisationMeter | None, trace: TextIO, span: _Span, stop: threading.Event
 ) -> None:
-    """Move the files and write the trace until told to stop, or until the end."""
+    """Move the files and write the trace until ``stop`` is set or the span ends."""
     start_ns = span.start_ns
     refresh_ns = round(spec.refresh_s * 1e9)
     end_ns = None if span.duration_s is None else start_ns + round(span.duration_s * 1e9)
@@ -144,7 +148,7 @@ def _move(
         now_ns = time.monotonic_ns()
         t_s = (now_ns - start_ns) / 1e9
         if t_s >= next_trace_s:
-            # The line first: it is exact up to here, and the load's new power begins here.
+            # The line comes before the next sample of the load: up to now the energy is exact.
             _write_trace(trace.write, spec, t_s, now_ns, span.start_unix_s)
             trace.flush()
             if meter is not None:
@@ -155,7 +159,7 @@ def _move(
         tree.advance(t_s)
         if end_ns is not None and now_ns >= end_ns:
             break
-        # From the start, not from the last wake-up: ticks that were missed are skipped, not made up for.
+        # Multiples of the refresh since the start, so delays do not add up; missed ticks are skipped.
         deadline_ns = start_ns + ((time.monotonic_ns() - start_ns) // refresh_ns + 1) * refresh_ns
         if end_ns is not None:
             deadline_ns = min(deadline_ns, end_ns)
@@ -166,7 +170,7 @@ def _move(
 
 
 def _exporter_settings(directory: Path, running: Iterable[Running]) -> str:
-    """Write down how an exporter reads this machine, and nothing of the machine that the emulator runs on."""
+    """Return the configuration with which an exporter reads the emulated machine, and nothing of the real one."""
     root = directory.absolute()
     collectors = exporter_collectors(running)
     settings = {
@@ -189,28 +193,28 @@ def _write_trace(write: Callable[[str], object], spec: Scenario, t_s: float, now
     write(json.dumps(line, separators=(",", ":")) + "\n")
 
 
-def _same_instant() -> tuple[float, int]:
-    """Read both clocks at one instant: the tightest of several tries. Unix seconds, monotonic nanoseconds."""
-    tries = []
+def _read_clocks() -> tuple[float, int]:
+    """Return Unix seconds and monotonic nanoseconds of the same instant: the closest of several pairs."""
+    pairs = []
     for _ in range(10):
         before_ns = time.monotonic_ns()
         unix_s = time.time()
         after_ns = time.monotonic_ns()
-        tries.append((after_ns - before_ns, unix_s, (before_ns + after_ns) // 2))
-    _, unix_s, monotonic_ns = min(tries)
+        pairs.append((after_ns - before_ns, unix_s, (before_ns + after_ns) // 2))
+    _, unix_s, monotonic_ns = min(pairs)
     return unix_s, monotonic_ns
 
 
 @contextlib.contextmanager
-def _prepared(directory: Path) -> Iterator[None]:
-    """Make the directory ready and ours alone; what is not an emulator's is never touched."""
+def _locked(directory: Path) -> Iterator[None]:
+    """Prepare the directory and lock it; a directory that no emulator has used is only taken if it is empty."""
     if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"{directory}: is a file; give a directory that is new or empty")
+        raise ConfigError(f"{directory}: is a file; choose a new or empty directory")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         is_emulated = (directory / "sys" / EMULATION_MARKER).exists() or (directory / ".scratch").is_dir()
         if not is_emulated and any(directory.iterdir()):
-            raise ConfigError(f"{directory}: is not empty and not an emulator's; give another directory")
+            raise ConfigError(f"{directory}: is not empty and was not written by an emulator; choose another directory")
         scratch = directory / ".scratch"
         lock_path = directory / ".lock"
         descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -220,15 +224,17 @@ def _prepared(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ConfigError(f"{directory}: another emulator is running in it; stop it or give another") from error
+            raise ConfigError(
+                f"{directory}: is used by another emulator; stop it or choose another directory"
+            ) from error
         remove(directory)
         scratch.mkdir()
         try:
             yield
         finally:
             with contextlib.suppress(OSError):
-                for left in scratch.glob("value-*"):
-                    left.unlink()
+                for path in scratch.glob("value-*"):
+                    path.unlink()
     except OSError as error:
         raise ConfigError(f"{directory}: cannot be written: {error}") from error
     finally:
@@ -237,7 +243,7 @@ def _prepared(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """Let SIGTERM and SIGINT set ``stop``; outside the main thread there are no handlers to set."""
+    """Let SIGTERM and SIGINT set ``stop``; only the main thread can set handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

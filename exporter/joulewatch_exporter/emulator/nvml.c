@@ -1,12 +1,12 @@
-/* libnvidia-ml.so.1 of a machine that has no NVIDIA GPU: what `emulator/nvml.py` compiles and steers.
+/* libnvidia-ml.so.1 of a machine without an NVIDIA GPU; `emulator/nvml.py` compiles it and writes its state.
  *
- * It answers from `nvml.state` in its own folder, which the emulator replaces by rename, so a reader sees the old state
- * or the new one and never a part; no environment variable is needed to find it. Layouts and return codes are those of
- * NVIDIA's nvml.h. Where the behaviour of the real library is not documented this one is the less pleasant: devices are
- * listed when the first reference is taken and not again until the last is given back, a handle is a place in that list
- * and may be another GPU's after the next start, and a GPU that was lost stays lost until then.
+ * It reads `nvml.state` in its own folder, so no environment variable is needed. The emulator replaces the file by
+ * rename, so readers see the old state or the new one, never a part. Layouts and return codes are those of NVIDIA's
+ * nvml.h. Where the behaviour of the real library is undocumented, this one takes the worse case: devices are listed
+ * when the first reference is taken and not again until the last one is released; a handle is an index into that list
+ * and may refer to another GPU after the next start; a GPU that was lost stays lost until then.
  *
- * The energy counter goes on between two writes of the state: energy at a time, plus power times the time since.
+ * The energy counter advances between two writes of the state: energy at a time, plus power times the time since then.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -31,9 +31,9 @@ enum { TYPE_UNSIGNED_INT = 1, TYPE_UNSIGNED_LONG_LONG = 3 };
 enum { MAX_GPUS = 32, MAGIC = 0x4c4d564e };
 
 #define NS_PER_S 1000000000LL
-#define LONGEST_STEP_NS NS_PER_S /* an emulator that has stopped stops its counters, too */
+#define LONGEST_STEP_NS NS_PER_S /* the counters stop soon after the emulator has stopped */
 
-/* As emulator/nvml.py packs it: all numbers 64 bit, all texts a multiple of 8. Below 0 means: the GPU has none. */
+/* The layout of emulator/nvml.py: all numbers have 64 bits, all texts a multiple of 8 bytes. Negative: not supported. */
 typedef struct {
   char uuid[96], name[96], bus_id[32];
   int64_t architecture, is_present, code, hangs, generation;
@@ -62,7 +62,7 @@ typedef struct {
   union { double d; unsigned u; unsigned long long q; } value;
 } field_t;
 
-static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* never held while a call hangs */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* not held while a call hangs */
 static device_t devices[MAX_GPUS];
 static int listed, references;
 static char state_path[PATH_MAX];
@@ -93,9 +93,9 @@ static const gpu_t *find(const state_t *state, const char *uuid) {
   return NULL;
 }
 
-/* The GPU behind a handle as it is now, or the code with which every call on it ends. Waits while it hangs. */
-static int look(device_t *device, gpu_t *gpu, int64_t *start_ns) {
-  static const struct timespec nap = {0, 50000000};
+/* Copy the present state of the GPU behind a handle, or return the code of every call on it. Wait while it hangs. */
+static int read_gpu(device_t *device, gpu_t *gpu, int64_t *start_ns) {
+  static const struct timespec pause = {0, 50000000};
   state_t state;
   char uuid[sizeof device->uuid];
   for (;;) {
@@ -106,29 +106,29 @@ static int look(device_t *device, gpu_t *gpu, int64_t *start_ns) {
     if (!code) memcpy(uuid, device->uuid, sizeof uuid);
     pthread_mutex_unlock(&mutex);
     if (code || (code = load(&state))) return code;
-    const gpu_t *found = find(&state, uuid);
-    if (found && found->hangs) {
-      nanosleep(&nap, NULL);
+    const gpu_t *present = find(&state, uuid);
+    if (present && present->hangs) {
+      nanosleep(&pause, NULL);
       continue;
     }
-    code = found ? (int)found->code : GPU_IS_LOST;
+    code = present ? (int)present->code : GPU_IS_LOST;
     if (code == GPU_IS_LOST || code == RESET_REQUIRED) {
       pthread_mutex_lock(&mutex);
       device->lost = code;
       pthread_mutex_unlock(&mutex);
     }
     if (code) return code;
-    *gpu = *found;
+    *gpu = *present;
     if (start_ns) *start_ns = state.start_ns;
     return SUCCESS;
   }
 }
 
-#define LOOK                                   \
-  gpu_t gpu;                                   \
-  do {                                         \
-    const int looked = look(device, &gpu, NULL); \
-    if (looked) return looked;                 \
+#define READ_GPU                                     \
+  gpu_t gpu;                                         \
+  do {                                               \
+    const int code = read_gpu(device, &gpu, NULL);   \
+    if (code) return code;                           \
   } while (0)
 
 static int64_t clock_ns(clockid_t clock) {
@@ -202,7 +202,7 @@ int nvmlDeviceGetCount_v2(unsigned *count) {
 static int handle_of(int index, device_t **device) {
   gpu_t gpu;
   *device = &devices[index];
-  return look(*device, &gpu, NULL);
+  return read_gpu(*device, &gpu, NULL);
 }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, device_t **device) {
@@ -223,35 +223,36 @@ int nvmlDeviceGetHandleByPciBusId_v2(const char *bus_id, device_t **device) {
   if (code) return code;
   for (int i = 0; i < listed; i++) {
     const gpu_t *gpu = find(&state, devices[i].uuid);
-    unsigned wanted[4], have[4];
+    unsigned requested[4], present[4];
     const char *form = "%x:%x:%x.%x";
-    if (gpu && sscanf(bus_id, form, wanted, wanted + 1, wanted + 2, wanted + 3) == 4 &&
-        sscanf(gpu->bus_id, form, have, have + 1, have + 2, have + 3) == 4 && !memcmp(wanted, have, sizeof have))
+    if (gpu && sscanf(bus_id, form, requested, requested + 1, requested + 2, requested + 3) == 4 &&
+        sscanf(gpu->bus_id, form, present, present + 1, present + 2, present + 3) == 4 &&
+        !memcmp(requested, present, sizeof present))
       return handle_of(i, device);
   }
   return NOT_FOUND;
 }
 
 int nvmlDeviceGetIndex(device_t *device, unsigned *index) {
-  LOOK;
+  READ_GPU;
   *index = (unsigned)(device - devices);
   return SUCCESS;
 }
 int nvmlDeviceGetUUID(device_t *device, char *to, unsigned size) {
-  LOOK;
+  READ_GPU;
   return text(to, size, gpu.uuid);
 }
 int nvmlDeviceGetName(device_t *device, char *to, unsigned size) {
-  LOOK;
+  READ_GPU;
   return text(to, size, gpu.name);
 }
 int nvmlDeviceGetArchitecture(device_t *device, unsigned *architecture) {
-  LOOK;
+  READ_GPU;
   *architecture = (unsigned)gpu.architecture;
   return SUCCESS;
 }
 int nvmlDeviceGetPciInfo_v3(device_t *device, pci_t *pci) {
-  LOOK;
+  READ_GPU;
   memset(pci, 0, sizeof *pci);
   sscanf(gpu.bus_id, "%x:%x:%x", &pci->domain, &pci->bus, &pci->device);
   snprintf(pci->legacy, sizeof pci->legacy, "%04X:%02X:%02X.0", pci->domain & 0xffff, pci->bus & 0xff,
@@ -262,20 +263,20 @@ int nvmlDeviceGetPciInfo_v3(device_t *device, pci_t *pci) {
 }
 
 int nvmlDeviceGetMigMode(device_t *device, unsigned *current, unsigned *pending) {
-  LOOK;
+  READ_GPU;
   if (gpu.mig < 0) return NOT_SUPPORTED;
   *current = *pending = (unsigned)gpu.mig;
   return SUCCESS;
 }
 int nvmlDeviceGetMaxMigDeviceCount(device_t *device, unsigned *count) {
-  LOOK;
+  READ_GPU;
   *count = gpu.mig > 0 ? 7 : 0;
   return SUCCESS;
 }
 int nvmlDeviceGetMigDeviceHandleByIndex(device_t *device, unsigned index, device_t **slice) {
-  LOOK;
+  READ_GPU;
   (void)index, (void)slice;
-  return NOT_FOUND; /* slices have neither power nor energy of their own */
+  return NOT_FOUND; /* slices report neither power nor energy */
 }
 
 static int power(unsigned *to, int64_t milliwatts) {
@@ -284,23 +285,23 @@ static int power(unsigned *to, int64_t milliwatts) {
   return SUCCESS;
 }
 int nvmlDeviceGetPowerUsage(device_t *device, unsigned *milliwatts) {
-  LOOK;
+  READ_GPU;
   return power(milliwatts, gpu.average_mw >= 0 ? gpu.average_mw : gpu.instant_mw);
 }
 int nvmlDeviceGetEnforcedPowerLimit(device_t *device, unsigned *milliwatts) {
-  LOOK;
+  READ_GPU;
   return power(milliwatts, gpu.limit_mw);
 }
 int nvmlDeviceGetPowerManagementLimit(device_t *device, unsigned *milliwatts) {
-  LOOK;
+  READ_GPU;
   return power(milliwatts, gpu.limit_mw);
 }
 int nvmlDeviceGetPowerManagementDefaultLimit(device_t *device, unsigned *milliwatts) {
-  LOOK;
+  READ_GPU;
   return power(milliwatts, gpu.max_limit_mw);
 }
 int nvmlDeviceGetPowerManagementLimitConstraints(device_t *device, unsigned *least, unsigned *most) {
-  LOOK;
+  READ_GPU;
   const int code = power(most, gpu.max_limit_mw);
   *least = *most / 4;
   return code;
@@ -317,7 +318,7 @@ static int energy(device_t *device, const gpu_t *gpu, int64_t start_ns, unsigned
     if (since_ns > 0) uj += (double)gpu->rate_uw * (double)since_ns / NS_PER_S;
   }
   uint64_t mj = (uint64_t)(uj / 1000.0);
-  /* Power that has fallen meanwhile must not make the counter run backwards. */
+  /* The counter must not decrease if the power has fallen since then. */
   pthread_mutex_lock(&mutex);
   if (device->generation == gpu->generation && mj < device->shown_mj) mj = device->shown_mj;
   device->generation = gpu->generation;
@@ -330,14 +331,14 @@ static int energy(device_t *device, const gpu_t *gpu, int64_t start_ns, unsigned
 int nvmlDeviceGetTotalEnergyConsumption(device_t *device, unsigned long long *millijoules) {
   gpu_t gpu;
   int64_t start_ns;
-  const int code = look(device, &gpu, &start_ns);
+  const int code = read_gpu(device, &gpu, &start_ns);
   return code ? code : energy(device, &gpu, start_ns, millijoules);
 }
 
 int nvmlDeviceGetFieldValues(device_t *device, int count, field_t *fields) {
   gpu_t gpu;
   int64_t start_ns;
-  const int code = look(device, &gpu, &start_ns);
+  const int code = read_gpu(device, &gpu, &start_ns);
   if (code) return code;
   for (field_t *f = fields; f < fields + count; f++) {
     f->timestamp_us = clock_ns(CLOCK_REALTIME) / 1000;

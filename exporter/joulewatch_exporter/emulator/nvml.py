@@ -1,12 +1,12 @@
-"""NVIDIA GPUs of an emulated machine: a real ``libnvidia-ml.so.1``, compiled on the spot, that follows signals.
+"""NVIDIA GPUs of an emulated machine: a ``libnvidia-ml.so.1``, compiled at the start, that follows signals.
 
-Whoever loads the library (nvidia-ml-py does, by its name) finds the emulated GPUs through NVIDIA's own interface. The
-library and its state lie in one folder, so it needs no environment variable: name it in ``collectors.nvml.library``, or
-put the folder into ``LD_LIBRARY_PATH``. Beside it, ``proc/driver/nvidia`` shows what the driver shows.
+A program that loads the library (nvidia-ml-py does, by name) reads the emulated GPUs through NVIDIA's interface. The
+library finds its state in its own folder, so it needs no environment variable: set ``collectors.nvml.library``, or add
+the folder to ``LD_LIBRARY_PATH``. ``proc/driver/nvidia`` shows the GPUs as the driver does.
 
-The energy counter is the signal's closed form in steps of ``energy_refresh_s``. The emulator writes the energy at the
-last step and the power there; with ``start_monotonic_ns`` set the library goes on from there by its own clock, so that
-a machine too busy to call `NvmlLibrary.advance` in time does not make the counter lag.
+The energy counter is the closed form of the signal in steps of ``energy_refresh_s``. The emulator writes the energy at
+the last step and the power there. If ``start_monotonic_ns`` is set, the library extrapolates from there with its own
+clock, so the counter does not lag when the machine is too busy to call `NvmlLibrary.advance` in time.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import struct
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from joulewatch_exporter.emulator.faults import GARBAGE, Fault
+from joulewatch_exporter.emulator.checks import check_range
+from joulewatch_exporter.emulator.faults import GARBAGE, Fault, check_faults
 from joulewatch_exporter.emulator.signals import Signal
 from joulewatch_exporter.errors import ConfigError
 
@@ -43,97 +44,111 @@ BLACKWELL: Final = 10
 _NS_PER_S: Final = 1_000_000_000
 _STATE_FILE: Final = "nvml.state"
 _MAGIC: Final = 0x4C4D564E
-# As nvml.c declares them.
+# The layout of nvml.c.
 _HEAD: Final = struct.Struct("=4q80s")
 _GPU: Final = struct.Struct("=96s96s32s19q")
 _BUS_ID: Final = re.compile(r"(?:([0-9a-f]{1,4})|([0-9a-f]{8})):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE)
-_TEXT_BYTES: Final = {"uuid": 95, "name": 95}
+_TEXT_BYTES: Final = 95
 
+GPU_FAULTS: Final = ("reset", "absent", "vanish", "hang", "denied", "glitch", "eio", "garbage", "stuck")
 _CODES: Final[dict[str, int]] = {"absent": 15, "denied": 4, "glitch": 999, "eio": 999}
-"""What every call on a GPU answers while a fault of this kind lasts."""
+"""NVML's return code of every call on a GPU during a fault of this kind."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuSpec:
-    """One GPU."""
+    """A GPU."""
 
     uuid: str
-    """``GPU-...``: the device's label."""
+    """``GPU-...``: the label of the device."""
     bus_id: str
     """PCI address, ``0000:17:00.0``."""
     signal: Signal
-    """The power of the whole GPU."""
+    """Power of the whole GPU."""
     name: str = "NVIDIA H100 PCIe"
     architecture: int = HOPPER
     """NVML's number: 4 Pascal, 5 Volta, 6 Turing, 7 Ampere, 8 Ada, 9 Hopper, 10 Blackwell."""
     has_energy_counter: bool = True
     """Volta and newer have one."""
     energy_refresh_s: float = 0.01
-    """How often the counter moves; 0: with each read."""
+    """Time between two steps of the counter; 0: a step at each read."""
     start_joules: float = 5000.0
-    """Where the counter stands at the start."""
+    """Start of the counter."""
     refresh_s: float = 0.1
-    """How often the power readings move."""
+    """Time between two values of the power readings."""
     window_s: float = 0.025
-    """The instant power is the mean over the last so much of each refresh; 0: the momentary power at its end."""
+    """The instant power is the mean over this time before each refresh; 0: the momentary power."""
     averaging_s: float = 1.0
-    """The averaged power is the mean over so long; 0: the GPU gives none (Turing and older, A100, A30)."""
+    """The average power is the mean over this time; 0: the GPU has none (Turing and older, A100, A30)."""
     memory: Signal | None = None
-    """Power of the memory, a part of ``signal``; None: the GPU does not tell it."""
+    """Power of the memory, a part of ``signal``; None: not reported."""
     module: Signal | None = None
-    """Power of the superchip that the GPU is on, CPU included; None: it is on none."""
+    """Power of the superchip with the GPU and a CPU; None: not part of a superchip."""
     limit_watts: float = 350.0
-    """The power limit that it enforces."""
+    """Enforced power limit."""
     max_limit_watts: float | None = None
-    """The highest limit that can be set; None: ``limit_watts``."""
+    """Highest limit that can be set; None: ``limit_watts``."""
     has_power_fields: bool = True
-    """False: a driver before 525 or so, which has nvmlDeviceGetPowerUsage only."""
+    """False: like a driver before about 525, which has only nvmlDeviceGetPowerUsage."""
     knows_scopes: bool = True
-    """False: a driver that takes any scope for the GPU's."""
+    """False: like a driver that ignores the scope of a field."""
     mig: bool | None = None
-    """Whether it is cut into slices; None: it cannot be."""
+    """Whether MIG is enabled; None: not supported."""
     faults: tuple[Fault, ...] = ()
-    """reset: the driver is loaded anew, the counter starts at 0; absent: NVML says that the GPU is lost; vanish: it is
-    not listed; hang: calls on it do not come back; denied, glitch, eio: calls end with an error; garbage: power is
-    4294967295 mW; stuck: neither energy nor power moves."""
+    """reset: the driver is reloaded and the counter starts at 0; absent: NVML reports that the GPU is lost; vanish: the
+    GPU is not listed; hang: calls do not return; denied, glitch, eio: calls end with an error; garbage: power is
+    4294967295 mW; stuck: neither energy nor power changes."""
 
     def __post_init__(self) -> None:
-        """Check what a scenario may hold.
+        """Check the values.
 
         Raises:
-            ConfigError: A value is not of its kind; the text names the key.
+            ValueError: A value is invalid; the text begins with its key.
         """
-        for key, limit in _TEXT_BYTES.items():
-            if not 0 < len(getattr(self, key).encode()) <= limit:
-                raise ConfigError(f"{key}: must have 1 to {limit} bytes")
+        for key in ("uuid", "name"):
+            if not 0 < len(getattr(self, key).encode()) <= _TEXT_BYTES:
+                raise ValueError(f"{key}: must have 1 to {_TEXT_BYTES} bytes")
         if _BUS_ID.fullmatch(self.bus_id) is None:
-            raise ConfigError(f"bus_id: {self.bus_id!r} is not like 0000:17:00.0")
+            raise ValueError(f"bus_id: {self.bus_id!r} must be like 0000:17:00.0")
         if self.refresh_s <= 0:
-            raise ConfigError("refresh_s: must be above 0")
+            raise ValueError("refresh_s: must be above 0")
         for key in ("energy_refresh_s", "start_joules", "window_s", "averaging_s"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"{key}: must not be below 0")
-        if self.limit_watts <= 0 or (self.max_limit_watts is not None and self.max_limit_watts < self.limit_watts):
-            raise ConfigError("limit_watts: must be above 0, and max_limit_watts not below it")
+            check_range(key, getattr(self, key), 0.0)
+        if self.limit_watts <= 0:
+            raise ValueError("limit_watts: must be above 0")
+        if self.max_limit_watts is not None:
+            check_range("max_limit_watts", self.max_limit_watts, self.limit_watts)
+        check_faults(self.faults, GPU_FAULTS)
 
     @property
     def key(self) -> str:
-        """The truth's key: the label of the series that the exporter gives for the whole GPU."""
+        """Of the whole GPU: ``device/domain`` in the truth."""
         return f"{self.uuid}/total"
+
+    @property
+    def truth(self) -> Mapping[str, Signal]:
+        """The signals by ``device/domain``: of the energy counter, and of the power readings."""
+        powers = {
+            "instant": self.signal,
+            "average": self.signal if self.averaging_s else None,
+            "memory": self.memory,
+            "module": self.module,
+        }
+        return {self.key: self.signal} | {f"{self.uuid}/{name}": power for name, power in powers.items() if power}
 
 
 def compiler() -> str | None:
-    """Return the path of a C compiler; None: there is none."""
+    """Return the path of a C compiler, if one is installed."""
     return shutil.which("cc") or shutil.which("gcc")
 
 
 def available() -> bool:
-    """Whether GPUs can be emulated on this machine."""
+    """Return whether GPUs can be emulated on this machine."""
     return compiler() is not None
 
 
 class NvmlLibrary:
-    """The library, its state, and the driver's files in procfs."""
+    """The library, its state, and the files of the driver in procfs."""
 
     def __init__(
         self,
@@ -143,30 +158,25 @@ class NvmlLibrary:
         driver_version: str = "550.54.15",
         library: Path | None = None,
     ) -> None:
-        """Compile the library (or use one made before), and show the GPUs as they are at the start.
+        """Compile the library, unless it exists already, and write the state at the start.
 
         Args:
-            specs: The GPUs, in the order in which NVML lists them.
-            directory: Gets ``lib/libnvidia-ml.so.1``, its state beside it, and ``proc/driver/nvidia``.
-            driver_version: What NVML says.
-            library: Put the library here instead of ``lib`` of the directory.
+            specs: The GPUs, in the order in which NVML lists them; they have different UUIDs and addresses.
+            directory: For ``lib/libnvidia-ml.so.1``, its state in the same folder, and ``proc/driver/nvidia``.
+            driver_version: The version that NVML reports.
+            library: Path of the library, instead of ``lib`` in the directory.
 
         Raises:
-            ConfigError: No compiler, or it does not compile; two GPUs of one identity; too many of them.
+            ConfigError: There is no compiler, the compilation fails, or there are too many GPUs.
         """
-        for what in ("uuid", "bus_id"):
-            values = [getattr(spec, what).lower() for spec in specs]
-            for value in values:
-                if values.count(value) > 1:
-                    raise ConfigError(f"{what}: {value} is there twice")
         if len(specs) > MAX_GPUS:
             raise ConfigError(f"{len(specs)} GPUs are more than the {MAX_GPUS} that can be emulated")
         self.path = library if library is not None else directory / "lib" / SONAME
         self.start_monotonic_ns: int | None = None
-        """Monotonic time of t_s = 0. Set it and the energy counters go on between two calls of ``advance``; None: they
-        stand still, so that a test knows their position to the millijoule."""
+        """Monotonic time of t_s = 0: the energy counters advance between two calls of ``advance``. None: they do not,
+        so a test knows them to the millijoule."""
         self.code = 0
-        """What NVML itself answers from the next ``advance`` on: 9 no driver, 17 blocked, 18 another driver version."""
+        """Return code of NVML from the next ``advance`` on: 9 no driver, 17 blocked, 18 another driver version."""
         self._gpus = tuple(_Gpu(spec) for spec in specs)
         self._driver = driver_version
         self._proc = directory / "proc" / "driver" / "nvidia"
@@ -183,7 +193,7 @@ class NvmlLibrary:
         self.advance(0.0)
 
     def advance(self, t_s: float) -> None:
-        """Bring all GPUs to ``t_s`` seconds after the start."""
+        """Move all GPUs to ``t_s`` seconds after the start."""
         with self._lock:
             if self._is_closed:
                 return
@@ -193,17 +203,17 @@ class NvmlLibrary:
             if state != self._written:
                 _put(self._state, state)
                 self._written = state
-            self._list(t_s)
+            self._list_in_procfs(t_s)
 
     def close(self) -> None:
-        """Unload the driver: every call ends with DRIVER_NOT_LOADED. Safe to call twice."""
+        """Unload the driver, so every call ends with DRIVER_NOT_LOADED; safe to call twice."""
         with self._lock:
             self._is_closed = True
             self._state.unlink(missing_ok=True)
             shutil.rmtree(self._proc, ignore_errors=True)
 
-    def _list(self, t_s: float) -> None:
-        """Show in procfs which GPUs the driver has bound, as it does whether NVML is in use or not."""
+    def _list_in_procfs(self, t_s: float) -> None:
+        """Show in procfs which GPUs the driver has bound; the driver does so whether NVML is in use or not."""
         for number, gpu in enumerate(self._gpus):
             address = gpu.address
             folder = self._proc / "gpus" / address
@@ -220,7 +230,7 @@ class NvmlLibrary:
 
 
 class _Gpu:
-    """What one GPU shows at a time."""
+    """A GPU at a given time."""
 
     def __init__(self, spec: GpuSpec) -> None:
         self.spec = spec
@@ -241,21 +251,21 @@ class _Gpu:
         self._powers_mw: tuple[int, int, int, int] = (0, -1, -1, -1)
 
     def is_present(self, t_s: float) -> bool:
-        """Whether the driver has bound it."""
+        """Return whether the driver has bound the GPU."""
         return not any(fault.kind == "vanish" and fault.is_on(t_s) for fault in self.spec.faults)
 
     def advance(self, t_s: float) -> bytes:
-        """Return what nvml.c reads."""
+        """Return the state of the GPU in the layout of nvml.c."""
         spec = self.spec
-        on = {fault.kind for fault in spec.faults if fault.is_on(t_s)}
-        if "stuck" in on:
+        faults = {fault.kind for fault in spec.faults if fault.is_on(t_s)}
+        if "stuck" in faults:
             at_ns, energy_uj, _ = self._energy
             self._energy = at_ns, energy_uj, 0
         else:
             self._advance_energy(t_s)
             self._advance_power(t_s)
-        powers_mw = (GARBAGE,) * 4 if "garbage" in on else self._powers_mw
-        code = next((_CODES[kind] for kind in on if kind in _CODES), 0)
+        powers_mw = (GARBAGE,) * 4 if "garbage" in faults else self._powers_mw
+        code = next((_CODES[kind] for kind in faults if kind in _CODES), 0)
         at_ns, energy_uj, rate_uw = self._energy
         limit_watts = spec.limit_watts
         return _GPU.pack(
@@ -263,9 +273,9 @@ class _Gpu:
             spec.name.encode(),
             self._bus_id,
             spec.architecture,
-            "vanish" not in on,
+            "vanish" not in faults,
             code,
-            "hang" in on,
+            "hang" in faults,
             self._generation,
             at_ns,
             energy_uj,
@@ -284,7 +294,7 @@ class _Gpu:
         signal = self.spec.signal
         at_ns = round(t_s * _NS_PER_S)
         if signal.is_deterministic and self._energy_refresh_ns:
-            at_ns -= at_ns % self._energy_refresh_ns  # a signal that follows the load does not know its past
+            at_ns -= at_ns % self._energy_refresh_ns  # the past of a signal that follows the load is unknown
         else:
             at_ns = max(at_ns, 0)
         at_s = at_ns / _NS_PER_S if signal.is_deterministic else t_s
@@ -313,17 +323,20 @@ class _Gpu:
 
 
 class _Mean:
-    """Mean power of a signal over the time up to a refresh."""
+    """Mean power of a signal over the time before a refresh."""
 
     _KEPT: Final = 64
 
     def __init__(self, signal: Signal | None) -> None:
         self._signal = signal
         self._trail: deque[tuple[float, float]] = deque([(0.0, 0.0)], maxlen=self._KEPT)
-        """Of a signal that does not know its past: times and energies since the start."""
+        """For signals with an unknown past: times and energies since the start."""
 
     def milliwatts(self, grid_s: float, t_s: float, span_s: float) -> int:
-        """Mean over ``span_s`` up to ``grid_s``, where only now, ``t_s``, is known up to that; -1 without a signal."""
+        """Return the mean over ``span_s`` before ``grid_s``; -1 without a signal.
+
+        A signal that follows the load is known at ``t_s``, now, but not at ``grid_s``: its mean ends at ``t_s``.
+        """
         signal = self._signal
         if signal is None:
             return -1
@@ -353,7 +366,7 @@ def _put(path: Path, data: bytes) -> None:
 
 
 def _compile(library: Path) -> None:
-    """Make the library, unless it has been made of the very same source."""
+    """Compile the library, unless it was compiled from the same source before."""
     source = (resources.files("joulewatch_exporter.emulator") / "nvml.c").read_bytes()
     digest = hashlib.sha256(source).hexdigest()
     stamp = library.with_name("nvml.sha256")
@@ -361,9 +374,9 @@ def _compile(library: Path) -> None:
         return
     program = compiler()
     if program is None:
-        raise ConfigError("NVIDIA GPUs are emulated by a small C library and there is no compiler: apt-get install gcc")
+        raise ConfigError("emulating NVIDIA GPUs needs a C compiler: apt-get install gcc")
     library.parent.mkdir(parents=True, exist_ok=True)
-    made = library.with_name(f"{SONAME}.new")
+    temporary = library.with_name(f"{SONAME}.new")
     command = [
         program,
         "-x",
@@ -374,11 +387,12 @@ def _compile(library: Path) -> None:
         "-fPIC",
         f"-Wl,-soname,{SONAME}",
         "-o",
-        str(made),
+        str(temporary),
         "-",
     ]
-    done = subprocess.run([*command, "-ldl", "-lpthread"], input=source, capture_output=True, check=False)
-    if done.returncode:
-        raise ConfigError(f"{program}: cannot compile the NVML library: {done.stderr.decode(errors='replace')[-1000:]}")
-    made.replace(library)
+    process = subprocess.run([*command, "-ldl", "-lpthread"], input=source, capture_output=True, check=False)
+    if process.returncode:
+        stderr = process.stderr.decode(errors="replace")
+        raise ConfigError(f"{program}: cannot compile the NVML library: {stderr[-1000:]}")
+    temporary.replace(library)
     stamp.write_text(digest)

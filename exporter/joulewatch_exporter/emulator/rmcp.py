@@ -1,8 +1,8 @@
 """A server of IPMI over LAN (RMCP+): discovery, login by RAKP, signed and encrypted commands, on one UDP socket.
 
-It speaks cipher suites 3 (HMAC-SHA1, AES-128) and 17 (HMAC-SHA256, AES-128), checks users, passwords and privileges,
-and answers a wrong login as BMCs do. What a command means is not its business: it hands netfn, command and data to a
-handler. One thread for each server: two hundred of them fit into one process, and none waits for another.
+It supports cipher suites 3 (HMAC-SHA1, AES-128) and 17 (HMAC-SHA256, AES-128), checks users, passwords and privileges,
+and answers a wrong login as BMCs do. It passes netfn, command and data of a command to a handler. Each server has one
+thread: two hundred servers fit into one process and do not wait for each other.
 
 Source: IPMI v2.0 specification, revision 1.1, chapters 13 (RMCP+ packets, RAKP), 20 and 22 (commands).
 """
@@ -28,9 +28,9 @@ PRIVILEGES: Final[Mapping[str, int]] = {"user": 2, "operator": 3, "administrator
 
 _RMCP: Final = b"\x06\x00\xff\x07"
 _MAX_SESSIONS: Final = 16
-"""Real BMCs have 4 to 36: an exporter that does not log out is found out here."""
+"""Real BMCs have 4 to 36; the limit reveals an exporter that does not log out."""
 _IDLE_S: Final = 60.0
-"""A session that is silent for so long is forgotten."""
+"""A session without requests for this long is removed."""
 
 _IPMI, _OPEN_REQUEST, _RAKP1, _RAKP3 = 0x00, 0x10, 0x12, 0x14
 _OPEN_RESPONSE, _RAKP2, _RAKP4 = 0x11, 0x13, 0x15
@@ -54,14 +54,14 @@ _BAD_PRIVILEGE: Final = 0x81
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Suite:
-    """One cipher suite: the numbers of its algorithms, and the hash they use."""
+    """A cipher suite: the numbers of its algorithms, and their hash."""
 
     number: int
     authentication: int
     integrity: int
     digest: str
     check_bytes: int
-    """Length of a packet's signature."""
+    """Length of the signature of a packet."""
 
 
 _SUITES: Final = (
@@ -73,7 +73,7 @@ _AES: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who may log in."""
+    """A user who may log in."""
 
     password: bytes = field(repr=False)
     privilege: int
@@ -102,23 +102,23 @@ class _Session:
 
 
 Handler = Callable[[int, int, bytes, int], bytes]
-"""Takes netfn, command, data and the session's privilege; gives the completion code and what follows it."""
+"""Takes netfn, command, data and the privilege of the session; returns the completion code and the data after it."""
 
 
 class RmcpServer:
-    """One BMC's LAN interface."""
+    """The LAN interface of a BMC."""
 
     def __init__(
         self, users: Mapping[str, User], handler: Handler, *, address: str, port: int, suites: tuple[int, ...]
     ) -> None:
-        """Prepare; ``open`` begins to answer.
+        """Prepare; ``open`` starts to answer.
 
         Args:
-            users: By name.
-            handler: Called for each command of a session, from the server's thread.
+            users: Users by name.
+            handler: Called for each command of a session, on the thread of the server.
             address: IP address to listen on.
             port: UDP port; 0: any free one, kept from the first ``open`` on.
-            suites: Cipher suites that are accepted.
+            suites: Accepted cipher suites.
 
         Raises:
             ConfigError: The library for AES is missing.
@@ -126,7 +126,7 @@ class RmcpServer:
         try:
             from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
         except ImportError as error:
-            raise ConfigError("an emulated BMC encrypts: run `pip install 'joulewatch[ipmi]'`") from error
+            raise ConfigError("an emulated BMC needs encryption: run `pip install 'joulewatch[ipmi]'`") from error
 
         def cipher(key: bytes, iv: bytes) -> Cipher[modes.CBC]:
             return Cipher(algorithms.AES(key), modes.CBC(iv))
@@ -143,20 +143,20 @@ class RmcpServer:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
-        self.is_deaf = False
-        """Answers nothing, as a BMC whose firmware hangs."""
+        self.is_hanging = False
+        """Whether it does not answer, like a BMC whose firmware hangs."""
 
     @property
     def session_count(self) -> int:
-        """Sessions that are logged in."""
+        """Number of active sessions."""
         with self._lock:
             return sum(session.is_active for session in self._sessions.values())
 
     def open(self) -> None:
-        """Bind the port and answer.
+        """Bind the port and start to answer.
 
         Raises:
-            OSError: The port is taken.
+            OSError: The port is in use.
         """
         if self._socket is not None:
             return
@@ -172,11 +172,11 @@ class RmcpServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Let go of the port, so that nothing is there; ``open`` brings it back. Safe to call twice."""
+        """Close the port; ``open`` opens it again. Safe to call twice."""
         sock, self._socket = self._socket, None
         if sock is None:
             return
-        # A datagram to ourselves wakes the thread: closing a socket does not.
+        # A datagram to its own port wakes the thread; closing the socket does not.
         with socket.socket(self._family, socket.SOCK_DGRAM) as waker:
             waker.sendto(b"", (self._address, self.port))
         if self._thread is not None:
@@ -184,7 +184,7 @@ class RmcpServer:
         self.forget_sessions()
 
     def forget_sessions(self) -> None:
-        """Restart: nobody is logged in any more."""
+        """End all sessions, as a restart does."""
         with self._lock:
             self._sessions.clear()
 
@@ -196,7 +196,7 @@ class RmcpServer:
                 packet, client = sock.recvfrom(4096)
                 if self._socket is not sock:
                     return
-                if self.is_deaf:
+                if self.is_hanging:
                     continue
                 try:
                     with self._lock:
@@ -204,7 +204,7 @@ class RmcpServer:
                     if answer is not None:
                         sock.sendto(answer, client)
                 except Exception:
-                    logger.exception("port %d: a packet of %d bytes was not understood", self.port, len(packet))
+                    logger.exception("port %d: a packet of %d bytes cannot be answered", self.port, len(packet))
 
     def _answer(self, packet: bytes) -> bytes | None:
         if packet[:4] != _RMCP or len(packet) < 6:
@@ -239,7 +239,7 @@ class RmcpServer:
             return None
         netfn, command, data = parsed
         if (netfn, command) == (0x06, 0x38):
-            # Channel 1; RMCP+ only; a login needs a name; IPMI 2.0.
+            # Channel 1; RMCP+ only; a login requires a name; IPMI 2.0.
             return _reply(message, bytes((OK, 1, 0x80, 0x04, 0x02, 0, 0, 0, 0)))
         if (netfn, command) == (0x06, 0x54):
             index = data[2] & 0x3F if len(data) > 2 else 0
@@ -257,23 +257,23 @@ class RmcpServer:
         if len(body) < 32:
             return b""
         tag, console_id = body[0], body[4:8]
-        wanted = (body[12], body[20], body[28])
+        algorithms = (body[12], body[20], body[28])
         now_s = time.monotonic()
-        for own_id in [own for own, session in self._sessions.items() if now_s - session.used_s > _IDLE_S]:
+        for own_id in [key for key, session in self._sessions.items() if now_s - session.used_s > _IDLE_S]:
             del self._sessions[own_id]
-        suite = next((s for s in self._suites if (s.authentication, s.integrity, _AES) == wanted), None)
+        suite = next((s for s in self._suites if (s.authentication, s.integrity, _AES) == algorithms), None)
         if suite is None:
             return bytes((tag, _NO_SUITE, 0, 0)) + console_id
-        # Logins that were begun and left do not fill the table.
-        begun = [own for own, session in self._sessions.items() if not session.is_active]
-        for own_id in begun[:-_MAX_SESSIONS]:
+        # Unfinished logins do not fill the table.
+        unfinished = [key for key, session in self._sessions.items() if not session.is_active]
+        for own_id in unfinished[:-_MAX_SESSIONS]:
             del self._sessions[own_id]
         if sum(session.is_active for session in self._sessions.values()) >= _MAX_SESSIONS:
             return bytes((tag, _NO_RESOURCES, 0, 0)) + console_id
         own_id = os.urandom(4)
         self._sessions[own_id] = _Session(console_id=console_id, own_id=own_id, suite=suite, used_s=now_s)
-        algorithms = b"".join(bytes((kind, 0, 0, 8, wanted[kind], 0, 0, 0)) for kind in range(3))
-        return bytes((tag, OK, PRIVILEGES["administrator"], 0)) + console_id + own_id + algorithms
+        accepted = b"".join(bytes((kind, 0, 0, 8, algorithms[kind], 0, 0, 0)) for kind in range(3))
+        return bytes((tag, OK, PRIVILEGES["administrator"], 0)) + console_id + own_id + accepted
 
     def _rakp1(self, body: bytes) -> bytes:
         tag = body[0] if body else 0
@@ -290,11 +290,11 @@ class RmcpServer:
             return bytes((tag, _BAD_ROLE, 0, 0)) + session.console_id
         session.own_random = os.urandom(16)
         signed = session.console_id + session.own_id + session.console_random + session.own_random + self._guid
-        code = session.mac(session.user.password, signed + self._who(session))
+        code = session.mac(session.user.password, signed + self._role_and_name(session))
         return bytes((tag, OK, 0, 0)) + session.console_id + session.own_random + self._guid + code
 
     @staticmethod
-    def _who(session: _Session) -> bytes:
+    def _role_and_name(session: _Session) -> bytes:
         return bytes((session.role, len(session.name))) + session.name
 
     def _rakp3(self, body: bytes) -> bytes | None:
@@ -303,16 +303,16 @@ class RmcpServer:
         if session is None or session.user is None or session.is_active:
             return bytes((tag, _INVALID_SESSION, 0, 0)) + bytes(4)
         if body[1] != OK:
-            # The console did not like RAKP 2: the login is over, and nobody is answered.
+            # The console rejected RAKP 2: the login ends without an answer.
             del self._sessions[session.own_id]
             return None
-        who = self._who(session)
+        role_and_name = self._role_and_name(session)
         key = session.user.password
-        expected = session.mac(key, session.own_random + session.console_id + who)
+        expected = session.mac(key, session.own_random + session.console_id + role_and_name)
         if not hmac.compare_digest(expected, body[8:]):
             del self._sessions[session.own_id]
             return bytes((tag, _BAD_INTEGRITY, 0, 0)) + session.console_id
-        session.sik = session.mac(key, session.console_random + session.own_random + who)
+        session.sik = session.mac(key, session.console_random + session.own_random + role_and_name)
         session.sign_key = session.mac(session.sik, b"\x01" * 20)
         session.aes_key = session.mac(session.sik, b"\x02" * 20)[:16]
         session.is_active = True
@@ -374,7 +374,7 @@ class RmcpServer:
 
 
 def _plain(kind: int, body: bytes) -> bytes | None:
-    """Return a packet outside of a session; None where there is nothing to say."""
+    """Return a packet outside of a session; None for an empty body."""
     return _RMCP + bytes((6, kind)) + bytes(8) + struct.pack("<H", len(body)) + body if body else None
 
 

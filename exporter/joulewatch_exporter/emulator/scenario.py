@@ -1,130 +1,294 @@
-"""Scenario files: which devices the emulated machine has, how their power moves, and what goes wrong when.
+"""Scenario files: which devices the emulated machine has, how their power changes, and which faults occur when.
 
-A scenario is YAML; an unknown key is an error that names the nearest valid one. `emulator/scenarios` holds the
-built-in ones, and is the place to look for an example of every key.
+A scenario is YAML; an unknown key is an error that names the nearest valid key. ``emulator/scenarios`` contains the
+built-in scenarios, with an example of every key. The keys of each device are the fields of its dataclass.
 """
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import yaml
-
+from joulewatch_exporter.arguments import suggestion
+from joulewatch_exporter.config.strict import build, mapping, parse_yaml, read_yaml
+from joulewatch_exporter.emulator.bmc import BmcSpec
 from joulewatch_exporter.emulator.builder import SignalBuilder
-from joulewatch_exporter.emulator.devices import Devices
-from joulewatch_exporter.emulator.faults import FILE_FAULTS, Fault, FaultKind
+from joulewatch_exporter.emulator.checks import check_range
+from joulewatch_exporter.emulator.cray import PmCountersSpec
+from joulewatch_exporter.emulator.faults import FILE_FAULTS, Fault, check_faults
+from joulewatch_exporter.emulator.fpga import CardSpec
+from joulewatch_exporter.emulator.nvml import GpuSpec
+from joulewatch_exporter.emulator.redfish.spec import RedfishSpec
+from joulewatch_exporter.emulator.replay import with_points
 from joulewatch_exporter.emulator.signals import CpuLoad, Signal
-from joulewatch_exporter.emulator.table import Table, check_unique, hint
 from joulewatch_exporter.errors import ConfigError
 
-__all__ = [
-    "ChannelSpec",
-    "ChipSpec",
-    "Fault",
-    "FaultKind",
-    "LoadSpec",
-    "MachineSpec",
-    "Scenario",
-    "ZoneSpec",
-    "builtin_names",
-    "load",
-    "parse",
-]
-
+_INTEL: Final = "GenuineIntel"
 _ZONE: Final = re.compile(r"[a-z][a-z-]*(?::[0-9a-f]+)+")
+_KEY: Final = re.compile(r"[^\s/]+/[^\s/]+")
+_ZONE_FAULTS: Final = ("reset", *FILE_FAULTS, "vanish")
+
+
+def _check_key(key: str) -> None:
+    if _KEY.fullmatch(key) is None:
+        raise ValueError(f"key: {key!r} must be a device and a domain, like socket0/package")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZoneSpec:
-    """One RAPL zone of powercap."""
+    """A RAPL zone of powercap."""
 
     zone: str
     """Type and indices in hexadecimal: ``intel-rapl:0:1``."""
     name: str
     key: str
-    """``device/domain`` in the truth; zones that show one counter share it."""
+    """``device/domain`` in the truth; zones that show the same counter share it."""
     signal: Signal
-    unit_joules: float
-    """The counter's true step."""
-    unit_nj: int
-    """The step as the kernel shows it, in whole nanojoules: 2^-16 J is 15258.789 nJ and shown as 15258."""
-    counter_bits: int
-    start_joules: float
-    wrap_at_s: float | None
-    """The counter starts so far below its end that it goes round at this time."""
-    has_range: bool
-    """False: no ``max_energy_range_uj``."""
-    power_limit_watts: float
-    is_enabled: bool
-    faults: tuple[Fault, ...]
+    energy_status_unit: int = 16
+    """One step of the counter is 2^-energy_status_unit joules."""
+    unit_nj: int = 0
+    """One step of the counter in nanojoules; 0: given by ``energy_status_unit``."""
+    counter_bits: int = 32
+    start_joules: float = 1000.0
+    wrap_at_s: float | None = None
+    """When the counter wraps for the first time; it replaces ``start_joules``."""
+    range_file: bool = True
+    """Whether there is a file ``max_energy_range_uj``."""
+    power_limit_watts: float = 0.0
+    """0: no limit is shown."""
+    enabled: bool = True
+    faults: tuple[Fault, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: A value is invalid; the text begins with its key.
+        """
+        if _ZONE.fullmatch(self.zone) is None:
+            raise ValueError(f"zone: {self.zone!r} must be like intel-rapl:0:a (indices in hexadecimal)")
+        _check_key(self.key)
+        check_range("energy_status_unit", self.energy_status_unit, 0, 31)
+        check_range("unit_nj", self.unit_nj, 0, 10**9)
+        check_range("counter_bits", self.counter_bits, 8, 64)
+        check_range("start_joules", self.start_joules, 0.0)
+        check_range("power_limit_watts", self.power_limit_watts, 0.0)
+        if self.wrap_at_s is not None:
+            check_range("wrap_at_s", self.wrap_at_s, 0.0)
+            if not self.signal.is_deterministic:
+                raise ValueError("wrap_at_s: cannot be predicted for a signal that follows the load")
+        check_faults(self.faults, _ZONE_FAULTS)
+
+    @property
+    def unit_joules(self) -> float:
+        """Exact step of the counter."""
+        return self.unit_nj * 1e-9 if self.unit_nj else 2.0**-self.energy_status_unit
+
+    @property
+    def shown_unit_nj(self) -> int:
+        """Step as the kernel shows it, in whole nanojoules: 2^-16 J is 15258.789 nJ and shown as 15258."""
+        return self.unit_nj or 10**9 >> self.energy_status_unit
+
+    @property
+    def truth(self) -> Mapping[str, Signal]:
+        """The signal by ``device/domain``."""
+        return {self.key: self.signal}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSpec:
-    """One channel of a hwmon chip."""
+    """A channel of a hwmon chip."""
 
-    kind: Literal["power", "energy"]
-    number: int
-    label: str
+    kind: Literal["power", "energy"] = "power"
+    number: int = 1
+    label: str = ""
     key: str
+    """``device/domain`` in the truth."""
     signal: Signal
-    update_s: float
-    """How often the chip makes a new value; 0: at every refresh."""
-    is_average: bool
-    """The value is the mean over the last ``update_s``, in ``powerN_average``."""
-    faults: tuple[Fault, ...]
+    update_s: float = 0.0
+    """How often the chip makes a new value, at most at every refresh."""
+    average: bool = False
+    """Whether the value is the mean over the last ``update_s``, in ``powerN_average``."""
+    faults: tuple[Fault, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: A value is invalid; the text begins with its key.
+        """
+        check_range("number", self.number, 1, 4096)
+        _check_key(self.key)
+        check_range("update_s", self.update_s, 0.0, 3600.0)
+        if self.average and self.kind == "energy":
+            raise ValueError("average: an energy counter has no average")
+        check_faults(self.faults, ("reset", *FILE_FAULTS) if self.kind == "energy" else FILE_FAULTS)
+
+    @property
+    def truth(self) -> Mapping[str, Signal]:
+        """The signal by ``device/domain``."""
+        return {self.key: self.signal}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChipSpec:
-    """One hwmon chip."""
+    """A hwmon chip."""
 
     chip: str
     path: str
-    """Of the device, below the sysfs root."""
-    files_at_device: bool
-    """Name and channels lie in the device's directory, as with acpi_power_meter and old drivers."""
-    files: Mapping[str, str]
-    """Further files that do not move, beside the channels."""
+    """Directory of the device, relative to the root of sysfs."""
+    files_at_device: bool = False
+    """Whether name and channels are in the directory of the device, as with acpi_power_meter and old drivers."""
+    files: Mapping[str, str | int | float] = field(default_factory=dict)
+    """Further files with constant content."""
     channels: tuple[ChannelSpec, ...]
-    faults: tuple[Fault, ...]
+    faults: tuple[Fault, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: A value is invalid; the text begins with its key.
+        """
+        if not self.path.startswith("devices/") or ".." in self.path.split("/"):
+            raise ValueError(f"path: {self.path!r} must be below devices/")
+        if any(not name or "/" in name for name in self.files):
+            raise ValueError("files: each name must be a file name, without a slash")
+        if not self.channels:
+            raise ValueError("channels: needs at least one channel")
+        check_faults(self.faults, ("vanish",))
 
 
 @dataclass(frozen=True, slots=True)
 class LoadSpec:
-    """How busy the CPUs of one socket are: 0 at idle power, all of them at full power."""
+    """Load of the CPUs of a socket: 0 at idle power, 100 % at full power."""
 
     signal: Signal
     idle_watts: float
     full_watts: float
 
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: A value is invalid; the text begins with its key.
+        """
+        check_range("idle_watts", self.idle_watts, 0.0)
+        if self.full_watts <= self.idle_watts:
+            raise ValueError("full_watts: must be above idle_watts")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineSpec:
-    """What procfs and the CPU topology say."""
+    """Contents of procfs and the CPU topology."""
 
-    vendor: str
-    family: int
-    model: int
-    stepping: int
-    cpu_name: str
-    sockets: int
-    cpus_per_socket: int
+    vendor: str = _INTEL
+    family: int = 6
+    model: int = 85
+    stepping: int = 1
+    cpu_name: str = "Emulated CPU"
+    sockets: int = 1
+    cpus_per_socket: int = 4
     """Logical CPUs."""
-    cores_per_socket: int
-    """Fewer where a core has several threads."""
-    has_msr: bool
-    """Whether ``dev/cpu/N/msr`` shows the counters, at the first CPU of each socket."""
-    memory_gib: float
-    load: tuple[LoadSpec, ...]
-    """One for each socket, or none: idle."""
+    cores_per_socket: int | None = None
+    """None: one core per logical CPU."""
+    msr: bool | None = None
+    """Whether ``dev/cpu/N/msr`` shows the counters, at the first CPU of each socket; None: if the vendor is Intel."""
+    memory_gib: float = 16.0
+    load: tuple[LoadSpec, ...] = ()
+    """One for each socket; empty: idle."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: A value is invalid; the text begins with its key.
+        """
+        for key in ("family", "model", "stepping"):
+            check_range(key, getattr(self, key), 0, 1000)
+        check_range("sockets", self.sockets, 1, 16)
+        check_range("cpus_per_socket", self.cpus_per_socket, 1, 1024)
+        check_range("cores_per_socket", self.cores, 1, self.cpus_per_socket)
+        check_range("memory_gib", self.memory_gib, 0.001)
+        if self.cpus_per_socket % self.cores:
+            raise ValueError(f"cores_per_socket: must divide the {self.cpus_per_socket} CPUs of a socket")
+        if self.msr and self.vendor != _INTEL:
+            raise ValueError("msr: only Intel's registers are far enough apart for a file to hold them")
+        if self.load and len(self.load) != self.sockets:
+            raise ValueError(f"load: needs one entry for each of the {self.sockets} sockets, or none")
+
+    @property
+    def cores(self) -> int:
+        """Cores per socket."""
+        return self.cpus_per_socket if self.cores_per_socket is None else self.cores_per_socket
+
+    @property
+    def has_msr(self) -> bool:
+        """Whether ``dev/cpu/N/msr`` shows the counters."""
+        return self.vendor == _INTEL if self.msr is None else self.msr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Devices:
+    """The devices of a scenario that are more than files of powercap and hwmon."""
+
+    gpus: tuple[GpuSpec, ...] = ()
+    fpgas: tuple[CardSpec, ...] = ()
+    cray: PmCountersSpec | None = None
+    bmcs: tuple[BmcSpec, ...] = ()
+    redfish: tuple[RedfishSpec, ...] = ()
+
+    def __iter__(self) -> Iterator[GpuSpec | CardSpec | PmCountersSpec | BmcSpec | RedfishSpec]:
+        yield from self.gpus
+        yield from self.fpgas
+        if self.cray is not None:
+            yield self.cray
+        yield from self.bmcs
+        yield from self.redfish
+
+    @property
+    def are_local(self) -> bool:
+        """Whether some of them are inside the machine."""
+        return bool(self.gpus or self.fpgas or self.cray)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _File(Devices):
+    """The keys of a scenario file."""
+
+    name: str
+    description: str = ""
+    refresh_s: float = 0.01
+    signals: Mapping[str, Any] = field(default_factory=dict)
+    """Built before the rest, which refers to them by name."""
+    machine: MachineSpec = MachineSpec()
+    zones: tuple[ZoneSpec, ...] = ()
+    hwmon: tuple[ChipSpec, ...] = ()
+    required: bool = False
+
+    def __post_init__(self) -> None:
+        check_range("refresh_s", self.refresh_s, 0.001, 60.0)
+        if not self.zones and not self.hwmon and not list(self):
+            raise ValueError("there is nothing to emulate: needs zones, hwmon or a device")
+        _check_unique("zones: zone", [zone.zone for zone in self.zones])
+        _check_unique("gpus: uuid", [gpu.uuid.lower() for gpu in self.gpus])
+        _check_unique("gpus: bus_id", [gpu.bus_id.lower() for gpu in self.gpus])
+        _check_unique("fpgas: card", [card.card for card in self.fpgas])
+        # The exporter uses both as the names of nodes, and two nodes with the same name would be one series.
+        _check_unique(
+            "bmcs and redfish: name", [bmc.name for bmc in self.bmcs] + [service.name for service in self.redfish]
+        )
+
+
+def _check_unique(key: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{key} {name} is given twice")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,18 +302,17 @@ class Scenario:
     zones: tuple[ZoneSpec, ...]
     chips: tuple[ChipSpec, ...]
     devices: Devices
-    """What it has beyond files of its own."""
     is_required_whole: bool
-    """True: a device that cannot be emulated on this machine is an error; False: it is left out."""
+    """True: a device that cannot be emulated on this machine is an error; False: it is excluded."""
     signals_by_key: Mapping[str, Signal]
-    """The truth: ``device/domain`` to its power."""
+    """The truth: power by ``device/domain``."""
     loads: tuple[CpuLoad, ...]
-    """The signals that must be told this machine's load."""
+    """The signals that follow the load of this machine."""
     document: Mapping[str, Any] = field(repr=False)
-    """What was parsed, replays written out: `parse` makes the same scenario of it, on any machine."""
+    """What was parsed, with the points of replays; `parse` makes the same scenario of it, on any machine."""
 
     def without(self, keys: Collection[str]) -> Scenario:
-        """Return it with a smaller truth: these devices are not there."""
+        """Return the scenario without these keys of the truth: their devices are not emulated."""
         signals = {key: signal for key, signal in self.signals_by_key.items() if key not in keys}
         return dataclasses.replace(self, signals_by_key=signals)
 
@@ -160,7 +323,7 @@ class Scenario:
 
 
 def builtin_names() -> tuple[str, ...]:
-    """Return the names of the scenarios that are shipped."""
+    """Return the names of the built-in scenarios."""
     folder = resources.files("joulewatch_exporter.emulator") / "scenarios"
     return tuple(sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
@@ -169,185 +332,57 @@ def load(scenario: str) -> Scenario:
     """Read a scenario.
 
     Args:
-        scenario: The name of a built-in one, or the path of a YAML file.
+        scenario: The name of a built-in scenario, or the path of a YAML file.
 
     Raises:
-        ConfigError: There is none of that name, or it is not well formed; the text names the key.
+        ConfigError: There is no such scenario, or it is invalid; the text names the key.
     """
     names = builtin_names()
     if scenario in names:
         text = (resources.files("joulewatch_exporter.emulator") / "scenarios" / f"{scenario}.yaml").read_text("utf-8")
-        return parse(_yaml(text, scenario), where=scenario, folder=None)
+        return parse(parse_yaml(text, scenario), where=scenario, folder=None)
     path = Path(scenario)
     if not path.is_file():
-        raise ConfigError(
-            f"{scenario}: neither a file nor a built-in scenario{hint(scenario, names)}; built in: {', '.join(names)}"
-        )
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{scenario}: cannot be read: {error}") from error
-    return parse(_yaml(text, scenario), where=scenario, folder=path.parent)
+        hint = suggestion(scenario, names)
+        raise ConfigError(f"{scenario}: is neither a file nor a built-in scenario{hint}; built in: {', '.join(names)}")
+    return parse(read_yaml(path), where=scenario, folder=path.parent)
 
 
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not YAML: {error}") from error
-
-
-def parse(document: Any, *, where: str, folder: Path | None) -> Scenario:
-    """Turn what a YAML or JSON file holds into a scenario.
+def parse(document: object, *, where: str, folder: Path | None) -> Scenario:
+    """Build a scenario from the contents of a YAML or JSON file.
 
     Args:
-        document: The file's content.
-        where: Its name, for messages.
-        folder: Where the files of replays are looked for; None: the working directory.
+        document: The contents.
+        where: Name of the file, for messages.
+        folder: Base of the paths of replayed files; None: the working directory.
 
     Raises:
-        ConfigError: An unknown key or a value out of its range; the text names both.
+        ConfigError: A key is unknown, or a value is invalid; the text names the key.
     """
-    document = copy.deepcopy(document)  # replays are written out in the copy
-    table = Table(where, document)
-    name = table.text("name")
-    description = table.text("description", "")
-    refresh_s = table.number("refresh_s", 0.01, low=0.001, high=60.0)
-    builder = SignalBuilder(folder or Path())
-    for key, value in table.mapping("signals").items():
-        builder.named[str(key)] = builder.build(f"{where}: signals.{key}", value)
-    machine = _machine(table.table("machine"), builder)
-    zones = tuple(_zone(zone, builder) for zone in table.tables("zones"))
-    chips = tuple(_chip(chip, builder, refresh_s) for chip in table.tables("hwmon"))
-    devices = Devices.parse(table, builder)
-    required = table.flag("required", False)
-    table.done()
-    if not zones and not chips and devices.are_none:
-        raise ConfigError(f"{where}: neither zones nor hwmon nor any device: nothing to emulate")
-    signals_by_key: dict[str, Signal] = {}
-    keyed = [*((zone.key, zone.signal) for zone in zones)]
-    keyed += [(channel.key, channel.signal) for chip in chips for channel in chip.channels]
-    keyed += devices.keyed_signals()
-    for key, signal in keyed:
-        if signals_by_key.setdefault(key, signal) is not signal and signals_by_key[key] != signal:
-            raise ConfigError(f"{where}: key {key}: two sensors of one key must have one signal")
-    check_unique(where, "zone", [zone.zone for zone in zones])
+    document = mapping(with_points(document, where, folder or Path()), where, "")
+    builder = SignalBuilder()
+    for name, value in mapping(document.get("signals", {}), where, "signals").items():
+        builder.named[name] = builder.build(value, where, f"signals.{name}")
+    file = build(_File, document, where, converters=builder.converters)
     return Scenario(
-        name=name,
-        description=description,
-        refresh_s=refresh_s,
-        machine=machine,
-        zones=zones,
-        chips=chips,
-        devices=devices,
-        is_required_whole=required,
-        signals_by_key=signals_by_key,
+        name=file.name,
+        description=file.description,
+        refresh_s=file.refresh_s,
+        machine=file.machine,
+        zones=file.zones,
+        chips=file.hwmon,
+        devices=Devices(gpus=file.gpus, fpgas=file.fpgas, cray=file.cray, bmcs=file.bmcs, redfish=file.redfish),
+        is_required_whole=file.required,
+        signals_by_key=_truth(file, where),
         loads=tuple(builder.loads),
         document=document,
     )
 
 
-def _machine(table: Table, builder: SignalBuilder) -> MachineSpec:
-    sockets = table.whole("sockets", 1, low=1, high=16)
-    load = []
-    for entry in table.tables("load"):
-        idle_watts = entry.number("idle_watts", low=0.0)
-        full_watts = entry.number("full_watts", low=0.0)
-        load.append(LoadSpec(builder.build(f"{entry.where}.signal", entry.take("signal")), idle_watts, full_watts))
-        entry.done()
-        if full_watts <= idle_watts:
-            raise ConfigError(f"{entry.where}.full_watts: must be above idle_watts")
-    if load and len(load) != sockets:
-        raise ConfigError(f"{table.where}.load: must have one entry for each of the {sockets} sockets, or none")
-    vendor = table.text("vendor", "GenuineIntel")
-    cpus_per_socket = table.whole("cpus_per_socket", 4, low=1, high=1024)
-    cores_per_socket = table.whole("cores_per_socket", cpus_per_socket, low=1, high=cpus_per_socket)
-    if cpus_per_socket % cores_per_socket:
-        raise ConfigError(f"{table.where}.cores_per_socket: {cpus_per_socket} CPUs are no multiple of it")
-    has_msr = table.flag("msr", vendor == "GenuineIntel")
-    if has_msr and vendor != "GenuineIntel":
-        raise ConfigError(f"{table.where}.msr: only Intel's registers lie so far apart that a file can hold them")
-    machine = MachineSpec(
-        vendor=vendor,
-        family=table.whole("family", 6, low=0, high=1000),
-        model=table.whole("model", 85, low=0, high=1000),
-        stepping=table.whole("stepping", 1, low=0, high=1000),
-        cpu_name=table.text("cpu_name", "Emulated CPU"),
-        sockets=sockets,
-        cpus_per_socket=cpus_per_socket,
-        cores_per_socket=cores_per_socket,
-        has_msr=has_msr,
-        memory_gib=table.number("memory_gib", 16.0, low=0.001),
-        load=tuple(load),
-    )
-    table.done()
-    return machine
-
-
-def _zone(table: Table, builder: SignalBuilder) -> ZoneSpec:
-    zone = table.text("zone")
-    if _ZONE.fullmatch(zone) is None:
-        raise ConfigError(f"{table.where}.zone: {zone!r} is not like intel-rapl:0:a (indices in hexadecimal)")
-    signal = builder.build(f"{table.where}.signal", table.take("signal"))
-    esu = table.whole("energy_status_unit", 16, low=0, high=31)
-    exact_nj = table.whole("unit_nj", 0, low=0, high=10**9)
-    wrap_at_s = table.number("wrap_at_s", -1.0)
-    if wrap_at_s >= 0 and not signal.is_deterministic:
-        raise ConfigError(f"{table.where}.wrap_at_s: cannot be foretold for a signal that follows the load")
-    spec = ZoneSpec(
-        zone=zone,
-        name=table.text("name"),
-        key=table.key(),
-        signal=signal,
-        unit_joules=exact_nj * 1e-9 if exact_nj else 2.0**-esu,
-        unit_nj=exact_nj or 10**9 >> esu,
-        counter_bits=table.whole("counter_bits", 32, low=8, high=64),
-        start_joules=table.number("start_joules", 1000.0, low=0.0),
-        wrap_at_s=wrap_at_s if wrap_at_s >= 0 else None,
-        has_range=table.flag("range_file", True),
-        power_limit_watts=table.number("power_limit_watts", 0.0, low=0.0),
-        is_enabled=table.flag("enabled", True),
-        faults=table.faults("reset", *FILE_FAULTS, "vanish"),
-    )
-    table.done()
-    return spec
-
-
-def _chip(table: Table, builder: SignalBuilder, refresh_s: float) -> ChipSpec:
-    path = table.text("path")
-    if path.startswith("/") or ".." in path.split("/") or not path.startswith("devices/"):
-        raise ConfigError(f"{table.where}.path: {path!r} must be below devices/")
-    spec = ChipSpec(
-        chip=table.text("chip"),
-        path=path.rstrip("/"),
-        files_at_device=table.flag("files_at_device", False),
-        files={str(name): str(value) for name, value in table.mapping("files").items()},
-        channels=tuple(_channel(channel, builder, refresh_s) for channel in table.tables("channels")),
-        faults=table.faults("vanish"),
-    )
-    table.done()
-    if not spec.channels:
-        raise ConfigError(f"{table.where}.channels: there is none")
-    if any(not name or "/" in name for name in spec.files):
-        raise ConfigError(f"{table.where}.files: a name must be that of a file, without a slash")
-    return spec
-
-
-def _channel(table: Table, builder: SignalBuilder, refresh_s: float) -> ChannelSpec:
-    kind = table.choice("kind", ("power", "energy"), "power")
-    is_average = table.flag("average", False)
-    if is_average and kind == "energy":
-        raise ConfigError(f"{table.where}.average: an energy counter has no average")
-    update_s = table.number("update_s", 0.0, low=0.0, high=3600.0)
-    spec = ChannelSpec(
-        kind="energy" if kind == "energy" else "power",
-        number=table.whole("number", 1, low=1, high=4096),
-        label=table.text("label", ""),
-        key=table.key(),
-        signal=builder.build(f"{table.where}.signal", table.take("signal")),
-        update_s=max(update_s, refresh_s),
-        is_average=is_average,
-        faults=table.faults("reset", *FILE_FAULTS) if kind == "energy" else table.faults(*FILE_FAULTS),
-    )
-    table.done()
-    return spec
+def _truth(file: _File, where: str) -> dict[str, Signal]:
+    truth: dict[str, Signal] = {}
+    for spec in (*file.zones, *(channel for chip in file.hwmon for channel in chip.channels), *file):
+        for key, signal in spec.truth.items():
+            if truth.setdefault(key, signal) != signal:
+                raise ConfigError(f"{where}: the key {key} has two signals; sensors with the same key must share one")
+    return truth

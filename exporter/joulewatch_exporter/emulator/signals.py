@@ -1,7 +1,7 @@
-"""Power over time, each signal with its exact energy: the truth that a measurement is compared with.
+"""Power over time, each signal with its exact energy: the true values that measurements are compared with.
 
-Time is in seconds since the scenario's start and is never negative. ``energy_joules(a, b)`` is the closed form of the
-integral of ``power_watts``, so that the truth carries no error of integration. Energies of adjacent spans add up.
+Time is in seconds since the start of the scenario and is never negative. ``energy_joules(a, b)`` is the closed form of
+the integral of ``power_watts``, so the truth has no integration error. Energies of adjacent spans add up.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
+
+from joulewatch_exporter.emulator.checks import check_range
+
+_SHORTEST_PERIOD_S: Final = 1e-6
 
 
 class Signal(Protocol):
@@ -19,7 +23,7 @@ class Signal(Protocol):
 
     @property
     def is_deterministic(self) -> bool:
-        """Whether the future is known: False where the signal follows this machine's load."""
+        """Whether the future is known; False if the signal follows the load of this machine."""
         ...
 
     def power_watts(self, t_s: float) -> float:
@@ -33,9 +37,12 @@ class Signal(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """The same power for ever."""
+    """Constant power."""
 
     watts: float
+
+    def __post_init__(self) -> None:
+        check_range("watts", self.watts, 0.0)
 
     @property
     def is_deterministic(self) -> bool:
@@ -52,8 +59,8 @@ class Constant:
 class Points:
     """Power given at points in time: held between them (steps), or joined by straight lines (ramps, replays).
 
-    Before the first point and after the last one the power stays as it is there; with ``repeats`` the points from
-    the first to the last one are one round, and the rounds follow each other for ever.
+    Before the first point and after the last one the power is that of the point. With ``repeats`` the points from the
+    first to the last one are one round, and the rounds follow each other without end.
     """
 
     times_s: tuple[float, ...]
@@ -61,15 +68,17 @@ class Points:
     is_linear: bool = False
     repeats: bool = False
     _sums_joules: tuple[float, ...] = field(init=False, repr=False)
-    """Energy from the first point to each of them."""
+    """Energy from the first point to each point."""
 
     def __post_init__(self) -> None:
         if len(self.times_s) != len(self.watts) or not self.times_s:
-            raise ValueError("as many powers as times, and one at least")
+            raise ValueError("must be at least one, with as many powers as times")
+        if min(self.times_s) < 0 or min(self.watts) < 0:
+            raise ValueError("neither times nor powers may be negative")
         if any(later <= earlier for earlier, later in zip(self.times_s, self.times_s[1:], strict=False)):
             raise ValueError("times must increase")
         if self.repeats and len(self.times_s) < 2:
-            raise ValueError("a signal that repeats needs two points")
+            raise ValueError("a signal that repeats needs at least two points")
         sums = [0.0]
         for index in range(1, len(self.times_s)):
             width_s = self.times_s[index] - self.times_s[index - 1]
@@ -87,7 +96,7 @@ class Points:
         if not self.repeats or t_s < first:
             return 0, t_s
         rounds = math.floor((t_s - first) / (last - first))
-        # Rounding may leave a round's first instant a hair before the first point, or its last behind the last.
+        # Rounding can put the start of a round just before the first point, or its end just after the last point.
         return rounds, min(max(t_s - rounds * (last - first), first), last)
 
     def power_watts(self, t_s: float) -> float:
@@ -129,6 +138,12 @@ class Square:
     duty: float = 0.5
     phase_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_range("low_watts", self.low_watts, 0.0)
+        check_range("high_watts", self.high_watts, 0.0)
+        check_range("period_s", self.period_s, _SHORTEST_PERIOD_S)
+        check_range("duty", self.duty, 0.0, 1.0)
+
     @property
     def is_deterministic(self) -> bool:
         return True
@@ -150,12 +165,17 @@ class Square:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sine:
-    """``mean_watts`` and a ripple around it."""
+    """A sine wave around ``mean_watts``."""
 
     mean_watts: float
     amplitude_watts: float
     period_s: float
     phase_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_range("mean_watts", self.mean_watts, 0.0)
+        check_range("amplitude_watts", self.amplitude_watts, 0.0, self.mean_watts)  # power is never negative
+        check_range("period_s", self.period_s, _SHORTEST_PERIOD_S)
 
     @property
     def is_deterministic(self) -> bool:
@@ -173,7 +193,7 @@ class Sine:
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """Several signals at once, each times its factor: a node of its devices, a core as a share of its package."""
+    """Sum of signals, each multiplied by its factor: a node of its devices, or a core as a share of its package."""
 
     terms: tuple[Signal, ...]
     factors: tuple[float, ...]
@@ -191,17 +211,17 @@ class Sum:
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Signals one after another, each for its time and seeing its own time from 0; then from the first again."""
+    """Signals one after another, each from its time 0 and for its duration; then from the first again."""
 
     signals: tuple[Signal, ...]
     durations_s: tuple[float, ...]
     _round_joules: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        whole = sum(
-            signal.energy_joules(0.0, span) for signal, span in zip(self.signals, self.durations_s, strict=True)
+        joules = sum(
+            signal.energy_joules(0.0, span_s) for signal, span_s in zip(self.signals, self.durations_s, strict=True)
         )
-        object.__setattr__(self, "_round_joules", whole)
+        object.__setattr__(self, "_round_joules", joules)
 
     @property
     def is_deterministic(self) -> bool:
@@ -213,7 +233,7 @@ class Phases:
             if within_s < span_s:
                 return signal.power_watts(within_s)
             within_s -= span_s
-        return self.signals[-1].power_watts(self.durations_s[-1])  # rounding brought it to the very end
+        return self.signals[-1].power_watts(self.durations_s[-1])  # rounding reached the end
 
     def energy_joules(self, start_s: float, end_s: float) -> float:
         return self._since_start(end_s) - self._since_start(start_s)
@@ -232,11 +252,11 @@ class Phases:
 
 
 class CpuLoad:
-    """Follows this machine's CPU load: idle power, full power, and a straight line between them.
+    """Follows the CPU load of this machine: idle power, full power, and a straight line between them.
 
-    The utilisation is sampled every ``SAMPLE_S`` and held until the next sample, so the energy that the emulator
-    states is the exact integral of the power that it states. Only the running emulator knows it: the whole past is
-    kept in the truth file, the last ``MEMORY_S`` here (for devices that average), the future is unknown.
+    The utilisation is sampled every ``SAMPLE_S`` and held until the next sample, so the energy is the exact integral of
+    the power. Only the running emulator knows it: the truth file has the whole past, this object the last ``MEMORY_S``
+    (for devices that average), and the future is unknown.
     """
 
     SAMPLE_S = 0.1
@@ -248,15 +268,15 @@ class CpuLoad:
         self._steps: deque[tuple[float, float, float]] = deque(
             [(0.0, 0.0, idle_watts)], maxlen=round(self.MEMORY_S / self.SAMPLE_S)
         )
-        """Since when, the energy up to then, the power from then on. Only ever added to: devices in other threads
-        may be reading."""
+        """Of each sample: its time, the energy up to it, the power after it. Only appended to: threads of devices may
+        be reading."""
 
     @property
     def is_deterministic(self) -> bool:
         return False
 
     def follow(self, t_s: float, utilisation: float) -> None:
-        """Take a new sample: from ``t_s`` on the power is that of ``utilisation`` in [0, 1]."""
+        """Add a sample: from ``t_s`` on, the power is that of ``utilisation``, which is in [0, 1]."""
         watts = self.idle_watts + (self.full_watts - self.idle_watts) * min(1.0, max(0.0, utilisation))
         self._steps.append((t_s, self._since_start(t_s), watts))
 
@@ -277,24 +297,24 @@ class CpuLoad:
         for step in reversed(self._steps.copy()):
             if t_s >= step[0]:
                 return step
-        raise ValueError(f"a signal that follows the load does not know its past beyond {self.MEMORY_S:g} s")
+        raise ValueError(f"a signal that follows the load remembers only the last {self.MEMORY_S:g} s")
 
 
 class UtilisationMeter:
-    """Share of the time that this machine's CPUs were busy since the last look."""
+    """Measures the utilisation of the CPUs of this machine between calls."""
 
     def __init__(self, read_busy: Callable[[], tuple[float, int]]) -> None:
-        """Take the first look.
+        """Take the first sample.
 
         Args:
-            read_busy: Gives the busy seconds of all CPUs together, and how many CPUs there are.
+            read_busy: Returns the busy seconds of all CPUs together, and the number of CPUs.
         """
         self._read_busy = read_busy
         self._busy_s, _ = read_busy()
         self._at_s = 0.0
 
     def utilisation(self, t_s: float) -> float:
-        """Return the share in [0, 1] over the time since the last call; ``t_s`` is now."""
+        """Return the utilisation since the last call, in [0, 1]; ``t_s`` is now."""
         busy_s, n_cpus = self._read_busy()
         elapsed_s = t_s - self._at_s
         worked_s = busy_s - self._busy_s
@@ -305,6 +325,6 @@ class UtilisationMeter:
 
 
 def ramp(from_watts: float, to_watts: float, duration_s: float, *, start_s: float, repeats: bool) -> Points:
-    """Make a straight rise or fall that starts at ``start_s``; afterwards it holds, or begins again."""
+    """Return a straight rise or fall that starts at ``start_s``; afterwards the power stays, or the ramp repeats."""
     times_s = (start_s, start_s + duration_s)
     return Points(times_s=times_s, watts=(from_watts, to_watts), is_linear=True, repeats=repeats)

@@ -1,8 +1,8 @@
-"""Writes the sysfs, procfs and dev trees of a scenario and moves them.
+"""Write the sysfs, procfs and dev trees of a scenario and move them.
 
-The directories, links and files lie as real kernels lay them out; values are replaced by rename, but for the registers
-of a processor, which are written where they are. The hot path is `advance`: it works out each device's exact energy at
-one instant, and writes only what has changed.
+Directories, links and files are laid out as by real kernels. Values are replaced by rename, except the registers of a
+processor, which are written in place. The hot path is `advance`: it computes the exact energy of each device at one
+instant, and writes only files that have changed.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _PACKAGE: Final = re.compile(r"package-(\d+)")
 _MSR_POWER_UNIT: Final = 0x606
 _MSR_PACKAGE: Final = 0x611
 _MSR_COUNTERS: Final = {"dram": 0x619, "core": 0x639}
-"""Intel's counters inside a package by the name of their zone. They lie eight bytes apart at least, so that a plain
-file can hold them; AMD's are neighbours, and reads of eight bytes at neighbouring offsets of a file overlap."""
+"""Intel's counters within a package, by the name of their zone. Their addresses differ by at least eight, so a plain
+file can hold them; AMD's addresses are adjacent, and in a file their reads of eight bytes would overlap."""
 
 
 class _Counter:
-    """A hardware counter of so many bits: a start, the true energy in its steps, and its resets."""
+    """A hardware counter with a start, a step, a number of bits, and resets."""
 
     def __init__(self, start: int, unit_joules: float, bits: int, faults: Sequence[Fault]) -> None:
         self._offset = start
@@ -50,14 +50,14 @@ class _Counter:
 
 
 class _Registers:
-    """The registers of one processor as ``dev/cpu/N/msr`` shows them: eight bytes each, at their own offsets."""
+    """The registers of a processor in ``dev/cpu/N/msr``: eight bytes each, at the offset of their address."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
     def put(self, register: int, value: int) -> None:
-        # In place and not by rename: a reader may hold the file, and what it reads of it is always whole.
+        # In place, not by rename: readers keep the file open, and a read of eight bytes is never a part.
         os.pwrite(self._descriptor, value.to_bytes(8, "little"), register)
 
     def close(self) -> None:
@@ -67,11 +67,11 @@ class _Registers:
 
 
 class _Zone:
-    """One counter of RAPL: a powercap zone, and the processor's register behind it."""
+    """A counter of RAPL: a powercap zone and the register of the processor behind it."""
 
     def __init__(self, spec: ZoneSpec, value: MovingFile, registers: _Registers | None, register: int) -> None:
         self._signal = spec.signal
-        self._unit_nj = spec.unit_nj
+        self._unit_nj = spec.shown_unit_nj
         self._value = value
         self._registers = registers
         self._register = register
@@ -95,15 +95,15 @@ class _Zone:
 
 
 class _Channel:
-    """One hwmon channel: a counter of microjoules, a momentary power, or a mean over the meter's interval."""
+    """A hwmon channel: a counter of microjoules, a momentary power, or a mean over the interval of the meter."""
 
     _START_UJ = 1_000_000
 
-    def __init__(self, spec: ChannelSpec, value: MovingFile) -> None:
+    def __init__(self, spec: ChannelSpec, update_s: float, value: MovingFile) -> None:
         self._signal = spec.signal
         self._is_energy = spec.kind == "energy"
-        self._is_average = spec.is_average
-        self._update_s = spec.update_s
+        self._is_average = spec.average
+        self._update_s = update_s
         self._value = value
         self._counter = _Counter(self._START_UJ, 1e-6, 64, spec.faults)
         self._next = 0
@@ -133,7 +133,7 @@ class _Channel:
 
 
 class _Stat:
-    """procfs/stat: the CPUs are as busy as the scenario's load says."""
+    """procfs/stat: the utilisation of the CPUs follows the load of the scenario."""
 
     _MIN_UPDATE_S = 1.0 / _TICKS_PER_SECOND
 
@@ -176,16 +176,16 @@ class Tree:
     """The three trees of a scenario in one directory."""
 
     def __init__(self, scenario: Scenario, directory: Path, scratch: Path, boot_unix_s: int) -> None:
-        """Write everything that does not move; `advance` then writes the rest.
+        """Write the files that never change; `advance` writes the others.
 
         Args:
             scenario: The machine.
-            directory: Gets ``sys``, ``proc`` and ``dev``, which must not be there.
-            scratch: An existing directory on the same file system, outside the three trees.
-            boot_unix_s: What ``/proc/stat`` says of the machine's start.
+            directory: For ``sys``, ``proc`` and ``dev``, which must not exist.
+            scratch: An existing directory outside the three trees, on the same file system.
+            boot_unix_s: Boot time in ``/proc/stat``.
 
         Raises:
-            OSError: The file system refuses.
+            OSError: A file cannot be written.
         """
         self._sysfs = directory / "sys"
         self._procfs = directory / "proc"
@@ -206,8 +206,8 @@ class Tree:
             value = MovingFile(self._writer, str(self._zone_directory(zone.zone) / "energy_uj"), zone.faults)
             self._moving.append(_Zone(zone, value, *self._register_of(zone, scenario.machine, sockets)))
         for number, chip in enumerate(scenario.chips):
-            self._write_chip(number, chip)
-        # Only now are all links there that a vanishing parent takes along.
+            self._write_chip(number, chip, scenario.refresh_s)
+        # Only now do all links exist that vanish with a parent zone.
         for spec in scenario.zones:
             self._add_vanishing(self._zone_directory(spec.zone), "powercap", f"{spec.zone}", spec.faults)
         for number, chip in enumerate(scenario.chips):
@@ -215,7 +215,7 @@ class Tree:
         self._stat = _Stat(scenario.machine, str(self._procfs / "stat"), self._writer)
 
     def advance(self, t_s: float) -> None:
-        """Bring every file to ``t_s`` seconds after the start."""
+        """Move every file to ``t_s`` seconds after the start."""
         for vanishing in self._vanishing:
             vanishing.advance(t_s)
         for moving in self._moving:
@@ -223,7 +223,7 @@ class Tree:
         self._stat.advance(t_s, self._boot_unix_s)
 
     def close(self) -> None:
-        """Let go of all files and of those who wait for one; the trees stay as they are. Safe to call twice."""
+        """Close all files and release blocked readers; the trees remain. Safe to call twice."""
         for moving in self._moving:
             moving.close()
 
@@ -256,11 +256,11 @@ class Tree:
         self._write(self._procfs / "meminfo", f"MemTotal: {int(machine.memory_gib * 2**20):>14} kB")
 
     def _write_topology(self, machine: MachineSpec, cpu: int, socket: int) -> None:
-        """One CPU's place: the threads of a core lie as far apart as the socket has cores."""
+        """Write the topology of a CPU: the threads of a core differ by the number of cores of the socket."""
         topology = self._sysfs / "devices/system/cpu" / f"cpu{cpu}" / "topology"
-        core = (cpu - socket * machine.cpus_per_socket) % machine.cores_per_socket
+        core = (cpu - socket * machine.cpus_per_socket) % machine.cores
         first = socket * machine.cpus_per_socket + core
-        threads = range(first, (socket + 1) * machine.cpus_per_socket, machine.cores_per_socket)
+        threads = range(first, (socket + 1) * machine.cpus_per_socket, machine.cores)
         topology.mkdir(parents=True)
         for name, value in (
             ("physical_package_id", socket),
@@ -268,7 +268,7 @@ class Tree:
             ("core_id", core),
             ("core_cpus_list", ",".join(str(thread) for thread in threads)),
         ):
-            # Nobody reads yet: no need of the rename that makes four files for each of 256 CPUs slow.
+            # Not by rename, which is slow for four files of each of 256 CPUs; nobody reads them yet.
             (topology / name).write_text(f"{value}\n", "ascii")
 
     def _zone_directory(self, zone: str) -> Path:
@@ -286,9 +286,9 @@ class Tree:
             self._write(directory.parents[spec.zone.count(":") - 1] / "enabled", 1)
             self._link(classes / control, self._sysfs / "devices/virtual/powercap" / control)
         self._write(directory / "name", spec.name)
-        self._write(directory / "enabled", int(spec.is_enabled))
-        if spec.has_range:
-            self._write(directory / "max_energy_range_uj", ((1 << spec.counter_bits) - 1) * spec.unit_nj // 1000)
+        self._write(directory / "enabled", int(spec.enabled))
+        if spec.range_file:
+            self._write(directory / "max_energy_range_uj", ((1 << spec.counter_bits) - 1) * spec.shown_unit_nj // 1000)
         if spec.power_limit_watts:
             self._write(directory / "constraint_0_name", "long_term")
             self._write(directory / "constraint_0_power_limit_uw", round(spec.power_limit_watts * 1e6))
@@ -297,7 +297,7 @@ class Tree:
     def _register_of(
         self, spec: ZoneSpec, machine: MachineSpec, sockets: dict[str, int]
     ) -> tuple[_Registers | None, int]:
-        """The register behind a zone, None where no file can show it; ``sockets`` are the packages seen before."""
+        """Return the register behind a zone, if a file can show it; ``sockets`` are those of earlier packages."""
         mantissa, exponent = math.frexp(spec.unit_joules)
         if not machine.has_msr or spec.counter_bits != 32 or not spec.zone.startswith("intel-rapl:"):
             return None, 0
@@ -308,7 +308,7 @@ class Tree:
             path = self._dev / "cpu" / str(socket * machine.cpus_per_socket) / "msr"
             path.parent.mkdir(parents=True)
             registers = self._registers[socket] = _Registers(path)
-            # Bits 12:8: a step is 2^-n J. Power and time units as every server since Haswell has them.
+            # Bits 12:8: the step is 2^-n J. The units of power and time are those of servers since Haswell.
             registers.put(_MSR_POWER_UNIT, 0xA0003 | (1 - exponent) << 8)
             sockets[spec.zone] = socket
             return registers, _MSR_PACKAGE
@@ -317,7 +317,7 @@ class Tree:
             return None, 0
         return self._registers[parent], _MSR_COUNTERS[spec.name]
 
-    def _write_chip(self, number: int, spec: ChipSpec) -> None:
+    def _write_chip(self, number: int, spec: ChipSpec, refresh_s: float) -> None:
         device = self._sysfs / spec.path
         hwmon = device / "hwmon" / f"hwmon{number}"
         hwmon.mkdir(parents=True)
@@ -331,10 +331,11 @@ class Tree:
             stem = f"{channel.kind}{channel.number}"
             if channel.label:
                 self._write(folder / f"{stem}_label", channel.label)
-            if channel.is_average:
-                self._write(folder / f"{stem}_average_interval", round(channel.update_s * 1000))
-            path = folder / f"{stem}_{'average' if channel.is_average else 'input'}"
-            self._moving.append(_Channel(channel, MovingFile(self._writer, str(path), channel.faults)))
+            update_s = max(channel.update_s, refresh_s)
+            if channel.average:
+                self._write(folder / f"{stem}_average_interval", round(update_s * 1000))
+            path = folder / f"{stem}_{'average' if channel.average else 'input'}"
+            self._moving.append(_Channel(channel, update_s, MovingFile(self._writer, str(path), channel.faults)))
 
     def _add_vanishing(self, directory: Path, kind: str, name: str, faults: Sequence[Fault]) -> None:
         if not any(fault.kind == "vanish" for fault in faults):
@@ -349,7 +350,7 @@ class Tree:
 
 
 def remove(directory: Path) -> None:
-    """Remove what an earlier emulator left in ``directory``."""
+    """Remove the files of an earlier emulator from ``directory``."""
     for name in ("sys", "proc", "dev", "ipmi", "redfish", ".scratch"):
         shutil.rmtree(directory / name, ignore_errors=True)
     for name in ("scenario.json", "truth.jsonl", EXPORTER_FILE, "lib/nvml.state"):

@@ -1,8 +1,9 @@
-"""The true energy of an emulated machine, for comparing what was measured with what was.
+"""The true energy of an emulated machine, for comparison with measurements.
 
-``scenario.json`` holds the scenario, what of it could not be emulated, and its start on the wall clock: where every
-signal is deterministic the truth is its closed form. Where a signal follows the machine's load, ``truth.jsonl`` holds
-the cumulative energy at each change of the power, and a straight line between two lines is exact.
+``scenario.json`` contains the scenario, the keys of devices that could not be emulated, and the start on both clocks.
+The truth of a deterministic signal is its closed form. For a signal that follows the load of the machine,
+``truth.jsonl`` contains the cumulative energy at each change of the power; linear interpolation between two lines is
+exact.
 """
 
 from __future__ import annotations
@@ -24,30 +25,31 @@ TRACE_FILE = "truth.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truth:
-    """What each device of an emulated machine really did; keys are ``device/domain`` such as ``socket0/package``."""
+    """True power and energy of an emulated machine; keys are ``device/domain`` such as ``socket0/package``."""
 
     scenario: Scenario
     start_unix_s: float
     start_monotonic_ns: int
     _times_s: tuple[float, ...]
-    """Of the trace's lines, since the start."""
+    """Of the lines of the trace, since the start."""
     _joules: Mapping[str, tuple[float, ...]]
+    """By key, at these times."""
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read the truth beside an emulated tree; the emulator may still be running.
+        """Read the truth of an emulated machine; the emulator may still be running.
 
         Args:
-            directory: What was given to ``joulewatch-exporter emulate``.
+            directory: The directory of ``joulewatch-exporter emulate``.
 
         Raises:
-            ConfigError: There is no emulated machine.
+            ConfigError: The directory has no emulated machine.
         """
         path = directory / SCENARIO_FILE
         try:
             document = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: no emulated machine here: {error}") from error
+            raise ConfigError(f"{path}: there is no emulated machine here: {error}") from error
         scenario = parse(document["scenario"], where=str(path), folder=None).without(document.get("left_out", ()))
         start_monotonic_ns = int(document["start_monotonic_ns"])
         lines = _read_trace(directory / TRACE_FILE)
@@ -63,7 +65,7 @@ class Truth:
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The devices and domains whose truth is known."""
+        """All ``device/domain`` of the machine."""
         return tuple(self.scenario.signals_by_key)
 
     def energy_joules(self, key: str, start_unix_s: float, end_unix_s: float) -> float:
@@ -75,7 +77,7 @@ class Truth:
             end_unix_s: Unix seconds, not before ``start_unix_s``.
 
         Raises:
-            ValueError: The span is not (or not yet) in the truth, or the key is unknown.
+            ValueError: The truth does not cover the span (yet), or the key is unknown.
         """
         start_s, end_s = start_unix_s - self.start_unix_s, end_unix_s - self.start_unix_s
         if end_s < start_s:
@@ -94,7 +96,7 @@ class Truth:
             unix_s: Unix seconds, not before the emulator's start.
 
         Raises:
-            ValueError: The time is not (or not yet) in the truth, or the key is unknown.
+            ValueError: The truth does not cover the time (yet), or the key is unknown.
         """
         t_s = unix_s - self.start_unix_s
         self._check(t_s)
@@ -109,19 +111,19 @@ class Truth:
         try:
             return self.scenario.signals_by_key[key]
         except KeyError:
-            raise ValueError(f"{key!r} is none of {', '.join(self.keys)}") from None
+            raise ValueError(f"{key!r} is not one of {', '.join(self.keys)}") from None
 
     def _check(self, t_s: float) -> None:
         if t_s < 0:
-            raise ValueError(f"{-t_s:g} s before the emulator's start")
+            raise ValueError(f"the time is {-t_s:g} s before the start of the emulator")
 
     def _after(self, t_s: float) -> int:
-        """Index of the first trace line at or after ``t_s`` that has one before it."""
+        """Return the index of the first line at or after ``t_s`` that has a line before it."""
         self._check(t_s)
         right = max(1, bisect_left(self._times_s, t_s))
         if right >= len(self._times_s):
             last_s = self._times_s[-1] if self._times_s else 0.0
-            raise ValueError(f"the trace ends {t_s - last_s:g} s earlier: load the truth again later")
+            raise ValueError(f"the trace ends {t_s - last_s:g} s before this time; load the truth again later")
         return right
 
     def _traced_joules(self, key: str, t_s: float) -> float:
@@ -136,5 +138,5 @@ def _read_trace(path: Path) -> list[dict[str, Any]]:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         return []
-    # The last line may be half written: the emulator is running.
+    # The last line may be incomplete while the emulator is running.
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -462,7 +462,7 @@ def test_a_hanging_card_does_not_delay_the_others(sysfs: FakeSysfs, monkeypatch:
     assert not hung.outdated
     waiting = [thread for thread in threading.enumerate() if thread.name.startswith("fpga-open-")]
     sysfs.write(first, xmc_power_ins=21_445_936)
-    hanging.let_go()
+    hanging.release()
     hanging.close()
     for thread in waiting:
         thread.join(10)

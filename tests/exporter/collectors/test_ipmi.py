@@ -983,7 +983,7 @@ def test_passwords_are_not_in_logs_errors_or_findings(
         ({"refresh_s": 0.0}, "refresh_s: "),
         ({"cipher_suites": (1,)}, "cipher_suites: "),
         ({"sensors": (SdrSensorSpec(name="a"), SdrSensorSpec(name="a"))}, "sensors: "),
-        ({"faults": (Fault(kind="wrap", at_s=0.0, for_s=1.0, text=""),)}, "faults: wrap is none of"),
+        ({"faults": (Fault(kind="wrap", at_s=0.0, for_s=1.0),)}, r"faults\[0\]\.kind: 'wrap' is not one of"),
     ],
 )
 def test_invalid_specs_of_an_emulated_bmc(fields: dict[str, object], text: str) -> None:

@@ -1,4 +1,4 @@
-"""Faults of emulated files: they are the kernel's own, for this program and for any other."""
+"""Tests of the faults of emulated files, which any program sees as those of the kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.sysfs import public_folder, unprivileged
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A tree and its scratch, open to every user."""
+    """A tree and a scratch directory that every user can access."""
     with public_folder() as path:
         (path / "tree").mkdir()
         (path / "scratch").mkdir()
@@ -28,10 +28,10 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def make(folder: Path) -> Iterator[Callable[..., MovingFile]]:
-    """Call it with (kind, at_s, for_s) triples to get a moving file."""
+    """Return a function that makes a moving file of (kind, at_s, for_s) triples."""
     files = []
 
-    def make_file(*faults: tuple[str, float, float], text: str = "garbage") -> MovingFile:
+    def make_file(*faults: tuple[str, float, float], text: str | None = None) -> MovingFile:
         file = MovingFile(
             Writer(folder / "scratch"),
             str(folder / "tree/value"),
@@ -47,8 +47,8 @@ def make(folder: Path) -> Iterator[Callable[..., MovingFile]]:
     assert not list((folder / "scratch").iterdir())
 
 
-def test_a_held_reader_sees_every_new_value(make: Callable[..., MovingFile], folder: Path) -> None:
-    """The exporter keeps the file open; the emulator puts another file in its place."""
+def test_an_open_reader_sees_every_new_value(make: Callable[..., MovingFile], folder: Path) -> None:
+    """The exporter keeps the file open; the emulator replaces the file."""
     file = make()
     held = HeldInt(str(folder / "tree/value"))
     for value in (1, 2, 3, 3, 4):
@@ -56,7 +56,7 @@ def test_a_held_reader_sees_every_new_value(make: Callable[..., MovingFile], fol
         assert held.read() == value
 
 
-def test_a_driver_that_refuses_gives_eio(make: Callable[..., MovingFile], folder: Path) -> None:
+def test_eio_is_an_input_output_error(make: Callable[..., MovingFile], folder: Path) -> None:
     file = make(("eio", 1, 1))
     path = folder / "tree/value"
     held = HeldInt(str(path))
@@ -73,7 +73,7 @@ def test_a_driver_that_refuses_gives_eio(make: Callable[..., MovingFile], folder
     assert not path.is_symlink()
 
 
-def test_a_file_that_hangs_blocks_until_it_is_back(make: Callable[..., MovingFile], folder: Path) -> None:
+def test_a_file_that_hangs_blocks_until_the_fault_ends(make: Callable[..., MovingFile], folder: Path) -> None:
     file = make(("hang", 1, 1))
     path = str(folder / "tree/value")
     held = HeldInt(path)
@@ -99,7 +99,7 @@ def test_a_file_that_hangs_blocks_until_it_is_back(make: Callable[..., MovingFil
     file.show(2, 1.5)
     assert not outcomes
     file.show(3, 2.0)
-    assert read_int(path) == 3  # it is back, though those who waited may still wait
+    assert read_int(path) == 3  # the file is back, although the blocked readers may still wait
     file.show(3, 2.01)
     for thread in threads:
         thread.join(5.0)
@@ -109,7 +109,7 @@ def test_a_file_that_hangs_blocks_until_it_is_back(make: Callable[..., MovingFil
     assert held.read() == 3
 
 
-def test_the_end_lets_go_those_who_wait(make: Callable[..., MovingFile], folder: Path) -> None:
+def test_close_releases_blocked_readers(make: Callable[..., MovingFile], folder: Path) -> None:
     file = make(("hang", 1, 1))
     file.show(2, 1.0)
     path = folder / "tree/value"
@@ -125,7 +125,7 @@ def test_the_end_lets_go_those_who_wait(make: Callable[..., MovingFile], folder:
     file.close()
 
 
-def test_a_value_goes_and_returns(make: Callable[..., MovingFile], folder: Path) -> None:
+def test_an_absent_value_returns(make: Callable[..., MovingFile], folder: Path) -> None:
     file = make(("absent", 1, 1))
     held = HeldInt(str(folder / "tree/value"))
     assert held.read() == 1
@@ -137,13 +137,13 @@ def test_a_value_goes_and_returns(make: Callable[..., MovingFile], folder: Path)
     assert held.read() == 3
 
 
-def test_a_register_of_ones(make: Callable[..., MovingFile], folder: Path) -> None:
+def test_garbage_is_a_register_of_ones(make: Callable[..., MovingFile], folder: Path) -> None:
     file = make(("garbage", 1, 1))
     file.show(2, 1.0)
     assert (folder / "tree/value").read_text() == "4294967295\n"
 
 
-def test_rights_go_and_return(make: Callable[..., MovingFile], folder: Path) -> None:
+def test_denied_permissions_return(make: Callable[..., MovingFile], folder: Path) -> None:
     file = make(("denied", 1, 1))
     held = HeldInt(str(folder / "tree/value"))
     with unprivileged():
@@ -156,7 +156,7 @@ def test_rights_go_and_return(make: Callable[..., MovingFile], folder: Path) -> 
         assert held.read() == 2
 
 
-def test_text_and_a_value_that_stands_still(make: Callable[..., MovingFile], folder: Path) -> None:
+def test_glitch_text_and_a_stuck_value(make: Callable[..., MovingFile], folder: Path) -> None:
     file = make(("glitch", 1, 1), ("stuck", 3, 1), text="-61")
     path = folder / "tree/value"
     shown = []
@@ -166,20 +166,20 @@ def test_text_and_a_value_that_stands_still(make: Callable[..., MovingFile], fol
     assert shown == ["0.5 W\n", "-61\n", "2.5 W\n", "2.5 W\n", "4.5 W\n"]
 
 
-def test_one_fault_after_another_without_a_pause(make: Callable[..., MovingFile], folder: Path) -> None:
+def test_faults_without_a_pause_between_them(make: Callable[..., MovingFile], folder: Path) -> None:
     kinds = ("eio", "hang", "absent", "hang", "eio", "garbage")
     file = make(*((kind, 1 + i, 1) for i, kind in enumerate(kinds)))
     path = folder / "tree/value"
-    seen = []
+    states = []
     for i in range(len(kinds)):
         file.show(i, 1 + i)
-        seen.append("link" if path.is_symlink() else "fifo" if path.is_fifo() else path.exists())
-    assert seen == ["link", "fifo", False, "fifo", "link", True]
+        states.append("link" if path.is_symlink() else "fifo" if path.is_fifo() else path.exists())
+    assert states == ["link", "fifo", False, "fifo", "link", True]
     file.show(9, 10)
     assert read_int(str(path)) == 9
 
 
-def test_faults_wait_for_a_directory_that_is_gone(make: Callable[..., MovingFile], folder: Path) -> None:
+def test_faults_continue_after_the_directory_was_missing(make: Callable[..., MovingFile], folder: Path) -> None:
     file = make(("hang", 1, 1), ("eio", 2, 1))
     (folder / "tree").rename(folder / "away")
     for t_s in (0.5, 1.0, 2.0):
@@ -190,36 +190,36 @@ def test_faults_wait_for_a_directory_that_is_gone(make: Callable[..., MovingFile
         read_int(str(folder / "tree/value"))
 
 
-def test_a_held_file_of_a_device_that_vanished_is_absent(folder: Path) -> None:
-    """As ENODEV of a real driver: the file in hand must not go on to show the last value."""
+def test_an_open_file_of_a_vanished_device_is_absent(folder: Path) -> None:
+    """A real driver reports ENODEV: the open file must not show the last value any longer."""
     device = folder / "tree/device"
     (device / "deep").mkdir(parents=True)
     link = folder / "tree/link"
     link.symlink_to("device")
     writer = Writer(folder / "scratch")
-    faults = (Fault(kind="vanish", at_s=1, for_s=1, text=""), Fault(kind="eio", at_s=0, for_s=9, text=""))
+    faults = (Fault(kind="vanish", at_s=1, for_s=1), Fault(kind="eio", at_s=0, for_s=9))
     vanishing = Vanishing(writer, device, [link], folder / "hidden", faults)
     for name in ("value", "deep/value"):
         writer.put(str(device / name), b"5\n", 0o440)
     (device / "self").symlink_to("deep")
     writer.put(str(device / "denied"), b"6\n", 0)
     held = [HeldInt(str(device / name)) for name in ("value", "deep/value")]
-    assert [one.read() for one in held] == [5, 5]
+    assert [file.read() for file in held] == [5, 5]
     vanishing.advance(1.0)
     assert not os.path.lexists(link)
-    for one in held:
+    for file in held:
         with pytest.raises(SensorAbsentError):
-            one.read()
+            file.read()
     vanishing.advance(1.5)
     vanishing.advance(2.0)
-    assert [one.read() for one in held] == [5, 5]
+    assert [file.read() for file in held] == [5, 5]
     assert (device / "value").stat().st_mode & 0o777 == 0o440
     assert (device / "self").is_symlink()
     assert (device / "denied").stat().st_mode & 0o777 == 0
     assert link.is_symlink()
 
 
-def test_writers_of_one_scratch_do_not_mix(folder: Path) -> None:
+def test_writers_with_the_same_scratch_do_not_mix_their_values(folder: Path) -> None:
     writers = [Writer(folder / "scratch") for _ in range(2)]
     stop = threading.Event()
     wrong: list[bytes] = []

@@ -1,4 +1,4 @@
-"""The emulated Redfish service: what a scenario may say of it. Its answers are read in the integration tests."""
+"""Tests of the description of an emulated Redfish service; the integration tests read the service."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from joulewatch_exporter.emulator.faults import Fault
+from joulewatch_exporter.emulator.faults import MOMENTARY_FAULTS, Fault
 from joulewatch_exporter.emulator.redfish.service import RedfishService
 from joulewatch_exporter.emulator.redfish.spec import REDFISH_FAULTS, RedfishSpec
 from joulewatch_exporter.emulator.signals import Constant
 from joulewatch_exporter.errors import ConfigError
 
 
-def test_the_key_is_what_the_exporter_will_call_it() -> None:
+def test_the_key_is_the_device_and_domain_of_the_exporter() -> None:
     assert RedfishSpec(name="bmc1", signal=Constant(1.0)).key == "bmc1/total"
 
 
@@ -36,26 +36,26 @@ def test_the_key_is_what_the_exporter_will_call_it() -> None:
         ({"power_digits": -1}, "power_digits"),
         ({"energy_start_joules": -1.0}, "energy_start_joules"),
         ({"supplies": (-0.5,)}, "supplies"),
-        ({"supply_efficiency": 1.5}, "supplies"),
+        ({"supply_efficiency": 1.5}, "supply_efficiency"),
         ({"max_sessions": 0}, "max_sessions"),
         ({"session_timeout_s": 0.0}, "session_timeout_s"),
-        ({"faults": (Fault(kind="melt", at_s=0.0, for_s=1.0, text=""),)}, "faults"),
+        ({"faults": (Fault(kind="melt", at_s=0.0, for_s=1.0),)}, r"faults\[0\].kind"),
     ],
 )
-def test_a_bad_value_names_its_key(fields: dict[str, Any], key: str) -> None:
+def test_an_invalid_value_is_named_by_its_key(fields: dict[str, Any], key: str) -> None:
     values: dict[str, Any] = {"name": "bmc1", "signal": Constant(1.0)} | fields
     with pytest.raises(ValueError, match=f"^{key}: "):
         RedfishSpec(**values)
 
 
-def test_all_kinds_of_faults_are_taken() -> None:
-    faults = tuple(Fault(kind=kind, at_s=1.0, for_s=1.0, text="") for kind in REDFISH_FAULTS)
+def test_all_kinds_of_faults_are_accepted() -> None:
+    faults = tuple(
+        Fault(kind=kind, at_s=1.0, for_s=0.0 if kind in MOMENTARY_FAULTS else 1.0) for kind in REDFISH_FAULTS
+    )
     assert RedfishSpec(name="bmc1", signal=Constant(1.0), faults=faults).faults == faults
 
 
-def test_without_anything_to_make_a_certificate_it_says_what_it_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_openssl_and_cryptography_the_error_names_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography", None)
     monkeypatch.setattr(shutil, "which", lambda program: None)
     with pytest.raises(ConfigError, match="openssl, or: pip install cryptography"):

@@ -1,4 +1,4 @@
-"""The truth itself: each signal's energy is the integral of its power."""
+"""Tests that the energy of each signal is the integral of its power."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_energy_is_the_integral_of_the_power(signal: Signal, start_s: float, len
     n = 4000
     width_s = length_s / n
     numeric = width_s * sum(signal.power_watts(start_s + (i + 0.5) * width_s) for i in range(n))
-    # A jump falls somewhere in a slice: it errs by a slice of its height, and there are few jumps in 3 s.
+    # A jump within a slice is an error of at most its height for one slice, and there are few jumps in 3 s.
     allowed = 150 * 1000 * width_s + 1e-6
     assert signal.energy_joules(start_s, start_s + length_s) == pytest.approx(numeric, abs=allowed)
 
@@ -84,20 +84,20 @@ def test_energies_of_adjacent_spans_add_up(signal: Signal, cuts: list[float]) ->
     assert whole >= -1e-6
 
 
-def test_square_in_numbers() -> None:
+def test_square_has_the_expected_powers_and_energies() -> None:
     signal = Square(low_watts=90, high_watts=280, period_s=20, duty=0.25, phase_s=5)
     assert [signal.power_watts(t) for t in (0, 5, 9.9, 10, 25)] == [90, 280, 280, 90, 280]
     assert signal.energy_joules(0, 20) == pytest.approx(280 * 5 + 90 * 15)
     assert signal.energy_joules(4, 6) == pytest.approx(90 + 280)
 
 
-def test_sine_in_numbers() -> None:
+def test_sine_has_the_expected_powers_and_energies() -> None:
     signal = Sine(mean_watts=185, amplitude_watts=95, period_s=4)
     assert signal.power_watts(1) == pytest.approx(280)
     assert signal.energy_joules(0, 2) == pytest.approx(185 * 2 + 95 * 4 / math.pi)
 
 
-def test_ramp_holds_before_and_after() -> None:
+def test_ramp_is_constant_before_and_after() -> None:
     signal = ramp(100, 200, 10, start_s=5, repeats=False)
     assert [signal.power_watts(t) for t in (0, 5, 10, 15, 99)] == [100, 100, 150, 200, 200]
     assert signal.energy_joules(0, 20) == pytest.approx(500 + 1500 + 1000)
@@ -111,19 +111,19 @@ def test_steps_repeat() -> None:
 
 @pytest.mark.parametrize(
     ("times_s", "powers", "repeats"),
-    [((), (), False), ((0, 0), (1, 2), False), ((0,), (1,), True), ((0, 1), (1,), False)],
+    [((), (), False), ((0, 0), (1, 2), False), ((0,), (1,), True), ((0, 1), (1,), False), ((0, 1), (1, -1), False)],
 )  # fmt: skip
 def test_points_are_checked(times_s: tuple[float, ...], powers: tuple[float, ...], repeats: bool) -> None:
     with pytest.raises(ValueError, match=r"times|powers|points"):
         Points(times_s=times_s, watts=powers, repeats=repeats)
 
 
-def test_following_the_load_holds_the_last_sample() -> None:
+def test_cpu_load_holds_the_last_sample() -> None:
     signal = CpuLoad(90, 280)
     assert not signal.is_deterministic
     assert signal.energy_joules(0, 1) == 90
     signal.follow(1, 0.5)
-    signal.follow(3, 2.0)  # more than all: all
+    signal.follow(3, 2.0)  # clipped to 1
     assert signal.power_watts(3) == 280
     assert signal.energy_joules(0, 4) == pytest.approx(90 + 2 * 185 + 280)
     assert not Sum((signal, Constant(1)), (1, 1)).is_deterministic
@@ -131,24 +131,24 @@ def test_following_the_load_holds_the_last_sample() -> None:
     assert signal.energy_joules(0.5, 3.5) == pytest.approx(0.5 * 90 + 2 * 185 + 0.5 * 280)
 
 
-def test_following_the_load_forgets_what_is_long_ago() -> None:
+def test_cpu_load_remembers_the_last_minute() -> None:
     signal = CpuLoad(0, 100)
     for step in range(1, 1000):
         signal.follow(step / 10, 0.5)
     assert signal.energy_joules(50, 100) == pytest.approx(50 * 50)
     assert signal.energy_joules(0, 100) == pytest.approx(50 * 99.9)
-    with pytest.raises(ValueError, match="past beyond 60 s"):
+    with pytest.raises(ValueError, match="only the last 60 s"):
         signal.power_watts(2)
 
 
 def test_utilisation_is_the_share_of_all_cpus() -> None:
-    looks = iter([(10.0, 4), (12.0, 4), (12.0, 4), (99.0, 4)])
-    meter = UtilisationMeter(lambda: next(looks))
+    samples = iter([(10.0, 4), (12.0, 4), (12.0, 4), (99.0, 4)])
+    meter = UtilisationMeter(lambda: next(samples))
     assert [meter.utilisation(t) for t in (1.0, 1.0, 2.0)] == [0.5, 0.0, 1.0]
 
 
-def test_a_round_that_begins_a_hair_early_by_rounding_counts_all_rounds_before_it() -> None:
-    """Found by the property test: (t - first) / period was whole, t - rounds * period below the first point."""
+def test_a_round_that_starts_early_by_rounding_counts_all_rounds_before_it() -> None:
+    """A counterexample of the property test: (t - first) / period was whole, t - rounds * period below first."""
     signal = ramp(0.0, 11.0, 1.0, start_s=1.600762884284411, repeats=True)
     end_s = 11.0 + 1.600762884284411
     assert signal.energy_joules(11.0, end_s) == pytest.approx(5.5 * 1.600762884284411, abs=5.5)

@@ -36,7 +36,7 @@ def power_of(index: int) -> float:
 def main() -> int:
     folder, count = Path(sys.argv[1]), int(sys.argv[2])
     hung = int(sys.argv[3]) if len(sys.argv) > 3 else 0
-    hang = (Fault(kind="hang", at_s=0.0, for_s=float("inf"), text=""),)
+    hang = (Fault(kind="hang", at_s=0.0, for_s=float("inf")),)
     bmcs = [
         Bmc(BmcSpec(name=name_of(index), signal=Constant(power_of(index)), faults=hang if index < hung else ()), folder)
         for index in range(count)

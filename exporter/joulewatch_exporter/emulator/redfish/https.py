@@ -1,4 +1,4 @@
-"""An HTTPS server with a certificate of its own, one thread for each connection."""
+"""An HTTPS server with a self-signed certificate and one thread per connection."""
 
 from __future__ import annotations
 
@@ -28,21 +28,27 @@ _IDLE_S: Final = 60.0
 _HANDSHAKE_S: Final = 10.0
 
 Answer = tuple[int, Mapping[str, str], Any]
-"""Status, headers, and what becomes JSON."""
+"""Status, headers, and the contents: bytes, or an object that becomes JSON."""
 
 
 class Service(Protocol):
-    """What a server needs of its service."""
+    """The service behind a server."""
 
-    def count_connection(self) -> None: ...
+    def count_connection(self) -> None:
+        """Count a new connection."""
+        ...
 
-    def wait_while_deaf(self) -> bool: ...
+    def wait_while_hanging(self) -> bool:
+        """Wait while the service hangs; return whether the request is to be answered."""
+        ...
 
-    def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer: ...
+    def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """Answer a request; the names of its headers are in lower case."""
+        ...
 
 
 class HttpsServer(ThreadingHTTPServer):
-    """One thread for each connection, in which its handshake is done too: one that hangs holds up nobody."""
+    """Serves each connection, handshake included, on its own thread, so one that hangs does not delay others."""
 
     daemon_threads = True
     block_on_close = False
@@ -70,18 +76,18 @@ class HttpsServer(ThreadingHTTPServer):
                     self._connections.discard(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        # A client that does not trust the certificate, or went away.
-        logger.debug("redfish: a connection broke off")
+        # The client does not trust the certificate, or has disconnected.
+        logger.debug("redfish: a connection was aborted")
 
     def server_bind(self) -> None:
-        # Without the look-up of the host's name that HTTPServer does.
+        # As in HTTPServer, but without resolving the name of the host.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
-    def cut_all(self) -> None:
-        """End all connections."""
+    def close_connections(self) -> None:
+        """Close all connections."""
         with self._connections_lock:
             connections = list(self._connections)
         for connection in connections:
@@ -106,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         length = self.headers.get("Content-Length", "0")
         body = self.rfile.read(min(int(length), _LONGEST_BODY)) if length.isdigit() else b""
-        if not self.server.service.wait_while_deaf():
+        if not self.server.service.wait_while_hanging():
             self.close_connection = True
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -125,17 +131,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing for each request."""
+        """Do not log requests."""
 
 
 # -- the certificate -------------------------------------------------------------------------------
 
 
 def make_certificate(certificate: Path, key: Path, name: str, address: str) -> None:
-    """Make a certificate that is its own authority, for one address, good for a year.
+    """Write a self-signed certificate for one address, valid for a year, and its key.
 
     Raises:
-        ConfigError: Neither the library cryptography nor the program openssl is there.
+        ConfigError: Neither the library cryptography nor the program openssl is installed.
     """
     try:
         import cryptography  # noqa: F401
@@ -157,7 +163,7 @@ def _certificate_by_cryptography(certificate: Path, key: Path, name: str, addres
     usage = dict.fromkeys(
         ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "crl_sign"), False
     )
-    built = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
@@ -177,7 +183,7 @@ def _certificate_by_cryptography(certificate: Path, key: Path, name: str, addres
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(private.public_key()), critical=False)
         .sign(private, hashes.SHA256())
     )
-    certificate.write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
     write_private(
         key,
         private.private_bytes(
@@ -202,10 +208,11 @@ def _certificate_by_openssl(certificate: Path, key: Path, name: str, address: st
             timeout=60,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"{program}: could not make a certificate: {error}") from error
+        raise ConfigError(f"{program}: cannot make a certificate: {error}") from error
 
 
 def write_private(path: Path, content: bytes) -> None:
+    """Write a file that only its owner can read."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)

@@ -1,4 +1,4 @@
-"""The resources of an emulated Redfish service: which there are, and what they hold at a time."""
+"""The resources of an emulated Redfish service."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ _JOULES_PER_KWH: Final = 3.6e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What the service holds until the next refresh."""
+    """The values that the service shows until the next refresh."""
 
     watts: float
     joules: float
-    """Since the start or the last reset, with what the counter began at."""
+    """Value of the counter, which restarts at 0 at a reset."""
     lifetime_joules: float
     taken_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """The resources at one time."""
+    """The resources at a given time."""
 
     spec: RedfishSpec
     sample: Sample
     faults: Collection[str]
-    """Those that are on."""
+    """Kinds of the faults that are on."""
     sessions: Sequence[str]
-    """Ids of those who are logged in."""
+    """Ids of the active sessions."""
 
     def find(self, path: str) -> dict[str, Any] | None:
+        """Return the resource of a path, if there is one."""
         spec = self.spec
         if path == "/redfish":
             return {"v1": f"{ROOT}/"}
@@ -63,11 +64,11 @@ class Resources:
             return None
         return self._chassis(path, *match.groups())
 
-    def _chassis(self, path: str, identity: str, what: str | None, member: str | None) -> dict[str, Any] | None:
+    def _chassis(self, path: str, identity: str, part: str | None, member: str | None) -> dict[str, Any] | None:
         is_modern = self.spec.flavour != "classic"
         is_classic = self.spec.flavour != "modern"
         base = f"{ROOT}/Chassis/{identity}"
-        match what, member:
+        match part, member:
             case None, None:
                 resource = head(path, "Chassis.v1_22_0.Chassis", identity, "Computer System Chassis") | {
                     "ChassisType": "RackMount",
@@ -116,7 +117,7 @@ class Resources:
         joules /= len(self.spec.chassis)
         if name == "EnergyJoules":
             return int(joules)
-        # A counter shows the steps that are full.
+        # A counter shows complete steps.
         steps = int(joules / _JOULES_PER_KWH * 10**self.spec.energy_digits)
         return steps / 10**self.spec.energy_digits if self.spec.energy_digits else steps
 
@@ -165,6 +166,7 @@ class Resources:
 
 
 def head(path: str, schema: str, identity: str, name: str) -> dict[str, Any]:
+    """Return the properties that every resource has."""
     return {"@odata.id": path, "@odata.type": f"#{schema}", "Id": identity, "Name": name}
 
 

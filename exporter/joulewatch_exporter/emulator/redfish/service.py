@@ -1,8 +1,8 @@
-"""An emulated Redfish service: the power and energy of a node over HTTPS, with sessions, faults and a certificate.
+"""An emulated Redfish service: the power and energy of a node over HTTPS, with sessions and faults.
 
-It answers as BMCs do: values are made every ``refresh_s`` and held, sessions are few and expire, the certificate is its
-own. Three generations are possible: ``classic`` has the resource Power, ``modern`` has EnvironmentMetrics and Sensors
-instead, ``both`` has all of them. Faults come on the scenario's timetable.
+It behaves like a BMC: values are updated every ``refresh_s``, sessions are few and expire, and the certificate is
+self-signed. There are three generations: ``classic`` has the resource Power, ``modern`` has EnvironmentMetrics and
+Sensors instead, ``both`` has all of them. Faults occur at the times of the scenario.
 
 Source: DMTF DSP0266 (protocol), DSP0268 (schemas Chassis, EnvironmentMetrics, Power, Sensor, Session).
 """
@@ -33,19 +33,19 @@ logger = logging.getLogger(__name__)
 
 
 class RedfishService:
-    """A running service; `url` says where."""
+    """A running service, at `url`."""
 
     def __init__(self, spec: RedfishSpec, directory: Path) -> None:
         """Make a certificate and listen.
 
         Args:
-            spec: What it is.
-            directory: Gets ``redfish/NAME.pem``, ``NAME.key`` and ``NAME.password``; the last two are readable by
-                their owner only.
+            spec: The service.
+            directory: For ``redfish/NAME.pem``, ``NAME.key`` and ``NAME.password``; only their owner can read the last
+                two.
 
         Raises:
-            ConfigError: There is nothing to make a certificate with.
-            OSError: The port is taken.
+            ConfigError: Nothing that makes certificates is installed.
+            OSError: The port is in use.
         """
         self.spec = spec
         folder = directory / "redfish"
@@ -72,27 +72,27 @@ class RedfishService:
         self._is_closed = False
         self._server: HttpsServer | None = None
         self.port = spec.port
-        """The port it answers on."""
+        """Its TCP port."""
         self._listen()
         self.port = self._server.server_address[1] if self._server is not None else self.port
         self.advance(0.0)
 
     @property
     def url(self) -> str:
-        """Where it is reached."""
+        """Its URL."""
         host = f"[{self.spec.address}]" if ":" in self.spec.address else self.spec.address
         return f"https://{host}:{self.port}"
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of its certificate, as people compare them."""
+        """SHA-256 of its certificate, in the usual form of hexadecimal bytes with colons."""
         certificate = ssl.PEM_cert_to_DER_cert(self.ca_file.read_text())
         digest = hashlib.sha256(certificate).hexdigest().upper()
         return ":".join(digest[index : index + 2] for index in range(0, len(digest), 2))
 
     @property
     def target(self) -> dict[str, str]:
-        """What the exporter has to be told of it."""
+        """The target in the configuration of the exporter."""
         return {
             "name": self.spec.name,
             "url": self.url,
@@ -103,7 +103,7 @@ class RedfishService:
 
     @property
     def session_count(self) -> int:
-        """How many are logged in."""
+        """Number of active sessions."""
         with self._lock:
             return len(self._sessions)
 
@@ -115,17 +115,17 @@ class RedfishService:
 
     @property
     def connection_count(self) -> int:
-        """How many connections were made so far."""
+        """Number of connections so far."""
         with self._lock:
             return self._connection_count
 
     def count_connection(self) -> None:
-        """A client has connected."""
+        """Count a new connection."""
         with self._lock:
             self._connection_count += 1
 
     def advance(self, t_s: float) -> None:
-        """Bring it to ``t_s`` seconds after the start: new values where they are due, and what is on the timetable."""
+        """Move the service to ``t_s`` seconds after the start: make values if they are due, and apply the faults."""
         spec = self.spec
         faults = frozenset(fault.kind for fault in spec.faults if fault.is_on(t_s))
         with self._lock:
@@ -143,7 +143,7 @@ class RedfishService:
                 start_joules = 0.0 if self._is_reset else spec.energy_start_joules
                 metered_s, metered_joules = self._metered
                 self._metered = (t_s, joules)
-                # As meters do: the mean since the last value, of which the first one has none.
+                # The mean since the last value, as meters show it; the first value is momentary.
                 is_first = t_s <= metered_s
                 self._sample = Sample(
                     watts=spec.signal.power_watts(t_s) if is_first else (joules - metered_joules) / (t_s - metered_s),
@@ -157,11 +157,11 @@ class RedfishService:
         if "vanish" in faults:
             self._stop_listening()
         elif self._server is None:
-            with contextlib.suppress(OSError):  # somebody has the port just now: it comes back later
+            with contextlib.suppress(OSError):  # the port is in use at the moment; retried at the next call
                 self._listen()
 
     def close(self) -> None:
-        """Switch it off and remove its secrets; safe to call twice."""
+        """Close the port and remove the key and the password; safe to call twice."""
         with self._lock:
             self._is_closed = True
             self._lock.notify_all()
@@ -184,10 +184,10 @@ class RedfishService:
         if server is not None:
             server.shutdown()
             server.server_close()
-            server.cut_all()
+            server.close_connections()
 
-    def wait_while_deaf(self) -> bool:
-        """Wait as long as it hangs; whether the request is to be answered at all."""
+    def wait_while_hanging(self) -> bool:
+        """Wait while the service hangs; return whether the request is to be answered."""
         with self._lock:
             if "hang" not in self._faults:
                 return True
@@ -197,11 +197,11 @@ class RedfishService:
     # -- requests, from the server's threads --------------------------------------------------------
 
     def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Answer:
-        """Answer one request; the names of its headers are in lower case."""
+        """Answer a request; the names of its headers are in lower case."""
         path = path.partition("?")[0].rstrip("/")
         with self._lock:
             self._requests.append((method, path))
-            self._forget_idle()
+            self._remove_idle_sessions()
             if "busy" in self._faults:
                 return HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": "5"}, _error("ServiceInUnknownState")
             if method == "POST" and path == SESSIONS:
@@ -218,17 +218,17 @@ class RedfishService:
                 return HTTPStatus.OK, {}, b'{"@odata.id": "/redfish/v1/Cha'
             return self._resource(path)
 
-    def _forget_idle(self) -> None:
+    def _remove_idle_sessions(self) -> None:
         now_s = time.monotonic()
         for token, (_, used_at_s) in list(self._sessions.items()):
             if now_s - used_at_s > self.spec.session_timeout_s:
                 del self._sessions[token]
 
-    def _is_right(self, user: object, password: object) -> bool:
+    def _is_valid_login(self, user: object, password: object) -> bool:
         if "denied" in self._faults or not isinstance(user, str) or not isinstance(password, str):
             return False
-        given, wanted = f"{user}\0{password}".encode(), f"{self.spec.user}\0{self.spec.password}".encode()
-        return hmac.compare_digest(given, wanted)
+        given, expected = f"{user}\0{password}".encode(), f"{self.spec.user}\0{self.spec.password}".encode()
+        return hmac.compare_digest(given, expected)
 
     def _is_logged_in(self, headers: Mapping[str, str]) -> bool:
         token = headers.get("x-auth-token")
@@ -244,7 +244,7 @@ class RedfishService:
             user, _, password = base64.b64decode(credentials, validate=True).decode().partition(":")
         except ValueError:
             return False
-        return self._is_right(user, password)
+        return self._is_valid_login(user, password)
 
     def _log_in(self, body: bytes) -> Answer:
         try:
@@ -253,7 +253,7 @@ class RedfishService:
             login = None
         if not isinstance(login, dict):
             return HTTPStatus.BAD_REQUEST, {}, _error("MalformedJSON")
-        if not self._is_right(login.get("UserName"), login.get("Password")):
+        if not self._is_valid_login(login.get("UserName"), login.get("Password")):
             return HTTPStatus.UNAUTHORIZED, {}, _error("ResourceAtUriUnauthorized")
         if len(self._sessions) >= self.spec.max_sessions:
             return HTTPStatus.SERVICE_UNAVAILABLE, {}, _error("SessionLimitExceeded")
@@ -266,8 +266,8 @@ class RedfishService:
 
     def _log_out(self, path: str) -> Answer:
         identity = path.rpartition("/")[2]
-        for token, (known, _) in list(self._sessions.items()):
-            if known == identity:
+        for token, (session, _) in list(self._sessions.items()):
+            if session == identity:
                 del self._sessions[token]
                 return HTTPStatus.NO_CONTENT, {}, None
         return HTTPStatus.NOT_FOUND, {}, _error("ResourceMissingAtURI")

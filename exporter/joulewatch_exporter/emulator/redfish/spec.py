@@ -1,14 +1,16 @@
-"""What a scenario says of an emulated Redfish service."""
+"""The description of an emulated Redfish service in a scenario."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from typing import Final, Literal
 
-from joulewatch_exporter.emulator.faults import Fault
-from joulewatch_exporter.emulator.signals import Signal
+from joulewatch_exporter.emulator.checks import check_range
+from joulewatch_exporter.emulator.faults import Fault, check_faults
+from joulewatch_exporter.emulator.signals import Signal, Sum
 
 Flavour = Literal["modern", "classic", "both"]
 EnergyUnit = Literal["joules", "kwh", "both", "none"]
@@ -26,64 +28,64 @@ REDFISH_FAULTS: Final = (
     "expired",
     "stuck",
 )
-"""hang: accepts connections and answers nothing; vanish: its port is closed; reset: its energy starts again at 0 and it
-forgets its sessions; glitch: readings are null; busy: HTTP 503; broken: answers are no JSON; zero: 0 W; garbage:
-readings are 4294967295; denied: no login is good; expired: it forgets its sessions once; stuck: values stay."""
+"""hang: connections are accepted and not answered; vanish: the port is closed; reset: energy restarts at 0 and the
+sessions are lost; glitch: readings are null; busy: HTTP 503; broken: answers are not JSON; zero: 0 W; garbage: readings
+are 4294967295; denied: every login is rejected; expired: the sessions are lost; stuck: values do not change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedfishSpec:
-    """One Redfish service."""
+    """A Redfish service."""
 
     name: str
-    """The node's name: ``NAME/total`` is the key of the truth."""
+    """Name of the node; ``NAME/total`` is its key in the truth."""
     signal: Signal
     """Power of the whole node."""
     user: str = "monitor"
-    """Who may log in."""
+    """The user who may log in."""
     password: str = field(default="emulated", repr=False)
-    """It is no secret: everybody may read an emulated service."""
+    """Not a secret."""
     address: str = "127.0.0.1"
-    """IP address to listen on; the certificate is made for it."""
+    """IP address to listen on, for which the certificate is valid."""
     port: int = 0
     """TCP port; 0: any free one."""
     flavour: Flavour = "both"
-    """``classic``: Power; ``modern``: EnvironmentMetrics and Sensors."""
+    """Resources: ``classic`` has Power; ``modern`` has EnvironmentMetrics and Sensors; ``both`` has all."""
     chassis: tuple[str, ...] = ("1",)
-    """Ids of its chassis. Several share the node's power equally, and each is a device ``NAME/ID`` then."""
+    """Ids of its chassis. Several share the power of the node equally, and each is a device ``NAME/ID``."""
     energy: EnergyUnit = "both"
-    """Counters of energy in EnvironmentMetrics."""
+    """Units of the energy counters in EnvironmentMetrics."""
     energy_start_joules: float = 4.4e9
-    """Where the counters are at the start."""
+    """Start of the counters."""
     energy_digits: int = 3
-    """Decimals of kilowatt hours: 3 is a step of 3600 J. Joules are whole ones."""
+    """Decimals of kilowatt hours: 3 is a step of 3600 J. Joules are whole numbers."""
     has_lifetime: bool = False
-    """Whether there is a second count that a reset leaves alone."""
+    """Whether there is a second counter that is not reset."""
     power_digits: int = 0
     """Decimals of watts."""
     supplies: tuple[float, ...] = (0.5, 0.5)
-    """Power supplies, each with its share of the power."""
+    """Share of the power of each power supply."""
     supply_efficiency: float = 0.94
-    """Output of a power supply for each watt of its input."""
+    """Output power of a power supply divided by its input power."""
     cpu_share: float = 0.0
-    """Above 0: a second member of PowerControl, the CPUs' share of the power."""
+    """Above 0: a second member of PowerControl, with this share of the power."""
     refresh_s: float = 2.0
-    """How often it makes new values."""
+    """Time between two values."""
     max_sessions: int = 4
-    """More logins are refused."""
+    """Further logins are rejected."""
     session_timeout_s: float = 300.0
-    """A session that is not used for so long is forgotten."""
+    """A session without requests for this long is removed."""
     faults: tuple[Fault, ...] = ()
-    """Of the kinds in `REDFISH_FAULTS`."""
+    """Faults of the kinds in `REDFISH_FAULTS`."""
 
     def __post_init__(self) -> None:
-        """Check what must hold.
+        """Check the values.
 
         Raises:
-            ValueError: A value is out of its range or unknown.
+            ValueError: A value is invalid; the text begins with its key.
         """
         if not re.fullmatch(r"[\w.-]+", self.name):
-            raise ValueError(f"name: {self.name!r} must be a word")
+            raise ValueError(f"name: {self.name!r} must consist of letters, digits, '.', '_' and '-'")
         if not self.user or ":" in self.user:
             raise ValueError(f"user: {self.user!r} must be a word without a colon")
         if not self.password:
@@ -91,32 +93,44 @@ class RedfishSpec:
         try:
             ip_address(self.address)
         except ValueError:
-            raise ValueError(f"address: {self.address!r} is no IP address") from None
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port: must be 0 to 65535, not {self.port}")
+            raise ValueError(f"address: {self.address!r} is not a valid IP address") from None
+        check_range("port", self.port, 0, 65535)
         if not self.chassis or len(set(self.chassis)) < len(self.chassis):
-            raise ValueError("chassis: needs ids that differ")
+            raise ValueError("chassis: needs at least one id, and all different")
         for identity in self.chassis:
             if not re.fullmatch(r"[\w.-]+", identity):
-                raise ValueError(f"chassis: {identity!r} must be a word")
+                raise ValueError(f"chassis: {identity!r} must consist of letters, digits, '.', '_' and '-'")
         if not self.refresh_s > 0:
             raise ValueError(f"refresh_s: must be above 0, not {self.refresh_s:g}")
-        for what, digits in (("energy_digits", self.energy_digits), ("power_digits", self.power_digits)):
-            if not 0 <= digits <= 6:
-                raise ValueError(f"{what}: must be 0 to 6, not {digits}")
-        if self.energy_start_joules < 0:
-            raise ValueError("energy_start_joules: must not be below 0")
-        if any(share < 0 for share in self.supplies) or not 0 < self.supply_efficiency <= 1:
-            raise ValueError("supplies: shares must not be below 0, and the efficiency in (0, 1]")
-        if self.max_sessions < 1:
-            raise ValueError(f"max_sessions: must be at least 1, not {self.max_sessions}")
+        check_range("energy_digits", self.energy_digits, 0, 6)
+        check_range("power_digits", self.power_digits, 0, 6)
+        check_range("energy_start_joules", self.energy_start_joules, 0.0)
+        if any(share < 0 for share in self.supplies):
+            raise ValueError("supplies: shares must not be negative")
+        if not 0 < self.supply_efficiency <= 1:
+            raise ValueError(f"supply_efficiency: must be above 0 and at most 1, not {self.supply_efficiency:g}")
+        check_range("max_sessions", self.max_sessions, 1)
         if not self.session_timeout_s > 0:
             raise ValueError(f"session_timeout_s: must be above 0, not {self.session_timeout_s:g}")
-        for fault in self.faults:
-            if fault.kind not in REDFISH_FAULTS:
-                raise ValueError(f"faults: {fault.kind} is none of {', '.join(REDFISH_FAULTS)}")
+        check_faults(self.faults, REDFISH_FAULTS)
 
     @property
     def key(self) -> str:
         """``device/domain`` in the truth."""
         return f"{self.name}/total"
+
+    @property
+    def truth(self) -> Mapping[str, Signal]:
+        """The signals by ``device/domain``: each chassis, and in the resource Power its supplies and sub-totals."""
+        count = len(self.chassis)
+        truth: dict[str, Signal] = {}
+        for device in [self.name] if count == 1 else [f"{self.name}/{chassis}" for chassis in self.chassis]:
+            truth[f"{device}/total"] = self.signal if count == 1 else Sum((self.signal,), (1 / count,))
+            if self.flavour == "modern":
+                continue
+            for index, share in enumerate(self.supplies):
+                truth[f"{device}/psu{index}_input"] = Sum((self.signal,), (share / count,))
+                truth[f"{device}/psu{index}_output"] = Sum((self.signal,), (share / count * self.supply_efficiency,))
+            if self.cpu_share > 0:
+                truth[f"{device}/cpu_sub_system_power"] = Sum((self.signal,), (self.cpu_share / count,))
+        return truth
