@@ -13,10 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.exporter_cost import cpu_seconds, rss_mebibytes
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
 from support.ipmi import fleet
 from support.servers import ExporterServer
+from support.watched_machine import Resources
 
 HUNG, WRONG = 3, 2
 INTERVAL_S = 5.0
@@ -36,11 +36,6 @@ CONFIG = """collectors:
 _READ_AT = re.compile(r'^joulewatch_read_timestamp_seconds\{[^}]*device="([^"]+)"[^}]*\} (\S+)$', re.MULTILINE)
 _POWER = re.compile(r'^joulewatch_node_power_watts\{[^}]*device="([^"]+)"[^}]*\} (\S+)$', re.MULTILINE)
 _UP = re.compile(r'^joulewatch_sensor_up\{collector="ipmi",device="([^"]+)"[^}]*\} (\S+)$', re.MULTILINE)
-
-
-def threads_of(pid: int) -> int:
-    """Threads of a process now."""
-    return sum(1 for _ in Path(f"/proc/{pid}/task").iterdir())
 
 
 def measure(folder: Path, count: int, seconds: float) -> dict[str, Any]:
@@ -72,7 +67,7 @@ def watch(address: str, pid: int, count: int, seconds: float) -> dict[str, Any]:
     spans_ms: list[float] = []
     strangers = 0
     body = ""
-    before_s, start_s = cpu_seconds(pid), time.monotonic()
+    before, start_s = Resources.of(pid), time.monotonic()
     for tick in range(round(seconds)):
         time.sleep(max(0.0, start_s + tick + 1 - time.monotonic()))
         begun_s = time.perf_counter()
@@ -84,7 +79,8 @@ def watch(address: str, pid: int, count: int, seconds: float) -> dict[str, Any]:
         strangers += sum(
             float(value) != fleet.power_of(int(device.removeprefix("node"))) for device, value in _POWER.findall(body)
         )
-    cpu_percent = 100 * (cpu_seconds(pid) - before_s) / (time.monotonic() - start_s)
+    after = Resources.of(pid)
+    cpu_percent = 100 * (after.cpu_s - before.cpu_s) / (time.monotonic() - start_s)
     connection.close()
     well = [fleet.name_of(index) for index in range(HUNG + WRONG, count)]
     gaps_s = []
@@ -108,8 +104,8 @@ def watch(address: str, pid: int, count: int, seconds: float) -> dict[str, Any]:
         "scrape_median_ms": statistics.median(spans_ms),
         "scrape_max_ms": max(spans_ms),
         "cpu_percent_of_a_core": cpu_percent,
-        "rss_mebibytes": rss_mebibytes(pid),
-        "threads": threads_of(pid),
+        "rss_mebibytes": after.rss_mebibytes,
+        "threads": after.threads,
     }
 
 
