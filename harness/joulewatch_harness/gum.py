@@ -117,8 +117,7 @@ def coverage_factor(contributions: Sequence[tuple[float, float]], rectangular: f
     rest = math.sqrt(max(variance - rectangular * rectangular, 0.0))
     if rectangular > 0 and rest <= _DOMINANT_RATIO * rectangular:
         return RECTANGULAR_95
-    dof = effective_dof(contributions)
-    return student_factor(dof if dof > 100_000 else max(dof, 1.0))
+    return student_factor(max(effective_dof(contributions), 1.0))
 
 
 def mean(values: Sequence[float]) -> float:
