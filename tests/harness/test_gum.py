@@ -47,10 +47,23 @@ def test_one_and_two_degrees_of_freedom_have_closed_forms() -> None:
     assert student_factor(2) == pytest.approx(0.95 * math.sqrt(2 / (1 - 0.95**2)), rel=1e-10)
 
 
-def test_the_incomplete_beta_function_of_integers() -> None:
-    assert incomplete_beta(2, 3, 0.4) == pytest.approx(0.5248, rel=1e-12)
-    assert incomplete_beta(2, 3, 0.0) == 0.0
-    assert incomplete_beta(2, 3, 1.0) == 1.0
+def binomial_tail(a: int, b: int, x: float) -> float:
+    """Probability of at least ``a`` successes in ``a + b - 1`` tries: the incomplete beta function of integers."""
+    tries = a + b - 1
+    return math.fsum(math.comb(tries, k) * x**k * (1 - x) ** (tries - k) for k in range(a, tries + 1))
+
+
+@pytest.mark.parametrize("x", [0.001, 0.1, 0.3, 0.4, 0.5, 0.7, 0.9, 0.999])
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (1, 3), (2, 3), (3, 2), (5, 1), (4, 20), (20, 4), (40, 40)])
+def test_the_incomplete_beta_function_of_integers_is_a_sum_of_binomials(a: int, b: int, x: float) -> None:
+    assert incomplete_beta(a, b, x) == pytest.approx(binomial_tail(a, b, x), rel=1e-12)
+    assert (incomplete_beta(a, b, 0.0), incomplete_beta(a, b, 1.0)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("x", [1e-5, 0.2, 0.49, 0.5, 0.51, 0.8, 1 - 1e-5])
+def test_the_incomplete_beta_function_of_halves_is_an_arcsine(x: float) -> None:
+    """Close to 1 its continued fraction converges only after the exchange of a and b."""
+    assert incomplete_beta(0.5, 0.5, x) == pytest.approx(2 / math.pi * math.asin(math.sqrt(x)), rel=1e-12)
 
 
 def test_welch_satterthwaite() -> None:
@@ -85,11 +98,42 @@ def test_a_coverage_factor_is_at_most_that_of_one_degree_of_freedom() -> None:
     assert coverage_factor([(1.0, 0.5)]) == student_factor(1.0)
 
 
+def test_a_uniform_contribution_of_exactly_the_limit_dominates() -> None:
+    """EA-4/02: the others are *at most* 0.3 of it. 10 and 3 are exact in binary."""
+    assert coverage_factor([(10.0, math.inf), (3.0, math.inf)], rectangular=10.0) == RECTANGULAR_95
+
+
 @pytest.mark.parametrize("dof", [1.1e7, math.inf])
 def test_many_degrees_of_freedom_give_the_factor_of_the_normal_distribution(dof: float) -> None:
     assert pytest.approx(NormalDist().inv_cdf(0.975), rel=1e-12) == NORMAL_95
     assert student_factor(dof) == pytest.approx(NORMAL_95, rel=1e-10)
     assert student_factor(1e6) == pytest.approx(NORMAL_95 + 2.372e-6, rel=1e-9), "nearly, but not the same"
+
+
+def test_above_ten_million_degrees_of_freedom_the_normal_distribution_is_used() -> None:
+    assert student_factor(1e7) == pytest.approx(NORMAL_95 + 2.372e-7, abs=3e-8)
+    assert student_factor(1e7 + 1) == pytest.approx(NORMAL_95, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dof", "coverage", "factor"),
+    [
+        # Published tables; with one and two degrees of freedom the closed forms.
+        (1, 0.5, 1.0),
+        (2, 0.5, 0.5 * math.sqrt(2 / (1 - 0.5**2))),
+        (5, 0.5, 0.7267),
+        (math.inf, 0.5, 0.67449),
+        (1, 0.999999, math.tan(math.pi * 0.999999 / 2)),
+        (3, 0.999, 12.924),
+    ],
+)
+def test_factors_of_other_coverages(dof: float, coverage: float, factor: float) -> None:
+    assert student_factor(dof, coverage) == pytest.approx(factor, rel=5e-5)
+
+
+def test_two_values_have_a_standard_error() -> None:
+    assert standard_error([1.0, 4.0]) == pytest.approx(1.5)
+    assert standard_error([1.0, 1.0, 4.0, 4.0]) == pytest.approx(math.sqrt(3) / 2)
 
 
 def test_the_standard_error_and_invalid_degrees_of_freedom() -> None:
