@@ -13,7 +13,7 @@ LOCK := constraints-dev.txt
 # Most integration tests wait for the clock: four workers share two processors well.
 PYTEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadscope --no-loadscope-reorder
 
-.PHONY: profile demo check unit test test-long bench golden dashboards manuals lock clean help
+.PHONY: profile demo check unit test test-long bench mutation golden dashboards manuals lock clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -57,6 +57,9 @@ test-long: $(DEV_STAMP)  ## run the long tests
 
 bench: $(DEV_STAMP)  ## measure speed, memory and accuracy; results in tests/benchmarks/results
 	@$(BIN)/python tests/benchmarks/run.py $(BENCH_FLAGS)
+
+mutation: $(DEV_STAMP)  ## change the code in every small way that the unit tests must notice (takes an hour)
+	@$(BIN)/python tests/benchmarks/mutation.py $(MUTATION_FLAGS)
 
 golden: $(DEV_STAMP)  ## rewrite the golden files; review them as text
 	@$(BIN)/python -m pytest -q tests/exporter --update-golden
