@@ -1,11 +1,11 @@
-"""A sensor family in memory: programmable readings, errors, hangs, devices that come and go."""
+"""A sensor family in memory, with programmable readings, errors and hangs, and devices that appear and vanish."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Self
 
 from joulewatch_exporter.errors import SensorAbsentError
@@ -38,7 +38,7 @@ def info(
     resolution: str = "15.3 uJ",
     accuracy: float | None = None,
 ) -> SensorInfo:
-    """Metadata of one quantity."""
+    """Return the metadata of a quantity."""
     return SensorInfo(
         quantity=Quantity(scope=scope, component=component, device=device, domain=domain),
         method=method,
@@ -54,18 +54,19 @@ def info(
 
 @dataclass(slots=True)
 class FakeSensor:
-    """One device; set its values, or the error that it raises."""
+    """A device; set its values, or the error that it raises."""
 
     infos: tuple[SensorInfo, ...]
+    _: KW_ONLY
     now_ns: Callable[[], int] = time.monotonic_ns
     energies_joules: list[float | None] = field(default_factory=list)
-    """By info; None: the sensor gives no energy."""
+    """By info; None: the sensor has no energy."""
     powers_watts: list[float | None] = field(default_factory=list)
     error: Exception | None = None
     hang: threading.Event | None = None
-    """A read waits until this is set."""
+    """Reads wait until this is set."""
     hangs_after: int = 0
-    """Reads that do not wait, before the one that does."""
+    """Number of reads before the first one that waits."""
     reads: int = 0
     delay_s: float = 0.0
 
@@ -83,23 +84,23 @@ class FakeSensor:
             raise self.error
         return [
             Reading(
-                quantity=item.quantity,
+                quantity=info.quantity,
                 read_at_ns=self.now_ns(),
                 energy_joules=self.energies_joules[index] if self.energies_joules else None,
                 power_watts=self.powers_watts[index] if self.powers_watts else None,
             )
-            for index, item in enumerate(self.infos)
+            for index, info in enumerate(self.infos)
         ]
 
 
 def energy_sensor(device: str = "socket0", joules: float = 100.0, **kwargs: Any) -> FakeSensor:
-    """A sensor with one energy counter at ``joules``."""
+    """Return a sensor with an energy counter at ``joules``."""
     now_ns = kwargs.pop("now_ns", time.monotonic_ns)
     return FakeSensor((info(device, **kwargs),), now_ns=now_ns, energies_joules=[joules])
 
 
 def power_sensor(device: str = "board", watts: float = 50.0, **kwargs: Any) -> FakeSensor:
-    """A sensor with power only."""
+    """Return a sensor with power only."""
     now_ns = kwargs.pop("now_ns", time.monotonic_ns)
     kwargs = {"domain": "total", "component": "other", "method": "integrated", "wrap_joules": None, **kwargs}
     return FakeSensor((info(device, **kwargs),), now_ns=now_ns, powers_watts=[watts])
@@ -115,9 +116,10 @@ class FakeOptions:
 
 @dataclass(slots=True)
 class Machine:
-    """What a fake family finds when it is opened."""
+    """The hardware that a fake family discovers, and how often it was used."""
 
     sensors: list[FakeSensor] = field(default_factory=list)
+    _: KW_ONLY
     timing: Timing = field(default_factory=lambda: Timing(poll_s=10.0, read_on_scrape=True))
     findings: list[Finding] = field(default_factory=list)
     error: Exception | None = None
@@ -130,7 +132,7 @@ class Machine:
 
 
 def fake_family(family_name: str, machine: Machine) -> type[Collector]:
-    """A family class whose ``open`` finds ``machine``."""
+    """Return a family whose ``open`` discovers ``machine``."""
 
     class FakeCollector:
         name: ClassVar[str] = family_name

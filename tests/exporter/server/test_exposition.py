@@ -36,10 +36,12 @@ def node(clock: FakeClock) -> tuple[list[FakeSensor], list[FakeSensor]]:
     """Two sockets with memory and a core each, and a power meter of the whole server."""
     rapl = []
     for socket in ("socket0", "socket1"):
-        rapl.append(FakeSensor((info(socket, model=MODEL),), clock.monotonic_ns, [1000.0]))
+        rapl.append(FakeSensor((info(socket, model=MODEL),), now_ns=clock.monotonic_ns, energies_joules=[1000.0]))
         memory = info(socket, "dram", component="memory", wrap_joules=65712.999613)
-        rapl.append(FakeSensor((memory,), clock.monotonic_ns, [200.0]))
-        rapl.append(FakeSensor((info(socket, "core", scope="part"),), clock.monotonic_ns, [50.0]))
+        rapl.append(FakeSensor((memory,), now_ns=clock.monotonic_ns, energies_joules=[200.0]))
+        rapl.append(
+            FakeSensor((info(socket, "core", scope="part"),), now_ns=clock.monotonic_ns, energies_joules=[50.0])
+        )
     meter = info(
         "power_meter",
         "total",
@@ -51,7 +53,7 @@ def node(clock: FakeClock) -> tuple[list[FakeSensor], list[FakeSensor]]:
         resolution="1 uW",
         accuracy=0.05,
     )
-    return rapl, [FakeSensor((meter,), clock.monotonic_ns, powers_watts=[412.5])]
+    return rapl, [FakeSensor((meter,), now_ns=clock.monotonic_ns, powers_watts=[412.5])]
 
 
 def scans_of_node(*, dead: str | None = None) -> list[FamilyScan]:
@@ -221,7 +223,7 @@ def test_any_label_and_any_value_survive(texts: list[str], energy: float, power:
     """Quotes, backslashes, line feeds, any script: written once, read back the same."""
     clock = FakeClock()
     item = info(f"d{texts[0]}", f"d{texts[1]}", model=texts[2], resolution=texts[3], wrap_joules=None)
-    sensor = FakeSensor((item,), clock.monotonic_ns, [energy], [power])
+    sensor = FakeSensor((item,), now_ns=clock.monotonic_ns, energies_joules=[energy], powers_watts=[power])
     family = Family(fake_family("fake", Machine([sensor])).open(Host(), None), clock=clock)
     assert_same_as_prometheus_client([family.scan()])
 
