@@ -37,6 +37,14 @@ ENTRY_POINT: Final = "joulewatch.collectors"
 _MEMBERS: Final = ("Options", "sensors", "timing", "findings", "outdated", "open", "settle", "close")
 
 
+def experimental_note(family: type[Collector]) -> str:
+    """Return on which hardware the code of a family has never run; empty if it has run on its hardware.
+
+    Families set the class attribute ``experimental``; it is optional.
+    """
+    return str(getattr(family, "experimental", ""))
+
+
 def all_families() -> tuple[type[Collector], ...]:
     """Return the built-in families and those of installed packages.
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from joulewatch_exporter import __version__
+from joulewatch_exporter.collectors import experimental_note
 from joulewatch_exporter.config.config import FamilySettings
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorTimeoutError
 from joulewatch_exporter.model import Collector, Finding, Host
@@ -62,6 +63,8 @@ class Report:
     emulated: bool
     virtual_machine: bool
     findings: tuple[Finding, ...]
+    experimental: Mapping[str, str]
+    """By family that was found, denied or broken: on which hardware its code has never run."""
     readings: tuple[LiveReading, ...]
     measured: int
     """Number of quantities that a sensor measures and that could be read."""
@@ -115,10 +118,17 @@ def examine(
         emulated=host.emulated,
         virtual_machine=_is_virtual_machine(host),
         findings=tuple(findings),
+        experimental=_experimental(families, findings),
         readings=readings,
         measured=sum(reading.method in _MEASURED and not reading.error for reading in readings),
         estimated=sum(reading.method == "estimated" and not reading.error for reading in readings),
     )
+
+
+def _experimental(families: Sequence[type[Collector]], findings: Sequence[Finding]) -> dict[str, str]:
+    present = {finding.collector for finding in findings if finding.status not in ("absent", "skipped")}
+    notes = {family.name: experimental_note(family) for family in families if family.name in present}
+    return {name: note for name, note in notes.items() if note}
 
 
 def _open(family: type[Collector], host: Host, setting: FamilySettings, findings: list[Finding]) -> Collector | None:
@@ -239,6 +249,7 @@ def render(report: Report, *, width: int = 80) -> str:
         lines += _indented(finding.text, width)
         if finding.cure:
             lines.append(f"{'':<18} fix: {finding.cure}")
+    lines += [f"{'note':<8} {name:<9} experimental: {note}" for name, note in report.experimental.items()]
     if report.readings:
         lines += ["", *_reading_table(report.readings)]
     lines += ["", *textwrap.wrap(_summary(report), width, break_on_hyphens=False)]

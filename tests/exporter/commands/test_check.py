@@ -91,6 +91,15 @@ def test_the_table_fits_80_columns(tmp_path: Path) -> None:
     assert all(len(line) <= 80 for line in check.render(examine(tmp_path, family)).splitlines()[2:])
 
 
+def test_an_experimental_family_is_marked(tmp_path: Path) -> None:
+    nvml, ipmi = fake_family("nvml", Machine([power_sensor()])), fake_family("ipmi", Machine())
+    for family in (nvml, ipmi):
+        family.experimental = "has not been run on its hardware"  # type: ignore[attr-defined]
+    report = examine(tmp_path, nvml, ipmi, fake_family("hwmon", Machine([power_sensor("rail")])))
+    assert report.experimental == {"nvml": "has not been run on its hardware"}
+    assert "\nnote     nvml      experimental: has not been run on its hardware\n" in check.render(report)
+
+
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     family = fake_family("hwmon", Machine([power_sensor()]))
     assert check.check([family], Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path), {}, as_json=True) == 0

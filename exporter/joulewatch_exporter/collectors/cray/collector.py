@@ -188,6 +188,7 @@ class CrayCollector(OnDemandCollector):
     """The counters of the node controller."""
 
     name: ClassVar[str] = NAME
+    experimental: ClassVar[str] = "has not been run on a Cray EX node"
     Options: ClassVar[type] = CrayOptions
 
     @property

@@ -130,6 +130,7 @@ class FpgaCollector(OnDemandCollector):
     """All FPGA cards of the host, and the host itself if it is a board with monitored rails."""
 
     name: ClassVar[str] = NAME
+    experimental: ClassVar[str] = "has not been run on an FPGA card or board"
     Options: ClassVar[type] = FpgaOptions
 
     def __init__(

@@ -129,6 +129,7 @@ class IpmiCollector(TargetedCollector):
     """BMCs over the network, and the BMC of this machine."""
 
     name: ClassVar[str] = "ipmi"
+    experimental: ClassVar[str] = "has not been run with the BMC of a server"
     Options: ClassVar[type] = IpmiOptions
 
     def __init__(self, options: IpmiOptions, device: str | None, findings: Sequence[Finding]) -> None:

@@ -104,6 +104,7 @@ class NvmlCollector:
     """All physical NVIDIA GPUs of this machine."""
 
     name: ClassVar[str] = "nvml"
+    experimental: ClassVar[str] = "has not been run on an NVIDIA GPU"
     Options: ClassVar[type] = NvmlOptions
 
     def __init__(self, host: Host, options: NvmlOptions, library: Path | None, module: Any) -> None:

@@ -29,6 +29,7 @@ class RedfishCollector(TargetedCollector):
     """All Redfish services of the configuration and of the target file."""
 
     name: ClassVar[str] = "redfish"
+    experimental: ClassVar[str] = "has not been run with the BMC of a server"
     Options: ClassVar[type] = RedfishOptions
 
     def __init__(self, options: RedfishOptions) -> None:
