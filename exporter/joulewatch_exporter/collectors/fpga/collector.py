@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from joulewatch_exporter.collectors.fpga.common import (
 from joulewatch_exporter.collectors.fpga.ina226 import RailOption
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorTimeoutError
 from joulewatch_exporter.model import Finding, Host, Reading, SensorInfo, Timing
+from joulewatch_exporter.threads import DeadlineThread
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ function's driver writes one line to the kernel log per query. To avoid that, re
 
 _PROBE_TIMEOUT_S: Final = 1.5
 """Opening a card that takes longer is abandoned, so that a mailbox without an answer does not delay other cards."""
+
+_HANGING: Final[dict[tuple[Path, str], DeadlineThread]] = {}
+"""Threads that hang while opening a card, by root of sysfs and card. A new attempt does not start another thread: one
+thread per attempt would leak."""
 
 _XILINX: Final = "0x10ee"
 _ADDRESS: Final = re.compile(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
@@ -134,7 +138,7 @@ class FpgaCollector(OnDemandCollector):
     Options: ClassVar[type] = FpgaOptions
 
     def __init__(
-        self, host: Host, sensors: Sequence[CardSensor], findings: Sequence[Finding], hanging: Sequence[str]
+        self, host: Host, sensors: Sequence[CardSensor], findings: Sequence[Finding], hanging: Sequence[DeadlineThread]
     ) -> None:
         super().__init__(sensors, findings)
         self._host = host
@@ -149,7 +153,8 @@ class FpgaCollector(OnDemandCollector):
     @property
     def outdated(self) -> bool:
         """Whether a card appeared or was reset, or a card that did not answer while opening does now."""
-        return any(not _is_running(name) for name in self._hanging) or _fingerprint(self._host) != self._fingerprint
+        has_answered = any(not thread.is_hanging for thread in self._hanging)
+        return has_answered or _fingerprint(self._host) != self._fingerprint
 
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
@@ -166,7 +171,7 @@ class FpgaCollector(OnDemandCollector):
         assert isinstance(options, FpgaOptions)
         findings: list[Finding] = []
         sensors: list[CardSensor] = []
-        hanging: list[str] = []
+        hanging: list[DeadlineThread] = []
         by_card: dict[str, list[_Function]] = {}
         for function in _functions(host):
             by_card.setdefault(function.card, []).append(function)
@@ -324,40 +329,27 @@ def _kind(text: str) -> FunctionKind:
 # -- selecting a backend --------------------------------------------------------------------------------------
 
 
-def _probe(host: Host, card: str, backends: Sequence[_Backend], hanging: list[str]) -> _Selection:
-    """Select a card's backend on a thread of its own, which is abandoned if the card hangs."""
-    name = f"fpga-open-{host.sysfs}-{card}"
-    results: list[_Selection | Exception] = []
-    is_abandoned = threading.Event()
+def _probe(host: Host, card: str, backends: Sequence[_Backend], hanging: list[DeadlineThread]) -> _Selection:
+    """Select a card's backend, but give up if the card hangs."""
 
-    def select() -> None:
-        try:
-            selection = _select(card, backends)
-        except Exception as error:  # raised again by the waiting thread
-            results.append(error)
-            return
-        results.append(selection)
-        if is_abandoned.is_set() and selection.sensor is not None:
+    def discard(selection: _Selection) -> None:
+        if selection.sensor is not None:
             selection.sensor.close()
 
-    # If an abandoned thread still hangs in this card, do not start another: one thread per attempt would leak.
-    if not _is_running(name):
-        thread = threading.Thread(target=select, name=name, daemon=True)
-        thread.start()
-        thread.join(_PROBE_TIMEOUT_S)
-        if not thread.is_alive():
-            (result,) = results
-            if isinstance(result, Exception):
-                raise result
-            return result
-        is_abandoned.set()
-    hanging.append(name)
-    silent = _SilentCard(card)
-    return _Selection(silent, (skipped(backends[0].path, str(silent)),))
-
-
-def _is_running(thread_name: str) -> bool:
-    return any(thread.name == thread_name for thread in threading.enumerate())
+    key = (host.sysfs, card)
+    thread = _HANGING.pop(key, None) or DeadlineThread(f"fpga-open-{card}")
+    try:
+        selection = thread.call(lambda: _select(card, backends), _PROBE_TIMEOUT_S, discard)
+    except SensorTimeoutError:
+        _HANGING[key] = thread
+        hanging.append(thread)
+        silent = _SilentCard(card)
+        return _Selection(silent, (skipped(backends[0].path, str(silent)),))
+    except Exception:
+        thread.close()
+        raise
+    thread.close()
+    return selection
 
 
 def _select(card: str, backends: Sequence[_Backend]) -> _Selection:
