@@ -83,7 +83,7 @@ def cpu_of(vendor: str, family: int, model: int) -> Machine:
         ("GenuineIntel", 6, 0x3F, "dram", 0xA0E03, 15.3e-6),  # Haswell-EP
         ("GenuineIntel", 6, 0x57, "dram", 0xA0E03, 15.3e-6),  # Xeon Phi
         ("GenuineIntel", 6, 0x3E, "dram", 0xA1003, 2**-16),  # Ivy Bridge-EP: the unit is not fixed
-        ("GenuineIntel", 6, 0x8F, "dram", 0xA0E03, 2**-14),  # Sapphire Rapids: not fixed any more
+        ("GenuineIntel", 6, 0x8F, "dram", 0xA0E03, 2**-14),  # Sapphire Rapids: no longer fixed
         ("GenuineIntel", 6, 0x8F, "psys", 0xA0E03, 1.0),
         ("GenuineIntel", 6, 0xCF, "psys", 0xA0E03, 1.0),  # Emerald Rapids
         ("GenuineIntel", 6, 0x9E, "psys", 0xA0E03, 2**-14),  # Kaby Lake

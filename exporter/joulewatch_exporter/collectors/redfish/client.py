@@ -54,7 +54,7 @@ _BUSY: Final = frozenset({429, 502, 503, 504})
 
 
 class _ExpiredError(SensorError):
-    """The service does not know the session any more (401)."""
+    """The service has ended the session (401)."""
 
 
 @dataclass(frozen=True, slots=True)
