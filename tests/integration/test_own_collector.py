@@ -1,4 +1,4 @@
-"""The worked example of a collector of one's own, as the exporter's README prints it: packed, installed, scraped."""
+"""The custom collector of the exporter's README: packed, installed and scraped."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def meter() -> Iterator[ScpiMeter]:
 
 
 def example() -> str:
-    """The README's code block that defines the collector."""
+    """Return the code block of the README that defines the collector."""
     blocks = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
     (code,) = [block for block in blocks if "class MeterCollector" in block]
     return str(code)
 
 
 def install(folder: Path, *, module: str, code: str, entry_points: str) -> Path:
-    """Make a wheel of one module and install it with pip, as a user would; the folder to put on the path."""
+    """Make a wheel of one module and install it with pip; return the folder to put on the path."""
     folder.mkdir()
     info = f"{module}-1.0.dist-info"
     wheel = folder / f"{module}-1.0-py3-none-any.whl"
@@ -86,48 +86,48 @@ def exporter(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> list[str]:
-    """Flags of a machine without any sensor."""
+    """Return the flags of a machine without sensors."""
     roots = [tmp_path / name for name in ("sys", "proc", "dev")]
     for root in roots:
         root.mkdir()
     return [f"--path.{name}={root}" for name, root in zip(("sysfs", "procfs", "dev"), roots, strict=True)]
 
 
-def test_the_readmes_collector_measures_a_meter(tmp_path: Path, meter: ScpiMeter, machine: list[str]) -> None:
+def test_the_collector_of_the_readme_measures_a_meter(tmp_path: Path, meter: ScpiMeter, machine: list[str]) -> None:
     site = install(tmp_path / "wheel", module="joulewatch_meter", code=example(), entry_points=ENTRY_POINTS)
     host, port = meter.server_address[:2]
     config = tmp_path / "exporter.yaml"
     config.write_text(f"collectors: {{meter: {{address: '{host!s}:{port}'}}}}\n")
-    done = exporter(site, f"--config.file={config}", *machine, "--no-collector.estimate", "--once")
-    assert done.returncode == 0, done.stderr
+    completed = exporter(site, f"--config.file={config}", *machine, "--no-collector.estimate", "--once")
+    assert completed.returncode == 0, completed.stderr
     assert (
         'joulewatch_node_power_watts{collector="meter",component="node",device="meter",domain="total"} 312.25'
-        in done.stdout
+        in completed.stdout
     )
-    assert 'joulewatch_sensor_up{collector="meter",device="meter"} 1.0' in done.stdout
-    done = exporter(site, f"--config.file={config}", *machine, "check", "--format", "json")
-    (reading,) = [item for item in json.loads(done.stdout)["readings"] if item["collector"] == "meter"]
+    assert 'joulewatch_sensor_up{collector="meter",device="meter"} 1.0' in completed.stdout
+    completed = exporter(site, f"--config.file={config}", *machine, "check", "--format", "json")
+    (reading,) = [item for item in json.loads(completed.stdout)["readings"] if item["collector"] == "meter"]
     assert reading["power_watts"] == 312.25
 
 
-def test_a_meter_that_is_gone_is_down_and_comes_back(tmp_path: Path, machine: list[str]) -> None:
-    """Nothing listens: the device is down with a reason, not absent from the scrape; and no traceback."""
+def test_a_missing_meter_is_down(tmp_path: Path, machine: list[str]) -> None:
+    """The device is down with a reason, not missing from the scrape, and there is no traceback."""
     site = install(tmp_path / "wheel", module="joulewatch_meter", code=example(), entry_points=ENTRY_POINTS)
     config = tmp_path / "exporter.yaml"
     config.write_text("collectors: {meter: {address: '127.0.0.1:9'}}\n")
-    done = exporter(site, f"--config.file={config}", *machine, "--no-collector.estimate", "--once")
-    assert 'joulewatch_sensor_up{collector="meter",device="meter"} 0.0' in done.stdout
-    assert 'reason="absent"' in done.stdout
-    assert "127.0.0.1:9: " in done.stderr and "Traceback" not in done.stderr
+    completed = exporter(site, f"--config.file={config}", *machine, "--no-collector.estimate", "--once")
+    assert 'joulewatch_sensor_up{collector="meter",device="meter"} 0.0' in completed.stdout
+    assert 'reason="absent"' in completed.stdout
+    assert "127.0.0.1:9: " in completed.stderr and "Traceback" not in completed.stderr
 
 
-def test_without_its_address_the_readmes_collector_is_absent(tmp_path: Path, machine: list[str]) -> None:
+def test_without_its_address_the_collector_of_the_readme_is_absent(tmp_path: Path, machine: list[str]) -> None:
     site = install(tmp_path / "wheel", module="joulewatch_meter", code=example(), entry_points=ENTRY_POINTS)
-    done = exporter(site, *machine, "--collector.meter", "--once")
-    assert done.returncode == 2
-    assert "collectors.meter.address is not set" in done.stderr
-    done = exporter(site, *machine, "--no-collector.estimate", "--once")
-    assert done.returncode == 0 and "meter" not in done.stdout
+    completed = exporter(site, *machine, "--collector.meter", "--once")
+    assert completed.returncode == 2
+    assert "collectors.meter.address is not set" in completed.stderr
+    completed = exporter(site, *machine, "--no-collector.estimate", "--once")
+    assert completed.returncode == 0 and "meter" not in completed.stdout
 
 
 @pytest.mark.parametrize(
@@ -147,13 +147,13 @@ def test_without_its_address_the_readmes_collector_is_absent(tmp_path: Path, mac
         ),
     ],
 )
-def test_a_package_that_brings_no_collector_is_named(
+def test_a_package_without_a_valid_collector_is_named(
     tmp_path: Path, machine: list[str], code: str, entry_points: str, text: str
 ) -> None:
     site = install(tmp_path / "wheel", module="joulewatch_meter", code=code, entry_points=entry_points)
     start_s = time.monotonic()
-    done = exporter(site, *machine, "--once")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "of the package joulewatch_meter (joulewatch_meter:MeterCollector)" in done.stderr
-    assert text in done.stderr and "Traceback" not in done.stderr
+    completed = exporter(site, *machine, "--once")
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert "of the package joulewatch_meter (joulewatch_meter:MeterCollector)" in completed.stderr
+    assert text in completed.stderr and "Traceback" not in completed.stderr
     assert time.monotonic() - start_s < 30
