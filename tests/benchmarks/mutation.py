@@ -143,13 +143,14 @@ def read_mutants(folder: Path, module: str) -> Iterator[Mutant]:
         mangled = key.rpartition(".")[2]
         stem = mangled.rpartition("__mutmut_")[0]
         original, mutant = functions[f"{stem}__mutmut_orig"], functions[mangled]
-        mutant.name = original.name = stem.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+        name = stem.removeprefix("x_").removeprefix("xǁ").replace("ǁ", ".")
+        mutant.name = original.name = name.rpartition(".")[2]
         line, becomes = changed_lines(original, mutant)
         if exit_code is None:
             raise RuntimeError(f"mutmut did not run {key}")
         yield Mutant(
             module=module,
-            function=original.name,
+            function=name,
             line=line,
             becomes=becomes,
             exit_code=exit_code,

@@ -401,3 +401,301 @@ def test_a_sensor_that_observes_all_the_time_is_unchanged(traits: Traits) -> Non
     window = Span(1.0, 3.0)
     blind = energy_from_counter(Series(np.arange(5.0), np.arange(5.0)), window, traits)
     assert with_unseen(blind, window, traits, None) is blind
+
+
+# Worked examples: every number by hand
+
+WORKED = Traits(refresh_s=0.05, resolution_joules=2.0, accuracy=0.04, family="rapl")
+
+
+def budget_of(energy: WindowEnergy) -> dict[str, tuple[float, float, str, bool, str]]:
+    """Name -> half-width, divisor from it to the standard uncertainty, distribution, systematic, family."""
+    return {
+        item.name: (
+            pytest.approx(item.half_width_joules, rel=1e-9),
+            pytest.approx(item.half_width_joules / item.standard_joules, rel=1e-9),
+            item.distribution,
+            item.systematic,
+            item.family,
+        )
+        for item in energy.budget
+    }
+
+
+@pytest.mark.parametrize(("largest_watts", "cap_watts"), [(150.0, 200.0), (500.0, 500.0)])
+def test_worked_example_of_edges(largest_watts: float, cap_watts: float) -> None:
+    """240 J in 2.4 s between the readings, which are 0.1 s before and 0.3 s after the window of 2 s."""
+    found = energy_from_edges(
+        EdgeReading(10.1, 1000.0, ClockOffset(0.1, 0.3)),
+        EdgeReading(12.3, 1240.0, ClockOffset(-0.02, 0.04)),
+        Span(10.0, 12.0, clock_error_s=0.01),
+        WORKED,
+        power_floor_watts=40.0,
+        power_cap_watts=largest_watts,
+    )
+    # 100 W in the window; outside it the mean of 100 W and the smallest power, 40 W.
+    assert found.joules == pytest.approx(240 - 0.4 * 70)
+    assert budget_of(found) == {
+        "edge slack": (0.4 * 30, math.sqrt(2), "arcsine", True, ""),
+        "clock": ((0.11 + 0.05) * 100, math.sqrt(3), "uniform", True, ""),
+        "refresh": (0.05 * 100, math.sqrt(6), "triangular", False, ""),
+        "resolution": (2.0, math.sqrt(6), "triangular", False, ""),
+        "accuracy": (0.04 * 212, math.sqrt(3), "uniform", True, "rapl"),
+    }
+    blur = 0.05 * cap_watts + 2.0
+    # The start may be 0.21 s after its reading or 0.01 s before it, the end at most 0.35 s before its reading.
+    assert found.lower_joules == pytest.approx(max(240 - (0.21 + 0.35) * cap_watts - blur, 0.0))
+    assert found.upper_joules == pytest.approx(240 + 0.01 * cap_watts + blur)
+    assert (found.method, found.samples, found.duration_s) == ("edges", 2, 2.0)
+
+
+@pytest.mark.parametrize(("floor_watts", "half_joules"), [(0.0, 5.0), (95.0, 1.0), (1000.0, 1.0)])
+def test_worked_example_of_an_edge_inside_the_window(floor_watts: float, half_joules: float) -> None:
+    """The counter was read 0.1 s late: 0.1 s of the power of the window is missing, known to 20 % at best."""
+    found = energy_from_edges(
+        EdgeReading(10.1, 0.0), EdgeReading(12.0, 190.0), Span(10.0, 12.0), power_floor_watts=floor_watts
+    )
+    assert found.joules == pytest.approx(200.0)
+    assert budget_of(found) == {"edge slack": (half_joules, math.sqrt(2), "arcsine", True, "")}
+    assert (found.lower_joules, found.upper_joules) == (190.0, pytest.approx(190 + 0.1 * 200))
+
+
+def test_worked_example_of_a_history() -> None:
+    """100 W, read once a second, and a window whose edges are 0.75 s and 0.5 s after a sample."""
+    times_s = np.arange(0.0, 12.0)
+    found = energy_from_counter(
+        Series(times_s, 5000.0 + 100 * times_s),
+        Span(2.5, 7.25, clock_error_s=0.125),
+        WORKED,
+        offset=ClockOffset(0.125, 0.375),
+        power_cap_watts=240.0,
+    )
+    assert found.joules == pytest.approx(475.0)
+    # Start: 75 J after the sample, between 100 - 240 x 0.25 and 100. End: 50 J after it, between 0 and 100.
+    spreads = (math.sqrt((25**3 + 35**3) / (3 * 60)), math.sqrt((50**3 + 50**3) / (3 * 100)))
+    assert budget_of(found) == {
+        "interpolation": (35.0 + 50.0, pytest.approx(85 / math.hypot(*spreads), rel=1e-9), "uniform", True, ""),
+        "clock": (2 * 0.25 * 100, math.sqrt(3), "uniform", True, ""),
+        "refresh": (0.05 * 100, math.sqrt(6), "triangular", False, ""),
+        "resolution": (2.0, math.sqrt(6), "triangular", False, ""),
+        "accuracy": (0.04 * 475, math.sqrt(3), "uniform", True, "rapl"),
+    }
+    blur = 0.05 * 240 + 2.0
+    assert (found.lower_joules, found.upper_joules) == (pytest.approx(400 - blur), pytest.approx(600 + blur))
+    assert (found.method, found.samples, found.duration_s) == ("history", 5, 4.75)
+
+
+def test_bounds_allow_for_the_steepest_rise_that_was_seen() -> None:
+    """A burst of 500 W inside the window: a refresh of 50 ms may hide 25 J at either edge."""
+    values = 100 * np.arange(10.0) + np.where(np.arange(10) > 4, 400.0, 0.0)
+    found = energy_from_counter(Series(np.arange(10.0), values), Span(2.0, 8.0), Traits(refresh_s=0.05))
+    assert found.joules == pytest.approx(1000.0)
+    assert (found.lower_joules, found.upper_joules) == (pytest.approx(975.0), pytest.approx(1025.0))
+
+
+def test_worked_example_of_power() -> None:
+    """10 W more each second: the trapezoids are exact, and their bounds are the rectangles above and below."""
+    times_s = np.arange(0.0, 12.0)
+    found = energy_from_power(
+        Series(times_s, 10 * times_s), Span(2.5, 6.5, clock_error_s=0.05), WORKED, offset=ClockOffset(0.5, 1.0)
+    )
+    assert found.joules == pytest.approx(5 * (7.25**2 - 3.25**2))
+    halves = (7.5 * 0.75 / 2, 5.0, 5.0, 5.0, 2.5 * 0.25 / 2)
+    half, clock_half = sum(halves), 0.3 * (32.5 + 72.5)
+    assert budget_of(found) == {
+        "trapezoid": (half, pytest.approx(half / (math.hypot(*halves) / math.sqrt(3)), rel=1e-9), "uniform", True, ""),
+        "clock": (clock_half, math.sqrt(3), "uniform", True, ""),
+        "accuracy": (0.04 * 210, math.sqrt(3), "uniform", True, "rapl"),
+    }
+    assert found.lower_joules == pytest.approx(210 - half - clock_half)
+    assert found.upper_joules == pytest.approx(210 + half + clock_half)
+    assert (found.method, found.samples, found.duration_s) == ("power", 4, 4.0)
+    on_samples = energy_from_power(Series(times_s, 10 * times_s), Span(2.0, 6.0))
+    assert (on_samples.joules, on_samples.samples) == (pytest.approx(160.0), 5)
+    steady = energy_from_power(Series(times_s, np.full(12, 7.0)), Span(2.0, 6.0))
+    assert (steady.joules, steady.budget, steady.lower_joules, steady.upper_joules) == (28.0, (), 28.0, 28.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "start_s", "joules"),
+    [
+        ([0.0, 20.0, 60.0, 90.0], 2.5, 66.0),  # 10 W before and 30 W after: 0.5 x 10 and 1.5 x 30 share 40 J
+        ([0.0, 0.0, 40.0, 70.0], 2.5, 70.0),  # 0 W before
+        ([0.0, 20.0, 60.0, 60.0], 2.5, 0.0),  # 0 W after
+        ([0.0, 0.0, 40.0, 40.0], 2.5, 30.0),  # 0 W on both sides: a straight line
+        ([0.0, 20.0, 80.0, 90.0], 0.5, 85.0),  # no sample before: a straight line
+        ([0.0, 20.0, 60.0, 90.0], 4.25, 22.5),  # no sample after: a straight line
+    ],
+)
+def test_between_two_samples_the_powers_on_either_side_decide(
+    values: list[float], start_s: float, joules: float
+) -> None:
+    counter = Series(np.array([0.0, 2.0, 4.0, 5.0]), 1000.0 + np.array(values))
+    assert energy_from_counter(counter, Span(start_s, 5.0), max_gap_s=2.0).joules == pytest.approx(joules)
+    lifted = Series(np.array([-3.0, *(counter.times_s)]), np.array([1000.0, *counter.values]))
+    if start_s > 2:
+        assert energy_from_counter(lifted, Span(start_s, 5.0), max_gap_s=3.0).joules == pytest.approx(joules)
+
+
+def test_a_neighbour_beyond_a_gap_has_no_say_in_the_interpolation() -> None:
+    """2.5 s without a sample before the interval: what the power was then is not known, so the line is straight."""
+    counter = Series(np.array([-0.5, 2.0, 4.0, 5.0]), np.array([0.0, 20.0, 60.0, 90.0]))
+    assert energy_from_counter(counter, Span(2.5, 5.0), max_gap_s=2.0).joules == pytest.approx(60.0)
+
+
+@pytest.mark.parametrize(("clock_error_s", "lower", "upper"), [(0.0, 400.0, 400.0), (0.25, 300.0, 500.0)])
+def test_samples_within_the_clock_error_of_an_edge_bound_nothing(
+    clock_error_s: float, lower: float, upper: float
+) -> None:
+    """Samples every 0.5 s: with 0.25 s of doubt, those 0.25 s from an edge still bound it, those at the edge do not."""
+    times_s = np.arange(0.0, 10.0, 0.5)
+    shift_s = 0.25 if clock_error_s else 0.0
+    counter = Series(times_s + shift_s, 100 * times_s)
+    inner = energy_from_counter(counter, Span(2.0, 6.0, clock_error_s))
+    assert inner.lower_joules == pytest.approx(lower if not clock_error_s else 350.0)
+    assert inner.upper_joules == pytest.approx(upper if not clock_error_s else 450.0)
+    on_samples = energy_from_counter(Series(times_s, 100 * times_s), Span(2.0, 6.0, clock_error_s))
+    assert (on_samples.lower_joules, on_samples.upper_joules) == (pytest.approx(lower), pytest.approx(upper))
+
+
+@pytest.mark.parametrize(("clock_error_s", "gap_s", "accepted"), [
+    (0.0, 2.0, True), (0.0, 2.125, False), (0.25, 2.5, True), (0.25, 2.625, False),
+])  # fmt: skip
+@pytest.mark.parametrize("side", ["start", "end"])
+def test_a_gap_around_an_edge_is_measured_apart_from_the_doubt_of_the_clock(
+    clock_error_s: float, gap_s: float, accepted: bool, side: str
+) -> None:
+    half_s = gap_s / 2
+    times_s = np.array([-2.0, -1.0, 0.0, gap_s, gap_s + 1, gap_s + 2, gap_s + 3])
+    if side == "end":
+        times_s = -times_s[::-1]
+    span = Span(half_s, gap_s + 1.5, clock_error_s) if side == "start" else Span(-gap_s - 1.5, -half_s, clock_error_s)
+    counter = Series(times_s, 10 * times_s)
+    if accepted:
+        assert energy_from_counter(counter, span, max_gap_s=2.0).joules == pytest.approx(10 * span.duration_s)
+    else:
+        with pytest.raises(CoverageError, match=f"window's {side}") as excinfo:
+            energy_from_counter(counter, span, max_gap_s=2.0)
+        assert reason(excinfo) == "sample_gap"
+
+
+def test_without_a_limit_a_gap_is_three_spacings() -> None:
+    for gap_s, accepted in ((3.0, True), (3.25, False)):
+        times_s = np.array([0.0, 1, 2, 3, 3 + gap_s, 4 + gap_s, 5 + gap_s, 6 + gap_s])
+        for energy, values in ((energy_from_counter, 5 * times_s), (energy_from_power, np.full(8, 5.0))):
+            window = Span(4.0, 4.5 + gap_s)
+            if accepted:
+                assert energy(Series(times_s, values), window).joules == pytest.approx(5 * window.duration_s)
+            else:
+                with pytest.raises(CoverageError) as excinfo:
+                    energy(Series(times_s, values), window)
+                assert reason(excinfo) == "sample_gap"
+
+
+def test_a_window_between_two_samples_has_no_sample_and_no_lower_bound() -> None:
+    counter = Series(np.arange(8.0), 100 * np.arange(8.0))
+    for window in (Span(2.25, 2.75), Span(2.875, 3.125, clock_error_s=0.5)):
+        found = energy_from_counter(counter, window)
+        assert (found.samples, found.lower_joules) == (0, 0.0)
+        assert found.joules == pytest.approx(100 * window.duration_s)
+        assert found.upper_joules == (100.0 if window.clock_error_s == 0 else 200.0)
+
+
+@pytest.mark.parametrize(
+    ("restart_s", "hits"), [(1.0, False), (1.0625, True), (3.0, True), (5.0, True), (5.0625, False)]
+)
+def test_a_restart_counts_from_the_reading_before_the_window_to_the_one_after_it(restart_s: float, hits: bool) -> None:
+    restarts_s = np.array([restart_s])
+    times_s = np.arange(0.0, 8.0)
+    ways: list[Callable[[], WindowEnergy]] = [
+        lambda: energy_from_edges(EdgeReading(1, 7.0), EdgeReading(5, 30.0), Span(1.25, 4.75), restarts_s=restarts_s),
+        lambda: energy_from_counter(Series(times_s, 10 * times_s), Span(1.25, 4.75), restarts_s=restarts_s),
+    ]
+    for way in ways:
+        if hits:
+            with pytest.raises(CoverageError) as excinfo:
+                way()
+            assert reason(excinfo) == "exporter_restart"
+        else:
+            way()
+
+
+def test_limits_themselves_are_accepted() -> None:
+    """A window as long as the refresh period has a number; readings half a window apart have none."""
+    assert energy_from_edges(EdgeReading(1, 7.0), EdgeReading(3, 8.0), Span(1, 3), Traits(refresh_s=2.0)).joules == 1.0
+    with pytest.raises(CoverageError) as excinfo:
+        energy_from_edges(EdgeReading(10.5, 0.0), EdgeReading(11.5, 10.0), Span(10.0, 12.0))
+    assert reason(excinfo) == "clock_skew"
+    assert energy_from_edges(EdgeReading(10.5, 0.0), EdgeReading(11.75, 125.0), Span(10.0, 12.0)).joules == 200.0
+
+
+def test_two_samples_are_enough_and_one_is_not() -> None:
+    for energy, values in ((energy_from_counter, [0.0, 20.0]), (energy_from_power, [10.0, 10.0])):
+        assert energy(Series(np.array([0.0, 2.0]), np.array(values)), Span(0.5, 1.5), max_gap_s=2.0).joules == 10.0
+        with pytest.raises(CoverageError) as excinfo:
+            energy(Series(np.array([1.0]), np.array(values[:1])), Span(0.5, 1.5), max_gap_s=2.0)
+        assert reason(excinfo) == "no_samples"
+
+
+def test_an_idle_counter_has_no_energy_in_any_bound() -> None:
+    edges = energy_from_edges(EdgeReading(1, 7.0), EdgeReading(5, 7.0), Span(1.1, 4.9), Traits(refresh_s=0.1))
+    assert (edges.lower_joules, edges.upper_joules) == (0.0, 0.0)
+    rough = energy_from_edges(EdgeReading(1, 7.0), EdgeReading(5, 8.0), Span(1, 5), Traits(resolution_joules=2.0))
+    assert (rough.lower_joules, rough.upper_joules) == (0.0, 3.0)
+    history = energy_from_counter(Series(np.arange(5.0), np.arange(5.0)), Span(1, 3), Traits(resolution_joules=3.0))
+    assert (history.lower_joules, history.upper_joules) == (0.0, 5.0)
+
+
+def test_worked_example_of_the_unseen_power() -> None:
+    """100 W in 4 s, of which 75 % is not observed; the smallest and largest powers are 40 W and 250 W."""
+    times_s = np.arange(0.0, 8.0, 0.1)
+    window = Span(1.0, 5.0)
+    blind = energy_from_counter(Series(times_s, 100.0 * times_s), window, PARTLY)
+    offset = ClockOffset(1.0, 1.0)
+    for count in (3, 4):
+        # Four values a refresh period apart are enough for a scatter; on the exporter's clock, 1 s later.
+        readings = Series(np.array([2.0, 2.5, 3.0, 6.0][:count]), np.array([90.0, 110.0, 90.0, 110.0][:count]))
+        found = with_unseen(
+            blind, window, PARTLY, readings, offset=offset, power_floor_watts=40.0, power_cap_watts=250.0
+        )
+        (item,) = [one for one in found.budget if one.name == "unseen"]
+        assert found.budget[:-1] == blind.budget and item is found.budget[-1]
+        if count == 3:
+            assert (item.half_width_joules, item.distribution) == (pytest.approx(0.75 * 4 * 150), "uniform")
+            assert item.standard_joules == pytest.approx(0.75 * 4 * 150 / math.sqrt(3))
+        else:
+            few = student_factor(2.0) / NORMAL_95
+            assert item.standard_joules == pytest.approx(few * 4 * math.sqrt(200) * math.sqrt(0.75 / 40))
+            assert item.half_width_joules == pytest.approx(NORMAL_95 * item.standard_joules)
+            assert item.distribution == "normal"
+        assert not item.systematic
+        assert found.joules == blind.joules
+        assert found.lower_joules == pytest.approx(0.25 * blind.lower_joules)
+        assert found.upper_joules == pytest.approx(blind.upper_joules + 0.75 * 4 * 150)
+
+
+@pytest.mark.parametrize(
+    ("floor_watts", "cap_watts", "half_watts", "above_watts"),
+    [(40.0, 120.0, 100.0, 100.0), (0.0, 0.0, 100.0, 100.0), (40.0, 1000.0, 900.0, 900.0), (300.0, 0.0, 100.0, 100.0)],
+)
+def test_unseen_power_is_at_most_the_largest_seen_and_at_least_twice_the_mean(
+    floor_watts: float, cap_watts: float, half_watts: float, above_watts: float
+) -> None:
+    window = Span(1.0, 5.0)
+    times_s = np.arange(0.0, 8.0, 0.1)
+    blind = energy_from_counter(Series(times_s, 100.0 * times_s), window, PARTLY)
+    found = with_unseen(blind, window, PARTLY, None, power_floor_watts=floor_watts, power_cap_watts=cap_watts)
+    assert found.budget[-1].half_width_joules == pytest.approx(0.75 * 4 * half_watts)
+    assert found.upper_joules == pytest.approx(blind.upper_joules + 0.75 * 4 * above_watts)
+
+
+def test_a_gauge_has_no_more_periods_than_samples() -> None:
+    """Sampled every 0.5 s, a gauge that is refreshed every 0.1 s has shown 9 values in 4 s, not 40."""
+    times_s = np.arange(0.0, 8.0, 0.5)
+    watts = np.where(np.arange(16) % 2, 90.0, 110.0)
+    window = Span(1.0, 5.0)
+    blind = energy_from_power(Series(times_s, watts), window, PARTLY)
+    assert blind.samples == 9
+    item = with_unseen(blind, window, PARTLY, Series(times_s, watts)).budget[-1]
+    few = student_factor(2 * 8 / 3) / NORMAL_95
+    assert item.standard_joules == pytest.approx(few * 4 * math.sqrt(200) * math.sqrt(0.75 / 9))
