@@ -203,6 +203,108 @@ def test_a_glitch_anywhere_does_not_change_the_final_total(where: int, glitch: f
     assert (energy.rejected, energy.resets, energy.wraps) == (1, 0, 0)
 
 
+EXACT_WATTS = 2.0**-20 * NS_PER_S
+"""A bound of 2^-20 J per nanosecond: sums and products with it are exact."""
+EXACT_RANGE_JOULES = 65536.0
+
+
+def test_every_event_of_a_long_life_is_counted() -> None:
+    """Wraps, impossible readings, restarts, gaps and changes of the source; 1000 J at 100 W may wrap after 10 s."""
+    energy = EnergyCounter(wrap_joules=1000.0, max_power_watts=100.0)
+    assert (energy.wrap_joules, energy.max_power_watts, energy.total_joules) == (1000.0, 100.0, 0.0)
+    assert (energy.wraps, energy.resets, energy.rejected, energy.unmeasured_s, energy.events) == (0, 0, 0, 0.0, 0)
+
+    def state() -> tuple[float, int, int, int, float, int]:
+        return (
+            energy.total_joules, energy.wraps, energy.resets, energy.rejected, energy.unmeasured_s, energy.events
+        )  # fmt: skip
+
+    for at_s, position, good, expected in (
+        (0, 900.0, True, (0.0, 0, 0, 0, 0.0, 0)),
+        (5, 100.0, True, (200.0, 1, 0, 0, 0.0, 1)),
+        (9, 400.0, True, (500.0, 1, 0, 0, 0.0, 1)),
+        (13, 700.0, True, (800.0, 1, 0, 0, 0.0, 1)),
+        (17, 950.0, True, (1050.0, 1, 0, 0, 0.0, 1)),
+        (21, 150.0, True, (1250.0, 2, 0, 0, 0.0, 2)),
+        (22, math.nan, False, (1250.0, 2, 0, 1, 0.0, 3)),
+        (23, -1.0, False, (1250.0, 2, 0, 2, 0.0, 4)),
+        (24, 300.0, True, (1400.0, 2, 0, 2, 0.0, 4)),
+        (25, 5.0, False, (1400.0, 2, 0, 3, 0.0, 5)),
+        (26, 15.0, True, (1410.0, 2, 1, 3, 1.0, 6)),
+        (27, 600.0, False, (1410.0, 2, 1, 4, 1.0, 7)),
+        (28, 610.0, True, (1420.0, 2, 2, 4, 2.0, 8)),
+        (38, 700.0, True, (1510.0, 2, 2, 4, 12.0, 9)),
+        (50, 650.0, True, (2460.0, 3, 2, 4, 24.0, 11)),
+        (62, 650.0, True, (2460.0, 3, 2, 4, 36.0, 12)),
+    ):
+        assert energy.update(s(at_s), position) is good
+        assert state() == expected, at_s
+    energy.change_source(wrap_joules=500.0, max_power_watts=50.0)
+    assert (energy.wrap_joules, energy.max_power_watts) == (500.0, 50.0)
+    for at_s, position, good, expected in (
+        (65, 400.0, True, (2460.0, 3, 2, 4, 39.0, 13)),
+        (66, 40.0, False, (2460.0, 3, 2, 5, 39.0, 14)),
+        (67, 420.0, True, (2480.0, 3, 2, 5, 39.0, 14)),
+        (70, 10.0, True, (2570.0, 4, 2, 5, 39.0, 15)),
+        (79, 100.0, True, (2660.0, 4, 2, 5, 39.0, 15)),
+        (89, 110.0, True, (2670.0, 4, 2, 5, 49.0, 16)),
+    ):
+        assert energy.update(s(at_s), position) is good
+        assert state() == expected, at_s
+    energy.change_source(wrap_joules=None, max_power_watts=50.0)
+    assert energy.update(s(89), 7.0)
+    assert state() == (2670.0, 4, 2, 5, 49.0, 17), "the new source was read at once: nothing is unmeasured"
+
+
+@pytest.mark.parametrize("wraps", [False, True])
+def test_the_largest_possible_rise_is_good_and_more_is_not(wraps: bool) -> None:
+    """First sight is a second old at most, so after one more second: 2.01 s of the largest power, with the slack."""
+    allowed_joules = 2.0**-20 * 2_010_000_000
+    for excess_joules, good in ((0.0, True), (2.0**-20, False)):
+        energy = EnergyCounter(wrap_joules=EXACT_RANGE_JOULES, max_power_watts=EXACT_WATTS)
+        start = EXACT_RANGE_JOULES - 1024 if wraps else 1024.0
+        energy.update(s(0), start)
+        position = start + allowed_joules + excess_joules - (EXACT_RANGE_JOULES if wraps else 0.0)
+        assert energy.update(s(1), position) is good
+        assert energy.total_joules == (allowed_joules if good else 0.0)
+        assert energy.wraps == int(wraps and good)
+
+
+@pytest.mark.parametrize(("before", "after", "joules"), [(65535.75, 0.25, 0.5), (65536.0, 0.0, 0.0)])
+def test_a_wrap_may_bring_less_than_a_joule(before: float, after: float, joules: float) -> None:
+    energy = counter(EXACT_RANGE_JOULES)
+    energy.update(s(0), before)
+    assert energy.update(s(1), after)
+    assert (energy.total_joules, energy.wraps) == (joules, 1)
+
+
+@pytest.mark.parametrize(("suspect", "confirmation", "joules", "wraps"), [(5.0, 5.5, 0.5, 0), (990.0, 10.0, 20.0, 1)])
+def test_after_a_restart_the_counter_moves_on_or_wraps(
+    suspect: float, confirmation: float, joules: float, wraps: int
+) -> None:
+    energy = EnergyCounter(wrap_joules=1000.0, max_power_watts=100.0)
+    energy.update(s(100), 300.0)
+    assert not energy.update(s(100), suspect)
+    assert energy.update(s(101), confirmation)
+    assert (energy.total_joules, energy.wraps, energy.resets) == (joules, wraps, 1)
+    assert energy.unmeasured_s == 0.0, "the counter was good at the very time of the suspect"
+
+
+def test_what_a_restarted_counter_may_rise_depends_on_the_last_good_reading_and_not_on_the_time_of_day() -> None:
+    energy = counter()
+    energy.update(s(1000), 20_000.0)
+    assert not energy.update(s(1001), 50.0)
+    assert not energy.update(s(1002), 6000.0), "5950 J in 2 s at 1000 W"
+    assert (energy.resets, energy.rejected, energy.total_joules) == (0, 2, 0.0)
+
+
+def test_a_bound_may_be_below_one_watt() -> None:
+    energy = EnergyCounter(wrap_joules=0.5, max_power_watts=0.5)
+    energy.update(s(0), 0.25)
+    assert energy.update(s(0.5), 0.375)
+    assert energy.total_joules == 0.125
+
+
 # -- PowerIntegrator -------------------------------------------------------------------------------
 
 
@@ -263,6 +365,48 @@ def test_rounding_errors_of_many_small_steps_do_not_accumulate() -> None:
     assert energy.total_joules == pytest.approx(0.1 * 100_000 * 1_000_003 / NS_PER_S, rel=1e-15)
 
 
+@pytest.mark.parametrize(("watts", "gap_s"), [(0.0, 1.0), (1.0, 0.0), (-1.0, 1.0), (1.0, -1.0), (math.nan, 1.0)])
+def test_bounds_of_power_must_be_positive(watts: float, gap_s: float) -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        PowerIntegrator(max_power_watts=watts, max_gap_s=gap_s)
+
+
+def test_every_event_of_a_power_sensor_is_counted() -> None:
+    energy = PowerIntegrator(max_power_watts=0.5, max_gap_s=0.5)
+    assert (energy.total_joules, energy.rejected, energy.unmeasured_s, energy.events) == (0.0, 0, 0.0, 0)
+    for at_s, watts, expected in (
+        (10.0, 0.5, (0.0, 0, 0.0, 0)),  # the largest power is possible
+        (10.5, 0.5, (0.25, 0, 0.0, 0)),  # the longest gap is bridged
+        (11.25, 0.5, (0.25, 0, 0.75, 1)),
+        (11.5, 0.75, (0.25, 1, 0.75, 2)),
+        (11.75, 0.5, (0.5, 1, 0.75, 2)),
+        (12.0, -0.25, (0.5, 2, 0.75, 3)),
+        (12.5, 0.5, (0.5, 2, 1.5, 4)),
+    ):
+        assert energy.update(s(at_s), watts) is (0 <= watts <= 0.5)
+        assert (energy.total_joules, energy.rejected, energy.unmeasured_s, energy.events) == expected, at_s
+
+
+def test_of_two_readings_at_one_time_the_first_counts_and_a_nanosecond_is_time() -> None:
+    for second_ns, joules in ((0, 200.0), (1, 300.0)):
+        energy = integrator()
+        energy.update(0, 100.0)
+        energy.update(second_ns, 300.0)
+        energy.update(second_ns + NS_PER_S, 300.0)
+        assert energy.total_joules == pytest.approx(joules, abs=1e-6)
+
+
+def test_steps_that_grow_lose_no_rounding_either() -> None:
+    """Each step is larger than all before: the sum loses half of a last place twice, which is visible together."""
+    watts = [0.0, 2.0**-29, 2.0**24 - 2.0**-29, 2.0**-28 + 2.0**-29]
+    energy = PowerIntegrator(max_power_watts=2.0**25, max_gap_s=10.0)
+    for number, value in enumerate(watts):
+        energy.update(s(2 * number), value)
+    joules = [before + after for before, after in pairwise(watts)]
+    assert sum(joules) != math.fsum(joules)
+    assert energy.total_joules == math.fsum(joules)
+
+
 # -- PowerFromEnergy -------------------------------------------------------------------------------
 
 
@@ -290,6 +434,24 @@ def test_power_spans_twenty_refreshes() -> None:
     assert power.update(s(0), 0.0, 0.1) is None
     assert power.update(s(1.9), 190.0, 0.1) is None
     assert power.update(s(2.0), 200.0, 0.1) == pytest.approx(100.0)
+
+
+def test_after_unmeasured_time_power_starts_again() -> None:
+    power = PowerFromEnergy()
+    power.update(s(100), 0.0, None)
+    power.clear()
+    assert power.update(s(101), 5000.0, None) is None
+    assert power.update(s(102), 5100.0, None) == pytest.approx(100.0)
+
+
+def test_power_needs_its_span_at_any_time_of_day() -> None:
+    power = PowerFromEnergy()
+    assert power.update(s(100), 0.0, None) is None
+    assert power.update(s(100.04), 4.0, None) is None
+    assert power.update(s(100.05), 5.0, None) == pytest.approx(100.0)
+    # The sensor turns out to be slower, 5 ms: from now on 0.1 s, as long as the readings since the start.
+    assert power.update(s(100.1), 15.0, 0.005) == pytest.approx(150.0)
+    assert power.update(s(100.11), 20.0, 0.006) is None
 
 
 # -- RefreshEstimator ------------------------------------------------------------------------------
@@ -397,3 +559,50 @@ def test_a_restart_of_a_slow_counter_is_confirmed_when_it_changes() -> None:
     assert [counter.update(second * NS_PER_S, 0.0) for second in (20, 30)] == [False, False]
     assert counter.update(40 * NS_PER_S, 3600.0)
     assert (counter.total_joules, counter.resets, counter.unmeasured_s) == (7200.0, 1, 10.0)
+
+
+def changes_at(estimator: RefreshEstimator, *reads: tuple[float, float]) -> RefreshEstimator:
+    for at_s, value in reads:
+        estimator.update(s(at_s), value)
+    return estimator
+
+
+def test_changes_are_counted_until_the_reads_are_too_far_apart_to_show_more() -> None:
+    """Read once a second, a power sensor seems to be refreshed once a second; such reads show nothing better."""
+    estimator = RefreshEstimator(is_counter=False)
+    assert (estimator.changes, estimator.refresh_s, estimator.resolved_s) == (0, None, None)
+    changes_at(estimator, (0.0, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 4.0))
+    assert (estimator.changes, estimator.refresh_s, estimator.resolved_s) == (3, 1.0, None)
+    changes_at(estimator, (4.0, 5.0), (4.25, 5.0), (4.5, 5.0))
+    assert estimator.changes == 3
+    changes_at(estimator, (4.75, 6.0))
+    assert estimator.changes == 4
+
+
+def test_a_period_is_resolved_if_both_changes_are_known_to_half_of_it() -> None:
+    """Read every 0.5 s, changes are 1 s apart: known to 0.5 s each, just enough."""
+    estimator = watch(1.0, 0.5, 4.0)
+    assert (estimator.changes, estimator.resolved) == (3, True)
+    assert estimator.refresh_s == estimator.resolved_s == 1.0
+    estimator = watch(1.0, 0.625, 4.0)
+    assert not estimator.resolved and estimator.resolved_s is None
+
+
+def test_an_unresolved_distance_of_a_counter_counts_if_it_was_seen_unchanged() -> None:
+    """Changes within (0, 1], (1.25, 1.5], (1.5, 2.5], (2.75, 3]: the first and third are known to 1 s only."""
+    estimator = changes_at(
+        RefreshEstimator(is_counter=True),
+        (0.0, 0.0), (1.0, 1.0), (1.25, 1.0), (1.5, 2.0), (2.5, 3.0), (2.75, 3.0), (3.0, 4.0),
+    )  # fmt: skip
+    assert estimator.refresh_s == pytest.approx(0.875), "1.375 - 0.5 and 2.875 - 2.0"
+    assert estimator.resolved_s is None
+
+
+def test_a_resolved_period_replaces_a_shorter_guess_and_flat_values_do_not_lengthen_it() -> None:
+    estimator = changes_at(RefreshEstimator(is_counter=False), (0.0, 1.0), (0.25, 2.0), (0.5, 3.0), (0.75, 4.0))
+    assert (estimator.refresh_s, estimator.resolved_s) == (0.25, None)
+    changes_at(estimator, *((0.75 + step / 32, 4.0 + step // 16) for step in range(1, 96)))
+    assert estimator.refresh_s == estimator.resolved_s == 0.5
+    # From now on the value changes at every fourth refresh only.
+    changes_at(estimator, *((16 + step / 32, 200.0 + step // 64) for step in range(64 * 14)))
+    assert estimator.refresh_s == estimator.resolved_s == 0.5
