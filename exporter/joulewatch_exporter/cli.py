@@ -18,7 +18,7 @@ from typing import Final
 from joulewatch_exporter import __version__
 from joulewatch_exporter.arguments import Parser
 from joulewatch_exporter.catalog import DEFAULT_PORT
-from joulewatch_exporter.collectors import all_families
+from joulewatch_exporter.collectors import all_families, experimental_note
 from joulewatch_exporter.commands.once import once
 from joulewatch_exporter.commands.serve import allow_many_files, serve
 from joulewatch_exporter.config.config import Config, ExporterSettings, PathSettings, load_config
@@ -138,12 +138,16 @@ def _shared_flags(families: Sequence[type[Collector]]) -> Parser:
         paths.add_argument(f"--path.{flag}", dest=flag, type=Path, metavar="DIR", help=f"default: {default}")
     sensors = shared.add_argument_group("sensor families (default: each one that the machine has)")
     for family in families:
-        for prefix, action, verb in (("", "store_true", "require"), ("no-", "store_false", "disable")):
+        note = " (experimental)" if experimental_note(family) else ""
+        for prefix, action, text in (
+            ("", "store_true", f"require {family.name}{note}"),
+            ("no-", "store_false", f"disable {family.name}"),
+        ):
             sensors.add_argument(
                 f"--{prefix}collector.{family.name}",
                 dest=f"collector_{family.name}",
                 action=action,
-                help=f"{verb} {family.name}",
+                help=text,
             )
     log = shared.add_argument_group("logging (to stderr)")
     log.add_argument("--log.level", dest="log_level", choices=LOG_LEVELS, help="lowest level to log (default: info)")

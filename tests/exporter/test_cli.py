@@ -247,3 +247,11 @@ def test_check_takes_the_shared_flags_on_both_sides(
 def test_emulate_lists_its_scenarios(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["emulate", "--list"]) == 0
     assert "epyc-7763-node" in capfd.readouterr().out.splitlines()
+
+
+def test_the_help_marks_families_that_have_not_met_their_hardware(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "require nvml (experimental)" in text
+    assert "require estimate" in text and "require estimate (" not in text
