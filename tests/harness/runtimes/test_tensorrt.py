@@ -1,4 +1,4 @@
-"""TensorRT through doubles of its bindings: which calls are made with what, in which order, and what errors become."""
+"""TensorRT through doubles of its bindings: the calls, their arguments and their order, and errors."""
 
 from __future__ import annotations
 
@@ -92,9 +92,9 @@ def opened(network: str | Path, precision: str = "native", **options: str) -> An
 
 
 def loaded(network: str | Path, precision: str = "native", **options: str) -> Any:
-    found = opened(network, precision, **options)
-    found.load()
-    return found
+    opened_network = opened(network, precision, **options)
+    opened_network.load()
+    return opened_network
 
 
 def names(machine: Machine) -> list[str]:
@@ -151,10 +151,10 @@ def test_what_is_reported(gpu: Machine, model: Path, tmp_path: Path) -> None:
     gpu.devices.append(Device(name="NVIDIA Double H2", uuid=bytes(range(16)), capability=(8, 6), memory_bytes=1 << 29))
     network = loaded(model, device="cuda:1", shape="dynamic", profile="1,8,16")
     network.prepare(4)
-    found = dict(network.describe())
-    assert found.pop("engine").startswith("built in ") and len(found.pop("model_sha256")) == 64
-    assert found.pop("engine_bytes") > 100 and float(found.pop("last_prepare_s")) > 0
-    assert found == {
+    facts = dict(network.describe())
+    assert facts.pop("engine").startswith("built in ") and len(facts.pop("model_sha256")) == 64
+    assert facts.pop("engine_bytes") > 100 and float(facts.pop("last_prepare_s")) > 0
+    assert facts == {
         "runtime": "tensorrt", "runtime_version": gpu.version, "model_file": "m.onnx", "copies": "excluded",
         "cuda_graph": "false", "shape": "dynamic 1,8,16", "strongly_typed": "true", "tf32": "off", "device": "cuda:1",
         "device_name": "NVIDIA Double H2", "gpu_uuid": "GPU-00010203-0405-0607-0809-0a0b0c0d0e0f",
@@ -167,8 +167,8 @@ def test_what_is_reported(gpu: Machine, model: Path, tmp_path: Path) -> None:
     network.close()
     (tmp_path / "driver").unlink()
     network = loaded(model, copies="true", cuda_graph="true")
-    found = network.describe()
-    assert (found["driver"], found["copies"], found["cuda_graph"], found["shape"]) == ("", "included", "true", "static")
+    facts = network.describe()
+    assert (facts["driver"], facts["copies"], facts["cuda_graph"], facts["shape"]) == ("", "included", "true", "static")
     network.close()
 
 
@@ -198,8 +198,8 @@ def test_tf32_is_read_from_the_kernels_or_else_from_the_setting(gpu: Machine, mo
     gpu.layers = [layer("", Inputs=[{"DataType": "Float", "Dimensions": [8, 4]}])]
     for precision in ("fp32", "tf32"):
         network = loaded(model, precision)
-        told = network.describe()
-        assert (told["precision"], told["precision_evidence"]) == (precision, "layers")
+        facts = network.describe()
+        assert (facts["precision"], facts["precision_evidence"]) == (precision, "layers")
         network.close()
     gpu.layers = [layer("tf32f32")]
     network = loaded(model, "fp32", engine_cache="false")
@@ -256,14 +256,14 @@ def test_a_run_is_so_many_batches_and_one_wait(
     network.prepare(4)
     network.run(4, Phases())
     gpu.calls.clear()
-    found = Phases()
-    network.run(3, found)
+    measured = Phases()
+    network.run(3, measured)
     assert names(gpu) == [*calls, "cudaStreamSynchronize"]
     if phases:
-        assert found.spans == {name: [3, pytest.approx(3e6 * ms)] for name, ms in phases.items()}
-        assert np.diff(found.batch_ends_ns) == pytest.approx([sum(phases.values()) * 1e6] * 2)
+        assert measured.spans == {name: [3, pytest.approx(3e6 * ms)] for name, ms in phases.items()}
+        assert np.diff(measured.batch_ends_ns) == pytest.approx([sum(phases.values()) * 1e6] * 2)
     else:
-        assert found.spans["execute"][0] == 1 and not found.batch_ends_ns
+        assert measured.spans["execute"][0] == 1 and not measured.batch_ends_ns
     network.close()
 
 
@@ -297,6 +297,7 @@ def test_a_capture_that_fails_leaves_a_stream_that_works(gpu: Machine, model: Pa
     network.prepare(4)
     (given,) = arguments(gpu, "cudaStreamBeginCapture")
     assert given[1] == gpu.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+    assert [flags for _, flags in arguments(gpu, "cudaGraphInstantiate")] == [0]
     order = [name for name in names(gpu) if "Launch" in name or "execute" in name or "Capture" in name]
     capture = ["cudaStreamBeginCapture", "execute_async_v3", "cudaStreamEndCapture"]
     assert order == [*["execute_async_v3"] * 4, *capture, "cudaGraphLaunch"]
@@ -461,10 +462,10 @@ def test_an_engine_file_runs_as_it_is(gpu: Machine, tmp_path: Path) -> None:
     """Its outputs are bfloat16, which numpy does not have: the upper half of a float32."""
     gpu.compute = lambda inputs: [(np.full((len(inputs["x"]), 3), -1.5, np.float32).view(np.uint32) >> 16)]
     network = loaded(engine_file(tmp_path / "ready.engine", outputs={"y": ["BF16", ["batch", 3]]}))
-    told = network.describe()
-    assert (told["precision"], told["engine"], told["model_file"]) == ("fp16", "file", "ready.engine")
-    assert told["inputs"] == "x:float16[batch,4]"
-    assert not {"tf32", "shape", "strongly_typed"} & set(told)
+    facts = network.describe()
+    assert (facts["precision"], facts["engine"], facts["model_file"]) == ("fp16", "file", "ready.engine")
+    assert facts["inputs"] == "x:float16[batch,4]"
+    assert not {"tf32", "shape", "strongly_typed"} & set(facts)
     assert network.check()
     output = network._fetched(network._outputs[0])
     assert output.dtype == np.float32 and np.all(output == -1.5)
@@ -615,7 +616,8 @@ def test_failures_of_tensorrt_are_passed_on(
     with raises(error, match=text) as raised:
         network.load()
         network.check()
-    assert type(raised.value) is error
+    assert raised.type is error
+    del raised  # its traceback keeps objects alive
     if before is not None:
         setattr(gpu, method, before)
     if network._gpu is None:
@@ -715,9 +717,9 @@ def test_a_trace_has_the_time_and_the_work_of_each_layer(gpu: Machine, tmp_path:
     assert trace.source == f"profiler of TensorRT {gpu.version}"
     assert trace.notes == ("traced without the CUDA graph",)
     assert trace.macs is not None and trace.plain_time_ns is not None and trace.plain_time_ns > 0
-    found = {item.name: (item.op, item.time_ns, item.calls, item.macs) for item in trace.operators}
-    assert found["fc1"] == ("gemm", 2_000_000 * trace.batches, trace.batches, 4 * 784 * 32)
-    assert (found["fc2"][::3], found["copy"][::3]) == (("gemm", None), ("Reformat", 0))
+    operators = {item.name: (item.op, item.time_ns, item.calls, item.macs) for item in trace.operators}
+    assert operators["fc1"] == ("gemm", 2_000_000 * trace.batches, trace.batches, 4 * 784 * 32)
+    assert (operators["fc2"][::3], operators["copy"][::3]) == (("gemm", None), ("Reformat", 0))
     gpu.answer("report_to_profiler", False, ERROR="why")
     with raises(NetworkError, match="reports no layer times: why"):
         network.trace(tmp_path / "t.json")

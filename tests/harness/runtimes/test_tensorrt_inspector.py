@@ -49,15 +49,15 @@ def layers_of(*layers: Any) -> inspector.Layers:
     ],
 )
 def test_precision_of_a_layer(more: dict[str, Any], precision: str) -> None:
-    (found,) = layers_of({"Name": "l", "LayerType": "x", **more}).items
-    assert (found.precision, found.kernel_tells, found.is_product) == (precision, *["TacticName" in more] * 2)
-    (found,) = layers_of(CONVOLUTION).items
-    assert (found.precision, found.is_product, found.weight) == ("int8", True, 131072)
-    assert found.origins == ("conv1", "relu1")
+    (layer,) = layers_of({"Name": "l", "LayerType": "x", **more}).items
+    assert (layer.precision, layer.kernel_tells, layer.is_product) == (precision, *["TacticName" in more] * 2)
+    (layer,) = layers_of(CONVOLUTION).items
+    assert (layer.precision, layer.is_product, layer.weight) == ("int8", True, 131072)
+    assert layer.origins == ("conv1", "relu1")
 
 
 @pytest.mark.parametrize(
-    ("layers", "tf32", "found"),
+    ("layers", "tf32", "expected"),
     [
         ([CONVOLUTION, SMALL, REFORMAT], False, ("int8", "1 of 2", "layers")),
         ([CONVOLUTION, REFORMAT], False, ("int8", "1 of 1", "kernels")),
@@ -73,8 +73,10 @@ def test_precision_of_a_layer(more: dict[str, Any], precision: str) -> None:
         *[([text], True, ("", "", "not known: the engine tells only the names")) for text in ("a", "", "[]", "{}")],
     ],
 )
-def test_the_most_that_is_multiplied_decides(layers: list[Any], tf32: bool | None, found: tuple[str, str, str]) -> None:
+def test_the_most_that_is_multiplied_decides(
+    layers: list[Any], tf32: bool | None, expected: tuple[str, str, str]
+) -> None:
     text = layers[0] if layers[0] in ("", "[]", "{}") else json.dumps({"Layers": layers})
     precision = inspector.actual_precision(inspector.read_layers(text), tf32)
-    assert (precision.name, precision.products) == found[:2]
-    assert precision.evidence.startswith(found[2])
+    assert (precision.name, precision.products) == expected[:2]
+    assert precision.evidence.startswith(expected[2])

@@ -81,9 +81,9 @@ class Machine:
         self.cudaStreamNonBlocking = API["constants"]["cudaStreamNonBlocking"]
 
     def answer(self, method: str, value: Any, *, after: int = 0, **messages: str) -> None:
-        """Have one call of a method of TensorRT log messages (``ERROR="out of memory"``) and return ``value``.
+        """Make a call of a method of TensorRT log messages (``ERROR="out of memory"``) and return ``value``.
 
-        ``after`` calls do what they always do. A class of exceptions is raised.
+        Only the call after the next ``after`` calls does so. A value that is an exception class is raised.
         """
         self.answers[method] = (value, messages, after)
 
@@ -103,10 +103,10 @@ class Machine:
         return any(stream.queue for stream in self.streams())
 
     def get(self, kind: str, handle: Any) -> Any:
-        found = self.held.get(int(handle), ("", None))
-        if found[0] != kind:
+        held, value = self.held.get(int(handle), ("", None))
+        if held != kind:
             raise self.misuse(f"{handle} is not a living {kind}")
-        return found[1]
+        return value
 
     def memory(self, address: int, size: int) -> np.ndarray:
         """Return ``size`` bytes of the device's memory."""
@@ -150,8 +150,8 @@ class Machine:
         return data.ctypes.data
 
     def _properties(self, device: int) -> SimpleNamespace:
-        found = self.devices[device]
-        values = (found.name.encode(), *found.capability, found.memory_bytes, SimpleNamespace(bytes=found.uuid))
+        gpu = self.devices[device]
+        values = (gpu.name.encode(), *gpu.capability, gpu.memory_bytes, SimpleNamespace(bytes=gpu.uuid))
         return SimpleNamespace(**dict(zip(API["cudaDeviceProp"], values, strict=True)))
 
     def _set_device(self, device: int) -> None:
@@ -164,9 +164,9 @@ class Machine:
         self.put(stream, COPY_MS, lambda: np.copyto(*((device, host) if to_device else (host, device))))
 
     def _record(self, event: Any, stream: Any) -> None:
-        found, on = self.get("event", event), self.get("stream", stream)
-        found.stream, found.at_ms = on, None
-        self.put(stream, 0.0, lambda: setattr(found, "at_ms", on.clock_ms))
+        event, stream = self.get("event", event), self.get("stream", stream)
+        event.stream, event.at_ms = stream, None
+        self.put(stream, 0.0, lambda: setattr(event, "at_ms", stream.clock_ms))
 
     def _elapsed(self, start: Any, end: Any) -> float:
         first, last = self.get("event", start).at_ms, self.get("event", end).at_ms
@@ -180,8 +180,8 @@ class Machine:
         self.get("stream", stream).captured = []
 
     def _end_capture(self, stream: Any) -> Handle:
-        found = self.get("stream", stream)
-        captured, found.captured = found.captured, None
+        stream = self.get("stream", stream)
+        captured, stream.captured = stream.captured, None
         return self.make("graph", work=captured)
 
     def _launch(self, graphExec: Any, stream: Any) -> None:

@@ -1,10 +1,10 @@
-"""Record anew, from the installed NVIDIA bindings, what a file of ``recorded`` holds.
+"""Record the contents of a file of ``recorded`` again, from the installed NVIDIA bindings.
 
     python tests/support/tensorrt/record.py tests/support/tensorrt/recorded/tensorrt-11.txt
 
 The bindings must be importable; no GPU is needed. ``api.read`` describes the format. Classes and enumerations are
-recorded with all members; of CUDA, only the functions, errors and properties that the file names. To record another
-one, add its name to the file first.
+recorded with all members; of CUDA, only the functions, errors and properties that the file names. To record more, add
+their names to the file first.
 """
 
 from __future__ import annotations
