@@ -1,4 +1,4 @@
-"""The clock of all unit tests: it stands still until a test moves it, or moves a little with each reading."""
+"""The clock of all unit tests: it advances only when a test advances it, or by a fixed step with each reading."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class FakeClock:
     now_ns: int = 1_000 * NS_PER_S
     unix_ns: int = 1_700_000_000 * NS_PER_S
     reading_ns: int = 0
-    """How long a reading of either clock takes."""
+    """Duration of a reading of either clock."""
 
     def monotonic_ns(self) -> int:
         self._advance_ns(self.reading_ns)
@@ -34,11 +34,11 @@ class FakeClock:
         self.advance(seconds)
 
     def advance(self, seconds: float) -> None:
-        """Let time pass on both clocks."""
+        """Advance both clocks."""
         self._advance_ns(round(seconds * NS_PER_S))
 
     def step_wall_clock(self, seconds: float) -> None:
-        """Set the wall clock, as NTP or a person does; the monotonic clock continues."""
+        """Step the wall clock, as NTP or a person does; the monotonic clock continues."""
         self.unix_ns += round(seconds * NS_PER_S)
 
     def _advance_ns(self, step_ns: int) -> None:

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: child processes, with what they printed."""
+"""Run the commands as a user does, as child processes, and return their output."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ DURATIONS: Final[Mapping[str, str]] = {
     "__interval": "15001ms",
     "__range": "3600001ms",
 }
-"""Values for Grafana's duration macros: nobody writes such durations, so no literal ``[1m]`` is taken for a macro."""
+"""Values for Grafana's duration macros: unusual durations, so that no literal ``[1m]`` is mistaken for a macro."""
 MACROS: Final[Mapping[str, str]] = {**DURATIONS, "job": ".+", "instance": ".+", "run": ".+", "configuration": ".+"}
 """Values that turn every query of the dashboards into plain PromQL."""
 
@@ -164,17 +164,19 @@ def _labels_of_aggregation(node: AggregateExpr, known: Mapping[str, set[str]]) -
 
 
 def _labels_of_operation(node: BinaryExpr, known: Mapping[str, set[str]]) -> set[str] | None:
-    left, right = _labels(node.lhs, known), _labels(node.rhs, known)
-    if left is None or right is None:
-        return left if right is None else right
+    left_labels, right_labels = _labels(node.lhs, known), _labels(node.rhs, known)
+    if left_labels is None or right_labels is None:
+        return left_labels if right_labels is None else right_labels
     matching = node.modifier.matching if node.modifier is not None else None
-    if matching is not None and not set(matching.labels) <= left & right:
-        raise ValueError(f"{node.prettify()}: no label {set(matching.labels) - (left & right)} on both sides")
+    if matching is not None and not set(matching.labels) <= left_labels & right_labels:
+        raise ValueError(
+            f"{node.prettify()}: no label {set(matching.labels) - (left_labels & right_labels)} on both sides"
+        )
     if str(node.op) in {"and", "unless"}:
-        return left
+        return left_labels
     if matching is not None and str(node.op) != "or":
         raise NotImplementedError(f"{node.prettify()}: labels of arithmetic with on or ignoring")
-    return left & right
+    return left_labels & right_labels
 
 
 def template_labels(text: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""A Prometheus of a few lines behind ``responses``: raw samples and the few functions that the analysis asks for."""
+"""A small fake Prometheus behind ``responses``: raw samples and the functions that the analysis uses."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class FakePrometheus:
         self.queries.append(query)
         raw = re.fullmatch(r"([a-z_]*)(\{.*\})?\[(\d+)ms\]", query)
         if raw is not None:
-            found = self._between(raw[1], raw[2] or "", at_s - int(raw[3]) / 1000, at_s)
-            if sum(len(values) for _, values in found) > self.most_samples:
+            selected = self._between(raw[1], raw[2] or "", at_s - int(raw[3]) / 1000, at_s)
+            if sum(len(values) for _, values in selected) > self.most_samples:
                 error = {"status": "error", "errorType": "execution", "error": "too many samples"}
                 return 422, {}, json.dumps(error)
             result: list[dict[str, Any]] = [
-                {"metric": metric, "values": [[t, repr(value)] for t, value in values]} for metric, values in found
+                {"metric": metric, "values": [[t, repr(value)] for t, value in values]} for metric, values in selected
             ]
             return _success("matrix", result)
         function = re.search(r"(\w+_over_time|changes)\(([a-z_]+)(\{.*?\})?\[(\d+)s\]\)", query)
         assert function is not None, query
-        found = self._between(function[2], function[3] or "", at_s - int(function[4]), at_s)
+        selected = self._between(function[2], function[3] or "", at_s - int(function[4]), at_s)
         result = []
-        for metric, pairs in found:
+        for metric, pairs in selected:
             values = [value for _, value in pairs]
             changes = float(sum(a != b for a, b in itertools.pairwise(values)))
             value = {
@@ -59,20 +59,20 @@ class FakePrometheus:
             }[function[1]]
             if ("> 0" in query and not value > 0) or ("< 1" in query and not value < 1):
                 continue
-            kept = metric
+            labels = metric
             if function[1] != "last_over_time":
-                kept = {key: text for key, text in metric.items() if key != "__name__"}
-            result.append({"metric": kept, "value": [at_s, repr(value)]})
+                labels = {key: text for key, text in metric.items() if key != "__name__"}
+            result.append({"metric": labels, "value": [at_s, repr(value)]})
         return _success("vector", result)
 
     def _between(
         self, name: str, matchers: str, start_s: float, end_s: float
     ) -> list[tuple[dict[str, str], list[tuple[float, float]]]]:
-        wanted = [
+        conditions = [
             (label, re.compile(re.sub(r"\\\\", r"\\", pattern)) if kind == "=~" else pattern)
             for label, kind, pattern in re.findall(r'(\w+)(=~|=)"((?:[^"\\]|\\.)*)"', matchers)
         ]
-        found = []
+        selected = []
         for series in self.samples:
             labels = {"__name__": series.name, **series.labels}
             if name and series.name != name:
@@ -81,14 +81,14 @@ class FakePrometheus:
                 labels.get(label, "") == pattern
                 if isinstance(pattern, str)
                 else pattern.fullmatch(labels.get(label, ""))
-                for label, pattern in wanted
+                for label, pattern in conditions
             ):
                 continue
             inside = (series.times_s > start_s) & (series.times_s <= end_s)  # left-open, as in Prometheus 3
             pairs = list(zip(series.times_s[inside].tolist(), series.values[inside].tolist(), strict=True))
             if pairs:
-                found.append((labels, pairs))
-        return found
+                selected.append((labels, pairs))
+        return selected
 
 
 def _success(kind: str, result: list[dict[str, Any]]) -> tuple[int, dict[str, str], str]:

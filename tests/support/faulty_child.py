@@ -1,7 +1,7 @@
-"""A child of the process protocol that does one thing wrong, named on its command line; alone it does all right.
+"""A child of the process protocol with one fault, named on its command line; without a name it has no fault.
 
-Run as a program by the tests: ``faulty_child.py [FAULT [BATCH]]``. The faults of ``run`` come at batch size
-BATCH only (0: at any).
+The tests run it as a program: ``faulty_child.py [FAULT [BATCH]]``. Faults of ``run`` occur only at batch size
+BATCH (0: at every size).
 """
 
 from __future__ import annotations
@@ -32,35 +32,39 @@ DESCRIPTION: dict[str, Any] = {
 }
 
 
-def say(text: str) -> None:
+def send(text: str) -> None:
     os.write(1, f"{text}\n".encode())
 
 
-def moan(text: str) -> None:
+def log(text: str) -> None:
     os.write(2, f"{text}\n".encode())
 
 
 def describe() -> dict[str, Any]:
-    told = dict(DESCRIPTION)
+    description = dict(DESCRIPTION)
     if FAULT == "version":
-        told["protocol"] = 2
+        description["protocol"] = 2
     elif FAULT == "no_precision":
-        del told["precision"]
+        del description["precision"]
     elif FAULT == "native":
-        told["precision"] = "native"
+        description["precision"] = "native"
     elif FAULT == "no_threads":
-        del told["threads"]
+        del description["threads"]
     elif FAULT == "bad_details":
-        told["details"] = {"nested": {}}
+        description["details"] = {"nested": {}}
     elif FAULT == "bad_offers":
-        told["offers"] = "check"
+        description["offers"] = "check"
     elif FAULT == "no_check":
-        told["offers"] = []
+        description["offers"] = []
     elif FAULT == "changes" and Path("started").exists():
-        told["device"] = "u250"
+        description["device"] = "u250"
     elif FAULT == "environment":
-        told["details"] = {"value": os.environ.get("JOULEWATCH_TEST", ""), "cwd": Path.cwd().name, "pid": os.getpid()}
-    return told
+        description["details"] = {
+            "value": os.environ.get("JOULEWATCH_TEST", ""),
+            "cwd": Path.cwd().name,
+            "pid": os.getpid(),
+        }
+    return description
 
 
 def check() -> dict[str, Any]:
@@ -80,8 +84,8 @@ def check() -> dict[str, Any]:
     return {"values": {"first": value, "second": {"value": 0.0 if "zero" in FAULT else -2.0}}}
 
 
-def spoiled(answer: dict[str, Any]) -> dict[str, Any]:
-    """The answer to run with the fault in it."""
+def with_fault(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return the answer to run with the fault applied."""
     duration_ns = answer["t1_ns"] - answer["t0_ns"]
     if FAULT == "fewer":
         answer["batches"] -= 1
@@ -131,35 +135,35 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     if request["phases"]:
         span_ns = ends[-1] // 4
         answer["phases"] = {"copy_in": {"count": batches, "ns": span_ns}, "execute": {"count": batches, "ns": span_ns}}
-    return spoiled(answer)
+    return with_fault(answer)
 
 
 def misbehave(request: dict[str, Any]) -> None:
-    """What goes wrong with the answer to run; after those of ``ANSWERED`` there is no other one."""
+    """Apply a fault before the answer to run; the faults in ``ANSWERED`` replace the answer."""
     if FAULT == "crash":
-        moan("allocating 3 GiB")
-        moan("\x1b[31mfatal: device lost\x1b[0m")
+        log("allocating 3 GiB")
+        log("\x1b[31mfatal: device lost\x1b[0m")
         os.kill(os.getpid(), signal.SIGSEGV)
     elif FAULT == "oom_killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif FAULT == "exit":
-        moan("giving up")
+        log("giving up")
         sys.exit(3)
     elif FAULT == "exit_zero":
         sys.exit(0)
     elif FAULT == "hang":
         Path("grandchild").write_text(str(subprocess.Popen(["sleep", "600"]).pid))
-        moan("waiting for the card")
+        log("waiting for the card")
         time.sleep(600)
     elif FAULT == "half_line":
         os.write(1, b'{"id":')
         time.sleep(600)
     elif FAULT == "garbage":
-        say("INFO: loading model")
+        send("INFO: loading model")
     elif FAULT == "list":
-        say("[1, 2]")
+        send("[1, 2]")
     elif FAULT == "deep":
-        say("[" * 200_000)
+        send("[" * 200_000)
     elif FAULT == "bytes":
         os.write(1, b"\xff\xfe\x00\n")
     elif FAULT == "long_line":
@@ -168,9 +172,9 @@ def misbehave(request: dict[str, Any]) -> None:
         os.close(1)
         time.sleep(600)
     elif FAULT == "other_id":
-        say(json.dumps({"id": request["id"] + 1, "ok": True}))
+        send(json.dumps({"id": request["id"] + 1, "ok": True}))
     elif FAULT == "no_ok":
-        say(json.dumps({"id": request["id"]}))
+        send(json.dumps({"id": request["id"]}))
     elif FAULT == "two_lines":
         os.write(1, (json.dumps({"id": request["id"], "ok": True, **run(request)}) + '\n{"more":1}\n').encode())
 
@@ -188,7 +192,7 @@ ERRORS = {
 def start() -> None:
     """Misbehave before the first request."""
     if FAULT == "crash_at_start":
-        moan("no such device: u280")
+        log("no such device: u280")
         sys.exit(7)
     if FAULT == "never_starts":
         time.sleep(600)
@@ -196,7 +200,7 @@ def start() -> None:
         time.sleep(0.3)
     if FAULT == "talkative":
         for number in range(60_000):
-            moan(f"debug line {number} of very many that nobody reads")
+            log(f"debug line {number} of very many that nobody reads")
 
 
 def main() -> int:
@@ -206,7 +210,7 @@ def main() -> int:
         request = json.loads(line)
         op = request["op"]
         answer: dict[str, Any] = {"id": request["id"], "ok": True}
-        here = BATCH in (0, size)
+        has_fault = BATCH in (0, size)
         if op == "describe":
             answer |= describe()
         elif op == "load":
@@ -223,9 +227,9 @@ def main() -> int:
             if FAULT == "changes":
                 Path("started").touch()
         elif op == "run":
-            if here and FAULT == "changes":
+            if has_fault and FAULT == "changes":
                 return 0
-            if here:
+            if has_fault:
                 misbehave(request)
                 if FAULT in ANSWERED:
                     continue
@@ -236,10 +240,10 @@ def main() -> int:
             answer = {"id": request["id"], "ok": False, "error": {"code": "unknown_op", "text": ""}}
         elif op == "close" and FAULT == "never_closes":
             time.sleep(600)
-        say(json.dumps(answer))
+        send(json.dumps(answer))
         if op == "close":
             break
-    # The status says nothing: programs exist that exit with 1 when all went well.
+    # The exit status means nothing: some programs exit with 1 after success.
     return 1 if FAULT == "status_one" else 0
 
 

@@ -1,4 +1,4 @@
-"""Compare a text with a file that was reviewed."""
+"""Compare a text with a reviewed file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def check(text: str, path: Path, *, update: bool) -> None:
-    """Fail, showing the differences, unless ``text`` is what ``path`` holds.
+    """Fail and show the differences unless ``text`` equals the content of ``path``.
 
     Args:
-        text: What the code wrote.
+        text: The output of the code.
         path: The golden file.
-        update: Write the file instead (``pytest --update-golden``); look at the change before committing it.
+        update: Write the file instead (``pytest --update-golden``); review the change before you commit it.
     """
     if update:
         path.parent.mkdir(parents=True, exist_ok=True)

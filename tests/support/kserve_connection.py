@@ -25,7 +25,7 @@ def outputs(*items: dict[str, Any], raw: bytes = b"") -> Answer:
 
 
 class FakeConnection:
-    """A server of dictionaries that doubles its input."""
+    """A connection to a model that doubles its input."""
 
     def __init__(self, where: Endpoint) -> None:
         self.where = where
@@ -53,8 +53,8 @@ class FakeConnection:
             return self.inferred
         values = np.frombuffer(b"".join(parts[1:]), np.float32).reshape(message["inputs"][0]["shape"]) * 2
         values = np.concatenate([values, values[:1].repeat(self.rows_more, axis=0)])
-        told = {"name": "y", "datatype": "FP32", "shape": list(values.shape)}
-        return outputs({**told, "parameters": {"binary_data_size": values.nbytes}}, raw=values.tobytes())
+        tensor = {"name": "y", "datatype": "FP32", "shape": list(values.shape)}
+        return outputs({**tensor, "parameters": {"binary_data_size": values.nbytes}}, raw=values.tobytes())
 
     def close(self) -> None:
         self.closed += 1
@@ -62,5 +62,5 @@ class FakeConnection:
 
 def metadata(first: int = -1, **values: Any) -> dict[str, Any]:
     tensor = {"datatype": "FP32", "shape": [first, 3]}
-    told = {"name": "m", "versions": ["1", "3"], "platform": "onnxruntime_onnx"}
-    return {**told, "inputs": [{"name": "x", **tensor}], "outputs": [{"name": "y", **tensor}], **values}
+    model = {"name": "m", "versions": ["1", "3"], "platform": "onnxruntime_onnx"}
+    return {**model, "inputs": [{"name": "x", **tensor}], "outputs": [{"name": "y", **tensor}], **values}

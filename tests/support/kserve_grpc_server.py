@@ -1,7 +1,6 @@
-"""The same KServe v2 server as ``kserve_server``, over gRPC: a real gRPC server, true outputs, chosen faults.
+"""The KServe v2 server of ``kserve_server`` over gRPC: correct outputs, selectable faults.
 
-It reads and writes with joulewatch's own message classes; that these are the protocol's is for tests/harness to show,
-with bytes of another client.
+It uses joulewatch's own message classes; tests/harness compares them with the bytes of another client.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ KIND_CPU = 2
 
 
 class KServeGrpcServer:
-    """Starts at once, on a free port; a context manager.
+    """Starts when it is created, on a free port; a context manager.
 
     Args:
         model: An .onnx file.
         settings: As for HTTP.
-        largest_message: Bytes; -1: any, as Triton takes them.
-        port: 0: a free one.
+        largest_message: Limit in bytes; -1: no limit, as Triton has it.
+        port: TCP port; 0: any free port.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class KServeGrpcServer:
         options = [("grpc.max_receive_message_length", largest_message), ("grpc.max_send_message_length", -1)]
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="grpc-double")
         self._server = grpc.server(self._pool, options=[*options, ("grpc.so_reuseport", 0)])
-        asked = {
+        methods = {
             "ServerMetadata": self._server_metadata,
             "ModelMetadata": self._model_metadata,
             "ModelReady": self._model_ready,
@@ -58,7 +57,7 @@ class KServeGrpcServer:
             **({"ModelStatistics": self._statistics} if self.settings.statistics else {}),
             **({"ModelConfig": self._config} if self.settings.max_batch else {}),
         }
-        handlers = {name: self._handler(name, answer) for name, answer in asked.items()}
+        handlers = {name: self._handler(name, answer) for name, answer in methods.items()}
         self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
         address = f"127.0.0.1:{port}"
         if self.settings.certificate is None:
@@ -83,9 +82,9 @@ class KServeGrpcServer:
         def handle(request: Any, context: Any) -> Any:
             self.requests.append(name)
             key = self.settings.key
-            said = dict(context.invocation_metadata()).get("authorization", "none")
-            if key and said != f"Bearer {key}":
-                context.abort(grpc.StatusCode.UNAUTHENTICATED, f"wrong key: {said}")
+            authorization = dict(context.invocation_metadata()).get("authorization", "none")
+            if key and authorization != f"Bearer {key}":
+                context.abort(grpc.StatusCode.UNAUTHENTICATED, f"wrong key: {authorization}")
             model = request.model_name if name == "ModelInfer" else getattr(request, "name", self.settings.name)
             version = request.model_version if name == "ModelInfer" else getattr(request, "version", "")
             if model != self.settings.name or version not in ("", "1"):
@@ -95,7 +94,7 @@ class KServeGrpcServer:
         return grpc.unary_unary_rpc_method_handler(
             handle,
             request_deserializer=self.classes[f"{name}Request"].FromString,
-            response_serializer=lambda told: told if isinstance(told, bytes) else told.SerializeToString(),
+            response_serializer=lambda answer: answer if isinstance(answer, bytes) else answer.SerializeToString(),
         )
 
     def _server_metadata(self, _: Any, context: Any) -> Any:
@@ -132,27 +131,27 @@ class KServeGrpcServer:
         faults = self.settings.faults
         self.heads.append({key: str(value) for key, value in context.invocation_metadata()})
         self.peers.add(context.peer())
-        with self.backend.one_more():
-            if self.backend.refuses(request.inputs[0].shape[0]):
+        with self.backend.in_flight_request():
+            if self.backend.answers_with_status(request.inputs[0].shape[0]):
                 context.abort(grpc.StatusCode[faults.code], "out of memory on the device")
             began_ns, inputs = time.monotonic_ns(), {}
-            for item, raw in zip(request.inputs, request.raw_input_contents, strict=True):
-                values = np.frombuffer(raw, NUMPY[item.datatype])
-                if values.size != math.prod(item.shape):
-                    context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"input {item.name} has {values.size} values")
-                inputs[item.name] = (item.datatype, values.reshape(item.shape))
+            for tensor, raw in zip(request.inputs, request.raw_input_contents, strict=True):
+                values = np.frombuffer(raw, NUMPY[tensor.datatype])
+                if values.size != math.prod(tensor.shape):
+                    context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"input {tensor.name} has {values.size} values")
+                inputs[tensor.name] = (tensor.datatype, values.reshape(tensor.shape))
             try:
                 results = self.backend.infer(inputs, began_ns)
             except InvalidError as error:
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         answer = self.classes["ModelInferResponse"](model_name=self.settings.name, model_version="1")
         for result in results:
-            told = answer.outputs.add(name=result.name, datatype=result.datatype, shape=result.values.shape)
+            output = answer.outputs.add(name=result.name, datatype=result.datatype, shape=result.values.shape)
             if faults.json_outputs:
-                told.contents.fp32_contents.extend(result.values.ravel().tolist())
+                output.contents.fp32_contents.extend(result.values.ravel().tolist())
             else:
                 answer.raw_output_contents.append(np.ascontiguousarray(result.values).tobytes())
         if faults.cut:
-            whole: bytes = answer.SerializeToString()
-            return whole[: len(whole) // 2]
+            content: bytes = answer.SerializeToString()
+            return content[: len(content) // 2]
         return answer

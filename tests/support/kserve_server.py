@@ -1,6 +1,6 @@
-"""A KServe v2 server on loopback with an ONNX Runtime session behind it: true outputs, chosen faults.
+"""A KServe v2 server on loopback with an ONNX Runtime session: correct outputs, selectable faults.
 
-``Backend`` is what the server does; ``KServeServer`` speaks HTTP, ``kserve_grpc_server`` gRPC.
+``Backend`` runs the model and has the faults; ``KServeServer`` serves it by HTTP, ``kserve_grpc_server`` by gRPC.
 """
 
 from __future__ import annotations
@@ -35,56 +35,56 @@ NUMPY = dict(TYPES.values())
 
 @dataclass
 class Faults:
-    """What may go wrong; all of it can be changed while the server runs."""
+    """Faults of the server; they can be changed while it runs."""
 
     status: int = 0
     """Answer every inference with this HTTP status, or with the gRPC status ``code``."""
     code: str = "INTERNAL"
     status_from_batch: int = 0
-    """... only from this batch size on."""
+    """The smallest batch size that ``status`` applies to."""
     wrong_rows: int = 0
-    """Outputs have so many rows more than the inputs."""
+    """Number of rows by which outputs exceed inputs."""
     wrong_datatype: str = ""
     nudge: float = 0.0
     """Added to every output."""
     zeros: bool = False
-    """Outputs of the right shape that nobody computed."""
+    """Return zeros in the right shape."""
     stale: bool = False
-    """Outputs of the first inference ever, again and again."""
+    """Always return the outputs of the first inference."""
     json_outputs: bool = False
-    """Answers in JSON (gRPC: in typed lists) whatever was asked for."""
+    """Answer in JSON (gRPC: in typed lists), also where binary data was requested."""
     cut: bool = False
-    """Half of the answer, then the connection is closed."""
+    """Send half of the answer, then close the connection."""
     drop_once: bool = False
     """Close the connection without an answer, once."""
     silent_s: float = 0.0
-    """Wait so long before every answer."""
+    """Delay before every answer."""
     naive: bool = False
-    """Answers in two small writes, Nagle's algorithm on."""
+    """Answer in two small writes with Nagle's algorithm on."""
     close_each: bool = False
-    """No connection is kept."""
+    """Close the connection after each answer."""
 
 
 @dataclass
 class Settings:
-    """What the server offers."""
+    """Settings of the server."""
 
     name: str = "model"
     server: str = "testserver"
     extensions: tuple[str, ...] = ("binary_tensor_data", "statistics", "model_configuration")
     max_batch: int = 0
-    """Above 0: a model configuration as Triton's."""
+    """Above 0: serve a model configuration like Triton's."""
     statistics: bool = False
     queue_ns: int = 0
-    """Time that statistics claim for the queue, per request, and that it really takes."""
+    """Time of each request in the queue; the statistics report it."""
     key: str = ""
-    """Above all: requests need ``Authorization: Bearer KEY``."""
+    """If set, requests require ``Authorization: Bearer KEY``."""
     ready: bool = True
     certificate: tuple[Path, Path] | None = None
     """Certificate and key."""
-    tell_inputs: bool = True
+    lists_inputs: bool = True
     response_cache: bool = False
-    """Equal requests are answered without the model, and statistics say so."""
+    """Answer equal requests from a cache; the statistics report the hits."""
     faults: Faults = field(default_factory=Faults)
 
 
@@ -121,22 +121,22 @@ class Backend:
         self._first: list[np.ndarray] | None = None
 
     def metadata(self) -> dict[str, Any]:
-        def told(arguments: Any) -> list[dict[str, Any]]:
+        def tensors(arguments: Any) -> list[dict[str, Any]]:
             return [
                 {
-                    "name": item.name,
-                    "datatype": TYPES[item.type][0],
-                    "shape": [size if isinstance(size, int) else -1 for size in item.shape],
+                    "name": argument.name,
+                    "datatype": TYPES[argument.type][0],
+                    "shape": [size if isinstance(size, int) else -1 for size in argument.shape],
                 }
-                for item in arguments
+                for argument in arguments
             ]
 
         return {
             "name": self.settings.name,
             "versions": ["1"],
             "platform": "onnxruntime_onnx",
-            "inputs": told(self.session.get_inputs()) if self.settings.tell_inputs else [],
-            "outputs": told(self.session.get_outputs()) if self.settings.tell_inputs else [],
+            "inputs": tensors(self.session.get_inputs()) if self.settings.lists_inputs else [],
+            "outputs": tensors(self.session.get_outputs()) if self.settings.lists_inputs else [],
         }
 
     def stats(self) -> dict[str, Any]:
@@ -146,8 +146,8 @@ class Backend:
             return {"success": {"count": self.inferences, "ns": 0}, **spans, "cache_hit": hits}
 
     @contextlib.contextmanager
-    def one_more(self) -> Iterator[None]:
-        """While a request is in flight."""
+    def in_flight_request(self) -> Iterator[None]:
+        """Count a request as in flight."""
         with self.lock:
             self.in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -157,28 +157,28 @@ class Backend:
             with self.lock:
                 self.in_flight -= 1
 
-    def refuses(self, rows: int) -> bool:
-        """Wait as long as was chosen; whether the chosen status is the answer."""
+    def answers_with_status(self, rows: int) -> bool:
+        """Wait for the configured delay; return whether the answer is the configured status."""
         faults = self.settings.faults
         if faults.silent_s or self.settings.queue_ns:
             time.sleep(faults.silent_s + self.settings.queue_ns * 1e-9)
         return bool(faults.status) and rows >= faults.status_from_batch
 
     def infer(self, inputs: Mapping[str, tuple[str, np.ndarray]], began_ns: int) -> list[Result]:
-        """Run a request.
+        """Run the model on one request.
 
         Args:
             inputs: Name -> datatype and values.
-            began_ns: When reading it began, monotonic.
+            began_ns: Monotonic time at which reading the request began.
 
         Raises:
-            InvalidError: it does not fit the model.
+            InvalidError: The request does not fit the model.
         """
-        wanted = {item.name: TYPES[item.type][0] for item in self.session.get_inputs()}
+        datatypes = {argument.name: TYPES[argument.type][0] for argument in self.session.get_inputs()}
         for name, (datatype, values) in inputs.items():
-            if name not in wanted:
+            if name not in datatypes:
                 raise InvalidError(f"unexpected input {name}")
-            if datatype != wanted[name]:
+            if datatype != datatypes[name]:
                 raise InvalidError(f"input {name} has the datatype {datatype}")
             if self.settings.max_batch and len(values) > self.settings.max_batch:
                 raise InvalidError(f"inference request batch-size must be <= {self.settings.max_batch}")
@@ -217,7 +217,7 @@ class Backend:
 
 
 class KServeServer(http.server.ThreadingHTTPServer):
-    """Starts at once, on a free port; a context manager."""
+    """Starts when it is created, on a free port; a context manager."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -252,7 +252,7 @@ class KServeServer(http.server.ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away are what some tests are about."""
+        """Ignore clients that disconnect, because some tests do so on purpose."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -280,19 +280,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         path = self.path.removesuffix("/versions/1") if self.path.endswith("/versions/1") else self.path
         path = path.replace("/versions/1/", "/")
         if path == "/v2":
-            self._tell(200, {"name": settings.server, "version": "9.1", "extensions": list(settings.extensions)})
+            self._send(200, {"name": settings.server, "version": "9.1", "extensions": list(settings.extensions)})
         elif path == model:
-            self._tell(200, self.server.backend.metadata())
+            self._send(200, self.server.backend.metadata())
         elif path == f"{model}/ready":
-            self._tell(200 if settings.ready else 503, {} if settings.ready else {"error": "still loading"})
+            self._send(200 if settings.ready else 503, {} if settings.ready else {"error": "still loading"})
         elif path == f"{model}/config" and settings.max_batch:
             groups = [{"name": "a", "kind": "KIND_CPU", "count": 1}]
-            self._tell(200, {"name": settings.name, "max_batch_size": settings.max_batch, "instance_group": groups})
+            self._send(200, {"name": settings.name, "max_batch_size": settings.max_batch, "instance_group": groups})
         elif path == f"{model}/stats" and settings.statistics:
             stats = self.server.backend.stats()
-            self._tell(200, {"model_stats": [{"name": settings.name, "version": "1", "inference_stats": stats}]})
+            self._send(200, {"model_stats": [{"name": settings.name, "version": "1", "inference_stats": stats}]})
         else:
-            self._tell(404, {"error": f"no such thing: {self.path}"})
+            self._send(404, {"error": f"not found: {self.path}"})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
@@ -302,73 +302,73 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not self._is_allowed():
             return
         if self.path == "/v2/repository/index":
-            self._tell(200, [{"name": settings.name, "version": "1", "state": "READY"}])
+            self._send(200, [{"name": settings.name, "version": "1", "state": "READY"}])
             return
         if not self.path.endswith("/infer"):
-            self._tell(404, {"error": f"no such thing: {self.path}"})
+            self._send(404, {"error": f"not found: {self.path}"})
             return
         self.server.heads.append({name.lower(): value for name, value in self.headers.items()})
         if faults.drop_once:
             faults.drop_once = False
             self.close_connection = True
             return
-        with self.server.backend.one_more():
+        with self.server.backend.in_flight_request():
             self._infer(body, settings.faults)
 
     def _infer(self, body: bytes, faults: Faults) -> None:
         backend = self.server.backend
         length = int(self.headers.get(HEADER, len(body)))
         message = json.loads(body[:length])
-        if backend.refuses(message["inputs"][0]["shape"][0]):
-            self._tell(faults.status, {"error": "out of memory on the device"})
+        if backend.answers_with_status(message["inputs"][0]["shape"][0]):
+            self._send(faults.status, {"error": "out of memory on the device"})
             return
         began_ns = time.monotonic_ns()
         inputs, offset = {}, length
-        for item in message["inputs"]:
-            dtype = NUMPY[item["datatype"]]
-            size = item.get("parameters", {}).get("binary_data_size")
+        for tensor in message["inputs"]:
+            dtype = NUMPY[tensor["datatype"]]
+            size = tensor.get("parameters", {}).get("binary_data_size")
             if size is None:
-                values = np.asarray(item["data"], dtype=dtype)
+                values = np.asarray(tensor["data"], dtype=dtype)
             else:
                 values = np.frombuffer(body, dtype=dtype, count=size // np.dtype(dtype).itemsize, offset=offset)
                 offset += size
-            inputs[item["name"]] = (item["datatype"], values.reshape(item["shape"]))
+            inputs[tensor["name"]] = (tensor["datatype"], values.reshape(tensor["shape"]))
         if offset != len(body):
-            self._tell(400, {"error": f"{len(body) - offset} bytes too many"})
+            self._send(400, {"error": f"{len(body) - offset} bytes too many"})
             return
         try:
             results = backend.infer(inputs, began_ns)
         except InvalidError as error:
-            self._tell(400, {"error": str(error)})
+            self._send(400, {"error": str(error)})
             return
         as_binary = not faults.json_outputs and (
             message.get("parameters", {}).get("binary_data_output")
-            or all(item.get("parameters", {}).get("binary_data") for item in message.get("outputs", [{}]))
+            or all(tensor.get("parameters", {}).get("binary_data") for tensor in message.get("outputs", [{}]))
         )
         outputs, pieces = [], []
         for result in results:
-            told: dict[str, Any] = {
+            output: dict[str, Any] = {
                 "name": result.name,
                 "datatype": result.datatype,
                 "shape": list(result.values.shape),
             }
             if as_binary:
                 pieces.append(np.ascontiguousarray(result.values).tobytes())
-                told["parameters"] = {"binary_data_size": len(pieces[-1])}
+                output["parameters"] = {"binary_data_size": len(pieces[-1])}
             else:
-                told["data"] = result.values.ravel().tolist()
-            outputs.append(told)
+                output["data"] = result.values.ravel().tolist()
+            outputs.append(output)
         answer = {"model_name": self.server.settings.name, "model_version": "1", "outputs": outputs}
-        self._tell(200, answer, pieces)
+        self._send(200, answer, pieces)
 
     def _is_allowed(self) -> bool:
         key = self.server.settings.key
         if not key or self.headers.get("Authorization") == f"Bearer {key}":
             return True
-        self._tell(401, {"error": f"wrong key: {self.headers.get('Authorization', 'none')}"})
+        self._send(401, {"error": f"wrong key: {self.headers.get('Authorization', 'none')}"})
         return False
 
-    def _tell(self, status: int, message: Any, pieces: list[bytes] | None = None) -> None:
+    def _send(self, status: int, message: Any, pieces: list[bytes] | None = None) -> None:
         text = json.dumps(message).encode()
         body = b"".join([text, *(pieces or [])])
         self.send_response(status)

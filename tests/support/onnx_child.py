@@ -1,6 +1,6 @@
 """A child of the process protocol that runs an .onnx file: ``onnx_child.py MODEL.onnx INPUTS.npz PRECISION``.
 
-Its check tells every number of the first output, ``b,j`` -> value, for a batch of all rows of INPUTS.
+Its check returns every number of the first output, ``b,j`` -> value, for a batch of all rows of INPUTS.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Child:
         self.outputs: list[np.ndarray] = []
 
     def op_describe(self, _: dict[str, Any]) -> dict[str, Any]:
-        told: dict[str, Any] = {
+        description: dict[str, Any] = {
             "protocol": 1,
             "runtime": "onnxruntime-child",
             "runtime_version": onnxruntime.__version__,
@@ -38,8 +38,8 @@ class Child:
             "offers": ["check"],
         }
         if self.session is not None:
-            told["model_sha256"] = hashlib.sha256(self.model.read_bytes()).hexdigest()
-        return told
+            description["model_sha256"] = hashlib.sha256(self.model.read_bytes()).hexdigest()
+        return description
 
     def op_load(self, _: dict[str, Any]) -> dict[str, Any]:
         options = onnxruntime.SessionOptions()

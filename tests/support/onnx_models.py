@@ -44,7 +44,7 @@ def matmul(path: Path, batch: int | str = "batch", dtype: type[np.generic] = np.
 
 
 def dequantised(path: Path, kind: str, shape: tuple[int, ...], taken: Shape, given: Shape) -> Path:
-    """One operator whose int8 weights are dequantised before it."""
+    """Save one operator whose int8 weights are dequantised before it."""
     return save(
         path,
         [
@@ -58,7 +58,7 @@ def dequantised(path: Path, kind: str, shape: tuple[int, ...], taken: Shape, giv
 
 
 def dynamic(path: Path) -> Path:
-    """Two inputs with symbolic dimensions: [batch, seq] tokens and a [batch, batch] float."""
+    """Save a model with two inputs of symbolic dimensions: [batch, seq] tokens and a [batch, batch] float."""
     return save(
         path,
         [

@@ -32,7 +32,7 @@ STREAM = [
 
 
 class FakeSender:
-    """A server of dictionaries."""
+    """A connection that answers from ``pages`` and ``answer``."""
 
     def __init__(self, where: Endpoint) -> None:
         self.where = where

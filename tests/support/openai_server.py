@@ -1,4 +1,4 @@
-"""An OpenAI-compatible server on loopback: its pace, its counting and its faults are chosen, its text means nothing."""
+"""An OpenAI-compatible server on loopback with selectable speed, token counts and faults; its text has no meaning."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from typing import Any, Self
 
 @dataclass
 class OpenAISettings:
-    """What the server offers; all of it can be changed while it runs."""
+    """Settings of the server; they can be changed while it runs."""
 
     model: str = "tiny"
     first_s: float = 0.0
     """Time to the first token."""
     each_s: float = 0.0
-    """Time from a token to the next."""
+    """Time between two tokens."""
     tokens: int = 0
-    """Tokens of every answer, whatever max_tokens says; 0: as many as it says."""
+    """Tokens of every answer; 0: as many as the request's max_tokens."""
     stop_after: int = 0
-    """The model ends its answer here, unless ignore_eos."""
+    """Tokens after which the model ends its answer, unless the request has ignore_eos."""
     knows_ignore_eos: bool = True
     tokens_per_piece: int = 1
     usage: bool = True
     refuses_stream_options: bool = False
     key: str = ""
     status: int = 0
-    """Answer every generation with this status."""
+    """Answer generations with this HTTP status."""
     status_from: int = 0
-    """... from this generation on, counted from 0."""
+    """First generation, counted from 0, that ``status`` applies to."""
     cut_after: int = -1
-    """Close the connection after so many pieces."""
+    """Close the connection after this number of pieces."""
     error_after: int = -1
-    """An error event after so many pieces."""
+    """Send an error event after this number of pieces."""
     lists_models: bool = True
     streams: bool = True
     silent_s: float = 0.0
-    """Wait so long before the answer begins."""
+    """Delay before the answer begins."""
     cached_tokens: int = 0
     requests: list[dict[str, Any]] = field(default_factory=list)
     """Bodies of all generations."""
 
 
 class OpenAIServer(http.server.ThreadingHTTPServer):
-    """Starts at once, on a free port; a context manager."""
+    """Starts when it is created, on a free port; a context manager."""
 
     daemon_threads = True
     request_queue_size = 256
@@ -70,7 +70,7 @@ class OpenAIServer(http.server.ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away are what some tests are about."""
+        """Ignore clients that disconnect, because some tests do so on purpose."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -90,11 +90,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if self.path == "/v1/models" and settings.lists_models:
             entry = {"id": settings.model, "object": "model", "owned_by": "test", "max_model_len": 4096}
-            self._tell(200, {"object": "list", "data": [entry]})
+            self._send(200, {"object": "list", "data": [entry]})
         elif self.path == "/version":
-            self._tell(200, {"version": "0.42"})
+            self._send(200, {"version": "0.42"})
         else:
-            self._tell(404, {"detail": "Not Found"})
+            self._send(404, {"detail": "Not Found"})
 
     def do_POST(self) -> None:
         settings = self.server.settings
@@ -103,39 +103,39 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         chat = self.path == "/v1/chat/completions"
         if not chat and self.path != "/v1/completions":
-            self._tell(404, {"detail": "Not Found"})
+            self._send(404, {"detail": "Not Found"})
             return
         if body["model"] != settings.model:
-            self._tell(404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}})
+            self._send(404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}})
             return
         with self.server.lock:
             number = len(settings.requests)
             settings.requests.append(body)
         if settings.status and number >= settings.status_from:
-            self._tell(settings.status, {"error": {"message": "the engine died", "type": "server_error"}})
+            self._send(settings.status, {"error": {"message": "the engine died", "type": "server_error"}})
             return
         if settings.refuses_stream_options and "stream_options" in body:
-            self._tell(400, {"error": {"message": "unknown field: stream_options"}})
+            self._send(400, {"error": {"message": "unknown field: stream_options"}})
             return
         with self.server.lock:
             self.server.in_flight += 1
             self.server.most_in_flight = max(self.server.most_in_flight, self.server.in_flight)
-        whole = False
+        is_complete = False
         try:
             time.sleep(settings.silent_s)
             if settings.streams:
-                whole = self._generate(body, chat)
+                is_complete = self._generate(body, chat)
             else:
-                self._tell(200, {"choices": [{"text": "all at once", "finish_reason": "stop"}], "usage": {}})
+                self._send(200, {"choices": [{"text": "all at once", "finish_reason": "stop"}], "usage": {}})
         finally:
             with self.server.lock:
                 self.server.in_flight -= 1
-        if whole:
-            # Last: a client that has read the end finds this request counted, and no longer in flight.
+        if is_complete:
+            # Send the end last, so that a client that has read it sees this request counted and no longer in flight.
             self._chunk(b"")
 
     def _generate(self, body: dict[str, Any], chat: bool) -> bool:
-        """Stream an answer up to its last chunk; whether it came so far."""
+        """Stream an answer except its last chunk; return whether it is complete."""
         settings = self.server.settings
         count = settings.tokens or body["max_tokens"]
         if settings.stop_after and not (body.get("ignore_eos") and settings.knows_ignore_eos):
@@ -193,13 +193,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def _is_allowed(self) -> bool:
         key = self.server.settings.key
-        said = self.headers.get("Authorization", "none")
-        if not key or said == f"Bearer {key}":
+        authorization = self.headers.get("Authorization", "none")
+        if not key or authorization == f"Bearer {key}":
             return True
-        self._tell(401, {"error": {"message": f"Incorrect API key provided: {said.removeprefix('Bearer ')}"}})
+        self._send(401, {"error": {"message": f"Incorrect API key provided: {authorization.removeprefix('Bearer ')}"}})
         return False
 
-    def _tell(self, status: int, message: Any) -> None:
+    def _send(self, status: int, message: Any) -> None:
         body = json.dumps(message).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")

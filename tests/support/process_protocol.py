@@ -1,4 +1,4 @@
-"""What tests of the process protocol share: the schema, the faulty child, whether a process is gone."""
+"""Shared by the tests of the process protocol: the schema, the faulty child, a wait for the end of a process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WAIT_S = 20.0
 
 
 def gone(pid: int) -> bool:
-    """Whether a process ends within a while; one that nobody has reaped yet has ended."""
+    """Wait for a process to end; return whether it did. A zombie has ended."""
     until_s = time.monotonic() + WAIT_S
     while time.monotonic() < until_s:
         try:
@@ -38,7 +38,7 @@ def errors_in(message: Any, name: str) -> list[str]:
 
 
 def validate_transcript(text: str) -> list[str]:
-    """Check every message against the schema; returns the operations."""
+    """Check every message against the schema; return the operations."""
     ops: dict[int, str] = {}
     loaded = False
     for line in text.splitlines():

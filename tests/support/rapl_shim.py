@@ -1,4 +1,4 @@
-"""A machine whose perf events and registers are simulated by ``rapl_shim.c``, loaded with LD_PRELOAD."""
+"""A machine with perf events and registers simulated by ``rapl_shim.c``, which is loaded with LD_PRELOAD."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def build_shim(folder: Path) -> Path:
 
 @dataclass(kw_only=True)
 class ShimMachine:
-    """The counters that the shim simulates: constant powers, so the true energy of any span is a product."""
+    """Counters simulated by the shim; their powers are constant, so the true energy of a span is power times time."""
 
     sysfs: FakeSysfs
     library: Path

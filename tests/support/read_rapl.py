@@ -1,6 +1,6 @@
 """Read all RAPL counters a few times and print them as JSON: ``read_rapl.py ROOT BACKEND TIMES PAUSE_S``.
 
-Each reading comes with the times just before and just after it, so that its true value is bounded on a busy machine.
+Each reading is printed with the times just before and after it, which bound its true value on a busy machine.
 """
 
 from __future__ import annotations

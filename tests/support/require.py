@@ -1,6 +1,6 @@
-"""A program a test needs: its path, or a skip that says what to install.
+"""Require a program for a test: return its path, or skip the test and name the package to install.
 
-Where ``JOULEWATCH_REQUIRE_ALL=1`` (CI), a missing program is a failure: nothing is skipped silently there.
+With ``JOULEWATCH_REQUIRE_ALL=1`` (CI), a missing program is a failure, so that no test is skipped unnoticed.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import pytest
 
 
 def require_program(program: str, package: str) -> str:
-    """Path of ``program``.
+    """Return the path of ``program``.
 
     Args:
         program: Name looked up on PATH.
-        package: Debian package that has it, for the reader of the skip.
+        package: Debian package that contains it, for the reason of the skip.
     """
     path = shutil.which(program)
     if path is not None:

@@ -1,4 +1,4 @@
-"""Records of runs, made by hand."""
+"""Records of runs for unit tests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NETWORK = Configuration(
 
 
 def header(run: str = RUN, started_at_s: float = 1_700_000_000.25, **values: Any) -> RunHeader:
-    """The first line of a run."""
+    """Return the header of a run."""
     settings: dict[str, Any] = {
         "command": ("joulewatch", "profile"),
         "plan": {"rounds": 3},
@@ -46,7 +46,7 @@ def header(run: str = RUN, started_at_s: float = 1_700_000_000.25, **values: Any
 
 
 def edge(at_s: float, energy_joules: float) -> Edge:
-    """Two counters of one exporter, read just before ``at_s``."""
+    """Return an edge with two counters of one exporter, read just before ``at_s``."""
     sensors = (("package", "cpu", energy_joules), ("dram", "memory", energy_joules / 7))
     return Edge(
         requested_at_s=at_s - 0.002,
@@ -69,7 +69,7 @@ def edge(at_s: float, energy_joules: float) -> Edge:
 
 
 def window(index: int, start_s: float, duration_s: float = 1.0, *, run: str = RUN, **values: Any) -> Window:
-    """A measure window with everything in it."""
+    """Return a measure window with all its fields."""
     end_s = start_s + duration_s
     settings: dict[str, Any] = {
         "kind": "measure",

@@ -19,34 +19,34 @@ START_LIMIT_S = 20.0
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on now."""
+    """Return a free TCP port of loopback."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_for_http(url: str, process: subprocess.Popen[bytes], log: Path, limit_s: float = START_LIMIT_S) -> None:
-    """Return when ``url`` answers 200.
+    """Wait until ``url`` answers 200.
 
     Raises:
-        RuntimeError: the process ended, or the limit passed; the text holds the end of its log.
+        RuntimeError: The process ended, or the limit passed; the text contains the end of its log.
     """
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise RuntimeError(f"{url}: process ended with {process.returncode}: {log.read_text()[-2000:]}")
         try:
-            with urllib.request.urlopen(url, timeout=1) as answer:
-                if answer.status == 200:
+            with urllib.request.urlopen(url, timeout=1) as response:
+                if response.status == 200:
                     return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             pass
         time.sleep(0.02)
-    raise RuntimeError(f"{url}: no answer within {limit_s} s: {log.read_text()[-2000:]}")
+    raise RuntimeError(f"{url}: no response within {limit_s} s: {log.read_text()[-2000:]}")
 
 
 class Server:
-    """One child process with a log file, started again with the same folder and port after ``stop``."""
+    """One child process with a log file; after ``stop`` it can be restarted with the same folder and port."""
 
     def __init__(
         self, command: Sequence[str], folder: Path, ready_url: str, environment: Mapping[str, str] | None = None
@@ -83,7 +83,7 @@ class Server:
 
 
 class PrometheusServer(Server):
-    """A real Prometheus with the remote-write receiver on (unless told otherwise)."""
+    """A real Prometheus, by default with the remote-write receiver enabled."""
 
     def __init__(
         self,
@@ -153,9 +153,9 @@ MEMORY = Path("/dev/shm")
 
 
 class Emulator:
-    """``joulewatch-exporter emulate`` writing a machine of known truth.
+    """``joulewatch-exporter emulate``, which writes a machine whose energy is known.
 
-    Its tree lies in memory where there is a file system for it: a disk's journal would make its clock stutter.
+    Its tree is in memory if possible, because the journal of a disk would delay its updates.
     """
 
     def __init__(self, scenario: str | Path) -> None:
@@ -183,13 +183,13 @@ class Emulator:
         for line in self.process.stderr:
             lines.append(line)
             if "emulating" in line:
-                self._put_first()
+                self._raise_priority()
                 return
         self.process.wait(5)
         raise RuntimeError(f"emulate {self.scenario}: ended with {self.process.returncode}: {''.join(lines)}")
 
-    def _put_first(self) -> None:
-        """Hardware does not wait for a free core: let the emulator go before all else, where we may."""
+    def _raise_priority(self) -> None:
+        """Give the emulator real-time priority if permitted, because hardware does not wait for a free core."""
         assert self.process is not None
         try:
             os.sched_setscheduler(self.process.pid, os.SCHED_FIFO, os.sched_param(1))
@@ -210,6 +210,6 @@ class Emulator:
         self.process = None
 
     def remove(self) -> None:
-        """Stop it and delete its tree, and with it the truth."""
+        """Stop the emulator and delete its tree, including the truth."""
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A network of one's own that does nothing for a known time: it costs no CPU, so tests of windows are steady."""
+"""A custom network that sleeps for a known time; it uses no CPU time, so window lengths are stable in tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sushy-emulator``, an independent Redfish service, extended by resources with power; run as a program.
+"""``sushy-emulator``, an independent Redfish service, extended by power resources; run as a program.
 
 It has chassis, but neither Power, EnvironmentMetrics nor sessions; this module adds them to its Flask application. The
 readings ``watts`` and ``kwh`` come from the JSON file ``SUSHY_POWER_STATE``, so that a test can change them.

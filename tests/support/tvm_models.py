@@ -1,4 +1,4 @@
-"""Small quantised ONNX files, QDQ around one product."""
+"""Small quantised ONNX files: one product with QDQ around it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from support.onnx_models import save
 
 SCALE = 0.05
-"""Of outputs."""
+"""Scale of outputs."""
 
 
 def _around(name: str, source: str, scale: str, zero: str) -> list[object]:
@@ -23,7 +23,7 @@ def _around(name: str, source: str, scale: str, zero: str) -> list[object]:
 def quantised_convolution(
     path: Path, channels: int, outputs: int, *, groups: int, zero: int, padding: int, signed: bool, stride: int
 ) -> Path:
-    """A two-dimensional convolution of 3 x 3 with a bias, weights quantised by channel."""
+    """Save a two-dimensional convolution of 3 x 3 with a bias and weights quantised by channel."""
     rng = np.random.default_rng(0)
     kind = np.int8 if signed else np.uint8
     scales = rng.uniform(0.005, 0.02, outputs).astype(np.float32)
@@ -55,7 +55,7 @@ def quantised_convolution(
 
 
 def quantised_matmuls(path: Path, *, constant: bool) -> Path:
-    """A product of [batch, 5, 10] with constant weights, or with another activation; the output stays float."""
+    """Save a product of [batch, 5, 10] with constant weights or with another activation; its output is float."""
     rng = np.random.default_rng(0)
     second = (
         [helper.make_node("DequantizeLinear", ["w", "ws", "wz"], ["bd"])]

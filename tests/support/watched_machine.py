@@ -1,7 +1,7 @@
-"""An emulated machine watched by a real exporter: every scrape kept, and held against the truth and the rules.
+"""Scrape an exporter on an emulated machine, keep every scrape, and compare it with the truth and the rules.
 
-The rules are those that a user relies on: a total never falls, a value is never shown with another time than that of
-its reading, a device that is down has no series, and what befalls one device is not seen in another's series.
+Users rely on these rules: a total never falls, a value has the timestamp of its own reading, a device that is down
+has no series, and a fault of one device does not change the series of another.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ class Sample:
 
 @dataclass(slots=True)
 class Watched:
-    """Everything that was scraped."""
+    """All scrapes."""
 
     samples: dict[Series, list[Sample]] = field(default_factory=lambda: defaultdict(list))
     up: dict[Device, list[tuple[float, bool]]] = field(default_factory=lambda: defaultdict(list))
     unmeasured_s: dict[Series, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
     counts: dict[tuple[str, Series], float] = field(default_factory=dict)
-    """Newest value of the wraps, resets and rejected readings."""
+    """Latest value of the wraps, resets and rejected readings."""
     errors: dict[tuple[str, str, str], float] = field(default_factory=dict)
     latencies_s: list[float] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
     def scrape(self, url: str) -> None:
-        """Take one scrape, and say at once what breaks a rule."""
+        """Scrape once and record each broken rule in ``complaints``."""
         start = time.perf_counter()
-        with urllib.request.urlopen(f"{url}/metrics", timeout=15) as answer:
-            text = answer.read().decode()
+        with urllib.request.urlopen(f"{url}/metrics", timeout=15) as response:
+            text = response.read().decode()
         self.latencies_s.append(time.perf_counter() - start)
         at_s = time.time()
         joules: dict[Series, float] = {}
@@ -91,11 +91,11 @@ class Watched:
             if sample.joules < before.joules:
                 self.complaints.append(f"{name}: the total fell from {before.joules} to {sample.joules}")
             if sample.read_at_s == before.read_at_s and sample.joules != before.joules:
-                self.complaints.append(f"{name}: two totals for one time of reading")
+                self.complaints.append(f"{name}: two totals for one read timestamp")
         self.samples[series].append(sample)
 
     def watch(self, url: str, duration_s: float, interval_s: float = 1.0) -> None:
-        """Scrape at a steady pace."""
+        """Scrape every ``interval_s`` for ``duration_s``."""
         start = time.monotonic()
         tick = 0
         while tick * interval_s < duration_s:
@@ -103,14 +103,14 @@ class Watched:
             tick += 1
             time.sleep(max(0.0, start + tick * interval_s - time.monotonic()))
 
-    # -- against the truth -------------------------------------------------------------------------
+    # -- compared with the truth -------------------------------------------------------------------------
 
     def series_of(self, key: str) -> list[Series]:
-        """The series of a key of the truth, ``device/domain``."""
+        """Return the series for a key of the truth, ``device/domain``."""
         return [series for series in self.samples if f"{series[1]}/{series[2]}" == key]
 
     def deviation(self, series: Series, truth: Truth, *, spans: Iterable[tuple[float, float]] | None = None) -> float:
-        """Relative error of the energy over the series' whole time, or over spans of Unix seconds."""
+        """Return the relative error of the energy, over the whole series or over spans of Unix seconds."""
         samples = self.samples[series]
         key = f"{series[1]}/{series[2]}"
         measured = true = 0.0
@@ -125,16 +125,16 @@ class Watched:
         return measured / true - 1.0
 
     def was_always_up(self, device: Device) -> bool:
-        """Whether each scrape found the device well."""
+        """Return whether the device was up in every scrape."""
         return all(is_up for _, is_up in self.up[device])
 
     def last_unmeasured_s(self, series: Series) -> float:
-        """Time that the exporter says it did not measure."""
+        """Return the time that the exporter reports as not measured."""
         values = self.unmeasured_s[series]
         return values[-1][1] if values else 0.0
 
     def count(self, metric: catalog.Metric, series: Series) -> float:
-        """Newest value of a counter such as the resets."""
+        """Return the latest value of a counter such as the resets."""
         return self.counts.get((metric.name, series), 0.0)
 
 
@@ -145,7 +145,7 @@ _COUNTS = {metric.name for metric in (catalog.SENSOR_WRAPS, catalog.SENSOR_RESET
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a process holds."""
+    """Resources of a process."""
 
     rss_mebibytes: float
     threads: int

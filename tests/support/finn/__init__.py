@@ -1,1 +1,1 @@
-"""A stand-in for pynq with a programmable accelerator, and look-alikes of the folders that a FINN build leaves."""
+"""A fake of pynq with a programmable accelerator, and imitations of the folders that a FINN build writes."""

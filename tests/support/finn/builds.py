@@ -1,4 +1,4 @@
-"""Folders as a FINN build leaves them, and the fake pynq that their drivers meet."""
+"""Folders as a FINN build writes them, and the fake pynq that their drivers use."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ _FOREIGN = frozenset({"pynq", "finn", "qonnx", "bitstring", "bitarray", "finn_pl
 
 @contextmanager
 def fake_pynq() -> Iterator[Any]:
-    """``pynq`` is the fake; gives its ``board``. All that was imported with it is forgotten at the end."""
-    before = _forget()
+    """Make ``pynq`` the fake and yield its ``board``; at the end, remove all modules imported with it."""
+    before = _remove_modules()
     sys.path.insert(0, str(HERE / "site"))
     importlib.invalidate_caches()
     try:
         yield importlib.import_module("pynq").board
     finally:
         sys.path.remove(str(HERE / "site"))
-        _forget()
+        _remove_modules()
         sys.modules.update(before)
 
 
 @contextmanager
 def real_packages() -> Iterator[None]:
-    """The packing code of FINN+ and its overlays can be imported, or the test is skipped with what to install."""
+    """Make the packing code of FINN+ and its overlays importable; skip the test if they are not installed."""
     folder = os.environ.get(PACKAGES_VARIABLE, "")
     if folder:
         sys.path.append(folder)
@@ -44,10 +44,10 @@ def real_packages() -> Iterator[None]:
     try:
         for name in ("finn.util.data_packing", "finn_plus_driver", "qonnx.core.datatype", "bitstring"):
             try:
-                found = importlib.util.find_spec(name)
+                spec = importlib.util.find_spec(name)
             except ModuleNotFoundError:
-                found = None
-            if found is None:
+                spec = None
+            if spec is None:
                 _missing(name)
         yield
     finally:
@@ -58,12 +58,12 @@ def real_packages() -> Iterator[None]:
 def generated_build(
     folder: Path, *, bitfile: str = "finn-accel.xclbin", own_packing: bool = True, **io: tuple[str, ...] | list[Any]
 ) -> Path:
-    """A deploy folder of FINN itself: ``driver`` and ``bitfile``.
+    """Write a deploy folder of FINN itself: ``driver`` and ``bitfile``.
 
     Args:
-        folder: Where to put it.
-        bitfile: Its suffix tells the platform.
-        own_packing: With the small stand-ins for ``finn`` and ``qonnx``; else they are imported from elsewhere.
+        folder: Folder to write.
+        bitfile: Name of the bitfile; its suffix determines the platform.
+        own_packing: Include small fakes of ``finn`` and ``qonnx``; otherwise the installed packages are imported.
         **io: Entries of io_shape_dict that differ; data types as names.
     """
     driver = folder / "driver"
@@ -83,12 +83,12 @@ def generated_build(
 
 
 def plus_build(folder: Path, driver_type: str, *, own_driver: bool, **settings: Any) -> Path:
-    """A deploy folder of FINN+: ``driver/settings.json`` and ``bitfile``.
+    """Write a deploy folder of FINN+: ``driver/settings.json`` and ``bitfile``.
 
     Args:
-        folder: Where to put it.
+        folder: Folder to write.
         driver_type: Name of the overlay class.
-        own_driver: With a look-alike of an early FINN+ ``driver.py``; else ``finn_plus_driver`` is imported.
+        own_driver: Include an imitation of an early FINN+ ``driver.py``; otherwise ``finn_plus_driver`` is imported.
         **settings: Added to ``driver_information``.
     """
     driver = folder / "driver"
@@ -124,7 +124,7 @@ def plus_build(folder: Path, driver_type: str, *, own_driver: bool, **settings: 
     return folder
 
 
-def _forget() -> dict[str, Any]:
+def _remove_modules() -> dict[str, Any]:
     names = [name for name in sys.modules if name.partition(".")[0] in _FOREIGN]
     return {name: sys.modules.pop(name) for name in names}
 

@@ -1,4 +1,4 @@
-"""A look-alike of the driver.py of early FINN+ builds: DMA, instrumentation, and both in one design."""
+"""An imitation of the driver.py of early FINN+ builds: DMA, instrumentation, and both in one design."""
 
 from driver_base import FINNExampleOverlay
 from pynq import Overlay
@@ -6,7 +6,7 @@ from qonnx.core.datatype import DataType
 
 
 class FINNDMAOverlay(FINNExampleOverlay):
-    """The same as FINN's own, from settings in JSON."""
+    """FINN's overlay with settings from JSON."""
 
     def __init__(self, bitfile_name, platform, io_shape_dict, runtime_weight_dir="runtime_weights/", **others):
         io_shape_dict["idt"] = [DataType[text.split("'")[1]] for text in io_shape_dict["idt"]]
@@ -17,7 +17,7 @@ class FINNDMAOverlay(FINNExampleOverlay):
 
 
 class FINNInstrumentationOverlay(Overlay):
-    """No DMA; the design before frames were counted."""
+    """An overlay without DMA, from before the design counted frames."""
 
     def __init__(self, bitfile_name, platform="zynq", fclk_mhz=100.0, device=None, download=True, **others):
         super().__init__(bitfile_name, download=download, device=device)

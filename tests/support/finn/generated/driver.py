@@ -1,4 +1,4 @@
-"""A look-alike of the file that FINN writes per accelerator: RadioML VGG10 with 8-bit input and top-1 output."""
+"""An imitation of the file that FINN writes for each accelerator: RadioML VGG10 with 8-bit input and top-1 output."""
 
 from pynq.pl_server.device import Device  # noqa: F401  (the real one imports it, too)
 from qonnx.core.datatype import DataType

@@ -1,4 +1,4 @@
-"""A look-alike of FINN's driver base: the same methods with the same meaning, in other words, no weights to load."""
+"""An imitation of FINN's driver base: the same methods with the same meaning, written anew, without weights to load."""
 
 import inspect
 
@@ -7,7 +7,7 @@ from finn.util.data_packing import finnpy_to_packed_bytearray, packed_bytearray_
 from pynq import Overlay, allocate
 from pynq.ps import Clocks
 
-# FINN asks for it; FINN+ has unpacked fast without being asked since before it packed so.
+# FINN requests the fast mode; FINN+ always unpacks fast.
 _takes = inspect.signature(packed_bytearray_to_finnpy).parameters
 FAST_UNPACKING = {"fast_mode": True} if "fast_mode" in _takes else {}
 

@@ -1,7 +1,7 @@
-"""A fake of pynq at its border: devices, overlays, buffers with a mirror on the card, DMA engines, counters.
+"""A fake of pynq's API: devices, overlays, buffers with a mirror on the card, DMA engines, counters.
 
-``board`` says how the accelerator behaves. A buffer's ``flush`` and ``invalidate`` really copy to and from the mirror,
-so a driver that forgets one computes on old data, as it would on a board.
+``board`` sets the behaviour of the accelerator. A buffer's ``flush`` and ``invalidate`` copy to and from the mirror,
+so a driver that omits one of them computes with old data, as on a board.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ __version__ = "3.0.1-fake"
 
 
 def _top_1(frames: np.ndarray) -> np.ndarray:
-    """One byte per frame: 1 to 24, from all of its bytes; by words, for this must be done before the frames are due."""
+    """Return one byte per frame, 1 to 24, from all its bytes; by words, to finish before the frames are due."""
     words = np.ascontiguousarray(frames).view(np.uint64)
     return (np.bitwise_xor.reduce(words, axis=1) % 24 + 1).astype(np.uint8)[:, None]
 
 
 class Board:
-    """How the accelerator behaves; a test sets these."""
+    """Behaviour of the accelerator, set by tests."""
 
     def __init__(self) -> None:
         self.frame_s = float(os.environ.get("FAKE_PYNQ_FRAME_US", "0")) * 1e-6
-        """Accelerator time per frame; from the environment for runs of the whole program."""
+        """Accelerator time per frame; runs of the whole program set it by the environment."""
         self.compute: Callable[[np.ndarray], np.ndarray] = _top_1
-        """Packed input bytes, one row per frame, to packed output bytes."""
+        """Maps packed input bytes, one row per frame, to packed output bytes."""
         self.hangs = False
         self.writes_nothing = False
         self.writes_zeros = False
         self.frames_written: int | None = None
         self.memory_bytes: int | None = None
         self.clock_mhz = 250.0
-        """Of an Alveo design; a Zynq's is in ``ps.Clocks``."""
+        """Clock of an Alveo design; a Zynq's clock is in ``ps.Clocks``."""
         self.interval_cycles = 1000
         self.latency_cycles = 5000
         self.overflows = False
@@ -71,15 +71,15 @@ def allocate(shape: Any, dtype: Any = "u4", target: Any = None, **_: Any) -> Buf
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if board.memory_bytes is not None and size > board.memory_bytes:
         raise RuntimeError("Failed to allocate Memory!")
-    made = np.zeros(shape, dtype=dtype).view(Buffer)
-    made.mirror = np.zeros(shape, dtype=dtype)
-    made.device_address = next(_addresses)
-    _buffers[made.device_address & 0xFFFFFFFF] = made
-    return made
+    allocated = np.zeros(shape, dtype=dtype).view(Buffer)
+    allocated.mirror = np.zeros(shape, dtype=dtype)
+    allocated.device_address = next(_addresses)
+    _buffers[allocated.device_address & 0xFFFFFFFF] = allocated
+    return allocated
 
 
 class Pipeline:
-    """What lies between the input and the output engine of one overlay."""
+    """The accelerator between the input and the output engine of one overlay."""
 
     def __init__(self) -> None:
         self.engines: list[Engine] = []
@@ -90,7 +90,7 @@ class Pipeline:
         self._result: np.ndarray | None = None
 
     def launch(self) -> None:
-        """Begin once both engines are started."""
+        """Start when both engines are started."""
         if self.source is None or self.sink is None:
             return
         board.launches.append(self.batch)
@@ -98,7 +98,7 @@ class Pipeline:
         self._result = board.compute(np.asarray(self.source.mirror).reshape(len(self.source), -1)[: self.batch])
 
     def poll(self) -> bool:
-        """Whether nothing runs; the output of a batch is written when its end is first seen."""
+        """Return whether the pipeline is idle; the first call after the end of a batch writes its output."""
         if self._result is None or self.sink is None or board.hangs or time.monotonic_ns() < self._due_ns:
             return self.source is None and self.sink is None
         count = self.batch if board.frames_written is None else min(self.batch, board.frames_written)
@@ -112,7 +112,7 @@ class Pipeline:
 
 
 class Engine:
-    """One DMA engine: the registers of a Zynq's, and the ``start`` of an Alveo's."""
+    """One DMA engine, with the registers of a Zynq's engine and the ``start`` of an Alveo's."""
 
     def __init__(self, pipeline: Pipeline, *, is_output: bool) -> None:
         self.running = False
@@ -128,11 +128,11 @@ class Engine:
             self._begin(_buffers[self._registers[0x10] & 0xFFFFFFFF], self._registers[0x1C])
 
     def read(self, offset: int) -> int:
-        """The control register of an HLS core: done (bit 1) is cleared by reading, idle (bit 2) stays."""
+        """Return the control register of an HLS core: a read clears done (bit 1), but not idle (bit 2)."""
         self._pipeline.poll()
-        told = (0 if self.running else 0x4) | (0x2 if self.done else 0)
+        control = (0 if self.running else 0x4) | (0x2 if self.done else 0)
         self.done = False
-        return told
+        return control
 
     def start(self, buffer: Buffer, batch: int) -> Engine:
         self._begin(buffer, batch)
@@ -153,7 +153,7 @@ class Engine:
 
 
 class Instrumentation:
-    """The core that feeds frames on the chip and counts."""
+    """The core that generates frames on the chip and counts them."""
 
     registers = (
         "cfg", "status", "checksum", "min_latency", "latency", "interval", "seed", "avg_n", "mux_interval", "avg_fill",
@@ -177,7 +177,7 @@ class Instrumentation:
             cycles = min(cycles, round(0.2e6 * self._overlay.clock_mhz))
         frames = cycles // board.interval_cycles
         runs = 1 if frames else 0
-        told = {
+        registers = {
             "status": int(board.overflows),
             "min_latency": board.latency_cycles * runs,
             "latency": board.latency_cycles * runs,
@@ -189,7 +189,7 @@ class Instrumentation:
             "run_cycles_hi": cycles >> 32,
             "run_frames": frames & 0xFFFFFFFF,
         }
-        return told.get(self.registers[offset], 0)
+        return registers.get(self.registers[offset], 0)
 
 
 class Gpio:
@@ -209,7 +209,7 @@ class Gpio:
 
 
 class Bitstream:
-    """Only imported, for partial reconfiguration."""
+    """Drivers only import this class, for partial reconfiguration."""
 
 
 class Overlay:

@@ -1,4 +1,4 @@
-"""The clocks of a Zynq: what its divider reaches from 1500 MHz."""
+"""The clocks of a Zynq: 1500 MHz divided by an integer."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ class _Meta(type):
 
 
 class Clocks(metaclass=_Meta):
-    """``Clocks.fclk0_mhz`` reads back what it could be set to."""
+    """``Clocks.fclk0_mhz`` returns the frequency that the divider could reach."""

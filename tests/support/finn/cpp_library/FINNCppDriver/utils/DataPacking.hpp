@@ -1,4 +1,4 @@
-// A stand-in for the library of FINN's C++ driver, as far as the child uses it, in other words: a card that copies
+// A fake of the part of FINN's C++ driver library that the child uses, written anew: a card that copies
 // each byte of the input plus one into the output, 3 bytes in and 3 bytes out per frame.
 #pragma once
 #include <cstddef>

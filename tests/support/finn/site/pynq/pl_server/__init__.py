@@ -1,1 +1,1 @@
-"""Where drivers import ``Device`` from."""
+"""Drivers import ``Device`` from here."""
