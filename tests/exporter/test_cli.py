@@ -1,4 +1,4 @@
-"""The command: flags, exit codes, signals. The daemon is started for real, on a free loopback port."""
+"""The command: flags, exit codes, signals. Tests start real daemons on free ports of loopback."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Start = Callable[..., tuple[Daemon, str]]
 
 @pytest.fixture
 def roots(tmp_path: Path) -> list[str]:
-    """Flags for an empty machine."""
+    """Return flags for a machine without sensors."""
     flags = []
     for name in ("sysfs", "procfs", "dev"):
         (tmp_path / name).mkdir()
@@ -46,7 +46,7 @@ def rapl_zone(sysfs: Path, joules: float = 12.5) -> Path:
 
 @pytest.fixture
 def start(roots: list[str]) -> Iterator[Start]:
-    """Starts daemons and waits until they listen."""
+    """Return a function that starts a daemon and waits until it listens."""
     daemons: list[Daemon] = []
 
     def begin(*flags: str, stdin: int = subprocess.DEVNULL) -> tuple[Daemon, str]:
@@ -58,7 +58,7 @@ def start(roots: list[str]) -> Iterator[Start]:
         for line in daemon.stderr:
             if match := re.search(rb"listening on (https?://[^\s\"]+)", line):
                 return daemon, match[1].decode()
-        raise AssertionError(f"the daemon ended with {daemon.wait()} and listened nowhere")
+        raise AssertionError(f"the daemon ended with {daemon.wait()} before it listened")
 
     yield begin
     for daemon in daemons:
@@ -99,7 +99,7 @@ def test_the_daemon_serves_a_sensor(start: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_it_in_under_a_second(start: Start, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_the_daemon_in_under_a_second(start: Start, tmp_path: Path, number: signal.Signals) -> None:
     rapl_zone(tmp_path / "sysfs")
     daemon, url = start()
     get(url)
@@ -111,7 +111,7 @@ def test_a_signal_ends_it_in_under_a_second(start: Start, tmp_path: Path, number
         assert time.monotonic() - began < 1.0
 
 
-def test_it_ends_with_its_parent(start: Start) -> None:
+def test_the_daemon_ends_with_its_parent(start: Start) -> None:
     daemon, url = start("--exit-on-stdin-close", stdin=subprocess.PIPE)
     get(url)
     assert daemon.stdin is not None
@@ -119,7 +119,7 @@ def test_it_ends_with_its_parent(start: Start) -> None:
     assert daemon.wait(5) == 0
 
 
-def test_json_log(start: Start) -> None:
+def test_the_log_can_be_json(start: Start) -> None:
     daemon, _ = start("--log.format=json")
     daemon.terminate()
     assert daemon.stderr is not None
@@ -127,7 +127,7 @@ def test_json_log(start: Start) -> None:
     assert json.loads(line)["msg"] == "ended"
 
 
-def test_a_port_in_use_is_exit_2(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
+def test_a_port_in_use_exits_with_2(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         assert cli.main([*roots, f"--web.listen-address={address}"]) == 2
@@ -137,7 +137,7 @@ def test_a_port_in_use_is_exit_2(capfd: pytest.CaptureFixture[str], roots: list[
 # -- one scrape ------------------------------------------------------------------------------------
 
 
-def test_once_has_power(capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path) -> None:
+def test_once_prints_energy_and_power(capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path) -> None:
     rapl_zone(tmp_path / "sysfs")
     assert cli.main([*roots, "--once"]) == 0
     out = capfd.readouterr().out
@@ -145,7 +145,7 @@ def test_once_has_power(capfd: pytest.CaptureFixture[str], roots: list[str], tmp
     assert re.search(r"^joulewatch_device_power_watts\{.*\} 0\.0$", out, re.MULTILINE)
 
 
-def test_once_without_a_sensor_says_so_and_prints_its_own_metrics(
+def test_once_without_a_sensor_prints_a_message_and_the_exporters_own_metrics(
     capfd: pytest.CaptureFixture[str], roots: list[str]
 ) -> None:
     assert cli.main([*roots, "--once", "--no-collector.estimate"]) == 0
@@ -155,7 +155,7 @@ def test_once_without_a_sensor_says_so_and_prints_its_own_metrics(
     assert "joulewatch_device" not in out
 
 
-def test_once_may_leave_out_its_own_metrics(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
+def test_once_can_omit_the_exporters_own_metrics(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
     assert cli.main([*roots, "--once", "--web.disable-exporter-metrics"]) == 0
     assert "process_" not in capfd.readouterr().out
 
@@ -163,7 +163,7 @@ def test_once_may_leave_out_its_own_metrics(capfd: pytest.CaptureFixture[str], r
 # -- arguments -------------------------------------------------------------------------------------
 
 
-def test_version(capfd: pytest.CaptureFixture[str]) -> None:
+def test_version_prints_the_versions_of_the_exporter_and_python(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["--version"])
     assert caught.value.code == 0
@@ -181,7 +181,7 @@ def test_version(capfd: pytest.CaptureFixture[str]) -> None:
         (["emulate", "x", "y", "--duration", "0"], "'0' is not a number of seconds above 0"),
     ],
 )
-def test_bad_flags_are_exit_2(capfd: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+def test_bad_flags_exit_with_2(capfd: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(flags)
     assert caught.value.code == 2
@@ -199,17 +199,17 @@ def test_bad_flags_are_exit_2(capfd: pytest.CaptureFixture[str], flags: list[str
         (["--web.config.file=/nope.yaml", "--web.listen-address=127.0.0.1:0"], "/nope.yaml: cannot be read"),
     ],
 )
-def test_bad_settings_are_exit_2(capfd: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+def test_bad_settings_exit_with_2(capfd: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
     assert cli.main(flags) == 2
     assert message in capfd.readouterr().err
 
 
-def test_a_family_insisted_on_and_absent_is_exit_2(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
+def test_a_required_family_that_is_absent_exits_with_2(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
     assert cli.main([*roots, "--once", "--collector.rapl"]) == 2
     assert "collector rapl is enabled but absent" in capfd.readouterr().err
 
 
-def test_a_flag_beats_the_file_and_the_file_the_default(
+def test_a_flag_overrides_the_file_and_the_file_the_default(
     capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path
 ) -> None:
     machine = Machine([energy_sensor()])
@@ -222,7 +222,7 @@ def test_a_flag_beats_the_file_and_the_file_the_default(
     assert machine.opened == 1
 
 
-def test_a_file_that_cannot_be_read_is_said_once_with_its_path_and_cure(
+def test_an_unreadable_file_is_reported_once_with_its_path_and_fix(
     capfd: pytest.CaptureFixture[str], roots: list[str]
 ) -> None:
     sensor = energy_sensor()
@@ -235,7 +235,7 @@ def test_a_file_that_cannot_be_read_is_said_once_with_its_path_and_cure(
 
 
 @pytest.mark.parametrize("order", ["before", "after"])
-def test_check_takes_the_shared_flags_on_both_sides(
+def test_check_accepts_the_shared_flags_before_and_after_its_name(
     capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path, order: str
 ) -> None:
     rapl_zone(tmp_path / "sysfs")

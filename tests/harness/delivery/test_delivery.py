@@ -92,7 +92,7 @@ class Fixture:
         )
 
     def run(self, limit_s: float = 1000.0) -> None:
-        """Step until all is done or the time is over."""
+        """Step until all items are done or ``limit_s`` has passed."""
         end_s = self.time.now_s + limit_s
         while (wait_s := self.courier.step()) is not None and self.time.now_s < end_s:
             self.time.now_s += wait_s
@@ -169,7 +169,7 @@ def test_a_refused_window_does_not_affect_the_others(fixture: Fixture, caplog: p
 
 
 def test_a_refused_window_that_is_already_stored_is_a_success(fixture: Fixture) -> None:
-    """The first answer was lost; the repetition is out of order."""
+    """The first answer was lost, and the repeated samples are out of order."""
     fixture.sink.refused = {"window 0"}
     fixture.sink.stored = {"window 0"}
     fixture.courier.add(item(0))
@@ -273,9 +273,9 @@ def test_a_run_is_delivered_in_the_background(sink: FakeSink, tmp_path: Path) ->
     delivery.start(header())
     delivery.configuration(NETWORK)
     for index in range(3):
-        made = window(index, 1_700_000_001.0 + 2 * index)
-        delivery.window_opened("measure", NETWORK.name, 8, made.start_s)
-        delivery.window(made)
+        measured = window(index, 1_700_000_001.0 + 2 * index)
+        delivery.window_opened("measure", NETWORK.name, 8, measured.start_s)
+        delivery.window(measured)
     delivery.window(window(3, 1_700_000_006.0, kind="phase", phase="execute"))
     delivery.end(RunEnd(1_700_000_010.0, "complete"))
     report = delivery.close(10)
@@ -290,7 +290,7 @@ def test_a_run_is_delivered_in_the_background(sink: FakeSink, tmp_path: Path) ->
     ]
     # Three times open and closed; after the end of the run, no live series.
     assert [len(current) for current, _ in sink.shown] == [3, 2, 3, 2, 3, 2, 0]
-    inferences = [one.value for one in sink.shown[-2][0] if one.name == "joulewatch_run_inferences_total"]
+    inferences = [sample.value for sample in sink.shown[-2][0] if sample.name == "joulewatch_run_inferences_total"]
     assert inferences == [2400]
 
 
@@ -365,14 +365,16 @@ def test_setup_windows_are_delivered_but_are_not_in_the_live_view(sink: FakeSink
     assert delivery.close(10).delivered == 1
     assert sink.shown == []
     exported = live_samples(RunRecord(header=header(), configurations=(NETWORK,), windows=(load,)))
-    assert {one.name for one in exported} == {"joulewatch_window_active"}
-    assert {dict(one.labels)["kind"] for one in exported} == {"setup"}
+    assert {sample.name for sample in exported} == {"joulewatch_window_active"}
+    assert {dict(sample.labels)["kind"] for sample in exported} == {"setup"}
 
 
 def test_counts_have_units_and_info_has_the_scenario() -> None:
-    made = window(0, 1_700_000_001.0, counts={"output_tokens": 512.0, "images": 3.0})
+    measured = window(0, 1_700_000_001.0, counts={"output_tokens": 512.0, "images": 3.0})
     units = {
-        dict(one.labels)["unit"]: one.value for one in window_samples(made) if one.name == "joulewatch_window_units"
+        dict(sample.labels)["unit"]: sample.value
+        for sample in window_samples(measured)
+        if sample.name == "joulewatch_window_units"
     }
     assert units == {"output_tokens": 512.0, "images": 3.0}
     for scenario, rate_per_s, expected in (("", 0.0, ("offline", None)), ("server", 12.5, ("server", "12.5"))):

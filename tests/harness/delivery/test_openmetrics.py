@@ -25,7 +25,7 @@ SENSOR = '{collector="rapl",component="cpu",device="socket0",domain="package"}'
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Two minutes of scrapes with a gap, two windows, one open series unknown to the catalog."""
+    """Return a recording: two minutes of scrapes with a gap, two windows, one series that the catalog does not have."""
     path = tmp_path / "recording.sqlite"
     client = ExporterClient("http://node1:10717")
     with RecordingWriter.create(path, header(started_at_s=START_S)) as writer:
@@ -56,13 +56,13 @@ def exported(path: Path) -> str:
 
 
 def values(text: str, name: str, **labels: str) -> list[tuple[int, float]]:
-    found = []
+    points = []
     for family in text_string_to_metric_families(text):  # type: ignore[no-untyped-call]
         for sample in family.samples:
             if sample.name == name and labels.items() <= sample.labels.items():
                 assert sample.timestamp is not None
-                found.append((int(float(sample.timestamp) * 1000), sample.value))
-    return found
+                points.append((int(float(sample.timestamp) * 1000), sample.value))
+    return points
 
 
 def test_a_strict_parser_accepts_the_export_and_finds_every_value(path: Path) -> None:

@@ -30,13 +30,13 @@ def item(index: int) -> Item:
 
 
 def test_a_group_has_the_number_as_a_label_and_the_end_as_a_value() -> None:
-    one = item(7)
-    assert one.window is not None
-    text = exposition(window_group(one, one.window))
+    window_seven = item(7)
+    assert window_seven.window is not None
+    text = exposition(window_group(window_seven, window_seven.window))
     families = {family.name: family for family in text_string_to_metric_families(text)}
     (start,) = families["joulewatch_window_start_timestamp_seconds"].samples
     (end,) = families["joulewatch_window_end_timestamp_seconds"].samples
-    assert (start.value, end.value) == (one.window.start_s, one.window.end_s)
+    assert (start.value, end.value) == (window_seven.window.start_s, window_seven.window.end_s)
     assert start.timestamp is None
     assert all(sample.labels["window"] == "7" for family in families.values() for sample in family.samples)
     assert len(families["joulewatch_window_edge_joules"].samples) == 4
@@ -93,7 +93,7 @@ class FakePrometheus:
 
     def scrape(self) -> None:
         for text in self.gateway.groups.values():
-            self.samples += [one for family in text_string_to_metric_families(text) for one in family.samples]
+            self.samples += [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
     def query(self, promql: str, at_s: float, retry_s: float) -> list[dict[str, Any]]:
         self.queries.append((promql, at_s))
@@ -101,11 +101,11 @@ class FakePrometheus:
         assert pattern is not None
         return [
             {
-                "metric": {"__name__": one.name, "job": "x", "exported_job": "joulewatch", **one.labels},
-                "values": [[1.0, repr(float(one.value))]],
+                "metric": {"__name__": sample.name, "job": "x", "exported_job": "joulewatch", **sample.labels},
+                "values": [[1.0, repr(float(sample.value))]],
             }
-            for one in self.samples
-            if re.fullmatch(pattern[1], one.labels.get("window", ""))
+            for sample in self.samples
+            if re.fullmatch(pattern[1], sample.labels.get("window", ""))
         ]
 
     def close(self) -> None:

@@ -73,13 +73,13 @@ all_samples = st.builds(
 @given(st.lists(all_samples, max_size=10))
 def test_a_real_decoder_reads_the_encoded_samples(samples: list[Sample]) -> None:
     expected: dict[tuple[tuple[str, str], ...], dict[int, float]] = {}
-    for one in samples:
-        expected.setdefault((("__name__", one.name), *one.labels), {})[one.at_ms] = one.value
-    found = decoded(samples)
-    assert {tuple(sorted(labels)): values for labels, values in found} == {
+    for sample in samples:
+        expected.setdefault((("__name__", sample.name), *sample.labels), {})[sample.at_ms] = sample.value
+    written = decoded(samples)
+    assert {tuple(sorted(labels)): values for labels, values in written} == {
         tuple(sorted(labels)): sorted(values.items()) for labels, values in expected.items()
     }
-    for labels, values in found:
+    for labels, values in written:
         assert labels == sorted(labels)
         assert [at_ms for at_ms, _ in values] == sorted({at_ms for at_ms, _ in values})
 
@@ -136,8 +136,8 @@ class FakeClient:
     def send(self, method: str, url: str, body: bytes, headers: dict[str, str]) -> Answer:
         assert headers["Content-Encoding"] == "snappy"
         series = [
-            ([(label.name, label.value) for label in one.labels], [(s.timestamp, s.value) for s in one.samples])
-            for one in WriteRequest.FromString(bytes(cramjam.snappy.decompress_raw(body))).timeseries
+            ([(label.name, label.value) for label in entry.labels], [(s.timestamp, s.value) for s in entry.samples])
+            for entry in WriteRequest.FromString(bytes(cramjam.snappy.decompress_raw(body))).timeseries
         ]
         if any(dict(labels)["__name__"] in self.refuse for labels, _ in series):
             return Answer(400, "out of order sample")
@@ -145,7 +145,7 @@ class FakeClient:
         return Answer(204, "")
 
     def query(self, promql: str, at_s: float, retry_s: float) -> list[dict[str, Any]]:
-        series = [item for request in self.sent for item in request]
+        series = [entry for request in self.sent for entry in request]
         return [
             {
                 "metric": {**dict(labels), "replica": "a"},
@@ -187,12 +187,12 @@ def test_refused_info_does_not_block_a_window(client: FakeClient) -> None:
 
 def test_live_series_end_with_a_stale_marker_and_their_times_always_increase(client: FakeClient) -> None:
     sink = RemoteWriteSink(client.options)
-    one = Sample(name="joulewatch_window_active", labels=(("run", "r"),), at_ms=1000, value=1.0)
-    sink.live("r", [one], [], 1000)
-    sink.live("r", [one], [], 1000)  # the same millisecond again: one later
-    sink.live("r", [], [], 900)  # ended before the last sample
+    active = Sample(name="joulewatch_window_active", labels=(("run", "r"),), at_ms=1000, value=1.0)
+    sink.live("r", [active], [], 1000)
+    sink.live("r", [active], [], 1000)  # the same millisecond again: written one millisecond later
+    sink.live("r", [], [], 900)  # the end is before the last sample
     sink.live("r", [], [], 950)  # nothing to send
-    sink.live("r", [Sample(name=one.name, labels=one.labels, at_ms=1002, value=1.0)], [], 1002)
+    sink.live("r", [Sample(name=active.name, labels=active.labels, at_ms=1002, value=1.0)], [], 1002)
     times = [at_ms for request in client.sent for _, values in request for at_ms, _ in values]
     assert times == [1000, 1001, 1002, 1003, 1004]
     assert math.isnan(client.sent[2][0][1][1][1])

@@ -34,9 +34,9 @@ def write(folder: Path, text: str) -> Path:
     return path
 
 
-def test_an_empty_plan_is_the_main_job() -> None:
+def test_an_empty_plan_measures_radioml_in_fp32_and_int8_at_all_batch_sizes() -> None:
     plan = make_plan({}, "command line")
-    assert [item.name for item in plan.configurations] == [
+    assert [configuration.name for configuration in plan.configurations] == [
         "radioml-vgg10/onnxruntime/fp32",
         "radioml-vgg10/onnxruntime/int8",
     ]
@@ -45,7 +45,7 @@ def test_an_empty_plan_is_the_main_job() -> None:
     assert plan.rounds == 3
 
 
-def test_the_presets_keep_their_promised_times() -> None:
+def test_the_presets_stay_within_their_time_limits() -> None:
     """Main job: under 6 minutes with normal, under 90 s with quick, with room for start and analysis."""
     totals = {}
     for preset in ("quick", "normal"):
@@ -84,10 +84,10 @@ def test_bad_batch_sizes_are_errors_with_the_key(bad: Any) -> None:
 
 
 @given(st.integers(1, 4096), st.integers(0, 4096))
-def test_a_range_doubles_and_includes_both_ends(first: int, more: int) -> None:
-    sizes = parse_batch_sizes(f"{first}..{first + more}")
+def test_a_range_doubles_and_includes_both_ends(first: int, difference: int) -> None:
+    sizes = parse_batch_sizes(f"{first}..{first + difference}")
     assert sizes[0] == first
-    assert sizes[-1] == first + more
+    assert sizes[-1] == first + difference
     assert all(b == 2 * a for a, b in itertools.pairwise(sizes[:-1]))
 
 
@@ -180,7 +180,7 @@ def test_lists_of_precisions_and_options_become_configurations_with_distinct_nam
         },
         "x",
     )
-    assert [item.name for item in plan.configurations] == [
+    assert [configuration.name for configuration in plan.configurations] == [
         "a/onnxruntime/fp32/threads=1",
         "a/onnxruntime/fp32/threads=2",
     ]
@@ -193,8 +193,12 @@ def test_yaml_booleans_become_true_and_false() -> None:
 
 
 def test_a_user_defined_network_has_its_own_runtime_and_precision() -> None:
-    (item,) = make_plan({"configurations": ["lib/mine.py:Mine"]}, "x").configurations
-    assert (item.runtime, item.precision, item.name) == ("python", "native", "Mine/python/native")
+    (configuration,) = make_plan({"configurations": ["lib/mine.py:Mine"]}, "x").configurations
+    assert (configuration.runtime, configuration.precision, configuration.name) == (
+        "python",
+        "native",
+        "Mine/python/native",
+    )
 
 
 def test_window_length_follows_the_slowest_sensor_up_to_the_limit() -> None:
@@ -205,7 +209,7 @@ def test_window_length_follows_the_slowest_sensor_up_to_the_limit() -> None:
     assert window_length_s(plan, 1.0) == 15
 
 
-def test_a_long_window_raises_a_limit_that_was_not_given() -> None:
+def test_a_long_window_raises_the_default_limit() -> None:
     assert make_plan({"window_s": 300}, "x").max_window_s == 300
 
 
@@ -229,21 +233,21 @@ def test_the_order_depends_only_on_the_seed(seed: int) -> None:
     assert steps(plan) == steps(plan)
 
 
-def test_the_fingerprint_is_that_of_the_values() -> None:
+def test_the_fingerprint_depends_only_on_the_values() -> None:
     assert make_plan({"seed": 1}, "a").sha256() == make_plan({"seed": 1}, "b").sha256()
     assert make_plan({"seed": 1}, "a").sha256() != make_plan({"seed": 2}, "a").sha256()
 
 
 def test_the_example_contains_every_key_and_is_a_plan(tmp_path: Path) -> None:
-    """Also with its commented lines."""
+    """Without and with its commented lines."""
     text = EXAMPLE.read_text(encoding="utf-8")
     assert make_plan(read_plan(EXAMPLE), "example").output == "runs"
-    whole = write(tmp_path, re.sub(r"^#([a-z_]+:)", r"\1", text, flags=re.MULTILINE))
-    data = read_plan(whole)
+    with_all_keys = write(tmp_path, re.sub(r"^#([a-z_]+:)", r"\1", text, flags=re.MULTILINE))
+    data = read_plan(with_all_keys)
     assert set(data) == set(KEYS)
     plan = make_plan(data, "example")
     assert len(plan.configurations) == 3
-    assert [item.name for item in plan.exporters] == ["node1", ""]
+    assert [exporter.name for exporter in plan.exporters] == ["node1", ""]
 
 
 def test_the_mapping_of_a_plan_makes_the_same_plan_again() -> None:
@@ -282,16 +286,16 @@ def test_errors_about_processes_and_phases_have_key_and_value(keys: dict[str, An
 
 def test_separate_phases_come_after_the_rounds_and_before_the_last_idle() -> None:
     plan = make_plan({"batch_sizes": [1, 8], "phases": "separate"}, "x")
-    found = steps(plan)
-    assert [type(item) for item in found[-5:]] == [*([PhaseStep] * 4), IdleStep]
-    assert not any(isinstance(item, PhaseStep) for item in steps(make_plan({"phases": "off"}, "x")))
-    assert estimate_s(plan, found[-2]) == pytest.approx(2.4)
+    sequence = steps(plan)
+    assert [type(step) for step in sequence[-5:]] == [*([PhaseStep] * 4), IdleStep]
+    assert not any(isinstance(step, PhaseStep) for step in steps(make_plan({"phases": "off"}, "x")))
+    assert estimate_s(plan, sequence[-2]) == pytest.approx(2.4)
 
 
 def test_the_example_of_a_comparison_is_a_plan() -> None:
     path = EXAMPLE.parent / "examples" / "compare.yaml"
     plan = make_plan(read_plan(path), "example")
-    assert [item.name for item in plan.configurations] == [
+    assert [configuration.name for configuration in plan.configurations] == [
         "radioml-vgg10/onnxruntime/fp32",
         "radioml-vgg10/onnxruntime/int8",
         "int8-sleeping",

@@ -1,4 +1,4 @@
-"""The table of runtimes: it fits pyproject.toml, the modules and the README, and marks what is experimental."""
+"""The table of runtimes agrees with pyproject.toml, the modules and the README, and marks experimental runtimes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ README = (ROOT / "harness" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_each_has_its_module_its_extra_and_its_line_in_the_readme(name: str) -> None:
+def test_each_runtime_has_a_module_an_extra_and_a_line_in_the_readme(name: str) -> None:
     assert importlib.util.find_spec(RUNTIMES[name].module) is not None
     assert RUNTIMES[name].extra in EXTRAS
     assert f"| `{name}` |" in README
@@ -35,7 +35,7 @@ def test_each_has_its_module_its_extra_and_its_line_in_the_readme(name: str) -> 
     ],
 )
 def test_a_result_states_what_is_experimental(runtime: str, device: str, text: str | None) -> None:
-    """It is stored with the configuration, so that table and JSON show it."""
+    """The text is stored with the configuration, so that the table and JSON show it."""
     configuration = Configuration(name="x", network="x", runtime=runtime, precision="native")
     loaded = as_loaded(configuration, {"runtime": runtime, "precision": "fp32", "device": device})
     assert loaded.details.get("experimental") == text

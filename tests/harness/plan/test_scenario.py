@@ -15,7 +15,7 @@ from joulewatch_harness.plan.scenario import Scenario, scenario_in_name
 
 def configurations(**keys: Any) -> list[tuple[str, str, float]]:
     plan = make_plan({"configurations": [{"network": "radioml-vgg10", "precision": "fp32"}], **keys}, "plan p")
-    return [(item.name, item.scenario, item.server_rate_per_s) for item in plan.configurations]
+    return [(entry.name, entry.scenario, entry.server_rate_per_s) for entry in plan.configurations]
 
 
 def test_name_and_record_contain_the_scenario() -> None:
@@ -29,9 +29,9 @@ def test_name_and_record_contain_the_scenario() -> None:
 
 
 def test_a_configuration_can_have_its_own_scenario_which_is_appended_to_a_given_name() -> None:
-    own = {"network": "radioml-vgg10", "name": "mine", "scenario": "server", "server_rate_per_s": 2.5}
-    found = configurations(configurations=[own, {**own, "name": "two", "scenario": ["offline", "server"]}])
-    assert found == [
+    entry = {"network": "radioml-vgg10", "name": "mine", "scenario": "server", "server_rate_per_s": 2.5}
+    expanded = configurations(configurations=[entry, {**entry, "name": "two", "scenario": ["offline", "server"]}])
+    assert expanded == [
         ("mine/server-2.5", "server", 2.5),
         ("two", "", 0.0),
         ("two/server-2.5", "server", 2.5),

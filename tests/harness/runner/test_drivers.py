@@ -1,4 +1,4 @@
-"""Scenarios on a clock that only moves when somebody works or sleeps: one at a time, arrivals at random, overload."""
+"""Scenarios on a clock that only work and sleep advance: single stream, random arrivals, overload."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MS = 1_000_000
 
 
 class FakeNetwork:
-    """A batch takes ``batch_ns``; ``marks`` says how its batches' ends are marked."""
+    """A batch takes ``batch_ns``; with ``marks`` "early", its end is marked too early."""
 
     def __init__(self, clock: FakeClock, batch_ns: int = MS, marks: str = "early") -> None:
         self.clock, self.batch_ns, self.marks = clock, batch_ns, marks
@@ -33,7 +33,7 @@ class FakeNetwork:
     def run(self, batches: int, phases: Phases) -> None:
         self.calls.append(batches)
         for _ in range(batches):
-            if self.marks == "early":  # before its device has finished
+            if self.marks == "early":  # before the device has finished
                 phases.batch_ends_ns.append(self.clock.now_ns)
             start_ns = self.clock.now_ns
             self.clock.now_ns += self.batch_ns
@@ -52,7 +52,7 @@ def server(batch_ns: int, rate_per_s: float, queries: int, seed: str = "a") -> t
     return phases, network, driver
 
 
-def test_offline_is_the_network_itself() -> None:
+def test_the_offline_driver_runs_the_network_unchanged() -> None:
     clock = FakeClock(now_ns=NS_PER_S)
     network = FakeNetwork(clock)
     driver = driver_of(network, Scenario(), clock)
@@ -62,7 +62,7 @@ def test_offline_is_the_network_itself() -> None:
 
 
 @pytest.mark.parametrize("marks", ["early", "none"])
-def test_single_stream_asks_for_one_at_a_time_and_marks_when_each_is_done(marks: str) -> None:
+def test_single_stream_runs_one_batch_at_a_time_and_marks_its_end(marks: str) -> None:
     clock = FakeClock(now_ns=NS_PER_S)
     network = FakeNetwork(clock, 3 * MS, marks)
     phases = Phases()
@@ -75,7 +75,7 @@ def test_single_stream_asks_for_one_at_a_time_and_marks_when_each_is_done(marks:
 
 
 def test_arrivals_are_poisson_and_the_same_for_the_same_seed() -> None:
-    """Gaps of an exponential: mean 1/rate, standard deviation as large; another seed, other arrivals."""
+    """Gaps are exponential: mean and standard deviation are 1/rate. Another seed gives other arrivals."""
     phases, _, _ = server(1000, 100.0, 4000)
     ends = np.array(phases.batch_ends_ns)
     gaps_s = np.diff(ends) * 1e-9
@@ -87,7 +87,7 @@ def test_arrivals_are_poisson_and_the_same_for_the_same_seed() -> None:
 
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
-def test_waiting_in_line_is_that_of_an_m_d_1_queue(load: float) -> None:
+def test_waiting_times_are_those_of_an_m_d_1_queue(load: float) -> None:
     """Pollaczek-Khinchine for constant service: mean wait = load / (2 (1 - load)) service times."""
     phases, _, _ = server(MS, load * 1000, 60_000)
     waits = np.array(phases.latencies_ns) / MS - 1.0
@@ -97,32 +97,32 @@ def test_waiting_in_line_is_that_of_an_m_d_1_queue(load: float) -> None:
     assert phases.spans["idle"][1] / covered == pytest.approx(1 - load, abs=0.02)
 
 
-def test_a_schedule_goes_on_over_calls_and_begins_anew_with_a_window() -> None:
-    whole, _, _ = server(MS, 200.0, 50)
+def test_a_schedule_continues_over_calls_and_restarts_with_each_window() -> None:
+    in_one_call, _, _ = server(MS, 200.0, 50)
     clock = FakeClock(now_ns=NS_PER_S)
     driver = local_driver(FakeNetwork(clock), Scenario("server", 200.0), clock)
     driver.begin("a")
     phases = Phases()
     for _ in range(5):
         driver.run(10, phases)
-    assert list(phases.batch_ends_ns) == list(whole.batch_ends_ns)
-    clock.now_ns += 10**10  # the counters were read meanwhile: nobody queued up
+    assert list(phases.batch_ends_ns) == list(in_one_call.batch_ends_ns)
+    clock.now_ns += 10**10  # the counters are read here; no query may queue up meanwhile
     driver.begin("a")
     driver.run(1, phases)
     assert driver.waited_ns == 0
 
 
-def test_a_line_that_grows_is_an_overload_and_a_busy_server_is_none() -> None:
+def test_a_growing_queue_is_an_overload_but_a_busy_server_is_not() -> None:
     for load, overloaded in ((0.5, False), (0.9, False), (1.3, True)):
         phases, _, driver = server(MS, load * 1000, 3000)
         duration_s = (phases.batch_ends_ns[-1] - 10**9) * 1e-9
-        # Worked out from the line alone, without knowing how long a query takes back to back.
+        # Judged by the queue alone, without the duration of a query back to back.
         assert is_overloaded(load * 1000, 1e-9, driver.waited_ns * 1e-9, duration_s) is overloaded
         assert is_overloaded(load * 1000, 0.001, driver.waited_ns * 1e-9, duration_s) is overloaded
     assert not is_overloaded(10, 0.05, 0.2, 1.0)
 
 
-def test_without_phases_nothing_is_told_but_the_ends() -> None:
+def test_without_phases_only_the_ends_of_batches_are_recorded() -> None:
     clock = FakeClock(now_ns=NS_PER_S)
     phases = MarksOnly()
     local_driver(FakeNetwork(clock), Scenario("server", 100.0), clock).run(9, phases)

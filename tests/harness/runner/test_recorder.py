@@ -65,9 +65,9 @@ def test_the_recorder_keeps_absolute_deadlines_and_records_failures(
         assert recorder.error is None
     with Recording.open(path) as recording:
         scrapes = recording.scrapes(exporter.name)
-    starts_ms = [round((item.started_at_s - 1_700_000_000.0) * 1000) for item in scrapes]
+    starts_ms = [round((attempt.started_at_s - 1_700_000_000.0) * 1000) for attempt in scrapes]
     assert starts_ms == [0, 100, 200, 500, 600, 700, 800, 900]
-    assert [bool(item.error) for item in scrapes] == [False] * 4 + [True] * 2 + [False] * 2
+    assert [bool(attempt.error) for attempt in scrapes] == [False] * 4 + [True] * 2 + [False] * 2
     assert caplog.text.count("refused") == 1
     assert "answers again" in caplog.text
     assert exporter.closed
@@ -102,10 +102,10 @@ def test_recording_pauses_while_the_disk_is_full_and_the_gap_has_a_reason(
         monkeypatch.setattr(recorder, "_stop", FakeWait(clock, 6))
         real = writer.add_scrape
 
-        def add_scrape(client: ExporterClient, one: Scrape) -> None:
+        def add_scrape(client: ExporterClient, taken: Scrape) -> None:
             if exporter.asked in (3, 4):
                 raise full
-            real(client, one)
+            real(client, taken)
 
         monkeypatch.setattr(writer, "add_scrape", add_scrape)
         recorder._record(exporter)
@@ -113,9 +113,9 @@ def test_recording_pauses_while_the_disk_is_full_and_the_gap_has_a_reason(
     with Recording.open(path) as recording:
         scrapes = recording.scrapes(exporter.name)
         assert recording.series("joulewatch_device_energy_joules_total")[0].values == [1, 2, 5, 6, 7]
-    assert [item.error for item in scrapes].count("") == 5
-    gaps = [item for item in scrapes if item.error]
-    assert all(item.error.startswith("not written: ") for item in gaps)
+    assert [attempt.error for attempt in scrapes].count("") == 5
+    gaps = [attempt for attempt in scrapes if attempt.error]
+    assert all(gap.error.startswith("not written: ") for gap in gaps)
     assert gaps[0].started_at_s == pytest.approx(1_700_000_000.2)
     assert "recording paused" in caplog.text
     assert "recording continues" in caplog.text

@@ -66,7 +66,7 @@ def test_an_incomplete_last_line_is_ignored_with_a_warning(
     journal.path.write_bytes(content[:-cut])
     with caplog.at_level(logging.WARNING):
         record = read_run(journal.folder)
-    assert [item.index for item in record.windows] == [0]
+    assert [entry.index for entry in record.windows] == [0]
     assert record.end is None
     assert "ignored an incomplete last line" in caplog.text
 
@@ -103,9 +103,9 @@ def test_a_full_disk_keeps_earlier_lines_and_the_run_can_continue(
         with pytest.raises(RecordError, match=r"journal\.jsonl.*could not be written"):
             journal.append(window(1, 1_700_000_003.0))
         monkeypatch.undo()
-        assert [item.index for item in read_run(journal.folder).windows] == [0]
+        assert [entry.index for entry in read_run(journal.folder).windows] == [0]
         journal.append(window(1, 1_700_000_003.0))
-    assert [item.index for item in read_run(journal.folder).windows] == [0, 1]
+    assert [entry.index for entry in read_run(journal.folder).windows] == [0, 1]
 
 
 def test_a_record_that_is_not_valid_json_is_not_written(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_an_output_folder_that_cannot_be_used_is_a_bad_argument(tmp_path: Path) 
         Journal.create(tmp_path, header())
 
 
-def test_a_read_only_output_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_output_folder_is_an_error_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: object, **__: object) -> int:
         raise PermissionError(errno.EACCES, "Permission denied")
 
@@ -159,12 +159,12 @@ def test_a_newer_schema_and_a_foreign_file_are_refused(tmp_path: Path) -> None:
         read_run(tmp_path / "none.jsonl")
 
 
-def test_runs_are_listed_by_time_and_found_by_the_beginning_of_their_id(tmp_path: Path) -> None:
+def test_runs_are_listed_by_time_and_selected_by_the_beginning_of_their_id(tmp_path: Path) -> None:
     for run, at_s in (("20261121T000000Z-bbbbbb", 20.0), ("20261120T000000Z-aaaaaa", 10.0)):
         Journal.create(tmp_path, header(run, at_s)).close()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "journal.jsonl").write_text("broken\nbroken\n")
-    assert [item.header.started_at_s for item in list_runs(tmp_path)] == [10.0, 20.0]
+    assert [record.header.started_at_s for record in list_runs(tmp_path)] == [10.0, 20.0]
     assert list_runs(tmp_path / "none") == []
     assert find_run("20261121", tmp_path).name == "20261121T000000Z-bbbbbb"
     assert find_run(str(tmp_path / "20261120T000000Z-aaaaaa"), tmp_path / "x").name == "20261120T000000Z-aaaaaa"

@@ -27,7 +27,7 @@ def test_series_are_read_exactly_with_instance_and_time(path: Path) -> None:
         for number in range(50):
             writer.add_scrape(node1, scrape(1_700_000_000.1 + number / 10, number / 3, 7.0))
         writer.add_scrape(node2, scrape(1_700_000_002.0, 5.5))
-    assert sorted(item.name for item in path.parent.iterdir()) == ["recording.sqlite"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["recording.sqlite"]
     with Recording.open(path) as recording:
         first, second, other = recording.series("joulewatch_device_energy_joules_total")
         assert first.labels == {"collector": "rapl", "device": "socket0", "instance": "node1:1"}
@@ -68,7 +68,7 @@ def test_info_is_stored_when_new_and_again_after_a_gap(path: Path) -> None:
     with Recording.open(path) as recording:
         assert recording.series("joulewatch_exporter_info")[0].scrape_times_s == [1.0, 6.0]
         scrapes = recording.scrapes(exporter.name)
-        assert [item.error for item in scrapes] == ["", "", "no answer within 2 s", "", ""]
+        assert [attempt.error for attempt in scrapes] == ["", "", "no answer within 2 s", "", ""]
         assert scrapes[2].duration_s == 2.0
         assert recording.scrapes(exporter.name, start_s=2.5, end_s=6.5) == scrapes[2:4]
 
