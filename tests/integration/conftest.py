@@ -1,4 +1,4 @@
-"""Real servers for integration tests; each is stopped when its test ends."""
+"""Real servers for integration tests; each is stopped at the end of its test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StartEmulator(Protocol):
 
 @pytest.fixture
 def servers() -> Iterator[list[Server | Emulator]]:
-    """What was started, stopped again in the opposite order."""
+    """Return the list of started servers; they are stopped in the opposite order."""
     started: list[Server | Emulator] = []
     yield started
     for server in reversed(started):
@@ -37,7 +37,7 @@ def servers() -> Iterator[list[Server | Emulator]]:
 
 @pytest.fixture
 def prometheus_server(tmp_path: Path, servers: list[Server | Emulator]) -> StartPrometheus:
-    """Call it with the settings of ``PrometheusServer`` to get one that runs."""
+    """Return a function that starts a Prometheus; its arguments are those of ``PrometheusServer``."""
     program = require_program("prometheus", "prometheus")
 
     def start(**settings: Any) -> PrometheusServer:
@@ -61,7 +61,7 @@ def pushgateway_server(tmp_path: Path, servers: list[Server | Emulator]) -> Push
 
 @pytest.fixture
 def exporter_server(tmp_path: Path, servers: list[Server | Emulator]) -> StartExporter:
-    """Call it with flags to get a real exporter that runs."""
+    """Return a function that starts a real exporter with the given flags."""
 
     def start(*flags: str) -> ExporterServer:
         server = ExporterServer(tmp_path / f"exporter{len(servers)}", *flags)
@@ -74,7 +74,7 @@ def exporter_server(tmp_path: Path, servers: list[Server | Emulator]) -> StartEx
 
 @pytest.fixture
 def emulator(servers: list[Server | Emulator]) -> StartEmulator:
-    """Call it with a scenario (name or file) to get an emulated machine that runs."""
+    """Return a function that starts an emulated machine; its argument is a scenario (name or file)."""
 
     def start(scenario: str | Path) -> Emulator:
         machine = Emulator(scenario)

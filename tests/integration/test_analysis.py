@@ -1,4 +1,4 @@
-"""Analysis from a real Prometheus: a run of known truth, from the URL and its id alone."""
+"""Analysis of a run with known energies from a real Prometheus, with only the URL and the run's ID."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def values(result: RunResult) -> list[tuple[str, int, float, float, float]]:
 
 
 def assert_true(world: World, result: RunResult) -> None:
-    """Every energy within its stated uncertainty of the truth, and every window within its bounds."""
+    """Check that every energy differs from the truth by less than its stated uncertainty, and by less than 0.5 %."""
     assert world.record is not None
-    windows = {item.index: item for item in world.record.windows}
+    windows = {window.index: window for window in world.record.windows}
     for group in result.groups:
         assert group.total.gross is not None
         truths = [
-            sum(world.truth_joules(item, windows[index]) for item in world.sensors if item.scope == "device")
+            sum(world.truth_joules(sensor, windows[index]) for sensor in world.sensors if sensor.scope == "device")
             / windows[index].inferences
             for index in group.windows
         ]
@@ -68,8 +68,8 @@ def assert_true(world: World, result: RunResult) -> None:
 
 
 @pytest.mark.parametrize("edges", [True, False])
-def test_a_run_from_the_url_and_the_id_alone(prometheus_server: Start, tmp_path: Path, edges: bool) -> None:
-    """The same as from the recording of the same samples, to rounding, and true."""
+def test_a_run_is_analyzed_with_only_the_url_and_the_id(prometheus_server: Start, tmp_path: Path, edges: bool) -> None:
+    """The result is that from a recording of the same samples, up to rounding, and agrees with the truth."""
     server = prometheus_server(out_of_order=True)
     world = recent_world(noise=0.01, edges=edges)
     assert world.record is not None
@@ -78,20 +78,20 @@ def test_a_run_from_the_url_and_the_id_alone(prometheus_server: Start, tmp_path:
     prometheus = PrometheusSource(PrometheusClient(PrometheusOptions(server.url)))
     recording = RecordingSource(tmp_path / "recording.sqlite")
     try:
-        there = analyze_run(prometheus.run(world.record.header.run), prometheus)
-        here = analyze_run(recording.run(""), recording)
+        delivered = analyze_run(prometheus.run(world.record.header.run), prometheus)
+        recorded = analyze_run(recording.run(""), recording)
     finally:
         prometheus.close()
         recording.close()
-    assert len(there.groups) == 6
-    for mine, theirs in zip(values(here), values(there), strict=True):
-        assert mine[:2] == theirs[:2]
-        assert theirs[2:] == pytest.approx(mine[2:], rel=1e-6)
-    assert [item.reason for item in here.findings] == [item.reason for item in there.findings]
-    assert_true(world, there)
+    assert len(delivered.groups) == 6
+    for expected, actual in zip(values(recorded), values(delivered), strict=True):
+        assert expected[:2] == actual[:2]
+        assert actual[2:] == pytest.approx(expected[2:], rel=1e-6)
+    assert [finding.reason for finding in recorded.findings] == [finding.reason for finding in delivered.findings]
+    assert_true(world, delivered)
 
 
-def test_small_pieces_and_a_server_that_takes_few_samples(prometheus_server: Start) -> None:
+def test_a_server_with_a_low_sample_limit_is_queried_in_small_pieces(prometheus_server: Start) -> None:
     server = prometheus_server(out_of_order=True, extra_args=["--query.max-samples=4000"])
     world = recent_world()
     assert world.record is not None
@@ -104,7 +104,7 @@ def test_small_pieces_and_a_server_that_takes_few_samples(prometheus_server: Sta
     assert_true(world, result)
 
 
-def test_commands_on_a_real_prometheus(
+def test_analyze_and_energy_read_a_real_prometheus(
     prometheus_server: Start, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = prometheus_server(out_of_order=True)
@@ -120,15 +120,15 @@ def test_commands_on_a_real_prometheus(
     assert len(rows) == 6 and figure.is_file() and "published" in captured.err
     with PrometheusClient(PrometheusOptions(server.url)) as client:
         query = f'joulewatch_result_energy_per_inference_joules{{run="{run}", component="total", basis="net"}}'
-        found = {
-            (item["metric"]["configuration"], item["metric"]["batch_size"]): float(item["value"][1])
-            for item in client.query(query)
+        published = {
+            (series["metric"]["configuration"], series["metric"]["batch_size"]): float(series["value"][1])
+            for series in client.query(query)
         }
     for row in rows:
-        assert found[row["configuration"], row["batch_size"]] == pytest.approx(
+        assert published[row["configuration"], row["batch_size"]] == pytest.approx(
             float(row["total_net_joules_per_inference"])
         )
-    window = next(item for item in world.record.windows if item.kind == "measure")
+    window = next(window for window in world.record.windows if window.kind == "measure")
     span = [f"--start={window.start_s}", f"--end={window.end_s}"]
     assert main(["energy", *span, f"--prometheus={server.url}", "--scope=device"]) == 0
     assert "total over devices" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Bad input: a clear message that names the culprit, exit code 2, no traceback, nothing left behind."""
+"""Bad input gives a message with the wrong value, exit code 2 and no traceback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture
 def html_server() -> Iterator[str]:
-    """Something that answers every request with a page."""
+    """Yield the URL of a server that answers every request with an HTML page."""
 
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -72,14 +72,14 @@ def assert_refused(outcome: Outcome, *words: str) -> None:
     ],
     ids=lambda value: " ".join(value)[-40:],
 )
-def test_profile_refuses(words: list[str], expected: list[str], tmp_path: Path) -> None:
+def test_profile_refuses_bad_arguments_and_plans(words: list[str], expected: list[str], tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"this is no model")
     (tmp_path / "plan.yaml").write_text("batchsizes: [1]\n")
     outcome = joulewatch("profile", *words, folder=tmp_path)
     assert_refused(outcome, *expected)
 
 
-def test_a_prometheus_that_is_not_there_or_is_none(tmp_path: Path, html_server: str) -> None:
+def test_a_prometheus_url_without_a_prometheus_is_refused(tmp_path: Path, html_server: str) -> None:
     port = free_port()
     for words in (
         ["runs", "--prometheus"],
@@ -95,7 +95,7 @@ def test_a_prometheus_that_is_not_there_or_is_none(tmp_path: Path, html_server: 
             assert_refused(joulewatch(*words, url, folder=tmp_path), part)
 
 
-def test_an_exporter_that_is_not_there_or_is_none(tmp_path: Path, html_server: str) -> None:
+def test_an_exporter_url_without_an_exporter_is_refused(tmp_path: Path, html_server: str) -> None:
     for url in (f"http://127.0.0.1:{free_port()}", html_server):
         assert_refused(joulewatch("profile", "--network", SLEEPER, "--exporter", url, folder=tmp_path), url)
 
@@ -108,23 +108,23 @@ def test_an_exporter_that_is_not_there_or_is_none(tmp_path: Path, html_server: s
         ("yesterdayish", "now", "start"),
     ],
 )
-def test_a_window_that_cannot_be(start: str, end: str, word: str, tmp_path: Path, html_server: str) -> None:
+def test_an_impossible_time_span_is_refused(start: str, end: str, word: str, tmp_path: Path, html_server: str) -> None:
     outcome = joulewatch("energy", f"--start={start}", f"--end={end}", "--prometheus", html_server, folder=tmp_path)
     assert_refused(outcome, word)
 
 
-def test_an_unknown_run(tmp_path: Path) -> None:
+def test_an_unknown_run_is_refused(tmp_path: Path) -> None:
     assert_refused(joulewatch("analyze", "20260101T000000Z-000000", folder=tmp_path), "20260101T000000Z-000000")
 
 
-def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     outcome = joulewatch("profile", "--network", SLEEPER, "--output", "file/runs", folder=tmp_path)
     assert_refused(outcome, "file")
 
 
-def test_a_full_disk_keeps_what_was_measured(tmp_path: Path) -> None:
-    """A file system of 1 MiB: either the run ends with the file's name, or it never fills."""
+def test_a_full_disk_keeps_the_windows_measured_so_far(tmp_path: Path) -> None:
+    """On a file system of 256 KiB the run ends with an error that has the name of the file."""
     small = tmp_path / "small"
     small.mkdir()
     if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small]).returncode:
@@ -144,16 +144,16 @@ def test_a_full_disk_keeps_what_was_measured(tmp_path: Path) -> None:
         subprocess.run(["umount", small], check=True)
 
 
-def test_a_port_in_use(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
+def test_a_port_in_use_is_refused(tmp_path: Path) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
         outcome = joulewatch(f"--web.listen-address={address}", folder=tmp_path, module="joulewatch_exporter")
     assert_refused(outcome, address)
 
 
-def test_roots_and_configuration_of_the_exporter(tmp_path: Path) -> None:
+def test_bad_roots_and_configurations_of_the_exporter_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("collectors: {rapl: {pol_seconds: 1}}\n")
     for flag, word in (
         ("--path.sysfs=/nonexistent", "/nonexistent"),

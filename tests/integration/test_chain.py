@@ -1,4 +1,4 @@
-"""The whole chain against known truth: emulated node, real exporter, real Prometheus, real commands."""
+"""The whole chain compared with known energies: emulated node, real exporter, real Prometheus, real commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SWEEP = ("--network", SLEEPER, "--batch-sizes", "1,16", "--preset", "quick", "--
 
 
 def two_sockets(tmp_path: Path, **first_zone: Any) -> Path:
-    """A machine of two sockets: one steady, one that ripples; ``first_zone`` adds to socket 0's zone."""
+    """Write a machine of two sockets, one steady and one with a ripple; ``first_zone`` extends the zone of socket 0."""
     ripple = {"kind": "square", "low_watts": 80, "high_watts": 120, "period_s": 0.037}
     zones = [
         {"zone": "intel-rapl:0", "name": "package-0", "key": "socket0/package", "signal": 150, **first_zone},
@@ -48,14 +48,14 @@ def only_run(folder: Path) -> RunRecord:
 
 
 @pytest.mark.parametrize("interval", ["1s", "200ms"])
-def test_a_run_is_analyzed_from_prometheus_alone_and_gives_the_truth(
+def test_a_run_analyzed_from_prometheus_alone_has_the_true_energy(
     interval: str,
     tmp_path: Path,
     emulator: StartEmulator,
     exporter_server: StartExporter,
     prometheus_server: StartPrometheus,
 ) -> None:
-    """Nothing but the URL and the run's id, in an empty folder."""
+    """The analysis has only the URL and the run's ID, and runs in an empty folder."""
     machine = emulator(two_sockets(tmp_path))
     exporter = exporter_server(*machine.flags)
     prometheus = prometheus_server(scrape_targets=[exporter.address], scrape_interval=interval)
@@ -91,7 +91,7 @@ def test_a_run_delivered_through_a_pushgateway_is_analyzed_from_prometheus_alone
     pushgateway_server: PushgatewayServer,
     prometheus_server: StartPrometheus,
 ) -> None:
-    """Where the receiver cannot be switched on: the same numbers by the other way."""
+    """Without the remote-write receiver, a Pushgateway gives the same numbers."""
     machine = emulator(two_sockets(tmp_path))
     exporter = exporter_server(*machine.flags)
     prometheus = prometheus_server(
@@ -116,7 +116,7 @@ def test_a_run_delivered_through_a_pushgateway_is_analyzed_from_prometheus_alone
         assert len(cell["windows"]) == 3
         energy = cell["energy"]["total"]["gross"]
         assert energy["value"] == pytest.approx(truth[cell["configuration"]["name"], cell["batch_size"]], rel=0.02)
-    assert scrape(pushgateway_server.url).count("joulewatch_window_start") == 0  # no group is left behind
+    assert scrape(pushgateway_server.url).count("joulewatch_window_start") == 0  # no group remains
 
 
 def scrape(url: str) -> str:
@@ -126,16 +126,16 @@ def scrape(url: str) -> str:
 
 def value(text: str, name: str, device: str) -> float:
     match = re.search(rf'^{name}{{[^}}]*device="{device}"[^}}]*}} (\S+)$', text, re.MULTILINE)
-    assert match is not None, f"{name} of {device} is not in the scrape"
+    assert match is not None, f"{name} of {device} is missing in the scrape"
     return float(match[1])
 
 
-def test_wraps_between_two_scrapes_come_out_exact(
+def test_energy_is_exact_although_the_counter_wraps_between_two_scrapes(
     tmp_path: Path, emulator: StartEmulator, exporter_server: StartExporter
 ) -> None:
-    """A counter of 128 J at 150 W goes round every 0.85 s: five times between two scrapes 4.4 s apart.
+    """A counter of 128 J at 150 W wraps every 0.85 s: five times between two scrapes 4.4 s apart.
 
-    Of a shorter round the exporter would not be sure whenever a shared machine holds it up: for 71 ms, with 64 J.
+    A counter of 64 J would be too short: the exporter would report unmeasured time after any delay above 71 ms.
     """
     machine = emulator(two_sockets(tmp_path, counter_bits=23, start_joules=1.0))
     exporter = exporter_server(*machine.flags)
@@ -148,18 +148,18 @@ def test_wraps_between_two_scrapes_come_out_exact(
     true = Truth.load(machine.folder).energy_joules("socket0/package", read_at[0], read_at[1])
     wraps = "joulewatch_sensor_wraps_total"
     assert value(second, wraps, "socket0") - value(first, wraps, "socket0") >= 3
-    # A busy machine may keep the exporter from reading for so long that the counter could have wrapped unseen. Then it
-    # reports the time as not measured, and the energy of that time, at 150 W, is all that may be missing.
+    # On a busy machine the exporter may read so late that a wrap could be missed. It then reports the time as not
+    # measured, and at most the energy of that time, at 150 W, may be missing.
     unmeasured_s = value(second, "joulewatch_sensor_unmeasured_seconds_total", "socket0")
     assert unmeasured_s < 2.0
     # The emulated counter moves every 2 ms or, on a busy machine, a little later: 40 ms of 150 W.
     assert -6.0 <= true - rise <= 6.0 + 150.0 * unmeasured_s
 
 
-def test_an_exporter_that_restarts_in_mid_run_costs_only_the_windows_it_was_away(
+def test_an_exporter_restart_during_a_run_excludes_only_the_windows_it_affects(
     tmp_path: Path, emulator: StartEmulator, exporter_server: StartExporter
 ) -> None:
-    """What was measured is kept, the window with the restart has no number, and the gap is named."""
+    """Other windows are kept, the window with the restart is excluded, and a finding gives the reason."""
     machine = emulator(two_sockets(tmp_path))
     exporter = exporter_server(*machine.flags)
     child = start_joulewatch("profile", *SWEEP, "--exporter", exporter.url, folder=tmp_path)
@@ -168,11 +168,11 @@ def test_an_exporter_that_restarts_in_mid_run_costs_only_the_windows_it_was_away
         if "round 1" in line:
             break
     exporter.stop(signal.SIGKILL)
-    time.sleep(2.5)  # longer than a step: at least one window loses an edge
+    time.sleep(2.5)  # longer than a step, so at least one window loses an edge
     exporter.start()
-    rest = child.stderr.read()
+    log = child.stderr.read()
     child.stderr.close()
-    assert child.wait(60) == 0, rest
+    assert child.wait(60) == 0, log
     record = only_run(tmp_path)
     assert record.end is not None and record.end.status == "complete"
     answer = joulewatch("analyze", record.header.run, "--format", "json", folder=tmp_path)
@@ -180,15 +180,15 @@ def test_an_exporter_that_restarts_in_mid_run_costs_only_the_windows_it_was_away
     result = json.loads(answer.out)
     cells = result["results"]
     for cell in cells:
-        left_out = {item["window"] for item in cell["left_out"]}
-        assert len(left_out | set(cell["windows"])) == 3
+        excluded = {window["window"] for window in cell["left_out"]}
+        assert len(excluded | set(cell["windows"])) == 3
     assert sum(len(cell["windows"]) for cell in cells) >= 3
-    reasons = {item["reason"] for item in result["findings"]}
+    reasons = {finding["reason"] for finding in result["findings"]}
     assert reasons & {"exporter_restart", "exporter_missing", "edge_missing", "sample_gap"}, reasons
 
 
-def test_a_recording_gives_the_same_energy_as_its_journal(tmp_path: Path, emulator: StartEmulator) -> None:
-    """The local mode end to end: one command, then `energy` over the same span, then the export."""
+def test_a_recording_contains_the_energy_of_the_windows_of_its_journal(tmp_path: Path, emulator: StartEmulator) -> None:
+    """Local mode from end to end: one command, then ``energy`` over the span of a window, then the export."""
     machine = emulator(two_sockets(tmp_path))
     flags = " ".join(machine.flags)
     done = joulewatch("profile", *SWEEP, f"--exporter.flags={flags}", "--format", "json", folder=tmp_path)
@@ -197,7 +197,7 @@ def test_a_recording_gives_the_same_energy_as_its_journal(tmp_path: Path, emulat
     folder = tmp_path / "runs" / record.header.run
     for name in ("journal.jsonl", "recording.sqlite", "figure.png", "result.json"):
         assert (folder / name).stat().st_size > 0, name
-    window = next(item for item in record.windows if item.kind == "measure")
+    window = next(window for window in record.windows if window.kind == "measure")
     end_s = window.start_s + window.duration_s
     answer = joulewatch(
         *("energy", "--start", repr(window.start_s), "--end", repr(end_s), "--format", "json"),

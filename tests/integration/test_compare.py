@@ -1,4 +1,4 @@
-"""Comparison runs as people make them: real processes, an emulated machine, ONNX Runtime in FP32 and INT8."""
+"""Comparison runs with real processes and an emulated machine: ONNX Runtime in FP32 and INT8, and crashing networks."""
 
 from __future__ import annotations
 
@@ -56,21 +56,21 @@ def joulewatch(folder: Path, *words: str, limit_s: float = 200) -> subprocess.Co
     )
 
 
-def the_run(folder: Path) -> tuple[Path, RunRecord]:
+def only_run(folder: Path) -> tuple[Path, RunRecord]:
     (run,) = (folder / "runs").iterdir()
     return run, read_run(run)
 
 
 def alive(pids: list[int]) -> list[int]:
-    """Those of some processes that are still there, zombies too, after they had time to go."""
+    """Return the processes that still exist, including zombies, after they had time to end."""
     deadline_s = time.monotonic() + 15
-    while (left := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline_s:
+    while (remaining := [pid for pid in pids if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    return left
+    return remaining
 
 
 def pids_of(record: RunRecord) -> list[int]:
-    return [int(item.details["pid_of_network"]) for item in record.configurations]
+    return [int(configuration.details["pid_of_network"]) for configuration in record.configurations]
 
 
 def shaky_plan(folder: Path, machine: Any, **keys: Any) -> None:
@@ -88,8 +88,8 @@ def shaky_plan(folder: Path, machine: Any, **keys: Any) -> None:
     (folder / "plan.yaml").write_text(json.dumps(plan), encoding="utf-8")
 
 
-def test_fp32_against_int8_in_one_run_and_between_runs(tmp_path: Path, emulator: StartEmulator) -> None:
-    """INT8 is far faster than FP32; every number of the comparison is that of the two sides."""
+def test_fp32_is_compared_with_int8_in_one_run_and_between_runs(tmp_path: Path, emulator: StartEmulator) -> None:
+    """INT8 is much faster than FP32, and each difference is that of the two values."""
     pytest.importorskip("onnxruntime")
     machine = emulator("epyc-7763-node")
     plan = {
@@ -113,11 +113,11 @@ def test_fp32_against_int8_in_one_run_and_between_runs(tmp_path: Path, emulator:
     (tmp_path / "plan.yaml").write_text(json.dumps(plan), encoding="utf-8")
     done = joulewatch(tmp_path, "profile", "plan.yaml")
     assert done.returncode == 0, done.stderr
-    folder, record = the_run(tmp_path)
-    for item in record.configurations:
-        assert item.details["isolated"] == "true"
-        assert (item.details["cpus"], item.options["threads"]) == (plan["cpus"], "1")
-    assert [item.scenario for item in record.configurations] == ["", "", "server"]
+    folder, record = only_run(tmp_path)
+    for configuration in record.configurations:
+        assert configuration.details["isolated"] == "true"
+        assert (configuration.details["cpus"], configuration.options["threads"]) == (plan["cpus"], "1")
+    assert [configuration.scenario for configuration in record.configurations] == ["", "", "server"]
     measured = [window for window in record.windows if window.kind == "measure"]
     assert len(measured) == 9 and all(window.phases == {} for window in measured)
     passes = {window.configuration: window for window in record.windows if window.kind == "phase"}
@@ -133,7 +133,7 @@ def test_fp32_against_int8_in_one_run_and_between_runs(tmp_path: Path, emulator:
     rows = {(row["quantity"], row["basis"]): row for row in int8["results"]}
     assert rows["throughput", ""]["difference"]["value"] > 0
     for (quantity, _), row in rows.items():
-        # The node's meter is too slow for windows of 1 s, and may miss some.
+        # The meter of the node is too slow for windows of 1 s and may miss some.
         if quantity.startswith("node "):
             continue
         assert row["verdict"] in ("differs", "no difference shown")
@@ -141,7 +141,7 @@ def test_fp32_against_int8_in_one_run_and_between_runs(tmp_path: Path, emulator:
     assert rows["total", "net"]["cancelled"] == ["idle baseline"]
     assert any("different scenarios: A offline, B server" in note for note in served["notes"])
     rows = {(row["quantity"], row["basis"]): row for row in served["results"]}
-    if rows["throughput", ""]["verdict"] != "missing":  # a machine full of other work may be too slow even for that
+    if rows["throughput", ""]["verdict"] != "missing":  # a busy machine may be too slow for this rate
         assert rows["throughput", ""]["b"]["value"] == pytest.approx(20 * 8, rel=0.6)
 
     table = joulewatch(tmp_path, "compare", folder.name)
@@ -153,12 +153,12 @@ def test_fp32_against_int8_in_one_run_and_between_runs(tmp_path: Path, emulator:
     assert unknown.returncode == 2 and "unknown configuration 'fp16'" in unknown.stderr
 
 
-def test_a_crash_takes_one_batch_size_and_no_process_is_left(tmp_path: Path, emulator: StartEmulator) -> None:
+def test_a_crash_excludes_one_batch_size_and_leaves_no_process(tmp_path: Path, emulator: StartEmulator) -> None:
     shaky_plan(tmp_path, emulator("epyc-7763-node"))
     done = joulewatch(tmp_path, "profile", "plan.yaml")
     assert done.returncode == 0, done.stderr
-    _, record = the_run(tmp_path)
-    (note,) = (item for item in record.notes if item.batch_size)
+    _, record = only_run(tmp_path)
+    (note,) = (note for note in record.notes if note.batch_size)
     assert (note.configuration, note.batch_size, note.reason) == ("wild", 2, "network_error")
     assert "was ended by SIGSEGV (signal 11) during run" in note.text
     measured = {
@@ -174,9 +174,7 @@ def test_a_crash_takes_one_batch_size_and_no_process_is_left(tmp_path: Path, emu
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_the_end_of_a_run_is_the_end_of_all_its_processes(
-    tmp_path: Path, emulator: StartEmulator, number: signal.Signals
-) -> None:
+def test_all_processes_of_a_run_end_with_it(tmp_path: Path, emulator: StartEmulator, number: signal.Signals) -> None:
     shaky_plan(tmp_path, emulator("epyc-7763-node"), batch_sizes=[1])
     errors = tmp_path / "err.txt"
     with errors.open("wb") as err:
@@ -192,7 +190,7 @@ def test_the_end_of_a_run_is_the_end_of_all_its_processes(
         while "round 1" not in errors.read_text():
             assert process.poll() is None and time.monotonic() < deadline_s, errors.read_text()
             time.sleep(0.05)
-        _, record = the_run(tmp_path)
+        _, record = only_run(tmp_path)
         assert len(pids_of(record)) == 2
         process.send_signal(number)
         assert process.wait(60) == (1 if number == signal.SIGINT else -9)

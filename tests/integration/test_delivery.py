@@ -58,14 +58,14 @@ class Run:
     def window(self, duration_s: float = 0.011) -> Window:
         # The end must be in the past, as that of a real window.
         time.sleep(duration_s + 0.005)
-        made = window(len(self.windows), time.time() - duration_s - 0.002, duration_s, run=self.header.run)
-        self.windows.append(made)
+        finished = window(len(self.windows), time.time() - duration_s - 0.002, duration_s, run=self.header.run)
+        self.windows.append(finished)
         if self.delivery is not None:
-            self.delivery.window_opened(made.kind, made.configuration, made.batch_size, made.start_s)
-        self.journal.append(made)
+            self.delivery.window_opened(finished.kind, finished.configuration, finished.batch_size, finished.start_s)
+        self.journal.append(finished)
         if self.delivery is not None:
-            self.delivery.window(made)
-        return made
+            self.delivery.window(finished)
+        return finished
 
     def end(self) -> None:
         ended = RunEnd(time.time(), "complete")
@@ -77,9 +77,9 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    made = Run(tmp_path / "runs")
-    yield made
-    made.journal.close()
+    started = Run(tmp_path / "runs")
+    yield started
+    started.journal.close()
 
 
 def options(server: PrometheusServer) -> PrometheusOptions:
@@ -91,28 +91,28 @@ def stored(server: PrometheusServer, run: Run, name: str) -> dict[tuple[tuple[st
     with PrometheusClient(options(server)) as client:
         now_ms = to_ms(time.time()) + 5000
         start_ms = to_ms(run.now_s) - 3_600_000
-        found = read_back(client, run.header.run, [name], start_ms=start_ms, end_ms=now_ms)
-        return {labels: values for (_, labels), values in found.items()}
+        samples = read_back(client, run.header.run, [name], start_ms=start_ms, end_ms=now_ms)
+        return {labels: values for (_, labels), values in samples.items()}
 
 
 def check_exact(server: PrometheusServer, run: Run) -> None:
     """Check that each window is stored once: exact start, end to the millisecond, and edges."""
     (starts,) = stored(server, run, catalog.WINDOW_START.name).values()
-    assert starts == [(to_ms(item.end_s), item.start_s) for item in run.windows]
+    assert starts == [(to_ms(sent.end_s), sent.start_s) for sent in run.windows]
     edges = stored(server, run, catalog.WINDOW_EDGE_JOULES.name)
-    for item in run.windows:
-        for one in window_samples(item):
-            if one.name == catalog.WINDOW_EDGE_JOULES.name:
-                assert (one.at_ms, one.value) in edges[one.labels]
-    assert delivered_windows(run.folder) == {item.index for item in run.windows}
+    for sent in run.windows:
+        for sample in window_samples(sent):
+            if sample.name == catalog.WINDOW_EDGE_JOULES.name:
+                assert (sample.at_ms, sample.value) in edges[sample.labels]
+    assert delivered_windows(run.folder) == {sent.index for sent in run.windows}
     rows = [json.loads(row) for row in (run.folder / "delivered.jsonl").read_text().splitlines()]
-    assert sorted(row["window"] for row in rows) == [item.index for item in run.windows]
+    assert sorted(row["window"] for row in rows) == [sent.index for sent in run.windows]
 
 
-def wait_until(true: Callable[[], bool], limit_s: float = 20.0) -> None:
+def wait_until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
     deadline_s = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
+    while not condition():
+        assert time.monotonic() < deadline_s, "the condition did not become true in time"
         time.sleep(0.05)
 
 
@@ -140,7 +140,7 @@ def test_remote_write_delivers_windows_exactly(prometheus_server: Callable[..., 
         assert client.query(f"max_over_time({catalog.RUN_INFERENCES.name}[1h])")[0]["value"][1] == str(30 * 800)
 
 
-def test_a_receiver_outage_in_mid_run_loses_nothing(
+def test_a_receiver_outage_during_a_run_loses_nothing(
     prometheus_server: Callable[..., PrometheusServer], run: Run
 ) -> None:
     server = prometheus_server()
@@ -163,7 +163,7 @@ def test_a_receiver_outage_in_mid_run_loses_nothing(
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_prometheus_restart_in_mid_run_loses_nothing(
+def test_a_prometheus_restart_during_a_run_loses_nothing(
     prometheus_server: Callable[..., PrometheusServer], run: Run, how: signal.Signals
 ) -> None:
     server = prometheus_server()
@@ -243,11 +243,11 @@ def test_push_completes_the_run_of_a_killed_harness(
     report = push_run(folder, options(server))
     assert report.complete
     assert report.delivered == len(record.windows)
-    made = Run(tmp_path / "other")
-    made.journal.close()
-    made.header, made.windows, made.folder = record.header, list(record.windows), folder
-    made.now_s = record.header.started_at_s
-    check_exact(server, made)
+    pushed = Run(tmp_path / "other")
+    pushed.journal.close()
+    pushed.header, pushed.windows, pushed.folder = record.header, list(record.windows), folder
+    pushed.now_s = record.header.started_at_s
+    check_exact(server, pushed)
 
 
 def test_a_disabled_receiver_is_an_error_with_the_fix(
@@ -258,7 +258,7 @@ def test_a_disabled_receiver_is_an_error_with_the_fix(
         open_delivery(options(server), folder=tmp_path)
 
 
-def test_a_url_of_no_server_or_of_another_server_is_an_error(
+def test_a_url_without_a_server_or_of_another_server_is_an_error(
     prometheus_server: Callable[..., PrometheusServer], pushgateway_server: PushgatewayServer, tmp_path: Path
 ) -> None:
     server = prometheus_server()
@@ -289,7 +289,7 @@ def test_windows_that_are_too_old_are_parked_with_the_fix(
     old.journal.close()
     report = push_run(old.folder, options(server))
     assert (report.delivered, report.pending) == (0, 0)
-    assert {item.what for item in report.parked} >= {"window 0", "window 1", "window 2"}
+    assert {parked.what for parked in report.parked} >= {"window 0", "window 1", "window 2"}
     assert "out_of_order_time_window" in report.parked[1].reason
     assert not delivered_windows(old.folder)
 
@@ -311,7 +311,7 @@ def test_an_out_of_order_time_window_accepts_old_runs(
     report = push_run(old.folder, options(server))
     # The run of 30 days ago is beyond the 7 days of the window; its refusal does not affect the other.
     assert delivered_windows(old.folder) == {86_400}
-    assert [item.what for item in report.parked] == ["window 2592000"]
+    assert [parked.what for parked in report.parked] == ["window 2592000"]
 
 
 def groups(gateway: PushgatewayServer) -> list[dict[str, str]]:
@@ -322,12 +322,12 @@ def groups(gateway: PushgatewayServer) -> list[dict[str, str]]:
 def check_gateway(server: PrometheusServer, run: Run) -> None:
     """Check that each window has separate series with its values, its end and its edges."""
     for name, value in ((catalog.WINDOW_START.name, "start_s"), (catalog.WINDOW_END.name, "end_s")):
-        found = stored(server, run, name)
-        values = {dict(labels)["window"]: {one for _, one in samples} for labels, samples in found.items()}
-        assert values == {str(item.index): {getattr(item, value)} for item in run.windows}
+        by_labels = stored(server, run, name)
+        values = {dict(labels)["window"]: {sample for _, sample in samples} for labels, samples in by_labels.items()}
+        assert values == {str(sent.index): {getattr(sent, value)} for sent in run.windows}
     edges = stored(server, run, catalog.WINDOW_EDGE_JOULES.name)
     assert len(edges) == 4 * len(run.windows)
-    assert delivered_windows(run.folder) == {item.index for item in run.windows}
+    assert delivered_windows(run.folder) == {sent.index for sent in run.windows}
 
 
 def test_groups_stay_in_the_pushgateway_until_they_are_read_back(
@@ -349,7 +349,7 @@ def test_groups_stay_in_the_pushgateway_until_they_are_read_back(
     assert stored(server, run, catalog.RUN_INFO.name)
 
 
-def test_a_pushgateway_outage_in_mid_run_loses_nothing(
+def test_a_pushgateway_outage_during_a_run_loses_nothing(
     prometheus_server: Callable[..., PrometheusServer], pushgateway_server: PushgatewayServer, run: Run
 ) -> None:
     server = prometheus_server(pushgateway=pushgateway_server.address, scrape_interval="200ms", receiver=False)
@@ -419,9 +419,9 @@ def test_prometheus_reads_the_blocks_of_an_exported_recording(
                 ('python_info{x="y"}', 1.0),
             ]
             writer.add_scrape(client, Scrape(at_s, at_s + 0.002, samples))  # type: ignore[arg-type]
-        made = [window(index, start_s + 1 + index * 2, 1.0) for index in range(20)]
-        for item in made:
-            writer.add_line(item)
+        windows = [window(index, start_s + 1 + index * 2, 1.0) for index in range(20)]
+        for recorded in windows:
+            writer.add_line(recorded)
         writer.add_line(RunEnd(start_s + 60, "complete"))
     text = tmp_path / "recording.om"
     with Recording.open(path) as recording, text.open("w") as file:
@@ -445,5 +445,5 @@ def test_prometheus_reads_the_blocks_of_an_exported_recording(
         assert info["metric"]["nodename"] == 'a "b" \\ c'
         (starts,) = client_.query(f"{catalog.WINDOW_START.name}[2m]", start_s + 60)
         assert [(to_ms(at_s), float(value)) for at_s, value in starts["values"]] == [
-            (to_ms(item.end_s), item.start_s) for item in made
+            (to_ms(recorded.end_s), recorded.start_s) for recorded in windows
         ]

@@ -1,8 +1,8 @@
-"""What pip installs is enough: each runtime's example plan in a fresh environment that has only its extra.
+"""Each extra installs everything that its runtime requires: example plans run in new environments with one extra.
 
-The whole machine of a user is made here: a wheel of this tree, environments by venv and pip, the commands that pip
-put there, and an empty folder to run in. pip fetches what the extras name, so this takes a package registry; the
-larger ones (gigabytes, minutes) run where JOULEWATCH_EXTRAS=1.
+The tests build a wheel of this tree, create environments with venv and pip, and run the installed commands in an empty
+folder. pip downloads the dependencies of the extras, so the tests require a package registry; extras that take
+gigabytes and minutes are tested only with JOULEWATCH_EXTRAS=1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from support.require import require_program
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 takes_minutes = pytest.mark.skipif(
     os.environ.get("JOULEWATCH_EXTRAS") != "1",
-    reason="JOULEWATCH_EXTRAS=1 switches it on: installs a runtime into a fresh environment, takes minutes",
+    reason="set JOULEWATCH_EXTRAS=1 to run it: it installs a runtime into a new environment, which takes minutes",
 )
 
 TOP = Path(__file__).parents[2]
@@ -38,20 +38,20 @@ EXAMPLES = TOP / "harness" / "examples"
 FAKE_PYNQ = TOP / "tests" / "support" / "finn" / "site"
 SHORT = ("--preset", "quick", "--window", "1", "--idle", "0", "--format", "json")
 RUN_LIMIT_S = 600.0
-OF_A_REGISTRY = re.compile(r"Could not find a version|No matching distribution|ConnectionError|Failed to establish")
+REGISTRY_ERROR = re.compile(r"Could not find a version|No matching distribution|ConnectionError|Failed to establish")
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """An environment as ``venv`` makes one, with one extra of joulewatch in it."""
+    """A virtual environment with one extra of joulewatch."""
 
     folder: Path
 
     def run(
         self, *words: object, folder: Path, variables: Mapping[str, str] | None = None, limit_s: float = RUN_LIMIT_S
     ) -> Outcome:
-        """A command of this environment, as if it were activated; nothing of the tests' own environment is seen."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "JOULEWATCH"))}
+        """Run a command of this environment as if it were activated, isolated from the environment of the tests."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "JOULEWATCH"))}
         done = subprocess.run(
             [self.folder / "bin" / str(words[0]), *map(str, words[1:])],
             cwd=folder,
@@ -59,9 +59,9 @@ class Environment:
             text=True,
             stdin=subprocess.DEVNULL,
             timeout=limit_s,
-            # A cache of its own: a model file that another environment has made would hide what is missing here.
+            # A separate cache, because a model file built by another environment would hide a missing package.
             env={
-                **kept,
+                **inherited,
                 "VIRTUAL_ENV": str(self.folder),
                 "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
                 "XDG_CACHE_HOME": str(self.folder / "cache"),
@@ -83,27 +83,27 @@ MakeEnvironment = Callable[[str], Environment]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     _pip("wheel", "--no-deps", "--wheel-dir", str(folder), str(TOP))
-    (made,) = folder.glob("*.whl")
-    return made
+    (built,) = folder.glob("*.whl")
+    return built
 
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeEnvironment]:
-    """Call it with an extra (or none) to get its environment; each is made once, and all are removed at the end."""
-    made: dict[str, Environment] = {}
+    """Return a function that returns the environment of an extra (or of none); each is created once."""
+    environments: dict[str, Environment] = {}
 
     def make(extra: str) -> Environment:
-        if extra not in made:
+        if extra not in environments:
             folder = tmp_path_factory.mktemp(f"environment-{extra or 'plain'}")
             venv.create(folder, symlinks=True)
-            wanted = f"joulewatch[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
-            _pip("--python", str(folder / "bin" / "python"), "install", "--no-compile", wanted)
-            made[extra] = Environment(folder)
-        return made[extra]
+            requirement = f"joulewatch[{extra}] @ {wheel.as_uri()}" if extra else str(wheel)
+            _pip("--python", str(folder / "bin" / "python"), "install", "--no-compile", requirement)
+            environments[extra] = Environment(folder)
+        return environments[extra]
 
     yield make
-    for item in made.values():
-        shutil.rmtree(item.folder)
+    for created in environments.values():
+        shutil.rmtree(created.folder)
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def empty(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_exporter_alone_brings_two_packages(environment: MakeEnvironment, empty: Path) -> None:
-    """It runs on every node of a datacenter."""
+def test_the_exporter_alone_installs_two_packages(environment: MakeEnvironment, empty: Path) -> None:
+    """It runs on every node of a data center, so it must stay small."""
     plain = environment("")
     assert plain.packages() == {"joulewatch", "prometheus-client", "pyyaml"}
     done = plain.run("joulewatch-exporter", "--once", folder=empty)
@@ -126,7 +126,7 @@ def test_the_exporter_alone_brings_two_packages(environment: MakeEnvironment, em
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "torch", "tvm", "tensorrt"])
-def test_a_runtime_that_is_not_installed_is_one_sentence_that_says_what_to_install(
+def test_a_runtime_that_is_not_installed_is_an_error_of_one_line_with_the_command_to_install_it(
     environment: MakeEnvironment, empty: Path, runtime: str
 ) -> None:
     words = ("--runtime", runtime, "--network", "radioml-vgg10", "--precision", "fp32", "--batch-sizes", "1")
@@ -134,11 +134,11 @@ def test_a_runtime_that_is_not_installed_is_one_sentence_that_says_what_to_insta
     assert (done.code, done.out) == (2, "")
     assert f"pip install 'joulewatch[{runtime}]'" in done.err
     assert len(done.err.splitlines()) == 1, done.err
-    assert not list(empty.iterdir()), "nothing was begun"
+    assert not list(empty.iterdir()), "nothing may be written"
 
 
-def test_a_finn_build_s_missing_packages_are_named(environment: MakeEnvironment, empty: Path) -> None:
-    """pynq comes with the board or with XRT; the packing code's bitstring with the extra."""
+def test_the_missing_packages_of_a_finn_build_are_in_the_error(environment: MakeEnvironment, empty: Path) -> None:
+    """pynq is part of the board or of XRT; bitstring, which the packing code requires, is in the extra."""
     build = generated_build(empty / "deploy")
     words = ("--runtime", "finn", "--network", build, "--precision", "int4", "--batch-sizes", "1")
     done = environment("harness").run("joulewatch", "profile", *words, folder=empty)
@@ -148,7 +148,7 @@ def test_a_finn_build_s_missing_packages_are_named(environment: MakeEnvironment,
 
 
 def test_children_run_with_the_harness_alone(environment: MakeEnvironment, empty: Path) -> None:
-    """As the head of the example says: built in the top folder, run from there."""
+    """They are built and run in the top folder, as the comment in the example describes."""
     for program, package in (("g++", "g++"), ("rustc", "rustc")):
         require_program(program, package)
     shutil.copytree(TOP / "harness" / "children", empty / "harness" / "children", ignore=shutil.ignore_patterns("__*"))
@@ -159,10 +159,10 @@ def test_children_run_with_the_harness_alone(environment: MakeEnvironment, empty
 
 
 def test_onnxruntime_runs_with_its_extra(environment: MakeEnvironment, empty: Path) -> None:
-    """The command at the head of the harness's README."""
-    only = environment("onnxruntime")
-    assert not {"openvino", "torch", "apache-tvm"} & only.packages()
-    done = only.run("joulewatch", "profile", *SHORT, "--batch-sizes", "1", folder=empty)
+    """The first command of the harness's README."""
+    installed = environment("onnxruntime")
+    assert not {"openvino", "torch", "apache-tvm"} & installed.packages()
+    done = installed.run("joulewatch", "profile", *SHORT, "--batch-sizes", "1", folder=empty)
     assert done.code == 0, done.err
     precisions = {row["configuration"]["actual_precision"] for row in json.loads(done.out)["results"]}
     assert precisions == {"fp32", "int8"}, done.err
@@ -181,16 +181,16 @@ def test_plans_of_onnxruntime_run_with_its_extra(environment: MakeEnvironment, e
 @pytest.mark.parametrize("name", ["openvino", "torch", "tvm"])
 def test_a_large_runtime_runs_with_its_extra(environment: MakeEnvironment, empty: Path, name: str) -> None:
     (empty / f"{name}.yaml").write_text((EXAMPLES / f"{name}.yaml").read_text().replace("trials: 16", "trials: 1"))
-    only = environment(name)
-    others = {"openvino": {"torch", "apache-tvm"}, "torch": {"openvino", "apache-tvm"}, "tvm": {"openvino", "torch"}}
-    assert not others[name] & only.packages()
-    # TVM tunes for each batch size: one size, and one trial for each kernel.
-    profiled(only, str(empty / f"{name}.yaml"), empty, batch_sizes=(1,) if name == "tvm" else (1, 8))
+    installed = environment(name)
+    excluded = {"openvino": {"torch", "apache-tvm"}, "torch": {"openvino", "apache-tvm"}, "tvm": {"openvino", "torch"}}
+    assert not excluded[name] & installed.packages()
+    # TVM tunes for each batch size, so only one size and one trial per kernel are used.
+    profiled(installed, str(empty / f"{name}.yaml"), empty, batch_sizes=(1,) if name == "tvm" else (1, 8))
 
 
 @takes_minutes
 def test_kserve_runs_with_the_harness_alone(environment: MakeEnvironment, empty: Path) -> None:
-    """The server is in the tests' own environment."""
+    """The server runs in the environment of the tests."""
     pytest.importorskip("onnxruntime")
     from joulewatch_harness import networks
     from support.kserve_server import KServeServer, Settings
@@ -212,8 +212,8 @@ def test_openai_runs_with_the_harness_alone(environment: MakeEnvironment, empty:
 
 
 @takes_minutes
-def test_finn_runs_with_its_extra_and_a_board_s_pynq(environment: MakeEnvironment, empty: Path) -> None:
-    """pynq is the fake of the tests: no package has a board."""
+def test_finn_runs_with_its_extra_and_the_pynq_of_a_board(environment: MakeEnvironment, empty: Path) -> None:
+    """The tests use their fake of pynq, because they have no board."""
     generated_build(empty / "build" / "deploy", bitfile="finn-accel.bit")
     profiled(environment("finn"), "finn.yaml", empty, batch_sizes=(1, 8), variables={"PYTHONPATH": str(FAKE_PYNQ)})
 
@@ -226,7 +226,7 @@ def profiled(
     batch_sizes: tuple[int, ...],
     variables: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Run an example plan, shortened; every configuration must have a result at every batch size.
+    """Run a shortened example plan; every configuration must have a result at every batch size.
 
     Returns:
         The result as JSON.
@@ -239,15 +239,17 @@ def profiled(
     assert done.code == 0, done.err
     assert "Traceback" not in done.err
     result: dict[str, Any] = json.loads(done.out)
-    wanted = {item.name for item in make_plan(yaml.safe_load(path.read_text()), example).configurations}
+    names = {
+        configuration.name for configuration in make_plan(yaml.safe_load(path.read_text()), example).configurations
+    }
     rows = {(row["configuration"]["name"], row["batch_size"]) for row in result["results"]}
-    assert rows == {(name, size) for name in wanted for size in batch_sizes}, done.err
+    assert rows == {(name, size) for name in names for size in batch_sizes}, done.err
     assert all(row["inferences"] >= row["batch_size"] for row in result["results"])
     return result
 
 
 def _pip(*words: str) -> None:
-    """The tests' own pip; no registry is a reason to skip, except in CI."""
+    """Run the pip of the tests; skip the test without a registry, except in CI."""
     done = subprocess.run(
         [sys.executable, "-m", "pip", "--disable-pip-version-check", *words],
         capture_output=True,
@@ -256,7 +258,7 @@ def _pip(*words: str) -> None:
     )
     if done.returncode == 0:
         return
-    said = done.stderr or done.stdout
-    if OF_A_REGISTRY.search(said) and os.environ.get("JOULEWATCH_REQUIRE_ALL") != "1":
-        pytest.skip(f"pip can install nothing here: {said.strip().splitlines()[-1]}")
-    pytest.fail(f"pip {' '.join(words)}: {said}", pytrace=False)
+    output = done.stderr or done.stdout
+    if REGISTRY_ERROR.search(output) and os.environ.get("JOULEWATCH_REQUIRE_ALL") != "1":
+        pytest.skip(f"pip cannot install packages: {output.strip().splitlines()[-1]}")
+    pytest.fail(f"pip {' '.join(words)}: {output}", pytrace=False)

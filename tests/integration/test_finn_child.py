@@ -1,4 +1,4 @@
-"""The child for FINN's C++ driver, built against a stand-in for its library, and run as a user runs it."""
+"""The child for FINN's C++ driver, built with a fake of its library and run as a user does."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def network(child: Path, tmp_path: Path) -> Iterator[Any]:
     config = tmp_path / "acceleratorconfig.json"
     config.write_text("[]")
-    found = process.open_network("vgg10", "native", {"command": f"{child} {config}"})
+    opened = process.open_network("vgg10", "native", {"command": f"{child} {config}"})
     try:
-        yield found
+        yield opened
     finally:
-        found.close()
+        opened.close()
 
 
-def test_it_stamps_the_steps_of_each_inference(network: Any) -> None:
+def test_the_child_times_the_steps_of_each_inference(network: Any) -> None:
     network.load()
-    told = network.describe()
-    assert (told["precision"], told["provider"], told["device"]) == ("int8-input", "xrt", "fpga 0")
+    description = network.describe()
+    assert (description["precision"], description["provider"], description["device"]) == ("int8-input", "xrt", "fpga 0")
     assert network.check()
     for batch in (1, 64):
         network.prepare(batch)
@@ -58,8 +58,8 @@ def test_it_stamps_the_steps_of_each_inference(network: Any) -> None:
         assert len(phases.batch_ends_ns) == 5
 
 
-def test_the_library_s_output_buffer_is_not_run_over(network: Any) -> None:
-    """4096 bytes whatever the batch: the size is left out, the next one runs."""
+def test_a_batch_size_above_the_output_buffer_of_the_library_is_refused(network: Any) -> None:
+    """The buffer always has 4096 bytes; a batch size that exceeds it is refused, and the next size runs."""
     network.load()
     with pytest.raises(UnsupportedBatchError, match="at most 1365: the library's output buffer has 4096 bytes"):
         network.prepare(1366)
@@ -68,19 +68,21 @@ def test_the_library_s_output_buffer_is_not_run_over(network: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(None, r'File ".*" not found. Abort.'), ("[no-output]", "one input and one output is wanted")]
+    ("content", "text"), [(None, r'File ".*" not found. Abort.'), ("[no-output]", "one input and one output is wanted")]
 )
-def test_bad_configurations_are_named(child: Path, tmp_path: Path, content: str | None, said: str) -> None:
+def test_bad_configurations_are_errors_with_the_reason(
+    child: Path, tmp_path: Path, content: str | None, text: str
+) -> None:
     config = tmp_path / "acceleratorconfig.json"
     if content is not None:
         config.write_text(content)
     network = process.open_network("vgg10", "native", {"command": f"{child} {config}"})
-    with pytest.raises((ConfigError, NetworkError), match=said):
+    with pytest.raises((ConfigError, NetworkError), match=text):
         network.load()
     network.close()
 
 
-def test_a_precision_that_it_was_not_built_for_is_refused(child: Path, tmp_path: Path) -> None:
+def test_a_precision_that_the_child_was_not_built_for_is_refused(child: Path, tmp_path: Path) -> None:
     config = tmp_path / "acceleratorconfig.json"
     config.write_text("[]")
     network = process.open_network("vgg10", "int5", {"command": f"{child} {config}"})

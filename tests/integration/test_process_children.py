@@ -1,4 +1,4 @@
-"""The reference children as a user builds and runs them: Python, C++ (g++) and Rust (rustc)."""
+"""The reference children, built and run as a user does: Python, C++ (g++) and Rust (rustc)."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ ONE_THREAD = {"env.OPENBLAS_NUM_THREADS": "1", "env.OMP_NUM_THREADS": "1"}
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The commands of the children that were built so far."""
+    """Return the commands of the children that are already built, by language."""
     return {"python": f"{sys.executable} {CHILDREN / 'python' / 'child.py'}"}
 
 
 @pytest.fixture(params=LANGUAGES)
 def command(request: pytest.FixtureRequest, built: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
-    """How a child is started; a compiled one is built as the head of its source says."""
+    """Return the command of a child; a compiled child is built as the comment in its source describes."""
     language: str = request.param
     if language not in built:
         require_program(*NEEDED[language])
@@ -49,7 +49,7 @@ def command(request: pytest.FixtureRequest, built: dict[str, str], tmp_path_fact
             (folder / file.name).write_bytes(file.read_bytes())
         done = subprocess.run(shlex.split(match[1]), cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert not done.stderr, "it is built without a warning"
+        assert not done.stderr, "the build must not have warnings"
         built[language] = str(folder / "child")
     return built[language]
 
@@ -57,12 +57,12 @@ def command(request: pytest.FixtureRequest, built: dict[str, str], tmp_path_fact
 @pytest.fixture
 def network(command: str, tmp_path: Path) -> Iterator[ProcessNetwork]:
     options = {"command": command, "transcript": str(tmp_path / "transcript"), "time_limit_s": "30", **ONE_THREAD}
-    made = open_network("matmul", "fp32", options)
-    yield made
-    made.close()
+    opened = open_network("matmul", "fp32", options)
+    yield opened
+    opened.close()
 
 
-def test_it_computes_rightly_and_every_message_is_valid(network: ProcessNetwork, tmp_path: Path) -> None:
+def test_a_child_computes_correctly_and_every_message_is_valid(network: ProcessNetwork, tmp_path: Path) -> None:
     network.load()
     assert network.describe()["precision"] == "fp32"
     assert network.check()
@@ -92,10 +92,10 @@ def test_it_computes_rightly_and_every_message_is_valid(network: ProcessNetwork,
     ops = validate_transcript((tmp_path / "transcript").read_text())
     assert ops[-1] == "close"
     answers = [json.loads(line[2:]) for line in (tmp_path / "transcript").read_text().splitlines() if line[0] == "<"]
-    assert answers[-1]["ok"], "it ended because it was told to"
+    assert answers[-1]["ok"], "the child must end on request"
 
 
-def test_where_no_phases_are_wanted_it_times_none(command: str, tmp_path: Path) -> None:
+def test_with_phases_disabled_a_child_reports_none(command: str, tmp_path: Path) -> None:
     transcript = tmp_path / "transcript"
     options = {"command": command, "transcript": str(transcript), "phases": "false", **ONE_THREAD}
     network = open_network("matmul", "native", options)
@@ -112,8 +112,8 @@ def test_where_no_phases_are_wanted_it_times_none(command: str, tmp_path: Path) 
     assert "phases" not in json.loads(answer[2:])
 
 
-def test_a_larger_batch_is_more_work(network: ProcessNetwork) -> None:
-    """It measures a computation: 64 times the batch takes longer to execute."""
+def test_a_larger_batch_takes_longer(network: ProcessNetwork) -> None:
+    """The child computes: a batch of 64 times the size takes longer to execute."""
     network.load()
     times = {}
     for batch in (16, 1024):
@@ -125,7 +125,7 @@ def test_a_larger_batch_is_more_work(network: ProcessNetwork) -> None:
     assert times[1024] > 4 * times[16]
 
 
-def test_what_it_cannot_do_it_says(command: str) -> None:
+def test_a_wrong_precision_or_reference_is_an_error_with_the_reason(command: str) -> None:
     network = open_network("matmul", "int8", {"command": command, **ONE_THREAD})
     with pytest.raises(ConfigError, match="process matmul: load: this child computes in fp32, not in int8"):
         network.load()
@@ -144,7 +144,7 @@ def test_what_it_cannot_do_it_says(command: str) -> None:
         network.close()
 
 
-def test_an_unknown_operation_is_an_error_answer(network: ProcessNetwork) -> None:
+def test_an_unknown_operation_gets_an_error_answer(network: ProcessNetwork) -> None:
     network.load()
     child = network._child
     assert child is not None
@@ -154,7 +154,7 @@ def test_an_unknown_operation_is_an_error_answer(network: ProcessNetwork) -> Non
 
 
 @pytest.mark.parametrize("command", ["cpp", "rust"], indirect=True)
-def test_no_memory_at_one_batch_size_is_that_batch_size_only(command: str) -> None:
+def test_missing_memory_excludes_only_that_batch_size(command: str) -> None:
     limited = shlex.join(["sh", "-c", f"ulimit -v 150000; exec {command}"])
     network = open_network("matmul", "native", {"command": limited})
     network.load()
@@ -168,7 +168,7 @@ def test_no_memory_at_one_batch_size_is_that_batch_size_only(command: str) -> No
 
 
 @pytest.mark.parametrize("command", ["cpp"], indirect=True)
-def test_a_child_ends_when_its_stdin_does(command: str) -> None:
+def test_a_child_ends_when_its_stdin_is_closed(command: str) -> None:
     with subprocess.Popen([command], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdin is not None
         child.stdin.close()
@@ -176,8 +176,8 @@ def test_a_child_ends_when_its_stdin_does(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", ["cpp"], indirect=True)
-def test_a_sweep_goes_on_where_a_child_dies(command: str, tmp_path: Path) -> None:
-    """A whole profile: one child is good, the other one dies at batch size 8; the note says what it said."""
+def test_a_sweep_continues_after_a_child_dies(command: str, tmp_path: Path) -> None:
+    """Run a whole profile: one child works, the other dies at batch size 8; the note has its last words on stderr."""
     plan = tmp_path / "plan.json"  # JSON is YAML
     configurations = [
         {"name": "good", "network": "matmul", "runtime": "process", "options": {"command": command}},
@@ -197,7 +197,7 @@ def test_a_sweep_goes_on_where_a_child_dies(command: str, tmp_path: Path) -> Non
     result = json.loads(done.out)
     rows = {(row["configuration"]["name"], row["batch_size"]) for row in result["results"]}
     assert rows == {("good", 4), ("good", 8), ("dies", 4)}
-    (note,) = [item["text"] for item in result["run"]["notes"] if item.get("configuration") == "dies"]
+    (note,) = [note["text"] for note in result["run"]["notes"] if note.get("configuration") == "dies"]
     assert re.search(
         r"dies batch 8 excluded: .*killed by SIGSEGV before it answered run \(batch size 8\).*device lost", note
     )

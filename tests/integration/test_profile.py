@@ -1,4 +1,4 @@
-"""``joulewatch profile`` as people run it: a real child exporter, real signals, real servers."""
+"""``joulewatch profile`` as users run it: a real child exporter, real signals, real servers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from joulewatch_harness.storage.recording import Recording
 
 pytestmark = pytest.mark.integration
 
-# Mostly asleep: the machine that runs the tests has other work as well.
+# The network sleeps, because the machine that runs the tests may be busy.
 SLEEPER = """
 import time
 
@@ -49,7 +49,7 @@ class Sleeper:
 
 
 class Profile:
-    """One ``joulewatch profile`` in its own process."""
+    """One ``joulewatch profile`` in a process."""
 
     def __init__(self, folder: Path, *words: str) -> None:
         (folder / "sleeper.py").write_text(SLEEPER, encoding="utf-8")
@@ -88,8 +88,8 @@ class Profile:
         return folder
 
     @property
-    def told(self) -> str:
-        """The result, its lines joined."""
+    def table(self) -> str:
+        """The result with its lines joined."""
         return " ".join(self.out.read_text().split())
 
     def record(self) -> RunRecord:
@@ -105,8 +105,8 @@ def profile(tmp_path: Path) -> Iterator[Callable[..., Profile]]:
         return started[-1]
 
     yield start
-    for item in started:
-        item.kill()
+    for command in started:
+        command.kill()
 
 
 def measured(record: RunRecord) -> list[Window]:
@@ -114,7 +114,7 @@ def measured(record: RunRecord) -> list[Window]:
 
 
 def listening(url: str) -> bool:
-    """Whether the run's own exporter still answers on its port."""
+    """Return whether the exporter of the run still answers on its port."""
     address = urlsplit(url)
     with socket.socket() as probe:
         probe.settimeout(1.0)
@@ -130,22 +130,20 @@ def wait_until(condition: Callable[[], bool], limit_s: float = 10.0) -> bool:
     return True
 
 
-def test_an_emulated_machine_from_sensors_to_joules_per_inference(
-    profile: Callable[..., Profile], emulator: Any
-) -> None:
-    """Local mode: child exporter, recording, analysis; a batch size that fails is a note; EMULATED is said loudly."""
+def test_local_mode_measures_an_emulated_machine(profile: Callable[..., Profile], emulator: Any) -> None:
+    """Child exporter, recording, analysis; a batch size that fails gives a note; the output states EMULATED."""
     machine = emulator("epyc-7763-node")
-    it = profile("--batch-sizes", "1,2,3", "--format", "json", "--exporter.flags", " ".join(machine.flags))
-    assert it.finish() == 0, it.err.read_text()
-    said = it.err.read_text()
-    assert "ENERGIES ARE EMULATED" in said
-    assert re.search(r"about \d+ s", said)
-    assert "left)" in said
-    result = json.loads(it.out.read_text())
-    assert result == json.loads((it.run_folder / "result.json").read_text())
+    command = profile("--batch-sizes", "1,2,3", "--format", "json", "--exporter.flags", " ".join(machine.flags))
+    assert command.finish() == 0, command.err.read_text()
+    log = command.err.read_text()
+    assert "ENERGIES ARE EMULATED" in log
+    assert re.search(r"about \d+ s", log)
+    assert "left)" in log
+    result = json.loads(command.out.read_text())
+    assert result == json.loads((command.run_folder / "result.json").read_text())
     assert "emulated" in json.dumps(result)
-    assert (it.run_folder / "figure.png").stat().st_size > 1000
-    record = it.record()
+    assert (command.run_folder / "figure.png").stat().st_size > 1000
+    record = command.record()
     assert record.end is not None
     assert record.end.status == "complete"
     assert [(note.reason, note.batch_size) for note in record.notes] == [("unsupported_batch", 3)]
@@ -160,92 +158,92 @@ def test_an_emulated_machine_from_sensors_to_joules_per_inference(
         assert min(counter.read_at_s for counter in window.end_edge.counters) >= window.end_s - 1e-3
         assert window.latency is not None
         assert window.latency.p50_s >= 0.01 + 0.001 * window.batch_size
-    recording = Recording.open(it.run_folder / "recording.sqlite")
+    recording = Recording.open(command.run_folder / "recording.sqlite")
     assert recording.run().windows == record.windows
     recording.close()
     assert not listening(record.header.exporters[0].url)
 
 
-def test_ctrl_c_keeps_and_shows_what_was_measured(profile: Callable[..., Profile]) -> None:
-    it = profile()
-    it.wait_for("round 2")
-    it.process.send_signal(signal.SIGINT)
-    assert it.finish() == 1
-    record = it.record()
+def test_ctrl_c_keeps_and_reports_the_windows_measured_so_far(profile: Callable[..., Profile]) -> None:
+    command = profile()
+    command.wait_for("round 2")
+    command.process.send_signal(signal.SIGINT)
+    assert command.finish() == 1
+    record = command.record()
     assert record.end is not None
     assert record.end.status == "interrupted"
     assert len(measured(record)) >= 3
-    said = it.err.read_text()
-    assert "can be analyzed again with: joulewatch analyze" in said
-    assert "Sleeper" in it.out.read_text()
+    log = command.err.read_text()
+    assert "can be analyzed again with: joulewatch analyze" in log
+    assert "Sleeper" in command.out.read_text()
     assert not listening(record.header.exporters[0].url)
 
 
 def test_kill_9_loses_no_window_and_leaves_no_exporter(profile: Callable[..., Profile]) -> None:
-    it = profile()
-    it.wait_for("round 2")
-    record = it.record()
+    command = profile()
+    command.wait_for("round 2")
+    record = command.record()
     url = record.header.exporters[0].url
     assert listening(url)
-    it.process.kill()
-    it.process.wait(10)
-    assert len(measured(it.record())) >= 3
+    command.process.kill()
+    command.process.wait(10)
+    assert len(measured(command.record())) >= 3
     assert wait_until(lambda: not listening(url))
-    again = subprocess.run(
-        [sys.executable, "-m", "joulewatch_harness", "analyze", str(it.run_folder), "--format", "json"],
-        cwd=it.folder,
+    analysis = subprocess.run(
+        [sys.executable, "-m", "joulewatch_harness", "analyze", str(command.run_folder), "--format", "json"],
+        cwd=command.folder,
         capture_output=True,
         check=False,
         timeout=60,
     )
-    assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)
+    assert analysis.returncode == 0, analysis.stderr
+    assert json.loads(analysis.stdout)
 
 
-def test_an_exporter_that_dies_in_mid_run_is_noted_and_the_run_goes_on(
+def test_a_run_continues_with_a_note_when_its_exporter_dies(
     profile: Callable[..., Profile], exporter_server: Any
 ) -> None:
     server = exporter_server()
-    it = profile("--exporter", server.url)
-    it.wait_for("round 1")
+    command = profile("--exporter", server.url)
+    command.wait_for("round 1")
     server.stop()
-    it.wait_for("does not answer")
+    command.wait_for("does not answer")
     server.start()
-    assert it.finish() == 0, it.err.read_text()
-    record = it.record()
+    assert command.finish() == 0, command.err.read_text()
+    record = command.record()
     assert [note.reason for note in record.notes] == ["exporter_lost", "exporter_back"]
     assert len(measured(record)) == 6
 
 
-def test_through_prometheus_every_window_is_delivered(
+def test_with_prometheus_every_window_is_delivered(
     profile: Callable[..., Profile], exporter_server: Any, prometheus_server: Any
 ) -> None:
     exporter = exporter_server()
     prometheus = prometheus_server(scrape_targets=[exporter.address], scrape_interval="200ms")
-    it = profile("--prometheus", prometheus.url, "--exporter", exporter.url)
-    assert it.finish() == 0, it.err.read_text()
-    record = it.record()
-    said = it.err.read_text()
-    assert f"{len(record.windows)} windows are in {prometheus.url}" in said, said
-    assert "not there yet" not in said
-    assert "Sleeper" in it.out.read_text()
-    assert not (it.run_folder / "recording.sqlite").exists()
+    command = profile("--prometheus", prometheus.url, "--exporter", exporter.url)
+    assert command.finish() == 0, command.err.read_text()
+    record = command.record()
+    log = command.err.read_text()
+    assert f"{len(record.windows)} windows are in {prometheus.url}" in log, log
+    assert "not there yet" not in log
+    assert "Sleeper" in command.out.read_text()
+    assert not (command.run_folder / "recording.sqlite").exists()
 
 
-def test_tuning_in_a_process_of_its_own_is_told_apart_from_prometheus_alone(
+def test_tuning_in_a_separate_process_is_reported_as_setup_also_from_prometheus_alone(
     profile: Callable[..., Profile], exporter_server: Any, prometheus_server: Any, tmp_path: Path
 ) -> None:
-    """Loading takes 1.2 s, tuning for batch size 2 as long, once; the journal is not needed to know."""
+    """Loading takes 1.2 s, and so does tuning for batch size 2, once. Prometheus has both without the journal."""
     exporter = exporter_server()
     prometheus = prometheus_server(scrape_targets=[exporter.address], scrape_interval="200ms")
     words = ("--prometheus", prometheus.url, "--exporter", exporter.url, "--isolate", "--option", "tune_s=1.2")
-    it = profile(*words)
-    assert it.finish() == 0, it.err.read_text()
-    record = it.record()
-    found = [window for window in record.windows if window.kind == "setup"]
-    assert [(window.phase, window.batch_size) for window in found] == [("load", 0), ("prepare", 2)]
-    assert [(one.phase, one.batch_size) for one in record.setups] == [("prepare", 1)]
-    for window in found:
+    command = profile(*words)
+    assert command.finish() == 0, command.err.read_text()
+    record = command.record()
+    setups = [window for window in record.windows if window.kind == "setup"]
+    assert [(window.phase, window.batch_size) for window in setups] == [("load", 0), ("prepare", 2)]
+    assert [(setup.phase, setup.batch_size) for setup in record.setups] == [("prepare", 1)]
+    for window in setups:
         assert window.duration_s >= 1.2
         assert all(
             window.end_s <= other.start_s or other.end_s <= window.start_s
@@ -254,11 +252,11 @@ def test_tuning_in_a_process_of_its_own_is_told_apart_from_prometheus_alone(
         )
     assert re.search(
         r"Setup, excluded from the results above: .*Sleeper.* load 1\.\d+ s, .* J; batch 2 prepare 1\.\d+ s",
-        " ".join(it.told.split()),
+        " ".join(command.table.split()),
     )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    there = subprocess.run(
+    analysis = subprocess.run(
         [
             *(sys.executable, "-m", "joulewatch_harness", "analyze", record.header.run),
             *("--prometheus", prometheus.url, "--format", "json"),
@@ -268,12 +266,12 @@ def test_tuning_in_a_process_of_its_own_is_told_apart_from_prometheus_alone(
         check=False,
         timeout=60,
     )
-    assert there.returncode == 0, there.stderr
-    (spans,) = json.loads(there.stdout)["setup"].values()
-    (own,) = json.loads((it.run_folder / "result.json").read_text())["setup"].values()
-    long = [span for span in own if span["window"] is not None]
-    assert [span["duration_s"] for span in spans] == [span["duration_s"] for span in long]
-    for mine, theirs in zip(spans, long, strict=True):
-        assert mine["energy"]["total"]["gross"]["value"] == pytest.approx(
-            theirs["energy"]["total"]["gross"]["value"], rel=1e-6
+    assert analysis.returncode == 0, analysis.stderr
+    (spans,) = json.loads(analysis.stdout)["setup"].values()
+    (local,) = json.loads((command.run_folder / "result.json").read_text())["setup"].values()
+    windowed = [span for span in local if span["window"] is not None]
+    assert [span["duration_s"] for span in spans] == [span["duration_s"] for span in windowed]
+    for delivered, recorded in zip(spans, windowed, strict=True):
+        assert delivered["energy"]["total"]["gross"]["value"] == pytest.approx(
+            recorded["energy"]["total"]["gross"]["value"], rel=1e-6
         )

@@ -48,7 +48,7 @@ while True:
 
 
 @pytest.mark.parametrize("attempt", range(4))
-def test_kill_9_at_any_moment_loses_no_committed_scrape(tmp_path: Path, attempt: int) -> None:
+def test_kill_9_at_any_time_loses_no_committed_scrape(tmp_path: Path, attempt: int) -> None:
     file = tmp_path / "recording.sqlite"
     script = WRITER.format(path=[path for path in sys.path if path], file=str(file))
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as child:
@@ -60,16 +60,16 @@ def test_kill_9_at_any_moment_loses_no_committed_scrape(tmp_path: Path, attempt:
         committed = 1 + len(child.stdout.read().split())
     assert committed > 10
     with Recording.open(file) as recording:
-        found = recording.series("joulewatch_x")
-        count = len(found[0].values)
-        # One more may have been committed and not told.
+        all_series = recording.series("joulewatch_x")
+        count = len(all_series[0].values)
+        # One more may have been committed but not printed.
         assert committed <= count <= committed + 1
-        assert len(found) == 50
-        for series in found:
+        assert len(all_series) == 50
+        for series in all_series:
             offset = int(series.labels["n"]) / 7
             assert series.values == [number + offset for number in range(count)]
         windows = recording.run().windows
-        assert [item.index for item in windows] == list(range(len(windows)))
+        assert [entry.index for entry in windows] == list(range(len(windows)))
         assert len(windows) >= committed // 20
         assert windows[0] == window(0, 1e9)
     connection = sqlite3.connect(file)
@@ -77,7 +77,7 @@ def test_kill_9_at_any_moment_loses_no_committed_scrape(tmp_path: Path, attempt:
     connection.close()
 
 
-def test_the_local_exporter_is_recorded_and_an_edge_is_cheap(
+def test_the_local_exporter_is_recorded_and_an_edge_takes_little_time(
     emulator: Callable[[str], Emulator], tmp_path: Path
 ) -> None:
     machine = emulator("epyc-7763-node")
@@ -101,10 +101,10 @@ def test_the_local_exporter_is_recorded_and_an_edge_is_cheap(
             for edge, took_s in zip(edges, times_s, strict=True):
                 assert not edge.missing
                 (clock,) = edge.clocks
-                # One machine, one clock: its true offset is 0.
+                # Both processes have the same clock, so the true offset is 0.
                 assert clock.lower_s <= 0.0005
                 assert clock.upper_s >= -0.0005
-                # As narrow as the request was short, and no wider: a busy machine may take long for a single one.
+                # The bounds are as narrow as the request was short; a single request may be slow on a busy machine.
                 assert clock.upper_s - clock.lower_s <= took_s + 0.0005
             energies = [sum(counter.energy_joules for counter in edge.counters) for edge in edges]
             assert energies == sorted(energies)
@@ -153,13 +153,13 @@ def test_the_local_exporter_dies_with_a_killed_harness(tmp_path: Path) -> None:
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-        # Nobody may be there to collect it: a zombie is dead enough.
+        # A zombie counts as ended, because no parent may be left to wait for it.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False
 
 
-def test_an_exporter_restart_is_a_named_gap_and_the_edge_says_who_is_missing(
+def test_an_exporter_restart_is_a_gap_with_a_reason_and_the_edge_names_the_missing_exporter(
     exporter_server: Callable[..., ExporterServer], emulator: Callable[[str], Emulator], tmp_path: Path
 ) -> None:
     machine = emulator("epyc-7763-node")
@@ -188,5 +188,5 @@ def test_an_exporter_restart_is_a_named_gap_and_the_edge_says_who_is_missing(
         assert any("refused" in error for error in errors)
         (starts,) = recording.series("joulewatch_exporter_start_timestamp_seconds")
         assert len(set(starts.values)) == 2
-        # Told again after the gap.
+        # The info is stored again after the gap.
         assert len(recording.series("joulewatch_exporter_info")[0].values) == 2

@@ -1,7 +1,7 @@
-"""One network, every runtime: the same frames give the same logits wherever they are computed.
+"""Every runtime computes the same logits from the same frames with the same network.
 
-The outputs themselves are compared, element by element, with a forward pass written in numpy and with each other. They
-are those that a runtime's own ``check`` looks at, computed through the code that is measured.
+The outputs are compared, element by element, with a forward pass in numpy and with each other. They are the outputs
+that the ``check`` of a runtime verifies, computed by the measured code.
 """
 
 from __future__ import annotations
@@ -36,46 +36,46 @@ pytestmark = pytest.mark.integration
 NETWORK = "radioml-vgg10"
 FILTERS = {"filters": "32"}
 MACS = 2 * 32 * 3 * 1024 + 32 * 32 * 3 * sum(1024 >> n for n in range(1, 7)) + 256 * 128 + 128 * 128 + 128 * 24
-"""By its layers: a convolution of 2 channels, six of 32 on halves of the frame, three fully connected ones."""
+"""Sum over the layers: a convolution of 2 channels, six of 32 on halves of the frame, three fully connected layers."""
 ROWS = 8
 CHILD = Path(__file__).parents[1] / "support" / "onnx_child.py"
-NEEDS = {"openvino": "openvino", "torch": "torch", "tvm": "tvm", "kserve-grpc": "grpc"}
-"""What must be installed for a way to run it."""
-WAYS = {
+REQUIRED_MODULES = {"openvino": "openvino", "torch": "torch", "tvm": "tvm", "kserve-grpc": "grpc"}
+"""Modules that a backend requires."""
+BACKENDS = {
     "fp32": ("onnxruntime", "openvino", "torch", "tvm", "process", "kserve-http", "kserve-grpc"),
     "int8": ("onnxruntime", "openvino", "tvm", "process", "kserve-http", "kserve-grpc"),
 }
 TO_REFERENCE = {"fp32": 1e-5, "int8": 0.05}
-"""RMS of the difference over the standard deviation of the reference: float32 rounding; 8 bits of random weights."""
+"""Limits of the RMS difference in standard deviations of the reference: float32 rounding; 8 bits of random weights."""
 TO_EACH_OTHER = {"fp32": 1e-5, "int8": 0.02}
-"""The same int8 file in several runtimes: what rounds differently in its ties and sums."""
+"""Limits of the same between two runtimes; with the same int8 file, they round ties and sums differently."""
 
-RUNS = [(precision, way) for precision, ways in WAYS.items() for way in ways]
+RUNS = [(precision, backend) for precision, backends in BACKENDS.items() for backend in backends]
 
 
 @dataclass(frozen=True)
-class Told:
-    """What one way to run the network gave."""
+class BackendResult:
+    """Outputs and description of one backend."""
 
     outputs: np.ndarray
     described: Mapping[str, Any]
 
 
 class Bench:
-    """The network's files, its servers, and what each way gave; each way runs once."""
+    """The files of the network, its servers and the results of each backend; each backend runs once."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self._folder = folder
         self._stack = stack
-        self._told: dict[tuple[str, str], Told] = {}
-        self.sources = {precision: networks.build(NETWORK, precision, FILTERS) for precision in WAYS}
+        self._results: dict[tuple[str, str], BackendResult] = {}
+        self.sources = {precision: networks.build(NETWORK, precision, FILTERS) for precision in BACKENDS}
         make = self.sources["fp32"].make_inputs
         assert make is not None
         self.inputs = make(ROWS)
         np.savez(folder / "inputs.npz", **self.inputs)
 
     def reference(self) -> np.ndarray:
-        """What the float network gives in numpy."""
+        """Return the outputs of the float network, computed by numpy."""
         forward = self.sources["fp32"].reference
         assert forward is not None
         return forward(self.inputs)
@@ -83,13 +83,13 @@ class Bench:
     def sha256(self, precision: str) -> str:
         return hashlib.sha256(self.sources[precision].path.read_bytes()).hexdigest()
 
-    def configuration(self, precision: str, way: str) -> Configuration:
-        """As a plan would have it; a way that cannot be here skips the test."""
-        if way in NEEDS:
-            pytest.importorskip(NEEDS[way], exc_type=ImportError)
-        runtime, options = way.partition("-")[0], dict(FILTERS)
+    def configuration(self, precision: str, backend: str) -> Configuration:
+        """Return the configuration as in a plan; skip the test if the backend is not installed."""
+        if backend in REQUIRED_MODULES:
+            pytest.importorskip(REQUIRED_MODULES[backend], exc_type=ImportError)
+        runtime, options = backend.partition("-")[0], dict(FILTERS)
         if runtime == "kserve":
-            options |= {"url": self._url(way, precision)}
+            options |= {"url": self._url(backend, precision)}
         elif runtime == "process":
             model, rows = self.sources[precision].path, self._folder / "inputs.npz"
             command = shlex.join([sys.executable, str(CHILD), str(model), str(rows), precision])
@@ -97,16 +97,16 @@ class Bench:
         if runtime in ("onnxruntime", "openvino", "torch", "tvm"):
             try:
                 importlib.import_module(RUNTIMES[runtime].module)
-            except ModuleNotFoundError as missing:
-                pytest.skip(f"the runtime {runtime} cannot be imported: {missing}")
+            except ModuleNotFoundError as error:
+                pytest.skip(f"the runtime {runtime} cannot be imported: {error}")
         return Configuration(
-            name=f"{way} {precision}", network=NETWORK, runtime=runtime, precision=precision, options=options
+            name=f"{backend} {precision}", network=NETWORK, runtime=runtime, precision=precision, options=options
         )
 
-    def told(self, precision: str, way: str) -> Told:
-        """Load it, run its check, and take the outputs out."""
-        if (precision, way) not in self._told:
-            network: Any = open_network(self.configuration(precision, way))
+    def result(self, precision: str, backend: str) -> BackendResult:
+        """Load the network, run its check and return its outputs."""
+        if (precision, backend) not in self._results:
+            network: Any = open_network(self.configuration(precision, backend))
             with pytest.MonkeyPatch.context() as patch, ExitStack() as closing:
                 closing.callback(network.close)
                 patch.setattr(kserve_network, "CHECK_BATCH", ROWS)
@@ -114,24 +114,24 @@ class Bench:
                 network.load()
                 assert network.check()
                 described = dict(network.describe())
-            outputs = self._of_child(precision) if way == "process" else seen[-1]
-            self._told[precision, way] = Told(outputs, described)
-        return self._told[precision, way]
+            outputs = self._of_child(precision) if backend == "process" else seen[-1]
+            self._results[precision, backend] = BackendResult(outputs, described)
+        return self._results[precision, backend]
 
-    def all_told(self, precision: str) -> dict[str, Told]:
-        """What every way gave that can be here."""
-        found = {}
-        for way in WAYS[precision]:
+    def results(self, precision: str) -> dict[str, BackendResult]:
+        """Return the results of all installed backends."""
+        available = {}
+        for backend in BACKENDS[precision]:
             try:
-                found[way] = self.told(precision, way)
+                available[backend] = self.result(precision, backend)
             except pytest.skip.Exception:
                 continue
-        return found
+        return available
 
-    def _url(self, way: str, precision: str) -> str:
+    def _url(self, backend: str, precision: str) -> str:
         settings = Settings(name=NETWORK)
         server: Any
-        if way == "kserve-http":
+        if backend == "kserve-http":
             server = KServeServer(self.sources[precision].path, settings)
         else:
             from support.kserve_grpc_server import KServeGrpcServer
@@ -143,7 +143,7 @@ class Bench:
         return self._folder / f"transcript-{precision}"
 
     def _of_child(self, precision: str) -> np.ndarray:
-        """The protocol carries no tensors, but the values of the check: here all logits."""
+        """Return the values of the check, here all logits; the protocol does not transfer tensors."""
         answers = [
             json.loads(line[2:]) for line in self._transcript(precision).read_text().splitlines() if line[0] == "<"
         ]
@@ -155,7 +155,7 @@ class Bench:
 
 
 def _watch(network: Any, patch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The first output of each batch that the network's check looks at."""
+    """Return a list that receives the first output of each batch that the check of the network verifies."""
     seen: list[np.ndarray] = []
     module = sys.modules[type(network).__module__]
     if type(network).__name__ == "ProcessNetwork":
@@ -170,17 +170,17 @@ def _watch(network: Any, patch: pytest.MonkeyPatch) -> list[np.ndarray]:
     return seen
 
 
-def difference(one: np.ndarray, other: np.ndarray, scale: float) -> float:
-    """RMS of the difference, in standard deviations of the reference."""
-    return float(np.sqrt(np.mean((one.astype(np.float64) - other.astype(np.float64)) ** 2))) / scale
+def difference(first: np.ndarray, second: np.ndarray, scale: float) -> float:
+    """Return the RMS difference in units of ``scale``, the standard deviation of the reference."""
+    return float(np.sqrt(np.mean((first.astype(np.float64) - second.astype(np.float64)) ** 2))) / scale
 
 
 def table(outputs: Mapping[str, np.ndarray], scale: float) -> str:
-    """The RMS difference of each to each."""
+    """Return a table of the RMS differences between all pairs."""
     width = max(map(len, outputs))
     lines = [f"{'':{width}} {' '.join(f'{name:>{width}}' for name in outputs)}"]
-    for name, one in outputs.items():
-        cells = (f"{difference(one, other, scale):{width}.1e}" for other in outputs.values())
+    for name, values in outputs.items():
+        cells = (f"{difference(values, compared, scale):{width}.1e}" for compared in outputs.values())
         lines.append(f"{name:{width}} {' '.join(cells)}")
     return "\n".join(lines)
 
@@ -193,66 +193,71 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         yield Bench(folder, stack)
 
 
-@pytest.mark.timeout(300)  # a compiler may be among them
-@pytest.mark.parametrize(("precision", "way"), RUNS)
-def test_its_outputs_are_those_of_the_numpy_reference(bench: Bench, precision: str, way: str) -> None:
-    outputs, reference = bench.told(precision, way).outputs, bench.reference()
+@pytest.mark.timeout(300)  # some runtimes compile the network
+@pytest.mark.parametrize(("precision", "backend"), RUNS)
+def test_outputs_are_those_of_the_numpy_reference(bench: Bench, precision: str, backend: str) -> None:
+    outputs, reference = bench.result(precision, backend).outputs, bench.reference()
     assert outputs.shape == reference.shape == (ROWS, 24)
     scale = float(np.std(reference))
     assert difference(outputs, reference, scale) <= TO_REFERENCE[precision], table(
-        {"numpy": reference, way: outputs}, scale
+        {"numpy": reference, backend: outputs}, scale
     )
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("precision", WAYS)
-def test_all_of_them_agree_with_each_other(bench: Bench, precision: str) -> None:
-    told = bench.all_told(precision)
-    assert len(told) >= 3, "ONNX Runtime, a child process and a server need nothing else"
+@pytest.mark.parametrize("precision", BACKENDS)
+def test_all_backends_agree_with_each_other(bench: Bench, precision: str) -> None:
+    results = bench.results(precision)
+    assert len(results) >= 3, "ONNX Runtime, a child process and a server have no further requirements"
     scale = float(np.std(bench.reference()))
-    outputs = {way: item.outputs for way, item in told.items()}
-    worst = max(difference(one, other, scale) for one, other in itertools.combinations(outputs.values(), 2))
+    outputs = {backend: result.outputs for backend, result in results.items()}
+    worst = max(difference(*pair, scale) for pair in itertools.combinations(outputs.values(), 2))
     assert worst <= TO_EACH_OTHER[precision], f"\n{table({'numpy': bench.reference(), **outputs}, scale)}"
 
 
-def test_the_measure_tells_other_weights_apart(bench: Bench) -> None:
-    """The tolerances prove something: another network of the same shape is far off, int8 is not taken for float."""
+def test_the_limits_detect_other_weights_and_another_precision(bench: Bench) -> None:
+    """Other outputs of the same shape exceed the limits, and so does int8 where float is expected."""
     reference = bench.reference()
     scale = float(np.std(reference))
-    int8 = bench.told("int8", "onnxruntime").outputs
+    int8 = bench.result("int8", "onnxruntime").outputs
     assert difference(int8, reference, scale) > 100 * TO_REFERENCE["fp32"]
     assert difference(np.roll(reference, 1, axis=0), reference, scale) > TO_REFERENCE["int8"]
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("precision", WAYS)
-def test_each_says_which_model_it_ran(bench: Bench, precision: str) -> None:
-    """The file's fingerprint, its cost and the precision it was really computed in, where a runtime can know them."""
-    for way, told in bench.all_told(precision).items():
-        described = told.described
-        if not way.startswith("kserve"):
-            assert described["model_sha256"] == bench.sha256(precision), way
-            assert described["precision"] == precision, way
+@pytest.mark.parametrize("precision", BACKENDS)
+def test_each_backend_describes_the_model_that_it_ran(bench: Bench, precision: str) -> None:
+    """The description has the hash of the file, its cost and the actual precision where the runtime knows them."""
+    for backend, result in bench.results(precision).items():
+        described = result.described
+        if not backend.startswith("kserve"):
+            assert described["model_sha256"] == bench.sha256(precision), backend
+            assert described["precision"] == precision, backend
         else:
-            assert "model_sha256" not in described, "a server does not tell its file"
+            assert "model_sha256" not in described, "a server does not describe its file"
             assert described["reference"] == f"{NETWORK} filters=32"
-        if way in ("onnxruntime", "openvino", "torch", "tvm"):
-            assert described["macs_per_inference"] == str(MACS), way
+        if backend in ("onnxruntime", "openvino", "torch", "tvm"):
+            assert described["macs_per_inference"] == str(MACS), backend
 
 
 @pytest.mark.timeout(600)
-def test_one_plan_measures_all_of_them(bench: Bench, tmp_path: Path) -> None:
-    """The whole command: a process for each, an energy for each, all of them in table and figure."""
+def test_one_plan_measures_all_backends(bench: Bench, tmp_path: Path) -> None:
+    """The command runs a process for each backend and reports the energy of each in the table and the figure."""
     configurations, precision = [], "fp32"
-    for way in WAYS[precision]:
+    for backend in BACKENDS[precision]:
         try:
-            made = bench.configuration(precision, way)
+            configuration = bench.configuration(precision, backend)
         except pytest.skip.Exception:
             continue
-        options = {key: value for key, value in made.options.items() if key != "transcript"}
-        entry = {"name": made.name, "network": NETWORK, "runtime": made.runtime, "precision": precision}
+        options = {key: value for key, value in configuration.options.items() if key != "transcript"}
+        entry = {
+            "name": configuration.name,
+            "network": NETWORK,
+            "runtime": configuration.runtime,
+            "precision": precision,
+        }
         configurations.append({**entry, "options": options})
-    names = {item["name"] for item in configurations}
+    names = {entry["name"] for entry in configurations}
     assert len(names) == len(configurations) >= 3
     plan = {
         "preset": "quick", "batch_sizes": [ROWS], "isolate": True, "idle_s": 1, "warmup_s": 0.1, "max_warmup_s": 0.3,
