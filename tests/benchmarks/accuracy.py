@@ -1,8 +1,8 @@
-"""Error against known truth: window lengths × signals × methods, and whether the stated bounds held.
+"""Compare measured with known energies: window lengths × signals × methods, and whether the stated bounds hold.
 
 An emulated machine of three sockets, each with its own power signal, is read by a real exporter; two real
 Prometheus servers scrape it every 1 s and every 200 ms; the harness reads edges around windows that begin
-and end with the load. Truth is the closed form of the signals.
+and end with the load. The true energy is the closed form of the signals.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from joulewatch_harness.runner.edges import EdgeReader
 from support.servers import Emulator, ExporterServer, PrometheusServer
 
 LEAD_S = 12.0
-"""From the emulator's start to the first window: the servers start meanwhile."""
+"""Time from the start of the emulator to the first window; the servers start meanwhile."""
 PAUSE_S = (0.1, 4.0)
-"""Idle between two windows: shorter and longer than a scrape interval."""
+"""Range of the idle time between two windows: shorter and longer than a scrape interval."""
 IDLE_WATTS = 50.0
 RIPPLE_HZ = 3.0
 COUNTS = {0.2: 12, 0.5: 12, 1.0: 10, 2.0: 8, 5.0: 6, 10.0: 4, 30.0: 4}
@@ -57,7 +57,7 @@ TARGETS: tuple[tuple[str, Callable[[str, str, float], bool], float], ...] = (
 
 
 def make_schedule(counts: dict[float, int], seed: int) -> list[tuple[float, float]]:
-    """(start, length) of the windows in seconds since the emulator's start, lengths in random order."""
+    """Return (start, length) of the windows in seconds since the emulator's start, with lengths in random order."""
     rng = random.Random(seed)
     lengths = [length for length, count in counts.items() for _ in range(count)]
     rng.shuffle(lengths)
@@ -69,7 +69,7 @@ def make_schedule(counts: dict[float, int], seed: int) -> list[tuple[float, floa
 
 
 def make_scenario(schedule: list[tuple[float, float]], seed: int) -> dict[str, Any]:
-    """Three sockets: steady; a rectangle in each window; phases with a 3 Hz ripple in each window."""
+    """Return three sockets: steady; a rectangle in each window; phases with a 3 Hz ripple in each window."""
     rng = random.Random(seed)
     rectangle, phased = [[0.0, IDLE_WATTS]], [[0.0, IDLE_WATTS]]
     for start_s, length in schedule:
@@ -121,7 +121,7 @@ def take_windows(reader: EdgeReader, schedule: list[tuple[float, float]], start_
 
 
 def collect(counts: dict[float, int], seed: int) -> list[dict[str, Any]]:
-    """Run the machine and the servers; one row per window, signal and method."""
+    """Run the machine and the servers; return one row per window, signal and method."""
     program = shutil.which("prometheus")
     if program is None:
         raise SystemExit("the accuracy table needs Prometheus: apt-get install prometheus")
@@ -169,10 +169,10 @@ def collect(counts: dict[float, int], seed: int) -> list[dict[str, Any]]:
                 run = measure_run(record, source.history(spans, [exporter_record]))
                 source.close()
                 for measured, (_, length) in zip(run.windows, schedule, strict=True):
-                    for sensor, item in measured.sensors.items():
+                    for sensor, measurement in measured.sensors.items():
                         key = f"{sensor.device}/{sensor.domain}"
                         true_joules = truth.energy_joules(key, measured.span.start_s, measured.span.end_s)
-                        rows += _rows(item, interval, SIGNALS[key], length, true_joules)
+                        rows += _rows(measurement, interval, SIGNALS[key], length, true_joules)
             return rows
         finally:
             for server in (*servers.values(), exporter):
@@ -180,13 +180,13 @@ def collect(counts: dict[float, int], seed: int) -> list[dict[str, Any]]:
             machine.remove()
 
 
-def _rows(item: Measured, interval: str, signal: str, length: float, true_joules: float) -> list[dict[str, Any]]:
-    found: list[tuple[str, WindowEnergy | None]] = []
+def _rows(measured: Measured, interval: str, signal: str, length: float, true_joules: float) -> list[dict[str, Any]]:
+    energies: list[tuple[str, WindowEnergy | None]] = []
     if interval == "1s":
-        found.append((METHODS[0], item.edges))
-    found.append((METHODS[1] if interval == "200ms" else METHODS[2], item.history))
+        energies.append((METHODS[0], measured.edges))
+    energies.append((METHODS[1] if interval == "200ms" else METHODS[2], measured.history))
     rows = []
-    for method, energy in found:
+    for method, energy in energies:
         row: dict[str, Any] = {"method": method, "signal": signal, "length_s": length, "true_joules": true_joules}
         if energy is not None:
             row |= {
@@ -202,7 +202,7 @@ def _rows(item: Measured, interval: str, signal: str, length: float, true_joules
 
 
 def summarise(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of the table, and what became of the targets."""
+    """Return the rows of the table and the verdicts on the targets."""
     cells = []
     for method in METHODS:
         for signal in SIGNALS.values():
@@ -232,15 +232,15 @@ def summarise(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[st
         if chosen:
             verdicts.append(f"{text}: largest {max(chosen):.3f} %, {'met' if max(chosen) <= limit else 'MISSED'}")
     good = [row for row in rows if "joules" in row]
-    held = sum(row["bounds_held"] for row in good)
+    contained = sum(row["bounds_held"] for row in good)
     verdicts.append(
-        f"stated bounds contain the truth: {held} of {len(good)}, {'met' if held == len(good) else 'MISSED'}"
+        f"stated bounds contain the truth: {contained} of {len(good)}, {'met' if contained == len(good) else 'MISSED'}"
     )
     return cells, verdicts
 
 
 def run(quick: bool = False, seed: int = 1) -> dict[str, Any]:
-    """Run it all; returns and writes the result."""
+    """Run the benchmark; write and return the result."""
     machine = describe_machine()
     rows = collect(QUICK_COUNTS if quick else COUNTS, seed)
     cells, verdicts = summarise(rows)

@@ -1,4 +1,4 @@
-"""How long the analysis of a run of 1,000 windows and 20 sensors takes, from a real Prometheus and its id alone."""
+"""Time the analysis of a run of 1,000 windows and 20 sensors from a real Prometheus, with only its ID."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TARGET_S = 10.0
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Run it; returns and writes the result."""
+    """Run the benchmark; write and return the result."""
     machine = describe_machine()
     program = shutil.which("prometheus")
     if program is None:

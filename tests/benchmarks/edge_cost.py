@@ -1,4 +1,4 @@
-"""What measuring costs on the harness's side of the local mode: reading an edge, and recording scrapes meanwhile."""
+"""Cost of a measurement in local mode on the harness's side: read an edge, and record scrapes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RATES_HZ = (1, 10)
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Run it; returns and writes the result."""
+    """Run the benchmark; write and return the result."""
     machine = describe_machine()
     emulated = Emulator(SCENARIO)
     emulated.start()
@@ -41,14 +41,14 @@ def run(quick: bool = False) -> dict[str, Any]:
     rows = [
         ["an edge, median", f"{edges['median_ms']:.2f} ms"],
         ["an edge, p99", f"{edges['p99_ms']:.2f} ms"],
-        ["bounds of the clock that an edge gives, median width", f"{edges['clock_width_ms']:.2f} ms"],
+        ["bounds of the clock offset from an edge, median width", f"{edges['clock_width_ms']:.2f} ms"],
         *(
             [f"recording at {rate_hz} Hz", f"{percent:.2f} % of a core"]
             for rate_hz, percent in recorder_percent.items()
         ),
     ]
     table = f"# Cost of an edge and of a recording\n\n{host_line(machine)}\n"
-    table += f"Local mode, emulated node {SCENARIO}.\n\n" + markdown_table(["what", "cost"], rows)
+    table += f"Local mode, emulated node {SCENARIO}.\n\n" + markdown_table(["operation", "cost"], rows)
     result = {
         "machine": machine,
         "edge": edges,
@@ -59,7 +59,7 @@ def run(quick: bool = False) -> dict[str, Any]:
 
 
 def read_edges(url: str, count: int) -> dict[str, float]:
-    """As the runner reads them, with a pause between two."""
+    """Read edges as the runner does, with a pause between two; return times and widths."""
     times_ms, widths_ms = [], []
     with EdgeReader([ExporterClient(url)]) as reader:
         reader.fetch()
@@ -79,7 +79,7 @@ def read_edges(url: str, count: int) -> dict[str, float]:
 
 
 def record(url: str, path: Path, rate_hz: float, seconds: float) -> float:
-    """Processor time of this process while it records, in percent of a core."""
+    """Return the processor time of this process while it records, in percent of a core."""
     with RecordingWriter.create(path, header()) as writer:
         cpu_s = time.process_time()
         with Recorder([ExporterClient(url, name="local")], writer, rate_hz=rate_hz):

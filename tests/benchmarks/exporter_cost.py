@@ -1,5 +1,5 @@
-"""What the exporter costs: time per read, scrape latency, CPU and memory at 1 s scrapes, for 20, 200 and 1,000
-sensors, beside prometheus-node-exporter (rapl and hwmon only) on the same tree in the same run."""
+"""Cost of the exporter: time per read, scrape latency, CPU and memory at 1 s scrapes, for 20, 200 and 1,000
+sensors, compared with prometheus-node-exporter (rapl and hwmon only) on the same tree in the same run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCRAPES = 300
 
 
 def write_tree(sysfs: Path, sensors: int) -> None:
-    """Two RAPL packages with a core zone each; the rest are channels of hwmon chips."""
+    """Write two RAPL packages with a core zone each; the other sensors are channels of hwmon chips."""
     for socket in (0, 1):
         for zone, name in ((f"{socket}", f"package-{socket}"), (f"{socket}:0", "core")):
             folder = sysfs / "class/powercap" / f"intel-rapl:{zone}"
@@ -45,14 +45,14 @@ def write_tree(sysfs: Path, sensors: int) -> None:
 
 
 def write_procfs(procfs: Path) -> None:
-    """A processor that is not AMD's, so that its core zones count."""
+    """Write a processor that is not from AMD, so that its core zones are read."""
     procfs.mkdir(parents=True)
     (procfs / "cpuinfo").write_text("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: benchmark\n")
     (procfs / "stat").write_text("cpu  0 0 0 0 0 0 0 0 0 0\ncpu0 0 0 0 0 0 0 0 0 0 0\n")
 
 
 def measure(url: str, pid: int, idle_scrapes: int) -> dict[str, float]:
-    """Latency of back-to-back scrapes, then CPU at one scrape a second."""
+    """Measure the latency of back-to-back scrapes, then CPU time at one scrape per second."""
     address = urlsplit(url).netloc
     connection = http.client.HTTPConnection(address, timeout=10)
     spans_ms, size = [], 0
@@ -80,7 +80,7 @@ def measure(url: str, pid: int, idle_scrapes: int) -> dict[str, float]:
 
 
 def read_costs_us(sysfs: Path, procfs: Path) -> dict[str, float]:
-    """Median time of one read of one sensor, in this process, by family."""
+    """Return the median time of one read of one sensor in this process, by family."""
     from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector
     from joulewatch_exporter.collectors.rapl.collector import RaplCollector
     from joulewatch_exporter.model import Collector, Host
@@ -101,7 +101,7 @@ def read_costs_us(sysfs: Path, procfs: Path) -> dict[str, float]:
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Run it all; returns and writes the result."""
+    """Run the benchmark; write and return the result."""
     machine = describe_machine()
     node_exporter = shutil.which("prometheus-node-exporter")
     rows, results = [], []

@@ -1,8 +1,8 @@
-"""Everything that can go wrong with a sensor, on a machine of known truth: the built-in scenario ``faulty-node``.
+"""All faults of sensors on an emulated machine with known energies: the built-in scenario ``faulty-node``.
 
-Of each kind of device one is sick, with every fault on a timetable, and one is well. Shown are, over the whole two
-minutes: what the exporter counted beside the truth, the time that it says it did not measure, and what it says of the
-faults. The well ones must not show that there are sick ones.
+One device of each kind is faulty, with every fault on a timetable, and one is healthy. The table compares the energy
+over two minutes with the truth and lists the time that the exporter reports as not measured, and its errors. Faults
+must not affect the healthy devices.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DURATION_S = 125.0
 COUNTER_TARGET = 0.001
 POWER_TARGET = 0.01
 
-SICK_AND_WELL: tuple[tuple[str, Series, Series], ...] = (
+FAULTY_AND_HEALTHY: tuple[tuple[str, Series, Series], ...] = (
     ("CPU", ("rapl", "socket0", "package"), ("rapl", "socket1", "package")),
     (
         "GPU",
@@ -43,13 +43,13 @@ SICK_AND_WELL: tuple[tuple[str, Series, Series], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One device over the whole time."""
+    """Results of one device."""
 
     kind: str
     series: Series
     is_sick: bool
     is_counter: bool
-    """The sensor counts joules itself; else its watts are integrated."""
+    """The sensor counts joules; otherwise its power is integrated."""
     true_joules: float
     measured_joules: float
     unmeasured_s: float
@@ -64,7 +64,7 @@ class Row:
 
 
 def quick_settings(file: Path, folder: Path) -> Path:
-    """The machine's configuration, with everything looked at each second."""
+    """Write the configuration of the machine with all intervals set to one second."""
     config: dict[str, Any] = yaml.safe_load(file.read_text())
     config["exporter"]["rediscover_seconds"] = 1.0
     for family in ("ipmi", "redfish"):
@@ -76,7 +76,7 @@ def quick_settings(file: Path, folder: Path) -> Path:
 
 
 def watch(duration_s: float = DURATION_S) -> tuple[Watched, list[Row]]:
-    """Run the scenario under a real exporter, scraped every second."""
+    """Run the scenario with a real exporter, scraped every second."""
     folder = Path(tempfile.mkdtemp(prefix="joulewatch-faults-"))
     machine = Emulator(SCENARIO)
     watched = Watched()
@@ -95,8 +95,11 @@ def watch(duration_s: float = DURATION_S) -> tuple[Watched, list[Row]]:
         machine.remove()
         shutil.rmtree(folder)
     rows = []
-    for kind, sick, well in SICK_AND_WELL:
-        rows += [_row(watched, truth, kind, sick, is_sick=True), _row(watched, truth, kind, well, is_sick=False)]
+    for kind, faulty, healthy in FAULTY_AND_HEALTHY:
+        rows += [
+            _row(watched, truth, kind, faulty, is_sick=True),
+            _row(watched, truth, kind, healthy, is_sick=False),
+        ]
     return watched, rows
 
 
@@ -119,13 +122,13 @@ def _row(watched: Watched, truth: Truth, kind: str, series: Series, *, is_sick: 
 
 
 def table(rows: list[Row]) -> str:
-    """The rows for people."""
+    """Return the rows as a Markdown table."""
     head = [
         "device",
-        "gives",
-        "",
-        "truth, J",
-        "counted, J",
+        "reports",
+        "state",
+        "true, J",
+        "measured, J",
         "deviation, %",
         "not measured, s",
         "resets",
@@ -136,7 +139,7 @@ def table(rows: list[Row]) -> str:
         [
             row.kind,
             "joules" if row.is_counter else "watts",
-            "sick" if row.is_sick else "well",
+            "faulty" if row.is_sick else "healthy",
             f"{row.true_joules:.1f}",
             f"{row.measured_joules:.1f}",
             f"{100 * row.deviation:+.3f}",
@@ -151,21 +154,22 @@ def table(rows: list[Row]) -> str:
 
 
 def run(*, quick: bool = False) -> None:
-    """Measure and write the result; the timetable has one length."""
+    """Run the benchmark and write the result; ``quick`` has no effect, because the timetable is fixed."""
     machine = describe_machine()
     watched, rows = watch()
-    text = f"""# Every fault there is, against known truth
+    text = f"""# All faults, compared with known energies
 
 {host_line(machine)}
 
-`emulate {SCENARIO}`, {DURATION_S:.0f} s, scraped every second. Rules broken (a total that fell, a value repeated under
-another time, a negative): {len(watched.complaints)}. Longest scrape {1e3 * max(watched.latencies_s):.0f} ms, median
+`emulate {SCENARIO}`, {DURATION_S:.0f} s, scraped every second. Rules broken (a total that fell, a value repeated with
+another timestamp, a negative value): {len(watched.complaints)}. Longest scrape
+{1e3 * max(watched.latencies_s):.0f} ms, median
 {1e3 * sorted(watched.latencies_s)[len(watched.latencies_s) // 2]:.1f} ms.
 
 {table(rows)}
 
-A sick device's deviation is the energy of the time that is stated as not measured; a power sensor that was stuck for
-eight seconds cannot be known to be.
+The deviation of a faulty device is the energy of the time reported as not measured. The exporter cannot detect that a
+power sensor was stuck for eight seconds.
 """
     data = [{name: getattr(row, name) for name in row.__slots__} | {"deviation": row.deviation} for row in rows]
     write_result("faulty_node", {"machine": machine, "rows": data, "complaints": watched.complaints}, text)

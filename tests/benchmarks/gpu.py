@@ -1,7 +1,7 @@
 """Real NVIDIA GPUs: idle, under a steady load and under bursts; energy counter against integrated power, refresh, cost.
 
-Where there is no GPU it says so and keeps the figures of the last machine that had one. The load is a matrix
-multiplication by torch; without torch, fused multiply-adds given to the driver as PTX, which needs nothing installed.
+Without a GPU, the benchmark reports this and keeps the results of the last machine with one. The load is a matrix
+multiplication in torch; without torch, fused multiply-adds as PTX for the driver, which require no package.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from joulewatch_exporter.sampling.counter import EnergyCounter, PowerIntegrator,
 
 PHASE_S, QUICK_PHASE_S = 30.0, 5.0
 LEAD_S = 2.0
-"""Before each phase: a 1 s average must have forgotten the one before."""
+"""Wait before each phase, so that an average over 1 s does not include the previous phase."""
 FAST_S = 3.0
-"""Reading as fast as it goes, for the rhythm and the cost of a call."""
+"""Duration of reading as fast as possible, for the refresh time and the cost of a read."""
 READ_S = 0.1
 SLOW_EVERY = 10
-"""Power is integrated from all readings, and from every tenth: once a second, as the exporter does."""
+"""Power is integrated from all readings, and from every tenth: once per second, as in the exporter."""
 BURST_S, PAUSE_S = 0.03, 0.07
-"""Shorter than the 100 ms in which many GPUs look at their power once."""
+"""Shorter than the 100 ms in which many GPUs sample their power once."""
 
 PTX = b"""
 .version 6.0
@@ -78,12 +78,12 @@ AGAIN:
 
 
 class Load(Protocol):
-    """Something that keeps one GPU busy."""
+    """A load for one GPU."""
 
     name: str
 
     def work(self, seconds: float) -> None:
-        """Keep it busy for about so long, and return when it is idle again."""
+        """Keep the GPU busy for about this time; return when it is idle again."""
         ...
 
 
@@ -114,7 +114,7 @@ def _torch_index(torch: Any, uuid: str) -> int:
 
 
 class PtxLoad:
-    """Fused multiply-adds on all cores, by the driver alone."""
+    """Fused multiply-adds on all cores, with the driver only."""
 
     name = "fused multiply-adds (PTX)"
     THREADS = 256
@@ -135,12 +135,12 @@ class PtxLoad:
         self._call("cuDeviceGetAttribute", ctypes.byref(processors), 16, device)  # MULTIPROCESSOR_COUNT
         self._blocks = processors.value * 8
         self._rounds = 1000
-        # About 5 ms a launch, so that bursts can be timed.
+        # A launch takes about 5 ms, so that the length of bursts can be controlled.
         while self._launch() < 0.005 and self._rounds < 2**30:
             self._rounds *= 2
 
     def work(self, seconds: float) -> None:
-        self._call("cuCtxSetCurrent", self._context)  # of this thread
+        self._call("cuCtxSetCurrent", self._context)  # for this thread
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._launch()
@@ -162,7 +162,7 @@ class PtxLoad:
 
 
 def make_load(uuid: str, address: str) -> tuple[Load | None, str]:
-    """The best load that there is for a GPU, or why there is none."""
+    """Return the best available load for a GPU, or the reason why there is none."""
     try:
         import torch  # type: ignore[import-not-found, unused-ignore]
 
@@ -177,7 +177,7 @@ def make_load(uuid: str, address: str) -> tuple[Load | None, str]:
 
 @contextlib.contextmanager
 def busy(step: Callable[[], None]) -> Iterator[None]:
-    """Repeat ``step`` on a thread of its own for as long as the block lasts."""
+    """Repeat ``step`` on another thread until the end of the block."""
     stop = threading.Event()
     failures: list[Exception] = []
 
@@ -213,7 +213,7 @@ def collect(sensor: Sensor, seconds: float) -> list[Sequence[Reading]]:
 
 
 def energies(scans: Sequence[Sequence[Reading]]) -> dict[str, float]:
-    """Domain to joules between the first and the last scan; power also from every tenth reading."""
+    """Return joules between the first and the last scan by domain; for power also from every tenth reading."""
     by_domain: dict[str, list[Reading]] = defaultdict(list)
     for scan in scans:
         for reading in scan:
@@ -237,8 +237,8 @@ def _joules(readings: Sequence[Reading]) -> float:
     return counter.total_joules or integrator.total_joules
 
 
-def rhythm(sensor: Sensor, seconds: float) -> tuple[dict[str, float | None], dict[str, float]]:
-    """Refresh in seconds of each domain, and what a read costs in milliseconds, reading as fast as it goes."""
+def refresh_and_cost(sensor: Sensor, seconds: float) -> tuple[dict[str, float | None], dict[str, float]]:
+    """Read as fast as possible; return the refresh time of each domain and the cost of a read in milliseconds."""
     estimators = {info.quantity.domain: RefreshEstimator(is_counter=info.method == "counter") for info in sensor.infos}
     costs_ms = []
     end = time.monotonic() + seconds
@@ -254,7 +254,7 @@ def rhythm(sensor: Sensor, seconds: float) -> tuple[dict[str, float | None], dic
 
 
 def measure(sensor: Sensor, phase_s: float) -> dict[str, Any]:
-    """All phases of one GPU."""
+    """Measure all phases of one GPU."""
     model = sensor.infos[0].model
     address = model.partition(" @ ")[2].partition(",")[0]
     load, why_not = make_load(sensor.device, address)
@@ -267,7 +267,7 @@ def measure(sensor: Sensor, phase_s: float) -> dict[str, Any]:
 
         phases += [("load", lambda load=load: load.work(0.2)), ("bursts", bursts)]  # type: ignore[misc]
     else:
-        sys.stderr.write(f"{sensor.device}: idle only, no load can be made: {why_not}\n")
+        sys.stderr.write(f"{sensor.device}: idle only, because no load is available: {why_not}\n")
     result: dict[str, Any] = {
         "device": sensor.device,
         "model": model,
@@ -284,12 +284,12 @@ def measure(sensor: Sensor, phase_s: float) -> dict[str, Any]:
                 time.sleep(LEAD_S)
                 scans = collect(sensor, phase_s)
                 if name == "load":
-                    # Under a load every refresh shows another value.
-                    result["refresh_s"], result["cost"] = rhythm(sensor, FAST_S)
+                    # Under a load, every refresh changes the value.
+                    result["refresh_s"], result["cost"] = refresh_and_cost(sensor, FAST_S)
         span_s = (scans[-1][0].read_at_ns - scans[0][0].read_at_ns) / 1e9
         result["phases"][name] = {"seconds": span_s, "joules": energies(scans)}
     if "cost" not in result:
-        result["refresh_s"], result["cost"] = rhythm(sensor, FAST_S)
+        result["refresh_s"], result["cost"] = refresh_and_cost(sensor, FAST_S)
     return result
 
 
@@ -303,7 +303,7 @@ def table(result: dict[str, Any]) -> str:
                 ratio = f"{joules / total:.4f}" if total and not domain.startswith("memory") else ""
                 rows.append([gpu["model"], name, domain, f"{watts:.2f}", ratio])
         refresh = ", ".join(
-            f"{domain} {refresh_s * 1e3:.1f} ms" if refresh_s is not None else f"{domain} not seen"
+            f"{domain} {refresh_s * 1e3:.1f} ms" if refresh_s is not None else f"{domain} not detected"
             for domain, refresh_s in gpu["refresh_s"].items()
         )
         cost = gpu["cost"]
@@ -316,7 +316,7 @@ def table(result: dict[str, Any]) -> str:
         + "\n"
         + f"Bursts: {BURST_S * 1e3:.0f} ms of work, {PAUSE_S * 1e3:.0f} ms of pause. "
         + "Power is integrated from a reading every 100 ms, or once a second.\n\n"
-        + markdown_table(["GPU", "load", "refresh", "a read, median ms", "99 % ms"], rhythms)
+        + markdown_table(["GPU", "load", "refresh", "read, median ms", "99 % ms"], rhythms)
     )
 
 
@@ -324,13 +324,13 @@ def run(*, quick: bool = False, library: Path | None = None) -> None:
     """Measure every GPU of this machine, one after the other.
 
     Args:
-        quick: Short phases, to see that it runs.
-        library: Another libnvidia-ml.so.1, such as an emulated one: its figures are shown and not kept.
+        quick: Use short phases, for a test of the benchmark.
+        library: Another libnvidia-ml.so.1, such as an emulated one; its results are printed but not written.
     """
     try:
         collector = NvmlCollector.open(Host(), NvmlOptions(library=library))
     except (SensorAbsentError, SensorDeniedError) as error:
-        sys.stdout.write(f"gpu: not run, nothing written: {error}\n")
+        sys.stdout.write(f"gpu: not run, no result written: {error}\n")
         return
     try:
         machine = describe_machine()
@@ -348,8 +348,8 @@ def run(*, quick: bool = False, library: Path | None = None) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="short phases, to see that it runs")
-    parser.add_argument("--library", type=Path, help="another libnvidia-ml.so.1; its figures are not kept")
+    parser.add_argument("--quick", action="store_true", help="short phases, for a test of the benchmark")
+    parser.add_argument("--library", type=Path, help="another libnvidia-ml.so.1; its results are not written")
     args = parser.parse_args()
     run(quick=args.quick, library=args.library)
     return 0

@@ -1,10 +1,10 @@
 """Networks on a real NVIDIA GPU through PyTorch: joules per inference over precisions and batch sizes, by NVML.
 
-`joulewatch profile` itself does it: two built-in networks in FP32, TF32, FP16 and BF16. Nothing is downloaded, nothing
-need be installed but the packages that are looked for first, and the whole of it ends within ten minutes: a run that
-would take longer is ended as by Ctrl-C, and what was measured until then is kept.
+The benchmark runs `joulewatch profile` with two built-in networks in FP32, TF32, FP16 and BF16. It downloads nothing,
+checks the required packages first, and ends within ten minutes: a run that would take longer is ended as by Ctrl-C,
+and its results so far are kept.
 
-A session with a GPU, from the top folder, a command each (the last two may take ten minutes together):
+On a machine with a GPU, run these commands from the top folder (the last two may take ten minutes together):
 
     python3 -m pytest -q -W default tests/harness/runtimes/test_torch.py -k on_a_gpu
     PYTHONPATH=exporter:harness:tests python3 -m benchmarks.gpu
@@ -37,9 +37,9 @@ NETWORKS = ("radioml-vgg10", "resnet-like")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 BATCH_SIZES, QUICK_BATCH_SIZES = (1, 8, 64, 512), (1, 64)
 LIMIT_S = 500.0
-"""From the beginning of it all; then the run is told to end."""
+"""Time limit from the start of the benchmark; after it, the run is interrupted."""
 ENDING_S = 40.0
-"""What ending it may take."""
+"""Time limit for the end of an interrupted run."""
 PROBE_LIMIT_S = 200.0
 NEEDED = {
     "torch": "torch",
@@ -56,7 +56,7 @@ NEEDED = {
 
 
 def probe(device: str) -> None:
-    """Load and check every configuration; one JSON line each, on a process of its own, which then lets the GPU go."""
+    """Load and check every configuration; print one JSON line each. A separate process does this, to free the GPU."""
     from joulewatch_harness.records import Configuration
     from joulewatch_harness.runtimes import open_network
 
@@ -64,14 +64,14 @@ def probe(device: str) -> None:
         for precision in PRECISIONS:
             why = ""
             try:
-                found: Any = open_network(
+                opened: Any = open_network(
                     Configuration(
                         name="n", network=network, runtime="torch", precision=precision, options={"device": device}
                     )
                 )
-                found.load()
-                found.check()
-                found.close()
+                opened.load()
+                opened.check()
+                opened.close()
             except Exception as error:
                 why = f"{type(error).__name__}: {error}"
             sys.stdout.write(json.dumps({"network": network, "precision": precision, "why": why}) + "\n")
@@ -83,7 +83,7 @@ def missing_packages() -> list[str]:
 
 
 def no_gpu(device: str) -> str:
-    """Why nothing can be measured; empty: it can."""
+    """Return the reason why the benchmark cannot run; empty if it can."""
     if missing := missing_packages():
         return f"missing: {', '.join(missing)}"
     if device == "cpu":
@@ -99,21 +99,21 @@ def no_gpu(device: str) -> str:
 
 
 def configurations(device: str) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Those that load and compute rightly, and the others with why."""
+    """Return the configurations that load and compute correctly, and the others with the reason."""
     words = [sys.executable, "-m", "benchmarks.gpu_networks", "--probe", "--device", device]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
-        # What it has told until it hangs or crashes is kept.
+        # Keep the output of a process that hangs or crashes.
         try:
-            said, _ = process.communicate(timeout=PROBE_LIMIT_S)
+            output, _ = process.communicate(timeout=PROBE_LIMIT_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            said, _ = process.communicate()
-    found = [json.loads(line) for line in said.splitlines()]
-    told = {(item["network"], item["precision"]): item["why"] for item in found}
+            output, _ = process.communicate()
+    entries = [json.loads(line) for line in output.splitlines()]
+    reasons = {(entry["network"], entry["precision"]): entry["why"] for entry in entries}
     good, bad = [], []
     for network in NETWORKS:
         for precision in PRECISIONS:
-            why = told.get((network, precision), f"the process that tried it ended with {process.returncode}")
+            why = reasons.get((network, precision), f"the process that loads it ended with {process.returncode}")
             if why:
                 bad.append({"network": network, "precision": precision, "why": why})
             else:
@@ -123,7 +123,7 @@ def configurations(device: str) -> tuple[list[dict[str, Any]], list[dict[str, st
 
 
 def environment() -> dict[str, str]:
-    """Of children: this tree, whether joulewatch is installed or not."""
+    """Return the environment of child processes, which use this tree even if joulewatch is not installed."""
     paths = [str(TOP / name) for name in ("exporter", "harness", "tests")]
     return {
         **os.environ,
@@ -133,7 +133,7 @@ def environment() -> dict[str, str]:
 
 
 def profile(plan: dict[str, Any], folder: Path, limit_s: float) -> tuple[Path, bool]:
-    """Run a plan for so long at most; answers the run's folder, and whether it came to its end."""
+    """Run a plan for at most ``limit_s``; return the folder of the run and whether it is complete."""
     path = folder / "plan.json"
     path.write_text(json.dumps(plan))
     words = [sys.executable, "-m", "joulewatch_harness", "profile", str(path), "--output", str(folder / "runs")]
@@ -154,22 +154,22 @@ def profile(plan: dict[str, Any], folder: Path, limit_s: float) -> tuple[Path, b
 
 
 def run(quick: bool = False, device: str = "cuda:0", exporter_flags: tuple[str, ...] = ()) -> dict[str, Any] | None:
-    """Measure; writes ``gpu_networks.json``, ``.md`` and ``.png``.
+    """Run the benchmark; write ``gpu_networks.json``, ``.md`` and ``.png``.
 
     Args:
         quick: Fewer batch sizes.
-        device: ``cpu`` to see that it runs where there is no GPU; nothing is kept then.
-        exporter_flags: Others than those that read NVIDIA GPUs and estimate nothing.
+        device: With ``cpu``, the benchmark is tested without a GPU and writes no result.
+        exporter_flags: Flags in place of those that read NVIDIA GPUs and disable the estimate.
     """
     if why := no_gpu(device):
-        sys.stdout.write(f"gpu_networks: not run, nothing written: {why}\n")
+        sys.stdout.write(f"gpu_networks: not run, no result written: {why}\n")
         return None
     start_s = time.monotonic()
     machine = describe_machine()
     good, bad = configurations(device)
     if not good:
         raise SystemExit(
-            "gpu_networks: " + "; ".join(f"{item['network']} {item['precision']}: {item['why']}" for item in bad)
+            "gpu_networks: " + "; ".join(f"{entry['network']} {entry['precision']}: {entry['why']}" for entry in bad)
         )
     plan = {
         "name": "networks on a GPU",
@@ -188,11 +188,11 @@ def run(quick: bool = False, device: str = "cuda:0", exporter_flags: tuple[str, 
         )
         result = {"machine": machine, "left_out": bad, "ended_early": not ended, "result": json.loads(document)}
         table = "# Networks on an NVIDIA GPU, through PyTorch\n\n" + host_line(machine)
-        table += "\nInputs and outputs stay on the device, launches are eager. By `joulewatch profile`:\n\n"
+        table += "\nInputs and outputs stay on the device, launches are eager. Output of `joulewatch profile`:\n\n"
         table += f"```text\n{text}```\n"
         if not ended:
-            table += "\nEnded before all was measured: the time was up.\n"
-        table += "".join(f"\nLeft out: {item['network']} {item['precision']}: {item['why']}\n" for item in bad)
+            table += "\nEnded before all windows were measured, because the time limit was reached.\n"
+        table += "".join(f"\nExcluded: {entry['network']} {entry['precision']}: {entry['why']}\n" for entry in bad)
         if device == "cpu":
             sys.stdout.write(table)
         else:
@@ -204,8 +204,10 @@ def run(quick: bool = False, device: str = "cuda:0", exporter_flags: tuple[str, 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Networks on a real NVIDIA GPU.")
     parser.add_argument("--quick", action="store_true", help="fewer batch sizes")
-    parser.add_argument("--device", default="cuda:0", help="cpu: to see that it runs without a GPU; nothing is kept")
-    parser.add_argument("--exporter-flag", action="append", default=[], help="instead of those for NVIDIA GPUs")
+    parser.add_argument("--device", default="cuda:0", help="cpu: test the benchmark without a GPU; writes no result")
+    parser.add_argument(
+        "--exporter-flag", action="append", default=[], help="exporter flag, in place of those for NVIDIA GPUs"
+    )
     parser.add_argument("--probe", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.probe:

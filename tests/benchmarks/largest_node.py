@@ -1,8 +1,8 @@
-"""What the exporter costs on the largest node: 2 × 64 cores each with a series of its own, 8 GPUs, 2 FPGA cards, a BMC
-by IPMI and by Redfish; first with everything well, then with a GPU, a card and both ways to the BMC hung.
+"""Cost of the exporter on the largest node: 2 × 64 cores with a series each, 8 GPUs, 2 FPGA cards, a BMC by IPMI and
+by Redfish; first without faults, then with a GPU, a card and both interfaces of the BMC hung.
 
-Files, GPU library and services are the emulator's; the cores' registers are doubled below the C library. What is
-measured is the exporter, a process of its own, on a machine that has to run the emulator as well.
+The emulator provides files, GPU library and services; the registers of the cores are simulated below the C library.
+The exporter is measured in its own process, on a machine that also runs the emulator.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ESU_16 = 0xA1003
 
 
 def scenario() -> dict[str, Any]:
-    """The node; at ``HANG_AT_S`` the last GPU, the last card and the BMC hang for good."""
+    """Return the node; at ``HANG_AT_S`` the last GPU, the last card and the BMC hang until the end."""
     hang = {"faults": [{"kind": "hang", "at_s": HANG_AT_S, "for_s": 3600.0}]}
     signals: dict[str, Any] = {
         "socket": {"kind": "sine", "mean_watts": 200, "amplitude_watts": 60, "period_s": 17},
@@ -69,7 +69,7 @@ def scenario() -> dict[str, Any]:
 
 
 def with_registers(machine: Emulator, folder: Path) -> ShimMachine:
-    """Double the registers of each core, at 2 W each."""
+    """Simulate the registers of each core, at 2 W each."""
     host = Host(sysfs=machine.sysfs, procfs=machine.procfs, dev=machine.folder / "dev")
     shim = ShimMachine(sysfs=SimpleNamespace(host=host, root=folder), library=build_shim(folder))  # type: ignore[arg-type]
     for core in range(2 * CORES_PER_SOCKET):
@@ -80,7 +80,7 @@ def with_registers(machine: Emulator, folder: Path) -> ShimMachine:
 
 
 def _first_cpu(sysfs: Path, core: int) -> int:
-    """The first logical CPU of the n-th core, as the tree tells it."""
+    """Return the first logical CPU of the n-th core according to the tree."""
     cpus = sorted((sysfs / "devices/system/cpu").glob("cpu[0-9]*"), key=lambda path: int(path.name[3:]))
     first = []
     for path in cpus:
@@ -92,7 +92,7 @@ def _first_cpu(sysfs: Path, core: int) -> int:
 
 
 def measure(exporter: ExporterServer) -> dict[str, float]:
-    """Back-to-back scrapes, then CPU at one scrape a second."""
+    """Measure back-to-back scrapes, then CPU time at one scrape per second."""
     assert exporter.process is not None
     connection = http.client.HTTPConnection(urlsplit(exporter.url).netloc, timeout=10)
     spans_ms, text = [], b""
@@ -123,7 +123,7 @@ def measure(exporter: ExporterServer) -> dict[str, float]:
 
 
 def run(*, quick: bool = False) -> None:
-    """Measure and write the result."""
+    """Run the benchmark and write the result."""
     about = describe_machine()
     folder = Path(tempfile.mkdtemp(prefix="joulewatch-largest-"))
     file = folder / "node.yaml"
@@ -136,7 +136,7 @@ def run(*, quick: bool = False) -> None:
         config["collectors"]["rapl"] = {"per_core": True}
         for family in ("ipmi", "redfish"):
             for target in config["collectors"][family]["targets"]:
-                del target["interval_seconds"]  # the defaults, as a user has them
+                del target["interval_seconds"]  # keep the default intervals
         (folder / "exporter.yaml").write_text(yaml.safe_dump(config))
         shim = with_registers(machine, folder)
         exporter = ExporterServer(

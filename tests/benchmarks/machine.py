@@ -1,4 +1,4 @@
-"""Where a figure came from: host and versions, and how results are written."""
+"""Describe the host and the versions of a benchmark, and write its results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def describe_machine() -> dict[str, Any]:
-    """CPU, cores, kernel, load and versions of what took part."""
+    """Return CPU, cores, kernel, load, and versions of packages and programs."""
     model = ""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
@@ -46,9 +46,9 @@ def describe_machine() -> dict[str, Any]:
 
 
 def write_result(name: str, result: dict[str, Any], table: str) -> None:
-    """Keep ``result`` as ``results/NAME.json`` and ``table`` as ``results/NAME.md``; show the table.
+    """Write ``result`` to ``results/NAME.json`` and ``table`` to ``results/NAME.md``; print the table.
 
-    How busy the machine was in the end is kept with it.
+    The result includes the load average at the end.
     """
     RESULTS.mkdir(exist_ok=True)
     result = {**result, "load_average_at_end": os.getloadavg()[0]}
@@ -58,14 +58,14 @@ def write_result(name: str, result: dict[str, Any], table: str) -> None:
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
 def host_line(machine: dict[str, Any]) -> str:
-    """One sentence that says where the figures are from."""
+    """Return one line with date, host and versions."""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     kind = "virtual machine, " if machine["virtual"] else ""
     return f"{machine['date']}; {kind}{machine['cpus']} × {machine['cpu']}, Linux {machine['kernel']}; {versions}.\n"

@@ -1,5 +1,5 @@
-"""One exporter and 200 emulated BMCs, of which three hang and two refuse the password: what it costs, and whether the
-healthy ones are read on time. The exporter is a process of its own and is looked at from outside only."""
+"""One exporter with 200 emulated BMCs, of which three hang and two refuse the password: its cost, and whether the
+healthy BMCs are read on time. The exporter is a separate process and is observed only from outside."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from support.watched_machine import Resources
 HUNG, WRONG = 3, 2
 INTERVAL_S = 5.0
 SETTLE_S = 12.0
-"""Logins are spread over the first second; the hung ones need their deadline."""
+"""Time until logins, which are spread over the first second, succeed or reach their deadline."""
 CONFIG = """collectors:
   rapl: {{enabled: false}}
   hwmon: {{enabled: false}}
@@ -39,7 +39,7 @@ _UP = re.compile(r'^joulewatch_sensor_up\{collector="ipmi",device="([^"]+)"[^}]*
 
 
 def measure(folder: Path, count: int, seconds: float) -> dict[str, Any]:
-    """Figures of one exporter that reads ``count`` BMCs for ``seconds``."""
+    """Return the figures of one exporter that reads ``count`` BMCs for ``seconds``."""
     with fleet.running(folder, count, hung=HUNG) as file:
         wrong = folder / "wrong.password"
         wrong.write_text("not-this-one\n")
@@ -60,12 +60,12 @@ def measure(folder: Path, count: int, seconds: float) -> dict[str, Any]:
 
 
 def watch(address: str, pid: int, count: int, seconds: float) -> dict[str, Any]:
-    """Scrape once a second; spacing of each BMC's readings by their own time stamps."""
+    """Scrape every second; return the figures, with the spacing of readings by their own timestamps."""
     connection = http.client.HTTPConnection(address, timeout=10)
     time.sleep(SETTLE_S)
     read_at_s: dict[str, set[float]] = {}
     spans_ms: list[float] = []
-    strangers = 0
+    wrong_values = 0
     body = ""
     before, start_s = Resources.of(pid), time.monotonic()
     for tick in range(round(seconds)):
@@ -76,17 +76,17 @@ def watch(address: str, pid: int, count: int, seconds: float) -> dict[str, Any]:
         spans_ms.append((time.perf_counter() - begun_s) * 1e3)
         for device, value in _READ_AT.findall(body):
             read_at_s.setdefault(device, set()).add(float(value))
-        strangers += sum(
+        wrong_values += sum(
             float(value) != fleet.power_of(int(device.removeprefix("node"))) for device, value in _POWER.findall(body)
         )
     after = Resources.of(pid)
     cpu_percent = 100 * (after.cpu_s - before.cpu_s) / (time.monotonic() - start_s)
     connection.close()
-    well = [fleet.name_of(index) for index in range(HUNG + WRONG, count)]
+    healthy = [fleet.name_of(index) for index in range(HUNG + WRONG, count)]
     gaps_s = []
-    for device in well:
+    for device in healthy:
         times_s = sorted(read_at_s.get(device, ()))
-        # The same reading may be told with two roundings of the wall clock: readings are a second apart at least.
+        # One reading may have two timestamps, rounded differently; different readings are at least a second apart.
         gaps_s += [later - earlier for earlier, later in itertools.pairwise(times_s) if later - earlier > 0.5]
     return {
         "bmcs": count,
@@ -96,8 +96,8 @@ def watch(address: str, pid: int, count: int, seconds: float) -> dict[str, Any]:
         "watched_s": seconds,
         "up": sum(float(value) == 1.0 for _, value in _UP.findall(body)),
         "down": sum(float(value) == 0.0 for _, value in _UP.findall(body)),
-        "healthy_without_reading": sum(device not in read_at_s for device in well),
-        "values_of_another_bmc": strangers,
+        "healthy_without_reading": sum(device not in read_at_s for device in healthy),
+        "values_of_another_bmc": wrong_values,
         "readings": len(gaps_s),
         "spacing_median_s": statistics.median(gaps_s),
         "spacing_max_s": max(gaps_s),
@@ -110,7 +110,7 @@ def watch(address: str, pid: int, count: int, seconds: float) -> dict[str, Any]:
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Run it all; returns and writes the result."""
+    """Run the benchmark; write and return the result."""
     machine = describe_machine()
     machine["versions"]["pyghmi"] = version("pyghmi")
     results = []
@@ -146,8 +146,8 @@ def run(quick: bool = False) -> dict[str, Any]:
     ]
     table = "# Many BMCs\n\n" + host_line(machine) + "\n" + markdown_table(head, rows)
     table += (
-        f"\nOf each lot {HUNG} BMCs hang and {WRONG} refuse the password; the others are to be read every "
-        f"{INTERVAL_S:g} s, one scrape a second.\n"
+        f"\nIn each row {HUNG} BMCs hang and {WRONG} refuse the password; the others are read every "
+        f"{INTERVAL_S:g} s, with one scrape per second.\n"
     )
     result = {"machine": machine, "runs": results}
     write_result("many_bmcs", result, table)

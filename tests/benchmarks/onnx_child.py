@@ -1,4 +1,4 @@
-"""A child of the process protocol that runs an .onnx file in ONNX Runtime: the reference child with another network.
+"""A child of the process protocol that runs an .onnx file in ONNX Runtime; based on the reference child.
 
 onnx_child.py FILE.onnx
 """

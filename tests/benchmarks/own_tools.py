@@ -1,7 +1,7 @@
-"""joulewatch beside the benchmark tool that a runtime itself comes with: the same model file, batch and threads.
+"""Compare joulewatch with the benchmark tool of each runtime, with the same model file, batch size and threads.
 
-Both take turns on one machine, there and back in each round. A tool that is a program is run as its users run it,
-and its own count of batches over its own clock is taken; one that is a part of the library runs in this process.
+Both run in turns on one machine, in opposite orders in each round. A tool that is a program is run as users run it,
+and its own batch count and clock are used; a tool that is part of the library runs in this process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TOOL_LIMIT_S = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One network at one batch size, loaded by joulewatch, for a tool to run as well."""
+    """One network at one batch size, loaded by joulewatch, which a tool runs as well."""
 
     network: Any
     model: Path
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the one input."""
+        """Shape of the only input."""
         return (self.batch, 2, 1024)
 
 
@@ -54,14 +54,14 @@ class Tool:
     runtime: str
     precisions: tuple[str, ...]
     options: Mapping[str, str]
-    """Of joulewatch, so that both run the same."""
+    """Options of joulewatch with which both run the same."""
     missing: Callable[[], str]
-    """Why it cannot be run here; empty: it can."""
+    """Returns the reason why the tool cannot be run; empty if it can."""
     batches_per_s: Callable[[Case], float]
 
 
 def compare(quick: bool) -> list[dict[str, Any]]:
-    """All tools; one that is not here gives a row that says so."""
+    """Compare with all tools; a tool that is not installed gives a row with the reason."""
     rows: list[dict[str, Any]] = []
     for tool in TOOLS:
         if why := tool.missing():
@@ -96,15 +96,15 @@ def _side_by_side(tool: Tool, precision: str, batch: int, rounds: int) -> dict[s
         (sum(ours[at : at + 2]) * batch / 2, sum(theirs[at : at + 2]) * batch / 2) for at in range(0, 2 * rounds, 2)
     ]
     return {
-        "joulewatch_per_s": median_interval([mine for mine, _ in pairs]).middle,
-        "tool_per_s": median_interval([other for _, other in pairs]).middle,
-        "ratio": median_interval([mine / other for mine, other in pairs]).json(),
+        "joulewatch_per_s": median_interval([ours_per_s for ours_per_s, _ in pairs]).middle,
+        "tool_per_s": median_interval([tool_per_s for _, tool_per_s in pairs]).middle,
+        "ratio": median_interval([ours_per_s / tool_per_s for ours_per_s, tool_per_s in pairs]).json(),
         "rounds": rounds,
     }
 
 
 def _ours_per_s(network: Any, batches: int, seconds: float) -> float:
-    """Batches per second of calls as a measured window makes them."""
+    """Return batches per second in calls like those of a measured window."""
     phases = Phases()
     done, start_ns = 0, time.monotonic_ns()
     while True:
@@ -115,27 +115,27 @@ def _ours_per_s(network: Any, batches: int, seconds: float) -> float:
             return done / elapsed_s
 
 
-def rows_of_table(found: list[dict[str, Any]]) -> list[list[str]]:
+def rows_of_table(comparisons: list[dict[str, Any]]) -> list[list[str]]:
     rows = []
-    for item in found:
-        if "not_run" in item:
-            rows.append([item["runtime"], item["tool"], "", "", "", "", item["not_run"]])
+    for comparison in comparisons:
+        if "not_run" in comparison:
+            rows.append([comparison["runtime"], comparison["tool"], "", "", "", "", comparison["not_run"]])
             continue
         rows.append(
             [
-                item["runtime"],
-                item["tool"],
-                item["precision"],
-                str(item["batch"]),
-                f"{item['joulewatch_per_s']:.0f}",
-                f"{item['tool_per_s']:.0f}",
-                Interval.of(item["ratio"]).text(3, sign=""),
+                comparison["runtime"],
+                comparison["tool"],
+                comparison["precision"],
+                str(comparison["batch"]),
+                f"{comparison['joulewatch_per_s']:.0f}",
+                f"{comparison['tool_per_s']:.0f}",
+                Interval.of(comparison["ratio"]).text(3, sign=""),
             ]
         )
     return rows
 
 
-HEAD = ["runtime", "its own tool", "precision", "batch", "joulewatch, inf/s", "the tool, inf/s", "ratio [95 %]"]
+HEAD = ["runtime", "tool", "precision", "batch", "joulewatch, inf/s", "tool, inf/s", "ratio [95 %]"]
 
 
 def _program(name: str) -> Callable[[], str]:
@@ -146,7 +146,7 @@ def _module(name: str) -> Callable[[], str]:
     return lambda: "" if importlib.util.find_spec(name) else f"{name} is not installed"
 
 
-def _said(words: list[str]) -> str:
+def _output_of(words: list[str]) -> str:
     done = subprocess.run(words, capture_output=True, text=True, timeout=TOOL_LIMIT_S, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)} failed: {done.stderr or done.stdout}")
@@ -154,33 +154,33 @@ def _said(words: list[str]) -> str:
 
 
 def _number(pattern: str, text: str) -> float:
-    found = re.search(pattern, text)
-    if found is None:
-        raise SystemExit(f"no {pattern!r} in what the tool said:\n{text}")
-    return float(found[1])
+    match = re.search(pattern, text)
+    if match is None:
+        raise SystemExit(f"no {pattern!r} in the output of the tool:\n{text}")
+    return float(match[1])
 
 
 def _path(program: str) -> str:
-    """Beside this interpreter, where pip puts it, or anywhere."""
-    beside = Path(sys.executable).parent / program
-    return str(beside) if beside.exists() else str(shutil.which(program))
+    """Return the path of a program, which pip installs next to this interpreter."""
+    installed = Path(sys.executable).parent / program
+    return str(installed) if installed.exists() else str(shutil.which(program))
 
 
 def _benchmark_app(case: Case) -> float:
-    said = _said(
+    output = _output_of(
         [
             *(_path("benchmark_app"), "-m", str(case.model), "-d", "CPU", "-shape", str(list(case.shape))),
             *("-hint", "none", "-nstreams", "1", "-nthreads", "1", "-api", "sync", "-infer_precision", "f32"),
             *("-t", str(TURN_S)),
         ]
     )
-    # Its "Throughput" takes this input for one of batch 1.
-    return _number(r"Count:\s+(\d+) iterations", said) / (_number(r"Duration:\s+([\d.]+) ms", said) * 1e-3)
+    # The tool computes its "Throughput" as if the batch size were 1.
+    return _number(r"Count:\s+(\d+) iterations", output) / (_number(r"Duration:\s+([\d.]+) ms", output) * 1e-3)
 
 
 def _perf_test(case: Case) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        said = _said(
+        output = _output_of(
             [
                 *("onnxruntime_perf_test", "-I", "-e", "cpu", "-x", "1", "-y", "1", "-o", "99"),
                 *(
@@ -195,14 +195,14 @@ def _perf_test(case: Case) -> float:
                 ),
             ]
         )
-    return _number(r"Number of inferences per second:\s+([\d.]+)", said)
+    return _number(r"Number of inferences per second:\s+([\d.]+)", output)
 
 
 def _onnxruntime_test(case: Case) -> float:
-    """It takes a number of iterations, and counts the first one too, which is slow: so many that it does not show."""
+    """Run enough iterations that the slow first one, which the tool counts, has no effect."""
     iterations = max(10, round(2 * TURN_S * _ours_per_s(case.network, 3, 0.1)))
     words = [sys.executable, "-m", "onnxruntime.tools.onnxruntime_test", str(case.model), str(iterations)]
-    return 1e3 / _number(r"avg latency: ([\d.e-]+) ms", _said([*words, "--symbolic_dims", f"batch={case.batch}"]))
+    return 1e3 / _number(r"avg latency: ([\d.e-]+) ms", _output_of([*words, "--symbolic_dims", f"batch={case.batch}"]))
 
 
 def _torch_timer(case: Case) -> float:
@@ -224,7 +224,7 @@ def _time_evaluator(case: Case) -> float:
 
 
 def _trtexec(case: Case) -> float:
-    said = _said(
+    output = _output_of(
         [
             *(
                 "trtexec",
@@ -235,13 +235,13 @@ def _trtexec(case: Case) -> float:
             *("--warmUp=200", f"--duration={TURN_S}", "--useCudaGraph"),
         ]
     )
-    return _number(r"Throughput: ([\d.]+) qps", said)
+    return _number(r"Throughput: ([\d.]+) qps", output)
 
 
-def _of_onnxruntime() -> Tool:
+def _onnxruntime_tool() -> Tool:
     if shutil.which("onnxruntime_perf_test"):
         return Tool("onnxruntime_perf_test", "onnxruntime", ("fp32", "int8"), {"threads": "1"}, lambda: "", _perf_test)
-    # It cannot be told how many threads to use: both take ONNX Runtime's own choice.
+    # The number of threads cannot be set, so both use the default of ONNX Runtime.
     return Tool(
         "onnxruntime.tools.onnxruntime_test (onnxruntime_perf_test is not installed)",
         "onnxruntime",
@@ -253,7 +253,7 @@ def _of_onnxruntime() -> Tool:
 
 
 TOOLS = (
-    _of_onnxruntime(),
+    _onnxruntime_tool(),
     Tool("benchmark_app", "openvino", ("fp32", "int8"), {"threads": "1"}, _program("benchmark_app"), _benchmark_app),
     Tool("torch.utils.benchmark.Timer", "torch", ("fp32",), {"threads": "1"}, _module("torch"), _torch_timer),
     Tool("vm.time_evaluator", "tvm", ("fp32",), {"threads": "1"}, _module("tvm"), _time_evaluator),

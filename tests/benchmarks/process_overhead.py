@@ -1,8 +1,8 @@
-"""What a child process costs that is driven by the process protocol: per request, and per call of 75 ms.
+"""Cost of a child process with the process protocol: per request, and per call of 75 ms.
 
-Requests and calls through joulewatch take turns with the same ones by write, poll and read alone (``pairs``): the
-difference is joulewatch's, the rest is the pipe's, the child's and the machine's, which puts a processor to sleep
-that waits for an answer.
+Requests and calls through joulewatch run in turns with the same ones by plain write, poll and read (``pairs``). The
+difference is the cost of joulewatch. The rest is the cost of the pipe, the child and the machine, on which a processor
+that waits for an answer goes to sleep.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ CHILDREN = Path(__file__).parents[2] / "harness" / "children"
 CALL_NS = 75_000_000
 BATCH_SIZES = (1, 8, 64)
 REQUESTS = 200
-"""In a block."""
+"""Number of requests in a block."""
 TARGET_US = 5.0
 TARGET_PERCENT = 1.0
 
 
 class Pipe:
-    """A child's pipe without joulewatch."""
+    """The pipe of a child, used without joulewatch."""
 
     def __init__(self, network: ProcessNetwork) -> None:
         child = network._child
@@ -56,10 +56,10 @@ class Pipe:
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Run it; returns and writes the result."""
+    """Run the benchmark; write and return the result."""
     compiler = shutil.which("g++")
     if compiler is None:
-        raise SystemExit("the cost of a child process needs g++: apt-get install g++")
+        raise SystemExit("the benchmark of child processes requires g++: apt-get install g++")
     machine = describe_machine()
     rounds = 16 if quick else 100
     rows, pipes = [], []
@@ -80,59 +80,59 @@ def run(quick: bool = False) -> dict[str, Any]:
     table = f"# Cost of a child process\n\n{host_line(machine)}\nBrackets: 95 % of the median.\n\n"
     table += markdown_table(
         [
-            "child", "bare pipe, there and back µs", "through joulewatch µs", "of it joulewatch's processor time µs",
+            "child", "bare pipe, round trip µs", "through joulewatch µs", "thereof processor time of joulewatch µs",
             "after 75 ms of sleep: bare pipe µs", "through joulewatch µs",
         ],
         [
             [
-                item["child"],
-                f"{item['bare_us']:.1f}",
-                f"{item['ask_us']:.1f}",
-                Interval.of(item["own_cpu_us"]).text(1, sign=""),
-                f"{item['bare_after_sleep_us']:.0f}",
-                f"{item['ask_after_sleep_us']:.0f}",
+                row["child"],
+                f"{row['bare_us']:.1f}",
+                f"{row['ask_us']:.1f}",
+                Interval.of(row["own_cpu_us"]).text(1, sign=""),
+                f"{row['bare_after_sleep_us']:.0f}",
+                f"{row['ask_after_sleep_us']:.0f}",
             ]
-            for item in pipes
+            for row in pipes
         ],
     )  # fmt: skip
     table += "\n" + markdown_table(
         [
-            "child", "batch", "µs a batch", "batches a call", "call ms", "to t0 µs", "from t1 µs",
+            "child", "batch", "µs per batch", "batches per call", "call ms", "to t0 µs", "from t1 µs",
             "beyond the child's loop, bare pipe µs", "through joulewatch µs", "% of the call",
         ],
         [
             [
-                item["child"],
-                str(item["batch"]),
-                f"{item['batch_us']:.1f}",
-                str(item["batches"]),
-                f"{item['call_ms']:.0f}",
-                f"{item['to_t0_us']:.0f}",
-                f"{item['from_t1_us']:.0f}",
-                f"{item['bare_beyond_us']:.0f}",
-                Interval.of(item["beyond_us"]).text(0, sign=""),
-                Interval.of(item["beyond_percent"]).text(3, sign=""),
+                row["child"],
+                str(row["batch"]),
+                f"{row['batch_us']:.1f}",
+                str(row["batches"]),
+                f"{row['call_ms']:.0f}",
+                f"{row['to_t0_us']:.0f}",
+                f"{row['from_t1_us']:.0f}",
+                f"{row['bare_beyond_us']:.0f}",
+                Interval.of(row["beyond_us"]).text(0, sign=""),
+                Interval.of(row["beyond_percent"]).text(3, sign=""),
             ]
-            for item in rows
+            for row in rows
         ],
     )  # fmt: skip
-    costs = [Interval.of(item["own_cpu_us"]) for item in pipes]
-    shares = [Interval.of(item["beyond_percent"]) for item in rows if item["batch"] >= 8]
+    costs = [Interval.of(row["own_cpu_us"]) for row in pipes]
+    shares = [Interval.of(row["beyond_percent"]) for row in rows if row["batch"] >= 8]
     table += (
-        f"\n- target: joulewatch adds at most {TARGET_US:g} µs of work to the pipe for each request: "
+        f"\n- target: joulewatch adds at most {TARGET_US:g} µs of work per request to the pipe: "
         f"{_all(costs, TARGET_US, 'µs')}\n"
-        f"- target: at most {TARGET_PERCENT:g} % of a call of 75 ms is outside of the child's loop, from batch 8 on: "
+        f"- target: at most {TARGET_PERCENT:g} % of a call of 75 ms is outside the child's loop, from batch 8 on: "
         f"{_all(shares, TARGET_PERCENT, '%')}\n"
-        "- a call holds one request, however many batches: a request that costs microseconds back to back costs more "
-        "after a call, because joulewatch sleeps while the child computes, and what then wakes up is a sleeping "
-        f"processor with cold caches; calls of at most {MOST_BATCH_ENDS} batches also bring the end of each batch\n"
+        "- a call has one request for any number of batches; a request that takes microseconds back to back is slower "
+        "after a call, because joulewatch sleeps while the child computes and wakes up on a sleeping processor with "
+        f"cold caches; calls of at most {MOST_BATCH_ENDS} batches also transfer the end of each batch\n"
     )
     write_result("process_overhead", result, table)
     return result
 
 
 def _requests(network: ProcessNetwork, rounds: int) -> dict[str, Any]:
-    """Round trips of the same request back to back, and singly after a sleep as long as a call."""
+    """Measure round trips of the same request, back to back and after a sleep as long as a call."""
     child = network._child
     assert child is not None
     pipe = Pipe(network)
@@ -140,7 +140,7 @@ def _requests(network: ProcessNetwork, rounds: int) -> dict[str, Any]:
     def bare() -> None:
         pipe.ask(b'{"id":1,"op":"ping"}\n')
 
-    def asked() -> None:
+    def through_joulewatch() -> None:
         child.ask("ping", {}, limit_s=60.0, limit_option="")
 
     def block(call: Callable[[], None]) -> Callable[[], None]:
@@ -150,27 +150,27 @@ def _requests(network: ProcessNetwork, rounds: int) -> dict[str, Any]:
 
         return calls
 
-    found = take_turns([block(bare), block(asked)], rounds)
+    timed = take_turns([block(bare), block(through_joulewatch)], rounds)
     each_us = 1e-3 / (2 * REQUESTS)
-    slept: dict[Callable[[], None], list[float]] = {bare: [], asked: []}
+    after_sleep_us: dict[Callable[[], None], list[float]] = {bare: [], through_joulewatch: []}
     for _ in range(max(10, rounds // 4)):
-        for call, took in slept.items():
+        for call, durations_us in after_sleep_us.items():
             time.sleep(CALL_NS * 1e-9)
             start_ns = time.monotonic_ns()
             call()
-            took.append((time.monotonic_ns() - start_ns) * 1e-3)
+            durations_us.append((time.monotonic_ns() - start_ns) * 1e-3)
     return {
-        "bare_us": float(np.median(found.wall_ns[:, 0])) * each_us,
-        "ask_us": float(np.median(found.wall_ns[:, 1])) * each_us,
-        "own_cpu_us": median_interval((found.cpu_ns[:, 1] - found.cpu_ns[:, 0]) * each_us).json(),
-        "bare_after_sleep_us": statistics.median(slept[bare]),
-        "ask_after_sleep_us": statistics.median(slept[asked]),
+        "bare_us": float(np.median(timed.wall_ns[:, 0])) * each_us,
+        "ask_us": float(np.median(timed.wall_ns[:, 1])) * each_us,
+        "own_cpu_us": median_interval((timed.cpu_ns[:, 1] - timed.cpu_ns[:, 0]) * each_us).json(),
+        "bare_after_sleep_us": statistics.median(after_sleep_us[bare]),
+        "ask_after_sleep_us": statistics.median(after_sleep_us[through_joulewatch]),
         "rounds": rounds,
     }
 
 
 def _calls(network: ProcessNetwork, batch: int, rounds: int) -> dict[str, Any]:
-    """Calls of 75 ms as the harness sizes them, with phases and ends of batches, and the same by the bare pipe."""
+    """Measure calls of 75 ms, with phases and ends of batches, and the same calls by the bare pipe."""
     network.prepare(batch)
     pipe = Pipe(network)
     batches = 1
@@ -178,8 +178,8 @@ def _calls(network: ProcessNetwork, batch: int, rounds: int) -> dict[str, Any]:
         start_ns = time.monotonic_ns()
         network.run(batches, Phases())
         batches = max(1, min(100 * batches, batches * CALL_NS // (time.monotonic_ns() - start_ns)))
-    wanted = {"id": 1, "op": "run", "batches": batches, "phases": True, "batch_ends": batches <= MOST_BATCH_ENDS}
-    line = json.dumps(wanted).encode() + b"\n"
+    request = {"id": 1, "op": "run", "batches": batches, "phases": True, "batch_ends": batches <= MOST_BATCH_ENDS}
+    line = json.dumps(request).encode() + b"\n"
     beyond_ns: dict[bool, list[float]] = {True: [], False: []}
     lengths_ns, to_t0_ns, from_t1_ns = [], [], []
     for number in range(2 * rounds):
@@ -193,10 +193,10 @@ def _calls(network: ProcessNetwork, batch: int, rounds: int) -> dict[str, Any]:
             else:
                 answer = pipe.ask(line)
                 end_ns = time.monotonic_ns()
-                told = json.loads(answer)
-                beyond_ns[ours].append(end_ns - start_ns - (told["t1_ns"] - told["t0_ns"]))
-                to_t0_ns.append(told["t0_ns"] - start_ns)
-                from_t1_ns.append(end_ns - told["t1_ns"])
+                times = json.loads(answer)
+                beyond_ns[ours].append(end_ns - start_ns - (times["t1_ns"] - times["t0_ns"]))
+                to_t0_ns.append(times["t0_ns"] - start_ns)
+                from_t1_ns.append(end_ns - times["t1_ns"])
     call_ns = statistics.median(lengths_ns)
     through = np.array(beyond_ns[True])
     return {
@@ -213,6 +213,6 @@ def _calls(network: ProcessNetwork, batch: int, rounds: int) -> dict[str, Any]:
 
 
 def _all(intervals: list[Interval], limit: float, unit: str) -> str:
-    """The worst of all."""
-    judgements = [judged([item], limit, unit) for item in intervals]
-    return max(judgements, key=lambda text: (text == "MISSED", text.startswith("not resolved")))
+    """Return the worst verdict."""
+    verdicts = [judged([interval], limit, unit) for interval in intervals]
+    return max(verdicts, key=lambda text: (text == "MISSED", text.startswith("not resolved")))

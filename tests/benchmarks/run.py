@@ -18,7 +18,7 @@ BENCHMARKS = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], default=[], metavar="NAME", help="default: all")
-    parser.add_argument("--quick", action="store_true", help="fewer repeats, to see that they run")
+    parser.add_argument("--quick", action="store_true", help="fewer repeats, for a test of the benchmarks")
     args = parser.parse_args()
     for name in args.names or BENCHMARKS:
         importlib.import_module(f"benchmarks.{name}").run(quick=args.quick)

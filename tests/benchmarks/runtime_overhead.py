@@ -1,11 +1,11 @@
-"""What joulewatch adds to a batch: its ``run`` beside the shortest loop of the same runtime, and beside its own tool.
+"""Overhead of joulewatch per batch: ``run`` compared with the shortest loop of a runtime, and with the runtime's tool.
 
-Both loops launch the very same prepared batch in one process. They take turns in blocks of 50 ms, there and back, a
-hundred times (``pairs``); wall time and processor time of each block are taken, the garbage collector runs as it
-does in a measured window. Blocks are as long as the shortest calls of a run: what begins and ends a call finds cold
-caches and takes some 0.1 ms, which is 1 % of a block of 10 ms. What ``run`` costs around a launch that does nothing
-is measured beside it: that is the cost by itself, with warm caches, where the ratio is the cost in use. A child
-process has its own loop, on its own clock, in calls of 75 ms.
+Both loops launch the same prepared batch in one process. They run in turns in blocks of 50 ms, in both orders, about a
+hundred times (``pairs``). Wall time and processor time of each block are measured; the garbage collector runs as in a
+measured window. Blocks are as long as the shortest calls of a run: the start and end of a call run with cold caches
+and take about 0.1 ms, which would be 1 % of a block of 10 ms. The cost of ``run`` around an empty launch is measured
+as well: it is the cost with warm caches, and the ratio is the cost in use. A child process has its own loop and clock,
+in calls of 75 ms.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from joulewatch_harness.runtimes.process.network import open_network as open_pro
 NETWORK, BATCHES = "radioml-vgg10", (1, 8, 64)
 BLOCK_S = 0.05
 CALL_S = 0.075
-"""Of a child: as the runner sizes its calls."""
+"""Duration of a call of a child, as in a run."""
 BUDGET_S, QUICK_BUDGET_S = 25.0, 2.0
-"""For one runtime, precision and batch size."""
+"""Time for one runtime, precision and batch size."""
 MOST_ROUNDS, FEWEST_ROUNDS = 250, 8
 FEW_BATCHES = 20
-"""In a block of fewer the beginning and the end of a call are most of what a batch is charged with."""
+"""In a block of fewer batches, the start and end of a call are most of the overhead per batch."""
 TARGET_PERCENT, TARGET_BATCH, TARGET_CALL_US = 1.0, 8, 5.0
 CASES = (
     ("onnxruntime", "fp32"),
@@ -52,11 +52,11 @@ Loop = Callable[[int], None]
 
 
 LAUNCHER = {"onnxruntime": "_session", "openvino": "_request", "torch": "_call", "tvm": "_main"}
-"""Where a runtime's ``run`` finds what launches a batch."""
+"""Attribute that launches a batch in the ``run`` of a runtime."""
 
 
-class Nothing:
-    """In place of whatever launches a batch."""
+class EmptyLaunch:
+    """An empty launch, in place of one that runs a batch."""
 
     def run_with_iobinding(self, binding: Any) -> None: ...
 
@@ -66,9 +66,9 @@ class Nothing:
 
 
 def bare_loop(runtime: str, network: Any) -> Loop:
-    """The loop that a person would write to time this runtime, on what ``prepare`` made.
+    """Return the loop that a user would write to time this runtime, with the inputs from ``prepare``.
 
-    Outputs are kept until the next ones are there, as in ``run``.
+    As in ``run``, outputs are kept until the next outputs exist.
     """
     if runtime == "onnxruntime":
 
@@ -104,7 +104,7 @@ def bare_loop(runtime: str, network: Any) -> Loop:
 
 
 def measure(runtime: str, precision: str, batch: int, budget_s: float) -> dict[str, Any]:
-    """One runtime of this process at one batch size."""
+    """Measure a runtime in this process at one batch size."""
     network: Any = open_network(
         Configuration(name="n", network=NETWORK, runtime=runtime, precision=precision, options={"threads": "1"})
     )
@@ -114,13 +114,13 @@ def measure(runtime: str, precision: str, batch: int, budget_s: float) -> dict[s
         bare = bare_loop(runtime, network)
         bare(3)
         batches = max(1, round(BLOCK_S / _timed_s(lambda: bare(5)) * 5))
-        ways: list[Callable[[], None]] = [
+        variants: list[Callable[[], None]] = [
             lambda: bare(batches),
             lambda: network.run(batches, Phases()),
         ]
-        found = take_turns(ways, _rounds(budget_s, _timed_s(lambda: [way() for way in ways]) * 2))
-        bare_us = float(np.median(found.wall_ns[:, 0])) / (2 * batches) * 1e-3
-        cost_us = _around_nothing_us(runtime, network, bare)
+        timed = take_turns(variants, _rounds(budget_s, _timed_s(lambda: [call() for call in variants]) * 2))
+        bare_us = float(np.median(timed.wall_ns[:, 0])) / (2 * batches) * 1e-3
+        cost_us = _around_empty_launch_us(runtime, network, bare)
     finally:
         network.close()
     return {
@@ -129,10 +129,10 @@ def measure(runtime: str, precision: str, batch: int, budget_s: float) -> dict[s
         "batch": batch,
         "bare_us_per_batch": bare_us,
         "batches_per_block": batches,
-        "rounds": len(found.wall_ns),
+        "rounds": len(timed.wall_ns),
         "around_nothing_us": cost_us,
-        "wall_ratio": found.wall(1).json(),
-        "cpu_ratio": found.cpu(1).json(),
+        "wall_ratio": timed.wall(1).json(),
+        "cpu_ratio": timed.cpu(1).json(),
     }
 
 
@@ -146,14 +146,14 @@ def _timed_s(call: Callable[[], Any]) -> float:
     return (time.perf_counter_ns() - start_ns) * 1e-9
 
 
-def _around_nothing_us(runtime: str, network: Any, bare: Loop, count: int = 5_000) -> float:
-    """What a batch costs in this runtime's ``run`` beyond the bare loop, where both launch nothing.
+def _around_empty_launch_us(runtime: str, network: Any, bare: Loop, count: int = 5_000) -> float:
+    """Return the cost of a batch in ``run`` beyond the bare loop when both have empty launches.
 
-    The fastest of some, as nothing can make it faster than it is.
+    It is computed from the fastest repetitions, because disturbances only slow them down.
     """
     name = LAUNCHER[runtime]
     launched = getattr(network, name)
-    setattr(network, name, Nothing())
+    setattr(network, name, EmptyLaunch())
     try:
         ours = min(_timed_s(lambda: network.run(count, Phases())) for _ in range(9))
         theirs = min(_timed_s(lambda: bare(count)) for _ in range(9))
@@ -163,10 +163,10 @@ def _around_nothing_us(runtime: str, network: Any, bare: Loop, count: int = 5_00
 
 
 def measure_child(precision: str, batch: int, budget_s: float) -> dict[str, Any]:
-    """A child process that runs the same file: whole calls beside its own loop, which then times nothing but itself.
+    """Measure a child process that runs the same file: calls compared with its loop without phases and batch ends.
 
-    The loop of each call is told as well: what the call took beyond it has little noise, and lacks only what the
-    child pays for phases and ends of batches.
+    The child also reports the loop time of each call. The time of the call beyond it has little noise, and lacks only
+    the cost of phases and batch ends in the child.
     """
     model = networks.build(NETWORK, precision, {}).path
     command = shlex.join([sys.executable, str(Path(__file__).with_name("onnx_child.py")), str(model)])
@@ -176,7 +176,7 @@ def measure_child(precision: str, batch: int, budget_s: float) -> dict[str, Any]
         network.load()
         network.prepare(batch)
         batches = 3
-        for _ in range(8):  # it warms up
+        for _ in range(8):  # warm-up
             network.run(batches, Phases())
             batches = max(1, min(10 * batches, round(batches * CALL_S * 1e9 / network.last_loop_ns)))
         for number in range(_rounds(budget_s, 4 * CALL_S)):
@@ -205,122 +205,124 @@ def measure_child(precision: str, batch: int, budget_s: float) -> dict[str, Any]
 
 
 def _own_loop_ns(network: ProcessNetwork, batches: int) -> int:
-    """The child's loop with neither phases nor ends of batches."""
+    """Return the time of the child's loop without phases and ends of batches."""
     child = network._child
     assert child is not None
     fields = {"batches": batches, "phases": False, "batch_ends": False}
-    told = child.ask("run", fields, limit_s=60.0, limit_option="run_limit_s").message
-    return int(told["t1_ns"] - told["t0_ns"])
+    answer = child.ask("run", fields, limit_s=60.0, limit_option="run_limit_s").message
+    return int(answer["t1_ns"] - answer["t0_ns"])
 
 
-def _interval(found: dict[str, Any], name: str) -> Interval | None:
-    ratio = found.get(name)
+def _interval(figure: dict[str, Any], name: str) -> Interval | None:
+    ratio = figure.get(name)
     return None if ratio is None else Interval.of(ratio)
 
 
-def verdicts(found: dict[str, Any]) -> tuple[str, str]:
-    """For one row: the share, from batch 8 on; the cost of a launch, at batch 1, where microseconds can be seen.
+def verdicts(figure: dict[str, Any]) -> tuple[str, str]:
+    """Return the verdicts of one row: the share from batch 8 on; the cost of a launch at batch 1, where it is visible.
 
-    What a child's request costs is in ``process_overhead``.
+    ``process_overhead`` measures the cost of a request to a child.
     """
-    ratios = [ratio for name in ("cpu_ratio", "beyond_ratio", "wall_ratio") if (ratio := _interval(found, name))]
-    if found["batch"] >= TARGET_BATCH:
+    ratios = [ratio for name in ("cpu_ratio", "beyond_ratio", "wall_ratio") if (ratio := _interval(figure, name))]
+    if figure["batch"] >= TARGET_BATCH:
         return judged([ratio.scaled(100, -1) for ratio in ratios], TARGET_PERCENT, "%"), ""
-    if found["batch"] > 1 or "cpu_ratio" not in found:
+    if figure["batch"] > 1 or "cpu_ratio" not in figure:
         return "", ""
-    costs = [ratio.scaled(found["bare_us_per_batch"], -1) for ratio in ratios]
-    said = judged(costs, TARGET_CALL_US, "µs")
-    few = found["batches_per_block"]
-    if said == "MISSED" and few < FEW_BATCHES:
-        said += f": {costs[0].middle:.0f} µs, as a block has {few} of them and begins and ends with cold caches"
-    return "", said
+    costs = [ratio.scaled(figure["bare_us_per_batch"], -1) for ratio in ratios]
+    verdict = judged(costs, TARGET_CALL_US, "µs")
+    few = figure["batches_per_block"]
+    if verdict == "MISSED" and few < FEW_BATCHES:
+        verdict += (
+            f": {costs[0].middle:.0f} µs, because a block has only {few} batches and starts and ends with cold caches"
+        )
+    return "", verdict
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Run it; returns and writes the result."""
+    """Run the benchmark; write and return the result."""
     machine = describe_machine()
     budget_s = QUICK_BUDGET_S if quick else BUDGET_S
     figures: list[dict[str, Any]] = []
-    left_out = []
+    excluded = []
     for runtime, precision in CASES:
         try:
             figures += [measure(runtime, precision, batch, budget_s) for batch in BATCHES]
         except (ConfigError, ModuleNotFoundError) as error:
-            left_out.append(f"{runtime}: {error}")
+            excluded.append(f"{runtime}: {error}")
     figures += [measure_child("int8", batch, budget_s) for batch in BATCHES]
     tools = own_tools.compare(quick)
     rows = []
-    for found in figures:
-        found["share"], found["cost"] = verdicts(found)
-        wall, cpu = _interval(found, "wall_ratio"), _interval(found, "cpu_ratio") or _interval(found, "beyond_ratio")
-        around_us = found.get("around_nothing_us")
+    for figure in figures:
+        figure["share"], figure["cost"] = verdicts(figure)
+        wall, cpu = _interval(figure, "wall_ratio"), _interval(figure, "cpu_ratio") or _interval(figure, "beyond_ratio")
+        around_us = figure.get("around_nothing_us")
         assert wall is not None
         assert cpu is not None
         rows.append(
             [
-                found["runtime"],
-                found["precision"],
-                str(found["batch"]),
-                f"{found['bare_us_per_batch']:.1f}",
+                figure["runtime"],
+                figure["precision"],
+                str(figure["batch"]),
+                f"{figure['bare_us_per_batch']:.1f}",
                 wall.scaled(100, -1).text(),
                 cpu.scaled(100, -1).text(),
-                "" if around_us is None else f"{around_us:.2f} = {around_us / found['bare_us_per_batch'] * 100:.3f} %",
-                found["share"],
-                found["cost"],
+                "" if around_us is None else f"{around_us:.2f} = {around_us / figure['bare_us_per_batch'] * 100:.3f} %",
+                figure["share"],
+                figure["cost"],
             ]
         )
     head = [
-        "runtime", "precision", "batch", "bare loop, µs a batch", "run() more, wall %",
-        "processor time % (child: the call beyond its loop)",
-        "around nothing, µs a batch", f"≤ {TARGET_PERCENT:g} %", f"≤ {TARGET_CALL_US:g} µs a batch",
+        "runtime", "precision", "batch", "bare loop, µs per batch", "extra wall time of run(), %",
+        "extra processor time, % (child: call beyond its loop)",
+        "around an empty launch, µs per batch", f"≤ {TARGET_PERCENT:g} %", f"≤ {TARGET_CALL_US:g} µs per batch",
     ]  # fmt: skip
-    rounds = [found["rounds"] for found in figures]
-    table = "# Overhead of the harness over a runtime's own loop\n\n" + host_line(machine) + "\n"
+    rounds = [figure["rounds"] for figure in figures]
+    table = "# Overhead of the harness over the loop of a runtime\n\n" + host_line(machine) + "\n"
     table += f"{NETWORK}, one thread. Brackets: 95 % of the median of {min(rounds)} to "
     table += f"{max(rounds)} rounds.\n\n" + markdown_table(head, rows) + "\n"
-    table += "".join(f"- left out: {why}\n" for why in left_out)
+    table += "".join(f"- excluded: {why}\n" for why in excluded)
     table += summary(figures)
-    table += "\n## Beside the runtimes' own tools\n\n"
-    table += "The same file, batch and threads, in turns of a second.\n\n"
+    table += "\n## Compared with the tools of the runtimes\n\n"
+    table += "Same file, batch size and threads, in turns of one second.\n\n"
     table += markdown_table(own_tools.HEAD, own_tools.rows_of_table(tools))
     outcome = {
         "machine": machine,
         "figures": figures,
         "own_tools": tools,
-        "left_out": left_out,
+        "left_out": excluded,
     }
     write_result("runtime_overhead", outcome, table)
     return outcome
 
 
 def summary(figures: list[dict[str, Any]]) -> str:
-    """The two targets over all rows."""
+    """Return the verdicts on the two targets over all rows."""
     lines = []
     for name, text, of in (
         ("share", f"at most {TARGET_PERCENT:g} % from batch {TARGET_BATCH} on", "share"),
-        ("cost", f"at most {TARGET_CALL_US:g} µs a batch", "cost"),
+        ("cost", f"at most {TARGET_CALL_US:g} µs per batch", "cost"),
     ):
-        judgements = [found[name] for found in figures if found[of]]
+        verdicts = [figure[name] for figure in figures if figure[of]]
         counted = ", ".join(
-            f"{sum(item.startswith(word) for item in judgements)} {word}"
+            f"{sum(verdict.startswith(word) for verdict in verdicts)} {word}"
             for word in ("met", "not resolved", "MISSED")
-            if any(item.startswith(word) for item in judgements)
+            if any(verdict.startswith(word) for verdict in verdicts)
         )
-        lines.append(f"- target: {text}: {counted} of {len(judgements)} rows")
-    around = [found for found in figures if "around_nothing_us" in found]
+        lines.append(f"- target: {text}: {counted} of {len(verdicts)} rows")
+    around = [figure for figure in figures if "around_nothing_us" in figure]
     if around:
-        most = max(found["around_nothing_us"] for found in around)
+        most = max(figure["around_nothing_us"] for figure in around)
         longest = max(
-            found["around_nothing_us"] / found["bare_us_per_batch"] * 100
-            for found in around
-            if found["batch"] >= TARGET_BATCH
+            figure["around_nothing_us"] / figure["bare_us_per_batch"] * 100
+            for figure in around
+            if figure["batch"] >= TARGET_BATCH
         )
         lines.append(
-            f"- the loop by itself, around a launch that does nothing: at most {most:.2f} µs a batch, which is at most "
-            f"{longest:.3f} % from batch {TARGET_BATCH} on; rows that are not resolved rest on this"
+            f"- the loop of run() around an empty launch: at most {most:.2f} µs per batch, which is at most "
+            f"{longest:.3f} % from batch {TARGET_BATCH} on; this is the evidence for rows that are not resolved"
         )
     lines.append(
-        "- a row is met where one of its two intervals ends below the target and none begins above it, missed where "
-        "both begin above it; the cost of a launch is judged at batch 1: the loop is the same at all sizes"
+        "- a row is met if one of its two intervals ends below the target and none begins above it, and missed if "
+        "both begin above it; the cost of a launch is judged at batch 1, because the loop is the same at all sizes"
     )
     return "\n".join(lines) + "\n"

@@ -1,7 +1,7 @@
-"""Sensors that come and go all the time: memory, threads and descriptors of the exporter must not grow.
+"""Sensors disappear and return all the time: memory, threads and descriptors of the exporter must not grow.
 
-Of each kind of device one vanishes, hangs or fails every few seconds for a few seconds, and one is well; the
-exporter looks for lost devices every second. Half an hour of it is some 400 disappearances and returns.
+One device of each kind vanishes, hangs or fails every few seconds for a few seconds, and one is healthy; the
+exporter probes lost devices every second. Half an hour has about 400 disappearances and returns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_RSS_GROWTH_MEBIBYTES = 4.0
 MAX_THREAD_GROWTH = 4
 MAX_DESCRIPTOR_GROWTH = 16
 
-WELL: tuple[Series, ...] = (
+HEALTHY: tuple[Series, ...] = (
     ("rapl", "socket0", "package"),
     ("nvml", "GPU-50a00000-0000-4000-8000-000000000000", "total"),
     ("fpga", "0000:3b:00", "total"),
@@ -43,7 +43,7 @@ WELL: tuple[Series, ...] = (
 def timetable(
     kinds: tuple[str, ...], first_s: float, every_s: float, for_s: float, end_s: float
 ) -> list[dict[str, Any]]:
-    """Faults of these kinds in turn."""
+    """Return faults of these kinds in turn."""
     faults, at_s, number = [], first_s, 0
     while at_s < end_s:
         faults.append({"kind": kinds[number % len(kinds)], "at_s": round(at_s, 3), "for_s": for_s})
@@ -52,7 +52,7 @@ def timetable(
 
 
 def scenario(duration_s: float) -> dict[str, Any]:
-    """Two of each: the first is well, the second comes and goes."""
+    """Return two devices of each kind: the first is healthy, the second disappears and returns."""
     end_s = duration_s + 60.0
 
     def churn(first_s: float, every_s: float, *kinds: str) -> dict[str, Any]:
@@ -105,27 +105,29 @@ def scenario(duration_s: float) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Soaked:
-    """What came of it."""
+    """Results of a soak test."""
 
     samples: list[tuple[float, Resources]]
     watched: Watched
     deviations: dict[Series, float]
-    """Of the devices that are well."""
+    """Relative errors of the energy of the healthy devices."""
 
     def _thirds(self) -> tuple[list[Resources], list[Resources]]:
-        """After the warm-up: the first and the last third."""
+        """Return the first and the last third after the warm-up."""
         warm = [resources for _, resources in self.samples[int(len(self.samples) * WARM_UP_SHARE) :]]
         third = max(1, len(warm) // 3)
         return warm[:third], warm[-third:]
 
     def growth(self, field: str) -> float:
-        """Highest in the last third less highest in the first."""
+        """Return the maximum of the last third minus the maximum of the first third."""
         early, late = self._thirds()
-        return float(max(getattr(item, field) for item in late) - max(getattr(item, field) for item in early))
+        return float(
+            max(getattr(resources, field) for resources in late) - max(getattr(resources, field) for resources in early)
+        )
 
 
 def soak(duration_s: float) -> Soaked:
-    """Run it."""
+    """Run the scenario for ``duration_s``."""
     folder = Path(tempfile.mkdtemp(prefix="joulewatch-soak-"))
     file = folder / "soak.yaml"
     file.write_text(yaml.safe_dump(scenario(duration_s)))
@@ -147,7 +149,7 @@ def soak(duration_s: float) -> Soaked:
         finally:
             exporter.stop()
         truth = Truth.load(machine.folder)
-        deviations = {series: watched.deviation(series, truth) for series in WELL}
+        deviations = {series: watched.deviation(series, truth) for series in HEALTHY}
     finally:
         machine.remove()
         shutil.rmtree(folder)
@@ -155,7 +157,7 @@ def soak(duration_s: float) -> Soaked:
 
 
 def run(*, quick: bool = False) -> None:
-    """Soak for half an hour (quick: two minutes) and write the result."""
+    """Run for half an hour (quick: two minutes) and write the result."""
     machine = describe_machine()
     duration_s = 120.0 if quick else DURATION_S
     soaked = soak(duration_s)
@@ -166,30 +168,31 @@ def run(*, quick: bool = False) -> None:
     cpu = soaked.samples[-1][1].cpu_s / soaked.samples[-1][0]
     marks = [soaked.samples[round(share * (len(soaked.samples) - 1))] for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)]
     rows = [
-        [f"{at_s:.0f}", f"{item.rss_mebibytes:.1f}", str(item.threads), str(item.descriptors)] for at_s, item in marks
+        [f"{at_s:.0f}", f"{resources.rss_mebibytes:.1f}", str(resources.threads), str(resources.descriptors)]
+        for at_s, resources in marks
     ]
-    well = [
+    healthy = [
         [series[0], series[1], f"{100 * deviation:+.4f}", str(returns.get(series[:2], 0))]
         for series, deviation in soaked.deviations.items()
     ]
     came_back = ", ".join(f"{'/'.join(device)} {count}" for device, count in returns.items() if count)
-    text = f"""# Soak: sensors that come and go all the time
+    text = f"""# Soak test: sensors that disappear and return all the time
 
 {host_line(machine)}
 
-{duration_s:.0f} s at one scrape a second; {sum(returns.values())} returns of a device ({came_back}). Rules broken:
+{duration_s:.0f} s at one scrape per second; {sum(returns.values())} returns of a device ({came_back}). Rules broken:
 {len(soaked.watched.complaints)}. CPU {100 * cpu:.2f} % of a core.
 
 {markdown_table(["at, s", "RSS, MiB", "threads", "descriptors"], rows)}
 Growth from the first third to the last, after the warm-up: RSS {soaked.growth("rss_mebibytes"):+.1f} MiB, threads
 {soaked.growth("threads"):+.0f}, descriptors {soaked.growth("descriptors"):+.0f}.
 
-The devices that were well all the time, against the truth:
+Energy of the devices that were healthy all the time, compared with the truth:
 
-{markdown_table(["family", "device", "deviation, %", "times lost"], well)}"""
+{markdown_table(["family", "device", "deviation, %", "times lost"], healthy)}"""
     result = {
         "machine": machine,
-        "samples": [[at_s, dataclasses.asdict(item)] for at_s, item in soaked.samples],
+        "samples": [[at_s, dataclasses.asdict(resources)] for at_s, resources in soaked.samples],
         "returns": {"/".join(device): count for device, count in returns.items()},
         "deviations": {"/".join(series): value for series, value in soaked.deviations.items()},
         "complaints": soaked.watched.complaints,

@@ -1,7 +1,7 @@
-"""What tracing costs, and how much of a batch the operators account for: ``joulewatch layers`` with each runtime.
+"""Cost of tracing, and the share of operators in the time of a batch: ``joulewatch layers`` with each runtime.
 
-A traced pass runs traced and plain batches in turns and keeps both times, so each pass is a comparison of its own; it
-is repeated, because one pass is short.
+A pass runs traced and plain batches in turns and records both times, so each pass is a comparison. Passes are
+repeated, because one pass is short.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PASSES, QUICK_PASSES = 5, 1
 
 
 def run(quick: bool = False) -> dict[str, Any]:
-    """Run it; returns and writes the result."""
+    """Run the benchmark; write and return the result."""
     machine = describe_machine()
     figures: list[dict[str, Any]] = []
     left_out = []
@@ -43,31 +43,31 @@ def run(quick: bool = False) -> dict[str, Any]:
         for item in figures
     ]
     head = [
-        "runtime", "precision", "batch", "plain batch, ms", "traced takes more, %", "operators' share of traced, %",
+        "runtime", "precision", "batch", "plain batch, ms", "extra time of traced, %", "operators' share of traced, %",
     ]  # fmt: skip
-    table = "# What tracing costs, by `joulewatch layers`\n\n" + host_line(machine) + "\n"
+    table = "# Cost of tracing, by `joulewatch layers`\n\n" + host_line(machine) + "\n"
     table += f"{NETWORK}, one thread; tvm untuned. Median of {len(figures[0]['passes']) if figures else 0} passes, "
-    table += "least and most in brackets.\n\n" + markdown_table(head, rows)
-    table += "".join(f"\n- left out: {why}" for why in left_out) + ("\n" if left_out else "")
+    table += "minimum and maximum in brackets.\n\n" + markdown_table(head, rows)
+    table += "".join(f"\n- excluded: {why}" for why in left_out) + ("\n" if left_out else "")
     result = {"machine": machine, "figures": figures, "left_out": left_out}
     write_result("trace_cost", result, table)
     return result
 
 
 def _traced(runtime: str, precision: str, batch: int) -> dict[str, Any]:
-    """One pass, in a process of its own; seconds per inference."""
+    """Run one pass in a separate process; return seconds per inference."""
     words = [sys.executable, "-m", "joulewatch_harness", "layers", NETWORK, "--runtime", runtime]
     words += ["--precision", precision, "--batch-size", str(batch), "--threads", "1", "--no-energy", "--format", "json"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"why": done.stderr.strip()}
-    found = json.loads(done.stdout)
+    result = json.loads(done.stdout)
     return {
-        "batches": found["trace"]["batches"],
-        "traced_s": found["trace"]["seconds_per_inference"],
-        "plain_s": found["trace"]["untraced_seconds_per_inference"],
-        "operators_s": sum(row["seconds_per_inference"] for row in found["operators"]),
-        "notes": found["notes"],
+        "batches": result["trace"]["batches"],
+        "traced_s": result["trace"]["seconds_per_inference"],
+        "plain_s": result["trace"]["untraced_seconds_per_inference"],
+        "operators_s": sum(row["seconds_per_inference"] for row in result["operators"]),
+        "notes": result["notes"],
     }
 
 
