@@ -1,7 +1,7 @@
-"""Runs in the guest and does what the tests on the host ask for.
+"""Runs in the guest and executes calls from the tests on the host.
 
-Each line that comes is a list of calls, ``[name, argument, ...]``; each is answered by a line with the list of their
-results, or with the traceback of the one that failed. Ends when the host has gone.
+Each received line is a list of calls, ``[name, argument, ...]``. The answer is a line with the list of their results,
+or with the traceback of the call that failed. The agent ends when the host closes the channel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 _CHANNELS = "vport*"
-"""Below /dev: the virtual machine has one."""
+"""Pattern below /dev; the virtual machine has one such device."""
 _CHANNEL_LIMIT_S = 30.0
 _NOBODY = 65534
 
@@ -38,7 +38,7 @@ def sleep(seconds: float) -> None:
 
 
 def run(command: Sequence[str], as_root: bool, timeout_s: float) -> tuple[int, str, str]:
-    """Run a command to its end: exit code, stdout, stderr."""
+    """Run a command to its end; return exit code, stdout and stderr."""
     done = subprocess.run(
         command, **_user(as_root), stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, cwd="/"
     )
@@ -46,7 +46,7 @@ def run(command: Sequence[str], as_root: bool, timeout_s: float) -> tuple[int, s
 
 
 def start(name: str, command: Sequence[str], as_root: bool) -> None:
-    """Start a daemon in place of one of that name; its stderr goes to ``/run/NAME.log``."""
+    """Start a daemon; a running daemon of that name is stopped. Its stderr goes to ``/run/NAME.log``."""
     if (old := _started.pop(name, None)) is not None:
         old.kill()
         old.wait(20)
@@ -61,9 +61,9 @@ def stop(name: str) -> int:
 
 
 def get(url: str) -> str:
-    """What a web server of the guest answers."""
-    with urllib.request.urlopen(url, timeout=20) as answer:
-        return str(answer.read().decode())
+    """Return the body of a page of a web server in the guest."""
+    with urllib.request.urlopen(url, timeout=20) as response:
+        return str(response.read().decode())
 
 
 def _user(as_root: bool) -> dict[str, Any]:
@@ -74,11 +74,11 @@ _CALLS = {call.__name__: call for call in (read, write, sleep, run, start, stop,
 
 
 def _open_channel() -> int:
-    """The driver may still be making its device file."""
+    """Open the channel; wait until the driver has created its device file."""
     end_s = time.monotonic() + _CHANNEL_LIMIT_S
-    while not (found := list(Path("/dev").glob(_CHANNELS))) and time.monotonic() < end_s:
+    while not (devices := list(Path("/dev").glob(_CHANNELS))) and time.monotonic() < end_s:
         time.sleep(0.05)
-    return os.open(found[0], os.O_RDWR)
+    return os.open(devices[0], os.O_RDWR)
 
 
 def main() -> int:

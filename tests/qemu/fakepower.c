@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Two CPU sockets of known power behind the kernel's own interfaces: powercap zones as of intel_rapl (package-0 with a
- * child core, package-1), and the perf events power/energy-pkg/ on CPU 0 and CPU 1.
+ * Two CPU sockets of known power behind the kernel's own interfaces: powercap zones like those of intel_rapl
+ * (package-0 with a child core, package-1), and the perf events power/energy-pkg/ on CPU 0 and CPU 1.
  *
  * /sys/module/fakepower/parameters:
  *   milliwatts   of both sockets, such as 150000,80000; may be changed at any time
  *   energy_uj    the truth since the module was loaded, of both sockets
- *   headroom_uj  written: the zones' counters go round after so much more energy
+ *   headroom_uj  written: the counters of the zones wrap after this additional energy
  */
 #include <linux/ktime.h>
 #include <linux/module.h>
@@ -15,8 +15,8 @@
 
 enum { SOCKETS = 2 };
 
-#define RANGE_UJ 65532610987ULL		/* 2^32 - 1 counts of 15.258 uJ, as of an EPYC */
-#define MODULUS_UJ (RANGE_UJ + 15)	/* hardware goes round one count later */
+#define RANGE_UJ 65532610987ULL		/* 2^32 - 1 counts of 15.258 uJ, as on an EPYC */
+#define MODULUS_UJ (RANGE_UJ + 15)	/* hardware wraps one count later */
 #define LIMIT_UW 280000000ULL
 #define ENERGY_PKG 2
 
@@ -33,7 +33,7 @@ static struct powercap_control_type *control;
 static u64 settled_ns;
 static DEFINE_SPINLOCK(lock);
 
-/* Adds what was spent since the last call; milliwatts times nanoseconds are picojoules. */
+/* Adds the energy since the last call; milliwatts times nanoseconds are picojoules. */
 static u64 energy_uj(int number)
 {
 	unsigned long flags;
@@ -147,7 +147,7 @@ static int refuse(struct powercap_zone *zone, int number, u64 value)
 	return -EPERM;
 }
 
-static const struct powercap_zone_constraint_ops limit_ops = {	/* the framework wants all four */
+static const struct powercap_zone_constraint_ops limit_ops = {	/* the framework requires all four */
 	.get_power_limit_uw = get_limit,
 	.set_power_limit_uw = refuse,
 	.get_time_window_us = get_window,

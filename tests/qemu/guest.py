@@ -1,4 +1,4 @@
-"""A virtual machine that runs the kernel of a Debian package, and this checkout's exporter from the host's own root."""
+"""A virtual machine with the kernel of a Debian package, which runs this checkout's exporter from the host's root."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PROGRAMS = ("qemu-system-x86_64", "iasl", "i2cset", "modprobe", "sysctl", "setp
 _ROOTS_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 _BUSYBOX = "/bin/busybox"
 _FIRST_MODULES = ("virtio_pci", "virtio_console", "9pnet_virtio", "9p")
-"""What it takes to reach the host's root; the drivers are loaded from there."""
+"""Modules required to mount the host's root; the drivers are loaded from there."""
 _DRIVERS = ("msr", "acpi_power_meter", "i2c-dev", "i2c-stub", "ltc4215", "ipmi_si", "ipmi_devintf")
 
 _BOOT_LIMIT_S = 180.0
@@ -42,7 +42,7 @@ TRUTH = "/sys/module/fakepower/parameters"
 
 
 def kernel_release() -> str | None:
-    """The newest kernel that is installed whole: image, modules, and headers to build a module of our own."""
+    """Return the newest kernel of which image, modules and headers, to build a module, are installed."""
 
     def is_whole(release: str) -> bool:
         image = Path(f"/boot/vmlinuz-{release}")
@@ -54,36 +54,36 @@ def kernel_release() -> str | None:
 
 
 def missing() -> Sequence[str]:
-    """What these tests need and this machine lacks."""
+    """Return the requirements of these tests that this machine does not meet."""
     if platform.machine() != "x86_64":
-        return ["a machine of x86-64, whose programs the guest runs"]
-    lacks = [program for program in _PROGRAMS if _program(program) is None]
+        return ["an x86-64 machine, because the guest runs its programs"]
+    unmet = [program for program in _PROGRAMS if _program(program) is None]
     release = kernel_release()
     if release is None:
-        lacks.append("a kernel with headers (/boot/vmlinuz-*, /lib/modules/*/build)")
+        unmet.append("a kernel with headers (/boot/vmlinuz-*, /lib/modules/*/build)")
     elif _program("modprobe") is not None:
-        # A kernel for clouds leaves most of them out.
+        # A kernel for clouds does not contain most of them.
         modules = [name for name in (*_FIRST_MODULES, *_DRIVERS) if not _has_module(name, release)]
-        lacks += [f"module {name} of {release}" for name in modules]
+        unmet += [f"module {name} of {release}" for name in modules]
     if not Path(_BUSYBOX).exists() or b"/ld-linux" in Path(_BUSYBOX).read_bytes():
-        lacks.append("a static busybox")
+        unmet.append("a static busybox")
     if not Path("/usr/include/OpenIPMI/mcserv.h").exists():
-        lacks.append("OpenIPMI/mcserv.h")
-    return lacks
+        unmet.append("OpenIPMI/mcserv.h")
+    return unmet
 
 
 class Guest:
     """A running guest."""
 
     def __init__(self, folder: Path, *, bmc_port: int) -> None:
-        """Build what it needs, and boot it.
+        """Build the module, the table and the initramfs, and boot the guest.
 
         Args:
-            folder: Takes all that is built, and the guest's console.
-            bmc_port: TCP port of loopback on which a BMC simulator speaks with the guest's interface to its BMC.
+            folder: Folder for the build and for the console of the guest.
+            bmc_port: TCP port of loopback on which a BMC simulator serves the guest's BMC interface.
 
         Raises:
-            RuntimeError: Something could not be built, or it has not booted; the text holds the end of its console.
+            RuntimeError: A build failed, or the guest did not boot; the text contains the end of its console.
         """
         release = kernel_release()
         assert release is not None
@@ -112,7 +112,7 @@ class Guest:
             raise RuntimeError(f"the guest has not booted: {error}; {qemu}") from error
 
     def stop(self) -> None:
-        """Switch it off; nothing of it is to be kept. Safe to call twice."""
+        """Stop the guest without a shutdown. Safe to call twice."""
         self._process.kill()
         self._process.wait(20)
         for pipe in (self._process.stdin, self._process.stdout):
@@ -120,13 +120,13 @@ class Guest:
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
 
-    # -- calls, as of agent.py ---------------------------------------------------------------------------------
+    # -- calls of agent.py -------------------------------------------------------------------------------------
 
     def call(self, *calls: Sequence[Any], timeout_s: float = CALL_LIMIT_S) -> list[Any]:
-        """Run some calls of the agent one after the other, with nothing between them; their results.
+        """Run calls of the agent directly one after the other; return their results.
 
         Raises:
-            RuntimeError: One failed, or did not answer in time.
+            RuntimeError: A call failed or did not answer in time.
         """
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(calls).encode() + b"\n")
@@ -137,23 +137,23 @@ class Guest:
         return list(answer)
 
     def read(self, path: str) -> str:
-        """The text of a file."""
+        """Return the text of a file."""
         return str(self.call(("read", path))[0])
 
     def write(self, path: str, text: str) -> None:
-        """Write a file: a setting of the kernel, most of the time."""
+        """Write a file, usually a setting of the kernel."""
         self.call(("write", path, text))
 
     def run(self, *command: str, as_root: bool = True) -> tuple[int, str, str]:
-        """Run a command; exit code, stdout, stderr."""
+        """Run a command; return exit code, stdout and stderr."""
         code, output, errors = self.call(("run", command, as_root, CALL_LIMIT_S), timeout_s=CALL_LIMIT_S + 10)[0]
         return code, output, errors
 
     def sh(self, script: str) -> str:
-        """Run lines of shell as root; what they print.
+        """Run a shell script as root; return its output.
 
         Raises:
-            RuntimeError: They failed.
+            RuntimeError: The script failed.
         """
         code, output, errors = self.run("sh", "-ec", script)
         if code != 0:
@@ -161,17 +161,17 @@ class Guest:
         return output
 
     def exporter(self, *flags: str, as_root: bool = True, prefix: Sequence[str] = ()) -> tuple[int, str, str]:
-        """Run ``joulewatch-exporter`` to its end; exit code, stdout, stderr.
+        """Run ``joulewatch-exporter`` to its end; return exit code, stdout and stderr.
 
         Args:
-            flags: What follows the command's name.
-            as_root: Else as nobody.
-            prefix: A command that runs it.
+            flags: Arguments of the command.
+            as_root: Whether to run it as root; otherwise as nobody.
+            prefix: A command that runs another command.
         """
         return self.run(*prefix, *exporter_command(*flags), as_root=as_root)
 
     def check(self, *flags: str, as_root: bool = True, prefix: Sequence[str] = ()) -> dict[str, Any]:
-        """What the doctor reports."""
+        """Return the report of ``joulewatch-exporter check``."""
         _, output, errors = self.exporter("check", "--format", "json", *flags, as_root=as_root, prefix=prefix)
         assert output, errors
         report: dict[str, Any] = json.loads(output)
@@ -184,7 +184,7 @@ class Guest:
             ready, _, _ = select.select([self._process.stdout], [], [], max(end_s - time.monotonic(), 0.0))
             data = os.read(self._process.stdout.fileno(), 65536) if ready else b""
             if not data:
-                why = "it has ended" if ready else f"no answer within {timeout_s:g} s"
+                why = "the guest has ended" if ready else f"no answer within {timeout_s:g} s"
                 console = self._console.read_text(errors="replace")[-4000:] if self._console.exists() else ""
                 raise RuntimeError(f"{why}; its console: {console}")
             self._pending += data
@@ -193,7 +193,7 @@ class Guest:
 
 
 def exporter_command(*flags: str) -> list[str]:
-    """The command line of this checkout's exporter."""
+    """Return the command line of this checkout's exporter."""
     return ["env", f"PYTHONPATH={EXPORTER_FOLDER}", sys.executable, "-m", "joulewatch_exporter", *flags]
 
 
@@ -236,7 +236,7 @@ def _build_table(folder: Path) -> Path:
 
 
 def _build_initramfs(folder: Path, release: str) -> Path:
-    """Busybox, ``init``, and the modules for the host's root."""
+    """Build an initramfs of busybox, ``init`` and the modules for the host's root."""
     for name in ("bin", "dev", "host", "kept", "modules", "proc", "sys"):
         (folder / name).mkdir(parents=True)
     shutil.copy(_BUSYBOX, folder / "bin" / "busybox")
@@ -261,18 +261,18 @@ def _build_initramfs(folder: Path, release: str) -> Path:
 
 
 def _with_dependencies(names: Sequence[str], release: str) -> Sequence[Path]:
-    """The files of kernel modules and of what they need, in the order in which to load them."""
+    """Return the files of kernel modules and their dependencies in the order in which to load them."""
     paths: dict[Path, None] = {}
     for name in names:
         for line in _run("modprobe", "-S", release, "--show-depends", name).splitlines():
-            action, *rest = line.split()
+            action, *arguments = line.split()
             if action == "insmod":
-                paths[Path(rest[0])] = None
+                paths[Path(arguments[0])] = None
     return list(paths)
 
 
 def _unpacked(module: Path, folder: Path) -> str:
-    """Copy a module file, which some releases of Debian pack; its name."""
+    """Copy a module file, which some releases of Debian compress; return its name."""
     is_packed = module.suffix == ".xz"
     name = module.stem if is_packed else module.name
     data = module.read_bytes()
@@ -281,9 +281,9 @@ def _unpacked(module: Path, folder: Path) -> str:
 
 
 def _closed_to_others(folders: Sequence[Path]) -> tuple[Sequence[Path], Sequence[Path]]:
-    """Folders on the way to these that only their owner may enter, and the ones that lie behind them.
+    """Return the parent folders that only their owner may enter, and the given folders below them.
 
-    A Python below /root is an example: in the guest an ordinary user must be able to run it too.
+    An example is a Python below /root, which an ordinary user of the guest must be able to run.
     """
     closed: dict[Path, None] = {}
     needed: dict[Path, None] = {}

@@ -1,4 +1,4 @@
-// A node's power meter as of ACPI 6.5, section 10.4: 313 W, accurate to 95 %.
+// A power meter of a node according to ACPI 6.5, section 10.4: 313 W, accurate to 95 %.
 DefinitionBlock ("meter.aml", "SSDT", 2, "JWATCH", "METER", 1)
 {
     Scope (\_SB)
@@ -9,7 +9,7 @@ DefinitionBlock ("meter.aml", "SSDT", 2, "JWATCH", "METER", 1)
             Name (WATT, 313000)
 
             // Capabilities (measures only), unit (mW), input, accuracy (1/1000 %), sampling and averaging times (ms),
-            // hysteresis, four limits that it does not have, and its model, serial number and OEM.
+            // hysteresis, four limits that are not supported, and its model, serial number and OEM.
             Name (_PMC, Package (14)
             {
                 One, Zero, One, 95000, 1000, 1000, 60000, 0xFFFFFFFF, Zero, Zero, Zero,
@@ -18,7 +18,7 @@ DefinitionBlock ("meter.aml", "SSDT", 2, "JWATCH", "METER", 1)
             Method (_PMM, 0) { Return (WATT) }
             Method (_GAI, 0) { Return (1000) }
             Method (_PAI, 1) { Return (Zero) }
-            // What it measures; without this Linux makes no hwmon device.
+            // The measured devices; without this Linux creates no hwmon device.
             Method (_PMD, 0) { Return (Package (1) { \_SB.PCI0 }) }
         }
     }

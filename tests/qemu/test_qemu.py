@@ -1,7 +1,7 @@
-"""The exporter above the drivers of a real kernel, in a virtual machine: what README.md beside this file says.
+"""The exporter with the drivers of a real kernel in a virtual machine; see README.md in this folder.
 
-Switched on by JOULEWATCH_QEMU=1. It is skipped otherwise, and where something is missing, even if nothing else may be
-skipped: it takes minutes, and a kernel that most machines have no use for.
+The tests run with JOULEWATCH_QEMU=1 only. They are skipped if a requirement is missing, even with
+JOULEWATCH_REQUIRE_ALL=1, because they take minutes and require a kernel that most machines do not use.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ PARANOID = "/proc/sys/kernel/perf_event_paranoid"
 DEBIANS_PARANOID = "3"
 ENERGY_FILES = " ".join(f"{POWERCAP}/intel-rapl:{zone}/energy_uj" for zone in ("0", "0:0", "1"))
 CHANGE_LIMIT_S = 60.0
-"""Within this a daemon has seen what has changed: it looks every second."""
+"""Time limit for a daemon to detect a change; it probes every second."""
 
 
 @pytest.fixture(scope="module")
 def bmc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[IpmiSim, int]]:
-    """OpenIPMI's simulator, and the port where a virtual machine's interface may speak with it."""
+    """Yield OpenIPMI's simulator and the port for the BMC interface of a virtual machine."""
     _skip_unless_possible()
     simulator = IpmiSim(tmp_path_factory.mktemp("bmc") / "sim")
     port = free_port()
@@ -52,7 +52,7 @@ def bmc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[IpmiSim, int
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory, bmc: tuple[IpmiSim, int]) -> Iterator[Guest]:
-    """The guest, booted once."""
+    """Yield the guest, which is booted once."""
     guest = Guest(tmp_path_factory.mktemp("qemu"), bmc_port=bmc[1])
     yield guest
     guest.stop()
@@ -60,7 +60,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory, bmc: tuple[IpmiSim, int]) 
 
 @pytest.fixture
 def guest(machine: Guest) -> Guest:
-    """The guest with both sockets at their power and the rights of a fresh boot."""
+    """Return the guest with the power of both sockets and the file modes as after a boot."""
     machine.sh(
         f"""
         test -d {TRUTH} || insmod {machine.module}
@@ -75,10 +75,10 @@ def guest(machine: Guest) -> Guest:
 def _skip_unless_possible() -> None:
     if os.environ.get("JOULEWATCH_QEMU") != "1":
         pytest.skip(
-            "JOULEWATCH_QEMU=1 switches it on: boots a virtual machine, takes some minutes; tests/qemu/README.md"
+            "set JOULEWATCH_QEMU=1 to run it: it boots a virtual machine, which takes minutes; see tests/qemu/README.md"
         )
-    if lacks := missing():
-        pytest.skip(f"without {', '.join(lacks)}: {PACKAGES}")
+    if unmet := missing():
+        pytest.skip(f"missing {', '.join(unmet)}: {PACKAGES}")
 
 
 # -- the daemon in the guest -----------------------------------------------------------------------------------
@@ -86,22 +86,22 @@ def _skip_unless_possible() -> None:
 
 @dataclass
 class Scrape:
-    """What the daemon told, and the true energy of both sockets just before and just after."""
+    """A scrape of the daemon, and the true energy of both sockets just before and after it."""
 
     text: str
     joules_before: Mapping[str, float]
     joules_after: Mapping[str, float]
 
     def samples(self, metric: str, label: str = "") -> dict[str, Any]:
-        """``device/domain`` (or the device where there is no domain) to the value, or to one of the labels."""
-        found = {}
+        """Return values, or a label, by ``device/domain`` (by device if there is no domain)."""
+        by_key = {}
         for family in text_string_to_metric_families(self.text):
             for sample in family.samples:
                 if sample.name == metric:
                     labels = sample.labels
                     key = "/".join(labels[name] for name in ("device", "domain") if name in labels)
-                    found[key] = labels[label] if label else sample.value
-        return found
+                    by_key[key] = labels[label] if label else sample.value
+        return by_key
 
 
 class Daemon:
@@ -130,11 +130,11 @@ class Daemon:
         )
         return Scrape(text, _joules(before), _joules(after))
 
-    def scrape_until(self, what: str, is_so: Callable[[Scrape], bool]) -> Scrape:
-        """Scrape twice a second until something is so."""
+    def scrape_until(self, event: str, condition: Callable[[Scrape], bool]) -> Scrape:
+        """Scrape twice per second until ``condition`` is true."""
         end_s = time.monotonic() + CHANGE_LIMIT_S
-        while not is_so(scrape := self.scrape()):
-            assert time.monotonic() < end_s, f"{what}: not seen; {scrape.text}\n{self._guest.read('/run/exporter.log')}"
+        while not condition(scrape := self.scrape()):
+            assert time.monotonic() < end_s, f"no {event}: {scrape.text}\n{self._guest.read('/run/exporter.log')}"
             self._guest.call(("sleep", 0.5))
         return scrape
 
@@ -148,7 +148,7 @@ def _joules(text: str) -> Mapping[str, float]:
 
 @pytest.fixture
 def daemon(guest: Guest) -> Iterator[Callable[..., Daemon]]:
-    """Call it with flags and settings to get a daemon; stopped when the test ends."""
+    """Return a function that starts a daemon with flags and settings; it is stopped at the end of the test."""
     started: list[Daemon] = []
 
     def start(*flags: str, as_root: bool = True, settings: str = "") -> Daemon:
@@ -156,8 +156,8 @@ def daemon(guest: Guest) -> Iterator[Callable[..., Daemon]]:
         return started[-1]
 
     yield start
-    for one in started:
-        one.stop()
+    for running in started:
+        running.stop()
 
 
 # -- RAPL: powercap and perf -----------------------------------------------------------------------------------
@@ -172,17 +172,17 @@ def rapl_sources(report: Mapping[str, Any]) -> Sequence[str]:
 
 
 def finding(report: Mapping[str, Any], status: str, *words: str) -> Mapping[str, str]:
-    """The only finding of this status in which all the words are."""
-    (found,) = [
-        one
-        for one in report["findings"]
-        if one["status"] == status and all(word in f"{one['subject']}: {one['text']}" for word in words)
+    """Return the only finding with this status and all the words."""
+    (match,) = [
+        entry
+        for entry in report["findings"]
+        if entry["status"] == status and all(word in f"{entry['subject']}: {entry['text']}" for word in words)
     ]
-    return dict(found)
+    return dict(match)
 
 
 def test_root_reads_the_zones_of_the_kernel(guest: Guest) -> None:
-    """Both sockets by powercap; the zone `core` of an AMD CPU is one core and is told, not shown."""
+    """Both sockets are read by powercap; the zone `core` of an AMD CPU is one core, skipped with a finding."""
     report = guest.check()
     assert rapl_powers(report) == pytest.approx(WATTS, rel=0.05)
     assert rapl_sources(report) == [f"{POWERCAP}/intel-rapl:{socket}/energy_uj" for socket in (0, 1)]
@@ -190,26 +190,26 @@ def test_root_reads_the_zones_of_the_kernel(guest: Guest) -> None:
     assert "same counters" in finding(report, "skipped", f"{PMU}: perf")["text"]
 
 
-def test_one_scrape_tells_the_power(guest: Guest) -> None:
-    """`--once`: two reads 0.15 s apart. On a busy machine one of them may be late, so it has three tries."""
-    told = []
+def test_one_scrape_has_the_power(guest: Guest) -> None:
+    """`--once` reads twice, 0.15 s apart. On a busy machine a read may be late, so there are three attempts."""
+    powers = []
     for _ in range(3):
         code, output, errors = guest.exporter("--once")
         assert code == 0, errors
-        told.append(Scrape(output, {}, {}).samples("joulewatch_device_power_watts"))
-        print(f"--once: {told[-1]}")  # noqa: T201
-        if told[-1] == pytest.approx(WATTS, rel=0.005):
+        powers.append(Scrape(output, {}, {}).samples("joulewatch_device_power_watts"))
+        print(f"--once: {powers[-1]}")  # noqa: T201
+        if powers[-1] == pytest.approx(WATTS, rel=0.005):
             return
-    pytest.fail(f"{told} instead of {WATTS}")
+    pytest.fail(f"{powers} instead of {WATTS}")
 
 
-@pytest.mark.parametrize("door", ["powercap", "perf"])
-def test_energy_is_the_truth(guest: Guest, daemon: Callable[..., Daemon], door: str) -> None:
-    """Root through a wrap of each zone; nobody by perf events, which `perf_event_paranoid` 0 allows."""
-    is_powercap = door == "powercap"
+@pytest.mark.parametrize("backend", ["powercap", "perf"])
+def test_energy_is_the_true_energy(guest: Guest, daemon: Callable[..., Daemon], backend: str) -> None:
+    """Root reads powercap over a wrap of each zone; nobody reads perf events, as `perf_event_paranoid` 0 permits."""
+    is_powercap = backend == "powercap"
     if not is_powercap:
         guest.write(PARANOID, "0")
-    # Next to no power until the daemon runs: then the zones go round within 13 s.
+    # Almost no power until the daemon runs, so that the zones wrap within 13 s after its start.
     guest.write(f"{TRUTH}/milliwatts", "100,100")
     guest.write(f"{TRUTH}/headroom_uj", "1000000000")
     exporter = daemon(as_root=is_powercap)
@@ -218,22 +218,22 @@ def test_energy_is_the_truth(guest: Guest, daemon: Callable[..., Daemon], door: 
     guest.call(("sleep", 10.0))
     if is_powercap:
         last = exporter.scrape_until(
-            "a wrap of each zone", lambda scrape: set(scrape.samples("joulewatch_sensor_wraps_total").values()) == {1.0}
+            "wrap of each zone", lambda scrape: set(scrape.samples("joulewatch_sensor_wraps_total").values()) == {1.0}
         )
     else:
         last = exporter.scrape()
     sources = last.samples("joulewatch_sensor_info", "source")
     for number, (key, watts) in enumerate(WATTS.items()):
-        wanted = f"{POWERCAP}/intel-rapl:{number}/energy_uj" if is_powercap else f"perf:power/energy-pkg/@cpu{number}"
-        assert sources[key] == wanted
-        told = risen(first, last, ENERGY, key)
+        expected = f"{POWERCAP}/intel-rapl:{number}/energy_uj" if is_powercap else f"perf:power/energy-pkg/@cpu{number}"
+        assert sources[key] == expected
+        joules = risen(first, last, ENERGY, key)
         least = last.joules_before[key] - first.joules_after[key]
         most = last.joules_after[key] - first.joules_before[key]
-        # A millijoule: the counter goes round some microjoules later than its published range says.
-        assert least - 1e-3 <= told <= most + 1e-3
+        # A tolerance of 1 mJ, because the counter wraps some microjoules later than its published range.
+        assert least - 1e-3 <= joules <= most + 1e-3
         seconds = risen(first, last, "joulewatch_read_timestamp_seconds", key.partition("/")[0])
-        print(f"{door} {key}: {told:.3f} J in {seconds:.3f} s, {told / seconds:.3f} W of {watts} W")  # noqa: T201
-        assert told == pytest.approx(watts * seconds, rel=0.005)
+        print(f"{backend} {key}: {joules:.3f} J in {seconds:.3f} s, {joules / seconds:.3f} W of {watts} W")  # noqa: T201
+        assert joules == pytest.approx(watts * seconds, rel=0.005)
     for metric in ("resets", "rejected_readings", "unmeasured_seconds"):
         assert set(last.samples(f"joulewatch_sensor_{metric}_total").values()) == {0.0}, metric
 
@@ -242,29 +242,33 @@ def risen(first: Scrape, last: Scrape, metric: str, key: str) -> float:
     return float(last.samples(metric)[key] - first.samples(metric)[key])
 
 
-def test_an_ordinary_user_is_told_the_cures_and_they_cure(guest: Guest) -> None:
-    """Nobody, as on a fresh Debian: zones of mode 0400, perf_event_paranoid 3. Each cure is then carried out."""
+def test_an_ordinary_user_gets_the_fixes_and_they_work(guest: Guest) -> None:
+    """As on a new Debian, zones have mode 0400 and perf_event_paranoid is 3; the test then applies each fix as root."""
     code, _, _ = guest.exporter("check", as_root=False)
     report = guest.check(as_root=False)
     assert rapl_powers(report) == {}
     assert code == (0 if report["measured"] else 1)
-    denied = [one for one in report["findings"] if one["collector"] == "rapl" and one["status"] == "denied"]
-    (text,) = [one["text"] for one in denied]
+    denied = [entry for entry in report["findings"] if entry["collector"] == "rapl" and entry["status"] == "denied"]
+    (text,) = [entry["text"] for entry in denied]
     assert "Permission denied" in text
     assert f"sudo chmod a+r {POWERCAP}/intel-rapl:0/energy_uj" in text
     assert "kernel.perf_event_paranoid is 3" in text
     assert "CAP_SYS_ADMIN" in text
     assert "at level 2 CAP_PERFMON is enough" in text
-    cures = dict.fromkeys(re.findall(r"`sudo ([^`]+)`", text))
-    assert list(cures) == [f"chmod a+r {POWERCAP}/intel-rapl:0/energy_uj", "sysctl kernel.perf_event_paranoid=0"]
+    fixes = dict.fromkeys(re.findall(r"`sudo ([^`]+)`", text))
+    assert list(fixes) == [f"chmod a+r {POWERCAP}/intel-rapl:0/energy_uj", "sysctl kernel.perf_event_paranoid=0"]
     guest.sh("sysctl kernel.perf_event_paranoid=0")
     report = guest.check(as_root=False)
     assert rapl_powers(report) == pytest.approx(WATTS, rel=0.05)
     assert rapl_sources(report) == [f"perf:power/energy-pkg/@cpu{cpu}" for cpu in (0, 1)]
-    told = [one for one in report["findings"] if one["status"] == "skipped" and "read by perf instead" in one["text"]]
-    for one in told:
-        guest.sh(one["cure"].removeprefix("sudo "))
-    assert len(told) == 2
+    skipped = [
+        entry
+        for entry in report["findings"]
+        if entry["status"] == "skipped" and "read by perf instead" in entry["text"]
+    ]
+    for entry in skipped:
+        guest.sh(entry["cure"].removeprefix("sudo "))
+    assert len(skipped) == 2
     guest.write(PARANOID, DEBIANS_PARANOID)
     report = guest.check(as_root=False)
     assert rapl_powers(report) == pytest.approx(WATTS, rel=0.05)
@@ -274,15 +278,17 @@ def test_an_ordinary_user_is_told_the_cures_and_they_cure(guest: Guest) -> None:
 @pytest.mark.parametrize(
     ("paranoid", "capability", "is_read"), [("3", "perfmon", False), ("3", "sys_admin", True), ("2", "perfmon", True)]
 )
-def test_what_a_refusal_says_of_capabilities(guest: Guest, paranoid: str, capability: str, is_read: bool) -> None:
-    """At Debian's own level 3 CAP_PERFMON is not enough, CAP_SYS_ADMIN is."""
+def test_the_capabilities_in_the_finding_are_sufficient(
+    guest: Guest, paranoid: str, capability: str, is_read: bool
+) -> None:
+    """At level 3, Debian's default, CAP_PERFMON is not sufficient, but CAP_SYS_ADMIN is."""
     guest.write(PARANOID, paranoid)
     report = guest.check(prefix=nobody_with(capability))
     assert rapl_powers(report) == (pytest.approx(WATTS, rel=0.05) if is_read else {})
 
 
 def nobody_with(*capabilities: str) -> Sequence[str]:
-    """A command that runs another as nobody with some rights of root."""
+    """Return a command that runs another command as nobody with some capabilities."""
     rights = ",".join(f"+{name}" for name in capabilities)
     return [
         "setpriv",
@@ -294,24 +300,26 @@ def nobody_with(*capabilities: str) -> Sequence[str]:
     ]
 
 
-def test_a_driver_unloaded_takes_its_series_along(guest: Guest, daemon: Callable[..., Daemon]) -> None:
-    """Held files answer ENODEV: nothing is repeated. Loaded again, it is found again, and no joule is made up."""
+def test_the_series_of_an_unloaded_driver_end_until_it_is_loaded_again(
+    guest: Guest, daemon: Callable[..., Daemon]
+) -> None:
+    """Open files return ENODEV, and no value is repeated. After the return, no energy is invented."""
     exporter = daemon()
     first = exporter.scrape()
-    until_then = _joules(guest.sh(f"cat {TRUTH}/energy_uj; rmmod fakepower"))
+    joules_until_unload = _joules(guest.sh(f"cat {TRUTH}/energy_uj; rmmod fakepower"))
     gone = exporter.scrape(has_truth=False)
     assert gone.samples(ENERGY) == {}
     assert gone.samples("joulewatch_device_power_watts") == {}
     assert gone.samples("joulewatch_sensor_up") == {"socket0": 0.0, "socket1": 0.0}
     guest.sh(f"insmod {guest.module}")
-    back = exporter.scrape_until("its return", lambda scrape: set(scrape.samples(ENERGY)) == set(WATTS))
+    back = exporter.scrape_until("return", lambda scrape: set(scrape.samples(ENERGY)) == set(WATTS))
     for key in WATTS:
-        spent = until_then[key] - first.joules_before[key] + back.joules_after[key]
-        assert 0.0 <= risen(first, back, ENERGY, key) <= spent
+        largest = joules_until_unload[key] - first.joules_before[key] + back.joules_after[key]
+        assert 0.0 <= risen(first, back, ENERGY, key) <= largest
 
 
 def test_an_event_of_a_cpu_that_went_offline_is_not_repeated(guest: Guest, daemon: Callable[..., Daemon]) -> None:
-    """The kernel keeps its last count for ever: one read takes what it counted until then, the next sees it stand."""
+    """The kernel keeps its last count forever: one read takes the remaining energy, the next detects the stop."""
     guest.write(PARANOID, "0")
     exporter = daemon(as_root=False)
     assert set(exporter.scrape().samples(ENERGY)) == set(WATTS)
@@ -322,7 +330,7 @@ def test_an_event_of_a_cpu_that_went_offline_is_not_repeated(guest: Guest, daemo
         assert set(exporter.scrape().samples(ENERGY)) == {"socket0/package"}
     finally:
         guest.write("/sys/devices/system/cpu/cpu1/online", "1")
-    exporter.scrape_until("its return", lambda scrape: set(scrape.samples(ENERGY)) == set(WATTS))
+    exporter.scrape_until("return", lambda scrape: set(scrape.samples(ENERGY)) == set(WATTS))
 
 
 # -- the CPUs' registers ---------------------------------------------------------------------------------------
@@ -330,8 +338,8 @@ def test_an_event_of_a_cpu_that_went_offline_is_not_repeated(guest: Guest, daemo
 MSR_ONLY = "collectors: {rapl: {door: msr}}\n"
 
 
-def test_registers_that_are_not_there_are_not_published(guest: Guest) -> None:
-    """The kernel answers 0 for them in a virtual machine, without an error."""
+def test_registers_that_do_not_exist_are_not_published(guest: Guest) -> None:
+    """In a virtual machine, the kernel returns 0 for them without an error."""
     guest.sh("modprobe msr")
     guest.write("/run/msr.yaml", MSR_ONLY)
     report = guest.check("--config.file=/run/msr.yaml")
@@ -341,8 +349,8 @@ def test_registers_that_are_not_there_are_not_published(guest: Guest) -> None:
     assert all(source.startswith(POWERCAP) for source in rapl_sources(guest.check()))
 
 
-def test_registers_need_two_rights(guest: Guest) -> None:
-    """The mode of the file alone is not enough, nor is the capability; with both nobody gets as far as root."""
+def test_registers_require_the_file_mode_and_a_capability(guest: Guest) -> None:
+    """Neither the file mode nor the capability is sufficient; with both, nobody has the same result as root."""
     guest.sh("modprobe msr; chmod 600 /dev/cpu/*/msr")
     guest.write("/run/msr.yaml", MSR_ONLY)
     flag = "--config.file=/run/msr.yaml"
@@ -357,8 +365,8 @@ def test_registers_need_two_rights(guest: Guest) -> None:
         guest.sh(f"chmod {mode} /dev/cpu/*/msr")
         report = guest.check(flag, as_root=bool(prefix), prefix=prefix)
         if reason:
-            told = finding(report, "denied", "/dev/cpu/0/msr", reason, "CAP_SYS_RAWIO")
-            assert told["cure"] == f"sudo setcap cap_sys_rawio,cap_dac_read_search=ep {python}"
+            denied = finding(report, "denied", "/dev/cpu/0/msr", reason, "CAP_SYS_RAWIO")
+            assert denied["cure"] == f"sudo setcap cap_sys_rawio,cap_dac_read_search=ep {python}"
         else:
             finding(report, "absent", "/dev/cpu/0/msr", "holds no units")
 
@@ -366,8 +374,8 @@ def test_registers_need_two_rights(guest: Guest) -> None:
 # -- hwmon -----------------------------------------------------------------------------------------------------
 
 
-def test_acpi_power_meter(guest: Guest) -> None:
-    """The kernel's driver above a table of ours: the node, with the accuracy that the meter states."""
+def test_the_acpi_power_meter_is_read_with_its_accuracy(guest: Guest) -> None:
+    """The kernel's driver with the table of these tests: the power of the node, and the accuracy of the meter."""
     guest.sh("modprobe acpi_power_meter")
     code, output, errors = guest.exporter("--once")
     assert code == 0, errors
@@ -377,8 +385,8 @@ def test_acpi_power_meter(guest: Guest) -> None:
     assert scrape.samples("joulewatch_sensor_info", "model")["ACPI000D:00/power1"] == "power_meter"
 
 
-def test_a_chip_on_a_bus_unplugged_and_plugged_in(guest: Guest, daemon: Callable[..., Daemon]) -> None:
-    """An LTC4215 on the kernel's stub of an I2C bus: its voltage times its current, gone with ENODEV, and back."""
+def test_an_unplugged_chip_is_down_until_it_is_plugged_in_again(guest: Guest, daemon: Callable[..., Daemon]) -> None:
+    """An LTC4215 on the kernel's simulated I2C bus reports voltage times current; unplugged, it returns ENODEV."""
     bus = guest.sh(
         """
         modprobe i2c-dev; modprobe i2c-stub chip_addr=0x44; modprobe ltc4215
@@ -400,23 +408,27 @@ def test_a_chip_on_a_bus_unplugged_and_plugged_in(guest: Guest, daemon: Callable
     exporter = daemon()
     chip = f"{bus}-{number}-0044"
     power, up = "joulewatch_part_power_watts", "joulewatch_sensor_up"
-    told = exporter.scrape_until("the chip", lambda scrape: f"{chip}/power1" in scrape.samples(power))
-    assert told.samples(power)[f"{chip}/power1"] == 45.48875
+    scrape_with_chip = exporter.scrape_until(
+        "reading of the chip", lambda scrape: f"{chip}/power1" in scrape.samples(power)
+    )
+    assert scrape_with_chip.samples(power)[f"{chip}/power1"] == 45.48875
     guest.sh(f"echo 0x44 > /sys/bus/i2c/devices/{bus}/delete_device")
     gone = exporter.scrape()
     assert f"{chip}/power1" not in gone.samples(power)
     assert gone.samples(up).get(chip, 0.0) == 0.0
     plug_in(200)
-    told = exporter.scrape_until("its return", lambda scrape: scrape.samples(up).get(chip) == 1.0)
-    assert told.samples(power)[f"{chip}/power1"] == 90.9775
+    scrape_with_chip = exporter.scrape_until("return", lambda scrape: scrape.samples(up).get(chip) == 1.0)
+    assert scrape_with_chip.samples(power)[f"{chip}/power1"] == 90.9775
     guest.sh(f"echo 0x44 > /sys/bus/i2c/devices/{bus}/delete_device")
 
 
 # -- the BMC ---------------------------------------------------------------------------------------------------
 
 
-def test_the_bmc_in_band(guest: Guest, bmc: tuple[IpmiSim, int], daemon: Callable[..., Daemon]) -> None:
-    """The kernel's ipmi_si and ipmi_devintf, a KCS interface, and behind it OpenIPMI's simulator."""
+def test_the_bmc_is_read_in_band_through_changes_and_a_hang(
+    guest: Guest, bmc: tuple[IpmiSim, int], daemon: Callable[..., Daemon]
+) -> None:
+    """The kernel's ipmi_si and ipmi_devintf with a KCS interface to OpenIPMI's simulator."""
     if importlib.util.find_spec("pyghmi") is None:
         pytest.skip("pyghmi is not installed: pip install 'joulewatch[ipmi]'")
     simulator, _ = bmc
@@ -424,8 +436,8 @@ def test_the_bmc_in_band(guest: Guest, bmc: tuple[IpmiSim, int], daemon: Callabl
     guest.sh(
         "modprobe ipmi_si; modprobe ipmi_devintf; for i in $(seq 100); do test -e /dev/ipmi0 && break; sleep 0.1; done"
     )
-    told = finding(guest.check(as_root=False), "denied", "/dev/ipmi0", "Permission denied")
-    assert told["cure"] == "sudo chmod a+rw /dev/ipmi0"
+    denied = finding(guest.check(as_root=False), "denied", "/dev/ipmi0", "Permission denied")
+    assert denied["cure"] == "sudo chmod a+rw /dev/ipmi0"
     power = "joulewatch_node_power_watts"
 
     def watts(scrape: Scrape) -> float | None:
@@ -433,19 +445,19 @@ def test_the_bmc_in_band(guest: Guest, bmc: tuple[IpmiSim, int], daemon: Callabl
         return value
 
     exporter = daemon(settings="collectors: {ipmi: {enabled: true, interval_seconds: 1, deadline_seconds: 2}}\n")
-    told_power = exporter.scrape_until("312 W", lambda scrape: watts(scrape) is not None)
-    assert watts(told_power) == 312.0
-    assert told_power.samples("joulewatch_sensor_info", "source")["bmc/total"] == "/dev/ipmi0 DCMI power reading"
+    first = exporter.scrape_until("312 W", lambda scrape: watts(scrape) is not None)
+    assert watts(first) == 312.0
+    assert first.samples("joulewatch_sensor_info", "source")["bmc/total"] == "/dev/ipmi0 DCMI power reading"
     simulator.set_power(400)
     exporter.scrape_until("400 W", lambda scrape: watts(scrape) == 400.0)
     simulator.lose_power_reading()
-    exporter.scrape_until("that DCMI has no value", lambda scrape: watts(scrape) is None)
+    exporter.scrape_until("scrape without a DCMI value", lambda scrape: watts(scrape) is None)
     simulator.set_power(312)
     exporter.scrape_until("312 W again", lambda scrape: watts(scrape) == 312.0)
     simulator.hang()
     try:
-        hung = exporter.scrape_until("that the BMC hangs", lambda scrape: watts(scrape) is None)
+        hung = exporter.scrape_until("scrape with a hung BMC", lambda scrape: watts(scrape) is None)
     finally:
         simulator.wake()
     assert hung.samples("joulewatch_sensor_up")["bmc"] == 0.0
-    exporter.scrape_until("that it is back", lambda scrape: watts(scrape) == 312.0)
+    exporter.scrape_until("return of the BMC", lambda scrape: watts(scrape) == 312.0)
