@@ -1,8 +1,8 @@
-"""``make demo``: the whole chain on a machine of known truth, so that every number can be compared with it.
+"""``make demo``: the whole chain on an emulated machine, which compares every result with the true energy.
 
-An emulated node (2 × EPYC 7763) whose power follows this machine's real CPU load, a real exporter that reads it,
-a real Prometheus that scrapes the exporter, a real run of RadioML VGG10; then the run is analyzed from
-Prometheus alone, and each cell's energy is set against the emulator's truth.
+The power of an emulated node (2 × EPYC 7763) follows the real CPU load of this machine. A real exporter reads it, a
+real Prometheus scrapes the exporter, and joulewatch profiles RadioML VGG10. Then the run is analyzed from Prometheus
+alone, and each energy is compared with the truth of the emulator.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from support.truth import true_joules_per_inference
 SCENARIO = "epyc-7763-node-load"
 SOCKETS = ("socket0/package", "socket1/package")
 LARGEST_ERROR_PERCENT = 2.0
-"""The emulated counters move every 10 ms, 1 % of a window of the preset quick: above twice that something is wrong."""
+"""The emulated counters change every 10 ms, 1 % of a window of preset quick; twice that is the limit."""
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
     console = Console(stderr=True)
     program = shutil.which("prometheus")
     if program is None:
-        console.print("the demo needs a Prometheus server: apt-get install prometheus")
+        console.print("the demo requires a Prometheus server: apt-get install prometheus")
         return 1
     output = Path("runs")
     with tempfile.TemporaryDirectory() as name:
@@ -71,7 +71,7 @@ def main() -> int:
             for server in (prometheus, exporter, machine):
                 server.stop()
             machine.remove()
-    table = Table(title="from Prometheus alone, against the truth of the emulated node")
+    table = Table(title="from Prometheus alone, compared with the truth of the emulated node")
     for column in ("precision", "batch", "J/inf measured", "± meter", "J/inf true", "error %", "true within ±"):
         table.add_column(column, justify="left" if column == "precision" else "right")
     worst, inside = 0.0, 0
@@ -79,10 +79,10 @@ def main() -> int:
         energy = cell["energy"]["total"]["gross"]
         true = truth[cell["configuration"]["name"], cell["batch_size"]]
         error = 100 * (energy["value"] / true - 1)
-        # The same windows on both sides: the spread of the rounds is no error here, only the meter's part is.
-        meter = 2 * math.hypot(*(item["standard_uncertainty"] for item in energy["budget"] if item["type"] == "B"))
-        held = abs(energy["value"] - true) <= meter
-        worst, inside = max(worst, abs(error)), inside + held
+        # Both energies are of the same windows, so only the uncertainty of the meter counts.
+        meter = 2 * math.hypot(*(entry["standard_uncertainty"] for entry in energy["budget"] if entry["type"] == "B"))
+        is_within = abs(energy["value"] - true) <= meter
+        worst, inside = max(worst, abs(error)), inside + is_within
         table.add_row(
             cell["configuration"]["precision"],
             str(cell["batch_size"]),
@@ -90,11 +90,13 @@ def main() -> int:
             f"{meter:.2g}",
             f"{true:.5g}",
             f"{error:+.2f}",
-            "yes" if held else "NO",
+            "yes" if is_within else "NO",
         )
     Console().print(table)
     cells = len(result["results"])
-    Console().print(f"largest error {worst:.2f} %; {inside} of {cells} within ± (95 % coverage, of the meter alone)")
+    Console().print(
+        f"largest error {worst:.2f} %; {inside} of {cells} within ± (95 % coverage, uncertainty of the meter only)"
+    )
     return 0 if worst <= LARGEST_ERROR_PERCENT else 1
 
 

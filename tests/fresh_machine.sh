@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the README's commands as a newcomer on new Debian machines, which debootstrap makes in a temporary folder.
+# Run the README's commands as a new user on new Debian systems, which debootstrap creates in a temporary folder.
 #
 #     sudo tests/fresh_machine.sh                              # Debian 12 and 13: make profile PRESET=quick, make test
 #     sudo tests/fresh_machine.sh 13 'make check' .ci/run      # one release, other commands
@@ -11,21 +11,21 @@ set -euo pipefail
 top=$(cd "$(dirname "$0")/.." && pwd)
 declare -A suites=([12]=bookworm [13]=trixie)
 
-# What leads to the package registries here: proxies, certificates, indexes.
+# Variables for access to the package registries: proxies, certificates, indexes.
 network_variables=(
 	http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY
 	SSL_CERT_FILE SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE NODE_EXTRA_CA_CERTS
 	PIP_CERT PIP_PROXY PIP_INDEX_URL PIP_EXTRA_INDEX_URL PIP_TRUSTED_HOST PIP_DEFAULT_TIMEOUT npm_config_registry
 )
 
-# Runs in its own mount and process namespaces: every mount and process ends with them, however the script ends.
+# Runs in its own mount and process namespaces, so that all mounts and processes end with the script.
 inside() {
 	local root=$1 release=$2 name command status failed=0
 	local -a environment=(HOME=/home/newcomer USER=newcomer LANG=C.UTF-8 PATH=/usr/local/bin:/usr/bin:/bin)
 	shift 2
 
 	echo "== Debian $release: debootstrap"
-	# Debian's mirror from this machine's own sources; without one debootstrap uses its default.
+	# Use the Debian mirror of this machine; without one, debootstrap uses its default.
 	local mirror
 	# shellcheck disable=SC2016  # apt-get expands the names
 	mirror=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI)' 'Created-By: Packages' |
