@@ -69,18 +69,24 @@ def test_a_child_computes_correctly_and_every_message_is_valid(network: ProcessN
     for batch in (1, 64):
         network.prepare(batch)
         for batches in (1, 20):
-            phases = Phases()
-            start_ns = time.monotonic_ns()
-            network.run(batches, phases)
-            end_ns = time.monotonic_ns()
-            assert {name: count for name, (count, _) in phases.spans.items()} == {
-                "copy_in": batches,
-                "execute": batches,
-                "copy_out": batches,
-            }
-            assert phases.spans["execute"][1] > phases.spans["copy_out"][1] > 0
-            assert len(phases.batch_ends_ns) == batches
-            assert start_ns < phases.batch_ends_ns[0] <= phases.batch_ends_ns[-1] < end_ns
+            longer_in_execute = False
+            for _ in range(20):
+                phases = Phases()
+                start_ns = time.monotonic_ns()
+                network.run(batches, phases)
+                end_ns = time.monotonic_ns()
+                assert {name: count for name, (count, _) in phases.spans.items()} == {
+                    "copy_in": batches,
+                    "execute": batches,
+                    "copy_out": batches,
+                }
+                assert len(phases.batch_ends_ns) == batches
+                assert start_ns < phases.batch_ends_ns[0] <= phases.batch_ends_ns[-1] < end_ns
+                execute_ns, copy_out_ns = (phases.spans[name][1] for name in ("execute", "copy_out"))
+                assert copy_out_ns > 0
+                # On a busy machine the child may lose its processor in copy_out, but not every time.
+                longer_in_execute = longer_in_execute or execute_ns > copy_out_ns
+            assert longer_in_execute
     with pytest.raises(UnsupportedBatchError, match="at most 65536"):
         network.prepare(1 << 17)
     network.prepare(2)

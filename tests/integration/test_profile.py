@@ -174,7 +174,7 @@ def test_ctrl_c_keeps_and_reports_the_windows_measured_so_far(profile: Callable[
     assert record.end.status == "interrupted"
     assert len(measured(record)) >= 3
     log = command.err.read_text()
-    assert "can be analyzed again with: joulewatch analyze" in log
+    assert "Analyze them again with: joulewatch analyze" in log
     assert "Sleeper" in command.out.read_text()
     assert not listening(record.header.exporters[0].url)
 
