@@ -79,5 +79,6 @@ class Parser(argparse.ArgumentParser):
 
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean X?`` for the known word nearest to ``word``, or nothing if none is near."""
-    near = difflib.get_close_matches(word, sorted(known), n=1, cutoff=CUTOFF)
-    return f"; did you mean {near[0]}?" if near else ""
+    names = {name.lower(): name for name in sorted(known)}
+    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=CUTOFF)
+    return f"; did you mean {names[near[0]]}?" if near else ""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
+from joulewatch_exporter.arguments import suggestion
 from joulewatch_harness.errors import ConfigError
 
 
 def unknown(kind: str, name: str, valid: Iterable[str]) -> str:
-    """Return a text such as ``unknown runtime 'onxruntime': did you mean 'onnxruntime'? (known: ...)``."""
+    """Return a text such as ``unknown runtime 'onxruntime'; did you mean onnxruntime? (known: ...)``."""
     names = sorted(valid)
-    lower = {item.lower(): item for item in names}
-    near = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.5)
-    guess = f": did you mean {lower[near[0]]!r}?" if near else ":"
-    return f"unknown {kind} {name!r}{guess} (known: {', '.join(names) or 'none'})"
+    return f"unknown {kind} {name!r}{suggestion(name, names)} (known: {', '.join(names) or 'none'})"
 
 
 def refuse_unknown(source: str, kind: str, names: Iterable[str], valid: Iterable[str]) -> None:

@@ -118,7 +118,7 @@ def test_the_error_names_a_missing_method(tmp_path: Path, missing: str) -> None:
         ("1 +", "Five", "cannot be imported: SyntaxError"),
         ("raise RuntimeError('boom')", "Five", "RuntimeError: boom"),
         ("def make(): raise ValueError('no card')", "make", "cannot be created: ValueError: no card"),
-        ("def make(width=1): pass", "make", "unknown option 'widht': did you mean 'width'"),
+        ("def make(width=1): pass", "make", "unknown option 'widht'; did you mean width"),
         (f"{FIVE}\nready = Five()", "ready", "takes no option 'widht'"),
     ],
 )
@@ -154,7 +154,7 @@ def test_an_error_in_a_users_file_shows_file_line_and_exception(tmp_path: Path, 
 
 
 def test_the_error_of_an_unknown_runtime_suggests_the_nearest() -> None:
-    with pytest.raises(ConfigError, match="unknown runtime 'onxruntime': did you mean 'onnxruntime'"):
+    with pytest.raises(ConfigError, match="unknown runtime 'onxruntime'; did you mean onnxruntime"):
         open_network(configuration("radioml-vgg10", runtime="onxruntime"))
 
 
@@ -185,7 +185,7 @@ def test_a_precision_that_the_network_does_not_report_is_not_checked() -> None:
 
 
 def test_names_without_a_near_one_are_listed() -> None:
-    assert unknown("key", "zzz", ["b", "a"]) == "unknown key 'zzz': (known: a, b)"
+    assert unknown("key", "zzz", ["b", "a"]) == "unknown key 'zzz' (known: a, b)"
 
 
 def test_marks_and_latencies_are_64_bit() -> None:

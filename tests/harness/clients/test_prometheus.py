@@ -228,7 +228,7 @@ def test_options_from_a_file_and_a_flag(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("user_name: x\n", r"c\.yml: unknown key 'user_name': did you mean 'username'"),
+        ("user_name: x\n", r"c\.yml: unknown key 'user_name'; did you mean username"),
         ("[]\n", r"c\.yml: must be a mapping, got \[\]"),
         ("a: b: c\n", r"c\.yml, line 1, column 5: mapping values are not allowed here"),
         ("insecure: false\ninsecure: true\n", "the key 'insecure' is given twice"),
@@ -239,7 +239,7 @@ def test_options_from_a_file_and_a_flag(tmp_path: Path) -> None:
         ("username: x\n", r"c\.yml: username: requires a password_file"),
         ("key_file: x\n", r"c\.yml: key_file: requires a cert_file"),
         ("insecure: true\nca_file: x\n", "contradict"),
-        ("pushgateway: {user: x}\n", r"c\.yml: pushgateway: unknown key 'user': did you mean 'username'"),
+        ("pushgateway: {user: x}\n", r"c\.yml: pushgateway: unknown key 'user'; did you mean username"),
         ("remote_write_url: x\n", r"c\.yml: remote_write_url: 'x' is not a valid URL"),
     ],
 )

@@ -125,10 +125,10 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     ("network", "precision", "options", "text"),
     [
-        ("radioml-vgg", "fp32", {}, "did you mean 'radioml-vgg10'"),
+        ("radioml-vgg", "fp32", {}, "did you mean radioml-vgg10"),
         ("radioml-vgg10", "int5", {}, "unknown precision 'int5'"),
         ("radioml-vgg10", "fp32", {"filters": "48"}, "64 or 32"),
-        ("radioml-vgg10", "fp32", {"filter": "64"}, "did you mean 'filters'"),
+        ("radioml-vgg10", "fp32", {"filter": "64"}, "did you mean filters"),
     ],
 )
 def test_what_cannot_be_built_is_said(network: str, precision: str, options: dict[str, str], text: str) -> None:

@@ -134,14 +134,14 @@ def test_folding_changes_no_result() -> None:
 @pytest.mark.parametrize(
     ("network", "options", "text"),
     [
-        ("mlp", {"wdith": "8"}, "did you mean 'width'"),
+        ("mlp", {"wdith": "8"}, "did you mean width"),
         ("mlp", {"width": "0"}, "width must be an integer from 1 to 16384, got '0'"),
         ("mlp", {"depth": "deep"}, "depth must be an integer"),
         ("mobilenet-like", {"width": "60"}, "width must be 100, 75, 50 or 35, got '60'"),
         ("mobilenet-like", {"size": "16"}, "size must be an integer from 32 to 512"),
         ("resnet-like", {"depth": "50"}, "depth must be 18 or 34, got '50'"),
         ("transformer-encoder", {"heads": "3"}, "heads must be 4, 1, 2, 8 or 16"),
-        ("mobilenet", {}, "did you mean 'mobilenet-like'"),
+        ("mobilenet", {}, "did you mean mobilenet-like"),
     ],
 )
 def test_bad_options_are_named(network: str, options: Mapping[str, str], text: str) -> None:

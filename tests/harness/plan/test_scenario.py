@@ -48,7 +48,7 @@ def test_the_scenario_can_be_read_from_the_name(name: str, rate_per_s: float) ->
 @pytest.mark.parametrize(
     ("keys", "text"),
     [
-        ({"scenario": "singlestream"}, "unknown scenario 'singlestream': did you mean 'single_stream'"),
+        ({"scenario": "singlestream"}, "unknown scenario 'singlestream'; did you mean single_stream"),
         ({"scenario": "server"}, "server_rate_per_s is missing"),
         ({"scenario": "server", "server_rate_per_s": 0.01}, "server_rate_per_s is 0.01"),
         ({"scenario": "server", "server_rate_per_s": "fast"}, "server_rate_per_s: must be a number"),

@@ -315,7 +315,7 @@ def test_without_pynq_it_says_where_it_comes_from(build: Path) -> None:
     ("options", "said"),
     [
         ({"batch": "1"}, "unknown option 'batch'"),
-        ({"platform": "alveos"}, "did you mean 'alveo'"),
+        ({"platform": "alveos"}, "did you mean alveo"),
         ({"mode": "fast"}, "option mode: unknown value 'fast'"),
         ({"array_type": "int5"}, "option array_type: unknown value 'int5'"),
         ({"device": "-1"}, "option device: must be an integer >= 0, got '-1'"),

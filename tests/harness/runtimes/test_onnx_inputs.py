@@ -108,7 +108,7 @@ def test_rows_of_a_file_repeat_to_fill_the_batch(runtime: str, opened: Open, tmp
 @pytest.mark.parametrize(
     ("arrays", "text"),
     [
-        ({"xx": np.zeros((1, 4), np.float32)}, "unknown input 'xx': did you mean 'x'|unknown input 'xx'"),
+        ({"xx": np.zeros((1, 4), np.float32)}, "unknown input 'xx'; did you mean x|unknown input 'xx'"),
         ({}, r"in\.npz has no array 'x'"),
         ({"x": np.zeros((1, 4), np.float64)}, r"x is float64\[1,4\], but the model takes x:float32\[batch,4\]"),
         ({"x": np.zeros(4, np.float32)}, r"x is float32\[4\]"),

@@ -158,11 +158,11 @@ def test_fewer_threads_than_asked_for_is_an_error(tmp_path: Path, monkeypatch: p
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"thread": "1"}, "did you mean 'threads'"),
+        ({"thread": "1"}, "did you mean threads"),
         ({"threads": "0"}, "onnxruntime: option threads: must be an integer >= 1, got '0'"),
         ({"threads": "two"}, "option threads: must be an integer >= 1, got 'two'"),
         ({"spinning": "maybe"}, "option spinning: must be true or false, got 'maybe'"),
-        ({"optimization": "al"}, "option optimization: unknown value 'al': did you mean 'all'"),
+        ({"optimization": "al"}, "option optimization: unknown value 'al'; did you mean all"),
         ({"filters": "64"}, "unknown option 'filters'"),
     ],
 )
@@ -174,7 +174,7 @@ def test_bad_options_are_named(tmp_path: Path, options: dict[str, str], text: st
 
 def test_an_unknown_provider_is_an_error(tmp_path: Path) -> None:
     network = opened(matmul(tmp_path / "m.onnx"), provider="CPUExecutionProvide")
-    with pytest.raises(ConfigError, match="did you mean 'CPUExecutionProvider'"):
+    with pytest.raises(ConfigError, match="did you mean CPUExecutionProvider"):
         network.load()
 
 

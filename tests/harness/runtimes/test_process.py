@@ -495,7 +495,7 @@ def test_a_check_can_be_needed_left_out_or_given_values(opened: Open) -> None:
         checks("no_check", check="true")
     with pytest.raises(ConfigError, match="the child offers none"):
         checks("no_check", reference="first=1.5")
-    with pytest.raises(ConfigError, match=r"unknown value 'frist': did you mean 'first'\?"):
+    with pytest.raises(ConfigError, match=r"unknown value 'frist'; did you mean first\?"):
         checks("", reference="frist=1.5")
 
 
@@ -595,7 +595,7 @@ def test_a_talkative_child_does_not_fill_the_disk() -> None:
         ),
         ({"command": "./no/child"}, "no program no/child"),
         ({"command": "true", "cwd": "/no/folder"}, "option cwd: no folder /no/folder"),
-        ({"command": "true", "comand": "x"}, r"unknown option 'comand': did you mean 'command'\?"),
+        ({"command": "true", "comand": "x"}, r"unknown option 'comand'; did you mean command\?"),
         ({"command": "true", "env.A-B": "x"}, r"option env: variables of the environment are given as env\.NAME=VALUE"),
         ({"command": "true", "threads": "0"}, "option threads: must be an integer >= 1, got '0'"),
         ({"command": "true", "run_limit_s": "0"}, "option run_limit_s: must be a number > 0 .seconds., got '0'"),

@@ -764,7 +764,7 @@ def test_on_a_gpu(precision: str, options: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"thread": "1"}, "did you mean 'threads'"),
+        ({"thread": "1"}, "did you mean threads"),
         ({"threads": "0"}, "torch: option threads: must be an integer >= 1, got '0'"),
         ({"mode": "jit"}, "option mode: unknown value 'jit'"),
         ({"compile_mode": "fast"}, "option compile_mode: unknown value 'fast'"),
@@ -787,7 +787,7 @@ def test_bad_options_are_named(tmp_path: Path, options: dict[str, str], text: st
 def test_names_that_do_not_go_together_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown precision 'int8'.*for INT8 take onnxruntime or openvino"):
         vgg10("int8")
-    with pytest.raises(ConfigError, match="did you mean 'radioml-vgg10'"):
+    with pytest.raises(ConfigError, match="did you mean radioml-vgg10"):
         opened("radioml-vgg11", "fp32")
     with pytest.raises(ConfigError, match="is a file, and the option module names another network"):
         opened(matmul(tmp_path / "m.onnx"), module="mine.py:make")

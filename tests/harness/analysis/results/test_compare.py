@@ -453,7 +453,7 @@ def test_runs_and_configurations_in_a_row(
     ("words", "text"),
     [
         (["nothing"], "unknown run 'nothing'"),
-        (["one.json", "fp23"], "unknown configuration 'fp23': (known: net/onnxruntime/fp32"),
+        (["one.json", "fp23"], "unknown configuration 'fp23' (known: net/onnxruntime/fp32"),
         (["one.json", "int8"], "only net/onnxruntime/int8 is chosen"),
         (["one.json", "old.json"], "old.json: schema_version is 7"),
         (["list.json"], "list.json: not the result of a run"),
