@@ -1,6 +1,6 @@
-"""The built-in networks: a name and a precision become a model file with inputs made for it.
+"""The built-in networks: build a model file and its inputs from a name and a precision.
 
-``BUILTIN`` is the explicit list; a network's module is imported only when it is named.
+``BUILTIN`` lists them; the module of a network is imported only when the network is built.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model file, and what belongs to it."""
+    """A model file with its inputs, its reference outputs and its description."""
 
     path: Path
     make_inputs: Callable[[int], Arrays] | None = None
-    """Batch size -> input name -> array; None: inputs are made from the model's signature."""
+    """Batch size -> input name -> array; None: make inputs from the model's signature."""
     reference: Callable[[Arrays], NDArray[np.float32]] | None = None
-    """Inputs -> the first output as the float32 network gives it, worked out without any runtime."""
+    """Inputs -> the first output of the float32 network, computed without any runtime."""
     precision: str = ""
-    """What the file was made in: its rounding is in every output, whatever a runtime computes in. Empty: not known."""
+    """Precision of the file, which limits every output whatever the runtime computes in; empty if unknown."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """What a result must say of the model: its size, what its weights are, and the cost that ``graph`` counts."""
+    """Details for the result: the model's size, the origin of its weights, and its cost (``cost.py``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A whole-number option of a built-in network."""
+    """An integer option of a built-in network."""
 
     values: range | tuple[int, ...]
     """Every value that the network accepts: a range, or a few values with the default first."""
@@ -75,7 +75,7 @@ def choice(values: Sequence[int], meaning: str) -> Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Builtin:
-    """A built-in network: what it is, what it accepts, and where its builder is."""
+    """A built-in network: a summary, its precisions and options, and the function that builds it."""
 
     summary: str
     module: str
@@ -84,7 +84,7 @@ class Builtin:
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
     options: Mapping[str, Option]
     qonnx: tuple[str, ...] = ()
-    """Further precisions, of few bits, whose files are QONNX: for reference, and for runtimes that read them."""
+    """More precisions, of few bits, whose files are QONNX: for reference, and for runtimes that read QONNX."""
 
 
 _ZOO: Final = "joulewatch_harness.networks.zoo"
@@ -140,32 +140,32 @@ BUILTIN: Final[Mapping[str, Builtin]] = {
 
 
 def builtin(network: str) -> Builtin:
-    """The built-in network of that name.
+    """Return the built-in network with this name.
 
     Raises:
-        ConfigError: no such network; the text names the nearest.
+        ConfigError: The name is unknown; the text suggests the nearest one.
     """
     entry = BUILTIN.get(network)
     if entry is None:
         raise ConfigError(
             f"{unknown('network', network, BUILTIN)}; a model file is named FILE.onnx, "
-            "a network of your own module:object or file.py:object"
+            "a custom network module:object or file.py:object"
         )
     return entry
 
 
 def build(network: str, precision: str, options: Mapping[str, str], *, qonnx: bool = False) -> ModelSource:
-    """Build (or find in the cache) the model file of a built-in network, and count what an inference costs.
+    """Return the model file of a built-in network, from the cache if it is there, with the cost of an inference.
 
     Args:
         network: A name of ``BUILTIN``.
         precision: One of the network's precisions; ``native`` means the first.
-        options: The network's own options, as typed.
-        qonnx: The caller can run QONNX files.
+        options: Options of the network, as text.
+        qonnx: Whether the caller can run QONNX files.
 
     Raises:
-        ConfigError: unknown network or precision, a bad option, a cache folder that cannot be written, a QONNX file
-            for a caller that cannot run it.
+        ConfigError: The network or precision is unknown, an option is invalid, the cache folder cannot be written, or
+            the caller cannot run QONNX files.
     """
     from joulewatch_harness.networks.cost import cost_details
 
@@ -181,7 +181,7 @@ def build(network: str, precision: str, options: Mapping[str, str], *, qonnx: bo
     source = cast(ModelSource, getattr(module, entry.function)(wanted, **values))
     if wanted in entry.qonnx and not qonnx:
         raise ConfigError(
-            f"{network}: {wanted} is a QONNX file, for reference and for FINN, which this runtime cannot run: "
-            f"ask for {', '.join(entry.precisions)}, or take the file: {source.path}"
+            f"{network}: {wanted} is a QONNX file, for reference and for FINN, and this runtime cannot run it: "
+            f"use {', '.join(entry.precisions)}, or take the file from {source.path}"
         )
     return replace(source, precision=wanted, details={**source.details, **cost_details(source.path)})

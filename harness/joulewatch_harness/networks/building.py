@@ -1,6 +1,6 @@
-"""What the built-in networks share: graphs made node by node, the cache, quantisation, half precision.
+"""Shared by the built-in networks: a graph builder, the model cache, quantisation, half precision.
 
-Weights are random and seeded everywhere: they serve for time and energy, not for accuracy.
+All weights are random and seeded: they are good for time and energy, not for accuracy.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 OPSET: Final = 17
 IR_VERSION: Final = 10
-"""What the oldest ONNX Runtime of our range still reads."""
+"""The newest version that the oldest supported ONNX Runtime reads."""
 QONNX_DOMAIN: Final = "qonnx.custom_op.general"
 WEIGHTS: Final = "random, seeded: for time and energy, not for accuracy"
-"""What a result says of the weights of every built-in network."""
+"""Description of the weights in the results of every built-in network."""
 
 Floats = NDArray[np.float32]
 Norm = tuple[Floats, Floats, Floats, Floats]
@@ -37,7 +37,7 @@ Norm = tuple[Floats, Floats, Floats, Floats]
 
 
 class GraphBuilder:
-    """Collects nodes and constants; every node has a name of its own, by which a layer view knows it."""
+    """Builds a graph node by node; each node has a unique name, by which ``joulewatch layers`` identifies it."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -45,7 +45,7 @@ class GraphBuilder:
         self._constants: dict[str, Any] = {}
 
     def constant(self, name: str, array: NDArray[np.generic] | np.float32) -> str:
-        """An initializer, in the type of ``array``; a number becomes a scalar."""
+        """Add an initializer with the type of ``array`` and return its name; a number becomes a scalar."""
         from onnx import numpy_helper
 
         if name not in self._constants:
@@ -53,14 +53,14 @@ class GraphBuilder:
         return name
 
     def node(self, kind: str, inputs: Sequence[str], name: str, **attributes: Any) -> str:
-        """A node with one output; returns the output's name."""
+        """Add a node with one output and return the output's name."""
         from onnx import helper
 
         self._nodes.append(helper.make_node(kind, list(inputs), [f"{name}.out"], name=name, **attributes))
         return f"{name}.out"
 
     def quant(self, x: str, name: str, *, scale: NDArray[np.float32], bits: int, signed: bool, narrow: bool) -> str:
-        """A QONNX ``Quant``: rounds to ``bits`` bits in steps of ``scale``, and gives float again."""
+        """Add a QONNX ``Quant``, which rounds to ``bits`` bits in steps of ``scale``; its output is float."""
         return self.node(
             "Quant",
             [
@@ -81,7 +81,7 @@ class GraphBuilder:
         inputs: Mapping[str, tuple[int, Sequence[int]]],
         output: Sequence[int],
     ) -> Any:
-        """The ``onnx.ModelProto``; the last node's output becomes ``output``.
+        """Return the ``onnx.ModelProto``; the last node's output becomes ``output``.
 
         Args:
             inputs: Name -> element type and shape without the batch axis, which comes first and is dynamic.
@@ -103,13 +103,13 @@ class GraphBuilder:
         if custom:
             opsets.append(helper.make_opsetid(QONNX_DOMAIN, 1))
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-        # Shapes cannot be followed through operators that ONNX does not know.
+        # ONNX cannot infer shapes through operators that it does not know.
         onnx.checker.check_model(model, full_check=not custom)
         return model
 
 
 def fold(weight: Floats, norm: Norm, epsilon: float) -> tuple[Floats, Floats]:
-    """Weight and bias that do what the weight and a BatchNorm behind it do."""
+    """Return the weight and bias that have the same effect as the weight followed by a BatchNorm."""
     gamma, beta, mean, variance = norm
     deviation: Floats = np.sqrt(variance + np.float32(epsilon))
     scale: Floats = gamma / deviation
@@ -117,18 +117,19 @@ def fold(weight: Floats, norm: Norm, epsilon: float) -> tuple[Floats, Floats]:
 
 
 def cached(label: str, precision: str, stamp: Iterable[object], build: Callable[[Path], None]) -> Path:
-    """The model file in the cache (``$XDG_CACHE_HOME/joulewatch/models``); built when it is not there yet.
+    """Return the model file in the cache (``$XDG_CACHE_HOME/joulewatch/models``); build it if it is missing.
 
-    Its name holds everything it depends on, and it appears by rename, so that two processes may build at once.
+    The file name contains a hash of everything the content depends on. The file is built in a temporary folder and then
+    renamed, so two processes may build it at the same time.
 
     Args:
-        label: What the file's name begins with: the network and its size.
-        precision: The file's; ``int8`` depends on ONNX Runtime, which has the quantiser.
-        stamp: Everything else that the content depends on, such as the builder's version.
-        build: Writes the file it is given; may put others beside it.
+        label: Start of the file name: the network and its size.
+        precision: Precision of the file; ``int8`` also depends on ONNX Runtime, which has the quantiser.
+        stamp: Everything else that the content depends on, such as ``BUILDER_VERSION``.
+        build: Writes the file at the given path; may write other files to the same folder.
 
     Raises:
-        ConfigError: the folder cannot be written.
+        ConfigError: The folder cannot be written.
     """
     import onnx
 
@@ -159,14 +160,14 @@ def cached(label: str, precision: str, stamp: Iterable[object], build: Callable[
 
 
 def quantize(model: Any, built: Path, feeds: Iterable[Arrays], kinds: Sequence[str] | None = None) -> None:
-    """Static quantisation to INT8 in QDQ form: int8 weights per channel, uint8 activations.
+    """Quantise a model to INT8 in QDQ form: static, int8 weights per channel, uint8 activations.
 
     Args:
-        model: The float graph, its BatchNorms folded: ONNX Runtime leaves a BatchNorm behind a Gemm where it is and
+        model: The float graph with its BatchNorms folded: ONNX Runtime does not fold a BatchNorm after a Gemm and
             would quantise it badly.
-        built: Where the quantised file goes; a few others are left beside it.
+        built: Path of the quantised file; other files are left in its folder.
         feeds: Inputs to calibrate with, one batch each.
-        kinds: Operators to quantise; None: all that can be.
+        kinds: Operators to quantise; None: all that ONNX Runtime can quantise.
     """
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -198,7 +199,7 @@ def quantize(model: Any, built: Path, feeds: Iterable[Arrays], kinds: Sequence[s
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The quantiser logs advice to the root logger as it works; none of it is for our users."""
+    """Suppress the advice that the quantiser writes to the root logger; it does not concern our users."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -208,17 +209,18 @@ def _quiet() -> Iterator[None]:
 
 
 def half(model: Any) -> Any:
-    """The same graph in half precision, with inputs and outputs in float32 as before.
+    """Return the same graph in half precision; inputs and outputs stay float32.
 
-    Float weights become float16; every float input is cast behind the door, the outputs are cast back. So the same
-    inputs serve all precisions, and a runtime without half precision shows itself by what it makes of the graph.
+    Float weights become float16. Each float input is cast to float16 first, and each float output back to float32. So
+    the same inputs work for all precisions, and the loaded graph shows whether a runtime really computes in half
+    precision.
     """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    graph = found.graph
+    converted = onnx.ModelProto()
+    converted.CopyFrom(model)
+    graph = converted.graph
     for item in graph.initializer:
         if item.data_type == TensorProto.FLOAT:
             item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item).astype(np.float16), item.name))
@@ -243,5 +245,5 @@ def half(model: Any) -> Any:
     del graph.value_info[:]
     del graph.node[:]
     graph.node.extend(nodes)
-    onnx.checker.check_model(found, full_check=True)
-    return found
+    onnx.checker.check_model(converted, full_check=True)
+    return converted

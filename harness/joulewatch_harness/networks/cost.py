@@ -1,17 +1,17 @@
-"""What one inference of an ONNX graph costs: multiply-accumulates, parameters, bytes. Needs onnx alone.
+"""Count what one inference of an ONNX graph costs: multiply-accumulates, parameters, bytes. Needs only onnx.
 
-Counted from the file, not from what a runtime makes of it, so that one network has one cost everywhere:
+The costs are counted from the file, not from the graph that a runtime optimises, so they are the same on every runtime:
 
-- **MACs**: of convolutions, matrix products, attention and recurrent layers, per inference (a batch axis that is fixed
-  to 64 is divided by). Pools, activations, normalisations and moves of data have none, by convention.
-- **Parameters**: elements of the constants that are learned. Not: means and variances of a BatchNorm, scales and zero
-  points, shapes, single numbers such as the 1/sqrt(d) of attention.
-- **Weight bytes**: the parameters in the type they are stored in; behind a ``QuantizeLinear`` or a QONNX ``Quant`` in
-  the bits that it leaves.
-- **Activation bytes**: what the operators read and write, each with its own traffic, except that an operator which
-  goes element by element over the output of another, as its only reader, works in place (BatchNorm and ReLU
-  behind a convolution, the addition of a residual), and that views (Reshape, Flatten) move nothing.
-  A tensor between ``QuantizeLinear`` and ``DequantizeLinear`` counts in its narrow type. Caches are not modelled.
+- **MACs**: of convolutions, matrix products, attention and recurrent layers, per inference (if the file fixes the batch
+  size, the count is divided by it). By convention, pooling, activations, normalisation and data movement have none.
+- **Parameters**: elements of the learned constants. Excluded: means and variances of a BatchNorm, scales and zero
+  points, shapes, scalars such as the 1/sqrt(d) of attention.
+- **Weight bytes**: the size of the parameters in the type in which they are stored; after a ``QuantizeLinear`` or a
+  QONNX ``Quant``, in the number of bits that it produces.
+- **Activation bytes**: the bytes that each operator reads and writes. An elementwise operator works in place if it is
+  the only reader of its input (BatchNorm and ReLU after a convolution, the addition of a residual). Views (Reshape,
+  Flatten) move nothing. A tensor between ``QuantizeLinear`` and ``DequantizeLinear`` counts in its narrow type. Caches
+  are not modelled.
 
 What cannot be counted (loops, branches, operators of unknown domains, unknown shapes) is listed, never guessed.
 """
@@ -34,7 +34,7 @@ from joulewatch_harness.errors import ConfigError
 Shape = tuple[int, ...]
 
 LARGEST_COUNTED_BYTES: Final = 2_000_000_000
-"""Of the file without external data: protobuf takes no more than 2 GiB."""
+"""Largest file, without external data; protobuf reads at most 2 GiB."""
 
 _STANDARD: Final = frozenset({"", "ai.onnx"})
 _CONV: Final = frozenset({"Conv", "FusedConv", "NhwcConv", "NhwcFusedConv", "ConvInteger", "DeformConv", "QLinearConv"})
@@ -57,10 +57,10 @@ MAC_OPS: Final = (
 """Operators whose multiply-accumulates are counted."""
 
 _UNCOUNTABLE: Final[Mapping[str, str]] = {
-    "If": "which branch is taken is not known beforehand",
-    "Loop": "how often it runs is not known beforehand",
-    "Scan": "its body is not looked into",
-    "SequenceMap": "how often it runs is not known beforehand",
+    "If": "the branch taken depends on the input",
+    "Loop": "the number of iterations depends on the input",
+    "Scan": "its body is not analysed",
+    "SequenceMap": "the number of iterations depends on the input",
     "DFT": "its cost depends on the algorithm",
     "STFT": "its cost depends on the algorithm",
     "Det": "its cost depends on the algorithm",
@@ -76,12 +76,12 @@ _OTHER_FREE: Final = frozenset(
         "GroupNorm", "NhwcUpsample", "Quant", "BipolarQuant", "IntQuant", "FloatQuant", "Trunc",
     }
 )  # fmt: skip
-"""Of domains other than ONNX' own, without multiply-accumulates."""
+"""Operators outside the ONNX domains that have no multiply-accumulates."""
 _VIEWS: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
 _QUANTIZERS: Final = frozenset({"QuantizeLinear", "Quant", "BipolarQuant", "IntQuant"})
 _DEQUANTIZERS: Final = frozenset({"DequantizeLinear"})
 _SELECTING: Final = frozenset({"MaxPool", "GlobalMaxPool", "Transpose", "Slice", "DepthToSpace", "SpaceToDepth"})
-"""What they give lies in the set of what they take: it needs no more bits."""
+"""Operators whose output values are a subset of their input values, so that the output needs no more bits."""
 _SHAPE_OPS: Final = frozenset({"Shape", "Size", "ConstantOfShape"})
 IN_PLACE: Final = frozenset(
     {
@@ -130,7 +130,7 @@ _BITS: Final[Mapping[int, int]] = {
     if kind is not None
 }
 _SMALL_CONSTANT: Final = 1024
-"""Constants up to so many elements stay in the copy that shapes are inferred on: shapes may follow from them."""
+"""Constants up to this number of elements stay in the copy used for shape inference: shapes may depend on them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,30 +138,30 @@ class NodeCost:
     """One operator of the graph, per inference."""
 
     name: str
-    """The node's, or ``Conv_3`` where it has none."""
+    """Name of the node, or ``Conv_3`` if it has none."""
     op: str
     shape: Shape | None
-    """Of the first output, batch axis included; None: not known."""
+    """Shape of the first output, with the batch axis; None if unknown."""
     macs: int
     parameters: int
     weight_bytes: int
     read_bytes: int
-    """Activations that it reads."""
+    """Activation bytes read."""
     written_bytes: int
     in_place: bool
-    """Works on the output of the operator before it, or is a view: no pass over memory of its own."""
+    """Whether it works in place on its input, or is a view, so that it adds no pass over memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphCost:
-    """A whole graph, per inference."""
+    """The costs of a whole graph, per inference."""
 
     batch: int
-    """The batch size that the shapes are for: 1, or what the file is fixed to."""
+    """The batch size of the shapes: 1, or the size that the file fixes."""
     nodes: tuple[NodeCost, ...]
-    """In the file's order, those worked out from constants alone left out."""
+    """In the order of the file; nodes computed from constants alone are excluded."""
     not_counted: Mapping[str, str] = field(default_factory=dict)
-    """Operator -> why its multiply-accumulates are not in the sum."""
+    """Operator -> why its multiply-accumulates are not counted."""
 
     @property
     def macs(self) -> int:
@@ -181,11 +181,11 @@ class GraphCost:
 
     @property
     def operators(self) -> int:
-        """Passes over memory: nodes that are neither views nor in place."""
+        """Number of passes over memory: nodes that are neither views nor in place."""
         return sum(not node.in_place for node in self.nodes)
 
     def to_details(self) -> dict[str, str]:
-        """What is stored with a run."""
+        """Return the costs as stored with a run."""
         details = {
             "macs_per_inference": str(self.macs),
             "parameters": str(self.parameters),
@@ -200,10 +200,10 @@ class GraphCost:
 
 
 def cost_details(path: Path, dims: Mapping[str, int] | None = None) -> dict[str, str]:
-    """``cost_of(path, dims).to_details()``, or why there is no cost: a network can be measured without one.
+    """Return the costs of a model file, or the reason why they are unknown; a network can be measured without them.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: The file cannot be read.
     """
     model = read_model(path)
     try:
@@ -213,14 +213,14 @@ def cost_details(path: Path, dims: Mapping[str, int] | None = None) -> dict[str,
 
 
 def read_model(path: Path) -> Any:
-    """An ``onnx.ModelProto`` without the weights that lie in files beside it.
+    """Read an ``onnx.ModelProto`` without the weights that are stored in external files.
 
     Raises:
-        ConfigError: no such file, no model in it, or too large a one.
+        ConfigError: The file is missing, is not a model, or is too large.
     """
     try:
         if path.stat().st_size > LARGEST_COUNTED_BYTES:
-            raise ConfigError(f"model file {path} holds more than 2 GB: its weights must lie in a file beside it")
+            raise ConfigError(f"model file {path} is larger than 2 GB: store its weights as external data")
         return onnx.load(os.fspath(path), load_external_data=False)
     except OSError as error:
         raise ConfigError(f"model file {path}: {error.strerror or error}") from error
@@ -231,81 +231,81 @@ def read_model(path: Path) -> Any:
 
 
 def cost_of(model: Any, dims: Mapping[str, int] | None = None) -> GraphCost:
-    """Count a model.
+    """Return the cost of a model.
 
     Args:
-        model: An ``onnx.ModelProto``; it is not changed.
+        model: An ``onnx.ModelProto``; it is not modified.
         dims: Sizes of symbolic dimensions other than the batch, by symbol or as ``input.axis``.
 
     Raises:
-        ConfigError: a symbolic dimension has no size, or the shapes contradict each other.
+        ConfigError: A symbolic dimension has no size, or the shapes contradict each other.
     """
     return _Count(_inlined(model), dims or {}).cost()
 
 
 def fixed_batch(model: Any) -> int | None:
-    """The size that the batch axis, the first one of the inputs, is fixed to; None: it is free."""
+    """Return the fixed size of the batch axis, which is the first axis of the inputs; None if it is dynamic."""
     sizes = [_dims(item)[0] for item in real_inputs(model.graph) if _dims(item)]
     numbers = [size for size in sizes if isinstance(size, int)]
     return numbers[0] if numbers and len(numbers) == len(sizes) and len(set(numbers)) == 1 else None
 
 
 def real_inputs(graph: Any) -> list[Any]:
-    """Inputs that are not constants with a default."""
+    """Return the inputs that have no default value."""
     constants = {item.name for item in graph.initializer}
     return [item for item in graph.input if item.name not in constants]
 
 
 def node_macs(node: Any, shapes: Mapping[str, Shape]) -> int | None:
-    """Multiply-accumulates of one node over the whole batch; None: a shape is missing, or a form not known.
+    """Return the multiply-accumulates of one node for the whole batch; None if a shape or the variant is unknown.
 
-    Layouts do not matter: weights keep their sizes whether activations are NCHW, NHWC or blocked.
+    Layouts do not matter: weights have the same sizes whether activations are NCHW, NHWC or blocked.
     """
     op = node.op_type
-    found = [shapes.get(name) for name in node.input]
-    given = shapes.get(node.output[0]) if node.output else None
+    input_shapes = [shapes.get(name) for name in node.input]
+    output = shapes.get(node.output[0]) if node.output else None
 
     def size(number: int) -> Shape | None:
-        return found[number] if number < len(found) and node.input[number] else None
+        return input_shapes[number] if number < len(input_shapes) and node.input[number] else None
 
     if op in _RECURRENT:
         x, w, r = size(0), size(1), size(2)
         return None if x is None or w is None or r is None else x[0] * x[1] * (math.prod(w) + math.prod(r))
     if op == "Einsum":
-        return _einsum_macs(_attribute(node, "equation", ""), found)
+        return _einsum_macs(_attribute(node, "equation", ""), input_shapes)
     if op in ("Attention", "MultiHeadAttention", "QAttention"):
         return _attention_macs(node, size)
     if op in ("ConvTranspose", "QLinearConvTranspose"):
         x, w = size(0), size(3 if op.startswith("QLinear") else 1)
         return None if x is None or w is None else math.prod(x) * math.prod(w[1:])
-    if given is None:
+    if output is None:
         return None
     if op in _CONV:
         w = size(3 if op == "QLinearConv" else 1)
-        return None if w is None else math.prod(given) * math.prod(w[1:])
+        return None if w is None else math.prod(output) * math.prod(w[1:])
     if op == "MatMulNBits":
         inner = _attribute(node, "K", 0)
-        return math.prod(given) * inner if inner else None
+        return math.prod(output) * inner if inner else None
     a = size(0)
     if a is None:
         return None
     if op in _GEMM:
-        return math.prod(given) * (math.prod(a) // given[0]) if given[0] else 0
+        return math.prod(output) * (math.prod(a) // output[0]) if output[0] else 0
     if op in _MATMUL:
         transposed = len(a) > 1 and (_attribute(node, "transA", 0) or op == "TransposeMatMul")
-        return math.prod(given) * a[-2 if transposed else -1]
+        return math.prod(output) * a[-2 if transposed else -1]
     return None
 
 
 def uncounted(node: Any) -> str:
-    """Why an operator outside ``MAC_OPS`` may compute more than is counted; empty: it has no multiply-accumulates."""
+    """Return why the cost of an operator outside ``MAC_OPS`` is unknown; empty if it has no multiply-accumulates."""
     if node.domain in _STANDARD or node.domain == "ai.onnx.ml":
         return _UNCOUNTABLE.get(node.op_type, "")
-    return "" if node.op_type in _OTHER_FREE else "not known"
+    return "" if node.op_type in _OTHER_FREE else "unknown operator"
 
 
 def _einsum_macs(equation: str, shapes: Sequence[Shape | None]) -> int | None:
-    """Every index once: what two operands cost; more than two depend on the order."""
+    """Return the product of all index sizes, for two operands; with more, the cost depends on the order."""
     terms = equation.replace(" ", "").partition("->")[0].split(",")
     if len(terms) != 2 or len(shapes) != 2 or "." in equation:
         return None
@@ -321,17 +321,17 @@ def _attention_macs(node: Any, size: Any) -> int | None:
     q, k, v = size(0), size(1), size(2)
     if q is None or k is None:
         return None
-    if node.domain in _STANDARD:  # queries, keys, values; scores and weighted sum are its only products
+    if node.domain in _STANDARD:  # queries, keys, values; its only products are the scores and the weighted sum
         if v is None:
             return None
         past = size(4)
-        behind = past[-2] if past is not None else 0
+        past_tokens = past[-2] if past is not None else 0
         if len(q) == len(k) == len(v) == 4:
-            return int(q[0] * q[1] * q[2] * (k[2] + behind) * (k[3] + v[3]))
+            return int(q[0] * q[1] * q[2] * (k[2] + past_tokens) * (k[3] + v[3]))
         heads, groups = _attribute(node, "q_num_heads", 0), _attribute(node, "kv_num_heads", 0)
         if not (heads and groups and len(q) == len(k) == len(v) == 3):
             return None
-        return int(q[0] * q[1] * (k[1] + behind) * heads * (k[2] // groups + v[2] // groups))
+        return int(q[0] * q[1] * (k[1] + past_tokens) * heads * (k[2] // groups + v[2] // groups))
     if node.op_type == "MultiHeadAttention":
         plain = v is not None and len(q) == len(k) == len(v) == 3
         return int(q[0] * q[1] * k[1] * (k[2] + v[2])) if plain else None
@@ -368,13 +368,13 @@ class _Constant:
     """A tensor that is the same in every inference."""
 
     roots: tuple[str, ...]
-    """The stored constants behind it."""
+    """The stored constants from which it is computed."""
     bits: int | None = None
-    """Per element, where a quantiser made them fewer than the stored type has."""
+    """Bits per element, if a quantiser reduced them; None: as stored."""
 
 
 class _Count:
-    """One pass over a graph without functions."""
+    """The count of one graph without functions."""
 
     def __init__(self, model: Any, dims: Mapping[str, int]) -> None:
         self._graph = model.graph
@@ -407,24 +407,24 @@ class _Count:
         counted: set[str] = set()
         missing: dict[str, str] = {}
         written: dict[str, tuple[int, int]] = {}
-        """Tensor -> its writer's place in ``nodes`` and its bytes, to be taken back when its reader works in place."""
-        found: list[NodeCost] = []
+        """Tensor -> index of its writer in ``costs``, and its bytes; subtracted if the reader works in place."""
+        costs: list[NodeCost] = []
         for node in self._active:
             parameters, weight_bytes = self._weights(node, counted)
-            read, out, in_place = self._traffic(node, written, found)
+            read, out, in_place = self._traffic(node, written, costs)
             name = self._names[id(node)]
             macs = self._macs(node, missing)
             if node.output and node.output[0] not in self._shapes:
-                missing[f"bytes of {node.op_type}"] = "the shape of its output is not known"
+                missing[f"bytes of {node.op_type}"] = "the shape of its output is unknown"
             for tensor in node.output:
-                written[tensor] = (len(found), self._bytes(tensor))
-            found.append(
+                written[tensor] = (len(costs), self._bytes(tensor))
+            costs.append(
                 NodeCost(
                     name, node.op_type, self._shapes.get(node.output[0]) if node.output else None,
                     macs, parameters, weight_bytes, read, out, in_place,
                 )
             )  # fmt: skip
-        return GraphCost(self._batch, tuple(map(self._per_inference, found)), missing)
+        return GraphCost(self._batch, tuple(map(self._per_inference, costs)), missing)
 
     def _per_inference(self, cost: NodeCost) -> NodeCost:
         if self._batch == 1:
@@ -442,7 +442,7 @@ class _Count:
         if op in MAC_OPS:
             macs = node_macs(node, self._shapes)
             if macs is None:
-                missing[op] = "of some its shapes or its form are not known"
+                missing[op] = "some have unknown shapes or an unsupported form"
             return macs or 0
         why = uncounted(node)
         if why:
@@ -452,20 +452,20 @@ class _Count:
     # Constants
 
     def _is_constant(self, node: Any) -> bool:
-        """Whether a node is worked out from constants alone; if so, its outputs become constants."""
+        """Return whether a node is computed from constants alone; if so, record its outputs as constants."""
         if node.op_type in _UNCOUNTABLE or (node.op_type.startswith("Random") and node.domain in _STANDARD):
             return False
         inputs = [name for name in node.input if name]
         if any(name not in self._constants for name in inputs):
             return False
         settings = _ARGUMENTS.get(node.op_type, frozenset())
-        behind = [
+        sources = [
             self._constants[name]
             for number, name in enumerate(node.input)
             if name and (number not in settings or number == 0)
         ]
-        roots = tuple(dict.fromkeys(root for item in behind for root in item.roots))
-        bits = behind[0].bits if behind else None
+        roots = tuple(dict.fromkeys(root for source in sources for root in source.roots))
+        bits = sources[0].bits if sources else None
         if node.op_type in _QUANTIZERS:
             bits = self._quantizer_bits(node)
         for name in node.output:
@@ -484,7 +484,7 @@ class _Count:
         return math.ceil(float(value.max())) if value is not None and value.size else 32
 
     def _weights(self, node: Any, counted: set[str]) -> tuple[int, int]:
-        """Parameters and their bytes that this node is the first to use."""
+        """Return the number and bytes of the parameters that no earlier node has used."""
         settings = _ARGUMENTS.get(node.op_type, frozenset())
         parameters = bits = 0
         for number, name in enumerate(node.input):
@@ -512,14 +512,14 @@ class _Count:
         return self._alias.get(name, name)
 
     def _activations(self, node: Any) -> list[str]:
-        """The tensors that a node reads, views looked through; each once."""
+        """Return the tensors that a node reads, each once; a view stands for the tensor under it."""
         names = [name for name in node.input if name and name not in self._constants]
         if node.op_type in _SHAPE_OPS:
             return []
         return list(dict.fromkeys(map(self._root, names)))
 
     def _bits(self, name: str) -> int:
-        """Bits per element of a tensor in memory, quantisers looked through."""
+        """Return the bits per element of a tensor in memory, reduced by the quantisers around it."""
         maker = self._producer.get(name)
         if maker is not None and maker.op_type in _DEQUANTIZERS:
             return self._bits(self._root(maker.input[0]))
@@ -533,7 +533,7 @@ class _Count:
         return _BITS.get(self._types.get(name, TensorProto.FLOAT), 32)
 
     def _few_bits(self, node: Any) -> int | None:
-        """Bits of what a QONNX ``Quant`` left before a node that only picks values; None: no such quantiser."""
+        """Return the bits of the QONNX ``Quant`` before a node that only selects values; None if there is none."""
         maker = self._producer.get(self._root(node.input[0]))
         if maker is None or maker.op_type not in _SELECTING | _QUANTIZERS or maker.op_type == "QuantizeLinear":
             return None
@@ -543,8 +543,8 @@ class _Count:
         shape = self._shapes.get(name)
         return 0 if shape is None or not name else math.ceil(math.prod(shape) * self._bits(name) / 8)
 
-    def _traffic(self, node: Any, written: dict[str, tuple[int, int]], found: list[NodeCost]) -> tuple[int, int, bool]:
-        """Bytes read, bytes written, and whether the node has no pass over memory of its own."""
+    def _traffic(self, node: Any, written: dict[str, tuple[int, int]], costs: list[NodeCost]) -> tuple[int, int, bool]:
+        """Return the bytes read, the bytes written, and whether the node works in place or is a view."""
         op = node.op_type
         if op in _VIEWS or op in _SHAPE_OPS:
             return 0, 0, True
@@ -565,8 +565,8 @@ class _Count:
                 if not self._can_be_overwritten(name, node):
                     continue
                 place, before = written[name]
-                found[place] = dataclasses.replace(
-                    found[place], written_bytes=max(found[place].written_bytes - before, 0)
+                costs[place] = dataclasses.replace(
+                    costs[place], written_bytes=max(costs[place].written_bytes - before, 0)
                 )
                 return sum(self._bytes(other) for other in inputs if other != name), out, True
         return sum(map(self._bytes, inputs)), out, False
@@ -575,7 +575,7 @@ class _Count:
         return name not in self._outputs and all(item.op_type in _QUANTIZERS for item in self._readers.get(name, []))
 
     def _can_be_overwritten(self, name: str, reader: Any) -> bool:
-        """Whether ``reader`` may work in place on the output of another operator."""
+        """Return whether ``reader`` may work in place on this tensor."""
         maker = self._producer.get(name)
         if maker is None or maker.op_type in _QUANTIZERS | _DEQUANTIZERS | _VIEWS or name in self._outputs:
             return False
@@ -586,7 +586,7 @@ class _Count:
 
 
 def _unique_names(nodes: Sequence[Any]) -> dict[int, str]:
-    """Node (by identity) -> a name that tells it from all others."""
+    """Return a unique name for each node, by the identity of the node."""
     used: dict[str, int] = {}
     names: dict[int, str] = {}
     for number, node in enumerate(nodes):
@@ -597,7 +597,7 @@ def _unique_names(nodes: Sequence[Any]) -> dict[int, str]:
 
 
 def _input_sizes(model: Any, dims: Mapping[str, int]) -> tuple[int, dict[str, Shape]]:
-    """The batch size that is counted with, and the inputs' shapes for it."""
+    """Return the batch size for the count, and the shapes of the inputs with it."""
     inputs = real_inputs(model.graph)
     fixed = fixed_batch(model)
     symbols = {_dims(item)[0] for item in inputs if _dims(item) and isinstance(_dims(item)[0], str)}
@@ -612,9 +612,9 @@ def _input_sizes(model: Any, dims: Mapping[str, int]) -> tuple[int, dict[str, Sh
             else:
                 key = size if size is not None and size in dims else f"{item.name}.{axis}"
                 if key not in dims:
-                    what = f"dimension {size!r}" if size else f"dimension {axis}"
+                    dimension = f"dimension {size!r}" if size else f"dimension {axis}"
                     raise ConfigError(
-                        f"{what} of input {item.name!r} has no size: give it with --option dims={size or key}=N"
+                        f"{dimension} of input {item.name!r} has no size: give it with --option dims={size or key}=N"
                     )
                 sizes.append(dims[key])
         shapes[item.name] = tuple(sizes)
@@ -622,7 +622,7 @@ def _input_sizes(model: Any, dims: Mapping[str, int]) -> tuple[int, dict[str, Sh
 
 
 def _infer(model: Any, inputs: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[str, int]]:
-    """Shapes and element types of all tensors, for inputs of these shapes."""
+    """Return the shapes and element types of all tensors, for these input shapes."""
     graph = model.graph
     twin = onnx.ModelProto()
     twin.ir_version = model.ir_version
@@ -643,7 +643,7 @@ def _infer(model: Any, inputs: Mapping[str, Shape]) -> tuple[dict[str, Shape], d
     twin.graph.node.extend(_plain_nodes(graph.node))
     known = {item.name for item in twin.graph.input}
     produced = {name for node in twin.graph.node for name in node.output}
-    # What the file says of tensors behind operators that ONNX does not know, where it holds for any batch size.
+    # Shapes in the file after operators that ONNX does not know, if they hold for every batch size.
     for item in graph.value_info:
         sizes = _dims(item)
         foreign = item.name in produced and item.name not in known and _is_foreign(item.name, graph.node)
@@ -654,7 +654,7 @@ def _infer(model: Any, inputs: Mapping[str, Shape]) -> tuple[dict[str, Shape], d
     try:
         inferred = onnx.shape_inference.infer_shapes(twin, check_type=False, strict_mode=False, data_prop=True)
     except Exception as error:
-        raise ConfigError(f"the shapes cannot be followed: {' '.join(str(error).split())[:300]}") from error
+        raise ConfigError(f"shape inference failed: {' '.join(str(error).split())[:300]}") from error
     for item in (*inferred.graph.value_info, *inferred.graph.output):
         tensor = item.type.tensor_type
         if tensor.elem_type:
@@ -680,7 +680,7 @@ _LIKE_FIRST_INPUT: Final = frozenset(
 
 
 def _plain_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
-    """The nodes with those of other domains replaced by ONNX' own where one gives the same shape."""
+    """Yield the nodes; those of other domains are replaced by a standard node with the same output shape, if any."""
     for node in nodes:
         if node.domain in _STANDARD or node.domain == "ai.onnx.ml":
             yield node

@@ -1,6 +1,6 @@
-"""The built-in networks in plain numpy, float32: what any runtime's output is compared with.
+"""Compute the built-in networks in float32 with numpy: the reference for the outputs of all runtimes.
 
-Knows the operators that ``zoo`` is made of and no others; it is written to be right, not fast.
+It supports only the operators that ``zoo`` uses, and it is simple rather than fast.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Attributes = Mapping[str, Any]
 
 
 def forward(model: Any, inputs: Mapping[str, Array], *, half: bool = False) -> NDArray[np.float32]:
-    """The first output of an ``onnx.ModelProto``.
+    """Return the first output of an ``onnx.ModelProto``.
 
     Args:
         model: A float32 graph.
         inputs: Input name -> array.
-        half: Round the weights to half precision first, as a file in half precision has them.
+        half: Round the weights to half precision first, as in a file in half precision.
 
     Raises:
-        NotImplementedError: an operator that is not among ``OPERATORS``.
+        NotImplementedError: An operator is not in ``OPERATORS``.
     """
     from onnx import helper, numpy_helper
 
@@ -43,16 +43,16 @@ def forward(model: Any, inputs: Mapping[str, Array], *, half: bool = False) -> N
 
 
 def rounded(array: NDArray[Any]) -> NDArray[Any]:
-    """A float32 array with the values that half precision leaves; others as they are."""
+    """Return a float32 array rounded to half precision; other types unchanged."""
     return array.astype(np.float16).astype(np.float32) if array.dtype == np.float32 else array
 
 
 def _windows(x: Any, attributes: Attributes, fill: float) -> Any:
-    """Shape [n, channels, rows, columns, kernel rows, kernel columns]."""
+    """Return the windows of a convolution: [n, channels, rows, columns, kernel rows, kernel columns]."""
     top, left, bottom, right = attributes.get("pads", (0, 0, 0, 0))
     padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=fill)
     rows, columns = attributes.get("strides", (1, 1))
-    axes: Any = (2, 3)  # the types of numpy 1.26 accept a single axis only
+    axes: Any = (2, 3)  # The type hints of numpy 1.26 accept only a single axis.
     found = sliding_window_view(padded, tuple(attributes["kernel_shape"]), axis=axes)
     return found[:, :, ::rows, ::columns]
 

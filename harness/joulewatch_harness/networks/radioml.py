@@ -1,10 +1,10 @@
-"""I/Q frames shaped like RadioML 2018.01A: 24 modulations, made here by modulating random symbols.
+"""I/Q frames shaped like RadioML 2018.01A: 24 modulations, made by modulating random symbols.
 
 Frames are ``[2, 1024]`` float32 (I row, Q row) at 8 samples per symbol. Digital classes carry random
 symbols through a root-raised-cosine filter (GMSK: a Gaussian one), analogue classes a band-limited random
 message. Each frame gets a random carrier phase and a small frequency offset, white noise at its SNR, and
 is scaled to unit mean power. Time and energy of a network depend little on its input, but plain noise
-would exercise neither a quantiser's range nor a calibration as real signals do.
+would not test the range of a quantiser or a calibration as real signals do.
 
 Source: O'Shea, Roy, Clancy, Over-the-Air Deep Learning Based Radio Signal Classification, 2018 (classes,
 frame length, SNR range). The recordings themselves are not used.
@@ -33,7 +33,7 @@ CLASSES: Final = (
     "16APSK", "32APSK", "64APSK", "128APSK", "16QAM", "32QAM", "64QAM", "128QAM", "256QAM",
     "AM-SSB-WC", "AM-SSB-SC", "AM-DSB-WC", "AM-DSB-SC", "FM", "GMSK", "OQPSK",
 )  # fmt: skip
-"""In the order of the corrected list of the data set; a label is an index into it."""
+"""Class names in the order of the data set's corrected list; a label is an index into this tuple."""
 
 Complex = NDArray[np.complex128]
 Real = NDArray[np.float64]
@@ -41,14 +41,14 @@ Real = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Frames:
-    """Frames with what was put into them."""
+    """Frames with their labels and SNR."""
 
     iq: NDArray[np.float32]
-    """[n, 2, 1024], unit mean power |I + jQ|² per frame."""
+    """Samples [n, 2, 1024] with a mean power |I + jQ|² of 1 per frame."""
     labels: NDArray[np.int64]
     """Index into ``CLASSES``, [n]."""
     snr_db: Real
-    """Signal to noise ratio, [n]."""
+    """Signal-to-noise ratio in dB, [n]."""
 
 
 def make_frames(
@@ -58,12 +58,12 @@ def make_frames(
     classes: Sequence[str] = CLASSES,
     snr_db: tuple[float, float] = SNR_RANGE_DB,
 ) -> Frames:
-    """Make ``count`` frames, the classes in equal shares and random order.
+    """Return ``count`` frames with the classes in equal shares and random order.
 
     Args:
         count: Number of frames, >= 1.
-        seed: The same seed gives the same frames.
-        classes: Names out of ``CLASSES``.
+        seed: Random seed; the same seed gives the same frames.
+        classes: Names from ``CLASSES``.
         snr_db: Range from which each frame's SNR is drawn uniformly.
     """
     rng = np.random.default_rng(seed)
@@ -85,10 +85,10 @@ def make_frames(
 
 
 def modulate(name: str, count: int, rng: np.random.Generator) -> Complex:
-    """Modulate without any impairment: ``[count, 1024]`` complex baseband, power not normalised.
+    """Return clean modulated frames: complex baseband ``[count, 1024]``, power not normalised.
 
-    Symbols of the linear modulations sit at samples 0, 8, 16, ... after a matched filter
-    (``root_raised_cosine`` again).
+    After a matched filter (``root_raised_cosine`` again), the symbols of the linear modulations are at samples 0, 8,
+    16, ...
     """
     analogue = _ANALOGUE.get(name)
     if analogue is not None:
@@ -98,29 +98,29 @@ def modulate(name: str, count: int, rng: np.random.Generator) -> Complex:
     points = constellation(name)
     symbols = points[rng.integers(0, len(points), (count, _SYMBOLS))]
     samples = _shape(symbols)
-    if name == "OQPSK":  # Q comes half a symbol after I
+    if name == "OQPSK":  # Q is delayed by half a symbol.
         samples = samples.real + 1j * np.roll(samples.imag, SAMPLES_PER_SYMBOL // 2, axis=1)
     return np.asarray(samples[:, _VISIBLE], dtype=np.complex128)
 
 
 def constellation(name: str) -> Complex:
-    """The points of a linear modulation, unit mean power.
+    """Return the constellation points of a linear modulation, with a mean power of 1.
 
-    16APSK and 32APSK have the rings of DVB-S2; 64APSK and 128APSK rings of growing size at equal distances.
+    16APSK and 32APSK have the rings of DVB-S2; 64APSK and 128APSK have rings at nearly equal distances.
     """
     points = _points(name)
     return np.asarray(points / np.sqrt(np.mean(np.abs(points) ** 2)), dtype=np.complex128)
 
 
 def root_raised_cosine() -> Real:
-    """Pulse of unit energy, 2 * FILTER_SYMBOLS * SAMPLES_PER_SYMBOL + 1 taps.
+    """Return the pulse: unit energy, 2 * FILTER_SYMBOLS * SAMPLES_PER_SYMBOL + 1 taps.
 
-    Source: Proakis, Digital Communications, section 9.2; the limits at t = 0 and t = ±1/(4β) put in by hand.
+    Source: Proakis, Digital Communications, section 9.2; the values at t = 0 and t = ±1/(4β) are its limits.
     """
     time = np.arange(-FILTER_SYMBOLS * SAMPLES_PER_SYMBOL, FILTER_SYMBOLS * SAMPLES_PER_SYMBOL + 1) / SAMPLES_PER_SYMBOL
     beta = ROLL_OFF
     singular = np.isclose(np.abs(time), 1.0 / (4.0 * beta))
-    t = np.where(singular | (time == 0.0), 0.1, time)  # any harmless value: these taps are set below
+    t = np.where(singular | (time == 0.0), 0.1, time)  # Avoids a division by zero; set below.
     taps = (np.sin(np.pi * t * (1.0 - beta)) + 4.0 * beta * t * np.cos(np.pi * t * (1.0 + beta))) / (
         np.pi * t * (1.0 - (4.0 * beta * t) ** 2)
     )
@@ -132,7 +132,7 @@ def root_raised_cosine() -> Real:
 
 
 _GUARD: Final = 2 * FILTER_SYMBOLS
-"""Symbols before and after the frame, so that no frame shows a filter's start or end."""
+"""Extra symbols before and after the frame, so that the filter's start and end lie outside the frame."""
 _SYMBOLS: Final = FRAME_LENGTH // SAMPLES_PER_SYMBOL + 2 * _GUARD
 _VISIBLE: Final = slice(_GUARD * SAMPLES_PER_SYMBOL, _GUARD * SAMPLES_PER_SYMBOL + FRAME_LENGTH)
 
@@ -165,7 +165,7 @@ def _apsk(rings: Sequence[tuple[int, float]]) -> Complex:
 
 
 def _qam(order: int) -> Complex:
-    """Square for 16, 64, 256; a cross (a larger square without its corners) for 32 and 128."""
+    """Return a square for 16, 64 and 256, and a cross (a larger square without its corners) for 32 and 128."""
     side = int(np.ceil(np.sqrt(order)))
     side += side % 2
     axis = np.arange(side) * 2.0 - (side - 1)
@@ -177,14 +177,14 @@ def _qam(order: int) -> Complex:
 
 
 def _shape(symbols: Complex) -> Complex:
-    """Symbols, one per row and symbol time, to samples through the root-raised-cosine filter."""
+    """Turn symbols [frame, symbol] into samples with the root-raised-cosine filter."""
     sparse = np.zeros((len(symbols), symbols.shape[1] * SAMPLES_PER_SYMBOL), dtype=np.complex128)
     sparse[:, ::SAMPLES_PER_SYMBOL] = symbols
     return _filter(sparse, root_raised_cosine())
 
 
 def _filter(signal: Complex, taps: Real) -> Complex:
-    """Convolve every row with symmetric ``taps``, same length, delay removed (circular: the guard hides it)."""
+    """Convolve every row with symmetric ``taps``, without delay; circular, because the guard symbols hide the ends."""
     size = signal.shape[1]
     kernel = np.zeros(size)
     kernel[: len(taps)] = taps
@@ -193,7 +193,7 @@ def _filter(signal: Complex, taps: Real) -> Complex:
 
 
 def _message(count: int, rng: np.random.Generator) -> Real:
-    """A band-limited random message (up to 1/32 cycle per sample, above 1/512), peak about 1."""
+    """Return band-limited random messages (1/512 to 1/32 cycles per sample) with a peak of about 1."""
     size = _SYMBOLS * SAMPLES_PER_SYMBOL
     frequency = np.fft.rfftfreq(size)
     spectrum = np.fft.rfft(rng.standard_normal((count, size)), axis=1)
@@ -203,14 +203,14 @@ def _message(count: int, rng: np.random.Generator) -> Real:
 
 
 def _analytic(message: Real) -> Complex:
-    """The message with its negative frequencies removed: a single sideband."""
+    """Return the message without its negative frequencies: a single sideband."""
     spectrum = np.fft.fft(message, axis=1)
     spectrum[:, message.shape[1] // 2 + 1 :] = 0.0
     return np.asarray(2.0 * np.fft.ifft(spectrum, axis=1), dtype=np.complex128)
 
 
 def _gmsk(count: int, rng: np.random.Generator) -> Complex:
-    """Gaussian minimum shift keying, BT 0.35, modulation index 0.5."""
+    """Return Gaussian minimum-shift keying with BT 0.35 and modulation index 0.5."""
     bits = rng.integers(0, 2, (count, _SYMBOLS)) * 2.0 - 1.0
     time = np.arange(-2 * SAMPLES_PER_SYMBOL, 2 * SAMPLES_PER_SYMBOL + 1) / SAMPLES_PER_SYMBOL
     sigma = np.sqrt(np.log(2.0)) / (2.0 * np.pi * 0.35)
@@ -235,6 +235,6 @@ _ANALOGUE: Final[dict[str, Callable[[Real], Complex]]] = {
 
 
 def _power(signal: Complex) -> Real:
-    """Mean power of every row, [n, 1]; an OOK frame of zeros alone counts as one."""
+    """Return the mean power of each row, [n, 1]; 1 for an OOK frame that contains only zeros."""
     power = np.mean(np.abs(signal) ** 2, axis=1, keepdims=True)
     return np.asarray(np.where(power > 0.0, power, 1.0), dtype=np.float64)

@@ -1,17 +1,17 @@
-"""RadioML VGG10: the network of the RadioML quantisation challenge, built in code, weights random and seeded.
+"""RadioML VGG10: the network of the RadioML quantisation challenge, with random, seeded weights.
 
 7 x [Conv1d(k=3, pad=1, no bias) -> BatchNorm -> ReLU -> MaxPool(2)], then Flatten,
 2 x [Linear(128, no bias) -> BatchNorm -> ReLU], Linear(24). Input float32 [batch, 2, 1024], output [batch, 24].
 F=64 filters is the challenge's network (12.9 million multiply-accumulates per inference), F=32 the smaller
-one of the FINN examples (3.3 million): every result says which.
+one of the FINN examples (3.3 million); every result states which.
 
-Random weights serve for time and energy, not for accuracy. INT8 is static quantisation (per-channel int8
+Random weights are good for time and energy, not for accuracy. INT8 is static quantisation (per-channel int8
 weights, uint8 activations, QDQ form) of the graph with its BatchNorms folded into the weights. FP16 is the float
-graph in half precision with inputs and outputs in float32. Calibration uses the I/Q frames of ``radioml``, those
-of another seed than the ones it is run with.
+graph in half precision with inputs and outputs in float32. Calibration uses I/Q frames of ``radioml`` with another
+seed than the frames of a run.
 
-``w4a4`` and ``w5a5`` are QONNX files for reference: 4- and 5-bit weights and activations (5 bits are those of the
-published FPGA build), the input in 8 bits over [-2, 2], ``Quant`` nodes where Brevitas puts them. FINN and qonnx
+``w4a4`` and ``w5a5`` are QONNX files for reference: weights and activations have 4 or 5 bits (the published
+FPGA build has 5), the input has 8 bits over [-2, 2], and ``Quant`` nodes are where Brevitas puts them. FINN and qonnx
 read them; ONNX Runtime does not.
 
 Source: Xilinx/brevitas-radioml-challenge-21 (topology); Xilinx/finn-examples, vgg10-radioml (F=32).
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays
 
 BUILDER_VERSION: Final = 1
-"""Part of the cached file's name: raise it when the graph, the weights or the calibration change."""
+"""Part of the cached file's name; increase it when the graph, the weights or the calibration change."""
 DENSE: Final = 128
 CONVOLUTIONS: Final = 7
 CALIBRATION_FRAMES: Final = 96
@@ -60,7 +60,7 @@ QONNX_BITS: Final[Mapping[str, int]] = {"w4a4": 4, "w5a5": 5}
 INPUT_BITS: Final = 8
 INPUT_RANGE: Final = 2.0
 _CLIPPED_SHARE: Final = 0.002
-"""Of the activations, those above the quantiser's range: few bits are better spent on the others."""
+"""Share of activations above the quantiser's range; clipping them gives the others a finer step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Layer:
 
     name: str
     weight: Floats
-    """[out, in, 3] or [out, in]."""
+    """Shape: [out, in, 3] or [out, in]."""
     bias: Floats | None
     norm: Norm | None
 
@@ -78,14 +78,14 @@ class Layer:
         return self.weight.ndim == 3
 
     def folded(self) -> Layer:
-        """The same function with the BatchNorm inside weight and bias."""
+        """Return an equivalent layer with the BatchNorm folded into weight and bias."""
         if self.norm is None:
             return self
         return Layer(self.name, *fold(self.weight, self.norm, _EPSILON), None)
 
 
 def source(precision: str, filters: int) -> ModelSource:
-    """The model file, out of the cache or built now, with its inputs and its reference.
+    """Return the model file, cached or newly built, with its inputs and its reference.
 
     Raises:
         ConfigError: The cache directory cannot be written.
@@ -107,7 +107,7 @@ def source(precision: str, filters: int) -> ModelSource:
 
 
 def layers(filters: int) -> tuple[Layer, ...]:
-    """The network's weights; BatchNorm near a trained one's, so that activations stay in range over ten layers."""
+    """Return the layers; their BatchNorms resemble trained ones, so that activations stay in range over ten layers."""
     rng = np.random.default_rng(_WEIGHT_SEED)
 
     def norm(size: int) -> Norm:
@@ -118,23 +118,23 @@ def layers(filters: int) -> tuple[Layer, ...]:
             rng.uniform(0.5, 1.5, size).astype(np.float32),
         )
 
-    found: list[Layer] = []
+    network: list[Layer] = []
     channels = 2
     for number in range(1, CONVOLUTIONS + 1):
         weight = rng.normal(0.0, np.sqrt(2.0 / (channels * 3)), (filters, channels, 3)).astype(np.float32)
-        found.append(Layer(f"conv{number}", weight, None, norm(filters)))
+        network.append(Layer(f"conv{number}", weight, None, norm(filters)))
         channels = filters
     sizes = (filters * (FRAME_LENGTH >> CONVOLUTIONS), DENSE, DENSE, len(CLASSES))
     for number, (inner, outer) in enumerate(itertools.pairwise(sizes), start=1):
         weight = rng.normal(0.0, np.sqrt(2.0 / inner), (outer, inner)).astype(np.float32)
         last = number == len(sizes) - 1
         bias = rng.normal(0.0, 0.1, outer).astype(np.float32) if last else None
-        found.append(Layer(f"fc{number}", weight, bias, None if last else norm(outer)))
-    return tuple(found)
+        network.append(Layer(f"fc{number}", weight, bias, None if last else norm(outer)))
+    return tuple(network)
 
 
 def parameters(network: tuple[Layer, ...]) -> int:
-    """Trainable parameters: weights, biases, and BatchNorm's gamma and beta."""
+    """Return the number of trainable parameters: weights, biases, and gamma and beta of BatchNorm."""
     total = 0
     for layer in network:
         total += layer.weight.size
@@ -144,7 +144,7 @@ def parameters(network: tuple[Layer, ...]) -> int:
 
 
 def macs(network: tuple[Layer, ...]) -> int:
-    """Multiply-accumulates of one inference."""
+    """Return the multiply-accumulates of one inference."""
     total, length = 0, FRAME_LENGTH
     for layer in network:
         total += layer.weight.size * (length if layer.is_convolution else 1)
@@ -153,7 +153,7 @@ def macs(network: tuple[Layer, ...]) -> int:
 
 
 def forward(network: tuple[Layer, ...], frames: Floats) -> Floats:
-    """The network in plain numpy, float32: what any runtime's output is compared with.
+    """Compute the network in float32 with numpy: the reference for the outputs of all runtimes.
 
     Args:
         network: From ``layers``.
@@ -174,15 +174,15 @@ def forward(network: tuple[Layer, ...], frames: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class QuantLayer:
-    """A layer of few bits: its weights as whole numbers, and the steps of weights and outputs."""
+    """A quantised layer: weights, and the quantisation steps of weights and outputs."""
 
     layer: Layer
-    """Weights are multiples of ``weight_step``; the BatchNorm stays behind it, in float."""
+    """Its weights are multiples of ``weight_step``; its BatchNorm is not folded and stays float."""
     bits: int
     weight_step: Floats
-    """One per output channel."""
+    """Quantisation step of the weights, per output channel."""
     output_step: float | None
-    """Of the ReLU's output; None: the last layer, whose output stays as it is."""
+    """Quantisation step of the ReLU's output; None for the last layer, whose output is not quantised."""
 
     @property
     def shaped_step(self) -> Floats:
@@ -191,10 +191,10 @@ class QuantLayer:
 
 @functools.lru_cache(maxsize=4)
 def quantised(filters: int, bits: int) -> tuple[QuantLayer, ...]:
-    """The network in few bits; steps of the activations from the calibration's frames, one layer after the other."""
+    """Return the quantised network; the steps of its activations come from calibration frames, layer by layer."""
     top = 2 ** (bits - 1) - 1
     x = _quantised_input(make_frames(len(CLASSES), seed=CALIBRATION_SEED).iq)
-    found: list[QuantLayer] = []
+    network: list[QuantLayer] = []
     for layer in layers(filters):
         largest: Floats = np.abs(layer.weight).reshape(len(layer.weight), -1).max(axis=1)
         step: Floats = largest / np.float32(top)
@@ -205,13 +205,13 @@ def quantised(filters: int, bits: int) -> tuple[QuantLayer, ...]:
         if layer.norm is not None:
             outputs = np.maximum(_linear(rounded, x), 0.0)
             output_step = float(np.float32(np.quantile(outputs, 1 - _CLIPPED_SHARE) / (2**bits - 1)))
-        found.append(QuantLayer(rounded, bits, step.astype(np.float32), output_step))
-        x = _quantised_layer(found[-1], x)
-    return tuple(found)
+        network.append(QuantLayer(rounded, bits, step.astype(np.float32), output_step))
+        x = _quantised_layer(network[-1], x)
+    return tuple(network)
 
 
 def forward_quantised(network: tuple[QuantLayer, ...], frames: Floats) -> Floats:
-    """The network of few bits in plain numpy: what a runtime of the QONNX file must give.
+    """Compute the quantised network with numpy: the reference for runtimes of the QONNX file.
 
     Args:
         network: From ``quantised``.
@@ -243,14 +243,14 @@ def _quantised_layer(item: QuantLayer, x: Floats) -> Floats:
 
 
 def _half(layer: Layer) -> Layer:
-    """The layer with the weights that a file in half precision has."""
+    """Return the layer with its weights rounded to half precision."""
     norm = None if layer.norm is None else tuple(rounded(array) for array in layer.norm)
     bias = None if layer.bias is None else rounded(layer.bias)
     return Layer(layer.name, rounded(layer.weight), bias, cast("Norm | None", norm))
 
 
 def _linear(layer: Layer, x: Floats) -> Floats:
-    """One layer with its BatchNorm, before the ReLU."""
+    """Compute one layer with its BatchNorm, without the ReLU."""
     part = layer.folded()
     bias = np.zeros(len(part.weight), dtype=np.float32) if part.bias is None else part.bias
     if not part.is_convolution:
@@ -261,10 +261,10 @@ def _linear(layer: Layer, x: Floats) -> Floats:
 
 
 def model_file(filters: int, precision: str) -> Path:
-    """The ONNX file in the cache; built when it is not there yet.
+    """Return the ONNX file in the cache; build it if it is missing.
 
     Raises:
-        ConfigError: the cache folder cannot be written.
+        ConfigError: The cache directory cannot be written.
     """
 
     def build(path: Path) -> None:
@@ -282,7 +282,7 @@ def model_file(filters: int, precision: str) -> Path:
 
 
 def graph(filters: int, *, folded: bool) -> Any:
-    """The network as an ``onnx.ModelProto`` with a dynamic batch axis."""
+    """Return the network as an ``onnx.ModelProto`` with a dynamic batch axis."""
     builder = GraphBuilder("radioml_vgg10")
     x = "input"
     for layer in layers(filters):
@@ -296,7 +296,7 @@ def graph(filters: int, *, folded: bool) -> Any:
 
 
 def qonnx_graph(filters: int, bits: int) -> Any:
-    """The network of few bits as QONNX, an ``onnx.ModelProto`` with ``Quant`` nodes."""
+    """Return the quantised network as QONNX: an ``onnx.ModelProto`` with ``Quant`` nodes."""
     builder = GraphBuilder(f"radioml_vgg10_w{bits}a{bits}")
     step = np.array(INPUT_RANGE / 2 ** (INPUT_BITS - 1), dtype=np.float32)
     x = builder.quant("input", "input.quant", scale=step, bits=INPUT_BITS, signed=True, narrow=False)
@@ -322,7 +322,7 @@ def qonnx_graph(filters: int, bits: int) -> Any:
 
 
 def _layer_nodes(builder: GraphBuilder, layer: Layer, x: str, weight: str) -> str:
-    """Convolution or Gemm with its BatchNorm, before the ReLU."""
+    """Add a convolution or Gemm with its BatchNorm, without the ReLU; return its output."""
     if layer.name == "fc1":
         x = builder.node("Flatten", [x], "flatten", axis=1)
     inputs = [x, weight]
@@ -346,17 +346,17 @@ def _finish(builder: GraphBuilder) -> Any:
 
 
 def _calibration() -> Iterator[Arrays]:
-    """One frame at a time."""
+    """Yield the calibration frames as batches of one."""
     for frame in make_frames(CALIBRATION_FRAMES, seed=CALIBRATION_SEED).iq:
         yield {"input": frame[None]}
 
 
 @functools.lru_cache(maxsize=1)
 def _frames() -> Floats:
-    """The frames of every batch: made once (half a second), for a run prepares a batch before each window."""
+    """Return the input frames; cached, because they take half a second and each window needs a batch."""
     return make_frames(INPUT_FRAMES, seed=INPUT_SEED).iq
 
 
 def _make_inputs(batch: int) -> Arrays:
-    """The first frames of the pool; a batch larger than the pool repeats them."""
+    """Return the first ``batch`` frames of the pool; a larger batch repeats them."""
     return {"input": np.resize(_frames(), (batch, 2, FRAME_LENGTH))}

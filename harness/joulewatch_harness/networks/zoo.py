@@ -1,14 +1,15 @@
-"""Networks to compare with, built in code: their shapes are those of well-known ones, their weights random and seeded.
+"""Built-in networks for comparison, with the shapes of well-known networks and random, seeded weights.
 
-- ``mlp``: fully connected layers with ReLU, 784 inputs, 10 outputs. All weights, hardly any arithmetic per byte.
+- ``mlp``: fully connected layers with ReLU, 784 inputs, 10 outputs. Mostly weights, with little arithmetic per byte.
 - ``mobilenet-like``: MobileNetV2 (inverted residuals, depthwise convolutions); with ``size=224`` and ``width=100``
-  its size is the published one, 3,504,872 parameters and 300.8 million multiply-accumulates.
+  it has the published size: 3,504,872 parameters and 300.8 million multiply-accumulates.
 - ``resnet-like``: ResNet-18 or 34 (basic blocks); with ``size=224``, depth 18: 11,689,512 parameters, 1.814 billion
   multiply-accumulates.
 - ``transformer-encoder``: token and position embeddings, post-norm encoder layers with ReLU, mean over the tokens.
 
-The defaults are small pictures and short sequences, so that a CPU gets through a sweep. The weights serve for time and
-energy, not for accuracy. INT8 is static quantisation with BatchNorms folded, calibrated with inputs of another seed.
+The defaults are small images and short sequences, so that a CPU finishes a sweep in reasonable time. The weights are
+good for time and energy, not for accuracy. INT8 is static quantisation with BatchNorms folded, calibrated with inputs
+of another seed.
 
 Source: Sandler et al., MobileNetV2, 2018, table 2; He et al., Deep Residual Learning, 2015, table 1; Vaswani et al.,
 Attention Is All You Need, 2017, section 3.
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays
 
 BUILDER_VERSION: Final = 1
-"""Part of the cached file's name: raise it when a graph, the weights or the calibration change."""
+"""Part of the cached file's name; increase it when a graph, the weights or the calibration change."""
 CALIBRATION_SAMPLES: Final = 24
 INPUT_SAMPLES: Final = 64
 INPUT_SEED: Final = 0
@@ -62,7 +63,7 @@ Inputs = Callable[[int, int], "Arrays"]
 
 
 class _Layers(GraphBuilder):
-    """Layers with weights of their own, drawn one after the other: the graph is the same in every precision."""
+    """Builds layers with random weights, drawn in a fixed order, so that all precisions have the same weights."""
 
     def __init__(self, name: str, *, folded: bool) -> None:
         super().__init__(name)
@@ -84,10 +85,11 @@ class _Layers(GraphBuilder):
         groups: int = 1,
         rectified: bool = True,
     ) -> str:
-        """A convolution without bias and the BatchNorm behind it.
+        """Add a convolution without bias, followed by a BatchNorm.
 
-        ``rectified``: ``x`` comes out of a ReLU, which halved its power. With the right gain activations neither die
-        out nor saturate, so that a rounding error stays small over fifty layers, as in a trained network.
+        ``rectified`` states that ``x`` is the output of a ReLU, which halves its power. With the right gain,
+        activations neither vanish nor saturate, so rounding errors stay small over fifty layers, as in a trained
+        network.
         """
         fan = inner // groups * kernel * kernel
         deviation = np.sqrt((2.0 if rectified else 1.0) / fan)
@@ -109,12 +111,12 @@ class _Layers(GraphBuilder):
         return self.node("BatchNormalization", [x, *names], f"{name}.norm", epsilon=_EPSILON)
 
     def dense(self, x: str, name: str, inner: int, outer: int) -> str:
-        """A Gemm with bias."""
+        """Add a Gemm with bias."""
         weight = self.normal(f"{name}.weight", (outer, inner), np.sqrt(2.0 / inner))
         return self.node("Gemm", [x, weight, self.normal(f"{name}.bias", (outer,), 0.1)], name, transB=1)
 
     def projection(self, x: str, name: str, inner: int, outer: int) -> str:
-        """A MatMul with bias, for tensors of three axes."""
+        """Add a MatMul with bias, for tensors with three axes."""
         weight = self.normal(f"{name}.weight", (inner, outer), np.sqrt(1.0 / inner))
         product = self.node("MatMul", [x, weight], name)
         return self.node("Add", [product, self.normal(f"{name}.bias", (outer,), 0.1)], f"{name}.add")
@@ -136,13 +138,13 @@ class _Layers(GraphBuilder):
         return self.dense(self.node("Flatten", [x], "flatten", axis=1), "classifier", inner, outer)
 
     def images(self, size: int) -> Any:
-        """The finished classifier of pictures."""
+        """Return the finished image classifier."""
         from onnx import TensorProto
 
         return self.finish({"input": (TensorProto.FLOAT, [3, size, size])}, [IMAGE_CLASSES])
 
     def _norm(self, size: int) -> Norm:
-        """Near a trained one's, so that activations stay in range over many layers."""
+        """Return a BatchNorm that resembles a trained one, so that activations stay in range over many layers."""
         return (
             self._rng.uniform(0.8, 1.2, size).astype(np.float32),
             self._rng.normal(0.0, 0.1, size).astype(np.float32),
@@ -152,7 +154,7 @@ class _Layers(GraphBuilder):
 
 
 def mlp(precision: str, width: int, depth: int) -> ModelSource:
-    """``mlp``: ``depth`` hidden layers of ``width``.
+    """Return ``mlp``: ``depth`` hidden layers with ``width`` units each.
 
     Raises:
         ConfigError: The cache directory cannot be written.
@@ -167,7 +169,7 @@ def mlp(precision: str, width: int, depth: int) -> ModelSource:
 
 
 def mlp_graph(width: int, depth: int) -> Any:
-    """An ``onnx.ModelProto``."""
+    """Return the network as an ``onnx.ModelProto``."""
     from onnx import TensorProto
 
     net = _Layers("mlp", folded=True)
@@ -179,7 +181,7 @@ def mlp_graph(width: int, depth: int) -> Any:
 
 
 def mobilenet_like(precision: str, size: int, width: int) -> ModelSource:
-    """``mobilenet-like``: pictures of ``size`` pixels, channels times ``width`` percent.
+    """Return ``mobilenet-like``: images of ``size`` × ``size`` pixels, ``width`` percent of the channels.
 
     Raises:
         ConfigError: The cache directory cannot be written.
@@ -194,10 +196,10 @@ def mobilenet_like(precision: str, size: int, width: int) -> ModelSource:
 
 
 def mobilenet_graph(size: int, width: int, *, folded: bool) -> Any:
-    """An ``onnx.ModelProto``."""
+    """Return the network as an ``onnx.ModelProto``."""
 
     def channels(count: int) -> int:
-        """Times the width, to the nearest multiple of 8, but not below nine tenths."""
+        """Scale by the width and round to the nearest multiple of 8, but not below 90 %."""
         wanted = count * width / 100
         nearest = max(8, int(wanted + 4) // 8 * 8)
         return nearest if nearest >= 0.9 * wanted else nearest + 8
@@ -226,7 +228,7 @@ def mobilenet_graph(size: int, width: int, *, folded: bool) -> Any:
 
 
 def resnet_like(precision: str, size: int, width: int, depth: int) -> ModelSource:
-    """``resnet-like``: pictures of ``size`` pixels, ``width`` channels in the first stage, ``depth`` layers.
+    """Return ``resnet-like``: ``size`` × ``size`` pixels, ``width`` channels in the first stage, ``depth`` layers.
 
     Raises:
         ConfigError: The cache directory cannot be written.
@@ -241,7 +243,7 @@ def resnet_like(precision: str, size: int, width: int, depth: int) -> ModelSourc
 
 
 def resnet_graph(size: int, width: int, depth: int, *, folded: bool) -> Any:
-    """An ``onnx.ModelProto``."""
+    """Return the network as an ``onnx.ModelProto``."""
     net = _Layers("resnet_like", folded=folded)
     x = net.relu(net.convolution("input", "stem", 3, width, 7, stride=2, rectified=False), "stem")
     x = net.node("MaxPool", [x], "stem.pool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
@@ -261,7 +263,7 @@ def resnet_graph(size: int, width: int, depth: int, *, folded: bool) -> Any:
 
 
 def transformer_encoder(precision: str, sequence: int, width: int, depth: int, heads: int) -> ModelSource:
-    """``transformer-encoder``: ``depth`` layers of ``width`` with ``heads`` heads over ``sequence`` tokens.
+    """Return ``transformer-encoder``: ``depth`` layers of ``width`` with ``heads`` heads over ``sequence`` tokens.
 
     Raises:
         ConfigError: The cache directory cannot be written.
@@ -276,7 +278,7 @@ def transformer_encoder(precision: str, sequence: int, width: int, depth: int, h
 
 
 def transformer_graph(sequence: int, width: int, depth: int, heads: int) -> Any:
-    """An ``onnx.ModelProto``; the feed-forward layers are four times as wide as the others."""
+    """Return the network as an ``onnx.ModelProto``; the feed-forward layers are four times as wide as the others."""
     from onnx import TensorProto
 
     net = _Layers("transformer_encoder", folded=True)
@@ -326,11 +328,11 @@ def _source(
 
     @functools.lru_cache(maxsize=1)
     def pool() -> Arrays:
-        """Made once: a run prepares a batch before each window."""
+        """Return the input samples; cached, because each window needs a batch."""
         return inputs(INPUT_SAMPLES, INPUT_SEED)
 
     def reference(arrays: Arrays) -> Floats:
-        # Folding would hide what half precision does to the BatchNorms.
+        # Folding would hide the rounding errors of the BatchNorms in half precision.
         return numpy_forward.forward(graph(precision != "fp16"), arrays, half=precision == "fp16")
 
     return ModelSource(
@@ -347,7 +349,7 @@ def _one_by_one(arrays: Arrays) -> Iterator[Arrays]:
 
 
 def _normal_inputs(shape: tuple[int, ...], count: int, seed: int) -> Arrays:
-    """What normalised pictures look like to the arithmetic: mean 0, deviation 1."""
+    """Return random values like those of normalised images: mean 0, standard deviation 1."""
     return {"input": np.random.default_rng(seed).standard_normal((count, *shape), dtype=np.float32)}
 
 

@@ -1,4 +1,4 @@
-"""Costs counted from ONNX graphs, against hand-counted small ones and published sizes of known networks."""
+"""Costs of ONNX graphs, compared with small graphs counted by hand and with the published sizes of known networks."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ def node(kind: str, inputs: str, outputs: str, **attributes: Any) -> Any:
 
 
 def only(cost: GraphCost, op: str) -> NodeCost:
-    (found,) = [item for item in cost.nodes if item.op == op]
-    return found
+    (only,) = [node_cost for node_cost in cost.nodes if node_cost.op == op]
+    return only
 
 
 def tiny() -> Any:
-    """Convolution, BatchNorm, ReLU, pool, flatten, dense: every rule of bytes once."""
+    """Return a graph that uses every rule for bytes once: convolution, BatchNorm, ReLU, pool, flatten, dense."""
     return model(
         [
             node("Conv", "x w", "c", name="conv", kernel_shape=[3], pads=[1, 1]),
@@ -86,10 +86,10 @@ def tiny() -> Any:
     )
 
 
-def test_a_tiny_graph_is_as_counted_by_hand(update_golden: bool) -> None:
+def test_a_tiny_graph_costs_what_was_counted_by_hand(update_golden: bool) -> None:
     cost = cost_of(tiny())
     assert cost.macs == 8 * 4 * 2 * 3 + 16 * 5 == 272
-    assert cost.parameters == 24 + 4 + 4 + 80 + 5  # not the running mean and variance
+    assert cost.parameters == 24 + 4 + 4 + 80 + 5  # without the running mean and variance
     assert cost.weight_bytes == 4 * cost.parameters
     # x; conv with norm and ReLU in place; pool reads and writes; dense reads and writes; flatten is a view.
     assert cost.activation_bytes == 4 * (16 + 32 + 32 + 16 + 16 + 5)
@@ -109,15 +109,15 @@ def test_radioml_vgg10_has_its_known_size(filters: int, parameters: int, macs: i
     assert (halved.parameters, halved.macs, halved.weight_bytes) == (parameters, macs, 2 * parameters)
 
 
-def test_radioml_vgg10_moves_what_was_worked_out_for_it() -> None:
-    """Convolutions with norm and ReLU in place, pools, dense layers: 1.57 MB an inference."""
+def test_radioml_vgg10_moves_the_bytes_counted_by_hand() -> None:
+    """Convolutions with norm and ReLU in place, pools, dense layers: 1.57 MB per inference."""
     assert cost_of(radioml_vgg10.graph(64, folded=False)).activation_bytes == 1_570_912
 
 
 @pytest.mark.parametrize(
     ("graph", "parameters", "macs"),
     [
-        # Of the networks that they are like, as published with their weights for 224 pixels and 1000 classes.
+        # Sizes published for the original networks, with 224 pixels and 1000 classes.
         (lambda: zoo.mobilenet_graph(224, 100, folded=False), 3_504_872, 300_774_272),
         (lambda: zoo.resnet_graph(224, 64, 18, folded=False), 11_689_512, 1_814_073_344),
         (lambda: zoo.mlp_graph(1024, 3), 2_913_290, 2_910_208),
@@ -128,7 +128,7 @@ def test_known_networks_have_their_published_size(graph: Any, parameters: int, m
     assert (cost.parameters, cost.macs, cost.not_counted) == (parameters, macs, {})
 
 
-def test_a_transformer_is_as_counted_by_hand() -> None:
+def test_a_transformer_costs_what_was_counted_by_hand() -> None:
     width, sequence, depth = 128, 16, 2
     layer = 4 * width * width + 4 * width + 2 * 4 * width * width + 4 * width + width + 4 * width
     cost = cost_of(zoo.transformer_graph(sequence, width, depth, 4))
@@ -140,29 +140,29 @@ def test_a_transformer_is_as_counted_by_hand() -> None:
 
 @pytest.mark.parametrize("batch", ["batch", None, 1, 8])
 def test_a_fixed_batch_axis_is_divided_by(batch: int | str | None) -> None:
-    """Everything is per inference."""
-    found = tiny()
-    dim = found.graph.input[0].type.tensor_type.shape.dim[0]
+    """All costs are per inference, whatever the batch size in the file."""
+    graph = tiny()
+    dim = graph.graph.input[0].type.tensor_type.shape.dim[0]
     dim.Clear()
     if isinstance(batch, str):
         dim.dim_param = batch
     elif batch is not None:
         dim.dim_value = batch
-    cost = cost_of(found)
+    cost = cost_of(graph)
     assert cost.batch == (batch if isinstance(batch, int) else 1)
     assert (cost.macs, cost.activation_bytes, cost.parameters) == (272, 468, 117)
-    assert graphs.fixed_batch(found) == (batch if isinstance(batch, int) else None)
+    assert graphs.fixed_batch(graph) == (batch if isinstance(batch, int) else None)
 
 
 @pytest.mark.parametrize(
     ("nodes", "inputs", "weights", "macs"),
     [
-        # Depthwise: each channel its own 3x3. Grouped, strided, two-dimensional.
+        # Depthwise (one 3x3 kernel per channel), grouped, strided, two-dimensional.
         ([node("Conv", "x w", "y", group=6, kernel_shape=[3, 3])], {"x": ["b", 6, 10, 10]}, {"w": floats(6, 1, 3, 3)},
          8 * 8 * 6 * 9),
         ([node("Conv", "x w", "y", group=2, strides=[2, 2], kernel_shape=[1, 1])], {"x": ["b", 4, 8, 8]},
          {"w": floats(6, 2, 1, 1)}, 4 * 4 * 6 * 2),
-        # Each of 2x5 inputs meets 3 outputs x 4 taps.
+        # Each of 2x5 inputs contributes to 3 outputs x 4 taps.
         ([node("ConvTranspose", "x w", "y", kernel_shape=[4], strides=[2])], {"x": ["b", 2, 5]}, {"w": floats(2, 3, 4)},
          2 * 5 * 3 * 4),
         ([node("Gemm", "x w", "y", transA=0, transB=1)], {"x": ["b", 7]}, {"w": floats(3, 7)}, 21),
@@ -176,11 +176,11 @@ def test_a_fixed_batch_axis_is_divided_by(batch: int | str | None) -> None:
          {"x": ["b", 32]}, {"w": np.ones((6, 1, 16), np.uint8), "s": floats(6)}, None),
     ],
 )  # fmt: skip
-def test_operators_cost_what_they_multiply(
+def test_macs_of_single_operators(
     nodes: list[Any], inputs: Mapping[str, Shape], weights: Mapping[str, np.ndarray], macs: int | None
 ) -> None:
     cost = cost_of(model(nodes, inputs, weights))
-    if macs is None:  # the output's shape is not known to ONNX: said, not guessed
+    if macs is None:  # ONNX does not know the output's shape: reported, not guessed
         assert cost.macs == 0
         assert nodes[0].op_type in cost.not_counted
     else:
@@ -188,7 +188,7 @@ def test_operators_cost_what_they_multiply(
 
 
 def test_operators_of_onnx_runtime_are_counted_where_shapes_are_known() -> None:
-    """As in the graph that it writes out: the layer view knows all shapes from the profile."""
+    """``joulewatch layers`` knows all shapes from the profile of the optimised graph."""
     shapes = {"x": (2, 32), "y": (2, 6), "q": (2, 4, 6), "k": (2, 4, 5), "z": (2, 6, 5), "i": (2, 8, 16), "w": (16, 48)}
     assert graphs.node_macs(node("MatMulNBits", "x n s", "y", K=32, N=6), shapes) == 2 * 6 * 32
     assert graphs.node_macs(node("FusedMatMul", "q k", "z", transA=1), shapes) == 2 * 6 * 5 * 4
@@ -196,7 +196,7 @@ def test_operators_of_onnx_runtime_are_counted_where_shapes_are_known() -> None:
         2 * 8 * 16 * 48 + 2 * 2 * 8 * 8 * 16
     )
     assert graphs.node_macs(node("Conv", "a b", "c"), shapes) is None
-    # Channels last or first: the weights tell.
+    # The weights show whether channels are last or first.
     conv = node("QLinearConv", "x xs xz w ws wz ys yz", "c")
     for given in ((1, 64, 100), (1, 100, 64)):
         assert graphs.node_macs(conv, {"c": given, "w": (64, 3, 5)}) == 6400 * 15
@@ -210,15 +210,15 @@ def test_attention_and_recurrent_layers() -> None:
     cost = cost_of(model([flat], {"q": ["b", 6, 8], "k": ["b", 5, 4], "v": ["b", 5, 4]}, opset=23))
     assert cost.macs == 6 * 5 * 2 * (4 + 4)
     lstm = node("LSTM", "x w r", "y", hidden_size=3)
-    # The batch is the second axis here: the first one counts as what is free.
+    # The batch is the second axis here, but the first one counts as the batch axis.
     cost = cost_of(model([lstm], {"x": [7, 1, 5]}, {"w": floats(1, 12, 5), "r": floats(1, 12, 3)}))
     assert cost.macs == 12 * 5 + 12 * 3
 
 
 def test_quantised_pairs_count_in_their_narrow_types() -> None:
-    """QDQ: int8 weights, uint8 activations between the pairs, float at both doors."""
+    """QDQ: int8 weights, uint8 activations between the pairs, float inputs and outputs."""
     scale = {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8), "zw": np.array(0, np.int8)}
-    found = model(
+    graph = model(
         [
             node("QuantizeLinear", "x s z", "xq"),
             node("DequantizeLinear", "xq s z", "xd"),
@@ -232,7 +232,7 @@ def test_quantised_pairs_count_in_their_narrow_types() -> None:
         {"x": ["b", 10]},
         {**scale, "w": np.ones((10, 4), np.int8), "b": np.ones(4, np.int32)},
     )
-    cost = cost_of(found)
+    cost = cost_of(graph)
     assert cost.macs == 40
     assert cost.parameters == 44
     assert cost.weight_bytes == 40 + 4 * 4
@@ -266,8 +266,8 @@ def test_a_residual_is_read_and_added_in_place() -> None:
     assert cost.operators == 2
 
 
-def test_what_is_learned_and_what_is_not() -> None:
-    """Shapes, single numbers and shared tables: a weight that two operators use counts once."""
+def test_only_learned_constants_are_parameters() -> None:
+    """Shapes and scalars do not count; a weight that two operators share counts once."""
     nodes = [
         node("Gather", "table ids", "e"),
         node("Mul", "e half", "m"),
@@ -290,7 +290,7 @@ def test_weights_as_constant_nodes_count_as_well() -> None:
     assert (cost.parameters, cost.macs, [item.op for item in cost.nodes]) == (21, 21, ["MatMul"])
 
 
-def test_functions_are_looked_into() -> None:
+def test_functions_are_inlined() -> None:
     body = helper.make_function(
         "own", "Dense", ["a", "w"], ["y"], [node("MatMul", "a w", "y")], [helper.make_opsetid("", 17)]
     )
@@ -299,7 +299,7 @@ def test_functions_are_looked_into() -> None:
     assert (cost.macs, cost.parameters, cost.not_counted) == (21, 21, {})
 
 
-def test_what_cannot_be_counted_is_listed() -> None:
+def test_uncountable_operators_are_listed() -> None:
     branch = helper.make_graph(
         [node("Identity", "x", "o")], "b", [], [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)]
     )
@@ -316,17 +316,17 @@ def test_what_cannot_be_counted_is_listed() -> None:
 
 
 def test_a_symbolic_dimension_needs_a_size(tmp_path: Path) -> None:
-    found = model([node("MatMul", "x w", "y")], {"x": ["b", "sequence", 4]}, {"w": floats(4, 2)})
+    graph = model([node("MatMul", "x w", "y")], {"x": ["b", "sequence", 4]}, {"w": floats(4, 2)})
     with pytest.raises(ConfigError, match=r"dimension 'sequence' of input 'x' has no size.*dims=sequence=N"):
-        cost_of(found)
-    assert cost_of(found, {"sequence": 3}).macs == 24
-    assert cost_of(found, {"x.1": 5}).macs == 40
-    onnx.save(found, tmp_path / "m.onnx")
+        cost_of(graph)
+    assert cost_of(graph, {"sequence": 3}).macs == 24
+    assert cost_of(graph, {"x.1": 5}).macs == 40
+    onnx.save(graph, tmp_path / "m.onnx")
     assert "sequence" in cost_details(tmp_path / "m.onnx")["not_counted"]
     assert cost_details(tmp_path / "m.onnx", {"sequence": 3})["macs_per_inference"] == "24"
 
 
-def test_shapes_that_cannot_be_followed_leave_no_silent_hole() -> None:
+def test_unknown_shapes_are_reported() -> None:
     wrong = model([node("MatMul", "x w", "m"), node("Relu", "m", "y")], {"x": ["b", 4]}, {"w": floats(5, 2)})
     assert set(cost_of(wrong).not_counted) == {"MatMul", "bytes of MatMul", "bytes of Relu"}
 
@@ -334,25 +334,25 @@ def test_shapes_that_cannot_be_followed_leave_no_silent_hole() -> None:
 def test_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.onnx"):
         cost_details(tmp_path / "none.onnx")
-    (tmp_path / "broken.onnx").write_bytes(b"this is no protobuf")
+    (tmp_path / "broken.onnx").write_bytes(b"this is not a protobuf file")
     with pytest.raises(ConfigError, match=r"broken\.onnx cannot be read"):
         cost_details(tmp_path / "broken.onnx")
 
 
 def test_weights_in_another_file_are_counted_without_it(tmp_path: Path) -> None:
-    found = model([node("MatMul", "x w", "y")], {"x": ["b", 64]}, {"w": floats(64, 64)})
+    graph = model([node("MatMul", "x w", "y")], {"x": ["b", 64]}, {"w": floats(64, 64)})
     path = tmp_path / "m.onnx"
-    onnx.save(found, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    onnx.save(graph, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
     (tmp_path / "weights.bin").unlink()
     details = cost_details(path)
     assert (details["parameters"], details["macs_per_inference"]) == ("4096", "4096")
 
 
-def test_the_model_is_left_as_it_was() -> None:
-    found = radioml_vgg10.graph(32, folded=False)
-    before = found.SerializeToString()
-    cost_of(found)
-    assert found.SerializeToString() == before
+def test_the_model_is_not_modified() -> None:
+    graph = radioml_vgg10.graph(32, folded=False)
+    before = graph.SerializeToString()
+    cost_of(graph)
+    assert graph.SerializeToString() == before
 
 
 def test_a_quantiser_of_another_domain_is_known() -> None:

@@ -1,4 +1,4 @@
-"""The frames are modulated signals, not noise; the built-in network is the one that the papers describe."""
+"""The frames are modulated signals, not noise; the built-in network is the network of the papers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def complex_frames(iq: np.ndarray) -> np.ndarray:
 
 
 def occupied(signal: np.ndarray) -> float:
-    """Share of the power in the band that 8 samples per symbol leave to a signal, mean over the frames."""
+    """Return the share of power inside the signal band at 8 samples per symbol, averaged over the frames."""
     spectrum = np.abs(np.fft.fft(signal * np.hanning(signal.shape[1]), axis=1)) ** 2
     band = np.abs(np.fft.fftfreq(signal.shape[1])) <= 0.5 * (1 + radioml.ROLL_OFF) / SAMPLES_PER_SYMBOL + 0.01
     return float(np.mean(spectrum[:, band].sum(axis=1) / spectrum.sum(axis=1)))
@@ -52,7 +52,7 @@ def test_a_signal_keeps_to_its_band_and_noise_does_not(name: str) -> None:
 
 @pytest.mark.parametrize("name", LINEAR)
 def test_symbols_come_back_from_a_matched_filter(name: str) -> None:
-    """Every sample at a symbol time lies on a point of the constellation, and every point occurs."""
+    """Every sample at a symbol time is a constellation point, and every point occurs."""
     points = radioml.constellation(name)
     assert np.mean(np.abs(points) ** 2) == pytest.approx(1.0)
     signal = modulate(name, 64, np.random.default_rng(0))

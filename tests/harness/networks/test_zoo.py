@@ -1,4 +1,4 @@
-"""The zoo: seeded, cached, right in every precision, and nothing that a runtime cannot have."""
+"""The zoo is seeded, cached and correct in every precision."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ def test_every_network_is_tested_small() -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_it_computes_what_it_says(name: str, precision: str) -> None:
-    """Loaded, checked against numpy, its cost and its weights told."""
+def test_a_loaded_network_is_described_and_matches_numpy(name: str, precision: str) -> None:
+    """``describe`` also reports the cost and the origin of the weights."""
     network = runtime.open_network(name, precision, {**SMALL[name], "threads": "1"})
     try:
         network.load()
-        told = network.describe()
-        assert told["precision"] == precision
-        assert told["weights"].startswith("random, seeded")
-        assert int(told["macs_per_inference"]) > 0
-        assert int(told["weight_bytes"]) > 0
-        assert "not_counted" not in told
+        details = network.describe()
+        assert details["precision"] == precision
+        assert details["weights"].startswith("random, seeded")
+        assert int(details["macs_per_inference"]) > 0
+        assert int(details["weight_bytes"]) > 0
+        assert "not_counted" not in details
         assert network.check()
     finally:
         network.close()
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_half_precision_is_read_back_as_what_it_is(name: str) -> None:
-    """Where the CPU's kernels compute in float32, that is said; inputs stay float32 or whole numbers."""
+def test_half_precision_is_read_back(name: str) -> None:
+    """If the CPU's kernels compute in float32, the precision is fp32; inputs stay float32 or integers."""
     for optimization in ("all", "disabled"):
         network = runtime.open_network(name, "fp16", {**SMALL[name], "threads": "1", "optimization": optimization})
         network.load()
-        told = network.describe()
-        assert told["precision"] in ("fp32", "fp16")
-        assert "float16" not in told["inputs"] + told["outputs"]
+        details = network.describe()
+        assert details["precision"] in ("fp32", "fp16")
+        assert "float16" not in details["inputs"] + details["outputs"]
         assert network.check()
         network.close()
     source = networks.build(name, "fp16", SMALL[name])
@@ -65,7 +65,7 @@ def test_half_precision_is_read_back_as_what_it_is(name: str) -> None:
     assert source.path.stat().st_size < 0.6 * full.path.stat().st_size
 
 
-def test_weights_that_are_cast_on_their_way_are_computed_with_as_cast(tmp_path: Path) -> None:
+def test_weights_cast_to_float32_compute_in_float32(tmp_path: Path) -> None:
     """A file in half precision whose weights the runtime casts to float32 computes in float32."""
     from onnx import TensorProto, helper, numpy_helper
 
@@ -86,7 +86,7 @@ def test_weights_that_are_cast_on_their_way_are_computed_with_as_cast(tmp_path: 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "radioml-vgg10"])
 def test_numpy_agrees_with_the_reference_of_onnx(name: str) -> None:
-    """Two implementations that know nothing of each other."""
+    """Compare two independent implementations."""
     from onnx.reference import ReferenceEvaluator
 
     path = networks.build(name, "fp32", SMALL[name]).path
@@ -97,7 +97,7 @@ def test_numpy_agrees_with_the_reference_of_onnx(name: str) -> None:
     assert numpy_forward.forward(onnx.load(path), inputs) == pytest.approx(np.asarray(wanted), rel=1e-3, abs=1e-3)
 
 
-def test_an_operator_that_numpy_does_not_know_is_said() -> None:
+def test_an_unsupported_operator_is_named() -> None:
     from onnx import helper
 
     graph = helper.make_graph([helper.make_node("Sin", ["x"], ["y"])], "g", [], [])
@@ -150,8 +150,8 @@ def test_bad_options_are_named(network: str, options: Mapping[str, str], text: s
 
 
 @pytest.mark.parametrize("precision", ["w4a4", "w5a5"])
-def test_few_bits_are_a_qonnx_file_for_those_who_can_read_it(precision: str) -> None:
-    """Weights on a grid of so many bits, Quant nodes where Brevitas puts them; outputs near those of float32."""
+def test_precisions_of_few_bits_are_qonnx_files(precision: str) -> None:
+    """Weights have few bits, Quant nodes are where Brevitas puts them, and outputs are near those of float32."""
     source = networks.build("radioml-vgg10", precision, {"filters": "32"}, qonnx=True)
     model = onnx.load(source.path)
     quants = [node for node in model.graph.node if node.op_type == "Quant"]
@@ -175,10 +175,8 @@ def test_few_bits_are_a_qonnx_file_for_those_who_can_read_it(precision: str) -> 
     assert source.precision == precision
 
 
-def test_a_runtime_that_cannot_read_qonnx_says_so_and_where_the_file_is() -> None:
-    with pytest.raises(
-        ConfigError, match=r"w4a4 is a QONNX file.*cannot run: ask for fp32, fp16, int8.*-w4a4-.*\.onnx"
-    ):
+def test_a_runtime_without_qonnx_reports_the_path_of_the_file() -> None:
+    with pytest.raises(ConfigError, match=r"w4a4 is a QONNX file.*cannot run it: use fp32, fp16, int8.*-w4a4-.*\.onnx"):
         runtime.open_network("radioml-vgg10", "w4a4", {"filters": "32"})
     with pytest.raises(ConfigError, match="unknown precision 'w4a5'"):
         networks.build("radioml-vgg10", "w4a5", {})
@@ -186,7 +184,7 @@ def test_a_runtime_that_cannot_read_qonnx_says_so_and_where_the_file_is() -> Non
         networks.build("mlp", "w4a4", {})
 
 
-def test_more_bits_lie_nearer_to_float() -> None:
+def test_more_bits_are_nearer_to_float() -> None:
     x = radioml_vgg10._make_inputs(16)["input"]
     full = radioml_vgg10.forward(radioml_vgg10.layers(32), x)
 
