@@ -23,13 +23,10 @@ from joulewatch_harness.network import Network
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.plan.runtimes import RUNTIMES, takes_model_files
 from joulewatch_harness.records import Configuration
-from joulewatch_harness.runtimes.shared.options import RuntimeOptions
+from joulewatch_harness.runtimes.shared.options import ANY_PRECISION, RuntimeOptions
 
 OWN_RUNTIME: Final = "python"
 """The runtime of ``module:object`` networks until ``describe`` names a better one."""
-
-ANY_PRECISION: Final = "any_precision"
-"""Option: take the model although its precision is not the one asked for; the actual one is reported."""
 
 _METHODS: Final = ("describe", "load", "prepare", "run", "close")
 
@@ -79,13 +76,7 @@ def own_network(spec: str, precision: str, options: Mapping[str, str]) -> Networ
     Raises:
         ConfigError: no such file, module or object; an option that the factory does not take; a method missing.
     """
-    place, _, name = spec.rpartition(":")
-    found: Any = find_module(place)
-    for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            raise ConfigError(f"{place} has no {part!r} (asked for as {spec})") from error
+    found = find_object(spec)
     if inspect.isclass(found) or (inspect.isroutine(found) and not _is_network(found)):
         found = _made(found, spec, precision, options)
     elif options:
@@ -162,7 +153,23 @@ def _made(factory: Any, spec: str, precision: str, options: Mapping[str, str]) -
         raise ConfigError(f"{spec} cannot be created: {describe(error)}") from error
 
 
-def find_module(place: str) -> ModuleType:
+def find_object(spec: str) -> Any:
+    """Return the object of ``module:object`` or ``file.py:object``.
+
+    Raises:
+        ConfigError: the file, module or object does not exist, or cannot be imported.
+    """
+    place, _, name = spec.rpartition(":")
+    found: Any = _find_module(place)
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError as error:
+            raise ConfigError(f"{place} has no {part!r} (requested as {spec})") from error
+    return found
+
+
+def _find_module(place: str) -> ModuleType:
     """Import a user's module by its name or its file.
 
     Raises:

@@ -21,6 +21,7 @@ from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
 from joulewatch_harness.runtimes.openvino import network as runtime  # noqa: E402
 from joulewatch_harness.runtimes.openvino.network import OpenVinoNetwork, core  # noqa: E402
 from joulewatch_harness.runtimes.openvino.options import Options  # noqa: E402
+from joulewatch_harness.runtimes.shared import outputs as shared_outputs  # noqa: E402
 from support.onnx_models import dequantised, matmul, save  # noqa: E402
 
 needs_bfloat16 = pytest.mark.skipif(
@@ -147,10 +148,10 @@ def test_a_file_agrees_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.Mon
     network.load()
     assert network.check()
     wrong = [np.arange(24, dtype=np.float32).reshape(8, 3)]
-    monkeypatch.setattr(runtime, "onnxruntime_outputs", lambda _path, _arrays: wrong)
+    monkeypatch.setattr(shared_outputs, "onnxruntime_outputs", lambda _path, _arrays: wrong)
     with pytest.raises(NetworkError, match="outputs differ from ONNX Runtime by"):
         network.check()
-    monkeypatch.setattr(runtime, "onnxruntime_outputs", lambda _path, _arrays: None)
+    monkeypatch.setattr(shared_outputs, "onnxruntime_outputs", lambda _path, _arrays: None)
     assert network.check()
     network.close()
 

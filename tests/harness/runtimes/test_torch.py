@@ -22,6 +22,7 @@ from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatc
 from joulewatch_harness.network import Network, Phases  # noqa: E402
 from joulewatch_harness.records import Configuration  # noqa: E402
 from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
+from joulewatch_harness.runtimes.shared import outputs as shared_outputs  # noqa: E402
 from joulewatch_harness.runtimes.shared.inputs import Input  # noqa: E402
 from joulewatch_harness.runtimes.shared.timeline import Timeline  # noqa: E402
 from joulewatch_harness.runtimes.torch import network as runtime  # noqa: E402
@@ -319,7 +320,7 @@ def test_a_file_agrees_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.Mon
     network.load()
     assert network.check()
     wrong = [np.arange(24, dtype=np.float32).reshape(8, 3)]
-    monkeypatch.setattr(runtime, "onnxruntime_outputs", lambda _path, _arrays: wrong)
+    monkeypatch.setattr(shared_outputs, "onnxruntime_outputs", lambda _path, _arrays: wrong)
     with pytest.raises(NetworkError, match="outputs differ from ONNX Runtime by"):
         network.check()
     network.close()

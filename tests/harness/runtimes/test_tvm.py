@@ -26,6 +26,7 @@ from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatc
 from joulewatch_harness.network import Network, Phases
 from joulewatch_harness.records import Configuration
 from joulewatch_harness.runtimes import as_loaded, open_network
+from joulewatch_harness.runtimes.shared import outputs as shared_outputs
 from joulewatch_harness.runtimes.shared.outputs import onnxruntime_outputs
 from joulewatch_harness.runtimes.tvm import importing, options, tracing, tuning
 from joulewatch_harness.runtimes.tvm import network as runtime
@@ -188,7 +189,7 @@ def test_a_network_that_computes_wrongly_fails_its_check(tmp_path: Path, monkeyp
     network.load()
     assert network.check()
     wrong = [np.arange(24, dtype=np.float32).reshape(8, 3)]
-    monkeypatch.setattr(runtime, "onnxruntime_outputs", lambda _path, _arrays: wrong)
+    monkeypatch.setattr(shared_outputs, "onnxruntime_outputs", lambda _path, _arrays: wrong)
     with pytest.raises(NetworkError, match="outputs differ from ONNX Runtime by"):
         network.check()
     network.close()
@@ -226,14 +227,16 @@ def test_what_was_tuned_is_kept_found_again_and_survives_a_kill(
     assert "batch2: 2 trials" in second["before"]
     assert "UNTUNED" not in said
     # Kernels that a search has made are not taken on trust.
-    monkeypatch.setattr(runtime, "onnxruntime_outputs", lambda *_: [np.arange(6, dtype=np.float32).reshape(2, 3)])
+    monkeypatch.setattr(
+        shared_outputs, "onnxruntime_outputs", lambda *_: [np.arange(6, dtype=np.float32).reshape(2, 3)]
+    )
     wrong = opened(path, threads="1")
     wrong.load()
     for _ in range(2):
         with pytest.raises(NetworkError, match="this build computes wrongly"):
             wrong.prepare(2)
     wrong.close()
-    monkeypatch.setattr(runtime, "onnxruntime_outputs", onnxruntime_outputs)
+    monkeypatch.setattr(shared_outputs, "onnxruntime_outputs", onnxruntime_outputs)
     # Another number of threads is another target: schedules were made for the first.
     if runtime.PROCESSORS > 1:
         other, said = tuned(path, caplog, threads="2")

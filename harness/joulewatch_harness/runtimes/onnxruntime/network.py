@@ -31,13 +31,13 @@ from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graphs
 from joulewatch_harness.networks.cost import MAC_OPS, cost_details
 from joulewatch_harness.plan.plan import NATIVE
-from joulewatch_harness.runtimes import ANY_PRECISION
 from joulewatch_harness.runtimes.onnxruntime import tracing as onnxruntime_trace
 from joulewatch_harness.runtimes.onnxruntime.options import CUDA, DEFAULT_PROVIDER, DEVICE_OF, TENSORRT, Options
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.inputs import Batches, Input, broken, check_types
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
-from joulewatch_harness.runtimes.shared.outputs import TOLERANCES, check_close, check_finite
+from joulewatch_harness.runtimes.shared.options import ANY_PRECISION
+from joulewatch_harness.runtimes.shared.outputs import check_outputs
 from joulewatch_harness.traces import Trace, write_trace
 
 if TYPE_CHECKING:
@@ -237,16 +237,12 @@ class OnnxRuntimeNetwork:
         Raises:
             NetworkError: the outputs are wrong; the text says how.
         """
-        self.prepare(self._batches.size_for_check())
+        batch = self._batches.size_for_check()
+        self.prepare(batch)
         self.run(1, Phases())
-        outputs = [np.asarray(array) for array in self._binding.copy_outputs_to_cpu()]
         names = [output.name for output in self._session.get_outputs()]
-        check_finite(self._source.path.name, dict(zip(names, outputs, strict=True)))
-        if self._source.reference is not None:
-            wanted = self._source.reference(self._arrays(len(outputs[0])))
-            # A file of few bits has its rounding in it, also where the runtime computes in more.
-            looser = max(self._precision, self._source.precision, key=lambda name: TOLERANCES.get(name, 0.0))
-            check_close(self._source.path.name, "the reference", outputs[0], wanted, looser)
+        outputs = dict(zip(names, map(np.asarray, self._binding.copy_outputs_to_cpu()), strict=True))
+        check_outputs(self._source, self._arrays(batch), outputs, self._precision, compare_file=False)
         return True
 
     def trace(self, path: Path) -> None:

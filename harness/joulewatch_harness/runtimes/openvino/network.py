@@ -29,13 +29,13 @@ from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graphs
 from joulewatch_harness.plan.plan import NATIVE
-from joulewatch_harness.runtimes import ANY_PRECISION
 from joulewatch_harness.runtimes.openvino import tracing as openvino_trace
 from joulewatch_harness.runtimes.openvino.options import DEFAULT_DEVICE, PERFORMANCE_HINTS, Options
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.inputs import DTYPES, Batches, Input, broken, check_types, signature
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
-from joulewatch_harness.runtimes.shared.outputs import check_close, check_finite, onnxruntime_outputs
+from joulewatch_harness.runtimes.shared.options import ANY_PRECISION
+from joulewatch_harness.runtimes.shared.outputs import check_outputs
 from joulewatch_harness.traces import Trace, write_trace
 
 logger = logging.getLogger(__name__)
@@ -171,11 +171,7 @@ class OpenVinoNetwork:
             except ConfigError as error:
                 raise UnsupportedBatchError(str(error)) from error
             precision, self._integer_ops = actual_precision(self._compiled.get_runtime_model())
-            if precision != self._precision and not self._options.any_precision:
-                raise NetworkError(
-                    f"{self._source.path.name}: computes in {precision} at batch {batch}, but in {self._precision} at "
-                    f"another: set the option {ANY_PRECISION}=true to measure it all the same"
-                )
+            self._options.check_same_precision(self._source.path.name, batch, precision, self._precision)
         tensors = {name: openvino.Tensor(array, shared_memory=True) for name, array in arrays.items()}
         self._kept = [arrays, tensors]
         self._batch = batch
@@ -215,20 +211,11 @@ class OpenVinoNetwork:
         Raises:
             NetworkError: the outputs are wrong; the text says how.
         """
-        name = self._source.path.name
         batch = self._batches.size_for_check()
         self.prepare(batch)
         self.run(1, Phases())
-        ports = self._compiled.outputs
-        outputs = [np.array(self._request.get_tensor(port).data) for port in ports]
-        check_finite(name, {_port_name(port): array for port, array in zip(ports, outputs, strict=True)})
-        arrays = self._batches.arrays(batch)
-        if self._source.reference is not None:
-            check_close(name, "the reference", outputs[0], self._source.reference(arrays), self._precision)
-        elif self._source.path.suffix == ".onnx":
-            wanted = onnxruntime_outputs(self._source.path, arrays)
-            for output, other in zip(outputs, wanted or (), strict=False):
-                check_close(name, "ONNX Runtime", output, other, self._precision)
+        outputs = {_port_name(port): np.array(self._request.get_tensor(port).data) for port in self._compiled.outputs}
+        check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision)
         return True
 
     def trace(self, path: Path) -> None:
@@ -309,14 +296,9 @@ class OpenVinoNetwork:
     def _compiled_for(self, batch: int, model: Any, config: dict[str, Any]) -> Any:
         """A model, which is changed, compiled as the options say and with more settings."""
         options, name = self._options, self._source.path.name
-        file_arrays = self._batches.file_arrays or {}
         shapes: dict[str, list[int]] = {}
         for item in self._batches.inputs:
-            if item.name in file_arrays:
-                array = file_arrays[item.name]
-                sizes = [batch, *array.shape[1:]] if array.ndim else []
-            else:
-                sizes = list(self._batches.shape(item, batch))
+            sizes = list(self._batches.shape(item, batch))
             if options.shape == "dynamic" and item.shape and not isinstance(item.shape[0], int):
                 sizes[0] = -1
             shapes[item.name] = sizes

@@ -91,11 +91,16 @@ class Batches:
         return found
 
     def shape(self, item: Input, batch: int) -> tuple[int, ...]:
-        """The input's shape with numbers for all symbols; the batch's symbol means the batch on any axis.
+        """Return the input's shape for this batch size, with numbers for all symbols.
+
+        An array of the .npz file gives all sizes but the batch. Otherwise the batch's symbol means the batch on any
+        axis, and ``dims`` gives the other sizes.
 
         Raises:
             ConfigError: a symbolic dimension has no size; the text says how to give it one.
         """
+        if self.file_arrays is not None:
+            return (batch, *self.file_arrays[item.name].shape[1:])[: len(item.shape)]
         batch_names = {other.shape[0] for other in self.inputs if other.shape and isinstance(other.shape[0], str)}
         sizes: list[int] = []
         for axis, size in enumerate(item.shape):
@@ -132,7 +137,7 @@ class InputOptions(RuntimeOptions):
         Raises:
             ConfigError: the .npz is missing, or has other arrays than the model takes.
         """
-        arrays = None if self.inputs is None else read_npz(self.inputs, inputs)
+        arrays = None if self.inputs is None else read_inputs(self.inputs, inputs)
         return Batches(model, inputs, source, self.dims, self.seed, arrays)
 
 
@@ -145,11 +150,13 @@ def signature(path: Path) -> tuple[Input, ...]:
     import onnx
 
     try:
-        graph = onnx.load(os.fspath(path), load_external_data=False).graph
+        model = onnx.load(os.fspath(path), load_external_data=False)
+        if not model.HasField("graph"):
+            raise ValueError("it contains no graph")
     except Exception as error:
         raise broken(path, error) from error
-    weights = {item.name for item in graph.initializer}
-    return tuple(_of_value(item) for item in graph.input if item.name not in weights)
+    weights = {item.name for item in model.graph.initializer}
+    return tuple(_of_value(item) for item in model.graph.input if item.name not in weights)
 
 
 def _of_value(item: Any) -> Input:
@@ -185,19 +192,28 @@ def random_array(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -
     return rng.integers(0, 2, shape).astype(kind)
 
 
-def read_npz(path: Path, inputs: tuple[Input, ...]) -> Arrays:
-    """The arrays of a file, which must be those of the signature.
+def read_npz(path: Path) -> Arrays:
+    """Return the arrays of a file by name.
 
     Raises:
-        ConfigError: no such file, no .npz, another name, type or shape than the model takes.
+        ConfigError: the file is missing, or is not a valid .npz file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays: dict[str, NDArray[np.generic]] = {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise ConfigError(f"no input file {path}") from error
     except Exception as error:
         raise ConfigError(f"{path} cannot be read as .npz: {error}") from error
+
+
+def read_inputs(path: Path, inputs: tuple[Input, ...]) -> Arrays:
+    """Return the arrays of a file, which must match the signature of the model.
+
+    Raises:
+        ConfigError: as of ``read_npz``; an array has another name, type or shape than the model takes.
+    """
+    arrays = read_npz(path)
     names = {item.name for item in inputs}
     for name in arrays:
         if name not in names:

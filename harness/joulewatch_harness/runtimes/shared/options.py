@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
 from joulewatch_harness import binder
+from joulewatch_harness.errors import NetworkError
+
+ANY_PRECISION: typing.Final = "any_precision"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,18 @@ class RuntimeOptions:
             ConfigError: an unknown option, a bad value, or options that contradict each other.
         """
         return binder.bind_options(cls, options, cls.RUNTIME)
+
+    def check_same_precision(self, name: str, batch: int, precision: str, before: str) -> None:
+        """Check that a network computes in the same precision at every batch size.
+
+        Raises:
+            NetworkError: it does not, and the option ``any_precision`` is not set.
+        """
+        if precision != before and not self.any_precision:
+            raise NetworkError(
+                f"{name}: computes in {precision or 'an unknown precision'} at batch {batch}, but in {before} at other "
+                f"batch sizes; set {ANY_PRECISION}=true to accept that"
+            )
 
     @classmethod
     def descriptions(cls) -> dict[str, Description]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from joulewatch_harness.errors import NetworkError
 
 if TYPE_CHECKING:
-    from joulewatch_harness.networks import Arrays
+    from joulewatch_harness.networks import Arrays, ModelSource
 
 TOLERANCES: Final[Mapping[str, float]] = {
     "fp64": 1e-3,
@@ -66,6 +66,43 @@ def check_close(model: str, what: str, output: NDArray[Any], wanted: NDArray[Any
             f"{model}: outputs differ from {what} by {error:.2g} (RMS over the "
             f"standard deviation; at most {tolerance:g} for {precision}): this build computes wrongly"
         )
+
+
+def check_outputs(
+    source: ModelSource,
+    arrays: Arrays,
+    outputs: Mapping[str, NDArray[Any]],
+    precision: str,
+    *,
+    name: str = "",
+    compare_file: bool = True,
+) -> None:
+    """Check the outputs of one batch.
+
+    All must be finite. The first output of a built-in network must agree with the network's numpy reference, the
+    outputs of an .onnx file with those of ONNX Runtime if it is installed.
+
+    Args:
+        source: The model.
+        arrays: The inputs of the batch.
+        outputs: Name -> array, in the model's order.
+        precision: What the runtime computes in.
+        name: What errors call the model; empty: the name of its file.
+        compare_file: False: do not compare with ONNX Runtime.
+
+    Raises:
+        NetworkError: the outputs are wrong; the text says how.
+    """
+    name = name or source.path.name
+    check_finite(name, outputs)
+    # The rounding of a file of few bits is in the outputs, even if the runtime computes in a wider type.
+    looser = max(precision, source.precision, key=lambda word: TOLERANCES.get(word, 0.0))
+    if source.reference is not None:
+        check_close(name, "the reference", next(iter(outputs.values())), source.reference(arrays), looser)
+    elif compare_file and source.path.suffix == ".onnx":
+        expected = onnxruntime_outputs(source.path, arrays)
+        for output, other in zip(outputs.values(), expected or (), strict=False):
+            check_close(name, "ONNX Runtime", output, other, looser)
 
 
 def onnxruntime_outputs(path: Path, arrays: Arrays) -> Sequence[NDArray[Any]] | None:

@@ -6,6 +6,7 @@ No runtime is imported here.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
@@ -58,6 +59,46 @@ class Timeline:
             after.synchronize()
             spans.append(round(before.elapsed_time(after) * 1e6))
         return spans
+
+
+def run_on_device(
+    batches: int,
+    phases: Phases,
+    timeline: Timeline | None,
+    launch: Callable[[], object],
+    wait: Callable[[], object],
+    copies: tuple[Callable[[], object], Callable[[], object]] | None = None,
+) -> None:
+    """Run batches on a device that works asynchronously, and wait for it once, at the end.
+
+    Args:
+        batches: How many.
+        phases: Records phases and the ends of batches, if there is a timeline; else one span for all batches.
+        timeline: Events on the device's stream.
+        launch: Launches one batch.
+        wait: Waits for the device.
+        copies: Launch the copies of inputs and outputs of one batch.
+    """
+    names = ("execute",) if copies is None else ("copy_in", "execute", "copy_out")
+    launches = (launch,) if copies is None else (copies[0], launch, copies[1])
+    start_ns = time.monotonic_ns()
+    record = timeline.begin(1 + batches * len(names)) if timeline is not None else _nothing
+    record()
+    for _ in range(batches):
+        for step in launches:
+            step()
+            record()
+    spans_ns = timeline.spans_ns() if timeline is not None else []
+    wait()
+    end_ns = time.monotonic_ns()
+    if timeline is None:
+        phases.add("execute", start_ns, end_ns)
+    else:
+        tell(phases, names, spans_ns, end_ns)
+
+
+def _nothing() -> None:
+    """Do nothing; used instead of recording an event."""
 
 
 def tell(phases: Phases, names: Sequence[str], spans_ns: Sequence[int], end_ns: int) -> None:

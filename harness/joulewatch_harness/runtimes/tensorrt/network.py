@@ -24,17 +24,11 @@ from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graph
 from joulewatch_harness.plan.plan import NATIVE
-from joulewatch_harness.runtimes import ANY_PRECISION
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.inputs import Batches, Input, check_types, signature
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
-from joulewatch_harness.runtimes.shared.outputs import (
-    TOLERANCES,
-    check_close,
-    check_finite,
-    onnxruntime_outputs,
-)
-from joulewatch_harness.runtimes.shared.timeline import Timeline, tell
+from joulewatch_harness.runtimes.shared.outputs import check_outputs
+from joulewatch_harness.runtimes.shared.timeline import Timeline, run_on_device
 from joulewatch_harness.runtimes.tensorrt import engine as engines
 from joulewatch_harness.runtimes.tensorrt import inspector, libraries, quantised
 from joulewatch_harness.runtimes.tensorrt.device import Cuda, Event, Gpu, Held
@@ -225,38 +219,32 @@ class TensorRtNetwork:
             MemoryError: the device has no room for it.
             NetworkError: TensorRT or CUDA gave up; the text says why.
         """
-        cuda, stream, copies, timeline = self._cuda, self._stream, self._options.copies, self._timeline
-        launch = self._enqueue if self._graph is None else self._launch_graph
-        names = ("copy_in", "execute", "copy_out") if copies else ("execute",)
+        cuda, stream = self._cuda, self._stream
         to_device = cuda.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         to_host = cuda.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         coming = [(item.address, item.pinned) for item in self._inputs if item.pinned is not None]
         going = [(item.pinned, item.address) for item in self._outputs if item.pinned is not None]
         sent = [(address, array.ctypes.data, array.nbytes, to_device, stream) for address, array in coming]
         fetched = [(array.ctypes.data, address, array.nbytes, to_host, stream) for array, address in going]
+
+        def copy_in() -> None:
+            for copy in sent:
+                cuda("cudaMemcpyAsync", *copy)
+
+        def copy_out() -> None:
+            for copy in fetched:
+                cuda("cudaMemcpyAsync", *copy)
+
         # Another network of this process may have made its GPU the current one.
         cuda("cudaSetDevice", self._device().index)
-        start_ns = time.monotonic_ns()
-        record = timeline.begin(1 + batches * len(names)) if timeline is not None else _nothing
-        record()
-        for _ in range(batches):
-            if copies:
-                for copy in sent:
-                    cuda("cudaMemcpyAsync", *copy)
-                record()
-            launch()
-            record()
-            if copies:
-                for copy in fetched:
-                    cuda("cudaMemcpyAsync", *copy)
-                record()
-        spans_ns = timeline.spans_ns() if timeline is not None else []
-        self._wait()
-        end_ns = time.monotonic_ns()
-        if timeline is None:
-            phases.add("execute", start_ns, end_ns)
-        else:
-            tell(phases, names, spans_ns, end_ns)
+        run_on_device(
+            batches,
+            phases,
+            self._timeline,
+            self._enqueue if self._graph is None else self._launch_graph,
+            self._wait,
+            (copy_in, copy_out) if self._options.copies else None,
+        )
 
     def check(self) -> bool:
         """Run a small batch and look at its outputs; leaves that batch prepared.
@@ -267,20 +255,12 @@ class TensorRtNetwork:
         Raises:
             NetworkError: the outputs are wrong; the text says how.
         """
-        name = self._source.path.name
         batch = self._size_for_check()
         self.prepare(batch)
         self.run(1, Phases())
-        outputs = {item.name: self._fetched(item) for item in self._outputs}
-        check_finite(name, outputs)
-        arrays = self._batches.arrays(batch)
-        looser = max(self._precision.name, self._source.precision, key=lambda word: TOLERANCES.get(word, 0.0))
-        if self._source.reference is not None:
-            check_close(name, "the reference", outputs[self._output_names[0]], self._source.reference(arrays), looser)
-        elif not self._is_engine:
-            wanted = onnxruntime_outputs(self._source.path, arrays)
-            for output, other in zip(self._output_names, wanted or (), strict=False):
-                check_close(name, "ONNX Runtime", outputs[output], other, looser)
+        fetched = {item.name: self._fetched(item) for item in self._outputs}
+        outputs = {name: fetched[name] for name in self._output_names}
+        check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision.name)
         return True
 
     def trace(self, path: Path) -> None:
@@ -361,8 +341,6 @@ class TensorRtNetwork:
         self._batches = options.batches(path.name, inputs, self._source)
         model = quantised.read(path, external=False)
         self._output_names = tuple(item.name for item in model.graph.output)
-        if not self._output_names:
-            raise ConfigError(f"model file {path} holds no network: it has no outputs")
         wanted = self._source.make_inputs is not None if options.symmetric is None else options.symmetric
         refused = quantised.refused(model)
         if refused is not None:
@@ -476,13 +454,12 @@ class TensorRtNetwork:
             if engine.get_tensor_location(tensor) != trt.TensorLocation.DEVICE:
                 raise ConfigError(f"{name}: {tensor!r} is a shape that lies on the host, which is not supported")
         before = self._precision.name
-        if before and precision.name != before and not self._options.any_precision:
-            self._let_go_of_engine()
-            found = precision.name or "something that it does not tell"
-            raise NetworkError(
-                f"{name}: computes in {found} at batch {batch}, but in {before} at another: set the option "
-                f"{ANY_PRECISION}=true to measure it all the same"
-            )
+        if before:
+            try:
+                self._options.check_same_precision(name, batch, precision.name, before)
+            except NetworkError:
+                self._let_go_of_engine()
+                raise
         self._precision = precision
 
     def _recipe(self, batch: int) -> engines.Recipe:
@@ -492,9 +469,9 @@ class TensorRtNetwork:
         for item in self._batches.inputs:
             if any(not isinstance(size, int) for size in item.shape):
                 shapes[item.name] = (
-                    self._shape(item, profile.least),
-                    self._shape(item, profile.best),
-                    self._shape(item, profile.most),
+                    self._batches.shape(item, profile.least),
+                    self._batches.shape(item, profile.best),
+                    self._batches.shape(item, profile.most),
                 )
         return engines.Recipe(
             model_sha256=self._sha256,
@@ -503,14 +480,6 @@ class TensorRtNetwork:
             workspace_mib=options.workspace_mib,
             optimization_level=options.optimization_level,
             symmetric=self._symmetric,
-        )
-
-    def _shape(self, item: Input, batch: int) -> tuple[int, ...]:
-        arrays = self._batches.file_arrays
-        return (
-            self._batches.shape(item, batch)
-            if arrays is None
-            else (batch, *arrays[item.name].shape[1:])[: len(item.shape)]
         )
 
     def _names(self, *, of_inputs: bool) -> list[str]:
@@ -718,10 +687,6 @@ def _make_profiler(trt: Any, add: Callable[[str, int], None]) -> Any:
             add(layer_name, round(ms * 1e6))
 
     return Profiler()
-
-
-def _nothing() -> None:
-    """In place of an event."""
 
 
 PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", NATIVE)

@@ -31,10 +31,18 @@ from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graphs
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.shared import tracing
-from joulewatch_harness.runtimes.shared.inputs import Batches, Input, broken, check_types, signature
+from joulewatch_harness.runtimes.shared.failures import as_network_errors
+from joulewatch_harness.runtimes.shared.inputs import (
+    Batches,
+    Input,
+    broken,
+    check_types,
+    read_npz,
+    signature,
+)
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
-from joulewatch_harness.runtimes.shared.outputs import check_close, check_finite, onnxruntime_outputs
-from joulewatch_harness.runtimes.shared.timeline import Timeline, tell
+from joulewatch_harness.runtimes.shared.outputs import check_outputs
+from joulewatch_harness.runtimes.shared.timeline import Timeline, run_on_device
 from joulewatch_harness.runtimes.torch.options import Options
 from joulewatch_harness.traces import Trace, write_trace
 
@@ -192,7 +200,7 @@ class TorchNetwork:
         if options.channels_last and not any(len(item.shape) == 4 for item in loaded.inputs):
             raise ConfigError(f"{name}: channels_last is for inputs of four axes, and there is none")
         self._batches = options.batches(name, loaded.inputs, self._source)
-        with _told(f"{name}: cannot be moved to {self._device}"):
+        with _errors(f"{name}: cannot be moved to {self._device}"):
             module = loaded.module.to(self._device)
             if options.channels_last:
                 module = module.to(memory_format=torch.channels_last)
@@ -219,7 +227,7 @@ class TorchNetwork:
         self._let_go()
         self._apply_settings()
         start_s = time.monotonic()
-        with _told(f"{name}: batch {batch} cannot be run"), _compiling(), torch.inference_mode():
+        with _errors(f"{name}: batch {batch} cannot be run"), _compiling(), torch.inference_mode():
             self._inputs, self._pinned = self._uploaded(arrays)
             if options.mode == "export":
                 self._call = _exported(self._module, self._inputs)
@@ -248,7 +256,7 @@ class TorchNetwork:
             MemoryError: the device has no room for it.
             NetworkError: PyTorch gave up.
         """
-        with _told(f"{self._name()}: a batch failed"), torch.inference_mode():
+        with _errors(f"{self._name()}: a batch failed"), torch.inference_mode():
             if self._device.type == "cpu":
                 self._run_on_host(batches, phases)
             else:
@@ -267,17 +275,10 @@ class TorchNetwork:
         batch = self._batches.size_for_check()
         self.prepare(batch)
         self.run(1, Phases())
-        outputs = [_numpy(tensor) for tensor in tensors(self._outputs)]
+        outputs = {f"number {n}": _numpy(tensor) for n, tensor in enumerate(tensors(self._outputs))}
         if not outputs:
             raise NetworkError(f"{name}: its outputs hold no tensor")
-        check_finite(name, {f"number {number}": array for number, array in enumerate(outputs)})
-        arrays = self._batches.arrays(batch)
-        if self._source.reference is not None:
-            check_close(name, "the reference", outputs[0], self._source.reference(arrays), self._precision)
-        elif self._source.path.suffix == ".onnx":
-            wanted = onnxruntime_outputs(self._source.path, arrays)
-            for output, other in zip(outputs, wanted or (), strict=False):
-                check_close(name, "ONNX Runtime", output, other, self._precision)
+        check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision, name=name)
         return True
 
     def trace(self, path: Path) -> None:
@@ -293,7 +294,12 @@ class TorchNetwork:
         name, on_gpu, inputs = self._name(), self._device is not None and self._device.type == "cuda", self._inputs
         if not self._batch:
             raise NetworkError(f"{name}: trace() comes after load() and prepare()")
-        with _told(f"{name}: cannot be traced"), _compiling(), torch.inference_mode(), contextlib.ExitStack() as stack:
+        with (
+            _errors(f"{name}: cannot be traced"),
+            _compiling(),
+            torch.inference_mode(),
+            contextlib.ExitStack() as stack,
+        ):
             traced = self._traced()
             if traced is self._module:
                 stack.enter_context(ranges_of_layers(traced))
@@ -360,7 +366,7 @@ class TorchNetwork:
 
     def _from_code(self) -> Loaded:
         spec = self._options.module
-        found = code_object(spec)
+        found = runtimes.find_object(spec)
         if not isinstance(found, torch.nn.Module):
             if not callable(found):
                 raise ConfigError(f"{spec} is neither a torch.nn.Module nor a function that makes one")
@@ -377,18 +383,13 @@ class TorchNetwork:
     def _signature_of_file(self) -> tuple[Input, ...]:
         """From the arrays of the option ``inputs``: their order, types and shapes; the first axis is the batch."""
         path = self._options.inputs
-        if path is None:
-            return ()
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except FileNotFoundError as error:
-            raise ConfigError(f"no input file {path}") from error
-        except Exception as error:
-            raise ConfigError(f"{path} cannot be read as .npz: {error}") from error
-        return tuple(
-            Input(name, str(array.dtype), ("batch", *array.shape[1:]) if array.ndim else ())
-            for name, array in arrays.items()
+        return (
+            ()
+            if path is None
+            else tuple(
+                Input(name, str(array.dtype), ("batch", *array.shape[1:]) if array.ndim else ())
+                for name, array in read_npz(path).items()
+            )
         )
 
     def _apply_settings(self) -> None:
@@ -453,35 +454,27 @@ class TorchNetwork:
         self._outputs = phases.repeat(batches, functools.partial(self._call, *self._inputs))
 
     def _run_on_device(self, batches: int, phases: Phases) -> None:
-        call, inputs, graph, copies = self._call, self._inputs, self._graph, self._options.copies
-        timeline = self._timeline
-        names = ("copy_in", "execute", "copy_out") if copies else ("execute",)
-        start_ns = time.monotonic_ns()
-        record = timeline.begin(1 + batches * len(names)) if timeline is not None else _nothing
-        record()
-        outputs = self._outputs
-        for _ in range(batches):
-            if copies:
-                for device, host in self._pinned:
-                    device.copy_(host, non_blocking=True)
-                record()
-            if graph is not None:
-                graph.replay()
-            else:
-                outputs = call(*inputs)
-            record()
-            if copies:
-                for host, device in zip(self._received, tensors(outputs), strict=True):
-                    host.copy_(device, non_blocking=True)
-                record()
-        self._outputs = outputs
-        spans = timeline.spans_ns() if timeline is not None else []
-        torch.cuda.synchronize(self._device)
-        end_ns = time.monotonic_ns()
-        if timeline is None:
-            phases.add("execute", start_ns, end_ns)
-        else:
-            tell(phases, names, spans, end_ns)
+        call, inputs, graph = self._call, self._inputs, self._graph
+
+        def launch() -> None:
+            self._outputs = call(*inputs)
+
+        def copy_in() -> None:
+            for device, host in self._pinned:
+                device.copy_(host, non_blocking=True)
+
+        def copy_out() -> None:
+            for host, device in zip(self._received, tensors(self._outputs), strict=True):
+                host.copy_(device, non_blocking=True)
+
+        run_on_device(
+            batches,
+            phases,
+            self._timeline,
+            launch if graph is None else graph.replay,
+            lambda: torch.cuda.synchronize(self._device),
+            (copy_in, copy_out) if self._options.copies else None,
+        )
 
 
 def actual_precision(module: Any, device: torch.device, fallback: torch.dtype | None = None) -> str:
@@ -531,22 +524,6 @@ def find_device(text: str) -> torch.device:
     if index >= count:
         raise ConfigError(f"torch: there is no device cuda:{index}: the last one is cuda:{count - 1}")
     return torch.device("cuda", index)
-
-
-def code_object(spec: str) -> Any:
-    """The object of a ``module:object`` or ``file.py:object``.
-
-    Raises:
-        ConfigError: no such file, module or object.
-    """
-    place, _, name = spec.rpartition(":")
-    found: Any = runtimes.find_module(place)
-    for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError as error:
-            raise ConfigError(f"{place} has no {part!r} (asked for as {spec})") from error
-    return found
 
 
 def tensors(outputs: Any) -> list[Any]:
@@ -630,10 +607,6 @@ def _numpy(tensor: Any) -> Any:
     return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
 
 
-def _nothing() -> None:
-    """In place of an event."""
-
-
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
     """The compiler warns of what it uses itself; its users can do nothing about that."""
@@ -644,17 +617,12 @@ def _compiling() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """PyTorch's errors as ours: memory that ran out, and everything else in one line."""
-    try:
-        yield
-    except (ConfigError, NetworkError, MemoryError):
-        raise
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        said = " ".join(" ".join(lines).split())[:300]
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said:
-            raise MemoryError(f"{what}: {said}") from error
-        if type(error).__name__ == "InvalidCxxCompiler" or "InvalidCxxCompiler" in said:
-            raise ConfigError(f"{what}: mode=compile needs a C++ compiler: apt-get install g++") from error
-        raise NetworkError(f"{what}: {type(error).__name__}: {said}") from error
+def _errors(prefix: str) -> Iterator[None]:
+    """Raise PyTorch's exceptions as ``as_network_errors`` does; a missing compiler is a ConfigError."""
+    with as_network_errors(prefix):
+        try:
+            yield
+        except Exception as error:
+            if "InvalidCxxCompiler" in f"{type(error).__name__}: {error}":
+                raise ConfigError(f"{prefix}: mode=compile needs a C++ compiler: apt-get install g++") from error
+            raise

@@ -11,7 +11,6 @@ before ``run``, and the host waits for the device at the end of it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import logging
@@ -20,7 +19,7 @@ import platform
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -33,15 +32,10 @@ from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Phases
 from joulewatch_harness.networks.cost import cost_details, cost_of
 from joulewatch_harness.plan.plan import NATIVE
-from joulewatch_harness.runtimes import ANY_PRECISION
+from joulewatch_harness.runtimes.shared.failures import as_network_errors
 from joulewatch_harness.runtimes.shared.inputs import Batches, Input, check_types, signature
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
-from joulewatch_harness.runtimes.shared.outputs import (
-    TOLERANCES,
-    check_close,
-    check_finite,
-    onnxruntime_outputs,
-)
+from joulewatch_harness.runtimes.shared.outputs import check_outputs
 from joulewatch_harness.runtimes.tvm.options import PROCESSORS, Options, default_cost_model
 
 # TVM reads these once, when its threads start. It would bind them to the first processors of the machine, also where
@@ -218,7 +212,7 @@ class TvmNetwork:
         if program is None or trials > program.tuned.trials:
             program = self._programs[batch] = self._compiled(batch, name, trials)
         arrays = self._batches.arrays(batch)
-        with _told(name):
+        with as_network_errors(name, last_line=True):
             self._host = tuple(np.ascontiguousarray(arrays[item.name]) for item in self._batches.inputs)
             self._inputs = tuple(tvm.runtime.tensor(array, self._device) for array in self._host)
             main = program.machine["main"]
@@ -237,7 +231,7 @@ class TvmNetwork:
             NetworkError: TVM gave up.
         """
         main, inputs, sync = self._main, self._inputs, self._device.sync
-        with _told(f"{self._source.path.name}, batch {self._batch}"):
+        with as_network_errors(f"{self._source.path.name}, batch {self._batch}", last_line=True):
             if self._options.copies:
                 self._run_with_copies(batches, phases)
             elif self._target.kind.name != "llvm":
@@ -270,18 +264,8 @@ class TvmNetwork:
         Raises:
             NetworkError: they are not; the text says how.
         """
-        name = self._source.path.name
-        outputs = [np.asarray(tensor.numpy()) for tensor in tensors(self._outputs)]
-        check_finite(name, {f"number {number}": array for number, array in enumerate(outputs)})
-        arrays = self._batches.arrays(self._batch)
-        # A file of few bits has its rounding in it, also where its kernels compute in float.
-        looser = max(self._precision, self._source.precision, key=lambda item: TOLERANCES.get(item, 0.0))
-        if self._source.reference is not None:
-            check_close(name, "the reference", outputs[0], self._source.reference(arrays), looser)
-        else:
-            wanted = onnxruntime_outputs(self._source.path, arrays)
-            for output, other in zip(outputs, wanted or (), strict=False):
-                check_close(name, "ONNX Runtime", output, other, looser)
+        outputs = {f"number {n}": np.asarray(tensor.numpy()) for n, tensor in enumerate(tensors(self._outputs))}
+        check_outputs(self._source, self._batches.arrays(self._batch), outputs, self._precision)
 
     def trace(self, path: Path) -> None:
         """Time per kernel of the batch that is prepared.
@@ -295,7 +279,7 @@ class TvmNetwork:
         if self._target.kind.name != "llvm":
             raise NetworkError(f"{name}: only kernels on a CPU can be traced: on a GPU a call ends before its kernel")
         program = self._programs[self._batch]
-        with _told(name):
+        with as_network_errors(name, last_line=True):
             tracing.write(
                 path,
                 program.machine,
@@ -330,13 +314,7 @@ class TvmNetwork:
             )
 
     def _shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
-        found = self._batches.file_arrays or {}
-        return {
-            item.name: (batch, *found[item.name].shape[1:])
-            if item.name in found and found[item.name].ndim
-            else self._batches.shape(item, batch)
-            for item in self._batches.inputs
-        }
+        return {item.name: self._batches.shape(item, batch) for item in self._batches.inputs}
 
     def _fused(self, batch: int) -> Any:
         return importing.fused(importing.imported(self._source.path, self._model, self._shapes(batch)), self._target)
@@ -355,11 +333,7 @@ class TvmNetwork:
             raise UnsupportedBatchError(str(error)) from error
         products = importing.products(module)
         precision, integer_ops = actual_precision(products, self._batches.inputs)
-        if precision != self._precision and not options.any_precision:
-            raise NetworkError(
-                f"{name}: computes in {precision}, but in {self._precision} at another batch size: set the option "
-                f"{ANY_PRECISION}=true to measure it all the same"
-            )
+        options.check_same_precision(self._source.path.name, batch, precision, self._precision)
         self._integer_ops = integer_ops
         tuned = tuning.finished(folder)
         spent_s = time.monotonic() - start_s
@@ -369,7 +343,7 @@ class TvmNetwork:
             tuning.tune(folder, module, self._target, request, name)
             tuned = tuning.finished(folder)
         start_s = time.monotonic() - spent_s
-        with _told(name):
+        with as_network_errors(name, last_line=True):
             module, scheduled = compiling.scheduled(module, self._target, tuning.open_database(folder))
             executable = compiling.built(module, self._target)
             machine = relax.VirtualMachine(executable, self._device)
@@ -515,20 +489,3 @@ def tensors(outputs: Any) -> list[Any]:
     if hasattr(outputs, "numpy"):
         return [outputs]
     return [tensor for item in outputs for tensor in tensors(item)]
-
-
-@contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
-    """TVM's errors as ours: memory that ran out, and everything else in one line."""
-    try:
-        yield
-    except (ConfigError, NetworkError, MemoryError):
-        raise
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        said = " ".join((lines or [""])[-1].split())[:300]
-        if re.search(
-            r"out of memory|cannot allocate|bad_alloc|OutOfMemory|failed to allocate", str(error), re.IGNORECASE
-        ):
-            raise MemoryError(f"{what}: {said}") from error
-        raise NetworkError(f"{what}: {type(error).__name__}: {said}") from error
