@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
-from joulewatch_harness.network import MarksOnly, Network, Phases
+from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.records import Configuration
 from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.kserve import network as kserve
@@ -163,7 +163,6 @@ def test_statistics_are_the_model_s_own() -> None:
 def test_a_network_behind_a_fake_server(fake: FakeConnection) -> None:
     asked = Configuration(name="n", network="m", runtime="kserve", precision="native", options={"url": URL})
     network = open_network(asked)
-    assert isinstance(network, Network)
     network.load()
     loaded = as_loaded(asked, network.describe())
     assert (loaded.runtime, loaded.runtime_version, loaded.provider) == ("kserve", "fake 1.2", "onnxruntime_onnx")

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from joulewatch_harness.analysis.reports import to_csv, to_json, to_text
 from joulewatch_harness.analysis.results.summary import analyze_run
-from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
-from joulewatch_harness.network import Network, Phases
+from joulewatch_harness.errors import ConfigError, NetworkError
+from joulewatch_harness.network import Phases
 from joulewatch_harness.plan.parsing import make_plan
 from joulewatch_harness.records import Configuration, Window, decode_line, encode_line
 from joulewatch_harness.runtimes import as_loaded, open_network
@@ -126,7 +126,6 @@ def test_a_model_behind_a_fake_server(fake: FakeSender) -> None:
         name="n", network="m:1b", runtime="openai", precision="native", options={"url": f"{URL}/v1/", "max_tokens": "3"}
     )
     network = open_network(asked)
-    assert isinstance(network, Network)
     network.load()
     loaded = as_loaded(asked, network.describe())
     assert (loaded.runtime, loaded.runtime_version, loaded.provider) == ("openai", "7.7", "us")
@@ -250,13 +249,6 @@ def test_answers_that_are_too_short_or_too_long(fake: FakeSender) -> None:
     network.load()
     with pytest.raises(NetworkError, match="answers the prompt with no token"):
         network.check()
-
-
-def test_more_requests_at_once_than_can_be(fake: FakeSender) -> None:
-    network = opened()
-    network.load()
-    with pytest.raises(UnsupportedBatchError, match="4096 requests at once: at most"):
-        network.prepare(4096)
 
 
 @pytest.mark.parametrize(

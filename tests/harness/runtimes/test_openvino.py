@@ -15,13 +15,12 @@ pytest.importorskip("onnx")
 from onnx import TensorProto, helper  # noqa: E402
 
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError  # noqa: E402
-from joulewatch_harness.network import Network, Phases  # noqa: E402
+from joulewatch_harness.network import Phases  # noqa: E402
 from joulewatch_harness.records import Configuration  # noqa: E402
 from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
 from joulewatch_harness.runtimes.openvino import network as runtime  # noqa: E402
 from joulewatch_harness.runtimes.openvino.network import OpenVinoNetwork, core  # noqa: E402
 from joulewatch_harness.runtimes.openvino.options import Options  # noqa: E402
-from joulewatch_harness.runtimes.shared import outputs as shared_outputs  # noqa: E402
 from support.onnx_models import dequantised, matmul, save  # noqa: E402
 
 needs_bfloat16 = pytest.mark.skipif(
@@ -43,32 +42,31 @@ def outputs(network: OpenVinoNetwork) -> np.ndarray:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
-@pytest.mark.parametrize("shape", ["static", "dynamic"])
-def test_the_built_in_network_is_what_it_says(precision: str, shape: str) -> None:
-    """Loads, computes rightly, runs as many batches as told; INT8 really computes in integers, all ten layers."""
-    network = vgg10(precision, threads="1", shape=shape)
-    assert isinstance(network, Network)
-    try:
-        network.load()
-        told = network.describe()
-        assert told["precision"] == precision
-        assert told["integer_ops"] == ("10 of 10" if precision == "int8" else "0 of 10")
-        assert (told["device"], told["threads"], told["requests"]) == ("CPU", "1", 1)
-        assert len(told["model_sha256"]) == 64
-        assert told["filters"] == "32"
-        assert told["inputs"] == "input:float32[batch,2,1024]"
-        assert network.check()
-        for batch in (1, 4):
-            network.prepare(batch)
-            phases = Phases()
-            network.run(3, phases)
-            assert outputs(network).shape == (batch, 24)
-            assert len(phases.batch_ends_ns) == 3
-            assert phases.spans["execute"][0] == 3
-        assert network.describe()["integer_ops"] == ("10 of 10" if precision == "int8" else "0 of 10")
-    finally:
-        network.close()
-        network.close()
+def test_one_compilation_runs_all_batch_sizes(precision: str) -> None:
+    network = vgg10(precision, threads="1", shape="dynamic")
+    network.load()
+    described = network.describe()
+    assert (described["device"], described["threads"], described["requests"]) == ("CPU", "1", 1)
+    assert described["precision"] == precision
+    compiled = network._compiled
+    assert network.check()
+    for batch in (1, 4):
+        network.prepare(batch)
+        network.run(1, Phases())
+        assert outputs(network).shape == (batch, 24)
+    assert network._compiled is compiled
+    assert network.describe()["integer_ops"] == ("10 of 10" if precision == "int8" else "0 of 10")
+    network.close()
+
+
+def test_activations_are_not_quantised_before_weights_that_are_stored_in_int8(tmp_path: Path) -> None:
+    """OpenVINO does that by default, in a file that computes in float."""
+    network = opened(dequantised(tmp_path / "m.onnx", "MatMul", (32, 16), ["batch", 32], ["batch", 16]))
+    network.load()
+    described = network.describe()
+    assert (described["precision"], described["integer_ops"]) == ("fp32", "0 of 1")
+    assert described["dynamic_quantization_group"] == "0"
+    network.close()
 
 
 @needs_bfloat16
@@ -130,42 +128,6 @@ def test_a_batch_size_at_which_the_precision_changes_is_an_error(monkeypatch: py
     network.close()
 
 
-def test_a_quantised_file_that_computes_in_float_is_float(tmp_path: Path) -> None:
-    """Weights in int8 that are dequantised before a float product are storage, not arithmetic."""
-    path = dequantised(tmp_path / "m.onnx", "MatMul", (32, 16), ["batch", 32], ["batch", 16])
-    network = opened(path)
-    network.load()
-    told = network.describe()
-    assert (told["precision"], told["integer_ops"]) == ("fp32", "0 of 1")
-    # By default activations would be quantised before such weights.
-    assert told["dynamic_quantization_group"] == "0"
-    assert network.check()
-    network.close()
-
-
-def test_a_file_agrees_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = opened(matmul(tmp_path / "m.onnx"))
-    network.load()
-    assert network.check()
-    wrong = [np.arange(24, dtype=np.float32).reshape(8, 3)]
-    monkeypatch.setattr(shared_outputs, "onnxruntime_outputs", lambda _path, _arrays: wrong)
-    with pytest.raises(NetworkError, match="outputs differ from ONNX Runtime by"):
-        network.check()
-    monkeypatch.setattr(shared_outputs, "onnxruntime_outputs", lambda _path, _arrays: None)
-    assert network.check()
-    network.close()
-
-
-def test_a_network_that_computes_wrongly_fails_its_check() -> None:
-    network = vgg10("fp32")
-    wrong = np.arange(8 * 24, dtype=np.float32).reshape(8, 24)
-    object.__setattr__(network._source, "reference", lambda _inputs: wrong)
-    network.load()
-    with pytest.raises(NetworkError, match="outputs differ from the reference"):
-        network.check()
-    network.close()
-
-
 def test_openvino_own_format_is_read(tmp_path: Path) -> None:
     model = core().read_model(matmul(tmp_path / "m.onnx"))
     openvino.save_model(model, tmp_path / "m.xml", compress_to_fp16=False)
@@ -186,13 +148,12 @@ def test_openvino_own_format_is_read(tmp_path: Path) -> None:
     network.close()
 
 
-def test_a_fixed_batch_axis_runs_that_batch_and_no_other(tmp_path: Path) -> None:
-    network = opened(matmul(tmp_path / "fixed.onnx", batch=4))
-    network.load()
-    assert network.check()
-    with pytest.raises(UnsupportedBatchError, match="fixed batch axis of 4, not 8"):
-        network.prepare(8)
-    network.close()
+def test_a_broken_file_of_openvino_s_own_format_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.xml").write_bytes(b"this is no model")
+    with pytest.raises(ConfigError, match=r"model file .*broken\.xml cannot be loaded"):
+        opened(tmp_path / "broken.xml").load()
+    with pytest.raises(ConfigError, match=r"no model file .*none\.xml"):
+        opened(tmp_path / "none.xml")
 
 
 def test_a_batch_size_that_the_graph_does_not_allow_is_unsupported(tmp_path: Path) -> None:
@@ -264,54 +225,17 @@ def test_an_unknown_device_is_named(tmp_path: Path, device: str) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"thread": "1"}, "did you mean threads"),
-        ({"threads": "0"}, "openvino: option threads: must be an integer >= 1, got '0'"),
         ({"streams": "x"}, "option streams: must be an integer >= 1, got 'x'"),
         ({"shape": "fixed"}, "option shape: unknown value 'fixed'"),
         ({"performance_hint": "fast"}, "option performance_hint: unknown value 'fast'"),
         ({"precision_hint": "f32"}, "option precision_hint: unknown value 'f32'"),
         ({"streams": "1", "performance_hint": "latency"}, "give only one of them"),
-        ({"filters": "64"}, "unknown option 'filters'"),
-        ({"any_precision": "perhaps"}, "any_precision: must be true or false"),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, options: dict[str, str], text: str) -> None:
     path = matmul(tmp_path / "m.onnx")
     with pytest.raises(ConfigError, match=text):
         opened(path, **options)
-
-
-def test_unknown_names_and_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="openvino: unknown precision 'fp8'"):
-        opened("radioml-vgg10", "fp8")
-    with pytest.raises(ConfigError, match="did you mean radioml-vgg10"):
-        opened("radioml-vgg11", "fp32")
-    with pytest.raises(ConfigError, match=r"no model file .*none\.onnx"):
-        opened(tmp_path / "none.onnx")
-    for name in ("broken.onnx", "broken.xml"):
-        (tmp_path / name).write_bytes(b"this is no model")
-        network = opened(tmp_path / name)
-        with pytest.raises(ConfigError, match=rf"model file .*{name} cannot be loaded"):
-            network.load()
-
-
-def test_an_input_of_no_supported_type_is_named(tmp_path: Path) -> None:
-    path = save(
-        tmp_path / "s.onnx",
-        [helper.make_node("Identity", ["x"], ["y"])],
-        {"x": (TensorProto.STRING, ["batch"])},
-        {"y": (TensorProto.STRING, ["batch"])},
-        {},
-    )
-    with pytest.raises(ConfigError, match="input 'x' is a string"):
-        opened(path).load()
-
-
-def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    monkeypatch.delitem(sys.modules, "joulewatch_harness.runtimes.openvino.network")
-    with pytest.raises(ConfigError, match=r"pip install 'joulewatch\[openvino\]'"):
-        open_network(Configuration(name="n", network="radioml-vgg10", runtime="openvino", precision="fp32"))
 
 
 def test_options_have_their_defaults() -> None:

@@ -139,13 +139,6 @@ def test_counters_that_tell_nothing_are_an_error() -> None:
 
 def test_what_cannot_be_traced_says_why(tmp_path: Path) -> None:
     path = matmul(tmp_path / "m.onnx")
-    network = runtime.open_network(str(path), "native", {})
-    with pytest.raises(NetworkError, match="after load"):
-        network.trace(tmp_path / "t.json")
-    network.load()
-    with pytest.raises(NetworkError, match="after load"):
-        network.trace(tmp_path / "t.json")
-    network.close()
     with pytest.raises(NetworkError, match="leave out streams, requests and performance_hint"):
         traced(path, "native", 2, tmp_path, requests="2")
     network = runtime.open_network(str(path), "native", {})

@@ -19,12 +19,10 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError, describe
-from joulewatch_harness.network import Network, Phases
+from joulewatch_harness.network import Phases
 from joulewatch_harness.plan.parsing import make_plan
-from joulewatch_harness.records import Configuration
 from joulewatch_harness.runner.latency import phase_times
 from joulewatch_harness.runner.runner import reason_code
-from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.process import network as runtime
 from joulewatch_harness.runtimes.process import options as process_options
 from joulewatch_harness.runtimes.process.child import LARGEST_STDERR_BYTES, Child, Stderr, request
@@ -83,7 +81,6 @@ def test_the_example_plan_is_a_plan() -> None:
 
 def test_a_child_is_asked_measured_and_told(opened: Open, tmp_path: Path) -> None:
     network = opened(transcript=str(tmp_path / "transcript.jsonl"), threads="3")
-    assert isinstance(network, Network)
     assert network.describe() == {"runtime": "process"}
     network.load()
     told = network.describe()
@@ -278,23 +275,6 @@ def test_a_child_that_is_not_what_was_asked_for(
     network = opened(fault, **options)
     with pytest.raises(ConfigError, match=said):
         network.load()
-
-
-def test_another_precision_is_an_error_unless_any_is_taken(opened: Open) -> None:
-    command = f"{sys.executable} -S {CHILD}"
-    for any_precision in ("false", "true"):
-        options = {"command": command, "any_precision": any_precision}
-        configuration = Configuration(name="c", network="vgg10", runtime="process", precision="fp32", options=options)
-        network = open_network(configuration)
-        network.load()
-        try:
-            if any_precision == "true":
-                assert as_loaded(configuration, network.describe()).actual_precision == "int8"
-            else:
-                with pytest.raises(ConfigError, match="fp32 was asked for, but what was loaded computes in int8"):
-                    as_loaded(configuration, network.describe())
-        finally:
-            network.close()
 
 
 # Faults in run

@@ -706,7 +706,7 @@ def test_a_trace_has_the_time_and_the_work_of_each_layer(gpu: Machine, tmp_path:
     gpu.layer_ms = {"fc1": 2.0, "fc2": 0.5, "copy": 0.25}
     network = loaded("mlp", "fp32", cuda_graph="true", **MLP)
     gpu.compute = lambda inputs: [network._source.reference(inputs)]
-    with raises(NetworkError, match="no batch is prepared"):
+    with raises(NetworkError, match="comes after load"):
         network.trace(tmp_path / "t.json")
     network.prepare(4)
     gpu.calls.clear()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from onnx import TensorProto, helper  # noqa: E402
 
 from joulewatch_harness import networks  # noqa: E402
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError  # noqa: E402
-from joulewatch_harness.network import Network, Phases  # noqa: E402
+from joulewatch_harness.network import Phases  # noqa: E402
 from joulewatch_harness.records import Configuration  # noqa: E402
 from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
-from joulewatch_harness.runtimes.shared import outputs as shared_outputs  # noqa: E402
 from joulewatch_harness.runtimes.shared.inputs import Input  # noqa: E402
 from joulewatch_harness.runtimes.shared.timeline import Timeline  # noqa: E402
 from joulewatch_harness.runtimes.torch import network as runtime  # noqa: E402
@@ -107,63 +105,15 @@ def small(code: Path, precision: str = "fp32", name: str = "Small", **options: s
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_the_built_in_network_is_what_it_says(precision: str) -> None:
+def test_a_built_in_network_is_cast_to_the_precision(precision: str) -> None:
     network = vgg10(precision, threads="1")
-    assert isinstance(network, Network)
-    try:
-        network.load()
-        told = network.describe()
-        assert (told["precision"], told["device"], told["mode"], told["threads"]) == (precision, "cpu", "eager", 1)
-        assert torch.get_num_threads() == 1
-        assert len(told["model_sha256"]) == 64
-        assert told["filters"] == "32"
-        assert told["inputs"] == "input:float32[batch,2,1024]"
-        assert network.check()
-        for batch in (1, 4):
-            network.prepare(batch)
-            phases = Phases()
-            network.run(3, phases)
-            assert network._outputs.shape == (batch, 24)
-            assert str(network._outputs.dtype) == str(runtime.DTYPE_OF[precision])
-            assert len(phases.batch_ends_ns) == 3
-            assert phases.spans["execute"][0] == 3
-    finally:
-        network.close()
-        network.close()
-
-
-def test_the_runtimes_give_equal_outputs() -> None:
-    """RadioML VGG10 in FP32 at batch 4: the reference in numpy, ONNX Runtime, OpenVINO and PyTorch."""
-    pytest.importorskip("openvino")
-    source = networks.build("radioml-vgg10", "fp32", {"filters": "32"})
-    assert source.make_inputs is not None
-    assert source.reference is not None
-    frames = source.make_inputs(4)
-    wanted = source.reference(frames)
-    found: dict[str, np.ndarray] = {}
-    for name in ("onnxruntime", "openvino", "torch"):
-        network: Any = open_network(
-            Configuration(
-                name="n",
-                network="radioml-vgg10",
-                runtime=name,
-                precision="fp32",
-                options={"filters": "32", "threads": "1"},
-            )
-        )
-        network.load()
-        network.prepare(4)
-        network.run(1, Phases())
-        if name == "onnxruntime":
-            found[name] = network._binding.copy_outputs_to_cpu()[0]
-        elif name == "openvino":
-            found[name] = np.array(network._request.get_output_tensor(0).data)
-        else:
-            found[name] = network._outputs.numpy()
-        network.close()
-    for name, output in found.items():
-        error = np.abs(output - wanted).max() / np.std(wanted)
-        assert error < 1e-4, f"{name} differs by {error}"
+    network.load()
+    described = network.describe()
+    assert (described["precision"], described["device"], described["mode"]) == (precision, "cpu", "eager")
+    assert torch.get_num_threads() == described["threads"] == 1
+    assert network.check()
+    assert network._outputs.dtype == runtime.DTYPE_OF[precision]
+    network.close()
 
 
 @pytest.mark.parametrize(
@@ -313,17 +263,6 @@ def test_operators_without_a_counterpart_are_named(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"the operator Reshape \(y\).*its input 'shape' is worked out at run time"):
         opened(far).load()
-
-
-def test_a_file_agrees_with_onnx_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = opened(matmul(tmp_path / "m.onnx"))
-    network.load()
-    assert network.check()
-    wrong = [np.arange(24, dtype=np.float32).reshape(8, 3)]
-    monkeypatch.setattr(shared_outputs, "onnxruntime_outputs", lambda _path, _arrays: wrong)
-    with pytest.raises(NetworkError, match="outputs differ from ONNX Runtime by"):
-        network.check()
-    network.close()
 
 
 def test_a_file_of_half_precision_stays_so(tmp_path: Path) -> None:
@@ -534,7 +473,7 @@ def test_a_torchscript_file_needs_a_signature(tmp_path: Path) -> None:
     network.close()
 
 
-@pytest.mark.parametrize("suffix", ["pt", "pt2", "onnx"])
+@pytest.mark.parametrize("suffix", ["pt", "pt2"])
 def test_missing_and_broken_files_are_named(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"broken.{suffix}"
     with pytest.raises(ConfigError, match=rf"no model file .*broken\.{suffix}"):
@@ -549,14 +488,9 @@ def test_a_signature_where_there_is_one_is_an_error(tmp_path: Path) -> None:
         opened(matmul(tmp_path / "m.onnx"), signature="x:float32[4]").load()
 
 
-def test_a_missing_input_file_and_a_fixed_batch_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no input file .*none\.npz"):
-        opened("m", module="x.py:y", inputs="none.npz")._signature_of_file()
-    fixed = opened(matmul(tmp_path / "fixed.onnx", batch=4))
-    fixed.load()
-    with pytest.raises(UnsupportedBatchError, match="fixed batch axis of 4, not 8"):
-        fixed.prepare(8)
-    fixed.close()
+def test_a_missing_file_of_inputs_is_named(code: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no input file none\.npz"):
+        small(code, signature="", inputs="none.npz").load()
 
 
 # Modes
@@ -765,8 +699,6 @@ def test_on_a_gpu(precision: str, options: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"thread": "1"}, "did you mean threads"),
-        ({"threads": "0"}, "torch: option threads: must be an integer >= 1, got '0'"),
         ({"mode": "jit"}, "option mode: unknown value 'jit'"),
         ({"compile_mode": "fast"}, "option compile_mode: unknown value 'fast'"),
         ({"compile_mode": "default"}, "option compile_mode: requires mode=compile"),
@@ -776,7 +708,6 @@ def test_on_a_gpu(precision: str, options: dict[str, str]) -> None:
         ({"signature": "x"}, "option signature: must be NAME:TYPE"),
         ({"signature": "x:float[4]"}, "unknown type 'float': did you mean 'float"),
         ({"module": "make"}, "option module: must be module:object"),
-        ({"filters": "32"}, "unknown option 'filters'"),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, options: dict[str, str], text: str) -> None:
@@ -788,8 +719,6 @@ def test_bad_options_are_named(tmp_path: Path, options: dict[str, str], text: st
 def test_names_that_do_not_go_together_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown precision 'int8'.*for INT8 take onnxruntime or openvino"):
         vgg10("int8")
-    with pytest.raises(ConfigError, match="did you mean radioml-vgg10"):
-        opened("radioml-vgg11", "fp32")
     with pytest.raises(ConfigError, match="is a file, and the option module names another network"):
         opened(matmul(tmp_path / "m.onnx"), module="mine.py:make")
     with pytest.raises(ConfigError, match="mode=compile is for modules"):
@@ -803,10 +732,3 @@ def test_a_signature_is_read() -> None:
         Input("ids.a", "int64", (None, "seq")),
         Input("s", "float32", ()),
     )
-
-
-def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "joulewatch_harness.runtimes.torch.network")
-    with pytest.raises(ConfigError, match=r"pip install 'joulewatch\[torch\]'"):
-        open_network(Configuration(name="n", network="radioml-vgg10", runtime="torch", precision="fp32"))

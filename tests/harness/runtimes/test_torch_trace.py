@@ -176,16 +176,6 @@ def test_a_compiled_module_is_compiled_anew_so_that_its_kernels_tell_their_names
     assert [(item.name, item.op) for item in trace.operators] == [("linear", "aten::linear")]
 
 
-def test_what_cannot_be_traced_says_why(code: Path, tmp_path: Path) -> None:
-    network = runtime.open_network("mine", "fp32", {"module": f"{code}:Layers", "signature": X})
-    with pytest.raises(NetworkError, match="after load"):
-        network.trace(tmp_path / "t.json")
-    network.load()
-    with pytest.raises(NetworkError, match="after load"):
-        network.trace(tmp_path / "t.json")
-    network.close()
-
-
 # Work from shapes
 
 

@@ -23,9 +23,9 @@ import tvm
 from onnx import TensorProto, helper, numpy_helper
 
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
-from joulewatch_harness.network import Network, Phases
+from joulewatch_harness.network import Phases
 from joulewatch_harness.records import Configuration
-from joulewatch_harness.runtimes import as_loaded, open_network
+from joulewatch_harness.runtimes import open_network
 from joulewatch_harness.runtimes.shared import outputs as shared_outputs
 from joulewatch_harness.runtimes.shared.outputs import onnxruntime_outputs
 from joulewatch_harness.runtimes.tvm import importing, options, tracing, tuning
@@ -33,7 +33,7 @@ from joulewatch_harness.runtimes.tvm import network as runtime
 from joulewatch_harness.runtimes.tvm.network import TvmNetwork
 from joulewatch_harness.runtimes.tvm.options import default_cost_model
 from joulewatch_harness.traces import read_trace
-from support.onnx_models import dequantised, matmul, save
+from support.onnx_models import matmul, save
 from support.require import require_program
 from support.tvm_models import quantised_convolution, quantised_matmuls
 
@@ -60,31 +60,16 @@ def run(network: TvmNetwork, batch: int) -> tuple[np.ndarray, np.ndarray]:
     return outputs(network), wanted[0]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_the_built_in_network_is_what_it_says(precision: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Loads, computes rightly, runs as many batches as told; INT8 really computes in integers, all ten layers."""
-    network = vgg10(precision, threads="1")
-    assert isinstance(network, Network)
+def test_untuned_kernels_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    network = opened(matmul(tmp_path / "m.onnx"), threads="1")
     network.load()
-    told = network.describe()
-    assert told["precision"] == precision
-    assert told["integer_ops"] == ("10 of 10" if precision == "int8" else "0 of 10")
-    assert (told["device"], told["threads"]) == ("cpu", 1)
-    assert json.loads(told["target"])["num-cores"] == 1
-    assert len(told["model_sha256"]) == 64
-    assert told["inputs"] == "input:float32[batch,2,1024]"
-    assert "UNTUNED" in told["tuning"]
-    assert network.check()
+    described = network.describe()
+    assert (described["device"], json.loads(described["target"])["num-cores"]) == ("cpu", 1)
+    assert "UNTUNED" in described["tuning"]
     with caplog.at_level(logging.WARNING):
         network.prepare(1)
-    assert "batch 1: UNTUNED" in caplog.text
-    phases = Phases()
-    network.run(3, phases)
-    assert outputs(network).shape == (1, 24)
-    assert len(phases.batch_ends_ns) == 3
-    assert phases.spans["execute"][0] == 3
+    assert "m.onnx, batch 1: UNTUNED" in caplog.text
     assert network.describe()["tuned"].startswith("0 of ")
-    network.close()
     network.close()
 
 
@@ -92,16 +77,6 @@ def test_int8_gives_the_numbers_of_onnx_runtime_to_the_last_bit() -> None:
     """Integer sums are exact; what follows them is one multiplication and a rounding, in the same order."""
     found, wanted = run(vgg10("int8"), 4)
     assert np.array_equal(found, wanted)
-
-
-def test_a_quantised_file_of_which_float_is_asked_is_not_float() -> None:
-    asked = Configuration(name="n", network="radioml-vgg10", runtime="tvm", precision="fp32", options={"filters": "32"})
-    network = open_network(asked)
-    network.load()
-    assert as_loaded(asked, network.describe()).actual_precision == "fp32"
-    with pytest.raises(ConfigError, match="n: fp32 was asked for, but what was loaded computes in int8"):
-        as_loaded(asked, {**network.describe(), "precision": "int8"})
-    network.close()
 
 
 @pytest.mark.parametrize(
@@ -140,16 +115,6 @@ def test_matrix_products_in_integers(tmp_path: Path, constant: bool) -> None:
     assert np.allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_file_whose_weights_alone_are_quantised_computes_in_float(tmp_path: Path) -> None:
-    """Weights in int8 that are dequantised before a float product are storage, not arithmetic."""
-    network = opened(dequantised(tmp_path / "m.onnx", "MatMul", (32, 16), ["batch", 32], ["batch", 16]))
-    network.load()
-    told = network.describe()
-    assert (told["precision"], told["integer_ops"]) == ("fp32", "0 of 1")
-    assert network.check()
-    network.close()
-
-
 def test_batch_norms_are_folded_and_change_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     norm = {name: rng.uniform(0.5, 1.5, 3).astype(np.float32) for name in ("gamma", "beta", "mean", "variance")}
@@ -181,17 +146,6 @@ def test_a_check_does_not_tune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     network = opened(matmul(tmp_path / "m.onnx"), trials="2")
     network.load()
     assert network.check()
-    network.close()
-
-
-def test_a_network_that_computes_wrongly_fails_its_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = opened(matmul(tmp_path / "m.onnx"))
-    network.load()
-    assert network.check()
-    wrong = [np.arange(24, dtype=np.float32).reshape(8, 3)]
-    monkeypatch.setattr(shared_outputs, "onnxruntime_outputs", lambda _path, _arrays: wrong)
-    with pytest.raises(NetworkError, match="outputs differ from ONNX Runtime by"):
-        network.check()
     network.close()
 
 
@@ -333,15 +287,6 @@ def test_a_search_ends_when_the_process_that_asked_for_it_is_gone(tmp_path: Path
 # Files, inputs, options
 
 
-def test_a_fixed_batch_axis_runs_that_batch_and_no_other(tmp_path: Path) -> None:
-    network = opened(matmul(tmp_path / "fixed.onnx", batch=4))
-    network.load()
-    assert network.check()
-    with pytest.raises(UnsupportedBatchError, match="fixed batch axis of 4, not 8"):
-        network.prepare(8)
-    network.close()
-
-
 def test_a_batch_size_that_the_graph_does_not_allow_is_unsupported(tmp_path: Path) -> None:
     """The batch axis is symbolic, but a constant in the graph has a batch of its own."""
     path = save(
@@ -387,29 +332,13 @@ def test_memory_that_runs_out_is_told_as_such(tmp_path: Path) -> None:
     network.close()
 
 
-def test_unknown_names_and_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tvm: unknown precision 'bf16'"):
-        opened("radioml-vgg10", "bf16")
-    with pytest.raises(ConfigError, match="did you mean radioml-vgg10"):
-        opened("radioml-vgg11", "fp32")
-    with pytest.raises(ConfigError, match=r"no model file .*none\.onnx"):
-        opened(tmp_path / "none.onnx")
-    (tmp_path / "broken.onnx").write_bytes(b"this is no model")
-    with pytest.raises(ConfigError, match=r"model file .*broken\.onnx cannot be loaded"):
-        opened(tmp_path / "broken.onnx").load()
-
-
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"thread": "1"}, "did you mean threads"),
-        ({"threads": "0"}, "tvm: option threads: must be an integer >= 1, got '0'"),
         ({"threads": "4096"}, "tvm: option threads: must be <= [0-9]+, the processors that this process may use"),
         ({"trials": "x"}, "option trials: must be an integer >= 0, got 'x'"),
         ({"cost_model": "mlp"}, "option cost_model: unknown value 'mlp'"),
         ({"copies": "true"}, "option copies: requires a device with separate memory"),
-        ({"filters": "64"}, "unknown option 'filters'"),
-        ({"any_precision": "perhaps"}, "any_precision: must be true or false"),
     ],
 )
 def test_bad_options_are_named(tmp_path: Path, options: dict[str, str], text: str) -> None:
@@ -445,20 +374,13 @@ def test_trials_need_the_packages_that_tuning_needs(tmp_path: Path, monkeypatch:
     assert default_cost_model() == "random"
 
 
-@pytest.mark.parametrize(
-    ("found", "text"),
-    [(None, "needs the package apache-tvm"), (ModuleType("tvm"), "not Apache TVM .*finance library")],
-)
-def test_a_missing_package_names_the_extra(
-    monkeypatch: pytest.MonkeyPatch, found: ModuleType | None, text: str
-) -> None:
-    """Also where a package of that name is installed that is another one."""
+def test_another_package_of_that_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name == "tvm" or name.startswith("tvm.")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "tvm", found)
+    monkeypatch.setitem(sys.modules, "tvm", ModuleType("tvm"))
     for name in [name for name in sys.modules if name.startswith("joulewatch_harness.runtimes.tvm.network")]:
         monkeypatch.delitem(sys.modules, name)
-    with pytest.raises(ConfigError, match=rf"{text}.*pip install 'joulewatch\[tvm\]'"):
+    with pytest.raises(ConfigError, match=r"not Apache TVM .*finance library.*pip install 'joulewatch\[tvm\]'"):
         open_network(Configuration(name="n", network="radioml-vgg10", runtime="tvm", precision="fp32"))
 
 
@@ -493,8 +415,6 @@ def test_fewer_threads_than_asked_for_is_an_error(tmp_path: Path, monkeypatch: p
 
 def test_the_trace_tells_kernels_and_their_products(tmp_path: Path) -> None:
     network = vgg10("int8", threads="1")
-    with pytest.raises(NetworkError, match="comes after load"):
-        network.trace(tmp_path / "t.json")
     network.load()
     network.prepare(2)
     network.trace(tmp_path / "t.json")

@@ -273,7 +273,7 @@ class TensorRtNetwork:
             RecordError: the file cannot be written.
         """
         if not self._batch:
-            raise NetworkError(f"{self._source.path.name}: no batch is prepared: nothing to trace")
+            raise NetworkError(f"{self._source.path.name}: trace() comes after load() and prepare()")
         tally = tracing.Tally()
         turns = self._trace_in_turns(tally)
         work = tracing.Work() if self._is_engine else self._work()
