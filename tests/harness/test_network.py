@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from array import array
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +118,7 @@ def test_the_error_names_a_missing_method(tmp_path: Path, missing: str) -> None:
         ("raise RuntimeError('boom')", "Five", "RuntimeError: boom"),
         ("def make(): raise ValueError('no card')", "make", "cannot be created: ValueError: no card"),
         ("def make(width=1): pass", "make", "unknown option 'widht'; did you mean width"),
-        (f"{FIVE}\nready = Five()", "ready", "takes no option 'widht'"),
+        (f"{FIVE}\nready = Five()", "ready", "does not accept the option 'widht'"),
     ],
 )
 def test_the_error_says_why_a_network_cannot_be_used(tmp_path: Path, text: str, name: str, message: str) -> None:
@@ -159,7 +158,7 @@ def test_the_error_of_an_unknown_runtime_suggests_the_nearest() -> None:
 
 
 def test_a_custom_network_cannot_have_another_runtime() -> None:
-    with pytest.raises(ConfigError, match="brings its own runtime"):
+    with pytest.raises(ConfigError, match="is a custom network: remove the runtime"):
         open_network(configuration("mine.py:Five", runtime="onnxruntime"))
 
 
@@ -185,8 +184,4 @@ def test_a_precision_that_the_network_does_not_report_is_not_checked() -> None:
 
 
 def test_names_without_a_near_one_are_listed() -> None:
-    assert unknown("key", "zzz", ["b", "a"]) == "unknown key 'zzz' (known: a, b)"
-
-
-def test_marks_and_latencies_are_64_bit() -> None:
-    assert isinstance(Phases().latencies_ns, array) and Phases().latencies_ns.itemsize == 8
+    assert unknown("key", "zzz", ["b", "a"]) == "unknown key 'zzz': (known: a, b)"

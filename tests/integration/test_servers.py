@@ -1,4 +1,4 @@
-"""Models behind real HTTP and gRPC servers on loopback: correct outputs, correct times, and errors."""
+"""Models behind real HTTP and gRPC servers on loopback: true outputs, true times, and everything that can go wrong."""
 
 from __future__ import annotations
 
@@ -44,22 +44,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def vgg10(cache: Path) -> Path:
-    """Return the file of the small built-in network."""
+    """The small built-in network's file."""
     return networks.build(NAME, "fp32", {"filters": "32"}).path
 
 
 @pytest.fixture(scope="module")
 def matmul(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a model that takes four numbers and returns three sums, with almost no computation."""
+    """Four numbers in, three sums out: nothing to compute."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    def tensor(name: str, size: int) -> Any:
+    def told(name: str, size: int) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
 
     weights = numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    graph = helper.make_graph([node], "g", [tensor("x", 4)], [tensor("y", 3)], [weights])
+    graph = helper.make_graph([node], "g", [told("x", 4)], [told("y", 3)], [weights])
     path = tmp_path_factory.mktemp("matmul") / "matmul.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
     return path
@@ -67,7 +67,7 @@ def matmul(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return a self-signed certificate for 127.0.0.1 and its key."""
+    """A certificate for 127.0.0.1 that nobody's authority has signed, and its key."""
     program = require_program("openssl", "openssl")
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "cert.pem", folder / "key.pem"
@@ -78,7 +78,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def serve(transport: str, model: Path, settings: Settings, **more: Any) -> Any:
-    """Return a test server for ``model``; ``transport`` is ``http`` or ``grpc``."""
+    """A server of the double: ``http`` or ``grpc``."""
     if transport == "http":
         return KServeServer(model, settings)
     pytest.importorskip("grpc", reason="needs the package grpcio")
@@ -87,7 +87,7 @@ def serve(transport: str, model: Path, settings: Settings, **more: Any) -> Any:
     return KServeGrpcServer(model, settings, **more)
 
 
-both_transports = pytest.mark.parametrize("transport", ["http", "grpc"])
+both = pytest.mark.parametrize("transport", ["http", "grpc"])
 
 
 def loaded(server: Any, **options: str) -> kserve.KServeNetwork:
@@ -107,28 +107,28 @@ def run(network: Any, batch: int, batches: int = 3) -> Phases:
 
 
 @pytest.mark.parametrize(("transport", "binary"), [("http", "true"), ("http", "false"), ("grpc", "true")])
-def test_outputs_through_a_server_are_those_of_the_network(vgg10: Path, transport: str, binary: str) -> None:
-    """The same frames give the same logits in every encoding."""
+def test_outputs_through_a_server_are_the_network_s(vgg10: Path, transport: str, binary: str) -> None:
+    """The same frames, the same logits, over the wire and back, in every encoding."""
     with serve(transport, vgg10, Settings(name=NAME, max_batch=64)) as server:
         network = loaded(server, filters="32", binary=binary)
-        description = network.describe()
-        assert description["runtime_version"] == "testserver 9.1"
-        assert description["device"] == "cpu"
-        assert description["reference"] == "radioml-vgg10 filters=32"
-        assert description["tensors"] == ("binary" if binary == "true" else "json")
-        assert "warning" not in description
+        told = network.describe()
+        assert told["runtime_version"] == "testserver 9.1"
+        assert told["device"] == "cpu"
+        assert told["reference"] == "radioml-vgg10 filters=32"
+        assert told["tensors"] == ("binary" if binary == "true" else "json")
+        assert "warning" not in told
         assert network.check()
         phases = run(network, 4)
         assert set(phases.spans) == {"pack", "wait", "unpack"}
         assert len(phases.batch_ends_ns) == 3
         assert ("inference-header-content-length" in server.heads[-1]) == (transport == "http" and binary == "true")
-        with pytest.raises(UnsupportedBatchError, match="at most 64 at once"):
+        with pytest.raises(UnsupportedBatchError, match="the largest batch is 64"):
             network.prepare(65)
         network.close()
 
 
-@both_transports
-def test_wrong_weights_under_the_correct_name_are_detected(vgg10: Path, transport: str) -> None:
+@both
+def test_wrong_weights_behind_the_right_name_are_found(vgg10: Path, transport: str) -> None:
     with serve(transport, vgg10, Settings(name=NAME)) as server:
         network = loaded(server, filters="32")
         server.settings.faults.nudge = 5.0
@@ -140,16 +140,16 @@ def test_wrong_weights_under_the_correct_name_are_detected(vgg10: Path, transpor
         network.close()
 
 
-@both_transports
-def test_a_large_batch_is_sent_complete(vgg10: Path, transport: str) -> None:
-    """A request of 8 MiB is larger than one write to a socket and than the default limit of gRPC."""
+@both
+def test_a_large_batch_goes_through_whole(vgg10: Path, transport: str) -> None:
+    """8 MiB a request: more than a socket takes in one piece, and than gRPC takes by default."""
     with serve(transport, vgg10, Settings(name=NAME)) as server:
         network = loaded(server, filters="32")
         run(network, 1024, 1)
         network.close()
 
 
-def test_one_connection_serves_all_requests_and_is_reopened_after_the_server_closed_it(matmul: Path) -> None:
+def test_one_connection_serves_all_requests_and_an_idle_one_is_made_anew(matmul: Path) -> None:
     with KServeServer(matmul, Settings(name="m")) as server:
         network = loaded(server)
         run(network, 2, 50)
@@ -161,8 +161,8 @@ def test_one_connection_serves_all_requests_and_is_reopened_after_the_server_clo
         network.close()
 
 
-@both_transports
-def test_several_requests_are_in_flight_at_once(matmul: Path, transport: str) -> None:
+@both
+def test_several_requests_are_in_flight(matmul: Path, transport: str) -> None:
     with serve(transport, matmul, Settings(name="m", statistics=True, queue_ns=20_000_000)) as server:
         network = loaded(server, concurrency="4")
         server.backend.most_in_flight = 0
@@ -170,22 +170,22 @@ def test_several_requests_are_in_flight_at_once(matmul: Path, transport: str) ->
         assert server.backend.most_in_flight == 4
         assert len(phases.latencies_ns) == 12
         assert min(phases.latencies_ns) >= 20_000_000
-        # Four requests run at a time: the phases add up to the elapsed time, not to four times as much.
+        # Four at a time: the phases add up to the time that passed, not to four times as much.
         queue_ns = phases.spans["queue"][1]
         assert queue_ns == pytest.approx(12 * 20e6 / 4, rel=0.3)
         assert phases.spans["execute"][0] == 12
         network.close()
 
 
-def test_a_server_that_delays_small_requests_gives_a_warning(matmul: Path) -> None:
-    """Headers and body in two writes with Nagle's algorithm: 40 ms per request without any work."""
+def test_the_floor_of_a_naive_server_is_found_and_said(matmul: Path) -> None:
+    """Headers and body in two writes, Nagle's algorithm on: 40 ms a request that are nobody's work."""
     with KServeServer(matmul, Settings(name="m", faults=Faults(naive=True))) as server:
         network = loaded(server)
         warning = network.describe()["warning"]
         assert "every small request takes 4" in warning
-        assert "let it set TCP_NODELAY or write once" in warning
+        assert "make the server set TCP_NODELAY or write once" in warning
         network.close()
-        # A network that takes 45 ms behind a server that writes once gives no warning.
+        # A network that really takes 45 ms, behind a server that writes once, is not accused of it.
         server.settings.faults.naive = False
         server.settings.faults.silent_s = 0.045
         network = loaded(server)
@@ -193,7 +193,7 @@ def test_a_server_that_delays_small_requests_gives_a_warning(matmul: Path) -> No
         network.close()
 
 
-def test_a_server_that_closes_each_connection_gives_a_warning(matmul: Path) -> None:
+def test_a_server_that_keeps_no_connection_is_said(matmul: Path) -> None:
     with KServeServer(matmul, Settings(name="m", faults=Faults(close_each=True))) as server:
         network = loaded(server)
         assert "closes the connection after every answer" in network.describe()["warning"]
@@ -204,16 +204,16 @@ def test_a_server_that_closes_each_connection_gives_a_warning(matmul: Path) -> N
 @pytest.mark.parametrize(
     ("faults", "text"),
     [
-        (Faults(status=500), "HTTP 500: out of memory on the device: the server's log says more"),
-        (Faults(status=400), r"HTTP 400: out of memory on the device; the model takes x:FP32\[\?,4\]"),
-        (Faults(status=429), "busy with others"),
-        (Faults(wrong_rows=1), r"output y is FP32\[3,3\] at batch 2, but the model gives y:FP32\[\?,3\]"),
+        (Faults(status=500), "HTTP 500: out of memory on the device: see the server's log"),
+        (Faults(status=400), r"HTTP 400: out of memory on the device; the inputs of the model are x:FP32\[\?,4\]"),
+        (Faults(status=429), "the server is busy"),
+        (Faults(wrong_rows=1), r"output y is FP32\[3,3\] at batch 2, but the model's output is y:FP32\[\?,3\]"),
         (Faults(wrong_datatype="FP64"), "cannot be read: output 'y' has 3 values|y is FP64"),
         (Faults(cut=True), "the answer was cut off"),
         (Faults(silent_s=1.0), "no answer within 0.3 s: raise option timeout_s"),
     ],
 )
-def test_an_error_of_the_server_has_its_url_and_the_reason(matmul: Path, faults: Faults, text: str) -> None:
+def test_a_server_that_fails_is_named(matmul: Path, faults: Faults, text: str) -> None:
     with KServeServer(matmul, Settings(name="m")) as server:
         network = loaded(server, timeout_s="0.3")
         network.prepare(2)
@@ -226,18 +226,16 @@ def test_an_error_of_the_server_has_its_url_and_the_reason(matmul: Path, faults:
         network.close()
 
 
-@both_transports
+@both
 @pytest.mark.parametrize(
     ("fault", "text"),
     [
-        ("zeros", "outputs are nothing but zeros: that proves no computation; set the option any_outputs=true"),
-        ("stale", "outputs are the same for other inputs: they are not computed from them"),
+        ("zeros", "all outputs are zero: that does not prove a computation; set any_outputs=true"),
+        ("stale", "outputs do not depend on the inputs"),
     ],
 )
-def test_outputs_that_do_not_depend_on_the_inputs_are_an_error(
-    matmul: Path, transport: str, fault: str, text: str
-) -> None:
-    """A user-defined model has no reference, so its outputs must depend on the inputs."""
+def test_outputs_that_nobody_computed_are_found(matmul: Path, transport: str, fault: str, text: str) -> None:
+    """No reference is at hand for somebody's own model: the outputs must depend on the inputs."""
     with serve(transport, matmul, Settings(name="m")) as server:
         network = loaded(server)
         assert network.check()
@@ -252,18 +250,18 @@ def test_outputs_that_do_not_depend_on_the_inputs_are_an_error(
         network.close()
 
 
-@both_transports
+@both
 def test_a_server_that_answers_from_its_cache_is_not_measured(matmul: Path, transport: str) -> None:
-    """With Triton's response cache, equal requests are answered without running the network."""
+    """Triton's response cache: equal requests are answered in a tenth of the time, and the network rests."""
     with serve(transport, matmul, Settings(name="m", statistics=True, response_cache=True)) as server:
-        with pytest.raises(ConfigError, match=r"equal requests from its response cache.*switch it off"):
+        with pytest.raises(ConfigError, match=r"equal requests from its response cache.*disable it"):
             loaded(server)
         server.settings.response_cache = False
         loaded(server).close()
 
 
-@both_transports
-def test_keys_from_a_file_are_accepted_and_stay_secret(matmul: Path, tmp_path: Path, transport: str) -> None:
+@both
+def test_keys_from_a_file_open_the_door_and_stay_secret(matmul: Path, tmp_path: Path, transport: str) -> None:
     headers = tmp_path / "headers.txt"
     with serve(transport, matmul, Settings(name="m", key="s3cret-t0ken")) as server:
         headers.write_text("Authorization: Bearer s3cret-t0ken\nHost: model.example.org\n")
@@ -276,10 +274,8 @@ def test_keys_from_a_file_are_accepted_and_stay_secret(matmul: Path, tmp_path: P
         assert "s3cret" not in str(caught.value)
 
 
-@both_transports
-def test_a_tls_certificate_is_trusted_only_with_its_authority(
-    matmul: Path, certificate: tuple[Path, Path], transport: str
-) -> None:
+@both
+def test_tls_is_trusted_by_its_authority_only(matmul: Path, certificate: tuple[Path, Path], transport: str) -> None:
     with serve(transport, matmul, Settings(name="m", certificate=certificate)) as server:
         with pytest.raises(ConfigError, match=r"certificate.* ca_file"):
             loaded(server)
@@ -301,28 +297,24 @@ def over_grpc(model: Path, settings: Settings | None = None, **more: Any) -> Any
     return serve("grpc", model, settings or Settings(name="m"), **more)
 
 
-def test_times_and_configuration_of_the_server_are_read_over_grpc(matmul: Path) -> None:
+def test_the_servers_times_and_configuration_come_over_grpc_too(matmul: Path) -> None:
     settings = Settings(name="m", statistics=True, max_batch=16, queue_ns=2_000_000)
     with over_grpc(matmul, settings) as server:
         network = loaded(server, version="1")
-        description = network.describe()
-        assert (description["runtime_version"], description["device"], description["max_batch"]) == (
-            "testserver 9.1",
-            "cpu",
-            16,
-        )
-        assert description["server_statistics"] == "true"
-        assert description["url"] == server.url
+        told = network.describe()
+        assert (told["runtime_version"], told["device"], told["max_batch"]) == ("testserver 9.1", "cpu", 16)
+        assert told["server_statistics"] == "true"
+        assert told["url"] == server.url
         phases = run(network, 2, 5)
         assert set(phases.spans) == {"pack", "wait", "unpack", "queue", "copy_in", "execute", "copy_out"}
         assert phases.spans["queue"] == [5, 10_000_000]
-        with pytest.raises(UnsupportedBatchError, match="at most 16 at once"):
+        with pytest.raises(UnsupportedBatchError, match="the largest batch is 16"):
             network.prepare(17)
         network.close()
 
 
-def test_each_request_in_flight_has_its_own_connection(matmul: Path) -> None:
-    """By default gRPC sends all of them over one connection."""
+def test_each_request_in_flight_has_a_connection_of_its_own(matmul: Path) -> None:
+    """By default gRPC would send all of them over one."""
     with over_grpc(matmul, Settings(name="m", queue_ns=20_000_000)) as server:
         network = loaded(server, concurrency="4")
         server.peers.clear()
@@ -335,7 +327,7 @@ def test_each_request_in_flight_has_its_own_connection(matmul: Path) -> None:
 
 
 def test_a_request_is_the_same_bytes_until_the_next_batch_size(matmul: Path) -> None:
-    """Requests are serialised in ``prepare``, so a window does not include this work."""
+    """Serialised in prepare: a window holds none of it."""
     with over_grpc(matmul) as server:
         network = loaded(server)
         network.prepare(4)
@@ -346,20 +338,30 @@ def test_a_request_is_the_same_bytes_until_the_next_batch_size(matmul: Path) -> 
 @pytest.mark.parametrize(
     ("faults", "text", "kind"),
     [
-        (Faults(status=1), "gRPC INTERNAL: out of memory on the device: the server's log says more", NetworkError),
-        (Faults(status=1, code="UNKNOWN"), "gRPC UNKNOWN: .* log says more", NetworkError),
-        (Faults(status=1, code="INVALID_ARGUMENT"), r"gRPC INVALID_ARGUMENT: .*; the model takes x:FP32", NetworkError),
-        (Faults(status=1, code="UNAVAILABLE"), "gRPC UNAVAILABLE: .*; is the server running there, and", NetworkError),
+        (Faults(status=1), "gRPC INTERNAL: out of memory on the device: see the server's log", NetworkError),
+        (Faults(status=1, code="UNKNOWN"), "gRPC UNKNOWN: .*see the server's log", NetworkError),
+        (
+            Faults(status=1, code="INVALID_ARGUMENT"),
+            r"gRPC INVALID_ARGUMENT: .*; the inputs of the model are x:FP32",
+            NetworkError,
+        ),
+        (
+            Faults(status=1, code="UNAVAILABLE"),
+            "gRPC UNAVAILABLE: .*; is the server running at that address, and",
+            NetworkError,
+        ),
         (Faults(status=1, code="RESOURCE_EXHAUSTED"), "the batch is larger than .* memory for", UnsupportedBatchError),
-        (Faults(wrong_rows=1), r"output y is FP32\[3,3\] at batch 2, but the model gives y:FP32\[\?,3\]", NetworkError),
+        (
+            Faults(wrong_rows=1),
+            r"output y is FP32\[3,3\] at batch 2, but the model's output is y:FP32\[\?,3\]",
+            NetworkError,
+        ),
         (Faults(wrong_datatype="FP64"), "cannot be read: output 'y' has 3 values", NetworkError),
         (Faults(cut=True), "cannot be read: ", NetworkError),
         (Faults(silent_s=1.0), "no answer within 0.3 s: raise option timeout_s", NetworkError),
     ],
 )
-def test_an_error_of_a_grpc_server_has_its_url_and_the_reason(
-    matmul: Path, faults: Faults, text: str, kind: type[Exception]
-) -> None:
+def test_a_grpc_server_that_fails_is_named(matmul: Path, faults: Faults, text: str, kind: type[Exception]) -> None:
     with over_grpc(matmul) as server:
         network = loaded(server, timeout_s="0.3")
         network.prepare(2)
@@ -373,8 +375,8 @@ def test_an_error_of_a_grpc_server_has_its_url_and_the_reason(
         network.close()
 
 
-def test_a_message_above_the_limit_of_the_server_excludes_only_that_batch_size(vgg10: Path) -> None:
-    """4 MiB is the default limit of gRPC servers, in Python and other languages."""
+def test_a_message_that_the_server_does_not_take_loses_that_batch_size(vgg10: Path) -> None:
+    """4 MiB is the default limit of a gRPC server, of Python's and others'."""
     with over_grpc(vgg10, Settings(name=NAME), largest_message=4 << 20) as server:
         network = loaded(server, filters="32")
         network.prepare(1024)
@@ -386,17 +388,17 @@ def test_a_message_above_the_limit_of_the_server_excludes_only_that_batch_size(v
         network.close()
 
 
-def test_typed_lists_instead_of_raw_tensors_are_read_with_a_warning(matmul: Path) -> None:
+def test_typed_lists_instead_of_raw_tensors_are_read_and_said(matmul: Path) -> None:
     with over_grpc(matmul, Settings(name="m", faults=Faults(json_outputs=True))) as server:
         network = loaded(server)
-        description = network.describe()
-        assert description["tensors"] == "typed lists"
-        assert "answers in typed lists although binary outputs were asked for" in description["warning"]
+        told = network.describe()
+        assert told["tensors"] == "typed lists"
+        assert "answers in typed lists although binary outputs were requested" in told["warning"]
         assert network.check()
         network.close()
 
 
-def test_a_restarted_grpc_server_is_used_again(matmul: Path) -> None:
+def test_a_grpc_server_that_comes_back_is_found_again(matmul: Path) -> None:
     with over_grpc(matmul) as server:
         network = loaded(server, timeout_s="5")
         run(network, 2)
@@ -404,7 +406,7 @@ def test_a_restarted_grpc_server_is_used_again(matmul: Path) -> None:
     with pytest.raises(NetworkError, match="UNAVAILABLE"):
         network.run(1, Phases())
     with over_grpc(matmul, port=port):
-        # gRPC waits before it reconnects.
+        # gRPC waits a little before it tries again.
         until_s = time.monotonic() + 20
         while True:
             try:
@@ -415,7 +417,7 @@ def test_a_restarted_grpc_server_is_used_again(matmul: Path) -> None:
         network.close()
 
 
-def test_a_proxy_of_the_environment_is_not_used(matmul: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_proxy_of_the_environment_is_measured_along(matmul: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "grpc_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     monkeypatch.delenv("no_proxy", raising=False)
@@ -424,18 +426,18 @@ def test_a_proxy_of_the_environment_is_not_used(matmul: Path, monkeypatch: pytes
             loaded(server).close()
 
 
-def test_a_url_that_is_not_a_grpc_server_is_an_error_with_the_reason(matmul: Path) -> None:
+def test_what_is_no_grpc_server_is_named(matmul: Path) -> None:
     pytest.importorskip("grpc", reason="needs the package grpcio")
     url = f"grpc://127.0.0.1:{free_port()}"
-    refused(url, rf"{url}/m: gRPC UNAVAILABLE: .*Connection refused.*is the server running there")
+    refused(url, rf"{url}/m: gRPC UNAVAILABLE: .*Connection refused.*is the server running at that address")
     with KServeServer(matmul, Settings(name="m")) as server:
         refused(server.url.replace("http", "grpc"), "is that its gRPC port, and in plain text|UNAVAILABLE")
     with over_grpc(matmul) as server:
-        refused(server.url.replace("grpc", "http"), r"speaks no HTTP/1\.1: give the server's HTTP port")
-        refused(server.url.replace("grpc", "grpcs"), r"does it speak grpc:// there\?")
+        refused(server.url.replace("grpc", "http"), r"is not HTTP/1\.1: give the server's HTTP port")
+        refused(server.url.replace("grpc", "grpcs"), r"is it a grpc:// server\?")
         refused(server.url, r"NOT_FOUND: .*unknown model 'n'.*known: m", "n")
         server.settings.ready = False
-        refused(server.url, "is not ready .it says that it is not ready.: load it")
+        refused(server.url, "is not ready .the server reports that it is not ready.: load it")
 
 
 def refused(url: str, text: str, model: str = "m") -> None:
@@ -443,23 +445,23 @@ def refused(url: str, text: str, model: str = "m") -> None:
         kserve.open_network(model, "native", {"url": url}).load()
 
 
-def test_a_url_that_is_not_a_kserve_server_is_an_error_with_the_reason(matmul: Path) -> None:
+def test_what_is_no_such_server_is_named(matmul: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     refused(url, rf"{url}/v2: cannot be reached: Connection refused; is the server running")
-    with OpenAIServer() as openai_server:
-        refused(openai_server.url, "does not answer like a KServe v2 server")
+    with OpenAIServer() as other:
+        refused(other.url, "does is not a KServe v2 server")
     with KServeServer(matmul, Settings(name="m")) as server:
         refused(server.url.replace("http", "https"), r"TLS failed .*: does it speak http:// there")
         refused(server.url, r"unknown model 'n'.*known: m", "n")
     with _Greeter(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00 HTTP/2 perhaps\r\n") as greeter:
-        refused(greeter.url, r"speaks no HTTP/1\.1: give the server's HTTP port")
+        refused(greeter.url, r"is not HTTP/1\.1: give the server's HTTP port")
     moved = b"HTTP/1.1 308 Moved\r\nLocation: https://user:pw@elsewhere/v2?k=v\r\nContent-Length: 0\r\n\r\n"
     with _Greeter(moved) as greeter:
         refused(greeter.url, "redirects to https://elsewhere/v2: give the URL that answers itself")
 
 
 class _Greeter:
-    """Sends the same bytes to every client, then closes the connection."""
+    """Says the same to everyone and hangs up."""
 
     def __init__(self, greeting: bytes) -> None:
         self._greeting = greeting
@@ -497,8 +499,8 @@ def generating(server: OpenAIServer, **options: str) -> openai.OpenAINetwork:
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_prefill_and_decode_are_measured_separately(api: str) -> None:
-    """120 ms to the first token, then 15 times 8 ms; the tokens are counted by the server."""
+def test_prefill_and_decode_are_told_apart(api: str) -> None:
+    """120 ms to the first token, then 15 times 8 ms; the times are the server's, the tokens its own count."""
     with OpenAIServer(OpenAISettings(first_s=0.12, each_s=0.008)) as server:
         network = generating(server, api=api)
         assert network.check()
@@ -511,7 +513,7 @@ def test_prefill_and_decode_are_measured_separately(api: str) -> None:
         network.close()
 
 
-def test_a_batch_is_sent_as_that_number_of_requests_at_once() -> None:
+def test_a_batch_is_so_many_requests_at_once() -> None:
     with OpenAIServer(OpenAISettings(first_s=0.03, each_s=0.002)) as server:
         network = generating(server)
         phases = run(network, 8, 2)
@@ -522,8 +524,8 @@ def test_a_batch_is_sent_as_that_number_of_requests_at_once() -> None:
         network.close()
 
 
-def test_tokens_are_counted_rather_than_pieces() -> None:
-    """With four tokens in each piece, the number of pieces is a quarter of the number of tokens."""
+def test_tokens_are_counted_not_pieces() -> None:
+    """Four tokens in each piece: counting pieces would tell a quarter."""
     with OpenAIServer(OpenAISettings(tokens_per_piece=4)) as server:
         network = generating(server)
         assert run(network, 1, 2).counts["output_tokens"] == 32
@@ -543,16 +545,16 @@ def test_tokens_are_counted_rather_than_pieces() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"status": 500}, "HTTP 500: the engine died: the server's log says more"),
+        ({"status": 500}, "HTTP 500: the engine died: see the server's log"),
         ({"cut_after": 5}, "chat/completions: the stream was cut off"),
-        ({"error_after": 5}, "the server broke off after 5 pieces: CUDA out of memory"),
-        ({"streams": False}, "the answer is no event stream"),
+        ({"error_after": 5}, "the server stopped after 5 pieces: CUDA out of memory"),
+        ({"streams": False}, "the answer is not an event stream"),
         ({"silent_s": 1.0}, "no answer within 0.3 s"),
         ({"each_s": 1.0}, "no answer within 0.3 s"),
     ],
 )
 @pytest.mark.parametrize("batch", [1, 3])
-def test_an_error_of_a_language_model_has_the_reason(change: dict[str, Any], text: str, batch: int) -> None:
+def test_a_language_model_that_fails_is_named(change: dict[str, Any], text: str, batch: int) -> None:
     with OpenAIServer() as server:
         network = generating(server, timeout_s="0.3")
         network.prepare(batch)
@@ -583,8 +585,8 @@ def test_a_key_of_the_language_model_stays_secret(tmp_path: Path) -> None:
 # The whole command
 
 
-def test_profile_reports_joules_per_token(tmp_path: Path) -> None:
-    """The journal has prefill, decode and tokens; the result has joules per token."""
+def test_profile_tells_joules_for_each_token(tmp_path: Path) -> None:
+    """A plan as in the examples: prefill, decode and tokens in the journal, joules per token in the result."""
     with OpenAIServer(OpenAISettings(model="tiny:1b", first_s=0.01, each_s=0.002)) as server:
         (tmp_path / "plan.yaml").write_text(
             f"""
@@ -604,11 +606,11 @@ configurations:
     assert "tiny:1b/openai/native" in done.out
     assert "Output tokens (per inf: per inference; total, net:" in done.out
     (folder,) = (tmp_path / "runs").iterdir()
-    measured = [window for window in read_run(folder).windows if window.kind == "measure"]
+    measured = [item for item in read_run(folder).windows if item.kind == "measure"]
     assert len(measured) == 6
-    for window in measured:
-        assert window.counts["output_tokens"] == 12 * window.inferences
-        assert set(window.phases) == {"prefill", "decode", "other"}
+    for item in measured:
+        assert item.counts["output_tokens"] == 12 * item.inferences
+        assert set(item.phases) == {"prefill", "decode", "other"}
     result = json.loads((folder / "result.json").read_text())
     for group in result["results"]:
         tokens = group["counts"]["output_tokens"]
@@ -624,10 +626,10 @@ configurations:
         ("grpc", "RESOURCE_EXHAUSTED", "unsupported_batch", "gRPC RESOURCE_EXHAUSTED: out of memory on the device"),
     ],
 )
-def test_a_sweep_continues_after_a_batch_size_that_the_server_cannot_run(
+def test_a_sweep_goes_on_past_a_batch_that_the_server_cannot_run(
     matmul: Path, tmp_path: Path, transport: str, code: str, reason: str, text: str
 ) -> None:
-    """Batch size 8 is out of memory. The model is so slow that a call has one request, but four stay in flight."""
+    """Out of memory from batch 8 on, and a model so slow that a call would be one request: four stay in flight."""
     faults = Faults(status=500, code=code, status_from_batch=8, silent_s=0.1)
     with serve(transport, matmul, Settings(name="m", faults=faults)) as server:
         done = joulewatch(
@@ -639,22 +641,22 @@ def test_a_sweep_continues_after_a_batch_size_that_the_server_cannot_run(
     assert done.code == 0, done.err
     (folder,) = (tmp_path / "runs").iterdir()
     record = read_run(folder)
-    (note,) = [note for note in record.notes if note.reason == reason]
+    (note,) = [item for item in record.notes if item.reason == reason]
     assert note.batch_size == 8
     assert text in note.text
     assert "Traceback" not in done.err
     (configuration,) = record.configurations
     assert configuration.runtime_version == "testserver 9.1"
-    measured = [window for window in record.windows if window.kind == "measure"]
-    assert {window.batch_size for window in measured} == {1}
-    for window in measured:
-        assert window.batches / window.duration_s > 20, "one request at a time gives ten per second"
-        assert window.latency is not None
-        assert window.latency.p50_s >= 0.1
+    measured = [item for item in record.windows if item.kind == "measure"]
+    assert {item.batch_size for item in measured} == {1}
+    for item in measured:
+        assert item.batches / item.duration_s > 20, "one at a time makes ten a second"
+        assert item.latency is not None
+        assert item.latency.p50_s >= 0.1
 
 
 @pytest.mark.parametrize("runtime", ["kserve", "openai"])
-def test_a_server_that_is_not_running_ends_the_command_before_the_first_window(runtime: str, tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_ends_the_command_before_anything_is_measured(runtime: str, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     done = joulewatch("profile", "--network", "m", "--runtime", runtime, "--option", f"url={url}", folder=tmp_path)
     assert done.code == 2

@@ -263,7 +263,7 @@ class KServe(Server):
 
     def limited(self) -> Limited:
         self.server.pages["/v2/models/m/config"] = kserve_connection.answer({"max_batch_size": 8})
-        return Limited(configuration=self.small(), good=8, bad=9, error="takes at most 8 at once")
+        return Limited(configuration=self.small(), good=8, bad=9, error="the largest batch is 8")
 
 
 class OpenAI(Server):
@@ -280,7 +280,7 @@ class OpenAI(Server):
             yield
 
     def limited(self) -> Limited:
-        return Limited(configuration=self.small(), good=2, bad=4096, error="4096 requests at once: at most")
+        return Limited(configuration=self.small(), good=2, bad=4096, error="4096 parallel requests: the limit is")
 
 
 SUBJECTS: Sequence[type[Subject]] = (OnnxRuntime, OpenVino, Torch, Tvm, TensorRt, Finn, Process, KServe, OpenAI)

@@ -11,7 +11,7 @@ from joulewatch_harness.commands.options import add_format_argument
 from joulewatch_harness.networks import BUILTIN, Option
 
 OTHER_NETWORKS: Final = (
-    "Any other network: --model FILE.onnx, or --network module:object or file.py:object for a class of your own."
+    "Any other network: --model FILE.onnx, or --network module:object or file.py:object for a custom network."
 )
 
 

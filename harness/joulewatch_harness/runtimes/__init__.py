@@ -1,6 +1,6 @@
-"""Runtimes by name, and networks of the user's own: from a configuration to an object that can be run.
+"""Open the network of a configuration: by the name of its runtime, or a custom network.
 
-A runtime's module is imported only when a plan names it, so that nobody needs a runtime they do not use.
+The module of a runtime is imported only when a plan names it, so that unused runtimes need not be installed.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from joulewatch_harness.records import Configuration
 from joulewatch_harness.runtimes.shared.options import ANY_PRECISION, RuntimeOptions
 
 OWN_RUNTIME: Final = "python"
-"""The runtime of ``module:object`` networks until ``describe`` names a better one."""
+"""The runtime of ``module:object`` networks, unless their ``describe`` names another."""
 
 _METHODS: Final = ("describe", "load", "prepare", "run", "close")
 
 
 def is_own(network: str) -> bool:
-    """Whether ``network`` is a ``module:object`` or ``file.py:object``."""
+    """Return whether ``network`` is ``module:object`` or ``file.py:object``."""
     return ":" in network
 
 
 def open_network(configuration: Configuration) -> Network:
-    """Make the network under test of one configuration; nothing is loaded yet.
+    """Return the network under test of a configuration, before it is loaded.
 
     Raises:
         ConfigError: unknown runtime or network, bad option, missing file or package, an object without the five
@@ -48,9 +48,7 @@ def open_network(configuration: Configuration) -> Network:
         options.pop(ANY_PRECISION, None)
         return own_network(configuration.network, configuration.precision, options)
     if is_own(configuration.network) and takes_model_files(configuration.runtime):
-        raise ConfigError(
-            f"{configuration.network} brings its own runtime: leave out runtime {configuration.runtime!r}"
-        )
+        raise ConfigError(f"{configuration.network} is a custom network: remove the runtime {configuration.runtime!r}")
     runtime = RUNTIMES.get(configuration.runtime)
     if runtime is None:
         raise ConfigError(unknown("runtime", configuration.runtime, RUNTIMES))
@@ -66,21 +64,23 @@ def open_network(configuration: Configuration) -> Network:
 
 
 def own_network(spec: str, precision: str, options: Mapping[str, str]) -> Network:
-    """The user's network: an object, or a class or function that makes one.
+    """Return a custom network: an object, or what a class or function returns.
 
     Args:
         spec: ``module:object`` or ``path/file.py:object``.
-        precision: Passed as ``precision=`` to a factory that takes it.
-        options: Passed by name to a factory that takes them.
+        precision: Passed as ``precision=`` to a class or function with this parameter.
+        options: Passed by name to a class or function with these parameters.
 
     Raises:
-        ConfigError: no such file, module or object; an option that the factory does not take; a method missing.
+        ConfigError: the file, module or object does not exist; an option without a parameter; a missing method.
     """
     found = find_object(spec)
     if inspect.isclass(found) or (inspect.isroutine(found) and not _is_network(found)):
         found = _made(found, spec, precision, options)
     elif options:
-        raise ConfigError(f"{spec} is an object, not a class or function: it takes no option {next(iter(options))!r}")
+        raise ConfigError(
+            f"{spec} is an object, not a class or function: it does not accept the option {next(iter(options))!r}"
+        )
     missing = [method for method in _METHODS if not callable(getattr(found, method, None))]
     if missing:
         raise ConfigError(
@@ -90,37 +90,37 @@ def own_network(spec: str, precision: str, options: Mapping[str, str]) -> Networ
 
 
 def as_loaded(configuration: Configuration, description: Mapping[str, Any]) -> Configuration:
-    """The configuration with what the network says of itself once it is loaded.
+    """Return the configuration with the facts that a loaded network describes.
 
     Raises:
-        ConfigError: the actual precision is not the one asked for and the option any_precision is not set.
+        ConfigError: the actual precision is not the requested one, and the option any_precision is not set.
     """
     known = {"runtime", "runtime_version", "precision", "provider", "device", "model_sha256"}
 
-    def said(key: str) -> str:
+    def fact(key: str) -> str:
         value = description.get(key)
         return "" if value is None else str(value)
 
-    actual = said("precision")
+    actual = fact("precision")
     asked = configuration.precision
     if asked != NATIVE and actual and actual != asked and not _accepts_any_precision(configuration):
         raise ConfigError(
-            f"{configuration.name}: {asked} was asked for, but what was loaded computes in {actual}; "
-            f"ask for {actual}, or set the option {ANY_PRECISION}=true to measure it all the same"
+            f"{configuration.name}: the precision {asked} was requested, but the network computes in {actual}; "
+            f"request {actual}, or set {ANY_PRECISION}=true to accept that"
         )
-    runtime = said("runtime") if configuration.runtime == OWN_RUNTIME else configuration.runtime
+    runtime = fact("runtime") if configuration.runtime == OWN_RUNTIME else configuration.runtime
     details = {key: str(value) for key, value in description.items() if key not in known and len(str(value)) <= 500}
-    if configuration.runtime in RUNTIMES and (warning := RUNTIMES[configuration.runtime].warning(said("device"))):
+    if configuration.runtime in RUNTIMES and (warning := RUNTIMES[configuration.runtime].warning(fact("device"))):
         details["experimental"] = warning.removeprefix("experimental: ")
     return replace(
         configuration,
         runtime=runtime or configuration.runtime,
         precision=(actual or asked) if asked == NATIVE else asked,
         actual_precision=actual,
-        provider=said("provider"),
-        device=said("device"),
-        runtime_version=said("runtime_version"),
-        model_sha256=said("model_sha256"),
+        provider=fact("provider"),
+        device=fact("device"),
+        runtime_version=fact("runtime_version"),
+        model_sha256=fact("model_sha256"),
         details=details,
     )
 
@@ -173,24 +173,24 @@ def _find_module(place: str) -> ModuleType:
     """Import a user's module by its name or its file.
 
     Raises:
-        ConfigError: there is none, or it cannot be imported.
+        ConfigError: it does not exist, or cannot be imported.
     """
     if not place.endswith(".py"):
-        # The user's own modules lie where the command is run, which a console script does not search.
+        # Console scripts do not search the current folder for modules.
         if "" not in sys.path and str(Path.cwd()) not in sys.path:
             sys.path.insert(0, str(Path.cwd()))
         try:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
             if error.name is not None and (place == error.name or place.startswith(f"{error.name}.")):
-                raise ConfigError(f"no module {place!r}; a file is written file.py:object") from error
+                raise ConfigError(f"no module {place!r}; for a file, write file.py:object") from error
             raise ConfigError(f"{place} cannot be imported: {describe(error)}") from error
         except Exception as error:
             raise ConfigError(f"{place} cannot be imported: {describe(error)}") from error
     path = Path(place)
     if not path.is_file():
         raise ConfigError(f"no file {path}")
-    # A name of its own, so that a user's onnx.py or test.py shadows nothing.
+    # A unique name, so that a user's onnx.py or test.py does not replace another module.
     name = f"joulewatch_own_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -109,7 +109,7 @@ def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_de
         (["--network", "mine.py:Other"], "mine.py has no 'Other'"),
         (
             ["--network", "mine.py:Mine", "--precision", "int8"],
-            "int8 was asked for, but what was loaded computes in fp32",
+            "the precision int8 was requested, but the network computes in fp32",
         ),
         (["--network", "mine.py:Mine", "--option", "anser=no"], "did you mean answer"),
         (["--option", "threads"], "must be KEY=VALUE"),
@@ -132,7 +132,7 @@ def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_de
         (["--isolate", "--model", "none.onnx"], "no model file none.onnx"),
         (
             ["--isolate", "--network", "mine.py:Mine", "--precision", "int8"],
-            "int8 was asked for, but what was loaded computes in fp32",
+            "the precision int8 was requested, but the network computes in fp32",
         ),
         (["--figure", "nowhere/figure.png"], "the directory nowhere does not exist"),
     ],

@@ -171,7 +171,7 @@ def test_another_precision_than_requested_is_an_error_unless_any_is_accepted(sub
     network = loaded(opened, asked)
     actual = subject.actual_precision
     with pytest.raises(
-        ConfigError, match=f"n: {asked.precision} was asked for, but what was loaded computes in {actual}"
+        ConfigError, match=f"n: the precision {asked.precision} was requested, but the network computes in {actual}"
     ):
         as_loaded(asked, network.describe())
     assert (
@@ -367,9 +367,9 @@ def test_rows_of_a_file_are_repeated_to_fill_the_batch(files: FileSubject, opene
     [
         ({"xx": np.zeros((1, 4), np.float32)}, "unknown input 'xx'"),
         ({}, r"in\.npz has no array 'x'"),
-        ({"x": np.zeros((1, 4), np.float64)}, r"x is float64\[1,4\], but the model takes x:float32\[batch,4\]"),
+        ({"x": np.zeros((1, 4), np.float64)}, r"x is float64\[1,4\], but the model requires x:float32\[batch,4\]"),
         ({"x": np.zeros(4, np.float32)}, r"x is float32\[4\]"),
-        ({"x": np.zeros((1, 4, 1), np.float32)}, r"x is float32\[1,4,1\], but the model takes x:float32\[batch,4\]"),
+        ({"x": np.zeros((1, 4, 1), np.float32)}, r"x is float32\[1,4,1\], but the model requires x:float32\[batch,4\]"),
         ({"x": np.zeros((1, 5), np.float32)}, r"x is float32\[1,5\]"),
         ({"x": np.zeros((0, 4), np.float32)}, r"x is float32\[0,4\]"),
     ],

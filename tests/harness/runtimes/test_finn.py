@@ -159,7 +159,7 @@ def test_bitstring_5_is_refused(board: Any, build: Path, monkeypatch: pytest.Mon
 def test_buffers_that_nobody_wrote_are_found(board: Any, build: Path) -> None:
     network = loaded(build)
     board.writes_nothing = True
-    with pytest.raises(NetworkError, match="left 8 of 8 outputs as they were"):
+    with pytest.raises(NetworkError, match="has not written 8 of 8 outputs"):
         network.check()
     network.close()
 
@@ -168,7 +168,7 @@ def test_a_batch_that_is_computed_in_part_is_found(board: Any, build: Path) -> N
     """A launch for one frame on buffers of eight."""
     network = loaded(build)
     board.frames_written = 1
-    with pytest.raises(NetworkError, match="left 7 of 8 outputs as they were"):
+    with pytest.raises(NetworkError, match="has not written 7 of 8 outputs"):
         network.check()
     network.close()
 
@@ -225,7 +225,7 @@ def test_a_driver_that_does_not_wait_is_found(board: Any, tmp_path: Path, bitfil
     file.write_text(file.read_text().replace("if asynch is False:", "if asynch is True:"))
     board.frame_s = 0.05
     network = loaded(folder, fclk_mhz="250")
-    with pytest.raises(NetworkError, match="came back before the accelerator had finished"):
+    with pytest.raises(NetworkError, match="returned before the accelerator had finished"):
         network.check()
     network.close()
 
@@ -258,20 +258,20 @@ def test_a_design_that_another_process_replaced_is_loaded_again(board: Any, buil
 def test_the_clock_is_read_back(board: Any, tmp_path: Path) -> None:
     """A Zynq's divider does not reach 230 MHz; an Alveo card keeps the clock of the build."""
     zynq = generated_build(tmp_path / "zynq", bitfile="x.bit")
-    with pytest.raises(NetworkError, match="230 MHz was asked for, but the accelerator runs at 214"):
+    with pytest.raises(NetworkError, match="230 MHz was requested, but the accelerator runs at 214"):
         loaded(zynq, fclk_mhz="230")
     network = loaded(zynq, fclk_mhz="230", any_precision="true")
     assert network.describe()["clock_mhz"] == "214.286"
     network.close()
     alveo = generated_build(tmp_path / "alveo")
-    with pytest.raises(NetworkError, match="300 MHz was asked for, but the accelerator runs at 250 MHz"):
+    with pytest.raises(NetworkError, match="300 MHz was requested, but the accelerator runs at 250 MHz"):
         loaded(alveo, fclk_mhz="300")
 
 
 def test_the_driver_s_default_clock_is_said_aloud(board: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """100 MHz for a design of 250: 2.5 times slower, without a word."""
     network = loaded(generated_build(tmp_path / "deploy", bitfile="x.bit"))
-    assert "sets 100 MHz whatever the design was built for" in caplog.text
+    assert "sets 100 MHz, whatever the clock of the build" in caplog.text
     assert network.describe()["clock_mhz"] == "100"
     network.close()
 
@@ -325,7 +325,9 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
         opened(tmp_path)
     config = tmp_path / "acceleratorconfig.json"
     config.write_text("[]")
-    with pytest.raises(ConfigError, match=r"configuration of the C\+\+ driver: .*runtime process"):
+    with pytest.raises(
+        ConfigError, match=r"configuration of the C\+\+ driver, which runs as a child process .*runtime process"
+    ):
         opened(config)
     build = generated_build(tmp_path / "deploy")
     (build / "bitfile" / "other.xclbin").write_bytes(b"")
@@ -342,7 +344,7 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     [
         ("{", "cannot be read as JSON"),
         ("{}", "has no driver_information"),
-        ('{"driver_information": {"driver_type": "FINNLiveFIFOOverlay"}}', "runs no inferences"),
+        ('{"driver_information": {"driver_type": "FINNLiveFIFOOverlay"}}', "is not supported"),
     ],
 )
 def test_bad_settings_are_named(tmp_path: Path, content: str, said: str) -> None:
@@ -357,8 +359,8 @@ def test_bad_settings_are_named(tmp_path: Path, content: str, said: str) -> None
     [
         ("driver.py", "import finnish_things", "needs the module 'finnish_things'"),
         ("driver.py", "1 +", "cannot be imported: SyntaxError"),
-        ("driver.py", "io_shape_dict = 3", "not a driver that FINN generated"),
-        ("driver_base.py", "", "not a driver that FINN generated"),
+        ("driver.py", "io_shape_dict = 3", "FINN has not generated this driver"),
+        ("driver_base.py", "", "FINN has not generated this driver"),
     ],
 )
 def test_broken_drivers_are_named(board: Any, build: Path, file: str, content: str, said: str) -> None:
@@ -371,11 +373,11 @@ def test_broken_drivers_are_named(board: Any, build: Path, file: str, content: s
     ("array", "said"),
     [
         (np.zeros((4, 1024, 2), np.int8), r"shape \[4,1024,2\], but the accelerator has \[N,1024,1,2\]"),
-        (np.full((4, 1024, 1, 2), 200, np.int16), "values from 200 to 200, but the accelerator takes INT8"),
-        (np.full((4, 1024, 1, 2), 0.5, np.float32), "values that are not whole"),
+        (np.full((4, 1024, 1, 2), 200, np.int16), "values from 200 to 200, but the input is INT8"),
+        (np.full((4, 1024, 1, 2), 0.5, np.float32), "values are not integers"),
         (np.zeros((4, 1024, 1, 2), np.uint8), "an array of uint8 for a signed input"),
         (np.zeros((0, 1024, 1, 2), np.int8), "shape"),
-        (np.array(["a"]), "an .npy of numbers is wanted"),
+        (np.array(["a"]), "must be an .npy file of numbers"),
         (None, "no file"),
     ],
 )
@@ -433,7 +435,7 @@ def test_the_accelerator_alone(board: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "said"), [("overflows", "reports an overflow"), ("hangs", "no frame has come out of the accelerator")]
+    ("what", "said"), [("overflows", "reports an overflow"), ("hangs", "the accelerator has not completed a frame")]
 )
 def test_an_accelerator_that_does_not_run_by_itself_is_found(board: Any, tmp_path: Path, what: str, said: str) -> None:
     setattr(board, what, True)
@@ -443,7 +445,7 @@ def test_an_accelerator_that_does_not_run_by_itself_is_found(board: Any, tmp_pat
 
 def test_no_dma_mode_without_dma(tmp_path: Path) -> None:
     build = plus_build(tmp_path / "deploy", "FINNInstrumentationOverlay", own_driver=True)
-    with pytest.raises(ConfigError, match="has no mode dma: leave the option mode out"):
+    with pytest.raises(ConfigError, match="has no mode dma: remove the option mode"):
         opened(build, mode="dma")
 
 
@@ -473,19 +475,19 @@ def test_a_negative_raw_time_is_told_not_hidden() -> None:
     times = text.parse(CPP_TEXT.replace("4000ns", "24000ns").replace("14500ns", "-5500ns"), 8)
     assert times.raw_s == pytest.approx(-5.5e-6)
     assert times.driver_share == 1.0
-    assert "took 5.5 µs longer than the whole" in times.warnings[0]
+    assert "took 5.5 µs longer than the complete" in times.warnings[0]
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
         ("Avg. unpacking latency: 1.5e+03ns\n", "", "did not print its unpacking latency"),
-        ("20.5us", "nanus", "are no times"),
-        ("20.5us", "0us", "are no times"),
+        ("20.5us", "nanus", "are not valid times"),
+        ("20.5us", "0us", "are not valid times"),
         ("20.5us", "20.5ns", "another unit"),
-        ("20.5us", "1.2.3us", "that is no number"),
-        ("390244", "48780", "that is no batch of 8"),
-        ("C++ Driver started", "C++ Driver started\nAvg. packing latency: 1ns", "a second time"),
+        ("20.5us", "1.2.3us", "not a valid number"),
+        ("390244", "48780", "contradicts the requested batch size of 8"),
+        ("C++ Driver started", "C++ Driver started\nAvg. packing latency: 1ns", "or twice"),
     ],
 )
 def test_a_text_that_cannot_be_right_is_refused(old: str, new: str, said: str) -> None:
@@ -505,7 +507,7 @@ def test_the_exit_status_is_not_believed(tmp_path: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["energy"] is None
     program.write_text(f"#!/bin/sh\necho 'Error: no xclbin' >&2\nexit {status}\n")
     assert text.main([str(program), str(config), "8"]) == 1
-    assert "its last words: Error: no xclbin" in capsys.readouterr().err
+    assert "its last lines: Error: no xclbin" in capsys.readouterr().err
     assert text.main([str(tmp_path / "none"), str(config), "8"]) == 2
     assert text.main([str(program), str(tmp_path / "none.json"), "8"]) == 2
 

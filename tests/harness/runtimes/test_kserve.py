@@ -128,7 +128,7 @@ def test_json_holds_the_numbers_themselves() -> None:
         (outputs(tensor([2], data=[1.0])), "reshape"),
         (outputs(tensor([2], **sized(8)), raw=b"1234"), "has 4 of 8 bytes"),
         (outputs(tensor([2], **sized(4)), raw=b"1234"), "has 1 values"),
-        (Answer(200, {LENGTH: "99"}, b"{}"), "is '99', of a body of 2 bytes"),
+        (Answer(200, {LENGTH: "99"}, b"{}"), "is '99', but the body has 2 bytes"),
         (Answer(200, {LENGTH: "x"}, b"{}"), "is 'x'"),
     ],
 )  # fmt: skip
@@ -201,7 +201,7 @@ def test_an_error_in_one_of_several_lanes_is_told(fake: FakeConnection) -> None:
     network.load()
     network.prepare(2)
     fake.inferred = answer({"error": "the engine died"}, 500)
-    with pytest.raises(NetworkError, match="HTTP 500: the engine died: the server's log says more"):
+    with pytest.raises(NetworkError, match="HTTP 500: the engine died: see the server's log"):
         network.run(10, Phases())
     network.close()
 
@@ -248,7 +248,7 @@ def test_batches_that_the_model_does_not_take(fake: FakeConnection) -> None:
     network.load()
     assert network.describe()["device"] == "gpu"
     network.prepare(8)
-    with pytest.raises(UnsupportedBatchError, match="takes at most 8 at once"):
+    with pytest.raises(UnsupportedBatchError, match="the largest batch is 8"):
         network.prepare(9)
     network.close()
     fake.pages["/v2/models/m"] = answer(metadata(4))
@@ -290,15 +290,15 @@ def test_other_outputs_than_told_are_an_error(fake: FakeConnection, told: dict[s
 @pytest.mark.parametrize(
     ("path", "page", "text"),
     [
-        ("/v2", HTML, r"not answer like a KServe v2 server \(HTTP 200, text/html, begins"),
+        ("/v2", HTML, r"is not a KServe v2 server \(HTTP 200, text/html, begins"),
         ("/v2", answer({"error": "no"}, 404), "give its base URL"),
         ("/v2", answer({"error": "who are you"}, 401), "HTTP 401: who are you: check the option headers_file"),
-        ("/v2", answer({"name": "s", "extensions": ["health"]}), "takes no binary tensors .*binary=false"),
+        ("/v2", answer({"name": "s", "extensions": ["health"]}), "does not support binary tensors .*binary=false"),
         ("/v2/models/m", answer({"error": "unknown model"}, 400), "HTTP 400: unknown model; the network's name"),
-        ("/v2/models/m", answer({"error": "boom"}, 500), "HTTP 500: boom: the server's log"),
-        ("/v2/models/m", answer(metadata(inputs=[])), "does not tell the model's inputs"),
+        ("/v2/models/m", answer({"error": "boom"}, 500), "HTTP 500: boom: see the server's log"),
+        ("/v2/models/m", answer(metadata(inputs=[])), "does not report the model's inputs"),
         ("/v2/models/m", answer(metadata(inputs=[{"name": "x"}])), "inputs without name, datatype or shape"),
-        ("/v2/models/m", answer(metadata(inputs=[tensor([-1], datatype="BYTES")])), "input 'y' is BYTES"),
+        ("/v2/models/m", answer(metadata(inputs=[tensor([-1], datatype="BYTES")])), "has the unsupported type BYTES"),
         ("/v2/models/m/ready", answer({"error": "loading"}, 503), "is not ready .HTTP 503: loading.: load it"),
     ],
 )  # fmt: skip
@@ -317,7 +317,7 @@ def test_a_model_that_is_not_there_gets_the_nearest_name(fake: FakeConnection) -
     with pytest.raises(ConfigError, match="unknown model 'resnet5O'; did you mean resnet50"):
         network.load()
     network = kserve.open_network("m", "native", {"url": URL, "version": "7"})
-    with pytest.raises(ConfigError, match="m is there, but not ready in that version"):
+    with pytest.raises(ConfigError, match="the server has m, but it is not ready in that version"):
         network.load()
 
 
@@ -325,7 +325,7 @@ def test_sizes_that_the_server_leaves_open(fake: FakeConnection, tmp_path: Path)
     shape = {"datatype": "FP32", "shape": [-1, -1]}
     fake.pages["/v2/models/m"] = answer(metadata(inputs=[{"name": "x", **shape}], outputs=[{"name": "y", **shape}]))
     network = opened()
-    with pytest.raises(ConfigError, match=r"dimension 1 of input 'x' has no size: give it with --option dims=x\.1=N"):
+    with pytest.raises(ConfigError, match=r"dimension 1 of input 'x' has no size: set it with --option dims=x\.1=N"):
         network.load()
     network = opened(dims="x.1=5")
     network.load()
@@ -345,7 +345,7 @@ def test_sizes_that_the_server_leaves_open(fake: FakeConnection, tmp_path: Path)
 
 def test_half_precision_needs_binary(fake: FakeConnection) -> None:
     fake.pages["/v2/models/m"] = answer(metadata(inputs=[{"name": "x", "datatype": "FP16", "shape": [-1, 3]}]))
-    with pytest.raises(ConfigError, match="input 'x' is FP16, which JSON cannot hold"):
+    with pytest.raises(ConfigError, match="input 'x' is FP16, which JSON cannot represent"):
         opened(binary="false").load()
 
 
@@ -354,7 +354,7 @@ def test_a_server_that_fails_on_binary_tensors_is_told_how_else(fake: FakeConnec
     fake.pages["/v2"] = answer({"name": "mlserver", "version": "1.7.1", "extensions": []})
     fake.inferred = Answer(500, {"content-type": "text/plain"}, b"Traceback (most recent call last)")
     network = opened()
-    with pytest.raises(NetworkError, match=r"HTTP 500.*try the option binary=false, or its gRPC port"):
+    with pytest.raises(NetworkError, match=r"HTTP 500.*try binary=false, or its gRPC port"):
         network.load()
 
 
@@ -364,7 +364,7 @@ def test_json_outputs_instead_of_binary_are_a_warning(fake: FakeConnection) -> N
     network.load()
     told = network.describe()
     assert told["tensors"] == "json"
-    assert "answers in JSON although binary outputs were asked for" in told["warning"]
+    assert "answers in JSON although binary outputs were requested" in told["warning"]
     network.close()
 
 
@@ -453,26 +453,29 @@ def test_raw_and_typed_answers_of_grpc_are_read() -> None:
 def test_what_a_grpc_server_says_reads_as_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
     """Names, types and places of fields are tritonclient's; the network sees what JSON would have said."""
     client = answering(monkeypatch, **{name: bytes.fromhex(text) for name, text in TRITONCLIENT.items()})
-    assert client.ask("server").told == {"name": "triton", "version": "2.51.0", "extensions": ["statistics"]}
-    told = client.ask("model").told
+    assert client.ask("server").data == {"name": "triton", "version": "2.51.0", "extensions": ["statistics"]}
+    told = client.ask("model").data
     assert (told["name"], told["versions"], told["platform"]) == ("m", ["1", "3"], "onnxruntime_onnx")
     assert described(told, "inputs", "") == (Tensor("x", "FP32", (-1, 3)),)
     assert described(told, "outputs", "") == (Tensor("y", "FP32", (-1, 1)),)
     assert client.ask("ready").outcome is Outcome.DONE
-    config = client.ask("config").told
+    config = client.ask("config").data
     assert (config["max_batch_size"], config["backend"]) == (8, "onnxruntime")
     assert [group["kind"] for group in config["instance_group"]] == ["KIND_GPU"]
     spans = {"queue": 10**10 + 2, "copy_in": 10**10 + 3, "execute": 10**10 + 4, "copy_out": 10**10 + 5}
-    assert server_times(client.ask("statistics").told, "m") == ServerTimes(5, spans, cache_hits=11)
-    assert client.ask("index").told["models"] == [{"name": "m", "version": "1", "state": "READY"}]
+    assert server_times(client.ask("statistics").data, "m") == ServerTimes(5, spans, cache_hits=11)
+    assert client.ask("index").data["models"] == [{"name": "m", "version": "1", "state": "READY"}]
 
 
 @pytest.mark.parametrize(
     ("broken", "text"),
     [
-        (b"\xff\xff", "it is no ModelInferResponse"),
+        (b"\xff\xff", "it is not a valid ModelInferResponse"),
         (bytes.fromhex("2a0d0a01791204465033321a020201" + "320400000000" * 2), "has 2 raw tensors for 1 outputs"),
-        (bytes.fromhex("2a0d0a01791204465033321a020201" + "320400000000"), "'y' has 1 values, its shape .* wants 2"),
+        (
+            bytes.fromhex("2a0d0a01791204465033321a020201" + "320400000000"),
+            "'y' has 1 values, but its shape .* requires 2",
+        ),
         (bytes.fromhex("2a0c0a01791204465031361a0101"), "'y' is FP16 and not raw"),
         (bytes.fromhex("2a0c0a01791204465033321a0102"), "reshape"),
     ],
@@ -484,7 +487,7 @@ def test_broken_answers_of_grpc_are_named(broken: bytes, text: str) -> None:
 
 def test_a_request_that_protobuf_cannot_hold_loses_that_batch_size() -> None:
     values = np.broadcast_to(np.float32(0), (1 << 20, 600))  # 2.3 GiB that are nowhere
-    with pytest.raises(UnsupportedBatchError, match=r"a request of 2\.34 GiB: protobuf ends at 2 GiB"):
+    with pytest.raises(UnsupportedBatchError, match=r"a request of 2\.34 GiB: the limit of protobuf is 2 GiB"):
         over_grpc().prepare([(Tensor("x", "FP32", (-1, 600)), values)], ())
 
 
@@ -499,9 +502,9 @@ def test_without_grpcio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"url": "grpc://server"}, "write it as grpc://host:port, with nothing else"),
-        ({"url": "grpc://server:8001/v2"}, "write it as grpc://host:port, with nothing else"),
-        ({"url": "grpcs://server:8001", "insecure": "true"}, "over grpcs:// name the authority with ca_file"),
+        ({"url": "grpc://server"}, "write it as grpc://host:port, without a path"),
+        ({"url": "grpc://server:8001/v2"}, "write it as grpc://host:port, without a path"),
+        ({"url": "grpcs://server:8001", "insecure": "true"}, "for grpcs:// set ca_file"),
         (
             {"url": "grpcs://server:8001", "ca_file": "none.pem"},
             r"option ca_file: none\.pem cannot be read: No such file",
@@ -522,7 +525,7 @@ def test_headers_that_grpc_cannot_send_are_named_without_what_they_say(tmp_path:
     path = tmp_path / "headers.txt"
     for name in ("grpc-timeout", "token-bin", "a+b"):
         path.write_text(f"{name}: s3cret\n")
-        with pytest.raises(ConfigError, match="gRPC sends no header") as caught:
+        with pytest.raises(ConfigError, match="gRPC cannot send a header") as caught:
             over_grpc(headers_file=str(path))
         assert "s3cret" not in str(caught.value)
     path.write_text("Host: model.example.org\nAuthorization: Bearer s3cret\n")
@@ -613,4 +616,4 @@ def test_a_certificate_file_without_a_certificate(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_a_server_said(given: Answer, text: str) -> None:
-    assert given.told() == text
+    assert given.summary() == text

@@ -68,7 +68,7 @@ def test_threads_that_were_asked_for_are_there(tmp_path: Path) -> None:
 
 def test_fewer_threads_than_asked_for_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_own_threads", lambda: {"1"})
-    with pytest.raises(NetworkError, match="3 threads were asked for, but ONNX Runtime has started 1"):
+    with pytest.raises(NetworkError, match="3 threads were requested, but ONNX Runtime has started 1"):
         opened(matmul(tmp_path / "m.onnx"), threads="3").load()
 
 
@@ -103,7 +103,7 @@ def test_a_provider_that_fell_back_is_an_error(tmp_path: Path, monkeypatch: pyte
         lambda path, settings, providers: session(path, settings, providers=["CPUExecutionProvider"]),
     )
     network = opened(matmul(tmp_path / "m.onnx"), provider="CUDAExecutionProvider")
-    with pytest.raises(NetworkError, match="CUDAExecutionProvider was asked for, but ONNX Runtime fell back to CPU"):
+    with pytest.raises(NetworkError, match="CUDAExecutionProvider was requested, but ONNX Runtime fell back to CPU"):
         network.load()
 
 

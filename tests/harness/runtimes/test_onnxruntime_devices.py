@@ -185,7 +185,7 @@ def test_tf32_is_off_unless_asked_for(
 def test_tf32_in_place_of_fp32_is_an_error(gpu: FakeGpu, tmp_path: Path) -> None:
     path = matmul(tmp_path / "m.onnx")
     network = loaded(path, "fp32", tf32="true")
-    with pytest.raises(ConfigError, match="fp32 was asked for, but what was loaded computes in tf32"):
+    with pytest.raises(ConfigError, match="the precision fp32 was requested, but the network computes in tf32"):
         as_loaded(
             Configuration(name="n", network=str(path), runtime="onnxruntime", precision="fp32"), network.describe()
         )
@@ -248,8 +248,9 @@ def test_single_operators_that_fell_back_are_an_error_unless_allowed(gpu: FakeGp
     options = {"provider": TENSORRT, "any_precision": "true"}
     with pytest.raises(
         NetworkError,
-        match=r"TensorrtExecutionProvider does not run all of it \(5 of 9: CUDA Conv 1, Relu 1; CPU Gather 2, Shape 1\)"
-        r", Conv among them: set the option any_provider=true",
+        match=r"TensorrtExecutionProvider does not run all operators "
+        r"\(5 of 9: CUDA Conv 1, Relu 1; CPU Gather 2, Shape 1\)"
+        r", including Conv: set any_provider=true",
     ):
         loaded(path, **options)
     network = loaded(path, any_provider="true", **options)
@@ -267,7 +268,7 @@ def test_shapes_that_are_worked_out_on_the_cpu_are_told(gpu: FakeGpu, tmp_path: 
 def test_a_version_that_does_not_tell_says_so(gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info", None)
     network = loaded(matmul(tmp_path / "m.onnx"))
-    assert network.describe()["nodes_elsewhere"].startswith("not told by ONNX Runtime")
+    assert network.describe()["nodes_elsewhere"].startswith("not reported by ONNX Runtime")
     network.close()
 
 
@@ -295,7 +296,7 @@ def test_tf32_on_a_cpu_is_not_reported(tmp_path: Path) -> None:
     path = matmul(tmp_path / "m.onnx")
     network = runtime.open_network(str(path), "tf32", {})
     network.load()
-    with pytest.raises(ConfigError, match="tf32 was asked for, but what was loaded computes in fp32"):
+    with pytest.raises(ConfigError, match="the precision tf32 was requested, but the network computes in fp32"):
         as_loaded(
             Configuration(name="n", network=str(path), runtime="onnxruntime", precision="tf32"), network.describe()
         )
@@ -305,6 +306,6 @@ def test_tf32_on_a_cpu_is_not_reported(tmp_path: Path) -> None:
 def test_the_profile_of_a_gpu_is_not_taken_for_its_times(gpu: FakeGpu, tmp_path: Path) -> None:
     network = loaded(matmul(tmp_path / "m.onnx"))
     network.prepare(2)
-    with pytest.raises(NetworkError, match="how long operators take to launch"):
+    with pytest.raises(NetworkError, match="the time to launch operators"):
         network.trace(tmp_path / "t.json")
     network.close()

@@ -94,10 +94,10 @@ def test_tokens_are_never_guessed() -> None:
             [event(said("a")), event(said("b"))],
             "ended after 2 pieces, without .DONE. or a finish_reason: it was cut off",
         ),
-        ([b'{"choices": []}'], "is no event stream .it begins"),
-        ([], "is no event stream"),
-        ([b"data: <html>\n\n"], "no JSON: it begins"),
-        ([b"data: [1]\n\n"], "no object: it begins"),
+        ([b'{"choices": []}'], "is not an event stream .it begins"),
+        ([], "is not an event stream"),
+        ([b"data: <html>\n\n"], "not valid JSON: it begins"),
+        ([b"data: [1]\n\n"], "not an object: it begins"),
         ([event(said("a")), b'data: {"error": {"message": "out of memory"}}\n\n'], "after 1 pieces: out of memory"),
         ([b'data: {"error": "stopped"}\n\n'], "after 0 pieces: stopped"),
     ],
@@ -173,7 +173,7 @@ def test_a_warm_prefix_cache_is_said(fake: FakeSender, caplog: pytest.LogCapture
         network.load()
         network.prepare(1)
         network.run(3, Phases())
-        assert caplog.text.count("6 of 7 tokens of the prompt came out of the server's prefix cache") == lines
+        assert caplog.text.count("6 of 7 tokens of the prompt were in the server's prefix cache") == lines
 
 
 def test_a_server_that_does_not_count(fake: FakeSender) -> None:
@@ -182,7 +182,7 @@ def test_a_server_that_does_not_count(fake: FakeSender) -> None:
         opened().load()
     network = opened(count_chunks="true")
     network.load()
-    assert network.describe()["tokens_counted_by"] == "nobody: pieces of the stream are counted (count_chunks)"
+    assert network.describe()["tokens_counted_by"] == "not counted: pieces of the stream instead (count_chunks)"
     network.prepare(2)
     phases = Phases()
     network.run(1, phases)
@@ -194,7 +194,7 @@ def test_a_server_that_stops_counting_in_the_middle(fake: FakeSender) -> None:
     network.load()
     network.prepare(1)
     fake.answer = [event(said("a", "stop")), DONE]
-    with pytest.raises(NetworkError, match="a stream came without usage, though the server gave it before"):
+    with pytest.raises(NetworkError, match="a stream without usage, although earlier streams had it"):
         network.run(1, Phases())
 
 
@@ -202,12 +202,12 @@ def test_a_server_that_stops_counting_in_the_middle(fake: FakeSender) -> None:
     ("answer", "error", "text"),
     [
         (page({"error": "no key sk-s3cret"}, 401), ConfigError, r"HTTP 401: no key \*\*\*: check .* api_key_file"),
-        (page({"detail": "Not Found"}, 404), ConfigError, "no such model, or no chat API there .options url and api."),
+        (page({"detail": "Not Found"}, 404), ConfigError, "the model or the chat API does not exist .options url"),
         (page({"error": {"message": "stream_options?"}}, 400), ConfigError, "HTTP 400: stream_options"),
         (page({"error": "slow down"}, 429), NetworkError, "limits requests"),
-        (page({"error": "engine died"}, 500), NetworkError, "HTTP 500: engine died: the server's log says more"),
+        (page({"error": "engine died"}, 500), NetworkError, "HTTP 500: engine died: see the server's log"),
         ([event(said("a"))], NetworkError, "chat/completions: the stream ended after 1 pieces"),
-        ([b"<html>"], NetworkError, "chat/completions: the answer is no event stream"),
+        ([b"<html>"], NetworkError, "chat/completions: the answer is not an event stream"),
     ],
 )  # fmt: skip
 def test_servers_that_fail_are_named(
@@ -237,8 +237,8 @@ def test_models_that_are_not_there(fake: FakeSender) -> None:
 
 def test_answers_that_are_too_short_or_too_long(fake: FakeSender) -> None:
     for options, text in (
-        ({"max_tokens": "2"}, "3 tokens came, at most 2 were asked for"),
-        ({"max_tokens": "9", "ignore_eos": "true"}, "3 of 9 tokens came: this server does not know ignore_eos"),
+        ({"max_tokens": "2"}, "3 tokens, but at most 2 were requested"),
+        ({"max_tokens": "9", "ignore_eos": "true"}, "3 of 9 tokens: this server does not support ignore_eos"),
     ):
         network = opened(**options)
         network.load()
@@ -247,7 +247,7 @@ def test_answers_that_are_too_short_or_too_long(fake: FakeSender) -> None:
     fake.answer = [event(finish_reason="stop"), event(usage={"prompt_tokens": 7, "completion_tokens": 0}), DONE]
     network = opened()
     network.load()
-    with pytest.raises(NetworkError, match="answers the prompt with no token"):
+    with pytest.raises(NetworkError, match="the answer of m:1b has no token"):
         network.check()
 
 

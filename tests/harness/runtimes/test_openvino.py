@@ -78,7 +78,7 @@ def test_bfloat16_by_default_is_found(tmp_path: Path) -> None:
     network.load()
     told = network.describe()
     assert (told["precision"], told["precision_hint"]) == ("bf16", "bf16")
-    with pytest.raises(ConfigError, match="n: fp32 was asked for, but what was loaded computes in bf16"):
+    with pytest.raises(ConfigError, match="n: the precision fp32 was requested, but the network computes in bf16"):
         as_loaded(asked, told)
     assert network.check()
     network.close()
@@ -204,14 +204,14 @@ def test_throughput_takes_as_many_requests_as_openvino_likes() -> None:
 @pytest.mark.parametrize(("key", "number"), [("threads", "4096"), ("streams", "4096")])
 def test_fewer_threads_or_streams_than_asked_for_is_an_error(tmp_path: Path, key: str, number: str) -> None:
     network = opened(matmul(tmp_path / "m.onnx"), **{key: number})
-    with pytest.raises(NetworkError, match=rf"4096 {key} were asked for, but OpenVINO uses \d+: ask for"):
+    with pytest.raises(NetworkError, match=rf"4096 {key} were requested, but OpenVINO uses \d+: set {key}="):
         network.load()
 
 
 def test_a_device_that_fell_back_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OpenVinoNetwork, "_device", lambda _self: "GPU.0")
     network = opened(matmul(tmp_path / "m.onnx"))
-    with pytest.raises(NetworkError, match=r"device CPU was asked for, but OpenVINO runs it on GPU\.0"):
+    with pytest.raises(NetworkError, match=r"device CPU was requested, but OpenVINO runs it on GPU\.0"):
         network.load()
 
 

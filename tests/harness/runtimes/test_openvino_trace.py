@@ -133,13 +133,13 @@ def test_counters_that_tell_nothing_are_an_error() -> None:
     counters = Counters(list)
     counters.note()
     counters.note()
-    with pytest.raises(NetworkError, match="told no times of layers"):
+    with pytest.raises(NetworkError, match="reported no times of layers"):
         counters.layers()
 
 
 def test_what_cannot_be_traced_says_why(tmp_path: Path) -> None:
     path = matmul(tmp_path / "m.onnx")
-    with pytest.raises(NetworkError, match="leave out streams, requests and performance_hint"):
+    with pytest.raises(NetworkError, match="remove streams, requests and performance_hint"):
         traced(path, "native", 2, tmp_path, requests="2")
     network = runtime.open_network(str(path), "native", {})
     network.load()

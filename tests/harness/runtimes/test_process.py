@@ -138,7 +138,7 @@ def test_a_line_is_one_message_with_blanks_around_it(line: str, good: bool) -> N
         if good:
             assert child.ask("ping", {}, limit_s=60.0, limit_option="").message == {"id": 1, "ok": True}
         else:
-            with pytest.raises(NetworkError, match="wrote what is no message in answer to ping"):
+            with pytest.raises(NetworkError, match="wrote an invalid message in answer to ping"):
                 child.ask("ping", {}, limit_s=60.0, limit_option="")
     finally:
         child.end()
@@ -238,10 +238,10 @@ def test_what_is_no_fault(opened: Open, fault: str) -> None:
         ("slow_load", {"load_limit_s": "0.2"}, r"did not answer load within 0\.2 s \(option load_limit_s\)"),
         ("slow_load", {"time_limit_s": "2"}, r"did not answer load within 2 s"),
         ("version", {}, r"speaks protocol 2, this joulewatch 1 \(see harness/PROTOCOL\.md\)"),
-        ("no_precision", {}, r'answered describe wrongly: "precision" is a text, not None'),
-        ("native", {}, "calls its precision 'native': it must tell the actual one"),
-        ("bad_details", {}, r'"details" is an object'),
-        ("bad_offers", {}, r'"offers" is a list'),
+        ("no_precision", {}, r'sent an invalid answer to describe: "precision" must be a text, got None'),
+        ("native", {}, "reports the precision 'native': it must report the actual one"),
+        ("bad_details", {}, r'"details" must be an object'),
+        ("bad_offers", {}, r'"offers" must be a list'),
     ],
 )
 def test_a_child_that_does_not_start_rightly(opened: Open, fault: str, options: Mapping[str, str], said: str) -> None:
@@ -264,8 +264,8 @@ def test_a_file_that_is_no_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "options", "said"),
     [
-        ("", {"threads": "2"}, "2 threads were asked for, but the child has 3"),
-        ("no_threads", {"threads": "2"}, "2 threads were asked for, but the child does not say how many"),
+        ("", {"threads": "2"}, "2 threads were requested, but the child has 3"),
+        ("no_threads", {"threads": "2"}, "2 threads were requested, but the child does not report its number"),
         ("bad_configuration", {}, "process vgg10: load: no int8 on this card"),
     ],
 )
@@ -290,16 +290,16 @@ def test_a_child_that_is_not_what_was_asked_for(
         ),
         (
             "oom_killed",
-            r"killed by SIGKILL before it answered .* \(perhaps for want of memory.*it wrote nothing on std",
+            r"killed by SIGKILL before it answered .* \(perhaps out of memory.*it wrote nothing on std",
         ),
         ("exit", r"ended before it answered run \(batch size 512\) \(exit status 3\); .*giving up"),
         ("exit_zero", r"ended before it answered run \(batch size 512\) \(exit status 0\)"),
-        ("garbage", r"wrote what is no message .*'INFO: loading model': stdout is for messages.* belongs on stderr"),
-        ("list", r"no message in answer to run \(batch size 512\): '\[1, 2\]'"),
-        ("deep", r"no message .*'\[\[\[\[.*\.\.\.'"),
-        ("bytes", r"no message"),
+        ("garbage", r"wrote an invalid message .*'INFO: loading model': stdout is for messages.* to stderr"),
+        ("list", r"invalid message in answer to run \(batch size 512\): '\[1, 2\]'"),
+        ("deep", r"invalid message .*'\[\[\[\[.*\.\.\.'"),
+        ("bytes", r"invalid message"),
         ("long_line", r"a line of more than 4 MiB in answer to run .*'xxxx"),
-        ("other_id", r"answered request \d+ where run \(batch size 512\) was request \d+"),
+        ("other_id", r"answered request \d+, but run \(batch size 512\) was request \d+"),
         ("no_ok", r'answered run \(batch size 512\) without "ok": true or false'),
     ],
 )
@@ -311,7 +311,7 @@ def test_a_child_that_breaks_the_rules_loses_that_batch_size_only(opened: Open, 
     network.prepare(512)
     with pytest.raises(NetworkError, match=said):
         network.run(2, Phases())
-    with pytest.raises(NetworkError, match=r"is gone and cannot be asked to run \(batch size 512\)"):
+    with pytest.raises(NetworkError, match=r"has ended and cannot run \(batch size 512\)"):
         network.run(2, Phases())
     network.prepare(16)
     phases = Phases()
@@ -357,20 +357,20 @@ def test_two_lines_for_one_request_are_found(opened: Open) -> None:
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("fewer", r'"batches" is 3, but 4 were to be run'),
-        ("wall_clock", r"t1_ns is \d+\.\d+ s after the answer came: times are CLOCK_MONOTONIC"),
+        ("fewer", r'"batches" is 3, but 4 were requested'),
+        ("wall_clock", r"t1_ns is \d+\.\d+ s after the answer came: times must be CLOCK_MONOTONIC"),
         ("early", r"t0_ns is 0\.9\d+ s before the request was sent|t0_ns is 1\.0\d+ s before the request was sent"),
         ("backwards", r"t1_ns is \d+ ns before t0_ns"),
-        ("seconds", r'"t0_ns" is a whole number of nanoseconds, not \d'),
-        ("no_times", r'"t0_ns" is a whole number of nanoseconds, not None'),
-        ("overlap", r"its phases add up to \d+ ns, more than the \d+ ns.* do not overlap"),
-        ("bad_phase", r"phase 'Copy In': a name of a-z"),
-        ("negative_phase", r'"ns" is a whole number of nanoseconds, not -1'),
-        ("listed_phases", r'"phases" is an object'),
+        ("seconds", r'"t0_ns" must be an integer >= 0, got \d'),
+        ("no_times", r'"t0_ns" must be an integer >= 0, got None'),
+        ("overlap", r"the sum of the phases is \d+ ns, more than the \d+ ns.* must not overlap"),
+        ("bad_phase", r"phase 'Copy In': must be a name of a-z"),
+        ("negative_phase", r'"ns" must be an integer >= 0, got -1'),
+        ("listed_phases", r'"phases" must be an object'),
         ("falling_ends", r'"batch_ends_ns" must rise'),
         ("late_ends", r'"batch_ends_ns" must rise'),
-        ("few_ends", r"one number for each of 4 batches, not 3 numbers"),
-        ("float_ends", r'"batch_ends_ns" holds whole nanoseconds'),
+        ("few_ends", r"one number for each of 4 batches, got 3 numbers"),
+        ("float_ends", r'"batch_ends_ns" must contain integers'),
     ],
 )
 def test_times_that_cannot_be_true_are_not_taken(opened: Open, fault: str, said: str) -> None:
@@ -380,7 +380,7 @@ def test_times_that_cannot_be_true_are_not_taken(opened: Open, fault: str, said:
     phases = Phases()
     with pytest.raises(NetworkError, match=said) as caught:
         network.run(4, phases)
-    assert "process vgg10: the child answered run (batch size 8) wrongly" in str(caught.value)
+    assert "process vgg10: the child sent an invalid answer to run (batch size 8)" in str(caught.value)
     assert phases.spans == {}
     assert not phases.batch_ends_ns
 
@@ -420,7 +420,7 @@ def test_a_new_child_must_be_as_the_one_before(opened: Open) -> None:
     network.prepare(8)
     with pytest.raises(NetworkError, match="exit status 0"):
         network.run(1, Phases())
-    with pytest.raises(NetworkError, match="started anew has device 'u250', not 'u280' as before"):
+    with pytest.raises(NetworkError, match="started again, and its device is 'u250', not 'u280' as before"):
         network.prepare(8)
 
 
@@ -433,7 +433,7 @@ def test_a_child_that_died_between_calls_is_started_anew_and_that_is_said(
     assert gone(int(network.describe()["pid"]))
     with caplog.at_level(logging.WARNING):
         network.prepare(8)
-    assert "the child was gone (it wrote nothing on stderr); another one has been started" in caplog.text
+    assert "the child had ended (it wrote nothing on stderr); another one has been started" in caplog.text
     network.run(1, Phases())
 
 
@@ -443,14 +443,14 @@ def test_a_child_that_died_between_calls_is_started_anew_and_that_is_said(
 @pytest.mark.parametrize(
     ("fault", "options", "said"),
     [
-        ("zeros", {}, r"every value of its check is zero \(first, second\): that proves no computation"),
-        ("zero_reference", {}, "every value of its check is zero"),
-        ("wrong_value", {}, r"first is 0, its own reference 1\.5 \(within 0\.001 of it\)"),
-        ("", {"reference": "second=-2.1"}, r"second is -2, the plan's reference -2\.1"),
-        ("", {"reference": "second=-2.001", "tolerance": "1e-4"}, r"within 0\.0001"),
-        ("no_number", {}, "value 'first' of its check is nan, no finite number"),
-        ("bad_reference", {}, "no usable reference"),
-        ("no_values", {}, 'gave no "values"'),
+        ("zeros", {}, r"all values of its check are zero \(first, second\): that does not prove a computation"),
+        ("zero_reference", {}, "all values of its check are zero"),
+        ("wrong_value", {}, r"first is 0, but its own reference is 1\.5 \(relative tolerance 0\.001\)"),
+        ("", {"reference": "second=-2.1"}, r"second is -2, but the plan's reference is -2\.1"),
+        ("", {"reference": "second=-2.001", "tolerance": "1e-4"}, r"relative tolerance 0\.0001"),
+        ("no_number", {}, "value 'first' of its check is nan, not a finite number"),
+        ("bad_reference", {}, "no valid reference"),
+        ("no_values", {}, 'has no "values"'),
     ],
 )
 def test_a_child_that_computes_wrongly_is_found(
@@ -471,7 +471,7 @@ def test_a_check_can_be_needed_left_out_or_given_values(opened: Open) -> None:
     assert checks("no_check")
     assert checks("zeros", check="false")
     assert checks("", check="true", reference="first=1.5,second=-2.0001")
-    with pytest.raises(ConfigError, match="a check is asked for, but the child offers none"):
+    with pytest.raises(ConfigError, match="a check is required, but the child offers none"):
         checks("no_check", check="true")
     with pytest.raises(ConfigError, match="the child offers none"):
         checks("no_check", reference="first=1.5")
@@ -522,7 +522,7 @@ def test_an_interrupted_request_is_not_mistaken_for_the_next(opened: Open, monke
         patch.setattr(child, "_line", interrupted)
         with pytest.raises(KeyboardInterrupt):
             network.prepare(1)
-    with pytest.raises(NetworkError, match="owes the answer to an earlier request"):
+    with pytest.raises(NetworkError, match="has not answered an earlier request"):
         network.run(1, Phases())
     network.prepare(2)
     assert network._child is not child
@@ -543,7 +543,7 @@ def test_stderr_is_kept_in_a_file_of_the_users_and_named(opened: Open, tmp_path:
     network = opened("exit", stderr=str(log))
     network.load()
     network.prepare(1)
-    with pytest.raises(NetworkError, match=r"it last wrote on stderr \(all of it: .*child\.log\): giving up$"):
+    with pytest.raises(NetworkError, match=r"it last wrote on stderr \(complete: .*child\.log\): giving up$"):
         network.run(1, Phases())
     assert log.read_text() == "from an earlier run\ngiving up\n"
 

@@ -204,7 +204,7 @@ def test_tf32_is_read_from_the_kernels_or_else_from_the_setting(gpu: Machine, mo
     gpu.layers = [layer("tf32f32")]
     network = loaded(model, "fp32", engine_cache="false")
     asked = Configuration(name="x", network=str(model), runtime="tensorrt", precision="fp32", options={})
-    with raises(ConfigError, match="fp32 was asked for, but what was loaded computes in tf32"):
+    with raises(ConfigError, match="the precision fp32 was requested, but the network computes in tf32"):
         as_loaded(asked, network.describe())
     network.close()
     gpu.devices[0].capability = (7, 5)
@@ -217,7 +217,7 @@ def test_a_batch_that_computes_in_another_precision_is_refused(gpu: Machine, mod
     """The window of one batch size must not have another precision than the table shows."""
     gpu.layers = [layer("f16f16")]
     network, mixed = loaded(model), loaded(model, any_precision="true")
-    for batch, layers, text in ((3, [layer("f32f32")], "fp32"), (5, [], "something that it does not tell")):
+    for batch, layers, text in ((3, [layer("f32f32")], "fp32"), (5, [], "an unknown precision")):
         gpu.layers = layers
         with raises(NetworkError, match=f"computes in {text} at batch {batch}, but in fp16 at other batch sizes"):
             network.prepare(batch)

@@ -294,7 +294,7 @@ def test_on_a_gpu_an_operator_takes_as_long_as_its_kernels(monkeypatch: pytest.M
 
 def test_a_profile_without_operators_is_an_error() -> None:
     for events in ([], [FakeEvent(BATCH)]):
-        with pytest.raises(NetworkError, match="told no operators"):
+        with pytest.raises(NetworkError, match="recorded no operators"):
             batches_of(events)
 
 

@@ -187,7 +187,7 @@ def test_what_was_tuned_is_kept_found_again_and_survives_a_kill(
     wrong = opened(path, threads="1")
     wrong.load()
     for _ in range(2):
-        with pytest.raises(NetworkError, match="this build computes wrongly"):
+        with pytest.raises(NetworkError, match="this build computes wrong results"):
             wrong.prepare(2)
     wrong.close()
     monkeypatch.setattr(shared_outputs, "onnxruntime_outputs", onnxruntime_outputs)
@@ -203,10 +203,10 @@ def test_what_was_tuned_is_kept_found_again_and_survives_a_kill(
     records.write_text(whole + whole.splitlines()[0][: len(whole) // 5], encoding="utf-8")
     torn, said = tuned(path, caplog, threads="1")
     assert torn["tuned"] == first["tuned"]
-    assert "its last line is torn" in said
+    assert "the last line is incomplete" in said
     # Before TVM appends again, the torn end and what a killed search left are taken away.
     (folder / ".tuning-left").mkdir()
-    tuning._mend(folder)
+    tuning._remove_remains(folder)
     assert records.read_text(encoding="utf-8") == whole
     assert not list(folder.glob(".tuning-*"))
     (folder / tuning.WORKLOADS).write_text('["half a', encoding="utf-8")
@@ -257,7 +257,9 @@ sys.stdin.read()
 def test_a_search_that_fails_is_told_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "_CODE", "import sys; sys.exit('out of luck')")
     request = tuning.Request(trials=1, threads=1, cost_model="random", seed=0)
-    with pytest.raises(NetworkError, match=r"n: tuning failed with status 1: out of luck \(all of it in .*tuning\.log"):
+    with pytest.raises(
+        NetworkError, match=r"n: tuning failed with status 1: out of luck \(complete log: .*tuning\.log"
+    ):
         tuning.tune(tmp_path, tvm.IRModule({}), runtime.find_target("", 1)[0], request, "n")
     assert tuning.finished(tmp_path).trials == 0
     assert not list(tmp_path.glob(".tuning-*"))
@@ -350,10 +352,10 @@ def test_bad_options_are_named(tmp_path: Path, options: dict[str, str], text: st
 @pytest.mark.parametrize(
     ("target", "text"),
     [
-        ("x86", "option target is cuda, cuda:N or JSON"),
-        ('{"kind": "lvm"}', "option target is cuda, cuda:N or JSON"),
+        ("x86", "option target: must be cuda, cuda:N or JSON"),
+        ('{"kind": "lvm"}', "option target: must be cuda, cuda:N or JSON"),
         ('{"kind": "c"}', "option target: unknown kind 'c'"),
-        ("cuda:17", "target cuda:17 was asked for, but TVM .* finds no such GPU"),
+        ("cuda:17", "target cuda:17 was requested, but TVM .* finds no such GPU"),
     ],
 )
 def test_a_bad_target_is_named(tmp_path: Path, target: str, text: str) -> None:
@@ -406,7 +408,7 @@ assert not strays((last,)), strays((last,))
 def test_fewer_threads_than_asked_for_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool is as large as it was when the process first used it."""
     monkeypatch.setattr(options, "PROCESSORS", 64)
-    with pytest.raises(NetworkError, match=r"64 threads were asked for, but TVM's pool has \d+: ask for"):
+    with pytest.raises(NetworkError, match=r"64 threads were requested, but TVM's pool has \d+: set threads="):
         opened(matmul(tmp_path / "m.onnx"), threads="64").load()
 
 

@@ -1,4 +1,4 @@
-"""What a FINN build left on disk: the driver's folder, the bit file, and the code that drives it."""
+"""The output of a FINN build: the folder of the driver, the bit file, and the driver's code."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _PLACES: Final = (".", "driver", "deploy/driver")
 _BITFILE_PLACES: Final = (".", "../bitfile", "bitfile", "deploy/bitfile", "../deploy/bitfile")
 _SUFFIXES: Final[Mapping[str, str]] = {".bit": "zynq-iodma", ".xclbin": "alveo"}
 _OWN_MODULES: Final = frozenset({"driver", "driver_base", "finn", "qonnx", "validate"})
-"""What a driver's folder brings along; two builds bring two of each."""
+"""Modules in a driver's folder; each build has its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """One build: nothing of it is imported or loaded yet."""
+    """One build, before it is imported or loaded."""
 
     folder: Path
-    """Of the driver."""
+    """Folder of the driver."""
     bitfile: Path
     platform: str
     driver_type: str
@@ -45,29 +45,29 @@ class Build:
     settings: Mapping[str, Any]
     """FINN+'s ``driver_information``; empty for FINN's own driver."""
 
-    def mode(self, wanted: str) -> str:
-        """The mode to run in.
+    def mode(self, requested: str) -> str:
+        """Return the mode to run in.
 
         Raises:
-            ConfigError: the build does not have the one that is wanted.
+            ConfigError: the build does not have the requested mode.
         """
         modes = _MODES[self.driver_type]
-        if wanted and wanted not in modes:
-            cure = (
+        if requested and requested not in modes:
+            fix = (
                 "build with the driver type FINNDMAInstrumentationOverlay or FINNInstrumentationOverlay of FINN+"
-                if wanted == "instrumentation"
-                else "leave the option mode out, or name a build with a DMA driver"
+                if requested == "instrumentation"
+                else "remove the option mode, or name a build with a DMA driver"
             )
-            raise ConfigError(f"{self.folder}: a {self.driver_type} has no mode {wanted}: {cure}")
-        return wanted or modes[0]
+            raise ConfigError(f"{self.folder}: a {self.driver_type} has no mode {requested}: {fix}")
+        return requested or modes[0]
 
     def overlay_class(self) -> tuple[Any, dict[str, Any]]:
-        """Import the driver: its overlay class, and the arguments that the build gives it.
+        """Import the driver; return its overlay class and the arguments of the build.
 
         Raises:
-            ConfigError: a package is missing, or the driver's files are not what they should be.
+            ConfigError: a package is missing, or the driver's files are not valid.
         """
-        with _imports_from(self.folder), _told(self.folder):
+        with _imports_from(self.folder), _as_config_errors(self.folder):
             if self.driver_type == GENERATED:
                 module: Any = importlib.import_module("driver")
                 io_shape_dict = getattr(module, "io_shape_dict", None)
@@ -75,7 +75,7 @@ class Build:
                 if not isinstance(io_shape_dict, dict) or found is None:
                     raise ConfigError(
                         f"{self.folder}: driver.py has no io_shape_dict, or driver_base.py no {GENERATED}: "
-                        "this is not a driver that FINN generated"
+                        "FINN has not generated this driver"
                     )
                 return found, {"io_shape_dict": dict(io_shape_dict)}
             if (self.folder / "driver.py").is_file():
@@ -86,28 +86,28 @@ class Build:
                 found = importlib.import_module("finn_plus_driver").get_driver_class(self.driver_type)
         arguments = {key: value for key, value in self.settings.items() if key != "driver_type"}
         if isinstance(arguments.get("io_shape_dict"), dict):
-            # The overlay turns the types in it from text into objects, in place.
+            # The overlay replaces the texts of types by objects in this mapping.
             arguments["io_shape_dict"] = dict(arguments["io_shape_dict"])
         arguments.setdefault("mlo_weight_dir", str(self.folder / "mlo_weights"))
         return found, arguments
 
 
 def find_build(network: str, options: Options) -> Build:
-    """Look for the driver and the bit file of a build.
+    """Find the driver and the bit file of a build.
 
     Raises:
-        ConfigError: there is no folder, no driver or no bit file, or more than one; the text says where it was looked.
+        ConfigError: the folder, driver or bit file is missing or not unique; the text names the searched folders.
     """
     top = Path(network)
     if top.suffix == ".json" and top.is_file() and top.name != "settings.json":
         raise ConfigError(
-            f"{top} looks like the configuration of the C++ driver: that one is run as a child process "
+            f"{top} is a configuration of the C++ driver, which runs as a child process "
             "(harness/children/finn_cpp, runtime process)"
         )
     if top.is_file() and top.name in ("driver.py", "settings.json"):
         top = top.parent
     if not top.is_dir():
-        raise ConfigError(f"no folder {top}: the network of runtime finn is the folder of a FINN build")
+        raise ConfigError(f"no folder {top}: the network of the runtime finn is the folder of a FINN build")
     folder = next(
         (top / place for place in _PLACES if any((top / place / name).is_file() for name in _DRIVER_FILES)), None
     )
@@ -124,12 +124,12 @@ def find_build(network: str, options: Options) -> Build:
         driver_type = str(settings.get("driver_type", DMA))
         if driver_type not in _MODES:
             raise ConfigError(
-                f"{folder}/settings.json: driver type {driver_type!r} runs no inferences (known: {', '.join(_MODES)})"
+                f"{folder}/settings.json: driver type {driver_type!r} is not supported (known: {', '.join(_MODES)})"
             )
     bitfile = _bitfile(folder, options)
     platform = options.platform or str(settings.get("platform") or _SUFFIXES.get(bitfile.suffix, ""))
     if platform not in _SUFFIXES.values():
-        raise ConfigError(f"{bitfile}: the platform is not known: give it with --option platform=alveo or zynq-iodma")
+        raise ConfigError(f"{bitfile}: unknown platform: set it with --option platform=alveo or zynq-iodma")
     return Build(folder, bitfile, platform, driver_type, settings)
 
 
@@ -143,7 +143,7 @@ def _settings(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     settings = found.get("driver_information") if isinstance(found, dict) else None
     if not isinstance(settings, dict):
-        raise ConfigError(f"{path} has no driver_information: FINN+ writes it there")
+        raise ConfigError(f"{path} has no driver_information, which FINN+ writes")
     return settings
 
 
@@ -160,18 +160,17 @@ def _bitfile(folder: Path, options: Options) -> Path:
         if found:
             return found[0].resolve()
     raise ConfigError(
-        f"no .bit or .xclbin in {folder} or the folder bitfile beside it: name one with --option bitfile=FILE"
+        f"no .bit or .xclbin in {folder} or the folder bitfile next to it: name one with --option bitfile=FILE"
     )
 
 
 @contextmanager
 def _imports_from(folder: Path) -> Iterator[None]:
-    """Import as if the driver were run there; what it brings along is forgotten after, so that the next build's is not
-    mistaken for it."""
+    """Import from the folder of a driver; unload its modules at the end, so that another build does not use them."""
     brought = {name for name in _OWN_MODULES if (folder / name).is_dir() or (folder / f"{name}.py").is_file()}
     hidden = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in brought}
     sys.path.insert(0, str(folder))
-    # The finder remembers what a folder held; a build that was just made may be newer than its memory.
+    # The finder caches the contents of folders, and the build may be newer than its cache.
     importlib.invalidate_caches()
     try:
         yield
@@ -184,26 +183,26 @@ def _imports_from(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """What the import of a driver can run into, as an error that says what to do."""
+def _as_config_errors(folder: Path) -> Iterator[None]:
+    """Raise errors of the import of a driver as ConfigErrors with the fix."""
     try:
         yield
     except ConfigError:
         raise
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
-        raise ConfigError(f"{folder}: the driver needs the module {name!r}, which is missing{_cure(name)}") from error
+        raise ConfigError(f"{folder}: the driver needs the module {name!r}, which is missing{_fix(name)}") from error
     except Exception as error:
         raise ConfigError(f"{folder}: the driver cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _cure(name: str) -> str:
-    cures = {
-        "pynq": "; it is a part of a PYNQ board's image (run there, with its Python, as root); "
+def _fix(name: str) -> str:
+    fixes = {
+        "pynq": "; it is part of the image of a PYNQ board (run on the board, with its Python, as root); "
         "on a host with an Alveo card: source XRT's setup.sh, then pip install pynq",
         "finn_plus_driver": ": pip install finn-plus-driver",
         "bitstring": ": pip install 'joulewatch[finn]'",
         "qonnx": ": pip install qonnx",
-        "finn": ": copy the whole driver folder of the build, its folder finn included",
+        "finn": ": copy the complete driver folder of the build, including its folder finn",
     }
-    return cures.get(name, ": install it in the environment that runs joulewatch")
+    return fixes.get(name, ": install it in the environment that runs joulewatch")

@@ -1,8 +1,8 @@
-"""The FPGA with a design on it: opened, claimed by one network at a time, let go.
+"""The FPGA with a design: opened, claimed by one network at a time, closed.
 
-An FPGA holds one design. All networks of a plan are loaded before the first is measured, so a second FINN
-configuration would silently take the first one's design away: whoever prepares a batch claims the card, and
-loads its design anew where another has been there since.
+An FPGA has one design at a time. All networks of a plan are loaded before the first is measured, so a second FINN
+configuration would silently replace the design of the first: a network that prepares a batch claims the card, and
+loads its design again if another one has replaced it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Card:
         self.build = build
         self.options = options
         self.clock_mhz: float | None = None
-        """Read back; None: the platform does not tell."""
+        """Read back; None: the platform does not report it."""
         self._overlay: Any = None
         self._sha256 = ""
 
@@ -50,7 +50,7 @@ class Card:
 
     @property
     def name(self) -> str:
-        """What errors call it."""
+        """The name in errors."""
         return f"finn: {self.build.bitfile.name}"
 
     @property
@@ -61,8 +61,8 @@ class Card:
         """Load the design.
 
         Raises:
-            ConfigError: the driver cannot be imported, or there is no such device.
-            NetworkError: the device refuses the design, or its clock is not the one that was asked for.
+            ConfigError: the driver cannot be imported, or the device does not exist.
+            NetworkError: the device refuses the design, or its clock is not the requested one.
         """
         build, options = self.build, self.options
         self.close()
@@ -80,7 +80,7 @@ class Card:
             arguments["fclk_mhz"] = options.fclk_mhz
         elif build.driver_type == GENERATED and build.platform == "zynq-iodma":
             logger.warning(
-                "%s: no fclk_mhz is given: the driver sets 100 MHz whatever the design was built for", self.name
+                "%s: fclk_mhz is not set: the driver sets 100 MHz, whatever the clock of the build", self.name
             )
         try:
             with build.bitfile.open("rb") as file:
@@ -92,25 +92,25 @@ class Card:
             raise self.refused(error, "the design cannot be loaded") from error
         _ON_DEVICE[self._key] = self
         self.clock_mhz = self._read_clock()
-        asked = options.fclk_mhz
-        if asked is not None and self.clock_mhz is not None and not options.any_precision:
+        requested = options.fclk_mhz
+        if requested is not None and self.clock_mhz is not None and not options.any_precision:
             actual = self.clock_mhz
-            if abs(actual - asked) > CLOCK_TOLERANCE * asked:
+            if abs(actual - requested) > CLOCK_TOLERANCE * requested:
                 self.close()
                 raise NetworkError(
-                    f"{self.name}: {asked:g} MHz was asked for, but the accelerator runs at {actual:g} MHz "
-                    "(Alveo cards and FINN+ designs keep the clock they were built with; a Zynq's is what its "
-                    "dividers reach); ask for that, or set the option any_precision=true"
+                    f"{self.name}: {requested:g} MHz was requested, but the accelerator runs at {actual:g} MHz "
+                    "(Alveo cards and FINN+ designs keep the clock of the build; a Zynq has the clocks of its "
+                    "dividers); request that clock, or set any_precision=true"
                 )
 
     def claim(self) -> bool:
-        """Make sure that this design is the one on the device, before a window.
+        """Load this design if it is not on the device, before a window.
 
         Returns:
-            Whether it had to be loaded again.
+            True if it was loaded again.
 
         Raises:
-            NetworkError: the device refuses it.
+            NetworkError: the device refuses the design.
         """
         is_loaded = getattr(self._overlay, "is_loaded", None)
         if (
@@ -140,9 +140,9 @@ class Card:
                 logger.warning("%s: the device could not be freed: %s", self.name, error)
 
     def describe(self) -> dict[str, Any]:
-        """What is on the card, as it was read back."""
+        """Return the facts that were read back from the card."""
         build = self.build
-        told: dict[str, Any] = {
+        description: dict[str, Any] = {
             "runtime": "finn",
             "provider": build.platform,
             "driver": build.driver_type,
@@ -150,29 +150,29 @@ class Card:
         }
         pynq = sys.modules.get("pynq")
         if self._overlay is None:
-            return told
+            return description
         device = getattr(self._overlay, "device", None)
-        told |= {
+        description |= {
             "runtime_version": f"pynq {getattr(pynq, '__version__', 'unknown')}",
             "device": str(getattr(device, "name", None) or getattr(device, "tag", None) or "fpga"),
             "model_sha256": self._sha256,
             "clock_mhz": "unknown" if self.clock_mhz is None else f"{self.clock_mhz:g}",
         }
-        return told
+        return description
 
-    def refused(self, error: Exception, what: str) -> JoulewatchError:
-        """An exception of the driver, as an error with its cause and cure."""
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        if "no devices found" in said.lower():
+    def refused(self, error: Exception, problem: str) -> JoulewatchError:
+        """Return an exception of the driver as an error with cause and fix."""
+        text = " ".join(str(error).split())[:300] or type(error).__name__
+        if "no devices found" in text.lower():
             return ConfigError(f"{self.name}: pynq finds no device: source XRT's setup.sh, or run on the board as root")
-        return NetworkError(f"{self.name}: {what}: {type(error).__name__}: {said}")
+        return NetworkError(f"{self.name}: {problem}: {type(error).__name__}: {text}")
 
     @property
     def _key(self) -> str:
         return "default" if self.options.device is None else str(self.options.device)
 
     def _device(self) -> Any:
-        """pynq's device object; None: its default, and the driver may look for it itself."""
+        """Return pynq's device object; None: the driver uses the default device."""
         if self.options.device is None:
             return None
         devices = list(importlib.import_module("pynq.pl_server.device").Device.devices)
@@ -184,7 +184,7 @@ class Card:
         return devices[self.options.device]
 
     def _read_clock(self) -> float | None:
-        """Clock of the accelerator in MHz: what FINN+ found in the design, what the card or the Zynq says."""
+        """Return the clock of the accelerator in MHz, from FINN+, the card or the Zynq; None: unknown."""
         overlay = self._overlay
         found = getattr(overlay, "fclk_mhz_actual", None)
         if found is None:

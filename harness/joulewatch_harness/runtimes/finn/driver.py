@@ -1,12 +1,12 @@
 """The Python driver with DMA, phase by phase.
 
-One inference, as the driver's own ``execute`` does it: fold and pack the input, copy it to the device, launch and wait,
-copy the output back, unpack and unfold it. Each step is called and timed here, for every batch, on data that was
-packed for it. ``throughput_test`` of the driver is never used: it is one launch on whatever lies in the buffers.
+An inference has the steps of the driver's ``execute``: fold and pack the input, copy it to the device, launch and wait,
+copy the output back, unpack and unfold it. Each step is called and timed for every batch, on data that was packed for
+it. The driver's ``throughput_test`` is not used: it is one launch on the current content of the buffers.
 
-Packing is where a driver's time goes. Arrays of whole bytes are passed on as they are; anything else is converted in
-Python, value by value in FINN's own driver, and one frame can then cost thousands of times what the accelerator takes.
-So the way that the inputs take is looked at when the design is loaded, and a slow one is said aloud.
+Packing takes most of a driver's time. Arrays of whole bytes are passed unchanged; all others are converted in Python,
+value by value in FINN's own driver, and one frame can then take thousands of times longer than the accelerator.
+Therefore the packing of the inputs is checked when the design is loaded, and slow packing is reported.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from joulewatch_harness.runtimes.finn.card import Card
 logger = logging.getLogger(__name__)
 
 FIRST_LAUNCH_LIMIT_S: Final = 30.0
-"""A driver waits for its accelerator for ever; the first launch, in ``check``, has this long."""
+"""Time limit of the first launch, in ``check``; the driver itself waits without a limit."""
 CHECK_ROWS: Final = 8
 PATTERNS: Final = (0xA5, 0x5A)
-"""Written into the output buffers before a launch: two of them, for one could be an output."""
+"""Written to the output buffers before a launch; two patterns, because one could be an output."""
 DRIVER_PHASES: Final = ("pack", "copy_in", "copy_out", "unpack")
 
 
@@ -50,21 +50,21 @@ class DmaNetwork:
     def __init__(self, card: Card) -> None:
         self._card = card
         self._files: tuple[Array, ...] | None = None
-        self._wanted: tuple[NDArray[Any], ...] | None = None
+        self._expected: tuple[NDArray[Any], ...] | None = None
         self._arrays: list[Array] = []
         self._outputs: list[NDArray[Any]] = []
-        self._told: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
 
     def describe(self) -> Mapping[str, Any]:
-        """The design, its types and shapes, and how its inputs are packed; before ``load`` only the build is known."""
-        return {**self._card.describe(), "mode": "dma", **(self._told if self._card.is_open else {})}
+        """Return the design, its types and shapes, and how its inputs are packed; before ``load``, only the build."""
+        return {**self._card.describe(), "mode": "dma", **(self._facts if self._card.is_open else {})}
 
     def load(self) -> None:
-        """Load the design and look at the way that inputs take through the driver.
+        """Load the design and check how the driver packs inputs.
 
         Raises:
-            ConfigError: the driver or a file is not what it should be; no device.
-            NetworkError: the device refuses the design; the driver cannot pack for it.
+            ConfigError: the driver or a file is not valid, or the device is missing.
+            NetworkError: the device refuses the design, or the driver cannot pack inputs for it.
         """
         card = self._card
         card.open()
@@ -74,18 +74,18 @@ class DmaNetwork:
             _check_count("inputs", options.inputs, count)
             _check_count("reference", options.reference, outputs)
             self._files = None
-            self._wanted = None
+            self._expected = None
             if options.inputs:
                 self._files = tuple(
                     read_inputs(path, overlay.idt(ind), tuple(overlay.ishape_normal(ind)[1:]), options.array_type)
                     for ind, path in enumerate(options.inputs)
                 )
             if options.reference:
-                self._wanted = tuple(
+                self._expected = tuple(
                     read_npy(path, tuple(overlay.oshape_normal(ind)[1:])) for ind, path in enumerate(options.reference)
                 )
             self._use_dma()
-            self._look_at_packing()
+            self._check_packing()
         except JoulewatchError:
             self.close()
             raise
@@ -106,8 +106,8 @@ class DmaNetwork:
         try:
             overlay.batch_size = batch
         except (MemoryError, RuntimeError, OSError) as error:
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UnsupportedBatchError(f"{card.name}: no device buffers for a batch of {batch}: {said}") from error
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UnsupportedBatchError(f"{card.name}: no device buffers for a batch of {batch}: {reason}") from error
         self._use_dma()
         self._arrays = self._inputs(batch)
 
@@ -126,7 +126,7 @@ class DmaNetwork:
                 for ind in ins:
                     copy_in(packed[ind], ind=ind)
             with phases("execute"):
-                # False waits until the output is there; the driver's docstring has it the other way round.
+                # False waits for the output; the driver's docstring states the opposite.
                 execute(asynch=False)
             with phases("copy_out"):
                 for ind in outs:
@@ -136,15 +136,15 @@ class DmaNetwork:
             mark()
 
     def check(self) -> bool:
-        """Run a small batch twice and look at what came out; leaves that batch prepared.
+        """Run a small batch twice and check the outputs; that batch stays prepared.
 
-        The output buffers hold a pattern before each launch, so what lies there afterwards was written by it.
+        The output buffers contain a pattern before each launch, which the accelerator must overwrite.
 
         Raises:
-            NetworkError: the accelerator does not finish, writes nothing or too little, gives nothing but zeros, or
-                something else than the reference.
+            NetworkError: the accelerator does not finish, writes nothing or too little, or the outputs are all zero or
+                differ from the reference.
         """
-        given = [len(array) for array in (*(self._files or ()), *(self._wanted or ()))]
+        given = [len(array) for array in (*(self._files or ()), *(self._expected or ()))]
         batch = min([CHECK_ROWS, *given])
         self.prepare(batch)
         card, overlay = self._card, self._card.overlay
@@ -159,25 +159,25 @@ class DmaNetwork:
         if stale.any():
             count = int(np.count_nonzero(stale.any(axis=0)))
             raise NetworkError(
-                f"{card.name}: the accelerator left {count} of {batch} outputs as they were: the bit file is not the "
-                "one of this driver, or does not compute"
+                f"{card.name}: the accelerator has not written {count} of {batch} outputs: the bit file does not "
+                "belong to this driver, or does not compute"
             )
-        if self._wanted is not None:
+        if self._expected is not None:
             self._compare(batch)
         elif not card.options.zeros_ok and not any(np.any(array) for array in self._outputs):
             raise NetworkError(
-                f"{card.name}: all outputs are zero for {batch} frames: give inputs and what they must give (options "
-                "inputs, reference), or set the option zeros_ok=true"
+                f"{card.name}: all outputs are zero for {batch} frames: give inputs and their expected outputs "
+                "(options inputs and reference), or set zeros_ok=true"
             )
         return True
 
     def close(self) -> None:
-        """Let buffers and card go."""
+        """Release the buffers and the card."""
         self._arrays, self._outputs = [], []
         self._card.close()
 
     def _use_dma(self) -> None:
-        """A design with both modes stands in either; only the driver's own ``execute`` would set it."""
+        """Select DMA in a design with both modes; otherwise only the driver's ``execute`` would do it."""
         set_mode = getattr(self._card.overlay, "set_current_mode", None)
         if callable(set_mode):
             set_mode("dma")
@@ -194,8 +194,8 @@ class DmaNetwork:
             found.append(random_input(rng, kind, tuple(overlay.ishape_normal(ind)), array_type))
         return found
 
-    def _look_at_packing(self) -> None:
-        """Pack and unpack one frame, and tell which way it went and what it cost."""
+    def _check_packing(self) -> None:
+        """Pack and unpack one frame; note whether packing is fast, and its time."""
         card, overlay = self._card, self._card.overlay
         if overlay.batch_size != 1:
             overlay.batch_size = 1
@@ -215,7 +215,7 @@ class DmaNetwork:
             took_s, _ = _timed(lambda b=buffer, i=ind: overlay.unfold_output(overlay.unpack_output(b, ind=i), ind=i))
             unpack_s += took_s
         kinds = [overlay.idt(ind).name for ind in range(len(arrays))]
-        self._told = {
+        self._facts = {
             "inputs": " ".join(
                 f"{kind}[{_sizes(overlay.ishape_normal(ind))}]:{array.dtype}"
                 for ind, (kind, array) in enumerate(zip(kinds, arrays, strict=True))
@@ -230,11 +230,11 @@ class DmaNetwork:
         }
         for ind in slow:
             warning = _slow_packing(kinds[ind], str(arrays[ind].dtype), pack_s)
-            self._told["warning"] = warning
+            self._facts["warning"] = warning
             logger.warning("%s: %s", card.name, warning)
 
     def _run_once(self) -> None:
-        """One batch, given up when it does not end: a driver's wait has no limit of its own."""
+        """Run one batch with a time limit, which the driver's wait does not have."""
         failed: list[BaseException] = []
 
         def batch() -> None:
@@ -249,7 +249,7 @@ class DmaNetwork:
         if thread.is_alive():
             raise NetworkError(
                 f"{self._card.name}: the accelerator did not finish a batch in {FIRST_LAUNCH_LIMIT_S:g} s: the bit "
-                "file is not the one of this driver, or its clock is too high"
+                "file does not belong to this driver, or its clock is too high"
             )
         if failed:
             error = failed[0]
@@ -258,8 +258,8 @@ class DmaNetwork:
             raise self._card.refused(error, "the first launch failed") from error
         if not self._finished():
             raise NetworkError(
-                f"{self._card.name}: execute_on_buffers(asynch=False) came back before the accelerator had finished: "
-                "this driver would be measured wrongly"
+                f"{self._card.name}: execute_on_buffers(asynch=False) returned before the accelerator had finished: "
+                "measurements with this driver would be wrong"
             )
 
     def _finished(self) -> bool:
@@ -270,11 +270,11 @@ class DmaNetwork:
         return all(odma.read(0x00) & 0x4 for odma in overlay.odma)
 
     def _compare(self, batch: int) -> None:
-        assert self._wanted is not None
-        for ind, (found, wanted) in enumerate(zip(self._outputs, self._wanted, strict=True)):
-            found_rows = np.asarray(found, dtype=np.float64).reshape(batch, -1)
-            wanted_rows = np.asarray(wanted[:batch], dtype=np.float64).reshape(batch, -1)
-            same = np.all(np.isclose(found_rows, wanted_rows, rtol=1e-4, atol=1e-6), axis=1)
+        assert self._expected is not None
+        for ind, (output, expected) in enumerate(zip(self._outputs, self._expected, strict=True)):
+            found_rows = np.asarray(output, dtype=np.float64).reshape(batch, -1)
+            expected_rows = np.asarray(expected[:batch], dtype=np.float64).reshape(batch, -1)
+            same = np.all(np.isclose(found_rows, expected_rows, rtol=1e-4, atol=1e-6), axis=1)
             if not same.all():
                 number = int(np.argmin(same))
                 zeros = "; they are all zero" if not np.any(found_rows) else ""
@@ -285,29 +285,29 @@ class DmaNetwork:
 
 
 def driver_share(phases: Phases) -> float:
-    """Share of the phases' time that the driver takes, 0 to 1: all but ``execute``.
+    """Return the driver's share of the phases, 0 to 1: all but ``execute``.
 
-    ``execute`` still holds the launch and the wait of the driver; the rest of what it costs shows in the difference to
-    the instrumentation mode.
+    ``execute`` still contains the launch and the wait of the driver; their cost is the difference to the
+    instrumentation mode.
     """
     total_ns = sum(total for _, total in phases.spans.values())
     return sum(phases.spans[name][1] for name in DRIVER_PHASES if name in phases.spans) / max(total_ns, 1)
 
 
 def _slow_packing(kind: str, array_type: str, pack_s: float) -> str:
-    cure = ""
+    fix = ""
     if kind in ("INT8", "UINT8"):
-        cure = f"; arrays of {kind.lower()} (option array_type={kind.lower()}) are passed on as they are"
+        fix = f"; arrays of {kind.lower()} (option array_type={kind.lower()}) are passed unchanged"
     elif kind != "FLOAT32":
-        cure = "; only INT8, UINT8 and 1-bit inputs have a fast way: build with one of them, and narrow on the chip"
+        fix = "; only INT8, UINT8 and 1-bit inputs are packed fast: build with one of them, and narrow on the chip"
     return (
-        f"slow packing: {kind} given as {array_type} is converted in Python, {pack_s * 1e3:.3g} ms a frame, "
-        f"whatever the batch size: most of a batch's time and energy may be the driver's{cure}"
+        f"slow packing: {kind} given as {array_type} is converted in Python, {pack_s * 1e3:.3g} ms per frame at any "
+        f"batch size: most of the time and energy of a batch may be the driver's{fix}"
     )
 
 
 def _timed(step: Any) -> tuple[float, Any]:
-    """Least of three times of a step, in seconds, and what it gave."""
+    """Run a step three times; return the shortest time in seconds, and the result."""
     best_ns, found = 0, None
     for _ in range(3):
         start_ns = time.monotonic_ns()
@@ -318,7 +318,7 @@ def _timed(step: Any) -> tuple[float, Any]:
 
 
 def _check_bitstring(name: str) -> None:
-    """FINN's packing makes an empty BitArray, which bitstring 5 refuses."""
+    """Refuse bitstring 5, which does not accept the empty BitArray of FINN's packing."""
     module = sys.modules.get("bitstring")
     version = str(getattr(module, "__version__", ""))
     if version.partition(".")[0].isdecimal() and int(version.partition(".")[0]) >= 5:

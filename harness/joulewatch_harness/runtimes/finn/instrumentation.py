@@ -1,8 +1,8 @@
-"""FINN+ designs that feed themselves: the accelerator without driver and DMA.
+"""FINN+ designs with a frame generator: the accelerator without driver and DMA.
 
-A generator on the chip sends frames into the accelerator as fast as it takes them, and counters tell latency and
-interval in clock cycles. The host starts it and sleeps. What is measured in this mode is the accelerator (and the idle
-host); what the same design costs more in DMA mode is the driver and the copies.
+A generator on the chip sends frames to the accelerator as fast as it accepts them, and counters contain latency and
+interval in clock cycles. The host starts it and sleeps. This mode measures the accelerator (and the idle host); the
+difference to the DMA mode is the cost of driver and copies.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from joulewatch_harness.network import Phases
 from joulewatch_harness.runtimes.finn.card import Card
 
 TRIAL_S: Final = 0.25
-"""How long it runs before its counters are believed."""
+"""Time before the counters are used."""
 LATE_NS: Final = 1_000_000
-"""A call of ``run`` that begins later than this after the one before starts to count anew: between windows the
-accelerator runs on, and those frames belong to none."""
+"""If a call of ``run`` begins later than this after the previous one, counting restarts: the accelerator keeps running
+between windows, and those frames belong to none."""
 STALL: Final = 0.9
-"""Least share of the expected frames that a call of ``run`` must have seen, where the design counts them."""
+"""Least share of the expected frames in a call of ``run``, if the design counts them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +33,17 @@ class Counters:
     underflow: bool
     latency_cycles: int
     interval_cycles: float
-    """Between two frames; the mean where the design has one, else the last."""
+    """Between two frames; the mean if the design has it, otherwise the last."""
     run_cycles: int | None
     run_frames: int | None
-    """Since the start; None: a design from before these counters."""
+    """Since the start; None: the design has no such counters."""
 
     @classmethod
     def read(cls, overlay: Any) -> Counters:
-        """Ask the overlay.
+        """Read the counters of the overlay.
 
         Raises:
-            NetworkError: it answers with more or fewer numbers than are known.
+            NetworkError: their number is not a known one.
         """
         found = overlay.observe_instrumentation(debug_print=False)
         overflow, underflow = bool(found[0]), bool(found[1])
@@ -59,11 +59,12 @@ class Counters:
                 int(found[10]),
             )
         raise NetworkError(
-            f"finn: the instrumentation of this overlay gives {len(found)} numbers; known are 7 and 11 (FINN+ to 1.6)"
+            f"finn: the instrumentation of this overlay has {len(found)} counters; 7 and 11 are supported "
+            "(FINN+ to 1.6)"
         )
 
     def frames_since(self, before: Counters) -> int | None:
-        """Frames between two readings; None where the design does not count them. The register has 32 bits."""
+        """Return the frames between two readings; None if the design does not count them. The register has 32 bits."""
         if self.run_frames is None or before.run_frames is None:
             return None
         return (self.run_frames - before.run_frames) % (1 << 32)
@@ -77,18 +78,18 @@ class InstrumentationNetwork:
         self._batch = 0
         self._interval_ns = 0.0
         self._due_ns = 0.0
-        self._told: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
 
     def describe(self) -> Mapping[str, Any]:
-        """The design, and its latency, interval and throughput as counted on the chip."""
-        return {**self._card.describe(), "mode": "instrumentation", **(self._told if self._card.is_open else {})}
+        """Return the design, and its latency, interval and throughput as counted on the chip."""
+        return {**self._card.describe(), "mode": "instrumentation", **(self._facts if self._card.is_open else {})}
 
     def load(self) -> None:
-        """Load the design, let it run for a moment and read its counters.
+        """Load the design, run it for a moment and read its counters.
 
         Raises:
-            ConfigError: the driver is not what it should be; no device.
-            NetworkError: the device refuses the design, the accelerator does not run, or its clock is not known.
+            ConfigError: the driver is not valid, or the device is missing.
+            NetworkError: the device refuses the design, the accelerator does not run, or its clock is unknown.
         """
         self._card.open()
         try:
@@ -114,10 +115,9 @@ class InstrumentationNetwork:
         self._due_ns = 0.0
 
     def run(self, batches: int, phases: Phases) -> None:
-        """Sleep while the accelerator takes ``batches`` times ``batch`` frames.
+        """Sleep while the accelerator processes ``batches`` times ``batch`` frames.
 
-        The moments are worked out from the first one, so that what a sleep is late by is not lost from one call to the
-        next.
+        The end is computed from the first call, so that the delays of sleeps do not add up.
 
         Raises:
             NetworkError: the accelerator stalled, or lost frames.
@@ -138,11 +138,11 @@ class InstrumentationNetwork:
         taken, expected = after.frames_since(before), max(left_s, 0.0) * 1e9 / self._interval_ns
         if taken is not None and taken < STALL * expected - 1:
             raise NetworkError(
-                f"{self._card.name}: the accelerator took {taken} frames where {expected:.0f} were due: it has stalled"
+                f"{self._card.name}: the accelerator has stalled: it processed {taken} of {expected:.0f} frames"
             )
 
     def close(self) -> None:
-        """Stop the accelerator and let the card go."""
+        """Stop the accelerator and close the card."""
         if self._card.is_open:
             stop = getattr(self._card.overlay, "stop_accelerator", None)
             reset = getattr(self._card.overlay, "reset_accelerator", None)
@@ -151,14 +151,14 @@ class InstrumentationNetwork:
                     stop()
                 elif callable(reset):
                     reset()
-            except Exception:  # the card is let go in any case
+            except Exception:  # the card is closed in any case
                 pass
         self._card.close()
 
     def _start(self) -> None:
         overlay, clock_mhz = self._card.overlay, self._card.clock_mhz
         if clock_mhz is None:
-            raise NetworkError(f"{self._card.name}: the clock cannot be read, so cycles cannot be told as times")
+            raise NetworkError(f"{self._card.name}: the clock cannot be read, so cycles cannot be converted to times")
         set_mode = getattr(overlay, "set_current_mode", None)
         if callable(set_mode):
             set_mode("instr")
@@ -170,10 +170,10 @@ class InstrumentationNetwork:
         self._check_counters(counters)
         interval_cycles, frames = counters.interval_cycles, counters.frames_since(before)
         if frames and counters.run_cycles is not None and before.run_cycles is not None:
-            # Once the pipeline is full: the counters since the start hold the time that it took to fill.
+            # With a full pipeline: the counters since the start include the time to fill it.
             interval_cycles = (counters.run_cycles - before.run_cycles) / frames
         self._interval_ns = interval_cycles * 1e3 / clock_mhz
-        self._told = {
+        self._facts = {
             "latency_cycles": str(counters.latency_cycles),
             "interval_cycles": f"{interval_cycles:.6g}",
             "accelerator_latency_us": f"{counters.latency_cycles / clock_mhz:.4g}",
@@ -184,6 +184,6 @@ class InstrumentationNetwork:
     def _check_counters(self, counters: Counters) -> None:
         if counters.overflow or counters.underflow:
             which = "overflow" if counters.overflow else "underflow"
-            raise NetworkError(f"{self._card.name}: the instrumentation reports an {which}: its frames are not whole")
+            raise NetworkError(f"{self._card.name}: the instrumentation reports an {which}: frames are incomplete")
         if counters.interval_cycles <= 0:
-            raise NetworkError(f"{self._card.name}: no frame has come out of the accelerator: it does not run")
+            raise NetworkError(f"{self._card.name}: the accelerator has not completed a frame: it does not run")

@@ -1,17 +1,17 @@
 """FINN: dataflow accelerators on FPGAs, driven through the Python driver that FINN generated for them.
 
-The network is the folder that the build left: ``deploy``, the folder above it, or the ``driver`` folder itself.
-Two generations of drivers are known: FINN's own (``driver.py`` with ``driver_base.FINNExampleOverlay``) and
+The network is the output folder of the build: ``deploy``, the folder above it, or the ``driver`` folder itself.
+Two generations of drivers are supported: FINN's own (``driver.py`` with ``driver_base.FINNExampleOverlay``) and
 FINN+'s (``settings.json``, with the overlay classes in the folder's ``driver.py`` or in the package
 ``finn_plus_driver``). Two ways to run them:
 
 - ``mode: dma``, the way an application uses the accelerator: the host packs the input, copies it, launches,
-  copies back, unpacks; each step is a phase, called one by one (``driver.py``);
-- ``mode: instrumentation``, FINN+ builds only: the design feeds itself on the chip, the host sleeps
-  (``instrumentation.py``). The difference of the two configurations is what the driver costs.
+  copies back, unpacks; each step is a phase (``driver.py``);
+- ``mode: instrumentation``, FINN+ builds only: a generator on the chip feeds the design, the host sleeps
+  (``instrumentation.py``). The difference between the two configurations is the cost of the driver.
 
 FINN's C++ driver is linked into a child process (``harness/children/finn_cpp``) and run with runtime ``process``;
-what its own program prints is read by ``text.py``, for times only.
+``text.py`` reads the times that FINN's own program prints.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from joulewatch_harness.runtimes.finn.options import Options
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> Network:
-    """The entry point of the runtime; nothing of the driver is imported yet.
+    """Return the network, before the driver is imported; the entry point of the runtime.
 
     Args:
         network: Folder of the build.
-        precision: What results are to call it: a driver does not know the widths inside its accelerator.
+        precision: The label in results: a driver does not know the widths inside its accelerator.
         options: See ``Options``.
 
     Raises:
-        ConfigError: no such folder, no driver or bit file in it, an unknown option, a mode the build does not have.
+        ConfigError: the folder, its driver or its bit file is missing, an unknown option, or a mode that the build
+            does not have.
     """
     parsed = Options.parse(options)
     build = find_build(network, parsed)

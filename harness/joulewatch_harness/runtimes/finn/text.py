@@ -1,11 +1,11 @@
-"""What the program of FINN's C++ driver prints in its throughput mode: a fallback, for times only.
+"""Read the times that FINN's C++ driver prints in its throughput mode: a fallback without energy.
 
     python -m joulewatch_harness.runtimes.finn.text ./finnhpc acceleratorconfig.json 1 8 64
 
-There is no energy in it. The program makes random inputs between the inferences, and then packs and unpacks in loops
-of their own: a meter around it would measure those. For joules build ``harness/children/finn_cpp`` and use the runtime
-``process``. Its exit status is told by nothing here, for versions exist that exit with 1 on success and with 0
-on an exception: what counts is whether all figures were printed and agree with each other.
+The program makes random inputs between the inferences, and packs and unpacks in separate loops, so its energy is not
+that of inferences. To measure energy, build ``harness/children/finn_cpp`` and use the runtime ``process``. The exit
+status is ignored, because some versions exit with 1 after success and with 0 after an exception: the output is valid if
+it contains all figures and they agree with each other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Final
 from joulewatch_harness.errors import ConfigError, JoulewatchError, NetworkError
 
 AGREEMENT: Final = 0.02
-"""Latency and throughput are printed with six digits, of the same sum."""
+"""Largest relative difference between latency and throughput, which have six digits."""
 LIMIT_S: Final = 600.0
 _LINE: Final = re.compile(
     r"^Avg\. (end2end latency|end2end throughput|(?:packing|folding|unpacking|raw inference) latency)"
@@ -47,28 +47,28 @@ class CppTimes:
     batch: int
     total_s: float
     pack_s: float
-    """Folding and packing, timed in a loop of their own."""
+    """Folding and packing, timed in a separate loop."""
     unpack_s: float
     raw_s: float
-    """Total less the two: copies, DMA and accelerator. A difference of separate loops, which can be negative."""
+    """Total minus packing and unpacking: copies, DMA and accelerator; can be negative, as the loops are separate."""
     inferences_per_s: float
     warnings: tuple[str, ...]
 
     @property
     def driver_share(self) -> float:
-        """Share of the time that packing and unpacking take, 0 to 1; the driver's copies come on top."""
+        """Share of packing and unpacking, 0 to 1, without the driver's copies."""
         return min(1.0, (self.pack_s + self.unpack_s) / self.total_s)
 
 
 def parse(text: str, batch: int) -> CppTimes:
-    """Read the figures out of what the program printed.
+    """Return the figures in the output of the program.
 
     Args:
-        text: Its stdout; log lines may stand between the figures.
-        batch: The batch size that it was run with.
+        text: Its stdout; there may be log lines between the figures.
+        batch: The batch size of the run.
 
     Raises:
-        NetworkError: a figure is missing or stands there twice, or they contradict each other.
+        NetworkError: a figure is missing or printed twice, or figures contradict each other.
     """
     found: dict[str, float] = {}
     for line in text.splitlines():
@@ -77,21 +77,21 @@ def parse(text: str, batch: int) -> CppTimes:
             continue
         name, value, unit = match.groups()
         if unit != _UNITS[name] or name in found:
-            raise NetworkError(f"finn: the C++ driver printed {line.strip()!r}: another unit, or a second time")
+            raise NetworkError(f"finn: the C++ driver printed {line.strip()!r}: another unit, or twice")
         try:
             found[name] = float(value)
         except ValueError as error:
-            raise NetworkError(f"finn: the C++ driver printed {line.strip()!r}: that is no number") from error
+            raise NetworkError(f"finn: the C++ driver printed {line.strip()!r}: not a valid number") from error
     missing = [name for name in _UNITS if name not in found]
     if missing:
-        raise NetworkError(f"finn: the C++ driver did not print its {missing[0]}: it failed, or is of another version")
+        raise NetworkError(f"finn: the C++ driver did not print its {missing[0]}: it failed, or is another version")
     total_s, rate = found["end2end latency"] * 1e-6, found["end2end throughput"]
     if not all(map(math.isfinite, found.values())) or total_s <= 0.0 or rate <= 0.0:
-        raise NetworkError(f"finn: the C++ driver's figures are no times: {found}")
+        raise NetworkError(f"finn: the C++ driver's figures are not valid times: {found}")
     if abs(rate * total_s / batch - 1.0) > AGREEMENT:
         raise NetworkError(
-            f"finn: the C++ driver says {total_s * 1e6:g} µs a batch and {rate:g} inferences/s: "
-            f"that is no batch of {batch}, the size it was asked for"
+            f"finn: the C++ driver printed {total_s * 1e6:g} µs per batch and {rate:g} inferences/s, which contradicts "
+            f"the requested batch size of {batch}"
         )
     pack_s = (found["packing latency"] + found["folding latency"]) * 1e-9
     unpack_s = found["unpacking latency"] * 1e-9
@@ -99,8 +99,8 @@ def parse(text: str, batch: int) -> CppTimes:
     warnings = []
     if raw_s < 0.0:
         warnings.append(
-            f"packing and unpacking, timed in loops of their own, took {-raw_s * 1e6:.3g} µs longer than the whole "
-            "inference: the split is not to be believed, the total is"
+            f"packing and unpacking, timed in separate loops, took {-raw_s * 1e6:.3g} µs longer than the complete "
+            "inference: the split is not valid, the total is"
         )
     return CppTimes(batch, total_s, pack_s, unpack_s, raw_s, rate, tuple(warnings))
 
@@ -109,8 +109,8 @@ def measure(program: Path, config: Path, batch: int, *, limit_s: float = LIMIT_S
     """Run the program's throughput mode: 5000 batches, then the loops that time its phases.
 
     Raises:
-        ConfigError: no such program or configuration.
-        NetworkError: it cannot be run, takes too long, or prints no figures; the text has its last words.
+        ConfigError: the program or configuration does not exist.
+        NetworkError: it cannot be run, takes too long, or prints no figures; the text contains its last lines.
     """
     if not config.is_file():
         raise ConfigError(f"no configuration {config} of the C++ driver")
@@ -129,11 +129,11 @@ def measure(program: Path, config: Path, batch: int, *, limit_s: float = LIMIT_S
         return parse(done.stdout, batch)
     except NetworkError as error:
         words = " | ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-3:])
-        raise NetworkError(f"{error}; its last words: {words[:300] or 'none'}") from error
+        raise NetworkError(f"{error}; its last lines: {words[:300] or 'none'}") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command of the module's docstring: one JSON object per batch size on stdout.
+    """Run the command of the module's docstring: write one JSON object per batch size to stdout.
 
     Returns:
         The exit code: 0 done, 1 failed, 2 bad arguments.
@@ -146,8 +146,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         for batch in parsed.batch_sizes:
             times = measure(parsed.program, parsed.config, batch)
-            told = asdict(times) | {"driver_share": round(times.driver_share, 4), "energy": None}
-            sys.stdout.write(json.dumps(told) + "\n")
+            document = asdict(times) | {"driver_share": round(times.driver_share, 4), "energy": None}
+            sys.stdout.write(json.dumps(document) + "\n")
             for warning in times.warnings:
                 sys.stderr.write(f"warning: batch {batch}: {warning}\n")
     except JoulewatchError as error:

@@ -1,4 +1,4 @@
-"""What a client of a KServe v2 server offers, whatever it speaks."""
+"""The protocol of clients of KServe v2 servers, for HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any, Literal, Protocol
 from joulewatch_harness.runtimes.kserve.tensors import Given, Output, Tensor
 
 Question = Literal["server", "model", "ready", "config", "statistics", "index"]
-"""The last three are extensions that Triton has."""
+"""The last three are extensions of Triton."""
 
 
 class Outcome(enum.Enum):
-    """What became of a request, in words that HTTP and gRPC share."""
+    """The outcome of a request, for HTTP and gRPC."""
 
     DONE = enum.auto()
     REFUSED = enum.auto()
-    """The server does not take such a request."""
+    """The server does not accept such a request."""
     DENIED = enum.auto()
     """A key is missing or wrong."""
     UNKNOWN = enum.auto()
-    """There is no such model, or the server cannot do this."""
+    """The model does not exist, or the server does not support the request."""
     TOO_LARGE = enum.auto()
     BUSY = enum.auto()
     FAILED = enum.auto()
@@ -30,22 +30,22 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a server answered, besides tensors."""
+    """An answer without tensors."""
 
     outcome: Outcome
     where: str
-    """What was asked: a URL, for messages."""
-    said: str
-    """The server's own words, without secrets: ``HTTP 400: no such input``."""
-    told: Any = None
-    """The message, as JSON has it; None where there is none."""
+    """The URL of the request, for messages."""
+    text: str
+    """The message of the server, without secrets: ``HTTP 400: no such input``."""
+    data: Any = None
+    """The content of the answer, as in JSON; None if there is none."""
 
 
 class RefusedError(Exception):
-    """A request for an inference had another outcome than outputs."""
+    """A request for an inference was answered without outputs."""
 
     def __init__(self, reply: Reply) -> None:
-        super().__init__(reply.said)
+        super().__init__(reply.text)
         self.reply = reply
 
 
@@ -58,31 +58,31 @@ class Client(Protocol):
         ...
 
     def open(self, lanes: int) -> None:
-        """Have so many connections; they are made when they are first needed."""
+        """Create this number of connections, which connect when they are first used."""
         ...
 
     def close(self) -> None:
-        """Close them; safe to call twice."""
+        """Close the connections; safe to call twice."""
         ...
 
     def ask(self, question: Question) -> Reply:
-        """Ask what the server, or the model, is.
+        """Request a description of the server or the model.
 
         Raises:
-            NetworkError: nothing answers.
+            NetworkError: there is no answer.
         """
         ...
 
     def prepare(self, inputs: Given, outputs: Sequence[Tensor]) -> None:
-        """From now on requests are of these inputs, and for these outputs."""
+        """Set inputs and outputs of the next requests."""
         ...
 
     def pack(self) -> Any:
-        """A request, ready to be sent."""
+        """Return a request that can be sent."""
         ...
 
     def send(self, lane: int, request: Any) -> Any:
-        """Send it on a connection, used by one thread at a time, and wait for the whole answer.
+        """Send a request on a connection, which one thread at a time uses, and wait for the complete answer.
 
         Raises:
             NetworkError: no answer, or none in time.
@@ -91,19 +91,19 @@ class Client(Protocol):
         ...
 
     def unpack(self, answer: Any) -> Mapping[str, Output]:
-        """The outputs in an answer.
+        """Return the outputs in an answer.
 
         Raises:
             RefusedError: the server's answer is an error.
-            ValueError: it is no answer of the protocol; the text says why.
+            ValueError: the answer does not follow the protocol; the text contains the reason.
         """
         ...
 
     def faults(self, timed: Callable[[], float], small: bool) -> Sequence[str]:
-        """What is wrong with how the server answers on the first connection, apart from what it answers.
+        """Return problems of the connection, such as a delay in every answer.
 
         Args:
-            timed: Makes one request there, and tells how long it took, in seconds.
-            small: Whether such a request is so small that its way takes no time worth mentioning.
+            timed: Sends one request on the first connection, and returns its duration in seconds.
+            small: The request is so small that its transfer time does not matter.
         """
         ...

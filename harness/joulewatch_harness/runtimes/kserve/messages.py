@@ -1,4 +1,4 @@
-"""The messages of KServe v2 over gRPC that are used here.
+"""The messages of KServe v2 over gRPC that joulewatch uses.
 
 They are described in this file and made when they are needed, in a pool of their own: generated code would tie
 joulewatch to one major version of protobuf, and its names would collide with those of other clients of the protocol in
@@ -55,11 +55,11 @@ _MESSAGES: Final[Mapping[str, str]] = {
         "5 uint64* uint64_contents, 6 float* fp32_contents, 7 double* fp64_contents"
     ),
 }
-"""Message -> its fields: number, type (``*``: repeated), name. Nested messages of the source are told apart by name."""
+"""Message -> its fields: number, type (``*``: repeated), name. Nested messages of the source have unique names."""
 
 
 def message_classes() -> Mapping[str, Any]:
-    """Message -> its class.
+    """Return the class of each message.
 
     Raises:
         ModuleNotFoundError: protobuf is not installed.

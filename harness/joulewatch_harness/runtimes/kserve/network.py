@@ -1,4 +1,4 @@
-"""A model of a KServe v2 server as a network under test, whatever the server is spoken to in."""
+"""A model of a KServe v2 server as a network under test, over HTTP or gRPC."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from joulewatch_harness.runtimes.kserve.tensors import BINARY, DTYPES, ONLY_BINA
 from joulewatch_harness.runtimes.shared.http import GRPC
 from joulewatch_harness.runtimes.shared.inputs import Batches
 from joulewatch_harness.runtimes.shared.outputs import TOLERANCES, check_close, check_finite
-from joulewatch_harness.runtimes.shared.servers import asking, closed_on_error
+from joulewatch_harness.runtimes.shared.servers import as_config_errors, closed_on_error
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import ModelSource
@@ -36,19 +36,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WIDEST: Final = "int8"
-"""Whose tolerance ``check`` takes where nobody says what the server computes in."""
+"""Precision whose tolerance ``check`` uses if the plan does not name one: the widest."""
 CHECK_BATCH: Final = 2
-"""A server that fails at larger ones may still be measured at small ones."""
+"""Small, because a server that fails at larger batch sizes can still be measured at small ones."""
 CACHE_PROBES: Final = 3
-"""Equal requests: the last answer may be counted too late to be seen."""
+"""Number of equal requests; the server may count the last answer too late."""
 TINY_BYTES: Final = 1 << 17
-"""A batch up to this size needs no 40 ms on a network; above it no floor is looked for."""
+"""Largest batch whose transfer cannot take 40 ms; above it, delayed acknowledgements are not checked."""
 
 _HINTS: Final[Mapping[Outcome, str]] = {
     Outcome.DENIED: ": check the option headers_file",
-    Outcome.TOO_LARGE: ": the batch is larger than the server takes, or than it has memory for",
-    Outcome.BUSY: ": the server is busy with others, not ready, or limits requests",
-    Outcome.FAILED: ": the server's log says more",
+    Outcome.TOO_LARGE: ": the batch is larger than the server accepts or has memory for",
+    Outcome.BUSY: ": the server is busy, not ready, or limits requests",
+    Outcome.FAILED: ": see the server's log",
 }
 
 
@@ -76,50 +76,51 @@ class KServeNetwork:
         self._form = BINARY if options.binary else AS_JSON
         self._times: ServerTimes | None = None
         self._are_stale = True
-        """There were requests since the server's statistics were read."""
+        """There have been requests since the server's statistics were read."""
         self._shared = False
 
     def describe(self) -> Mapping[str, Any]:
-        """What the server says of itself and the model; before ``load`` only what was asked for."""
-        told: dict[str, Any] = {
+        """Return the descriptions of server and model; before ``load``, only the options."""
+        description: dict[str, Any] = {
             "runtime": "kserve",
             "url": self._options.where.url,
             "concurrency": self._options.concurrency,
             "tensors": self._form,
         }
         if self._metadata:
-            told |= {
+            description |= {
                 "runtime_version": " ".join(
                     str(self._server[key]) for key in ("name", "version") if self._server.get(key)
                 ),
                 "provider": self._metadata.get("platform") or self._config.get("backend") or "",
                 "device": _device(self._config),
-                "model_versions": " ".join(map(str, self._metadata.get("versions") or [])) or "not told",
+                "model_versions": " ".join(map(str, self._metadata.get("versions") or [])) or "not reported",
                 "inputs": " ".join(item.text() for item in self._inputs),
                 "outputs": " ".join(item.text() for item in self._outputs),
-                "precision_told_by": "the plan: the protocol does not tell it",
+                "precision_told_by": "the plan; the protocol does not contain it",
                 "server_statistics": str(self._times is not None).lower(),
             }
             if self._max_batch:
-                told["max_batch"] = self._max_batch
+                description["max_batch"] = self._max_batch
             if self._reference_text:
-                told["reference"] = self._reference_text
+                description["reference"] = self._reference_text
             if self._warnings:
-                told["warning"] = "; ".join(self._warnings)
-        return told
+                description["warning"] = "; ".join(self._warnings)
+        return description
 
     def load(self) -> None:
-        """Ask the server what it is, find the model, and send it a few batches to see how it answers.
+        """Read the descriptions of server and model, and send a few small batches to check the answers.
 
         Raises:
-            ConfigError: nothing answers, it is no KServe server, has no such model, or refuses the key.
+            ConfigError: there is no answer, it is not a KServe server, it does not have the model, or it refuses the
+                key.
             NetworkError: the model cannot be run.
         """
         self.close()
         self._warnings = []
         with closed_on_error(self.close):
             self._client.open(self._options.concurrency)
-            with asking():
+            with as_config_errors():
                 self._read_server()
                 self._read_model()
             self._source = self._reference() if self._options.reference else None
@@ -132,12 +133,12 @@ class KServeNetwork:
         """Make the inputs of one batch.
 
         Raises:
-            UnsupportedBatchError: more than the server's greatest batch, or another size than the model's fixed one.
-            ConfigError: an open dimension has no size; the text says how to give it one.
+            UnsupportedBatchError: larger than the server's largest batch, or another size than the fixed one.
+            ConfigError: an open dimension has no size; the text contains the option that sets it.
         """
         if self._max_batch and batch > self._max_batch:
             raise UnsupportedBatchError(
-                f"{self._client.shown} takes at most {self._max_batch} at once (max_batch_size), not {batch}"
+                f"{self._client.shown}: the largest batch is {self._max_batch} (max_batch_size), not {batch}"
             )
         self._batches.check_size(batch)
         self._arrays = {name: np.ascontiguousarray(values) for name, values in self._batches.arrays(batch).items()}
@@ -151,15 +152,15 @@ class KServeNetwork:
     def run(self, batches: int, phases: Phases) -> None:
         """Send ``batches`` requests, ``concurrency`` at a time, and read their answers.
 
-        Phases: ``pack``, ``wait`` (from the request's first byte to the answer's last), ``unpack``; with several
-        requests in flight their mean. Of ``wait``, what the server's statistics account for is told apart as
+        Phases: ``pack``, ``wait`` (from the first byte of the request to the last of the answer), ``unpack``; with
+        several requests in flight their mean. The part of ``wait`` that the server's statistics contain becomes
         ``queue``, ``copy_in``, ``execute`` and ``copy_out``.
 
         Raises:
-            UnsupportedBatchError: the server says that this batch is too large for it.
-            NetworkError: no answer, an error, or outputs of another name, type or shape.
+            UnsupportedBatchError: the server reports that this batch is too large.
+            NetworkError: no answer, an error, or outputs with another name, type or shape.
         """
-        # Without phases nothing is asked of the server: what a window costs is the requests alone.
+        # Without phases there is no request for statistics: the window contains inferences only.
         times = self._times is not None and not isinstance(phases, MarksOnly)
         if times and self._are_stale:
             self._times = self._server_times()
@@ -170,20 +171,20 @@ class KServeNetwork:
         else:
             spans = self._side_by_side(lanes, batches, phases)
         pack_ns, wait_ns, unpack_ns = (span // lanes for span in spans)
-        for name, total_ns in (self._told_by_server(batches, lanes, wait_ns) if times else {}).items():
+        for name, total_ns in (self._server_phases(batches, lanes, wait_ns) if times else {}).items():
             _add(phases, name, batches, total_ns)
             wait_ns -= total_ns
         for name, total_ns in (("pack", pack_ns), ("wait", wait_ns), ("unpack", unpack_ns)):
             _add(phases, name, batches, total_ns)
 
     def check(self) -> bool:
-        """Run a small batch and look at its outputs; leaves that batch prepared.
+        """Run a small batch and check its outputs; that batch stays prepared.
 
-        Of a built-in network they are compared with its numpy reference. Those of others must be finite, not all zero,
-        and change with the inputs: a buffer that nobody writes gives numbers too.
+        The outputs of a built-in network are compared with its numpy reference. Those of other networks must be finite,
+        not all zero, and depend on the inputs, because a buffer that is never written contains numbers too.
 
         Raises:
-            NetworkError: the outputs are wrong; the text says how.
+            NetworkError: the outputs are wrong; the text contains the difference.
         """
         batch = self._small_batch(CHECK_BATCH)
         self.prepare(batch)
@@ -194,12 +195,12 @@ class KServeNetwork:
             self._check_they_depend(outputs)
             self.prepare(batch)
         if self._source is not None and self._source.reference is not None:
-            wanted = self._source.reference(self._arrays)
+            expected = self._source.reference(self._arrays)
             precision = self._precision if self._precision in TOLERANCES else WIDEST
             try:
-                check_close(shown, self._options.reference, next(iter(outputs.values())), wanted, precision)
+                check_close(shown, self._options.reference, next(iter(outputs.values())), expected, precision)
             except NetworkError as error:
-                raise NetworkError(f"{error}; if another model is meant, set reference=none") from error
+                raise NetworkError(f"{error}; if it is another model, set reference=none") from error
         return True
 
     def close(self) -> None:
@@ -213,7 +214,7 @@ class KServeNetwork:
 
     @property
     def _max_batch(self) -> int:
-        """0: not told."""
+        """0: unknown."""
         value = self._config.get("max_batch_size")
         return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
@@ -223,76 +224,76 @@ class KServeNetwork:
 
     @property
     def _may_not_take_binary(self) -> bool:
-        """Over HTTP it is an extension; over gRPC all servers take raw tensors."""
+        """Over HTTP, binary tensors are an extension; over gRPC all servers accept raw tensors."""
         over_http = self._options.where.scheme in WEB
         return over_http and self._options.binary and BINARY_EXTENSION not in (self._server.get("extensions") or [])
 
-    def _small_batch(self, wanted: int) -> int:
-        """A batch size that the model takes, near ``wanted``."""
+    def _small_batch(self, preferred: int) -> int:
+        """Return a batch size that the model accepts, ``preferred`` if possible."""
         if self._has_open_batch:
-            return min(wanted, self._max_batch or wanted)
+            return min(preferred, self._max_batch or preferred)
         return self._batches.size_for_check()
 
     def _read_server(self) -> None:
         reply = self._client.ask("server")
         if reply.outcome is Outcome.DENIED:
-            raise ConfigError(self._said(reply))
-        told, options = reply.told, self._options
-        if reply.outcome is not Outcome.DONE or not isinstance(told, dict) or "name" not in told:
+            raise ConfigError(self._explained(reply))
+        data, options = reply.data, self._options
+        if reply.outcome is not Outcome.DONE or not isinstance(data, dict) or "name" not in data:
             raise ConfigError(
-                f"{reply.where} does not answer like a KServe v2 server ({reply.said}): "
+                f"{reply.where} is not a KServe v2 server ({reply.text}): "
                 "give its base URL (option url), such as http://localhost:8000 or grpc://localhost:8001"
             )
-        self._server = told
-        extensions = told.get("extensions") or []
+        self._server = data
+        extensions = data.get("extensions") or []
         if self._may_not_take_binary and extensions:
             raise ConfigError(
-                f"{options.where.url}: {told['name']} takes no binary tensors (its extensions: "
-                f"{', '.join(map(str, extensions))}); binary=false sends them as JSON, which costs far more"
+                f"{options.where.url}: {data['name']} does not support binary tensors (its extensions: "
+                f"{', '.join(map(str, extensions))}); binary=false sends them as JSON, which costs much more"
             )
 
     def _read_model(self) -> None:
         options, shown = self._options, self._client.shown
         reply = self._client.ask("model")
         if reply.outcome in (Outcome.DENIED, Outcome.FAILED, Outcome.BUSY):
-            raise ConfigError(self._said(reply))
-        if reply.outcome is not Outcome.DONE or not isinstance(reply.told, dict):
-            raise ConfigError(f"{shown}: {reply.said}{self._models()}")
-        self._metadata = reply.told
+            raise ConfigError(self._explained(reply))
+        if reply.outcome is not Outcome.DONE or not isinstance(reply.data, dict):
+            raise ConfigError(f"{shown}: {reply.text}{self._models()}")
+        self._metadata = reply.data
         ready = self._client.ask("ready")
         if ready.outcome not in (Outcome.DONE, Outcome.UNKNOWN):
-            raise ConfigError(f"{shown} is not ready ({ready.said}): load it in the server first")
+            raise ConfigError(f"{shown} is not ready ({ready.text}): load it in the server first")
         config = self._client.ask("config")
-        self._config = config.told if config.outcome is Outcome.DONE and isinstance(config.told, dict) else {}
+        self._config = config.data if config.outcome is Outcome.DONE and isinstance(config.data, dict) else {}
         self._times = self._server_times() if options.server_stats else None
         self._inputs = described(self._metadata, "inputs", shown)
         self._outputs = described(self._metadata, "outputs", shown)
         if not self._inputs:
-            raise ConfigError(f"{shown}: the server does not tell the model's inputs")
+            raise ConfigError(f"{shown}: the server does not report the model's inputs")
         for item in self._inputs:
             if item.datatype not in DTYPES:
-                raise ConfigError(f"{shown}: input {item.name!r} is {item.datatype}, which cannot be made here")
+                raise ConfigError(f"{shown}: input {item.name!r} has the unsupported type {item.datatype}")
             if item.datatype in ONLY_BINARY and not options.binary:
-                raise ConfigError(f"{shown}: input {item.name!r} is {item.datatype}, which JSON cannot hold")
+                raise ConfigError(f"{shown}: input {item.name!r} is {item.datatype}, which JSON cannot represent")
 
     def _models(self) -> str:
-        """What the server has, where it tells."""
+        """Return a hint with the models of the server, if it lists them."""
         reply = self._client.ask("index")
-        told = reply.told.get("models") if reply.outcome is Outcome.DONE and isinstance(reply.told, dict) else None
-        listed = told if isinstance(told, list) else []
+        models = reply.data.get("models") if reply.outcome is Outcome.DONE and isinstance(reply.data, dict) else None
+        listed = models if isinstance(models, list) else []
         names = {str(item["name"]) for item in listed if isinstance(item, dict) and "name" in item}
         if not names:
-            return "; the network's name is what the server calls its model"
+            return "; the network's name must be that of a model in the server"
         if self._model in names:
-            return f"; {self._model} is there, but not ready in that version"
+            return f"; the server has {self._model}, but it is not ready in that version"
         return f"; {unknown('model', self._model, names)}"
 
     def _reference(self) -> ModelSource | None:
-        """The built-in network that the outputs are compared with."""
+        """Return the built-in network that computes the expected outputs; None if it does not fit the model."""
         options = self._options
         named = options.reference != self._model
         try:
-            # Its values are those of the float network, whatever the server computes in.
+            # The reference is the float network, whatever the precision of the server.
             source = networks.build(options.reference, NATIVE, options.reference_options)
         except ImportError as error:
             if named or options.reference_options:
@@ -303,10 +304,10 @@ class KServeNetwork:
             self._reference_text = f"none: {options.reference} needs {error.name}"
             return None
         made = {} if source.make_inputs is None else source.make_inputs(1)
-        wanted = {item.name: (DTYPES[item.datatype], len(item.shape)) for item in self._inputs}
-        if {name: (str(values.dtype), values.ndim) for name, values in made.items()} != wanted:
+        expected = {item.name: (DTYPES[item.datatype], len(item.shape)) for item in self._inputs}
+        if {name: (str(values.dtype), values.ndim) for name, values in made.items()} != expected:
             taken = " ".join(item.text() for item in self._inputs)
-            text = f"{self._client.shown} takes {taken}, unlike {options.reference}"
+            text = f"{self._client.shown} has the inputs {taken}, unlike {options.reference}"
             if named:
                 raise ConfigError(f"{text} (option reference)")
             self._reference_text = f"none: {text}"
@@ -316,52 +317,50 @@ class KServeNetwork:
         )
         return source
 
-    def _said(self, reply: Reply) -> str:
-        """What a reply that is no success means, and what to do."""
+    def _explained(self, reply: Reply) -> str:
+        """Return the text of a reply that is not a success, and the fix."""
         hint = _HINTS.get(reply.outcome, "")
         if reply.outcome is Outcome.REFUSED and self._inputs:
-            hint = f"; the model takes {' '.join(item.text() for item in self._inputs)}"
-        return f"{reply.where}: {reply.said}{hint}"
+            hint = f"; the inputs of the model are {' '.join(item.text() for item in self._inputs)}"
+        return f"{reply.where}: {reply.text}{hint}"
 
     # Requests
 
     def _exchange(self) -> dict[str, NDArray[np.generic]]:
-        """One request, outside of any measurement."""
+        """Return the outputs of one request, outside of measurements."""
         try:
             return self._unpack(self._client.send(0, self._client.pack()))
         except RefusedError as refused:
             raise self._refused(refused) from refused
 
     def _check_they_depend(self, outputs: Mapping[str, NDArray[np.generic]]) -> None:
-        """Whether the floating outputs come of these inputs; integers may well be the same label each time.
+        """Check that float outputs depend on the inputs; integers may be the same label each time.
 
         Raises:
-            NetworkError: they are nothing but zeros, or the same for other inputs.
+            NetworkError: all outputs are zero, or the same for other inputs.
         """
         floats = {name: values for name, values in outputs.items() if values.dtype.kind == "f" and values.size}
-        hint = "; set the option any_outputs=true if that is right"
+        hint = "; set any_outputs=true if that is correct"
         if floats and not any(np.any(values) for values in floats.values()):
-            raise NetworkError(f"{self._client.shown}: outputs are nothing but zeros: that proves no computation{hint}")
+            raise NetworkError(f"{self._client.shown}: all outputs are zero: that does not prove a computation{hint}")
         others = {name: np.ascontiguousarray(np.flip(values)) for name, values in self._arrays.items()}
         if not floats or all(np.array_equal(others[name], values) for name, values in self._arrays.items()):
             return
         self._client.prepare([(item, others[item.name]) for item in self._inputs], self._outputs)
         now = self._exchange()
         if all(np.array_equal(now[name], values) for name, values in floats.items()):
-            raise NetworkError(
-                f"{self._client.shown}: outputs are the same for other inputs: they are not computed from them{hint}"
-            )
+            raise NetworkError(f"{self._client.shown}: outputs do not depend on the inputs{hint}")
 
     def _refused(self, refused: RefusedError) -> NetworkError:
-        text = self._said(refused.reply)
+        text = self._explained(refused.reply)
         return UnsupportedBatchError(text) if refused.reply.outcome is Outcome.TOO_LARGE else NetworkError(text)
 
     def _unpack(self, answer: Any) -> dict[str, NDArray[np.generic]]:
-        """The outputs, checked against what the model is said to give.
+        """Return the outputs after a check against the model's metadata.
 
         Raises:
-            RefusedError: there are none.
-            NetworkError: something else than these outputs.
+            RefusedError: the answer is an error.
+            NetworkError: an output is missing or has another type or shape.
         """
         shown = self._client.shown
         try:
@@ -376,7 +375,7 @@ class KServeNetwork:
                 sizes = ",".join(map(str, given.shape))
                 raise NetworkError(
                     f"{shown}: output {item.name} is {given.datatype}[{sizes}] at batch {self._batch}, "
-                    f"but the model gives {item.text()}"
+                    f"but the model's output is {item.text()}"
                 )
         self._form = next((output.form for output in found.values() if output.form != BINARY), BINARY)
         return {name: output.values for name, output in found.items()}
@@ -384,10 +383,10 @@ class KServeNetwork:
     def _lane(
         self, lane: int, numbers: Iterator[int] | range, phases: Phases | None, stop: threading.Event
     ) -> tuple[tuple[int, int, int], array[int]]:
-        """Requests one after another on one connection; marks each batch where ``phases`` is given.
+        """Send requests one after another on one connection; mark each batch if ``phases`` is given.
 
         Returns:
-            Nanoseconds spent packing, waiting and unpacking, and each request's latency.
+            Nanoseconds of packing, waiting and unpacking, and the latency of each request.
         """
         clock, client = time.monotonic_ns, self._client
         pack_ns = wait_ns = unpack_ns = 0
@@ -415,7 +414,7 @@ class KServeNetwork:
         return (pack_ns, wait_ns, unpack_ns), latencies
 
     def _side_by_side(self, lanes: int, batches: int, phases: Phases) -> tuple[int, int, int]:
-        """The same on several connections at once."""
+        """Send requests on several connections in parallel."""
         assert self._pool is not None
         numbers = _Shared(batches)
         stop = threading.Event()
@@ -429,7 +428,7 @@ class KServeNetwork:
 
         futures = [self._pool.submit(run_lane, lane) for lane in range(lanes)]
         results = [future.result() for future in futures]
-        # The ends of overlapping requests tell the throughput only.
+        # The ends of overlapping requests would give the throughput, not the latency.
         for _, latencies in results:
             phases.latencies_ns.extend(latencies)
         spans = [spans for spans, _ in results]
@@ -439,10 +438,10 @@ class KServeNetwork:
 
     def _server_times(self) -> ServerTimes | None:
         reply = self._client.ask("statistics")
-        return server_times(reply.told, self._model) if reply.outcome is Outcome.DONE else None
+        return server_times(reply.data, self._model) if reply.outcome is Outcome.DONE else None
 
-    def _told_by_server(self, batches: int, lanes: int, wait_ns: int) -> Mapping[str, int]:
-        """Phases inside the server during the last ``batches`` requests: at most ``wait_ns`` in all."""
+    def _server_phases(self, batches: int, lanes: int, wait_ns: int) -> Mapping[str, int]:
+        """Return the phases inside the server during the last ``batches`` requests, at most ``wait_ns`` in total."""
         if self._times is None:
             return {}
         before, self._times = self._times, self._server_times()
@@ -454,24 +453,24 @@ class KServeNetwork:
         if spent.requests > batches + lanes and not self._shared:
             self._shared = True
             logger.warning(
-                "%s: the server answered %d requests while %d were sent from here: others use it, and their energy "
-                "counts too",
+                "%s: the server answered %d requests, but joulewatch sent %d: other clients use it, and the measured "
+                "energy includes theirs",
                 self._client.shown,
                 spent.requests,
                 batches,
             )
-        # The mean of a request: an answer may be counted a moment after it was sent.
+        # Use the mean of a request, because the server may count an answer after it was sent.
         scale = batches / spent.requests / lanes
         scale = min(scale, wait_ns / max(1, sum(spent.spans_ns.values())))
         return {name: int(total * scale) for name, total in spent.spans_ns.items()}
 
-    # How the server answers
+    # Problems of the server
 
     def _probe(self) -> None:
-        """A few small requests: does it work, is it computed, and does anything but the network take time?
+        """Send a few small requests: check that they work and are computed, and that only the network takes time.
 
         Raises:
-            ConfigError: the server answers equal requests out of its cache.
+            ConfigError: the server answers equal requests from its cache.
         """
         self.prepare(self._small_batch(1))
         before = self._server_times()
@@ -481,14 +480,14 @@ class KServeNetwork:
             if not self._may_not_take_binary:
                 raise
             raise NetworkError(
-                f"{error}; it does not say that it takes binary tensors: try the option binary=false, or its gRPC port"
+                f"{error}; the server does not list binary tensors as supported: try binary=false, or its gRPC port"
             ) from error
         if before is not None:
-            self._look_for_a_cache(before)
+            self._check_cache(before)
         if self._options.binary and self._form != BINARY:
             form = {AS_JSON: "JSON"}.get(self._form, self._form)
             self._warn(
-                f"the server answers in {form} although binary outputs were asked for: that costs more than the network"
+                f"the server answers in {form} although binary outputs were requested: that costs more than the network"
             )
 
         def timed() -> float:
@@ -500,14 +499,14 @@ class KServeNetwork:
         for text in self._client.faults(timed, small):
             self._warn(text)
 
-    def _look_for_a_cache(self, before: ServerTimes) -> None:
+    def _check_cache(self, before: ServerTimes) -> None:
         for _ in range(CACHE_PROBES):
             self._exchange()
         after = self._server_times()
         if after is not None and after.cache_hits > before.cache_hits:
             raise ConfigError(
-                f"{self._client.shown}: the server answers equal requests from its response cache, where the network "
-                "computes nothing: switch it off for this model (response_cache in its configuration)"
+                f"{self._client.shown}: the server answers equal requests from its response cache, without the "
+                "network: disable it for this model (response_cache in its configuration)"
             )
 
     def _warn(self, text: str) -> None:
@@ -516,7 +515,7 @@ class KServeNetwork:
 
 
 class _Shared:
-    """Numbers handed out to several threads, each once."""
+    """An iterator of numbers for several threads; each number is used once."""
 
     def __init__(self, count: int) -> None:
         self._left = count
@@ -538,14 +537,14 @@ def _add(phases: Phases, name: str, count: int, total_ns: int) -> None:
 
 
 def _device(config: Mapping[str, Any]) -> str:
-    """Where Triton runs the model, from its configuration: ``gpu``, ``cpu``; empty where it is not told."""
+    """Return the device of Triton's configuration, such as ``gpu`` or ``cpu``; empty if it is not configured."""
     groups = config.get("instance_group")
     kinds = [str(item.get("kind", "")) for item in groups if isinstance(item, dict)] if isinstance(groups, list) else []
     return " ".join(sorted({kind.removeprefix("KIND_").lower() for kind in kinds if kind}))
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> KServeNetwork:
-    """The entry point of the runtime; nothing is asked of the server yet.
+    """Return the network, without a request to the server; the entry point of the runtime.
 
     Raises:
         ConfigError: a bad option, a file that cannot be read; gRPC is not installed.

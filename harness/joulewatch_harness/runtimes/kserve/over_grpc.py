@@ -1,9 +1,9 @@
 """KServe v2 over gRPC: protobuf messages with raw tensors.
 
-A request is serialised once, before the window, and sent again and again; an answer is parsed for each batch, and its
-tensors are read where they lie. Each lane has a connection of its own, as over HTTP: by default gRPC would put all of
-them on one. No proxy of the environment is used, no message is too large for this side, and a request that has reached
-the server is never sent again.
+A request is serialised once, before the window, and sent repeatedly; an answer is parsed for each batch, and its
+tensors are not copied. Each lane has a separate connection, as over HTTP: by default gRPC would share one. Proxies of
+the environment are not used, the client has no limit on message sizes, and a request that has reached the server is
+never sent again.
 
 Source: KServe, Open Inference Protocol v2, gRPC; gRPC core, channel arguments and status codes.
 """
@@ -31,7 +31,7 @@ from joulewatch_harness.runtimes.kserve.tensors import (
 )
 from joulewatch_harness.runtimes.shared.http import Endpoint
 
-# Its core writes on stderr what the errors below say as well.
+# By default gRPC's core writes to stderr what the errors contain anyway.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 try:
@@ -44,17 +44,17 @@ except ModuleNotFoundError as missing:
 SERVICE: Final = f"{PACKAGE}.GRPCInferenceService"
 AS_LISTS: Final = "typed lists"
 LARGEST_REQUEST_BYTES: Final = 2**31 - 2**20
-"""A message of protobuf is shorter than 2 GiB; some of it is not tensors."""
+"""A protobuf message is smaller than 2 GiB; 1 MiB is left for what is not tensors."""
 
 ARGUMENTS: Final = (
     ("grpc.max_send_message_length", -1),
-    # By default 4 MiB: the outputs of a large batch are more.
+    # The default is 4 MiB; the outputs of a large batch are larger.
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.service_config_disable_resolution", 1),
     ("grpc.primary_user_agent", "joulewatch"),
-    # By default up to two minutes pass before a server that came back is tried again.
+    # By default up to two minutes pass before another attempt to connect.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
 )
@@ -99,10 +99,10 @@ class GrpcClient:
     def __init__(self, where: Endpoint, model: str, version: str) -> None:
         if not where.port or where.path:
             raise ConfigError(
-                f"kserve: option url: {where.url}: write it as {where.scheme}://host:port, with nothing else"
+                f"kserve: option url: {where.url}: write it as {where.scheme}://host:port, without a path"
             )
         if where.tls is not None and where.tls.verify_mode == ssl.CERT_NONE:
-            raise ConfigError("kserve: option insecure is of https://: over grpcs:// name the authority with ca_file")
+            raise ConfigError("kserve: option insecure: is for https:// only; for grpcs:// set ca_file")
         self._where = where
         self._names = {"name": model, "version": version}
         self._model_names = {"model_name": model, "model_version": version}
@@ -118,7 +118,7 @@ class GrpcClient:
 
     def open(self, lanes: int) -> None:
         self._channels = [self._channel() for _ in range(lanes)]
-        # Without serialisers: bytes go out and come in as they are, and parsing is timed apart.
+        # Without serialisers: the client sends and receives bytes, and parsing is timed separately.
         self._infer = [channel.unary_unary(f"/{SERVICE}/ModelInfer") for channel in self._channels]
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class GrpcClient:
         send = self._channels[0].unary_unary(f"/{SERVICE}/{method}")
         try:
             answer = self._sent(send, request.SerializeToString())
-            told = MessageToDict(
+            data = MessageToDict(
                 self._classes[f"{method}Response"].FromString(answer),
                 preserving_proto_field_name=True,
                 always_print_fields_with_no_presence=True,
@@ -142,16 +142,17 @@ class GrpcClient:
         except RefusedError as refused:
             return refused.reply
         except DecodeError:
-            return Reply(Outcome.FAILED, self._where.url, f"{method}: an answer that is no such message")
-        if question == "ready" and not told["ready"]:
-            return Reply(Outcome.BUSY, self.shown, "it says that it is not ready")
-        return Reply(Outcome.DONE, self._where.url, f"{method} answered", _as_over_http(question, told))
+            return Reply(Outcome.FAILED, self._where.url, f"{method}: the answer is not a valid message")
+        if question == "ready" and not data["ready"]:
+            return Reply(Outcome.BUSY, self.shown, "the server reports that it is not ready")
+        return Reply(Outcome.DONE, self._where.url, f"{method} answered", _as_over_http(question, data))
 
     def prepare(self, inputs: Given, outputs: Sequence[Tensor]) -> None:
         size = sum(values.size * wire_itemsize(item.datatype) for item, values in inputs)
         if size > LARGEST_REQUEST_BYTES:
             raise UnsupportedBatchError(
-                f"{self.shown}: a request of {size / 2**30:.3g} GiB: protobuf ends at 2 GiB, HTTP does not (option url)"
+                f"{self.shown}: a request of {size / 2**30:.3g} GiB: the limit of protobuf is 2 GiB, HTTP has none "
+                "(option url)"
             )
         request = self._classes["ModelInferRequest"](**self._model_names)
         for item, values in inputs:
@@ -162,7 +163,7 @@ class GrpcClient:
         self._request = request.SerializeToString()
 
     def pack(self) -> bytes:
-        """The request that ``prepare`` made."""
+        """Return the request of ``prepare``."""
         return self._request
 
     def send(self, lane: int, request: bytes) -> bytes:
@@ -172,7 +173,7 @@ class GrpcClient:
         try:
             message = self._classes["ModelInferResponse"].FromString(answer)
         except DecodeError as error:
-            raise ValueError("it is no ModelInferResponse") from error
+            raise ValueError("it is not a valid ModelInferResponse") from error
         raw = list(message.raw_output_contents)
         if raw and len(raw) != len(message.outputs):
             raise ValueError(f"it has {len(raw)} raw tensors for {len(message.outputs)} outputs")
@@ -189,12 +190,12 @@ class GrpcClient:
         return found
 
     def faults(self, timed: Callable[[], float], small: bool) -> Sequence[str]:
-        """None are known: gRPC keeps its connection, sets TCP_NODELAY on both sides and writes a message at once."""
+        """Return no problems: gRPC keeps its connection, sets TCP_NODELAY and writes each message at once."""
         return ()
 
     def _channel(self) -> Any:
         where = self._where
-        # An ingress may want another host than the one that is connected to.
+        # An ingress may require another host than that of the connection.
         host = next((value for name, value in where.headers.items() if name.lower() == "host"), "")
         arguments = (*ARGUMENTS, *((("grpc.default_authority", host),) if host else ()))
         target = f"{where.quoted_host}:{where.port}"
@@ -208,51 +209,51 @@ class GrpcClient:
             return send(request, timeout=where.timeout_s, metadata=self._headers)
         except grpc.RpcError as error:
             code, details = error.code().name, " ".join((error.details() or "").split())
-            said = where.masked(f"gRPC {code}: {details[:300]}" if details else f"gRPC {code}")
+            message = where.masked(f"gRPC {code}: {details[:300]}" if details else f"gRPC {code}")
             if code == "DEADLINE_EXCEEDED":
                 text = f"no answer within {where.timeout_s:g} s: raise option timeout_s if it may take longer"
                 raise NetworkError(f"{self.shown}: {text}") from error
             if code == "UNAVAILABLE":
-                raise NetworkError(f"{self.shown}: {said}{_unavailable(details)}") from error
-            raise RefusedError(Reply(_OUTCOMES.get(code, Outcome.FAILED), self.shown, said)) from error
+                raise NetworkError(f"{self.shown}: {message}{_unavailable(details)}") from error
+            raise RefusedError(Reply(_OUTCOMES.get(code, Outcome.FAILED), self.shown, message)) from error
 
 
-def _as_over_http(question: Question, told: dict[str, Any]) -> dict[str, Any]:
-    """An answer as it would read over HTTP, where the two differ."""
+def _as_over_http(question: Question, data: dict[str, Any]) -> dict[str, Any]:
+    """Convert an answer to its form over HTTP."""
     if question != "config":
-        return told
-    config: dict[str, Any] = told.get("config", {})
+        return data
+    config: dict[str, Any] = data.get("config", {})
     for group in config.get("instance_group", ()):
         group["kind"] = _KINDS[group["kind"]] if group["kind"] < len(_KINDS) else ""
     return config
 
 
 def _unavailable(details: str) -> str:
-    """What to do about a server that cannot be had: gRPC says all of it with one status."""
+    """Return the fix for an unavailable server: gRPC has one status for all causes."""
     for pattern, hint in (
-        ("WRONG_VERSION_NUMBER", "; does it speak grpc:// there?"),
-        (r"CERTIFICATE_VERIFY_FAILED|peer name", "; name the certificate's authority with option ca_file"),
+        ("WRONG_VERSION_NUMBER", "; is it a grpc:// server?"),
+        (r"CERTIFICATE_VERIFY_FAILED|peer name", "; set option ca_file to the certificate's authority"),
         ("failed to connect.*(Socket closed|reset|HTTP)", "; is that its gRPC port, and in plain text? (option url)"),
     ):
         if re.search(pattern, details, re.IGNORECASE):
             return hint
-    return "; is the server running there, and not busy? (option url)"
+    return "; is the server running at that address, and not busy? (option url)"
 
 
 def _metadata(where: Endpoint) -> tuple[tuple[str, str], ...]:
-    """The user's own headers, as gRPC sends them.
+    """Return the user's headers for gRPC.
 
     Raises:
-        ConfigError: gRPC sends no header of such a name; what it says is not told.
+        ConfigError: gRPC cannot send a header with this name; the text does not contain its value.
     """
     found = tuple((name.lower(), value) for name, value in where.headers.items() if name.lower() != "host")
     for name, _ in found:
         if not re.fullmatch(r"[0-9a-z_.-]+", name) or name.startswith("grpc-") or name.endswith("-bin"):
-            raise ConfigError(f"kserve: option headers_file: gRPC sends no header {name!r}")
+            raise ConfigError(f"kserve: option headers_file: gRPC cannot send a header {name!r}")
     return found
 
 
 def _authorities(ca_file: Path | None) -> bytes | None:
-    """Those of the file, or of this system as Python trusts them; None: those that gRPC brings along."""
+    """Return the certificates of the file, or those that Python trusts; None: those of gRPC."""
     path = ca_file or Path(ssl.get_default_verify_paths().cafile or "")
     return path.read_bytes() if path.is_file() else None

@@ -1,4 +1,4 @@
-"""KServe v2 over HTTP/1.1: JSON, with tensors in binary behind it.
+"""KServe v2 over HTTP/1.1: JSON, followed by tensors in binary.
 
 Source: KServe, Open Inference Protocol v2 and binary tensor data extension; Triton, statistics, model configuration
 and model repository extensions.
@@ -31,9 +31,9 @@ BINARY_EXTENSION: Final = "binary_tensor_data"
 AS_JSON: Final = "json"
 
 FLOOR_S: Final = 0.038
-"""Linux acknowledges 40 ms late at the soonest (44 at most, with its timer's period)."""
+"""Linux delays acknowledgements by at least 40 ms (44 ms with the period of its timer)."""
 FLOOR_GAIN_S: Final = 0.03
-"""What a request must gain by acknowledging at once, for the floor to be proven."""
+"""Least reduction of the latency by immediate acknowledgement that proves the delay."""
 FLOOR_PROBES: Final = 24
 FLOOR_PROOFS: Final = 5
 FLOOR_LIMIT_S: Final = 1.5
@@ -77,7 +77,7 @@ class HttpClient:
             path = "/v2/repository/index"
             answer = self._connections[0].request("POST", path, [b"{}"], {"Content-Type": "application/json"})
             reply = self._reply(path, answer)
-            return Reply(reply.outcome, reply.where, reply.said, {"models": reply.told})
+            return Reply(reply.outcome, reply.where, reply.text, {"models": reply.data})
         path = "/v2" if question == "server" else self._path
         path += {"ready": "/ready", "config": "/config", "statistics": "/stats"}.get(question, "")
         return self._reply(path, self._connections[0].request("GET", path))
@@ -97,7 +97,7 @@ class HttpClient:
         return unpack(answer)
 
     def faults(self, timed: Callable[[], float], small: bool) -> Sequence[str]:
-        """Does the connection stay open; is there a floor under the latency?"""
+        """Check whether the server closes connections, and whether delayed acknowledgements add to the latency."""
         connection = self._connections[0]
         opened = connection.opened
         spans_s: list[float] = []
@@ -108,13 +108,13 @@ class HttpClient:
                 break
         found = []
         if connection.opened - opened >= len(spans_s):
-            found.append("the server closes the connection after every answer: each request pays for a new one")
+            found.append("the server closes the connection after every answer: each request needs a new one")
         if len(spans_s) >= FLOOR_PROOFS and small:
             found += self._floor(timed, spans_s[-FLOOR_PROOFS:])
         return found
 
     def _floor(self, timed: Callable[[], float], spans_s: Sequence[float]) -> list[str]:
-        """Nagle's algorithm in the server against delayed acknowledgement here: 40 ms that are nobody's work."""
+        """Check for Nagle's algorithm in the server with delayed acknowledgements here: 40 ms without work."""
         if min(spans_s) < FLOOR_S or not http_client.quick_ack_exists():
             return []
         connection = self._connections[0]
@@ -128,9 +128,9 @@ class HttpClient:
             return []
         return [
             f"every small request takes {before_s * 1e3:.0f} ms, but {after_s * 1e3:.2g} ms when its packets are "
-            "acknowledged at once: the server writes its answer in pieces without TCP_NODELAY, and each waits "
-            "for a delayed acknowledgement; let it set TCP_NODELAY or write once, or latency and idle energy are "
-            "not the network's"
+            "acknowledged at once: the server writes its answer in pieces without TCP_NODELAY, and waits for delayed "
+            "acknowledgements; this latency and its idle energy are not the network's: make the server set "
+            "TCP_NODELAY or write once"
         ]
 
     def _reply(self, path: str, answer: Answer) -> Reply:
@@ -138,24 +138,24 @@ class HttpClient:
         return Reply(
             outcome=_OUTCOMES.get(answer.status, usual),
             where=f"{self._where.url}{path}",
-            said=self._where.masked(answer.told()),
-            told=answer.json(),
+            text=self._where.masked(answer.summary()),
+            data=answer.json(),
         )
 
 
 def pack(inputs: Given, outputs: Sequence[Tensor], *, binary: bool) -> tuple[list[Buffer], Mapping[str, str]]:
-    """Serialise a request: its body in pieces, and its headers."""
+    """Return the body of a request, in pieces, and its headers."""
     listed: list[dict[str, Any]] = []
     raw: list[Buffer] = []
     for item, values in inputs:
-        told: dict[str, Any] = {"name": item.name, "shape": list(values.shape), "datatype": item.datatype}
+        entry: dict[str, Any] = {"name": item.name, "shape": list(values.shape), "datatype": item.datatype}
         if binary:
             wire = to_wire(values, item.datatype)
-            told["parameters"] = {"binary_data_size": wire.nbytes}
+            entry["parameters"] = {"binary_data_size": wire.nbytes}
             raw.append(wire)
         else:
-            told["data"] = values.ravel().tolist()
-        listed.append(told)
+            entry["data"] = values.ravel().tolist()
+        listed.append(entry)
     message: dict[str, Any] = {"inputs": listed}
     if outputs:
         message["outputs"] = [{"name": item.name, "parameters": {"binary_data": binary}} for item in outputs]
@@ -168,14 +168,14 @@ def pack(inputs: Given, outputs: Sequence[Tensor], *, binary: bool) -> tuple[lis
 
 
 def unpack(answer: Answer) -> dict[str, Output]:
-    """Read an answer.
+    """Return the outputs of an answer.
 
     Raises:
-        ValueError: it is no answer of the protocol; the text says why.
+        ValueError: it does not follow the protocol; the text contains the reason.
     """
     length = answer.headers.get(JSON_LENGTH.lower())
     if length is not None and not (length.isdecimal() and int(length) <= len(answer.body)):
-        raise ValueError(f"{JSON_LENGTH} is {length!r}, of a body of {len(answer.body)} bytes")
+        raise ValueError(f"{JSON_LENGTH} is {length!r}, but the body has {len(answer.body)} bytes")
     end = len(answer.body) if length is None else int(length)
     message = json.loads(answer.body[:end])
     listed = message.get("outputs") if isinstance(message, dict) else None

@@ -1,4 +1,4 @@
-"""What a server says of its own times: Triton's statistics extension, the same over HTTP and gRPC."""
+"""Times measured by the server: Triton's statistics extension, over HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _PHASES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class ServerTimes:
-    """Totals of the server's own statistics since it started."""
+    """Totals of the server's statistics since its start."""
 
     requests: int
     spans_ns: Mapping[str, int]
     """Phase -> nanoseconds: ``queue``, ``copy_in``, ``execute``, ``copy_out``."""
     cache_hits: int = 0
-    """Of the requests, those that were answered without the network."""
+    """Requests that were answered from a cache, without the network."""
 
     def since(self, before: ServerTimes) -> ServerTimes:
-        """What has come since; nothing where the server began to count again."""
+        """Return the difference to an earlier total; zero if the server has restarted."""
         spans = {name: total - before.spans_ns.get(name, 0) for name, total in self.spans_ns.items()}
         requests = self.requests - before.requests
         if requests < 0 or min(spans.values(), default=0) < 0:
@@ -35,7 +35,7 @@ class ServerTimes:
 
 
 def server_times(told: Any, model: str) -> ServerTimes | None:
-    """The totals of a model in an answer of the extension; None where there are none."""
+    """Return the totals of a model in an answer of the extension; None if there are none."""
     listed = told.get("model_stats") if isinstance(told, dict) else None
     if not isinstance(listed, list):
         return None

@@ -1,4 +1,4 @@
-"""Tensors as the protocol names them and as numpy holds them; the same over HTTP and gRPC."""
+"""Tensors of the protocol and their numpy arrays, for HTTP and gRPC."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ DTYPES: Final[Mapping[str, str]] = {
     "FP64": "float64",
     "BF16": "float32",
 }
-"""Datatype of the protocol -> of the arrays here; numpy has no bfloat16, whose values all fit into a float32."""
+"""Datatype of the protocol -> numpy type; numpy has no bfloat16, whose values all fit into a float32."""
 ONLY_BINARY: Final = frozenset({"FP16", "BF16"})
-"""Numbers in text have no form for them."""
+"""Datatypes that JSON cannot represent."""
 
 BINARY: Final = "binary"
 
@@ -50,17 +50,17 @@ class Tensor:
         return f"{self.name}:{self.datatype}[{sizes}]"
 
     def input(self) -> Input:
-        """The same in numpy's words; of a datatype that numpy can hold."""
+        """Return the input in numpy's types; the datatype must be in ``DTYPES``."""
         return Input(self.name, DTYPES[self.datatype], tuple(None if size < 0 else size for size in self.shape))
 
     def fits(self, datatype: str, shape: Sequence[int], batch: int | None) -> bool:
-        """Whether a tensor of this type and shape may stand here; ``batch``: what an open first axis must be."""
+        """Return whether a tensor has this type and shape; ``batch`` is the size of an open first axis."""
         if datatype != self.datatype or len(shape) != len(self.shape):
             return False
-        wanted = list(self.shape)
-        if wanted and wanted[0] < 0 and batch is not None:
-            wanted[0] = batch
-        return all(size in (given, -1) for size, given in zip(wanted, shape, strict=True))
+        expected = list(self.shape)
+        if expected and expected[0] < 0 and batch is not None:
+            expected[0] = batch
+        return all(size in (given, -1) for size, given in zip(expected, shape, strict=True))
 
 
 Given = Sequence[tuple[Tensor, NDArray[np.generic]]]
@@ -74,13 +74,13 @@ class Output:
     datatype: str
     shape: tuple[int, ...]
     values: NDArray[np.generic]
-    """Of a datatype unknown here, raw bytes."""
+    """Raw bytes if the datatype is not in ``DTYPES``."""
     form: str
-    """How it came: ``binary``, or in what else."""
+    """The form of the values in the answer, such as ``binary``."""
 
 
 def named(item: Any) -> tuple[str, str, tuple[int, ...]]:
-    """Name, datatype and shape of a tensor in a message.
+    """Return name, datatype and shape of a tensor in a message.
 
     Raises:
         ValueError: one of them is missing.
@@ -91,13 +91,13 @@ def named(item: Any) -> tuple[str, str, tuple[int, ...]]:
         raise ValueError("an output without name, datatype or shape") from None
 
 
-def described(told: Mapping[str, Any], key: str, where: str) -> tuple[Tensor, ...]:
-    """The ``inputs`` or ``outputs`` of a model's metadata.
+def described(metadata: Mapping[str, Any], key: str, where: str) -> tuple[Tensor, ...]:
+    """Return the ``inputs`` or ``outputs`` of a model's metadata.
 
     Raises:
-        ConfigError: one has no name, datatype or shape.
+        ConfigError: a tensor has no name, datatype or shape.
     """
-    listed = told.get(key) or []
+    listed = metadata.get(key) or []
     try:
         found = [named(item) for item in listed]
     except (TypeError, ValueError):
@@ -106,12 +106,12 @@ def described(told: Mapping[str, Any], key: str, where: str) -> tuple[Tensor, ..
 
 
 def wire_itemsize(datatype: str) -> int:
-    """Bytes of one element on its way."""
+    """Return the bytes of one element in a message."""
     return 2 if datatype == "BF16" else np.dtype(DTYPES[datatype]).itemsize
 
 
 def to_wire(values: NDArray[np.generic], datatype: str) -> memoryview:
-    """The array's bytes, little-endian; not copied where they are so already."""
+    """Return the bytes of an array, little-endian, without a copy if possible."""
     if datatype == "BF16":
         bits = values.astype("<f4").view("<u4").astype(np.uint64)
         # To the nearest, ties to even.
@@ -125,26 +125,26 @@ def to_wire(values: NDArray[np.generic], datatype: str) -> memoryview:
 
 
 def from_wire(name: str, datatype: str, shape: tuple[int, ...], piece: bytes | memoryview) -> Output:
-    """The output whose bytes these are; nothing is copied but what is widened.
+    """Return the output with these bytes; only bfloat16 is copied.
 
     Raises:
-        ValueError: they are more or fewer than the shape wants.
+        ValueError: their number does not match the shape.
     """
     if datatype not in DTYPES:
         return Output(datatype, shape, np.frombuffer(piece, dtype=np.uint8), BINARY)
     kind = np.dtype("<u2") if datatype == "BF16" else np.dtype(DTYPES[datatype]).newbyteorder("<")
-    found, wanted = len(piece) // kind.itemsize, math.prod(shape)
-    if len(piece) != wanted * kind.itemsize:
-        raise ValueError(f"output {name!r} has {found} values, its shape {list(shape)} wants {wanted}")
+    count, expected = len(piece) // kind.itemsize, math.prod(shape)
+    if len(piece) != expected * kind.itemsize:
+        raise ValueError(f"output {name!r} has {count} values, but its shape {list(shape)} requires {expected}")
     wide = np.frombuffer(piece, dtype=kind)
     values = (wide.astype(np.uint32) << 16).view(np.float32) if datatype == "BF16" else wide
     return Output(datatype, shape, values.reshape(shape), BINARY)
 
 
 def from_list(datatype: str, shape: tuple[int, ...], data: Any, form: str) -> Output:
-    """The output whose numbers these are.
+    """Return the output with these numbers.
 
     Raises:
-        ValueError: they are more or fewer than the shape wants, or none.
+        ValueError: their number does not match the shape, or they are not numbers.
     """
     return Output(datatype, shape, np.asarray(data, dtype=DTYPES.get(datatype)).reshape(shape), form)

@@ -1,11 +1,10 @@
 """ONNX Runtime: any ``.onnx`` file, and the built-in networks.
 
-Inputs are bound once per batch size, where the provider computes: in host memory, or in that of a GPU, where the
-outputs stay too (``copies=true`` makes the copies a part of each batch). Other providers copy as they see fit: there
-the copies are part of ``execute``.
-What the session really computes in is read from the graph that ONNX Runtime itself optimised, never from
-what was asked for: a quantised file may fall back to float, a provider to the CPU, single operators to another
-provider, float32 to TF32, all without a word.
+Inputs and outputs are bound once per batch size in the memory of the provider: host memory, or that of a GPU
+(``copies=true`` makes the copies a part of each batch). Other providers copy when they need to: their copies are part
+of ``execute``.
+The precision is read from the graph that ONNX Runtime has optimised, never from the request: a quantised file may fall
+back to float, a provider to the CPU, single operators to another provider, float32 to TF32, all without a message.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TF32_SWITCH: Final = "NVIDIA_TF32_OVERRIDE"
-"""A variable of the environment; at 0, NVIDIA's libraries compute no TF32; TensorRT's provider has no other way."""
+"""Environment variable: with 0, NVIDIA's libraries do not use TF32; the TensorRT provider has no other switch."""
 _DTYPES: Final[Mapping[str, str]] = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -81,16 +80,16 @@ _FLOAT_NAMES: Final[Mapping[int, str]] = {
     TensorProto.DOUBLE: "fp64",
 }
 _LARGEST_REREAD_BYTES: Final = 1 << 30
-"""Above this the optimised graph is not written out to be looked at; the file itself is."""
+"""For larger files the optimised graph is not written and read; the file itself is."""
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> OnnxRuntimeNetwork:
-    """The entry point of the runtime.
+    """Return the network; the entry point of the runtime.
 
     Raises:
-        ConfigError: unknown network, option or precision; no such file.
+        ConfigError: unknown network, option or precision; the file does not exist.
     """
-    # TF32 is a way to compute, not to store.
+    # A file stores float32, also for TF32.
     stored = "fp32" if precision == "tf32" else precision
     source, rest = find_source("onnxruntime", network, stored, options, Options.keys())
     return OnnxRuntimeNetwork(source, precision, Options.parse(rest))
@@ -101,7 +100,7 @@ class OnnxRuntimeNetwork:
 
     def __init__(self, source: networks.ModelSource, precision: str, options: Options) -> None:
         self._source = source
-        self._asked = precision
+        self._requested = precision
         self._options = options
         self._tf32 = options.tf32 if options.tf32 is not None else precision == "tf32"
         self._session: Any = None
@@ -111,15 +110,15 @@ class OnnxRuntimeNetwork:
         self._integer_ops = ""
         self._elsewhere = ""
         self._uploads: list[tuple[Any, Any]] = []
-        """Where each input lies on the device, and what is copied there."""
+        """Each input on the device, and the array that is copied to it."""
         self._sha256 = ""
         self._cost: Mapping[str, str] = {}
         self._batch = 0
         self._batches = Batches("", (), source, {})
 
     def describe(self) -> Mapping[str, Any]:
-        """Runtime, provider and precision as they are; before ``load`` only the file is known."""
-        told: dict[str, Any] = {
+        """Return the actual provider and precision; before ``load``, only what is known of the file."""
+        description: dict[str, Any] = {
             "runtime": "onnxruntime",
             "runtime_version": onnxruntime.__version__,
             "model_file": self._source.path.name,
@@ -130,7 +129,7 @@ class OnnxRuntimeNetwork:
         }
         if self._session is not None:
             provider = self._session.get_providers()[0]
-            told |= {
+            description |= {
                 "provider": provider,
                 "device": self._device(provider),
                 "precision": self._precision,
@@ -141,20 +140,20 @@ class OnnxRuntimeNetwork:
                 "outputs": " ".join(item.text() for item in map(_input, self._session.get_outputs())),
             }
             if provider != DEFAULT_PROVIDER:
-                told["nodes_elsewhere"] = self._elsewhere
-                told["copies"] = "included" if self._options.copies or provider not in DEVICE_OF else "excluded"
+                description["nodes_elsewhere"] = self._elsewhere
+                description["copies"] = "included" if self._options.copies or provider not in DEVICE_OF else "excluded"
             if provider in DEVICE_OF:
-                told["tf32"] = str(self._tf32).lower()
-        return told
+                description["tf32"] = str(self._tf32).lower()
+        return description
 
     def load(self) -> None:
-        """Create the session, and read back what became of the model.
+        """Create the session, and read back its precision, provider and threads.
 
         Raises:
-            ConfigError: the file is missing or broken, the provider unknown, an input of no supported type; float32
-                that TensorRT would compute in TF32.
-            NetworkError: ONNX Runtime fell back to another provider, for the whole network or for some of its work; it
-                has started fewer threads than asked for.
+            ConfigError: the file is missing or broken, the provider is unknown, the type of an input is not supported,
+                or TensorRT would compute float32 in TF32.
+            NetworkError: ONNX Runtime fell back to another provider for all or some operators, or started fewer
+                threads than requested.
         """
         path, options = self._source.path, self._options
         onnxruntime.set_default_logger_severity(3)
@@ -169,7 +168,7 @@ class OnnxRuntimeNetwork:
             try:
                 self._session = self._open(optimized)
             except Exception as error:
-                # A provider that compiles parts of the graph cannot write them out: look at the file instead.
+                # A provider that compiles parts of the graph cannot write them: read the file instead.
                 if optimized is None or options.provider == DEFAULT_PROVIDER:
                     raise broken(path, error) from error
                 try:
@@ -183,7 +182,7 @@ class OnnxRuntimeNetwork:
         if active != options.provider:
             self.close()
             raise NetworkError(
-                f"{path.name}: provider {options.provider} was asked for, but ONNX Runtime fell back to {active}; "
+                f"{path.name}: provider {options.provider} was requested, but ONNX Runtime fell back to {active}; "
                 "its libraries are missing or found no device"
             )
         self._check_assignment()
@@ -199,14 +198,14 @@ class OnnxRuntimeNetwork:
 
         Raises:
             UnsupportedBatchError: the model's batch axis is fixed to another size.
-            ConfigError: a symbolic dimension has no size; the text says how to give it one.
+            ConfigError: a symbolic dimension has no size; the text contains the option that sets it.
         """
         self._batches.check_size(batch)
         self._binding, self._uploads = self._bound(self._session, batch)
         self._batch = batch
 
     def run(self, batches: int, phases: Phases) -> None:
-        """Run the bound batch ``batches`` times; without the option ``copies``, ``execute`` is the whole of it.
+        """Run the bound batch ``batches`` times; without the option ``copies``, ``execute`` is the only phase.
 
         Each run of a session ends when its device has finished.
         """
@@ -230,12 +229,10 @@ class OnnxRuntimeNetwork:
             phases.batch()
 
     def check(self) -> bool:
-        """Run a small batch and look at its outputs; leaves that batch prepared.
-
-        Built-in networks are compared with their numpy reference, others must give finite numbers.
+        """Run a small batch and check its outputs; that batch stays prepared.
 
         Raises:
-            NetworkError: the outputs are wrong; the text says how.
+            NetworkError: the outputs are wrong, see ``check_outputs``.
         """
         batch = self._batches.size_for_check()
         self.prepare(batch)
@@ -246,17 +243,17 @@ class OnnxRuntimeNetwork:
         return True
 
     def trace(self, path: Path) -> None:
-        """Time per operator of the batch that is prepared, from ONNX Runtime's profile in a session of its own.
+        """Write the time of each operator of the prepared batch, from ONNX Runtime's profile in a separate session.
 
         Raises:
-            NetworkError: no batch is prepared, or the provider's profile tells no times of computing.
+            NetworkError: no batch is prepared, or the provider's profile does not contain the time of kernels.
         """
         provider = self._session.get_providers()[0] if self._session is not None else ""
         if self._binding is None or not self._batch:
             raise NetworkError(f"{self._source.path.name}: trace() comes after load() and prepare()")
         if provider != DEFAULT_PROVIDER:
             raise NetworkError(
-                f"onnxruntime: its profile of {provider} tells how long operators take to launch, not to compute: "
+                f"onnxruntime: the profile of {provider} contains the time to launch operators, not to compute them: "
                 f"only {DEFAULT_PROVIDER} can be traced"
             )
         with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
@@ -276,7 +273,7 @@ class OnnxRuntimeNetwork:
                 events_per_batch=onnxruntime_trace.count_nodes(optimized if small else model),
             )
             profile = onnxruntime_trace.file_of(folder, "profile", session.end_profiling())
-            found, macs = onnxruntime_trace.read_profile(
+            measured, macs = onnxruntime_trace.read_profile(
                 profile, optimized, model, self._batch, warmup=tracing.WARMUP, dims=self._sizes()
             )
         write_trace(
@@ -284,9 +281,9 @@ class OnnxRuntimeNetwork:
                 runtime="onnxruntime",
                 source=f"profile of ONNX Runtime {onnxruntime.__version__}",
                 batch_size=self._batch,
-                batches=found.batches,
-                time_ns=found.time_ns,
-                operators=found.operators,
+                batches=measured.batches,
+                time_ns=measured.time_ns,
+                operators=measured.operators,
                 plain_time_ns=turns.plain_ns,
                 macs=macs,
                 overlapping=(self._options.inter_threads or 1) > 1,
@@ -295,11 +292,11 @@ class OnnxRuntimeNetwork:
         )
 
     def close(self) -> None:
-        """Let the session go."""
+        """Release the session."""
         self._binding = None
         self._session = None
 
-    # What the provider made of it
+    # Read back
 
     def _device(self, provider: str) -> str:
         if provider == DEFAULT_PROVIDER:
@@ -309,37 +306,37 @@ class OnnxRuntimeNetwork:
         return f"{DEVICE_OF[provider]}:{self._options.device_id or 0}"
 
     def _read_back_tensorrt(self, graph: Path) -> None:
-        """What the file does not tell of a provider that compiles it: TF32, and the fate of quantised operators."""
+        """Correct the precision for providers that compile the graph: TF32, and quantised operators in TensorRT."""
         options, name = self._options, self._source.path.name
         if options.provider not in DEVICE_OF:
             return
         if options.provider == TENSORRT and self._precision == "fp32":
             if any(node.op_type == "DequantizeLinear" for node in graphs.read_model(graph).graph.node):
-                # TensorRT fuses them into integer operators where it can, and tells nobody.
+                # TensorRT fuses them into integer operators if it can, and does not report it.
                 self._precision = self._integer_ops = ""
                 return
             forced_off = os.environ.get(TF32_SWITCH) == "0"
-            if not self._tf32 and not forced_off and self._asked in ("fp32", NATIVE) and not options.any_precision:
+            if not self._tf32 and not forced_off and self._requested in ("fp32", NATIVE) and not options.any_precision:
                 raise ConfigError(
-                    f"{name}: TensorRT computes float32 in TF32 unless the environment says {TF32_SWITCH}=0: set that "
-                    f"before the start, ask for the precision tf32, or set the option {ANY_PRECISION}=true"
+                    f"{name}: TensorRT computes float32 in TF32 unless the environment has {TF32_SWITCH}=0: set it "
+                    f"before the start, request the precision tf32, or set {ANY_PRECISION}=true"
                 )
             self._tf32 = not forced_off
         if self._tf32 and self._precision == "fp32":
             self._precision = "tf32"
 
     def _check_assignment(self) -> None:
-        """Which operators run on another provider than the one asked for.
+        """Note which operators run on another provider than the requested one.
 
         Raises:
-            NetworkError: one that computes does, and the option ``any_provider`` is not set.
+            NetworkError: a matrix product or convolution does, and the option ``any_provider`` is not set.
         """
         provider, name = self._options.provider, self._source.path.name
         if provider == DEFAULT_PROVIDER:
             return
         ask = getattr(self._session, "get_provider_graph_assignment_info", None)
         if ask is None:
-            self._elsewhere = f"not told by ONNX Runtime {onnxruntime.__version__}; 1.24 and newer tell it"
+            self._elsewhere = f"not reported by ONNX Runtime {onnxruntime.__version__}; 1.24 and newer report it"
             return
         assigned = [(part.ep_name, node.op_type) for part in ask() for node in part.get_nodes()]
         self._elsewhere = elsewhere(assigned, provider)
@@ -347,19 +344,19 @@ class OnnxRuntimeNetwork:
         if computing and not self._options.any_provider:
             self.close()
             raise NetworkError(
-                f"{name}: {provider} does not run all of it ({self._elsewhere}), {', '.join(computing)} among them: "
-                "set the option any_provider=true to measure it all the same"
+                f"{name}: {provider} does not run all operators ({self._elsewhere}), including {', '.join(computing)}: "
+                "set any_provider=true to accept that"
             )
 
     def _sizes(self) -> dict[str, int]:
-        """Sizes of the symbolic dimensions that the inputs have, by place."""
+        """Return the sizes of symbolic dimensions by axis."""
         return self._batches.sizes()
 
     def _open(self, optimized: Path | None, model: Path | None = None, profile: Path | None = None) -> Any:
-        """A session; ``optimized`` is where its graph goes, ``profile`` the beginning of its profile's name."""
+        """Return a session; it writes its graph to ``optimized``, its profile to files that begin with ``profile``."""
         options = self._options
         settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3  # level 2 warns that an optimised file is for this machine only: it is
+        settings.log_severity_level = 3  # level 2 warns that the optimised file is for this machine only
         settings.graph_optimization_level = {
             "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
             "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -385,21 +382,22 @@ class OnnxRuntimeNetwork:
         return onnxruntime.InferenceSession(file, settings, providers=self._providers())
 
     def _read_back_threads(self, started: int) -> None:
-        """How many threads compute an operator: the caller's and those that the session started.
+        """Count the threads that compute an operator: the caller's, and those that the session started.
 
-        ONNX Runtime does not tell. Another part of the program may have started one meanwhile, but none is taken away.
+        ONNX Runtime does not report the number. Other parts of the program may have started threads meanwhile, so the
+        count may be too high, never too low.
         """
-        asked, beside = self._options.threads, max((self._options.inter_threads or 1) - 1, 0)
-        found = 1 + max(started - beside, 0)
-        if asked is not None and found < asked:
+        requested, others = self._options.threads, max((self._options.inter_threads or 1) - 1, 0)
+        count = 1 + max(started - others, 0)
+        if requested is not None and count < requested:
             self.close()
             raise NetworkError(
-                f"{self._source.path.name}: {asked} threads were asked for, but ONNX Runtime has started {found}"
+                f"{self._source.path.name}: {requested} threads were requested, but ONNX Runtime has started {count}"
             )
-        self._threads = asked or found
+        self._threads = requested or count
 
     def _providers(self) -> list[Any]:
-        """The provider with its options; behind TensorRT CUDA, so that what it leaves stays on the GPU."""
+        """Return the provider with its options; for TensorRT also CUDA, so that other operators stay on the GPU."""
         provider = self._options.provider
         if provider not in (CUDA, TENSORRT):
             return [provider]
@@ -407,14 +405,14 @@ class OnnxRuntimeNetwork:
         cuda = (CUDA, {**where, "use_tf32": "1" if self._tf32 else "0"})
         if provider == CUDA:
             return [cuda]
-        narrow = {f"trt_{name}_enable": "1" for name in ("fp16", "bf16", "int8") if name == self._asked}
+        narrow = {f"trt_{name}_enable": "1" for name in ("fp16", "bf16", "int8") if name == self._requested}
         return [(TENSORRT, {**where, **narrow}), cuda]
 
     def _arrays(self, batch: int) -> Arrays:
         return self._batches.arrays(batch)
 
     def _bound(self, session: Any, batch: int) -> tuple[Any, list[tuple[Any, Any]]]:
-        """Inputs and outputs bound in the memory that the provider computes in, and what lies where of the inputs."""
+        """Bind inputs and outputs in the memory of the provider; return the binding, and the inputs on the device."""
         binding = session.io_binding()
         where = (DEVICE_OF.get(self._options.provider, "cpu"), self._options.device_id or 0)
         held = []
@@ -429,11 +427,11 @@ class OnnxRuntimeNetwork:
 
 
 def elsewhere(assigned: Sequence[tuple[str, str]], provider: str) -> str:
-    """How many operators run on other providers, and which: ``3 of 40: CPU Gather 2, Shape 1``.
+    """Return how many operators run on other providers, and which: ``3 of 40: CPU Gather 2, Shape 1``.
 
     Args:
         assigned: Provider and kind of each operator.
-        provider: The one asked for.
+        provider: The requested provider.
     """
     others: dict[str, Counter[str]] = {}
     for other, op in assigned:
@@ -449,14 +447,14 @@ def elsewhere(assigned: Sequence[tuple[str, str]], provider: str) -> str:
 
 
 def actual_precision(path: Path) -> tuple[str, str]:
-    """What a graph computes in, from its operators and weights.
+    """Return the precision that a graph computes in, from its operators and weights.
 
     Args:
-        path: An .onnx file, best the one that ONNX Runtime wrote after optimising.
+        path: An .onnx file, preferably the one that ONNX Runtime wrote after optimisation.
 
     Returns:
-        The precision of most weights that are computed with (``int8``, ``fp32``, ``fp16``, ``bf16``, ``fp64``), and
-        how many of the operators with weights compute in integers (``10 of 10``).
+        The precision of most weights in computation (``int8``, ``fp32``, ``fp16``, ``bf16``, ``fp64``), and how many
+        of the operators with weights compute in integers (``10 of 10``).
     """
     try:
         graph = onnx.load(os.fspath(path), load_external_data=False).graph
@@ -467,7 +465,7 @@ def actual_precision(path: Path) -> tuple[str, str]:
     sizes: dict[str, int] = {}
     integer = total = 0
     for node in graph.node:
-        # Weights of few bits, dequantised on the way; with accuracy level 4 the activations are int8 as well.
+        # Weights of few bits that are dequantised; with accuracy level 4 the activations are int8 too.
         narrow = any(item.name == "accuracy_level" and item.i == 4 for item in node.attribute)
         in_integers = node.op_type in _INTEGER_OPS or (node.op_type == "MatMulNBits" and narrow)
         if not in_integers and node.op_type not in _FLOAT_OPS:
@@ -488,9 +486,9 @@ def actual_precision(path: Path) -> tuple[str, str]:
 
 
 def _weight(name: str, weights: Mapping[str, Any], made_by: Mapping[str, Any]) -> Any:
-    """The initializer behind an input, also behind a cast or a dequantisation of it, and the type it comes in.
+    """Return the initializer of an input, also through a cast or dequantisation, and its type in the computation.
 
-    A runtime without half precision casts weights on their way: then they are computed with in the cast's type.
+    A runtime without half precision casts the weights: the computation is in the cast's type.
     """
     kind = 0
     while name not in weights:
@@ -516,5 +514,5 @@ def _input(argument: Any) -> Input:
 
 
 def _own_threads() -> set[str]:
-    """Threads of this process."""
+    """Return the threads of this process."""
     return {task.name for task in Path("/proc/self/task").iterdir()}

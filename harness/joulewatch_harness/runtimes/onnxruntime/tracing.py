@@ -1,8 +1,8 @@
-"""Time per operator from ONNX Runtime's own profile: Chrome trace events in, a ``traces.Trace`` out.
+"""Time of each operator from ONNX Runtime's profile of Chrome trace events.
 
-The profile knows the operators of the optimised graph, in whole microseconds. Its names are those of the graph that the
-same session wrote out, from which multiply-accumulates are told; weights that a kernel packed for itself are missing
-from the events' shapes, so they are taken from that graph.
+The profile contains the operators of the optimised graph, in whole microseconds. Their names are those of the graph
+that the same session wrote. Multiply-accumulates are counted from that graph, because the events lack the shapes of
+weights that a kernel has packed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from joulewatch_harness.traces import Operator
 
 _SUFFIX: Final = "_kernel_time"
 _CONTROL_FLOW: Final = frozenset({"If", "Loop", "Scan"})
-"""Their events hold those of the operators inside."""
+"""Their events contain those of the operators inside."""
 _AFFIXES: Final = re.compile(r"^(fused |InsertedPrecisionFreeCast_)+|(_nchwc|_token_\d+)+$")
-"""What ONNX Runtime puts around the name of an operator, or of its output, that it fused or moved to another layout."""
+"""Prefixes and suffixes that ONNX Runtime adds to the name of an operator or output when it fuses or reorders it."""
 _FAMILIES: Final = (
     frozenset({"Conv", "FusedConv", "NhwcFusedConv", "QLinearConv", "ConvInteger"}),
     frozenset(
@@ -35,7 +35,7 @@ _FAMILIES: Final = (
         }
     ),
 )  # fmt: skip
-"""Operators that one kind becomes another of."""
+"""Operators that the optimiser turns into each other."""
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class _Event:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What the profile says of the traced batches."""
+    """The traced batches."""
 
     batches: int
     time_ns: int
@@ -63,18 +63,18 @@ def read_profile(
     """Read a profile.
 
     Args:
-        profile: The file that ``end_profiling`` names.
+        profile: The file of ``end_profiling``.
         optimized: The graph that the session wrote.
         source: The model file that the session read.
-        batch: Elements of a batch.
-        warmup: Batches at the beginning that do not count.
+        batch: Batch size.
+        warmup: Number of batches at the beginning that are ignored.
         dims: Sizes of symbolic dimensions.
 
     Returns:
-        The profile, and the multiply-accumulates of one batch, counted from ``source``; None: not known.
+        The profile, and the multiply-accumulates of one batch, counted from ``source``; None: unknown.
 
     Raises:
-        NetworkError: the profile is not one, or holds no run.
+        NetworkError: the file is not a valid profile, or contains no run.
     """
     try:
         events = json.loads(profile.read_text(encoding="utf-8", errors="replace"))
@@ -89,7 +89,7 @@ def read_profile(
         if place >= 0 and event.start_us < counted[place][0] + counted[place][1]:
             kept.append(event)
     if not counted or not kept:
-        raise NetworkError(f"ONNX Runtime's profile {profile.name} holds no run with operators")
+        raise NetworkError(f"ONNX Runtime's profile {profile.name} contains no run with operators")
     plain_names, macs, total = _macs(kept, optimized, source, batch, dims)
     tally = Tally()
     for event in kept:
@@ -102,18 +102,18 @@ def read_profile(
 
 
 def _events(events: Sequence[Any]) -> tuple[list[tuple[int, int]], list[_Event]]:
-    """Start and duration of each run, and the operators' events; both by time."""
+    """Return start and duration of each run, and the events of operators, both sorted by time."""
     runs: list[tuple[int, int]] = []
     nodes: list[_Event] = []
     for item in events:
         if item.get("cat") == "Session" and item.get("name") == "model_run":
             runs.append((int(item["ts"]), int(item["dur"])))
         elif item.get("cat") == "Node" and str(item.get("name", "")).endswith(_SUFFIX):
-            told = item["args"]
-            op, index = str(told.get("op_name", "")), str(told.get("node_index", ""))
+            arguments = item["args"]
+            op, index = str(arguments.get("op_name", "")), str(arguments.get("node_index", ""))
             shapes = tuple(
                 tuple(int(size) for size in next(iter(one.values()), ()))
-                for one in told.get("output_type_shape", ())
+                for one in arguments.get("output_type_shape", ())
                 if isinstance(one, dict)
             )
             name = str(item["name"]).removesuffix(_SUFFIX) or f"{op}_{index}"
@@ -124,7 +124,7 @@ def _events(events: Sequence[Any]) -> tuple[list[tuple[int, int]], list[_Event]]
 
 
 def _outermost(nodes: Sequence[_Event]) -> list[_Event]:
-    """Without the operators inside of loops and branches: the loop's own event has their time."""
+    """Return the events without those inside loops and branches, whose time the event of the loop contains."""
     kept: list[_Event] = []
     inside_until_us = -1
     for event in nodes:
@@ -143,7 +143,7 @@ def _plain(name: str) -> str:
 def _macs(
     events: Sequence[_Event], optimized: Path, source: Path, batch: int, dims: Mapping[str, int] | None
 ) -> tuple[dict[str, str], dict[str, int | None], int | None]:
-    """The model's own names of operators, their multiply-accumulates for one batch, and those of the whole graph."""
+    """Return the model's names of operators, their multiply-accumulates of one batch, and those of the graph."""
     model = graphs.read_model(source)
     work = Work.of(model, batch, dims)
     if not optimized.is_file():
@@ -152,7 +152,7 @@ def _macs(
     shapes: dict[str, graphs.Shape] = {item.name: tuple(item.dims) for item in graph.initializer}
     for item in graph.input:
         sizes = [size.dim_value for size in item.type.tensor_type.shape.dim]
-        # A size of 0 stands for a symbol: the batch, wherever it is the first axis.
+        # A size of 0 is a symbol: the batch, if it is the first axis.
         if item.name not in shapes and all(sizes[1:]):
             shapes[item.name] = tuple((size or batch) for size in sizes)
     nodes = {node.name: node for node in graph.node if node.name}
@@ -173,14 +173,14 @@ def _macs(
         origin = origins.of(node)
         if origin:
             names[name] = origin
-        # Blocked layouts pad channels: the work that was asked for is that of the model's own operator.
+        # Blocked layouts pad channels: prefer the work of the model's operator.
         asked = work.macs.get(origin)
         found[name] = graphs.node_macs(node, shapes) if asked is None else asked
     return names, found, work.total
 
 
 class _Origins:
-    """Finds the operator of the model that one of the optimised graph was made of."""
+    """Finds the operator of the model that became an operator of the optimised graph."""
 
     def __init__(self, graph: Any) -> None:
         self._nodes = {node.name: node for node in graph.node if node.name}
@@ -189,11 +189,11 @@ class _Origins:
         self._taken: set[str] = set()
 
     def of(self, node: Any) -> str:
-        """Its name; empty: there is none, or it is not one alone."""
+        """Return the name of the operator; empty: there is none, or more than one."""
         family = next((kinds for kinds in _FAMILIES if node.op_type in kinds), frozenset())
         own = self._nodes.get(_plain(node.name))
         if own is None or own.op_type not in family:
-            # Nodes of blocked layouts are named after the tensor that they give.
+            # Nodes of blocked layouts have the name of their output.
             own = self._behind(_plain(node.output[0]), family) or self._behind(_plain(node.name), family)
         if own is None or own.name in self._taken:
             return ""
@@ -201,7 +201,7 @@ class _Origins:
         return str(own.name)
 
     def _behind(self, tensor: str, family: frozenset[str]) -> Any:
-        """The operator whose result becomes ``tensor``, other than by what goes element by element."""
+        """Return the operator whose result becomes ``tensor`` by elementwise operators only."""
         for _ in range(len(self._nodes)):
             maker = self._maker.get(tensor)
             if maker is None or maker.op_type in family:
@@ -209,7 +209,7 @@ class _Origins:
             inputs = [name for name in maker.input if name and name not in self._constants]
             if maker.op_type not in graphs.IN_PLACE or not inputs:
                 return None
-            # Of a residual's sum, the branch that was computed last: it is the one that the sum was fused into.
+            # The sum of a residual is fused into the branch that is computed last.
             makers = [(name, self._maker.get(name)) for name in inputs]
             close = [name for name, other in makers if other is not None and other.op_type in family]
             tensor = close[0] if close else inputs[0]
@@ -217,15 +217,15 @@ class _Origins:
 
 
 def count_nodes(model: Path) -> int:
-    """Nodes of a model file."""
+    """Return the number of nodes of a model file."""
     return len(graphs.read_model(model).graph.node)
 
 
-def file_of(folder: Path, prefix: str, said: str) -> Path:
-    """Where the profile really is: ``end_profiling`` gives the name, or nothing in some versions."""
-    if said and Path(said).is_file():
-        return Path(said)
+def file_of(folder: Path, prefix: str, name: str) -> Path:
+    """Return the file of the profile; ``name`` is that from ``end_profiling``, which is empty in some versions."""
+    if name and Path(name).is_file():
+        return Path(name)
     found = sorted(folder.glob(f"{prefix}*.json"))
     if not found:
-        raise NetworkError("ONNX Runtime wrote no profile")
+        raise NetworkError("ONNX Runtime has not written a profile")
     return found[-1]

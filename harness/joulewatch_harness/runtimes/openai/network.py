@@ -1,10 +1,10 @@
-"""A language model behind a server that speaks OpenAI's HTTP API: vLLM, llama.cpp, SGLang, TGI, Ollama, LocalAI.
+"""A language model behind a server with OpenAI's HTTP API: vLLM, llama.cpp, SGLang, TGI, Ollama, LocalAI.
 
-The network's name is the model's. One inference is one request, a batch is that many requests at once, and answers
-are streamed: ``prefill`` lasts until every request of the batch has its first token, ``decode`` from then on.
-Tokens are those that the server itself counts (``usage``), never guessed from the text; they travel with each window,
-so that results have joules per output token besides joules per request.
-Energy is that of the machine the server runs on: name its exporter in the plan when it is another one.
+The network's name is that of the model. One inference is one request, a batch is that number of parallel requests, and
+answers are streamed: ``prefill`` lasts until every request of the batch has its first token, ``decode`` until the end.
+Tokens are those that the server counts (``usage``), never estimated from the text; each window contains their number,
+so that results contain joules per output token next to joules per request.
+The energy is that of the machine on which the server runs: if it is another one, name its exporter in the plan.
 
 Source: OpenAI API reference, chat completions and completions, ``stream_options``; WHATWG HTML, server-sent events.
 """
@@ -26,39 +26,39 @@ from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Phases
 from joulewatch_harness.runtimes.openai.options import APIS, Options
 from joulewatch_harness.runtimes.shared.http import Answer, Buffer, Connection
-from joulewatch_harness.runtimes.shared.servers import asking, closed_on_error
+from joulewatch_harness.runtimes.shared.servers import as_config_errors, closed_on_error
 
 logger = logging.getLogger(__name__)
 
 PROBE_TOKENS: Final = 2
 LARGEST_BATCH: Final = 1024
 SPARE_FILES: Final = 64
-"""Open files that all else of a run needs."""
+"""Open files that the rest of a run needs."""
 TOKENS: Final = "output_tokens"
 PIECES: Final = "output_pieces"
-"""What is counted with ``count_chunks``, where the server counts no tokens."""
+"""Unit of work with ``count_chunks``, if the server counts no tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
-    """What came of one request."""
+    """The result of one request."""
 
     first_ns: int
     """When its first token arrived, monotonic."""
     end_ns: int
     pieces: int
-    """Pieces of the stream with text in them."""
+    """Number of pieces of the stream with text."""
     prompt_tokens: int
     output_tokens: int | None
     """None: the server did not count."""
     cached_tokens: int
-    """Tokens of the prompt that came out of the server's cache."""
+    """Tokens of the prompt that were in the server's cache."""
     model: str
-    """As the answer names it."""
+    """Name of the model in the answer."""
 
 
 class Events:
-    """Reads an event stream, in pieces of any size."""
+    """Parses an event stream in pieces of any size."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -66,10 +66,10 @@ class Events:
         self.began = b""
         """The first bytes, for messages."""
         self.found = False
-        """Whether there was any event."""
+        """True after the first event."""
 
     def feed(self, piece: bytes) -> Iterator[str]:
-        """The data of every event that ends in ``piece``."""
+        """Yield the data of every event that ends in ``piece``."""
         if len(self.began) < 200:
             self.began += piece[:200]
         *lines, self._rest = (self._rest + piece).split(b"\n")
@@ -84,12 +84,12 @@ class Events:
                 self._data.clear()
 
     def end(self) -> Iterator[str]:
-        """The event after which the server left out the empty line, if any."""
+        """Yield the last event, if the server has not sent an empty line after it."""
         yield from self.feed(b"\n\n")
 
 
 class Sender(Protocol):
-    """What a request is sent by: a ``Connection``."""
+    """The interface for requests: a ``Connection``."""
 
     def request(
         self, method: str, path: str, parts: list[Buffer] | None = None, headers: Mapping[str, str] | None = None
@@ -103,14 +103,14 @@ class Sender(Protocol):
 
 
 class StreamError(Exception):
-    """A stream that is not what it should be; the text says how."""
+    """A stream is not valid; the text contains the reason."""
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> OpenAINetwork:
-    """The entry point of the runtime; nothing is asked of the server yet.
+    """Return the network, without a request to the server; the entry point of the runtime.
 
     Raises:
-        ConfigError: a bad option, a file that cannot be read.
+        ConfigError: a bad option, or a file that cannot be read.
     """
     return OpenAINetwork(network, Options.parse(options))
 
@@ -128,11 +128,11 @@ class OpenAINetwork:
         self._batch = 1
         self._with_usage = True
         self._counted = ""
-        self._told: dict[str, str] = {}
+        self._facts: dict[str, str] = {}
         self._cached = False
 
     def describe(self) -> Mapping[str, Any]:
-        """What the server says of itself and the model, and what it is asked for."""
+        """Return the descriptions of server and model, and the options of requests."""
         options = self._options
         prompt = options.prompts[0]
         several = f"{len(options.prompts)} prompts, the first: " if len(options.prompts) > 1 else ""
@@ -148,34 +148,34 @@ class OpenAINetwork:
             "prompt": several + (prompt if len(prompt) <= 80 else f"{prompt[:77]}..."),
             "prompt_characters": len(prompt),
             **({"tokens_counted_by": self._counted} if self._counted else {}),
-            **self._told,
+            **self._facts,
         }
 
     def load(self) -> None:
-        """Ask the server for its models and send one small request: key, model, streaming and counting are right.
+        """Read the list of models and send one small request: check key, model, streaming and counting.
 
         Raises:
-            ConfigError: nothing answers, no such model, a wrong key; the server counts no tokens.
-            NetworkError: the server fails, or answers with something else than a stream.
+            ConfigError: there is no answer, the model does not exist, the key is wrong, or the server counts no tokens.
+            NetworkError: the server fails, or its answer is not a stream.
         """
         self.close()
         with closed_on_error(self.close):
             self._connections = [self._connect()]
-            with asking():
+            with as_config_errors():
                 self._read_models()
             self._probe()
 
     def prepare(self, batch: int) -> None:
-        """Have a connection for each request of a batch.
+        """Create a connection for each request of a batch.
 
         Raises:
-            UnsupportedBatchError: more requests at once than this process may keep open.
+            UnsupportedBatchError: more parallel requests than this process may have open files.
         """
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if batch > LARGEST_BATCH or (files != resource.RLIM_INFINITY and batch + SPARE_FILES > files):
+            limit = min(LARGEST_BATCH, max(0, files - SPARE_FILES))
             raise UnsupportedBatchError(
-                f"{self._shown}: {batch} requests at once: at most {min(LARGEST_BATCH, max(0, files - SPARE_FILES))} "
-                "(ulimit -n sets how many connections can be open)"
+                f"{self._shown}: {batch} parallel requests: the limit is {limit} (ulimit -n limits open connections)"
             )
         while len(self._connections) < batch:
             self._connections.append(self._connect())
@@ -187,45 +187,43 @@ class OpenAINetwork:
             self._pool = ThreadPoolExecutor(batch, thread_name_prefix="openai")
 
     def run(self, batches: int, phases: Phases) -> None:
-        """Send ``batches`` times as many requests as the batch has, all of a batch at once, and read them to their end.
+        """Send the requests of ``batches`` batches, those of a batch in parallel, and read all answers.
 
         Raises:
-            NetworkError: a request failed, its stream was cut, or tokens were not counted.
+            NetworkError: a request failed, its stream was cut off, or tokens were not counted.
         """
         for _ in range(batches):
             bodies = [self._body(self._options.max_tokens) for _ in range(self._batch)]
             start_ns = time.monotonic_ns()
             answers = self._at_once(bodies)
-            # Of several requests the phases are those of the batch: they follow each other and fill its time.
+            # The phases are those of the batch: they follow each other and fill its time.
             first_ns = max(item.first_ns for item in answers)
             end_ns = max(item.end_ns for item in answers)
             phases.add("prefill", start_ns, first_ns)
             phases.add("decode", first_ns, end_ns)
             if self._with_usage:
                 phases.count("prompt_tokens", sum(item.prompt_tokens for item in answers))
-            phases.count(self._what, sum(map(self._number, answers)))
+            phases.count(self._unit, sum(map(self._number, answers)))
             phases.batch()
             self._note_cache(answers)
 
     def check(self) -> bool:
-        """One whole answer: as long as was asked for, and not empty.
+        """Check one complete answer: it has the requested length, and is not empty.
 
         Raises:
-            NetworkError: there is no token in it, or more or fewer than must be.
+            NetworkError: it contains no token, or more or fewer than requested.
         """
         options = self._options
         answer = self._generate(self._connections[0], self._body(options.max_tokens))
         number = self._number(answer)
         if number == 0:
+            raise NetworkError(f"{self._shown}: the answer of {self._model} has no token: try another prompt or api")
+        if self._unit == TOKENS and number > options.max_tokens:
+            raise NetworkError(f"{self._shown}: {number} tokens, but at most {options.max_tokens} were requested")
+        if self._unit == TOKENS and options.ignore_eos and number < options.max_tokens:
             raise NetworkError(
-                f"{self._shown}: {self._model} answers the prompt with no token: try another prompt or api"
-            )
-        if self._what == TOKENS and number > options.max_tokens:
-            raise NetworkError(f"{self._shown}: {number} tokens came, at most {options.max_tokens} were asked for")
-        if self._what == TOKENS and options.ignore_eos and number < options.max_tokens:
-            raise NetworkError(
-                f"{self._shown}: {number} of {options.max_tokens} tokens came: this server does not know ignore_eos, "
-                "or its context is too short; lower max_tokens or leave ignore_eos out"
+                f"{self._shown}: {number} of {options.max_tokens} tokens: this server does not support ignore_eos, "
+                "or its context is too short; lower max_tokens or remove ignore_eos"
             )
         return True
 
@@ -246,20 +244,20 @@ class OpenAINetwork:
         return f"{self._options.where.url}{self._path}"
 
     @property
-    def _what(self) -> str:
+    def _unit(self) -> str:
         return TOKENS if self._with_usage else PIECES
 
-    # What the server is
+    # Descriptions
 
     def _read_models(self) -> None:
         connection = self._connections[0]
         url = self._options.where.url
         answer = connection.request("GET", "/v1/models")
-        told = answer.json()
-        self._told = {}
+        content = answer.json()
+        self._facts = {}
         if answer.status in (401, 403):
-            raise ConfigError(self._said(answer, f"{url}/v1/models"))
-        listed = told.get("data") if isinstance(told, dict) and answer.status == 200 else None
+            raise ConfigError(self._explained(answer, f"{url}/v1/models"))
+        listed = content.get("data") if isinstance(content, dict) and answer.status == 200 else None
         if isinstance(listed, list):
             models = {str(item.get("id")): item for item in listed if isinstance(item, dict)}
             if models and self._model not in models:
@@ -267,13 +265,13 @@ class OpenAINetwork:
             entry = models.get(self._model, {})
             for theirs, ours in (("owned_by", "provider"), ("max_model_len", "context_tokens"), ("root", "model_root")):
                 if entry.get(theirs):
-                    self._told[ours] = str(entry[theirs])
+                    self._facts[ours] = str(entry[theirs])
         version = connection.request("GET", "/version")
-        told = version.json() if version.status == 200 else None
-        if isinstance(told, dict) and isinstance(told.get("version"), str):
-            self._told["runtime_version"] = told["version"]
+        content = version.json() if version.status == 200 else None
+        if isinstance(content, dict) and isinstance(content.get("version"), str):
+            self._facts["runtime_version"] = content["version"]
         elif "server" in answer.headers:
-            self._told["runtime_version"] = answer.headers["server"]
+            self._facts["runtime_version"] = answer.headers["server"]
 
     def _probe(self) -> None:
         options = self._options
@@ -285,22 +283,22 @@ class OpenAINetwork:
         except ConfigError:
             if not options.count_chunks:
                 raise
-            # Some servers refuse stream_options, which asks them to count.
+            # Some servers refuse stream_options, which requests the count.
             self._with_usage = False
             answer = self._generate(connection, self._body(tokens))
         if answer.output_tokens is None:
             if not options.count_chunks:
                 raise ConfigError(
-                    f"{self._shown}: the server does not count tokens (no usage in its stream, though "
-                    "stream_options.include_usage asks for it); count_chunks=true counts the pieces of its stream "
-                    "instead, which are not tokens, and results then say so"
+                    f"{self._shown}: the server does not count tokens (no usage in its stream, although "
+                    "stream_options.include_usage requests it); count_chunks=true counts the pieces of its stream, "
+                    "which are not tokens; results then report pieces"
                 )
             self._with_usage = False
         self._counted = (
-            "the server (usage)" if self._with_usage else "nobody: pieces of the stream are counted (count_chunks)"
+            "the server (usage)" if self._with_usage else "not counted: pieces of the stream instead (count_chunks)"
         )
         if answer.model and answer.model != self._model:
-            self._told["answers_as"] = answer.model
+            self._facts["answers_as"] = answer.model
 
     # Requests
 
@@ -333,21 +331,21 @@ class OpenAINetwork:
         assert self._pool is not None
         lanes = zip(self._connections, bodies, strict=False)
         futures = [self._pool.submit(self._generate, connection, body) for connection, body in lanes]
-        # All of them end before an error is raised: the next batch needs the connections.
+        # Wait for all before raising an error: the next batch needs the connections.
         wait(futures)
         return [future.result() for future in futures]
 
     def _generate(self, connection: Sender, body: bytes) -> Generated:
-        """One request, read to its end.
+        """Send one request and read the complete answer.
 
         Raises:
-            ConfigError: a key, a model or a request that the server refuses.
-            NetworkError: no answer, an error of the server, a stream that is cut or is none.
+            ConfigError: the server refuses the key, the model or the request.
+            NetworkError: no answer, an error of the server, or an invalid stream.
         """
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         answer = connection.stream("POST", self._path, [body], headers)
         if isinstance(answer, Answer):
-            text = self._said(answer)
+            text = self._explained(answer)
             refused = answer.status < 500 and answer.status not in (408, 409, 429)
             raise ConfigError(text) if refused else NetworkError(text)
         try:
@@ -356,51 +354,51 @@ class OpenAINetwork:
             raise NetworkError(f"{self._shown}: {self._options.where.masked(str(error))}") from error
 
     def _number(self, answer: Generated) -> int:
-        """Tokens of an answer, or pieces where these are counted."""
+        """Return the tokens of an answer, or its pieces if these are counted."""
         if not self._with_usage:
             return answer.pieces
         if answer.output_tokens is None:
-            raise NetworkError(f"{self._shown}: a stream came without usage, though the server gave it before")
+            raise NetworkError(f"{self._shown}: a stream without usage, although earlier streams had it")
         return answer.output_tokens
 
     def _note_cache(self, answers: Iterable[Generated]) -> None:
-        cached, asked = 0, 0
+        cached, sent = 0, 0
         for item in answers:
             cached += item.cached_tokens
-            asked += item.prompt_tokens
-        if self._options.salt or self._cached or 2 * cached < asked or not cached:
+            sent += item.prompt_tokens
+        if self._options.salt or self._cached or 2 * cached < sent or not cached:
             return
         self._cached = True
         logger.warning(
-            "%s: %d of %d tokens of the prompt came out of the server's prefix cache, so their prefill is not "
-            "measured; salt=true makes every prompt a new one",
+            "%s: %d of %d tokens of the prompt were in the server's prefix cache, so their prefill is not measured; "
+            "salt=true makes every prompt unique",
             self._shown,
             cached,
-            asked,
+            sent,
         )
 
-    def _said(self, answer: Answer, url: str = "") -> str:
+    def _explained(self, answer: Answer, url: str = "") -> str:
         hints = {
             401: ": check the option api_key_file",
             403: ": check the option api_key_file",
-            404: f": no such model, or no {self._options.api} API there (options url and api)",
-            405: ": this server has no such API (options url and api)",
-            429: ": the server limits requests; a measurement needs one of your own",
+            404: f": the model or the {self._options.api} API does not exist (options url and api)",
+            405: ": this server does not have the API (options url and api)",
+            429: ": the server limits requests; a measurement needs a dedicated server",
             503: ": the server is busy or still loading",
         }
-        hint = hints.get(answer.status, ": the server's log says more" if answer.status >= 500 else "")
-        return f"{url or self._shown}: {self._options.where.masked(answer.told())}{hint}"
+        hint = hints.get(answer.status, ": see the server's log" if answer.status >= 500 else "")
+        return f"{url or self._shown}: {self._options.where.masked(answer.summary())}{hint}"
 
 
 def read_stream(pieces: Iterator[bytes], clock_ns: Any) -> Generated:
-    """Read the event stream of one request to its end.
+    """Read the complete event stream of one request.
 
     Args:
         pieces: Bytes as they arrive.
-        clock_ns: The monotonic clock, read after each of them.
+        clock_ns: The monotonic clock, read after each piece.
 
     Raises:
-        StreamError: it is no event stream, holds an error, or ends early.
+        StreamError: it is not an event stream, contains an error, or ends early.
     """
     events = Events()
     count, first_ns = 0, 0
@@ -416,13 +414,13 @@ def read_stream(pieces: Iterator[bytes], clock_ns: Any) -> Generated:
         try:
             message = json.loads(data)
         except ValueError:
-            raise StreamError(f"an event of the stream is no JSON: it begins {json.dumps(data[:60])}") from None
+            raise StreamError(f"an event of the stream is not valid JSON: it begins {json.dumps(data[:60])}") from None
         if not isinstance(message, dict):
-            raise StreamError(f"an event of the stream is no object: it begins {json.dumps(data[:60])}")
+            raise StreamError(f"an event of the stream is not an object: it begins {json.dumps(data[:60])}")
         if message.get("error"):
             error = message["error"]
-            said = error.get("message", error) if isinstance(error, dict) else error
-            raise StreamError(f"the server broke off after {count} pieces: {str(said)[:300]}")
+            text = error.get("message", error) if isinstance(error, dict) else error
+            raise StreamError(f"the server stopped after {count} pieces: {str(text)[:300]}")
         model = model or str(message.get("model") or "")
         if isinstance(message.get("usage"), dict):
             usage = message["usage"]
@@ -441,14 +439,14 @@ def read_stream(pieces: Iterator[bytes], clock_ns: Any) -> Generated:
         for data in events.end():
             read(data, now_ns)
     finally:
-        # A stream that is left in its middle takes its connection with it.
+        # Close the stream; if it is not complete, this closes the connection.
         close = getattr(pieces, "close", None)
         if callable(close):
             close()
     if not events.found:
         start = " ".join(events.began[:200].decode("utf-8", "replace").split())[:60]
         raise StreamError(
-            f"the answer is no event stream (it begins {json.dumps(start)}): prefill and decode cannot be told"
+            f"the answer is not an event stream (it begins {json.dumps(start)}): prefill and decode are unknown"
         )
     if not finished:
         raise StreamError(f"the stream ended after {count} pieces, without [DONE] or a finish_reason: it was cut off")
@@ -465,7 +463,7 @@ def read_stream(pieces: Iterator[bytes], clock_ns: Any) -> Generated:
 
 
 def _has_text(choice: Any) -> bool:
-    """Whether a choice of a chunk holds what a token said: the first one of a chat only names the role."""
+    """Return whether a choice of a chunk contains text; the first one of a chat contains only the role."""
     if not isinstance(choice, dict):
         return False
     delta = choice.get("delta")

@@ -1,14 +1,14 @@
 """OpenVINO: any ``.onnx`` file, OpenVINO's own ``.xml``, and the built-in networks.
 
-On a CPU with bfloat16 OpenVINO computes a float32 file in bfloat16 unless told otherwise. Here the precision
-that was asked for is set, and what the compiled layers compute in is read back from the execution graph.
+On a CPU with bfloat16, OpenVINO by default computes a float32 file in bfloat16. This runtime sets the requested
+precision, and reads the precision of the compiled layers back from the execution graph.
 
 The model is compiled for each batch size with fixed shapes: OpenVINO then fuses more (the fully connected
-layers of radioml-vgg10 become one kernel) and plans its memory once. That costs a compilation for each
+layers of radioml-vgg10 become one kernel) and plans its memory once. That costs a compilation in each
 ``prepare``, outside the measured windows; ``shape=dynamic`` compiles once for all batch sizes instead.
 
-On the CPU inputs and outputs are memory that both sides share: nothing is copied, and ``execute`` is the
-whole of an inference. On a device with its own memory the copies are a part of ``execute``.
+On the CPU, inputs and outputs are in shared memory: nothing is copied, and ``execute`` is the only phase. On a device
+with separate memory the copies are part of ``execute``.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 SUFFIXES: Final = (".onnx", ".xml")
 PRECISIONS: Final[Mapping[str, str]] = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
-"""Asked for -> INFERENCE_PRECISION_HINT; in an INT8 model it is for the layers that are not quantised."""
+"""Requested precision -> INFERENCE_PRECISION_HINT; in an INT8 model the hint applies to the float layers."""
 
 _ACTUAL: Final[Mapping[str, str]] = {
     "f64": "fp64",
@@ -56,23 +56,23 @@ _ACTUAL: Final[Mapping[str, str]] = {
 
 @functools.cache
 def core() -> Any:
-    """OpenVINO's core, one for the life of the process.
+    """Return OpenVINO's core, which exists as long as the process.
 
-    Its CPU plugin (2026.4, processors with AMX) gives the thread another stack for signals and frees it with the core:
-    the next signal, Ctrl-C say, would end the process with a segmentation fault.
+    Its CPU plugin (2026.4, processors with AMX) sets another stack for signals and frees it with the core: the next
+    signal, such as Ctrl-C, would end the process with a segmentation fault.
     """
     return openvino.Core()
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> OpenVinoNetwork:
-    """The entry point of the runtime.
+    """Return the network; the entry point of the runtime.
 
     Raises:
-        ConfigError: unknown network, option or precision; no such file.
+        ConfigError: unknown network, option or precision; the file does not exist.
     """
     if precision not in (*PRECISIONS, NATIVE):
         raise ConfigError(f"openvino: {unknown('precision', precision, (*PRECISIONS, NATIVE))}")
-    # The float precisions are made here of the one float32 file.
+    # OpenVINO converts the float32 file to the other float precisions.
     stored = "int8" if precision == "int8" else "fp32"
     source, rest = find_source("openvino", network, stored, options, Options.keys(), SUFFIXES)
     return OpenVinoNetwork(source, precision, Options.parse(rest))
@@ -83,7 +83,7 @@ class OpenVinoNetwork:
 
     def __init__(self, source: networks.ModelSource, precision: str, options: Options) -> None:
         self._source = source
-        self._asked = precision
+        self._requested = precision
         self._options = options
         self._core: Any = None
         self._model: Any = None
@@ -92,17 +92,17 @@ class OpenVinoNetwork:
         self._request: Any = None
         self._queue: Any = None
         self._batch = 0
-        """What is bound; 0: nothing."""
+        """The prepared batch size; 0: none."""
         self._kept: list[Any] = []
-        """Arrays that OpenVINO reads without holding them."""
+        """Arrays that OpenVINO reads without owning them."""
         self._precision = ""
         self._integer_ops = ""
         self._sha256 = ""
         self._batches = Batches("", (), source, {})
 
     def describe(self) -> Mapping[str, Any]:
-        """Device, precision and threads as they are; before ``load`` only the file is known."""
-        told: dict[str, Any] = {
+        """Return the actual device, precision and threads; before ``load``, only what is known of the file."""
+        description: dict[str, Any] = {
             "runtime": "openvino",
             "runtime_version": openvino.__version__.partition("-")[0],
             "model_file": self._source.path.name,
@@ -110,7 +110,7 @@ class OpenVinoNetwork:
             **self._source.details,
         }
         if self._compiled is not None:
-            told |= {
+            description |= {
                 "device": self._device(),
                 "device_name": self._property("FULL_DEVICE_NAME", self._core.get_property, self._options.device),
                 "precision": self._precision,
@@ -126,22 +126,22 @@ class OpenVinoNetwork:
                 "model_sha256": self._sha256,
                 "inputs": " ".join(item.text() for item in self._batches.inputs),
             }
-        return told
+        return description
 
     def load(self) -> None:
-        """Read the model, compile it for one small batch, and read back what became of it.
+        """Read the model, compile it for a small batch, and read back the device, precision and threads.
 
         Raises:
-            ConfigError: the file is missing or broken, the device unknown, an input of no supported type or size;
-                a file that has no precision of its own on this device and none was asked for.
-            NetworkError: the device, the threads or the streams are others than those asked for.
+            ConfigError: the file is missing or broken, the device is unknown, the type or size of an input is not
+                supported, or the device does not compute in the precision of the file and no other was requested.
+            NetworkError: the device, the threads or the streams are not the requested ones.
         """
         path, options = self._source.path, self._options
         self._core = core()
         self._check_device()
         weights = path.with_suffix(".bin")
         self._sha256 = fingerprint(path, *([weights] if path.suffix == ".xml" and weights.is_file() else []))
-        # Before OpenVINO: of a file that is no ONNX it tries all its other formats, with noise on stderr.
+        # First, because OpenVINO tries all other formats on a file that is not ONNX and writes errors to stderr.
         inputs = signature(path) if path.suffix == ".onnx" else ()
         try:
             self._model = self._core.read_model(path)
@@ -160,7 +160,7 @@ class OpenVinoNetwork:
 
         Raises:
             UnsupportedBatchError: the model's batch axis is fixed to another size, or cannot be changed.
-            NetworkError: at this batch size the model computes in another precision.
+            NetworkError: the model computes in another precision at this batch size.
         """
         self._batches.check_size(batch)
         arrays = {name: np.ascontiguousarray(array) for name, array in self._batches.arrays(batch).items()}
@@ -188,9 +188,9 @@ class OpenVinoNetwork:
                 request.set_tensor(name, tensor)
 
     def run(self, batches: int, phases: Phases) -> None:
-        """Run the bound batch ``batches`` times; ``execute`` is the whole of it.
+        """Run the bound batch ``batches`` times; ``execute`` is the only phase.
 
-        With several batches in flight they overlap: one span covers the call, and no batch has an end of its own.
+        Several batches in flight overlap: one span covers the call, and no batch has a separate end.
         """
         if self._queue is not None:
             start = self._queue.start_async
@@ -199,17 +199,14 @@ class OpenVinoNetwork:
                     start()
                 self._queue.wait_all()
             return
-        # Shared: the results stay in the request's own memory; by default each call would copy them.
+        # Outputs stay in the memory of the request; by default each call copies them.
         phases.repeat(batches, functools.partial(self._request.infer, share_outputs=True))
 
     def check(self) -> bool:
-        """Run a small batch and look at its outputs; leaves that batch prepared.
-
-        Built-in networks are compared with their numpy reference, files with what ONNX Runtime gives for them
-        where it is installed; others must give finite numbers.
+        """Run a small batch and check its outputs; that batch stays prepared.
 
         Raises:
-            NetworkError: the outputs are wrong; the text says how.
+            NetworkError: the outputs are wrong, see ``check_outputs``.
         """
         batch = self._batches.size_for_check()
         self.prepare(batch)
@@ -219,10 +216,10 @@ class OpenVinoNetwork:
         return True
 
     def trace(self, path: Path) -> None:
-        """Time per layer of the batch that is prepared, from OpenVINO's counters in a compiled model of its own.
+        """Write the time of each layer of the prepared batch, from OpenVINO's counters in a separate compiled model.
 
         Raises:
-            NetworkError: no batch is prepared, or the device or the streams have no counters that can be read so.
+            NetworkError: no batch is prepared, or the counters do not work with the device or the streams.
         """
         options, name = self._options, self._source.path.name
         if not self._batch or self._request is None:
@@ -231,8 +228,8 @@ class OpenVinoNetwork:
             raise NetworkError(f"openvino: only the device {DEFAULT_DEVICE} can be traced, not {options.device}")
         if self._queue is not None or self._property("NUM_STREAMS") != "1":
             raise NetworkError(
-                "openvino: with batches side by side its counters tell no times of single layers: "
-                "leave out streams, requests and performance_hint"
+                "openvino: with parallel batches the counters do not contain the times of single layers: "
+                "remove streams, requests and performance_hint"
             )
         with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
             is_onnx = self._source.path.suffix == ".onnx"
@@ -273,7 +270,7 @@ class OpenVinoNetwork:
         )
 
     def close(self) -> None:
-        """Let everything go."""
+        """Release everything."""
         self._release()
         self._model = self._core = None
 
@@ -288,13 +285,13 @@ class OpenVinoNetwork:
         """Compile for this batch size.
 
         Raises:
-            ConfigError: OpenVINO cannot; the text says why.
+            ConfigError: OpenVINO cannot compile it; the text contains the reason.
         """
         self._compiled = self._compiled_for(batch, self._model.clone(), {})
         self._compiled_batch = batch
 
     def _compiled_for(self, batch: int, model: Any, config: dict[str, Any]) -> Any:
-        """A model, which is changed, compiled as the options say and with more settings."""
+        """Reshape a model, and return it compiled with the options and with further settings."""
         options, name = self._options, self._source.path.name
         shapes: dict[str, list[int]] = {}
         for item in self._batches.inputs:
@@ -309,24 +306,24 @@ class OpenVinoNetwork:
         else:
             config["PERFORMANCE_HINT"] = (options.performance_hint or PERFORMANCE_HINTS[0]).upper()
         if options.precision_hint == "asked":
-            config["INFERENCE_PRECISION_HINT"] = PRECISIONS.get(self._asked, "") or self._own_hint()
-            if self._asked != "int8" and options.device == DEFAULT_DEVICE:
-                # By default activations are quantised in front of weights that are stored in few bits: integer
-                # arithmetic in what says it is a float model.
+            config["INFERENCE_PRECISION_HINT"] = PRECISIONS.get(self._requested, "") or self._own_hint()
+            if self._requested != "int8" and options.device == DEFAULT_DEVICE:
+                # By default activations are quantised before weights that are stored in few bits: integer
+                # arithmetic in a float model.
                 config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0
         try:
             model.reshape(shapes)
             return self._core.compile_model(model, options.device, config)
         except Exception as error:
-            said = " ".join(str(error).split())[:300]
-            raise ConfigError(f"{name}: OpenVINO cannot compile it for batch {batch}: {said}") from error
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"{name}: OpenVINO cannot compile it for batch {batch}: {reason}") from error
 
     def _own_hint(self) -> str:
-        """The hint that keeps a file's own precision."""
+        """Return the hint that keeps the precision of the file."""
         return {"fp16": "f16", "bf16": "bf16"}.get(_stored(self._model), "f32")
 
     def _in_flight(self) -> int:
-        """How many batches run at once."""
+        """Return the number of batches in flight."""
         options = self._options
         if options.requests is not None:
             return options.requests
@@ -340,27 +337,29 @@ class OpenVinoNetwork:
         device, available = self._options.device, self._core.available_devices
         if not any(item == device or item.startswith(f"{device}.") for item in available):
             raise ConfigError(
-                f"openvino: {unknown('device', device, available)}; a device is known when its driver is installed"
+                f"openvino: {unknown('device', device, available)}; a device is found if its driver is installed"
             )
 
     def _check_settings(self) -> None:
-        """Compare what was asked for with what the compiled model says; OpenVINO lowers numbers without a word."""
+        """Compare the requested settings with those of the compiled model: OpenVINO lowers numbers silently."""
         options, name = self._options, self._source.path.name
         actual = self._device()
         if not (actual == options.device or actual.startswith(f"{options.device}.")):
-            raise NetworkError(f"{name}: device {options.device} was asked for, but OpenVINO runs it on {actual}")
-        for what, asked, key in (
+            raise NetworkError(f"{name}: device {options.device} was requested, but OpenVINO runs it on {actual}")
+        for option, number, key in (
             ("threads", options.threads, "INFERENCE_NUM_THREADS"),
             ("streams", options.streams, "NUM_STREAMS"),
         ):
             used = self._property(key)
-            if asked is not None and used != str(asked):
-                raise NetworkError(f"{name}: {asked} {what} were asked for, but OpenVINO uses {used}: ask for {used}")
+            if number is not None and used != str(number):
+                raise NetworkError(
+                    f"{name}: {number} {option} were requested, but OpenVINO uses {used}: set {option}={used}"
+                )
         stored = _stored(self._model)
-        if self._asked == NATIVE and stored not in ("int8", self._precision) and not options.any_precision:
+        if self._requested == NATIVE and stored not in ("int8", self._precision) and not options.any_precision:
             raise ConfigError(
-                f"{name}: the file is {stored}, but OpenVINO computes it in {self._precision} on {actual}: ask for a "
-                f"precision, or set the option {ANY_PRECISION}=true to measure it all the same"
+                f"{name}: the file is {stored}, but OpenVINO computes it in {self._precision} on {actual}: request a "
+                f"precision, or set {ANY_PRECISION}=true to accept that"
             )
 
     def _device(self) -> str:
@@ -371,7 +370,7 @@ class OpenVinoNetwork:
         return str(getattr(value, "get_type_name", lambda: value)())
 
     def _property(self, key: str, read: Any = None, *where: str) -> str:
-        """A property as text; not every device knows all of them."""
+        """Return a property as text; empty if the device does not have it."""
         try:
             value = (read or self._compiled.get_property)(*where, key)
         except RuntimeError:
@@ -380,14 +379,14 @@ class OpenVinoNetwork:
 
 
 def actual_precision(execution_graph: Any) -> tuple[str, str]:
-    """What a compiled model computes in, from its layers.
+    """Return the precision that a compiled model computes in, from its layers.
 
     Args:
         execution_graph: ``CompiledModel.get_runtime_model()``.
 
     Returns:
-        The precision of most weights that are computed with (``int8``, ``fp32``, ``fp16``, ``bf16``), and how many of
-        the matrix products and convolutions compute in integers (``10 of 10``).
+        The precision of most weights in computation (``int8``, ``fp32``, ``fp16``, ``bf16``), and how many of the
+        matrix products and convolutions compute in integers (``10 of 10``).
     """
     sizes: dict[str, int] = {}
     others: dict[str, int] = {}
@@ -402,8 +401,8 @@ def actual_precision(execution_graph: Any) -> tuple[str, str]:
         if kind in openvino_trace.WEIGHTED:
             computed = [(max((size for size, _ in matrices), default=1), _computed(layer, actual))]
         elif kind == "subgraph" and matrices:
-            # Matrix products fused into one kernel, which may quantise on the way: its own type is that of its
-            # input, and whether a product is one of integers shows in its weights.
+            # Matrix products fused into one kernel, which may quantise its input: the kernel's type is that of the
+            # input, so the type of the weights decides whether a product is in integers.
             computed = [(size, "int8" if stored == "int8" else actual) for size, stored in matrices]
         else:
             others[actual] = others.get(actual, 0) + 1
@@ -417,7 +416,7 @@ def actual_precision(execution_graph: Any) -> tuple[str, str]:
 
 
 def _computed(layer: Any, narrowest: str) -> str:
-    """What a layer computes in: it is called by its narrowest input, which may be weights that are only stored so."""
+    """Return the precision of a layer, whose reported type is that of its narrowest input, perhaps only stored so."""
     values = layer.input_values()
     given = _ACTUAL.get(values[0].get_element_type().get_type_name()) if values else None
     if narrowest != "int8" or given in ("int8", None):
@@ -434,7 +433,7 @@ def _text(info: Any, key: str) -> str:
 
 
 def _matrix(value: Any) -> tuple[int, str] | None:
-    """Elements and stored type of a constant that is a matrix or more; None of anything else, a bias or a scale too."""
+    """Return size and stored type of a constant with two or more axes; None for other values, such as a bias."""
     node = value.get_node()
     kind = node.get_type_name() if node.get_type_name() == "Constant" else _text(node.get_rt_info(), "layerType")
     shape = value.get_partial_shape()
@@ -447,7 +446,7 @@ def _matrix(value: Any) -> tuple[int, str] | None:
 
 
 def _stored(model: Any) -> str:
-    """What most weights of the file are stored in."""
+    """Return the type in which most weights of the file are stored."""
     sizes: dict[str, int] = {}
     for operation in model.get_ops():
         if operation.get_type_name() == "Constant":

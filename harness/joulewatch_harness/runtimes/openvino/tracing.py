@@ -1,7 +1,7 @@
-"""Time per layer from OpenVINO's performance counters, and which operators of the model each layer computes.
+"""Time of each layer from OpenVINO's performance counters, and the operators of the model that each layer computes.
 
-The CPU plugin's counter of a layer is not that of the last inference: it is the mean over all inferences of the
-compiled model so far, in whole microseconds. The slow first ones are taken out again by reading it twice.
+The CPU plugin's counter of a layer is the mean over all inferences of the compiled model so far, in whole microseconds.
+Reading it twice removes the slow first inferences.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ _STILL: Final = frozenset({"const", "constant", "input", "parameter"})
 
 @dataclass(slots=True)
 class Counters:
-    """The counters of one compiled model with a single stream, read before and after the batches that count."""
+    """The counters of one compiled model with a single stream, read before and after the measured batches."""
 
     read: Callable[[], Sequence[Any]]
     """``InferRequest.profiling_info``."""
     inferences: int = 0
-    """Of the compiled model, since it was compiled."""
+    """Number of inferences since the model was compiled."""
     _readings: list[tuple[int, dict[str, tuple[str, int]]]] = field(default_factory=list)
-    """Inferences so far, and each layer's kind and mean time in nanoseconds: before what counts, and after it."""
+    """Inferences, and each layer's kind and mean time in nanoseconds, before and after the measured batches."""
 
     def note(self) -> None:
-        """Read them now."""
+        """Read the counters."""
         layers = {
             item.node_name: (f"{item.node_type} {item.exec_type}", round(item.real_time.total_seconds() * 1e9))
             for item in self.read()
-            # A layer whose mean is below a microsecond is said not to have run; it has a kernel all the same, which
-            # views and what was fused into another layer have not.
+            # A layer with a mean below 1 µs is reported as not run. It has a kernel, which
+            # views and fused layers do not have.
             if str(item.status).endswith("EXECUTED") or not item.exec_type.startswith(_NO_KERNEL)
         }
         self._readings.append((self.inferences, layers))
 
     def layers(self) -> dict[str, tuple[str, int]]:
-        """Layer -> what it is, and its time between the two readings, in the order in which they run.
+        """Return kind and time between the two readings of each layer, in the order in which they run.
 
         Raises:
-            NetworkError: OpenVINO told no layer.
+            NetworkError: OpenVINO reports no layer.
         """
         (before, then), (after, now) = self._readings
         if not now:
-            raise NetworkError("OpenVINO told no times of layers")
+            raise NetworkError("OpenVINO reported no times of layers")
         return {
-            # Of a layer below a microsecond the two means can contradict each other.
+            # The two means of a layer below 1 µs can contradict each other.
             name: (kind, max(mean_ns * after - then.get(name, ("", 0))[1] * before, 0))
             for name, (kind, mean_ns) in now.items()
         }
@@ -68,18 +68,18 @@ class Counters:
 def operators(
     layers: Mapping[str, tuple[str, int]], calls: int, execution_graph: Any, model: Any, work: Work
 ) -> tuple[Operator, ...]:
-    """Layers with the model's own names, and their work.
+    """Return the layers with the model's names of operators, and their work.
 
     Args:
-        layers: What ``Counters.layers`` gives.
-        calls: How many batches those times are of.
+        layers: From ``Counters.layers``.
+        calls: Number of batches of these times.
         execution_graph: ``CompiledModel.get_runtime_model()``.
-        model: An ``onnx.ModelProto`` whose nodes have names of their own; None: the model is no .onnx file.
-        work: Counted from it.
+        model: An ``onnx.ModelProto`` whose nodes have unique names; None: the model is not an .onnx file.
+        work: The work of the model.
     """
     computing = {} if model is None else _computing(execution_graph, model, work, set(layers))
     placed = {name for names in computing.values() for name in names}
-    # A kernel of several fused operators may hold any that was not found elsewhere.
+    # A kernel of several fused operators may contain any operator that was not found elsewhere.
     all_placed = model is not None and placed >= set(work.macs)
     found = []
     for layer, (kind, time_ns) in layers.items():
@@ -93,7 +93,7 @@ def operators(
 
 
 def _computing(execution_graph: Any, model: Any, work: Work, layers: set[str]) -> dict[str, list[str]]:
-    """Layer -> the operators with multiply-accumulates that it computes."""
+    """Return the operators with multiply-accumulates that each layer computes."""
     nodes = {node.name: node for node in model.graph.node}
     makers = {name: node for node in model.graph.node for name in node.output}
     readers: dict[str, list[Any]] = {}
@@ -120,7 +120,7 @@ def _computing(execution_graph: Any, model: Any, work: Work, layers: set[str]) -
         elif name in nodes:
             lost.append(name)
     for name in lost:
-        # Folded into what comes behind it: a convolution whose weights took a BatchNorm in has a name of no model.
+        # Folded into the next operator: a convolution with a folded BatchNorm has a name that is not in the model.
         layer = _behind(nodes[name], layer_of, readers, graph, kinds, found)
         if layer:
             found.setdefault(layer, []).append(name)
@@ -135,7 +135,7 @@ def _behind(
     kinds: Mapping[str, str],
     taken: Mapping[str, Sequence[str]],
 ) -> str:
-    """The layer that computes an operator whose own name is lost: that of its reader, or the one before it; or none."""
+    """Return the layer of an operator whose name is lost: that of its reader, or the one before it, if any."""
     for _ in range(len(layer_of)):
         behind = [reader for name in node.output for reader in readers.get(name, ())]
         if len(behind) != 1 or behind[0].op_type in graphs.MAC_OPS:
@@ -152,7 +152,7 @@ def _behind(
 
 
 def _of_model(original: str, nodes: Mapping[str, Any], makers: Mapping[str, Any]) -> str:
-    """The model's operator behind OpenVINO's name: its own or its output's, with what passes put after a slash."""
+    """Return the model's operator for OpenVINO's name: that of the operator or output, with a suffix after a slash."""
     for _ in range(3):
         if original in nodes:
             return original
@@ -167,7 +167,7 @@ def _multiplies(kind: str) -> bool:
 
 
 def _may_multiply(kind: str) -> bool:
-    """A subgraph is one kernel made of several operators, some of which may be matrix products."""
+    """Return whether a layer is a subgraph: one kernel of several operators, perhaps with matrix products."""
     return kind == "subgraph" or _multiplies(kind)
 
 

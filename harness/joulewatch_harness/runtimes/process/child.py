@@ -1,9 +1,8 @@
-"""One child process that is asked by JSON lines: how it is started, asked, timed and ended, whatever it does.
+"""One child process with JSON lines on stdin and stdout: start it, send requests, time the answers, end it.
 
-Nothing here knows what the messages mean. A child that breaks the rules (ends, hangs, writes what is no
-message, answers another request) is ended with its whole process group, and the error says what happened and
-what it last wrote on stderr. Its exit status is told, and never believed: programs exist that exit with 1 when
-all went well.
+This module does not interpret messages. A child that breaks the protocol (ends, hangs, writes an invalid message,
+answers another request) is ended with its process group; the error states what happened and the last lines of stderr.
+Its exit status is reported but does not count, because some programs exit with 1 after success.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ logger = logging.getLogger(__name__)
 LONGEST_LINE_BYTES: Final = 4 << 20
 KEPT_STDERR_BYTES: Final = 64 << 10
 LARGEST_STDERR_BYTES: Final = 1 << 20
-"""Above this all but the last ``KEPT_STDERR_BYTES`` of a stderr that goes to no file of the user's are let go."""
+"""Above this size, stderr is cut to its last ``KEPT_STDERR_BYTES``, unless it goes to a file of the user."""
 LAST_LINES: Final = 5
 LONGEST_QUOTE: Final = 160
 _EXIT_GRACE_S: Final = 1.0
-"""How long a child that closed its stdout may take to end by itself, so that its exit status can be told."""
+"""Time for a child that has closed its stdout to end, so that its exit status can be reported."""
 _KILLED_WITHIN_S: Final = 10.0
 _SLICE_S: Final = 1.0
 _parse: Final = json.JSONDecoder().raw_decode
-"""From a text that begins with a value, to that and where it ended: half the time of json.loads for a short answer."""
+"""Text -> its first JSON value and where that ends; takes half the time of json.loads for a short answer."""
 
-# Runs between fork and exec, as a program of its own: what subprocess calls preexec_fn is not safe in a process with
-# threads. The child dies with joulewatch (1 is PR_SET_PDEATHSIG), also when joulewatch is killed; -S and -I keep it
-# at some 20 ms. Python ignores SIGPIPE, and what is ignored stays so across exec.
+# Runs between fork and exec as a separate program, because subprocess's preexec_fn is not safe in a process with
+# threads. The child ends with joulewatch (1 is PR_SET_PDEATHSIG), even if joulewatch is killed. With -S and -I it
+# starts in about 20 ms. Python ignores SIGPIPE, and exec keeps ignored signals.
 _LAUNCHER: Final = """\
 import os, signal, sys
 try:
@@ -64,7 +63,7 @@ except OSError as error:
 
 
 class Answer(NamedTuple):
-    """What the child said to one request, and when it was asked and had answered (monotonic ns)."""
+    """The answer to one request, and the times of request and answer (monotonic ns)."""
 
     message: Mapping[str, Any]
     sent_ns: int
@@ -90,7 +89,7 @@ class Child:
         self._asked = False
         self.ended = False
         self.last_words = ""
-        """What it last wrote on stderr, as the end of a sentence; known once it has ended."""
+        """The last lines of stderr, as the end of a sentence; known after the end."""
 
     @classmethod
     def start(
@@ -103,21 +102,21 @@ class Child:
         stderr: Path | None,
         transcript: Path | None,
     ) -> Child:
-        """Start a program in a session and process group of its own.
+        """Start a program in a new session and process group.
 
-        It must be called by a thread that lives as long as the child may: Linux ends the child with that thread.
+        Call it from a thread that lives at least as long as the child: Linux ends the child with that thread.
 
         Args:
-            name: What errors call it.
-            words: The program's full path, then the arguments as the program sees them, its own name first.
-            cwd: The folder it runs in.
-            environment: The whole of it.
-            stderr: File that its stderr is appended to; None: the last of it is kept for errors.
-            transcript: File that every message is appended to, for somebody who writes a child.
+            name: Name of the child in errors.
+            words: The full path of the program, then its arguments, beginning with its name.
+            cwd: Working directory.
+            environment: All variables of the environment.
+            stderr: File to which stderr is appended; None: the last lines are kept for errors.
+            transcript: File to which every message is appended, for authors of children.
 
         Raises:
             ConfigError: one of the two files cannot be written.
-            NetworkError: no process can be started.
+            NetworkError: the process cannot be started.
         """
         with contextlib.ExitStack() as stack:
             tail = stack.enter_context(contextlib.closing(Stderr(stderr)))
@@ -145,11 +144,11 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the child, and of its process group."""
+        """The id of the process and of its group."""
         return self._process.pid
 
     def usable(self) -> bool:
-        """Whether it runs and owes no answer (to a request from which Ctrl-C called us away)."""
+        """Return whether the child runs and owes no answer, for example to a request that Ctrl-C interrupted."""
         return not self.ended and not self._asked and not self._has_exited()
 
     def ask(
@@ -159,19 +158,19 @@ class Child:
 
         Args:
             op: The operation.
-            fields: What it takes.
-            limit_s: How long the answer may take.
-            limit_option: What the user sets this limit with, for the error.
-            what: The operation for errors; default: ``op``.
+            fields: Its arguments.
+            limit_s: Time limit of the answer.
+            limit_option: The option that sets this limit, for errors.
+            what: Description of the operation in errors; default: ``op``.
 
         Raises:
-            NetworkError: no valid answer came; the child has been ended.
+            NetworkError: there is no valid answer; the child has been ended.
         """
         what = what or op
         if self.ended:
-            raise NetworkError(f"{self._name} is gone and cannot be asked to {what}; {self.last_words}")
+            raise NetworkError(f"{self._name} has ended and cannot {what}; {self.last_words}")
         if self._asked:
-            raise self.failed(f"owes the answer to an earlier request and cannot be asked to {what}")
+            raise self.failed(f"has not answered an earlier request and cannot {what}")
         if self._buffer:
             raise self.failed(f"wrote more than one line in answer to a request: {_quoted(bytes(self._buffer))}")
         self._id += 1
@@ -193,12 +192,12 @@ class Child:
         return Answer(message, sent_ns, received_ns)
 
     def failed(self, text: str) -> NetworkError:
-        """End a child that broke the rules, and make the error that says so."""
+        """End a child that broke the protocol, and return the error."""
         self.end()
         return NetworkError(f"{self._name} {text}; {self.last_words}")
 
     def end(self, grace_s: float = 0.0) -> None:
-        """Close its stdin, wait for ``grace_s`` that it goes, kill what is left of its process group, reap it.
+        """Close stdin, wait ``grace_s`` for the end, kill what remains of the process group, and reap the child.
 
         Safe to call twice; never raises.
         """
@@ -208,7 +207,7 @@ class Child:
         with contextlib.suppress(OSError):
             self._stdin.close()
         self._wait_for_exit(grace_s)
-        # The group is killed before the child is reaped: until then its number belongs to nobody else.
+        # Kill the group before the child is reaped: until then the system does not reuse its id.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         try:
@@ -222,7 +221,7 @@ class Child:
             self._transcript.close()
 
     def _line(self, what: str, deadline_ns: int, limit_s: float, limit_option: str) -> bytes:
-        """The next line without its end."""
+        """Return the next line without its end."""
         while True:
             left_s = (deadline_ns - time.monotonic_ns()) * 1e-9
             if left_s <= 0.0:
@@ -259,17 +258,17 @@ class Child:
             message, text, end = None, "", 0
         if not isinstance(message, dict) or end != len(text):
             raise self.failed(
-                f"wrote what is no message in answer to {what}: {_quoted(line)}: stdout is for messages, one JSON "
-                "object on each line; everything else belongs on stderr"
+                f"wrote an invalid message in answer to {what}: {_quoted(line)}: stdout is for messages, one JSON "
+                "object on each line; write everything else to stderr"
             )
         if message.get("id") != self._id or isinstance(message.get("id"), bool):
-            raise self.failed(f"answered request {message.get('id')!r} where {what} was request {self._id}")
+            raise self.failed(f"answered request {message.get('id')!r}, but {what} was request {self._id}")
         if not isinstance(message.get("ok"), bool):
             raise self.failed(f'answered {what} without "ok": true or false')
         return message
 
     def _gone(self, what: str) -> NetworkError:
-        """The error for a child whose stdout or stdin is closed."""
+        """Return the error for a child that has closed its stdout or stdin."""
         exited = self._wait_for_exit(_EXIT_GRACE_S)
         self.end()
         code = self._process.returncode
@@ -277,7 +276,7 @@ class Child:
             how = f"closed its stdin or stdout instead of answering {what}, and was killed"
         elif code is not None and code < 0:
             name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-            hint = " (perhaps for want of memory: the kernel's log would say so)" if -code == signal.SIGKILL else ""
+            hint = " (perhaps out of memory: see the kernel's log)" if -code == signal.SIGKILL else ""
             how = f"was killed by {name} before it answered {what}{hint}"
         else:
             how = f"ended before it answered {what} (exit status {code})"
@@ -285,7 +284,7 @@ class Child:
 
     def _has_exited(self) -> bool:
         try:
-            # WNOWAIT: it stays unreaped, so that its number stays its own.
+            # WNOWAIT: the child is not reaped, so that its id is not reused.
             return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
         except ChildProcessError:
             return True
@@ -305,7 +304,7 @@ class Child:
 
 
 def request(number: int, op: str, fields: Mapping[str, str | int | bool]) -> bytes:
-    """A request as its line; a flat object is put together here in a third of the time of json.dumps."""
+    """Return a request as its line; this takes a third of the time of json.dumps for a flat object."""
     text = f'{{"id":{number},"op":"{op}"'
     for key, value in fields.items():
         if value is True or value is False:
@@ -316,10 +315,10 @@ def request(number: int, op: str, fields: Mapping[str, str | int | bool]) -> byt
 
 
 class Stderr:
-    """Where a child's stderr goes: a file, so that the child never waits and nobody here is woken up by it."""
+    """The stderr of a child: a file, so that the child never waits and does not wake up joulewatch."""
 
     def __init__(self, path: Path | None) -> None:
-        """Open it.
+        """Open the file.
 
         Raises:
             ConfigError: the file cannot be written.
@@ -341,15 +340,15 @@ class Stderr:
         return self._file.fileno()
 
     def trim(self) -> None:
-        """Keep the disk from filling up with what a talkative child says."""
+        """Cut the file if it has grown too large."""
         if self._own and os.fstat(self.fileno()).st_size > LARGEST_STDERR_BYTES:
             kept = self._tail()
             os.ftruncate(self.fileno(), 0)
             os.write(self.fileno(), kept)
 
     def last_words(self) -> str:
-        """The last lines as the end of a sentence."""
-        where = f" (all of it: {self._path})" if self._path is not None else ""
+        """Return the last lines as the end of a sentence."""
+        where = f" (complete: {self._path})" if self._path is not None else ""
         try:
             lines = [text for text in (_printable(line) for line in self._tail().splitlines()) if text]
         except OSError as error:

@@ -1,9 +1,9 @@
-"""Any process that speaks JSON lines on stdin and stdout: harness/PROTOCOL.md specifies them.
+"""Any process that speaks the JSON lines of harness/PROTOCOL.md on stdin and stdout.
 
-The child runs the batches of a call in a loop of its own, so the pipe costs nothing per batch, and for each call
-of 50 to 100 ms some 0.5 ms, most of it waking up; it is measured and told. Its times are on CLOCK_MONOTONIC, one
-clock for all processes of a machine, and are checked before they are believed. A child that dies or
-hangs loses the batch size it was at; the next one gets a new child.
+The child loops over the batches of a call, so the pipe costs nothing per batch, and about 0.5 ms for each call of 50 to
+100 ms, mostly to wake up; the cost is measured and reported. The child's times are on CLOCK_MONOTONIC, the clock of all
+processes of a machine, and are checked before they are used. If a child dies or hangs, its batch size fails; the next
+batch size gets a new child.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 PROTOCOL: Final = 1
 PINGS: Final = 32
 MOST_BATCH_ENDS: Final = 500
-"""Calls of more batches are not stamped batch by batch: writing and reading 1000 numbers takes some 0.3 ms."""
+"""Calls of more batches have no batch ends: to write and read 1000 numbers takes about 0.3 ms."""
 MOST_PHASES: Final = 64
 CLOCK_SLACK_NS: Final = 10_000
 """The clocks of two processor sockets may differ by this much."""
@@ -42,12 +42,12 @@ _OWN_KEYS: Final = frozenset({"runtime", "runtime_version", "precision", "provid
 
 
 class OutOfMemoryError(NetworkError, MemoryError):
-    """The child has no memory for this batch size: the runner notes ``out_of_memory``, and the sweep goes on."""
+    """The child has no memory for this batch size: the runner notes ``out_of_memory`` and continues."""
 
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a child says of itself once it has loaded."""
+    """The description of a child after it has loaded the network."""
 
     runtime: str
     runtime_version: str
@@ -62,21 +62,21 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class RunAnswer:
-    """What a child says of one call of ``run``, checked."""
+    """The checked answer of a child to one call of ``run``."""
 
     t0_ns: int
     t1_ns: int
     phases: Mapping[str, tuple[int, int]]
     """phase -> count, total ns"""
     batch_ends_ns: array[int]
-    """Monotonic, one for each batch; empty where the child gave none."""
+    """Monotonic, one for each batch; empty if the child sent none."""
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> ProcessNetwork:
-    """The entry point of the runtime; ``network`` is a label, passed to the child.
+    """Return the network; the entry point of the runtime. ``network`` is a label that is passed to the child.
 
     Raises:
-        ConfigError: a bad option; no such program.
+        ConfigError: a bad option, or the program does not exist.
     """
     return ProcessNetwork(network, precision, Options.parse(options))
 
@@ -89,42 +89,42 @@ class ProcessNetwork:
         self._precision = precision
         self._options = options
         self._child: Child | None = None
-        self._told: Description | None = None
+        self._described: Description | None = None
         self._batch = 0
         self._ping_ns = 0
         self._overheads_ns: list[int] = []
         self.last_loop_ns = 0
-        """The child's own t1 - t0 of the last call of ``run``."""
+        """t1 - t0 of the last call of ``run``."""
 
     def describe(self) -> Mapping[str, Any]:
-        """What the child says it loaded, and what the pipe costs."""
-        described: dict[str, Any] = {"runtime": "process"}
-        told = self._told
-        if told is None:
-            return described
-        described |= told.details
-        described |= {
-            "runtime_version": f"{told.runtime} {told.runtime_version}".strip(),
-            "precision": told.precision,
-            "provider": told.provider,
-            "device": told.device,
-            "model_sha256": told.model_sha256,
+        """Return what the child has loaded, and the cost of the pipe."""
+        description: dict[str, Any] = {"runtime": "process"}
+        child = self._described
+        if child is None:
+            return description
+        description |= child.details
+        description |= {
+            "runtime_version": f"{child.runtime} {child.runtime_version}".strip(),
+            "precision": child.precision,
+            "provider": child.provider,
+            "device": child.device,
+            "model_sha256": child.model_sha256,
             "command": self._options.command,
             "protocol": PROTOCOL,
             "pipe_us": f"{self._ping_ns * 1e-3:.1f}",
         }
-        if told.threads is not None:
-            described["threads"] = told.threads
+        if child.threads is not None:
+            description["threads"] = child.threads
         if self._overheads_ns:
-            described["call_overhead_us"] = f"{median(self._overheads_ns) * 1e-3:.1f}"
-        return described
+            description["call_overhead_us"] = f"{median(self._overheads_ns) * 1e-3:.1f}"
+        return description
 
     def load(self) -> None:
-        """Start a child, let it load, and read back what it loaded.
+        """Start a child, let it load the network, and read back its description.
 
         Raises:
-            ConfigError: the child speaks another version, or refuses what was asked for.
-            NetworkError: it cannot be started or does not answer as it should; the text says what it said.
+            ConfigError: the child refuses the configuration.
+            NetworkError: the child cannot be started, or its answers are not valid; the text contains the reason.
         """
         self.close()
         options = self._options
@@ -148,12 +148,12 @@ class ProcessNetwork:
             self._ask("load", {"network": self._network, "precision": self._precision, **threads}, "load_limit_s")
             answer = self._ask("describe", {"protocol": PROTOCOL}, "start_limit_s")
             try:
-                told = _description(answer.message)
+                described = _description(answer.message)
             except ValueError as error:
-                raise child.failed(f"answered describe wrongly: {error}") from None
-            self._compare(told)
-            self._told = told
-            # Any answer will do, also that of a child that does not know the operation.
+                raise child.failed(f"sent an invalid answer to describe: {error}") from None
+            self._compare(described)
+            self._described = described
+            # Any answer is good, also that the operation is unknown.
             round_trips = [child.ask("ping", {}, **self._limit("start_limit_s")) for _ in range(PINGS)]
             self._ping_ns = int(median(item.received_ns - item.sent_ns for item in round_trips))
         except BaseException:
@@ -162,20 +162,20 @@ class ProcessNetwork:
             raise
 
     def prepare(self, batch: int) -> None:
-        """Let the child make one batch; one that has died is started anew.
+        """Let the child make one batch; if it has died, start another one.
 
         Raises:
             UnsupportedBatchError: the child cannot run this size.
-            OutOfMemoryError: it has no memory for it.
-            NetworkError: it failed.
+            OutOfMemoryError: the child has no memory for it.
+            NetworkError: the child failed.
         """
         child = self._child
         if child is None or not child.usable():
-            if self._told is None:
+            if self._described is None:
                 raise NetworkError(f"process {self._network}: prepare before load")
             self.load()
             logger.warning(
-                "process %s: the child was gone (%s); another one has been started",
+                "process %s: the child had ended (%s); another one has been started",
                 self._network,
                 child.last_words if child is not None else "the last one could not be started",
             )
@@ -183,62 +183,63 @@ class ProcessNetwork:
         self._ask("prepare", {"batch": batch}, "prepare_limit_s", f"prepare (batch size {batch})")
 
     def run(self, batches: int, phases: Phases) -> None:
-        """Let the child run ``batches`` batches, and take over its times.
+        """Let the child run ``batches`` batches, and record its times.
 
-        A child that times no phases has all the time between its t0 and t1 called ``execute``; the pipe is ``other``.
+        If the child measures no phases, the time from t0 to t1 is ``execute``; the pipe is ``other``.
 
         Raises:
-            NetworkError: it failed, or its times cannot be true.
+            NetworkError: the child failed, or its times are impossible.
         """
-        wanted = {
+        fields = {
             "batches": batches,
             "phases": self._options.phases,
             "batch_ends": batches <= MOST_BATCH_ENDS,
         }
         what = f"run (batch size {self._batch})"
-        answer = self._ask("run", wanted, "run_limit_s", what)
+        answer = self._ask("run", fields, "run_limit_s", what)
         try:
-            told = _run_answer(answer, batches)
+            times = _run_answer(answer, batches)
         except ValueError as error:
-            raise NetworkError(f"process {self._network}: the child answered {what} wrongly: {error}") from None
-        self.last_loop_ns = told.t1_ns - told.t0_ns
+            text = f"process {self._network}: the child sent an invalid answer to {what}: {error}"
+            raise NetworkError(text) from None
+        self.last_loop_ns = times.t1_ns - times.t0_ns
         self._overheads_ns.append(answer.received_ns - answer.sent_ns - self.last_loop_ns)
         if len(self._overheads_ns) > 2 * PINGS:
             del self._overheads_ns[:PINGS]
-        # Latencies are the child's own: the way to it and back belongs to the call, not to its batches.
-        phases.call_ns = (told.t0_ns, told.t1_ns)
-        phases.batch_ends_ns.extend(told.batch_ends_ns)
+        # Latencies are those of the child: messages belong to the call, not to its batches.
+        phases.call_ns = (times.t0_ns, times.t1_ns)
+        phases.batch_ends_ns.extend(times.batch_ends_ns)
         if not self._options.phases:
             return
-        for phase, (count, total_ns) in (told.phases or {"execute": (batches, told.t1_ns - told.t0_ns)}).items():
+        for phase, (count, total_ns) in (times.phases or {"execute": (batches, self.last_loop_ns)}).items():
             span = phases.spans.setdefault(phase, [0, 0])
             span[0] += count
             span[1] += total_ns
 
     def check(self) -> bool:
-        """Compare the values that the child computes with its own reference, and with the plan's.
+        """Compare the values that the child computes with its reference, and with that of the plan.
 
         Raises:
-            ConfigError: the plan wants a check, or a value, that the child does not offer.
+            ConfigError: the plan requires a check or a value that the child does not offer.
             NetworkError: a value is wrong, or all are zero.
         """
-        options, told = self._options, self._told
-        offered = told is not None and "check" in told.offers
+        options, described = self._options, self._described
+        offered = described is not None and "check" in described.offers
         if options.check is False:
             return True
         if not offered:
             if options.check or options.reference:
-                raise ConfigError(f"process {self._network}: a check is asked for, but the child offers none")
+                raise ConfigError(f"process {self._network}: a check is required, but the child offers none")
             return True
         answer = self._ask("check", {}, "run_limit_s")
         try:
             _compare_values(answer.message, options.reference, options.tolerance)
         except ValueError as error:
-            raise NetworkError(f"process {self._network}: the child computes wrongly: {error}") from None
+            raise NetworkError(f"process {self._network}: the child computes wrong results: {error}") from None
         return True
 
     def close(self) -> None:
-        """Let the child end; what is left of its process group after ``close_limit_s`` is killed."""
+        """Ask the child to end; kill what remains of its process group after ``close_limit_s``."""
         child, self._child = self._child, None
         if child is None or child.ended:
             return
@@ -253,17 +254,17 @@ class ProcessNetwork:
         return {"limit_s": self._options.limit_s(name), "limit_option": name}
 
     def _ask(self, op: str, fields: Mapping[str, str | int | bool], limit: str, what: str = "") -> Answer:
-        """Ask, and turn an error answer into the exception that it means."""
+        """Send a request, and raise the exception of an error answer."""
         if self._child is None:
             raise NetworkError(f"process {self._network}: {op} before load")
         answer = self._child.ask(op, fields, what=what, **self._limit(limit))
         if answer.message["ok"]:
             return answer
         error = answer.message.get("error")
-        told: Mapping[str, Any] = error if isinstance(error, dict) else {}
-        code = str(told.get("code", ""))
+        reason: Mapping[str, Any] = error if isinstance(error, dict) else {}
+        code = str(reason.get("code", ""))
         text = (
-            f"process {self._network}: {what or op}: {str(told.get('text', '')) or code or 'failed without a reason'}"
+            f"process {self._network}: {what or op}: {str(reason.get('text', '')) or code or 'failed without a reason'}"
         )
         if code == "unsupported_batch":
             raise UnsupportedBatchError(text)
@@ -273,50 +274,60 @@ class ProcessNetwork:
             raise ConfigError(text)
         raise NetworkError(text)
 
-    def _compare(self, told: Description) -> None:
-        """Whether what was loaded is what was asked for; the precision is compared by ``as_loaded``."""
-        asked, before = self._options, self._told
-        if asked.threads is not None and told.threads != asked.threads:
-            has = "does not say how many it has" if told.threads is None else f"has {told.threads}"
-            raise ConfigError(f"process {self._network}: {asked.threads} threads were asked for, but the child {has}")
-        if told.precision == NATIVE:
+    def _compare(self, described: Description) -> None:
+        """Compare a description with the options and with that of an earlier child.
+
+        Raises:
+            ConfigError: the child does not use the requested number of threads.
+            NetworkError: the precision is not an actual one, or another child has another description.
+        """
+        options, before = self._options, self._described
+        if options.threads is not None and described.threads != options.threads:
+            has = "does not report its number" if described.threads is None else f"has {described.threads}"
+            raise ConfigError(f"process {self._network}: {options.threads} threads were requested, but the child {has}")
+        if described.precision == NATIVE:
             raise NetworkError(
-                f"process {self._network}: the child calls its precision {NATIVE!r}: it must tell the actual one"
+                f"process {self._network}: the child reports the precision {NATIVE!r}: it must report the actual one"
             )
         if before is None:
             return
         for key in ("precision", "provider", "device", "threads", "model_sha256"):
-            old, new = getattr(before, key), getattr(told, key)
+            old, new = getattr(before, key), getattr(described, key)
             if old != new:
                 raise NetworkError(
-                    f"process {self._network}: the child that was started anew has {key} {new!r}, not {old!r} as before"
+                    f"process {self._network}: the child was started again, and its {key} is {new!r}, not {old!r} as "
+                    "before"
                 )
 
 
 def _description(message: Mapping[str, Any]) -> Description:
-    """Raises ValueError."""
+    """Return the description in a message.
 
-    def text(key: str, *, needed: bool = False) -> str:
+    Raises:
+        ValueError: a field is missing or not valid.
+    """
+
+    def text(key: str, *, required: bool = False) -> str:
         value = message.get(key)
-        if value is None and not needed:
+        if value is None and not required:
             return ""
-        if not isinstance(value, str) or not (value or not needed):
-            raise ValueError(f'"{key}" is a text, not {value!r}')
+        if not isinstance(value, str) or not (value or not required):
+            raise ValueError(f'"{key}" must be a text, got {value!r}')
         return value
 
     threads = message.get("threads")
     if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ValueError(f'"threads" is a whole number from 1, not {threads!r}')
+        raise ValueError(f'"threads" must be an integer >= 1, got {threads!r}')
     offers = message.get("offers", [])
     if not isinstance(offers, list) or not all(isinstance(item, str) for item in offers):
-        raise ValueError(f'"offers" is a list of texts, not {offers!r}')
+        raise ValueError(f'"offers" must be a list of texts, got {offers!r}')
     details = message.get("details", {})
     if not isinstance(details, dict) or any(isinstance(value, (dict, list)) for value in details.values()):
-        raise ValueError('"details" is an object of texts, numbers and booleans')
+        raise ValueError('"details" must be an object of texts, numbers and booleans')
     return Description(
-        runtime=text("runtime", needed=True),
+        runtime=text("runtime", required=True),
         runtime_version=text("runtime_version"),
-        precision=text("precision", needed=True),
+        precision=text("precision", required=True),
         provider=text("provider"),
         device=text("device"),
         model_sha256=text("model_sha256"),
@@ -327,10 +338,14 @@ def _description(message: Mapping[str, Any]) -> Description:
 
 
 def _run_answer(answer: Answer, batches: int) -> RunAnswer:
-    """What the child said, if it can be true; raises ValueError."""
+    """Return the answer to ``run``.
+
+    Raises:
+        ValueError: it is not valid, or impossible.
+    """
     message = answer.message
     if message.get("batches") != batches:
-        raise ValueError(f'"batches" is {message.get("batches")!r}, but {batches} were to be run')
+        raise ValueError(f'"batches" is {message.get("batches")!r}, but {batches} were requested')
     t0_ns, t1_ns = (_nanoseconds(message, key) for key in ("t0_ns", "t1_ns"))
     if t1_ns < t0_ns:
         raise ValueError(f"t1_ns is {t0_ns - t1_ns} ns before t0_ns")
@@ -341,7 +356,7 @@ def _run_answer(answer: Answer, batches: int) -> RunAnswer:
             if early_ns > CLOCK_SLACK_NS
             else f"t1_ns is {late_ns * 1e-9:.6f} s after the answer came"
         )
-        raise ValueError(f"{which}: times are CLOCK_MONOTONIC of this machine, in nanoseconds")
+        raise ValueError(f"{which}: times must be CLOCK_MONOTONIC of this machine, in nanoseconds")
     return RunAnswer(
         t0_ns,
         t1_ns,
@@ -353,69 +368,76 @@ def _run_answer(answer: Answer, batches: int) -> RunAnswer:
 def _nanoseconds(message: Mapping[str, Any], key: str) -> int:
     value = message.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 62:
-        raise ValueError(f'"{key}" is a whole number of nanoseconds, not {value!r:.80}')
+        raise ValueError(f'"{key}" must be an integer >= 0, got {value!r:.80}')
     return value
 
 
-def _phases(told: Any, duration_ns: int) -> dict[str, tuple[int, int]]:
-    if not isinstance(told, dict) or len(told) > MOST_PHASES:
-        raise ValueError(f'"phases" is an object of at most {MOST_PHASES} phases')
+def _phases(given: Any, duration_ns: int) -> dict[str, tuple[int, int]]:
+    if not isinstance(given, dict) or len(given) > MOST_PHASES:
+        raise ValueError(f'"phases" must be an object of at most {MOST_PHASES} phases')
     found: dict[str, tuple[int, int]] = {}
-    for name, span in told.items():
+    for name, span in given.items():
         if not isinstance(span, dict) or not (name in RESERVED_PHASES or re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name)):
-            raise ValueError(f'phase {name!r:.80}: a name of a-z, 0-9 and _ with {{"count": N, "ns": N}} is wanted')
+            raise ValueError(f'phase {name!r:.80}: must be a name of a-z, 0-9 and _ with {{"count": N, "ns": N}}')
         found[name] = (_nanoseconds(span, "count"), _nanoseconds(span, "ns"))
     total_ns, count = sum(ns for _, ns in found.values()), sum(count for count, _ in found.values())
-    # A child that rounds up to whole nanoseconds is off by one at most for each span.
+    # A child that rounds up to whole nanoseconds is at most 1 ns too high for each span.
     if total_ns > duration_ns + count:
         raise ValueError(
-            f"its phases add up to {total_ns} ns, more than the {duration_ns} ns from t0_ns to t1_ns: "
-            "phases of one call do not overlap"
+            f"the sum of the phases is {total_ns} ns, more than the {duration_ns} ns from t0_ns to t1_ns: "
+            "phases of one call must not overlap"
         )
     return found
 
 
-def _batch_ends(told: Any, batches: int, t0_ns: int, t1_ns: int) -> array[int]:
-    """The ends on the monotonic clock; they are told from t0 on, to be short."""
-    if told == []:
+def _batch_ends(given: Any, batches: int, t0_ns: int, t1_ns: int) -> array[int]:
+    """Return the ends on the monotonic clock; in the message they are relative to t0, to be short."""
+    if given == []:
         return array("q")
-    if not isinstance(told, list) or len(told) != batches:
-        many = f"{len(told)} numbers" if isinstance(told, list) else repr(told)[:80]
-        raise ValueError(f'"batch_ends_ns" is one number for each of {batches} batches, not {many}')
-    if set(map(type, told)) != {int}:
-        raise ValueError('"batch_ends_ns" holds whole nanoseconds')
-    if told[0] < 0 or told[-1] > t1_ns - t0_ns or told != sorted(told):
+    if not isinstance(given, list) or len(given) != batches:
+        got = f"{len(given)} numbers" if isinstance(given, list) else repr(given)[:80]
+        raise ValueError(f'"batch_ends_ns" must have one number for each of {batches} batches, got {got}')
+    if set(map(type, given)) != {int}:
+        raise ValueError('"batch_ends_ns" must contain integers')
+    if given[0] < 0 or given[-1] > t1_ns - t0_ns or given != sorted(given):
         raise ValueError('"batch_ends_ns" must rise from 0 (at t0_ns) to at most t1_ns - t0_ns')
-    return array("q", [t0_ns + end_ns for end_ns in told])
+    return array("q", [t0_ns + end_ns for end_ns in given])
 
 
 def _compare_values(message: Mapping[str, Any], references: Mapping[str, float], tolerance: float) -> None:
-    """Raises ValueError for a value that is wrong, ConfigError for one that the child does not have."""
+    """Check the values of a check.
+
+    Raises:
+        ValueError: a value is wrong or missing.
+        ConfigError: the plan has a reference for a value that the child does not have.
+    """
     values = message.get("values")
     if not isinstance(values, dict) or not values:
-        raise ValueError('its check gave no "values"')
+        raise ValueError('its check has no "values"')
     for name in references:
         if name not in values:
             raise ConfigError(f"process: option reference: {unknown('value', name, map(str, values))}")
     computed: dict[str, float] = {}
     for name, item in values.items():
-        told: Mapping[str, Any] = item if isinstance(item, dict) else {}
-        value = _number(told.get("value"))
+        entry: Mapping[str, Any] = item if isinstance(item, dict) else {}
+        value = _number(entry.get("value"))
         if value is None:
-            raise ValueError(f"value {name!r} of its check is {told.get('value')!r:.80}, no finite number")
+            raise ValueError(f"value {name!r} of its check is {entry.get('value')!r:.80}, not a finite number")
         computed[name] = value
-        own = told.get("reference")
-        own_tolerance = _number(told.get("tolerance", DEFAULT_TOLERANCE))
+        own = entry.get("reference")
+        own_tolerance = _number(entry.get("tolerance", DEFAULT_TOLERANCE))
         pairs = [(_number(own), own_tolerance, "its own reference")] if own is not None else []
         if name in references:
             pairs.append((references[name], tolerance, "the plan's reference"))
-        for wanted, allowed, whose in pairs:
-            if wanted is None or allowed is None or allowed < 0.0:
-                raise ValueError(f"value {name!r} of its check has no usable reference and tolerance")
-            if abs(value - wanted) > allowed * abs(wanted):
-                raise ValueError(f"{name} is {value:.9g}, {whose} {wanted:.9g} (within {allowed:g} of it)")
+        for expected, allowed, whose in pairs:
+            if expected is None or allowed is None or allowed < 0.0:
+                raise ValueError(f"value {name!r} of its check has no valid reference and tolerance")
+            if abs(value - expected) > allowed * abs(expected):
+                raise ValueError(
+                    f"{name} is {value:.9g}, but {whose} is {expected:.9g} (relative tolerance {allowed:g})"
+                )
     if not any(computed.values()):
-        raise ValueError(f"every value of its check is zero ({', '.join(computed)}): that proves no computation")
+        raise ValueError(f"all values of its check are zero ({', '.join(computed)}): that does not prove a computation")
 
 
 def _number(value: Any) -> float | None:

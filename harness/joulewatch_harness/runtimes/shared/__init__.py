@@ -1,1 +1,1 @@
-"""What several runtimes share: inputs, outputs, model files, HTTP, traces."""
+"""Code that several runtimes share: options, inputs, outputs, model files, HTTP, traces."""

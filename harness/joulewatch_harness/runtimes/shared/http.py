@@ -1,8 +1,8 @@
-"""HTTP/1.1 to a server under test: what a request costs must be the server's doing, not the client's.
+"""HTTP/1.1 client for servers under test: the latency of a request must be the server's, not the client's.
 
-A request leaves in one write, head and body together, on a connection that is kept open and has TCP_NODELAY set;
-bodies are sent from where they lie. No proxy of the environment is used: it would be measured along with the
-server. Secrets come from files; they are in no error, log or repr.
+A request is sent in one write, head and body together, on a connection that stays open and has TCP_NODELAY set;
+bodies are not copied. Proxies of the environment are not used, because they would be measured with the server.
+Secrets come from files and never appear in errors, logs or reprs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ DEFAULT_TIMEOUT_S: Final = 60.0
 PIECE_BYTES: Final = 1 << 16
 
 GRPC: Final = ("grpc", "grpcs")
-"""gRPC has no URL schemes; these two are joulewatch's."""
+"""gRPC defines no URL schemes; these two are joulewatch's."""
 
 _GONE: Final = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError, http.client.RemoteDisconnected)
 _SHORTEST_SECRET: Final = 4
@@ -37,29 +37,29 @@ Buffer = bytes | bytearray | memoryview
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where a server is and how to speak to it."""
+    """The address of a server, and how to connect to it."""
 
     url: str
     """Base URL without a slash at its end."""
     scheme: str
     host: str
     port: int
-    """0: not said, and none is usual."""
+    """0: the URL has no port, and its scheme has no default."""
     path: str
-    """Of the base URL; empty where the server has none."""
+    """Path of the base URL."""
     timeout_s: float = DEFAULT_TIMEOUT_S
-    """Longest silence: without an answer, or between two pieces of one."""
+    """Longest wait for an answer, or between two pieces of it."""
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     ca_file: Path | None = None
 
     def head(self, method: str, path: str, length: int | None, headers: Mapping[str, str]) -> bytes:
-        """Request line and headers; ``length`` None: no body."""
+        """Return the request line and headers; ``length`` is that of the body, None if there is no body."""
         lines = {"Host": self.authority, "User-Agent": "joulewatch", "Accept-Encoding": "identity"}
         if length is not None:
             lines["Content-Length"] = str(length)
         lines |= headers
-        # The user's own win, however they are written: an ingress may want another Host.
+        # The user's headers replace these, in any case: an ingress may require another Host.
         own = {name.lower() for name in self.headers}
         lines = {name: value for name, value in lines.items() if name.lower() not in own} | dict(self.headers)
         text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
@@ -67,17 +67,17 @@ class Endpoint:
 
     @property
     def authority(self) -> str:
-        """Host and port as a Host header has them."""
+        """Host and port as in a Host header."""
         usual = 443 if self.tls is not None else 80
         return self.quoted_host if self.port == usual else f"{self.quoted_host}:{self.port}"
 
     @property
     def quoted_host(self) -> str:
-        """The host as it stands before a port."""
+        """The host as it is written before a port."""
         return f"[{self.host}]" if ":" in self.host else self.host
 
     def masked(self, text: str) -> str:
-        """``text`` without what the user's own headers say: servers like to quote a key that they refuse."""
+        """Return ``text`` without the values of the user's headers: servers quote a key that they refuse."""
         for value in self.headers.values():
             for secret in {value, *value.split()}:
                 if len(secret) >= _SHORTEST_SECRET and secret not in ("Bearer", "Basic", "Token"):
@@ -87,7 +87,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer."""
+    """A complete answer."""
 
     status: int
     headers: Mapping[str, str]
@@ -95,24 +95,24 @@ class Answer:
     body: bytes
 
     def json(self) -> Any:
-        """The body as JSON; None where it is none."""
+        """Return the body as JSON; None if it is not valid JSON."""
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError):
             return None
 
-    def told(self) -> str:
-        """The server's own words: ``HTTP 400: unknown model``."""
+    def summary(self) -> str:
+        """Return status and message of the server: ``HTTP 400: unknown model``."""
         answer = self.json()
-        said: Any = None
+        message: Any = None
         if isinstance(answer, dict):
-            said = answer.get("error") or answer.get("detail") or answer.get("message")
-            if isinstance(said, dict):
-                said = said.get("message") or said.get("type")
-        if isinstance(said, (list, dict)):
-            said = json.dumps(said)
-        if isinstance(said, str) and said.strip():
-            return f"HTTP {self.status}: {' '.join(said.split())[:300]}"
+            message = answer.get("error") or answer.get("detail") or answer.get("message")
+            if isinstance(message, dict):
+                message = message.get("message") or message.get("type")
+        if isinstance(message, (list, dict)):
+            message = json.dumps(message)
+        if isinstance(message, str) and message.strip():
+            return f"HTTP {self.status}: {' '.join(message.split())[:300]}"
         kind = self.headers.get("content-type", "").partition(";")[0] or "no content type"
         start = " ".join(self.body[:200].decode("utf-8", "replace").split())[:60]
         return f"HTTP {self.status}, {kind}" + (f", begins {json.dumps(start)}" if start else ", empty")
@@ -123,7 +123,7 @@ class ServerOptions(RuntimeOptions, HttpOptions):
     """Options of a runtime whose models are behind a server.
 
     Raises:
-        ConfigError: as of ``HttpOptions``; there is no URL, or a file cannot be read.
+        ConfigError: as of ``HttpOptions``; the URL is missing, or a file cannot be read.
     """
 
     _: KW_ONLY
@@ -163,19 +163,19 @@ class ServerOptions(RuntimeOptions, HttpOptions):
 
 
 class Connection:
-    """One connection to one server, opened when needed and kept; used by one thread at a time."""
+    """One connection to one server, opened when needed and kept open; used by one thread at a time."""
 
     def __init__(self, where: Endpoint) -> None:
         self.where = where
         self.quick_ack = False
-        """Acknowledge every packet at once (Linux): takes away the floor that delayed acknowledgement makes."""
+        """Acknowledge every packet at once (Linux): removes the latency of delayed acknowledgements."""
         self.opened = 0
-        """Connections made so far: more than one says that the server does not keep them."""
+        """Number of connections so far: more than one if the server closes them."""
         self._socket: socket.socket | None = None
         self._used = False
 
     def close(self) -> None:
-        """Close it; the next request opens it again."""
+        """Close the connection; the next request opens it again."""
         if self._socket is not None:
             self._socket.close()
         self._socket = None
@@ -184,16 +184,16 @@ class Connection:
     def request(
         self, method: str, path: str, parts: Sequence[Buffer] | None = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Send a request and read its whole answer, whatever its status.
+        """Send a request and read the complete answer, whatever its status.
 
         Args:
             method: ``GET`` or ``POST``.
-            path: Below the base URL.
+            path: Path below the base URL.
             parts: The body, in pieces; None: no body.
-            headers: Besides those of the endpoint.
+            headers: Headers in addition to those of the endpoint.
 
         Raises:
-            NetworkError: nothing answers, or no HTTP; the text names the URL, the reason and what to do.
+            NetworkError: no answer, or not an HTTP answer; the text contains the URL, the reason and the fix.
         """
         response = self._answered(method, path, parts, headers or {})
         try:
@@ -206,14 +206,14 @@ class Connection:
     def stream(
         self, method: str, path: str, parts: Sequence[Buffer], headers: Mapping[str, str]
     ) -> Iterator[bytes] | Answer:
-        """Send a request whose answer comes bit by bit.
+        """Send a request whose answer is a stream.
 
         Returns:
-            The pieces of a 200 as they arrive; the whole answer of any other status. Read the pieces to their end, or
-            close the iterator, before the next request.
+            The pieces of an answer with status 200 as they arrive; the complete answer with any other status. Read all
+            pieces, or close the iterator, before the next request.
 
         Raises:
-            NetworkError: as of ``request``; the iterator raises it too, where the stream is cut.
+            NetworkError: as of ``request``; the iterator raises it if the stream is cut off.
         """
         response = self._answered(method, path, parts, headers)
         if response.status == 200:
@@ -247,7 +247,7 @@ class Connection:
         if 300 <= answer.status < 400 and "location" in answer.headers:
             raise NetworkError(
                 f"{self._shown(path)} redirects to {without_secrets(answer.headers['location'])}: "
-                "give the URL that answers itself (option url)"
+                "give the final URL (option url)"
             )
         return answer
 
@@ -262,7 +262,7 @@ class Connection:
                 return self._once(method, head, parts or ())
             except Exception as error:
                 self.close()
-                # A server may close a connection that was idle between two windows; only a new one is believed.
+                # A server may close a connection that was idle between two windows: try once with a new one.
                 if kept and isinstance(error, _GONE):
                     continue
                 raise self._trouble(path, error, "the connection was closed without an answer") from error
@@ -274,7 +274,7 @@ class Connection:
         try:
             _send(self._socket, (head, *parts))
         except (BrokenPipeError, ConnectionResetError) as error:
-            # It may have refused the request before it had all of it: what it said matters more.
+            # The server may have refused the request before it received all of it: prefer its answer.
             try:
                 return self._response(method)
             except (OSError, http.client.HTTPException):
@@ -289,7 +289,7 @@ class Connection:
         try:
             response.begin()
         except BaseException:
-            # It holds the socket open.
+            # The response keeps the socket open.
             response.close()
             raise
         return response
@@ -314,12 +314,12 @@ class Connection:
 
 
 def quick_ack_exists() -> bool:
-    """Whether this system lets a connection acknowledge at once (Linux does)."""
+    """Return whether this system has TCP_QUICKACK (Linux has it)."""
     return hasattr(socket, "TCP_QUICKACK")
 
 
 def _send(to: socket.socket, parts: Sequence[Buffer]) -> None:
-    """All parts in one write where that can be; nothing is copied that is large."""
+    """Send all parts in one write if possible; large parts are not copied."""
     if isinstance(to, ssl.SSLSocket):
         if sum(memoryview(part).nbytes for part in parts) <= PIECE_BYTES:
             to.sendall(b"".join(parts))
@@ -341,19 +341,19 @@ def _reason(error: Exception, timeout_s: float, closed: str) -> str:
         return f"no answer within {timeout_s:g} s: raise option timeout_s if it may take longer"
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
-            f"the certificate does not hold: {error.verify_message}; name its authority with option ca_file, "
+            f"the certificate is not valid: {error.verify_message}; set option ca_file to the file of its authority, "
             "or set insecure=true"
         )
     if isinstance(error, ssl.SSLError):
-        return f"TLS failed ({error.reason or 'error'}): does it speak http:// there?"
+        return f"TLS failed ({error.reason or 'error'}): is it an http:// server?"
     if isinstance(error, (*_GONE, http.client.IncompleteRead)):
         return closed
     if isinstance(error, http.client.HTTPException):
-        return "what answers speaks no HTTP/1.1: give the server's HTTP port (option url)"
+        return "the answer is not HTTP/1.1: give the server's HTTP port (option url)"
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return "too many open files: raise the limit (ulimit -n), or keep fewer requests in flight"
     if isinstance(error, OSError) and error.strerror:
-        return f"cannot be reached: {error.strerror}; is the server running there? (option url)"
+        return f"cannot be reached: {error.strerror}; is the server running at that address? (option url)"
     return f"{type(error).__name__}: {error}"
 
 

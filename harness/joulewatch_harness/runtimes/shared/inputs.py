@@ -1,6 +1,6 @@
-"""What the runtimes of model files share: inputs made for a batch, options that set them, the signature of a file.
+"""Inputs of model files: the signature of a file, the arrays of a batch, and the options that set them.
 
-No runtime is imported here, nor anything that only one of them needs.
+No runtime is imported in this module, nor any package that only one of them needs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DTYPES: Final = (
     "float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
 )  # fmt: skip
-"""Types of inputs that can be made; the names are numpy's."""
+"""Supported types of inputs, in numpy's names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,19 +35,20 @@ class Input:
     name: str
     dtype: str
     shape: tuple[int | str | None, ...]
-    """A number, the name of a symbolic dimension, or None for one without a name."""
+    """Sizes: a number, the name of a symbolic dimension, or None for a dimension without a name."""
 
     def text(self) -> str:
+        """Return the input in one word, such as ``x:float32[batch,4]``."""
         sizes = ",".join("?" if size is None else str(size) for size in self.shape)
         return f"{self.name}:{self.dtype}[{sizes}]"
 
 
 @dataclass(frozen=True, slots=True)
 class Batches:
-    """Makes the inputs of one batch: from an .npz, by the built-in network, or at random from the signature."""
+    """Makes the inputs of a batch: from an .npz file, by the built-in network, or random from the signature."""
 
     model: str
-    """What errors call the model."""
+    """Name of the model in errors."""
     inputs: tuple[Input, ...]
     source: ModelSource
     dims: Mapping[str, int]
@@ -55,10 +56,10 @@ class Batches:
     file_arrays: Arrays | None = None
 
     def check_size(self, batch: int) -> None:
-        """Whether the model takes this batch size.
+        """Check that the model accepts this batch size.
 
         Raises:
-            UnsupportedBatchError: its batch axis is fixed to another one.
+            UnsupportedBatchError: the model's batch axis is fixed to another size.
         """
         fixed = [item.shape[0] for item in self.inputs if item.shape and isinstance(item.shape[0], int)]
         symbolic = any(item.shape and not isinstance(item.shape[0], int) for item in self.inputs)
@@ -66,15 +67,15 @@ class Batches:
             raise UnsupportedBatchError(f"{self.model} has a fixed batch axis of {fixed[0]}, not {batch}")
 
     def size_for_check(self) -> int:
-        """A small batch that the model takes."""
+        """Return a small batch size that the model accepts."""
         first = next((item.shape[0] for item in self.inputs if item.shape), 1)
         return first if isinstance(first, int) else 8
 
     def arrays(self, batch: int) -> Arrays:
-        """Input name -> array.
+        """Return the arrays of one batch by the name of the input.
 
         Raises:
-            ConfigError: a symbolic dimension has no size; the text says how to give it one.
+            ConfigError: a symbolic dimension has no size; the text contains the option that sets it.
         """
         if self.file_arrays is not None:
             return {name: rows(array, batch) for name, array in self.file_arrays.items()}
@@ -84,7 +85,7 @@ class Batches:
         return {item.name: random_array(rng, item.dtype, self.shape(item, batch)) for item in self.inputs}
 
     def sizes(self) -> dict[str, int]:
-        """Sizes of the symbolic dimensions other than the batch: those given, and those of the arrays, by place."""
+        """Return the sizes of symbolic dimensions except the batch: of ``dims``, and of the arrays by axis."""
         found = dict(self.dims)
         for name, array in (self.file_arrays or {}).items():
             found |= {f"{name}.{axis}": size for axis, size in enumerate(array.shape) if axis}
@@ -97,7 +98,7 @@ class Batches:
         axis, and ``dims`` gives the other sizes.
 
         Raises:
-            ConfigError: a symbolic dimension has no size; the text says how to give it one.
+            ConfigError: a symbolic dimension has no size; the text contains the option that sets it.
         """
         if self.file_arrays is not None:
             return (batch, *self.file_arrays[item.name].shape[1:])[: len(item.shape)]
@@ -111,10 +112,9 @@ class Batches:
             else:
                 key = size if size is not None and size in self.dims else f"{item.name}.{axis}"
                 if key not in self.dims:
-                    what = f"dimension {size!r}" if size else f"dimension {axis}"
                     raise ConfigError(
-                        f"{self.model}: {what} of input {item.name!r} has no size: "
-                        f"give it with --option dims={size or key}=N, or give arrays with --option inputs=FILE.npz"
+                        f"{self.model}: dimension {size or axis!r} of input {item.name!r} has no size: "
+                        f"set it with --option dims={size or key}=N, or give arrays with --option inputs=FILE.npz"
                     )
                 sizes.append(self.dims[key])
         return tuple(sizes)
@@ -122,7 +122,7 @@ class Batches:
 
 @dataclass(frozen=True, kw_only=True)
 class InputOptions(RuntimeOptions):
-    """Options of the runtimes whose inputs are tensors: the contents of a batch."""
+    """Options of the runtimes whose inputs are tensors."""
 
     inputs: Path | None = None
     """An .npz file with one array per input. Default: random numbers."""
@@ -132,20 +132,20 @@ class InputOptions(RuntimeOptions):
     """Seed of random inputs."""
 
     def batches(self, model: str, inputs: tuple[Input, ...], source: ModelSource) -> Batches:
-        """What makes the batches of a model with these inputs.
+        """Return the maker of batches for a model with these inputs.
 
         Raises:
-            ConfigError: the .npz is missing, or has other arrays than the model takes.
+            ConfigError: the .npz file is missing, or its arrays do not match the inputs.
         """
         arrays = None if self.inputs is None else read_inputs(self.inputs, inputs)
         return Batches(model, inputs, source, self.dims, self.seed, arrays)
 
 
 def signature(path: Path) -> tuple[Input, ...]:
-    """The inputs of an .onnx file, names of symbolic dimensions included; nothing of its weights is read.
+    """Return the inputs of an .onnx file, with the names of symbolic dimensions; external weights are not read.
 
     Raises:
-        ConfigError: the file is no ONNX model.
+        ConfigError: the file is not a valid ONNX model.
     """
     import onnx
 
@@ -170,25 +170,25 @@ def _of_value(item: Any) -> Input:
 
 
 def check_types(inputs: tuple[Input, ...], model: str) -> None:
-    """Whether inputs of these types can be made.
+    """Check that the types of all inputs are supported.
 
     Raises:
-        ConfigError: one is of another type.
+        ConfigError: the type of an input is not.
     """
     for item in inputs:
         if item.dtype not in DTYPES:
-            raise ConfigError(f"{model}: input {item.name!r} is a {item.dtype}, which is not supported")
+            raise ConfigError(f"{model}: input {item.name!r} has the unsupported type {item.dtype}")
 
 
 def random_array(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
-    """Values that any model can take: standard normal, the whole range of a byte, or 0 and 1."""
+    """Return values that any model accepts: standard normal, all values of a byte, or 0 and 1."""
     kind = np.dtype(dtype)
     if kind.kind == "f":
         return rng.standard_normal(shape).astype(kind)
     if kind.itemsize == 1 and kind.kind in "iu":
         limits = np.iinfo(kind)
         return rng.integers(limits.min, limits.max, shape, dtype=kind, endpoint=True)
-    # Wider integers are mostly indices (token ids), of unknown range: 0 and 1 exist in any table.
+    # Wider integers are mostly indices (token ids) of unknown range; 0 and 1 are valid in every table.
     return rng.integers(0, 2, shape).astype(kind)
 
 
@@ -211,7 +211,7 @@ def read_inputs(path: Path, inputs: tuple[Input, ...]) -> Arrays:
     """Return the arrays of a file, which must match the signature of the model.
 
     Raises:
-        ConfigError: as of ``read_npz``; an array has another name, type or shape than the model takes.
+        ConfigError: as of ``read_npz``; name, type or shape of an array do not match the model.
     """
     arrays = read_npz(path)
     names = {item.name for item in inputs}
@@ -220,7 +220,7 @@ def read_inputs(path: Path, inputs: tuple[Input, ...]) -> Arrays:
             raise ConfigError(f"{path}: {unknown('input', name, names)}")
     for item in inputs:
         if item.name not in arrays:
-            raise ConfigError(f"{path} has no array {item.name!r}; the model takes {item.text()}")
+            raise ConfigError(f"{path} has no array {item.name!r}; the model requires {item.text()}")
         array = arrays[item.name]
         sizes = zip(array.shape[1:], item.shape[1:], strict=False)
         if (
@@ -230,16 +230,16 @@ def read_inputs(path: Path, inputs: tuple[Input, ...]) -> Arrays:
             or any(isinstance(wanted, int) and wanted != size for size, wanted in sizes)
         ):
             shape = ",".join(map(str, array.shape))
-            raise ConfigError(f"{path}: {item.name} is {array.dtype}[{shape}], but the model takes {item.text()}")
+            raise ConfigError(f"{path}: {item.name} is {array.dtype}[{shape}], but the model requires {item.text()}")
     return {item.name: arrays[item.name] for item in inputs}
 
 
 def rows(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
-    """The first ``batch`` rows, repeating the array where it has fewer."""
+    """Return ``batch`` rows of an array, which is repeated if it has fewer."""
     return array if array.ndim == 0 else np.take(array, np.arange(batch) % len(array), axis=0)
 
 
 def broken(path: Path, error: Exception) -> ConfigError:
-    """What to say of a model file that cannot be loaded."""
-    said = " ".join(str(error).split())
-    return ConfigError(f"model file {path} cannot be loaded: {said[:300]}")
+    """Return the error for a model file that cannot be loaded."""
+    reason = " ".join(str(error).split())[:300]
+    return ConfigError(f"model file {path} cannot be loaded: {reason}")

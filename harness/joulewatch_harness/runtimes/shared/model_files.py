@@ -1,4 +1,4 @@
-"""From what a configuration names to a model file, for the runtimes that take one."""
+"""Model files: find the file that a configuration names, and its checksum."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def find_source(
     known: Iterable[str],
     suffixes: tuple[str, ...] = (".onnx",),
 ) -> tuple[networks.ModelSource, dict[str, str]]:
-    """The model file that ``network`` names, built where it is a built-in network.
+    """Return the model file that ``network`` names; that of a built-in network is built.
 
     Args:
-        runtime: What errors call the runtime.
+        runtime: Name of the runtime in errors.
         network: A file with one of the suffixes, or a built-in network.
-        precision: What a built-in network's file is made in.
-        options: All that were given.
-        known: The runtime's own options; a built-in network's are told apart from them.
-        suffixes: Of the files that the runtime reads.
+        precision: Precision of the file of a built-in network.
+        options: All given options.
+        known: Names of the runtime's options; all others must be options of the built-in network.
+        suffixes: Suffixes of the files that the runtime reads.
 
     Returns:
-        The source, and the options that are left for the runtime.
+        The source, and the options for the runtime.
 
     Raises:
-        ConfigError: unknown network, option or precision; no such file.
+        ConfigError: unknown network, option or precision; the file does not exist.
     """
     path = Path(network)
     own = () if path.suffix in suffixes else networks.builtin(network).options
@@ -47,10 +47,10 @@ def find_source(
 
 
 def fingerprint(*paths: Path) -> str:
-    """SHA-256 of one file, or of several as if they were one.
+    """Return the SHA-256 of one file, or of several as if they were one.
 
     Raises:
-        ConfigError: one cannot be read.
+        ConfigError: a file cannot be read.
     """
     digest = hashlib.sha256()
     for path in paths:

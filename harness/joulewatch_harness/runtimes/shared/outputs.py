@@ -1,7 +1,7 @@
-"""Whether a runtime computes rightly: its outputs beside those of a reference.
+"""Checks of outputs: compare them with those of a reference.
 
-The measure is the RMS error over the reference's standard deviation: one number for any shape and scale, which
-a single unlucky element does not decide.
+The measure is the RMS error divided by the reference's standard deviation: one number for any shape and scale that a
+single element does not dominate.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ TOLERANCES: Final[Mapping[str, float]] = {
     "bf16": 0.1,
     "int8": 0.25,
 }
-"""By actual precision, for weights of any kind: random ones quantise to 0.1, lose 0.01 in bfloat16 over ten layers."""
+"""Actual precision -> tolerance, also for random weights: quantisation costs 0.1, ten layers in bfloat16 0.01."""
 
 
 def check_finite(model: str, outputs: Mapping[str, NDArray[Any]]) -> None:
-    """Whether all outputs are numbers.
+    """Check that all outputs are finite numbers.
 
     Raises:
-        NetworkError: one is not.
+        NetworkError: an output is not.
     """
     for name, array in outputs.items():
         if np.issubdtype(array.dtype, np.floating) and not np.all(np.isfinite(array)):
             raise NetworkError(f"{model}: output {name!r} is not finite")
 
 
-def check_close(model: str, what: str, output: NDArray[Any], wanted: NDArray[Any], precision: str) -> None:
-    """Whether an output agrees with a reference, as closely as the precision allows.
+def check_close(model: str, reference: str, output: NDArray[Any], expected: NDArray[Any], precision: str) -> None:
+    """Check that an output agrees with a reference, within the tolerance of the precision.
 
     Args:
-        model: What errors call the model.
-        what: What errors call the reference.
-        output: Of the runtime under test.
-        wanted: Of the reference.
-        precision: What the runtime computes in.
+        model: Name of the model in errors.
+        reference: Name of the reference in errors.
+        output: Output of the runtime under test.
+        expected: Output of the reference.
+        precision: Precision that selects the tolerance.
 
     Raises:
-        NetworkError: they differ in shape or by more than that.
+        NetworkError: the shapes differ, or the values differ by more than the tolerance.
     """
-    if output.shape != wanted.shape:
-        raise NetworkError(f"{model}: an output of shape {output.shape}, where {what} gives {wanted.shape}")
-    if not np.issubdtype(wanted.dtype, np.floating) or not wanted.size:
+    if output.shape != expected.shape:
+        raise NetworkError(f"{model}: an output has the shape {output.shape}, that of {reference} is {expected.shape}")
+    if not np.issubdtype(expected.dtype, np.floating) or not expected.size:
         return
-    scale = float(np.std(wanted)) or float(np.max(np.abs(wanted))) or 1.0
-    difference = output.astype(np.float64) - wanted.astype(np.float64)
+    scale = float(np.std(expected)) or float(np.max(np.abs(expected))) or 1.0
+    difference = output.astype(np.float64) - expected.astype(np.float64)
     error = float(np.sqrt(np.mean(difference**2))) / scale
     tolerance = TOLERANCES.get(precision, TOLERANCES["fp32"])
     if not error <= tolerance:
         raise NetworkError(
-            f"{model}: outputs differ from {what} by {error:.2g} (RMS over the "
-            f"standard deviation; at most {tolerance:g} for {precision}): this build computes wrongly"
+            f"{model}: outputs differ from {reference} by {error:.2g} (RMS over the standard deviation; the limit for "
+            f"{precision} is {tolerance:g}): this build computes wrong results"
         )
 
 
@@ -86,8 +86,8 @@ def check_outputs(
         source: The model.
         arrays: The inputs of the batch.
         outputs: Name -> array, in the model's order.
-        precision: What the runtime computes in.
-        name: What errors call the model; empty: the name of its file.
+        precision: The precision that the runtime computes in.
+        name: Name of the model in errors; empty: that of its file.
         compare_file: False: do not compare with ONNX Runtime.
 
     Raises:
@@ -106,7 +106,7 @@ def check_outputs(
 
 
 def onnxruntime_outputs(path: Path, arrays: Arrays) -> Sequence[NDArray[Any]] | None:
-    """What ONNX Runtime gives for an .onnx file on the CPU; None where it is not installed or cannot run the file."""
+    """Return the outputs of ONNX Runtime on the CPU; None if it is not installed or cannot run the file."""
     try:
         import onnxruntime
     except ImportError:
@@ -114,10 +114,10 @@ def onnxruntime_outputs(path: Path, arrays: Arrays) -> Sequence[NDArray[Any]] | 
     onnxruntime.set_default_logger_severity(3)
     try:
         settings = onnxruntime.SessionOptions()
-        # As the file says, operator by operator: its optimiser would itself turn some products into integer ones.
+        # Without optimisation: the optimiser would turn some products into integer ones.
         settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         session = onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
         return [np.asarray(array) for array in session.run(None, dict(arrays))]
     except Exception:
-        # The file is on trial in another runtime: what this one makes of it is not its fault.
+        # The runtime under test is another one: an error of ONNX Runtime is not its fault.
         return None

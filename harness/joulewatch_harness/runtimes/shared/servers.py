@@ -1,4 +1,4 @@
-"""What the runtimes of models behind servers share."""
+"""Context managers for the runtimes of models behind servers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from joulewatch_harness.errors import ConfigError, NetworkError
 
 @contextlib.contextmanager
 def closed_on_error(close: Callable[[], None]) -> Iterator[None]:
-    """A server that cannot be used leaves no connection behind, also where a person loses patience with it."""
+    """Close the connections if the block fails or is interrupted."""
     try:
         yield
     except BaseException:
@@ -19,8 +19,8 @@ def closed_on_error(close: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def asking() -> Iterator[None]:
-    """While a server is asked what it is: one that does not answer rightly is a wrong URL, so a wrong plan.
+def as_config_errors() -> Iterator[None]:
+    """Raise a NetworkError as a ConfigError: a server that does not answer correctly at the start is a wrong URL.
 
     Raises:
         ConfigError: instead of any ``NetworkError``.

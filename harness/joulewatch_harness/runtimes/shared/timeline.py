@@ -1,7 +1,7 @@
-"""Moments on a device's own clock: events that its stream passes, and the phases between them.
+"""Times on a device's clock: events on its stream, and the phases between them.
 
-Asking for them stops nothing, where a host that waited for each batch would leave the device idle in between.
-No runtime is imported here.
+Recording an event does not stop the device; a host that waited for each batch would leave it idle in between.
+No runtime is imported in this module.
 """
 
 from __future__ import annotations
@@ -14,32 +14,32 @@ from joulewatch_harness.network import Phases
 
 
 class Event(Protocol):
-    """A moment that the device notes as it passes it: PyTorch's ``torch.cuda.Event``, or another in its manner."""
+    """A time stamp that the device takes when its stream reaches it, such as ``torch.cuda.Event``."""
 
     def record(self) -> object:
-        """Put it on the stream."""
+        """Put the event on the stream."""
         ...
 
     def synchronize(self) -> object:
-        """Wait until the device has passed it."""
+        """Wait until the device has reached the event."""
         ...
 
     def elapsed_time(self, end_event: Self) -> float:
-        """Milliseconds from this one to a later one."""
+        """Return the milliseconds from this event to a later one."""
         ...
 
 
 class Timeline:
-    """Events on the stream, kept and used again: moments that the device itself notes as it passes them."""
+    """Events on the stream, which are reused from call to call."""
 
     def __init__(self, make: Callable[[], Event]) -> None:
-        """Args: make: Makes an event that takes times; a test has its own."""
+        """Create a timeline; ``make`` creates an event."""
         self._make = make
         self._events: list[Event] = []
         self._used = 0
 
     def begin(self, count: int) -> Callable[[], None]:
-        """Have ``count`` events ready; the answer records the next one."""
+        """Prepare ``count`` events; return a function that records the next one."""
         while len(self._events) < count:
             self._events.append(self._make())
         self._used = 0
@@ -50,9 +50,9 @@ class Timeline:
         self._used += 1
 
     def spans_ns(self) -> list[int]:
-        """Time from each recorded moment to the next.
+        """Return the time from each recorded event to the next.
 
-        Each event is waited for in turn: all but the last are read while the device is still at work.
+        Wait for one event after the other: all but the last are read while the device still works.
         """
         spans = []
         for before, after in zip(self._events[: self._used - 1], self._events[1 : self._used], strict=True):
@@ -94,21 +94,21 @@ def run_on_device(
     if timeline is None:
         phases.add("execute", start_ns, end_ns)
     else:
-        tell(phases, names, spans_ns, end_ns)
+        add_spans(phases, names, spans_ns, end_ns)
 
 
 def _nothing() -> None:
     """Do nothing; used instead of recording an event."""
 
 
-def tell(phases: Phases, names: Sequence[str], spans_ns: Sequence[int], end_ns: int) -> None:
-    """Put spans of the device, which has a clock of its own, before ``end_ns`` on the host's clock.
+def add_spans(phases: Phases, names: Sequence[str], spans_ns: Sequence[int], end_ns: int) -> None:
+    """Record spans of the device, so that the last one ends at ``end_ns`` on the host's clock.
 
     Args:
-        phases: Told of every span, and of the end of every batch.
-        names: Of the spans of one batch, in order.
-        spans_ns: One after the other without gaps.
-        end_ns: When the host saw the last one end.
+        phases: Records every span, and the end of every batch.
+        names: Names of the spans of one batch, in order.
+        spans_ns: Durations, one after the other without gaps.
+        end_ns: When the host saw the end of the last span.
     """
     at_ns = end_ns - sum(spans_ns)
     for number, span_ns in enumerate(spans_ns):

@@ -1,7 +1,7 @@
-"""What the traces of all runtimes share: batches with and without tracing in turns, operators added up, their work.
+"""Traces of all runtimes: alternate plain and traced batches, add up operators, count their work.
 
 A runtime's ``trace(path)`` gives ``in_turns`` two functions that run batches, one of them traced, and writes a
-``traces.Trace`` of what it collected meanwhile. No runtime is imported here.
+``traces.Trace`` of what it collected meanwhile. No runtime is imported in this module.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from joulewatch_harness.networks import cost as graphs
 from joulewatch_harness.traces import Operator
 
 AIM_S: Final = 1.0
-"""How long the traced batches shall take together."""
+"""Total duration of the traced batches."""
 WARMUP: Final = 3
 BLOCKS: Final = 4
 PAUSE_S: Final = 0.02
 MOST_EVENTS: Final = 12_000
-"""Of a profile that is written out: an event takes a kilobyte."""
+"""Limit of the events in a profile that is written to a file; an event takes 1 kB."""
 FEWEST_BATCHES: Final = 10
 SHORTEST_S: Final = 1e-4
-"""Batches shorter than this are traced no more often."""
+"""Shortest batch duration in the computation of the number of batches."""
 
 Block = Callable[[int], int]
-"""Runs so many batches back to back, the device has finished on return; gives the nanoseconds that they took."""
+"""Runs a number of batches back to back, waits for the device, and returns the duration in nanoseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """What the batches took."""
+    """Durations of plain and traced batches."""
 
     batches: int
-    """Traced ones, and as many plain ones; those of the warm-up left out."""
+    """Number of traced batches, and of plain ones, without the warm-up."""
     plain_ns: int
     traced_ns: int
 
@@ -45,13 +45,13 @@ class Turns:
 def in_turns(
     plain: Block, traced: Block, *, begin: Callable[[], object] | None = None, events_per_batch: int = 1
 ) -> Turns:
-    """Run plain and traced batches in turns, so that a machine that changes its speed changes it for both.
+    """Alternate plain and traced batches, so that a change of the machine's speed affects both.
 
     Args:
-        plain: Runs batches as a measured window has them.
+        plain: Runs batches as in a measured window.
         traced: Runs batches with tracing.
-        begin: Called once after the warm-up: forget what was collected, or remember where it stands.
-        events_per_batch: How many events each traced batch leaves, to be read one by one afterwards.
+        begin: Called once after the warm-up, to discard what was collected or to note its position.
+        events_per_batch: Number of events that each traced batch adds to the profile.
     """
     batch_s = math.inf
     for block in (plain, traced):
@@ -63,7 +63,7 @@ def in_turns(
     plain_ns = traced_ns = 0
     for number in range(BLOCKS):
         size = len(range(number, count, BLOCKS))
-        # After a pause, for the threads of what ran before spin on for a while.
+        # The pause lets the threads of the previous block stop spinning.
         time.sleep(PAUSE_S)
         plain_ns += plain(size)
         time.sleep(PAUSE_S)
@@ -72,7 +72,7 @@ def in_turns(
 
 
 def timed(run: Callable[[int], object]) -> Block:
-    """A block of a function that runs so many batches and waits for the device."""
+    """Return a block that times ``run``, which runs a number of batches and waits for the device."""
 
     def block(batches: int) -> int:
         start_ns = time.monotonic_ns()
@@ -83,33 +83,33 @@ def timed(run: Callable[[int], object]) -> Block:
 
 
 def batches_for(batch_s: float, events_per_batch: int) -> int:
-    """How many batches to trace: ``AIM_S`` long, ten at least, and no more than can be read quickly."""
+    """Return how many batches to trace: for ``AIM_S`` seconds, within the limits of batches and events."""
     by_time = math.ceil(AIM_S / max(batch_s, SHORTEST_S))
     return max(FEWEST_BATCHES, min(by_time, MOST_EVENTS // max(events_per_batch, 1)))
 
 
 @dataclass(slots=True)
 class Tally:
-    """Operators added up over batches, in the order in which they first ran."""
+    """Operators, added up over batches, in the order in which they first ran."""
 
     _found: dict[tuple[str, str], list[int]] = field(default_factory=dict)
 
     def add(self, name: str, op: str, time_ns: int, calls: int = 1) -> None:
-        """One call of an operator, or several; names and kinds as the trace shall show them."""
+        """Add one or more calls of an operator; name and kind appear in the trace."""
         item = self._found.setdefault((name, op), [0, 0])
         item[0] += time_ns
         item[1] += calls
 
     def clear(self) -> None:
-        """Forget everything: the warm-up is over."""
+        """Discard everything, after the warm-up."""
         self._found.clear()
 
     def names(self) -> tuple[tuple[str, str], ...]:
-        """Name and kind of each operator."""
+        """Return name and kind of each operator."""
         return tuple(self._found)
 
     def operators(self, macs: Mapping[str, int | None]) -> tuple[Operator, ...]:
-        """Args: macs: Name -> multiply-accumulates of one batch; a name that is missing: not known."""
+        """Return the operators; ``macs`` maps names to multiply-accumulates of one batch, if they are known."""
         return tuple(
             Operator(name=name, op=op, time_ns=time_ns, calls=calls, macs=macs.get(name))
             for (name, op), (time_ns, calls) in self._found.items()
@@ -121,23 +121,23 @@ class Work:
     """Multiply-accumulates of a model's operators for one batch, counted from its .onnx file."""
 
     macs: Mapping[str, int] = field(default_factory=dict)
-    """Name of each node that has any -> its own; a node without a name is called ``Conv_3``."""
+    """Name of a node -> its multiply-accumulates; a node without a name is called ``Conv_3``."""
     total: int | None = None
-    """Of the whole graph; None: something in it could not be counted."""
+    """Sum over the graph; None: some operators could not be counted."""
 
     @classmethod
     def of(cls, model: Any, batch: int, dims: Mapping[str, int] | None = None) -> Work:
-        """Count a model.
+        """Count the work of a model.
 
         Args:
-            model: What ``graph.read_model`` reads.
-            batch: Elements of a batch.
+            model: The result of ``cost.read_model``.
+            batch: Batch size.
             dims: Sizes of symbolic dimensions other than the batch.
         """
         try:
             cost = graphs.cost_of(model, dims)
         except ConfigError:
-            return cls()  # the sizes of some dimensions are not known: then neither is the work
+            return cls()  # the sizes of some dimensions are unknown, and so is the work
         return cls(
             {node.name: node.macs * batch for node in cost.nodes if node.macs},
             None if cost.not_counted else cost.macs * batch,
@@ -145,9 +145,9 @@ class Work:
 
 
 def name_nodes(model: Path, folder: Path) -> Path:
-    """The model, or a copy in ``folder`` whose nodes all have names of their own, so that events can be told apart.
+    """Return the model, or a copy in ``folder`` whose nodes all have unique names, so that events can be distinguished.
 
-    A model whose weights lie in other files is taken as it is.
+    A model whose weights are in other files is returned unchanged.
     """
     found = graphs.read_model(model)
     names = [node.name for node in found.graph.node]

@@ -1,8 +1,8 @@
-"""An .onnx file as a PyTorch module, for the operators of the built-in networks and of plain exported ones.
+"""Convert an .onnx file to a PyTorch module, for the operators of the built-in networks and of common exported ones.
 
-The result is a ``torch.fx.GraphModule``: ordinary PyTorch calls, one for each operator, that can be run eagerly,
-compiled or exported. What a person would not write in PyTorch for inference is folded as it is read: a
-BatchNorm behind a convolution or a Gemm, and the Add of a bias behind a MatMul, go into the layer before.
+The result is a ``torch.fx.GraphModule`` with one PyTorch call for each operator, which can be run eagerly, compiled or
+exported. Operators that a PyTorch network would not have for inference are folded into the layer before: a BatchNorm
+after a convolution or a Gemm, and the Add of a bias after a MatMul.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def module_of(path: Path, dtype: torch.dtype | None) -> torch.fx.GraphModule:
 
     Args:
         path: The file.
-        dtype: Of all floating-point weights; None: as they are stored.
+        dtype: Type of all floating-point weights; None: as stored.
 
     Raises:
-        ConfigError: the file is no ONNX model, or has an operator that is not known here; the text names it.
+        ConfigError: the file is not a valid ONNX model, or has an unsupported operator; the text names it.
     """
     try:
         model = onnx.load(os.fspath(path))
@@ -91,7 +91,7 @@ def module_of(path: Path, dtype: torch.dtype | None) -> torch.fx.GraphModule:
 
 
 class _Reader:
-    """Goes over the nodes of one graph in order."""
+    """Converts the nodes of one graph in order."""
 
     def __init__(self, name: str, graph: Any, dtype: torch.dtype | None) -> None:
         self._name = name
@@ -135,15 +135,15 @@ class _Reader:
     # Values
 
     def _value(self, name: str) -> Any:
-        """A value as an argument of a call; a constant becomes a buffer of the module."""
+        """Return a value as an argument of a call; a constant becomes a buffer of the module."""
         if name in self._values:
             return self._values[name]
         if name not in self._constants:
-            raise ConfigError(f"model file {self._name}: the value {name!r} is made by no node before its use")
+            raise ConfigError(f"model file {self._name}: the value {name!r} is not the output of a node before its use")
         return self._buffer(name, self._constants[name])
 
     def _operand(self, name: str) -> Any:
-        """The same, but a scalar stays a number, which costs no kernel argument and no rounding."""
+        """Return a value as an argument; a scalar stays a number, which needs no kernel argument and no rounding."""
         array = self._constants.get(name)
         return array.item() if array is not None and array.ndim == 0 else self._value(name)
 
@@ -161,7 +161,7 @@ class _Reader:
         return self._held[key]
 
     def _integers(self, node: Any, position: int, attribute: str) -> list[int] | None:
-        """Axes, shapes and the like: an attribute in old operator sets, a constant input in new ones."""
+        """Return axes, shapes or the like: an attribute in old operator sets, a constant input in new ones."""
         for item in node.attribute:
             if item.name == attribute:
                 return [int(value) for value in helper.get_attribute_value(item)]
@@ -169,19 +169,19 @@ class _Reader:
             return None
         array = self._constants.get(node.input[position])
         if array is None:
-            raise self._unknown(node, f"its input {attribute!r} is worked out at run time")
+            raise self._unknown(node, f"its input {attribute!r} is computed at run time")
         return [int(value) for value in np.ravel(array)]
 
     def _unknown(self, node: Any, why: str = "") -> ConfigError:
         kind = f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
         return ConfigError(
-            f"model file {self._name}: the operator {kind} ({node.name or node.output[0]}) cannot be turned into "
+            f"model file {self._name}: the operator {kind} ({node.name or node.output[0]}) cannot be converted to "
             f"PyTorch{': ' + why if why else ''}; give the network as PyTorch code (option module=FILE.py:function) or "
             "as a .pt2 file, or run it with onnxruntime or openvino"
         )
 
     def _follower(self, node: Any) -> Any:
-        """The node that goes into this one: alone in reading its output, and constant in all else."""
+        """Return the node that can be folded into this one: its only reader, with constant other inputs."""
         output = node.output[0]
         if self._uses[output] != 1 or output not in self._users:
             return None
@@ -230,18 +230,18 @@ class _Reader:
         return self._fx.call_function(function, arguments, keywords)
 
     def _layer(self, node: Any, attributes: Mapping[str, Any], follower: Any) -> Any:
-        """Conv, Gemm or MatMul, with what follows folded into its weights."""
+        """Convert Conv, Gemm or MatMul, with the next operators folded into its weights."""
         kind = node.op_type
         x = self._value(node.input[0])
         weight = self._constants.get(node.input[1])
         if weight is None:
             if kind == "MatMul":
                 return self._call(torch.matmul, x, self._value(node.input[1]))
-            raise self._unknown(node, "its weights are worked out at run time")
+            raise self._unknown(node, "its weights are computed at run time")
         bias: NDArray[Any] | None = None
         if len(node.input) > 2 and node.input[2]:
             if node.input[2] not in self._constants:
-                raise self._unknown(node, "its bias is worked out at run time")
+                raise self._unknown(node, "its bias is computed at run time")
             bias = self._constants[node.input[2]]
         if kind == "Gemm":
             weight = weight if attributes.get("transB", 0) else weight.T
@@ -280,14 +280,14 @@ class _Reader:
     def _padding(
         self, node: Any, attributes: Mapping[str, Any], x: Any, axes: int, fill: float
     ) -> tuple[Any, list[int]]:
-        """Padding that the operator does itself, after a Pad where the two ends differ."""
+        """Return the padding of the operator, after a separate Pad if the two ends differ."""
         if attributes.get("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
             raise self._unknown(node, f"auto_pad is {attributes['auto_pad'].decode()}")
         pads = [int(size) for size in attributes.get("pads", [0] * (2 * axes))]
         before, after = pads[:axes], pads[axes:]
         if before == after:
             return x, before
-        # PyTorch counts from the last axis backwards.
+        # PyTorch counts from the last axis.
         both = [size for pair in zip(reversed(before), reversed(after), strict=True) for size in pair]
         return self._call(F.pad, x, both, "constant", fill), [0] * axes
 
@@ -298,7 +298,7 @@ class _Reader:
         x, padding = self._padding(node, attributes, self._value(node.input[0]), axes, -math.inf if is_max else 0.0)
         padded = list(attributes.get("pads", ()))
         if not is_max and padded[:axes] != padded[axes:] and not attributes.get("count_include_pad", 0):
-            raise self._unknown(node, "it leaves padding of unequal ends out of its mean")
+            raise self._unknown(node, "its mean excludes padding with unequal ends")
         stride, ceil = list(attributes.get("strides", [1] * axes)), bool(attributes.get("ceil_mode", 0))
         function = _POOLS[node.op_type][axes]
         if is_max:
@@ -317,7 +317,7 @@ class _Reader:
     def _layernormalization(self, node: Any, attributes: Mapping[str, Any]) -> Any:
         scale = self._constants.get(node.input[1])
         if scale is None:
-            raise self._unknown(node, "its scale is worked out at run time")
+            raise self._unknown(node, "its scale is computed at run time")
         arguments = [self._value(name) for name in node.input]
         bias = arguments[2] if len(arguments) > 2 else None
         shape, epsilon = list(scale.shape), float(attributes.get("epsilon", 1e-5))
@@ -352,7 +352,7 @@ class _Reader:
         limits: list[float | None] = [attributes.get("min"), attributes.get("max")]
         for position, name in enumerate(node.input[1:3]):
             if name and name not in self._constants:
-                raise self._unknown(node, "its limits are worked out at run time")
+                raise self._unknown(node, "its limits are computed at run time")
             if name:
                 limits[position] = self._constants[name].item()
         return self._call(torch.clamp, self._value(node.input[0]), *limits)

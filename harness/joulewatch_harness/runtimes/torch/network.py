@@ -1,11 +1,11 @@
-"""PyTorch: built-in networks and plain .onnx files as modules, code of one's own, TorchScript and .pt2 files.
+"""PyTorch: built-in networks and float .onnx files as modules, custom modules, TorchScript and .pt2 files.
 
-Inputs lie on the device before ``run``; the host waits for the device at the end of ``run`` and nowhere else
-in it. On a GPU the phases are taken by events on the stream, so that asking for them stops nothing.
+Inputs are on the device before ``run``; the host waits for the device once, at the end of ``run``. On a GPU, phases are
+measured by events on the stream, which do not stop the device.
 Compiling, exporting and capturing a CUDA graph happen in ``prepare``, outside the measured windows.
 
-PyTorch's settings of threads and TF32 belong to the process: they are set anew in each ``prepare``, which
-comes before each window. TF32 is off unless asked for, in convolutions too, where PyTorch's default is on.
+PyTorch's settings of threads and TF32 apply to the process: each ``prepare``, which precedes each window, sets them.
+TF32 is off unless it is requested, also in convolutions, where PyTorch's default is on.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ DTYPE_OF: Final[Mapping[str, torch.dtype]] = {
 }
 DEFAULT_THREADS: Final = torch.get_num_threads()
 RECOMPILES: Final = 1024
-"""Batch sizes that one module is compiled for; by default PyTorch gives up after 8 and goes on without compiling."""
+"""Number of batch sizes that one module is compiled for; PyTorch's default is 8, and then it stops compiling."""
 GRAPH_WARMUPS: Final = 3
 
 _NAMES: Final[Mapping[torch.dtype, str]] = {
@@ -75,37 +75,37 @@ _NAMES: Final[Mapping[torch.dtype, str]] = {
 
 @dataclass(slots=True)
 class Loaded:
-    """A module as it was read, before it is moved, cast or compiled."""
+    """A module before it is moved, cast or compiled."""
 
     module: Any
     inputs: tuple[Input, ...]
-    """In the order of the call."""
+    """In the order of the arguments."""
     dtypes: tuple[torch.dtype | None, ...] = ()
-    """What the module wants each input in; empty: as the module's own weights."""
+    """The type of each input; empty: the type of the module's weights."""
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> TorchNetwork:
-    """The entry point of the runtime.
+    """Return the network; the entry point of the runtime.
 
     Raises:
-        ConfigError: unknown network, option or precision; no such file.
+        ConfigError: unknown network, option or precision; the file does not exist.
     """
     if precision not in (*DTYPE_OF, NATIVE):
         raise ConfigError(
             f"torch: {unknown('precision', precision, (*DTYPE_OF, NATIVE))}"
-            + ("; for INT8 take onnxruntime or openvino" if precision == "int8" else "")
+            + ("; for INT8 use onnxruntime, openvino or tvm" if precision == "int8" else "")
         )
     suffixes = (".onnx", EXPORTED, *TORCHSCRIPT)
     if options.get("module"):
         parsed = Options.parse(options)
         if Path(network).suffix in suffixes:
-            raise ConfigError(f"torch: {network} is a file, and the option module names another network: give one")
+            raise ConfigError(f"torch: {network} is a file, and the option module names another network: remove one")
         return TorchNetwork(networks.ModelSource(Path(network)), precision, parsed)
-    # The narrower precisions are made here of the one float32 file.
+    # The float32 file is cast to the other precisions.
     source, rest = find_source("torch", network, "fp32", options, Options.keys(), suffixes)
     parsed = Options.parse(rest)
     if source.path.suffix != ".onnx" and parsed.mode != "eager":
-        raise ConfigError(f"torch: mode={parsed.mode} is for modules, but {network} is compiled already: leave it out")
+        raise ConfigError(f"torch: mode={parsed.mode} is for modules, but {network} is already compiled: remove it")
     return TorchNetwork(source, precision, parsed)
 
 
@@ -114,14 +114,14 @@ class TorchNetwork:
 
     def __init__(self, source: networks.ModelSource, precision: str, options: Options) -> None:
         self._source = source
-        self._asked = precision
+        self._requested = precision
         self._options = options
         self._tf32 = options.tf32 if options.tf32 is not None else precision == "tf32"
         self._device: Any = None
         self._threads = 0
         self._module: Any = None
         self._call: Any = None
-        """What one batch is launched by: the module, compiled or exported, or the replay of a CUDA graph."""
+        """Launches one batch: the module, perhaps compiled or exported, or the replay of a CUDA graph."""
         self._dtypes: tuple[torch.dtype | None, ...] = ()
         self._compiled: Any = None
         self._graph: Any = None
@@ -135,29 +135,29 @@ class TorchNetwork:
         self._precision = ""
         self._prepare_s = 0.0
         self._batch = 0
-        """What is prepared; 0: nothing."""
+        """The prepared batch size; 0: none."""
         self._sha256 = ""
         self._batches = Batches("", (), source, {})
 
     def describe(self) -> Mapping[str, Any]:
-        """Device, precision and settings as they are; before ``load`` only the options are known."""
+        """Return the actual device, precision and settings; before ``load``, only the options."""
         options = self._options
         kind = self._source.path.suffix
-        told: dict[str, Any] = {
+        description: dict[str, Any] = {
             "runtime": "torch",
             "runtime_version": torch.__version__,
             "mode": "torchscript" if kind in TORCHSCRIPT else "export" if kind == EXPORTED else options.mode,
             **self._source.details,
         }
         if options.mode == "compile":
-            told["compile_mode"] = options.compile_mode
+            description["compile_mode"] = options.compile_mode
         if options.module:
-            told["module"] = options.module
+            description["module"] = options.module
         elif kind:
-            told["model_file"] = self._source.path.name
+            description["model_file"] = self._source.path.name
         if self._module is None:
-            return told
-        told |= {
+            return description
+        description |= {
             "device": str(self._device),
             "precision": self._precision,
             "threads": self._threads,
@@ -167,7 +167,7 @@ class TorchNetwork:
             "last_prepare_s": f"{self._prepare_s:.3g}",
         }
         if self._device.type == "cuda":
-            told |= {
+            description |= {
                 "device_name": torch.cuda.get_device_name(self._device),
                 "cuda": torch.version.cuda,
                 "cudnn": torch.backends.cudnn.version(),
@@ -175,15 +175,15 @@ class TorchNetwork:
                 "cuda_graph": str(options.cuda_graph).lower(),
                 "copies": "included" if options.copies else "excluded",
             }
-        return told
+        return description
 
     def load(self) -> None:
-        """Read the module, move it to the device, cast it, and read back what it is.
+        """Read the module, move it to the device, cast it, and read back its precision.
 
         Raises:
-            ConfigError: the file or the code is missing or broken, the device unknown or not there, the inputs not
-                known, an operator of an .onnx file that has no counterpart.
-            MemoryError: the device has no room for it.
+            ConfigError: the file or the code is missing or broken, the device is unknown or missing, the inputs are
+                unknown, or an operator of an .onnx file is not supported.
+            MemoryError: the device has no memory for it.
         """
         options, name = self._options, self._name()
         self._device = find_device(options.device)
@@ -193,19 +193,19 @@ class TorchNetwork:
         loaded = self._read()
         if not loaded.inputs:
             raise ConfigError(
-                f"{name}: PyTorch does not tell what inputs this network takes: give them with --option "
+                f"{name}: PyTorch does not report the inputs of this network: give them with --option "
                 "signature='x:float32[batch,3,224,224]', or give arrays with --option inputs=FILE.npz"
             )
         check_types(loaded.inputs, name)
         if options.channels_last and not any(len(item.shape) == 4 for item in loaded.inputs):
-            raise ConfigError(f"{name}: channels_last is for inputs of four axes, and there is none")
+            raise ConfigError(f"{name}: channels_last is for inputs with four axes, and there is none")
         self._batches = options.batches(name, loaded.inputs, self._source)
         with _errors(f"{name}: cannot be moved to {self._device}"):
             module = loaded.module.to(self._device)
             if options.channels_last:
                 module = module.to(memory_format=torch.channels_last)
         self._module = module
-        self._precision = actual_precision(module, self._device, DTYPE_OF.get(self._asked))
+        self._precision = actual_precision(module, self._device, DTYPE_OF.get(self._requested))
         dtype = next((key for key, text in _NAMES.items() if text == self._precision), torch.float32)
         if self._precision == "tf32" or not dtype.is_floating_point:
             dtype = torch.float32
@@ -218,13 +218,13 @@ class TorchNetwork:
 
         Raises:
             UnsupportedBatchError: the model's batch axis is fixed to another size.
-            NetworkError: the network cannot run this batch; the text says why.
-            MemoryError: the device has no room for it.
+            NetworkError: the network cannot run this batch; the text contains the reason.
+            MemoryError: the device has no memory for it.
         """
         options, name = self._options, self._name()
         self._batches.check_size(batch)
         arrays = self._batches.arrays(batch)
-        self._let_go()
+        self._release_batch()
         self._apply_settings()
         start_s = time.monotonic()
         with _errors(f"{name}: batch {batch} cannot be run"), _compiling(), torch.inference_mode():
@@ -235,7 +235,7 @@ class TorchNetwork:
                 self._call = self._compiled if self._compiled is not None else self._module
             self._outputs = self._call(*self._inputs)
             if self._compiled is not None:
-                # What was compiled just now must serve: a second compilation would fall into the measured window.
+                # The compiled code must be reused: a second compilation would happen in the measured window.
                 with torch.compiler.set_stance("fail_on_recompile"):
                     self._outputs = self._call(*self._inputs)
             if options.cuda_graph:
@@ -253,8 +253,8 @@ class TorchNetwork:
         """Run the prepared batch ``batches`` times; the device has finished on return.
 
         Raises:
-            MemoryError: the device has no room for it.
-            NetworkError: PyTorch gave up.
+            MemoryError: the device has no memory for it.
+            NetworkError: PyTorch failed.
         """
         with _errors(f"{self._name()}: a batch failed"), torch.inference_mode():
             if self._device.type == "cpu":
@@ -263,13 +263,10 @@ class TorchNetwork:
                 self._run_on_device(batches, phases)
 
     def check(self) -> bool:
-        """Run a small batch and look at its outputs; leaves that batch prepared.
-
-        Built-in networks are compared with their numpy reference, .onnx files with what ONNX Runtime gives for them
-        where it is installed; others must give finite numbers.
+        """Run a small batch and check its outputs; that batch stays prepared.
 
         Raises:
-            NetworkError: the outputs are wrong; the text says how.
+            NetworkError: the outputs are wrong, see ``check_outputs``.
         """
         name = self._name()
         batch = self._batches.size_for_check()
@@ -277,14 +274,14 @@ class TorchNetwork:
         self.run(1, Phases())
         outputs = {f"number {n}": _numpy(tensor) for n, tensor in enumerate(tensors(self._outputs))}
         if not outputs:
-            raise NetworkError(f"{name}: its outputs hold no tensor")
+            raise NetworkError(f"{name}: its outputs contain no tensor")
         check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision, name=name)
         return True
 
     def trace(self, path: Path) -> None:
-        """Time per operator of the batch that is prepared, from PyTorch's profiler.
+        """Write the time of each operator of the prepared batch, from PyTorch's profiler.
 
-        A CUDA graph is launched as one: its operators are traced as they are launched one by one.
+        The operators of a CUDA graph are traced while they are launched one by one.
 
         Raises:
             NetworkError: no batch is prepared, or it cannot be traced.
@@ -333,8 +330,8 @@ class TorchNetwork:
         )
 
     def close(self) -> None:
-        """Let everything go."""
-        self._let_go()
+        """Release everything."""
+        self._release_batch()
         self._module = self._compiled = self._timeline = None
         if self._device is not None and self._device.type == "cuda":
             torch.cuda.empty_cache()
@@ -353,7 +350,7 @@ class TorchNetwork:
             if suffix == ".onnx":
                 from joulewatch_harness.runtimes.torch.importing import module_of
 
-                found = Loaded(module_of(path, DTYPE_OF.get(self._asked)), signature(path))
+                found = Loaded(module_of(path, DTYPE_OF.get(self._requested)), signature(path))
             elif suffix == EXPORTED:
                 found = _from_exported(path)
             else:
@@ -361,7 +358,7 @@ class TorchNetwork:
         if not found.inputs:
             found.inputs = self._options.signature or self._signature_of_file()
         elif self._options.signature:
-            raise ConfigError(f"{path.name}: has a signature of its own: leave out the option signature")
+            raise ConfigError(f"{path.name}: contains its inputs: remove the option signature")
         return found
 
     def _from_code(self) -> Loaded:
@@ -369,19 +366,19 @@ class TorchNetwork:
         found = runtimes.find_object(spec)
         if not isinstance(found, torch.nn.Module):
             if not callable(found):
-                raise ConfigError(f"{spec} is neither a torch.nn.Module nor a function that makes one")
+                raise ConfigError(f"{spec} is neither a torch.nn.Module nor a function that returns one")
             try:
                 found = found()
             except Exception as error:
                 raise ConfigError(f"{spec} cannot be created: {describe(error)}") from error
         if not isinstance(found, torch.nn.Module):
-            raise ConfigError(f"{spec} gave a {type(found).__name__}, not a torch.nn.Module")
+            raise ConfigError(f"{spec} returned {type(found).__name__}, not a torch.nn.Module")
         module = found.eval().requires_grad_(False)
-        dtype = DTYPE_OF.get(self._asked)
+        dtype = DTYPE_OF.get(self._requested)
         return Loaded(module if dtype is None else module.to(dtype), ())
 
     def _signature_of_file(self) -> tuple[Input, ...]:
-        """From the arrays of the option ``inputs``: their order, types and shapes; the first axis is the batch."""
+        """Return the inputs as the arrays of the option ``inputs`` have them; the first axis is the batch."""
         path = self._options.inputs
         return (
             ()
@@ -393,21 +390,21 @@ class TorchNetwork:
         )
 
     def _apply_settings(self) -> None:
-        """Settings of the whole process, which another network may have changed.
+        """Set what applies to the whole process, because another network may have changed it.
 
         Raises:
-            NetworkError: PyTorch uses another number of threads than was asked for.
+            NetworkError: PyTorch does not use the requested number of threads.
         """
-        asked = self._options.threads or DEFAULT_THREADS
-        torch.set_num_threads(asked)
+        requested = self._options.threads or DEFAULT_THREADS
+        torch.set_num_threads(requested)
         self._threads = torch.get_num_threads()
-        if self._threads != asked:
-            raise NetworkError(f"{self._name()}: {asked} threads were asked for, but PyTorch uses {self._threads}")
+        if self._threads != requested:
+            raise NetworkError(f"{self._name()}: {requested} threads were requested, but PyTorch uses {self._threads}")
         torch.backends.cuda.matmul.allow_tf32 = self._tf32
         torch.backends.cudnn.allow_tf32 = self._tf32
 
     def _traced(self) -> Any:
-        """What is run while tracing: the module with names for its operators."""
+        """Return the module with names for its operators, for tracing."""
         from joulewatch_harness.runtimes.torch.tracing import with_ranges
 
         if self._compiled is not None:
@@ -432,7 +429,7 @@ class TorchNetwork:
         return tuple(found), pinned
 
     def _capture(self) -> None:
-        """The launches of one batch, recorded once; replaying them takes one call."""
+        """Record the launches of one batch as a CUDA graph, which is replayed by one call."""
         side = torch.cuda.Stream(self._device)
         side.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(side):
@@ -443,7 +440,7 @@ class TorchNetwork:
         with torch.cuda.graph(self._graph):
             self._outputs = self._call(*self._inputs)
 
-    def _let_go(self) -> None:
+    def _release_batch(self) -> None:
         self._call = self._graph = self._outputs = None
         self._inputs, self._pinned, self._received = (), [], []
         self._batch = 0
@@ -478,12 +475,12 @@ class TorchNetwork:
 
 
 def actual_precision(module: Any, device: torch.device, fallback: torch.dtype | None = None) -> str:
-    """What a module computes in: the type of most of its weights; TF32 where the process allows it on this device.
+    """Return the precision of a module: the type of most weights; TF32 if the process allows it on this device.
 
     Args:
         module: The module, on the device.
         device: That device.
-        fallback: Of a module without weights: the type its inputs are given in.
+        fallback: The type of the inputs, for a module without weights.
     """
     sizes: dict[str, int] = {}
     for tensor in (*module.parameters(), *module.buffers()):
@@ -496,10 +493,10 @@ def actual_precision(module: Any, device: torch.device, fallback: torch.dtype | 
 
 
 def find_device(text: str) -> torch.device:
-    """The device of an option.
+    """Return the device of the option.
 
     Raises:
-        ConfigError: no such device, or it cannot be used here; the text says what to do.
+        ConfigError: the device does not exist or cannot be used; the text contains the fix.
     """
     match = re.fullmatch(r"(cpu|cuda)(?::(\d+))?", text)
     if match is None or (match[1] == "cpu" and match[2]):
@@ -508,16 +505,16 @@ def find_device(text: str) -> torch.device:
         return torch.device("cpu")
     if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
         raise ConfigError(
-            f"torch: device {text} was asked for, but this build of PyTorch ({torch.__version__}) is for CPUs only: "
+            f"torch: device {text} was requested, but this build of PyTorch ({torch.__version__}) is for CPUs only: "
             "install one with CUDA (PyTorch's installation page has the command), or set device=cpu"
         )
     with warnings.catch_warnings():
-        # Of an old driver PyTorch warns, and then finds no GPU.
+        # PyTorch warns of an old driver, and then finds no GPU.
         warnings.simplefilter("ignore")
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not count:
         raise ConfigError(
-            f"torch: device {text} was asked for, but PyTorch {torch.__version__} finds no GPU: nvidia-smi must list "
+            f"torch: device {text} was requested, but PyTorch {torch.__version__} finds no GPU: nvidia-smi must list "
             f"one, with a driver for CUDA {torch.version.cuda}, and CUDA_VISIBLE_DEVICES must not hide it"
         )
     index = int(match[2] or 0)
@@ -527,7 +524,7 @@ def find_device(text: str) -> torch.device:
 
 
 def tensors(outputs: Any) -> list[Any]:
-    """The tensors in what a module returned: one, or in a tuple, list, mapping or dataclass."""
+    """Return the tensors in the output of a module: one, or several in a tuple, list, mapping or dataclass."""
     if isinstance(outputs, torch.Tensor):
         return [outputs]
     if isinstance(outputs, Mapping):
@@ -550,10 +547,10 @@ def _from_exported(path: Path) -> Loaded:
     for name in program.graph_signature.user_inputs:
         value = values.get(name)
         if not isinstance(value, torch.Tensor):
-            raise ConfigError(f"model file {path}: input {name!r} is no tensor, which is not supported")
+            raise ConfigError(f"model file {path}: input {name!r} is not a tensor, which is not supported")
         shape = tuple(int(size) if isinstance(size, int) else str(size) for size in value.shape)
         kind = str(value.dtype).removeprefix("torch.")
-        # numpy has no bfloat16: made as float32, given as the program wants it.
+        # numpy has no bfloat16: the arrays are float32, and are converted for the program.
         inputs.append(Input(str(name), "float32" if kind == "bfloat16" else kind, shape))
         dtypes.append(value.dtype)
     return Loaded(module, tuple(inputs), tuple(dtypes))
@@ -571,10 +568,10 @@ def _from_torchscript(path: Path) -> Any:
 
 
 def _compiled(module: Any, mode: str, *, traced: bool = False) -> Any:
-    """Compiled for fixed shapes; ``traced``: its kernels tell the profiler their names, on a GPU one by one."""
+    """Compile for fixed shapes; ``traced``: kernels report their names to the profiler, and run one by one on a GPU."""
     from torch import _dynamo
 
-    # A module is compiled anew for each batch size. The name of the limit differs among versions.
+    # A module is compiled again for each batch size. The name of the limit depends on the version.
     for name in ("recompile_limit", "cache_size_limit", "accumulated_recompile_limit", "accumulated_cache_size_limit"):
         if hasattr(_dynamo.config, name):
             setattr(_dynamo.config, name, max(RECOMPILES, getattr(_dynamo.config, name)))
@@ -583,8 +580,8 @@ def _compiled(module: Any, mode: str, *, traced: bool = False) -> Any:
             return torch.compile(module, dynamic=False, mode=mode)
         from torch import _inductor
 
-        told = {"cpp.enable_kernel_profile": True, "triton.cudagraphs": False}
-        return torch.compile(module, dynamic=False, options={**_inductor.list_mode_options(mode), **told})
+        settings = {"cpp.enable_kernel_profile": True, "triton.cudagraphs": False}
+        return torch.compile(module, dynamic=False, options={**_inductor.list_mode_options(mode), **settings})
 
 
 def _exported(module: Any, inputs: tuple[Any, ...]) -> Any:
@@ -609,7 +606,7 @@ def _numpy(tensor: Any) -> Any:
 
 @contextlib.contextmanager
 def _compiling() -> Iterator[None]:
-    """The compiler warns of what it uses itself; its users can do nothing about that."""
+    """Ignore warnings about the code of the compiler."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)

@@ -1,9 +1,8 @@
-"""Time per operator from PyTorch's profiler, and their work.
+"""Time of each operator from PyTorch's profiler, and its work.
 
-The profiler tells the nested calls of PyTorch's own functions. What a person calls an operator is one of their
-outermost: a node of the .onnx file or of the exported program, a layer of a module, a kernel of ``torch.compile``.
-Ranges that are put around those while tracing, and only then, give them their names; on a GPU an operator's time is
-that of the kernels that were launched inside its range.
+The profiler records nested calls of PyTorch's functions. An operator is an outermost one: a node of the .onnx file or
+of the exported program, a layer of a module, a kernel of ``torch.compile``. Ranges around these, only while tracing,
+give them their names; on a GPU the time of an operator is that of the kernels that were launched in its range.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from joulewatch_harness.runtimes.shared.tracing import Tally, Work
 from joulewatch_harness.traces import Operator
 
 ORIGIN: Final = "joulewatch_onnx"
-"""Key under which a node of a ``torch.fx`` graph remembers the node of the .onnx file that it was made of."""
+"""Key of the name of the .onnx node in a node of a ``torch.fx`` graph."""
 BATCH: Final = "joulewatch batch"
 _RANGE: Final = "joulewatch operator "
 _KERNEL: Final = re.compile(r"(graph_\d+_)?(cpp|triton)_\w+")
-"""What ``torch.compile`` calls its own kernels."""
+"""Names of the kernels of ``torch.compile``."""
 _TEMPLATE: Final = re.compile(r"triton_tem_|\w*_gemm|\w*micro_gemm")
-"""Kernels that are matrix products or convolutions; the others are what was fused around them."""
+"""Kernels that are matrix products or convolutions; the others contain the operators fused around them."""
 _MULTIPLIES: Final = re.compile(
     r"conv(?!ert)|linear|gemm|(?<![a-z])\w*mm(?![a-z])|matmul|attention|lstm|gru|rnn|einsum"
 )
 _QUIET: Final = ("KINETO_LOG_LEVEL", "6")
-"""The profiler's library tells each start and stop on stderr."""
+"""Silence the profiler's library, which logs each start and stop to stderr."""
 
 
 def with_ranges(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
-    """The same module, weights shared, with a range around each call."""
+    """Return the module with a range around each call; the weights are shared."""
     graph = copy.deepcopy(module.graph)
     enter = torch.ops.profiler._record_function_enter_new.default
     leave = torch.ops.profiler._record_function_exit._RecordFunction
@@ -60,7 +59,7 @@ def with_ranges(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
 
 @contextlib.contextmanager
 def ranges_of_layers(module: torch.nn.Module) -> Iterator[None]:
-    """Ranges around the innermost modules, for as long as the context lasts."""
+    """Put ranges around the innermost modules while the context lasts."""
     opened: list[Any] = []
     hooks = []
     for name, layer in module.named_modules():
@@ -94,13 +93,13 @@ class Profiler:
     call: Callable[[], object]
     """Launches one batch."""
     wait: Callable[[], object]
-    """Until the device has finished."""
+    """Waits for the device."""
     on_gpu: bool = False
     tally: Tally = field(default_factory=Tally)
     macs: dict[str, int | None] = field(default_factory=dict)
 
     def block(self, batches: int) -> int:
-        """Trace so many batches; the nanoseconds that they took, starting and reading the profiler left out."""
+        """Trace a number of batches; return their nanoseconds, without starting and reading the profiler."""
         took_ns, events = self._profiled(batches, shapes=False)
         for batch in batches_of(events):
             for name, op, event in batch:
@@ -109,26 +108,26 @@ class Profiler:
         return took_ns
 
     def count_work(self) -> int:
-        """Work out the operators' multiply-accumulates in a batch of its own: its shapes would slow down the others.
+        """Count the multiply-accumulates of the operators in a separate batch, because recording shapes is slow.
 
         Returns:
-            How many events a batch leaves.
+            The number of events of a batch.
         """
         _, events = self._profiled(1, shapes=True)
         for batch in batches_of(events):
             for name, _, event in batch:
                 self.macs[name] = added(self.macs.get(name, 0), macs_of(event))
-        return len(events) // 2  # of the batch, and of the one before it that does not count
+        return len(events) // 2  # of this batch and of the ignored one before it
 
     def operators(self, work: Work) -> tuple[Operator, ...]:
-        """The operators; work that the model's file tells comes before what the shapes tell."""
+        """Return the operators; work from the model's file takes precedence over work from shapes."""
         return self.tally.operators({**self.macs, **{name: work.macs[name] for name in self.macs if name in work.macs}})
 
     def _profiled(self, batches: int, *, shapes: bool) -> tuple[int, Sequence[Any]]:
         os.environ.setdefault(*_QUIET)
         activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.on_gpu else [])
         with torch.profiler.profile(activities=activities, record_shapes=shapes) as profiler:
-            self.call()  # the first after a start is slow, and does not count
+            self.call()  # the first after a start is slow and is ignored
             self.wait()
             start_ns = time.monotonic_ns()
             for _ in range(batches):
@@ -140,10 +139,10 @@ class Profiler:
 
 
 def batches_of(events: Sequence[Any]) -> list[list[tuple[str, str, Any]]]:
-    """The outermost operators of each batch: name, kind and event.
+    """Return the outermost operators of each batch: name, kind and event.
 
     Raises:
-        NetworkError: the profiler told none.
+        NetworkError: the profiler recorded none.
     """
     roots = [item for item in events if item.name == BATCH and item.device_type == DeviceType.CPU]
     found = []
@@ -153,13 +152,13 @@ def batches_of(events: Sequence[Any]) -> list[list[tuple[str, str, Any]]]:
         seen: Counter[str] = Counter()
         batch = []
         for name, op, event in outermost:
-            if times[name] > 1:  # the same function several times in a batch: told apart by their order
+            if times[name] > 1:  # the same function several times in a batch: distinguished by order
                 seen[name] += 1
                 name = f"{name} {seen[name]}"
             batch.append((name, op, event))
         found.append(batch)
     if not any(found):
-        raise NetworkError("PyTorch's profiler told no operators")
+        raise NetworkError("PyTorch's profiler recorded no operators")
     return found
 
 
@@ -181,19 +180,19 @@ def _has_range(event: Any) -> bool:
 
 
 def added(one: int | None, other: int | None) -> int | None:
-    """The sum, not known where one of the two is not."""
+    """Return the sum; None if one of the two is unknown."""
     return None if one is None or other is None else one + other
 
 
 def macs_of(event: Any) -> int | None:
-    """Multiply-accumulates of a call and all calls inside, from the shapes of its inputs; None: not known."""
+    """Return the multiply-accumulates of a call and its inner calls, from the shapes of inputs; None: unknown."""
     name = event.name.rpartition("::")[2]
     count = _COUNTED.get(name) if "::" in event.name else None
     if count is not None:
         try:
             return count([tuple(shape) for shape in event.input_shapes], list(event.concrete_inputs))
         except (IndexError, TypeError, ValueError):
-            return None  # given in another form than PyTorch's own functions give it
+            return None  # in another form than that of PyTorch's functions
     total: int | None = 0
     for child in event.cpu_children:
         total = added(total, macs_of(child))

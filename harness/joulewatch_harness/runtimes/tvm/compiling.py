@@ -1,4 +1,4 @@
-"""From fused kernels to a program: schedules out of the database, code for the target, a virtual machine."""
+"""Compile fused kernels to a program: apply schedules of the database, generate code, create a virtual machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _SCHEDULED = "tirx.is_scheduled"
 
 
 def scheduled(module: Any, target: Any, database: Any | None) -> tuple[Any, int]:
-    """The kernels with the schedules that the database has for them.
+    """Apply the schedules of the database to the kernels.
 
     Args:
         module: From ``importing.fused``.
@@ -21,7 +21,7 @@ def scheduled(module: Any, target: Any, database: Any | None) -> tuple[Any, int]
         database: From ``tuning.open_database``.
 
     Returns:
-        The module, and how many of its kernels have one.
+        The module, and the number of kernels with a schedule.
     """
     with target, tvm.transform.PassContext(opt_level=3):
         if database is not None:
@@ -31,7 +31,7 @@ def scheduled(module: Any, target: Any, database: Any | None) -> tuple[Any, int]
         if target.kind.name != "llvm":
             from tvm.s_tir import dlight
 
-            # On a GPU a kernel without a schedule cannot run at all.
+            # On a GPU, a kernel without a schedule cannot run.
             rules = (dlight.gpu.Matmul, dlight.gpu.GEMV, dlight.gpu.Reduction, dlight.gpu.GeneralReduction)
             module = dlight.ApplyDefaultSchedule(*(rule() for rule in rules), dlight.gpu.Fallback())(module)
     return module, count
@@ -42,9 +42,9 @@ def _has_schedule(function: Any) -> bool:
 
 
 def built(module: Any, target: Any) -> Any:
-    """The executable of a module from ``scheduled``."""
+    """Return the executable of a module from ``scheduled``."""
     transform = relax.transform
-    # The target's own pipeline would fuse kernels anew that have their schedule already.
+    # The target's default pipeline would fuse kernels again that already have a schedule.
     passes = [
         transform.RewriteDataflowReshape(),
         transform.ToNonDataflow(),

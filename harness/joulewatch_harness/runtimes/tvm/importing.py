@@ -1,7 +1,7 @@
-"""From an ``.onnx`` file to TVM's Relax: fixed shapes, batch norms folded, operators fused, and what it computes in.
+"""Import an ``.onnx`` file into TVM's Relax: fix shapes, fold batch norms, fuse operators, read the precision.
 
-TVM compiles for one batch size at a time. Its importer leaves a BatchNormalization behind a convolution or a Gemm as
-arithmetic of its own, so it is folded into their weights here, before the import.
+TVM compiles for one batch size at a time. Its importer keeps a BatchNormalization after a convolution or a Gemm as a
+separate operator, so this module folds it into their weights before the import.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A kernel that multiplies and accumulates, as the IR says before it is scheduled."""
+    """A kernel that multiplies and accumulates, in the IR before it is scheduled."""
 
     kernel: str
     precision: str
-    """Of the products: ``fp32``, ``fp16``, ``int8``."""
+    """Precision of the products: ``fp32``, ``fp16``, ``int8``."""
     macs: int
-    """Of one call."""
+    """Multiply-accumulates of one call."""
 
 
 def read_onnx(path: Path) -> Any:
-    """The model with its weights, batch norms folded.
+    """Return the model with its weights and folded batch norms.
 
     Raises:
-        ConfigError: the file is missing or no ONNX model.
+        ConfigError: the file is missing or not a valid ONNX model.
     """
     try:
         model = onnx.load(os.fspath(path))
@@ -58,10 +58,10 @@ def read_onnx(path: Path) -> Any:
 
 
 def fold_norms(graph: Any) -> int:
-    """Put each BatchNormalization behind a convolution or a Gemm with constant weights into those weights.
+    """Fold each BatchNormalization after a convolution or a Gemm with constant weights into those weights.
 
     Returns:
-        How many were folded.
+        The number of folded ones.
     """
     constants = {item.name: item for item in graph.initializer}
     readers = Counter(name for node in graph.node for name in node.input)
@@ -93,7 +93,7 @@ def _fold(graph: Any, constants: dict[str, Any], before: Any, norm: Any) -> None
     shape = [1] * weight.ndim
     shape[axis] = -1
     has_bias = len(before.input) > 2 and before.input[2]
-    # A Gemm's bias may be one number, or a row for the whole batch.
+    # A Gemm's bias may be one number, or one row for all elements of the batch.
     bias = _array(constants[before.input[2]]).astype(np.float64) if has_bias else np.zeros(1)
     if "beta" in attributes:
         bias = bias * attributes["beta"]
@@ -113,36 +113,36 @@ def _array(tensor: Any) -> NDArray[Any]:
 
 
 def imported(path: Path, model: Any, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-    """The graph in Relax, for fixed shapes; products of quantised numbers as products of integers.
+    """Return the graph in Relax for fixed shapes, with products of integers in place of quantised products.
 
     Args:
-        path: What errors call the model.
+        path: The file of the model, for errors.
         model: From ``read_onnx``.
-        shapes: Of every input.
+        shapes: Shapes of all inputs.
 
     Returns:
-        An ``IRModule`` whose ``main`` takes the inputs in the order of the graph.
+        An ``IRModule``; the arguments of its ``main`` are the inputs in the order of the graph.
 
     Raises:
-        ConfigError: an operator that TVM does not import, or shapes that the graph does not allow.
+        ConfigError: TVM does not import an operator, or the graph does not allow the shapes.
     """
     from tvm.relax.frontend.onnx import from_onnx
 
     try:
         with warnings.catch_warnings():
-            # The checker's findings are warnings to TVM; what it cannot import is an error all the same.
+            # TVM warns of the checker's findings; operators that it cannot import are errors anyway.
             warnings.simplefilter("ignore")
             module = from_onnx(model, shape_dict={name: list(shape) for name, shape in shapes.items()})
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        said = " ".join((lines or [""])[-1].split())[:300]
-        raise ConfigError(f"{path.name}: TVM {tvm.__version__} cannot import it for these shapes: {said}") from error
+        reason = " ".join((lines or [""])[-1].split())[:300]
+        raise ConfigError(f"{path.name}: TVM {tvm.__version__} cannot import it for these shapes: {reason}") from error
     module = relax.transform.CanonicalizeBindings()(relax.transform.DecomposeOpsForInference()(module))
     return lower(module)
 
 
 def fused(module: Any, target: Any) -> Any:
-    """The module as kernels in TIR, fused but not yet scheduled: what tuning works on.
+    """Return the module as kernels in TIR, fused but not scheduled, for tuning.
 
     Args:
         module: From ``imported``.
@@ -150,10 +150,10 @@ def fused(module: Any, target: Any) -> Any:
     """
     passes = [
         *relax.pipeline.library_dispatch_passes(target),
-        # Not the target's own list: on a GPU that schedules every kernel at once, before the database is asked.
+        # Not the target's default list: on a GPU it schedules all kernels, before the database is read.
         relax.transform.LegalizeOps(),
         relax.transform.FoldConstant(),
-        # A change of shape alone costs nothing, as long as it does not become a kernel.
+        # A reshape costs nothing unless it becomes a kernel.
         relax.transform.RewriteDataflowReshape(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FuseOps(),
@@ -164,9 +164,9 @@ def fused(module: Any, target: Any) -> Any:
 
 
 def products(module: Any) -> tuple[Product, ...]:
-    """The kernels that multiply and accumulate, in the order in which ``main`` calls them.
+    """Return the kernels that multiply and accumulate, in the order in which ``main`` calls them.
 
-    A schedule changes the order of the work and never its types, so this is what the compiled kernels compute in.
+    A schedule changes the order of the work but not its types, so the compiled kernels have the same precision.
 
     Args:
         module: From ``fused``.
@@ -176,14 +176,14 @@ def products(module: Any) -> tuple[Product, ...]:
 
 
 def kernels(module: Any) -> dict[str, Any]:
-    """Name -> the TIR function of that name."""
+    """Return the TIR functions by name."""
     return {
         name.name_hint: function for name, function in module.functions.items() if isinstance(function, tirx.PrimFunc)
     }
 
 
 def calls(module: Any) -> list[str]:
-    """The kernels that ``main`` calls, one name for each call, in order."""
+    """Return the names of the kernels that ``main`` calls, one for each call, in order."""
     found: list[str] = []
 
     def visit(expression: Any) -> None:
@@ -205,7 +205,7 @@ def _product(name: str, function: Any) -> Product | None:
 
 
 def _blocks(statement: Any) -> Iterator[Any]:
-    """The blocks of a function before it is scheduled: nests of loops, one after the other."""
+    """Return the blocks of a function that is not scheduled: nested loops, one after the other."""
     if isinstance(statement, tirx.SeqStmt):
         for part in statement.seq:
             yield from _blocks(part)
@@ -219,7 +219,7 @@ def _blocks(statement: Any) -> Iterator[Any]:
 
 
 def _multiplied(body: Any) -> str:
-    """What a block ``x += a * b`` multiplies in; empty where it is no such block."""
+    """Return the precision of the product in a block ``x += a * b``; empty for other blocks."""
     if not isinstance(body, tirx.BufferStore) or not isinstance(body.value, tirx.Add):
         return ""
     for product in (body.value.a, body.value.b):
@@ -235,4 +235,4 @@ _NAMES: Final[Mapping[str, str]] = {
     "bfloat16": "bf16",
     "int32": "int8",
 }
-"""Type of a product -> precision. Integers are multiplied as int32 whatever they were: the factors are of 8 bits."""
+"""Type of a product -> precision. Products of 8-bit integers have the type int32."""

@@ -1,15 +1,14 @@
-"""Quantised graphs in integers: what a QDQ file says in float arithmetic, computed as it was meant.
+"""Quantised graphs in integers: integer arithmetic for a QDQ file.
 
-TVM imports ``DequantizeLinear -> Conv -> QuantizeLinear`` as it stands, and computes it in float32: the right numbers,
-at the cost of a float network. Here a product of dequantised tensors becomes a product of the integers themselves,
-with an accumulator of 32 bits, followed by one multiplication by ``scale_x * scale_w / scale_y``, rounding half to
-even and clipping, as ONNX Runtime's integer kernels do it. Operators that only move or select values (pools by maximum,
-reshapes, transposes) work on the integers. Everything else stays in float, and is counted as such by
-``importing.products``.
+TVM imports ``DequantizeLinear -> Conv -> QuantizeLinear`` without a change and computes it in float32: the correct
+numbers, at the cost of a float network. This module turns a product of dequantised tensors into a product of integers
+with an accumulator of 32 bits, followed by one multiplication by ``scale_x * scale_w / scale_y``, rounding half to even
+and clipping, as in ONNX Runtime's integer kernels. Operators that only move or select values (maximum pools, reshapes,
+transposes) use the integers. All other operators stay in float, and ``importing.products`` counts them as float.
 
-Convolutions and products with constant weights run with the channels last, four of them at a time, and the weights
-packed for the instruction that multiplies so (VNNI on x86); others, such as depthwise convolutions or the products of
-attention, are plain integer kernels.
+Convolutions and products with constant weights have the channels last, in groups of four, and weights packed for the
+instruction that multiplies these (VNNI on x86); others, such as depthwise convolutions or the products of attention,
+are plain integer kernels.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from tvm.relax.expr_functor import PyExprMutator, mutator
 INNER: Final = 4
 """Input channels that one instruction multiplies and adds up."""
 LANES: Final = 16
-"""Output channels beside each other in one register."""
+"""Output channels in one register."""
 
 _CONVOLUTIONS: Final = ("relax.nn.conv1d", "relax.nn.conv2d")
 _POOLS: Final = ("relax.nn.max_pool1d", "relax.nn.max_pool2d")
 _MOVING: Final = ("relax.reshape", "relax.permute_dims", "relax.squeeze", "relax.expand_dims", "relax.strided_slice")
-"""What they give are some of the values that they take: the scale stays."""
+"""Operators whose outputs are some of their inputs, so that the scale stays."""
 _CHANNELS_LAST: Final = {3: "NWC", 4: "NHWC"}
 
 
@@ -45,9 +44,9 @@ class Quantised:
     scale: NDArray[np.float32]
     zero: NDArray[np.int64]
     axis: int
-    """Of scales and zero points, where there is more than one."""
+    """Axis of scales and zero points, if there is more than one."""
     last: bool = False
-    """The integers have the channels last, where the float tensor has them behind the batch."""
+    """The channels of the integers are last; those of the float tensor follow the batch."""
 
     @property
     def constant(self) -> NDArray[Any] | None:
@@ -59,7 +58,7 @@ class Quantised:
 
     @property
     def is_activation(self) -> bool:
-        """Not a constant, of 8 bits, with one scale for all elements."""
+        """True for a variable of 8 bits with one scale for all elements."""
         whole = self.scale.size == 1 and self.zero.size == 1
         return self.constant is None and whole and self.dtype in ("int8", "uint8")
 
@@ -69,21 +68,21 @@ class Sum:
     """A float tensor that is ``(accumulator + bias) * scale``, by channel."""
 
     accumulator: Any
-    """int32. Packed: the channels last, in two axes, the second of 16. Otherwise as the float tensor."""
+    """int32. If packed, the channels are last, in two axes, the second of 16; otherwise as in the float tensor."""
     bias: NDArray[np.int64]
     """[channels]"""
     scale: NDArray[np.float32]
     """[channels]"""
     axis: int
-    """Of the channels in the float tensor."""
+    """Axis of the channels in the float tensor."""
     packed: bool
     last: bool = False
-    """Where packed: the float tensor has the channels behind the batch."""
+    """If packed: the channels of the float tensor follow the batch."""
     rectified: bool = False
 
 
 def lower(module: Any) -> Any:
-    """The module with its quantised products as products of integers; one without any comes back as it is.
+    """Return the module with products of integers in place of quantised products.
 
     Args:
         module: From TVM's importer of ONNX, shapes fixed.
@@ -101,16 +100,16 @@ def lower(module: Any) -> Any:
 
 @mutator
 class _Lowering(PyExprMutator):  # type: ignore[misc]
-    """Goes through ``main`` once. What is known to be quantised becomes a tensor only where something asks for it."""
+    """Visits ``main`` once. A quantised value becomes a tensor only if an operator needs it."""
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
         self.known: dict[Any, Quantised | Sum] = {}
-        """Float variable of the old graph -> what it is made of."""
+        """Float variable of the old graph -> its integers or sum."""
         self.stored: dict[Any, Quantised] = {}
-        """Integer variable of the old graph -> the same."""
+        """Integer variable of the old graph -> its integers."""
         self.given: dict[Any, Any] = {}
-        """Variable of the old graph -> the new one, of those above that were asked for."""
+        """Variable of the old graph -> the new tensor, if an operator needed it."""
 
     def visit_var_binding_(self, binding: Any) -> None:
         found = self.understood(binding) if isinstance(binding.value, relax.Call) else None
@@ -128,7 +127,7 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
         return self.given_for(var) if var in self.known or var in self.stored else super().visit_dataflow_var_(var)
 
     def given_for(self, var: Any) -> Any:
-        """The tensor of a variable, made where it is first asked for."""
+        """Return the tensor of a variable, which is created at the first use."""
         if var not in self.given:
             known = self.known.get(var)
             if known is None:
@@ -137,7 +136,7 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
                 self.given[var] = self.rescaled(known) if isinstance(known, Sum) else self.as_float(known)
         return self.given[var]
 
-    # What is known of the result of an operator; None: nothing, it stays as it is
+    # The integer form of the result of an operator; None: it has none and is not changed
 
     def understood(self, binding: Any) -> Quantised | Sum | None:
         call, name = binding.value, _op(binding.value)
@@ -267,7 +266,7 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
         return Sum(product, zeros, np.broadcast_to(scales[0] * x.scale[0], zeros.shape), axis, packed=False)
 
     def arranged(self, x: Quantised, padding: list[int], channels: int) -> tuple[Any, int]:
-        """Activations as uint8 with the channels last, filled up to a multiple of four, and padded with the zero point.
+        """Return activations as uint8 with the channels last, filled to a multiple of four, padded with the zero point.
 
         Returns:
             The tensor, and its zero point.
@@ -300,7 +299,7 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
         return self.builder_.emit_te(arrange, x.integers, primfunc_name_hint="arrange_int8"), zero + shift
 
     def packed_product(self, x: Any, taps: NDArray[np.int8], strides: list[int], dilation: list[int], name: str) -> Any:
-        """int32[n, places..., out / 16, 16] of uint8[n, places..., in] and the weights [taps..., in, out]."""
+        """Return int32[n, places..., out / 16, 16] from uint8[n, places..., in] and the weights [taps..., in, out]."""
         *sizes, inner, outer = taps.shape
         filled = np.pad(taps, [*[(0, 0)] * len(sizes), (0, -inner % INNER), (0, -outer % LANES)])
         cells = filled.reshape(*sizes, filled.shape[-2] // INNER, INNER, filled.shape[-1] // LANES, LANES)
@@ -331,14 +330,14 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
         return self.builder_.emit_te(product, x, weights, primfunc_name_hint=name)
 
     def centred(self, integers: Any, zero: int) -> Any:
-        """As int16, without the zero point."""
+        """Return the integers as int16, without the zero point."""
         wide = relax.op.astype(integers, "int16")
         return self.builder_.emit(relax.op.subtract(wide, relax.const(zero, "int16")) if zero else wide)
 
     # From sums and integers to tensors
 
     def requantised(self, value: Sum, scale: np.float32, zero: int, dtype: str) -> Any:
-        """Integers of 8 bits: one multiplication by float32, rounded half to even and clipped."""
+        """Return 8-bit integers: one multiplication by float32, rounding half to even and clipping."""
         limits = np.iinfo(dtype)
         least = max(limits.min, zero) if value.rectified else limits.min
 
@@ -352,7 +351,7 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
         return self.from_sum(value, value.scale / scale, finish, "requantize")
 
     def rescaled(self, value: Sum) -> Any:
-        """The float tensor of a sum."""
+        """Return the float tensor of a sum."""
 
         def finish(total: Any) -> Any:
             return tirx.max(total, tirx.const(0.0, "float32")) if value.rectified else total
@@ -363,7 +362,7 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
         return result
 
     def from_sum(self, value: Sum, scale: NDArray[np.float32], finish: Any, name: str) -> Any:
-        """``finish((accumulator + bias) * scale)``, the channels in one axis again."""
+        """Return ``finish((accumulator + bias) * scale)`` with the channels in one axis."""
         shape, channels = _shape(value.accumulator), len(value.bias)
         by_channel = [value.bias.astype(np.int32), np.ascontiguousarray(scale, dtype=np.float32)]
         if value.packed:
@@ -401,7 +400,7 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
 
 
 def _op(expression: Any) -> str:
-    """The operator's name; empty for what is no call of one."""
+    """Return the name of the operator; empty if it is not a call."""
     return str(expression.op.name) if isinstance(expression, relax.Call) and hasattr(expression.op, "name") else ""
 
 
@@ -414,12 +413,12 @@ def _shape(expression: Any) -> tuple[int, ...]:
 
 
 def _behind_batch(ndim: int) -> list[int]:
-    """Axes of a transpose that brings the channels from the end to behind the batch."""
+    """Return the axes of a transpose that moves the channels from the end to the axis after the batch."""
     return [0, ndim - 1, *range(1, ndim - 1)]
 
 
 def _settings(call: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
-    """Scales and zero points of a QuantizeLinear or DequantizeLinear; None where they are not constants."""
+    """Return scales and zero points of a QuantizeLinear or DequantizeLinear; None if they are not constant."""
     _, scale, zero = call.args
     if not isinstance(scale, Constant) or not isinstance(zero, Constant):
         return None
@@ -430,7 +429,7 @@ def _settings(call: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None
 
 
 def _by_channel(weights: Quantised, axis: int, tensor: Any) -> tuple[NDArray[np.float32], NDArray[np.int64]] | None:
-    """Scales and zero points for each output channel; None where they belong to another axis."""
+    """Return scales and zero points of each output channel; None if they belong to another axis."""
     channels = _shape(tensor)[axis]
     axis_of = weights.axis % len(_shape(tensor))
     if max(weights.scale.size, weights.zero.size) > 1 and axis_of != axis:
@@ -439,7 +438,7 @@ def _by_channel(weights: Quantised, axis: int, tensor: Any) -> tuple[NDArray[np.
 
 
 def _biased(value: Any, bias: Any) -> Sum | None:
-    """A sum with the bias of its layer, which is quantised in the steps of the accumulator."""
+    """Return a sum with the bias of its layer, which is quantised in the steps of the accumulator."""
     if not isinstance(value, Sum) or not isinstance(bias, Quantised) or value.rectified:
         return None
     array = bias.constant
@@ -453,7 +452,7 @@ def _biased(value: Any, bias: Any) -> Sum | None:
 def _moved_constant(
     call: Any, name: str, value: Quantised, array: NDArray[Any], shape: tuple[int, ...]
 ) -> Quantised | None:
-    """Weights transposed, or a bias in another shape."""
+    """Return transposed weights, or a bias in another shape."""
     if name == "relax.permute_dims":
         axes = list(range(array.ndim))[::-1] if call.attrs.axes is None else [int(axis) for axis in call.attrs.axes]
         moved = relax.const(np.ascontiguousarray(array.transpose(axes)))

@@ -1,12 +1,12 @@
-"""Apache TVM: built-in networks and any ``.onnx`` file, compiled for this processor, tuned or said to be untuned.
+"""Apache TVM: built-in networks and any ``.onnx`` file, compiled for this processor; untuned kernels are reported.
 
-TVM compiles kernels for one batch size; each ``prepare`` of a new one does so, outside the measured windows. Without
-tuning a float network's kernels are scalar loops on one thread, some fifty times slower than they can be: the option
-``trials`` tunes them, minutes for each batch size, and a database keeps what was found (``tuning``). Quantised files
-are lowered to integer arithmetic here (``integer``), which TVM's own importer does not do.
+TVM compiles kernels for one batch size, in ``prepare``, outside the measured windows. Without tuning, the kernels of a
+float network are scalar loops on one thread, about fifty times slower than tuned ones: the option ``trials`` tunes
+them, which takes minutes for each batch size, and a database keeps the results (``tuning``). Quantised files are
+lowered to integer arithmetic by ``integer``, because TVM's importer does not do that.
 
-What the kernels compute in is read from their IR, the number of threads from TVM's pool. Inputs lie on the device
-before ``run``, and the host waits for the device at the end of it.
+The precision is read from the IR of the kernels, the number of threads from TVM's pool. Inputs are on the device before
+``run``, and the host waits for the device at the end of it.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from joulewatch_harness.runtimes.shared.model_files import find_source, fingerpr
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
 from joulewatch_harness.runtimes.tvm.options import PROCESSORS, Options, default_cost_model
 
-# TVM reads these once, when its threads start. It would bind them to the first processors of the machine, also where
-# the process may use only others; and its pool cannot grow later, so it is made as large as it can be used.
+# TVM reads these once, when its threads start. By default it binds them to the first processors of the machine, even if
+# the process may not use those; and its pool cannot grow later, so it gets the largest useful size.
 os.environ.setdefault("TVM_BIND_THREADS", "0")
-_THREADS_ASKED: Final = os.environ.get("TVM_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")
+_USER_THREADS: Final = os.environ.get("TVM_NUM_THREADS") or os.environ.get("OMP_NUM_THREADS")
 os.environ.setdefault("TVM_NUM_THREADS", str(PROCESSORS))
 
 try:
@@ -65,8 +65,8 @@ logger = logging.getLogger(__name__)
 PRECISIONS: Final = ("fp32", "fp16", "int8")
 DEVICES: Final = ("llvm", "cuda")
 LARGEST_VERIFIED: Final = 64
-"""Batch size up to which tuned kernels are compared with a reference before they are measured."""
-UNTUNED: Final = "UNTUNED (plain loops on one thread, some 20 to 50 times slower; option trials=16)"
+"""Largest batch size at which tuned kernels are compared with a reference before they are measured."""
+UNTUNED: Final = "UNTUNED (scalar loops on one thread, 20 to 50 times slower; trials=16 tunes the kernels)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +79,16 @@ class Program:
     products: tuple[importing.Product, ...]
     kernels: int
     scheduled: int
-    """How many kernels have a schedule from the database."""
+    """Number of kernels with a schedule from the database."""
     tuned: tuning.Finished
     compile_s: float
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> TvmNetwork:
-    """The entry point of the runtime.
+    """Return the network; the entry point of the runtime.
 
     Raises:
-        ConfigError: unknown network, option or precision; no such file.
+        ConfigError: unknown network, option or precision; the file does not exist.
     """
     if precision not in (*PRECISIONS, NATIVE):
         raise ConfigError(f"tvm: {unknown('precision', precision, (*PRECISIONS, NATIVE))}")
@@ -101,14 +101,14 @@ class TvmNetwork:
 
     def __init__(self, source: networks.ModelSource, precision: str, options: Options) -> None:
         self._source = source
-        self._asked = precision
+        self._requested = precision
         self._options = options
         self._device: Any = None
         self._target: Any = None
         self._model: Any = None
         self._threads = 0
         self._programs: dict[int, Program] = {}
-        """Batch size -> what was compiled for it."""
+        """Batch size -> the program compiled for it."""
         self._batch = 0
         self._main: Any = None
         self._inputs: tuple[Any, ...] = ()
@@ -121,8 +121,8 @@ class TvmNetwork:
         self._batches = Batches("", (), source, {})
 
     def describe(self) -> Mapping[str, Any]:
-        """Device, precision, threads and tuning as they are; before ``load`` only the file is known."""
-        told: dict[str, Any] = {
+        """Return the actual device, precision, threads and tuning; before ``load``, only what is known of the file."""
+        description: dict[str, Any] = {
             "runtime": "tvm",
             "runtime_version": tvm.__version__,
             "model_file": self._source.path.name,
@@ -130,8 +130,8 @@ class TvmNetwork:
             **self._cost,
         }
         if self._model is None:
-            return told
-        told |= {
+            return description
+        description |= {
             "device": str(self._device).removesuffix(":0"),
             "precision": self._precision,
             "integer_ops": self._integer_ops,
@@ -142,25 +142,25 @@ class TvmNetwork:
             "tuning": self._tuning_text(),
         }
         if self._device.dlpack_device_type() != tvm.cpu().dlpack_device_type():
-            told["copies"] = "included" if self._options.copies else "excluded"
+            description["copies"] = "included" if self._options.copies else "excluded"
         program = self._programs.get(self._batch)
         if program is not None:
-            told |= {
+            description |= {
                 "tuned": f"{program.scheduled} of {program.kernels} kernels, "
                 f"at most {program.tuned.trials} trials each",
                 "tuning_s": f"{program.tuned.tuning_s:.0f}",
                 "cost_model": program.tuned.cost_model or "none",
                 "last_compile_s": f"{program.compile_s:.3g}",
             }
-        return told
+        return description
 
     def load(self) -> None:
-        """Read the model, find the device, and read from the IR of one batch size what it will compute in.
+        """Read the model, find the device, and read the precision from the IR of one batch size.
 
         Raises:
-            ConfigError: the file is missing or broken, the target unknown or its device not there, an operator that
-                TVM does not import, an input of no supported type or size.
-            NetworkError: TVM's pool has fewer threads than were asked for.
+            ConfigError: the file is missing or broken, the target is unknown or its device is missing, TVM does not
+                import an operator, or the type or size of an input is not supported.
+            NetworkError: TVM's pool has fewer threads than requested.
         """
         path, options = self._source.path, self._options
         self._set_threads()
@@ -177,12 +177,13 @@ class TvmNetwork:
         self._precision, self._integer_ops = actual_precision(importing.products(self._fused(small)), inputs)
 
     def prepare(self, batch: int) -> None:
-        """Tune for this batch size where that was asked for, compile for it, put its inputs on the device.
+        """Tune for this batch size if requested, compile for it, and put its inputs on the device.
 
         Raises:
-            UnsupportedBatchError: the model's batch axis is fixed to another size, or its graph does not allow this.
-            NetworkError: at this batch size the model computes in another precision; tuning or compiling failed.
-            MemoryError: there is no room for it.
+            UnsupportedBatchError: the model's batch axis is fixed to another size, or its graph does not allow this
+                one.
+            NetworkError: the model computes in another precision at this batch size; tuning or compiling failed.
+            MemoryError: there is no memory for it.
         """
         self._batches.check_size(batch)
         name, known = f"{self._source.path.name}, batch {batch}", self._programs.get(batch)
@@ -196,7 +197,7 @@ class TvmNetwork:
         if program.scheduled < program.kernels:
             logger.warning("%s: %d of %d kernels are tuned", name, program.scheduled, program.kernels)
         if batch <= LARGEST_VERIFIED:
-            # A search keeps what is fast; that it is also right is looked at here, of the very kernels that will run.
+            # The search keeps what is fast: check that the kernels are also correct.
             try:
                 self._verify()
             except NetworkError:
@@ -223,12 +224,12 @@ class TvmNetwork:
     def run(self, batches: int, phases: Phases) -> None:
         """Run the prepared batch ``batches`` times; the device has finished on return.
 
-        On a GPU without copies the launches overlap with the work: one span covers the call, and no batch has an end
-        of its own.
+        On a GPU without copies the launches overlap with the work: one span covers the call, and no batch has a
+        separate end.
 
         Raises:
-            MemoryError: there is no room for it.
-            NetworkError: TVM gave up.
+            MemoryError: there is no memory for it.
+            NetworkError: TVM failed.
         """
         main, inputs, sync = self._main, self._inputs, self._device.sync
         with as_network_errors(f"{self._source.path.name}, batch {self._batch}", last_line=True):
@@ -244,13 +245,10 @@ class TvmNetwork:
                 sync()
 
     def check(self) -> bool:
-        """Look at the outputs of the batch that is prepared, or else of a small one with what the database has.
-
-        Built-in networks are compared with their numpy reference, files with what ONNX Runtime gives for them
-        where it is installed; others must give finite numbers.
+        """Check the outputs of the prepared batch; if there is none, of a small batch without new tuning.
 
         Raises:
-            NetworkError: the outputs are wrong; the text says how.
+            NetworkError: the outputs are wrong, see ``check_outputs``.
         """
         if self._main is None:
             self._prepare(self._batches.size_for_check(), 0)
@@ -259,19 +257,19 @@ class TvmNetwork:
         return True
 
     def _verify(self) -> None:
-        """Whether the outputs of the last batch are right.
+        """Check the outputs of the last batch.
 
         Raises:
-            NetworkError: they are not; the text says how.
+            NetworkError: the outputs are wrong, see ``check_outputs``.
         """
         outputs = {f"number {n}": np.asarray(tensor.numpy()) for n, tensor in enumerate(tensors(self._outputs))}
         check_outputs(self._source, self._batches.arrays(self._batch), outputs, self._precision)
 
     def trace(self, path: Path) -> None:
-        """Time per kernel of the batch that is prepared.
+        """Write the time of each kernel of the prepared batch.
 
         Raises:
-            NetworkError: no batch is prepared, or the device's launches tell no times of computing.
+            NetworkError: no batch is prepared, or the device is a GPU, where calls end before their kernels.
         """
         name = self._source.path.name
         if self._main is None:
@@ -291,7 +289,7 @@ class TvmNetwork:
             )
 
     def close(self) -> None:
-        """Let everything go."""
+        """Release everything."""
         self._main, self._inputs, self._host, self._outputs = None, (), (), None
         self._programs.clear()
         self._model = None
@@ -299,18 +297,18 @@ class TvmNetwork:
     # Preparing
 
     def _set_threads(self) -> None:
-        """TVM's pool belongs to the process: another network may have changed it.
+        """Set the size of TVM's pool, which belongs to the process: another network may have changed it.
 
         Raises:
-            NetworkError: the pool is smaller than what was asked for.
+            NetworkError: the pool is smaller than requested.
         """
-        wanted = self._options.threads or default_threads()
-        tvm_ffi.get_global_func("runtime.config_threadpool")(1, wanted)
+        requested = self._options.threads or default_threads()
+        tvm_ffi.get_global_func("runtime.config_threadpool")(1, requested)
         self._threads = int(tvm_ffi.get_global_func("runtime.NumThreads")())
-        if self._threads != wanted:
+        if self._threads != requested:
             raise NetworkError(
-                f"{self._source.path.name}: {wanted} threads were asked for, but TVM's pool has {self._threads}: "
-                f"ask for {self._threads}, or set TVM_NUM_THREADS={wanted} before joulewatch starts"
+                f"{self._source.path.name}: {requested} threads were requested, but TVM's pool has {self._threads}: "
+                f"set threads={self._threads}, or TVM_NUM_THREADS={requested} in the environment"
             )
 
     def _shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
@@ -322,7 +320,7 @@ class TvmNetwork:
     def _folder(self, batch: int) -> Path:
         dims = "".join(f"-{name}{size}" for name, size in sorted(self._options.dims.items()))
         label = re.sub(r"[^A-Za-z0-9]+", "-", f"batch{batch}{dims}")
-        return tuning.folder_of(cpu_name(), self._target, self._sha256, self._asked, label)
+        return tuning.folder_of(cpu_name(), self._target, self._sha256, self._requested, label)
 
     def _compiled(self, batch: int, name: str, trials: int) -> Program:
         options, folder = self._options, self._folder(batch)
@@ -351,22 +349,22 @@ class TvmNetwork:
         return Program(executable, machine, products, kernels, scheduled, tuned, time.monotonic() - start_s)
 
     def _tuning_text(self) -> str:
-        """Of the batch that is prepared; before one is, what the database has."""
+        """Return the tuning of the prepared batch; if there is none, that in the database."""
         program = self._programs.get(self._batch)
         if program is not None:
             return UNTUNED if not program.scheduled else f"{program.tuned.trials} trials for each kernel"
         if self._options.trials:
             return f"{self._options.trials} trials for each kernel"
         found = {}
-        for folder in self._folder(0).parent.glob(f"{self._asked}-batch*"):
+        for folder in self._folder(0).parent.glob(f"{self._requested}-batch*"):
             trials = tuning.finished(folder).trials
             if trials:
-                found[folder.name.removeprefix(f"{self._asked}-")] = trials
-        told = ", ".join(f"{label}: {trials} trials" for label, trials in sorted(found.items()))
-        return f"{told}; otherwise {UNTUNED}" if told else UNTUNED
+                found[folder.name.removeprefix(f"{self._requested}-")] = trials
+        tuned = ", ".join(f"{label}: {trials} trials" for label, trials in sorted(found.items()))
+        return f"{tuned}; otherwise {UNTUNED}" if tuned else UNTUNED
 
     def _macs_by_kernel(self, program: Program) -> dict[str, int]:
-        """Of one call, by the operators of the graph, for kernels fill channels up to whole registers."""
+        """Return the multiply-accumulates of one batch in the graph, because kernels pad channels to registers."""
         names = [item.kernel for item in program.products]
         try:
             nodes = [node.macs for node in cost_of(self._model, self._options.dims).nodes if node.macs]
@@ -377,7 +375,7 @@ class TvmNetwork:
         return {item.kernel: item.macs for item in program.products}
 
     def _macs(self) -> int | None:
-        """Of one batch, counted from the model's graph."""
+        """Return the multiply-accumulates of one batch, from the model's graph; None: unknown."""
         details = {**self._source.details, **self._cost}
         if "macs_per_inference" not in details or "not_counted" in details:
             return None
@@ -402,11 +400,11 @@ class TvmNetwork:
 
 
 def actual_precision(products: Sequence[importing.Product], inputs: Sequence[Input]) -> tuple[str, str]:
-    """What a network computes in.
+    """Return the precision that a network computes in.
 
     Args:
-        products: Its kernels that multiply and accumulate.
-        inputs: Of the model: what a network without such kernels computes in.
+        products: Kernels that multiply and accumulate.
+        inputs: Inputs of the model; a network without such kernels computes in their type.
 
     Returns:
         The precision of most multiply-accumulates, and how many of the kernels compute in integers (``10 of 10``).
@@ -422,34 +420,34 @@ def actual_precision(products: Sequence[importing.Product], inputs: Sequence[Inp
 
 
 def find_target(text: str, threads: int) -> tuple[Any, Any]:
-    """The target of an option, and the device that its code runs on.
+    """Return the target of the option, and the device that its code runs on.
 
     Args:
         text: ``cuda``, ``cuda:N``, a target as JSON, or empty for this processor.
-        threads: What kernels are made for, where the target does not say.
+        threads: Number of cores of a target that does not contain it.
 
     Raises:
-        ConfigError: no such target, or no such device here.
+        ConfigError: the target is not valid, or the device is missing.
     """
     cuda = re.fullmatch(r"cuda(?::(\d+))?", text)
     if cuda is not None:
         device = tvm.cuda(int(cuda[1] or 0))
         if not device.exist:
             raise ConfigError(
-                f"tvm: target {text} was asked for, but TVM {tvm.__version__} finds no such GPU: nvidia-smi must list "
-                "one, CUDA_VISIBLE_DEVICES must not hide it, and this build of TVM must have CUDA"
+                f"tvm: target {text} was requested, but TVM {tvm.__version__} finds no such GPU: nvidia-smi must list "
+                "it, CUDA_VISIBLE_DEVICES must not hide it, and this build of TVM must have CUDA"
             )
         return tvm.target.Target.from_device(device), device
     try:
-        told = json.loads(text) if text else {"kind": "llvm", "mcpu": host_cpu()}
-        if told["kind"] == "llvm":
-            told.setdefault("num-cores", threads)
-        target = tvm.target.Target(told)
+        settings = json.loads(text) if text else {"kind": "llvm", "mcpu": host_cpu()}
+        if settings["kind"] == "llvm":
+            settings.setdefault("num-cores", threads)
+        target = tvm.target.Target(settings)
     except Exception as error:
-        said = " ".join(str(error).split())[-200:]
+        reason = " ".join(str(error).split())[-200:]
         raise ConfigError(
-            f'tvm: option target is cuda, cuda:N or JSON such as {{"kind": "llvm", "mcpu": "{host_cpu()}"}}, '
-            f"not {text!r} ({said})"
+            f'tvm: option target: must be cuda, cuda:N or JSON such as {{"kind": "llvm", "mcpu": "{host_cpu()}"}}, '
+            f"got {text!r} ({reason})"
         ) from error
     if target.kind.name not in DEVICES:
         raise ConfigError(f"tvm: option target: {unknown('kind', target.kind.name, DEVICES)}")
@@ -457,12 +455,12 @@ def find_target(text: str, threads: int) -> tuple[Any, Any]:
 
 
 def host_cpu() -> str:
-    """This processor, as LLVM calls it."""
+    """Return LLVM's name of this processor."""
     return str(tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
 
 
 def cpu_name() -> str:
-    """This processor, as it calls itself."""
+    """Return the name of this processor in /proc/cpuinfo."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -472,9 +470,9 @@ def cpu_name() -> str:
 
 
 def default_threads() -> int:
-    """One for each core that this process may use, not for each of a core's threads; what a person set goes first."""
-    if _THREADS_ASKED and _THREADS_ASKED.isdecimal():
-        return max(1, min(int(_THREADS_ASKED), PROCESSORS))
+    """Return the number set in the environment, or one for each core (not hardware thread) that may be used."""
+    if _USER_THREADS and _USER_THREADS.isdecimal():
+        return max(1, min(int(_USER_THREADS), PROCESSORS))
     cores = set()
     for cpu in os.sched_getaffinity(0):
         try:
@@ -485,7 +483,7 @@ def default_threads() -> int:
 
 
 def tensors(outputs: Any) -> list[Any]:
-    """The tensors in what ``main`` returned: one, or in a tuple."""
+    """Return the tensors in the output of ``main``: one, or several in a tuple."""
     if hasattr(outputs, "numpy"):
         return [outputs]
     return [tensor for item in outputs for tensor in tensors(item)]

@@ -1,6 +1,6 @@
-"""Time per kernel: TVM's virtual machine tells of every call before and after, and the clock is read there.
+"""Time of each kernel: TVM's virtual machine calls an instrument before and after every call, which reads the clock.
 
-Kernels are fused, so their names tell what is in them: ``fused_conv1d1_add1_relu1``.
+Kernels are fused, and their names contain their operators: ``fused_conv1d1_add1_relu1``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NUMBERED: Final = re.compile(r"^(int8|[a-z]+[123]d|[a-z]+)\d*$")
 
 
 class Instrument:
-    """What the virtual machine calls before and after each call, and the times that it has seen."""
+    """The instrument that the virtual machine calls before and after each call, and its times."""
 
     def __init__(self) -> None:
         self.times_ns: dict[str, int] = {}
@@ -36,7 +36,7 @@ class Instrument:
     def __call__(self, _function: Any, symbol: str, before: bool, *_: Any) -> int:
         now_ns = time.perf_counter_ns()
         if before:
-            # Read again: what this call itself has cost until here is no kernel's.
+            # Read the clock again, to exclude the time of this call.
             self._start_ns = time.perf_counter_ns()
         else:
             self.times_ns[symbol] = self.times_ns.get(symbol, 0) + now_ns - self._start_ns
@@ -57,16 +57,16 @@ def write(
     macs: Mapping[str, int],
     total_macs: int | None,
 ) -> None:
-    """Run batches with and without the instrument in turn, and write what was seen.
+    """Alternate batches with and without the instrument, and write the times.
 
     Args:
-        path: Where the trace goes.
+        path: The file of the trace.
         plain: A ``relax.VirtualMachine``.
-        traced: Another one of the same executable, which keeps the instrument.
-        inputs: Of one batch.
-        batch: Its size.
+        traced: Another one of the same executable, for the instrument.
+        inputs: The inputs of one batch.
+        batch: The batch size.
         macs: Kernel -> multiply-accumulates of one call.
-        total_macs: Of one batch, as the model's graph says.
+        total_macs: Multiply-accumulates of one batch, from the model's graph.
 
     Raises:
         RecordError: the file cannot be written.
@@ -77,7 +77,7 @@ def write(
     instrument.clear()
     count = max(1, min(MOST_BATCHES, int(TRACE_S * 1e9 / shortest_ns)) // BLOCKS)
     plain_ns = traced_ns = 0
-    # In turn, so that a machine that changes its speed changes it for both.
+    # Alternate, so that a change of the machine's speed affects both.
     for _ in range(BLOCKS):
         plain_ns += _timed(plain["main"], inputs, count)
         traced_ns += _timed(traced["main"], inputs, count)
@@ -98,7 +98,7 @@ def write(
 
 
 def _timed(main: Any, inputs: tuple[Any, ...], count: int) -> int:
-    """Nanoseconds that so many batches take."""
+    """Return the nanoseconds of a number of batches."""
     start_ns = time.perf_counter_ns()
     for _ in range(count):
         main(*inputs)
@@ -106,7 +106,7 @@ def _timed(main: Any, inputs: tuple[Any, ...], count: int) -> int:
 
 
 def kind(name: str) -> str:
-    """What a kernel does, its name without numbers: ``conv1d_add_relu``; ``vm`` for the machine's own calls."""
+    """Return the kind of a kernel, its name without numbers: ``conv1d_add_relu``; ``vm`` for calls of the machine."""
     if name.startswith(_BUILTIN):
         return "vm"
     # TVM numbers kernels of one name: conv1d, conv1d1, conv1d2.

@@ -1,4 +1,4 @@
-"""The search for schedules, in a process of its own that ``tuning`` starts; it prints nothing but its progress."""
+"""The search for schedules, in a separate process that ``tuning`` starts; it prints only its progress."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from tvm.support.popen_pool import PopenPoolExecutor, StatusKind
 from joulewatch_harness.runtimes.tvm import tuning, vnni
 
 LIMIT_S: Final = 120.0
-"""For one schedule to be built, or to be run: longer than TVM's own 30 s, for a machine that has much else to do."""
+"""Time limit to build or run one schedule; longer than TVM's 30 s, for a machine with other load."""
 _LARGEST_ROUND: Final = 64
 _BUILDS_PER_WORKER: Final = 256
 """TVM's workers leak memory."""
 
 
 def main(scratch: str) -> None:
-    """Tune the kernels of ``module.json`` as ``request.json`` says, and append what was found to the database.
+    """Tune the kernels of ``module.json`` according to ``request.json``, and append the results to the database.
 
-    The standard output gets one JSON line for each kernel; everything that TVM prints goes to the standard error.
+    Write one JSON line for each kernel to stdout; the output of TVM goes to stderr.
     """
     told = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # A terminal's Ctrl-C is for the process that asked; it ends this one.
+    # Ctrl-C is for the process that started this one, and ends it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     request = json.loads(Path(scratch, "request.json").read_text(encoding="utf-8"))
     module = tvm.ir.load_json(Path(scratch, "module.json").read_text(encoding="utf-8"))
     target = tvm.target.Target(json.loads(request["target"]))
     _search(request, module, target, scratch, told)
     told.flush()
-    # Without the interpreter's way out, on which TVM's worker pools can wait for each other.
+    # Skip the interpreter's exit, in which TVM's worker pools can wait for each other.
     os._exit(0)
 
 
 def _end_with_parent() -> None:
-    # Not sys.stdin: a thread that waits in it stops the interpreter from ending.
+    # Not sys.stdin: a thread that waits in it keeps the interpreter from ending.
     while os.read(0, 1):
         pass
     os.killpg(0, signal.SIGKILL)
@@ -53,13 +53,13 @@ def _end_with_parent() -> None:
 
 def _search(request: Any, module: Any, target: Any, scratch: str, told: Any) -> None:
     if target.kind.name == "llvm":
-        # TVM imports it with every search, and it parses the intrinsics of all targets, which takes up to a minute.
+        # TVM imports this in every search; it parses the intrinsics of all targets, which takes up to a minute.
         sys.modules.setdefault("tvm.s_tir.tensor_intrin", ModuleType("tvm.s_tir.tensor_intrin"))
         vnni.register()
     trials = request["trials"]
     database = meta_schedule.database.JSONDatabase(work_dir=request["folder"])
     tasks = meta_schedule.relax_integration.extract_tasks(module, target)
-    # Measured before the process was killed the last time: those need no more.
+    # Measured before the last process was killed: these kernels are complete.
     open_tasks = [task for task in tasks if _measured(database, task) < trials]
     done = len(tasks) - len(open_tasks)
     told.write(json.dumps({"done": done, "tasks": len(tasks)}) + "\n")
@@ -82,7 +82,7 @@ def _search(request: Any, module: Any, target: Any, scratch: str, told: Any) -> 
         work_dir=scratch,
         space=tuning.space(target),
         strategy=_strategy(),
-        # TVM takes a seed of 0 for none.
+        # TVM ignores a seed of 0.
         seed=request["seed"] + 1,
         num_threads=len(os.sched_getaffinity(0)),
     )
@@ -91,7 +91,7 @@ def _search(request: Any, module: Any, target: Any, scratch: str, told: Any) -> 
         task_weights=weights,
         work_dir=scratch,
         max_trials_global=trials * len(open_tasks),
-        # Without this one, TVM has spent the whole budget on one of eighteen kernels.
+        # Otherwise TVM may spend the whole budget on one of eighteen kernels.
         max_trials_per_task=trials,
         num_trials_per_iter=min(trials, _LARGEST_ROUND),
         builder=_builder(),
@@ -104,10 +104,10 @@ def _search(request: Any, module: Any, target: Any, scratch: str, told: Any) -> 
 
 
 def _strategy() -> Any:
-    """TVM's evolutionary search, which ends with the first round that finds nothing new.
+    """TVM's evolutionary search, which ends after the first round without a new schedule.
 
-    TVM's own goes on for five rounds: for kernels with a single schedule, such as those that only move data, that is
-    half of the time of a whole tuning.
+    TVM's default is five such rounds: for kernels with a single schedule, such as those that only move data, that is
+    half of the time of a tuning.
     """
 
     @derived_object
@@ -138,13 +138,13 @@ def _strategy() -> Any:
 
 
 def _builder() -> Any:
-    """TVM's builder, without two of its habits: each round starts its workers anew, and each worker begins by parsing
-    the intrinsics of every target there is, which takes longer than all that it builds."""
+    """TVM's builder with persistent workers: TVM starts new workers in each round, and each first parses the intrinsics
+    of all targets, which takes longer than the builds."""
     pool = PopenPoolExecutor(
         max_workers=len(os.sched_getaffinity(0)), timeout=LIMIT_S, maximum_process_uses=_BUILDS_PER_WORKER
     )
 
-    # Sent to the workers by value: they need not find this package.
+    # Pickled by value, so that the workers need not find this package.
     def build(module: Any, target: Any) -> str:
         from tvm.driver import build as build_module
         from tvm.s_tir.meta_schedule.builder.local_builder import default_export
@@ -174,7 +174,7 @@ def _cost_model(name: str) -> Any:
 
 
 def _measured(database: Any, task: Any) -> int:
-    """Trials of a kernel that the database has."""
+    """Return the number of trials of a kernel in the database."""
     module = task.dispatched[0]
     if not database.has_workload(module):
         return 0

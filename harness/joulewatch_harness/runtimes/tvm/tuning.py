@@ -1,12 +1,12 @@
-"""What tuning found: a database per machine, target, network and batch size, and the tuning that fills it.
+"""Tuning and its results: a database per machine, target, network and batch size.
 
-A folder under ``$XDG_CACHE_HOME/joulewatch/tvm`` (``~/.cache``) holds TVM's two tables, one JSON line for each kernel
-and for each trial, and ``tuning.json``, which tells of every tuning that went to its end. TVM appends to the tables
-as it goes, so what a killed process has measured is kept: at most a torn last line is lost. Readers work on a copy
-of the whole lines; one process at a time writes, under a lock that the kernel lets go when the process dies.
+A folder under ``$XDG_CACHE_HOME/joulewatch/tvm`` (``~/.cache``) contains TVM's two tables, with a JSON line for each
+kernel and each trial, and ``tuning.json``, a list of completed tunings. TVM appends to the tables during tuning, so the
+results of a killed process are kept, except perhaps an incomplete last line. Readers use a copy of the complete lines;
+one process at a time writes, under a lock that the operating system releases when the process ends.
 
-The search itself runs in a process of its own (``tuner``): it prints, starts workers, and its compiler can crash. It
-ends with the process that asked for it, also where that one is killed.
+The search runs in a separate process (``tuner``), because it prints, starts workers, and its compiler can crash. It
+ends with the process that started it, even if that one is killed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 WORKLOADS: Final = "database_workload.json"
 RECORDS: Final = "database_tuning_record.json"
-"""TVM's names."""
+"""TVM's file names."""
 FINISHED: Final = "tuning.json"
 LOG: Final = "tuning.log"
 PROGRESS_S: Final = 30.0
@@ -58,31 +58,31 @@ class Request:
     """How to tune."""
 
     trials: int
-    """For each kernel."""
+    """Trials per kernel."""
     threads: int
-    """That a kernel may use while it is timed."""
+    """Threads of a kernel while it is timed."""
     cost_model: str
     seed: int
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What tunings that went to their end add up to."""
+    """The completed tunings."""
 
     trials: int = 0
-    """For each kernel, the most that were asked for."""
+    """Largest number of requested trials per kernel."""
     tuning_s: float = 0.0
     cost_model: str = ""
 
 
 def folder_of(cpu: str, target: Any, model_sha256: str, precision: str, label: str) -> Path:
-    """Where the database of one network lies, for one batch size on one machine.
+    """Return the folder of the database of one network, for one batch size on one machine.
 
     Args:
-        cpu: The processor's name: what is fast on one is not on another.
-        target: A ``tvm.target.Target``; the number of threads is in it.
-        model_sha256: Of the model file.
-        precision: Asked for.
+        cpu: The name of the processor, because schedules are specific to it.
+        target: A ``tvm.target.Target``; it contains the number of threads.
+        model_sha256: Checksum of the model file.
+        precision: The requested precision.
         label: Batch size and other sizes: ``batch8``.
     """
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "joulewatch" / "tvm"
@@ -92,16 +92,16 @@ def folder_of(cpu: str, target: Any, model_sha256: str, precision: str, label: s
 
 
 def space(target: Any) -> Any:
-    """The rules by which schedules are made.
+    """Return the rules that generate schedules.
 
-    Not TVM's own choice by target: on AVX-512 without VNNI that takes a product of bytes that overflows.
+    TVM's default for AVX-512 without VNNI uses a product of bytes that overflows.
     """
     kind = "from-target" if target.kind.name != "llvm" or has_feature(target, vnni.FEATURE) else "llvm"
     return meta_schedule.space_generator.PostOrderApply(sch_rules=kind, postprocs=kind, mutator_probs=kind)
 
 
 def has_feature(target: Any, feature: str) -> bool:
-    """Whether the target's processor has it."""
+    """Return whether the target's processor has the feature."""
     import tvm_ffi
 
     return bool(tvm_ffi.get_global_func("target.llvm_cpu_has_feature")(feature, target))
@@ -111,10 +111,10 @@ def has_feature(target: Any, feature: str) -> bool:
 
 
 def open_database(folder: Path) -> Any | None:
-    """The database, from a copy of its whole lines; None: there is none.
+    """Return the database, from a copy of its complete lines; None: there is none.
 
     Raises:
-        ConfigError: it is damaged other than by a torn last line.
+        ConfigError: a line other than an incomplete last one is damaged.
     """
     lines = _read(folder)
     if not lines[WORKLOADS]:
@@ -125,14 +125,14 @@ def open_database(folder: Path) -> Any | None:
         try:
             return meta_schedule.database.JSONDatabase(work_dir=copy, allow_missing=False)
         except Exception as error:
-            said = " ".join(str(error).split())[-300:]
+            reason = " ".join(str(error).split())[-300:]
             raise ConfigError(
-                f"the tuning database {folder} cannot be read by TVM {tvm.__version__}: delete that folder ({said})"
+                f"the tuning database {folder} cannot be read by TVM {tvm.__version__}: delete that folder ({reason})"
             ) from error
 
 
 def _read(folder: Path) -> dict[str, list[str]]:
-    """The whole lines of both tables. A record may be there before its kernel's line is whole: it is left out."""
+    """Return the complete lines of both tables, without records whose kernel has no complete line."""
     workloads, records = (_whole_lines(folder / name) for name in (WORKLOADS, RECORDS))
     kept = [line for line in records if json.loads(line)[0] < len(workloads)]
     return {WORKLOADS: workloads, RECORDS: kept}
@@ -151,12 +151,12 @@ def _whole_lines(path: Path) -> list[str]:
         number = next(number for number, line in enumerate(lines, start=1) if not _is_entry(line))
         raise ConfigError(f"the tuning database {path} is damaged in line {number}: delete the folder {path.parent}")
     if len(found) < len(lines):
-        logger.warning("%s: its last line is torn, as a killed process leaves it, and is not used", path)
+        logger.warning("%s: the last line is incomplete, perhaps because a process was killed, and is ignored", path)
     return found
 
 
 def _is_entry(line: str) -> bool:
-    """Whether a line is a JSON array that begins as TVM's do: with a hash, or with the number of a kernel."""
+    """Return whether a line is a JSON array that begins with a hash or with the number of a kernel, as TVM's do."""
     try:
         entry = json.loads(line)
     except ValueError:
@@ -165,10 +165,10 @@ def _is_entry(line: str) -> bool:
 
 
 def finished(folder: Path) -> Finished:
-    """What was tuned to the end.
+    """Return the completed tunings.
 
     Raises:
-        ConfigError: the note of it is damaged.
+        ConfigError: their file is damaged.
     """
     path = folder / FINISHED
     try:
@@ -187,39 +187,39 @@ def finished(folder: Path) -> Finished:
 # Tuning
 
 
-def tune(folder: Path, module: Any, target: Any, request: Request, what: str) -> None:
-    """Tune every kernel of a module, unless as much was done before or by another process meanwhile.
+def tune(folder: Path, module: Any, target: Any, request: Request, name: str) -> None:
+    """Tune every kernel of a module, unless it has been tuned as much, perhaps by another process meanwhile.
 
     Args:
         folder: From ``folder_of``.
         module: From ``importing.fused``.
         target: A ``tvm.target.Target``.
-        request: How.
-        what: What the log calls it.
+        request: How to tune.
+        name: Name of the network in the log.
 
     Raises:
         ConfigError: the folder cannot be written.
-        NetworkError: the search failed; the text names its log.
+        NetworkError: the search failed; the text contains the file of its log.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, what):
+        with _locked(folder, name):
             if finished(folder).trials >= request.trials:
                 return
-            _mend(folder)
+            _remove_remains(folder)
             started_s = time.monotonic()
-            _search(folder, module, target, request, what)
+            _search(folder, module, target, request, name)
             _note(folder, request, time.monotonic() - started_s)
     except OSError as error:
         raise ConfigError(
             f"the tuning database {folder} cannot be written ({error.strerror or error}): "
-            "set XDG_CACHE_HOME to a folder that can"
+            "set XDG_CACHE_HOME to a folder that can be written"
         ) from error
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, what: str) -> Iterator[None]:
-    """One process at a time; the kernel lets the lock go when its process ends, however it ends."""
+def _locked(folder: Path, name: str) -> Iterator[None]:
+    """Lock the folder for one process; the operating system releases the lock when the process ends."""
     with (folder / _LOCK).open("w") as file:
         waiting = False
         while True:
@@ -228,14 +228,14 @@ def _locked(folder: Path, what: str) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if not waiting:
-                    logger.warning("%s: another process is tuning it; waiting for that", what)
+                    logger.warning("%s: waiting for another process that tunes it", name)
                 waiting = True
                 time.sleep(_WAIT_S)
         yield
 
 
-def _mend(folder: Path) -> None:
-    """Take away what a killed process left: the torn end of a table, to which TVM would append, and its scratch."""
+def _remove_remains(folder: Path) -> None:
+    """Remove what a killed process has left: the incomplete last line of a table, and scratch folders."""
     for name, lines in _read(folder).items():
         path = folder / name
         text = "".join(f"{line}\n" for line in lines)
@@ -247,7 +247,7 @@ def _mend(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _search(folder: Path, module: Any, target: Any, request: Request, what: str) -> None:
+def _search(folder: Path, module: Any, target: Any, request: Request, name: str) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch, (folder / LOG).open("wb") as log:
         asked = {
             "folder": str(folder),
@@ -260,21 +260,21 @@ def _search(folder: Path, module: Any, target: Any, request: Request, what: str)
         Path(scratch, "request.json").write_text(json.dumps(asked), encoding="utf-8")
         child = subprocess.Popen(
             [sys.executable, "-c", _CODE, scratch, "\n".join(sys.path)],
-            # Its end is how the child learns that this process is gone.
+            # The end of the pipe shows the child that this process has ended.
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
-            # Where the workers' modules lie too; and no tvm.py of the user's is there to be imported.
+            # The workers' modules are in this folder, and no tvm.py of the user.
             cwd=scratch,
             env={**os.environ, "TVM_NUM_THREADS": str(request.threads), "TMPDIR": scratch},
             start_new_session=True,
         )
         try:
             assert child.stdout is not None
-            _follow(child.stdout, what)
+            _follow(child.stdout, name)
             status = child.wait()
         finally:
-            # With all its workers, which are in its process group; on Ctrl-C they are still at work.
+            # With all workers, which are in its process group and still work after Ctrl-C.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
             child.wait()
@@ -283,23 +283,25 @@ def _search(folder: Path, module: Any, target: Any, request: Request, what: str)
                     pipe.close()
     if status != 0:
         how = f"was ended by signal {-status}" if status < 0 else f"failed with status {status}"
-        raise NetworkError(f"{what}: tuning {how}: {_last_words(folder / LOG)} (all of it in {folder / LOG})")
+        raise NetworkError(f"{name}: tuning {how}: {_last_words(folder / LOG)} (complete log: {folder / LOG})")
 
 
-def _follow(lines: IO[bytes], what: str) -> None:
-    """Log how far the search has come, now and then."""
+def _follow(lines: IO[bytes], name: str) -> None:
+    """Log the progress of the search."""
     logged_s = started_s = time.monotonic()
     for line in lines:
-        told = json.loads(line)
+        progress = json.loads(line)
         now_s = time.monotonic()
-        if told["done"] == 0 or now_s - logged_s >= PROGRESS_S:
+        if progress["done"] == 0 or now_s - logged_s >= PROGRESS_S:
             logged_s = now_s
-            logger.info("%s: tuned %d of %d kernels, %.0f s", what, told["done"], told["tasks"], now_s - started_s)
+            logger.info(
+                "%s: tuned %d of %d kernels, %.0f s", name, progress["done"], progress["tasks"], now_s - started_s
+            )
 
 
 def _last_words(path: Path) -> str:
     lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return " ".join((lines or ["it said nothing"])[-1].split())[:300]
+    return " ".join((lines or ["it wrote nothing"])[-1].split())[:300]
 
 
 def _note(folder: Path, request: Request, tuning_s: float) -> None:

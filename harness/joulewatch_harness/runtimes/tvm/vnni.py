@@ -1,13 +1,13 @@
 # mypy: disable-error-code="valid-type"
 # No postponed annotations: TVM's script reads them as they are.
-"""The instruction that multiplies and adds four pairs of bytes (VNNI), as TVM's LLVM wants it called.
+"""The instruction that multiplies and adds four pairs of bytes (VNNI), in the form that TVM's LLVM requires.
 
-TVM 0.27 brings LLVM 22, whose ``vpdpbusd`` takes its factors as bytes; TVM's own intrinsic of that name still passes
-32-bit words, so that every schedule with it fails to build. Its namesake for AVX-512 without VNNI adds pairs in 16
-bits, which overflow: that one is never used here (``tuning.space``).
+TVM 0.27 contains LLVM 22, whose ``vpdpbusd`` has factors of bytes; TVM's intrinsic of that name still passes 32-bit
+words, so that every schedule with it fails to build. The variant for AVX-512 without VNNI adds pairs in 16 bits, which
+overflow: it is never used (``tuning.space``).
 
-Both descriptions are written out here because the module that has TVM's takes up to a minute to import: it parses the
-intrinsics of every other target.
+This module repeats both descriptions because TVM's module takes up to a minute to import: it parses the intrinsics of
+all other targets.
 """
 
 from typing import Final
@@ -16,9 +16,9 @@ from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
 NAME: Final = "dot_16x4_vnni"
-"""What TVM's rules for schedules ask for."""
+"""Name of the intrinsic in TVM's rules for schedules."""
 FEATURE: Final = "avx512vnni"
-"""The processor's feature that the instruction needs, as LLVM calls it."""
+"""LLVM's name of the processor feature that the instruction needs."""
 
 
 @T.prim_func(s_tir=True)  # type: ignore[untyped-decorator]
@@ -56,5 +56,5 @@ def _called(
 
 
 def register() -> None:
-    """Put it in the place of TVM's own, under the name that schedules in a database ask for."""
+    """Replace TVM's intrinsic, under the name that schedules in a database use."""
     TensorIntrin.register(NAME, _described, _called, override=True)
