@@ -184,4 +184,4 @@ def test_a_precision_that_the_network_does_not_report_is_not_checked() -> None:
 
 
 def test_names_without_a_near_one_are_listed() -> None:
-    assert unknown("key", "zzz", ["b", "a"]) == "unknown key 'zzz': (known: a, b)"
+    assert unknown("key", "zzz", ["b", "a"]) == "unknown key 'zzz' (known: a, b)"
