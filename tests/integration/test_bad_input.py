@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,18 +82,25 @@ def test_profile_refuses_bad_arguments_and_plans(words: list[str], expected: lis
 
 def test_a_prometheus_url_without_a_prometheus_is_refused(tmp_path: Path, html_server: str) -> None:
     port = free_port()
-    for words in (
-        ["runs", "--prometheus"],
-        ["energy", "--start", "-1m", "--prometheus"],
-        ["profile", "--network", SLEEPER, "--prometheus"],
-        ["analyze", "20260101T000000Z-000000", "--prometheus"],
-    ):
+    cases = [
+        ([*words, url], part)
+        for words in (
+            ["runs", "--prometheus"],
+            ["energy", "--start", "-1m", "--prometheus"],
+            ["profile", "--network", SLEEPER, "--prometheus"],
+            ["analyze", "20260101T000000Z-000000", "--prometheus"],
+        )
         for url, part in (
             (f"http://127.0.0.1:{port}", str(port)),
             (html_server, html_server),
             ("nonsense", "nonsense"),
-        ):
-            assert_refused(joulewatch(*words, url, folder=tmp_path), part)
+        )
+    ]
+    # Four at a time, because a command waits between its attempts to connect.
+    with ThreadPoolExecutor(4) as pool:
+        outcomes = pool.map(lambda case: joulewatch(*case[0], folder=tmp_path), cases)
+        for outcome, (_, part) in zip(outcomes, cases, strict=True):
+            assert_refused(outcome, part)
 
 
 def test_an_exporter_url_without_an_exporter_is_refused(tmp_path: Path, html_server: str) -> None:
