@@ -165,7 +165,7 @@ def test_local_mode_measures_an_emulated_machine(profile: Callable[..., Profile]
 
 
 def test_ctrl_c_keeps_and_reports_the_windows_measured_so_far(profile: Callable[..., Profile]) -> None:
-    command = profile()
+    command = profile("--idle", "0")
     command.wait_for("round 2")
     command.process.send_signal(signal.SIGINT)
     assert command.finish() == 1
@@ -180,7 +180,7 @@ def test_ctrl_c_keeps_and_reports_the_windows_measured_so_far(profile: Callable[
 
 
 def test_kill_9_loses_no_window_and_leaves_no_exporter(profile: Callable[..., Profile]) -> None:
-    command = profile()
+    command = profile("--idle", "0")
     command.wait_for("round 2")
     record = command.record()
     url = record.header.exporters[0].url
@@ -204,7 +204,7 @@ def test_a_run_continues_with_a_note_when_its_exporter_dies(
     profile: Callable[..., Profile], exporter_server: Any
 ) -> None:
     server = exporter_server()
-    command = profile("--exporter", server.url)
+    command = profile("--exporter", server.url, "--idle", "0")
     command.wait_for("round 1")
     server.stop()
     command.wait_for("does not answer")
