@@ -252,7 +252,7 @@ def test_other_text_is_refused_with_the_option(key: str, text: str) -> None:
     elif key in ("level", "mode"):
         assert value == text
     elif key == "numbers":
-        assert value == tuple(int(item) for item in text.split(","))
+        assert value == tuple(int(item.strip()) for item in text.split(","))
     else:
         assert value
 
