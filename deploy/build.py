@@ -48,7 +48,7 @@ def manual(parser: Parser) -> str:
     page.section = "1"
     page.manual = "joulewatch"
     page.add_section("EXAMPLES", ">", "\n\n".join(f"{command}\n    {purpose}" for command, purpose in parser.examples))
-    # The day of the build is no property of the command.
+    # Remove the date of the build, so that a rebuild changes nothing.
     return re.sub(r"^(\.TH \S+ \S+) \"[^\"]*\"", r"\1 \"\"", str(page), count=1) + "\n"
 
 

@@ -24,7 +24,7 @@ EMULATION_MARKER = "joulewatch-emulated"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """Where the files of the machine are; a test has others."""
+    """Folders with the files of the machine; tests use other folders."""
 
     sysfs: Path = Path("/sys")
     procfs: Path = Path("/proc")
@@ -67,16 +67,16 @@ class SensorInfo:
     accuracy: float | None = None
     """Relative accuracy as published (half-width, 0.05 = 5 %); None: the manufacturer publishes none."""
     wrap_joules: float | None = None
-    """Where the counter wraps; None: it does not wrap or its range is unknown, so a fall is a restart."""
+    """Energy at which the counter wraps; None: it does not wrap or its range is unknown, so a fall is a restart."""
     max_power_watts: float = 1000.0
     """A reading above this is physically impossible and is rejected. It is not a power limit."""
     max_gap_s: float = 4.0
     """Power sensors: the longest gap between readings that is interpolated; three periods of the family if that is
     longer."""
     relation: Relation = "inside"
-    """To the device of the same name; used for parts only."""
+    """Relation of a part to the device of the same name."""
     window_s: float | None = None
-    """As published: each value is the mean over this part of the refresh period; the rest is not observed."""
+    """Published averaging time: a value is the mean over this part of the refresh period; the rest is not observed."""
     limit_watts: float | None = None
     """Power limit that the device enforces now; a long mean above it is implausible."""
     is_remote: bool = False

@@ -66,9 +66,9 @@ class Configuration:
     network: str
     runtime: str
     precision: str
-    """As requested."""
+    """Requested precision."""
     actual_precision: str = ""
-    """Read back after loading."""
+    """Precision read back after loading."""
     provider: str = ""
     device: str = ""
     runtime_version: str = ""
@@ -93,7 +93,7 @@ class RunHeader:
     plan: Mapping[str, Any]
     plan_sha256: str
     configurations: tuple[Configuration, ...]
-    """As requested; ``configuration`` lines contain them as loaded."""
+    """Configurations as requested; ``configuration`` lines contain them as loaded."""
     exporters: tuple[ExporterRecord, ...]
     sensors: tuple[SensorRecord, ...]
     provenance: Mapping[str, Any]
@@ -209,7 +209,7 @@ class Window:
     counts: Mapping[str, float] = field(default_factory=dict)
     """Units of work other than inferences -> their number, such as ``output_tokens``."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """Of a ``prepare`` window: facts from ``describe`` that changed since loading, such as the state of the tuning."""
+    """Facts from ``describe`` in a ``prepare`` window that changed since loading, such as the state of the tuning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +223,7 @@ class Setup:
     batch_size: int = 0
     """0 for ``load``."""
     details: Mapping[str, str] = field(default_factory=dict)
-    """As in ``Window``."""
+    """See ``Window.details``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

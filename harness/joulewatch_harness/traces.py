@@ -46,7 +46,7 @@ class Trace:
     """Wall time of all traced batches on the runtime's clock; it exceeds the sum over the operators by the time between
     them."""
     operators: tuple[Operator, ...]
-    """In the order of execution."""
+    """Operators in the order of execution."""
     plain_time_ns: int | None = None
     """The same number of batches without tracing, run in between, to show the cost of tracing; None: not measured."""
     macs: int | None = None

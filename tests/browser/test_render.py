@@ -1,7 +1,7 @@
 """Render both dashboards with Grafana's components in headless Chromium, on a real Prometheus with a recorded run.
 
 The components come from npm (650 MB, installed once into the user's cache). The licence of @grafana/prometheus is the
-AGPL: use it in tests only. ``KEEP_SCREENSHOTS=FOLDER`` keeps the pictures: look at them.
+AGPL: use it in tests only. ``KEEP_SCREENSHOTS=FOLDER`` keeps the pictures for review.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def even(value: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """A mapping inside a mapping, with a rule of its own."""
+    """A mapping inside a mapping, with its own rule."""
 
     url: str
     port: Annotated[int, Limits(ge=1, le=9999)] = 80

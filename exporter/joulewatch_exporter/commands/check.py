@@ -64,7 +64,7 @@ class Report:
     virtual_machine: bool
     findings: tuple[Finding, ...]
     experimental: Mapping[str, str]
-    """By family that was found, denied or broken: on which hardware its code has never run."""
+    """Families that were found, denied or broken -> the hardware on which their code has never run."""
     readings: tuple[LiveReading, ...]
     measured: int
     """Number of quantities that a sensor measures and that could be read."""

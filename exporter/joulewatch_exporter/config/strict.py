@@ -26,7 +26,7 @@ Converter: TypeAlias = Callable[[Any, str, str], Any]
 """Takes value, source and key; returns what a field gets, or raises `ConfigError`."""
 
 Converters: TypeAlias = Mapping[Any, Converter]
-"""By annotation: how to convert what the built-in types do not cover, such as a signal of the emulator."""
+"""Annotation -> converter, for types that are not built in, such as a signal of the emulator."""
 
 _NO_CONVERTERS: Final[Converters] = {}
 
@@ -228,7 +228,7 @@ _PLAIN: Final[Mapping[Any, tuple[str, Callable[[Any], bool], Callable[[Any], Any
     str: ("a string", lambda value: isinstance(value, str), str),
     Path: ("a path", lambda value: isinstance(value, str) and value != "", Path),
 }
-"""By type: its name in messages, whether a value of YAML fits it, and what makes it of the value."""
+"""Type -> its name in messages, the check of a YAML value, and the conversion of the value."""
 
 
 def _name(hint: Any) -> str:

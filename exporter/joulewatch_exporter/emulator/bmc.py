@@ -206,7 +206,7 @@ class Bmc:
 
     @property
     def port(self) -> int:
-        """Its UDP port."""
+        """The UDP port of the BMC."""
         return self._server.port
 
     @property

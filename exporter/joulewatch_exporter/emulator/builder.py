@@ -26,7 +26,7 @@ class SignalBuilder:
         self.loads: list[CpuLoad] = []
         """The signals that follow the load of this machine."""
         self.converters: Converters = {Signal: self.build}
-        """For the binder: how to convert the signals in the description of a device."""
+        """Converters for the binder: they build the signals in the description of a device."""
 
     def build(self, value: Any, source: str, where: str) -> Signal:
         """Build one signal.

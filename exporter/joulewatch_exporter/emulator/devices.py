@@ -1,7 +1,7 @@
-"""Open and move the devices of a scenario: GPUs, FPGA cards, the meters of a Cray node, BMCs, Redfish services.
+"""Open and update the devices of a scenario: GPUs, FPGA cards, the meters of a Cray node, BMCs, Redfish services.
 
-Each device moves on its own thread, so one that fails or hangs delays neither the files nor the other devices. Devices
-that cannot be emulated on this machine (no compiler, a missing library) are excluded and reported.
+Each device is updated on its own thread, so one that fails or hangs delays neither the files nor the other devices.
+Devices that cannot be emulated on this machine (no compiler, a missing library) are excluded and reported.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from joulewatch_exporter.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _NETWORK_TICK_S: Final = 0.1
-"""Longest time between two moves of a device that is read over a network; it usually makes one value per second."""
+"""Longest time between two updates of a device on the network, which usually makes one value per second."""
 _SHORTEST_INTERVAL_S: Final = 1.0
 """Shortest interval at which the exporter reads a BMC of its own machine; a fleet has the exporter's default."""
 _RETRY_S: Final = 1.0
@@ -53,9 +53,9 @@ class Excluded:
 
     name: str
     reason: str
-    """With the fix."""
+    """Why it cannot be emulated, and the fix."""
     keys: tuple[str, ...]
-    """Its keys in the truth."""
+    """Keys of the device in the truth."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +65,7 @@ class Running:
     name: str
     device: Emulated
     tick_s: float
-    """Time between two moves."""
+    """Time between two updates."""
     settings: Mapping[str, Mapping[str, Any]]
     """Options by collector; lists of several devices are joined."""
     begin: Callable[[int], None] = field(default=lambda _start_ns: None)
@@ -77,9 +77,9 @@ class Place:
     """Where devices are emulated."""
 
     directory: Path
-    """Of the machine, absolute; its trees and ``.scratch`` exist already."""
+    """Absolute folder of the machine; its trees and ``.scratch`` exist already."""
     refresh_s: float
-    """Time between two moves of files."""
+    """Time between two updates of the files."""
     is_one_machine: bool
     """Whether BMCs and Redfish services belong to the emulated machine; False: they are those of a fleet."""
 
@@ -196,7 +196,7 @@ def exporter_collectors(running: Iterable[Running]) -> dict[str, dict[str, Any]]
 
 
 class DeviceThread:
-    """Moves a device on its own thread."""
+    """Updates a device on its own thread."""
 
     def __init__(self, running: Running, start_ns: int) -> None:
         """Start at once.
@@ -208,14 +208,14 @@ class DeviceThread:
         self._running = running
         self._start_ns = start_ns
         self._stop = threading.Event()
-        self._has_moved = threading.Event()
+        self._was_updated = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"emulate-{running.name}", daemon=True)
         self._thread.start()
 
     def settle(self, timeout_s: float) -> None:
-        """Wait until the device has moved once."""
-        if not self._has_moved.wait(timeout_s):
-            logger.warning("%s: does not move; the other devices continue", self._running.name)
+        """Wait until the device has been updated once."""
+        if not self._was_updated.wait(timeout_s):
+            logger.warning("%s: the first update has not finished; the other devices continue", self._running.name)
 
     def stop(self) -> None:
         """Ask the thread to end, without waiting."""
@@ -236,10 +236,10 @@ class DeviceThread:
                     running.device.advance((time.monotonic_ns() - self._start_ns) / 1e9)
                 except Exception:
                     if not has_failed:
-                        logger.exception("%s: cannot be moved; retrying (logged once)", running.name)
+                        logger.exception("%s: cannot be updated; retrying (logged once)", running.name)
                     has_failed = True
                     pause_s = _RETRY_S
-                self._has_moved.set()
+                self._was_updated.set()
                 # Multiples of the tick since the start, so delays do not add up.
                 now_ns = time.monotonic_ns() - self._start_ns
                 self._stop.wait(max(pause_s, ((now_ns // tick_ns + 1) * tick_ns - now_ns) / 1e9))

@@ -30,7 +30,7 @@ class Fault:
     for_s: float = 0.0
     """Duration; momentary faults have none."""
     text: str | None = None
-    """Of a glitch: what the file contains; None: ``garbage``."""
+    """Content of the file during a glitch; None: ``garbage``."""
 
     def is_on(self, t_s: float) -> bool:
         """Return whether the fault lasts at ``t_s``."""

@@ -1,4 +1,4 @@
-"""Run an emulated machine: write its trees, move them at absolute deadlines, and record the truth.
+"""Run an emulated machine: write its trees, update them at absolute deadlines, and record the truth.
 
 ``exporter.yaml``, next to the trees, is the configuration of an exporter that reads the whole machine.
 """
@@ -41,7 +41,7 @@ _TRACE_S = 1.0
 _NAP_S = 0.1
 """Longest sleep before checking whether to stop."""
 _SETTLE_S = 5.0
-"""How long to wait for the first move of a device."""
+"""Longest wait for the first update of a device."""
 
 
 def run(scenario: str, directory: Path, duration_s: float | None) -> int:
@@ -76,7 +76,7 @@ def _emulate(spec: Scenario, directory: Path, duration_s: float | None, stop: th
         meter = UtilisationMeter(lambda: read_busy("/proc/stat")) if spec.loads else None
         # The scenario starts now, not when the first file was written.
         start_unix_s, start_ns = _read_clocks()
-        stack.enter_context(_moving(running, start_ns))
+        stack.enter_context(_updated(running, start_ns))
         tree.advance(0.0)
         start = {"start_unix_s": start_unix_s, "start_monotonic_ns": start_ns}
         document = {**start, "left_out": excluded_keys, "scenario": spec.document}
@@ -112,8 +112,8 @@ def _open_devices(spec: Scenario, directory: Path) -> tuple[list[Running], Scena
 
 
 @contextlib.contextmanager
-def _moving(running: Sequence[Running], start_ns: int) -> Iterator[None]:
-    """Keep the devices moving, and close them at the end."""
+def _updated(running: Sequence[Running], start_ns: int) -> Iterator[None]:
+    """Update the devices on their threads, and close them at the end."""
     threads = [DeviceThread(device, start_ns) for device in running]
     try:
         for thread in threads:

@@ -122,7 +122,7 @@ class GpuSpec:
 
     @property
     def key(self) -> str:
-        """Of the whole GPU: ``device/domain`` in the truth."""
+        """Key of the whole GPU in the truth: ``device/domain``."""
         return f"{self.uuid}/total"
 
     @property
@@ -330,7 +330,7 @@ class _Mean:
     def __init__(self, signal: Signal | None) -> None:
         self._signal = signal
         self._trail: deque[tuple[float, float]] = deque([(0.0, 0.0)], maxlen=self._KEPT)
-        """For signals with an unknown past: times and energies since the start."""
+        """Times and energies since the start, for signals whose past is unknown."""
 
     def milliwatts(self, grid_s: float, t_s: float, span_s: float) -> int:
         """Return the mean over ``span_s`` before ``grid_s``; -1 without a signal.

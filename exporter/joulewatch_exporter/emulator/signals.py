@@ -268,8 +268,7 @@ class CpuLoad:
         self._steps: deque[tuple[float, float, float]] = deque(
             [(0.0, 0.0, idle_watts)], maxlen=round(self.MEMORY_S / self.SAMPLE_S)
         )
-        """Of each sample: its time, the energy up to it, the power after it. Only appended to: threads of devices may
-        be reading."""
+        """Time, energy so far and following power of each sample. Append only: threads of devices may be reading."""
 
     @property
     def is_deterministic(self) -> bool:

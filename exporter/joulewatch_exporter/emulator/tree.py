@@ -1,4 +1,4 @@
-"""Write the sysfs, procfs and dev trees of a scenario and move them.
+"""Write the sysfs, procfs and dev trees of a scenario and update them.
 
 Directories, links and files are laid out as by real kernels. Values are replaced by rename, except the registers of a
 processor, which are written in place. The hot path is `advance`: it computes the exact energy of each device at one
@@ -215,7 +215,7 @@ class Tree:
         self._stat = _Stat(scenario.machine, str(self._procfs / "stat"), self._writer)
 
     def advance(self, t_s: float) -> None:
-        """Move every file to ``t_s`` seconds after the start."""
+        """Update every file to ``t_s`` seconds after the start."""
         for vanishing in self._vanishing:
             vanishing.advance(t_s)
         for moving in self._moving:

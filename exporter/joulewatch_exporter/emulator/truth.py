@@ -31,9 +31,9 @@ class Truth:
     start_unix_s: float
     start_monotonic_ns: int
     _times_s: tuple[float, ...]
-    """Of the lines of the trace, since the start."""
+    """Times of the lines of the trace, since the start."""
     _joules: Mapping[str, tuple[float, ...]]
-    """By key, at these times."""
+    """Key -> energies at these times."""
 
     @classmethod
     def load(cls, directory: Path) -> Self:

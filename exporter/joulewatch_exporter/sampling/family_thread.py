@@ -61,7 +61,7 @@ class FamilyThread:
                 worker.start()
 
     def stop(self) -> None:
-        """Ask the thread to end; it closes its collector itself. A thread that hangs is left behind."""
+        """Ask the thread to end; it closes its collector itself. A thread that hangs is abandoned."""
         self._worker.stop()
 
     def join(self, timeout_s: float) -> None:

@@ -105,7 +105,7 @@ class Sampler:
         self._watcher.start()
 
     def stop(self) -> None:
-        """End all threads, waiting 0.3 s at most; threads that hang are left behind."""
+        """End all threads, waiting 0.3 s at most; threads that hang are abandoned."""
         self._stop_event.set()
         with self._lock:
             threads = list(self._threads.values())
@@ -220,7 +220,7 @@ class Sampler:
         return True
 
     def _open_collector(self, family: type[Collector], options: Any) -> Collector:
-        """Open a family on a thread that can be left behind: probing for devices can hang, as reading them can."""
+        """Open a family on a thread that can be abandoned, because probing for devices can hang, like reading."""
         host = dataclasses.replace(self._host, claimed=self._claimed_before(family))
         opener = self._openers.setdefault(family.name, DeadlineThread(f"open-{family.name}"))
         return opener.call(lambda: family.open(host, options), OPEN_TIMEOUT_S, discard=lambda late: late.close())
@@ -257,7 +257,7 @@ class Sampler:
             logger.log(level, "%s: %s", name, text)
 
     def _settle_estimate(self, *, first: bool = False) -> None:
-        """With ``auto``: estimate CPU energy while no sensor measures it, and stop as soon as one does."""
+        """With ``auto``, estimate CPU energy while no sensor measures it, and stop as soon as one does."""
         family = next((family for family in self._families if family.name == ESTIMATE_FAMILY), None)
         if family is None or self._setting(ESTIMATE_FAMILY).enabled != "auto":
             return

@@ -36,17 +36,17 @@ class FamilyScan:
     collector: str
     layout: Layout
     energies_joules: tuple[float | None, ...]
-    """By info. None: not in this scan."""
+    """Energy of each of ``layout.infos``; None: not in this scan."""
     powers_watts: tuple[float | None, ...]
-    """By info. None: not in this scan, or not known yet."""
+    """Power of each of ``layout.infos``; None: not in this scan, or not known yet."""
     healths: tuple[Health | None, ...]
-    """By info; None: the quantity could not be read. The same tuple as in the scan before if nothing has changed."""
+    """Health of each of ``layout.infos``; None: it could not be read. The same tuple as before if unchanged."""
     reads: tuple[Reads, ...]
-    """By info: what the sensor itself reports. The same tuple as in the scan before if nothing has changed."""
+    """Reports of the sensor itself for each of ``layout.infos``. The same tuple as before if unchanged."""
     read_at_s: tuple[float | None, ...]
-    """By device: Unix time of the read; None: the device could not be read."""
+    """Unix time of the read of each of ``layout.devices``; None: the device could not be read."""
     up: tuple[bool, ...]
-    """By device."""
+    """Whether each of ``layout.devices`` could be read."""
     errors: tuple[tuple[str, str, int], ...]
     """Device, reason, and number of reads that failed for this reason."""
     duration_s: float | None

@@ -50,12 +50,12 @@ inline std::string field(const std::string& request, const std::string& key) {
 inline long number(const std::string& request, const char* key) { return std::atol(field(request, key).c_str()); }
 
 inline std::string in_json(const std::string& text) {  // quoted; control and non-ASCII characters become spaces
-    std::string said = "\"";
+    std::string quoted = "\"";
     for (unsigned char c : text) {
-        if (c == '"' || c == '\\') said += '\\';
-        said += c < 32 || c > 126 ? ' ' : static_cast<char>(c);
+        if (c == '"' || c == '\\') quoted += '\\';
+        quoted += c < 32 || c > 126 ? ' ' : static_cast<char>(c);
     }
-    return said + "\"";
+    return quoted + "\"";
 }
 
 // Phases of a call: begin() starts a batch, stamps("execute") marks the end of a phase. When off, no clock is read.
@@ -138,17 +138,17 @@ int serve(Network& network) {
         const auto failed = [](const std::string& code, const std::string& text) {
             return "false,\"error\":{\"code\":\"" + code + "\",\"text\":" + in_json(text) + "}";
         };
-        std::string said;
+        std::string outcome;
         try {
-            said = "true" + answer_to(network, request);
+            outcome = "true" + answer_to(network, request);
         } catch (const std::bad_alloc&) {
-            said = failed("out_of_memory", "no memory for these buffers");
+            outcome = failed("out_of_memory", "no memory for these buffers");
         } catch (const Failure& error) {
-            said = failed(error.code, error.what());
+            outcome = failed(error.code, error.what());
         } catch (const std::exception& error) {  // from a library
-            said = failed("failed", error.what());
+            outcome = failed("failed", error.what());
         }
-        std::fprintf(messages, "{\"id\":%ld,\"ok\":%s}\n", number(request, "id"), said.c_str());
+        std::fprintf(messages, "{\"id\":%ld,\"ok\":%s}\n", number(request, "id"), outcome.c_str());
         std::fflush(messages);
         if (field(request, "op") == "close") break;
     }

@@ -150,12 +150,12 @@ fn main() {
     let mut network = Matmul::default();
     for request in std::io::stdin().lock().lines() {
         let Ok(request) = request else { return }; // stdin ends when joulewatch exits
-        let said = match answer_to(&mut network, &request) {
+        let outcome = match answer_to(&mut network, &request) {
             Ok(text) => format!("true{}", text),
             Err((code, text)) => format!(r#"false,"error":{{"code":"{}","text":"{}"}}"#, code, text),
         };
         let mut stdout = std::io::stdout();
-        let _ = writeln!(stdout, r#"{{"id":{},"ok":{}}}"#, field(&request, "id"), said);
+        let _ = writeln!(stdout, r#"{{"id":{},"ok":{}}}"#, field(&request, "id"), outcome);
         let _ = stdout.flush();
         if field(&request, "op") == "close" {
             return;

@@ -40,7 +40,7 @@ class HttpOptions:
     bearer_token_file: Path | None = None
     """File with a bearer token."""
     ca_file: Path | None = None
-    """File with the certificates that the server's must be signed by. Default: those of the system."""
+    """File with the certificates of trusted authorities. Default: the system's."""
     cert_file: Path | None = None
     """File with the client's certificate."""
     key_file: Path | None = None
@@ -48,7 +48,7 @@ class HttpOptions:
     insecure: bool = False
     """Do not verify the server's certificate."""
     timeout_s: Annotated[float, Limits(gt=0, le=3600, unit="seconds")] = 30.0
-    """For one request."""
+    """Time limit of one request."""
 
     def __post_init__(self) -> None:
         if self.url:
@@ -119,7 +119,7 @@ class PrometheusOptions(HttpOptions):
     """How to reach a Prometheus, or a Pushgateway.
 
     Raises:
-        ConfigError: as of ``HttpOptions``.
+        ConfigError: An option is invalid, as for ``HttpOptions``.
     """
 
     _: KW_ONLY

@@ -93,7 +93,7 @@ class PrometheusClient:
         self._session.close()
 
     def get(self, path: str, params: Mapping[str, Any] | None = None, *, retry_s: float | None = None) -> Any:
-        """Return ``data`` of a GET below the base URL, such as ``/api/v1/targets``; errors as of ``post``."""
+        """Return ``data`` of a GET below the base URL, such as ``/api/v1/targets``; raise the errors of ``post``."""
         return self._data_of("GET", path, params or {}, retry_s)
 
     def post(self, path: str, data: Mapping[str, Any] | None = None, *, retry_s: float | None = None) -> Any:
@@ -115,7 +115,7 @@ class PrometheusClient:
             retry_s: Overrides the client's ``retry_s``.
 
         Raises:
-            QueryError: as of ``post``.
+            QueryError: The query failed, as for ``post``.
         """
         data = {"query": promql} if at_s is None else {"query": promql, "time": f"{at_s:.3f}"}
         answer = self.post(QUERY_PATH, data, retry_s=retry_s)

@@ -249,7 +249,7 @@ def open_sink(prometheus: PrometheusOptions, pushgateway_url: str | None = None)
 
     Raises:
         ConfigError: the remote-write receiver is disabled, or no Pushgateway answers.
-        QueryError: no Prometheus answers.
+        QueryError: Prometheus does not answer.
     """
     options = replace(prometheus, timeout_s=min(prometheus.timeout_s, REQUEST_TIMEOUT_S))
     sink: Sink
@@ -277,8 +277,8 @@ def open_delivery(
         folder: The run's folder, for ``delivered.jsonl``.
 
     Raises:
-        ConfigError: as of ``open_sink``, or a Pushgateway without a Prometheus from which to read back.
-        QueryError: no Prometheus answers.
+        ConfigError: An option is invalid, or a Pushgateway is set without the Prometheus from which to read back.
+        QueryError: Prometheus does not answer.
     """
     if prometheus is None:
         if pushgateway_url:
@@ -302,14 +302,14 @@ def push_run(
 
     Args:
         folder: The run's folder.
-        prometheus, pushgateway_url: As of ``open_delivery``.
+        prometheus, pushgateway_url: See ``open_delivery``.
         timeout_s: When to stop; what is not delivered by then stays in the journal.
         sleep: For tests.
         progress: Called after each step.
 
     Raises:
         RecordError: the journal cannot be read.
-        ConfigError, QueryError: as of ``open_delivery``.
+        ConfigError, QueryError: See ``open_delivery``.
     """
     record = read_run(folder)
     items = run_items(record)

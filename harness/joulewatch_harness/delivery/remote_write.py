@@ -160,7 +160,7 @@ class RemoteWriteSink:
             logger.debug("empty request refused: %s", error)
 
     def write(self, items: Sequence[Item]) -> None:
-        """Write items with one request; errors as of ``send_samples``."""
+        """Write items with one request; raise the errors of ``send_samples``."""
         samples = [sample for item in items for sample in item.samples]
         # Info that is older than stored info would make the server refuse the whole request.
         info = [sample for item in items for sample in item.info if sample.at_ms > self._newest(sample)]

@@ -101,7 +101,7 @@ class ExporterTarget:
 
     url: Text
     name: Text = ""
-    """Its ``instance`` in Prometheus, if that is not ``host:port``."""
+    """Label ``instance`` of the exporter in Prometheus, if it is not ``host:port``."""
 
     def __post_init__(self) -> None:
         scheme, _, rest = self.url.partition("://")
@@ -127,7 +127,7 @@ class PlanKeys(Preset):
     cpus: Text = ""
     """Processors of the networks' processes, such as ``0-3``; empty: all."""
     time_limit_s: Annotated[float, Limits(ge=1, unit="seconds")] = DEFAULT_TIME_LIMIT_S
-    """For one call of an isolated network."""
+    """Time limit of one call of an isolated network."""
     phases: Annotated[str, Choice(PHASES)] = PHASES_INLINE
 
 

@@ -101,7 +101,7 @@ class Bracket:
 
     @property
     def clock_step_s(self) -> float:
-        """By how much the wall clock moved against the monotonic clock during the window."""
+        """Change of the wall clock relative to the monotonic clock during the window."""
         return (self._end_mapping.offset_ns - self._start_mapping.offset_ns) * 1e-9
 
     def window(self, *, run: str, index: int, kind: WindowKind, **contents: Unpack[WindowContents]) -> Window:

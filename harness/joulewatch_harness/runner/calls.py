@@ -27,7 +27,7 @@ class LoadedNetwork:
     """A configuration whose network is loaded."""
 
     configuration: Configuration
-    """As loaded, with the actual precision."""
+    """The configuration as loaded, with the actual precision."""
     network: Network
     driver: Driver
     scenario: Scenario

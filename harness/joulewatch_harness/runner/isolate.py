@@ -124,11 +124,11 @@ class IsolatedNetwork:
         """Write the network's own trace.
 
         Raises:
-            NetworkError: the network has none.
+            NetworkError: The network does not support tracing.
         """
         self._ensure_process()
         if "trace" not in self._optional_methods:
-            raise NetworkError(f"{self._configuration.name}: this network has no trace")
+            raise NetworkError(f"{self._configuration.name}: this network does not support tracing")
         self._call("trace", path)
 
     def close(self) -> None:

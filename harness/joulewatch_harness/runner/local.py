@@ -61,7 +61,7 @@ class LocalExporter:
 
     @property
     def pid(self) -> int | None:
-        """Its process id; None while it is not running."""
+        """Process id of the exporter; None while it is not running."""
         return None if self._process is None else self._process.pid
 
     def start(self) -> None:

@@ -94,7 +94,7 @@ def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: P
 
 
 def warm_up(context: RunContext, cell: Cell, step: MeasureStep) -> None:
-    """Run until the throughput is steady or the plan's limit is reached; measures the time per batch.
+    """Run until the throughput is steady or the plan's limit is reached; measure the time per batch.
 
     Raises:
         RunStopped: the user stopped the run, and there is no window.

@@ -359,7 +359,7 @@ class Recording:
         end_s: float | None = None,
         matchers: Mapping[str, str] | None = None,
     ) -> list[RecordedSeries]:
-        """Return all series of a metric with samples in a span; errors as of ``iter_series``.
+        """Return all series of a metric with samples in a span; raise the errors of ``iter_series``.
 
         Args:
             metric: The complete name.

@@ -425,7 +425,7 @@ def test_an_accepted_password_is_not_hashed_again(users: Path, monkeypatch: pyte
     assert access.allows(header)
 
     def never(path: Path | None) -> Any:
-        raise AssertionError("worked out again")
+        raise AssertionError("the password was hashed again")
 
     monkeypatch.setattr(access_module, "_bcrypt", never)
     assert access.allows(header)

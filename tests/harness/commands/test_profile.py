@@ -147,9 +147,9 @@ def test_bad_input_ends_with_code_2_and_leaves_nothing(
         code = cli.main(["profile", *words])
     except SystemExit as stopped:
         code = int(str(stopped.code))
-    said = capsys.readouterr()
-    assert text in said.err
-    assert said.out == ""
+    output = capsys.readouterr()
+    assert text in output.err
+    assert output.out == ""
     assert code == 2
     assert not (folder / "runs").exists() or not list((folder / "runs").iterdir())
 
@@ -238,7 +238,7 @@ def test_native_precisions_are_named_by_what_was_loaded(folder: Path) -> None:
 
 def test_a_run_folder_without_a_journal_does_not_stay(tmp_path: Path) -> None:
     with pytest.raises(ConfigError), preflight._run_folder(tmp_path / "runs" / "a"):
-        (tmp_path / "runs" / "a" / "exporter.log").write_text("said something")
+        (tmp_path / "runs" / "a" / "exporter.log").write_text("one log line")
         raise ConfigError("later")
     assert list((tmp_path / "runs").iterdir()) == []
     with preflight._run_folder(tmp_path / "runs" / "b"):

@@ -38,7 +38,7 @@ class Odd:
         return self.answer == "yes"
     def prepare(self, batch):
         self.batch = batch
-        if batch == 3: raise UnsupportedBatchError("three is no batch")
+        if batch == 3: raise UnsupportedBatchError("three is not a valid batch size")
         if batch == 5: raise MemoryError("no room")
         if batch == 7: raise ValueError("odd")
         if batch == 11: raise ModuleNotFoundError("No module named 'torch'", name="torch")
@@ -132,7 +132,7 @@ def test_the_process_survives_close_and_ends_with_end(network: Callable[..., Iso
 @pytest.mark.parametrize(
     ("batch", "kind", "text"),
     [
-        (3, UnsupportedBatchError, "three is no batch"),
+        (3, UnsupportedBatchError, "three is not a valid batch size"),
         (5, MemoryError, "no room"),
         (11, ModuleNotFoundError, "No module named 'torch'"),
     ],

@@ -39,7 +39,7 @@ class OnDemandCollector:
 
     @property
     def outdated(self) -> bool:
-        """Never, if no devices are added while the machine runs."""
+        """Return False, for families whose devices do not change while the machine runs."""
         return False
 
     def settle(self, timeout_s: float) -> None:

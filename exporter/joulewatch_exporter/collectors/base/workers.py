@@ -71,7 +71,7 @@ class _Attempt:
     device: Device | None
     """The connection after the attempt; None: there is none."""
     infos: tuple[SensorInfo, ...] | None = None
-    """Of a connection that the attempt made."""
+    """The quantities of a new connection; None: the attempt made none."""
     readings: Sequence[Reading] = ()
     error: SensorError | None = None
 
@@ -123,7 +123,7 @@ class Poller:
         self._is_settled = False
         self._failures = 0
         self.sensor: PolledSensor | None = None
-        """None until the device has answered or failed once."""
+        """The sensor; None until the device has answered or failed once."""
 
     @property
     def is_settled(self) -> bool:
@@ -324,17 +324,17 @@ class PolledCollector:
 
     @property
     def timing(self) -> Timing:
-        """The pollers' readings are taken every second, and in each scrape."""
+        """Return that the pollers' readings are taken every second and in each scrape."""
         return Timing(poll_s=TAKE_PERIOD_S, read_on_scrape=True, manages_devices=True)
 
     @property
     def findings(self) -> Sequence[Finding]:
-        """None: ``check`` lists the sensors themselves."""
+        """Return no findings, because ``check`` lists the sensors themselves."""
         return ()
 
     @property
     def outdated(self) -> bool:
-        """Never: the family manages its own devices."""
+        """Return False: the family manages its own devices."""
         return False
 
     def settle(self, timeout_s: float) -> None:

@@ -35,7 +35,7 @@ from joulewatch_exporter.threads import DeadlineThread
 logger = logging.getLogger(__name__)
 
 _POLL_S: Final = 1.0
-"""As often as the user function's driver queries the card; slower polling makes the integral less exact. The user
+"""The user function's driver queries the card this often; slower polling makes the integral less exact. The user
 function's driver writes one line to the kernel log per query. To avoid that, read the management function, or set
 ``poll_seconds: 5``; gaps above ``SensorInfo.max_gap_s`` (10 s) are not integrated."""
 
@@ -96,7 +96,7 @@ class _Backend:
     """One way to read a card."""
 
     kind: FunctionKind | None
-    """None: the driver has only one function."""
+    """The function of the card; None: the driver has only one."""
     path: str
     text: str
     open: Callable[[list[Finding]], CardSensor]

@@ -59,7 +59,7 @@ _STALE_SLACK_S: Final = 1
 """A cache that is older than its lifetime plus this was not refreshed by our read, although it should have been."""
 
 _LIMITS_WATTS: Final = {1: 150.0, 2: 225.0}
-"""By ``max_power``. Level 0 would be 75 W, but drivers without board information also return 0."""
+"""Power limit by ``max_power`` level. Level 0 would be 75 W, but drivers without board information also return 0."""
 
 # Domain, voltage, current, is_addend. The HBM and DDR rails have no current, so their power is unknown.
 _XMC_RAILS: Final = (

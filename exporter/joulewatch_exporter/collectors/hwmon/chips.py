@@ -39,7 +39,7 @@ class Channel:
     stem: str
     """Common prefix of the paths of the channel's files."""
     suffix: str
-    """Of the file that is read."""
+    """Suffix of the file that is read."""
 
     @property
     def path(self) -> str:

@@ -75,7 +75,7 @@ class HwmonOptions:
     skip_chips: Sequence[str] = ()
     """Names of chips that are not read."""
     overrides: Mapping[str, Override] = field(default_factory=dict)
-    """By chip name: what the chip measures on this board."""
+    """Chip name -> what the chip measures on this board."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -115,7 +115,7 @@ class PowerSensor:
     b_exponent: int
     result_exponent: int
     tolerance: int
-    """In half steps."""
+    """Tolerance in half steps."""
     stated_accuracy: float
     """Relative; 0: the record states no accuracy."""
     nominal: int | None

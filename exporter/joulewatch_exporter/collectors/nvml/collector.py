@@ -111,7 +111,7 @@ class NvmlCollector:
         self.nvml = Nvml(module, host.dev)
         self.gate = Gate(SensorGlitchError("NVML is being started"))
         self.gpus: dict[str, Gpu] = {}
-        """By UUID, in the order of detection; lost GPUs stay."""
+        """UUID -> GPU, in the order of detection; lost GPUs stay."""
         self.call_timeout_s = options.call_timeout_seconds
         self._options = options
         self._library = library
@@ -157,7 +157,7 @@ class NvmlCollector:
 
     @property
     def outdated(self) -> bool:
-        """Never: the family finds new devices itself."""
+        """Return False: the family finds new devices itself."""
         return False
 
     @classmethod

@@ -242,7 +242,7 @@ def _energy_source(
 
 
 def _has_memory(values: Mapping[Field, float], notes: list[str]) -> bool:
-    """Return whether the memory power is plausible; headers disagree about the meaning of the scope."""
+    """Return whether the memory power is plausible; versions of ``nvml.h`` define its scope differently."""
     memory_mw = values.get(_MEMORY)
     if not memory_mw:
         return False

@@ -32,7 +32,7 @@ from joulewatch_exporter.model import Finding, Host, Timing
 __all__ = ["RaplCollector", "RaplOptions"]
 
 _BACKENDS: Final[tuple[BackendName, ...]] = ("powercap", "perf", "msr")
-"""In order of preference."""
+"""All backends, the preferred one first."""
 
 _MOST_CORES: Final = 64
 """Each series costs time in every scrape: larger machines publish single cores only on request."""
@@ -186,7 +186,7 @@ class _Selection:
         """
         preferred = next((offer.backend for offer in offers if not offer.is_cores), None)
         authorities: dict[str, BackendName] = {}
-        """By device: the backend that decides which counters it has."""
+        """Device -> the backend that decides which counters it has."""
         for offer in offers:
             if not offer.is_cores and (offer.backend == preferred or offer.device.startswith("socket")):
                 authorities.setdefault(offer.device, offer.backend)

@@ -31,7 +31,7 @@ STALE_PERIODS: Final = 3.0
 KEPT_OFFSETS: Final = 64
 
 Resources = Mapping[str, tuple[Json, int]]
-"""By path: the resource and the time of its read."""
+"""Path -> the resource and the time of its read."""
 
 
 class SampleClock:

@@ -1,4 +1,4 @@
-"""Find what to read from a Redfish service, by following its links; has no I/O of its own.
+"""Find what to read from a Redfish service, by following its links; without I/O.
 
 Ids and paths differ between vendors (``1``, ``Self``, ``System.Embedded.1``), so only links are followed. A chassis may
 report its power in up to three places: ``EnvironmentMetrics`` (with energy counters, if the service has them), the

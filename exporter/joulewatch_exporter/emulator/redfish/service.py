@@ -72,14 +72,14 @@ class RedfishService:
         self._is_closed = False
         self._server: HttpsServer | None = None
         self.port = spec.port
-        """Its TCP port."""
+        """The TCP port of the service."""
         self._listen()
         self.port = self._server.server_address[1] if self._server is not None else self.port
         self.advance(0.0)
 
     @property
     def url(self) -> str:
-        """Its URL."""
+        """The URL of the service."""
         host = f"[{self.spec.address}]" if ":" in self.spec.address else self.spec.address
         return f"https://{host}:{self.port}"
 

@@ -44,7 +44,7 @@ class RedfishSpec:
     user: str = "monitor"
     """The user who may log in."""
     password: str = field(default="emulated", repr=False)
-    """Not a secret."""
+    """Password of the user; it is not a secret."""
     address: str = "127.0.0.1"
     """IP address to listen on, for which the certificate is valid."""
     port: int = 0

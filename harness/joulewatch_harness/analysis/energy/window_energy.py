@@ -33,7 +33,7 @@ _LEAST_POWER_DOUBT: Final = 0.2
 _PERIOD_TOLERANCE: Final = 0.05
 """Relative tolerance for readings one refresh period apart: scrapes and sensors have different clocks."""
 _FEW_READINGS: Final = 4
-"""With fewer readings in a window, their scatter is not used."""
+"""If a window has fewer readings, their scatter is not used."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,13 @@ SUFFIXES: Final = (".png", ".svg", ".pdf")
 PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
 """Okabe and Ito's colours, distinguishable with common colour blindness; without their yellow, too pale for lines."""
 _MARKERS: Final = (("o", 4.5), ("s", 4.5), ("^", 5.0), ("D", 4.5), ("v", 5.0), ("P", 6.5), ("X", 6.5), ("*", 8.0))
-"""With sizes in points that make their areas look equal."""
+"""Markers, and sizes in points that make their areas look equal."""
 _SIZE_INCHES: Final = (6.4, 6.6)
 _DPI: Final = 200
 _DASHES: Final = (0, (4, 2))
 _SHIFT_OCTAVES: Final = 0.06
 _LINE_STYLES: Final = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
-"""With more lines than colours, the second eight lines are dashed and the third dotted."""
+"""The first eight lines are solid, the second eight dashed, the third dotted."""
 _LEGEND_ROW_INCHES: Final = 0.18
 _LONG_NAME: Final = 44
 _PHASE_PANELS: Final = 6

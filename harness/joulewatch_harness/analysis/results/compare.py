@@ -85,7 +85,7 @@ class Measure:
     estimate: Estimate | None
     missing: str = ""
     sensors: frozenset[str] = frozenset()
-    """With names that are the same in every run of a machine."""
+    """Sensors, with names that are the same in every run of a machine."""
     methods: frozenset[str] = frozenset()
     idle: tuple[str, tuple[int, ...]] = ("", ())
     """Run and indexes of the subtracted idle windows."""

@@ -35,7 +35,7 @@ class Basis:
     joules_per_inference: float
     """Gross energy over all device sensors."""
     expanded_joules: float
-    """Its expanded uncertainty at 95 % coverage."""
+    """Expanded uncertainty of the energy at 95 % coverage."""
     methods: tuple[str, ...]
     """Methods of the sensors: counter, integrated, estimated, emulated or unknown."""
 
@@ -68,7 +68,7 @@ class LayerView:
     """network, runtime, runtime_version, precision, provider, device."""
     trace: Trace
     rows: tuple[Row, ...]
-    """In the order of execution."""
+    """Operators in the order of execution."""
     between: Row
     """The time of a batch that no operator covers."""
     basis: Basis | None = None

@@ -226,7 +226,7 @@ class RunResult:
     """Component or total -> idle power of the machine, over all idle windows of the preferred kind."""
     findings: tuple[Finding, ...] = ()
     setups: tuple[SetupResult, ...] = ()
-    """By configuration, loading first."""
+    """Setup results of each configuration, loading first."""
 
     @property
     def methods(self) -> frozenset[str]:

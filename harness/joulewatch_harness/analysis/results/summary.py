@@ -1,4 +1,4 @@
-"""From the energies of windows to joules per inference: idle baseline, repeats, mean and uncertainty.
+"""Compute joules per inference from the energies of windows: idle baseline, repeats, mean, uncertainty.
 
 Uncertainty follows the GUM (JCGM 100:2008). Between rounds: type A, the experimental standard deviation of the
 mean with n − 1 degrees of freedom. Within windows: type B, from each window's own budget. Components that are the same

@@ -34,7 +34,7 @@ ASSUMED_REFRESH_S: Final = {"rapl": 0.001}
 """Refresh of a family until its sensors have measured their own: RAPL's is 1 ms (Intel SDM vol. 3B, 15.10)."""
 _ASSUMED_REFRESH_OTHERS_S: Final = 0.1
 _METHOD_DOUBT: Final = ("counter", "integrated", "emulated", "estimated")
-"""From the least to the most doubtful; an unknown method is more doubtful than all of them."""
+"""Methods from the most to the least reliable; an unknown method is less reliable than all of them."""
 _JOULE_UNITS: Final = {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "µJ": 1e-6, "nJ": 1e-9}
 QuantityKey = tuple[str, ...]
 """(exporter, collector, component, device, domain): the labels of a sensor's metrics that have no scope."""
@@ -83,7 +83,7 @@ class History:
     sensors: Mapping[SensorId, SensorRecord] = field(default_factory=dict)
     counters: Mapping[SensorId, Series] = field(default_factory=dict)
     powers: Mapping[SensorId, Series] = field(default_factory=dict)
-    """Only of sensors that have no counter."""
+    """Power of the sensors without a counter."""
     readings: Mapping[SensorId, Series] = field(default_factory=dict)
     """Power values, in watts, of sensors that observe only part of each refresh period: their scatter is needed."""
     starts: Mapping[str, Floats] = field(default_factory=dict)

@@ -100,7 +100,7 @@ class PrometheusSource:
 
         Raises:
             QueryTooLargeError: A piece of one second is still too large.
-            QueryError: As of ``PrometheusClient.query``.
+            QueryError: The query failed, as for ``PrometheusClient.query``.
         """
         pieces: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
         piece_s = _FIRST_PIECE_S
