@@ -55,7 +55,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def worker_group(nodeid: str) -> str:
     """Return one name for all tests that share what is expensive to set up: they run on one worker.
 
-    These are the tests of one file, except integration tests with servers of their own: each of them stands alone.
+    The tests of one file form a group; each integration test that starts its own servers is a group by itself.
     """
     path = nodeid.partition("::")[0]
     if path in SHARED_RUN:

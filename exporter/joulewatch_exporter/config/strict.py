@@ -156,7 +156,7 @@ class _MismatchError(Exception):
 
 
 def convert(value: object, hint: Any, source: str, where: str, converters: Converters = _NO_CONVERTERS) -> Any:
-    """Return a value of YAML as an annotation asks for it.
+    """Convert a YAML value to the type of an annotation.
 
     Raises:
         ConfigError: The value has another type; the message names both.

@@ -73,7 +73,7 @@ class CardSpec:
     vccint_share: float = 0.6
     """Share of the rail ``vccint``, which the supply rails feed."""
     update_s: float = 0.1
-    """How often the controller of the card makes new values, which the management function shows at once."""
+    """Interval at which the card's controller makes new values, which the management function shows immediately."""
     cache_s: int = 1
     """Age at which the driver replaces the values of the user function."""
     number: int = 1024

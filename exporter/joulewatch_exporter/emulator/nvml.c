@@ -93,7 +93,7 @@ static const gpu_t *find(const state_t *state, const char *uuid) {
   return NULL;
 }
 
-/* Copy the present state of the GPU behind a handle, or return the code of every call on it. Wait while it hangs. */
+/* Copy the current state of a handle's GPU, or return the code that all its calls return. Wait while it hangs. */
 static int read_gpu(device_t *device, gpu_t *gpu, int64_t *start_ns) {
   static const struct timespec pause = {0, 50000000};
   state_t state;

@@ -309,7 +309,7 @@ class Scenario:
     loads: tuple[CpuLoad, ...]
     """The signals that follow the load of this machine."""
     document: Mapping[str, Any] = field(repr=False)
-    """What was parsed, with the points of replays; `parse` makes the same scenario of it, on any machine."""
+    """The parsed document, with the points of replays; `parse` turns it into the same scenario on any machine."""
 
     def without(self, keys: Collection[str]) -> Scenario:
         """Return the scenario without these keys of the truth: their devices are not emulated."""

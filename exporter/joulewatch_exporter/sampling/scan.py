@@ -12,7 +12,7 @@ Reads = Literal["energy", "power"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """What rarely changes about one quantity."""
+    """The facts about one quantity that rarely change."""
 
     refresh_s: float | None
     wraps: int

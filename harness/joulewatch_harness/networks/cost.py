@@ -597,7 +597,7 @@ def _unique_names(nodes: Sequence[Any]) -> dict[int, str]:
 
 
 def _input_sizes(model: Any, dims: Mapping[str, int]) -> tuple[int, dict[str, Shape]]:
-    """Return the batch size for the count, and the shapes of the inputs with it."""
+    """Return the batch size for the count, and the shapes of the inputs at this batch size."""
     inputs = real_inputs(model.graph)
     fixed = fixed_batch(model)
     symbols = {_dims(item)[0] for item in inputs if _dims(item) and isinstance(_dims(item)[0], str)}

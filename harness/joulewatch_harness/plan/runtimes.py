@@ -18,16 +18,16 @@ class Runtime:
     extra: str = "harness"
     """The pip extra that installs it."""
     takes_model_files: bool = False
-    """It runs built-in networks and model files. To the other runtimes a network is what their server, program or
-    accelerator calls it, and its precision is the one it has."""
+    """Whether it runs built-in networks and model files. In the other runtimes, the server, program or accelerator
+    defines the name of a network and its precision."""
     is_server: bool = False
-    """Its networks have the names that a server gives them, such as ``llama3.2:1b``."""
+    """Whether a server names its networks, for example ``llama3.2:1b``."""
     traces: bool = False
     """``joulewatch layers`` can trace it."""
     experimental: str = ""
-    """What was never tried; empty: it was run on the hardware it is for."""
+    """What has never run on the real hardware or server; empty if nothing."""
     experimental_devices: bool = False
-    """It was run on CPUs only: on any other device it is experimental."""
+    """Whether it has run on CPUs only, so that it is experimental on other devices."""
 
     def __str__(self) -> str:
         return f"{self.name} (experimental)" if self.experimental else self.name
@@ -44,7 +44,7 @@ class Runtime:
 
     @property
     def never_run(self) -> str:
-        """What was never tried, in a list of runtimes; empty: nothing."""
+        """Return what has never run on the real hardware or server, for lists of runtimes; empty if nothing."""
         return self.experimental or ("not run on devices other than CPUs" if self.experimental_devices else "")
 
     @property

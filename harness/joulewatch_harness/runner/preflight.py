@@ -91,7 +91,7 @@ def _run_folder(folder: Path) -> Iterator[None]:
 
 
 def _check_networks(plan: Plan, stack: contextlib.ExitStack) -> tuple[Plan, tuple[tuple[Configuration, Network], ...]]:
-    """Load every network once, check what it is and what it computes, and unload it again.
+    """Load every network once, check its description and its outputs, and unload it again.
 
     Returns:
         The plan, whose names contain the precision read back from each file, and the networks, unloaded: the first

@@ -46,7 +46,7 @@ class Recorder:
             for client in self._clients
         ]
         self.error: RecordError | None = None
-        """Why scrapes were not written (disk full); writing is tried again, and the recording names the gap."""
+        """Why scrapes were not written (disk full); writes are retried, and the recording lists the gap."""
 
     def start(self) -> None:
         """Start scraping."""

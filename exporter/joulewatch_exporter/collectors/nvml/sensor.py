@@ -61,7 +61,7 @@ class Gpu:
 
 
 class Owner(Protocol):
-    """What a sensor needs of its collector."""
+    """The part of the collector that a sensor uses."""
 
     nvml: Nvml
     gate: Gate

@@ -67,7 +67,7 @@ class Session:
 
 @dataclass(slots=True)
 class Memory:
-    """What a client passes on to the next client of the same service."""
+    """State that a client passes to the next client of the same service."""
 
     sessions_path: str | None = None
     """The path at which sessions are opened."""

@@ -122,7 +122,7 @@ def _edge_offsets(window: Window) -> dict[str, ClockOffset]:
 def _typical_offsets(
     record: RunRecord, exporters: Iterable[str], offsets: Sequence[Mapping[str, ClockOffset]]
 ) -> dict[str, ClockOffset]:
-    """Return the median offset of each exporter on another machine, for windows without one of their own."""
+    """Return the median offset of each exporter on another machine, for windows without a measured offset."""
     typical = {}
     for exporter in exporters:
         own = [bounds[exporter] for bounds in offsets if exporter in bounds]

@@ -689,7 +689,7 @@ def _common_notes(pairs: Sequence[Pair], *, cancel: bool) -> Iterator[str]:
     elif counts:
         yield "Rounds are not paired (two runs, or different rounds in A and B): their scatters are independent."
     if not cancel:
-        yield "Nothing cancels (--uncorrelated): errors that A and B share are counted in full, twice."
+        yield "No errors cancel (--uncorrelated): errors that A and B share count in full on both sides."
     verdicts = len(
         {
             # The verdict of a single component repeats that of the total.

@@ -169,7 +169,7 @@ class SetupResult:
     """0 for ``load``."""
     duration_s: float
     window: int | None = None
-    """None: too short for a window, so its energy is not known."""
+    """Number of the window; None if it was too short for a window, so its energy is unknown."""
     components: tuple[SetupEnergy, ...] = ()
     total: SetupEnergy | None = None
     """All device sensors; None without a window."""
