@@ -12,7 +12,7 @@ Reads = Literal["energy", "power"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """The facts about one quantity that rarely change."""
+    """Facts about one quantity that rarely change between scans."""
 
     refresh_s: float | None
     wraps: int
@@ -40,9 +40,9 @@ class FamilyScan:
     powers_watts: tuple[float | None, ...]
     """Power of each of ``layout.infos``; None: not in this scan, or not known yet."""
     healths: tuple[Health | None, ...]
-    """Health of each of ``layout.infos``; None: it could not be read. The same tuple as before if unchanged."""
+    """Health of each of ``layout.infos``; None: it could not be read. The previous tuple if unchanged."""
     reads: tuple[Reads, ...]
-    """Reports of the sensor itself for each of ``layout.infos``. The same tuple as before if unchanged."""
+    """Whether the sensor reports energy or power, for each of ``layout.infos``; the previous tuple if unchanged."""
     read_at_s: tuple[float | None, ...]
     """Unix time of the read of each of ``layout.devices``; None: the device could not be read."""
     up: tuple[bool, ...]
