@@ -84,6 +84,13 @@ def exporter(site: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder in which the collector of the README is installed."""
+    folder = tmp_path_factory.mktemp("meter") / "wheel"
+    return install(folder, module="joulewatch_meter", code=example(), entry_points=ENTRY_POINTS)
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> list[str]:
     """Return the flags of a machine without sensors."""
@@ -93,8 +100,9 @@ def machine(tmp_path: Path) -> list[str]:
     return [f"--path.{name}={root}" for name, root in zip(("sysfs", "procfs", "dev"), roots, strict=True)]
 
 
-def test_the_collector_of_the_readme_measures_a_meter(tmp_path: Path, meter: ScpiMeter, machine: list[str]) -> None:
-    site = install(tmp_path / "wheel", module="joulewatch_meter", code=example(), entry_points=ENTRY_POINTS)
+def test_the_collector_of_the_readme_measures_a_meter(
+    site: Path, tmp_path: Path, meter: ScpiMeter, machine: list[str]
+) -> None:
     host, port = meter.server_address[:2]
     config = tmp_path / "exporter.yaml"
     config.write_text(f"collectors: {{meter: {{address: '{host!s}:{port}'}}}}\n")
@@ -106,13 +114,12 @@ def test_the_collector_of_the_readme_measures_a_meter(tmp_path: Path, meter: Scp
     )
     assert 'joulewatch_sensor_up{collector="meter",device="meter"} 1.0' in completed.stdout
     completed = exporter(site, f"--config.file={config}", *machine, "check", "--format", "json")
-    (reading,) = [item for item in json.loads(completed.stdout)["readings"] if item["collector"] == "meter"]
+    (reading,) = [entry for entry in json.loads(completed.stdout)["readings"] if entry["collector"] == "meter"]
     assert reading["power_watts"] == 312.25
 
 
-def test_a_missing_meter_is_down(tmp_path: Path, machine: list[str]) -> None:
+def test_a_missing_meter_is_down(site: Path, tmp_path: Path, machine: list[str]) -> None:
     """The device is down with a reason, not missing from the scrape, and there is no traceback."""
-    site = install(tmp_path / "wheel", module="joulewatch_meter", code=example(), entry_points=ENTRY_POINTS)
     config = tmp_path / "exporter.yaml"
     config.write_text("collectors: {meter: {address: '127.0.0.1:9'}}\n")
     completed = exporter(site, f"--config.file={config}", *machine, "--no-collector.estimate", "--once")
@@ -121,8 +128,7 @@ def test_a_missing_meter_is_down(tmp_path: Path, machine: list[str]) -> None:
     assert "127.0.0.1:9: " in completed.stderr and "Traceback" not in completed.stderr
 
 
-def test_without_its_address_the_collector_of_the_readme_is_absent(tmp_path: Path, machine: list[str]) -> None:
-    site = install(tmp_path / "wheel", module="joulewatch_meter", code=example(), entry_points=ENTRY_POINTS)
+def test_without_its_address_the_collector_of_the_readme_is_absent(site: Path, machine: list[str]) -> None:
     completed = exporter(site, *machine, "--collector.meter", "--once")
     assert completed.returncode == 2
     assert "collectors.meter.address is not set" in completed.stderr
