@@ -366,11 +366,16 @@ def test_an_error_of_the_device_is_named(gpu: Machine, model: Path, caplog: pyte
 @pytest.mark.parametrize(
     ("options", "good", "refused", "text"),
     [
-        ({"shape": "dynamic", "profile": "2,4,6"}, 6, (1, 7), "the profile 2,4,6 has no batch of "),
-        ({"shape": "dynamic", "profile": "16,16,32"}, 16, (15, 33), "the profile 16,16,32 has no batch of "),
+        ({"shape": "dynamic", "profile": "2,4,6"}, 6, (1, 7), "the profile 2,4,6 does not contain batch size "),
+        (
+            {"shape": "dynamic", "profile": "16,16,32"},
+            16,
+            (15, 33),
+            "the profile 16,16,32 does not contain batch size ",
+        ),
         ({"fixed": 3}, 3, (4,), "fixed batch axis of 3, not "),
-        ({"engine": ("batch", 4)}, 2, (0, 5), "the engine takes batches of 1 to 4, not "),
-        ({"engine": ("batch", 4), "most": 8}, 8, (0, 9), "the engine takes batches of 1 to 8, not "),
+        ({"engine": ("batch", 4)}, 2, (0, 5), "the engine accepts batch sizes 1 to 4, not "),
+        ({"engine": ("batch", 4), "most": 8}, 8, (0, 9), "the engine accepts batch sizes 1 to 8, not "),
         ({"engine": (6, 4)}, 6, (5,), "fixed batch axis of 6, not "),
     ],
 )
@@ -427,11 +432,11 @@ def test_a_kept_engine_that_cannot_be_read_is_built_again(
     kept.write_bytes(b"half of an eng")
     gpu.answer("deserialize_cuda_engine", None, ERROR="Magic tag does not match")
     network = loaded(model)
-    assert "cannot be read and is built anew: Magic tag does not match" in caplog.text
+    assert "cannot be read and is built again: Magic tag does not match" in caplog.text
     assert kept.read_bytes() == before
     network.close()
     gpu.answer("deserialize_cuda_engine", None, WARNING=NO_MEMORY)
-    with raises(MemoryError, match=r"m\.onnx: NVIDIA Double H1 has no room"):
+    with raises(MemoryError, match=r"m\.onnx: NVIDIA Double H1 has no memory"):
         loaded(model)
     assert kept.exists()
 
@@ -484,10 +489,10 @@ def test_of_several_profiles_the_nearest_is_used(gpu: Machine, tmp_path: Path) -
     gpu.calls.clear()
     network.trace(tmp_path / "trace.json")
     assert arguments(gpu, "set_optimization_profile_async") == [(1, int(network._stream))]
-    with raises(UnsupportedBatchError, match="batches of 1 to 16, 8 to 32, not 33"):
+    with raises(UnsupportedBatchError, match="batch sizes 1 to 16, 8 to 32, not 33"):
         network.prepare(33)
     gpu.answer("set_optimization_profile_async", False, ERROR="no such profile")
-    with raises(NetworkError, match="TensorRT does not take profile 0: no such profile"):
+    with raises(NetworkError, match="TensorRT refuses profile 0: no such profile"):
         network.prepare(1)
     network.close()
 
@@ -498,12 +503,24 @@ def test_of_several_profiles_the_nearest_is_used(gpu: Machine, tmp_path: Path) -
         (
             "library version 11.4 got 10.3.0, please rebuild",
             {},
-            r": it was built for TensorRT 10\.3\.0; here are Tensor",
+            r": it was built for TensorRT 10\.3\.0; this machine has Tensor",
         ),
-        ("expecting compute 9.0 got compute 8.6, please", {}, r": it was built for compute capability 8\.6; here are"),
-        ("", {"tensorrt": "10.1", "gpu": "A", "capability": "8.6"}, r": .* 10\.1 and A, compute capability 8\.6; here"),
-        ("Magic tag does not match", {}, "; here are TensorRT 1.* and NVIDIA Double H1, compute capability 9.0. Build"),
-        ("", {}, "; here are "),
+        (
+            "expecting compute 9.0 got compute 8.6, please",
+            {},
+            r": it was built for compute capability 8\.6; this machine has",
+        ),
+        (
+            "",
+            {"tensorrt": "10.1", "gpu": "A", "capability": "8.6"},
+            r": .* 10\.1 and A, compute capability 8\.6; this machine",
+        ),
+        (
+            "Magic tag does not match",
+            {},
+            "; this machine has TensorRT 1.* and NVIDIA Double H1, compute capability 9.0. Build",
+        ),
+        ("", {}, "; this machine has "),
     ],
 )
 def test_an_engine_for_another_gpu_or_version(
@@ -513,10 +530,13 @@ def test_an_engine_for_another_gpu_or_version(
     if notes:
         path.with_suffix(".json").write_text(json.dumps(notes))
     gpu.answer("deserialize_cuda_engine", None, ERROR="expecting " * message.startswith("library") + message)
-    with raises(ConfigError, match=rf"mine\.engine cannot be used here{text}.*TensorRT says: .*{message or 'nothing'}"):
+    with raises(
+        ConfigError,
+        match=rf"mine\.engine cannot be used on this machine{text}.*TensorRT's reasons: .*{message or 'none'}",
+    ):
         loaded(path)
     gpu.answer("deserialize_cuda_engine", None, WARNING=NO_MEMORY)
-    with raises(MemoryError, match=r"engine file .*mine\.engine: NVIDIA Double H1 has no room for it"):
+    with raises(MemoryError, match=r"engine file .*mine\.engine: NVIDIA Double H1 has no memory for it"):
         loaded(path)
 
 
@@ -555,7 +575,7 @@ def test_weights_in_other_files_are_part_of_the_model(gpu: Machine, model: Path,
 def test_a_quantised_file_of_the_user_is_rewritten_when_asked(gpu: Machine) -> None:
     source = networks.build("mlp", "int8", MLP)
     for network, options in ((source.path, {}), ("mlp", {"symmetric": "false", **MLP})):
-        with raises(ConfigError, match=r"TensorRT does not take node .* a bias; .*symmetric=true"):
+        with raises(ConfigError, match=r"TensorRT refuses node .* a bias; .*symmetric=true"):
             loaded(network, "int8", **options)
     gpu.layers = [layer("i8i8")]
     network = loaded(source.path, "int8", symmetric="true")
@@ -569,7 +589,7 @@ def test_a_quantised_file_of_the_user_is_rewritten_when_asked(gpu: Machine) -> N
 @pytest.mark.parametrize(
     ("method", "value", "messages", "error", "text"),
     [
-        ("devices", [], {}, ConfigError, "cuda:0 was asked for, but CUDA finds no GPU: nvidia-smi must list one"),
+        ("devices", [], {}, ConfigError, "cuda:0 was requested, but CUDA finds no GPU: nvidia-smi must list one"),
         ("errors", {"cudaGetDeviceCount": "cudaErrorNoDevice"}, {}, ConfigError, r"no GPU \(cudaErrorNoDevice, what "),
         ("devices", [Device(memory_bytes=10)], {}, MemoryError, "batch 8: CUDA: cudaMalloc: cudaErrorMemoryAllocat"),
         ("Runtime", None, {"ERROR": "init"}, NetworkError, r"TensorRT cannot start \(Runtime\): init$"),
@@ -577,25 +597,31 @@ def test_a_quantised_file_of_the_user_is_rewritten_when_asked(gpu: Machine) -> N
         ("OnnxParser", None, {"WARNING": NO_MEMORY}, MemoryError, r"TensorRT cannot start \(OnnxParser\)"),
         ("parse_from_file", False, {"ERROR": "no file"}, ConfigError, "TensorRT cannot read it: no file"),
         ("parser_errors", ["In node 0", "and\n more"], {}, ConfigError, "cannot read it: In node 0; and more$"),
-        ("get_flag", True, {}, NetworkError, "TF32 was set off, but TensorRT leaves it as it was"),
-        ("add_optimization_profile", -1, {"ERROR": "why"}, NetworkError, "does not take the shapes .*: why"),
-        ("get_memory_pool_limit", 9 << 20, {}, ConfigError, "option workspace_mib=64: TensorRT takes 9 MiB instead"),
+        ("get_flag", True, {}, NetworkError, "TF32 was set off, but TensorRT has not changed it"),
+        ("add_optimization_profile", -1, {"ERROR": "why"}, NetworkError, "refuses the shapes .*: why"),
+        ("get_memory_pool_limit", 9 << 20, {}, ConfigError, "option workspace_mib=64: TensorRT uses 9 MiB"),
         ("build_serialized_network", None, {"ERROR": "why"}, NetworkError, "cannot build an engine: why$"),
         ("build_serialized_network", None, {}, NetworkError, "cannot build an engine: it gave no reason"),
-        ("build_serialized_network", None, {"WARNING": NO_MEMORY}, MemoryError, "H1 has no room to build it: it ga"),
-        ("deserialize_cuda_engine", None, {"ERROR": "why"}, NetworkError, "does not take the engine it just built: w"),
-        ("deserialize_cuda_engine", None, {"ERROR": "out of memory"}, MemoryError, "H1 has no room for its engine: o"),
-        ("create_execution_context", None, {"ERROR": "why"}, NetworkError, "no room for the activations: why"),
+        ("build_serialized_network", None, {"WARNING": NO_MEMORY}, MemoryError, "H1 has no memory to build it: it ga"),
+        ("deserialize_cuda_engine", None, {"ERROR": "why"}, NetworkError, "refuses the engine that it has built: w"),
+        (
+            "deserialize_cuda_engine",
+            None,
+            {"ERROR": "out of memory"},
+            MemoryError,
+            "H1 has no memory for its engine: o",
+        ),
+        ("create_execution_context", None, {"ERROR": "why"}, NetworkError, "no memory for the activations: why"),
         ("create_execution_context", None, {"WARNING": NO_MEMORY}, MemoryError, "batch 8: m.*for the activations"),
         ("set_input_shape", False, {"ERROR": "why"}, UnsupportedBatchError, r"batch 8: .*\(8, 4\) of 'x': why"),
         ("infer_shapes", RuntimeError, {"ERROR": "why"}, NetworkError, "batch 8: why: why"),
-        ("infer_shapes", ["x", "z"], {}, NetworkError, "batch 8: the shapes of x, z are not known"),
-        ("set_tensor_address", False, {}, NetworkError, "TensorRT does not take the memory of 'x'"),
+        ("infer_shapes", ["x", "z"], {}, NetworkError, "batch 8: the shapes of x, z are unknown"),
+        ("set_tensor_address", False, {}, NetworkError, "TensorRT refuses the memory of 'x'"),
         ("execute_async_v3", False, {"ERROR": " a  b\n"}, NetworkError, "did not launch a batch: a b$"),
-        ("execute_async_v3", False, {"INFO": NO_MEMORY}, NetworkError, "did not launch a batch: it gives no reason"),
+        ("execute_async_v3", False, {"INFO": NO_MEMORY}, NetworkError, "did not launch a batch: no reason"),
         ("execute_async_v3", False, {"INTERNAL_ERROR": "out of memory"}, MemoryError, "not launch a batch: out of"),
         ("get_tensor_dtype", "FP8", {}, ConfigError, "'x' is of type FP8, which is not supported"),
-        ("get_tensor_location", "HOST", {}, ConfigError, "'x' is a shape that lies on the host"),
+        ("get_tensor_location", "HOST", {}, ConfigError, "'x' is a shape in host memory"),
         ("get_tensor_shape", (-1, 3), {}, NetworkError, "the size of output 'y' depends on the values of the inputs"),
         ("compute", lambda inputs: [inputs["x"][:, :3]], {}, NetworkError, "outputs differ from ONNX Runtime"),
         ("compute", lambda inputs: [inputs["x"][:, :3] + np.nan], {}, NetworkError, "output 'y' is not finite"),
@@ -647,9 +673,9 @@ def test_failures_of_tensorrt_are_passed_on(
         ("mlp", {"depth": "x"}, "depth"),
         ("mlp", {"precision": "bf16"}, "mlp: unknown precision 'bf16'"),
         ("d.onnx", {}, "dimension 'seq' of input 'ids' has no size"),
-        ("x.plan", {"workspace_mib": "3"}, "is built already: leave out the option workspace_mib"),
-        ("x.plan", {"symmetric": "true"}, "is built already: leave out the option symmetric"),
-        ("x.plan", {"precision": "tf32"}, "is built already, with TF32 or without: ask for native"),
+        ("x.plan", {"workspace_mib": "3"}, "is already built: remove the option workspace_mib"),
+        ("x.plan", {"symmetric": "true"}, "is already built: remove the option symmetric"),
+        ("x.plan", {"precision": "tf32"}, "is already built, with TF32 or without: request native"),
         ("absent.engine", {}, "no model file"),
         ("empty.onnx", {}, r"empty\.onnx cannot be loaded: it contains no graph"),
         ("text.onnx", {}, r"text\.onnx cannot be loaded"),
@@ -677,9 +703,9 @@ def test_what_cannot_be_loaded(
         ("tensorrt", ImportError("libnvinfer.so.11: cannot\n open"), r"imported \(libnvinfer\.so\.11: cannot open\)"),
         ("tensorrt", RuntimeError("wheel without libraries"), r"cannot be imported \(wheel without libraries\)"),
         ("tensorrt", SimpleNamespace(__version__="9.3.0"), "needs TensorRT 10 or newer, not 9.3.0: pip"),
-        ("tensorrt", SimpleNamespace(__version__="x"), "has no version and is none of NVIDIA's: pip"),
+        ("tensorrt", SimpleNamespace(__version__="x"), "has no version, so it is not NVIDIA's: pip"),
         ("tensorrt", ModuleNotFoundError("No numpy_of_old", name="numpy_of_old"), "^No numpy_of_old$"),
-        ("tensorrt", SimpleNamespace(), "has no version and is none of NVIDIA's: pip"),
+        ("tensorrt", SimpleNamespace(), "has no version, so it is not NVIDIA's: pip"),
     ],
 )
 def test_missing_packages(

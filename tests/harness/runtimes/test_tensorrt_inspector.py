@@ -66,11 +66,11 @@ def test_precision_of_a_layer(more: dict[str, Any], precision: str) -> None:
         (
             [{**SMALL, "Inputs": [{"DataType": "Float"}]}],
             None,
-            ("", "", "not known: float32 tensors, and the engine d"),
+            ("", "", "unknown: float32 tensors, and the engine d"),
         ),
         ([{**SMALL, "Inputs": [{"DataType": "Float"}]}], True, ("tf32", "1 of 1", "layers")),
-        ([REFORMAT], False, ("", "", "not known: its layers have no types")),
-        *[([text], True, ("", "", "not known: the engine tells only the names")) for text in ("a", "", "[]", "{}")],
+        ([REFORMAT], False, ("", "", "unknown: its layers have no types")),
+        *[([text], True, ("", "", "unknown: the engine contains only the names")) for text in ("a", "", "[]", "{}")],
     ],
 )
 def test_the_most_that_is_multiplied_decides(

@@ -123,7 +123,7 @@ def test_what_tensorrt_takes_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("computed", ["scale", "zero"])
 def test_a_scale_or_zero_point_that_is_computed_cannot_be_rewritten(tmp_path: Path, computed: str) -> None:
     model = qdq(tmp_path / "q.onnx", np.array(0, np.uint8), np.array(0, np.int8), computed=computed)
-    with pytest.raises(ConfigError, match=r"q\.onnx: node 'q' has a scale or zero point that is no constant"):
+    with pytest.raises(ConfigError, match=r"q\.onnx: node 'q' has a scale or zero point that is not constant"):
         quantised.symmetric(model, "q.onnx")
 
 

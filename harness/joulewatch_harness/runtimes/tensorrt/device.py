@@ -1,4 +1,4 @@
-"""The GPU through the CUDA runtime: what it is; memory and streams, given back; moments that it notes itself."""
+"""The GPU through the CUDA runtime: its properties, memory, streams and events."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from joulewatch_harness.names import unknown
 logger = logging.getLogger(__name__)
 
 DRIVER_FILE: Final = Path("/proc/driver/nvidia/version")
-"""The driver's version in its own words; CUDA tells only which CUDA the driver is for."""
+"""File with the version of the driver; CUDA reports only the CUDA version that the driver supports."""
 _PCI_ID_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One GPU, read back."""
+    """Properties of one GPU."""
 
     index: int
     name: str
@@ -34,12 +34,12 @@ class Gpu:
     """Compute capability, ``9.0``."""
     memory_bytes: int
     uuid: str
-    """As NVML and the exporter write it: ``GPU-`` and five groups."""
+    """In the form of NVML and the exporter: ``GPU-`` and five groups."""
     pci: str
     driver: str
-    """Of the kernel module, ``580.65.06``; empty: not told, as on Jetson boards."""
+    """Version of the kernel module, ``580.65.06``; empty: unknown, as on Jetson boards."""
     cuda: str
-    """The newest CUDA that the driver is for, ``13.0``."""
+    """The newest CUDA that the driver supports, ``13.0``."""
 
     @property
     def has_tf32(self) -> bool:
@@ -47,7 +47,7 @@ class Gpu:
 
 
 class Cuda:
-    """Functions of ``cuda.bindings.runtime``, their errors raised; whatever is made here is freed in ``Held``."""
+    """Functions of ``cuda.bindings.runtime`` that raise errors; ``Held`` frees what they create."""
 
     def __init__(self, cudart: Any) -> None:
         self.cudart = cudart
@@ -57,11 +57,11 @@ class Cuda:
         """Call a function by its name.
 
         Returns:
-            What it gives beside the error: nothing, one value or a tuple.
+            Its values without the error: None, one value or a tuple.
 
         Raises:
-            MemoryError: the device has no room.
-            NetworkError: any other error; the text has its name.
+            MemoryError: the device has no memory.
+            NetworkError: any other error; the text contains its name.
         """
         error, *values = getattr(self.cudart, name)(*args)
         if int(error):
@@ -69,20 +69,20 @@ class Cuda:
         return values[0] if len(values) == 1 else tuple(values)
 
     def text(self, error: Any) -> str:
-        """Name and description of an error."""
+        """Return name and description of an error."""
         names = (self.cudart.cudaGetErrorName(error)[1], self.cudart.cudaGetErrorString(error)[1])
-        name, said = (item.decode() if isinstance(item, bytes) else str(item) for item in names)
-        return f"{name}, {said}"
+        name, meaning = (item.decode() if isinstance(item, bytes) else str(item) for item in names)
+        return f"{name}, {meaning}"
 
     def _raised(self, name: str, error: Any) -> Exception:
-        said = f"CUDA: {name}: {self.text(error)}"
-        return MemoryError(said) if int(error) == self._no_memory else NetworkError(said)
+        text = f"CUDA: {name}: {self.text(error)}"
+        return MemoryError(text) if int(error) == self._no_memory else NetworkError(text)
 
     def find_gpu(self, device: str) -> Gpu:
-        """The GPU of an option ``cuda:N``.
+        """Return the GPU of an option ``cuda:N``.
 
         Raises:
-            ConfigError: no driver, no GPU, or not so many; the text says what to look at.
+            ConfigError: there is no driver or no such GPU; the text contains the fix.
         """
         match = re.fullmatch(r"cuda(?::(\d+))?", device)
         if match is None:
@@ -91,20 +91,20 @@ class Cuda:
         if int(error) or not values[0]:
             why = f" ({self.text(error)})" if int(error) else ""
             raise ConfigError(
-                f"tensorrt: device {device} was asked for, but CUDA finds no GPU{why}: nvidia-smi must list one, with "
+                f"tensorrt: device {device} was requested, but CUDA finds no GPU{why}: nvidia-smi must list one, with "
                 "a driver new enough for this CUDA, and CUDA_VISIBLE_DEVICES must not hide it"
             )
         index = int(match[1] or 0)
         if index >= values[0]:
             raise ConfigError(f"tensorrt: there is no device cuda:{index}: the last one is cuda:{values[0] - 1}")
-        told = self("cudaGetDeviceProperties", index)
+        properties = self("cudaGetDeviceProperties", index)
         newest = int(self("cudaDriverGetVersion"))
-        raw = bytes(told.uuid.bytes).hex()
+        raw = bytes(properties.uuid.bytes).hex()
         return Gpu(
             index=index,
-            name=_text(told.name),
-            capability=f"{told.major}.{told.minor}",
-            memory_bytes=int(told.totalGlobalMem),
+            name=_text(properties.name),
+            capability=f"{properties.major}.{properties.minor}",
+            memory_bytes=int(properties.totalGlobalMem),
             uuid=f"GPU-{raw[:8]}-{raw[8:12]}-{raw[12:16]}-{raw[16:20]}-{raw[20:]}",
             pci=_text(self("cudaDeviceGetPCIBusId", _PCI_ID_BYTES, index)),
             driver=driver_version(),
@@ -112,20 +112,20 @@ class Cuda:
         )
 
     def upload(self, address: int, array: NDArray[Any], stream: Any) -> None:
-        """Copy an array to the device, and wait."""
+        """Copy an array to the device and wait."""
         kind = self.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
         self("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, stream)
         self("cudaStreamSynchronize", stream)
 
     def download(self, array: NDArray[Any], address: int, stream: Any) -> None:
-        """Fill an array from the device, and wait."""
+        """Copy an array from the device and wait."""
         kind = self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)
         self("cudaStreamSynchronize", stream)
 
 
 class Held:
-    """What was taken from CUDA, given back in the opposite order, each once."""
+    """Objects of CUDA, which are freed once, in the opposite order."""
 
     def __init__(self, cuda: Cuda) -> None:
         self._cuda = cuda
@@ -133,13 +133,13 @@ class Held:
         self._told = False
 
     def memory(self, size_bytes: int) -> int:
-        """Memory of the device; the address."""
+        """Allocate memory of the device; return its address."""
         address = int(self._cuda("cudaMalloc", max(size_bytes, 1)))
         self._later("cudaFree", address)
         return address
 
     def pinned(self, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """An array in memory of the host that the device copies from and to by itself."""
+        """Return an array in pinned memory of the host."""
         kind = np.dtype(dtype)
         size_bytes = max(int(np.prod(shape, dtype=np.int64)) * kind.itemsize, 1)
         address = int(self._cuda("cudaMallocHost", size_bytes))
@@ -148,19 +148,19 @@ class Held:
         return np.frombuffer(memoryview(raw), dtype=kind, count=int(np.prod(shape, dtype=np.int64))).reshape(shape)
 
     def stream(self) -> Any:
-        """A stream of its own: on the default one TensorRT waits for the whole device."""
+        """Create a stream; on the default stream TensorRT waits for the whole device."""
         made = self._cuda("cudaStreamCreateWithFlags", self._cuda.cudart.cudaStreamNonBlocking)
         self._later("cudaStreamDestroy", made)
         return made
 
     def event(self) -> Any:
-        """An event that takes times."""
+        """Create an event with times."""
         made = self._cuda("cudaEventCreate")
         self._later("cudaEventDestroy", made)
         return made
 
     def graph(self, stream: Any, launch: Callable[[], None]) -> Any:
-        """What ``launch`` puts on the stream, as one graph that can be launched again and again.
+        """Capture what ``launch`` puts on the stream as a graph that can be launched repeatedly.
 
         Raises:
             NetworkError: it cannot be captured.
@@ -170,7 +170,7 @@ class Held:
         try:
             launch()
         except BaseException:
-            # The stream must leave the capture, or nothing else can be done with it.
+            # End the capture, otherwise the stream cannot be used.
             error, graph = cuda.cudart.cudaStreamEndCapture(stream)
             if not int(error) and graph is not None:
                 cuda.cudart.cudaGraphDestroy(graph)
@@ -182,14 +182,14 @@ class Held:
         return made
 
     def close(self) -> None:
-        """Give everything back; safe to call twice."""
+        """Free everything; safe to call twice."""
         self._stack.close()
 
     def _later(self, name: str, *args: Any) -> None:
         self._stack.callback(self._quietly, name, *args)
 
     def _quietly(self, name: str, *args: Any) -> None:
-        """After an error of the device every call answers with that error; what comes next must still be freed."""
+        """Free one object; after an error of the device every call returns it, and the others must still be freed."""
         error, *_ = getattr(self._cuda.cudart, name)(*args)
         if int(error) and not self._told:
             self._told = True
@@ -197,7 +197,7 @@ class Held:
 
 
 class Event:
-    """A moment on a stream (``timeline.Event``)."""
+    """An event on a stream (``timeline.Event``)."""
 
     def __init__(self, cuda: Cuda, event: Any, stream: Any) -> None:
         self._cuda = cuda
@@ -205,20 +205,20 @@ class Event:
         self._stream = stream
 
     def record(self) -> None:
-        """Put it on the stream."""
+        """Put the event on the stream."""
         self._cuda("cudaEventRecord", self._event, self._stream)
 
     def synchronize(self) -> None:
-        """Wait until the device has passed it."""
+        """Wait until the device has reached the event."""
         self._cuda("cudaEventSynchronize", self._event)
 
     def elapsed_time(self, end_event: Event) -> float:
-        """Milliseconds from this one to a later one."""
+        """Return the milliseconds from this event to a later one."""
         return float(self._cuda("cudaEventElapsedTime", self._event, end_event._event))
 
 
 def driver_version() -> str:
-    """Of the kernel module; empty: not told."""
+    """Return the version of the kernel module; empty: unknown."""
     try:
         text = DRIVER_FILE.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -228,5 +228,5 @@ def driver_version() -> str:
 
 
 def _text(raw: Any) -> str:
-    """A C string as the bindings give it: bytes, or text in some versions."""
+    """Convert a C string of the bindings, which is bytes or, in some versions, text."""
     return (raw.decode(errors="replace") if isinstance(raw, bytes) else str(raw)).rstrip("\0")

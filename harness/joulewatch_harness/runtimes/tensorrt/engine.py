@@ -1,8 +1,8 @@
-"""Engines: built of an ONNX file, kept in a cache, read from a file.
+"""Engines: build them from an ONNX file, keep them in a cache, read them from a file.
 
 An engine is for one GPU model, one version of TensorRT and the shapes of its profile. Networks are strongly typed: each
-tensor is of the type that the file says, in TensorRT 11 always, in 10 because it is asked for. TensorRT 11 has no
-other way, and in 10 the flags of precisions would let it choose.
+tensor has the type of the file. TensorRT 11 has no other mode; TensorRT 10 would choose types with the flags of
+precisions.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything an engine depends on beside the GPU and TensorRT."""
+    """Everything an engine depends on, except the GPU and TensorRT."""
 
     model_sha256: str
     shapes: Mapping[str, tuple[Shape, Shape, Shape]]
-    """Input with a size that the file leaves open -> its least, best and largest shape."""
+    """Input with a size that is open in the file -> its least, best and largest shape."""
     tf32: bool
     workspace_mib: int | None = None
     optimization_level: int | None = None
@@ -53,7 +53,7 @@ class Plan:
     """A serialised engine."""
 
     data: Any
-    """Bytes, or TensorRT's own memory: anything with the buffer protocol."""
+    """Bytes, or TensorRT's memory: anything with the buffer protocol."""
     origin: str
     """``built in 41.2 s``, ``from cache (built in 41.2 s)``, ``file``."""
 
@@ -72,7 +72,7 @@ class Cache:
         return cls(base / "joulewatch" / "tensorrt", version, gpu)
 
     def engine(self, stem: str, recipe: Recipe) -> Path:
-        """The file of a recipe: a name that holds all that the engine depends on."""
+        """Return the file of a recipe, whose name contains all that the engine depends on."""
         text = json.dumps([asdict(recipe), self._machine()], sort_keys=True)
         return self.folder / f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.engine"
 
@@ -82,7 +82,7 @@ class Cache:
         return self.folder / f"timing-{label}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.cache"
 
     def read(self, path: Path) -> Plan | None:
-        """An engine that was kept; None: there is none."""
+        """Return a stored engine; None: there is none."""
         try:
             data, notes = path.read_bytes(), _notes(path)
         except OSError:
@@ -91,7 +91,7 @@ class Cache:
         return Plan(data, f"from cache (built in {built:.1f} s)" if isinstance(built, float) else "from cache")
 
     def keep(self, path: Path, data: Any, recipe: Recipe, built_s: float) -> None:
-        """Keep an engine; what it was built for lies beside it, as JSON.
+        """Store an engine, and next to it the GPU and versions of the build, as JSON.
 
         Raises:
             ConfigError: the folder cannot be written.
@@ -101,12 +101,12 @@ class Cache:
         self.write(path, data)
 
     def forget(self, path: Path) -> None:
-        """An engine that cannot be read."""
+        """Delete an engine that cannot be read."""
         with contextlib.suppress(OSError):
             path.unlink()
 
     def write(self, path: Path, data: Any) -> None:
-        """Write by rename: another process reads the old file or the new one, never half of it.
+        """Write and rename: another process reads the complete old or new file.
 
         Raises:
             ConfigError: the folder cannot be written.
@@ -124,7 +124,7 @@ class Cache:
         except OSError as error:
             raise ConfigError(
                 f"the engine cache {self.folder} cannot be written ({error.strerror or error}): set XDG_CACHE_HOME to "
-                "a folder that can, or set the options engine_cache=false and timing_cache=false"
+                "a folder that can be written, or set engine_cache=false and timing_cache=false"
             ) from error
 
     def _machine(self) -> dict[str, str]:
@@ -139,17 +139,17 @@ class Cache:
 
 
 def deserialise(runtime: Any, messages: Messages, plan: Plan) -> Any | None:
-    """The engine of a plan; None: TensorRT does not take it, ``messages`` has its reasons."""
+    """Return the engine of a plan; None: TensorRT refuses it, and ``messages`` contains its reasons."""
     messages.forget()
     return runtime.deserialize_cuda_engine(plan.data)
 
 
 def not_for_here(path: Path, version: str, gpu: Gpu, messages: Messages) -> Exception:
-    """What to say of an engine file that TensorRT does not take."""
-    said = messages.said()
+    """Return the error for an engine file that TensorRT refuses."""
+    reasons = messages.reasons()
     if messages.no_memory():
-        return MemoryError(f"engine file {path}: {gpu.name} has no room for it: {said}")
-    versions, compute = _VERSIONS.search(said), _COMPUTE.search(said)
+        return MemoryError(f"engine file {path}: {gpu.name} has no memory for it: {reasons}")
+    versions, compute = _VERSIONS.search(reasons), _COMPUTE.search(reasons)
     known = _notes(path)
     was = []
     if versions is not None or known.get("tensorrt"):
@@ -159,10 +159,10 @@ def not_for_here(path: Path, version: str, gpu: Gpu, messages: Messages) -> Exce
     elif compute is not None:
         was.append(f"compute capability {compute[2]}")
     return ConfigError(
-        f"engine file {path} cannot be used here"
+        f"engine file {path} cannot be used on this machine"
         + (f": it was built for {' and '.join(was)}" if was else "")
-        + f"; here are TensorRT {version} and {gpu.name}, compute capability {gpu.capability}. Build it anew on this "
-        f"machine, or give the .onnx file it was made of. TensorRT says: {said or 'nothing'}"
+        + f"; this machine has TensorRT {version} and {gpu.name}, compute capability {gpu.capability}. Build it on "
+        f"this machine, or use its .onnx file. TensorRT's reasons: {reasons or 'none'}"
     )
 
 
@@ -181,20 +181,20 @@ def build(
     Args:
         libraries: TensorRT.
         trt_logger: Its logger, which writes to ``messages``.
-        messages: What TensorRT said.
+        messages: The messages of TensorRT.
         model: The .onnx file.
-        content: The model itself, where it is not as the file has it.
+        content: The model, if it differs from the file.
         recipe: Shapes and settings.
-        gpu: Which one it is for: the current one.
-        times: Has the times of kernels; None: they are measured anew.
+        gpu: The current GPU.
+        times: The cache with times of kernels; None: measure them again.
 
     Returns:
-        The plan, and how long it took in seconds.
+        The plan, and the duration of the build in seconds.
 
     Raises:
-        ConfigError: TensorRT cannot read the model or does not take a setting.
-        MemoryError: the device has no room.
-        NetworkError: TensorRT cannot build it; the text says why.
+        ConfigError: TensorRT cannot read the model or refuses a setting.
+        MemoryError: the device has no memory.
+        NetworkError: TensorRT cannot build it; the text contains the reason.
     """
     trt, name = libraries.trt, model.name
     start_s = time.monotonic()
@@ -204,19 +204,21 @@ def build(
     parser = made(trt.OnnxParser, messages, network, trt_logger)
     read = parser.parse_from_file(str(model)) if content is None else parser.parse(content, path=str(model))
     if not read:
-        raise ConfigError(f"model file {model}: TensorRT cannot read it: {_parser_said(parser) or messages.said()}")
+        raise ConfigError(
+            f"model file {model}: TensorRT cannot read it: {_parser_errors(parser) or messages.reasons()}"
+        )
     config = builder.create_builder_config()
-    # The layers' types are read back from the engine; by default it keeps only their names.
+    # The types of layers are read back from the engine; by default it stores only their names.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     _set_tf32(trt, config, recipe.tf32, name)
     if recipe.workspace_mib is not None:
         pool = trt.MemoryPoolType.WORKSPACE
         config.set_memory_pool_limit(pool, recipe.workspace_mib * _MIB)
-        taken = config.get_memory_pool_limit(pool)
-        if taken != recipe.workspace_mib * _MIB:
+        used = config.get_memory_pool_limit(pool)
+        if used != recipe.workspace_mib * _MIB:
             raise ConfigError(
-                f"{name}: option workspace_mib={recipe.workspace_mib}: TensorRT takes {taken // _MIB} MiB instead: "
-                "ask for that or less"
+                f"{name}: option workspace_mib={recipe.workspace_mib}: TensorRT uses {used // _MIB} MiB: "
+                "set that or less"
             )
     if recipe.optimization_level is not None:
         config.builder_optimization_level = recipe.optimization_level
@@ -225,15 +227,15 @@ def build(
         for tensor, (least, best, most) in recipe.shapes.items():
             profile.set_shape(tensor, least, best, most)
         if config.add_optimization_profile(profile) < 0:
-            raise NetworkError(f"{name}: TensorRT does not take the shapes {recipe.shapes}: {messages.said()}")
+            raise NetworkError(f"{name}: TensorRT refuses the shapes {recipe.shapes}: {messages.reasons()}")
     if times is not None:
         _give_times(config, times, messages)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        said = messages.said() or "it gave no reason"
+        reasons = messages.reasons() or "it gave no reason"
         if messages.no_memory():
-            raise MemoryError(f"{name}: {gpu.name} has no room to build it: {said}")
-        raise NetworkError(f"{name}: TensorRT cannot build an engine: {said}")
+            raise MemoryError(f"{name}: {gpu.name} has no memory to build it: {reasons}")
+        raise NetworkError(f"{name}: TensorRT cannot build an engine: {reasons}")
     built_s = time.monotonic() - start_s
     if times is not None:
         _take_times(config, times)
@@ -241,13 +243,13 @@ def build(
 
 
 def _set_tf32(trt: Any, config: Any, tf32: bool, name: str) -> None:
-    """TensorRT's own default is on: float32 networks would compute in TF32 without a word."""
+    """Set TF32; TensorRT's default is on, so that float32 networks would silently compute in TF32."""
     if tf32:
         config.set_flag(trt.BuilderFlag.TF32)
     else:
         config.clear_flag(trt.BuilderFlag.TF32)
     if bool(config.get_flag(trt.BuilderFlag.TF32)) != tf32:
-        raise NetworkError(f"{name}: TF32 was set {'on' if tf32 else 'off'}, but TensorRT leaves it as it was")
+        raise NetworkError(f"{name}: TF32 was set {'on' if tf32 else 'off'}, but TensorRT has not changed it")
 
 
 def _give_times(config: Any, cache: Cache, messages: Messages) -> None:
@@ -258,8 +260,8 @@ def _give_times(config: Any, cache: Cache, messages: Messages) -> None:
         data = b""
     times = config.create_timing_cache(data)
     if times is None or not config.set_timing_cache(times, False):
-        # A file of another GPU or version, or a broken one: an empty one serves.
-        logger.info("%s is not for this GPU and TensorRT: begun anew", path)
+        # A file of another GPU or version, or a broken one: start with an empty one.
+        logger.info("%s is not for this GPU and TensorRT: starting a new one", path)
         config.set_timing_cache(config.create_timing_cache(b""), False)
     messages.forget()
 
@@ -270,25 +272,25 @@ def _take_times(config: Any, cache: Cache) -> None:
         cache.write(cache.timing(), times.serialize())
 
 
-def _parser_said(parser: Any) -> str:
-    said = [str(parser.get_error(number).desc()) for number in range(parser.num_errors)]
-    return " ".join("; ".join(said).split())[:600]
+def _parser_errors(parser: Any) -> str:
+    reasons = [str(parser.get_error(number).desc()) for number in range(parser.num_errors)]
+    return " ".join("; ".join(reasons).split())[:600]
 
 
 def _notes(path: Path) -> Mapping[str, Any]:
-    """What ``Cache.keep`` wrote beside an engine; empty where it did not."""
+    """Return what ``Cache.keep`` wrote next to an engine; empty if there is none."""
     try:
-        told = json.loads(path.with_suffix(".json").read_bytes())
+        details = json.loads(path.with_suffix(".json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return told if isinstance(told, Mapping) else {}
+    return details if isinstance(details, Mapping) else {}
 
 
 def external_files(path: Path) -> Sequence[Path]:
-    """The files beside an .onnx file that hold its weights.
+    """Return the external files with weights of an .onnx file.
 
     Raises:
-        ConfigError: it is no ONNX model.
+        ConfigError: it is not a valid ONNX model.
     """
     from joulewatch_harness.runtimes.tensorrt.quantised import read
 

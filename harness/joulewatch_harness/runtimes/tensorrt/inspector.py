@@ -1,7 +1,7 @@
-"""What an engine really computes in, from what TensorRT's engine inspector says of its layers.
+"""The actual precision of an engine, from the layers in TensorRT's engine inspector.
 
-TensorRT 10 tells type and layout of a tensor in one text (``"Format/Datatype": "Row major linear FP16 format"``), 11
-in two (``"Format"``, ``"DataType": "Half"``). Names of kernels tell what multiplies: TF32 shows nowhere else.
+TensorRT 10 has type and layout of a tensor in one text (``"Format/Datatype": "Row major linear FP16 format"``), 11 in
+two (``"Format"``, ``"DataType": "Half"``). The names of kernels contain the types of products: only they show TF32.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KERNELS: Final[Mapping[str, str]] = {
     "tf32": "tf32", "bf16": "bf16", "f16": "fp16", "f32": "fp32", "i8": "int8", "e4m3": "fp8",
 }  # fmt: skip
 _OPERANDS: Final = re.compile(r"_(tf32|bf16|f16|f32|i8|e4m3)(?:tf32|bf16|f16|f32|i8|e4m3)_")
-"""In names such as ``sm90_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32_nhwc...``: what is multiplied stands first."""
+"""In names such as ``sm90_xmma_fprop_implicit_gemm_tf32f32_tf32f32_f32_nhwc...``: the factors' types come first."""
 _PRODUCT: Final = re.compile(r"conv|gemm|matmul|matrix|fully|attention|mha|fprop", re.IGNORECASE)
 _ORIGIN: Final = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _COPIES: Final = frozenset({"reformat", "noop", "constant", "shape", "shuffle", "cast", "signal", "wait"})
@@ -47,15 +47,15 @@ class Layer:
     name: str
     kind: str
     origins: tuple[str, ...]
-    """Names of the model's operators in it; empty: not told."""
+    """Names of the model's operators in it; empty: unknown."""
     precision: str
-    """What it computes in; empty: not told, or nothing is computed."""
+    """Precision of the computation; empty: unknown, or nothing is computed."""
     is_product: bool
-    """It multiplies matrices or convolves."""
+    """It is a matrix product or a convolution."""
     kernel_tells: bool
-    """The precision is from the kernel's name, and so tells TF32 from float32."""
+    """The precision is from the name of the kernel, which distinguishes TF32 from float32."""
     weight: int
-    """How much it counts: elements of its weights, or of its outputs where those are not told."""
+    """Weight of the layer: elements of its weights, or of its outputs if those are unknown."""
 
     @property
     def is_copy(self) -> bool:
@@ -68,28 +68,28 @@ class Layers:
 
     items: tuple[Layer, ...]
     detailed: bool
-    """The engine tells more of its layers than their names."""
+    """The engine contains more than the names of layers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """What an engine computes in."""
+    """The precision of an engine."""
 
     name: str
-    """``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8``; empty: not told."""
+    """``fp32``, ``tf32``, ``fp16``, ``bf16``, ``int8``, ``fp8``; empty: unknown."""
     products: str
-    """How many of its products and convolutions compute in that precision: ``10 of 11``."""
+    """Number of products and convolutions with that precision: ``10 of 11``."""
     evidence: str
-    """Where it was read: ``kernels``, ``layers``, or why it is not known."""
+    """The source: ``kernels``, ``layers``, or why the precision is unknown."""
 
 
 def read_layers(text: str) -> Layers:
-    """Args: text: ``EngineInspector.get_engine_information`` in JSON; an engine may tell only names, or nothing."""
+    """Return the layers in the JSON of ``EngineInspector.get_engine_information``; it may contain only names."""
     try:
-        told = json.loads(text)
+        information = json.loads(text)
     except ValueError:
         return Layers((), False)
-    found = told.get("Layers", ()) if isinstance(told, Mapping) else ()
+    found = information.get("Layers", ()) if isinstance(information, Mapping) else ()
     return Layers(
         tuple(_layer(item) for item in found if isinstance(item, (str, Mapping))),
         any(isinstance(item, Mapping) and "Inputs" in item for item in found),
@@ -97,29 +97,29 @@ def read_layers(text: str) -> Layers:
 
 
 def actual_precision(layers: Layers, tf32: bool | None) -> Precision:
-    """The precision of most that is multiplied.
+    """Return the precision of most products.
 
     Args:
-        layers: Of the engine.
-        tf32: Whether it was built with TF32 allowed; None: not known.
+        layers: The layers of the engine.
+        tf32: Whether TF32 was allowed in the build; None: unknown.
     """
     products = [layer for layer in layers.items if layer.is_product and layer.precision]
     counted = products or [layer for layer in layers.items if layer.precision and not layer.is_copy]
     if not counted:
-        why = "its layers have no types" if layers.detailed else "the engine tells only the names of its layers"
-        return Precision("", "", f"not known: {why}")
+        why = "its layers have no types" if layers.detailed else "the engine contains only the names of its layers"
+        return Precision("", "", f"unknown: {why}")
     sizes: dict[str, int] = {}
     named = []
     for layer in counted:
         name = layer.precision
         if name == "fp32" and not layer.kernel_tells and tf32 is not False:
-            # Float32 tensors, and TF32 allowed or not known: the kernel alone knows.
+            # Float32 tensors, and TF32 is allowed or unknown: only the name of the kernel shows it.
             name = "tf32" if tf32 else "fp32 or tf32"
         named.append(name)
         sizes[name] = sizes.get(name, 0) + layer.weight
     most = max(sizes, key=lambda name: sizes[name])
     if most == "fp32 or tf32":
-        return Precision("", "", "not known: float32 tensors, and the engine does not tell whether it uses TF32")
+        return Precision("", "", "unknown: float32 tensors, and the engine does not show whether it uses TF32")
     return Precision(
         most,
         f"{named.count(most)} of {len(named)}",
@@ -127,29 +127,29 @@ def actual_precision(layers: Layers, tf32: bool | None) -> Precision:
     )
 
 
-def _layer(told: str | Mapping[str, Any]) -> Layer:
-    if isinstance(told, str):
-        return Layer(told, "", (), "", False, False, 0)
-    name, kind = str(told.get("Name", "")), str(told.get("LayerType", ""))
-    kernel = str(told.get("TacticName", ""))
-    inputs, outputs = _tensors(told.get("Inputs")), _tensors(told.get("Outputs"))
-    weights = told.get("Weights")
+def _layer(information: str | Mapping[str, Any]) -> Layer:
+    if isinstance(information, str):
+        return Layer(information, "", (), "", False, False, 0)
+    name, kind = str(information.get("Name", "")), str(information.get("LayerType", ""))
+    kernel = str(information.get("TacticName", ""))
+    inputs, outputs = _tensors(information.get("Inputs")), _tensors(information.get("Outputs"))
+    weights = information.get("Weights")
     has_weights = isinstance(weights, Mapping)
     match = _OPERANDS.search(f"_{kernel}_")
-    # Layers that Myelin makes (kgen, "ForeignNode") are called after what they hold.
+    # Layers of Myelin (kgen, "ForeignNode") have the names of their operators.
     is_product = has_weights or bool(
-        match or _PRODUCT.search(f"{kind} {told.get('ParameterType', '')}") or _PRODUCT.search(kernel)
+        match or _PRODUCT.search(f"{kind} {information.get('ParameterType', '')}") or _PRODUCT.search(kernel)
     )
     types = [found for found in map(_type, inputs) if found] or [found for found in map(_type, outputs) if found]
     precision = _KERNELS[match[1]] if match else types[0] if types else ""
     count = weights.get("Count", 0) if has_weights and isinstance(weights, Mapping) else 0
     size = int(count) if isinstance(count, int) and count > 0 else max(map(_size, outputs), default=1)
-    origins = tuple(dict.fromkeys(_ORIGIN.findall(str(told.get("Metadata", "")))))
+    origins = tuple(dict.fromkeys(_ORIGIN.findall(str(information.get("Metadata", "")))))
     return Layer(name, kind, origins, precision, is_product, match is not None, size)
 
 
-def _tensors(told: Any) -> Sequence[Mapping[str, Any]]:
-    return [item for item in told if isinstance(item, Mapping)] if isinstance(told, list) else []
+def _tensors(information: Any) -> Sequence[Mapping[str, Any]]:
+    return [item for item in information if isinstance(item, Mapping)] if isinstance(information, list) else []
 
 
 def _type(tensor: Mapping[str, Any]) -> str:

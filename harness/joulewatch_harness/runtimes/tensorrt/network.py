@@ -1,8 +1,8 @@
-"""A network that TensorRT runs (the protocol of ``joulewatch_harness.network``).
+"""A network in TensorRT (the protocol of ``joulewatch_harness.network``).
 
-Engines are built in ``load`` (of a small batch, which ``check`` runs) and in ``prepare``, outside the measured windows.
-Inputs lie on the device before ``run``; the host waits for the device at the end of ``run`` and nowhere else in it.
-Phases are taken by events on the stream, so that asking for them stops nothing.
+Engines are built in ``load`` (for a small batch, which ``check`` runs) and in ``prepare``, outside the measured
+windows. Inputs are on the device before ``run``; the host waits for the device once, at the end of ``run``. Phases are
+measured by events on the stream, which do not stop the device.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _TYPES: Final[Mapping[str, str]] = {
     "BOOL": "bool",
     "UINT8": "uint8",
 }
-"""TensorRT's types that inputs and outputs can have here -> numpy's names, and bfloat16, which numpy does not have."""
+"""TensorRT's supported types of inputs and outputs -> names of numpy, and bfloat16, which numpy does not have."""
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ class Tensor:
     name: str
     dtype: str
     array: NDArray[Any]
-    """On the host: what was sent to the device, or room for what comes back; bfloat16 as its two bytes."""
+    """On the host: the sent input, or memory for the output; bfloat16 as two bytes."""
     address: int
     """On the device."""
     pinned: NDArray[Any] | None = None
@@ -72,7 +72,7 @@ class TensorRtNetwork:
     def __init__(self, libraries: Libraries, source: networks.ModelSource, precision: str, options: Options) -> None:
         self._libraries = libraries
         self._source = source
-        self._asked = precision
+        self._requested = precision
         self._options = options
         self._is_engine = source.path.suffix in engines.SUFFIXES
         self._tf32 = precision == "tf32"
@@ -83,12 +83,12 @@ class TensorRtNetwork:
         self._held = Held(self._cuda)
         """Stream and events, for as long as the network is loaded."""
         self._batch_held = Held(self._cuda)
-        """What belongs to the prepared batch."""
+        """Objects of the prepared batch."""
         self._stream: Any = None
         self._runtime: Any = None
         self._engine: Any = None
         self._engine_batch = 0
-        """That the engine is for; 0: for several."""
+        """Batch size the engine was built for; 0 if it accepts several."""
         self._engine_bytes = 0
         self._origin = ""
         self._context: Any = None
@@ -107,9 +107,9 @@ class TensorRtNetwork:
         self._batches = Batches("", (), source, {})
 
     def describe(self) -> Mapping[str, Any]:
-        """Device, precision and engine as they are; before ``load`` only the options are known."""
+        """Return the actual device, precision and engine; before ``load``, only the options."""
         options = self._options
-        told: dict[str, Any] = {
+        description: dict[str, Any] = {
             "runtime": "tensorrt",
             "runtime_version": self._libraries.version,
             "model_file": self._source.path.name,
@@ -118,13 +118,13 @@ class TensorRtNetwork:
             **self._source.details,
         }
         if not self._is_engine:
-            told["shape"] = options.shape if options.profile is None else f"dynamic {options.profile.text()}"
-            told["strongly_typed"] = "true"
-            told["tf32"] = "allowed" if self._tf32 else "off"
+            description["shape"] = options.shape if options.profile is None else f"dynamic {options.profile.text()}"
+            description["strongly_typed"] = "true"
+            description["tf32"] = "allowed" if self._tf32 else "off"
         if self._gpu is None or self._engine is None:
-            return told
+            return description
         gpu = self._gpu
-        told |= {
+        description |= {
             "device": f"cuda:{gpu.index}",
             "device_name": gpu.name,
             "gpu_uuid": gpu.uuid,
@@ -145,16 +145,16 @@ class TensorRtNetwork:
             "last_prepare_s": f"{self._prepare_s:.3g}",
         }
         if self._symmetric:
-            told["quantisation"] = "rewritten to int8 around zero"
-        return told
+            description["quantisation"] = "rewritten to int8 around zero"
+        return description
 
     def load(self) -> None:
-        """Find the GPU, build or read the engine of a small batch, and read back what it computes in.
+        """Find the GPU, build or read the engine of a small batch, and read back its precision.
 
         Raises:
-            ConfigError: no GPU; the file is missing, broken, or built for another GPU or TensorRT; a quantisation
-                that TensorRT does not know; TF32 on a GPU without it.
-            MemoryError: the device has no room for it.
+            ConfigError: there is no GPU; the file is missing, broken, or built for another GPU or TensorRT; TensorRT
+                does not support the quantisation; TF32 on a GPU without it.
+            MemoryError: the device has no memory for it.
             NetworkError: TensorRT cannot build it.
         """
         path, options = self._source.path, self._options
@@ -162,8 +162,8 @@ class TensorRtNetwork:
         self._precision = inspector.Precision("", "", "")
         if self._tf32 and not gpu.has_tf32 and not options.any_precision:
             raise ConfigError(
-                f"{path.name}: {gpu.name} (compute capability {gpu.capability}) does not compute in TF32; GPUs from "
-                "8.0 on do"
+                f"{path.name}: {gpu.name} (compute capability {gpu.capability}) does not compute in TF32, which needs "
+                "8.0 or newer"
             )
         self._gpu = gpu
         try:
@@ -182,30 +182,30 @@ class TensorRtNetwork:
             raise
 
     def prepare(self, batch: int) -> None:
-        """Take the engine for this batch size, put the inputs on the device, run it once, capture it if asked to.
+        """Select the engine of this batch size, put the inputs on the device, run it once, and capture it if requested.
 
         Raises:
-            UnsupportedBatchError: the model, the engine or its profile has no such batch size.
-            NetworkError: TensorRT cannot run this batch, or computes it in another precision; the text says why.
-            MemoryError: the device has no room for it.
+            UnsupportedBatchError: the model, the engine or its profile does not accept the batch size.
+            NetworkError: TensorRT cannot run this batch, or computes it in another precision.
+            MemoryError: the device has no memory for it.
         """
         name = self._source.path.name
         self._batches.check_size(batch)
         profile = self._options.profile
         if profile is not None and not profile.least <= batch <= profile.most:
-            raise UnsupportedBatchError(f"{name}: the profile {profile.text()} has no batch of {batch}")
-        self._let_go_of_batch()
+            raise UnsupportedBatchError(f"{name}: the profile {profile.text()} does not contain batch size {batch}")
+        self._release_batch()
         start_s = time.monotonic()
         try:
             self._cuda("cudaSetDevice", self._device().index)
-            self._take_engine(batch)
+            self._select_engine(batch)
             self._bind(batch, self._batches.arrays(batch))
             self._enqueue()
             self._wait()
             if self._options.cuda_graph:
                 self._capture()
         except BaseException as error:
-            self._let_go_of_batch()
+            self._release_batch()
             if isinstance(error, MemoryError):
                 raise MemoryError(f"{name}: batch {batch}: {error}") from error
             raise
@@ -216,8 +216,8 @@ class TensorRtNetwork:
         """Run the prepared batch ``batches`` times; the device has finished on return.
 
         Raises:
-            MemoryError: the device has no room for it.
-            NetworkError: TensorRT or CUDA gave up; the text says why.
+            MemoryError: the device has no memory for it.
+            NetworkError: TensorRT or CUDA failed; the text contains the reason.
         """
         cuda, stream = self._cuda, self._stream
         to_device = cuda.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -247,13 +247,10 @@ class TensorRtNetwork:
         )
 
     def check(self) -> bool:
-        """Run a small batch and look at its outputs; leaves that batch prepared.
-
-        Built-in networks are compared with their numpy reference, .onnx files with what ONNX Runtime gives for them
-        where it is installed; engine files must give finite numbers.
+        """Run a small batch and check its outputs; that batch stays prepared.
 
         Raises:
-            NetworkError: the outputs are wrong; the text says how.
+            NetworkError: the outputs are wrong, see ``check_outputs``.
         """
         batch = self._size_for_check()
         self.prepare(batch)
@@ -264,9 +261,9 @@ class TensorRtNetwork:
         return True
 
     def trace(self, path: Path) -> None:
-        """Write the time of each layer, of batches that are run for it in turns with plain ones.
+        """Write the time of each layer, from batches that alternate with plain ones.
 
-        The traced ones run in a context of their own that has TensorRT's profiler; a CUDA graph is left out of them.
+        Traced batches run in a separate context with TensorRT's profiler, without a CUDA graph.
 
         Raises:
             NetworkError: no batch is prepared, or TensorRT cannot profile it.
@@ -302,7 +299,7 @@ class TensorRtNetwork:
         context.profiler = _make_profiler(
             self._libraries.trt, lambda name, time_ns: tally.add(name, kinds.get(name, ""), time_ns)
         )
-        # Reported when it is asked for, after the device has finished: nothing waits between two layers.
+        # Report on request, after the device has finished, so that nothing waits between two layers.
         context.enqueue_emits_profile = False
 
         def traced(batches: int) -> None:
@@ -310,7 +307,7 @@ class TensorRtNetwork:
                 self._enqueue(context)
                 self._wait()
                 if not context.report_to_profiler():
-                    raise NetworkError(f"{self._source.path.name}: TensorRT reports no layer times: {self._said()}")
+                    raise NetworkError(f"{self._source.path.name}: TensorRT reports no layer times: {self._reasons()}")
 
         try:
             return tracing.in_turns(
@@ -324,7 +321,7 @@ class TensorRtNetwork:
         if self._gpu is not None:
             with contextlib.suppress(NetworkError, MemoryError):
                 self._cuda("cudaSetDevice", self._gpu.index)
-        self._let_go_of_engine()
+        self._release_engine()
         self._held.close()
         self._timeline = self._stream = self._runtime = self._logger = None
         self._gpu = None
@@ -341,17 +338,17 @@ class TensorRtNetwork:
         self._batches = options.batches(path.name, inputs, self._source)
         model = quantised.read(path, external=False)
         self._output_names = tuple(item.name for item in model.graph.output)
-        wanted = self._source.make_inputs is not None if options.symmetric is None else options.symmetric
+        rewrite = self._source.make_inputs is not None if options.symmetric is None else options.symmetric
         refused = quantised.refused(model)
         if refused is not None:
-            if not wanted:
+            if not rewrite:
                 raise ConfigError(
-                    f"model file {path}: TensorRT does not take node {refused.node!r}: {refused.why}; it knows int8 "
-                    "around zero only: quantise it so, or set the option symmetric=true to have it rewritten"
+                    f"model file {path}: TensorRT refuses node {refused.node!r}: {refused.why}; it supports symmetric "
+                    "int8 only: quantise it so, or set symmetric=true to rewrite it"
                 )
             self._content = quantised.symmetric(quantised.read(path), path.name).SerializeToString()
             self._symmetric = True
-        self._take_engine(self._size_for_check())
+        self._select_engine(self._size_for_check())
 
     def _load_engine_file(self) -> None:
         path = self._source.path
@@ -367,14 +364,14 @@ class TensorRtNetwork:
         self._batches = self._options.batches(path.name, inputs, self._source)
 
     def _signature(self) -> Iterator[Input]:
-        """The inputs as the engine tells them; sizes that are open have no names in it."""
+        """Return the inputs in the engine, in which open sizes have no names."""
         for name in self._names(of_inputs=True):
             sizes = tuple(int(size) for size in self._engine.get_tensor_shape(name))
             shape = tuple(size if size >= 0 else "batch" if axis == 0 else None for axis, size in enumerate(sizes))
             yield Input(name, self._dtype(name), shape)
 
     def _size_for_check(self) -> int:
-        """A small batch that the model, the profile and the engine take."""
+        """Return a small batch size that the model, the profile and the engine accept."""
         size = self._batches.size_for_check()
         profile = self._options.profile
         if profile is not None:
@@ -386,7 +383,7 @@ class TensorRtNetwork:
         return size
 
     def _ranges(self) -> list[tuple[int, int, int]]:
-        """Least, best and largest batch of each profile of an engine whose batch axis is open."""
+        """Return least, best and largest batch size of each profile of an engine whose batch axis is open."""
         names = [item.name for item in self._batches.inputs if item.shape and item.shape[0] == "batch"]
         found = []
         for number in range(int(self._engine.num_optimization_profiles) if names else 0):
@@ -397,11 +394,11 @@ class TensorRtNetwork:
 
     # Engines
 
-    def _take_engine(self, batch: int) -> None:
-        """Have the engine for this batch: the one that is there, one of the cache, or a new one."""
+    def _select_engine(self, batch: int) -> None:
+        """Get the engine for this batch size: the current one, one of the cache, or a new one."""
         if self._engine is not None and self._engine_batch in (0, batch):
             return
-        self._let_go_of_engine()
+        self._release_engine()
         recipe = self._recipe(batch)
         options = self._options
         gpu = self._device()
@@ -414,8 +411,8 @@ class TensorRtNetwork:
                 self._adopt(found, plan, batch)
                 return
             if self._messages.no_memory():
-                raise MemoryError(f"{self._source.path.name}: {gpu.name} has no room: {self._messages.said()}")
-            logger.warning("%s cannot be read and is built anew: %s", place, self._messages.said())
+                raise MemoryError(f"{self._source.path.name}: {gpu.name} has no memory: {self._messages.reasons()}")
+            logger.warning("%s cannot be read and is built again: %s", place, self._messages.reasons())
             cache.forget(place)
         data, built_s = engines.build(
             self._libraries,
@@ -432,33 +429,33 @@ class TensorRtNetwork:
         plan = engines.Plan(data, f"built in {built_s:.1f} s")
         found = engines.deserialise(self._runtime, self._messages, plan)
         if found is None:
-            said = self._messages.said()
+            reasons = self._messages.reasons()
             if self._messages.no_memory():
-                raise MemoryError(f"{self._source.path.name}: {gpu.name} has no room for its engine: {said}")
-            raise NetworkError(f"{self._source.path.name}: TensorRT does not take the engine it just built: {said}")
+                raise MemoryError(f"{self._source.path.name}: {gpu.name} has no memory for its engine: {reasons}")
+            raise NetworkError(f"{self._source.path.name}: TensorRT refuses the engine that it has built: {reasons}")
         self._adopt(found, plan, batch)
 
     def _adopt(self, engine: Any, plan: engines.Plan, batch: int) -> None:
-        """Take an engine, and read back what it is."""
+        """Use an engine, and read back its layers and precision."""
         name = self._source.path.name
         self._engine = engine
         self._engine_batch = batch if self._options.profile is None and not self._is_engine else 0
         self._engine_bytes = memoryview(plan.data).nbytes
         self._origin = plan.origin
         trt = self._libraries.trt
-        told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-        self._layers = inspector.read_layers(told)
+        information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+        self._layers = inspector.read_layers(information)
         precision = inspector.actual_precision(self._layers, None if self._is_engine else self._tf32)
         for tensor in (*self._names(of_inputs=True), *self._names(of_inputs=False)):
             self._dtype(tensor)
             if engine.get_tensor_location(tensor) != trt.TensorLocation.DEVICE:
-                raise ConfigError(f"{name}: {tensor!r} is a shape that lies on the host, which is not supported")
+                raise ConfigError(f"{name}: {tensor!r} is a shape in host memory, which is not supported")
         before = self._precision.name
         if before:
             try:
                 self._options.check_same_precision(name, batch, precision.name, before)
             except NetworkError:
-                self._let_go_of_engine()
+                self._release_engine()
                 raise
         self._precision = precision
 
@@ -484,15 +481,15 @@ class TensorRtNetwork:
 
     def _names(self, *, of_inputs: bool) -> list[str]:
         mode = self._libraries.trt.TensorIOMode
-        wanted = mode.INPUT if of_inputs else mode.OUTPUT
+        selected = mode.INPUT if of_inputs else mode.OUTPUT
         names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
-        return [name for name in names if self._engine.get_tensor_mode(name) == wanted]
+        return [name for name in names if self._engine.get_tensor_mode(name) == selected]
 
     def _dtype(self, name: str) -> str:
-        """numpy's name of a tensor's type.
+        """Return numpy's name of the type of a tensor.
 
         Raises:
-            ConfigError: TensorRT has it and nothing on the host does.
+            ConfigError: the type is not supported.
         """
         kind = str(self._engine.get_tensor_dtype(name).name)
         if kind not in _TYPES:
@@ -500,7 +497,7 @@ class TensorRtNetwork:
         return _TYPES[kind]
 
     def _activation_bytes(self) -> int:
-        """What a context of the engine takes from the device, its inputs and outputs not counted."""
+        """Return the device memory of a context of the engine, without inputs and outputs."""
         # TensorRT 11 has only the second of these, 10.0 only the first.
         size = getattr(self._engine, "device_memory_size_v2", None)
         return int(self._engine.device_memory_size if size is None else size)
@@ -511,14 +508,14 @@ class TensorRtNetwork:
         self._messages.forget()
         context = self._engine.create_execution_context()
         if context is None:
-            said = f"{self._source.path.name}: no room for the activations: {self._messages.said()}"
-            raise MemoryError(said) if self._messages.no_memory() else NetworkError(said)
-        # Engines that tell their layers also name them to NVIDIA's profilers, at a cost in each launch.
+            text = f"{self._source.path.name}: no memory for the activations: {self._messages.reasons()}"
+            raise MemoryError(text) if self._messages.no_memory() else NetworkError(text)
+        # Engines with detailed layers also report them to NVIDIA's profilers, which makes each launch slower.
         context.nvtx_verbosity = self._libraries.trt.ProfilingVerbosity.NONE
         return context
 
     def _bind(self, batch: int, arrays: networks.Arrays) -> None:
-        """Make a context, room for its tensors on the device, and fill the inputs."""
+        """Create a context and device memory for its tensors, and fill the inputs."""
         held, copies = self._batch_held, self._options.copies
         self._context = self._new_context()
         self._choose_profile(batch)
@@ -549,27 +546,29 @@ class TensorRtNetwork:
             self._cuda.upload(tensor.address, tensor.array, self._stream)
 
     def _bind_context(self, context: Any) -> None:
-        """Give another context the same tensors."""
+        """Bind the same tensors to another context."""
         if self._engine.num_optimization_profiles > 1:
             self._switch_profile(context, int(self._context.active_optimization_profile))
         self._set_shapes(context, {item.name: item.array.shape for item in self._inputs}, self._batch)
         self._set_addresses(context)
 
     def _choose_profile(self, batch: int) -> None:
-        """Of an engine file with several profiles, the one that fits best."""
+        """Select the best profile of an engine file with several profiles."""
         if not self._is_engine:
             return
         ranges = self._ranges()
         fitting = [number for number, (least, _, most) in enumerate(ranges) if least <= batch <= most]
         if ranges and not fitting:
-            told = ", ".join(f"{least} to {most}" for least, _, most in ranges)
-            raise UnsupportedBatchError(f"{self._source.path.name}: the engine takes batches of {told}, not {batch}")
+            accepted = ", ".join(f"{least} to {most}" for least, _, most in ranges)
+            raise UnsupportedBatchError(
+                f"{self._source.path.name}: the engine accepts batch sizes {accepted}, not {batch}"
+            )
         if len(ranges) > 1:
             self._switch_profile(self._context, min(fitting, key=lambda number: abs(ranges[number][1] - batch)))
 
     def _switch_profile(self, context: Any, number: int) -> None:
         if not context.set_optimization_profile_async(number, int(self._stream)):
-            raise NetworkError(f"{self._source.path.name}: TensorRT does not take profile {number}: {self._said()}")
+            raise NetworkError(f"{self._source.path.name}: TensorRT refuses profile {number}: {self._reasons()}")
         self._wait()
 
     def _set_shapes(self, context: Any, shapes: Mapping[str, tuple[int, ...]], batch: int) -> None:
@@ -578,23 +577,23 @@ class TensorRtNetwork:
         for tensor, shape in shapes.items():
             if not context.set_input_shape(tensor, shape):
                 raise UnsupportedBatchError(
-                    f"{name}: batch {batch}: TensorRT does not take the shape {shape} of {tensor!r}: {self._said()}"
+                    f"{name}: batch {batch}: TensorRT refuses the shape {shape} of {tensor!r}: {self._reasons()}"
                 )
         try:
             missing = context.infer_shapes()
         except RuntimeError as error:
-            raise NetworkError(f"{name}: batch {batch}: {error}: {self._said()}") from error
+            raise NetworkError(f"{name}: batch {batch}: {error}: {self._reasons()}") from error
         if missing:
-            raise NetworkError(f"{name}: batch {batch}: the shapes of {', '.join(missing)} are not known")
+            raise NetworkError(f"{name}: batch {batch}: the shapes of {', '.join(missing)} are unknown")
 
     def _set_addresses(self, context: Any) -> None:
         for tensor in (*self._inputs, *self._outputs):
             if not context.set_tensor_address(tensor.name, tensor.address):
-                raise NetworkError(f"{self._source.path.name}: TensorRT does not take the memory of {tensor.name!r}")
+                raise NetworkError(f"{self._source.path.name}: TensorRT refuses the memory of {tensor.name!r}")
 
     def _capture(self) -> None:
-        """The launches of one batch, recorded once; replaying them takes one call."""
-        # A first launch after a change of shapes does what cannot be captured.
+        """Record the launches of one batch as a CUDA graph, which is replayed by one call."""
+        # The first launch after a change of shapes cannot be captured.
         for _ in range(GRAPH_WARMUPS):
             self._enqueue()
         self._wait()
@@ -612,8 +611,8 @@ class TensorRtNetwork:
 
     def _enqueue(self, context: Any = None) -> None:
         if not (self._context if context is None else context).execute_async_v3(int(self._stream)):
-            said = f"{self._source.path.name}: TensorRT did not launch a batch: {self._said()}"
-            raise MemoryError(said) if self._messages.no_memory() else NetworkError(said)
+            text = f"{self._source.path.name}: TensorRT did not launch a batch: {self._reasons()}"
+            raise MemoryError(text) if self._messages.no_memory() else NetworkError(text)
 
     def _launch_graph(self) -> None:
         self._cuda("cudaGraphLaunch", self._graph, self._stream)
@@ -625,12 +624,12 @@ class TensorRtNetwork:
         self._cuda("cudaStreamSynchronize", self._stream)
 
     def _wait_quietly(self) -> None:
-        """After an error the stream has nothing more under way, or never will."""
+        """Wait for the stream, ignoring errors of the device."""
         with contextlib.suppress(NetworkError, MemoryError):
             self._wait()
 
     def _fetched(self, tensor: Tensor) -> NDArray[Any]:
-        """An output on the host, as ``run`` left it there, or brought from the device."""
+        """Return an output on the host: that of ``run``, or copied from the device."""
         if tensor.pinned is not None:
             array = tensor.pinned
         else:
@@ -640,41 +639,41 @@ class TensorRtNetwork:
             return (array.astype(np.uint32) << 16).view(np.float32)
         return np.array(array)
 
-    # Letting go
+    # Release
 
-    def _let_go_of_batch(self) -> None:
-        """What uses memory goes before the memory: first the end of what is under way, the context last but one."""
+    def _release_batch(self) -> None:
+        """Release the batch: wait for the stream, then release graph and context before their memory."""
         if self._stream is not None:
             self._wait_quietly()
         self._graph = self._context = None
         self._inputs, self._outputs, self._batch = [], [], 0
         self._batch_held.close()
 
-    def _let_go_of_engine(self) -> None:
-        self._let_go_of_batch()
+    def _release_engine(self) -> None:
+        self._release_batch()
         self._engine = None
         self._engine_batch = 0
 
-    # Telling
+    # Details
 
     def _device(self) -> Gpu:
         if self._gpu is None:
             raise NetworkError(f"{self._source.path.name}: is not loaded")
         return self._gpu
 
-    def _said(self) -> str:
-        return self._messages.said() or "it gives no reason"
+    def _reasons(self) -> str:
+        return self._messages.reasons() or "no reason"
 
     def _work(self) -> tracing.Work:
         return tracing.Work.of(graph.read_model(self._source.path), self._batch, self._options.dims)
 
 
 def _macs(layer: inspector.Layer, work: tracing.Work) -> int | None:
-    """Multiply-accumulates of the operators that became one layer; None: not known."""
+    """Return the multiply-accumulates of the operators that became one layer; None: unknown."""
     if not layer.origins:
         return 0 if layer.is_copy else None
     counted = [work.macs[name] for name in layer.origins if name in work.macs]
-    # A graph that was counted as a whole has none beside those that it names.
+    # If the whole graph was counted, operators without an entry have none.
     return sum(counted) if counted or work.total is not None else None
 
 
@@ -693,10 +692,10 @@ PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", NATIVE)
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> TensorRtNetwork:
-    """The entry point of the runtime.
+    """Return the network; the entry point of the runtime.
 
     Raises:
-        ConfigError: unknown network, option or precision; no such file; TensorRT or CUDA's bindings missing.
+        ConfigError: unknown network, option or precision; the file, TensorRT or CUDA's bindings are missing.
     """
     found = libraries.find()
     if precision not in PRECISIONS:
@@ -706,7 +705,7 @@ def open_network(network: str, precision: str, options: Mapping[str, str]) -> Te
     if Path(network).suffix in SUFFIXES:
         for key in FOR_BUILDING:
             if key in rest:
-                raise ConfigError(f"tensorrt: {network} is built already: leave out the option {key}")
+                raise ConfigError(f"tensorrt: {network} is already built: remove the option {key}")
         if precision == "tf32":
-            raise ConfigError(f"tensorrt: {network} is built already, with TF32 or without: ask for {NATIVE}")
+            raise ConfigError(f"tensorrt: {network} is already built, with TF32 or without: request {NATIVE}")
     return TensorRtNetwork(found, source, precision, Options.parse(rest))

@@ -1,9 +1,9 @@
-"""Quantised ONNX graphs in the one form that TensorRT reads: int8 around zero, nothing quantised but what is computed.
+"""Quantised ONNX graphs in the form that TensorRT reads: symmetric int8 for inputs and weights of products only.
 
 ONNX Runtime's quantiser writes unsigned activations with a zero point, and biases in int32. TensorRT refuses both: it
-knows signed integers with a zero point of 0 only (NVIDIA, "Working with Quantized Types"). The rewritten graph keeps
-the calibrated ranges; around zero a range that was all positive has half as many steps, and needs the Relu again that
-ONNX Runtime takes out where rounding to unsigned integers cuts off what is negative.
+supports signed integers with a zero point of 0 only (NVIDIA, "Working with Quantized Types"). The rewritten graph keeps
+the calibrated ranges. A positive range has half as many symmetric steps, and needs the Relu that ONNX Runtime removes
+where rounding to unsigned integers cuts off negative values.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _MOVES: Final = frozenset(
     {"MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
 )
 _LARGEST: Final = 127.0
-"""TensorRT's weights lie in [-127, 127]."""
+"""TensorRT's weights are in [-127, 127]."""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """A node of the graph that TensorRT would refuse."""
+    """A node that TensorRT would refuse."""
 
     node: str
     why: str
 
 
 def read(path: Path, *, external: bool = True) -> Any:
-    """A model file.
+    """Read a model file.
 
     Args:
         path: The file.
-        external: Weights that lie in files beside it are read too.
+        external: Read external files with weights too.
 
     Raises:
-        ConfigError: it is no ONNX model.
+        ConfigError: it is not a valid ONNX model.
     """
     import onnx
 
@@ -55,12 +55,12 @@ def read(path: Path, *, external: bool = True) -> Any:
 
 
 def refused(model: Any) -> Refused | None:
-    """The first node whose quantisation TensorRT does not know; None: there is none."""
+    """Return the first node whose quantisation TensorRT does not support; None: there is none."""
     for node in model.graph.node:
         if node.op_type in _QUANTISED:
             zero = _zero_point(model, node)
             if zero is None:
-                # Without one ONNX quantises to uint8; one that is no constant is not known here.
+                # Without a zero point ONNX quantises to uint8; one that is not constant is unknown.
                 if node.op_type == "QuantizeLinear" and len(node.input) < 3:
                     return Refused(node.name, "it quantises to unsigned integers")
                 continue
@@ -74,17 +74,17 @@ def refused(model: Any) -> Refused | None:
 
 
 def symmetric(model: Any, name: str) -> Any:
-    """The same graph with int8 around zero.
+    """Return the graph with symmetric int8.
 
-    Activations keep the larger half of their range on both sides; constants that nothing multiplies with (biases,
-    norms, tables) become what they stand for, in float.
+    Activations keep the larger half of their range on both sides; constants outside of products (biases, norms,
+    tables) become float.
 
     Args:
-        model: As ``read`` gives it; left as it is.
-        name: What errors call it.
+        model: From ``read``; it is not changed.
+        name: Name of the model in errors.
 
     Raises:
-        ConfigError: a scale or zero point is no constant.
+        ConfigError: a scale or zero point is not constant.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -113,7 +113,7 @@ def symmetric(model: Any, name: str) -> Any:
             continue
         scale, zero = constants.get(node.input[1]), _zero_point(found, node)
         if scale is None or (len(node.input) > 2 and node.input[2] not in constants):
-            raise ConfigError(f"{name}: node {node.name!r} has a scale or zero point that is no constant: TensorRT")
+            raise ConfigError(f"{name}: node {node.name!r} has a scale or zero point that is not constant: TensorRT")
         steps = numpy_helper.to_array(scale)
         zeros = np.zeros(steps.shape, np.uint8) if zero is None else zero
         stored = constants.get(node.input[0])
@@ -156,13 +156,13 @@ def symmetric(model: Any, name: str) -> Any:
     ]
     del graph.initializer[:]
     graph.initializer.extend(weights)
-    # Tensors changed their types: what the file says of them is not true any more.
+    # Tensors have other types: remove those in the file.
     del graph.value_info[:]
     return found
 
 
 def _positive(model: Any) -> set[str]:
-    """Tensors without negative values; nodes of ONNX files are in the order in which they can be computed."""
+    """Return the tensors without negative values; nodes of ONNX files are in topological order."""
     found: set[str] = set()
     for node in model.graph.node:
         zero = _zero_point(model, node) if node.op_type == "DequantizeLinear" else None
@@ -173,7 +173,7 @@ def _positive(model: Any) -> set[str]:
 
 
 def _zero_point(model: Any, node: Any) -> NDArray[Any] | None:
-    """None: it is left out, or no constant."""
+    """Return the value of a constant; None: it is missing or not constant."""
     from onnx import numpy_helper
 
     if len(node.input) < 3:
@@ -183,7 +183,7 @@ def _zero_point(model: Any, node: Any) -> NDArray[Any] | None:
 
 
 def _along(node: Any, steps: NDArray[Any], rank: int) -> tuple[int, ...]:
-    """The shape in which a scale per channel goes with a tensor of ``rank`` axes."""
+    """Return the shape of a scale per channel for a tensor of ``rank`` axes."""
     if steps.ndim == 0 or steps.size == 1:
         return (1,) * rank
     axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
