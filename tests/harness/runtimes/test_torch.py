@@ -706,7 +706,7 @@ def test_on_a_gpu(precision: str, options: dict[str, str]) -> None:
         ({"cuda_graph": "true"}, "option cuda_graph: requires a GPU"),
         ({"tf32": "maybe"}, "option tf32: must be true or false"),
         ({"signature": "x"}, "option signature: must be NAME:TYPE"),
-        ({"signature": "x:float[4]"}, "unknown type 'float': did you mean 'float"),
+        ({"signature": "x:float[4]"}, "unknown type 'float'; did you mean float"),
         ({"module": "make"}, "option module: must be module:object"),
     ],
 )

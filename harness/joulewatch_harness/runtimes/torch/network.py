@@ -17,15 +17,14 @@ import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from joulewatch_harness import networks, runtimes
-from joulewatch_harness.errors import ConfigError, NetworkError, describe
+from joulewatch_harness import networks
+from joulewatch_harness.errors import ConfigError, NetworkError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graphs
@@ -34,29 +33,18 @@ from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.failures import as_network_errors
 from joulewatch_harness.runtimes.shared.inputs import (
     Batches,
-    Input,
-    broken,
     check_types,
-    read_npz,
-    signature,
 )
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
 from joulewatch_harness.runtimes.shared.timeline import Timeline, run_on_device
+from joulewatch_harness.runtimes.torch.loading import DTYPE_OF, EXPORTED, TORCHSCRIPT, load_module
 from joulewatch_harness.runtimes.torch.options import Options
 from joulewatch_harness.traces import Trace, write_trace
 
 logger = logging.getLogger(__name__)
 
 CUDA_GRAPH_MODES: Final = ("reduce-overhead", "max-autotune")
-TORCHSCRIPT: Final = (".pt", ".ts", ".torchscript")
-EXPORTED: Final = ".pt2"
-DTYPE_OF: Final[Mapping[str, torch.dtype]] = {
-    "fp32": torch.float32,
-    "tf32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-}
 DEFAULT_THREADS: Final = torch.get_num_threads()
 RECOMPILES: Final = 1024
 """Number of batch sizes that one module is compiled for; PyTorch's default is 8, and then it stops compiling."""
@@ -71,17 +59,6 @@ _NAMES: Final[Mapping[torch.dtype, str]] = {
     torch.quint8: "int8",
     torch.int8: "int8",
 }
-
-
-@dataclass(slots=True)
-class Loaded:
-    """A module before it is moved, cast or compiled."""
-
-    module: Any
-    inputs: tuple[Input, ...]
-    """In the order of the arguments."""
-    dtypes: tuple[torch.dtype | None, ...] = ()
-    """The type of each input; empty: the type of the module's weights."""
 
 
 def open_network(network: str, precision: str, options: Mapping[str, str]) -> TorchNetwork:
@@ -190,7 +167,8 @@ class TorchNetwork:
         if self._tf32 and not _has_tf32(self._device) and not options.any_precision:
             raise ConfigError(f"{name}: {self._device} does not compute in TF32 (NVIDIA GPUs from Ampere on do)")
         self._apply_settings()
-        loaded = self._read()
+        self._sha256 = "" if options.module else fingerprint(self._source.path)
+        loaded = load_module(self._source.path, options, DTYPE_OF.get(self._requested))
         if not loaded.inputs:
             raise ConfigError(
                 f"{name}: PyTorch does not report the inputs of this network: give them with --option "
@@ -341,54 +319,6 @@ class TorchNetwork:
     def _name(self) -> str:
         return self._options.module or self._source.path.name
 
-    def _read(self) -> Loaded:
-        path, suffix = self._source.path, self._source.path.suffix
-        if self._options.module:
-            found = self._from_code()
-        else:
-            self._sha256 = fingerprint(path)
-            if suffix == ".onnx":
-                from joulewatch_harness.runtimes.torch.importing import module_of
-
-                found = Loaded(module_of(path, DTYPE_OF.get(self._requested)), signature(path))
-            elif suffix == EXPORTED:
-                found = _from_exported(path)
-            else:
-                found = Loaded(_from_torchscript(path), ())
-        if not found.inputs:
-            found.inputs = self._options.signature or self._signature_of_file()
-        elif self._options.signature:
-            raise ConfigError(f"{path.name}: contains its inputs: remove the option signature")
-        return found
-
-    def _from_code(self) -> Loaded:
-        spec = self._options.module
-        found = runtimes.find_object(spec)
-        if not isinstance(found, torch.nn.Module):
-            if not callable(found):
-                raise ConfigError(f"{spec} is neither a torch.nn.Module nor a function that returns one")
-            try:
-                found = found()
-            except Exception as error:
-                raise ConfigError(f"{spec} cannot be created: {describe(error)}") from error
-        if not isinstance(found, torch.nn.Module):
-            raise ConfigError(f"{spec} returned {type(found).__name__}, not a torch.nn.Module")
-        module = found.eval().requires_grad_(False)
-        dtype = DTYPE_OF.get(self._requested)
-        return Loaded(module if dtype is None else module.to(dtype), ())
-
-    def _signature_of_file(self) -> tuple[Input, ...]:
-        """Return the inputs as the arrays of the option ``inputs`` have them; the first axis is the batch."""
-        path = self._options.inputs
-        return (
-            ()
-            if path is None
-            else tuple(
-                Input(name, str(array.dtype), ("batch", *array.shape[1:]) if array.ndim else ())
-                for name, array in read_npz(path).items()
-            )
-        )
-
     def _apply_settings(self) -> None:
         """Set what applies to the whole process, because another network may have changed it.
 
@@ -534,37 +464,6 @@ def tensors(outputs: Any) -> list[Any]:
     if hasattr(outputs, "__dataclass_fields__"):
         return [tensor for key in outputs.__dataclass_fields__ for tensor in tensors(getattr(outputs, key))]
     return []
-
-
-def _from_exported(path: Path) -> Loaded:
-    try:
-        program = torch.export.load(path)
-        module = program.module()
-    except Exception as error:
-        raise broken(path, error) from error
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    inputs, dtypes = [], []
-    for name in program.graph_signature.user_inputs:
-        value = values.get(name)
-        if not isinstance(value, torch.Tensor):
-            raise ConfigError(f"model file {path}: input {name!r} is not a tensor, which is not supported")
-        shape = tuple(int(size) if isinstance(size, int) else str(size) for size in value.shape)
-        kind = str(value.dtype).removeprefix("torch.")
-        # numpy has no bfloat16: the arrays are float32, and are converted for the program.
-        inputs.append(Input(str(name), "float32" if kind == "bfloat16" else kind, shape))
-        dtypes.append(value.dtype)
-    return Loaded(module, tuple(inputs), tuple(dtypes))
-
-
-def _from_torchscript(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            # TorchScript is deprecated, but its files are still in use.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            return torch.jit.load(path, map_location="cpu").eval()
-    except Exception as error:
-        raise broken(path, error) from error
 
 
 def _compiled(module: Any, mode: str, *, traced: bool = False) -> Any:
