@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import struct
 from typing import Any
@@ -16,6 +17,7 @@ from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clients.prometheus import Answer
 from joulewatch_harness.delivery.annotations import Sample
 from joulewatch_harness.delivery.remote_write import (
+    HEADERS,
     STALE_NAN_BITS,
     RemoteWriteSink,
     _raise_for,
@@ -23,6 +25,7 @@ from joulewatch_harness.delivery.remote_write import (
     snappy_block,
 )
 from joulewatch_harness.delivery.sinks import RejectedError, UnavailableError, window_item
+from joulewatch_harness.errors import ConfigError, QueryUnavailableError
 from support.runs import NETWORK, header, window
 
 
@@ -112,7 +115,15 @@ def test_nan_is_the_stale_marker_to_the_bit() -> None:
         (404, "remote write receiver needs to be enabled", UnavailableError, "--web.enable-remote-write-receiver"),
         (401, "", UnavailableError, "credentials"),
         (429, "slow down", UnavailableError, "slow down"),
-        (503, "", UnavailableError, "no text"),
+        (503, "", UnavailableError, "HTTP 503: no text"),
+        (300, "elsewhere", RejectedError, "HTTP 300: elsewhere"),
+        (199, "", RejectedError, "HTTP 199: no text"),
+        (499, "", RejectedError, "HTTP 499: no text"),
+        (500, "disk full", UnavailableError, "HTTP 500: disk full"),
+        (405, "", UnavailableError, "--web.enable-remote-write-receiver"),
+        (403, "", UnavailableError, "credentials"),
+        (500, "Too Far Behind", RejectedError, r"newer samples and refuses older ones \(Too Far Behind\)"),
+        (409, "Duplicate Sample", RejectedError, r"same time \(Duplicate Sample\)"),
     ],
 )
 def test_the_answer_decides_whether_a_retry_helps(status: int, text: str, error: type[Exception], words: str) -> None:
@@ -120,8 +131,14 @@ def test_the_answer_decides_whether_a_retry_helps(status: int, text: str, error:
         _raise_for("http://p/api/v1/write", Answer(status, text))
 
 
+def test_a_long_answer_is_cut_and_put_on_one_line() -> None:
+    with pytest.raises(RejectedError) as excinfo:
+        _raise_for("http://p/api/v1/write", Answer(400, "a\n  b\t" + "c" * 500))
+    assert str(excinfo.value) == "http://p/api/v1/write: HTTP 400: a b " + "c" * 296
+
+
 def test_success_is_any_2xx() -> None:
-    for status in (200, 202, 204):
+    for status in (200, 202, 204, 299):
         _raise_for("http://p/api/v1/write", Answer(status, ""))
 
 
@@ -132,9 +149,21 @@ class FakeClient:
         self.options = PrometheusOptions("http://p")
         self.sent: list[list[tuple[list[tuple[str, str]], list[tuple[int, float]]]]] = []
         self.refuse: set[str] = set()
+        self.answer = Answer(204, "")
+        self.requests = 0
+        self.pings = 0
+        self.is_closed = False
+        self.queries: list[tuple[str, float, float]] = []
+        self.retry_s = math.nan
+
+    def ping(self) -> None:
+        self.pings += 1
 
     def send(self, method: str, url: str, body: bytes, headers: dict[str, str]) -> Answer:
-        assert headers["Content-Encoding"] == "snappy"
+        assert (method, url, headers) == ("POST", "http://p/api/v1/write", HEADERS)
+        self.requests += 1
+        if self.answer.status == 0:
+            raise QueryUnavailableError("http://p: connection refused")
         series = [
             ([(label.name, label.value) for label in entry.labels], [(s.timestamp, s.value) for s in entry.samples])
             for entry in WriteRequest.FromString(bytes(cramjam.snappy.decompress_raw(body))).timeseries
@@ -142,9 +171,10 @@ class FakeClient:
         if any(dict(labels)["__name__"] in self.refuse for labels, _ in series):
             return Answer(400, "out of order sample")
         self.sent.append(series)
-        return Answer(204, "")
+        return self.answer
 
     def query(self, promql: str, at_s: float, retry_s: float) -> list[dict[str, Any]]:
+        self.queries.append((promql, at_s, retry_s))
         series = [entry for request in self.sent for entry in request]
         return [
             {
@@ -155,14 +185,52 @@ class FakeClient:
         ]
 
     def close(self) -> None:
-        pass
+        self.is_closed = True
 
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> FakeClient:
     fake = FakeClient()
-    monkeypatch.setattr("joulewatch_harness.delivery.remote_write.PrometheusClient", lambda options, retry_s: fake)
+
+    def build(options: PrometheusOptions, retry_s: float) -> FakeClient:
+        assert options is fake.options
+        fake.retry_s = retry_s
+        return fake
+
+    monkeypatch.setattr("joulewatch_harness.delivery.remote_write.PrometheusClient", build)
     return fake
+
+
+def test_a_sink_does_not_retry_by_itself_and_closes_its_client(client: FakeClient) -> None:
+    sink = RemoteWriteSink(client.options)
+    assert (sink.target, client.retry_s) == ("http://p", 0)
+    sink.close()
+    assert client.is_closed
+
+
+def test_a_server_is_checked_with_an_empty_request(client: FakeClient) -> None:
+    sink = RemoteWriteSink(client.options)
+    sink.check()
+    assert (client.pings, client.sent) == (1, [[]])
+    client.answer = Answer(400, "empty request")
+    sink.check()
+    client.answer = Answer(404, "")
+    with pytest.raises(ConfigError, match=r"^http://p/api/v1/write: HTTP 404: the remote-write receiver is disabled"):
+        sink.check()
+    client.answer = Answer(0, "")
+    with pytest.raises(ConfigError, match=r"^http://p: connection refused$"):
+        sink.check()
+
+
+def test_a_server_that_does_not_answer_is_unavailable(client: FakeClient) -> None:
+    client.answer = Answer(0, "")
+    with pytest.raises(UnavailableError, match=r"^http://p: connection refused$"):
+        RemoteWriteSink(client.options).write([window_item(header(), NETWORK, window(0, 1_700_000_000.0))])
+
+
+def test_text_that_is_not_valid_unicode_is_sent_with_question_marks() -> None:
+    ((labels, _),) = decoded([Sample("a", (("host", "caf\udce9"),), 1, 2.0)])
+    assert labels == [("__name__", "a"), ("host", "caf?")]
 
 
 def test_an_item_is_present_only_if_all_its_samples_are(client: FakeClient) -> None:
@@ -183,6 +251,83 @@ def test_refused_info_does_not_block_a_window(client: FakeClient) -> None:
     assert sink.present([item]) == {"window 0"}
     with pytest.raises(RejectedError):
         sink.write([item, window_item(header(), NETWORK, window(1, 1_700_000_002.0))])
+
+
+def names_of(request: list[tuple[list[tuple[str, str]], list[tuple[int, float]]]]) -> list[str]:
+    return [dict(labels)["__name__"] for labels, _ in request]
+
+
+def test_info_is_sent_only_if_it_is_newer_than_what_the_server_has(client: FakeClient) -> None:
+    """Older info would make the server refuse the whole request."""
+    sink = RemoteWriteSink(client.options)
+    first, second = (window_item(header(), NETWORK, window(index, 1_700_000_000.0 + 2 * index)) for index in (0, 1))
+    for item in (second, first, second):
+        sink.write([item])
+    assert [names_of(request).count("joulewatch_run_info") for request in client.sent] == [1, 0, 0]
+    assert all("joulewatch_window_start_timestamp_seconds" in names_of(request) for request in client.sent)
+    third = window_item(header(), NETWORK, window(2, 1_700_000_004.0))
+    sink.write([third])
+    assert "joulewatch_run_info" in names_of(client.sent[-1])
+
+
+def test_a_refused_request_is_sent_again_only_without_its_info(client: FakeClient) -> None:
+    sink = RemoteWriteSink(client.options)
+    client.refuse = {"joulewatch_run_info"}
+    item = window_item(header(), NETWORK, window(0, 1_700_000_000.0))
+    sink.write([item])
+    assert client.requests == 2
+    sink.write([item])
+    assert client.requests == 3, "what was refused once is not tried again at the same time"
+    client.refuse = {"joulewatch_window_start_timestamp_seconds"}
+    with pytest.raises(RejectedError):
+        sink.write([item])
+    assert client.requests == 4, "without info there is nothing to leave away"
+
+
+def test_items_are_read_back_fifty_at_a_time_between_their_first_and_last_sample(client: FakeClient) -> None:
+    sink = RemoteWriteSink(client.options)
+    items = [window_item(header(), NETWORK, window(index, 1_700_000_000.0 + 2 * index)) for index in range(51)]
+    sink.write(items)
+    assert sink.present(items) == {item.name for item in items}
+    assert [(at_s, retry_s) for _, at_s, retry_s in client.queries] == [
+        (1_700_000_099.0, 0),
+        (1_700_000_101.0, 0),
+    ]
+    selectors = [promql for promql, _, _ in client.queries]
+    assert selectors[0].endswith(f',run="{items[0].run}"}}[98001ms]') and selectors[1].endswith("[1ms]")
+    assert all("joulewatch_window_start_timestamp_seconds" in selector for selector in selectors)
+    assert not any("joulewatch_run_info" in selector for selector in selectors)
+
+
+def test_each_live_series_ends_with_its_last_value_at_its_end(client: FakeClient) -> None:
+    sink = RemoteWriteSink(client.options)
+    active, size = Sample("active", (("run", "r"),), 0, 1.0), Sample("size", (("run", "r"),), 0, 8.0)
+    sink.live("r", [active, size], [Sample("status", (), 0, 1.0)], 0)
+    sink.live("r", [Sample("active", (("run", "r"),), 2000, 3.0)], [], 5000)
+    sink.live("r", [], [], 9000)
+
+    def values_of(request: int) -> dict[str, list[tuple[int, str]]]:
+        return {
+            dict(labels)["__name__"]: [(at_ms, repr(value)) for at_ms, value in values]
+            for labels, values in client.sent[request]
+        }
+
+    assert values_of(0) == {"active": [(0, "1.0")], "size": [(0, "8.0")]}
+    assert values_of(1) == {"active": [(2000, "3.0")], "size": [(5000, "8.0"), (5001, "nan")]}
+    assert values_of(2) == {"active": [(9000, "3.0"), (9001, "nan")]}
+
+
+def test_a_live_series_never_goes_back_in_time_even_if_a_request_failed(client: FakeClient) -> None:
+    sink = RemoteWriteSink(client.options)
+    sample = Sample("active", (("run", "r"),), 7000, 1.0)
+    client.answer = Answer(503, "")
+    with pytest.raises(UnavailableError):
+        sink.live("r", [sample], [], 0)
+    client.answer = Answer(204, "")
+    sink.live("r", [dataclasses.replace(sample, at_ms=5000)], [], 0)
+    sink.live("r", [], [], 0)
+    times = [at_ms for request in client.sent for _, values in request for at_ms, _ in values]
+    assert times == [7000, 7001, 7002, 7003]
 
 
 def test_live_series_end_with_a_stale_marker_and_their_times_always_increase(client: FakeClient) -> None:
