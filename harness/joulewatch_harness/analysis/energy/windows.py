@@ -170,7 +170,7 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
     """
     sensors = known_sensors(record, history)
     readings = [(_readings_at(window.start_edge), _readings_at(window.end_edge)) for window in record.windows]
-    run_end_s = max((span_of(window).end_s for window in record.windows), default=-math.inf)
+    run_end_s = max((window.start_s + window.duration_s for window in record.windows), default=-math.inf)
     ranges = _power_ranges(readings, history, run_end_s)
     offsets = [_edge_offsets(window) for window in record.windows]
     typical = _typical_offsets(record, {sensor.exporter for sensor in sensors}, offsets)
