@@ -1,0 +1,237 @@
+"""From raw samples to the series, metadata and events of each sensor."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from joulewatch_exporter import catalog
+from joulewatch_exporter.catalog import Metric
+from joulewatch_harness.analysis.sources.history import (
+    Health,
+    History,
+    RawSeries,
+    build_history,
+    merge_spans,
+    resolution_joules,
+    traits_of,
+    unknown_sensor,
+)
+from joulewatch_harness.analysis.sources.series import SensorId, Series, Traits
+from joulewatch_harness.records import SensorRecord
+
+PACKAGE = {"collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
+DEVICE = {"collector": "rapl", "device": "socket0"}
+ID = SensorId(exporter="a:1", scope="device", **PACKAGE)
+NODE = SensorId(exporter="a:1", scope="node", collector="ipmi", component="node", device="bmc", domain="total")
+TIMES = (1.0, 2.0, 3.0)
+
+
+def raw(metric: Metric, values: tuple[float, ...], times: tuple[float, ...] = TIMES, **labels: str) -> RawSeries:
+    sensor = DEVICE if "domain" not in metric.labels else PACKAGE
+    return RawSeries(
+        name=metric.name,
+        labels={"instance": "a:1", **sensor, **labels},
+        times_s=np.array(times[: len(values)], dtype=np.float64),
+        values=np.array(values, dtype=np.float64),
+    )
+
+
+def lists(series: Series) -> tuple[list[float], list[float]]:
+    return series.times_s.tolist(), series.values.tolist()
+
+
+def record(sensor: SensorId = ID, **values: object) -> SensorRecord:
+    return SensorRecord(
+        exporter=sensor.exporter,
+        scope=sensor.scope,
+        collector=sensor.collector,
+        component=sensor.component,
+        device=sensor.device,
+        domain=sensor.domain,
+        **{"method": "unknown", **values},  # type: ignore[arg-type]
+    )
+
+
+def test_spans_that_touch_after_widening_are_joined() -> None:
+    assert merge_spans([(5.0, 6.0), (0.0, 4.0)], 0.5) == [(-0.5, 6.5)]
+    assert merge_spans([(5.0, 6.0), (0.0, 3.5)], 0.5) == [(-0.5, 4.0), (4.5, 6.5)]
+    assert merge_spans([(0.0, 9.0), (1.0, 2.0), (8.0, 8.5)], 0.0) == [(0.0, 9.0)]
+    assert merge_spans([], 1.0) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "joules"),
+    [
+        ("2 J", 2.0), ("2J", 2.0), (" 2.5 mJ ", 2.5e-3), ("15.3 uJ", 15.3e-6), ("15.3 µJ", 15.3e-6), ("4 nJ", 4e-9),
+        ("1e-3 J", 1e-3), ("1E+2 mJ", 0.1), ("", 0.0), ("J", 0.0), ("1 kJ", 0.0), ("1 uW", 0.0), ("1.2.3 J", 0.0),
+        ("x 1 J", 0.0), ("1 J x", 0.0),
+    ],
+)  # fmt: skip
+def test_a_resolution_is_an_energy_or_nothing(text: str, joules: float) -> None:
+    assert resolution_joules(text) == pytest.approx(joules, rel=1e-12, abs=0)
+
+
+def test_the_limits_of_a_sensor_come_from_its_metadata() -> None:
+    full = record(refresh_s=0.25, resolution="2 J", accuracy=0.05, window_s=0.125)
+    assert traits_of(full) == Traits(
+        refresh_s=0.25, resolution_joules=2.0, accuracy=0.05, family="rapl", window_s=0.125
+    )
+    assert traits_of(record()) == Traits(refresh_s=0.001, family="rapl")
+    assert traits_of(record(NODE)) == Traits(refresh_s=0.1, family="ipmi")
+    assert traits_of(record(refresh_s=0.0)).refresh_s == 0.0
+
+
+def test_a_sensor_without_metadata_is_estimated_or_unknown() -> None:
+    assert unknown_sensor(NODE) == record(NODE)
+    estimate = SensorId(**{**PACKAGE, "collector": "estimate"}, exporter="a:1", scope="device")
+    assert unknown_sensor(estimate) == record(estimate, method="estimated")
+
+
+def test_health_is_the_rise_of_each_counter_across_the_span() -> None:
+    times = np.arange(10.0)
+    series = {
+        "wraps": Series(times, np.array([2.0, 2, 2, 3, 4, 0, 5, 5, 5, 5])),
+        "unmeasured_s": Series(times, np.array([0.0, 0, 0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 2])),
+    }
+    up = Series(times, np.array([1.0, 1, 1, 1, 1, 1, 1, 0, 1, 1]))
+    history = History(source="", diagnostics={("a:1", *PACKAGE.values()): series}, ups={("a:1", "rapl", "socket0"): up})
+    assert history.health(ID, 2.5, 3.5) == Health(wraps=2.0, unmeasured_s=0.5)
+    assert history.health(ID, 3.0, 6.0) == Health(wraps=6.0), "what a restart takes away is not counted"
+    assert history.health(ID, 0.0, 2.0) == Health() and history.health(ID, 0.0, 2.0).clean
+    assert history.health(ID, 6.5, 6.75) == Health(down=True), "down from the sample after the span on"
+    assert history.health(NODE, 0.0, 9.0) == Health()
+
+
+def test_a_history_has_all_that_its_samples_show() -> None:
+    bmc = {"collector": "ipmi", "component": "node", "device": "bmc", "domain": "total"}
+    history = build_history(
+        "memory",
+        [
+            raw(catalog.DEVICE_ENERGY, (5.0, 6.0, 7.0)),
+            raw(catalog.READ_TIMESTAMP, (0.75, 1.75, 2.75)),
+            raw(catalog.NODE_POWER, (90.0, 91.0, 92.0), **bmc),
+            raw(catalog.EXPORTER_START, (40.0, -100.0, 40.0)),
+            raw(
+                catalog.SENSOR_INFO, (1.0, 1.0), scope="device", method="counter", reads="energy", model="EPYC",
+                source="powercap", resolution="2 J", accuracy="0.05",
+            ),
+            raw(catalog.SENSOR_REFRESH, (0.5, 0.25)),
+            raw(catalog.SENSOR_WRAPS, (0.0, 0.0, 1.0)),
+            raw(catalog.SENSOR_RESETS, (1.0, 1.0, 1.0)),
+            raw(catalog.SENSOR_UP, (1.0, 0.0, 1.0)),
+            raw(catalog.SENSOR_UP, (1.0, 1.0, 1.0), device="socket1"),
+            raw(catalog.EXPORTER_INFO, (1.0,)),
+        ],
+    )  # fmt: skip
+    assert history.source == "memory"
+    assert {key: lists(series) for key, series in history.counters.items()} == {
+        ID: ([0.75, 1.75, 2.75], [5.0, 6.0, 7.0])
+    }
+    assert {key: lists(series) for key, series in history.powers.items()} == {
+        NODE: ([1.0, 2.0, 3.0], [90.0, 91.0, 92.0])
+    }
+    assert history.counters[ID].metric == {"__name__": catalog.DEVICE_ENERGY.name, "instance": "a:1", **PACKAGE}
+    assert history.powers[NODE].metric == {"__name__": catalog.NODE_POWER.name, "instance": "a:1", **bmc}
+    assert history.readings == {}
+    assert {name: starts.tolist() for name, starts in history.starts.items()} == {"a:1": [-100.0, 40.0]}
+    assert history.sensors == {
+        ID: record(
+            method="counter", reads="energy", model="EPYC", source="powercap", resolution="2 J", accuracy=0.05,
+            refresh_s=0.25,
+        ),
+        NODE: record(NODE),
+    }  # fmt: skip
+    assert {key: {kind: lists(one) for kind, one in kinds.items()} for key, kinds in history.diagnostics.items()} == {
+        ("a:1", *PACKAGE.values()): {"wraps": ([1.0, 2.0, 3.0], [0.0, 0.0, 1.0])}
+    }
+    assert {key: lists(series) for key, series in history.ups.items()} == {
+        ("a:1", "rapl", "socket0"): ([1.0, 2.0, 3.0], [1.0, 0.0, 1.0])
+    }
+
+
+def test_metadata_may_be_missing() -> None:
+    bare = RawSeries(
+        name=catalog.SENSOR_INFO.name, labels={"scope": "part"}, times_s=np.array([1.0]), values=np.array([1.0])
+    )
+    nameless = SensorId(exporter="", scope="part", collector="", component="", device="", domain="")
+    assert build_history("", [bare]).sensors == {nameless: record(nameless, accuracy=None)}
+    scopeless = RawSeries(name=catalog.SENSOR_INFO.name, labels={}, times_s=np.array([1.0]), values=np.array([1.0]))
+    (found,) = build_history("", [scopeless]).sensors
+    assert found.scope == ""
+    empty = [raw(metric, ()) for metric in (catalog.SENSOR_REFRESH, catalog.SENSOR_WRAPS, catalog.SENSOR_UP)]
+    history = build_history("", empty)
+    assert (history.sensors, history.diagnostics, history.ups) == ({}, {}, {})
+
+
+def test_exporters_have_their_names_of_the_run() -> None:
+    samples = [raw(catalog.DEVICE_ENERGY, (5.0, 6.0)), raw(catalog.DEVICE_ENERGY, (5.0, 6.0), instance="b:1")]
+    history = build_history("", samples, {"a:1": "node1"})
+    assert [sensor.exporter for sensor in history.counters] == ["b:1", "node1"]
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_series_of_one_sensor_the_one_with_more_samples_is_used_with_its_own_read_timestamps(first: int) -> None:
+    slow = [raw(catalog.DEVICE_ENERGY, (5.0, 6.0), job="slow"), raw(catalog.READ_TIMESTAMP, (0.5, 1.5), job="slow")]
+    reads = raw(catalog.READ_TIMESTAMP, (0.75, 1.75, 2.75), job="fast")
+    samples = [slow, [raw(catalog.DEVICE_ENERGY, (5.0, 6.0, 7.0), job="fast"), reads]]
+    history = build_history("", [*samples[first], *samples[1 - first]])
+    assert lists(history.counters[ID]) == ([0.75, 1.75, 2.75], [5.0, 6.0, 7.0])
+    same_size = build_history(
+        "", [raw(catalog.DEVICE_ENERGY, (1.0, 2.0)), raw(catalog.DEVICE_ENERGY, (3.0, 4.0), job="b")]
+    )
+    assert lists(same_size.counters[ID])[1] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_of_several_descriptions_the_most_doubtful_counts(order: tuple[int, ...]) -> None:
+    methods = ("counter", "integrated", "guessed")
+    infos = [raw(catalog.SENSOR_INFO, (1.0,), scope="device", method=methods[index]) for index in order]
+    assert build_history("", infos).sensors[ID].method == "guessed"
+    known = [one for one in infos if one.labels["method"] != "guessed"]
+    assert build_history("", known).sensors[ID].method == "integrated"
+    two = [raw(catalog.SENSOR_INFO, (1.0,), scope="device", method="counter", model=model) for model in ("a", "b")]
+    assert build_history("", two).sensors[ID].model == "a", "equally doubtful: the first"
+
+
+def test_the_longest_of_several_refresh_periods_counts_as_it_was_last() -> None:
+    periods = [
+        raw(catalog.SENSOR_REFRESH, values, job=job)
+        for values, job in (((9.0, 0.25), "a"), ((0.5,), "b"), ((0.125,), "c"))
+    ]
+    history = build_history("", [raw(catalog.DEVICE_ENERGY, (1.0, 2.0)), *periods])
+    assert history.sensors[ID].refresh_s == 0.5
+
+
+def test_power_of_a_sensor_that_observes_part_of_the_time_is_always_kept() -> None:
+    counter, watts = raw(catalog.DEVICE_ENERGY, (5.0, 6.0)), raw(catalog.DEVICE_POWER, (90.0, 110.0))
+    window = raw(catalog.SENSOR_WINDOW, (0.025,))
+    bmc = {"collector": "ipmi", "component": "node", "device": "bmc", "domain": "total"}
+    gauge = raw(catalog.NODE_POWER, (1.0, 2.0), **bmc)
+    for power in (False, True):
+        history = build_history("", [counter, watts, window, gauge], power=power)
+        assert list(history.readings) == [ID] and lists(history.readings[ID])[1] == [90.0, 110.0]
+        assert list(history.powers) == ([NODE] if power else [])
+        assert list(history.sensors) == ([ID, NODE] if power else [ID])
+        assert history.sensors[ID].window_s == 0.025
+    assert list(build_history("", [gauge]).powers) == [NODE], "by default power is included"
+    without = build_history("", [counter, watts], power=True)
+    assert (without.readings, without.powers, without.sensors[ID].window_s) == ({}, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("read_times", "reads", "times", "values"),
+    [
+        ((1.0, 2.0, 3.0), (0.5, 1.5, 2.5), [0.5, 1.5, 2.5], [5.0, 6.0, 7.0]),
+        ((2.0, 3.0, 4.0), (1.5, 2.5, 3.5), [1.5, 2.5], [6.0, 7.0]),
+        ((3.0,), (2.5,), [2.5], [7.0]),
+        ((8.0,), (7.5,), [], []),
+    ],
+)
+def test_samples_are_placed_at_the_read_timestamps_of_the_same_scrape(
+    read_times: tuple[float, ...], reads: tuple[float, ...], times: list[float], values: list[float]
+) -> None:
+    counter = raw(catalog.DEVICE_ENERGY, (5.0, 6.0, 7.0))
+    series = build_history("", [counter, raw(catalog.READ_TIMESTAMP, reads, read_times)]).counters[ID]
+    assert lists(series) == (times, values)
+    assert series.metric == {"__name__": catalog.DEVICE_ENERGY.name, "instance": "a:1", **PACKAGE}
