@@ -10,15 +10,26 @@ import numpy as np
 import pytest
 
 from joulewatch_exporter import catalog
+from joulewatch_harness.analysis.energy.window_energy import Span
+from joulewatch_harness.analysis.energy.windows import MeasuredWindow
 from joulewatch_harness.analysis.results.audit import REASONS, Finding, audit_idle, audit_repeats, worst
-from joulewatch_harness.analysis.results.model import GroupResult, RunResult
-from joulewatch_harness.analysis.results.summary import analyze_run
-from joulewatch_harness.analysis.results.uncertainty import combine_mean
+from joulewatch_harness.analysis.results.model import GroupResult, IdlePower, RunResult
+from joulewatch_harness.analysis.results.summary import (
+    _exclusion,
+    _latency,
+    _mean_idle_power,
+    _mean_rate,
+    _per_inference,
+    analyze_run,
+    phase_shares,
+)
+from joulewatch_harness.analysis.results.uncertainty import Combined, combine_mean
 from joulewatch_harness.analysis.sources.history import RawSeries
-from joulewatch_harness.gum import student_factor
+from joulewatch_harness.gum import effective_dof, student_factor
 from joulewatch_harness.records import (
     Edge,
     EdgeClock,
+    Latency,
     PhaseTime,
     RunEnd,
     RunRecord,
@@ -26,6 +37,7 @@ from joulewatch_harness.records import (
     Setup,
     Window,
 )
+from support.runs import window
 from support.synthetic import (
     EXPORTER,
     T0,
@@ -594,3 +606,177 @@ def test_phases_of_a_separate_pass_are_used_if_the_windows_have_none() -> None:
         "execute": pytest.approx(0.6),
     }
     assert second.phases == ()
+
+
+# Worked examples: every number by hand
+
+
+def idle_window(
+    index: int, length_s: float, joules: float, random: dict[str, float], systematic: dict[str, float]
+) -> tuple[MeasuredWindow, Combined]:
+    return (
+        MeasuredWindow(window=window(index, 100.0, length_s), span=Span(100.0, 100.0 + length_s), sensors={}),
+        Combined(joules=joules, random=random, systematic=systematic, texts={}, sources=frozenset({"edges"})),
+    )
+
+
+SHARED = {"clock": 2.0, "edge slack": 1.5, "accuracy (rapl)": 9.0}
+IDLE = [
+    idle_window(3, 10.0, 400.0, {"refresh": 3.0, "unseen": 4.0}, SHARED),
+    idle_window(5, 20.0, 1000.0, {"refresh": 6.0}, {"clock": 2.0}),
+    idle_window(8, 10.0, 450.0, {}, {}),
+]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_worked_example_of_idle_power(count: int) -> None:
+    """40, 50 and 45 W. Random components fall with the number of windows, shared ones do not, accuracy is elsewhere."""
+    idle = _mean_idle_power("loaded", "with this network loaded", IDLE[:count])
+    randoms, shares = (0.5, 0.3, 0.0), (0.25, 0.1, 0.0)
+    within = math.hypot(math.hypot(*randoms[:count]) / count, sum(shares[:count]) / count)
+    between = (0.0, 10.0 / math.sqrt(3), 5.0 / math.sqrt(3))[count - 1]
+    assert idle.watts == pytest.approx((40.0, 45.0, 45.0)[count - 1])
+    assert idle.standard_watts == pytest.approx(math.hypot(within, between))
+    expected_dof = effective_dof([(between, 2), (within, math.inf)]) if count == 3 else math.inf
+    assert idle.dof == pytest.approx(expected_dof)
+    assert (idle.basis, idle.windows) == ("loaded", (3, 5, 8)[:count])
+    assert idle.text == f"{count} idle {('window', 'windows', 'windows')[count - 1]} with this network loaded"
+    alike = _mean_idle_power("unloaded", "", [IDLE[0]] * 3)
+    assert math.isinf(alike.dof), "without scatter there is no estimate of it"
+
+
+def run_window(
+    index: int, repeat: int, length_s: float, joules: float, inferences: int, tokens: float
+) -> tuple[MeasuredWindow, Combined]:
+    measured = window(index, 100.0, length_s, repeat=repeat, inferences=inferences, counts={"tokens": tokens})
+    return (
+        MeasuredWindow(window=measured, span=Span(100.0, 100.0 + length_s), sensors={}),
+        Combined(
+            joules=joules,
+            random={"refresh": 8.0},
+            systematic={"clock": 4.0, "accuracy (rapl)": 0.05 * joules},
+            texts={"clock": f"text {index}"},
+            sources=frozenset({"edges"}),
+        ),
+    )
+
+
+RUN_WINDOWS = [
+    run_window(1, 0, 2.0, 360.0, 80, 160.0),
+    run_window(2, 0, 2.0, 380.0, 80, 160.0),
+    run_window(3, 1, 4.0, 720.0, 100, 400.0),
+]
+IDLE_50_W = IdlePower(
+    watts=50.0, standard_watts=2.0, dof=math.inf, basis="loaded", windows=(0,), text="1 idle window loaded"
+)
+
+
+@pytest.mark.parametrize("unit", ["", "tokens"])
+def test_worked_example_of_joules_per_inference_and_per_token(unit: str) -> None:
+    counts = (160.0, 160.0, 400.0) if unit else (80.0, 80.0, 100.0)
+    gross = [joules / count for joules, count in zip((360.0, 380.0, 720.0), counts, strict=True)]
+    estimate = _per_inference(RUN_WINDOWS, None, unit)
+    assert estimate.rounds == {0: pytest.approx((gross[0] + gross[1]) / 2), 1: pytest.approx(gross[2])}
+    assert estimate.value == pytest.approx(((gross[0] + gross[1]) / 2 + gross[2]) / 2)
+    lines = {line.name: line for line in estimate.budget}
+    assert list(lines) == ["repeats", "refresh", "clock", "accuracy (rapl)"]
+    refresh = math.sqrt((8 / counts[0] / 2) ** 2 + (8 / counts[1] / 2) ** 2 + (8 / counts[2]) ** 2) / 2
+    assert lines["refresh"].standard == pytest.approx(refresh)
+    assert lines["clock"].standard == pytest.approx(sum(4 / count for count in counts) / 3)
+    assert lines["clock"].text == "text 1"
+    assert lines["accuracy (rapl)"].standard == pytest.approx(0.05 * sum(gross) / 3)
+    # Net: 50 W of idle power less; the accuracy is a share of the net, the other components stay.
+    net = [
+        (joules - 50 * length_s) / count
+        for joules, length_s, count in zip((360.0, 380.0, 720.0), (2.0, 2.0, 4.0), counts, strict=True)
+    ]
+    estimate = _per_inference(RUN_WINDOWS, IDLE_50_W, unit)
+    assert estimate.value == pytest.approx(((net[0] + net[1]) / 2 + net[2]) / 2)
+    lines = {line.name: line for line in estimate.budget}
+    assert list(lines) == ["repeats", "refresh", "clock", "accuracy (rapl)", "idle baseline"]
+    assert lines["refresh"].standard == pytest.approx(refresh)
+    assert lines["clock"].standard == pytest.approx(sum(4 / count for count in counts) / 3)
+    assert lines["accuracy (rapl)"].standard == pytest.approx(0.05 * sum(net) / 3)
+    baseline = lines["idle baseline"]
+    seconds = (2 / counts[0] + 2 / counts[1] + 4 / counts[2]) / 3
+    assert baseline.standard == pytest.approx(2.0 * seconds)
+    assert (baseline.kind, baseline.dof, baseline.systematic) == ("B", math.inf, True)
+    assert baseline.text == "50 W ± 2 W (standard), 1 idle window loaded"
+    scattered = _per_inference(RUN_WINDOWS, dataclasses.replace(IDLE_50_W, dof=4.0), unit).budget[-1]
+    assert (scattered.kind, scattered.dof) == ("A", 4.0)
+
+
+def test_net_energy_below_zero_has_an_accuracy_too() -> None:
+    """200 W of idle power are more than the 180 W measured; the accuracy is that of the difference."""
+    estimate = _per_inference(RUN_WINDOWS[:1], dataclasses.replace(IDLE_50_W, watts=200.0))
+    assert estimate.value == pytest.approx(-40 / 80)
+    assert {line.name: line.standard for line in estimate.budget}["accuracy (rapl)"] == pytest.approx(0.05 * 40 / 80)
+    nothing = _per_inference([run_window(1, 0, 2.0, 0.0, 80, 160.0)], IDLE_50_W)
+    assert nothing.value == pytest.approx(-100 / 80), "no energy at all is a measurement"
+
+
+def test_a_rate_is_the_mean_over_rounds() -> None:
+    rate = _mean_rate([(measured.window, measured.window.inferences) for measured, _ in RUN_WINDOWS])
+    assert (rate.value, rate.rounds) == (pytest.approx((40 + 25) / 2), {0: 40.0, 1: 25.0})
+    assert [line.name for line in rate.budget] == ["repeats"]
+
+
+def test_latency_is_the_mean_over_windows_and_its_scatter_that_between_rounds() -> None:
+    def with_latency(index: int, repeat: int, scale: float) -> MeasuredWindow:
+        latency = Latency(9, 0.05 * scale, 0.01 * scale, 0.9 * scale, 0.1 * scale, 0.2 * scale, 0.4 * scale)
+        return MeasuredWindow(
+            window=window(index, 100.0, repeat=repeat, latency=latency), span=Span(100.0, 101.0), sensors={}
+        )
+
+    silent = MeasuredWindow(window=window(9, 100.0, latency=None), span=Span(100.0, 101.0), sensors={})
+    found = _latency([with_latency(0, 0, 1.0), silent, with_latency(1, 0, 2.0), with_latency(2, 1, 6.0)])
+    assert found is not None
+    assert (found.p50_s, found.p90_s, found.p99_s) == (pytest.approx(0.3), pytest.approx(0.6), pytest.approx(1.2))
+    assert found.max_s == pytest.approx(5.4)
+    assert found.rounds_s == {
+        name: {0: pytest.approx(1.5 * p), 1: pytest.approx(6 * p)}
+        for name, p in (("p50", 0.1), ("p90", 0.2), ("p99", 0.4))
+    }
+    assert found.standard_s == {
+        name: pytest.approx(4.5 * p / 2) for name, p in (("p50", 0.1), ("p90", 0.2), ("p99", 0.4))
+    }
+    one_round = _latency([with_latency(0, 0, 1.0), with_latency(1, 0, 2.0)])
+    assert one_round is not None and one_round.standard_s == {}
+    assert _latency([silent]) is None and _latency([]) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "inferences", "reason"),
+    [
+        ((), 1, None),
+        (("not_steady",), 1, None),
+        ((), 0, "too_short"),
+        (("overloaded",), 0, "overloaded"),
+        (("overloaded", "interrupted"), 9, "interrupted"),
+    ],
+)
+def test_windows_that_are_no_result_have_a_reason(flags: tuple[str, ...], inferences: int, reason: str | None) -> None:
+    one = MeasuredWindow(
+        window=window(4, 100.0, flags=flags, inferences=inferences), span=Span(100.0, 101.0), sensors={}
+    )
+    why = _exclusion(one)
+    assert (why and (why.window, why.reason)) == (reason and (4, reason))
+
+
+def test_phases_are_shares_of_their_sum_in_the_order_of_a_batch() -> None:
+    spent = {"idle": 1.0, "other": 0.5, "zeta": 0.25, "execute": 2.0, "alpha": 0.25}
+    windows = [
+        window(0, 0.0, repeat=0, batches=10, phases={name: PhaseTime(10, s) for name, s in spent.items()}),
+        window(1, 1.0, repeat=1, batches=30, phases={"execute": PhaseTime(30, 6.0)}),
+        window(2, 2.0, repeat=2, batches=0, phases={"wait": PhaseTime(1, 9.0)}),
+        window(3, 3.0, repeat=3, batches=10, phases={}),
+        window(4, 4.0, repeat=1, batches=10, phases={"execute": PhaseTime(10, 0.0)}),
+    ]
+    shares = phase_shares(windows)
+    assert [item.name for item in shares] == ["execute", "alpha", "zeta", "idle", "other"]
+    execute, alpha = shares[:2]
+    assert execute.share.rounds == {0: 0.5, 1: 0.5}, "half of 4 s, then all of 6 s and nothing of 0 s"
+    assert alpha.share.rounds == {0: 0.0625, 1: 0.0}
+    assert execute.per_batch_s == pytest.approx(8.0 / 50)
+    assert alpha.per_batch_s == pytest.approx(0.25 / 50)
+    assert phase_shares(windows[2:4]) == ()
