@@ -63,8 +63,8 @@ CONFIGURATION: Final = """\
 source_paths = ["src"]
 only_mutate = {modules}
 pytest_add_cli_args = [
-    "-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--import-mode=importlib", "--hypothesis-profile=ci",
-    "-m", "not (long or integration or browser or qemu)",
+    "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", "--import-mode=importlib",
+    "--hypothesis-profile=ci", "-m", "not (long or integration or browser or qemu)",
 ]
 pytest_add_cli_args_test_selection = {tests}
 do_not_mutate_patterns = ["logger\\\\."]

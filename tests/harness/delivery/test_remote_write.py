@@ -21,6 +21,7 @@ from joulewatch_harness.delivery.remote_write import (
     STALE_NAN_BITS,
     RemoteWriteSink,
     _raise_for,
+    _varint,
     encode_write_request,
     snappy_block,
 )
@@ -96,6 +97,13 @@ def test_literals_of_every_length_class_are_read() -> None:
     for length in (0, 1, 59, 60, 61, 62, 255, 256, 257, 65535, 65536, 65537, 131072, 131073):
         data = bytes(range(256)) * (length // 256 + 1)
         assert bytes(cramjam.snappy.decompress_raw(snappy_block(data[:length]))) == data[:length]
+
+
+def test_lengths_are_encoded_in_the_fewest_bytes() -> None:
+    """A varint has seven bits in each byte; a literal of up to 60 bytes has its length in its tag."""
+    assert [_varint(value) for value in (0, 127, 128, 300)] == [b"\x00", b"\x7f", b"\x80\x01", b"\xac\x02"]
+    assert snappy_block(b"a" * 60) == bytes([60, 59 << 2]) + b"a" * 60
+    assert snappy_block(b"a" * 61) == bytes([61, 61 << 2, 60, 0]) + b"a" * 61
 
 
 def test_nan_is_the_stale_marker_to_the_bit() -> None:
@@ -315,6 +323,12 @@ def test_each_live_series_ends_with_its_last_value_at_its_end(client: FakeClient
     assert values_of(0) == {"active": [(0, "1.0")], "size": [(0, "8.0")]}
     assert values_of(1) == {"active": [(2000, "3.0")], "size": [(5000, "8.0"), (5001, "nan")]}
     assert values_of(2) == {"active": [(9000, "3.0"), (9001, "nan")]}
+    sink.live("r", [dataclasses.replace(one, at_ms=10_000) for one in (active, size)], [], 0)
+    sink.live("r", [], [], 11_000)
+    assert values_of(4) == {
+        "active": [(11_000, "1.0"), (11_001, "nan")],
+        "size": [(11_000, "8.0"), (11_001, "nan")],
+    }
 
 
 def test_a_live_series_never_goes_back_in_time_even_if_a_request_failed(client: FakeClient) -> None:

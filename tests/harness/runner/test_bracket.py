@@ -116,3 +116,11 @@ def test_after_an_error_nothing_more_is_read() -> None:
         reads.order.append("work")
         raise RuntimeError("device lost")
     assert reads.order == [*MAPPING, "counters", "monotonic", "work"]
+
+
+def test_without_batches_or_their_size_there_are_no_inferences() -> None:
+    reads = Reads()
+    with Bracket(reads) as bracket:
+        pass
+    assert bracket.window(run="r", index=0, kind="idle", batch_size=8).inferences == 0
+    assert bracket.window(run="r", index=0, kind="setup", batches=3).inferences == 0

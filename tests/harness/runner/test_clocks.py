@@ -44,6 +44,12 @@ def test_the_narrowest_of_seven_readings_counts() -> None:
     assert mapping.offset_ns == -10, "read 10 ns after the first and 30 ns before the second monotonic time"
 
 
+def test_of_equally_narrow_readings_the_first_counts() -> None:
+    clock = InterruptedClock(now_ns=0, unix_ns=0, delays_ns=[0, 10, 30, *([0, 30, 10] * 6)])
+    mapping = ClockMapping.read(clock)
+    assert (mapping.offset_ns, mapping.error_s) == (-10, pytest.approx(20e-9))
+
+
 def test_the_offset_is_wall_clock_minus_monotonic_clock() -> None:
     mapping = ClockMapping.read(FakeClock(now_ns=5 * NS_PER_S, unix_ns=1_700_000_005 * NS_PER_S))
     assert (mapping.offset_ns, mapping.error_s) == (1_700_000_000 * NS_PER_S, 0.0)

@@ -94,6 +94,9 @@ def test_sensors_come_by_scope_and_every_reason_is_reported() -> None:
     assert [row.energy.joules for row in rows if row.energy is not None] == pytest.approx([500.0, 2000.0, 300.0])
     assert rows[1].text == "no sample before the window's start" and rows[2].text == ""
     assert total_of(rows) is None
+    elsewhere = dataclasses.replace(COUNTER, labels={**COUNTER.labels, "instance": "b:1"})
+    of_two = measure(history_of(core, elsewhere), WINDOW, [], "all")
+    assert [(row.sensor.scope, row.sensor.exporter) for row in of_two] == [("device", "b:1"), ("part", "a:1")]
     assert [row.sensor.domain for row in measure(history, WINDOW, [], "node")] == ["total"]
     assert [row.sensor.domain for row in measure(history, WINDOW, ["a:1/rapl/socket0/*a*"], "device")] == [
         "bare", "dram", "package",
