@@ -4,7 +4,8 @@ mutmut makes one *mutant* per change (``+`` becomes ``-``, ``<`` becomes ``<=``,
 the tests that execute the changed function. A mutant is killed if one of them fails. It survives if all pass: then a
 mistake of this kind would reach a user's numbers unnoticed.
 
-Excluded from the count: changes of texts for people (a string that contains a space, an argument of a logger).
+Excluded from the count: changes of texts for people (a string that contains a space, an argument named ``text``, an
+argument of a logger).
 ``mutation_survivors.yaml`` lists every other survivor with the reason why no test can or should kill it; a survivor
 without an entry, and an entry without a survivor, make the run fail.
 
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -39,6 +40,8 @@ from benchmarks.machine import describe_machine, host_line, markdown_table, writ
 from support.paths import ROOT
 
 GOAL_PERCENT: Final = 95.0
+CONTEXT: Final = 60
+"""So many characters before and after a change identify it."""
 SURVIVORS: Final = Path(__file__).with_name("mutation_survivors.yaml")
 
 EXPORTER, HARNESS = "joulewatch_exporter", "joulewatch_harness"
@@ -86,7 +89,7 @@ class Mutant:
     module: str
     function: str
     line: str
-    """The line of the original, as ``ast.unparse`` writes it."""
+    """The changed part of the original, as ``ast.unparse`` writes it."""
     becomes: str
     exit_code: int
     is_text: bool
@@ -159,15 +162,17 @@ def read_mutants(folder: Path, module: str) -> Iterator[Mutant]:
 
 
 def changed_lines(original: ast.FunctionDef, mutant: ast.FunctionDef) -> tuple[str, str]:
-    """Return what differs, before and after; layout and comments do not count."""
+    """Return what differs, before and after, with what stands next to it; layout and comments do not count."""
     before, after = (ast.unparse(node).splitlines() for node in (original, mutant))
     changes = [line for line in difflib.ndiff(before, after) if line[:2] in ("- ", "+ ")]
     removed, added = ("; ".join(line[2:].strip() for line in changes if line[0] == sign) for sign in "-+")
-    return removed, added
+    start = max(common_length(removed, added) - CONTEXT, 0)
+    end = max(common_length(removed[::-1], added[::-1]) - CONTEXT, 0)
+    return removed[start : len(removed) - end], added[start : len(added) - end]
 
 
 def is_text(original: ast.FunctionDef, mutant: ast.FunctionDef) -> bool:
-    """Whether the change is inside a string that contains a space, or is that whole argument."""
+    """Whether the change is inside a string that contains a space, or is that argument or one named ``text``."""
     before, after = ast.unparse(original).encode(), ast.unparse(mutant).encode()
     start = common_length(before, after)
     end = len(before) - common_length(before[start:][::-1], after[start:][::-1])
@@ -175,11 +180,13 @@ def is_text(original: ast.FunctionDef, mutant: ast.FunctionDef) -> bool:
     changed = re.match(rb"[, ]*(\w+=)?(.*?)[, ]*$", before[start:end], re.DOTALL)
     assert changed is not None
     start, end = start + changed.start(2), start + changed.end(2)
+    if before[:start].endswith(b"(text=") or before[:start].endswith(b" text="):
+        return True
     return any(first <= start and end <= last for first, last in sentence_spans(before))
 
 
-def common_length(one: bytes, other: bytes) -> int:
-    """Return how many bytes are the same from the start."""
+def common_length(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """Return how many items are the same from the start."""
     length = min(len(one), len(other))
     return next((at for at in range(length) if one[at] != other[at]), length)
 

@@ -270,6 +270,15 @@ def test_the_largest_possible_rise_is_good_and_more_is_not(wraps: bool) -> None:
         assert energy.wraps == int(wraps and good)
 
 
+@pytest.mark.parametrize(("excess_joules", "good"), [(0.0, True), (2.0**-20, False)])
+def test_after_a_restart_the_rise_since_the_last_good_reading_is_bounded(excess_joules: float, good: bool) -> None:
+    energy = EnergyCounter(wrap_joules=EXACT_RANGE_JOULES, max_power_watts=EXACT_WATTS)
+    energy.update(s(100), 60_000.0)
+    assert not energy.update(s(101), 50.0)
+    assert energy.update(s(102), 50.0 + 2.0**-20 * 2_010_000_000 + excess_joules) is good
+    assert energy.resets == int(good)
+
+
 @pytest.mark.parametrize(("before", "after", "joules"), [(65535.75, 0.25, 0.5), (65536.0, 0.0, 0.0)])
 def test_a_wrap_may_bring_less_than_a_joule(before: float, after: float, joules: float) -> None:
     energy = counter(EXACT_RANGE_JOULES)

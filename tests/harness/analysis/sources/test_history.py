@@ -164,6 +164,17 @@ def test_metadata_may_be_missing() -> None:
     assert (history.sensors, history.diagnostics, history.ups) == ({}, {}, {})
 
 
+def test_a_label_that_is_not_set_is_empty_everywhere() -> None:
+    """Prometheus stores no empty label: the refresh period of a sensor without a domain is still its own."""
+    labels = {"instance": "a:1", "collector": "rapl", "device": "socket0"}
+    bare = [
+        RawSeries(name=metric.name, labels=labels, times_s=np.array([1.0, 2.0]), values=np.array(values))
+        for metric, values in ((catalog.DEVICE_ENERGY, [5.0, 6.0]), (catalog.SENSOR_REFRESH, [0.5, 0.5]))
+    ]
+    (record,) = build_history("", bare).sensors.values()
+    assert (record.component, record.domain, record.refresh_s) == ("", "", 0.5)
+
+
 def test_exporters_have_their_names_of_the_run() -> None:
     samples = [raw(catalog.DEVICE_ENERGY, (5.0, 6.0)), raw(catalog.DEVICE_ENERGY, (5.0, 6.0), instance="b:1")]
     history = build_history("", samples, {"a:1": "node1"})
