@@ -494,6 +494,16 @@ def test_bounds_allow_for_the_steepest_rise_that_was_seen() -> None:
     assert (found.lower_joules, found.upper_joules) == (pytest.approx(955.0), pytest.approx(1045.0))
 
 
+def test_bounds_allow_for_twice_the_mean_power() -> None:
+    """100 W all the time: 10 J may hide in a refresh, and at most 50 J are in the 0.25 s from a sample to the start."""
+    counter = Series(np.arange(10.0), 100 * np.arange(10.0))
+    found = energy_from_counter(counter, Span(2.0, 8.0), Traits(refresh_s=0.05))
+    assert (found.lower_joules, found.upper_joules) == (pytest.approx(590.0), pytest.approx(610.0))
+    (item,) = energy_from_counter(counter, Span(2.25, 8.0)).budget
+    assert item.half_width_joules == pytest.approx(25.0)
+    assert item.standard_joules == pytest.approx(25.0 / math.sqrt(3))
+
+
 def test_worked_example_of_power() -> None:
     """10 W more each second: the trapezoids are exact, and their bounds are the rectangles above and below."""
     times_s = np.arange(0.0, 12.0)
@@ -715,8 +725,10 @@ def test_what_is_missing_is_named() -> None:
         ):
             with pytest.raises(CoverageError, match=text):
                 energy(Series(times_s, times_s), window)
+    with pytest.raises(CoverageError, match="no sample after the window's start"):
+        energy_from_counter(Series(np.array([2.0, 3.0]), np.array([0.0, 1.0])), Span(2.75, 3.5, clock_error_s=0.75))
     with pytest.raises(CoverageError, match=r"the counter fell at 5\.000"):
-        energy_from_counter(Series(times_s, np.array([5.0, 6, 7, 1, 2, 3])), Span(3.0, 6.0))
+        energy_from_counter(Series(times_s, np.array([5.0, 5.5, 5.5, 1, 2, 3])), Span(2.5, 6.0))
     for side, span in (("start", Span(3.5, 11.5)), ("end", Span(2.5, 9.5))):
         before, after = ([2.0, 3, 4, 5, 6, 7, 8, 9], [12.5]) if side == "end" else ([3.0], [6.5, 7, 8, 9, 10, 11, 12])
         reads_s = np.array([*before, *after])
@@ -734,6 +746,7 @@ def test_every_number_scales_with_the_power(scale: float) -> None:
     for way in (
         lambda k: energy_from_counter(Series(times_s, k * joules), span, traits, offset=offset),
         lambda k: energy_from_power(Series(times_s, k * watts), span, traits, offset=offset),
+        lambda k: with_unseen(energy_from_counter(Series(times_s, k * joules), span), span, PARTLY, None),
         lambda k: energy_from_edges(
             EdgeReading(2.0, 0.0, offset),
             EdgeReading(8.75, 600.0 * k, offset),
