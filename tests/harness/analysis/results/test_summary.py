@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -22,13 +22,15 @@ from joulewatch_harness.analysis.results.summary import (
     _per_inference,
     analyze_run,
     phase_shares,
+    run_spans,
 )
 from joulewatch_harness.analysis.results.uncertainty import Combined, combine_mean
-from joulewatch_harness.analysis.sources.history import RawSeries
+from joulewatch_harness.analysis.sources.history import History, RawSeries
 from joulewatch_harness.gum import effective_dof, student_factor
 from joulewatch_harness.records import (
     Edge,
     EdgeClock,
+    ExporterRecord,
     Latency,
     PhaseTime,
     RunEnd,
@@ -780,3 +782,141 @@ def test_phases_are_shares_of_their_sum_in_the_order_of_a_batch() -> None:
     assert execute.per_batch_s == pytest.approx(8.0 / 50)
     assert alpha.per_batch_s == pytest.approx(0.25 / 50)
     assert phase_shares(windows[2:4]) == ()
+
+
+class Watched(ListSource):
+    """Remembers what it was asked for."""
+
+    asked: tuple[object, object] | None = None
+
+    def history(
+        self,
+        spans: Sequence[tuple[float, float]],
+        exporters: Sequence[ExporterRecord] | None = None,
+        *,
+        power: bool = False,
+    ) -> History:
+        self.asked = (list(spans), exporters)
+        return super().history(spans, exporters, power=power)
+
+
+def test_a_whole_analysis_reads_what_it_needs_and_keeps_what_it_was_given() -> None:
+    world = make_world(TWO_SOCKETS[:1], batch_sizes=(1,), rounds=1)
+    assert world.record is not None
+    steps: list[str] = []
+    source = Watched(world.scrapes())
+    result = analyze_run(world.record, source, progress=steps.append)
+    assert source.asked == (run_spans(world.record), world.record.header.exporters)
+    assert steps == ["reading samples from memory", "integrating"]
+    assert (result.record, result.source) == (world.record, "memory")
+    assert result.sensors == TWO_SOCKETS[:1]
+    assert list(result.idle) == ["cpu", "total"]
+    assert result.idle["cpu"].watts == pytest.approx(40.0, rel=0.01)
+    foreign = dataclasses.replace(world.record, header=dataclasses.replace(world.record.header, exporters=()))
+    analyze_run(foreign, source)
+    assert source.asked == (run_spans(world.record), None), "all exporters of the source"
+    edges_only = analyze_run(world.record, None)
+    assert (edges_only.source, [group.total.sources for group in edges_only.groups]) == ("", [("edges",)] * 2)
+
+
+def test_the_whole_analysis_needs_samples_of_windows_with_an_energy_only() -> None:
+    windows = [
+        window(0, 10.0, 2.0, kind="idle"),
+        window(1, 20.0, 0.5, kind="measure"),
+        window(2, 30.0, 2.0, kind="warmup"),
+        dataclasses.replace(window(3, 40.0, 2.0, kind="setup"), end_s=99.0),
+        dataclasses.replace(window(4, 50.0, 2.0), duration_s=0.0),
+        window(5, 60.0, 2.0, kind="phase"),
+    ]
+    world = make_world(TWO_SOCKETS[:1], batch_sizes=(1,), rounds=1)
+    assert world.record is not None
+    record = dataclasses.replace(world.record, windows=tuple(windows))
+    assert run_spans(record) == [(10.0, 12.0), (20.0, 20.5), (40.0, 42.0)]
+
+
+def test_a_whole_analysis_without_idle_reports_it_once_and_only_for_device_sensors() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,))
+    assert world.record is not None
+    busy = tuple(item for item in world.record.windows if item.kind != "idle")
+    record = dataclasses.replace(world.record, windows=busy)
+    found = [item for item in analyse(world, record=record).findings if item.reason == "no_idle"]
+    assert [(item.severity, item.text) for item in found] == [
+        ("info", "no idle window has the energy of all devices, so there is no net energy")
+    ]
+    assert "no_idle" not in reasons(analyse(world).findings)
+    nodes_only = make_world(TWO_SOCKETS[-1:], batch_sizes=(1,))
+    assert nodes_only.record is not None
+    record = dataclasses.replace(
+        nodes_only.record, windows=tuple(w for w in nodes_only.record.windows if w.kind != "idle")
+    )
+    assert "no_idle" not in reasons(analyse(nodes_only, record=record).findings)
+    idle_only = dataclasses.replace(world.record, windows=tuple(w for w in world.record.windows if w.kind == "idle"))
+    assert analyse(world, record=dataclasses.replace(idle_only, windows=())).groups == ()
+
+
+def test_interrupted_idle_windows_do_not_count() -> None:
+    world = make_world(TWO_SOCKETS[:1], batch_sizes=(1,), rounds=1, loaded_idle=False)
+    assert world.record is not None
+    first, *_, last = world.record.windows
+    assert (first.kind, last.kind) == ("idle", "idle")
+    idle = analyse(world, record=change(world.record, first.index, flags=("interrupted",))).groups[0].total.idle
+    assert idle is not None and idle.windows == (last.index,)
+
+
+def test_groups_come_in_the_order_of_the_configurations_and_have_their_sums() -> None:
+    world = make_world(
+        TWO_SOCKETS, batch_sizes=(8, 1), rounds=2, configurations=("z/onnxruntime/fp32", "a/onnxruntime/int8")
+    )
+    assert world.record is not None
+    result = analyse(world)
+    names = ["z/onnxruntime/fp32", "z/onnxruntime/fp32", "a/onnxruntime/int8", "a/onnxruntime/int8"]
+    assert [(group.configuration.name, group.batch_size) for group in result.groups] == list(
+        zip(names, (1, 8, 1, 8), strict=True)
+    )
+    group = result.groups[0]
+    windows = [world.record.windows[index] for index in group.windows]
+    assert [(item.configuration, item.batch_size, item.repeat) for item in windows] == [
+        ("z/onnxruntime/fp32", 1, 0), ("z/onnxruntime/fp32", 1, 1),
+    ]  # fmt: skip
+    assert (group.rounds, group.inferences) == (2, sum(item.inferences for item in windows))
+    assert group.duration_s == pytest.approx(4.0)
+    assert group.excluded == () and group.total.missing == "" and group.total.windows == group.windows
+    assert [item.name for item in (*group.components, group.total)] == ["cpu", "memory", "total"]
+    assert [len(item.sensors) for item in (*group.components, group.total, *group.nodes, *group.parts)] == [
+        2,
+        2,
+        4,
+        1,
+        1,
+    ]
+    assert group.total.methods == ("counter",) and set(group.total.sources) <= {"edges", "history"}
+    unknown = dataclasses.replace(
+        world.record, configurations=(), header=dataclasses.replace(world.record.header, configurations=())
+    )
+    other = analyse(world, record=unknown).groups
+    assert [one.configuration.name for one in other] == sorted(names)
+    assert (other[0].configuration.network, other[0].configuration.runtime) == ("a/onnxruntime/int8", "")
+
+
+def test_counts_need_every_window_and_have_their_own_rate_and_energy() -> None:
+    world = make_world(TWO_SOCKETS[:1], batch_sizes=(1,), rounds=2, configurations=("llm/openai/fp16",))
+    assert world.record is not None
+    windows = [
+        dataclasses.replace(item, counts={"tokens": 2.0 * item.inferences, "rare": float(item.repeat)})
+        if item.kind == "measure"
+        else item
+        for item in world.record.windows
+    ]
+    record = dataclasses.replace(world.record, windows=tuple(windows))
+    (group,) = analyse(world, record=record).groups
+    (count,) = group.counts
+    assert (count.name, count.count, count.per_inference) == ("tokens", 2.0 * group.inferences, 2.0)
+    assert count.rate is not None and group.throughput is not None
+    assert count.rate.value == pytest.approx(2 * group.throughput.value)
+    assert count.gross is not None and count.net is not None
+    assert group.total.gross is not None and group.total.net is not None
+    assert count.gross.value == pytest.approx(group.total.gross.value / 2)
+    assert count.net.value == pytest.approx(group.total.net.value / 2)
+    (bare,) = analyse(world, record=without_edges(record), history=False).groups
+    assert [(one.gross, one.net) for one in bare.counts] == [(None, None)]
+    assert bare.counts[0].rate == count.rate
