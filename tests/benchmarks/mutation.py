@@ -294,8 +294,10 @@ def main() -> int:
     }
     if modules == list(TESTS_OF_MODULE):
         write_result("mutation", result, render(result))
-    if counts[-1]["killed_percent"] < GOAL_PERCENT:
-        problems.append(f"{counts[-1]['killed_percent']} % of the mutants were killed, less than {GOAL_PERCENT:g} %")
+        if counts[-1]["killed_percent"] < GOAL_PERCENT:
+            problems.append(
+                f"{counts[-1]['killed_percent']} % of the mutants were killed, less than {GOAL_PERCENT:g} %"
+            )
     for problem in problems:
         sys.stderr.write(problem + "\n")
     sys.stdout.write(f"{json.dumps(counts[-1])}, {minutes:.1f} minutes\n")
