@@ -237,7 +237,7 @@ def test_a_server_that_does_not_answer_is_unavailable(client: FakeClient) -> Non
 
 
 def test_text_that_is_not_valid_unicode_is_sent_with_question_marks() -> None:
-    ((labels, _),) = decoded([Sample("a", (("host", "caf\udce9"),), 1, 2.0)])
+    ((labels, _),) = decoded([Sample(name="a", labels=(("host", "caf\udce9"),), at_ms=1, value=2.0)])
     assert labels == [("__name__", "a"), ("host", "caf?")]
 
 
@@ -309,9 +309,12 @@ def test_items_are_read_back_fifty_at_a_time_between_their_first_and_last_sample
 
 def test_each_live_series_ends_with_its_last_value_at_its_end(client: FakeClient) -> None:
     sink = RemoteWriteSink(client.options)
-    active, size = Sample("active", (("run", "r"),), 0, 1.0), Sample("size", (("run", "r"),), 0, 8.0)
-    sink.live("r", [active, size], [Sample("status", (), 0, 1.0)], 0)
-    sink.live("r", [Sample("active", (("run", "r"),), 2000, 3.0)], [], 5000)
+    active, size = (
+        Sample(name="active", labels=(("run", "r"),), at_ms=0, value=1.0),
+        Sample(name="size", labels=(("run", "r"),), at_ms=0, value=8.0),
+    )
+    sink.live("r", [active, size], [Sample(name="status", labels=(), at_ms=0, value=1.0)], 0)
+    sink.live("r", [Sample(name="active", labels=(("run", "r"),), at_ms=2000, value=3.0)], [], 5000)
     sink.live("r", [], [], 9000)
 
     def values_of(request: int) -> dict[str, list[tuple[int, str]]]:
@@ -333,7 +336,7 @@ def test_each_live_series_ends_with_its_last_value_at_its_end(client: FakeClient
 
 def test_a_live_series_never_goes_back_in_time_even_if_a_request_failed(client: FakeClient) -> None:
     sink = RemoteWriteSink(client.options)
-    sample = Sample("active", (("run", "r"),), 7000, 1.0)
+    sample = Sample(name="active", labels=(("run", "r"),), at_ms=7000, value=1.0)
     client.answer = Answer(503, "")
     with pytest.raises(UnavailableError):
         sink.live("r", [sample], [], 0)

@@ -47,7 +47,16 @@ def edge(
     offset_s: tuple[float, float] | None = None,
     missing: dict[str, str] | None = None,
 ) -> Edge:
-    counter = EdgeCounter(of.exporter, of.scope, of.collector, of.component, of.device, of.domain, joules, at_s)
+    counter = EdgeCounter(
+        exporter=of.exporter,
+        scope=of.scope,
+        collector=of.collector,
+        component=of.component,
+        device=of.device,
+        domain=of.domain,
+        energy_joules=joules,
+        read_at_s=at_s,
+    )
     clocks = () if offset_s is None else (EdgeClock(of.exporter, *offset_s),)
     return Edge(requested_at_s=at_s, answered_at_s=at_s, counters=(counter,), clocks=clocks, missing=missing or {})
 

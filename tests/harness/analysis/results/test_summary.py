@@ -725,7 +725,15 @@ def test_a_rate_is_the_mean_over_rounds() -> None:
 
 def test_latency_is_the_mean_over_windows_and_its_scatter_that_between_rounds() -> None:
     def with_latency(index: int, repeat: int, scale: float) -> MeasuredWindow:
-        latency = Latency(9, 0.05 * scale, 0.01 * scale, 0.9 * scale, 0.1 * scale, 0.2 * scale, 0.4 * scale)
+        latency = Latency(
+            count=9,
+            mean_s=0.05 * scale,
+            min_s=0.01 * scale,
+            max_s=0.9 * scale,
+            p50_s=0.1 * scale,
+            p90_s=0.2 * scale,
+            p99_s=0.4 * scale,
+        )
         return MeasuredWindow(
             window=window(index, 100.0, repeat=repeat, latency=latency), span=Span(100.0, 101.0), sensors={}
         )
