@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast an example runs depends on what else the machine does.
+settings.register_profile("joulewatch", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("joulewatch")
 
 SLOWEST_FIRST: Final = (
     "integration/test_faults.py",
