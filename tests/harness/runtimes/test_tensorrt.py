@@ -26,7 +26,7 @@ from joulewatch_harness.network import Network, Phases
 from joulewatch_harness.records import Configuration
 from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.shared import tracing
-from joulewatch_harness.runtimes.tensorrt import device, libraries, quantised
+from joulewatch_harness.runtimes.tensorrt import device, libraries, quantised, tensors
 from joulewatch_harness.runtimes.tensorrt import network as tensorrt
 from joulewatch_harness.traces import read_trace
 from support.onnx_models import dynamic, matmul
@@ -162,8 +162,7 @@ def test_what_is_reported(gpu: Machine, model: Path, tmp_path: Path) -> None:
         "cuda": "13.1", "precision": "fp32", "precision_products": "1 of 1", "precision_evidence": "kernels",
         "activation_memory_bytes": 4096, "layers": 1, "inputs": "x:float32[batch,4]",
     }  # fmt: skip
-    network._engine = SimpleNamespace(device_memory_size=512)
-    assert network._activation_bytes() == 512  # TensorRT 10.0 has only this
+    assert tensors.activation_bytes(SimpleNamespace(device_memory_size=512)) == 512  # TensorRT 10.0 has only this
     network.close()
     (tmp_path / "driver").unlink()
     network = loaded(model, copies="true", cuda_graph="true")
@@ -274,7 +273,9 @@ def test_inputs_are_on_the_device_before_a_run_or_copied_from_pinned_memory(gpu:
     order = [name for name in names(gpu) if name in ("cudaMemcpyAsync", "cudaStreamSynchronize", "execute_async_v3")]
     assert order[-4:] == ["cudaMemcpyAsync", "cudaStreamSynchronize", "execute_async_v3", "cudaStreamSynchronize"]
     assert "cudaMallocHost" not in names(gpu)
-    assert np.allclose(network._fetched(network._outputs[0]), row_sums({"x": network._inputs[0].array})[0])
+    assert np.allclose(
+        network._outputs[0].fetched(network._cuda, network._stream), row_sums({"x": network._inputs[0].array})[0]
+    )
     network.close()
     network = loaded(model, copies="true")
     network.prepare(4)
@@ -282,7 +283,7 @@ def test_inputs_are_on_the_device_before_a_run_or_copied_from_pinned_memory(gpu:
     assert np.array_equal(given.pinned, given.array)
     given.pinned[...] = 2
     network.run(1, Phases())
-    assert np.all(output.pinned == 8) and np.all(network._fetched(output) == 8)
+    assert np.all(output.pinned == 8) and np.all(output.fetched(network._cuda, network._stream) == 8)
     assert arguments(gpu, "cudaMallocHost") == [(4 * 4 * 4,), (4 * 3 * 4,)]
     assert arguments(gpu, "cudaStreamCreateWithFlags") == [(1,)]
     network.close()
@@ -472,7 +473,7 @@ def test_an_engine_file_runs_as_it_is(gpu: Machine, tmp_path: Path) -> None:
     assert facts["inputs"] == "x:float16[batch,4]"
     assert not {"tf32", "shape", "strongly_typed"} & set(facts)
     assert network.check()
-    output = network._fetched(network._outputs[0])
+    output = network._outputs[0].fetched(network._cuda, network._stream)
     assert output.dtype == np.float32 and np.all(output == -1.5)
     network.trace(tmp_path / "trace.json")
     assert all(item.macs is None for item in read_trace(tmp_path / "trace.json").operators)
@@ -555,7 +556,7 @@ def test_sizes_and_files_of_inputs(gpu: Machine, model: Path, tmp_path: Path) ->
     network = loaded(model, inputs=str(tmp_path / "in.npz"))
     assert arguments(gpu, "set_shape") == [("x", *[(8, 4)] * 3)]
     network.prepare(3)
-    assert np.all(network._fetched(network._outputs[0]) == 4)
+    assert np.all(network._outputs[0].fetched(network._cuda, network._stream) == 4)
     network.close()
 
 

@@ -10,13 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
@@ -25,45 +23,22 @@ from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graph
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.shared import tracing
-from joulewatch_harness.runtimes.shared.inputs import Batches, Input, check_types, signature
+from joulewatch_harness.runtimes.shared.inputs import Batches, check_types, signature
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
 from joulewatch_harness.runtimes.shared.timeline import Timeline, run_on_device
 from joulewatch_harness.runtimes.tensorrt import engine as engines
-from joulewatch_harness.runtimes.tensorrt import inspector, libraries, quantised
+from joulewatch_harness.runtimes.tensorrt import inspector, libraries, profiling, quantised, tensors
 from joulewatch_harness.runtimes.tensorrt.device import Cuda, Event, Gpu, Held
 from joulewatch_harness.runtimes.tensorrt.engine import SUFFIXES
 from joulewatch_harness.runtimes.tensorrt.libraries import Libraries, Messages, made, make_logger
 from joulewatch_harness.runtimes.tensorrt.options import FOR_BUILDING, Options, Profile
+from joulewatch_harness.runtimes.tensorrt.tensors import Tensor
 from joulewatch_harness.traces import Trace, write_trace
 
 logger = logging.getLogger(__name__)
 
 GRAPH_WARMUPS: Final = 3
-_TYPES: Final[Mapping[str, str]] = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-    "UINT8": "uint8",
-}
-"""TensorRT's supported types of inputs and outputs -> names of numpy, and bfloat16, which numpy does not have."""
-
-
-@dataclass(slots=True)
-class Tensor:
-    """An input or output of the prepared batch."""
-
-    name: str
-    dtype: str
-    array: NDArray[Any]
-    """On the host: the sent input, or memory for the output; bfloat16 as two bytes."""
-    address: int
-    """On the device."""
-    pinned: NDArray[Any] | None = None
 
 
 class TensorRtNetwork:
@@ -138,7 +113,7 @@ class TensorRtNetwork:
             "precision_evidence": self._precision.evidence,
             "engine": self._origin,
             "engine_bytes": self._engine_bytes,
-            "activation_memory_bytes": self._activation_bytes(),
+            "activation_memory_bytes": tensors.activation_bytes(self._engine),
             "layers": int(self._engine.num_layers),
             "model_sha256": self._sha256,
             "inputs": " ".join(item.text() for item in self._batches.inputs),
@@ -255,7 +230,7 @@ class TensorRtNetwork:
         batch = self._size_for_check()
         self.prepare(batch)
         self.run(1, Phases())
-        fetched = {item.name: self._fetched(item) for item in self._outputs}
+        fetched = {item.name: item.fetched(self._cuda, self._stream) for item in self._outputs}
         outputs = {name: fetched[name] for name in self._output_names}
         check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision.name)
         return True
@@ -273,9 +248,10 @@ class TensorRtNetwork:
             raise NetworkError(f"{self._source.path.name}: trace() comes after load() and prepare()")
         tally = tracing.Tally()
         turns = self._trace_in_turns(tally)
-        work = tracing.Work() if self._is_engine else self._work()
-        macs = {layer.name: _macs(layer, work) for layer in self._layers.items}
-        notes = ["traced without the CUDA graph"] if self._graph is not None else []
+        work = tracing.Work()
+        if not self._is_engine:
+            work = tracing.Work.of(graph.read_model(self._source.path), self._batch, self._options.dims)
+        macs = {layer.name: profiling.layer_macs(layer, work) for layer in self._layers.items}
         write_trace(
             Trace(
                 runtime="tensorrt",
@@ -286,7 +262,7 @@ class TensorRtNetwork:
                 operators=tally.operators(macs),
                 plain_time_ns=turns.plain_ns,
                 macs=work.total,
-                notes=tuple(notes),
+                notes=("traced without the CUDA graph",) * (self._graph is not None),
                 details={"layers": str(len(self._layers.items))},
             ),
             path,
@@ -296,7 +272,7 @@ class TensorRtNetwork:
         kinds = {layer.name: layer.kind for layer in self._layers.items}
         context = self._new_context()
         self._bind_context(context)
-        context.profiler = _make_profiler(
+        context.profiler = profiling.make_profiler(
             self._libraries.trt, lambda name, time_ns: tally.add(name, kinds.get(name, ""), time_ns)
         )
         # Report on request, after the device has finished, so that nothing waits between two layers.
@@ -358,17 +334,10 @@ class TensorRtNetwork:
         if found is None:
             raise engines.not_for_here(path, self._libraries.version, self._device(), self._messages)
         self._adopt(found, plan, 0)
-        inputs = tuple(self._signature())
+        inputs = tensors.signature(self._libraries.trt, found, path.name)
         check_types(inputs, f"engine file {path}")
-        self._output_names = tuple(self._names(of_inputs=False))
+        self._output_names = tensors.output_names(self._libraries.trt, found)
         self._batches = self._options.batches(path.name, inputs, self._source)
-
-    def _signature(self) -> Iterator[Input]:
-        """Return the inputs in the engine, in which open sizes have no names."""
-        for name in self._names(of_inputs=True):
-            sizes = tuple(int(size) for size in self._engine.get_tensor_shape(name))
-            shape = tuple(size if size >= 0 else "batch" if axis == 0 else None for axis, size in enumerate(sizes))
-            yield Input(name, self._dtype(name), shape)
 
     def _size_for_check(self) -> int:
         """Return a small batch size that the model, the profile and the engine accept."""
@@ -377,20 +346,10 @@ class TensorRtNetwork:
         if profile is not None:
             return min(max(size, profile.least), profile.most)
         if self._is_engine:
-            ranges = self._ranges()
+            ranges = tensors.batch_ranges(self._engine, self._batches.inputs)
             if ranges and not any(least <= size <= most for least, _, most in ranges):
                 return ranges[0][1]
         return size
-
-    def _ranges(self) -> list[tuple[int, int, int]]:
-        """Return least, best and largest batch size of each profile of an engine whose batch axis is open."""
-        names = [item.name for item in self._batches.inputs if item.shape and item.shape[0] == "batch"]
-        found = []
-        for number in range(int(self._engine.num_optimization_profiles) if names else 0):
-            shapes = [self._engine.get_tensor_profile_shape(name, number) for name in names]
-            least, best, most = ([int(sizes[at][0]) for sizes in shapes] for at in range(3))
-            found.append((max(least), max(best), min(most)))
-        return found
 
     # Engines
 
@@ -446,10 +405,7 @@ class TensorRtNetwork:
         information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
         self._layers = inspector.read_layers(information)
         precision = inspector.actual_precision(self._layers, None if self._is_engine else self._tf32)
-        for tensor in (*self._names(of_inputs=True), *self._names(of_inputs=False)):
-            self._dtype(tensor)
-            if engine.get_tensor_location(tensor) != trt.TensorLocation.DEVICE:
-                raise ConfigError(f"{name}: {tensor!r} is a shape in host memory, which is not supported")
+        tensors.check(trt, engine, name)
         before = self._precision.name
         if before:
             try:
@@ -479,29 +435,6 @@ class TensorRtNetwork:
             symmetric=self._symmetric,
         )
 
-    def _names(self, *, of_inputs: bool) -> list[str]:
-        mode = self._libraries.trt.TensorIOMode
-        selected = mode.INPUT if of_inputs else mode.OUTPUT
-        names = [self._engine.get_tensor_name(number) for number in range(self._engine.num_io_tensors)]
-        return [name for name in names if self._engine.get_tensor_mode(name) == selected]
-
-    def _dtype(self, name: str) -> str:
-        """Return numpy's name of the type of a tensor.
-
-        Raises:
-            ConfigError: the type is not supported.
-        """
-        kind = str(self._engine.get_tensor_dtype(name).name)
-        if kind not in _TYPES:
-            raise ConfigError(f"{self._source.path.name}: {name!r} is of type {kind}, which is not supported")
-        return _TYPES[kind]
-
-    def _activation_bytes(self) -> int:
-        """Return the device memory of a context of the engine, without inputs and outputs."""
-        # TensorRT 11 has only the second of these, 10.0 only the first.
-        size = getattr(self._engine, "device_memory_size_v2", None)
-        return int(self._engine.device_memory_size if size is None else size)
-
     # Preparing
 
     def _new_context(self) -> Any:
@@ -517,24 +450,24 @@ class TensorRtNetwork:
     def _bind(self, batch: int, arrays: networks.Arrays) -> None:
         """Create a context and device memory for its tensors, and fill the inputs."""
         held, copies = self._batch_held, self._options.copies
+        trt, model = self._libraries.trt, self._source.path.name
         self._context = self._new_context()
         self._choose_profile(batch)
-        held_arrays = {name: np.ascontiguousarray(arrays[name]) for name in self._names(of_inputs=True)}
+        held_arrays = {name: np.ascontiguousarray(arrays[name]) for name in tensors.input_names(trt, self._engine)}
         self._set_shapes(self._context, {name: array.shape for name, array in held_arrays.items()}, batch)
         for name, array in held_arrays.items():
-            dtype = self._dtype(name)
+            dtype = tensors.dtype_of(self._engine, name, model)
             tensor = Tensor(name, dtype, array, held.memory(array.nbytes))
             if copies:
                 tensor.pinned = held.pinned(array.shape, array.dtype)
                 tensor.pinned[...] = array
             self._inputs.append(tensor)
-        for name in self._names(of_inputs=False):
-            dtype = self._dtype(name)
+        for name in tensors.output_names(trt, self._engine):
+            dtype = tensors.dtype_of(self._engine, name, model)
             shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
             if any(size < 0 for size in shape):
                 raise NetworkError(
-                    f"{self._source.path.name}: the size of output {name!r} depends on the values of the inputs, "
-                    "which is not supported"
+                    f"{model}: the size of output {name!r} depends on the values of the inputs, which is not supported"
                 )
             array = np.empty(shape, np.uint16 if dtype == "bfloat16" else dtype)
             tensor = Tensor(name, dtype, array, held.memory(array.nbytes))
@@ -556,7 +489,7 @@ class TensorRtNetwork:
         """Select the best profile of an engine file with several profiles."""
         if not self._is_engine:
             return
-        ranges = self._ranges()
+        ranges = tensors.batch_ranges(self._engine, self._batches.inputs)
         fitting = [number for number, (least, _, most) in enumerate(ranges) if least <= batch <= most]
         if ranges and not fitting:
             accepted = ", ".join(f"{least} to {most}" for least, _, most in ranges)
@@ -628,17 +561,6 @@ class TensorRtNetwork:
         with contextlib.suppress(NetworkError, MemoryError):
             self._wait()
 
-    def _fetched(self, tensor: Tensor) -> NDArray[Any]:
-        """Return an output on the host: that of ``run``, or copied from the device."""
-        if tensor.pinned is not None:
-            array = tensor.pinned
-        else:
-            self._cuda.download(tensor.array, tensor.address, self._stream)
-            array = tensor.array
-        if tensor.dtype == "bfloat16":
-            return (array.astype(np.uint32) << 16).view(np.float32)
-        return np.array(array)
-
     # Release
 
     def _release_batch(self) -> None:
@@ -663,29 +585,6 @@ class TensorRtNetwork:
 
     def _reasons(self) -> str:
         return self._messages.reasons() or "no reason"
-
-    def _work(self) -> tracing.Work:
-        return tracing.Work.of(graph.read_model(self._source.path), self._batch, self._options.dims)
-
-
-def _macs(layer: inspector.Layer, work: tracing.Work) -> int | None:
-    """Return the multiply-accumulates of the operators that became one layer; None: unknown."""
-    if not layer.origins:
-        return 0 if layer.is_copy else None
-    counted = [work.macs[name] for name in layer.origins if name in work.macs]
-    # If the whole graph was counted, operators without an entry have none.
-    return sum(counted) if counted or work.total is not None else None
-
-
-def _make_profiler(trt: Any, add: Callable[[str, int], None]) -> Any:
-    class Profiler(trt.IProfiler):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProfiler.__init__(self)
-
-        def report_layer_time(self, layer_name: str, ms: float) -> None:
-            add(layer_name, round(ms * 1e6))
-
-    return Profiler()
 
 
 PRECISIONS: Final = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8", NATIVE)
