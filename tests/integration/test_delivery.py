@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 import signal
 import subprocess
@@ -77,7 +78,8 @@ class Run:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    started = Run(tmp_path / "runs")
+    # A server of another test may take a port that is free during an outage: its run must be another one.
+    started = Run(tmp_path / "runs", f"20261121T013005Z-{secrets.token_hex(3)}")
     yield started
     started.journal.close()
 

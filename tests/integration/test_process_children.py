@@ -144,7 +144,7 @@ def test_a_wrong_precision_or_reference_is_an_error_with_the_reason(command: str
     network = open_network("matmul", "native", {"command": command, "reference": "weighted_sum=3060", **ONE_THREAD})
     network.load()
     try:
-        with pytest.raises(NetworkError, match=r"weighted_sum is 3049\.82031, the plan's reference 3060"):
+        with pytest.raises(NetworkError, match=r"weighted_sum is 3049\.82031, but the plan's reference is 3060"):
             network.check()
     finally:
         network.close()

@@ -449,15 +449,15 @@ def test_what_is_no_such_server_is_named(matmul: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     refused(url, rf"{url}/v2: cannot be reached: Connection refused; is the server running")
     with OpenAIServer() as other:
-        refused(other.url, "does is not a KServe v2 server")
+        refused(other.url, "is not a KServe v2 server")
     with KServeServer(matmul, Settings(name="m")) as server:
-        refused(server.url.replace("http", "https"), r"TLS failed .*: does it speak http:// there")
+        refused(server.url.replace("http", "https"), r"TLS failed .*: is it an http:// server")
         refused(server.url, r"unknown model 'n'.*known: m", "n")
     with _Greeter(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00 HTTP/2 perhaps\r\n") as greeter:
         refused(greeter.url, r"is not HTTP/1\.1: give the server's HTTP port")
     moved = b"HTTP/1.1 308 Moved\r\nLocation: https://user:pw@elsewhere/v2?k=v\r\nContent-Length: 0\r\n\r\n"
     with _Greeter(moved) as greeter:
-        refused(greeter.url, "redirects to https://elsewhere/v2: give the URL that answers itself")
+        refused(greeter.url, "redirects to https://elsewhere/v2: give the final URL")
 
 
 class _Greeter:

@@ -580,7 +580,7 @@ def test_the_real_overlays_of_finn_plus_run_in_both_modes(real: Any, tmp_path: P
     assert np.all(dma._outputs[0] >= 1)
     real.stalls = True
     alone.prepare(64)
-    with pytest.raises(NetworkError, match="it has stalled"):
+    with pytest.raises(NetworkError, match="the accelerator has stalled"):
         alone.run(5000, Phases())
     dma.close()
     alone.close()
