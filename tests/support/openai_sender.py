@@ -15,7 +15,7 @@ def event(*choices: dict[str, Any], **values: Any) -> bytes:
     return f"data: {json.dumps({'model': 'm', 'choices': list(choices), **values})}\n\n".encode()
 
 
-def said(text: str, finish: str | None = None) -> dict[str, Any]:
+def chunk(text: str, finish: str | None = None) -> dict[str, Any]:
     return {"delta": {"content": text}, "finish_reason": finish}
 
 
@@ -24,8 +24,8 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 3, "prompt_tokens_details": {"
 STREAM = [
     b": hello\n\n",
     event({"delta": {"role": "assistant", "content": ""}}),
-    event(said("one")),
-    event(said(" two", "length")),
+    event(chunk("one")),
+    event(chunk(" two", "length")),
     event(usage=USAGE),
     DONE,
 ]

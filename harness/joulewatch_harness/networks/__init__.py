@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Arrays = Mapping[str, NDArray[np.generic]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSource:
     """A model file with its inputs, its reference outputs and its description."""
 
@@ -174,14 +174,14 @@ def build(network: str, precision: str, options: Mapping[str, str], *, qonnx: bo
     values = {
         key: option.parse(network, key, options.get(key, str(option.default))) for key, option in entry.options.items()
     }
-    wanted = entry.precisions[0] if precision == NATIVE else precision
-    if wanted not in (*entry.precisions, *entry.qonnx):
-        raise ConfigError(f"{network}: {unknown('precision', wanted, (*entry.precisions, *entry.qonnx))}")
+    selected = entry.precisions[0] if precision == NATIVE else precision
+    if selected not in (*entry.precisions, *entry.qonnx):
+        raise ConfigError(f"{network}: {unknown('precision', selected, (*entry.precisions, *entry.qonnx))}")
     module: Any = importlib.import_module(entry.module)
-    source = cast(ModelSource, getattr(module, entry.function)(wanted, **values))
-    if wanted in entry.qonnx and not qonnx:
+    source = cast(ModelSource, getattr(module, entry.function)(selected, **values))
+    if selected in entry.qonnx and not qonnx:
         raise ConfigError(
-            f"{network}: {wanted} is a QONNX file, for reference and for FINN, and this runtime cannot run it: "
+            f"{network}: {selected} is a QONNX file, for reference and for FINN, and this runtime cannot run it: "
             f"use {', '.join(entry.precisions)}, or take the file from {source.path}"
         )
-    return replace(source, precision=wanted, details={**source.details, **cost_details(source.path)})
+    return replace(source, precision=selected, details={**source.details, **cost_details(source.path)})

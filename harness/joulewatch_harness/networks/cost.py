@@ -133,7 +133,7 @@ _SMALL_CONSTANT: Final = 1024
 """Constants up to this number of elements stay in the copy used for shape inference: shapes may depend on them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeCost:
     """One operator of the graph, per inference."""
 
@@ -420,8 +420,9 @@ class _Count:
                 written[tensor] = (len(costs), self._bytes(tensor))
             costs.append(
                 NodeCost(
-                    name, node.op_type, self._shapes.get(node.output[0]) if node.output else None,
-                    macs, parameters, weight_bytes, read, out, in_place,
+                    name=name, op=node.op_type, shape=self._shapes.get(node.output[0]) if node.output else None,
+                    macs=macs, parameters=parameters, weight_bytes=weight_bytes, read_bytes=read, written_bytes=out,
+                    in_place=in_place,
                 )
             )  # fmt: skip
         return GraphCost(self._batch, tuple(map(self._per_inference, costs)), missing)

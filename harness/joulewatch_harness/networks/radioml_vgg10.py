@@ -63,7 +63,7 @@ _CLIPPED_SHARE: Final = 0.002
 """Share of activations above the quantiser's range; clipping them gives the others a finer step."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One layer with weights: a convolution or a fully connected one."""
 
@@ -81,7 +81,8 @@ class Layer:
         """Return an equivalent layer with the BatchNorm folded into weight and bias."""
         if self.norm is None:
             return self
-        return Layer(self.name, *fold(self.weight, self.norm, _EPSILON), None)
+        weight, bias = fold(self.weight, self.norm, _EPSILON)
+        return Layer(name=self.name, weight=weight, bias=bias, norm=None)
 
 
 def source(precision: str, filters: int) -> ModelSource:
@@ -122,14 +123,14 @@ def layers(filters: int) -> tuple[Layer, ...]:
     channels = 2
     for number in range(1, CONVOLUTIONS + 1):
         weight = rng.normal(0.0, np.sqrt(2.0 / (channels * 3)), (filters, channels, 3)).astype(np.float32)
-        network.append(Layer(f"conv{number}", weight, None, norm(filters)))
+        network.append(Layer(name=f"conv{number}", weight=weight, bias=None, norm=norm(filters)))
         channels = filters
     sizes = (filters * (FRAME_LENGTH >> CONVOLUTIONS), DENSE, DENSE, len(CLASSES))
     for number, (inner, outer) in enumerate(itertools.pairwise(sizes), start=1):
         weight = rng.normal(0.0, np.sqrt(2.0 / inner), (outer, inner)).astype(np.float32)
         last = number == len(sizes) - 1
         bias = rng.normal(0.0, 0.1, outer).astype(np.float32) if last else None
-        network.append(Layer(f"fc{number}", weight, bias, None if last else norm(outer)))
+        network.append(Layer(name=f"fc{number}", weight=weight, bias=bias, norm=None if last else norm(outer)))
     return tuple(network)
 
 
@@ -172,7 +173,7 @@ def forward(network: tuple[Layer, ...], frames: Floats) -> Floats:
     return np.asarray(x, dtype=np.float32)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class QuantLayer:
     """A quantised layer: weights, and the quantisation steps of weights and outputs."""
 
@@ -200,12 +201,14 @@ def quantised(filters: int, bits: int) -> tuple[QuantLayer, ...]:
         step: Floats = largest / np.float32(top)
         shaped = step.reshape(-1, *[1] * (layer.weight.ndim - 1))
         weight = np.clip(np.rint(layer.weight / shaped), -top, top).astype(np.float32) * shaped
-        rounded = Layer(layer.name, weight, layer.bias, layer.norm)
+        rounded = Layer(name=layer.name, weight=weight, bias=layer.bias, norm=layer.norm)
         output_step = None
         if layer.norm is not None:
             outputs = np.maximum(_linear(rounded, x), 0.0)
             output_step = float(np.float32(np.quantile(outputs, 1 - _CLIPPED_SHARE) / (2**bits - 1)))
-        network.append(QuantLayer(rounded, bits, step.astype(np.float32), output_step))
+        network.append(
+            QuantLayer(layer=rounded, bits=bits, weight_step=step.astype(np.float32), output_step=output_step)
+        )
         x = _quantised_layer(network[-1], x)
     return tuple(network)
 
@@ -246,7 +249,7 @@ def _half(layer: Layer) -> Layer:
     """Return the layer with its weights rounded to half precision."""
     norm = None if layer.norm is None else tuple(rounded(array) for array in layer.norm)
     bias = None if layer.bias is None else rounded(layer.bias)
-    return Layer(layer.name, rounded(layer.weight), bias, cast("Norm | None", norm))
+    return Layer(name=layer.name, weight=rounded(layer.weight), bias=bias, norm=cast("Norm | None", norm))
 
 
 def _linear(layer: Layer, x: Floats) -> Floats:

@@ -200,9 +200,9 @@ def mobilenet_graph(size: int, width: int, *, folded: bool) -> Any:
 
     def channels(count: int) -> int:
         """Scale by the width and round to the nearest multiple of 8, but not below 90 %."""
-        wanted = count * width / 100
-        nearest = max(8, int(wanted + 4) // 8 * 8)
-        return nearest if nearest >= 0.9 * wanted else nearest + 8
+        exact = count * width / 100
+        nearest = max(8, int(exact + 4) // 8 * 8)
+        return nearest if nearest >= 0.9 * exact else nearest + 8
 
     net = _Layers("mobilenet_like", folded=folded)
     inner = channels(32)

@@ -1,4 +1,4 @@
-"""The table of runtimes: what a plan can name, what each one takes, and what has never met its hardware."""
+"""The table of runtimes: names, packages, what they accept, and what is experimental."""
 
 from __future__ import annotations
 

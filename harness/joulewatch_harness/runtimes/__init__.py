@@ -102,10 +102,10 @@ def as_loaded(configuration: Configuration, description: Mapping[str, Any]) -> C
         return "" if value is None else str(value)
 
     actual = fact("precision")
-    asked = configuration.precision
-    if asked != NATIVE and actual and actual != asked and not _accepts_any_precision(configuration):
+    requested = configuration.precision
+    if requested != NATIVE and actual and actual != requested and not _accepts_any_precision(configuration):
         raise ConfigError(
-            f"{configuration.name}: the precision {asked} was requested, but the network computes in {actual}; "
+            f"{configuration.name}: the precision {requested} was requested, but the network computes in {actual}; "
             f"request {actual}, or set {ANY_PRECISION}=true to accept that"
         )
     runtime = fact("runtime") if configuration.runtime == OWN_RUNTIME else configuration.runtime
@@ -115,7 +115,7 @@ def as_loaded(configuration: Configuration, description: Mapping[str, Any]) -> C
     return replace(
         configuration,
         runtime=runtime or configuration.runtime,
-        precision=(actual or asked) if asked == NATIVE else asked,
+        precision=(actual or requested) if requested == NATIVE else requested,
         actual_precision=actual,
         provider=fact("provider"),
         device=fact("device"),

@@ -270,6 +270,7 @@ def test_weights_in_int8_that_are_used_as_floats_are_not_int8(subject: Subject, 
     [
         ("radioml-vgg11", "fp32", {}, "unknown network 'radioml-vgg11'; did you mean radioml-vgg10"),
         ("radioml-vgg10", "fp23", {}, "unknown precision 'fp23'; did you mean fp32"),
+        ("radioml-vgg10", "fp32", {"filtres": "32"}, "unknown option 'filtres'; did you mean filters"),
         ("none.onnx", "native", {}, r"no model file none\.onnx"),
         ("m.onnx", "native", {"filters": "64"}, "unknown option 'filters'"),
         ("m.onnx", "native", {"dims": "seq"}, "option dims: must be NAME=VALUE,..., got 'seq'"),
@@ -352,6 +353,21 @@ def test_dimensions_have_the_given_sizes(files: FileSubject, opened: Open, dims:
         "m": ((3, 3), "float32"),
     }
     assert network.check()
+
+
+def test_arrays_of_a_file_give_the_sizes_of_dimensions(files: FileSubject, opened: Open) -> None:
+    path = save(
+        files.folder / "s.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["batch", "seq", 4])},
+        {"y": (TensorProto.FLOAT, ["batch", "seq", 3])},
+        {"w": np.ones((4, 3), np.float32)},
+    )
+    np.savez(files.folder / "in.npz", x=np.ones((2, 5, 4), np.float32))
+    network = loaded(opened, files.configuration(path, inputs=str(files.folder / "in.npz")))
+    network.prepare(3)
+    network.run(1, Phases())
+    assert files.outputs(network).tolist() == [[[4.0] * 3] * 5] * 3
 
 
 def test_rows_of_a_file_are_repeated_to_fill_the_batch(files: FileSubject, opened: Open) -> None:

@@ -68,15 +68,15 @@ def test_an_inference_is_driven_phase_by_phase(board: Any, tmp_path: Path, bitfi
         assert len(phases.batch_ends_ns) == 3
         packed = network._arrays[0].view(np.uint8).reshape(16, -1)
         assert np.array_equal(network._outputs[0], board.compute(packed))
-        told = network.describe()
-        assert told["provider"] == ("alveo" if bitfile.endswith("xclbin") else "zynq-iodma")
-        assert told["device"] == "fake_u280_0"
-        assert told["runtime_version"] == "pynq 3.0.1-fake"
-        assert told["clock_mhz"] == "250"
-        assert told["inputs"] == "INT8[N,1024,1,2]:int8"
-        assert told["fast_packing"] == "true"
-        assert "warning" not in told
-        assert len(told["model_sha256"]) == 64
+        description = network.describe()
+        assert description["provider"] == ("alveo" if bitfile.endswith("xclbin") else "zynq-iodma")
+        assert description["device"] == "fake_u280_0"
+        assert description["runtime_version"] == "pynq 3.0.1-fake"
+        assert description["clock_mhz"] == "250"
+        assert description["inputs"] == "INT8[N,1024,1,2]:int8"
+        assert description["fast_packing"] == "true"
+        assert "warning" not in description
+        assert len(description["model_sha256"]) == 64
     finally:
         network.close()
         network.close()
@@ -104,20 +104,20 @@ def test_it_opens_as_a_runtime_of_a_plan(board: Any, build: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "array_type", "cure"),
+    ("kind", "array_type", "fix"),
     [("INT8", "float32", "array_type=int8"), ("UINT8", "float32", "array_type=uint8"), ("INT5", "int8", "1-bit")],
 )
-def test_a_slow_way_of_packing_is_said_aloud(
-    board: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, array_type: str, cure: str
+def test_slow_packing_is_reported(
+    board: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str, array_type: str, fix: str
 ) -> None:
     """In the log and in the result, with what a frame costs and what to do."""
     folder = generated_build(tmp_path / "deploy", idt=(kind,))
     with caplog.at_level(logging.WARNING):
         network = loaded(folder, array_type=array_type)
-    told = network.describe()
-    assert told["fast_packing"] == "false"
-    assert float(told["pack_ms_per_frame"]) > 0.1
-    assert cure in told["warning"]
+    description = network.describe()
+    assert description["fast_packing"] == "false"
+    assert float(description["pack_ms_per_frame"]) > 0.1
+    assert fix in description["warning"]
     assert f"{kind} given as {array_type}" in caplog.text
     network.close()
 
@@ -156,7 +156,7 @@ def test_bitstring_5_is_refused(board: Any, build: Path, monkeypatch: pytest.Mon
 # What comes out
 
 
-def test_buffers_that_nobody_wrote_are_found(board: Any, build: Path) -> None:
+def test_buffers_that_are_not_written_fail_the_check(board: Any, build: Path) -> None:
     network = loaded(build)
     board.writes_nothing = True
     with pytest.raises(NetworkError, match="has not written 8 of 8 outputs"):
@@ -268,7 +268,9 @@ def test_the_clock_is_read_back(board: Any, tmp_path: Path) -> None:
         loaded(alveo, fclk_mhz="300")
 
 
-def test_the_driver_s_default_clock_is_said_aloud(board: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_default_clock_of_the_driver_is_reported(
+    board: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """100 MHz for a design of 250: 2.5 times slower, without a word."""
     network = loaded(generated_build(tmp_path / "deploy", bitfile="x.bit"))
     assert "sets 100 MHz, whatever the clock of the build" in caplog.text
@@ -284,7 +286,7 @@ def test_the_device_is_chosen_by_number(board: Any, build: Path) -> None:
         loaded(build, device="2")
 
 
-def test_no_card_is_no_traceback(board: Any, build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_card_is_an_error_with_a_fix(board: Any, build: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = sys.modules["pynq.pl_server.device"].Device
     monkeypatch.setattr(device, "_all", [])
     with pytest.raises(ConfigError, match=r"pynq finds no device: source XRT's setup.sh"):
@@ -294,13 +296,13 @@ def test_no_card_is_no_traceback(board: Any, build: Path, monkeypatch: pytest.Mo
 # Bad input
 
 
-def test_without_pynq_it_says_where_it_comes_from(build: Path) -> None:
+def test_a_missing_pynq_names_its_source(build: Path) -> None:
     with pytest.raises(ConfigError, match=r"needs the module 'pynq', which is missing; .*PYNQ board"):
         loaded(build)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "text"),
     [
         ({"platform": "alveos"}, "did you mean alveo"),
         ({"mode": "fast"}, "option mode: unknown value 'fast'"),
@@ -313,8 +315,8 @@ def test_without_pynq_it_says_where_it_comes_from(build: Path) -> None:
         ({"mode": "instrumentation"}, "FINNExampleOverlay has no mode instrumentation"),
     ],
 )
-def test_bad_options_are_named(build: Path, options: dict[str, str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_bad_options_are_named(build: Path, options: dict[str, str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
         opened(build, **options)
 
 
@@ -340,22 +342,22 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "text"),
     [
         ("{", "cannot be read as JSON"),
         ("{}", "has no driver_information"),
         ('{"driver_information": {"driver_type": "FINNLiveFIFOOverlay"}}', "is not supported"),
     ],
 )
-def test_bad_settings_are_named(tmp_path: Path, content: str, said: str) -> None:
+def test_bad_settings_are_named(tmp_path: Path, content: str, text: str) -> None:
     build = plus_build(tmp_path / "deploy", "FINNDMAOverlay", own_driver=True)
     (build / "driver" / "settings.json").write_text(content)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=text):
         opened(build)
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "said"),
+    ("file", "content", "text"),
     [
         ("driver.py", "import finnish_things", "needs the module 'finnish_things'"),
         ("driver.py", "1 +", "cannot be imported: SyntaxError"),
@@ -363,14 +365,14 @@ def test_bad_settings_are_named(tmp_path: Path, content: str, said: str) -> None
         ("driver_base.py", "", "FINN has not generated this driver"),
     ],
 )
-def test_broken_drivers_are_named(board: Any, build: Path, file: str, content: str, said: str) -> None:
+def test_broken_drivers_are_named(board: Any, build: Path, file: str, content: str, text: str) -> None:
     (build / "driver" / file).write_text(content)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=text):
         loaded(build)
 
 
 @pytest.mark.parametrize(
-    ("array", "said"),
+    ("array", "text"),
     [
         (np.zeros((4, 1024, 2), np.int8), r"shape \[4,1024,2\], but the accelerator has \[N,1024,1,2\]"),
         (np.full((4, 1024, 1, 2), 200, np.int16), "values from 200 to 200, but the input is INT8"),
@@ -381,11 +383,11 @@ def test_broken_drivers_are_named(board: Any, build: Path, file: str, content: s
         (None, "no file"),
     ],
 )
-def test_input_files_are_looked_at(board: Any, build: Path, tmp_path: Path, array: Any, said: str) -> None:
+def test_input_files_are_checked(board: Any, build: Path, tmp_path: Path, array: Any, text: str) -> None:
     """The fast path looks at no value: what does not fit would run, and mean something else."""
     if array is not None:
         np.save(tmp_path / "inputs.npy", array)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=text):
         loaded(build, inputs=str(tmp_path / "inputs.npy"))
 
 
@@ -400,8 +402,12 @@ def test_the_number_of_files_must_be_that_of_the_inputs(board: Any, build: Path)
 def test_a_finn_plus_folder_with_its_own_driver(board: Any, tmp_path: Path) -> None:
     network = loaded(plus_build(tmp_path / "deploy", "FINNDMAOverlay", own_driver=True))
     assert network.check()
-    told = network.describe()
-    assert (told["driver"], told["provider"], told["clock_mhz"]) == ("FINNDMAOverlay", "zynq-iodma", "250")
+    description = network.describe()
+    assert (description["driver"], description["provider"], description["clock_mhz"]) == (
+        "FINNDMAOverlay",
+        "zynq-iodma",
+        "250",
+    )
     network.close()
 
 
@@ -420,9 +426,13 @@ def test_the_accelerator_alone(board: Any, tmp_path: Path) -> None:
     network = instrumented(tmp_path)
     assert isinstance(network, InstrumentationNetwork)
     network.load()
-    told = network.describe()
-    assert (told["mode"], told["latency_cycles"], told["interval_cycles"]) == ("instrumentation", "5000", "1000")
-    assert told["accelerator_fps"] == "250000"
+    description = network.describe()
+    assert (description["mode"], description["latency_cycles"], description["interval_cycles"]) == (
+        "instrumentation",
+        "5000",
+        "1000",
+    )
+    assert description["accelerator_fps"] == "250000"
     network.prepare(250)
     phases = Phases()
     start = time.monotonic()
@@ -435,11 +445,11 @@ def test_the_accelerator_alone(board: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("what", "said"), [("overflows", "reports an overflow"), ("hangs", "the accelerator has not completed a frame")]
+    ("what", "text"), [("overflows", "reports an overflow"), ("hangs", "the accelerator has not completed a frame")]
 )
-def test_an_accelerator_that_does_not_run_by_itself_is_found(board: Any, tmp_path: Path, what: str, said: str) -> None:
+def test_an_accelerator_that_does_not_run_is_an_error(board: Any, tmp_path: Path, what: str, text: str) -> None:
     setattr(board, what, True)
-    with pytest.raises(NetworkError, match=said):
+    with pytest.raises(NetworkError, match=text):
         instrumented(tmp_path).load()
 
 
@@ -470,7 +480,7 @@ def test_the_text_of_the_cpp_driver_is_read() -> None:
     assert times.warnings == ()
 
 
-def test_a_negative_raw_time_is_told_not_hidden() -> None:
+def test_a_negative_raw_time_is_reported() -> None:
     """The phases come from other loops than the total."""
     times = text.parse(CPP_TEXT.replace("4000ns", "24000ns").replace("14500ns", "-5500ns"), 8)
     assert times.raw_s == pytest.approx(-5.5e-6)
@@ -479,7 +489,7 @@ def test_a_negative_raw_time_is_told_not_hidden() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "error"),
     [
         ("Avg. unpacking latency: 1.5e+03ns\n", "", "did not print its unpacking latency"),
         ("20.5us", "nanus", "are not valid times"),
@@ -490,9 +500,9 @@ def test_a_negative_raw_time_is_told_not_hidden() -> None:
         ("C++ Driver started", "C++ Driver started\nAvg. packing latency: 1ns", "or twice"),
     ],
 )
-def test_a_text_that_cannot_be_right_is_refused(old: str, new: str, said: str) -> None:
+def test_contradictory_output_is_refused(old: str, new: str, error: str) -> None:
     assert old in CPP_TEXT
-    with pytest.raises(NetworkError, match=said):
+    with pytest.raises(NetworkError, match=error):
         text.parse(CPP_TEXT.replace(old, new), 8)
 
 
@@ -568,9 +578,11 @@ def test_the_real_overlays_of_finn_plus_run_in_both_modes(real: Any, tmp_path: P
     """The same design as two configurations: with the driver, and without it."""
     folder = plus_build(tmp_path / "deploy", "FINNDMAInstrumentationOverlay", own_driver=False)
     dma, alone = loaded(folder), loaded(folder, mode="instrumentation")
-    told = alone.describe()
-    assert told["frames_counted_on_chip"] == "true"
-    assert float(told["interval_cycles"]) == pytest.approx(1000, rel=0.02)  # two registers, read one after the other
+    description = alone.describe()
+    assert description["frames_counted_on_chip"] == "true"
+    assert float(description["interval_cycles"]) == pytest.approx(
+        1000, rel=0.02
+    )  # two registers, read one after the other
     assert dma.check()
     dma.run(2, Phases())
     alone.prepare(64)
@@ -587,10 +599,10 @@ def test_the_real_overlays_of_finn_plus_run_in_both_modes(real: Any, tmp_path: P
 
 
 def test_the_real_dma_overlay_packs_with_numpy(real: Any, tmp_path: Path) -> None:
-    """FINN+ 1.6 made the slow way hundreds of times faster; it is still a conversion, and still said."""
+    """FINN+ 1.6 made the slow way hundreds of times faster; it is still a conversion, and reported."""
     network = loaded(plus_build(tmp_path / "deploy", "FINNDMAOverlay", own_driver=False), array_type="float32")
     assert network.check()
-    told = network.describe()
-    assert told["fast_packing"] == "false"
-    assert float(told["pack_ms_per_frame"]) < 5.0
+    description = network.describe()
+    assert description["fast_packing"] == "false"
+    assert float(description["pack_ms_per_frame"]) < 5.0
     network.close()

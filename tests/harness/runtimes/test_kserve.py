@@ -68,7 +68,7 @@ def sized(count: int) -> dict[str, Any]:
         ("BOOL", np.array([True, False])),
     ],
 )
-def test_what_is_packed_in_binary_comes_out_again(datatype: str, values: np.ndarray) -> None:
+def test_binary_tensors_are_packed_and_unpacked(datatype: str, values: np.ndarray) -> None:
     """The bytes of a request, answered as they are, are the same array."""
     parts, headers = pack([(Tensor("x", datatype, values.shape), values)], (), binary=True)
     message = json.loads(bytes(parts[0]))
@@ -92,8 +92,8 @@ def test_what_is_packed_in_binary_comes_out_again(datatype: str, values: np.ndar
 def test_bfloat16_rounds_to_the_nearest_and_comes_back_wide() -> None:
     values = np.array([1.0, -2.5, 0.0, 1.0 + 2**-9, 1.0 + 3 * 2**-9, 1.0 + 2**-8], np.float32)
     parts, _ = pack([(Tensor("x", "BF16", (-1,)), values)], (), binary=True)
-    told = {"name": "x", "shape": [6], "datatype": "BF16", "parameters": {"binary_data_size": 12}}
-    got = unpack(outputs(told, raw=bytes(parts[1])))["x"].values
+    content = {"name": "x", "shape": [6], "datatype": "BF16", "parameters": {"binary_data_size": 12}}
+    got = unpack(outputs(content, raw=bytes(parts[1])))["x"].values
     assert got.dtype == np.float32
     assert got.tolist() == [1.0, -2.5, 0.0, 1.0, 1.0 + 2**-7, 1.0]
 
@@ -148,8 +148,8 @@ def test_statistics_are_the_model_s_own() -> None:
             },
         }
 
-    told = {"model_stats": [stat("m", 3, 10), stat("other", 99, 999), stat("m", 2, 5)]}
-    assert server_times(told, "m") == ServerTimes(5, {"queue": 15, "copy_in": 15, "execute": 15, "copy_out": 15})
+    content = {"model_stats": [stat("m", 3, 10), stat("other", 99, 999), stat("m", 2, 5)]}
+    assert server_times(content, "m") == ServerTimes(5, {"queue": 15, "copy_in": 15, "execute": 15, "copy_out": 15})
     for nothing in (None, [], {}, {"model_stats": "x"}, {"model_stats": [{"name": "m"}, 3]}, {"model_stats": []}):
         assert server_times(nothing, "m") is None
     later, earlier = ServerTimes(5, {"queue": 9}), ServerTimes(3, {"queue": 2})
@@ -196,7 +196,7 @@ def test_several_requests_in_flight_share_the_batches(fake: FakeConnection) -> N
     network.close()
 
 
-def test_an_error_in_one_of_several_lanes_is_told(fake: FakeConnection) -> None:
+def test_an_error_in_one_of_several_lanes_is_reported(fake: FakeConnection) -> None:
     network = opened(concurrency="3")
     network.load()
     network.prepare(2)
@@ -214,8 +214,8 @@ def test_the_servers_own_times_become_phases(fake: FakeConnection) -> None:
         nonlocal count
         count += 10
         spans = {"queue": 100, "compute_input": 200, "compute_infer": 10**12, "compute_output": 300}
-        told = {"success": {"count": count, "ns": 0}, **{key: {"ns": ns * count} for key, ns in spans.items()}}
-        return answer({"model_stats": [{"name": "m", "inference_stats": told}]})
+        content = {"success": {"count": count, "ns": 0}, **{key: {"ns": ns * count} for key, ns in spans.items()}}
+        return answer({"model_stats": [{"name": "m", "inference_stats": content}]})
 
     plain = fake.request
     fake.request = lambda method, path, *rest: stats() if path.endswith("/stats") else plain(method, path, *rest)  # type: ignore[method-assign]
@@ -265,7 +265,7 @@ def test_batches_that_the_model_does_not_take(fake: FakeConnection) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "text"),
+    ("content", "text"),
     [
         ({"name": "z", "datatype": "FP32", "shape": [2, 3]}, "no output 'y', only z"),
         ({"name": "y", "datatype": "FP16", "shape": [2, 3]}, r"y is FP16\[2,3\] at batch 2, but .* y:FP32\[\?,3\]"),
@@ -274,11 +274,13 @@ def test_batches_that_the_model_does_not_take(fake: FakeConnection) -> None:
         ({"name": "y", "datatype": "FP32", "shape": [6]}, r"y is FP32\[6\]"),
     ],
 )
-def test_other_outputs_than_told_are_an_error(fake: FakeConnection, told: dict[str, Any], text: str) -> None:
+def test_outputs_that_differ_from_the_metadata_are_an_error(
+    fake: FakeConnection, content: dict[str, Any], text: str
+) -> None:
     network = opened()
     network.load()
     network.prepare(2)
-    fake.inferred = outputs({**told, "data": [0.5] * int(np.prod(told["shape"]))})
+    fake.inferred = outputs({**content, "data": [0.5] * int(np.prod(content["shape"]))})
     with pytest.raises(NetworkError, match=text):
         network.run(1, Phases())
     fake.inferred = outputs({"name": "y", "datatype": "FP32", "shape": [2, 3], "data": [float("nan")] * 6})
@@ -349,7 +351,7 @@ def test_half_precision_needs_binary(fake: FakeConnection) -> None:
         opened(binary="false").load()
 
 
-def test_a_server_that_fails_on_binary_tensors_is_told_how_else(fake: FakeConnection) -> None:
+def test_an_error_on_binary_tensors_names_the_alternatives(fake: FakeConnection) -> None:
     """MLServer 1.7 lists no extensions, and answers binary tensors with a traceback and status 500."""
     fake.pages["/v2"] = answer({"name": "mlserver", "version": "1.7.1", "extensions": []})
     fake.inferred = Answer(500, {"content-type": "text/plain"}, b"Traceback (most recent call last)")
@@ -362,9 +364,9 @@ def test_json_outputs_instead_of_binary_are_a_warning(fake: FakeConnection) -> N
     fake.inferred = outputs({"name": "y", "datatype": "FP32", "shape": [1, 3], "data": [1.0, 2.0, 3.0]})
     network = opened()
     network.load()
-    told = network.describe()
-    assert told["tensors"] == "json"
-    assert "answers in JSON although binary outputs were requested" in told["warning"]
+    content = network.describe()
+    assert content["tensors"] == "json"
+    assert "answers in JSON although binary outputs were requested" in content["warning"]
     network.close()
 
 
@@ -424,7 +426,7 @@ def answering(monkeypatch: pytest.MonkeyPatch, **answers: bytes) -> Any:
     return client
 
 
-def test_a_grpc_request_is_what_tritonclient_writes() -> None:
+def test_a_grpc_request_equals_that_of_tritonclient() -> None:
     client = over_grpc()
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     client.prepare([(Tensor("x", "FP32", (-1, 3)), values)], (Tensor("y", "FP32", (-1, 1)),))
@@ -450,14 +452,14 @@ def test_raw_and_typed_answers_of_grpc_are_read() -> None:
     }
 
 
-def test_what_a_grpc_server_says_reads_as_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names, types and places of fields are tritonclient's; the network sees what JSON would have said."""
+def test_answers_over_grpc_equal_those_over_http(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, types and numbers of fields are tritonclient's; the network gets the same data as from JSON."""
     client = answering(monkeypatch, **{name: bytes.fromhex(text) for name, text in TRITONCLIENT.items()})
     assert client.ask("server").data == {"name": "triton", "version": "2.51.0", "extensions": ["statistics"]}
-    told = client.ask("model").data
-    assert (told["name"], told["versions"], told["platform"]) == ("m", ["1", "3"], "onnxruntime_onnx")
-    assert described(told, "inputs", "") == (Tensor("x", "FP32", (-1, 3)),)
-    assert described(told, "outputs", "") == (Tensor("y", "FP32", (-1, 1)),)
+    content = client.ask("model").data
+    assert (content["name"], content["versions"], content["platform"]) == ("m", ["1", "3"], "onnxruntime_onnx")
+    assert described(content, "inputs", "") == (Tensor("x", "FP32", (-1, 3)),)
+    assert described(content, "outputs", "") == (Tensor("y", "FP32", (-1, 1)),)
     assert client.ask("ready").outcome is Outcome.DONE
     config = client.ask("config").data
     assert (config["max_batch_size"], config["backend"]) == (8, "onnxruntime")
@@ -491,7 +493,7 @@ def test_a_request_that_protobuf_cannot_hold_loses_that_batch_size() -> None:
         over_grpc().prepare([(Tensor("x", "FP32", (-1, 600)), values)], ())
 
 
-def test_without_grpcio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_grpcio_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "grpc", None)
     monkeypatch.delitem(sys.modules, "joulewatch_harness.runtimes.kserve.over_grpc", raising=False)
     with pytest.raises(ConfigError, match=r"pip install 'joulewatch\[grpc\]'"):
@@ -521,7 +523,7 @@ def test_bad_options_of_grpc_are_named(
         kserve.open_network("m", "native", options)
 
 
-def test_headers_that_grpc_cannot_send_are_named_without_what_they_say(tmp_path: Path) -> None:
+def test_headers_that_grpc_cannot_send_are_named_without_their_values(tmp_path: Path) -> None:
     path = tmp_path / "headers.txt"
     for name in ("grpc-timeout", "token-bin", "a+b"):
         path.write_text(f"{name}: s3cret\n")
@@ -615,5 +617,5 @@ def test_a_certificate_file_without_a_certificate(tmp_path: Path) -> None:
         (Answer(502, {"content-type": "text/plain; q=x"}, b"Bad \n Gate"), 'HTTP 502, text/plain, begins "Bad Gate"'),
     ],
 )  # fmt: skip
-def test_what_a_server_said(given: Answer, text: str) -> None:
+def test_the_summary_of_an_answer(given: Answer, text: str) -> None:
     assert given.summary() == text

@@ -37,18 +37,18 @@ def test_the_precision_is_read_from_the_weights(tmp_path: Path, dtype: type[np.g
     assert runtime.actual_precision(matmul(tmp_path / "m.onnx", dtype=dtype))[0] == name
 
 
-def test_what_the_optimiser_turns_into_integers_is_int8(tmp_path: Path) -> None:
+def test_operators_that_the_optimiser_turns_into_integers_are_int8(tmp_path: Path) -> None:
     """Newer versions make a MatMulNBits of the same pattern around a MatMul; its accuracy level tells."""
     path = tmp_path / "m.onnx"
-    for level, told in ((4, ("int8", "1 of 1")), (1, ("fp32", "0 of 1"))):
+    for level, expected in ((4, ("int8", "1 of 1")), (1, ("fp32", "0 of 1"))):
         node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", K=32, N=1, bits=8)
         node.attribute.append(helper.make_attribute("accuracy_level", level))
         weights: dict[str, Any] = {"w": np.ones((1, 1, 32), np.uint8), "s": np.ones(1, np.float32)}
         save(path, [node], {"x": (TensorProto.FLOAT, ["b", 32])}, {"y": (TensorProto.FLOAT, ["b", 1])}, weights)
-        assert runtime.actual_precision(path) == told
+        assert runtime.actual_precision(path) == expected
 
 
-def test_threads_are_counted_where_none_were_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_are_counted_if_none_are_requested(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three that the session started and the caller's."""
     seen = iter(({"1"}, {"1", "2", "3", "4"}))
     monkeypatch.setattr(runtime, "_own_threads", lambda: next(seen))
@@ -58,7 +58,7 @@ def test_threads_are_counted_where_none_were_asked_for(tmp_path: Path, monkeypat
     network.close()
 
 
-def test_threads_that_were_asked_for_are_there(tmp_path: Path) -> None:
+def test_requested_threads_are_started(tmp_path: Path) -> None:
     network = opened(matmul(tmp_path / "m.onnx"), threads="3")
     network.load()
     described = network.describe()
@@ -66,7 +66,7 @@ def test_threads_that_were_asked_for_are_there(tmp_path: Path) -> None:
     network.close()
 
 
-def test_fewer_threads_than_asked_for_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_threads_than_requested_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_own_threads", lambda: {"1"})
     with pytest.raises(NetworkError, match="3 threads were requested, but ONNX Runtime has started 1"):
         opened(matmul(tmp_path / "m.onnx"), threads="3").load()

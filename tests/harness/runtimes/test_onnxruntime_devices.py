@@ -129,13 +129,13 @@ def test_inputs_and_outputs_stay_on_the_device(gpu: FakeGpu, tmp_path: Path) -> 
     network.run(3, phases)
     assert {name: count for name, (count, _) in phases.spans.items()} == {"execute": 3}
     assert (len(phases.batch_ends_ns), gpu.waits) == (3, 1)
-    told = network.describe()
-    assert (told["device"], told["provider"], told["copies"]) == ("cuda:1", CUDA, "excluded")
+    description = network.describe()
+    assert (description["device"], description["provider"], description["copies"]) == ("cuda:1", CUDA, "excluded")
     assert network.check()
     network.close()
 
 
-def test_copies_are_phases_where_they_are_asked_for(gpu: FakeGpu, tmp_path: Path) -> None:
+def test_requested_copies_are_phases(gpu: FakeGpu, tmp_path: Path) -> None:
     network = loaded(matmul(tmp_path / "m.onnx"), copies="true")
     network.prepare(4)
     phases = Phases()
@@ -163,7 +163,7 @@ def test_copies_move_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize(
-    ("precision", "options", "told"),
+    ("precision", "options", "expected"),
     [
         ("fp32", {}, "fp32"),
         ("native", {}, "fp32"),
@@ -171,14 +171,14 @@ def test_copies_move_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ("fp32", {"tf32": "true", "any_precision": "true"}, "tf32"),
     ],
 )
-def test_tf32_is_off_unless_asked_for(
-    gpu: FakeGpu, tmp_path: Path, precision: str, options: dict[str, str], told: str
+def test_tf32_is_off_unless_requested(
+    gpu: FakeGpu, tmp_path: Path, precision: str, options: dict[str, str], expected: str
 ) -> None:
     """The provider's own default is on, in silence."""
     network = loaded(matmul(tmp_path / "m.onnx"), precision, **options)
     ((name, settings),) = gpu.providers[-1]
-    assert (name, settings["use_tf32"], settings["device_id"]) == (CUDA, "1" if told == "tf32" else "0", "0")
-    assert (network.describe()["precision"], network.describe()["tf32"]) == (told, str(told == "tf32").lower())
+    assert (name, settings["use_tf32"], settings["device_id"]) == (CUDA, "1" if expected == "tf32" else "0", "0")
+    assert (network.describe()["precision"], network.describe()["tf32"]) == (expected, str(expected == "tf32").lower())
     network.close()
 
 
@@ -221,7 +221,7 @@ def test_tensorrt_computes_in_tf32_unless_the_environment_forbids_it(
     network.close()
 
 
-def test_what_tensorrt_leaves_stays_on_the_gpu(gpu: FakeGpu, tmp_path: Path) -> None:
+def test_operators_that_tensorrt_does_not_run_stay_on_the_gpu(gpu: FakeGpu, tmp_path: Path) -> None:
     network = loaded(matmul(tmp_path / "m.onnx", dtype=np.float16), "fp16", provider=TENSORRT, device_id="2")
     assert gpu.providers[-1] == [
         (TENSORRT, {"device_id": "2", "trt_fp16_enable": "1"}),
@@ -230,7 +230,7 @@ def test_what_tensorrt_leaves_stays_on_the_gpu(gpu: FakeGpu, tmp_path: Path) -> 
     network.close()
 
 
-def test_what_tensorrt_makes_of_quantised_operators_is_not_guessed(gpu: FakeGpu, tmp_path: Path) -> None:
+def test_the_precision_of_quantised_operators_in_tensorrt_is_unknown(gpu: FakeGpu, tmp_path: Path) -> None:
     path = dequantised(tmp_path / "q.onnx", "MatMul", (4, 3), ["b", 4], ["b", 3])
     network = loaded(path, "int8", provider=TENSORRT, optimization="disabled")
     assert (network.describe()["precision"], network.describe()["integer_ops"]) == ("", "")
@@ -258,21 +258,23 @@ def test_single_operators_that_fell_back_are_an_error_unless_allowed(gpu: FakeGp
     network.close()
 
 
-def test_shapes_that_are_worked_out_on_the_cpu_are_told(gpu: FakeGpu, tmp_path: Path) -> None:
+def test_shape_operators_on_the_cpu_are_reported(gpu: FakeGpu, tmp_path: Path) -> None:
     gpu.parts = [FakePart(CUDA, ["Conv"] * 4), FakePart(DEFAULT_PROVIDER, ["Shape"])]
     network = loaded(matmul(tmp_path / "m.onnx"))
     assert network.describe()["nodes_elsewhere"] == "1 of 5: CPU Shape 1"
     network.close()
 
 
-def test_a_version_that_does_not_tell_says_so(gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_without_assignments_is_reported(
+    gpu: FakeGpu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info", None)
     network = loaded(matmul(tmp_path / "m.onnx"))
     assert network.describe()["nodes_elsewhere"].startswith("not reported by ONNX Runtime")
     network.close()
 
 
-def test_onnx_runtime_tells_which_provider_took_which_operator(tmp_path: Path) -> None:
+def test_onnx_runtime_reports_the_provider_of_each_operator(tmp_path: Path) -> None:
     """Of the real API, with the one provider there is: asked for another, all of it runs elsewhere."""
     if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
         pytest.skip("this ONNX Runtime does not tell")

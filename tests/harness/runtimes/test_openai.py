@@ -23,7 +23,7 @@ from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.openai import network as openai
 from joulewatch_harness.runtimes.openai.network import Events, Generated, StreamError, read_stream
 from joulewatch_harness.runtimes.openai.options import APIS, Options
-from support.openai_sender import DONE, STREAM, URL, USAGE, FakeSender, event, page, said
+from support.openai_sender import DONE, STREAM, URL, USAGE, FakeSender, chunk, event, page
 from support.runs import window
 from support.synthetic import TWO_SOCKETS, make_world
 
@@ -39,7 +39,9 @@ def read(pieces: Sequence[bytes], step_ns: int = 100) -> Generated:
 
 def test_the_first_token_is_the_first_text_and_usage_counts() -> None:
     answer = read(STREAM)
-    assert answer == Generated(400, 700, 2, 7, 3, 2, "m")
+    assert answer == Generated(
+        first_ns=400, end_ns=700, pieces=2, prompt_tokens=7, output_tokens=3, cached_tokens=2, model="m"
+    )
 
 
 @given(st.lists(st.integers(1, 300), max_size=20))
@@ -72,37 +74,37 @@ def test_events_by_their_rules() -> None:
         ("text", False),
     ],
 )
-def test_what_is_a_token(choice: Any, counts: bool) -> None:
+def test_only_text_counts_as_a_token(choice: Any, counts: bool) -> None:
     assert openai._has_text(choice) is counts
 
 
 def test_a_server_that_ends_without_done_or_sends_null_choices() -> None:
     """vLLM has had ``choices: null`` in its last chunk; some servers send no [DONE]."""
-    answer = read([event(said("a", "stop")), b'data: {"choices": null, "usage": {"completion_tokens": 1}}'])
+    answer = read([event(chunk("a", "stop")), b'data: {"choices": null, "usage": {"completion_tokens": 1}}'])
     assert (answer.output_tokens, answer.prompt_tokens, answer.cached_tokens) == (1, 0, 0)
 
 
 def test_tokens_are_never_guessed() -> None:
     for usage in (None, {}, {"completion_tokens": None}, {"completion_tokens": "3"}, {"completion_tokens": True}):
-        assert read([event(said("a", "stop"), usage=usage), DONE]).output_tokens is None
+        assert read([event(chunk("a", "stop"), usage=usage), DONE]).output_tokens is None
 
 
 @pytest.mark.parametrize(
     ("pieces", "text"),
     [
         (
-            [event(said("a")), event(said("b"))],
+            [event(chunk("a")), event(chunk("b"))],
             "ended after 2 pieces, without .DONE. or a finish_reason: it was cut off",
         ),
         ([b'{"choices": []}'], "is not an event stream .it begins"),
         ([], "is not an event stream"),
         ([b"data: <html>\n\n"], "not valid JSON: it begins"),
         ([b"data: [1]\n\n"], "not an object: it begins"),
-        ([event(said("a")), b'data: {"error": {"message": "out of memory"}}\n\n'], "after 1 pieces: out of memory"),
+        ([event(chunk("a")), b'data: {"error": {"message": "out of memory"}}\n\n'], "after 1 pieces: out of memory"),
         ([b'data: {"error": "stopped"}\n\n'], "after 0 pieces: stopped"),
     ],
 )
-def test_streams_that_are_none_are_named(pieces: list[bytes], text: str) -> None:
+def test_invalid_streams_are_named(pieces: list[bytes], text: str) -> None:
     with pytest.raises(StreamError, match=text):
         read(pieces)
 
@@ -150,7 +152,7 @@ def test_a_model_behind_a_fake_server(fake: FakeSender) -> None:
     network.close()
 
 
-def test_prompts_are_new_ones_unless_told_otherwise(fake: FakeSender, tmp_path: Path) -> None:
+def test_prompts_are_unique_unless_salt_is_false(fake: FakeSender, tmp_path: Path) -> None:
     """The same prompt twice would come out of the server's prefix cache: no prefill, and no word of it."""
     (tmp_path / "p.jsonl").write_text('"first"\n\n{"prompt": "second", "id": 4}\n')
     for api, salt in (("chat", "true"), ("completions", "false")):
@@ -166,8 +168,8 @@ def test_prompts_are_new_ones_unless_told_otherwise(fake: FakeSender, tmp_path: 
         assert fake.bodies[0]["path"] == APIS[api]
 
 
-def test_a_warm_prefix_cache_is_said(fake: FakeSender, caplog: pytest.LogCaptureFixture) -> None:
-    fake.answer = [event(said("a", "stop"), usage={**USAGE, "prompt_tokens_details": {"cached_tokens": 6}}), DONE]
+def test_a_warm_prefix_cache_is_reported(fake: FakeSender, caplog: pytest.LogCaptureFixture) -> None:
+    fake.answer = [event(chunk("a", "stop"), usage={**USAGE, "prompt_tokens_details": {"cached_tokens": 6}}), DONE]
     for salt, lines in (("true", 0), ("false", 1)):
         network = opened(salt=salt)
         network.load()
@@ -177,7 +179,7 @@ def test_a_warm_prefix_cache_is_said(fake: FakeSender, caplog: pytest.LogCapture
 
 
 def test_a_server_that_does_not_count(fake: FakeSender) -> None:
-    fake.answer = [event(said("a")), event(said("b", "stop")), DONE]
+    fake.answer = [event(chunk("a")), event(chunk("b", "stop")), DONE]
     with pytest.raises(ConfigError, match=r"does not count tokens .*count_chunks=true .*not tokens"):
         opened().load()
     network = opened(count_chunks="true")
@@ -193,7 +195,7 @@ def test_a_server_that_stops_counting_in_the_middle(fake: FakeSender) -> None:
     network = opened(count_chunks="true")
     network.load()
     network.prepare(1)
-    fake.answer = [event(said("a", "stop")), DONE]
+    fake.answer = [event(chunk("a", "stop")), DONE]
     with pytest.raises(NetworkError, match="a stream without usage, although earlier streams had it"):
         network.run(1, Phases())
 
@@ -206,7 +208,7 @@ def test_a_server_that_stops_counting_in_the_middle(fake: FakeSender) -> None:
         (page({"error": {"message": "stream_options?"}}, 400), ConfigError, "HTTP 400: stream_options"),
         (page({"error": "slow down"}, 429), NetworkError, "limits requests"),
         (page({"error": "engine died"}, 500), NetworkError, "HTTP 500: engine died: see the server's log"),
-        ([event(said("a"))], NetworkError, "chat/completions: the stream ended after 1 pieces"),
+        ([event(chunk("a"))], NetworkError, "chat/completions: the stream ended after 1 pieces"),
         ([b"<html>"], NetworkError, "chat/completions: the answer is not an event stream"),
     ],
 )  # fmt: skip
@@ -287,10 +289,10 @@ def test_the_name_of_a_model_with_a_colon_is_whole() -> None:
 
 
 def test_counts_go_through_the_journal() -> None:
-    told = window(0, 100.0, counts={"output_tokens": 320})
-    line = encode_line(told)
+    recorded = window(0, 100.0, counts={"output_tokens": 320})
+    line = encode_line(recorded)
     assert line["counts"] == {"output_tokens": 320}
-    assert decode_line(line) == told
+    assert decode_line(line) == recorded
     del line["counts"]
     older = decode_line(line)
     assert isinstance(older, Window)

@@ -76,10 +76,10 @@ def test_bfloat16_by_default_is_found(tmp_path: Path) -> None:
     asked = Configuration(name="n", network="radioml-vgg10", runtime="openvino", precision="fp32", options=options)
     network = open_network(asked)
     network.load()
-    told = network.describe()
-    assert (told["precision"], told["precision_hint"]) == ("bf16", "bf16")
+    description = network.describe()
+    assert (description["precision"], description["precision_hint"]) == ("bf16", "bf16")
     with pytest.raises(ConfigError, match="n: the precision fp32 was requested, but the network computes in bf16"):
-        as_loaded(asked, told)
+        as_loaded(asked, description)
     assert network.check()
     network.close()
     allowed = Configuration(
@@ -89,7 +89,7 @@ def test_bfloat16_by_default_is_found(tmp_path: Path) -> None:
         precision="fp32",
         options={**options, "any_precision": "true"},
     )
-    assert as_loaded(allowed, told).actual_precision == "bf16"
+    assert as_loaded(allowed, description).actual_precision == "bf16"
     # The same for a file of which no precision was asked: its own is meant.
     silent = opened(matmul(tmp_path / "m.onnx"), precision_hint="none")
     with pytest.raises(ConfigError, match="the file is fp32, but OpenVINO computes it in bf16"):
@@ -101,7 +101,7 @@ def test_bfloat16_by_default_is_found(tmp_path: Path) -> None:
 
 
 @needs_bfloat16
-def test_bfloat16_that_is_asked_for_computes_in_bfloat16() -> None:
+def test_requested_bfloat16_computes_in_bfloat16() -> None:
     network = vgg10("bf16")
     network.load()
     assert network.describe()["precision"] == "bf16"
@@ -133,13 +133,13 @@ def test_openvino_own_format_is_read(tmp_path: Path) -> None:
     openvino.save_model(model, tmp_path / "m.xml", compress_to_fp16=False)
     network = opened(tmp_path / "m.xml")
     network.load()
-    told = network.describe()
-    assert (told["inputs"], told["precision"]) == ("x:float32[?,4]", "fp32")
+    description = network.describe()
+    assert (description["inputs"], description["precision"]) == ("x:float32[?,4]", "fp32")
     network.prepare(3)
     network.run(1, Phases())
     assert outputs(network).shape == (3, 3)
     assert network.check()
-    before = told["model_sha256"]
+    before = description["model_sha256"]
     # Another file in its place: OpenVINO has the old one mapped into memory.
     (tmp_path / "new").write_bytes(bytes((tmp_path / "m.bin").stat().st_size))
     (tmp_path / "new").replace(tmp_path / "m.bin")
@@ -195,14 +195,14 @@ def test_batches_in_flight_are_all_run(tmp_path: Path, options: dict[str, str]) 
 def test_throughput_takes_as_many_requests_as_openvino_likes() -> None:
     network = vgg10("fp32", performance_hint="throughput")
     network.load()
-    told = network.describe()
-    assert told["performance_hint"] == "throughput"
-    assert str(told["requests"]) == told["optimal_requests"]
+    description = network.describe()
+    assert description["performance_hint"] == "throughput"
+    assert str(description["requests"]) == description["optimal_requests"]
     network.close()
 
 
 @pytest.mark.parametrize(("key", "number"), [("threads", "4096"), ("streams", "4096")])
-def test_fewer_threads_or_streams_than_asked_for_is_an_error(tmp_path: Path, key: str, number: str) -> None:
+def test_fewer_threads_or_streams_than_requested_is_an_error(tmp_path: Path, key: str, number: str) -> None:
     network = opened(matmul(tmp_path / "m.onnx"), **{key: number})
     with pytest.raises(NetworkError, match=rf"4096 {key} were requested, but OpenVINO uses \d+: set {key}="):
         network.load()

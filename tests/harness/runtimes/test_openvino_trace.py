@@ -66,7 +66,7 @@ def test_layers_are_found_again_in_the_model(
     assert trace.plain_time_ns
 
 
-def test_the_kernel_tells_what_it_computes_in(tmp_path: Path) -> None:
+def test_the_kind_of_a_layer_contains_its_precision(tmp_path: Path) -> None:
     for precision, suffix in (("fp32", "f32"), ("int8", "I8")):
         trace = traced("radioml-vgg10", precision, 2, tmp_path, filters="32")
         (conv,) = [item for item in trace.operators if item.name == "conv2"]
@@ -74,7 +74,7 @@ def test_the_kernel_tells_what_it_computes_in(tmp_path: Path) -> None:
         assert conv.op.endswith(f"_{suffix}")
 
 
-def test_nodes_without_names_are_told_apart(tmp_path: Path) -> None:
+def test_nodes_without_names_get_unique_names(tmp_path: Path) -> None:
     nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("Softmax", ["a"], ["s"])]
     nodes.append(helper.make_node("MatMul", ["s", "w"], ["y"]))
     shape = (TensorProto.FLOAT, ["b", 512])
@@ -102,9 +102,9 @@ class FakeLayer:
 
 def test_a_slow_beginning_is_taken_out_of_the_running_mean() -> None:
     """The counter is the mean of all inferences so far: three of 1000 µs, then 297 of 100 µs."""
-    told: list[FakeLayer] = []
-    counters = Counters(lambda: told)
-    told[:] = [
+    layers: list[FakeLayer] = []
+    counters = Counters(lambda: layers)
+    layers[:] = [
         FakeLayer("conv", timedelta(microseconds=1000)),
         FakeLayer("fused", timedelta(), "Status.NOT_RUN", "Relu", "undef"),
         FakeLayer("view", timedelta(), "Status.NOT_RUN", "Reshape", "unknown_f32"),
@@ -112,7 +112,7 @@ def test_a_slow_beginning_is_taken_out_of_the_running_mean() -> None:
     ]
     counters.inferences += 3
     counters.note()
-    told[0] = FakeLayer("conv", timedelta(microseconds=(3 * 1000 + 297 * 100) // 300))
+    layers[0] = FakeLayer("conv", timedelta(microseconds=(3 * 1000 + 297 * 100) // 300))
     counters.inferences += 297
     counters.note()
     assert counters.layers() == {"conv": ("Convolution jit_f32", 297 * 100_000), "short": ("Reorder jit_f32", 0)}
@@ -124,9 +124,9 @@ def test_the_counter_is_a_running_mean(tmp_path: Path) -> None:
     compiled = runtime.core().compile_model(runtime.core().read_model(path), "CPU", {"PERF_COUNT": "YES"})
     first = compiled.create_infer_request()
     first.infer({0: np.ones((4096, 4), np.float32)})
-    told = [(item.node_name, item.real_time) for item in first.profiling_info]
+    layers = [(item.node_name, item.real_time) for item in first.profiling_info]
     second = compiled.create_infer_request()
-    assert [(item.node_name, item.real_time) for item in second.profiling_info] == told
+    assert [(item.node_name, item.real_time) for item in second.profiling_info] == layers
 
 
 def test_counters_that_tell_nothing_are_an_error() -> None:
@@ -137,7 +137,7 @@ def test_counters_that_tell_nothing_are_an_error() -> None:
         counters.layers()
 
 
-def test_what_cannot_be_traced_says_why(tmp_path: Path) -> None:
+def test_errors_of_tracing_contain_the_reason(tmp_path: Path) -> None:
     path = matmul(tmp_path / "m.onnx")
     with pytest.raises(NetworkError, match="remove streams, requests and performance_hint"):
         traced(path, "native", 2, tmp_path, requests="2")

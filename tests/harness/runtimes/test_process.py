@@ -79,16 +79,21 @@ def test_the_example_plan_is_a_plan() -> None:
     assert all("command" in item.options for item in plan.configurations)
 
 
-def test_a_child_is_asked_measured_and_told(opened: Open, tmp_path: Path) -> None:
+def test_a_child_is_described_and_measured(opened: Open, tmp_path: Path) -> None:
     network = opened(transcript=str(tmp_path / "transcript.jsonl"), threads="3")
     assert network.describe() == {"runtime": "process"}
     network.load()
-    told = network.describe()
-    assert told["runtime_version"] == "fake 2.1"
-    assert (told["precision"], told["provider"], told["device"], told["threads"]) == ("int8", "Simulator", "u280", 3)
-    assert (told["clock_mhz"], told["tuned"], told["protocol"]) == ("250", "no", 1)
-    assert float(told["pipe_us"]) > 0
-    assert "call_overhead_us" not in told
+    description = network.describe()
+    assert description["runtime_version"] == "fake 2.1"
+    assert (description["precision"], description["provider"], description["device"], description["threads"]) == (
+        "int8",
+        "Simulator",
+        "u280",
+        3,
+    )
+    assert (description["clock_mhz"], description["tuned"], description["protocol"]) == ("250", "no", 1)
+    assert float(description["pipe_us"]) > 0
+    assert "call_overhead_us" not in description
     assert network.check()
     network.prepare(8)
     phases = Phases()
@@ -161,8 +166,8 @@ def test_folder_and_environment(opened: Open, tmp_path: Path) -> None:
     options = {"env.JOULEWATCH_TEST": "a b=c"}
     network = opened("environment", **options)
     network.load()
-    told = network.describe()
-    assert (told["value"], told["cwd"]) == ("a b=c", tmp_path.name)
+    description = network.describe()
+    assert (description["value"], description["cwd"]) == ("a b=c", tmp_path.name)
 
 
 def test_a_program_is_found_in_its_folder(tmp_path: Path) -> None:
@@ -191,7 +196,7 @@ def test_a_child_without_phases_has_execute_and_the_rest_is_other(opened: Open) 
     assert 0 < times["other"].total_s < duration_ns * 1e-9
 
 
-def test_phases_can_be_left_out_to_see_what_they_cost(opened: Open, tmp_path: Path) -> None:
+def test_phases_can_be_disabled_to_measure_their_cost(opened: Open, tmp_path: Path) -> None:
     network = opened(phases="false", transcript=str(tmp_path / "t"))
     network.load()
     network.prepare(1)
@@ -218,7 +223,7 @@ def test_calls_of_very_many_batches_are_not_stamped(
 
 
 @pytest.mark.parametrize("fault", ["status_one", "slow_start", "talkative"])
-def test_what_is_no_fault(opened: Open, fault: str) -> None:
+def test_harmless_behaviour_is_accepted(opened: Open, fault: str) -> None:
     network = opened(fault)
     network.load()
     assert network.check()
@@ -231,7 +236,7 @@ def test_what_is_no_fault(opened: Open, fault: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "options", "said"),
+    ("fault", "options", "text"),
     [
         ("crash_at_start", {}, r"ended before it answered describe \(exit status 7\); .*no such device: u280"),
         ("never_starts", {"start_limit_s": "0.2"}, r"did not answer describe within 0\.2 s \(option start_limit_s\)"),
@@ -244,15 +249,17 @@ def test_what_is_no_fault(opened: Open, fault: str) -> None:
         ("bad_offers", {}, r'"offers" must be a list'),
     ],
 )
-def test_a_child_that_does_not_start_rightly(opened: Open, fault: str, options: Mapping[str, str], said: str) -> None:
+def test_a_child_that_fails_to_start_is_an_error(
+    opened: Open, fault: str, options: Mapping[str, str], text: str
+) -> None:
     network = opened(fault, **options)
-    with pytest.raises(NetworkError, match=said) as caught:
+    with pytest.raises(NetworkError, match=text) as caught:
         network.load()
     assert "process vgg10" in str(caught.value)
     network.close()
 
 
-def test_a_file_that_is_no_program(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_executed_is_an_error(tmp_path: Path) -> None:
     program = tmp_path / "child"
     program.write_bytes(b"\x7fELF of another machine")
     program.chmod(0o755)
@@ -262,18 +269,18 @@ def test_a_file_that_is_no_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "options", "said"),
+    ("fault", "options", "text"),
     [
         ("", {"threads": "2"}, "2 threads were requested, but the child has 3"),
         ("no_threads", {"threads": "2"}, "2 threads were requested, but the child does not report its number"),
         ("bad_configuration", {}, "process vgg10: load: no int8 on this card"),
     ],
 )
-def test_a_child_that_is_not_what_was_asked_for(
-    opened: Open, fault: str, options: Mapping[str, str], said: str
+def test_a_child_that_differs_from_the_request_is_an_error(
+    opened: Open, fault: str, options: Mapping[str, str], text: str
 ) -> None:
     network = opened(fault, **options)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=text):
         network.load()
 
 
@@ -281,7 +288,7 @@ def test_a_child_that_is_not_what_was_asked_for(
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "text"),
     [
         (
             "crash",
@@ -303,13 +310,13 @@ def test_a_child_that_is_not_what_was_asked_for(
         ("no_ok", r'answered run \(batch size 512\) without "ok": true or false'),
     ],
 )
-def test_a_child_that_breaks_the_rules_loses_that_batch_size_only(opened: Open, fault: str, said: str) -> None:
+def test_a_child_that_breaks_the_protocol_loses_only_that_batch_size(opened: Open, fault: str, text: str) -> None:
     network = opened(fault, 512)
     network.load()
     network.prepare(8)
     network.run(2, Phases())
     network.prepare(512)
-    with pytest.raises(NetworkError, match=said):
+    with pytest.raises(NetworkError, match=text):
         network.run(2, Phases())
     with pytest.raises(NetworkError, match=r"has ended and cannot run \(batch size 512\)"):
         network.run(2, Phases())
@@ -320,7 +327,7 @@ def test_a_child_that_breaks_the_rules_loses_that_batch_size_only(opened: Open, 
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "text"),
     [
         (
             "hang",
@@ -331,12 +338,12 @@ def test_a_child_that_breaks_the_rules_loses_that_batch_size_only(opened: Open, 
     ],
 )
 def test_a_child_that_does_not_answer_is_killed_with_all_it_started(
-    opened: Open, tmp_path: Path, fault: str, said: str
+    opened: Open, tmp_path: Path, fault: str, text: str
 ) -> None:
     network = opened(fault, 512, run_limit_s="0.4")
     network.load()
     network.prepare(512)
-    with pytest.raises(NetworkError, match=said):
+    with pytest.raises(NetworkError, match=text):
         network.run(2, Phases())
     if fault == "hang":
         assert gone(int((tmp_path / "grandchild").read_text()))
@@ -355,7 +362,7 @@ def test_two_lines_for_one_request_are_found(opened: Open) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "text"),
     [
         ("fewer", r'"batches" is 3, but 4 were requested'),
         ("wall_clock", r"t1_ns is \d+\.\d+ s after the answer came: times must be CLOCK_MONOTONIC"),
@@ -373,12 +380,12 @@ def test_two_lines_for_one_request_are_found(opened: Open) -> None:
         ("float_ends", r'"batch_ends_ns" must contain integers'),
     ],
 )
-def test_times_that_cannot_be_true_are_not_taken(opened: Open, fault: str, said: str) -> None:
+def test_impossible_times_are_refused(opened: Open, fault: str, text: str) -> None:
     network = opened(fault)
     network.load()
     network.prepare(8)
     phases = Phases()
-    with pytest.raises(NetworkError, match=said) as caught:
+    with pytest.raises(NetworkError, match=text) as caught:
         network.run(4, phases)
     assert "process vgg10: the child sent an invalid answer to run (batch size 8)" in str(caught.value)
     assert phases.spans == {}
@@ -386,7 +393,7 @@ def test_times_that_cannot_be_true_are_not_taken(opened: Open, fault: str, said:
 
 
 @pytest.mark.parametrize(
-    ("fault", "kind", "reason", "said"),
+    ("fault", "kind", "reason", "text"),
     [
         ("refuses", UnsupportedBatchError, "unsupported_batch", r"prepare \(batch size 512\): at most 256"),
         ("no_memory", OutOfMemoryError, "out_of_memory", r"prepare \(batch size 512\): 3 GiB wanted"),
@@ -396,16 +403,16 @@ def test_times_that_cannot_be_true_are_not_taken(opened: Open, fault: str, said:
     ],
 )
 def test_error_answers_have_their_meaning_and_leave_the_child_alive(
-    opened: Open, fault: str, kind: type[Exception], reason: str, said: str
+    opened: Open, fault: str, kind: type[Exception], reason: str, text: str
 ) -> None:
     network = opened(fault, 512)
     if fault == "bad_configuration":
-        with pytest.raises(kind, match=said):
+        with pytest.raises(kind, match=text):
             network.load()
         return
     network.load()
     child = network._child
-    with pytest.raises(kind, match=said) as caught:
+    with pytest.raises(kind, match=text) as caught:
         network.prepare(512)
     assert reason_code(caught.value) == reason
     assert describe(caught.value) == str(caught.value)
@@ -414,7 +421,7 @@ def test_error_answers_have_their_meaning_and_leave_the_child_alive(
     assert network._child is child
 
 
-def test_a_new_child_must_be_as_the_one_before(opened: Open) -> None:
+def test_a_restarted_child_must_have_the_same_description(opened: Open) -> None:
     network = opened("changes")
     network.load()
     network.prepare(8)
@@ -424,7 +431,7 @@ def test_a_new_child_must_be_as_the_one_before(opened: Open) -> None:
         network.prepare(8)
 
 
-def test_a_child_that_died_between_calls_is_started_anew_and_that_is_said(
+def test_a_child_that_died_between_calls_is_started_again_with_a_warning(
     opened: Open, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = opened("environment")
@@ -441,7 +448,7 @@ def test_a_child_that_died_between_calls_is_started_anew_and_that_is_said(
 
 
 @pytest.mark.parametrize(
-    ("fault", "options", "said"),
+    ("fault", "options", "text"),
     [
         ("zeros", {}, r"all values of its check are zero \(first, second\): that does not prove a computation"),
         ("zero_reference", {}, "all values of its check are zero"),
@@ -454,15 +461,15 @@ def test_a_child_that_died_between_calls_is_started_anew_and_that_is_said(
     ],
 )
 def test_a_child_that_computes_wrongly_is_found(
-    opened: Open, fault: str, options: Mapping[str, str], said: str
+    opened: Open, fault: str, options: Mapping[str, str], text: str
 ) -> None:
     network = opened(fault, **options)
     network.load()
-    with pytest.raises(NetworkError, match=said):
+    with pytest.raises(NetworkError, match=text):
         network.check()
 
 
-def test_a_check_can_be_needed_left_out_or_given_values(opened: Open) -> None:
+def test_a_check_can_be_required_disabled_or_given_values(opened: Open) -> None:
     def checks(fault: str, **options: str) -> bool:
         network = opened(fault, **options)
         network.load()
@@ -512,7 +519,7 @@ def test_the_child_dies_with_joulewatch() -> None:
         assert gone(pid)
 
 
-def test_an_interrupted_request_is_not_mistaken_for_the_next(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_answer_to_an_interrupted_request_is_not_used(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C calls away from a running request; its late answer belongs to nobody."""
     network = opened("environment")
     network.load()
@@ -564,7 +571,7 @@ def test_a_talkative_child_does_not_fill_the_disk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "text"),
     [
         ({}, "option command: is required"),
         ({"command": "  "}, "option command: is required"),
@@ -585,8 +592,8 @@ def test_a_talkative_child_does_not_fill_the_disk() -> None:
         ({"command": "true", "check": "maybe"}, "option check: must be true or false, got 'maybe'"),
     ],
 )
-def test_bad_options_are_named(options: Mapping[str, str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+def test_bad_options_are_named(options: Mapping[str, str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
         runtime.open_network("n", "native", options)
 
 
@@ -598,7 +605,7 @@ def test_a_file_that_cannot_be_written_is_named(opened: Open, option: str) -> No
         network.load()
 
 
-def test_methods_before_load_say_so(opened: Open) -> None:
+def test_methods_before_load_are_errors(opened: Open) -> None:
     network = opened()
     calls: list[Callable[[], Any]] = [lambda: network.prepare(1), lambda: network.run(1, Phases())]
     for call in calls:

@@ -114,7 +114,7 @@ def builds(machine: Machine) -> int:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "fp16", "int8"])
-def test_a_builtin_network_is_built_in_the_precision_asked_for(gpu: Machine, precision: str) -> None:
+def test_a_builtin_network_is_built_in_the_requested_precision(gpu: Machine, precision: str) -> None:
     """The file decides, in a strongly typed engine; the layers of the engine say what it computes in."""
     asked = Configuration(name="x", network="mlp", runtime="tensorrt", precision=precision, options=MLP)
     gpu.layers = [layer(KERNELS[precision])]
@@ -573,7 +573,7 @@ def test_weights_in_other_files_are_part_of_the_model(gpu: Machine, model: Path,
     assert len(shas) == builds(gpu) == 2
 
 
-def test_a_quantised_file_of_the_user_is_rewritten_when_asked(gpu: Machine) -> None:
+def test_a_quantised_file_is_rewritten_on_request(gpu: Machine) -> None:
     source = networks.build("mlp", "int8", MLP)
     for network, options in ((source.path, {}), ("mlp", {"symmetric": "false", **MLP})):
         with raises(ConfigError, match=r"TensorRT refuses node .* a bias; .*symmetric=true"):

@@ -110,7 +110,7 @@ def test_what_tensorrt_refuses_is_rewritten(
     assert scale == pytest.approx(0.02 * reach / 127)
 
 
-def test_what_tensorrt_takes_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_supported_graph_is_not_changed(tmp_path: Path) -> None:
     """Only the bias becomes what it stands for, because nothing multiplies with it."""
     model = qdq(tmp_path / "q.onnx", np.array(0, np.int8), np.array(0, np.int8), np.array(0, np.int8))
     assert quantised.refused(model) is None
@@ -127,7 +127,7 @@ def test_a_scale_or_zero_point_that_is_computed_cannot_be_rewritten(tmp_path: Pa
         quantised.symmetric(model, "q.onnx")
 
 
-def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model(tmp_path: Path) -> None:
     (tmp_path / "text.onnx").write_text("not a model")
     with pytest.raises(ConfigError, match=r"text\.onnx cannot be loaded"):
         quantised.read(tmp_path / "text.onnx")

@@ -274,7 +274,7 @@ def test_a_file_of_half_precision_stays_so(tmp_path: Path) -> None:
     network.close()
 
 
-def test_another_precision_than_asked_for_is_an_error_unless_allowed(code: Path, tmp_path: Path) -> None:
+def test_another_precision_than_requested_is_an_error(code: Path, tmp_path: Path) -> None:
     """A file that was compiled before has the precision it has."""
     path = exported(tmp_path / "m.pt2")
     asked = Configuration(name="n", network=str(path), runtime="torch", precision="bf16")
@@ -285,7 +285,7 @@ def test_another_precision_than_asked_for_is_an_error_unless_allowed(code: Path,
     network.close()
 
 
-def test_tf32_is_off_unless_asked_for_and_needs_a_gpu(code: Path) -> None:
+def test_tf32_is_off_unless_requested_and_needs_a_gpu(code: Path) -> None:
     """PyTorch's own default is on, for convolutions."""
     torch.backends.cudnn.allow_tf32 = True
     network = small(code)
@@ -302,7 +302,7 @@ def test_tf32_is_off_unless_asked_for_and_needs_a_gpu(code: Path) -> None:
     allowed.close()
 
 
-def test_tf32_is_told_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tf32_is_reported_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "_has_tf32", lambda device: device.type == "cuda")
     module, gpu = torch.nn.Linear(2, 2), torch.device("cuda", 0)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
@@ -331,12 +331,12 @@ def test_threads_are_set_before_each_window(code: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Small", "READY"])
 @pytest.mark.parametrize("precision", ["native", "fp32", "bf16"])
-def test_a_module_of_ones_own(code: Path, name: str, precision: str) -> None:
+def test_a_custom_module_runs(code: Path, name: str, precision: str) -> None:
     network = small(code, precision, name)
     network.load()
-    told = network.describe()
-    assert told["precision"] == ("fp32" if precision == "native" else precision)
-    assert told["module"].endswith(f"mine.py:{name}")
+    description = network.describe()
+    assert description["precision"] == ("fp32" if precision == "native" else precision)
+    assert description["module"].endswith(f"mine.py:{name}")
     assert network.check()
     network.prepare(3)
     network.run(2, Phases())
@@ -382,7 +382,7 @@ def test_channels_last(code: Path) -> None:
         ("NUMBER", r"is neither a torch\.nn\.Module nor a function"),
     ],
 )
-def test_code_that_makes_no_module_is_named(code: Path, name: str, text: str) -> None:
+def test_code_that_returns_no_module_is_named(code: Path, name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         small(code, name=name).load()
 
@@ -392,7 +392,7 @@ def test_missing_code_is_named() -> None:
         opened("mine", module="none.py:make", signature="x:float32[b]").load()
 
 
-def test_outputs_that_are_no_numbers_fail_the_check(code: Path) -> None:
+def test_outputs_that_are_not_finite_fail_the_check(code: Path) -> None:
     network = small(code, name="diverges")
     network.load()
     with pytest.raises(NetworkError, match=r"mine\.py:diverges: output 'number 0' is not finite"):
@@ -408,7 +408,7 @@ def test_a_wrong_rank_is_an_error_of_that_batch(code: Path) -> None:
     network.close()
 
 
-def test_memory_that_runs_out_is_told(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_a_memory_error(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = small(code)
     network.load()
 
@@ -429,11 +429,11 @@ def exported(path: Path, *, dynamic_batch: bool = True, dtype: Any = None) -> Pa
     return path
 
 
-def test_an_exported_program_tells_its_inputs(tmp_path: Path) -> None:
+def test_an_exported_program_contains_its_inputs(tmp_path: Path) -> None:
     network = opened(exported(tmp_path / "m.pt2"))
     network.load()
-    told = network.describe()
-    assert (told["mode"], told["precision"]) == ("export", "fp32")
+    description = network.describe()
+    assert (description["mode"], description["precision"]) == ("export", "fp32")
     assert network.check()
     network.prepare(5)
     assert network._outputs.shape == (5, 3)
@@ -534,7 +534,7 @@ def test_compiling_goes_on_for_many_batch_sizes(code: Path, monkeypatch: pytest.
     torch.compiler.reset()
 
 
-def test_a_missing_compiler_names_the_cure(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_an_error_with_a_fix(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class InvalidCxxCompiler(RuntimeError):
         pass
 
@@ -559,7 +559,7 @@ def test_an_unknown_device_is_named(code: Path, text: str) -> None:
         small(code, device=text).load()
 
 
-def test_a_gpu_that_is_not_there_is_an_error_with_a_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_gpu_is_an_error_with_a_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setattr(torch.version, "hip", None, raising=False)
     with pytest.raises(ConfigError, match=r"this build of PyTorch \(.*\) is for CPUs only: install one with CUDA"):

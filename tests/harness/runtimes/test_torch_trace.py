@@ -125,7 +125,7 @@ def test_a_module_without_parts_is_one_operator(code: Path, tmp_path: Path) -> N
     assert [(item.name, item.op, item.macs) for item in trace.operators] == [("Linear", "Linear", 3 * 4 * 2)]
 
 
-def test_torchscript_tells_its_functions(tmp_path: Path) -> None:
+def test_torchscript_operators_are_functions(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
     module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
     with warnings.catch_warnings():
@@ -156,7 +156,7 @@ def test_ranges_are_gone_after_tracing(code: Path, tmp_path: Path) -> None:
     network.close()
 
 
-def test_a_compiled_module_is_compiled_anew_so_that_its_kernels_tell_their_names(
+def test_a_compiled_module_is_compiled_again_so_that_kernels_have_names(
     code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
@@ -198,7 +198,7 @@ def test_a_compiled_module_is_compiled_anew_so_that_its_kernels_tell_their_names
 )
 def test_work_agrees_with_pytorch_own_counter(call: Callable[[], Any]) -> None:
     """PyTorch counts a multiply-accumulate as two."""
-    profiler = Profiler(call, lambda: None)
+    profiler = Profiler(call=call, wait=lambda: None)
     with torch.inference_mode():
         profiler.count_work()
         with FlopCounterMode(display=False) as counter:
@@ -271,7 +271,7 @@ def test_operators_of_compiled_code_are_found_below_its_wrappers() -> None:
 def test_on_a_gpu_an_operator_takes_as_long_as_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[str] = []
     events = [compiled_batch(), compiled_batch()]
-    profiler = Profiler(lambda: None, lambda: waits.append("wait"), on_gpu=True)
+    profiler = Profiler(call=lambda: None, wait=lambda: waits.append("wait"), on_gpu=True)
     asked: list[Any] = []
 
     class Profile(contextlib.nullcontext[Any]):

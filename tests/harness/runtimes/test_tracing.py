@@ -26,7 +26,7 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_plain_and_traced_batches_take_turns() -> None:
-    """A machine that gets slower half-way is as slow for both; what ran for warming up is not told."""
+    """A machine that becomes slower affects both; the warm-up is not counted."""
     ran: list[tuple[str, int]] = []
     slow = itertools.count(1)
 

@@ -159,12 +159,12 @@ def tuned(path: Path, caplog: pytest.LogCaptureFixture, **options: str) -> tuple
     caplog.clear()
     network.prepare(2)
     assert network.check()
-    told = network.describe()
+    description = network.describe()
     network.close()
-    return {**told, "before": before}, caplog.text
+    return {**description, "before": before}, caplog.text
 
 
-def test_what_was_tuned_is_kept_found_again_and_survives_a_kill(
+def test_tuning_is_stored_reused_and_survives_a_kill(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """One real tuning of one small kernel; then what a killed process can leave of its database."""
@@ -176,10 +176,10 @@ def test_what_was_tuned_is_kept_found_again_and_survives_a_kill(
     assert first["cost_model"] == "random"
     assert float(first["tuning_s"]) > 0
     assert capfd.readouterr().out == ""
-    second, said = tuned(path, caplog, threads="1")
+    second, log = tuned(path, caplog, threads="1")
     assert second["tuned"] == first["tuned"]
     assert "batch2: 2 trials" in second["before"]
-    assert "UNTUNED" not in said
+    assert "UNTUNED" not in log
     # Kernels that a search has made are not taken on trust.
     monkeypatch.setattr(
         shared_outputs, "onnxruntime_outputs", lambda *_: [np.arange(6, dtype=np.float32).reshape(2, 3)]
@@ -193,26 +193,26 @@ def test_what_was_tuned_is_kept_found_again_and_survives_a_kill(
     monkeypatch.setattr(shared_outputs, "onnxruntime_outputs", onnxruntime_outputs)
     # Another number of threads is another target: schedules were made for the first.
     if runtime.PROCESSORS > 1:
-        other, said = tuned(path, caplog, threads="2")
+        other, log = tuned(path, caplog, threads="2")
         assert other["tuned"].startswith("0 of 1")
-        assert "batch 2: UNTUNED" in said
+        assert "batch 2: UNTUNED" in log
     (folder,) = (tmp_path / "cache").glob("joulewatch/tvm/*/*/native-batch2")
     assert not list(folder.glob(".tuning-*"))
     records = folder / tuning.RECORDS
     whole = records.read_text(encoding="utf-8")
     records.write_text(whole + whole.splitlines()[0][: len(whole) // 5], encoding="utf-8")
-    torn, said = tuned(path, caplog, threads="1")
+    torn, log = tuned(path, caplog, threads="1")
     assert torn["tuned"] == first["tuned"]
-    assert "the last line is incomplete" in said
+    assert "the last line is incomplete" in log
     # Before TVM appends again, the torn end and what a killed search left are taken away.
     (folder / ".tuning-left").mkdir()
     tuning._remove_remains(folder)
     assert records.read_text(encoding="utf-8") == whole
     assert not list(folder.glob(".tuning-*"))
     (folder / tuning.WORKLOADS).write_text('["half a', encoding="utf-8")
-    lost, said = tuned(path, caplog, threads="1")
+    lost, log = tuned(path, caplog, threads="1")
     assert lost["tuned"].startswith("0 of 1")
-    assert "UNTUNED" in said
+    assert "UNTUNED" in log
 
 
 @pytest.mark.parametrize("name", [tuning.WORKLOADS, tuning.RECORDS, tuning.FINISHED])
@@ -225,7 +225,7 @@ def test_a_database_damaged_in_the_middle_is_named(tmp_path: Path, name: str) ->
         tuning.open_database(tmp_path)
 
 
-def test_records_of_a_kernel_that_was_not_written_are_left_out(tmp_path: Path) -> None:
+def test_records_without_a_kernel_are_ignored(tmp_path: Path) -> None:
     """The two tables are two files: the kernel's line may be lost where its record is not."""
     (tmp_path / tuning.WORKLOADS).write_text('["1", "x"]\n["2', encoding="utf-8")
     (tmp_path / tuning.RECORDS).write_text("[0, []]\n[1, []]\n", encoding="utf-8")
@@ -254,7 +254,7 @@ sys.stdin.read()
     assert tuning.finished(tmp_path).trials == 4
 
 
-def test_a_search_that_fails_is_told_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_search_is_an_error_with_its_last_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "_CODE", "import sys; sys.exit('out of luck')")
     request = tuning.Request(trials=1, threads=1, cost_model="random", seed=0)
     with pytest.raises(
@@ -265,7 +265,7 @@ def test_a_search_that_fails_is_told_with_its_last_words(tmp_path: Path, monkeyp
     assert not list(tmp_path.glob(".tuning-*"))
 
 
-def test_a_search_ends_when_the_process_that_asked_for_it_is_gone(tmp_path: Path) -> None:
+def test_a_search_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     """Whatever kills that one, its end of the pipe is closed."""
     code = (
         "import os, threading; from joulewatch_harness.runtimes.tvm import tuner; "
@@ -320,7 +320,7 @@ def test_an_operator_that_tvm_does_not_import_is_named(tmp_path: Path) -> None:
         opened(path).load()
 
 
-def test_memory_that_runs_out_is_told_as_such(tmp_path: Path) -> None:
+def test_running_out_of_memory_is_a_memory_error(tmp_path: Path) -> None:
     network = opened(matmul(tmp_path / "m.onnx"))
     network.load()
     network.prepare(2)
@@ -394,7 +394,7 @@ last = max(os.sched_getaffinity(0))
 os.sched_setaffinity(0, {last})
 from joulewatch_harness.runtimes.tvm import network as runtime
 from joulewatch_harness.runner.pinning import strays
-network = runtime.TvmNetwork(runtime.networks.ModelSource(runtime.Path("x")), "native", runtime.Options())
+network = runtime.TvmNetwork(runtime.networks.ModelSource(path=runtime.Path("x")), "native", runtime.Options())
 network._set_threads()
 assert network._threads == 1, network._threads
 assert not strays((last,)), strays((last,))
@@ -405,7 +405,7 @@ assert not strays((last,)), strays((last,))
     assert done.returncode == 0, done.stderr
 
 
-def test_fewer_threads_than_asked_for_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_threads_than_requested_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pool is as large as it was when the process first used it."""
     monkeypatch.setattr(options, "PROCESSORS", 64)
     with pytest.raises(NetworkError, match=r"64 threads were requested, but TVM's pool has \d+: set threads="):
@@ -415,7 +415,7 @@ def test_fewer_threads_than_asked_for_is_an_error(tmp_path: Path, monkeypatch: p
 # Traces
 
 
-def test_the_trace_tells_kernels_and_their_products(tmp_path: Path) -> None:
+def test_the_trace_contains_kernels_and_their_products(tmp_path: Path) -> None:
     network = vgg10("int8", threads="1")
     network.load()
     network.prepare(2)

@@ -32,7 +32,7 @@ _OWN_MODULES: Final = frozenset({"driver", "driver_base", "finn", "qonnx", "vali
 """Modules in a driver's folder; each build has its own."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Build:
     """One build, before it is imported or loaded."""
 
@@ -130,7 +130,7 @@ def find_build(network: str, options: Options) -> Build:
     platform = options.platform or str(settings.get("platform") or _SUFFIXES.get(bitfile.suffix, ""))
     if platform not in _SUFFIXES.values():
         raise ConfigError(f"{bitfile}: unknown platform: set it with --option platform=alveo or zynq-iodma")
-    return Build(folder, bitfile, platform, driver_type, settings)
+    return Build(folder=folder, bitfile=bitfile, platform=platform, driver_type=driver_type, settings=settings)
 
 
 _DRIVER_FILES: Final = ("driver_base.py", "settings.json")

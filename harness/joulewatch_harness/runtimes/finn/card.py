@@ -20,7 +20,7 @@ from joulewatch_harness.runtimes.finn.options import Options
 logger = logging.getLogger(__name__)
 
 CLOCK_TOLERANCE: Final = 0.01
-"""A clock within this share of what was asked is what was asked: dividers and PLLs hit no frequency exactly."""
+"""Largest relative difference from the requested clock: dividers and PLLs do not reach frequencies exactly."""
 
 _ON_DEVICE: dict[str, Card] = {}
 """Device -> whose design it holds. This is the state of the hardware, which all networks of a process share."""

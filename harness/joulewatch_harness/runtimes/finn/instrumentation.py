@@ -25,7 +25,7 @@ STALL: Final = 0.9
 """Least share of the expected frames in a call of ``run``, if the design counts them."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
     """One reading of a design's instrumentation."""
 
@@ -48,15 +48,22 @@ class Counters:
         found = overlay.observe_instrumentation(debug_print=False)
         overflow, underflow = bool(found[0]), bool(found[1])
         if len(found) == 7:
-            return cls(overflow, underflow, int(found[5]), float(found[6]), None, None)
+            return cls(
+                overflow=overflow,
+                underflow=underflow,
+                latency_cycles=int(found[5]),
+                interval_cycles=float(found[6]),
+                run_cycles=None,
+                run_frames=None,
+            )
         if len(found) == 11:
             return cls(
-                overflow,
-                underflow,
-                int(found[7] or found[5]),
-                float(found[8] or found[6]),
-                int(found[9]),
-                int(found[10]),
+                overflow=overflow,
+                underflow=underflow,
+                latency_cycles=int(found[7] or found[5]),
+                interval_cycles=float(found[8] or found[6]),
+                run_cycles=int(found[9]),
+                run_frames=int(found[10]),
             )
         raise NetworkError(
             f"finn: the instrumentation of this overlay has {len(found)} counters; 7 and 11 are supported "

@@ -40,7 +40,7 @@ _UNITS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CppTimes:
     """Mean times of one batch, in seconds."""
 
@@ -102,7 +102,15 @@ def parse(text: str, batch: int) -> CppTimes:
             f"packing and unpacking, timed in separate loops, took {-raw_s * 1e6:.3g} µs longer than the complete "
             "inference: the split is not valid, the total is"
         )
-    return CppTimes(batch, total_s, pack_s, unpack_s, raw_s, rate, tuple(warnings))
+    return CppTimes(
+        batch=batch,
+        total_s=total_s,
+        pack_s=pack_s,
+        unpack_s=unpack_s,
+        raw_s=raw_s,
+        inferences_per_s=rate,
+        warnings=tuple(warnings),
+    )
 
 
 def measure(program: Path, config: Path, batch: int, *, limit_s: float = LIMIT_S) -> CppTimes:

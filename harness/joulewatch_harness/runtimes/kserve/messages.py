@@ -1,6 +1,6 @@
 """The messages of KServe v2 over gRPC that joulewatch uses.
 
-They are described in this file and made when they are needed, in a pool of their own: generated code would tie
+They are described in this file and created when they are needed, in a separate pool: generated code would tie
 joulewatch to one major version of protobuf, and its names would collide with those of other clients of the protocol in
 the same process. Fields that are not listed are skipped when a message is read.
 

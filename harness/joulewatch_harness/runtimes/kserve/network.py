@@ -67,7 +67,7 @@ class KServeNetwork:
         self._inputs: tuple[Tensor, ...] = ()
         self._outputs: tuple[Tensor, ...] = ()
         self._source: ModelSource | None = None
-        self._batches = Batches("", (), networks.ModelSource(Path()), {})
+        self._batches = Batches(model="", inputs=(), source=networks.ModelSource(path=Path()), dims={})
         self._reference_text = ""
         self._warnings: list[str] = []
         self._arrays: Mapping[str, NDArray[np.generic]] = {}
@@ -125,7 +125,7 @@ class KServeNetwork:
                 self._read_model()
             self._source = self._reference() if self._options.reference else None
             inputs = tuple(item.input() for item in self._inputs)
-            source = self._source or networks.ModelSource(Path())
+            source = self._source or networks.ModelSource(path=Path())
             self._batches = self._options.batches(self._client.shown, inputs, source)
             self._probe()
 

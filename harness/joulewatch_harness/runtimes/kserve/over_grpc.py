@@ -142,10 +142,14 @@ class GrpcClient:
         except RefusedError as refused:
             return refused.reply
         except DecodeError:
-            return Reply(Outcome.FAILED, self._where.url, f"{method}: the answer is not a valid message")
+            return Reply(
+                outcome=Outcome.FAILED, where=self._where.url, text=f"{method}: the answer is not a valid message"
+            )
         if question == "ready" and not data["ready"]:
-            return Reply(Outcome.BUSY, self.shown, "the server reports that it is not ready")
-        return Reply(Outcome.DONE, self._where.url, f"{method} answered", _as_over_http(question, data))
+            return Reply(outcome=Outcome.BUSY, where=self.shown, text="the server reports that it is not ready")
+        return Reply(
+            outcome=Outcome.DONE, where=self._where.url, text=f"{method} answered", data=_as_over_http(question, data)
+        )
 
     def prepare(self, inputs: Given, outputs: Sequence[Tensor]) -> None:
         size = sum(values.size * wire_itemsize(item.datatype) for item, values in inputs)
@@ -215,7 +219,9 @@ class GrpcClient:
                 raise NetworkError(f"{self.shown}: {text}") from error
             if code == "UNAVAILABLE":
                 raise NetworkError(f"{self.shown}: {message}{_unavailable(details)}") from error
-            raise RefusedError(Reply(_OUTCOMES.get(code, Outcome.FAILED), self.shown, message)) from error
+            raise RefusedError(
+                Reply(outcome=_OUTCOMES.get(code, Outcome.FAILED), where=self.shown, text=message)
+            ) from error
 
 
 def _as_over_http(question: Question, data: dict[str, Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class HttpClient:
             path = "/v2/repository/index"
             answer = self._connections[0].request("POST", path, [b"{}"], {"Content-Type": "application/json"})
             reply = self._reply(path, answer)
-            return Reply(reply.outcome, reply.where, reply.text, {"models": reply.data})
+            return Reply(outcome=reply.outcome, where=reply.where, text=reply.text, data={"models": reply.data})
         path = "/v2" if question == "server" else self._path
         path += {"ready": "/ready", "config": "/config", "statistics": "/stats"}.get(question, "")
         return self._reply(path, self._connections[0].request("GET", path))

@@ -34,9 +34,9 @@ class ServerTimes:
         return ServerTimes(requests, spans)
 
 
-def server_times(told: Any, model: str) -> ServerTimes | None:
+def server_times(answer: Any, model: str) -> ServerTimes | None:
     """Return the totals of a model in an answer of the extension; None if there are none."""
-    listed = told.get("model_stats") if isinstance(told, dict) else None
+    listed = answer.get("model_stats") if isinstance(answer, dict) else None
     if not isinstance(listed, list):
         return None
     requests, spans = 0, dict.fromkeys(_PHASES.values(), 0)

@@ -67,7 +67,7 @@ Given = Sequence[tuple[Tensor, NDArray[np.generic]]]
 """The inputs of a request."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Output:
     """One output of an answer."""
 
@@ -131,14 +131,14 @@ def from_wire(name: str, datatype: str, shape: tuple[int, ...], piece: bytes | m
         ValueError: their number does not match the shape.
     """
     if datatype not in DTYPES:
-        return Output(datatype, shape, np.frombuffer(piece, dtype=np.uint8), BINARY)
+        return Output(datatype=datatype, shape=shape, values=np.frombuffer(piece, dtype=np.uint8), form=BINARY)
     kind = np.dtype("<u2") if datatype == "BF16" else np.dtype(DTYPES[datatype]).newbyteorder("<")
     count, expected = len(piece) // kind.itemsize, math.prod(shape)
     if len(piece) != expected * kind.itemsize:
         raise ValueError(f"output {name!r} has {count} values, but its shape {list(shape)} requires {expected}")
     wide = np.frombuffer(piece, dtype=kind)
     values = (wide.astype(np.uint32) << 16).view(np.float32) if datatype == "BF16" else wide
-    return Output(datatype, shape, values.reshape(shape), BINARY)
+    return Output(datatype=datatype, shape=shape, values=values.reshape(shape), form=BINARY)
 
 
 def from_list(datatype: str, shape: tuple[int, ...], data: Any, form: str) -> Output:
@@ -147,4 +147,6 @@ def from_list(datatype: str, shape: tuple[int, ...], data: Any, form: str) -> Ou
     Raises:
         ValueError: their number does not match the shape, or they are not numbers.
     """
-    return Output(datatype, shape, np.asarray(data, dtype=DTYPES.get(datatype)).reshape(shape), form)
+    return Output(
+        datatype=datatype, shape=shape, values=np.asarray(data, dtype=DTYPES.get(datatype)).reshape(shape), form=form
+    )

@@ -114,7 +114,7 @@ class OnnxRuntimeNetwork:
         self._sha256 = ""
         self._cost: Mapping[str, str] = {}
         self._batch = 0
-        self._batches = Batches("", (), source, {})
+        self._batches = Batches(model="", inputs=(), source=source, dims={})
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual provider and precision; before ``load``, only what is known of the file."""

@@ -38,7 +38,7 @@ _FAMILIES: Final = (
 """Operators that the optimiser turns into each other."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class _Event:
     name: str
     op: str
@@ -117,7 +117,11 @@ def _events(events: Sequence[Any]) -> tuple[list[tuple[int, int]], list[_Event]]
                 if isinstance(one, dict)
             )
             name = str(item["name"]).removesuffix(_SUFFIX) or f"{op}_{index}"
-            nodes.append(_Event(name, op, index, int(item["ts"]), int(item["dur"]), shapes))
+            nodes.append(
+                _Event(
+                    name=name, op=op, index=index, start_us=int(item["ts"]), duration_us=int(item["dur"]), shapes=shapes
+                )
+            )
     runs.sort()
     nodes.sort(key=lambda event: (event.start_us, -event.duration_us))
     return runs, nodes
@@ -174,8 +178,8 @@ def _macs(
         if origin:
             names[name] = origin
         # Blocked layouts pad channels: prefer the work of the model's operator.
-        asked = work.macs.get(origin)
-        found[name] = graphs.node_macs(node, shapes) if asked is None else asked
+        own = work.macs.get(origin)
+        found[name] = graphs.node_macs(node, shapes) if own is None else own
     return names, found, work.total
 
 

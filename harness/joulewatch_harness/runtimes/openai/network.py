@@ -39,7 +39,7 @@ PIECES: Final = "output_pieces"
 """Unit of work with ``count_chunks``, if the server counts no tokens."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
     """The result of one request."""
 

@@ -98,7 +98,7 @@ class OpenVinoNetwork:
         self._precision = ""
         self._integer_ops = ""
         self._sha256 = ""
-        self._batches = Batches("", (), source, {})
+        self._batches = Batches(model="", inputs=(), source=source, dims={})
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual device, precision and threads; before ``load``, only what is known of the file."""

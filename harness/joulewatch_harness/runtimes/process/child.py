@@ -225,9 +225,9 @@ class Child:
         while True:
             left_s = (deadline_ns - time.monotonic_ns()) * 1e-9
             if left_s <= 0.0:
-                begun = f" (it wrote {_quoted(bytes(self._buffer))} without a line's end)" if self._buffer else ""
+                incomplete = f" (it wrote {_quoted(bytes(self._buffer))} without a line's end)" if self._buffer else ""
                 raise self.failed(
-                    f"did not answer {what} within {limit_s:g} s (option {limit_option}) and was killed{begun}"
+                    f"did not answer {what} within {limit_s:g} s (option {limit_option}) and was killed{incomplete}"
                 )
             if not self._poll.poll(min(left_s, _SLICE_S) * 1e3 + 1.0):
                 self._stderr.trim()

@@ -45,7 +45,7 @@ class OutOfMemoryError(NetworkError, MemoryError):
     """The child has no memory for this batch size: the runner notes ``out_of_memory`` and continues."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Description:
     """The description of a child after it has loaded the network."""
 
@@ -60,7 +60,7 @@ class Description:
     details: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunAnswer:
     """The checked answer of a child to one call of ``run``."""
 
@@ -358,10 +358,10 @@ def _run_answer(answer: Answer, batches: int) -> RunAnswer:
         )
         raise ValueError(f"{which}: times must be CLOCK_MONOTONIC of this machine, in nanoseconds")
     return RunAnswer(
-        t0_ns,
-        t1_ns,
-        _phases(message.get("phases", {}), t1_ns - t0_ns),
-        _batch_ends(message.get("batch_ends_ns", []), batches, t0_ns, t1_ns),
+        t0_ns=t0_ns,
+        t1_ns=t1_ns,
+        phases=_phases(message.get("phases", {}), t1_ns - t0_ns),
+        batch_ends_ns=_batch_ends(message.get("batch_ends_ns", []), batches, t0_ns, t1_ns),
     )
 
 

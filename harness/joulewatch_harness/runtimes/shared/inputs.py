@@ -43,7 +43,7 @@ class Input:
         return f"{self.name}:{self.dtype}[{sizes}]"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Batches:
     """Makes the inputs of a batch: from an .npz file, by the built-in network, or random from the signature."""
 
@@ -138,7 +138,7 @@ class InputOptions(RuntimeOptions):
             ConfigError: the .npz file is missing, or its arrays do not match the inputs.
         """
         arrays = None if self.inputs is None else read_inputs(self.inputs, inputs)
-        return Batches(model, inputs, source, self.dims, self.seed, arrays)
+        return Batches(model=model, inputs=inputs, source=source, dims=self.dims, seed=self.seed, file_arrays=arrays)
 
 
 def signature(path: Path) -> tuple[Input, ...]:
@@ -227,7 +227,7 @@ def read_inputs(path: Path, inputs: tuple[Input, ...]) -> Arrays:
             array.ndim != len(item.shape)
             or str(array.dtype) != item.dtype
             or (array.ndim and not len(array))
-            or any(isinstance(wanted, int) and wanted != size for size, wanted in sizes)
+            or any(isinstance(required, int) and required != size for size, required in sizes)
         ):
             shape = ",".join(map(str, array.shape))
             raise ConfigError(f"{path}: {item.name} is {array.dtype}[{shape}], but the model requires {item.text()}")

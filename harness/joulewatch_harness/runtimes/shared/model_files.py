@@ -43,7 +43,7 @@ def find_source(
         return networks.build(network, precision, {key: options[key] for key in own if key in options}), rest
     if not path.is_file():
         raise ConfigError(f"no model file {path}")
-    return networks.ModelSource(path), rest
+    return networks.ModelSource(path=path), rest
 
 
 def fingerprint(*paths: Path) -> str:

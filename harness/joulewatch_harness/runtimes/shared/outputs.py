@@ -91,7 +91,7 @@ def check_outputs(
         compare_file: False: do not compare with ONNX Runtime.
 
     Raises:
-        NetworkError: the outputs are wrong; the text says how.
+        NetworkError: the outputs are wrong; the text contains the difference.
     """
     name = name or source.path.name
     check_finite(name, outputs)

@@ -24,7 +24,7 @@ DRIVER_FILE: Final = Path("/proc/driver/nvidia/version")
 _PCI_ID_BYTES: Final = 32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gpu:
     """Properties of one GPU."""
 

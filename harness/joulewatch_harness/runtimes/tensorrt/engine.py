@@ -35,7 +35,7 @@ _PLACE: Final = re.compile(r"[^A-Za-z0-9.]+")
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Everything an engine depends on, except the GPU and TensorRT."""
 

@@ -40,7 +40,7 @@ _ORIGIN: Final = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
 _COPIES: Final = frozenset({"reformat", "noop", "constant", "shape", "shuffle", "cast", "signal", "wait"})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One layer of an engine, which may be several operators of the model."""
 
@@ -129,7 +129,9 @@ def actual_precision(layers: Layers, tf32: bool | None) -> Precision:
 
 def _layer(information: str | Mapping[str, Any]) -> Layer:
     if isinstance(information, str):
-        return Layer(information, "", (), "", False, False, 0)
+        return Layer(
+            name=information, kind="", origins=(), precision="", is_product=False, kernel_tells=False, weight=0
+        )
     name, kind = str(information.get("Name", "")), str(information.get("LayerType", ""))
     kernel = str(information.get("TacticName", ""))
     inputs, outputs = _tensors(information.get("Inputs")), _tensors(information.get("Outputs"))
@@ -145,7 +147,15 @@ def _layer(information: str | Mapping[str, Any]) -> Layer:
     count = weights.get("Count", 0) if has_weights and isinstance(weights, Mapping) else 0
     size = int(count) if isinstance(count, int) and count > 0 else max(map(_size, outputs), default=1)
     origins = tuple(dict.fromkeys(_ORIGIN.findall(str(information.get("Metadata", "")))))
-    return Layer(name, kind, origins, precision, is_product, match is not None, size)
+    return Layer(
+        name=name,
+        kind=kind,
+        origins=origins,
+        precision=precision,
+        is_product=is_product,
+        kernel_tells=match is not None,
+        weight=size,
+    )
 
 
 def _tensors(information: Any) -> Sequence[Mapping[str, Any]]:

@@ -79,7 +79,7 @@ class TensorRtNetwork:
         self._output_names: tuple[str, ...] = ()
         self._batch = 0
         self._prepare_s = 0.0
-        self._batches = Batches("", (), source, {})
+        self._batches = Batches(model="", inputs=(), source=source, dims={})
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual device, precision and engine; before ``load``, only the options."""
@@ -457,7 +457,7 @@ class TensorRtNetwork:
         self._set_shapes(self._context, {name: array.shape for name, array in held_arrays.items()}, batch)
         for name, array in held_arrays.items():
             dtype = tensors.dtype_of(self._engine, name, model)
-            tensor = Tensor(name, dtype, array, held.memory(array.nbytes))
+            tensor = Tensor(name=name, dtype=dtype, array=array, address=held.memory(array.nbytes))
             if copies:
                 tensor.pinned = held.pinned(array.shape, array.dtype)
                 tensor.pinned[...] = array
@@ -470,7 +470,7 @@ class TensorRtNetwork:
                     f"{model}: the size of output {name!r} depends on the values of the inputs, which is not supported"
                 )
             array = np.empty(shape, np.uint16 if dtype == "bfloat16" else dtype)
-            tensor = Tensor(name, dtype, array, held.memory(array.nbytes))
+            tensor = Tensor(name=name, dtype=dtype, array=array, address=held.memory(array.nbytes))
             if copies:
                 tensor.pinned = held.pinned(array.shape, array.dtype)
             self._outputs.append(tensor)

@@ -26,7 +26,7 @@ _TYPES: Final[Mapping[str, str]] = {
 """TensorRT's supported types of inputs and outputs -> names of numpy, and bfloat16, which numpy does not have."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Tensor:
     """An input or output of the prepared batch."""
 

@@ -77,7 +77,7 @@ def open_network(network: str, precision: str, options: Mapping[str, str]) -> To
         parsed = Options.parse(options)
         if Path(network).suffix in suffixes:
             raise ConfigError(f"torch: {network} is a file, and the option module names another network: remove one")
-        return TorchNetwork(networks.ModelSource(Path(network)), precision, parsed)
+        return TorchNetwork(networks.ModelSource(path=Path(network)), precision, parsed)
     # The float32 file is cast to the other precisions.
     source, rest = find_source("torch", network, "fp32", options, Options.keys(), suffixes)
     parsed = Options.parse(rest)
@@ -114,7 +114,7 @@ class TorchNetwork:
         self._batch = 0
         """The prepared batch size; 0: none."""
         self._sha256 = ""
-        self._batches = Batches("", (), source, {})
+        self._batches = Batches(model="", inputs=(), source=source, dims={})
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual device, precision and settings; before ``load``, only the options."""
@@ -279,7 +279,9 @@ class TorchNetwork:
             if traced is self._module:
                 stack.enter_context(ranges_of_layers(traced))
             profiler = Profiler(
-                lambda: traced(*inputs), lambda: torch.cuda.synchronize(self._device) if on_gpu else None, on_gpu
+                call=lambda: traced(*inputs),
+                wait=lambda: torch.cuda.synchronize(self._device) if on_gpu else None,
+                on_gpu=on_gpu,
             )
             traced(*inputs)
             turns = tracing.in_turns(

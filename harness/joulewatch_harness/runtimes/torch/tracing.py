@@ -86,7 +86,7 @@ def _label(name: str, op: str) -> str:
     return f"{_RANGE}{name}\t{op.removeprefix('_')}"
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class Profiler:
     """Runs traced batches and adds up their operators."""
 

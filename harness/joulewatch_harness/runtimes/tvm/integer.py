@@ -35,7 +35,7 @@ _MOVING: Final = ("relax.reshape", "relax.permute_dims", "relax.squeeze", "relax
 _CHANNELS_LAST: Final = {3: "NWC", 4: "NHWC"}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Quantised:
     """A float tensor that is ``(integers - zero) * scale``."""
 
@@ -63,7 +63,7 @@ class Quantised:
         return self.constant is None and whole and self.dtype in ("int8", "uint8")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sum:
     """A float tensor that is ``(accumulator + bias) * scale``, by channel."""
 
@@ -176,7 +176,12 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
         constant = isinstance(integers, Constant)
         if not constant and scales[0].size * scales[1].size > 1:
             return None
-        return Quantised(integers if constant else self.visit_expr(integers), *scales, axis=int(call.attrs.axis))
+        return Quantised(
+            integers=integers if constant else self.visit_expr(integers),
+            scale=scales[0],
+            zero=scales[1],
+            axis=int(call.attrs.axis),
+        )
 
     def quantised(self, call: Any, value: Quantised | Sum) -> Quantised | None:
         scales, dtype = _settings(call), str(call.ty.dtype)
@@ -186,7 +191,7 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
             same = value.dtype == dtype and np.array_equal(value.scale, scales[0])
             return value if same and np.array_equal(value.zero, scales[1]) else None
         integers = self.requantised(value, scales[0][0], int(scales[1][0]), dtype)
-        return Quantised(integers, *scales, axis=0, last=value.last)
+        return Quantised(integers=integers, scale=scales[0], zero=scales[1], axis=0, last=value.last)
 
     def moved(self, binding: Any, value: Quantised) -> Quantised | None:
         call, name = binding.value, _op(binding.value)
@@ -228,7 +233,7 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
             arranged, zero = self.arranged(x, padding, taps.shape[-2])
             accumulator = self.packed_product(arranged, taps, strides, dilation, f"conv{array.ndim - 2}d_int8")
             bias = -zero * array.astype(np.int64).reshape(len(array), -1).sum(axis=1)
-            return Sum(accumulator, bias, scales[0] * x.scale[0], 1, packed=True, last=True)
+            return Sum(accumulator=accumulator, bias=bias, scale=scales[0] * x.scale[0], axis=1, packed=True, last=True)
         product = (relax.op.nn.conv1d if array.ndim == 3 else relax.op.nn.conv2d)(
             self.centred(self.channels_behind_batch(x), int(x.zero[0])),
             relax.const(array.astype(np.int16) - scales[1].astype(np.int16).reshape(-1, *[1] * (array.ndim - 1))),
@@ -238,7 +243,13 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
             int(attributes.groups),
             out_dtype="int32",
         )
-        return Sum(self.builder_.emit(product), np.zeros(len(array), np.int64), scales[0] * x.scale[0], 1, packed=False)
+        return Sum(
+            accumulator=self.builder_.emit(product),
+            bias=np.zeros(len(array), np.int64),
+            scale=scales[0] * x.scale[0],
+            axis=1,
+            packed=False,
+        )
 
     def multiplied(self, call: Any, x: Quantised, y: Quantised) -> Sum | None:
         shape = _shape(call)
@@ -256,14 +267,26 @@ class _Lowering(PyExprMutator):  # type: ignore[misc]
             accumulator = self.packed_product(arranged, array, [], [], "matmul_int8")
             if len(shape) > 2:
                 accumulator = self.builder_.emit(relax.op.reshape(accumulator, (*shape[:-1], *_shape(accumulator)[1:])))
-            return Sum(accumulator, -zero * array.astype(np.int64).sum(axis=0), scales[0] * x.scale[0], axis, True)
+            return Sum(
+                accumulator=accumulator,
+                bias=-zero * array.astype(np.int64).sum(axis=0),
+                scale=scales[0] * x.scale[0],
+                axis=axis,
+                packed=True,
+            )
         if array is not None:
             right: Any = relax.const(array.astype(np.int16) - scales[1].astype(np.int16))
         else:
             right = self.centred(self.channels_behind_batch(y), int(y.zero[0]))
         product = self.builder_.emit(relax.op.matmul(self.centred(left, int(x.zero[0])), right, out_dtype="int32"))
         zeros = np.zeros(shape[-1], np.int64)
-        return Sum(product, zeros, np.broadcast_to(scales[0] * x.scale[0], zeros.shape), axis, packed=False)
+        return Sum(
+            accumulator=product,
+            bias=zeros,
+            scale=np.broadcast_to(scales[0] * x.scale[0], zeros.shape),
+            axis=axis,
+            packed=False,
+        )
 
     def arranged(self, x: Quantised, padding: list[int], channels: int) -> tuple[Any, int]:
         """Return activations as uint8 with the channels last, filled to a multiple of four, padded with the zero point.

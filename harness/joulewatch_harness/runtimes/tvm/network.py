@@ -69,7 +69,7 @@ LARGEST_VERIFIED: Final = 64
 UNTUNED: Final = "UNTUNED (scalar loops on one thread, 20 to 50 times slower; trials=16 tunes the kernels)"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """The network compiled for one batch size."""
 
@@ -118,7 +118,7 @@ class TvmNetwork:
         self._integer_ops = ""
         self._sha256 = ""
         self._cost: Mapping[str, str] = {}
-        self._batches = Batches("", (), source, {})
+        self._batches = Batches(model="", inputs=(), source=source, dims={})
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual device, precision, threads and tuning; before ``load``, only what is known of the file."""
@@ -337,7 +337,7 @@ class TvmNetwork:
         spent_s = time.monotonic() - start_s
         if trials > tuned.trials:
             cost_model = options.cost_model or default_cost_model()
-            request = tuning.Request(trials, self._threads, cost_model, options.seed)
+            request = tuning.Request(trials=trials, threads=self._threads, cost_model=cost_model, seed=options.seed)
             tuning.tune(folder, module, self._target, request, name)
             tuned = tuning.finished(folder)
         start_s = time.monotonic() - spent_s
@@ -346,7 +346,15 @@ class TvmNetwork:
             executable = compiling.built(module, self._target)
             machine = relax.VirtualMachine(executable, self._device)
         kernels = len(importing.kernels(module))
-        return Program(executable, machine, products, kernels, scheduled, tuned, time.monotonic() - start_s)
+        return Program(
+            executable=executable,
+            machine=machine,
+            products=products,
+            kernels=kernels,
+            scheduled=scheduled,
+            tuned=tuned,
+            compile_s=time.monotonic() - start_s,
+        )
 
     def _tuning_text(self) -> str:
         """Return the tuning of the prepared batch; if there is none, that in the database."""

@@ -30,7 +30,7 @@ def main(scratch: str) -> None:
 
     Write one JSON line for each kernel to stdout; the output of TVM goes to stderr.
     """
-    told = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    progress = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     # Ctrl-C is for the process that started this one, and ends it.
@@ -38,8 +38,8 @@ def main(scratch: str) -> None:
     request = json.loads(Path(scratch, "request.json").read_text(encoding="utf-8"))
     module = tvm.ir.load_json(Path(scratch, "module.json").read_text(encoding="utf-8"))
     target = tvm.target.Target(json.loads(request["target"]))
-    _search(request, module, target, scratch, told)
-    told.flush()
+    _search(request, module, target, scratch, progress)
+    progress.flush()
     # Skip the interpreter's exit, in which TVM's worker pools can wait for each other.
     os._exit(0)
 
@@ -51,7 +51,7 @@ def _end_with_parent() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
-def _search(request: Any, module: Any, target: Any, scratch: str, told: Any) -> None:
+def _search(request: Any, module: Any, target: Any, scratch: str, progress: Any) -> None:
     if target.kind.name == "llvm":
         # TVM imports this in every search; it parses the intrinsics of all targets, which takes up to a minute.
         sys.modules.setdefault("tvm.s_tir.tensor_intrin", ModuleType("tvm.s_tir.tensor_intrin"))
@@ -62,7 +62,7 @@ def _search(request: Any, module: Any, target: Any, scratch: str, told: Any) -> 
     # Measured before the last process was killed: these kernels are complete.
     open_tasks = [task for task in tasks if _measured(database, task) < trials]
     done = len(tasks) - len(open_tasks)
-    told.write(json.dumps({"done": done, "tasks": len(tasks)}) + "\n")
+    progress.write(json.dumps({"done": done, "tasks": len(tasks)}) + "\n")
 
     @derived_object
     class Progress(meta_schedule.measure_callback.PyMeasureCallback):  # type: ignore[misc]
@@ -73,7 +73,7 @@ def _search(request: Any, module: Any, target: Any, scratch: str, told: Any) -> 
         def apply(self, _scheduler: Any, task_id: int, candidates: Any, _built: Any, _ran: Any) -> None:
             self.trials[task_id] = self.trials.get(task_id, 0) + len(candidates)
             ended = sum(count >= trials for count in self.trials.values())
-            told.write(json.dumps({"done": done + ended, "tasks": len(tasks)}) + "\n")
+            progress.write(json.dumps({"done": done + ended, "tasks": len(tasks)}) + "\n")
 
     if not open_tasks:
         return

@@ -53,7 +53,7 @@ _CODE: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """How to tune."""
 
@@ -249,7 +249,7 @@ def _remove_remains(folder: Path) -> None:
 
 def _search(folder: Path, module: Any, target: Any, request: Request, name: str) -> None:
     with tempfile.TemporaryDirectory(dir=folder, prefix=_SCRATCH) as scratch, (folder / LOG).open("wb") as log:
-        asked = {
+        settings = {
             "folder": str(folder),
             "target": str(target),
             "trials": request.trials,
@@ -257,7 +257,7 @@ def _search(folder: Path, module: Any, target: Any, request: Request, name: str)
             "seed": request.seed,
         }
         Path(scratch, "module.json").write_text(tvm.ir.save_json(module), encoding="utf-8")
-        Path(scratch, "request.json").write_text(json.dumps(asked), encoding="utf-8")
+        Path(scratch, "request.json").write_text(json.dumps(settings), encoding="utf-8")
         child = subprocess.Popen(
             [sys.executable, "-c", _CODE, scratch, "\n".join(sys.path)],
             # The end of the pipe shows the child that this process has ended.
