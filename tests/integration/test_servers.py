@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -182,7 +183,8 @@ def test_the_floor_of_a_naive_server_is_found_and_said(matmul: Path) -> None:
     with KServeServer(matmul, Settings(name="m", faults=Faults(naive=True))) as server:
         network = loaded(server)
         warning = network.describe()["warning"]
-        assert "every small request takes 4" in warning
+        # 40 ms until the acknowledgement, and what a busy machine adds.
+        assert re.search(r"every small request takes [4-9]\d ms", warning)
         assert "make the server set TCP_NODELAY or write once" in warning
         network.close()
         # A network that really takes 45 ms, behind a server that writes once, is not accused of it.
