@@ -25,7 +25,7 @@ SHARED_RUN: Final = ("tests/browser/test_render.py", "tests/integration/test_das
 """Files that show one recorded run in one Prometheus."""
 SHARED_SETUP: Final = tuple(
     f"tests/integration/test_{name}.py"
-    for name in ("extras", "finn_child", "perf_backend", "process_children", "same_network", "servers")
+    for name in ("delivery", "extras", "finn_child", "perf_backend", "process_children", "same_network", "servers")
 )
 """Files whose tests share servers, compiled programs or environments."""
 
