@@ -44,6 +44,12 @@ class SensorRecord:
     refresh_s: float | None = None
     window_s: float | None = None
     """Part of each refresh period that the sensor averages over; the rest is not observed. None: all is observed."""
+    read_mode: str = ""
+    """``on_request``, ``polled`` or ``remote``; empty: unknown, as from an exporter of 0.1.0."""
+    primary: bool | None = None
+    """Of a node sensor: whether it is the one of its host that counts; None: unknown, or not a node sensor."""
+    host: str = ""
+    """The machine of a node sensor: the nodename, or the target's name for a remote BMC."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,8 @@ class ExporterRecord:
     nodename: str = ""
     version: str = ""
     emulated: bool = False
+    started_at_s: float | None = None
+    """Its start in Unix seconds on its own clock, which identifies it together with ``nodename``; None: unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +187,17 @@ class PhaseTime:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessorTime:
+    """Processor time that was used during a window, on the harness's machine."""
+
+    busy_s: float
+    """By everything, summed over all processors."""
+    own_s: float
+    """By the run itself: the harness, the networks' processes and an exporter that it started."""
+    processors: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """A span of time [start, end) with a single activity."""
 
@@ -193,6 +212,10 @@ class Window:
     """On the monotonic clock."""
     clock_error_s: float
     """Largest error of the mapping from the monotonic to the wall clock during the window."""
+    clock_step_s: float = 0.0
+    """Change of the harness's wall clock relative to its monotonic clock between the two edges."""
+    processor_time: ProcessorTime | None = None
+    """None: not known, as in a run of 0.1.0."""
     configuration: str = ""
     phase: str = ""
     """``load`` or ``prepare`` of a ``setup`` window."""

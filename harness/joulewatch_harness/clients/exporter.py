@@ -236,10 +236,13 @@ class ExporterClient:
         sensors: list[dict[str, str]] = []
         refresh_s: dict[tuple[str, ...], float] = {}
         window_s: dict[tuple[str, ...], float] = {}
+        started_at_s = None
         for raw, value in self.parse(answer.body):
             name = raw.partition("{")[0]
             if name == catalog.EXPORTER_INFO.name:
                 info = self._labels(raw)
+            elif name == catalog.EXPORTER_START.name:
+                started_at_s = value
             elif name == catalog.SENSOR_INFO.name:
                 sensors.append(self._labels(raw))
             elif name == catalog.SENSOR_REFRESH.name:
@@ -257,6 +260,7 @@ class ExporterClient:
             nodename=info.get("nodename", ""),
             version=info.get("version", ""),
             emulated=info.get("emulated") == "1",
+            started_at_s=started_at_s,
         )
         return record, tuple(
             self._sensor(labels, refresh_s.get(_sensor_key(labels)), window_s.get(_sensor_key(labels)))
@@ -310,9 +314,22 @@ class ExporterClient:
             accuracy = float(labels["accuracy"]) if labels.get("accuracy") else None
         except ValueError:
             accuracy = None
-        names = ("scope", *catalog.SENSOR_LABELS, "method", "reads", "model", "source", "resolution")
-        texts = {name: labels.get(name, "") for name in names}
-        return SensorRecord(exporter=self.name, accuracy=accuracy, refresh_s=refresh_s, window_s=window_s, **texts)
+        return SensorRecord(
+            exporter=self.name,
+            scope=labels.get("scope", ""),
+            **{name: labels.get(name, "") for name in catalog.SENSOR_LABELS},
+            method=labels.get("method", ""),
+            reads=labels.get("reads", ""),
+            model=labels.get("model", ""),
+            source=labels.get("source", ""),
+            resolution=labels.get("resolution", ""),
+            accuracy=accuracy,
+            refresh_s=refresh_s,
+            window_s=window_s,
+            read_mode=labels.get("read_mode", ""),
+            primary={"1": True, "0": False}.get(labels.get("primary", "")),
+            host=labels.get("host", ""),
+        )
 
     def _labels(self, raw: str) -> dict[str, str]:
         try:

@@ -274,6 +274,9 @@ class _Builder:
             source=labels.get("source", ""),
             resolution=labels.get("resolution", ""),
             accuracy=_number(labels.get("accuracy", "")),
+            read_mode=labels.get("read_mode", ""),
+            primary={"1": True, "0": False}.get(labels.get("primary", "")),
+            host=labels.get("host", ""),
         )
         if sensor not in self._sensors or _doubt(record) > _doubt(self._sensors[sensor]):
             self._sensors[sensor] = record
