@@ -33,6 +33,7 @@ pytest_plugins = ["support.recorded_run_fixture"]
 pytestmark = [pytest.mark.browser, pytest.mark.integration, pytest.mark.timeout(600)]
 
 HERE: Final = Path(__file__).resolve().parent
+NPM: Final = "npm@10.9.4"
 WIDTH: Final = 1600
 CELL: Final = 38
 """Height of a grid unit in px, as in page.tsx."""
@@ -74,7 +75,8 @@ def installed_components() -> Path:
         for name in ("package.json", ".npmrc"):
             shutil.copy(HERE / name, unfinished)
         install = subprocess.run(
-            [npm, "install", "--ignore-scripts", "--legacy-peer-deps"],
+            # Debian's npm 9.2 cannot override a dependency on a git repository, so it runs a newer npm.
+            [npm, "exec", "--yes", "--", NPM, "install", "--ignore-scripts", "--legacy-peer-deps"],
             cwd=unfinished,
             capture_output=True,
             text=True,

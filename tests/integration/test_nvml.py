@@ -82,6 +82,13 @@ class Scrape:
         with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
             self.text = str(answer.read().decode())
 
+    @property
+    def read_duration_s(self) -> float:
+        """Time that all reads took, as the exporter reports it."""
+        durations = re.findall(r"^joulewatch_read_duration_seconds{[^}]*} (\S+)$", self.text, re.MULTILINE)
+        assert durations
+        return sum(map(float, durations))
+
     def value(self, name: str, device: str, domain: str = "") -> float | None:
         labels = f'[^}}]*domain="{domain}"' if domain else ""
         match = re.search(rf'^{name}{{[^}}]*device="{device}"{labels}[^}}]*}} (\S+)$', self.text, re.MULTILINE)
@@ -91,6 +98,11 @@ class Scrape:
         value = self.value(name, device, domain)
         assert value is not None, f"{name} of {device} is not in the scrape"
         return value
+
+
+def quickest(url: str) -> Scrape:
+    """Return the scrape of ten whose reads took the shortest time: on a busy machine, others are interrupted midway."""
+    return min((Scrape(url) for _ in range(10)), key=lambda scrape: scrape.read_duration_s)
 
 
 def error(machine: Moving, spec: GpuSpec, first: Scrape, last: Scrape, domain: str = "total") -> float:
@@ -115,9 +127,9 @@ def test_energy_is_exact(tmp_path: Path, exporter_server: StartExporter) -> None
     with moving(tmp_path / "machine", (counted, sampled)) as machine:
         exporter = exporter_server(f"--config.file={machine.config}")
         time.sleep(1.0)
-        first = Scrape(exporter.url)
+        first = quickest(exporter.url)
         time.sleep(6.0)
-        last = Scrape(exporter.url)
+        last = quickest(exporter.url)
         assert error(machine, counted, first, last) == pytest.approx(0.0, abs=1e-3)
         assert error(machine, sampled, first, last) == pytest.approx(0.0, abs=1e-2)
         assert error(machine, replace(H100, signal=JOB), first, last, "average") == pytest.approx(0.0, abs=0.15)
