@@ -45,7 +45,13 @@ CONTEXT: Final = 60
 SURVIVORS: Final = Path(__file__).with_name("mutation_survivors.yaml")
 
 EXPORTER, HARNESS = "joulewatch_exporter", "joulewatch_harness"
-ANALYSIS_TESTS: Final = ("tests/harness/analysis",)
+ANALYSIS_TESTS: Final = (
+    "tests/harness/analysis/energy",
+    "tests/harness/analysis/sources",
+    "tests/harness/analysis/results/test_summary.py",
+    "tests/harness/analysis/results/test_uncertainty.py",
+)
+"""Without reports, comparisons and layers: they call the modules below in much more time, and notice no more."""
 TESTS_OF_MODULE: Final = {
     f"{EXPORTER}/sampling/counter.py": ("tests/exporter/sampling/test_counter.py",),
     f"{HARNESS}/gum.py": ("tests/harness/test_gum.py",),

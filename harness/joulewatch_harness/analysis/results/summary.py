@@ -80,7 +80,7 @@ def analyze_run(
         history = source.history(run_spans(record), record.header.exporters or None)
     report("integrating")
     windows = tuple(window for window in record.windows if window.kind in MEASURED_KINDS)
-    run = measure_run(replace(record, windows=windows, setups=()), history)
+    run = measure_run(replace(record, windows=windows), history)
     analysis = _Analysis(record, run)
     # Setups are reported but not audited: a problem with a setup is not a problem with a result.
     audited = replace(run, windows=tuple(measured for measured in run.windows if measured.window.kind != "setup"))
@@ -164,11 +164,11 @@ class _Analysis:
         """Return the idle power of some sensors: with the network loaded if that was measured, else without."""
         loaded = [measured for measured in self.idle_windows if "loaded" in measured.window.flags]
         own = [measured for measured in loaded if configuration and measured.window.configuration == configuration]
-        unloaded = [measured for measured in self.idle_windows if "loaded" not in measured.window.flags]
         candidates: list[tuple[IdleBasis, str, list[MeasuredWindow]]] = [
             ("loaded", "with this network loaded", own),
             ("loaded", "with a network loaded", loaded),
-            ("unloaded", "without a network loaded", unloaded),
+            # No loaded window is complete, so what is complete is unloaded.
+            ("unloaded", "without a network loaded", self.idle_windows),
         ]
         for basis, text, windows in candidates:
             complete, _ = self.gather(sensors, windows)
@@ -402,7 +402,7 @@ def _mean_idle_power(basis: IdleBasis, text: str, windows: Sequence[tuple[Measur
         between = abs(watts[0] - watts[1]) / math.sqrt(3)
     else:
         between = standard_error(watts)
-    if count > 2 and between > 0:
+    if count > 2:
         dof = effective_dof([(between, count - 1), (within, math.inf)])
     return IdlePower(
         watts=mean(watts),
@@ -478,10 +478,10 @@ def _phase_share(name: str, windows: Sequence[Window]) -> PhaseShare:
     return PhaseShare(name, combine_mean(rounds, {}, {}), total_s / sum(window.batches for window in windows))
 
 
-def _phase_place(name: str) -> tuple[int, str]:
-    if name in (IDLE_PHASE, OTHER_PHASE):
-        return len(RESERVED_PHASES) + 1 + (name == OTHER_PHASE), name
-    return RESERVED_PHASES.index(name) if name in RESERVED_PHASES else len(RESERVED_PHASES), name
+def _phase_place(name: str) -> tuple[bool, bool, int, str]:
+    """Sort reserved phases in the order of a batch, then the network's own by name, then idle and other."""
+    place = RESERVED_PHASES.index(name) if name in RESERVED_PHASES else len(RESERVED_PHASES)
+    return name == OTHER_PHASE, name == IDLE_PHASE, place, name
 
 
 def _latency(windows: Sequence[MeasuredWindow]) -> LatencySummary | None:

@@ -928,3 +928,283 @@ def test_counts_need_every_window_and_have_their_own_rate_and_energy() -> None:
     (bare,) = analyse(world, record=without_edges(record), history=False).groups
     assert [(one.gross, one.net) for one in bare.counts] == [(None, None)]
     assert bare.counts[0].rate == count.rate
+
+
+# Whole analyses of small runs: one sensor, or two, and numbers by hand
+
+FP32, INT8 = "net/onnxruntime/fp32", "net/onnxruntime/int8"
+CPU = TWO_SOCKETS[:1]
+
+
+def measures(record: RunRecord, configuration: str = FP32) -> list[Window]:
+    return [item for item in record.windows if item.kind == "measure" and item.configuration == configuration]
+
+
+def without(record: RunRecord, *indexes: int) -> RunRecord:
+    return dataclasses.replace(record, windows=tuple(item for item in record.windows if item.index not in indexes))
+
+
+def idle_world(*watts: float) -> World:
+    """Return a run with idle windows of these powers: before, with fp32 loaded, with int8 loaded, after."""
+    world = make_world(CPU, batch_sizes=(1,), rounds=1, edges=False, scrape_s=0.02)
+    (item,) = CPU
+    signal = world.sensors[item]
+    first, *_, last = signal.watts
+    assert first == last == 40.0
+    world.sensors[item] = dataclasses.replace(signal, watts=(first, *watts[:3], *signal.watts[4:-1], watts[3]))
+    return world
+
+
+def idle_of(result: RunResult) -> list[tuple[float, tuple[int, ...], str]]:
+    """Return the idle power of each group and of the machine."""
+    powers = [*(group.total.idle for group in result.groups), result.idle["total"]]
+    return [(round(idle.watts, 1), idle.windows, f"{idle.basis}: {idle.text}") for idle in powers if idle is not None]
+
+
+def test_each_configuration_has_the_idle_power_with_its_own_network_loaded() -> None:
+    world = idle_world(40.0, 60.0, 80.0, 40.0)
+    assert world.record is not None
+    own = "loaded: 1 idle window with this network loaded"
+    result = analyse(world)
+    assert idle_of(result) == [
+        (60.0, (1,), own), (80.0, (2,), own), (70.0, (1, 2), "loaded: 2 idle windows with a network loaded")
+    ]  # fmt: skip
+    net = [group.total.net for group in result.groups]
+    assert [one.value for one in net if one is not None] == pytest.approx([90 / 900, 70 / 2100], rel=1e-3)
+    # int8 has no window of its own: the next best is that of another network.
+    other = "loaded: 1 idle window with a network loaded"
+    assert idle_of(analyse(world, record=without(world.record, 2))) == [(60.0, (1,), own), *[(60.0, (1,), other)] * 2]
+    unloaded = analyse(world, record=without(world.record, 1, 2))
+    assert idle_of(unloaded) == [(40.0, (0, 5), "unloaded: 2 idle windows without a network loaded")] * 3
+
+
+def test_a_loaded_window_without_a_number_leaves_those_without_a_network() -> None:
+    world = make_world(CPU, batch_sizes=(1,), rounds=1)
+    assert world.record is not None
+    record = change(change(world.record, 1, start_edge=None, end_edge=None), 2, start_edge=None, end_edge=None)
+    assert (
+        idle_of(analyse(world, record=record, history=False))
+        == [(40.0, (0, 5), "unloaded: 2 idle windows without a network loaded")] * 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("watts", "drift"),
+    [
+        ((40.0, 60.0, 80.0, 40.0), (60.0, 80.0)),
+        # The windows without a network drift, but are not used.
+        ((40.0, 60.0, 60.0, 80.0), None),
+        ((40.0, 40.0, 41.9, 40.0), None),
+    ],
+)
+def test_idle_drift_is_that_of_the_windows_used(watts: tuple[float, ...], drift: tuple[float, float] | None) -> None:
+    found = [item for item in analyse(idle_world(*watts)).findings if item.reason == "idle_drift"]
+    assert [(item.severity, item.evidence["component"]) for item in found] == (
+        [("warning", "cpu"), ("warning", "total")] if drift else []
+    )
+    for item in found:
+        assert drift == pytest.approx((item.evidence["first_watts"], item.evidence["last_watts"]), rel=1e-3)
+
+
+def test_idle_windows_that_hardly_differ_are_a_sample() -> None:
+    windows = [idle_window(0, 10.0, joules, {}, {}) for joules in (400.0, 402.0, 404.0)]
+    idle = _mean_idle_power("loaded", "", windows)
+    assert (idle.watts, idle.standard_watts, idle.dof) == pytest.approx((40.2, 0.2 / math.sqrt(3), 2.0))
+
+
+def test_rounds_that_differ_are_a_finding_about_their_group() -> None:
+    world = make_world(CPU, batch_sizes=(1,))
+    assert world.record is not None
+    assert not reasons(analyse(world).findings) & {"repeats_apart", "single_repeat"}
+    first, second, third = measures(world.record)
+    record = change(world.record, second.index, inferences=second.inferences // 2)
+    (found,) = [item for item in analyse(world, record=record).findings if item.reason == "repeats_apart"]
+    assert (found.severity, found.window, found.evidence["rounds"]) == ("warning", None, 3)
+    assert found.evidence["spread"] == pytest.approx(1 / (4 / 3), rel=0.01), "1, 2 and 1"
+    assert found.text.startswith("net/onnxruntime/fp32, batch 1: the rounds differ by 75")
+    # Two windows of one round are one value: 1.5 and 1.
+    record = change(record, third.index, repeat=first.repeat + 1)
+    record = change(record, second.index, repeat=first.repeat + 1)
+    (found,) = [item for item in analyse(world, record=record).findings if item.reason == "repeats_apart"]
+    assert found.evidence["spread"] == pytest.approx(0.5 / 1.25, rel=0.01) and found.evidence["rounds"] == 2
+    # A window that is not used, and a total that is missing, cannot disagree.
+    excluded = change(record, second.index, flags=("interrupted",), inferences=0)
+    assert "repeats_apart" not in reasons(analyse(world, record=excluded).findings)
+    assert "repeats_apart" not in reasons(analyse(world, record=without_edges(record), history=False).findings)
+
+
+def test_a_single_round_is_a_finding_of_each_group() -> None:
+    found = [
+        item
+        for item in analyse(make_world(CPU, batch_sizes=(1, 8), rounds=1)).findings
+        if item.reason == "single_repeat"
+    ]
+    assert [(item.severity, item.text.partition(":")[0]) for item in found] == [
+        ("info", f"{name}, batch {size}") for name in (FP32, INT8) for size in (1, 8)
+    ]
+
+
+def test_a_group_without_a_usable_window_reports_the_first_reason() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,))
+    assert world.record is not None
+    record = world.record
+    first, second, third = measures(record)
+    record = change(record, first.index, flags=("overloaded",))
+    record = change(record, second.index, inferences=0)
+    record = change(record, third.index, flags=("interrupted",))
+    group, other = analyse(world, record=record).groups
+    assert [(one.window, one.reason, one.text) for one in group.excluded] == [
+        (first.index, "overloaded", "queries arrived faster than they were served"),
+        (second.index, "too_short", "no inference ended in the window"),
+        (third.index, "interrupted", "the window was interrupted"),
+    ]
+    assert (group.windows, group.rounds, group.inferences, group.duration_s) == ((), 0, 0, 0.0)
+    assert (group.throughput, group.latency, group.counts, group.phases) == (None, None, (), ())
+    results = (*group.components, group.total, *group.nodes, *group.parts)
+    assert len(results) == 5
+    for result in results:
+        assert (result.gross, result.net, result.idle, result.windows, result.sources) == (None, None, None, (), ())
+        assert result.missing == "queries arrived faster than they were served [overloaded]"
+    assert other.excluded == () and other.total.gross is not None
+    bare = make_world([], batch_sizes=(1,))
+    assert bare.record is not None
+    record = change(bare.record, measures(bare.record)[0].index, flags=("interrupted",))
+    for index in (one.index for one in measures(record)):
+        record = change(record, index, flags=("interrupted",))
+    total = analyse(bare, record=record, history=False).groups[0].total
+    assert (total.missing, total.sensors, total.methods, total.windows) == ("no sensor", (), (), ())
+
+
+def test_windows_without_a_number_are_counted_and_the_first_is_explained() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,))
+    assert world.record is not None
+    record = world.record
+    for one, device in zip(measures(record), ("socket1", "socket0", "socket1"), strict=True):
+        record = change(record, one.index, end_edge=drop(one.end_edge, device))
+    group = analyse(world, record=record, history=False).groups[0]
+    why = "the exporter could not be read at an edge: connection refused [edge_missing]"
+    names = [f"{EXPORTER}/rapl/socket{number}/package" for number in (1, 0)]
+    assert group.total.missing.startswith(f"3 of 3 windows without a number: {EXPORTER}/rapl/socket1/")
+    assert group.total.missing.endswith(why)
+    assert group.components[0].missing == f"3 of 3 windows without a number: {names[0]}: {why}"
+    assert [(one.window, one.reason) for one in group.excluded] == [
+        (one.index, "edge_missing") for one in measures(record)
+    ]
+    assert all(one.text.endswith(why.removesuffix(" [edge_missing]")) for one in group.excluded)
+    (node,) = group.nodes
+    assert node.gross is not None and node.missing == "" and len(node.windows) == 3
+
+
+def test_parts_of_one_kind_are_one_result_with_the_sum_of_their_energies() -> None:
+    items = [
+        *CPU,
+        sensor("socket0", "core", "cpu", "part"),
+        sensor("socket1", "core", "cpu", "part"),
+        sensor("socket0", "uncore", "cpu", "part"),
+        sensor("psys", "total", "node", "node"),
+        sensor("bmc", "power", "node", "node", collector="ipmi", method="integrated"),
+    ]
+    group = analyse(make_world(items, batch_sizes=(1,)), history=False).groups[0]
+    results = {one.name: one for one in (*group.parts, *group.nodes, *group.components, group.total)}
+    assert sorted(one.name for one in group.parts) == ["cpu core (rapl)", "cpu uncore (rapl)"]
+    assert sorted(one.name for one in group.nodes) == [f"{EXPORTER}/ipmi/bmc/power", f"{EXPORTER}/rapl/psys/total"]
+    expected = {
+        "cpu core (rapl)": 180.0, "cpu uncore (rapl)": 90.0, f"{EXPORTER}/ipmi/bmc/power": 450.0,
+        f"{EXPORTER}/rapl/psys/total": 450.0, "cpu": 150.0, "total": 150.0,
+    }  # fmt: skip
+    idle = {name: watts * 40 / 150 for name, watts in expected.items()}
+    for name, one in results.items():
+        assert one.gross is not None and one.net is not None and one.idle is not None
+        assert one.gross.value == pytest.approx(expected[name] / 900, rel=1e-3)
+        assert one.idle.watts == pytest.approx(idle[name], rel=1e-3)
+        assert one.net.value == pytest.approx((expected[name] - idle[name]) / 900, rel=2e-3)
+        assert (one.missing, one.windows, one.sources) == ("", group.windows, ("edges",))
+    assert results[f"{EXPORTER}/ipmi/bmc/power"].methods == ("integrated",)
+    assert results["cpu core (rapl)"].methods == ("counter",)
+
+
+def test_components_come_in_their_usual_order_and_others_by_name_behind_them() -> None:
+    names = ("zeta", "other", "gpu", "alpha", "memory", "cpu", "fpga")
+    items = [sensor(f"device{number}", "package", name) for number, name in enumerate(names)]
+    result = analyse(make_world(items, batch_sizes=(1,), rounds=1), history=False)
+    order = ["cpu", "memory", "gpu", "fpga", "other", "alpha", "zeta"]
+    assert [one.name for one in result.groups[0].components] == order
+    assert list(result.idle) == [*order, "total"]
+    assert [len(one.sensors) for one in result.groups[0].components] == [1] * 7
+
+
+def test_configurations_that_the_run_does_not_describe_come_last_by_name() -> None:
+    names = [f"{name}/onnxruntime/fp32" for name in "bca"]
+    world = make_world(CPU, batch_sizes=(1,), rounds=1, configurations=names)
+    assert world.record is not None
+    (known,) = [one for one in world.record.configurations if one.name == names[1]]
+    record = dataclasses.replace(
+        world.record,
+        configurations=(),
+        header=dataclasses.replace(world.record.header, configurations=(known,)),
+        setups=tuple(Setup(configuration=name, phase="load", duration_s=0.1) for name in names),
+    )
+    result = analyse(world, record=record)
+    assert [group.configuration.name for group in result.groups] == [names[1], names[2], names[0]]
+    assert result.groups[0].configuration == known
+    unknown = result.groups[1].configuration
+    assert (unknown.network, unknown.runtime, unknown.precision) == (names[2], "", "")
+    assert [one.configuration for one in result.setups] == [names[1], names[0], names[2]], "in the order of the run"
+
+
+def test_a_separate_pass_for_phases_changes_no_energy_and_is_not_audited() -> None:
+    world = make_world(CPU, batch_sizes=(1, 8), rounds=2)
+    assert world.record is not None
+    one = measures(world.record)[0]
+    separate = [
+        dataclasses.replace(
+            one, index=900 + number, kind="phase", batch_size=batch_size, configuration=name, end_edge=None,
+            flags=("not_steady",), phases={"execute": PhaseTime(9, share), "wait": PhaseTime(9, 1 - share)},
+        )
+        for number, (name, batch_size, share) in enumerate(((FP32, 1, 0.25), (FP32, 8, 0.5), (INT8, 1, 0.75)))
+    ]  # fmt: skip
+    record = dataclasses.replace(world.record, windows=(*world.record.windows, *separate))
+    before, after = analyse(world, history=False), analyse(world, history=False, record=record)
+    assert after.findings == before.findings
+    assert [group.total for group in after.groups] == [group.total for group in before.groups]
+    shares = [{phase.name: phase.share.value for phase in group.phases} for group in after.groups]
+    assert shares == [
+        {"execute": 0.25, "wait": 0.75}, {"execute": 0.5, "wait": 0.5}, {"execute": 0.75, "wait": 0.25}, {}
+    ]  # fmt: skip
+
+
+def test_a_setup_without_a_device_sensor_has_no_total() -> None:
+    world = make_world(TWO_SOCKETS[-1:], batch_sizes=(1,), rounds=2)
+    assert world.record is not None
+    at = measures(world.record)[0].index
+    record = change(world.record, at, kind="setup", phase="load", batch_size=0, details={"tuning": "done"})
+    (setup,) = analyse(world, record=record, history=False).setups
+    assert (setup.window, setup.components, setup.details) == (at, (), {"tuning": "done"})
+    assert setup.total is not None
+    assert (setup.total.name, setup.total.gross, setup.total.missing) == ("total", None, "no sensor")
+    assert (setup.total.methods, setup.total.sources) == ((), ())
+    (node,) = setup.nodes
+    assert node.gross is not None and node.gross.value == pytest.approx(2.0 * 450.0, rel=0.01)
+    assert (node.missing, node.sources, node.gross.rounds) == ("", ("edges",), {0: node.gross.value})
+
+
+def test_both_sources_of_the_energies_are_named() -> None:
+    world = make_world(CPU, batch_sizes=(1,))
+    assert world.record is not None
+    record = change(world.record, measures(world.record)[1].index, start_edge=None, end_edge=None)
+    assert [group.total.sources for group in analyse(world, record=record).groups] == [("edges", "history"), ("edges",)]
+
+
+def test_only_counts_of_every_window_are_results_and_net_needs_idle() -> None:
+    world = make_world(CPU, batch_sizes=(1,), rounds=2)
+    assert world.record is not None
+    record = without(world.record, *(one.index for one in world.record.windows if one.kind == "idle"))
+    for number, one in enumerate(measures(record)):
+        counts = {"tokens": (100.0, 300.0)[number], **({"first": 1.0} if number == 0 else {"second": 1.0})}
+        windows = [dataclasses.replace(w, counts=counts) if w.index == one.index else w for w in record.windows]
+        record = dataclasses.replace(record, windows=tuple(windows))
+    (count,) = analyse(world, record=record, history=False).groups[0].counts
+    assert (count.name, count.count, count.per_inference) == ("tokens", 400.0, 400 / 3600)
+    assert count.rate is not None and count.rate.rounds == {0: pytest.approx(50.0), 1: pytest.approx(150.0)}
+    assert count.net is None and count.gross is not None
+    assert count.gross.rounds == {0: pytest.approx(3.0, rel=1e-3), 1: pytest.approx(1.0, rel=1e-3)}
