@@ -69,7 +69,7 @@ def test_a_child_computes_correctly_and_every_message_is_valid(network: ProcessN
     for batch in (1, 64):
         network.prepare(batch)
         for batches in (1, 20):
-            longer_in_execute = False
+            longer_in_execute = 0
             for _ in range(20):
                 phases = Phases()
                 start_ns = time.monotonic_ns()
@@ -84,9 +84,10 @@ def test_a_child_computes_correctly_and_every_message_is_valid(network: ProcessN
                 assert start_ns < phases.batch_ends_ns[0] <= phases.batch_ends_ns[-1] < end_ns
                 execute_ns, copy_out_ns = (phases.spans[name][1] for name in ("execute", "copy_out"))
                 assert copy_out_ns > 0
-                # On a busy machine the child may lose its processor in copy_out, but not every time.
-                longer_in_execute = longer_in_execute or execute_ns > copy_out_ns
-            assert longer_in_execute
+                longer_in_execute += execute_ns > copy_out_ns
+            # A busy machine may take the processor from the child in copy_out, about a tenth of a run or less: in two
+            # runs in 20 at most. This is stricter than the check of a single run, which would miss a rare mistake.
+            assert longer_in_execute >= 18
     with pytest.raises(UnsupportedBatchError, match="at most 65536"):
         network.prepare(1 << 17)
     network.prepare(2)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
+import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,6 +22,7 @@ from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.network import Phases
 from joulewatch_harness.runtimes.kserve import network as kserve
+from joulewatch_harness.runtimes.kserve.over_http import FLOOR_GAIN_S, FLOOR_S, HttpClient
 from joulewatch_harness.runtimes.openai import network as openai
 from joulewatch_harness.storage.journal import read_run
 from support.commands import joulewatch
@@ -178,15 +179,39 @@ def test_several_requests_are_in_flight(matmul: Path, transport: str) -> None:
         network.close()
 
 
-def test_the_floor_of_a_naive_server_is_found_and_said(matmul: Path) -> None:
+def test_the_floor_of_a_naive_server_is_found_and_said(matmul: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Headers and body in two writes, Nagle's algorithm on: 40 ms a request that are nobody's work."""
+    slow_s: list[float] = []
+    fast_s: list[float] = []
+    faults = HttpClient.faults
+
+    def recorded_faults(client: HttpClient, timed: Callable[[], float], small: bool) -> Sequence[str]:
+        def recorded() -> float:
+            spans_s = fast_s if client._connections[0].quick_ack else slow_s
+            spans_s.append(timed())
+            return spans_s[-1]
+
+        return faults(client, recorded, small)
+
+    monkeypatch.setattr(HttpClient, "faults", recorded_faults)
     with KServeServer(matmul, Settings(name="m", faults=Faults(naive=True))) as server:
-        network = loaded(server)
-        warning = network.describe()["warning"]
-        # 40 ms until the acknowledgement, and what a busy machine adds.
-        assert re.search(r"every small request takes [4-9]\d ms", warning)
+        for _ in range(5):
+            slow_s.clear()
+            fast_s.clear()
+            network = loaded(server)
+            warning = network.describe().get("warning", "")
+            network.close()
+            if warning:
+                break
+            # Only times that a busy machine has blurred are no reason for a warning; measure again.
+            assert (
+                min(slow_s[-5:]) < FLOOR_S or statistics.median(slow_s[-5:]) < statistics.median(fast_s) + FLOOR_GAIN_S
+            )
+        # The kernel's 40 ms, and what a busy machine adds to each request: the text has the medians of this run.
+        assert min(slow_s[-5:]) >= FLOOR_S and min(slow_s) < 0.05
+        slow_ms, fast_ms = 1e3 * statistics.median(slow_s[-5:]), 1e3 * statistics.median(fast_s)
+        assert f"every small request takes {slow_ms:.0f} ms, but {fast_ms:.2g} ms when" in warning
         assert "make the server set TCP_NODELAY or write once" in warning
-        network.close()
         # A network that really takes 45 ms, behind a server that writes once, is not accused of it.
         server.settings.faults.naive = False
         server.settings.faults.silent_s = 0.045

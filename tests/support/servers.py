@@ -14,15 +14,25 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 START_LIMIT_S = 20.0
 
 
+_RESERVED: Final[list[socket.socket]] = []
+
+
 def free_port() -> int:
-    """Return a free TCP port of loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a TCP port of loopback that stays reserved for the caller, also while its server is down.
+
+    A socket that is bound but does not listen keeps the kernel from giving the port to anybody who does not ask for
+    it. A server with SO_REUSEADDR can listen on it, and without a server, connections are refused.
+    """
+    reservation = socket.socket()
+    reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reservation.bind(("127.0.0.1", 0))
+    _RESERVED.append(reservation)
+    return int(reservation.getsockname()[1])
 
 
 def wait_for_http(url: str, process: subprocess.Popen[bytes], log: Path, limit_s: float = START_LIMIT_S) -> None:

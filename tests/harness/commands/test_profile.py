@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.server
-import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.records import SensorRecord
 from joulewatch_harness.runner import preflight
+from support.servers import free_port
 
 MINE = """
 class Mine:
@@ -167,13 +167,6 @@ def test_a_network_whose_own_check_fails_is_not_measured(folder: Path, capsys: p
 def test_an_output_folder_that_cannot_be_made_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_mine("--output", "mine.py/runs") == 2
     assert "output folder mine.py/runs" in capsys.readouterr().err
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 @pytest.fixture
