@@ -81,9 +81,24 @@ SENSOR_INFO: Final = _exporter(
     "joulewatch_sensor_info",
     "gauge",
     "info",
-    ("scope", *SENSOR_LABELS, "method", "reads", "model", "source", "resolution", "accuracy"),
+    (
+        "scope",
+        *SENSOR_LABELS,
+        "method",
+        "reads",
+        "read_mode",
+        "primary",
+        "host",
+        "model",
+        "source",
+        "resolution",
+        "accuracy",
+    ),
     "How a quantity is measured. method: counter, integrated, estimated or emulated; reads: energy or power, as the "
-    "sensor reports it; accuracy: relative half-width as the manufacturer publishes it, or empty.",
+    "sensor reports it; read_mode: on_request (for each scrape), polled (in the background on this machine) or remote "
+    "(from a BMC over the network); primary: 1 for the one node sensor that counts for its host, 0 for other node "
+    "sensors, else empty; host: nodename, or the target's name for a remote BMC; accuracy: relative half-width as the "
+    "manufacturer publishes it, or empty.",
 )
 SENSOR_UP: Final = _exporter(
     "joulewatch_sensor_up",

@@ -14,6 +14,11 @@ Component = Literal["cpu", "memory", "gpu", "fpga", "node", "other"]
 
 Method = Literal["counter", "integrated", "estimated", "emulated"]
 
+ReadMode = Literal["on_request", "polled", "remote"]
+"""How the values of a scrape are read. on_request: from the device, after the scrape arrived; polled: in the
+background on this machine, by the exporter or by the device's driver, so perhaps before the scrape arrived; remote: in
+the background, from a BMC over the network."""
+
 Relation = Literal["inside", "core", "rail", "same"]
 """How a part relates to its device, and so how the two can be checked. inside: a share of the device; core: the sum of
 all such parts is at most the device; rail: their sum is the device; same: a second measurement of the device."""
@@ -57,7 +62,7 @@ class SensorInfo:
     quantity: Quantity
     method: Method
     """``counter``: the device counts joules; ``integrated``: it reports watts; ``estimated``: a model computes them.
-    The exporter replaces it with ``emulated`` if ``Host.emulated``."""
+    The exposition shows ``emulated`` instead if ``Host.emulated``."""
     source: str
     """Path or call that is read."""
     model: str = ""
@@ -81,6 +86,21 @@ class SensorInfo:
     """Power limit that the device enforces now; a long mean above it is implausible."""
     is_remote: bool = False
     """Whether the sensor belongs to another machine, and so not to the sums of this one."""
+    read_mode: ReadMode | None = None
+    """How it is read; None: ``remote`` if ``is_remote``, else as its family (`Timing.read_mode`)."""
+    period_s: float | None = None
+    """Expected time between new values of a node sensor, as configured or published; None: unknown."""
+
+    def host(self, nodename: str) -> str:
+        """Return the name of the machine that the sensor belongs to.
+
+        Args:
+            nodename: Name of this machine.
+
+        Returns:
+            ``nodename``; for a remote sensor the label of its device, which is the name of its target.
+        """
+        return self.quantity.device if self.is_remote else nodename
 
 
 class Reading(NamedTuple):
@@ -142,7 +162,7 @@ class Finding:
     """The command or setting that fixes it, ready to copy; empty if there is none."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
     """When a family is read."""
 
@@ -154,6 +174,13 @@ class Timing:
     manages_devices: bool = False
     """True: the family itself probes for lost and new devices, and ``sensors`` may be a new tuple in each scan.
     False: the sampler reopens the family when a device is gone or the family is ``outdated``."""
+    reads_in_background: bool = False
+    """True: a scan only takes what the family's own threads have read, perhaps before the scan."""
+
+    @property
+    def read_mode(self) -> ReadMode:
+        """How a sensor is read whose ``SensorInfo`` does not state it."""
+        return "on_request" if self.read_on_scrape and not self.reads_in_background else "polled"
 
 
 class Collector(Protocol):

@@ -32,12 +32,13 @@ def once(families: Sequence[type[Collector]], host: Host, config: Config) -> int
         sampler.fresh(timeout_s)
         time.sleep(INTERVAL_S)
         scans = sampler.fresh(timeout_s)
+        primary = sampler.primary
     finally:
         sampler.stop()
     if not any(scan.layout.infos for scan in scans):
         reasons = "run 'joulewatch-exporter check' for the reasons"
         print(f"joulewatch-exporter: no sensor found; {reasons}", file=sys.stderr)  # noqa: T201
     exposition = Exposition(emulated=host.emulated, start_s=start_s, self_metrics=config.exporter.exporter_metrics)
-    sys.stdout.write(exposition.render(scans, "text").decode())
+    sys.stdout.write(exposition.render(scans, "text", primary=primary).decode())
     sys.stdout.flush()
     return EXIT_DONE

@@ -96,7 +96,7 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
     def scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
         format_ = choose_format(accept)
         scans = sampler.fresh(timeout_s, only)
-        return exposition.render(scans, format_, sampler.verdicts), CONTENT_TYPES[format_]
+        return exposition.render(scans, format_, sampler.verdicts, sampler.primary), CONTENT_TYPES[format_]
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     server: WebServer | None = None

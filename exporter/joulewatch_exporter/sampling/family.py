@@ -72,21 +72,17 @@ class Family:
     is then quarantined: scans leave it alone until the read returns.
     """
 
-    def __init__(
-        self, collector: Collector, *, emulated: bool = False, poll_s: float = 0.0, clock: Clock | None = None
-    ) -> None:
+    def __init__(self, collector: Collector, *, poll_s: float = 0.0, clock: Clock | None = None) -> None:
         """Take over an open collector.
 
         Args:
             collector: Closed with the family.
-            emulated: Whether to label all quantities as emulated.
             poll_s: Period of the reads; power readings this far apart leave no gap.
             clock: Replaces the machine's clock in tests.
         """
         self.name = collector.name
         self._min_gap_s = PERIODS_TO_A_GAP * poll_s
         self._clock: Clock = clock if clock is not None else SystemClock()
-        self._emulated = emulated
         self._states: dict[Quantity, QuantityState] = {}
         self._lost_devices: list[str] = []
         self._errors: dict[tuple[str, str], int] = {}
@@ -128,6 +124,7 @@ class Family:
 
     def _lay_out(self, collector: Collector) -> None:
         self._sensors = collector.sensors
+        read_mode = collector.timing.read_mode
         known = self.layout.devices
         devices: dict[str, int] = {}
         entries: list[_SensorEntry] = []
@@ -146,7 +143,9 @@ class Family:
                 state = self._states.get(quantity)
                 if state is None:
                     state = self._states[quantity] = QuantityState(info, self._min_gap_s)
-                state.adopt(replace(info, method="emulated") if self._emulated else info)
+                if info.read_mode is None:
+                    info = replace(info, read_mode="remote" if info.is_remote else read_mode)
+                state.adopt(info)
                 shown[quantity] = state
                 states.append(state)
             # The quantities of a sensor may belong to several devices: one service reports all servers of an enclosure.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -22,7 +23,8 @@ from joulewatch_exporter.model import Collector, Finding, Host
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.family_thread import FamilyThread
 from joulewatch_exporter.sampling.plausibility import Plausibility, Verdict
-from joulewatch_exporter.sampling.scan import FamilyScan
+from joulewatch_exporter.sampling.primary import Key, PrimarySensors
+from joulewatch_exporter.sampling.scan import FamilyScan, Layout
 from joulewatch_exporter.threads import DeadlineThread
 
 logger = logging.getLogger(__name__)
@@ -62,13 +64,15 @@ class Sampler:
                 must be shorter than a scrape waits, so that even the first scrape after the hang gets the others.
         """
         self._host = host
-        self._emulated = host.emulated
         self._settings = dict(settings or {})
         self._families = tuple(families)
         self._rediscover_s = rediscover_s
         self._hang_s = hang_s
         self._openers: dict[str, DeadlineThread] = {}
+        self._primary = PrimarySensors(os.uname().nodename)
         self._plausibility = Plausibility()
+        self._layouts: tuple[tuple[str, Layout], ...] = ()
+        self._primary_keys: frozenset[Key] = frozenset()
         self._verdicts: tuple[Verdict, ...] = ()
         self._threads: dict[str, FamilyThread] = {}
         self._lock = threading.Lock()
@@ -132,6 +136,18 @@ class Sampler:
     def verdicts(self) -> tuple[Verdict, ...]:
         """Results of the last check whether sensors agree with each other."""
         return self._verdicts
+
+    @property
+    def primary(self) -> frozenset[Key]:
+        """The primary node sensor of each host; the same object while it does not change."""
+        with self._lock:
+            layouts = tuple([(name, thread.family.layout) for name, thread in self._threads.items()])
+            if layouts != self._layouts:
+                self._layouts = layouts
+                keys = self._primary.choose(layouts)
+                if keys != self._primary_keys:
+                    self._primary_keys = keys
+            return self._primary_keys
 
     def fresh(self, timeout_s: float, only: Collection[str] | None = None) -> tuple[FamilyScan, ...]:
         """Read all families now, at the same time.
@@ -208,7 +224,7 @@ class Sampler:
                 "wraps between two reads, or power readings are too far apart, that time counts as unmeasured",
             )
         thread = FamilyThread(
-            Family(collector, emulated=self._emulated, poll_s=poll_s),
+            Family(collector, poll_s=poll_s),
             poll_s=poll_s,
             read_on_scrape=timing.read_on_scrape,
         )

@@ -26,6 +26,7 @@ from joulewatch_exporter import __version__, catalog
 from joulewatch_exporter.catalog import Metric
 from joulewatch_exporter.model import SensorInfo
 from joulewatch_exporter.sampling.plausibility import Verdict
+from joulewatch_exporter.sampling.primary import Key
 from joulewatch_exporter.sampling.scan import FamilyScan, Health, Layout, Reads
 
 Format = Literal["text", "openmetrics"]
@@ -62,7 +63,11 @@ def _head(metric: Metric, format_: Format) -> bytes:
     return f"# HELP {name} {text}\n# TYPE {name} {metric.kind}\n".encode()
 
 
-def _quantity_labels(collector: str, info: SensorInfo) -> tuple[str, str, str, str]:
+_QuantityLabels = tuple[str, str, str, str]
+_Row = tuple[SensorInfo, Health, Reads, _QuantityLabels]
+
+
+def _quantity_labels(collector: str, info: SensorInfo) -> _QuantityLabels:
     quantity = info.quantity
     return (collector, quantity.component, quantity.device, quantity.domain)
 
@@ -102,10 +107,11 @@ class _Prefixes:
 
 @dataclass(frozen=True, slots=True)
 class _SlowBlocks:
-    """Rendered lines of one family, valid for as long as the scans hold the same health objects."""
+    """Rendered lines of one family, valid while the scans hold the same health objects and the choice is the same."""
 
     healths: tuple[Health | None, ...]
     layout: Layout
+    primary: frozenset[Key]
     blocks: dict[str, bytes]
 
 
@@ -145,8 +151,9 @@ class Exposition:
         self._slow: dict[str, _SlowBlocks] = {}
         self._up: dict[str, _UpBlock] = {}
         self._verdicts = _VerdictBlocks((), frozenset(), {})
-        name = os.uname().nodename if nodename is None else nodename
-        labels = (__version__, platform.python_version(), name, "1" if emulated else "0")
+        self._emulated = emulated
+        self._nodename = os.uname().nodename if nodename is None else nodename
+        labels = (__version__, platform.python_version(), self._nodename, "1" if emulated else "0")
         self._fixed = (
             (catalog.EXPORTER_INFO, f"{series(catalog.EXPORTER_INFO, labels)}1.0\n".encode()),
             (catalog.EXPORTER_START, f"{series(catalog.EXPORTER_START, ())}{start_s!r}\n".encode()),
@@ -157,15 +164,22 @@ class Exposition:
             ProcessCollector(registry=self._registry)
             PlatformCollector(registry=self._registry)
 
-    def render(self, scans: Sequence[FamilyScan], format_: Format, verdicts: Sequence[Verdict] = ()) -> bytes:
+    def render(
+        self,
+        scans: Sequence[FamilyScan],
+        format_: Format,
+        verdicts: Sequence[Verdict] = (),
+        primary: frozenset[Key] = frozenset(),
+    ) -> bytes:
         """Return the body of one scrape.
 
         Args:
             scans: One for each family, in the order of the families.
             format_: The format of the text.
             verdicts: Results of the plausibility checks; those of families that are not in ``scans`` are excluded.
+            primary: The primary node sensors.
         """
-        families = [self._family_blocks(scan) for scan in scans]
+        families = [self._family_blocks(scan, primary) for scan in scans]
         families.append(self._verdict_blocks(verdicts, {scan.collector for scan in scans}))
         parts: list[bytes] = []
         for metric in _SENSOR_METRICS:
@@ -209,16 +223,19 @@ class Exposition:
 
     # -- the blocks of one family ------------------------------------------------------------------
 
-    def _family_blocks(self, scan: FamilyScan) -> dict[str, bytes]:
+    def _family_blocks(self, scan: FamilyScan, primary: frozenset[Key]) -> dict[str, bytes]:
         """Return the lines of the family by metric name."""
         prefixes = self._prefixes.get(scan.collector)
         if prefixes is None or prefixes.layout is not scan.layout:
             prefixes = self._prefixes[scan.collector] = _prefixes(scan.collector, scan.layout)
         slow = self._slow.get(scan.collector)
-        if slow is None or slow.healths is not scan.healths or slow.layout is not scan.layout:
-            slow = _SlowBlocks(
-                scan.healths, scan.layout, _slow_blocks(scan.collector, scan.layout, scan.healths, scan.reads)
-            )
+        if (
+            slow is None
+            or slow.healths is not scan.healths
+            or slow.layout is not scan.layout
+            or slow.primary is not primary
+        ):
+            slow = _SlowBlocks(scan.healths, scan.layout, primary, self._slow_blocks(scan, primary))
             self._slow[scan.collector] = slow
         up = self._up.get(scan.collector)
         if up is None or up.up != scan.up or up.layout is not scan.layout:
@@ -244,6 +261,39 @@ class Exposition:
             name = series(catalog.READ_DURATION, (scan.collector,))
             blocks[catalog.READ_DURATION.name] = f"{name}{scan.duration_s!r}\n".encode()
         return blocks
+
+    def _slow_blocks(self, scan: FamilyScan, primary: frozenset[Key]) -> dict[str, bytes]:
+        """Return the lines that depend on metadata and health only, by metric name."""
+        rows = [
+            (info, health, reads, _quantity_labels(scan.collector, info))
+            for info, health, reads in zip(scan.layout.infos, scan.healths, scan.reads, strict=True)
+            if health is not None
+        ]
+        lines = [
+            f"{series(catalog.SENSOR_INFO, self._info_labels(info, reads, labels, primary))}1.0\n"
+            for info, _, reads, labels in rows
+        ]
+        return {catalog.SENSOR_INFO.name: "".join(lines).encode(), **_health_blocks(rows)}
+
+    def _info_labels(
+        self, info: SensorInfo, reads: Reads, labels: _QuantityLabels, primary: frozenset[Key]
+    ) -> tuple[str, ...]:
+        is_primary = ""
+        if info.quantity.scope == "node":
+            is_primary = "1" if (labels[0], info.quantity) in primary else "0"
+        return (
+            info.quantity.scope,
+            *labels,
+            "emulated" if self._emulated else info.method,
+            reads,
+            info.read_mode or "",
+            is_primary,
+            info.host(self._nodename),
+            info.model,
+            info.source,
+            info.resolution,
+            "" if info.accuracy is None else repr(info.accuracy),
+        )
 
 
 def _prefixes(collector: str, layout: Layout) -> _Prefixes:
@@ -288,21 +338,8 @@ _OF_COUNTERS: Final = (catalog.SENSOR_WRAPS, catalog.SENSOR_RESETS)
 """Shown for energy sensors only: a power sensor has no counter that could wrap or restart."""
 
 
-def _slow_blocks(
-    collector: str, layout: Layout, healths: Sequence[Health | None], reads: Sequence[Reads]
-) -> dict[str, bytes]:
-    rows = [
-        (info, health, reading, _quantity_labels(collector, info))
-        for info, health, reading in zip(layout.infos, healths, reads, strict=True)
-        if health is not None
-    ]
+def _health_blocks(rows: Sequence[_Row]) -> dict[str, bytes]:
     blocks: dict[str, bytes] = {}
-    lines: list[str] = []
-    for info, _, reading, labels in rows:
-        accuracy = "" if info.accuracy is None else repr(info.accuracy)
-        metadata = (info.method, reading, info.model, info.source, info.resolution, accuracy)
-        lines.append(f"{series(catalog.SENSOR_INFO, (info.quantity.scope, *labels, *metadata))}1.0\n")
-    blocks[catalog.SENSOR_INFO.name] = "".join(lines).encode()
     for metric, get in ((catalog.SENSOR_WINDOW, _window_s), (catalog.DEVICE_LIMIT, _limit_watts)):
         lines = [
             f"{series(metric, labels)}{float(value)!r}\n"

@@ -309,6 +309,7 @@ def test_a_cached_value_has_the_time_at_which_the_driver_received_it(sysfs: Fake
     cache = {"cache_expire_secs": 1, "sensor_update_timestamp": boot_ms() + 1000 - 400}
     path = xmc(sysfs, USER, xmc_power_ins=21_445_936, **U55C, **cache)
     sensor = only(collect(sysfs))
+    assert {info.read_mode for info in sensor.infos} == {"polled"}
     first = sensor.read()
     age_s = (time.monotonic_ns() - first[0].read_at_ns) / 1e9
     assert 0.399 <= age_s < 2.0
@@ -601,6 +602,7 @@ def test_a_v80_is_read_at_most_once_per_second(sysfs: FakeSysfs, monkeypatch: py
     path = chip(sysfs, "0000:21:00.0", 2, "Alveo", **V80)
     sensor = only(collect(sysfs, v80=True))
     assert sensor.device == "0000:21:00"
+    assert sensor.infos[0].read_mode == "polled"  # a scrape may show an older value
     (first,) = sensor.read()
     assert (first.power_watts, first.read_at_ns) == (60.25, now_ns)
     sysfs.write(path, power1_input=70_000_000)

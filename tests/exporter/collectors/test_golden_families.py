@@ -16,6 +16,7 @@ from joulewatch_exporter.collectors.fpga.collector import FpgaCollector, FpgaOpt
 from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector, HwmonOptions
 from joulewatch_exporter.model import Collector
 from joulewatch_exporter.sampling.family import Family
+from joulewatch_exporter.sampling.primary import PrimarySensors
 from joulewatch_exporter.server.exposition import Exposition
 from support import golden
 from support.fpga import U55C, VBNV, chip, xmc
@@ -34,8 +35,9 @@ def exposition(collector: Collector, root: Path) -> str:
     """Return the exposition of the second of two scans."""
     family = Family(collector)
     family.scan()
+    primary = PrimarySensors("node17").choose([(family.name, family.layout)])
     text = Exposition(emulated=False, start_s=1.0, nodename="node17", self_metrics=False).render(
-        [family.scan()], "text"
+        [family.scan()], "text", primary=primary
     )
     family.close()
     lines = [line for line in text.decode().splitlines() if f'collector="{collector.name}"' in line]

@@ -66,7 +66,8 @@ def test_the_acpi_meter_has_its_files_in_the_device_directory(sysfs: FakeSysfs) 
     )  # fmt: skip
     collector = collect(sysfs)
     assert meanings(collector) == {"ACPI000D:00/power1": ("node", "node")}
-    assert infos(collector)["ACPI000D:00/power1"].accuracy == 0.05
+    meter = infos(collector)["ACPI000D:00/power1"]
+    assert (meter.accuracy, meter.period_s) == (0.05, 1.0)
     assert collector.sensors[0].read()[0].power_watts == 313.0
 
 

@@ -171,6 +171,7 @@ def settings_of(**fields: object) -> BmcSettings:
         "interval_s": 5.0,
         "deadline_s": 5.0,
         "is_remote": True,
+        "read_mode": "remote",
         "privilege_fix": "raise `privilege`",
     }
     return BmcSettings(**{**values, **fields})  # type: ignore[arg-type]
@@ -423,7 +424,11 @@ def test_bmcs_of_other_machines_are_remote(tmp_path: Path, fleet: Fleet, opened:
     collector = IpmiCollector.open(Host(dev=tmp_path), IpmiOptions(targets=targets))
     opened.append(collector)
     collector.settle(5.0)
-    assert [sensor.infos[0].is_remote for sensor in collector.sensors] == [False, True]
+    infos = [sensor.infos[0] for sensor in collector.sensors]
+    assert [info.is_remote for info in infos] == [False, True]
+    # Both are read over the network, whoever they belong to.
+    assert [info.read_mode for info in infos] == ["remote", "remote"]
+    assert [info.host("node17") for info in infos] == ["node17", "n2"]
 
 
 def test_without_dcmi_sensors_are_read() -> None:

@@ -35,6 +35,7 @@ from joulewatch_exporter.errors import (
 )
 from joulewatch_exporter.model import Host, Reading, SensorInfo
 from joulewatch_exporter.sampling.family import Family
+from joulewatch_exporter.sampling.primary import PrimarySensors
 from joulewatch_exporter.server.exposition import Exposition
 from support import golden
 from support.clock import FakeClock
@@ -930,9 +931,9 @@ def test_golden(
         services["x14"].resources[f"{CHASSIS}/1/EnvironmentMetrics"]["EnergykWh"]["Reading"] += 0.001
         services["idrac"].resources[f"{CHASSIS}/System.Embedded.1/Power"]["PowerControl"][0]["PowerConsumedWatts"] += 2
         scan = family.scan()
-    text = (
-        Exposition(emulated=False, start_s=1.0, nodename="node17", self_metrics=False).render([scan], "text").decode()
-    )
+    primary = PrimarySensors("node17").choose([("redfish", scan.layout)])
+    exposition = Exposition(emulated=False, start_s=1.0, nodename="node17", self_metrics=False)
+    text = exposition.render([scan], "text", primary=primary).decode()
     lines = [line for line in text.splitlines(keepends=True) if 'collector="redfish"' in line]
     golden.check("".join(lines), GOLDEN / "redfish.prom", update=update_golden)
 

@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from joulewatch_exporter.config.config import FamilySettings
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorGlitchError
-from joulewatch_exporter.model import EMULATION_MARKER, Collector, Finding, Host, Reading, Timing
+from joulewatch_exporter.model import Collector, Finding, Host, Reading, Timing
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.sampler import Sampler
 from joulewatch_exporter.sampling.scan import FamilyScan
@@ -22,11 +23,11 @@ from support.clock import NS_PER_S, FakeClock
 from support.fake_family import FakeOptions, FakeSensor, Machine, energy_sensor, fake_family, info, power_sensor
 
 
-def family_of(clock: FakeClock, *sensors: FakeSensor, emulated: bool = False) -> Family:
+def family_of(clock: FakeClock, *sensors: FakeSensor) -> Family:
     for sensor in sensors:
         sensor.now_ns = clock.monotonic_ns
     machine = Machine(list(sensors))
-    return Family(fake_family("fake", machine).open(Host(), None), emulated=emulated, clock=clock)
+    return Family(fake_family("fake", machine).open(Host(), None), clock=clock)
 
 
 def up(scan: FamilyScan) -> dict[str, bool]:
@@ -197,11 +198,6 @@ def test_each_device_has_the_time_of_its_own_read_not_of_the_scan() -> None:
     scan = family.scan()
     assert scan.read_at_s == pytest.approx(read_at_s, abs=1e-6)
     assert scan.duration_s == pytest.approx(1.5)
-
-
-def test_each_quantity_is_labelled_emulated() -> None:
-    family = family_of(FakeClock(), energy_sensor(), emulated=True)
-    assert [item.method for item in family.layout.infos] == ["emulated"]
 
 
 def test_a_quantity_offered_twice_is_published_once() -> None:
@@ -531,12 +527,6 @@ def test_the_estimate_ends_when_a_cpu_sensor_appears(start: Start) -> None:
     assert sampler.families == ("rapl",)
 
 
-def test_an_emulated_tree_is_recognised(start: Start, tmp_path: Path) -> None:
-    (tmp_path / EMULATION_MARKER).touch()
-    sampler = start(fake_family("rapl", Machine([energy_sensor()])))
-    assert sampler.fresh(2.0)[0].layout.infos[0].method == "emulated"
-
-
 def test_stopping_closes_the_collectors_and_leaves_a_hung_one_behind(start: Start) -> None:
     hung, fine = Machine([energy_sensor()]), Machine([power_sensor()])
     sampler = start(fake_family("rapl", hung), fake_family("hwmon", fine))
@@ -768,3 +758,27 @@ def test_a_gap_in_the_power_is_at_least_three_periods() -> None:
         family.scan()
         clock.advance(12.0)
         assert energies(family.scan()) == {"board": energy_joules}
+
+
+# -- how a sensor is read ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("timing", "fields", "read_mode"),
+    [
+        (Timing(poll_s=1.0, read_on_scrape=True), {}, "on_request"),
+        (Timing(poll_s=1.0, read_on_scrape=False), {}, "polled"),
+        (Timing(poll_s=1.0, read_on_scrape=True, reads_in_background=True), {}, "polled"),
+        (Timing(poll_s=1.0, read_on_scrape=True, reads_in_background=True), {"is_remote": True}, "remote"),
+        (Timing(poll_s=1.0, read_on_scrape=True), {"read_mode": "polled"}, "polled"),
+        (Timing(poll_s=1.0, read_on_scrape=True, reads_in_background=True), {"read_mode": "remote"}, "remote"),
+    ],
+)
+def test_a_sensor_is_read_as_its_family_unless_it_states_otherwise(
+    timing: Timing, fields: dict[str, Any], read_mode: str
+) -> None:
+    """A custom collector states nothing, and its sensors are labelled all the same."""
+    sensor = energy_sensor()
+    sensor.infos = (dataclasses.replace(sensor.infos[0], **fields),)
+    family = Family(fake_family("fake", Machine([sensor], timing=timing)).open(Host(), None))
+    assert [info.read_mode for info in family.layout.infos] == [read_mode]

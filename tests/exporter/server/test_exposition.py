@@ -21,6 +21,7 @@ from joulewatch_exporter import __version__, catalog
 from joulewatch_exporter.errors import SensorDeniedError
 from joulewatch_exporter.model import Host
 from joulewatch_exporter.sampling.family import Family
+from joulewatch_exporter.sampling.primary import Key, PrimarySensors
 from joulewatch_exporter.sampling.scan import FamilyScan
 from joulewatch_exporter.server.exposition import CONTENT_TYPES, Exposition, Format, choose_format, escape_label
 from support import golden
@@ -80,11 +81,15 @@ def exposition(*, emulated: bool = False) -> Exposition:
     return Exposition(emulated=emulated, start_s=1_699_999_000.25, nodename="node17", self_metrics=False)
 
 
+def primary_of(scans: Sequence[FamilyScan]) -> frozenset[Key]:
+    return PrimarySensors("node17").choose([(scan.collector, scan.layout) for scan in scans])
+
+
 def render(scans: Sequence[FamilyScan], format_: Format) -> str:
     """Return the text without the parts that differ between machines."""
     import platform
 
-    text = exposition().render(scans, format_).decode()
+    text = exposition().render(scans, format_, primary=primary_of(scans)).decode()
     return text.replace(f'version="{__version__}"', 'version="VERSION"').replace(
         f'pythonversion="{platform.python_version()}"', 'pythonversion="PYTHON"'
     )
@@ -135,6 +140,7 @@ class Reference(Collector):
         self._scans = scans
         self._start_s = start_s
         self._nodename = nodename
+        self._primary = primary_of(scans)
 
     def collect(self) -> Iterable[Metric]:
         import platform
@@ -158,7 +164,9 @@ class Reference(Collector):
                 if health is None:
                     continue
                 accuracy = "" if item.accuracy is None else repr(item.accuracy)
-                metadata = (item.method, scan.reads[i], item.model, item.source, item.resolution, accuracy)
+                is_primary = str(int((scan.collector, q) in self._primary)) if q.scope == "node" else ""
+                read = (item.method, scan.reads[i], item.read_mode or "", is_primary, item.host(self._nodename))
+                metadata = (*read, item.model, item.source, item.resolution, accuracy)
                 add(catalog.SENSOR_INFO, (q.scope, *labels, *metadata), 1)
                 if health.refresh_s is not None:
                     add(catalog.SENSOR_REFRESH, labels, health.refresh_s)
@@ -199,7 +207,7 @@ def assert_same_as_prometheus_client(scans: Sequence[FamilyScan]) -> None:
         ("text", parse_text, generate_text),
         ("openmetrics", parse_openmetrics, generate_openmetrics),
     ):
-        written = ours.render(scans, format_).decode()  # type: ignore[arg-type]
+        written = ours.render(scans, format_, primary=primary_of(scans)).decode()  # type: ignore[arg-type]
         reference = generate(registry).decode()
         assert as_data(parse(written)) == as_data(parse(reference))
         assert sorted(line for line in written.splitlines() if line.startswith("#")) == sorted(
@@ -243,6 +251,21 @@ def test_a_family_that_hangs_repeats_no_values() -> None:
     body = exposition().render([family.down()], "text").decode()
     samples = {line.partition("{")[0] for line in body.splitlines() if 'collector="rapl"' in line}
     assert samples == {"joulewatch_sensor_up", "joulewatch_read_errors_total"}
+
+
+def test_each_quantity_of_an_emulated_machine_is_labelled_so() -> None:
+    body = exposition(emulated=True).render(scans_of_node(), "text").decode()
+    lines = [line for line in body.splitlines() if line.startswith("joulewatch_sensor_info{")]
+    assert len(lines) == 7
+    assert all('method="emulated"' in line for line in lines)
+
+
+def test_a_new_choice_of_the_primary_sensor_is_shown_at_once() -> None:
+    """The lines of sensor_info are kept from scrape to scrape, although the choice may change without the scans."""
+    ours, scans = exposition(), scans_of_node()
+    (key,) = primary_of(scans)
+    assert 'primary="1"' not in ours.render(scans, "text").decode()
+    assert ours.render(scans, "text", primary=frozenset({key})).decode().count('primary="1"') == 1
 
 
 def test_caches_follow_the_scans() -> None:

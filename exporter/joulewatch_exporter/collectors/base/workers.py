@@ -325,7 +325,7 @@ class PolledCollector:
     @property
     def timing(self) -> Timing:
         """Return that the pollers' readings are taken every second and in each scrape."""
-        return Timing(poll_s=TAKE_PERIOD_S, read_on_scrape=True, manages_devices=True)
+        return Timing(poll_s=TAKE_PERIOD_S, read_on_scrape=True, manages_devices=True, reads_in_background=True)
 
     @property
     def findings(self) -> Sequence[Finding]:

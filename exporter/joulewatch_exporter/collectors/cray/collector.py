@@ -35,6 +35,7 @@ _LINE: Final = re.compile(r"(?P<value>-?\d+)\s+(?P<unit>[WJ])(?:\s+(?P<timestamp
 _UNITS: Final = {"power": "W", "energy": "J"}
 
 _POLL_S: Final = 1.0
+_PERIOD_S: Final = 0.1
 _TRIES: Final = 5
 """Reading all files takes about 1 ms of the 100 ms between updates: the second try nearly always succeeds."""
 
@@ -269,6 +270,8 @@ def _info(directory: str, channel: _Channel) -> SensorInfo:
         model="pm_counters",
         resolution="1 J" if channel.has_energy else "1 W",
         max_power_watts=_MAX_PART_WATTS if channel.part else _MAX_NODE_WATTS,
+        read_mode="polled",  # by the controller, whose timestamps these are
+        period_s=_PERIOD_S,
     )
 
 

@@ -66,6 +66,7 @@ class ChipSensor:
             model=model,
             resolution=_UNITS[unit_exponent],
             max_power_watts=MAX_POWER_WATTS,
+            read_mode="polled" if spacing_ns else None,
         )
         self.infos = (info,)
 

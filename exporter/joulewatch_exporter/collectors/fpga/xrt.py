@@ -23,6 +23,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic_ns
 from typing import Final
@@ -173,8 +174,9 @@ class XrtSensor:
             resolution="12 mW",  # a milliampere at 12 V
             max_power_watts=MAX_POWER_WATTS,
             limit_watts=limit_watts,
+            read_mode=None if cache is None else "polled",
         )
-        infos = {rail.domain: rail_info(device, rail, model) for rail in published}
+        infos = {rail.domain: replace(rail_info(device, rail, model), read_mode=info.read_mode) for rail in published}
         self.infos = (info, *infos.values())
         self._rails = tuple(
             (Rail(rail), infos[rail.domain].quantity if rail.domain in infos else None) for rail in rails

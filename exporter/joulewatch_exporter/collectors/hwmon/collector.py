@@ -261,6 +261,7 @@ def _sensor(
         resolution="1 uJ" if is_energy else "1 uW",
         accuracy=_accuracy(channel),
         max_power_watts=_MAX_POWER_WATTS[meaning.component],
+        period_s=_period_s(channel),
     )
     kind = "energy" if is_energy else "power"
     findings.append(
@@ -280,6 +281,12 @@ def _sensor(
         _is_energy=is_energy,
         _zero_is_no_data=zero_is_no_data,
     )
+
+
+def _period_s(channel: Channel) -> float | None:
+    """Return the time over which the channel's value is averaged, if it is an average."""
+    interval_ms = read_int_or_none(f"{channel.stem}_average_interval") if channel.suffix == "average" else None
+    return interval_ms / 1000 if interval_ms else None
 
 
 def _accuracy(channel: Channel) -> float | None:

@@ -216,6 +216,7 @@ class IpmiCollector(TargetedCollector):
             interval_s=target.interval_seconds or options.interval_seconds,
             deadline_s=options.deadline_seconds,
             is_remote=not target.this_machine,
+            read_mode="remote",
             privilege_fix=f"raise `privilege` of the target (now {target.privilege}) and of {target.user} in the BMC",
         )
 
@@ -246,6 +247,7 @@ class IpmiCollector(TargetedCollector):
             interval_s=options.interval_seconds,
             deadline_s=options.deadline_seconds,
             is_remote=False,
+            read_mode="polled",
             privilege_fix="",
         )
 

@@ -13,7 +13,7 @@ from joulewatch_exporter.collectors.ipmi.channel import Channel, UnknownCommandE
 from joulewatch_exporter.collectors.ipmi.records import PowerSensor
 from joulewatch_exporter.collectors.ipmi.repository import RepositoryReader
 from joulewatch_exporter.errors import SensorAbsentError, SensorError, SensorGlitchError
-from joulewatch_exporter.model import Quantity, Reading, SensorInfo
+from joulewatch_exporter.model import Quantity, Reading, ReadMode, SensorInfo
 
 Source = Literal["auto", "dcmi", "sdr"]
 
@@ -39,6 +39,7 @@ class BmcSettings:
     deadline_s: float
     is_remote: bool
     """Whether it is the BMC of another machine."""
+    read_mode: ReadMode
     privilege_fix: str
     """How to fix an insufficient privilege."""
 
@@ -92,6 +93,8 @@ class DcmiDevice:
                 max_power_watts=records.MAX_POWER_WATTS,
                 max_gap_s=settings.max_gap_s,
                 is_remote=settings.is_remote,
+                read_mode=settings.read_mode,
+                period_s=settings.interval_s,
             ),
         )
 
@@ -146,6 +149,8 @@ class SdrDevice:
                     max_power_watts=records.MAX_POWER_WATTS,
                     max_gap_s=settings.max_gap_s,
                     is_remote=settings.is_remote,
+                    read_mode=settings.read_mode,
+                    period_s=settings.interval_s,
                 )
             )
         self.infos: Sequence[SensorInfo] = tuple(infos)

@@ -179,6 +179,8 @@ class _Discovery:
             max_gap_s=GAP_PERIODS * max(self._interval_s, source.sensing_s or 0.0),
             relation="inside",
             is_remote=not self._target.this_machine,
+            read_mode="remote",
+            period_s=max(self._interval_s, source.sensing_s or 0.0),
         )
         self._series.append(
             Series(
