@@ -26,6 +26,9 @@ Distribution = Literal["uniform", "triangular", "arcsine", "normal"]
 ACCURACY: Final = "accuracy"
 """Name of the budget component of a sensor's published accuracy."""
 
+UNKNOWN_OFFSET_S: Final = 0.25
+"""Assumed largest difference of two clocks that nothing compared. NTP's own bound (root dispersion and half the root
+delay) is not used: the harness can read only that of its own machine, which bounds one of the two clocks."""
 _POWER_CAP_FACTOR: Final = 2.0
 """Assumed largest power just outside a window, as a multiple of its mean; at least the largest power observed."""
 _LEAST_POWER_DOUBT: Final = 0.2
@@ -62,6 +65,8 @@ class ClockOffset:
 
     lower_s: float = 0.0
     upper_s: float = 0.0
+    known: bool = True
+    """Whether the clocks were compared; False: the bounds are assumed (``UNKNOWN_CLOCK``)."""
 
     @property
     def nominal_s(self) -> float:
@@ -74,9 +79,15 @@ class ClockOffset:
         return max(self.upper_s - self.nominal_s, self.nominal_s - self.lower_s)
 
 
+UNKNOWN_CLOCK: Final = ClockOffset(-UNKNOWN_OFFSET_S, UNKNOWN_OFFSET_S, known=False)
+
+
 @dataclass(frozen=True, slots=True)
 class EdgeReading:
-    """One counter read at one edge: joules, and the time on the exporter's clock."""
+    """One counter read at one edge: joules, and the time on the exporter's clock.
+
+    If both readings of a window have the same ``offset``, they have the same error of it.
+    """
 
     read_at_s: float
     joules: float
@@ -216,6 +227,10 @@ def energy_from_edges(
     was idle, or ran as in the window, or something in between: the mean of the smallest power observed and the power of
     the window is subtracted. The bounds do not rely on the smallest power; they assume 0.
 
+    An error of the offset that is common to both readings moves both of them by the same time. The time between them
+    stays the same, so it cancels in the energy, but not in the bounds. The harness reads outside the window: if an
+    offset that the bounds allow places both readings there, it is used.
+
     Args:
         start: Reading at the start; before ``window.start_s`` unless the clocks differ.
         end: Reading at the end.
@@ -253,18 +268,21 @@ def energy_from_edges(
     power = rise / between_s
     cap = max(_POWER_CAP_FACTOR * power, power_cap_watts)
     floor = min(power_floor_watts, power)
-    joules, lower, upper = rise, rise, rise
+    outside_s, inside_s = _largest_slacks(slack_s, start.offset, end.offset, window.clock_error_s)
+    lower, upper = rise - outside_s * cap, rise + inside_s * cap
+    clock_half = 2 * window.clock_error_s * power
+    if start.offset == end.offset:
+        slack_s = _moved_outside(slack_s, start.offset.half_width_s)
+    else:
+        clock_half += (start.offset.half_width_s + end.offset.half_width_s) * power
+    joules = rise
     items = []
-    slack_half, clock_half = 0.0, 0.0
-    for slack, offset in zip(slack_s, (start.offset, end.offset), strict=True):
-        error_s = offset.half_width_s + window.clock_error_s
+    slack_half = 0.0
+    for slack in slack_s:
         # A reading inside the window misses energy at the window's power; a reading outside includes too much, at a
         # power between the smallest one observed and the window's.
         joules -= slack * (power + floor) / 2 if slack >= 0 else slack * power
         slack_half += abs(slack) * max(power - floor, _LEAST_POWER_DOUBT * power) / 2
-        clock_half += error_s * power
-        lower -= max(slack + error_s, 0.0) * cap
-        upper += max(error_s - slack, 0.0) * cap
     if slack_half > 0:
         text = f"{slack_s[0] * 1e3:.3g} ms and {slack_s[1] * 1e3:.3g} ms between the readings and the window"
         # The extremes are the likely cases: the machine is idle while its counters are read, or keeps running.
@@ -302,6 +320,35 @@ def energy_from_edges(
         duration_s=window.duration_s,
         samples=2,
     )
+
+
+def _largest_slacks(
+    slack_s: tuple[float, float], start: ClockOffset, end: ClockOffset, error_s: float
+) -> tuple[float, float]:
+    """Return the longest total time between the readings and the window outside it, and the longest inside it.
+
+    Args:
+        slack_s: Time from the reading to the start, and from the end to the reading; negative inside the window.
+        start: Clock offset of the reading at the start.
+        end: Clock offset of the reading at the end.
+        error_s: By which each edge of the window may be off.
+    """
+    first_s, last_s = start.half_width_s, end.half_width_s
+    # A common offset moves both readings in one direction: away from the window at one edge, into it at the other. The
+    # totals are convex in the shift, so they are largest at its limits.
+    signs = ((1, -1), (-1, 1)) if start == end else ((1, 1), (-1, -1))
+    moved = [(slack_s[0] + a * first_s, slack_s[1] + b * last_s) for a, b in signs]
+    outside_s = max(sum(max(slack + error_s, 0.0) for slack in pair) for pair in moved)
+    return outside_s, max(sum(max(error_s - slack, 0.0) for slack in pair) for pair in moved)
+
+
+def _moved_outside(slack_s: tuple[float, float], limit_s: float) -> tuple[float, float]:
+    """Move both readings by one time, at most ``limit_s``, so that as little as possible of it is inside the window."""
+    first_s, last_s = slack_s
+    if first_s * last_s >= 0:
+        return slack_s
+    shift_s = math.copysign(min(abs(first_s), abs(last_s), limit_s), last_s)
+    return first_s + shift_s, last_s - shift_s
 
 
 def _bracket(times_s: Floats, edge_s: float, error_s: float, name: str, max_gap_s: float) -> tuple[int, int]:
@@ -362,12 +409,16 @@ def energy_from_counter(
     offset: ClockOffset = ClockOffset(),
     max_gap_s: float | None = None,
     restarts_s: Floats | None = None,
+    power_floor_watts: float = 0.0,
     power_cap_watts: float = 0.0,
 ) -> WindowEnergy:
     """Energy of a window from a counter's history, interpolated between the two samples around each edge.
 
     The energies of adjacent windows add up to the energy of their union. The bounds use only that a counter never
     falls (and, for the refresh period, the largest power).
+
+    An error of the clock offset moves the window as a whole. It loses energy at one edge and gains it at the other, so
+    the error of the energy is at most the shift times the difference of the largest and the smallest power.
 
     Args:
         counter: Joules at read timestamps, on the exporter's clock.
@@ -376,6 +427,7 @@ def energy_from_counter(
         offset: The exporter's clock minus the harness's.
         max_gap_s: Longest accepted spacing around an edge; default: three median spacings.
         restarts_s: Times at which the exporter started.
+        power_floor_watts: Smallest power observed of the device.
         power_cap_watts: Largest power observed of the device; the bounds always allow for twice the window's mean power
             and for the steepest increase between two samples.
 
@@ -413,8 +465,13 @@ def energy_from_counter(
     power = joules / window.duration_s
     steepest = float((steps / (part_times[1:] - part_times[:-1])).max()) if steps.size else 0.0
     cap = max(_POWER_CAP_FACTOR * power, steepest, power_cap_watts)
+    floor = min(power_floor_watts, power)
     items = []
-    edges = ((start_s, at_start, a, b), (end_s, at_end, c, d))
+    # An error of the clock offset is the component "clock". It does not widen the interpolation, too.
+    edges = [
+        (edge_s, estimate, *_bracket(times_s, edge_s, window.clock_error_s, name, max_gap_s))
+        for edge_s, estimate, name in ((start_s, at_start, "start"), (end_s, at_end, "end"))
+    ]
     spreads, halves = [], []
     for edge_s, estimate, before, after in edges:
         low, high = float(values[before]) - base, float(values[after]) - base
@@ -437,8 +494,8 @@ def energy_from_counter(
             )
         )
     if error_s > 0:
-        half = 2 * error_s * power
-        text = f"clocks and their mapping, {error_s * 1e3:.3g} ms at either edge"
+        half = offset.half_width_s * (cap - floor) + 2 * window.clock_error_s * power
+        text = _clock_text(offset, window.clock_error_s)
         items.append(
             BudgetItem(
                 name="clock",
@@ -460,6 +517,14 @@ def energy_from_counter(
         method="history",
         duration_s=window.duration_s,
         samples=max(c - b + 1, 0),
+    )
+
+
+def _clock_text(offset: ClockOffset, error_s: float) -> str:
+    known = "known" if offset.known else "unknown, assumed"
+    return (
+        f"the exporter's clock, {known} to be within {offset.half_width_s * 1e3:.3g} ms; the harness's mapping of its "
+        f"clocks, {error_s * 1e3:.3g} ms at either edge"
     )
 
 
@@ -527,10 +592,12 @@ def energy_from_power(
                 systematic=True,
             )
         )
-    error_s = window.clock_error_s + offset.half_width_s
-    clock_half = error_s * float(abs(watts[0]) + abs(watts[-1]))
+    # As for a counter: an error of the offset gains at one edge what it loses at the other.
+    near = power.between(start_s - offset.half_width_s, end_s + offset.half_width_s).values
+    clock_half = window.clock_error_s * float(abs(watts[0]) + abs(watts[-1]))
+    clock_half += offset.half_width_s * float(np.ptp(near))
     if clock_half > 0:
-        text = f"clocks and their mapping, {error_s * 1e3:.3g} ms at either edge"
+        text = _clock_text(offset, window.clock_error_s)
         items.append(
             BudgetItem(
                 name="clock",

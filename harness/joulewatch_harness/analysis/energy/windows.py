@@ -268,6 +268,7 @@ def _measure(
                 offset=offset,
                 max_gap_s=data.max_gap_s,
                 restarts_s=data.restarts_s,
+                power_floor_watts=data.range_watts[0],
                 power_cap_watts=data.range_watts[1],
             )
         except CoverageError as error:

@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from joulewatch_harness.analysis.energy.window_energy import (
+    UNKNOWN_CLOCK,
     ClockOffset,
     EdgeReading,
     Span,
@@ -112,7 +113,8 @@ def signals(draw: st.DrawFn) -> tuple[Signal, float]:
     refresh_s=st.sampled_from([0.0, 0.001, 0.01, 0.1]),
     start=st.floats(2, 12),
     length=st.floats(0.2, 6),
-    clock=st.floats(-0.05, 0.05),
+    clock=st.floats(-1, 1),
+    offset=st.sampled_from([ClockOffset(-0.05, 0.05), UNKNOWN_CLOCK]),
 )
 def test_the_bounds_of_a_history_contain_the_truth(
     signal: tuple[Signal, float],
@@ -121,18 +123,20 @@ def test_the_bounds_of_a_history_contain_the_truth(
     start: float,
     length: float,
     clock: float,
+    offset: ClockOffset,
 ) -> None:
-    """Any signal, any sampling times, a counter with a refresh period, a clock known to within 50 ms."""
+    """Any signal, any sampling times, a counter with a refresh period, a clock known to within 50 ms or unknown."""
     truth, largest = signal
+    clock *= offset.upper_s
     times = T0 + np.cumsum(np.array(steps))
-    assume(times[0] < T0 + start - 0.2 and times[-1] > T0 + start + length + 0.2)
+    assume(times[0] < T0 + start - 0.6 and times[-1] > T0 + start + length + 0.6)
     counter = Series(times + clock, truth.counter_joules(times, refresh_s))
     window = Span(T0 + start, T0 + start + length)
     actual = energy_from_counter(
         counter,
         window,
         Traits(refresh_s=refresh_s),
-        offset=ClockOffset(-0.05, 0.05),
+        offset=offset,
         max_gap_s=5.0,
         power_cap_watts=largest,
     )
@@ -149,7 +153,8 @@ def test_the_bounds_of_a_history_contain_the_truth(
     refresh_s=st.sampled_from([0.0, 0.001, 0.01]),
     start=st.floats(2, 12),
     length=st.floats(0.2, 6),
-    clock=st.floats(-0.003, 0.003),
+    clock=st.floats(-1, 1),
+    offset=st.sampled_from([ClockOffset(-0.003, 0.003), UNKNOWN_CLOCK]),
 )
 def test_the_bounds_of_edges_contain_the_truth(
     signal: tuple[Signal, float],
@@ -159,10 +164,12 @@ def test_the_bounds_of_edges_contain_the_truth(
     start: float,
     length: float,
     clock: float,
+    offset: ClockOffset,
 ) -> None:
+    """Both readings have one offset, anywhere within its bounds."""
     truth, largest = signal
     window = Span(T0 + start, T0 + start + length)
-    offset = ClockOffset(-0.003, 0.003)
+    clock *= offset.upper_s
     reads = (window.start_s - before, window.end_s + after)
     first, last = (EdgeReading(at_s + clock, float(truth.counter_joules(at_s, refresh_s)), offset) for at_s in reads)
     actual = energy_from_edges(first, last, window, Traits(refresh_s=refresh_s), power_cap_watts=largest)
@@ -472,6 +479,7 @@ def test_worked_example_of_a_history() -> None:
         Span(2.5, 7.25, clock_error_s=0.125),
         WORKED,
         offset=ClockOffset(0.125, 0.375),
+        power_floor_watts=40.0,
         power_cap_watts=240.0,
     )
     assert found.joules == pytest.approx(475.0)
@@ -479,7 +487,8 @@ def test_worked_example_of_a_history() -> None:
     spreads = (math.sqrt((25**3 + 35**3) / (3 * 60)), math.sqrt((50**3 + 50**3) / (3 * 100)))
     assert budget_of(found) == {
         "interpolation": (35.0 + 50.0, pytest.approx(85 / math.hypot(*spreads), rel=1e-9), "uniform", True, ""),
-        "clock": (2 * 0.25 * 100, math.sqrt(3), "uniform", True, ""),
+        # The offset moves both edges together, the mapping moves each by itself.
+        "clock": (0.125 * (240 - 40) + 2 * 0.125 * 100, math.sqrt(3), "uniform", True, ""),
         "refresh": (0.05 * 100, math.sqrt(6), "triangular", False, ""),
         "resolution": (2.0, math.sqrt(6), "triangular", False, ""),
         "accuracy": (0.04 * 475, math.sqrt(3), "uniform", True, "rapl"),
@@ -508,6 +517,57 @@ def test_bounds_allow_for_twice_the_mean_power() -> None:
     assert item.standard_joules == pytest.approx(25.0 / math.sqrt(3))
 
 
+@pytest.mark.parametrize("ahead_s", [0.25, -0.25])
+def test_the_bounds_of_a_history_hold_with_an_unknown_clock(ahead_s: float) -> None:
+    """200 W for 1 s over 20 W of idle; the exporter's clock is 250 ms ahead or behind, and nothing compared it."""
+    times_s = np.arange(0.05, 20.0, 0.1)
+    joules = 20 * times_s + 180 * np.clip(times_s - 10, 0, 1)
+    counter, window = Series(times_s + ahead_s, joules), Span(10.0, 11.0)
+    blind = energy_from_counter(counter, window)
+    assert blind.joules == pytest.approx(155.0) and blind.upper_joules < 200.0
+    found = energy_from_counter(counter, window, offset=UNKNOWN_CLOCK, power_floor_watts=20.0, power_cap_watts=200.0)
+    assert found.joules == pytest.approx(155.0)
+    assert found.lower_joules <= 200.0 <= found.upper_joules
+    items = {item.name: item for item in found.budget}
+    # The largest power is taken as twice the mean, 310 W.
+    assert items["clock"].half_width_joules == pytest.approx(0.25 * (310 - 20))
+    assert abs(found.joules - 200.0) <= 1.96 * found.standard_joules
+    assert "unknown, assumed to be within 250 ms" in items["clock"].text
+    exact = energy_from_counter(counter, window, offset=ClockOffset(ahead_s, ahead_s), power_cap_watts=200.0)
+    assert exact.joules == pytest.approx(200.0)
+    assert {item.name for item in exact.budget} == {"interpolation"}
+
+
+@pytest.mark.parametrize("ahead_s", [0.25, 0.1, 0.0, -0.25])
+@pytest.mark.parametrize("window_s", [1.0, 2.5])
+def test_an_unknown_offset_common_to_both_readings_cancels(ahead_s: float, window_s: float) -> None:
+    """200 W around the window and 20 W at rest: the ± is that of the 5 ms outside the window, with any offset."""
+    window = Span(10.0, 10.0 + window_s, clock_error_s=1e-6)
+    reads_s = (window.start_s - 0.002, window.end_s + 0.003)
+
+    def energy(offset: ClockOffset) -> WindowEnergy:
+        first, last = (EdgeReading(at_s + ahead_s, 200 * at_s, offset) for at_s in reads_s)
+        return energy_from_edges(first, last, window, power_floor_watts=20.0, power_cap_watts=200.0)
+
+    found, exact = energy(UNKNOWN_CLOCK), energy(ClockOffset(ahead_s, ahead_s))
+    assert found.joules == pytest.approx(exact.joules, abs=1e-9)
+    assert found.standard_joules == pytest.approx(exact.standard_joules, abs=1e-9)
+    assert found.joules == pytest.approx(200 * window_s, abs=0.005 * 180 / 2 + 1e-6)
+    assert found.lower_joules <= 200 * window_s <= found.upper_joules
+
+
+def test_a_reading_far_inside_the_window_stays_there() -> None:
+    """A sensor read in the background, 0.7 s before the start and 0.4 s before the end: 0.25 s cannot explain that."""
+    found = energy_from_edges(
+        EdgeReading(9.3, 0.0, UNKNOWN_CLOCK), EdgeReading(11.6, 230.0, UNKNOWN_CLOCK), Span(10.0, 12.0)
+    )
+    (slack,) = found.budget
+    assert slack.text.startswith("450 ms and -150 ms")
+    assert found.joules == pytest.approx(230 - 0.45 * 50 + 0.15 * 100)
+    assert found.lower_joules == pytest.approx(230 - (0.7 + 0.25) * 200)
+    assert found.upper_joules == pytest.approx(230 + (0.4 + 0.25) * 200)
+
+
 def test_worked_example_of_power() -> None:
     """10 W more each second: the trapezoids are exact, and their bounds are the rectangles above and below."""
     times_s = np.arange(0.0, 12.0)
@@ -516,7 +576,8 @@ def test_worked_example_of_power() -> None:
     )
     assert found.joules == pytest.approx(5 * (7.25**2 - 3.25**2))
     halves = (7.5 * 0.75 / 2, 5.0, 5.0, 5.0, 2.5 * 0.25 / 2)
-    half, clock_half = sum(halves), 0.3 * (32.5 + 72.5)
+    # An offset between 0.5 and 1.0 s: near the window the power is between 30 and 80 W.
+    half, clock_half = sum(halves), 0.05 * (32.5 + 72.5) + 0.25 * (80.0 - 30.0)
     assert budget_of(found) == {
         "trapezoid": (half, pytest.approx(half / (math.hypot(*halves) / math.sqrt(3)), rel=1e-9), "uniform", True, ""),
         "clock": (clock_half, math.sqrt(3), "uniform", True, ""),
@@ -525,6 +586,8 @@ def test_worked_example_of_power() -> None:
     assert found.lower_joules == pytest.approx(210 - half - clock_half)
     assert found.upper_joules == pytest.approx(210 + half + clock_half)
     assert (found.method, found.samples, found.duration_s) == ("power", 4, 4.0)
+    unknown = energy_from_power(Series(times_s, 10 * times_s), Span(2.5, 6.5), offset=UNKNOWN_CLOCK)
+    assert {item.name: item.half_width_joules for item in unknown.budget}["clock"] == pytest.approx(0.25 * 50)
     on_samples = energy_from_power(Series(times_s, 10 * times_s), Span(2.0, 6.0))
     assert (on_samples.joules, on_samples.samples) == (pytest.approx(160.0), 5)
     steady = energy_from_power(Series(times_s, np.full(12, 7.0)), Span(2.0, 6.0))
