@@ -220,6 +220,7 @@ def _measure(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
     from joulewatch_harness.delivery.delivery import open_delivery
     from joulewatch_harness.records import SCHEMA_VERSION, RunHeader
     from joulewatch_harness.runner.edges import EdgeReader
+    from joulewatch_harness.runner.processor_time import ProcessorClock
     from joulewatch_harness.runner.progress import RunProgress, duration
     from joulewatch_harness.runner.provenance import collect
     from joulewatch_harness.runner.recorder import Recorder
@@ -277,6 +278,7 @@ def _measure(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
                 reporter=progress,
                 stop=stop,
                 refresh_s=refresh_s,
+                processors=ProcessorClock(),
             ).run()
     finally:
         report = delivery.close(DELIVERY_WAIT_S)

@@ -2,7 +2,9 @@
 
 ::
 
-    clock mapping | energy counters | start time | work | end time | energy counters | clock mapping
+    clock mapping | processor time | energy counters | start time
+        | work |
+    end time | energy counters | processor time | clock mapping
 
 Why in this order:
 
@@ -14,6 +16,8 @@ Why in this order:
 * The mapping from monotonic to wall clock is read on both sides, and each edge is converted with the mapping of its
   own side. A wall clock that NTP slews during the window then gives the right time at both edges, and a clock that was
   set shows as a difference between the two mappings.
+* The processor times are read outside the energy counters, because reading them takes up to a millisecond on a large
+  machine, and they need no such precision: they are scaled to the length of the window.
 * Parsing, writing and delivering wait until the bracket is closed: nothing that costs energy or time competes with
   the work.
 
@@ -28,6 +32,7 @@ from typing import Protocol, Self, TypedDict, Unpack
 from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.records import Edge, Latency, PhaseTime, Window, WindowKind
 from joulewatch_harness.runner.clocks import ClockMapping
+from joulewatch_harness.runner.processor_time import ProcessorReading, ProcessorSource, used_between
 
 
 class UnparsedEdge(Protocol):
@@ -63,11 +68,17 @@ class Bracket:
     Args:
         clock: The harness's clocks.
         edges: Reads the energy counters; None for a window whose energy is not evaluated.
+        processors: Reads the processor times; None: they stay unknown.
     """
 
-    def __init__(self, clock: Clock, edges: EdgeSource | None = None) -> None:
+    def __init__(
+        self, clock: Clock, edges: EdgeSource | None = None, processors: ProcessorSource | None = None
+    ) -> None:
         self._clock = clock
         self._edges = edges
+        self._processors = processors
+        self._start_used: ProcessorReading | None = None
+        self._end_used: ProcessorReading | None = None
         self._start_edge: UnparsedEdge | None = None
         self._end_edge: UnparsedEdge | None = None
         self.start_ns = 0
@@ -76,6 +87,8 @@ class Bracket:
 
     def __enter__(self) -> Self:
         self._start_mapping = ClockMapping.read(self._clock)
+        if self._processors is not None:
+            self._start_used = self._processors.read()
         if self._edges is not None:
             self._start_edge = self._edges.fetch()
         self.start_ns = self._clock.monotonic_ns()
@@ -87,6 +100,8 @@ class Bracket:
         self.end_ns = self._clock.monotonic_ns()
         if self._edges is not None:
             self._end_edge = self._edges.fetch()
+        if self._processors is not None:
+            self._end_used = self._processors.read()
         self._end_mapping = ClockMapping.read(self._clock)
 
     @property
@@ -116,6 +131,7 @@ class Bracket:
             end_s=self._end_mapping.unix_s(self.end_ns),
             duration_s=self.duration_s,
             clock_error_s=max(self._start_mapping.error_s, self._end_mapping.error_s),
+            processor_time=used_between(self._start_used, self._end_used, self.duration_s),
             inferences=contents.get("batches", 0) * contents.get("batch_size", 0),
             start_edge=start_edge,
             end_edge=end_edge,

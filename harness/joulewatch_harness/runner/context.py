@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.runner.bracket import Bracket, EdgeSource
+from joulewatch_harness.runner.processor_time import ProcessorSource
 from joulewatch_harness.runner.run_log import Reporter, RunLog
 from joulewatch_harness.runner.stopping import StopRequest
 
@@ -23,11 +24,12 @@ class RunContext:
     stop: StopRequest
     refresh_s: float | None = None
     """Refresh period of the slowest sensor."""
+    processors: ProcessorSource | None = None
 
     def bracket(self) -> Bracket:
         """Return a bracket that reads the energy counters."""
-        return Bracket(self.clock, self.edges)
+        return Bracket(self.clock, self.edges, self.processors)
 
     def bracket_without_edges(self) -> Bracket:
         """Return a bracket for a window whose energy is not evaluated: warm-up, phases."""
-        return Bracket(self.clock)
+        return Bracket(self.clock, processors=self.processors)

@@ -23,6 +23,7 @@ from joulewatch_harness.runner.calls import Cell, LoadedNetwork
 from joulewatch_harness.runner.context import RunContext
 from joulewatch_harness.runner.measuring import measure
 from joulewatch_harness.runner.phase_pass import phase_pass
+from joulewatch_harness.runner.processor_time import ProcessorSource
 from joulewatch_harness.runner.processor_use import ProcessorUse
 from joulewatch_harness.runner.run_log import Delivering, LineSink, LineWriter, Reporter, RunLog
 from joulewatch_harness.runner.setup import load_network
@@ -56,6 +57,7 @@ class Runner:
         reporter: Shows progress.
         stop: Checked between calls.
         refresh_s: Refresh period of the slowest sensor; windows shorter than 20 of them get the flag ``too_short``.
+        processors: Reads the processor times around each window; None: they stay unknown.
         clock: For tests.
     """
 
@@ -73,6 +75,7 @@ class Runner:
         reporter: Reporter,
         stop: StopRequest,
         refresh_s: float | None = None,
+        processors: ProcessorSource | None = None,
         clock: Clock = time,
     ) -> None:
         self._steps = steps
@@ -85,6 +88,7 @@ class Runner:
             reporter=reporter,
             stop=stop,
             refresh_s=refresh_s,
+            processors=processors,
         )
         self._processor_use = ProcessorUse({configuration.name: network for configuration, network in networks})
         self._loaded: dict[str, LoadedNetwork] = {}

@@ -9,6 +9,7 @@ import pytest
 from joulewatch_harness.records import Edge
 from joulewatch_harness.runner.bracket import Bracket
 from joulewatch_harness.runner.clocks import MAPPING_TRIES
+from joulewatch_harness.runner.processor_time import ProcessorReading
 from support.clock import NS_PER_S, FakeClock
 
 MAPPING = ["monotonic", "wall", "monotonic"] * MAPPING_TRIES
@@ -38,6 +39,18 @@ class Reads(FakeClock):
 
 
 @dataclass
+class Processors:
+    """A machine with two processors, one of which is always busy with the run."""
+
+    reads: Reads
+
+    def read(self) -> ProcessorReading:
+        self.reads.order.append("processors")
+        at_s = self.reads.now_ns / NS_PER_S
+        return ProcessorReading(at_ns=self.reads.now_ns, idle_s=at_s, counted_s=2 * at_s, own_s=at_s / 2, processors=2)
+
+
+@dataclass
 class FetchedEdge:
     reads: Reads
     number: int
@@ -58,6 +71,21 @@ def test_mapping_counters_time_work_time_counters_mapping() -> None:
     assert window.start_edge is not None and window.start_edge.requested_at_s == 1
     assert window.end_edge is not None and window.end_edge.requested_at_s == 2
     assert (window.run, window.index, window.kind) == ("r", 3, "idle")
+
+
+def test_the_processor_times_are_read_outside_the_counters() -> None:
+    reads = Reads()
+    with Bracket(reads, reads, Processors(reads)) as bracket:
+        reads.order.append("work")
+        reads.advance(1.0)
+    inside = ["processors", "counters", "monotonic", "work", "monotonic", "counters", "processors"]
+    assert reads.order == [*MAPPING, *inside, *MAPPING]
+    used = bracket.window(run="r", index=0, kind="idle").processor_time
+    assert used is not None
+    assert (used.busy_s, used.own_s, used.processors) == (pytest.approx(1.0), pytest.approx(0.5), 2)
+    with Bracket(reads, reads) as bracket:
+        pass
+    assert bracket.window(run="r", index=0, kind="idle").processor_time is None
 
 
 def test_a_window_lasts_as_long_as_the_work() -> None:
