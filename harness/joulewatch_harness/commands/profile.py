@@ -36,7 +36,7 @@ from joulewatch_harness.plan.plan import (
 )
 from joulewatch_harness.plan.runtimes import RUNTIMES, takes_model_files
 from joulewatch_harness.plan.scenario import OFFLINE, SCENARIOS
-from joulewatch_harness.plan.steps import steps, window_length_s
+from joulewatch_harness.plan.steps import settle_length_s, steps, window_length_s
 from joulewatch_harness.runner.pinning import check_cpus
 from joulewatch_harness.runner.preflight import Prepared, prepare, slowest_refresh_s
 
@@ -229,8 +229,9 @@ def _measure(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
     from joulewatch_harness.storage.journal import Journal
     from joulewatch_harness.storage.recording import RecordingWriter
 
-    plan = prepared.plan
     refresh_s = slowest_refresh_s(prepared.sensors)
+    # The header has the settle time as it was: the analysis needs it.
+    plan = replace(prepared.plan, settle_s=settle_length_s(prepared.plan, refresh_s))
     sequence = steps(plan, refresh_s)
     header = RunHeader(
         run=prepared.run,
@@ -238,7 +239,7 @@ def _measure(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
         schema=SCHEMA_VERSION,
         command=("joulewatch", *sys.argv[1:]),
         plan=plan.to_mapping(),
-        plan_sha256=plan.sha256(),
+        plan_sha256=prepared.plan.sha256(),
         configurations=plan.configurations,
         exporters=prepared.exporters,
         sensors=prepared.sensors,

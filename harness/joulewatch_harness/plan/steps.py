@@ -63,6 +63,19 @@ def window_length_s(plan: Plan, refresh_s: float | None) -> float:
     return min(least, plan.max_window_s)
 
 
+def settle_length_s(plan: Plan, refresh_s: float | None) -> float:
+    """Return the time under load around a window: the plan's, at least one refresh period, at most ``max_window_s``.
+
+    The counter that is read at the start of a window is up to one refresh period old. If the load is younger, part of
+    the window's energy is that of the time before, in every round alike, so that no mean shows it.
+
+    Args:
+        plan: The plan.
+        refresh_s: As for ``window_length_s``.
+    """
+    return max(plan.settle_s, min(refresh_s or 0.0, plan.max_window_s))
+
+
 def steps(plan: Plan, refresh_s: float | None = None) -> tuple[Step, ...]:
     """Return the steps in order: idle, load, idle, the rounds, idle.
 
@@ -98,5 +111,8 @@ def estimate_s(plan: Plan, step: Step) -> float:
         return 0.5 * len(plan.configurations)
     if isinstance(step, PhaseStep):
         return PHASE_PASS_S + 2 * PHASE_COST_PAIRS * PHASE_COST_S + plan.settle_s
-    before_s = 0.5 * (plan.warmup_s + plan.max_warmup_s) if step.repeat == 0 else plan.settle_s
+    before_s = plan.settle_s
+    if step.repeat == 0:
+        warm_up_s = 0.5 * (plan.warmup_s + plan.max_warmup_s)
+        before_s = warm_up_s + (plan.settle_s if plan.settle_s > plan.warmup_s else 0.0)
     return before_s + step.window_s + plan.settle_s + 0.1

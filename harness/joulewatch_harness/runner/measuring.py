@@ -42,6 +42,8 @@ def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: P
     prepare(context, cell)
     if step.repeat == 0 or cell.batch_s == 0.0:
         warm_up(context, cell, step)
+        if plan.settle_s > plan.warmup_s:
+            settle(context, cell)
     else:
         settle(context, cell)
     context.log.window_opened("measure", cell.name, cell.batch_size)

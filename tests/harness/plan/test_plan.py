@@ -20,6 +20,7 @@ from joulewatch_harness.plan.steps import (
     MeasureStep,
     PhaseStep,
     estimate_s,
+    settle_length_s,
     steps,
     window_length_s,
 )
@@ -207,6 +208,26 @@ def test_window_length_follows_the_slowest_sensor_up_to_the_limit() -> None:
     assert window_length_s(plan, 0.001) == 2
     assert window_length_s(plan, 0.5) == 10
     assert window_length_s(plan, 1.0) == 15
+
+
+def test_the_load_settles_for_a_refresh_period_of_the_slowest_sensor() -> None:
+    plan = make_plan({"settle_s": 0.2, "max_window_s": 15}, "x")
+    assert settle_length_s(plan, None) == 0.2
+    assert settle_length_s(plan, 0.1) == 0.2
+    assert settle_length_s(plan, 5.0) == 5.0
+    assert settle_length_s(plan, 30.0) == 15.0, "as long as the longest window"
+    assert settle_length_s(make_plan({"settle_s": 20, "max_window_s": 15}, "x"), 30.0) == 20.0
+
+
+def test_a_settle_time_above_the_warm_up_is_in_the_estimate() -> None:
+    for settle_s, before_s in ((1.0, 3.0), (2.0, 3.0), (2.5, 5.5)):
+        plan = make_plan({"settle_s": settle_s, "warmup_s": 2, "max_warmup_s": 4}, "x")
+        first, later = (
+            estimate_s(plan, MeasureStep(configuration="a", batch_size=1, repeat=repeat, window_s=1.0))
+            for repeat in (0, 1)
+        )
+        assert first == pytest.approx(before_s + 1.0 + settle_s + 0.1)
+        assert later == pytest.approx(settle_s + 1.0 + settle_s + 0.1)
 
 
 def test_a_long_window_raises_the_default_limit() -> None:

@@ -310,6 +310,17 @@ def test_every_window_lies_inside_the_load_of_its_own_cell() -> None:
         assert after_s == pytest.approx(2.0, abs=0.11), f"after round {window.repeat + 1}"
 
 
+def test_the_load_settles_after_a_warm_up_that_is_shorter() -> None:
+    """The counter at the start of the first round's windows is as old as in the others."""
+    bench = make_bench(settle_s=3, warmup_s=0.3, max_warmup_s=0.9)
+    load = record_load(bench)
+    bench.run()
+    for window in bench.lines.windows("measure"):
+        own = [call for call in load if (call.network, call.batch_size) == (window.configuration, window.batch_size)]
+        before = [call for call in own if window.start_s - 3.1 < call.start_s < window.start_s]
+        assert sum(call.end_s - call.start_s for call in before) >= 3.0, f"before round {window.repeat + 1}"
+
+
 def test_at_least_three_batches_run_before_every_window() -> None:
     """Also where the plan has no settle time."""
     bench = make_bench(settle_s=0, batch_sizes=[1], max_window_s=5)
