@@ -28,8 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="RUN|CONFIGURATION",
         help="a run (id or a prefix of it, directory, recording or result.json), or a configuration of the run before "
-        "it (name, part of the name such as int8, or pattern with *). The first one is the baseline. A single run: "
-        "compare its configurations; several runs: compare configurations of the same name",
+        "it (name, part of the name such as int8, or pattern with *). RUN1,RUN2,RUN3: repeated runs of one plan, whose "
+        "mean is compared. The first one is the baseline. A single run: compare its configurations; several runs: "
+        "compare configurations of the same name",
     )
     add_output_argument(parser)
     add_format_argument(parser)
@@ -90,7 +91,7 @@ def choose(words: Sequence[str], output: Path, options: PrometheusOptions | None
             chosen[-1] = (chosen[-1][0], (*chosen[-1][1], word))
             continue
         try:
-            run = read(word, output, options)
+            run = read_repeats(word, output, options)
         except (QueryError, RecordError) as error:
             if not chosen or Path(word).exists():
                 raise
@@ -103,6 +104,20 @@ def choose(words: Sequence[str], output: Path, options: PrometheusOptions | None
         # A run that is named twice is one object, so that the errors of its idle windows cancel.
         chosen.append((known.setdefault(run.id, run), ()))
     return chosen
+
+
+def read_repeats(word: str, output: Path, options: PrometheusOptions | None) -> Run:
+    """Return one run, or several with a comma between them as repeats of one plan.
+
+    Raises:
+        ConfigError: The runs are not repeats.
+        QueryError, RecordError: A run is unknown or cannot be read.
+    """
+    from joulewatch_harness.analysis.results.compare import repeated
+
+    words = [word] if Path(word).exists() else word.split(",")
+    runs = [read(part, output, options) for part in words]
+    return repeated(runs) if len(runs) > 1 else runs[0]
 
 
 def read(word: str, output: Path, options: PrometheusOptions | None) -> Run:

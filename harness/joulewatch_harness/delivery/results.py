@@ -44,14 +44,16 @@ def result_samples(result: RunResult, at_s: float) -> list[Sample]:
         labels = {**run_labels(result.record.header, group.configuration), "batch_size": str(group.batch_size)}
         if group.throughput is not None:
             add(catalog.RESULT_THROUGHPUT, labels, group.throughput.value)
-            add(catalog.RESULT_THROUGHPUT_UNCERTAINTY, labels, group.throughput.expanded)
+            if group.throughput.expanded is not None:
+                add(catalog.RESULT_THROUGHPUT_UNCERTAINTY, labels, group.throughput.expanded)
         for energy in (*group.components, group.total, *_node(group.nodes)):
             for basis, estimate in (("gross", energy.gross), ("net", energy.net)):
                 if estimate is None:
                     continue
                 of = {**labels, "component": energy.name, "basis": basis, "method": "+".join(energy.methods)}
                 add(catalog.RESULT_ENERGY, of, estimate.value)
-                add(catalog.RESULT_UNCERTAINTY, of, estimate.expanded)
+                if estimate.expanded is not None:
+                    add(catalog.RESULT_UNCERTAINTY, of, estimate.expanded)
     return samples
 
 

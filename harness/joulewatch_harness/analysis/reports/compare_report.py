@@ -94,7 +94,7 @@ def _cell(estimate: Estimate | None, scale: float, *, sign: bool = False) -> str
     if estimate is None:
         return None
     # Rounds that agree to the last bits have no uncertainty to show.
-    known = estimate.expanded > 1e-9 * abs(estimate.value)
+    known = estimate.expanded is not None and estimate.expanded > 1e-9 * abs(estimate.value)
     text = with_uncertainty(estimate, scale) if known else plain(estimate.value * scale)
     return f"+{text}" if sign and estimate.value > 0 else text
 
@@ -126,7 +126,7 @@ def _number_columns(name: str, estimate_of: Callable[[Row], Estimate | None]) ->
 
     def uncertainty(pair_row: tuple[Pair, Row]) -> str:
         estimate = estimate_of(pair_row[1])
-        return "" if estimate is None else f"{estimate.expanded:.3g}"
+        return "" if estimate is None or estimate.expanded is None else f"{estimate.expanded:.3g}"
 
     yield Column(name, value)
     yield Column(f"{name}_uncertainty", uncertainty)

@@ -6,11 +6,12 @@ Below, the share of the time per phase, for each configuration whose batches hav
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from joulewatch_harness.analysis.results.model import OTHER_PHASE, Estimate, GroupResult, RunResult
-from joulewatch_harness.analysis.results.numbers import prefix_for, warning_line
+from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY_TEXT, prefix_for, warning_line
 from joulewatch_harness.analysis.results.phases import EXECUTE_PHASE, has_phases
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.scenario import IDLE_PHASE
@@ -89,7 +90,7 @@ def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
         bars = _draw_phases(result, with_phases, phases)
         lowest = phases[-1] if phases else bottom
         lowest.set_xlabel("Batch size")
-        _foot(lowest, len(with_phases) - panels)
+        _foot(lowest, _foot_lines(result, len(with_phases) - panels))
         if bars:
             phases[0].legend(
                 handles=bars,
@@ -156,12 +157,25 @@ def _draw_phases(result: RunResult, names: list[str], panels: list[Any]) -> list
     return list(handles.values())
 
 
-def _foot(axes: Any, omitted: int) -> None:
-    text = "Sum over device sensors; error bars: expanded uncertainty, 95 % coverage"
+def _foot_lines(result: RunResult, omitted: int) -> list[str]:
+    """Return the notes below the panels; ``omitted``: number of configurations whose phases are not drawn."""
+    lines = ["Sum over device sensors; error bars: expanded uncertainty, 95 % coverage"]
+    totals = [group.total.gross for group in result.groups if group.total.gross is not None]
+    if any("accuracy" not in total.covers for total in totals):
+        lines.append(f"Error bars: {UNKNOWN_ACCURACY_TEXT}")
+    if any(total.expanded is None for total in totals):
+        lines.append("Energies without an error bar: a single usable round, repeatability unknown")
+    errors = sorted({finding.reason for finding in result.findings if finding.severity == "error"})
+    if errors:
+        lines.append(f"Audit errors: {', '.join(errors)}")
     if omitted > 0:
-        text += f"\nThe table shows the phases of {omitted} more configuration{'s' if omitted > 1 else ''}"
+        lines.append(f"The table shows the phases of {omitted} more configuration{'s' if omitted > 1 else ''}")
+    return lines
+
+
+def _foot(axes: Any, lines: Sequence[str]) -> None:
     axes.annotate(
-        text,
+        "\n".join(lines),
         (1, 0),
         (0, -34),
         xycoords="axes fraction",
@@ -250,7 +264,7 @@ def _line(
     sizes, values = _points(members, estimates, scale, shift)
     lower, upper = [], []
     for estimate, value in zip(estimates, values, strict=True):
-        half = estimate.expanded * scale if estimate is not None and not math.isnan(value) else 0.0
+        half = (estimate.expanded or 0.0) * scale if estimate is not None and not math.isnan(value) else 0.0
         # On a logarithmic axis, a bar that reaches zero would have no lower end.
         lower.append(min(half, 0.98 * value) if half else 0.0)
         upper.append(half)

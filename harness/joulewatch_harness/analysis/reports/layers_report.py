@@ -71,7 +71,7 @@ def basis_lines(view: LayerView) -> list[str]:
     if basis is None:
         return [time, "energy: none"]
     exponent, letter = prefix_for([basis.joules_per_inference])
-    joules, error = basis.joules_per_inference / 10**exponent, basis.expanded_joules / 10**exponent
+    joules, error = basis.joules_per_inference / 10**exponent, (basis.expanded_joules or 0.0) / 10**exponent
     energy = f"{joules:.{decimals_for(joules, error)}f}"
     if error > 0:
         energy = f"({energy} ± {error:.{decimals_for(joules, error)}f})"

@@ -69,7 +69,7 @@ def _identity_columns(run: str) -> list[GroupColumn]:
 def _estimate_columns(
     value_name: str, uncertainty_name: str, estimate_of: Callable[[GroupResult], Estimate | None]
 ) -> Iterator[GroupColumn]:
-    """Yield the columns of a value and its expanded uncertainty; without a value the cells are empty."""
+    """Yield the columns of a value and its expanded uncertainty; what is not known is an empty cell."""
 
     def value(group: GroupResult) -> str:
         estimate = estimate_of(group)
@@ -77,7 +77,7 @@ def _estimate_columns(
 
     def uncertainty(group: GroupResult) -> str:
         estimate = estimate_of(group)
-        return "" if estimate is None else f"{estimate.expanded:.3g}"
+        return "" if estimate is None or estimate.expanded is None else f"{estimate.expanded:.3g}"
 
     yield Column(value_name, value)
     yield Column(uncertainty_name, uncertainty)
@@ -107,7 +107,13 @@ def _component_columns(name: str) -> Iterator[GroupColumn]:
         yield from _estimate_columns(
             f"{name}_{basis}_joules_per_inference", f"{name}_{basis}_uncertainty_joules_per_inference", estimate(basis)
         )
+
+    def covers(group: GroupResult) -> str:
+        gross = estimate("gross")(group)
+        return "" if gross is None else "+".join(gross.covers)
+
     yield Column(f"{name}_method", methods)
+    yield Column(f"{name}_uncertainty_covers", covers)
 
 
 def _node_columns(name: str) -> Iterator[GroupColumn]:

@@ -94,6 +94,7 @@ def estimate_document(estimate: Estimate | None, unit: str) -> dict[str, Any] | 
         "unit": unit,
         "standard_uncertainty": estimate.standard,
         "expanded_uncertainty": estimate.expanded,
+        "covers": list(estimate.covers),
         "coverage": 0.95,
         "coverage_factor": estimate.factor,
         "degrees_of_freedom": _finite(estimate.dof),
@@ -177,6 +178,7 @@ def _group_document(group: GroupResult) -> dict[str, Any]:
         "configuration": encode(group.configuration),
         "batch_size": group.batch_size,
         "rounds": group.rounds,
+        "measured_rounds": group.measured_rounds,
         "windows": list(group.windows),
         "left_out": [
             {"window": window.window, "reason": window.reason, "text": window.text} for window in group.excluded

@@ -20,7 +20,14 @@ from joulewatch_harness.analysis.results.model import (
     RunResult,
     SetupResult,
 )
-from joulewatch_harness.analysis.results.numbers import plain, prefix_for, warning_line, with_uncertainty
+from joulewatch_harness.analysis.results.numbers import (
+    UNKNOWN_ACCURACY,
+    UNKNOWN_ACCURACY_TEXT,
+    energy_text,
+    plain,
+    prefix_for,
+    warning_line,
+)
 from joulewatch_harness.analysis.results.phases import has_phases, outside_execution
 from joulewatch_harness.records import SensorRecord
 
@@ -88,11 +95,17 @@ def _energy_cell(result: EnergyResult | None, scale: float) -> str | None:
         return None
     if result.gross is None:
         return _missing_cell(result)
-    return plain(result.gross.value * scale, result.gross.expanded * scale)
+    return plain(result.gross.value * scale, (result.gross.expanded or 0.0) * scale)
+
+
+def _rounds_cell(group: GroupResult) -> str:
+    """Return the rounds that the total uses, and how many were measured if that is more."""
+    used = len(group.total.gross.rounds) if group.total.gross is not None else group.rounds
+    return str(used) if used == group.measured_rounds else f"{used}/{group.measured_rounds}"
 
 
 def _estimate_cell(estimate: Estimate | None, scale: float) -> str | None:
-    return None if estimate is None else with_uncertainty(estimate, scale)
+    return None if estimate is None else energy_text(estimate, scale)
 
 
 def _rate_cell(estimate: Estimate | None) -> str | None:
@@ -100,7 +113,7 @@ def _rate_cell(estimate: Estimate | None) -> str | None:
 
 
 def _per_joule_cell(estimate: Estimate | None) -> str | None:
-    return None if estimate is None else plain(estimate.value, estimate.expanded)
+    return None if estimate is None else plain(estimate.value, estimate.expanded or 0.0)
 
 
 def _milliseconds_cell(group: GroupResult) -> str | None:
@@ -138,6 +151,7 @@ def _group_lines(result: RunResult, scale: float, unit: str, width: int) -> list
 
     columns: list[Column[GroupResult]] = [
         Column("batch", lambda group: group.batch_size),
+        Column("rounds", _rounds_cell),
         Column("inf/s", lambda group: _rate_cell(group.throughput)),
         Column("p50/p99 ms", _milliseconds_cell),
         *map(component, components),
@@ -149,7 +163,24 @@ def _group_lines(result: RunResult, scale: float, unit: str, width: int) -> list
         f"{', '.join((*components, 'total', 'net'))}: {unit} per inference over all device sensors; "
         "±: 95 % coverage; p50/p99: latency of a batch."
     )
-    return [*Table(columns, result.groups, _configuration).lines(width), "", *paragraph(legend, width)]
+    lines = Table(columns, result.groups, _configuration).lines(width)
+    if any(UNKNOWN_ACCURACY in line for line in lines):
+        legend += f" {UNKNOWN_ACCURACY}: {UNKNOWN_ACCURACY_TEXT}."
+    return [*lines, "", *paragraphs([legend, *_single_round_lines(result)], width)]
+
+
+def _single_round_lines(result: RunResult) -> list[str]:
+    """Return which results have no ±, because only one round is usable."""
+    sizes: dict[tuple[str, int], list[int]] = {}
+    for group in result.groups:
+        gross = group.total.gross
+        if gross is not None and gross.expanded is None:
+            sizes.setdefault((group.configuration.name, group.measured_rounds), []).append(group.batch_size)
+    return [
+        f"{name}, batch {', '.join(map(str, batches))}: 1 of {measured} "
+        f"{'round' if measured == 1 else 'rounds'}: repeatability unknown, so there is no ±."
+        for (name, measured), batches in sizes.items()
+    ]
 
 
 def _idle_lines(result: RunResult) -> list[str]:
@@ -215,7 +246,7 @@ def _setup_joules(setup: SetupResult) -> str:
     if total is None or total.gross is None:
         return f"energy missing: {total.missing if total is not None else 'no window'}"
     exponent, letter = prefix_for([total.gross.value])
-    return f"{with_uncertainty(total.gross, 10.0**-exponent)} {letter}J"
+    return f"{energy_text(total.gross, 10.0**-exponent)} {letter}J"
 
 
 def _watts(idle: IdlePower) -> str:
@@ -301,7 +332,7 @@ def _budget_lines(result: RunResult, scale: float, unit: str, width: int) -> lis
                 dof = "many" if estimate.dof > 1000 else f"{estimate.dof:.3g}"
                 heading = (
                     f"{group.configuration.name}, batch {group.batch_size}, {basis}: "
-                    f"{with_uncertainty(estimate, scale)} {unit} (k = {estimate.factor:.3g}, {dof} degrees of freedom)"
+                    f"{energy_text(estimate, scale)} {unit} (k = {estimate.factor:.3g}, {dof} degrees of freedom)"
                 )
                 rows = sorted(estimate.budget, key=lambda line: -line.standard)
                 table = Table(_budget_columns(estimate.standard**2, scale, unit), rows)

@@ -21,6 +21,11 @@ on how the run was made, never on the result: if the rounds have nothing in comm
 (n - 1 instead of up to 2 n - 2; with 3 rounds the factor is 4.3 instead of 2.8). Across runs, and for results stored
 without their rounds, the scatters of A and B are independent.
 
+Two runs differ by more than their rounds show, because the state of the machine changes between them. A side may be
+several runs of one plan: their means are then the repeats, and three runs or more a side decide. If a side is a single
+run and the other side is another run, a standard uncertainty of 1 % for the change between runs is assumed, and the
+result states it.
+
 Errors that do not cancel and are combined as independent:
 
 * refresh and resolution of a sensor, which have another phase in each window;
@@ -51,7 +56,7 @@ from joulewatch_harness.analysis.results.model import (
 from joulewatch_harness.analysis.results.uncertainty import estimate_of
 from joulewatch_harness.analysis.sources.series import is_loopback
 from joulewatch_harness.errors import ConfigError, RecordError
-from joulewatch_harness.gum import standard_error
+from joulewatch_harness.gum import mean, standard_error
 from joulewatch_harness.names import unknown
 
 READS_SCHEMA: Final = 1
@@ -66,6 +71,9 @@ SIGNIFICANT: Final = "significant"
 NOT_COMPARABLE: Final = "NOT COMPARABLE"
 """Start of a note about energies of different methods."""
 
+BETWEEN_RUNS: Final = "between runs"
+ASSUMED_BETWEEN_RUNS: Final = 0.01
+"""Assumed relative standard uncertainty between two runs of one plan on one machine; at least that was seen."""
 _MODELLED: Final = frozenset({"estimated", "unknown"})
 """Methods whose error is not a constant scale factor."""
 _REAL: Final = frozenset({"counter", "integrated"})
@@ -90,7 +98,11 @@ class Measure:
     idle: tuple[str, tuple[int, ...]] = ("", ())
     """Run and indexes of the subtracted idle windows."""
     run: str = ""
-    """Run of the rounds; rounds of one run can be paired."""
+    """Run of the rounds, or runs that are repeats; rounds of one run can be paired, and so can the same runs."""
+    magnitude: float = 0.0
+    """Value of which a change between runs is a share: of a net energy, the gross energy."""
+    repeated: bool = False
+    """Whether the scatter is that of several runs."""
 
     @property
     def key(self) -> tuple[Kind, str, str]:
@@ -106,6 +118,8 @@ class Run:
     document: Mapping[str, Any]
     groups: Mapping[str, Mapping[int, Mapping[str, Any]]]
     """Configuration -> batch size -> entry in the document."""
+    repeats: tuple[Run, ...] = ()
+    """The runs of one plan that this one stands for; empty: a single run."""
 
     @property
     def configurations(self) -> tuple[str, ...]:
@@ -206,12 +220,37 @@ def read_document(document: Any, where: str) -> Run:
         raise RecordError(f"{where}: broken result: {type(error).__name__}: {error}") from error
 
 
+def repeated(runs: Sequence[Run]) -> Run:
+    """Return several runs of one plan as one; it has the configurations and batch sizes that all of them have.
+
+    Raises:
+        ConfigError: A run is given twice, or there is nothing in common.
+    """
+    ids = [run.id for run in runs]
+    for number in ids:
+        if ids.count(number) > 1:
+            raise ConfigError(f"run {number} is given twice as a repeat of itself")
+    first = runs[0]
+    groups: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for name, sizes in first.groups.items():
+        common = {size: group for size, group in sizes.items() if all(size in run.groups.get(name, {}) for run in runs)}
+        if common:
+            groups[name] = common
+    if not groups:
+        raise ConfigError(f"runs {_list(ids)} are not repeats: they have no configuration and batch size in common")
+    return replace(first, id="+".join(ids), groups=groups, repeats=tuple(runs))
+
+
 def measures(side: Side, batch_size: int) -> dict[tuple[Kind, str, str], Measure]:
     """Return all quantities of one configuration at one batch size.
 
     Raises:
         RecordError: A field is missing in the document.
     """
+    if side.run.repeats:
+        parts = [measures(Side(run, side.configuration), batch_size) for run in side.run.repeats]
+        common = [key for key in parts[0] if all(key in part for part in parts)]
+        return {key: _over_runs([part[key] for part in parts]) for key in common}
     group = side.run.groups[side.configuration][batch_size]
     try:
         throughput = Measure(
@@ -219,8 +258,9 @@ def measures(side: Side, batch_size: int) -> dict[tuple[Kind, str, str], Measure
             name="throughput",
             basis="",
             unit="1/s",
-            estimate=_estimate(group["throughput"]),
+            estimate=(throughput_estimate := _estimate(group["throughput"])),
             run=side.run.id,
+            magnitude=0.0 if throughput_estimate is None else throughput_estimate.value,
         )
         quantities = [*_energies(side.run, group), throughput, *_latencies(side.run, group)]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -229,6 +269,40 @@ def measures(side: Side, batch_size: int) -> dict[tuple[Kind, str, str], Measure
             f"{type(error).__name__}: {error}"
         ) from error
     return {quantity.key: quantity for quantity in quantities}
+
+
+def _over_runs(measures: Sequence[Measure]) -> Measure:
+    """Return the mean of one quantity over several runs; the scatter between the runs includes that of their rounds."""
+    estimates = [measure.estimate for measure in measures if measure.estimate is not None]
+    joined = replace(
+        measures[0],
+        sensors=frozenset().union(*(measure.sensors for measure in measures)),
+        methods=frozenset().union(*(measure.methods for measure in measures)),
+        idle=("+".join(measure.idle[0] for measure in measures), sum((measure.idle[1] for measure in measures), ())),
+        run="+".join(measure.run for measure in measures),
+        magnitude=mean([measure.magnitude for measure in measures]),
+        repeated=True,
+    )
+    if len(estimates) < len(measures):
+        missing = next(measure for measure in measures if measure.estimate is None)
+        return replace(joined, estimate=None, missing=f"run {missing.run}: {missing.missing}")
+    values = [estimate.value for estimate in estimates]
+    count = len(values)
+    text = f"scatter of {count} runs"
+    lines = [
+        BudgetLine(name=REPEATS, kind="A", standard=standard_error(values), dof=count - 1, systematic=False, text=text)
+    ]
+    others: dict[str, list[BudgetLine]] = {}
+    for estimate in estimates:
+        for line in estimate.budget:
+            if line.name != REPEATS:
+                others.setdefault(line.name, []).append(line)
+    for parts in others.values():
+        # The same error in every run adds linearly; independent errors average out.
+        standards = [line.standard for line in parts]
+        whole = math.fsum(standards) if parts[0].systematic else math.hypot(*standards)
+        lines.append(replace(parts[0], standard=whole / count))
+    return replace(joined, estimate=estimate_of(mean(values), lines, dict(enumerate(values))))
 
 
 def _energies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
@@ -240,7 +314,7 @@ def _energies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
         for basis in (GROSS, NET):
             idle = component["idle"]
             missing = component["missing"] or ("no idle window to subtract" if basis == NET else "no number")
-            estimate = _estimate(component[basis])
+            estimate, gross = _estimate(component[basis]), component[GROSS]
             yield Measure(
                 kind="energy",
                 name=name,
@@ -252,6 +326,7 @@ def _energies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
                 methods=frozenset(component["methods"]),
                 idle=(run.id, tuple(idle["windows"])) if idle is not None and basis == NET else ("", ()),
                 run=run.id,
+                magnitude=abs(float(gross["value"])) if gross is not None else 0.0,
             )
 
 
@@ -283,6 +358,7 @@ def _latencies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
             estimate=estimate,
             missing="" if estimate is not None else "no latency",
             run=run.id,
+            magnitude=0.0 if estimate is None else estimate.value,
         )
 
 
@@ -309,11 +385,12 @@ def _estimate(data: Mapping[str, Any] | None) -> Estimate | None:
     return Estimate(
         value=float(data["value"]),
         standard=float(data["standard_uncertainty"]),
-        expanded=float(data["expanded_uncertainty"]),
+        expanded=None if data["expanded_uncertainty"] is None else float(data["expanded_uncertainty"]),
         factor=float(data["coverage_factor"]),
         dof=math.inf if dof is None else float(dof),
         budget=lines,
         rounds=_rounds(data.get("rounds", {})),
+        covers=tuple(data.get("covers", ())),
     )
 
 
@@ -455,15 +532,17 @@ def compare_measures(batch_size: int, a: Measure | None, b: Measure | None, *, c
         return replace(row, text="; ".join(why))
     shared = _shared(a, b) if cancel else (lambda _: False)
     rounds = _paired_rounds(a, b)
-    value_a, value_b = a.estimate.value, b.estimate.value
-    difference = _difference(a.estimate, b.estimate, shared, 1.0, 1.0, rounds)
+    between = _between_runs(a, b)
+    estimate_a, estimate_b = (_with_lines(side.estimate, lines) for side, lines in zip((a, b), between, strict=True))
+    value_a, value_b = estimate_a.value, estimate_b.value
+    difference = _difference(estimate_a, estimate_b, shared, 1.0, 1.0, rounds)
     percent = None
-    if value_a > 0 and a.estimate.expanded < value_a:
+    if value_a > 0 and (a.estimate.expanded or 0.0) < value_a:
         # First order, as everywhere in the GUM: d(B/A) = dB/A - B dA/A².
         scale = 100 / value_a
-        percent = _difference(a.estimate, b.estimate, shared, scale * value_b / value_a, scale, rounds)
+        percent = _difference(estimate_a, estimate_b, shared, scale * value_b / value_a, scale, rounds)
         percent = replace(percent, value=scale * (value_b - value_a))
-    names_a, names_b = ({line.name for line in estimate.budget} for estimate in (a.estimate, b.estimate))
+    names_a, names_b = ({line.name for line in estimate.budget} for estimate in (estimate_a, estimate_b))
     row = replace(
         row,
         difference=difference,
@@ -472,9 +551,39 @@ def compare_measures(batch_size: int, a: Measure | None, b: Measure | None, *, c
         paired_rounds=len(rounds),
     )
     if REPEATS not in names_a or REPEATS not in names_b:
-        return replace(row, verdict="undecided", text="fewer than two rounds, so the scatter is not known")
-    significant = all(abs(change.value) > change.expanded for change in (difference, percent) if change is not None)
-    return replace(row, verdict=SIGNIFICANT if significant else "no significant difference")
+        return replace(
+            row,
+            difference=replace(difference, expanded=None),
+            percent=None if percent is None else replace(percent, expanded=None),
+            verdict="undecided",
+            text="fewer than two rounds, so the scatter is not known",
+        )
+    changes = [change for change in (difference, percent) if change is not None]
+    significant = all(change.expanded is not None and abs(change.value) > change.expanded for change in changes)
+    if significant:
+        return replace(row, verdict=SIGNIFICANT)
+    text = "run-to-run repeatability unknown" if any(between) else ""
+    return replace(row, verdict="no significant difference", text=text)
+
+
+def _between_runs(a: Measure, b: Measure) -> tuple[tuple[BudgetLine, ...], tuple[BudgetLine, ...]]:
+    """Return the assumed change between runs of each side; none within one run, and none if the runs were repeated."""
+    if a.run == b.run:
+        return (), ()
+
+    def lines(side: Measure) -> tuple[BudgetLine, ...]:
+        if side.repeated:
+            return ()
+        text = f"assumed: two runs of one plan differ by {100 * ASSUMED_BETWEEN_RUNS:g} % (standard)"
+        standard = ASSUMED_BETWEEN_RUNS * side.magnitude
+        return (BudgetLine(name=BETWEEN_RUNS, kind="B", standard=standard, dof=math.inf, systematic=True, text=text),)
+
+    return lines(a), lines(b)
+
+
+def _with_lines(estimate: Estimate | None, lines: tuple[BudgetLine, ...]) -> Estimate:
+    assert estimate is not None
+    return replace(estimate, budget=(*estimate.budget, *lines))
 
 
 def _paired_rounds(a: Measure, b: Measure) -> tuple[int, ...]:
@@ -611,7 +720,7 @@ def _machine_notes(a: Side, b: Side) -> Iterator[str]:
     )
     if machine_a != machine_b:
         yield f"different machines: A on {machine_a}, B on {machine_b}; the errors of their sensors do not cancel"
-    else:
+    elif not (a.run.repeats and b.run.repeats):
         yield "two runs: a change of the machine between them does not appear in the scatter between rounds"
     for key in ("kernel", "governor", "turbo"):
         value_a, value_b = (_of_machine(provenance, key) for provenance in (provenance_a, provenance_b))
@@ -688,6 +797,11 @@ def _common_notes(pairs: Sequence[Pair], *, cancel: bool) -> Iterator[str]:
         yield "Some rounds are paired; others (two runs, or different rounds in A and B) are independent."
     elif counts:
         yield "Rounds are not paired (two runs, or different rounds in A and B): their scatters are independent."
+    if any(line.name.startswith(BETWEEN_RUNS) for row in rows if row.difference for line in row.difference.budget):
+        yield (
+            f"Between runs, a change of {100 * ASSUMED_BETWEEN_RUNS:g} % (standard uncertainty) is assumed. Three runs "
+            "a side, given as RUN1,RUN2,RUN3, show the real one and decide."
+        )
     if not cancel:
         yield "No errors cancel (--uncorrelated): errors that A and B share count in full on both sides."
     verdicts = len(
@@ -704,7 +818,8 @@ def _common_notes(pairs: Sequence[Pair], *, cancel: bool) -> Iterator[str]:
             f"Each verdict has 95 % coverage: if nothing differed, about {verdicts / 20:.2g} of {verdicts} would still "
             "be significant, by chance."
         )
-    for run in {id(side.run): side.run for pair in pairs for side in (pair.a, pair.b)}.values():
+    runs = [run for pair in pairs for side in (pair.a, pair.b) for run in side.run.repeats or (side.run,)]
+    for run in {id(run): run for run in runs}.values():
         errors = sorted({finding["reason"] for finding in run.document["findings"] if finding["severity"] == "error"})
         if errors:
             yield f"Run {run.id}: the audit has errors: {_list(errors)}."

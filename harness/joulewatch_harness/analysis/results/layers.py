@@ -34,7 +34,7 @@ class Basis:
     seconds_per_inference: float
     joules_per_inference: float
     """Gross energy over all device sensors."""
-    expanded_joules: float
+    expanded_joules: float | None
     """Expanded uncertainty of the energy at 95 % coverage."""
     methods: tuple[str, ...]
     """Methods of the sensors: counter, integrated, estimated, emulated or unknown."""

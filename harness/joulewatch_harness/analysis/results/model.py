@@ -16,6 +16,7 @@ OTHER_PHASE: Final = "other"
 IDLE_BASELINE: Final = "idle baseline"
 REPEATS: Final = "repeats"
 """Names of two budget components; a comparison treats them specially."""
+Coverage = Literal["sampling", "repeats", "accuracy"]
 IdleBasis = Literal["loaded", "unloaded", "none"]
 
 
@@ -41,13 +42,15 @@ class Estimate:
     value: float
     standard: float
     """Combined standard uncertainty."""
-    expanded: float
-    """At 95 % coverage."""
+    expanded: float | None
+    """At 95 % coverage; None: not known, because a single usable round does not show the repeatability."""
     factor: float
     dof: float
     budget: tuple[BudgetLine, ...]
     rounds: Mapping[int, float] = field(default_factory=dict)
     """Round -> value of that round; ``value`` is their mean. A comparison pairs these."""
+    covers: tuple[Coverage, ...] = ()
+    """What the uncertainty includes; ``accuracy`` only if every sensor has a published one."""
 
     @property
     def inverse(self) -> Estimate:
@@ -60,10 +63,11 @@ class Estimate:
         return Estimate(
             value=1 / self.value,
             standard=self.standard * scale,
-            expanded=self.expanded * scale,
+            expanded=None if self.expanded is None else self.expanded * scale,
             factor=self.factor,
             dof=self.dof,
             budget=tuple(replace(line, standard=line.standard * scale) for line in self.budget),
+            covers=self.covers,
         )
 
 
@@ -196,6 +200,9 @@ class GroupResult:
     windows: tuple[int, ...]
     excluded: tuple[ExcludedWindow, ...]
     rounds: int
+    """Rounds of the windows used."""
+    measured_rounds: int
+    """Rounds that were measured, including those whose windows are all excluded."""
     inferences: int
     duration_s: float
     throughput: Estimate | None

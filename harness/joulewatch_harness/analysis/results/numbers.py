@@ -8,6 +8,9 @@ from typing import Final
 
 from joulewatch_harness.analysis.results.model import Estimate
 
+UNKNOWN_ACCURACY: Final = "†"
+"""Mark of an uncertainty that does not include the accuracy of every sensor."""
+UNKNOWN_ACCURACY_TEXT: Final = "sampling and repeats only: the sensor's accuracy is unknown"
 _PREFIXES: Final = {-9: "n", -6: "µ", -3: "m", 0: "", 3: "k", 6: "M"}
 
 
@@ -34,12 +37,18 @@ def decimals_for(value: float, uncertainty: float) -> int:
 
 
 def with_uncertainty(estimate: Estimate, scale: float = 1.0) -> str:
-    """Return ``12.34 ± 0.56``, in units of 1/scale."""
-    value, expanded = estimate.value * scale, estimate.expanded * scale
+    """Return ``12.34 ± 0.56``, in units of 1/scale; the value alone if its uncertainty is not known."""
+    value, expanded = estimate.value * scale, (estimate.expanded or 0.0) * scale
     if expanded <= 0:
         return plain(value)
     decimals = decimals_for(value, expanded)
     return f"{value:.{decimals}f} ± {expanded:.{decimals}f}"
+
+
+def energy_text(estimate: Estimate, scale: float = 1.0) -> str:
+    """Return an energy with its uncertainty, which is marked if it does not include the accuracy of every sensor."""
+    text = with_uncertainty(estimate, scale)
+    return f"{text}{UNKNOWN_ACCURACY}" if "±" in text and "accuracy" not in estimate.covers else text
 
 
 def plain(value: float, uncertainty: float = 0.0) -> str:

@@ -25,6 +25,7 @@ from joulewatch_harness.analysis.results.model import (
     TOTAL,
     BudgetLine,
     CountResult,
+    Coverage,
     EnergyResult,
     Estimate,
     ExcludedWindow,
@@ -228,6 +229,7 @@ class _Analysis:
             windows=tuple(measured.window.index for measured in used),
             excluded=(*(why for _, why in excluded), *without_number),
             rounds=len({measured.window.repeat for measured in used}),
+            measured_rounds=len({measured.window.repeat for measured in windows}),
             inferences=sum(measured.window.inferences for measured in used),
             duration_s=math.fsum(measured.window.duration_s for measured in used),
             throughput=_mean_rate([(measured.window, measured.window.inferences) for measured in used])
@@ -355,7 +357,8 @@ class _Analysis:
         if not complete:
             return replace(result, missing=f"{missing[0].text} [{missing[0].reason}]")
         ((_, energy),) = complete
-        joules = combine_mean({0: [(energy.joules, energy.random)]}, energy.systematic, energy.texts)
+        rounds: Rounds = {0: [(energy.joules, energy.random)]}
+        joules = combine_mean(rounds, energy.systematic, energy.texts, covers=_covers([energy]), repeatable=False)
         return replace(result, gross=joules, missing="", sources=tuple(sorted(energy.sources)))
 
 
@@ -449,7 +452,12 @@ def _per_inference(
             )
         )
     means = {name: math.fsum(values) / len(windows) for name, values in systematic.items()}
-    return combine_mean(rounds, means, texts, extra)
+    return combine_mean(rounds, means, texts, extra, covers=_covers([energy for _, energy in windows]))
+
+
+def _covers(energies: Sequence[Combined]) -> tuple[Coverage, ...]:
+    """Return what the budgets of some windows include."""
+    return ("sampling", "accuracy") if all(energy.accuracy_known for energy in energies) else ("sampling",)
 
 
 def _mean_rate(counts: Iterable[tuple[Window, float]]) -> Estimate:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY, BudgetItem, WindowEnergy
-from joulewatch_harness.analysis.results.model import REPEATS, BudgetLine, Estimate
+from joulewatch_harness.analysis.results.model import REPEATS, BudgetLine, Coverage, Estimate
 from joulewatch_harness.gum import coverage_factor, effective_dof, mean, standard_error
 
 
@@ -22,6 +22,8 @@ class Combined:
     """Component and family -> standard uncertainty in joules."""
     texts: Mapping[str, str]
     sources: frozenset[str]
+    accuracy_known: bool
+    """Whether every sensor has a published accuracy."""
 
 
 def combine(energies: Sequence[WindowEnergy]) -> Combined:
@@ -45,6 +47,7 @@ def combine(energies: Sequence[WindowEnergy]) -> Combined:
         systematic=systematic,
         texts=texts,
         sources=frozenset(energy.method for energy in energies),
+        accuracy_known=all(any(item.name == ACCURACY for item in energy.budget) for energy in energies),
     )
 
 
@@ -57,6 +60,9 @@ def combine_mean(
     systematic: Mapping[str, float],
     texts: Mapping[str, str],
     extra: Iterable[BudgetLine] = (),
+    *,
+    covers: Iterable[Coverage] = (),
+    repeatable: bool = True,
 ) -> Estimate:
     """Return the mean over rounds of repeated windows, with a GUM budget.
 
@@ -65,6 +71,8 @@ def combine_mean(
         systematic: Component -> standard uncertainty of the mean, the same in every repeat.
         texts: Component -> explanation.
         extra: Further lines.
+        covers: What the components include, besides the repeats.
+        repeatable: False for a single event, such as loading, whose uncertainty does not include repeats.
 
     Returns:
         The mean of the rounds' means. The scatter between windows includes most random components already; counting
@@ -106,7 +114,12 @@ def combine_mean(
         for name, standard in systematic.items()
     ]
     lines += list(extra)
-    return estimate_of(value, lines, means)
+    estimate = replace(estimate_of(value, lines, means), covers=tuple(covers))
+    if not repeatable:
+        return estimate
+    if len(by_round) < 2:
+        return replace(estimate, expanded=None)
+    return replace(estimate, covers=(*estimate.covers, "repeats"))
 
 
 def estimate_of(value: float, lines: Sequence[BudgetLine], rounds: Mapping[int, float] | None = None) -> Estimate:
