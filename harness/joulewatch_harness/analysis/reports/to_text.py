@@ -164,7 +164,7 @@ def _group_lines(result: RunResult, scale: float, unit: str, width: int) -> list
         "±: 95 % coverage; p50/p99: latency of a batch."
     )
     lines = Table(columns, result.groups, _configuration).lines(width)
-    if any(UNKNOWN_ACCURACY in line for line in lines):
+    if any(UNKNOWN_ACCURACY in line for line in (*lines, *_setup_lines(result))):
         legend += f" {UNKNOWN_ACCURACY}: {UNKNOWN_ACCURACY_TEXT}."
     return [*lines, "", *paragraphs([legend, *_single_round_lines(result)], width)]
 

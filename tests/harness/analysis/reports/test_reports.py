@@ -6,20 +6,22 @@ import io
 import json
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jsonschema
 import pytest
 
 from joulewatch_harness.analysis.reports import figure, to_csv, to_json, to_text
-from joulewatch_harness.analysis.reports.figure import write_figure
+from joulewatch_harness.analysis.reports.figure import _foot_lines, write_figure
 from joulewatch_harness.analysis.results import numbers
+from joulewatch_harness.analysis.results.audit import Finding
 from joulewatch_harness.analysis.results.model import Estimate, PhaseShare, RunResult, SetupResult
 from joulewatch_harness.analysis.results.phases import outside_execution
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.delivery.results import publish, published_at_s, result_samples
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.records import PhaseTime, Setup
+from joulewatch_harness.records import PhaseTime, SensorRecord, Setup
 from support.synthetic import TWO_SOCKETS, ListSource, World, make_world, sensor
 
 ESTIMATED = (sensor("socket0", "package", collector="estimate", method="estimated", accuracy=0.5, model="EPYC table"),)
@@ -231,7 +233,7 @@ def test_setups_have_their_own_line() -> None:
     result = result_of(world)
     lines = to_text.render_table(result, width=140).splitlines()
     (line,) = [line for line in lines if line.startswith("Setup")]
-    number = r"\d+(\.\d+)? ± \d+(\.\d+)? J"
+    number = r"\d+(\.\d+)? ± \d+(\.\d+)?† J"
     assert re.fullmatch(
         rf"Setup, excluded from the results above: {int8} load 3 s, {number}; batch 64 prepare 3 s, {number}", line
     )
@@ -353,3 +355,59 @@ def test_an_experimental_runtime_is_marked_in_the_table_and_the_json(measured: R
     assert f"EXPERIMENTAL: {warning}" in " ".join(to_text.render_table(result).split())
     assert warning in to_json.render_json(result)
     assert "EXPERIMENTAL" not in to_text.render_table(measured)
+
+
+def single_round(scopes: Sequence[SensorRecord] = TWO_SOCKETS) -> RunResult:
+    """Return a run of three rounds of which one is usable at batch size 1."""
+    world = make_world(scopes, rounds=3, batch_sizes=(1, 64), noise=0.02)
+    assert world.record is not None
+    windows = tuple(
+        dataclasses.replace(window, flags=("interrupted",))
+        if (window.kind, window.batch_size) == ("measure", 1) and window.repeat > 0
+        else window
+        for window in world.record.windows
+    )
+    world.record = dataclasses.replace(world.record, windows=windows)
+    return result_of(world)
+
+
+def test_a_single_usable_round_is_printed_without_uncertainty() -> None:
+    result = single_round()
+    fp32, int8 = (item.name for item in result.record.configurations)
+    text = to_text.render_table(result, width=80)
+    rows = [line.split() for line in text.splitlines() if line.split()[:2] in (["1", "1/3"], ["64", "3"])]
+    assert len(rows) == 4
+    assert ["±" in row for row in rows] == [False, True, False, True]
+    for name in (fp32, int8):
+        line = f"{name}, batch 1: 1 of 3 rounds: repeatability unknown, so there is no ±."
+        assert line in " ".join(text.split())
+    document = json.loads(to_json.render_json(result))
+    jsonschema.validate(document, to_json.schema())
+    single, whole = document["results"][0], document["results"][1]
+    assert (single["rounds"], single["measured_rounds"]) == (1, 3)
+    assert single["energy"]["total"]["gross"]["expanded_uncertainty"] is None
+    assert whole["energy"]["total"]["gross"]["covers"] == ["sampling", "repeats"]
+    line = next(csv.DictReader(io.StringIO(to_csv.render_csv(result))))
+    assert line["total_gross_uncertainty_joules_per_inference"] == ""
+    assert line["total_uncertainty_covers"] == "sampling"
+    assert "Energies without an error bar: a single usable round, repeatability unknown" in _foot_lines(result, 0)
+
+
+def test_an_uncertainty_without_the_accuracy_of_the_sensor_is_marked(measured: RunResult, estimated: RunResult) -> None:
+    text = " ".join(to_text.render_table(measured, width=80).split())
+    assert re.search(r"± \d+(\.\d+)?†", text)
+    assert text.count("†: sampling and repeats only: the sensor's accuracy is unknown.") == 1
+    assert "Error bars: sampling and repeats only: the sensor's accuracy is unknown" in _foot_lines(measured, 0)
+    # The power model publishes its accuracy.
+    assert "†" not in to_text.render_table(estimated)
+    assert _foot_lines(estimated, 0) == ["Sum over device sensors; error bars: expanded uncertainty, 95 % coverage"]
+
+
+def test_the_figure_names_the_errors_of_the_audit(measured: RunResult) -> None:
+    finding = Finding(severity="error", reason="frozen", text="")
+    warning = Finding(severity="warning", reason="idle_drift", text="")
+    result = dataclasses.replace(measured, findings=(warning, finding, finding))
+    assert _foot_lines(result, 2)[-2:] == [
+        "Audit errors: frozen",
+        "The table shows the phases of 2 more configurations",
+    ]

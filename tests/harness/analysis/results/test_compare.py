@@ -25,10 +25,14 @@ from joulewatch_harness.analysis.results.compare import (
     Comparison,
     Measure,
     Row,
+    Run,
+    Side,
     compare,
     compare_measures,
+    measures,
     pairs_of,
     pick,
+    repeated,
 )
 from joulewatch_harness.analysis.results.compare import read_document as read_result
 from joulewatch_harness.analysis.results.model import BudgetLine, Estimate
@@ -480,7 +484,15 @@ def test_bad_input_is_an_error_with_exit_code_2(
 def with_rounds(values: Sequence[float], run: str = "r") -> Measure:
     """Return joules per inference of some rounds, with no other uncertainty."""
     result = estimate(float(np.mean(values)), repeats=float(np.std(values, ddof=1)) / math.sqrt(len(values)))
-    return energy(dataclasses.replace(result, rounds=dict(enumerate(values))), run=run)
+    result = dataclasses.replace(result, rounds=dict(enumerate(values)))
+    return energy(result, run=run, magnitude=abs(result.value))
+
+
+def without_rounds(values: Sequence[float]) -> Measure:
+    """The same as an older joulewatch stored it, with the scatter of the rounds only."""
+    measure = with_rounds(values)
+    assert measure.estimate is not None
+    return dataclasses.replace(measure, estimate=dataclasses.replace(measure.estimate, rounds={}))
 
 
 def test_rounds_of_one_run_are_paired() -> None:
@@ -506,9 +518,100 @@ def test_rounds_that_cannot_be_paired_are_independent(b: Measure) -> None:
     a = with_rounds([10, 11, 12])
     actual = row(a, b)
     assert actual.paired_rounds == 0 and actual.difference is not None
-    assert [line.name for line in actual.difference.budget] == ["repeats, A", "repeats, B"]
     assert b.estimate is not None and a.estimate is not None
-    assert actual.difference.standard == pytest.approx(math.hypot(a.estimate.standard, b.estimate.standard))
+    # A change of 1 % between two runs is assumed.
+    between = (0.01 * 11, 0.01 * 13) if a.run != b.run else ()
+    names = ["repeats, A", "between runs, A", "repeats, B", "between runs, B"]
+    assert [line.name for line in actual.difference.budget] == (names if between else names[::2])
+    assert actual.difference.standard == pytest.approx(math.hypot(a.estimate.standard, b.estimate.standard, *between))
+
+
+def test_between_two_runs_a_small_difference_is_not_significant_and_the_reason_is_given() -> None:
+    a = with_rounds([100.0, 100.1, 99.9])
+    near, far = with_rounds([101.0, 101.1, 100.9], run="other"), with_rounds([110.0, 110.1, 109.9], run="other")
+    actual = row(a, near)
+    assert (actual.verdict, actual.text) == ("no significant difference", "run-to-run repeatability unknown")
+    assert row(a, dataclasses.replace(near, run="r")).verdict == "significant"
+    assert row(a, far).verdict == "significant"
+
+
+def test_the_assumed_change_between_runs_is_a_share_of_the_gross_energy() -> None:
+    a, b = with_rounds([10.0, 10.1, 9.9]), with_rounds([10.0, 10.1, 9.9], run="other")
+    a, b = (dataclasses.replace(side, basis="net", magnitude=500.0) for side in (a, b))
+    difference = row(a, b).difference
+    assert difference is not None
+    assert [line.standard for line in difference.budget if "between" in line.name] == [5.0, 5.0]
+
+
+def repeats(base: dict[str, Any], scales: Sequence[float], first: int = 1) -> Run:
+    """Return several runs as one; each has all energies of ``base`` times a factor."""
+    runs = []
+    for number, scale in enumerate(scales, first):
+        document = copy.deepcopy(base)
+        document["run"]["id"] = f"r{number}"
+        for group in document["results"]:
+            for result in (group["energy"]["total"], *group["energy"]["components"]):
+                for basis in ("gross", "net"):
+                    if result[basis] is not None:
+                        result[basis]["value"] *= scale
+        runs.append(read_result(document, f"r{number}"))
+    return repeated(runs)
+
+
+def test_the_scatter_of_repeated_runs_decides(base: dict[str, Any]) -> None:
+    a, b = repeats(base, (1.00, 1.02, 0.98)), repeats(base, (1.11, 1.09, 1.10), first=4)
+    single = measures(Side(read_result(base, "one"), NAMES[0]), 1)["energy", "total", "gross"]
+    mean_a = measures(Side(a, NAMES[0]), 1)["energy", "total", "gross"]
+    assert single.estimate is not None and mean_a.estimate is not None
+    assert mean_a.estimate.value == pytest.approx(single.estimate.value)
+    (scatter,) = [line for line in mean_a.estimate.budget if line.name == "repeats"]
+    assert (scatter.dof, scatter.text) == (2, "scatter of 3 runs")
+    assert scatter.standard == pytest.approx(0.02 / math.sqrt(3) * single.estimate.value)
+    of_single = {line.name: line for line in single.estimate.budget}
+    for line in mean_a.estimate.budget:
+        if line.name != "repeats":
+            expected = of_single[line.name].standard / (1 if line.systematic else math.sqrt(3))
+            assert line.standard == pytest.approx(expected)
+    (pair,) = compare([(Side(a, NAMES[0]), Side(b, NAMES[0]))]).pairs
+    total = next(row for row in pair.rows if (row.name, row.basis, row.batch_size) == ("total", "gross", 1))
+    assert (total.verdict, total.paired_rounds) == ("significant", 0)
+    assert total.difference is not None
+    assert not any("between" in line.name for line in total.difference.budget)
+    assert not any(note.startswith("two runs") for note in pair.notes)
+
+
+def test_configurations_of_repeated_runs_are_paired_by_run(base: dict[str, Any]) -> None:
+    """What changes between runs changes both configurations, and cancels."""
+    run = repeats(base, (1.0, 1.3, 0.8))
+    (pair,) = compare([(Side(run, NAMES[0]), Side(run, NAMES[1]))]).pairs
+    total = next(row for row in pair.rows if (row.name, row.basis, row.batch_size) == ("total", "gross", 1))
+    assert total.paired_rounds == 3
+
+
+def test_runs_without_anything_in_common_are_not_repeats(base: dict[str, Any]) -> None:
+    other = copy.deepcopy(base)
+    other["run"]["id"] = "other"
+    for group in other["results"]:
+        group["configuration"]["name"] += "x"
+    with pytest.raises(ConfigError, match=r"runs .*, other are not repeats: they have no configuration and batch size"):
+        repeated([read_result(base, "a"), read_result(other, "b")])
+    with pytest.raises(ConfigError, match="given twice"):
+        repeated([read_result(base, "a"), read_result(base, "a")])
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 5])
+@pytest.mark.parametrize("paired", [True, False])
+def test_where_nothing_differs_about_one_comparison_in_twenty_is_significant(rounds: int, paired: bool) -> None:
+    """In 400 simulated runs: rounds of one run, and several runs on each side."""
+    random = np.random.default_rng(rounds)
+    significant = 0
+    for _ in range(400):
+        a, b = (100.0 + random.normal(0.0, 2.0, rounds) for _ in range(2))
+        sides = with_rounds(list(a)), with_rounds(list(b), run="r" if paired else "other")
+        if not paired:
+            sides = tuple(dataclasses.replace(side, repeated=True) for side in sides)  # type: ignore[assignment]
+        significant += row(*sides).verdict == "significant"
+    assert 0.02 <= significant / 400 <= 0.08
 
 
 @pytest.mark.parametrize(("drift", "walk"), [(0.0, 0.0), (0.06, 0.0), (0.0, 0.04)])
@@ -537,8 +640,9 @@ def test_paired_intervals_cover_the_truth_with_and_without_drift(drift: float, w
         # Drift scales the difference of B and A: the true difference is that at the mean level.
         truth = 0.3 * (1 + drift / 2 + float(wander.mean()))
         paired = row(with_rounds(values["n0"]), with_rounds(values["n1"])).difference
-        apart = row(with_rounds(values["n0"]), with_rounds(values["n1"], run="other")).difference
+        apart = row(with_rounds(values["n0"]), without_rounds(values["n1"])).difference
         assert paired is not None and apart is not None
+        assert paired.expanded is not None and apart.expanded is not None
         held += abs(paired.value - truth) <= paired.expanded
         held_unpaired += abs(apart.value - truth) <= apart.expanded
         widths += (paired.expanded, apart.expanded)

@@ -123,10 +123,11 @@ def test_random_components_decrease_with_repeats_and_systematic_ones_do_not() ->
 
 def test_published_accuracy_does_not_decrease_with_rounds() -> None:
     item = sensor("socket0", "package", collector="estimate", method="estimated", accuracy=0.5)
-    for rounds in (1, 6):
+    for rounds in (3, 12):
         result = analyse(make_world([item], rounds=rounds, batch_sizes=(1,)))
         gross = result.groups[0].total.gross
-        assert gross is not None
+        assert gross is not None and gross.expanded is not None
+        assert gross.covers == ("sampling", "accuracy", "repeats")
         assert gross.expanded / gross.value == pytest.approx(0.95 * 0.5, rel=0.03)
         assert result.groups[0].total.methods == ("estimated",)
         assert "estimated_energy" in {finding.reason for finding in result.findings}
@@ -618,7 +619,14 @@ def idle_window(
 ) -> tuple[MeasuredWindow, Combined]:
     return (
         MeasuredWindow(window=window(index, 100.0, length_s), span=Span(100.0, 100.0 + length_s), sensors={}),
-        Combined(joules=joules, random=random, systematic=systematic, texts={}, sources=frozenset({"edges"})),
+        Combined(
+            joules=joules,
+            random=random,
+            systematic=systematic,
+            texts={},
+            sources=frozenset({"edges"}),
+            accuracy_known=True,
+        ),
     )
 
 
@@ -659,6 +667,7 @@ def run_window(
             systematic={"clock": 4.0, "accuracy (rapl)": 0.05 * joules},
             texts={"clock": f"text {index}"},
             sources=frozenset({"edges"}),
+            accuracy_known=True,
         ),
     )
 
@@ -1208,3 +1217,35 @@ def test_only_counts_of_every_window_are_results_and_net_needs_idle() -> None:
     assert count.rate is not None and count.rate.rounds == {0: pytest.approx(50.0), 1: pytest.approx(150.0)}
     assert count.net is None and count.gross is not None
     assert count.gross.rounds == {0: pytest.approx(3.0, rel=1e-3), 1: pytest.approx(1.0, rel=1e-3)}
+
+
+def test_one_usable_round_of_three_has_no_uncertainty() -> None:
+    world = make_world(TWO_SOCKETS, rounds=3, batch_sizes=(1,), noise=0.02)
+    assert world.record is not None
+    windows = tuple(
+        dataclasses.replace(window, flags=("interrupted",))
+        if window.kind == "measure" and window.repeat > 0
+        else window
+        for window in world.record.windows
+    )
+    world.record = dataclasses.replace(world.record, windows=windows)
+    group = analyse(world).groups[0]
+    assert (group.rounds, group.measured_rounds) == (1, 3)
+    gross = group.total.gross
+    assert gross is not None
+    assert gross.expanded is None and "repeats" not in gross.covers
+    assert gross.inverse.expanded is None
+    assert group.throughput is not None and group.throughput.expanded is None
+
+
+def test_the_uncertainty_covers_accuracy_only_if_every_sensor_publishes_one() -> None:
+    known = sensor("socket0", "package", accuracy=0.02)
+    unknown = sensor("socket1", "package")
+    for sensors, covers in (
+        ([known], ("sampling", "accuracy", "repeats")),
+        ([unknown], ("sampling", "repeats")),
+        ([known, unknown], ("sampling", "repeats")),
+    ):
+        group = analyse(make_world(sensors, rounds=3, batch_sizes=(1,))).groups[0]
+        assert group.total.gross is not None
+        assert group.total.gross.covers == covers

@@ -104,7 +104,8 @@ def test_worked_example_of_a_mean_over_rounds() -> None:
 def test_one_round_has_no_scatter() -> None:
     estimate = combine_mean({7: [(10.0, {}), (30.0, {})]}, {}, {})
     assert (estimate.value, estimate.budget, estimate.rounds) == (20.0, (), {7: 20.0})
-    assert (estimate.standard, estimate.expanded) == (0.0, 0.0)
+    assert (estimate.standard, estimate.expanded) == (0.0, None)
+    assert estimate.covers == ()
     assert (estimate.factor, estimate.dof) == (pytest.approx(NORMAL_95), math.inf)
 
 
