@@ -54,7 +54,8 @@ REASONS: Final[Mapping[str, str]] = {
     "not_steady": "the warm-up ended before the network ran steadily",
     "power_not_steady": "power changed inside a window",
     "repeats_apart": "the rounds differ too much",
-    "single_repeat": "a single round: repeatability is not known",
+    "single_repeat": "a single usable round: repeatability is not known, and there is no uncertainty",
+    "accuracy_unknown": "the accuracy of a sensor is not published, so the uncertainty does not include it",
     "exporter_missing": "an exporter of the run has no samples in the source",
     "estimated_energy": "energies are estimated, not measured",
     "emulated_energy": "energies come from an emulated machine",
@@ -300,10 +301,17 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
     ):
         if method in methods:
             names = methods[method]
-            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
             yield Finding(
-                severity="warning", reason=reason, text=f"{sentence}: {shown}", evidence={"sensors": len(names)}
+                severity="warning", reason=reason, text=f"{sentence}: {_some(names)}", evidence={"sensors": len(names)}
             )
+    unknown = [str(sensor) for sensor, metadata in run.sensors.items() if metadata.accuracy is None]
+    if unknown:
+        yield Finding(
+            severity="info",
+            reason="accuracy_unknown",
+            text=f"no accuracy is published, so uncertainties do not include it: {_some(unknown)}",
+            evidence={"sensors": len(unknown)},
+        )
     if with_history:
         seen = {sensor.exporter for sensor in run.history.counters}
         for exporter in sorted({exporter_record.name for exporter_record in record.header.exporters} - seen):
@@ -322,6 +330,10 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
     elif record.end.status != "complete":
         text = f": {record.end.text}" if record.end.text else ""
         yield Finding(severity="warning", reason="interrupted", text=f"the run ended as {record.end.status}{text}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _gaps(run: MeasuredRun) -> Iterator[Finding]:
@@ -349,13 +361,15 @@ def _gaps(run: MeasuredRun) -> Iterator[Finding]:
                     )
 
 
-def audit_repeats(name: str, values: Sequence[float]) -> Iterator[Finding]:
-    """Check whether the rounds of one group agree; ``values`` are joules per inference, one per round."""
+def audit_repeats(name: str, values: Sequence[float], measured_rounds: int) -> Iterator[Finding]:
+    """Check whether the rounds of one group agree; ``values`` are joules per inference, one per usable round."""
     if len(values) == 1:
         yield Finding(
-            severity="info",
+            severity="warning",
             reason="single_repeat",
-            text=f"{name}: a single round, so repeatability is not known; use --rounds 2 or more",
+            text=f"{name}: {len(values)} of {measured_rounds} rounds is usable, so the repeatability is unknown and "
+            "there is no uncertainty; use --rounds 3 or more",
+            evidence={"rounds": len(values), "measured_rounds": measured_rounds},
         )
     if len(values) < 2:
         return

@@ -255,7 +255,8 @@ class _Analysis:
             for measured, energy in self.gather(group.total.sensors, windows)[0]:
                 rounds.setdefault(measured.window.repeat, []).append(energy.joules / measured.window.inferences)
         means = [mean(values) for values in rounds.values()]
-        yield from audit.audit_repeats(f"{group.configuration.name}, batch {group.batch_size}", means)
+        name = f"{group.configuration.name}, batch {group.batch_size}"
+        yield from audit.audit_repeats(name, means, group.measured_rounds)
 
     def energy(
         self, name: str, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str

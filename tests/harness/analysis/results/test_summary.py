@@ -451,8 +451,11 @@ def test_a_run_without_sensors_has_a_throughput() -> None:
 
 
 def test_repeats_and_idle_are_compared() -> None:
-    assert reasons(audit_repeats("a", [10.0, 10.5, 9.9])) == set()
-    assert reasons(audit_repeats("a", [10.0, 11.5, 9.9])) == {"repeats_apart"}
+    assert reasons(audit_repeats("a", [10.0, 10.5, 9.9], 3)) == set()
+    assert reasons(audit_repeats("a", [10.0, 11.5, 9.9], 3)) == {"repeats_apart"}
+    (single,) = audit_repeats("a", [10.0], 3)
+    assert (single.severity, single.reason) == ("warning", "single_repeat")
+    assert "1 of 3 rounds" in single.text
     assert reasons(audit_idle("cpu", [50.0, 51.0])) == set()
     assert reasons(audit_idle("cpu", [50.0, 56.0])) == {"idle_drift"}
 
@@ -1049,7 +1052,7 @@ def test_a_single_round_is_a_finding_of_each_group() -> None:
         if item.reason == "single_repeat"
     ]
     assert [(item.severity, item.text.partition(":")[0]) for item in found] == [
-        ("info", f"{name}, batch {size}") for name in (FP32, INT8) for size in (1, 8)
+        ("warning", f"{name}, batch {size}") for name in (FP32, INT8) for size in (1, 8)
     ]
 
 
