@@ -68,7 +68,7 @@ def thresholds(base: str, *steps: tuple[float, str]) -> dashboard.ThresholdsConf
 
 
 def override(matcher: str, options: object, **properties: object) -> Override:
-    """Return properties for the matching fields; ``custom__width`` stands for ``custom.width``."""
+    """Return properties for the matching fields; ``custom__width`` means ``custom.width``."""
     return (
         models.MatcherConfig(matcher, options),
         [models.DynamicConfigValue(key.replace("__", "."), value) for key, value in properties.items()],
@@ -381,8 +381,8 @@ def new_dashboard(
 def to_json(board: dashboard.Dashboard) -> str:
     """Return the dashboard's JSON.
 
-    The SDK leaves panel ids null: panels without an id get their number in reading order. It also writes settings
-    that nobody set, which are removed: those of interval variables on other variables, the direction of repeated
+    The SDK leaves panel ids null: panels without an id get their number in reading order. It also writes defaults
+    that are removed here: those of interval variables on other variables, the direction of repeated
     panels where nothing repeats, and the placement that hides links and annotation switches in a menu.
     """
     data: dict[str, Any] = json.loads(json.dumps(board.build(), cls=JSONEncoder))

@@ -32,7 +32,7 @@ SUMMARIES: Final = {
     "networks": "list the built-in networks with their precisions and options",
     "runtimes": "list the runtimes with their options, and whether they are installed",
 }
-"""Subcommand -> one line of help; each lives in ``commands/<name>.py``, imported only when it is needed."""
+"""Subcommand -> one line of help; each is defined in ``commands/<name>.py``, imported only when it is needed."""
 
 EXAMPLES: Final = (
     ("joulewatch profile --preset quick", "measure the built-in network in about a minute"),

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _NETWORK_TICK_S: Final = 0.1
 """Longest time between two updates of a device on the network, which usually makes one value per second."""
 _SHORTEST_INTERVAL_S: Final = 1.0
-"""Shortest interval at which the exporter reads a BMC of its own machine; a fleet has the exporter's default."""
+"""Shortest interval at which the exporter reads the BMC of the local machine; a fleet has the exporter's default."""
 _RETRY_S: Final = 1.0
 _CLOSING_S: Final = 2.0
 

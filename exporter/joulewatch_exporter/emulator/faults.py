@@ -11,7 +11,7 @@ from joulewatch_exporter.emulator.checks import check_range
 
 FILE_FAULTS: Final = ("glitch", "garbage", "denied", "absent", "stuck", "eio", "hang")
 """Faults of a single file of sysfs. glitch: text that is not a number; garbage: a register of ones, 4294967295; denied:
-no permission; absent: the value is gone, its device is there; stuck: the value no longer changes; eio: the driver
+no permission; absent: the value is gone, its device is there; stuck: the value stops changing; eio: the driver
 reports an input/output error; hang: opening the file blocks."""
 
 MOMENTARY_FAULTS: Final = ("reset", "expired")

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 builtin_names = scenarios.builtin_names
 
 _TRACE_S = 1.0
-"""Time between two lines of the trace if every signal is deterministic, so nobody needs the trace."""
+"""Time between two lines of the trace if every signal is deterministic, so the trace is not needed."""
 _NAP_S = 0.1
 """Longest sleep before checking whether to stop."""
 _SETTLE_S = 5.0

@@ -268,7 +268,7 @@ class Tree:
             ("core_id", core),
             ("core_cpus_list", ",".join(str(thread) for thread in threads)),
         ):
-            # Not by rename, which is slow for four files of each of 256 CPUs; nobody reads them yet.
+            # Not by rename, which is slow for four files of each of 256 CPUs; they are not read yet.
             (topology / name).write_text(f"{value}\n", "ascii")
 
     def _zone_directory(self, zone: str) -> Path:

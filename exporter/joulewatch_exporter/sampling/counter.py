@@ -338,7 +338,7 @@ class PowerFromEnergy:
 
 
 class RefreshEstimator:
-    """Estimates how often a sensor's value changes, from whatever readings are taken.
+    """Estimates how often a sensor's value changes, from readings at any intervals.
 
     A change is placed midway between the last read of the old value and the first read of the new one. The distance
     between two changes is *resolved* if both are known to within half of it. The estimate is the median of the

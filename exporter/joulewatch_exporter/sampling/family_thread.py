@@ -1,4 +1,4 @@
-"""The thread that reads one family: on its schedule and whenever a scrape asks."""
+"""The thread that reads one family: on its schedule and for each scrape."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class FamilyThread:
-    """Reads one family: when a read is due, and whenever a scrape asks.
+    """Reads one family: when a read is due, and for each scrape.
 
     A read that starts after the request serves it, and one read serves all requests that wait for it. If a device
     hangs, it is quarantined and a new thread reads the others (``watch``).
@@ -135,7 +135,7 @@ class FamilyThread:
                     self._replacement.close()
 
     def _read(self, turn: Turn) -> bool:
-        """Scan the family and publish the scan; return whether a scrape had asked for it."""
+        """Scan the family and publish the scan; return whether a scrape had requested it."""
         with self._condition:
             self._started += 1
             is_asked_for = self._wanted >= self._started

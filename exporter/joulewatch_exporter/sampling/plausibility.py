@@ -184,7 +184,7 @@ def _loads_watts(now: _Snapshot) -> dict[_Key, float]:
     """Return the load that must change each quantity if it works.
 
     For a node, and for an energy counter (which never rests while the machine works), it is the power of all devices.
-    For a device that reports watts it is the power of its own parts, because it may be idle while other devices are
+    For a device that reports watts it is the power of its parts, because it may be idle while other devices are
     not. For parts, and for other machines, it is not known.
     """
     parts_watts: dict[tuple[str, str, str], float] = {}

@@ -1,7 +1,7 @@
 """All sensor families of this host, each read by its own thread on absolute monotonic deadlines.
 
-Prometheus' conventions ask for reads during the scrape. Why background threads: counters wrap, and power-only sensors
-must be integrated, whether anybody scrapes or not. A scrape still gets fresh values, because it asks each family's
+Prometheus' conventions require reads during the scrape. Why background threads: counters wrap, and power-only sensors
+must be integrated, also without scrapes. A scrape still gets fresh values, because it asks each family's
 thread for a read that starts after the request. Concurrent scrapes share one read, and a sensor that hangs delays its
 own family by one time-out and no other family at all.
 """
@@ -288,7 +288,7 @@ class Sampler:
             if self._open(family, first=first):
                 logger.warning("no CPU sensor is measured: CPU energy is estimated and labelled so")
         elif measured and running is not None:
-            logger.info("a CPU sensor is measured now: CPU energy is no longer estimated")
+            logger.info("a CPU sensor is available now: the estimate of CPU energy ends")
             running.stop()
 
     # -- probing again -----------------------------------------------------------------------------

@@ -37,7 +37,7 @@ _EOF: Final = b"# EOF\n"
 
 
 def choose_format(accept: str | None) -> Format:
-    """Return the format that an ``Accept`` header asks for; text by default."""
+    """Return the format that an ``Accept`` header requests; text by default."""
     _, content_type = choose_encoder(accept or "")
     return "openmetrics" if content_type.startswith("application/openmetrics-text") else "text"
 

@@ -4,7 +4,7 @@ Why not the server of prometheus_client: its TLS handshake runs in the accept lo
 scrapes; it has no time-outs, no limit of requests and no basic auth, and it answers every path with metrics.
 
 Here each connection has its own thread, which does everything that a peer can delay (handshake, request, response),
-each within a time-out. So a slow or silent peer delays nobody else.
+each within a time-out. So a slow or silent peer does not delay the others.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 //   make:   child: child.cpp joulewatch.hpp ; $(CXX) -std=c++17 -O3 -march=native -o $@ $<
 //   run:    joulewatch profile --runtime process --network matmul --option command=./child
 // It multiplies a batch of vectors of 256 numbers by 256 x 256 weights. Inputs are small multiples of 1/8, weights of
-// 1/16, so float sums are exact: every correct child computes the same check, whatever its language or order of sums.
+// 1/16, so float sums are exact: every correct child computes the same check, in any language and order of sums.
 #include <algorithm>
 #include <cstdio>
 #include <string>

@@ -4,7 +4,7 @@
     joulewatch profile --runtime process --network matmul --option command="python3 harness/children/python/child.py"
 
 It multiplies a batch of vectors of 256 numbers by 256 x 256 weights. Inputs are small multiples of 1/8, weights of
-1/16, so float32 sums are exact: every correct child computes the same check, whatever its language or order of sums.
+1/16, so float32 sums are exact: every correct child computes the same check, in any language and order of sums.
 """
 
 import json

@@ -2,7 +2,7 @@
 //!   build:  rustc --edition 2021 -O -C target-cpu=native -o child child.rs
 //!   run:    joulewatch profile --runtime process --network matmul --option command=./child
 //! It multiplies a batch of vectors of 256 numbers by 256 x 256 weights. Inputs are small multiples of 1/8, weights of
-//! 1/16, so f32 sums are exact: every correct child computes the same check, whatever its language or order of sums.
+//! 1/16, so f32 sums are exact: every correct child computes the same check, in any language and order of sums.
 //! Requests are flat objects on one line; this child reads them without a JSON library.
 use std::io::{BufRead, Write};
 use std::time::Instant;

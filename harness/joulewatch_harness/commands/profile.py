@@ -289,7 +289,7 @@ def _measure(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
 
 
 def _conclude(prepared: Prepared, end: RunEnd, form: str, figure: Path | None) -> int:
-    """Analyze the run; it is stored, whatever fails here."""
+    """Analyze the run; it stays stored if the analysis fails."""
     folder = prepared.folder
     recording = folder / "recording.sqlite"
     again = f"joulewatch analyze {folder}" + (

@@ -165,7 +165,7 @@ class PushgatewaySink:
                 del self._leftover[path]
 
     def live(self, run: str, current: Sequence[Sample], standing: Sequence[Sample], ended_ms: int) -> None:
-        """Replace the group of the run: series that are no longer in it become stale with the next scrape."""
+        """Replace the group of the run: series that are missing in it become stale with the next scrape."""
         self._put(group_path(run), (*standing, *current))
 
     def _put(self, path: str, samples: Iterable[Sample]) -> None:

@@ -117,7 +117,7 @@ class Sink(Protocol):
             run: The run's id.
             current: The current values of the live series (open window, batch size, inferences).
             standing: The status and info of the run.
-            ended_ms: The end of the series that are no longer in ``current``.
+            ended_ms: The end of earlier series that are missing in ``current``.
 
         Raises:
             UnavailableError, RejectedError: it was not accepted, and is not sent again.

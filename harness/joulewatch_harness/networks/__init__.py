@@ -32,7 +32,7 @@ class ModelSource:
     reference: Callable[[Arrays], NDArray[np.float32]] | None = None
     """Inputs -> the first output of the float32 network, computed without any runtime."""
     precision: str = ""
-    """Precision of the file, which limits every output whatever the runtime computes in; empty if unknown."""
+    """Precision of the file, which limits every output, in any precision of the runtime; empty if unknown."""
     details: Mapping[str, str] = field(default_factory=dict)
     """Details for the result: the model's size, the origin of its weights, and its cost (``cost.py``)."""
 

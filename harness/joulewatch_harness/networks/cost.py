@@ -513,7 +513,7 @@ class _Count:
         return self._alias.get(name, name)
 
     def _activations(self, node: Any) -> list[str]:
-        """Return the tensors that a node reads, each once; a view stands for the tensor under it."""
+        """Return the tensors that a node reads, each once; a view is replaced by the tensor under it."""
         names = [name for name in node.input if name and name not in self._constants]
         if node.op_type in _SHAPE_OPS:
             return []

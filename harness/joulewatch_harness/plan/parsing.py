@@ -92,7 +92,7 @@ def _normalized_cpus(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ConfigurationKeys:
-    """The keys of one entry of ``configurations``; lists stand for several configurations."""
+    """The keys of one entry of ``configurations``; lists give several configurations."""
 
     network: Text
     name: Text = ""

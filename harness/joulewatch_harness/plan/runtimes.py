@@ -115,8 +115,8 @@ RUNTIMES: Final[Mapping[str, Runtime]] = {
             extra="finn",
             experimental="FINN support has not been run on an FPGA",
         ),
-        Runtime(name="process", summary="any program that speaks the protocol of PROTOCOL.md"),
-        Runtime(name="kserve", summary="servers that speak KServe v2, over HTTP or gRPC", is_server=True),
+        Runtime(name="process", summary="any program that implements the protocol of PROTOCOL.md"),
+        Runtime(name="kserve", summary="servers with the KServe v2 protocol, over HTTP or gRPC", is_server=True),
         Runtime(
             name="openai",
             summary="language model servers with an OpenAI-compatible API",

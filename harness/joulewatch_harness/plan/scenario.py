@@ -8,7 +8,7 @@ A *query* is one batch of the current batch size.
   served one by one. Latency counts from the scheduled arrival, so it includes the waiting; energy per inference
   includes the power drawn between queries. A machine that cannot keep up gives no result.
 
-A driver is a Network whose ``run`` follows these rules; it lives in the network's process, so that a query needs no
+A driver is a Network whose ``run`` follows these rules; it runs in the network's process, so that a query needs no
 message between processes.
 """
 

@@ -19,7 +19,7 @@ LARGEST_GROWTH: Final = 4
 """A call has at most four times the batches of the one before, which may have been short by chance."""
 
 Enough = Callable[[int, float], bool]
-"""``(batches, elapsed_s)``: whether a span is complete; asked after each call."""
+"""``(batches, elapsed_s)``: whether a span is complete; called after each call."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class LoadedNetwork:
 
 @dataclass(slots=True, kw_only=True)
 class Cell:
-    """One configuration at one batch size, and what the run has learned about it."""
+    """One configuration at one batch size, and what the run has measured of it."""
 
     loaded: LoadedNetwork
     batch_size: int
@@ -101,7 +101,7 @@ def run_span(context: RunContext, cell: Cell, phases: Phases, enough: Enough) ->
 
 
 def run_offline(context: RunContext, cell: Cell, phases: Phases, enough: Enough) -> Span:
-    """Run back to back, whatever the scenario: for warm-ups and comparisons."""
+    """Run back to back, independent of the scenario: for warm-ups and comparisons."""
     return _run(context, cell, OfflineDriver(cell.loaded.network), Scenario(), phases, enough)
 
 

@@ -74,7 +74,7 @@ class LocalExporter:
             log = self._log_path.open("ab")
         except OSError as error:
             raise ExporterUnreachableError(f"{self._log_path}: cannot be written to: {error.strerror}") from error
-        # The exporter ends when its stdin closes, which the kernel does when this process ends, in whatever way. In
+        # The exporter ends when its stdin closes, which the kernel does when this process ends, for any reason. In
         # its own session it does not get the terminal's Ctrl-C: the last window still needs its edges.
         self._process = subprocess.Popen(
             self._command,

@@ -1,6 +1,6 @@
 """The processors that a process may use: check them, pin the process, and check all its threads afterwards.
 
-A runtime may set the affinity of its own threads to other processors than those of the process: ONNX Runtime does so
+A runtime may set the affinity of its threads to other processors than those of the process: ONNX Runtime does so
 unless it is given a number of threads. Therefore the affinity is read back from every thread.
 """
 

@@ -46,7 +46,7 @@ def main(descriptor: int, parent: int, cpus: Sequence[int], log_level: int) -> N
 
 
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the harness ends, in whatever way, also during a call."""
+    """Have the kernel kill this process when the harness ends, for any reason, also during a call."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

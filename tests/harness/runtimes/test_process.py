@@ -242,7 +242,7 @@ def test_harmless_behaviour_is_accepted(opened: Open, fault: str) -> None:
         ("never_starts", {"start_limit_s": "0.2"}, r"did not answer describe within 0\.2 s \(option start_limit_s\)"),
         ("slow_load", {"load_limit_s": "0.2"}, r"did not answer load within 0\.2 s \(option load_limit_s\)"),
         ("slow_load", {"time_limit_s": "2"}, r"did not answer load within 2 s"),
-        ("version", {}, r"speaks protocol 2, this joulewatch 1 \(see harness/PROTOCOL\.md\)"),
+        ("version", {}, r"has protocol 2, this joulewatch 1 \(see harness/PROTOCOL\.md\)"),
         ("no_precision", {}, r'sent an invalid answer to describe: "precision" must be a text, got None'),
         ("native", {}, "reports the precision 'native': it must report the actual one"),
         ("bad_details", {}, r'"details" must be an object'),

@@ -51,7 +51,7 @@ def sensor_error(path: str, error: OSError) -> SensorError:
 
     Returns:
         `SensorAbsentError` if the file or its device is missing; `SensorDeniedError`, with the fix, if permissions are
-        missing; otherwise `SensorGlitchError`: EIO, ENODATA, EAGAIN and whatever else a driver returns for one read.
+        missing; otherwise `SensorGlitchError`: EIO, ENODATA, EAGAIN and other errors of a single read.
     """
     if error.errno in _ABSENT:
         return SensorAbsentError(f"{path}: {error.strerror}")

@@ -1,8 +1,8 @@
 """Pollers: each keeps one slow device (a BMC, a power strip) connected and reads it at a steady pace on its own thread.
 
-The family's scan takes what the pollers have read in microseconds, so a slow device delays nobody. `PolledCollector` is
-a sensor family made of pollers. If a call hangs for long, a second thread takes over (`threads.Worker`); a dead device
-costs two threads and never more.
+The family's scan takes what the pollers have read in microseconds, so a slow device delays no scrape.
+`PolledCollector` is a sensor family made of pollers. If a call hangs for long, a second thread takes over
+(`threads.Worker`); a dead device costs two threads and never more.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ class PolledCollector:
         self.follow(wanted)
 
     def follow(self, wanted: Mapping[str, tuple[Hashable, Callable[[], Poller]]]) -> None:
-        """Start new pollers, and stop those that are no longer wanted or whose key has changed."""
+        """Start new pollers, and stop those that are missing in ``wanted`` or whose key has changed."""
         pollers = dict(self._pollers)  # the old one may be in use by a scrape
         for device, (key, poller) in self._pollers.items():
             if device not in wanted or wanted[device][0] != key:

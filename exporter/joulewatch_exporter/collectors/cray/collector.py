@@ -178,7 +178,7 @@ class CraySensor:
             self._freshness, self._fresh_since_ns = freshness, now_ns
         elif now_ns - self._fresh_since_ns > _FROZEN_NS:
             raise SensorGlitchError(
-                f"{self._directory}/freshness: still {freshness}: the controller no longer updates its values"
+                f"{self._directory}/freshness: still {freshness}: the controller has stopped updating its values"
             )
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ MAX_POWER_WATTS: Final = 1000.0
 """No such card or board draws more; 2^32 - 1 microwatts would be 4295 W."""
 
 _ALL_ONES: Final = frozenset({2**32 - 1, 2**64 - 1})
-"""An unset register, or a card that is no longer on the bus."""
+"""An unset register, or a card that was removed from the bus."""
 
 FunctionKind = Literal["user", "mgmt"]
 """The two PCI functions of a card: user can be passed to a virtual machine, mgmt stays with the host."""
@@ -54,7 +54,7 @@ class Number:
 
         Raises:
             SensorGlitchError: The read failed, or all bits of the number are ones. XRT prints unsigned registers as
-                signed numbers, so a card that is no longer on the bus reads -1.
+                signed numbers, so a card that was removed from the bus reads -1.
             SensorAbsentError: The file or its device disappeared.
             SensorDeniedError: Permission is missing.
         """

@@ -1,7 +1,7 @@
 """Boards with one power monitor per supply rail (Zynq, Zynq UltraScale+, Kria): INA226 and INA260 in hwmon.
 
 A monitor is identified by its designator on the board (``u76``), which comes from the device tree: the kernel's IIO
-driver has it in the chip's name (``ina226_u76``), the hwmon driver in the chip's label. No file says which rail a
+driver has it in the chip's name (``ina226_u76``), the hwmon driver in the chip's label. No file states which rail a
 monitor measures: the maps below cover boards where it is certain, ``collectors.fpga.rails`` covers the others. A board
 without a map is read by the hwmon family, each rail as a part that is never summed.
 

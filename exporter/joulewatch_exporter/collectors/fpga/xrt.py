@@ -52,7 +52,7 @@ XRT_CHIP: Final = re.compile(r"(?P<model>.*)_(?P<kind>user|mgmt)")
 """The name of the hwmon chip; match `cards.SDM_CHIP` first."""
 
 VOLTS_TIMES_AMPERES: Final = "volts times amperes"
-"""Stands for a power node on cards that have none: the sum of voltage times current of the supply rails."""
+"""Source of the total on cards without a power node: the sum of voltage times current of the supply rails."""
 
 _TRIES: Final = 3
 _CLOCK_SLACK_NS: Final = 50 * _NS_PER_MS

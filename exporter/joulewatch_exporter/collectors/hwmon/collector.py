@@ -2,9 +2,9 @@
 
 The X in ``class/hwmon/hwmonX`` is assigned at start-up and reused when a device disappears. A sensor is therefore
 identified by the real path of its device, its chip and its label, never by X. Old drivers put their files into
-``hwmonX/device``, so both places are searched. sysfs does not say what a channel measures (the whole server, a GPU, one
-rail): module `meanings` has a table of the drivers where it is certain; every other channel is a ``part``, which is
-never summed. ``collectors.hwmon.overrides`` sets it for other boards.
+``hwmonX/device``, so both places are searched. sysfs does not state what a channel measures (the whole server, a GPU,
+one rail): module `meanings` has a table of the drivers where it is certain; every other channel is a ``part``, which
+is never summed. ``collectors.hwmon.overrides`` sets it for other boards.
 
 The powercap zones of Arm's firmware (SCMI) are read here too: they report a mean power and have no counter, like a
 hwmon channel and unlike a RAPL zone.

@@ -2,7 +2,7 @@
 
 A BMC may take long to answer, so a scrape never waits for one: each BMC has its own thread and socket
 (`workers.Poller`), and its readings keep their own time. One exporter reads many BMCs over the network, listed in the
-configuration or in a target file that may change at run time, and the BMC of its own machine through the kernel's
+configuration or in a target file that may change at run time, and the BMC of the local machine through the kernel's
 device.
 
 The power of the node is DCMI's Get Power Reading; if a BMC does not support it, a sensor in watts of its SDR

@@ -239,7 +239,7 @@ def plain(name: str) -> str:
 
 
 def node_candidates(sensors: Sequence[PowerSensor]) -> tuple[PowerSensor, ...]:
-    """Return the sensors whose names say that they measure the whole server."""
+    """Return the sensors that measure the whole server, according to their names."""
     return tuple(sensor for sensor in sensors if plain(sensor.name) in NODE_SENSORS)
 
 

@@ -74,7 +74,7 @@ _CLOSE_S: Final = 1.0
 _HANG_FIX: Final = "sudo dmesg | grep -e NVRM -e Xid"
 
 _NOT_YET: Final = SensorGlitchError("NVML was restarted and this GPU has not been added again yet")
-_NOT_LISTED: Final = SensorAbsentError("NVML no longer lists this GPU: it is lost or unplugged")
+_NOT_LISTED: Final = SensorAbsentError("NVML has removed this GPU from its list: it is lost or unplugged")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

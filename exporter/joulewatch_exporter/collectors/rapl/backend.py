@@ -246,7 +246,7 @@ class Offer:
 
 
 CORES: Final = "core*"
-"""Domain in the key of an offer of single cores: stands for the domains of all cores of the package."""
+"""Domain in the key of an offer of single cores: represents the domains of all cores of the package."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,7 +106,7 @@ class PerfEvent:
         """
         self.name = name
         self.is_dead = False
-        """The event has stopped counting for good."""
+        """The event has stopped counting permanently."""
         self._descriptor = descriptor
         self._running_ns = -1
         self._changed_ns = 0

@@ -235,7 +235,7 @@ class _Discovery:
     def _add_inner(self, chassis: _Chassis, device: str) -> None:
         source = chassis.source
         if not device:
-            text = f"{chassis.id} ({chassis.type or 'a chassis'}): there are several servers, and no link says which"
+            text = f"{chassis.id} ({chassis.type or 'a chassis'}): there are several servers, and no link shows which"
             self._explorer.report("skipped", source.pointer, f"{text} of them contains it")
             return
         quantity = Quantity(scope="part", component=component_of(chassis.id), device=device, domain=slug(chassis.id))

@@ -79,9 +79,7 @@ class Card:
         if options.fclk_mhz is not None:
             arguments["fclk_mhz"] = options.fclk_mhz
         elif build.driver_type == GENERATED and build.platform == "zynq-iodma":
-            logger.warning(
-                "%s: fclk_mhz is not set: the driver sets 100 MHz, whatever the clock of the build", self.name
-            )
+            logger.warning("%s: fclk_mhz is not set: the driver sets 100 MHz, not the clock of the build", self.name)
         try:
             with build.bitfile.open("rb") as file:
                 self._sha256 = hashlib.file_digest(file, "sha256").hexdigest()

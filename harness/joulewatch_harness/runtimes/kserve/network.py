@@ -293,7 +293,7 @@ class KServeNetwork:
         options = self._options
         named = options.reference != self._model
         try:
-            # The reference is the float network, whatever the precision of the server.
+            # The reference is the float network, for every precision of the server.
             source = networks.build(options.reference, NATIVE, options.reference_options)
         except ImportError as error:
             if named or options.reference_options:

@@ -1,1 +1,1 @@
-"""Any program that speaks the JSON-lines protocol of PROTOCOL.md."""
+"""Any program that implements the JSON-lines protocol of PROTOCOL.md."""

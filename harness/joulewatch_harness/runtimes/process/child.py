@@ -148,7 +148,7 @@ class Child:
         return self._process.pid
 
     def usable(self) -> bool:
-        """Return whether the child runs and owes no answer, for example to a request that Ctrl-C interrupted."""
+        """Return whether the child runs and has answered every request, also one that Ctrl-C interrupted."""
         return not self.ended and not self._asked and not self._has_exited()
 
     def ask(

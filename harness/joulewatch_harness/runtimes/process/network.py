@@ -1,6 +1,6 @@
-"""Any process that speaks the JSON lines of harness/PROTOCOL.md on stdin and stdout.
+"""Any process that implements the JSON lines of harness/PROTOCOL.md on stdin and stdout.
 
-The child loops over the batches of a call, so the pipe costs nothing per batch, and about 0.5 ms for each call of 50 to
+The child loops over the batches of a call, so the pipe adds no cost per batch, and about 0.5 ms for each call of 50 to
 100 ms, mostly to wake up; the cost is measured and reported. The child's times are on CLOCK_MONOTONIC, the clock of all
 processes of a machine, and are checked before they are used. If a child dies or hangs, its batch size fails; the next
 batch size gets a new child.
@@ -142,7 +142,7 @@ class ProcessNetwork:
             hello = self._ask("describe", {"protocol": PROTOCOL}, "start_limit_s").message
             if hello.get("protocol") != PROTOCOL or isinstance(hello.get("protocol"), bool):
                 raise child.failed(
-                    f"speaks protocol {hello.get('protocol')!r}, this joulewatch {PROTOCOL} (see harness/PROTOCOL.md)"
+                    f"has protocol {hello.get('protocol')!r}, this joulewatch {PROTOCOL} (see harness/PROTOCOL.md)"
                 )
             threads: dict[str, str | int | bool] = {} if options.threads is None else {"threads": options.threads}
             self._ask("load", {"network": self._network, "precision": self._precision, **threads}, "load_limit_s")

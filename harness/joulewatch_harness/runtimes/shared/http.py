@@ -184,7 +184,7 @@ class Connection:
     def request(
         self, method: str, path: str, parts: Sequence[Buffer] | None = None, headers: Mapping[str, str] | None = None
     ) -> Answer:
-        """Send a request and read the complete answer, whatever its status.
+        """Send a request and read the complete answer, of any status.
 
         Args:
             method: ``GET`` or ``POST``.
