@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import http.client
-import math
 import re
 import socket
 import ssl
@@ -24,14 +23,16 @@ DEFAULT_OPTIONS: Final = HttpOptions(timeout_s=2.0)
 
 LONGEST_BODY: Final = 64 * 1024 * 1024
 
-_READ_ON_REQUEST: Final = frozenset({"rapl", "nvml", "fpga", "hwmon", "estimate"})
-"""Collectors that read their devices when a request arrives. Others read in the background: their read timestamps
-do not depend on the time of the request."""
+_ON_REQUEST: Final = "on_request"
+"""Read mode of a device that the exporter reads after each request. Others are read in the background: their read
+timestamps do not depend on the time of the request."""
 _SCOPES: Final = {metric.name: scope for scope, metric in catalog.ENERGY_BY_SCOPE.items()}
 _LABEL: Final = re.compile(r'\s*([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"\s*,?')
 _ESCAPE: Final = re.compile(r"\\(.)")
 
 SeriesKey = tuple[str, dict[str, str]]
+_Device = tuple[str, str]
+"""collector, device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +151,8 @@ class ExporterClient:
             raise ConfigError(f"exporter {self.url}: {error}") from error
         self._connection: http.client.HTTPConnection | None = None
         self._keys: dict[str, SeriesKey] = {}
-        self._newest_read_at_s = -math.inf
+        self._last_read_at_s: Mapping[_Device, float] = {}
+        """The read timestamps of the answer before."""
 
     def __repr__(self) -> str:
         return f"ExporterClient({self.url!r})"
@@ -270,39 +272,43 @@ class ExporterClient:
     def parse_edge(self, answer: Answer) -> tuple[tuple[EdgeCounter, ...], EdgeClock | None]:
         """Return the energy counters with their read timestamps, and the bounds of the exporter's clock.
 
-        Parse answers in the order in which they were fetched: an answer bounds the clock only if its read timestamps
-        are newer than those of the answer before.
+        Parse answers in the order in which they were fetched: a device bounds the clock only if its read timestamp
+        differs from that of the answer before.
 
         Raises:
             ExporterUnreachableError: the answer is not an exposition.
         """
         energies: list[tuple[str, dict[str, str], float]] = []
-        read_at_s: dict[tuple[str, str], float] = {}
+        read_at_s: dict[_Device, float] = {}
+        on_request: set[_Device] = set()
         for raw, value in self.parse(answer.body):
             name = raw.partition("{")[0]
             if name in _SCOPES:
                 energies.append((_SCOPES[name], self._labels(raw), value))
             elif name == catalog.READ_TIMESTAMP.name:
-                labels = self._labels(raw)
-                read_at_s[labels.get("collector", ""), labels.get("device", "")] = value
+                read_at_s[_device(self._labels(raw))] = value
+            elif name == catalog.SENSOR_INFO.name and self._labels(raw).get("read_mode") == _ON_REQUEST:
+                on_request.add(_device(self._labels(raw)))
         counters = []
         for scope, labels, energy_joules in energies:
-            at_s = read_at_s.get((labels.get("collector", ""), labels.get("device", "")))
+            at_s = read_at_s.get(_device(labels))
             # Without a read timestamp a counter cannot be placed at an edge.
             if at_s is not None:
                 sensor = {name: labels.get(name, "") for name in catalog.SENSOR_LABELS}
                 counters.append(
                     EdgeCounter(exporter=self.name, scope=scope, energy_joules=energy_joules, read_at_s=at_s, **sensor)
                 )
-        return tuple(counters), self._clock(answer, read_at_s)
+        clock = self._clock(answer, {device: at_s for device, at_s in read_at_s.items() if device in on_request})
+        self._last_read_at_s = read_at_s
+        return tuple(counters), clock
 
-    def _clock(self, answer: Answer, read_at_s: Mapping[tuple[str, str], float]) -> EdgeClock | None:
+    def _clock(self, answer: Answer, read_at_s: Mapping[_Device, float]) -> EdgeClock | None:
         """Bound the exporter's clock minus the harness's: the newest read was made between request and answer."""
-        reads_s = [at_s for (collector, _), at_s in read_at_s.items() if collector in _READ_ON_REQUEST]
-        newest_s = max(reads_s, default=-math.inf)
-        if newest_s <= self._newest_read_at_s:
-            return None  # read for an earlier request
-        self._newest_read_at_s = newest_s
+        # A time that did not change is of an earlier request. An earlier one is new: the exporter's clock was set back.
+        new_s = [at_s for device, at_s in read_at_s.items() if at_s != self._last_read_at_s.get(device)]
+        if not new_s:
+            return None
+        newest_s = max(new_s)
         return EdgeClock(
             exporter=self.name,
             lower_s=newest_s - answer.answered_at_s,
@@ -369,6 +375,10 @@ class ExporterClient:
         else:
             why = f"the answer is not HTTP ({type(error).__name__})"
         return ExporterUnreachableError(f"exporter {self.url}: {why}: is joulewatch-exporter running there?")
+
+
+def _device(labels: Mapping[str, str]) -> _Device:
+    return labels.get("collector", ""), labels.get("device", "")
 
 
 def _sensor_key(labels: Mapping[str, str]) -> tuple[str, ...]:

@@ -3,9 +3,9 @@
 An edge is read next to a running measurement, so it is read in two parts:
 
 1. ``EdgeReader.fetch`` sends one request to each exporter, to all of them at the same time, on connections that stay
-   open. ``Bracket`` calls it directly before the start and directly after the end of a window. Most collectors read
-   their sensors while the exporter answers: their read timestamps lie between request and answer, which bounds the
-   difference between the exporter's clock and the harness's.
+   open. ``Bracket`` calls it directly before the start and directly after the end of a window. Sensors whose
+   ``read_mode`` is ``on_request`` are read while the exporter answers: their read timestamps lie between request and
+   answer, which bounds the difference between the exporter's clock and the harness's.
 2. ``FetchedEdge.parse`` turns the answers into a record, after the window.
 """
 

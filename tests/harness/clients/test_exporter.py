@@ -31,7 +31,7 @@ joulewatch_device_power_watts{{{SENSOR}}} 91.5
 joulewatch_read_timestamp_seconds{{collector="rapl",device="socket0"}} 1.7000000010005e+09
 joulewatch_read_duration_seconds{{collector="rapl"}} 0.0004
 joulewatch_sensor_info{{scope="device",{SENSOR},method="counter",reads="energy",model="",source="/sys/x y",\
-resolution="1.5e-05",accuracy="0.05"}} 1.0
+resolution="1.5e-05",accuracy="0.05",read_mode="on_request",primary="",host="n1"}} 1.0
 joulewatch_sensor_info{{scope="part",collector="rapl",component="cpu",device="socket0",domain="core",\
 method="counter",reads="energy",model="",source="/sys/z",resolution="",accuracy=""}} 1.0
 joulewatch_sensor_refresh_seconds{{{SENSOR}}} 0.001
@@ -233,11 +233,44 @@ def test_a_reading_for_an_earlier_request_does_not_bound_the_clock(server: FakeS
     assert len(again.counters) == 2
 
 
-def test_a_reading_made_in_the_background_does_not_bound_the_clock(server: FakeServer) -> None:
-    server.answer(BODY.replace('collector="rapl"', 'collector="ipmi"'))
+def test_a_reading_earlier_than_the_last_one_bounds_the_clock(server: FakeServer) -> None:
+    """The clock of the exporter was set back by 300 s between two edges: the second edge shows that."""
+    server.answer()
+    server.answer(BODY.replace("1.7000000010005e+09", "1.6999997010005e+09"))
+    client = ExporterClient("node1")
+    (first,), (second,) = read_edge(client).clocks, read_edge(client).clocks
+    assert second.upper_s - first.upper_s == pytest.approx(-300.0, abs=0.1)
+
+
+@pytest.mark.parametrize("mode", ["polled", "remote", ""])
+def test_only_a_reading_made_for_the_request_bounds_the_clock(server: FakeServer, mode: str) -> None:
+    """The read mode decides, not the name of the collector; an exporter of 0.1.0 has none, which is unknown."""
+    server.answer(BODY.replace("on_request", mode).replace('read_mode="",', ""))
     edge = read_edge(ExporterClient("node1"))
     assert edge.clocks == ()
     assert len(edge.counters) == 2
+    server.answer(BODY.replace('collector="rapl"', 'collector="mine"'))
+    assert len(read_edge(ExporterClient("node1")).clocks) == 1
+
+
+def test_the_newest_reading_of_the_request_bounds_the_clock(server: FakeServer) -> None:
+    """Devices that are read in the background, or were not read again, are ignored."""
+    info = 'joulewatch_sensor_info{{scope="device",collector="{}",component="gpu",device="{}",domain="total",{}}} 1.0\n'
+    read = 'joulewatch_read_timestamp_seconds{{collector="{}",device="{}"}} {}\n'
+    others = (
+        info.format("hwmon", "gpu0", 'read_mode="polled"'), read.format("hwmon", "gpu0", 1_700_000_009.0),
+        info.format("nvml", "gpu1", 'read_mode="on_request"'), read.format("nvml", "gpu1", 1_700_000_001.0002),
+        info.format("nvml", "gpu2", 'read_mode="on_request"'), read.format("nvml", "gpu2", 1_700_000_001.0008),
+    )  # fmt: skip
+    client = ExporterClient("node1")
+    server.answer(BODY + "".join(others))
+    (clock,) = read_edge(client).clocks
+    # Requested at .002, answered at .003; the newest read on request was at .0008 on the exporter's clock.
+    assert clock.lower_s == pytest.approx(-0.0022, abs=1e-6)
+    server.answer(BODY.replace("10005e+09", "60005e+09") + "".join(others))
+    (clock,) = read_edge(client).clocks
+    assert clock.upper_s - clock.lower_s == pytest.approx(0.001, abs=1e-6)
+    assert clock.upper_s > 4, "only the package was read again"
 
 
 def test_an_exporter_that_does_not_answer_is_missing_and_the_others_are_read(server: FakeServer) -> None:
