@@ -14,8 +14,8 @@ Why in this order:
   milliseconds between a reading and the window and adds their uncertainty ("edge slack"), which is small while they
   are few.
 * The mapping from monotonic to wall clock is read on both sides, and each edge is converted with the mapping of its
-  own side. A wall clock that NTP slews during the window then gives the right time at both edges, and a clock that was
-  set shows as a difference between the two mappings.
+  own side. A wall clock that NTP slews during the window then gives the right time at both edges. The difference
+  between the two mappings is stored: if the clock was set in between, the analysis rejects the window.
 * The processor times are read outside the energy counters, because reading them takes up to a millisecond on a large
   machine, and they need no such precision: they are scaled to the length of the window.
 * Parsing, writing and delivering wait until the bracket is closed: nothing that costs energy or time competes with
@@ -131,6 +131,7 @@ class Bracket:
             end_s=self._end_mapping.unix_s(self.end_ns),
             duration_s=self.duration_s,
             clock_error_s=max(self._start_mapping.error_s, self._end_mapping.error_s),
+            clock_step_s=self.clock_step_s,
             processor_time=used_between(self._start_used, self._end_used, self.duration_s),
             inferences=contents.get("batches", 0) * contents.get("batch_size", 0),
             start_edge=start_edge,

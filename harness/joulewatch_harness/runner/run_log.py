@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Protocol, Unpack
+from typing import Protocol, Unpack
 
-from joulewatch_harness.clocktime import Clock
+from joulewatch_harness.clocktime import Clock, is_step
 from joulewatch_harness.plan.steps import Step
 from joulewatch_harness.records import (
     Configuration,
@@ -18,11 +18,6 @@ from joulewatch_harness.records import (
     WindowKind,
 )
 from joulewatch_harness.runner.bracket import Bracket, WindowContents
-
-CLOCK_STEP_S: Final = 0.005
-"""A wall clock that moved by more than this during a window was set, not slewed ..."""
-CLOCK_SLEW: Final = 1e-3
-"""... unless the window is long: NTP slews by at most 500 ppm, twice of which is allowed."""
 
 
 class LineWriter(Protocol):
@@ -111,9 +106,11 @@ class RunLog:
         self._next_index += 1
         self._write(window)
         self._delivery.window(window)
-        step_s = bracket.clock_step_s
-        if abs(step_s) > CLOCK_STEP_S + CLOCK_SLEW * window.duration_s:
-            self.note("clock_stepped", f"the wall clock was set by {step_s:+.3f} s during window {window.index}")
+        if is_step(window.clock_step_s, window.duration_s, 2 * window.clock_error_s):
+            self.note(
+                "clock_stepped",
+                f"the wall clock was set by {window.clock_step_s:+.3f} s during window {window.index}: it is excluded",
+            )
         for edge in (window.start_edge, window.end_edge):
             if edge is not None:
                 self._note_exporters(edge)

@@ -116,7 +116,7 @@ def test_each_edge_is_mapped_with_the_mapping_of_its_own_side() -> None:
     assert window.end_s == pytest.approx(end_s, abs=1e-6)
     assert window.end_s - window.start_s == pytest.approx(3.0, abs=1e-6)
     assert window.duration_s == pytest.approx(1.0, abs=1e-6)
-    assert bracket.clock_step_s == pytest.approx(2.0, abs=1e-6)
+    assert window.clock_step_s == bracket.clock_step_s == pytest.approx(2.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("slow_side", ["start", "end"])
