@@ -263,6 +263,29 @@ WINDOW_CLOCK_ERROR: Final = _harness(
     WINDOW_LABELS,
     "Largest error of the mapping from monotonic clock to wall clock; one sample per window, at its end.",
 )
+WINDOW_CLOCK_STEP: Final = _harness(
+    "joulewatch_window_clock_step_seconds",
+    "gauge",
+    "seconds",
+    WINDOW_LABELS,
+    "Change of the harness's wall clock relative to its monotonic clock during the window; one sample per window, at "
+    "its end.",
+)
+WINDOW_PROCESSOR_SECONDS: Final = _harness(
+    "joulewatch_window_processor_seconds",
+    "gauge",
+    "seconds",
+    (*WINDOW_LABELS, "usage"),
+    "Processor time used on the harness's machine during the window, summed over all processors. usage: busy (by "
+    "everything) or own (by the run itself); one sample per window, at its end.",
+)
+WINDOW_PROCESSORS: Final = _harness(
+    "joulewatch_window_processors",
+    "gauge",
+    "processors",
+    WINDOW_LABELS,
+    "Number of processors of the harness's machine; one sample per window, at its end.",
+)
 WINDOW_INFERENCES: Final = _harness(
     "joulewatch_window_inferences",
     "gauge",

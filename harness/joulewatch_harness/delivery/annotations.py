@@ -52,11 +52,17 @@ def window_samples(window: Window) -> list[Sample]:
         sample(catalog.WINDOW_START, labels, at_ms, window.start_s),
         sample(catalog.WINDOW_DURATION, labels, at_ms, window.duration_s),
         sample(catalog.WINDOW_CLOCK_ERROR, labels, at_ms, window.clock_error_s),
+        sample(catalog.WINDOW_CLOCK_STEP, labels, at_ms, window.clock_step_s),
         sample(catalog.WINDOW_INFERENCES, labels, at_ms, window.inferences),
         sample(catalog.WINDOW_BATCHES, labels, at_ms, window.batches),
         sample(catalog.WINDOW_BATCH_SIZE, labels, at_ms, window.batch_size),
         sample(catalog.WINDOW_REPEAT, labels, at_ms, window.repeat),
     ]
+    if window.processor_time is not None:
+        used = window.processor_time
+        for usage, seconds in (("busy", used.busy_s), ("own", used.own_s)):
+            samples.append(sample(catalog.WINDOW_PROCESSOR_SECONDS, {**labels, "usage": usage}, at_ms, seconds))
+        samples.append(sample(catalog.WINDOW_PROCESSORS, labels, at_ms, used.processors))
     if window.latency is not None:
         samples += [
             sample(catalog.WINDOW_LATENCY, {**labels, "quantile": quantile}, at_ms, getattr(window.latency, name))

@@ -25,6 +25,7 @@ from joulewatch_harness.records import (
     ExporterRecord,
     Latency,
     PhaseTime,
+    ProcessorTime,
     RunEnd,
     RunHeader,
     RunRecord,
@@ -215,6 +216,8 @@ def _window(run: str, index: int, stored: _Stored, metrics: Mapping[str, _Sample
         end_s=stored.end_s,
         duration_s=duration_s,
         clock_error_s=value(catalog.WINDOW_CLOCK_ERROR.name),
+        clock_step_s=value(catalog.WINDOW_CLOCK_STEP.name),
+        processor_time=_processor_time(key, at_ms, metrics),
         configuration=configuration,
         phase=phase,
         batch_size=round(value(catalog.WINDOW_BATCH_SIZE.name)),
@@ -228,6 +231,18 @@ def _window(run: str, index: int, stored: _Stored, metrics: Mapping[str, _Sample
         flags=tuple(sorted(labels.get("flag", "") for labels, _ in flags)),
         counts={labels.get("unit", ""): count for labels, count in units},
     )
+
+
+def _processor_time(key: _Key, at_ms: int | None, metrics: Mapping[str, _Samples]) -> ProcessorTime | None:
+    nothing = _Samples()
+    used = {
+        labels.get("usage", ""): seconds
+        for labels, seconds in metrics.get(catalog.WINDOW_PROCESSOR_SECONDS.name, nothing).at(key, at_ms)
+    }
+    processors = metrics.get(catalog.WINDOW_PROCESSORS.name, nothing).first(key, at_ms)
+    if processors is None or not used.keys() >= {"busy", "own"}:
+        return None
+    return ProcessorTime(busy_s=used["busy"], own_s=used["own"], processors=round(processors))
 
 
 def _edge(name: str, key: _Key, at_ms: int | None, metrics: Mapping[str, _Samples]) -> Edge | None:

@@ -30,7 +30,7 @@ from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clients.prometheus import PrometheusClient
 from joulewatch_harness.errors import ConfigError, QueryError
-from joulewatch_harness.records import ExporterRecord
+from joulewatch_harness.records import ExporterRecord, ProcessorTime
 from support.fake_prometheus import URL, FakePrometheus
 from support.synthetic import (
     EXPORTER,
@@ -50,7 +50,20 @@ from support.synthetic import (
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return make_world(TWO_SOCKETS, batch_sizes=(1, 64), rounds=2, noise=0.01)
+    """Each window has a clock step of its own, and processor time, except the second one."""
+    world = make_world(TWO_SOCKETS, batch_sizes=(1, 64), rounds=2, noise=0.01)
+    assert world.record is not None
+    windows = [
+        dataclasses.replace(
+            window,
+            clock_step_s=1e-6 * window.index,
+            processor_time=ProcessorTime(busy_s=window.index + 0.75, own_s=window.index + 0.5, processors=4),
+        )
+        for window in world.record.windows
+    ]
+    windows[1] = dataclasses.replace(windows[1], processor_time=None)
+    world.record = dataclasses.replace(world.record, windows=tuple(windows))
+    return world
 
 
 @pytest.fixture
@@ -81,11 +94,16 @@ def test_a_run_is_rebuilt_from_its_annotations(world: World, mocked: responses.R
         assert mine.end_s == pytest.approx(theirs.end_s, abs=1e-6)
         for name in ("index", "kind", "configuration", "batch_size", "repeat", "batches", "inferences", "flags"):
             assert getattr(mine, name) == getattr(theirs, name), name
+        assert mine.clock_step_s == theirs.clock_step_s == pytest.approx(1e-6 * mine.index, abs=1e-12)
+        assert mine.processor_time == theirs.processor_time
         assert mine.start_edge is not None and theirs.start_edge is not None
         assert set(mine.start_edge.counters) == set(theirs.start_edge.counters)
         assert mine.start_edge.clocks == theirs.start_edge.clocks
         if theirs.latency is not None:
             assert mine.latency is not None and mine.latency.p99_s == theirs.latency.p99_s
+    # Windows of a run of 0.1.0 have no processor time.
+    assert [item.processor_time is None for item in actual.windows[:2]] == [False, True]
+    assert actual.windows[0].processor_time == ProcessorTime(busy_s=0.75, own_s=0.5, processors=4)
     assert actual.header.started_at_s == world.record.header.started_at_s
     assert actual.header.provenance["hardware"] == "2x AMD EPYC 7763"
     assert [item.name for item in actual.header.exporters] == [EXPORTER]
@@ -162,6 +180,7 @@ def test_a_run_is_rebuilt_from_the_series_of_a_pushgateway(world: World) -> None
     assert [item.start_s for item in actual.windows] == [item.start_s for item in world.record.windows]
     assert [item.end_s for item in actual.windows] == [item.end_s for item in world.record.windows]
     assert actual.windows[0].end_edge is not None and len(actual.windows[0].end_edge.counters) == len(TWO_SOCKETS)
+    assert [item.processor_time for item in actual.windows] == [item.processor_time for item in world.record.windows]
     # The same windows pushed again by remote write are not counted twice.
     both = rebuild_run(RUN, [*later, *raw_of(run_samples(world.record))], "memory")
     assert len(both.windows) == len(world.record.windows)
