@@ -228,7 +228,7 @@ class Window:
     start_edge: Edge | None = None
     end_edge: Edge | None = None
     flags: tuple[str, ...] = ()
-    """``not_steady``, ``interrupted``, ``too_short``, ``overloaded``; idle windows: ``loaded`` with loaded networks."""
+    """``interrupted``, ``too_short``, ``overloaded``; warm-ups: ``not_steady``; idle windows: ``loaded``."""
     counts: Mapping[str, float] = field(default_factory=dict)
     """Units of work other than inferences -> their number, such as ``output_tokens``."""
     details: Mapping[str, str] = field(default_factory=dict)

@@ -52,7 +52,6 @@ class Cell:
     batch_s: float = 0.0
     """Time per batch in the last span of calls; 0 before the first."""
     prepared: bool = False
-    steady: bool = True
     failed: bool = False
     overload_noted: bool = False
 

@@ -10,10 +10,11 @@ between the window and the readings of the counters is then known, whether they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
-from joulewatch_harness.gum import mean
+from joulewatch_harness.gum import mean, standard_error, student_factor
 from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.plan.plan import MINIMUM_BATCHES, PHASES_INLINE, REFRESHES_PER_WINDOW
 from joulewatch_harness.plan.scenario import is_overloaded
@@ -29,6 +30,7 @@ from joulewatch_harness.runner.stopping import RunStopped
 WARMUP_BATCHES: Final = 3
 STEADY_SPANS: Final = 3
 STEADY_WITHIN: Final = 0.05
+STEADY_COVERAGE: Final = 0.97
 
 
 def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: ProcessorUse) -> Window:
@@ -73,9 +75,7 @@ def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: P
     waited_s = driver.waited_ns * 1e-9
     if not interrupted:
         _settle_after(context, cell)
-    flags = _steady_flags(cell)
-    if interrupted:
-        flags += ("interrupted",)
+    flags: tuple[str, ...] = ("interrupted",) if interrupted else ()
     if span.batches < MINIMUM_BATCHES or bracket.duration_s < REFRESHES_PER_WINDOW * (context.refresh_s or 0.0):
         flags += ("too_short",)
     if scenario.name == "server" and is_overloaded(scenario.rate_per_s, cell.batch_s, waited_s, bracket.duration_s):
@@ -103,7 +103,7 @@ def warm_up(context: RunContext, cell: Cell, step: MeasureStep) -> None:
     """
     plan = context.plan
     context.log.window_opened("warmup", cell.name, cell.batch_size)
-    span_s = plan.warmup_s / STEADY_SPANS
+    span_s = plan.warmup_s / (2 * STEADY_SPANS)
     rates: list[float] = []
     with context.bracket_without_edges() as bracket:
         # The first batch is run alone: it allocates and tunes, and may take ten times as long as the next ones.
@@ -115,10 +115,10 @@ def warm_up(context: RunContext, cell: Cell, step: MeasureStep) -> None:
             batches += span.batches
             rates.append(span.batches_per_s)
             elapsed_s = (context.clock.monotonic_ns() - bracket.start_ns) * 1e-9
-            cell.steady = is_steady(rates)
+            steady = is_steady(rates)
             if batches < WARMUP_BATCHES:
                 continue
-            if (cell.steady and elapsed_s >= plan.warmup_s) or elapsed_s >= plan.max_warmup_s:
+            if (steady and elapsed_s >= plan.warmup_s) or elapsed_s >= plan.max_warmup_s:
                 break
     context.log.window(
         bracket,
@@ -127,7 +127,7 @@ def warm_up(context: RunContext, cell: Cell, step: MeasureStep) -> None:
         batch_size=cell.batch_size,
         repeat=step.repeat,
         batches=batches,
-        flags=_steady_flags(cell),
+        flags=() if steady else ("not_steady",),
     )
 
 
@@ -149,20 +149,23 @@ def settle(context: RunContext, cell: Cell) -> None:
 
 
 def is_steady(rates: Sequence[float]) -> bool:
-    """Return whether the last three rates lie within 5 % of their mean."""
-    last = rates[-STEADY_SPANS:]
-    centre = mean(last)
-    return len(last) == STEADY_SPANS and all(abs(rate - centre) <= STEADY_WITHIN * centre for rate in last)
+    """Return whether the last three rates agree with the three before.
+
+    Their means differ by at most 5 %, or by less than chance explains (Student's t at 97 %): a warm-up ends when there
+    is no trend any more. Scatter without a trend does not become less with time.
+    """
+    before, last = rates[-2 * STEADY_SPANS : -STEADY_SPANS], rates[-STEADY_SPANS:]
+    if len(before) < STEADY_SPANS:
+        return False
+    factor = student_factor(2 * (STEADY_SPANS - 1), STEADY_COVERAGE)
+    by_chance = factor * math.hypot(standard_error(before), standard_error(last))
+    return abs(mean(last) - mean(before)) <= max(STEADY_WITHIN * mean(last), by_chance)
 
 
 def _settle_after(context: RunContext, cell: Cell) -> None:
     settle_s = context.plan.settle_s
     if settle_s > 0.0:
         run_span(context, cell, Phases(), lambda _batches, elapsed_s: elapsed_s >= settle_s)
-
-
-def _steady_flags(cell: Cell) -> tuple[str, ...]:
-    return () if cell.steady else ("not_steady",)
 
 
 def _note_overload(context: RunContext, cell: Cell, span: Span, waited_s: float) -> None:

@@ -174,7 +174,7 @@ class Runner:
             self._measured += 1
             rate = window.inferences / window.duration_s
             p50 = f", p50 {window.latency.p50_s * 1e3:.3g} ms" if window.latency else ""
-            return f"{rate:,.0f} inferences/s{p50}" + ("" if cell.steady else ", not steady")
+            return f"{rate:,.0f} inferences/s{p50}"
 
         self._with_cell(step, text, work)
 
