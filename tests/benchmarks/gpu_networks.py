@@ -174,6 +174,7 @@ def run(quick: bool = False, device: str = "cuda:0", exporter_flags: tuple[str, 
     plan = {
         "name": "networks on a GPU",
         "preset": "quick",
+        "rounds": 3,
         "configurations": good,
         "batch_sizes": list(QUICK_BATCH_SIZES if quick else BATCH_SIZES),
         "exporter_flags": list(exporter_flags or ("--collector.nvml", "--no-collector.estimate")),

@@ -26,7 +26,20 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-SWEEP = ("--network", SLEEPER, "--batch-sizes", "1,16", "--preset", "quick", "--idle", "1")
+SWEEP = (
+    "--network",
+    SLEEPER,
+    "--batch-sizes",
+    "1,16",
+    "--window",
+    "1",
+    "--rounds",
+    "3",
+    "--preset",
+    "quick",
+    "--idle",
+    "1",
+)
 
 
 def two_sockets(tmp_path: Path, **first_zone: Any) -> Path:

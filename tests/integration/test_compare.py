@@ -77,6 +77,8 @@ def shaky_plan(folder: Path, machine: Any, **keys: Any) -> None:
     (folder / "shaky.py").write_text(SHAKY, encoding="utf-8")
     plan = {
         "preset": "quick",
+        "rounds": 3,
+        "window_s": 1,
         "configurations": [
             {"name": name, "network": "shaky.py:Shaky", "options": {"name": name}} for name in ("calm", "wild")
         ],
@@ -95,6 +97,8 @@ def test_fp32_is_compared_with_int8_in_one_run_and_between_runs(tmp_path: Path, 
     machine = emulator("epyc-7763-node")
     plan = {
         "preset": "quick",
+        "rounds": 3,
+        "window_s": 1,
         "batch_sizes": [8],
         "idle_s": 1,
         "exporter_flags": list(machine.flags),

@@ -36,7 +36,7 @@ takes_minutes = pytest.mark.skipif(
 TOP = Path(__file__).parents[2]
 EXAMPLES = TOP / "harness" / "examples"
 FAKE_PYNQ = TOP / "tests" / "support" / "finn" / "site"
-SHORT = ("--preset", "quick", "--window", "1", "--idle", "0", "--format", "json")
+SHORT = ("--preset", "quick", "--rounds", "3", "--window", "1", "--idle", "0", "--format", "json")
 RUN_LIMIT_S = 600.0
 REGISTRY_ERROR = re.compile(r"Could not find a version|No matching distribution|ConnectionError|Failed to establish")
 
@@ -171,7 +171,7 @@ def test_onnxruntime_runs_with_its_extra(environment: MakeEnvironment, empty: Pa
 @takes_minutes
 @pytest.mark.parametrize("example", ["../example-plan.yaml", "compare.yaml"])
 def test_plans_of_onnxruntime_run_with_its_extra(environment: MakeEnvironment, empty: Path, example: str) -> None:
-    profiled(environment("onnxruntime"), example, empty, "--rounds", "3", batch_sizes=(1, 8))
+    profiled(environment("onnxruntime"), example, empty, batch_sizes=(1, 8))
     (run,) = (empty / "runs").iterdir()
     done = environment("onnxruntime").run("joulewatch", "compare", run, "--format", "json", folder=empty)
     assert done.code == 0, done.err

@@ -196,7 +196,16 @@ def test_a_sweep_continues_after_a_child_dies(command: str, tmp_path: Path) -> N
         },
     ]
     plan.write_text(
-        json.dumps({"preset": "quick", "idle_s": 0, "batch_sizes": [4, 8], "configurations": configurations})
+        json.dumps(
+            {
+                "preset": "quick",
+                "rounds": 3,
+                "window_s": 1,
+                "idle_s": 0,
+                "batch_sizes": [4, 8],
+                "configurations": configurations,
+            }
+        )
     )
     done = joulewatch("profile", plan, "--format", "json", folder=tmp_path)
     assert done.code == 0, done.err

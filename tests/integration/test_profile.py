@@ -59,7 +59,7 @@ class Profile:
         command = [
             sys.executable,
             *("-m", "joulewatch_harness", "profile", "--network", "sleeper.py:Sleeper"),
-            *("--preset", "quick", "--idle", "1", "--batch-sizes", "1,2", *words),
+            *("--preset", "quick", "--rounds", "3", "--window", "1", "--idle", "1", "--batch-sizes", "1,2", *words),
         ]
         with self.out.open("wb") as out, self.err.open("wb") as err:
             self.process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, stdin=subprocess.DEVNULL)

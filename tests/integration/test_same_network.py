@@ -260,8 +260,8 @@ def test_one_plan_measures_all_backends(bench: Bench, tmp_path: Path) -> None:
     names = {entry["name"] for entry in configurations}
     assert len(names) == len(configurations) >= 3
     plan = {
-        "preset": "quick", "batch_sizes": [ROWS], "isolate": True, "idle_s": 1, "warmup_s": 0.1, "max_warmup_s": 0.3,
-        "window_s": 1, "max_window_s": 1, "configurations": configurations,
+        "preset": "quick", "rounds": 3, "batch_sizes": [ROWS], "isolate": True, "idle_s": 1, "warmup_s": 0.1,
+        "max_warmup_s": 0.3, "window_s": 1, "max_window_s": 1, "configurations": configurations,
     }  # fmt: skip
     (tmp_path / "plan.yaml").write_text(json.dumps(plan))
     done = joulewatch("profile", "plan.yaml", "--figure", "figure.svg", folder=tmp_path, limit_s=500)

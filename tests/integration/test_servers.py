@@ -618,6 +618,8 @@ def test_profile_tells_joules_for_each_token(tmp_path: Path) -> None:
         (tmp_path / "plan.yaml").write_text(
             f"""
 preset: quick
+rounds: 3
+window_s: 1
 batch_sizes: [1, 2]
 idle_s: 1
 warmup_s: 0.1
@@ -660,7 +662,21 @@ def test_a_sweep_goes_on_past_a_batch_that_the_server_cannot_run(
     faults = Faults(status=500, code=code, status_from_batch=8, silent_s=0.1)
     with serve(transport, matmul, Settings(name="m", faults=faults)) as server:
         done = joulewatch(
-            *("profile", "--network", "m", "--runtime", "kserve", "--preset", "quick", "--idle", "0"),
+            *(
+                "profile",
+                "--network",
+                "m",
+                "--runtime",
+                "kserve",
+                "--preset",
+                "quick",
+                "--rounds",
+                "3",
+                "--window",
+                "1",
+                "--idle",
+                "0",
+            ),
             *("--option", f"url={server.url}", "--option", "concurrency=4", "--batch-sizes", "1,8"),
             folder=tmp_path,
         )

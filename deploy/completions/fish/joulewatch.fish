@@ -51,7 +51,7 @@ function _shtab_joulewatch_using
 end
 
 set -g _shtab_joulewatch_commands profile analyze compare layers energy runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --configuration --cpus --end --exporter --exporter.flags --figure --format --idle --log.level --model --name --network --option --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
+set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --configuration --cpus --end --exporter --exporter.flags --figure --format --idle --log.level --max-uncertainty --model --name --network --option --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -71,9 +71,11 @@ complete -c joulewatch -n '_shtab_joulewatch_using profile' -l threads -x -d 'sa
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l name -x -d 'name of the run'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l scenario -x -d 'comma-separated list of offline, single_stream, server (default: offline)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l server-rate -x -d 'queries per second in the scenario server'
-complete -c joulewatch -n '_shtab_joulewatch_using profile' -l preset -x -d 'quick, normal, report (default: normal)'
-complete -c joulewatch -n '_shtab_joulewatch_using profile' -l window -x -d 'length of a measurement window (minimum 1)'
-complete -c joulewatch -n '_shtab_joulewatch_using profile' -l rounds -x -d 'number of measurement rounds (minimum 3)'
+complete -c joulewatch -n '_shtab_joulewatch_using profile' -l preset -x -d 'quick, normal, report, mlperf (default: normal)'
+complete -c joulewatch -n '_shtab_joulewatch_using profile' -l mlperf -d 'windows of at least 60 s and 3 rounds, as MLPerf Power requires (same as --preset mlperf)'
+complete -c joulewatch -n '_shtab_joulewatch_using profile' -l window -x -d 'length of a measurement window (minimum 0.5)'
+complete -c joulewatch -n '_shtab_joulewatch_using profile' -l max-uncertainty -x -d 'measure until the uncertainty of the repeats is at most this share of each energy, such as 2% (default: 5%, with --preset report 2%)'
+complete -c joulewatch -n '_shtab_joulewatch_using profile' -l rounds -x -d 'measure exactly this number of rounds instead (minimum 3)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l seed -x -d 'random seed for the measurement order (default: 0)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l isolate -l no-isolate -d 'run each configuration in its own process (default: if there are several)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l cpus -x -d 'CPUs to pin these processes to, such as 0-3'

@@ -28,6 +28,7 @@ from joulewatch_harness.plan.plan import (
     DEFAULT_PRECISIONS,
     DEFAULT_PRESET,
     DEFAULT_SCRAPE_RATE_HZ,
+    MLPERF,
     PHASES,
     PHASES_INLINE,
     PRESETS,
@@ -37,6 +38,7 @@ from joulewatch_harness.plan.plan import (
 from joulewatch_harness.plan.runtimes import RUNTIMES, takes_model_files
 from joulewatch_harness.plan.scenario import OFFLINE, SCENARIOS
 from joulewatch_harness.plan.steps import settle_length_s, steps, window_length_s
+from joulewatch_harness.plan.target import LOOKS
 from joulewatch_harness.runner.pinning import check_cpus
 from joulewatch_harness.runner.preflight import Prepared, prepare, slowest_refresh_s
 
@@ -81,9 +83,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--server-rate", type=float, metavar="PER_SECOND", help="queries per second in the scenario server"
     )
     how = parser.add_argument_group("how to measure")
-    how.add_argument("--preset", help=f"{', '.join(PRESETS)} (default: {DEFAULT_PRESET})")
-    how.add_argument("--window", type=float, metavar="SECONDS", help="length of a measurement window (minimum 1)")
-    how.add_argument("--rounds", type=int, help="number of measurement rounds (minimum 3)")
+    preset = how.add_mutually_exclusive_group()
+    preset.add_argument("--preset", help=f"{', '.join(PRESETS)} (default: {DEFAULT_PRESET})")
+    preset.add_argument(
+        "--mlperf",
+        dest="preset",
+        action="store_const",
+        const=MLPERF,
+        help="windows of at least 60 s and 3 rounds, as MLPerf Power requires (same as --preset mlperf)",
+    )
+    how.add_argument("--window", type=float, metavar="SECONDS", help="length of a measurement window (minimum 0.5)")
+    rounds = how.add_mutually_exclusive_group()
+    rounds.add_argument(
+        "--max-uncertainty",
+        metavar="SHARE",
+        help="measure until the uncertainty of the repeats is at most this share of each energy, such as 2%% "
+        "(default: 5%%, with --preset report 2%%)",
+    )
+    rounds.add_argument("--rounds", type=int, help="measure exactly this number of rounds instead (minimum 3)")
     how.add_argument("--seed", type=int, help="random seed for the measurement order (default: 0)")
     how.add_argument(
         "--isolate",
@@ -150,6 +167,7 @@ def plan_from(args: argparse.Namespace) -> Plan:
         "batch_sizes": args.batch_sizes,
         "window_s": args.window,
         "rounds": args.rounds,
+        "max_relative_uncertainty": args.max_uncertainty,
         "seed": args.seed,
         "idle_s": args.idle,
         "exporters": args.exporter,
@@ -165,6 +183,10 @@ def plan_from(args: argparse.Namespace) -> Plan:
         "cpus": args.cpus,
         "phases": args.phases,
     }
+    if args.rounds is not None or args.max_uncertainty is not None:
+        # The flag replaces the file's rule for the end of the rounds.
+        for key in ("rounds", "max_relative_uncertainty", *(("max_run_s",) if args.rounds is not None else ())):
+            data.pop(key, None)
     data |= {key: value for key, value in flags.items() if value is not None}
     networks = [*(args.network or ()), *(args.model or ())]
     options = network_options(args.option, args.threads)
@@ -260,7 +282,7 @@ def _measure(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
     _report(
         f"run {prepared.run}: {_count(len(plan.configurations), 'configuration')} x "
         f"{_count(len(plan.batch_sizes), 'batch size')} x "
-        f"{plan.rounds} rounds, windows of {window_length_s(plan, refresh_s):g} s (preset {plan.preset}): "
+        f"{_rounds_text(plan)}, windows of {window_length_s(plan, refresh_s):g} s (preset {plan.preset}): "
         f"about {duration(progress.total_s)}"
     )
     delivery.start(header)
@@ -373,6 +395,14 @@ def _report_method(sensors: Sequence[SensorRecord]) -> None:
         )
     if "emulated" in methods:
         _report("ENERGIES ARE EMULATED: the sensors are those of the emulator, not of this machine")
+
+
+def _rounds_text(plan: Plan) -> str:
+    target = plan.max_relative_uncertainty
+    if target is None:
+        return f"{plan.rounds} rounds"
+    limit = "" if plan.max_run_s is None else f", at most {plan.max_run_s:g} s"
+    return f"{LOOKS[0]} to {LOOKS[-1]} rounds (until ±{100 * target:g} %{limit})"
 
 
 def _count(number: int, noun: str) -> str:

@@ -155,6 +155,12 @@ def make_plan(data: Mapping[str, Any], where: str) -> Plan:
     for limit, least in (("max_window_s", "window_s"), ("max_warmup_s", "warmup_s")):
         if limit not in data:
             values[limit] = max(values[limit], values[least])
+    # The key that is given replaces the preset's rule for the end of the rounds.
+    if data.get("rounds") is not None:
+        for name in ("max_relative_uncertainty", "max_run_s"):
+            values[name] = getattr(file, name) if name in data else None
+    elif data.get("max_relative_uncertainty") is not None:
+        values["rounds"] = None
     isolate = len(configurations) > 1 or bool(file.cpus) if file.isolate is None else file.isolate
     try:
         return Plan(**values, configurations=configurations, isolate=isolate)

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Annotated, Any, Final
 
-from joulewatch_harness.binder import Choice, Limits, Text, Texts, short_for
+from joulewatch_harness.binder import Choice, Limits, Parse, Text, Texts, short_for
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.runtimes import is_server
 from joulewatch_harness.plan.scenario import OFFLINE, Scenario
 from joulewatch_harness.records import Configuration, encode
 
-MINIMUM_WINDOW_S: Final = 1.0
+MINIMUM_WINDOW_S: Final = 0.5
+MLPERF_WINDOW_S: Final = 60.0
+"""MLPerf Power requires windows of at least 60 s."""
 MINIMUM_BATCHES: Final = 10
 MINIMUM_ROUNDS: Final = 3
 """The uncertainty comes from the spread between rounds."""
@@ -28,14 +30,37 @@ NATIVE: Final = "native"
 Seconds = Annotated[float, Limits(ge=0, unit="seconds")]
 
 
+def parse_share(value: Any) -> Any:
+    """Accept text such as ``5%`` or ``0.05`` as a share; other values stay as they are.
+
+    Raises:
+        ValueError: the text is not a number.
+    """
+    if not isinstance(value, str):
+        return value
+    number, percent, rest = value.strip().partition("%")
+    try:
+        return float(number) / (100 if percent else 1) if not rest else float(value)
+    except ValueError:
+        raise ValueError(f"must be a share such as 5% or 0.05, got {value!r}") from None
+
+
+Share = Annotated[float, Parse(parse_share), Limits(gt=0, le=0.5)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """The keys of a plan whose defaults depend on the preset."""
+    """The keys of a plan whose defaults depend on the preset; it has ``rounds`` or ``max_relative_uncertainty``."""
 
     batch_sizes: tuple[int, ...]
     window_s: Annotated[float, Limits(ge=MINIMUM_WINDOW_S, unit="seconds")]
     max_window_s: Seconds
-    rounds: Annotated[int, Limits(ge=MINIMUM_ROUNDS)]
+    rounds: Annotated[int, Limits(ge=MINIMUM_ROUNDS)] | None = None
+    """Exactly this number of rounds; None: until ``max_relative_uncertainty`` is reached."""
+    max_relative_uncertainty: Share | None = None
+    """Target for the repeats' part of the relative uncertainty of each energy; None: ``rounds`` rounds."""
+    max_run_s: Annotated[float, Limits(gt=0, unit="seconds")] | None = None
+    """Time limit of a run without ``rounds``; setups do not count, and every cell gets three rounds. None: no limit."""
     idle_s: Seconds
     settle_s: Seconds
     warmup_s: Seconds
@@ -45,12 +70,14 @@ class Preset:
 
 
 _POWERS: Final = tuple(1 << n for n in range(11))
+MLPERF: Final = "mlperf"
 PRESETS: Final[Mapping[str, Preset]] = {
     "quick": Preset(
         batch_sizes=_POWERS[::2],
-        window_s=1.0,
+        window_s=0.5,
         max_window_s=2.0,
-        rounds=3,
+        max_relative_uncertainty=0.05,
+        max_run_s=90.0,
         idle_s=2.0,
         settle_s=0.1,
         warmup_s=0.4,
@@ -58,20 +85,31 @@ PRESETS: Final[Mapping[str, Preset]] = {
     ),
     "normal": Preset(
         batch_sizes=_POWERS,
-        window_s=2.5,
+        window_s=0.5,
         max_window_s=20.0,
-        rounds=3,
+        max_relative_uncertainty=0.05,
+        max_run_s=360.0,
         idle_s=5.0,
         settle_s=0.2,
         warmup_s=0.9,
         max_warmup_s=2.4,
     ),
-    # MLPerf Power requires windows of at least 60 s.
     "report": Preset(
         batch_sizes=_POWERS,
-        window_s=60.0,
+        window_s=1.0,
+        max_window_s=60.0,
+        max_relative_uncertainty=0.02,
+        max_run_s=1800.0,
+        idle_s=60.0,
+        settle_s=0.5,
+        warmup_s=2.0,
+        max_warmup_s=10.0,
+    ),
+    MLPERF: Preset(
+        batch_sizes=_POWERS,
+        window_s=MLPERF_WINDOW_S,
         max_window_s=120.0,
-        rounds=3,
+        rounds=MINIMUM_ROUNDS,
         idle_s=60.0,
         settle_s=2.0,
         warmup_s=2.0,
@@ -142,6 +180,12 @@ class Plan(PlanKeys):
     def __post_init__(self) -> None:
         if not self.configurations:
             raise ConfigError("the plan has no configuration")
+        if (self.rounds is None) == (self.max_relative_uncertainty is None):
+            raise ConfigError("the plan needs either rounds or max_relative_uncertainty")
+        if self.rounds is not None and self.max_run_s is not None:
+            raise ConfigError("max_run_s limits max_relative_uncertainty; a plan with rounds has exactly these rounds")
+        if self.preset == MLPERF and self.window_s < MLPERF_WINDOW_S:
+            raise ConfigError(f"window_s is {self.window_s:g}; the preset {MLPERF} needs at least {MLPERF_WINDOW_S:g}")
         if self.max_window_s < self.window_s:
             raise ConfigError(f"max_window_s is {self.max_window_s:g}, less than window_s, {self.window_s:g}")
         if self.max_warmup_s < self.warmup_s:

@@ -1,12 +1,19 @@
-"""The steps of a plan, in the order in which the runner executes them, and their durations."""
+"""The steps of a plan, in the order in which the runner executes them, and their durations.
+
+The rounds of measure windows end when every cell (a configuration at a batch size) has reached the plan's target, so
+their steps depend on the results: ``Rounds`` gives one step at a time, and the runner records each result.
+"""
 
 from __future__ import annotations
 
 import itertools
 import random
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
 
 from joulewatch_harness.plan.plan import (
+    MINIMUM_ROUNDS,
     MINIMUM_WINDOW_S,
     PHASE_COST_PAIRS,
     PHASE_COST_S,
@@ -15,6 +22,10 @@ from joulewatch_harness.plan.plan import (
     REFRESHES_PER_WINDOW,
     Plan,
 )
+from joulewatch_harness.plan.target import LOOKS, expected_rounds, relative_half_width
+
+PACE_PRIOR_S: Final = 5.0
+"""Time that counts as having taken as long as estimated, so that the first steps do not dominate the remaining time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +64,7 @@ Step = IdleStep | LoadStep | MeasureStep | PhaseStep
 
 
 def window_length_s(plan: Plan, refresh_s: float | None) -> float:
-    """Return the length of a window: the plan's, at least 1 s and 20 refresh periods, at most ``max_window_s``.
+    """Return the length of a window: the plan's, at least 0.5 s and 20 refresh periods, at most ``max_window_s``.
 
     Args:
         plan: The plan.
@@ -76,31 +87,197 @@ def settle_length_s(plan: Plan, refresh_s: float | None) -> float:
     return max(plan.settle_s, min(refresh_s or 0.0, plan.max_window_s))
 
 
-def steps(plan: Plan, refresh_s: float | None = None) -> tuple[Step, ...]:
-    """Return the steps in order: idle, load, idle, the rounds, idle.
+@dataclass(slots=True, kw_only=True)
+class RoundsCell:
+    """One configuration at one batch size: its results so far, one per round."""
 
-    Every round measures all configurations and batch sizes in a different random order, from the seed: a drift of the
-    machine then affects all of them equally.
+    configuration: str
+    batch_size: int
+    joules: list[float | None] = field(default_factory=list)
+    """Gross energy per inference; None: not known from the edges."""
+    seconds: list[float] = field(default_factory=list)
+    """Time per inference."""
+    is_open: bool = True
+    ending: str = ""
+    """Why its rounds ended, for people; empty while they go on, with a fixed number of rounds, and after a failure."""
+
+    @property
+    def values(self) -> list[float]:
+        """The energies or, if one is not known, the times: their scatter is most of the scatter of the energy."""
+        joules = [value for value in self.joules if value is not None]
+        return joules if len(joules) == len(self.joules) else self.seconds
+
+
+class Rounds:
+    """The measure steps of all rounds, one at a time.
+
+    Every round measures all open cells in a different random order, from the seed: a drift of the machine then affects
+    all of them equally, and the rounds of a cell are apart in time. A cell ends at the plan's target (see ``target``),
+    all cells end at the plan's number of rounds or time limit.
+
+    Args:
+        plan: The plan.
+        window_s: Length of the windows.
+        limit_s: Time for all rounds, without setups; every cell has three rounds in any case. None: no limit.
     """
-    window_s = window_length_s(plan, refresh_s)
-    cells = list(itertools.product((item.name for item in plan.configurations), plan.batch_sizes))
-    sorted_cells = tuple(cells)
-    shuffle = random.Random(plan.seed).shuffle
-    rounds: list[Step] = []
-    for repeat in range(plan.rounds):
-        shuffle(cells)
-        rounds += [
-            MeasureStep(configuration=name, batch_size=batch_size, repeat=repeat, window_s=window_s)
-            for name, batch_size in cells
+
+    def __init__(self, plan: Plan, window_s: float, limit_s: float | None = None) -> None:
+        self._plan = plan
+        self._window_s = window_s
+        self._limit_s = limit_s
+        self._spent_s = 0.0
+        self._estimated_s = 0.0
+        names = (item.name for item in plan.configurations)
+        self.cells = {
+            (name, batch_size): RoundsCell(configuration=name, batch_size=batch_size)
+            for name, batch_size in itertools.product(names, plan.batch_sizes)
+        }
+        self._unreported: list[RoundsCell] = []
+
+    def __iter__(self) -> Iterator[MeasureStep]:
+        """Yield the next step; the runner records or drops each one before it asks for the next."""
+        order = list(self.cells.values())
+        shuffle = random.Random(self._plan.seed).shuffle
+        for number in itertools.count():
+            self._end_complete(number)
+            shuffle(order)
+            for cell in order:
+                if cell.is_open and self._is_late(number):
+                    self._end_late()
+                if cell.is_open:
+                    yield self._step(cell, number)
+            if not any(cell.is_open for cell in order):
+                return
+
+    def record(self, step: MeasureStep, *, joules: float | None, seconds: float, spent_s: float) -> None:
+        """Record the result of a step.
+
+        Args:
+            step: The step.
+            joules: Gross energy per inference; None: not known.
+            seconds: Time per inference.
+            spent_s: Duration of the step, without setups.
+        """
+        cell = self.cells[step.configuration, step.batch_size]
+        cell.joules.append(joules)
+        cell.seconds.append(seconds)
+        self._spent_s += spent_s
+        self._estimated_s += estimate_s(self._plan, step)
+
+    def drop(self, step: MeasureStep) -> None:
+        """End the rounds of a cell that failed."""
+        self.cells[step.configuration, step.batch_size].is_open = False
+
+    def take_ended(self) -> list[RoundsCell]:
+        """Return the cells whose rounds ended since the last call and that have an ``ending``."""
+        ended, self._unreported = self._unreported, []
+        return ended
+
+    def left_s(self) -> float:
+        """Return the expected time that is left, scaled by how long the steps so far took."""
+        pace = (self._spent_s + PACE_PRIOR_S) / (self._estimated_s + PACE_PRIOR_S)
+        estimates = [
+            (number, pace * estimate_s(self._plan, self._step(cell, number)))
+            for cell, numbers in self._numbers_left()
+            for number in numbers
         ]
-    return (
+        left_s = sum(seconds for _, seconds in estimates)
+        if self._limit_s is None:
+            return left_s
+        least_s = sum(seconds for number, seconds in estimates if number < MINIMUM_ROUNDS)
+        return min(left_s, max(least_s, self._limit_s - self._spent_s))
+
+    def _numbers_left(self) -> list[tuple[RoundsCell, range]]:
+        """Return the rounds that each open cell is expected to have yet."""
+        fixed, target = self._plan.rounds or 0, self._plan.max_relative_uncertainty
+        return [
+            (cell, range(len(cell.seconds), fixed if target is None else expected_rounds(cell.values, target)))
+            for cell in self.cells.values()
+            if cell.is_open
+        ]
+
+    def _step(self, cell: RoundsCell, number: int) -> MeasureStep:
+        return MeasureStep(
+            configuration=cell.configuration, batch_size=cell.batch_size, repeat=number, window_s=self._window_s
+        )
+
+    def _end_complete(self, rounds: int) -> None:
+        """End the cells that are complete after a number of rounds."""
+        target = self._plan.max_relative_uncertainty
+        for cell in self.cells.values():
+            if not cell.is_open:
+                continue
+            if target is None:
+                cell.is_open = rounds != self._plan.rounds
+            elif rounds in LOOKS:
+                if relative_half_width(cell.values) <= target:
+                    self._end(cell, _reached(cell))
+                elif rounds == LOOKS[-1]:
+                    self._end(cell, f"target not reached after {rounds} rounds: {_half_width_text(cell)}")
+
+    def _is_late(self, number: int) -> bool:
+        """Return whether there is no time for another window."""
+        if self._limit_s is None or number < MINIMUM_ROUNDS:
+            return False
+        each_s = self._spent_s / max(1, sum(len(cell.seconds) for cell in self.cells.values()))
+        return self._spent_s + each_s > self._limit_s
+
+    def _end_late(self) -> None:
+        """End all cells because of the time limit; their number of rounds does not depend on their results."""
+        target = self._plan.max_relative_uncertainty or 0.0
+        for cell in self.cells.values():
+            if cell.is_open and relative_half_width(cell.values) <= target:
+                self._end(cell, _reached(cell))
+            elif cell.is_open:
+                rounds = f"{len(cell.seconds)} rounds, {_half_width_text(cell)}"
+                self._end(cell, f"target not reached after {self._plan.max_run_s:g} s: {rounds}")
+
+    def _end(self, cell: RoundsCell, ending: str) -> None:
+        cell.is_open = False
+        cell.ending = ending
+        self._unreported.append(cell)
+
+
+def _reached(cell: RoundsCell) -> str:
+    return f"{_half_width_text(cell)} after {len(cell.seconds)} rounds"
+
+
+def _half_width_text(cell: RoundsCell) -> str:
+    percent = 100 * relative_half_width(cell.values)
+    unit = "" if cell.values is not cell.seconds else " of the throughput"
+    return f"±{percent:.{0 if percent >= 10 else 1}f} %{unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """All steps of a run."""
+
+    before: tuple[Step, ...]
+    rounds: Rounds
+    after: tuple[Step, ...]
+
+    def __iter__(self) -> Iterator[Step]:
+        yield from self.before
+        yield from self.rounds
+        yield from self.after
+
+
+def steps(plan: Plan, refresh_s: float | None = None) -> Steps:
+    """Return the steps in order: idle, load, idle, the rounds, phases, idle."""
+    before: tuple[Step, ...] = (
         IdleStep(loaded=False, duration_s=plan.idle_s),
         LoadStep(),
         IdleStep(loaded=True, duration_s=plan.idle_s),
-        *rounds,
-        *(PhaseStep(name, size) for name, size in sorted_cells if plan.phases == PHASES_SEPARATE),
+    )
+    cells = itertools.product((item.name for item in plan.configurations), plan.batch_sizes)
+    after: tuple[Step, ...] = (
+        *(PhaseStep(name, size) for name, size in cells if plan.phases == PHASES_SEPARATE),
         IdleStep(loaded=True, duration_s=plan.idle_s),
     )
+    limit_s = plan.max_run_s
+    if limit_s is not None:
+        limit_s -= sum(estimate_s(plan, step) for step in (*before, *after))
+    return Steps(before, Rounds(plan, window_length_s(plan, refresh_s), limit_s), after)
 
 
 def estimate_s(plan: Plan, step: Step) -> float:

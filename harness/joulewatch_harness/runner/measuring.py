@@ -1,4 +1,4 @@
-"""Measure one cell in one round: prepare, warm up or settle, and take the window.
+"""Measure one cell in one round: warm up or settle, and take the window.
 
 ::
 
@@ -24,7 +24,6 @@ from joulewatch_harness.runner.calls import Cell, Span, run_offline, run_span
 from joulewatch_harness.runner.context import RunContext
 from joulewatch_harness.runner.latency import latency, phase_times
 from joulewatch_harness.runner.processor_use import ProcessorUse
-from joulewatch_harness.runner.setup import prepare
 from joulewatch_harness.runner.stopping import RunStopped
 
 WARMUP_BATCHES: Final = 3
@@ -34,14 +33,13 @@ STEADY_COVERAGE: Final = 0.97
 
 
 def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: ProcessorUse) -> Window:
-    """Write one measure window; a window that the user interrupts is written with a flag.
+    """Write one measure window of a prepared cell; a window that the user interrupts is written with a flag.
 
     Raises:
         RunStopped: the user stopped the run before the first call of the window returned.
         Exception: raised by the network.
     """
     plan, driver, scenario = context.plan, cell.loaded.driver, cell.loaded.scenario
-    prepare(context, cell)
     if step.repeat == 0 or cell.batch_s == 0.0:
         warm_up(context, cell, step)
         if plan.settle_s > plan.warmup_s:

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any, Final, Self, TextIO
 
 from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.plan.plan import Plan
-from joulewatch_harness.plan.steps import Step, estimate_s
+from joulewatch_harness.plan.steps import MeasureStep, Step, Steps, estimate_s
 
 REDRAW_S: Final = 5.0
-PRIOR_WEIGHT: Final = 0.1
-"""Weight of the original estimate in the remaining time, as a share of the estimated total."""
 
 
 class RunProgress:
@@ -26,7 +23,7 @@ class RunProgress:
     def __init__(
         self,
         plan: Plan,
-        steps: Sequence[Step],
+        steps: Steps,
         *,
         stream: TextIO | None = None,
         bar: bool | None = None,
@@ -44,12 +41,11 @@ class RunProgress:
         self._plan = plan
         self._stream = sys.stderr if stream is None else stream
         self._clock = clock
-        self._count = len(steps)
-        self._done = 0
-        self.total_s: Final = sum(estimate_s(plan, step) for step in steps)
-        self._estimated_done_s = 0.0
-        self._actual_done_s = 0.0
-        self._step_started_s = self._now_s()
+        self._rounds = steps.rounds
+        # Idle windows, loading and phase passes.
+        self._other_s = sum(estimate_s(plan, step) for step in (*steps.before, *steps.after))
+        self.total_s: Final = self.left_s()
+        self._started_s = self._step_started_s = self._now_s()
         self._drawn_s = float("-inf")
         self._bar: Any = None
         self._task: Any = None
@@ -89,14 +85,13 @@ class RunProgress:
 
     def done(self, step: Step, text: str) -> None:
         """Show that a step is done or was skipped."""
-        now_s = self._now_s()
-        self._done += 1
-        self._estimated_done_s += estimate_s(self._plan, step)
-        self._actual_done_s += now_s - self._step_started_s
-        self._step_started_s = now_s
+        self._step_started_s = self._now_s()
+        if not isinstance(step, MeasureStep):
+            self._other_s -= estimate_s(self._plan, step)
         if self._bar is None:
-            width = len(str(self._count))
-            self._stream.write(f"[{self._done:{width}}/{self._count}] {text} ({duration(self.left_s())} left)\n")
+            elapsed_s, left_s = self._step_started_s - self._started_s, self.left_s()
+            share = elapsed_s / (elapsed_s + left_s) if left_s > 0.0 else 1.0
+            self._stream.write(f"[{100 * share:3.0f}%] {text} ({duration(left_s)} left)\n")
             self._stream.flush()
         else:
             self._draw(text)
@@ -110,13 +105,8 @@ class RunProgress:
             self._bar.console.print(f"note: {text}", markup=False, highlight=False)
 
     def left_s(self) -> float:
-        """Return the remaining time: the estimate of the remaining steps, scaled by how long past steps took.
-
-        A tenth of the total counts as having taken the estimated time, so that the first steps do not dominate.
-        """
-        prior_s = PRIOR_WEIGHT * self.total_s
-        scale = (self._actual_done_s + prior_s) / (self._estimated_done_s + prior_s) if prior_s > 0.0 else 1.0
-        return max(0.0, self.total_s - self._estimated_done_s) * scale
+        """Return the remaining time: that of the rounds depends on the results and on how long the past ones took."""
+        return max(0.0, self._other_s) + self._rounds.left_s()
 
     def _now_s(self) -> float:
         return self._clock.monotonic_ns() * 1e-9
@@ -124,12 +114,14 @@ class RunProgress:
     def _draw(self, text: str | None) -> None:
         if self._bar is None:
             return
-        in_step_s = self._now_s() - self._step_started_s
         self._drawn_s = self._now_s()
+        elapsed_s = self._drawn_s - self._started_s
+        left_s = max(0.0, self.left_s() - (self._drawn_s - self._step_started_s))
         self._bar.update(
             self._task,
-            completed=min(self._estimated_done_s + in_step_s, self.total_s),
-            left=f"{duration(max(0.0, self.left_s() - in_step_s))} left",
+            completed=elapsed_s,
+            total=elapsed_s + left_s,
+            left=f"{duration(left_s)} left",
             **({} if text is None else {"step": text}),
         )
         self._bar.refresh()

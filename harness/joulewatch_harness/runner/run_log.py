@@ -116,11 +116,12 @@ class RunLog:
                 self._note_exporters(edge)
         return window
 
-    def note(self, reason: str, text: str, configuration: str = "", batch_size: int = 0) -> None:
+    def note(self, reason: str, text: str, configuration: str = "", batch_size: int = 0, *, show: bool = True) -> None:
         """Write a note and show it."""
         note = Note(at_s=self._now_s(), reason=reason, text=text, configuration=configuration, batch_size=batch_size)
         self._write(note)
-        self._reporter.note(text)
+        if show:
+            self._reporter.note(text)
 
     def end(self, status: RunStatus, text: str) -> RunEnd:
         """Write the last line."""

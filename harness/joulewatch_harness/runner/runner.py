@@ -16,17 +16,19 @@ from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.errors import ConfigError, NetworkError, RecordError, UnsupportedBatchError, describe
 from joulewatch_harness.network import Network
 from joulewatch_harness.plan.plan import Plan
-from joulewatch_harness.plan.steps import IdleStep, LoadStep, MeasureStep, PhaseStep, Step
+from joulewatch_harness.plan.steps import IdleStep, LoadStep, MeasureStep, PhaseStep, Steps
+from joulewatch_harness.plan.target import ROUNDS_ENDED
 from joulewatch_harness.records import Configuration, RunEnd, RunStatus
 from joulewatch_harness.runner.bracket import EdgeSource
 from joulewatch_harness.runner.calls import Cell, LoadedNetwork
 from joulewatch_harness.runner.context import RunContext
+from joulewatch_harness.runner.edge_energy import joules_per_inference
 from joulewatch_harness.runner.measuring import measure
 from joulewatch_harness.runner.phase_pass import phase_pass
 from joulewatch_harness.runner.processor_time import ProcessorSource
 from joulewatch_harness.runner.processor_use import ProcessorUse
 from joulewatch_harness.runner.run_log import Delivering, LineSink, LineWriter, Reporter, RunLog
-from joulewatch_harness.runner.setup import load_network
+from joulewatch_harness.runner.setup import load_network, prepare
 from joulewatch_harness.runner.stopping import RunStopped, StopRequest
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ class Runner:
 
     Args:
         plan: The plan.
-        steps: From ``plan.steps``.
+        steps: From ``plan.steps``; gets the result of each measure window, on which the number of rounds depends.
         networks: The configurations with their networks, not loaded.
         run: The run's id.
         journal: Gets every line before it is delivered.
@@ -64,7 +66,7 @@ class Runner:
     def __init__(
         self,
         plan: Plan,
-        steps: Sequence[Step],
+        steps: Steps,
         networks: Sequence[tuple[Configuration, Network]],
         *,
         run: str,
@@ -110,6 +112,7 @@ class Runner:
         text = ""
         try:
             for step in self._steps:
+                self._note_ended_rounds()
                 self._context.stop.check()
                 HANDLERS[type(step)](self, step)
             if self._measured == 0:
@@ -170,8 +173,21 @@ class Runner:
         text = f"{step.configuration} batch {step.batch_size} round {step.repeat + 1}"
 
         def work(cell: Cell) -> str:
+            clock = self._context.clock
+            begin_ns, is_first = clock.monotonic_ns(), not cell.prepared
+            prepare(self._context, cell)
+            if is_first:
+                # A setup: it may build or tune an engine, and does not count towards the time limit.
+                begin_ns = clock.monotonic_ns()
             window = measure(self._context, cell, step, self._processor_use)
             self._measured += 1
+            if "interrupted" not in window.flags:
+                self._steps.rounds.record(
+                    step,
+                    joules=joules_per_inference(window),
+                    seconds=window.duration_s / window.inferences,
+                    spent_s=(clock.monotonic_ns() - begin_ns) * 1e-9,
+                )
             rate = window.inferences / window.duration_s
             p50 = f", p50 {window.latency.p50_s * 1e3:.3g} ms" if window.latency else ""
             return f"{rate:,.0f} inferences/s{p50}"
@@ -191,6 +207,7 @@ class Runner:
             key = (step.configuration, step.batch_size)
             cell = self._cells.setdefault(key, Cell(loaded=loaded, batch_size=step.batch_size))
         if cell is None or cell.failed:
+            self._drop(step)
             context.reporter.done(step, f"{text}: skipped")
             return
         context.reporter.begin(step, text)
@@ -200,9 +217,18 @@ class Runner:
             raise
         except Exception as error:
             cell.failed = True
+            self._drop(step)
             context.log.note(reason_code(error), f"{cell} excluded: {describe(error)}", cell.name, cell.batch_size)
             result = "excluded"
         context.reporter.done(step, f"{text}: {result}")
+
+    def _drop(self, step: MeasureStep | PhaseStep) -> None:
+        if isinstance(step, MeasureStep):
+            self._steps.rounds.drop(step)
+
+    def _note_ended_rounds(self) -> None:
+        for cell in self._steps.rounds.take_ended():
+            self._context.log.note(ROUNDS_ENDED, cell.ending, cell.configuration, cell.batch_size, show=False)
 
 
 HANDLERS: Final[Mapping[type[Any], Callable[[Runner, Any], None]]] = {

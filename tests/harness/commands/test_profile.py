@@ -115,7 +115,7 @@ def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_de
         (["--option", "threads"], "must be KEY=VALUE"),
         (["--preset", "fast"], "preset: unknown value 'fast'"),
         (["--rounds", "1"], "rounds: must be an integer >= 3, got 1"),
-        (["--window", "0.2"], "window_s: must be a number >= 1 (seconds), got 0.2"),
+        (["--window", "0.2"], "window_s: must be a number >= 0.5 (seconds), got 0.2"),
         (["--rounds", "x"], "argument --rounds"),
         (["plan.yaml"], "plan.yaml: cannot be read: No such file"),
         (["bad.yaml"], "bad.yaml: unknown key 'batchsizes'; did you mean batch_sizes"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.parsing import KEYS, make_plan, parse_batch_sizes, read_plan
-from joulewatch_harness.plan.plan import PRESETS
+from joulewatch_harness.plan.plan import PRESETS, Plan
 from joulewatch_harness.plan.steps import (
     IdleStep,
     LoadStep,
@@ -43,17 +44,46 @@ def test_an_empty_plan_measures_radioml_in_fp32_and_int8_at_all_batch_sizes() ->
     ]
     assert plan.batch_sizes == (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
     assert plan.preset == "normal"
-    assert plan.rounds == 3
+    assert (plan.rounds, plan.max_relative_uncertainty, plan.max_run_s) == (None, 0.05, 360)
 
 
-def test_the_presets_stay_within_their_time_limits() -> None:
-    """Main job: under 6 minutes with normal, under 90 s with quick, with room for start and analysis."""
-    totals = {}
-    for preset in ("quick", "normal"):
-        plan = make_plan({"preset": preset}, "x")
-        totals[preset] = sum(estimate_s(plan, step) for step in steps(plan, 0.01))
-    assert totals["quick"] < 75
-    assert totals["normal"] < 320
+def measured_s(plan: Plan, joules: Iterator[float]) -> tuple[float, list[MeasureStep]]:
+    """Run the steps of a plan on paper: return their estimated duration and the measure steps."""
+    total_s, measured = 0.0, []
+    sequence = steps(plan, 0.01)
+    for step in sequence:
+        total_s += estimate_s(plan, step)
+        if isinstance(step, MeasureStep):
+            measured.append(step)
+            sequence.rounds.record(step, joules=next(joules), seconds=1.0, spent_s=estimate_s(plan, step))
+    return total_s, measured
+
+
+@pytest.mark.parametrize(("preset", "steady_s"), [("quick", 71), ("normal", 180), ("report", 800)])
+def test_the_presets_stay_within_their_time_limits(preset: str, steady_s: float) -> None:
+    """Each has time for the five rounds that a steady machine needs; the limit ends the rounds of a noisy one."""
+    plan = make_plan({"preset": preset}, "x")
+    assert plan.max_run_s is not None
+    total_s, measured = measured_s(plan, itertools.repeat(1.0))
+    assert {step.repeat for step in measured} == set(range(5))
+    assert total_s < steady_s
+    total_s, measured = measured_s(plan, itertools.cycle([1.0, 2.0, 3.0]))
+    assert 0.95 * plan.max_run_s < total_s <= plan.max_run_s
+    assert max(step.repeat for step in measured) >= 5
+
+
+def test_mlperf_has_windows_of_a_minute_and_three_rounds() -> None:
+    plan = make_plan({"preset": "mlperf"}, "x")
+    assert (plan.window_s, plan.rounds, plan.max_relative_uncertainty, plan.max_run_s) == (60, 3, None, None)
+    with pytest.raises(ConfigError, match="window_s is 30; the preset mlperf needs at least 60"):
+        make_plan({"preset": "mlperf", "window_s": 30}, "x")
+
+
+def test_a_number_of_rounds_replaces_the_target_and_a_target_the_rounds() -> None:
+    plan = make_plan({"preset": "quick", "rounds": 4}, "x")
+    assert (plan.rounds, plan.max_relative_uncertainty, plan.max_run_s) == (4, None, None)
+    plan = make_plan({"preset": "mlperf", "max_relative_uncertainty": "2.5%"}, "x")
+    assert (plan.rounds, plan.max_relative_uncertainty) == (None, 0.025)
 
 
 def test_a_given_list_overrides_the_preset() -> None:
@@ -128,16 +158,20 @@ def test_missing_and_binary_files_are_errors(tmp_path: Path) -> None:
     ("key", "value", "text"),
     [
         ("preset", "quik", "did you mean quick"),
+        ("max_relative_uncertainty", 5, "max_relative_uncertainty: must be a number > 0 and <= 0.5, got 5"),
+        ("max_relative_uncertainty", "5 %%", "must be a share such as 5% or 0.05, got '5 %%'"),
+        ("max_relative_uncertainty", "little", "must be a share such as 5% or 0.05, got 'little'"),
+        ("max_run_s", 0, "max_run_s: must be a number > 0 (seconds), got 0"),
         ("rounds", 2, "rounds: must be an integer >= 3, got 2"),
         ("rounds", 3.5, "rounds: must be an integer >= 3, got 3.5"),
         ("rounds", True, "rounds: must be an integer >= 3, got true"),
         ("seed", -1, "seed: must be an integer >= 0, got -1"),
-        ("window_s", 0.5, "window_s: must be a number >= 1 (seconds), got 0.5"),
-        ("window_s", "long", "window_s: must be a number >= 1 (seconds), got 'long'"),
-        ("window_s", float("nan"), "window_s: must be a number >= 1 (seconds), got nan"),
+        ("window_s", 0.4, "window_s: must be a number >= 0.5 (seconds), got 0.4"),
+        ("window_s", "long", "window_s: must be a number >= 0.5 (seconds), got 'long'"),
+        ("window_s", float("nan"), "window_s: must be a number >= 0.5 (seconds), got nan"),
         ("idle_s", -1, "idle_s: must be a number >= 0 (seconds), got -1"),
         ("scrape_rate_hz", 0, "scrape_rate_hz: must be a number >= 0.1, got 0"),
-        ("max_window_s", 1.5, "less than window_s"),
+        ("max_window_s", 0.4, "less than window_s"),
         ("max_warmup_s", 0.1, "less than warmup_s"),
         ("configurations", [], "no configuration"),
         ("configurations", [{}], "configurations[0]: missing key 'network'"),
@@ -235,8 +269,8 @@ def test_a_long_window_raises_the_default_limit() -> None:
 
 
 def test_steps_are_idle_load_idle_rounds_idle() -> None:
-    plan = make_plan({"batch_sizes": [1, 2, 4], "seed": 5}, "x")
-    sequence = steps(plan)
+    plan = make_plan({"batch_sizes": [1, 2, 4], "seed": 5, "rounds": 3}, "x")
+    sequence = list(steps(plan))
     assert sequence[0] == IdleStep(loaded=False, duration_s=plan.idle_s)
     assert sequence[1] == LoadStep()
     assert sequence[2] == sequence[-1] == IdleStep(loaded=True, duration_s=plan.idle_s)
@@ -250,8 +284,8 @@ def test_steps_are_idle_load_idle_rounds_idle() -> None:
 
 @given(st.integers(0, 1000))
 def test_the_order_depends_only_on_the_seed(seed: int) -> None:
-    plan = make_plan({"seed": seed, "batch_sizes": "1..64"}, "x")
-    assert steps(plan) == steps(plan)
+    plan = make_plan({"seed": seed, "batch_sizes": "1..64", "rounds": 3}, "x")
+    assert list(steps(plan)) == list(steps(plan))
 
 
 def test_the_fingerprint_depends_only_on_the_values() -> None:
@@ -272,8 +306,21 @@ def test_the_example_contains_every_key_and_is_a_plan(tmp_path: Path) -> None:
 
 
 def test_the_mapping_of_a_plan_makes_the_same_plan_again() -> None:
-    plan = make_plan({"batch_sizes": "1..8", "exporters": ["http://a:1"], "name": "n"}, "x")
-    assert make_plan(plan.to_mapping(), "again") == plan
+    for rule in ({}, {"rounds": 4}, {"max_relative_uncertainty": "3%", "max_run_s": 7}):
+        plan = make_plan({"batch_sizes": "1..8", "exporters": ["http://a:1"], "name": "n", **rule}, "x")
+        assert make_plan(plan.to_mapping(), "again") == plan
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"rounds": 3, "max_relative_uncertainty": 0.05}, "the plan needs either rounds or max_relative_uncertainty"),
+        ({"rounds": 3, "max_run_s": 60}, "max_run_s limits max_relative_uncertainty; a plan with rounds has exactly"),
+    ],
+)
+def test_two_rules_for_the_end_of_the_rounds_are_an_error(keys: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        make_plan(keys, "plan p")
 
 
 # Processes, processors, phases
@@ -306,10 +353,10 @@ def test_errors_about_processes_and_phases_have_key_and_value(keys: dict[str, An
 
 
 def test_separate_phases_come_after_the_rounds_and_before_the_last_idle() -> None:
-    plan = make_plan({"batch_sizes": [1, 8], "phases": "separate"}, "x")
-    sequence = steps(plan)
+    plan = make_plan({"batch_sizes": [1, 8], "phases": "separate", "rounds": 3}, "x")
+    sequence = list(steps(plan))
     assert [type(step) for step in sequence[-5:]] == [*([PhaseStep] * 4), IdleStep]
-    assert not any(isinstance(step, PhaseStep) for step in steps(make_plan({"phases": "off"}, "x")))
+    assert not any(isinstance(step, PhaseStep) for step in steps(make_plan({"phases": "off", "rounds": 3}, "x")))
     assert estimate_s(plan, sequence[-2]) == pytest.approx(2.4)
 
 

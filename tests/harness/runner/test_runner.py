@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +72,7 @@ class FakeFetched:
             component="cpu",
             device="s0",
             domain="package",
-            energy_joules=1.0,
+            energy_joules=100.0 * (self.read_s - 1_700_000_000),
             read_at_s=self.read_s,
         )
         return Edge(
@@ -213,6 +214,7 @@ def make_bench(**keys: Any) -> Bench:
             ],
             "batch_sizes": [1, 8],
             "window_s": 1.0,
+            **({} if "max_relative_uncertainty" in keys else {"rounds": 3}),
             **keys,
         },
         "test",
@@ -457,10 +459,8 @@ def test_the_progress_shows_each_step_with_its_result() -> None:
         "one batch 8 excluded: fixed batch axis",
         "one batch 8 round 1: excluded",
         "two batch 8 round 1: 4,444 inferences/s, p50 1.8 ms",
-        "one batch 8 round 2: skipped",
         "two batch 8 round 2: 4,444 inferences/s, p50 1.8 ms",
         "two batch 8 round 3: 4,444 inferences/s, p50 1.8 ms",
-        "one batch 8 round 3: skipped",
         "one batch 8 phases: skipped",
         "two batch 8: recording phases changes throughput by +0.0 ± 0.0 %; the energy windows record no phases",
         "two batch 8 phases: recording changes throughput by +0.0 ± 0.0 %",
@@ -628,6 +628,69 @@ def test_the_scenarios_of_one_network_are_separate_configurations() -> None:
     loaded = {item.name: item.scenario for item in bench.lines.lines if isinstance(item, Configuration)}
     assert loaded == {"one": "", "one/server-50": "server", "two": "", "two/server-50": "server"}
     assert {w.configuration for w in bench.lines.windows("measure")} == set(loaded)
+
+
+# Rounds until the target
+
+
+def test_a_cell_has_rounds_until_its_energy_is_known_to_the_target_and_the_journal_has_the_reason() -> None:
+    """``two`` needs 8 % more time and energy in every second round."""
+    bench = make_bench(max_relative_uncertainty=0.05, batch_sizes=[8])
+    two = bench.networks["two"]
+
+    def alternate() -> None:
+        rounds = sum(window.configuration == "two" for window in bench.lines.windows("measure"))
+        two.per_batch_s = 0.00115 if rounds % 2 else 0.001
+
+    two.on_run = alternate
+    assert bench.run().status == "complete"
+    measured = [window.configuration for window in bench.lines.windows("measure")]
+    assert (measured.count("one"), measured.count("two")) == (5, 8)
+    notes = [(note.reason, note.configuration, note.batch_size, note.text) for note in bench.lines.notes()]
+    assert notes == [
+        ("rounds_ended", "one", 8, "±0.0 % after 5 rounds"),
+        ("rounds_ended", "two", 8, "±4.1 % after 8 rounds"),
+    ]
+    assert not any("after 5 rounds" in text for text in bench.lines.shown), "for the analysis, not for the display"
+
+
+def test_a_run_ends_at_its_time_limit_which_excludes_setups() -> None:
+    bench = make_bench(max_relative_uncertainty="1%", max_run_s=60, idle_s=2, batch_sizes=[8])
+    noise = random.Random(1)
+    for network in bench.networks.values():
+
+        def tune_once(
+            batch: int, network: FakeNetwork = network, prepare: Callable[[int], None] = network.prepare
+        ) -> None:
+            if network.batch == 0:
+                bench.clock.advance(400.0)
+            network.per_batch_s = 0.001 * noise.uniform(0.2, 1.8)
+            prepare(batch)
+
+        network.prepare = tune_once  # type: ignore[method-assign]
+    begin_ns = bench.clock.now_ns
+    assert bench.run().status == "complete"
+    run_s = (bench.clock.now_ns - begin_ns) * 1e-9 - 2 * 400.0
+    assert 55 < run_s < 60
+    texts = [note.text for note in bench.lines.notes() if note.reason == "rounds_ended"]
+    assert len(texts) == 2
+    assert all(text.startswith("target not reached after 60 s: ") for text in texts)
+    assert bench.lines.windows("idle")[-1].index == max(w.index for w in bench.lines.windows("measure")) + 1
+
+
+def test_every_cell_has_three_rounds_whatever_the_time_limit() -> None:
+    bench = make_bench(max_relative_uncertainty=0.05, max_run_s=1)
+    bench.run()
+    assert {window.repeat for window in bench.lines.windows("measure")} == {0, 1, 2}
+    assert len(bench.lines.windows("measure")) == 12
+
+
+def test_without_energies_the_scatter_of_the_throughput_decides() -> None:
+    bench = make_bench(max_relative_uncertainty=0.05, batch_sizes=[8])
+    bench.edges.dead_after = 9
+    bench.run()
+    texts = {note.text for note in bench.lines.notes() if note.reason == "rounds_ended"}
+    assert texts == {"±0.0 % of the throughput after 5 rounds"}
 
 
 # The phase pass
