@@ -250,7 +250,7 @@ def measures(side: Side, batch_size: int) -> dict[tuple[Kind, str, str], Measure
     if side.run.repeats:
         parts = [measures(Side(run, side.configuration), batch_size) for run in side.run.repeats]
         common = [key for key in parts[0] if all(key in part for part in parts)]
-        return {key: _over_runs([part[key] for part in parts]) for key in common}
+        return {key: over_runs([part[key] for part in parts]) for key in common}
     group = side.run.groups[side.configuration][batch_size]
     try:
         throughput = Measure(
@@ -271,7 +271,7 @@ def measures(side: Side, batch_size: int) -> dict[tuple[Kind, str, str], Measure
     return {quantity.key: quantity for quantity in quantities}
 
 
-def _over_runs(measures: Sequence[Measure]) -> Measure:
+def over_runs(measures: Sequence[Measure]) -> Measure:
     """Return the mean of one quantity over several runs; the scatter between the runs includes that of their rounds."""
     estimates = [measure.estimate for measure in measures if measure.estimate is not None]
     joined = replace(
