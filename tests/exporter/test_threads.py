@@ -11,16 +11,10 @@ import pytest
 
 from joulewatch_exporter.errors import SensorGlitchError, SensorTimeoutError
 from joulewatch_exporter.threads import AbandonedError, DeadlineThread, Turn, Worker
+from support.waiting import wait_until
 
 WAIT_S = 10.0
 """For what takes microseconds; only a broken test waits so long."""
-
-
-def eventually(condition: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.001)
 
 
 # -- a turn and its worker, without threads ------------------------------------------------------------
@@ -233,7 +227,7 @@ def test_each_call_is_counted_or_abandoned_and_one_thread_at_a_time_is_between_c
                     worker.start()
         worker.stop()
         worker.join(WAIT_S)
-        eventually(lambda: not worker.hung)
+        wait_until(lambda: not worker.hung)
     finally:
         sys.setswitchinterval(switch_interval_s)
     assert not overlaps
@@ -279,7 +273,7 @@ def test_while_a_call_hangs_further_calls_are_refused(thread: DeadlineThread) ->
     with pytest.raises(SensorTimeoutError, match="an earlier call has not returned"):
         thread.call(lambda: 1, WAIT_S)
     release.set()
-    eventually(lambda: not thread.is_hanging)
+    wait_until(lambda: not thread.is_hanging)
     assert discarded == [True]
     assert thread.call(lambda: 2, WAIT_S) == 2, "and not the late result of the call that hung"
 
@@ -318,4 +312,4 @@ def test_a_closed_thread_that_hung_ends_when_its_call_returns() -> None:
         thread.call(lambda: release.wait(WAIT_S), 0.01)
     thread.close()
     release.set()
-    eventually(lambda: "hung-and-closed" not in [other.name for other in threading.enumerate()])
+    wait_until(lambda: "hung-and-closed" not in [other.name for other in threading.enumerate()])

@@ -33,6 +33,7 @@ from joulewatch_harness.storage.recording import Recording, RecordingWriter
 from support.require import require_program
 from support.runs import NETWORK, header, window
 from support.servers import PrometheusServer, PushgatewayServer
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -107,13 +108,6 @@ def check_exact(server: PrometheusServer, run: Run) -> None:
     assert delivered_windows(run.folder) == {sent.index for sent in run.windows}
     rows = [json.loads(row) for row in (run.folder / "delivered.jsonl").read_text().splitlines()]
     assert sorted(row["window"] for row in rows) == [sent.index for sent in run.windows]
-
-
-def wait_until(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "the condition did not become true in time"
-        time.sleep(0.05)
 
 
 def test_remote_write_delivers_windows_exactly(prometheus_server: Callable[..., PrometheusServer], run: Run) -> None:

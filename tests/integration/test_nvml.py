@@ -6,7 +6,7 @@ import re
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from joulewatch_exporter.emulator.signals import Sine, Square
 from support.commands import joulewatch
 from support.nvml import A100, FIRST, H100, P100, SECOND, fault
 from support.require import require_program
+from support.waiting import wait_until
 
 if TYPE_CHECKING:
     from integration.conftest import StartExporter
@@ -113,13 +114,6 @@ def error(machine: Moving, spec: GpuSpec, first: Scrape, last: Scrape, domain: s
     return counted / machine.true_joules(spec, *read_at) - 1
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "timeout"
-        time.sleep(0.1)
-
-
 def test_energy_is_exact(tmp_path: Path, exporter_server: StartExporter) -> None:
     """Within 0.1 % for energy counters, within 1 % for integrated momentary power."""
     counted = replace(H100, signal=JOB, energy_refresh_s=0.001)
@@ -148,14 +142,14 @@ def test_failures_of_one_gpu_do_not_affect_the_other(tmp_path: Path, exporter_se
     with moving(tmp_path / "machine", (failing, healthy)) as machine:
         exporter = exporter_server(f"--config.file={machine.config}")
         first = Scrape(exporter.url)
-        eventually(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", failing.uuid) == 0, 10.0)
+        wait_until(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", failing.uuid) == 0, limit_s=10.0)
         started = time.monotonic()
         Scrape(exporter.url)
         assert time.monotonic() - started < 0.4  # less than the deadline of the hanging call
-        eventually(lambda: time.time() - machine.start_unix_s > 6.5, 10.0)
+        wait_until(lambda: time.time() - machine.start_unix_s > 6.5, limit_s=10.0)
         # Probed every 10 s.
-        eventually(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", failing.uuid) == 1, 30.0)
-        eventually(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", healthy.uuid) == 1, 5.0)
+        wait_until(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", failing.uuid) == 1, limit_s=30.0)
+        wait_until(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", healthy.uuid) == 1, limit_s=5.0)
         last = Scrape(exporter.url)
         assert error(machine, healthy, first, last) == pytest.approx(0.0, abs=1e-3)
         assert error(machine, failing, first, last) == pytest.approx(0.0, abs=5e-3)

@@ -19,6 +19,7 @@ import pytest
 from joulewatch_harness.records import RunRecord, Window
 from joulewatch_harness.storage.journal import read_run
 from joulewatch_harness.storage.recording import Recording
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -121,15 +122,6 @@ def listening(url: str) -> bool:
         return probe.connect_ex((address.hostname or "", address.port or 0)) == 0
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 10.0) -> bool:
-    deadline_s = time.monotonic() + limit_s
-    while not condition():
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.05)
-    return True
-
-
 def test_local_mode_measures_an_emulated_machine(profile: Callable[..., Profile], emulator: Any) -> None:
     """Child exporter, recording, analysis; a batch size that fails gives a note; the output states EMULATED."""
     machine = emulator("epyc-7763-node")
@@ -188,7 +180,7 @@ def test_kill_9_loses_no_window_and_leaves_no_exporter(profile: Callable[..., Pr
     command.process.kill()
     command.process.wait(10)
     assert len(measured(command.record())) >= 3
-    assert wait_until(lambda: not listening(url))
+    wait_until(lambda: not listening(url))
     analysis = subprocess.run(
         [sys.executable, "-m", "joulewatch_harness", "analyze", str(command.run_folder), "--format", "json"],
         cwd=command.folder,

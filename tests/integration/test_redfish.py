@@ -37,6 +37,7 @@ from joulewatch_exporter.model import Host, Sensor
 from support.redfish import by_label
 from support.require import require_program
 from support.servers import free_port
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -88,14 +89,6 @@ def connected(service: RedfishService, *, deadline_s: float = 10.0, **fields: An
 
 def fault(kind: str, at_s: float = 10.0, for_s: float = 10.0) -> Fault:
     return Fault(kind=kind, at_s=at_s, for_s=0.0 if kind in MOMENTARY_FAULTS else for_s)
-
-
-def until(condition: Callable[[], bool], text: str) -> None:
-    """Wait for a condition."""
-    end_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < end_s, f"not within {WAIT_S:g} s: {text}"
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -443,15 +436,15 @@ def test_many_services_two_of_which_hang(
     collector = open_collector(RedfishOptions(targets=targets, deadline_seconds=1.0))
     hung = {"bmc7", "bmc19"}
     healthy = {f"bmc{i}": 100.0 + i for i in range(30) if f"bmc{i}" not in hung}
-    until(lambda: healthy.items() <= values_of(collector).items(), "28 services with their values")
-    until(lambda: all(values_of(collector).get(name) == "timeout" for name in hung), "two timeouts")
+    wait_until(lambda: healthy.items() <= values_of(collector).items(), "28 services with their values")
+    wait_until(lambda: all(values_of(collector).get(name) == "timeout" for name in hung), "two timeouts")
     assert {finding.status for finding in collector.findings if "found" not in finding.status} == {"broken"}
     for service in services:
         service.advance(10.0)
     expected = healthy | {"bmc7": 107.0, "bmc19": 119.0}
-    until(lambda: values_of(collector) == expected, "30 services with their values")
+    wait_until(lambda: values_of(collector) == expected, "30 services with their values")
     collector.close()
-    until(
+    wait_until(
         lambda: not any(thread.name.startswith("poll-bmc") for thread in threading.enumerate()),
         "the end of all threads",
     )
@@ -467,9 +460,9 @@ def test_a_service_disappears_and_returns(
     collector.settle(WAIT_S)
     (sensor,) = collector.sensors
     service.advance(10.0)
-    until(lambda: values_of(collector) == {"bmc1": "absent"}, "absent")
+    wait_until(lambda: values_of(collector) == {"bmc1": "absent"}, "absent")
     service.advance(20.0)
-    until(lambda: "absent" not in values_of(collector).values(), "present again")
+    wait_until(lambda: "absent" not in values_of(collector).values(), "present again")
     assert collector.sensors == (sensor,), "a new sensor was created"
 
 
@@ -485,13 +478,13 @@ def test_the_target_file_is_followed(
 
     write("a", "b")
     collector = open_collector(RedfishOptions(targets_file=file))
-    until(lambda: values_of(collector) == {"a": 100.0, "b": 200.0}, "two targets")
+    wait_until(lambda: values_of(collector) == {"a": 100.0, "b": 200.0}, "two targets")
     write("b", "c")
-    until(lambda: values_of(collector) == {"b": 200.0, "c": 300.0}, "one target removed, one added")
-    until(lambda: services["a"].session_count == 0, "logout of the removed target")
+    wait_until(lambda: values_of(collector) == {"b": 200.0, "c": 300.0}, "one target removed, one added")
+    wait_until(lambda: services["a"].session_count == 0, "logout of the removed target")
     assert services["b"].connection_count == 1, "the unchanged target was reconnected"
     file.write_text("targets: [{name: b, urll: x}]\n")
-    until(
+    wait_until(
         lambda: any(finding.status == "broken" for finding in collector.findings) or not collector.sensors, "a finding"
     )
     assert values_of(collector) == {"b": 200.0, "c": 300.0}
@@ -536,7 +529,7 @@ def sushy(tmp_path: Path, start: Start) -> Iterator[Callable[..., tuple[str, Pat
                     cwd=tmp_path,
                 )
             )
-        until(lambda: _accepts(port) or processes[-1].poll() is not None, "sushy-emulator")
+        wait_until(lambda: _accepts(port) or processes[-1].poll() is not None, "sushy-emulator")
         assert processes[-1].poll() is None, (tmp_path / "sushy.log").read_text()
         return f"https://127.0.0.1:{port}", state, lender
 

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from support import golden
 from support.clock import FakeClock
 from support.nvml import A100, FIRST, H100, P100, SECOND, GpuMachine, fault, infos, sensor_of, shared_library, values
 from support.paths import ROOT
+from support.waiting import wait_until
 
 GOLDEN = ROOT / "tests" / "exporter" / "golden"
 
@@ -66,13 +67,6 @@ def machine(tmp_path: Path, library: Path) -> Iterator[GpuMachine]:
 def immediate_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
     """NVML is restarted for lost GPUs without a pause."""
     monkeypatch.setattr(nvml, "FIRST_RESTART_S", 0.0)
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "timeout"
-        threading.Event().wait(0.002)
 
 
 def texts(collector: NvmlCollector, status: str) -> str:
@@ -416,7 +410,7 @@ def test_a_hanging_gpu_costs_its_deadline_once(machine: GpuMachine, immediate_re
             return values(hung.read())["total"] == 5750
         return False
 
-    eventually(has_recovered)
+    wait_until(has_recovered)
 
 
 def test_a_gpu_that_hangs_from_the_start_is_published_once_it_answers(
@@ -432,9 +426,9 @@ def test_a_gpu_that_hangs_from_the_start_is_published_once_it_answers(
         collector.probe_again()
         return {sensor.device for sensor in collector.sensors} == set(uuids)
 
-    eventually(lambda: has_sensors(SECOND))
+    wait_until(lambda: has_sensors(SECOND))
     gpus.advance(2.0)
-    eventually(lambda: has_sensors(FIRST, SECOND))
+    wait_until(lambda: has_sensors(FIRST, SECOND))
     assert texts(collector, "broken") == ""
     assert values(sensor_of(collector, FIRST).read())["total"] == 5600
 
@@ -479,8 +473,8 @@ def test_a_hanging_start_does_not_delay_the_caller(machine: GpuMachine, monkeypa
     assert not collector.sensors
     assert "no answer within" in texts(collector, "broken")
     may_start.set()
-    eventually(lambda: len(collector.sensors) == 1)
-    eventually(lambda: texts(collector, "broken") == "")
+    wait_until(lambda: len(collector.sensors) == 1)
+    wait_until(lambda: texts(collector, "broken") == "")
     assert len(values(collector.sensors[0].read())) == 4
 
 
@@ -874,9 +868,9 @@ def test_a_gpu_disappears_and_returns_in_the_sampler(machine: GpuMachine, monkey
         (scan,) = sampler.fresh(5.0)
         assert (scan.layout.devices, scan.up) == ((FIRST, SECOND), (True, True))
         gpus.advance(0.004)
-        eventually(lambda: sampler.fresh(5.0)[0].up == (False, True))
+        wait_until(lambda: sampler.fresh(5.0)[0].up == (False, True))
         gpus.advance(0.007)
-        eventually(lambda: sampler.fresh(5.0)[0].up == (True, True))
+        wait_until(lambda: sampler.fresh(5.0)[0].up == (True, True))
         (scan,) = sampler.fresh(5.0)
         totals = {
             info.quantity.device: energy
@@ -897,7 +891,7 @@ def test_closing_shuts_nvml_down_and_ends_the_threads(machine: GpuMachine) -> No
     sensor.read()
     collector.close()
     collector.close()
-    eventually(lambda: threading.active_count() == threads)
+    wait_until(lambda: threading.active_count() == threads)
     with pytest.raises(pynvml.NVMLError_Uninitialized):
         pynvml.nvmlDeviceGetCount()
     with pytest.raises(SensorGlitchError, match="NVML is closed"):

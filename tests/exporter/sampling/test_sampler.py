@@ -21,6 +21,7 @@ from joulewatch_exporter.sampling.scan import FamilyScan
 from joulewatch_exporter.threads import Turn
 from support.clock import NS_PER_S, FakeClock
 from support.fake_family import FakeOptions, FakeSensor, Machine, energy_sensor, fake_family, info, power_sensor
+from support.waiting import wait_until
 
 
 def family_of(clock: FakeClock, *sensors: FakeSensor) -> Family:
@@ -37,14 +38,6 @@ def up(scan: FamilyScan) -> dict[str, bool]:
 def energies(scan: FamilyScan) -> dict[str, float | None]:
     names = [item.quantity.device for item in scan.layout.infos]
     return dict(zip(names, scan.energies_joules, strict=True))
-
-
-def eventually(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    """Wait until another thread has made a condition true."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "the condition never became true"
-        threading.Event().wait(0.002)
 
 
 # -- one family, no threads ------------------------------------------------------------------------
@@ -362,7 +355,7 @@ def test_concurrent_scrapes_share_reads(start: Start) -> None:
     before = sensor.reads
     first = threading.Thread(target=sampler.fresh, args=(5.0,))
     first.start()
-    eventually(lambda: sensor.reads == before + 1)
+    wait_until(lambda: sensor.reads == before + 1)
     others = [threading.Thread(target=sampler.fresh, args=(5.0,)) for _ in range(8)]
     for thread in others:
         thread.start()
@@ -395,7 +388,7 @@ def test_a_hung_family_is_down_and_delays_no_other(start: Start, caplog: pytest.
     finally:
         hung.hang = None
         release.set()
-    eventually(lambda: up(sampler.fresh(2.0)[0]) == {"socket0": True})
+    wait_until(lambda: up(sampler.fresh(2.0)[0]) == {"socket0": True})
 
 
 def test_slow_families_show_their_last_scan(start: Start) -> None:
@@ -411,7 +404,7 @@ def test_slow_families_show_their_last_scan(start: Start) -> None:
 def test_background_reads_continue_without_scrapes(start: Start) -> None:
     sensor = energy_sensor(method="estimated")
     start(fake_family("rapl", Machine([sensor], timing=Timing(poll_s=0.01, read_on_scrape=True))))
-    eventually(lambda: sensor.reads >= 4)
+    wait_until(lambda: sensor.reads >= 4)
 
 
 def test_a_scrape_postpones_the_background_read(start: Start) -> None:
@@ -538,7 +531,7 @@ def test_stopping_closes_the_collectors_and_leaves_a_hung_one_behind(start: Star
     assert time.monotonic() - began < 1.0
     assert fine.closed == 1
     release.set()
-    eventually(lambda: hung.closed == 1)
+    wait_until(lambda: hung.closed == 1)
 
 
 def test_a_family_that_cannot_be_opened_is_logged_once(start: Start, caplog: pytest.LogCaptureFixture) -> None:
@@ -570,7 +563,7 @@ def check_quarantine_and_return(
     sick.hang.set()
     sick.hang = None
     sick.energies_joules = [105.0]
-    eventually(lambda: up(sampler.fresh(1.0)[0]) == {"socket0": True, "socket1": True})
+    wait_until(lambda: up(sampler.fresh(1.0)[0]) == {"socket0": True, "socket1": True})
     assert energies(sampler.fresh(1.0)[0])["socket0"] == 5.0
 
 
@@ -589,7 +582,7 @@ def test_a_device_that_hangs_in_a_burst_is_quarantined(start: Start, caplog: pyt
     sick, healthy = energy_sensor("socket0"), energy_sensor("socket1", joules=10.0)
     sick.hang, sick.hangs_after = threading.Event(), 1
     sampler = start(fake_family("fake", Machine([sick, healthy])), hang_s=0.5)
-    eventually(lambda: sick.reads == 2)
+    wait_until(lambda: sick.reads == 2)
     check_quarantine_and_return(sampler, sick, healthy, caplog)
 
 
@@ -598,10 +591,10 @@ def test_a_hung_device_costs_one_thread_however_long(start: Start) -> None:
     sick.hang = threading.Event()
     machine = Machine([sick, healthy], timing=Timing(poll_s=0.01, read_on_scrape=True))
     sampler = start(fake_family("fake", machine), hang_s=0.05)
-    eventually(lambda: up(sampler.fresh(0.2)[0]) == {"socket0": False, "socket1": True})
+    wait_until(lambda: up(sampler.fresh(0.2)[0]) == {"socket0": False, "socket1": True})
     threads = threading.active_count()
     reads = sick.reads
-    eventually(lambda: healthy.reads > 20)
+    wait_until(lambda: healthy.reads > 20)
     time.sleep(0.6)  # two periods of the watcher
     assert (threading.active_count(), sick.reads) == (threads, reads)
     sick.hang.set()
@@ -628,7 +621,7 @@ def test_a_family_that_hangs_while_it_is_opened_delays_no_other(
         assert sampler.families == ("quick",)
         assert "slow" in caplog.text and "no answer within" in caplog.text
         hung.set()
-        eventually(lambda: machine.closed == 1)  # it is too late, and is closed
+        wait_until(lambda: machine.closed == 1)  # it is too late, and is closed
     finally:
         sampler.stop()
 

@@ -25,6 +25,7 @@ from joulewatch_exporter.errors import (
 )
 from joulewatch_exporter.model import Quantity, Reading, SensorInfo
 from joulewatch_exporter.threads import Turn
+from support.waiting import wait_until
 
 WAIT_S = 10.0
 """Limit for steps that take microseconds; only a failing test waits so long."""
@@ -265,27 +266,19 @@ def test_a_hung_call_is_replaced_by_one_thread_and_never_more(running: list[obje
     worker = poller(connections)
     running.append(worker)
     worker.start()
-    wait_for(lambda: sick.reads)
+    wait_until(lambda: sick.reads)
     connections.device = well
     with worker._condition:
         worker._watch(time.monotonic_ns() + round((ABANDON_AFTER * 5.0 + 1) * NS_PER_S))
     assert worker._worker.hung == {"n1"}
     worker.settle(WAIT_S)
-    wait_for(lambda: well.reads)
-    assert wait_for(lambda: worker.error is None)
+    wait_until(lambda: well.reads)
+    wait_until(lambda: worker.error is None)
     assert [reading.power_watts for reading in worker.take()] == [1.0]
     sick.hang.set()
-    assert wait_for(lambda: not worker._worker.hung), "it has returned, so another thread may hang"
-    assert wait_for(lambda: sick.closes == 1), "and its connection is closed by its own thread"
+    wait_until(lambda: not worker._worker.hung, "it has returned, so another thread may hang")
+    wait_until(lambda: sick.closes == 1, "and its connection is closed by its own thread")
     assert [reading.power_watts for reading in worker.take()] == [1.0], "its late reading is not used"
-
-
-def wait_for(look: Callable[[], object]) -> int:
-    deadline_s = time.monotonic() + WAIT_S
-    while not (found := look()):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.001)
-    return int(found)  # type: ignore[call-overload,no-any-return]
 
 
 # -- a poller with its thread ------------------------------------------------------------------------------
@@ -298,7 +291,7 @@ def test_a_poller_reads_by_itself_and_logs_out_when_stopped() -> None:
     worker.start()
     worker.settle(WAIT_S)
     assert worker.is_settled
-    wait_for(lambda: connections.device.reads >= 3)
+    wait_until(lambda: connections.device.reads >= 3)
     worker.stop()
     worker.join(WAIT_S)
     assert connections.device.closes == 1
@@ -340,12 +333,12 @@ def test_devices_are_shown_once_they_have_answered_or_failed(running: list[objec
     dead.error = SensorAbsentError("dead: gone")
     family = Family({"well": FakeDevice(), "slow": slow, "dead": dead})
     running.append(family)
-    wait_for(lambda: len(family.sensors) == 2)
+    wait_until(lambda: len(family.sensors) == 2)
     assert [sensor.device for sensor in family.sensors] == ["well", "dead"]
     before = family.sensors
     assert family.sensors is before, "the same object for as long as the devices are the same"
     slow.hang.set()
-    wait_for(lambda: len(family.sensors) == 3)
+    wait_until(lambda: len(family.sensors) == 3)
     assert family.sensors is not before
 
 
@@ -361,8 +354,8 @@ def test_only_changed_targets_are_reconnected(running: list[object]) -> None:
     assert sorted(after) == ["a", "b"]
     assert after["a"] is before["a"]
     assert after["b"] is not before["b"]
-    assert wait_for(lambda: devices["b"].closes == 1)
-    assert wait_for(lambda: devices["c"].closes == 1)
+    wait_until(lambda: devices["b"].closes == 1)
+    wait_until(lambda: devices["c"].closes == 1)
     assert devices["a"].closes == 0
 
 
