@@ -6,6 +6,7 @@ expositions, the dashboards and the CHANGELOG together.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,6 +14,53 @@ DEFAULT_PORT: Final = 10717
 
 SENSOR_LABELS: Final = ("collector", "component", "device", "domain")
 DEVICE_LABELS: Final = ("collector", "device")
+
+
+# -- frozen sensors: one definition for the exporter's check and for the analysis --------------------
+#
+# A sensor is frozen if its value does not change for `frozen_after_s`, in at least `FROZEN_READS` reads, although
+# - time passes, if it counts energy: whatever is switched on uses energy;
+# - the load changes, if it reports power: an idle device may show the same watts for hours.
+
+FROZEN_REFRESHES: Final = 20
+"""A value that stays the same for fewer refreshes may do so by chance."""
+FROZEN_READS: Final = 3
+"""Reads with different read timestamps: 20 refreshes of a counter that is refreshed every millisecond are shorter than
+the time between two scrapes. The load must have been low in this many reads and high in as many, because a power
+sensor may miss a short peak."""
+FROZEN_LOAD_WATTS: Final = 10.0
+FROZEN_LOAD_SHARE: Final = 0.2
+"""The load has changed if it differs by this share of its peak and by `FROZEN_LOAD_WATTS`, which is more than one step
+of a BMC's reading."""
+FROZEN_ASSUMED_REFRESH_S: Final = 5.0
+"""Refresh of a sensor that has not been measured, because a frozen sensor shows no changes: that of a slow BMC."""
+FROZEN_LEAST_WATTS: Final = 5.0
+"""A counter with coarse steps is frozen only if it would have made a step at this power. A server uses more."""
+
+
+def frozen_after_s(refresh_s: float | None, step_joules: float = 0.0) -> float:
+    """Return how long a value must stay the same before its sensor counts as frozen.
+
+    Args:
+        refresh_s: Time between changes of the sensor's value; None: unknown.
+        step_joules: Step of an energy counter; 0: unknown, or a power sensor.
+    """
+    refreshes_s = FROZEN_REFRESHES * (FROZEN_ASSUMED_REFRESH_S if refresh_s is None else refresh_s)
+    return max(refreshes_s, step_joules / FROZEN_LEAST_WATTS)
+
+
+_JOULE_UNITS: Final = {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "µJ": 1e-6, "nJ": 1e-9}
+
+
+def resolution_joules(text: str) -> float:
+    """Return the joules of a label ``resolution`` such as ``15.3 uJ``; 0 if it is empty or not an energy."""
+    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(\S*J)\s*", text)
+    if match is None or match[2] not in _JOULE_UNITS:
+        return 0.0
+    try:
+        return float(match[1]) * _JOULE_UNITS[match[2]]
+    except ValueError:
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +220,8 @@ SENSOR_IMPLAUSIBLE: Final = _exporter(
     "boolean",
     ("check", *DEVICE_LABELS, "domain"),
     "1 if the ratio of this check was outside its bounds twice in a row, 10 s apart. For check stuck: 1 if the value "
-    "has not changed for 30 refreshes and at least one minute while the load changed.",
+    f"has not changed for {FROZEN_REFRESHES} refreshes while time passed (energy counters) or the load changed "
+    "(power).",
 )
 READ_ERRORS: Final = _exporter(
     "joulewatch_read_errors_total",

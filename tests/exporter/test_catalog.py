@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from joulewatch_exporter import catalog
-from joulewatch_exporter.catalog import METRICS, Metric
+from joulewatch_exporter.catalog import METRICS, Metric, frozen_after_s, resolution_joules
 from support import golden
 from support.metric_table import with_listing
 
@@ -55,3 +55,31 @@ def test_the_catalog_needs_nothing_but_the_standard_library() -> None:
 def test_the_readme_shows_the_catalog(update_golden: bool) -> None:
     """``pytest --update-golden`` rewrites the table."""
     golden.check(with_listing(README.read_text(encoding="utf-8")), README, update=update_golden)
+
+
+@pytest.mark.parametrize(
+    ("text", "joules"),
+    [
+        ("2 J", 2.0), ("2J", 2.0), (" 2.5 mJ ", 2.5e-3), ("15.3 uJ", 15.3e-6), ("15.3 µJ", 15.3e-6), ("4 nJ", 4e-9),
+        ("1e-3 J", 1e-3), ("1E+2 mJ", 0.1), ("", 0.0), ("J", 0.0), ("1 kJ", 0.0), ("1 uW", 0.0), ("1.2.3 J", 0.0),
+        ("x 1 J", 0.0), ("1 J x", 0.0),
+    ],
+)  # fmt: skip
+def test_a_resolution_is_an_energy_or_nothing(text: str, joules: float) -> None:
+    assert resolution_joules(text) == pytest.approx(joules, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize(
+    ("refresh_s", "step_joules", "after_s"),
+    [
+        (0.001, 15.3e-6, 0.02),
+        (5.0, 0.0, 100.0),
+        (None, 0.0, 100.0),
+        (7.2, 3600.0, 720.0),  # measured at 500 W; an idle server of 40 W makes a step every 90 s
+        (0.1, 1.0, 2.0),
+    ],
+)
+def test_a_value_may_stay_the_same_for_20_refreshes_and_for_one_step_at_5_w(
+    refresh_s: float | None, step_joules: float, after_s: float
+) -> None:
+    assert frozen_after_s(refresh_s, step_joules) == pytest.approx(after_s)

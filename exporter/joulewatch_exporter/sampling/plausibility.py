@@ -12,6 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from joulewatch_exporter.catalog import (
+    FROZEN_ASSUMED_REFRESH_S,
+    FROZEN_LOAD_SHARE,
+    FROZEN_LOAD_WATTS,
+    FROZEN_READS,
+    frozen_after_s,
+    resolution_joules,
+)
 from joulewatch_exporter.model import Quantity, SensorInfo
 from joulewatch_exporter.sampling.scan import FamilyScan, Reads
 
@@ -23,12 +31,8 @@ WINDOW_S: Final = 30.0
 """Shortest time over which a mean is taken. A BMC's value is seconds old, so the window must be much longer."""
 CHECKS_TO_CONFIRM: Final = 2
 _SNAPSHOTS_KEPT: Final = 8
-STUCK_S: Final = 60.0
-STUCK_REFRESHES: Final = 30
-"""A value is stuck if it has not changed for this many refreshes, and for ``STUCK_S``, while the load changed."""
-MOVED_SHARE: Final = 0.2
-MOVED_WATTS: Final = 10.0
-"""The load has changed if its power varied by this share of its peak, and by this many watts."""
+LOADS_KEPT: Final = 64
+"""Number of refreshes of a power sensor over which the load is compared."""
 MIN_WATTS: Final = 5.0
 """Below this no ratio is checked: at a few watts, sensors disagree by their resolution."""
 
@@ -82,12 +86,33 @@ _Snapshot = dict[_Key, _Value]
 
 @dataclass(slots=True, kw_only=True)
 class _Unchanged:
-    """A value that has not changed, since when, and the range of the load since then."""
+    """A value that has not changed, and what happened meanwhile."""
 
-    value: tuple[float, float | None]
+    value: float
     since_s: float
-    low_watts: float
-    high_watts: float
+    reads: int = 1
+    """Number of checks in which the value had a new read timestamp."""
+    read_at_s: float
+    loads_watts: deque[float]
+    """The load at such reads, at most one per refresh of the sensor, because a slow sensor follows the load late."""
+    load_at_s: float
+    change_watts: float = 0.0
+    """By how much the load changed when the value should have followed; 0: it has not changed."""
+
+    def add_read(self, read_at_s: float, refresh_s: float, load_watts: float | None) -> None:
+        if read_at_s <= self.read_at_s:
+            return
+        self.reads += 1
+        self.read_at_s = read_at_s
+        if load_watts is not None and read_at_s - self.load_at_s >= refresh_s:
+            self.loads_watts.append(load_watts)
+            self.load_at_s = read_at_s
+            if len(self.loads_watts) >= 2 * FROZEN_READS:
+                loads_watts = sorted(self.loads_watts)
+                # Without the extremes: a sensor may miss a short peak.
+                low_watts, high_watts = loads_watts[FROZEN_READS - 1], loads_watts[-FROZEN_READS]
+                if high_watts - low_watts >= max(FROZEN_LOAD_WATTS, FROZEN_LOAD_SHARE * high_watts):
+                    self.change_watts = max(self.change_watts, high_watts - low_watts)
 
 
 class Plausibility:
@@ -154,38 +179,49 @@ class Plausibility:
         return baseline
 
     def _stuck(self, now: _Snapshot) -> Iterator[Verdict]:
+        """Detect frozen sensors; see the definition in `catalog`."""
         loads_watts = _loads_watts(now)
         for key, value in now.items():
+            is_counter = value.reads == "energy"
             load_watts = loads_watts.get(key)
-            if load_watts is None or not value.is_present:
+            shown = value.energy_joules if is_counter else value.power_watts
+            if not value.is_present or shown is None or key[1].scope == "part":
+                continue
+            if not is_counter and load_watts is None:
                 continue
             unchanged = self._unchanged.get(key)
-            shown = (value.energy_joules, None) if value.reads == "energy" else (0.0, value.power_watts)
             if unchanged is None or unchanged.value != shown:
                 self._unchanged[key] = _Unchanged(
-                    value=shown, since_s=value.read_at_s, low_watts=load_watts, high_watts=load_watts
+                    value=shown,
+                    since_s=value.read_at_s,
+                    read_at_s=value.read_at_s,
+                    loads_watts=deque([] if load_watts is None else [load_watts], maxlen=LOADS_KEPT),
+                    load_at_s=value.read_at_s,
                 )
                 if unchanged is not None:
                     yield self._judge("stuck", key, None, False, "")
                 continue
-            unchanged.low_watts = min(unchanged.low_watts, load_watts)
-            unchanged.high_watts = max(unchanged.high_watts, load_watts)
-            moved_watts = unchanged.high_watts - unchanged.low_watts
-            has_moved = moved_watts >= max(MOVED_WATTS, MOVED_SHARE * unchanged.high_watts)
-            long_s = max(STUCK_S, STUCK_REFRESHES * (value.refresh_s or 0.0))
-            is_stuck = has_moved and value.read_at_s - unchanged.since_s >= long_s
-            text = f"its value has not changed for a minute, while the load changed by {moved_watts:.0f} W"
-            yield self._judge("stuck", key, None, is_stuck, text)
+            unchanged.add_read(value.read_at_s, value.refresh_s or FROZEN_ASSUMED_REFRESH_S, load_watts)
+            step_joules = resolution_joules(value.info.resolution) if is_counter else 0.0
+            same_s = unchanged.read_at_s - unchanged.since_s
+            is_long = same_s >= frozen_after_s(value.refresh_s, step_joules) and unchanged.reads >= FROZEN_READS
+            text = f"its energy counter has not moved for {same_s:.0f} s"
+            if not is_counter:
+                is_long = is_long and unchanged.change_watts > 0.0
+                text = (
+                    f"its power has not changed for {same_s:.0f} s, "
+                    f"while the load changed by {unchanged.change_watts:.0f} W"
+                )
+            yield self._judge("stuck", key, None, is_long, text)
         for key in [key for key in self._unchanged if key not in now or not now[key].is_present]:
             del self._unchanged[key]
 
 
 def _loads_watts(now: _Snapshot) -> dict[_Key, float]:
-    """Return the load that must change each quantity if it works.
+    """Return the load that each quantity must follow.
 
-    For a node, and for an energy counter (which never rests while the machine works), it is the power of all devices.
-    For a device that reports watts it is the power of its parts, because it may be idle while other devices are
-    not. For parts, and for other machines, it is not known.
+    For a node it is the power of all devices. For a device it is the power of its parts, because it may be idle
+    while other devices are not. For parts, and for other machines, it is not known.
     """
     parts_watts: dict[tuple[str, str, str], float] = {}
     devices_watts = 0.0
@@ -203,7 +239,7 @@ def _loads_watts(now: _Snapshot) -> dict[_Key, float]:
         collector, quantity = key
         if quantity.scope == "part" or value.info.is_remote:
             continue
-        if quantity.scope == "node" or value.reads == "energy":
+        if quantity.scope == "node":
             loads[key] = devices_watts
         elif (device := (collector, quantity.component, quantity.device)) in parts_watts:
             loads[key] = parts_watts[device]

@@ -35,12 +35,17 @@ class Machine:
         self.joules: dict[Quantity, float] = {}
         self.unmeasured_s: dict[Quantity, float] = {}
         self.gone: set[Quantity] = set()
+        self.refresh_s: float | None = 0.001
+        self.is_read = True
+        """False: the scans show values that were read before."""
+        self.read_at_s = self.at_s
         self.plausibility = Plausibility()
 
     def check(self, watts: dict[SensorInfo, float], times: int = 1) -> tuple[Verdict, ...]:
         verdicts: tuple[Verdict, ...] = ()
         for _ in range(times):
             self.at_s += 10.0
+            self.read_at_s = self.at_s if self.is_read else self.read_at_s
             for sensor, power in watts.items():
                 self.joules[sensor.quantity] = self.joules.get(sensor.quantity, 0.0) + 10.0 * power
             verdicts = self.plausibility.check([self.scan(name, infos, watts) for name, infos in self.families.items()])
@@ -60,7 +65,7 @@ class Machine:
             powers_watts=tuple(watts.get(sensor) for sensor in infos),
             healths=tuple(
                 Health(
-                    refresh_s=0.001,
+                    refresh_s=self.refresh_s,
                     wraps=0,
                     resets=0,
                     rejected=0,
@@ -71,7 +76,7 @@ class Machine:
                 for sensor, is_here in zip(infos, here, strict=True)
             ),
             reads=reads,
-            read_at_s=(self.at_s,) * len(devices),
+            read_at_s=(self.read_at_s,) * len(devices),
             up=(True,) * len(devices),
             errors=(),
             duration_s=0.001,
@@ -181,15 +186,97 @@ def test_a_node_that_does_not_change_with_its_devices_is_stuck(caplog: pytest.Lo
     for step in range(12):
         verdicts = machine.check({PACKAGE: 100.0 if step % 2 else 250.0, METER: 420.0})
     assert stuck(verdicts) == {"socket0": False, "ACPI000D:00": True}
-    assert "ACPI000D:00 power1: its value has not changed for a minute, while the load changed by 150 W" in caplog.text
+    assert "ACPI000D:00 power1: its power has not changed for 60 s, while the load changed by 150 W" in caplog.text
     assert stuck(machine.check({PACKAGE: 100.0, METER: 430.0}))["ACPI000D:00"] is False
 
 
-def test_a_counter_that_does_not_change_while_the_machine_works_is_stuck() -> None:
-    machine = Machine(rapl=(PACKAGE, info("socket1", "package")))
-    for step in range(12):
-        verdicts = machine.check({PACKAGE: 100.0 if step % 2 else 250.0, info("socket1", "package"): 0.0})
-    assert stuck(verdicts) == {"socket0": False, "socket1": True}
+OTHER_PACKAGE = info("socket1", "package")
+
+
+def checks_until_stuck(machine: Machine, sensor: SensorInfo, watts: dict[SensorInfo, float]) -> int:
+    """Return the number of checks, ten seconds apart, until the sensor is stuck; 0: it is not after 100."""
+    for count in range(1, 101):
+        if stuck(machine.check(watts)).get(sensor.quantity.device):
+            return count
+    return 0
+
+
+def test_a_counter_that_does_not_move_while_time_passes_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
+    """On a steady machine too. Three reads are the least, and two checks must agree."""
+    machine = Machine(rapl=(PACKAGE, OTHER_PACKAGE))
+    assert checks_until_stuck(machine, OTHER_PACKAGE, {PACKAGE: 100.0, OTHER_PACKAGE: 0.0}) == 4
+    assert "rapl socket1 package: its energy counter has not moved for 30 s" in caplog.text
+    assert stuck(machine.check({PACKAGE: 100.0, OTHER_PACKAGE: 1.0})) == {"socket0": False, "socket1": False}
+
+
+@pytest.mark.parametrize(("refresh_s", "checks"), [(0.001, 4), (1.0, 4), (5.0, 12), (None, 12), (10.0, 22)])
+def test_a_counter_is_stuck_after_20_refreshes(refresh_s: float | None, checks: int) -> None:
+    """An unknown refresh is that of a slow BMC."""
+    machine = Machine(rapl=(PACKAGE,))
+    machine.refresh_s = refresh_s
+    assert checks_until_stuck(machine, PACKAGE, {PACKAGE: 0.0}) == checks
+
+
+def test_a_counter_with_coarse_steps_is_stuck_when_5_w_would_have_made_a_step() -> None:
+    """Its refresh was measured under load; when the server is idle, a step of 3600 J takes minutes."""
+    coarse = replace(NODE, resolution="3600 J", is_remote=True)
+    machine = Machine(redfish=(coarse,))
+    machine.refresh_s = 7.2
+    assert checks_until_stuck(machine, coarse, {coarse: 0.0}) == 1 + 72 + 1
+
+
+def test_values_that_were_not_read_again_are_not_stuck() -> None:
+    """A scan may show a reading twice, as for a BMC that is slower than the scans."""
+    machine = Machine(rapl=(PACKAGE,))
+    machine.check({PACKAGE: 0.0}, times=2)
+    machine.is_read = False
+    assert checks_until_stuck(machine, PACKAGE, {PACKAGE: 0.0}) == 0
+
+
+def test_the_counter_of_a_part_may_rest() -> None:
+    """A graphics unit without work, a sleeping core."""
+    machine = Machine(rapl=(PACKAGE, *CORES))
+    assert stuck(machine.check({PACKAGE: 100.0, CORES[0]: 0.0, CORES[1]: 40.0}, times=30)) == {"socket0": False}
+
+
+def test_the_power_of_another_machine_follows_no_load_of_this_one() -> None:
+    remote = replace(METER, is_remote=True)
+    machine = Machine(rapl=(PACKAGE,), ipmi=(remote,))
+    for step in range(30):
+        verdicts = machine.check({PACKAGE: 100.0 if step % 2 else 250.0, remote: 142.0})
+    assert stuck(verdicts) == {"socket0": False}
+
+
+@pytest.mark.parametrize(("peaks", "is_stuck"), [(2, False), (3, True)])
+def test_a_meter_may_miss_short_peaks(peaks: int, is_stuck: bool) -> None:
+    machine = Machine(rapl=(PACKAGE,), hwmon=(METER,))
+    for step in range(30):
+        verdicts = machine.check({PACKAGE: 250.0 if step in (8, 14, 20)[:peaks] else 100.0, METER: 142.0})
+    assert stuck(verdicts)["ACPI000D:00"] is is_stuck
+
+
+def test_a_slow_meter_has_time_to_follow() -> None:
+    """It has shown the idle power for an hour, the load starts, and the meter is renewed once a minute."""
+    machine = Machine(rapl=(PACKAGE,), hwmon=(METER,))
+    machine.refresh_s = 60.0
+    machine.check({PACKAGE: 100.0, METER: 142.0}, times=360)
+    after_s = 10 * checks_until_stuck(machine, METER, {PACKAGE: 250.0, METER: 142.0})
+    assert 120 < after_s <= 200
+
+
+def test_a_frozen_meter_stays_frozen_while_the_load_stays_high() -> None:
+    """The loads before the change are forgotten after some minutes, the change is not."""
+    machine = Machine(rapl=(PACKAGE,), hwmon=(METER,))
+    machine.check({PACKAGE: 100.0, METER: 142.0}, times=10)
+    verdicts = machine.check({PACKAGE: 250.0, METER: 142.0}, times=200)
+    assert stuck(verdicts)["ACPI000D:00"] is True
+
+
+def test_a_load_that_changes_by_less_than_a_coarse_step_need_not_show() -> None:
+    machine = Machine(rapl=(PACKAGE,), hwmon=(METER,))
+    for step in range(40):
+        verdicts = machine.check({PACKAGE: 20.0 + 9.0 * (step % 2), METER: 142.0})
+    assert stuck(verdicts)["ACPI000D:00"] is False
 
 
 def test_a_card_that_does_not_change_with_its_rails_is_stuck() -> None:

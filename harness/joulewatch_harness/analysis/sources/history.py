@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,7 +34,6 @@ ASSUMED_REFRESH_S: Final = {"rapl": 0.001}
 _ASSUMED_REFRESH_OTHERS_S: Final = 0.1
 _METHOD_DOUBT: Final = ("counter", "integrated", "emulated", "estimated")
 """Methods from the most to the least reliable; an unknown method is less reliable than all of them."""
-_JOULE_UNITS: Final = {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "µJ": 1e-6, "nJ": 1e-9}
 QuantityKey = tuple[str, ...]
 """(exporter, collector, component, device, domain): the labels of a sensor's metrics that have no scope."""
 
@@ -154,17 +152,6 @@ def merge_spans(spans: Iterable[tuple[float, float]], margin_s: float) -> list[t
     return merged
 
 
-def resolution_joules(text: str) -> float:
-    """Return the joules of a resolution such as ``15.3 uJ``; 0 if it is empty or not an energy."""
-    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(\S*J)\s*", text)
-    if match is None or match[2] not in _JOULE_UNITS:
-        return 0.0
-    try:
-        return float(match[1]) * _JOULE_UNITS[match[2]]
-    except ValueError:
-        return 0.0
-
-
 def traits_of(record: SensorRecord) -> Traits:
     """Return the limits of a sensor, from its metadata."""
     refresh_s = record.refresh_s
@@ -172,7 +159,7 @@ def traits_of(record: SensorRecord) -> Traits:
         refresh_s = ASSUMED_REFRESH_S.get(record.collector, _ASSUMED_REFRESH_OTHERS_S)
     return Traits(
         refresh_s=refresh_s,
-        resolution_joules=resolution_joules(record.resolution),
+        resolution_joules=catalog.resolution_joules(record.resolution),
         accuracy=record.accuracy,
         family=record.collector,
         window_s=record.window_s or 0.0,

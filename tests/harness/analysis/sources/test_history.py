@@ -13,7 +13,6 @@ from joulewatch_harness.analysis.sources.history import (
     RawSeries,
     build_history,
     merge_spans,
-    resolution_joules,
     traits_of,
     unknown_sensor,
 )
@@ -58,18 +57,6 @@ def test_spans_that_touch_after_widening_are_joined() -> None:
     assert merge_spans([(5.0, 6.0), (0.0, 3.5)], 0.5) == [(-0.5, 4.0), (4.5, 6.5)]
     assert merge_spans([(0.0, 9.0), (1.0, 2.0), (8.0, 8.5)], 0.0) == [(0.0, 9.0)]
     assert merge_spans([], 1.0) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "joules"),
-    [
-        ("2 J", 2.0), ("2J", 2.0), (" 2.5 mJ ", 2.5e-3), ("15.3 uJ", 15.3e-6), ("15.3 µJ", 15.3e-6), ("4 nJ", 4e-9),
-        ("1e-3 J", 1e-3), ("1E+2 mJ", 0.1), ("", 0.0), ("J", 0.0), ("1 kJ", 0.0), ("1 uW", 0.0), ("1.2.3 J", 0.0),
-        ("x 1 J", 0.0), ("1 J x", 0.0),
-    ],
-)  # fmt: skip
-def test_a_resolution_is_an_energy_or_nothing(text: str, joules: float) -> None:
-    assert resolution_joules(text) == pytest.approx(joules, rel=1e-12, abs=0)
 
 
 def test_the_limits_of_a_sensor_come_from_its_metadata() -> None:

@@ -18,7 +18,6 @@ from joulewatch_harness.analysis.sources.history import (
     RawSeries,
     build_history,
     merge_spans,
-    resolution_joules,
     traits_of,
     unknown_sensor,
 )
@@ -272,8 +271,6 @@ def test_events_of_a_sensor_are_counted_inside_a_span() -> None:
 
 def test_small_helpers(tmp_path: Path) -> None:
     assert merge_spans([(5, 6), (0, 1), (1.5, 2)], 0.5) == [(-0.5, 2.5), (4.5, 6.5)]
-    assert resolution_joules("15.3 uJ") == pytest.approx(15.3e-6)
-    assert resolution_joules("1 uW") == resolution_joules("") == resolution_joules("x J") == 0.0
     assert run_start_s(RUN) == 1_790_000_000.0
     assert run_start_s("mine") is None and run_start_s("20261399T999999Z-000000") is None
     unknown = unknown_sensor(
