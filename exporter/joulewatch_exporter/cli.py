@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
         if args.command == "check":
             from joulewatch_exporter.commands.check import check
 
-            return check(families, host, config.collectors, as_json=args.format == "json")
+            return check(families, host, config, as_json=args.format == "json")
         allow_many_files()
         if args.once:
             return once(families, host, config)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
+import subprocess
+import sys
 import time
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -90,3 +95,66 @@ def test_every_device_of_a_node_is_measured(
         # Nodes are sampled once per second while their power jumps; the emulator may be late on a busy machine.
         is_sampled = key in ("bmc/total", "chassis/total", "ACPI000D:00/power1")
         assert end_joules - start_joules == pytest.approx(true_joules, rel=0.35 if is_sampled else 0.05), key
+
+
+THREE_METERS = """
+name: three-meters
+description: one server, measured by an ACPI meter that fails after a while, by IPMI and by Redfish
+signals: {node: 300}
+hwmon:
+  - chip: power_meter
+    path: devices/LNXSYSTM:00/LNXSYBUS:00/ACPI000D:00
+    files_at_device: true
+    files: {power1_is_battery: "0", power1_oem_info: ""}
+    channels:
+      - {kind: power, number: 1, key: "ACPI000D:00/power1", signal: node, average: true, update_s: 1,
+         faults: [{kind: eio, at_s: 15, for_s: 600}]}
+bmcs: [{name: bmc, signal: node}]
+redfish: [{name: chassis, signal: node, flavour: classic}]
+"""
+
+
+def node_sensors(exporter: ExporterServer) -> dict[str, tuple[str, str, str]]:
+    """Return read mode, primary and host of the node sensors that can be read, by collector."""
+    with urllib.request.urlopen(f"{exporter.url}/metrics", timeout=30) as answer:
+        text = answer.read().decode()
+    labels = [
+        dict(re.findall(r'(\w+)="([^"]*)"', line))
+        for line in text.splitlines()
+        if line.startswith('joulewatch_sensor_info{scope="node"')
+    ]
+    return {label["collector"]: (label["read_mode"], label["primary"], label["host"]) for label in labels}
+
+
+def test_one_of_three_meters_of_a_server_is_primary(
+    tmp_path: Path, emulator: StartEmulator, exporter_server: StartExporter
+) -> None:
+    """No other meter replaces it while it is down, and the configuration can name another one."""
+    scenario = tmp_path / "three-meters.yaml"
+    scenario.write_text(THREE_METERS, "utf-8")
+    machine = emulator(scenario)
+    flag = config_flag(machine)
+    exporter = exporter_server(flag)
+    host = os.uname().nodename
+    expected = {
+        "hwmon": ("on_request", "1", host),
+        "ipmi": ("remote", "0", host),
+        "redfish": ("remote", "0", host),
+    }
+    end_s = time.monotonic() + WARM_UP_S
+    while (shown := node_sensors(exporter)) != expected and time.monotonic() < end_s:
+        time.sleep(0.2)
+    assert shown == expected
+    del expected["hwmon"]
+    while (shown := node_sensors(exporter)) != expected and time.monotonic() < end_s + WARM_UP_S:
+        time.sleep(0.2)
+    assert shown == expected
+
+    config = yaml.safe_load((machine.folder / "exporter.yaml").read_text("utf-8"))
+    config.setdefault("exporter", {})["primary_node_sensor"] = {host: "redfish"}
+    named = machine.folder / "named.yaml"
+    named.write_text(yaml.safe_dump(config), "utf-8")
+    command = [sys.executable, "-m", "joulewatch_exporter", f"--config.file={named}", "check", "--format", "json"]
+    report = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    primary = {reading["collector"]: reading["primary"] for reading in report["readings"] if reading["scope"] == "node"}
+    assert primary == {"hwmon": False, "ipmi": False, "redfish": True}

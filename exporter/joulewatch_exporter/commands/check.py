@@ -16,10 +16,11 @@ from typing import Final
 
 from joulewatch_exporter import __version__
 from joulewatch_exporter.collectors import experimental_note
-from joulewatch_exporter.config.config import FamilySettings
+from joulewatch_exporter.config.config import Config, FamilySettings
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorTimeoutError
 from joulewatch_exporter.model import Collector, Finding, Host
 from joulewatch_exporter.sampling.family import Family, measures_cpu
+from joulewatch_exporter.sampling.primary import PrimarySensors
 from joulewatch_exporter.sampling.sampler import ESTIMATE_FAMILY
 from joulewatch_exporter.sampling.scan import FamilyScan
 from joulewatch_exporter.threads import DeadlineThread
@@ -45,6 +46,9 @@ class LiveReading:
     device: str
     domain: str
     scope: str
+    host: str
+    primary: bool
+    """Whether it is the node sensor that counts for its host."""
     method: str
     source: str
     power_watts: float | None
@@ -71,11 +75,9 @@ class Report:
     estimated: int
 
 
-def check(
-    families: Sequence[type[Collector]], host: Host, settings: Mapping[str, FamilySettings], *, as_json: bool
-) -> int:
+def check(families: Sequence[type[Collector]], host: Host, config: Config, *, as_json: bool) -> int:
     """Examine the host, print the report on stdout, and return the exit code."""
-    report = examine(families, host, settings)
+    report = examine(families, host, config.collectors, primary=config.exporter.primary_node_sensor)
     if as_json:
         print(json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False))  # noqa: T201
     else:
@@ -89,9 +91,11 @@ def examine(
     host: Host,
     settings: Mapping[str, FamilySettings],
     *,
+    primary: Mapping[str, str] | None = None,
     reading_s: float = READING_S,
 ) -> Report:
     """Open all families, read their sensors twice, and close them."""
+    nodename = os.uname().nodename
     findings: list[Finding] = []
     opened: list[Collector] = []
     try:
@@ -106,13 +110,15 @@ def examine(
             collector = _open(family, dataclasses.replace(host, claimed=claimed), setting, findings)
             if collector is not None:
                 opened.append(collector)
-        readings = _read(opened, host, reading_s)
+        sensors = PrimarySensors(nodename, primary)
+        readings = _read(opened, sensors, nodename, reading_s)
+        findings += [_unmet(host, collector) for host, collector in sensors.unmet.items()]
     finally:
         for collector in opened:
             collector.close()
     return Report(
         version=__version__,
-        nodename=os.uname().nodename,
+        nodename=nodename,
         sysfs=str(host.sysfs),
         procfs=str(host.procfs),
         emulated=host.emulated,
@@ -187,16 +193,26 @@ def _failure(name: str, error: Exception) -> Finding:
     )
 
 
-def _read(collectors: Sequence[Collector], host: Host, reading_s: float) -> tuple[LiveReading, ...]:
+def _unmet(host: str, collector: str) -> Finding:
+    """Return the finding for an entry of ``primary_node_sensor`` that no sensor follows."""
+    text = f"{collector} has no node sensor of this host; the primary one is chosen by the rules"
+    return Finding(status="absent", collector=collector, subject=f"exporter.primary_node_sensor.{host}", text=text)
+
+
+def _read(
+    collectors: Sequence[Collector], sensors: PrimarySensors, nodename: str, reading_s: float
+) -> tuple[LiveReading, ...]:
     families = [Family(collector) for collector in collectors]
-    scans = [_scan(family) for family in families]
+    firsts = [_scan(family) for family in families]
     if families:
         time.sleep(reading_s)
+    scans = [
+        (_scan(family) if first is not None else None) or family.down()
+        for family, first in zip(families, firsts, strict=True)
+    ]
+    primary = sensors.choose([(scan.collector, scan.layout) for scan in scans])
     readings: list[LiveReading] = []
-    for family, first in zip(families, scans, strict=True):
-        scan = _scan(family) if first is not None else family.down()
-        if scan is None:
-            scan = family.down()
+    for scan in scans:
         errors = {device: reason for device, reason, _ in scan.errors}
         for info, power_watts, health in zip(scan.layout.infos, scan.powers_watts, scan.healths, strict=True):
             quantity = info.quantity
@@ -207,6 +223,8 @@ def _read(collectors: Sequence[Collector], host: Host, reading_s: float) -> tupl
                     device=quantity.device,
                     domain=quantity.domain,
                     scope=quantity.scope,
+                    host=info.host(nodename),
+                    primary=(scan.collector, quantity) in primary,
                     method=info.method,
                     source=info.source,
                     power_watts=power_watts,
@@ -272,7 +290,8 @@ def _reading_table(readings: Sequence[LiveReading]) -> list[str]:
             power = "no value yet"
         else:
             power = f"{reading.power_watts:.2f} W"
-        rows.append((reading.collector, reading.device, reading.domain, reading.scope, reading.method, power))
+        scope = f"{reading.scope} (primary)" if reading.primary else reading.scope
+        rows.append((reading.collector, reading.device, reading.domain, scope, reading.method, power))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return [
         "  ".join([*(cell.ljust(widths[column]) for column, cell in enumerate(row[:5])), row[5].rjust(12)])

@@ -24,7 +24,8 @@ def once(families: Sequence[type[Collector]], host: Host, config: Config) -> int
     from joulewatch_exporter.server.exposition import Exposition
 
     start_s = time.time()
-    sampler = Sampler(families, host, config.collectors, rediscover_s=0.0)
+    primary_node_sensor = config.exporter.primary_node_sensor
+    sampler = Sampler(families, host, config.collectors, rediscover_s=0.0, primary=primary_node_sensor)
     sampler.start()
     try:
         timeout_s = config.exporter.read_timeout_seconds

@@ -90,6 +90,7 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
         config.collectors,
         rediscover_s=settings.rediscover_seconds,
         hang_s=settings.read_timeout_seconds / 2,
+        primary=settings.primary_node_sensor,
     )
     exposition = Exposition(emulated=host.emulated, start_s=time.time(), self_metrics=settings.exporter_metrics)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from joulewatch_exporter.catalog import DEFAULT_PORT
-from joulewatch_exporter.config.strict import build, check_keys, convert, mapping, read_yaml
+from joulewatch_exporter.config.strict import build, check_keys, convert, mapping, nearest, read_yaml
 from joulewatch_exporter.errors import ConfigError
 from joulewatch_exporter.logs import LogFormat, LogLevel
 from joulewatch_exporter.model import Collector, Host
@@ -61,6 +61,9 @@ class ExporterSettings:
     log_level: LogLevel = "info"
     log_format: LogFormat = "logfmt"
     path: PathSettings = field(default_factory=PathSettings)
+    primary_node_sensor: Mapping[str, str] = field(default_factory=dict)
+    """Name of a host, or a pattern such as ``rack3-*`` -> the collector whose node sensor is primary there. The first
+    that matches applies."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -134,6 +137,10 @@ def load_config(path: Path | None, families: Iterable[type[Collector]]) -> Confi
     sections = mapping(data, source, "")
     check_keys(sections, ("exporter", "collectors"), source, "")
     exporter = build(ExporterSettings, sections.get("exporter") or {}, source, "exporter")
+    for host, collector in exporter.primary_node_sensor.items():
+        if collector not in by_name:
+            where = f"exporter.primary_node_sensor.{host}"
+            raise ConfigError(f"{source}: {where}: unknown collector {collector}; {nearest(collector, tuple(by_name))}")
     collectors = mapping(sections.get("collectors") or {}, source, "collectors")
     check_keys(collectors, tuple(by_name), source, "collectors")
     return Config(

@@ -52,6 +52,7 @@ class Sampler:
         *,
         rediscover_s: float = 30.0,
         hang_s: float = 1.0,
+        primary: Mapping[str, str] | None = None,
     ) -> None:
         """Prepare; ``start`` opens and reads.
 
@@ -62,6 +63,7 @@ class Sampler:
             rediscover_s: Period of the probes for missing families and devices; 0: never.
             hang_s: If a scan takes longer, the device that is being read is quarantined until its read returns. It
                 must be shorter than a scrape waits, so that even the first scrape after the hang gets the others.
+            primary: The collector whose node sensor is primary, by pattern of hosts.
         """
         self._host = host
         self._settings = dict(settings or {})
@@ -69,7 +71,7 @@ class Sampler:
         self._rediscover_s = rediscover_s
         self._hang_s = hang_s
         self._openers: dict[str, DeadlineThread] = {}
-        self._primary = PrimarySensors(os.uname().nodename)
+        self._primary = PrimarySensors(os.uname().nodename, primary)
         self._plausibility = Plausibility()
         self._layouts: tuple[tuple[str, Layout], ...] = ()
         self._primary_keys: frozenset[Key] = frozenset()

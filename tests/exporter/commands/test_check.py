@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from pathlib import Path
 
 import pytest
 
 from joulewatch_exporter.commands import check
-from joulewatch_exporter.config.config import FamilySettings
+from joulewatch_exporter.config.config import Config, FamilySettings
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorGlitchError
 from joulewatch_exporter.model import Collector, Finding, Host
 from support.fake_family import Machine, energy_sensor, fake_family, power_sensor
@@ -18,9 +19,13 @@ PATH = "/sys/class/powercap/intel-rapl:0/energy_uj"
 
 
 def examine(
-    tmp_path: Path, *families: type[Collector], settings: dict[str, FamilySettings] | None = None
+    tmp_path: Path,
+    *families: type[Collector],
+    settings: dict[str, FamilySettings] | None = None,
+    primary: dict[str, str] | None = None,
 ) -> check.Report:
-    return check.examine(families, Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path), settings or {}, reading_s=0.0)
+    host = Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path)
+    return check.examine(families, host, settings or {}, primary=primary, reading_s=0.0)
 
 
 def test_what_is_found_is_read(tmp_path: Path) -> None:
@@ -72,7 +77,7 @@ def test_an_estimate_is_not_a_measurement(tmp_path: Path) -> None:
     assert (report.measured, report.estimated, report.virtual_machine) == (0, 1, True)
     text = check.render(report)
     assert "virtual machines have no RAPL" in " ".join(text.split())
-    assert check.check([family], Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path), {}, as_json=False) == 1
+    assert check.check([family], Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path), Config(), as_json=False) == 1
 
 
 def test_a_sensor_that_cannot_be_read_is_not_measured(tmp_path: Path) -> None:
@@ -91,6 +96,32 @@ def test_the_table_fits_80_columns(tmp_path: Path) -> None:
     assert all(len(line) <= 80 for line in check.render(examine(tmp_path, family)).splitlines()[2:])
 
 
+def meters() -> tuple[type[Collector], type[Collector]]:
+    """Two meters of the whole server; the first is primary by the rules."""
+    return (
+        fake_family("hwmon", Machine([power_sensor("acpi", 410.0, scope="node", component="node")])),
+        fake_family("ipmi", Machine([power_sensor("bmc", 420.0, scope="node", component="node")])),
+    )
+
+
+@pytest.mark.parametrize(("named", "primary"), [({}, "hwmon"), ({os.uname().nodename: "ipmi"}, "ipmi")])
+def test_the_primary_node_sensor_is_marked(tmp_path: Path, named: dict[str, str], primary: str) -> None:
+    report = examine(tmp_path, *meters(), primary=named)
+    assert [reading.collector for reading in report.readings if reading.primary] == [primary]
+    assert {reading.host for reading in report.readings} == {os.uname().nodename}
+    (row,) = (line for line in check.render(report).splitlines() if "node (primary)" in line)
+    assert row.startswith(primary)
+    assert not [finding for finding in report.findings if "primary" in finding.subject]
+
+
+def test_a_named_collector_without_a_node_sensor_is_reported(tmp_path: Path) -> None:
+    report = examine(tmp_path, *meters(), primary={"*": "redfish"})
+    assert [reading.collector for reading in report.readings if reading.primary] == ["hwmon"]
+    assert report.findings[-1].status == "absent"
+    text = " ".join(check.render(report).split())
+    assert "exporter.primary_node_sensor.* redfish has no node sensor of this host" in text
+
+
 def test_an_experimental_family_is_marked(tmp_path: Path) -> None:
     nvml, ipmi = fake_family("nvml", Machine([power_sensor()])), fake_family("ipmi", Machine())
     for family in (nvml, ipmi):
@@ -102,7 +133,7 @@ def test_an_experimental_family_is_marked(tmp_path: Path) -> None:
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     family = fake_family("hwmon", Machine([power_sensor()]))
-    assert check.check([family], Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path), {}, as_json=True) == 0
+    assert check.check([family], Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path), Config(), as_json=True) == 0
     data = json.loads(capsys.readouterr().out)
     assert data["measured"] == 1
     assert data["readings"][0]["power_watts"] == 50.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,24 @@ def test_the_example_shows_every_setting_with_its_default() -> None:
     for family in FAMILIES:
         keys = {"enabled", "poll_seconds"} | {item.name for item in dataclasses.fields(family.Options)}
         assert set(data["collectors"][family.name]) == keys
+
+
+def test_a_host_may_name_its_primary_collector(tmp_path: Path) -> None:
+    config = load(tmp_path, """exporter: {primary_node_sensor: {node17: hwmon, "rack3-*": rapl}}""")
+    assert config.exporter.primary_node_sensor == {"node17": "hwmon", "rack3-*": "rapl"}
+
+
+@pytest.mark.parametrize(
+    ("value", "error"),
+    [
+        ("{node17: hwmonn}", "node17: unknown collector hwmonn; did you mean hwmon?"),
+        ("{node17: 5}", "node17: must be a string, not 5"),
+        ("hwmon", "must be a mapping of keys to values, not 'hwmon'"),
+    ],
+)
+def test_an_unknown_primary_collector_is_an_error(tmp_path: Path, value: str, error: str) -> None:
+    with pytest.raises(ConfigError, match=rf"exporter\.yaml: exporter\.primary_node_sensor[.:] ?{re.escape(error)}$"):
+        load(tmp_path, f"exporter: {{primary_node_sensor: {value}}}")
 
 
 def test_no_file_and_an_empty_file_are_the_defaults(tmp_path: Path) -> None:

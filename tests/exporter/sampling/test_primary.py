@@ -107,6 +107,48 @@ def test_a_better_sensor_takes_over_when_it_answers_for_the_first_time() -> None
     assert names(sensors.choose([ipmi, ("redfish", counter)])) == [("redfish", "x14")]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "primary", "unmet"),
+    [
+        ({NODENAME: "redfish"}, "redfish", {}),
+        ({"node1*": "redfish", NODENAME: "ipmi"}, "redfish", {NODENAME: "ipmi"}),
+        ({"rack3-*": "redfish"}, "hwmon", {"rack3-*": "redfish"}),
+        ({"*": "cray"}, "hwmon", {"*": "cray"}),
+        ({"": "redfish"}, "hwmon", {"": "redfish"}),
+    ],
+)
+def test_the_configuration_names_a_collector(wanted: dict[str, str], primary: str, unmet: dict[str, str]) -> None:
+    """The first pattern that matches; if the collector has no node sensor of the host, the rules decide."""
+    sensors = PrimarySensors(NODENAME, wanted)
+    families = [
+        ("hwmon", layout(meter("acpi", period_s=1.0))),
+        ("ipmi", layout(meter("bmc"))),
+        ("redfish", layout(meter("x14", read_mode="remote", period_s=10.0))),
+    ]
+    assert [collector for collector, _ in sensors.choose(families)] == [primary]
+    assert sensors.unmet == unmet
+
+
+def test_the_rules_decide_between_sensors_of_the_named_collector() -> None:
+    sensors = PrimarySensors(NODENAME, {"*": "ipmi"})
+    ipmi = layout(meter("bmc1"), meter("bmc2", period_s=1.0))
+    assert names(sensors.choose([("cray", layout(meter("node", method="counter"))), ("ipmi", ipmi)])) == [
+        ("ipmi", "bmc2")
+    ]
+
+
+def test_a_change_is_logged_and_the_first_choice_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    sensors = PrimarySensors(NODENAME)
+    ipmi = ("ipmi", layout(meter()))
+    with caplog.at_level("INFO"):
+        for _ in range(2):
+            sensors.choose([ipmi])
+        assert caplog.messages == []
+        for _ in range(2):
+            sensors.choose([ipmi, ("redfish", layout(meter("x14", method="counter")))])
+    assert caplog.messages == ["node17: the primary node sensor is now redfish x14"]
+
+
 METERS = st.builds(
     meter,
     device=st.sampled_from(["a", "b", "c"]),

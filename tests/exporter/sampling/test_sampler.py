@@ -469,6 +469,23 @@ def test_a_lost_device_is_probed_again_and_its_total_is_kept(start: Start) -> No
     assert machine.closed == 1, "the collector that lost its device is closed"
 
 
+def test_the_primary_node_sensor_stays_while_it_is_down(start: Start) -> None:
+    """Also when its family is opened again without it: the scans show another meter, but not as primary."""
+    acpi = power_sensor("acpi", scope="node", component="node")
+    hwmon = Machine([acpi, power_sensor("board")])
+    ipmi = Machine([power_sensor("bmc", scope="node", component="node")])
+    sampler = start(fake_family("hwmon", hwmon), fake_family("ipmi", ipmi))
+    primary = sampler.primary
+    assert [(collector, quantity.device) for collector, quantity in primary] == [("hwmon", "acpi")]
+    acpi.error = SensorAbsentError("gone")
+    sampler.fresh(2.0)
+    assert sampler.primary is primary
+    hwmon.sensors.remove(acpi)
+    sampler.rediscover()
+    assert up(sampler.fresh(2.0)[0]) == {"board": True, "acpi": False}
+    assert sampler.primary is primary, "so that the exposition need not be rendered again"
+
+
 def test_a_denied_device_is_probed_again(start: Start) -> None:
     """Permissions can be fixed while the exporter runs."""
     machine = Machine(
