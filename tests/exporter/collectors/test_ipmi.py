@@ -431,6 +431,14 @@ def test_bmcs_of_other_machines_are_remote(tmp_path: Path, fleet: Fleet, opened:
     assert [info.host("node17") for info in infos] == ["node17", "n2"]
 
 
+def test_the_bmc_in_band_is_polled(tmp_path: Path, opened: list[IpmiCollector]) -> None:
+    opened.append(IpmiCollector.open(Host(dev=tmp_path), IpmiOptions(in_band=True)))
+    settings = opened[0]._connectors["bmc"].settings
+    assert (settings.read_mode, settings.is_remote, settings.interval_s) == ("polled", False, 5.0)
+    (info,) = DcmiDevice(FakeBmc(dcmi=DCMI_ANSWER), settings).infos
+    assert (info.read_mode, info.period_s, info.host("node17")) == ("polled", 5.0, "node17")
+
+
 def test_without_dcmi_sensors_are_read() -> None:
     psu = named("PSU1 Input", 2)
     bmc = FakeBmc(records=[RECORD, psu])

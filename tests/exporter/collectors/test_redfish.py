@@ -938,6 +938,20 @@ def test_golden(
     golden.check("".join(lines), GOLDEN / "redfish.prom", update=update_golden)
 
 
+@pytest.mark.parametrize(("this_machine", "host"), [(False, "bmc1"), (True, "node17")])
+def test_a_service_is_read_over_the_network_whoever_it_belongs_to(
+    mock: responses.RequestsMock, tmp_path: Path, this_machine: bool, host: str
+) -> None:
+    (info,) = opened(mock, hpe(), tmp_path, this_machine=this_machine).infos
+    assert (info.read_mode, info.period_s, info.host("node17")) == ("remote", 10.0, host)
+
+
+def test_each_server_of_an_enclosure_is_a_host(mock: responses.RequestsMock, tmp_path: Path) -> None:
+    resources = many(chassis_with_power("a", 100.0), chassis_with_power("b", 200.0))
+    infos = opened(mock, resources, tmp_path).infos
+    assert [info.host("node17") for info in infos] == ["bmc1/a", "bmc1/b"]
+
+
 # -- invalid answers -------------------------------------------------------------------------
 
 
