@@ -10,7 +10,7 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from joulewatch_exporter.catalog import (
     FROZEN_ASSUMED_REFRESH_S,
@@ -84,6 +84,17 @@ _Key = tuple[str, Quantity]
 _Snapshot = dict[_Key, _Value]
 
 
+class _Load(NamedTuple):
+    """The sum of the powers that a quantity must follow."""
+
+    watts: float = 0.0
+    sensors: int = 0
+    """Number of addends; sums of different sensors are not compared."""
+
+    def plus(self, watts: float) -> _Load:
+        return _Load(self.watts + watts, self.sensors + 1)
+
+
 @dataclass(slots=True, kw_only=True)
 class _Unchanged:
     """A value that has not changed, and what happened meanwhile."""
@@ -93,22 +104,24 @@ class _Unchanged:
     reads: int = 1
     """Number of checks in which the value had a new read timestamp."""
     read_at_s: float
-    loads_watts: deque[float]
+    loads: deque[_Load]
     """The load at such reads, at most one per refresh of the sensor, because a slow sensor follows the load late."""
     load_at_s: float
     change_watts: float = 0.0
     """By how much the load changed when the value should have followed; 0: it has not changed."""
 
-    def add_read(self, read_at_s: float, refresh_s: float, load_watts: float | None) -> None:
+    def add_read(self, read_at_s: float, refresh_s: float, load: _Load | None) -> None:
         if read_at_s <= self.read_at_s:
             return
         self.reads += 1
         self.read_at_s = read_at_s
-        if load_watts is not None and read_at_s - self.load_at_s >= refresh_s:
-            self.loads_watts.append(load_watts)
+        if load is not None and read_at_s - self.load_at_s >= refresh_s:
+            if self.loads and self.loads[-1].sensors != load.sensors:
+                self.loads.clear()
+            self.loads.append(load)
             self.load_at_s = read_at_s
-            if len(self.loads_watts) >= 2 * FROZEN_READS:
-                loads_watts = sorted(self.loads_watts)
+            if len(self.loads) >= 2 * FROZEN_READS:
+                loads_watts = sorted(load.watts for load in self.loads)
                 # Without the extremes: a sensor may miss a short peak.
                 low_watts, high_watts = loads_watts[FROZEN_READS - 1], loads_watts[-FROZEN_READS]
                 if high_watts - low_watts >= max(FROZEN_LOAD_WATTS, FROZEN_LOAD_SHARE * high_watts):
@@ -180,14 +193,14 @@ class Plausibility:
 
     def _stuck(self, now: _Snapshot) -> Iterator[Verdict]:
         """Detect frozen sensors; see the definition in `catalog`."""
-        loads_watts = _loads_watts(now)
+        loads = _loads(now)
         for key, value in now.items():
             is_counter = value.reads == "energy"
-            load_watts = loads_watts.get(key)
+            load = loads.get(key)
             shown = value.energy_joules if is_counter else value.power_watts
             if not value.is_present or shown is None or key[1].scope == "part":
                 continue
-            if not is_counter and load_watts is None:
+            if not is_counter and load is None:
                 continue
             unchanged = self._unchanged.get(key)
             if unchanged is None or unchanged.value != shown:
@@ -195,13 +208,13 @@ class Plausibility:
                     value=shown,
                     since_s=value.read_at_s,
                     read_at_s=value.read_at_s,
-                    loads_watts=deque([] if load_watts is None else [load_watts], maxlen=LOADS_KEPT),
+                    loads=deque([] if load is None else [load], maxlen=LOADS_KEPT),
                     load_at_s=value.read_at_s,
                 )
                 if unchanged is not None:
                     yield self._judge("stuck", key, None, False, "")
                 continue
-            unchanged.add_read(value.read_at_s, value.refresh_s or FROZEN_ASSUMED_REFRESH_S, load_watts)
+            unchanged.add_read(value.read_at_s, value.refresh_s or FROZEN_ASSUMED_REFRESH_S, load)
             step_joules = resolution_joules(value.info.resolution) if is_counter else 0.0
             same_s = unchanged.read_at_s - unchanged.since_s
             is_long = same_s >= frozen_after_s(value.refresh_s, step_joules) and unchanged.reads >= FROZEN_READS
@@ -217,32 +230,32 @@ class Plausibility:
             del self._unchanged[key]
 
 
-def _loads_watts(now: _Snapshot) -> dict[_Key, float]:
+def _loads(now: _Snapshot) -> dict[_Key, _Load]:
     """Return the load that each quantity must follow.
 
     For a node it is the power of all devices. For a device it is the power of its parts, because it may be idle
     while other devices are not. For parts, and for other machines, it is not known.
     """
-    parts_watts: dict[tuple[str, str, str], float] = {}
-    devices_watts = 0.0
+    of_parts: dict[tuple[str, str, str], _Load] = defaultdict(_Load)
+    of_devices = _Load()
     for (collector, quantity), value in now.items():
         watts = value.power_watts
         if watts is None or not value.is_present or value.info.is_remote:
             continue
         if quantity.scope == "device":
-            devices_watts += watts
+            of_devices = of_devices.plus(watts)
         elif quantity.scope == "part":
             device = (collector, quantity.component, quantity.device)
-            parts_watts[device] = parts_watts.get(device, 0.0) + watts
-    loads: dict[_Key, float] = {}
+            of_parts[device] = of_parts[device].plus(watts)
+    loads: dict[_Key, _Load] = {}
     for key, value in now.items():
         collector, quantity = key
         if quantity.scope == "part" or value.info.is_remote:
             continue
         if quantity.scope == "node":
-            loads[key] = devices_watts
-        elif (device := (collector, quantity.component, quantity.device)) in parts_watts:
-            loads[key] = parts_watts[device]
+            loads[key] = of_devices
+        elif (device := (collector, quantity.component, quantity.device)) in of_parts:
+            loads[key] = of_parts[device]
     return loads
 
 

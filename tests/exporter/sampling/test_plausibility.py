@@ -255,6 +255,15 @@ def test_a_meter_may_miss_short_peaks(peaks: int, is_stuck: bool) -> None:
     assert stuck(verdicts)["ACPI000D:00"] is is_stuck
 
 
+def test_a_device_that_cannot_be_read_is_no_change_of_the_load() -> None:
+    machine = Machine(rapl=(PACKAGE,), nvml=(GPU,), hwmon=(METER,))
+    watts = {PACKAGE: 100.0, GPU: 300.0, METER: 542.0}
+    machine.check(watts, times=10)
+    machine.gone.add(GPU.quantity)
+    del watts[GPU]
+    assert stuck(machine.check(watts, times=20))["ACPI000D:00"] is False
+
+
 def test_a_slow_meter_has_time_to_follow() -> None:
     """It has shown the idle power for an hour, the load starts, and the meter is renewed once a minute."""
     machine = Machine(rapl=(PACKAGE,), hwmon=(METER,))
