@@ -51,7 +51,7 @@ function _shtab_joulewatch_using
 end
 
 set -g _shtab_joulewatch_commands profile analyze compare layers energy runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --configuration --cpus --end --exporter --exporter.flags --figure --format --idle --log.level --max-uncertainty --model --name --network --option --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
+set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --configuration --cpus --end --exporter --exporter.flags --figure --format --idle --log.level --match --max-uncertainty --model --name --network --option --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -85,7 +85,8 @@ complete -c joulewatch -n '_shtab_joulewatch_using profile' -l exporter -x -d 'e
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l exporter.flags -x -d 'flags for the exporter that local mode starts'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l scrape-rate -x -d 'scrapes per second in the recording (default: 10)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
-complete -c joulewatch -n '_shtab_joulewatch_using profile' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using profile' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using profile' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l pushgateway -x -d 'deliver annotations through this Pushgateway'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l format -xka "table json csv" -d 'output format (default: table)'
@@ -102,7 +103,8 @@ complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l budget -d 'show t
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l strict -d 'exit with code 3 if the audit has findings of severity error'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l publish -d 'write the results to Prometheus by remote write'
 complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
-complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using analyze' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a compare -d 'Compare configurations or runs and report which differences are significant.'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
@@ -111,7 +113,8 @@ complete -c joulewatch -n '_shtab_joulewatch_using compare' -l format -xka "tabl
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l mixed -d 'compare measured energies with estimated or emulated ones'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l uncorrelated -d 'do not let errors cancel that both sides share (accuracy of a sensor, idle power)'
 complete -c joulewatch -n '_shtab_joulewatch_using compare' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
-complete -c joulewatch -n '_shtab_joulewatch_using compare' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using compare' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using compare' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a layers -d 'Show the time of each operator from the runtime'"'"'s own trace, and an estimate of its energy.'
 complete -c joulewatch -n '_shtab_joulewatch_using layers' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using layers' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
@@ -127,7 +130,8 @@ complete -c joulewatch -n '_shtab_joulewatch_using layers' -l no-energy -d 'show
 complete -c joulewatch -n '_shtab_joulewatch_using layers' -l exporter -x -d 'exporter for the short run; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using layers' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
 complete -c joulewatch -n '_shtab_joulewatch_using layers' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
-complete -c joulewatch -n '_shtab_joulewatch_using layers' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using layers' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using layers' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using layers' -l format -xka "table json csv" -d 'output format (default: table)'
 complete -c joulewatch -n '_shtab_joulewatch_using layers' -l figure -xka "(__fish_complete_path (commandline -ct))" -d 'write a bar chart: .png, .svg or .pdf'
 complete -c joulewatch -n '_shtab_joulewatch_using layers' -l smallest -x -d 'combine operators with a smaller share of the time in table and figure (default: 1)'
@@ -142,7 +146,8 @@ complete -c joulewatch -n '_shtab_joulewatch_using energy' -l sensor -x -d 'only
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l scope -xka "device node part all" -d 'default: all'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l format -xka "table json csv" -d 'output format (default: table)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
-complete -c joulewatch -n '_shtab_joulewatch_using energy' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using energy' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using energy' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a runs -d 'List the stored runs, or push one to Prometheus.'
 complete -c joulewatch -n '_shtab_joulewatch_using runs' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using runs' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
@@ -152,7 +157,8 @@ complete -c joulewatch -n '_shtab_joulewatch_using runs' -l since -x -d 'list fr
 complete -c joulewatch -n '_shtab_joulewatch_using runs' -l pushgateway -x -d 'push: use this Pushgateway, which the Prometheus server scrapes'
 complete -c joulewatch -n '_shtab_joulewatch_using runs' -l timeout -x -d 'push: time limit (default: 120)'
 complete -c joulewatch -n '_shtab_joulewatch_using runs' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
-complete -c joulewatch -n '_shtab_joulewatch_using runs' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using runs' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using runs' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using runs; and test $_shtab_joulewatch_npos -eq 0' -ka "list push" -d 'default: list'
 complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a export -d 'Convert a recording to OpenMetrics text for promtool.'
 complete -c joulewatch -n '_shtab_joulewatch_using export' -s h -l help -d 'show this help message and exit'

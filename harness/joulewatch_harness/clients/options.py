@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import base64
+import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Final
@@ -17,6 +18,7 @@ from joulewatch_harness.errors import ConfigError
 QUERY_PATH: Final = "/api/v1/query"
 WRITE_PATH: Final = "/api/v1/write"
 WEB: Final = ("http", "https")
+_LABEL: Final = re.compile(r"(?!__name__$)[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class PrometheusOptions(HttpOptions):
     """Sent with every request, such as a tenant's ``X-Scope-OrgID``."""
     params: Mapping[str, Word] = field(default_factory=dict, repr=False)
     """Sent with every query, such as Thanos' ``partial_response: "false"``."""
+    match: Mapping[str, Word] = field(default_factory=dict)
+    """Target labels and their values; only series that have them are analyzed."""
     remote_write_url: str = ""
     """Receiver of remote write; empty: ``/api/v1/write`` below ``url`` (Mimir: ``.../api/v1/push``)."""
     pushgateway: PrometheusOptions | None = None
@@ -136,6 +140,9 @@ class PrometheusOptions(HttpOptions):
         super().__post_init__()
         if self.remote_write_url:
             checked_url(self.remote_write_url, "remote_write_url")
+        for label in self.match:
+            if not _LABEL.fullmatch(label):
+                raise ConfigError(f"match: {label!r} is not a valid label name")
 
     @property
     def write_url(self) -> str:
@@ -183,7 +190,7 @@ def without_secrets(url: str) -> str:
 
 
 def add_prometheus_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--prometheus URL`` and ``--prometheus.config FILE``."""
+    """Add ``--prometheus URL``, ``--prometheus.config FILE`` and ``--match LABEL=VALUE``."""
     group = parser.add_argument_group("Prometheus")
     group.add_argument("--prometheus", metavar="URL", help="base URL of Prometheus, Mimir, Thanos or VictoriaMetrics")
     group.add_argument(
@@ -192,32 +199,63 @@ def add_prometheus_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         help="YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, "
-        "headers, params, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)",
+        "headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)",
+    )
+    group.add_argument(
+        "--match",
+        metavar="LABEL=VALUE",
+        action="append",
+        help="use only series with this target label, such as cluster=x; repeatable",
     )
 
 
 def options_from_args(args: argparse.Namespace) -> PrometheusOptions | None:
-    """Return the options from the two arguments; None if neither is given. ``load_options`` has the errors."""
-    return load_options(args.prometheus, args.prometheus_config)
+    """Return the options from the arguments; None without a server. ``load_options`` has the errors."""
+    return load_options(args.prometheus, args.prometheus_config, args.match)
 
 
-def load_options(url: str | None, path: Path | None) -> PrometheusOptions | None:
+def load_options(url: str | None, path: Path | None, match: Sequence[str] | None = None) -> PrometheusOptions | None:
     """Return the options from a URL and a file; the URL has precedence. None if neither is given.
 
+    Args:
+        url: The server.
+        path: The file.
+        match: ``LABEL=VALUE`` words, which replace those of the file with the same label.
+
     Raises:
-        ConfigError: the file cannot be read or has a bad value, there is no URL, or it is not valid.
+        ConfigError: the file cannot be read or has a bad value, there is no URL, it is not valid, or a word of
+            ``match`` is not ``LABEL=VALUE``.
     """
+    labels = parse_match(match or ())
     if url:
         checked_url(url, "--prometheus")
     if path is None:
-        return PrometheusOptions(url) if url else None
+        if labels and not url:
+            raise ConfigError("--match restricts a Prometheus, but --prometheus is not given")
+        return PrometheusOptions(url, match=labels) if url else None
     data = read_yaml(path)
     given = {"url": url} if url else {}
     data = given if data is None else data | given if isinstance(data, dict) else data
     options = bind(PrometheusOptions, data, str(path), folder=path.parent)
     if not options.url:
         raise ConfigError(f"{path}: has no url, and --prometheus is not given")
-    return options
+    return replace(options, match={**options.match, **labels})
+
+
+def parse_match(words: Sequence[str]) -> dict[str, str]:
+    """Return the labels and values of ``--match LABEL=VALUE``.
+
+    Raises:
+        ConfigError: A word is not ``LABEL=VALUE``, or a label has two values.
+    """
+    labels: dict[str, str] = {}
+    for word in words:
+        label, equals, value = word.partition("=")
+        if not equals or not _LABEL.fullmatch(label) or value[:1] in ("~", '"', "'"):
+            raise ConfigError(f"--match {word!r}: must be LABEL=VALUE without quotes or wildcards, such as cluster=x")
+        if labels.setdefault(label, value) != value:
+            raise ConfigError(f"--match: {label} has two values, {labels[label]!r} and {value!r}")
+    return labels
 
 
 def read_secret(path: Path, key: str) -> str:

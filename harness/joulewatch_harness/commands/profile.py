@@ -134,7 +134,8 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.reports.figure import check_figure_path
 
     plan = plan_from(args)
-    prometheus = load_options(plan.prometheus or None, Path(plan.prometheus_config) if plan.prometheus_config else None)
+    config = Path(plan.prometheus_config) if plan.prometheus_config else None
+    prometheus = load_options(plan.prometheus or None, config, args.match)
     if plan.pushgateway and prometheus is None:
         raise ConfigError(
             "--pushgateway needs --prometheus: pushed annotations are kept until Prometheus has scraped them"

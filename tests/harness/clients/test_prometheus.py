@@ -241,6 +241,8 @@ def test_options_from_a_file_and_a_flag(tmp_path: Path) -> None:
         ("insecure: true\nca_file: x\n", "contradict"),
         ("pushgateway: {user: x}\n", r"c\.yml: pushgateway: unknown key 'user'; did you mean username"),
         ("remote_write_url: x\n", r"c\.yml: remote_write_url: 'x' is not a valid URL"),
+        ("match: {a-b: x}\n", r"c\.yml: match: 'a-b' is not a valid label name$"),
+        ("match: cluster=x\n", r"c\.yml: match: must be a mapping, got 'cluster=x'"),
     ],
 )
 def test_errors_about_a_configuration_file_have_file_and_key(tmp_path: Path, text: str, message: str) -> None:
@@ -249,6 +251,32 @@ def test_errors_about_a_configuration_file_have_file_and_key(tmp_path: Path, tex
     with pytest.raises(ConfigError, match=message) as caught:
         load_options(BASE, config)
     assert "hush" not in str(caught.value)
+
+
+def test_match_restricts_a_server(tmp_path: Path) -> None:
+    config = tmp_path / "c.yml"
+    config.write_text(f"url: {BASE}\nmatch: {{cluster: x, rack: 7, draft: yes}}\n")
+    parser = argparse.ArgumentParser()
+    add_prometheus_arguments(parser)
+    words = [f"--prometheus.config={config}", "--match", "cluster=y=z", "--match=site="]
+    options = options_from_args(parser.parse_args(words))
+    assert options is not None
+    assert options.match == {"cluster": "y=z", "rack": "7", "draft": "true", "site": ""}
+    assert load_options(BASE, None, ["cluster=x", "cluster=x"]) == PrometheusOptions(BASE, match={"cluster": "x"})
+    with pytest.raises(ConfigError, match="--match restricts a Prometheus, but --prometheus is not given"):
+        options_from_args(parser.parse_args(["--match=cluster=x"]))
+
+
+@pytest.mark.parametrize(
+    "word", ["cluster", "=x", "", "a-b=x", "cluster!=x", "cluster=~x.*", 'cluster="x"', "__name__=x"]
+)
+def test_bad_syntax_of_match_is_one_clear_line(word: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_options(BASE, None, [word])
+    text = "must be LABEL=VALUE without quotes or wildcards, such as cluster=x"
+    assert str(caught.value) == f"--match {word!r}: {text}"
+    with pytest.raises(ConfigError, match=r"^--match: cluster has two values, 'x' and 'y'$"):
+        load_options(BASE, None, ["cluster=x", "cluster=y"])
 
 
 def test_errors_about_missing_files_have_key_and_path(tmp_path: Path) -> None:
