@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
+from joulewatch_harness.analysis.energy.clock_offsets import HARNESS, Offsets, RunClocks, run_clocks
 from joulewatch_harness.analysis.energy.window_energy import (
-    ClockOffset,
     EdgeReading,
     Span,
     WindowEnergy,
@@ -25,7 +25,6 @@ from joulewatch_harness.analysis.sources.series import (
     Series,
     Traits,
     default_max_gap_s,
-    is_loopback,
 )
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.records import Edge, RunRecord, SensorRecord, Window
@@ -49,6 +48,8 @@ class Measured:
     history: WindowEnergy | None = None
     """Energy by the counter's history, for the audit; None: no history."""
     health: Health = _CLEAN
+    clock_doubt_s: float = 0.0
+    """Assumed largest offset, if the window was placed on a clock that nothing compared with the harness's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +59,10 @@ class MeasuredWindow:
     window: Window
     span: Span
     sensors: Mapping[SensorId, Measured]
-    offsets: Mapping[str, ClockOffset] = field(default_factory=dict)
+    offsets: Mapping[str, Offsets] = field(default_factory=dict)
     """Exporter -> its clock minus the harness's, bounded by the round trips at the edges."""
+    clock_steps: Mapping[str, str] = field(default_factory=dict)
+    """Exporter (or ``HARNESS``) -> how its clock was set in or next to the window: its sensors have no number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +73,7 @@ class MeasuredRun:
     sensors: Mapping[SensorId, SensorRecord]
     windows: tuple[MeasuredWindow, ...]
     history: History
+    clocks: RunClocks
 
 
 def span_of(window: Window) -> Span:
@@ -94,52 +98,19 @@ def known_sensors(record: RunRecord, history: History) -> dict[SensorId, SensorR
     return dict(sorted(sensors.items()))
 
 
-def same_clock(exporter: str, record: RunRecord) -> bool:
-    """Return whether the exporter and the harness ran on one machine, and so share a clock."""
-    host = record.header.provenance.get("host")
-    for described in record.header.exporters:
-        if described.name == exporter and described.nodename and host:
-            return bool(described.nodename == host)
-    return is_loopback(exporter)
-
-
-def _edge_offsets(window: Window) -> dict[str, ClockOffset]:
-    """Return the clock offset of each exporter, from the round trips at both edges of a window."""
-    bounds: dict[str, list[tuple[float, float]]] = {}
-    for edge in (window.start_edge, window.end_edge):
-        for clock in edge.clocks if edge is not None else ():
-            bounds.setdefault(clock.exporter, []).append((clock.lower_s, clock.upper_s))
-    offsets = {}
-    for exporter, pairs in bounds.items():
-        lower, upper = max(pair[0] for pair in pairs), min(pair[1] for pair in pairs)
-        if lower > upper:
-            # The clock changed inside the window: the bounds cover both edges.
-            lower, upper = min(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
-        offsets[exporter] = ClockOffset(lower, upper)
-    return offsets
-
-
-def _typical_offsets(
-    record: RunRecord, exporters: Iterable[str], offsets: Sequence[Mapping[str, ClockOffset]]
-) -> dict[str, ClockOffset]:
-    """Return the median offset of each exporter on another machine, for windows without a measured offset."""
-    typical = {}
-    for exporter in exporters:
-        own = [bounds[exporter] for bounds in offsets if exporter in bounds]
-        if own and not same_clock(exporter, record):
-            lower_s = float(np.median([offset.lower_s for offset in own]))
-            typical[exporter] = ClockOffset(lower_s, float(np.median([offset.upper_s for offset in own])))
-    return typical
-
-
-def _readings_at(edge: Edge | None) -> Readings:
-    if edge is None:
+def _readings_at(edge: Edge | None, steps: Mapping[str, str]) -> Readings:
+    """Return the readings of an edge, without those of a clock that was set."""
+    if edge is None or HARNESS in steps:
         return {}
-    return {SensorId.of(counter): (counter.read_at_s, counter.energy_joules) for counter in edge.counters}
+    return {
+        SensorId.of(counter): (counter.read_at_s, counter.energy_joules)
+        for counter in edge.counters
+        if counter.exporter not in steps
+    }
 
 
 def _power_ranges(
-    readings: Sequence[tuple[Readings, Readings]], history: History, run_end_s: float
+    readings: Sequence[tuple[Readings, Readings]], counters: Mapping[SensorId, Series], run_end_s: float
 ) -> dict[SensorId, tuple[float, float]]:
     """Return the smallest and largest mean power in watts of each sensor between two readings, up to the run's end.
 
@@ -153,7 +124,7 @@ def _power_ranges(
             last_read_s[sensor] = max(read_at_s, last_read_s.get(sensor, read_at_s))
             if sensor in start and read_at_s > start[sensor][0]:
                 powers.setdefault(sensor, []).append((joules - start[sensor][1]) / (read_at_s - start[sensor][0]))
-    for sensor, counter in history.counters.items():
+    for sensor, counter in counters.items():
         count = int(counter.times_s.searchsorted(last_read_s.get(sensor, run_end_s)))
         if count > 1:
             slopes = np.diff(counter.values[:count]) / np.diff(counter.times_s[:count])
@@ -166,48 +137,60 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
     """Measure every sensor of a run in every window.
 
     If a window has both edges and history, the one with the smaller uncertainty is used: the edges, unless the
-    sensor is read so rarely that its readings are far from the window.
+    sensor is read so rarely that its readings are far from the window. If a clock was set during the run, the windows
+    concerned have no number, and the history is not used (see ``clock_offsets``).
     """
     sensors = known_sensors(record, history)
-    readings = [(_readings_at(window.start_edge), _readings_at(window.end_edge)) for window in record.windows]
+    clocks = run_clocks(record, {sensor.exporter for sensor in sensors})
+    counters = {sensor: counter for sensor, counter in history.counters.items() if not clocks.was_set(sensor.exporter)}
+    readings = [
+        (_readings_at(window.start_edge, steps), _readings_at(window.end_edge, steps))
+        for window, steps in zip(record.windows, clocks.steps, strict=True)
+    ]
     run_end_s = max((window.start_s + window.duration_s for window in record.windows), default=-math.inf)
-    ranges = _power_ranges(readings, history, run_end_s)
-    offsets = [_edge_offsets(window) for window in record.windows]
-    typical = _typical_offsets(record, {sensor.exporter for sensor in sensors}, offsets)
+    ranges = _power_ranges(readings, counters, run_end_s)
     data = [
         _SensorData(
             sensor=sensor,
             traits=traits_of(metadata),
-            counter=history.counters.get(sensor),
-            max_gap_s=default_max_gap_s(history.counters[sensor].spacing_s) if sensor in history.counters else None,
+            counter=counters.get(sensor),
+            max_gap_s=default_max_gap_s(counters[sensor].spacing_s) if sensor in counters else None,
             restarts_s=history.starts.get(sensor.exporter),
             range_watts=ranges.get(sensor, (0.0, 0.0)),
-            one_clock=same_clock(sensor.exporter, record),
-            readings=history.readings.get(sensor),
+            readings=None if clocks.was_set(sensor.exporter) else history.readings.get(sensor),
         )
         for sensor, metadata in sensors.items()
     ]
     windows = []
-    for window, (start, end), bounds in zip(record.windows, readings, offsets, strict=True):
+    for position, (window, (start, end)) in enumerate(zip(record.windows, readings, strict=True)):
         if window.duration_s <= 0:
             continue
         span = span_of(window)
         results = {}
         for sensor_data in data:
             sensor = sensor_data.sensor
-            offset = (
-                ClockOffset() if sensor_data.one_clock else bounds.get(sensor.exporter, typical.get(sensor.exporter))
-            )
+            health = history.health(sensor, span.start_s, span.end_s)
+            if step := clocks.step(position, sensor.exporter):
+                results[sensor] = Measured(energy=None, reason="clock_stepped", text=step, health=health)
+                continue
             results[sensor] = _measure(
                 sensor_data,
                 span,
                 (start.get(sensor), end.get(sensor)),
                 _missing(window, sensor.exporter),
-                history.health(sensor, span.start_s, span.end_s),
-                offset or ClockOffset(),
+                health,
+                clocks.offsets(position, sensor.exporter),
             )
-        windows.append(MeasuredWindow(window=window, span=span, sensors=results, offsets=bounds))
-    return MeasuredRun(record=record, sensors=sensors, windows=tuple(windows), history=history)
+        windows.append(
+            MeasuredWindow(
+                window=window,
+                span=span,
+                sensors=results,
+                offsets=clocks.bounded[position],
+                clock_steps=clocks.steps[position],
+            )
+        )
+    return MeasuredRun(record=record, sensors=sensors, windows=tuple(windows), history=history, clocks=clocks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +204,6 @@ class _SensorData:
     restarts_s: Floats | None
     range_watts: tuple[float, float]
     """Smallest and largest mean power between two readings."""
-    one_clock: bool
     readings: Series | None
     """Power values of a sensor that observes only part of the time."""
 
@@ -240,7 +222,7 @@ def _measure(
     readings: tuple[tuple[float, float] | None, tuple[float, float] | None],
     missing: str,
     health: Health,
-    offset: ClockOffset,
+    offsets: Offsets,
 ) -> Measured:
     sensor, counter = data.sensor, data.counter
     problems: list[CoverageError] = []
@@ -249,8 +231,8 @@ def _measure(
     if start is not None and end is not None:
         try:
             by_edges = energy_from_edges(
-                EdgeReading(*start, offset),
-                EdgeReading(*end, offset),
+                EdgeReading(*start, offsets.start),
+                EdgeReading(*end, offsets.end),
                 span,
                 data.traits,
                 restarts_s=data.restarts_s,
@@ -265,7 +247,7 @@ def _measure(
                 counter,
                 span,
                 data.traits,
-                offset=offset,
+                offset=offsets.window,
                 max_gap_s=data.max_gap_s,
                 restarts_s=data.restarts_s,
                 power_floor_watts=data.range_watts[0],
@@ -301,11 +283,19 @@ def _measure(
         span,
         data.traits,
         data.readings,
-        offset=offset,
+        offset=offsets.window,
         power_floor_watts=data.range_watts[0],
         power_cap_watts=data.range_watts[1],
     )
-    return Measured(energy=best, reason="", text="", edges=by_edges, history=by_history, health=health)
+    return Measured(
+        energy=best,
+        reason="",
+        text="",
+        edges=by_edges,
+        history=by_history,
+        health=health,
+        clock_doubt_s=0.0 if best.method == "edges" or offsets.window.known else offsets.window.half_width_s,
+    )
 
 
 def _why_not(

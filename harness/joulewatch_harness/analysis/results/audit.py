@@ -12,12 +12,12 @@ from typing import Final, Literal
 
 import numpy as np
 
+from joulewatch_harness.analysis.energy.clock_offsets import HARNESS
 from joulewatch_harness.analysis.energy.windows import (
     LARGEST_UNMEASURED,
     Measured,
     MeasuredRun,
     MeasuredWindow,
-    same_clock,
 )
 from joulewatch_harness.analysis.sources.series import SensorId, Series
 
@@ -39,6 +39,8 @@ REASONS: Final[Mapping[str, str]] = {
     "sample_gap": "samples are missing",
     "exporter_restart": "the exporter restarted inside a window",
     "clock_skew": "the clocks of exporter and harness differ",
+    "clock_stepped": "a clock was set during the run",
+    "clock_unknown": "the clock of an exporter was never compared with the harness's",
     "unbracketed": "no sample before the start or after the end of a window",
     "below_refresh": "a window is short compared with the sensor's refresh period",
     "edge_history_disagreement": "the edges and the history of a counter contradict each other",
@@ -103,7 +105,8 @@ def _sensor_findings(
 ) -> Iterator[Finding]:
     index = measured.window.index
     span = measured.span
-    if result.energy is None:
+    # A clock that was set has one finding for all its sensors (``_clocks``).
+    if result.energy is None and result.reason != "clock_stepped":
         # The result does not include nodes and parts, so it is complete without them.
         severity: Severity = "error" if sensor.scope == "device" else "warning"
         yield Finding(
@@ -245,17 +248,28 @@ def _node(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
 
 
 def _clocks(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
-    for exporter, offset in measured.offsets.items():
+    for exporter, text in measured.clock_steps.items():
+        if exporter in run.clocks.shared:
+            fix = "If they are two machines, give them different host names"
+        else:
+            fix = "Let the time service (NTP) slew the clocks instead of setting them, and repeat the run"
+        yield Finding(
+            severity="error",
+            reason="clock_stepped",
+            text=f"{text}; the window is excluded. {fix}",
+            evidence={"exporter": exporter} if exporter != HARNESS else {"step_s": measured.window.clock_step_s},
+            window=measured.window.index,
+        )
+    for exporter, offsets in measured.offsets.items():
+        offset = offsets.window
         distance_s = max(offset.lower_s, -offset.upper_s)
-        if distance_s <= CLOCK_TOLERANCE_S:
+        if distance_s <= CLOCK_TOLERANCE_S or exporter in run.clocks.shared or exporter in measured.clock_steps:
             continue
-        same = same_clock(exporter, run.record)
-        consequence = "both run on one machine, so its clock was set" if same else "the results are corrected for it"
         yield Finding(
             severity="warning",
             reason="clock_skew",
             text=f"{exporter}: its clock differs from the harness's by {offset.lower_s:.4g} to {offset.upper_s:.4g} s; "
-            f"{consequence}",
+            "the results are corrected for it",
             evidence={"exporter": exporter, "lower_s": offset.lower_s, "upper_s": offset.upper_s},
             window=measured.window.index,
         )
@@ -323,6 +337,7 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
                 evidence={"exporter": exporter},
             )
         yield from _gaps(run)
+        yield from _unknown_clocks(run)
     if record.end is None:
         yield Finding(
             severity="warning", reason="interrupted", text="the run has no end: it was killed or is still running"
@@ -334,6 +349,24 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _unknown_clocks(run: MeasuredRun) -> Iterator[Finding]:
+    """Yield the exporters whose clock nothing bounded, if windows are placed on it: by history, not by edges."""
+    windows: dict[tuple[str, float], set[int]] = {}
+    for measured in run.windows:
+        for sensor, result in measured.sensors.items():
+            if result.clock_doubt_s:
+                windows.setdefault((sensor.exporter, result.clock_doubt_s), set()).add(measured.window.index)
+    for (exporter, doubt_s), indexes in windows.items():
+        yield Finding(
+            severity="warning",
+            reason="clock_unknown",
+            text=f"{exporter}: its clock was never compared with the harness's. The uncertainty of {len(indexes)} "
+            f"windows allows for {doubt_s:g} s. Name the exporter with --exporter, so that it is read at the "
+            "edges; an exporter of version 0.1.0 must be updated, too",
+            evidence={"exporter": exporter, "windows": len(indexes), "offset_s": doubt_s},
+        )
 
 
 def _gaps(run: MeasuredRun) -> Iterator[Finding]:

@@ -1,0 +1,211 @@
+"""The clocks of a run: how far each exporter's clock is from the harness's, and where a clock was set. Pure.
+
+At an edge the harness knows when it sent its request and when it got the answer. A sensor that is read on request was
+read in between, so its read timestamp bounds the offset of the exporter's clock (``EdgeClock``). A sensor that is read
+in the background was read at some time in the last minute. That is too loose for an energy, but enough to notice a
+clock that is minutes off or was set by minutes.
+
+A clock that is set during a run makes its read timestamps useless: they belong to two clocks. So
+
+* the windows on both sides of a step have no number. When the clock was set is known only to the time between two
+  edges;
+* the other windows are measured by their edges only. The samples of a history are placed at read timestamps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from joulewatch_harness.analysis.energy.window_energy import (
+    UNKNOWN_CLOCK,
+    UNKNOWN_OFFSET_S,
+    ClockOffset,
+)
+from joulewatch_harness.analysis.sources.series import is_loopback
+from joulewatch_harness.clocktime import is_step
+from joulewatch_harness.records import RunRecord, Window
+
+HARNESS: Final = ""
+"""Stands for the harness's own clock where others are named by their exporter."""
+OLDEST_READING_S: Final = 60.0
+"""Largest age of a background reading. Exporters read every sensor each 10 s or more often, and drop values that they
+could not read again; reading hundreds of BMCs takes longer."""
+LONGEST_ANSWER_S: Final = 10.0
+"""Largest distance of an answer from its edge of the window; by default a request waits 2 s."""
+
+
+class Offsets(NamedTuple):
+    """The clock of one exporter minus the harness's, in one window."""
+
+    start: ClockOffset
+    end: ClockOffset
+    window: ClockOffset
+    """Covers both edges."""
+
+    @classmethod
+    def constant(cls, offset: ClockOffset) -> Offsets:
+        """Return the offsets of a clock that is the same at both edges."""
+        return cls(offset, offset, offset)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunClocks:
+    """The clocks of all windows of a run, in the order of its windows."""
+
+    bounded: tuple[Mapping[str, Offsets], ...]
+    """Exporter -> what the requests at the edges of the window show."""
+    shared: frozenset[str] = frozenset()
+    """The exporters on the harness's machine."""
+    typical: Mapping[str, ClockOffset] = field(default_factory=dict)
+    """Exporter -> its offset in the windows that do not bound it: the median of the others, or assumed."""
+    steps: tuple[Mapping[str, str], ...]
+    """Exporter (or ``HARNESS``) -> how its clock was set in or next to the window, for people."""
+
+    def offsets(self, position: int, exporter: str) -> Offsets:
+        """Return the offset of an exporter in a window."""
+        if exporter in self.shared:
+            return Offsets.constant(ClockOffset())
+        bounded = self.bounded[position].get(exporter)
+        return bounded or Offsets.constant(self.typical.get(exporter, UNKNOWN_CLOCK))
+
+    def step(self, position: int, exporter: str) -> str:
+        """Return how the clock of the exporter or of the harness was set in or next to a window; empty: it was not."""
+        steps = self.steps[position]
+        return steps.get(exporter) or steps.get(HARNESS, "")
+
+    def was_set(self, exporter: str) -> bool:
+        """Return whether the clock of the exporter or of the harness was set during the run."""
+        return any(self.step(position, exporter) for position in range(len(self.steps)))
+
+
+def same_clock(exporter: str, record: RunRecord) -> bool:
+    """Return whether the exporter and the harness ran on one machine, and so share a clock."""
+    host = record.header.provenance.get("host")
+    for described in record.header.exporters:
+        if described.name == exporter and described.nodename and host:
+            return bool(described.nodename == host)
+    return is_loopback(exporter)
+
+
+def run_clocks(record: RunRecord, exporters: Iterable[str]) -> RunClocks:
+    """Compare the clocks of a run at all edges.
+
+    Args:
+        record: The run.
+        exporters: All exporters of its sensors.
+    """
+    exporters = sorted(exporters)
+    shared = frozenset(exporter for exporter in exporters if same_clock(exporter, record))
+    bounded = tuple(_bounded(window) for window in record.windows)
+    steps: list[dict[str, str]] = [{} for _ in record.windows]
+    for position, window in enumerate(record.windows):
+        if is_step(window.clock_step_s, window.duration_s, 2 * window.clock_error_s):
+            steps[position][HARNESS] = (
+                f"the clock of the harness's machine was set by {window.clock_step_s:+.4g} s in the window"
+            )
+    typical = {}
+    for exporter in exporters:
+        edges = _edges_of(exporter, record.windows)
+        found = _contradictions(edges) if exporter in shared else _jumps(edges)
+        set_at = {position: f"{exporter}: {text}" for positions, text in found for position in positions}
+        if exporter not in shared and (set_at or any(HARNESS in texts for texts in steps)):
+            # Without a bound of its own, a window may be on either side of the step.
+            text = f"{exporter}: a clock was set during the run, and no edge of this window bounds the exporter's clock"
+            set_at |= {at: text for at, offsets in enumerate(bounded) if exporter not in offsets and at not in set_at}
+        for position, text in set_at.items():
+            if HARNESS not in steps[position]:
+                steps[position][exporter] = text
+        typical[exporter] = _typical(exporter, bounded, edges)
+    return RunClocks(bounded=bounded, shared=shared, typical=typical, steps=tuple(steps))
+
+
+def _bounded(window: Window) -> dict[str, Offsets]:
+    """Return the offset of each exporter whose clock was bounded at an edge of a window."""
+    bounds: dict[str, list[ClockOffset]] = {}
+    for edge in (window.start_edge, window.end_edge):
+        for clock in edge.clocks if edge is not None else ():
+            bounds.setdefault(clock.exporter, []).append(ClockOffset(clock.lower_s, clock.upper_s))
+    return {exporter: _combined(offsets[0], offsets[-1]) for exporter, offsets in bounds.items()}
+
+
+def _combined(start: ClockOffset, end: ClockOffset) -> Offsets:
+    lower_s, upper_s = max(start.lower_s, end.lower_s), min(start.upper_s, end.upper_s)
+    if lower_s <= upper_s:
+        return Offsets.constant(ClockOffset(lower_s, upper_s))
+    # The clocks drifted apart inside the window.
+    return Offsets(start, end, ClockOffset(min(start.lower_s, end.lower_s), max(start.upper_s, end.upper_s)))
+
+
+def _typical(exporter: str, bounded: Sequence[Mapping[str, Offsets]], edges: Sequence[_EdgeBounds]) -> ClockOffset:
+    """Return the offset of an exporter for windows that do not bound it."""
+    own = [offsets[exporter].window for offsets in bounded if exporter in offsets]
+    if own:
+        lower_s = float(np.median([offset.lower_s for offset in own]))
+        return ClockOffset(lower_s, float(np.median([offset.upper_s for offset in own])))
+    lower_s = max((edge.lower_s for edge in edges), default=-UNKNOWN_OFFSET_S)
+    upper_s = min((edge.upper_s for edge in edges), default=UNKNOWN_OFFSET_S)
+    is_near = lower_s <= UNKNOWN_OFFSET_S and upper_s >= -UNKNOWN_OFFSET_S
+    return UNKNOWN_CLOCK if is_near or lower_s > upper_s else ClockOffset(lower_s, upper_s, known=False)
+
+
+class _EdgeBounds(NamedTuple):
+    """Bounds of an exporter's clock at one edge."""
+
+    position: int
+    """Of the window."""
+    at_s: float
+    lower_s: float
+    upper_s: float
+    error_s: float
+    """Of the edge's own time."""
+
+
+def _edges_of(exporter: str, windows: Sequence[Window]) -> list[_EdgeBounds]:
+    """Return the bounds of one exporter's clock at all edges, in order of time: by round trips, else loose ones."""
+    tight: list[_EdgeBounds] = []
+    loose: list[_EdgeBounds] = []
+    for position, window in enumerate(windows):
+        end_s = window.start_s + window.duration_s
+        for at_s, edge in ((window.start_s, window.start_edge), (end_s, window.end_edge)):
+            if edge is None:
+                continue
+            tight += [
+                _EdgeBounds(position, at_s, clock.lower_s, clock.upper_s, window.clock_error_s)
+                for clock in edge.clocks
+                if clock.exporter == exporter
+            ]
+            reads_s = [counter.read_at_s for counter in edge.counters if counter.exporter == exporter]
+            if reads_s:
+                late_s = max(reads_s) - at_s
+                bounds_s = (late_s - LONGEST_ANSWER_S, late_s + OLDEST_READING_S)
+                loose.append(_EdgeBounds(position, at_s, *bounds_s, window.clock_error_s))
+    return tight or loose
+
+
+def _contradictions(edges: Iterable[_EdgeBounds]) -> Iterator[tuple[Sequence[int], str]]:
+    """Yield the windows of an exporter on the harness's machine in which it shows another time than the harness."""
+    for edge in edges:
+        apart_s = max(edge.lower_s, -edge.upper_s)
+        if apart_s > 0 and is_step(apart_s, 0.0, edge.error_s):
+            sign = "ahead of" if edge.lower_s > 0 else "behind"
+            yield (
+                (edge.position,),
+                f"its clock is {apart_s:.4g} s {sign} the harness's, although both run on a machine of the same name",
+            )
+
+
+def _jumps(edges: Sequence[_EdgeBounds]) -> Iterator[tuple[Sequence[int], str]]:
+    """Yield the windows between two consecutive edges whose bounds exclude each other by more than a slewed clock."""
+    for first, second in pairwise(edges):
+        forward_s, back_s = second.lower_s - first.upper_s, first.lower_s - second.upper_s
+        if is_step(max(forward_s, back_s, 0.0), abs(second.at_s - first.at_s), first.error_s + second.error_s):
+            change = f"forward by at least {forward_s:.4g} s" if forward_s > 0 else f"back by at least {back_s:.4g} s"
+            yield (
+                range(first.position, second.position + 1),
+                f"its clock was set {change} against the harness's between two edges",
+            )
