@@ -277,11 +277,13 @@ RUN_INFO: Final = _harness(
         "governor",
         "model_sha256",
         "plan_sha256",
+        "max_relative_uncertainty",
         "exporters",
         "schema",
         "version",
     ),
-    "One configuration of a run, as observed after loading. scenario: offline, single_stream or server.",
+    "One configuration of a run, as observed after loading. scenario: offline, single_stream or server. "
+    "max_relative_uncertainty: the target at which the rounds ended; without it their number was fixed.",
 )
 RUN_STATUS: Final = _harness(
     "joulewatch_run_start_timestamp_seconds",

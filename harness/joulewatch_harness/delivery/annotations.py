@@ -15,6 +15,7 @@ from joulewatch_exporter.catalog import Metric
 from joulewatch_harness import __version__
 from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.plan.scenario import OFFLINE
+from joulewatch_harness.plan.target import MAX_UNCERTAINTY
 from joulewatch_harness.records import Configuration, Edge, RunEnd, RunHeader, RunRecord, Window, WindowKind
 
 Labels = tuple[tuple[str, str], ...]
@@ -138,6 +139,7 @@ def info_sample(header: RunHeader, configuration: Configuration, at_ms: int) -> 
         "governor": header.provenance_text("cpu", "governor"),
         "model_sha256": configuration.model_sha256,
         "plan_sha256": header.plan_sha256,
+        "max_relative_uncertainty": "" if (share := header.plan.get(MAX_UNCERTAINTY)) is None else f"{share:g}",
         "exporters": ",".join(exporter.name for exporter in header.exporters),
         "schema": str(header.schema),
         "version": header.provenance_text("versions", "joulewatch") or __version__,

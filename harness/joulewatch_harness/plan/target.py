@@ -18,6 +18,8 @@ from joulewatch_harness.gum import COVERAGE, mean, standard_error, student_facto
 LOOKS: Final = (5, 8, 12, 18, 27, 40)
 """Numbers of rounds after which a cell is tested; with the last one its rounds end in any case."""
 STOPPING_COVERAGE: Final = 0.97
+MAX_UNCERTAINTY: Final = "max_relative_uncertainty"
+"""Key of the plan, and label of the run's annotations."""
 ROUNDS_ENDED: Final = "rounds_ended"
 """Reason code of the note that states why the rounds of a cell ended."""
 
@@ -45,4 +47,4 @@ def repeats_coverage(plan: Mapping[str, Any]) -> float:
 
     97 % if the runner stopped cells at a target, 95 % if the number of rounds was fixed, as in all runs of 0.1.0.
     """
-    return COVERAGE if plan.get("max_relative_uncertainty") is None else STOPPING_COVERAGE
+    return COVERAGE if plan.get(MAX_UNCERTAINTY) is None else STOPPING_COVERAGE

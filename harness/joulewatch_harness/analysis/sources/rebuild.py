@@ -17,6 +17,7 @@ from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.sources.history import RawSeries
 from joulewatch_harness.errors import QueryError
 from joulewatch_harness.plan.scenario import OFFLINE, scenario_in_name
+from joulewatch_harness.plan.target import MAX_UNCERTAINTY
 from joulewatch_harness.records import (
     Configuration,
     Edge,
@@ -354,7 +355,7 @@ def _header(
         started_at_s=started_s,
         schema=int(schema) if schema.isdigit() else 1,
         command=(),
-        plan={},
+        plan={MAX_UNCERTAINTY: float(labels[MAX_UNCERTAINTY])} if MAX_UNCERTAINTY in labels else {},
         plan_sha256=labels.get("plan_sha256", ""),
         configurations=_configurations(infos),
         exporters=tuple(ExporterRecord(name=name, url="") for name in sorted(names)),

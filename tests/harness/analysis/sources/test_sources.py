@@ -378,6 +378,15 @@ def test_the_scenario_is_a_label_or_in_old_runs_part_of_the_name(
     assert (actual.scenario, actual.server_rate_per_s) == scenario
 
 
+@pytest.mark.parametrize("plan", [{"max_relative_uncertainty": 0.05}, {}])
+def test_the_target_of_the_rounds_is_rebuilt_from_prometheus(plan: dict[str, float]) -> None:
+    """The uncertainty depends on whether the rounds ended at a target."""
+    world = counting_world()
+    assert world.record is not None
+    record = dataclasses.replace(world.record, header=dataclasses.replace(world.record.header, plan=plan))
+    assert rebuild_run(RUN, raw_of(run_samples(record)), "memory").header.plan == plan
+
+
 # Sensors that observe only part of the time
 
 
