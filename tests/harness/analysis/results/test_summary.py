@@ -531,6 +531,7 @@ def test_a_setup_has_its_own_energy_and_is_in_no_result(way: str) -> None:
         for component in ("cpu", "memory")
     }
     assert long.duration_s == window.duration_s and long.window == window.index
+    assert [component.name for component in long.components] == ["cpu", "memory"]
     for one in long.components:
         assert one.gross is not None and one.methods == ("counter",) and one.sources == (way,)
         assert abs(one.gross.value - truth[one.name]) <= one.gross.expanded < 0.2 * truth[one.name]
@@ -949,21 +950,27 @@ CPU = TWO_SOCKETS[:1]
 
 
 def measures(record: RunRecord, configuration: str = FP32) -> list[Window]:
-    return [item for item in record.windows if item.kind == "measure" and item.configuration == configuration]
+    return [window for window in record.windows if window.kind == "measure" and window.configuration == configuration]
 
 
 def without(record: RunRecord, *indexes: int) -> RunRecord:
-    return dataclasses.replace(record, windows=tuple(item for item in record.windows if item.index not in indexes))
+    return dataclasses.replace(
+        record, windows=tuple(window for window in record.windows if window.index not in indexes)
+    )
+
+
+def findings_of(result: RunResult, reason: str) -> list[Finding]:
+    return [finding for finding in result.findings if finding.reason == reason]
 
 
 def idle_world(*watts: float) -> World:
     """Return a run with idle windows of these powers: before, with fp32 loaded, with int8 loaded, after."""
     world = make_world(CPU, batch_sizes=(1,), rounds=1, edges=False, scrape_s=0.02)
-    (item,) = CPU
-    signal = world.sensors[item]
+    (sensor_record,) = CPU
+    signal = world.sensors[sensor_record]
     first, *_, last = signal.watts
     assert first == last == 40.0
-    world.sensors[item] = dataclasses.replace(signal, watts=(first, *watts[:3], *signal.watts[4:-1], watts[3]))
+    world.sensors[sensor_record] = dataclasses.replace(signal, watts=(first, *watts[:3], *signal.watts[4:-1], watts[3]))
     return world
 
 
@@ -973,7 +980,7 @@ def idle_of(result: RunResult) -> list[tuple[float, tuple[int, ...], str]]:
     return [(round(idle.watts, 1), idle.windows, f"{idle.basis}: {idle.text}") for idle in powers if idle is not None]
 
 
-def test_each_configuration_has_the_idle_power_with_its_own_network_loaded() -> None:
+def test_each_configuration_has_the_idle_power_with_its_network_loaded() -> None:
     world = idle_world(40.0, 60.0, 80.0, 40.0)
     assert world.record is not None
     own = "loaded: 1 idle window with this network loaded"
@@ -982,15 +989,17 @@ def test_each_configuration_has_the_idle_power_with_its_own_network_loaded() -> 
         (60.0, (1,), own), (80.0, (2,), own), (70.0, (1, 2), "loaded: 2 idle windows with a network loaded")
     ]  # fmt: skip
     net = [group.total.net for group in result.groups]
-    assert [one.value for one in net if one is not None] == pytest.approx([90 / 900, 70 / 2100], rel=1e-3)
-    # int8 has no window of its own: the next best is that of another network.
+    assert [estimate.value for estimate in net if estimate is not None] == pytest.approx(
+        [90 / 900, 70 / 2100], rel=1e-3
+    )
+    # Without a window for int8, that of the other network is used.
     other = "loaded: 1 idle window with a network loaded"
     assert idle_of(analyse(world, record=without(world.record, 2))) == [(60.0, (1,), own), *[(60.0, (1,), other)] * 2]
     unloaded = analyse(world, record=without(world.record, 1, 2))
     assert idle_of(unloaded) == [(40.0, (0, 5), "unloaded: 2 idle windows without a network loaded")] * 3
 
 
-def test_a_loaded_window_without_a_number_leaves_those_without_a_network() -> None:
+def test_if_no_loaded_window_has_a_number_those_without_a_network_are_used() -> None:
     world = make_world(CPU, batch_sizes=(1,), rounds=1)
     assert world.record is not None
     record = change(change(world.record, 1, start_edge=None, end_edge=None), 2, start_edge=None, end_edge=None)
@@ -1010,12 +1019,12 @@ def test_a_loaded_window_without_a_number_leaves_those_without_a_network() -> No
     ],
 )
 def test_idle_drift_is_that_of_the_windows_used(watts: tuple[float, ...], drift: tuple[float, float] | None) -> None:
-    found = [item for item in analyse(idle_world(*watts)).findings if item.reason == "idle_drift"]
-    assert [(item.severity, item.evidence["component"]) for item in found] == (
+    findings = findings_of(analyse(idle_world(*watts)), "idle_drift")
+    assert [(finding.severity, finding.evidence["component"]) for finding in findings] == (
         [("warning", "cpu"), ("warning", "total")] if drift else []
     )
-    for item in found:
-        assert drift == pytest.approx((item.evidence["first_watts"], item.evidence["last_watts"]), rel=1e-3)
+    for finding in findings:
+        assert drift == pytest.approx((finding.evidence["first_watts"], finding.evidence["last_watts"]), rel=1e-3)
 
 
 def test_idle_windows_that_hardly_differ_are_a_sample() -> None:
@@ -1030,15 +1039,15 @@ def test_rounds_that_differ_are_a_finding_about_their_group() -> None:
     assert not reasons(analyse(world).findings) & {"repeats_apart", "single_repeat"}
     first, second, third = measures(world.record)
     record = change(world.record, second.index, inferences=second.inferences // 2)
-    (found,) = [item for item in analyse(world, record=record).findings if item.reason == "repeats_apart"]
-    assert (found.severity, found.window, found.evidence["rounds"]) == ("warning", None, 3)
-    assert found.evidence["spread"] == pytest.approx(1 / (4 / 3), rel=0.01), "1, 2 and 1"
-    assert found.text.startswith("net/onnxruntime/fp32, batch 1: the rounds differ by 75")
+    (finding,) = findings_of(analyse(world, record=record), "repeats_apart")
+    assert (finding.severity, finding.window, finding.evidence["rounds"]) == ("warning", None, 3)
+    assert finding.evidence["spread"] == pytest.approx(1 / (4 / 3), rel=0.01), "1, 2 and 1"
+    assert finding.text.startswith("net/onnxruntime/fp32, batch 1: the rounds differ by 75")
     # Two windows of one round are one value: 1.5 and 1.
     record = change(record, third.index, repeat=first.repeat + 1)
     record = change(record, second.index, repeat=first.repeat + 1)
-    (found,) = [item for item in analyse(world, record=record).findings if item.reason == "repeats_apart"]
-    assert found.evidence["spread"] == pytest.approx(0.5 / 1.25, rel=0.01) and found.evidence["rounds"] == 2
+    (finding,) = findings_of(analyse(world, record=record), "repeats_apart")
+    assert finding.evidence["spread"] == pytest.approx(0.5 / 1.25, rel=0.01) and finding.evidence["rounds"] == 2
     # A window that is not used, and a total that is missing, cannot disagree.
     excluded = change(record, second.index, flags=("interrupted",), inferences=0)
     assert "repeats_apart" not in reasons(analyse(world, record=excluded).findings)
@@ -1046,12 +1055,8 @@ def test_rounds_that_differ_are_a_finding_about_their_group() -> None:
 
 
 def test_a_single_round_is_a_finding_of_each_group() -> None:
-    found = [
-        item
-        for item in analyse(make_world(CPU, batch_sizes=(1, 8), rounds=1)).findings
-        if item.reason == "single_repeat"
-    ]
-    assert [(item.severity, item.text.partition(":")[0]) for item in found] == [
+    findings = findings_of(analyse(make_world(CPU, batch_sizes=(1, 8), rounds=1)), "single_repeat")
+    assert [(finding.severity, finding.text.partition(":")[0]) for finding in findings] == [
         ("warning", f"{name}, batch {size}") for name in (FP32, INT8) for size in (1, 8)
     ]
 
@@ -1065,7 +1070,7 @@ def test_a_group_without_a_usable_window_reports_the_first_reason() -> None:
     record = change(record, second.index, inferences=0)
     record = change(record, third.index, flags=("interrupted",))
     group, other = analyse(world, record=record).groups
-    assert [(one.window, one.reason, one.text) for one in group.excluded] == [
+    assert [(excluded.window, excluded.reason, excluded.text) for excluded in group.excluded] == [
         (first.index, "overloaded", "queries arrived faster than they were served"),
         (second.index, "too_short", "no inference ended in the window"),
         (third.index, "interrupted", "the window was interrupted"),
@@ -1078,12 +1083,14 @@ def test_a_group_without_a_usable_window_reports_the_first_reason() -> None:
         assert (result.gross, result.net, result.idle, result.windows, result.sources) == (None, None, None, (), ())
         assert result.missing == "queries arrived faster than they were served [overloaded]"
     assert other.excluded == () and other.total.gross is not None
-    bare = make_world([], batch_sizes=(1,))
-    assert bare.record is not None
-    record = change(bare.record, measures(bare.record)[0].index, flags=("interrupted",))
-    for index in (one.index for one in measures(record)):
-        record = change(record, index, flags=("interrupted",))
-    total = analyse(bare, record=record, history=False).groups[0].total
+
+
+def test_a_missing_sensor_is_the_first_reason_even_if_no_window_is_usable() -> None:
+    world = make_world([], batch_sizes=(1,), rounds=1)
+    assert world.record is not None
+    (only,) = measures(world.record)
+    record = change(world.record, only.index, flags=("interrupted",))
+    total = analyse(world, record=record, history=False).groups[0].total
     assert (total.missing, total.sensors, total.methods, total.windows) == ("no sensor", (), (), ())
 
 
@@ -1091,24 +1098,24 @@ def test_windows_without_a_number_are_counted_and_the_first_is_explained() -> No
     world = make_world(TWO_SOCKETS, batch_sizes=(1,))
     assert world.record is not None
     record = world.record
-    for one, device in zip(measures(record), ("socket1", "socket0", "socket1"), strict=True):
-        record = change(record, one.index, end_edge=drop(one.end_edge, device))
+    windows = measures(record)
+    for measured, device in zip(windows, ("socket1", "socket0", "socket1"), strict=True):
+        record = change(record, measured.index, end_edge=drop(measured.end_edge, device))
     group = analyse(world, record=record, history=False).groups[0]
     why = "the exporter could not be read at an edge: connection refused [edge_missing]"
-    names = [f"{EXPORTER}/rapl/socket{number}/package" for number in (1, 0)]
     assert group.total.missing.startswith(f"3 of 3 windows without a number: {EXPORTER}/rapl/socket1/")
     assert group.total.missing.endswith(why)
-    assert group.components[0].missing == f"3 of 3 windows without a number: {names[0]}: {why}"
-    assert [(one.window, one.reason) for one in group.excluded] == [
-        (one.index, "edge_missing") for one in measures(record)
+    assert group.components[0].missing == f"3 of 3 windows without a number: {EXPORTER}/rapl/socket1/package: {why}"
+    assert [(excluded.window, excluded.reason) for excluded in group.excluded] == [
+        (window.index, "edge_missing") for window in windows
     ]
-    assert all(one.text.endswith(why.removesuffix(" [edge_missing]")) for one in group.excluded)
+    assert all(excluded.text.endswith(why.removesuffix(" [edge_missing]")) for excluded in group.excluded)
     (node,) = group.nodes
     assert node.gross is not None and node.missing == "" and len(node.windows) == 3
 
 
 def test_parts_of_one_kind_are_one_result_with_the_sum_of_their_energies() -> None:
-    items = [
+    sensors = [
         *CPU,
         sensor("socket0", "core", "cpu", "part"),
         sensor("socket1", "core", "cpu", "part"),
@@ -1116,40 +1123,40 @@ def test_parts_of_one_kind_are_one_result_with_the_sum_of_their_energies() -> No
         sensor("psys", "total", "node", "node"),
         sensor("bmc", "power", "node", "node", collector="ipmi", method="integrated"),
     ]
-    group = analyse(make_world(items, batch_sizes=(1,)), history=False).groups[0]
-    results = {one.name: one for one in (*group.parts, *group.nodes, *group.components, group.total)}
-    assert sorted(one.name for one in group.parts) == ["cpu core (rapl)", "cpu uncore (rapl)"]
-    assert sorted(one.name for one in group.nodes) == [f"{EXPORTER}/ipmi/bmc/power", f"{EXPORTER}/rapl/psys/total"]
+    group = analyse(make_world(sensors, batch_sizes=(1,)), history=False).groups[0]
+    results = {result.name: result for result in (*group.parts, *group.nodes, *group.components, group.total)}
+    assert sorted(part.name for part in group.parts) == ["cpu core (rapl)", "cpu uncore (rapl)"]
+    assert sorted(node.name for node in group.nodes) == [f"{EXPORTER}/ipmi/bmc/power", f"{EXPORTER}/rapl/psys/total"]
     expected = {
         "cpu core (rapl)": 180.0, "cpu uncore (rapl)": 90.0, f"{EXPORTER}/ipmi/bmc/power": 450.0,
         f"{EXPORTER}/rapl/psys/total": 450.0, "cpu": 150.0, "total": 150.0,
     }  # fmt: skip
     idle = {name: watts * 40 / 150 for name, watts in expected.items()}
-    for name, one in results.items():
-        assert one.gross is not None and one.net is not None and one.idle is not None
-        assert one.gross.value == pytest.approx(expected[name] / 900, rel=1e-3)
-        assert one.idle.watts == pytest.approx(idle[name], rel=1e-3)
-        assert one.net.value == pytest.approx((expected[name] - idle[name]) / 900, rel=2e-3)
-        assert (one.missing, one.windows, one.sources) == ("", group.windows, ("edges",))
+    for name, result in results.items():
+        assert result.gross is not None and result.net is not None and result.idle is not None
+        assert result.gross.value == pytest.approx(expected[name] / 900, rel=1e-3)
+        assert result.idle.watts == pytest.approx(idle[name], rel=1e-3)
+        assert result.net.value == pytest.approx((expected[name] - idle[name]) / 900, rel=2e-3)
+        assert (result.missing, result.windows, result.sources) == ("", group.windows, ("edges",))
     assert results[f"{EXPORTER}/ipmi/bmc/power"].methods == ("integrated",)
     assert results["cpu core (rapl)"].methods == ("counter",)
 
 
-def test_components_come_in_their_usual_order_and_others_by_name_behind_them() -> None:
+def test_components_come_in_their_usual_order_then_others_by_name() -> None:
     names = ("zeta", "other", "gpu", "alpha", "memory", "cpu", "fpga")
-    items = [sensor(f"device{number}", "package", name) for number, name in enumerate(names)]
-    result = analyse(make_world(items, batch_sizes=(1,), rounds=1), history=False)
+    sensors = [sensor(f"device{number}", "package", name) for number, name in enumerate(names)]
+    result = analyse(make_world(sensors, batch_sizes=(1,), rounds=1), history=False)
     order = ["cpu", "memory", "gpu", "fpga", "other", "alpha", "zeta"]
-    assert [one.name for one in result.groups[0].components] == order
+    assert [component.name for component in result.groups[0].components] == order
     assert list(result.idle) == [*order, "total"]
-    assert [len(one.sensors) for one in result.groups[0].components] == [1] * 7
+    assert [len(component.sensors) for component in result.groups[0].components] == [1] * 7
 
 
 def test_configurations_that_the_run_does_not_describe_come_last_by_name() -> None:
     names = [f"{name}/onnxruntime/fp32" for name in "bca"]
     world = make_world(CPU, batch_sizes=(1,), rounds=1, configurations=names)
     assert world.record is not None
-    (known,) = [one for one in world.record.configurations if one.name == names[1]]
+    (known,) = [described for described in world.record.configurations if described.name == names[1]]
     record = dataclasses.replace(
         world.record,
         configurations=(),
@@ -1161,16 +1168,16 @@ def test_configurations_that_the_run_does_not_describe_come_last_by_name() -> No
     assert result.groups[0].configuration == known
     unknown = result.groups[1].configuration
     assert (unknown.network, unknown.runtime, unknown.precision) == (names[2], "", "")
-    assert [one.configuration for one in result.setups] == [names[1], names[0], names[2]], "in the order of the run"
+    assert [setup.configuration for setup in result.setups] == [names[1], names[0], names[2]], "in the order of the run"
 
 
 def test_a_separate_pass_for_phases_changes_no_energy_and_is_not_audited() -> None:
     world = make_world(CPU, batch_sizes=(1, 8), rounds=2)
     assert world.record is not None
-    one = measures(world.record)[0]
+    measured = measures(world.record)[0]
     separate = [
         dataclasses.replace(
-            one, index=900 + number, kind="phase", batch_size=batch_size, configuration=name, end_edge=None,
+            measured, index=900 + number, kind="phase", batch_size=batch_size, configuration=name, end_edge=None,
             flags=("not_steady",), phases={"execute": PhaseTime(9, share), "wait": PhaseTime(9, 1 - share)},
         )
         for number, (name, batch_size, share) in enumerate(((FP32, 1, 0.25), (FP32, 8, 0.5), (INT8, 1, 0.75)))
@@ -1210,11 +1217,10 @@ def test_both_sources_of_the_energies_are_named() -> None:
 def test_only_counts_of_every_window_are_results_and_net_needs_idle() -> None:
     world = make_world(CPU, batch_sizes=(1,), rounds=2)
     assert world.record is not None
-    record = without(world.record, *(one.index for one in world.record.windows if one.kind == "idle"))
-    for number, one in enumerate(measures(record)):
-        counts = {"tokens": (100.0, 300.0)[number], **({"first": 1.0} if number == 0 else {"second": 1.0})}
-        windows = [dataclasses.replace(w, counts=counts) if w.index == one.index else w for w in record.windows]
-        record = dataclasses.replace(record, windows=tuple(windows))
+    first, second = measures(world.record)
+    record = change(world.record, first.index, counts={"tokens": 100.0, "first": 1.0})
+    record = change(record, second.index, counts={"tokens": 300.0, "second": 1.0})
+    record = without(record, *(window.index for window in record.windows if window.kind == "idle"))
     (count,) = analyse(world, record=record, history=False).groups[0].counts
     assert (count.name, count.count, count.per_inference) == ("tokens", 400.0, 400 / 3600)
     assert count.rate is not None and count.rate.rounds == {0: pytest.approx(50.0), 1: pytest.approx(150.0)}
