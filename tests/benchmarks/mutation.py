@@ -134,7 +134,7 @@ def run_mutmut(folder: Path) -> None:
     log = folder / "mutmut.log"
     with log.open("wb") as output:
         finished = subprocess.run(
-            ["nice", Path(sys.executable).with_name("mutmut"), "run", "--max-children", "1"],
+            ["nice", Path(sys.executable).with_name("mutmut"), "run", "--max-children", "2"],
             cwd=folder, env={**os.environ, "PYTHONPATH": ""}, stdout=output, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
     if finished.returncode != 0:
