@@ -251,8 +251,8 @@ def render(result: dict[str, Any]) -> str:
     rows = [[str(value) for value in counts.values()] for counts in result["modules"]]
     page += markdown_table(["module", "mutants", "killed", "of these timed out", "survived", "killed %", "texts"], rows)
     page += (
-        "\nTexts: mutants of messages for people, which are not counted. Mutmut does not change type hints, values of\n"
-        "modules and classes, and functions with decorators.\n\n## Survivors\n"
+        "\nTexts: mutants of messages for people, which are not counted. Mutmut does not change constants of modules,\n"
+        "values of classes, type hints, and functions with decorators, among them properties.\n\n## Survivors\n"
     )
     by_reason: dict[str, list[str]] = {}
     for survivor in result["survivors"]:
