@@ -32,6 +32,7 @@ from joulewatch_exporter.errors import (
     SensorTimeoutError,
 )
 from joulewatch_exporter.model import Host, Reading, Sensor
+from support.collectors import findings
 from support.ipmi import fleet
 from support.ipmi.simulator import ADMIN, MONITOR, IpmiSim, compile_shared, free_udp_port, ipmitool
 
@@ -253,7 +254,7 @@ def test_without_dcmi_node_and_parts_are_read(
     bmc = bmcs(watts=300.0, has_dcmi=False, sensors=sensors)
     collector = read_bmcs(at(bmc.port, folder=tmp_path))
     assert newest_watts(until(collector, bool)) == {"total": 300.0, "psu1_input": 180.0, "psu2_input": 120.0}
-    (finding,) = [finding for finding in collector.findings if finding.status == "found"]
+    (finding,) = findings(collector, "found")
     assert finding.text == "n1: total from SDR (node), psu1_input from SDR (part), psu2_input from SDR (part)"
 
 
@@ -427,7 +428,7 @@ def test_a_target_file_is_followed_and_unchanged_targets_keep_their_sessions(
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
     file.write_text("targets: 1\n")
-    while not [finding for finding in collector.findings if finding.status == "broken"]:
+    while not findings(collector, "broken"):
         assert time.monotonic() < deadline_s
         assert len(collector.sensors) == 2
         time.sleep(0.05)

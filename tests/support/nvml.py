@@ -11,7 +11,7 @@ from joulewatch_exporter.collectors.nvml.collector import NvmlCollector, NvmlOpt
 from joulewatch_exporter.emulator.faults import Fault
 from joulewatch_exporter.emulator.nvml import SONAME, GpuSpec, NvmlLibrary
 from joulewatch_exporter.emulator.signals import Constant
-from joulewatch_exporter.model import Host, Reading, Sensor, SensorInfo
+from joulewatch_exporter.model import Host, Reading, Sensor
 from support.require import require_program
 
 FIRST = "GPU-aaaaaaaa-0000-0000-0000-000000000001"
@@ -81,12 +81,6 @@ def shared_library(make_folder: Callable[[str], Path]) -> Path:
 
 def sensor_of(collector: NvmlCollector, uuid: str) -> Sensor:
     return next(sensor for sensor in collector.sensors if sensor.device == uuid)
-
-
-def infos(collector: NvmlCollector) -> dict[str, SensorInfo]:
-    """Return the infos by ``device/domain``."""
-    published = [info for sensor in collector.sensors for info in sensor.infos]
-    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in published}
 
 
 def values(readings: Any) -> dict[str, float | None]:

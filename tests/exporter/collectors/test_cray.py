@@ -13,6 +13,7 @@ from joulewatch_exporter.collectors.cray import collector as cray
 from joulewatch_exporter.collectors.cray.collector import CrayCollector, CrayOptions, CraySensor
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError
 from joulewatch_exporter.sampling.family import Family
+from support.collectors import findings
 from support.sysfs import FakeSysfs, public_folder, unprivileged
 
 FOLDER = "cray/pm_counters"
@@ -204,7 +205,7 @@ def test_zero_watts_mean_no_data(sysfs: FakeSysfs) -> None:
     assert values(sensor)["cpu"] == (1e6, None)
     sysfs.remove(f"{FOLDER}/energy").remove(f"{FOLDER}/cpu_energy")
     collector = collect(sysfs)
-    (broken,) = [finding for finding in collector.findings if finding.status == "broken"]
+    (broken,) = findings(collector, "broken")
     assert "no data now" in broken.text
     sysfs.write(FOLDER, power="500 W 1 us")
     readings = values(only(collector))
@@ -247,7 +248,7 @@ def test_denied_files() -> None:
         with unprivileged():
             collector = collect(sysfs)
             assert "accel0" not in values(only(collector))
-        (denied,) = [finding for finding in collector.findings if finding.status == "denied"]
+        (denied,) = findings(collector, "denied")
         assert denied.cure == f"sudo chmod a+r {sysfs.sys}/{FOLDER}/accel0_power"
         (sysfs.sys / FOLDER / "energy").chmod(unreadable)
         with unprivileged(), pytest.raises(SensorDeniedError, match="chmod a"):

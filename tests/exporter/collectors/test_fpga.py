@@ -28,6 +28,7 @@ from joulewatch_exporter.errors import (
     SensorTimeoutError,
 )
 from joulewatch_exporter.model import Reading, Sensor, SensorInfo
+from support.collectors import findings, texts
 from support.fpga import CARD, U55C, VBNV, chip, device_tree, function, monitor, xmc
 from support.sysfs import FakeSysfs, public_folder, unprivileged
 
@@ -56,10 +57,6 @@ def watts(sensor: Sensor) -> dict[str, float | None]:
 
 def infos(sensor: Sensor) -> dict[str, SensorInfo]:
     return {info.quantity.domain: info for info in sensor.infos}
-
-
-def texts(collector: FpgaCollector, status: str) -> str:
-    return "\n".join(finding.text for finding in collector.findings if finding.status == status)
 
 
 # -- published readings ------------------------------------------------------------------
@@ -420,7 +417,7 @@ def test_a_denied_card_does_not_stop_the_other() -> None:
                 if "0000:3b" in path:
                     collector = collect(sysfs)
                     assert [sensor.device for sensor in collector.sensors] == [CARD]
-                    denied = [finding for finding in collector.findings if finding.status == "denied"]
+                    denied = findings(collector, "denied")
                     assert f"sudo chmod a+r {sysfs.sys}" in denied[0].cure
                     assert "xmc" in denied[0].cure
                 else:
@@ -440,7 +437,7 @@ def test_another_backend_is_used_if_one_is_denied() -> None:
         with unprivileged():
             collector = collect(sysfs)
             assert watts(only(collector))["total"] == 21.445936
-        (denied,) = [finding for finding in collector.findings if finding.status == "denied"]
+        (denied,) = findings(collector, "denied")
         assert denied.subject.endswith("xmc_power_ins")
 
 
@@ -591,7 +588,7 @@ def test_a_v80_is_read_only_on_request(sysfs: FakeSysfs, monkeypatch: pytest.Mon
     collector = collect(sysfs)
     assert [sensor.device for sensor in collector.sensors] == [CARD]
     assert not any("0000:21:00.0" in name for name in paths)
-    (finding,) = [finding for finding in collector.findings if finding.status == "skipped"]
+    (finding,) = findings(collector, "skipped")
     assert "SIGBUS" in finding.text
     assert finding.cure == "collectors.fpga.v80: true"
 

@@ -18,7 +18,7 @@ from joulewatch_exporter.errors import (
     SensorError,
     SensorGlitchError,
 )
-from joulewatch_exporter.model import SensorInfo
+from support.collectors import findings, infos, texts
 from support.sysfs import EPYC, FakeSysfs, public_folder, unprivileged
 
 METER = "LNXSYSTM:00/LNXSYBUS:00/ACPI000D:00"
@@ -35,17 +35,8 @@ def collect(sysfs: FakeSysfs, options: HwmonOptions | None = None) -> HwmonColle
     return HwmonCollector.open(sysfs.host, options or HwmonOptions())
 
 
-def infos(collector: HwmonCollector) -> dict[str, SensorInfo]:
-    published = [info for sensor in collector.sensors for info in sensor.infos]
-    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in published}
-
-
 def meanings(collector: HwmonCollector) -> dict[str, tuple[str, str]]:
     return {key: (info.quantity.scope, info.quantity.component) for key, info in infos(collector).items()}
-
-
-def skipped(collector: HwmonCollector) -> str:
-    return "\n".join(finding.text for finding in collector.findings if finding.status == "skipped")
 
 
 def test_a_board_rail_is_a_part(sysfs: FakeSysfs) -> None:
@@ -128,7 +119,7 @@ def test_a_gpu_in_a_processor_is_a_part(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "amdgpu", device=GPU, power1_input=15_000_000, power1_label="PPT", in1_label="vddnb")
     collector = collect(sysfs)
     assert meanings(collector) == {"0000:c1:00.0/PPT": ("part", "gpu")}
-    assert "in a processor" in skipped(collector)
+    assert "in a processor" in texts(collector, "skipped")
 
 
 def test_power_and_energy_of_one_rail_are_published_once(sysfs: FakeSysfs) -> None:
@@ -138,7 +129,7 @@ def test_power_and_energy_of_one_rail_are_published_once(sysfs: FakeSysfs) -> No
     collector = collect(sysfs)
     assert meanings(collector) == {"opal/System": ("node", "node"), "opal/GPU": ("part", "other")}
     assert infos(collector)["opal/System"].method == "counter"
-    assert "same rail" in skipped(collector)
+    assert "same rail" in texts(collector, "skipped")
 
 
 def test_old_amd_families(sysfs: FakeSysfs) -> None:
@@ -176,7 +167,7 @@ def test_amd_energy_with_one_channel_per_numa_node(sysfs: FakeSysfs) -> None:
     amd_energy(sysfs, 8)
     collector = collect(sysfs)
     assert set(meanings(collector)) == {"amd_energy.0/Ecore000", "socket0/package", "socket1/package"}
-    assert skipped(collector).count("NUMA") == 6
+    assert texts(collector, "skipped").count("NUMA") == 6
     second = next(sensor for sensor in collector.sensors if sensor.device == "socket1")
     assert second.read()[0].energy_joules == 5.0  # Esocket4
 
@@ -196,7 +187,7 @@ def test_fpga_cards_are_skipped(sysfs: FakeSysfs, chip: str) -> None:
     sysfs.hwmon(0, chip, device=GPU, power1_input=30_000_000).hwmon(1, "ina226", device=I2C, power1_input=1)
     collector = collect(sysfs)
     assert list(meanings(collector)) == ["i2c-3-3-0040/power1"]
-    assert "its units and averages do not follow" in skipped(collector)
+    assert "its units and averages do not follow" in texts(collector, "skipped")
 
 
 def test_a_reused_index_is_another_sensor(sysfs: FakeSysfs) -> None:
@@ -243,7 +234,7 @@ def test_disabled_channels_are_skipped(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "ina3221", device=I2C, power1_input=1, power1_enable=0, power2_input=2, power2_enable=1)
     collector = collect(sysfs)
     assert list(meanings(collector)) == ["i2c-3-3-0040/power2"]
-    assert "power1_enable" in skipped(collector)
+    assert "power1_enable" in texts(collector, "skipped")
 
 
 @pytest.mark.parametrize("value", [-5, 4_294_967_295, 4_294_967_295_000, "N/A", ""])
@@ -282,7 +273,7 @@ def test_a_denied_channel_does_not_stop_the_others() -> None:
         with unprivileged():
             collector = collect(sysfs)
         assert list(meanings(collector)) == ["i2c-3-3-0040/power2"]
-        (finding,) = [finding for finding in collector.findings if finding.status == "denied"]
+        (finding,) = findings(collector, "denied")
         assert finding.cure == f"sudo chmod a+r {hwmon}/power1_input"
         (hwmon / "power2_input").chmod(unreadable)
         with unprivileged(), pytest.raises(SensorDeniedError, match="1 more channel"):
@@ -294,7 +285,7 @@ def test_options_skip_chips_and_override_meanings(sysfs: FakeSysfs) -> None:
     options = HwmonOptions(skip_chips=["amdgpu"], overrides={"ina226": Override("fpga", "device")})
     collector = collect(sysfs, options)
     assert meanings(collector) == {"i2c-3-3-0040/power1": ("device", "fpga")}
-    assert "skip_chips" in skipped(collector)
+    assert "skip_chips" in texts(collector, "skipped")
 
 
 @pytest.mark.parametrize(
@@ -353,7 +344,7 @@ def test_scmi_zones_without_measurement_are_skipped(sysfs: FakeSysfs) -> None:
     scmi_zone(sysfs, "arm-scmi:1", "big", 1_000_000)
     collector = collect(sysfs)
     assert list(meanings(collector)) == ["arm-scmi:1/big"]
-    assert "not measured by the firmware" in skipped(collector)
+    assert "not measured by the firmware" in texts(collector, "skipped")
 
 
 def test_channels_of_occ(sysfs: FakeSysfs) -> None:
@@ -368,7 +359,7 @@ def test_channels_of_occ(sysfs: FakeSysfs) -> None:
         "occ-hwmon.1/system": ("node", "node"),
         "occ-hwmon.1/proc": ("part", "other"),
     }
-    assert "repeats the power of the whole system" in skipped(collector)
+    assert "repeats the power of the whole system" in texts(collector, "skipped")
     assert collector.sensors[0].read()[0].power_watts == 500.0
 
 
@@ -382,7 +373,7 @@ def test_channels_of_another_family_are_skipped(sysfs: FakeSysfs, overridden: bo
     host = replace(sysfs.host, claimed=frozenset({source}))
     collector = HwmonCollector.open(host, options)
     assert list(meanings(collector)) == ["i2c-3-3-0040/power2"]
-    assert "read by another family" in skipped(collector)
+    assert "read by another family" in texts(collector, "skipped")
     both = frozenset({source, source.replace("power1", "power2")})
     with pytest.raises(SensorAbsentError, match="read by another family"):
         HwmonCollector.open(replace(sysfs.host, claimed=both), options)

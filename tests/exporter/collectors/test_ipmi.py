@@ -47,6 +47,7 @@ from joulewatch_exporter.errors import (
     SensorTimeoutError,
 )
 from joulewatch_exporter.model import Finding, Host
+from support.collectors import findings
 
 SECRET = "hunter2-never-shown"
 
@@ -882,12 +883,12 @@ def test_an_invalid_target_file_changes_nothing_and_is_logged_once(
         refresh(collector)
     assert collector.sensors is before
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1
-    broken = [finding for finding in collector.findings if finding.status == "broken"]
+    broken = findings(collector, "broken")
     assert len(broken) == 1
     assert "did you mean address?" in broken[0].text
     targets_file(tmp_path, "n1")
     refresh(collector)
-    assert not [finding for finding in collector.findings if finding.status == "broken"]
+    assert not findings(collector, "broken")
     assert fleet.bmcs["n1"].opened == 1
 
 

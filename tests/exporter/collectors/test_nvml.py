@@ -42,7 +42,8 @@ from joulewatch_exporter.sampling.scan import FamilyScan
 from joulewatch_exporter.server.exposition import Exposition
 from support import golden
 from support.clock import FakeClock
-from support.nvml import A100, FIRST, H100, P100, SECOND, GpuMachine, fault, infos, sensor_of, shared_library, values
+from support.collectors import findings, infos, texts
+from support.nvml import A100, FIRST, H100, P100, SECOND, GpuMachine, fault, sensor_of, shared_library, values
 from support.paths import ROOT
 from support.waiting import wait_until
 
@@ -67,10 +68,6 @@ def machine(tmp_path: Path, library: Path) -> Iterator[GpuMachine]:
 def immediate_restarts(monkeypatch: pytest.MonkeyPatch) -> None:
     """NVML is restarted for lost GPUs without a pause."""
     monkeypatch.setattr(nvml, "FIRST_RESTART_S", 0.0)
-
-
-def texts(collector: NvmlCollector, status: str) -> str:
-    return "\n".join(finding.text for finding in collector.findings if finding.status == status)
 
 
 # -- what a GPU reports --------------------------------------------------------------------------------
@@ -721,7 +718,7 @@ def test_all_gpus_denied(machine: GpuMachine) -> None:
         machine.collect()
     machine.gpus(spec, A100)
     collector = machine.collect()
-    (finding,) = [finding for finding in collector.findings if finding.status == "denied"]
+    (finding,) = findings(collector, "denied")
     assert (finding.subject, finding.cure) == ("GPU 0", "sudo chmod a+rw /dev/nvidiactl /dev/nvidia[0-9]*")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError
-from joulewatch_exporter.model import SensorInfo
+from support.collectors import findings, infos
 from support.sysfs import EPYC, XEON, FakeSysfs, public_folder, unprivileged
 
 
@@ -20,11 +20,6 @@ def sysfs(tmp_path: Path) -> FakeSysfs:
 
 def collect(sysfs: FakeSysfs, options: RaplOptions | None = None) -> RaplCollector:
     return RaplCollector.open(sysfs.host, options or RaplOptions())
-
-
-def infos(collector: RaplCollector) -> dict[str, SensorInfo]:
-    published = [info for sensor in collector.sensors for info in sensor.infos]
-    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in published}
 
 
 def skipped(collector: RaplCollector) -> list[str]:
@@ -228,7 +223,7 @@ def test_a_denied_zone_does_not_stop_the_others() -> None:
         with unprivileged():
             collector = collect(sysfs)
             assert list(infos(collector)) == ["socket1/package"]
-            (finding,) = [finding for finding in collector.findings if finding.status == "denied"]
+            (finding,) = findings(collector, "denied")
             assert finding.cure == f"sudo chmod a+r {sysfs.sys}/class/powercap/intel-rapl:0/energy_uj"
             (sysfs.sys / sysfs.zone_path("intel-rapl:1") / "energy_uj").stat()
         (sysfs.sys / sysfs.zone_path("intel-rapl:1") / "energy_uj").chmod(0o400 if os.geteuid() == 0 else 0)

@@ -15,12 +15,12 @@ from joulewatch_exporter.collectors.rapl import backend
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
 from joulewatch_exporter.config.config import load_config
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError
-from joulewatch_exporter.model import Finding, SensorInfo
 from joulewatch_exporter.sampling.counter import EnergyCounter
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.server.exposition import Exposition
 from support import golden
 from support.clock import FakeClock
+from support.collectors import findings, infos
 from support.paths import ROOT
 from support.rapl_tree import (
     AMD_CORE,
@@ -64,21 +64,12 @@ def collect(sysfs: FakeSysfs, options: RaplOptions | None = None) -> RaplCollect
     return RaplCollector.open(sysfs.host, options or RaplOptions())
 
 
-def infos(collector: RaplCollector) -> dict[str, SensorInfo]:
-    published = [info for sensor in collector.sensors for info in sensor.infos]
-    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in published}
-
-
 def backends(collector: RaplCollector) -> dict[str, str]:
     """The backend that reads each quantity."""
     return {
         key: info.source.partition(":")[0] if ":power" in info.source or info.source.startswith("msr:") else "powercap"
         for key, info in infos(collector).items()
     }
-
-
-def findings_of(collector: RaplCollector, status: str) -> list[Finding]:
-    return [finding for finding in collector.findings if finding.status == status]
 
 
 def powercap(sysfs: FakeSysfs) -> None:
@@ -120,8 +111,8 @@ def test_powercap_is_preferred_and_perf_adds_single_cores(
         "socket1/core1": "perf",
     }
     assert registers.reads == 0
-    assert findings_of(collector, "skipped")[-1].text == "msr: same counters, read by perf and powercap"
-    assert findings_of(collector, "denied") == []
+    assert findings(collector, "skipped")[-1].text == "msr: same counters, read by perf and powercap"
+    assert findings(collector, "denied") == []
 
 
 def test_cores_are_read_from_registers_if_the_kernel_has_no_pmu_for_them(
@@ -147,8 +138,8 @@ def test_each_quantity_has_its_own_backend(sysfs: FakeSysfs, kernel: FakeKernel)
         collector = collect(sysfs)
         assert backends(collector) == {"socket0/package": "perf", "socket1/package": "powercap"}
         # The quantity is read, so the finding is a note with the fix, not `denied`, which would be retried.
-        assert findings_of(collector, "denied") == []
-        note = next(finding for finding in findings_of(collector, "skipped") if finding.cure)
+        assert findings(collector, "denied") == []
+        note = next(finding for finding in findings(collector, "skipped") if finding.cure)
         assert note.subject.endswith("class/powercap/intel-rapl:0/energy_uj")
         assert "Permission denied" in note.text
         assert "read by perf instead" in note.text
@@ -242,7 +233,7 @@ def test_a_socket_that_powercap_does_not_list_is_read_by_perf(sysfs: FakeSysfs, 
 def test_powercap_alone_reports_how_to_get_single_cores(sysfs: FakeSysfs) -> None:
     powercap(sysfs)
     collector = collect(sysfs)
-    (finding,) = findings_of(collector, "absent")
+    (finding,) = findings(collector, "absent")
     assert "PMU power_core" in finding.text
     assert finding.cure == "sudo modprobe msr"
 
@@ -253,11 +244,9 @@ def test_denied_cores_are_a_note_unless_requested(sysfs: FakeSysfs, kernel: Fake
     kernel.refusal = errno.EACCES
     collector = collect(sysfs)
     assert set(backends(collector)) == {"socket0/package", "socket1/package"}
-    assert findings_of(collector, "denied") == []
-    assert any(
-        finding.text.startswith("single cores: ") and finding.cure for finding in findings_of(collector, "skipped")
-    )
-    (finding,) = findings_of(collect(sysfs, RaplOptions(per_core=True)), "denied")
+    assert findings(collector, "denied") == []
+    assert any(finding.text.startswith("single cores: ") and finding.cure for finding in findings(collector, "skipped"))
+    (finding,) = findings(collect(sysfs, RaplOptions(per_core=True)), "denied")
     assert finding.cure == "sudo sysctl kernel.perf_event_paranoid=0"
 
 
@@ -286,8 +275,8 @@ def test_intel_does_not_count_single_cores(sysfs: FakeSysfs) -> None:
     collector = collect(sysfs)
     assert infos(collector)["socket0/core"].relation == "core"
     assert infos(collector)["socket0/package"].relation == "inside"
-    assert findings_of(collector, "absent") == []
-    (finding,) = findings_of(collect(sysfs, RaplOptions(per_core=True)), "absent")
+    assert findings(collector, "absent") == []
+    (finding,) = findings(collect(sysfs, RaplOptions(per_core=True)), "absent")
     assert "counts only all cores together" in finding.text
 
 

@@ -12,7 +12,8 @@ from joulewatch_exporter.collectors.rapl import msr
 from joulewatch_exporter.collectors.rapl.backend import Kind, Machine
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError
-from joulewatch_exporter.model import EMULATION_MARKER, Host, SensorInfo
+from joulewatch_exporter.model import EMULATION_MARKER, Host
+from support.collectors import infos, joules
 from support.rapl_tree import (
     AMD_CORE,
     AMD_PACKAGE,
@@ -46,16 +47,6 @@ def registers(monkeypatch: pytest.MonkeyPatch, sysfs: FakeSysfs) -> Registers:
 
 def collect(sysfs: FakeSysfs, options: RaplOptions | None = None) -> RaplCollector:
     return RaplCollector.open(sysfs.host, options or RaplOptions(door="msr"))
-
-
-def infos(collector: RaplCollector) -> dict[str, SensorInfo]:
-    published = [info for sensor in collector.sensors for info in sensor.infos]
-    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in published}
-
-
-def joules(collector: RaplCollector) -> dict[str, float]:
-    readings = [reading for sensor in collector.sensors for reading in sensor.read()]
-    return {f"{r.quantity.device}/{r.quantity.domain}": r.energy_joules or 0.0 for r in readings}
 
 
 def epyc(registers: Registers, units: int = UNITS_2_16) -> None:

@@ -12,7 +12,8 @@ import pytest
 from joulewatch_exporter.collectors.rapl import perf, perf_event
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError
-from joulewatch_exporter.model import EMULATION_MARKER, SensorInfo
+from joulewatch_exporter.model import EMULATION_MARKER
+from support.collectors import infos, joules
 from support.rapl_tree import POWER_CORE_TYPE, POWER_TYPE, FakeKernel, pmu, power_core, topology
 from support.sysfs import EPYC, XEON, FakeSysfs
 
@@ -32,16 +33,6 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
 
 def collect(sysfs: FakeSysfs, options: RaplOptions | None = None) -> RaplCollector:
     return RaplCollector.open(sysfs.host, options or RaplOptions(door="perf"))
-
-
-def infos(collector: RaplCollector) -> dict[str, SensorInfo]:
-    published = [info for sensor in collector.sensors for info in sensor.infos]
-    return {f"{info.quantity.device}/{info.quantity.domain}": info for info in published}
-
-
-def joules(collector: RaplCollector) -> dict[str, float]:
-    readings = [reading for sensor in collector.sensors for reading in sensor.read()]
-    return {f"{r.quantity.device}/{r.quantity.domain}": r.energy_joules or 0.0 for r in readings}
 
 
 def paranoid(sysfs: FakeSysfs, level: int) -> None:
