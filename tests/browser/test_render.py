@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Final
 import pytest
 
 from support import dashboards
+from support.loopback import LoopbackServer, QuietHandler
 from support.recorded_run import SCRAPE_S, RecordedRun
 from support.require import require_program
 
@@ -127,20 +127,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class QuietHandler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:
-        """Log nothing."""
+class FileHandler(QuietHandler, http.server.SimpleHTTPRequestHandler):
+    """Serves the files of a folder."""
 
 
 @pytest.fixture(scope="session")
 def site_url(site: Path) -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(site)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/index.html"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with LoopbackServer(functools.partial(FileHandler, directory=str(site))) as server:
+        yield f"{server.url}/index.html"
 
 
 @pytest.fixture(scope="session", params=dashboards.NAMES)

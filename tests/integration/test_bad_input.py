@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.commands import SLEEPER, Outcome, joulewatch
+from support.loopback import page_server
 from support.servers import free_port
 
 pytestmark = pytest.mark.integration
@@ -22,30 +21,8 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 def html_server() -> Iterator[str]:
     """Yield the URL of a server that answers every request with an HTML page."""
-
-    class Page(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            body = b"<html><body>It works!</body></html>"
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", "0")))
-            self.do_GET()
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Page)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with page_server("<html><body>It works!</body></html>") as server:
+        yield server.url
 
 
 def assert_refused(outcome: Outcome, *words: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from joulewatch_harness.records import RunRecord
 from joulewatch_harness.storage.journal import read_run
+from support.commands import joulewatch
 
 if TYPE_CHECKING:
     from integration.conftest import StartEmulator
@@ -41,19 +42,6 @@ class Shaky:
             phases.batch()
     def close(self): pass
 """
-
-
-def joulewatch(folder: Path, *words: str, limit_s: float = 200) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "joulewatch_harness", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        timeout=limit_s,
-        check=False,
-        env={**os.environ, "COLUMNS": "100"},
-    )
 
 
 def only_run(folder: Path) -> tuple[Path, RunRecord]:
@@ -116,8 +104,8 @@ def test_fp32_is_compared_with_int8_in_one_run_and_between_runs(tmp_path: Path, 
         ],
     }
     (tmp_path / "plan.yaml").write_text(json.dumps(plan), encoding="utf-8")
-    done = joulewatch(tmp_path, "profile", "plan.yaml")
-    assert done.returncode == 0, done.stderr
+    done = joulewatch("profile", "plan.yaml", folder=tmp_path, limit_s=200)
+    assert done.code == 0, done.err
     folder, record = only_run(tmp_path)
     for configuration in record.configurations:
         assert configuration.details["isolated"] == "true"
@@ -129,10 +117,10 @@ def test_fp32_is_compared_with_int8_in_one_run_and_between_runs(tmp_path: Path, 
     assert all("execute" in window.phases for window in passes.values()) and len(passes) == 3
     assert "idle" in passes["served/server-20"].phases
 
-    compared = joulewatch(tmp_path, "compare", folder.name, "fp32", "int8", "served*", "--format", "json")
-    assert compared.returncode == 0, compared.stderr
-    assert "EMULATED" in compared.stderr
-    document = json.loads(compared.stdout)
+    compared = joulewatch("compare", folder.name, "fp32", "int8", "served*", "--format", "json", folder=tmp_path)
+    assert compared.code == 0, compared.err
+    assert "EMULATED" in compared.err
+    document = json.loads(compared.out)
     assert document["emulated"] is True
     (int8, served) = document["comparisons"]
     rows = {(row["quantity"], row["basis"]): row for row in int8["results"]}
@@ -149,19 +137,19 @@ def test_fp32_is_compared_with_int8_in_one_run_and_between_runs(tmp_path: Path, 
     if rows["throughput", ""]["verdict"] != "missing":  # a busy machine may be too slow for this rate
         assert rows["throughput", ""]["b"]["value"] == pytest.approx(20 * 8, rel=0.6)
 
-    table = joulewatch(tmp_path, "compare", folder.name)
-    assert table.returncode == 0
-    assert "B  radioml-vgg10/onnxruntime/int8 (run" in table.stdout and "EMULATED" in table.stdout
-    stored = joulewatch(tmp_path, "compare", str(folder / "result.json"), "fp32", str(folder), "int8")
-    assert stored.returncode == 0, stored.stderr
-    unknown = joulewatch(tmp_path, "compare", folder.name, "fp16")
-    assert unknown.returncode == 2 and "unknown configuration 'fp16'" in unknown.stderr
+    table = joulewatch("compare", folder.name, folder=tmp_path)
+    assert table.code == 0
+    assert "B  radioml-vgg10/onnxruntime/int8 (run" in table.out and "EMULATED" in table.out
+    stored = joulewatch("compare", str(folder / "result.json"), "fp32", str(folder), "int8", folder=tmp_path)
+    assert stored.code == 0, stored.err
+    unknown = joulewatch("compare", folder.name, "fp16", folder=tmp_path)
+    assert unknown.code == 2 and "unknown configuration 'fp16'" in unknown.err
 
 
 def test_a_crash_excludes_one_batch_size_and_leaves_no_process(tmp_path: Path, emulator: StartEmulator) -> None:
     shaky_plan(tmp_path, emulator("epyc-7763-node"))
-    done = joulewatch(tmp_path, "profile", "plan.yaml")
-    assert done.returncode == 0, done.stderr
+    done = joulewatch("profile", "plan.yaml", folder=tmp_path, limit_s=200)
+    assert done.code == 0, done.err
     _, record = only_run(tmp_path)
     (note,) = (note for note in record.notes if note.batch_size)
     assert (note.configuration, note.batch_size, note.reason) == ("wild", 2, "network_error")

@@ -56,6 +56,12 @@ class Run:
             delivery.start(self.header)
             delivery.configuration(NETWORK)
 
+    def deliver_to(self, server: PrometheusServer, pushgateway_url: str = "") -> Delivery:
+        """Begin the run and deliver it to ``server``."""
+        delivery = open_delivery(options(server), pushgateway_url=pushgateway_url, folder=self.folder)
+        self.begin(delivery)
+        return delivery
+
     def window(self, duration_s: float = 0.011) -> Window:
         # The end must be in the past, as that of a real window.
         time.sleep(duration_s + 0.005)
@@ -112,12 +118,11 @@ def check_exact(server: PrometheusServer, run: Run) -> None:
 
 def test_remote_write_delivers_windows_exactly(prometheus_server: Callable[..., PrometheusServer], run: Run) -> None:
     server = prometheus_server()
-    run.begin(open_delivery(options(server), folder=run.folder))
-    assert run.delivery is not None
+    delivery = run.deliver_to(server)
     for _ in range(30):
         run.window()
     run.end()
-    report = run.delivery.close()
+    report = delivery.close()
     assert (report.delivered, report.pending, report.parked, report.trouble) == (30, 0, (), "")
     assert report.complete
     check_exact(server, run)
@@ -138,8 +143,7 @@ def test_a_receiver_outage_during_a_run_loses_nothing(
     prometheus_server: Callable[..., PrometheusServer], run: Run
 ) -> None:
     server = prometheus_server()
-    run.begin(open_delivery(options(server), folder=run.folder))
-    assert run.delivery is not None
+    delivery = run.deliver_to(server)
     run.window()
     wait_until(lambda: delivered_windows(run.folder) == {0})
     server.stop()
@@ -151,7 +155,7 @@ def test_a_receiver_outage_during_a_run_loses_nothing(
     server.start()
     run.window()
     run.end()
-    report = run.delivery.close(20)
+    report = delivery.close(20)
     assert report.complete, report
     check_exact(server, run)
 
@@ -161,15 +165,14 @@ def test_a_prometheus_restart_during_a_run_loses_nothing(
     prometheus_server: Callable[..., PrometheusServer], run: Run, how: signal.Signals
 ) -> None:
     server = prometheus_server()
-    run.begin(open_delivery(options(server), folder=run.folder))
-    assert run.delivery is not None
+    delivery = run.deliver_to(server)
     for number in range(12):
         run.window()
         if number in (3, 8):
             server.stop(how)
             server.start()
     run.end()
-    assert run.delivery.close(20).complete
+    assert delivery.close(20).complete
     check_exact(server, run)
 
 
@@ -177,15 +180,14 @@ def test_a_run_that_ends_while_the_server_is_down_is_pushed_later(
     prometheus_server: Callable[..., PrometheusServer], run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server = prometheus_server()
-    run.begin(open_delivery(options(server), folder=run.folder))
-    assert run.delivery is not None
+    delivery = run.deliver_to(server)
     run.window()
     wait_until(lambda: delivered_windows(run.folder) == {0})
     server.stop()
     run.window()
     run.window()
     run.end()
-    report = run.delivery.close(0.2)
+    report = delivery.close(0.2)
     assert (report.delivered, report.pending) == (1, 2)
     assert "cannot be reached" in report.trouble
     assert not report.complete
@@ -328,13 +330,12 @@ def test_groups_stay_in_the_pushgateway_until_they_are_read_back(
     prometheus_server: Callable[..., PrometheusServer], pushgateway_server: PushgatewayServer, run: Run
 ) -> None:
     server = prometheus_server(pushgateway=pushgateway_server.address, scrape_interval="500ms", receiver=False)
-    run.begin(open_delivery(options(server), pushgateway_url=pushgateway_server.url, folder=run.folder))
-    assert run.delivery is not None
+    delivery = run.deliver_to(server, pushgateway_server.url)
     for _ in range(10):
         run.window()
     assert len(groups(pushgateway_server)) > 1
     run.end()
-    report = run.delivery.close(20)
+    report = delivery.close(20)
     assert report.complete, report
     check_gateway(server, run)
     assert groups(pushgateway_server) == []
@@ -347,8 +348,7 @@ def test_a_pushgateway_outage_during_a_run_loses_nothing(
     prometheus_server: Callable[..., PrometheusServer], pushgateway_server: PushgatewayServer, run: Run
 ) -> None:
     server = prometheus_server(pushgateway=pushgateway_server.address, scrape_interval="200ms", receiver=False)
-    run.begin(open_delivery(options(server), pushgateway_url=pushgateway_server.url, folder=run.folder))
-    assert run.delivery is not None
+    delivery = run.deliver_to(server, pushgateway_server.url)
     run.window()
     wait_until(lambda: delivered_windows(run.folder) == {0})
     pushgateway_server.stop(signal.SIGKILL)
@@ -358,7 +358,7 @@ def test_a_pushgateway_outage_during_a_run_loses_nothing(
     pushgateway_server.start()
     run.window()
     run.end()
-    assert run.delivery.close(20).complete
+    assert delivery.close(20).complete
     check_gateway(server, run)
     assert groups(pushgateway_server) == []
 
@@ -369,13 +369,12 @@ def test_push_repairs_lost_and_remaining_groups(
     server = prometheus_server(pushgateway=pushgateway_server.address, scrape_interval="200ms", receiver=False)
     server.stop()
     server.start()
-    run.begin(open_delivery(options(server), pushgateway_url=pushgateway_server.url, folder=run.folder))
-    assert run.delivery is not None
+    delivery = run.deliver_to(server, pushgateway_server.url)
     server.stop()
     run.window()
     run.window()
     run.end()
-    report = run.delivery.close(0.3)
+    report = delivery.close(0.3)
     assert report.pending == 2
     assert len(groups(pushgateway_server)) == 3  # not deleted yet
     pushgateway_server.stop()

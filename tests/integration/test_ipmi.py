@@ -41,7 +41,6 @@ pytestmark = pytest.mark.integration
 LIMIT_S = 30.0
 """Limit for what normally takes a second or two."""
 USER = ("monitor", "emulated")
-FOR_EVER = float("inf")
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from support.rapl_tree import (
     power_core,
     topology,
 )
-from support.servers import free_port, wait_for_http
+from support.servers import Emulator, ExporterServer, Server
 from support.sysfs import EPYC, XEON, FakeSysfs
 
 pytestmark = pytest.mark.integration
@@ -143,15 +142,6 @@ def test_each_read_returns_the_registers_position(amd: ShimMachine) -> None:
             assert low - 2**-15 <= joules <= high + 2**-15
 
 
-@pytest.fixture
-def exporters() -> Iterator[list[subprocess.Popen[bytes]]]:
-    started: list[subprocess.Popen[bytes]] = []
-    yield started
-    for process in started:
-        process.terminate()
-        process.wait(10)
-
-
 def scrape(url: str) -> str:
     with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
         return str(answer.read().decode())
@@ -164,26 +154,21 @@ def samples(text: str, metric: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("backend", ["perf", "msr"])
 def test_the_exporter_publishes_exact_energies(
-    amd: ShimMachine, tmp_path: Path, exporters: list[subprocess.Popen[bytes]], backend: str
+    amd: ShimMachine, tmp_path: Path, servers: list[Server | Emulator], backend: str
 ) -> None:
     """Scrape the daemon twice, across a wrap of the package's register: energies, powers, parts and the backend."""
     config = tmp_path / "exporter.yaml"
     config.write_text(f"collectors: {{rapl: {{enabled: true, door: {backend}}}}}\n")
-    port = free_port()
-    command = [sys.executable, "-m", "joulewatch_exporter", f"--config.file={config}", *amd.flags]
-    command += [f"--web.listen-address=127.0.0.1:{port}"]
-    log = tmp_path / "exporter.log"
     amd.start_ns = 0
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env={**amd.environment, "PYTHONPATH": python_path()}, stderr=output)
-    exporters.append(process)
-    url = f"http://127.0.0.1:{port}"
-    wait_for_http(f"{url}/-/healthy", process, log)
-    before = scrape(url)
+    environment = {**amd.environment, "PYTHONPATH": python_path()}
+    exporter = ExporterServer(tmp_path / "exporter", f"--config.file={config}", *amd.flags, environment=environment)
+    servers.append(exporter)
+    exporter.start()
+    before = scrape(exporter.url)
     deadline = time.monotonic() + 20
     while True:
         time.sleep(1.0)
-        after = scrape(url)
+        after = scrape(exporter.url)
         wraps = samples(after, "joulewatch_sensor_wraps_total")
         if backend == "perf" or wraps["socket0/package"] or time.monotonic() > deadline:
             break

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.server
 import json
 import socket
 import ssl
@@ -15,9 +14,11 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
+
+from support.loopback import LoopbackServer, QuietHandler
 
 HEADER = "Inference-Header-Content-Length"
 TYPES = {
@@ -216,11 +217,8 @@ class Backend:
         return outputs
 
 
-class KServeServer(http.server.ThreadingHTTPServer):
-    """Starts when it is created, on a free port; a context manager."""
-
-    daemon_threads = True
-    request_queue_size = 128
+class KServeServer(LoopbackServer):
+    """Serves one model by HTTP, or by HTTPS if the settings have a certificate."""
 
     def __init__(self, model: Path, settings: Settings | None = None) -> None:
         self.settings = settings or Settings()
@@ -229,36 +227,16 @@ class KServeServer(http.server.ThreadingHTTPServer):
         """Method and path of each request."""
         self.heads: list[Mapping[str, str]] = []
         """Headers of each inference, names in lower case."""
-        super().__init__(("127.0.0.1", 0), Handler)
-        scheme = "http"
+        context = None
         if self.settings.certificate is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*map(str, self.settings.certificate))
-            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
-            scheme = "https"
-        self.url = f"{scheme}://127.0.0.1:{self.server_port}"
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that disconnect, because some tests do so on purpose."""
+        super().__init__(Handler, context)
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """One connection."""
 
-    protocol_version = "HTTP/1.1"
     server: KServeServer
 
     def setup(self) -> None:
@@ -267,9 +245,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wbufsize = 0 if self.server.settings.faults.naive else -1
         self.disable_nagle_algorithm = not self.server.settings.faults.naive
         super().setup()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         self.server.requests.append(f"GET {self.path}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
+
+from support.loopback import LoopbackServer, QuietHandler
 
 
 @dataclass
@@ -45,44 +46,23 @@ class OpenAISettings:
     """Bodies of all generations."""
 
 
-class OpenAIServer(http.server.ThreadingHTTPServer):
-    """Starts when it is created, on a free port; a context manager."""
-
-    daemon_threads = True
-    request_queue_size = 256
+class OpenAIServer(LoopbackServer):
+    """Serves one model, which has no weights."""
 
     def __init__(self, settings: OpenAISettings | None = None) -> None:
         self.settings = settings or OpenAISettings()
         self.lock = threading.Lock()
         self.in_flight = self.most_in_flight = 0
         self.tokens_sent = 0
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that disconnect, because some tests do so on purpose."""
+        super().__init__(Handler)
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """One connection."""
 
-    protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     wbufsize = -1
     server: OpenAIServer
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         settings = self.server.settings

@@ -29,7 +29,6 @@ Series = tuple[str, str, str]
 class Sample:
     """One quantity in one scrape."""
 
-    scraped_at_s: float
     read_at_s: float
     joules: float
     watts: float | None
@@ -80,7 +79,7 @@ class Watched:
                 elif name == catalog.READ_ERRORS.name:
                     self.errors[(*device, labels["reason"])] = value
         for series, total in joules.items():
-            self._take(series, Sample(at_s, read_at_s[series[:2]], total, watts.get(series)))
+            self._take(series, Sample(read_at_s[series[:2]], total, watts.get(series)))
 
     def _take(self, series: Series, sample: Sample) -> None:
         before = self.samples[series][-1] if self.samples[series] else None
@@ -104,10 +103,6 @@ class Watched:
             time.sleep(max(0.0, start + tick * interval_s - time.monotonic()))
 
     # -- compared with the truth -------------------------------------------------------------------------
-
-    def series_of(self, key: str) -> list[Series]:
-        """Return the series for a key of the truth, ``device/domain``."""
-        return [series for series in self.samples if f"{series[1]}/{series[2]}" == key]
 
     def deviation(self, series: Series, truth: Truth, *, spans: Iterable[tuple[float, float]] | None = None) -> float:
         """Return the relative error of the energy, over the whole series or over spans of Unix seconds."""

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.server
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +15,7 @@ from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.records import SensorRecord
 from joulewatch_harness.runner import preflight
+from support.loopback import page_server
 from support.servers import free_port
 
 MINE = """
@@ -172,25 +170,8 @@ def test_an_output_folder_that_cannot_be_made_is_named(folder: Path, capsys: pyt
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> Iterator[str]:
     """Answers every request with the text in ``request.param``."""
-    body: bytes = request.param.encode()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_POST = do_GET
-
-        def log_message(self, *args: Any) -> None: ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
-        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{httpd.server_address[1]}"
-        httpd.shutdown()
-        thread.join()
+    with page_server(request.param) as started:
+        yield started.url
 
 
 def test_an_exporter_that_does_not_answer_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

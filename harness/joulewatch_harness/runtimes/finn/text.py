@@ -51,7 +51,6 @@ class CppTimes:
     unpack_s: float
     raw_s: float
     """Total minus packing and unpacking: copies, DMA and accelerator; can be negative, as the loops are separate."""
-    inferences_per_s: float
     warnings: tuple[str, ...]
 
     @property
@@ -108,7 +107,6 @@ def parse(text: str, batch: int) -> CppTimes:
         pack_s=pack_s,
         unpack_s=unpack_s,
         raw_s=raw_s,
-        inferences_per_s=rate,
         warnings=tuple(warnings),
     )
 
