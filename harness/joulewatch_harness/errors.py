@@ -37,6 +37,10 @@ class QueryUnavailableError(QueryError):
     """No answer, or 429 or 5xx until the end of the retries; a later attempt may succeed."""
 
 
+class IdentityError(QueryError):
+    """Samples of different exporters would be merged; the text names the label that distinguishes them."""
+
+
 class RecordError(JoulewatchError):
     """A journal or recording cannot be read or written."""
 

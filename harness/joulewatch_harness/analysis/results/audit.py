@@ -58,6 +58,8 @@ REASONS: Final[Mapping[str, str]] = {
     "repeats_apart": "the rounds differ too much",
     "single_repeat": "a single usable round: repeatability is not known, and there is no uncertainty",
     "accuracy_unknown": "the accuracy of a sensor is not published, so the uncertainty does not include it",
+    "identity_conflict": "samples may be of another exporter",
+    "targets_merged": "one exporter is stored under several targets; it counts once",
     "exporter_missing": "an exporter of the run has no samples in the source",
     "estimated_energy": "energies are estimated, not measured",
     "emulated_energy": "energies come from an emulated machine",
@@ -325,6 +327,13 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
             reason="accuracy_unknown",
             text=f"no accuracy is published, so uncertainties do not include it: {_some(unknown)}",
             evidence={"sensors": len(unknown)},
+        )
+    for notice in run.history.notices:
+        yield Finding(
+            severity=notice.severity,
+            reason=notice.reason,
+            text=notice.text,
+            evidence={"exporter": notice.exporter},
         )
     if with_history:
         seen = {sensor.exporter for sensor in run.history.counters}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,10 +11,9 @@ from typing import Final, Protocol
 import numpy as np
 
 from joulewatch_exporter import catalog
-from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits
+from joulewatch_harness.analysis.sources.identity import Exporter, Notice, Placed, Target, contradiction, identify
+from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s
 from joulewatch_harness.records import ExporterRecord, RunRecord, SensorRecord
-
-logger = logging.getLogger(__name__)
 
 SCOPES: Final = ("device", "node", "part")
 _ENERGY_SCOPE: Final = {metric.name: scope for scope, metric in catalog.ENERGY_BY_SCOPE.items()}
@@ -34,6 +32,9 @@ ASSUMED_REFRESH_S: Final = {"rapl": 0.001}
 _ASSUMED_REFRESH_OTHERS_S: Final = 0.1
 _METHOD_DOUBT: Final = ("counter", "integrated", "emulated", "estimated")
 """Methods from the most to the least reliable; an unknown method is less reliable than all of them."""
+_NEAR: Final = 0.13
+"""A sample nearer than this share of the longest accepted spacing to another one is not needed next to it: with 0.4
+spacings, samples of a second server fill a missing scrape and never halve the median spacing."""
 QuantityKey = tuple[str, ...]
 """(exporter, collector, component, device, domain): the labels of a sensor's metrics that have no scope."""
 
@@ -90,6 +91,8 @@ class History:
     """Sensor -> field of ``Health`` -> counter; only counters that changed."""
     ups: Mapping[tuple[str, ...], Series] = field(default_factory=dict)
     """(exporter, collector, device) -> 0 or 1; only devices that were down at some time."""
+    notices: tuple[Notice, ...] = ()
+    """Messages about the identity of the exporters, for the findings."""
 
     def health(self, sensor: SensorId, start_s: float, end_s: float) -> Health:
         """Return the increases of a sensor's diagnostic counters, between the samples around a span."""
@@ -182,7 +185,7 @@ def unknown_sensor(sensor: SensorId) -> SensorRecord:
 def build_history(
     source: str,
     samples: Iterable[RawSeries],
-    names: Mapping[str, str] | None = None,
+    exporters: Sequence[ExporterRecord] | None = None,
     *,
     power: bool = True,
 ) -> History:
@@ -190,33 +193,34 @@ def build_history(
 
     Args:
         source: Where they come from, for people.
-        samples: Counters, read timestamps, exporter starts, sensor metadata and diagnostics, in any order. If
-            two series differ only in labels that are not in the catalog (two scrape jobs for one exporter), the
-            one with more samples is used.
-        names: ``instance`` -> name of the exporter in the run; other instances keep their own name.
+        samples: Counters, read timestamps, identities, sensor metadata and diagnostics of exporters, in any order.
+        exporters: The exporters to include, which have their names in the history; None: all.
         power: Include the sensors that have power but no counter.
+
+    Raises:
+        IdentityError: Samples of different exporters would be merged.
     """
-    builder = _Builder(names or {})
-    for raw in samples:
-        builder.add(raw)
-    return builder.history(source, power=power)
+    placed, notices = identify(samples, exporters)
+    builder = _Builder()
+    for one in placed:
+        builder.add(one)
+    return builder.history(source, tuple(notices), power=power)
 
 
 class _Builder:
-    """Sorts raw samples into the parts of a history: one method per kind of metric."""
+    """Sorts series into the parts of a history: one method per kind of metric."""
 
-    def __init__(self, names: Mapping[str, str]) -> None:
-        self._names = names
-        self._counters: dict[SensorId, RawSeries] = {}
-        self._powers: dict[SensorId, RawSeries] = {}
-        self._reads: dict[tuple[str, ...], RawSeries] = {}
+    def __init__(self) -> None:
+        self._counters: dict[SensorId, list[Placed]] = {}
+        self._powers: dict[SensorId, list[Placed]] = {}
+        self._reads: dict[tuple[Target, str, str], RawSeries] = {}
         self._starts: dict[str, set[float]] = {}
         self._sensors: dict[SensorId, SensorRecord] = {}
         self._refreshes: dict[QuantityKey, float] = {}
         self._windows: dict[QuantityKey, float] = {}
-        self._diagnostics: dict[QuantityKey, dict[str, Series]] = {}
-        self._ups: dict[tuple[str, ...], Series] = {}
-        self._adders: Final[Mapping[str, Callable[[str, RawSeries], None]]] = {
+        self._diagnostics: dict[QuantityKey, dict[str, list[Series]]] = {}
+        self._ups: dict[tuple[str, ...], list[Series]] = {}
+        self._adders: Final[Mapping[str, Callable[[Placed], None]]] = {
             **{name: partial(self._add_quantity, self._counters, scope) for name, scope in _ENERGY_SCOPE.items()},
             **{name: partial(self._add_quantity, self._powers, scope) for name, scope in _POWER_SCOPE.items()},
             **{name: partial(self._add_diagnostic, kind) for name, kind in HEALTH_NAMES.items()},
@@ -228,34 +232,29 @@ class _Builder:
             catalog.SENSOR_UP.name: self._add_up,
         }
 
-    def add(self, raw: RawSeries) -> None:
+    def add(self, placed: Placed) -> None:
         """Take one series; metrics that the analysis does not use are ignored."""
-        adder = self._adders.get(raw.name)
+        adder = self._adders.get(placed.raw.name)
         if adder is not None:
-            instance = raw.labels.get("instance", "")
-            adder(self._names.get(instance, instance), raw)
+            adder(placed)
 
-    def _add_quantity(self, known: dict[SensorId, RawSeries], scope: str, exporter: str, raw: RawSeries) -> None:
-        sensor = _sensor_id(exporter, scope, raw.labels)
-        other = known.get(sensor)
-        if other is not None:
-            logger.info("%s of %s is stored twice; the series with more samples is used", raw.name, sensor)
-        if other is None or raw.times_s.size > other.times_s.size:
-            known[sensor] = raw
+    def _add_quantity(self, known: dict[SensorId, list[Placed]], scope: str, placed: Placed) -> None:
+        known.setdefault(_sensor_id(placed, scope), []).append(placed)
 
-    def _add_read_timestamps(self, exporter: str, raw: RawSeries) -> None:
-        # Joined to counters by sample time, so both must come from the same scrape job.
-        self._reads[_scrape_key(raw)] = raw
+    def _add_read_timestamps(self, placed: Placed) -> None:
+        # Joined to counters by sample time, so both must come from the same target.
+        self._reads[_device(placed)] = placed.raw
 
-    def _add_starts(self, exporter: str, raw: RawSeries) -> None:
-        self._starts.setdefault(exporter, set()).update(float(value) for value in np.unique(raw.values))
+    def _add_starts(self, placed: Placed) -> None:
+        starts = self._starts.setdefault(placed.exporter.name, set())
+        starts.update(float(value) for value in np.unique(placed.raw.values))
 
-    def _add_sensor(self, exporter: str, raw: RawSeries) -> None:
-        labels = raw.labels
-        sensor = _sensor_id(exporter, labels.get("scope", ""), labels)
+    def _add_sensor(self, placed: Placed) -> None:
+        labels = placed.labels
+        sensor = _sensor_id(placed, labels.get("scope", ""))
         record = dataclasses.replace(
             unknown_sensor(sensor),
-            method=labels.get("method", "unknown"),
+            method=labels.get("method") or "unknown",
             reads=labels.get("reads", ""),
             model=labels.get("model", ""),
             source=labels.get("source", ""),
@@ -268,39 +267,56 @@ class _Builder:
         if sensor not in self._sensors or _doubt(record) > _doubt(self._sensors[sensor]):
             self._sensors[sensor] = record
 
-    def _add_largest(self, known: dict[QuantityKey, float], exporter: str, raw: RawSeries) -> None:
-        if raw.values.size:
-            key = _labels_key(exporter, raw, catalog.SENSOR_LABELS)
-            known[key] = max(known.get(key, 0.0), float(raw.values[-1]))
+    def _add_largest(self, known: dict[QuantityKey, float], placed: Placed) -> None:
+        if placed.raw.values.size:
+            key = _labels_key(placed, catalog.SENSOR_LABELS)
+            known[key] = max(known.get(key, 0.0), float(placed.raw.values[-1]))
 
-    def _add_diagnostic(self, kind: str, exporter: str, raw: RawSeries) -> None:
-        if raw.values.size and float(np.ptp(raw.values)) > 0:
-            key = _labels_key(exporter, raw, catalog.SENSOR_LABELS)
-            self._diagnostics.setdefault(key, {})[kind] = _at_sample_times(raw)
+    def _add_diagnostic(self, kind: str, placed: Placed) -> None:
+        key = _labels_key(placed, catalog.SENSOR_LABELS)
+        self._diagnostics.setdefault(key, {}).setdefault(kind, []).append(_at_sample_times(placed.raw))
 
-    def _add_up(self, exporter: str, raw: RawSeries) -> None:
-        if raw.values.size and float(raw.values.min()) < 1:
-            self._ups[_labels_key(exporter, raw, catalog.DEVICE_LABELS)] = _at_sample_times(raw)
+    def _add_up(self, placed: Placed) -> None:
+        self._ups.setdefault(_labels_key(placed, catalog.DEVICE_LABELS), []).append(_at_sample_times(placed.raw))
 
-    def history(self, source: str, *, power: bool) -> History:
+    def history(self, source: str, notices: tuple[Notice, ...], *, power: bool) -> History:
         """Return the history; ``power``: as for ``build_history``."""
         partly_observed = {sensor for sensor in self._powers if _quantity_key(sensor) in self._windows}
-        used = {sensor: raw for sensor, raw in self._powers.items() if power or sensor in partly_observed}
+        used = {sensor: parts for sensor, parts in self._powers.items() if power or sensor in partly_observed}
         watts = self._placed(used)
+        ups = {key: _merged(parts) for key, parts in self._ups.items()}
+        diagnostics = {
+            key: {kind: _merged(parts) for kind, parts in kinds.items()} for key, kinds in self._diagnostics.items()
+        }
         return History(
             source=source,
             sensors=self._described((*self._counters, *used)),
-            counters=self._placed(self._counters),
+            counters=self._placed(self._counters, counts=True),
             powers={sensor: series for sensor, series in watts.items() if sensor not in self._counters},
             readings={sensor: series for sensor, series in watts.items() if sensor in partly_observed},
             starts={name: np.array(sorted(times), dtype=np.float64) for name, times in self._starts.items()},
-            diagnostics=self._diagnostics,
-            ups=self._ups,
+            diagnostics={
+                key: changed
+                for key, kinds in diagnostics.items()
+                if (changed := {kind: series for kind, series in kinds.items() if _changes(series)})
+            },
+            ups={key: series for key, series in ups.items() if len(series) and float(series.values.min()) < 1},
+            notices=notices,
         )
 
-    def _placed(self, raws: Mapping[SensorId, RawSeries]) -> dict[SensorId, Series]:
-        """Return every series at its read timestamps, in order of the sensors."""
-        return {sensor: _at_read_times(raw, self._reads.get(_scrape_key(raw))) for sensor, raw in sorted(raws.items())}
+    def _placed(self, quantities: Mapping[SensorId, list[Placed]], *, counts: bool = False) -> dict[SensorId, Series]:
+        """Return every series at its read timestamps, in order of the sensors; ``counts``: they are counters."""
+        series = {}
+        for sensor, parts in sorted(quantities.items()):
+            with_reads = [
+                _at_read_times(placed.raw, reads)
+                for placed in parts
+                if (reads := self._reads.get(_device(placed))) is not None
+            ]
+            if counts:
+                _check_agreement(with_reads, parts[0].exporter)
+            series[sensor] = _merged(with_reads or [_at_sample_times(placed.raw) for placed in parts])
+        return series
 
     def _described(self, with_samples: Iterable[SensorId]) -> dict[SensorId, SensorRecord]:
         """Return the metadata of every sensor, with its measured refresh period and window."""
@@ -317,32 +333,71 @@ class _Builder:
         }
 
 
-def _sensor_id(exporter: str, scope: str, labels: Mapping[str, str]) -> SensorId:
-    return SensorId(exporter=exporter, scope=scope, **{name: labels.get(name, "") for name in catalog.SENSOR_LABELS})
+def _sensor_id(placed: Placed, scope: str) -> SensorId:
+    labels = {name: placed.labels.get(name, "") for name in catalog.SENSOR_LABELS}
+    return SensorId(exporter=placed.exporter.name, scope=scope, **labels)
 
 
 def _quantity_key(sensor: SensorId) -> QuantityKey:
     return sensor.exporter, sensor.collector, sensor.component, sensor.device, sensor.domain
 
 
-def _labels_key(exporter: str, raw: RawSeries, names: Iterable[str]) -> tuple[str, ...]:
-    return exporter, *(raw.labels.get(name, "") for name in names)
+def _labels_key(placed: Placed, names: Iterable[str]) -> tuple[str, ...]:
+    return placed.exporter.name, *(placed.labels.get(name, "") for name in names)
 
 
-def _scrape_key(raw: RawSeries) -> tuple[str, ...]:
-    """Return the identity of device and scrape job: all labels except those of the quantities of one device."""
-    quantity = {"component", "domain"}
-    return tuple(f"{name}={value}" for name, value in sorted(raw.labels.items()) if name not in quantity)
+def _device(placed: Placed) -> tuple[Target, str, str]:
+    """Return the identity of a device in the scrapes of one target."""
+    return placed.target, placed.labels.get("collector", ""), placed.labels.get("device", "")
+
+
+def _changes(series: Series) -> bool:
+    return len(series) > 0 and float(np.ptp(series.values)) > 0
+
+
+def _merged(parts: Sequence[Series]) -> Series:
+    """Return one series from those of several targets: the longest, and the others where it has gaps.
+
+    All samples of two servers together would have spacings that look like gaps, and servers stamp one scrape with
+    different times.
+    """
+    first, *others = sorted(parts, key=len, reverse=True)
+    for series in others:
+        near_s = _NEAR * default_max_gap_s(first.spacing_s)
+        at = first.times_s.searchsorted(series.times_s)
+        limits_s = np.concatenate(([-np.inf], first.times_s, [np.inf]))
+        far = (series.times_s - limits_s[at] > near_s) & (limits_s[at + 1] - series.times_s > near_s)
+        times_s = np.concatenate((first.times_s, series.times_s[far]))
+        order = np.argsort(times_s)
+        first = Series(times_s[order], np.concatenate((first.values, series.values[far]))[order], first.metric)
+    return first
+
+
+def _check_agreement(parts: Sequence[Series], exporter: Exporter) -> None:
+    """Check that counters of several targets are one: in order of their read timestamps it falls at restarts only.
+
+    Raises:
+        IdentityError: They contradict each other, so the targets are different exporters.
+    """
+    if len(parts) < 2:
+        return
+    order = np.argsort(np.concatenate([series.times_s for series in parts]), kind="stable")
+    values = np.concatenate([series.values for series in parts])[order]
+    restarts = sum(_falls(series.values) for series in parts) + max(len(exporter.starts_s) - 1, 0)
+    if _falls(values) > restarts:
+        raise contradiction(exporter)
+
+
+def _falls(values: Floats) -> int:
+    return int(np.count_nonzero(np.diff(values) < 0))
 
 
 def _at_sample_times(raw: RawSeries) -> Series:
     return Series.from_samples(raw.times_s, raw.values, {"__name__": raw.name, **raw.labels})
 
 
-def _at_read_times(counter: RawSeries, reads: RawSeries | None) -> Series:
+def _at_read_times(counter: RawSeries, reads: RawSeries) -> Series:
     """Place a counter's samples at their read timestamps; samples without one are excluded."""
-    if reads is None:
-        return _at_sample_times(counter)
     metric = {"__name__": counter.name, **counter.labels}
     if counter.times_s.shape == reads.times_s.shape and np.array_equal(counter.times_s, reads.times_s):
         return Series.from_samples(reads.values, counter.values, metric)

@@ -10,7 +10,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
 import numpy as np
@@ -26,6 +26,7 @@ from joulewatch_harness.analysis.sources.history import (
     build_history,
     merge_spans,
 )
+from joulewatch_harness.analysis.sources.identity import address, nodename
 from joulewatch_harness.analysis.sources.rebuild import RUN_NAMES, WINDOW_NAMES, rebuild_run, run_start_s
 from joulewatch_harness.analysis.sources.series import default_max_gap_s
 from joulewatch_harness.clients.prometheus import PrometheusClient
@@ -43,12 +44,28 @@ _SHORTEST_MARGIN_S: Final = 5.0
 _MARGIN_INTERVALS: Final = 2.5
 _DAY_S: Final = 86_400.0
 _LISTED_S: Final = 90 * _DAY_S
+_NOT_OF_THE_TARGET: Final = frozenset(
+    f"{prefix}{name}" for prefix in ("", "exported_") for name in catalog.EXPORTER_INFO.labels
+)
 
 
 def _matcher(label: str, values: Iterable[str]) -> str:
     """Return ``label=~"a|b"`` for exactly these values."""
     pattern = "|".join(re.sub(r"([\\.+*?()|\[\]{}^$])", r"\\\1", value) for value in values)
     return f"{label}=~{_quoted(pattern)}"
+
+
+def _selector(*matchers: str) -> str:
+    """Return the braces of a selector; empty matchers are omitted."""
+    return f"{{{', '.join(filter(None, matchers))}}}"
+
+
+def run_matchers(match: Mapping[str, str]) -> str:
+    """Return the matchers that restrict the annotations of runs.
+
+    Annotations arrive by remote write and have no target labels, so a label that is missing matches as well.
+    """
+    return ", ".join(_matcher(label, dict.fromkeys((value, ""))) for label, value in match.items())
 
 
 def _quoted(text: str) -> str:
@@ -70,7 +87,7 @@ class PrometheusSource:
     """A ``SampleSource`` over one Prometheus.
 
     Args:
-        client: The server; closed with the source.
+        client: The server, whose option ``match`` restricts all queries; closed with the source.
         samples_per_query: Number of samples per piece to aim at.
         now: Unix seconds, for tests.
     """
@@ -83,6 +100,8 @@ class PrometheusSource:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._client = client
+        self._match = ", ".join(f"{label}={_quoted(value)}" for label, value in client.options.match.items())
+        self._runs_match = run_matchers(client.options.match)
         self._samples_per_query = samples_per_query
         self._now = now
 
@@ -133,7 +152,8 @@ class PrometheusSource:
         until_s = min(end_s + _DAY_S, self._now() + 1)
         length_s = max(math.ceil(until_s - start_s), 1)
         statuses: dict[str, tuple[float, str]] = {}
-        for series in _series(self._client.query(f"last_over_time({catalog.RUN_STATUS.name}[{length_s}s])", until_s)):
+        query = f"last_over_time({catalog.RUN_STATUS.name}{_selector(self._runs_match)}[{length_s}s])"
+        for series in _series(self._client.query(query, until_s)):
             run, status = series.labels.get("run", ""), series.labels.get("status", "")
             known = statuses.get(run)
             if known is None or known[1] == "running":
@@ -159,7 +179,7 @@ class PrometheusSource:
         names = _matcher("__name__", (*RUN_NAMES, *WINDOW_NAMES))
         length_ms = math.ceil((now_s + 1 - start_s) * 1000)
         # There are few annotations, so one query covers all the time since the run's start (a run may be pushed late).
-        selector = f"{{{names}, run={_quoted(run)}}}"
+        selector = _selector(names, f"run={_quoted(run)}", self._runs_match)
         try:
             samples = list(_series(self._client.query(f"{selector}[{length_ms}ms]", now_s + 1)))
         except QueryTooLargeError:
@@ -185,23 +205,27 @@ class PrometheusSource:
         if not spans:
             return History(source=self.describe())
         whole = (min(start for start, _ in spans), max(end for _, end in spans))
-        instances = self._instances(whole, exporters)
-        if exporters is not None and not instances:
-            return History(source=self.describe())
-        matcher = _matcher("instance", instances) if exporters is not None else ""
-        margin_s = self._margin_s(whole, matcher)
+        identities = self._identities(whole)
+        matchers = self._match
+        if exporters is not None:
+            matchers = ", ".join(filter(None, (self._match, _matcher("instance", _instances(identities, exporters)))))
+        margin_s = self._margin_s(whole, matchers)
         merged = merge_spans(spans, margin_s)
-        metadata = self._metadata((merged[0][0], merged[-1][1]), matcher)
+        metadata = self._metadata((merged[0][0], merged[-1][1]), matchers)
         # A sensor that observes only part of the time needs its power values, for their scatter.
         with_power = power or any(raw.name == catalog.SENSOR_WINDOW.name for raw in metadata)
-        names = (*COUNTER_NAMES, *(POWER_NAMES if with_power else ()))
-        selector = f"{{{', '.join(filter(None, (_matcher('__name__', names), matcher)))}}}"
+        names = [*COUNTER_NAMES, *(POWER_NAMES if with_power else ())]
+        if _nodenames_change(identities):
+            # Then the times of each nodename are needed as well.
+            names.append(catalog.EXPORTER_INFO.name)
+            identities = []
+        selector = _selector(_matcher("__name__", names), matchers)
         pieces: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
         for start_s, end_s in merged:
             for series in self.raw(selector, start_s, end_s):
                 pieces.setdefault((series.name, tuple(sorted(series.labels.items()))), []).append(series)
         samples = [_joined(parts) for parts in pieces.values()]
-        return build_history(self.describe(), samples + metadata, instances, power=power)
+        return build_history(self.describe(), [*identities, *samples, *metadata], exporters, power=power)
 
     def _at(self, query: str, span: tuple[float, float], name: str = "") -> list[RawSeries]:
         """Run an instant query over a whole span: ``{range}`` is replaced by the span's length."""
@@ -212,57 +236,60 @@ class PrometheusSource:
             for raw in _series(result)
         ]
 
-    def _metadata(self, span: tuple[float, float], matcher: str) -> list[RawSeries]:
-        within = f"{{{matcher}}}[{{range}}]"
+    def _metadata(self, span: tuple[float, float], matchers: str) -> list[RawSeries]:
+        selector = _selector(matchers)
+        within = f"{selector}[{{range}}]"
         metadata: list[RawSeries] = []
         for metric in (catalog.SENSOR_INFO, catalog.SENSOR_REFRESH, catalog.SENSOR_WINDOW):
             metadata += self._at(f"last_over_time({metric.name}{within})", span, metric.name)
         # Raw samples of diagnostics only if they changed: on a healthy machine that is none.
         for name in HEALTH_NAMES:
             if self._at(f"changes({name}{within}) > 0", span):
-                metadata += self.raw(f"{name}{{{matcher}}}", *span)
+                metadata += self.raw(f"{name}{selector}", *span)
         up = catalog.SENSOR_UP.name
         if self._at(f"min_over_time({up}{within}) < 1", span):
-            metadata += self.raw(f"{up}{{{matcher}}}", *span)
+            metadata += self.raw(f"{up}{selector}", *span)
         return metadata
 
-    def _instances(self, span: tuple[float, float], exporters: Sequence[ExporterRecord] | None) -> dict[str, str]:
-        """Return ``instance`` in Prometheus -> name of the exporter in the run.
-
-        An exporter that has another address in Prometheus is identified by the name of its machine.
-        """
+    def _identities(self, span: tuple[float, float]) -> list[RawSeries]:
+        """Return ``joulewatch_exporter_info`` of all exporters around a span."""
         around = (span[0] - _AROUND_S, span[1] + _AROUND_S)
         around = (around[0], min(around[1], max(self._now() + 1, span[1])))
-        nodes: dict[str, set[str]] = {}
-        seen = set()
-        query = f"last_over_time({catalog.EXPORTER_INFO.name}[{{range}}])"
-        for series in self._at(query, around):
-            instance = series.labels.get("instance", "")
-            seen.add(instance)
-            nodes.setdefault(series.labels.get("nodename", ""), set()).add(instance)
-        if exporters is None:
-            return {instance: instance for instance in seen}
-        names = {}
-        for exporter in exporters:
-            if exporter.name in seen:
-                names[exporter.name] = exporter.name
-                continue
-            same_node = nodes.get(exporter.nodename, set()) if exporter.nodename else set()
-            if len(same_node) == 1:
-                names[next(iter(same_node))] = exporter.name
-            else:
-                logger.info("%s: no samples of exporter %s", self._client.url, exporter.name)
-        return names
+        name = catalog.EXPORTER_INFO.name
+        return self._at(f"last_over_time({name}{_selector(self._match)}[{{range}}])", around, name)
 
-    def _margin_s(self, span: tuple[float, float], matcher: str) -> float:
+    def _margin_s(self, span: tuple[float, float], matchers: str) -> float:
         """Return a margin that brackets both ends: some scrape intervals, derived from the samples."""
+        selector = f"{catalog.EXPORTER_START.name}{_selector(matchers)}"
         interval_s = 0.0
-        for series in self.raw(
-            f"{catalog.EXPORTER_START.name}{{{matcher}}}", span[0] - _AROUND_S, span[0] + _SHORTEST_MARGIN_S
-        ) + self.raw(f"{catalog.EXPORTER_START.name}{{{matcher}}}", span[1] - _SHORTEST_MARGIN_S, span[1] + _AROUND_S):
+        for series in self.raw(selector, span[0] - _AROUND_S, span[0] + _SHORTEST_MARGIN_S) + self.raw(
+            selector, span[1] - _SHORTEST_MARGIN_S, span[1] + _AROUND_S
+        ):
             if series.times_s.size > 1:
                 interval_s = max(interval_s, float(np.median(np.diff(series.times_s))))
         return max(_MARGIN_INTERVALS * interval_s, default_max_gap_s(interval_s), _SHORTEST_MARGIN_S)
+
+
+def _instances(identities: Sequence[RawSeries], exporters: Sequence[ExporterRecord]) -> list[str]:
+    """Return each ``instance`` that may be an exporter of a run: by its address, or by the name of its machine."""
+    names = {exporter.name for exporter in exporters}
+    nodes = {exporter.nodename for exporter in exporters}
+    nodes |= {nodename(raw) for raw in identities if address(raw.labels) in names}
+    near = {
+        raw.labels.get("instance", "")
+        for raw in identities
+        if address(raw.labels) in names or nodename(raw) in nodes - {""}
+    }
+    return sorted(names | near)
+
+
+def _nodenames_change(identities: Sequence[RawSeries]) -> bool:
+    """Return whether a target has several nodenames: its address moved to another machine, or a container is new."""
+    nodes: dict[tuple[tuple[str, str], ...], set[str]] = {}
+    for raw in identities:
+        target = tuple(sorted((name, value) for name, value in raw.labels.items() if name not in _NOT_OF_THE_TARGET))
+        nodes.setdefault(target, set()).add(nodename(raw))
+    return any(len(names) > 1 for names in nodes.values())
 
 
 def _joined(pieces: Sequence[RawSeries]) -> RawSeries:

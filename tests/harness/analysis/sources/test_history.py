@@ -17,7 +17,7 @@ from joulewatch_harness.analysis.sources.history import (
     unknown_sensor,
 )
 from joulewatch_harness.analysis.sources.series import SensorId, Series, Traits
-from joulewatch_harness.records import SensorRecord
+from joulewatch_harness.records import ExporterRecord, SensorRecord
 
 PACKAGE = {"collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
 DEVICE = {"collector": "rapl", "device": "socket0"}
@@ -98,7 +98,7 @@ def test_a_history_has_all_that_its_samples_show() -> None:
             raw(catalog.DEVICE_ENERGY, (5.0, 6.0, 7.0)),
             raw(catalog.READ_TIMESTAMP, (0.75, 1.75, 2.75)),
             raw(catalog.NODE_POWER, (90.0, 91.0, 92.0), **bmc),
-            raw(catalog.EXPORTER_START, (40.0, -100.0, 40.0)),
+            raw(catalog.EXPORTER_START, (-100.0, 40.0, 40.0)),
             raw(
                 catalog.SENSOR_INFO, (1.0, 1.0), scope="device", method="counter", reads="energy", model="EPYC",
                 source="powercap", resolution="2 J", accuracy="0.05",
@@ -164,21 +164,25 @@ def test_a_label_that_is_not_set_is_empty_everywhere() -> None:
 
 def test_exporters_have_their_names_of_the_run() -> None:
     samples = [raw(catalog.DEVICE_ENERGY, (5.0, 6.0)), raw(catalog.DEVICE_ENERGY, (5.0, 6.0), instance="b:1")]
-    history = build_history("", samples, {"a:1": "node1"})
-    assert [sensor.exporter for sensor in history.counters] == ["b:1", "node1"]
+    history = build_history("", samples, [ExporterRecord(name="b:1", url="")])
+    assert [sensor.exporter for sensor in history.counters] == ["b:1"]
 
 
-@pytest.mark.parametrize("first", [0, 1])
-def test_of_two_series_of_one_sensor_the_one_with_more_samples_is_used_with_its_own_read_timestamps(first: int) -> None:
-    slow = [raw(catalog.DEVICE_ENERGY, (5.0, 6.0), job="slow"), raw(catalog.READ_TIMESTAMP, (0.5, 1.5), job="slow")]
-    reads = raw(catalog.READ_TIMESTAMP, (0.75, 1.75, 2.75), job="fast")
-    samples = [slow, [raw(catalog.DEVICE_ENERGY, (5.0, 6.0, 7.0), job="fast"), reads]]
-    history = build_history("", [*samples[first], *samples[1 - first]])
-    assert lists(history.counters[ID]) == ([0.75, 1.75, 2.75], [5.0, 6.0, 7.0])
-    same_size = build_history(
-        "", [raw(catalog.DEVICE_ENERGY, (1.0, 2.0)), raw(catalog.DEVICE_ENERGY, (3.0, 4.0), job="b")]
-    )
-    assert lists(same_size.counters[ID])[1] == [1.0, 2.0]
+def test_a_second_job_of_one_exporter_fills_the_gaps_of_the_longer_one_with_its_own_read_timestamps() -> None:
+    def of_job(job: str, times: tuple[float, ...], late_s: float) -> list[RawSeries]:
+        reads = tuple(at_s + late_s for at_s in times)
+        joules = tuple(10 * at_s for at_s in reads)
+        return [
+            raw(catalog.DEVICE_ENERGY, joules, times, job=job),
+            raw(catalog.READ_TIMESTAMP, reads, times, job=job),
+        ]
+
+    fast = of_job("fast", (1.0, 2.0, 3.0, 6.0, 7.0), 0.25)
+    slow = of_job("slow", (3.5, 5.5, 8.5), 0.125)
+    for samples in ([*fast, *slow], [*slow, *fast]):
+        times, values = lists(build_history("", samples).counters[ID])
+        assert times == [1.25, 2.25, 3.25, 5.625, 6.25, 7.25, 8.625]
+        assert values == [10 * at_s for at_s in times]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,7 +201,7 @@ def test_an_exporter_with_another_address_is_identified_by_its_machine(
     source.close()
 
 
-def test_two_scrape_jobs_on_one_exporter_count_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_scrape_jobs_on_one_exporter_count_once(world: World) -> None:
     twice = [
         *(dataclasses.replace(r, labels={**r.labels, "job": "a"}) for r in world.scrapes()),
         *(
@@ -210,10 +209,9 @@ def test_two_scrape_jobs_on_one_exporter_count_once(world: World, caplog: pytest
             for r in world.scrapes()
         ),
     ]
-    with caplog.at_level(logging.INFO):
-        history = build_history("memory", twice)
+    history = build_history("memory", twice)
     once = build_history("memory", world.scrapes())
-    assert "stored twice" in caplog.text
+    assert [notice.reason for notice in history.notices] == ["targets_merged"]
     for name, counter in history.counters.items():
         np.testing.assert_array_equal(counter.times_s, once.counters[name].times_s)
 
