@@ -105,14 +105,22 @@ def prometheus_runs(options: PrometheusOptions, since: str) -> list[RunRow]:
     Raises:
         QueryError: The server cannot be queried, or ``since`` is not a valid duration.
     """
-    status, start = catalog.RUN_STATUS.name, catalog.WINDOW_START.name
+    from joulewatch_harness.analysis.sources.prometheus import run_matchers, selector
+
+    start = catalog.WINDOW_START.name
+    match = run_matchers(options.match)
+    # Replicas of Prometheus store the same windows, so those that differ in target labels only count once.
+    window = ", ".join(catalog.WINDOW_LABELS)
+    stored, pushed = (start + selector(f'window{sign}""', match) for sign in ("=", "!="))
     with PrometheusClient(options) as client:
         client.ping()
-        statuses = client.query(f"last_over_time({status}[{since}])")
+        statuses = client.query(f"last_over_time({catalog.RUN_STATUS.name}{selector(match)}[{since}])")
         # A window from remote write is one sample; one from a Pushgateway is a series, scraped many times.
-        counts = client.query(f'sum by (run) (count_over_time({start}{{window=""}}[{since}]))')
-        counts += client.query(f'count by (run) (last_over_time({start}{{window!=""}}[{since}]))')
-        infos = client.query(f"group by (run, configuration) (last_over_time({catalog.RUN_INFO.name}[{since}]))")
+        counts = client.query(f"sum by (run) (max by ({window}) (count_over_time({stored}[{since}])))")
+        counts += client.query(f"count by (run) (group by ({window}, window) (last_over_time({pushed}[{since}])))")
+        infos = client.query(
+            f"group by (run, configuration) (last_over_time({catalog.RUN_INFO.name}{selector(match)}[{since}]))"
+        )
     windows: dict[str, int] = {}
     for series in counts:
         name = series["metric"].get("run", "")

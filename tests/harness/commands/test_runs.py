@@ -113,11 +113,13 @@ def test_the_list_from_prometheus(monkeypatch: pytest.MonkeyPatch) -> None:
             return ""
 
         def query(self, promql: str) -> list[dict[str, Any]]:
-            assert "[30d]" in promql
+            # Annotations that were delivered by remote write have no target labels.
+            assert "[30d]" in promql and 'cluster=~"x|"' in promql
             return next(result for start, result in answers.items() if promql.startswith(start))
 
     monkeypatch.setattr(runs, "PrometheusClient", FakeClient)
-    assert runs.prometheus_runs(PrometheusOptions("http://p"), "30d") == [
+    match = {"cluster": "x"}
+    assert runs.prometheus_runs(PrometheusOptions("http://p", match=match), "30d") == [
         runs.RunRow(run="a", started_at_s=10.0, status="unfinished", configurations=(), windows=3, delivered=None),
         runs.RunRow(
             run="b",

@@ -55,7 +55,7 @@ def _matcher(label: str, values: Iterable[str]) -> str:
     return f"{label}=~{_quoted(pattern)}"
 
 
-def _selector(*matchers: str) -> str:
+def selector(*matchers: str) -> str:
     """Return the braces of a selector; empty matchers are omitted."""
     return f"{{{', '.join(filter(None, matchers))}}}"
 
@@ -152,7 +152,7 @@ class PrometheusSource:
         until_s = min(end_s + _DAY_S, self._now() + 1)
         length_s = max(math.ceil(until_s - start_s), 1)
         statuses: dict[str, tuple[float, str]] = {}
-        query = f"last_over_time({catalog.RUN_STATUS.name}{_selector(self._runs_match)}[{length_s}s])"
+        query = f"last_over_time({catalog.RUN_STATUS.name}{selector(self._runs_match)}[{length_s}s])"
         for series in _series(self._client.query(query, until_s)):
             run, status = series.labels.get("run", ""), series.labels.get("status", "")
             known = statuses.get(run)
@@ -179,11 +179,11 @@ class PrometheusSource:
         names = _matcher("__name__", (*RUN_NAMES, *WINDOW_NAMES))
         length_ms = math.ceil((now_s + 1 - start_s) * 1000)
         # There are few annotations, so one query covers all the time since the run's start (a run may be pushed late).
-        selector = _selector(names, f"run={_quoted(run)}", self._runs_match)
+        wanted = selector(names, f"run={_quoted(run)}", self._runs_match)
         try:
-            samples = list(_series(self._client.query(f"{selector}[{length_ms}ms]", now_s + 1)))
+            samples = list(_series(self._client.query(f"{wanted}[{length_ms}ms]", now_s + 1)))
         except QueryTooLargeError:
-            samples = self.raw(selector, start_s, now_s + 1)
+            samples = self.raw(wanted, start_s, now_s + 1)
         if not samples:
             raise QueryError(f"{self._client.url}: unknown run {run!r}{self._last_runs(now_s)}")
         return rebuild_run(run, samples, self._client.url)
@@ -219,10 +219,10 @@ class PrometheusSource:
             # Then the times of each nodename are needed as well.
             names.append(catalog.EXPORTER_INFO.name)
             identities = []
-        selector = _selector(_matcher("__name__", names), matchers)
+        wanted = selector(_matcher("__name__", names), matchers)
         pieces: dict[tuple[str, tuple[tuple[str, str], ...]], list[RawSeries]] = {}
         for start_s, end_s in merged:
-            for series in self.raw(selector, start_s, end_s):
+            for series in self.raw(wanted, start_s, end_s):
                 pieces.setdefault((series.name, tuple(sorted(series.labels.items()))), []).append(series)
         samples = [_joined(parts) for parts in pieces.values()]
         return build_history(self.describe(), [*identities, *samples, *metadata], exporters, power=power)
@@ -237,18 +237,18 @@ class PrometheusSource:
         ]
 
     def _metadata(self, span: tuple[float, float], matchers: str) -> list[RawSeries]:
-        selector = _selector(matchers)
-        within = f"{selector}[{{range}}]"
+        braces = selector(matchers)
+        within = f"{braces}[{{range}}]"
         metadata: list[RawSeries] = []
         for metric in (catalog.SENSOR_INFO, catalog.SENSOR_REFRESH, catalog.SENSOR_WINDOW):
             metadata += self._at(f"last_over_time({metric.name}{within})", span, metric.name)
         # Raw samples of diagnostics only if they changed: on a healthy machine that is none.
         for name in HEALTH_NAMES:
             if self._at(f"changes({name}{within}) > 0", span):
-                metadata += self.raw(f"{name}{selector}", *span)
+                metadata += self.raw(f"{name}{braces}", *span)
         up = catalog.SENSOR_UP.name
         if self._at(f"min_over_time({up}{within}) < 1", span):
-            metadata += self.raw(f"{up}{selector}", *span)
+            metadata += self.raw(f"{up}{braces}", *span)
         return metadata
 
     def _identities(self, span: tuple[float, float]) -> list[RawSeries]:
@@ -256,14 +256,14 @@ class PrometheusSource:
         around = (span[0] - _AROUND_S, span[1] + _AROUND_S)
         around = (around[0], min(around[1], max(self._now() + 1, span[1])))
         name = catalog.EXPORTER_INFO.name
-        return self._at(f"last_over_time({name}{_selector(self._match)}[{{range}}])", around, name)
+        return self._at(f"last_over_time({name}{selector(self._match)}[{{range}}])", around, name)
 
     def _margin_s(self, span: tuple[float, float], matchers: str) -> float:
         """Return a margin that brackets both ends: some scrape intervals, derived from the samples."""
-        selector = f"{catalog.EXPORTER_START.name}{_selector(matchers)}"
+        starts = f"{catalog.EXPORTER_START.name}{selector(matchers)}"
         interval_s = 0.0
-        for series in self.raw(selector, span[0] - _AROUND_S, span[0] + _SHORTEST_MARGIN_S) + self.raw(
-            selector, span[1] - _SHORTEST_MARGIN_S, span[1] + _AROUND_S
+        for series in self.raw(starts, span[0] - _AROUND_S, span[0] + _SHORTEST_MARGIN_S) + self.raw(
+            starts, span[1] - _SHORTEST_MARGIN_S, span[1] + _AROUND_S
         ):
             if series.times_s.size > 1:
                 interval_s = max(interval_s, float(np.median(np.diff(series.times_s))))

@@ -94,7 +94,12 @@ class _Samples:
         return pairs[0][1] if pairs else None
 
 
-_NOT_OF_THE_WINDOW: Final = frozenset(("run", "configuration", "kind", "phase", _WINDOW_LABEL, "job", "instance"))
+_OTHER_LABELS: Final = {
+    metric.name: tuple(name for name in metric.labels if name not in (*catalog.WINDOW_LABELS, _WINDOW_LABEL))
+    for metric in catalog.METRICS
+    if metric.name in WINDOW_NAMES
+}
+"""Metric -> its labels that do not identify a window."""
 _SENSOR: Final = ("exporter", "scope", *catalog.SENSOR_LABELS)
 
 
@@ -121,7 +126,8 @@ def rebuild_run(run: str, samples: Iterable[RawSeries], where: str) -> RunRecord
         else:
             labels = raw.labels
             key = tuple(labels.get(name, "") for name in ("configuration", "kind", "phase", _WINDOW_LABEL))
-            rest = tuple(sorted((k, v) for k, v in labels.items() if k not in _NOT_OF_THE_WINDOW))
+            # Without target labels: the copies that several Prometheus servers stored are one series.
+            rest = tuple((name, labels[name]) for name in _OTHER_LABELS.get(raw.name, ()) if name in labels)
             metrics.setdefault(raw.name, _Samples()).add(cast(_Key, key), rest, raw)
     windows = _windows(run, metrics)
     if not windows and not infos:

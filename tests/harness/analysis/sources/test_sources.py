@@ -109,6 +109,22 @@ def test_a_run_is_rebuilt_from_its_annotations(world: World, mocked: responses.R
     assert actual.end is not None and actual.end.status == "complete"
 
 
+def test_a_run_that_two_servers_stored_is_rebuilt_once(world: World) -> None:
+    """One server missed the end of the run, the other one its beginning."""
+    assert world.record is not None
+    samples = raw_of(run_samples(world.record))
+    middle_s = (T0 + world.end_s) / 2
+    copies = []
+    for replica, start_s, end_s in (("0", 0.0, middle_s + 4), ("1", middle_s - 4, 4e9)):
+        for raw in samples:
+            stored_there = (raw.times_s >= start_s) & (raw.times_s <= end_s)
+            if stored_there.any():
+                labels = {**raw.labels, "prometheus_replica": replica}
+                times_s, values = raw.times_s[stored_there], raw.values[stored_there]
+                copies.append(dataclasses.replace(raw, labels=labels, times_s=times_s, values=values))
+    assert rebuild_run(RUN, copies, "memory") == rebuild_run(RUN, samples, "memory")
+
+
 def test_prometheus_and_recording_give_the_same_result(
     world: World, mocked: responses.RequestsMock, tmp_path: Path
 ) -> None:
