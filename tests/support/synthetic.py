@@ -119,6 +119,8 @@ class World:
                 "source": item.source,
                 "resolution": item.resolution,
                 "accuracy": "" if item.accuracy is None else f"{item.accuracy:g}",
+                "primary": {True: "1", False: "0", None: ""}[item.primary],
+                "host": item.host,
             }
             ones = np.ones(times.shape)
             named = {**labels, **{key: value for key, value in info.items() if value}}

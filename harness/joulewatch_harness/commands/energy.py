@@ -107,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
             f"no sensor {wanted}; the sensors are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
         )
     if args.format == "json":
-        sys.stdout.write(energy_report.render_json(rows, span, where))
+        sys.stdout.write(energy_report.render_json(rows, span, where, history.notices))
     elif args.format == "csv":
         sys.stdout.write(energy_report.render_csv(rows, span))
     else:
-        sys.stdout.write(energy_report.render_table(rows, span, where, width=terminal_width()))
+        sys.stdout.write(energy_report.render_table(rows, span, where, history.notices, width=terminal_width()))
     return 0 if any(row.energy is not None for row in rows) else EXIT_FAILED

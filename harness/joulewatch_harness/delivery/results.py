@@ -15,6 +15,7 @@ from typing import Final
 from joulewatch_exporter import catalog
 from joulewatch_exporter.catalog import Metric
 from joulewatch_harness.analysis.results.model import EnergyResult, RunResult
+from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.clients.prometheus import PrometheusClient
 from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.delivery.annotations import Sample, run_labels, sample
@@ -36,6 +37,7 @@ def result_samples(result: RunResult, at_s: float) -> list[Sample]:
     """Return the results as samples, all with the same time."""
     at_ms = to_ms(at_s)
     samples: list[Sample] = []
+    primary = {SensorId.of(sensor) for sensor in result.sensors if sensor.primary}
 
     def add(metric: Metric, labels: Mapping[str, str], value: float) -> None:
         samples.append(sample(metric, labels, at_ms, value))
@@ -46,7 +48,7 @@ def result_samples(result: RunResult, at_s: float) -> list[Sample]:
             add(catalog.RESULT_THROUGHPUT, labels, group.throughput.value)
             if group.throughput.expanded is not None:
                 add(catalog.RESULT_THROUGHPUT_UNCERTAINTY, labels, group.throughput.expanded)
-        for energy in (*group.components, group.total, *_node(group.nodes)):
+        for energy in (*group.components, group.total, *_node(group.nodes, primary)):
             for basis, estimate in (("gross", energy.gross), ("net", energy.net)):
                 if estimate is None:
                     continue
@@ -57,9 +59,10 @@ def result_samples(result: RunResult, at_s: float) -> list[Sample]:
     return samples
 
 
-def _node(nodes: tuple[EnergyResult, ...]) -> list[EnergyResult]:
-    """Return a single node sensor as component ``node``; several may overlap, so that no one represents the node."""
-    return [dataclasses.replace(nodes[0], name="node")] if len(nodes) == 1 else []
+def _node(nodes: tuple[EnergyResult, ...], primary: set[SensorId]) -> list[EnergyResult]:
+    """Return the primary node sensor as component ``node``, or a single one; several may overlap or be other hosts."""
+    candidates = [node for node in nodes if primary.intersection(node.sensors)] or nodes
+    return [dataclasses.replace(candidates[0], name="node")] if len(candidates) == 1 else []
 
 
 def publish(

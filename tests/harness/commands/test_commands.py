@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import responses
 
+from joulewatch_harness.analysis.sources.history import RawSeries
 from joulewatch_harness.cli import main
 from joulewatch_harness.commands.energy import parse_time
 from joulewatch_harness.errors import ConfigError
@@ -188,6 +190,116 @@ def test_energy_by_pattern_and_scope(
     assert f"{EXPORTER}/rapl/psys/total" in text and "total over devices" not in text
     assert main([*base, "--scope=device"]) == 0
     assert "total over devices" in capsys.readouterr().out
+
+
+def labelled(samples: Iterable[RawSeries], **labels: str) -> list[RawSeries]:
+    return [dataclasses.replace(raw, labels={**raw.labels, **labels}) for raw in samples]
+
+
+def test_two_clusters_with_one_address_need_match(
+    world: World, fake: FakePrometheus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The annotations of the run arrived by remote write and have no label ``cluster``."""
+    assert world.record is not None
+    other = make_world(TWO_SOCKETS, batch_sizes=(1,), start_s=START_S - 7, run=RUN, power=lambda *_: 500.0)
+    renamed = [
+        dataclasses.replace(raw, labels={**raw.labels, "nodename": "node2"}) if "nodename" in raw.labels else raw
+        for raw in other.scrapes()
+    ]
+    fake.samples = [
+        *labelled(world.scrapes(), cluster="x"),
+        *labelled(renamed, cluster="y"),
+        *raw_of(run_samples(world.record)),
+    ]
+    window = next(item for item in world.record.windows if item.kind == "measure")
+    energy = ["energy", f"--start={window.start_s}", f"--end={window.end_s}", f"--prometheus={URL}", "--format=json"]
+    analyze = ["analyze", RUN, f"--output={tmp_path}", f"--prometheus={URL}", "--format=json"]
+    for words in (energy, analyze):
+        assert main(words) == 2
+        captured = capsys.readouterr()
+        assert captured.out == "" and captured.err.count("\n") == 1
+        assert "2 different exporters have this address" in captured.err
+        assert "; select one with --match cluster=x\n" in captured.err
+    fake.queries.clear()
+    assert main([*energy, "--match=cluster=x"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    truth = sum(world.truth_joules(item, window) for item in world.sensors if item.scope == "device")
+    assert document["total_over_devices"]["joules"] == pytest.approx(truth, rel=0.01)
+    assert {one["exporter"] for one in document["sensors"]} == {EXPORTER} and document["findings"] == []
+    assert fake.queries and all('cluster="x"' in query for query in fake.queries)
+    assert main([*analyze, "--match=cluster=x"]) == 0
+    assert {one["exporter"] for one in json.loads(capsys.readouterr().out)["sensors"]} == {EXPORTER}
+    config = tmp_path / "prometheus.yaml"
+    config.write_text(f"url: {URL}\nmatch: {{cluster: y}}\n")
+    assert main([*energy[:3], f"--prometheus.config={config}", "--format=csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [float(row["mean_power_watts"]) for row in rows] == pytest.approx(len(TWO_SOCKETS) * [500.0], rel=0.01)
+    assert main([*energy, "--match=cluster=z"]) == 2
+    assert "no joulewatch sensor has samples" in capsys.readouterr().err
+
+
+def test_a_run_finds_its_exporter_in_two_clusters_by_its_nodename(
+    runs: Path, world: World, fake: FakePrometheus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a recording, the journal's exporter is compared with those of Prometheus."""
+    (runs / RUN / "recording.sqlite").unlink()
+    renamed = [
+        dataclasses.replace(raw, labels={**raw.labels, "nodename": "node2"}) if "nodename" in raw.labels else raw
+        for raw in world.scrapes()
+    ]
+    fake.samples = [
+        *labelled(world.scrapes(), cluster="x"),
+        *(dataclasses.replace(raw, values=3 * raw.values) for raw in labelled(renamed, cluster="y")),
+    ]
+    assert main(["analyze", RUN, f"--output={runs}", f"--prometheus={URL}", "--format=json"]) == 0
+    reasons = {finding["reason"] for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert not reasons & {"edge_history_disagreement", "exporter_missing", "identity_conflict"}
+
+
+def test_replicas_are_merged_and_the_result_shows_it(
+    world: World, fake: FakePrometheus, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert world.record is not None
+    fake.samples = [raw for replica in "01" for raw in labelled(world.scrapes(), prometheus_replica=replica)]
+    window = next(item for item in world.record.windows if item.kind == "measure")
+    words = ["energy", f"--start={window.start_s}", f"--end={window.end_s}", f"--prometheus={URL}"]
+    assert main([*words, "--format=json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (finding,) = document["findings"]
+    assert (finding["severity"], finding["reason"]) == ("info", "targets_merged")
+    assert finding["evidence"] == {"exporter": EXPORTER}
+    truth = sum(world.truth_joules(item, window) for item in world.sensors if item.scope == "device")
+    assert document["total_over_devices"]["joules"] == pytest.approx(truth, rel=0.01)
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert f"info [targets_merged]: {EXPORTER}: one exporter, stored under 2 targets (prometheus_replica=0; " in text
+
+
+def test_the_primary_node_sensor_is_marked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    nodes = [
+        sensor("bmc", "total", "node", "node", collector="ipmi", primary=True, host="node1"),
+        sensor("psys", "total", "node", "node", primary=False, host="node1"),
+    ]
+    world = make_world([TWO_SOCKETS[0], *nodes], batch_sizes=(1,), start_s=START_S)
+    write_recording(world, tmp_path / "recording.sqlite")
+    words = ["energy", f"--start={START_S + 3}", f"--end={world.end_s - 1}", f"--recording={tmp_path}/recording.sqlite"]
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert "bmc/total (primary)" in text and text.count("(primary)") == 1 and "primary: the one node sensor" in text
+    assert main([*words, "--format=json"]) == 0
+    sensors = {one["device"]: one for one in json.loads(capsys.readouterr().out)["sensors"]}
+    assert {name: (one["primary"], one["host"]) for name, one in sensors.items()} == {
+        "bmc": (True, "node1"), "psys": (False, "node1"), "socket0": (None, ""),
+    }  # fmt: skip
+    assert main([*words, "--format=csv"]) == 0
+    rows = {row["device"]: row for row in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    assert {name: (row["primary"], row["host"]) for name, row in rows.items()} == {
+        "bmc": ("1", "node1"), "psys": ("0", "node1"), "socket0": ("", ""),
+    }  # fmt: skip
 
 
 def test_tables_fit_80_columns(

@@ -17,16 +17,25 @@ from joulewatch_harness.analysis.reports.table import (
     paragraphs,
 )
 from joulewatch_harness.analysis.results.numbers import decimals_for, quantity, warning_line
+from joulewatch_harness.analysis.sources.identity import Notice
 
 SCHEMA_VERSION: Final = 1
+_PRIMARY: Final = {True: "1", False: "0", None: ""}
 
 
 def _methods(rows: Sequence[SensorEnergy]) -> set[str]:
     return {row.record.method for row in rows if row.energy is not None}
 
 
-def render_table(rows: Sequence[SensorEnergy], span: Span, where: str, *, width: int = DEFAULT_WIDTH) -> str:
-    """Return the text: one row per sensor, the total over devices, and the reasons for missing energies."""
+def render_table(
+    rows: Sequence[SensorEnergy],
+    span: Span,
+    where: str,
+    notices: Sequence[Notice] = (),
+    *,
+    width: int = DEFAULT_WIDTH,
+) -> str:
+    """Return the text: one row per sensor, the total over devices, the reasons for missing energies, and notices."""
     start, end = (datetime.datetime.fromtimestamp(at_s, datetime.UTC) for at_s in (span.start_s, span.end_s))
     heading = f"{start:%Y-%m-%d %H:%M:%S.%f} to {end:%Y-%m-%d %H:%M:%S.%f} UTC, {span.duration_s:.3f} s, from {where}"
     lines = paragraph(heading, width)
@@ -36,7 +45,7 @@ def render_table(rows: Sequence[SensorEnergy], span: Span, where: str, *, width:
     total = total_of(rows)
     devices = {row.record.method for row in rows if row.sensor.scope == "device"}
     table_lines = [
-        _Line(str(row.sensor), row.sensor.scope, row.record.method, row.joules, f"[{row.reason}]") for row in rows
+        _Line(_name(row), row.sensor.scope, row.record.method, row.joules, f"[{row.reason}]") for row in rows
     ]
     if total is not None:
         last = max(number for number, line in enumerate(table_lines) if line.scope == "device")
@@ -46,11 +55,18 @@ def render_table(rows: Sequence[SensorEnergy], span: Span, where: str, *, width:
     lines += ["", *table.lines(width)]
     notes = ["No total: the energy of a device is missing."] if total is None and devices else []
     notes += [f"missing: {row.sensor}: {row.text} [{row.reason}]" for row in rows if row.energy is None]
+    notes += [f"{notice.severity} [{notice.reason}]: {notice.text}" for notice in notices]
+    if any(row.record.primary for row in rows):
+        notes.append("primary: the one node sensor of its host that counts; the others measure the same server.")
     notes.append(
         "bounds: from the counter's samples alone. ±: 95 % coverage, with the sensor's refresh, resolution and "
         "published accuracy."
     )
     return "\n".join([*lines, *paragraphs(notes, width)]) + "\n"
+
+
+def _name(row: SensorEnergy) -> str:
+    return f"{row.sensor} (primary)" if row.record.primary else str(row.sensor)
 
 
 class _Line(NamedTuple):
@@ -101,6 +117,8 @@ def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
         Column("device", lambda row: row.sensor.device),
         Column("domain", lambda row: row.sensor.domain),
         Column("method", lambda row: row.record.method),
+        Column("primary", lambda row: _PRIMARY[row.record.primary]),
+        Column("host", lambda row: row.record.host),
         Column("energy_joules", number(lambda energy: energy.joules)),
         Column("uncertainty_joules", lambda row: "" if row.energy is None else f"{row.expanded_joules:.9g}"),
         Column("lower_joules", number(lambda energy: energy.lower_joules)),
@@ -112,8 +130,8 @@ def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
     return Table(columns, rows).csv()
 
 
-def render_json(rows: Sequence[SensorEnergy], span: Span, where: str) -> str:
-    """Return the JSON: all numbers with their budgets, in base units."""
+def render_json(rows: Sequence[SensorEnergy], span: Span, where: str, notices: Sequence[Notice] = ()) -> str:
+    """Return the JSON: all numbers with their budgets, in base units, and notices as findings."""
     total = total_of(rows)
     document: Mapping[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -133,6 +151,15 @@ def render_json(rows: Sequence[SensorEnergy], span: Span, where: str) -> str:
             "lower_joules": total.lower_joules,
             "upper_joules": total.upper_joules,
         },
+        "findings": [
+            {
+                "severity": notice.severity,
+                "reason": notice.reason,
+                "text": notice.text,
+                "evidence": {"exporter": notice.exporter},
+            }
+            for notice in notices
+        ],
     }
     return json_text(document)
 
@@ -147,6 +174,8 @@ def _row_document(row: SensorEnergy) -> dict[str, Any]:
         "device": sensor.device,
         "domain": sensor.domain,
         "method": row.record.method,
+        "primary": row.record.primary,
+        "host": row.record.host,
         "missing": row.reason,
         "missing_text": row.text,
         "energy": None,

@@ -29,6 +29,7 @@ from joulewatch_harness.analysis.results.numbers import (
     warning_line,
 )
 from joulewatch_harness.analysis.results.phases import has_phases, outside_execution
+from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.records import SensorRecord
 
 _METHOD_TEXTS: Final = {
@@ -310,13 +311,15 @@ def _node_and_part_lines(result: RunResult, scale: float, unit: str, width: int)
     if not names:
         return []
     one_exporter = len({record.exporter for record in result.sensors}) == 1
+    primary = {str(SensorId.of(record)) for record in result.sensors if record.primary}
 
     def sensor(name: str, priority: int) -> Column[GroupResult]:
         def cell(group: GroupResult) -> str | None:
             return _energy_cell({energy.name: energy for energy in (*group.nodes, *group.parts)}.get(name), scale)
 
         # The device and domain alone, where the exporter and collector need no mention.
-        return Column("/".join(name.split("/")[-2:]) if one_exporter else name, cell, priority=priority)
+        shown = "/".join(name.split("/")[-2:]) if one_exporter else name
+        return Column(f"{shown} (primary)" if name in primary else shown, cell, priority=priority)
 
     columns: list[Column[GroupResult]] = [Column("batch", lambda group: group.batch_size)]
     columns += [sensor(name, priority) for priority, name in enumerate(names)]
@@ -368,7 +371,11 @@ def _sensor_lines(sensors: Sequence[SensorRecord], source: str) -> list[str]:
             if record.scope == scope:
                 groups.setdefault((record.exporter, record.collector, record.method), []).append(record)
         for (exporter, collector, method), items in groups.items():
-            names = list(dict.fromkeys(f"{record.device}/{record.domain}" for record in items))
+            names = list(
+                dict.fromkeys(
+                    f"{record.device}/{record.domain}{' (primary)' if record.primary else ''}" for record in items
+                )
+            )
             text = ", ".join(names[:_MOST_NAMES])
             if len(names) > _MOST_NAMES:
                 text += f" and {len(names) - _MOST_NAMES} more"

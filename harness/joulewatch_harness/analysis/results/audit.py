@@ -225,8 +225,13 @@ def _parts(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
 
 
 def _node(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
+    nodenames = {exporter.name: exporter.nodename for exporter in run.record.header.exporters}
     for sensor, result in measured.sensors.items():
-        if sensor.scope != "node" or result.energy is None:
+        metadata = run.sensors[sensor]
+        if sensor.scope != "node" or result.energy is None or metadata.primary is False:
+            continue
+        if metadata.host and metadata.host != (nodenames.get(sensor.exporter) or metadata.host):
+            # A BMC that the exporter reads over the network: the devices are in another machine.
             continue
         devices = [
             (other, device.energy)

@@ -313,6 +313,7 @@ def _named(exporters: Sequence[Exporter]) -> list[Exporter]:
 
 def _conflict(name: str, exporters: Sequence[Exporter]) -> IdentityError:
     label = _distinguishing(exporters)
+    exporters = sorted(exporters, key=lambda exporter: (sorted(exporter.values(label)), exporter.describe()))
     parts = [
         f"{label}={min(exporter.values(label)) or '(not set)'}: {exporter.describe()}" if label else exporter.describe()
         for exporter in exporters[:_MOST_SHOWN]

@@ -16,11 +16,13 @@ from joulewatch_harness.gum import student_factor
 
 TIMES_S = np.arange(0.0, 12.5, 0.5)
 WINDOW = Span(1.0, 11.0)
+LABELS = {metric.name: metric.labels for metric in catalog.METRICS}
 
 
 def quantity(name: str, values: np.ndarray, domain: str = "package") -> RawSeries:
-    labels = {"instance": "a:1", "collector": "rapl", "component": "cpu", "device": "socket0", "domain": domain}
-    return RawSeries(name=name, labels=labels, times_s=TIMES_S, values=values)
+    sensor = {"collector": "rapl", "component": "cpu", "device": "socket0", "domain": domain}
+    own = {label: sensor[label] for label in LABELS[name] if label in sensor}
+    return RawSeries(name=name, labels={"instance": "a:1", **own}, times_s=TIMES_S, values=values)
 
 
 def history_of(*raws: RawSeries) -> History:
@@ -105,7 +107,7 @@ def test_sensors_come_by_scope_and_every_reason_is_reported() -> None:
 
 
 def test_a_restart_of_the_exporter_and_a_device_that_was_down_are_the_reasons() -> None:
-    start = dataclasses.replace(COUNTER, name=catalog.EXPORTER_START.name, values=np.where(TIMES_S < 5.5, -100.0, 5.25))
+    start = quantity(catalog.EXPORTER_START.name, np.where(TIMES_S < 5.5, -100.0, 5.25))
     (restarted,) = measure(history_of(COUNTER, start), WINDOW, [], "all")
     assert (restarted.energy, restarted.reason) == (None, "exporter_restart")
     away = (TIMES_S < 10.5) | (TIMES_S > 20)

@@ -12,6 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.reports import figure, to_csv, to_json, to_text
 from joulewatch_harness.analysis.reports.figure import _foot_lines, write_figure
 from joulewatch_harness.analysis.results import numbers
@@ -22,7 +23,7 @@ from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.delivery.results import publish, published_at_s, result_samples
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.records import PhaseTime, SensorRecord, Setup
-from support.synthetic import TWO_SOCKETS, ListSource, World, make_world, sensor
+from support.synthetic import EXPORTER, TWO_SOCKETS, ListSource, World, make_world, sensor
 
 ESTIMATED = (sensor("socket0", "package", collector="estimate", method="estimated", accuracy=0.5, model="EPYC table"),)
 
@@ -44,6 +45,35 @@ def estimated() -> RunResult:
 
 def estimate(value: float, expanded: float) -> Estimate:
     return Estimate(value=value, standard=expanded / 2, expanded=expanded, factor=2.0, dof=math.inf, budget=())
+
+
+NODES = (
+    sensor("bmc", "total", "node", "node", collector="ipmi", primary=False, host="node1"),
+    sensor("psys", "total", "node", "node", primary=True, host="node1"),
+)
+
+
+def test_the_primary_node_sensor_is_marked_and_published() -> None:
+    result = result_of(make_world((TWO_SOCKETS[0], *NODES), batch_sizes=(1,)))
+    text = to_text.render_table(result, width=120)
+    assert "psys/total (primary)" in text and "bmc/total" in text and "bmc/total (primary)" not in text
+    assert f"node: psys/total (primary): rapl on {EXPORTER}" in text
+    document = to_json.result_document(result)
+    assert [(one["primary"], one["host"]) for one in document["sensors"] if one["scope"] == "node"] == [
+        (False, "node1"), (True, "node1"),
+    ]  # fmt: skip
+    jsonschema.validate(document, to_json.schema())
+    psys = next(node for node in result.groups[0].nodes if "psys" in node.name)
+    assert psys.gross is not None
+    published = [
+        item.value
+        for item in result_samples(result, 1000.0)
+        if item.name == catalog.RESULT_ENERGY.name and {("component", "node"), ("basis", "gross")} <= set(item.labels)
+    ]
+    assert published[0] == psys.gross.value and len(published) == len(result.groups)
+    both = (dataclasses.replace(NODES[0], primary=None), dataclasses.replace(NODES[1], primary=None))
+    unknown = result_of(make_world((TWO_SOCKETS[0], *both), batch_sizes=(1,)))
+    assert not any(("component", "node") in item.labels for item in result_samples(unknown, 1000.0))
 
 
 @pytest.mark.parametrize(

@@ -320,6 +320,32 @@ def test_impossible_sums_are_findings() -> None:
     assert "devices_exceed_node" in reasons(result.findings, "warning")
 
 
+def test_the_primary_node_sensor_of_the_machine_is_compared_with_its_devices() -> None:
+    """A second sensor of the server, and a BMC of another server, are listed only."""
+    nodes = (
+        sensor("bmc", "total", "node", "node", collector="ipmi", primary=True, host="node1"),
+        sensor("acpi", "total", "node", "node", collector="hwmon", primary=False, host="node1"),
+        sensor("far", "total", "node", "node", collector="redfish", primary=True, host="node7"),
+    )
+    result = analyse(make_world((*TWO_SOCKETS[:2], *nodes), power=swapped_power, batch_sizes=(1,)))
+    assert {record.device for record in result.sensors if record.scope == "node"} == {"bmc", "acpi", "far"}
+    assert len(result.groups[0].nodes) == 3
+    exceeded = [finding for finding in result.findings if finding.reason == "devices_exceed_node"]
+    assert {finding.evidence["sensor"] for finding in exceeded} == {f"{EXPORTER}/ipmi/bmc/total"}
+
+
+def test_messages_about_the_identity_of_exporters_are_findings() -> None:
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,))
+    assert world.record is not None
+    twice = [
+        dataclasses.replace(raw, labels={**raw.labels, "job": job}) for job in ("a", "b") for raw in world.scrapes()
+    ]
+    result = analyze_run(world.record, ListSource(twice))
+    (finding,) = [finding for finding in result.findings if finding.reason == "targets_merged"]
+    assert (finding.severity, finding.window, finding.evidence) == ("info", None, {"exporter": EXPORTER})
+    assert "stored under 2 targets (job=a; job=b)" in finding.text
+
+
 def test_a_clock_offset_is_a_finding_and_is_corrected() -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,))
     assert world.record is not None
