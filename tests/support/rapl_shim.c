@@ -4,6 +4,7 @@
  *
  * FAKE_RAPL names a file, read once, with the lines
  *   start NS                          monotonic time at which the registers start; 0: at the first read of a register
+ *   square PERIOD_NS LOW HIGH         all powers alternate between LOW and HIGH times their watts (monotonic time)
  *   deny ERRNO                        every perf_event_open fails with this errno
  *   event TYPE CONFIG CPU WATTS       a perf counter
  *   fixed CPU REGISTER VALUE          a constant register (hexadecimal)
@@ -43,6 +44,8 @@ struct open_event {
 static struct counter counters[MOST];
 static int count_of_counters, denial;
 static uint64_t start_ns;
+static uint64_t period_ns = 1000000000;
+static double low = 1, high = 1;
 static struct open_event events[MOST_FDS];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -70,6 +73,8 @@ static void begin(void)
 
 		if (sscanf(line, "start %llu", &ns) == 1) {
 			start_ns = ns;
+		} else if (sscanf(line, "square %llu %lf %lf", &ns, &low, &high) == 3) {
+			period_ns = ns;
 		} else if (sscanf(line, "deny %d", &denial) == 1) {
 			continue;
 		} else if (sscanf(line, "event %u %llu %d %lf", &c->type, &c->config, &c->cpu, &c->watts) == 4) {
@@ -98,9 +103,19 @@ static uint64_t now_ns(void)
 	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
+/* The time at full power that would use the same energy from the start of the clock on, in ns. */
+static double full_power_ns(uint64_t at_ns)
+{
+	uint64_t half_ns = period_ns / 2, rest_ns = at_ns % period_ns;
+	double in_round = rest_ns < half_ns ? low * (double)rest_ns
+					    : low * (double)half_ns + high * (double)(rest_ns - half_ns);
+
+	return (double)(at_ns / period_ns) * (low * (double)half_ns + high * (double)(period_ns - half_ns)) + in_round;
+}
+
 static uint64_t counted(const struct counter *c, uint64_t from_ns)
 {
-	return (uint64_t)((double)(now_ns() - from_ns) / 1e9 * c->watts * c->per_joule);
+	return (uint64_t)((full_power_ns(now_ns()) - full_power_ns(from_ns)) / 1e9 * c->watts * c->per_joule);
 }
 
 static long open_event(const struct perf_event_attr *attr, int cpu, unsigned long flags)

@@ -13,21 +13,41 @@ from support.rapl_tree import EVENTS, POWER_CORE_TYPE, POWER_TYPE
 from support.require import require_program
 from support.sysfs import FakeSysfs
 
-_SOURCE = Path(__file__).with_name("rapl_shim.c")
 _FLAGS = ("-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror")
 
 
 def build_shim(folder: Path) -> Path:
     """Compile the shim; skip the test if there is no compiler."""
-    library = folder / "librapl_shim.so"
+    return build_library("rapl_shim", folder)
+
+
+def build_library(name: str, folder: Path) -> Path:
+    """Compile ``NAME.c`` of this folder to a shared library; skip the test if there is no compiler."""
+    library, source = folder / f"lib{name}.so", Path(__file__).with_name(f"{name}.c")
     gcc = require_program("gcc", "gcc libc6-dev linux-libc-dev")
-    subprocess.run([gcc, *_FLAGS, "-o", str(library), str(_SOURCE), "-ldl"], check=True, timeout=60)
+    subprocess.run([gcc, *_FLAGS, "-o", str(library), str(source), "-ldl"], check=True, timeout=60)
     return library
+
+
+@dataclass(frozen=True, slots=True)
+class Square:
+    """Power that alternates between two shares of a counter's watts, on the monotonic clock of the machine."""
+
+    period_ns: int
+    low: float
+    high: float
+
+    def full_power_s(self, monotonic_ns: int) -> float:
+        """Return the time at full power that would use the same energy since the start of the clock."""
+        rounds, rest_ns = divmod(monotonic_ns, self.period_ns)
+        half_ns = self.period_ns // 2
+        in_round = self.low * min(rest_ns, half_ns) + self.high * max(rest_ns - half_ns, 0)
+        return (rounds * (self.low * half_ns + self.high * (self.period_ns - half_ns)) + in_round) * 1e-9
 
 
 @dataclass(kw_only=True)
 class ShimMachine:
-    """Counters simulated by the shim; their powers are constant, so the true energy of a span is power times time."""
+    """Counters simulated by the shim; the true energy of a span is power times time, unless the power is ``square``."""
 
     sysfs: FakeSysfs
     library: Path
@@ -49,6 +69,10 @@ class ShimMachine:
     def count(self, cpu: int, register: int, watts: float, per_joule: float, start: int) -> Self:
         self._device(cpu)
         self.lines.append(f"count {cpu} {register:x} {watts} {per_joule!r} {start:x}")
+        return self
+
+    def square(self, square: Square) -> Self:
+        self.lines.append(f"square {square.period_ns} {square.low!r} {square.high!r}")
         return self
 
     def deny(self, code: int) -> Self:
