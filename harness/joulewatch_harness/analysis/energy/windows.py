@@ -152,7 +152,7 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
     data = [
         _SensorData(
             sensor=sensor,
-            traits=traits_of(metadata),
+            traits=traits_of(metadata, counters.get(sensor)),
             counter=counters.get(sensor),
             max_gap_s=default_max_gap_s(counters[sensor].spacing_s) if sensor in counters else None,
             restarts_s=history.starts.get(sensor.exporter),

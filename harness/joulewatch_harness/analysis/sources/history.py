@@ -29,7 +29,11 @@ HEALTH_NAMES: Final = {
 """Diagnostic counter -> field of ``Health``."""
 ASSUMED_REFRESH_S: Final = {"rapl": 0.001}
 """Refresh of a family until its sensors have measured their own: RAPL's is 1 ms (Intel SDM vol. 3B, 15.10)."""
-_ASSUMED_REFRESH_OTHERS_S: Final = 0.1
+_ASSUMED_REFRESH_COUNTER_S: Final = 0.1
+_ASSUMED_REFRESH_SLOW_S: Final = 5.0
+"""Refresh of the other sensors, if nothing shows it: of a counter that is read on request; of everything else."""
+_SCRAPE_BOUND: Final = 1.5
+"""A value that changes at nearly every sample may change more often: the spacing of its samples is only a bound."""
 _METHOD_DOUBT: Final = ("counter", "integrated", "emulated", "estimated")
 """Methods from the most to the least reliable; an unknown method is less reliable than all of them."""
 _NEAR: Final = 0.13
@@ -155,11 +159,47 @@ def merge_spans(spans: Iterable[tuple[float, float]], margin_s: float) -> list[t
     return merged
 
 
-def traits_of(record: SensorRecord) -> Traits:
-    """Return the limits of a sensor, from its metadata."""
-    refresh_s = record.refresh_s
-    if refresh_s is None:
-        refresh_s = ASSUMED_REFRESH_S.get(record.collector, _ASSUMED_REFRESH_OTHERS_S)
+def assumed_refresh_s(record: SensorRecord) -> float:
+    """Return the refresh of a sensor about which only its metadata are known.
+
+    Power that is read from a management controller or a hardware monitor may be seconds old. A power model computes its
+    value when it is read.
+    """
+    if record.collector in ASSUMED_REFRESH_S:
+        return ASSUMED_REFRESH_S[record.collector]
+    read_when_asked = record.reads != "power" and record.read_mode not in ("polled", "remote")
+    if record.method == "estimated" or (read_when_asked and record.method in ("counter", "emulated")):
+        return _ASSUMED_REFRESH_COUNTER_S
+    return _ASSUMED_REFRESH_SLOW_S
+
+
+def refresh_s_of(record: SensorRecord, observed: Series | None = None) -> float:
+    """Return the refresh of a sensor: published, else the smallest spacing between changes of its value, else assumed.
+
+    Args:
+        record: Its metadata.
+        observed: Its samples. A counter that integrates a gauge changes with every reading, and shows nothing.
+    """
+    if record.refresh_s is not None:
+        return record.refresh_s
+    assumed_s = assumed_refresh_s(record)
+    integral = record.method == "integrated" or record.reads == "power"
+    if observed is None or record.method == "estimated" or (integral and _ENERGY_SCOPE.get(_name(observed))):
+        return assumed_s
+    changed_s = observed.times_s[1:][np.diff(observed.values) != 0]
+    if changed_s.size < 2:
+        return assumed_s
+    spacing_s = float(np.diff(changed_s).min())
+    return min(spacing_s, assumed_s) if spacing_s < _SCRAPE_BOUND * observed.spacing_s else spacing_s
+
+
+def _name(series: Series) -> str:
+    return series.metric.get("__name__", "")
+
+
+def traits_of(record: SensorRecord, observed: Series | None = None) -> Traits:
+    """Return the limits of a sensor, from its metadata and, if it has published no refresh, its samples."""
+    refresh_s = refresh_s_of(record, observed)
     return Traits(
         refresh_s=refresh_s,
         resolution_joules=catalog.resolution_joules(record.resolution),
