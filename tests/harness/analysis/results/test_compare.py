@@ -629,7 +629,7 @@ def test_paired_intervals_cover_the_truth_with_and_without_drift(drift: float, w
     widths = np.zeros(2)
     tries = 1000
     for seed in range(tries):
-        plan = make_plan({"configurations": configurations, "batch_sizes": [1], "seed": seed}, "test")
+        plan = make_plan({"configurations": configurations, "batch_sizes": [1], "rounds": 3, "seed": seed}, "test")
         order = [step for step in steps(plan) if isinstance(step, MeasureStep)]
         wander = np.cumsum(walk * random.standard_normal(plan.rounds))
         values: dict[str, list[float]] = {"n0": [], "n1": []}
