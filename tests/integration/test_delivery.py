@@ -255,7 +255,7 @@ def test_a_disabled_receiver_is_an_error_with_the_fix(
 
 
 def test_a_url_without_a_server_or_of_another_server_is_an_error(
-    prometheus_server: Callable[..., PrometheusServer], pushgateway_server: PushgatewayServer, tmp_path: Path
+    prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
 ) -> None:
     server = prometheus_server()
     with pytest.raises(QueryError, match="does not answer like a Prometheus"):

@@ -233,7 +233,7 @@ def test_a_bmc_over_ipv6(bmcs: Callable[..., Bmc], read_bmcs: Callable[..., Ipmi
     assert sensor_of(collector).infos[0].source == f"ipmi://[::1]:{bmc.port} DCMI power reading"
 
 
-def test_only_the_owner_can_read_the_emulators_password(bmcs: Callable[..., Bmc], tmp_path: Path) -> None:
+def test_only_the_owner_can_read_the_emulators_password(bmcs: Callable[..., Bmc]) -> None:
     bmc = bmcs()
     assert bmc.password_file.read_text() == "emulated\n"
     assert bmc.password_file.stat().st_mode & 0o777 == 0o600
@@ -383,7 +383,7 @@ def test_unreachable_addresses_are_errors_with_the_address(
         assert "no-such-bmc.invalid:623): the name cannot be resolved" in str(error)
 
 
-def test_noise_on_the_port_is_ignored(read_bmcs: Callable[..., IpmiCollector], tmp_path: Path) -> None:
+def test_noise_on_the_port_is_ignored(tmp_path: Path) -> None:
     """With any bytes as answers the login times out."""
     noise = [b"", b"\x06", b"\x06\x00\xff\x07", b"\x06\x00\xff\x07" + bytes(40), b"\x06\x00\xff\x07\x06" + b"\xff" * 60]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
@@ -434,7 +434,7 @@ def test_a_target_file_is_followed_and_unchanged_targets_keep_their_sessions(
     assert second.session_count == 1
 
 
-def test_logins_leak_nothing(bmcs: Callable[..., Bmc], tmp_path: Path) -> None:
+def test_logins_leak_nothing(bmcs: Callable[..., Bmc]) -> None:
     """After more logins than a BMC has sessions, no socket, session or entry in pyghmi's tables is left."""
     from pyghmi.ipmi.private import simplesession
 
@@ -513,7 +513,7 @@ def lossy_port(port: int, *, share: float) -> Iterator[tuple[int, list[int]]]:
             thread.join()
 
 
-def test_an_idle_session_is_replaced(bmcs: Callable[..., Bmc], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_session_is_replaced(bmcs: Callable[..., Bmc], monkeypatch: pytest.MonkeyPatch) -> None:
     """A BMC closes a session that is idle for a minute: with a longer interval, each reading logs in."""
     from joulewatch_exporter.collectors.ipmi import lan
 

@@ -30,7 +30,7 @@ ONE_THREAD = {"env.OPENBLAS_NUM_THREADS": "1", "env.OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def built() -> dict[str, str]:
     """Return the commands of the children that are already built, by language."""
     return {"python": f"{sys.executable} {CHILDREN / 'python' / 'child.py'}"}
 

@@ -163,7 +163,7 @@ def test_several_chassis_are_several_nodes(start: Start) -> None:
 # -- certificates -----------------------------------------------------------------------------------------
 
 
-def test_the_certificate_is_verified(start: Start, tmp_path: Path) -> None:
+def test_the_certificate_is_verified(start: Start) -> None:
     service, other = start(), start("other")
     good: list[dict[str, Any]] = [
         {},
@@ -212,7 +212,7 @@ def test_environment_variables_do_not_override_the_certificates(start: Start, mo
     assert connected(service).connect().read()[0].power_watts == 300.0
 
 
-def test_a_server_without_tls_is_absent(tmp_path: Path, start: Start) -> None:
+def test_a_server_without_tls_is_absent(start: Start) -> None:
     service = start()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 

@@ -33,13 +33,6 @@ from joulewatch_exporter.errors import ConfigError
 SONAME: Final = "libnvidia-ml.so.1"
 
 MAX_GPUS: Final = 32
-PASCAL: Final = 4
-VOLTA: Final = 5
-TURING: Final = 6
-AMPERE: Final = 7
-ADA: Final = 8
-HOPPER: Final = 9
-BLACKWELL: Final = 10
 
 _NS_PER_S: Final = 1_000_000_000
 _STATE_FILE: Final = "nvml.state"
@@ -66,7 +59,7 @@ class GpuSpec:
     signal: Signal
     """Power of the whole GPU."""
     name: str = "NVIDIA H100 PCIe"
-    architecture: int = HOPPER
+    architecture: int = 9
     """NVML's number: 4 Pascal, 5 Volta, 6 Turing, 7 Ampere, 8 Ada, 9 Hopper, 10 Blackwell."""
     has_energy_counter: bool = True
     """Volta and newer have one."""

@@ -618,7 +618,7 @@ def test_a_hung_device_costs_one_thread_however_long(start: Start) -> None:
 
 
 def test_a_family_that_hangs_while_it_is_opened_delays_no_other(
-    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("joulewatch_exporter.sampling.sampler.OPEN_TIMEOUT_S", 0.1)
     hung = threading.Event()

@@ -110,9 +110,7 @@ def test_the_stored_result_compares_to_the_same_numbers(capsys: pytest.CaptureFi
     check_csv(printed(capsys, "compare", str(DATA / "result.json"), "--format=csv"), "compare.csv")
 
 
-def test_a_new_analysis_compares_with_the_stored_result(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_new_analysis_compares_with_the_stored_result(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(printed(capsys, "compare", str(DATA / "result.json"), str(folder), "--format=json"))
     values = [
         row["difference"]["value"] for pair in document["comparisons"] for row in pair["results"] if row["difference"]

@@ -62,6 +62,6 @@ def test_bad_credentials_and_certificates_are_named(
         options.parse({"url": URL, **given})
 
 
-def test_client_certificates_are_for_https(tmp_path: Path) -> None:
+def test_client_certificates_are_for_https() -> None:
     with pytest.raises(ConfigError, match="option cert_file: is for https:// only"):
         KServeOptions.parse({"url": "grpc://server:8001", "cert_file": "client.pem"})

@@ -274,7 +274,7 @@ def test_a_file_of_half_precision_stays_so(tmp_path: Path) -> None:
     network.close()
 
 
-def test_another_precision_than_requested_is_an_error(code: Path, tmp_path: Path) -> None:
+def test_another_precision_than_requested_is_an_error(tmp_path: Path) -> None:
     """A file that was compiled before has the precision it has."""
     path = exported(tmp_path / "m.pt2")
     asked = Configuration(name="n", network=str(path), runtime="torch", precision="bf16")
@@ -408,7 +408,7 @@ def test_a_wrong_rank_is_an_error_of_that_batch(code: Path) -> None:
     network.close()
 
 
-def test_running_out_of_memory_is_a_memory_error(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_is_a_memory_error(code: Path) -> None:
     network = small(code)
     network.load()
 
@@ -534,7 +534,7 @@ def test_compiling_goes_on_for_many_batch_sizes(code: Path, monkeypatch: pytest.
     torch.compiler.reset()
 
 
-def test_a_missing_compiler_is_an_error_with_a_fix(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_compiler_is_an_error_with_a_fix(code: Path) -> None:
     class InvalidCxxCompiler(RuntimeError):
         pass
 

@@ -265,7 +265,7 @@ def test_a_failed_search_is_an_error_with_its_last_line(tmp_path: Path, monkeypa
     assert not list(tmp_path.glob(".tuning-*"))
 
 
-def test_a_search_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+def test_a_search_ends_with_the_process_that_started_it() -> None:
     """Whatever kills that one, its end of the pipe is closed."""
     code = (
         "import os, threading; from joulewatch_harness.runtimes.tvm import tuner; "
