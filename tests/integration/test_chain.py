@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from joulewatch_exporter.emulator.truth import Truth
 from joulewatch_harness.records import RunRecord
 from joulewatch_harness.storage.journal import list_runs
 from support.commands import SLEEPER, joulewatch, start_joulewatch
+from support.scrapes import Scrape
 from support.truth import true_joules_per_inference
 
 if TYPE_CHECKING:
@@ -130,18 +129,7 @@ def test_a_run_delivered_through_a_pushgateway_is_analyzed_from_prometheus_alone
         assert len(cell["windows"]) == 3
         energy = cell["energy"]["total"]["gross"]
         assert energy["value"] == pytest.approx(truth[cell["configuration"]["name"], cell["batch_size"]], rel=0.02)
-    assert scrape(pushgateway_server.url).count("joulewatch_window_start") == 0  # no group remains
-
-
-def scrape(url: str) -> str:
-    with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
-        return str(answer.read().decode())
-
-
-def value(text: str, name: str, device: str) -> float:
-    match = re.search(rf'^{name}{{[^}}]*device="{device}"[^}}]*}} (\S+)$', text, re.MULTILINE)
-    assert match is not None, f"{name} of {device} is missing in the scrape"
-    return float(match[1])
+    assert "joulewatch_window_start" not in Scrape(pushgateway_server.url).text  # no group remains
 
 
 def test_energy_is_exact_although_the_counter_wraps_between_two_scrapes(
@@ -156,13 +144,13 @@ def test_energy_is_exact_although_the_counter_wraps_between_two_scrapes(
     """
     machine = emulator(two_sockets(tmp_path, counter_bits=23, start_joules=1.0))
     exporter = exporter_server(*machine.flags)
-    scrapes = [scrape(exporter.url)]
+    scrapes = [Scrape(exporter.url)]
     unmeasured_s = -1.0
     while unmeasured_s != 0:
         assert len(scrapes) < 20, "the exporter was delayed in every span"
         time.sleep(4.4)
-        scrapes.append(scrape(exporter.url))
-        start_s, end_s = (value(text, "joulewatch_read_timestamp_seconds", "socket0") for text in scrapes[-2:])
+        scrapes.append(Scrape(exporter.url))
+        start_s, end_s = (scrape.samples("joulewatch_read_timestamp_seconds")["socket0"] for scrape in scrapes[-2:])
         true_joules = Truth.load(machine.folder).energy_joules("socket0/package", start_s, end_s)
         missing_joules = true_joules - rise(scrapes, "device_energy_joules")
         unmeasured_s = rise(scrapes, "sensor_unmeasured_seconds")
@@ -173,9 +161,9 @@ def test_energy_is_exact_although_the_counter_wraps_between_two_scrapes(
         assert rise(scrapes, "sensor_wraps") + missing_wraps == pytest.approx(true_joules / 128.0, abs=1.05)
 
 
-def rise(scrapes: Sequence[str], name: str) -> float:
+def rise(scrapes: Sequence[Scrape], name: str) -> float:
     """Return by how much a counter of socket 0 rose between the last two scrapes."""
-    before, after = (value(text, f"joulewatch_{name}_total", "socket0") for text in scrapes[-2:])
+    before, after = (scrape.samples(f"joulewatch_{name}_total")["socket0/package"] for scrape in scrapes[-2:])
     return after - before
 
 

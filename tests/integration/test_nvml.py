@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from joulewatch_exporter.emulator.signals import Sine, Square
 from support.commands import joulewatch
 from support.nvml import A100, FIRST, H100, P100, SECOND, fault
 from support.require import require_program
+from support.scrapes import Scrape
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -76,41 +76,22 @@ def moving(folder: Path, specs: Sequence[GpuSpec]) -> Iterator[Moving]:
         library.close()
 
 
-class Scrape:
-    """One scrape of the exporter."""
-
-    def __init__(self, url: str) -> None:
-        with urllib.request.urlopen(f"{url}/metrics", timeout=5) as answer:
-            self.text = str(answer.read().decode())
-
-    @property
-    def read_duration_s(self) -> float:
-        """Time that all reads took, as the exporter reports it."""
-        durations = re.findall(r"^joulewatch_read_duration_seconds{[^}]*} (\S+)$", self.text, re.MULTILINE)
-        assert durations
-        return sum(map(float, durations))
-
-    def value(self, name: str, device: str, domain: str = "") -> float | None:
-        labels = f'[^}}]*domain="{domain}"' if domain else ""
-        match = re.search(rf'^{name}{{[^}}]*device="{device}"{labels}[^}}]*}} (\S+)$', self.text, re.MULTILINE)
-        return None if match is None else float(match[1])
-
-    def require(self, name: str, device: str, domain: str = "") -> float:
-        value = self.value(name, device, domain)
-        assert value is not None, f"{name} of {device} is not in the scrape"
-        return value
-
-
 def quickest(url: str) -> Scrape:
     """Return the scrape of ten whose reads took the shortest time: on a busy machine, others are interrupted midway."""
-    return min((Scrape(url) for _ in range(10)), key=lambda scrape: scrape.read_duration_s)
+
+    def read_duration_s(scrape: Scrape) -> float:
+        return sum(
+            map(float, re.findall(r"^joulewatch_read_duration_seconds{[^}]*} (\S+)$", scrape.text, re.MULTILINE))
+        )
+
+    return min((Scrape(url) for _ in range(10)), key=read_duration_s)
 
 
 def error(machine: Moving, spec: GpuSpec, first: Scrape, last: Scrape, domain: str = "total") -> float:
     """Return the relative error of the energy counted between two scrapes."""
     name = ENERGY if domain == "total" else ENERGY.replace("device", "part")
-    counted = last.require(name, spec.uuid, domain) - first.require(name, spec.uuid, domain)
-    read_at = [scrape.require("joulewatch_read_timestamp_seconds", spec.uuid) for scrape in (first, last)]
+    counted = last.samples(name)[f"{spec.uuid}/{domain}"] - first.samples(name)[f"{spec.uuid}/{domain}"]
+    read_at = [scrape.samples("joulewatch_read_timestamp_seconds")[spec.uuid] for scrape in (first, last)]
     return counted / machine.true_joules(spec, *read_at) - 1
 
 
@@ -128,8 +109,8 @@ def test_energy_is_exact(tmp_path: Path, exporter_server: StartExporter) -> None
         assert error(machine, sampled, first, last) == pytest.approx(0.0, abs=1e-2)
         assert error(machine, replace(H100, signal=JOB), first, last, "average") == pytest.approx(0.0, abs=0.15)
         for uuid in (FIRST, SECOND):
-            assert last.value("joulewatch_sensor_up", uuid) == 1
-            assert last.value("joulewatch_sensor_unmeasured_seconds_total", uuid, "total") == 0
+            assert last.samples("joulewatch_sensor_up")[uuid] == 1
+            assert last.samples("joulewatch_sensor_unmeasured_seconds_total")[f"{uuid}/total"] == 0
         done = joulewatch("check", f"--config.file={machine.config}", folder=tmp_path, module="joulewatch_exporter")
         assert done.code == 0, done.err
         assert "NVIDIA H100 PCIe @ 0000:17:00.0, driver 550.54.15" in " ".join(done.out.split())
@@ -142,15 +123,15 @@ def test_failures_of_one_gpu_do_not_affect_the_other(tmp_path: Path, exporter_se
     with moving(tmp_path / "machine", (failing, healthy)) as machine:
         exporter = exporter_server(f"--config.file={machine.config}")
         first = Scrape(exporter.url)
-        wait_until(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", failing.uuid) == 0, limit_s=10.0)
+        wait_until(lambda: Scrape(exporter.url).samples("joulewatch_sensor_up")[failing.uuid] == 0, limit_s=10.0)
         started = time.monotonic()
         Scrape(exporter.url)
         assert time.monotonic() - started < 0.4  # less than the deadline of the hanging call
         wait_until(lambda: time.time() - machine.start_unix_s > 6.5, limit_s=10.0)
         # Probed every 10 s.
-        wait_until(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", failing.uuid) == 1, limit_s=30.0)
-        wait_until(lambda: Scrape(exporter.url).value("joulewatch_sensor_up", healthy.uuid) == 1, limit_s=5.0)
+        wait_until(lambda: Scrape(exporter.url).samples("joulewatch_sensor_up")[failing.uuid] == 1, limit_s=30.0)
+        wait_until(lambda: Scrape(exporter.url).samples("joulewatch_sensor_up")[healthy.uuid] == 1, limit_s=5.0)
         last = Scrape(exporter.url)
         assert error(machine, healthy, first, last) == pytest.approx(0.0, abs=1e-3)
         assert error(machine, failing, first, last) == pytest.approx(0.0, abs=5e-3)
-        assert last.value("joulewatch_sensor_resets_total", failing.uuid, "total") == 0
+        assert last.samples("joulewatch_sensor_resets_total")[f"{failing.uuid}/total"] == 0

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from support.rapl_tree import (
     power_core,
     topology,
 )
+from support.scrapes import Scrape
 from support.servers import Emulator, ExporterServer, Server
 from support.sysfs import EPYC, XEON, FakeSysfs
 
@@ -142,16 +141,6 @@ def test_each_read_returns_the_registers_position(amd: ShimMachine) -> None:
             assert low - 2**-15 <= joules <= high + 2**-15
 
 
-def scrape(url: str) -> str:
-    with urllib.request.urlopen(f"{url}/metrics", timeout=10) as answer:
-        return str(answer.read().decode())
-
-
-def samples(text: str, metric: str) -> dict[str, float]:
-    pattern = re.compile(rf'^{metric}{{.*?device="([^"]+)"(?:,domain="([^"]+)")?.*}} (\S+)$', re.MULTILINE)
-    return {f"{m[1]}/{m[2]}" if m[2] else m[1]: float(m[3]) for m in pattern.finditer(text)}
-
-
 @pytest.mark.parametrize("backend", ["perf", "msr"])
 def test_the_exporter_publishes_exact_energies(
     amd: ShimMachine, tmp_path: Path, servers: list[Server | Emulator], backend: str
@@ -164,32 +153,32 @@ def test_the_exporter_publishes_exact_energies(
     exporter = ExporterServer(tmp_path / "exporter", f"--config.file={config}", *amd.flags, environment=environment)
     servers.append(exporter)
     exporter.start()
-    before = scrape(exporter.url)
+    before = Scrape(exporter.url)
     deadline = time.monotonic() + 20
     while True:
         time.sleep(1.0)
-        after = scrape(exporter.url)
-        wraps = samples(after, "joulewatch_sensor_wraps_total")
+        after = Scrape(exporter.url)
+        wraps = after.samples("joulewatch_sensor_wraps_total")
         if backend == "perf" or wraps["socket0/package"] or time.monotonic() > deadline:
             break
     assert wraps["socket0/package"] == (backend == "msr")
     span_s = (
-        samples(after, "joulewatch_read_timestamp_seconds")["socket0"]
-        - samples(before, "joulewatch_read_timestamp_seconds")["socket0"]
+        after.samples("joulewatch_read_timestamp_seconds")["socket0"]
+        - before.samples("joulewatch_read_timestamp_seconds")["socket0"]
     )
     energies = {}
     for key, watts in true_watts(amd).items():
         scope = "device" if key.endswith("package") else "part"
-        first, last = (samples(text, f"joulewatch_{scope}_energy_joules_total")[key] for text in (before, after))
+        first, last = (scrape.samples(f"joulewatch_{scope}_energy_joules_total")[key] for scrape in (before, after))
         energies[key] = last - first
         # Loose: the device's timestamp is a mean over its reads, and a busy machine may pause between two reads.
         assert energies[key] == pytest.approx(watts * span_s, rel=0.05), key
-        assert samples(after, f"joulewatch_{scope}_power_watts")[key] == pytest.approx(watts, rel=0.1)
+        assert after.samples(f"joulewatch_{scope}_power_watts")[key] == pytest.approx(watts, rel=0.1)
     assert sum(energies.values()) - energies["socket0/package"] <= energies["socket0/package"]
-    assert set(samples(after, "joulewatch_sensor_resets_total").values()) == {0.0}
-    assert set(samples(after, "joulewatch_sensor_rejected_readings_total").values()) == {0.0}
-    assert f'source="{backend}:' in after
-    assert 'source="/sys' not in after
+    assert set(after.samples("joulewatch_sensor_resets_total").values()) == {0.0}
+    assert set(after.samples("joulewatch_sensor_rejected_readings_total").values()) == {0.0}
+    assert f'source="{backend}:' in after.text
+    assert 'source="/sys' not in after.text
 
 
 def check(machine: ShimMachine, *flags: str) -> tuple[int, dict[str, Any]]:
