@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 START_LIMIT_S = 20.0
@@ -93,7 +95,11 @@ class Server:
 
 
 class PrometheusServer(Server):
-    """A real Prometheus, by default with the remote-write receiver enabled."""
+    """A real Prometheus, by default with the remote-write receiver enabled.
+
+    Args:
+        scrape_jobs: Name of a further job -> its targets with their labels.
+    """
 
     def __init__(
         self,
@@ -101,6 +107,7 @@ class PrometheusServer(Server):
         folder: Path,
         *,
         scrape_targets: Sequence[str] = (),
+        scrape_jobs: Mapping[str, Sequence[tuple[str, Mapping[str, str]]]] = MappingProxyType({}),
         scrape_interval: str = "1s",
         pushgateway: str = "",
         receiver: bool = True,
@@ -113,6 +120,11 @@ class PrometheusServer(Server):
         jobs = f"""
   - job_name: joulewatch
     static_configs: [{{targets: [{", ".join(repr(target) for target in scrape_targets)}]}}]"""
+        for name, targets in scrape_jobs.items():
+            configs = [{"targets": [target], "labels": dict(labels)} for target, labels in targets]
+            jobs += f"""
+  - job_name: {name}
+    static_configs: {json.dumps(configs)}"""
         if pushgateway:
             jobs += f"""
   - job_name: pushgateway
