@@ -117,8 +117,6 @@ def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
         Column("device", lambda row: row.sensor.device),
         Column("domain", lambda row: row.sensor.domain),
         Column("method", lambda row: row.record.method),
-        Column("primary", lambda row: _PRIMARY[row.record.primary]),
-        Column("host", lambda row: row.record.host),
         Column("energy_joules", number(lambda energy: energy.joules)),
         Column("uncertainty_joules", lambda row: "" if row.energy is None else f"{row.expanded_joules:.9g}"),
         Column("lower_joules", number(lambda energy: energy.lower_joules)),
@@ -126,6 +124,8 @@ def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
         Column("mean_power_watts", number(lambda energy: energy.mean_power_watts)),
         Column("source", lambda row: "" if row.energy is None else row.energy.method),
         Column("missing", lambda row: row.reason),
+        Column("primary", lambda row: _PRIMARY[row.record.primary]),
+        Column("host", lambda row: row.record.host),
     ]
     return Table(columns, rows).csv()
 
