@@ -157,11 +157,25 @@ def _check_exporters(
             )
         exporters.append(record)
         sensors += found
-    names = [item.name for item in exporters]
-    for exporter in names:
-        if names.count(exporter) > 1:
-            raise ConfigError(f"two exporters are named {exporter!r}: give each one a name in the plan")
+    check_distinct(exporters)
     return tuple(exporters), tuple(sensors)
+
+
+def check_distinct(exporters: Sequence[ExporterRecord]) -> None:
+    """Check that no exporter is given twice, under one name or two addresses: its energy would count twice.
+
+    Raises:
+        ConfigError: Two exporters have one name, or one identity.
+    """
+    for number, exporter in enumerate(exporters):
+        for other in exporters[:number]:
+            if exporter.name == other.name:
+                raise ConfigError(f"two exporters are named {exporter.name!r}: give each one a name in the plan")
+            identity = (exporter.nodename, exporter.started_at_s)
+            if exporter.started_at_s is not None and identity == (other.nodename, other.started_at_s):
+                raise ConfigError(
+                    f"{other.url} and {exporter.url} are one exporter (nodename {exporter.nodename}): give it once"
+                )
 
 
 def _is_refresh_pending(sensor: SensorRecord) -> bool:

@@ -13,7 +13,7 @@ from joulewatch_harness import cli
 from joulewatch_harness.commands import profile
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.plan import Plan
-from joulewatch_harness.records import SensorRecord
+from joulewatch_harness.records import ExporterRecord, SensorRecord
 from joulewatch_harness.runner import preflight
 from support.loopback import page_server
 from support.servers import free_port
@@ -93,6 +93,18 @@ def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_de
     assert preflight.slowest_refresh_s([sensor("device", 0.001), sensor("device", 0.1), sensor("node", 1.0)]) == 0.1
     assert preflight.slowest_refresh_s([sensor("node", 1.0)]) == 1.0
     assert preflight.slowest_refresh_s([sensor("device", None)]) is None
+
+
+def test_an_exporter_under_two_names_or_addresses_is_an_error() -> None:
+    def exporter(name: str, nodename: str = "n1", started_at_s: float | None = 5.25) -> ExporterRecord:
+        return ExporterRecord(name=name, url=f"http://{name}", nodename=nodename, started_at_s=started_at_s)
+
+    preflight.check_distinct([exporter("a:1"), exporter("b:1", "n2"), exporter("c:1", started_at_s=5.5)])
+    preflight.check_distinct([exporter("a:1", started_at_s=None), exporter("b:1", started_at_s=None)])
+    with pytest.raises(ConfigError, match="two exporters are named 'a:1'"):
+        preflight.check_distinct([exporter("a:1"), exporter("a:1", "n2")])
+    with pytest.raises(ConfigError, match=r"http://a:1 and http://b:1 are one exporter \(nodename n1\): give it once"):
+        preflight.check_distinct([exporter("a:1"), exporter("c:1", "n2"), exporter("b:1")])
 
 
 @pytest.mark.parametrize(
