@@ -147,3 +147,8 @@ def test_halves_of_a_run_that_two_servers_stored_are_joined(tmp_path: Path, prom
         )
         assert cell["energy"]["total"]["gross"]["value"] == pytest.approx(truth, rel=0.005)
     assert "targets_merged" in {finding["reason"] for finding in document["findings"]}
+    for match, count in (("prometheus_replica=1", 1), ("run=other", 0)):
+        listed = joulewatch("runs", "--prometheus", prometheus.url, "--match", match, "--format=json", folder=tmp_path)
+        assert listed.code == 0, listed.err
+        rows = json.loads(listed.out)
+        assert [row["windows"] for row in rows] == count * [len(whole.record.windows)]

@@ -367,6 +367,10 @@ def _of_run(exporters: Sequence[Exporter], wanted: Sequence[ExporterRecord]) -> 
                 )
                 notices.append(Notice(severity="error", reason="identity_conflict", text=text, exporter=record.name))
                 continue
+        for other in () if found else others:
+            if any(target.address == record.name for target in other.targets):
+                text = f"{record.name}: another exporter has this address ({other.describe()}), so it is not used"
+                notices.append(Notice(severity="warning", reason="identity_conflict", text=text, exporter=record.name))
         for exporter in found:
             exporter.name, exporter.node = record.name, record.nodename
             chosen.append(exporter)

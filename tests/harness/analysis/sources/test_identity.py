@@ -363,18 +363,24 @@ def test_a_run_without_an_identity_needs_match_where_its_address_is_not_unique()
 
 
 @pytest.mark.parametrize(
-    "records",
+    ("records", "notices"),
     [
-        of_run("a:1", "n9"),
-        of_run("a:1", "n1", -99.0),
-        of_run("elsewhere:1", "n1", -99.0),
-        of_run("elsewhere:1"),
-        of_run("elsewhere:1", "n9"),
+        (of_run("a:1", "n9"), 1),
+        (of_run("a:1", "n1", -99.0), 1),
+        (of_run("elsewhere:1", "n1", -99.0), 0),
+        (of_run("elsewhere:1"), 0),
+        (of_run("elsewhere:1", "n9"), 0),
     ],
 )
-def test_another_exporter_with_the_address_or_the_nodename_of_a_run_is_not_used(records: list[ExporterRecord]) -> None:
+def test_another_exporter_with_the_address_or_the_nodename_of_a_run_is_not_used(
+    records: list[ExporterRecord], notices: int
+) -> None:
     history = build_history("", scraped(instance="a:1"), records)
-    assert (names(history), history.sensors, reasons(history)) == ([], {}, [])
+    assert (names(history), history.sensors) == ([], {})
+    assert [notice.text for notice in history.notices] == notices * [
+        "a:1: another exporter has this address (nodename n1, started 1969-12-31 23:58:20 UTC), so it is not used"
+    ]
+    assert reasons(history) == notices * [("warning", "identity_conflict")]
 
 
 def test_a_run_of_an_exporter_whose_identity_is_not_stored_is_found_by_its_address() -> None:

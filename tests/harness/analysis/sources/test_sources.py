@@ -217,6 +217,57 @@ def test_an_exporter_with_another_address_is_identified_by_its_machine(
     source.close()
 
 
+def test_an_address_that_moves_to_another_machine_in_a_run_is_used_up_to_then(
+    world: World, mocked: responses.RequestsMock
+) -> None:
+    """The nodename of each scrape is read only if it changed."""
+    assert world.record is not None
+    middle_s = (T0 + world.end_s) / 2
+    moved = []
+    for raw in stored(world):
+        if raw.name != catalog.EXPORTER_INFO.name:
+            moved.append(raw)
+            continue
+        for nodename, part in (("node1", raw.times_s < middle_s), ("node2", raw.times_s >= middle_s)):
+            labels = {**raw.labels, "nodename": nodename}
+            moved.append(dataclasses.replace(raw, labels=labels, times_s=raw.times_s[part], values=raw.values[part]))
+    fake = FakePrometheus(moved)
+    source = source_of(fake, mocked, world)
+    history = source.history(run_spans(world.record), world.record.header.exporters)
+    assert [notice.reason for notice in history.notices] == ["identity_conflict"]
+    assert all(counter.times_s[-1] < middle_s for counter in history.counters.values())
+    assert any(catalog.EXPORTER_INFO.name in query and "ms]" in query for query in fake.queries)
+    plain = FakePrometheus(stored(world))
+    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+        source_of(plain, mock, world).history(run_spans(world.record), world.record.header.exporters)
+    assert not any(catalog.EXPORTER_INFO.name in query and "ms]" in query for query in plain.queries)
+    source.close()
+
+
+@pytest.mark.parametrize("nodename", ["node1", ""])
+def test_halves_of_an_exporter_under_two_addresses_are_the_exporter_of_a_run(
+    world: World, mocked: responses.RequestsMock, nodename: str
+) -> None:
+    """The second address is found by the nodename, also if the run stores none."""
+    assert world.record is not None
+    middle_s = (T0 + world.end_s) / 2
+    halves = []
+    for raw in world.scrapes():
+        for instance, part in ((EXPORTER, raw.times_s < middle_s), ("proxy:80", raw.times_s >= middle_s)):
+            labels = {**raw.labels, "instance": instance}
+            halves.append(dataclasses.replace(raw, labels=labels, times_s=raw.times_s[part], values=raw.values[part]))
+    source = source_of(FakePrometheus(halves), mocked, world)
+    exporters = [dataclasses.replace(world.record.header.exporters[0], nodename=nodename)]
+    history = source.history(run_spans(world.record), exporters)
+    once = build_history("memory", world.scrapes())
+    assert set(history.counters) == set(once.counters)
+    for name, counter in history.counters.items():
+        first_s, last_s = counter.times_s[[0, -1]]
+        assert counter.values.tolist() == once.counters[name].between(first_s, last_s).values.tolist()
+        assert first_s < middle_s < last_s
+    source.close()
+
+
 def test_two_scrape_jobs_on_one_exporter_count_once(world: World) -> None:
     twice = [
         *(dataclasses.replace(r, labels={**r.labels, "job": "a"}) for r in world.scrapes()),
