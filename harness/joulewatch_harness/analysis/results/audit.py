@@ -259,7 +259,7 @@ def _clocks(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
         if exporter in run.clocks.shared:
             fix = "If they are two machines, give them different host names"
         else:
-            fix = "Let the time service (NTP) slew the clocks instead of setting them, and repeat the run"
+            fix = "Let the time service (NTP) slew clocks, not set them, and repeat the run"
         yield Finding(
             severity="error",
             reason="clock_stepped",

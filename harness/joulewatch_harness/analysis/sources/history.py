@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Final, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.sources.identity import Exporter, Notice, Placed, Target, contradiction, identify
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s
+from joulewatch_harness.clocktime import CLOCK_STEP_S
 from joulewatch_harness.records import ExporterRecord, RunRecord, SensorRecord
 
 SCOPES: Final = ("device", "node", "part")
@@ -36,6 +38,8 @@ _SCRAPE_BOUND: Final = 1.5
 """A value that changes at nearly every sample may change more often: the spacing of its samples is only a bound."""
 _METHOD_DOUBT: Final = ("counter", "integrated", "emulated", "estimated")
 """Methods from the most to the least reliable; an unknown method is less reliable than all of them."""
+_LARGEST_AGE_RISE_S: Final = 60.0
+"""A reading gets newer from one scrape to the next by at most its age, which is below this."""
 _NEAR: Final = 0.13
 """A sample nearer than this share of the longest accepted spacing to another one is not needed next to it: with 0.4
 spacings, samples of a second server fill a missing scrape and never halve the median spacing."""
@@ -253,7 +257,7 @@ class _Builder:
     def __init__(self) -> None:
         self._counters: dict[SensorId, list[Placed]] = {}
         self._powers: dict[SensorId, list[Placed]] = {}
-        self._reads: dict[tuple[Target, str, str], RawSeries] = {}
+        self._reads: dict[tuple[Target, str, str], Placed] = {}
         self._starts: dict[str, set[float]] = {}
         self._sensors: dict[SensorId, SensorRecord] = {}
         self._refreshes: dict[QuantityKey, float] = {}
@@ -283,7 +287,7 @@ class _Builder:
 
     def _add_read_timestamps(self, placed: Placed) -> None:
         # Joined to counters by sample time, so both must come from the same target.
-        self._reads[_device(placed)] = placed.raw
+        self._reads[_device(placed)] = placed
 
     def _add_starts(self, placed: Placed) -> None:
         starts = self._starts.setdefault(placed.exporter.name, set())
@@ -321,6 +325,7 @@ class _Builder:
 
     def history(self, source: str, notices: tuple[Notice, ...], *, power: bool) -> History:
         """Return the history; ``power``: as for ``build_history``."""
+        notices = (*notices, *self._keep_one_clock())
         partly_observed = {sensor for sensor in self._powers if _quantity_key(sensor) in self._windows}
         used = {sensor: parts for sensor, parts in self._powers.items() if power or sensor in partly_observed}
         watts = self._placed(used)
@@ -344,12 +349,38 @@ class _Builder:
             notices=notices,
         )
 
+    def _keep_one_clock(self) -> list[Notice]:
+        """Keep the read timestamps of each device up to or from a step of its clock, whichever is longer.
+
+        Samples on both sides of a step are on two clocks: they cannot be in one series.
+        """
+        worst: dict[str, tuple[int, int, float]] = {}
+        for device, placed in self._reads.items():
+            raw = placed.raw
+            kept, set_at_s = _on_one_clock(raw.times_s, raw.values)
+            excluded = raw.times_s.size - (kept.stop - kept.start)
+            if excluded:
+                name = placed.exporter.name
+                worst[name] = max(worst.get(name, (0, 0, 0.0)), (excluded, raw.times_s.size, set_at_s))
+                stays = dataclasses.replace(raw, times_s=raw.times_s[kept], values=raw.values[kept])
+                self._reads[device] = dataclasses.replace(placed, raw=stays)
+        return [
+            Notice(
+                severity="warning",
+                reason="clock_stepped",
+                text=f"{name}: its clock was set at {set_at_s:.0f} (Unix seconds); {excluded} of {samples} samples are "
+                "on the other side of that and excluded. Let the time service (NTP) slew clocks, not set them",
+                exporter=name,
+            )
+            for name, (excluded, samples, set_at_s) in sorted(worst.items())
+        ]
+
     def _placed(self, quantities: Mapping[SensorId, list[Placed]], *, counts: bool = False) -> dict[SensorId, Series]:
         """Return every series at its read timestamps, in order of the sensors; ``counts``: they are counters."""
         series = {}
         for sensor, parts in sorted(quantities.items()):
             with_reads = [
-                _at_read_times(placed.raw, reads)
+                _at_read_times(placed.raw, reads.raw)
                 for placed in parts
                 if (reads := self._reads.get(_device(placed))) is not None
             ]
@@ -434,6 +465,20 @@ def _falls(values: Floats) -> int:
 
 def _at_sample_times(raw: RawSeries) -> Series:
     return Series.from_samples(raw.times_s, raw.values, {"__name__": raw.name, **raw.labels})
+
+
+def _on_one_clock(sampled_at_s: Floats, read_at_s: Floats) -> tuple[slice, float]:
+    """Return the longest part of a device's samples without a step of its clock, and the time of a step next to it.
+
+    A device's read timestamp never falls, unless the clock was set back. It never gains on the sample times by more
+    than the age of a reading, unless the clock was set forward.
+    """
+    back = np.diff(read_at_s) < -CLOCK_STEP_S
+    forward = np.diff(read_at_s - sampled_at_s) > _LARGEST_AGE_RISE_S
+    limits = [0, *(int(at) + 1 for at in np.flatnonzero(back | forward)), sampled_at_s.size]
+    _, start, stop = max((stop - start, start, stop) for start, stop in pairwise(limits))
+    step = start if start else stop
+    return slice(start, stop), float(sampled_at_s[step]) if step < sampled_at_s.size else 0.0
 
 
 def _at_read_times(counter: RawSeries, reads: RawSeries) -> Series:

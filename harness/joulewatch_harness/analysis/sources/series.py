@@ -90,9 +90,9 @@ class Series:
     def from_samples(cls, times_s: Floats, values: Floats, metric: Mapping[str, str]) -> Self:
         """Build a series from samples that may repeat or step back in time.
 
-        A read timestamp repeats if a scrape returned the previous scan again, and steps back if the exporter's clock
-        was set. Samples that are not later than all previous ones are dropped, so a stepped clock appears as a gap and
-        never as an increase in no time.
+        A read timestamp repeats if a scrape returned the previous scan again. Samples that are not later than all
+        previous ones are dropped. A clock that was set back must be handled before: the first sample that is later
+        again would follow the last one before the step at once, with all the energy since then.
         """
         good = np.isfinite(times_s) & np.isfinite(values)
         times_s, values = times_s[good], values[good]

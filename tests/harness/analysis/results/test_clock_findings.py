@@ -73,7 +73,7 @@ def test_a_window_in_which_a_clock_was_set_is_an_error_and_excluded(step_s: floa
     assert (finding.severity, finding.window, finding.evidence) == ("error", index, {"exporter": EXPORTER})
     assert finding.text.startswith(f"{EXPORTER}: its clock was set {'forward' if step_s > 0 else 'back'} by at least")
     assert finding.text.endswith(
-        "the window is excluded. Let the time service (NTP) slew the clocks instead of setting them, and repeat the run"
+        "the window is excluded. Let the time service (NTP) slew clocks, not set them, and repeat the run"
     )
     assert worst(result.findings) == "error", "--strict fails"
     used = [window for group in result.groups for window in group.total.windows]

@@ -237,3 +237,48 @@ def test_samples_are_placed_at_the_read_timestamps_of_the_same_scrape(
     series = build_history("", [counter, raw(catalog.READ_TIMESTAMP, reads, read_times)]).counters[ID]
     assert lists(series) == (times, values)
     assert series.metric == {"__name__": catalog.DEVICE_ENERGY.name, "instance": "a:1", **PACKAGE}
+
+
+# Clocks that were set
+
+
+def stepped(step_s: float, at_s: float, end_s: float = 1000.0) -> History:
+    """Return 100 W, scraped each second by a server with the right time, from an exporter whose clock is set."""
+    sampled_s = np.arange(0.0, end_s)
+    read_s = sampled_s + 0.01 + np.where(sampled_s >= at_s, step_s, 0.0)
+    return build_history(
+        "memory",
+        [
+            raw(catalog.DEVICE_ENERGY, tuple(100 * sampled_s), tuple(sampled_s)),
+            raw(catalog.READ_TIMESTAMP, tuple(read_s), tuple(sampled_s)),
+        ],
+    )
+
+
+@pytest.mark.parametrize("step_s", [300.0, -300.0, -2.0])
+@pytest.mark.parametrize(("at_s", "kept"), [(300.0, 700), (700.0, 700), (999.0, 999), (1.0, 999)])
+def test_samples_on_the_other_side_of_a_step_are_excluded(step_s: float, at_s: float, kept: int) -> None:
+    """Before, a clock that was set back put 300 s of energy between two samples."""
+    history = stepped(step_s, at_s)
+    counter = history.counters[ID]
+    assert len(counter) == kept
+    assert np.diff(counter.values) / np.diff(counter.times_s) == pytest.approx(np.full(kept - 1, 100.0))
+    (notice,) = history.notices
+    assert (notice.severity, notice.reason, notice.exporter) == ("warning", "clock_stepped", "a:1")
+    assert notice.text.startswith(
+        f"a:1: its clock was set at {at_s:.0f} (Unix seconds); {1000 - kept} of 1000 samples are on the other side"
+    )
+
+
+@pytest.mark.parametrize("step_s", [0.0, 0.5, -0.5, 30.0])
+def test_readings_that_are_late_or_slewed_are_on_one_clock(step_s: float) -> None:
+    """A reading in the background gets up to a minute newer at once; a clock that is slewed never falls."""
+    history = stepped(step_s, 500.0)
+    assert len(history.counters[ID]) == 1000
+    assert history.notices == ()
+
+
+def test_an_empty_series_of_read_timestamps_has_no_step() -> None:
+    history = build_history("memory", [raw(catalog.DEVICE_ENERGY, (1.0, 2.0)), raw(catalog.READ_TIMESTAMP, ())])
+    assert history.notices == ()
+    assert lists(history.counters[ID]) == ([], [])

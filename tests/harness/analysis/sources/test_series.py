@@ -16,7 +16,7 @@ def test_a_series_is_checked_when_it_is_built() -> None:
 
 
 def test_samples_that_repeat_or_step_back_are_dropped() -> None:
-    """A clock that was set back appears as a gap, never as an increase in no time."""
+    """Times of a series increase strictly; which clock they are on is decided before."""
     series = Series.from_samples(np.array([1.0, 2.0, 2.0, 1.5, 1.9, 3.0]), np.arange(6.0), {})
     assert series.times_s.tolist() == [1.0, 2.0, 3.0]
     assert series.values.tolist() == [0.0, 1.0, 5.0]
