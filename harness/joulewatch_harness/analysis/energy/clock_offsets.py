@@ -83,13 +83,13 @@ class RunClocks:
         return any(self.step(position, exporter) for position in range(len(self.steps)))
 
 
-def same_clock(exporter: str, record: RunRecord) -> bool:
-    """Return whether the exporter and the harness ran on one machine, and so share a clock."""
+def same_machine(exporter: str, record: RunRecord) -> bool | None:
+    """Return whether the exporter and the harness ran on one machine; None: a name of them is not known."""
     host = record.header.provenance.get("host")
     for described in record.header.exporters:
         if described.name == exporter and described.nodename and host:
             return bool(described.nodename == host)
-    return is_loopback(exporter)
+    return None
 
 
 def run_clocks(record: RunRecord, exporters: Iterable[str]) -> RunClocks:
@@ -99,8 +99,7 @@ def run_clocks(record: RunRecord, exporters: Iterable[str]) -> RunClocks:
         record: The run.
         exporters: All exporters of its sensors.
     """
-    exporters = sorted(exporters)
-    shared = frozenset(exporter for exporter in exporters if same_clock(exporter, record))
+    shared: set[str] = set()
     bounded = tuple(_bounded(window) for window in record.windows)
     steps: list[dict[str, str]] = [{} for _ in record.windows]
     for position, window in enumerate(record.windows):
@@ -109,9 +108,15 @@ def run_clocks(record: RunRecord, exporters: Iterable[str]) -> RunClocks:
                 f"the clock of the harness's machine was set by {window.clock_step_s:+.4g} s in the window"
             )
     typical = {}
-    for exporter in exporters:
+    for exporter in sorted(exporters):
         edges = _edges_of(exporter, record.windows)
-        found = _contradictions(edges) if exporter in shared else _jumps(edges)
+        found = list(_contradictions(edges))
+        is_same = same_machine(exporter, record)
+        # A loopback address may be a tunnel to another machine.
+        if is_same or (is_same is None and is_loopback(exporter) and not found):
+            shared.add(exporter)
+        else:
+            found = list(_jumps(edges))
         set_at = {position: f"{exporter}: {text}" for positions, text in found for position in positions}
         if exporter not in shared and (set_at or any(HARNESS in texts for texts in steps)):
             # Without a bound of its own, a window may be on either side of the step.
@@ -121,7 +126,7 @@ def run_clocks(record: RunRecord, exporters: Iterable[str]) -> RunClocks:
             if HARNESS not in steps[position]:
                 steps[position][exporter] = text
         typical[exporter] = _typical(exporter, bounded, edges)
-    return RunClocks(bounded=bounded, shared=shared, typical=typical, steps=tuple(steps))
+    return RunClocks(bounded=bounded, shared=frozenset(shared), typical=typical, steps=tuple(steps))
 
 
 def _bounded(window: Window) -> dict[str, Offsets]:

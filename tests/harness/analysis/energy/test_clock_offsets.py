@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from joulewatch_harness.analysis.energy.clock_offsets import HARNESS, Offsets, RunClocks, run_clocks, same_clock
+from joulewatch_harness.analysis.energy.clock_offsets import HARNESS, Offsets, RunClocks, run_clocks
 from joulewatch_harness.analysis.energy.window_energy import UNKNOWN_CLOCK, ClockOffset
 from joulewatch_harness.records import Edge, EdgeClock, EdgeCounter, ExporterRecord, RunRecord, Window
 from support.runs import header, window
@@ -73,7 +73,7 @@ def stepped(clocks: RunClocks, exporter: str = FAR) -> list[int]:
     ],
 )
 def test_a_machine_and_the_harness_share_a_clock_by_name_or_by_loopback(exporter: str, host: str, same: bool) -> None:
-    assert same_clock(exporter, run_of(host=host)) is same
+    assert run_clocks(run_of(bare(0), host=host), [exporter]).shared == ({exporter} if same else set())
 
 
 def test_an_exporter_on_loopback_in_another_container_has_another_clock() -> None:
@@ -81,8 +81,15 @@ def test_an_exporter_on_loopback_in_another_container_has_another_clock() -> Non
     record = run_of()
     named = (ExporterRecord(name="127.0.0.1:1", url="", nodename="node9"), ExporterRecord(name="localhost:2", url=""))
     record = dataclasses.replace(record, header=dataclasses.replace(record.header, exporters=named))
-    assert not same_clock("127.0.0.1:1", record)
-    assert same_clock("localhost:2", record), "without a name, the address decides"
+    assert run_clocks(record, ["127.0.0.1:1", "localhost:2"]).shared == {"localhost:2"}, "the address, without a name"
+
+
+def test_a_loopback_address_with_another_clock_is_another_machine() -> None:
+    """A tunnel; its nodename is not known in a run from Prometheus."""
+    bounds = (0.02, 0.021)
+    clocks = bounded_run((bounds, bounds), (bounds, bounds), exporter="localhost:9")
+    assert clocks.shared == set() and not clocks.was_set("localhost:9")
+    assert clocks.offsets(0, "localhost:9") == Offsets.constant(ClockOffset(*bounds))
 
 
 @pytest.mark.parametrize(
