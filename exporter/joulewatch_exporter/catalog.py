@@ -49,16 +49,25 @@ def frozen_after_s(refresh_s: float | None, step_joules: float = 0.0) -> float:
     return max(refreshes_s, step_joules / FROZEN_LEAST_WATTS)
 
 
-_JOULE_UNITS: Final = {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "µJ": 1e-6, "nJ": 1e-9}
+_PREFIXES: Final = {"": 1.0, "m": 1e-3, "u": 1e-6, "µ": 1e-6, "n": 1e-9}
 
 
 def resolution_joules(text: str) -> float:
     """Return the joules of a label ``resolution`` such as ``15.3 uJ``; 0 if it is empty or not an energy."""
-    match = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(\S*J)\s*", text)
-    if match is None or match[2] not in _JOULE_UNITS:
+    return _resolution(text, "J")
+
+
+def resolution_watts(text: str) -> float:
+    """Return the watts of a label ``resolution`` such as ``12 mW``; 0 if it is empty or not a power."""
+    return _resolution(text, "W")
+
+
+def _resolution(text: str, unit: str) -> float:
+    match = re.fullmatch(rf"\s*([0-9.eE+-]+)\s*(\S?){unit}\s*", text)
+    if match is None or match[2] not in _PREFIXES:
         return 0.0
     try:
-        return float(match[1]) * _JOULE_UNITS[match[2]]
+        return float(match[1]) * _PREFIXES[match[2]]
     except ValueError:
         return 0.0
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from joulewatch_exporter import catalog
-from joulewatch_exporter.catalog import METRICS, Metric, frozen_after_s, resolution_joules
+from joulewatch_exporter.catalog import METRICS, Metric, frozen_after_s, resolution_joules, resolution_watts
 from support import golden
 from support.metric_table import with_listing
 
@@ -67,6 +67,7 @@ def test_the_readme_shows_the_catalog(update_golden: bool) -> None:
 )  # fmt: skip
 def test_a_resolution_is_an_energy_or_nothing(text: str, joules: float) -> None:
     assert resolution_joules(text) == pytest.approx(joules, rel=1e-12, abs=0)
+    assert resolution_watts(text.translate(str.maketrans("JW", "WJ"))) == pytest.approx(joules, rel=1e-12, abs=0)
 
 
 @pytest.mark.parametrize(

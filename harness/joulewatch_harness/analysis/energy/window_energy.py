@@ -220,6 +220,7 @@ def energy_from_edges(
     restarts_s: Floats | None = None,
     power_floor_watts: float = 0.0,
     power_cap_watts: float = 0.0,
+    batch_s: float = math.inf,
 ) -> WindowEnergy:
     """Energy of a window whose counter was read just before its start and just after its end.
 
@@ -240,6 +241,7 @@ def energy_from_edges(
         power_floor_watts: Smallest power observed of the device.
         power_cap_watts: Largest power observed of the device; the bounds always allow for twice the window's mean
             power.
+        batch_s: Time of one batch, over which power may vary; inf: unknown.
 
     Returns:
         Energy in joules with hard bounds and budget.
@@ -411,6 +413,7 @@ def energy_from_counter(
     restarts_s: Floats | None = None,
     power_floor_watts: float = 0.0,
     power_cap_watts: float = 0.0,
+    batch_s: float = math.inf,
 ) -> WindowEnergy:
     """Energy of a window from a counter's history, interpolated between the two samples around each edge.
 
@@ -430,6 +433,7 @@ def energy_from_counter(
         power_floor_watts: Smallest power observed of the device.
         power_cap_watts: Largest power observed of the device; the bounds always allow for twice the window's mean power
             and for the steepest increase between two samples.
+        batch_s: Time of one batch, over which power may vary; inf: unknown.
 
     Returns:
         Energy in joules with hard bounds and budget.

@@ -180,6 +180,7 @@ def measure_run(record: RunRecord, history: History) -> MeasuredRun:
                 _missing(window, sensor.exporter),
                 health,
                 clocks.offsets(position, sensor.exporter),
+                window.duration_s / window.batches if window.batches else math.inf,
             )
         windows.append(
             MeasuredWindow(
@@ -223,6 +224,7 @@ def _measure(
     missing: str,
     health: Health,
     offsets: Offsets,
+    batch_s: float,
 ) -> Measured:
     sensor, counter = data.sensor, data.counter
     problems: list[CoverageError] = []
@@ -238,6 +240,7 @@ def _measure(
                 restarts_s=data.restarts_s,
                 power_floor_watts=data.range_watts[0],
                 power_cap_watts=data.range_watts[1],
+                batch_s=batch_s,
             )
         except CoverageError as error:
             problems.append(error)
@@ -252,6 +255,7 @@ def _measure(
                 restarts_s=data.restarts_s,
                 power_floor_watts=data.range_watts[0],
                 power_cap_watts=data.range_watts[1],
+                batch_s=batch_s,
             )
         except CoverageError as error:
             problems.append(error)

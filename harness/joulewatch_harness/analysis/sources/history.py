@@ -207,6 +207,7 @@ def traits_of(record: SensorRecord, observed: Series | None = None) -> Traits:
     return Traits(
         refresh_s=refresh_s,
         resolution_joules=catalog.resolution_joules(record.resolution),
+        resolution_watts=catalog.resolution_watts(record.resolution),
         accuracy=record.accuracy,
         family=record.collector,
         window_s=record.window_s or 0.0,

@@ -110,6 +110,9 @@ class Traits:
     refresh_s: float = 0.0
     """Time between two updates of its value."""
     resolution_joules: float = 0.0
+    """Steps of a counter; 0: not known."""
+    resolution_watts: float = 0.0
+    """Steps of the power that is read, or that a counter is integrated from; 0: not known."""
     accuracy: float | None = None
     """Published relative half-width; None: not published."""
     family: str = ""

@@ -64,6 +64,8 @@ def test_the_limits_of_a_sensor_come_from_its_metadata() -> None:
     assert traits_of(full) == Traits(
         refresh_s=0.25, resolution_joules=2.0, accuracy=0.05, family="rapl", window_s=0.125
     )
+    assert traits_of(record(resolution="12 mW")).resolution_watts == 0.012
+    assert traits_of(record(resolution="10 ms of one CPU")) == traits_of(record())
     assert traits_of(record()) == Traits(refresh_s=0.001, family="rapl")
     assert traits_of(record(NODE)) == Traits(refresh_s=5.0, family="ipmi")
     assert traits_of(record(refresh_s=0.0)).refresh_s == 0.0
