@@ -179,6 +179,7 @@ def _group_document(group: GroupResult) -> dict[str, Any]:
         "batch_size": group.batch_size,
         "rounds": group.rounds,
         "measured_rounds": group.measured_rounds,
+        "rounds_ended": group.rounds_ended,
         "windows": list(group.windows),
         "left_out": [
             {"window": window.window, "reason": window.reason, "text": window.text} for window in group.excluded

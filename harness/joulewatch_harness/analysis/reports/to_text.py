@@ -30,6 +30,7 @@ from joulewatch_harness.analysis.results.numbers import (
 )
 from joulewatch_harness.analysis.results.phases import has_phases, outside_execution
 from joulewatch_harness.analysis.sources.series import SensorId
+from joulewatch_harness.plan.target import MAX_UNCERTAINTY
 from joulewatch_harness.records import SensorRecord
 
 _METHOD_TEXTS: Final = {
@@ -66,7 +67,9 @@ def render_table(result: RunResult, *, width: int = DEFAULT_WIDTH, budget: bool 
     if warning:
         lines += ["", *paragraph(warning, width)]
     lines += ["", *_group_lines(result, scale, unit, width)]
-    lines += paragraphs([*_idle_lines(result), *_loaded_lines(result), *_setup_lines(result)], width)
+    lines += paragraphs(
+        [*_idle_lines(result), *_rounds_lines(result), *_loaded_lines(result), *_setup_lines(result)], width
+    )
     lines += _count_lines(result, width)
     lines += _phase_lines(result, width)
     lines += _node_and_part_lines(result, scale, unit, width)
@@ -193,6 +196,21 @@ def _idle_lines(result: RunResult) -> list[str]:
     if own and own != {total.text}:
         text += f" Each configuration uses its own idle windows: {'; '.join(sorted(own))}."
     return [text]
+
+
+def _rounds_lines(result: RunResult) -> list[str]:
+    """Return why each configuration has no more rounds; batch sizes with the same reason share it."""
+    lines = []
+    for name in dict.fromkeys(group.configuration.name for group in result.groups):
+        sizes: dict[str, list[str]] = {}
+        for group in result.groups:
+            if group.configuration.name == name and group.rounds_ended:
+                sizes.setdefault(group.rounds_ended, []).append(str(group.batch_size))
+        endings = [f"batch {', '.join(numbers)}: {ending}" for ending, numbers in sizes.items()]
+        lines += [f"  {name}: {'; '.join(endings)}"] if endings else []
+    target = result.record.header.plan.get(MAX_UNCERTAINTY)
+    rule = "" if target is None else f" (until ±{100 * target:g} % of the total: repeats only, t at 97 %)"
+    return [f"Rounds{rule}:", *lines] if lines else []
 
 
 _LOADED: Final[Mapping[str, str]] = {

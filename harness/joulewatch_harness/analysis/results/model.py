@@ -203,6 +203,8 @@ class GroupResult:
     """Rounds of the windows used."""
     measured_rounds: int
     """Rounds that were measured, including those whose windows are all excluded."""
+    rounds_ended: str
+    """Why there are no more rounds, for people; empty if it is not known."""
     inferences: int
     duration_s: float
     throughput: Estimate | None

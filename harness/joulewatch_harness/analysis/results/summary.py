@@ -44,6 +44,7 @@ from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.gum import effective_dof, mean, standard_error
 from joulewatch_harness.network import RESERVED_PHASES
 from joulewatch_harness.plan.scenario import IDLE_PHASE
+from joulewatch_harness.plan.target import MAX_UNCERTAINTY, ROUNDS_ENDED
 from joulewatch_harness.records import Configuration, Latency, RunRecord, Window
 
 MEASURED_KINDS: Final = ("idle", "setup", "measure")
@@ -230,6 +231,7 @@ class _Analysis:
             excluded=(*(why for _, why in excluded), *without_number),
             rounds=len({measured.window.repeat for measured in used}),
             measured_rounds=len({measured.window.repeat for measured in windows}),
+            rounds_ended=self._rounds_ended(key),
             inferences=sum(measured.window.inferences for measured in used),
             duration_s=math.fsum(measured.window.duration_s for measured in used),
             throughput=_mean_rate([(measured.window, measured.window.inferences) for measured in used])
@@ -247,6 +249,16 @@ class _Analysis:
             phases=phase_shares([measured.window for measured in used]) or phase_shares(windows_of_phases),
         )
 
+    def _rounds_ended(self, key: GroupKey) -> str:
+        """Return why a cell has no more rounds: from the runner's note, or from the plan."""
+        plan = self.record.header.plan
+        for note in self.record.notes:
+            if note.reason == ROUNDS_ENDED and (note.configuration, note.batch_size) == key:
+                return note.text
+        if plan.get(MAX_UNCERTAINTY) is None and isinstance(plan.get("rounds"), int):
+            return f"{plan['rounds']} rounds fixed"
+        return ""
+
     def audit_group(self, group: GroupResult) -> Iterator[Finding]:
         """Check whether the rounds of one group agree."""
         rounds: dict[int, list[float]] = {}
@@ -254,8 +266,8 @@ class _Analysis:
             windows = [measured for measured in self.run.windows if measured.window.index in group.windows]
             for measured, energy in self.gather(group.total.sensors, windows)[0]:
                 rounds.setdefault(measured.window.repeat, []).append(energy.joules / measured.window.inferences)
-        means = [mean(values) for values in rounds.values()]
         name = f"{group.configuration.name}, batch {group.batch_size}"
+        means = [mean(values) for values in rounds.values()]
         yield from audit.audit_repeats(name, means, group.measured_rounds)
 
     def energy(

@@ -22,7 +22,7 @@ from joulewatch_harness.analysis.results.phases import outside_execution
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.delivery.results import publish, published_at_s, result_samples
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.records import PhaseTime, SensorRecord, Setup
+from joulewatch_harness.records import Note, PhaseTime, SensorRecord, Setup
 from support.synthetic import EXPORTER, TWO_SOCKETS, ListSource, World, make_world, sensor
 
 ESTIMATED = (sensor("socket0", "package", collector="estimate", method="estimated", accuracy=0.5, model="EPYC table"),)
@@ -163,6 +163,41 @@ def test_the_table_shows_the_configuration_as_loaded(measured: RunResult) -> Non
     assert f"{loaded.name}: {loaded.runtime} 9.8, " in text
     assert "cpu, bf16, threads: 2, tuning: UNTUNED" in text
     assert "not shown here" not in text
+
+
+def test_the_table_states_why_the_rounds_of_each_cell_ended() -> None:
+    world = make_world(TWO_SOCKETS)
+    assert world.record is not None
+    texts = {
+        1: "±4.1 % after 8 rounds",
+        8: "±4.1 % after 8 rounds",
+        64: "target not reached after 90 s: 6 rounds, ±9 %",
+    }
+    record = dataclasses.replace(
+        world.record,
+        header=dataclasses.replace(world.record.header, plan={"max_relative_uncertainty": 0.05}),
+        notes=tuple(
+            Note(at_s=1.0, reason="rounds_ended", text=text, configuration="net/onnxruntime/fp32", batch_size=size)
+            for size, text in texts.items()
+        ),
+    )
+    result = analyze_run(record, ListSource(world.scrapes()))
+    text = to_text.render_table(result, width=120)
+    assert (
+        "Rounds (until ±5 % of the total: repeats only, t at 97 %):\n"
+        "  net/onnxruntime/fp32: batch 1, 8: ±4.1 % after 8 rounds; batch 64: target not reached after 90 s: 6 rounds, "
+        "±9 %\n"
+    ) in text
+    document = json.loads(to_json.render_json(result))
+    jsonschema.validate(document, to_json.schema())
+    assert [group["rounds_ended"] for group in document["results"]] == [*texts.values(), "", "", ""]
+
+
+def test_a_fixed_number_of_rounds_is_stated(measured: RunResult) -> None:
+    header = dataclasses.replace(measured.record.header, plan={"rounds": 3})
+    record = dataclasses.replace(measured.record, header=header)
+    text = to_text.render_table(analyze_run(record, None))
+    assert "Rounds:\n  net/onnxruntime/fp32: batch 1, 8, 64: 3 rounds fixed\n" in text
 
 
 def test_a_missing_energy_is_a_word_and_never_zero(measured: RunResult) -> None:

@@ -631,7 +631,7 @@ def test_paired_intervals_cover_the_truth_with_and_without_drift(drift: float, w
     for seed in range(tries):
         plan = make_plan({"configurations": configurations, "batch_sizes": [1], "rounds": 3, "seed": seed}, "test")
         order = [step for step in steps(plan) if isinstance(step, MeasureStep)]
-        wander = np.cumsum(walk * random.standard_normal(plan.rounds))
+        wander = np.cumsum(walk * random.standard_normal(plan.rounds or 0))
         values: dict[str, list[float]] = {"n0": [], "n1": []}
         for number, step in enumerate(order):
             if step.configuration in values:
