@@ -18,6 +18,7 @@ from joulewatch_harness.analysis.energy.window_energy import ACCURACY
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow, measure_run
 from joulewatch_harness.analysis.results import audit
 from joulewatch_harness.analysis.results.audit import Finding
+from joulewatch_harness.analysis.results.first_round import audit_first_round
 from joulewatch_harness.analysis.results.model import (
     COMPONENTS,
     IDLE_BASELINE,
@@ -269,6 +270,10 @@ class _Analysis:
         name = f"{group.configuration.name}, batch {group.batch_size}"
         means = [mean(values) for values in rounds.values()]
         yield from audit.audit_repeats(name, means, group.measured_rounds)
+        energies = {} if group.total.gross is None else group.total.gross.rounds
+        rates = {} if group.throughput is None else group.throughput.rounds
+        times_s = {number: 1 / rate for number, rate in rates.items() if rate > 0}
+        yield from audit_first_round(name, {"energy per inference": energies, "time per inference": times_s})
 
     def energy(
         self, name: str, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
