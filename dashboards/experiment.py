@@ -275,11 +275,16 @@ def results_row() -> list[Panel]:
         panel(
             "Results",
             "Energy per inference: gross includes idle power, net excludes it. ± is the expanded uncertainty (95 % "
-            "coverage). `joulewatch analyze RUN --publish` writes these results to Prometheus.",
+            "coverage) of what *± covers* names; without *accuracy*, a sensor publishes none. "
+            "`joulewatch analyze RUN --publish` writes these results to Prometheus.",
             "joule",
             [
                 query(total(catalog.RESULT_ENERGY, "gross", BY_RESULT_AND_METHOD), shape="table"),
-                query(total(catalog.RESULT_UNCERTAINTY, "gross", BY_RESULT_AND_METHOD), ref="B", shape="table"),
+                query(
+                    total(catalog.RESULT_UNCERTAINTY, "gross", f"{BY_RESULT_AND_METHOD}, covers"),
+                    ref="B",
+                    shape="table",
+                ),
                 query(total(catalog.RESULT_ENERGY, "net", BY_RESULT_AND_METHOD), ref="C", shape="table"),
                 query(total(catalog.RESULT_UNCERTAINTY, "net", BY_RESULT_AND_METHOD), ref="D", shape="table"),
                 query(result(catalog.RESULT_THROUGHPUT, by=BY_RESULT), ref="E", shape="table"),
@@ -304,6 +309,7 @@ def results_row() -> list[Panel]:
                             ("Value #B", "± gross"),
                             ("Value #C", "Net"),
                             ("Value #D", "± net"),
+                            ("covers", "± covers"),
                             ("Value #E", "Throughput"),
                             ("Value #F", "± throughput"),
                         ],
@@ -317,6 +323,30 @@ def results_row() -> list[Panel]:
                 override("byName", "Configuration", custom__minWidth=260),
                 method_column(),
             ],
+        ),
+        panel(
+            "Findings of the audit",
+            "error: a result is contradicted or missing; warning: check the result. The README of the harness explains "
+            "each reason and its fix; `joulewatch analyze RUN` shows the sentences.",
+            "none",
+            [
+                # Findings are about the run, so they have no configuration.
+                query(
+                    "max by (run, severity, reason) "
+                    f'(last_over_time({catalog.RESULT_FINDINGS.name}{{run=~"$run"}}{RANGE}))',
+                    shape="table",
+                )
+            ],
+            size=(24, 6),
+            kind=data_table(
+                [
+                    columns(
+                        [("run", "Run"), ("severity", "Severity"), ("reason", "Reason"), ("Value", "Findings")],
+                        hidden=["Time"],
+                    )
+                ]
+            ),
+            overrides=[override("byName", "Run", custom__width=215)],
         ),
     ]
 

@@ -478,8 +478,9 @@ RESULT_ENERGY: Final = _analysis(
 RESULT_UNCERTAINTY: Final = _analysis(
     "joulewatch_result_energy_per_inference_uncertainty_joules",
     "joules",
-    (*RESULT_LABELS, "component", "basis", "method"),
-    "Expanded uncertainty (95 % coverage) of the energy per inference.",
+    (*RESULT_LABELS, "component", "basis", "method", "covers"),
+    "Expanded uncertainty (95 % coverage) of the energy per inference. covers: what it includes (sampling, repeats, "
+    "and accuracy if every sensor has a published one). Absent with a single usable round.",
 )
 RESULT_THROUGHPUT: Final = _analysis(
     "joulewatch_result_throughput_inferences_per_second",
@@ -492,6 +493,12 @@ RESULT_THROUGHPUT_UNCERTAINTY: Final = _analysis(
     "inferences per second",
     RESULT_LABELS,
     "Expanded uncertainty (95 % coverage) of the throughput.",
+)
+RESULT_FINDINGS: Final = _analysis(
+    "joulewatch_result_findings",
+    "findings",
+    ("run", "reason", "severity"),
+    "Number of the findings of the audit, by reason code and severity (error, warning, info).",
 )
 
 METRICS: Final[tuple[Metric, ...]] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))

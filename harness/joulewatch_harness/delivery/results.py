@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -55,7 +56,10 @@ def result_samples(result: RunResult, at_s: float) -> list[Sample]:
                 of = {**labels, "component": energy.name, "basis": basis, "method": "+".join(energy.methods)}
                 add(catalog.RESULT_ENERGY, of, estimate.value)
                 if estimate.expanded is not None:
-                    add(catalog.RESULT_UNCERTAINTY, of, estimate.expanded)
+                    add(catalog.RESULT_UNCERTAINTY, {**of, "covers": "+".join(estimate.covers)}, estimate.expanded)
+    run = result.record.header.run
+    for (reason, severity), count in Counter((item.reason, item.severity) for item in result.findings).items():
+        add(catalog.RESULT_FINDINGS, {"run": run, "reason": reason, "severity": severity}, count)
     return samples
 
 
