@@ -267,17 +267,23 @@ def test_a_url_without_a_server_or_of_another_server_is_an_error(
         open_delivery(options(server), folder=tmp_path)
 
 
-def test_windows_that_are_too_old_are_parked_with_the_fix(
-    prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
-) -> None:
-    server = prometheus_server()
-    fresh = Run(tmp_path / "fresh", "20261121T013005Z-ffffff")
+def old_run(server: PrometheusServer, folder: Path) -> Run:
+    """Return a run without windows, for a server that has samples of now."""
+    fresh = Run(folder / "fresh", "20261121T013005Z-ffffff")
     fresh.begin(None)
     fresh.window()
     fresh.end()
     assert push_run(fresh.folder, options(server)).complete
-    old = Run(tmp_path / "old")
+    old = Run(folder / "old")
     old.begin(None)
+    return old
+
+
+def test_windows_that_are_too_old_are_parked_with_the_fix(
+    prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
+) -> None:
+    server = prometheus_server()
+    old = old_run(server, tmp_path)
     day_s = 86_400.0
     for index in range(3):
         old.journal.append(window(index, old.now_s - day_s + index * 5))
@@ -294,13 +300,7 @@ def test_an_out_of_order_time_window_accepts_old_runs(
     prometheus_server: Callable[..., PrometheusServer], tmp_path: Path
 ) -> None:
     server = prometheus_server(out_of_order=True)
-    fresh = Run(tmp_path / "fresh", "20261121T013005Z-ffffff")
-    fresh.begin(None)
-    fresh.window()
-    fresh.end()
-    assert push_run(fresh.folder, options(server)).complete
-    old = Run(tmp_path / "old")
-    old.begin(None)
+    old = old_run(server, tmp_path)
     for age_s in (86_400.0, 30 * 86_400.0):
         old.journal.append(window(int(age_s), old.now_s - age_s))
     old.journal.close()

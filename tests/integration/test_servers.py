@@ -56,12 +56,12 @@ def matmul(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
-    def told(name: str, size: int) -> Any:
+    def tensor(name: str, size: int) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
 
     weights = numpy_helper.from_array(np.ones((4, 3), np.float32), "w")
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
-    graph = helper.make_graph([node], "g", [told("x", 4)], [told("y", 3)], [weights])
+    graph = helper.make_graph([node], "g", [tensor("x", 4)], [tensor("y", 3)], [weights])
     path = tmp_path_factory.mktemp("matmul") / "matmul.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10), path)
     return path
@@ -69,7 +69,7 @@ def matmul(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for 127.0.0.1 that nobody's authority has signed, and its key."""
+    """A self-signed certificate for 127.0.0.1, and its key."""
     program = require_program("openssl", "openssl")
     folder = tmp_path_factory.mktemp("tls")
     cert, key = folder / "cert.pem", folder / "key.pem"
@@ -113,12 +113,12 @@ def test_outputs_through_a_server_are_the_network_s(vgg10: Path, transport: str,
     """The same frames, the same logits, over the wire and back, in every encoding."""
     with serve(transport, vgg10, Settings(name=NAME, max_batch=64)) as server:
         network = loaded(server, filters="32", binary=binary)
-        told = network.describe()
-        assert told["runtime_version"] == "testserver 9.1"
-        assert told["device"] == "cpu"
-        assert told["reference"] == "radioml-vgg10 filters=32"
-        assert told["tensors"] == ("binary" if binary == "true" else "json")
-        assert "warning" not in told
+        description = network.describe()
+        assert description["runtime_version"] == "testserver 9.1"
+        assert description["device"] == "cpu"
+        assert description["reference"] == "radioml-vgg10 filters=32"
+        assert description["tensors"] == ("binary" if binary == "true" else "json")
+        assert "warning" not in description
         assert network.check()
         phases = run(network, 4)
         assert set(phases.spans) == {"pack", "wait", "unpack"}
@@ -143,7 +143,7 @@ def test_wrong_weights_behind_the_right_name_are_found(vgg10: Path, transport: s
 
 
 @both
-def test_a_large_batch_goes_through_whole(vgg10: Path, transport: str) -> None:
+def test_a_large_batch_is_transferred_completely(vgg10: Path, transport: str) -> None:
     """8 MiB a request: more than a socket takes in one piece, and than gRPC takes by default."""
     with serve(transport, vgg10, Settings(name=NAME)) as server:
         network = loaded(server, filters="32")
@@ -151,7 +151,7 @@ def test_a_large_batch_goes_through_whole(vgg10: Path, transport: str) -> None:
         network.close()
 
 
-def test_one_connection_serves_all_requests_and_an_idle_one_is_made_anew(matmul: Path) -> None:
+def test_one_connection_serves_all_requests_and_is_replaced_if_the_server_closed_it(matmul: Path) -> None:
     with KServeServer(matmul, Settings(name="m")) as server:
         network = loaded(server)
         run(network, 2, 50)
@@ -179,8 +179,10 @@ def test_several_requests_are_in_flight(matmul: Path, transport: str) -> None:
         network.close()
 
 
-def test_the_floor_of_a_naive_server_is_found_and_said(matmul: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Headers and body in two writes, Nagle's algorithm on: 40 ms a request that are nobody's work."""
+def test_delayed_acknowledgements_of_a_naive_server_are_a_warning(
+    matmul: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Headers and body in two writes, Nagle's algorithm on: 40 ms per request without any work."""
     slow_s: list[float] = []
     fast_s: list[float] = []
     faults = HttpClient.faults
@@ -212,7 +214,7 @@ def test_the_floor_of_a_naive_server_is_found_and_said(matmul: Path, monkeypatch
         slow_ms, fast_ms = 1e3 * statistics.median(slow_s[-5:]), 1e3 * statistics.median(fast_s)
         assert f"every small request takes {slow_ms:.0f} ms, but {fast_ms:.2g} ms when" in warning
         assert "make the server set TCP_NODELAY or write once" in warning
-        # A network that really takes 45 ms, behind a server that writes once, is not accused of it.
+        # A network that really takes 45 ms, behind a server that writes once, has no warning.
         server.settings.faults.naive = False
         server.settings.faults.silent_s = 0.045
         network = loaded(server)
@@ -220,7 +222,7 @@ def test_the_floor_of_a_naive_server_is_found_and_said(matmul: Path, monkeypatch
         network.close()
 
 
-def test_a_server_that_keeps_no_connection_is_said(matmul: Path) -> None:
+def test_a_server_that_closes_each_connection_is_a_warning(matmul: Path) -> None:
     with KServeServer(matmul, Settings(name="m", faults=Faults(close_each=True))) as server:
         network = loaded(server)
         assert "closes the connection after every answer" in network.describe()["warning"]
@@ -261,7 +263,7 @@ def test_a_server_that_fails_is_named(matmul: Path, faults: Faults, text: str) -
         ("stale", "outputs do not depend on the inputs"),
     ],
 )
-def test_outputs_that_nobody_computed_are_found(matmul: Path, transport: str, fault: str, text: str) -> None:
+def test_outputs_that_were_not_computed_are_an_error(matmul: Path, transport: str, fault: str, text: str) -> None:
     """No reference is at hand for somebody's own model: the outputs must depend on the inputs."""
     with serve(transport, matmul, Settings(name="m")) as server:
         network = loaded(server)
@@ -288,7 +290,7 @@ def test_a_server_that_answers_from_its_cache_is_not_measured(matmul: Path, tran
 
 
 @both
-def test_keys_from_a_file_open_the_door_and_stay_secret(matmul: Path, tmp_path: Path, transport: str) -> None:
+def test_keys_from_a_file_give_access_and_stay_secret(matmul: Path, tmp_path: Path, transport: str) -> None:
     headers = tmp_path / "headers.txt"
     with serve(transport, matmul, Settings(name="m", key="s3cret-t0ken")) as server:
         headers.write_text("Authorization: Bearer s3cret-t0ken\nHost: model.example.org\n")
@@ -328,10 +330,14 @@ def test_the_servers_times_and_configuration_come_over_grpc_too(matmul: Path) ->
     settings = Settings(name="m", statistics=True, max_batch=16, queue_ns=2_000_000)
     with over_grpc(matmul, settings) as server:
         network = loaded(server, version="1")
-        told = network.describe()
-        assert (told["runtime_version"], told["device"], told["max_batch"]) == ("testserver 9.1", "cpu", 16)
-        assert told["server_statistics"] == "true"
-        assert told["url"] == server.url
+        description = network.describe()
+        assert (description["runtime_version"], description["device"], description["max_batch"]) == (
+            "testserver 9.1",
+            "cpu",
+            16,
+        )
+        assert description["server_statistics"] == "true"
+        assert description["url"] == server.url
         phases = run(network, 2, 5)
         assert set(phases.spans) == {"pack", "wait", "unpack", "queue", "copy_in", "execute", "copy_out"}
         assert phases.spans["queue"] == [5, 10_000_000]
@@ -340,7 +346,7 @@ def test_the_servers_times_and_configuration_come_over_grpc_too(matmul: Path) ->
         network.close()
 
 
-def test_each_request_in_flight_has_a_connection_of_its_own(matmul: Path) -> None:
+def test_each_request_in_flight_has_a_separate_connection(matmul: Path) -> None:
     """By default gRPC would send all of them over one."""
     with over_grpc(matmul, Settings(name="m", queue_ns=20_000_000)) as server:
         network = loaded(server, concurrency="4")
@@ -415,17 +421,17 @@ def test_a_message_that_the_server_does_not_take_loses_that_batch_size(vgg10: Pa
         network.close()
 
 
-def test_typed_lists_instead_of_raw_tensors_are_read_and_said(matmul: Path) -> None:
+def test_typed_lists_instead_of_raw_tensors_are_read_with_a_warning(matmul: Path) -> None:
     with over_grpc(matmul, Settings(name="m", faults=Faults(json_outputs=True))) as server:
         network = loaded(server)
-        told = network.describe()
-        assert told["tensors"] == "typed lists"
-        assert "answers in typed lists although binary outputs were requested" in told["warning"]
+        description = network.describe()
+        assert description["tensors"] == "typed lists"
+        assert "answers in typed lists although binary outputs were requested" in description["warning"]
         assert network.check()
         network.close()
 
 
-def test_a_grpc_server_that_comes_back_is_found_again(matmul: Path) -> None:
+def test_a_restarted_grpc_server_is_used_again(matmul: Path) -> None:
     with over_grpc(matmul) as server:
         network = loaded(server, timeout_s="5")
         run(network, 2)
@@ -444,7 +450,7 @@ def test_a_grpc_server_that_comes_back_is_found_again(matmul: Path) -> None:
         network.close()
 
 
-def test_no_proxy_of_the_environment_is_measured_along(matmul: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment_are_ignored(matmul: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "grpc_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     monkeypatch.delenv("no_proxy", raising=False)
@@ -453,7 +459,7 @@ def test_no_proxy_of_the_environment_is_measured_along(matmul: Path, monkeypatch
             loaded(server).close()
 
 
-def test_what_is_no_grpc_server_is_named(matmul: Path) -> None:
+def test_a_server_that_is_not_grpc_is_named(matmul: Path) -> None:
     pytest.importorskip("grpc", reason="needs the package grpcio")
     url = f"grpc://127.0.0.1:{free_port()}"
     refused(url, rf"{url}/m: gRPC UNAVAILABLE: .*Connection refused.*is the server running at that address")
@@ -472,7 +478,7 @@ def refused(url: str, text: str, model: str = "m") -> None:
         kserve.open_network(model, "native", {"url": url}).load()
 
 
-def test_what_is_no_such_server_is_named(matmul: Path) -> None:
+def test_a_server_that_is_not_kserve_is_named(matmul: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     refused(url, rf"{url}/v2: cannot be reached: Connection refused; is the server running")
     with OpenAIServer() as other:
@@ -526,7 +532,7 @@ def generating(server: OpenAIServer, **options: str) -> openai.OpenAINetwork:
 
 
 @pytest.mark.parametrize("api", ["chat", "completions"])
-def test_prefill_and_decode_are_told_apart(api: str) -> None:
+def test_prefill_and_decode_are_separate_phases(api: str) -> None:
     """120 ms to the first token, then 15 times 8 ms; the times are the server's, the tokens its own count."""
     with OpenAIServer(OpenAISettings(first_s=0.12, each_s=0.008)) as server:
         network = generating(server, api=api)
@@ -540,7 +546,7 @@ def test_prefill_and_decode_are_told_apart(api: str) -> None:
         network.close()
 
 
-def test_a_batch_is_so_many_requests_at_once() -> None:
+def test_a_batch_is_that_many_concurrent_requests() -> None:
     with OpenAIServer(OpenAISettings(first_s=0.03, each_s=0.002)) as server:
         network = generating(server)
         phases = run(network, 8, 2)
@@ -552,7 +558,7 @@ def test_a_batch_is_so_many_requests_at_once() -> None:
 
 
 def test_tokens_are_counted_not_pieces() -> None:
-    """Four tokens in each piece: counting pieces would tell a quarter."""
+    """Four tokens in each piece: counting pieces would report a quarter."""
     with OpenAIServer(OpenAISettings(tokens_per_piece=4)) as server:
         network = generating(server)
         assert run(network, 1, 2).counts["output_tokens"] == 32
@@ -612,7 +618,7 @@ def test_a_key_of_the_language_model_stays_secret(tmp_path: Path) -> None:
 # The whole command
 
 
-def test_profile_tells_joules_for_each_token(tmp_path: Path) -> None:
+def test_profile_reports_joules_per_token(tmp_path: Path) -> None:
     """A plan as in the examples: prefill, decode and tokens in the journal, joules per token in the result."""
     with OpenAIServer(OpenAISettings(model="tiny:1b", first_s=0.01, each_s=0.002)) as server:
         (tmp_path / "plan.yaml").write_text(
@@ -655,7 +661,7 @@ configurations:
         ("grpc", "RESOURCE_EXHAUSTED", "unsupported_batch", "gRPC RESOURCE_EXHAUSTED: out of memory on the device"),
     ],
 )
-def test_a_sweep_goes_on_past_a_batch_that_the_server_cannot_run(
+def test_a_sweep_continues_after_a_batch_that_the_server_cannot_run(
     matmul: Path, tmp_path: Path, transport: str, code: str, reason: str, text: str
 ) -> None:
     """Out of memory from batch 8 on, and a model so slow that a call would be one request: four stay in flight."""
