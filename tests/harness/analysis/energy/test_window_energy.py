@@ -16,6 +16,8 @@ from joulewatch_harness.analysis.energy.window_energy import (
     EdgeReading,
     Span,
     WindowEnergy,
+    _largest_slacks,
+    _moved_outside,
     energy_from_counter,
     energy_from_edges,
     energy_from_power,
@@ -592,6 +594,48 @@ def test_worked_example_of_power() -> None:
     assert (on_samples.joules, on_samples.samples) == (pytest.approx(160.0), 5)
     steady = energy_from_power(Series(times_s, np.full(12, 7.0)), Span(2.0, 6.0))
     assert (steady.joules, steady.budget, steady.lower_joules, steady.upper_joules) == (28.0, (), 28.0, 28.0)
+
+
+@pytest.mark.parametrize(("before", "after"), [(200.0, 100.0), (100.0, 200.0)])
+def test_the_clock_may_reach_a_change_of_power_outside_the_window(before: float, after: float) -> None:
+    """1.5 s on either side of 5 s to 10 s, where the power is 100 W, it is 200 W."""
+    watts = np.full(16, 100.0)
+    watts[4], watts[11] = before, after
+    energy = energy_from_power(Series(np.arange(16.0), watts), Span(5.0, 10.0), offset=ClockOffset(-1.5, 1.5))
+    (clock,) = energy.budget
+    assert (clock.name, clock.half_width_joules) == ("clock", 1.5 * 100.0)
+    assert clock.text.startswith("the exporter's clock, known to be within 1.5e+03 ms")
+    assert energy.joules == 500.0
+
+
+@pytest.mark.parametrize("slack_s", [(0.4, -0.1), (-0.1, 0.4)])
+def test_worked_example_of_readings_on_one_clock_that_differs(slack_s: tuple[float, float]) -> None:
+    """Moved by 0.2 s one reading is 0.6 s outside the window, the other 0.3 s inside; 0.05 s more at each edge."""
+    offset = ClockOffset(-0.2, 0.2)
+    assert _largest_slacks(slack_s, offset, offset, 0.05) == pytest.approx((0.65, 0.35))
+
+
+def test_worked_example_of_readings_on_two_clocks() -> None:
+    """Both readings earlier and later by their limits: 0.6 and 0.4 s outside, or 0.2 s outside and 0.2 s inside."""
+    start, end = ClockOffset(-0.2, 0.2), ClockOffset(-0.3, 0.3)
+    assert _largest_slacks((0.4, 0.1), start, end, 0.05) == pytest.approx((0.65 + 0.45, 0.25))
+
+
+@pytest.mark.parametrize(
+    ("slack_s", "limit_s", "moved_s"),
+    [
+        ((0.3, -0.1), 1.0, (0.2, 0.0)),
+        ((0.1, -0.3), 1.0, (0.0, -0.2)),
+        ((-0.1, 0.3), 1.0, (0.0, 0.2)),
+        ((0.3, -0.4), 0.05, (0.25, -0.35)),
+        ((0.5, 0.25), 1.0, (0.5, 0.25)),
+        ((-0.5, -0.25), 1.0, (-0.5, -0.25)),
+    ],
+)
+def test_readings_move_only_if_one_is_inside_the_window_and_one_outside(
+    slack_s: tuple[float, float], limit_s: float, moved_s: tuple[float, float]
+) -> None:
+    assert _moved_outside(slack_s, limit_s) == pytest.approx(moved_s)
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,15 @@ def test_a_history_has_all_that_its_samples_show() -> None:
     }
 
 
+@pytest.mark.parametrize(("label", "primary"), [("1", True), ("0", False), ("", None)])
+def test_how_a_sensor_is_read_its_host_and_the_primary_sensor_come_from_its_metadata(
+    label: str, primary: bool | None
+) -> None:
+    info = raw(catalog.SENSOR_INFO, (1.0,), scope="device", read_mode="background", primary=label, host="node1")
+    (stored,) = build_history("", [info]).sensors.values()
+    assert (stored.read_mode, stored.primary, stored.host) == ("background", primary, "node1")
+
+
 def test_metadata_may_be_missing() -> None:
     bare = RawSeries(
         name=catalog.SENSOR_INFO.name, labels={"scope": "part"}, times_s=np.array([1.0]), values=np.array([1.0])
