@@ -71,21 +71,23 @@ def run_start_s(run: str) -> float | None:
 
 @dataclass(slots=True)
 class _Samples:
-    """Values of one metric: key -> other labels -> milliseconds -> value."""
+    """Values of one metric: key -> other labels -> these labels, and milliseconds -> value."""
 
-    by_key: dict[_Key, dict[tuple[tuple[str, str], ...], dict[int, float]]] = field(default_factory=dict)
+    by_key: dict[_Key, dict[tuple[tuple[str, str], ...], tuple[Mapping[str, str], dict[int, float]]]] = field(
+        default_factory=dict
+    )
 
     def add(self, key: _Key, rest: tuple[tuple[str, str], ...], series: RawSeries) -> None:
-        into = self.by_key.setdefault(key, {}).setdefault(rest, {})
+        _, into = self.by_key.setdefault(key, {}).setdefault(rest, (dict(rest), {}))
         into.update((round(t * 1000), float(v)) for t, v in zip(series.times_s, series.values, strict=True))
 
     def at(self, key: _Key, at_ms: int | None) -> list[tuple[Mapping[str, str], float]]:
         """Return the value of every series for one window; ``at_ms`` None: the last one of the window's own series."""
         pairs: list[tuple[Mapping[str, str], float]] = []
-        for labels, values in self.by_key.get(key, {}).items():
+        for labels, values in self.by_key.get(key, {}).values():
             value = (values[max(values)] if values else None) if at_ms is None else values.get(at_ms)
             if value is not None:
-                pairs.append((dict(labels), value))
+                pairs.append((labels, value))
         return pairs
 
     def first(self, key: _Key, at_ms: int | None) -> float | None:
@@ -171,7 +173,7 @@ def _stored_windows(metrics: Mapping[str, _Samples]) -> Iterator[_Stored]:
             if start_s is not None and end_s is not None:
                 yield _Stored(start_s, end_s, key, None, int(key[3]) if key[3].isdigit() else -1)
             continue
-        for values in series.values():
+        for _, values in series.values():
             for at_ms, start_s in values.items():
                 duration_s = durations.first(key, at_ms)
                 # The sample's time is the end to the millisecond; start and duration are exact.
