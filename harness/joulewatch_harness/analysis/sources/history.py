@@ -146,6 +146,9 @@ class SampleSource(Protocol):
             spans: (start, end) in Unix seconds; overlapping ones are merged.
             exporters: The exporters to include; None for all.
             power: Include the power gauges of sensors that have no counter.
+
+        Raises:
+            IdentityError: Samples of different exporters would be merged.
         """
         ...
 

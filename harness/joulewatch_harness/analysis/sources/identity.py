@@ -1,4 +1,4 @@
-"""Find the exporter of each series. Addresses and labels may lie, so its identity decides. Pure.
+"""Find the exporter of each series. Addresses and labels may be misleading, so its identity decides. Pure.
 
 An exporter is identified by its nodename and start time. Both are stored with the *target labels* of every series of a
 scrape target: ``instance``, ``job``, and whatever the configuration of Prometheus, Mimir or Thanos adds. Where a target
@@ -194,7 +194,8 @@ def identify(
     exporters = _grouped(targets.all)
     chosen, notices = (_named(exporters), []) if wanted is None else _of_run(exporters, wanted)
     for exporter in chosen:
-        notices += _notices(exporter)
+        if exporter.sensors:
+            notices += _notices(exporter)
     owners = {id(target): exporter for exporter in chosen for target in exporter.targets}
     placed = []
     for target, raw in located:
@@ -320,7 +321,7 @@ def _conflict(name: str, exporters: Sequence[Exporter]) -> IdentityError:
     ]
     if len(exporters) > _MOST_SHOWN:
         parts.append("...")
-    fix = _select(label, exporters) if label else "no label distinguishes them: give each target its own"
+    fix = _select(label, exporters) if label else "no label distinguishes them: add one to each target"
     return IdentityError(f"{name}: {len(exporters)} different exporters have this address ({'; '.join(parts)}); {fix}")
 
 
@@ -354,24 +355,25 @@ def _of_run(exporters: Sequence[Exporter], wanted: Sequence[ExporterRecord]) -> 
     notices = []
     for record in wanted:
         others = [exporter for exporter in exporters if exporter not in chosen and exporter.sensors]
-        found = [exporter for exporter in others if _is(record, exporter)]
-        found = found or [exporter for exporter in others if _may_be(record, exporter)]
-        if len(found) > 1:
-            raise _conflict(record.name, found)
-        if not found and record.started_at_s is None and record.nodename:
-            found = [exporter for exporter in others if record.nodename in exporter.nodes]
-            if len(found) > 1:
-                names = ", ".join(sorted(exporter.targets[0].address for exporter in found))
-                text = (
-                    f"{record.name}: several exporters have its nodename {record.nodename} ({names}), so none is used"
-                )
-                notices.append(Notice(severity="error", reason="identity_conflict", text=text, exporter=record.name))
-                continue
-        for other in () if found else others:
-            if any(target.address == record.name for target in other.targets):
-                text = f"{record.name}: another exporter has this address ({other.describe()}), so it is not used"
-                notices.append(Notice(severity="warning", reason="identity_conflict", text=text, exporter=record.name))
-        for exporter in found:
+        matches = [exporter for exporter in others if _is(record, exporter)]
+        matches = matches or [exporter for exporter in others if _may_be(record, exporter)]
+        if len(matches) > 1:
+            raise _conflict(record.name, matches)
+        problem = ""
+        if not matches and record.started_at_s is None and record.nodename:
+            matches = [exporter for exporter in others if record.nodename in exporter.nodes]
+            if len(matches) > 1:
+                addresses = ", ".join(sorted(exporter.targets[0].address for exporter in matches))
+                problem = f"several exporters have its nodename {record.nodename} ({addresses}), so none is used"
+                matches = []
+        if not matches and not problem:
+            for other in others:
+                if any(target.address == record.name for target in other.targets):
+                    problem = f"another exporter has this address ({other.describe()}), so it is not used"
+        if problem:
+            text = f"{record.name}: {problem}"
+            notices.append(Notice(severity="warning", reason="identity_conflict", text=text, exporter=record.name))
+        for exporter in matches:
             exporter.name, exporter.node = record.name, record.nodename
             chosen.append(exporter)
     return chosen, notices

@@ -393,7 +393,7 @@ def test_a_nodename_that_several_exporters_have_identifies_none() -> None:
     history = build_history(
         "", [*scraped(instance="a:1"), *scraped(start_s=-50.0, instance="b:1")], of_run("c:1", "n1")
     )
-    assert names(history) == [] and reasons(history) == [("error", "identity_conflict")]
+    assert names(history) == [] and reasons(history) == [("warning", "identity_conflict")]
     assert "c:1: several exporters have its nodename n1 (a:1, b:1)" in history.notices[0].text
 
 
