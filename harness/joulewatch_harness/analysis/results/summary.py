@@ -147,9 +147,12 @@ class _Analysis:
     def gather(
         self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow]
     ) -> tuple[list[tuple[MeasuredWindow, Combined]], list[ExcludedWindow]]:
-        """Return the windows in which every one of the sensors has a number, and the other windows."""
+        """Return the windows in which every one of the sensors has a number, and the other windows.
+
+        Without sensors there is no number, not 0 J.
+        """
         complete, missing = [], []
-        for measured in windows:
+        for measured in windows if sensors else ():
             energies = []
             for sensor in sensors:
                 result = measured.sensors[sensor]
@@ -310,7 +313,7 @@ class _Analysis:
         self, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
     ) -> tuple[CountResult, ...]:
         """Return the joules of each unit of work that every window of a group has counted."""
-        complete, _ = self.gather(sensors, windows) if sensors else ([], [])
+        complete, _ = self.gather(sensors, windows)
         idle = self.idle_power(sensors, configuration) if complete else None
         results = []
         for name in windows[0].window.counts if windows else ():

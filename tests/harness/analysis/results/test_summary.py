@@ -1284,3 +1284,37 @@ def test_the_uncertainty_covers_accuracy_only_if_every_sensor_publishes_one() ->
         group = analyse(make_world(sensors, rounds=3, batch_sizes=(1,))).groups[0]
         assert group.total.gross is not None
         assert group.total.gross.covers == covers
+
+
+def test_a_count_of_one_is_a_result_and_missing_ones_do_not_hide_it() -> None:
+    """The energy of a count is net of the idle power with the group's network loaded."""
+    world = idle_world(40.0, 60.0, 80.0, 40.0)
+    assert world.record is not None
+    (only,) = measures(world.record)
+    record = change(world.record, only.index, counts={"missing": 0.0, "answers": 1.0})
+    (count,) = analyse(world, record=record).groups[0].counts
+    assert (count.name, count.count) == ("answers", 1.0)
+    assert count.gross is not None and count.gross.value == pytest.approx(2 * 150.0, rel=1e-3)
+    assert count.net is not None and count.net.value == pytest.approx(2 * (150.0 - 60.0), rel=1e-3)
+
+
+@pytest.mark.parametrize("sensors", [(), CPU])
+def test_counts_without_a_total_have_a_rate_only(sensors: tuple[SensorRecord, ...]) -> None:
+    world = make_world(sensors, batch_sizes=(1,), rounds=1)
+    assert world.record is not None
+    (only,) = measures(world.record)
+    record = change(world.record, only.index, counts={"tokens": 100.0}, end_edge=None)
+    result = analyse(world, record=record, history=False)
+    (count,) = result.groups[0].counts
+    assert (count.gross, count.net) == (None, None)
+    assert count.rate is not None and count.rate.value == 50.0
+    assert ("total" in result.idle) == bool(sensors)
+
+
+def test_setups_too_short_for_a_window_keep_their_time_and_details() -> None:
+    world = make_world(CPU, batch_sizes=(1,), rounds=1)
+    assert world.record is not None
+    setup = Setup(configuration=FP32, phase="prepare", duration_s=0.125, batch_size=1, details={"tuning": "done"})
+    (result,) = analyse(world, record=dataclasses.replace(world.record, setups=(setup,))).setups
+    assert (result.configuration, result.phase, result.batch_size) == (FP32, "prepare", 1)
+    assert (result.duration_s, result.details, result.window) == (0.125, {"tuning": "done"}, None)
