@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -102,22 +103,48 @@ def effective_dof(contributions: Sequence[tuple[float, float]]) -> float:
     return variance * variance / denominator if denominator > 0 else math.inf
 
 
-def coverage_factor(contributions: Sequence[tuple[float, float]], rectangular: float = 0.0) -> float:
-    """Return the factor from a combined standard uncertainty to an expanded one at 95 % coverage.
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """An uncertainty at 95 % coverage, and what it is made of."""
+
+    expanded: float
+    standard: float
+    dof: float
+    """Degrees of freedom of the repeats if they decide; else inf."""
+
+
+def expand(
+    repeats: Sequence[tuple[float, float]],
+    random: float = 0.0,
+    systematic: Sequence[tuple[float, float]] = (),
+    rectangular: float = 0.0,
+) -> Expanded:
+    """Combine the parts of a budget to an uncertainty at 95 % coverage.
+
+    ``U^2 = max(t u_repeats, 1.96 u_random)^2 + (k u_systematic)^2``. The scatter of repeats contains all random
+    effects within them, so the larger of the two counts. Each part is expanded before the parts are combined: few
+    repeats that scatter little by luck do not get the factor of many, as in the formula of Welch and Satterthwaite
+    for the sum.
 
     Args:
-        contributions: (standard uncertainty, degrees of freedom) of each, the rectangular one included.
-        rectangular: Standard uncertainty of the largest uniform contribution.
-
-    Returns:
-        Student's factor for the effective degrees of freedom, or 1.65 if a uniform contribution (for example a
-        published accuracy) dominates: with 1.96 the interval would exceed its bounds.
+        repeats: (standard uncertainty, degrees of freedom) of observed scatters.
+        random: Standard uncertainty of all random effects within a repeat.
+        systematic: (standard uncertainty, degrees of freedom) of effects that are the same in every repeat; ``inf``
+            for type B.
+        rectangular: Standard uncertainty of the largest uniform one of them. If it dominates, k is 1.65: with 1.96
+            the interval would exceed its bounds.
     """
-    variance = math.fsum(u * u for u, _ in contributions)
+    scatter = math.hypot(*(u for u, _ in repeats))
+    dof = max(effective_dof(repeats), 1.0)
+    varying = student_factor(dof) * scatter
+    if varying <= NORMAL_95 * random:
+        scatter, dof, varying = random, math.inf, NORMAL_95 * random
+    variance = math.fsum((scatter * scatter, *(u * u for u, _ in systematic)))
     rest = math.sqrt(max(variance - rectangular * rectangular, 0.0))
-    if rectangular > 0 and rest <= _DOMINANT_RATIO * rectangular:
-        return RECTANGULAR_95
-    return student_factor(max(effective_dof(contributions), 1.0))
+    k = RECTANGULAR_95 if rectangular > 0.0 and rest <= _DOMINANT_RATIO * rectangular else NORMAL_95
+    factors = (student_factor(dof) if math.isfinite(dof) else k for _, dof in systematic)
+    expanded = math.hypot(varying, *(factor * u for factor, (u, _) in zip(factors, systematic, strict=True)))
+    return Expanded(expanded, math.sqrt(variance), dof)
 
 
 def mean(values: Sequence[float]) -> float:

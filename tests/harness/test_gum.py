@@ -10,8 +10,8 @@ import pytest
 from joulewatch_harness.gum import (
     NORMAL_95,
     RECTANGULAR_95,
-    coverage_factor,
     effective_dof,
+    expand,
     incomplete_beta,
     mean,
     standard_error,
@@ -79,28 +79,50 @@ def test_effective_degrees_of_freedom_depend_on_the_fourth_power_of_each_uncerta
     assert effective_dof([(20.0, 4.0), (10.0, 9.0)]) == pytest.approx(effective_dof([(2.0, 4.0), (1.0, 9.0)]))
 
 
-def test_a_dominant_uniform_contribution_is_not_expanded_beyond_its_bounds() -> None:
-    assert coverage_factor([(1.0, math.inf), (0.1, 2.0)], rectangular=1.0) == pytest.approx(RECTANGULAR_95)
-    assert coverage_factor([(1.0, math.inf), (1.0, math.inf)], rectangular=1.0) == pytest.approx(1.96, abs=1e-3)
+def test_worked_example_of_an_expanded_uncertainty() -> None:
+    """Four rounds scatter by 3, their readings by 2; two systematic effects, one of them from six idle windows."""
+    actual = expand([(3.0, 3.0)], 2.0, [(1.5, math.inf), (0.5, 5.0)])
+    assert actual.standard == pytest.approx(math.sqrt(3.0**2 + 1.5**2 + 0.5**2))
+    parts = (student_factor(3) * 3.0, NORMAL_95 * 1.5, student_factor(5) * 0.5)
+    assert actual.expanded == pytest.approx(math.hypot(*parts))
+    assert actual.dof == 3.0
 
 
-def test_a_uniform_contribution_dominates_if_the_others_are_at_most_0_3_of_it() -> None:
+def test_the_larger_of_the_scatter_and_the_effects_within_a_repeat_counts() -> None:
+    """With two rounds Student's factor is 12.7, so a scatter of 1 counts for more than effects of 6, and not of 7."""
+    scatter, effects = expand([(1.0, 1.0)], 6.0), expand([(1.0, 1.0)], 7.0)
+    assert (scatter.standard, scatter.dof) == (1.0, 1.0)
+    assert scatter.expanded == pytest.approx(student_factor(1))
+    assert (effects.standard, effects.dof, effects.expanded) == (7.0, math.inf, pytest.approx(7 * NORMAL_95))
+
+
+def test_several_scatters_have_their_effective_degrees_of_freedom() -> None:
+    assert expand([(1.0, 2.0), (1.0, 2.0)]).expanded == pytest.approx(student_factor(4) * math.sqrt(2))
+    assert expand([(1.0, 0.5)]).expanded == pytest.approx(student_factor(1)), "at least one degree of freedom"
+    nothing = expand([])
+    assert (nothing.expanded, nothing.standard, nothing.dof) == (0.0, 0.0, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("random", "systematic", "k"),
+    [
+        # EA-4/02: a uniform contribution dominates if all others together are *at most* 0.3 of it.
+        (0.0, [10.0, 3.0], RECTANGULAR_95),
+        (0.0, [10.0, 3.01], NORMAL_95),
+        (3.0, [10.0], RECTANGULAR_95),
+        (2.4, [10.0, 1.8], RECTANGULAR_95),
+        (2.5, [10.0, 1.8], NORMAL_95),
+        (0.0, [10.0], RECTANGULAR_95),
+    ],
+)
+def test_a_uniform_contribution_that_dominates_is_not_expanded_beyond_its_bounds(
+    random: float, systematic: list[float], k: float
+) -> None:
     assert pytest.approx(1.6454, abs=1e-4) == RECTANGULAR_95
-    near_the_limit = [(2.0, math.inf), (0.35, math.inf), (0.48, math.inf)]
-    assert coverage_factor(near_the_limit, rectangular=2.0) == RECTANGULAR_95
-    assert coverage_factor([*near_the_limit, (0.1, math.inf)], rectangular=2.0) == pytest.approx(NORMAL_95)
-    assert coverage_factor([(1.0, math.inf)]) == pytest.approx(NORMAL_95), "no contribution is uniform"
-    assert coverage_factor([(0.0, math.inf)]) == pytest.approx(NORMAL_95), "no uncertainty at all"
-
-
-def test_a_coverage_factor_is_at_most_that_of_one_degree_of_freedom() -> None:
-    assert coverage_factor([(1.0, 4.0)]) == student_factor(4.0)
-    assert coverage_factor([(1.0, 0.5)]) == student_factor(1.0)
-
-
-def test_a_uniform_contribution_of_exactly_the_limit_dominates() -> None:
-    """EA-4/02: the others are *at most* 0.3 of it. 10 and 3 are exact in binary."""
-    assert coverage_factor([(10.0, math.inf), (3.0, math.inf)], rectangular=10.0) == RECTANGULAR_95
+    actual = expand([], random, [(u, math.inf) for u in systematic], rectangular=10.0)
+    assert actual.expanded == pytest.approx(math.hypot(NORMAL_95 * random, *(k * u for u in systematic)))
+    without = expand([], random, [(u, math.inf) for u in systematic])
+    assert without.expanded == pytest.approx(NORMAL_95 * math.hypot(random, *systematic))
 
 
 @pytest.mark.parametrize("dof", [1.1e7, math.inf])

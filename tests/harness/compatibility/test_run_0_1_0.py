@@ -2,7 +2,8 @@
 
 ``run-0.1.0`` is an extract of a real run (two configurations, two rounds, two idle windows): its journal, its recording
 as SQL, and the output of version 0.1.0 for it. Never regenerate these files with a newer version. Texts for people may
-change and keys may be added; numbers, keys and codes may not change.
+change and keys may be added; numbers, keys and codes may not change. Uncertainties may change if their rules do: each
+is listed in ``uncertainties``, as it was and as it is, for review (``pytest --update-golden``).
 """
 
 from __future__ import annotations
@@ -21,12 +22,19 @@ import pytest
 from joulewatch_harness.analysis.reports import to_json
 from joulewatch_harness.analysis.sources.history import RawSeries, build_history
 from joulewatch_harness.cli import main
+from support import golden
 from support.paths import ROOT
 
 RUN = "20261128T111652Z-212543"
 DATA = ROOT / "tests" / "harness" / "compatibility" / "run-0.1.0"
+CHANGED = DATA.parent / "uncertainties"
 TEXTS = {"generator", "text"}
 """Keys and columns with texts for people."""
+UNCERTAINTIES = {
+    "standard_uncertainty", "expanded_uncertainty", "standard_uncertainty_watts", "coverage_factor",
+    "degrees_of_freedom",
+}  # fmt: skip
+"""Keys of uncertainties, which may change with their rules."""
 
 
 @pytest.fixture
@@ -49,65 +57,86 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-def check(now: Any, then: Any, where: str = "") -> None:
-    """Require the same numbers and codes, and no key less."""
+def check(now: Any, then: Any, changed: list[str], where: str = "") -> None:
+    """Require the same numbers and codes, and no key less; append the uncertainties that have changed."""
     if isinstance(then, dict):
         assert then.keys() <= now.keys(), where
         for key in then:
-            if key not in TEXTS:
-                check(now[key], then[key], f"{where}/{key}")
+            if key in UNCERTAINTIES:
+                if rounded(now[key]) != rounded(then[key]):
+                    changed.append(f"{where}/{key}: {rounded(then[key])}, now {rounded(now[key])}")
+            elif key not in TEXTS:
+                check(now[key], then[key], changed, f"{where}/{key}")
     elif isinstance(then, list):
         assert len(now) == len(then), where
         for number, (value, expected) in enumerate(zip(now, then, strict=True)):
-            check(value, expected, f"{where}/{number}")
+            check(value, expected, changed, f"{where}/{number}")
     elif isinstance(then, float):
         assert now == pytest.approx(then, rel=1e-9, abs=1e-15), where
     else:
         assert now == then, where
 
 
-def check_csv(now: str, name: str) -> None:
-    """Require the same values; the last printed digit may be rounded the other way."""
+def rounded(number: float | None) -> str:
+    return "none" if number is None else f"{number:.4g}"
+
+
+def check_csv(now: str, name: str, update: bool) -> None:
+    """Require the same values, and the uncertainties that are listed."""
     rows, expected_rows = (
         list(csv.DictReader(io.StringIO(text))) for text in (now, (DATA / name).read_text(encoding="utf-8"))
     )
     assert len(rows) == len(expected_rows) > 0
-    for row, expected in zip(rows, expected_rows, strict=True):
+    changed = []
+    for number, (row, expected) in enumerate(zip(rows, expected_rows, strict=True)):
         assert expected.keys() <= row.keys()
-        for column in expected.keys() - TEXTS:
-            try:
-                number = float(expected[column])
-            except ValueError:
-                assert row[column] == expected[column], column
-            else:
-                assert float(row[column]) == pytest.approx(number, rel=1.1e-2 if "uncertainty" in column else 2e-8), (
-                    column
-                )
+        for column in sorted(expected.keys() - TEXTS):
+            if "uncertainty" in column and row[column] != expected[column]:
+                changed.append(f"{number}/{column}: {expected[column]}, now {row[column]}")
+            elif "uncertainty" not in column:
+                try:
+                    value = float(expected[column])
+                except ValueError:
+                    assert row[column] == expected[column], column
+                else:
+                    assert float(row[column]) == pytest.approx(value, rel=2e-8), column
+    check_changed(changed, name, update)
+
+
+def check_changed(changed: list[str], name: str, update: bool) -> None:
+    """Require the uncertainties that are listed as changed since version 0.1.0."""
+    golden.check("".join(f"{line}\n" for line in changed), CHANGED / f"{name}.txt", update=update)
 
 
 def stored_result() -> Any:
     return json.loads((DATA / "result.json").read_text(encoding="utf-8"))
 
 
-def test_the_run_analyzes_to_the_same_numbers(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_analyzes_to_the_same_numbers(
+    folder: Path, capsys: pytest.CaptureFixture[str], update_golden: bool
+) -> None:
     expected = stored_result()
     del expected["source"]  # the path of the recording
     for source in (folder, folder / "recording.sqlite"):
         document = json.loads(printed(capsys, "analyze", str(source), "--format=json"))
-        check(document, expected)
+        changed: list[str] = []
+        check(document, expected, changed)
+        check_changed(changed, "result.json", update_golden)
     assert len(expected["results"]) == 2
 
 
 def test_without_the_recording_the_edges_give_the_same_numbers(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], update_golden: bool
 ) -> None:
     (folder / "recording.sqlite").unlink()
-    check_csv(printed(capsys, "analyze", str(folder), "--format=csv"), "edges.csv")
+    check_csv(printed(capsys, "analyze", str(folder), "--format=csv"), "edges.csv", update_golden)
 
 
-def test_the_stored_result_compares_to_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_stored_result_compares_to_the_same_numbers(
+    capsys: pytest.CaptureFixture[str], update_golden: bool
+) -> None:
     """With the same verdict words, which programs read."""
-    check_csv(printed(capsys, "compare", str(DATA / "result.json"), "--format=csv"), "compare.csv")
+    check_csv(printed(capsys, "compare", str(DATA / "result.json"), "--format=csv"), "compare.csv", update_golden)
 
 
 def test_a_new_analysis_compares_with_the_stored_result(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,9 +148,13 @@ def test_a_new_analysis_compares_with_the_stored_result(folder: Path, capsys: py
     assert values == pytest.approx([0.0] * 14, abs=1e-9)
 
 
-def test_a_window_of_the_recording_has_the_same_energy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_window_of_the_recording_has_the_same_energy(
+    folder: Path, capsys: pytest.CaptureFixture[str], update_golden: bool
+) -> None:
     words = ["--start=1795864637.2", "--end=1795864638.05", "--format=csv"]
-    check_csv(printed(capsys, "energy", f"--recording={folder / 'recording.sqlite'}", *words), "energy.csv")
+    check_csv(
+        printed(capsys, "energy", f"--recording={folder / 'recording.sqlite'}", *words), "energy.csv", update_golden
+    )
 
 
 def test_the_schema_accepts_the_stored_result() -> None:

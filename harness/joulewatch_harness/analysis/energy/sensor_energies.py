@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from joulewatch_harness.analysis.energy.windows import LARGEST_UNMEASURED
 from joulewatch_harness.analysis.sources.history import SCOPES, History, traits_of
 from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.errors import CoverageError
-from joulewatch_harness.gum import coverage_factor
+from joulewatch_harness.gum import expand
 from joulewatch_harness.records import SensorRecord
 
 
@@ -48,12 +49,13 @@ class SensorEnergy:
         """Expanded uncertainty at 95 % coverage."""
         if self.energy is None:
             return 0.0
-        items = [(component.standard_joules, float("inf")) for component in self.energy.budget]
-        accuracy = max(
-            (component.standard_joules for component in self.energy.budget if component.name == ACCURACY), default=0.0
-        )
-        standard = self.energy.standard_joules
-        return coverage_factor(items, accuracy) * standard if standard > 0 else 0.0
+        budget = self.energy.budget
+        return expand(
+            [],
+            math.hypot(*(item.standard_joules for item in budget if not item.systematic)),
+            [(item.standard_joules, math.inf) for item in budget if item.systematic],
+            max((item.standard_joules for item in budget if item.name == ACCURACY), default=0.0),
+        ).expanded
 
     @property
     def joules(self) -> Joules | None:

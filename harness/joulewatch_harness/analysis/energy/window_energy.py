@@ -37,6 +37,16 @@ _PERIOD_TOLERANCE: Final = 0.05
 """Relative tolerance for readings one refresh period apart: scrapes and sensors have different clocks."""
 _FEW_READINGS: Final = 4
 """If a window has fewer readings, their scatter is not used."""
+_LEAST_SAMPLES: Final = 2
+"""With fewer samples of power in a window, there is no number."""
+_FEW_SAMPLES: Final = 6
+"""If there are fewer samples of power in and next to a window, their scatter is not used."""
+_NEAREST: Final = 7
+"""Samples on each side of an edge whose interpolation errors are considered: errors at five, from two neighbours."""
+_SYNCHRONOUS: Final = 4.0
+"""Batches between 1/4 and 4 sample spacings long may repeat with the samples, whose errors then show nothing."""
+_LEAST_SPREAD: Final = 0.1
+"""Smallest share of the possible interpolation error that remains, however small the errors nearby are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,55 +150,80 @@ class WindowEnergy:
         return self.joules / self.duration_s
 
 
-def _uniform(half_width_joules: float) -> float:
-    return half_width_joules / math.sqrt(3.0)
+_DIVISORS: Final[dict[Distribution, float]] = {
+    "uniform": math.sqrt(3.0),
+    "triangular": math.sqrt(6.0),
+    "arcsine": math.sqrt(2.0),
+    "normal": NORMAL_95,
+}
+"""Half-width over standard uncertainty (GUM 4.3.7 to 4.3.9)."""
 
 
-def _triangular(half_width_joules: float) -> float:
-    return half_width_joules / math.sqrt(6.0)
+def _item(
+    name: str,
+    half_width_joules: float,
+    distribution: Distribution,
+    text: str,
+    *,
+    standard_joules: float | None = None,
+    systematic: bool = False,
+    family: str = "",
+) -> BudgetItem:
+    """Return a component; its standard uncertainty is that of the distribution, unless it is given."""
+    return BudgetItem(
+        name=name,
+        standard_joules=half_width_joules / _DIVISORS[distribution] if standard_joules is None else standard_joules,
+        half_width_joules=half_width_joules,
+        distribution=distribution,
+        text=text,
+        systematic=systematic,
+        family=family,
+    )
 
 
-def _sensor_items(traits: Traits, joules: float, power_watts: float, *, counter: bool) -> list[BudgetItem]:
-    items = []
-    if counter and traits.refresh_s > 0:
-        half = traits.refresh_s * power_watts
-        text = f"the value is up to {traits.refresh_s:.3g} s old at either edge"
-        items.append(
-            BudgetItem(
-                name="refresh",
-                standard_joules=_triangular(half),
-                half_width_joules=half,
-                distribution="triangular",
-                text=text,
-            )
-        )
-    if counter and traits.resolution_joules > 0:
-        half = traits.resolution_joules
-        text = f"steps of {traits.resolution_joules:.3g} J at either edge"
-        items.append(
-            BudgetItem(
-                name="resolution",
-                standard_joules=_triangular(half),
-                half_width_joules=half,
-                distribution="triangular",
-                text=text,
-            )
-        )
-    if traits.accuracy is not None:
-        half = traits.accuracy * abs(joules)
-        text = f"published accuracy of the sensor, ±{100 * traits.accuracy:.3g} %, the same in every repeat"
-        items.append(
-            BudgetItem(
-                name=ACCURACY,
-                standard_joules=_uniform(half),
-                half_width_joules=half,
-                distribution="uniform",
-                text=text,
-                systematic=True,
-                family=traits.family,
-            )
-        )
-    return items
+def _budget(*items: BudgetItem) -> tuple[BudgetItem, ...]:
+    """Return the components without those that are 0; a published accuracy stays, because it says that there is one."""
+    return tuple(item for item in items if item.half_width_joules > 0 or item.name == ACCURACY)
+
+
+def _counter_items(
+    traits: Traits, duration_s: float, power: float, floor: float, cap: float, batch_s: float
+) -> list[BudgetItem]:
+    """Return the components of a counter's readings at both edges.
+
+    Either value is up to a refresh period r old. The two ages are independent, and they meet different powers:
+    u = r sqrt(P^2 / 6 + 2 / 3 s^2), where s^2 <= (cap - P) (P - floor) is the largest variance of a power between
+    floor and cap with the mean P (Bhatia and Davis 2000). Power that repeats with each batch averages out over r.
+    A counter that is integrated from a gauge by the trapezoid lags by half of r more, which adds r^2 s^2 / 2.
+    """
+    variance = max(cap - power, 0.0) * max(power - floor, 0.0)
+    if batch_s < traits.refresh_s:
+        variance *= batch_s / traits.refresh_s
+    integrated = traits.resolution_watts > 0
+    half = traits.refresh_s * math.sqrt(power * power + (7 if integrated else 4) * variance)
+    return [
+        _item("refresh", half, "triangular", f"the value is up to {traits.refresh_s:.3g} s old at either edge"),
+        _item(
+            "resolution",
+            traits.resolution_joules,
+            "triangular",
+            f"steps of {traits.resolution_joules:.3g} J at either edge",
+        ),
+        _steps_item(traits.resolution_watts, duration_s),
+    ]
+
+
+def _steps_item(step_watts: float, duration_s: float) -> BudgetItem:
+    half = step_watts * duration_s / 2
+    return _item("steps", half, "uniform", f"power in steps of {step_watts:.3g} W", systematic=True)
+
+
+def _accuracy_items(traits: Traits, joules: float) -> list[BudgetItem]:
+    if traits.accuracy is None:
+        return []
+    text = f"published accuracy of the sensor, ±{100 * traits.accuracy:.3g} %, the same in every repeat"
+    half = traits.accuracy * abs(joules)
+    return [_item(ACCURACY, half, "uniform", text, systematic=True, family=traits.family)]
 
 
 def _check_refresh(window: Span, traits: Traits) -> None:
@@ -278,46 +313,35 @@ def energy_from_edges(
     else:
         clock_half += (start.offset.half_width_s + end.offset.half_width_s) * power
     joules = rise
-    items = []
     slack_half = 0.0
     for slack in slack_s:
         # A reading inside the window misses energy at the window's power; a reading outside includes too much, at a
         # power between the smallest one observed and the window's.
         joules -= slack * (power + floor) / 2 if slack >= 0 else slack * power
         slack_half += abs(slack) * max(power - floor, _LEAST_POWER_DOUBT * power) / 2
-    if slack_half > 0:
-        text = f"{slack_s[0] * 1e3:.3g} ms and {slack_s[1] * 1e3:.3g} ms between the readings and the window"
-        # The extremes are the likely cases: the machine is idle while its counters are read, or keeps running.
-        standard = slack_half / math.sqrt(2.0)
-        items.append(
-            BudgetItem(
-                name="edge slack",
-                standard_joules=standard,
-                half_width_joules=slack_half,
-                distribution="arcsine",
-                text=text,
-                systematic=True,
-            )
-        )
-    if clock_half > 0:
-        text = f"clocks and their mapping, {clock_half / power * 1e3:.3g} ms over both edges"
-        items.append(
-            BudgetItem(
-                name="clock",
-                standard_joules=_uniform(clock_half),
-                half_width_joules=clock_half,
-                distribution="uniform",
-                text=text,
-                systematic=True,
-            )
-        )
-    items += _sensor_items(traits, joules, power, counter=True)
+    # The extremes are the likely cases: the machine is idle while its counters are read, or it keeps running, with any
+    # power up to twice the mean, at both edges independently.
+    running = (_POWER_CAP_FACTOR * power - floor) / math.sqrt(12.0)
+    slack_standard = math.sqrt((slack_half**2 + (abs(slack_s[0]) + abs(slack_s[1])) ** 2 * running**2 / 2) / 2)
+    text = f"{slack_s[0] * 1e3:.3g} ms and {slack_s[1] * 1e3:.3g} ms between the readings and the window"
+    budget = _budget(
+        _item("edge slack", slack_half, "arcsine", text, standard_joules=slack_standard, systematic=True),
+        _item(
+            "clock",
+            clock_half,
+            "uniform",
+            f"clocks and their mapping, {clock_half / power * 1e3 if power else 0.0:.3g} ms over both edges",
+            systematic=True,
+        ),
+        *_counter_items(traits, window.duration_s, power, floor, cap, batch_s),
+        *_accuracy_items(traits, joules),
+    )
     blur = traits.refresh_s * cap + traits.resolution_joules
     return WindowEnergy(
         joules=joules,
         lower_joules=max(lower - blur, 0.0),
         upper_joules=upper + blur,
-        budget=tuple(items),
+        budget=budget,
         method="edges",
         duration_s=window.duration_s,
         samples=2,
@@ -395,6 +419,28 @@ def _counter_at(times_s: Floats, values: Floats, edge_s: float, max_gap_s: float
     return low + rise * (weights[0] / total if total > 0 else left_s / spacing_s)
 
 
+def _residual(times_s: Floats, values: Floats, before: int, after: int) -> float:
+    """Return by how much the interpolation is wrong, in joules, at the samples near an edge if each were missing.
+
+    The larger of the two errors next to the edge, and of the root mean square of the nearest dozen (Student's factor
+    for few). Leaving a sample out doubles the spacing, so the errors are rather too large. inf: too few samples.
+    """
+    first, last = max(before - _NEAREST, 0), min(after + _NEAREST + 1, values.size)
+    t, v = times_s[first:last], values[first:last]
+    rises, spans_s = np.diff(v), np.diff(t)
+    if rises.size < 5 or float(rises.min()) < 0:
+        return math.inf
+    powers = rises / spans_s
+    # Sample i + 2, from the samples i to i + 4 without itself.
+    left, right = powers[:-3] * spans_s[1:-2], powers[3:] * spans_s[2:-1]
+    total = left + right
+    share = np.divide(left, total, out=spans_s[1:-2] / (spans_s[1:-2] + spans_s[2:-1]), where=total > 0)
+    errors = (rises[1:-2] + rises[2:-1]) * share - rises[1:-2]
+    few = student_factor(errors.size) / NORMAL_95
+    near = errors[max(before - first - 2, 0) : after - first - 1]
+    return max(few * math.sqrt(float(np.mean(errors**2))), float(np.abs(near).max(initial=0.0)))
+
+
 def _spread_about(estimate: float, lower: float, upper: float) -> float:
     """Return the root mean square distance from ``estimate`` of a uniform distribution over [lower, upper]."""
     width = upper - lower
@@ -470,13 +516,12 @@ def energy_from_counter(
     steepest = float((steps / (part_times[1:] - part_times[:-1])).max()) if steps.size else 0.0
     cap = max(_POWER_CAP_FACTOR * power, steepest, power_cap_watts)
     floor = min(power_floor_watts, power)
-    items = []
     # An error of the clock offset is the component "clock". It does not widen the interpolation, too.
     edges = [
         (edge_s, estimate, *_bracket(times_s, edge_s, window.clock_error_s, name, max_gap_s))
         for edge_s, estimate, name in ((start_s, at_start, "start"), (end_s, at_end, "end"))
     ]
-    spreads, halves = [], []
+    spreads, halves, residuals = [], [], []
     for edge_s, estimate, before, after in edges:
         low, high = float(values[before]) - base, float(values[after]) - base
         lower = max(low, high - cap * (float(times_s[after]) - edge_s))
@@ -484,40 +529,27 @@ def energy_from_counter(
         lower, upper = min(lower, estimate), max(upper, estimate)
         spreads.append(_spread_about(estimate, lower, upper))
         halves.append(max(upper - estimate, estimate - lower))
-    if max(spreads) > 0:
-        gaps_s = [float(times_s[after] - times_s[before]) for _, _, before, after in edges]
-        text = f"between samples {gaps_s[0]:.3g} s apart at the start and {gaps_s[1]:.3g} s at the end"
-        items.append(
-            BudgetItem(
-                name="interpolation",
-                standard_joules=math.hypot(*spreads),
-                half_width_joules=sum(halves),
-                distribution="uniform",
-                text=text,
-                systematic=True,
-            )
-        )
-    if error_s > 0:
-        half = offset.half_width_s * (cap - floor) + 2 * window.clock_error_s * power
-        text = _clock_text(offset, window.clock_error_s)
-        items.append(
-            BudgetItem(
-                name="clock",
-                standard_joules=_uniform(half),
-                half_width_joules=half,
-                distribution="uniform",
-                text=text,
-                systematic=True,
-            )
-        )
-    items += _sensor_items(traits, joules, power, counter=True)
+        residuals.append(_residual(times_s, values, before, after))
+    widest = math.hypot(*spreads)
+    # Power that repeats about as often as the samples looks steady in them.
+    hidden = counter.spacing_s / _SYNCHRONOUS < batch_s < counter.spacing_s * _SYNCHRONOUS
+    likely = widest if hidden else min(widest, math.hypot(_LEAST_SPREAD * widest, *residuals))
+    gaps_s = [float(times_s[after] - times_s[before]) for _, _, before, after in edges]
+    text = f"between samples {gaps_s[0]:.3g} s apart at the start and {gaps_s[1]:.3g} s at the end"
+    clock_half = offset.half_width_s * (cap - floor) + 2 * window.clock_error_s * power
+    budget = _budget(
+        _item("interpolation", sum(halves), "uniform", text, standard_joules=likely, systematic=True),
+        _item("clock", clock_half, "uniform", _clock_text(offset, window.clock_error_s), systematic=True),
+        *_counter_items(traits, window.duration_s, power, floor, cap, batch_s),
+        *_accuracy_items(traits, joules),
+    )
     blur = traits.refresh_s * cap + traits.resolution_joules
     inside = float(values[c] - values[b]) if c >= b else 0.0
     return WindowEnergy(
         joules=joules,
         lower_joules=max(inside - blur, 0.0),
         upper_joules=float(values[d] - values[a]) + blur,
-        budget=tuple(items),
+        budget=budget,
         method="history",
         duration_s=window.duration_s,
         samples=max(c - b + 1, 0),
@@ -574,54 +606,86 @@ def energy_from_power(
     widest_s = float(np.diff(part_times).max()) if part_times.size > 1 else 0.0
     if widest_s > max_gap_s:
         raise CoverageError("sample_gap", f"{widest_s:.3g} s without a sample inside the window")
+    samples = int(np.count_nonzero((part_times >= start_s) & (part_times <= end_s)))
+    if samples < _LEAST_SAMPLES:
+        raise CoverageError(
+            "too_few_samples",
+            f"{samples} samples of power in the window of {window.duration_s:.3g} s; at least {_LEAST_SAMPLES} are "
+            "needed: use a longer window or a shorter scrape interval",
+        )
     inside = (part_times > start_s) & (part_times < end_s)
     grid = np.concatenate(([start_s], part_times[inside], [end_s]))
     watts = np.interp(grid, part_times, part)
     widths = np.diff(grid)
     joules = float(np.dot(widths, watts[1:] + watts[:-1]) / 2)
-    halves = np.abs(np.diff(watts)) * widths / 2
-    items = []
-    half = float(halves.sum())
-    if half > 0:
-        # The error of each interval is uniform and independent of its neighbours.
-        standard = float(np.sqrt(np.dot(halves, halves) / 3))
-        text = f"power between samples {float(np.median(np.diff(part_times))):.3g} s apart"
-        items.append(
-            BudgetItem(
-                name="trapezoid",
-                standard_joules=standard,
-                half_width_joules=half,
-                distribution="uniform",
-                text=text,
-                systematic=True,
-            )
-        )
+    half = float(np.dot(np.abs(np.diff(watts)), widths) / 2)
     # As for a counter: an error of the offset gains at one edge what it loses at the other.
     near = power.between(start_s - offset.half_width_s, end_s + offset.half_width_s).values
     clock_half = window.clock_error_s * float(abs(watts[0]) + abs(watts[-1]))
     clock_half += offset.half_width_s * float(np.ptp(near))
-    if clock_half > 0:
-        text = _clock_text(offset, window.clock_error_s)
-        items.append(
-            BudgetItem(
-                name="clock",
-                standard_joules=_uniform(clock_half),
-                half_width_joules=clock_half,
-                distribution="uniform",
-                text=text,
-                systematic=True,
-            )
-        )
-    items += _sensor_items(traits, joules, joules / window.duration_s, counter=False)
+    seen_watts = float(power.values.min()), float(power.values.max())
+    step_watts = traits.resolution_watts or _smallest_step(power.values)
+    # A value is up to a refresh period old, and the mean over the period before.
+    lag_s = 1.5 * traits.refresh_s
+    lag_half = lag_s * float(np.ptp(part))
+    budget = _budget(
+        _sampling_item(_spaced(part_times, part, traits.refresh_s), window, traits, joules, samples, seen_watts),
+        _steps_item(step_watts, window.duration_s),
+        _item("lag", lag_half, "uniform", f"the values are up to {lag_s:.3g} s old"),
+        _item("clock", clock_half, "uniform", _clock_text(offset, window.clock_error_s), systematic=True),
+        *_accuracy_items(traits, joules),
+    )
     return WindowEnergy(
         joules=joules,
         lower_joules=joules - half - clock_half,
         upper_joules=joules + half + clock_half,
-        budget=tuple(items),
+        budget=budget,
         method="power",
         duration_s=window.duration_s,
-        samples=int(np.count_nonzero((part_times >= start_s) & (part_times <= end_s))),
+        samples=samples,
     )
+
+
+def _sampling_item(
+    values: Floats, window: Span, traits: Traits, joules: float, samples: int, seen_watts: tuple[float, float]
+) -> BudgetItem:
+    """Return the component of the power between samples.
+
+    The values are a systematic sample of the power. From n of them with the scatter s, u = D s / sqrt(n), with
+    Student's factor for few. s^2 is the mean of two variances: that of successive differences, which slow changes do
+    not widen, and that about the mean, because a load whose period is nearly that of the samples looks slow as well.
+    Of too few values, the power is uniform between the smallest and the largest one seen.
+    """
+    duration_s = window.duration_s
+    if values.size < _FEW_SAMPLES:
+        mean_watts = joules / duration_s
+        least, largest = seen_watts if seen_watts[0] < seen_watts[1] else (0.0, 2 * mean_watts)
+        half = duration_s * max(largest - mean_watts, mean_watts - least)
+        return _item("sampling", half, "uniform", f"{values.size} values are too few to know their scatter")
+    scatter_watts = math.sqrt((_scatter(values) ** 2 + float(values.var())) / 2)
+    count = min(samples, duration_s / traits.refresh_s) if traits.refresh_s > 0 else samples
+    standard = _few(values) * duration_s * scatter_watts / math.sqrt(count)
+    text = f"{values.size} values, which scatter by {scatter_watts:.3g} W"
+    return _item("sampling", NORMAL_95 * standard, "normal", text)
+
+
+def _scatter(values: Floats) -> float:
+    """Return the standard deviation of values from their successive differences, which slow changes do not widen."""
+    return math.sqrt(float(np.mean(np.diff(values) ** 2)) / 2)
+
+
+def _few(values: Floats) -> float:
+    """Return the factor for a scatter of few values: two thirds of a degree of freedom per difference."""
+    return student_factor(2 * (values.size - 1) / 3) / NORMAL_95
+
+
+def _smallest_step(watts: Floats) -> float:
+    """Return the smallest step between successive values in watts; without steps, that of the last digit, at most 1."""
+    steps = np.abs(np.diff(watts))
+    steps = steps[steps > 0]
+    if steps.size:
+        return float(steps.min())
+    return next((10.0**-digits for digits in range(7) if round(float(watts[0]), digits) == float(watts[0])), 0.0)
 
 
 def with_unseen(
@@ -668,42 +732,39 @@ def with_unseen(
     cap = max(_POWER_CAP_FACTOR * power, power_cap_watts)
     floor = min(power_floor_watts, power)
     observed = f"the sensor observes {1e3 * traits.window_s:.3g} of every {1e3 * traits.refresh_s:.3g} ms"
-    values = _apart(readings, window, offset, traits.refresh_s) if readings is not None else np.empty(0)
+    values = np.empty(0)
+    if readings is not None:
+        inside = (readings.times_s >= window.start_s + offset.nominal_s) & (
+            readings.times_s <= window.end_s + offset.nominal_s
+        )
+        values = _spaced(readings.times_s[inside], readings.values[inside], traits.refresh_s)
     if values.size >= _FEW_READINGS:
-        scatter_watts = math.sqrt(float(np.mean(np.diff(values) ** 2)) / 2)
-        few = student_factor(2 * (values.size - 1) / 3) / NORMAL_95
+        scatter_watts = _scatter(values)
         # A gauge has no values between its samples.
         periods = min(duration_s / traits.refresh_s, energy.samples if energy.method == "power" else math.inf)
-        standard = few * duration_s * scatter_watts * math.sqrt(unseen / max(periods, 1.0))
-        half = NORMAL_95 * standard
-        distribution: Distribution = "normal"
+        standard = _few(values) * duration_s * scatter_watts * math.sqrt(unseen / max(periods, 1.0))
         text = f"{observed}; {values.size} values in the window scatter by {scatter_watts:.3g} W"
+        item = _item("unseen", NORMAL_95 * standard, "normal", text)
     else:
         half = unseen * duration_s * max(cap - power, power - floor)
-        standard, distribution = _uniform(half), "uniform"
-        text = f"{observed}; too few values in the window to know their scatter"
+        item = _item("unseen", half, "uniform", f"{observed}; too few values in the window to know their scatter")
     return replace(
         energy,
         lower_joules=(1.0 - unseen) * energy.lower_joules,
         upper_joules=energy.upper_joules + unseen * duration_s * (cap - power),
-        budget=(
-            *energy.budget,
-            BudgetItem(
-                name="unseen", standard_joules=standard, half_width_joules=half, distribution=distribution, text=text
-            ),
-        ),
+        budget=(*energy.budget, item),
     )
 
 
-def _apart(readings: Series, window: Span, offset: ClockOffset, refresh_s: float) -> Floats:
-    """Return the values inside a window that are a refresh period apart, so that no value counts twice."""
-    start_s, end_s = window.start_s + offset.nominal_s, window.end_s + offset.nominal_s
+def _spaced(times_s: Floats, values: Floats, refresh_s: float) -> Floats:
+    """Return the values that are a refresh period apart, so that no value counts twice."""
     least_s = (1.0 - _PERIOD_TOLERANCE) * refresh_s
+    if times_s.size < 2 or float(np.diff(times_s).min()) >= least_s:
+        return values
     kept: list[float] = []
     last_s = -math.inf
-    inside = readings.between(start_s, end_s)
-    for at_s, watts in zip(inside.times_s, inside.values, strict=True):
-        if start_s <= at_s <= end_s and at_s >= last_s + least_s:
-            kept.append(float(watts))
+    for at_s, value in zip(times_s, values, strict=True):
+        if at_s >= last_s + least_s:
+            kept.append(float(value))
             last_s = float(at_s)
     return np.array(kept, dtype=np.float64)

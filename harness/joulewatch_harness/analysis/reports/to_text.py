@@ -362,11 +362,16 @@ def _budget_lines(result: RunResult, scale: float, unit: str, width: int) -> lis
 
 
 def _budget_columns(variance: float, scale: float, unit: str) -> list[Column[BudgetLine]]:
+    def share(line: BudgetLine) -> str:
+        if not line.counted:
+            return "in repeats" if line.kind == "B" else "in others"
+        return f"{100 * line.standard**2 / variance if variance else 0.0:.1f}"
+
     return [
         Column("component", lambda line: line.name, text=True),
         Column("type", lambda line: line.kind, text=True),
         Column(f"u [{unit}]", lambda line: f"{line.standard * scale:.2g}"),
-        Column("share %", lambda line: f"{100 * line.standard**2 / variance if variance else 0.0:.1f}"),
+        Column("share %", share),
         Column("source", lambda line: line.text, text=True),
     ]
 

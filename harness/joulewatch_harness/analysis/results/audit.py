@@ -46,6 +46,7 @@ REASONS: Final[Mapping[str, str]] = {
     "edge_history_disagreement": "the edges and the history of a counter contradict each other",
     "edge_missing": "an exporter was not read at an edge",
     "no_samples": "a sensor has no samples",
+    "too_few_samples": "a window has fewer than two samples of power",
     "sensor_down": "the exporter could not read a device",
     "wraps_seen": "a hardware counter wrapped; the wraps were corrected",
     "rejected_readings": "readings outside physical bounds were rejected",

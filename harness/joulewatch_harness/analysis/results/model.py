@@ -33,6 +33,8 @@ class BudgetLine:
     systematic: bool
     """The same in every repeat, so repeats do not reduce it."""
     text: str
+    counted: bool = True
+    """False: the scatter of the repeats includes it, or is smaller than what is known within a repeat."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY, BudgetItem, WindowEnergy
 from joulewatch_harness.analysis.results.model import REPEATS, BudgetLine, Coverage, Estimate
-from joulewatch_harness.gum import coverage_factor, effective_dof, mean, standard_error
+from joulewatch_harness.gum import NORMAL_95, expand, mean, standard_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +75,7 @@ def combine_mean(
         repeatable: False for a single event, such as loading, whose uncertainty does not include repeats.
 
     Returns:
-        The mean of the rounds' means. The scatter between windows includes most random components already; counting
-        them twice is cautious if there are few rounds.
+        The mean of the rounds' means.
     """
     means = {number: mean([value for value, _ in windows]) for number, windows in rounds.items()}
     by_round = list(means.values())
@@ -124,19 +123,21 @@ def combine_mean(
 
 def estimate_of(value: float, lines: Sequence[BudgetLine], rounds: Mapping[int, float] | None = None) -> Estimate:
     """Return a value with the combined uncertainty of its budget."""
-    parts = [(line.standard, line.dof) for line in lines]
-    standard = math.sqrt(math.fsum(u * u for u, _ in parts))
-    if standard == 0:
-        factor, dof = coverage_factor([(1.0, math.inf)]), math.inf
-    else:
-        accuracy = max((line.standard for line in lines if line.name.startswith(ACCURACY)), default=0.0)
-        factor, dof = coverage_factor(parts, accuracy), effective_dof(parts)
+    repeats = [line for line in lines if not line.systematic and math.isfinite(line.dof)]
+    random = [line for line in lines if not line.systematic and math.isinf(line.dof)]
+    result = expand(
+        [(line.standard, line.dof) for line in repeats],
+        math.hypot(*(line.standard for line in random)),
+        [(line.standard, line.dof) for line in lines if line.systematic],
+        max((line.standard for line in lines if line.name.startswith(ACCURACY)), default=0.0),
+    )
+    unused = random if math.isfinite(result.dof) else repeats
     return Estimate(
         value=value,
-        standard=standard,
-        expanded=factor * standard,
-        factor=factor,
-        dof=dof,
-        budget=tuple(lines),
+        standard=result.standard,
+        expanded=result.expanded,
+        factor=result.expanded / result.standard if result.standard > 0 else NORMAL_95,
+        dof=result.dof,
+        budget=tuple(replace(line, counted=line not in unused) for line in lines),
         rounds=rounds or {},
     )

@@ -133,13 +133,16 @@ def test_limits_of_the_sensor_and_its_unseen_share_are_in_the_energy() -> None:
     half_widths = {item.name: item.half_width_joules for item in actual.energy.budget}
     assert half_widths["accuracy"] == pytest.approx(25.0)
     assert half_widths["resolution"] == 2.0
-    assert half_widths["refresh"] == pytest.approx(5.0)
+    # 50 W, of a power between 0 and 100 W.
+    assert half_widths["refresh"] == pytest.approx(0.1 * math.sqrt(50**2 + 4 * 50 * 50))
     # 21 readings in the window, 20 W apart; 75 % of each of 100 periods is not observed.
     few = student_factor(2 * 20 / 3)
     assert half_widths["unseen"] == pytest.approx(few * 10 * math.sqrt(200) * math.sqrt(0.75 / 100))
     (by_power,) = measure(history_of(*more), WINDOW, [], "all")
     assert by_power.energy is not None and by_power.energy.method == "power"
-    assert {item.name for item in by_power.energy.budget} == {"trapezoid", "accuracy", "unseen"}
+    assert {item.name for item in by_power.energy.budget} == {
+        "sampling", "steps", "lag", "accuracy", "unseen",
+    }  # fmt: skip
 
 
 def test_the_bounds_of_the_total_are_the_sums_of_those_of_its_devices() -> None:

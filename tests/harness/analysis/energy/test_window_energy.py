@@ -30,6 +30,8 @@ from support.synthetic import T0, Signal
 
 watts_list = st.lists(st.floats(0, 1e3), min_size=11, max_size=11)
 cuts = st.tuples(st.floats(0, 10), st.floats(0, 10), st.floats(0, 10)).map(sorted)
+far_cuts = st.tuples(st.floats(0, 2), st.floats(2, 4), st.floats(2, 4)).map(lambda steps: np.cumsum(steps).tolist())
+"""Three times at least 2 s apart: between two of them are two samples of a power, which it needs."""
 
 
 def power_series(watts: list[float], shift_s: float = 0.0) -> Series:
@@ -48,11 +50,15 @@ WAYS: list[tuple[Callable[[list[float], float], Series], Energy]] = [
 
 
 @pytest.mark.parametrize(("series", "energy"), WAYS)
-@given(watts=watts_list, cuts=cuts)
+@given(watts=watts_list, cuts=cuts, far_cuts=far_cuts)
 def test_adjacent_windows_add_up(
-    series: Callable[[list[float], float], Series], energy: Energy, watts: list[float], cuts: list[float]
+    series: Callable[[list[float], float], Series],
+    energy: Energy,
+    watts: list[float],
+    cuts: list[float],
+    far_cuts: list[float],
 ) -> None:
-    a, b, c = cuts
+    a, b, c = far_cuts if energy is energy_from_power else cuts
     assume(b - a > 1e-6 and c - b > 1e-6)
     data = series(watts, 0.0)
     left, right = energy(data, Span(a, b)), energy(data, Span(b, c))
@@ -65,17 +71,22 @@ def test_adjacent_windows_add_up(
 def test_constant_power_gives_power_times_time(
     series: Callable[[list[float], float], Series], energy: Energy, watts: float, start: float, length: float
 ) -> None:
+    length = max(length, 2.0) if energy is energy_from_power else length
     assume(start + length <= 10)
     actual = energy(series([watts] * 11, 0.0), Span(start, start + length))
     assert actual.joules == pytest.approx(watts * ((start + length) - start), rel=1e-6, abs=1e-9)
 
 
 @pytest.mark.parametrize(("series", "energy"), WAYS)
-@given(watts=watts_list, cuts=cuts)
+@given(watts=watts_list, cuts=cuts, far_cuts=far_cuts)
 def test_no_result_changes_when_the_clock_is_shifted(
-    series: Callable[[list[float], float], Series], energy: Energy, watts: list[float], cuts: list[float]
+    series: Callable[[list[float], float], Series],
+    energy: Energy,
+    watts: list[float],
+    cuts: list[float],
+    far_cuts: list[float],
 ) -> None:
-    a, _, c = cuts
+    a, _, c = far_cuts if energy is energy_from_power else cuts
     assume(c - a > 1e-3 and a > 0.01 and c < 9.99)
     near = energy(series(watts, 0.0), Span(a, c))
     far = energy(series(watts, T0), Span(a + T0, c + T0))
@@ -92,11 +103,11 @@ def test_no_result_changes_when_the_clock_is_shifted(
     assert shifted.joules == pytest.approx(near.joules, rel=1e-6, abs=1e-6)
 
 
-@given(watts=watts_list, cuts=cuts)
-def test_a_longer_window_never_has_less_energy(watts: list[float], cuts: list[float]) -> None:
-    a, b, c = cuts
-    assume(b - a > 1e-6 and c - b > 1e-6)
+@given(watts=watts_list, cuts=cuts, far_cuts=far_cuts)
+def test_a_longer_window_never_has_less_energy(watts: list[float], cuts: list[float], far_cuts: list[float]) -> None:
     for series, energy in WAYS:
+        a, b, c = far_cuts if energy is energy_from_power else cuts
+        assume(b - a > 1e-6 and c - b > 1e-6)
         data = series(watts, 0.0)
         assert energy(data, Span(a, b)).joules <= energy(data, Span(a, c)).joules + 1e-9
 
@@ -347,7 +358,7 @@ def watched(
     trapezoids = (values[1:] + values[:-1]) / 2 * np.diff(reads)
     counter = np.asarray(np.concatenate(([0.0], np.cumsum(trapezoids))), np.float64)
     window = Span(2.0, 2.0 + length_s)
-    blind = energy_from_counter(Series(reads, counter), window, PARTLY)
+    blind = energy_from_counter(Series(reads, counter), window, PARTLY, power_floor_watts=80.0, power_cap_watts=300.0)
     truth = float(np.interp(window.end_s, grid, sums) - np.interp(window.start_s, grid, sums))
     return truth, blind, with_unseen(blind, window, PARTLY, Series(reads[::every], values[::every]))
 
@@ -449,9 +460,11 @@ def test_worked_example_of_edges(largest_watts: float, cap_watts: float) -> None
     # 100 W in the window; outside it the mean of 100 W and the smallest power, 40 W.
     assert found.joules == pytest.approx(240 - 0.4 * 70)
     assert budget_of(found) == {
-        "edge slack": (0.4 * 30, math.sqrt(2), "arcsine", True, ""),
+        # Idle or running: 12 J. Running with any power from 40 W to twice the mean, at either edge for 0.2 s.
+        "edge slack": (12.0, pytest.approx(12 / math.sqrt(12**2 / 2 + (0.2 * 160) ** 2 / 12)), "arcsine", True, ""),
         "clock": ((0.11 + 0.07) * 100, math.sqrt(3), "uniform", True, ""),
-        "refresh": (0.05 * 100, math.sqrt(6), "triangular", False, ""),
+        # The variance of a power from 40 W to the largest, with the mean 100 W.
+        "refresh": (0.05 * math.sqrt(100**2 + 4 * 60 * (cap_watts - 100)), math.sqrt(6), "triangular", False, ""),
         "resolution": (2.0, math.sqrt(6), "triangular", False, ""),
         "accuracy": (0.04 * 212, math.sqrt(3), "uniform", True, "rapl"),
     }
@@ -469,7 +482,9 @@ def test_worked_example_of_an_edge_inside_the_window(floor_watts: float, half_jo
         EdgeReading(10.1, 0.0), EdgeReading(12.0, 190.0), Span(10.0, 12.0), power_floor_watts=floor_watts
     )
     assert found.joules == pytest.approx(200.0)
-    assert budget_of(found) == {"edge slack": (half_joules, math.sqrt(2), "arcsine", True, "")}
+    running = 0.1 * (200 - min(floor_watts, 100)) / math.sqrt(12)
+    ratio = half_joules / math.sqrt(half_joules**2 / 2 + running**2 / 4)
+    assert budget_of(found) == {"edge slack": (half_joules, pytest.approx(ratio), "arcsine", True, "")}
     assert (found.lower_joules, found.upper_joules) == (190.0, pytest.approx(190 + 0.1 * 200))
 
 
@@ -488,10 +503,11 @@ def test_worked_example_of_a_history() -> None:
     # Start: 75 J after the sample, between 100 - 240 x 0.25 and 100. End: 50 J after it, between 0 and 100.
     spreads = (math.sqrt((25**3 + 35**3) / (3 * 60)), math.sqrt((50**3 + 50**3) / (3 * 100)))
     assert budget_of(found) == {
-        "interpolation": (35.0 + 50.0, pytest.approx(85 / math.hypot(*spreads), rel=1e-9), "uniform", True, ""),
+        # The interpolation is exact at each sample nearby, so a tenth of the possible error remains.
+        "interpolation": (35.0 + 50.0, pytest.approx(850 / math.hypot(*spreads), rel=1e-9), "uniform", True, ""),
         # The offset moves both edges together, the mapping moves each by itself.
         "clock": (0.125 * (240 - 40) + 2 * 0.125 * 100, math.sqrt(3), "uniform", True, ""),
-        "refresh": (0.05 * 100, math.sqrt(6), "triangular", False, ""),
+        "refresh": (0.05 * math.sqrt(100**2 + 4 * 60 * 140), math.sqrt(6), "triangular", False, ""),
         "resolution": (2.0, math.sqrt(6), "triangular", False, ""),
         "accuracy": (0.04 * 475, math.sqrt(3), "uniform", True, "rapl"),
     }
@@ -516,7 +532,7 @@ def test_bounds_allow_for_twice_the_mean_power() -> None:
     assert (found.lower_joules, found.upper_joules) == (pytest.approx(590.0), pytest.approx(610.0))
     (item,) = energy_from_counter(counter, Span(2.25, 8.0)).budget
     assert item.half_width_joules == pytest.approx(25.0)
-    assert item.standard_joules == pytest.approx(25.0 / math.sqrt(3))
+    assert item.standard_joules == pytest.approx(2.5 / math.sqrt(3))
 
 
 @pytest.mark.parametrize("ahead_s", [0.25, -0.25])
@@ -571,7 +587,10 @@ def test_a_reading_far_inside_the_window_stays_there() -> None:
 
 
 def test_worked_example_of_power() -> None:
-    """10 W more each second: the trapezoids are exact, and their bounds are the rectangles above and below."""
+    """10 W more each second: the trapezoids are exact, and their bounds are the rectangles above and below.
+
+    The six values in and next to the window, 30 to 80 W, have differences of 10 W and the variance 100 x 35 / 12.
+    """
     times_s = np.arange(0.0, 12.0)
     found = energy_from_power(
         Series(times_s, 10 * times_s), Span(2.5, 6.5, clock_error_s=0.05), WORKED, offset=ClockOffset(0.5, 1.0)
@@ -580,8 +599,11 @@ def test_worked_example_of_power() -> None:
     halves = (7.5 * 0.75 / 2, 5.0, 5.0, 5.0, 2.5 * 0.25 / 2)
     # An offset between 0.5 and 1.0 s: near the window the power is between 30 and 80 W.
     half, clock_half = sum(halves), 0.05 * (32.5 + 72.5) + 0.25 * (80.0 - 30.0)
+    sampling = student_factor(2 * 5 / 3) * 4 * math.sqrt((100 / 2 + 3500 / 12) / 2) / math.sqrt(4)
     assert budget_of(found) == {
-        "trapezoid": (half, pytest.approx(half / (math.hypot(*halves) / math.sqrt(3)), rel=1e-9), "uniform", True, ""),
+        "sampling": (pytest.approx(sampling), pytest.approx(NORMAL_95), "normal", False, ""),
+        "steps": (10 * 4 / 2, math.sqrt(3), "uniform", True, ""),
+        "lag": (1.5 * 0.05 * 50, math.sqrt(3), "uniform", False, ""),
         "clock": (clock_half, math.sqrt(3), "uniform", True, ""),
         "accuracy": (0.04 * 210, math.sqrt(3), "uniform", True, "rapl"),
     }
@@ -592,8 +614,131 @@ def test_worked_example_of_power() -> None:
     assert {item.name: item.half_width_joules for item in unknown.budget}["clock"] == pytest.approx(0.25 * 50)
     on_samples = energy_from_power(Series(times_s, 10 * times_s), Span(2.0, 6.0))
     assert (on_samples.joules, on_samples.samples) == (pytest.approx(160.0), 5)
-    steady = energy_from_power(Series(times_s, np.full(12, 7.0)), Span(2.0, 6.0))
-    assert (steady.joules, steady.budget, steady.lower_joules, steady.upper_joules) == (28.0, (), 28.0, 28.0)
+    steady = energy_from_power(Series(times_s, np.full(12, 7.0)), Span(2.0, 7.0))
+    assert (steady.joules, steady.lower_joules, steady.upper_joules) == (35.0, 35.0, 35.0)
+    assert budget_of(steady) == {"steps": (1 * 5 / 2, math.sqrt(3), "uniform", True, "")}
+
+
+@pytest.mark.parametrize(
+    ("watts", "half_watts"),
+    [
+        # 60 W on average; 20 to 120 W were seen nearby. Without any change, anything up to twice the mean.
+        ([20.0, 120.0, 60.0, 60.0, 60.0, 20.0], 60.0),
+        ([60.0] * 6, 60.0),
+        ([60.0, 60.0, 60.0, 60.0, 60.0, 50.0], 10.0),
+    ],
+)
+def test_too_few_samples_of_power_have_the_powers_that_were_seen(watts: list[float], half_watts: float) -> None:
+    """Two samples in the window and two next to it; a window with one sample has no number."""
+    times_s = np.array([0.0, 1.0, 3.0, 5.0, 7.0, 8.0])
+    power = Series(times_s, np.array(watts))
+    found = energy_from_power(Series(times_s, np.array(watts)), Span(3.0, 5.0))
+    item = next(item for item in found.budget if item.name == "sampling")
+    assert (item.half_width_joules, item.distribution) == (pytest.approx(2 * half_watts), "uniform")
+    with pytest.raises(CoverageError, match="1 samples of power in the window of 1 s") as excinfo:
+        energy_from_power(power, Span(2.5, 3.5))
+    assert reason(excinfo) == "too_few_samples"
+
+
+@pytest.mark.parametrize(
+    ("watts", "step_watts"),
+    [
+        ([100.0, 101, 103, 103, 101, 102, 102, 100], 1.0),
+        ([96.0, 104, 96, 96, 112, 104, 96, 104], 8.0),
+        ([46.19] * 8, 0.01),
+        ([46.0] * 8, 1.0),
+        ([0.5] * 8, 0.1),
+        ([1 / 3] * 8, 0.0),
+    ],
+)
+def test_the_steps_of_a_gauge_are_published_or_the_smallest_one_seen(watts: list[float], step_watts: float) -> None:
+    series = Series(np.arange(8.0), np.array(watts))
+    for traits, expected in ((Traits(), step_watts), (Traits(resolution_watts=2.0), 2.0)):
+        found = energy_from_power(series, Span(1.0, 6.0), traits)
+        steps = {item.name: item.standard_joules for item in found.budget}.get("steps", 0.0)
+        assert steps == pytest.approx(expected * 5 / math.sqrt(12))
+
+
+@given(
+    watts=st.lists(st.integers(1, 400), min_size=11, max_size=11),
+    start=st.floats(0, 3),
+    length=st.floats(2, 7),
+)
+def test_a_gauge_of_whole_watts_never_has_an_uncertainty_below_its_steps(
+    watts: list[int], start: float, length: float
+) -> None:
+    """Rounding to whole watts has a standard uncertainty of 0.29 W, the same in all samples of a steady power."""
+    series = power_series([float(value) for value in watts])
+    for traits in (Traits(), Traits(resolution_watts=1.0)):
+        found = energy_from_power(series, Span(start, start + length), traits)
+        assert found.standard_joules >= 0.999 * length / math.sqrt(12)
+    counter = counter_series([float(value) for value in watts])
+    integrated = Traits(resolution_watts=1.0)
+    assert energy_from_counter(counter, Span(start, start + length), integrated).standard_joules >= length / math.sqrt(
+        12
+    )
+
+
+def test_errors_of_the_interpolation_nearby_decide_unless_the_load_repeats_with_the_samples() -> None:
+    """100 W and 300 W in turn, read every second: the mean of either sample's neighbours is wrong by 50 J."""
+    times_s = np.arange(0.0, 40.0)
+    values = np.cumsum(np.where(np.arange(40) % 2, 300.0, 100.0))
+    window = Span(20.5, 30.5)
+
+    def interpolation(values: Floats, **more: float) -> float:
+        found = energy_from_counter(Series(times_s, values), window, **more)  # type: ignore[arg-type]
+        return next(item.standard_joules for item in found.budget if item.name == "interpolation")
+
+    steady = interpolation(100 * times_s)
+    assert steady == pytest.approx(0.1 * math.hypot(50, 50) / math.sqrt(3))
+    # Batches of 0.25 to 4 s may repeat with the samples, which then look steady.
+    for batch_s, expected in ((0.25, 1), (0.26, 10), (3.9, 10), (4.0, 1), (math.inf, 1)):
+        assert interpolation(100 * times_s, batch_s=batch_s) == pytest.approx(expected * steady)
+    # The power before an edge is that after it: each sample splits the 400 J of its neighbours in two halves.
+    changing = interpolation(values, power_cap_watts=1e9)
+    assert changing > 100
+    # Six samples on each side of an edge are considered, with two neighbours each.
+    for first, wide in ((27, False), (26, True)):
+        late = np.where(times_s > first, 100 * times_s + 1000 * (times_s - first), 100 * times_s)
+        found = energy_from_counter(Series(times_s[:32], late[:32]), Span(5.5, 19.5))
+        item = next(item for item in found.budget if item.name == "interpolation")
+        assert (item.standard_joules > 0.2 * item.half_width_joules / math.sqrt(6)) == wide, first
+
+
+def test_the_interpolation_may_be_wrong_by_anything_near_a_restart_or_with_few_samples() -> None:
+    times_s = np.arange(0.0, 30.0)
+    full = 100 * times_s
+    restarted = np.where(times_s < 8, 5000 + full, full)
+    for counter, window in (
+        (Series(times_s, restarted), Span(10.5, 18.0)),
+        (Series(times_s[:5], full[:5]), Span(1.5, 3)),
+    ):
+        (item,) = energy_from_counter(counter, window).budget
+        assert item.standard_joules == pytest.approx(50 / math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    ("batch_s", "watts_step", "half_joules"),
+    [
+        # 100 W between 20 W and 260 W: the variance is at most 160 x 80 W^2. Short batches average out over 0.5 s.
+        (math.inf, 0.0, 0.5 * math.sqrt(100**2 + 4 * 160 * 80)),
+        (0.5, 0.0, 0.5 * math.sqrt(100**2 + 4 * 160 * 80)),
+        (0.05, 0.0, 0.5 * math.sqrt(100**2 + 4 * 160 * 80 / 10)),
+        (0.05, 1.0, 0.5 * math.sqrt(100**2 + 7 * 160 * 80 / 10)),
+    ],
+)
+def test_an_old_reading_has_met_any_power_of_the_device(batch_s: float, watts_step: float, half_joules: float) -> None:
+    traits = Traits(refresh_s=0.5, resolution_watts=watts_step)
+    window, times_s = Span(10.0, 20.0), np.arange(0.0, 30.0)
+    more = {"power_floor_watts": 20.0, "power_cap_watts": 260.0, "batch_s": batch_s}
+    edges = energy_from_edges(EdgeReading(10.0, 0.0), EdgeReading(20.0, 1000.0), window, traits, **more)  # type: ignore[arg-type]
+    history = energy_from_counter(Series(times_s, 100 * times_s), window, traits, **more)  # type: ignore[arg-type]
+    for energy in (edges, history):
+        items = {item.name: item for item in energy.budget}
+        assert items["refresh"].half_width_joules == pytest.approx(half_joules)
+        assert items["refresh"].standard_joules == pytest.approx(half_joules / math.sqrt(6))
+        if watts_step:
+            assert items["steps"].standard_joules == pytest.approx(10 / math.sqrt(12)) and items["steps"].systematic
 
 
 @pytest.mark.parametrize(("before", "after"), [(200.0, 100.0), (100.0, 200.0)])
@@ -753,7 +898,7 @@ def test_limits_themselves_are_accepted() -> None:
 
 def test_two_samples_are_enough_and_one_is_not() -> None:
     for energy, values in ((energy_from_counter, [0.0, 20.0]), (energy_from_power, [10.0, 10.0])):
-        assert energy(Series(np.array([0.0, 2.0]), np.array(values)), Span(0.5, 1.5), max_gap_s=2.0).joules == 10.0
+        assert energy(Series(np.array([0.0, 2.0]), np.array(values)), Span(0.0, 2.0), max_gap_s=2.0).joules == 20.0
         with pytest.raises(CoverageError) as excinfo:
             energy(Series(np.array([1.0]), np.array(values[:1])), Span(0.5, 1.5), max_gap_s=2.0)
         assert reason(excinfo) == "no_samples"

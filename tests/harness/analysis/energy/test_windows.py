@@ -316,7 +316,7 @@ def test_each_way_gets_the_limits_of_its_sensor_and_the_gap_of_the_whole_series(
     closer = history_of([8.0, *times_s[5:]], [800.0, *(100 * at_s for at_s in times_s[5:])])
     (item,) = measured(record, closer)
     assert item.history is not None and {one.name for one in item.history.budget} == {*names, "interpolation"}
-    by_hand = energy_from_counter(closer.counters[ID], SPAN, traits_of(limited), max_gap_s=3.0, power_cap_watts=100.0)
+    by_hand = energy_from_counter(closer.counters[ID], SPAN, traits_of(limited), max_gap_s=3.0, power_floor_watts=100.0)
     assert item.history == by_hand
 
 
@@ -359,7 +359,13 @@ def test_history_is_placed_by_the_offset_and_bounded_by_the_largest_power_of_the
     item = measured(record, history, FAR_ID)[0]
     assert measure_run(record, history).history is history
     by_hand = energy_from_counter(
-        series, SPAN, traits_of(slow), offset=ClockOffset(100.0, 100.0), max_gap_s=3.0, power_cap_watts=400.0
+        series,
+        SPAN,
+        traits_of(slow),
+        offset=ClockOffset(100.0, 100.0),
+        max_gap_s=3.0,
+        power_floor_watts=100.0,
+        power_cap_watts=400.0,
     )
     assert item.history == item.energy == by_hand
 

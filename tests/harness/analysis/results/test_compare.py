@@ -49,7 +49,7 @@ NAMES = ("net/onnxruntime/fp32", "net/onnxruntime/int8")
 
 
 def estimate(value: float, **items: float) -> Estimate:
-    """Return a value with a budget: ``repeats`` of 3 rounds, all others type B; ``accuracy`` is systematic."""
+    """Return a value with a budget: ``repeats`` of 3 rounds, and systematic components."""
     lines = []
     for name, standard in items.items():
         accuracy = name.startswith("accuracy")
@@ -61,7 +61,7 @@ def estimate(value: float, **items: float) -> Estimate:
                 kind="A" if name == "repeats" else "B",
                 standard=standard,
                 dof=dof,
-                systematic=accuracy,
+                systematic=name != "repeats",
                 text="",
             )
         )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from joulewatch_harness.analysis.energy.window_energy import BudgetItem, Method, WindowEnergy
 from joulewatch_harness.analysis.results.model import BudgetLine
 from joulewatch_harness.analysis.results.uncertainty import combine, combine_mean, estimate_of
-from joulewatch_harness.gum import NORMAL_95, RECTANGULAR_95, effective_dof, student_factor
+from joulewatch_harness.gum import NORMAL_95, RECTANGULAR_95, student_factor
 
 
 def item(name: str, standard: float, *, systematic: bool = False, family: str = "", text: str = "") -> BudgetItem:
@@ -86,19 +87,20 @@ def test_worked_example_of_a_mean_over_rounds() -> None:
     refresh = math.sqrt((0.3 / 2) ** 2 + (0.4 / 2) ** 2 + 0.2**2) / 2
     expected = (
         line("repeats", 1.5, dof=1, text="scatter of 2 rounds"),
-        line("refresh", pytest.approx(refresh), text="old"),
-        line("unseen", pytest.approx(0.6 / 2 / 2)),
+        replace(line("refresh", pytest.approx(refresh), text="old"), counted=False),
+        replace(line("unseen", pytest.approx(0.6 / 2 / 2)), counted=False),
         line("accuracy (rapl)", 0.5, systematic=True),
         line("clock", 0.1, systematic=True, text="off"),
         extra,
     )
     assert estimate.budget == expected
     assert (estimate.value, estimate.rounds) == (12.5, {0: 11.0, 1: 14.0})
-    parts = [(1.5, 1.0), (refresh, math.inf), (0.15, math.inf), (0.5, math.inf), (0.1, math.inf), (0.25, 4.0)]
-    assert estimate.standard == pytest.approx(math.sqrt(sum(u * u for u, _ in parts)))
-    assert estimate.dof == pytest.approx(effective_dof(parts))
-    assert estimate.factor == pytest.approx(student_factor(estimate.dof))
-    assert estimate.expanded == pytest.approx(estimate.factor * estimate.standard)
+    # The scatter counts, and not what is random within a round.
+    assert estimate.standard == pytest.approx(math.hypot(1.5, 0.5, 0.1, 0.25))
+    assert estimate.dof == 1.0
+    parts = (student_factor(1) * 1.5, NORMAL_95 * 0.5, NORMAL_95 * 0.1, student_factor(4) * 0.25)
+    assert estimate.expanded == pytest.approx(math.hypot(*parts))
+    assert estimate.factor == pytest.approx(math.hypot(*parts) / estimate.standard)
 
 
 def test_one_round_has_no_scatter() -> None:
@@ -109,21 +111,40 @@ def test_one_round_has_no_scatter() -> None:
     assert (estimate.factor, estimate.dof) == (pytest.approx(NORMAL_95), math.inf)
 
 
+def test_rounds_that_agree_by_chance_have_the_uncertainty_of_their_readings() -> None:
+    """Two rounds 0.02 J apart: 12.7 x 0.01 is less than 1.96 x 0.1, so the refresh counts, and the scatter does not."""
+    estimate = combine_mean(
+        {0: [(1.0, {"refresh": 0.1 * math.sqrt(2)})], 1: [(1.02, {"refresh": 0.1 * math.sqrt(2)})]}, {}, {}
+    )
+    assert estimate.expanded == pytest.approx(NORMAL_95 * 0.1)
+    assert math.isinf(estimate.dof)
+    assert {line.name: line.counted for line in estimate.budget} == {"repeats": False, "refresh": True}
+
+
 @pytest.mark.parametrize(
-    ("lines", "factor"),
+    ("lines", "expanded"),
     [
         # The largest accuracy dominates if all others together are at most 0.3 of it.
-        ([line("accuracy (rapl)", 1.0), line("repeats", 0.2, dof=2), line("accuracy (nvml)", 0.2)], RECTANGULAR_95),
-        ([line("accuracy (rapl)", 0.2), line("accuracy (nvml)", 1.0)], RECTANGULAR_95),
-        ([line("accuracy (rapl)", 1.0), line("clock", 0.4)], NORMAL_95),
-        ([line("clock", 1.0), line("refresh", 0.1)], NORMAL_95),
+        (
+            [line("accuracy (rapl)", 1.0, systematic=True), line("refresh", 0.2), line("clock", 0.2, systematic=True)],
+            math.hypot(RECTANGULAR_95, NORMAL_95 * 0.2, RECTANGULAR_95 * 0.2),
+        ),
+        (
+            [line("accuracy (rapl)", 0.2, systematic=True), line("accuracy (nvml)", 1.0, systematic=True)],
+            RECTANGULAR_95 * math.hypot(1.0, 0.2),
+        ),
+        (
+            [line("accuracy (rapl)", 1.0, systematic=True), line("clock", 0.4, systematic=True)],
+            NORMAL_95 * math.hypot(1.0, 0.4),
+        ),
+        ([line("clock", 1.0, systematic=True), line("refresh", 0.1)], NORMAL_95 * math.hypot(1.0, 0.1)),
         ([line("repeats", 1.0, dof=2)], student_factor(2)),
     ],
 )
 def test_a_published_accuracy_that_dominates_is_expanded_as_a_uniform_distribution(
-    lines: list[BudgetLine], factor: float
+    lines: list[BudgetLine], expanded: float
 ) -> None:
     estimate = estimate_of(5.0, lines)
-    assert estimate.factor == pytest.approx(factor)
-    assert estimate.expanded == pytest.approx(factor * math.sqrt(sum(one.standard**2 for one in lines)))
+    assert estimate.expanded == pytest.approx(expanded)
+    assert estimate.factor == pytest.approx(expanded / math.sqrt(sum(one.standard**2 for one in lines)))
     assert (estimate.value, estimate.budget, estimate.rounds) == (5.0, tuple(lines), {})
