@@ -3,8 +3,9 @@
 Uncertainty follows the GUM (JCGM 100:2008). Between rounds: type A, the experimental standard deviation of the
 mean with n − 1 degrees of freedom. Within windows: type B, from each window's own budget. Components that are the same
 in every repeat (the published accuracy of a sensor, the power next to the edges of a window, the idle baseline) are not
-divided by the number of repeats. All are combined in quadrature and expanded to 95 % with Student's factor for the
-effective degrees of freedom (Welch–Satterthwaite).
+divided by the number of repeats. The scatter between rounds contains the random components within them, so the larger
+of the two counts. It is expanded to 95 % with Student's factor and then combined with the systematic components in
+quadrature.
 """
 
 from __future__ import annotations
@@ -48,6 +49,10 @@ from joulewatch_harness.plan.scenario import IDLE_PHASE
 from joulewatch_harness.plan.target import MAX_UNCERTAINTY, ROUNDS_ENDED
 from joulewatch_harness.records import Configuration, Latency, RunRecord, Window
 
+_IDLE_UNKNOWN: Final = 0.03
+"""Least relative standard uncertainty of an idle power if no state was measured twice."""
+_IDLE_REPEATABILITY: Final = 0.005
+"""Relative standard uncertainty that remains if two idle powers agree."""
 MEASURED_KINDS: Final = ("idle", "setup", "measure")
 """Windows that have an energy."""
 GroupKey = tuple[str, int]
@@ -179,7 +184,10 @@ class _Analysis:
         for basis, text, windows in candidates:
             complete, _ = self.gather(sensors, windows)
             if complete:
-                return _mean_idle_power(basis, text, complete)
+                others, _ = self.gather(
+                    sensors, [measured for measured in self.idle_windows if measured not in windows]
+                )
+                return _mean_idle_power(basis, text, complete, others)
         return None
 
     def idle_by_component(self) -> dict[str, IdlePower]:
@@ -403,8 +411,13 @@ def _missing_text(missing: Sequence[ExcludedWindow], total: int) -> str:
     return f"{len(missing)} of {total} windows without a number: {missing[0].text} [{missing[0].reason}]"
 
 
-def _mean_idle_power(basis: IdleBasis, text: str, windows: Sequence[tuple[MeasuredWindow, Combined]]) -> IdlePower:
-    """Return the mean power of some idle windows."""
+def _mean_idle_power(
+    basis: IdleBasis,
+    text: str,
+    windows: Sequence[tuple[MeasuredWindow, Combined]],
+    others: Sequence[tuple[MeasuredWindow, Combined]] = (),
+) -> IdlePower:
+    """Return the mean power of some idle windows; the other idle windows show how much idle power changes."""
     count = len(windows)
     watts = [energy.joules / measured.span.duration_s for measured, energy in windows]
     random = math.sqrt(
@@ -419,15 +432,8 @@ def _mean_idle_power(basis: IdleBasis, text: str, windows: Sequence[tuple[Measur
         for measured, energy in windows
     )
     within = math.hypot(random / count, shared / count)
-    dof = math.inf
-    if count == 2:
-        # Two windows, before and after, show a drift and are not a sample: uniform over the span between them and as
-        # far beyond (GUM 4.3.7).
-        between = abs(watts[0] - watts[1]) / math.sqrt(3)
-    else:
-        between = standard_error(watts)
-    if count > 2:
-        dof = effective_dof([(between, count - 1), (within, math.inf)])
+    between = _idle_changes(watts, others)
+    dof = effective_dof([(between, count - 1), (within, math.inf)]) if count > 2 else math.inf
     return IdlePower(
         watts=mean(watts),
         standard_watts=math.hypot(within, between),
@@ -436,6 +442,27 @@ def _mean_idle_power(basis: IdleBasis, text: str, windows: Sequence[tuple[Measur
         windows=tuple(measured.window.index for measured, _ in windows),
         text=f"{count} idle {'window' if count == 1 else 'windows'} {text}",
     )
+
+
+def _idle_changes(watts: Sequence[float], others: Sequence[tuple[MeasuredWindow, Combined]]) -> float:
+    """Return the standard uncertainty of a mean idle power from the changes between idle windows.
+
+    Three windows or more are a sample. Two, before and after, show a drift: uniform over the span between them and as
+    far beyond (GUM 4.3.7). For a single window, that of two windows in another state counts (without a network, or
+    with another one loaded), because the difference between states is real. If no state was measured twice, a drift is
+    not known, and the difference between the states may be one.
+    """
+    if len(watts) > 2:
+        return standard_error(watts)
+    states: dict[str, list[float]] = {}
+    for measured, energy in others:
+        power = energy.joules / measured.span.duration_s
+        states.setdefault(measured.window.configuration, []).append(power)
+    spans = [max(powers) - min(powers) for powers in (watts, *states.values()) if len(powers) > 1]
+    if spans:
+        return math.hypot(max(spans) / math.sqrt(3), _IDLE_REPEATABILITY * mean(watts))
+    differences = [abs(power - watts[0]) / math.sqrt(3) for (power,) in states.values()]
+    return max([_IDLE_UNKNOWN * abs(watts[0]), *differences])
 
 
 def _per_inference(

@@ -674,7 +674,7 @@ def test_worked_example_of_idle_power(count: int) -> None:
     idle = _mean_idle_power("loaded", "with this network loaded", IDLE[:count])
     randoms, shares = (0.5, 0.3, 0.0), (0.25, 0.1, 0.0)
     within = math.hypot(math.hypot(*randoms[:count]) / count, sum(shares[:count]) / count)
-    between = (0.0, 10.0 / math.sqrt(3), 5.0 / math.sqrt(3))[count - 1]
+    between = (0.03 * 40, math.hypot(10.0 / math.sqrt(3), 0.005 * 45), 5.0 / math.sqrt(3))[count - 1]
     assert idle.watts == pytest.approx((40.0, 45.0, 45.0)[count - 1])
     assert idle.standard_watts == pytest.approx(math.hypot(within, between))
     expected_dof = effective_dof([(between, 2), (within, math.inf)]) if count == 3 else math.inf
