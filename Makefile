@@ -33,7 +33,7 @@ $(DEV_STAMP): pyproject.toml $(LOCK) | $(VENV)/bin/python
 	@$(BIN)/python -m pip install --quiet --constraint $(LOCK) --editable '.[all]' --group dev
 	@touch $@ $(RUN_STAMP)
 
-profile: $(RUN_STAMP)  ## energy per inference of RadioML VGG10, FP32 and INT8 (PRESET=quick|normal|report, PROMETHEUS=URL)
+profile: $(RUN_STAMP)  ## energy per inference of RadioML VGG10, FP32 and INT8 (PRESET=quick|normal|report|mlperf, PROMETHEUS=URL)
 	@$(BIN)/joulewatch profile --network radioml-vgg10 --precision fp32,int8 --preset $(PRESET) \
 		$(if $(PROMETHEUS),--prometheus $(PROMETHEUS)) $(PROFILE_FLAGS)
 
