@@ -20,6 +20,7 @@ from joulewatch_harness.analysis.energy.windows import (
     MeasuredWindow,
 )
 from joulewatch_harness.analysis.sources.series import SensorId, Series
+from joulewatch_harness.plan.target import relative_half_width
 
 Severity = Literal["info", "warning", "error"]
 Evidence = Mapping[str, str | float | int]
@@ -409,8 +410,17 @@ def _gaps(run: MeasuredRun) -> Iterator[Finding]:
                     )
 
 
-def audit_repeats(name: str, values: Sequence[float], measured_rounds: int) -> Iterator[Finding]:
-    """Check whether the rounds of one group agree; ``values`` are joules per inference, one per usable round."""
+def audit_repeats(
+    name: str, values: Sequence[float], measured_rounds: int, target: float | None = None
+) -> Iterator[Finding]:
+    """Check whether the rounds of one group agree.
+
+    Args:
+        name: The configuration and batch size.
+        values: Joules per inference, one per usable round.
+        measured_rounds: Number of rounds, usable or not.
+        target: Largest relative uncertainty of the repeats, in a run whose rounds end at a target.
+    """
     if len(values) == 1:
         yield Finding(
             severity="warning",
@@ -423,7 +433,17 @@ def audit_repeats(name: str, values: Sequence[float], measured_rounds: int) -> I
         return
     mean = sum(values) / len(values)
     spread = (max(values) - min(values)) / abs(mean) if mean else 0.0
-    if spread > SPREAD_TOLERANCE:
+    if target is not None:
+        half_width = relative_half_width(values)
+        if half_width > target:
+            yield Finding(
+                severity="warning",
+                reason="repeats_apart",
+                text=f"{name}: ±{100 * half_width:.2g} % after {len(values)} rounds, not the target of "
+                f"±{100 * target:g} %; raise max_run_s in the plan, or stop other load on the machine",
+                evidence={"half_width": half_width, "target": target, "spread": spread, "rounds": len(values)},
+            )
+    elif spread > SPREAD_TOLERANCE:
         yield Finding(
             severity="warning",
             reason="repeats_apart",

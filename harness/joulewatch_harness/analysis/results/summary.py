@@ -126,6 +126,7 @@ class _Analysis:
         self.record = record
         self.run = run
         self.sensors = run.sensors
+        self.target: float | None = record.header.plan.get(MAX_UNCERTAINTY)
         self.devices = [sensor for sensor in run.sensors if sensor.scope == "device"]
         self.idle_windows = [
             measured
@@ -267,7 +268,7 @@ class _Analysis:
         for note in self.record.notes:
             if note.reason == ROUNDS_ENDED and (note.configuration, note.batch_size) == key:
                 return note.text
-        if plan.get(MAX_UNCERTAINTY) is None and isinstance(plan.get("rounds"), int):
+        if self.target is None and isinstance(plan.get("rounds"), int):
             return f"{plan['rounds']} rounds fixed"
         return ""
 
@@ -280,7 +281,7 @@ class _Analysis:
                 rounds.setdefault(measured.window.repeat, []).append(energy.joules / measured.window.inferences)
         name = f"{group.configuration.name}, batch {group.batch_size}"
         means = [mean(values) for values in rounds.values()]
-        yield from audit.audit_repeats(name, means, group.measured_rounds)
+        yield from audit.audit_repeats(name, means, group.measured_rounds, self.target)
         energies = {} if group.total.gross is None else group.total.gross.rounds
         rates = {} if group.throughput is None else group.throughput.rounds
         times_s = {number: 1 / rate for number, rate in rates.items() if rate > 0}

@@ -1080,6 +1080,26 @@ def test_rounds_that_differ_are_a_finding_about_their_group() -> None:
     assert "repeats_apart" not in reasons(analyse(world, record=without_edges(record), history=False).findings)
 
 
+def test_a_target_that_was_not_reached_is_a_finding() -> None:
+    """1, 1/1.12, 1, 1/1.12, 1 scatter by 6.1 %: ± 3.298 × 6.1 % / √5 = 9.0 %; more rounds have a larger range."""
+    world = make_world(CPU, batch_sizes=(1,), configurations=(FP32,), rounds=5)
+    assert world.record is not None
+    record = world.record
+    for number, measured in enumerate(measures(record)):
+        record = change(record, measured.index, inferences=round(measured.inferences * (1 + 0.12 * (number % 2))))
+
+    def apart(**plan: float) -> list[Finding]:
+        header = dataclasses.replace(record.header, plan=plan)
+        found = analyse(world, record=dataclasses.replace(record, header=header)).findings
+        return [item for item in found if item.reason == "repeats_apart"]
+
+    assert len(apart(rounds=5)) == 1
+    assert not apart(max_relative_uncertainty=0.10)
+    (finding,) = apart(max_relative_uncertainty=0.05)
+    assert finding.text.startswith("net/onnxruntime/fp32, batch 1: ±9 % after 5 rounds, not the target of ±5 %; raise")
+    assert finding.severity == "warning" and finding.evidence["rounds"] == 5
+
+
 def test_a_single_round_is_a_finding_of_each_group() -> None:
     findings = findings_of(analyse(make_world(CPU, batch_sizes=(1, 8), rounds=1)), "single_repeat")
     assert [(finding.severity, finding.text.partition(":")[0]) for finding in findings] == [
