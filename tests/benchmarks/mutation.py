@@ -67,12 +67,14 @@ TESTS_OF_MODULE: Final = {
 }
 """Mutated file -> the tests for it."""
 
+# Without "unraisableexception", which collects garbage after every mutant: half of the time of one that dies at once.
 CONFIGURATION: Final = """\
 [tool.mutmut]
 source_paths = ["src"]
 only_mutate = {modules}
 pytest_add_cli_args = [
-    "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", "--import-mode=importlib",
+    "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:unraisableexception",
+    "--import-mode=importlib",
     "--hypothesis-profile=ci", "-m", "not (long or integration or browser or qemu)",
 ]
 pytest_add_cli_args_test_selection = {tests}
@@ -84,7 +86,8 @@ pythonpath = ["src", "tests"]
 filterwarnings = ["error"]
 markers = ["long: x", "integration: x", "browser: x", "qemu: x", "xdist_group: x"]
 """
-SURVIVED, NO_TESTS, TIMED_OUT = 0, 33, 36
+SURVIVED, NO_TESTS = 0, 33
+TIMED_OUT: Final = (36, 24, -24)
 """Exit codes in mutmut's results."""
 
 
@@ -236,7 +239,7 @@ def counts_of(mutants: list[Mutant], module: str) -> dict[str, Any]:
         "module": module,
         "mutants": len(counted),
         "killed": len(counted) - survived,
-        "of_these_timed_out": sum(mutant.exit_code == TIMED_OUT for mutant in counted),
+        "of_these_timed_out": sum(mutant.exit_code in TIMED_OUT for mutant in counted),
         "survived": survived,
         # Rounded down: 94.99 % is not the goal.
         "killed_percent": math.floor(1000 * (1 - survived / len(counted))) / 10 if counted else 100.0,
