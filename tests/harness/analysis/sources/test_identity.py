@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,12 +176,20 @@ def test_a_restart_that_changes_a_label_is_a_restart() -> None:
     assert names(history) == ["a:1"] and sample_count(history) == [19, 19]
     assert history.starts["a:1"].tolist() == [-100.0, 10.5]
     assert "pod=exporter-a; pod=exporter-b" in history.notices[0].text
-    at_once = [
-        *scraped(times=range(10), instance="a:1", pod="exporter-a"),
-        *scraped(times=range(8, 20), start_s=7.5, instance="a:1", pod="exporter-b"),
-    ]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"times": range(8, 20), "start_s": 7.5},  # at the same time
+        {"times": range(11, 20), "start_s": -200.0},  # started before
+        {"times": range(11, 20), "start_s": 10.5, "node": "n2"},  # another machine
+    ],
+)
+def test_only_a_later_start_of_the_same_machine_is_a_restart(second: dict[str, Any]) -> None:
+    first = scraped(times=range(10), instance="a:1", pod="exporter-a")
     with pytest.raises(IdentityError, match="--match pod=exporter-a"):
-        build_history("", at_once)
+        build_history("", [*first, *scraped(**second, instance="a:1", pod="exporter-b")])
 
 
 # Different exporters
@@ -311,6 +320,21 @@ def test_an_empty_label_is_not_the_target_label_of_its_name() -> None:
     assert {(one.host, one.model) for one in build_history("", own).sensors.values()} == {("n1", "EPYC")}
 
 
+def test_a_target_label_may_be_called_nodename() -> None:
+    both = [
+        *scraped(node="n1", instance="a:1", nodename="rack", site="p"),
+        *scraped(node="n2", instance="a:1", nodename="rack", site="q"),
+    ]
+    with pytest.raises(IdentityError, match=r"site=p: nodename n1, .*; site=q: nodename n2, "):
+        build_history("", both)
+
+
+def test_series_with_one_more_target_label_are_of_another_target() -> None:
+    bare = [raw for raw in scraped(instance="a:1", cluster="y") if raw.name == catalog.DEVICE_ENERGY.name]
+    with pytest.raises(IdentityError, match=r"cluster=\(not set\): nodename n1, .*; cluster=y: identity not stored"):
+        build_history("", [*scraped(instance="a:1"), *bare])
+
+
 def test_federation_without_honor_labels_has_the_address_in_exported_instance() -> None:
     federated = [
         *scraped(instance="prometheus:9090", exported_instance="a:1", exported_job="x"),
@@ -368,6 +392,7 @@ def test_a_run_without_an_identity_needs_match_where_its_address_is_not_unique()
         (of_run("a:1", "n9"), 1),
         (of_run("a:1", "n1", -99.0), 1),
         (of_run("elsewhere:1", "n1", -99.0), 0),
+        (of_run("elsewhere:1", "n9", -100.0), 0),
         (of_run("elsewhere:1"), 0),
         (of_run("elsewhere:1", "n9"), 0),
     ],
