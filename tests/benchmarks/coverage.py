@@ -7,6 +7,7 @@ Every case goes through the functions that the analysis uses: ``energy_from_edge
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections import Counter
@@ -35,7 +36,7 @@ from joulewatch_harness.analysis.results.uncertainty import combine, combine_mea
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.records import Configuration, Edge, EdgeCounter, RunHeader, RunRecord, Window
-from support.synthetic import sensor
+from support.synthetic import TWO_SOCKETS, ListSource, default_power, make_world, sensor
 
 LEAST_COVERAGE: Final = 94.0
 """Percent, in every stratum that prints a ±."""
@@ -47,6 +48,8 @@ IDLE_WATTS: Final = 40.0
 STEADY: Final = ("constant", "drift")
 SINGLE: Final = ("edges", "history", "power")
 SIGNALS: Final = ("constant", "run", "drift", "ramp", "sine", "square", "telegraph", "inference")
+INTEGRATED: Final = "integrated from 1 W"
+CLOCK_UNKNOWN: Final = "clock unknown"
 REFRESHES_S: Final = (0.001, 0.1, 1.0)
 REASONS: Final = {
     "interpolation": "the power between the two samples around an edge is not known",
@@ -274,7 +277,7 @@ def edges_case(random: np.random.Generator, stratum: Stratum) -> Case:
     clock_s = random.uniform(-error_s, error_s)
     times = np.array([window.start_s - slack_s[0], window.end_s + slack_s[1]])
     offset = ClockOffset(-error_s, error_s)
-    if stratum.detail.endswith("clock unknown"):
+    if stratum.detail.endswith(CLOCK_UNKNOWN):
         clock_s, offset = random.uniform(-0.25, 0.25), UNKNOWN_CLOCK
     start, end = (
         EdgeReading(float(at_s) + clock_s, float(joules), offset)
@@ -487,52 +490,72 @@ def run_window(index: int, kind: str, flag: str, watts: float) -> Window:
     )
 
 
-def strata() -> Iterator[tuple[Stratum, CaseMaker, int]]:
-    """Yield every stratum with its cases per unit of effort."""
+def run_case(random: np.random.Generator, stratum: Stratum) -> Case:
+    """The gross energy of a whole run of two sockets that scatters by 1 %, with edges or with scrapes every 0.2 s."""
+    world = make_world(
+        SOCKETS,
+        configurations=("net/onnxruntime/fp32",),
+        batch_sizes=(1,),
+        rounds=stratum.rounds,
+        edges=stratum.detail == "edges",
+        noise=0.01,
+        seed=int(random.integers(2**31)),
+        loaded_idle=False,
+    )
+    assert world.record is not None
+    source = ListSource(world.scrapes()) if stratum.detail == "history" else None
+    (group,) = analyze_run(world.record, source).groups
+    watts = sum(default_power(item, group.configuration.name, 1) for item in SOCKETS)
+    return printed_mean(group.total.gross, watts * group.duration_s / group.inferences)
+
+
+SOCKETS: Final = tuple(item for item in TWO_SOCKETS if item.scope == "device" and item.component == "cpu")
+
+MAKERS: Final[Mapping[str, tuple[CaseMaker, int]]] = {
+    "edges": (edges_case, 800),
+    "history": (history_case, 400),
+    "power": (power_case, 800),
+    "unseen": (unseen_case, 400),
+    "rounds": (rounds_case, 2400),
+    "net": (net_case, 400),
+    "run": (run_case, 200),
+}
+"""Method of a stratum -> how a case is made, and how many."""
+
+
+def strata() -> Iterator[Stratum]:
+    """Yield every stratum."""
     for signal in SIGNALS:
         for refresh_s in REFRESHES_S:
-            yield Stratum(method="edges", signal=signal, refresh_s=refresh_s), edges_case, 10
+            yield Stratum(method="edges", signal=signal, refresh_s=refresh_s)
             for scrape_s in (0.2, 1.0, 15.0):
-                for method, maker in (("history", history_case), ("power", power_case)):
-                    yield Stratum(method=method, signal=signal, refresh_s=refresh_s, scrape_s=scrape_s), maker, 10
-        detail = "integrated from 1 W"
-        yield Stratum(method="edges", signal=signal, refresh_s=0.1, detail=detail), edges_case, 10
-        yield Stratum(method="edges", signal=signal, refresh_s=1.0, detail=f"{detail}, clock unknown"), edges_case, 10
+                for method in ("history", "power"):
+                    yield Stratum(method=method, signal=signal, refresh_s=refresh_s, scrape_s=scrape_s)
+        for refresh_s, detail in ((0.1, INTEGRATED), (1.0, f"{INTEGRATED}, {CLOCK_UNKNOWN}")):
+            yield Stratum(method="edges", signal=signal, refresh_s=refresh_s, detail=detail)
         for scrape_s in (0.2, 1.0):
-            yield (
-                Stratum(method="history", signal=signal, refresh_s=0.1, scrape_s=scrape_s, detail="clock unknown"),
-                history_case,
-                10,
-            )
-            yield Stratum(method="unseen", signal=signal, refresh_s=0.1, scrape_s=scrape_s), unseen_case, 10
-    for rounds in (1, 2, 3, 5, 10):
-        for detail in ("steady", "scatter 1 %", "scatter 5 %"):
-            for accuracy in (False, True):
-                for refresh_s in (0.001, 1.0):
-                    yield (
-                        Stratum(
-                            method="rounds",
-                            signal="constant",
-                            refresh_s=refresh_s,
-                            rounds=rounds,
-                            accuracy=accuracy,
-                            detail=detail,
-                        ),
-                        rounds_case,
-                        24 if rounds > 1 else 1,
-                    )
-    for kinds in ("B", "L", "BA", "BL", "BLA", "BBAA"):
-        for drift in ("", ", drift 5 %"):
-            for rounds in (2, 3, 10):
-                stratum = Stratum(method="net", signal="constant", refresh_s=0.001, rounds=rounds, detail=kinds + drift)
-                yield stratum, net_case, 10
+            yield Stratum(method="unseen", signal=signal, refresh_s=0.1, scrape_s=scrape_s)
+            yield Stratum(method="history", signal=signal, refresh_s=0.1, scrape_s=scrape_s, detail=CLOCK_UNKNOWN)
+    for rounds, detail, accuracy, refresh_s in itertools.product(
+        (1, 2, 3, 5, 10), ("steady", "scatter 1 %", "scatter 5 %"), (False, True), (0.001, 1.0)
+    ):
+        yield Stratum(
+            method="rounds", signal="constant", refresh_s=refresh_s, rounds=rounds, accuracy=accuracy, detail=detail
+        )
+    for kinds, drift, rounds in itertools.product(
+        ("B", "L", "BA", "BL", "BLA", "BBAA"), ("", ", drift 5 %"), (2, 3, 10)
+    ):
+        yield Stratum(method="net", signal="constant", refresh_s=0.001, rounds=rounds, detail=kinds + drift)
+    for detail, rounds in itertools.product(("edges", "history"), (1, 2, 3, 5)):
+        yield Stratum(method="run", signal="constant", refresh_s=0.001, rounds=rounds, detail=detail)
 
 
-def simulate(stratum: Stratum, maker: CaseMaker, count: int, seed: int = 1) -> Outcome:
-    """Make the cases of a stratum; its seed depends only on its name."""
+def simulate(stratum: Stratum, share: float = 1.0, seed: int = 1) -> Outcome:
+    """Make the cases of a stratum, or a share of them; its seed depends only on its name."""
+    maker, count = MAKERS[stratum.method]
     random = np.random.default_rng([seed, zlib.crc32(stratum.name.encode())])
     outcome = Outcome()
-    for _ in range(count):
+    for _ in range(round(count * share)):
         try:
             outcome.cases.append(maker(random, stratum))
         except CoverageError as error:
@@ -571,8 +594,7 @@ def verdicts_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def run(quick: bool = False, seed: int = 1) -> dict[str, Any]:
     """Run the benchmark; write and return the result."""
     machine = describe_machine()
-    effort = 10 if quick else 100
-    rows = [row_of(stratum, simulate(stratum, maker, effort * weight, seed)) for stratum, maker, weight in strata()]
+    rows = [row_of(stratum, simulate(stratum, 0.05 if quick else 1.0, seed)) for stratum in strata()]
     head = ["stratum", "n", "refused", "coverage %", "median error / ±", "± %", "largest component"]
     lines = []
     for row in rows:

@@ -12,7 +12,7 @@ from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.energy.sensor_energies import measure, total_of
 from joulewatch_harness.analysis.energy.window_energy import Span
 from joulewatch_harness.analysis.sources.history import History, RawSeries, build_history
-from joulewatch_harness.gum import student_factor
+from joulewatch_harness.gum import NORMAL_95, student_factor
 
 TIMES_S = np.arange(0.0, 12.5, 0.5)
 WINDOW = Span(1.0, 11.0)
@@ -69,6 +69,10 @@ def test_a_sensor_with_power_only_is_integrated() -> None:
     (actual,) = measure(history_of(gauge), WINDOW, [], "all")
     assert actual.joules is not None
     assert actual.joules.joules == pytest.approx(250.0)
+    # Nothing but the steps of a gauge of whole watts is not known.
+    assert actual.expanded_joules == pytest.approx(NORMAL_95 * 10 / math.sqrt(12))
+    (short,) = measure(history_of(gauge), Span(3.2, 3.9), [], "all")
+    assert (short.joules, short.reason) == (None, "too_few_samples")
 
 
 def info(scope: str, domain: str, **labels: str) -> RawSeries:

@@ -114,6 +114,17 @@ def test_component_columns_are_dropped_on_a_narrow_terminal(measured: RunResult)
     assert "  cpu  " not in text
 
 
+def test_a_budget_marks_what_the_scatter_of_the_rounds_includes(measured: RunResult) -> None:
+    """A line is either the scatter or what is random within a round; the shares of all others add up to 100 %."""
+    text = to_text.render_table(measured, width=120, budget=True)
+    lines = text.partition("batch 1, gross: ")[2].partition("batch 1, net: ")[0].splitlines()
+    (refresh,) = [line for line in lines if line.startswith("  refresh")]
+    (repeats,) = [line for line in lines if line.startswith("  repeats")]
+    assert ("in repeats" in refresh) != ("in others" in repeats)
+    numbers = [float(match[1]) for line in lines if (match := re.search(r" [AB] +[\d.e-]+ +(\d+\.\d) ", line))]
+    assert len(numbers) > 1 and sum(numbers) == pytest.approx(100, abs=0.3)
+
+
 def test_estimates_are_marked_in_every_format(estimated: RunResult, tmp_path: Path) -> None:
     text = to_text.render_table(estimated, width=80, budget=True)
     assert text.count("!!! Energies ESTIMATED from a power model, not measured !!!") == 2
