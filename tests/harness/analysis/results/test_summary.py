@@ -645,10 +645,16 @@ def test_phases_of_a_separate_pass_are_used_if_the_windows_have_none() -> None:
 
 
 def idle_window(
-    index: int, length_s: float, joules: float, random: dict[str, float], systematic: dict[str, float]
+    index: int,
+    length_s: float,
+    joules: float,
+    random: dict[str, float],
+    systematic: dict[str, float],
+    configuration: str = "",
 ) -> tuple[MeasuredWindow, Combined]:
+    measured = window(index, 100.0, length_s, configuration=configuration)
     return (
-        MeasuredWindow(window=window(index, 100.0, length_s), span=Span(100.0, 100.0 + length_s), sensors={}),
+        MeasuredWindow(window=measured, span=Span(100.0, 100.0 + length_s), sensors={}),
         Combined(
             joules=joules,
             random=random,
@@ -683,6 +689,34 @@ def test_worked_example_of_idle_power(count: int) -> None:
     assert idle.text == f"{count} idle {('window', 'windows', 'windows')[count - 1]} with this network loaded"
     alike = _mean_idle_power("unloaded", "", [IDLE[0]] * 3)
     assert math.isinf(alike.dof), "without scatter there is no estimate of it"
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "standard_watts"),
+    [
+        # Alone, or with windows of which none repeats another: 3 %, or the difference to them.
+        ([100.0], [], 3.0),
+        ([100.0], [("", 101.0)], 3.0),
+        ([100.0], [("", 106.0), ("a", 101.0)], 6.0 / math.sqrt(3)),
+        # A state that was measured twice shows the drift, and a difference between states is real.
+        ([100.0], [("", 60.0), ("", 64.0)], math.hypot(4.0 / math.sqrt(3), 0.5)),
+        ([100.0], [("a", 70.0), ("b", 90.0), ("b", 90.0)], 0.5),
+        ([99.0, 101.0], [], math.hypot(2.0 / math.sqrt(3), 0.5)),
+        ([99.0, 101.0], [("", 60.0), ("", 64.0)], math.hypot(4.0 / math.sqrt(3), 0.5)),
+        # Three are a sample.
+        ([99.0, 100.0, 101.0], [("", 60.0), ("", 64.0)], 1 / math.sqrt(3)),
+    ],
+)
+def test_all_idle_windows_show_how_much_idle_power_changes(
+    own: list[float], others: list[tuple[str, float]], standard_watts: float
+) -> None:
+    windows = [idle_window(index, 10.0, 10 * watts, {}, {}, "n") for index, watts in enumerate(own)]
+    more = [idle_window(10 + index, 10.0, 10 * watts, {}, {}, name) for index, (name, watts) in enumerate(others)]
+    idle = _mean_idle_power("loaded", "loaded", windows, more)
+    assert (idle.watts, idle.standard_watts) == (100.0, pytest.approx(standard_watts))
+    assert idle.windows == tuple(range(len(own)))
+    shown = f"; {len(others)} in other states show its changes" if others and len(own) < 3 else ""
+    assert idle.text == f"{len(own)} idle window{'s' if len(own) > 1 else ''} loaded{shown}"
 
 
 def run_window(
@@ -1009,17 +1043,19 @@ def idle_of(result: RunResult) -> list[tuple[float, tuple[int, ...], str]]:
 def test_each_configuration_has_the_idle_power_with_its_network_loaded() -> None:
     world = idle_world(40.0, 60.0, 80.0, 40.0)
     assert world.record is not None
-    own = "loaded: 1 idle window with this network loaded"
+    own, more = "loaded: 1 idle window with this network loaded", "; {} in other states show its changes"
     result = analyse(world)
     assert idle_of(result) == [
-        (60.0, (1,), own), (80.0, (2,), own), (70.0, (1, 2), "loaded: 2 idle windows with a network loaded")
-    ]  # fmt: skip
+        (60.0, (1,), own + more.format(3)),
+        (80.0, (2,), own + more.format(3)),
+        (70.0, (1, 2), "loaded: 2 idle windows with a network loaded" + more.format(2)),
+    ]
     net = [group.total.net for group in result.groups]
     assert [estimate.value for estimate in net if estimate is not None] == pytest.approx(
         [90 / 900, 70 / 2100], rel=1e-3
     )
     # Without a window for int8, that of the other network is used.
-    other = "loaded: 1 idle window with a network loaded"
+    own, other = own + more.format(2), "loaded: 1 idle window with a network loaded" + more.format(2)
     assert idle_of(analyse(world, record=without(world.record, 2))) == [(60.0, (1,), own), *[(60.0, (1,), other)] * 2]
     unloaded = analyse(world, record=without(world.record, 1, 2))
     assert idle_of(unloaded) == [(40.0, (0, 5), "unloaded: 2 idle windows without a network loaded")] * 3
