@@ -380,12 +380,12 @@ def scrape_samples(world: World, **more: str) -> list[Sample]:
     ]
 
 
-def write_recording(world: World, path: Path) -> None:
-    """Write the recording of the local mode."""
+def write_recording(world: World, path: Path, samples: Sequence[RawSeries] | None = None) -> None:
+    """Write the recording of the local mode; ``samples`` replace those of the world."""
     assert world.record is not None
     record = world.record
     scrapes: dict[float, list[tuple[str, float]]] = {}
-    for raw in world.scrapes():
+    for raw in world.scrapes() if samples is None else samples:
         labels = ",".join(f'{key}="{value}"' for key, value in sorted(raw.labels.items()) if key != "instance")
         key = f"{raw.name}{{{labels}}}" if labels else raw.name
         for t, value in zip(raw.times_s, raw.values, strict=True):

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: Bad times, no source or two, or no sensor matches.
         QueryError, RecordError: The source cannot be read.
     """
-    from joulewatch_harness.analysis.energy.sensor_energies import measure
+    from joulewatch_harness.analysis.energy.sensor_energies import frozen_notices, measure
     from joulewatch_harness.analysis.energy.window_energy import Span
     from joulewatch_harness.analysis.reports import energy_report
     from joulewatch_harness.analysis.reports.table import terminal_width
@@ -106,10 +106,11 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"no sensor {wanted}; the sensors are {', '.join(known[:8])}{', ...' if len(known) > 8 else ''}"
         )
+    notices = [*history.notices, *frozen_notices(rows)]
     if args.format == "json":
-        sys.stdout.write(energy_report.render_json(rows, span, where, history.notices))
+        sys.stdout.write(energy_report.render_json(rows, span, where, notices))
     elif args.format == "csv":
         sys.stdout.write(energy_report.render_csv(rows, span))
     else:
-        sys.stdout.write(energy_report.render_table(rows, span, where, history.notices, width=terminal_width()))
+        sys.stdout.write(energy_report.render_table(rows, span, where, notices, width=terminal_width()))
     return 0 if any(row.energy is not None for row in rows) else EXIT_FAILED

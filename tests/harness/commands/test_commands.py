@@ -125,6 +125,45 @@ def test_a_window_that_the_samples_do_not_enclose_has_no_energy(runs: Path, caps
     assert "missing" in text and "[unbracketed]" in text and "No total" in text
 
 
+def test_a_frozen_gauge_has_no_energy_and_a_doubtful_one_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the text, CSV and JSON of ``energy``."""
+    gauge = sensor("gpu0", "board", "gpu", collector="nvml", method="integrated", reads="power", refresh_s=None)
+    other = sensor("socket0", "package")
+
+    for load_watts, reason in ((150.0, "frozen"), (41.0, "")):
+        world = make_world(
+            [gauge, other],
+            batch_sizes=(1,),
+            window_s=20.0,
+            start_s=START_S,
+            power=lambda item, name, _, w=load_watts: 46.19 if item is gauge else 40.0 if name == "idle" else w,  # type: ignore[misc]
+        )
+        path = tmp_path / f"{load_watts}.sqlite"
+        write_recording(world, path)
+        words = [
+            "energy",
+            f"--start={START_S + 2}",
+            f"--end={START_S + 130}",
+            f"--recording={path}",
+            "--sensor=*/nvml/*",
+        ]
+        assert main([*words, "--format=json"]) == (1 if reason else 0)
+        document = json.loads(capsys.readouterr().out)
+        (row,) = document["sensors"]
+        assert (row["missing"], row["energy"] is None) == (reason, bool(reason))
+        findings = [(item["severity"], item["reason"], item["text"]) for item in document["findings"]]
+        assert [item[:2] for item in findings] == ([] if reason else [("warning", "frozen")])
+        assert "exactly 46.19 W" in (row["missing_text"] if reason else findings[0][2])
+        main([*words, "--format=csv"])
+        (line,) = csv.DictReader(io.StringIO(capsys.readouterr().out))
+        assert (line["missing"], bool(line["warning"])) == (reason, not reason)
+        main(words)
+        text = " ".join(capsys.readouterr().out.split())
+        assert "[frozen]" in text and ("warning [frozen]: " in text) == (not reason)
+
+
 def test_strict_fails_on_audit_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken = make_world(
         [sensor("socket0", "package"), sensor("socket0", "core", "cpu", "part")],

@@ -28,6 +28,8 @@ from support.paths import ROOT
 RUN = "20261128T111652Z-212543"
 DATA = ROOT / "tests" / "harness" / "compatibility" / "run-0.1.0"
 CHANGED = DATA.parent / "uncertainties"
+LATER_FINDINGS = {("error", "missing_windows")}
+"""What a later version finds besides: the extract has 6 of the 51 windows of its run."""
 TEXTS = {"generator", "text"}
 """Keys and columns with texts for people."""
 UNCERTAINTIES = {
@@ -119,6 +121,9 @@ def test_the_run_analyzes_to_the_same_numbers(
     del expected["source"]  # the path of the recording
     for source in (folder, folder / "recording.sqlite"):
         document = json.loads(printed(capsys, "analyze", str(source), "--format=json"))
+        later = [item for item in document["findings"] if (item["severity"], item["reason"]) in LATER_FINDINGS]
+        assert {(item["severity"], item["reason"]) for item in later} == LATER_FINDINGS
+        document["findings"] = [item for item in document["findings"] if item not in later]
         changed: list[str] = []
         check(document, expected, changed)
         check_changed(changed, "result.json", update_golden)

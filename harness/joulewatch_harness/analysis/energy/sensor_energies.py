@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from joulewatch_harness.analysis.energy.frozen import check_frozen
 from joulewatch_harness.analysis.energy.window_energy import (
     ACCURACY,
     Span,
@@ -17,6 +18,7 @@ from joulewatch_harness.analysis.energy.window_energy import (
 )
 from joulewatch_harness.analysis.energy.windows import LARGEST_UNMEASURED
 from joulewatch_harness.analysis.sources.history import SCOPES, History, traits_of
+from joulewatch_harness.analysis.sources.identity import Notice
 from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.gum import expand
@@ -43,6 +45,8 @@ class SensorEnergy:
     energy: WindowEnergy | None
     reason: str = ""
     text: str = ""
+    warning: str = ""
+    """Why a person should check the number; empty: nothing is known against it."""
 
     @property
     def expanded_joules(self) -> float:
@@ -80,26 +84,36 @@ def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -
             continue
         counter, power = history.counters.get(sensor), history.powers.get(sensor)
         health = history.health(sensor, span.start_s, span.end_s)
+        traits = traits_of(record, counter if counter is not None else power)
+        warning = ""
         try:
             if counter is not None:
-                energy = energy_from_counter(
-                    counter, span, traits_of(record), restarts_s=history.starts.get(sensor.exporter)
-                )
+                energy = energy_from_counter(counter, span, traits, restarts_s=history.starts.get(sensor.exporter))
             elif power is not None:
-                energy = energy_from_power(power, span, traits_of(record))
+                energy = energy_from_power(power, span, traits)
             else:
                 raise CoverageError("no_samples", "no sample in the window")
-            energy = with_unseen(energy, span, traits_of(record), history.readings.get(sensor))
+            energy = with_unseen(energy, span, traits, history.readings.get(sensor))
             if health.unmeasured_s > LARGEST_UNMEASURED * span.duration_s:
                 raise CoverageError(
                     "unmeasured_time", f"the counter did not cover {health.unmeasured_s:.3g} s of the window"
                 )
+            warning = check_frozen(history, sensor, record, energy, span)
         except CoverageError as error:
             reason = "sensor_down" if health.down else error.reason
             rows.append(SensorEnergy(sensor=sensor, record=record, energy=None, reason=reason, text=str(error)))
             continue
-        rows.append(SensorEnergy(sensor=sensor, record=record, energy=energy))
+        rows.append(SensorEnergy(sensor=sensor, record=record, energy=energy, warning=warning))
     return rows
+
+
+def frozen_notices(rows: Sequence[SensorEnergy]) -> list[Notice]:
+    """Return the warnings about sensors that may be frozen."""
+    return [
+        Notice(severity="warning", reason="frozen", text=row.warning, exporter=row.sensor.exporter)
+        for row in rows
+        if row.warning
+    ]
 
 
 def total_of(rows: Sequence[SensorEnergy]) -> Joules | None:

@@ -126,6 +126,7 @@ def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
         Column("missing", lambda row: row.reason),
         Column("primary", lambda row: _PRIMARY[row.record.primary]),
         Column("host", lambda row: row.record.host),
+        Column("warning", lambda row: row.warning),
     ]
     return Table(columns, rows).csv()
 

@@ -165,6 +165,7 @@ def _energy_document(energy: EnergyResult) -> dict[str, Any]:
         "inferences_per_joule": estimate_document(energy.inferences_per_joule, "1/J"),
         "idle": _idle_document(energy.idle),
         "missing": energy.missing,
+        "net_missing": energy.net_missing,
         "methods": list(energy.methods),
         "sources": list(energy.sources),
         "windows": list(energy.windows),

@@ -195,7 +195,8 @@ def _idle_lines(result: RunResult) -> list[str]:
     text = f"net: total minus idle power × time; idle power is {_watts(total)} over all devices ({total.text})."
     if own and own != {total.text}:
         text += f" Each configuration uses its own idle windows: {'; '.join(sorted(own))}."
-    return [text]
+    withheld = sorted({group.total.net_missing for group in result.groups if group.total.net_missing})
+    return [text, *(f"net is withheld, because {reason}." for reason in withheld)]
 
 
 def _rounds_lines(result: RunResult) -> list[str]:

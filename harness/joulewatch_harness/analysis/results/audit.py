@@ -6,21 +6,32 @@ result. ``info``: worth knowing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
 from joulewatch_harness.analysis.energy.clock_offsets import HARNESS
+from joulewatch_harness.analysis.energy.frozen import pause_in, pause_text
+from joulewatch_harness.analysis.energy.settling import settle_s_of
 from joulewatch_harness.analysis.energy.windows import (
     LARGEST_UNMEASURED,
     Measured,
     MeasuredRun,
     MeasuredWindow,
 )
-from joulewatch_harness.analysis.sources.series import SensorId, Series
+from joulewatch_harness.analysis.sources.history import refresh_s_of
+from joulewatch_harness.analysis.sources.series import SensorId
+from joulewatch_harness.gum import NORMAL_95
+from joulewatch_harness.plan.runtimes import is_server
 from joulewatch_harness.plan.target import relative_half_width
+from joulewatch_harness.records import RunRecord, Window
+
+if TYPE_CHECKING:
+    from joulewatch_harness.analysis.results.model import Estimate, IdlePower
 
 Severity = Literal["info", "warning", "error"]
 Evidence = Mapping[str, str | float | int]
@@ -35,6 +46,12 @@ STEADY_TOLERANCE: Final = 0.10
 """Largest relative difference of the mean powers in the two halves of a window."""
 FEW_REFRESHES: Final = 20
 """Smallest number of a sensor's refresh periods that a window should contain."""
+QUIET_SHARE: Final = 0.02
+"""Largest share of the processor time that other work may use in a window."""
+BUSY_SHARE: Final = 0.05
+"""An idle window with more other work than this is not idle: there is no net energy."""
+LEAST_LOAD_S: Final = 0.03
+"""Smallest significant processor time: the kernel rounds two counts to 10 ms at either edge."""
 
 REASONS: Final[Mapping[str, str]] = {
     "sample_gap": "samples are missing",
@@ -71,6 +88,12 @@ REASONS: Final[Mapping[str, str]] = {
     "overloaded": "a server could not keep up with its queries",
     "no_idle": "no idle window: no net energy",
     "no_sensors": "the run has no energy sensor",
+    "frozen": "a sensor's value did not change while time passed or the load changed",
+    "load_draws_idle": "a network draws no more than the idle machine",
+    "idle_busy": "the machine was busy in an idle window",
+    "other_load": "other work ran while a network was measured",
+    "settle_too_short": "the load before a window was shorter than a sensor's refresh period",
+    "missing_windows": "windows of the run are missing or stored twice",
 }
 """Every reason code with its meaning."""
 
@@ -94,48 +117,59 @@ def worst(findings: Iterable[Finding]) -> Severity | None:
 
 
 def audit_windows(run: MeasuredRun) -> Iterator[Finding]:
-    """Yield the findings about single windows."""
+    """Yield the findings about single windows: those of every check, in the order of the tables."""
     for measured in run.windows:
         for sensor, result in measured.sensors.items():
-            yield from _sensor_findings(run, measured, sensor, result)
-        yield from _parts(run, measured)
-        yield from _node(run, measured)
-        yield from _clocks(run, measured)
-        yield from _flags(measured)
+            for sensor_check in SENSOR_CHECKS:
+                yield from sensor_check(run, measured, sensor, result)
+        for window_check in WINDOW_CHECKS:
+            yield from window_check(run, measured)
 
 
-def _sensor_findings(
-    run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured
-) -> Iterator[Finding]:
-    index = measured.window.index
-    span = measured.span
+# One sensor in one window
+
+
+def _missing(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured) -> Iterator[Finding]:
     # A clock that was set has one finding for all its sensors (``_clocks``).
     if result.energy is None and result.reason != "clock_stepped":
         # The result does not include nodes and parts, so it is complete without them.
         severity: Severity = "error" if sensor.scope == "device" else "warning"
         yield Finding(
-            severity=severity, reason=result.reason, text=result.text, evidence={"sensor": str(sensor)}, window=index
+            severity=severity,
+            reason=result.reason,
+            text=result.text,
+            evidence={"sensor": str(sensor)},
+            window=measured.window.index,
         )
+
+
+def _edges_and_history(
+    run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured
+) -> Iterator[Finding]:
     by_edges, by_history = result.edges, result.history
-    if by_edges is not None and by_history is not None:
-        apart = max(by_edges.lower_joules - by_history.upper_joules, by_history.lower_joules - by_edges.upper_joules)
-        # A double holds a counter of 1e9 J to 1e-7 J.
-        if apart > 1e-6:
-            yield Finding(
-                severity="error",
-                reason="edge_history_disagreement",
-                text=f"{sensor}: {by_edges.joules:.6g} J by edges, outside the bounds of the history "
-                f"({by_history.lower_joules:.6g} to {by_history.upper_joules:.6g} J); check that both are of the same "
-                "exporter",
-                evidence={
-                    "sensor": str(sensor),
-                    "edges_joules": by_edges.joules,
-                    "history_lower_joules": by_history.lower_joules,
-                    "history_upper_joules": by_history.upper_joules,
-                },
-                window=index,
-            )
-    refresh_s = run.sensors[sensor].refresh_s
+    if by_edges is None or by_history is None:
+        return
+    apart = max(by_edges.lower_joules - by_history.upper_joules, by_history.lower_joules - by_edges.upper_joules)
+    # A double holds a counter of 1e9 J to 1e-7 J.
+    if apart > 1e-6:
+        yield Finding(
+            severity="error",
+            reason="edge_history_disagreement",
+            text=f"{sensor}: {by_edges.joules:.6g} J by edges, outside the bounds of the history "
+            f"({by_history.lower_joules:.6g} to {by_history.upper_joules:.6g} J); check that both are of the same "
+            "exporter",
+            evidence={
+                "sensor": str(sensor),
+                "edges_joules": by_edges.joules,
+                "history_lower_joules": by_history.lower_joules,
+                "history_upper_joules": by_history.upper_joules,
+            },
+            window=measured.window.index,
+        )
+
+
+def _below_refresh(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured) -> Iterator[Finding]:
+    span, refresh_s = measured.span, run.sensors[sensor].refresh_s
     if result.energy is not None and refresh_s is not None and span.duration_s < FEW_REFRESHES * refresh_s:
         yield Finding(
             severity="warning",
@@ -143,41 +177,64 @@ def _sensor_findings(
             text=f"{sensor}: the window of {span.duration_s:.3g} s contains fewer than {FEW_REFRESHES} refresh periods "
             f"of {refresh_s:.3g} s; use longer windows",
             evidence={"sensor": str(sensor), "duration_s": span.duration_s, "refresh_s": refresh_s},
-            window=index,
+            window=measured.window.index,
         )
-    health = result.health
-    if health.wraps:
+
+
+def _wraps(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured) -> Iterator[Finding]:
+    wraps = result.health.wraps
+    if wraps:
         yield Finding(
             severity="info",
             reason="wraps_seen",
-            text=f"{sensor}: the counter wrapped {health.wraps:.0f} times; the wraps were corrected",
-            evidence={"sensor": str(sensor), "wraps": health.wraps},
-            window=index,
+            text=f"{sensor}: the counter wrapped {wraps:.0f} times; the wraps were corrected",
+            evidence={"sensor": str(sensor), "wraps": wraps},
+            window=measured.window.index,
         )
-    if health.rejected:
+
+
+def _rejected(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured) -> Iterator[Finding]:
+    rejected = result.health.rejected
+    if rejected:
         yield Finding(
             severity="warning",
             reason="rejected_readings",
-            text=f"{sensor}: {health.rejected:.0f} readings outside physical bounds were rejected",
-            evidence={"sensor": str(sensor), "readings": health.rejected},
-            window=index,
+            text=f"{sensor}: {rejected:.0f} readings outside physical bounds were rejected",
+            evidence={"sensor": str(sensor), "readings": rejected},
+            window=measured.window.index,
         )
-    if health.unmeasured_s and health.unmeasured_s <= LARGEST_UNMEASURED * span.duration_s:
+
+
+def _unmeasured(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured) -> Iterator[Finding]:
+    unmeasured_s, duration_s = result.health.unmeasured_s, measured.span.duration_s
+    if 0 < unmeasured_s <= LARGEST_UNMEASURED * duration_s:
         yield Finding(
             severity="warning",
             reason="unmeasured_time",
-            text=f"{sensor}: the counter did not cover {health.unmeasured_s:.3g} s of {span.duration_s:.3g} s",
-            evidence={"sensor": str(sensor), "unmeasured_s": health.unmeasured_s},
-            window=index,
+            text=f"{sensor}: the counter did not cover {unmeasured_s:.3g} s of {duration_s:.3g} s",
+            evidence={"sensor": str(sensor), "unmeasured_s": unmeasured_s},
+            window=measured.window.index,
         )
-    if measured.window.kind == "measure":
-        counter = run.history.counters.get(sensor)
-        if counter is not None and result.energy is not None:
-            yield from _steady(counter, measured, sensor)
 
 
-def _steady(counter: Series, measured: MeasuredWindow, sensor: SensorId) -> Iterator[Finding]:
-    """Compare the mean powers of a window's halves, if it contains at least four samples."""
+def _short_pause(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured) -> Iterator[Finding]:
+    """Report a counter that was frozen for so short a part of the window that its energy is kept."""
+    pause_s = pause_in(run, measured, sensor)
+    if pause_s > 0:
+        yield Finding(
+            severity="warning",
+            reason="frozen",
+            text=pause_text(sensor, pause_s),
+            evidence={"sensor": str(sensor), "pause_s": pause_s},
+            window=measured.window.index,
+        )
+
+
+def _steady(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured) -> Iterator[Finding]:
+    """Compare the mean powers of a measure window's halves, if it contains at least four samples."""
+    counter = run.history.counters.get(sensor)
+    if measured.window.kind != "measure" or counter is None or result.energy is None:
+        return
     span = measured.span
     first, last = np.searchsorted(counter.times_s, (span.start_s, span.end_s))
     inside = counter.times_s[first:last]
@@ -200,6 +257,9 @@ def _steady(counter: Series, measured: MeasuredWindow, sensor: SensorId) -> Iter
             evidence={"sensor": str(sensor), "first_watts": watts[0], "second_watts": watts[1]},
             window=measured.window.index,
         )
+
+
+# All sensors of one window
 
 
 def _parts(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
@@ -292,7 +352,7 @@ _FLAG_TEXTS: Final[Mapping[str, str]] = {
 }
 
 
-def _flags(measured: MeasuredWindow) -> Iterator[Finding]:
+def _flags(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
     for flag in measured.window.flags:
         if flag in _FLAG_TEXTS:
             yield Finding(
@@ -300,33 +360,123 @@ def _flags(measured: MeasuredWindow) -> Iterator[Finding]:
             )
 
 
+def _load(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
+    """Report what else the harness's machine did, if one of its sensors measured the run."""
+    window = measured.window
+    name, largest, advice = _LOADS.get(window.kind, ("", math.inf, ""))
+    share = other_load(window)
+    if share <= QUIET_SHARE or not any(sensor.exporter in run.clocks.shared for sensor in run.sensors):
+        return
+    if window.kind == "measure" and _is_server(run.record, window.configuration):
+        return  # its load is the run's own, in processes that the harness does not know
+    yield Finding(
+        severity="error" if share > largest else "warning",
+        reason=name,
+        text=f"other work used {100 * share:.3g} % of the processor time during the window; {advice}",
+        evidence={"share": share},
+        window=window.index,
+    )
+
+
+_LOADS: Final[Mapping[str, tuple[str, float, str]]] = {
+    "idle": ("idle_busy", BUSY_SHARE, "stop it, or wait until it ends, and run again"),
+    "measure": ("other_load", math.inf, "stop it and run again: the results include its energy"),
+}
+"""Kind of window -> reason, largest share that is a warning, advice."""
+
+
+def other_load(window: Window) -> float:
+    """Return the share of the machine's processor time in a window that was not the run's own; 0 if not known.
+
+    The kernel rounds its counts, so less than ``LEAST_LOAD_S`` of processor time is not significant. On one processor
+    that is 3 % of a window of 1 s; on two, or in windows of 1.5 s, it is less than ``QUIET_SHARE``.
+    """
+    used = window.processor_time
+    if used is None or window.duration_s <= 0 or used.processors < 1:
+        return 0.0
+    other_s = used.busy_s - used.own_s
+    return other_s / (used.processors * window.duration_s) if other_s > LEAST_LOAD_S else 0.0
+
+
+def is_busy(window: Window) -> bool:
+    """Return whether so much else ran in an idle window that its power is not the idle power."""
+    return other_load(window) > BUSY_SHARE
+
+
+def _is_server(record: RunRecord, configuration: str) -> bool:
+    return any(item.name == configuration and is_server(item.runtime) for item in record.header.configurations)
+
+
+# The whole run
+
+
+def audit_record(record: RunRecord) -> Iterator[Finding]:
+    """Yield the findings about the list of windows: gaps and doubles in their numbers."""
+    counts = Counter(window.index for window in record.windows)
+    missing = sorted(set(range(max(counts, default=-1) + 1)) - counts.keys())
+    doubled = sorted(index for index, count in counts.items() if count > 1)
+    if missing:
+        yield Finding(
+            severity="error",
+            reason="missing_windows",
+            text=f"{len(missing)} of {max(counts) + 1} windows are missing, the first is {missing[0]}: lines of the "
+            "journal are lost, or not delivered yet ('joulewatch runs push' delivers them)",
+            evidence={"windows": len(missing), "first": missing[0]},
+        )
+    if doubled:
+        yield Finding(
+            severity="warning",
+            reason="missing_windows",
+            text=f"{len(doubled)} windows are stored twice, the first is {doubled[0]}; the first line of each is used",
+            evidence={"windows": len(doubled), "first": doubled[0]},
+            window=doubled[0],
+        )
+
+
 def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
-    """Yield the findings about the run as a whole.
+    """Yield the findings about the run as a whole: those of every check, in the order of the tables.
 
     Args:
         run: The measured run.
         with_history: Whether there was a source of samples.
     """
-    record = run.record
+    for check in (*RUN_CHECKS, *(HISTORY_CHECKS if with_history else ()), _end):
+        yield from check(run)
+
+
+def _no_sensors(run: MeasuredRun) -> Iterator[Finding]:
     if not run.sensors:
         yield Finding(
             severity="error",
             reason="no_sensors",
             text="the run has no energy sensor, so it has times only; 'joulewatch-exporter check' reports why",
         )
-    methods: dict[str, list[str]] = {}
-    for sensor, metadata in run.sensors.items():
-        methods.setdefault(metadata.method, []).append(str(sensor))
-    for method, reason, sentence in (
-        ("estimated", "estimated_energy", "estimated by a power model, not measured"),
-        ("emulated", "emulated_energy", "from an emulated machine, not from hardware"),
-        ("unknown", "unknown_method", "measured by an unknown method, because joulewatch_sensor_info is not stored"),
-    ):
-        if method in methods:
-            names = methods[method]
+
+
+_METHODS: Final = (
+    ("estimated", "estimated_energy", "estimated by a power model, not measured"),
+    ("emulated", "emulated_energy", "from an emulated machine, not from hardware"),
+    ("unknown", "unknown_method", "measured by an unknown method, because joulewatch_sensor_info is not stored"),
+)
+
+
+def _methods(run: MeasuredRun) -> Iterator[Finding]:
+    for method, reason, sentence in _METHODS:
+        names = [str(sensor) for sensor, metadata in run.sensors.items() if metadata.method == method]
+        if names:
             yield Finding(
-                severity="warning", reason=reason, text=f"{sentence}: {_some(names)}", evidence={"sensors": len(names)}
+                severity="warning",
+                reason=reason,
+                text=f"{sentence}: {_some(names)}",
+                evidence={"sensors": len(names)},
             )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _accuracy(run: MeasuredRun) -> Iterator[Finding]:
     unknown = [str(sensor) for sensor, metadata in run.sensors.items() if metadata.accuracy is None]
     if unknown:
         yield Finding(
@@ -335,6 +485,9 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
             text=f"no accuracy is published, so uncertainties do not include it: {_some(unknown)}",
             evidence={"sensors": len(unknown)},
         )
+
+
+def _notices(run: MeasuredRun) -> Iterator[Finding]:
     for notice in run.history.notices:
         yield Finding(
             severity=notice.severity,
@@ -342,29 +495,52 @@ def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
             text=notice.text,
             evidence={"exporter": notice.exporter},
         )
-    if with_history:
-        seen = {sensor.exporter for sensor in run.history.counters}
-        for exporter in sorted({exporter_record.name for exporter_record in record.header.exporters} - seen):
-            yield Finding(
-                severity="warning",
-                reason="exporter_missing",
-                text=f"{exporter}: {run.history.source} has no samples of this exporter around the run; check that it "
-                "is scraped",
-                evidence={"exporter": exporter},
-            )
-        yield from _gaps(run)
-        yield from _unknown_clocks(run)
-    if record.end is None:
+
+
+def _settle(run: MeasuredRun) -> Iterator[Finding]:
+    settle_s = settle_s_of(run.record)
+    if settle_s is None:
+        return
+    slow = {
+        sensor: refresh_s
+        for sensor, metadata in run.sensors.items()
+        if sensor.scope != "part"
+        and (refresh_s := refresh_s_of(metadata, run.history.counters.get(sensor))) > settle_s
+        and any(measured.sensors[sensor].energy is not None for measured in run.windows)
+    }
+    if slow:
+        slowest_s = max(slow.values())
+        yield Finding(
+            severity="warning",
+            reason="settle_too_short",
+            text=f"the load ran for {settle_s:.3g} s before each window, less than the refresh period (up to "
+            f"{slowest_s:.3g} s) of {_some([str(sensor) for sensor in slow])}; set settle_s to {slowest_s:.3g} or more "
+            "in the plan",
+            evidence={"settle_s": settle_s, "refresh_s": slowest_s},
+        )
+
+
+def _exporter_missing(run: MeasuredRun) -> Iterator[Finding]:
+    seen = {sensor.exporter for sensor in run.history.counters}
+    for exporter in sorted({exporter_record.name for exporter_record in run.record.header.exporters} - seen):
+        yield Finding(
+            severity="warning",
+            reason="exporter_missing",
+            text=f"{exporter}: {run.history.source} has no samples of this exporter around the run; check that it "
+            "is scraped",
+            evidence={"exporter": exporter},
+        )
+
+
+def _end(run: MeasuredRun) -> Iterator[Finding]:
+    end = run.record.end
+    if end is None:
         yield Finding(
             severity="warning", reason="interrupted", text="the run has no end: it was killed or is still running"
         )
-    elif record.end.status != "complete":
-        text = f": {record.end.text}" if record.end.text else ""
-        yield Finding(severity="warning", reason="interrupted", text=f"the run ended as {record.end.status}{text}")
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    elif end.status != "complete":
+        text = f": {end.text}" if end.text else ""
+        yield Finding(severity="warning", reason="interrupted", text=f"the run ended as {end.status}{text}")
 
 
 def _unknown_clocks(run: MeasuredRun) -> Iterator[Finding]:
@@ -408,6 +584,28 @@ def _gaps(run: MeasuredRun) -> Iterator[Finding]:
                         evidence={"exporter": sensor.exporter, "gap_s": right_s - left_s},
                         window=measured.window.index,
                     )
+
+
+SensorCheck = Callable[[MeasuredRun, MeasuredWindow, SensorId, Measured], Iterator[Finding]]
+WindowCheck = Callable[[MeasuredRun, MeasuredWindow], Iterator[Finding]]
+RunCheck = Callable[[MeasuredRun], Iterator[Finding]]
+
+SENSOR_CHECKS: Final[tuple[SensorCheck, ...]] = (
+    _missing,
+    _edges_and_history,
+    _below_refresh,
+    _wraps,
+    _rejected,
+    _unmeasured,
+    _short_pause,
+    _steady,
+)
+WINDOW_CHECKS: Final[tuple[WindowCheck, ...]] = (_parts, _node, _clocks, _flags, _load)
+RUN_CHECKS: Final[tuple[RunCheck, ...]] = (_no_sensors, _methods, _accuracy, _notices, _settle)
+HISTORY_CHECKS: Final[tuple[RunCheck, ...]] = (_exporter_missing, _gaps, _unknown_clocks)
+
+
+# Groups of windows
 
 
 def audit_repeats(
@@ -465,4 +663,25 @@ def audit_idle(component: str, watts: Sequence[float]) -> Iterator[Finding]:
             text=f"{component}: idle power changed from {watts[0]:.4g} W to {watts[-1]:.4g} W over the run; use longer "
             "idle windows, or stop other load on the machine",
             evidence={"component": component, "first_watts": watts[0], "last_watts": watts[-1]},
+        )
+
+
+def audit_load(name: str, gross: Estimate, watts_per_joule: float, idle: IdlePower) -> Iterator[Finding]:
+    """Check that a group draws more than the idle machine.
+
+    Args:
+        name: The group.
+        gross: Joules per inference over all devices.
+        watts_per_joule: Inferences per second.
+        idle: The idle power of the same devices.
+    """
+    watts = gross.value * watts_per_joule
+    if watts <= idle.watts + NORMAL_95 * idle.standard_watts:
+        yield Finding(
+            severity="warning",
+            reason="load_draws_idle",
+            text=f"{name}: {watts:.4g} W, no more than the idle power of {idle.watts:.4g} W "
+            f"(± {NORMAL_95 * idle.standard_watts:.2g} W); check that the network runs on a measured device, that the "
+            "machine was idle in the idle windows, and that the sensors work",
+            evidence={"watts": watts, "idle_watts": idle.watts},
         )

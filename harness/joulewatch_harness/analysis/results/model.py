@@ -104,6 +104,8 @@ class EnergyResult:
     """Methods of the sensors: counter, integrated, estimated, emulated or unknown."""
     sources: tuple[str, ...]
     """How the energies of the windows were obtained: edges, history."""
+    net_missing: str = ""
+    """Why there is no net energy although ``idle`` was measured; empty otherwise."""
 
     @property
     def inferences_per_joule(self) -> Estimate | None:

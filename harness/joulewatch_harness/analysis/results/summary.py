@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
+from joulewatch_harness.analysis.energy.frozen import withhold_frozen
+from joulewatch_harness.analysis.energy.settling import with_settling
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow, measure_run
 from joulewatch_harness.analysis.results import audit
@@ -87,12 +89,14 @@ def analyze_run(
         # The exporters of the run; if a foreign record names none, all exporters of the source.
         history = source.history(run_spans(record), record.header.exporters or None)
     report("integrating")
+    findings = list(audit.audit_record(record))
+    record = replace(record, windows=_first_of_each(record.windows))
     windows = tuple(window for window in record.windows if window.kind in MEASURED_KINDS)
-    run = measure_run(replace(record, windows=windows), history)
+    run = with_settling(withhold_frozen(measure_run(replace(record, windows=windows), history)))
     analysis = _Analysis(record, run)
     # Setups are reported but not audited: a problem with a setup is not a problem with a result.
     audited = replace(run, windows=tuple(measured for measured in run.windows if measured.window.kind != "setup"))
-    findings = list(audit.audit_run(audited, with_history=source is not None))
+    findings += audit.audit_run(audited, with_history=source is not None)
     groups = [analysis.group(key, windows) for key, windows in analysis.measure_windows().items()]
     findings += (finding for group in groups for finding in analysis.audit_group(group))
     idle = analysis.idle_by_component()
@@ -119,6 +123,14 @@ def run_spans(record: RunRecord) -> list[tuple[float, float]]:
         for window in record.windows
         if window.kind in MEASURED_KINDS and window.duration_s > 0
     ]
+
+
+def _first_of_each(windows: Sequence[Window]) -> tuple[Window, ...]:
+    """Return the windows without those whose number an earlier one has; the audit reports them."""
+    first: dict[int, Window] = {}
+    for window in windows:
+        first.setdefault(window.index, window)
+    return tuple(first.values())
 
 
 class _Analysis:
@@ -190,6 +202,15 @@ class _Analysis:
                 )
                 return _mean_idle_power(basis, text, complete, others)
         return None
+
+    def idle_problem(self, idle: IdlePower | None, sensors: Sequence[SensorId]) -> str:
+        """Return why the power of idle windows is not the idle power of some sensors; empty: nothing is known."""
+        busy = {measured.window.index for measured in self.idle_windows if audit.is_busy(measured.window)}
+        here = any(sensor.exporter in self.run.clocks.shared for sensor in sensors)
+        if idle is None or not here or not busy.intersection(idle.windows):
+            return ""
+        count = len(busy.intersection(idle.windows))
+        return f"the machine was busy in {count} of {len(idle.windows)} idle windows [idle_busy]"
 
     def idle_by_component(self) -> dict[str, IdlePower]:
         """Return the idle power of every component and of all devices, where it was measured."""
@@ -286,6 +307,9 @@ class _Analysis:
         rates = {} if group.throughput is None else group.throughput.rounds
         times_s = {number: 1 / rate for number, rate in rates.items() if rate > 0}
         yield from audit_first_round(name, {"energy per inference": energies, "time per inference": times_s})
+        gross, idle = group.total.gross, group.total.idle
+        if gross is not None and idle is not None and group.throughput is not None:
+            yield from audit.audit_load(name, gross, group.throughput.value, idle)
 
     def energy(
         self, name: str, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str
@@ -308,12 +332,14 @@ class _Analysis:
         if not complete:
             return replace(result, missing=_missing_text(missing, len(windows)))
         idle = self.idle_power(sensors, configuration)
+        withheld = self.idle_problem(idle, sensors)
         return replace(
             result,
             gross=_per_inference(complete, None),
-            net=_per_inference(complete, idle) if idle is not None else None,
+            net=_per_inference(complete, idle) if idle is not None and not withheld else None,
             idle=idle,
             missing="",
+            net_missing=withheld,
             windows=tuple(measured.window.index for measured, _ in complete),
             sources=tuple(sorted({source for _, energy in complete for source in energy.sources})),
         )
@@ -324,6 +350,8 @@ class _Analysis:
         """Return the joules of each unit of work that every window of a group has counted."""
         complete, _ = self.gather(sensors, windows)
         idle = self.idle_power(sensors, configuration) if complete else None
+        if self.idle_problem(idle, sensors):
+            idle = None
         results = []
         for name in windows[0].window.counts if windows else ():
             if any(measured.window.counts.get(name, 0) <= 0 for measured in windows):

@@ -34,8 +34,8 @@ ASSUMED_REFRESH_S: Final = {"rapl": 0.001}
 _ASSUMED_REFRESH_COUNTER_S: Final = 0.1
 _ASSUMED_REFRESH_SLOW_S: Final = 5.0
 """Refresh of the other sensors, if nothing shows it: of a counter that is read on request; of everything else."""
-_SCRAPE_BOUND: Final = 1.5
-"""A value that changes at nearly every sample may change more often: the spacing of its samples is only a bound."""
+_MOST_SAMPLES: Final = 0.95
+"""A value that changes at more samples than these may change more often: their spacing is only a bound."""
 _METHOD_DOUBT: Final = ("counter", "integrated", "emulated", "estimated")
 """Methods from the most to the least reliable; an unknown method is less reliable than all of them."""
 _LARGEST_AGE_RISE_S: Final = 60.0
@@ -197,7 +197,7 @@ def refresh_s_of(record: SensorRecord, observed: Series | None = None) -> float:
     if changed_s.size < 2:
         return assumed_s
     spacing_s = float(np.diff(changed_s).min())
-    return min(spacing_s, assumed_s) if spacing_s < _SCRAPE_BOUND * observed.spacing_s else spacing_s
+    return min(spacing_s, assumed_s) if changed_s.size > _MOST_SAMPLES * (len(observed) - 1) else spacing_s
 
 
 def _name(series: Series) -> str:

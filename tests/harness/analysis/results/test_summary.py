@@ -1259,7 +1259,8 @@ def test_a_separate_pass_for_phases_changes_no_energy_and_is_not_audited() -> No
     measured = measures(world.record)[0]
     separate = [
         dataclasses.replace(
-            measured, index=900 + number, kind="phase", batch_size=batch_size, configuration=name, end_edge=None,
+            measured, index=len(world.record.windows) + number, kind="phase", batch_size=batch_size, configuration=name,
+            end_edge=None,
             flags=("not_steady",), phases={"execute": PhaseTime(9, share), "wait": PhaseTime(9, 1 - share)},
         )
         for number, (name, batch_size, share) in enumerate(((FP32, 1, 0.25), (FP32, 8, 0.5), (INT8, 1, 0.75)))

@@ -13,6 +13,7 @@ from joulewatch_harness.analysis.sources.history import (
     RawSeries,
     build_history,
     merge_spans,
+    refresh_s_of,
     traits_of,
     unknown_sensor,
 )
@@ -69,6 +70,61 @@ def test_the_limits_of_a_sensor_come_from_its_metadata() -> None:
     assert traits_of(record()) == Traits(refresh_s=0.001, family="rapl")
     assert traits_of(record(NODE)) == Traits(refresh_s=5.0, family="ipmi")
     assert traits_of(record(refresh_s=0.0)).refresh_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("values", "refresh_s"),
+    [
+        ({"method": "counter", "reads": "energy"}, 0.1),
+        ({"method": "counter", "reads": "energy", "read_mode": "on_request"}, 0.1),
+        ({"method": "counter", "reads": "energy", "read_mode": "polled"}, 5.0),
+        ({"method": "counter", "reads": "energy", "read_mode": "remote"}, 5.0),
+        ({"method": "integrated", "reads": "power", "read_mode": "on_request"}, 5.0),
+        ({"method": "integrated"}, 5.0),
+        ({"method": "emulated", "reads": "energy"}, 0.1),
+        ({"method": "emulated", "reads": "power"}, 5.0),
+        ({"method": "estimated", "reads": "energy", "read_mode": "polled"}, 0.1),
+        ({"method": "unknown"}, 5.0),
+        ({"method": "a later one"}, 5.0),
+        ({"method": "unknown", "refresh_s": 0.25}, 0.25),
+    ],
+)
+def test_an_unknown_refresh_is_assumed_by_how_the_sensor_is_read(values: dict[str, object], refresh_s: float) -> None:
+    assert refresh_s_of(record(NODE, **values)) == refresh_s
+
+
+def every(refresh_s: float, sample_s: float, metric: Metric = catalog.DEVICE_ENERGY) -> Series:
+    """Return a minute and more of samples of a value that changes once per refresh period."""
+    times_s = np.arange(0.0, max(20 * refresh_s, 60.0), sample_s)
+    return Series(times_s, np.floor(times_s / refresh_s + 1e-9), {"__name__": metric.name})
+
+
+@pytest.mark.parametrize(
+    ("refresh_s", "sample_s", "expected_s"),
+    [
+        (1.0, 0.1, 1.0),
+        (20.0, 1.0, 20.0),
+        (20.0, 15.0, 15.0),
+        (0.01, 1.0, 1.0),
+        (0.01, 15.0, 5.0),  # changes at every sample: it may be faster
+    ],
+)
+def test_an_unknown_refresh_is_measured_from_the_samples(refresh_s: float, sample_s: float, expected_s: float) -> None:
+    for sensor, metric in ((record(NODE), catalog.NODE_ENERGY), (record(NODE, reads="power"), catalog.NODE_POWER)):
+        assert refresh_s_of(sensor, every(refresh_s, sample_s, metric)) == pytest.approx(expected_s)
+        assert traits_of(sensor, every(refresh_s, sample_s, metric)).refresh_s == pytest.approx(expected_s)
+    known = record(NODE, refresh_s=0.5)
+    assert refresh_s_of(known, every(refresh_s, sample_s)) == 0.5
+
+
+def test_samples_that_show_no_refresh_change_nothing() -> None:
+    """An integral of power changes with every reading, a power model computes when it is read, a rest is no refresh."""
+    assert refresh_s_of(record(NODE, method="integrated"), every(1.0, 0.1, catalog.NODE_ENERGY)) == 5.0
+    assert refresh_s_of(record(NODE, method="estimated"), every(15.0, 1.0)) == 0.1
+    times_s = np.arange(0.0, 60.0)
+    once = Series(times_s, np.where(times_s > 30, 1.0, 0.0))
+    assert refresh_s_of(record(NODE), once) == 5.0
+    assert refresh_s_of(record(NODE), Series(times_s[:1], times_s[:1])) == 5.0
 
 
 def test_a_sensor_without_metadata_is_estimated_or_unknown() -> None:
