@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import signal
 import socket
@@ -267,3 +269,28 @@ def test_tuning_in_a_separate_process_is_reported_as_setup_also_from_prometheus_
         assert delivered["energy"]["total"]["gross"]["value"] == pytest.approx(
             recorded["energy"]["total"]["gross"]["value"], rel=1e-6
         )
+
+
+def test_other_work_on_the_machine_withholds_the_net_energy(profile: Callable[..., Profile]) -> None:
+    """Programs that the harness did not start are busy in all windows; the sleeping network is not."""
+    loop = [sys.executable, "-c", "while True: pass"]
+    with contextlib.ExitStack() as stack:
+        for _ in range(1 + (os.cpu_count() or 1) // 4):
+            process = subprocess.Popen(loop)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        command = profile()
+        assert command.finish() == 0, command.err.read_text()
+    result = json.loads((command.run_folder / "result.json").read_text())
+    severities = {(item["severity"], item["reason"]) for item in result["findings"]}
+    assert severities >= {("error", "idle_busy"), ("warning", "other_load")}
+    for group in result["results"]:
+        total = group["energy"]["total"]
+        assert total["gross"] is not None and total["net"] is None
+        assert "[idle_busy]" in total["net_missing"]
+    assert "net is withheld, because the machine was busy in" in command.table
+    for window in command.record().windows:
+        used = window.processor_time
+        assert used is not None
+        assert used.busy_s > 0.1 * used.processors * window.duration_s
+        assert 0 < used.own_s < 0.5 * window.duration_s, "the harness and its exporter; the network sleeps"
