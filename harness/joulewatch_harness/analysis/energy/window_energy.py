@@ -531,10 +531,10 @@ def energy_from_counter(
         halves.append(max(upper - estimate, estimate - lower))
         residuals.append(_residual(times_s, values, before, after))
     widest = math.hypot(*spreads)
-    # Power that repeats about as often as the samples looks steady in them.
-    hidden = counter.spacing_s / _SYNCHRONOUS < batch_s < counter.spacing_s * _SYNCHRONOUS
-    likely = widest if hidden else min(widest, math.hypot(_LEAST_SPREAD * widest, *residuals))
     gaps_s = [float(times_s[after] - times_s[before]) for _, _, before, after in edges]
+    # Power that repeats about as often as the samples looks steady in them.
+    hidden = max(gaps_s) / _SYNCHRONOUS < batch_s < max(gaps_s) * _SYNCHRONOUS
+    likely = widest if hidden else min(widest, math.hypot(_LEAST_SPREAD * widest, *residuals))
     text = f"between samples {gaps_s[0]:.3g} s apart at the start and {gaps_s[1]:.3g} s at the end"
     clock_half = offset.half_width_s * (cap - floor) + 2 * window.clock_error_s * power
     budget = _budget(
