@@ -5,7 +5,8 @@ exporter's clock. ``ClockOffset`` bounds the difference.
 
 A counter never falls, so the samples around an edge are hard bounds. The value between them is estimated (from the
 powers on either side; for the milliseconds between the reading at an edge and the window, from the smallest power
-observed and the power of the window), with an uncertainty that covers all possible values.
+observed and the power of the window). Its uncertainty covers all possible values, or follows from the errors that the
+same estimate has at the samples nearby.
 """
 
 from __future__ import annotations
@@ -489,7 +490,7 @@ def energy_from_counter(
 
     Source:
         Interpolation of the integral by the powers on either side; with equal powers the linear interpolation of
-        PromQL's ``increase(c[w] smoothed)``.
+        PromQL's ``increase(c[w] smoothed)``. Its errors: leave-one-out cross-validation.
     """
     _check_refresh(window, traits)
     times_s, values = counter.times_s, counter.values
@@ -588,7 +589,8 @@ def energy_from_power(
         Energy in joules with bounds and budget.
 
     Raises:
-        CoverageError: ``no_samples``, ``unbracketed``, ``sample_gap`` (anywhere inside), ``below_refresh``.
+        CoverageError: ``no_samples``, ``unbracketed``, ``sample_gap`` (anywhere inside), ``below_refresh``,
+            ``too_few_samples`` (fewer than two inside).
 
     Source:
         Composite trapezoid rule; Davis and Rabinowitz, Methods of Numerical Integration, ch. 2.
