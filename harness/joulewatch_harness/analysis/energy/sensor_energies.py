@@ -34,6 +34,13 @@ class Joules:
     """At 95 % coverage."""
     lower_joules: float
     upper_joules: float
+    accuracy_known: bool
+    """Whether the uncertainty includes the accuracy of every sensor."""
+
+    @property
+    def covers(self) -> tuple[str, ...]:
+        """What the uncertainty includes; a single window shows no repeats."""
+        return ("sampling", "accuracy") if self.accuracy_known else ("sampling",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +78,7 @@ class SensorEnergy:
             expanded_joules=self.expanded_joules,
             lower_joules=self.energy.lower_joules,
             upper_joules=self.energy.upper_joules,
+            accuracy_known=any(item.name == ACCURACY for item in self.energy.budget),
         )
 
 
@@ -128,4 +136,5 @@ def total_of(rows: Sequence[SensorEnergy]) -> Joules | None:
         expanded_joules=sum(energy.expanded_joules for energy in energies),
         lower_joules=sum(energy.lower_joules for energy in energies),
         upper_joules=sum(energy.upper_joules for energy in energies),
+        accuracy_known=all(energy.accuracy_known for energy in energies),
     )

@@ -16,7 +16,7 @@ from joulewatch_harness.analysis.reports.table import (
     paragraph,
     paragraphs,
 )
-from joulewatch_harness.analysis.results.numbers import decimals_for, quantity, warning_line
+from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY, decimals_for, quantity, warning_line
 from joulewatch_harness.analysis.sources.identity import Notice
 
 SCHEMA_VERSION: Final = 1
@@ -62,6 +62,8 @@ def render_table(
         "bounds: from the counter's samples alone. ±: 95 % coverage, with the sensor's refresh, resolution and "
         "published accuracy."
     )
+    if any(row.joules is not None and not row.joules.accuracy_known for row in rows):
+        notes.append(f"{UNKNOWN_ACCURACY}: sampling only: the sensor's accuracy is unknown.")
     return "\n".join([*lines, *paragraphs(notes, width)]) + "\n"
 
 
@@ -86,12 +88,16 @@ def _text_columns(duration_s: float) -> list[Column[_Line]]:
 
         return cell
 
+    def uncertainty(line: _Line) -> str | None:
+        number = joules(lambda energy: energy.expanded_joules)(line)
+        return f"{number}{UNKNOWN_ACCURACY}" if line.energy is not None and not line.energy.accuracy_known else number
+
     lower, upper = joules(lambda energy: energy.lower_joules), joules(lambda energy: energy.upper_joules)
     return [
         Column("sensor", lambda line: line.sensor, text=True),
         Column("method", lambda line: line.method, text=True),
         Column("energy J", lambda line: joules(lambda energy: energy.joules)(line) or "missing"),
-        Column("± 95 %", joules(lambda energy: energy.expanded_joules)),
+        Column("± 95 %", uncertainty),
         Column("bounds J", lambda line: f"{lower(line)} to {upper(line)}" if line.energy else line.reason, priority=1),
         Column("power", lambda line: quantity(line.energy.joules / duration_s, "W") if line.energy else None),
     ]
@@ -119,6 +125,7 @@ def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
         Column("method", lambda row: row.record.method),
         Column("energy_joules", number(lambda energy: energy.joules)),
         Column("uncertainty_joules", lambda row: "" if row.energy is None else f"{row.expanded_joules:.9g}"),
+        Column("uncertainty_covers", lambda row: "" if row.joules is None else "+".join(row.joules.covers)),
         Column("lower_joules", number(lambda energy: energy.lower_joules)),
         Column("upper_joules", number(lambda energy: energy.upper_joules)),
         Column("mean_power_watts", number(lambda energy: energy.mean_power_watts)),
@@ -149,6 +156,7 @@ def render_json(rows: Sequence[SensorEnergy], span: Span, where: str, notices: S
         else {
             "joules": total.joules,
             "expanded_uncertainty": total.expanded_joules,
+            "covers": list(total.covers),
             "lower_joules": total.lower_joules,
             "upper_joules": total.upper_joules,
         },
@@ -181,10 +189,11 @@ def _row_document(row: SensorEnergy) -> dict[str, Any]:
         "missing_text": row.text,
         "energy": None,
     }
-    if energy is not None:
+    if energy is not None and row.joules is not None:
         document["energy"] = {
             "joules": energy.joules,
             "expanded_uncertainty": row.expanded_joules,
+            "covers": list(row.joules.covers),
             "lower_joules": energy.lower_joules,
             "upper_joules": energy.upper_joules,
             "mean_power_watts": energy.mean_power_watts,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
+import json
 import math
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.energy.sensor_energies import measure, total_of
 from joulewatch_harness.analysis.energy.window_energy import Span
+from joulewatch_harness.analysis.reports.energy_report import render_csv, render_json, render_table
 from joulewatch_harness.analysis.sources.history import History, RawSeries, build_history
 from joulewatch_harness.gum import NORMAL_95, student_factor
 
@@ -160,3 +164,27 @@ def test_the_bounds_of_the_total_are_the_sums_of_those_of_its_devices() -> None:
     assert total.lower_joules == pytest.approx(sum(one.lower_joules for one in devices))
     assert total.upper_joules == pytest.approx(sum(one.upper_joules for one in devices))
     assert total.lower_joules < 600.0 < total.upper_joules
+
+
+def test_an_uncertainty_without_the_accuracy_of_a_sensor_is_marked() -> None:
+    dram = quantity(catalog.DEVICE_ENERGY.name, 10.0 * TIMES_S, "dram")
+    history = history_of(COUNTER, dram)
+    known = {sensor: record for sensor, record in history.sensors.items() if sensor.domain == "dram"}
+    history = dataclasses.replace(
+        history,
+        sensors={**history.sensors, **{key: dataclasses.replace(item, accuracy=0.01) for key, item in known.items()}},
+    )
+    rows = measure(history, WINDOW, [], "all")
+    covers = [row.joules.covers for row in rows if row.joules is not None]
+    assert covers == [("sampling", "accuracy"), ("sampling",)]
+    total = total_of(rows)
+    assert total is not None and total.covers == ("sampling",)
+    text = render_table(rows, WINDOW, "memory", width=80)
+    marked = [line.split()[0] for line in text.splitlines() if "†" in line and not line.startswith("†")]
+    assert marked == ["a:1/rapl/socket0/package", "total"]
+    assert "†: sampling only: the sensor's accuracy is unknown." in text
+    document = json.loads(render_json(rows, WINDOW, "memory"))
+    assert [row["energy"]["covers"] for row in document["sensors"]] == [["sampling", "accuracy"], ["sampling"]]
+    assert document["total_over_devices"]["covers"] == ["sampling"]
+    lines = list(csv.DictReader(io.StringIO(render_csv(rows, WINDOW))))
+    assert [line["uncertainty_covers"] for line in lines] == ["sampling+accuracy", "sampling"]
