@@ -168,6 +168,13 @@ class Rounds:
         """End the rounds of a cell that failed."""
         self.cells[step.configuration, step.batch_size].is_open = False
 
+    def stop(self) -> None:
+        """End all open cells because the user stopped the run."""
+        for cell in self.cells.values():
+            rounds = len(cell.seconds)
+            if cell.is_open and rounds and self._plan.max_relative_uncertainty is not None:
+                self._end(cell, f"stopped by the user after {rounds} {'round' if rounds == 1 else 'rounds'}")
+
     def take_ended(self) -> list[RoundsCell]:
         """Return the cells whose rounds ended since the last call and that have an ``ending``."""
         ended, self._unreported = self._unreported, []

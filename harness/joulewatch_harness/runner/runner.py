@@ -119,6 +119,8 @@ class Runner:
                 status, text = "failed", "no configuration could be measured; see the notes"
         except RunStopped:
             status, text = "interrupted", "stopped by the user; the windows measured so far are kept"
+            self._steps.rounds.stop()
+            self._note_ended_rounds()
         except (RecordError, KeyboardInterrupt):
             raise
         except Exception as error:

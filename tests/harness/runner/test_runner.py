@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -683,6 +684,21 @@ def test_every_cell_has_three_rounds_whatever_the_time_limit() -> None:
     bench.run()
     assert {window.repeat for window in bench.lines.windows("measure")} == {0, 1, 2}
     assert len(bench.lines.windows("measure")) == 12
+
+
+def test_a_run_that_the_user_stops_states_after_how_many_rounds_each_cell_ended() -> None:
+    bench = make_bench(max_relative_uncertainty=0.01, batch_sizes=[8])
+    noise = random.Random(1)
+
+    def vary_and_stop(network: FakeNetwork) -> None:
+        network.per_batch_s = 0.001 * noise.uniform(0.2, 1.8)
+        bench.stop.requested = len(bench.lines.windows("measure")) == 13
+
+    for network in bench.networks.values():
+        network.on_run = functools.partial(vary_and_stop, network)
+    assert bench.run().status == "interrupted"
+    texts = [note.text for note in bench.lines.notes() if note.reason == "rounds_ended"]
+    assert sorted(texts) == ["stopped by the user after 6 rounds", "stopped by the user after 7 rounds"]
 
 
 def test_without_energies_the_scatter_of_the_throughput_decides() -> None:

@@ -265,7 +265,7 @@ class _Analysis:
             excluded=(*(why for _, why in excluded), *without_number),
             rounds=len({measured.window.repeat for measured in used}),
             measured_rounds=len({measured.window.repeat for measured in windows}),
-            rounds_ended=self._rounds_ended(key),
+            rounds_ended=self._rounds_ended(key, [measured.window for measured in windows]),
             inferences=sum(measured.window.inferences for measured in used),
             duration_s=math.fsum(measured.window.duration_s for measured in used),
             throughput=_mean_rate([(measured.window, measured.window.inferences) for measured in used])
@@ -283,14 +283,16 @@ class _Analysis:
             phases=phase_shares([measured.window for measured in used]) or phase_shares(windows_of_phases),
         )
 
-    def _rounds_ended(self, key: GroupKey) -> str:
+    def _rounds_ended(self, key: GroupKey, windows: Sequence[Window]) -> str:
         """Return why a cell has no more rounds: from the runner's note, or from the plan."""
         plan = self.record.header.plan
         for note in self.record.notes:
             if note.reason == ROUNDS_ENDED and (note.configuration, note.batch_size) == key:
                 return note.text
-        if self.target is None and isinstance(plan.get("rounds"), int):
-            return f"{plan['rounds']} rounds fixed"
+        rounds = plan.get("rounds")
+        if self.target is None and isinstance(rounds, int):
+            complete = len({window.repeat for window in windows if "interrupted" not in window.flags})
+            return f"{rounds} rounds fixed" if complete >= rounds else f"ended early: {complete} of {rounds} rounds"
         return ""
 
     def audit_group(self, group: GroupResult) -> Iterator[Finding]:

@@ -211,6 +211,14 @@ def test_a_fixed_number_of_rounds_is_stated(measured: RunResult) -> None:
     assert "Rounds:\n  net/onnxruntime/fp32: batch 1, 8, 64: 3 rounds fixed\n" in text
 
 
+def test_a_fixed_number_of_rounds_that_was_not_reached_is_stated(measured: RunResult) -> None:
+    """A run that was stopped, or a configuration that failed, has fewer rounds than the plan."""
+    header = dataclasses.replace(measured.record.header, plan={"rounds": 5})
+    record = dataclasses.replace(measured.record, header=header)
+    text = to_text.render_table(analyze_run(record, None))
+    assert "batch 1, 8, 64: ended early: 3 of 5 rounds\n" in text
+
+
 def test_a_missing_energy_is_a_word_and_never_zero(measured: RunResult) -> None:
     world = make_world(TWO_SOCKETS, batch_sizes=(1,), edges=False)
     assert world.record is not None
