@@ -90,7 +90,7 @@ def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
         bars = _draw_phases(result, with_phases, phases)
         lowest = phases[-1] if phases else bottom
         lowest.set_xlabel("Batch size")
-        _foot(lowest, _foot_lines(result, len(with_phases) - panels))
+        _foot(lowest, _foot_lines(result, len(with_phases) - panels, net=net))
         if bars:
             phases[0].legend(
                 handles=bars,
@@ -157,14 +157,22 @@ def _draw_phases(result: RunResult, names: list[str], panels: list[Any]) -> list
     return list(handles.values())
 
 
-def _foot_lines(result: RunResult, omitted: int) -> list[str]:
-    """Return the notes below the panels; ``omitted``: number of configurations whose phases are not drawn."""
+def _foot_lines(result: RunResult, omitted: int, *, net: bool = False) -> list[str]:
+    """Return the notes below the panels.
+
+    Args:
+        result: The result.
+        omitted: Number of configurations whose phases are not drawn.
+        net: Whether the net energy is drawn where it is positive.
+    """
     lines = ["Sum over device sensors; error bars: expanded uncertainty, 95 % coverage"]
     totals = [group.total.gross for group in result.groups if group.total.gross is not None]
     if any("accuracy" not in total.covers for total in totals):
         lines.append(f"Error bars: {UNKNOWN_ACCURACY_TEXT}")
     if any(total.expanded is None for total in totals):
         lines.append("Energies without an error bar: a single usable round, repeatability unknown")
+    if net and (without := sum(not _has_net(group) for group in result.groups)):
+        lines.append(f"Net energy is missing or not positive, so not drawn: {without} of {len(result.groups)} points")
     errors = sorted({finding.reason for finding in result.findings if finding.severity == "error"})
     if errors:
         lines.append(f"Audit errors: {', '.join(errors)}")
@@ -227,11 +235,16 @@ def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> list[Any]:
         bottom.set_xticks(sizes if len(sizes) <= 14 else sizes[:: math.ceil(len(sizes) / 14)])
         bottom.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         bottom.minorticks_off()
-    if net and groups:
+    if net and any(_has_net(group) for group in result.groups):
         handles += top.plot([], [], color="#555555", linewidth=1.0, linestyle=_DASHES, label="net of idle power")
     if not gross:
         top.text(0.5, 0.5, "no energy", transform=top.transAxes, ha="center", color="#B00020")
     return handles
+
+
+def _has_net(group: GroupResult) -> bool:
+    """Return whether the net energy of a group can be drawn on a logarithmic axis."""
+    return group.total.net is not None and group.total.net.value > 0
 
 
 def _points(members: list[GroupResult], estimates: list[Estimate | None], scale: float, shift: float) -> Any:
@@ -285,13 +298,22 @@ def _line(
     )
 
 
+_TICK_STEPS: Final = (
+    (0.5, (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
+    (1.0, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
+    (2.5, (1.0, 2.0, 5.0)),
+)
+"""Decades of a logarithmic axis -> its labels in a decade if the axis has fewer; at least two are always visible."""
+
+
 def _ticks(axes: Any) -> None:
-    """Set plain numbers on the logarithmic y axis, with 2 and 5 in between if its range is small."""
+    """Set plain numbers on the logarithmic y axis, with more of them in between if its range is small."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axes.get_ylim()
     decades = math.log10(high / low) if low > 0 and high > low else 1.0
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
+    steps = next((steps for most, steps in _TICK_STEPS if decades < most), (1.0,))
+    axes.yaxis.set_major_locator(LogLocator(base=10, subs=steps))
     axes.yaxis.set_major_formatter(FuncFormatter(_plain_number))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

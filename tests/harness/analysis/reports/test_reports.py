@@ -14,7 +14,7 @@ import pytest
 
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.reports import figure, to_csv, to_json, to_text
-from joulewatch_harness.analysis.reports.figure import _foot_lines, write_figure
+from joulewatch_harness.analysis.reports.figure import _foot_lines, _ticks, write_figure
 from joulewatch_harness.analysis.results import numbers
 from joulewatch_harness.analysis.results.audit import Finding
 from joulewatch_harness.analysis.results.model import Estimate, PhaseShare, RunResult, SetupResult
@@ -236,6 +236,36 @@ def test_the_suffix_selects_the_format_of_the_figure(measured: RunResult, tmp_pa
     figure.write_figure(measured, path, net=True)
     magic = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[suffix]
     assert path.read_bytes().startswith(magic)
+
+
+def test_net_energies_that_cannot_be_drawn_are_noted_and_have_no_legend(measured: RunResult, tmp_path: Path) -> None:
+    def without_net(result: RunResult, count: int) -> RunResult:
+        groups = [
+            dataclasses.replace(group, total=dataclasses.replace(group.total, net=None)) if number < count else group
+            for number, group in enumerate(result.groups)
+        ]
+        return dataclasses.replace(result, groups=tuple(groups))
+
+    count = len(measured.groups)
+    for missing in (0, 1, count):
+        result = without_net(measured, missing)
+        write_figure(result, tmp_path / "net.svg", net=True)
+        _, texts = heights(tmp_path / "net.svg")
+        assert ("net of idle power" in texts) == (missing < count)
+        note = f"Net energy is missing or not positive, so not drawn: {missing} of {count} points"
+        assert (note in _foot_lines(result, 0, net=True)) == (missing > 0)
+        assert not any("Net" in line for line in _foot_lines(result, 0))
+
+
+@pytest.mark.parametrize(("low", "high"), [(6.3, 13.9), (1.02, 1.9), (5.1, 6.3), (2.1, 9.9), (5.1, 19), (1.1, 99)])
+def test_the_axis_of_energies_has_at_least_two_labels(low: float, high: float) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.set_yscale("log")
+    axes.set_ylim(low, high)
+    _ticks(axes)
+    assert sum(low <= value <= high for value in axes.yaxis.get_majorticklocs()) >= 2
 
 
 def test_a_figure_without_energies_and_with_bad_names(tmp_path: Path) -> None:
