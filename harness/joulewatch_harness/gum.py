@@ -118,6 +118,7 @@ def expand(
     random: float = 0.0,
     systematic: Sequence[tuple[float, float]] = (),
     rectangular: float = 0.0,
+    coverage: float = COVERAGE,
 ) -> Expanded:
     """Combine the parts of a budget to an uncertainty at 95 % coverage.
 
@@ -133,10 +134,11 @@ def expand(
             for type B.
         rectangular: Standard uncertainty of the largest uniform one of them. If it dominates, k is 1.65: with 1.96
             the interval would exceed its bounds.
+        coverage: Of Student's factor for the repeats: more than 95 % if their number depends on their scatter.
     """
     scatter = math.hypot(*(u for u, _ in repeats))
     dof = max(effective_dof(repeats), 1.0)
-    varying = student_factor(dof) * scatter
+    varying = student_factor(dof, coverage) * scatter
     if varying <= NORMAL_95 * random:
         scatter, dof, varying = random, math.inf, NORMAL_95 * random
     variance = math.fsum((scatter * scatter, *(u * u for u, _ in systematic)))

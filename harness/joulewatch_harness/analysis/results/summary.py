@@ -45,10 +45,10 @@ from joulewatch_harness.analysis.results.model import (
 from joulewatch_harness.analysis.results.uncertainty import Combined, combine, combine_mean
 from joulewatch_harness.analysis.sources.history import History, SampleSource
 from joulewatch_harness.analysis.sources.series import SensorId
-from joulewatch_harness.gum import effective_dof, mean, standard_error
+from joulewatch_harness.gum import COVERAGE, effective_dof, mean, standard_error
 from joulewatch_harness.network import RESERVED_PHASES
 from joulewatch_harness.plan.scenario import IDLE_PHASE
-from joulewatch_harness.plan.target import MAX_UNCERTAINTY, ROUNDS_ENDED
+from joulewatch_harness.plan.target import MAX_UNCERTAINTY, ROUNDS_ENDED, repeats_coverage
 from joulewatch_harness.records import Configuration, Latency, RunRecord, Window
 
 _IDLE_UNKNOWN: Final = 0.03
@@ -139,6 +139,7 @@ class _Analysis:
         self.run = run
         self.sensors = run.sensors
         self.target: float | None = record.header.plan.get(MAX_UNCERTAINTY)
+        self.coverage = repeats_coverage(record.header.plan)
         self.devices = [sensor for sensor in run.sensors if sensor.scope == "device"]
         self.idle_windows = [
             measured
@@ -268,7 +269,7 @@ class _Analysis:
             rounds_ended=self._rounds_ended(key, [measured.window for measured in windows]),
             inferences=sum(measured.window.inferences for measured in used),
             duration_s=math.fsum(measured.window.duration_s for measured in used),
-            throughput=_mean_rate([(measured.window, measured.window.inferences) for measured in used])
+            throughput=_mean_rate([(measured.window, measured.window.inferences) for measured in used], self.coverage)
             if used
             else None,
             latency=_latency(used),
@@ -337,8 +338,8 @@ class _Analysis:
         withheld = self.idle_problem(idle, sensors)
         return replace(
             result,
-            gross=_per_inference(complete, None),
-            net=_per_inference(complete, idle) if idle is not None and not withheld else None,
+            gross=_per_inference(complete, None, coverage=self.coverage),
+            net=_per_inference(complete, idle, coverage=self.coverage) if idle is not None and not withheld else None,
             idle=idle,
             missing="",
             net_missing=withheld,
@@ -354,6 +355,7 @@ class _Analysis:
         idle = self.idle_power(sensors, configuration) if complete else None
         if self.idle_problem(idle, sensors):
             idle = None
+        coverage = self.coverage
         results = []
         for name in windows[0].window.counts if windows else ():
             if any(measured.window.counts.get(name, 0) <= 0 for measured in windows):
@@ -364,9 +366,11 @@ class _Analysis:
                     name=name,
                     count=count,
                     per_inference=count / sum(measured.window.inferences for measured in windows),
-                    rate=_mean_rate([(measured.window, measured.window.counts[name]) for measured in windows]),
-                    gross=_per_inference(complete, None, name) if complete else None,
-                    net=_per_inference(complete, idle, name) if idle is not None else None,
+                    rate=_mean_rate(
+                        [(measured.window, measured.window.counts[name]) for measured in windows], coverage
+                    ),
+                    gross=_per_inference(complete, None, name, coverage) if complete else None,
+                    net=_per_inference(complete, idle, name, coverage) if idle is not None else None,
                 )
             )
         return tuple(results)
@@ -498,7 +502,10 @@ def _idle_changes(watts: Sequence[float], others: Sequence[tuple[MeasuredWindow,
 
 
 def _per_inference(
-    windows: Sequence[tuple[MeasuredWindow, Combined]], idle: IdlePower | None, unit: str = ""
+    windows: Sequence[tuple[MeasuredWindow, Combined]],
+    idle: IdlePower | None,
+    unit: str = "",
+    coverage: float = COVERAGE,
 ) -> Estimate:
     """Return the mean over rounds of joules per inference, or per ``unit`` of ``Window.counts``."""
     rounds: Rounds = {}
@@ -532,7 +539,8 @@ def _per_inference(
             )
         )
     means = {name: math.fsum(values) / len(windows) for name, values in systematic.items()}
-    return combine_mean(rounds, means, texts, extra, covers=_covers([energy for _, energy in windows]))
+    covers = _covers([energy for _, energy in windows])
+    return combine_mean(rounds, means, texts, extra, covers=covers, coverage=coverage)
 
 
 def _covers(energies: Sequence[Combined]) -> tuple[Coverage, ...]:
@@ -540,12 +548,12 @@ def _covers(energies: Sequence[Combined]) -> tuple[Coverage, ...]:
     return ("sampling", "accuracy") if all(energy.accuracy_known for energy in energies) else ("sampling",)
 
 
-def _mean_rate(counts: Iterable[tuple[Window, float]]) -> Estimate:
+def _mean_rate(counts: Iterable[tuple[Window, float]], coverage: float = COVERAGE) -> Estimate:
     """Return the mean over rounds of a count per second."""
     rounds: Rounds = {}
     for window, count in counts:
         rounds.setdefault(window.repeat, []).append((count / window.duration_s, {}))
-    return combine_mean(rounds, {}, {})
+    return combine_mean(rounds, {}, {}, coverage=coverage)
 
 
 def phase_shares(windows: Sequence[Window]) -> tuple[PhaseShare, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY, BudgetItem, WindowEnergy
 from joulewatch_harness.analysis.results.model import REPEATS, BudgetLine, Coverage, Estimate
-from joulewatch_harness.gum import NORMAL_95, expand, mean, standard_error
+from joulewatch_harness.gum import COVERAGE, NORMAL_95, expand, mean, standard_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +63,7 @@ def combine_mean(
     *,
     covers: Iterable[Coverage] = (),
     repeatable: bool = True,
+    coverage: float = COVERAGE,
 ) -> Estimate:
     """Return the mean over rounds of repeated windows, with a GUM budget.
 
@@ -73,6 +74,7 @@ def combine_mean(
         extra: Further lines.
         covers: What the components include, besides the repeats.
         repeatable: False for a single event, such as loading, whose uncertainty does not include repeats.
+        coverage: Of Student's factor for the repeats: more than 95 % if their number depends on their scatter.
 
     Returns:
         The mean of the rounds' means.
@@ -89,7 +91,8 @@ def combine_mean(
                 standard=standard_error(by_round),
                 dof=len(by_round) - 1,
                 systematic=False,
-                text=f"scatter of {len(by_round)} rounds",
+                text=f"scatter of {len(by_round)} rounds"
+                + (f", Student's t at {100 * coverage:g} %" if coverage != COVERAGE else ""),
             )
         )
     names = sorted({name for windows in rounds.values() for _, items in windows for name in items})
@@ -113,7 +116,7 @@ def combine_mean(
         for name, standard in systematic.items()
     ]
     lines += list(extra)
-    estimate = replace(estimate_of(value, lines, means), covers=tuple(covers))
+    estimate = replace(estimate_of(value, lines, means, coverage), covers=tuple(covers))
     if not repeatable:
         return estimate
     if len(by_round) < 2:
@@ -121,8 +124,10 @@ def combine_mean(
     return replace(estimate, covers=(*estimate.covers, "repeats"))
 
 
-def estimate_of(value: float, lines: Sequence[BudgetLine], rounds: Mapping[int, float] | None = None) -> Estimate:
-    """Return a value with the combined uncertainty of its budget."""
+def estimate_of(
+    value: float, lines: Sequence[BudgetLine], rounds: Mapping[int, float] | None = None, coverage: float = COVERAGE
+) -> Estimate:
+    """Return a value with the combined uncertainty of its budget; ``coverage`` as for ``combine_mean``."""
     repeats = [line for line in lines if not line.systematic and math.isfinite(line.dof)]
     random = [line for line in lines if not line.systematic and math.isinf(line.dof)]
     result = expand(
@@ -130,6 +135,7 @@ def estimate_of(value: float, lines: Sequence[BudgetLine], rounds: Mapping[int, 
         math.hypot(*(line.standard for line in random)),
         [(line.standard, line.dof) for line in lines if line.systematic],
         max((line.standard for line in lines if line.name.startswith(ACCURACY)), default=0.0),
+        coverage,
     )
     unused = random if math.isfinite(result.dof) else repeats
     return Estimate(

@@ -1136,6 +1136,24 @@ def test_a_target_that_was_not_reached_is_a_finding() -> None:
     assert finding.severity == "warning" and finding.evidence["rounds"] == 5
 
 
+def test_a_run_whose_rounds_ended_at_a_target_has_the_interval_that_was_tested() -> None:
+    """Without a published accuracy and with a counter that is read at the edges, hardly anything else counts."""
+    world = make_world(
+        (sensor("s0", "package", accuracy=None),), batch_sizes=(8,), configurations=(FP32,), rounds=5, noise=0.02
+    )
+    assert world.record is not None
+    header = dataclasses.replace(world.record.header, plan={"max_relative_uncertainty": 0.05})
+    for record, coverage in (
+        (world.record, 0.95),
+        (dataclasses.replace(world.record, header=header), 0.97),
+    ):
+        (group,) = analyse(world, record=record).groups
+        for estimate in (group.total.gross, group.throughput):
+            assert estimate is not None and estimate.expanded is not None
+            repeats = estimate.budget[0].standard * student_factor(4, coverage)
+            assert estimate.expanded == pytest.approx(repeats, rel=0.01)
+
+
 def test_a_single_round_is_a_finding_of_each_group() -> None:
     findings = findings_of(analyse(make_world(CPU, batch_sizes=(1, 8), rounds=1)), "single_repeat")
     assert [(finding.severity, finding.text.partition(":")[0]) for finding in findings] == [

@@ -103,6 +103,18 @@ def test_worked_example_of_a_mean_over_rounds() -> None:
     assert estimate.factor == pytest.approx(math.hypot(*parts) / estimate.standard)
 
 
+def test_the_repeats_of_rounds_that_ended_at_a_target_have_the_factor_of_97_percent() -> None:
+    """Alone they are expanded with it; next to a large accuracy it hardly matters."""
+    rounds = {number: [(value, {})] for number, value in enumerate((9.0, 10.0, 11.0, 10.0, 10.0))}
+    fixed, ended = (combine_mean(rounds, {}, {}, coverage=coverage) for coverage in (0.95, 0.97))
+    assert ended.standard == fixed.standard == pytest.approx(math.sqrt(0.5 / 5))
+    assert fixed.expanded == pytest.approx(student_factor(4) * fixed.standard)
+    assert ended.expanded == pytest.approx(student_factor(4, 0.97) * ended.standard)
+    assert ended.budget[0].text == "scatter of 5 rounds, Student's t at 97 %"
+    fixed, ended = (combine_mean(rounds, {"accuracy": 5.0}, {}, coverage=coverage) for coverage in (0.95, 0.97))
+    assert ended.expanded == pytest.approx(fixed.expanded, rel=3e-3)
+
+
 def test_one_round_has_no_scatter() -> None:
     estimate = combine_mean({7: [(10.0, {}), (30.0, {})]}, {}, {})
     assert (estimate.value, estimate.budget, estimate.rounds) == (20.0, (), {7: 20.0})
