@@ -299,7 +299,20 @@ def short_run(configuration: Configuration, batch_size: int, output: Path, expor
     words = [
         *("--network", configuration.network, "--precision", configuration.precision),
         *("--batch-sizes", str(batch_size)),
-        *("--preset", "quick", "--idle", "0", "--output", os.fspath(output), "--format", "json"),
+        *(
+            "--preset",
+            "quick",
+            "--rounds",
+            "3",
+            "--window",
+            "1",
+            "--idle",
+            "0",
+            "--output",
+            os.fspath(output),
+            "--format",
+            "json",
+        ),
     ]
     if configuration.runtime != default_runtime(configuration.network):
         words += ["--runtime", configuration.runtime]
