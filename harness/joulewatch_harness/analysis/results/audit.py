@@ -365,7 +365,7 @@ def _load(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
     window = measured.window
     name, largest, advice = _LOADS.get(window.kind, ("", math.inf, ""))
     share = other_load(window)
-    if share <= QUIET_SHARE or not any(sensor.exporter in run.clocks.shared for sensor in run.sensors):
+    if share <= QUIET_SHARE or not measures_this_machine(run, run.sensors):
         return
     if window.kind == "measure" and _is_server(run.record, window.configuration):
         return  # its load is the run's own, in processes that the harness does not know
@@ -396,6 +396,11 @@ def other_load(window: Window) -> float:
         return 0.0
     other_s = used.busy_s - used.own_s
     return other_s / (used.processors * window.duration_s) if other_s > LEAST_LOAD_S else 0.0
+
+
+def measures_this_machine(run: MeasuredRun, sensors: Iterable[SensorId]) -> bool:
+    """Return whether one of some sensors measures the harness's machine; an emulated one measures none."""
+    return any(sensor.exporter in run.clocks.shared and run.sensors[sensor].method != "emulated" for sensor in sensors)
 
 
 def is_busy(window: Window) -> bool:

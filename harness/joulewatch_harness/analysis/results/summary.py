@@ -207,7 +207,7 @@ class _Analysis:
     def idle_problem(self, idle: IdlePower | None, sensors: Sequence[SensorId]) -> str:
         """Return why the power of idle windows is not the idle power of some sensors; empty: nothing is known."""
         busy = {measured.window.index for measured in self.idle_windows if audit.is_busy(measured.window)}
-        here = any(sensor.exporter in self.run.clocks.shared for sensor in sensors)
+        here = audit.measures_this_machine(self.run, sensors)
         if idle is None or not here or not busy.intersection(idle.windows):
             return ""
         count = len(busy.intersection(idle.windows))

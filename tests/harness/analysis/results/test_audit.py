@@ -71,7 +71,7 @@ def with_flag(flag: str) -> tuple[World, Samples]:
     return with_windows(run(), lambda one: dataclasses.replace(one, flags=(flag,)), "measure")
 
 
-def with_load(kind: str, share: float) -> tuple[World, Samples]:
+def with_load(kind: str, share: float, sensors: Sequence[SensorRecord] = (CPU,)) -> tuple[World, Samples]:
     """Other work uses a share of four processors in the windows of one kind; the run itself uses one."""
 
     def used(one: Window) -> Window:
@@ -79,7 +79,7 @@ def with_load(kind: str, share: float) -> tuple[World, Samples]:
         time = ProcessorTime(busy_s=own_s + 4 * share * one.duration_s, own_s=own_s, processors=4)
         return dataclasses.replace(one, processor_time=time)
 
-    return with_windows(run(), used, kind)
+    return with_windows(run(sensors), used, kind)
 
 
 def middle_of(world: World, kind: str = "measure") -> float:
@@ -546,6 +546,13 @@ def test_a_busy_idle_window_withholds_only_results_that_use_it() -> None:
 def test_the_load_of_the_harness_says_nothing_about_another_machine() -> None:
     world, samples = with_load("idle", 0.5)
     result = analyse((elsewhere(world), samples))
+    assert severities(result, "idle_busy") == set()
+    assert result.groups[0].total.net is not None
+
+
+def test_an_emulated_machine_is_not_disturbed() -> None:
+    world, samples = with_load("idle", 0.5, [dataclasses.replace(CPU, method="emulated")])
+    result = analyse((world, samples))
     assert severities(result, "idle_busy") == set()
     assert result.groups[0].total.net is not None
 
