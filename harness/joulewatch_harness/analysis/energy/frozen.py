@@ -17,12 +17,13 @@ certain than any real result, so a value that did not change for 20 refresh peri
 
 So a gauge with *coarse* steps (its published resolution is 0.5 W or more, or all its values are whole watts) is frozen
 only if power that it includes has changed, by ``FROZEN_LOAD_WATTS`` and ``FROZEN_LOAD_SHARE``: a node includes the
-devices of its machine. A coarse gauge of a single device is never called frozen, because nothing else measures that
-device. A gauge with *fine* steps shows noise in its last digits whatever the load: for it, any change of load on the
-machine counts, also that of another sensor, or idle and measured windows in one run. Without any change of load, a fine
-gauge that did not move gets a warning and keeps its number: it may be the output of a model, or a device that sleeps.
+devices of its machine, and the processors, whose use during a run is known. A coarse gauge of a single device is never
+called frozen, because nothing else measures that device. A gauge with *fine* steps shows noise in its last digits
+whatever the load: for it, any change of load on the machine counts, also that of another sensor, or idle and measured
+windows in one run. Without any change of load, a fine gauge that did not move gets a warning and keeps its number: it
+may be the output of a model, or a device that sleeps.
 
-A sensor in another machine (read over a network) is not compared with the load of this one.
+A sensor of another machine (read over a network) is not compared with the load of this one.
 
 An exporter that integrates a gauge publishes a counter that rises evenly. Such a counter is judged as the gauge that it
 is made of, by its slope.
@@ -158,7 +159,7 @@ def _frozen_gauge(run: MeasuredRun, sensor: SensorId) -> str:
     traits = traits_of(record, None)
     if float(np.ptp(everything)) > _EVEN * abs(level) or seconds < catalog.frozen_after_s(traits.refresh_s):
         return ""
-    if _is_coarse(record, everything) and (record.scope != "node" or not _devices_moved(run, sensor)):
+    if _is_coarse(record, everything) and not (record.scope == "node" and _load_moved(run, sensor)):
         return ""
     return (
         f"{sensor}: exactly {level:.6g} W in all idle and measured windows ({seconds:.3g} s), so the sensor or its "
@@ -178,8 +179,20 @@ def _mean_watts(run: MeasuredRun, sensor: SensorId) -> tuple[Mapping[str, list[f
     return watts, seconds
 
 
-def _devices_moved(run: MeasuredRun, node: SensorId) -> bool:
-    """Return whether the power of the devices next to a node sensor differs between idle and measured windows."""
+def _load_moved(run: MeasuredRun, node: SensorId) -> bool:
+    """Return whether the load of a node sensor's machine differs between idle and measured windows.
+
+    That is the power of its devices or, on the harness's machine, the use of its processors.
+    """
+    shares: dict[str, list[float]] = {"idle": [], "measure": []}
+    for window in (measured.window for measured in run.windows):
+        used = window.processor_time
+        if used is not None and window.kind in shares:
+            shares[window.kind].append(used.busy_s / (used.processors * window.duration_s))
+    if node.exporter in run.clocks.shared and shares["idle"] and shares["measure"]:
+        used_more = float(np.mean(shares["measure"]) - np.mean(shares["idle"]))
+        if used_more >= catalog.FROZEN_LOAD_SHARE:
+            return True
     highs, lows = [], []
     for sensor in run.sensors:
         if sensor.exporter == node.exporter and sensor.scope == "device":

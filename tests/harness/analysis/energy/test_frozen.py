@@ -17,7 +17,7 @@ from joulewatch_harness.analysis.results.model import RunResult
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.analysis.sources.history import History, RawSeries, build_history
 from joulewatch_harness.analysis.sources.series import SensorId, Series
-from joulewatch_harness.records import SensorRecord
+from joulewatch_harness.records import ProcessorTime, SensorRecord
 from support.synthetic import ListSource, World, make_world, sensor, without_edges
 
 CPU = sensor("socket0", "package")
@@ -178,6 +178,29 @@ def test_a_gauge_that_shows_the_same_power_idle_and_loaded(
         assert reasons_of(run, CPU) == {""}
 
 
+@pytest.mark.parametrize(("busy", "frozen"), [(0.5, True), (0.19, False)])
+@pytest.mark.parametrize("here", [True, False])
+def test_processors_at_work_are_a_load_of_their_machine(busy: float, frozen: bool, here: bool) -> None:
+    """A server whose only sensor is its BMC, in whole watts."""
+    world = world_of(NODE, power=lambda *_: 180.0, idle_s=25.0, window_s=20.0)
+    assert world.record is not None
+    windows = tuple(
+        dataclasses.replace(
+            one,
+            processor_time=ProcessorTime(
+                busy_s=4 * one.duration_s * (busy if one.kind == "measure" else 0.0), own_s=0.0, processors=4
+            ),
+        )
+        for one in world.record.windows
+    )
+    exporters = tuple(
+        dataclasses.replace(item, nodename="node1" if here else "elsewhere") for item in world.record.header.exporters
+    )
+    header = dataclasses.replace(world.record.header, exporters=exporters)
+    world.record = dataclasses.replace(world.record, header=header, windows=windows)
+    assert reasons_of(alive_of(world), NODE) == ({"frozen"} if frozen and here else {""})
+
+
 def test_a_gauge_that_moves_by_its_last_digit_is_not_frozen() -> None:
     world = world_of(
         CPU,
@@ -268,7 +291,7 @@ def test_a_gauge_of_another_machine_is_not_compared_with_this_one() -> None:
     assert (row.reason, row.warning) == ("", "")
 
 
-def test_a_short_window_of_a_slow_gauge_says_nothing() -> None:
+def test_a_window_of_fewer_than_20_refreshes_does_not_show_whether_a_gauge_is_frozen() -> None:
     """Without a published refresh, a gauge may be 5 s old: 20 refreshes are 100 s."""
     gauge = raw(catalog.DEVICE_POWER.name, np.full(TIMES_S.shape, 46.19), collector="x", device="x0")
     counter = raw(catalog.DEVICE_ENERGY.name, np.cumsum(BUSY), collector="rapl", device="socket0", component="cpu")

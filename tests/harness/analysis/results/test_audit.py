@@ -543,7 +543,7 @@ def test_a_busy_idle_window_withholds_only_results_that_use_it() -> None:
     assert result.groups[0].total.net is not None and result.groups[0].total.net_missing == ""
 
 
-def test_the_load_of_the_harness_says_nothing_about_another_machine() -> None:
+def test_other_work_on_the_harness_s_machine_does_not_concern_sensors_of_another() -> None:
     world, samples = with_load("idle", 0.5)
     result = analyse((elsewhere(world), samples))
     assert severities(result, "idle_busy") == set()
