@@ -61,12 +61,18 @@ def is_gauge(record: SensorRecord) -> bool:
 
 def longest_pause_s(counter: Series, start_s: float, end_s: float) -> float:
     """Return the longest time within a span in which a counter did not change, in at least three samples."""
-    part = counter.between(start_s, end_s)
-    changes = np.flatnonzero(np.diff(part.values) != 0)
+    # One sample more on either side, as in ``Series.between``, which would copy and check them.
+    begin = max(int(counter.times_s.searchsorted(start_s, side="right")) - 1, 0)
+    end = int(counter.times_s.searchsorted(end_s, side="left")) + 1
+    values = counter.values[begin:end]
+    changed = values[1:] != values[:-1]
+    if changed.all():
+        return 0.0  # nearly always
+    changes = np.flatnonzero(changed)
     first = np.concatenate(([0], changes + 1))
-    last = np.concatenate((changes, [len(part) - 1]))
+    last = np.concatenate((changes, [values.size - 1]))
     enough = last - first + 1 >= catalog.FROZEN_READS
-    times_s = np.clip(part.times_s, start_s, end_s)
+    times_s = np.clip(counter.times_s[begin:end], start_s, end_s)
     return float((times_s[last] - times_s[first])[enough].max(initial=0.0))
 
 
@@ -84,6 +90,8 @@ def counter_pause_s(record: SensorRecord, counter: Series | None, energy_joules:
     pause_s = span.duration_s if energy_joules == 0.0 else 0.0
     if pause_s == 0.0 and counter is not None and record.scope != "part":
         pause_s = longest_pause_s(counter, span.start_s, span.end_s)
+    if pause_s == 0.0:
+        return 0.0
     traits = traits_of(record, counter)
     return pause_s if pause_s >= catalog.frozen_after_s(traits.refresh_s, traits.resolution_joules) else 0.0
 
