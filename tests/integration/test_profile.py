@@ -294,3 +294,45 @@ def test_other_work_on_the_machine_withholds_the_net_energy(profile: Callable[..
         assert used is not None
         assert used.busy_s > 0.1 * used.processors * window.duration_s
         assert 0 < used.own_s < 0.5 * window.duration_s, "the harness and its exporter; the network sleeps"
+
+
+FROZEN_SOCKET = """
+name: frozen-socket
+description: two sockets of 100 W each; the counter of the second one stops
+refresh_s: 0.01
+signals: {socket: 100}
+machine: {cpu_name: AMD EPYC 7763, vendor: AuthenticAMD, family: 25, model: 1, stepping: 1, sockets: 2,
+  cpus_per_socket: 2, cores_per_socket: 2, memory_gib: 16}
+zones:
+  - {zone: "intel-rapl:0", name: package-0, key: socket0/package, signal: socket}
+  - {zone: "intel-rapl:1", name: package-1, key: socket1/package, signal: socket,
+     faults: [{kind: stuck, at_s: 1, for_s: 600}]}
+"""
+
+
+def test_a_frozen_counter_of_a_machine_has_no_energy(
+    profile: Callable[..., Profile], emulator: Any, tmp_path: Path
+) -> None:
+    """Also if only its edges are known."""
+    (tmp_path / "frozen.yaml").write_text(FROZEN_SOCKET, encoding="utf-8")
+    machine = emulator(tmp_path / "frozen.yaml")
+    time.sleep(1.0)
+    command = profile("--batch-sizes", "1", "--exporter.flags", " ".join(machine.flags))
+    assert command.finish() == 0, command.err.read_text()
+    for recording in (True, False):
+        if not recording:
+            (command.run_folder / "recording.sqlite").unlink()
+        words = ("analyze", str(command.run_folder), "--strict", "--format=json")
+        analysis = subprocess.run(
+            [sys.executable, "-m", "joulewatch_harness", *words], capture_output=True, text=True, check=False
+        )
+        assert analysis.returncode == 3, analysis.stderr
+        result = json.loads(analysis.stdout)
+        frozen = [item for item in result["findings"] if item["reason"] == "frozen"]
+        assert {item["severity"] for item in frozen} == {"error"}
+        assert all("socket1/package" in item["text"] for item in frozen)
+        assert {item["window"] for item in frozen} == {
+            window.index for window in command.record().windows if window.kind in ("idle", "measure")
+        }
+        (group,) = result["results"]
+        assert group["energy"]["total"]["gross"] is None and "[frozen]" in group["energy"]["total"]["missing"]
