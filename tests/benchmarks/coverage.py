@@ -528,7 +528,7 @@ MAKERS: Final[Mapping[str, tuple[CaseMaker, int]]] = {
     "unseen": (unseen_case, 400),
     "rounds": (rounds_case, 2400),
     "net": (net_case, 400),
-    "run": (run_case, 200),
+    "run": (run_case, 1000),
 }
 """Method of a stratum -> how a case is made, and how many."""
 
