@@ -164,3 +164,13 @@ def test_the_standard_error_and_invalid_degrees_of_freedom() -> None:
     assert mean([1.0, 2.0, 6.0]) == 3.0
     with pytest.raises(ValueError, match="positive"):
         student_factor(0)
+
+
+@pytest.mark.parametrize(("rectangular", "k"), [({"rectangular": 0.5}, RECTANGULAR_95), ({}, NORMAL_95)])
+def test_only_a_contribution_known_to_be_uniform_dominates(rectangular: dict[str, float], k: float) -> None:
+    actual = expand([], systematic=[(0.5, math.inf)], **rectangular)
+    assert (actual.expanded, actual.standard) == (pytest.approx(0.5 * k), 0.5)
+
+
+def test_a_contribution_of_one_is_not_uniform_by_default() -> None:
+    assert expand([], systematic=[(1.0, math.inf)]).expanded == pytest.approx(NORMAL_95)
