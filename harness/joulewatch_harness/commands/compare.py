@@ -116,6 +116,8 @@ def read_repeats(word: str, output: Path, options: PrometheusOptions | None) -> 
     from joulewatch_harness.analysis.results.compare import repeated
 
     words = [word] if Path(word).exists() else word.split(",")
+    if not all(words):
+        raise ConfigError(f"{word!r}: a run is missing next to a comma; write RUN1,RUN2,RUN3 without spaces")
     runs = [read(part, output, options) for part in words]
     return repeated(runs) if len(runs) > 1 else runs[0]
 

@@ -224,7 +224,8 @@ def repeated(runs: Sequence[Run]) -> Run:
     """Return several runs of one plan as one; it has the configurations and batch sizes that all of them have.
 
     Raises:
-        ConfigError: A run is given twice, or there is nothing in common.
+        ConfigError: A run is given twice, there is nothing in common, or the runs are of different machines, networks
+            or sensors.
     """
     ids = [run.id for run in runs]
     for number in ids:
@@ -238,7 +239,34 @@ def repeated(runs: Sequence[Run]) -> Run:
             groups[name] = common
     if not groups:
         raise ConfigError(f"runs {_list(ids)} are not repeats: they have no configuration and batch size in common")
+    for other in runs[1:]:
+        for (what, value), (_, other_value) in zip(_identity(first, groups), _identity(other, groups), strict=True):
+            if value != other_value:
+                raise ConfigError(
+                    f"runs {first.id} and {other.id} are not repeats: {what} is {value or 'unknown'} and "
+                    f"{other_value or 'unknown'}; give them as two sides, without a comma"
+                )
     return replace(first, id="+".join(ids), groups=groups, repeats=tuple(runs))
+
+
+def _identity(run: Run, groups: Mapping[str, Iterable[int]]) -> Iterator[tuple[str, str]]:
+    """Yield what a run has in common with its repeats: name and value.
+
+    Raises:
+        RecordError: A field is missing in the document.
+    """
+    try:
+        yield "the machine", _machine(run)
+        for name, sizes in groups.items():
+            for group in (run.groups[name][size] for size in sizes):
+                for key in ("network", "model_sha256", "actual_precision", "runtime", "runtime_version"):
+                    yield f"{key} of {name}", str(group["configuration"].get(key) or "")
+                total = group["energy"]["total"]
+                # Without the exporter, whose address may differ.
+                yield f"sensors of {name}", _list(sorted(sensor.partition("/")[2] for sensor in total["sensors"]))
+                yield f"method of {name}", _list(sorted(_kinds(frozenset(total["methods"]))))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"run {run.id}: broken result: {type(error).__name__}: {error}") from error
 
 
 def measures(side: Side, batch_size: int) -> dict[tuple[Kind, str, str], Measure]:
@@ -714,10 +742,7 @@ def _notes(a: Side, b: Side) -> Iterator[str]:
 
 def _machine_notes(a: Side, b: Side) -> Iterator[str]:
     provenance_a, provenance_b = (side.run.document["run"]["provenance"] for side in (a, b))
-    machine_a, machine_b = (
-        f"{provenance.get('host') or 'unnamed'}{f' ({side.run.hardware})' if side.run.hardware else ''}"
-        for side, provenance in ((a, provenance_a), (b, provenance_b))
-    )
+    machine_a, machine_b = _machine(a.run), _machine(b.run)
     if machine_a != machine_b:
         yield f"different machines: A on {machine_a}, B on {machine_b}; the errors of their sensors do not cancel"
     elif not (a.run.repeats and b.run.repeats):
@@ -726,6 +751,11 @@ def _machine_notes(a: Side, b: Side) -> Iterator[str]:
         value_a, value_b = (_of_machine(provenance, key) for provenance in (provenance_a, provenance_b))
         if value_a != value_b:
             yield f"different {key}: A {value_a or 'unknown'}, B {value_b or 'unknown'}"
+
+
+def _machine(run: Run) -> str:
+    host = run.document["run"]["provenance"].get("host") or "unnamed"
+    return f"{host} ({run.hardware})" if run.hardware else str(host)
 
 
 def _of_machine(provenance: Mapping[str, Any], key: str) -> Any:

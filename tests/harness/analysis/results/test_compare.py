@@ -9,7 +9,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -463,6 +463,7 @@ def test_runs_and_configurations_in_a_row(
         (["list.json"], "list.json: not the result of a run"),
         (["torn.json"], "torn.json: not valid JSON"),
         (["holes.json"], "holes.json: broken result"),
+        (["a.json,"], "'a.json,': a run is missing next to a comma; write RUN1,RUN2,RUN3 without spaces"),
         ([], "RUN|CONFIGURATION"),
     ],
 )
@@ -597,6 +598,42 @@ def test_runs_without_anything_in_common_are_not_repeats(base: dict[str, Any]) -
         repeated([read_result(base, "a"), read_result(other, "b")])
     with pytest.raises(ConfigError, match="given twice"):
         repeated([read_result(base, "a"), read_result(base, "a")])
+
+
+def _other_machine(document: dict[str, Any]) -> None:
+    document["run"]["provenance"]["host"] = "node2"
+
+
+def _other_model(document: dict[str, Any]) -> None:
+    document["results"][0]["configuration"]["model_sha256"] = "f" * 64
+
+
+def _lost_sensor(document: dict[str, Any]) -> None:
+    document["results"][0]["energy"]["total"]["sensors"].pop()
+
+
+def _estimated(document: dict[str, Any]) -> None:
+    document["results"][0]["energy"]["total"]["methods"] = ["estimated"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (_other_machine, "the machine is .* and node2"),
+        (_other_model, "model_sha256 of .* is .* and f+;"),
+        (_lost_sensor, "sensors of .* is rapl/socket0/dram, rapl/socket0/package and rapl/socket0/package;"),
+        (_estimated, "method of .* is measured and estimated"),
+    ],
+)
+def test_runs_of_different_things_are_not_repeats(
+    base: dict[str, Any], change: Callable[[dict[str, Any]], None], text: str
+) -> None:
+    """Their mean would be the energy of nothing."""
+    other = copy.deepcopy(base)
+    other["run"]["id"] = "other"
+    change(other)
+    with pytest.raises(ConfigError, match=f"are not repeats: {text}"):
+        repeated([read_result(base, "a"), read_result(other, "b")])
 
 
 @pytest.mark.parametrize("rounds", [2, 3, 5])
