@@ -341,7 +341,8 @@ def _energies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
     for name, component in named:
         for basis in (GROSS, NET):
             idle = component["idle"]
-            missing = component["missing"] or ("no idle window to subtract" if basis == NET else "no number")
+            without_net = component.get("net_missing") or "no idle window to subtract"
+            missing = component["missing"] or (without_net if basis == NET else "no number")
             estimate, gross = _estimate(component[basis]), component[GROSS]
             yield Measure(
                 kind="energy",

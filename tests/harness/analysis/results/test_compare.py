@@ -479,6 +479,15 @@ def test_bad_input_is_an_error_with_exit_code_2(
     assert text in captured.err
 
 
+def test_a_net_energy_that_is_withheld_has_its_reason(base: dict[str, Any]) -> None:
+    busy = copy.deepcopy(base)
+    for group in busy["results"]:
+        group["energy"]["total"] |= {"net": None, "net_missing": "the machine was busy [idle_busy]"}
+    assert {row.text for row in rows_of(compared(busy), basis="net")} == {
+        "A: the machine was busy [idle_busy]; B: the machine was busy [idle_busy]"
+    }
+
+
 # Pairs of rounds
 
 
