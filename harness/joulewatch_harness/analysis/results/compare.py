@@ -26,6 +26,9 @@ several runs of one plan: their means are then the repeats, and three runs or mo
 run and the other side is another run, a standard uncertainty of 1 % for the change between runs is assumed, and the
 result states it.
 
+Rounds that end at a target end when chance makes their scatter small. The factor for the scatter is then Student's t at
+97 %, as for the results of such a run; at 95 % up to 10 % of the comparisons of equal configurations were significant.
+
 Errors that do not cancel and are combined as independent:
 
 * refresh and resolution of a sensor, which have another phase in each window;
@@ -56,8 +59,9 @@ from joulewatch_harness.analysis.results.model import (
 from joulewatch_harness.analysis.results.uncertainty import estimate_of
 from joulewatch_harness.analysis.sources.series import is_loopback
 from joulewatch_harness.errors import ConfigError, RecordError
-from joulewatch_harness.gum import mean, standard_error
+from joulewatch_harness.gum import COVERAGE, mean, standard_error
 from joulewatch_harness.names import unknown
+from joulewatch_harness.plan.target import repeats_coverage
 
 READS_SCHEMA: Final = 1
 GROSS: Final = "gross"
@@ -103,6 +107,8 @@ class Measure:
     """Value of which a change between runs is a share: of a net energy, the gross energy."""
     repeated: bool = False
     """Whether the scatter is that of several runs."""
+    coverage: float = COVERAGE
+    """Of Student's factor for the repeats; more than 95 % if the number of rounds depended on their scatter."""
 
     @property
     def key(self) -> tuple[Kind, str, str]:
@@ -124,6 +130,10 @@ class Run:
     @property
     def configurations(self) -> tuple[str, ...]:
         return tuple(self.groups)
+
+    @property
+    def repeats_coverage(self) -> float:
+        return repeats_coverage(self.document["run"].get("plan") or {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +306,8 @@ def measures(side: Side, batch_size: int) -> dict[tuple[Kind, str, str], Measure
             f"run {side.run.id}, {side.configuration}, batch {batch_size}: broken result: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return {quantity.key: quantity for quantity in quantities}
+    coverage = side.run.repeats_coverage
+    return {quantity.key: replace(quantity, coverage=coverage) for quantity in quantities}
 
 
 def over_runs(measures: Sequence[Measure]) -> Measure:
@@ -310,6 +321,7 @@ def over_runs(measures: Sequence[Measure]) -> Measure:
         run="+".join(measure.run for measure in measures),
         magnitude=mean([measure.magnitude for measure in measures]),
         repeated=True,
+        coverage=COVERAGE,
     )
     if len(estimates) < len(measures):
         missing = next(measure for measure in measures if measure.estimate is None)
@@ -378,7 +390,7 @@ def _latencies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
                     ),
                 )
             by_round = _rounds(latency.get("rounds", {}).get(f"{name}_s", {}))
-            estimate = estimate_of(float(latency[f"{name}_s"]), lines, by_round)
+            estimate = estimate_of(float(latency[f"{name}_s"]), lines, by_round, run.repeats_coverage)
         yield Measure(
             kind="latency",
             name=name,
@@ -561,15 +573,16 @@ def compare_measures(batch_size: int, a: Measure | None, b: Measure | None, *, c
         return replace(row, text="; ".join(why))
     shared = _shared(a, b) if cancel else (lambda _: False)
     rounds = _paired_rounds(a, b)
+    coverage = max(a.coverage, b.coverage)
     between = _between_runs(a, b)
     estimate_a, estimate_b = (_with_lines(side.estimate, lines) for side, lines in zip((a, b), between, strict=True))
     value_a, value_b = estimate_a.value, estimate_b.value
-    difference = _difference(estimate_a, estimate_b, shared, 1.0, 1.0, rounds)
+    difference = _difference(estimate_a, estimate_b, shared, 1.0, 1.0, rounds, coverage)
     percent = None
     if value_a > 0 and (a.estimate.expanded or 0.0) < value_a:
         # First order, as everywhere in the GUM: d(B/A) = dB/A - B dA/A².
         scale = 100 / value_a
-        percent = _difference(estimate_a, estimate_b, shared, scale * value_b / value_a, scale, rounds)
+        percent = _difference(estimate_a, estimate_b, shared, scale * value_b / value_a, scale, rounds, coverage)
         percent = replace(percent, value=scale * (value_b - value_a))
     names_a, names_b = ({line.name for line in estimate.budget} for estimate in (estimate_a, estimate_b))
     row = replace(
@@ -642,6 +655,7 @@ def _difference(
     weight_a: float,
     weight_b: float,
     paired: Sequence[int],
+    coverage: float,
 ) -> Estimate:
     """Return ``b * weight_b - a * weight_a``; shared components are subtracted before they are squared."""
     lines = []
@@ -680,7 +694,7 @@ def _difference(
         for line in b.budget
         if (not shared(line.name) or line.name in other) and not (paired and line.name == REPEATS)
     ]
-    return estimate_of(weight_b * b.value - weight_a * a.value, lines)
+    return estimate_of(weight_b * b.value - weight_a * a.value, lines, coverage=coverage)
 
 
 def _weighted(line: BudgetLine, side: str, weight: float) -> BudgetLine:

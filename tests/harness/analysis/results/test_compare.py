@@ -37,10 +37,12 @@ from joulewatch_harness.analysis.results.compare import (
 from joulewatch_harness.analysis.results.compare import read_document as read_result
 from joulewatch_harness.analysis.results.model import BudgetLine, Estimate
 from joulewatch_harness.analysis.results.summary import analyze_run
+from joulewatch_harness.analysis.results.uncertainty import estimate_of
 from joulewatch_harness.errors import ConfigError, RecordError
-from joulewatch_harness.gum import student_factor
+from joulewatch_harness.gum import mean, standard_error, student_factor
 from joulewatch_harness.plan.parsing import make_plan
 from joulewatch_harness.plan.steps import MeasureStep, steps
+from joulewatch_harness.plan.target import LOOKS, relative_half_width
 from joulewatch_harness.records import SensorRecord
 from support.synthetic import EXPORTER, ListSource, make_world, sensor
 
@@ -658,6 +660,45 @@ def test_where_nothing_differs_about_one_comparison_in_twenty_is_significant(rou
             sides = tuple(dataclasses.replace(side, repeated=True) for side in sides)  # type: ignore[assignment]
         significant += row(*sides).verdict == "significant"
     assert 0.02 <= significant / 400 <= 0.08
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.05, 0.075])
+def test_where_nothing_differs_rounds_that_end_at_a_target_make_no_more_comparisons_significant(sigma: float) -> None:
+    """The target is 5 %; with a scatter of 7.5 % and Student's t at 95 %, 9 % of the comparisons are significant."""
+    random = np.random.default_rng(5)
+
+    def rounds_to_the_target() -> list[float]:
+        values = [float(value) for value in random.normal(1.0, sigma, LOOKS[-1])]
+        return next(values[:look] for look in LOOKS if relative_half_width(values[:look]) <= 0.05 or look == LOOKS[-1])
+
+    def side(values: list[float]) -> Measure:
+        line = BudgetLine(
+            name="repeats", kind="A", standard=standard_error(values), dof=len(values) - 1, systematic=False, text=""
+        )
+        return energy(estimate_of(mean(values), [line], dict(enumerate(values))), run="r", coverage=0.97)
+
+    differing = sum(
+        row(side(rounds_to_the_target()), side(rounds_to_the_target())).verdict == "significant" for _ in range(800)
+    )
+    assert 0.02 <= differing / 800 <= 0.07
+
+
+def test_the_plan_of_a_run_decides_the_factor_for_the_scatter_of_its_rounds(base: dict[str, Any]) -> None:
+    adaptive = copy.deepcopy(base)
+    adaptive["run"]["plan"] = {"max_relative_uncertainty": 0.05}
+    fixed, wider = (rows_of(compared(run), "throughput", "")[0].difference for run in (base, adaptive))
+    assert fixed is not None and wider is not None and fixed.expanded is not None and wider.expanded is not None
+    assert (wider.value, wider.standard) == (fixed.value, fixed.standard)
+    assert wider.expanded == pytest.approx(student_factor(2, 0.97) / student_factor(2) * fixed.expanded)
+    side = Side(read_result(adaptive, "a"), NAMES[0])
+    assert {quantity.coverage for quantity in measures(side, 8).values()} == {0.97}
+
+
+def test_the_scatter_of_repeated_runs_does_not_depend_on_the_target_of_their_rounds(base: dict[str, Any]) -> None:
+    adaptive = copy.deepcopy(base)
+    adaptive["run"]["plan"] = {"max_relative_uncertainty": 0.05}
+    quantities = measures(Side(repeats(adaptive, (1.0, 1.02, 0.98)), NAMES[0]), 8)
+    assert {quantity.coverage for quantity in quantities.values()} == {0.95}
 
 
 @pytest.mark.parametrize(("drift", "walk"), [(0.0, 0.0), (0.06, 0.0), (0.0, 0.04)])
