@@ -28,7 +28,7 @@ from joulewatch_harness.analysis.energy.window_energy import (
 )
 from joulewatch_harness.analysis.sources.series import is_loopback
 from joulewatch_harness.clocktime import is_step
-from joulewatch_harness.records import RunRecord, Window
+from joulewatch_harness.records import Edge, RunRecord, Window
 
 HARNESS: Final = ""
 """Stands for the harness's own clock where others are named by their exporter."""
@@ -117,6 +117,7 @@ def run_clocks(record: RunRecord, exporters: Iterable[str]) -> RunClocks:
             shared.add(exporter)
         else:
             found = list(_jumps(edges))
+        found += _impossible(exporter, record.windows)
         set_at = {position: f"{exporter}: {text}" for positions, text in found for position in positions}
         if exporter not in shared and (set_at or any(HARNESS in texts for texts in steps)):
             # Without a bound of its own, a window may be on either side of the step.
@@ -190,6 +191,27 @@ def _edges_of(exporter: str, windows: Sequence[Window]) -> list[_EdgeBounds]:
                 bounds_s = (late_s - LONGEST_ANSWER_S, late_s + OLDEST_READING_S)
                 loose.append(_EdgeBounds(position, at_s, *bounds_s, window.clock_error_s))
     return tight or loose
+
+
+def _impossible(exporter: str, windows: Sequence[Window]) -> Iterator[tuple[Sequence[int], str]]:
+    """Yield the windows with a reading from after the answer that contains it, by the bounds of the clock there."""
+    for position, window in enumerate(windows):
+        end_s = window.start_s + window.duration_s
+        for at_s, edge in ((window.start_s, window.start_edge), (end_s, window.end_edge)):
+            for clock in edge.clocks if edge is not None else ():
+                assert edge is not None
+                reads_s = [counter.read_at_s for counter in edge.counters if counter.exporter == exporter]
+                if clock.exporter != exporter or not reads_s:
+                    continue
+                late_s = max(reads_s) - clock.upper_s - _answered_by_s(at_s, edge)
+                if late_s > 0.0 and is_step(late_s, 0.0, window.clock_error_s):
+                    yield (position,), f"a sensor has a read time {late_s:.4g} s after the answer that contains it"
+
+
+def _answered_by_s(at_s: float, edge: Edge) -> float:
+    """Return when all answers of an edge had arrived; Prometheus does not store it, and has a read time instead."""
+    stored = all(counter.read_at_s != edge.answered_at_s for counter in edge.counters)
+    return edge.answered_at_s if stored else at_s + LONGEST_ANSWER_S
 
 
 def _contradictions(edges: Iterable[_EdgeBounds]) -> Iterator[tuple[Sequence[int], str]]:

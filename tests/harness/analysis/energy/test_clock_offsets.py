@@ -247,3 +247,31 @@ def test_background_readings_show_a_clock_that_was_set_by_minutes(step_s: float)
     assert "its clock was set" in clocks.step(1, FAR)
     here = polled_run((-0.7, -0.4), (-0.7, step_s - 0.4), exporter=HERE)
     assert stepped(here, HERE) == [1]
+
+
+@pytest.mark.parametrize(
+    ("late_s", "is_error"), [(-50.0, False), (0.0, False), (0.004, False), (0.02, True), (30.0, True)]
+)
+@pytest.mark.parametrize("exporter", [HERE, FAR])
+def test_a_read_time_after_the_answer_is_on_another_clock(exporter: str, late_s: float, is_error: bool) -> None:
+    """One sensor with a clock of its own; the exporter's clock is bounded by another sensor. It may be read before."""
+    good = edge(exporter, 20.0, bounds=(-0.001, 0.001), read_at_s=20.0)
+    bad = edge(exporter, 22.0, bounds=(-0.001, 0.001), read_at_s=22.001 + late_s)
+    clocks = run_clocks(run_of(bare(0), bare(1, good, bad), bare(2)), [exporter])
+    assert (1 in stepped(clocks, exporter)) == is_error
+    assert ("after the answer" in clocks.step(1, exporter)) == is_error
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "late_s", "is_error"), [(-1.0, 0.02, False), (1.0, 0.02, False), (0.0, 30.0, True)]
+)
+def test_an_edge_from_prometheus_has_no_time_of_its_answer(ahead_s: float, late_s: float, is_error: bool) -> None:
+    """Its times are read times on the exporter's clock; the request may have been late."""
+    read_at_s = 22.0 + ahead_s + late_s
+    rebuilt = dataclasses.replace(
+        edge(FAR, 22.0, bounds=(ahead_s - 0.001, ahead_s + 0.001), read_at_s=read_at_s),
+        requested_at_s=read_at_s,
+        answered_at_s=read_at_s,
+    )
+    good = edge(FAR, 20.0, bounds=(ahead_s - 0.001, ahead_s + 0.001))
+    assert (1 in stepped(run_clocks(run_of(bare(0), bare(1, good, rebuilt)), [FAR]))) == is_error
