@@ -106,7 +106,7 @@ class PrometheusSource:
         self._now = now
 
     def describe(self) -> str:
-        return self._client.url
+        return f"{self._client.url} ({self._match})" if self._match else self._client.url
 
     def close(self) -> None:
         self._client.close()

@@ -81,6 +81,13 @@ def stored(world: World, **more: str) -> list[RawSeries]:
     return [*job, *raw_of(run_samples(world.record))]
 
 
+def test_a_restricted_source_names_its_match() -> None:
+    """A match that selects nothing leaves results by edges only; the reason must be on the result."""
+    options = PrometheusOptions(URL, match={"cluster": "x"})
+    assert PrometheusSource(PrometheusClient(options)).describe() == f'{URL} (cluster="x")'
+    assert PrometheusSource(PrometheusClient(PrometheusOptions(URL))).describe() == URL
+
+
 def test_a_run_is_rebuilt_from_its_annotations(world: World, mocked: responses.RequestsMock) -> None:
     assert world.record is not None
     source = source_of(FakePrometheus(stored(world)), mocked, world)
