@@ -201,7 +201,14 @@ def plan_from(args: argparse.Namespace) -> Plan:
             }
             for network in networks or [DEFAULT_NETWORK]
         ]
-    plan = make_plan(data, where)
+    try:
+        plan = make_plan(data, where)
+    except ConfigError as error:
+        text = str(error)
+        if any(text.startswith(f"{where}: {key}: ") for key, value in flags.items() if value is not None):
+            # A flag has replaced the key of the file, which is not at fault.
+            raise ConfigError(f"command line{text.removeprefix(where)}") from error
+        raise
     if options:
         # Names stay as they are: an option of all configurations distinguishes none of them.
         given = tuple(replace(item, options={**item.options, **options}) for item in plan.configurations)

@@ -230,3 +230,19 @@ def test_a_run_folder_without_a_journal_does_not_stay(tmp_path: Path) -> None:
     with preflight._run_folder(tmp_path / "runs" / "b"):
         (tmp_path / "runs" / "b" / "journal.jsonl").write_text("{}")
     assert (tmp_path / "runs" / "b").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words", "message"),
+    [
+        ("rounds: 4", ["--rounds", "1"], "command line: rounds: must be an integer >= 3, got 1"),
+        ("rounds: 4", ["--max-uncertainty", "abc"], "command line: max_relative_uncertainty: must be a share such as"),
+        ("rounds: 1", [], r"plan .*plan\.yaml: rounds: must be an integer >= 3, got 1"),
+        ("seed: x", ["--rounds", "5"], r"plan .*plan\.yaml: seed: must be an integer"),
+    ],
+)
+def test_an_error_in_a_flag_does_not_name_the_file(tmp_path: Path, keys: str, words: list[str], message: str) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(keys)
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        plan_of(str(path), *words)
