@@ -25,12 +25,12 @@ def audit_first_round(name: str, quantities: Mapping[str, Mapping[int, float]]) 
 
     Args:
         name: The configuration and batch size.
-        quantities: What was measured -> round -> positive value. The quantities are correlated, so only the first one
-            that differs gives a finding.
+        quantities: What was measured -> round -> value. The quantities are correlated, so only the first one that
+            differs gives a finding.
     """
     for quantity, by_round in quantities.items():
         later = [value for number, value in by_round.items() if number > 0]
-        if 0 not in by_round or len(later) < LEAST_LATER_ROUNDS:
+        if 0 not in by_round or len(later) < LEAST_LATER_ROUNDS or mean(later) <= 0.0:
             continue
         difference = by_round[0] / mean(later) - 1.0
         # The scatter of one more value around the mean of the later ones.

@@ -45,6 +45,11 @@ def test_few_rounds_or_no_first_round_give_no_finding() -> None:
     assert not list(audit_first_round("net", {"energy": {}}))
 
 
+def test_rounds_without_energy_give_no_finding() -> None:
+    """A counter with coarse steps may show 0 J in every window after the first."""
+    assert not list(audit_first_round("net", {"energy": by_round(1.0, [0.0] * 4)}))
+
+
 def test_rounds_of_the_same_scatter_rarely_give_a_finding() -> None:
     noise = random.Random(3)
     runs = 2000
