@@ -65,6 +65,8 @@ class RunClocks:
     """Exporter -> its offset in the windows that do not bound it: the median of the others, or assumed."""
     steps: tuple[Mapping[str, str], ...]
     """Exporter (or ``HARNESS``) -> how its clock was set in or next to the window, for people."""
+    clocks_set: frozenset[str] = frozenset()
+    """The keys of all ``steps``."""
 
     def offsets(self, position: int, exporter: str) -> Offsets:
         """Return the offset of an exporter in a window."""
@@ -80,7 +82,7 @@ class RunClocks:
 
     def was_set(self, exporter: str) -> bool:
         """Return whether the clock of the exporter or of the harness was set during the run."""
-        return any(self.step(position, exporter) for position in range(len(self.steps)))
+        return not self.clocks_set.isdisjoint((exporter, HARNESS))
 
 
 def same_machine(exporter: str, record: RunRecord) -> bool | None:
@@ -127,7 +129,13 @@ def run_clocks(record: RunRecord, exporters: Iterable[str]) -> RunClocks:
             if HARNESS not in steps[position]:
                 steps[position][exporter] = text
         typical[exporter] = _typical(exporter, bounded, edges)
-    return RunClocks(bounded=bounded, shared=frozenset(shared), typical=typical, steps=tuple(steps))
+    return RunClocks(
+        bounded=bounded,
+        shared=frozenset(shared),
+        typical=typical,
+        steps=tuple(steps),
+        clocks_set=frozenset().union(*steps),
+    )
 
 
 def _bounded(window: Window) -> dict[str, Offsets]:
