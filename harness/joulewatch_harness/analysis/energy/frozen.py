@@ -40,7 +40,7 @@ import numpy as np
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.energy.window_energy import Span, WindowEnergy
 from joulewatch_harness.analysis.energy.windows import LARGEST_UNMEASURED, Measured, MeasuredRun, MeasuredWindow
-from joulewatch_harness.analysis.sources.history import History, traits_of
+from joulewatch_harness.analysis.sources.history import History, is_gauge, traits_of
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.records import SensorRecord
@@ -52,11 +52,6 @@ _TIMESTAMP_S: Final = 2e-6
 """Error of the difference of two read timestamps."""
 _STEPS_OF_LOAD: Final = 10
 """The load of a span is compared between this many parts of it."""
-
-
-def is_gauge(record: SensorRecord) -> bool:
-    """Return whether a sensor reports power, so that its counter is an integral."""
-    return record.method == "integrated" or record.reads == "power"
 
 
 def longest_pause_s(counter: Series, start_s: float, end_s: float) -> float:
@@ -217,14 +212,8 @@ def _has_moved(watts: Floats) -> bool:
     )
 
 
-def _resolution_watts(text: str) -> float:
-    """Return the watts of a resolution such as ``12 mW``; 0 if it is empty or not a power."""
-    unit = text.strip().removesuffix("W")
-    return catalog.resolution_joules(f"{unit}J") if unit != text.strip() else 0.0
-
-
 def _is_coarse(record: SensorRecord, watts: Floats) -> bool:
-    if _resolution_watts(record.resolution) >= COARSE_WATTS:
+    if catalog.resolution_watts(record.resolution) >= COARSE_WATTS:
         return True
     return bool(np.all(np.abs(watts - np.round(watts)) <= _EVEN * np.maximum(np.abs(watts), 1.0)))
 

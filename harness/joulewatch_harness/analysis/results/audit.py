@@ -26,6 +26,7 @@ from joulewatch_harness.analysis.energy.windows import (
 from joulewatch_harness.analysis.sources.history import refresh_s_of
 from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.gum import NORMAL_95
+from joulewatch_harness.plan.plan import REFRESHES_PER_WINDOW
 from joulewatch_harness.plan.runtimes import is_server
 from joulewatch_harness.plan.target import relative_half_width
 from joulewatch_harness.records import RunRecord, Window
@@ -44,8 +45,6 @@ IDLE_TOLERANCE: Final = 0.05
 """Largest relative change of the idle power over the run."""
 STEADY_TOLERANCE: Final = 0.10
 """Largest relative difference of the mean powers in the two halves of a window."""
-FEW_REFRESHES: Final = 20
-"""Smallest number of a sensor's refresh periods that a window should contain."""
 QUIET_SHARE: Final = 0.02
 """Largest share of the processor time that other work may use in a window."""
 BUSY_SHARE: Final = 0.05
@@ -170,12 +169,12 @@ def _edges_and_history(
 
 def _below_refresh(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured) -> Iterator[Finding]:
     span, refresh_s = measured.span, run.sensors[sensor].refresh_s
-    if result.energy is not None and refresh_s is not None and span.duration_s < FEW_REFRESHES * refresh_s:
+    if result.energy is not None and refresh_s is not None and span.duration_s < REFRESHES_PER_WINDOW * refresh_s:
         yield Finding(
             severity="warning",
             reason="below_refresh",
-            text=f"{sensor}: the window of {span.duration_s:.3g} s contains fewer than {FEW_REFRESHES} refresh periods "
-            f"of {refresh_s:.3g} s; use longer windows",
+            text=f"{sensor}: the window of {span.duration_s:.3g} s contains fewer than {REFRESHES_PER_WINDOW} refresh "
+            f"periods of {refresh_s:.3g} s; use longer windows",
             evidence={"sensor": str(sensor), "duration_s": span.duration_s, "refresh_s": refresh_s},
             window=measured.window.index,
         )
@@ -671,16 +670,16 @@ def audit_idle(component: str, watts: Sequence[float]) -> Iterator[Finding]:
         )
 
 
-def audit_load(name: str, gross: Estimate, watts_per_joule: float, idle: IdlePower) -> Iterator[Finding]:
+def audit_load(name: str, gross: Estimate, rate_per_s: float, idle: IdlePower) -> Iterator[Finding]:
     """Check that a group draws more than the idle machine.
 
     Args:
         name: The group.
         gross: Joules per inference over all devices.
-        watts_per_joule: Inferences per second.
+        rate_per_s: Inferences per second.
         idle: The idle power of the same devices.
     """
-    watts = gross.value * watts_per_joule
+    watts = gross.value * rate_per_s
     if watts <= idle.watts + NORMAL_95 * idle.standard_watts:
         yield Finding(
             severity="warning",

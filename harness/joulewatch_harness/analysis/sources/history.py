@@ -166,6 +166,11 @@ def merge_spans(spans: Iterable[tuple[float, float]], margin_s: float) -> list[t
     return merged
 
 
+def is_gauge(record: SensorRecord) -> bool:
+    """Return whether a sensor reports power, so that its counter is an integral."""
+    return record.method == "integrated" or record.reads == "power"
+
+
 def assumed_refresh_s(record: SensorRecord) -> float:
     """Return the refresh of a sensor about which only its metadata are known.
 
@@ -190,8 +195,8 @@ def refresh_s_of(record: SensorRecord, observed: Series | None = None) -> float:
     if record.refresh_s is not None:
         return record.refresh_s
     assumed_s = assumed_refresh_s(record)
-    integral = record.method == "integrated" or record.reads == "power"
-    if observed is None or record.method == "estimated" or (integral and _ENERGY_SCOPE.get(_name(observed))):
+    integral = is_gauge(record) and observed is not None and _name(observed) in _ENERGY_SCOPE
+    if observed is None or record.method == "estimated" or integral:
         return assumed_s
     changed_s = observed.times_s[1:][np.diff(observed.values) != 0]
     if changed_s.size < 2:
