@@ -88,6 +88,7 @@ def analyze_run(
         report(f"reading samples from {source.describe()}")
         # The exporters of the run; if a foreign record names none, all exporters of the source.
         history = source.history(run_spans(record), record.header.exporters or None)
+        record = _with_nodenames(record, history)
     report("integrating")
     findings = list(audit.audit_record(record))
     record = replace(record, windows=_first_of_each(record.windows))
@@ -123,6 +124,15 @@ def run_spans(record: RunRecord) -> list[tuple[float, float]]:
         for window in record.windows
         if window.kind in MEASURED_KINDS and window.duration_s > 0
     ]
+
+
+def _with_nodenames(record: RunRecord, history: History) -> RunRecord:
+    """Return the record with the machines of its exporters, which a run from Prometheus has in its samples only."""
+    exporters = tuple(
+        replace(exporter, nodename=exporter.nodename or history.nodenames.get(exporter.name, ""))
+        for exporter in record.header.exporters
+    )
+    return replace(record, header=replace(record.header, exporters=exporters))
 
 
 def _first_of_each(windows: Sequence[Window]) -> tuple[Window, ...]:

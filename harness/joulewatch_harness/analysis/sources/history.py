@@ -99,6 +99,8 @@ class History:
     """Sensor -> field of ``Health`` -> counter; only counters that changed."""
     ups: Mapping[tuple[str, ...], Series] = field(default_factory=dict)
     """(exporter, collector, device) -> 0 or 1; only devices that were down at some time."""
+    nodenames: Mapping[str, str] = field(default_factory=dict)
+    """Exporter -> name of its machine, if it is stored and did not change."""
     notices: tuple[Notice, ...] = ()
     """Messages about the identity of the exporters, for the findings."""
 
@@ -257,7 +259,8 @@ def build_history(
     builder = _Builder()
     for one in placed:
         builder.add(one)
-    return builder.history(source, tuple(notices), power=power)
+    nodenames = {one.exporter.name: node for one in placed if (node := one.exporter.nodename)}
+    return dataclasses.replace(builder.history(source, tuple(notices), power=power), nodenames=nodenames)
 
 
 class _Builder:

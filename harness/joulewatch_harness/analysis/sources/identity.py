@@ -136,6 +136,12 @@ class Exporter:
         return {node for target in self.targets for node in target.nodes}
 
     @property
+    def nodename(self) -> str:
+        """Name of its machine; empty if it is not stored, or if it changed."""
+        nodes = {self.node} if self.node else self.nodes
+        return next(iter(nodes)) if len(nodes) == 1 else ""
+
+    @property
     def starts_s(self) -> set[float]:
         return {start_s for target in self.targets for start_s in target.starts_s}
 

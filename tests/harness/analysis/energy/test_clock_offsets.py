@@ -85,7 +85,7 @@ def test_an_exporter_on_loopback_in_another_container_has_another_clock() -> Non
 
 
 def test_a_loopback_address_with_another_clock_is_another_machine() -> None:
-    """A tunnel; its nodename is not known in a run from Prometheus."""
+    """A tunnel to an exporter whose nodename is not stored."""
     bounds = (0.02, 0.021)
     clocks = bounded_run((bounds, bounds), (bounds, bounds), exporter="localhost:9")
     assert clocks.shared == set() and not clocks.was_set("localhost:9")

@@ -28,7 +28,7 @@ from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clients.prometheus import PrometheusClient
 from joulewatch_harness.errors import ConfigError, QueryError
-from joulewatch_harness.records import ExporterRecord, ProcessorTime
+from joulewatch_harness.records import Edge, ExporterRecord, ProcessorTime
 from support.fake_prometheus import URL, FakePrometheus
 from support.synthetic import (
     EXPORTER,
@@ -156,6 +156,42 @@ def test_prometheus_and_recording_give_the_same_result(
     finally:
         recording.close()
         prometheus.close()
+
+
+def test_the_net_energy_of_a_busy_machine_is_withheld_from_prometheus_as_well(
+    world: World, mocked: responses.RequestsMock
+) -> None:
+    """The annotations have no nodename of the exporter, which shows that it is on the harness's machine; the scrapes
+    have it."""
+    assert world.record is not None
+    name = "node1:10717"
+    busy = ProcessorTime(busy_s=9.0, own_s=0.0, processors=4)
+
+    def named(edge: Edge | None) -> Edge:
+        assert edge is not None
+        counters = tuple(dataclasses.replace(counter, exporter=name) for counter in edge.counters)
+        clocks = tuple(dataclasses.replace(clock, exporter=name) for clock in edge.clocks)
+        return dataclasses.replace(edge, counters=counters, clocks=clocks)
+
+    windows = tuple(
+        dataclasses.replace(
+            window, processor_time=busy, start_edge=named(window.start_edge), end_edge=named(window.end_edge)
+        )
+        for window in world.record.windows
+    )
+    header = dataclasses.replace(
+        world.record.header,
+        exporters=(ExporterRecord(name=name, url="", nodename="node1"),),
+        sensors=tuple(dataclasses.replace(item, exporter=name) for item in world.record.header.sensors),
+    )
+    record = dataclasses.replace(world.record, header=header, windows=windows)
+    samples = [*world.scrapes(instance=name), *raw_of(run_samples(record))]
+    source = source_of(FakePrometheus(samples), mocked, world)
+    for run in (record, source.run(RUN)):
+        result = analyze_run(run, source)
+        assert [group.total.net for group in result.groups] == [None] * 4
+        assert "idle_busy" in {item.reason for item in result.findings if item.severity == "error"}
+    source.close()
 
 
 def test_pieces_of_time_are_joined_without_loss(world: World, mocked: responses.RequestsMock) -> None:
