@@ -287,12 +287,14 @@ RUN_INFO: Final = _harness(
         "model_sha256",
         "plan_sha256",
         "max_relative_uncertainty",
+        "settle_seconds",
         "exporters",
         "schema",
         "version",
     ),
     "One configuration of a run, as observed after loading. scenario: offline, single_stream or server. "
-    "max_relative_uncertainty: the target at which the rounds ended; without it their number was fixed.",
+    "max_relative_uncertainty: the target at which the rounds ended; without it their number was fixed. "
+    "settle_seconds: how long the load ran before each window.",
 )
 RUN_STATUS: Final = _harness(
     "joulewatch_run_start_timestamp_seconds",

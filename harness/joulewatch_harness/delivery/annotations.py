@@ -139,12 +139,18 @@ def info_sample(header: RunHeader, configuration: Configuration, at_ms: int) -> 
         "governor": header.provenance_text("cpu", "governor"),
         "model_sha256": configuration.model_sha256,
         "plan_sha256": header.plan_sha256,
-        "max_relative_uncertainty": "" if (share := header.plan.get(MAX_UNCERTAINTY)) is None else f"{share:g}",
+        "max_relative_uncertainty": _plan_number(header, MAX_UNCERTAINTY),
+        "settle_seconds": _plan_number(header, "settle_s"),
         "exporters": ",".join(exporter.name for exporter in header.exporters),
         "schema": str(header.schema),
         "version": header.provenance_text("versions", "joulewatch") or __version__,
     }
     return sample(catalog.RUN_INFO, labels, at_ms, 1)
+
+
+def _plan_number(header: RunHeader, key: str) -> str:
+    number = header.plan.get(key)
+    return "" if number is None else f"{number:g}"
 
 
 def active_sample(

@@ -54,6 +54,9 @@ _PROVENANCE: Final = {
 }
 """Label of the run's info -> path in the provenance of a journal; the hardware stays one text."""
 
+_PLAN: Final = {"max_relative_uncertainty": MAX_UNCERTAINTY, "settle_seconds": "settle_s"}
+"""Label of the run's info -> key of the plan in a journal."""
+
 _Key = tuple[str, str, str, str]
 """configuration, kind, phase, window."""
 
@@ -363,7 +366,7 @@ def _header(
         started_at_s=started_s,
         schema=int(schema) if schema.isdigit() else 1,
         command=(),
-        plan={MAX_UNCERTAINTY: float(labels[MAX_UNCERTAINTY])} if MAX_UNCERTAINTY in labels else {},
+        plan={key: float(labels[label]) for label, key in _PLAN.items() if labels.get(label)},
         plan_sha256=labels.get("plan_sha256", ""),
         configurations=_configurations(infos),
         exporters=tuple(ExporterRecord(name=name, url="") for name in sorted(names)),
