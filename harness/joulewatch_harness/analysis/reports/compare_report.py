@@ -17,7 +17,14 @@ from joulewatch_harness.analysis.reports.table import (
 from joulewatch_harness.analysis.reports.to_json import estimate_document
 from joulewatch_harness.analysis.results.compare import NODE, SIGNIFICANT, Comparison, Pair, Row, Side, Verdict
 from joulewatch_harness.analysis.results.model import TOTAL, Estimate
-from joulewatch_harness.analysis.results.numbers import plain, prefix_for, warning_line, with_uncertainty
+from joulewatch_harness.analysis.results.numbers import (
+    UNKNOWN_ACCURACY,
+    UNKNOWN_ACCURACY_TEXT,
+    plain,
+    prefix_for,
+    warning_line,
+    with_uncertainty,
+)
 
 SCHEMA_VERSION: Final = 1
 """Version of the JSON, raised when a reader of the previous version would misread it."""
@@ -49,7 +56,9 @@ def render_table(comparison: Comparison, *, width: int = DEFAULT_WIDTH) -> str:
             lines += ["", *_quantity_lines(rows, width)]
         lines += paragraphs(_reasons(pair), width)
         lines.append("")
-    lines += paragraphs((_LEGEND, *comparison.notes), width)
+    unknown = any(UNKNOWN_ACCURACY in line for line in lines)
+    footnote = (f"{UNKNOWN_ACCURACY}: {UNKNOWN_ACCURACY_TEXT}.",) if unknown else ()
+    lines += paragraphs((_LEGEND, *footnote, *comparison.notes), width)
     if warning:
         lines += ["", *warning]
     return "\n".join(lines) + "\n"
@@ -81,8 +90,8 @@ def _quantity_lines(rows: Sequence[Row], width: int) -> list[str]:
     scale = 10.0**-exponent
     columns: list[Column[Row]] = [
         Column("batch", lambda row: row.batch_size),
-        Column("A", lambda row: _cell(row.a, scale)),
-        Column("B", lambda row: _cell(row.b, scale)),
+        Column("A", lambda row: _marked(_cell(row.a, scale), row.a)),
+        Column("B", lambda row: _marked(_cell(row.b, scale), row.b)),
         Column("B - A", lambda row: _cell(row.difference, scale, sign=True)),
         Column("%", lambda row: _cell(row.percent, 1.0, sign=True)),
         Column("verdict", lambda row: row.verdict, text=True, least=len(SIGNIFICANT)),
@@ -97,6 +106,13 @@ def _cell(estimate: Estimate | None, scale: float, *, sign: bool = False) -> str
     known = estimate.expanded is not None and estimate.expanded > 1e-9 * abs(estimate.value)
     text = with_uncertainty(estimate, scale) if known else plain(estimate.value * scale)
     return f"+{text}" if sign and estimate.value > 0 else text
+
+
+def _marked(text: str | None, estimate: Estimate | None) -> str | None:
+    """Return an energy with the mark of an uncertainty that does not include the accuracy of every sensor."""
+    covers = () if estimate is None else estimate.covers
+    is_marked = "±" in (text or "") and "sampling" in covers and "accuracy" not in covers
+    return f"{text}{UNKNOWN_ACCURACY}" if is_marked else text
 
 
 def _reasons(pair: Pair) -> list[str]:

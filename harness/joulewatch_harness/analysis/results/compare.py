@@ -54,6 +54,7 @@ from joulewatch_harness.analysis.results.model import (
     REPEATS,
     TOTAL,
     BudgetLine,
+    Coverage,
     Estimate,
 )
 from joulewatch_harness.analysis.results.uncertainty import estimate_of
@@ -342,7 +343,15 @@ def over_runs(measures: Sequence[Measure]) -> Measure:
         standards = [line.standard for line in parts]
         whole = math.fsum(standards) if parts[0].systematic else math.hypot(*standards)
         lines.append(replace(parts[0], standard=whole / count))
-    return replace(joined, estimate=estimate_of(mean(values), lines, dict(enumerate(values))))
+    estimate = estimate_of(mean(values), lines, dict(enumerate(values)))
+    covers = [part for part in _common_covers(estimates) if part != "repeats"]
+    return replace(joined, estimate=replace(estimate, covers=(*covers, "repeats") if covers else ()))
+
+
+def _common_covers(estimates: Iterable[Estimate]) -> tuple[Coverage, ...]:
+    """Return what the uncertainty of each of some estimates includes; nothing in results of version 0.1.0."""
+    first, *others = (estimate.covers for estimate in estimates)
+    return tuple(part for part in first if all(part in other for other in others))
 
 
 def _energies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
@@ -577,13 +586,14 @@ def compare_measures(batch_size: int, a: Measure | None, b: Measure | None, *, c
     between = _between_runs(a, b)
     estimate_a, estimate_b = (_with_lines(side.estimate, lines) for side, lines in zip((a, b), between, strict=True))
     value_a, value_b = estimate_a.value, estimate_b.value
-    difference = _difference(estimate_a, estimate_b, shared, 1.0, 1.0, rounds, coverage)
+    covers = _common_covers((estimate_a, estimate_b))
+    difference = replace(_difference(estimate_a, estimate_b, shared, 1.0, 1.0, rounds, coverage), covers=covers)
     percent = None
     if value_a > 0 and (a.estimate.expanded or 0.0) < value_a:
         # First order, as everywhere in the GUM: d(B/A) = dB/A - B dA/A².
         scale = 100 / value_a
         percent = _difference(estimate_a, estimate_b, shared, scale * value_b / value_a, scale, rounds, coverage)
-        percent = replace(percent, value=scale * (value_b - value_a))
+        percent = replace(percent, value=scale * (value_b - value_a), covers=covers)
     names_a, names_b = ({line.name for line in estimate.budget} for estimate in (estimate_a, estimate_b))
     row = replace(
         row,

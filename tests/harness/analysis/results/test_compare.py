@@ -420,6 +420,26 @@ def test_csv_and_json_have_the_same_numbers(base: dict[str, Any]) -> None:
         assert float(line["percent_uncertainty"]) == pytest.approx(item["percent"]["expanded_uncertainty"], rel=1e-2)
 
 
+def test_a_difference_covers_what_both_sides_cover(base: dict[str, Any]) -> None:
+    """Of a version that did not store it, it is not known."""
+
+    def stored(covers: list[str]) -> Comparison:
+        changed = copy.deepcopy(base)
+        for group in changed["results"]:
+            if group["configuration"]["name"] == NAMES[1]:
+                group["energy"]["total"]["gross"]["covers"] = covers
+        return compared(changed)
+
+    everything, without = ("sampling", "accuracy", "repeats"), ("sampling", "repeats")
+    for covers in (everything, without, ()):
+        comparison = stored(list(covers))
+        for total in rows_of(comparison):
+            assert total.a is not None and total.a.covers == everything
+            assert total.difference is not None and total.difference.covers == covers
+            assert total.percent is not None and total.percent.covers == covers
+        assert ("†: sampling and repeats only" in render_table(comparison)) == (covers == without)
+
+
 # The command
 
 
@@ -576,6 +596,7 @@ def test_the_scatter_of_repeated_runs_decides(base: dict[str, Any]) -> None:
     mean_a = measures(Side(a, NAMES[0]), 1)["energy", "total", "gross"]
     assert single.estimate is not None and mean_a.estimate is not None
     assert mean_a.estimate.value == pytest.approx(single.estimate.value)
+    assert mean_a.estimate.covers == single.estimate.covers == ("sampling", "accuracy", "repeats")
     (scatter,) = [line for line in mean_a.estimate.budget if line.name == "repeats"]
     assert (scatter.dof, scatter.text) == (2, "scatter of 3 runs")
     assert scatter.standard == pytest.approx(0.02 / math.sqrt(3) * single.estimate.value)
