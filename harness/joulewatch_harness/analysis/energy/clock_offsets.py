@@ -230,7 +230,7 @@ def _contradictions(edges: Iterable[_EdgeBounds]) -> Iterator[tuple[Sequence[int
             sign = "ahead of" if edge.lower_s > 0 else "behind"
             yield (
                 (edge.position,),
-                f"its clock is {apart_s:.4g} s {sign} the harness's, although both run on a machine of the same name",
+                f"its clock is {apart_s:.4g} s {sign} the harness's, although both machines have the same host name",
             )
 
 
@@ -242,5 +242,5 @@ def _jumps(edges: Sequence[_EdgeBounds]) -> Iterator[tuple[Sequence[int], str]]:
             change = f"forward by at least {forward_s:.4g} s" if forward_s > 0 else f"back by at least {back_s:.4g} s"
             yield (
                 range(first.position, second.position + 1),
-                f"its clock was set {change} against the harness's between two edges",
+                f"its clock was set {change} relative to the harness's between two edges",
             )

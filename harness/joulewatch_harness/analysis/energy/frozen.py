@@ -278,7 +278,7 @@ def judge_gauge(history: History, sensor: SensorId, record: SensorRecord, span: 
         return GaugeVerdict(frozen=text)
     if coarse:
         return GaugeVerdict()
-    return GaugeVerdict(warning=f"{still}: frozen, unless nothing on the machine changed")
+    return GaugeVerdict(warning=f"{still}: the sensor is frozen, unless the load was constant")
 
 
 def _gauge_watts(series: Series | None, span: Span, *, is_counter: bool) -> Floats | None:

@@ -479,7 +479,7 @@ def _mean_idle_power(
     within = math.hypot(random / count, shared / count)
     between = _idle_changes(watts, others)
     dof = effective_dof([(between, count - 1), (within, math.inf)]) if count > 2 else math.inf
-    more = f"; {len(others)} in other states show its changes" if others and count < 3 else ""
+    more = f"; uncertainty also from {len(others)} in other states" if others and count < 3 else ""
     return IdlePower(
         watts=mean(watts),
         standard_watts=math.hypot(within, between),

@@ -413,8 +413,8 @@ def _notices(exporter: Exporter) -> Iterator[Notice]:
         # Every restart has a start time of its own; one that returns belongs to another exporter.
         if len(target.starts_s) > len(set(target.starts_s)):
             raise IdentityError(
-                f"{target.address}: several exporters answer at this address, because their start times alternate "
-                f"({exporter.describe()}); scrape each at its own address"
+                f"{target.address}: several exporters answer at this address: the start time alternates "
+                f"({exporter.describe()}); scrape each at a separate address"
             )
     with_samples = [target for target in exporter.targets if target.sensors]
     if len(with_samples) > 1:

@@ -149,7 +149,7 @@ def test_a_step_between_two_windows_concerns_both() -> None:
     clocks = bounded_run((before, before), (before, before), (after, after), (after, after))
     assert stepped(clocks) == [1, 2]
     assert clocks.step(1, FAR) == (
-        "node2:10717: its clock was set back by at least 0.319 s against the harness's between two edges"
+        "node2:10717: its clock was set back by at least 0.319 s relative to the harness's between two edges"
     )
     assert clocks.was_set(FAR) and not clocks.was_set(HERE)
 
@@ -173,7 +173,7 @@ def test_a_slow_drift_over_a_long_run_is_no_step() -> None:
     [
         ((-0.001, 0.001), ""),
         ((0.004, 0.006), ""),
-        ((0.020, 0.021), "node1:10717: its clock is 0.02 s ahead of the harness's, although both run on a machine"),
+        ((0.020, 0.021), "node1:10717: its clock is 0.02 s ahead of the harness's, although both machines have"),
         ((-300.0, -299.5), "node1:10717: its clock is 299.5 s behind the harness's"),
     ],
 )

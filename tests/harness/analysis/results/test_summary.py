@@ -715,7 +715,7 @@ def test_all_idle_windows_show_how_much_idle_power_changes(
     idle = _mean_idle_power("loaded", "loaded", windows, more)
     assert (idle.watts, idle.standard_watts) == (100.0, pytest.approx(standard_watts))
     assert idle.windows == tuple(range(len(own)))
-    shown = f"; {len(others)} in other states show its changes" if others and len(own) < 3 else ""
+    shown = f"; uncertainty also from {len(others)} in other states" if others and len(own) < 3 else ""
     assert idle.text == f"{len(own)} idle window{'s' if len(own) > 1 else ''} loaded{shown}"
 
 
@@ -1043,7 +1043,7 @@ def idle_of(result: RunResult) -> list[tuple[float, tuple[int, ...], str]]:
 def test_each_configuration_has_the_idle_power_with_its_network_loaded() -> None:
     world = idle_world(40.0, 60.0, 80.0, 40.0)
     assert world.record is not None
-    own, more = "loaded: 1 idle window with this network loaded", "; {} in other states show its changes"
+    own, more = "loaded: 1 idle window with this network loaded", "; uncertainty also from {} in other states"
     result = analyse(world)
     assert idle_of(result) == [
         (60.0, (1,), own + more.format(3)),
