@@ -275,7 +275,7 @@ def results_row() -> list[Panel]:
         panel(
             "Results",
             "Energy per inference: gross includes idle power, net excludes it. ± is the expanded uncertainty (95 % "
-            "coverage) of what *± covers* names; without *accuracy*, a sensor publishes none. "
+            "coverage). *± covers* lists what it includes: without *accuracy*, the accuracy of a sensor is unknown. "
             "`joulewatch analyze RUN --publish` writes these results to Prometheus.",
             "joule",
             [
@@ -326,8 +326,8 @@ def results_row() -> list[Panel]:
         ),
         panel(
             "Findings of the audit",
-            "error: a result is contradicted or missing; warning: check the result. The README of the harness explains "
-            "each reason and its fix; `joulewatch analyze RUN` shows the sentences.",
+            "error: a result is contradicted or missing; warning: check the result; info: worth knowing. "
+            "harness/README.md lists the fix of each reason. `joulewatch analyze RUN` shows the details.",
             "none",
             [
                 # Findings are about the run, so they have no configuration.
