@@ -690,8 +690,9 @@ def test_a_sweep_continues_after_a_batch_that_the_server_cannot_run(
     assert done.code == 0, done.err
     (folder,) = (tmp_path / "runs").iterdir()
     record = read_run(folder)
-    (note,) = [item for item in record.notes if item.reason == reason]
-    assert note.batch_size == 8
+    notes = [item for item in record.notes if item.reason == reason]
+    assert [item.batch_size for item in notes] == [8], notes
+    (note,) = notes
     assert text in note.text
     assert "Traceback" not in done.err
     (configuration,) = record.configurations
