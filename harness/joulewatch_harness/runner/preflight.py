@@ -185,6 +185,8 @@ def _is_refresh_pending(sensor: SensorRecord) -> bool:
 
 def slowest_refresh_s(sensors: Sequence[SensorRecord]) -> float | None:
     """Return the longest refresh period of the summed sensors: devices, or nodes if there are no devices."""
-    devices = [item for item in sensors if item.scope == "device"]
-    known = [item.refresh_s for item in devices or sensors if item.refresh_s is not None]
-    return max(known, default=None)
+    for scope in ("device", "node"):
+        summed = [item for item in sensors if item.scope == scope]
+        if summed:
+            return max((item.refresh_s for item in summed if item.refresh_s is not None), default=None)
+    return None

@@ -91,7 +91,7 @@ def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_de
         )
 
     assert preflight.slowest_refresh_s([sensor("device", 0.001), sensor("device", 0.1), sensor("node", 1.0)]) == 0.1
-    assert preflight.slowest_refresh_s([sensor("node", 1.0)]) == 1.0
+    assert preflight.slowest_refresh_s([sensor("node", 1.0), sensor("part", 5.0)]) == 1.0
     assert preflight.slowest_refresh_s([sensor("device", None)]) is None
 
 
