@@ -168,7 +168,7 @@ def _foot_lines(result: RunResult, omitted: int, *, net: bool = False) -> list[s
     lines = ["Sum over device sensors; error bars: expanded uncertainty, 95 % coverage"]
     totals = [group.total.gross for group in result.groups if group.total.gross is not None]
     if any("accuracy" not in total.covers for total in totals):
-        lines.append(f"Error bars: {UNKNOWN_ACCURACY_TEXT}")
+        lines.append(f"Error bars show {UNKNOWN_ACCURACY_TEXT}")
     if any(total.expanded is None for total in totals):
         lines.append("Energies without an error bar: a single usable round, repeatability unknown")
     if net and (without := sum(not _has_net(group) for group in result.groups)):

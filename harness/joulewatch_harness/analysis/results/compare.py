@@ -626,7 +626,7 @@ def _between_runs(a: Measure, b: Measure) -> tuple[tuple[BudgetLine, ...], tuple
     def lines(side: Measure) -> tuple[BudgetLine, ...]:
         if side.repeated:
             return ()
-        text = f"assumed: two runs of one plan differ by {100 * ASSUMED_BETWEEN_RUNS:g} % (standard)"
+        text = f"assumed change from run to run: {100 * ASSUMED_BETWEEN_RUNS:g} % (standard uncertainty)"
         standard = ASSUMED_BETWEEN_RUNS * side.magnitude
         return (BudgetLine(name=BETWEEN_RUNS, kind="B", standard=standard, dof=math.inf, systematic=True, text=text),)
 
@@ -854,8 +854,8 @@ def _common_notes(pairs: Sequence[Pair], *, cancel: bool) -> Iterator[str]:
         yield "Rounds are not paired (two runs, or different rounds in A and B): their scatters are independent."
     if any(line.name.startswith(BETWEEN_RUNS) for row in rows if row.difference for line in row.difference.budget):
         yield (
-            f"Between runs, a change of {100 * ASSUMED_BETWEEN_RUNS:g} % (standard uncertainty) is assumed. Three runs "
-            "a side, given as RUN1,RUN2,RUN3, show the real one and decide."
+            f"A change of {100 * ASSUMED_BETWEEN_RUNS:g} % (standard uncertainty) from run to run is assumed. "
+            "To measure it, give three runs on each side: RUN1,RUN2,RUN3."
         )
     if not cancel:
         yield "No errors cancel (--uncorrelated): errors that A and B share count in full on both sides."

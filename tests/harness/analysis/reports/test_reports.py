@@ -511,7 +511,7 @@ def test_an_uncertainty_without_the_accuracy_of_the_sensor_is_marked(measured: R
     text = " ".join(to_text.render_table(measured, width=80).split())
     assert re.search(r"± \d+(\.\d+)?†", text)
     assert text.count("†: sampling and repeats only: the sensor's accuracy is unknown.") == 1
-    assert "Error bars: sampling and repeats only: the sensor's accuracy is unknown" in _foot_lines(measured, 0)
+    assert "Error bars show sampling and repeats only: the sensor's accuracy is unknown" in _foot_lines(measured, 0)
     # The power model publishes its accuracy.
     assert "†" not in to_text.render_table(estimated)
     assert _foot_lines(estimated, 0) == ["Sum over device sensors; error bars: expanded uncertainty, 95 % coverage"]
