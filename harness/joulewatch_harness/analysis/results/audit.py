@@ -508,7 +508,7 @@ def _settle(run: MeasuredRun) -> Iterator[Finding]:
     slow = {
         sensor: refresh_s
         for sensor, metadata in run.sensors.items()
-        if sensor.scope != "part"
+        if sensor.scope == "device"
         and (refresh_s := refresh_s_of(metadata, run.history.counters.get(sensor))) > settle_s
         and any(measured.sensors[sensor].energy is not None for measured in run.windows)
     }
@@ -627,8 +627,8 @@ def audit_repeats(
         yield Finding(
             severity="warning",
             reason="single_repeat",
-            text=f"{name}: {len(values)} of {measured_rounds} rounds is usable, so the repeatability is unknown and "
-            "there is no uncertainty; use --rounds 3 or more",
+            text=f"{name}: usable rounds: 1 of {measured_rounds}; the repeatability is unknown, so there is no "
+            "uncertainty; use --rounds 3 or more",
             evidence={"rounds": len(values), "measured_rounds": measured_rounds},
         )
     if len(values) < 2:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
@@ -260,7 +260,34 @@ def build_history(
     for one in placed:
         builder.add(one)
     nodenames = {one.exporter.name: node for one in placed if (node := one.exporter.nodename)}
-    return dataclasses.replace(builder.history(source, tuple(notices), power=power), nodenames=nodenames)
+    history = dataclasses.replace(builder.history(source, tuple(notices), power=power), nodenames=nodenames)
+    return dataclasses.replace(history, notices=(*history.notices, *_read_twice(history)))
+
+
+def _read_twice(history: History) -> Iterator[Notice]:
+    """Yield the machines whose devices several exporters read: each exporter counts their energy once more.
+
+    Two machines may have one nodename (containers, ``localhost``), so this is not an error.
+    """
+    readers: dict[tuple[str, ...], list[SensorId]] = {}
+    for sensor in (*history.counters, *history.powers):
+        node = history.nodenames.get(sensor.exporter, "")
+        if node and sensor.scope == "device" and history.sensors[sensor].method != "emulated":
+            readers.setdefault((node, *_quantity_key(sensor)[1:]), []).append(sensor)
+    doubled: dict[tuple[str, tuple[str, ...]], list[SensorId]] = {}
+    for (node, *_), sensors in readers.items():
+        if len(sensors) > 1:
+            doubled.setdefault((node, tuple(sorted(sensor.exporter for sensor in sensors))), []).extend(sensors[:1])
+    for (node, exporters), sensors in doubled.items():
+        device = f"{sensors[0].device}/{sensors[0].domain}"
+        more = f" and {len(sensors) - 1} more" if len(sensors) > 1 else ""
+        yield Notice(
+            severity="warning",
+            reason="identity_conflict",
+            text=f"{' and '.join(exporters)}: two exporters with the nodename {node} both read {device}{more}; if they "
+            "run on one machine, a sum counts its energy twice. Run one exporter per machine",
+            exporter=exporters[0],
+        )
 
 
 class _Builder:

@@ -481,7 +481,7 @@ def test_repeats_and_idle_are_compared() -> None:
     assert reasons(audit_repeats("a", [10.0, 11.5, 9.9], 3)) == {"repeats_apart"}
     (single,) = audit_repeats("a", [10.0], 3)
     assert (single.severity, single.reason) == ("warning", "single_repeat")
-    assert "1 of 3 rounds" in single.text
+    assert "usable rounds: 1 of 3" in single.text
     assert reasons(audit_idle("cpu", [50.0, 51.0])) == set()
     assert reasons(audit_idle("cpu", [50.0, 56.0])) == {"idle_drift"}
 

@@ -349,3 +349,33 @@ def test_an_empty_series_of_read_timestamps_has_no_step() -> None:
     history = build_history("memory", [raw(catalog.DEVICE_ENERGY, (1.0, 2.0)), raw(catalog.READ_TIMESTAMP, ())])
     assert history.notices == ()
     assert lists(history.counters[ID]) == ([], [])
+
+
+def read_by(exporter: str, nodename: str, method: str = "counter") -> list[RawSeries]:
+    """Return the samples of an exporter that started at its own time, and reads one package."""
+    start = float(sum(map(ord, exporter)))
+    return [
+        raw(catalog.EXPORTER_INFO, (1.0,) * 3, instance=exporter, nodename=nodename),
+        raw(catalog.EXPORTER_START, (start,) * 3, instance=exporter),
+        raw(catalog.SENSOR_INFO, (1.0,) * 3, instance=exporter, scope="device", method=method),
+        raw(catalog.DEVICE_ENERGY, (5.0, 6.0, 7.0), instance=exporter),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nodename", "method", "found"),
+    [
+        ("node1", "counter", True),
+        ("node1", "estimated", True),
+        ("node1", "emulated", False),
+        ("node2", "counter", False),
+    ],
+)
+def test_a_device_that_two_exporters_of_one_machine_read_is_a_notice(nodename: str, method: str, found: bool) -> None:
+    history = build_history("", [*read_by("a:1", "node1", method), *read_by("b:2", nodename, method)])
+    assert len(history.counters) == 2
+    notices = [(notice.severity, notice.reason) for notice in history.notices]
+    assert notices == ([("warning", "identity_conflict")] if found else [])
+    if found:
+        text = history.notices[0].text
+        assert text.startswith("a:1 and b:2: two exporters with the nodename node1 both read socket0/package;")

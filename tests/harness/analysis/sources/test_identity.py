@@ -214,7 +214,8 @@ def test_two_exporters_with_one_address_are_an_error_that_names_the_label() -> N
 def test_equal_nodenames_do_not_make_two_exporters_one() -> None:
     """Containers of one image have one nodename; their exporters started at different times."""
     history = build_history("", [*scraped(instance="a:1"), *scraped(start_s=-50.0, watts=3.0, instance="b:1")])
-    assert names(history) == ["a:1", "b:1"] and not history.notices
+    assert names(history) == ["a:1", "b:1"]
+    assert [notice.reason for notice in history.notices] == ["identity_conflict"], "or one machine is read twice"
     with pytest.raises(IdentityError, match="--match 'rack=row 1'"):
         build_history("", [*scraped(instance="a:1", rack="row 1"), *scraped(start_s=-50.0, instance="a:1")])
 
