@@ -359,7 +359,7 @@ def sensors_row() -> list[Panel]:
                             ("Value #B", "Refresh"),
                             ("source", "Source"),
                         ],
-                        hidden=["Time", "Value #A", "read_mode", "primary", "host"],
+                        hidden=["Time", "Value #A", "read_mode", "primary", "host", "accuracy_source"],
                     ),
                 ],
                 sort=("Scope", False),

@@ -150,12 +150,13 @@ SENSOR_INFO: Final = _exporter(
         "source",
         "resolution",
         "accuracy",
+        "accuracy_source",
     ),
     "How a quantity is measured. method: counter, integrated, estimated or emulated; reads: energy or power, as the "
     "sensor reports it; read_mode: on_request (for each scrape), polled (in the background on this machine) or remote "
     "(from a BMC over the network); primary: 1 for the one node sensor that counts for its host, 0 for other node "
     "sensors, else empty; host: nodename, or the target's name for a remote BMC; accuracy: relative half-width as the "
-    "manufacturer publishes it, or empty.",
+    "manufacturer publishes it, or empty; accuracy_source: where it is published.",
 )
 SENSOR_UP: Final = _exporter(
     "joulewatch_sensor_up",

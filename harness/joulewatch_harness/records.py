@@ -41,6 +41,8 @@ class SensorRecord:
     source: str = ""
     resolution: str = ""
     accuracy: float | None = None
+    accuracy_source: str = ""
+    """Where the accuracy is published."""
     refresh_s: float | None = None
     window_s: float | None = None
     """Part of each refresh period that the sensor averages over; the rest is not observed. None: all is observed."""

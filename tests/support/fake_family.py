@@ -37,6 +37,7 @@ def info(
     model: str = "",
     resolution: str = "15.3 uJ",
     accuracy: float | None = None,
+    accuracy_source: str = "",
 ) -> SensorInfo:
     """Return the metadata of a quantity."""
     return SensorInfo(
@@ -46,6 +47,7 @@ def info(
         model=model,
         resolution=resolution,
         accuracy=accuracy,
+        accuracy_source=accuracy_source,
         wrap_joules=wrap_joules,
         max_power_watts=max_power_watts,
         max_gap_s=max_gap_s,

@@ -293,6 +293,7 @@ class Exposition:
             info.source,
             info.resolution,
             "" if info.accuracy is None else repr(info.accuracy),
+            "" if info.accuracy is None else info.accuracy_source,
         )
 
 

@@ -330,6 +330,7 @@ class ExporterClient:
             source=labels.get("source", ""),
             resolution=labels.get("resolution", ""),
             accuracy=accuracy,
+            accuracy_source=labels.get("accuracy_source", ""),
             refresh_s=refresh_s,
             window_s=window_s,
             read_mode=labels.get("read_mode", ""),

@@ -53,6 +53,7 @@ def node(clock: FakeClock) -> tuple[list[FakeSensor], list[FakeSensor]]:
         max_power_watts=20000.0,
         resolution="1 uW",
         accuracy=0.05,
+        accuracy_source="data sheet",
     )
     return rapl, [FakeSensor((meter,), now_ns=clock.monotonic_ns, powers_watts=[412.5])]
 
@@ -166,7 +167,8 @@ class Reference(Collector):
                 accuracy = "" if item.accuracy is None else repr(item.accuracy)
                 is_primary = str(int((scan.collector, q) in self._primary)) if q.scope == "node" else ""
                 read = (item.method, scan.reads[i], item.read_mode or "", is_primary, item.host(self._nodename))
-                metadata = (*read, item.model, item.source, item.resolution, accuracy)
+                published = item.accuracy_source if accuracy else ""
+                metadata = (*read, item.model, item.source, item.resolution, accuracy, published)
                 add(catalog.SENSOR_INFO, (q.scope, *labels, *metadata), 1)
                 if health.refresh_s is not None:
                     add(catalog.SENSOR_REFRESH, labels, health.refresh_s)

@@ -141,6 +141,7 @@ class EstimateSensor:
                 model=model.text,
                 resolution="10 ms of one CPU",
                 accuracy=_ACCURACY,
+                accuracy_source="spread of servers of one microarchitecture in SPECpower results",
                 # Twice the full load: with steps of 10 ms, short intervals can look busier than they are.
                 max_power_watts=max(100.0, 2 * self._n_cpus * model.max_watts),
             ),

@@ -260,6 +260,7 @@ def _sensor(
         model=chip.name,
         resolution="1 uJ" if is_energy else "1 uW",
         accuracy=_accuracy(channel),
+        accuracy_source="power accuracy that the meter reports",
         max_power_watts=_MAX_POWER_WATTS[meaning.component],
         period_s=_period_s(channel),
     )

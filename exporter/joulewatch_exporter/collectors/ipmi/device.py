@@ -146,6 +146,7 @@ class SdrDevice:
                     model="SDR",
                     resolution=sensor.resolution,
                     accuracy=sensor.accuracy,
+                    accuracy_source="sensor data record of the BMC",
                     max_power_watts=records.MAX_POWER_WATTS,
                     max_gap_s=settings.max_gap_s,
                     is_remote=settings.is_remote,

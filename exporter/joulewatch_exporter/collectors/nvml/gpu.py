@@ -23,6 +23,7 @@ from joulewatch_exporter.model import Quantity, Reading, Scope, SensorInfo
 _MAX_GAP_S: Final = 5.0
 _UNKNOWN_MAX_WATTS: Final = 3000.0
 _ACCURACY: Final = 0.05
+_ACCURACY_SOURCE: Final = "comparison of boards with a meter, arXiv 2312.02741"
 
 _PASCAL: Final = 4
 _VOLTA: Final = 5
@@ -193,6 +194,7 @@ class _ChannelMaker:
             model=self.model,
             resolution="1 mW",
             accuracy=_ACCURACY,
+            accuracy_source=_ACCURACY_SOURCE,
             max_power_watts=self.max_power_watts,
             max_gap_s=_MAX_GAP_S,
             relation="same",

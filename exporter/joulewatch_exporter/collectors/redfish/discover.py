@@ -175,6 +175,7 @@ class _Discovery:
             model=model,
             resolution=source.step,
             accuracy=source.accuracy,
+            accuracy_source="Accuracy of the Redfish sensor",
             max_power_watts=MAX_NODE_WATTS if is_node else MAX_PART_WATTS,
             max_gap_s=GAP_PERIODS * max(self._interval_s, source.sensing_s or 0.0),
             relation="inside",

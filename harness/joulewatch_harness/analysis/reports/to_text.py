@@ -403,13 +403,18 @@ def _sensor_lines(sensors: Sequence[SensorRecord], source: str) -> list[str]:
             text = ", ".join(names[:_MOST_NAMES])
             if len(names) > _MOST_NAMES:
                 text += f" and {len(names) - _MOST_NAMES} more"
-            extra = {f"±{100 * record.accuracy:g} %" for record in items if record.accuracy is not None} | {
+            extra = {_accuracy(record) for record in items if record.accuracy is not None} | {
                 record.model for record in items if record.model and method in ("estimated", "integrated")
             }
             note = f" ({'; '.join(sorted(extra))})" if extra else ""
             lines.append(f"  {scope}: {text}: {collector} on {exporter}, {_METHOD_TEXTS.get(method, method)}{note}")
     heading = f"Sensors (samples from {source}):" if source else "Sensors (edges of the journal only):"
     return [heading, *lines] if lines else ["No energy sensor."]
+
+
+def _accuracy(record: SensorRecord) -> str:
+    source = f" by {record.accuracy_source}" if record.accuracy_source else ""
+    return f"±{100 * (record.accuracy or 0.0):g} %{source}"
 
 
 def _finding_lines(findings: Sequence[Finding]) -> list[str]:

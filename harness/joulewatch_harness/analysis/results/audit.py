@@ -56,7 +56,7 @@ REASONS: Final[Mapping[str, str]] = {
     "sample_gap": "samples are missing",
     "exporter_restart": "the exporter restarted inside a window",
     "clock_skew": "the clocks of exporter and harness differ",
-    "clock_stepped": "a clock was set during the run",
+    "clock_stepped": "a clock was set during the run, or a reading has a time after the answer that contains it",
     "clock_unknown": "the clock of an exporter was never compared with the harness's",
     "unbracketed": "no sample before the start or after the end of a window",
     "below_refresh": "a window is short compared with the sensor's refresh period",

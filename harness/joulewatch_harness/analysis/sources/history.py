@@ -343,6 +343,7 @@ class _Builder:
             source=labels.get("source", ""),
             resolution=labels.get("resolution", ""),
             accuracy=_number(labels.get("accuracy", "")),
+            accuracy_source=labels.get("accuracy_source", ""),
             read_mode=labels.get("read_mode", ""),
             primary={"1": True, "0": False}.get(labels.get("primary", "")),
             host=labels.get("host", ""),
