@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from typing import Any, Final
 
 import pytest
@@ -75,3 +77,16 @@ def _rank(item: pytest.Item) -> int:
         return SLOWEST_FIRST.index(file)
     is_slow = any(name in item.keywords for name in ("integration", "browser", "qemu"))
     return len(SLOWEST_FIRST) + (0 if is_slow else 1)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Remove the handlers that a command set up in the process of the test: their stderr is that of this test only."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    for handler in root.handlers[:]:
+        # Those of pytest are of subclasses.
+        if type(handler) is logging.StreamHandler:
+            root.removeHandler(handler)
+    root.setLevel(level)
