@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
-from joulewatch_harness.analysis.results.compare import Measure, compare_measures, over_runs
+from joulewatch_harness.analysis.results.compare import compare_measures
+from joulewatch_harness.analysis.results.stored_results import Measure, over_runs
 from joulewatch_harness.analysis.results.uncertainty import combine_mean
 
 RUNS: Final = 400

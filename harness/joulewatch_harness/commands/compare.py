@@ -15,7 +15,7 @@ from joulewatch_harness.commands.options import add_format_argument, add_output_
 from joulewatch_harness.errors import ConfigError, QueryError, RecordError
 
 if TYPE_CHECKING:
-    from joulewatch_harness.analysis.results.compare import Run
+    from joulewatch_harness.analysis.results.stored_results import Run
 
 RESULT_NAME: Final = "result.json"
 LARGEST_RESULT_BYTES: Final = 1 << 28
@@ -113,7 +113,7 @@ def read_repeats(word: str, output: Path, options: PrometheusOptions | None) -> 
         ConfigError: The runs are not repeats.
         QueryError, RecordError: A run is unknown or cannot be read.
     """
-    from joulewatch_harness.analysis.results.compare import repeated
+    from joulewatch_harness.analysis.results.stored_results import repeated
 
     words = [word] if Path(word).exists() else word.split(",")
     if not all(words):
@@ -129,7 +129,7 @@ def read(word: str, output: Path, options: PrometheusOptions | None) -> Run:
         QueryError, RecordError: The run is unknown or cannot be read.
     """
     from joulewatch_harness.analysis.reports.to_json import result_document
-    from joulewatch_harness.analysis.results.compare import read_document
+    from joulewatch_harness.analysis.results.stored_results import read_document
     from joulewatch_harness.analysis.results.summary import analyze_run
     from joulewatch_harness.commands.analyze import find
     from joulewatch_harness.storage.journal import JOURNAL_NAME

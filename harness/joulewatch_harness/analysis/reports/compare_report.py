@@ -15,7 +15,7 @@ from joulewatch_harness.analysis.reports.table import (
     paragraphs,
 )
 from joulewatch_harness.analysis.reports.to_json import estimate_document
-from joulewatch_harness.analysis.results.compare import NODE, SIGNIFICANT, Comparison, Pair, Row, Side, Verdict
+from joulewatch_harness.analysis.results.compare import SIGNIFICANT, Comparison, Pair, Row, Verdict
 from joulewatch_harness.analysis.results.model import TOTAL, Estimate
 from joulewatch_harness.analysis.results.numbers import (
     UNKNOWN_ACCURACY,
@@ -25,6 +25,7 @@ from joulewatch_harness.analysis.results.numbers import (
     warning_line,
     with_uncertainty,
 )
+from joulewatch_harness.analysis.results.stored_results import NODE, Side
 
 SCHEMA_VERSION: Final = 1
 """Version of the JSON, raised when a reader of the previous version would misread it."""

@@ -54,23 +54,27 @@ from joulewatch_harness.analysis.results.model import (
     REPEATS,
     TOTAL,
     BudgetLine,
-    Coverage,
     Estimate,
 )
+from joulewatch_harness.analysis.results.stored_results import (
+    GROSS,
+    NET,
+    NODE,
+    Kind,
+    Measure,
+    Run,
+    Side,
+    common_covers,
+    kinds_of,
+    listed,
+    machine_of,
+    measures,
+)
 from joulewatch_harness.analysis.results.uncertainty import estimate_of
-from joulewatch_harness.analysis.sources.series import is_loopback
-from joulewatch_harness.errors import ConfigError, RecordError
-from joulewatch_harness.gum import COVERAGE, mean, standard_error
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.gum import standard_error
 from joulewatch_harness.names import unknown
-from joulewatch_harness.plan.target import repeats_coverage
 
-READS_SCHEMA: Final = 1
-GROSS: Final = "gross"
-NET: Final = "net"
-NODE: Final = "node "
-"""Prefix of the name of a whole server's sensor."""
-
-Kind = Literal["energy", "throughput", "latency"]
 Verdict = Literal["significant", "no significant difference", "undecided", "missing"]
 SIGNIFICANT: Final = "significant"
 NOT_COMPARABLE: Final = "NOT COMPARABLE"
@@ -81,79 +85,6 @@ ASSUMED_BETWEEN_RUNS: Final = 0.01
 """Assumed relative standard uncertainty between two runs of one plan on one machine; at least that was seen."""
 _MODELLED: Final = frozenset({"estimated", "unknown"})
 """Methods whose error is not a constant scale factor."""
-_REAL: Final = frozenset({"counter", "integrated"})
-_LATENCIES: Final = ("p50", "p99")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
-    """One quantity of one configuration at one batch size."""
-
-    kind: Kind
-    name: str
-    """A component, ``total`` or ``node ...``; ``throughput``; ``p50`` or ``p99``."""
-    basis: str
-    """``gross`` or ``net`` for energies, else empty."""
-    unit: str
-    estimate: Estimate | None
-    missing: str = ""
-    sensors: frozenset[str] = frozenset()
-    """Sensors, with names that are the same in every run of a machine."""
-    methods: frozenset[str] = frozenset()
-    idle: tuple[str, tuple[int, ...]] = ("", ())
-    """Run and indexes of the subtracted idle windows."""
-    run: str = ""
-    """Run of the rounds, or runs that are repeats; rounds of one run can be paired, and so can the same runs."""
-    magnitude: float = 0.0
-    """Value of which a change between runs is a share: of a net energy, the gross energy."""
-    repeated: bool = False
-    """Whether the scatter is that of several runs."""
-    coverage: float = COVERAGE
-    """Of Student's factor for the repeats; more than 95 % if the number of rounds depended on their scatter."""
-
-    @property
-    def key(self) -> tuple[Kind, str, str]:
-        return self.kind, self.name, self.basis
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """An analysed run, read from the document of ``joulewatch analyze --format json``."""
-
-    id: str
-    hardware: str
-    document: Mapping[str, Any]
-    groups: Mapping[str, Mapping[int, Mapping[str, Any]]]
-    """Configuration -> batch size -> entry in the document."""
-    repeats: tuple[Run, ...] = ()
-    """The runs of one plan that this one stands for; empty: a single run."""
-
-    @property
-    def configurations(self) -> tuple[str, ...]:
-        return tuple(self.groups)
-
-    @property
-    def repeats_coverage(self) -> float:
-        return repeats_coverage(self.document["run"].get("plan") or {})
-
-
-@dataclass(frozen=True, slots=True)
-class Side:
-    """One configuration of one run."""
-
-    run: Run
-    configuration: str
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """The configuration as it was loaded."""
-        group = next(iter(self.run.groups[self.configuration].values()))
-        settings: Mapping[str, Any] = group["configuration"]
-        return settings
-
-    @property
-    def batch_sizes(self) -> tuple[int, ...]:
-        return tuple(sorted(self.run.groups[self.configuration]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,261 +128,6 @@ class Comparison:
     pairs: tuple[Pair, ...]
     methods: frozenset[str] = frozenset()
     notes: tuple[str, ...] = field(default=())
-
-
-# Reading
-
-
-def read_document(document: Any, where: str) -> Run:
-    """Read the JSON document of a result.
-
-    Args:
-        document: As made by ``to_json.result_document`` and stored in ``result.json``.
-        where: Its name in errors.
-
-    Raises:
-        RecordError: The document is not a result, or its version is not known.
-    """
-    if not isinstance(document, Mapping) or "schema_version" not in document or "results" not in document:
-        raise RecordError(f"{where}: not the result of a run; 'joulewatch analyze RUN --format json' writes one")
-    if document["schema_version"] != READS_SCHEMA:
-        raise RecordError(
-            f"{where}: schema_version is {document['schema_version']!r}; this joulewatch reads {READS_SCHEMA}"
-        )
-    try:
-        groups: dict[str, dict[int, Mapping[str, Any]]] = {}
-        for group in document["results"]:
-            groups.setdefault(group["configuration"]["name"], {})[int(group["batch_size"])] = group
-        run = document["run"]
-        provenance = run["provenance"]
-        cpu = provenance.get("cpu")
-        model = provenance.get("hardware") or (cpu.get("model", "") if isinstance(cpu, Mapping) else "")
-        return Run(id=str(run["id"]), hardware=str(model), document=document, groups=groups)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RecordError(f"{where}: broken result: {type(error).__name__}: {error}") from error
-
-
-def repeated(runs: Sequence[Run]) -> Run:
-    """Return several runs of one plan as one; it has the configurations and batch sizes that all of them have.
-
-    Raises:
-        ConfigError: A run is given twice, there is nothing in common, or the runs are of different machines, networks
-            or sensors.
-    """
-    ids = [run.id for run in runs]
-    for number in ids:
-        if ids.count(number) > 1:
-            raise ConfigError(f"run {number} is given twice as a repeat of itself")
-    first = runs[0]
-    groups: dict[str, dict[int, Mapping[str, Any]]] = {}
-    for name, sizes in first.groups.items():
-        common = {size: group for size, group in sizes.items() if all(size in run.groups.get(name, {}) for run in runs)}
-        if common:
-            groups[name] = common
-    if not groups:
-        raise ConfigError(f"runs {_list(ids)} are not repeats: they have no configuration and batch size in common")
-    for other in runs[1:]:
-        for (what, value), (_, other_value) in zip(_identity(first, groups), _identity(other, groups), strict=True):
-            if value != other_value:
-                raise ConfigError(
-                    f"runs {first.id} and {other.id} are not repeats: {what} is {value or 'unknown'} and "
-                    f"{other_value or 'unknown'}; give them as two sides, without a comma"
-                )
-    return replace(first, id="+".join(ids), groups=groups, repeats=tuple(runs))
-
-
-def _identity(run: Run, groups: Mapping[str, Iterable[int]]) -> Iterator[tuple[str, str]]:
-    """Yield what a run has in common with its repeats: name and value.
-
-    Raises:
-        RecordError: A field is missing in the document.
-    """
-    try:
-        yield "the machine", _machine(run)
-        for name, sizes in groups.items():
-            for group in (run.groups[name][size] for size in sizes):
-                for key in ("network", "model_sha256", "actual_precision", "runtime", "runtime_version"):
-                    yield f"{key} of {name}", str(group["configuration"].get(key) or "")
-                total = group["energy"]["total"]
-                # Without the exporter, whose address may differ.
-                yield f"sensors of {name}", _list(sorted(sensor.partition("/")[2] for sensor in total["sensors"]))
-                yield f"method of {name}", _list(sorted(_kinds(frozenset(total["methods"]))))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RecordError(f"run {run.id}: broken result: {type(error).__name__}: {error}") from error
-
-
-def measures(side: Side, batch_size: int) -> dict[tuple[Kind, str, str], Measure]:
-    """Return all quantities of one configuration at one batch size.
-
-    Raises:
-        RecordError: A field is missing in the document.
-    """
-    if side.run.repeats:
-        parts = [measures(Side(run, side.configuration), batch_size) for run in side.run.repeats]
-        common = [key for key in parts[0] if all(key in part for part in parts)]
-        return {key: over_runs([part[key] for part in parts]) for key in common}
-    group = side.run.groups[side.configuration][batch_size]
-    try:
-        throughput = Measure(
-            kind="throughput",
-            name="throughput",
-            basis="",
-            unit="1/s",
-            estimate=(throughput_estimate := _estimate(group["throughput"])),
-            run=side.run.id,
-            magnitude=0.0 if throughput_estimate is None else throughput_estimate.value,
-        )
-        quantities = [*_energies(side.run, group), throughput, *_latencies(side.run, group)]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RecordError(
-            f"run {side.run.id}, {side.configuration}, batch {batch_size}: broken result: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    coverage = side.run.repeats_coverage
-    return {quantity.key: replace(quantity, coverage=coverage) for quantity in quantities}
-
-
-def over_runs(measures: Sequence[Measure]) -> Measure:
-    """Return the mean of one quantity over several runs; the scatter between the runs includes that of their rounds."""
-    estimates = [measure.estimate for measure in measures if measure.estimate is not None]
-    joined = replace(
-        measures[0],
-        sensors=frozenset().union(*(measure.sensors for measure in measures)),
-        methods=frozenset().union(*(measure.methods for measure in measures)),
-        idle=("+".join(measure.idle[0] for measure in measures), sum((measure.idle[1] for measure in measures), ())),
-        run="+".join(measure.run for measure in measures),
-        magnitude=mean([measure.magnitude for measure in measures]),
-        repeated=True,
-        coverage=COVERAGE,
-    )
-    if len(estimates) < len(measures):
-        missing = next(measure for measure in measures if measure.estimate is None)
-        return replace(joined, estimate=None, missing=f"run {missing.run}: {missing.missing}")
-    values = [estimate.value for estimate in estimates]
-    count = len(values)
-    text = f"scatter of {count} runs"
-    lines = [
-        BudgetLine(name=REPEATS, kind="A", standard=standard_error(values), dof=count - 1, systematic=False, text=text)
-    ]
-    others: dict[str, list[BudgetLine]] = {}
-    for estimate in estimates:
-        for line in estimate.budget:
-            if line.name != REPEATS:
-                others.setdefault(line.name, []).append(line)
-    for parts in others.values():
-        # The same error in every run adds linearly; independent errors average out.
-        standards = [line.standard for line in parts]
-        whole = math.fsum(standards) if parts[0].systematic else math.hypot(*standards)
-        lines.append(replace(parts[0], standard=whole / count))
-    estimate = estimate_of(mean(values), lines, dict(enumerate(values)))
-    covers = [part for part in _common_covers(estimates) if part != "repeats"]
-    return replace(joined, estimate=replace(estimate, covers=(*covers, "repeats") if covers else ()))
-
-
-def _common_covers(estimates: Iterable[Estimate]) -> tuple[Coverage, ...]:
-    """Return what the uncertainty of each of some estimates includes; nothing in results of version 0.1.0."""
-    first, *others = (estimate.covers for estimate in estimates)
-    return tuple(part for part in first if all(part in other for other in others))
-
-
-def _energies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
-    energy = group["energy"]
-    named = [(component["name"], component) for component in (energy["total"], *energy["components"])]
-    # The name of a node sensor starts with its exporter, whose address may differ between runs on one machine.
-    named += [(NODE + component["name"].partition("/")[2], component) for component in energy["nodes"]]
-    for name, component in named:
-        for basis in (GROSS, NET):
-            idle = component["idle"]
-            without_net = component.get("net_missing") or "no idle window to subtract"
-            missing = component["missing"] or (without_net if basis == NET else "no number")
-            estimate, gross = _estimate(component[basis]), component[GROSS]
-            yield Measure(
-                kind="energy",
-                name=name,
-                basis=basis,
-                unit="J",
-                estimate=estimate,
-                missing="" if estimate is not None else missing,
-                sensors=frozenset(_sensor_name(run, sensor) for sensor in component["sensors"]),
-                methods=frozenset(component["methods"]),
-                idle=(run.id, tuple(idle["windows"])) if idle is not None and basis == NET else ("", ()),
-                run=run.id,
-                magnitude=abs(float(gross["value"])) if gross is not None else 0.0,
-            )
-
-
-def _latencies(run: Run, group: Mapping[str, Any]) -> Iterator[Measure]:
-    latency, rounds = group["latency"], int(group["rounds"])
-    for name in _LATENCIES:
-        estimate = None
-        if latency is not None:
-            standard = latency.get(f"{name}_standard_uncertainty_s")
-            lines: tuple[BudgetLine, ...] = ()
-            if standard is not None and rounds > 1:
-                lines = (
-                    BudgetLine(
-                        name=REPEATS,
-                        kind="A",
-                        standard=float(standard),
-                        dof=rounds - 1,
-                        systematic=False,
-                        text=f"scatter of {rounds} rounds",
-                    ),
-                )
-            by_round = _rounds(latency.get("rounds", {}).get(f"{name}_s", {}))
-            estimate = estimate_of(float(latency[f"{name}_s"]), lines, by_round, run.repeats_coverage)
-        yield Measure(
-            kind="latency",
-            name=name,
-            basis="",
-            unit="s",
-            estimate=estimate,
-            missing="" if estimate is not None else "no latency",
-            run=run.id,
-            magnitude=0.0 if estimate is None else estimate.value,
-        )
-
-
-def _rounds(data: Mapping[str, Any]) -> dict[int, float]:
-    """Return the value of each round; results stored by an older joulewatch have none."""
-    return {int(number): float(value) for number, value in data.items()}
-
-
-def _estimate(data: Mapping[str, Any] | None) -> Estimate | None:
-    if data is None:
-        return None
-    lines = tuple(
-        BudgetLine(
-            name=line["name"],
-            kind=line["type"],
-            standard=float(line["standard_uncertainty"]),
-            dof=math.inf if line["degrees_of_freedom"] is None else float(line["degrees_of_freedom"]),
-            systematic=bool(line["systematic"]),
-            text=line["text"],
-        )
-        for line in data["budget"]
-    )
-    dof = data["degrees_of_freedom"]
-    return Estimate(
-        value=float(data["value"]),
-        standard=float(data["standard_uncertainty"]),
-        expanded=None if data["expanded_uncertainty"] is None else float(data["expanded_uncertainty"]),
-        factor=float(data["coverage_factor"]),
-        dof=math.inf if dof is None else float(dof),
-        budget=lines,
-        rounds=_rounds(data.get("rounds", {})),
-        covers=tuple(data.get("covers", ())),
-    )
-
-
-def _sensor_name(run: Run, sensor: str) -> str:
-    """Return the sensor with its machine in place of its exporter's address, if that is a loopback address."""
-    exporter, _, rest = sensor.partition("/")
-    host = run.document["run"]["provenance"].get("host")
-    if is_loopback(exporter):
-        # Host name and processor identify a machine; machines without a name are all different.
-        exporter = f"{host} {run.hardware}" if host else f"run {run.id}"
-    return f"{exporter}/{rest}"
 
 
 # Choosing
@@ -539,8 +215,8 @@ def compare(pairs: Sequence[tuple[Side, Side]], *, mixed: bool = False, cancel: 
         sizes = [size for size in a.batch_sizes if size in b.batch_sizes]
         if not sizes:
             raise ConfigError(
-                f"{a.configuration} (run {a.run.id}) has batch sizes {_list(a.batch_sizes)}, {b.configuration} "
-                f"(run {b.run.id}) has {_list(b.batch_sizes)}: there is none in common to compare"
+                f"{a.configuration} (run {a.run.id}) has batch sizes {listed(a.batch_sizes)}, {b.configuration} "
+                f"(run {b.run.id}) has {listed(b.batch_sizes)}: there is none in common to compare"
             )
         rows: list[Row] = []
         notes = list(_notes(a, b))
@@ -586,7 +262,7 @@ def compare_measures(batch_size: int, a: Measure | None, b: Measure | None, *, c
     between = _between_runs(a, b)
     estimate_a, estimate_b = (_with_lines(side.estimate, lines) for side, lines in zip((a, b), between, strict=True))
     value_a, value_b = estimate_a.value, estimate_b.value
-    covers = _common_covers((estimate_a, estimate_b))
+    covers = common_covers((estimate_a, estimate_b))
     difference = replace(_difference(estimate_a, estimate_b, shared, 1.0, 1.0, rounds, coverage), covers=covers)
     percent = None
     if value_a > 0 and (a.estimate.expanded or 0.0) < value_a:
@@ -726,10 +402,6 @@ def _keys(*sides: Mapping[tuple[Kind, str, str], Measure]) -> list[tuple[Kind, s
 # Notes
 
 
-def _list(values: Iterable[object]) -> str:
-    return ", ".join(map(str, values))
-
-
 def _notes(a: Side, b: Side) -> Iterator[str]:
     """Yield the other differences between two sides, which may explain a difference in the numbers."""
     of_a, of_b = a.settings, b.settings
@@ -760,14 +432,14 @@ def _notes(a: Side, b: Side) -> Iterator[str]:
     for name, side, other in (("A", a, b), ("B", b, a)):
         lacking = [size for size in other.batch_sizes if size not in side.batch_sizes]
         if lacking:
-            yield f"{name} has no batch size {_list(lacking)}: not compared"
+            yield f"{name} has no batch size {listed(lacking)}: not compared"
     if a.run is not b.run:
         yield from _machine_notes(a, b)
 
 
 def _machine_notes(a: Side, b: Side) -> Iterator[str]:
     provenance_a, provenance_b = (side.run.document["run"]["provenance"] for side in (a, b))
-    machine_a, machine_b = _machine(a.run), _machine(b.run)
+    machine_a, machine_b = machine_of(a.run), machine_of(b.run)
     if machine_a != machine_b:
         yield f"different machines: A on {machine_a}, B on {machine_b}; the errors of their sensors do not cancel"
     elif not (a.run.repeats and b.run.repeats):
@@ -778,18 +450,9 @@ def _machine_notes(a: Side, b: Side) -> Iterator[str]:
             yield f"different {key}: A {value_a or 'unknown'}, B {value_b or 'unknown'}"
 
 
-def _machine(run: Run) -> str:
-    host = run.document["run"]["provenance"].get("host") or "unnamed"
-    return f"{host} ({run.hardware})" if run.hardware else str(host)
-
-
 def _of_machine(provenance: Mapping[str, Any], key: str) -> Any:
     cpu = provenance.get("cpu")
     return provenance.get(key) or (cpu.get(key) if isinstance(cpu, Mapping) else None)
-
-
-def _kinds(methods: frozenset[str]) -> frozenset[str]:
-    return frozenset("measured" if method in _REAL else method for method in methods)
 
 
 def _method_note(
@@ -809,7 +472,7 @@ def _method_note(
         energy_a, energy_b = of_a.get(key), of_b.get(key)
         if key[0] != "energy" or energy_a is None or energy_b is None:
             continue
-        kinds_a, kinds_b = _kinds(energy_a.methods), _kinds(energy_b.methods)
+        kinds_a, kinds_b = kinds_of(energy_a.methods), kinds_of(energy_b.methods)
         if energy_a.estimate is None or energy_b.estimate is None or kinds_a == kinds_b:
             continue
         name_a, name_b = (" and ".join(sorted(kinds)) or "unknown" for kinds in (kinds_a, kinds_b))
@@ -823,7 +486,7 @@ def _method_note(
     parts_a, parts_b = (_parts_of_total(quantities) for quantities in (of_a, of_b))
     total = ("energy", TOTAL, GROSS)
     if total in of_a and total in of_b and parts_a != parts_b:
-        return f"the totals have different parts: A {_list(parts_a)}; B {_list(parts_b)}"
+        return f"the totals have different parts: A {listed(parts_a)}; B {listed(parts_b)}"
     return ""
 
 
@@ -845,7 +508,7 @@ def _common_notes(pairs: Sequence[Pair], *, cancel: bool) -> Iterator[str]:
     counts = sorted({row.paired_rounds for row in rows if row.difference is not None})
     if counts and counts[0]:
         yield (
-            f"Rounds are paired ({_list(counts)} of them): the scatter is that of B - A in each round, so effects "
+            f"Rounds are paired ({listed(counts)} of them): the scatter is that of B - A in each round, so effects "
             "common to a round cancel."
         )
     elif len(counts) > 1:
@@ -877,4 +540,4 @@ def _common_notes(pairs: Sequence[Pair], *, cancel: bool) -> Iterator[str]:
     for run in {id(run): run for run in runs}.values():
         errors = sorted({finding["reason"] for finding in run.document["findings"] if finding["severity"] == "error"})
         if errors:
-            yield f"Run {run.id}: the audit has errors: {_list(errors)}."
+            yield f"Run {run.id}: the audit has errors: {listed(errors)}."

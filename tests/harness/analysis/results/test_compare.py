@@ -21,21 +21,10 @@ from hypothesis import strategies as st
 from joulewatch_harness import cli
 from joulewatch_harness.analysis.reports.compare_report import comparison_document, render_csv, render_table
 from joulewatch_harness.analysis.reports.to_json import result_document
-from joulewatch_harness.analysis.results.compare import (
-    Comparison,
-    Measure,
-    Row,
-    Run,
-    Side,
-    compare,
-    compare_measures,
-    measures,
-    pairs_of,
-    pick,
-    repeated,
-)
-from joulewatch_harness.analysis.results.compare import read_document as read_result
+from joulewatch_harness.analysis.results.compare import Comparison, Row, compare, compare_measures, pairs_of, pick
 from joulewatch_harness.analysis.results.model import BudgetLine, Estimate
+from joulewatch_harness.analysis.results.stored_results import Measure, Run, Side, measures, repeated
+from joulewatch_harness.analysis.results.stored_results import read_document as read_result
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.analysis.results.uncertainty import estimate_of
 from joulewatch_harness.errors import ConfigError, RecordError
