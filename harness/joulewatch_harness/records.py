@@ -11,8 +11,9 @@ import dataclasses
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
+from joulewatch_exporter import catalog
 from joulewatch_harness.binder import bind_record
 from joulewatch_harness.errors import RecordError
 from joulewatch_harness.names import unknown
@@ -52,6 +53,18 @@ class SensorRecord:
     """Of a node sensor: whether it is the one of its host that counts; None: unknown, or not a node sensor."""
     host: str = ""
     """The machine of a node sensor: the nodename, or the target's name for a remote BMC."""
+
+    @classmethod
+    def of_labels(cls, exporter: str, labels: Mapping[str, str]) -> Self:
+        """Return what the labels of ``joulewatch_sensor_info`` state; a label that is missing is unknown."""
+        try:
+            accuracy = float(labels.get("accuracy", ""))
+        except ValueError:
+            accuracy = None
+        names = ("scope", *catalog.SENSOR_LABELS, "method", "reads", "model", "source", "resolution")
+        texts = {name: labels.get(name, "") for name in (*names, "accuracy_source", "read_mode", "host")}
+        primary = {"1": True, "0": False}.get(labels.get("primary", ""))
+        return cls(exporter=exporter, accuracy=accuracy, primary=primary, **texts)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import http.client
 import re
@@ -265,7 +266,11 @@ class ExporterClient:
             started_at_s=started_at_s,
         )
         return record, tuple(
-            self._sensor(labels, refresh_s.get(_sensor_key(labels)), window_s.get(_sensor_key(labels)))
+            dataclasses.replace(
+                SensorRecord.of_labels(self.name, labels),
+                refresh_s=refresh_s.get(_sensor_key(labels)),
+                window_s=window_s.get(_sensor_key(labels)),
+            )
             for labels in sensors
         )
 
@@ -313,29 +318,6 @@ class ExporterClient:
             exporter=self.name,
             lower_s=newest_s - answer.answered_at_s,
             upper_s=newest_s - answer.requested_at_s,
-        )
-
-    def _sensor(self, labels: Mapping[str, str], refresh_s: float | None, window_s: float | None) -> SensorRecord:
-        try:
-            accuracy = float(labels["accuracy"]) if labels.get("accuracy") else None
-        except ValueError:
-            accuracy = None
-        return SensorRecord(
-            exporter=self.name,
-            scope=labels.get("scope", ""),
-            **{name: labels.get(name, "") for name in catalog.SENSOR_LABELS},
-            method=labels.get("method", ""),
-            reads=labels.get("reads", ""),
-            model=labels.get("model", ""),
-            source=labels.get("source", ""),
-            resolution=labels.get("resolution", ""),
-            accuracy=accuracy,
-            accuracy_source=labels.get("accuracy_source", ""),
-            refresh_s=refresh_s,
-            window_s=window_s,
-            read_mode=labels.get("read_mode", ""),
-            primary={"1": True, "0": False}.get(labels.get("primary", "")),
-            host=labels.get("host", ""),
         )
 
     def _labels(self, raw: str) -> dict[str, str]:

@@ -333,21 +333,10 @@ class _Builder:
         starts.update(float(value) for value in np.unique(placed.raw.values))
 
     def _add_sensor(self, placed: Placed) -> None:
-        labels = placed.labels
-        sensor = _sensor_id(placed, labels.get("scope", ""))
-        record = dataclasses.replace(
-            unknown_sensor(sensor),
-            method=labels.get("method") or "unknown",
-            reads=labels.get("reads", ""),
-            model=labels.get("model", ""),
-            source=labels.get("source", ""),
-            resolution=labels.get("resolution", ""),
-            accuracy=_number(labels.get("accuracy", "")),
-            accuracy_source=labels.get("accuracy_source", ""),
-            read_mode=labels.get("read_mode", ""),
-            primary={"1": True, "0": False}.get(labels.get("primary", "")),
-            host=labels.get("host", ""),
-        )
+        sensor = _sensor_id(placed, placed.labels.get("scope", ""))
+        record = SensorRecord.of_labels(sensor.exporter, placed.labels)
+        if not record.method:
+            record = dataclasses.replace(record, method="unknown")
         if sensor not in self._sensors or _doubt(record) > _doubt(self._sensors[sensor]):
             self._sensors[sensor] = record
 
@@ -528,13 +517,6 @@ def _at_read_times(counter: RawSeries, reads: RawSeries) -> Series:
         return Series.from_samples(reads.values, counter.values, metric)
     _, mine, theirs = np.intersect1d(counter.times_s, reads.times_s, assume_unique=True, return_indices=True)
     return Series.from_samples(reads.values[theirs], counter.values[mine], metric)
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _doubt(record: SensorRecord) -> int:
