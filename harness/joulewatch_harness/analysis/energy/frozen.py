@@ -31,7 +31,6 @@ is made of, by its slope.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -154,10 +153,11 @@ def _frozen_gauge(run: MeasuredRun, sensor: SensorId) -> str:
     record = run.sensors[sensor]
     if not is_gauge(record) or record.read_mode == "remote":
         return ""
-    watts, seconds = _mean_watts(run, sensor)
-    if not watts["idle"] or not watts["measure"]:
+    idle, measured = run.energies(sensor, "idle"), run.energies(sensor, "measure")
+    if not idle or not measured:
         return ""
-    everything = np.array([*watts["idle"], *watts["measure"]])
+    everything = np.array([energy.mean_power_watts for energy in (*idle, *measured)])
+    seconds = sum(energy.duration_s for energy in (*idle, *measured))
     level = float(everything.mean())
     traits = traits_of(record, None)
     if float(np.ptp(everything)) > _EVEN * abs(level) or seconds < catalog.frozen_after_s(traits.refresh_s):
@@ -168,18 +168,6 @@ def _frozen_gauge(run: MeasuredRun, sensor: SensorId) -> str:
         f"{sensor}: exactly {level:.6g} W in all idle and measured windows ({seconds:.3g} s), so the sensor or its "
         "driver is frozen; restart the driver, or disable the sensor in the exporter"
     )
-
-
-def _mean_watts(run: MeasuredRun, sensor: SensorId) -> tuple[Mapping[str, list[float]], float]:
-    """Return the mean powers of a sensor in all windows by kind, and the length of these windows."""
-    watts: dict[str, list[float]] = {"idle": [], "measure": []}
-    seconds = 0.0
-    for measured in run.windows:
-        energy = measured.sensors[sensor].energy
-        if energy is not None and measured.window.kind in watts:
-            watts[measured.window.kind].append(energy.mean_power_watts)
-            seconds += measured.span.duration_s
-    return watts, seconds
 
 
 def _load_moved(run: MeasuredRun, node: SensorId) -> bool:
@@ -199,10 +187,10 @@ def _load_moved(run: MeasuredRun, node: SensorId) -> bool:
     highs, lows = [], []
     for sensor in run.sensors:
         if sensor.exporter == node.exporter and sensor.scope == "device":
-            watts, _ = _mean_watts(run, sensor)
-            if watts["idle"] and watts["measure"]:
-                lows.append(float(np.mean(watts["idle"])))
-                highs.append(float(np.mean(watts["measure"])))
+            idle, measured = run.energies(sensor, "idle"), run.energies(sensor, "measure")
+            if idle and measured:
+                lows.append(float(np.mean([energy.mean_power_watts for energy in idle])))
+                highs.append(float(np.mean([energy.mean_power_watts for energy in measured])))
     return _has_moved(np.array([sum(lows), sum(highs)]))
 
 

@@ -9,12 +9,11 @@ is as old, but from inside the window. With r = 1 s, s = 0.2 s and 110 W between
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from joulewatch_harness.analysis.energy.window_energy import BudgetItem
+from joulewatch_harness.analysis.energy.window_energy import budget_item
 from joulewatch_harness.analysis.energy.windows import Measured, MeasuredRun
 from joulewatch_harness.analysis.sources.history import refresh_s_of
 from joulewatch_harness.analysis.sources.series import SensorId
@@ -46,7 +45,15 @@ def with_settling(run: MeasuredRun) -> MeasuredRun:
         sensor: unsettled_s(refresh_s_of(record, run.history.counters.get(sensor)), settle_s)
         for sensor, record in run.sensors.items()
     }
-    slow = {sensor: (time_s, *_power_range(run, sensor)) for sensor, time_s in times_s.items() if time_s > 0}
+    slow = {
+        sensor: (
+            time_s,
+            min((energy.mean_power_watts for energy in run.energies(sensor, "idle")), default=0.0),
+            max((energy.mean_power_watts for energy in run.energies(sensor, "measure")), default=0.0),
+        )
+        for sensor, time_s in times_s.items()
+        if time_s > 0
+    }
     return replace(
         run,
         windows=tuple(
@@ -68,23 +75,7 @@ def _settled(
             continue
         before_watts = highest_watts if kind == "idle" else lowest_watts
         half = time_s * abs(energy.mean_power_watts - before_watts)
-        item = BudgetItem(
-            name=SETTLE,
-            standard_joules=half / math.sqrt(3.0),
-            half_width_joules=half,
-            distribution="uniform",
-            text=f"the value at the start shows {1e3 * time_s:.3g} ms of the time before, on average",
-            systematic=True,
-        )
+        text = f"the value at the start shows {1e3 * time_s:.3g} ms of the time before, on average"
+        item = budget_item(SETTLE, half, "uniform", text, systematic=True)
         results[sensor] = replace(sensors[sensor], energy=replace(energy, budget=(*energy.budget, item)))
     return results
-
-
-def _power_range(run: MeasuredRun, sensor: SensorId) -> tuple[float, float]:
-    """Return the lowest mean power of idle windows, 0 without any, and the highest of measured ones."""
-    watts: dict[str, list[float]] = {kind: [] for kind in _KINDS}
-    for measured in run.windows:
-        energy = measured.sensors[sensor].energy
-        if energy is not None and measured.window.kind in watts:
-            watts[measured.window.kind].append(energy.mean_power_watts)
-    return min(watts["idle"], default=0.0), max(watts["measure"], default=0.0)

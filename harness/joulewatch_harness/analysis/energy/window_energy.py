@@ -160,7 +160,7 @@ _DIVISORS: Final[dict[Distribution, float]] = {
 """Half-width over standard uncertainty (GUM 4.3.7 to 4.3.9)."""
 
 
-def _item(
+def budget_item(
     name: str,
     half_width_joules: float,
     distribution: Distribution,
@@ -203,8 +203,8 @@ def _counter_items(
     integrated = traits.resolution_watts > 0
     half = traits.refresh_s * math.sqrt(power * power + (7 if integrated else 4) * variance)
     return [
-        _item("refresh", half, "triangular", f"the value is up to {traits.refresh_s:.3g} s old at either edge"),
-        _item(
+        budget_item("refresh", half, "triangular", f"the value is up to {traits.refresh_s:.3g} s old at either edge"),
+        budget_item(
             "resolution",
             traits.resolution_joules,
             "triangular",
@@ -216,7 +216,7 @@ def _counter_items(
 
 def _steps_item(step_watts: float, duration_s: float) -> BudgetItem:
     half = step_watts * duration_s / 2
-    return _item("steps", half, "uniform", f"power in steps of {step_watts:.3g} W", systematic=True)
+    return budget_item("steps", half, "uniform", f"power in steps of {step_watts:.3g} W", systematic=True)
 
 
 def _accuracy_items(traits: Traits, joules: float) -> list[BudgetItem]:
@@ -224,7 +224,7 @@ def _accuracy_items(traits: Traits, joules: float) -> list[BudgetItem]:
         return []
     text = f"published accuracy of the sensor, ±{100 * traits.accuracy:.3g} %, the same in every repeat"
     half = traits.accuracy * abs(joules)
-    return [_item(ACCURACY, half, "uniform", text, systematic=True, family=traits.family)]
+    return [budget_item(ACCURACY, half, "uniform", text, systematic=True, family=traits.family)]
 
 
 def _check_refresh(window: Span, traits: Traits) -> None:
@@ -326,8 +326,8 @@ def energy_from_edges(
     slack_standard = math.sqrt((slack_half**2 + (abs(slack_s[0]) + abs(slack_s[1])) ** 2 * running**2 / 2) / 2)
     text = f"{slack_s[0] * 1e3:.3g} ms and {slack_s[1] * 1e3:.3g} ms between the readings and the window"
     budget = _budget(
-        _item("edge slack", slack_half, "arcsine", text, standard_joules=slack_standard, systematic=True),
-        _item(
+        budget_item("edge slack", slack_half, "arcsine", text, standard_joules=slack_standard, systematic=True),
+        budget_item(
             "clock",
             clock_half,
             "uniform",
@@ -539,8 +539,8 @@ def energy_from_counter(
     text = f"between samples {gaps_s[0]:.3g} s apart at the start and {gaps_s[1]:.3g} s at the end"
     clock_half = offset.half_width_s * (cap - floor) + 2 * window.clock_error_s * power
     budget = _budget(
-        _item("interpolation", sum(halves), "uniform", text, standard_joules=likely, systematic=True),
-        _item("clock", clock_half, "uniform", _clock_text(offset, window.clock_error_s), systematic=True),
+        budget_item("interpolation", sum(halves), "uniform", text, standard_joules=likely, systematic=True),
+        budget_item("clock", clock_half, "uniform", _clock_text(offset, window.clock_error_s), systematic=True),
         *_counter_items(traits, window.duration_s, power, floor, cap, batch_s),
         *_accuracy_items(traits, joules),
     )
@@ -633,8 +633,8 @@ def energy_from_power(
     budget = _budget(
         _sampling_item(_spaced(part_times, part, traits.refresh_s), window, traits, joules, samples, seen_watts),
         _steps_item(step_watts, window.duration_s),
-        _item("lag", lag_half, "uniform", f"the values are up to {lag_s:.3g} s old"),
-        _item("clock", clock_half, "uniform", _clock_text(offset, window.clock_error_s), systematic=True),
+        budget_item("lag", lag_half, "uniform", f"the values are up to {lag_s:.3g} s old"),
+        budget_item("clock", clock_half, "uniform", _clock_text(offset, window.clock_error_s), systematic=True),
         *_accuracy_items(traits, joules),
     )
     return WindowEnergy(
@@ -663,12 +663,12 @@ def _sampling_item(
         mean_watts = joules / duration_s
         least, largest = seen_watts if seen_watts[0] < seen_watts[1] else (0.0, 2 * mean_watts)
         half = duration_s * max(largest - mean_watts, mean_watts - least)
-        return _item("sampling", half, "uniform", f"{values.size} values are too few to know their scatter")
+        return budget_item("sampling", half, "uniform", f"{values.size} values are too few to know their scatter")
     scatter_watts = math.sqrt((_scatter(values) ** 2 + float(values.var())) / 2)
     count = min(samples, duration_s / traits.refresh_s) if traits.refresh_s > 0 else samples
     standard = _few(values) * duration_s * scatter_watts / math.sqrt(count)
     text = f"{values.size} values, which scatter by {scatter_watts:.3g} W"
-    return _item("sampling", NORMAL_95 * standard, "normal", text)
+    return budget_item("sampling", NORMAL_95 * standard, "normal", text)
 
 
 def _scatter(values: Floats) -> float:
@@ -746,10 +746,10 @@ def with_unseen(
         periods = min(duration_s / traits.refresh_s, energy.samples if energy.method == "power" else math.inf)
         standard = _few(values) * duration_s * scatter_watts * math.sqrt(unseen / max(periods, 1.0))
         text = f"{observed}; {values.size} values in the window scatter by {scatter_watts:.3g} W"
-        item = _item("unseen", NORMAL_95 * standard, "normal", text)
+        item = budget_item("unseen", NORMAL_95 * standard, "normal", text)
     else:
         half = unseen * duration_s * max(cap - power, power - floor)
-        item = _item("unseen", half, "uniform", f"{observed}; too few values in the window to know their scatter")
+        item = budget_item("unseen", half, "uniform", f"{observed}; too few values in the window to know their scatter")
     return replace(
         energy,
         lower_joules=(1.0 - unseen) * energy.lower_joules,

@@ -27,7 +27,7 @@ from joulewatch_harness.analysis.sources.series import (
     default_max_gap_s,
 )
 from joulewatch_harness.errors import CoverageError
-from joulewatch_harness.records import Edge, RunRecord, SensorRecord, Window
+from joulewatch_harness.records import Edge, RunRecord, SensorRecord, Window, WindowKind
 
 LARGEST_UNMEASURED: Final = 0.01
 """Largest share of a window that a counter may miss; above it there is no number."""
@@ -74,6 +74,11 @@ class MeasuredRun:
     windows: tuple[MeasuredWindow, ...]
     history: History
     clocks: RunClocks
+
+    def energies(self, sensor: SensorId, kind: WindowKind) -> list[WindowEnergy]:
+        """Return the energies of a sensor in the windows of one kind; windows without an energy are skipped."""
+        found = (measured.sensors[sensor].energy for measured in self.windows if measured.window.kind == kind)
+        return [energy for energy in found if energy is not None]
 
 
 def span_of(window: Window) -> Span:

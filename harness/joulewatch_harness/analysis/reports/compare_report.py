@@ -20,6 +20,7 @@ from joulewatch_harness.analysis.results.model import TOTAL, Estimate
 from joulewatch_harness.analysis.results.numbers import (
     UNKNOWN_ACCURACY,
     UNKNOWN_ACCURACY_TEXT,
+    marked,
     plain,
     prefix_for,
     warning_line,
@@ -91,8 +92,8 @@ def _quantity_lines(rows: Sequence[Row], width: int) -> list[str]:
     scale = 10.0**-exponent
     columns: list[Column[Row]] = [
         Column("batch", lambda row: row.batch_size),
-        Column("A", lambda row: _marked(_cell(row.a, scale), row.a)),
-        Column("B", lambda row: _marked(_cell(row.b, scale), row.b)),
+        Column("A", lambda row: _side_cell(row.a, scale)),
+        Column("B", lambda row: _side_cell(row.b, scale)),
         Column("B - A", lambda row: _cell(row.difference, scale, sign=True)),
         Column("%", lambda row: _cell(row.percent, 1.0, sign=True)),
         Column("verdict", lambda row: row.verdict, text=True, least=len(SIGNIFICANT)),
@@ -109,11 +110,9 @@ def _cell(estimate: Estimate | None, scale: float, *, sign: bool = False) -> str
     return f"+{text}" if sign and estimate.value > 0 else text
 
 
-def _marked(text: str | None, estimate: Estimate | None) -> str | None:
-    """Return an energy with the mark of an uncertainty that does not include the accuracy of every sensor."""
-    covers = () if estimate is None else estimate.covers
-    is_marked = "±" in (text or "") and "sampling" in covers and "accuracy" not in covers
-    return f"{text}{UNKNOWN_ACCURACY}" if is_marked else text
+def _side_cell(estimate: Estimate | None, scale: float) -> str | None:
+    text = _cell(estimate, scale)
+    return None if text is None or estimate is None else marked(text, estimate)
 
 
 def _reasons(pair: Pair) -> list[str]:

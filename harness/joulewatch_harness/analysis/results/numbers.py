@@ -47,8 +47,13 @@ def with_uncertainty(estimate: Estimate, scale: float = 1.0) -> str:
 
 def energy_text(estimate: Estimate, scale: float = 1.0) -> str:
     """Return an energy with its uncertainty, which is marked if it does not include the accuracy of every sensor."""
-    text = with_uncertainty(estimate, scale)
-    return f"{text}{UNKNOWN_ACCURACY}" if "±" in text and "accuracy" not in estimate.covers else text
+    return marked(with_uncertainty(estimate, scale), estimate)
+
+
+def marked(text: str, estimate: Estimate) -> str:
+    """Return the text of an estimate, with the mark if it is an energy whose ± lacks the accuracy of a sensor."""
+    lacks = "sampling" in estimate.covers and "accuracy" not in estimate.covers
+    return f"{text}{UNKNOWN_ACCURACY}" if "±" in text and lacks else text
 
 
 def plain(value: float, uncertainty: float = 0.0) -> str:
