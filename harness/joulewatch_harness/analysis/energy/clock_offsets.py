@@ -28,7 +28,7 @@ from joulewatch_harness.analysis.energy.window_energy import (
 )
 from joulewatch_harness.analysis.sources.series import is_loopback
 from joulewatch_harness.clocktime import is_step
-from joulewatch_harness.records import Edge, RunRecord, Window
+from joulewatch_harness.records import Edge, EdgeClock, RunRecord, Window
 
 HARNESS: Final = ""
 """Stands for the harness's own clock where others are named by their exporter."""
@@ -109,9 +109,12 @@ def run_clocks(record: RunRecord, exporters: Iterable[str]) -> RunClocks:
             steps[position][HARNESS] = (
                 f"the clock of the harness's machine was set by {window.clock_step_s:+.4g} s in the window"
             )
+    was_stepped = any(HARNESS in texts for texts in steps)
+    visits = _visits(record.windows)
     typical = {}
     for exporter in sorted(exporters):
-        edges = _edges_of(exporter, record.windows)
+        own_visits = visits.get(exporter, [])
+        edges = _bounds(own_visits)
         found = list(_contradictions(edges))
         is_same = same_machine(exporter, record)
         # A loopback address may be a tunnel to another machine.
@@ -119,10 +122,10 @@ def run_clocks(record: RunRecord, exporters: Iterable[str]) -> RunClocks:
             shared.add(exporter)
         else:
             found = list(_jumps(edges))
-        found += _impossible(exporter, record.windows)
+        found += _impossible(own_visits)
         set_at = {position: f"{exporter}: {text}" for positions, text in found for position in positions}
-        if exporter not in shared and (set_at or any(HARNESS in texts for texts in steps)):
-            # Without a bound of its own, a window may be on either side of the step.
+        if exporter not in shared and (set_at or was_stepped):
+            # A window that nothing bounds may be on either side of the step.
             text = f"{exporter}: a clock was set during the run, and no edge of this window bounds the exporter's clock"
             set_at |= {at: text for at, offsets in enumerate(bounded) if exporter not in offsets and at not in set_at}
         for position, text in set_at.items():
@@ -179,41 +182,72 @@ class _EdgeBounds(NamedTuple):
     """Of the edge's own time."""
 
 
-def _edges_of(exporter: str, windows: Sequence[Window]) -> list[_EdgeBounds]:
-    """Return the bounds of one exporter's clock at all edges, in order of time: by round trips, else loose ones."""
-    tight: list[_EdgeBounds] = []
-    loose: list[_EdgeBounds] = []
+class _Visit(NamedTuple):
+    """What one edge shows about the clock of one exporter."""
+
+    position: int
+    """Of the window."""
+    at_s: float
+    answered_by_s: float
+    """When all answers of the edge had arrived."""
+    error_s: float
+    """Of the edge's time."""
+    clocks: list[EdgeClock]
+    reads_s: list[float]
+
+
+def _visits(windows: Sequence[Window]) -> dict[str, list[_Visit]]:
+    """Return exporter -> all edges at which it was read, in order of time."""
+    visits: dict[str, list[_Visit]] = {}
     for position, window in enumerate(windows):
         end_s = window.start_s + window.duration_s
         for at_s, edge in ((window.start_s, window.start_edge), (end_s, window.end_edge)):
             if edge is None:
                 continue
-            tight += [
-                _EdgeBounds(position, at_s, clock.lower_s, clock.upper_s, window.clock_error_s)
-                for clock in edge.clocks
-                if clock.exporter == exporter
-            ]
-            reads_s = [counter.read_at_s for counter in edge.counters if counter.exporter == exporter]
-            if reads_s:
-                late_s = max(reads_s) - at_s
-                bounds_s = (late_s - LONGEST_ANSWER_S, late_s + OLDEST_READING_S)
-                loose.append(_EdgeBounds(position, at_s, *bounds_s, window.clock_error_s))
+            clocks: dict[str, list[EdgeClock]] = {}
+            reads_s: dict[str, list[float]] = {}
+            for clock in edge.clocks:
+                clocks.setdefault(clock.exporter, []).append(clock)
+            for counter in edge.counters:
+                reads_s.setdefault(counter.exporter, []).append(counter.read_at_s)
+            answered_by_s = _answered_by_s(at_s, edge)
+            for exporter in clocks.keys() | reads_s.keys():
+                visits.setdefault(exporter, []).append(
+                    _Visit(
+                        position=position,
+                        at_s=at_s,
+                        answered_by_s=answered_by_s,
+                        error_s=window.clock_error_s,
+                        clocks=clocks.get(exporter, []),
+                        reads_s=reads_s.get(exporter, []),
+                    )
+                )
+    return visits
+
+
+def _bounds(visits: Iterable[_Visit]) -> list[_EdgeBounds]:
+    """Return the bounds of one exporter's clock at all edges, in order of time: by round trips, else loose ones."""
+    tight: list[_EdgeBounds] = []
+    loose: list[_EdgeBounds] = []
+    for visit in visits:
+        tight += [
+            _EdgeBounds(visit.position, visit.at_s, clock.lower_s, clock.upper_s, visit.error_s)
+            for clock in visit.clocks
+        ]
+        if visit.reads_s:
+            late_s = max(visit.reads_s) - visit.at_s
+            bounds_s = (late_s - LONGEST_ANSWER_S, late_s + OLDEST_READING_S)
+            loose.append(_EdgeBounds(visit.position, visit.at_s, *bounds_s, visit.error_s))
     return tight or loose
 
 
-def _impossible(exporter: str, windows: Sequence[Window]) -> Iterator[tuple[Sequence[int], str]]:
+def _impossible(visits: Iterable[_Visit]) -> Iterator[tuple[Sequence[int], str]]:
     """Yield the windows with a reading from after the answer that contains it, by the bounds of the clock there."""
-    for position, window in enumerate(windows):
-        end_s = window.start_s + window.duration_s
-        for at_s, edge in ((window.start_s, window.start_edge), (end_s, window.end_edge)):
-            for clock in edge.clocks if edge is not None else ():
-                assert edge is not None
-                reads_s = [counter.read_at_s for counter in edge.counters if counter.exporter == exporter]
-                if clock.exporter != exporter or not reads_s:
-                    continue
-                late_s = max(reads_s) - clock.upper_s - _answered_by_s(at_s, edge)
-                if late_s > 0.0 and is_step(late_s, 0.0, window.clock_error_s):
-                    yield (position,), f"a sensor has a read time {late_s:.4g} s after the answer that contains it"
+    for visit in visits:
+        for clock in visit.clocks if visit.reads_s else ():
+            late_s = max(visit.reads_s) - clock.upper_s - visit.answered_by_s
+            if late_s > 0.0 and is_step(late_s, 0.0, visit.error_s):
+                yield (visit.position,), f"a sensor has a read time {late_s:.4g} s after the answer that contains it"
 
 
 def _answered_by_s(at_s: float, edge: Edge) -> float:
