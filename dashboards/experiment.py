@@ -39,7 +39,8 @@ from kit import (
 
 from joulewatch_exporter import catalog
 
-RUN: Final = 'run=~"$run", configuration=~"$configuration"'
+WHOLE_RUN: Final = 'run=~"$run"'
+RUN: Final = f'{WHOLE_RUN}, configuration=~"$configuration"'
 """Label matchers of every series that the harness and the analysis deliver: they have no job and instance."""
 MEASURE_WINDOWS: Final = f'{RUN}, kind="measure", phase=""'
 BY_RESULT: Final = "run, configuration, batch_size"
@@ -106,14 +107,14 @@ def window_regions(name: str, kind: str, shade: str, *, shown: bool = True) -> d
     )
 
 
-def result(metric: catalog.Metric, *, by: str, more: str = "") -> str:
+def result(metric: catalog.Metric, *, by: str, of: str = RUN) -> str:
     """Return PromQL for a published result: the newest in the time range, because each is published once."""
-    return f"max by ({by}) (last_over_time({metric.name}{{{RUN}{more}}}{RANGE}))"
+    return f"max by ({by}) (last_over_time({metric.name}{{{of}}}{RANGE}))"
 
 
 def total(metric: catalog.Metric, basis: str, by: str) -> str:
     """Return PromQL for the result of all devices, ``basis`` gross or net."""
-    return result(metric, by=by, more=f', component="total", basis="{basis}"')
+    return result(metric, by=by, of=f'{RUN}, component="total", basis="{basis}"')
 
 
 def at_window_end(metric: catalog.Metric, more: str = "") -> str:
@@ -332,8 +333,7 @@ def results_row() -> list[Panel]:
             [
                 # Findings are about the run, so they have no configuration.
                 query(
-                    "max by (run, severity, reason) "
-                    f'(last_over_time({catalog.RESULT_FINDINGS.name}{{run=~"$run"}}{RANGE}))',
+                    result(catalog.RESULT_FINDINGS, by="run, severity, reason", of=WHOLE_RUN),
                     shape="table",
                 )
             ],
@@ -359,8 +359,7 @@ def configurations_row() -> list[Panel]:
             "none",
             [
                 query(
-                    f"max by ({', '.join(catalog.RUN_INFO.labels)}) "
-                    f"(last_over_time({catalog.RUN_INFO.name}{{{RUN}}}{RANGE}))",
+                    result(catalog.RUN_INFO, by=", ".join(catalog.RUN_INFO.labels)),
                     shape="table",
                 )
             ],
