@@ -48,7 +48,7 @@ class PrimarySensors:
 
         Args:
             families: Name and current layout of all open families. A node sensor whose device is down is remembered,
-                until its device is no longer in the layout: it was removed from the configuration.
+                until its device is missing from the layout: it was removed from the configuration.
         """
         families = tuple(families)
         devices = {(name, device) for name, layout in families for device in layout.devices}

@@ -78,7 +78,7 @@ def settle_length_s(plan: Plan, refresh_s: float | None) -> float:
     """Return the time under load around a window: the plan's, at least one refresh period, at most ``max_window_s``.
 
     The counter that is read at the start of a window is up to one refresh period old. If the load is younger, part of
-    the window's energy is that of the time before, in every round alike, so that no mean shows it.
+    the window's energy is that of the time before, in every round alike, so it does not show in the scatter.
 
     Args:
         plan: The plan.
@@ -99,7 +99,7 @@ class RoundsCell:
     """Time per inference."""
     is_open: bool = True
     ending: str = ""
-    """Why its rounds ended, for people; empty while they go on, with a fixed number of rounds, and after a failure."""
+    """Why its rounds ended, for people; empty before that, with a fixed number of rounds, and after a failure."""
 
     @property
     def values(self) -> list[float]:
@@ -223,7 +223,7 @@ class Rounds:
                     self._end(cell, f"target not reached after {rounds} rounds: {_half_width_text(cell)}")
 
     def _is_late(self, number: int) -> bool:
-        """Return whether there is no time for another window."""
+        """Return whether the time left is too short for another window."""
         if self._limit_s is None or number < MINIMUM_ROUNDS:
             return False
         each_s = self._spent_s / max(1, sum(len(cell.seconds) for cell in self.cells.values()))

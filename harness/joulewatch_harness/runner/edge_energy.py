@@ -15,7 +15,7 @@ def joules_per_inference(window: Window) -> float | None:
     """Return the energy of all devices per inference; without device sensors that of all nodes.
 
     Returns:
-        None if an exporter was not read at both edges, if there is no counter, or if the counters did not advance.
+        None if an exporter was not read at both edges, if no counter was read, or if the counters did not advance.
     """
     start, end = window.start_edge, window.end_edge
     if start is None or end is None or start.missing or end.missing or window.inferences < 1:

@@ -149,8 +149,8 @@ def settle(context: RunContext, cell: Cell) -> None:
 def is_steady(rates: Sequence[float]) -> bool:
     """Return whether the last three rates agree with the three before.
 
-    Their means differ by at most 5 %, or by less than chance explains (Student's t at 97 %): a warm-up ends when there
-    is no trend any more. Scatter without a trend does not become less with time.
+    Their means differ by at most 5 %, or by less than chance explains (Student's t at 97 %): a warm-up ends when the
+    trend has ended. Scatter without a trend does not become less with time.
     """
     before, last = rates[-2 * STEADY_SPANS : -STEADY_SPANS], rates[-STEADY_SPANS:]
     if len(before) < STEADY_SPANS:

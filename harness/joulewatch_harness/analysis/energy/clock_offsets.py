@@ -31,7 +31,7 @@ from joulewatch_harness.clocktime import is_step
 from joulewatch_harness.records import Edge, EdgeClock, RunRecord, Window
 
 HARNESS: Final = ""
-"""Stands for the harness's own clock where others are named by their exporter."""
+"""Key of the harness's clock in mappings whose other keys are exporters."""
 OLDEST_READING_S: Final = 60.0
 """Largest age of a background reading. Exporters read every sensor each 10 s or more often, and drop values that they
 could not read again; reading hundreds of BMCs takes longer."""

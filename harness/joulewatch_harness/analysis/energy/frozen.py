@@ -1,4 +1,4 @@
-"""Find sensors that are frozen: their value stays, while the machine goes on.
+"""Find frozen sensors: their value does not change, although the machine keeps running.
 
 A frozen counter gives 0 J with next to no uncertainty, a frozen gauge gives a perfectly steady power. Both look more
 certain than any real result, so a value that did not change for 20 refresh periods has no energy. The exporter's check
@@ -10,7 +10,7 @@ certain than any real result, so a value that did not change for 20 refresh peri
 * Cores in a sleep state and graphics that are switched off draw nothing, and their counters rest. Parts of devices
   are therefore judged over whole windows only, and their finding is a warning, because no result includes them.
 
-**Gauges** may rest. Power that is constant to the last digit is no evidence by itself, if the digits are few:
+**Gauges** may be constant. A constant value with few digits does not prove that a gauge is frozen:
 
 * A power supply that reports whole watts shows the same number for minutes on an idle server.
 * A GPU at its power limit, and one that is idle while the processors work, may show one number in whole watts.

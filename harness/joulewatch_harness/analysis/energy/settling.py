@@ -2,9 +2,9 @@
 
 A sensor's value is up to one refresh period *r* old, uniformly. If the load began only *s* < r before the window, an
 old value at the start shows the power of the time before: on average, the window contains (r - s)²/(2r) seconds of that
-power instead of its own. Every round has the same error, so no mean shows it. The value at the end is not affected: it
-is as old, but from inside the window. With r = 1 s, s = 0.2 s and 110 W between load and idle this is 35 J, 1.2 % of
-20 s at 150 W.
+power instead of its own. Every round has the same error, so it does not show in the scatter. The value at the end is
+not affected: it is as old, but from inside the window. With r = 1 s, s = 0.2 s and 110 W between load and idle
+this is 35 J, 1.2 % of 20 s at 150 W.
 """
 
 from __future__ import annotations

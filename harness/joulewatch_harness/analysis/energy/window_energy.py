@@ -29,7 +29,7 @@ ACCURACY: Final = "accuracy"
 
 UNKNOWN_OFFSET_S: Final = 0.25
 """Assumed largest difference of two clocks that nothing compared. NTP's own bound (root dispersion and half the root
-delay) is not used: the harness can read only that of its own machine, which bounds one of the two clocks."""
+delay) is not used: the harness can read only the delay of its machine, which bounds one of the two clocks."""
 _POWER_CAP_FACTOR: Final = 2.0
 """Assumed largest power just outside a window, as a multiple of its mean; at least the largest power observed."""
 _LEAST_POWER_DOUBT: Final = 0.2
@@ -39,7 +39,7 @@ _PERIOD_TOLERANCE: Final = 0.05
 _FEW_READINGS: Final = 4
 """If a window has fewer readings, their scatter is not used."""
 _LEAST_SAMPLES: Final = 2
-"""With fewer samples of power in a window, there is no number."""
+"""A window with fewer samples of power has no energy."""
 _FEW_SAMPLES: Final = 6
 """If there are fewer samples of power in and next to a window, their scatter is not used."""
 _NEAREST: Final = 7
@@ -183,7 +183,7 @@ def budget_item(
 
 
 def _budget(*items: BudgetItem) -> tuple[BudgetItem, ...]:
-    """Return the components without those that are 0; a published accuracy stays, because it says that there is one."""
+    """Return the components that are not 0, and the accuracy: its presence shows that one is published."""
     return tuple(item for item in items if item.half_width_joules > 0 or item.name == ACCURACY)
 
 

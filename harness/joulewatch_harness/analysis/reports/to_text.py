@@ -182,7 +182,7 @@ def _single_round_lines(result: RunResult) -> list[str]:
             sizes.setdefault((group.configuration.name, group.measured_rounds), []).append(group.batch_size)
     return [
         f"{name}, batch {', '.join(map(str, batches))}: 1 of {measured} "
-        f"{'round' if measured == 1 else 'rounds'}: repeatability unknown, so there is no ±."
+        f"{'round' if measured == 1 else 'rounds'}: repeatability unknown; ± is omitted."
         for (name, measured), batches in sizes.items()
     ]
 

@@ -48,7 +48,7 @@ STEADY_TOLERANCE: Final = 0.10
 QUIET_SHARE: Final = 0.02
 """Largest share of the processor time that other work may use in a window."""
 BUSY_SHARE: Final = 0.05
-"""An idle window with more other work than this is not idle: there is no net energy."""
+"""An idle window with more other work than this is busy: net energy is not reported."""
 LEAST_LOAD_S: Final = 0.03
 """Smallest significant processor time: the kernel rounds two counts to 10 ms at either edge."""
 
@@ -74,7 +74,7 @@ REASONS: Final[Mapping[str, str]] = {
     "not_steady": "the first round, which follows the warm-up, changes the result",
     "power_not_steady": "power changed inside a window",
     "repeats_apart": "the rounds differ too much, or the target was not reached",
-    "single_repeat": "a single usable round: repeatability is not known, and there is no uncertainty",
+    "single_repeat": "only one usable round, so the repeatability is unknown and ± is omitted",
     "accuracy_unknown": "the accuracy of a sensor is not published, so the uncertainty does not include it",
     "identity_conflict": "samples may be of another exporter",
     "targets_merged": "one exporter is stored under several targets; it counts once",
@@ -627,8 +627,8 @@ def audit_repeats(
         yield Finding(
             severity="warning",
             reason="single_repeat",
-            text=f"{name}: usable rounds: 1 of {measured_rounds}; the repeatability is unknown, so there is no "
-            "uncertainty; use --rounds 3 or more",
+            text=f"{name}: usable rounds: 1 of {measured_rounds}; the repeatability is unknown, so ± is "
+            "omitted; use --rounds 3 or more",
             evidence={"rounds": len(values), "measured_rounds": measured_rounds},
         )
     if len(values) < 2:

@@ -105,7 +105,7 @@ class EnergyResult:
     sources: tuple[str, ...]
     """How the energies of the windows were obtained: edges, history."""
     net_missing: str = ""
-    """Why there is no net energy although ``idle`` was measured; empty otherwise."""
+    """Why net energy is not reported although ``idle`` was measured; empty otherwise."""
 
     @property
     def inferences_per_joule(self) -> Estimate | None:
@@ -208,7 +208,7 @@ class GroupResult:
     measured_rounds: int
     """Rounds that were measured, including those whose windows are all excluded."""
     rounds_ended: str
-    """Why there are no more rounds, for people; empty if it is not known."""
+    """Why the rounds ended, for people; empty if unknown."""
     inferences: int
     duration_s: float
     throughput: Estimate | None

@@ -66,7 +66,7 @@ class Run:
     groups: Mapping[str, Mapping[int, Mapping[str, Any]]]
     """Configuration -> batch size -> entry in the document."""
     repeats: tuple[Run, ...] = ()
-    """The runs of one plan that this one stands for; empty: a single run."""
+    """The repeated runs that this one combines; empty: a single run."""
 
     @property
     def configurations(self) -> tuple[str, ...]:

@@ -178,7 +178,7 @@ class _Analysis:
     ) -> tuple[list[tuple[MeasuredWindow, Combined]], list[ExcludedWindow]]:
         """Return the windows in which every one of the sensors has a number, and the other windows.
 
-        Without sensors there is no number, not 0 J.
+        Without sensors the result is missing, not 0 J.
         """
         complete, missing = [], []
         for measured in windows if sensors else ():

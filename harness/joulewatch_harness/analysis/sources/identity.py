@@ -1,7 +1,7 @@
 """Find the exporter of each series. Addresses and labels may be misleading, so its identity decides. Pure.
 
 An exporter is identified by its nodename and start time. Both are stored with the *target labels* of every series of a
-scrape target: ``instance``, ``job``, and whatever the configuration of Prometheus, Mimir or Thanos adds. Where a target
+scrape target: ``instance``, ``job``, and labels that Prometheus, Mimir or Thanos is configured to add. Where a target
 label has the name of a label of the exporter (``device``), Prometheus renames the exporter's to ``exported_device``.
 
 - Targets with the same nodename and start time are one exporter: replicas of Prometheus, two jobs, two addresses.
@@ -337,7 +337,7 @@ def _select(label: str, exporters: Sequence[Exporter]) -> str:
 
 
 def _distinguishing(exporters: Sequence[Exporter]) -> str:
-    """Return the target label that best distinguishes some exporters; "" if there is none."""
+    """Return the target label that best distinguishes some exporters; "" without one."""
     names = {name for exporter in exporters for target in exporter.targets for name in target.labels}
     best: tuple[int, bool, str] | None = None
     for name in names:
@@ -410,7 +410,7 @@ def _notices(exporter: Exporter) -> Iterator[Notice]:
     """
     name = exporter.name
     for target in exporter.targets:
-        # Every restart has a start time of its own; one that returns belongs to another exporter.
+        # Every restart has a new start time; a start time that returns belongs to another exporter.
         if len(target.starts_s) > len(set(target.starts_s)):
             raise IdentityError(
                 f"{target.address}: several exporters answer at this address: the start time alternates "

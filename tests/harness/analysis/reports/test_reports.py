@@ -493,7 +493,7 @@ def test_a_single_usable_round_is_printed_without_uncertainty() -> None:
     assert len(rows) == 4
     assert ["±" in row for row in rows] == [False, True, False, True]
     for name in (fp32, int8):
-        line = f"{name}, batch 1: 1 of 3 rounds: repeatability unknown, so there is no ±."
+        line = f"{name}, batch 1: 1 of 3 rounds: repeatability unknown; ± is omitted."
         assert line in " ".join(text.split())
     document = json.loads(to_json.render_json(result))
     jsonschema.validate(document, to_json.schema())
