@@ -35,12 +35,13 @@ from joulewatch_harness.plan.plan import (
     Plan,
     default_runtime,
 )
+from joulewatch_harness.plan.refresh import slowest_refresh_s
 from joulewatch_harness.plan.runtimes import RUNTIMES, takes_model_files
 from joulewatch_harness.plan.scenario import OFFLINE, SCENARIOS
 from joulewatch_harness.plan.steps import settle_length_s, steps, window_length_s
 from joulewatch_harness.plan.target import LOOKS
 from joulewatch_harness.runner.pinning import check_cpus
-from joulewatch_harness.runner.preflight import Prepared, prepare, slowest_refresh_s
+from joulewatch_harness.runner.preflight import Prepared, prepare
 
 if TYPE_CHECKING:
     from joulewatch_harness.delivery.courier import DeliveryReport

@@ -181,12 +181,3 @@ def check_distinct(exporters: Sequence[ExporterRecord]) -> None:
 def _is_refresh_pending(sensor: SensorRecord) -> bool:
     """Return whether the refresh period is still to be measured; an estimate has none."""
     return sensor.refresh_s is None and sensor.method != "estimated"
-
-
-def slowest_refresh_s(sensors: Sequence[SensorRecord]) -> float | None:
-    """Return the longest refresh period of the summed sensors: devices, or nodes if there are no devices."""
-    for scope in ("device", "node"):
-        summed = [item for item in sensors if item.scope == scope]
-        if summed:
-            return max((item.refresh_s for item in summed if item.refresh_s is not None), default=None)
-    return None

@@ -13,7 +13,7 @@ from joulewatch_harness import cli
 from joulewatch_harness.commands import profile
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.plan import Plan
-from joulewatch_harness.records import ExporterRecord, SensorRecord
+from joulewatch_harness.records import ExporterRecord
 from joulewatch_harness.runner import preflight
 from support.loopback import page_server
 from support.servers import free_port
@@ -75,24 +75,6 @@ def test_exporters_and_their_flags() -> None:
     plan = plan_of("--exporter", "http://a:1", "--exporter", "http://b:2", "--exporter.flags", "--path.sysfs='a b' -x")
     assert [item.url for item in plan.exporters] == ["http://a:1", "http://b:2"]
     assert plan.exporter_flags == ("--path.sysfs=a b", "-x")
-
-
-def test_the_slowest_device_sets_the_window_and_a_node_only_where_there_is_no_device() -> None:
-    def sensor(scope: str, refresh_s: float | None) -> SensorRecord:
-        return SensorRecord(
-            exporter="a:1",
-            scope=scope,
-            collector="c",
-            component="cpu",
-            device="d",
-            domain="x",
-            method="counter",
-            refresh_s=refresh_s,
-        )
-
-    assert preflight.slowest_refresh_s([sensor("device", 0.001), sensor("device", 0.1), sensor("node", 1.0)]) == 0.1
-    assert preflight.slowest_refresh_s([sensor("node", 1.0), sensor("part", 5.0)]) == 1.0
-    assert preflight.slowest_refresh_s([sensor("device", None)]) is None
 
 
 def test_an_exporter_under_two_names_or_addresses_is_an_error() -> None:

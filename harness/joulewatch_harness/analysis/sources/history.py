@@ -15,6 +15,7 @@ from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.sources.identity import Exporter, Notice, Placed, Target, contradiction, identify
 from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s
 from joulewatch_harness.clocktime import CLOCK_STEP_S
+from joulewatch_harness.plan.refresh import assumed_refresh_s
 from joulewatch_harness.records import ExporterRecord, RunRecord, SensorRecord
 
 SCOPES: Final = ("device", "node", "part")
@@ -29,11 +30,6 @@ HEALTH_NAMES: Final = {
     catalog.SENSOR_UNMEASURED.name: "unmeasured_s",
 }
 """Diagnostic counter -> field of ``Health``."""
-ASSUMED_REFRESH_S: Final = {"rapl": 0.001}
-"""Refresh of a family until its sensors have measured their own: RAPL's is 1 ms (Intel SDM vol. 3B, 15.10)."""
-_ASSUMED_REFRESH_COUNTER_S: Final = 0.1
-_ASSUMED_REFRESH_SLOW_S: Final = 5.0
-"""Refresh of the other sensors, if nothing shows it: of a counter that is read on request; of everything else."""
 _MOST_SAMPLES: Final = 0.95
 """A value that changes at more samples than these may change more often: their spacing is only a bound."""
 _METHOD_DOUBT: Final = ("counter", "integrated", "emulated", "estimated")
@@ -171,20 +167,6 @@ def merge_spans(spans: Iterable[tuple[float, float]], margin_s: float) -> list[t
 def is_gauge(record: SensorRecord) -> bool:
     """Return whether a sensor reports power, so that its counter is an integral."""
     return record.method == "integrated" or record.reads == "power"
-
-
-def assumed_refresh_s(record: SensorRecord) -> float:
-    """Return the refresh of a sensor about which only its metadata are known.
-
-    Power that is read from a management controller or a hardware monitor may be seconds old. A power model computes its
-    value when it is read.
-    """
-    if record.collector in ASSUMED_REFRESH_S:
-        return ASSUMED_REFRESH_S[record.collector]
-    read_when_asked = record.reads != "power" and record.read_mode not in ("polled", "remote")
-    if record.method == "estimated" or (read_when_asked and record.method in ("counter", "emulated")):
-        return _ASSUMED_REFRESH_COUNTER_S
-    return _ASSUMED_REFRESH_SLOW_S
 
 
 def refresh_s_of(record: SensorRecord, observed: Series | None = None) -> float:

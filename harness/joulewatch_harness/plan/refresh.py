@@ -1,0 +1,37 @@
+"""Refresh periods of sensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from joulewatch_harness.records import SensorRecord
+
+ASSUMED_REFRESH_S: Final = {"rapl": 0.001}
+"""Refresh of a family until its sensors have measured their own: RAPL's is 1 ms (Intel SDM vol. 3B, 15.10)."""
+_ASSUMED_REFRESH_COUNTER_S: Final = 0.1
+_ASSUMED_REFRESH_SLOW_S: Final = 5.0
+"""Refresh of the other sensors, if nothing shows it: of a counter that is read on request; of everything else."""
+
+
+def assumed_refresh_s(record: SensorRecord) -> float:
+    """Return the refresh of a sensor about which only its metadata are known.
+
+    Power that is read from a management controller or a hardware monitor may be seconds old. A power model computes its
+    value when it is read.
+    """
+    if record.collector in ASSUMED_REFRESH_S:
+        return ASSUMED_REFRESH_S[record.collector]
+    read_when_asked = record.reads != "power" and record.read_mode not in ("polled", "remote")
+    if record.method == "estimated" or (read_when_asked and record.method in ("counter", "emulated")):
+        return _ASSUMED_REFRESH_COUNTER_S
+    return _ASSUMED_REFRESH_SLOW_S
+
+
+def slowest_refresh_s(sensors: Sequence[SensorRecord]) -> float | None:
+    """Return the longest refresh period of the summed sensors: devices, or nodes if there are no devices."""
+    for scope in ("device", "node"):
+        summed = [item for item in sensors if item.scope == scope]
+        if summed:
+            return max((item.refresh_s for item in summed if item.refresh_s is not None), default=None)
+    return None
