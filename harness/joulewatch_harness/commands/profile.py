@@ -35,7 +35,7 @@ from joulewatch_harness.plan.plan import (
     Plan,
     default_runtime,
 )
-from joulewatch_harness.plan.refresh import slowest_refresh_s
+from joulewatch_harness.plan.refresh import assumed_refresh_s, has_refresh, slowest_refresh_s
 from joulewatch_harness.plan.runtimes import RUNTIMES, takes_model_files
 from joulewatch_harness.plan.scenario import OFFLINE, SCENARIOS
 from joulewatch_harness.plan.steps import settle_length_s, steps, window_length_s
@@ -375,7 +375,10 @@ def _analyze(prepared: Prepared, recording: Path | None, form: str, figure: Path
 
 def _report_sensors(sensors: Sequence[SensorRecord]) -> None:
     for item in sensors:
-        refresh = f", refresh {item.refresh_s * 1e3:.3g} ms" if item.refresh_s is not None else ""
+        if item.refresh_s is not None:
+            refresh = f", refresh {item.refresh_s * 1e3:.3g} ms"
+        else:
+            refresh = f", refresh unknown: assumed {assumed_refresh_s(item):g} s" if has_refresh(item) else ""
         series = f"{item.scope} {item.component} {item.device} {item.domain}"
         _report(f"sensor: {series} by {item.collector} ({item.method}{refresh})")
     _report_method(sensors)

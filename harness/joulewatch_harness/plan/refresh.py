@@ -1,4 +1,4 @@
-"""Refresh periods of sensors."""
+"""Refresh periods of sensors: the same assumptions for the length of windows and for their uncertainty."""
 
 from __future__ import annotations
 
@@ -28,10 +28,23 @@ def assumed_refresh_s(record: SensorRecord) -> float:
     return _ASSUMED_REFRESH_SLOW_S
 
 
+def has_refresh(record: SensorRecord) -> bool:
+    """Return whether a sensor has a refresh period; a power model computes its value when it is read."""
+    return record.refresh_s is not None or record.method != "estimated"
+
+
 def slowest_refresh_s(sensors: Sequence[SensorRecord]) -> float | None:
-    """Return the longest refresh period of the summed sensors: devices, or nodes if there are no devices."""
+    """Return the longest refresh period of the summed sensors: devices, or nodes if there are no devices.
+
+    A sensor that has not measured its refresh period has the assumed one. None: no sensor has a refresh period.
+    """
     for scope in ("device", "node"):
-        summed = [item for item in sensors if item.scope == scope]
+        summed = [record for record in sensors if record.scope == scope]
         if summed:
-            return max((item.refresh_s for item in summed if item.refresh_s is not None), default=None)
+            periods_s = (
+                assumed_refresh_s(record) if record.refresh_s is None else record.refresh_s
+                for record in summed
+                if has_refresh(record)
+            )
+            return max(periods_s, default=None)
     return None

@@ -22,6 +22,7 @@ from joulewatch_harness.plan.plan import (
     Plan,
     name_configurations,
 )
+from joulewatch_harness.plan.refresh import has_refresh
 
 if TYPE_CHECKING:
     from joulewatch_harness.clients.options import PrometheusOptions
@@ -179,5 +180,4 @@ def check_distinct(exporters: Sequence[ExporterRecord]) -> None:
 
 
 def _is_refresh_pending(sensor: SensorRecord) -> bool:
-    """Return whether the refresh period is still to be measured; an estimate has none."""
-    return sensor.refresh_s is None and sensor.method != "estimated"
+    return sensor.refresh_s is None and has_refresh(sensor)

@@ -27,6 +27,7 @@ from joulewatch_harness.analysis.sources.history import refresh_s_of
 from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.gum import NORMAL_95
 from joulewatch_harness.plan.plan import REFRESHES_PER_WINDOW
+from joulewatch_harness.plan.refresh import has_refresh
 from joulewatch_harness.plan.runtimes import is_server
 from joulewatch_harness.plan.target import relative_half_width
 from joulewatch_harness.records import RunRecord, Window
@@ -168,13 +169,17 @@ def _edges_and_history(
 
 
 def _below_refresh(run: MeasuredRun, measured: MeasuredWindow, sensor: SensorId, result: Measured) -> Iterator[Finding]:
-    span, refresh_s = measured.span, run.sensors[sensor].refresh_s
-    if result.energy is not None and refresh_s is not None and span.duration_s < REFRESHES_PER_WINDOW * refresh_s:
+    span, metadata = measured.span, run.sensors[sensor]
+    if result.energy is None or not has_refresh(metadata):
+        return
+    refresh_s = refresh_s_of(metadata, run.history.counters.get(sensor))
+    if span.duration_s < REFRESHES_PER_WINDOW * refresh_s:
+        known = "" if metadata.refresh_s is not None else " (not published; from the samples, or assumed)"
         yield Finding(
             severity="warning",
             reason="below_refresh",
             text=f"{sensor}: the window of {span.duration_s:.3g} s contains fewer than {REFRESHES_PER_WINDOW} refresh "
-            f"periods of {refresh_s:.3g} s; use longer windows",
+            f"periods of {refresh_s:.3g} s{known}; use longer windows",
             evidence={"sensor": str(sensor), "duration_s": span.duration_s, "refresh_s": refresh_s},
             window=measured.window.index,
         )

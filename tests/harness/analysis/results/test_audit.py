@@ -578,6 +578,22 @@ def test_what_the_kernel_rounds_is_no_load() -> None:
     assert other_load(window_of(0, T0)) == 0.0, "not known"
 
 
+def test_a_window_is_compared_with_an_assumed_refresh_period_too() -> None:
+    """A gauge without a published refresh period: 5 s are assumed, and 20 of them are longer than the windows."""
+    gauge = dataclasses.replace(CPU, collector="hwmon", method="integrated", reads="power", refresh_s=None)
+    world = history_only(run([gauge], window_s=6.0))
+    findings = [item for item in analyse((world, world.scrapes())).findings if item.reason == "below_refresh"]
+    # The idle windows are shorter than one refresh period, and have no energy.
+    finding = next(item for item in findings if item.severity == "warning")
+    assert finding.evidence["refresh_s"] == 5.0
+    assert "20 refresh periods of 5 s (not published; from the samples, or assumed); use longer" in finding.text
+
+
+def test_a_power_model_has_no_refresh_period_to_compare_with() -> None:
+    world = run([dataclasses.replace(CPU, collector="estimate", method="estimated", refresh_s=None)])
+    assert severities(analyse((world, world.scrapes())), "below_refresh") == set()
+
+
 @pytest.mark.parametrize(
     ("indexes", "expected"),
     [
