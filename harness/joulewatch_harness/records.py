@@ -129,6 +129,11 @@ class RunHeader:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value if isinstance(value, str) else ""
 
+    def machine_of(self, sensor: SensorRecord) -> str:
+        """Return the machine that a sensor measures, which for a BMC is not always its exporter's; empty: unknown."""
+        nodename = next((exporter.nodename for exporter in self.exporters if exporter.name == sensor.exporter), "")
+        return sensor.host or nodename
+
     @property
     def hardware(self) -> str:
         """The processor, with the number of sockets if there are several: ``2x AMD EPYC 7763``; empty if unknown.

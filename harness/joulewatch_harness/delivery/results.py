@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from joulewatch_exporter import catalog
@@ -22,6 +22,7 @@ from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.delivery.annotations import Sample, run_labels, sample
 from joulewatch_harness.delivery.remote_write import send_samples
 from joulewatch_harness.errors import DeliveryError
+from joulewatch_harness.records import SensorRecord
 
 RECENT_S: Final = 3600.0
 
@@ -38,7 +39,6 @@ def result_samples(result: RunResult, at_s: float) -> list[Sample]:
     """Return the results as samples, all with the same time."""
     at_ms = to_ms(at_s)
     samples: list[Sample] = []
-    primary = {SensorId.of(sensor) for sensor in result.sensors if sensor.primary}
 
     def add(metric: Metric, labels: Mapping[str, str], value: float) -> None:
         samples.append(sample(metric, labels, at_ms, value))
@@ -49,7 +49,7 @@ def result_samples(result: RunResult, at_s: float) -> list[Sample]:
             add(catalog.RESULT_THROUGHPUT, labels, group.throughput.value)
             if group.throughput.expanded is not None:
                 add(catalog.RESULT_THROUGHPUT_UNCERTAINTY, labels, group.throughput.expanded)
-        for energy in (*group.components, group.total, *_node(group.nodes, primary)):
+        for energy in (*group.components, group.total, *_node(group.nodes, result)):
             for basis, estimate in (("gross", energy.gross), ("net", energy.net)):
                 if estimate is None:
                     continue
@@ -63,10 +63,21 @@ def result_samples(result: RunResult, at_s: float) -> list[Sample]:
     return samples
 
 
-def _node(nodes: tuple[EnergyResult, ...], primary: set[SensorId]) -> list[EnergyResult]:
-    """Return the primary node sensor as component ``node``, or a single one; several may overlap or be other hosts."""
-    candidates = [node for node in nodes if primary.intersection(node.sensors)] or nodes
+def _node(nodes: Sequence[EnergyResult], result: RunResult) -> list[EnergyResult]:
+    """Return the primary node sensor as component ``node``, or the only one; several may overlap.
+
+    A BMC of a machine without an exporter in the run is not a candidate: it may be any machine of the datacenter.
+    """
+    header = result.record.header
+    machines = {exporter.nodename for exporter in header.exporters} - {""}
+    own = [record for record in result.sensors if not machines or header.machine_of(record) in (*machines, "")]
+    candidates = _of(nodes, (record for record in own if record.primary)) or _of(nodes, own)
     return [dataclasses.replace(candidates[0], name="node")] if len(candidates) == 1 else []
+
+
+def _of(energies: Sequence[EnergyResult], records: Iterable[SensorRecord]) -> list[EnergyResult]:
+    sensors = {SensorId.of(record) for record in records}
+    return [energy for energy in energies if sensors.intersection(energy.sensors)]
 
 
 def publish(

@@ -291,18 +291,18 @@ def _parts(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
 
 
 def _node(run: MeasuredRun, measured: MeasuredWindow) -> Iterator[Finding]:
-    nodenames = {exporter.name: exporter.nodename for exporter in run.record.header.exporters}
+    machine_of = run.record.header.machine_of
     for sensor, result in measured.sensors.items():
         metadata = run.sensors[sensor]
         if sensor.scope != "node" or result.energy is None or metadata.primary is False:
             continue
-        if metadata.host and metadata.host != (nodenames.get(sensor.exporter) or metadata.host):
-            # A BMC that the exporter reads over the network: the devices are in another machine.
-            continue
+        machine = machine_of(metadata)
+        # The exporter may read the BMC of another machine: its devices are not in that one.
         devices = [
             (other, device.energy)
             for other, device in measured.sensors.items()
             if other.scope == "device" and other.exporter == sensor.exporter and device.energy is not None
+            if not machine or machine_of(run.sensors[other]) in (machine, "")
         ]
         if not devices:
             continue
@@ -404,7 +404,14 @@ def other_load(window: Window) -> float:
 
 def measures_this_machine(run: MeasuredRun, sensors: Iterable[SensorId]) -> bool:
     """Return whether one of some sensors measures the harness's machine; an emulated one measures none."""
-    return any(sensor.exporter in run.clocks.shared and run.sensors[sensor].method != "emulated" for sensor in sensors)
+    header = run.record.header
+    here = header.provenance.get("host")
+    for sensor in sensors:
+        machine = header.machine_of(run.sensors[sensor])
+        is_here = machine == here if machine and here else sensor.exporter in run.clocks.shared
+        if is_here and run.sensors[sensor].method != "emulated":
+            return True
+    return False
 
 
 def is_busy(window: Window) -> bool:

@@ -76,6 +76,22 @@ def test_the_primary_node_sensor_is_marked_and_published() -> None:
     assert not any(("component", "node") in item.labels for item in result_samples(unknown, 1000.0))
 
 
+def published_nodes(*nodes: SensorRecord) -> int:
+    """Return how many energies of a run with these node sensors are published as component ``node``."""
+    result = result_of(make_world((TWO_SOCKETS[0], *nodes), configurations=("a/b/c",), batch_sizes=(1,)))
+    assert len(result.groups[0].nodes) == len(nodes)
+    names = (catalog.RESULT_ENERGY.name, ("component", "node"), ("basis", "gross"))
+    return sum(item.name == names[0] and set(names[1:]) <= set(item.labels) for item in result_samples(result, 1000.0))
+
+
+def test_the_bmc_of_another_machine_is_not_published_as_the_node() -> None:
+    far = sensor("far", "total", "node", "node", collector="redfish", primary=True, host="node7")
+    assert published_nodes(NODES[1]) == 1
+    assert published_nodes(far) == 0
+    assert published_nodes(NODES[1], far) == 1, "the own one, although both are primary"
+    assert published_nodes(dataclasses.replace(far, host="")) == 1, "not known whose it is"
+
+
 @pytest.mark.parametrize(
     ("value", "expanded", "text"),
     [

@@ -550,6 +550,18 @@ def test_other_work_on_the_harness_s_machine_does_not_concern_sensors_of_another
     assert result.groups[0].total.net is not None
 
 
+def test_other_work_does_not_concern_the_bmc_of_another_machine() -> None:
+    """The exporter runs next to the harness, and reads a BMC over the network."""
+    bmc = dataclasses.replace(CPU, scope="node", component="node", collector="redfish", host="node7")
+    world, samples = with_load("idle", 0.5, [bmc])
+    result = analyse((world, samples))
+    assert severities(result, "idle_busy") == set()
+    assert result.groups[0].nodes[0].net is not None
+    here = analyse(with_load("idle", 0.5, [dataclasses.replace(bmc, host="node1")]))
+    assert severities(here, "idle_busy") == {"error"}
+    assert here.groups[0].nodes[0].net is None
+
+
 def test_an_emulated_machine_is_not_disturbed() -> None:
     world, samples = with_load("idle", 0.5, [dataclasses.replace(CPU, method="emulated")])
     result = analyse((world, samples))
