@@ -21,7 +21,7 @@ from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatc
 from joulewatch_harness.network import Phases  # noqa: E402
 from joulewatch_harness.records import Configuration  # noqa: E402
 from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
-from joulewatch_harness.runtimes.shared.inputs import Input  # noqa: E402
+from joulewatch_harness.runtimes.shared.signature import Input  # noqa: E402
 from joulewatch_harness.runtimes.shared.timeline import Timeline  # noqa: E402
 from joulewatch_harness.runtimes.torch import network as runtime  # noqa: E402
 from joulewatch_harness.runtimes.torch.importing import module_of  # noqa: E402

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.runtimes.shared.inputs import Input
+from joulewatch_harness.runtimes.shared.signature import Input
 
 DTYPES: Final[Mapping[str, str]] = {
     "BOOL": "bool",

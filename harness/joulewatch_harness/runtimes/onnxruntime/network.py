@@ -33,10 +33,11 @@ from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.onnxruntime import tracing as onnxruntime_trace
 from joulewatch_harness.runtimes.onnxruntime.options import CUDA, DEFAULT_PROVIDER, DEVICE_OF, TENSORRT, Options
 from joulewatch_harness.runtimes.shared import tracing
-from joulewatch_harness.runtimes.shared.inputs import Batches, Input, broken, check_types
+from joulewatch_harness.runtimes.shared.inputs import Batches
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.options import ANY_PRECISION
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
+from joulewatch_harness.runtimes.shared.signature import Input, broken, check_types
 from joulewatch_harness.traces import Trace, write_trace
 
 if TYPE_CHECKING:

@@ -32,10 +32,11 @@ from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.openvino import tracing as openvino_trace
 from joulewatch_harness.runtimes.openvino.options import DEFAULT_DEVICE, PERFORMANCE_HINTS, Options
 from joulewatch_harness.runtimes.shared import tracing
-from joulewatch_harness.runtimes.shared.inputs import DTYPES, Batches, Input, broken, check_types, signature
+from joulewatch_harness.runtimes.shared.inputs import Batches
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.options import ANY_PRECISION
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
+from joulewatch_harness.runtimes.shared.signature import DTYPES, Input, broken, check_types, signature
 from joulewatch_harness.traces import Trace, write_trace
 
 logger = logging.getLogger(__name__)

@@ -1,15 +1,14 @@
-"""Inputs of model files: the signature of a file, the arrays of a batch, and the options that set them.
+"""Inputs of model files: the arrays of a batch, and the options that set them.
 
 No runtime is imported in this module, nor any package that only one of them needs.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,29 +17,10 @@ from joulewatch_harness.binder import Limits
 from joulewatch_harness.errors import ConfigError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.runtimes.shared.options import RuntimeOptions
+from joulewatch_harness.runtimes.shared.signature import Input
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays, ModelSource
-
-DTYPES: Final = (
-    "float32", "float16", "float64", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool",
-)  # fmt: skip
-"""Supported types of inputs, in numpy's names."""
-
-
-@dataclass(frozen=True, slots=True)
-class Input:
-    """One input of the model."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str | None, ...]
-    """Sizes: a number, the name of a symbolic dimension, or None for a dimension without a name."""
-
-    def text(self) -> str:
-        """Return the input in one word, such as ``x:float32[batch,4]``."""
-        sizes = ",".join("?" if size is None else str(size) for size in self.shape)
-        return f"{self.name}:{self.dtype}[{sizes}]"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,45 +121,6 @@ class InputOptions(RuntimeOptions):
         return Batches(model=model, inputs=inputs, source=source, dims=self.dims, seed=self.seed, file_arrays=arrays)
 
 
-def signature(path: Path) -> tuple[Input, ...]:
-    """Return the inputs of an .onnx file, with the names of symbolic dimensions; external weights are not read.
-
-    Raises:
-        ConfigError: the file is not a valid ONNX model.
-    """
-    import onnx
-
-    try:
-        model = onnx.load(os.fspath(path), load_external_data=False)
-        if not model.HasField("graph"):
-            raise ValueError("it contains no graph")
-    except Exception as error:
-        raise broken(path, error) from error
-    weights = {item.name for item in model.graph.initializer}
-    return tuple(_of_value(item) for item in model.graph.input if item.name not in weights)
-
-
-def _of_value(item: Any) -> Input:
-    import onnx
-
-    tensor = item.type.tensor_type
-    kind = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
-    dtype = {"float": "float32", "double": "float64"}.get(kind, kind)
-    shape = tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in tensor.shape.dim)
-    return Input(item.name, dtype, shape)
-
-
-def check_types(inputs: tuple[Input, ...], model: str) -> None:
-    """Check that the types of all inputs are supported.
-
-    Raises:
-        ConfigError: the type of an input is not.
-    """
-    for item in inputs:
-        if item.dtype not in DTYPES:
-            raise ConfigError(f"{model}: input {item.name!r} has the unsupported type {item.dtype}")
-
-
 def random_array(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
     """Return values that any model accepts: standard normal, all values of a byte, or 0 and 1."""
     kind = np.dtype(dtype)
@@ -237,9 +178,3 @@ def read_inputs(path: Path, inputs: tuple[Input, ...]) -> Arrays:
 def rows(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
     """Return ``batch`` rows of an array, which is repeated if it has fewer."""
     return array if array.ndim == 0 else np.take(array, np.arange(batch) % len(array), axis=0)
-
-
-def broken(path: Path, error: Exception) -> ConfigError:
-    """Return the error for a model file that cannot be loaded."""
-    reason = " ".join(str(error).split())[:300]
-    return ConfigError(f"model file {path} cannot be loaded: {reason}")

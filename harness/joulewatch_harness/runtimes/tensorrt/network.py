@@ -23,9 +23,10 @@ from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graph
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.shared import tracing
-from joulewatch_harness.runtimes.shared.inputs import Batches, check_types, signature
+from joulewatch_harness.runtimes.shared.inputs import Batches
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
+from joulewatch_harness.runtimes.shared.signature import check_types, signature
 from joulewatch_harness.runtimes.shared.timeline import Timeline, run_on_device
 from joulewatch_harness.runtimes.tensorrt import engine as engines
 from joulewatch_harness.runtimes.tensorrt import inspector, libraries, profiling, quantised, tensors

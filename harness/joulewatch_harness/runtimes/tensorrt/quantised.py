@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.runtimes.shared.inputs import broken
+from joulewatch_harness.runtimes.shared.signature import broken
 
 _QUANTISED: Final = ("QuantizeLinear", "DequantizeLinear")
 _MULTIPLIES: Final = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})

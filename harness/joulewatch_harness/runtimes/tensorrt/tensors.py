@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.runtimes.shared.inputs import Input
+from joulewatch_harness.runtimes.shared.signature import Input
 from joulewatch_harness.runtimes.tensorrt.device import Cuda
 
 _TYPES: Final[Mapping[str, str]] = {

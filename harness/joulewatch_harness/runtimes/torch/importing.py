@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.runtimes.shared.inputs import broken
+from joulewatch_harness.runtimes.shared.signature import broken
 from joulewatch_harness.runtimes.torch.tracing import ORIGIN
 
 _FLOATS: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})

@@ -12,7 +12,8 @@ import torch
 
 from joulewatch_harness import runtimes
 from joulewatch_harness.errors import ConfigError, describe
-from joulewatch_harness.runtimes.shared.inputs import Input, broken, read_npz, signature
+from joulewatch_harness.runtimes.shared.inputs import read_npz
+from joulewatch_harness.runtimes.shared.signature import Input, broken, signature
 from joulewatch_harness.runtimes.torch.options import Options
 
 TORCHSCRIPT: Final = (".pt", ".ts", ".torchscript")

@@ -31,12 +31,10 @@ from joulewatch_harness.networks import cost as graphs
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.failures import as_network_errors
-from joulewatch_harness.runtimes.shared.inputs import (
-    Batches,
-    check_types,
-)
+from joulewatch_harness.runtimes.shared.inputs import Batches
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
+from joulewatch_harness.runtimes.shared.signature import check_types
 from joulewatch_harness.runtimes.shared.timeline import Timeline, run_on_device
 from joulewatch_harness.runtimes.torch.loading import DTYPE_OF, EXPORTED, TORCHSCRIPT, load_module
 from joulewatch_harness.runtimes.torch.options import Options

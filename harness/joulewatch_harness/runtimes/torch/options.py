@@ -9,7 +9,8 @@ from typing import Annotated, ClassVar, Final
 from joulewatch_harness.binder import Choice, Limits, Parse
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.names import unknown
-from joulewatch_harness.runtimes.shared.inputs import DTYPES, Input, InputOptions
+from joulewatch_harness.runtimes.shared.inputs import InputOptions
+from joulewatch_harness.runtimes.shared.signature import DTYPES, Input
 
 MODES: Final = ("eager", "compile", "export")
 COMPILE_MODES: Final = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")

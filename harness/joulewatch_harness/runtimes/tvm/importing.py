@@ -26,7 +26,7 @@ from tvm import relax, tirx
 from tvm.s_tir.stmt import SBlock, SBlockRealize
 
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.runtimes.shared.inputs import broken
+from joulewatch_harness.runtimes.shared.signature import broken
 from joulewatch_harness.runtimes.tvm.integer import lower
 
 logger = logging.getLogger(__name__)

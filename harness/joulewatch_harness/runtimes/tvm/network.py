@@ -33,9 +33,10 @@ from joulewatch_harness.network import Phases
 from joulewatch_harness.networks.cost import cost_details, cost_of
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.shared.failures import as_network_errors
-from joulewatch_harness.runtimes.shared.inputs import Batches, Input, check_types, signature
+from joulewatch_harness.runtimes.shared.inputs import Batches
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
+from joulewatch_harness.runtimes.shared.signature import Input, check_types, signature
 from joulewatch_harness.runtimes.tvm.options import PROCESSORS, Options, default_cost_model
 
 # TVM reads these once, when its threads start. By default it binds them to the first processors of the machine, even if
