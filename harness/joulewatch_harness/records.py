@@ -87,6 +87,7 @@ class Configuration:
     name: str
     """Unique within the run, such as ``radioml-vgg10/onnxruntime/fp32``."""
     network: str
+    """Short name: of a model file the stem, with a folder only if names clash in the run."""
     runtime: str
     precision: str
     """Requested precision."""
@@ -103,6 +104,13 @@ class Configuration:
     """``single_stream`` or ``server``; empty: ``offline``. The name contains it too, so that results never mix."""
     server_rate_per_s: float = 0.0
     """Requested queries per second of the scenario ``server``."""
+    path: str = ""
+    """What the plan names, if it is not ``network``: a model file with its folder, or ``file.py:object``."""
+
+    @property
+    def target(self) -> str:
+        """What the runtime opens: the path, or a name that has none."""
+        return self.path or self.network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument, add_output_argument, network_options
 from joulewatch_harness.errors import ConfigError, CoverageError, JoulewatchError, NetworkError, RecordError
+from joulewatch_harness.plan.network_names import short_name
 from joulewatch_harness.plan.parsing import make_plan, parse_batch_sizes
-from joulewatch_harness.plan.plan import DEFAULT_NETWORK, default_runtime, network_label
+from joulewatch_harness.plan.plan import DEFAULT_NETWORK, default_runtime
 from joulewatch_harness.plan.runtimes import RUNTIMES
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def _from_run(
         configuration
         for configuration in configurations.values()
         if (args.configuration is None or configuration.name == args.configuration)
-        and (network is None or network_label(configuration.network) == network_label(network))
+        and (network is None or _is_named(configuration, network))
         and (args.runtime is None or configuration.runtime == args.runtime)
         and (args.precision is None or args.precision in (configuration.precision, configuration.actual_precision))
         and (size is None or size in sizes[configuration.name])
@@ -196,10 +197,16 @@ def _from_run(
                 f"{where} measured {configuration.name} at batch sizes {known}: choose one with --batch-size N"
             )
         size = sizes[configuration.name][0]
-    if network is not None and network.endswith(".onnx"):
+    if network is not None and network != configuration.network:
         # The file may have moved since the run; its hash is compared.
-        configuration = replace(configuration, network=network)
+        configuration = replace(configuration, path=network)
     return configuration, size
+
+
+def _is_named(configuration: Configuration, network: str) -> bool:
+    """Return whether ``network`` is the configuration's network, by its name or its path, also in another folder."""
+    names = (configuration.network, configuration.path, short_name(configuration.target, configuration.runtime))
+    return network in names or short_name(network, configuration.runtime) in names
 
 
 def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> tuple[Trace, dict[str, str]]:
@@ -240,7 +247,7 @@ def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> 
     if trace_read.batch_size != batch_size:
         raise NetworkError(f"{configuration.name}: its trace has batch size {trace_read.batch_size}, not {batch_size}")
     return trace_read, {
-        "network": network_label(configuration.network),
+        "network": configuration.network,
         "runtime": loaded.runtime,
         "runtime_version": loaded.runtime_version,
         "precision": loaded.actual_precision or loaded.precision,
@@ -297,7 +304,7 @@ def short_run(configuration: Configuration, batch_size: int, output: Path, expor
     from joulewatch_harness.analysis.results.layers import basis_of
 
     words = [
-        *("--network", configuration.network, "--precision", configuration.precision),
+        *("--network", configuration.target, "--precision", configuration.precision),
         *("--batch-sizes", str(batch_size)),
         *(
             "--preset",
@@ -314,7 +321,7 @@ def short_run(configuration: Configuration, batch_size: int, output: Path, expor
             "json",
         ),
     ]
-    if configuration.runtime != default_runtime(configuration.network):
+    if configuration.runtime != default_runtime(configuration.target):
         words += ["--runtime", configuration.runtime]
     for key, value in configuration.options.items():
         words += ["--option", f"{key}={value}"]

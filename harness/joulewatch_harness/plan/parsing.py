@@ -26,6 +26,7 @@ from joulewatch_harness.binder import (
 )
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.cpus import cpus_text, parse_cpus
+from joulewatch_harness.plan.network_names import name_networks
 from joulewatch_harness.plan.plan import (
     DEFAULT_NETWORK,
     DEFAULT_PRECISIONS,
@@ -173,7 +174,7 @@ def _configurations(file: _PlanFile, where: str) -> Iterator[Configuration]:
     configurations: list[Configuration] = []
     for number, entry in enumerate(entries):
         configurations += _expanded(entry, file, f"{where}: configurations[{number}]")
-    yield from name_configurations(configurations)
+    yield from name_configurations(name_networks(configurations))
 
 
 def _expanded(entry: _ConfigurationKeys, file: _PlanFile, where: str) -> list[Configuration]:

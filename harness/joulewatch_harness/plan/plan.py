@@ -7,12 +7,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Annotated, Any, Final
 
 from joulewatch_harness.binder import Choice, Limits, Parse, Text, Texts, short_for
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.plan.runtimes import is_server
 from joulewatch_harness.plan.scenario import OFFLINE, Scenario
 from joulewatch_harness.records import Configuration, encode
 
@@ -203,7 +201,7 @@ class Plan(PlanKeys):
         values["configurations"] = [
             {
                 "name": configuration.name,
-                "network": configuration.network,
+                "network": configuration.target,
                 "runtime": configuration.runtime,
                 "precision": configuration.precision,
                 "options": dict(configuration.options),
@@ -218,15 +216,6 @@ class Plan(PlanKeys):
         """Return the fingerprint of ``to_mapping``."""
         text = json.dumps(self.to_mapping(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def network_label(network: str, runtime: str = "") -> str:
-    """Return a network's short name: the built-in name, the file without folder and suffix, or the object."""
-    if is_server(runtime):
-        return network
-    if ":" in network:
-        return network.rpartition(":")[2]
-    return PurePath(network).stem if network.endswith(".onnx") else network
 
 
 def default_runtime(network: str) -> str:
@@ -245,7 +234,7 @@ def name_configurations(configurations: Sequence[Configuration]) -> Iterator[Con
         differing = sorted(
             {name for options in same_key for name in options if any(o.get(name) != options[name] for o in same_key)}
         )
-        parts = [network_label(configuration.network, configuration.runtime), *key[1:]]
+        parts = list(key)
         parts += [f"{name}={configuration.options[name]}" for name in differing if name in configuration.options]
         suffix = scenario_of(configuration).suffix
         yield dataclasses.replace(configuration, name="/".join([*parts, suffix] if suffix else parts))

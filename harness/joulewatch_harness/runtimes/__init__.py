@@ -46,9 +46,9 @@ def open_network(configuration: Configuration) -> Network:
     options = dict(configuration.options)
     if configuration.runtime == OWN_RUNTIME:
         options.pop(ANY_PRECISION, None)
-        return own_network(configuration.network, configuration.precision, options)
-    if is_own(configuration.network) and takes_model_files(configuration.runtime):
-        raise ConfigError(f"{configuration.network} is a custom network: remove the runtime {configuration.runtime!r}")
+        return own_network(configuration.target, configuration.precision, options)
+    if is_own(configuration.target) and takes_model_files(configuration.runtime):
+        raise ConfigError(f"{configuration.target} is a custom network: remove the runtime {configuration.runtime!r}")
     runtime = RUNTIMES.get(configuration.runtime)
     if runtime is None:
         raise ConfigError(unknown("runtime", configuration.runtime, RUNTIMES))
@@ -60,7 +60,7 @@ def open_network(configuration: Configuration) -> Network:
         raise ConfigError(
             f"the runtime {runtime.name} needs the package {error.name}: pip install 'joulewatch[{runtime.extra}]'"
         ) from error
-    return cast(Network, module.open_network(configuration.network, configuration.precision, options))
+    return cast(Network, module.open_network(configuration.target, configuration.precision, options))
 
 
 def own_network(spec: str, precision: str, options: Mapping[str, str]) -> Network:

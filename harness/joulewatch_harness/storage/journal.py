@@ -17,6 +17,7 @@ from typing import Final, Self
 
 from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.errors import ConfigError, RecordError
+from joulewatch_harness.plan.network_names import name_networks
 from joulewatch_harness.records import (
     SCHEMA_VERSION,
     Configuration,
@@ -242,7 +243,7 @@ def run_from_lines(lines: list[Line], where: str) -> RunRecord:
             end = line
     return RunRecord(
         header=header,
-        configurations=tuple(configurations.values()),
+        configurations=name_networks(tuple(configurations.values())),
         windows=tuple(windows),
         notes=tuple(notes),
         end=end,

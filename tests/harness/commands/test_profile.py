@@ -62,7 +62,7 @@ def test_flags_beat_the_file(tmp_path: Path) -> None:
 
 def test_models_precisions_options_and_threads_make_configurations() -> None:
     plan = plan_of("--model", "nets/a.onnx", "--network", "m.py:M", "--option", "seed=2", "--threads", "1")
-    assert [(item.network, item.runtime, item.precision) for item in plan.configurations] == [
+    assert [(item.target, item.runtime, item.precision) for item in plan.configurations] == [
         ("m.py:M", "python", "native"),
         ("nets/a.onnx", "onnxruntime", "native"),
     ]

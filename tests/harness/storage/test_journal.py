@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,18 @@ def test_a_journal_of_schema_1_is_read(tmp_path: Path) -> None:
     record = read_run(folder)
     assert record.setups == () and record.header.schema == 1
     assert record.windows == read_run(old).windows
+
+
+def test_a_network_that_is_a_path_is_shown_by_its_stem(tmp_path: Path) -> None:
+    """Version 0.1.0 wrote the path as the name of the network; its windows keep the name of the configuration."""
+    with Journal.create(tmp_path, header()) as journal:
+        journal.append(replace(NETWORK, network="/data/nets/net.onnx"))
+        journal.append(replace(NETWORK, name="other", network="lib/other.py:Other", runtime="numpy"))
+    read = read_run(journal.folder).configurations
+    assert [(item.name, item.network, item.path) for item in read] == [
+        ("net/onnxruntime/fp32", "net", "/data/nets/net.onnx"),
+        ("other", "Other", "lib/other.py:Other"),
+    ]
 
 
 def test_setups_are_read_as_lines_and_as_windows(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from joulewatch_harness.analysis.results.uncertainty import estimate_of
 from joulewatch_harness.analysis.sources.series import is_loopback
 from joulewatch_harness.errors import ConfigError, RecordError
 from joulewatch_harness.gum import COVERAGE, mean, standard_error
+from joulewatch_harness.plan.network_names import short_names
 from joulewatch_harness.plan.target import repeats_coverage
 
 READS_SCHEMA: Final = 1
@@ -113,9 +114,15 @@ def read_document(document: Any, where: str) -> Run:
             f"{where}: schema_version is {document['schema_version']!r}; this joulewatch reads {READS_SCHEMA}"
         )
     try:
+        configurations = [group["configuration"] for group in document["results"]]
+        # Results of an older joulewatch have the path of a model file as the network.
+        old = [(str(item["network"]), str(item["runtime"])) for item in configurations if not item.get("path")]
+        names = short_names(old)
         groups: dict[str, dict[int, Mapping[str, Any]]] = {}
-        for group in document["results"]:
-            groups.setdefault(group["configuration"]["name"], {})[int(group["batch_size"])] = group
+        for group, item in zip(document["results"], configurations, strict=True):
+            network = item["network"] if item.get("path") else names[str(item["network"]), str(item["runtime"])]
+            named = {**group, "configuration": {**item, "network": network}}
+            groups.setdefault(item["name"], {})[int(group["batch_size"])] = named
         run = document["run"]
         provenance = run["provenance"]
         cpu = provenance.get("cpu")

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, cast, get_args
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.sources.history import RawSeries
 from joulewatch_harness.errors import QueryError
+from joulewatch_harness.plan.network_names import name_networks
 from joulewatch_harness.plan.scenario import OFFLINE, scenario_in_name
 from joulewatch_harness.plan.target import MAX_UNCERTAINTY
 from joulewatch_harness.records import (
@@ -328,7 +329,7 @@ def _configurations(infos: Iterable[RawSeries]) -> tuple[Configuration, ...]:
             scenario="" if scenario == OFFLINE else scenario,
             server_rate_per_s=rate_per_s,
         )
-    return tuple(configurations.values())
+    return name_networks(tuple(configurations.values()))
 
 
 def _scenario(name: str, labels: Mapping[str, str]) -> tuple[str, float]:

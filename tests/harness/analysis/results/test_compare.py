@@ -315,6 +315,17 @@ def test_other_differences_are_noted(base: dict[str, Any]) -> None:
         assert text in notes
 
 
+def test_a_model_file_of_an_older_result_is_the_same_network(base: dict[str, Any]) -> None:
+    """Version 0.1.0 stored the path of the file as the name of the network."""
+    old, new = copy.deepcopy(base), copy.deepcopy(base)
+    old["run"]["id"] = "20260922T141320Z-0a1b2c"
+    for item in old["results"]:
+        item["configuration"]["network"] = "/data/net.onnx"
+    for item in new["results"]:
+        item["configuration"] |= {"network": "net", "path": "elsewhere/net.onnx"}
+    assert not any("networks" in note for note in compared(old, new).pairs[0].notes)
+
+
 def test_audit_errors_are_noted(base: dict[str, Any]) -> None:
     other = copy.deepcopy(base)
     other["findings"].append({"severity": "error", "reason": "sensor_down", "text": "", "window": None, "evidence": {}})

@@ -486,6 +486,13 @@ def test_the_scenario_is_a_label_or_in_old_runs_part_of_the_name(
     assert (actual.scenario, actual.server_rate_per_s) == scenario
 
 
+def test_a_path_that_an_older_run_delivered_as_the_network_is_shown_by_its_stem() -> None:
+    world = counting_world(network="/data/nets/net.onnx", runtime="onnxruntime")
+    assert world.record is not None
+    (actual,) = rebuild_run(RUN, raw_of(run_samples(world.record)), "memory").configurations
+    assert (actual.network, actual.path) == ("net", "/data/nets/net.onnx")
+
+
 @pytest.mark.parametrize("plan", [{"max_relative_uncertainty": 0.05, "settle_s": 0.25}, {"settle_s": 0.0}, {}])
 def test_what_the_uncertainty_needs_of_a_plan_is_rebuilt_from_prometheus(plan: dict[str, float]) -> None:
     """It depends on whether the rounds ended at a target, and on the settle time."""
