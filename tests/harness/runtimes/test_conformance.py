@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("onnx")
 
+import onnx
 from onnx import TensorProto, helper
 
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
@@ -306,6 +307,24 @@ def test_a_broken_file_is_named(files: FileSubject, opened: Open) -> None:
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=r"model file .*broken\.onnx"):
             loaded(opened, files.configuration(path))
+
+
+def test_external_data_are_part_of_the_hash(files: FileSubject, opened: Open) -> None:
+    path, data = files.folder / "e.onnx", files.folder / "e.bin"
+    whole = onnx.load(files.small().network)
+    onnx.save(whole, path, save_as_external_data=True, location=data.name, size_threshold=0)
+    hashes = []
+    for content in (data.read_bytes(), data.read_bytes(), bytes(data.stat().st_size)):
+        # A new file, because a runtime may have mapped the old one into memory.
+        data.unlink()
+        data.write_bytes(content)
+        network = loaded(opened, files.configuration(path))
+        hashes.append(network.describe()["model_sha256"])
+        network.close()
+    assert hashes[0] == hashes[1] != hashes[2]
+    data.unlink()
+    with pytest.raises(ConfigError, match=r"model file .*e\.bin: No such file or directory"):
+        loaded(opened, files.configuration(path))
 
 
 def test_an_input_of_a_type_that_cannot_be_made_is_named(files: FileSubject, opened: Open) -> None:

@@ -82,6 +82,18 @@ def test_an_inference_is_driven_phase_by_phase(board: Any, tmp_path: Path, bitfi
         network.close()
 
 
+def test_weights_that_the_driver_loads_are_part_of_the_hash(board: Any, build: Path) -> None:
+    weights = build / "driver" / "runtime_weights"
+    weights.mkdir()
+    hashes = set()
+    for content in (b"1", b"2"):
+        (weights / "0_0_MatrixVectorActivation_0.dat").write_bytes(content)
+        network = loaded(build)
+        hashes.add(network.describe()["model_sha256"])
+        network.close()
+    assert len(hashes) == 2
+
+
 @pytest.mark.parametrize("place", ["", "driver", "driver/driver.py"])
 def test_any_folder_of_the_build_will_do(board: Any, build: Path, place: str) -> None:
     network = loaded(build / place)

@@ -28,6 +28,8 @@ _MODES: Final[Mapping[str, tuple[str, ...]]] = {
 _PLACES: Final = (".", "driver", "deploy/driver")
 _BITFILE_PLACES: Final = (".", "../bitfile", "bitfile", "deploy/bitfile", "../deploy/bitfile")
 _SUFFIXES: Final[Mapping[str, str]] = {".bit": "zynq-iodma", ".xclbin": "alveo"}
+RUNTIME_WEIGHTS: Final = "runtime_weights"
+_MLO_WEIGHTS: Final = "mlo_weights"
 _OWN_MODULES: Final = frozenset({"driver", "driver_base", "finn", "qonnx", "validate"})
 """Modules in a driver's folder; each build has its own."""
 
@@ -61,6 +63,11 @@ class Build:
             raise ConfigError(f"{self.folder}: a {self.driver_type} has no mode {requested}: {fix}")
         return requested or modes[0]
 
+    def weights(self) -> list[Path]:
+        """Return the files with weights that the driver loads into the design."""
+        folders = (self.folder / name for name in (RUNTIME_WEIGHTS, _MLO_WEIGHTS))
+        return sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
+
     def overlay_class(self) -> tuple[Any, dict[str, Any]]:
         """Import the driver; return its overlay class and the arguments of the build.
 
@@ -88,7 +95,7 @@ class Build:
         if isinstance(arguments.get("io_shape_dict"), dict):
             # The overlay replaces the texts of types by objects in this mapping.
             arguments["io_shape_dict"] = dict(arguments["io_shape_dict"])
-        arguments.setdefault("mlo_weight_dir", str(self.folder / "mlo_weights"))
+        arguments.setdefault("mlo_weight_dir", str(self.folder / _MLO_WEIGHTS))
         return found, arguments
 
 

@@ -7,15 +7,15 @@ loads its design again if another one has replaced it.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import logging
 import sys
 from typing import Any, Final
 
 from joulewatch_harness.errors import ConfigError, JoulewatchError, NetworkError
-from joulewatch_harness.runtimes.finn.build import GENERATED, INSTRUMENTATION, Build
+from joulewatch_harness.runtimes.finn.build import GENERATED, INSTRUMENTATION, RUNTIME_WEIGHTS, Build
 from joulewatch_harness.runtimes.finn.options import Options
+from joulewatch_harness.runtimes.shared.model_files import sha256_of
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +75,13 @@ class Card:
         # An instrumentation overlay without a platform in its settings has a default that sets its clock.
         if build.driver_type != INSTRUMENTATION or options.platform:
             arguments["platform"] = build.platform
-        arguments["runtime_weight_dir"] = str(build.folder / "runtime_weights")
+        arguments["runtime_weight_dir"] = str(build.folder / RUNTIME_WEIGHTS)
         if options.fclk_mhz is not None:
             arguments["fclk_mhz"] = options.fclk_mhz
         elif build.driver_type == GENERATED and build.platform == "zynq-iodma":
             logger.warning("%s: fclk_mhz is not set: the driver sets 100 MHz, not the clock of the build", self.name)
         try:
-            with build.bitfile.open("rb") as file:
-                self._sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            self._sha256 = sha256_of(build.bitfile, *build.weights())
             self._overlay = overlay_class(str(build.bitfile), **arguments)
         except JoulewatchError:
             raise

@@ -140,8 +140,7 @@ class OpenVinoNetwork:
         path, options = self._source.path, self._options
         self._core = core()
         self._check_device()
-        weights = path.with_suffix(".bin")
-        self._sha256 = fingerprint(path, *([weights] if path.suffix == ".xml" and weights.is_file() else []))
+        self._sha256 = fingerprint(path)
         # First, because OpenVINO tries all other formats on a file that is not ONNX and writes errors to stderr.
         inputs = signature(path) if path.suffix == ".onnx" else ()
         try:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError
@@ -46,7 +49,18 @@ def find_source(
     return networks.ModelSource(path=path), rest
 
 
-def fingerprint(*paths: Path) -> str:
+def fingerprint(model: Path) -> str:
+    """Return the SHA-256 of everything that a runtime reads of a model, as if it were one file.
+
+    The external data of an .onnx file are part of it, and the .bin file of an .xml file (OpenVINO).
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    return sha256_of(model, *_further_files(model))
+
+
+def sha256_of(*paths: Path) -> str:
     """Return the SHA-256 of one file, or of several as if they were one.
 
     Raises:
@@ -61,3 +75,32 @@ def fingerprint(*paths: Path) -> str:
         except OSError as error:
             raise ConfigError(f"model file {path}: {error.strerror or error}") from error
     return digest.hexdigest()
+
+
+def _further_files(model: Path) -> list[Path]:
+    if model.suffix == ".xml":
+        weights = model.with_suffix(".bin")
+        return [weights] if weights.is_file() else []
+    if model.suffix != ".onnx":
+        return []
+    import onnx
+
+    try:
+        content = onnx.load(os.fspath(model), load_external_data=False)
+    except Exception:
+        # The runtime reports what is wrong with the file.
+        return []
+    graphs = (content.graph, *content.functions)
+    entries = itertools.chain.from_iterable(tensor.external_data for graph in graphs for tensor in _tensors(graph))
+    return [model.parent / place for place in sorted({entry.value for entry in entries if entry.key == "location"})]
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Yield the stored tensors of a graph or function, also of those inside."""
+    yield from getattr(graph, "initializer", ())
+    for sparse in getattr(graph, "sparse_initializer", ()):
+        yield from (sparse.values, sparse.indices)
+    for attribute in itertools.chain.from_iterable(node.attribute for node in graph.node):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)

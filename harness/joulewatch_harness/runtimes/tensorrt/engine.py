@@ -15,7 +15,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -284,20 +284,3 @@ def _notes(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError):
         return {}
     return details if isinstance(details, Mapping) else {}
-
-
-def external_files(path: Path) -> Sequence[Path]:
-    """Return the external files with weights of an .onnx file.
-
-    Raises:
-        ConfigError: it is not a valid ONNX model.
-    """
-    from joulewatch_harness.runtimes.tensorrt.quantised import read
-
-    places = {
-        entry.value
-        for item in read(path, external=False).graph.initializer
-        for entry in item.external_data
-        if entry.key == "location"
-    }
-    return [path.parent / place for place in sorted(places)]

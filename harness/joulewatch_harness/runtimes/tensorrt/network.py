@@ -311,7 +311,7 @@ class TensorRtNetwork:
             raise ConfigError(f"no model file {path}")
         inputs = signature(path)
         check_types(inputs, f"model file {path}")
-        self._sha256 = fingerprint(path, *engines.external_files(path))
+        self._sha256 = fingerprint(path)
         self._batches = options.batches(path.name, inputs, self._source)
         model = quantised.read(path, external=False)
         self._output_names = tuple(item.name for item in model.graph.output)
