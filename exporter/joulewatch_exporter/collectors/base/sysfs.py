@@ -90,8 +90,8 @@ def _whole_number(path: str, text: bytes) -> int:
         raise SensorGlitchError(f"{path}: {shown!r} is not a whole number") from error
 
 
-class HeldInt:
-    """A file that contains one whole number, kept open between reads.
+class HeldFile:
+    """A short file that is kept open between reads.
 
     If the file was replaced (by a rename, as programs that write whole files do), the open file has no links left, and
     is reopened, so that an old value is never read. If the device is gone, the read fails with ENODEV.
@@ -103,19 +103,18 @@ class HeldInt:
         self.path = path
         self._descriptor = -1
 
-    def read(self) -> int:
-        """Return the current number; raises the same errors as `read_int`."""
+    def read_bytes(self) -> bytes:
+        """Return the current text; raises the same errors as `read_int`."""
         try:
             if self._descriptor < 0:
                 self._descriptor = _open(self.path, _FLAGS)
             elif not _fstat(self._descriptor).st_nlink:
                 self.close()
                 self._descriptor = _open(self.path, _FLAGS)
-            text = _pread(self._descriptor, _NUMBER_BYTES, 0)
+            return _pread(self._descriptor, _NUMBER_BYTES, 0)
         except OSError as error:
             self.close()
             raise sensor_error(self.path, error) from error
-        return _whole_number(self.path, text)
 
     def close(self) -> None:
         """Close the file; the next read reopens it. Safe to call twice."""
@@ -125,6 +124,16 @@ class HeldInt:
 
     def __del__(self) -> None:
         self.close()
+
+
+class HeldInt(HeldFile):
+    """A file that contains one whole number, kept open between reads."""
+
+    __slots__ = ()
+
+    def read(self) -> int:
+        """Return the current number; raises the same errors as `read_int`."""
+        return _whole_number(self.path, self.read_bytes())
 
 
 def read_text(path: str, max_bytes: int = _TEXT_BYTES) -> str:
