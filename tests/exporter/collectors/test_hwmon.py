@@ -403,6 +403,7 @@ def test_a_gpu_in_reset_is_denied_and_the_others_are_read() -> None:
         path = sysfs.sys / f"devices/{GPU}/hwmon/hwmon0/power1_input"
         collector = collect(sysfs)
         by_device = {sensor.device: sensor for sensor in collector.sensors}
+        collector.close()  # the mode of a file does not matter while it is open
         path.chmod(0o400 if os.geteuid() == 0 else 0)
         with unprivileged():
             with pytest.raises(SensorDeniedError, match="power1_input"):

@@ -1,18 +1,20 @@
-"""Find the chips and channels of the hwmon class, and the powercap zones of Arm's firmware."""
+"""Find the chips of the hwmon class and their channels, and the powercap zones of Arm's firmware."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from joulewatch_exporter.collectors.base.sysfs import list_names, read_int, read_int_or_none, read_text_or
+from joulewatch_exporter.collectors.hwmon.values import ValueFile
 from joulewatch_exporter.errors import SensorAbsentError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Finding, Host
 
-_CHANNEL: Final = re.compile(r"(?P<kind>power|energy)(?P<number>\d+)_(?P<suffix>input|average)")
+_FILE: Final = re.compile(r"(?P<kind>power|energy|in|curr)(?P<number>\d+)_(?P<suffix>input|average)")
 _I2C_DEVICE: Final = re.compile(r"\d+-[0-9a-f]{4}")
 
 
@@ -31,23 +33,53 @@ class Chip:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channel:
-    """One channel of a chip."""
+    """One channel of a chip: power or energy from a file, or power as the product of a voltage and a current."""
 
-    kind: str
+    kind: Literal["power", "energy"]
     number: int
     label: str
     stem: str
-    """Common prefix of the paths of the channel's files."""
-    suffix: str
-    """Suffix of the file that is read."""
+    """Common prefix of the paths of the channel's files; for a product, of those of the current."""
+    file: ValueFile
+    """The power or the energy; for a product the voltage."""
+    amperes: ValueFile | None = None
+    """The current of a product."""
+    is_average: bool = False
 
     @property
-    def path(self) -> str:
-        return f"{self.stem}_{self.suffix}"
+    def paths(self) -> tuple[str, ...]:
+        return (self.file.path,) if self.amperes is None else (self.file.path, self.amperes.path)
+
+    @property
+    def source(self) -> str:
+        """The file or files, as the label ``source`` shows them."""
+        first, *others = self.paths
+        return " x ".join([first, *(path.rpartition("/")[2] for path in others)])
 
     @property
     def domain(self) -> str:
         return self.label or f"{self.kind}{self.number}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribute:
+    """A measured value of a chip, such as ``curr1``, before it is known what it belongs to."""
+
+    stem: str
+    suffixes: frozenset[str]
+    """``input``, ``average`` or both."""
+
+    @property
+    def label(self) -> str:
+        return read_text_or(f"{self.stem}_label", "")
+
+    @property
+    def is_disabled(self) -> bool:
+        return read_int_or_none(f"{self.stem}_enable") == 0
+
+
+Attributes = Mapping[tuple[str, int], Attribute]
+"""By kind (``power``, ``energy``, ``in``, ``curr``) and number."""
 
 
 def find_chips(root: str, *, is_needed: bool) -> list[Chip]:
@@ -82,35 +114,48 @@ def _device_label(device: str) -> str:
     return f"{bus}-{base}" if _I2C_DEVICE.fullmatch(base) and bus.startswith("i2c-") else base
 
 
-def channels_of(chip: Chip, findings: list[Finding]) -> list[Channel]:
-    """Return the chip's channels; if a channel has a momentary value and an average, use the momentary value."""
-    places: dict[tuple[str, int], tuple[str, str]] = {}  # kind and number -> directory and suffix
+def attributes_of(chip: Chip) -> Attributes:
+    """Return the measured values of a chip, of which each is in one of its directories."""
+    attributes: dict[tuple[str, int], Attribute] = {}
     for directory in chip.directories:
         try:
             entries = list_names(directory)
         except SensorError:
             continue  # the device is disappearing
-        here: dict[tuple[str, int], tuple[str, str]] = {}
+        suffixes: dict[tuple[str, int], set[str]] = {}
         for entry in entries:
             # The pattern does not match a directory `power`, which belongs to runtime power management.
-            if (match := _CHANNEL.fullmatch(entry)) is None:
-                continue
-            key = (match["kind"], int(match["number"]))
-            if key not in here or match["suffix"] == "input":
-                here[key] = (directory, match["suffix"])
-        for key, place in here.items():
-            places.setdefault(key, place)
+            if (match := _FILE.fullmatch(entry)) is not None:
+                suffixes.setdefault((match["kind"], int(match["number"])), set()).add(match["suffix"])
+        for (kind, number), names in suffixes.items():
+            attribute = Attribute(stem=f"{directory}/{kind}{number}", suffixes=frozenset(names))
+            attributes.setdefault((kind, number), attribute)
+    return attributes
+
+
+def channels_of(chip: Chip, attributes: Attributes, findings: list[Finding]) -> list[Channel]:
+    """Return the channels with a power or energy file; of a momentary value and an average, the momentary value."""
     channels = []
-    for (kind, number), (directory, suffix) in sorted(places.items()):
-        stem = f"{directory}/{kind}{number}"
-        if read_int_or_none(f"{stem}_enable") == 0:
-            findings.append(skipped(f"{stem}_{suffix}", f"{chip.name}: disabled by {kind}{number}_enable"))
-        elif read_int_or_none(f"{stem}_is_battery") == 1:
-            findings.append(skipped(f"{stem}_{suffix}", f"{chip.name}: measures a battery, not the server"))
-        else:
-            channels.append(
-                Channel(kind=kind, number=number, label=read_text_or(f"{stem}_label", ""), stem=stem, suffix=suffix)
-            )
+    for kind in ("energy", "power"):
+        for number in sorted(number for other, number in attributes if other == kind):
+            attribute = attributes[kind, number]
+            suffix = "input" if "input" in attribute.suffixes else "average"
+            path = f"{attribute.stem}_{suffix}"
+            if attribute.is_disabled:
+                findings.append(skipped(path, f"{chip.name}: disabled by {kind}{number}_enable"))
+            elif read_int_or_none(f"{attribute.stem}_is_battery") == 1:
+                findings.append(skipped(path, f"{chip.name}: measures a battery, not the server"))
+            else:
+                channels.append(
+                    Channel(
+                        kind=kind,
+                        number=number,
+                        label=attribute.label,
+                        stem=attribute.stem,
+                        file=ValueFile(path=path, per_unit=1e6),
+                        is_average=suffix == "average",
+                    )
+                )
     return channels
 
 
@@ -139,7 +184,8 @@ def scmi_zones(host: Host, findings: list[Finding]) -> list[tuple[Chip, list[Cha
             pass  # denied: reported when the channel is read
         chip = Chip(name="arm-scmi", device=name, identity=directory, directories=(directory,))
         label = read_text_or(f"{directory}/name", "")
-        zones.append((chip, [Channel(kind="power", number=1, label=label, stem=f"{directory}/power", suffix="uw")]))
+        file = ValueFile(path=path, per_unit=1e6)
+        zones.append((chip, [Channel(kind="power", number=1, label=label, stem=f"{directory}/power", file=file)]))
     return zones
 
 

@@ -21,36 +21,33 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from time import monotonic_ns
 from typing import Any, ClassVar, Final, Self
 
 from joulewatch_exporter.collectors.base.on_demand import OnDemandCollector
 from joulewatch_exporter.collectors.base.sysfs import (
-    HeldInt,
     denied_cure,
     list_names,
-    read_int,
     read_int_or_none,
     read_text_or,
 )
 from joulewatch_exporter.collectors.hwmon.chips import (
     Channel,
     Chip,
+    attributes_of,
     channels_of,
     find_chips,
     scmi_zones,
     skipped,
 )
 from joulewatch_exporter.collectors.hwmon.meanings import Meaning, Override, meanings_of
-from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
+from joulewatch_exporter.collectors.hwmon.pairs import pairs_of
+from joulewatch_exporter.collectors.hwmon.values import FileMeter, Meter, ProductMeter
+from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, SensorInfo, Timing
 
 _POWER_POLL_S: Final = 1.0
 _ENERGY_POLL_S: Final = 10.0
 """i915 and xe extend a 32-bit register only when it is read; at 1 kW it wraps in 4.4 minutes."""
-
-_ALL_ONES: Final = frozenset({2**32 - 1, (2**32 - 1) * 1000, 2**64 - 1, 2**31 - 1, 2**63 - 1})
-"""An unset register, in all widths and units."""
 
 # Readings above are impossible. Except for nodes, the bound is below 2^32 - 1 microwatts (4295 W).
 _MAX_POWER_WATTS: Final[Mapping[Component, float]] = {
@@ -85,9 +82,8 @@ class HwmonSensor:
     device: str
     infos: tuple[SensorInfo, ...]
     _quantity: Quantity
-    _file: HeldInt
+    _meter: Meter
     _is_energy: bool
-    _zero_is_no_data: bool
 
     def read(self) -> Sequence[Reading]:
         """Read the channel once.
@@ -96,23 +92,16 @@ class HwmonSensor:
             One reading: energy in joules for a counter, else power in watts.
 
         Raises:
-            SensorAbsentError: The device is unplugged or its driver is unloaded.
-            SensorDeniedError: Permission was lost, or the device is in reset; the text names the path.
-            SensorGlitchError: The driver has no value now (ENODATA, all bits ones, negative, or 0 W meaning no data).
+            SensorError: The errors of `values.FileMeter.read` and `values.ProductMeter.read`.
         """
-        raw = self._file.read()
-        now_ns = monotonic_ns()
-        if raw <= 0 and (raw < 0 or self._zero_is_no_data):
-            raise SensorGlitchError(f"{self._file.path}: {raw}: the driver has no value now")
-        if raw in _ALL_ONES:
-            raise SensorGlitchError(f"{self._file.path}: {raw} is not a measurement (all bits are ones)")
+        now_ns, value = self._meter.read()
         if self._is_energy:
-            return (Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=raw / 1e6, power_watts=None),)
-        return (Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=None, power_watts=raw / 1e6),)
+            return (Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=value, power_watts=None),)
+        return (Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=None, power_watts=value),)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the files."""
+        self._meter.close()
 
 
 class HwmonCollector(OnDemandCollector):
@@ -157,8 +146,10 @@ class HwmonCollector(OnDemandCollector):
         files: set[str] = set()
         zones = scmi_zones(host, findings)
         for chip in find_chips(root, is_needed=not zones):
-            channels = [channel for channel in channels_of(chip, findings) if channel.path not in files]
-            files.update(channel.path for channel in channels)
+            attributes = attributes_of(chip)
+            channels = channels_of(chip, attributes, findings) + pairs_of(chip, attributes, findings)
+            channels = [channel for channel in channels if channel.file.path not in files]
+            files.update(channel.file.path for channel in channels)
             zones.append((chip, channels))
         for chip, channels in zones:
             if not channels:
@@ -227,17 +218,15 @@ def _sensor(
     findings: list[Finding],
 ) -> HwmonSensor | None:
     """Read the channel once and assign it a unique series."""
+    is_energy = channel.kind == "energy"
+    meter = _meter(channel, zero_is_no_data=not is_energy and meaning.component in _ZERO_MEANS_NO_DATA)
     try:
-        read_int(channel.path)
+        meter.read()
     except SensorDeniedError as error:
+        # The text of the error begins with the path.
+        path = str(error).partition(": ")[0]
         findings.append(
-            Finding(
-                status="denied",
-                collector="hwmon",
-                subject=channel.path,
-                text=str(error),
-                cure=denied_cure(channel.path),
-            )
+            Finding(status="denied", collector="hwmon", subject=path, text=str(error), cure=denied_cure(path))
         )
         return None
     except SensorError:
@@ -248,45 +237,57 @@ def _sensor(
         if (meaning.component, meaning.device, candidate) not in series:
             break
     else:
-        findings.append(skipped(channel.path, f"{chip.name}: a channel with this device and name is already read"))
+        findings.append(skipped(channel.source, f"{chip.name}: a channel with this device and name is already read"))
         return None
     series.add((meaning.component, meaning.device, domain))
-    is_energy = channel.kind == "energy"
     quantity = Quantity(scope=meaning.scope, component=meaning.component, device=meaning.device, domain=domain)
     info = SensorInfo(
         quantity=quantity,
         method="counter" if is_energy else "integrated",
-        source=channel.path,
+        source=channel.source,
         model=chip.name,
-        resolution="1 uJ" if is_energy else "1 uW",
+        resolution=_resolution(channel, meter),
         accuracy=_accuracy(channel),
         accuracy_source="power accuracy that the meter reports",
         max_power_watts=_MAX_POWER_WATTS[meaning.component],
         period_s=_period_s(channel),
     )
-    kind = "energy" if is_energy else "power"
+    kind = "volts x amperes" if channel.amperes is not None else channel.kind
     findings.append(
         Finding(
             status="found",
             collector="hwmon",
-            subject=channel.path,
+            subject=channel.source,
             text=f"{meaning.device} {domain}: {kind} of {chip.name} ({meaning.scope})",
         )
     )
-    zero_is_no_data = not is_energy and meaning.component in _ZERO_MEANS_NO_DATA
-    return HwmonSensor(
-        device=meaning.device,
-        infos=(info,),
-        _quantity=quantity,
-        _file=HeldInt(channel.path),
-        _is_energy=is_energy,
-        _zero_is_no_data=zero_is_no_data,
-    )
+    return HwmonSensor(device=meaning.device, infos=(info,), _quantity=quantity, _meter=meter, _is_energy=is_energy)
+
+
+def _meter(channel: Channel, *, zero_is_no_data: bool) -> FileMeter | ProductMeter:
+    if channel.amperes is None:
+        return FileMeter(channel.file, zero_is_no_data=zero_is_no_data)
+    return ProductMeter(channel.file, channel.amperes, zero_is_no_data=zero_is_no_data)
+
+
+def _resolution(channel: Channel, meter: FileMeter | ProductMeter) -> str:
+    """Return the smallest step, with its unit; that of a product depends on the voltage and current of now."""
+    if isinstance(meter, FileMeter):
+        return _with_unit(channel.file.resolution, "J" if channel.kind == "energy" else "W")
+    try:
+        return _with_unit(meter.read_resolution(), "W")
+    except SensorError:
+        return ""
+
+
+def _with_unit(step: float, unit: str) -> str:
+    prefix, factor = next(((p, f) for p, f in (("", 1.0), ("m", 1e3)) if step * f >= 0.9995), ("u", 1e6))
+    return f"{step * factor:.3g} {prefix}{unit}"
 
 
 def _period_s(channel: Channel) -> float | None:
     """Return the time over which the channel's value is averaged, if it is an average."""
-    interval_ms = read_int_or_none(f"{channel.stem}_average_interval") if channel.suffix == "average" else None
+    interval_ms = read_int_or_none(f"{channel.stem}_average_interval") if channel.is_average else None
     return interval_ms / 1000 if interval_ms else None
 
 

@@ -42,13 +42,15 @@ def meanings_of(
     counted = {channel.label or str(channel.number) for channel in channels if channel.kind == "energy"}
     kept: list[Channel] = []
     for channel in channels:
-        if channel.path in host.claimed:
-            findings.append(skipped(channel.path, f"{chip.name}: read by another family"))
+        if not host.claimed.isdisjoint((channel.source, *channel.paths)):
+            findings.append(skipped(channel.source, f"{chip.name}: read by another family"))
         elif _is_system(channel) and any(_is_system(other) and other.kind == channel.kind for other in kept):
             # occ lists it a second time, with its limit.
-            findings.append(skipped(channel.path, f"{chip.name}: repeats the power of the whole system"))
+            findings.append(skipped(channel.source, f"{chip.name}: repeats the power of the whole system"))
         elif channel.kind == "power" and (channel.label or str(channel.number)) in counted:
-            findings.append(skipped(channel.path, f"{chip.name}: the energy channel of the same rail is read instead"))
+            findings.append(
+                skipped(channel.source, f"{chip.name}: the energy channel of the same rail is read instead")
+            )
         else:
             kept.append(channel)
     if override is not None:
@@ -126,7 +128,7 @@ def _amd_energy(
             if index % copies:
                 findings.append(
                     skipped(
-                        channel.path,
+                        channel.source,
                         f"{channel.label}: same socket as {sockets[index - index % copies].label} "
                         "(the driver lists one per NUMA node)",
                     )
