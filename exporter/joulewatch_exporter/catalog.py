@@ -155,8 +155,8 @@ SENSOR_INFO: Final = _exporter(
     "How a quantity is measured. method: counter, integrated, estimated or emulated; reads: energy or power, as the "
     "sensor reports it; read_mode: on_request (for each scrape), polled (in the background on this machine) or remote "
     "(from a BMC over the network); primary: 1 for the one node sensor that counts for its host, 0 for other node "
-    "sensors, else empty; host: nodename, or the target's name for a remote BMC; accuracy: relative half-width as the "
-    "manufacturer publishes it, or empty; accuracy_source: where it is published.",
+    "sensors, else empty; host: nodename, or the target's name for a remote BMC; accuracy: relative half-width, or "
+    "empty if unknown; accuracy_source: where it is published, or why it is assumed.",
 )
 SENSOR_UP: Final = _exporter(
     "joulewatch_sensor_up",

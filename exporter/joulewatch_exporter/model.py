@@ -70,9 +70,9 @@ class SensorInfo:
     resolution: str = ""
     """Smallest step of the sensor with its unit, such as ``15.3 uJ`` or ``1 uW``; empty if unknown."""
     accuracy: float | None = None
-    """Relative accuracy as published (half-width, 0.05 = 5 %); None: the manufacturer publishes none."""
+    """Relative accuracy (half-width, 0.05 = 5 %); None: unknown."""
     accuracy_source: str = ""
-    """Where that accuracy is published."""
+    """Where that accuracy is published, or why it is assumed."""
     wrap_joules: float | None = None
     """Energy at which the counter wraps; None: it does not wrap or its range is unknown, so a fall is a restart."""
     max_power_watts: float = 1000.0

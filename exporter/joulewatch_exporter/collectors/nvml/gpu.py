@@ -1,10 +1,7 @@
 """Detect what one NVIDIA GPU can report through NVML, and convert its answers to readings.
 
-Published facts about the sensors: NVIDIA states +/- 5 % for the power of Fermi and Kepler (nvml.h,
-``nvmlDeviceGetPowerUsage``) and nothing for later chips. Yang, Adamek and Armour measured gain errors of up to 5 %,
-constant for each board (arXiv 2312.02741), so ``accuracy`` is 0.05. The energy counter uses the same measurement and
-gets the same accuracy. They also found that some chips measure their power during only a part of each period:
-``window_s``. This is known for momentary power; whether it applies to the counter is unknown.
+Yang, Adamek and Armour found that some chips measure their power during only a part of each period: ``window_s``. This
+is known for momentary power; whether it applies to the counter is unknown. `accuracy` has the errors that they found.
 
 Sources: NVIDIA ``nvml.h`` (CUDA 13.3) and the NVML API reference; github JimZeyuYang/GPU_Power_Benchmark.
 """
@@ -17,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from joulewatch_exporter.collectors.nvml.accuracy import accuracy_of
 from joulewatch_exporter.collectors.nvml.library import LOST, UNSUPPORTED, Nvml
 from joulewatch_exporter.model import Quantity, Reading, Scope, SensorInfo
 
 _MAX_GAP_S: Final = 5.0
 _UNKNOWN_MAX_WATTS: Final = 3000.0
-_ACCURACY: Final = 0.05
-_ACCURACY_SOURCE: Final = "comparison of boards with a meter, arXiv 2312.02741"
 
 _PASCAL: Final = 4
 _VOLTA: Final = 5
@@ -181,20 +177,22 @@ class _ChannelMaker:
         if source == _USAGE_CALL:
             info = replace(info, source=f"{info.source} ({'mean over 1 s' if is_averaged else 'of the moment'})")
         if domain == "memory":
-            info = replace(info, relation="inside", accuracy=None)
+            info = replace(info, relation="inside", accuracy=None, accuracy_source="")
         if not is_averaged:
             info = replace(info, window_s=_window_s(self.architecture, self.name))
         return Channel(info, source, is_averaged=is_averaged)
 
     def _info(self, scope: Scope, domain: str, source: Source) -> SensorInfo:
+        # A calibration of this board against a meter would replace both; the configuration has none yet.
+        accuracy, accuracy_source = accuracy_of(self.name)
         return SensorInfo(
             quantity=Quantity(scope=scope, component="gpu", device=self.uuid, domain=domain),
             method="integrated",
             source=source if isinstance(source, str) else f"nvmlDeviceGetFieldValues: {_FIELD_NAMES[source]}",
             model=self.model,
             resolution="1 mW",
-            accuracy=_ACCURACY,
-            accuracy_source=_ACCURACY_SOURCE,
+            accuracy=accuracy,
+            accuracy_source=accuracy_source,
             max_power_watts=self.max_power_watts,
             max_gap_s=_MAX_GAP_S,
             relation="same",
