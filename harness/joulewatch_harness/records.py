@@ -43,7 +43,7 @@ class SensorRecord:
     resolution: str = ""
     accuracy: float | None = None
     accuracy_source: str = ""
-    """Where the accuracy is published."""
+    """Where the accuracy is published, or why it is assumed."""
     refresh_s: float | None = None
     window_s: float | None = None
     """Part of each refresh period that the sensor averages over; the rest is not observed. None: all is observed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 import time
@@ -16,7 +17,7 @@ import yaml
 
 from joulewatch_exporter.emulator.nvml import GpuSpec, NvmlLibrary
 from joulewatch_exporter.emulator.signals import Sine, Square
-from support.commands import joulewatch
+from support.commands import SLEEPER, joulewatch
 from support.nvml import A100, FIRST, H100, P100, SECOND, fault
 from support.require import require_program
 from support.scrapes import Scrape
@@ -135,3 +136,26 @@ def test_failures_of_one_gpu_do_not_affect_the_other(tmp_path: Path, exporter_se
         assert error(machine, healthy, first, last) == pytest.approx(0.0, abs=1e-3)
         assert error(machine, failing, first, last) == pytest.approx(0.0, abs=5e-3)
         assert last.samples("joulewatch_sensor_resets_total")[f"{failing.uuid}/total"] == 0
+
+
+def test_the_uncertainty_of_a_run_contains_the_accuracy_of_the_models(tmp_path: Path) -> None:
+    """From NVML's name of a GPU to the ± of its energy: a studied model, and one that was not studied."""
+    studied = replace(A100, name="NVIDIA A100-PCIE-40GB", energy_refresh_s=0.001)
+    other = replace(H100, energy_refresh_s=0.001)
+    with moving(tmp_path / "machine", (studied, other)) as machine:
+        done = joulewatch(
+            *("profile", "--network", SLEEPER, "--batch-sizes", "1", "--preset", "quick", "--rounds", "3"),
+            *("--window", "0.5", "--idle", "1", f"--exporter.flags=--config.file={machine.config}"),
+            folder=tmp_path,
+        )
+    assert done.code == 0, done.err
+    (run,) = (tmp_path / "runs").iterdir()
+    result = json.loads((run / "result.json").read_text())
+    gross = result["results"][0]["energy"]["total"]["gross"]
+    (item,) = [item for item in gross["budget"] if item["name"] == "accuracy (nvml)"]
+    half_width = (0.055 * 200 + 0.1 * 300) / (200 + 300)  # the GPUs draw 200 W and 300 W
+    assert item["standard_uncertainty"] / gross["value"] == pytest.approx(half_width / 3**0.5, rel=1e-3)
+    assert gross["expanded_uncertainty"] / gross["value"] >= 0.94 * half_width
+    text = " ".join(done.out.split())
+    assert "±5.5 %, error -5.5 % at steady load (Yang, Adamek, Armour" in text
+    assert "±10 %, not studied: assumed" in text

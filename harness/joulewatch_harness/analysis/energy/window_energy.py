@@ -25,7 +25,7 @@ Method = Literal["edges", "history", "power"]
 Distribution = Literal["uniform", "triangular", "arcsine", "normal"]
 
 ACCURACY: Final = "accuracy"
-"""Name of the budget component of a sensor's published accuracy."""
+"""Name of the budget component of a sensor's accuracy."""
 
 UNKNOWN_OFFSET_S: Final = 0.25
 """Assumed largest difference of two clocks that nothing compared. NTP's own bound (root dispersion and half the root
@@ -222,7 +222,7 @@ def _steps_item(step_watts: float, duration_s: float) -> BudgetItem:
 def _accuracy_items(traits: Traits, joules: float) -> list[BudgetItem]:
     if traits.accuracy is None:
         return []
-    text = f"published accuracy of the sensor, ±{100 * traits.accuracy:.3g} %, the same in every repeat"
+    text = f"accuracy of the sensor, ±{100 * traits.accuracy:.3g} %, the same in every repeat"
     half = traits.accuracy * abs(joules)
     return [budget_item(ACCURACY, half, "uniform", text, systematic=True, family=traits.family)]
 

@@ -60,7 +60,7 @@ def render_table(
         notes.append("primary: the one node sensor of its host that counts; the others measure the same server.")
     notes.append(
         "bounds: from the counter's samples alone. ±: 95 % coverage, with the sensor's refresh, resolution and "
-        "published accuracy."
+        "accuracy."
     )
     if any(row.joules is not None and not row.joules.accuracy_known for row in rows):
         notes.append(f"{UNKNOWN_ACCURACY}: sampling only: the sensor's accuracy is unknown.")

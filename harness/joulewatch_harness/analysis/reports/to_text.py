@@ -413,7 +413,7 @@ def _sensor_lines(sensors: Sequence[SensorRecord], source: str) -> list[str]:
 
 
 def _accuracy(record: SensorRecord) -> str:
-    source = f" by {record.accuracy_source}" if record.accuracy_source else ""
+    source = f", {record.accuracy_source}" if record.accuracy_source else ""
     return f"±{100 * (record.accuracy or 0.0):g} %{source}"
 
 
