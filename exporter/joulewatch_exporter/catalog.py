@@ -166,6 +166,14 @@ SENSOR_UP: Final = _exporter(
     "1 if the last read of the device succeeded completely. While it is 0, values that could not be read are absent; "
     "old values are never repeated.",
 )
+SENSOR_STATE: Final = _exporter(
+    "joulewatch_sensor_state",
+    "gauge",
+    "boolean",
+    (*DEVICE_LABELS, "state"),
+    "1 for the current state of the device. state: ok; asleep (in runtime suspend: it has no values, is not woken, and "
+    "this is not a failure); or why it cannot be read: denied, absent, timeout, glitch or error.",
+)
 SENSOR_REFRESH: Final = _exporter(
     "joulewatch_sensor_refresh_seconds",
     "gauge",

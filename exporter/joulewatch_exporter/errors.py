@@ -12,17 +12,32 @@ class ConfigError(ExporterError):
 
 
 class SensorError(ExporterError):
-    """A sensor returned no value. ``reason`` is a label value of ``joulewatch_read_errors_total``."""
+    """A sensor returned no value.
+
+    ``reason`` is the state of its device (``joulewatch_sensor_state``), and a label value of
+    ``joulewatch_read_errors_total``.
+    """
 
     reason = "error"
     is_repeated = False
     """The device has not been read since this failure was last raised: do not count it again."""
+    devices: tuple[str, ...] = ()
+    """Labels of the devices of a family that cannot be opened: each one has a state although nothing is read."""
 
 
 class SensorAbsentError(SensorError):
     """The device is missing: skipped, logged once, probed again later."""
 
     reason = "absent"
+
+
+class SensorAsleepError(SensorError):
+    """The device is in runtime suspend, and a read would wake it. Not a failure: it is read again in each scan.
+
+    The sensor reads ``power/runtime_status`` first, which does not wake the device.
+    """
+
+    reason = "asleep"
 
 
 class SensorDeniedError(SensorError):

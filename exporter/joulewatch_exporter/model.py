@@ -147,6 +147,7 @@ class Sensor(Protocol):
             SensorTimeoutError: The device did not answer in time.
             SensorAbsentError: The device is gone.
             SensorDeniedError: Permission was withdrawn.
+            SensorAsleepError: The device is in runtime suspend. Never wake it to read it.
         """
         ...
 
@@ -162,6 +163,8 @@ class Finding:
     text: str
     cure: str = ""
     """The command or setting that fixes it, ready to copy; empty if there is none."""
+    device: str = ""
+    """Label of the device that is missing or denied, so that its state is published; empty if it is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

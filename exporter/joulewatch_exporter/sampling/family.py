@@ -1,6 +1,6 @@
 """One open sensor family: reads its devices and keeps the state of their quantities across failures and absences.
 
-Only this module turns a sensor's error into ``joulewatch_sensor_up 0``.
+Only this module turns a sensor's error into the state of its device, and so into ``joulewatch_sensor_up 0``.
 """
 
 from __future__ import annotations
@@ -12,10 +12,16 @@ from dataclasses import replace
 from typing import Final
 
 from joulewatch_exporter.clock import NS_PER_S, Clock, SystemClock
-from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorTimeoutError
+from joulewatch_exporter.errors import (
+    SensorAbsentError,
+    SensorAsleepError,
+    SensorDeniedError,
+    SensorError,
+    SensorTimeoutError,
+)
 from joulewatch_exporter.model import Collector, Quantity, Reading, Sensor
 from joulewatch_exporter.sampling.quantity import QuantityState
-from joulewatch_exporter.sampling.scan import FamilyScan, Health, Layout, Reads
+from joulewatch_exporter.sampling.scan import OK, FamilyScan, Health, Layout, Reads
 from joulewatch_exporter.threads import Turn
 
 logger = logging.getLogger(__name__)
@@ -31,6 +37,13 @@ BURST_SENSORS: Final = 16
 """Sensors read together in one burst; reading all once must be short compared to a RAPL counter's millisecond."""
 BURST_MAX_READ_NS: Final = 1_000_000
 """A sensor whose read is slower than this is not read in bursts."""
+
+_FOUND_STATES: Final = {
+    "denied": SensorDeniedError.reason,
+    "absent": SensorAbsentError.reason,
+    "broken": SensorError.reason,
+}
+"""Status of a finding about a device without a sensor -> state of the device."""
 
 
 class _SensorEntry:
@@ -84,7 +97,8 @@ class Family:
         self._min_gap_s = PERIODS_TO_A_GAP * poll_s
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._states: dict[Quantity, QuantityState] = {}
-        self._lost_devices: list[str] = []
+        self._unread: dict[str, str] = {}
+        """State of each device that has no sensor: it is gone, or could not be opened."""
         self._errors: dict[tuple[str, str], int] = {}
         self._errors_lock = threading.Lock()
         self._errors_shown: tuple[tuple[str, str, int], ...] = ()
@@ -159,13 +173,18 @@ class Family:
             entries.append(entry)
         # A device that is gone stays visible as down: an alert must not disappear with its cause. A family that manages
         # its own devices drops only devices that were removed from its configuration.
-        self._lost_devices = [] if self.manages_devices else [device for device in known if device not in devices]
+        lost = () if self.manages_devices else known
+        unread = dict.fromkeys(lost, SensorAbsentError.reason)
+        for finding in collector.findings:
+            if finding.device and finding.status in _FOUND_STATES:
+                unread[finding.device] = _FOUND_STATES[finding.status]
+        self._unread = {device: state for device, state in unread.items() if device not in devices}
         self._entries = entries
         self._shown = list(shown.values())
         self._by_quantity = shown
-        self.layout = Layout(infos=tuple(state.info for state in self._shown), devices=(*devices, *self._lost_devices))
+        self.layout = Layout(infos=tuple(state.info for state in self._shown), devices=(*devices, *self._unread))
         self._healths = ()
-        self.vanished = bool(self._lost_devices)
+        self.vanished = bool(self._unread)
         self.wants_burst = True
 
     # -- reading -----------------------------------------------------------------------------------
@@ -187,25 +206,25 @@ class Family:
         # By device: the sum of the times of its good readings, and their number.
         sums_ns = [0] * count
         goods = [0] * count
-        up = [True] * (count - len(self._lost_devices)) + [False] * len(self._lost_devices)
+        device_states = [OK] * (count - len(self._unread)) + [*self._unread.values()]
         suspects: list[QuantityState] = []
-        vanished = bool(self._lost_devices)
+        vanished = bool(self._unread)
         hung = turn.hung
         call = turn.call
         for entry in self._entries:
             if hung and entry.device in hung:
-                self._mark_down(entry, up)
+                self._mark(entry, device_states, SensorTimeoutError.reason)
                 continue
             try:
                 readings = call(entry.device, entry.sensor.read)
             except SensorError as error:
-                self._mark_down(entry, up)
+                self._mark(entry, device_states, error.reason)
                 vanished = vanished or isinstance(error, SensorAbsentError | SensorDeniedError)
                 self._fail(entry, error.reason, error)
                 continue
             except Exception as error:
                 # A bug in the collector must end neither the daemon nor the reads of the other sensors.
-                self._mark_down(entry, up)
+                self._mark(entry, device_states, SensorError.reason)
                 self._fail(entry, SensorError.reason, error)
                 continue
             if entry.failing is not None:
@@ -238,12 +257,14 @@ class Family:
                 goods[device_index] = 1
                 state.scan = number
         self.vanished = vanished
-        return self._publish(number, started_ns, sums_ns, goods, up)
+        return self._publish(number, started_ns, sums_ns, goods, device_states)
 
     @staticmethod
-    def _mark_down(entry: _SensorEntry, up: list[bool]) -> None:
+    def _mark(entry: _SensorEntry, device_states: list[str], reason: str) -> None:
         for index in entry.device_indices:
-            up[index] = False
+            # A device may have several sensors: a failure matters more than sleep.
+            if device_states[index] in (OK, SensorAsleepError.reason):
+                device_states[index] = reason
 
     def _take_older(self, readings: Sequence[Reading], states: Sequence[QuantityState]) -> Sequence[Reading]:
         """Process all readings but the newest of each quantity, and return the newest, for the scan to show.
@@ -268,7 +289,7 @@ class Family:
         logger.warning("%s %s: %s: its read hangs; quarantined until the read returns", self.name, device, reason)
 
     def _publish(
-        self, number: int, started_ns: int, sums_ns: list[int], goods: list[int], up: list[bool]
+        self, number: int, started_ns: int, sums_ns: list[int], goods: list[int], device_states: list[str]
     ) -> FamilyScan:
         clock = self._clock
         shown = self._shown
@@ -295,19 +316,22 @@ class Family:
                     for sum_ns, good in zip(sums_ns, goods, strict=True)
                 ]
             ),
-            up=tuple(up),
+            states=tuple(device_states),
             errors=self._errors_shown,
             duration_s=(finished_ns - started_ns) / NS_PER_S,
         )
 
     def _fail(self, entry: _SensorEntry, reason: str, error: Exception) -> None:
         device = entry.device
-        if not (isinstance(error, SensorError) and error.is_repeated):
+        is_asleep = isinstance(error, SensorAsleepError)
+        if not is_asleep and not (isinstance(error, SensorError) and error.is_repeated):
             self.count_errors((device,), reason)
         if entry.failing == reason:
             return
         entry.failing = reason
-        if isinstance(error, SensorError):
+        if is_asleep:
+            logger.info("%s %s: %s: %s", self.name, device, reason, error)
+        elif isinstance(error, SensorError):
             logger.warning("%s %s: %s: %s", self.name, device, reason, error)
         else:
             logger.error("%s %s: the collector failed", self.name, device, exc_info=error)
@@ -319,7 +343,7 @@ class Family:
                 self._errors[device, reason] = self._errors.get((device, reason), 0) + 1
             self._errors_shown = tuple((device, why, count) for (device, why), count in self._errors.items())
 
-    def down(self) -> FamilyScan:
+    def down(self, reason: str = SensorTimeoutError.reason) -> FamilyScan:
         """Return a scan in which all devices are down, for when the family cannot be read; safe from any thread."""
         layout = self.layout
         devices = len(layout.devices)
@@ -332,7 +356,7 @@ class Family:
             healths=nothing,
             reads=tuple([state.reads for state in self._shown]),
             read_at_s=(None,) * devices,
-            up=(False,) * devices,
+            states=(reason,) * devices,
             errors=self._errors_shown,
             duration_s=None,
         )

@@ -6,7 +6,7 @@ import logging
 import time
 
 from joulewatch_exporter.clock import NS_PER_S
-from joulewatch_exporter.errors import SensorTimeoutError
+from joulewatch_exporter.errors import SensorError, SensorTimeoutError
 from joulewatch_exporter.model import Collector
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.scan import FamilyScan
@@ -149,7 +149,7 @@ class FamilyThread:
             if not self._is_broken:
                 logger.exception("%s: reading the family failed", self.family.name)
             self._is_broken = True
-            scan = self.family.down()
+            scan = self.family.down(SensorError.reason)
         with self._condition:
             if self._timed_out == self._started:
                 logger.info("%s: answers again", self.family.name)

@@ -24,7 +24,7 @@ from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.family_thread import FamilyThread
 from joulewatch_exporter.sampling.plausibility import Plausibility, Verdict
 from joulewatch_exporter.sampling.primary import Key, PrimarySensors
-from joulewatch_exporter.sampling.scan import FamilyScan, Layout
+from joulewatch_exporter.sampling.scan import FamilyScan, Layout, unreadable
 from joulewatch_exporter.threads import DeadlineThread
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class Sampler:
         self._logged: set[tuple[str, str]] = set()
         """Family and message of what is logged once only."""
         self._retry: set[str] = set()
+        self._unopened: dict[str, FamilyScan] = {}
+        """Scan of each family that has devices and cannot be opened: all of them are down."""
         self._rediscovery = threading.Thread(target=self._rediscover_forever, name="rediscover", daemon=True)
         self._watcher = threading.Thread(target=self._watch_forever, name="watch", daemon=True)
 
@@ -159,13 +161,18 @@ class Sampler:
             only: Names of the families to read; None: all.
 
         Returns:
-            One scan per open family, in the order of the families.
+            One scan per family that is open or has devices that cannot be opened, in the order of the families.
         """
         with self._lock:
             threads = [thread for name, thread in self._threads.items() if only is None or name in only]
+            unopened = {name: scan for name, scan in self._unopened.items() if only is None or name in only}
         deadline_ns = time.monotonic_ns() + round(timeout_s * NS_PER_S)
         tickets = [(thread, thread.request()) for thread in threads]
-        return tuple(thread.wait(ticket, deadline_ns, timeout_s) for thread, ticket in tickets)
+        scans = [thread.wait(ticket, deadline_ns, timeout_s) for thread, ticket in tickets]
+        if unopened:
+            by_name = unopened | {scan.collector: scan for scan in scans}
+            scans = [by_name[family.name] for family in self._families if family.name in by_name]
+        return tuple(scans)
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -196,6 +203,10 @@ class Sampler:
             level = logging.INFO if isinstance(error, SensorAbsentError) else logging.WARNING
             self._log_once(level, family.name, str(error))
             self._retry.add(family.name)
+            with self._lock:
+                self._unopened.pop(family.name, None)
+                if error.devices and family.name not in self._threads:
+                    self._unopened[family.name] = unreadable(family.name, error.devices, error.reason)
             return False
         except ConfigError as error:
             if first:
@@ -232,6 +243,7 @@ class Sampler:
         )
         logger.info("%s: %d sensors, read every %g s", family.name, len(collector.sensors), poll_s)
         with self._lock:
+            self._unopened.pop(family.name, None)
             threads = {**self._threads, family.name: thread}
             self._threads = {f.name: threads[f.name] for f in self._families if f.name in threads}
         thread.start()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from joulewatch_exporter.model import SensorInfo
 
 Reads = Literal["energy", "power"]
+
+OK: Final = "ok"
+"""State of a device whose last read succeeded; all other states are reasons of a `SensorError`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,9 +48,30 @@ class FamilyScan:
     """Whether the sensor reports energy or power, for each of ``layout.infos``; the previous tuple if unchanged."""
     read_at_s: tuple[float | None, ...]
     """Unix time of the read of each of ``layout.devices``; None: the device could not be read."""
-    up: tuple[bool, ...]
-    """Whether each of ``layout.devices`` could be read."""
+    states: tuple[str, ...]
+    """``ok`` or the reason why it could not be read, for each of ``layout.devices``."""
     errors: tuple[tuple[str, str, int], ...]
     """Device, reason, and number of reads that failed for this reason."""
     duration_s: float | None
     """Length of the scan; None: it has not finished."""
+
+    @property
+    def up(self) -> tuple[bool, ...]:
+        """Whether each of ``layout.devices`` could be read."""
+        return tuple([state == OK for state in self.states])
+
+
+def unreadable(collector: str, devices: tuple[str, ...], state: str) -> FamilyScan:
+    """Return the scan of a family that cannot be opened: its devices, all in this state, without quantities."""
+    return FamilyScan(
+        collector=collector,
+        layout=Layout((), devices),
+        energies_joules=(),
+        powers_watts=(),
+        healths=(),
+        reads=(),
+        read_at_s=(None,) * len(devices),
+        states=(state,) * len(devices),
+        errors=(),
+        duration_s=None,
+    )

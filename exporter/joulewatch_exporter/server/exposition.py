@@ -27,7 +27,7 @@ from joulewatch_exporter.catalog import Metric
 from joulewatch_exporter.model import SensorInfo
 from joulewatch_exporter.sampling.plausibility import Verdict
 from joulewatch_exporter.sampling.primary import Key
-from joulewatch_exporter.sampling.scan import FamilyScan, Health, Layout, Reads
+from joulewatch_exporter.sampling.scan import OK, FamilyScan, Health, Layout, Reads
 
 Format = Literal["text", "openmetrics"]
 
@@ -103,6 +103,8 @@ class _Prefixes:
     power: tuple[tuple[Metric, _Lines], ...]
     read_at: _Lines
     up: tuple[str, ...]
+    state: tuple[str, ...]
+    """Up to the value of the label ``state``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +118,12 @@ class _SlowBlocks:
 
 
 @dataclass(frozen=True, slots=True)
-class _UpBlock:
-    up: tuple[bool, ...]
+class _StateBlocks:
+    """Rendered states of one family's devices, valid while they are the same."""
+
+    states: tuple[str, ...]
     layout: Layout
-    lines: bytes
+    blocks: dict[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ class Exposition:
         """
         self._prefixes: dict[str, _Prefixes] = {}
         self._slow: dict[str, _SlowBlocks] = {}
-        self._up: dict[str, _UpBlock] = {}
+        self._states: dict[str, _StateBlocks] = {}
         self._verdicts = _VerdictBlocks((), frozenset(), {})
         self._emulated = emulated
         self._nodename = os.uname().nodename if nodename is None else nodename
@@ -237,14 +241,12 @@ class Exposition:
         ):
             slow = _SlowBlocks(scan.healths, scan.layout, primary, self._slow_blocks(scan, primary))
             self._slow[scan.collector] = slow
-        up = self._up.get(scan.collector)
-        if up is None or up.up != scan.up or up.layout is not scan.layout:
-            lines = "".join(
-                [f"{prefix}{'1.0' if is_up else '0.0'}\n" for prefix, is_up in zip(prefixes.up, scan.up, strict=True)]
-            ).encode()
-            up = self._up[scan.collector] = _UpBlock(scan.up, scan.layout, lines)
-        blocks = dict(slow.blocks)
-        blocks[catalog.SENSOR_UP.name] = up.lines
+        shown = self._states.get(scan.collector)
+        if shown is None or shown.states != scan.states or shown.layout is not scan.layout:
+            shown = self._states[scan.collector] = _StateBlocks(
+                scan.states, scan.layout, _state_blocks(prefixes, scan.states)
+            )
+        blocks = {**slow.blocks, **shown.blocks}
         blocks[catalog.READ_TIMESTAMP.name] = prefixes.read_at.render(scan.read_at_s)
         for metric, lines_of_scope in prefixes.energy:
             blocks[metric.name] = lines_of_scope.render(scan.energies_joules)
@@ -315,7 +317,16 @@ def _prefixes(collector: str, layout: Layout) -> _Prefixes:
         power=by_scope(catalog.POWER_BY_SCOPE),
         read_at=_Lines.of(series(catalog.READ_TIMESTAMP, (collector, device)) for device in layout.devices),
         up=tuple(series(catalog.SENSOR_UP, (collector, device)) for device in layout.devices),
+        state=tuple(
+            series(catalog.SENSOR_STATE, (collector, device, "")).removesuffix('"} ') for device in layout.devices
+        ),
     )
+
+
+def _state_blocks(prefixes: _Prefixes, states: Sequence[str]) -> dict[str, bytes]:
+    ups = [f"{prefix}{float(state == OK)!r}\n" for prefix, state in zip(prefixes.up, states, strict=True)]
+    lines = [f'{prefix}{state}"}} 1.0\n' for prefix, state in zip(prefixes.state, states, strict=True)]
+    return {catalog.SENSOR_UP.name: "".join(ups).encode(), catalog.SENSOR_STATE.name: "".join(lines).encode()}
 
 
 _HEALTH_METRICS: Final[tuple[tuple[Metric, Callable[[Health], float | None]], ...]] = (

@@ -77,7 +77,7 @@ class Machine:
             ),
             reads=reads,
             read_at_s=(self.read_at_s,) * len(devices),
-            up=(True,) * len(devices),
+            states=("ok",) * len(devices),
             errors=(),
             duration_s=0.001,
         )

@@ -13,7 +13,13 @@ from typing import Any
 import pytest
 
 from joulewatch_exporter.config.config import FamilySettings
-from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorGlitchError
+from joulewatch_exporter.errors import (
+    ConfigError,
+    SensorAbsentError,
+    SensorAsleepError,
+    SensorDeniedError,
+    SensorGlitchError,
+)
 from joulewatch_exporter.model import Collector, Finding, Host, Reading, Timing
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.sampler import Sampler
@@ -33,6 +39,10 @@ def family_of(clock: FakeClock, *sensors: FakeSensor) -> Family:
 
 def up(scan: FamilyScan) -> dict[str, bool]:
     return dict(zip(scan.layout.devices, scan.up, strict=True))
+
+
+def states(scan: FamilyScan) -> dict[str, str]:
+    return dict(zip(scan.layout.devices, scan.states, strict=True))
 
 
 def energies(scan: FamilyScan) -> dict[str, float | None]:
@@ -116,6 +126,72 @@ def test_one_line_per_change_of_state(caplog: pytest.LogCaptureFixture) -> None:
     assert len(lines) == 2
     assert "chmod a+r /sys/energy_uj" in lines[0]
     assert "read again" in lines[1]
+
+
+def test_a_device_in_runtime_suspend_is_asleep_without_failing(caplog: pytest.LogCaptureFixture) -> None:
+    """It has no values and no errors, is logged once, and is read again in each scan."""
+    clock = FakeClock()
+    gpu, alive = power_sensor("gpu"), power_sensor("board")
+    family = family_of(clock, gpu, alive)
+    caplog.set_level(logging.INFO)
+    gpu.error = SensorAsleepError("/sys/gpu/power/runtime_status: suspended")
+    for _ in range(3):
+        scan = family.scan()
+        clock.advance(1.0)
+    assert states(scan) == {"gpu": "asleep", "board": "ok"}
+    assert up(scan) == {"gpu": False, "board": True}
+    assert (scan.powers_watts, scan.energies_joules) == ((None, 50.0), (None, 100.0))
+    assert scan.healths[0] is None
+    assert (scan.errors, family.vanished, gpu.reads) == ((), False, 3)
+    gpu.error = None
+    assert states(family.scan()) == {"gpu": "ok", "board": "ok"}
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "fake gpu: asleep: /sys/gpu/power/runtime_status: suspended"),
+        ("INFO", "fake gpu: can be read again"),
+    ]
+
+
+def test_the_energy_of_the_time_asleep_is_unmeasured() -> None:
+    """A sleeping device uses some power, but nobody knows how much."""
+    clock = FakeClock()
+    gpu = power_sensor("gpu", watts=50.0)
+    family = family_of(clock, gpu)
+    family.scan()
+    gpu.error = SensorAsleepError("suspended")
+    clock.advance(3600.0)
+    family.scan()
+    gpu.error = None
+    scan = family.scan()
+    health = scan.healths[0]
+    assert scan.energies_joules == (0.0,)
+    assert health is not None
+    assert health.unmeasured_s == 3600.0
+
+
+def test_a_failure_of_a_device_matters_more_than_its_sleep() -> None:
+    clock = FakeClock()
+    first, second = power_sensor("gpu", domain="total"), power_sensor("gpu", domain="hbm", scope="part")
+    family = family_of(clock, first, second)
+    for error, other in (
+        (SensorAsleepError(""), SensorGlitchError("")),
+        (SensorGlitchError(""), SensorAsleepError("")),
+    ):
+        first.error, second.error = error, other
+        assert states(family.scan()) == {"gpu": "glitch"}
+
+
+def test_devices_without_a_sensor_have_the_state_of_their_finding() -> None:
+    findings = [
+        Finding(status=status, collector="fake", subject=device, text="", device=device)  # type: ignore[arg-type]
+        for device, status in {"a": "denied", "b": "absent", "c": "broken", "d": "skipped", "gpu": "denied"}.items()
+    ]
+    machine = Machine(
+        [power_sensor("gpu")],
+        findings=[*findings, Finding(status="denied", collector="fake", subject="/sys/x", text="")],
+    )
+    family = Family(fake_family("fake", machine).open(Host(), None), clock=FakeClock())
+    assert states(family.scan()) == {"gpu": "ok", "a": "denied", "b": "absent", "c": "error"}
+    assert states(family.down()) == dict.fromkeys(("gpu", "a", "b", "c"), "timeout")
 
 
 def test_a_bug_in_a_collector_is_an_error_of_its_device_only(caplog: pytest.LogCaptureFixture) -> None:
@@ -503,6 +579,43 @@ def test_a_denied_device_is_probed_again(start: Start) -> None:
     assert up(sampler.fresh(2.0)[0]) == {"socket0": True, "socket1": True}
     sampler.rediscover()
     assert machine.opened == 2, "nothing is missing, so nothing is probed"
+
+
+def test_the_devices_of_a_family_that_is_denied_have_a_state(start: Start) -> None:
+    machine = Machine(error=SensorDeniedError("/sys/a: Permission denied"))
+    machine.error.devices = ("socket0", "socket1")  # type: ignore[union-attr]
+    sampler = start(fake_family("rapl", machine), fake_family("hwmon", Machine([power_sensor()])))
+    rapl, hwmon = sampler.fresh(2.0)
+    assert (rapl.collector, states(rapl)) == ("rapl", {"socket0": "denied", "socket1": "denied"})
+    assert up(hwmon) == {"board": True}
+    assert sampler.fresh(2.0)[0] is rapl, "the renderer keeps its text"
+    assert [scan.collector for scan in sampler.fresh(2.0, {"hwmon"})] == ["hwmon"]
+    machine.error, machine.sensors = None, [energy_sensor("socket0"), energy_sensor("socket1")]
+    sampler.rediscover()
+    assert states(sampler.fresh(2.0)[0]) == {"socket0": "ok", "socket1": "ok"}
+
+
+def test_a_device_that_wakes_is_read_at_the_next_scrape_and_its_family_is_not_reopened(start: Start) -> None:
+    """Also if it was asleep at the start."""
+    gpu = power_sensor("gpu", watts=30.0)
+    gpu.error = SensorAsleepError("suspended")
+    machine = Machine([gpu])
+    sampler = start(fake_family("hwmon", machine))
+    assert states(sampler.fresh(2.0)[0]) == {"gpu": "asleep"}
+    sampler.rediscover()
+    gpu.error = None
+    (scan,) = sampler.fresh(2.0)
+    assert (states(scan), scan.powers_watts, machine.opened) == ({"gpu": "ok"}, (30.0,), 1)
+
+
+def test_a_device_that_wakes_is_read_without_a_scrape(start: Start) -> None:
+    gpu = power_sensor("gpu")
+    gpu.error = SensorAsleepError("suspended")
+    sampler = start(fake_family("hwmon", Machine([gpu], timing=Timing(poll_s=0.01, read_on_scrape=True))))
+    sampler.fresh(2.0)
+    gpu.error = None
+    thread = sampler._threads["hwmon"]
+    wait_until(lambda: thread.latest is not None and states(thread.latest) == {"gpu": "ok"})
 
 
 def test_a_healthy_family_is_not_reopened(start: Start) -> None:

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.registry import Collector
 
 from joulewatch_exporter import __version__, catalog
-from joulewatch_exporter.errors import SensorDeniedError
+from joulewatch_exporter.errors import SensorAsleepError, SensorDeniedError
 from joulewatch_exporter.model import Host
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.primary import Key, PrimarySensors
@@ -177,8 +177,9 @@ class Reference(Collector):
                     add(catalog.SENSOR_RESETS, labels, health.resets)
                 add(catalog.SENSOR_REJECTED, labels, health.rejected)
                 add(catalog.SENSOR_UNMEASURED, labels, health.unmeasured_s)
-            for device, is_up, read_at_s in zip(scan.layout.devices, scan.up, scan.read_at_s, strict=True):
-                add(catalog.SENSOR_UP, (scan.collector, device), is_up)
+            for device, state, read_at_s in zip(scan.layout.devices, scan.states, scan.read_at_s, strict=True):
+                add(catalog.SENSOR_UP, (scan.collector, device), state == "ok")
+                add(catalog.SENSOR_STATE, (scan.collector, device, state), 1)
                 if read_at_s is not None:
                     add(catalog.READ_TIMESTAMP, (scan.collector, device), read_at_s)
             for device, reason, count in scan.errors:
@@ -242,8 +243,30 @@ def test_any_label_and_any_value_survive(texts: list[str], energy: float, power:
 def test_a_device_that_is_down_has_its_state_and_errors_only() -> None:
     body = exposition().render(scans_of_node(dead="socket1"), "text").decode()
     names = {line.partition("{")[0] for line in body.splitlines() if 'device="socket1"' in line}
-    assert names == {"joulewatch_sensor_up", "joulewatch_read_errors_total"}
+    assert names == {"joulewatch_sensor_up", "joulewatch_sensor_state", "joulewatch_read_errors_total"}
     assert 'joulewatch_sensor_up{collector="rapl",device="socket1"} 0.0' in body
+    assert 'joulewatch_sensor_state{collector="rapl",device="socket1",state="denied"} 1.0' in body
+    assert body.count("joulewatch_sensor_state{") == 3, "one series per device"
+
+
+def test_the_state_of_a_device_follows_its_reads() -> None:
+    """The rendered lines are kept while nothing changes."""
+    sensor = FakeSensor((info("gpu"),), now_ns=FakeClock().monotonic_ns, energies_joules=[1.0])
+    family = Family(fake_family("hwmon", Machine([sensor])).open(Host(), None), clock=FakeClock())
+    renderer = exposition()
+
+    def shown() -> list[str]:
+        lines = renderer.render([family.scan()], "text").decode().splitlines()
+        return [line for line in lines if line.startswith(("joulewatch_sensor_state{", "joulewatch_sensor_up{"))]
+
+    awake = shown()
+    sensor.error = SensorAsleepError("suspended")
+    assert shown() == [
+        'joulewatch_sensor_up{collector="hwmon",device="gpu"} 0.0',
+        'joulewatch_sensor_state{collector="hwmon",device="gpu",state="asleep"} 1.0',
+    ]
+    sensor.error = None
+    assert shown() == awake
 
 
 def test_a_family_that_hangs_repeats_no_values() -> None:
@@ -253,7 +276,7 @@ def test_a_family_that_hangs_repeats_no_values() -> None:
     family.count_errors(("socket0", "socket1"), "timeout")
     body = exposition().render([family.down()], "text").decode()
     samples = {line.partition("{")[0] for line in body.splitlines() if 'collector="rapl"' in line}
-    assert samples == {"joulewatch_sensor_up", "joulewatch_read_errors_total"}
+    assert samples == {"joulewatch_sensor_up", "joulewatch_sensor_state", "joulewatch_read_errors_total"}
 
 
 def test_each_quantity_of_an_emulated_machine_is_labelled_so() -> None:

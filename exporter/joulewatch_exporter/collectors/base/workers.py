@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from joulewatch_exporter.clock import NS_PER_S
-from joulewatch_exporter.errors import SensorDeniedError, SensorError, SensorGlitchError, SensorTimeoutError
+from joulewatch_exporter.errors import (
+    SensorAsleepError,
+    SensorDeniedError,
+    SensorError,
+    SensorGlitchError,
+    SensorTimeoutError,
+)
 from joulewatch_exporter.model import Finding, Quantity, Reading, Sensor, SensorInfo, Timing
 from joulewatch_exporter.threads import Turn, Worker
 
@@ -30,6 +36,8 @@ ABANDON_AFTER: Final = 6.0
 """Number of deadlines after which a call that hangs is abandoned and a new thread takes over."""
 TAKE_PERIOD_S: Final = 1.0
 _SLACK_S: Final = 1.0
+_PASSING: Final = (SensorGlitchError, SensorAsleepError)
+"""Errors that leave the connection as it is: the next read comes at its usual time."""
 
 
 class Device(Protocol):
@@ -41,7 +49,7 @@ class Device(Protocol):
         ...
 
     def read(self) -> Sequence[Reading]:
-        """Read the device once; any `SensorError` but a glitch ends the connection."""
+        """Read the device once; any `SensorError` but a glitch or sleep ends the connection."""
         ...
 
     def close(self) -> None:
@@ -127,7 +135,10 @@ class Poller:
 
     @property
     def is_settled(self) -> bool:
-        """Whether the device has answered or failed once."""
+        """Whether the device has answered or failed once; a first answer that is overdue counts as failed."""
+        if not self._is_settled:
+            with self._condition:
+                self._watch(time.monotonic_ns())
         return self._is_settled
 
     @property
@@ -235,13 +246,13 @@ class Poller:
         except Exception as error:
             logger.exception("%s: reading failed", self.device)
             failure = SensorError(f"{self.device}: {type(error).__name__}: {error}")
-        if not isinstance(failure, SensorGlitchError):
+        if not isinstance(failure, _PASSING):
             self._close(device)
             device = None
         return _Attempt(device=device, infos=infos, error=failure)
 
     def _pause_s(self, error: SensorError) -> float:
-        if isinstance(error, SensorGlitchError):
+        if isinstance(error, _PASSING):
             return self._poll_s
         if isinstance(error, SensorDeniedError):
             return max(self._denied_backoff_s, self._poll_s)

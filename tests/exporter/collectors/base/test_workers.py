@@ -18,6 +18,7 @@ from joulewatch_exporter.collectors.base.workers import (
 )
 from joulewatch_exporter.errors import (
     SensorAbsentError,
+    SensorAsleepError,
     SensorDeniedError,
     SensorError,
     SensorGlitchError,
@@ -123,15 +124,16 @@ def test_the_newest_reading_is_returned_again_with_its_own_time() -> None:
     assert worker.take() == (first,)
 
 
-def test_a_glitch_keeps_the_connection_and_the_period() -> None:
+@pytest.mark.parametrize("error", [SensorGlitchError("n1: busy"), SensorAsleepError("n1: suspended")])
+def test_a_glitch_and_sleep_keep_the_connection_and_the_period(error: SensorError) -> None:
     connections = Connections()
     worker = poller(connections)
     device, _ = worker._step(Turn(), None)
-    connections.device.error = SensorGlitchError("n1: busy")
+    connections.device.error = error
     device, pause_s = worker._step(Turn(), device)
     assert device is connections.device
     assert (pause_s, connections.device.closes) == (5.0, 0)
-    with pytest.raises(SensorGlitchError, match="busy"):
+    with pytest.raises(type(error), match=str(error)):
         worker.take()
 
 
@@ -340,6 +342,18 @@ def test_devices_are_shown_once_they_have_answered_or_failed(running: list[objec
     slow.hang.set()
     wait_until(lambda: len(family.sensors) == 3)
     assert family.sensors is not before
+
+
+def test_a_device_whose_first_connection_hangs_is_shown_after_its_deadline(running: list[object]) -> None:
+    hang = threading.Event()
+    silent = Poller("silent", lambda: hang.wait(WAIT_S) and FakeDevice(), poll_s=1.0, deadline_s=0.05)  # type: ignore
+    family = PolledCollector({"silent": ("a", lambda: silent)})
+    running.append(family)
+    assert not family.sensors
+    wait_until(lambda: family.sensors)
+    with pytest.raises(SensorTimeoutError, match=r"silent: no answer within 0\.05 s"):
+        family.sensors[0].read()
+    hang.set()
 
 
 def test_only_changed_targets_are_reconnected(running: list[object]) -> None:
