@@ -17,12 +17,18 @@ from typing import Final
 from joulewatch_exporter import __version__
 from joulewatch_exporter.collectors import experimental_note
 from joulewatch_exporter.config.config import Config, FamilySettings
-from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorTimeoutError
+from joulewatch_exporter.errors import (
+    ConfigError,
+    SensorAbsentError,
+    SensorAsleepError,
+    SensorDeniedError,
+    SensorTimeoutError,
+)
 from joulewatch_exporter.model import Collector, Finding, Host
 from joulewatch_exporter.sampling.family import Family, measures_cpu
 from joulewatch_exporter.sampling.primary import PrimarySensors
 from joulewatch_exporter.sampling.sampler import ESTIMATE_FAMILY
-from joulewatch_exporter.sampling.scan import FamilyScan
+from joulewatch_exporter.sampling.scan import OK, FamilyScan
 from joulewatch_exporter.threads import DeadlineThread
 
 READING_S: Final = 0.2
@@ -73,6 +79,8 @@ class Report:
     measured: int
     """Number of quantities that a sensor measures and that could be read."""
     estimated: int
+    asleep: int
+    """Number of quantities of devices in runtime suspend: they are measured while the device is awake."""
 
 
 def check(families: Sequence[type[Collector]], host: Host, config: Config, *, as_json: bool) -> int:
@@ -83,7 +91,7 @@ def check(families: Sequence[type[Collector]], host: Host, config: Config, *, as
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 80
         print(render(report, width=min(max(width, 60), 120)))  # noqa: T201
-    return EXIT_MEASURED if report.measured else EXIT_NOTHING_MEASURED
+    return EXIT_MEASURED if report.measured or report.asleep else EXIT_NOTHING_MEASURED
 
 
 def examine(
@@ -128,6 +136,7 @@ def examine(
         readings=readings,
         measured=sum(reading.method in _MEASURED and not reading.error for reading in readings),
         estimated=sum(reading.method == "estimated" and not reading.error for reading in readings),
+        asleep=sum(reading.error == SensorAsleepError.reason for reading in readings),
     )
 
 
@@ -213,7 +222,7 @@ def _read(
     primary = sensors.choose([(scan.collector, scan.layout) for scan in scans])
     readings: list[LiveReading] = []
     for scan in scans:
-        errors = {device: reason for device, reason, _ in scan.errors}
+        states = dict(zip(scan.layout.devices, scan.states, strict=True))
         for info, power_watts, health in zip(scan.layout.infos, scan.powers_watts, scan.healths, strict=True):
             quantity = info.quantity
             readings.append(
@@ -228,10 +237,15 @@ def _read(
                     method=info.method,
                     source=info.source,
                     power_watts=power_watts,
-                    error=errors.get(quantity.device, "no value") if health is None else "",
+                    error=_error(states[quantity.device]) if health is None else "",
                 )
             )
     return tuple(readings)
+
+
+def _error(state: str) -> str:
+    """Return why a quantity has no value."""
+    return "no value" if state == OK else state
 
 
 def _scan(family: Family) -> FamilyScan | None:
@@ -300,8 +314,13 @@ def _reading_table(readings: Sequence[LiveReading]) -> list[str]:
 
 
 def _summary(report: Report) -> str:
-    if report.measured:
-        return f"Measured quantities: {report.measured}; estimated: {report.estimated}."
+    if report.measured or report.asleep:
+        text = f"Measured quantities: {report.measured}; estimated: {report.estimated}."
+        if report.asleep:
+            text += (
+                f" Quantities of devices that are asleep: {report.asleep}; they are measured after the device wakes."
+            )
+        return text
     text = "No power sensor of this machine can be read."
     if report.estimated:
         text += f' Quantities that a model estimates (method="estimated"): {report.estimated}.'

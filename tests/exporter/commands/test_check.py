@@ -11,7 +11,13 @@ import pytest
 
 from joulewatch_exporter.commands import check
 from joulewatch_exporter.config.config import Config, FamilySettings
-from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorGlitchError
+from joulewatch_exporter.errors import (
+    ConfigError,
+    SensorAbsentError,
+    SensorAsleepError,
+    SensorDeniedError,
+    SensorGlitchError,
+)
 from joulewatch_exporter.model import Collector, Finding, Host
 from support.fake_family import Machine, energy_sensor, fake_family, power_sensor
 
@@ -87,6 +93,18 @@ def test_a_sensor_that_cannot_be_read_is_not_measured(tmp_path: Path) -> None:
     assert report.measured == 0
     assert report.readings[0].error == "glitch"
     assert "glitch" in check.render(report)
+
+
+def test_a_device_that_is_asleep_is_listed_and_needs_no_fix(tmp_path: Path) -> None:
+    sensor = power_sensor("gpu")
+    sensor.error = SensorAsleepError("/sys/gpu/power/runtime_status: suspended")
+    family = fake_family("hwmon", Machine([sensor]))
+    report = examine(tmp_path, family)
+    assert (report.measured, report.asleep, report.readings[0].error) == (0, 1, "asleep")
+    assert "Measured quantities: 0; estimated: 0. Quantities of devices that are asleep: 1" in check.render(
+        report, width=120
+    )
+    assert check.check([family], Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path), Config(), as_json=False) == 0
 
 
 def test_the_table_fits_80_columns(tmp_path: Path) -> None:
