@@ -251,6 +251,20 @@ def method_column() -> Override:
     )
 
 
+def state_column() -> Override:
+    """Colour the cells of the column State: ok, asleep, or a failure."""
+    return override(
+        "byName",
+        "State",
+        mappings=[
+            {"type": "value", "options": {"ok": {"text": "ok", "color": "green", "index": 0}}},
+            {"type": "value", "options": {"asleep": {"text": "asleep", "color": "blue", "index": 1}}},
+            {"type": "regex", "options": {"pattern": ".+", "result": {"color": "red", "index": 2}}},
+        ],
+        custom__cellOptions={"type": "color-text"},
+    )
+
+
 def methods_panel(width: int) -> stat.Panel:
     """Return the panel that counts device sensors by method; both dashboards have it."""
     return panel(

@@ -29,6 +29,7 @@ from kit import (
     sensor_variables,
     series_colour,
     single_stat,
+    state_column,
     thresholds,
     time_series,
     transformation,
@@ -39,6 +40,11 @@ from joulewatch_exporter import catalog
 PART_ENERGY: Final = f"{catalog.PART_ENERGY.name}{{{SENSORS}}}"
 DEVICES_WATTS: Final = f"rate({DEVICE_ENERGY}{RATE})"
 NODES_WATTS: Final = f"rate({NODE_ENERGY}{RATE})"
+DOWN: Final = (
+    f"(1 - {catalog.SENSOR_UP.name}{{{SENSORS}}}) unless on (job, instance, collector, device) "
+    f'{catalog.SENSOR_STATE.name}{{{SENSORS}, state="asleep"}}'
+)
+"""1 for each device that cannot be read; a device that is asleep can be read again when it wakes."""
 AGE: Final = f"time() - {catalog.READ_TIMESTAMP.name}{{{SENSORS}}}"
 
 
@@ -101,9 +107,10 @@ def overview_row() -> list[Panel]:
         methods_panel(4),
         panel(
             "Sensors down",
-            "Number of devices whose last read failed. Their series are absent until a read succeeds.",
+            "Number of devices whose last read failed. Their series are absent until a read succeeds. Devices that are "
+            "asleep do not count.",
             "short",
-            [query(f"sum(1 - {catalog.SENSOR_UP.name}{{{SENSORS}}})", "down", shape="instant")],
+            [query(f"sum({DOWN})", "down", shape="instant")],
             size=(3, 5),
             kind=single_stat(levels=thresholds("green", (1, "red"))),
         ),
@@ -209,10 +216,11 @@ def health_row() -> list[Panel]:
     return [
         panel(
             "Exporters and sensors down",
-            "Exporters that Prometheus cannot scrape, and devices that the exporter cannot read. Normal value: 0.",
+            "Exporters that Prometheus cannot scrape, and devices that the exporter cannot read, except those that are "
+            "asleep. Normal value: 0.",
             "short",
             [
-                query(f"sum by (instance) (1 - {catalog.SENSOR_UP.name}{{{SENSORS}}})", "devices · {{instance}}"),
+                query(f"sum by (instance) ({DOWN})", "devices · {{instance}}"),
                 query(f"1 - up{{{SENSORS}}}", "exporter · {{instance}}", ref="B"),
             ],
             size=(8, 8),
@@ -326,6 +334,35 @@ def health_row() -> list[Panel]:
 
 def sensors_row() -> list[Panel]:
     return [
+        panel(
+            "State of each device",
+            "ok; asleep (in runtime suspend, without values; not a failure); or why the device cannot be read: denied, "
+            "absent, timeout, glitch, error. Click a heading to sort.",
+            "none",
+            [
+                query(
+                    f"max by ({', '.join(('instance', *catalog.SENSOR_STATE.labels))}) "
+                    f"({catalog.SENSOR_STATE.name}{{{SENSORS}}})",
+                    shape="table",
+                )
+            ],
+            size=(24, 7),
+            kind=data_table(
+                [
+                    columns(
+                        [
+                            ("instance", "Instance"),
+                            ("collector", "Collector"),
+                            ("device", "Device"),
+                            ("state", "State"),
+                        ],
+                        hidden=["Time", "Value"],
+                    )
+                ],
+                sort=("State", False),
+            ),
+            overrides=[state_column()],
+        ),
         panel(
             "All sensor series and how they are measured",
             "One row per series. Method: counter (the device counts joules), integrated (the exporter integrates the "
