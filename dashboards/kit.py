@@ -27,6 +27,43 @@ BY_QUANTITY: Final = "instance, collector, component, device, domain"
 QUANTITY_LEGEND: Final = "{{component}} {{device}} {{domain}} · {{instance}}"
 DEVICE_ENERGY: Final = f"{catalog.DEVICE_ENERGY.name}{{{SENSORS}}}"
 NODE_ENERGY: Final = f"{catalog.NODE_ENERGY.name}{{{SENSORS}}}"
+BY_HOST: Final = "cluster, host"
+_SENSOR: Final = "cluster, job, instance, collector, component, device, domain"
+
+
+def with_host(values: str, matchers: str) -> str:
+    """Return PromQL that adds the label ``host`` to sensor series; a series without such an info is dropped.
+
+    Args:
+        values: PromQL with the labels of sensors.
+        matchers: Matchers of ``joulewatch_sensor_info``.
+    """
+    info = f"{catalog.SENSOR_INFO.name}{{{SENSORS}, {matchers}}}"
+    return f"{values} * on ({_SENSOR}) group_left (host) {info}"
+
+
+def by_server(function: str) -> str:
+    """Return PromQL for whole servers: one primary sensor for each host, its own before one read over the network.
+
+    Args:
+        function: Such as ``rate(%s[5m])``, with %s for the energy counters.
+    """
+    values = function % NODE_ENERGY
+    own, remote = (
+        f"max by ({BY_HOST}) ({with_host(values, matchers)})"
+        for matchers in (
+            'scope="node", primary="1", read_mode!="remote"',
+            'scope="node", primary="1", read_mode="remote"',
+        )
+    )
+    return f"({own} or {remote})"
+
+
+def devices_by_host(function: str) -> str:
+    """Return PromQL for the sum over the devices of each host; ``function`` as of ``by_server``."""
+    watts = with_host(function % DEVICE_ENERGY, 'scope="device"')
+    return f"sum by ({BY_HOST}) ({watts})"
+
 
 # A colour has the same meaning on every panel.
 METHOD_COLOURS: Final = {"counter": "green", "integrated": "blue", "estimated": "orange", "emulated": "purple"}

@@ -10,15 +10,16 @@ from kit import (
     DEVICE_ENERGY,
     DEVICES_COLOUR,
     NODE_COLOUR,
-    NODE_ENERGY,
     OTHER_COLOUR,
     QUANTITY_LEGEND,
     RANGE,
     RATE,
     SENSORS,
     Panel,
+    by_server,
     columns,
     data_table,
+    devices_by_host,
     link,
     method_column,
     methods_panel,
@@ -39,12 +40,13 @@ from joulewatch_exporter import catalog
 
 PART_ENERGY: Final = f"{catalog.PART_ENERGY.name}{{{SENSORS}}}"
 DEVICES_WATTS: Final = f"rate({DEVICE_ENERGY}{RATE})"
-NODES_WATTS: Final = f"rate({NODE_ENERGY}{RATE})"
 DOWN: Final = (
     f"(1 - {catalog.SENSOR_UP.name}{{{SENSORS}}}) unless on (job, instance, collector, device) "
     f'{catalog.SENSOR_STATE.name}{{{SENSORS}, state="asleep"}}'
 )
 """1 for each device that cannot be read; a device that is asleep can be read again when it wakes."""
+BY_SERVER_WATTS: Final = by_server(f"rate(%s{RATE})")
+DEVICES_BY_HOST_WATTS: Final = devices_by_host(f"rate(%s{RATE})")
 AGE: Final = f"time() - {catalog.READ_TIMESTAMP.name}{{{SENSORS}}}"
 
 
@@ -84,10 +86,10 @@ def overview_row() -> list[Panel]:
         ),
         panel(
             "Power of whole servers",
-            "Sum of the node sensors (board, BMC). It includes the devices: do not add the two. No data means that no "
-            "server has a node sensor.",
+            "Sum over servers, each by its primary node sensor (board, BMC). It includes the devices: do not add the "
+            "two. No data means that no server has a node sensor.",
             "watt",
-            [query(f"sum({NODES_WATTS})", "nodes")],
+            [query(f"sum({BY_SERVER_WATTS})", "nodes")],
             size=(4, 5),
             kind=single_stat(shade=NODE_COLOUR, sparkline=True),
         ),
@@ -151,13 +153,9 @@ def power_row() -> list[Panel]:
             "supply losses. A negative value means that the sensors contradict each other.",
             "watt",
             [
-                query(f"sum by (instance) ({NODES_WATTS})", "node · {{instance}}"),
-                query(f"sum by (instance) ({DEVICES_WATTS})", "devices · {{instance}}", ref="B"),
-                query(
-                    f"sum by (instance) ({NODES_WATTS}) - sum by (instance) ({DEVICES_WATTS})",
-                    "other · {{instance}}",
-                    ref="C",
-                ),
+                query(BY_SERVER_WATTS, "node · {{host}}"),
+                query(DEVICES_BY_HOST_WATTS, "devices · {{host}}", ref="B"),
+                query(f"{BY_SERVER_WATTS} - {DEVICES_BY_HOST_WATTS}", "other · {{host}}", ref="C"),
             ],
             size=(14, 8),
             kind=time_series(minimum=None),
@@ -251,7 +249,8 @@ def health_row() -> list[Panel]:
             "percentunit",
             [
                 query(
-                    f"max by (instance, collector, device) (rate({catalog.SENSOR_UNMEASURED.name}{{{SENSORS}}}{RATE}))",
+                    "clamp_max(max by (instance, collector, device) "
+                    f"(rate({catalog.SENSOR_UNMEASURED.name}{{{SENSORS}}}{RATE})), 1)",
                     "{{collector}} {{device}} · {{instance}}",
                 )
             ],

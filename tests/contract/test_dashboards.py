@@ -28,7 +28,7 @@ FOREIGN: Final[dict[str, set[str]]] = {
 }
 LABELS: Final = {
     # Through a Pushgateway, all series of a window have the label window: see the help of WINDOW_END.
-    name: labels | {"job", "instance"} | ({"window"} if name.startswith("joulewatch_window_") else set())
+    name: labels | {"cluster", "job", "instance"} | ({"window"} if name.startswith("joulewatch_window_") else set())
     for name, labels in (CATALOG | FOREIGN).items()
 }
 UNITS: Final = {"watt", "joule", "kwatth", "s", "short", "none", "ops", "cps", "percentunit", "bytes"}

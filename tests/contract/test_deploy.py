@@ -49,10 +49,11 @@ def test_promtool_accepts_the_configuration() -> None:
     assert "1 rule files found" in out
 
 
-def test_promtool_accepts_the_configuration_of_compose(tmp_path: Path) -> None:
-    """The rules are at the path where compose.yaml mounts them."""
+@pytest.mark.parametrize("folder", [DEPLOY / "prometheus", COMPOSE], ids=lambda path: path.name)
+def test_the_configuration_loads_the_rules_that_were_copied_next_to_it(folder: Path, tmp_path: Path) -> None:
+    """README.md of deploy/ says to copy them to ``rules``; compose.yaml mounts them there."""
     program = require_program("promtool", "prometheus")
-    shutil.copy(COMPOSE / "prometheus.yaml", tmp_path)
+    shutil.copy(folder / "prometheus.yaml", tmp_path)
     (tmp_path / "rules").mkdir()
     shutil.copy(ROOT / "dashboards" / "rules" / "joulewatch.rules.yaml", tmp_path / "rules")
     assert "1 rule files found" in run(program, "check", "config", "prometheus.yaml", cwd=tmp_path)
@@ -75,7 +76,6 @@ def test_the_jobs_are_those_that_the_rules_and_the_harness_need(path: Path) -> N
     jobs = {job["job_name"]: job for job in data["scrape_configs"]}
     (target,) = jobs["joulewatch"]["static_configs"][0]["targets"]
     assert target.endswith(f":{PORT}")
-    assert jobs["pushgateway"]["honor_labels"] is True
     assert data["storage"]["tsdb"]["out_of_order_time_window"]
     assert data["global"]["scrape_interval"] == source()["jsonData"]["timeInterval"]
 
@@ -158,7 +158,7 @@ def mounts() -> Iterator[tuple[str, str, str]]:
 
 
 def test_compose_has_the_whole_stack_with_pinned_images() -> None:
-    assert set(services()) == {"exporter", "prometheus", "pushgateway", "grafana"}
+    assert set(services()) == {"exporter", "prometheus", "grafana"}
     for name, service in services().items():
         assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", service["image"]), name
     for line in (COMPOSE / "Dockerfile").read_text(encoding="utf-8").splitlines():
@@ -198,7 +198,7 @@ def test_compose_binds_all_ports_to_loopback() -> None:
     dockerfile = (COMPOSE / "Dockerfile").read_text(encoding="utf-8")
     assert f"EXPOSE {PORT}" in dockerfile and f"--web.listen-address=:{PORT}" in dockerfile
     targets = [job["static_configs"][0]["targets"][0] for job in parse(COMPOSE / "prometheus.yaml")["scrape_configs"]]
-    assert targets == [f"exporter:{PORT}", "pushgateway:9091"]
+    assert targets == [f"exporter:{PORT}"]
 
 
 def test_compose_mounts_the_paths_of_the_exporters_flags_read_only() -> None:

@@ -98,7 +98,7 @@ def test_whole_servers_are_devices_and_other(recorded_run: RecordedRun) -> None:
     title = "Whole servers and the sum of their devices"
     node, devices, other = (
         {
-            (series["metric"]["instance"], at): float(value)
+            (series["metric"]["host"], at): float(value)
             for series in execute(recorded_run, query_of(title, number))
             for at, value in series["values"]
         }

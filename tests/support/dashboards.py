@@ -175,7 +175,12 @@ def _labels_of_operation(node: BinaryExpr, known: Mapping[str, set[str]]) -> set
     if str(node.op) in {"and", "unless"}:
         return left_labels
     if matching is not None and str(node.op) != "or":
-        raise NotImplementedError(f"{node.prettify()}: labels of arithmetic with on or ignoring")
+        if node.modifier.card != promql_parser.VectorMatchCardinality.ManyToOne:
+            raise NotImplementedError(f"{node.prettify()}: labels of arithmetic with on or ignoring")
+        added = set(node.modifier.group_labels or ())
+        if not added <= right_labels:
+            raise ValueError(f"{node.prettify()}: no label {added - right_labels} on the right side")
+        return left_labels | added
     return left_labels & right_labels
 
 
