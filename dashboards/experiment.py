@@ -133,6 +133,9 @@ def over_windows(metric: catalog.Metric, samples: str, series: str) -> str:
     return f"(sum({written}) or vector(0)) + ({series}({pushed}) or vector(0))"
 
 
+NO_RESULTS: Final = "No results yet: joulewatch analyze RUN --prometheus URL --publish"
+
+
 def overview_row() -> list[Panel]:
     lowest = f"min({total(catalog.RESULT_ENERGY, 'gross', BY_RESULT_AND_METHOD)})"
     return [
@@ -143,6 +146,7 @@ def overview_row() -> list[Panel]:
             "joule",
             [query(lowest, "J / inference", shape="instant")],
             size=(5, 5),
+            no_value=NO_RESULTS,
             kind=single_stat(shade=DEVICES_COLOUR),
         ),
         panel(
@@ -151,6 +155,7 @@ def overview_row() -> list[Panel]:
             "ops",
             [query(f"max({result(catalog.RESULT_THROUGHPUT, by=BY_RESULT)})", "inferences / s", shape="instant")],
             size=(5, 5),
+            no_value=NO_RESULTS,
             kind=single_stat(shade=NODE_COLOUR),
         ),
         panel(
@@ -263,6 +268,7 @@ def results_row() -> list[Panel]:
             "joule",
             [query(total(catalog.RESULT_ENERGY, "gross", "configuration, batch_size"), shape="table")],
             size=(12, 10),
+            no_value=NO_RESULTS,
             kind=bar_chart(),
         ),
         panel(
@@ -271,13 +277,14 @@ def results_row() -> list[Panel]:
             "ops",
             [query(result(catalog.RESULT_THROUGHPUT, by="configuration, batch_size"), shape="table")],
             size=(12, 10),
+            no_value=NO_RESULTS,
             kind=bar_chart(),
         ),
         panel(
             "Results",
             "Energy per inference: gross includes idle power, net excludes it. ± is the expanded uncertainty (95 % "
             "coverage). *± covers* lists what it includes: without *accuracy*, the accuracy of a sensor is unknown. "
-            "`joulewatch analyze RUN --publish` writes these results to Prometheus.",
+            "`joulewatch profile --prometheus` and `joulewatch analyze RUN --publish` write these results.",
             "joule",
             [
                 query(total(catalog.RESULT_ENERGY, "gross", BY_RESULT_AND_METHOD), shape="table"),
@@ -292,6 +299,7 @@ def results_row() -> list[Panel]:
                 query(result(catalog.RESULT_THROUGHPUT_UNCERTAINTY, by=BY_RESULT), ref="F", shape="table"),
             ],
             size=(24, 10),
+            no_value=NO_RESULTS,
             kind=data_table(
                 [
                     transformation("merge"),
@@ -338,6 +346,7 @@ def results_row() -> list[Panel]:
                 )
             ],
             size=(24, 6),
+            no_value="No findings, or no results yet: joulewatch analyze RUN --prometheus URL --publish",
             kind=data_table(
                 [
                     columns(

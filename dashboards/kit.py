@@ -143,11 +143,12 @@ def panel(
     size: tuple[int, int],
     kind: AnyPanel,
     overrides: Sequence[Override] = (),
+    no_value: str = "",
 ) -> AnyPanel:
     """Return ``kind``, the new panel of one type, with what panels of every type have.
 
     ``unit`` is the id of one of Grafana's units; ``size`` is the width, in 24ths of the page, and the height in
-    grid units.
+    grid units; ``no_value`` is shown instead of values if there are none.
     """
     built: AnyPanel = (
         kind.title(title)
@@ -158,6 +159,8 @@ def panel(
         .height(size[1])
         .targets(list(targets))
     )
+    if no_value:
+        built = built.no_value(no_value)
     for matcher, properties in overrides:
         built = built.with_override(matcher, properties)
     return built

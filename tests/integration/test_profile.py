@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.clients.prometheus import PrometheusClient
 from joulewatch_harness.records import RunRecord, Window
 from joulewatch_harness.storage.journal import read_run
 from joulewatch_harness.storage.recording import Recording
@@ -209,12 +211,14 @@ def test_a_run_continues_with_a_note_when_its_exporter_dies(
     assert len(measured(record)) == 6
 
 
-def test_with_prometheus_every_window_is_delivered(
-    profile: Callable[..., Profile], exporter_server: Any, prometheus_server: Any
+@pytest.mark.parametrize("publish", [True, False])
+def test_with_prometheus_every_window_and_the_results_are_delivered(
+    profile: Callable[..., Profile], exporter_server: Any, prometheus_server: Any, publish: bool
 ) -> None:
     exporter = exporter_server()
     prometheus = prometheus_server(scrape_targets=[exporter.address], scrape_interval="200ms")
-    command = profile("--prometheus", prometheus.url, "--exporter", exporter.url)
+    words = ["--prometheus", prometheus.url, "--exporter", exporter.url, "--grafana", "http://grafana:3000/"]
+    command = profile(*words, *([] if publish else ["--no-publish"]))
     assert command.finish() == 0, command.err.read_text()
     record = command.record()
     log = command.err.read_text()
@@ -222,6 +226,12 @@ def test_with_prometheus_every_window_is_delivered(
     assert "not there yet" not in log
     assert "Sleeper" in command.out.read_text()
     assert not (command.run_folder / "recording.sqlite").exists()
+    link = re.search(r"dashboard: http://grafana:3000/d/joulewatch-experiment\?var-run=(\S+)&from=(\d+)&to=(\d+)", log)
+    assert link is not None, log
+    assert link[1] == record.header.run and int(link[2]) < int(link[3])
+    with PrometheusClient(PrometheusOptions(prometheus.url)) as client:
+        results = client.query(f'joulewatch_result_energy_per_inference_joules{{run="{record.header.run}"}}')
+    assert bool(results) == ("published" in log) == publish
 
 
 def test_tuning_in_a_separate_process_is_reported_as_setup_also_from_prometheus_alone(

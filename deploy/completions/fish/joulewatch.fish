@@ -51,7 +51,7 @@ function _shtab_joulewatch_using
 end
 
 set -g _shtab_joulewatch_commands profile analyze compare layers energy runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --configuration --cpus --end --exporter --exporter.flags --figure --format --idle --log.level --match --max-uncertainty --model --name --network --option --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
+set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --configuration --cpus --end --exporter --exporter.flags --figure --format --grafana --idle --log.level --match --max-uncertainty --model --name --network --option --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -88,6 +88,8 @@ complete -c joulewatch -n '_shtab_joulewatch_using profile' -l prometheus -x -d 
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l pushgateway -x -d 'deliver annotations through this Pushgateway'
+complete -c joulewatch -n '_shtab_joulewatch_using profile' -l no-publish -d 'do not write the results to Prometheus'
+complete -c joulewatch -n '_shtab_joulewatch_using profile' -l grafana -x -d 'show a link to the run in this Grafana'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l format -xka "table json csv" -d 'output format (default: table)'
 complete -c joulewatch -n '_shtab_joulewatch_using profile' -l figure -xka "(__fish_complete_path (commandline -ct))" -d 'PNG, SVG or PDF (default: figure.png in the run'"'"'s directory)'

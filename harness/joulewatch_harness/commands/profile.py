@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
 
-from joulewatch_harness.clients.options import add_prometheus_arguments, load_options
+from joulewatch_harness.clients.options import add_prometheus_arguments, checked_url, load_options
+from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.commands.options import add_format_argument, network_options
 from joulewatch_harness.errors import (
     ConfigError,
@@ -44,8 +46,10 @@ from joulewatch_harness.runner.pinning import check_cpus
 from joulewatch_harness.runner.preflight import Prepared, prepare
 
 if TYPE_CHECKING:
+    from joulewatch_harness.analysis.results.model import RunResult
+    from joulewatch_harness.clients.options import PrometheusOptions
     from joulewatch_harness.delivery.courier import DeliveryReport
-    from joulewatch_harness.records import RunEnd, SensorRecord
+    from joulewatch_harness.records import RunEnd, RunRecord, SensorRecord
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +58,9 @@ EXIT_FAILED: Final = 1
 DELIVERY_WAIT_S: Final = 30.0
 FIGURE_NAME: Final = "figure.png"
 RESULT_NAME: Final = "result.json"
+DASHBOARD_UID: Final = "joulewatch-experiment"
+LINK_MARGIN_S: Final = 60.0
+"""The time range of a link ends this much after the run, so that it contains the published results."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +129,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_prometheus_arguments(parser)
     where.add_argument("--pushgateway", metavar="URL", help="deliver annotations through this Pushgateway")
+    where.add_argument(
+        "--no-publish", dest="publish", action="store_false", help="do not write the results to Prometheus"
+    )
+    where.add_argument("--grafana", metavar="URL", help="show a link to the run in this Grafana")
     out = parser.add_argument_group("output")
     out.add_argument("--output", metavar="DIR", help=f"directory of all runs (default: {DEFAULT_OUTPUT})")
     add_format_argument(out)
@@ -137,6 +148,8 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_from(args)
     config = Path(plan.prometheus_config) if plan.prometheus_config else None
     prometheus = load_options(plan.prometheus or None, config, args.match)
+    if args.grafana is not None:
+        checked_url(args.grafana, "--grafana")
     if plan.pushgateway and prometheus is None:
         raise ConfigError(
             "--pushgateway needs --prometheus: pushed annotations are kept until Prometheus has scraped them"
@@ -152,7 +165,7 @@ def run(args: argparse.Namespace) -> int:
                 _report(f"Analyze the windows stored so far with: joulewatch analyze {prepared.folder}")
             raise
     _report(f"run {prepared.run}: {end.status}{f' ({end.text})' if end.text else ''}")
-    return _conclude(prepared, end, args.format, args.figure)
+    return _conclude(prepared, end, args)
 
 
 def plan_from(args: argparse.Namespace) -> Plan:
@@ -319,8 +332,8 @@ def _measure(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
     return end
 
 
-def _conclude(prepared: Prepared, end: RunEnd, form: str, figure: Path | None) -> int:
-    """Analyze the run; it stays stored if the analysis fails."""
+def _conclude(prepared: Prepared, end: RunEnd, args: argparse.Namespace) -> int:
+    """Analyze the run and publish its results; it stays stored if that fails."""
     folder = prepared.folder
     recording = folder / "recording.sqlite"
     again = f"joulewatch analyze {folder}" + (
@@ -331,18 +344,22 @@ def _conclude(prepared: Prepared, end: RunEnd, form: str, figure: Path | None) -
         _report(f"nothing was measured; the journal has the reasons: {folder / 'journal.jsonl'}")
         return EXIT_FAILED
     try:
-        _analyze(prepared, recording if recording.exists() else None, form, figure)
+        result = _analyze(prepared, recording if recording.exists() else None, args.format, args.figure)
     except JoulewatchError as error:
         _report(f"the run is stored, but its analysis failed: {error}\nTry again with: {again}")
         return status or EXIT_FAILED
+    if prepared.prometheus is not None and args.publish:
+        _publish(result, prepared.prometheus, again)
     _report_method(prepared.sensors)
     _report(f"run: {folder}")
+    if prepared.prometheus is not None:
+        _report(f"dashboard: {dashboard_link(result.record, args.grafana or '')}")
     if end.status == "interrupted":
         _report(f"The run was stopped early; the windows so far are shown. Analyze them again with: {again}")
     return status
 
 
-def _analyze(prepared: Prepared, recording: Path | None, form: str, figure: Path | None) -> None:
+def _analyze(prepared: Prepared, recording: Path | None, form: str, figure: Path | None) -> RunResult:
     from joulewatch_harness.analysis.reports import to_csv, to_json, to_text
     from joulewatch_harness.analysis.reports.figure import write_figure
     from joulewatch_harness.analysis.reports.table import terminal_width
@@ -371,6 +388,29 @@ def _analyze(prepared: Prepared, recording: Path | None, form: str, figure: Path
     _report(f"figure: {target}\nresult: {prepared.folder / RESULT_NAME}")
     if recording is not None:
         _report(f"recording: {recording}")
+    return result
+
+
+def _publish(result: RunResult, prometheus: PrometheusOptions, again: str) -> None:
+    """Write the results to Prometheus for the dashboards; they are on disk if that fails."""
+    from joulewatch_harness.clients.prometheus import PrometheusClient
+    from joulewatch_harness.delivery.results import publish
+
+    try:
+        with PrometheusClient(prometheus) as client:
+            count = publish(result, client)
+    except JoulewatchError as error:
+        _report(f"the results are not on the dashboards: {error}\nTry again with: {again} --publish")
+    else:
+        _report(f"published {count} samples to {prometheus.url}")
+
+
+def dashboard_link(record: RunRecord, grafana: str) -> str:
+    """Return the address of the run on the dashboard Experiment; only its path if the URL of Grafana is empty."""
+    start_s = record.header.started_at_s
+    end_s = record.end.ended_at_s if record.end is not None else time.time()
+    query = urlencode({"var-run": record.header.run, "from": to_ms(start_s), "to": to_ms(end_s + LINK_MARGIN_S)})
+    return f"{grafana.rstrip('/')}/d/{DASHBOARD_UID}?{query}"
 
 
 def _report_sensors(sensors: Sequence[SensorRecord]) -> None:

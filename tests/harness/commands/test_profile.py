@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from joulewatch_harness import cli
+from joulewatch_harness.analysis.results.summary import analyze_run
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.commands import profile
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.plan import Plan
@@ -17,6 +20,7 @@ from joulewatch_harness.records import ExporterRecord
 from joulewatch_harness.runner import preflight
 from support.loopback import page_server
 from support.servers import free_port
+from support.synthetic import TWO_SOCKETS, make_world
 
 MINE = """
 class Mine:
@@ -228,3 +232,22 @@ def test_an_error_in_a_flag_does_not_name_the_file(tmp_path: Path, keys: str, wo
     path.write_text(keys)
     with pytest.raises(ConfigError, match=f"^{message}"):
         plan_of(str(path), *words)
+
+
+def test_results_that_cannot_be_published_are_reported_with_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    record = make_world(TWO_SOCKETS).record
+    assert record is not None
+    options = PrometheusOptions(f"http://127.0.0.1:{free_port()}")
+    profile._publish(analyze_run(record, None), options, "joulewatch analyze runs/1 --prometheus URL")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("the results are not on the dashboards: ")
+    assert lines[-1] == "Try again with: joulewatch analyze runs/1 --prometheus URL --publish"
+
+
+def test_a_link_without_grafana_is_a_path() -> None:
+    record = make_world(TWO_SOCKETS).record
+    assert record is not None and record.end is not None
+    started_ms, ended_ms = to_ms(record.header.started_at_s), to_ms(record.end.ended_at_s)
+    assert profile.dashboard_link(record, "") == (
+        f"/d/joulewatch-experiment?var-run={record.header.run}&from={started_ms}&to={ended_ms + 60_000}"
+    )
