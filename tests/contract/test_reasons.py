@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, get_args
 
-from joulewatch_harness.analysis.results.audit import REASONS, Severity
+from joulewatch_harness.analysis.results.audit.findings import REASONS, Severity
 from support.paths import ROOT
 
 ENTRY: Final = re.compile(r"- `(\w+)` \(([\w, ]+)\): (.+?)\. \*Fix:\* (.+?)\.(?= - `|$)")

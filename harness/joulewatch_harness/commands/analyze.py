@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.analysis.reports.figure import check_figure_path, write_figure
     from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.analysis.results import numbers
-    from joulewatch_harness.analysis.results.audit import worst
+    from joulewatch_harness.analysis.results.audit.findings import worst
     from joulewatch_harness.analysis.results.summary import analyze_run
 
     options = options_from_args(args)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, paragraph, paragraphs
-from joulewatch_harness.analysis.results.audit import Finding
+from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.model import (
     TOTAL,
     BudgetLine,

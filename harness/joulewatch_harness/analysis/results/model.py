@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from joulewatch_harness.analysis.results.audit import Finding
+from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.records import Configuration, RunRecord, SensorRecord
 

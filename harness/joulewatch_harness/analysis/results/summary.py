@@ -19,9 +19,12 @@ from joulewatch_harness.analysis.energy.frozen import withhold_frozen
 from joulewatch_harness.analysis.energy.settling import with_settling
 from joulewatch_harness.analysis.energy.window_energy import ACCURACY
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow, measure_run
-from joulewatch_harness.analysis.results import audit
-from joulewatch_harness.analysis.results.audit import Finding
-from joulewatch_harness.analysis.results.first_round import audit_first_round
+from joulewatch_harness.analysis.results.audit.findings import Finding
+from joulewatch_harness.analysis.results.audit.first_round import audit_first_round
+from joulewatch_harness.analysis.results.audit.groups import audit_idle, audit_load, audit_repeats
+from joulewatch_harness.analysis.results.audit.other_load import is_busy, measures_this_machine
+from joulewatch_harness.analysis.results.audit.run import audit_record, audit_run
+from joulewatch_harness.analysis.results.audit.windows import audit_windows
 from joulewatch_harness.analysis.results.model import (
     COMPONENTS,
     IDLE_BASELINE,
@@ -90,14 +93,14 @@ def analyze_run(
         history = source.history(run_spans(record), record.header.exporters or None)
         record = _with_nodenames(record, history)
     report("integrating")
-    findings = list(audit.audit_record(record))
+    findings = list(audit_record(record))
     record = replace(record, windows=_first_of_each(record.windows))
     windows = tuple(window for window in record.windows if window.kind in MEASURED_KINDS)
     run = with_settling(withhold_frozen(measure_run(replace(record, windows=windows), history)))
     analysis = _Analysis(record, run)
     # Setups are reported but not audited: a problem with a setup is not a problem with a result.
     audited = replace(run, windows=tuple(measured for measured in run.windows if measured.window.kind != "setup"))
-    findings += audit.audit_run(audited, with_history=source is not None)
+    findings += audit_run(audited, with_history=source is not None)
     groups = [analysis.group(key, windows) for key, windows in analysis.measure_windows().items()]
     findings += (finding for group in groups for finding in analysis.audit_group(group))
     idle = analysis.idle_by_component()
@@ -105,7 +108,7 @@ def analyze_run(
     if analysis.devices and TOTAL not in idle and groups:
         text = "no idle window has the energy of all devices, so there is no net energy"
         findings.append(Finding(severity="info", reason="no_idle", text=text))
-    findings += audit.audit_windows(audited)
+    findings += audit_windows(audited)
     return RunResult(
         record=record,
         source=source.describe() if source is not None else "",
@@ -216,8 +219,8 @@ class _Analysis:
 
     def idle_problem(self, idle: IdlePower | None, sensors: Sequence[SensorId]) -> str:
         """Return why the power of idle windows is not the idle power of some sensors; empty: nothing is known."""
-        busy = {measured.window.index for measured in self.idle_windows if audit.is_busy(measured.window)}
-        here = audit.measures_this_machine(self.run, sensors)
+        busy = {measured.window.index for measured in self.idle_windows if is_busy(measured.window)}
+        here = measures_this_machine(self.run, sensors)
         if idle is None or not here or not busy.intersection(idle.windows):
             return ""
         count = len(busy.intersection(idle.windows))
@@ -233,7 +236,7 @@ class _Analysis:
             windows = [measured for measured in self.idle_windows if measured.window.index in power.windows]
             complete, _ = self.gather(self._devices_of(name), windows)
             watts = [energy.joules / measured.span.duration_s for measured, energy in complete]
-            yield from audit.audit_idle(name, watts)
+            yield from audit_idle(name, watts)
 
     def _components(self) -> list[str]:
         """Return the components that have a device sensor, in their usual order."""
@@ -315,14 +318,14 @@ class _Analysis:
                 rounds.setdefault(measured.window.repeat, []).append(energy.joules / measured.window.inferences)
         name = f"{group.configuration.name}, batch {group.batch_size}"
         means = [mean(values) for values in rounds.values()]
-        yield from audit.audit_repeats(name, means, group.measured_rounds, self.target)
+        yield from audit_repeats(name, means, group.measured_rounds, self.target)
         energies = {} if group.total.gross is None else group.total.gross.rounds
         rates = {} if group.throughput is None else group.throughput.rounds
         times_s = {number: 1 / rate for number, rate in rates.items() if rate > 0}
         yield from audit_first_round(name, {"energy per inference": energies, "time per inference": times_s})
         gross, idle = group.total.gross, group.total.idle
         if gross is not None and idle is not None and group.throughput is not None:
-            yield from audit.audit_load(name, gross, group.throughput.value, idle)
+            yield from audit_load(name, gross, group.throughput.value, idle)
 
     def energy(
         self, name: str, sensors: Sequence[SensorId], windows: Sequence[MeasuredWindow], configuration: str

@@ -16,7 +16,7 @@ from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.reports import figure, to_csv, to_json, to_text
 from joulewatch_harness.analysis.reports.figure import _foot_lines, _ticks, write_figure
 from joulewatch_harness.analysis.results import numbers
-from joulewatch_harness.analysis.results.audit import Finding
+from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.model import Estimate, PhaseShare, RunResult, SetupResult
 from joulewatch_harness.analysis.results.phases import outside_execution
 from joulewatch_harness.analysis.results.summary import analyze_run

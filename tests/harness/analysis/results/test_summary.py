@@ -12,7 +12,8 @@ import pytest
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.energy.window_energy import Span
 from joulewatch_harness.analysis.energy.windows import MeasuredWindow
-from joulewatch_harness.analysis.results.audit import REASONS, Finding, audit_idle, audit_repeats, worst
+from joulewatch_harness.analysis.results.audit.findings import REASONS, Finding, worst
+from joulewatch_harness.analysis.results.audit.groups import audit_idle, audit_repeats
 from joulewatch_harness.analysis.results.model import GroupResult, IdlePower, RunResult
 from joulewatch_harness.analysis.results.summary import (
     _exclusion,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from joulewatch_harness.analysis.results.audit import Finding
+from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.gum import mean, standard_error, student_factor
 
 LEAST_LATER_ROUNDS: Final = 3

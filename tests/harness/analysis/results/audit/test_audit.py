@@ -13,14 +13,10 @@ import pytest
 import responses
 
 from joulewatch_exporter import catalog
-from joulewatch_harness.analysis.results.audit import (
-    LEAST_LOAD_S,
-    REASONS,
-    Severity,
-    audit_load,
-    audit_record,
-    other_load,
-)
+from joulewatch_harness.analysis.results.audit.findings import REASONS, Severity
+from joulewatch_harness.analysis.results.audit.groups import audit_load
+from joulewatch_harness.analysis.results.audit.other_load import LEAST_LOAD_S, other_load
+from joulewatch_harness.analysis.results.audit.run import audit_record
 from joulewatch_harness.analysis.results.model import Estimate, IdlePower, RunResult
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.analysis.sources.history import RawSeries

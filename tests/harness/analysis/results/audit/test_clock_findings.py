@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from joulewatch_harness.analysis.results.audit import Finding, worst
+from joulewatch_harness.analysis.results.audit.findings import Finding, worst
 from joulewatch_harness.analysis.results.model import RunResult
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.records import Edge, EdgeClock, Window

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from joulewatch_harness.analysis.results.first_round import audit_first_round
+from joulewatch_harness.analysis.results.audit.first_round import audit_first_round
 
 LATER = [1.00, 1.01, 0.99, 1.00]
 """Their scatter is 0.8 %: one more value lies within 5.3 % with a probability of 99 %."""

@@ -1,0 +1,1 @@
+"""The audit of a run: what limits its results, or contradicts them."""

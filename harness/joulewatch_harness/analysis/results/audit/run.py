@@ -1,0 +1,196 @@
+"""Audit of the run as a whole: its list of windows, its sensors and exporters, the samples of its source."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import numpy as np
+
+from joulewatch_harness.analysis.energy.settling import settle_s_of
+from joulewatch_harness.analysis.energy.windows import MeasuredRun
+from joulewatch_harness.analysis.results.audit.findings import Finding
+from joulewatch_harness.analysis.sources.history import refresh_s_of
+from joulewatch_harness.records import RunRecord
+
+
+def audit_record(record: RunRecord) -> Iterator[Finding]:
+    """Yield the findings about the list of windows: gaps and doubles in their numbers."""
+    counts = Counter(window.index for window in record.windows)
+    missing = sorted(set(range(max(counts, default=-1) + 1)) - counts.keys())
+    doubled = sorted(index for index, count in counts.items() if count > 1)
+    if missing:
+        yield Finding(
+            severity="error",
+            reason="missing_windows",
+            text=f"{len(missing)} of {max(counts) + 1} windows are missing, the first is {missing[0]}: lines of the "
+            "journal are lost, or not delivered yet ('joulewatch runs push' delivers them)",
+            evidence={"windows": len(missing), "first": missing[0]},
+        )
+    if doubled:
+        yield Finding(
+            severity="warning",
+            reason="missing_windows",
+            text=f"{len(doubled)} windows are stored twice, the first is {doubled[0]}; the first line of each is used",
+            evidence={"windows": len(doubled), "first": doubled[0]},
+            window=doubled[0],
+        )
+
+
+def audit_run(run: MeasuredRun, *, with_history: bool) -> Iterator[Finding]:
+    """Yield the findings about the run as a whole: those of every check, in the order of the tables.
+
+    Args:
+        run: The measured run.
+        with_history: Whether there was a source of samples.
+    """
+    for check in (*RUN_CHECKS, *(HISTORY_CHECKS if with_history else ()), _end):
+        yield from check(run)
+
+
+def _no_sensors(run: MeasuredRun) -> Iterator[Finding]:
+    if not run.sensors:
+        yield Finding(
+            severity="error",
+            reason="no_sensors",
+            text="the run has no energy sensor, so it has times only; 'joulewatch-exporter check' reports why",
+        )
+
+
+_METHODS: Final = (
+    ("estimated", "estimated_energy", "estimated by a power model, not measured"),
+    ("emulated", "emulated_energy", "from an emulated machine, not from hardware"),
+    ("unknown", "unknown_method", "measured by an unknown method, because joulewatch_sensor_info is not stored"),
+)
+
+
+def _methods(run: MeasuredRun) -> Iterator[Finding]:
+    for method, reason, sentence in _METHODS:
+        names = [str(sensor) for sensor, metadata in run.sensors.items() if metadata.method == method]
+        if names:
+            yield Finding(
+                severity="warning",
+                reason=reason,
+                text=f"{sentence}: {_some(names)}",
+                evidence={"sensors": len(names)},
+            )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _accuracy(run: MeasuredRun) -> Iterator[Finding]:
+    unknown = [str(sensor) for sensor, metadata in run.sensors.items() if metadata.accuracy is None]
+    if unknown:
+        yield Finding(
+            severity="info",
+            reason="accuracy_unknown",
+            text=f"no accuracy is published, so uncertainties do not include it: {_some(unknown)}",
+            evidence={"sensors": len(unknown)},
+        )
+
+
+def _notices(run: MeasuredRun) -> Iterator[Finding]:
+    for notice in run.history.notices:
+        yield Finding(
+            severity=notice.severity,
+            reason=notice.reason,
+            text=notice.text,
+            evidence={"exporter": notice.exporter},
+        )
+
+
+def _settle(run: MeasuredRun) -> Iterator[Finding]:
+    settle_s = settle_s_of(run.record)
+    if settle_s is None:
+        return
+    slow = {
+        sensor: refresh_s
+        for sensor, metadata in run.sensors.items()
+        if sensor.scope == "device"
+        and (refresh_s := refresh_s_of(metadata, run.history.counters.get(sensor))) > settle_s
+        and any(measured.sensors[sensor].energy is not None for measured in run.windows)
+    }
+    if slow:
+        slowest_s = max(slow.values())
+        yield Finding(
+            severity="warning",
+            reason="settle_too_short",
+            text=f"the load ran for {settle_s:.3g} s before each window, less than the refresh period (up to "
+            f"{slowest_s:.3g} s) of {_some([str(sensor) for sensor in slow])}; set settle_s to {slowest_s:.3g} or more "
+            "in the plan",
+            evidence={"settle_s": settle_s, "refresh_s": slowest_s},
+        )
+
+
+def _exporter_missing(run: MeasuredRun) -> Iterator[Finding]:
+    seen = {sensor.exporter for sensor in run.history.counters}
+    for exporter in sorted({exporter_record.name for exporter_record in run.record.header.exporters} - seen):
+        yield Finding(
+            severity="warning",
+            reason="exporter_missing",
+            text=f"{exporter}: {run.history.source} has no samples of this exporter around the run; check that it "
+            "is scraped",
+            evidence={"exporter": exporter},
+        )
+
+
+def _end(run: MeasuredRun) -> Iterator[Finding]:
+    end = run.record.end
+    if end is None:
+        yield Finding(
+            severity="warning", reason="interrupted", text="the run has no end: it was killed or is still running"
+        )
+    elif end.status != "complete":
+        text = f": {end.text}" if end.text else ""
+        yield Finding(severity="warning", reason="interrupted", text=f"the run ended as {end.status}{text}")
+
+
+def _unknown_clocks(run: MeasuredRun) -> Iterator[Finding]:
+    """Yield the exporters whose clock nothing bounded, if windows are placed on it: by history, not by edges."""
+    windows: dict[tuple[str, float], set[int]] = {}
+    for measured in run.windows:
+        for sensor, result in measured.sensors.items():
+            if result.clock_doubt_s:
+                windows.setdefault((sensor.exporter, result.clock_doubt_s), set()).add(measured.window.index)
+    for (exporter, doubt_s), indexes in windows.items():
+        yield Finding(
+            severity="warning",
+            reason="clock_unknown",
+            text=f"{exporter}: its clock was never compared with the harness's. The uncertainty of {len(indexes)} "
+            f"windows allows for {doubt_s:g} s. Name the exporter with --exporter, so that it is read at the "
+            "edges; an exporter of version 0.1.0 must be updated, too",
+            evidence={"exporter": exporter, "windows": len(indexes), "offset_s": doubt_s},
+        )
+
+
+def _gaps(run: MeasuredRun) -> Iterator[Finding]:
+    """Yield the gaps between samples inside windows; the counters kept counting, so the energies are right."""
+    reported = set()
+    for sensor, counter in run.history.counters.items():
+        if len(counter) < 3:
+            continue
+        steps = np.diff(counter.times_s)
+        limit_s = max(3 * float(np.median(steps)), 0.5)
+        for at in np.flatnonzero(steps > limit_s):
+            left_s, right_s = float(counter.times_s[at]), float(counter.times_s[at + 1])
+            for measured in run.windows:
+                span = measured.span
+                key = (sensor.exporter, measured.window.index)
+                if span.start_s <= left_s and right_s <= span.end_s and key not in reported:
+                    reported.add(key)
+                    yield Finding(
+                        severity="info",
+                        reason="sample_gap",
+                        text=f"{sensor.exporter}: no sample for {right_s - left_s:.3g} s inside the window; its "
+                        "counters kept counting",
+                        evidence={"exporter": sensor.exporter, "gap_s": right_s - left_s},
+                        window=measured.window.index,
+                    )
+
+
+RunCheck = Callable[[MeasuredRun], Iterator[Finding]]
+RUN_CHECKS: Final[tuple[RunCheck, ...]] = (_no_sensors, _methods, _accuracy, _notices, _settle)
+HISTORY_CHECKS: Final[tuple[RunCheck, ...]] = (_exporter_missing, _gaps, _unknown_clocks)
