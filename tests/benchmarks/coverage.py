@@ -18,18 +18,12 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
+from joulewatch_harness.analysis.energy.from_edges import energy_from_edges
+from joulewatch_harness.analysis.energy.from_history import energy_from_counter
+from joulewatch_harness.analysis.energy.from_power import energy_from_power
 from joulewatch_harness.analysis.energy.sensor_energies import SensorEnergy
-from joulewatch_harness.analysis.energy.window_energy import (
-    UNKNOWN_CLOCK,
-    ClockOffset,
-    EdgeReading,
-    Span,
-    WindowEnergy,
-    energy_from_counter,
-    energy_from_edges,
-    energy_from_power,
-    with_unseen,
-)
+from joulewatch_harness.analysis.energy.unseen import with_unseen
+from joulewatch_harness.analysis.energy.window_energy import UNKNOWN_CLOCK, ClockOffset, EdgeReading, Span, WindowEnergy
 from joulewatch_harness.analysis.results.model import Estimate
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.analysis.results.uncertainty import combine, combine_mean

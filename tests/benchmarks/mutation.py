@@ -52,12 +52,14 @@ ANALYSIS_TESTS: Final = (
     "tests/harness/analysis/results/test_uncertainty.py",
 )
 """Without reports, comparisons and layers: they call the modules below in much more time, and notice no more."""
+ENERGY_MODULES: Final = (
+    "window_energy", "from_edges", "from_history", "from_power", "budget", "scatter", "unseen", "windows",
+    "sensor_energies",
+)  # fmt: skip
 TESTS_OF_MODULE: Final = {
     f"{EXPORTER}/sampling/counter.py": ("tests/exporter/sampling/test_counter.py",),
     f"{HARNESS}/gum.py": ("tests/harness/test_gum.py",),
-    f"{HARNESS}/analysis/energy/window_energy.py": ANALYSIS_TESTS,
-    f"{HARNESS}/analysis/energy/windows.py": ANALYSIS_TESTS,
-    f"{HARNESS}/analysis/energy/sensor_energies.py": ANALYSIS_TESTS,
+    **{f"{HARNESS}/analysis/energy/{name}.py": ANALYSIS_TESTS for name in ENERGY_MODULES},
     f"{HARNESS}/analysis/results/summary.py": ANALYSIS_TESTS,
     f"{HARNESS}/analysis/results/uncertainty.py": ANALYSIS_TESTS,
     f"{HARNESS}/analysis/sources/history.py": ANALYSIS_TESTS,

@@ -21,11 +21,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from joulewatch_harness.analysis.energy.window_energy import (
-    UNKNOWN_CLOCK,
-    UNKNOWN_OFFSET_S,
-    ClockOffset,
-)
+from joulewatch_harness.analysis.energy.window_energy import UNKNOWN_CLOCK, UNKNOWN_OFFSET_S, ClockOffset
 from joulewatch_harness.analysis.sources.series import is_loopback
 from joulewatch_harness.clocktime import is_step
 from joulewatch_harness.records import Edge, EdgeClock, RunRecord, Window

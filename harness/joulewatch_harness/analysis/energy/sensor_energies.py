@@ -7,15 +7,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from joulewatch_harness.analysis.energy.from_history import energy_from_counter
+from joulewatch_harness.analysis.energy.from_power import energy_from_power
 from joulewatch_harness.analysis.energy.frozen import check_frozen
-from joulewatch_harness.analysis.energy.window_energy import (
-    ACCURACY,
-    Span,
-    WindowEnergy,
-    energy_from_counter,
-    energy_from_power,
-    with_unseen,
-)
+from joulewatch_harness.analysis.energy.unseen import with_unseen
+from joulewatch_harness.analysis.energy.window_energy import ACCURACY, Span, WindowEnergy
 from joulewatch_harness.analysis.energy.windows import LARGEST_UNMEASURED
 from joulewatch_harness.analysis.sources.history import SCOPES, History, traits_of
 from joulewatch_harness.analysis.sources.identity import Notice

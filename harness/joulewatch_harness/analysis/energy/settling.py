@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from joulewatch_harness.analysis.energy.window_energy import budget_item
+from joulewatch_harness.analysis.energy.budget import budget_item
 from joulewatch_harness.analysis.energy.windows import Measured, MeasuredRun
 from joulewatch_harness.analysis.sources.history import refresh_s_of
 from joulewatch_harness.analysis.sources.series import SensorId

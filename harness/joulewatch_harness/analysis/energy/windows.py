@@ -10,22 +10,12 @@ from typing import Final
 import numpy as np
 
 from joulewatch_harness.analysis.energy.clock_offsets import HARNESS, Offsets, RunClocks, run_clocks
-from joulewatch_harness.analysis.energy.window_energy import (
-    EdgeReading,
-    Span,
-    WindowEnergy,
-    energy_from_counter,
-    energy_from_edges,
-    with_unseen,
-)
+from joulewatch_harness.analysis.energy.from_edges import energy_from_edges
+from joulewatch_harness.analysis.energy.from_history import energy_from_counter
+from joulewatch_harness.analysis.energy.unseen import with_unseen
+from joulewatch_harness.analysis.energy.window_energy import EdgeReading, Span, WindowEnergy
 from joulewatch_harness.analysis.sources.history import Health, History, traits_of, unknown_sensor
-from joulewatch_harness.analysis.sources.series import (
-    Floats,
-    SensorId,
-    Series,
-    Traits,
-    default_max_gap_s,
-)
+from joulewatch_harness.analysis.sources.series import Floats, SensorId, Series, Traits, default_max_gap_s
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.records import Edge, RunRecord, SensorRecord, Window, WindowKind
 

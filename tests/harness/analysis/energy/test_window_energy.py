@@ -10,19 +10,11 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from joulewatch_harness.analysis.energy.window_energy import (
-    UNKNOWN_CLOCK,
-    ClockOffset,
-    EdgeReading,
-    Span,
-    WindowEnergy,
-    _largest_slacks,
-    _moved_outside,
-    energy_from_counter,
-    energy_from_edges,
-    energy_from_power,
-    with_unseen,
-)
+from joulewatch_harness.analysis.energy.from_edges import _largest_slacks, _moved_outside, energy_from_edges
+from joulewatch_harness.analysis.energy.from_history import energy_from_counter
+from joulewatch_harness.analysis.energy.from_power import energy_from_power
+from joulewatch_harness.analysis.energy.unseen import with_unseen
+from joulewatch_harness.analysis.energy.window_energy import UNKNOWN_CLOCK, ClockOffset, EdgeReading, Span, WindowEnergy
 from joulewatch_harness.analysis.sources.series import Floats, Series, Traits
 from joulewatch_harness.errors import CoverageError
 from joulewatch_harness.gum import NORMAL_95, student_factor

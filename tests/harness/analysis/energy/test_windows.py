@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from joulewatch_harness.analysis.energy.window_energy import ClockOffset, Span, energy_from_counter
+from joulewatch_harness.analysis.energy.from_history import energy_from_counter
+from joulewatch_harness.analysis.energy.window_energy import ClockOffset, Span
 from joulewatch_harness.analysis.energy.windows import (
     Measured,
     _power_ranges,

@@ -1,0 +1,96 @@
+"""The components of the uncertainty of one window's energy. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from joulewatch_harness.analysis.energy.window_energy import ACCURACY, BudgetItem, ClockOffset, Distribution
+from joulewatch_harness.analysis.sources.series import Traits
+from joulewatch_harness.gum import NORMAL_95
+
+_DIVISORS: Final[dict[Distribution, float]] = {
+    "uniform": math.sqrt(3.0),
+    "triangular": math.sqrt(6.0),
+    "arcsine": math.sqrt(2.0),
+    "normal": NORMAL_95,
+}
+"""Half-width over standard uncertainty (GUM 4.3.7 to 4.3.9)."""
+
+
+def budget_item(
+    name: str,
+    half_width_joules: float,
+    distribution: Distribution,
+    text: str,
+    *,
+    standard_joules: float | None = None,
+    systematic: bool = False,
+    family: str = "",
+) -> BudgetItem:
+    """Return a component; its standard uncertainty is that of the distribution, unless it is given."""
+    return BudgetItem(
+        name=name,
+        standard_joules=half_width_joules / _DIVISORS[distribution] if standard_joules is None else standard_joules,
+        half_width_joules=half_width_joules,
+        distribution=distribution,
+        text=text,
+        systematic=systematic,
+        family=family,
+    )
+
+
+def without_zeros(*items: BudgetItem) -> tuple[BudgetItem, ...]:
+    """Return the components that are not 0, and the accuracy: its presence shows that one is published."""
+    return tuple(item for item in items if item.half_width_joules > 0 or item.name == ACCURACY)
+
+
+def counter_items(
+    traits: Traits, duration_s: float, power: float, floor: float, cap: float, batch_s: float
+) -> list[BudgetItem]:
+    """Return the components of a counter's readings at both edges.
+
+    Either value is up to a refresh period r old. The two ages are independent, and they meet different powers:
+    u = r sqrt(P^2 / 6 + 2 / 3 s^2), where s^2 <= (cap - P) (P - floor) is the largest variance of a power between
+    floor and cap with the mean P (Bhatia and Davis 2000). Power that repeats with each batch averages out over r.
+    A counter that is integrated from a gauge by the trapezoid lags by half of r more, which adds r^2 s^2 / 2.
+    """
+    variance = max(cap - power, 0.0) * max(power - floor, 0.0)
+    if batch_s < traits.refresh_s:
+        variance *= batch_s / traits.refresh_s
+    integrated = traits.resolution_watts > 0
+    half = traits.refresh_s * math.sqrt(power * power + (7 if integrated else 4) * variance)
+    return [
+        budget_item("refresh", half, "triangular", f"the value is up to {traits.refresh_s:.3g} s old at either edge"),
+        budget_item(
+            "resolution",
+            traits.resolution_joules,
+            "triangular",
+            f"steps of {traits.resolution_joules:.3g} J at either edge",
+        ),
+        steps_item(traits.resolution_watts, duration_s),
+    ]
+
+
+def steps_item(step_watts: float, duration_s: float) -> BudgetItem:
+    """Return the component of a power that has steps."""
+    half = step_watts * duration_s / 2
+    return budget_item("steps", half, "uniform", f"power in steps of {step_watts:.3g} W", systematic=True)
+
+
+def accuracy_items(traits: Traits, joules: float) -> list[BudgetItem]:
+    """Return the component of the sensor's accuracy; none if it has none."""
+    if traits.accuracy is None:
+        return []
+    text = f"accuracy of the sensor, ±{100 * traits.accuracy:.3g} %, the same in every repeat"
+    half = traits.accuracy * abs(joules)
+    return [budget_item(ACCURACY, half, "uniform", text, systematic=True, family=traits.family)]
+
+
+def clock_text(offset: ClockOffset, error_s: float) -> str:
+    """Return the explanation of the component ``clock`` of energies from history or power."""
+    known = "known" if offset.known else "unknown, assumed"
+    return (
+        f"the exporter's clock, {known} to be within {offset.half_width_s * 1e3:.3g} ms; the harness's mapping of its "
+        f"clocks, {error_s * 1e3:.3g} ms at either edge"
+    )

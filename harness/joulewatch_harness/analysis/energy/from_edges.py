@@ -1,0 +1,153 @@
+"""Energy of a window whose counter was read at its two edges. Pure."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from joulewatch_harness.analysis.energy.budget import accuracy_items, budget_item, counter_items, without_zeros
+from joulewatch_harness.analysis.energy.window_energy import (
+    POWER_CAP_FACTOR,
+    ClockOffset,
+    EdgeReading,
+    Span,
+    WindowEnergy,
+    check_refresh,
+    check_restart,
+)
+from joulewatch_harness.analysis.sources.series import Floats, Traits
+from joulewatch_harness.errors import CoverageError
+
+_LEAST_POWER_DOUBT: Final = 0.2
+"""Smallest relative uncertainty of the power during some milliseconds, however steady it was otherwise."""
+
+
+def energy_from_edges(
+    start: EdgeReading,
+    end: EdgeReading,
+    window: Span,
+    traits: Traits = Traits(),
+    *,
+    restarts_s: Floats | None = None,
+    power_floor_watts: float = 0.0,
+    power_cap_watts: float = 0.0,
+    batch_s: float = math.inf,
+) -> WindowEnergy:
+    """Energy of a window whose counter was read just before its start and just after its end.
+
+    The counter's increase is an upper bound. In the milliseconds between each reading and the window the machine
+    was idle, or ran as in the window, or something in between: the mean of the smallest power observed and the power of
+    the window is subtracted. The bounds do not rely on the smallest power; they assume 0.
+
+    An error of the offset that is common to both readings moves both of them by the same time. The time between them
+    stays the same, so it cancels in the energy, but not in the bounds. The harness reads outside the window: if an
+    offset that the bounds allow places both readings there, it is used.
+
+    Args:
+        start: Reading at the start; before ``window.start_s`` unless the clocks differ.
+        end: Reading at the end.
+        window: The span on the harness's clock.
+        traits: Limits of the sensor.
+        restarts_s: Times at which the exporter started, on its clock.
+        power_floor_watts: Smallest power observed of the device.
+        power_cap_watts: Largest power observed of the device; the bounds always allow for twice the window's mean
+            power.
+        batch_s: Time of one batch, over which power may vary; inf: unknown.
+
+    Returns:
+        Energy in joules with hard bounds and budget.
+
+    Raises:
+        CoverageError: ``exporter_restart``, ``below_refresh`` or ``clock_skew`` (the readings are out of order).
+    """
+    check_refresh(window, traits)
+    check_restart(restarts_s, start.read_at_s, end.read_at_s)
+    rise = end.joules - start.joules
+    if rise < 0:
+        raise CoverageError(
+            "exporter_restart", f"the counter fell from {start.joules:.6g} J to {end.joules:.6g} J inside the window"
+        )
+    slack_s = (
+        window.start_s - (start.read_at_s - start.offset.nominal_s),
+        (end.read_at_s - end.offset.nominal_s) - window.end_s,
+    )
+    between_s = window.duration_s + slack_s[0] + slack_s[1]
+    if between_s <= window.duration_s / 2:
+        raise CoverageError(
+            "clock_skew",
+            f"the readings at the edges are {between_s:.3f} s apart on the harness's clock, but the window is "
+            f"{window.duration_s:.3f} s long",
+        )
+    power = rise / between_s
+    cap = max(POWER_CAP_FACTOR * power, power_cap_watts)
+    floor = min(power_floor_watts, power)
+    outside_s, inside_s = _largest_slacks(slack_s, start.offset, end.offset, window.clock_error_s)
+    lower, upper = rise - outside_s * cap, rise + inside_s * cap
+    clock_half = 2 * window.clock_error_s * power
+    if start.offset == end.offset:
+        slack_s = _moved_outside(slack_s, start.offset.half_width_s)
+    else:
+        clock_half += (start.offset.half_width_s + end.offset.half_width_s) * power
+    joules = rise
+    slack_half = 0.0
+    for slack in slack_s:
+        # A reading inside the window misses energy at the window's power; a reading outside includes too much, at a
+        # power between the smallest one observed and the window's.
+        joules -= slack * (power + floor) / 2 if slack >= 0 else slack * power
+        slack_half += abs(slack) * max(power - floor, _LEAST_POWER_DOUBT * power) / 2
+    # The extremes are the likely cases: the machine is idle while its counters are read, or it keeps running, with any
+    # power up to twice the mean, at both edges independently.
+    running = (POWER_CAP_FACTOR * power - floor) / math.sqrt(12.0)
+    slack_standard = math.sqrt((slack_half**2 + (abs(slack_s[0]) + abs(slack_s[1])) ** 2 * running**2 / 2) / 2)
+    text = f"{slack_s[0] * 1e3:.3g} ms and {slack_s[1] * 1e3:.3g} ms between the readings and the window"
+    budget = without_zeros(
+        budget_item("edge slack", slack_half, "arcsine", text, standard_joules=slack_standard, systematic=True),
+        budget_item(
+            "clock",
+            clock_half,
+            "uniform",
+            f"clocks and their mapping, {clock_half / power * 1e3 if power else 0.0:.3g} ms over both edges",
+            systematic=True,
+        ),
+        *counter_items(traits, window.duration_s, power, floor, cap, batch_s),
+        *accuracy_items(traits, joules),
+    )
+    blur = traits.refresh_s * cap + traits.resolution_joules
+    return WindowEnergy(
+        joules=joules,
+        lower_joules=max(lower - blur, 0.0),
+        upper_joules=upper + blur,
+        budget=budget,
+        method="edges",
+        duration_s=window.duration_s,
+        samples=2,
+    )
+
+
+def _largest_slacks(
+    slack_s: tuple[float, float], start: ClockOffset, end: ClockOffset, error_s: float
+) -> tuple[float, float]:
+    """Return the longest total time between the readings and the window outside it, and the longest inside it.
+
+    Args:
+        slack_s: Time from the reading to the start, and from the end to the reading; negative inside the window.
+        start: Clock offset of the reading at the start.
+        end: Clock offset of the reading at the end.
+        error_s: By which each edge of the window may be off.
+    """
+    first_s, last_s = start.half_width_s, end.half_width_s
+    # A common offset moves both readings in one direction: away from the window at one edge, into it at the other. The
+    # totals are convex in the shift, so they are largest at its limits.
+    signs = ((1, -1), (-1, 1)) if start == end else ((1, 1), (-1, -1))
+    moved = [(slack_s[0] + a * first_s, slack_s[1] + b * last_s) for a, b in signs]
+    outside_s = max(sum(max(slack + error_s, 0.0) for slack in pair) for pair in moved)
+    return outside_s, max(sum(max(error_s - slack, 0.0) for slack in pair) for pair in moved)
+
+
+def _moved_outside(slack_s: tuple[float, float], limit_s: float) -> tuple[float, float]:
+    """Move both readings by one time, at most ``limit_s``, so that as little as possible of it is inside the window."""
+    first_s, last_s = slack_s
+    if first_s * last_s >= 0:
+        return slack_s
+    shift_s = math.copysign(min(abs(first_s), abs(last_s), limit_s), last_s)
+    return first_s + shift_s, last_s - shift_s
