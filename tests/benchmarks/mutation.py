@@ -56,12 +56,12 @@ ENERGY_MODULES: Final = (
     "window_energy", "from_edges", "from_history", "from_power", "budget", "scatter", "unseen", "windows",
     "sensor_energies",
 )  # fmt: skip
+RESULT_MODULES: Final = ("summary", "idle", "averages", "phases", "uncertainty")
 TESTS_OF_MODULE: Final = {
     f"{EXPORTER}/sampling/counter.py": ("tests/exporter/sampling/test_counter.py",),
     f"{HARNESS}/gum.py": ("tests/harness/test_gum.py",),
     **{f"{HARNESS}/analysis/energy/{name}.py": ANALYSIS_TESTS for name in ENERGY_MODULES},
-    f"{HARNESS}/analysis/results/summary.py": ANALYSIS_TESTS,
-    f"{HARNESS}/analysis/results/uncertainty.py": ANALYSIS_TESTS,
+    **{f"{HARNESS}/analysis/results/{name}.py": ANALYSIS_TESTS for name in RESULT_MODULES},
     f"{HARNESS}/analysis/sources/history.py": ANALYSIS_TESTS,
     f"{HARNESS}/runner/bracket.py": ("tests/harness/runner/test_bracket.py",),
     f"{HARNESS}/runner/clocks.py": ("tests/harness/runner/test_clocks.py", "tests/harness/runner/test_bracket.py"),

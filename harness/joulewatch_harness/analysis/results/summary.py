@@ -11,13 +11,12 @@ quadrature.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
 from joulewatch_harness.analysis.energy.frozen import withhold_frozen
 from joulewatch_harness.analysis.energy.settling import with_settling
-from joulewatch_harness.analysis.energy.window_energy import ACCURACY
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow, measure_run
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.audit.first_round import audit_first_round
@@ -25,45 +24,33 @@ from joulewatch_harness.analysis.results.audit.groups import audit_idle, audit_l
 from joulewatch_harness.analysis.results.audit.other_load import is_busy, measures_this_machine
 from joulewatch_harness.analysis.results.audit.run import audit_record, audit_run
 from joulewatch_harness.analysis.results.audit.windows import audit_windows
+from joulewatch_harness.analysis.results.averages import Rounds, covers_of, latency_summary, mean_rate, per_inference
+from joulewatch_harness.analysis.results.idle import mean_idle_power
 from joulewatch_harness.analysis.results.model import (
     COMPONENTS,
-    IDLE_BASELINE,
-    OTHER_PHASE,
     TOTAL,
-    BudgetLine,
     CountResult,
-    Coverage,
     EnergyResult,
-    Estimate,
     ExcludedWindow,
     GroupResult,
     IdleBasis,
     IdlePower,
-    LatencySummary,
-    PhaseShare,
     RunResult,
     SetupEnergy,
     SetupResult,
 )
+from joulewatch_harness.analysis.results.phases import phase_shares
 from joulewatch_harness.analysis.results.uncertainty import Combined, combine, combine_mean
 from joulewatch_harness.analysis.sources.history import History, SampleSource
 from joulewatch_harness.analysis.sources.series import SensorId
-from joulewatch_harness.gum import COVERAGE, effective_dof, mean, standard_error
-from joulewatch_harness.network import RESERVED_PHASES
-from joulewatch_harness.plan.scenario import IDLE_PHASE
+from joulewatch_harness.gum import mean
 from joulewatch_harness.plan.target import MAX_UNCERTAINTY, ROUNDS_ENDED, repeats_coverage
-from joulewatch_harness.records import Configuration, Latency, RunRecord, Window
+from joulewatch_harness.records import Configuration, RunRecord, Window
 
-_IDLE_UNKNOWN: Final = 0.03
-"""Least relative standard uncertainty of an idle power if no state was measured twice."""
-_IDLE_REPEATABILITY: Final = 0.005
-"""Relative standard uncertainty that remains if two idle powers agree."""
 MEASURED_KINDS: Final = ("idle", "setup", "measure")
 """Windows that have an energy."""
 GroupKey = tuple[str, int]
 """Configuration and batch size."""
-Rounds = dict[int, list[tuple[float, Mapping[str, float]]]]
-"""Round -> (value, component -> standard uncertainty) of each of its windows."""
 
 
 def analyze_run(
@@ -214,7 +201,7 @@ class _Analysis:
                 others, _ = self.gather(
                     sensors, [measured for measured in self.idle_windows if measured not in windows]
                 )
-                return _mean_idle_power(basis, text, complete, others)
+                return mean_idle_power(basis, text, complete, others)
         return None
 
     def idle_problem(self, idle: IdlePower | None, sensors: Sequence[SensorId]) -> str:
@@ -282,10 +269,10 @@ class _Analysis:
             rounds_ended=self._rounds_ended(key, [measured.window for measured in windows]),
             inferences=sum(measured.window.inferences for measured in used),
             duration_s=math.fsum(measured.window.duration_s for measured in used),
-            throughput=_mean_rate([(measured.window, measured.window.inferences) for measured in used], self.coverage)
+            throughput=mean_rate([(measured.window, measured.window.inferences) for measured in used], self.coverage)
             if used
             else None,
-            latency=_latency(used),
+            latency=latency_summary(used),
             components=tuple(energy(component, self._devices_of(component)) for component in self._components()),
             total=energy(TOTAL, self.devices),
             nodes=tuple(energy(str(sensor), [sensor]) for sensor in self.sensors if sensor.scope == "node"),
@@ -351,8 +338,8 @@ class _Analysis:
         withheld = self.idle_problem(idle, sensors)
         return replace(
             result,
-            gross=_per_inference(complete, None, coverage=self.coverage),
-            net=_per_inference(complete, idle, coverage=self.coverage) if idle is not None and not withheld else None,
+            gross=per_inference(complete, None, coverage=self.coverage),
+            net=per_inference(complete, idle, coverage=self.coverage) if idle is not None and not withheld else None,
             idle=idle,
             missing="",
             net_missing=withheld,
@@ -379,11 +366,9 @@ class _Analysis:
                     name=name,
                     count=count,
                     per_inference=count / sum(measured.window.inferences for measured in windows),
-                    rate=_mean_rate(
-                        [(measured.window, measured.window.counts[name]) for measured in windows], coverage
-                    ),
-                    gross=_per_inference(complete, None, name, coverage) if complete else None,
-                    net=_per_inference(complete, idle, name, coverage) if idle is not None else None,
+                    rate=mean_rate([(measured.window, measured.window.counts[name]) for measured in windows], coverage),
+                    gross=per_inference(complete, None, name, coverage) if complete else None,
+                    net=per_inference(complete, idle, name, coverage) if idle is not None else None,
                 )
             )
         return tuple(results)
@@ -435,7 +420,7 @@ class _Analysis:
             return replace(result, missing=f"{missing[0].text} [{missing[0].reason}]")
         ((_, energy),) = complete
         rounds: Rounds = {0: [(energy.joules, energy.random)]}
-        joules = combine_mean(rounds, energy.systematic, energy.texts, covers=_covers([energy]), repeatable=False)
+        joules = combine_mean(rounds, energy.systematic, energy.texts, covers=covers_of([energy]), repeatable=False)
         return replace(result, gross=joules, missing="", sources=tuple(sorted(energy.sources)))
 
 
@@ -457,160 +442,3 @@ def _missing_text(missing: Sequence[ExcludedWindow], total: int) -> str:
     if not missing:
         return "no window"
     return f"{len(missing)} of {total} windows without a number: {missing[0].text} [{missing[0].reason}]"
-
-
-def _mean_idle_power(
-    basis: IdleBasis,
-    text: str,
-    windows: Sequence[tuple[MeasuredWindow, Combined]],
-    others: Sequence[tuple[MeasuredWindow, Combined]] = (),
-) -> IdlePower:
-    """Return the mean power of some idle windows; the other idle windows show how much idle power changes."""
-    count = len(windows)
-    watts = [energy.joules / measured.span.duration_s for measured, energy in windows]
-    random = math.sqrt(
-        math.fsum(
-            math.fsum(u * u for u in energy.random.values()) / measured.span.duration_s**2
-            for measured, energy in windows
-        )
-    )
-    shared = math.fsum(
-        math.hypot(*(u for name, u in energy.systematic.items() if not name.startswith(ACCURACY)))
-        / measured.span.duration_s
-        for measured, energy in windows
-    )
-    within = math.hypot(random / count, shared / count)
-    between = _idle_changes(watts, others)
-    dof = effective_dof([(between, count - 1), (within, math.inf)]) if count > 2 else math.inf
-    more = f"; uncertainty also from {len(others)} in other states" if others and count < 3 else ""
-    return IdlePower(
-        watts=mean(watts),
-        standard_watts=math.hypot(within, between),
-        dof=dof,
-        basis=basis,
-        windows=tuple(measured.window.index for measured, _ in windows),
-        text=f"{count} idle {'window' if count == 1 else 'windows'} {text}{more}",
-    )
-
-
-def _idle_changes(watts: Sequence[float], others: Sequence[tuple[MeasuredWindow, Combined]]) -> float:
-    """Return the standard uncertainty of a mean idle power from the changes between idle windows.
-
-    Three windows or more are a sample. Two, before and after, show a drift: uniform over the span between them and as
-    far beyond (GUM 4.3.7). For a single window, that of two windows in another state counts (without a network, or
-    with another one loaded), because the difference between states is real. If no state was measured twice, a drift is
-    not known, and the difference between the states may be one.
-    """
-    if len(watts) > 2:
-        return standard_error(watts)
-    states: dict[str, list[float]] = {}
-    for measured, energy in others:
-        power = energy.joules / measured.span.duration_s
-        states.setdefault(measured.window.configuration, []).append(power)
-    spans = [max(powers) - min(powers) for powers in (watts, *states.values()) if len(powers) > 1]
-    if spans:
-        return math.hypot(max(spans) / math.sqrt(3), _IDLE_REPEATABILITY * mean(watts))
-    differences = [abs(power - watts[0]) / math.sqrt(3) for (power,) in states.values()]
-    return max([_IDLE_UNKNOWN * abs(watts[0]), *differences])
-
-
-def _per_inference(
-    windows: Sequence[tuple[MeasuredWindow, Combined]],
-    idle: IdlePower | None,
-    unit: str = "",
-    coverage: float = COVERAGE,
-) -> Estimate:
-    """Return the mean over rounds of joules per inference, or per ``unit`` of ``Window.counts``."""
-    rounds: Rounds = {}
-    systematic: dict[str, list[float]] = {}
-    texts: dict[str, str] = {}
-    seconds = []
-    for measured, energy in windows:
-        count = measured.window.counts[unit] if unit else measured.window.inferences
-        joules = energy.joules - (idle.watts * measured.span.duration_s if idle is not None else 0.0)
-        # A sensor that reads 5 % high does so while idle too, so the error of the net is 5 % of the net.
-        share = abs(joules / energy.joules) if idle is not None and energy.joules else 1.0
-        rounds.setdefault(measured.window.repeat, []).append(
-            (joules / count, {name: u / count for name, u in energy.random.items()})
-        )
-        for name, u in energy.systematic.items():
-            factor = share if name.startswith(ACCURACY) else 1.0
-            systematic.setdefault(name, []).append(factor * u / count)
-        for name, text in energy.texts.items():
-            texts.setdefault(name, text)
-        seconds.append(measured.span.duration_s / count)
-    extra = []
-    if idle is not None:
-        extra.append(
-            BudgetLine(
-                name=IDLE_BASELINE,
-                kind="B" if math.isinf(idle.dof) else "A",
-                standard=idle.standard_watts * mean(seconds),
-                dof=idle.dof,
-                systematic=True,
-                text=f"{idle.watts:.4g} W ± {idle.standard_watts:.2g} W (standard), {idle.text}",
-            )
-        )
-    means = {name: math.fsum(values) / len(windows) for name, values in systematic.items()}
-    covers = _covers([energy for _, energy in windows])
-    return combine_mean(rounds, means, texts, extra, covers=covers, coverage=coverage)
-
-
-def _covers(energies: Sequence[Combined]) -> tuple[Coverage, ...]:
-    """Return what the budgets of some windows include."""
-    return ("sampling", "accuracy") if all(energy.accuracy_known for energy in energies) else ("sampling",)
-
-
-def _mean_rate(counts: Iterable[tuple[Window, float]], coverage: float = COVERAGE) -> Estimate:
-    """Return the mean over rounds of a count per second."""
-    rounds: Rounds = {}
-    for window, count in counts:
-        rounds.setdefault(window.repeat, []).append((count / window.duration_s, {}))
-    return combine_mean(rounds, {}, {}, coverage=coverage)
-
-
-def phase_shares(windows: Sequence[Window]) -> tuple[PhaseShare, ...]:
-    """Return the share of the time of each phase, in the order of a batch; empty without phases."""
-    with_phases = [window for window in windows if window.phases and window.batches]
-    names = {name for window in with_phases for name in window.phases}
-    return tuple(_phase_share(name, with_phases) for name in sorted(names, key=_phase_place))
-
-
-def _phase_share(name: str, windows: Sequence[Window]) -> PhaseShare:
-    rounds: Rounds = {}
-    for window in windows:
-        spent = window.phases.get(name)
-        whole_s = math.fsum(phase.total_s for phase in window.phases.values())
-        share = spent.total_s / whole_s if spent is not None and whole_s > 0 else 0.0
-        rounds.setdefault(window.repeat, []).append((share, {}))
-    total_s = math.fsum(window.phases[name].total_s for window in windows if name in window.phases)
-    return PhaseShare(name, combine_mean(rounds, {}, {}), total_s / sum(window.batches for window in windows))
-
-
-def _phase_place(name: str) -> tuple[bool, bool, int, str]:
-    """Sort reserved phases in the order of a batch, then the network's own by name, then idle and other."""
-    place = RESERVED_PHASES.index(name) if name in RESERVED_PHASES else len(RESERVED_PHASES)
-    return name == OTHER_PHASE, name == IDLE_PHASE, place, name
-
-
-def _latency(windows: Sequence[MeasuredWindow]) -> LatencySummary | None:
-    rounds: dict[int, list[Latency]] = {}
-    for measured in windows:
-        if measured.window.latency is not None:
-            rounds.setdefault(measured.window.repeat, []).append(measured.window.latency)
-    latencies = [measured.window.latency for measured in windows if measured.window.latency is not None]
-    if not latencies:
-        return None
-    rounds_s = {
-        name: {number: mean([getattr(latency, f"{name}_s") for latency in part]) for number, part in rounds.items()}
-        for name in ("p50", "p90", "p99")
-    }
-    standard_s = {name: standard_error(list(values.values())) for name, values in rounds_s.items()}
-    return LatencySummary(
-        p50_s=mean([latency.p50_s for latency in latencies]),
-        p90_s=mean([latency.p90_s for latency in latencies]),
-        p99_s=mean([latency.p99_s for latency in latencies]),
-        max_s=max(latency.max_s for latency in latencies),
-        standard_s=standard_s if len(rounds) > 1 else {},
-        rounds_s=rounds_s,
-    )

@@ -14,17 +14,11 @@ from joulewatch_harness.analysis.energy.window_energy import Span
 from joulewatch_harness.analysis.energy.windows import MeasuredWindow
 from joulewatch_harness.analysis.results.audit.findings import REASONS, Finding, worst
 from joulewatch_harness.analysis.results.audit.groups import audit_idle, audit_repeats
+from joulewatch_harness.analysis.results.averages import latency_summary, mean_rate, per_inference
+from joulewatch_harness.analysis.results.idle import mean_idle_power
 from joulewatch_harness.analysis.results.model import GroupResult, IdlePower, RunResult
-from joulewatch_harness.analysis.results.summary import (
-    _exclusion,
-    _latency,
-    _mean_idle_power,
-    _mean_rate,
-    _per_inference,
-    analyze_run,
-    phase_shares,
-    run_spans,
-)
+from joulewatch_harness.analysis.results.phases import phase_shares
+from joulewatch_harness.analysis.results.summary import _exclusion, analyze_run, run_spans
 from joulewatch_harness.analysis.results.uncertainty import Combined, combine_mean
 from joulewatch_harness.analysis.sources.history import History, RawSeries
 from joulewatch_harness.gum import effective_dof, student_factor
@@ -678,7 +672,7 @@ IDLE = [
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_worked_example_of_idle_power(count: int) -> None:
     """40, 50 and 45 W. Random components fall with the number of windows, shared ones do not, accuracy is elsewhere."""
-    idle = _mean_idle_power("loaded", "with this network loaded", IDLE[:count])
+    idle = mean_idle_power("loaded", "with this network loaded", IDLE[:count])
     randoms, shares = (0.5, 0.3, 0.0), (0.25, 0.1, 0.0)
     within = math.hypot(math.hypot(*randoms[:count]) / count, sum(shares[:count]) / count)
     between = (0.03 * 40, math.hypot(10.0 / math.sqrt(3), 0.005 * 45), 5.0 / math.sqrt(3))[count - 1]
@@ -688,7 +682,7 @@ def test_worked_example_of_idle_power(count: int) -> None:
     assert idle.dof == pytest.approx(expected_dof)
     assert (idle.basis, idle.windows) == ("loaded", (3, 5, 8)[:count])
     assert idle.text == f"{count} idle {('window', 'windows', 'windows')[count - 1]} with this network loaded"
-    alike = _mean_idle_power("unloaded", "", [IDLE[0]] * 3)
+    alike = mean_idle_power("unloaded", "", [IDLE[0]] * 3)
     assert math.isinf(alike.dof), "without scatter there is no estimate of it"
 
 
@@ -713,7 +707,7 @@ def test_all_idle_windows_show_how_much_idle_power_changes(
 ) -> None:
     windows = [idle_window(index, 10.0, 10 * watts, {}, {}, "n") for index, watts in enumerate(own)]
     more = [idle_window(10 + index, 10.0, 10 * watts, {}, {}, name) for index, (name, watts) in enumerate(others)]
-    idle = _mean_idle_power("loaded", "loaded", windows, more)
+    idle = mean_idle_power("loaded", "loaded", windows, more)
     assert (idle.watts, idle.standard_watts) == (100.0, pytest.approx(standard_watts))
     assert idle.windows == tuple(range(len(own)))
     shown = f"; uncertainty also from {len(others)} in other states" if others and len(own) < 3 else ""
@@ -751,7 +745,7 @@ IDLE_50_W = IdlePower(
 def test_worked_example_of_joules_per_inference_and_per_token(unit: str) -> None:
     counts = (160.0, 160.0, 400.0) if unit else (80.0, 80.0, 100.0)
     gross = [joules / count for joules, count in zip((360.0, 380.0, 720.0), counts, strict=True)]
-    estimate = _per_inference(RUN_WINDOWS, None, unit)
+    estimate = per_inference(RUN_WINDOWS, None, unit)
     assert estimate.rounds == {0: pytest.approx((gross[0] + gross[1]) / 2), 1: pytest.approx(gross[2])}
     assert estimate.value == pytest.approx(((gross[0] + gross[1]) / 2 + gross[2]) / 2)
     lines = {line.name: line for line in estimate.budget}
@@ -766,7 +760,7 @@ def test_worked_example_of_joules_per_inference_and_per_token(unit: str) -> None
         (joules - 50 * length_s) / count
         for joules, length_s, count in zip((360.0, 380.0, 720.0), (2.0, 2.0, 4.0), counts, strict=True)
     ]
-    estimate = _per_inference(RUN_WINDOWS, IDLE_50_W, unit)
+    estimate = per_inference(RUN_WINDOWS, IDLE_50_W, unit)
     assert estimate.value == pytest.approx(((net[0] + net[1]) / 2 + net[2]) / 2)
     lines = {line.name: line for line in estimate.budget}
     assert list(lines) == ["repeats", "refresh", "clock", "accuracy (rapl)", "idle baseline"]
@@ -778,21 +772,21 @@ def test_worked_example_of_joules_per_inference_and_per_token(unit: str) -> None
     assert baseline.standard == pytest.approx(2.0 * seconds)
     assert (baseline.kind, baseline.dof, baseline.systematic) == ("B", math.inf, True)
     assert baseline.text == "50 W ± 2 W (standard), 1 idle window loaded"
-    scattered = _per_inference(RUN_WINDOWS, dataclasses.replace(IDLE_50_W, dof=4.0), unit).budget[-1]
+    scattered = per_inference(RUN_WINDOWS, dataclasses.replace(IDLE_50_W, dof=4.0), unit).budget[-1]
     assert (scattered.kind, scattered.dof) == ("A", 4.0)
 
 
 def test_net_energy_below_zero_has_an_accuracy_too() -> None:
     """200 W of idle power are more than the 180 W measured; the accuracy is that of the difference."""
-    estimate = _per_inference(RUN_WINDOWS[:1], dataclasses.replace(IDLE_50_W, watts=200.0))
+    estimate = per_inference(RUN_WINDOWS[:1], dataclasses.replace(IDLE_50_W, watts=200.0))
     assert estimate.value == pytest.approx(-40 / 80)
     assert {line.name: line.standard for line in estimate.budget}["accuracy (rapl)"] == pytest.approx(0.05 * 40 / 80)
-    nothing = _per_inference([run_window(1, 0, 2.0, 0.0, 80, 160.0)], IDLE_50_W)
+    nothing = per_inference([run_window(1, 0, 2.0, 0.0, 80, 160.0)], IDLE_50_W)
     assert nothing.value == pytest.approx(-100 / 80), "no energy at all is a measurement"
 
 
 def test_a_rate_is_the_mean_over_rounds() -> None:
-    rate = _mean_rate([(measured.window, measured.window.inferences) for measured, _ in RUN_WINDOWS])
+    rate = mean_rate([(measured.window, measured.window.inferences) for measured, _ in RUN_WINDOWS])
     assert (rate.value, rate.rounds) == (pytest.approx((40 + 25) / 2), {0: 40.0, 1: 25.0})
     assert [line.name for line in rate.budget] == ["repeats"]
 
@@ -813,7 +807,7 @@ def test_latency_is_the_mean_over_windows_and_its_scatter_that_between_rounds() 
         )
 
     silent = MeasuredWindow(window=window(9, 100.0, latency=None), span=Span(100.0, 101.0), sensors={})
-    found = _latency([with_latency(0, 0, 1.0), silent, with_latency(1, 0, 2.0), with_latency(2, 1, 6.0)])
+    found = latency_summary([with_latency(0, 0, 1.0), silent, with_latency(1, 0, 2.0), with_latency(2, 1, 6.0)])
     assert found is not None
     assert (found.p50_s, found.p90_s, found.p99_s) == (pytest.approx(0.3), pytest.approx(0.6), pytest.approx(1.2))
     assert found.max_s == pytest.approx(5.4)
@@ -824,9 +818,9 @@ def test_latency_is_the_mean_over_windows_and_its_scatter_that_between_rounds() 
     assert found.standard_s == {
         name: pytest.approx(4.5 * p / 2) for name, p in (("p50", 0.1), ("p90", 0.2), ("p99", 0.4))
     }
-    one_round = _latency([with_latency(0, 0, 1.0), with_latency(1, 0, 2.0)])
+    one_round = latency_summary([with_latency(0, 0, 1.0), with_latency(1, 0, 2.0)])
     assert one_round is not None and one_round.standard_s == {}
-    assert _latency([silent]) is None and _latency([]) is None
+    assert latency_summary([silent]) is None and latency_summary([]) is None
 
 
 @pytest.mark.parametrize(
@@ -1092,7 +1086,7 @@ def test_idle_drift_is_that_of_the_windows_used(watts: tuple[float, ...], drift:
 
 def test_idle_windows_that_hardly_differ_are_a_sample() -> None:
     windows = [idle_window(0, 10.0, joules, {}, {}) for joules in (400.0, 402.0, 404.0)]
-    idle = _mean_idle_power("loaded", "", windows)
+    idle = mean_idle_power("loaded", "", windows)
     assert (idle.watts, idle.standard_watts, idle.dof) == pytest.approx((40.2, 0.2 / math.sqrt(3), 2.0))
 
 
