@@ -54,7 +54,7 @@ ANALYSIS_TESTS: Final = (
 """Without reports, comparisons and layers: they call the modules below in much more time, and notice no more."""
 ENERGY_MODULES: Final = (
     "window_energy", "from_edges", "from_history", "from_power", "budget", "scatter", "unseen", "windows",
-    "sensor_energies",
+    "sensor_energies", "clock_offsets",
 )  # fmt: skip
 RESULT_MODULES: Final = ("summary", "idle", "averages", "phases", "uncertainty")
 TESTS_OF_MODULE: Final = {
@@ -63,6 +63,7 @@ TESTS_OF_MODULE: Final = {
     **{f"{HARNESS}/analysis/energy/{name}.py": ANALYSIS_TESTS for name in ENERGY_MODULES},
     **{f"{HARNESS}/analysis/results/{name}.py": ANALYSIS_TESTS for name in RESULT_MODULES},
     f"{HARNESS}/analysis/sources/history.py": ANALYSIS_TESTS,
+    f"{HARNESS}/plan/refresh.py": ("tests/harness/plan/test_refresh.py",),
     f"{HARNESS}/runner/bracket.py": ("tests/harness/runner/test_bracket.py",),
     f"{HARNESS}/runner/clocks.py": ("tests/harness/runner/test_clocks.py", "tests/harness/runner/test_bracket.py"),
     f"{HARNESS}/delivery/remote_write.py": ("tests/harness/delivery/test_remote_write.py",),
