@@ -103,6 +103,13 @@ class FakeSysfs:
             self.link(f"class/hwmon/hwmon{index}", hwmon)
         return self.write(path if at_device else hwmon, name=chip, **files)
 
+    def iio(self, index: int, chip: str, *, device: str, **files: object) -> Self:
+        """Write a chip of the IIO subsystem, on a device (a path below ``devices``)."""
+        name = f"iio:device{index}"
+        self.write(f"devices/{device}/{name}", name=chip, **files)
+        link = f"bus/iio/devices/{name}"
+        return self if (self.sys / link).is_symlink() else self.link(link, f"devices/{device}/{name}")
+
     def remove(self, path: str) -> Self:
         """Remove a link, a file or a whole directory."""
         target = self.sys / path

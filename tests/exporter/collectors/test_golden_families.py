@@ -82,7 +82,41 @@ def hwmon(sysfs: FakeSysfs) -> Collector:
     return HwmonCollector.open(sysfs.host, HwmonOptions())
 
 
-@pytest.mark.parametrize("family", [fpga, cray, hwmon], ids=lambda family: family.__name__)
+def jetson(sysfs: FakeSysfs) -> Collector:
+    """A Jetson Orin NX: volts and amperes by hwmon."""
+    sysfs.hwmon(
+        0, "ina3221", device="platform/bus@0/c240000.i2c/i2c-1/1-0040", shunt1_resistor=20_000,
+        in1_label="VDD_IN", in1_input=5000, in1_enable=1, curr1_input=1200,
+        in2_label="VDD_CPU_GPU_CV", in2_input=4992, in2_enable=1, curr2_input=300,
+        in3_label="VDD_SOC", in3_input=5008, in3_enable=1, curr3_input=250,
+        in4_input=2400, in5_input=600, in6_input=500, in7_input=3500, curr4_input=1750,
+    )  # fmt: skip
+    return HwmonCollector.open(sysfs.host, HwmonOptions())
+
+
+def jetson_iio(sysfs: FakeSysfs) -> Collector:
+    """A Jetson TX2 with NVIDIA's driver ina3221x."""
+    for index, rails in enumerate((("VDD_SYS_GPU", "VDD_SYS_SOC"), ("VDD_IN", "VDD_SYS_CPU", "VDD_SYS_DDR"))):
+        files: dict[str, object] = {}
+        for number, rail in enumerate(rails):
+            power = {f"in_power{number}_input": 5000 - 2000 * number, f"in_power{number}_trigger_input": 1}
+            files |= {f"rail_name_{number}": rail, **power}
+        sysfs.iio(index, "ina3221x", device=f"3160000.i2c/i2c-0/0-004{index}", **files)
+    return HwmonCollector.open(sysfs.host, HwmonOptions())
+
+
+def grace(sysfs: FakeSysfs) -> Collector:
+    """A GH200: the GPU inside the module is a device of the family nvml."""
+    for index, (meter, watts) in enumerate((("Module", 520), ("Grace", 180), ("CPU", 130), ("SysIO", 50))):
+        sysfs.hwmon(
+            index, "power_meter", device=f"LNXSYSTM:00/LNXSYBUS:00/ACPI000D:0{index}", at_device=True,
+            power1_average=watts * 1_000_000, power1_average_interval=50, power1_is_battery=0,
+            power1_oem_info=f"{meter} Power Socket 0",
+        )  # fmt: skip
+    return HwmonCollector.open(sysfs.host, HwmonOptions())
+
+
+@pytest.mark.parametrize("family", [fpga, cray, hwmon, jetson, jetson_iio, grace], ids=lambda family: family.__name__)
 def test_exposition_of_a_family(family: Callable[[FakeSysfs], Collector], tmp_path: Path, update_golden: bool) -> None:
     sysfs = FakeSysfs(tmp_path)
     golden.check(exposition(family(sysfs), tmp_path), GOLDEN / f"{family.__name__}.prom", update=update_golden)

@@ -100,7 +100,7 @@ def find_chips(root: str, *, is_needed: bool) -> list[Chip]:
         has_device = Path(device).is_dir()
         # acpi_power_meter keeps its name in the device's directory.
         name = read_text_or(f"{directory}/name", "") or read_text_or(f"{device}/name", "") or "unknown"
-        label = _device_label(device) if has_device else name
+        label = device_label(device) if has_device else name
         directories = (directory, device) if has_device else (directory,)
         chips.append(
             Chip(name=name, device=label, identity=device if has_device else directory, directories=directories)
@@ -108,7 +108,7 @@ def find_chips(root: str, *, is_needed: bool) -> list[Chip]:
     return sorted(chips, key=lambda chip: (chip.identity, chip.name))
 
 
-def _device_label(device: str) -> str:
+def device_label(device: str) -> str:
     """Return the last part of the device's path; for I2C devices with the bus."""
     bus, base = device.split("/")[-2:]
     return f"{bus}-{base}" if _I2C_DEVICE.fullmatch(base) and bus.startswith("i2c-") else base

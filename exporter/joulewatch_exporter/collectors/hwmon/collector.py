@@ -7,7 +7,8 @@ one rail): module `meanings` has a table of the drivers where it is certain; eve
 is never summed. ``collectors.hwmon.overrides`` sets it for other boards.
 
 The powercap zones of Arm's firmware (SCMI) are read here too: they report a mean power and have no counter, like a
-hwmon channel and unlike a RAPL zone.
+hwmon channel and unlike a RAPL zone. So are the power monitors of the IIO subsystem: which of the two has a chip
+depends on the kernel of the board only.
 
 Sources: Linux ``Documentation/hwmon/sysfs-interface.rst``, ``Documentation/ABI/testing/sysfs-class-hwmon``,
 ``drivers/hwmon/{acpi_power_meter.c,scmi-hwmon.c}``, ``drivers/powercap/arm_scmi_powercap.c``,
@@ -17,6 +18,7 @@ github amd/amd_energy; github NVIDIA/edk2-nvidia (names of Grace's meters).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -30,6 +32,7 @@ from joulewatch_exporter.collectors.base.sysfs import (
     read_int_or_none,
     read_text_or,
 )
+from joulewatch_exporter.collectors.hwmon import jetson
 from joulewatch_exporter.collectors.hwmon.chips import (
     Channel,
     Chip,
@@ -39,6 +42,7 @@ from joulewatch_exporter.collectors.hwmon.chips import (
     scmi_zones,
     skipped,
 )
+from joulewatch_exporter.collectors.hwmon.iio import iio_chips, iio_root
 from joulewatch_exporter.collectors.hwmon.meanings import Meaning, Override, meanings_of
 from joulewatch_exporter.collectors.hwmon.pairs import pairs_of
 from joulewatch_exporter.collectors.hwmon.values import FileMeter, Meter, ProductMeter
@@ -110,10 +114,10 @@ class HwmonCollector(OnDemandCollector):
     name: ClassVar[str] = "hwmon"
     Options: ClassVar[type] = HwmonOptions
 
-    def __init__(self, root: str, sensors: Sequence[HwmonSensor], findings: Sequence[Finding]) -> None:
+    def __init__(self, roots: Sequence[str], sensors: Sequence[HwmonSensor], findings: Sequence[Finding]) -> None:
         super().__init__(sensors, findings)
-        self._root = root
-        self._entries = _entries(root)
+        self._roots = tuple(roots)
+        self._entries = _entries(self._roots)
 
     @property
     def timing(self) -> Timing:
@@ -124,7 +128,7 @@ class HwmonCollector(OnDemandCollector):
     @property
     def outdated(self) -> bool:
         """Whether a chip was added or removed."""
-        return _entries(self._root) != self._entries
+        return _entries(self._roots) != self._entries
 
     @classmethod
     def open(cls, host: Host, options: Any) -> Self:
@@ -144,14 +148,20 @@ class HwmonCollector(OnDemandCollector):
         sensors: list[HwmonSensor] = []
         series: set[tuple[str, str, str]] = set()
         files: set[str] = set()
-        zones = scmi_zones(host, findings)
-        for chip in find_chips(root, is_needed=not zones):
+        chips = scmi_zones(host, findings)
+        has_iio = bool(_entries((iio_root(host),)))
+        for chip in find_chips(root, is_needed=not chips and not has_iio):
             attributes = attributes_of(chip)
             channels = channels_of(chip, attributes, findings) + pairs_of(chip, attributes, findings)
             channels = [channel for channel in channels if channel.file.path not in files]
             files.update(channel.file.path for channel in channels)
-            zones.append((chip, channels))
-        for chip, channels in zones:
+            chips.append((chip, channels))
+        chips += iio_chips(host, [chip for chip, channels in chips if channels], findings)
+        rails = {channel.label for chip, channels in chips if chip.name in jetson.CHIPS for channel in channels}
+        if (board := jetson.board_without_input(rails)) is not None:
+            text = f"{board}: no rail is the input of the board, so all are parts and there is no node sensor"
+            findings.append(Finding(status="absent", collector="hwmon", subject="ina3221", text=text))
+        for chip, channels in chips:
             if not channels:
                 continue
             reason = _skip_reason(chip, host, options)
@@ -170,15 +180,16 @@ class HwmonCollector(OnDemandCollector):
                 raise SensorDeniedError(f"{denied[0].text}{more}")
             reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)
             raise SensorAbsentError(f"{root}: no power or energy channel{reasons}")
-        return cls(root, sensors, findings)
+        return cls((root, iio_root(host)), sensors, findings)
 
 
-def _entries(root: str) -> tuple[str, ...]:
-    """Return the targets of the class's links, so that a new device with a reused number is detected."""
-    try:
-        return tuple(os.path.realpath(f"{root}/{name}") for name in list_names(root))
-    except SensorError:
-        return ()
+def _entries(roots: Sequence[str]) -> tuple[str, ...]:
+    """Return the targets of all links, so that a new device with a reused number is detected."""
+    entries: list[str] = []
+    for root in roots:
+        with contextlib.suppress(SensorError):
+            entries += (os.path.realpath(f"{root}/{name}") for name in list_names(root))
+    return tuple(entries)
 
 
 def _skip_reason(chip: Chip, host: Host, options: HwmonOptions) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from joulewatch_exporter.collectors.base.sysfs import physical_packages, read_text_or
+from joulewatch_exporter.collectors.hwmon import jetson
 from joulewatch_exporter.collectors.hwmon.chips import Channel, Chip, skipped
 from joulewatch_exporter.model import Component, Finding, Host, Scope
 
@@ -86,6 +87,14 @@ def _meaning(chip: Chip, channel: Channel, *, integrated_gpu: bool) -> Meaning:
                 domain="package" if is_socket else meter,
             )
         return Meaning(component="node", scope="node", device=device, domain=domain)
+    if name in jetson.CHIPS:
+        is_input = channel.label in jetson.INPUTS
+        return Meaning(
+            component="node" if is_input else jetson.COMPONENTS.get(channel.label, "other"),
+            scope="node" if is_input else "part",
+            device=device,
+            domain=domain,
+        )
     if name in ("i915", "xe"):
         # energy1 is the card; energy2 of xe is the package inside the card.
         return Meaning(component="gpu", scope="device" if channel.number == 1 else "part", device=device, domain=domain)
