@@ -19,9 +19,10 @@ ReadMode = Literal["on_request", "polled", "remote"]
 background on this machine, by the exporter or by the device's driver, so perhaps before the scrape arrived; remote: in
 the background, from a BMC over the network."""
 
-Relation = Literal["inside", "core", "rail", "same"]
+Relation = Literal["inside", "core", "rail", "same", "contains"]
 """How a part relates to its device, and so how the two can be checked. inside: a share of the device; core: the sum of
-all such parts is at most the device; rail: their sum is the device; same: a second measurement of the device."""
+all such parts is at most the device; rail: their sum is the device; same: a second measurement of the device; contains:
+the device is inside the part, so the two are not compared."""
 
 EMULATION_MARKER = "joulewatch-emulated"
 """A file of this name in the sysfs root marks a tree that the emulator wrote."""

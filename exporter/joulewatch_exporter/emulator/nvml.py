@@ -76,7 +76,7 @@ class GpuSpec:
     memory: Signal | None = None
     """Power of the memory, a part of ``signal``; None: not reported."""
     module: Signal | None = None
-    """Power of the superchip with the GPU and a CPU; None: not part of a superchip."""
+    """Power of the superchip with the GPU and a CPU, which the counter then counts; None: not part of a superchip."""
     limit_watts: float = 350.0
     """Enforced power limit."""
     max_limit_watts: float | None = None
@@ -284,7 +284,7 @@ class _Gpu:
         )
 
     def _advance_energy(self, t_s: float) -> None:
-        signal = self.spec.signal
+        signal = self.spec.module or self.spec.signal
         at_ns = round(t_s * _NS_PER_S)
         if signal.is_deterministic and self._energy_refresh_ns:
             at_ns -= at_ns % self._energy_refresh_ns  # the past of a signal that follows the load is unknown

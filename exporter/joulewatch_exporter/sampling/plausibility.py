@@ -244,7 +244,7 @@ def _loads(now: _Snapshot) -> dict[_Key, _Load]:
             continue
         if quantity.scope == "device":
             of_devices = of_devices.plus(watts)
-        elif quantity.scope == "part":
+        elif quantity.scope == "part" and value.info.relation != "contains":
             device = (collector, quantity.component, quantity.device)
             of_parts[device] = of_parts[device].plus(watts)
     loads: dict[_Key, _Load] = {}

@@ -270,11 +270,57 @@ def test_a_driver_that_ignores_scopes_has_no_memory_power(machine: GpuMachine) -
     assert "for any scope" in texts(collector, "skipped")
 
 
-def test_module_power_of_a_superchip_is_excluded_with_a_finding(machine: GpuMachine) -> None:
-    machine.gpus(replace(H100, name="NVIDIA GH200 480GB", module=Constant(520.0)))
+GH200 = replace(H100, name="NVIDIA GH200 480GB", module=Constant(520.0), limit_watts=900.0)
+
+
+def test_the_module_of_a_superchip_is_a_part_that_contains_the_gpu(machine: GpuMachine) -> None:
+    """Its counter counts the module, so the GPU is its own power, averaged and integrated."""
+    gpus = machine.gpus(GH200)
     collector = machine.collect()
-    assert list(infos(collector)) == [f"{FIRST}/{domain}" for domain in ("total", "instant", "average", "memory")]
-    assert "module power excluded" in texts(collector, "skipped")
+    (sensor,) = collector.sensors
+    assert values(sensor.read()) == {"total": 300, "instant": 300, "memory": 60, "module": 520}
+    published = infos(collector)
+    total, module = published[f"{FIRST}/total"], published[f"{FIRST}/module"]
+    assert (total.quantity.scope, total.method, total.limit_watts) == ("device", "integrated", 900.0)
+    assert total.source == "nvmlDeviceGetFieldValues: POWER_AVERAGE"
+    assert (module.quantity.scope, module.relation, module.limit_watts) == ("part", "contains", None)
+    assert module.source == "nvmlDeviceGetFieldValues: POWER_AVERAGE, scope module"
+    assert "energy counter excluded: on a superchip it counts the module" in texts(collector, "skipped")
+    assert collector.timing.poll_s == 1.0
+    gpus.advance(10.0)
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    assert pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) == 5_000_000 + 5_200_000
+
+
+def test_the_module_is_read_by_hwmon_if_it_has_a_meter(machine: GpuMachine) -> None:
+    meter = machine.host.sysfs / "class/hwmon/hwmon3/device"
+    meter.mkdir(parents=True)
+    (meter / "power1_oem_info").write_text("Module Power Socket 0\n")
+    machine.gpus(GH200)
+    collector = machine.collect()
+    assert f"{FIRST}/module" not in infos(collector)
+    assert infos(collector)[f"{FIRST}/total"].method == "integrated"
+    assert "hwmon reads the meter of the module" in texts(collector, "skipped")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [replace(GH200, knows_scopes=False), replace(GH200, module=Constant(300.0)), replace(GH200, module=Constant(0.0))],
+    ids=["ignored scope", "power of the GPU", "0 W"],
+)
+def test_a_module_that_is_not_more_than_the_gpu_is_not_a_superchip(machine: GpuMachine, spec: GpuSpec) -> None:
+    machine.gpus(spec)
+    published = infos(machine.collect())
+    assert f"{FIRST}/module" not in published
+    assert published[f"{FIRST}/total"].method == "counter"
+
+
+def test_a_new_power_limit_is_not_one_of_the_module(machine: GpuMachine) -> None:
+    machine.gpus(GH200)
+    collector = machine.collect()
+    collector.update_limit(sensor_of(collector, FIRST), 700_000)
+    published = infos(collector)
+    assert (published[f"{FIRST}/total"].limit_watts, published[f"{FIRST}/module"].limit_watts) == (700.0, None)
 
 
 def test_a_gpu_with_mig_is_published_once(machine: GpuMachine) -> None:
@@ -881,6 +927,18 @@ def test_sampled_power_over_minutes(machine: GpuMachine, monkeypatch: pytest.Mon
     minutes = Minutes(machine, monkeypatch, replace(H100, signal=fast))
     energy = totals(minutes.scan(until_s=60.0, step_s=1.0))[FIRST, "average"]
     assert energy == pytest.approx(fast.energy_joules(0.0, 60.0), rel=0.01)
+
+
+def test_energy_of_a_superchip_over_minutes(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's energy excludes the CPU, although the counter counts both."""
+    job = Square(low_watts=100.0, high_watts=600.0, period_s=8.0)
+    module = Square(low_watts=250.0, high_watts=900.0, period_s=8.0)
+    scan = Minutes(machine, monkeypatch, replace(GH200, signal=job, module=module)).scan(until_s=120.0, step_s=1.0)
+    energies = totals(scan)
+    assert energies[FIRST, "total"] == pytest.approx(job.energy_joules(0.0, 120.0), rel=0.02)
+    assert energies[FIRST, "module"] == pytest.approx(module.energy_joules(0.0, 120.0), rel=0.02)
+    devices = [info.quantity.domain for info in scan.layout.infos if info.quantity.scope == "device"]
+    assert devices == ["total"]
 
 
 def test_golden(machine: GpuMachine, monkeypatch: pytest.MonkeyPatch, update_golden: bool) -> None:

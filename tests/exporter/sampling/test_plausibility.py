@@ -307,6 +307,20 @@ def test_an_idle_device_is_not_stuck_because_others_work() -> None:
     assert stuck(verdicts) == {"socket0": False, "0000:d8:00": False}
 
 
+def test_an_idle_gpu_is_not_stuck_because_its_superchip_works() -> None:
+    """The module contains a CPU, whose load the GPU need not follow."""
+    names = ("total", "instant", "module")
+    gpu, power, module = (
+        replace(info("GPU-1", name, component="gpu", scope="device" if name == "total" else "part"), wrap_joules=None)
+        for name in names
+    )
+    module = replace(module, relation="contains")
+    machine = Machine(nvml=(gpu, power, module))
+    for step in range(12):
+        verdicts = machine.check({gpu: 90.0, power: 90.0, module: 500.0 if step % 2 else 200.0})
+    assert stuck(verdicts) == {"GPU-1": False}
+
+
 def test_a_value_that_does_not_change_on_a_steady_machine_is_not_stuck() -> None:
     machine = Machine(rapl=(PACKAGE,), hwmon=(METER,))
     verdicts = machine.check({PACKAGE: 100.0, METER: 142.0}, times=20)

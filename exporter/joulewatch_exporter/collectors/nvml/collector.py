@@ -3,7 +3,7 @@
 One device per GPU, identified by its UUID. Its domain ``total`` is the energy counter if the GPU has one (Volta and
 newer), else its integrated power. Its parts are ``instant`` (in addition to a counter) and ``average``, two other
 measurements of the same power, and ``memory``, which is inside. MIG slices have neither power nor energy and are never
-published. The module power of a superchip (scope 1) is excluded, because it includes a CPU with its own meter.
+published. On a superchip the part ``module`` contains the GPU and a CPU, and the counter is not used (see `gpu`).
 
 **A hanging GPU delays only itself.** Each GPU has its own thread for all its calls, and each call has a deadline. After
 a missed deadline, reads of this GPU fail at once until the call returns.
@@ -115,6 +115,7 @@ class NvmlCollector:
         self.call_timeout_s = options.call_timeout_seconds
         self._options = options
         self._library = library
+        self._sysfs = host.sysfs
         self._procfs_gpus = f"{host.procfs}/driver/nvidia/gpus"
         self._sensors: tuple[GpuSensor, ...] = ()
         self._sensors_lock = threading.Lock()
@@ -205,6 +206,8 @@ class NvmlCollector:
         channels = tuple(
             [
                 replace(channel, info=replace(channel.info, limit_watts=limit_mw / 1000))
+                if channel.info.relation != "contains"
+                else channel
                 for channel in sensor.description.channels
             ]
         )
@@ -412,7 +415,14 @@ class NvmlCollector:
 
     def _describe(self, handle: Any) -> Description:
         options = self._options
-        return describe(self.nvml, handle, driver=self._driver, average=options.average, memory=options.memory)
+        return describe(
+            self.nvml,
+            handle,
+            driver=self._driver,
+            average=options.average,
+            memory=options.memory,
+            sysfs=self._sysfs,
+        )
 
 
 # -- findings ----------------------------------------------------------------------------------------

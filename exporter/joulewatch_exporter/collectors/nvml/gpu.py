@@ -3,6 +3,11 @@
 Yang, Adamek and Armour found that some chips measure their power during only a part of each period: ``window_s``. This
 is known for momentary power; whether it applies to the counter is unknown. `accuracy` has the errors that they found.
 
+A superchip (GH200, GB200) is a GPU and a CPU. NVML reports its power in the scope "module". On GH200 the energy counter
+counts the module, too (github ml-energy/zeus, pull request 172), and the CPU has its own meter (hwmon). So on a GPU
+with module power the counter is not used: ``total`` is the integrated power of the scope "GPU", so that GPUs and CPUs
+may be summed. The module is a part, which is never summed.
+
 Sources: NVIDIA ``nvml.h`` (CUDA 13.3) and the NVML API reference; github JimZeyuYang/GPU_Power_Benchmark.
 """
 
@@ -12,14 +17,19 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
+from joulewatch_exporter.collectors.base.sysfs import list_names, read_text_or
 from joulewatch_exporter.collectors.nvml.accuracy import accuracy_of
 from joulewatch_exporter.collectors.nvml.library import LOST, UNSUPPORTED, Nvml
+from joulewatch_exporter.errors import SensorError
 from joulewatch_exporter.model import Quantity, Reading, Scope, SensorInfo
 
 _MAX_GAP_S: Final = 5.0
 _UNKNOWN_MAX_WATTS: Final = 3000.0
+_MODULE_MAX_WATTS: Final = 10_000.0
+"""The module of a GB300 may draw 2900 W."""
 
 _PASCAL: Final = 4
 _VOLTA: Final = 5
@@ -36,10 +46,11 @@ _ENERGY: Final[Field] = (83, 0)  # NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION
 _INSTANT: Final[Field] = (186, 0)  # NVML_FI_DEV_POWER_INSTANT; the second number is the scope
 _AVERAGE: Final[Field] = (185, 0)  # NVML_FI_DEV_POWER_AVERAGE
 _MEMORY: Final[Field] = (185, 2)
-_MODULE: Final[Field] = (186, 1)
+_MODULE: Final[Field] = (185, 1)
+_MODULE_INSTANT: Final[Field] = (186, 1)
 _NO_SCOPE: Final[Field] = (185, 250)
 """An invalid scope: a driver that answers ignores scopes, so its memory power would be the GPU's power."""
-_PROBED: Final = (_ENERGY, _INSTANT, _AVERAGE, _MEMORY, _MODULE, _NO_SCOPE)
+_PROBED: Final = (_ENERGY, _INSTANT, _AVERAGE, _MEMORY, _MODULE, _MODULE_INSTANT, _NO_SCOPE)
 
 _USAGE_CALL: Final = "nvmlDeviceGetPowerUsage"
 _ENERGY_CALL: Final = "nvmlDeviceGetTotalEnergyConsumption"
@@ -58,6 +69,8 @@ _FIELD_NAMES: Final[Mapping[Field, str]] = {
     _INSTANT: "POWER_INSTANT",
     _AVERAGE: "POWER_AVERAGE",
     _MEMORY: "POWER_AVERAGE, scope memory",
+    _MODULE: "POWER_AVERAGE, scope module",
+    _MODULE_INSTANT: "POWER_INSTANT, scope module",
 }
 
 
@@ -98,8 +111,16 @@ class Description:
     """Quantities that are not published, and why."""
 
 
-def describe(nvml: Nvml, handle: Any, *, driver: str, average: bool, memory: bool) -> Description:
+def describe(nvml: Nvml, handle: Any, *, driver: str, average: bool, memory: bool, sysfs: Path) -> Description:
     """Detect what a GPU is and what it can report; runs on the GPU's thread.
+
+    Args:
+        nvml: The library.
+        handle: NVML's handle of the GPU.
+        driver: Version of the driver, for display.
+        average: Whether the mean over 1 s is a part.
+        memory: Whether the power of the memory is a part.
+        sysfs: Where the kernel shows the meters of a superchip, which hwmon reads.
 
     Raises:
         SensorError: The GPU does not answer.
@@ -127,12 +148,14 @@ def describe(nvml: Nvml, handle: Any, *, driver: str, average: bool, memory: boo
         max_power_watts=_max_power_watts(limit_mw, plausible_limit(highest_mw)),
     )
     notes = ["MIG is enabled: power and energy are those of the whole GPU, slices have none"] if mig and mig[0] else []
-    energy = _energy_source(nvml, handle, uuid, values, notes)
+    module = _module_source(values)
+    energy = None if module else _energy_source(nvml, handle, uuid, values, notes)
     powers: list[tuple[str, Source]] = []
     if _INSTANT in values:
         powers.append(("instant", _INSTANT))
     if _AVERAGE in values:
-        powers.append(("average", _AVERAGE))
+        # Integrated, the average misses nothing; so it is the better total where there is no counter of the GPU.
+        powers.insert(0 if module else len(powers), ("average", _AVERAGE))
     if not powers and attempt(_USAGE_CALL) is not None:
         powers.append(("average" if maker.usage_is_averaged else "instant", _USAGE_CALL))
     channels: list[Channel] = []
@@ -145,8 +168,12 @@ def describe(nvml: Nvml, handle: Any, *, driver: str, average: bool, memory: boo
             channels.append(maker.power(domain, source))
     if memory and channels and _has_memory(values, notes):
         channels.append(maker.power("memory", _MEMORY))
-    if values.get(_MODULE) and _NO_SCOPE not in values:
-        notes.append("module power excluded: it includes a CPU with its own meter")
+    if module and channels:
+        notes.append("energy counter excluded: on a superchip it counts the module, which includes a CPU")
+        if _has_module_meter(sysfs):
+            notes.append("module power excluded: hwmon reads the meter of the module")
+        else:
+            channels.append(maker.power("module", module))
     channels.sort(key=lambda channel: channel.field is None)
     return Description(uuid=uuid, label=label, limit_mw=limit_mw, channels=tuple(channels), notes=tuple(notes))
 
@@ -172,13 +199,15 @@ class _ChannelMaker:
         return Channel(info, source, is_averaged=False)
 
     def power(self, domain: str, source: Source) -> Channel:
-        is_averaged = self.usage_is_averaged if source == _USAGE_CALL else source in (_AVERAGE, _MEMORY)
+        is_averaged = self.usage_is_averaged if source == _USAGE_CALL else source in (_AVERAGE, _MEMORY, _MODULE)
         info = self._info("device" if domain == "total" else "part", domain, source)
         if source == _USAGE_CALL:
             info = replace(info, source=f"{info.source} ({'mean over 1 s' if is_averaged else 'of the moment'})")
         if domain == "memory":
             info = replace(info, relation="inside", accuracy=None, accuracy_source="")
-        if not is_averaged:
+        if domain == "module":
+            info = replace(info, relation="contains", max_power_watts=_MODULE_MAX_WATTS, limit_watts=None)
+        elif not is_averaged:
             info = replace(info, window_s=_window_s(self.architecture, self.name))
         return Channel(info, source, is_averaged=is_averaged)
 
@@ -241,6 +270,26 @@ def _energy_source(
     return None
 
 
+def _module_source(values: Mapping[Field, float]) -> Field | None:
+    """Return the field with the power of the superchip; None if the GPU is not part of one."""
+    if _NO_SCOPE in values:
+        return None
+    for module, gpu in ((_MODULE, _AVERAGE), (_MODULE_INSTANT, _INSTANT)):
+        if values.get(module, 0.0) > values.get(gpu, 0.0):
+            return module
+    return None
+
+
+def _has_module_meter(sysfs: Path) -> bool:
+    """Return whether an ACPI meter shows the power of the module of a superchip."""
+    root = f"{sysfs}/class/hwmon"
+    try:
+        meters = [read_text_or(f"{root}/{name}/device/power1_oem_info", "") for name in list_names(root)]
+    except SensorError:
+        return False
+    return any(text.lower().startswith("module power") for text in meters)
+
+
 def _has_memory(values: Mapping[Field, float], notes: list[str]) -> bool:
     """Return whether the memory power is plausible; versions of ``nvml.h`` define its scope differently."""
     memory_mw = values.get(_MEMORY)
@@ -298,7 +347,11 @@ def to_readings(values: Sequence[tuple[Channel, float, int]]) -> Sequence[Readin
     whole_mw = 0.0
     for channel, value, _ in values:
         quantity = channel.info.quantity
-        if not channel.is_energy and quantity.domain != "memory" and (not whole_mw or channel.is_averaged):
+        if (
+            not channel.is_energy
+            and quantity.domain not in ("memory", "module")
+            and (not whole_mw or channel.is_averaged)
+        ):
             whole_mw = value
     readings = []
     for channel, value, at_ns in values:
