@@ -8,6 +8,8 @@ The costs are counted from the file, not from the graph that a runtime optimises
   points, shapes, scalars such as the 1/sqrt(d) of attention.
 - **Weight bytes**: the size of the parameters in the type in which they are stored; after a ``QuantizeLinear`` or a
   QONNX ``Quant``, in the number of bits that it produces.
+- **Depthwise MACs**, **layers**, **activation elements**, **input pixels**: for predictions. With BatchNorms folded,
+  they agree with the published figures of MobileNets within 1 %.
 - **Activation bytes**: the bytes that each operator reads and writes. An elementwise operator works in place if it is
   the only reader of its input (BatchNorm and ReLU after a convolution, the addition of a residual). Views (Reshape,
   Flatten) move nothing. A tensor between ``QuantizeLinear`` and ``DequantizeLinear`` counts in its narrow type. Caches
@@ -143,6 +145,8 @@ class NodeCost:
     shape: Shape | None
     """Shape of the first output, with the batch axis; None if unknown."""
     macs: int
+    depthwise: bool
+    """Whether it is a convolution with one input channel per filter."""
     parameters: int
     weight_bytes: int
     read_bytes: int
@@ -151,8 +155,13 @@ class NodeCost:
     in_place: bool
     """Whether it works in place on its input, or is a view, so that it adds no pass over memory."""
 
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a pass over memory, or joins two tensors in place, such as the addition of a residual."""
+        return not self.in_place or self.read_bytes > 0
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GraphCost:
     """The costs of a whole graph, per inference."""
 
@@ -162,10 +171,34 @@ class GraphCost:
     """In the order of the file; nodes computed from constants alone are excluded."""
     not_counted: Mapping[str, str] = field(default_factory=dict)
     """Operator -> why its multiply-accumulates are not counted."""
+    input_elements: int = 0
+    """Elements of the inputs, per inference."""
+    input_pixels: int = 0
+    """Positions of the largest input (height × width, or the length of a sequence), per inference."""
 
     @property
     def macs(self) -> int:
         return sum(node.macs for node in self.nodes)
+
+    @property
+    def macs_depthwise(self) -> int:
+        """The part of ``macs`` in depthwise convolutions, which runtimes compute with other kernels."""
+        return sum(node.macs for node in self.nodes if node.depthwise)
+
+    @property
+    def layers(self) -> int:
+        """Number of operators that produce a new tensor; activation functions and normalisations do not."""
+        return sum(node.is_layer for node in self.nodes)
+
+    @property
+    def activation_elements(self) -> int:
+        """Elements of the inputs and of the outputs of all layers, in any type."""
+        outputs = sum(math.prod(node.shape or ()) for node in self.nodes if node.is_layer)
+        return self.input_elements + outputs // self.batch
+
+    @property
+    def operator_types(self) -> tuple[str, ...]:
+        return tuple(sorted({node.op for node in self.nodes}))
 
     @property
     def parameters(self) -> int:
@@ -192,6 +225,11 @@ class GraphCost:
             "weight_bytes": str(self.weight_bytes),
             "activation_bytes": str(self.activation_bytes),
             "operators": str(self.operators),
+            "macs_depthwise": str(self.macs_depthwise),
+            "activation_elements": str(self.activation_elements),
+            "layers": str(self.layers),
+            "input_pixels": str(self.input_pixels),
+            "operator_types": " ".join(self.operator_types),
         }
         if self.not_counted:
             text = "; ".join(f"{op}: {why}" for op, why in sorted(self.not_counted.items()))
@@ -421,11 +459,25 @@ class _Count:
             costs.append(
                 NodeCost(
                     name=name, op=node.op_type, shape=self._shapes.get(node.output[0]) if node.output else None,
-                    macs=macs, parameters=parameters, weight_bytes=weight_bytes, read_bytes=read, written_bytes=out,
+                    macs=macs, depthwise=self._is_depthwise(node),
+                    parameters=parameters, weight_bytes=weight_bytes, read_bytes=read, written_bytes=out,
                     in_place=in_place,
                 )
             )  # fmt: skip
-        return GraphCost(self._batch, tuple(map(self._per_inference, costs)), missing)
+        inputs = [item.name for item in real_inputs(self._graph)]
+        return GraphCost(
+            batch=self._batch,
+            nodes=tuple(map(self._per_inference, costs)),
+            not_counted=missing,
+            input_elements=sum(math.prod(self._shapes[name]) for name in inputs) // self._batch,
+            input_pixels=max((_positions(self._shapes[name], self._types.get(name, 0)) for name in inputs), default=0),
+        )
+
+    def _is_depthwise(self, node: Any) -> bool:
+        if node.op_type not in _CONV:
+            return False
+        weights = self._shapes.get(node.input[3 if node.op_type == "QLinearConv" else 1])
+        return weights is not None and len(weights) > 2 and weights[1] == 1 and _attribute(node, "group", 1) > 1
 
     def _per_inference(self, cost: NodeCost) -> NodeCost:
         if self._batch == 1:
@@ -584,6 +636,15 @@ class _Count:
             return False
         before, after = self._shapes.get(name), self._shapes.get(reader.output[0])
         return before is not None and after is not None and math.prod(before) == math.prod(after)
+
+
+def _positions(shape: Shape, kind: int) -> int:
+    """Return height × width of an image, the length of a sequence, 1 for a vector; the first axis is the batch."""
+    if len(shape) == 2 and kind in (TensorProto.INT64, TensorProto.INT32):  # tokens
+        return shape[1]
+    if len(shape) > 3 and shape[-1] <= 4 < shape[1]:  # channels last
+        return math.prod(shape[1:-1])
+    return math.prod(shape[2:]) if len(shape) > 2 else 1
 
 
 def _unique_names(nodes: Sequence[Any]) -> dict[int, str]:

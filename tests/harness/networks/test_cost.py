@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +93,78 @@ def test_a_tiny_graph_costs_what_was_counted_by_hand(update_golden: bool) -> Non
     assert cost.weight_bytes == 4 * cost.parameters
     # x; conv with norm and ReLU in place; pool reads and writes; dense reads and writes; flatten is a view.
     assert cost.activation_bytes == 4 * (16 + 32 + 32 + 16 + 16 + 5)
-    assert cost.operators == 3
+    assert cost.operators == cost.layers == 3
+    assert cost.activation_elements == 16 + 32 + 16 + 5
     text = json.dumps({**dataclasses.asdict(cost), "details": cost.to_details()}, indent=1)
     golden.check(text + "\n", GOLDEN / "graph_tiny.json", update=update_golden)
+
+
+def mobilenet_v1(size: int) -> Any:
+    """Return MobileNet v1 with 1001 classes (Howard et al. 2017, table 1), BatchNorms folded."""
+    nodes: list[Any] = []
+    weights: dict[str, np.ndarray] = {}
+
+    def convolution(x: str, inner: int, outer: int, kernel: int, stride: int, groups: int) -> str:
+        name = f"conv{len(weights)}"
+        weights[f"{name}.w"], weights[f"{name}.b"] = floats(outer, inner // groups, kernel, kernel), floats(outer)
+        nodes.append(
+            node("Conv", f"{x} {name}.w {name}.b", name, strides=[stride] * 2, pads=[kernel // 2] * 4, group=groups)
+        )
+        nodes.append(node("Relu", name, f"{name}.relu"))
+        return f"{name}.relu"
+
+    x, inner = convolution("x", 3, 32, 3, 2, 1), 32
+    for outer, stride in (
+        (64, 1),
+        (128, 2),
+        (128, 1),
+        (256, 2),
+        (256, 1),
+        (512, 2),
+        *[(512, 1)] * 5,
+        (1024, 2),
+        (1024, 1),
+    ):
+        x = convolution(convolution(x, inner, inner, 3, stride, inner), inner, outer, 1, 1, 1)
+        inner = outer
+    weights |= {"fc.w": floats(1024, 1001), "fc.b": floats(1001)}
+    nodes += [
+        node("GlobalAveragePool", x, "pool"),
+        node("Flatten", "pool", "flat"),
+        node("Gemm", "flat fc.w fc.b", "y"),
+    ]
+    return model(nodes, {"x": ["n", 3, size, size]}, weights)
+
+
+@pytest.mark.parametrize(
+    ("graph", "dense", "depthwise", "weights", "activations", "layers", "pixels"),
+    [
+        (lambda: mobilenet_v1(224), 551_355_392, 17_385_984, 4_222_057, 5_194_217, 29, 50_176),
+        (lambda: zoo.mobilenet_graph(224, 100, folded=True), 280_059_136, 20_716_416, 3_489_097, 7_046_025, 64, 50_176),
+        (lambda: zoo.mobilenet_graph(96, 35, folded=True), 10_355_584, 1_579_824, 1_671_369, 569_585, 64, 9_216),
+    ],
+    ids=["v1-1.0-224", "v2-1.0-224", "v2-0.35-96"],
+)
+def test_the_features_of_mobilenets_are_the_published_ones(
+    graph: Callable[[], Any], dense: int, depthwise: int, weights: int, activations: int, layers: int, pixels: int
+) -> None:
+    """Source: the definitions behind the table of measured energies in tests/benchmarks/data/prediction."""
+    cost = cost_of(graph())
+    assert cost.macs - cost.macs_depthwise == pytest.approx(dense, rel=0.01)
+    assert cost.macs_depthwise == depthwise
+    assert cost.parameters == pytest.approx(weights, rel=0.01)
+    assert cost.activation_elements == pytest.approx(activations, rel=0.01)
+    assert (cost.layers, cost.input_pixels) == (layers, pixels)
+
+
+def test_the_pixels_of_other_inputs() -> None:
+    """Images with the channels last, sequences of channels, tokens, and vectors."""
+
+    def pixels(shape: Shape, kind: int = TensorProto.FLOAT) -> int:
+        return cost_of(model([node("Neg", "x", "y")], {"x": shape}, kinds={"x": kind})).input_pixels
+
+    assert [pixels([1, 20, 30, 3]), pixels(["n", 2, 1024]), pixels([4, 784])] == [600, 1024, 1]
+    assert pixels(["n", 64], TensorProto.INT64) == 64
 
 
 @pytest.mark.parametrize(("filters", "parameters", "macs"), [(64, 160_536, 12_864_512), (32, 71_832, 3_345_408)])
