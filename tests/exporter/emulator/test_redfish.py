@@ -36,6 +36,8 @@ def test_the_key_is_the_device_and_domain_of_the_exporter() -> None:
         ({"power_digits": -1}, "power_digits"),
         ({"energy_start_joules": -1.0}, "energy_start_joules"),
         ({"supplies": (-0.5,)}, "supplies"),
+        ({"feeds": (0.5, 0.4)}, "feeds"),
+        ({"feeds": (1.5, -0.5)}, "feeds"),
         ({"supply_efficiency": 1.5}, "supply_efficiency"),
         ({"max_sessions": 0}, "max_sessions"),
         ({"session_timeout_s": 0.0}, "session_timeout_s"),

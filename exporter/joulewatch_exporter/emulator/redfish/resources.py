@@ -146,10 +146,14 @@ class Resources:
 
     def _power(self, path: str) -> dict[str, Any]:
         spec = self.spec
-        controls = [{"MemberId": "0", "Name": "System Power Control", "PowerConsumedWatts": self._watts()}]
+        related = [_link(path.removesuffix("/Power"))]
+        controls: list[dict[str, Any]] = [
+            {"Name": "System Power Control", "PowerConsumedWatts": self._watts(share), "RelatedItem": related}
+            for share in spec.feeds or (1.0,)
+        ]
         if spec.cpu_share > 0:
-            watts = self._watts(spec.cpu_share)
-            controls.append({"MemberId": "1", "Name": "CPU Sub-system Power", "PowerConsumedWatts": watts})
+            controls.append({"Name": "CPU Sub-system Power", "PowerConsumedWatts": self._watts(spec.cpu_share)})
+        controls = [{"MemberId": str(index)} | control for index, control in enumerate(controls)]
         supplies = [
             {
                 "MemberId": str(index),

@@ -35,11 +35,12 @@ logger = logging.getLogger(__name__)
 class RedfishService:
     """A running service, at `url`."""
 
-    def __init__(self, spec: RedfishSpec, directory: Path) -> None:
+    def __init__(self, spec: RedfishSpec, directory: Path, documents: Mapping[str, Any] | None = None) -> None:
         """Make a certificate and listen.
 
         Args:
             spec: The service.
+            documents: Resources by path that replace the emulated ones, such as those of a published mockup.
             directory: For ``redfish/NAME.pem``, ``NAME.key`` and ``NAME.password``; only their owner can read the last
                 two.
 
@@ -48,6 +49,7 @@ class RedfishService:
             OSError: The port is in use.
         """
         self.spec = spec
+        self._documents = documents or {}
         folder = directory / "redfish"
         folder.mkdir(parents=True, exist_ok=True)
         self.password_file = folder / f"{spec.name}.password"
@@ -277,7 +279,7 @@ class RedfishService:
     def _resource(self, path: str) -> Answer:
         identities = [identity for identity, _ in self._sessions.values()]
         resources = Resources(spec=self.spec, sample=self._sample, faults=self._faults, sessions=identities)
-        resource = resources.find(path)
+        resource = self._documents.get(path) or resources.find(path)
         if resource is None:
             return HTTPStatus.NOT_FOUND, {}, _error("ResourceMissingAtURI")
         return HTTPStatus.OK, {}, resource

@@ -67,6 +67,8 @@ class RedfishSpec:
     """Share of the power of each power supply."""
     supply_efficiency: float = 0.94
     """Output power of a power supply divided by its input power."""
+    feeds: tuple[float, ...] = ()
+    """Share of the power of each feed of the server, which is a member of PowerControl; empty: one member."""
     cpu_share: float = 0.0
     """Above 0: a second member of PowerControl, with this share of the power."""
     refresh_s: float = 2.0
@@ -105,6 +107,8 @@ class RedfishSpec:
         check_range("energy_digits", self.energy_digits, 0, 6)
         check_range("power_digits", self.power_digits, 0, 6)
         check_range("energy_start_joules", self.energy_start_joules, 0.0)
+        if self.feeds and (min(self.feeds) < 0 or abs(sum(self.feeds) - 1.0) > 1e-9):
+            raise ValueError("feeds: shares must not be negative, and their sum must be 1")
         if any(share < 0 for share in self.supplies):
             raise ValueError("supplies: shares must not be negative")
         if not 0 < self.supply_efficiency <= 1:
