@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,9 +13,9 @@ from urllib.parse import urlsplit
 import requests
 import responses
 
-from joulewatch_exporter.collectors.redfish.device import Service
+from joulewatch_exporter.collectors.redfish.device import RedfishDevice, Service
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
-from joulewatch_exporter.model import Reading
+from joulewatch_exporter.model import Reading, SensorInfo
 
 USER = "monitor"
 PASSWORD = "correct horse é"
@@ -118,3 +119,18 @@ def by_label(readings: Any) -> dict[str, tuple[Any, Any]]:
     """Return energy and power by ``device/domain``."""
     typed: list[Reading] = list(readings)
     return {f"{r.quantity.device}/{r.quantity.domain}": (r.energy_joules, r.power_watts) for r in typed}
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A sensor that reads its service directly, not in the background."""
+
+    device: str
+    service: RedfishDevice
+
+    @property
+    def infos(self) -> Sequence[SensorInfo]:
+        return self.service.infos
+
+    def read(self) -> Sequence[Reading]:
+        return self.service.read()

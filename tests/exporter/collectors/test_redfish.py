@@ -6,8 +6,7 @@ import itertools
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ from joulewatch_exporter.errors import (
     SensorGlitchError,
     SensorTimeoutError,
 )
-from joulewatch_exporter.model import Host, Reading, SensorInfo
+from joulewatch_exporter.model import Host
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.primary import PrimarySensors
 from joulewatch_exporter.server.exposition import Exposition
@@ -41,7 +40,7 @@ from support import golden
 from support.clock import FakeClock
 from support.fake_family import Machine, fake_family
 from support.paths import ROOT
-from support.redfish import PASSWORD, SESSIONS, FakeService, a_service, a_target, by_label, collection, link
+from support.redfish import PASSWORD, SESSIONS, Direct, FakeService, a_service, a_target, by_label, collection, link
 
 GOLDEN = ROOT / "tests" / "exporter" / "golden"
 CHASSIS = "/redfish/v1/Chassis"
@@ -82,7 +81,6 @@ def hpe() -> dict[str, Any]:
         f"{CHASSIS}/1": {"Id": "1", "ChassisType": "RackMount", "Power": link(f"{CHASSIS}/1/Power/")},
         f"{CHASSIS}/1/Power": {
             "PowerControl": [{"MemberId": "0", "PowerConsumedWatts": 301, "PowerCapacityWatts": 1600}],
-            "PowerSupplies": [{"MemberId": "0", "LastPowerOutputWatts": 150}],
         },
     }
 
@@ -291,7 +289,10 @@ def test_dell(tmp_path: Path, mock: responses.RequestsMock) -> None:
 
 
 def test_hpe(tmp_path: Path, mock: responses.RequestsMock) -> None:
-    assert by_label(opened(mock, hpe(), tmp_path).read()) == {NODE: (None, 301.0)}
+    resources = hpe()
+    resources[f"{CHASSIS}/1/Power"]["PowerSupplies"] = [{"MemberId": "0", "LastPowerOutputWatts": 150}]
+    readings = by_label(opened(mock, resources, tmp_path).read())
+    assert readings == {NODE: (None, 301.0), "bmc1/psu0_output": (None, 150.0)}
 
 
 def test_supermicro(tmp_path: Path, mock: responses.RequestsMock) -> None:
@@ -912,18 +913,7 @@ def test_golden(
         "idrac": FakeService(mock, dell(), url="https://idrac"),
     }
     devices = {name: a_service(tmp_path, name=name, url=f"https://{name}").connect() for name in services}
-
-    @dataclass(frozen=True)
-    class Direct:
-        """Reads directly, not in the background."""
-
-        device: str
-        infos: Sequence[SensorInfo]
-
-        def read(self) -> Sequence[Reading]:
-            return devices[self.device].read()
-
-    sensors: list[Any] = [Direct(name, device.infos) for name, device in devices.items()]
+    sensors: list[Any] = [Direct(name, device) for name, device in devices.items()]
     family = Family(fake_family("redfish", Machine(sensors=sensors)).open(Host(), None), clock=clock)
     scan = family.scan()
     for _ in range(3):

@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 
 from joulewatch_exporter.collectors.redfish.client import Client, Memory
 from joulewatch_exporter.collectors.redfish.discover import discover
-from joulewatch_exporter.collectors.redfish.plan import BusyError, Json, MissingError, Plan, Series
+from joulewatch_exporter.collectors.redfish.plan import BusyError, Json, MissingError, Plan, Series, total_watts
+from joulewatch_exporter.collectors.redfish.supplies import ABOVE_NODE
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
 from joulewatch_exporter.errors import (
     SensorAbsentError,
@@ -228,7 +229,7 @@ class Service:
             if series.sampled is not None
         }
         self.plan = self._previous = plan
-        uris = (*plan.node_uris, *plan.part_uris)
+        uris = (*plan.required_uris, *plan.part_uris)
         return plan, {uri: fetched[uri] for uri in uris if uri in fetched and fetched[uri][1] >= started_ns}
 
     def succeeded(self) -> None:
@@ -298,36 +299,56 @@ class RedfishDevice:
         last_error: SensorGlitchError | None = None
         fetched = dict(self._fetched)
         self._fetched = {}
-        for uri in self._plan.node_uris:
+        plan = self._plan
+        for uri in plan.required_uris:
             try:
                 fetched[uri] = fetched.get(uri) or self._client.get(uri)
             except SensorGlitchError as error:
                 last_error = error
-        readings: list[Reading] = []
-        has_node = False
-        for index, series in enumerate(self._plan.series):
-            if series.is_node:
-                try:
-                    reading = self._reading(index, series, fetched)
-                except SensorGlitchError as error:
-                    last_error = error
-                    continue
-                if reading is not None:
-                    has_node = True
-                    readings.append(reading)
-        if not has_node:
-            source = next((series.info.source for series in self._plan.series), self._service.target.base)
+        readings: dict[int, Reading] = {}
+        required = [index for index, series in enumerate(plan.series) if series.is_node or not plan.has_node]
+        for index in required:
+            try:
+                if (reading := self._reading(index, plan.series[index], fetched)) is not None:
+                    readings[index] = reading
+            except SensorGlitchError as error:
+                last_error = error
+        if not readings:
+            source = next((series.info.source for series in plan.series), self._service.target.base)
             raise last_error or SensorGlitchError(f"{source}: no value (null or 0)")
         self._fetch_parts(fetched)
-        for index, series in enumerate(self._plan.series):
-            if not series.is_node:
+        self._check_better(fetched)
+        for index, series in enumerate(plan.series):
+            if index not in required:
                 try:
-                    reading = self._reading(index, series, fetched)
+                    if (reading := self._reading(index, series, fetched)) is not None:
+                        readings[index] = reading
                 except SensorGlitchError:
                     continue
-                if reading is not None:
-                    readings.append(reading)
-        return readings
+        return self._without_ratings(readings)
+
+    def _check_better(self, fetched: Resources) -> None:
+        """Raise `SensorAbsentError` if a better source has a value now, so that the service is probed again."""
+        resources = {uri: resource for uri, (resource, _) in fetched.items()}
+        for fields in self._plan.better:
+            if fields and total_watts(fields, resources) is not None:
+                self._service.plan = None
+                source = f"{self._service.target.base}{fields[0].pointer}"
+                raise SensorAbsentError(f"{source}: has a value now; probing the service again")
+
+    def _without_ratings(self, readings: Mapping[int, Reading]) -> list[Reading]:
+        """Return the readings without those of power supplies that are above the power of their node."""
+        series = self._plan.series
+        nodes = {
+            reading.quantity.device: reading.power_watts for index, reading in readings.items() if series[index].is_node
+        }
+        kept = []
+        for index, reading in readings.items():
+            node_watts = nodes.get(reading.quantity.device)
+            is_rating = (reading.power_watts or 0.0) > ABOVE_NODE * (math.inf if node_watts is None else node_watts)
+            if not (series[index].is_supply and is_rating):
+                kept.append(reading)
+        return kept
 
     def _fetch_parts(self, fetched: dict[str, tuple[Json, int]]) -> None:
         """Get the resources that only parts need; errors do not affect the node's values."""
@@ -344,16 +365,18 @@ class RedfishDevice:
     def _reading(self, index: int, series: Series, fetched: Resources) -> Reading | None:
         energy, power = series.energy, series.power
         joules = energy.joules(fetched[energy.uri][0]) if energy is not None and energy.uri in fetched else None
-        watts = power.watts(fetched[power.uri][0]) if power is not None and power.uri in fetched else None
-        field = energy if joules is not None else power
-        if field is None or (joules is None and watts is None):
+        watts = total_watts(power, {uri: resource for uri, (resource, _) in fetched.items()}) if power else None
+        if joules is None and watts is None:
             return None
-        resource, read_at_ns = fetched[field.uri]
+        uris = [energy.uri] if energy is not None and joules is not None else [field.uri for field in power]
+        times_ns = [fetched[uri][1] for uri in uris]
+        # The addends of a sum may be in several resources, which are read one after the other.
+        read_at_ns = (min(times_ns) + max(times_ns)) // 2
         reading = Reading(quantity=series.info.quantity, read_at_ns=read_at_ns, energy_joules=joules, power_watts=watts)
         timestamps = self._service.timestamps.get(index)
-        if timestamps is None or series.sampled is None or series.sampled.uri != field.uri:
+        if timestamps is None or series.sampled is None or series.sampled.uri != uris[0]:
             return reading
-        return timestamps.apply(reading, series.sampled.value(resource))
+        return timestamps.apply(reading, series.sampled.value(fetched[uris[0]][0]))
 
     def close(self) -> None:
         """Log out."""

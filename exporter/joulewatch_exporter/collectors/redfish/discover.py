@@ -1,11 +1,16 @@
 """Find what to read from a Redfish service, by following its links; without I/O.
 
 Ids and paths differ between vendors (``1``, ``Self``, ``System.Embedded.1``), so only links are followed. A chassis may
-report its power in up to three places: ``EnvironmentMetrics`` (with energy counters, if the service has them), the
-older ``Power``, and single ``Sensors``. One of them is read, in this order, and the finding names the others. Chassis
-contain chassis (a GPU module in a server): a chassis inside another one with power is a part of it, never an addend.
+report its power in several places: ``EnvironmentMetrics`` (with energy counters, if the service has them), the older
+``Power``, a vendor's block in it, and single ``Sensors``. One of them is read, in this order, and the finding names the
+others. If no chassis has any of them, the sum of the inputs of the power supplies is the node. Chassis contain chassis
+(a GPU module in a server): a chassis inside another one with power is a part of it, never an addend.
 
-Sources: DMTF DSP0268 (schemas Chassis, EnvironmentMetrics, Power, Sensor), DSP2046.
+NVIDIA's HGX baseboard is a chassis of its own, with GPUs inside. It is never a node, because it is not the server, and
+its GPUs are parts, because NVML on the server publishes them as devices.
+
+Sources: DMTF DSP0268 (schemas Chassis, EnvironmentMetrics, Power, PowerSubsystem, Sensor), DSP2046; NVIDIA's
+publications about HGX (names of chassis and sensors).
 """
 
 from __future__ import annotations
@@ -14,10 +19,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from joulewatch_exporter.collectors.redfish.names import component_of, slug, supply_name
+from joulewatch_exporter.collectors.redfish.names import component_of, hgx_component, is_hgx, slug
 from joulewatch_exporter.collectors.redfish.plan import (
     ROOT,
-    Field,
     Json,
     Plan,
     Series,
@@ -26,21 +30,18 @@ from joulewatch_exporter.collectors.redfish.plan import (
     as_text,
     link_target,
     linked_uri,
-    member_of,
-    step_of,
 )
 from joulewatch_exporter.collectors.redfish.sources import (
     ChassisPower,
     Explorer,
     Get,
+    Part,
     Source,
     SourceFinder,
-    control_text,
-    node_control,
 )
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
-from joulewatch_exporter.model import Component, Quantity, SensorInfo
+from joulewatch_exporter.model import Quantity, SensorInfo
 
 MAX_NODE_WATTS: Final = 50_000.0
 MAX_PART_WATTS: Final = 20_000.0
@@ -48,6 +49,7 @@ GAP_PERIODS: Final = 3.0
 """Two missing power readings in a row still do not count as unmeasured time."""
 
 _MAX_CHASSIS: Final = 256
+_MAX_SEEN: Final = 6
 
 _INNER_TYPES: Final = frozenset({"Card", "Cartridge", "Component", "IPBasedDrive", "Module", "Zone"})
 """Types of chassis that are not servers."""
@@ -83,13 +85,12 @@ class _Chassis:
     @property
     def is_inner(self) -> bool:
         """Whether it is not a server."""
-        return self.type in _INNER_TYPES
+        return self.type in _INNER_TYPES or is_hgx(self.id)
 
     @property
-    def source(self) -> Source:
-        """The source that is read; only of a chassis that reports its power."""
-        assert self.reported.source is not None
-        return self.reported.source
+    def has_live_part(self) -> bool:
+        """Whether a power supply or a sub-total has a value now."""
+        return any(part.is_live for part in self.reported.parts)
 
 
 class _Discovery:
@@ -118,22 +119,69 @@ class _Discovery:
                 available = ", ".join(ids.values()) or "none"
                 raise SensorAbsentError(f"{base}{link}: no chassis {self._target.chassis}; available: {available}")
         all_chassis = [self._chassis(uri, resource) for uri, resource in resources.items()]
-        powered = [chassis for chassis in all_chassis if chassis.reported.source is not None]
-        live = [chassis for chassis in powered if chassis.source.is_live or chassis.uri in self._known_chassis]
+        powered = [chassis for chassis in all_chassis if chassis.reported.nodes]
+        live = [chassis for chassis in powered if chassis.reported.is_live or chassis.uri in self._known_chassis]
+        better = () if live else tuple(source.power for c in powered for source in c.reported.nodes.values())
         if not live:
-            raise self._failure(link, powered)
-        nodes, containers = _nodes(live, {} if self._target.chassis else _containers(all_chassis, live))
-        devices = {
-            node.uri: self._target.name if len(nodes) == 1 else f"{self._target.name}/{node.id}" for node in nodes
-        }
-        for node in nodes:
-            self._add_node(node, devices[node.uri])
-        if self._target.parts:
-            for chassis in live:
-                if chassis.uri in containers:
-                    self._add_inner(chassis, devices.get(_outermost(chassis.uri, containers), ""))
+            live = self._by_supplies(all_chassis)
+        if live:
+            self._add_all(live, all_chassis)
+        else:
+            self._add_parts_only(all_chassis)
+        if not self._series:
+            raise self._failure(link, all_chassis)
         findings = tuple(self._explorer.findings)
-        return Plan(tuple(self._series), findings, frozenset(chassis.uri for chassis in live))
+        return Plan(tuple(self._series), findings, frozenset(chassis.uri for chassis in live), better)
+
+    def _by_supplies(self, all_chassis: Sequence[_Chassis]) -> list[_Chassis]:
+        """Return the chassis whose power supplies report their inputs; nothing else reports the power of a node."""
+        live = []
+        for chassis in all_chassis:
+            supplies = chassis.reported.supplies
+            if supplies is not None and (supplies.is_live or chassis.uri in self._known_chassis):
+                chassis.reported.nodes = {"": supplies}
+                chassis.reported.note = ""
+                live.append(chassis)
+        return live
+
+    def _add_all(self, live: Sequence[_Chassis], all_chassis: Sequence[_Chassis]) -> None:
+        """Add the nodes and their parts."""
+        selected = bool(self._target.chassis)
+        nodes, containers = _nodes(live, {} if selected else _containers(all_chassis, live), selected=selected)
+        is_single = sum(len(node.reported.nodes) for node in nodes) == 1
+        devices: dict[str, str] = {}
+        if not nodes:
+            text = "an HGX baseboard is not the server, so it is a part like its GPUs; set chassis to make it the node"
+            self._explorer.report("found", live[0].uri, f"{self._target.name}: {text}")
+        for node in nodes:
+            named = {
+                server: self._target.name if is_single else f"{self._target.name}/{server or node.id}"
+                for server in node.reported.nodes
+            }
+            devices[node.uri] = next(iter(named.values())) if len(named) == 1 else self._target.name
+            for server, device in named.items():
+                self._add_node(node, server, device)
+            self._add_parts(node, named, devices[node.uri])
+        if not self._target.parts:
+            return
+        for chassis in live:
+            if chassis.uri in containers:
+                outermost = _outermost(chassis.uri, containers)
+                self._add_inner(chassis, devices.get(outermost, "") if nodes else self._target.name)
+        for chassis in all_chassis:
+            if chassis not in live and chassis.has_live_part:
+                device = next(iter(devices.values())) if len(devices) == 1 else self._target.name
+                self._add_parts(chassis, {}, device)
+
+    def _add_parts_only(self, all_chassis: Sequence[_Chassis]) -> None:
+        """Add the parts of chassis whose own power is unknown."""
+        chassis_with_parts = [chassis for chassis in all_chassis if chassis.has_live_part and self._target.parts]
+        for chassis in chassis_with_parts:
+            is_single = len(chassis_with_parts) == 1
+            device = self._target.name if is_single else f"{self._target.name}/{chassis.id}"
+            self._add_parts(chassis, {}, device)
+            text = f"{device}: the power of the server is unknown, only parts are published; {self._seen([chassis])}"
+            self._explorer.report("skipped", chassis.uri, text)
 
     def _chassis(self, uri: str, resource: Json) -> _Chassis:
         links = as_mapping(resource.get("Links"))
@@ -144,23 +192,37 @@ class _Discovery:
             model=" ".join(filter(None, (as_text(resource.get("Manufacturer")), as_text(resource.get("Model"))))),
             container=link_target(links.get("ContainedBy")) or "",
             contains=tuple(filter(None, map(link_target, as_list(links.get("Contains"))))),
-            reported=self._finder.find(resource),
+            reported=self._finder.find(resource, uri),
         )
 
-    def _failure(self, link: str, powered: Sequence[_Chassis]) -> SensorError:
+    def _failure(self, link: str, all_chassis: Sequence[_Chassis]) -> SensorError:
         where = f"{self._target.base}{link}"
-        if powered:
-            sources = ", ".join(chassis.source.pointer for chassis in powered)
-            return SensorAbsentError(f"{where}: no value now (null or 0): {sources}")
+        sources = [source for chassis in all_chassis for source in chassis.reported.nodes.values()]
+        if sources:
+            pointers = ", ".join(source.pointer for source in sources)
+            return SensorAbsentError(f"{where}: no value now (null or 0): {pointers}")
         if self._explorer.denials:
             return SensorDeniedError(self._explorer.denials[0])
         return SensorAbsentError(
-            f"{where}: no chassis reports its power: none has EnvironmentMetrics, Power or Sensors in watts or joules"
+            f"{where}: no chassis reports its power: none has EnvironmentMetrics, Power or Sensors in watts or joules; "
+            f"{self._seen(all_chassis)}"
         )
+
+    def _seen(self, all_chassis: Sequence[_Chassis]) -> str:
+        """Return which properties in watts exist, and how to choose one of them."""
+        seen = [text for chassis in all_chassis for text in chassis.reported.seen]
+        if not seen:
+            return "no property in watts was seen"
+        more = f" and {len(seen) - _MAX_SEEN} more" if len(seen) > _MAX_SEEN else ""
+        texts = [f"seen: {', '.join(seen[:_MAX_SEEN])}{more}"]
+        texts += [text for chassis in all_chassis for text in chassis.reported.ratings]
+        if any("#/PowerControl/" in entry for entry in seen):
+            texts.append("set power_control to use a member of PowerControl")
+        return "; ".join(texts)
 
     # -- series ------------------------------------------------------------------------------------
 
-    def _add(self, quantity: Quantity, source: Source, model: str) -> None:
+    def _add(self, quantity: Quantity, source: Source, model: str, *, is_supply: bool = False) -> None:
         domain, count = quantity.domain, 1
         while (quantity.device, domain) in self._labels:
             count += 1
@@ -185,61 +247,57 @@ class _Discovery:
         )
         self._series.append(
             Series(
-                info=info, power=source.power, energy=source.energy, sampled=source.sampled, sensing_s=source.sensing_s
+                info=info,
+                power=source.power,
+                energy=source.energy,
+                is_supply=is_supply,
+                sampled=source.sampled,
+                sensing_s=source.sensing_s,
             )
         )
 
-    def _add_node(self, node: _Chassis, device: str) -> None:
-        source, power = node.source, node.reported.power
-        self._add(Quantity(scope="node", component="node", device=device, domain="total"), source, node.model)
+    def _add_node(self, node: _Chassis, server: str, device: str) -> None:
+        reported = node.reported
+        source = reported.nodes[server]
+        domain = "total" if source is not reported.supplies else "supply_inputs"
+        self._add(Quantity(scope="node", component="node", device=device, domain=domain), source, node.model)
         if source.energy is None:
             text = "power, integrated"
         else:
-            text = f"energy counter with steps of {source.step}" + (", and power" if source.power is not None else "")
-        text = f"{device} total: {text}"
-        if source.note:
-            text += f"; {source.note}"
-        if source.kind == "Power" and power is not None:
-            text += control_text(source, power)
-        if node.reported.others:
-            text += f"; other sources, not read: {', '.join(node.reported.others)}"
+            text = f"energy counter with steps of {source.step}" + (", and power" if source.power else "")
+        text = f"{device} {domain}: {text}"
+        if source is reported.supplies:
+            text += f"; {source.kind} ({len(source.power)}), because nothing else reports the power of the node"
+        notes = (source.note, reported.note)
+        text += "".join(f"; {note}" for note in notes if note)
+        if reported.others:
+            text += f"; other sources, not read: {', '.join(reported.others)}"
         self._explorer.report("found", source.pointer, text)
-        if self._target.parts and power is not None:
-            self._add_parts(node, power, device)
 
-    def _add_parts(self, node: _Chassis, resource: Json, device: str) -> None:
-        """Add power supplies and sub-totals of the resource ``Power``."""
-        uri = node.reported.power_uri
-        controls = [as_mapping(control) for control in as_list(resource.get("PowerControl"))]
-        main = node_control(controls, self._target.power_control)
-        for index, control in enumerate(controls):
-            power = Field(uri, ("PowerControl", member_of(control, index), "PowerConsumedWatts"))
-            if index != main and power != node.source.power and power.watts(resource) is not None:
-                name = as_text(control.get("Name")) or f"power control {index}"
-                self._add_part(device, component_of(name), slug(name), power, resource, "")
-        for index, entry in enumerate(as_list(resource.get("PowerSupplies"))):
-            supply = as_mapping(entry)
-            name = supply_name(supply, index)
-            for key, side in (("PowerInputWatts", "input"), ("PowerOutputWatts", "output")):
-                power = Field(uri, ("PowerSupplies", member_of(supply, index), key))
-                # A key that is null belongs to a supply that may come back.
-                if key in supply:
-                    model = as_text(supply.get("Model"))
-                    self._add_part(device, "node", f"{name}_{side}", power, resource, model)
+    def _add_parts(self, chassis: _Chassis, named: Mapping[str, str], device: str) -> None:
+        """Add power supplies and sub-totals."""
+        if not self._target.parts:
+            return
+        for text in chassis.reported.ratings:
+            self._explorer.report("skipped", chassis.uri, f"{device}: {text}")
+        nodes = [source.power for source in chassis.reported.nodes.values()]
+        for part in chassis.reported.parts:
+            if (part.power,) not in nodes:
+                self._add_part(part, named.get(part.server, device), chassis)
 
-    def _add_part(
-        self, device: str, component: Component, domain: str, power: Field, resource: Json, model: str
-    ) -> None:
-        source = Source(kind="Power", power=power, step=step_of(resource, power, "W"), is_live=True)
-        self._add(Quantity(scope="part", component=component, device=device, domain=domain), source, model)
+    def _add_part(self, part: Part, device: str, chassis: _Chassis) -> None:
+        source = Source(kind="Power", power=(part.power,), step=part.step, is_live=True)
+        quantity = Quantity(scope="part", component=part.component, device=device, domain=part.domain)
+        self._add(quantity, source, part.model, is_supply=part.is_supply)
 
     def _add_inner(self, chassis: _Chassis, device: str) -> None:
-        source = chassis.source
+        source = next(iter(chassis.reported.nodes.values()))
         if not device:
             text = f"{chassis.id} ({chassis.type or 'a chassis'}): there are several servers, and no link shows which"
             self._explorer.report("skipped", source.pointer, f"{text} of them contains it")
             return
-        quantity = Quantity(scope="part", component=component_of(chassis.id), device=device, domain=slug(chassis.id))
+        component = hgx_component(chassis.id) if is_hgx(chassis.id) else component_of(chassis.id)
+        quantity = Quantity(scope="part", component=component, device=device, domain=slug(chassis.id))
         self._add(quantity, source, chassis.model)
 
 
@@ -266,15 +324,20 @@ def _containers(all_chassis: Sequence[_Chassis], live: Sequence[_Chassis]) -> di
     return containers
 
 
-def _nodes(live: Sequence[_Chassis], containers: dict[str, str]) -> tuple[list[_Chassis], dict[str, str]]:
+def _nodes(
+    live: Sequence[_Chassis], containers: dict[str, str], *, selected: bool
+) -> tuple[list[_Chassis], dict[str, str]]:
     """Return the chassis that are nodes, and the containers of the others; an empty container is unknown."""
     nodes = [chassis for chassis in live if chassis.uri not in containers]
-    servers = [chassis for chassis in nodes if not chassis.is_inner]
-    if not servers or len(servers) == len(nodes):
+    if selected:
         return nodes, containers
+    servers = [chassis for chassis in nodes if not chassis.is_inner]
+    if not servers:
+        # A module may be the whole service, but the baseboard is not the server.
+        servers = [chassis for chassis in nodes if not is_hgx(chassis.id)]
     # Modules without a link to a container belong to the server, if there is only one.
     server = servers[0].uri if len(servers) == 1 else ""
-    return servers, containers | {chassis.uri: server for chassis in nodes if chassis.is_inner}
+    return servers, containers | {chassis.uri: server for chassis in nodes if chassis not in servers}
 
 
 def _outermost(uri: str, containers: Mapping[str, str]) -> str:

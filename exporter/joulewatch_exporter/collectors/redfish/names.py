@@ -11,7 +11,7 @@ from joulewatch_exporter.model import Component
 
 _WORD: Final = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 _SHARE_WORDS: Final = re.compile(
-    r"(?:sub|subsystem|cpus?|processors?|mem|memory|dimms?|gpus?|accelerators?|fpgas?|pcie|fans?|drives?|disks?|hdds?|"
+    r"(?:sub|subsystem|cpus?|processors?|mem|memory|dimms?|dram|gpus?|accelerators?|fpgas?|pcie|fans?|drives?|disks?|hdds?|"
     r"ssds?|storage|nics?|vr|psus?|ps|supply|supplies)"
 )
 """A name with one of these words refers to a share, not to the whole."""
@@ -20,13 +20,14 @@ _COMPONENTS: Final[Sequence[tuple[str, Component]]] = (
     (r"gpus?|accelerators?", "gpu"),
     (r"fpgas?", "fpga"),
     (r"cpus?|processors?", "cpu"),
-    (r"mem|memory|dimms?", "memory"),
+    (r"mem|memory|dimms?|dram", "memory"),
 )
+_SUPPLY_WORDS: Final = re.compile(r"(?:psus?|ps|supply|supplies)")
 
 
 def supply_name(supply: Json, index: int) -> str:
     """Return the label of a power supply."""
-    member = as_text(supply.get("MemberId"))
+    member = as_text(supply.get("MemberId")) or as_text(supply.get("Id"))
     if member.isdigit() or not member:
         return f"psu{member or index}"
     return slug(member)
@@ -44,6 +45,22 @@ def component_of(name: str) -> Component:
         if any(re.fullmatch(pattern, word) for word in words):
             return component
     return "node"
+
+
+def is_hgx(chassis_id: str) -> bool:
+    """Return whether a chassis belongs to NVIDIA's HGX baseboard: ``HGX_Chassis_0``, ``HGX_GPU_SXM_1``."""
+    return chassis_id.startswith("HGX_")
+
+
+def hgx_component(chassis_id: str) -> Component:
+    """Return the component of a chassis of an HGX baseboard; a processor module holds a CPU and GPUs."""
+    match = re.match(r"HGX_(GPU|CPU)_", chassis_id)
+    return "other" if match is None else ("gpu" if match[1] == "GPU" else "cpu")
+
+
+def is_supply(name: str) -> bool:
+    """Return whether a name refers to a power supply."""
+    return any(_SUPPLY_WORDS.fullmatch(word) for word in _words(name))
 
 
 def _words(name: str) -> list[str]:

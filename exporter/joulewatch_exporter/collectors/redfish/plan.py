@@ -38,6 +38,8 @@ class Member:
     """``MemberId`` or ``Name``; empty: the member has neither, use the index."""
     value: str
     index: int
+    occurrence: int = 0
+    """Number of members with the same value before it: feeds of one server may have the same name and no id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class Field:
     path: tuple[str | Member, ...]
     scale: float = 1.0
     """Factor to watts or joules."""
+    rating_watts: float = math.inf
+    """A power of this size or more is the rating of a power supply, not a reading."""
 
     @property
     def pointer(self) -> str:
@@ -73,8 +77,12 @@ class Field:
 
     def watts(self, resource: Json) -> float | None:
         """Return the power; None also for 0, which services return without data."""
+        return self.addend(resource) or None
+
+    def addend(self, resource: Json) -> float | None:
+        """Return the power as an addend of a sum; 0 is valid, because a redundant supply may be idle."""
         value = self.number(resource)
-        return value if value is not None and value > 0.0 else None
+        return value if value is not None and 0.0 <= value < self.rating_watts else None
 
     def joules(self, resource: Json) -> float | None:
         """Return the position of the counter."""
@@ -82,13 +90,26 @@ class Field:
         return value if value is not None and value >= 0.0 else None
 
 
+def total_watts(fields: Sequence[Field], resources: Mapping[str, Json]) -> float | None:
+    """Return the sum of the fields; None if one of them has no value, because the sum would be too small."""
+    if not all(field.uri in resources for field in fields):
+        return None
+    if len(fields) == 1:
+        return fields[0].watts(resources[fields[0].uri])
+    watts = [value for field in fields if (value := field.addend(resources[field.uri])) is not None]
+    return sum(watts) or None if len(watts) == len(fields) else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
     """One quantity and the fields of its values."""
 
     info: SensorInfo
-    power: Field | None
+    power: tuple[Field, ...]
+    """The power is the sum of these fields; empty: there is no power."""
     energy: Field | None
+    is_supply: bool = False
+    """Whether it is the power of a power supply, which is a rating if it is above the power of its node."""
     sampled: Field | None = None
     """The sensor's timestamp, in the same resource."""
     sensing_s: float | None = None
@@ -102,7 +123,7 @@ class Series:
     @property
     def uris(self) -> tuple[str, ...]:
         """The resources that are needed for a reading."""
-        return tuple(dict.fromkeys(field.uri for field in (self.energy, self.power) if field is not None))
+        return tuple(dict.fromkeys(field.uri for field in (self.energy, *self.power) if field is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +134,8 @@ class Plan:
     findings: tuple[Finding, ...]
     chassis: frozenset[str]
     """Chassis that have reported a value."""
+    better: tuple[tuple[Field, ...], ...] = ()
+    """Better sources of nodes, which had no value; the plan is made again when one of them has."""
 
     @property
     def infos(self) -> tuple[SensorInfo, ...]:
@@ -120,15 +143,22 @@ class Plan:
         return tuple(series.info for series in self.series)
 
     @property
-    def node_uris(self) -> tuple[str, ...]:
-        """The resources that are needed for nodes."""
-        return tuple(dict.fromkeys(uri for series in self.series if series.is_node for uri in series.uris))
+    def has_node(self) -> bool:
+        """Whether there is a node; otherwise all series are parts of an unknown whole."""
+        return any(series.is_node for series in self.series)
+
+    @property
+    def required_uris(self) -> tuple[str, ...]:
+        """The resources that are needed for nodes; without a node, all resources."""
+        has_node = self.has_node
+        required = (series for series in self.series if series.is_node or not has_node)
+        return tuple(dict.fromkeys(uri for series in required for uri in series.uris))
 
     @property
     def part_uris(self) -> tuple[str, ...]:
         """The other resources, needed only for parts."""
         uris = dict.fromkeys(uri for series in self.series for uri in series.uris)
-        return tuple(uri for uri in uris if uri not in self.node_uris)
+        return tuple(uri for uri in uris if uri not in self.required_uris)
 
 
 def number(value: Any) -> float | None:
@@ -188,16 +218,17 @@ def find_member(members: Any, member: Member) -> Any:
     if not isinstance(members, list):
         return None
     if member.key:
-        matches = (entry for entry in members if as_text(as_mapping(entry).get(member.key)) == member.value)
-        return next(matches, None)
+        matches = [entry for entry in members if as_text(as_mapping(entry).get(member.key)) == member.value]
+        return matches[member.occurrence] if member.occurrence < len(matches) else None
     return members[member.index] if member.index < len(members) else None
 
 
-def member_of(entry: Json, index: int) -> Member:
+def member_of(entries: Sequence[Any], index: int) -> Member:
     """Return the identification of an entry of a list."""
     for key in ("MemberId", "Name"):
-        if value := as_text(entry.get(key)):
-            return Member(key, value, index)
+        values = [as_text(as_mapping(entry).get(key)) for entry in entries[: index + 1]]
+        if value := values[index]:
+            return Member(key, value, index, values[:index].count(value))
     return Member("", "", index)
 
 

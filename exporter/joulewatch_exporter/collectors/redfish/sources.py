@@ -7,32 +7,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from joulewatch_exporter.collectors.redfish.names import SHARE, WHOLE, rank_of
+from joulewatch_exporter.collectors.redfish.controls import Controls, control_name, sort_controls
+from joulewatch_exporter.collectors.redfish.names import SHARE, WHOLE, component_of, rank_of, slug
 from joulewatch_exporter.collectors.redfish.plan import (
     BusyError,
     Field,
     ForbiddenError,
     Json,
-    Member,
     MissingError,
     as_list,
     as_mapping,
     as_text,
     best_counter,
-    find_member,
     link_target,
     linked_uri,
     member_of,
     number,
     seconds,
     step_of,
+    total_watts,
+)
+from joulewatch_exporter.collectors.redfish.supplies import (
+    Supply,
+    is_absent,
+    oem_total,
+    subsystem_supply,
+    supplies_of,
+    without_ratings,
 )
 from joulewatch_exporter.collectors.redfish.target import RedfishTarget
 from joulewatch_exporter.errors import SensorGlitchError
-from joulewatch_exporter.model import Finding
+from joulewatch_exporter.model import Component, Finding
 
 Get: TypeAlias = Callable[[str], Json]
 """Returns a resource by its path; raises `MissingError` if there is none."""
@@ -42,6 +50,8 @@ JOULES_PER_KWH: Final = 3.6e6
 _MAX_PAGES: Final = 32
 _MAX_SENSORS: Final = 24
 """Each sensor costs a request, which takes up to seconds on a BMC."""
+_MAX_SUPPLIES: Final = 16
+_MAX_SEEN: Final = 6
 
 _POWER_SENSOR: Final = re.compile(r"power|pwr|watt|energy|consum", re.IGNORECASE)
 _WATTS: Final[Mapping[str, float]] = {"W": 1.0, "kW": 1e3, "mW": 1e-3}
@@ -53,7 +63,8 @@ class Source:
     """One place where a chassis reports its power."""
 
     kind: str
-    power: Field | None = None
+    power: tuple[Field, ...] = ()
+    """The power is the sum of these fields."""
     energy: Field | None = None
     sampled: Field | None = None
     sensing_s: float | None = None
@@ -65,10 +76,26 @@ class Source:
 
     @property
     def pointer(self) -> str:
-        """The address of the value, for the label ``source``."""
-        field = self.energy or self.power
-        assert field is not None
-        return field.pointer
+        """The address of the value, for the label ``source``; of a sum, the addresses of its addends."""
+        first, *others = (self.energy,) if self.energy is not None else self.power
+        same = f"{first.uri}#"
+        return " + ".join([first.pointer, *(other.pointer.replace(same, "#", 1) for other in others)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The power of a power supply or a sub-total."""
+
+    domain: str
+    component: Component
+    power: Field
+    step: str
+    model: str = ""
+    server: str = ""
+    """The server of the chassis that it belongs to; empty: the chassis."""
+    is_supply: bool = False
+    is_live: bool = False
+    """Whether it has a value now."""
 
 
 class Explorer:
@@ -113,22 +140,38 @@ class Explorer:
             next_page = collection.get("Members@odata.nextLink")
             page = next_page if isinstance(next_page, str) and next_page else None
 
+    def watts(self, fields: Sequence[Field]) -> float | None:
+        """Return the power in fields of resources that have been fetched before."""
+        resources = {uri: resource for uri in {f.uri for f in fields} if (resource := self.optional(uri)) is not None}
+        return total_watts(fields, resources) if fields else None
+
     def report(self, status: Any, uri: str, text: str) -> None:
         """Add a finding."""
         self.findings.append(Finding(status=status, collector="redfish", subject=f"{self._base}{uri}", text=text))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ChassisPower:
     """How a chassis reports its power."""
 
-    source: Source | None
-    """The source that is read; None: the chassis reports no power."""
-    others: tuple[str, ...]
+    nodes: dict[str, Source] = field(default_factory=dict)
+    """Name of a server -> the source that is read. The name is empty if the chassis is the server."""
+    others: tuple[str, ...] = ()
     """Kinds of sources that exist but are not read."""
-    power: Json | None
-    """The resource ``Power``, if it was read."""
-    power_uri: str
+    note: str = ""
+    """Which member of ``PowerControl`` is read, for the finding."""
+    supplies: Source | None = None
+    """The sum of the inputs of all power supplies; it is the node if nothing else is."""
+    parts: list[Part] = field(default_factory=list)
+    ratings: tuple[str, ...] = ()
+    """Texts about values of power supplies that are ratings."""
+    seen: list[str] = field(default_factory=list)
+    """Properties in watts and their values, for the finding if nothing can be used."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a node has a value now."""
+        return any(source.is_live for source in self.nodes.values())
 
 
 class SourceFinder:
@@ -146,25 +189,98 @@ class SourceFinder:
         self._target = target
         self._known_counters = known_counters
 
-    def find(self, chassis: Json) -> ChassisPower:
+    def find(self, chassis: Json, uri: str) -> ChassisPower:
         """Choose the source of a chassis: the first kind that has a value now, else the first kind."""
         explorer = self._explorer
+        found = ChassisPower()
         sources: list[Source] = []
         environment_uri = linked_uri(chassis, "EnvironmentMetrics")
         if (environment := explorer.optional(environment_uri)) is not None and environment_uri is not None:
             sources.append(self._environment(environment, environment_uri))
-        power, power_uri = None, ""
-        if not _any_live(sources) or self._target.parts:
-            power_uri = linked_uri(chassis, "Power") or ""
-            power = explorer.optional(power_uri or None)
-            if power is not None:
-                sources.append(self._power(power, power_uri))
-        sources = [source for source in sources if source.power is not None or source.energy is not None]
+            found.seen += seen_watts(environment, environment_uri)
+        power_uri = linked_uri(chassis, "Power") or ""
+        power = explorer.optional(power_uri or None)
+        if power is not None:
+            controls = self._controls(power, power_uri, uri)
+            found.seen += seen_watts(power, power_uri)
+            found.parts += _sub_totals(controls, power, power_uri)
+            found.note = _control_text(controls, power)
+            of_servers = {name: _control_source(feeds, power, power_uri) for name, feeds in controls.nodes.items()}
+            resources = {power_uri: power}
+            if len(of_servers) > 1:
+                found.nodes, found.others = of_servers, tuple(source.kind for source in sources if source.is_live)
+            else:
+                sources += of_servers.values()
+                if (total := oem_total(power, power_uri)) is not None:
+                    sources.append(_source(f"Power Oem {total.path[1]}", (total,), resources))
+        if not found.nodes:
+            self._choose(found, sources, chassis, uri)
+        if found.nodes or not self._target.power_control:
+            self._add_supplies(found, chassis, power, power_uri)
+        return found
+
+    def _choose(self, found: ChassisPower, sources: list[Source], chassis: Json, uri: str) -> None:
+        sources = [source for source in sources if source.power or source.energy is not None]
         if not _any_live(sources):
-            sources += self._sensors(linked_uri(chassis, "Sensors"))
+            sources += self._sensors(linked_uri(chassis, "Sensors"), uri.rstrip("/").rpartition("/")[2])
         best = next((source for source in sources if source.is_live), sources[0] if sources else None)
-        others = tuple(source.kind for source in sources if source is not best)
-        return ChassisPower(source=best, others=others, power=power, power_uri=power_uri)
+        if best is not None:
+            found.nodes = {"": best}
+            found.others = tuple(source.kind for source in sources if source is not best)
+            if best.kind != "Power":
+                found.note = ""
+
+    def _add_supplies(self, found: ChassisPower, chassis: Json, power: Json | None, power_uri: str) -> None:
+        """Add the parts of power supplies and the sum of their inputs."""
+        resources = {} if power is None else {power_uri: power}
+        supplies = [] if power is None else supplies_of(power, power_uri)
+        if not any(supply.input or supply.output for supply in supplies) and (self._target.parts or not found.is_live):
+            supplies = self._subsystem(linked_uri(chassis, "PowerSubsystem"), resources, found) or supplies
+        watts = [self._explorer.watts(source.power) for source in found.nodes.values()]
+        node_watts = sum(value for value in watts if value is not None) if watts and None not in watts else None
+        checked = without_ratings(supplies, resources, node_watts)
+        found.ratings = checked.ratings
+        for supply in checked.supplies:
+            for side, power_field in supply.fields:
+                resource = resources[power_field.uri]
+                found.parts.append(
+                    Part(
+                        domain=f"{supply.name}_{side}",
+                        component="node",
+                        power=power_field,
+                        step=step_of(resource, power_field, "W"),
+                        model=supply.model,
+                        is_supply=True,
+                        is_live=power_field.watts(resource) is not None,
+                    )
+                )
+        inputs = tuple(supply.input for supply in checked.supplies if supply.input is not None)
+        if inputs and len(inputs) == len(checked.supplies):
+            found.supplies = _source("sum of the inputs of the power supplies", inputs, resources)
+
+    def _subsystem(self, uri: str | None, resources: dict[str, Json], found: ChassisPower) -> list[Supply]:
+        """Return the supplies of ``PowerSubsystem``; each costs a request for its power."""
+        explorer = self._explorer
+        subsystem = explorer.optional(uri)
+        collection = None if subsystem is None else linked_uri(subsystem, "PowerSupplies")
+        if collection is None:
+            return []
+        try:
+            members = list(explorer.members(collection, _MAX_SUPPLIES))
+        except (MissingError, ForbiddenError):
+            return []
+        supplies: list[Supply] = []
+        for index, member in enumerate(members):
+            supply = explorer.optional(member)
+            if supply is None or is_absent(supply):
+                continue
+            metrics_uri = linked_uri(supply, "Metrics") or ""
+            metrics = explorer.optional(metrics_uri or None)
+            if metrics is not None:
+                resources[metrics_uri] = metrics
+                found.seen += seen_watts(metrics, metrics_uri)
+            supplies.append(subsystem_supply(supply, metrics or {}, metrics_uri, index))
+        return supplies
 
     def _environment(self, resource: Json, uri: str) -> Source:
         power = Field(uri, ("PowerWatts", "Reading")) if "PowerWatts" in resource else None
@@ -172,7 +288,7 @@ class SourceFinder:
         is_live = (power is not None and power.watts(resource) is not None) or energy is not None
         source = Source(
             kind="EnvironmentMetrics",
-            power=power,
+            power=() if power is None else (power,),
             energy=energy,
             step=step or step_of(resource, power, "W"),
             is_live=is_live,
@@ -189,7 +305,7 @@ class SourceFinder:
         if resource is None:
             return excerpt
         full = self._sensor(resource, uri, excerpt.kind)
-        is_same_kind = full is not None and (full.power is None) == (excerpt.power is None)
+        is_same_kind = full is not None and bool(full.power) == bool(excerpt.power)
         return full if full is not None and is_same_kind and full.is_live and full.sampled is not None else excerpt
 
     def _counter(self, resource: Json, uri: str) -> tuple[Field | None, str, str]:
@@ -207,25 +323,17 @@ class SourceFinder:
             return counter, step_of(resource, counter, "J"), ""
         return None, "", note
 
-    def _power(self, resource: Json, uri: str) -> Source:
-        controls = [as_mapping(control) for control in as_list(resource.get("PowerControl"))]
-        index = node_control(controls, self._target.power_control)
-        if index is None:
-            if controls and self._target.power_control:
-                names = ", ".join(as_text(control.get("Name")) or str(i) for i, control in enumerate(controls))
-                text = f"no PowerControl {self._target.power_control}; available: {names}"
-                self._explorer.report("absent", uri, text)
-            return Source(kind="Power")
-        power = Field(uri, ("PowerControl", member_of(controls[index], index), "PowerConsumedWatts"))
-        has_key = "PowerConsumedWatts" in controls[index]
-        return Source(
-            kind="Power",
-            power=power if has_key else None,
-            step=step_of(resource, power, "W"),
-            is_live=power.watts(resource) is not None,
-        )
+    def _controls(self, power: Json, power_uri: str, chassis_uri: str) -> Controls:
+        members = [as_mapping(control) for control in as_list(power.get("PowerControl"))]
+        controls = sort_controls(members, chassis_uri, self._target.power_control)
+        if members and self._target.power_control and not controls.nodes:
+            names = ", ".join(control_name(control, index) for index, control in enumerate(members))
+            text = f"no PowerControl {self._target.power_control}; available: {names}"
+            self._explorer.report("absent", power_uri, text)
+            return Controls(nodes={}, parts={})
+        return controls
 
-    def _sensors(self, uri: str | None) -> list[Source]:
+    def _sensors(self, uri: str | None, chassis_id: str) -> list[Source]:
         """Return the sensors of the whole chassis; each costs a request, so only likely names are read."""
         if uri is None:
             return []
@@ -234,15 +342,15 @@ class SourceFinder:
             uris = [member for member in members if _POWER_SENSOR.search(member.rpartition("/")[2])]
         except (MissingError, ForbiddenError):
             return []
-        uris.sort(key=lambda member: (rank_of(member.rpartition("/")[2]), member))
+        uris.sort(key=lambda member: (_rank(member.rpartition("/")[2], chassis_id), member))
         best: dict[str, tuple[int, Source]] = {}
         for member in uris[:_MAX_SENSORS]:
             resource = self._explorer.optional(member)
             source = None if resource is None else self._sensor(resource, member, "Sensors")
             if resource is None or source is None:
                 continue
-            rank = self._sensor_rank(resource, member)
-            kind = "power" if source.power is not None else "energy"
+            rank = self._sensor_rank(resource, member, chassis_id)
+            kind = "power" if source.power else "energy"
             if rank is not None and source.is_live and (kind not in best or rank < best[kind][0]):
                 best[kind] = (rank, source)
         power = best["power"][1] if "power" in best else None
@@ -261,12 +369,12 @@ class SourceFinder:
             )
         ]
 
-    def _sensor_rank(self, resource: Json, uri: str) -> int | None:
+    def _sensor_rank(self, resource: Json, uri: str, chassis_id: str) -> int | None:
         """Return how likely a sensor measures the whole chassis (smaller is better); None: it does not."""
         names = (as_text(resource.get("Id")), as_text(resource.get("Name")))
         if self._target.power_control:
             return 0 if self._target.power_control in names else None
-        ranks = [rank_of(name) for name in (*names, uri.rpartition("/")[2]) if name]
+        ranks = [_rank(name, chassis_id) for name in (*names, uri.rpartition("/")[2]) if name]
         if SHARE in ranks:
             return None
         rank = min(ranks)
@@ -294,7 +402,7 @@ class SourceFinder:
         if reading_type in ("Power", "") and units in _WATTS:
             power = Field(uri, ("Reading",), _WATTS[units])
             is_live = power.watts(resource) is not None
-            return Source(power=power, step=step_of(resource, power, "W"), is_live=is_live, **common)
+            return Source(power=(power,), step=step_of(resource, power, "W"), is_live=is_live, **common)
         return None
 
 
@@ -302,32 +410,88 @@ def _any_live(sources: Sequence[Source]) -> bool:
     return any(source.is_live for source in sources)
 
 
-def node_control(controls: Sequence[Json], name: str) -> int | None:
-    """Return the index of the member of ``PowerControl`` that is the node; the others are its sub-totals.
-
-    Args:
-        controls: The members.
-        name: MemberId or Name of the member; empty: detect it by its name.
-    """
-    if name:
-        for key in ("MemberId", "Name"):
-            for index, control in enumerate(controls):
-                if as_text(control.get(key)) == name:
-                    return index
-        return None
-    names = [as_text(control.get("Name")) for control in controls]
-    wholes = [index for index, candidate in enumerate(names) if rank_of(candidate) != SHARE]
-    for index in wholes:
-        if "system" in names[index].lower():
-            return index
-    return wholes[0] if wholes else (0 if controls else None)
+def _rank(name: str, chassis_id: str) -> int:
+    """Return the rank of a sensor. One that is named after its chassis measures all of it."""
+    is_named_after = re.fullmatch(rf"{slug(chassis_id)}_(?:power|energy)(?:_0)?", slug(name))
+    return WHOLE if is_named_after else rank_of(name)
 
 
-def control_text(source: Source, power: Json) -> str:
-    """Return which member of ``PowerControl`` is used, for the finding; empty if there is only one."""
+def _source(kind: str, fields: tuple[Field, ...], resources: Mapping[str, Json]) -> Source:
+    """Return the sum of fields as a source."""
+    return Source(
+        kind=kind,
+        power=fields,
+        step=step_of(resources[fields[0].uri], fields[0], "W"),
+        is_live=total_watts(fields, resources) is not None,
+    )
+
+
+def _control_field(controls: Sequence[Any], index: int, uri: str) -> Field:
+    return Field(uri, ("PowerControl", member_of(controls, index), "PowerConsumedWatts"))
+
+
+def _control_source(feeds: Sequence[int], power: Json, uri: str) -> Source:
     controls = as_list(power.get("PowerControl"))
-    member = next((step for step in (source.power.path if source.power else ()) if isinstance(step, Member)), None)
-    if member is None or len(controls) < 2:
+    if not all("PowerConsumedWatts" in as_mapping(controls[index]) for index in feeds):
+        return Source(kind="Power")
+    return _source("Power", tuple(_control_field(controls, index, uri) for index in feeds), {uri: power})
+
+
+def _sub_totals(controls: Controls, power: Json, uri: str) -> Iterator[Part]:
+    """Yield the members of ``PowerControl`` that are not nodes and have a value."""
+    members = as_list(power.get("PowerControl"))
+    for index, server in controls.parts.items():
+        control = as_mapping(members[index])
+        watts = _control_field(members, index, uri)
+        name = as_text(control.get("Name")) or f"power control {index}"
+        if watts.watts(power) is not None:
+            yield Part(
+                domain=slug(name),
+                component=component_of(name),
+                power=watts,
+                step=step_of(power, watts, "W"),
+                server=server,
+                is_live=True,
+            )
+
+
+def _control_text(controls: Controls, power: Json) -> str:
+    """Return which members of ``PowerControl`` are read, for the finding; empty if there is only one."""
+    members = [as_mapping(control) for control in as_list(power.get("PowerControl"))]
+    feeds = controls.nodes.get("", ())
+    if len(members) < 2 or not feeds:
         return ""
-    name = as_text(as_mapping(find_member(controls, member)).get("Name")) or member.value or str(member.index)
-    return f"; of {len(controls)} members of PowerControl, {name!r} is the node (set power_control to use another)"
+    name = control_name(members[feeds[0]], feeds[0])
+    if len(feeds) > 1:
+        text = f"{len(feeds)} are feeds of this server and summed ({name!r})"
+    else:
+        text = f"{name!r} is the node"
+    return f"of {len(members)} members of PowerControl, {text}; set power_control to use another"
+
+
+_WATTS_KEY: Final = re.compile(r"^(?!.*(?:Limit|Capacity|Allocated|Requested|Available)).*(?:Watts|[a-z]W)$")
+"""Names of properties in watts, such as ``PowerInputWatts`` or ``CurrentPowerConsumptionW``."""
+
+
+def seen_watts(resource: Json, uri: str) -> list[str]:
+    """Return the properties in watts of a resource, with their values."""
+    return list(_seen_watts(resource, f"{uri}#"))
+
+
+def _seen_watts(value: Any, path: str) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        for key, entry in value.items():
+            if _WATTS_KEY.search(key) and isinstance(entry, Mapping):
+                yield f"{path}/{key}/Reading = {_shown(entry.get('Reading'))}"
+            elif _WATTS_KEY.search(key) and not isinstance(entry, list):
+                yield f"{path}/{key} = {_shown(entry)}"
+            else:
+                yield from _seen_watts(entry, f"{path}/{key}")
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _seen_watts(entry, f"{path}/{index}")
+
+
+def _shown(value: Any) -> str:
+    watts = number(value)
+    return "null" if watts is None else f"{watts:g} W"

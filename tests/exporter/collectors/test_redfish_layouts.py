@@ -1,0 +1,453 @@
+"""Where public layouts of Redfish services have the power of a server, its feeds, its supplies and its GPUs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import responses
+
+from joulewatch_exporter.collectors.redfish.device import MISSES, NS_PER_S, RedfishDevice, Service
+from joulewatch_exporter.errors import SensorAbsentError, SensorGlitchError
+from joulewatch_exporter.model import Host
+from joulewatch_exporter.sampling.family import Family
+from joulewatch_exporter.sampling.primary import PrimarySensors
+from joulewatch_exporter.server.exposition import Exposition
+from support import golden
+from support.clock import FakeClock
+from support.fake_family import Machine, fake_family
+from support.paths import ROOT
+from support.redfish import Direct, FakeService, Resources, a_service, by_label
+from support.redfish_layouts import (
+    CHASSIS,
+    chassis_with,
+    control,
+    enclosure,
+    fujitsu,
+    hgx,
+    hgx_sensors,
+    only_supplies,
+    power_subsystem,
+    r720,
+    two_feeds,
+    with_power,
+)
+
+GOLDEN = ROOT / "tests" / "exporter" / "golden" / "redfish_layouts.prom"
+NODE = "bmc1/total"
+SUPPLIES = "bmc1/supply_inputs"
+POWER = f"{CHASSIS}/1/Power"
+
+
+@pytest.fixture
+def mock() -> Any:
+    with responses.RequestsMock(assert_all_requests_are_fired=False) as active:
+        yield active
+
+
+def watts(device: RedfishDevice) -> dict[str, float | None]:
+    return {label: power for label, (_, power) in by_label(device.read()).items()}
+
+
+def opened(mock: responses.RequestsMock, resources: Resources, folder: Path, **settings: Any) -> RedfishDevice:
+    FakeService(mock, resources)
+    return a_service(folder, **settings).connect()
+
+
+def texts(service: Service) -> Sequence[str]:
+    return [f"{finding.status}: {finding.text}" for finding in service.findings]
+
+
+# -- feeds and servers ----------------------------------------------------------------------------------
+
+
+def test_feeds_of_a_server_are_summed(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    fake = FakeService(mock, two_feeds(344, 53))
+    service = a_service(tmp_path)
+    device = service.connect()
+    assert watts(device) == {NODE: 397.0}
+    assert device.infos[0].source == (
+        f"https://bmc1{POWER}#/PowerControl/0/PowerConsumedWatts + #/PowerControl/1/PowerConsumedWatts"
+    )
+    (text,) = texts(service)
+    assert "of 2 members of PowerControl, 2 are feeds of this server and summed ('System Power Control')" in text
+    fake.requests.clear()
+    device.read()
+    assert fake.requests == [f"GET {POWER}"]
+
+
+@pytest.mark.parametrize("name", ["MemberId", ""])
+def test_feeds_are_distinguished_without_an_id(tmp_path: Path, mock: responses.RequestsMock, name: str) -> None:
+    resources = two_feeds(344, 53)
+    for member in resources[POWER]["PowerControl"]:
+        member.pop("MemberId")
+        member |= {name: "PowerControl"} if name else {}
+    assert watts(opened(mock, resources, tmp_path)) == {NODE: 397.0}
+
+
+@pytest.mark.parametrize(
+    ("second", "total"), [(0, 344.0), (None, None), ("", None), (-3, None)], ids=["idle", "null", "text", "negative"]
+)
+def test_a_feed_without_a_value_makes_the_sum_absent(
+    tmp_path: Path, mock: responses.RequestsMock, second: Any, total: float | None
+) -> None:
+    """The second feed may be idle, but a missing value would make the sum too small."""
+    fake = FakeService(mock, two_feeds(344, 53))
+    device = a_service(tmp_path).connect()
+    device.read()
+    fake.resources[POWER]["PowerControl"][1]["PowerConsumedWatts"] = second
+    if total is None:
+        with pytest.raises(SensorGlitchError, match="no value"):
+            device.read()
+    else:
+        assert watts(device) == {NODE: total}
+    del fake.resources[POWER]["PowerControl"][1]
+    with pytest.raises(SensorGlitchError, match="no value"):
+        device.read()
+
+
+@pytest.mark.parametrize(("selected", "total"), [("2", 53.0), ("System Power Control", 397.0)])
+def test_a_feed_can_be_selected_by_its_id(
+    tmp_path: Path, mock: responses.RequestsMock, selected: str, total: float
+) -> None:
+    assert watts(opened(mock, two_feeds(), tmp_path, power_control=selected))[NODE] == total
+
+
+def test_the_same_name_without_the_same_related_item_is_not_a_feed(
+    tmp_path: Path, mock: responses.RequestsMock
+) -> None:
+    resources = with_power({"PowerControl": [control("Power", 344, MemberId="0"), control("Power", 53, MemberId="1")]})
+    assert watts(opened(mock, resources, tmp_path)) == {NODE: 344.0, "bmc1/power": 53.0}
+
+
+def test_members_named_after_supplies_are_feeds(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    resources = with_power({"PowerControl": [control("PSU1 Power", 200, CHASSIS), control("PSU2 Power", 150, CHASSIS)]})
+    # Their names differ, but nothing else is the node.
+    assert watts(opened(mock, resources, tmp_path)) == {NODE: 350.0}
+
+
+def test_sub_totals_are_never_the_node(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    controls = [control("CPU Power", 90, MemberId="0"), control("Memory Power", 20, MemberId="1")]
+    FakeService(mock, with_power({"PowerControl": controls}))
+    service = a_service(tmp_path)
+    assert watts(service.connect()) == {"bmc1/cpu_power": 90.0, "bmc1/memory_power": 20.0}
+    (text,) = texts(service)
+    assert "skipped: bmc1: the power of the server is unknown, only parts are published" in text
+    assert "PowerControl/0/PowerConsumedWatts = 90 W" in text
+    assert "set power_control to use a member of PowerControl" in text
+
+
+def test_servers_of_an_enclosure_are_nodes(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    device = opened(mock, enclosure(), tmp_path)
+    assert watts(device) == {
+        "bmc1/NodeA/total": 300.0,
+        "bmc1/NodeB/total": 120.0,
+        "bmc1/NodeA/cpu_power": 130.0,
+        "bmc1/chassis_power_control": 460.0,
+        "bmc1/psu0_input": 470.0,
+    }
+    assert [(info.quantity.scope, info.host("node17")) for info in device.infos] == [
+        ("node", "bmc1/NodeA"),
+        ("node", "bmc1/NodeB"),
+        ("part", "bmc1/NodeA"),
+        ("part", "bmc1"),
+        ("part", "bmc1"),
+    ]
+
+
+def test_names_of_servers_do_not_depend_on_the_order_of_the_members(
+    tmp_path: Path, mock: responses.RequestsMock
+) -> None:
+    resources = enclosure()
+    resources[POWER]["PowerControl"].reverse()
+    readings = watts(opened(mock, resources, tmp_path))
+    assert (readings["bmc1/NodeA/total"], readings["bmc1/NodeB/total"]) == (300.0, 120.0)
+
+
+def test_servers_with_the_same_id_are_distinguished(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    controls = [control("Power", 1.0, "/redfish/v1/Chassis/2"), control("Power", 2.0, "/redfish/v1/Systems/2")]
+    readings = watts(opened(mock, with_power({"PowerControl": controls}), tmp_path))
+    assert readings == {"bmc1/Chassis_2/total": 1.0, "bmc1/Systems_2/total": 2.0}
+
+
+def test_servers_are_recognised_by_their_names(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """All members refer to the enclosure, so only the names state the servers."""
+    names = {"Node 1 Power": 200, "Node 2 Power": 180, "Enclosure Power": 420}
+    controls = [control(name, value, f"{CHASSIS}/1") for name, value in names.items()]
+    readings = watts(opened(mock, with_power({"PowerControl": controls}), tmp_path))
+    assert readings == {"bmc1/node1/total": 200.0, "bmc1/node2/total": 180.0, "bmc1/enclosure_power": 420.0}
+
+
+# -- power supplies -------------------------------------------------------------------------------------
+
+
+def test_ratings_of_supplies_are_skipped(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    FakeService(mock, r720())
+    service = a_service(tmp_path)
+    assert watts(service.connect()) == {NODE: 154.0}
+    _, *skipped = texts(service)
+    assert skipped == [
+        "skipped: bmc1: psu_slot_1 input: 900 W is a rating, not a reading (capacity 750 W; the node draws 154 W)",
+        "skipped: bmc1: psu_slot_2 input: 900 W is a rating, not a reading (the node draws 154 W)",
+    ]
+
+
+def test_ratings_are_not_summed(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """The second supply has no capacity, but the same value as the rating of the first one."""
+    resources = r720()
+    del resources[f"{CHASSIS}/System.Embedded.1/Power"]["PowerControl"]
+    with pytest.raises(SensorAbsentError) as caught:
+        opened(mock, resources, tmp_path)
+    assert "no chassis reports its power" in str(caught.value)
+    assert "#/PowerSupplies/0/PowerInputWatts = 900 W" in str(caught.value)
+    assert "psu_slot_1 input: 900 W is a rating" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "capacity",
+    [{"PowerCapacityWatts": 800}, {"PowerCapacityWatts": 0, "InputRanges": [{"OutputWattage": 800}]}],
+    ids=["capacity", "ranges"],
+)
+def test_the_capacity_of_a_supply_is_not_a_reading(
+    tmp_path: Path, mock: responses.RequestsMock, capacity: dict[str, Any]
+) -> None:
+    """Also if it is reported as the output, and also later than at the first look."""
+    resources = with_power({"PowerControl": [control("System", 700)]})
+    supplies = [
+        {"MemberId": "0", "PowerInputWatts": 400, "LastPowerOutputWatts": 800},
+        {"MemberId": "1", "PowerInputWatts": 300},
+    ]
+    resources[POWER]["PowerSupplies"] = [supply | capacity for supply in supplies]
+    fake = FakeService(mock, resources)
+    device = a_service(tmp_path).connect()
+    assert watts(device) == {NODE: 700.0, "bmc1/psu0_input": 400.0, "bmc1/psu1_input": 300.0}
+    fake.resources[POWER]["PowerSupplies"][0]["PowerInputWatts"] = 800
+    assert watts(device) == {NODE: 700.0, "bmc1/psu1_input": 300.0}
+
+
+def test_a_supply_above_its_node_is_skipped_in_each_poll(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """The rating may be below the power of the node at the first look."""
+    resources = with_power({"PowerControl": [control("System", 900)]})
+    resources[POWER]["PowerSupplies"] = [{"MemberId": "0", "PowerInputWatts": 900}]
+    fake = FakeService(mock, resources)
+    device = a_service(tmp_path).connect()
+    assert watts(device) == {NODE: 900.0, "bmc1/psu0_input": 900.0}
+    fake.resources[POWER]["PowerControl"][0]["PowerConsumedWatts"] = 154
+    assert watts(device) == {NODE: 154.0}
+
+
+def test_inputs_whose_sum_is_far_above_the_node_are_ratings(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    resources = with_power({"PowerControl": [control("System", 950)]})
+    resources[POWER]["PowerSupplies"] = [{"MemberId": str(index), "PowerInputWatts": 900} for index in range(2)]
+    assert watts(opened(mock, resources, tmp_path)) == {NODE: 950.0}
+
+
+def test_a_block_of_a_vendor_is_the_node(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    FakeService(mock, fujitsu())
+    service = a_service(tmp_path)
+    device = service.connect()
+    assert watts(device) == {
+        NODE: 160.0,
+        "bmc1/psu0_input": 84.0,
+        "bmc1/psu0_output": 80.0,
+        "bmc1/psu1_input": 76.0,
+        "bmc1/psu1_output": 70.0,
+    }
+    assert device.infos[0].source.endswith("#/Oem/ts_fujitsu/ChassisPowerConsumption/CurrentPowerConsumptionW")
+
+
+def test_huawei_reports_its_supplies_in_a_block(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    resources = with_power({"PowerControl": [control("System", 300)]})
+    block = {"Huawei": {"PowerInputWatts": 160, "PowerOutputWatts": 150}}
+    resources[POWER]["PowerSupplies"] = [{"MemberId": "0", "PowerInputWatts": None, "Oem": block}]
+    readings = watts(opened(mock, resources, tmp_path))
+    assert readings == {NODE: 300.0, "bmc1/psu0_input": 160.0, "bmc1/psu0_output": 150.0}
+
+
+def test_the_inputs_of_the_supplies_are_the_node_if_nothing_else_is(
+    tmp_path: Path, mock: responses.RequestsMock
+) -> None:
+    fake = FakeService(mock, only_supplies(200, 150))
+    service = a_service(tmp_path)
+    device = service.connect()
+    assert watts(device) == {SUPPLIES: 350.0, "bmc1/psu0_input": 200.0, "bmc1/psu1_input": 150.0}
+    node = device.infos[0]
+    assert (node.quantity.scope, node.source) == (
+        "node",
+        f"https://bmc1{POWER}#/PowerSupplies/0/PowerInputWatts + #/PowerSupplies/1/PowerInputWatts",
+    )
+    (text,) = texts(service)
+    assert "sum of the inputs of the power supplies (2), because nothing else reports the power of the node" in text
+    fake.resources[POWER]["PowerSupplies"][1]["PowerInputWatts"] = None
+    with pytest.raises(SensorGlitchError, match="no value"):
+        device.read()
+
+
+def test_a_removed_supply_is_missing_until_the_service_is_probed_again(
+    tmp_path: Path, mock: responses.RequestsMock
+) -> None:
+    fake = FakeService(mock, only_supplies(200, 150))
+    service = a_service(tmp_path)
+    device = service.connect()
+    device.read()
+    fake.resources[POWER]["PowerSupplies"][1] = {"MemberId": "1", "Status": {"State": "Absent"}}
+    for _ in range(MISSES - 1):
+        with pytest.raises(SensorGlitchError, match="no value"):
+            device.read()
+    with pytest.raises(SensorAbsentError, match="probing the service again"):
+        device.read()
+    device.close()
+    assert watts(service.connect())[SUPPLIES] == 200.0
+
+
+def test_a_supply_without_an_input_prevents_the_sum(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    resources = only_supplies(200, 150)
+    resources[POWER]["PowerSupplies"][1] = {"MemberId": "1", "LastPowerOutputWatts": 140}
+    FakeService(mock, resources)
+    service = a_service(tmp_path)
+    assert watts(service.connect()) == {"bmc1/psu0_input": 200.0, "bmc1/psu1_output": 140.0}
+    assert any("the power of the server is unknown, only parts are published" in text for text in texts(service))
+
+
+def test_outputs_of_supplies_are_only_parts(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """Their sum is smaller than the power of the server."""
+    resources = fujitsu()
+    del resources[f"{CHASSIS}/0/Power"]["Oem"]
+    FakeService(mock, resources)
+    service = a_service(tmp_path)
+    assert watts(service.connect()) == {"bmc1/psu0_output": 80.0, "bmc1/psu1_output": 70.0}
+    (text,) = texts(service)
+    assert "#/PowerSupplies/0/LastPowerOutputWatts = 80 W" in text
+    assert "power_control" not in text, "there is no PowerControl"
+
+
+def test_without_parts_the_sum_is_still_the_node(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    assert watts(opened(mock, only_supplies(200, 150), tmp_path, parts=False)) == {SUPPLIES: 350.0}
+
+
+def test_a_source_without_a_value_replaces_the_sum_when_it_has_one(
+    tmp_path: Path, mock: responses.RequestsMock
+) -> None:
+    """A BMC that has just started may show its supplies before its node."""
+    resources = only_supplies(200, 150)
+    resources[POWER]["PowerControl"] = [control("System Power Control", None)]
+    fake = FakeService(mock, resources)
+    service = a_service(tmp_path)
+    device = service.connect()
+    assert watts(device)[SUPPLIES] == 350.0
+    fake.resources[POWER]["PowerControl"][0]["PowerConsumedWatts"] = 360
+    with pytest.raises(SensorAbsentError, match="has a value now; probing the service again"):
+        device.read()
+    device.close()
+    assert watts(service.connect()) == {NODE: 360.0, "bmc1/psu0_input": 200.0, "bmc1/psu1_input": 150.0}
+
+
+def test_power_subsystem(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """Each supply costs a request, so they are only read if ``Power`` has none."""
+    fake = FakeService(mock, power_subsystem(210.5, 180.0))
+    device = a_service(tmp_path).connect()
+    expected = {SUPPLIES: 390.5, "bmc1/bay1_input": 210.5, "bmc1/bay2_input": 180.0}
+    assert watts(device) == expected
+    fake.requests.clear()
+    assert watts(device) == expected
+    base = f"{CHASSIS}/1/PowerSubsystem/PowerSupplies"
+    assert fake.requests == [f"GET {base}/Bay1/Metrics", f"GET {base}/Bay2/Metrics"]
+
+
+def test_a_service_without_watts_lists_what_was_seen(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    resources = with_power({"PowerControl": [{"MemberId": "0", "PowerCapacityWatts": 800, "PowerConsumedWatt": 5}]})
+    resources[POWER]["Oem"] = {"Acme": {"InputW": 120, "Sensors": [{"RailWatts": None}]}}
+    with pytest.raises(SensorAbsentError) as caught:
+        opened(mock, resources, tmp_path)
+    seen = f"seen: {POWER}#/Oem/Acme/InputW = 120 W, {POWER}#/Oem/Acme/Sensors/0/RailWatts = null"
+    assert str(caught.value).endswith(seen)
+    with pytest.raises(SensorAbsentError, match=r"no property in watts was seen$"):
+        opened(mock, chassis_with("1"), tmp_path)
+
+
+# -- exposition -----------------------------------------------------------------------------------------
+
+
+def test_golden(
+    tmp_path: Path, mock: responses.RequestsMock, monkeypatch: pytest.MonkeyPatch, update_golden: bool
+) -> None:
+    """Two feeds, an enclosure, a sum of supplies, and an HGX baseboard in its server, after 10 s."""
+    clock = FakeClock()
+    monkeypatch.setattr(time, "monotonic_ns", clock.monotonic_ns)
+    monkeypatch.setattr(time, "monotonic", lambda: clock.now_ns / NS_PER_S)
+    layouts = {
+        "feeds": two_feeds(344, 53),
+        "enclosure": enclosure(),
+        "supplies": power_subsystem(210.5, 180.0),
+        "dgx01": hgx([611.0], server_watts=4100.0),
+    }
+    sensors: list[Any] = []
+    for name, resources in layouts.items():
+        FakeService(mock, resources, url=f"https://{name}")
+        sensors.append(Direct(name, a_service(tmp_path, name=name, url=f"https://{name}").connect()))
+    family = Family(fake_family("redfish", Machine(sensors=sensors)).open(Host(), None), clock=clock)
+    family.scan()
+    clock.advance(10.0)
+    scan = family.scan()
+    primary = PrimarySensors("node17").choose([("redfish", scan.layout)])
+    exposition = Exposition(emulated=False, start_s=1.0, nodename="node17", self_metrics=False)
+    text = exposition.render([scan], "text", primary=primary).decode()
+    kept = ("energy_joules_total", "power_watts", "sensor_info")
+    lines = [line for line in text.splitlines(keepends=True) if line.partition("{")[0].endswith(kept)]
+    golden.check("".join(lines), GOLDEN, update=update_golden)
+
+
+# -- HGX ------------------------------------------------------------------------------------------------
+
+
+def test_gpus_of_a_baseboard_are_parts_of_their_server(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """NVML on the server publishes them as devices, so they must not be devices here."""
+    fake = FakeService(mock, hgx([611.0, 598.5], server_watts=4100.0))
+    device = a_service(tmp_path, name="dgx01").connect()
+    readings = by_label(device.read())
+    assert readings == {
+        "dgx01/total": (None, 4100.0),
+        "dgx01/hgx_chassis_0": (None, 1709.5),
+        "dgx01/hgx_gpu_sxm_1": (1000.0, 611.0),
+        "dgx01/hgx_gpu_sxm_2": (2000.0, 598.5),
+    }
+    labels = [(info.quantity.scope, info.quantity.component, info.method) for info in device.infos]
+    assert sorted(labels[1:]) == [("part", "gpu", "counter")] * 2 + [("part", "other", "integrated")]
+    assert labels[0] == ("node", "node", "integrated")
+    assert {info.host("node17") for info in device.infos} == {"dgx01"}
+    fake.requests.clear()
+    device.read()
+    assert len(fake.requests) == 4, "one request for each chassis"
+
+
+def test_a_baseboard_is_not_a_server(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """A service of the baseboard alone has no node, unless its chassis is selected."""
+    FakeService(mock, hgx([611.0]))
+    service = a_service(tmp_path)
+    device = service.connect()
+    assert watts(device) == {"bmc1/hgx_chassis_0": 1111.0, "bmc1/hgx_gpu_sxm_1": 611.0}
+    assert {info.quantity.scope for info in device.infos} == {"part"}
+    assert "an HGX baseboard is not the server" in texts(service)[0]
+    assert watts(a_service(tmp_path, chassis="HGX_Chassis_0").connect()) == {NODE: 1111.0}
+
+
+def test_a_gpu_with_sensors_only(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """The power of its memory is a share of it."""
+    fake = FakeService(mock, hgx_sensors(611.0, 90.0))
+    device = a_service(tmp_path).connect()
+    assert watts(device) == {"bmc1/hgx_gpu_sxm_1": 611.0}
+    fake.requests.clear()
+    device.read()
+    assert fake.requests == [f"GET {CHASSIS}/HGX_GPU_SXM_1/Sensors/HGX_GPU_SXM_1_Power_0"]
+
+
+def test_without_a_node_a_failing_resource_is_an_error(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    fake = FakeService(mock, hgx_sensors(611.0, 90.0))
+    device = a_service(tmp_path).connect()
+    device.read()
+    fake.resources[f"{CHASSIS}/HGX_GPU_SXM_1/Sensors/HGX_GPU_SXM_1_Power_0"] = 500
+    with pytest.raises(SensorGlitchError, match="HTTP 500"):
+        device.read()
