@@ -135,6 +135,16 @@ _SMALL_CONSTANT: Final = 1024
 """Constants up to this number of elements stay in the copy used for shape inference: shapes may depend on them."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes for which costs are counted."""
+
+    batch: int
+    """The costs of all are divided by it."""
+    shapes: Mapping[str, Shape]
+    """Shape of each input at this batch size."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeCost:
     """One operator of the graph, per inference."""
@@ -237,7 +247,7 @@ class GraphCost:
         return details
 
 
-def cost_details(path: Path, dims: Mapping[str, int] | None = None) -> dict[str, str]:
+def cost_details(path: Path, sizes: Sizes | None = None) -> dict[str, str]:
     """Return the costs of a model file, or the reason why they are unknown; a network can be measured without them.
 
     Raises:
@@ -245,7 +255,7 @@ def cost_details(path: Path, dims: Mapping[str, int] | None = None) -> dict[str,
     """
     model = read_model(path)
     try:
-        return cost_of(model, dims).to_details()
+        return cost_of(model, sizes).to_details()
     except ConfigError as error:
         return {"not_counted": str(error)[:400]}
 
@@ -268,24 +278,26 @@ def read_model(path: Path) -> Any:
         raise ConfigError(f"model file {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
 
 
-def cost_of(model: Any, dims: Mapping[str, int] | None = None) -> GraphCost:
+def cost_of(model: Any, sizes: Sizes | None = None) -> GraphCost:
     """Return the cost of a model.
 
     Args:
         model: An ``onnx.ModelProto``; it is not modified.
-        dims: Sizes of symbolic dimensions other than the batch, by symbol or as ``input.axis``.
+        sizes: Sizes of its inputs. None: as in the file, and 1 for open first axes.
 
     Raises:
         ConfigError: A symbolic dimension has no size, or the shapes contradict each other.
     """
-    return _Count(_inlined(model), dims or {}).cost()
+    return _Count(_inlined(model), _sizes_in_file(model) if sizes is None else sizes).cost()
 
 
-def fixed_batch(model: Any) -> int | None:
-    """Return the fixed size of the batch axis, which is the first axis of the inputs; None if it is dynamic."""
-    sizes = [_dims(item)[0] for item in real_inputs(model.graph) if _dims(item)]
-    numbers = [size for size in sizes if isinstance(size, int)]
-    return numbers[0] if numbers and len(numbers) == len(sizes) and len(set(numbers)) == 1 else None
+def tensor_shapes(model: Any, sizes: Sizes) -> dict[str, Shape]:
+    """Return the shapes of all tensors of a model, as far as they are known.
+
+    Raises:
+        ConfigError: The shapes contradict each other.
+    """
+    return _infer(_inlined(model), sizes.shapes)[0]
 
 
 def real_inputs(graph: Any) -> list[Any]:
@@ -414,7 +426,7 @@ class _Constant:
 class _Count:
     """The count of one graph without functions."""
 
-    def __init__(self, model: Any, dims: Mapping[str, int]) -> None:
+    def __init__(self, model: Any, sizes: Sizes) -> None:
         self._graph = model.graph
         self._nodes = list(self._graph.node)
         self._names = _unique_names(self._nodes)
@@ -424,8 +436,8 @@ class _Count:
         for node in self._nodes:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self._stored[node.output[0]] = node.attribute[0].t
-        self._batch, sizes = _input_sizes(model, dims)
-        self._shapes, self._types = _infer(model, sizes)
+        self._batch = sizes.batch
+        self._shapes, self._types = _infer(model, sizes.shapes)
         self._constants = {name: _Constant((name,)) for name in self._stored}
         self._active = [node for node in self._nodes if not self._is_constant(node)]
         self._outputs = {item.name for item in self._graph.output}
@@ -658,29 +670,19 @@ def _unique_names(nodes: Sequence[Any]) -> dict[int, str]:
     return names
 
 
-def _input_sizes(model: Any, dims: Mapping[str, int]) -> tuple[int, dict[str, Shape]]:
-    """Return the batch size for the count, and the shapes of the inputs at this batch size."""
-    inputs = real_inputs(model.graph)
-    fixed = fixed_batch(model)
-    symbols = {_dims(item)[0] for item in inputs if _dims(item) and isinstance(_dims(item)[0], str)}
+def _sizes_in_file(model: Any) -> Sizes:
+    """Return the sizes of the inputs in a file; those of open first axes are 1."""
     shapes: dict[str, Shape] = {}
-    for item in inputs:
+    fixed: set[int] = set()
+    for item in real_inputs(model.graph):
         sizes: list[int] = []
         for axis, size in enumerate(_dims(item)):
-            if isinstance(size, int):
-                sizes.append(size)
-            elif axis == 0 or size in symbols:
-                sizes.append(1)
-            else:
-                key = size if size is not None and size in dims else f"{item.name}.{axis}"
-                if key not in dims:
-                    dimension = f"dimension {size!r}" if size else f"dimension {axis}"
-                    raise ConfigError(
-                        f"{dimension} of input {item.name!r} has no size: give it with --option dims={size or key}=N"
-                    )
-                sizes.append(dims[key])
+            if not isinstance(size, int) and axis:
+                raise ConfigError(f"dimension {size or axis!r} of input {item.name!r} has no size")
+            sizes.append(size if isinstance(size, int) else 1)
+        fixed |= set(sizes[:1])
         shapes[item.name] = tuple(sizes)
-    return fixed or 1, shapes
+    return Sizes(fixed.pop() if len(fixed) == 1 else 1, shapes)
 
 
 def _infer(model: Any, inputs: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[str, int]]:

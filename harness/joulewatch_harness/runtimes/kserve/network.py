@@ -67,7 +67,7 @@ class KServeNetwork:
         self._inputs: tuple[Tensor, ...] = ()
         self._outputs: tuple[Tensor, ...] = ()
         self._source: ModelSource | None = None
-        self._batches = Batches(model="", inputs=(), source=networks.ModelSource(path=Path()), dims={})
+        self._batches = Batches(source=networks.ModelSource(path=Path()))
         self._reference_text = ""
         self._warnings: list[str] = []
         self._arrays: Mapping[str, NDArray[np.generic]] = {}

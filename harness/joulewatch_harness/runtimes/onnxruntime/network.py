@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -28,7 +28,7 @@ from joulewatch_harness.errors import ConfigError, NetworkError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graphs
-from joulewatch_harness.networks.cost import MAC_OPS, cost_details
+from joulewatch_harness.networks.cost import MAC_OPS
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.onnxruntime import tracing as onnxruntime_trace
 from joulewatch_harness.runtimes.onnxruntime.options import CUDA, DEFAULT_PROVIDER, DEVICE_OF, TENSORRT, Options
@@ -39,9 +39,6 @@ from joulewatch_harness.runtimes.shared.options import ANY_PRECISION
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
 from joulewatch_harness.runtimes.shared.signature import Input, broken, check_types
 from joulewatch_harness.traces import Trace, write_trace
-
-if TYPE_CHECKING:
-    from joulewatch_harness.networks import Arrays
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +103,6 @@ class OnnxRuntimeNetwork:
         self._tf32 = options.tf32 if options.tf32 is not None else precision == "tf32"
         self._session: Any = None
         self._binding: Any = None
-        self._inputs: tuple[Input, ...] = ()
         self._precision = ""
         self._integer_ops = ""
         self._elsewhere = ""
@@ -115,7 +111,7 @@ class OnnxRuntimeNetwork:
         self._sha256 = ""
         self._cost: Mapping[str, str] = {}
         self._batch = 0
-        self._batches = Batches(model="", inputs=(), source=source, dims={})
+        self._batches = Batches(source=source)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual provider and precision; before ``load``, only what is known of the file."""
@@ -137,7 +133,7 @@ class OnnxRuntimeNetwork:
                 "integer_ops": self._integer_ops,
                 "threads": self._threads,
                 "model_sha256": self._sha256,
-                "inputs": " ".join(item.text() for item in self._inputs),
+                **self._batches.describe(),
                 "outputs": " ".join(item.text() for item in map(_input, self._session.get_outputs())),
             }
             if provider != DEFAULT_PROVIDER:
@@ -188,11 +184,11 @@ class OnnxRuntimeNetwork:
             )
         self._check_assignment()
         self._read_back_threads(len(_own_threads() - before))
-        self._inputs = tuple(map(_input, self._session.get_inputs()))
-        check_types(self._inputs, f"model file {path}")
-        self._batches = options.batches(path.name, self._inputs, self._source)
+        inputs = tuple(map(_input, self._session.get_inputs()))
+        check_types(inputs, f"model file {path}")
+        self._batches = options.batches(path.name, inputs, self._source)
         if "macs_per_inference" not in self._source.details:
-            self._cost = cost_details(path, self._sizes())
+            self._cost = self._batches.cost_details(path)
 
     def prepare(self, batch: int) -> None:
         """Make, check and bind the inputs of one batch.
@@ -240,7 +236,7 @@ class OnnxRuntimeNetwork:
         self.run(1, Phases())
         names = [output.name for output in self._session.get_outputs()]
         outputs = dict(zip(names, map(np.asarray, self._binding.copy_outputs_to_cpu()), strict=True))
-        check_outputs(self._source, self._arrays(batch), outputs, self._precision, compare_file=False)
+        check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision, compare_file=False)
         return True
 
     def trace(self, path: Path) -> None:
@@ -275,7 +271,7 @@ class OnnxRuntimeNetwork:
             )
             profile = onnxruntime_trace.file_of(folder, "profile", session.end_profiling())
             measured, macs = onnxruntime_trace.read_profile(
-                profile, optimized, model, self._batch, warmup=tracing.WARMUP, dims=self._sizes()
+                profile, optimized, model, self._batch, warmup=tracing.WARMUP, batches=self._batches
             )
         write_trace(
             Trace(
@@ -349,10 +345,6 @@ class OnnxRuntimeNetwork:
                 "set any_provider=true to accept that"
             )
 
-    def _sizes(self) -> dict[str, int]:
-        """Return the sizes of symbolic dimensions by axis."""
-        return self._batches.sizes()
-
     def _open(self, optimized: Path | None, model: Path | None = None, profile: Path | None = None) -> Any:
         """Return a session; it writes its graph to ``optimized``, its profile to files that begin with ``profile``."""
         options = self._options
@@ -409,15 +401,12 @@ class OnnxRuntimeNetwork:
         narrow = {f"trt_{name}_enable": "1" for name in ("fp16", "bf16", "int8") if name == self._requested}
         return [(TENSORRT, {**where, **narrow}), cuda]
 
-    def _arrays(self, batch: int) -> Arrays:
-        return self._batches.arrays(batch)
-
     def _bound(self, session: Any, batch: int) -> tuple[Any, list[tuple[Any, Any]]]:
         """Bind inputs and outputs in the memory of the provider; return the binding, and the inputs on the device."""
         binding = session.io_binding()
         where = (DEVICE_OF.get(self._options.provider, "cpu"), self._options.device_id or 0)
         held = []
-        for name, array in self._arrays(batch).items():
+        for name, array in self._batches.arrays(batch).items():
             array = np.ascontiguousarray(array)
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array, *where)
             binding.bind_ortvalue_input(name, value)

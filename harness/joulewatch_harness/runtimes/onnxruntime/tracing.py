@@ -11,13 +11,14 @@ import bisect
 import dataclasses
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from joulewatch_harness.errors import NetworkError
 from joulewatch_harness.networks import cost as graphs
+from joulewatch_harness.runtimes.shared.inputs import Batches
 from joulewatch_harness.runtimes.shared.tracing import Tally, Work
 from joulewatch_harness.traces import Operator
 
@@ -58,7 +59,7 @@ class Profile:
 
 
 def read_profile(
-    profile: Path, optimized: Path, source: Path, batch: int, *, warmup: int, dims: Mapping[str, int] | None = None
+    profile: Path, optimized: Path, source: Path, batch: int, *, warmup: int, batches: Batches | None = None
 ) -> tuple[Profile, int | None]:
     """Read a profile.
 
@@ -68,7 +69,7 @@ def read_profile(
         source: The model file that the session read.
         batch: Batch size.
         warmup: Number of batches at the beginning that are ignored.
-        dims: Sizes of symbolic dimensions.
+        batches: The maker of the batches; None: the first axis is the batch, and the only open one.
 
     Returns:
         The profile, and the multiply-accumulates of one batch, counted from ``source``; None: unknown.
@@ -90,7 +91,7 @@ def read_profile(
             kept.append(event)
     if not counted or not kept:
         raise NetworkError(f"ONNX Runtime's profile {profile.name} contains no run with operators")
-    plain_names, macs, total = _macs(kept, optimized, source, batch, dims)
+    plain_names, macs, total = _macs(kept, optimized, source, batch, batches)
     tally = Tally()
     for event in kept:
         tally.add(event.name, event.op, event.duration_us * 1000)
@@ -145,15 +146,16 @@ def _plain(name: str) -> str:
 
 
 def _macs(
-    events: Sequence[_Event], optimized: Path, source: Path, batch: int, dims: Mapping[str, int] | None
+    events: Sequence[_Event], optimized: Path, source: Path, batch: int, batches: Batches | None
 ) -> tuple[dict[str, str], dict[str, int | None], int | None]:
     """Return the model's names of operators, their multiply-accumulates of one batch, and those of the graph."""
     model = graphs.read_model(source)
-    work = Work.of(model, batch, dims)
+    work = Work.of(model, batch, batches.sizes() if batches is not None else None)
     if not optimized.is_file():
         return {}, {}, work.total
     graph = graphs.read_model(optimized).graph
     shapes: dict[str, graphs.Shape] = {item.name: tuple(item.dims) for item in graph.initializer}
+    shapes |= batches.shapes(batch) if batches is not None else {}
     for item in graph.input:
         sizes = [size.dim_value for size in item.type.tensor_type.shape.dim]
         # A size of 0 is a symbol: the batch, if it is the first axis.

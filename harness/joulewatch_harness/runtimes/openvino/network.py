@@ -99,7 +99,7 @@ class OpenVinoNetwork:
         self._precision = ""
         self._integer_ops = ""
         self._sha256 = ""
-        self._batches = Batches(model="", inputs=(), source=source, dims={})
+        self._batches = Batches(source=source)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual device, precision and threads; before ``load``, only what is known of the file."""
@@ -125,7 +125,7 @@ class OpenVinoNetwork:
                 "pinned_threads": self._property("ENABLE_CPU_PINNING"),
                 "dynamic_quantization_group": self._property("DYNAMIC_QUANTIZATION_GROUP_SIZE"),
                 "model_sha256": self._sha256,
-                "inputs": " ".join(item.text() for item in self._batches.inputs),
+                **self._batches.describe(),
             }
         return description
 
@@ -150,8 +150,7 @@ class OpenVinoNetwork:
             raise broken(path, error) from error
         check_types(inputs, f"model file {path}")
         self._batches = options.batches(path.name, inputs, self._source)
-        first = inputs[0].shape[0] if inputs and inputs[0].shape else 1
-        self._compile(first if isinstance(first, int) else 1)
+        self._compile(self._batches.fixed_size or 1)
         self._precision, self._integer_ops = actual_precision(self._compiled.get_runtime_model())
         self._check_settings()
 
@@ -296,8 +295,8 @@ class OpenVinoNetwork:
         shapes: dict[str, list[int]] = {}
         for item in self._batches.inputs:
             sizes = list(self._batches.shape(item, batch))
-            if options.shape == "dynamic" and item.shape and not isinstance(item.shape[0], int):
-                sizes[0] = -1
+            for axis in self._batches.axes[item.name] if options.shape == "dynamic" else ():
+                sizes[axis] = -1 if not isinstance(item.shape[axis], int) else sizes[axis]
             shapes[item.name] = sizes
         if options.threads is not None:
             config["INFERENCE_NUM_THREADS"] = options.threads

@@ -5,7 +5,8 @@ No runtime is imported in this module, nor any package that only one of them nee
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,43 +14,73 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from numpy.typing import NDArray
 
-from joulewatch_harness.binder import Limits
+from joulewatch_harness.binder import Limits, Parse
 from joulewatch_harness.errors import ConfigError, UnsupportedBatchError
-from joulewatch_harness.names import unknown
+from joulewatch_harness.names import refuse_unknown, unknown
+from joulewatch_harness.runtimes.shared.batch_axes import (
+    Axes,
+    BatchAxis,
+    describe_axes,
+    doubtful,
+    find_batch_axes,
+    parse_batch_axes,
+)
 from joulewatch_harness.runtimes.shared.options import RuntimeOptions
 from joulewatch_harness.runtimes.shared.signature import Input
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays, ModelSource
+    from joulewatch_harness.networks.cost import Sizes
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batches:
     """Makes the inputs of a batch: from an .npz file, by the built-in network, or random from the signature."""
 
-    model: str
+    model: str = ""
     """Name of the model in errors."""
-    inputs: tuple[Input, ...]
+    inputs: tuple[Input, ...] = ()
     source: ModelSource
-    dims: Mapping[str, int]
+    axes: Axes = field(default_factory=dict)
+    dims: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of symbolic dimensions other than the batch, by symbol or as ``input.axis``."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Inputs whose elements all have one value."""
     seed: int = 0
     file_arrays: Arrays | None = None
+
+    def describe(self) -> dict[str, str]:
+        """Return the inputs for the description of a network."""
+        described = {"inputs": " ".join(item.text() for item in self.inputs)}
+        if axes := describe_axes(self.inputs, self.axes):
+            described["batch_axes"] = axes
+        return described
+
+    @property
+    def fixed_size(self) -> int | None:
+        """The only batch size that the model accepts; 1 without a batch axis, None if the batch axis is open."""
+        sizes = [item.shape[axis] for item in self.inputs for axis in self.axes.get(item.name, ())]
+        fixed = [size for size in sizes if isinstance(size, int)]
+        return fixed[0] if fixed else None if sizes else 1
 
     def check_size(self, batch: int) -> None:
         """Check that the model accepts this batch size.
 
         Raises:
-            UnsupportedBatchError: the model's batch axis is fixed to another size.
+            UnsupportedBatchError: the model has no batch axis, or one that is fixed to another size.
         """
-        fixed = [item.shape[0] for item in self.inputs if item.shape and isinstance(item.shape[0], int)]
-        symbolic = any(item.shape and not isinstance(item.shape[0], int) for item in self.inputs)
-        if fixed and not symbolic and batch != fixed[0]:
-            raise UnsupportedBatchError(f"{self.model} has a fixed batch axis of {fixed[0]}, not {batch}")
+        fixed = self.fixed_size
+        if fixed is None or batch == fixed:
+            return
+        if not any(self.axes.values()):
+            raise UnsupportedBatchError(f"{self.model} has no batch axis: its only batch size is 1, not {batch}")
+        raise UnsupportedBatchError(f"{self.model} has a fixed batch axis of {fixed}, not {batch}")
 
     def size_for_check(self) -> int:
         """Return a small batch size that the model accepts."""
-        first = next((item.shape[0] for item in self.inputs if item.shape), 1)
-        return first if isinstance(first, int) else 8
+        return self.fixed_size or 8
 
     def arrays(self, batch: int) -> Arrays:
         """Return the arrays of one batch by the name of the input.
@@ -57,47 +88,97 @@ class Batches:
         Raises:
             ConfigError: a symbolic dimension has no size; the text contains the option that sets it.
         """
+        return {**self._made(batch), **self._constant(batch)}
+
+    def _made(self, batch: int) -> Arrays:
         if self.file_arrays is not None:
-            return {name: rows(array, batch) for name, array in self.file_arrays.items()}
+            return {name: tiled(array, self.axes[name], batch) for name, array in self.file_arrays.items()}
         if self.source.make_inputs is not None:
             return self.source.make_inputs(batch)
         rng = np.random.default_rng(self.seed)
-        return {item.name: random_array(rng, item.dtype, self.shape(item, batch)) for item in self.inputs}
+        drawn = [item for item in self.inputs if item.name not in self.values]
+        return {item.name: random_array(rng, item.dtype, self.shape(item, batch)) for item in drawn}
 
-    def sizes(self) -> dict[str, int]:
-        """Return the sizes of symbolic dimensions except the batch: of ``dims``, and of the arrays by axis."""
-        found = dict(self.dims)
-        for name, array in (self.file_arrays or {}).items():
-            found |= {f"{name}.{axis}": size for axis, size in enumerate(array.shape) if axis}
-        return found
+    def _constant(self, batch: int) -> Arrays:
+        fixed = [item for item in self.inputs if item.name in self.values]
+        return {item.name: np.full(self.shape(item, batch), self.values[item.name], item.dtype) for item in fixed}
+
+    def shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all inputs for this batch size.
+
+        Raises:
+            ConfigError: as of ``shape``.
+        """
+        return {item.name: self.shape(item, batch) for item in self.inputs}
 
     def shape(self, item: Input, batch: int) -> tuple[int, ...]:
         """Return the input's shape for this batch size, with numbers for all symbols.
 
-        An array of the .npz file gives all sizes but the batch. Otherwise the batch's symbol means the batch on any
-        axis, and ``dims`` gives the other sizes.
-
         Raises:
             ConfigError: a symbolic dimension has no size; the text contains the option that sets it.
         """
-        if self.file_arrays is not None:
-            return (batch, *self.file_arrays[item.name].shape[1:])[: len(item.shape)]
-        batch_names = {other.shape[0] for other in self.inputs if other.shape and isinstance(other.shape[0], str)}
+        axes = self.axes.get(item.name, ())
+        given = (self.file_arrays or {}).get(item.name)
+        known = {**self._sizes_in_file(), **self.dims}
         sizes: list[int] = []
         for axis, size in enumerate(item.shape):
             if isinstance(size, int):
                 sizes.append(size)
-            elif axis == 0 or size in batch_names:
+            elif axis in axes:
                 sizes.append(batch)
+            elif given is not None:
+                sizes.append(given.shape[axis])
             else:
-                key = size if size is not None and size in self.dims else f"{item.name}.{axis}"
-                if key not in self.dims:
-                    raise ConfigError(
-                        f"{self.model}: dimension {size or axis!r} of input {item.name!r} has no size: "
-                        f"set it with --option dims={size or key}=N, or give arrays with --option inputs=FILE.npz"
-                    )
-                sizes.append(self.dims[key])
+                key = size if size is not None and size in known else f"{item.name}.{axis}"
+                if key not in known:
+                    raise ConfigError(self._without_size(item, axis))
+                sizes.append(known[key])
         return tuple(sizes)
+
+    def sizes(self) -> Sizes:
+        """Return the sizes for the cost of an inference.
+
+        Raises:
+            ConfigError: as of ``shape``.
+        """
+        from joulewatch_harness.networks.cost import Sizes
+
+        batch = self.fixed_size or 1
+        return Sizes(batch, self.shapes(batch))
+
+    def cost_details(self, path: Path) -> dict[str, str]:
+        """Return the costs of the model file at these sizes, or the reason why they are unknown.
+
+        Raises:
+            ConfigError: The file cannot be read.
+        """
+        from joulewatch_harness.networks.cost import cost_details
+
+        try:
+            sizes = self.sizes()
+        except ConfigError as error:
+            return {"not_counted": str(error)[:400]}
+        return cost_details(path, sizes)
+
+    def _without_size(self, item: Input, axis: int) -> str:
+        symbol = item.shape[axis]
+        text = (
+            f"{self.model}: dimension {symbol or axis!r} of input {item.name!r} has no size: "
+            f"set it with --option dims={symbol or f'{item.name}.{axis}'}=N"
+        )
+        if not self.axes.get(item.name):
+            text += f", or with --option batch_axis={item.name}:{axis} if it is the batch"
+        return f"{text}, or give arrays with --option inputs=FILE.npz"
+
+    def _sizes_in_file(self) -> dict[str, int]:
+        """Return the sizes of symbols, except the batch, in the arrays of the file."""
+        return {
+            size: array.shape[axis]
+            for item in self.inputs
+            if (array := (self.file_arrays or {}).get(item.name)) is not None
+            for axis, size in enumerate(item.shape)
+            if isinstance(size, str) and axis not in self.axes.get(item.name, ())
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +187,12 @@ class InputOptions(RuntimeOptions):
 
     inputs: Path | None = None
     """An .npz file with one array per input. Default: random numbers."""
-    dims: Mapping[str, Annotated[int, Limits(ge=1)]] = field(default_factory=dict)
+    dims: Mapping[str, Annotated[int, Limits(ge=0)]] = field(default_factory=dict)
     """Sizes of symbolic dimensions other than the batch: ``sequence=128,ids.2=16``."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Inputs with one value for all elements, such as a sample rate: ``sr=16000,training=0``."""
+    batch_axis: Annotated[tuple[BatchAxis, ...], Parse(parse_batch_axes)] = ()
+    """Batch axis of inputs, ``state:1,table:none``. Default: the axis named batch, B or N, or the first one."""
     seed: Annotated[int, Limits(ge=0)] = 0
     """Seed of random inputs."""
 
@@ -115,10 +200,117 @@ class InputOptions(RuntimeOptions):
         """Return the maker of batches for a model with these inputs.
 
         Raises:
-            ConfigError: the .npz file is missing, or its arrays do not match the inputs.
+            ConfigError: an option names an input or a dimension that does not exist; the .npz file is missing, or its
+                arrays do not match the inputs.
         """
-        arrays = None if self.inputs is None else read_inputs(self.inputs, inputs)
-        return Batches(model=model, inputs=inputs, source=source, dims=self.dims, seed=self.seed, file_arrays=arrays)
+        axes = find_batch_axes(model, inputs, self.batch_axis)
+        if not self.batch_axis:
+            for item in doubtful(inputs, axes):
+                logger.warning(
+                    "%s: axis 0 of input %s is taken as the batch, although its name is %r: if it is not, set --option "
+                    "batch_axis=%s:AXIS, or %s:none",
+                    model, item.name, item.shape[0], item.name, item.name,
+                )  # fmt: skip
+        self._check_dims(model, inputs, axes)
+        self._check_values(model, inputs)
+        arrays = None if self.inputs is None else self._read_inputs(self.inputs, inputs, axes)
+        return Batches(
+            model=model,
+            inputs=inputs,
+            source=source,
+            axes=axes,
+            dims=self.dims,
+            values=self.values,
+            seed=self.seed,
+            file_arrays=arrays,
+        )
+
+    def _check_dims(self, model: str, inputs: Sequence[Input], axes: Axes) -> None:
+        """Check that each size is that of an open dimension other than the batch.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        valid: set[str] = set()
+        of_batch: dict[str, str] = {}
+        for item in inputs:
+            for axis, size in enumerate(item.shape):
+                if not isinstance(size, int):
+                    names = {f"{item.name}.{axis}", *([size] if size else [])}
+                    if axis in axes[item.name]:
+                        of_batch |= dict.fromkeys(names, item.name)
+                    else:
+                        valid |= names
+        for name in self.dims:
+            if name in of_batch and name not in valid:
+                raise ConfigError(
+                    f"{model}: option dims: {name!r} is the batch of input {of_batch[name]!r}, whose sizes are the "
+                    f"batch sizes: remove it, or set another axis with --option batch_axis={of_batch[name]}:AXIS"
+                )
+        refuse_unknown(f"{model}: option dims", "dimension", self.dims, valid)
+
+    def _check_values(self, model: str, inputs: Sequence[Input]) -> None:
+        """Check that each value is one of an input's type.
+
+        Raises:
+            ConfigError: one is not.
+        """
+        types = {item.name: np.dtype(item.dtype) for item in inputs}
+        refuse_unknown(f"{model}: option values", "input", self.values, types)
+        for name, value in self.values.items():
+            kind = types[name]
+            if kind.kind in "iub":
+                limits = (0, 1) if kind.kind == "b" else (np.iinfo(kind).min, np.iinfo(kind).max)
+                if not value.is_integer() or not limits[0] <= value <= limits[1]:
+                    raise ConfigError(f"{model}: option values: {name} is of type {kind}, which cannot be {value:g}")
+
+    def _read_inputs(self, path: Path, inputs: Sequence[Input], axes: Axes) -> Arrays:
+        """Return the arrays of a file, which must match the signature of the model.
+
+        Raises:
+            ConfigError: as of ``read_npz``; name, type or shape of an array do not match the model.
+        """
+        arrays = read_npz(path)
+        names = {item.name for item in inputs}
+        for name in arrays:
+            if name not in names:
+                raise ConfigError(f"{path}: {unknown('input', name, names)}")
+            if name in self.values:
+                raise ConfigError(f"{path} has an array {name!r}, and the option values has a value: give one of them")
+        found = {}
+        for item in inputs:
+            if item.name in self.values:
+                continue
+            if item.name not in arrays:
+                raise ConfigError(f"{path} has no array {item.name!r}; the model requires {item.text()}")
+            array, batch_axes = arrays[item.name], axes[item.name]
+            if not _fits(array, item, batch_axes):
+                shape = ",".join(map(str, array.shape))
+                raise ConfigError(
+                    f"{path}: {item.name} is {array.dtype}[{shape}], but the model requires {item.text()}"
+                )
+            if not batch_axes and not self._chosen(item):
+                raise ConfigError(
+                    f"{path}: which axis of {item.text()} is the batch is not known: set --option "
+                    f"batch_axis={item.name}:{item.shape.index(None)}, or {item.name}:none"
+                )
+            found[item.name] = array
+        return found
+
+    def _chosen(self, item: Input) -> bool:
+        """Return whether it is known that an input without a batch axis has none."""
+        return None not in item.shape or any(given.name == item.name for given in self.batch_axis)
+
+
+def _fits(array: NDArray[np.generic], item: Input, batch_axes: Sequence[int]) -> bool:
+    return (
+        array.ndim == len(item.shape)
+        and str(array.dtype) == item.dtype
+        and all(
+            size > 0 if axis in batch_axes else size == required or not isinstance(required, int)
+            for axis, (size, required) in enumerate(zip(array.shape, item.shape, strict=True))
+        )
+    )
 
 
 def random_array(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
@@ -148,33 +340,8 @@ def read_npz(path: Path) -> Arrays:
         raise ConfigError(f"{path} cannot be read as .npz: {error}") from error
 
 
-def read_inputs(path: Path, inputs: tuple[Input, ...]) -> Arrays:
-    """Return the arrays of a file, which must match the signature of the model.
-
-    Raises:
-        ConfigError: as of ``read_npz``; name, type or shape of an array do not match the model.
-    """
-    arrays = read_npz(path)
-    names = {item.name for item in inputs}
-    for name in arrays:
-        if name not in names:
-            raise ConfigError(f"{path}: {unknown('input', name, names)}")
-    for item in inputs:
-        if item.name not in arrays:
-            raise ConfigError(f"{path} has no array {item.name!r}; the model requires {item.text()}")
-        array = arrays[item.name]
-        sizes = zip(array.shape[1:], item.shape[1:], strict=False)
-        if (
-            array.ndim != len(item.shape)
-            or str(array.dtype) != item.dtype
-            or (array.ndim and not len(array))
-            or any(isinstance(required, int) and required != size for size, required in sizes)
-        ):
-            shape = ",".join(map(str, array.shape))
-            raise ConfigError(f"{path}: {item.name} is {array.dtype}[{shape}], but the model requires {item.text()}")
-    return {item.name: arrays[item.name] for item in inputs}
-
-
-def rows(array: NDArray[np.generic], batch: int) -> NDArray[np.generic]:
-    """Return ``batch`` rows of an array, which is repeated if it has fewer."""
-    return array if array.ndim == 0 else np.take(array, np.arange(batch) % len(array), axis=0)
+def tiled(array: NDArray[np.generic], axes: Sequence[int], batch: int) -> NDArray[np.generic]:
+    """Return ``batch`` elements of an array along its batch axes; they are repeated if it has fewer."""
+    for axis in axes:
+        array = np.take(array, np.arange(batch) % array.shape[axis], axis=axis)
+    return array

@@ -126,16 +126,16 @@ class Work:
     """Sum over the graph; None: some operators could not be counted."""
 
     @classmethod
-    def of(cls, model: Any, batch: int, dims: Mapping[str, int] | None = None) -> Work:
+    def of(cls, model: Any, batch: int, sizes: graphs.Sizes | None = None) -> Work:
         """Count the work of a model.
 
         Args:
             model: The result of ``cost.read_model``.
             batch: Batch size.
-            dims: Sizes of symbolic dimensions other than the batch.
+            sizes: The sizes of its inputs; None: as in the file.
         """
         try:
-            cost = graphs.cost_of(model, dims)
+            cost = graphs.cost_of(model, sizes)
         except ConfigError:
             return cls()  # the sizes of some dimensions are unknown, and so is the work
         return cls(

@@ -80,7 +80,7 @@ class TensorRtNetwork:
         self._output_names: tuple[str, ...] = ()
         self._batch = 0
         self._prepare_s = 0.0
-        self._batches = Batches(model="", inputs=(), source=source, dims={})
+        self._batches = Batches(source=source)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual device, precision and engine; before ``load``, only the options."""
@@ -117,7 +117,7 @@ class TensorRtNetwork:
             "activation_memory_bytes": tensors.activation_bytes(self._engine),
             "layers": int(self._engine.num_layers),
             "model_sha256": self._sha256,
-            "inputs": " ".join(item.text() for item in self._batches.inputs),
+            **self._batches.describe(),
             "last_prepare_s": f"{self._prepare_s:.3g}",
         }
         if self._symmetric:
@@ -165,7 +165,7 @@ class TensorRtNetwork:
             NetworkError: TensorRT cannot run this batch, or computes it in another precision.
             MemoryError: the device has no memory for it.
         """
-        name = self._source.path.name
+        name, gpu = self._source.path.name, self._device()
         self._batches.check_size(batch)
         profile = self._options.profile
         if profile is not None and not profile.least <= batch <= profile.most:
@@ -173,7 +173,7 @@ class TensorRtNetwork:
         self._release_batch()
         start_s = time.monotonic()
         try:
-            self._cuda("cudaSetDevice", self._device().index)
+            self._cuda("cudaSetDevice", gpu.index)
             self._select_engine(batch)
             self._bind(batch, self._batches.arrays(batch))
             self._enqueue()
@@ -251,7 +251,7 @@ class TensorRtNetwork:
         turns = self._trace_in_turns(tally)
         work = tracing.Work()
         if not self._is_engine:
-            work = tracing.Work.of(graph.read_model(self._source.path), self._batch, self._options.dims)
+            work = tracing.Work.of(graph.read_model(self._source.path), self._batch, self._batches.sizes())
         macs = {layer.name: profiling.layer_macs(layer, work) for layer in self._layers.items}
         write_trace(
             Trace(
@@ -347,7 +347,7 @@ class TensorRtNetwork:
         if profile is not None:
             return min(max(size, profile.least), profile.most)
         if self._is_engine:
-            ranges = tensors.batch_ranges(self._engine, self._batches.inputs)
+            ranges = tensors.batch_ranges(self._engine, self._batches.inputs, self._batches.axes)
             if ranges and not any(least <= size <= most for least, _, most in ranges):
                 return ranges[0][1]
         return size
@@ -490,7 +490,7 @@ class TensorRtNetwork:
         """Select the best profile of an engine file with several profiles."""
         if not self._is_engine:
             return
-        ranges = tensors.batch_ranges(self._engine, self._batches.inputs)
+        ranges = tensors.batch_ranges(self._engine, self._batches.inputs, self._batches.axes)
         fitting = [number for number, (least, _, most) in enumerate(ranges) if least <= batch <= most]
         if ranges and not fitting:
             accepted = ", ".join(f"{least} to {most}" for least, _, most in ranges)

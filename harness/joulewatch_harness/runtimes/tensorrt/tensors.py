@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.runtimes.shared.batch_axes import Axes
 from joulewatch_harness.runtimes.shared.signature import Input
 from joulewatch_harness.runtimes.tensorrt.device import Cuda
 
@@ -99,13 +100,13 @@ def signature(trt: Any, engine: Any, model: str) -> tuple[Input, ...]:
     return tuple(inputs)
 
 
-def batch_ranges(engine: Any, inputs: Sequence[Input]) -> list[tuple[int, int, int]]:
+def batch_ranges(engine: Any, inputs: Sequence[Input], axes: Axes) -> list[tuple[int, int, int]]:
     """Return least, best and largest batch size of each profile of an engine whose batch axis is open."""
-    names = [item.name for item in inputs if item.shape and item.shape[0] == "batch"]
+    places = [(item.name, axis) for item in inputs for axis in axes[item.name] if not isinstance(item.shape[axis], int)]
     found = []
-    for number in range(int(engine.num_optimization_profiles) if names else 0):
-        shapes = [engine.get_tensor_profile_shape(name, number) for name in names]
-        least, best, most = ([int(sizes[at][0]) for sizes in shapes] for at in range(3))
+    for number in range(int(engine.num_optimization_profiles) if places else 0):
+        shapes = [(engine.get_tensor_profile_shape(name, number), axis) for name, axis in places]
+        least, best, most = ([int(sizes[at][axis]) for sizes, axis in shapes] for at in range(3))
         found.append((max(least), max(best), min(most)))
     return found
 

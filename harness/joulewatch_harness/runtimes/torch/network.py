@@ -112,7 +112,7 @@ class TorchNetwork:
         self._batch = 0
         """The prepared batch size; 0: none."""
         self._sha256 = ""
-        self._batches = Batches(model="", inputs=(), source=source, dims={})
+        self._batches = Batches(source=source)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual device, precision and settings; before ``load``, only the options."""
@@ -138,7 +138,7 @@ class TorchNetwork:
             "threads": self._threads,
             "channels_last": str(options.channels_last).lower(),
             "model_sha256": self._sha256,
-            "inputs": " ".join(item.text() for item in self._batches.inputs),
+            **self._batches.describe(),
             "last_prepare_s": f"{self._prepare_s:.3g}",
         }
         if self._device.type == "cuda":

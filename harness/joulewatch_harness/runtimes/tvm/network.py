@@ -30,7 +30,7 @@ from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import Phases
-from joulewatch_harness.networks.cost import cost_details, cost_of
+from joulewatch_harness.networks.cost import cost_of
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.shared.failures import as_network_errors
 from joulewatch_harness.runtimes.shared.inputs import Batches
@@ -119,7 +119,7 @@ class TvmNetwork:
         self._integer_ops = ""
         self._sha256 = ""
         self._cost: Mapping[str, str] = {}
-        self._batches = Batches(model="", inputs=(), source=source, dims={})
+        self._batches = Batches(source=source)
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual device, precision, threads and tuning; before ``load``, only what is known of the file."""
@@ -139,7 +139,7 @@ class TvmNetwork:
             "threads": self._threads,
             "target": str(self._target),
             "model_sha256": self._sha256,
-            "inputs": " ".join(item.text() for item in self._batches.inputs),
+            **self._batches.describe(),
             "tuning": self._tuning_text(),
         }
         if self._device.dlpack_device_type() != tvm.cpu().dlpack_device_type():
@@ -172,7 +172,7 @@ class TvmNetwork:
         self._model = importing.read_onnx(path)
         self._batches = options.batches(path.name, inputs, self._source)
         if "macs_per_inference" not in self._source.details:
-            self._cost = cost_details(path, dict(options.dims))
+            self._cost = self._batches.cost_details(path)
         vnni.register()
         small = self._batches.size_for_check()
         self._precision, self._integer_ops = actual_precision(importing.products(self._fused(small)), inputs)
@@ -312,15 +312,14 @@ class TvmNetwork:
                 f"set threads={self._threads}, or TVM_NUM_THREADS={requested} in the environment"
             )
 
-    def _shapes(self, batch: int) -> dict[str, tuple[int, ...]]:
-        return {item.name: self._batches.shape(item, batch) for item in self._batches.inputs}
-
     def _fused(self, batch: int) -> Any:
-        return importing.fused(importing.imported(self._source.path, self._model, self._shapes(batch)), self._target)
+        shapes = self._batches.shapes(batch)
+        return importing.fused(importing.imported(self._source.path, self._model, shapes), self._target)
 
     def _folder(self, batch: int) -> Path:
         dims = "".join(f"-{name}{size}" for name, size in sorted(self._options.dims.items()))
-        label = re.sub(r"[^A-Za-z0-9]+", "-", f"batch{batch}{dims}")
+        axes = "".join(f"-{item.name}{item.axis}" for item in self._options.batch_axis)
+        label = re.sub(r"[^A-Za-z0-9]+", "-", f"batch{batch}{dims}{axes}")
         return tuning.folder_of(cpu_name(), self._target, self._sha256, self._requested, label)
 
     def _compiled(self, batch: int, name: str, trials: int) -> Program:
@@ -376,7 +375,7 @@ class TvmNetwork:
         """Return the multiply-accumulates of one batch in the graph, because kernels pad channels to registers."""
         names = [item.kernel for item in program.products]
         try:
-            nodes = [node.macs for node in cost_of(self._model, self._options.dims).nodes if node.macs]
+            nodes = [node.macs for node in cost_of(self._model, self._batches.sizes()).nodes if node.macs]
         except ConfigError:
             nodes = []
         if len(nodes) == len(names):
