@@ -142,6 +142,17 @@ def test_a_check_passes_and_leaves_the_network_ready(subject: Subject, opened: O
     assert len(phases.batch_ends_ns) == 2
 
 
+def test_files_are_checked_at_the_given_batch_size(files: FileSubject, opened: Open) -> None:
+    network = loaded(opened, files.small())
+    assert network.check(3) is True
+    assert files.outputs(network).shape == (3, 3)
+    fixed = loaded(opened, files.limited().configuration)
+    assert fixed.describe()["fixed_batch"] == "4" and "fixed_batch" not in network.describe()
+    assert fixed.check() and fixed.check(4)
+    with pytest.raises(UnsupportedBatchError):
+        fixed.check(8)
+
+
 def test_a_batch_size_that_cannot_be_run_leaves_the_others(subject: Subject, opened: Open) -> None:
     limited = subject.limited()
     network = loaded(opened, limited.configuration)

@@ -95,6 +95,7 @@ class KServeNetwork:
                 "provider": self._metadata.get("platform") or self._config.get("backend") or "",
                 "device": _device(self._config),
                 "model_versions": " ".join(map(str, self._metadata.get("versions") or [])) or "not reported",
+                **self._batches.describe(),
                 "inputs": " ".join(item.text() for item in self._inputs),
                 "outputs": " ".join(item.text() for item in self._outputs),
                 "precision_told_by": "the plan; the protocol does not contain it",
@@ -177,8 +178,8 @@ class KServeNetwork:
         for name, total_ns in (("pack", pack_ns), ("wait", wait_ns), ("unpack", unpack_ns)):
             _add(phases, name, batches, total_ns)
 
-    def check(self) -> bool:
-        """Run a small batch and check its outputs; that batch stays prepared.
+    def check(self, batch: int | None = None) -> bool:
+        """Send a batch, a small one by default, and check its outputs; it stays prepared.
 
         The outputs of a built-in network are compared with its numpy reference. Those of other networks must be finite,
         not all zero, and depend on the inputs, because a buffer that is never written contains numbers too.
@@ -186,7 +187,7 @@ class KServeNetwork:
         Raises:
             NetworkError: the outputs are wrong; the text contains the difference.
         """
-        batch = self._small_batch(CHECK_BATCH)
+        batch = batch or self._small_batch(CHECK_BATCH)
         self.prepare(batch)
         outputs = self._exchange()
         shown = self._client.shown

@@ -225,13 +225,13 @@ class OnnxRuntimeNetwork:
                 binding.copy_outputs_to_cpu()
             phases.batch()
 
-    def check(self) -> bool:
-        """Run a small batch and check its outputs; that batch stays prepared.
+    def check(self, batch: int | None = None) -> bool:
+        """Run a batch, a small one by default, and check its outputs; it stays prepared.
 
         Raises:
             NetworkError: the outputs are wrong, see ``check_outputs``.
         """
-        batch = self._batches.size_for_check()
+        batch = batch or self._batches.size_for_check()
         self.prepare(batch)
         self.run(1, Phases())
         names = [output.name for output in self._session.get_outputs()]

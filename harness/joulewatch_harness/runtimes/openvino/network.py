@@ -201,13 +201,13 @@ class OpenVinoNetwork:
         # Outputs stay in the memory of the request; by default each call copies them.
         phases.repeat(batches, functools.partial(self._request.infer, share_outputs=True))
 
-    def check(self) -> bool:
-        """Run a small batch and check its outputs; that batch stays prepared.
+    def check(self, batch: int | None = None) -> bool:
+        """Run a batch, a small one by default, and check its outputs; it stays prepared.
 
         Raises:
             NetworkError: the outputs are wrong, see ``check_outputs``.
         """
-        batch = self._batches.size_for_check()
+        batch = batch or self._batches.size_for_check()
         self.prepare(batch)
         self.run(1, Phases())
         outputs = {_port_name(port): np.array(self._request.get_tensor(port).data) for port in self._compiled.outputs}

@@ -56,6 +56,8 @@ class Batches:
         described = {"inputs": " ".join(item.text() for item in self.inputs)}
         if axes := describe_axes(self.inputs, self.axes):
             described["batch_axes"] = axes
+        if (fixed := self.fixed_size) is not None:
+            described["fixed_batch"] = str(fixed)
         return described
 
     @property

@@ -222,13 +222,13 @@ class TensorRtNetwork:
             (copy_in, copy_out) if self._options.copies else None,
         )
 
-    def check(self) -> bool:
-        """Run a small batch and check its outputs; that batch stays prepared.
+    def check(self, batch: int | None = None) -> bool:
+        """Run a batch, a small one by default, and check its outputs; it stays prepared.
 
         Raises:
             NetworkError: the outputs are wrong, see ``check_outputs``.
         """
-        batch = self._size_for_check()
+        batch = batch or self._size_for_check()
         self.prepare(batch)
         self.run(1, Phases())
         fetched = {item.name: item.fetched(self._cuda, self._stream) for item in self._outputs}

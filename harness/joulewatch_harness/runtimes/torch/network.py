@@ -238,14 +238,14 @@ class TorchNetwork:
             else:
                 self._run_on_device(batches, phases)
 
-    def check(self) -> bool:
-        """Run a small batch and check its outputs; that batch stays prepared.
+    def check(self, batch: int | None = None) -> bool:
+        """Run a batch, a small one by default, and check its outputs; it stays prepared.
 
         Raises:
             NetworkError: the outputs are wrong, see ``check_outputs``.
         """
         name = self._name()
-        batch = self._batches.size_for_check()
+        batch = batch or self._batches.size_for_check()
         self.prepare(batch)
         self.run(1, Phases())
         outputs = {f"number {n}": _numpy(tensor) for n, tensor in enumerate(tensors(self._outputs))}

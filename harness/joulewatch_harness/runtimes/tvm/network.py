@@ -245,14 +245,16 @@ class TvmNetwork:
                 self._outputs = phases.repeat(batches, functools.partial(main, *inputs))
                 sync()
 
-    def check(self) -> bool:
-        """Check the outputs of the prepared batch; if there is none, of a small batch without new tuning.
+    def check(self, batch: int | None = None) -> bool:
+        """Check the outputs of a batch without new tuning; by default the prepared one, or a small one.
 
         Raises:
             NetworkError: the outputs are wrong, see ``check_outputs``.
         """
-        if self._main is None:
-            self._prepare(self._batches.size_for_check(), 0)
+        if batch is not None:
+            self._batches.check_size(batch)
+        if self._main is None or batch not in (None, self._batch):
+            self._prepare(batch or self._batches.size_for_check(), 0)
         self.run(1, Phases())
         self._verify()
         return True
