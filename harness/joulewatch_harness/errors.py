@@ -55,6 +55,10 @@ class UnsupportedBatchError(NetworkError):
     """The network cannot run this batch size; the sweep continues without it."""
 
 
+class WrongOutputsError(NetworkError):
+    """The network computes wrong results, so its energy would be that of another network."""
+
+
 class ExporterUnreachableError(JoulewatchError):
     """An exporter of the plan does not answer, or is not a joulewatch exporter."""
 

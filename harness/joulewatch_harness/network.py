@@ -7,6 +7,7 @@ measured windows.
 
 from __future__ import annotations
 
+import inspect
 import time
 from array import array
 from collections.abc import Callable, Mapping
@@ -147,3 +148,17 @@ class Network(Protocol):
     def close(self) -> None:
         """Release everything; safe to call twice."""
         ...
+
+
+def run_check(network: Any, batch: int) -> bool:
+    """Return the result of a network's own check; True if it has none.
+
+    Args:
+        network: The network, loaded.
+        batch: Batch size, for a method ``check(batch)``; a method ``check()`` chooses its own.
+    """
+    check = getattr(network, "check", None)
+    if not callable(check):
+        return True
+    arguments = {"batch": batch} if "batch" in inspect.signature(check).parameters else {}
+    return check(**arguments) is not False

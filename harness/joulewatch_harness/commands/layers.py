@@ -97,7 +97,9 @@ def run(args: argparse.Namespace) -> int:
     basis: Basis | None = None
     if result is not None:
         basis = layers.basis_of(result, configuration.name, batch_size)
-    trace, about = traced(configuration, batch_size, args.trace)
+    is_default = result is None and args.batch_size is None
+    trace, about = traced(configuration, batch_size, args.trace, or_fixed=is_default)
+    batch_size = trace.batch_size
     notes: list[str] = []
     if result is not None:
         notes += differences(result, configuration, about)
@@ -209,8 +211,16 @@ def _is_named(configuration: Configuration, network: str) -> bool:
     return network in names or short_name(network, configuration.runtime) in names
 
 
-def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> tuple[Trace, dict[str, str]]:
+def traced(
+    configuration: Configuration, batch_size: int, keep: Path | None, *, or_fixed: bool = False
+) -> tuple[Trace, dict[str, str]]:
     """Load the network, trace one batch size, and close it.
+
+    Args:
+        configuration: The network.
+        batch_size: The batch size.
+        keep: File for the trace; None: a temporary one.
+        or_fixed: Use the network's own batch size instead if its batch axis is fixed.
 
     Returns:
         The trace, and the description of the network.
@@ -219,6 +229,7 @@ def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> 
         ConfigError: The network cannot be traced, or differs from the configuration.
         NetworkError: The network failed.
     """
+    from joulewatch_harness.runner.network_checks import fixed_batch_size
     from joulewatch_harness.runtimes import as_loaded, open_network
     from joulewatch_harness.traces import read_trace
 
@@ -232,6 +243,8 @@ def traced(configuration: Configuration, batch_size: int, keep: Path | None) -> 
     try:
         network.load()
         loaded = as_loaded(configuration, network.describe())
+        if or_fixed:
+            batch_size = fixed_batch_size(loaded) or batch_size
         network.prepare(batch_size)
         with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
             path = keep or Path(scratch) / "trace.json"

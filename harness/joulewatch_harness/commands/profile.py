@@ -301,6 +301,8 @@ def _measure(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
     edges = stack.enter_context(EdgeReader([ExporterClient(url, name=name) for url, name in prepared.targets]))
     progress = RunProgress(plan, sequence)
     _report_sensors(prepared.sensors)
+    for remark in prepared.remarks:
+        _report(remark)
     _report(
         f"run {prepared.run}: {_count(len(plan.configurations), 'configuration')} x "
         f"{_count(len(plan.batch_sizes), 'batch size')} x "

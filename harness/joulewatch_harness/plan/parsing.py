@@ -164,7 +164,12 @@ def make_plan(data: Mapping[str, Any], where: str) -> Plan:
         values["rounds"] = None
     isolate = len(configurations) > 1 or bool(file.cpus) if file.isolate is None else file.isolate
     try:
-        return Plan(**values, configurations=configurations, isolate=isolate)
+        return Plan(
+            **values,
+            configurations=configurations,
+            isolate=isolate,
+            default_batch_sizes=data.get("batch_sizes") is None,
+        )
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
 

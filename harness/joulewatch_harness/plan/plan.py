@@ -174,6 +174,8 @@ class Plan(PlanKeys):
     configurations: tuple[Configuration, ...]
     isolate: bool = False
     """Run each configuration in a separate process."""
+    default_batch_sizes: bool = False
+    """Whether the batch sizes are the preset's, so that a network with a fixed batch axis may replace them."""
 
     def __post_init__(self) -> None:
         if not self.configurations:
@@ -198,6 +200,7 @@ class Plan(PlanKeys):
     def to_mapping(self) -> dict[str, Any]:
         """Return the plan for the journal: JSON values, including every default."""
         values: dict[str, Any] = encode(self)
+        del values["default_batch_sizes"]
         values["configurations"] = [
             {
                 "name": configuration.name,

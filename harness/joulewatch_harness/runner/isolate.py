@@ -105,20 +105,20 @@ class IsolatedNetwork:
 
     def prepare(self, batch: int) -> None:
         """Prepare a batch size; after a crash, start a new process and load the network first."""
-        if self._process is None and self._reload:
-            logger.info("%s: starting a new process", self._configuration.name)
-            self._call("load")
-            self._call("scenario", self._scenario)
+        self._reload_after_crash()
         self._call("prepare", batch)
 
     def run(self, batches: int, phases: Phases) -> None:
         """Run batches back to back."""
         self.run_remote(batches, phases, driven=False)
 
-    def check(self) -> bool:
-        """Return the result of the network's own check; True if it has none."""
-        self._ensure_process()
-        return bool(self._call("check")) if "check" in self._optional_methods else True
+    def check(self, batch: int) -> bool:
+        """Return the result of the network's own check, at this batch size; True if it has none.
+
+        After a crash, start a new process and load the network first.
+        """
+        self._reload_after_crash()
+        return bool(self._call("check", batch))
 
     def trace(self, path: Path) -> None:
         """Write the network's own trace.
@@ -193,6 +193,12 @@ class IsolatedNetwork:
             self._output = None
 
     # Calls
+
+    def _reload_after_crash(self) -> None:
+        if self._process is None and self._reload:
+            logger.info("%s: starting a new process", self._configuration.name)
+            self._call("load")
+            self._call("scenario", self._scenario)
 
     def _call(self, name: str, *arguments: Any, limit_s: float | None = None) -> Any:
         """Send one call and return its result.

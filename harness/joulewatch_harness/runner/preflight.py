@@ -6,23 +6,14 @@ import contextlib
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from joulewatch_harness.errors import (
-    ConfigError,
-    ExporterUnreachableError,
-    JoulewatchError,
-    NetworkError,
-    describe,
-)
-from joulewatch_harness.plan.cpus import parse_cpus
-from joulewatch_harness.plan.plan import (
-    Plan,
-    name_configurations,
-)
+from joulewatch_harness.errors import ConfigError, ExporterUnreachableError
+from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.plan.refresh import has_refresh
+from joulewatch_harness.runner.network_checks import check_networks
 
 if TYPE_CHECKING:
     from joulewatch_harness.clients.options import PrometheusOptions
@@ -34,7 +25,7 @@ REFRESH_WAIT_S: Final = 4.0
 """Time for an exporter that has just started to measure the refresh periods of its sensors."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """What a run needs, checked."""
 
@@ -43,6 +34,8 @@ class Prepared:
     folder: Path
     prometheus: PrometheusOptions | None
     networks: tuple[tuple[Configuration, Network], ...]
+    remarks: tuple[str, ...]
+    """What a user should know about the networks before the run."""
     targets: tuple[tuple[str, str | None], ...]
     """URL and name of each exporter."""
     exporters: tuple[ExporterRecord, ...]
@@ -58,7 +51,7 @@ def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.
 
         with PrometheusClient(prometheus) as client:
             client.ping()
-    plan, networks = _check_networks(plan, stack)
+    plan, networks, remarks = check_networks(plan, stack)
     run_id = new_run_id(time.time())
     folder = Path(plan.output) / run_id
     stack.enter_context(_run_folder(folder))
@@ -72,7 +65,17 @@ def prepare(plan: Plan, prometheus: PrometheusOptions | None, stack: contextlib.
 
         targets = [(f"http://127.0.0.1:{DEFAULT_PORT}", None)]
     exporters, sensors = _check_exporters(targets)
-    return Prepared(plan, run_id, folder, prometheus, networks, tuple(targets), exporters, sensors)
+    return Prepared(
+        plan=plan,
+        run=run_id,
+        folder=folder,
+        prometheus=prometheus,
+        networks=networks,
+        remarks=remarks,
+        targets=tuple(targets),
+        exporters=exporters,
+        sensors=sensors,
+    )
 
 
 @contextlib.contextmanager
@@ -89,51 +92,6 @@ def _run_folder(folder: Path) -> Iterator[None]:
     finally:
         if not (folder / "journal.jsonl").exists():
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_networks(plan: Plan, stack: contextlib.ExitStack) -> tuple[Plan, tuple[tuple[Configuration, Network], ...]]:
-    """Load every network once, check its description and its outputs, and unload it again.
-
-    Returns:
-        The plan, whose names contain the precision read back from each file, and the networks, unloaded: the first
-        idle window is measured without them. Isolated networks' processes end with ``stack``.
-    """
-    from joulewatch_harness.runner.isolate import IsolatedNetwork
-    from joulewatch_harness.runtimes import as_loaded, open_network
-
-    found: list[tuple[Configuration, Network]] = []
-    for configuration in plan.configurations:
-        network: Network
-        if plan.isolate:
-            isolated = IsolatedNetwork(
-                configuration, cpus=parse_cpus(plan.cpus, "cpus"), time_limit_s=plan.time_limit_s
-            )
-            stack.callback(isolated.end)
-            isolated.open()
-            network = isolated
-        else:
-            network = open_network(configuration)
-        try:
-            network.load()
-            loaded = as_loaded(configuration, network.describe())
-            check = getattr(network, "check", None)
-            if callable(check) and check() is False:
-                raise NetworkError(f"{configuration.name}: its check reports wrong outputs")
-        except JoulewatchError:
-            raise
-        except Exception as error:
-            raise NetworkError(f"{configuration.name} cannot be loaded: {describe(error)}") from error
-        finally:
-            network.close()
-        settled = replace(configuration, precision=loaded.precision, runtime=loaded.runtime)
-        if (settled.precision, settled.runtime) != (configuration.precision, configuration.runtime):
-            automatic = next(name_configurations([replace(configuration, name="")])).name
-            if configuration.name == automatic:
-                settled = replace(settled, name="")
-        found.append((settled, network))
-    named = tuple(name_configurations([configuration for configuration, _ in found]))
-    plan = replace(plan, configurations=named)
-    return plan, tuple((item, network) for item, (_, network) in zip(named, found, strict=True))
 
 
 def _check_exporters(

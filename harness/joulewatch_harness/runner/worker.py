@@ -87,7 +87,7 @@ class Worker:
 
         self._network = open_network(configuration)
         self._driver = local_driver(self._network, Scenario())
-        return [name for name in ("check", "trace") if callable(getattr(self._network, name, None))]
+        return ["trace"] if callable(getattr(self._network, "trace", None)) else []
 
     def do_describe(self) -> Mapping[str, Any]:
         """Return the facts of the network, and the processors that this process may use."""
@@ -135,9 +135,11 @@ class Worker:
         end_ns = time.monotonic_ns()
         return start_ns, end_ns, self._driver.waited_ns, recorded_state(phases)
 
-    def do_check(self) -> bool:
+    def do_check(self, batch: int) -> bool:
         """Return the result of the network's own check."""
-        return bool(self._network.check() is not False)
+        from joulewatch_harness.network import run_check
+
+        return run_check(self._network, batch)
 
     def do_trace(self, path: Any) -> None:
         """Write the network's own trace."""

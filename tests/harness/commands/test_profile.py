@@ -17,7 +17,7 @@ from joulewatch_harness.commands import profile
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.records import ExporterRecord
-from joulewatch_harness.runner import preflight
+from joulewatch_harness.runner import network_checks, preflight
 from support.loopback import page_server
 from support.servers import free_port
 from support.synthetic import TWO_SOCKETS, make_world
@@ -203,7 +203,7 @@ def test_an_exporter_without_a_sensor_is_an_error_with_a_fix(
 
 
 def test_native_precisions_are_named_by_what_was_loaded(folder: Path) -> None:
-    plan, networks = preflight._check_networks(plan_of("--network", "mine.py:Mine"), contextlib.ExitStack())
+    plan, networks, _ = network_checks.check_networks(plan_of("--network", "mine.py:Mine"), contextlib.ExitStack())
     assert plan.configurations[0].name == "Mine/numpy/fp32"
     assert networks[0][0] == plan.configurations[0]
 

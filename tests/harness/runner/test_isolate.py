@@ -97,7 +97,7 @@ def test_an_isolated_network_passes_on_everything_that_the_network_records(
     described = isolated.describe()
     assert described["pid"] == isolated.pid != os.getpid()
     assert (described["precision"], described["odd"], described["isolated"]) == ("fp32", "[1, 2]", "true")
-    assert isolated.check() is True
+    assert isolated.check(1) is True
     isolated.prepare(1)
     phases = Phases()
     for _ in range(2):
@@ -165,7 +165,7 @@ def test_a_network_that_cannot_be_opened_is_a_configuration_error_and_leaves_no_
     with pytest.raises(ConfigError, match="did you mean answer"):
         isolated.open()
     assert isolated.pid is None
-    assert network(options={"answer": "no"}).check() is False
+    assert network(options={"answer": "no"}).check(1) is False
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,151 @@
+"""Load and check every network before the run: its precision, its batch sizes, its outputs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from joulewatch_harness.errors import (
+    ConfigError,
+    JoulewatchError,
+    NetworkError,
+    WrongOutputsError,
+    describe,
+)
+from joulewatch_harness.network import run_check
+from joulewatch_harness.plan.cpus import parse_cpus
+from joulewatch_harness.plan.plan import Plan, name_configurations
+
+if TYPE_CHECKING:
+    from joulewatch_harness.network import Network
+    from joulewatch_harness.records import Configuration
+
+logger = logging.getLogger(__name__)
+
+FIXED_BATCH: Final = "fixed_batch"
+"""Key of a description: the only batch size that the network accepts."""
+
+
+def check_networks(
+    plan: Plan, stack: contextlib.ExitStack
+) -> tuple[Plan, tuple[tuple[Configuration, Network], ...], tuple[str, ...]]:
+    """Load every network once, check its description and its outputs, and unload it again.
+
+    Returns:
+        The plan, whose names contain the precision read back from each file, and whose batch sizes are those of the
+        networks if none were requested; the networks, unloaded, because the first idle window is measured without
+        them; and remarks. Isolated networks' processes end with ``stack``.
+
+    Raises:
+        ConfigError: a network cannot be opened, is of another precision, or cannot run any batch size of the plan.
+        NetworkError: a network cannot be loaded, fails at every batch size, or computes wrong results.
+    """
+    from joulewatch_harness.runtimes import as_loaded
+
+    found: list[tuple[Configuration, Network]] = []
+    fixed: list[int | None] = []
+    remarks: list[str] = []
+    for configuration in plan.configurations:
+        network = _opened(plan, configuration, stack)
+        try:
+            _load(network, configuration)
+            loaded = as_loaded(configuration, network.describe())
+            size = fixed_batch_size(loaded)
+            _check(network, configuration.name, _sizes_of(plan, configuration, size))
+        finally:
+            network.close()
+        if size is not None and plan.default_batch_sizes:
+            remarks.append(f"{configuration.name} has a fixed batch axis: it is measured at batch size {size}")
+        fixed.append(size)
+        found.append((_settled(configuration, loaded), network))
+    named = tuple(name_configurations([configuration for configuration, _ in found]))
+    plan = replace(plan, configurations=named, batch_sizes=_batch_sizes(plan, fixed))
+    return plan, tuple((item, network) for item, (_, network) in zip(named, found, strict=True)), tuple(remarks)
+
+
+def _opened(plan: Plan, configuration: Configuration, stack: contextlib.ExitStack) -> Network:
+    from joulewatch_harness.runner.isolate import IsolatedNetwork
+    from joulewatch_harness.runtimes import open_network
+
+    if not plan.isolate:
+        return open_network(configuration)
+    isolated = IsolatedNetwork(configuration, cpus=parse_cpus(plan.cpus, "cpus"), time_limit_s=plan.time_limit_s)
+    stack.callback(isolated.end)
+    isolated.open()
+    return isolated
+
+
+def _load(network: Network, configuration: Configuration) -> None:
+    try:
+        network.load()
+    except JoulewatchError:
+        raise
+    except Exception as error:
+        raise NetworkError(f"{configuration.name} cannot be loaded: {describe(error)}") from error
+
+
+def _settled(configuration: Configuration, loaded: Configuration) -> Configuration:
+    """Return the configuration with precision and runtime as loaded, and without a name that contained others."""
+    settled = replace(configuration, precision=loaded.precision, runtime=loaded.runtime)
+    if (settled.precision, settled.runtime) == (configuration.precision, configuration.runtime):
+        return settled
+    automatic = next(name_configurations([replace(configuration, name="")])).name
+    return replace(settled, name="") if configuration.name == automatic else settled
+
+
+def fixed_batch_size(loaded: Configuration) -> int | None:
+    """Return the only batch size that a loaded network accepts; None if it accepts several."""
+    text = loaded.details.get(FIXED_BATCH, "")
+    return int(text) if text.isdecimal() else None
+
+
+def _sizes_of(plan: Plan, configuration: Configuration, fixed: int | None) -> Sequence[int]:
+    """Return the batch sizes at which a network may run.
+
+    Raises:
+        ConfigError: its batch axis is fixed to a size that was not requested.
+    """
+    if fixed is None:
+        return plan.batch_sizes
+    if fixed not in plan.batch_sizes and not plan.default_batch_sizes:
+        requested = ", ".join(map(str, plan.batch_sizes))
+        raise ConfigError(
+            f"{configuration.name} has a fixed batch axis of {fixed}, but the batch sizes are {requested}: "
+            f"set --batch-sizes {fixed}, or none"
+        )
+    return (fixed,)
+
+
+def _batch_sizes(plan: Plan, fixed: Sequence[int | None]) -> tuple[int, ...]:
+    """Return the batch sizes of the plan; without requested ones, those that the networks accept."""
+    own = {size for size in fixed if size is not None}
+    if not plan.default_batch_sizes or not own:
+        return plan.batch_sizes
+    return tuple(sorted(own | set(plan.batch_sizes if None in fixed else ())))
+
+
+def _check(network: Network, name: str, sizes: Sequence[int]) -> None:
+    """Check the outputs at the smallest batch size that the network can run; the run notes those that it cannot.
+
+    Raises:
+        ConfigError: an option or a file is missing, or wrong.
+        NetworkError: wrong outputs, or no batch size can be run.
+    """
+    first: Exception | None = None
+    for size in sizes:
+        try:
+            if not run_check(network, size):
+                raise WrongOutputsError(f"{name}: its check reports wrong outputs")
+            return
+        except (ConfigError, WrongOutputsError):
+            raise
+        except Exception as error:
+            logger.info("%s: batch size %d: %s", name, size, describe(error))
+            first = first or error
+    if isinstance(first, JoulewatchError):
+        raise first
+    if first is not None:
+        raise NetworkError(f"{name} cannot run batch size {sizes[0]}: {describe(first)}") from first
