@@ -6,10 +6,11 @@ Below, the share of the time per phase, for each configuration whose batches hav
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from joulewatch_harness.analysis.reports.table import wrap
 from joulewatch_harness.analysis.results.model import OTHER_PHASE, Estimate, GroupResult, RunResult
 from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY_TEXT, prefix_for, warning_line
 from joulewatch_harness.analysis.results.phases import EXECUTE_PHASE, has_phases
@@ -22,13 +23,34 @@ PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E
 _MARKERS: Final = (("o", 4.5), ("s", 4.5), ("^", 5.0), ("D", 4.5), ("v", 5.0), ("P", 6.5), ("X", 6.5), ("*", 8.0))
 """Markers, and sizes in points that make their areas look equal."""
 _SIZE_INCHES: Final = (6.4, 6.6)
+_TEXT_INCHES: Final = 5.4
+"""Width of texts that start at the left edge of the panels."""
 _DPI: Final = 200
+_STYLE: Final = {
+    "font.size": 9.5,
+    "font.family": "DejaVu Sans",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.edgecolor": "#444444",
+    "xtick.color": "#444444",
+    "ytick.color": "#444444",
+    "axes.labelcolor": "#222222",
+    "svg.fonttype": "none",
+    "pdf.fonttype": 42,
+}
 _DASHES: Final = (0, (4, 2))
 _SHIFT_OCTAVES: Final = 0.06
 _LINE_STYLES: Final = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
 """The first eight lines are solid, the second eight dashed, the third dotted."""
 _LEGEND_ROW_INCHES: Final = 0.18
-_LONG_NAME: Final = 44
+_LEGEND_INCHES: Final = {2: 2.4, 1: 5.6}
+"""Number of columns of the legend -> width of a name."""
+_LEGEND_POINTS: Final = 8.0
+_TITLE_POINTS: Final = 11.5
+_TITLE_LINE_INCHES: Final = 0.2
+_MOST_NETWORKS: Final = 3
+"""Networks in the title; the legend has all of them."""
 _PHASE_PANELS: Final = 6
 _PHASE_INCHES: Final = 0.95
 _PHASE_COLOURS: Final = {EXECUTE_PHASE: "#009E73", IDLE_PHASE: "#E4E4E4", OTHER_PHASE: "#A8A8A8"}
@@ -57,37 +79,41 @@ def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
     """
     check_figure_path(path)
     import matplotlib as mpl
+
+    metadata = {"Title": f"joulewatch run {result.record.header.run}"}
+    with mpl.rc_context(_STYLE):
+        figure = make_figure(result, net=net)
+        try:
+            figure.savefig(path, dpi=_DPI, metadata=metadata)
+        except OSError as error:
+            raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
+
+
+def make_figure(result: RunResult, *, net: bool = False) -> Any:
+    """Return the figure of a run; the arguments are those of ``write_figure``."""
+    import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    style = {
-        "font.size": 9.5,
-        "font.family": "DejaVu Sans",
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.8,
-        "axes.edgecolor": "#444444",
-        "xtick.color": "#444444",
-        "ytick.color": "#444444",
-        "axes.labelcolor": "#222222",
-        "svg.fonttype": "none",
-        "pdf.fonttype": 42,
-    }
-    with mpl.rc_context(style):
+    with mpl.rc_context(_STYLE):
         names = list(dict.fromkeys(group.configuration.name for group in result.groups))
         with_phases = [name for name in names if _groups_with_phases(result, name)]
-        columns = 1 if max(map(len, names), default=0) > _LONG_NAME else 2
-        legend_rows = math.ceil((len(names) + net) / columns) if names else 0
+        labels, columns = _legend_labels(names)
+        legend_rows = math.ceil((sum(label.count("\n") + 1 for label in labels.values()) + net) / columns)
         panels = min(len(with_phases), _PHASE_PANELS)
+        headings = {name: wrapped(name, _TEXT_INCHES, _LEGEND_POINTS) for name in with_phases[:panels]}
+        title, subtitle = _titles(result)
         width, height = _SIZE_INCHES
         extra = _PHASE_INCHES * panels + _LEGEND_ROW_INCHES * (legend_rows + (3 if panels else 0))
+        extra += _LEGEND_ROW_INCHES * sum(heading.count("\n") for heading in headings.values())
+        extra += _TITLE_LINE_INCHES * (title.count("\n") + subtitle.count("\n"))
         figure = Figure(figsize=(width, height + extra), layout="constrained")
         FigureCanvasAgg(figure)
         share = _PHASE_INCHES / height * 2.25
         ratios = (1.25, 1.0, *(share for _ in range(panels)))
         top, bottom, *phases = figure.subplots(2 + panels, 1, sharex=True, height_ratios=ratios)
-        handles = _draw(result, top, bottom, net=net)
-        bars = _draw_phases(result, with_phases, phases)
+        handles = _draw(result, top, bottom, labels, net=net)
+        bars = _draw_phases(result, headings, phases)
         lowest = phases[-1] if phases else bottom
         lowest.set_xlabel("Batch size")
         _foot(lowest, _foot_lines(result, len(with_phases) - panels, net=net))
@@ -98,22 +124,47 @@ def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
                 fontsize=8,
                 ncols=min(len(bars), 6),
                 loc="lower left",
-                bbox_to_anchor=(0, 1.22),
+                bbox_to_anchor=(0, 1.22 + 0.16 * headings[with_phases[0]].count("\n")),
                 borderaxespad=0,
                 handlelength=1.0,
                 columnspacing=1.2,
             )
-        if legend_rows:
+        if handles:
             # Below the panels: inside, it would cover lines or error bars.
             figure.legend(
-                handles=handles, frameon=False, fontsize=8, loc="outside lower left", ncols=columns, handlelength=2.8
+                handles=handles,
+                frameon=False,
+                fontsize=_LEGEND_POINTS,
+                loc="outside lower left",
+                ncols=columns,
+                handlelength=2.8,
             )
-        _titles(result, top)
-        metadata = {"Title": f"joulewatch run {result.record.header.run}"}
-        try:
-            figure.savefig(path, dpi=_DPI, metadata=metadata)
-        except OSError as error:
-            raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
+        _draw_titles(top, title, subtitle, warning_line(result.methods).strip("! "))
+        return figure
+
+
+def _legend_labels(names: Sequence[str]) -> tuple[dict[str, str], int]:
+    """Return name -> its lines in the legend, and the number of columns."""
+    found = [
+        (columns, {name: wrapped(name, inches, _LEGEND_POINTS) for name in names})
+        for columns, inches in _LEGEND_INCHES.items()
+    ]
+    columns, labels = next((item for item in found if not any("\n" in label for label in item[1].values())), found[-1])
+    return labels, columns
+
+
+def wrapped(text: str, inches: float, points: float, weight: str = "normal") -> str:
+    """Return text in lines that are at most so wide; a wider text would push the panels aside."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    font, converter = FontProperties(family="DejaVu Sans", size=points, weight=weight), TextToPath()
+
+    def measure(line: str) -> float:
+        wide, _, _ = converter.get_text_width_height_descent(line, font, ismath=False)
+        return float(wide) / converter.DPI
+
+    return "\n".join(wrap(text, inches, measure))
 
 
 def _groups_with_phases(result: RunResult, name: str) -> list[GroupResult]:
@@ -121,14 +172,14 @@ def _groups_with_phases(result: RunResult, name: str) -> list[GroupResult]:
     return [group for group in result.groups if group.configuration.name == name and has_phases(group)]
 
 
-def _draw_phases(result: RunResult, names: list[str], panels: list[Any]) -> list[Any]:
-    """Draw one panel of stacked bars per configuration; return the handles of the legend."""
+def _draw_phases(result: RunResult, names: Mapping[str, str], panels: list[Any]) -> list[Any]:
+    """Draw one panel of stacked bars per configuration (name -> heading); return the handles of the legend."""
     phases = [phase.name for name in names for group in _groups_with_phases(result, name) for phase in group.phases]
     others = [name for name in dict.fromkeys(phases) if name not in _PHASE_COLOURS]
     spare = [colour for colour in PALETTE if colour not in _PHASE_COLOURS.values()]
     colours = {**{name: spare[number % len(spare)] for number, name in enumerate(others)}, **_PHASE_COLOURS}
     handles: dict[str, Any] = {}
-    for name, axes in zip(names, panels, strict=False):
+    for (name, heading), axes in zip(names.items(), panels, strict=True):
         for group in _groups_with_phases(result, name):
             below = 0.0
             # The execution is at the bottom, so that its share can be read from the axis.
@@ -152,7 +203,7 @@ def _draw_phases(result: RunResult, names: list[str], panels: list[Any]) -> list
         axes.set_yticks([0, 50, 100])
         axes.set_ylabel("Time [%]")
         axes.annotate(
-            name, (0, 1), (0, 2), xycoords="axes fraction", textcoords="offset points", fontsize=8, color="#222222"
+            heading, (0, 1), (0, 2), xycoords="axes fraction", textcoords="offset points", fontsize=8, color="#222222"
         )
     return list(handles.values())
 
@@ -183,7 +234,7 @@ def _foot_lines(result: RunResult, omitted: int, *, net: bool = False) -> list[s
 
 def _foot(axes: Any, lines: Sequence[str]) -> None:
     axes.annotate(
-        "\n".join(lines),
+        "\n".join(wrapped(line, _TEXT_INCHES, 7.5) for line in lines),
         (1, 0),
         (0, -34),
         xycoords="axes fraction",
@@ -195,7 +246,7 @@ def _foot(axes: Any, lines: Sequence[str]) -> None:
     )
 
 
-def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> list[Any]:
+def _draw(result: RunResult, top: Any, bottom: Any, labels: Mapping[str, str], *, net: bool) -> list[Any]:
     """Draw both panels of lines; return the handles of the legend."""
     groups: dict[str, list[GroupResult]] = {}
     for group in result.groups:
@@ -210,7 +261,7 @@ def _draw(result: RunResult, top: Any, bottom: Any, *, net: bool) -> list[Any]:
         shift = 2.0 ** (_SHIFT_OCTAVES * (number - (len(groups) - 1) / 2))
         style = _LINE_STYLES[number // len(PALETTE) % len(_LINE_STYLES)]
         drawn = _line(top, members, [group.total.gross for group in members], scale, colour, marker, shift, style)
-        drawn.set_label(name)
+        drawn.set_label(labels[name])
         handles.append(drawn)
         _line(bottom, members, [group.throughput for group in members], 1.0, colour, marker, shift, style)
         if net:
@@ -322,9 +373,13 @@ def _plain_number(value: float, _: int) -> str:
     return f"{value:,.0f}".replace(",", "\u202f") if value >= 1000 else f"{value:g}"
 
 
-def _titles(result: RunResult, top: Any) -> None:
+def _titles(result: RunResult) -> tuple[str, str]:
+    """Return the lines of the title and of the subtitle."""
     networks = list(dict.fromkeys(group.configuration.network for group in result.groups))
-    title = ", ".join(networks) or result.record.header.run
+    shown = networks if len(networks) <= _MOST_NETWORKS else networks[: _MOST_NETWORKS - 1]
+    title = ", ".join(shown) or result.record.header.run
+    if len(shown) < len(networks):
+        title += f" and {len(networks) - len(shown)} more"
     if result.hardware:
         title += f" on {result.hardware}"
     collectors: dict[str, set[str]] = {}
@@ -333,9 +388,13 @@ def _titles(result: RunResult, top: Any) -> None:
             collectors.setdefault(sensor.collector, set()).add(sensor.method)
     sensors = "; ".join(f"{name} ({', '.join(sorted(methods))})" for name, methods in sorted(collectors.items()))
     subtitle = f"Sensors: {sensors or 'none'} · run {result.record.header.run}"
-    warning = warning_line(result.methods).strip("! ")
+    return wrapped(title, _TEXT_INCHES, _TITLE_POINTS, "bold"), wrapped(subtitle, _TEXT_INCHES, 8)
+
+
+def _draw_titles(top: Any, title: str, subtitle: str, warning: str) -> None:
     above = 34 if warning else 12
-    _above(top, title, above + 14, fontsize=11.5, fontweight="bold", color="#111111")
+    lines = subtitle.count("\n")
+    _above(top, title, above + 14 + 10 * lines, fontsize=_TITLE_POINTS, fontweight="bold", color="#111111")
     _above(top, subtitle, above, fontsize=8, color="#666666")
     if warning:
         box = {"boxstyle": "round,pad=0.35", "facecolor": "#B00020", "edgecolor": "none"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from joulewatch_harness.analysis.reports.figure import PALETTE, check_figure_path
+from joulewatch_harness.analysis.reports.figure import PALETTE, check_figure_path, wrapped
 from joulewatch_harness.analysis.reports.layers_report import (
     METHOD,
     SMALLEST_SHARE,
@@ -113,6 +113,8 @@ def _titles(view: LayerView, figure: Any) -> None:
         warning = warning_line(view.methods).strip("! ")
         if warning:
             lines.append(warning)
-    figure.suptitle("\n".join(lines), fontsize=10, fontweight="bold", color="#111111", ha="left", x=0.02)
+    text = "\n".join(wrapped(line, 0.96 * _WIDTH_INCHES, 10, "bold") for line in lines)
+    figure.suptitle(text, fontsize=10, fontweight="bold", color="#111111", ha="left", x=0.02)
     legend = "Orange: operators with multiply-accumulates (MACs); blue: operators without; grey: all other time"
-    figure.supxlabel("\n".join([*basis_lines(view), legend]), fontsize=7.5, color="#666666")
+    foot = "\n".join(wrapped(line, 0.96 * _WIDTH_INCHES, 7.5) for line in (*basis_lines(view), legend))
+    figure.supxlabel(foot, fontsize=7.5, color="#666666")

@@ -142,18 +142,25 @@ def _halved(heading: str) -> int:
     return min(max(len(" ".join(words[:at])), len(" ".join(words[at:]))) for at in range(len(words)))
 
 
-def wrap(text: str, width: int) -> list[str]:
-    """Break a name into lines of at most ``width``: after a blank or separator, else anywhere."""
+def wrap(text: str, width: float, measure: Callable[[str], float] = len) -> list[str]:
+    """Break a name into lines of at most ``width``: after a blank or separator, else anywhere.
+
+    Args:
+        text: The name.
+        width: Width of a line, in the unit of ``measure``.
+        measure: Returns the width of a text; by default its characters.
+    """
     lines = [""]
     for piece in _PIECES.findall(text):
         if piece.isspace():
             lines[-1] += piece if lines[-1] else ""
             continue
-        if lines[-1] and len(lines[-1]) + len(piece) > width:
+        if lines[-1] and measure(lines[-1] + piece) > width:
             lines.append("")
-        while len(piece) > width:
-            lines[-1:] = [piece[:width], ""]
-            piece = piece[width:]
+        while measure(piece) > width and len(piece) > 1:
+            fitting = max((count for count in range(1, len(piece)) if measure(piece[:count]) <= width), default=1)
+            lines[-1:] = [piece[:fitting], ""]
+            piece = piece[fitting:]
         lines[-1] += piece
     return [line.rstrip() for line in lines if line.strip()] or [""]
 

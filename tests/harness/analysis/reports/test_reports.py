@@ -460,6 +460,47 @@ def test_many_configurations_have_all_their_lines_and_a_legend_below(tmp_path: P
     assert len(set(re.findall(r"stroke-dasharray: ([\d., ]+)", drawn))) >= 2
 
 
+LONG = "a-long-name_of-a-model-in-many-parts-quantized-int8-dynamic-exported-2026-11-28-final-version"
+
+
+def panels(result: RunResult) -> tuple[list[float], list[float]]:
+    """Return widths and heights of the panels of a figure, in inches; no text may end outside of the figure."""
+    drawn = figure.make_figure(result, net=True)
+    drawn.draw_without_rendering()
+    whole = drawn.bbox
+    for text in (*drawn.legends, *(text for axes in drawn.axes for text in axes.texts)):
+        box = text.get_window_extent()
+        assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0 and box.y1 <= whole.y1, text
+    boxes = [axes.get_position() for axes in drawn.axes]
+    wide, tall = drawn.get_size_inches()
+    return [box.width * wide for box in boxes], [box.height * tall for box in boxes]
+
+
+@pytest.mark.parametrize("phases", [False, True])
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_long_names_do_not_push_the_panels_aside(phases: bool, count: int) -> None:
+    drawn = []
+    for network in ("net", LONG):
+        names = tuple(f"{network}/onnxruntime/fp{number}" for number in range(count))
+        world = make_world(TWO_SOCKETS[:1], configurations=names, batch_sizes=(1, 8), rounds=2, loaded_idle=False)
+        for name in names if phases else ():
+            with_phases(world, name, execute=0.5)
+        drawn.append(panels(result_of(world)))
+    (short_widths, short_heights), (widths, heights) = drawn
+    assert widths == pytest.approx(short_widths, rel=0.02)
+    assert heights == pytest.approx(short_heights, rel=0.1)
+    assert widths[0] > 5.0
+
+
+def test_the_title_of_many_networks_names_the_first(measured: RunResult) -> None:
+    groups = tuple(
+        dataclasses.replace(group, configuration=dataclasses.replace(group.configuration, network=f"net{number}"))
+        for number, group in enumerate(measured.groups[:5])
+    )
+    title, _ = figure._titles(dataclasses.replace(measured, groups=groups))
+    assert title == "net0, net1 and 3 more on 2x AMD EPYC 7763"
+
+
 def test_the_figure_refers_to_the_table_for_further_phases(tmp_path: Path) -> None:
     world = make_world(TWO_SOCKETS[:1], configurations=many(7), batch_sizes=(1, 8), rounds=2, loaded_idle=False)
     for name in many(7):
