@@ -110,6 +110,12 @@ def test_gpus_are_devices_and_their_tiles_parts(sysfs: FakeSysfs) -> None:
     assert infos(collector)["0000:03:00.0/card"].method == "counter"
 
 
+def test_the_package_is_the_device_of_xe_without_a_card_channel(sysfs: FakeSysfs) -> None:
+    """The driver has energy1 for some of its GPUs only."""
+    sysfs.hwmon(0, "xe", device=GPU, energy2_input=5_000_000, energy2_label="pkg")
+    assert meanings(collect(sysfs)) == {"0000:c1:00.0/pkg": ("device", "gpu")}
+
+
 def test_counters_alone_are_read_every_10_s(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(1, "i915", device=GPU, energy1_input=5_000_000)
     assert collect(sysfs).timing.poll_s == 10.0
@@ -122,14 +128,36 @@ def test_a_gpu_in_a_processor_is_a_part(sysfs: FakeSysfs) -> None:
     assert "in a processor" in texts(collector, "skipped")
 
 
-def test_power_and_energy_of_one_rail_are_published_once(sysfs: FakeSysfs) -> None:
+def test_the_power_of_a_rail_with_a_counter_is_its_momentary_power(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "ibmpowernv", device="platform/opal", power1_input=500_000_000, power1_label="System")
     sysfs.write("devices/platform/opal/hwmon/hwmon0", energy1_input=9_000_000, energy1_label="System")
     sysfs.write("devices/platform/opal/hwmon/hwmon0", power2_input=70_000_000, power2_label="GPU")
     collector = collect(sysfs)
     assert meanings(collector) == {"opal/System": ("node", "node"), "opal/GPU": ("part", "other")}
     assert infos(collector)["opal/System"].method == "counter"
-    assert "same rail" in texts(collector, "skipped")
+    assert "opal System: energy and power of ibmpowernv (node)" in texts(collector, "found")
+    (reading,) = collector.sensors[0].read()
+    assert (reading.energy_joules, reading.power_watts) == (9.0, 500.0)
+    # The counter does not need the power.
+    sysfs.refuse("devices/platform/opal/hwmon/hwmon0/power1_input")
+    (reading,) = collector.sensors[0].read()
+    assert (reading.energy_joules, reading.power_watts) == (9.0, None)
+
+
+def test_a_counter_that_is_denied_leaves_the_power() -> None:
+    """Some drivers' energy files are readable by root only."""
+    with public_folder() as folder:
+        sysfs = FakeSysfs(folder)
+        sysfs.hwmon(0, "chip", device=I2C, energy1_input=9_000_000, energy1_label="A")
+        sysfs.hwmon(0, "chip", device=I2C, power1_input=5_000_000, power1_label="A")
+        (sysfs.sys / f"devices/{I2C}/hwmon/hwmon0/energy1_input").chmod(0o400 if os.geteuid() == 0 else 0)
+        with unprivileged():
+            collector = collect(sysfs)
+            (reading,) = collector.sensors[0].read()
+        assert (reading.energy_joules, reading.power_watts) == (None, 5.0)
+        assert infos(collector)["i2c-3-3-0040/A"].method == "integrated"
+        (finding,) = findings(collector, "denied")
+        assert finding.device == "i2c-3-3-0040"
 
 
 def test_old_amd_families(sysfs: FakeSysfs) -> None:
@@ -215,6 +243,42 @@ def test_chips_of_one_device_have_separate_series(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(2, "third", device=I2C, power1_input=3_000_000, power1_label="rail")
     collector = collect(sysfs)
     assert list(meanings(collector)) == ["i2c-3-3-0040/rail", "i2c-3-3-0040/power1", "i2c-3-3-0040/third-power1"]
+
+
+def test_names_do_not_depend_on_rights() -> None:
+    with public_folder() as folder:
+        sysfs = FakeSysfs(folder)
+        sysfs.hwmon(0, "first", device=I2C, power1_input=1_000_000, power1_label="rail")
+        sysfs.hwmon(1, "second", device=I2C, power1_input=2_000_000, power1_label="rail")
+        (sysfs.sys / f"devices/{I2C}/hwmon/hwmon0/power1_input").chmod(0o400 if os.geteuid() == 0 else 0)
+        with unprivileged():
+            assert list(meanings(collect(sysfs))) == ["i2c-3-3-0040/power1"]
+
+
+def test_names_do_not_depend_on_the_number_of_hwmon(tmp_path: Path) -> None:
+    """Two chips of the same name on one device clash: their labels order them."""
+    watts = []
+    for index, numbers in enumerate(((0, 1), (7, 3))):
+        sysfs = FakeSysfs(tmp_path / str(index))
+        for number, (place, power_uw) in zip(numbers, {"in": 90_000_000, "out": 80_000_000}.items(), strict=True):
+            sysfs.hwmon(number, "psu", device=I2C, power1_input=power_uw, power1_label="rail", temp1_label=place)
+        readings = [sensor.read()[0] for sensor in collect(sysfs).sensors]
+        watts.append({reading.quantity.domain: reading.power_watts for reading in readings})
+    assert watts == [{"rail": 90.0, "power1": 80.0}] * 2
+
+
+def test_chips_without_a_device_are_ordered_by_their_labels(tmp_path: Path) -> None:
+    first = []
+    for index, labels in enumerate((("a", "b"), ("b", "a"))):
+        sysfs = FakeSysfs(tmp_path / str(index))
+        for number, label in enumerate(labels):
+            folder = f"devices/virtual/hwmon/hwmon{number}"
+            sysfs.write(folder, name="psu", power1_input=ord(label), power1_label="rail", temp1_label=label)
+            sysfs.link(f"class/hwmon/hwmon{number}", folder)
+        collector = collect(sysfs)
+        assert list(meanings(collector)) == ["psu/rail", "psu/power1"]
+        first.append(collector.sensors[0].read()[0].power_watts)
+    assert first == [ord("a") / 1e6] * 2
 
 
 def test_a_chip_without_device_is_identified_by_its_name(sysfs: FakeSysfs) -> None:

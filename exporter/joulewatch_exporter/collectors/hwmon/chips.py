@@ -45,6 +45,8 @@ class Channel:
     amperes: ValueFile | None = None
     """The current of a product."""
     is_average: bool = False
+    power: Channel | None = None
+    """The momentary power of the same rail, if this is an energy."""
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -83,7 +85,7 @@ Attributes = Mapping[tuple[str, int], Attribute]
 
 
 def find_chips(root: str, *, is_needed: bool) -> list[Chip]:
-    """Return the chips, ordered by the path of their device, so that the order is the same on every start."""
+    """Return the chips in the same order on every start: by the path of their device, never by the X of hwmonX."""
     try:
         entries = list_names(root)
     except SensorAbsentError as error:
@@ -105,7 +107,18 @@ def find_chips(root: str, *, is_needed: bool) -> list[Chip]:
         chips.append(
             Chip(name=name, device=label, identity=device if has_device else directory, directories=directories)
         )
-    return sorted(chips, key=lambda chip: (chip.identity, chip.name))
+    return sorted(chips, key=_order)
+
+
+def _order(chip: Chip) -> tuple[str, ...]:
+    """Return what orders the chips; chips of the same name on the same device, or without one, by their labels."""
+    directory = chip.directories[0]
+    path = directory.rpartition("/")[0] if chip.identity == directory else chip.identity
+    try:
+        labels = [name for name in list_names(directory) if name.endswith("_label")]
+    except SensorError:
+        labels = []
+    return (path, chip.name, *(f"{name} {read_text_or(f'{directory}/{name}', '')}" for name in labels))
 
 
 def device_label(device: str) -> str:

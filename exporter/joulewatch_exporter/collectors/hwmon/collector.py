@@ -21,17 +21,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self
 
 from joulewatch_exporter.collectors.base.on_demand import OnDemandCollector
-from joulewatch_exporter.collectors.base.sysfs import (
-    denied_cure,
-    list_names,
-    read_int_or_none,
-    read_text_or,
-)
+from joulewatch_exporter.collectors.base.sysfs import list_names, read_int_or_none, read_text_or
 from joulewatch_exporter.collectors.hwmon import jetson
 from joulewatch_exporter.collectors.hwmon.chips import (
     Channel,
@@ -45,26 +40,13 @@ from joulewatch_exporter.collectors.hwmon.chips import (
 from joulewatch_exporter.collectors.hwmon.iio import iio_chips, iio_root
 from joulewatch_exporter.collectors.hwmon.meanings import Meaning, Override, meanings_of
 from joulewatch_exporter.collectors.hwmon.pairs import pairs_of
-from joulewatch_exporter.collectors.hwmon.values import FileMeter, Meter, ProductMeter
+from joulewatch_exporter.collectors.hwmon.sensor import HwmonSensor, open_sensor
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
-from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, SensorInfo, Timing
+from joulewatch_exporter.model import Finding, Host, Quantity, Timing
 
 _POWER_POLL_S: Final = 1.0
 _ENERGY_POLL_S: Final = 10.0
 """i915 and xe extend a 32-bit register only when it is read; at 1 kW it wraps in 4.4 minutes."""
-
-# Readings above are impossible. Except for nodes, the bound is below 2^32 - 1 microwatts (4295 W).
-_MAX_POWER_WATTS: Final[Mapping[Component, float]] = {
-    "cpu": 2000.0,
-    "memory": 1000.0,
-    "gpu": 3000.0,
-    "fpga": 1000.0,
-    "node": 50_000.0,
-    "other": 4000.0,
-}
-
-_ZERO_MEANS_NO_DATA: Final = frozenset({"gpu", "fpga", "node"})
-"""These never draw exactly 0 W; drivers return 0 without data."""
 
 _FPGA: Final = re.compile(r".*_(?:user|mgmt)|.*_hwmon_sdm_.*|Alveo", re.IGNORECASE)
 
@@ -77,35 +59,6 @@ class HwmonOptions:
     """Names of chips that are not read."""
     overrides: Mapping[str, Override] = field(default_factory=dict)
     """Chip name -> what the chip measures on this board."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HwmonSensor:
-    """One channel of one chip: power, or energy counted by the driver."""
-
-    device: str
-    infos: tuple[SensorInfo, ...]
-    _quantity: Quantity
-    _meter: Meter
-    _is_energy: bool
-
-    def read(self) -> Sequence[Reading]:
-        """Read the channel once.
-
-        Returns:
-            One reading: energy in joules for a counter, else power in watts.
-
-        Raises:
-            SensorError: The errors of `values.FileMeter.read` and `values.ProductMeter.read`.
-        """
-        now_ns, value = self._meter.read()
-        if self._is_energy:
-            return (Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=value, power_watts=None),)
-        return (Reading(quantity=self._quantity, read_at_ns=now_ns, energy_joules=None, power_watts=value),)
-
-    def close(self) -> None:
-        """Close the files."""
-        self._meter.close()
 
 
 class HwmonCollector(OnDemandCollector):
@@ -145,8 +98,7 @@ class HwmonCollector(OnDemandCollector):
         assert isinstance(options, HwmonOptions)
         root = f"{host.sysfs}/class/hwmon"
         findings: list[Finding] = []
-        sensors: list[HwmonSensor] = []
-        series: set[tuple[str, str, str]] = set()
+        meant: list[tuple[Chip, Channel, Meaning]] = []
         files: set[str] = set()
         chips = scmi_zones(host, findings)
         has_iio = bool(_entries((iio_root(host),)))
@@ -169,10 +121,14 @@ class HwmonCollector(OnDemandCollector):
                 findings.append(skipped(chip.identity, f"{chip.name}: {reason}"))
                 continue
             override = options.overrides.get(chip.name)
-            for channel, meaning in meanings_of(chip, channels, host, override, findings):
-                sensor = _sensor(chip, channel, meaning, series, findings)
-                if sensor is not None:
-                    sensors.append(sensor)
+            meant += (
+                (chip, channel, meaning) for channel, meaning in meanings_of(chip, channels, host, override, findings)
+            )
+        sensors = [
+            sensor
+            for chip, channel, quantity in _quantities(meant, findings)
+            if (sensor := open_sensor(chip, channel, quantity, findings)) is not None
+        ]
         if not sensors:
             denied = [finding for finding in findings if finding.status == "denied"]
             if denied:
@@ -181,6 +137,27 @@ class HwmonCollector(OnDemandCollector):
             reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)
             raise SensorAbsentError(f"{root}: no power or energy channel{reasons}")
         return cls((root, iio_root(host)), sensors, findings)
+
+
+def _quantities(
+    meant: Sequence[tuple[Chip, Channel, Meaning]], findings: list[Finding]
+) -> Iterator[tuple[Chip, Channel, Quantity]]:
+    """Give each channel a name of its own, before any is read: names must not depend on who may read what."""
+    taken: set[tuple[str, str, str]] = set()
+    for chip, channel, meaning in meant:
+        number = f"{channel.kind}{channel.number}"
+        for domain in (meaning.domain, number, f"{chip.name}-{number}"):
+            series = (meaning.component, meaning.device, domain)
+            if series not in taken:
+                taken.add(series)
+                quantity = Quantity(
+                    scope=meaning.scope, component=meaning.component, device=meaning.device, domain=domain
+                )
+                yield chip, channel, quantity
+                break
+        else:
+            text = f"{chip.name}: a channel with this device and name is already read"
+            findings.append(skipped(channel.source, text))
 
 
 def _entries(roots: Sequence[str]) -> tuple[str, ...]:
@@ -219,93 +196,3 @@ def _powercap_packages_readable(host: Host) -> bool:
         and read_int_or_none(f"{root}/{zone}/energy_uj") is not None
         for zone in zones
     )
-
-
-def _sensor(
-    chip: Chip,
-    channel: Channel,
-    meaning: Meaning,
-    series: set[tuple[str, str, str]],
-    findings: list[Finding],
-) -> HwmonSensor | None:
-    """Read the channel once and assign it a unique series."""
-    is_energy = channel.kind == "energy"
-    meter = _meter(channel, zero_is_no_data=not is_energy and meaning.component in _ZERO_MEANS_NO_DATA)
-    try:
-        meter.read()
-    except SensorDeniedError as error:
-        # The text of the error begins with the path.
-        path = str(error).partition(": ")[0]
-        findings.append(
-            Finding(status="denied", collector="hwmon", subject=path, text=str(error), cure=denied_cure(path))
-        )
-        return None
-    except SensorError:
-        pass  # a later read may succeed; the sampler reports the error
-    domain = meaning.domain
-    for candidate in (domain, f"{channel.kind}{channel.number}", f"{chip.name}-{channel.kind}{channel.number}"):
-        domain = candidate
-        if (meaning.component, meaning.device, candidate) not in series:
-            break
-    else:
-        findings.append(skipped(channel.source, f"{chip.name}: a channel with this device and name is already read"))
-        return None
-    series.add((meaning.component, meaning.device, domain))
-    quantity = Quantity(scope=meaning.scope, component=meaning.component, device=meaning.device, domain=domain)
-    info = SensorInfo(
-        quantity=quantity,
-        method="counter" if is_energy else "integrated",
-        source=channel.source,
-        model=chip.name,
-        resolution=_resolution(channel, meter),
-        accuracy=_accuracy(channel),
-        accuracy_source="power accuracy that the meter reports",
-        max_power_watts=_MAX_POWER_WATTS[meaning.component],
-        period_s=_period_s(channel),
-    )
-    kind = "volts x amperes" if channel.amperes is not None else channel.kind
-    findings.append(
-        Finding(
-            status="found",
-            collector="hwmon",
-            subject=channel.source,
-            text=f"{meaning.device} {domain}: {kind} of {chip.name} ({meaning.scope})",
-        )
-    )
-    return HwmonSensor(device=meaning.device, infos=(info,), _quantity=quantity, _meter=meter, _is_energy=is_energy)
-
-
-def _meter(channel: Channel, *, zero_is_no_data: bool) -> FileMeter | ProductMeter:
-    if channel.amperes is None:
-        return FileMeter(channel.file, zero_is_no_data=zero_is_no_data)
-    return ProductMeter(channel.file, channel.amperes, zero_is_no_data=zero_is_no_data)
-
-
-def _resolution(channel: Channel, meter: FileMeter | ProductMeter) -> str:
-    """Return the smallest step, with its unit; that of a product depends on the voltage and current of now."""
-    if isinstance(meter, FileMeter):
-        return _with_unit(channel.file.resolution, "J" if channel.kind == "energy" else "W")
-    try:
-        return _with_unit(meter.read_resolution(), "W")
-    except SensorError:
-        return ""
-
-
-def _with_unit(step: float, unit: str) -> str:
-    prefix, factor = next(((p, f) for p, f in (("", 1.0), ("m", 1e3)) if step * f >= 0.9995), ("u", 1e6))
-    return f"{step * factor:.3g} {prefix}{unit}"
-
-
-def _period_s(channel: Channel) -> float | None:
-    """Return the time over which the channel's value is averaged, if it is an average."""
-    interval_ms = read_int_or_none(f"{channel.stem}_average_interval") if channel.is_average else None
-    return interval_ms / 1000 if interval_ms else None
-
-
-def _accuracy(channel: Channel) -> float | None:
-    """Return the relative accuracy (half-width); ACPI meters state it as 95.0%, which means 0.05."""
-    text = read_text_or(f"{channel.stem}_accuracy", "")
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)%", text)
-    if match is None or not 0 < (percent := float(match[1])) <= 100:
-        return None
-    return round(1 - percent / 100, 6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from joulewatch_exporter.collectors.base.sysfs import physical_packages, read_text_or
@@ -39,21 +39,26 @@ class Meaning:
 def meanings_of(
     chip: Chip, channels: Sequence[Channel], host: Host, override: Override | None, findings: list[Finding]
 ) -> list[tuple[Channel, Meaning]]:
-    """Return what each channel measures, without channels that repeat another channel of the chip."""
-    counted = {channel.label or str(channel.number) for channel in channels if channel.kind == "energy"}
-    kept: list[Channel] = []
+    """Return what each channel measures, without channels that repeat another channel of the chip.
+
+    The power of a rail whose energy is counted becomes the momentary power of that channel.
+    """
+    free: list[Channel] = []
     for channel in channels:
         if not host.claimed.isdisjoint((channel.source, *channel.paths)):
             findings.append(skipped(channel.source, f"{chip.name}: read by another family"))
-        elif _is_system(channel) and any(_is_system(other) and other.kind == channel.kind for other in kept):
+        elif _is_system(channel) and any(_is_system(other) and other.kind == channel.kind for other in free):
             # occ lists it a second time, with its limit.
             findings.append(skipped(channel.source, f"{chip.name}: repeats the power of the whole system"))
-        elif channel.kind == "power" and (channel.label or str(channel.number)) in counted:
-            findings.append(
-                skipped(channel.source, f"{chip.name}: the energy channel of the same rail is read instead")
-            )
         else:
-            kept.append(channel)
+            free.append(channel)
+    powers = {_rail(channel): channel for channel in free if channel.kind == "power"}
+    counted = {_rail(channel) for channel in free if channel.kind == "energy"}
+    kept = [
+        replace(channel, power=powers.get(_rail(channel))) if channel.kind == "energy" else channel
+        for channel in free
+        if channel.kind == "energy" or _rail(channel) not in counted
+    ]
     if override is not None:
         return [
             (
@@ -67,10 +72,13 @@ def meanings_of(
     integrated_gpu = chip.name == "amdgpu" and _is_apu(chip)
     if integrated_gpu:
         findings.append(skipped(chip.identity, "amdgpu in a processor: its power includes the CPU, so it is a part"))
-    return [(channel, _meaning(chip, channel, integrated_gpu=integrated_gpu)) for channel in kept]
+    return [
+        (channel, _meaning(chip, channel, is_first=channel is kept[0], integrated_gpu=integrated_gpu))
+        for channel in kept
+    ]
 
 
-def _meaning(chip: Chip, channel: Channel, *, integrated_gpu: bool) -> Meaning:
+def _meaning(chip: Chip, channel: Channel, *, is_first: bool, integrated_gpu: bool) -> Meaning:
     """Return what a channel measures; an unknown channel is a part, which is never summed."""
     device, domain, name = chip.device, channel.domain, chip.name
     if name == "power_meter":
@@ -96,8 +104,8 @@ def _meaning(chip: Chip, channel: Channel, *, integrated_gpu: bool) -> Meaning:
             domain=domain,
         )
     if name in ("i915", "xe"):
-        # energy1 is the card; energy2 of xe is the package inside the card.
-        return Meaning(component="gpu", scope="device" if channel.number == 1 else "part", device=device, domain=domain)
+        # energy1 is the card, energy2 of xe the package inside it; DG2 and PVC have the package only.
+        return Meaning(component="gpu", scope="device" if is_first else "part", device=device, domain=domain)
     if _I915_TILE.fullmatch(name):
         return Meaning(component="gpu", scope="part", device=device, domain=f"{name.removeprefix('i915_')}-{domain}")
     if name == "amdgpu":
@@ -111,6 +119,11 @@ def _meaning(chip: Chip, channel: Channel, *, integrated_gpu: bool) -> Meaning:
     if _is_system(channel):
         return Meaning(component="node", scope="node", device=device, domain=domain)
     return Meaning(component="other", scope="part", device=device, domain=domain)
+
+
+def _rail(channel: Channel) -> str:
+    """Return what the power and the energy of one rail have in common."""
+    return channel.label or str(channel.number)
 
 
 def _is_system(channel: Channel) -> bool:
