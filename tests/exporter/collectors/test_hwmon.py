@@ -458,25 +458,6 @@ def test_added_and_removed_chips_make_the_collector_outdated(sysfs: FakeSysfs) -
     assert collector.outdated
 
 
-def test_a_gpu_in_reset_is_denied_and_the_others_are_read() -> None:
-    """amdgpu answers EPERM during a reset."""
-    with public_folder() as folder:
-        sysfs = FakeSysfs(folder)
-        sysfs.hwmon(0, "amdgpu", device=GPU, power1_input=200_000_000)
-        sysfs.hwmon(1, "xe", device="pci0000:00/0000:03:00.0", energy1_input=5_000_000, energy1_label="card")
-        path = sysfs.sys / f"devices/{GPU}/hwmon/hwmon0/power1_input"
-        collector = collect(sysfs)
-        by_device = {sensor.device: sensor for sensor in collector.sensors}
-        collector.close()  # the mode of a file does not matter while it is open
-        path.chmod(0o400 if os.geteuid() == 0 else 0)
-        with unprivileged():
-            with pytest.raises(SensorDeniedError, match="power1_input"):
-                by_device["0000:c1:00.0"].read()
-            assert by_device["0000:03:00.0"].read()[0].energy_joules == 5.0
-        path.chmod(0o444)
-        assert by_device["0000:c1:00.0"].read()[0].power_watts == 200.0
-
-
 def test_a_missing_hwmon_class_is_absent(sysfs: FakeSysfs) -> None:
     with pytest.raises(SensorError, match="class/hwmon"):
         collect(sysfs)

@@ -38,8 +38,11 @@ _close = os.close
 
 
 def denied_cure(path: str) -> str:
-    """Return the command that lets this exporter read ``path`` until the next boot."""
-    return f"sudo chmod a+r {path}"
+    """Return the command that lets this exporter read ``path`` until the next boot; empty if it runs as root.
+
+    The mode of a file does not stop root, so changing it does not help.
+    """
+    return "" if os.geteuid() == 0 else f"sudo chmod a+r {path}"
 
 
 def sensor_error(path: str, error: OSError) -> SensorError:
@@ -56,8 +59,11 @@ def sensor_error(path: str, error: OSError) -> SensorError:
     if error.errno in _ABSENT:
         return SensorAbsentError(f"{path}: {error.strerror}")
     if error.errno in _DENIED:
+        cure = denied_cure(path)
+        if not cure:
+            return SensorDeniedError(f"{path}: {error.strerror}, also to root: by the driver, a container or a policy")
         return SensorDeniedError(
-            f"{path}: {error.strerror}; run `{denied_cure(path)}` (until the next boot), or permanently: run the "
+            f"{path}: {error.strerror}; run `{cure}` (until the next boot), or permanently: run the "
             "exporter as root or with AmbientCapabilities=CAP_DAC_READ_SEARCH in its systemd unit"
         )
     return SensorGlitchError(f"{path}: {error.strerror or error}")

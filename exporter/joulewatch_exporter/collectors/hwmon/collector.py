@@ -47,6 +47,8 @@ from joulewatch_exporter.model import Finding, Host, Quantity, Timing
 _POWER_POLL_S: Final = 1.0
 _ENERGY_POLL_S: Final = 10.0
 """i915 and xe extend a 32-bit register only when it is read; at 1 kW it wraps in 4.4 minutes."""
+_SLEEPER_POLL_S: Final = 4.0
+"""A device that wakes is measured within 5 s."""
 
 _FPGA: Final = re.compile(r".*_(?:user|mgmt)|.*_hwmon_sdm_.*|Alveo", re.IGNORECASE)
 
@@ -69,14 +71,18 @@ class HwmonCollector(OnDemandCollector):
 
     def __init__(self, roots: Sequence[str], sensors: Sequence[HwmonSensor], findings: Sequence[Finding]) -> None:
         super().__init__(sensors, findings)
+        self._can_sleep = any(sensor.can_sleep for sensor in sensors)
         self._roots = tuple(roots)
         self._entries = _entries(self._roots)
 
     @property
     def timing(self) -> Timing:
         """Read power once per second, because it is integrated here; energy counters alone need fewer reads."""
-        only_energy = all(info.method == "counter" for sensor in self._sensors for info in sensor.infos)
-        return Timing(poll_s=_ENERGY_POLL_S if only_energy else _POWER_POLL_S, read_on_scrape=True)
+        if any(info.method != "counter" for sensor in self._sensors for info in sensor.infos):
+            poll_s = _POWER_POLL_S
+        else:
+            poll_s = _SLEEPER_POLL_S if self._can_sleep else _ENERGY_POLL_S
+        return Timing(poll_s=poll_s, read_on_scrape=True)
 
     @property
     def outdated(self) -> bool:

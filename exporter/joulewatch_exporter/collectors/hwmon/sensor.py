@@ -9,8 +9,9 @@ from typing import Final, Literal
 
 from joulewatch_exporter.collectors.base.sysfs import denied_cure, read_int_or_none, read_text_or
 from joulewatch_exporter.collectors.hwmon.chips import Channel, Chip
+from joulewatch_exporter.collectors.hwmon.sleep import SleepyMeter, status_path
 from joulewatch_exporter.collectors.hwmon.values import FileMeter, Meter, ProductMeter
-from joulewatch_exporter.errors import SensorDeniedError, SensorError
+from joulewatch_exporter.errors import SensorAsleepError, SensorDeniedError, SensorError
 from joulewatch_exporter.model import Component, Finding, Quantity, Reading, SensorInfo
 
 # Readings above are impossible. Except for nodes, the bound is below 2^32 - 1 microwatts (4295 W).
@@ -33,6 +34,8 @@ class HwmonSensor:
 
     device: str
     infos: tuple[SensorInfo, ...]
+    can_sleep: bool
+    """Whether the device has runtime power management."""
     _quantity: Quantity
     _energy: Meter | None
     _power: Meter | None
@@ -45,8 +48,8 @@ class HwmonSensor:
             One reading.
 
         Raises:
-            SensorError: The errors of `values.FileMeter.read` and `values.ProductMeter.read`. A counter is read without
-                its momentary power if that fails.
+            SensorError: The errors of `sleep.SleepyMeter.read`. A counter is read without its momentary power if that
+                fails.
         """
         energy_joules = power_watts = None
         read_at_ns = 0
@@ -82,10 +85,11 @@ def open_sensor(chip: Chip, channel: Channel, quantity: Quantity, findings: list
     Returns:
         The sensor; None if its files may not be read.
     """
-    opened = _open(channel, quantity, findings)
+    status = status_path(chip.identity)
+    opened = _open(channel, quantity, status, findings)
     momentary = None
     if channel.power is not None:
-        momentary = _open(channel.power, quantity, findings)
+        momentary = _open(channel.power, quantity, status, findings)
         if opened is None:
             channel, opened, momentary = channel.power, momentary, None
     if opened is None:
@@ -103,19 +107,31 @@ def open_sensor(chip: Chip, channel: Channel, quantity: Quantity, findings: list
     )
     files: str = "volts x amperes" if channel.amperes is not None else channel.kind
     files += " and power" if momentary is not None else ""
-    text = f"{quantity.device} {quantity.domain}: {files} of {chip.name} ({quantity.scope})"
+    asleep = "; asleep, and read when it wakes" if opened.is_asleep else ""
+    text = f"{quantity.device} {quantity.domain}: {files} of {chip.name} ({quantity.scope}){asleep}"
     findings.append(Finding(status="found", collector="hwmon", subject=channel.source, text=text))
     power = momentary if channel.kind == "energy" else opened
     return HwmonSensor(
         device=quantity.device,
         infos=(info,),
+        can_sleep=bool(status),
         _quantity=quantity,
-        _energy=opened if channel.kind == "energy" else None,
-        _power=power,
+        _energy=opened.guarded if channel.kind == "energy" else None,
+        _power=None if power is None else power.guarded,
     )
 
 
-def _open(channel: Channel, quantity: Quantity, findings: list[Finding]) -> FileMeter | ProductMeter | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """A meter that was read once."""
+
+    meter: FileMeter | ProductMeter
+    guarded: Meter
+    """The same, without waking its device."""
+    is_asleep: bool
+
+
+def _open(channel: Channel, quantity: Quantity, status: str, findings: list[Finding]) -> _Opened | None:
     """Open the files of a channel; return None if they may not be read."""
     zero_is_no_data = channel.kind == "power" and quantity.component in _ZERO_MEANS_NO_DATA
     meter = (
@@ -123,8 +139,10 @@ def _open(channel: Channel, quantity: Quantity, findings: list[Finding]) -> File
         if channel.amperes is None
         else ProductMeter(channel.file, channel.amperes, zero_is_no_data=zero_is_no_data)
     )
+    guarded: Meter = SleepyMeter(meter, status) if status else meter
+    is_asleep = False
     try:
-        meter.read()
+        guarded.read()
     except SensorDeniedError as error:
         # The text of the error begins with the path.
         path = str(error).partition(": ")[0]
@@ -139,17 +157,19 @@ def _open(channel: Channel, quantity: Quantity, findings: list[Finding]) -> File
             )
         )
         return None
+    except SensorAsleepError:
+        is_asleep = True
     except SensorError:
         pass  # a later read may succeed; the sampler reports the error
-    return meter
+    return _Opened(meter=meter, guarded=guarded, is_asleep=is_asleep)
 
 
-def _resolution(channel: Channel, opened: FileMeter | ProductMeter) -> str:
+def _resolution(channel: Channel, opened: _Opened) -> str:
     """Return the smallest step, with its unit; that of a product depends on the voltage and current of now."""
-    if isinstance(opened, FileMeter):
+    if isinstance(opened.meter, FileMeter):
         return _with_unit(channel.file.resolution, "J" if channel.kind == "energy" else "W")
     try:
-        return _with_unit(opened.read_resolution(), "W")
+        return "" if opened.is_asleep else _with_unit(opened.meter.read_resolution(), "W")
     except SensorError:
         return ""
 

@@ -11,6 +11,7 @@ import pytest
 from joulewatch_exporter.collectors.base.sysfs import (
     HeldInt,
     cpuinfo,
+    denied_cure,
     list_names,
     read_int,
     read_int_or_none,
@@ -74,6 +75,13 @@ def test_a_denial_by_the_kernel_names_the_path_and_the_fix() -> None:
         path.chmod(0o400 if os.geteuid() == 0 else 0)
         with unprivileged(), pytest.raises(SensorDeniedError, match=f"sudo chmod a\\+r {path}"):
             read_int(str(path))
+
+
+def test_a_mode_is_no_fix_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert denied_cure("/sys/x") == ""
+    error = sensor_error("/sys/x", OSError(errno.EACCES, "Permission denied"))
+    assert str(error) == "/sys/x: Permission denied, also to root: by the driver, a container or a policy"
 
 
 def test_an_input_error_of_the_kernel_is_a_glitch() -> None:
