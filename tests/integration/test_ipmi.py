@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import random
 import select
@@ -286,6 +287,36 @@ def test_faults_are_errors(
     bmc.advance(25.0)
     if kind != "denied":  # retried after 300 s, because the BMC could lock the account
         assert newest_watts(until(collector, bool)) == {"total": 312.0}
+
+
+def test_a_measurement_that_is_reported_as_deactivated_is_believed_once_it_changes(
+    bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path
+) -> None:
+    fault = Fault(kind="misreported", at_s=0.0, for_s=math.inf)
+    signal = Points(times_s=(0.0, 100.0), watts=(300.0, 400.0), is_linear=True)
+    bmc = bmcs(signal=signal, has_sdr=False, faults=(fault,))
+    collector = read_bmcs(at(bmc.port, folder=tmp_path))
+    until_error(collector, SensorGlitchError, "its 300 W are ignored until they change")
+    bmc.advance(20.0)
+    until(collector, lambda readings: readings[-1].power_watts == 310.0)  # the mean of 20 s
+    (finding,) = findings(collector, "found")
+    assert finding.text.endswith("reported as deactivated, but its watts change, so they are used")
+
+
+def test_a_deactivated_measurement_is_replaced_by_a_sensor_until_it_runs(
+    bmcs: Callable[..., Bmc], read_bmcs: Callable[..., IpmiCollector], tmp_path: Path
+) -> None:
+    """A misreported value that does not change cannot be distinguished from one that is not measured."""
+    bmc = bmcs(watts=300.0, faults=(Fault(kind="misreported", at_s=0.0, for_s=10.0),))
+    collector = read_bmcs(at(bmc.port, folder=tmp_path))
+    until(collector, bool)
+    (finding,) = findings(collector, "found")
+    assert finding.text == "n1: total from SDR (node); its DCMI measurement is deactivated"
+    bmc.advance(11.0)
+    deadline_s = time.monotonic() + LIMIT_S
+    while sensor_of(collector).infos[0].model != "DCMI":
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("kind", ["glitch", "inactive", "zero", "garbage"])

@@ -50,14 +50,15 @@ BMC_FAULTS: Final = (
     "glitch",
     "busy",
     "inactive",
+    "misreported",
     "zero",
     "garbage",
     "denied",
     "stuck",
 )
 """hang: no answers; vanish: the port is closed; reset: the sessions are lost; glitch: completion code CBh; busy: C0h;
-inactive: DCMI reports that the measurement is off; zero: 0 W; garbage: 65535 W; denied: D4h; stuck: the value does not
-change."""
+inactive: the measurement is off, and DCMI repeats its last value; misreported: DCMI reports that the measurement is
+off, although it runs; zero: 0 W; garbage: 65535 W; denied: D4h; stuck: the value does not change."""
 
 _LARGEST_READ: Final = 64
 """Bytes of an SDR record in one answer; like BMCs, it does not send a whole record at once."""
@@ -227,7 +228,7 @@ class Bmc:
                 self._server.open()
         self._server.is_hanging = "hang" in faults
         step = int(t_s / self.spec.refresh_s)
-        if step != self._shown_step and "stuck" not in faults:
+        if step != self._shown_step and not faults & {"stuck", "inactive"}:
             self._shown_step = step
             self._shown_watts = self._mean_watts(t_s)
         self._shown_at_s = t_s
@@ -299,7 +300,7 @@ class Bmc:
             return bytes((NO_SUCH_THING,))
         watts = min(max(round(power_watts), 0), 65535)
         # Minimum, maximum and average since the start, which the exporter does not use.
-        state = 0x00 if "inactive" in self._faults else 0x40
+        state = 0x00 if self._faults & {"inactive", "misreported"} else 0x40
         times = int(time.time()) & 0xFFFFFFFF, round(self.spec.refresh_s * 1000)
         return bytes((OK,)) + struct.pack("<BHHHHIIB", 0xDC, watts, 0, 65535, watts, *times, state)
 

@@ -19,16 +19,20 @@ from joulewatch_exporter.collectors.base.targets import TargetList
 from joulewatch_exporter.collectors.ipmi.channel import UnknownCommandError, request
 from joulewatch_exporter.collectors.ipmi.collector import IpmiCollector, IpmiOptions, IpmiTarget
 from joulewatch_exporter.collectors.ipmi.device import (
+    FAILED_READS,
+    RECHECK_READS,
     BmcSettings,
     Connector,
+    Dcmi,
     DcmiDevice,
     SdrDevice,
     choose_node,
 )
 from joulewatch_exporter.collectors.ipmi.records import (
+    DcmiReading,
     PowerSensor,
     component_of,
-    dcmi_power_watts,
+    dcmi_reading,
     domain_of,
     node_candidates,
     power_sensor,
@@ -182,13 +186,15 @@ def settings_of(**fields: object) -> BmcSettings:
 
 
 def test_the_momentary_power_is_read_not_the_average() -> None:
-    assert dcmi_power_watts(DCMI_ANSWER) == 312.0
+    assert dcmi_reading(DCMI_ANSWER) == DcmiReading(312.0, is_active=True)
+    assert dcmi_reading(dcmi_answer(312, state=0x00)) == DcmiReading(312.0, is_active=False)
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (dcmi_answer(312, state=0x00), "not measuring"),
+        (dcmi_answer(0, state=0x00), "not measuring"),
+        (dcmi_answer(0xFFFF, state=0x00), "not measuring"),
         (dcmi_answer(0), "0 W"),
         (dcmi_answer(0xFFFF), "all bits are ones"),
         (DCMI_ANSWER[:17], "17 bytes"),
@@ -198,13 +204,13 @@ def test_the_momentary_power_is_read_not_the_average() -> None:
 )
 def test_dcmi_answers_without_a_value_are_glitches(answer: bytes, message: str) -> None:
     with pytest.raises(SensorGlitchError, match=message):
-        dcmi_power_watts(answer)
+        dcmi_reading(answer)
 
 
 @given(st.binary(max_size=40))
 def test_any_bytes_are_a_power_or_a_glitch(answer: bytes) -> None:
     try:
-        assert 0 < dcmi_power_watts(answer) < 65535
+        assert 0 < dcmi_reading(answer).watts < 65535
     except SensorGlitchError:
         pass
 
@@ -413,7 +419,8 @@ def test_dcmi_is_preferred() -> None:
 
 
 def test_the_longest_gap_allows_two_lost_readings() -> None:
-    (info,) = DcmiDevice(FakeBmc(), settings_of(interval_s=30.0)).infos
+    settings = settings_of(interval_s=30.0)
+    (info,) = DcmiDevice(FakeBmc(), settings, Dcmi(settings)).infos
     assert info.max_gap_s == 90.0
 
 
@@ -436,7 +443,7 @@ def test_the_bmc_in_band_is_polled(tmp_path: Path, opened: list[IpmiCollector]) 
     opened.append(IpmiCollector.open(Host(dev=tmp_path), IpmiOptions(in_band=True)))
     settings = opened[0]._connectors["bmc"].settings
     assert (settings.read_mode, settings.is_remote, settings.interval_s) == ("polled", False, 5.0)
-    (info,) = DcmiDevice(FakeBmc(dcmi=DCMI_ANSWER), settings).infos
+    (info,) = DcmiDevice(FakeBmc(dcmi=DCMI_ANSWER), settings, Dcmi(settings)).infos
     assert (info.read_mode, info.period_s, info.host("node17")) == ("polled", 5.0, "node17")
 
 
@@ -522,6 +529,124 @@ def test_dcmi_is_detected_again_after_a_firmware_change() -> None:
     with pytest.raises(SensorAbsentError):
         device.read()
     assert isinstance(connector.connect(), SdrDevice)
+
+
+def inactive(watts: int) -> bytes:
+    return dcmi_answer(watts, state=0x00)
+
+
+def deactivated(watts: int = 312, *, records: list[bytes] | None = None) -> FakeBmc:
+    """Return a BMC whose measurement is deactivated, and whose sensor has 300 W if it has records."""
+    bmc = FakeBmc(dcmi=inactive(watts), records=records)
+    bmc.readings = {1: bytes((75, 0xC0))}
+    return bmc
+
+
+def test_a_deactivated_measurement_that_changes_is_believed() -> None:
+    """It may change while the exporter connects, or later; it is then believed in each further connection."""
+    bmc = deactivated(records=[RECORD])
+    connector = Connector(settings_of(), bmc.open, pause=lambda _: setattr(bmc, "dcmi", inactive(315)))
+    device = connector.connect()
+    assert isinstance(device, DcmiDevice)
+    assert [reading.power_watts for reading in device.read()] == [315.0]
+    assert connector.remark == (
+        "its DCMI measurement is reported as deactivated, but its watts change, so they are used"
+    )
+    device.close()
+    assert isinstance(connector.connect(), DcmiDevice)
+    bmc.dcmi = DCMI_ANSWER
+    connector.connect().read()
+    assert connector.remark == ""
+
+
+@pytest.mark.parametrize("watts", [312, 0])
+def test_a_deactivated_measurement_that_does_not_change_is_replaced_by_a_sensor(watts: int) -> None:
+    bmc = deactivated(watts, records=[RECORD])
+    pauses: list[float] = []
+    connector = Connector(settings_of(), bmc.open, pause=pauses.append)
+    device = connector.connect()
+    assert isinstance(device, SdrDevice)
+    assert pauses == [1.0, 1.0]
+    assert [reading.power_watts for reading in device.read()] == [300.0]
+    assert connector.remark == "its DCMI measurement is deactivated"
+
+
+def test_without_a_sensor_a_deactivated_measurement_is_watched() -> None:
+    bmc = deactivated(312)
+    connector = Connector(settings_of(), bmc.open, pause=lambda _: None)
+    device = connector.connect()
+    for _ in range(2 * FAILED_READS):
+        with pytest.raises(SensorGlitchError, match=r"not measuring now \(deactivated\); its 312 W are ignored until"):
+            device.read()
+    bmc.dcmi = inactive(0)
+    with pytest.raises(SensorGlitchError, match=r"not measuring now$"):
+        device.read()
+    bmc.dcmi = inactive(320)
+    assert [reading.power_watts for reading in device.read()] == [320.0]
+    bmc.dcmi = DCMI_ANSWER
+    assert [reading.power_watts for reading in device.read()] == [312.0]
+
+
+def test_values_of_two_deactivations_are_not_compared() -> None:
+    """They differ because the BMC measured in between."""
+    bmc = deactivated(312)
+    device = Connector(settings_of(), bmc.open, pause=lambda _: None).connect()
+    bmc.dcmi = dcmi_answer(400)
+    device.read()
+    bmc.dcmi = inactive(400)
+    with pytest.raises(SensorGlitchError):
+        device.read()
+
+
+@pytest.mark.parametrize("later", [DCMI_ANSWER, inactive(313)], ids=["active", "changing"])
+def test_dcmi_is_probed_while_a_sensor_is_read(later: bytes) -> None:
+    bmc = deactivated(312, records=[RECORD])
+    connector = Connector(settings_of(), bmc.open, pause=lambda _: None)
+    device = connector.connect()
+    bmc.dcmi = later
+    bmc.requests.clear()
+    for _ in range(RECHECK_READS - 1):
+        device.read()
+    assert (0x2C, 0x02) not in bmc.requests
+    with pytest.raises(SensorAbsentError, match="DCMI has a power reading now"):
+        device.read()
+    assert isinstance(connector.connect(), DcmiDevice)
+
+
+@pytest.mark.parametrize("dcmi", [0xC1, inactive(312)], ids=["unsupported", "deactivated"])
+def test_dcmi_is_probed_when_the_sensor_has_no_value(dcmi: bytes | int) -> None:
+    """A BMC that is starting may not support DCMI yet."""
+    bmc = FakeBmc(dcmi=dcmi, records=[RECORD])
+    bmc.readings = {1: bytes((75, 0xE0))}
+    device = Connector(settings_of(), bmc.open, pause=lambda _: None).connect()
+    with pytest.raises(SensorGlitchError, match="no value now"):
+        device.read()
+    bmc.dcmi = DCMI_ANSWER
+    with pytest.raises(SensorAbsentError, match="DCMI has a power reading now"):
+        device.read()
+
+
+@pytest.mark.parametrize("failure", [0xCB, 0xD5, inactive(400)], ids=["CBh", "D5h", "deactivated"])
+def test_the_sensor_is_tried_if_dcmi_has_no_value_for_long(failure: bytes | int) -> None:
+    bmc = FakeBmc(dcmi=DCMI_ANSWER, records=[RECORD])
+    bmc.readings = {1: bytes((75, 0xC0))}
+    connector = Connector(settings_of(), bmc.open, pause=lambda _: None)
+    device = connector.connect()
+    bmc.dcmi = failure
+    for _ in range(FAILED_READS - 1):
+        with pytest.raises(SensorGlitchError):
+            device.read()
+    with pytest.raises(SensorAbsentError, match="trying its sensors"):
+        device.read()
+    assert [reading.power_watts for reading in connector.connect().read()] == [300.0]
+
+
+def test_only_dcmi_is_read_on_request() -> None:
+    bmc = deactivated(312, records=[RECORD])
+    device = Connector(settings_of(read="dcmi"), bmc.open, pause=lambda _: None).connect()
+    for _ in range(2 * FAILED_READS):
+        with pytest.raises(SensorGlitchError):
+            device.read()
 
 
 def test_sensors_are_read_instead_of_dcmi_on_request() -> None:

@@ -5,7 +5,7 @@ A BMC may take long to answer, so a scrape never waits for one: each BMC has its
 configuration or in a target file that may change at run time, and the BMC of the local machine through the kernel's
 device.
 
-The power of the node is DCMI's Get Power Reading; if a BMC does not support it, a sensor in watts of its SDR
+The power of the node is DCMI's Get Power Reading; if a BMC does not support or run it, a sensor in watts of its SDR
 repository.
 
 Source: DCMI 1.5; IPMI v2.0 revision 1.1; pyghmi 1.6.
@@ -65,7 +65,7 @@ class IpmiTarget:
     kg_file: Path | None = None
     """File with the BMC's key (Kg), if it has one."""
     read: Source = "auto"
-    """``dcmi``: the power reading; ``sdr``: a sensor; ``auto``: DCMI if the BMC supports it, else a sensor."""
+    """``dcmi``: the power reading; ``sdr``: a sensor; ``auto``: DCMI if the BMC measures with it, else a sensor."""
     sensor: str = "auto"
     """Name of the sensor of the whole server, used without DCMI; ``auto``: detect it by well-known names."""
     interval_seconds: float | None = None
@@ -326,7 +326,8 @@ def _findings(device: str, poller: Poller, connector: Connector) -> Sequence[Fin
     quantities = ", ".join(
         f"{info.quantity.domain} from {info.model} ({info.quantity.scope})" for info in poller.sensor.infos
     )
-    found = Finding(status="found", collector="ipmi", subject=source, text=f"{device}: {quantities}")
+    remark = f"; {connector.remark}" if connector.remark else ""
+    found = Finding(status="found", collector="ipmi", subject=source, text=f"{device}: {quantities}{remark}")
     if not connector.note:
         return (found,)
     return (found, Finding(status="skipped", collector="ipmi", subject=source, text=f"{device}: {connector.note}"))

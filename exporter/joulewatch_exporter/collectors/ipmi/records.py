@@ -13,7 +13,7 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from joulewatch_exporter.errors import SensorGlitchError
 from joulewatch_exporter.model import Component
@@ -57,27 +57,41 @@ _PARTS: Final[tuple[tuple[re.Pattern[str], Component], ...]] = (
 )
 
 
-def dcmi_power_watts(data: bytes) -> float:
-    """Return the momentary power from an answer to Get Power Reading.
+class NotMeasuringError(SensorGlitchError):
+    """The BMC reports that it does not measure its power."""
 
-    Minimum, maximum and average are ignored, because on many BMCs they cover the time since the BMC started.
+
+class DcmiReading(NamedTuple):
+    """An answer to Get Power Reading."""
+
+    watts: float
+    """The momentary power. Minimum, maximum and average are ignored, because on many BMCs they cover the time since the
+    BMC started."""
+    is_active: bool
+    """Whether the BMC reports that it measures."""
+
+
+def dcmi_reading(data: bytes) -> DcmiReading:
+    """Return the reading in an answer to Get Power Reading.
 
     Args:
         data: The answer after the completion code.
 
     Raises:
-        SensorGlitchError: The answer is too short, the BMC is not measuring, or the value means "no value".
+        NotMeasuringError: The BMC does not measure, and has no value.
+        SensorGlitchError: The answer is too short, or the value means "no value".
     """
     if len(data) < _DCMI_READING.size or data[0] != _DCMI_GROUP:
         raise SensorGlitchError(f"DCMI power reading: invalid answer of {len(data)} bytes: {data[:4].hex()}")
     watts, *_, state = (_DCMI_READING.unpack_from(data))[1:]
-    if not state & _IS_MEASURING:
-        raise SensorGlitchError("DCMI power reading: the BMC is not measuring now")
+    is_active = bool(state & _IS_MEASURING)
+    if watts in (0, 0xFFFF) and not is_active:
+        raise NotMeasuringError("DCMI power reading: the BMC is not measuring now")
     if watts == 0:
         raise SensorGlitchError("DCMI power reading: 0 W: the BMC has no value")
     if watts == 0xFFFF:
         raise SensorGlitchError("DCMI power reading: 65535 W is not a measurement (all bits are ones)")
-    return float(watts)
+    return DcmiReading(float(watts), is_active)
 
 
 def _signed(value: int, bits: int) -> int:
