@@ -35,6 +35,7 @@ from joulewatch_exporter.errors import (
 )
 from joulewatch_exporter.model import Host, Sensor
 from support.redfish import by_label
+from support.redfish_layouts import enclosure, fujitsu, hgx, only_supplies, power_subsystem, r720, two_feeds
 from support.require import require_program
 from support.servers import free_port
 from support.waiting import wait_until
@@ -50,8 +51,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """Return a function that starts a service; its arguments are the fields of `RedfishSpec`."""
     services: list[RedfishService] = []
 
-    def make(name: str = "bmc1", signal: Signal | None = None, **fields: Any) -> RedfishService:
-        services.append(RedfishService(RedfishSpec(name=name, signal=signal or Constant(300.0), **fields), tmp_path))
+    def make(
+        name: str = "bmc1", signal: Signal | None = None, documents: dict[str, Any] | None = None, **fields: Any
+    ) -> RedfishService:
+        spec = RedfishSpec(name=name, signal=signal or Constant(300.0), **fields)
+        services.append(RedfishService(spec, tmp_path, documents))
         return services[-1]
 
     yield make
@@ -158,6 +162,41 @@ def test_all_polls_use_one_connection(start: Start) -> None:
 def test_several_chassis_are_several_nodes(start: Start) -> None:
     service = start(chassis=("left", "right"), flavour="modern")
     assert by_label(connected(service).connect().read()).keys() == {"bmc1/left/total", "bmc1/right/total"}
+
+
+def test_feeds_of_the_emulator_are_summed(start: Start) -> None:
+    signal = Sine(mean_watts=400.0, amplitude_watts=150.0, period_s=60.0)
+    service = start(signal=signal, flavour="classic", feeds=(0.87, 0.13), refresh_s=1.0, power_digits=3)
+    device = connected(service).connect()
+    device.read()
+    for before_s, t_s in itertools.pairwise((0.0, 1.0, 17.0)):
+        service.advance(t_s)
+        mean_watts = signal.energy_joules(before_s, t_s) / (t_s - before_s)
+        assert device.read()[0].power_watts == pytest.approx(mean_watts, abs=0.002)
+
+
+LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, float], int]] = {
+    "feeds": (two_feeds(344, 53), {"bmc1/total": 397.0}, 1),
+    "enclosure": (enclosure(), {"bmc1/NodeA/total": 300.0, "bmc1/NodeB/total": 120.0}, 1),
+    "ratings": (r720(), {"bmc1/total": 154.0}, 1),
+    "vendor": (fujitsu(), {"bmc1/total": 160.0, "bmc1/psu0_input": 84.0}, 1),
+    "supplies": (only_supplies(200, 150), {"bmc1/supply_inputs": 350.0}, 1),
+    "subsystem": (power_subsystem(210.5, 180.0), {"bmc1/supply_inputs": 390.5, "bmc1/bay1_input": 210.5}, 2),
+    "hgx": (hgx([611.0, 598.5], server_watts=4100.0), {"bmc1/total": 4100.0, "bmc1/hgx_gpu_sxm_1": 611.0}, 4),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts_of_vendors(start: Start, layout: str) -> None:
+    """Each is served over HTTPS; a poll takes few requests, because real services are slow."""
+    documents, expected, requests = LAYOUTS[layout]
+    service = start(documents=documents)
+    device = connected(service).connect()
+    device.read()
+    before = len(service.requests)
+    readings = {label: watts for label, (_, watts) in by_label(device.read()).items()}
+    assert readings.items() >= expected.items()
+    assert len(service.requests) - before == requests
 
 
 # -- certificates -----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from support import golden
 from support.clock import FakeClock
 from support.fake_family import Machine, fake_family
 from support.paths import ROOT
-from support.redfish import Direct, FakeService, Resources, a_service, by_label
+from support.redfish import Direct, FakeService, Resources, a_service, by_label, link
 from support.redfish_layouts import (
     CHASSIS,
     chassis_with,
@@ -167,10 +167,20 @@ def test_names_of_servers_do_not_depend_on_the_order_of_the_members(
     assert (readings["bmc1/NodeA/total"], readings["bmc1/NodeB/total"]) == (300.0, 120.0)
 
 
-def test_servers_with_the_same_id_are_distinguished(tmp_path: Path, mock: responses.RequestsMock) -> None:
-    controls = [control("Power", 1.0, "/redfish/v1/Chassis/2"), control("Power", 2.0, "/redfish/v1/Systems/2")]
+def test_an_enclosure_is_not_a_server(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """The BMC of a sled reports the power of its enclosure as well."""
+    controls = [
+        control("System Power Control", 210, "/redfish/v1/Systems/Sled", MemberId="0"),
+        control("Chassis Power Control", 900, f"{CHASSIS}/Enclosure", MemberId="1"),
+    ]
     readings = watts(opened(mock, with_power({"PowerControl": controls}), tmp_path))
-    assert readings == {"bmc1/Chassis_2/total": 1.0, "bmc1/Systems_2/total": 2.0}
+    assert readings == {NODE: 210.0, "bmc1/chassis_power_control": 900.0}
+
+
+def test_servers_may_be_chassis(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    controls = [control("Power", 1.0, f"{CHASSIS}/Blade 1"), control("Power", 2.0, f"{CHASSIS}/Blade 2")]
+    readings = watts(opened(mock, with_power({"PowerControl": controls}), tmp_path))
+    assert readings == {"bmc1/Blade_1/total": 1.0, "bmc1/Blade_2/total": 2.0}
 
 
 def test_servers_are_recognised_by_their_names(tmp_path: Path, mock: responses.RequestsMock) -> None:
@@ -355,6 +365,14 @@ def test_power_subsystem(tmp_path: Path, mock: responses.RequestsMock) -> None:
     assert watts(device) == expected
     base = f"{CHASSIS}/1/PowerSubsystem/PowerSupplies"
     assert fake.requests == [f"GET {base}/Bay1/Metrics", f"GET {base}/Bay2/Metrics"]
+
+
+def test_power_subsystem_is_read_if_power_has_no_values(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """The only supply is the node, and not published as a part again."""
+    resources = power_subsystem(210.5)
+    resources[f"{CHASSIS}/1"]["Power"] = link(POWER)
+    resources[POWER] = {"PowerSupplies": [{"MemberId": "0", "PowerInputWatts": None}]}
+    assert watts(opened(mock, resources, tmp_path)) == {SUPPLIES: 210.5}
 
 
 def test_a_service_without_watts_lists_what_was_seen(tmp_path: Path, mock: responses.RequestsMock) -> None:

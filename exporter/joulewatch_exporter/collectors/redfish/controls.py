@@ -18,7 +18,6 @@ from typing import Final
 from joulewatch_exporter.collectors.redfish.names import SHARE, is_supply, rank_of
 from joulewatch_exporter.collectors.redfish.plan import Json, as_list, as_text, link_target
 
-_SERVER: Final = re.compile(r"/(?:Systems|Chassis)/([^/]+)/?$")
 _NUMBERED: Final = re.compile(r"(node|server|blade|sled|system)[ _-]?(\d+|[a-h])(?![a-z0-9])", re.IGNORECASE)
 """A name such as ``Node 2 Power``; used if ``RelatedItem`` names no server."""
 
@@ -102,15 +101,18 @@ def _related(control: Json) -> frozenset[str]:
 
 def _servers(controls: Sequence[Json], chassis_uri: str) -> dict[int, str]:
     """Return the server of each member that measures a whole server; without those that name none."""
-    uris: dict[int, str] = {}
-    for index, control in enumerate(controls):
-        related = sorted(uri for uri in _related(control) if _SERVER.search(uri) and uri != chassis_uri)
-        systems = [uri for uri in related if "/Systems/" in uri]
-        found = systems or related
-        if len(found) == 1 and _is_whole(control):
-            uris[index] = found[0]
-    if len(set(uris.values())) > 1:
-        return _unique({index: _id_of(uri) for index, uri in uris.items()}, uris)
+    for kind in ("Systems", "Chassis"):
+        # An enclosure is no server next to the systems in it.
+        named: dict[int, str] = {}
+        for index, control in enumerate(controls):
+            uris = [uri for uri in _related(control) if uri != chassis_uri]
+            ids = {match[1] for uri in uris if (match := re.search(rf"/{kind}/([^/]+)/?$", uri)) is not None}
+            if len(ids) == 1 and _is_whole(control):
+                named[index] = _label(ids.pop())
+        if len(set(named.values())) > 1:
+            return named
+        if named and kind == "Systems":
+            return {}
     numbered = {
         index: match
         for index, control in enumerate(controls)
@@ -125,26 +127,13 @@ def _servers(controls: Sequence[Json], chassis_uri: str) -> dict[int, str]:
     return largest if len(set(largest.values())) > 1 else {}
 
 
-def _unique(names: dict[int, str], uris: Mapping[int, str]) -> dict[int, str]:
-    """Return the names; those that two servers share get the path of the server."""
-    owners: dict[str, set[str]] = defaultdict(set)
-    for index, name in names.items():
-        owners[name].add(uris[index])
-    return {
-        index: name if len(owners[name]) == 1 else "_".join(uris[index].strip("/").split("/")[-2:])
-        for index, name in names.items()
-    }
-
-
-def _id_of(uri: str) -> str:
-    match = _SERVER.search(uri)
-    assert match is not None
-    return re.sub(r"[^\w.-]+", "_", match[1])
+def _label(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def _server_of(control: Json, nodes: Mapping[str, tuple[int, ...]]) -> str:
     """Return which of the servers a sub-total belongs to; empty if it is unknown, or if there is only one."""
-    names = {re.sub(r"[^\w.-]+", "_", segment) for uri in _related(control) for segment in uri.split("/")}
+    names = {_label(segment) for uri in _related(control) for segment in uri.split("/")}
     match = _NUMBERED.search(_name(control))
     if match is not None:
         names.add(f"{match[1]}{match[2]}".lower())

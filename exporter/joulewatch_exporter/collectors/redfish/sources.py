@@ -234,8 +234,9 @@ class SourceFinder:
         """Add the parts of power supplies and the sum of their inputs."""
         resources = {} if power is None else {power_uri: power}
         supplies = [] if power is None else supplies_of(power, power_uri)
-        if not any(supply.input or supply.output for supply in supplies) and (self._target.parts or not found.is_live):
-            supplies = self._subsystem(linked_uri(chassis, "PowerSubsystem"), resources, found) or supplies
+        if not _any_reads(supplies, resources) and (self._target.parts or not found.is_live):
+            others = self._subsystem(linked_uri(chassis, "PowerSubsystem"), resources, found)
+            supplies = others if _any_reads(others, resources) or not supplies else supplies
         watts = [self._explorer.watts(source.power) for source in found.nodes.values()]
         node_watts = sum(value for value in watts if value is not None) if watts and None not in watts else None
         checked = without_ratings(supplies, resources, node_watts)
@@ -404,6 +405,10 @@ class SourceFinder:
             is_live = power.watts(resource) is not None
             return Source(power=(power,), step=step_of(resource, power, "W"), is_live=is_live, **common)
         return None
+
+
+def _any_reads(supplies: Sequence[Supply], resources: Mapping[str, Json]) -> bool:
+    return any(field.watts(resources[field.uri]) is not None for supply in supplies for _, field in supply.fields)
 
 
 def _any_live(sources: Sequence[Source]) -> bool:
