@@ -33,7 +33,9 @@ ABOVE_NODE: Final = 1.25
 supplies."""
 
 _INPUT_KEYS: Final = ("PowerInputWatts",)
-_OUTPUT_KEYS: Final = ("PowerOutputWatts", "LastPowerOutputWatts")
+_OUTPUT_KEYS: Final = ("PowerOutputWatts",)
+_AVERAGE_KEY: Final = "LastPowerOutputWatts"
+"""The average output; it is used where there is no momentary one. Many services have the key and never a value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,8 @@ def supplies_of(power: Json, uri: str) -> list[Supply]:
         inputs = [Field(uri, (*base, *path), rating_watts=rating) for path in _paths(supply, _INPUT_KEYS)]
         if sensor is not None:
             inputs.append(dataclasses.replace(sensors.pop(sensor), rating_watts=rating))
-        outputs = [Field(uri, (*base, *path), rating_watts=rating) for path in _paths(supply, _OUTPUT_KEYS)]
+        keys = _OUTPUT_KEYS if number(supply.get(_AVERAGE_KEY)) is None else (*_OUTPUT_KEYS, _AVERAGE_KEY)
+        outputs = [Field(uri, (*base, *path), rating_watts=rating) for path in _paths(supply, keys)]
         supplies.append(
             Supply(
                 name=supply_name(supply, index),
