@@ -18,6 +18,7 @@ from typing import Final
 from joulewatch_harness.analysis.energy.frozen import withhold_frozen
 from joulewatch_harness.analysis.energy.settling import with_settling
 from joulewatch_harness.analysis.energy.windows import MeasuredRun, MeasuredWindow, measure_run
+from joulewatch_harness.analysis.results.audit.dependent_rounds import audit_rounds
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.audit.first_round import audit_first_round
 from joulewatch_harness.analysis.results.audit.groups import audit_idle, audit_load, audit_repeats
@@ -90,6 +91,7 @@ def analyze_run(
     findings += audit_run(audited, with_history=source is not None)
     groups = [analysis.group(key, windows) for key, windows in analysis.measure_windows().items()]
     findings += (finding for group in groups for finding in analysis.audit_group(group))
+    findings += audit_rounds(list(filter(None, map(_values_by_round, groups))), _measured_s(record))
     idle = analysis.idle_by_component()
     findings += analysis.audit_idle(idle)
     if analysis.devices and TOTAL not in idle and groups:
@@ -114,6 +116,18 @@ def run_spans(record: RunRecord) -> list[tuple[float, float]]:
         for window in record.windows
         if window.kind in MEASURED_KINDS and window.duration_s > 0
     ]
+
+
+def _values_by_round(group: GroupResult) -> Mapping[int, float]:
+    """Return the energies per inference of the rounds, or their rates if there is no energy."""
+    estimate = group.total.gross or group.throughput
+    return {} if estimate is None else estimate.rounds
+
+
+def _measured_s(record: RunRecord) -> float:
+    """Return the time from the start of the first measure window to the end of the last."""
+    windows = [window for window in record.windows if window.kind == "measure"]
+    return max((one.end_s for one in windows), default=0.0) - min((one.start_s for one in windows), default=0.0)
 
 
 def _with_nodenames(record: RunRecord, history: History) -> RunRecord:

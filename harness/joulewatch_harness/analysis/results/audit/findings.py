@@ -35,6 +35,7 @@ REASONS: Final[Mapping[str, str]] = {
     "not_steady": "the first round, which follows the warm-up, changes the result",
     "power_not_steady": "power changed inside a window",
     "repeats_apart": "the rounds differ too much, or the target was not reached",
+    "dependent_rounds": "neighbouring rounds are alike, so the uncertainty holds for the time of the run only",
     "single_repeat": "only one usable round, so the repeatability is unknown and ± is omitted",
     "accuracy_unknown": "the accuracy of a sensor is not published, so the uncertainty does not include it",
     "identity_conflict": "samples may be of another exporter",

@@ -291,6 +291,16 @@ def _() -> tuple[World, Samples]:
     return world, world.scrapes()
 
 
+@case("dependent_rounds", "warning")
+def _() -> tuple[World, Samples]:
+    """The machine is slower for some rounds, and faster for others."""
+
+    def slow(one: Window) -> Window:
+        return dataclasses.replace(one, inferences=round(one.inferences * (1 + 0.1 * np.sin(0.6 * one.repeat))))
+
+    return with_windows(run(rounds=12), slow, "measure")
+
+
 @case("single_repeat", "warning")
 def _() -> tuple[World, Samples]:
     world = run(rounds=1)
