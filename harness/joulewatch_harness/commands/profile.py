@@ -325,6 +325,7 @@ def _measure(prepared: Prepared, stack: contextlib.ExitStack) -> RunEnd:
                 reporter=progress,
                 stop=stop,
                 refresh_s=refresh_s,
+                sensors=prepared.sensors,
                 processors=ProcessorClock(),
             ).run()
     finally:

@@ -33,18 +33,21 @@ def has_refresh(record: SensorRecord) -> bool:
     return record.refresh_s is not None or record.method != "estimated"
 
 
+def expected_refresh_s(record: SensorRecord) -> float | None:
+    """Return the refresh period of a sensor: published, else assumed. None: a power model has none."""
+    if not has_refresh(record):
+        return None
+    return assumed_refresh_s(record) if record.refresh_s is None else record.refresh_s
+
+
 def slowest_refresh_s(sensors: Sequence[SensorRecord]) -> float | None:
     """Return the longest refresh period of the summed sensors: devices, or nodes if there are no devices.
 
-    A sensor that has not measured its refresh period has the assumed one. None: no sensor has a refresh period.
+    None: no sensor has a refresh period.
     """
     for scope in ("device", "node"):
         summed = [record for record in sensors if record.scope == scope]
         if summed:
-            periods_s = (
-                assumed_refresh_s(record) if record.refresh_s is None else record.refresh_s
-                for record in summed
-                if has_refresh(record)
-            )
-            return max(periods_s, default=None)
+            periods_s = map(expected_refresh_s, summed)
+            return max((period_s for period_s in periods_s if period_s is not None), default=None)
     return None

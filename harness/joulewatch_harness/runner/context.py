@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from joulewatch_harness.clocktime import Clock
 from joulewatch_harness.plan.plan import Plan
+from joulewatch_harness.records import SensorRecord
 from joulewatch_harness.runner.bracket import Bracket, EdgeSource
 from joulewatch_harness.runner.processor_time import ProcessorSource
 from joulewatch_harness.runner.run_log import Reporter, RunLog
@@ -25,6 +27,8 @@ class RunContext:
     refresh_s: float | None = None
     """Refresh period of the slowest sensor."""
     processors: ProcessorSource | None = None
+    sensors: Sequence[SensorRecord] = ()
+    """The energy sensors of the exporters that ``edges`` reads."""
 
     def bracket(self) -> Bracket:
         """Return a bracket that reads the energy counters."""

@@ -23,6 +23,7 @@ from joulewatch_harness.records import Window
 from joulewatch_harness.runner.calls import Cell, Span, run_offline, run_span
 from joulewatch_harness.runner.context import RunContext
 from joulewatch_harness.runner.latency import latency, phase_times
+from joulewatch_harness.runner.power import PowerMeter
 from joulewatch_harness.runner.processor_use import ProcessorUse
 from joulewatch_harness.runner.stopping import RunStopped
 
@@ -94,7 +95,9 @@ def measure(context: RunContext, cell: Cell, step: MeasureStep, processor_use: P
 
 
 def warm_up(context: RunContext, cell: Cell, step: MeasureStep) -> None:
-    """Run until the throughput is steady or the plan's limit is reached; measure the time per batch.
+    """Run until throughput and power are steady or the plan's limit is reached; measure the time per batch.
+
+    Only sensors whose refresh period is short compared with the spans show the power.
 
     Raises:
         RunStopped: the user stopped the run, and there is no window.
@@ -102,18 +105,28 @@ def warm_up(context: RunContext, cell: Cell, step: MeasureStep) -> None:
     plan = context.plan
     context.log.window_opened("warmup", cell.name, cell.batch_size)
     span_s = plan.warmup_s / (2 * STEADY_SPANS)
+    power = PowerMeter(
+        context.edges,
+        context.sensors,
+        span_s=span_s,
+        largest_refresh_s=STEADY_SPANS * span_s / REFRESHES_PER_WINDOW,
+    )
     rates: list[float] = []
+    watts: list[float] = []
     with context.bracket_without_edges() as bracket:
         # The first batch is run alone: it allocates and tunes, and may take ten times as long as the next ones.
         batches = run_offline(context, cell, Phases(), lambda _batches, _elapsed_s: True).batches
         cell.batch_s = 0.0
+        power.read()
         while True:
             span = run_offline(context, cell, Phases(), lambda _batches, elapsed_s: elapsed_s >= span_s)
             context.stop.check()
             batches += span.batches
             rates.append(span.batches_per_s)
+            # A counter that is lost meanwhile leaves the decision to the rates.
+            watts = [*watts, mean_watts] if (mean_watts := power.read()) is not None else []
             elapsed_s = (context.clock.monotonic_ns() - bracket.start_ns) * 1e-9
-            steady = is_steady(rates)
+            steady = is_steady(rates) and (not watts or is_steady(watts))
             if batches < WARMUP_BATCHES:
                 continue
             if (steady and elapsed_s >= plan.warmup_s) or elapsed_s >= plan.max_warmup_s:
@@ -146,13 +159,13 @@ def settle(context: RunContext, cell: Cell) -> None:
     context.stop.check()
 
 
-def is_steady(rates: Sequence[float]) -> bool:
-    """Return whether the last three rates agree with the three before.
+def is_steady(values: Sequence[float]) -> bool:
+    """Return whether the last three values agree with the three before.
 
     Their means differ by at most 5 %, or by less than chance explains (Student's t at 97 %): a warm-up ends when the
     trend has ended. Scatter without a trend does not become less with time.
     """
-    before, last = rates[-2 * STEADY_SPANS : -STEADY_SPANS], rates[-STEADY_SPANS:]
+    before, last = values[-2 * STEADY_SPANS : -STEADY_SPANS], values[-STEADY_SPANS:]
     if len(before) < STEADY_SPANS:
         return False
     factor = student_factor(2 * (STEADY_SPANS - 1), STEADY_COVERAGE)

@@ -18,7 +18,7 @@ from joulewatch_harness.network import Network
 from joulewatch_harness.plan.plan import Plan
 from joulewatch_harness.plan.steps import IdleStep, LoadStep, MeasureStep, PhaseStep, Steps
 from joulewatch_harness.plan.target import ROUNDS_ENDED
-from joulewatch_harness.records import Configuration, RunEnd, RunStatus
+from joulewatch_harness.records import Configuration, RunEnd, RunStatus, SensorRecord
 from joulewatch_harness.runner.bracket import EdgeSource
 from joulewatch_harness.runner.calls import Cell, LoadedNetwork
 from joulewatch_harness.runner.context import RunContext
@@ -60,6 +60,7 @@ class Runner:
         stop: Checked between calls.
         refresh_s: Refresh period of the slowest sensor; windows shorter than 20 of them get the flag ``too_short``.
         processors: Reads the processor times around each window; None: they stay unknown.
+        sensors: The energy sensors that ``edges`` reads; the fast ones show when a warm-up is steady.
         clock: For tests.
     """
 
@@ -78,6 +79,7 @@ class Runner:
         stop: StopRequest,
         refresh_s: float | None = None,
         processors: ProcessorSource | None = None,
+        sensors: Sequence[SensorRecord] = (),
         clock: Clock = time,
     ) -> None:
         self._steps = steps
@@ -91,6 +93,7 @@ class Runner:
             stop=stop,
             refresh_s=refresh_s,
             processors=processors,
+            sensors=sensors,
         )
         self._processor_use = ProcessorUse({configuration.name: network for configuration, network in networks})
         self._loaded: dict[str, LoadedNetwork] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from joulewatch_harness.records import (
     Line,
     Note,
     RunEnd,
+    SensorRecord,
     Setup,
     Window,
     WindowKind,
@@ -30,10 +32,13 @@ from joulewatch_harness.runner.runner import Runner
 from joulewatch_harness.runner.stopping import StopRequest
 from support.clock import NS_PER_S, FakeClock
 
+UNIX_S = 1_700_000_000
+"""When the machine started."""
+
 
 def machine_clock() -> FakeClock:
     """Return a clock whose readings take 100 ns each, as on a real machine."""
-    return FakeClock(now_ns=5 * NS_PER_S, unix_ns=1_700_000_005 * NS_PER_S, reading_ns=100)
+    return FakeClock(now_ns=5 * NS_PER_S, unix_ns=(UNIX_S + 5) * NS_PER_S, reading_ns=100)
 
 
 @dataclass
@@ -41,6 +46,8 @@ class FakeEdges:
     """Counters of a machine that draws 100 W; a fetch takes 2 ms."""
 
     clock: FakeClock
+    joules_at: Callable[[float], float] = lambda at_s: 100.0 * at_s
+    """The counter, by the seconds since ``UNIX_S``."""
     dead_after: int = 10**9
     fetched: int = 0
 
@@ -53,6 +60,7 @@ class FakeEdges:
         return FakeFetched(
             requested_s=requested_s,
             read_s=read_s,
+            joules=self.joules_at(read_s - UNIX_S),
             answered_s=self.clock.time_ns() * 1e-9,
             dead=self.fetched > self.dead_after,
         )
@@ -62,6 +70,7 @@ class FakeEdges:
 class FakeFetched:
     requested_s: float
     read_s: float
+    joules: float
     answered_s: float
     dead: bool
 
@@ -73,7 +82,7 @@ class FakeFetched:
             component="cpu",
             device="s0",
             domain="package",
-            energy_joules=100.0 * (self.read_s - 1_700_000_000),
+            energy_joules=self.joules,
             read_at_s=self.read_s,
         )
         return Edge(
@@ -187,6 +196,7 @@ class Bench:
     edges: FakeEdges
     stop: StopRequest
     refresh_s: float | None = 0.01
+    sensors: tuple[SensorRecord, ...] = ()
 
     def run(self) -> RunEnd:
         pairs = [(item, self.networks[item.name]) for item in self.plan.configurations]
@@ -202,6 +212,7 @@ class Bench:
             reporter=self.lines,
             stop=self.stop,
             refresh_s=self.refresh_s,
+            sensors=self.sensors,
             clock=self.clock,
         ).run()
 
@@ -398,6 +409,42 @@ def test_a_warm_up_that_ends_with_a_trend_is_flagged_and_its_measure_windows_are
     assert {w.configuration: w.flags for w in bench.lines.windows("warmup")} == {"one": ("not_steady",), "two": ()}
     assert {w.flags for w in bench.lines.windows("measure") if w.configuration == "two"} == {()}
     assert not any("not_steady" in window.flags for window in bench.lines.windows("measure"))
+
+
+PACKAGE = SensorRecord(
+    exporter="a:1", scope="device", collector="rapl", component="cpu", device="s0", domain="package", method="counter",
+    refresh_s=0.001,
+)  # fmt: skip
+RAMP_S = 1.5
+
+
+def warm_up_of_a_slow_ramp(*, refresh_s: float) -> Window:
+    """Return the warm-up of a load with a constant rate whose power rises for some time after its start."""
+    bench = make_bench(batch_sizes=[8], idle_s=0, warmup_s=0.6, max_warmup_s=6.0)
+    bench.sensors = (dataclasses.replace(PACKAGE, refresh_s=refresh_s),)
+
+    def joules(at_s: float) -> float:
+        ramp_s = min(at_s - 5.0, RAMP_S)
+        return 50.0 * at_s + 50.0 * (ramp_s * ramp_s / (2 * RAMP_S) + max(at_s - 5.0 - RAMP_S, 0.0))
+
+    bench.edges.joules_at = joules
+    bench.run()
+    return bench.lines.windows("warmup")[0]
+
+
+def test_a_warm_up_lasts_until_the_power_is_steady() -> None:
+    """Where a device sensor is fast enough for the spans: 0.6 s / 40 = 15 ms."""
+    assert RAMP_S < warm_up_of_a_slow_ramp(refresh_s=0.001).duration_s < RAMP_S + 0.8
+    assert warm_up_of_a_slow_ramp(refresh_s=0.015).duration_s > RAMP_S
+    assert warm_up_of_a_slow_ramp(refresh_s=0.016).duration_s < 1.0
+
+
+def test_a_warm_up_without_its_counter_is_judged_by_the_rates() -> None:
+    bench = make_bench(batch_sizes=[8], idle_s=0)
+    bench.sensors = (PACKAGE,)
+    bench.edges.dead_after = 7
+    assert bench.run().status == "complete"
+    assert all(window.flags == () for window in bench.lines.windows("warmup"))
 
 
 @pytest.mark.parametrize(
