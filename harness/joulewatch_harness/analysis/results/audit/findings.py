@@ -32,7 +32,7 @@ REASONS: Final[Mapping[str, str]] = {
     "core_exceeds_package": "a part used more energy than its device",
     "devices_exceed_node": "the devices used more energy than the whole server",
     "idle_drift": "idle power changed over the run",
-    "not_steady": "the first round, which follows the warm-up, changes the result",
+    "not_steady": "the network was not steady after the warm-up",
     "power_not_steady": "power changed inside a window",
     "repeats_apart": "the rounds differ too much, or the target was not reached",
     "dependent_rounds": "neighbouring rounds are alike, so the uncertainty holds for the time of the run only",
