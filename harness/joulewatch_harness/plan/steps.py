@@ -22,7 +22,14 @@ from joulewatch_harness.plan.plan import (
     REFRESHES_PER_WINDOW,
     Plan,
 )
-from joulewatch_harness.plan.target import LOOKS, expected_rounds, relative_half_width
+from joulewatch_harness.plan.target import (
+    LOOKS,
+    NOT_REACHED,
+    STOPPED,
+    expected_rounds,
+    half_width_text,
+    relative_half_width,
+)
 
 PACE_PRIOR_S: Final = 5.0
 """Time that counts as having taken as long as estimated, so that the first steps do not dominate the remaining time."""
@@ -173,7 +180,7 @@ class Rounds:
         for cell in self.cells.values():
             rounds = len(cell.seconds)
             if cell.is_open and rounds and self._plan.max_relative_uncertainty is not None:
-                self._end(cell, f"stopped by the user after {rounds} {'round' if rounds == 1 else 'rounds'}")
+                self._end(cell, f"{STOPPED} after {rounds} {'round' if rounds == 1 else 'rounds'}")
 
     def take_ended(self) -> list[RoundsCell]:
         """Return the cells whose rounds ended since the last call and that have an ``ending``."""
@@ -220,7 +227,7 @@ class Rounds:
                 if relative_half_width(cell.values) <= target:
                     self._end(cell, _reached(cell))
                 elif rounds == LOOKS[-1]:
-                    self._end(cell, f"target not reached after {rounds} rounds: {_half_width_text(cell)}")
+                    self._end(cell, f"{NOT_REACHED} after {rounds} rounds: {_half_width_text(cell)}")
 
     def _is_late(self, number: int) -> bool:
         """Return whether the time left is too short for another window."""
@@ -237,7 +244,7 @@ class Rounds:
                 self._end(cell, _reached(cell))
             elif cell.is_open:
                 rounds = f"{len(cell.seconds)} rounds, {_half_width_text(cell)}"
-                self._end(cell, f"target not reached after {self._plan.max_run_s:g} s: {rounds}")
+                self._end(cell, f"{NOT_REACHED} after {self._plan.max_run_s:g} s: {rounds}")
 
     def _end(self, cell: RoundsCell, ending: str) -> None:
         cell.is_open = False
@@ -250,9 +257,7 @@ def _reached(cell: RoundsCell) -> str:
 
 
 def _half_width_text(cell: RoundsCell) -> str:
-    percent = 100 * relative_half_width(cell.values)
-    unit = "" if cell.values is not cell.seconds else " of the throughput"
-    return f"±{percent:.{0 if percent >= 10 else 1}f} %{unit}"
+    return half_width_text(cell.values) + (" of the throughput" if cell.values is cell.seconds else "")
 
 
 @dataclass(frozen=True, slots=True)

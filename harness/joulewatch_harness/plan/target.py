@@ -22,6 +22,9 @@ MAX_UNCERTAINTY: Final = "max_relative_uncertainty"
 """Key of the plan, and label of the run's annotations."""
 ROUNDS_ENDED: Final = "rounds_ended"
 """Reason code of the note that states why the rounds of a cell ended."""
+NOT_REACHED: Final = "target not reached"
+STOPPED: Final = "stopped by the user"
+"""How the text of this note begins, unless the target was reached."""
 
 
 def relative_half_width(values: Sequence[float]) -> float:
@@ -29,6 +32,12 @@ def relative_half_width(values: Sequence[float]) -> float:
     if len(values) < 2 or mean(values) <= 0.0:
         return math.inf
     return student_factor(len(values) - 1, STOPPING_COVERAGE) * standard_error(values) / mean(values)
+
+
+def half_width_text(values: Sequence[float]) -> str:
+    """Return the half-width for people: ``±4.2 %``."""
+    percent = 100 * relative_half_width(values)
+    return f"±{percent:.{0 if percent >= 10 else 1}f} %"
 
 
 def expected_rounds(values: Sequence[float], target: float) -> int:

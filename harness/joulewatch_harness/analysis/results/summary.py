@@ -319,7 +319,7 @@ class _Analysis:
                 rounds.setdefault(measured.window.repeat, []).append(energy.joules / measured.window.inferences)
         name = f"{group.configuration.name}, batch {group.batch_size}"
         means = [mean(values) for values in rounds.values()]
-        yield from audit_repeats(name, means, group.measured_rounds, self.target)
+        yield from audit_repeats(name, means, group.measured_rounds, self.target, group.rounds_ended)
         energies = {} if group.total.gross is None else group.total.gross.rounds
         rates = {} if group.throughput is None else group.throughput.rounds
         times_s = {number: 1 / rate for number, rate in rates.items() if rate > 0}

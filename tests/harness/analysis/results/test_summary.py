@@ -481,6 +481,23 @@ def test_repeats_and_idle_are_compared() -> None:
     assert reasons(audit_idle("cpu", [50.0, 56.0])) == {"idle_drift"}
 
 
+@pytest.mark.parametrize(
+    ("values", "ended", "text"),
+    [
+        ([10.0, 10.1], "", None),
+        ([10.0, 11.0], "", "a: ±101 % after 2 rounds, not the target of ±50 %; raise"),
+        ([10.0, 11.0], "stopped by the user after 2 rounds", "a: ±101 % after 2 rounds, not the target"),
+        ([10.0, 11.0], "±49 % after 2 rounds", None),
+        ([10.0, 10.1], "target not reached after 90 s: 2 rounds, ±51 %", "a: target not reached after 90 s: 2 rounds"),
+    ],
+)
+def test_the_recorded_end_of_the_rounds_decides(values: list[float], ended: str, text: str | None) -> None:
+    """The runner's energies differ a little from those of the analysis."""
+    texts = [finding.text for finding in audit_repeats("a", values, 2, 0.5, ended)]
+    assert len(texts) == (text is not None)
+    assert all(one.startswith(text or "") for one in texts)
+
+
 SCENES: list[Callable[[], RunResult]] = [
     lambda: analyse(make_world(TWO_SOCKETS, noise=0.2)),
     lambda: analyse(make_world(TWO_SOCKETS, power=swapped_power)),
@@ -1127,7 +1144,7 @@ def test_a_target_that_was_not_reached_is_a_finding() -> None:
     assert len(apart(rounds=5)) == 1
     assert not apart(max_relative_uncertainty=0.10)
     (finding,) = apart(max_relative_uncertainty=0.05)
-    assert finding.text.startswith("net/onnxruntime/fp32, batch 1: ±9 % after 5 rounds, not the target of ±5 %; raise")
+    assert finding.text.startswith("net/onnxruntime/fp32, batch 1: ±9.0 % after 5 rounds, not the target of ±5 %; raise")
     assert finding.severity == "warning" and finding.evidence["rounds"] == 5
 
 
