@@ -167,6 +167,8 @@ def _group_lines(result: RunResult, scale: float, unit: str, width: int) -> list
         f"{', '.join((*components, 'total', 'net'))}: {unit} per inference over all device sensors; "
         "±: 95 % coverage; p50/p99: latency of a batch."
     )
+    if components:
+        legend += " JSON and CSV have the ± of the components."
     lines = Table(columns, result.groups, _configuration).lines(width)
     if any(UNKNOWN_ACCURACY in line for line in (*lines, *_setup_lines(result))):
         legend += f" {UNKNOWN_ACCURACY}: {UNKNOWN_ACCURACY_TEXT}."
@@ -352,9 +354,10 @@ def _budget_lines(result: RunResult, scale: float, unit: str, width: int) -> lis
         for basis, estimate in (("gross", group.total.gross), ("net", group.total.net)):
             if estimate is not None:
                 dof = "many" if estimate.dof > 1000 else f"{estimate.dof:.3g}"
+                factor = f" (k = {estimate.factor:.3g}, {dof} degrees of freedom)"
                 heading = (
                     f"{group.configuration.name}, batch {group.batch_size}, {basis}: "
-                    f"{energy_text(estimate, scale)} {unit} (k = {estimate.factor:.3g}, {dof} degrees of freedom)"
+                    f"{energy_text(estimate, scale)} {unit}{factor if estimate.expanded is not None else ''}"
                 )
                 rows = sorted(estimate.budget, key=lambda line: -line.standard)
                 table = Table(_budget_columns(estimate.standard**2, scale, unit), rows)

@@ -124,6 +124,21 @@ def test_the_table_fits_a_terminal_and_names_the_sensors(measured: RunResult) ->
     assert "±" in text and "with this network loaded" in " ".join(text.split())
 
 
+def test_the_uncertainty_of_components_is_in_json_and_csv(measured: RunResult) -> None:
+    """The table has no room for it and states where it is."""
+    assert "JSON and CSV have the ± of the components." in " ".join(to_text.render_table(measured).split())
+    first = json.loads(to_json.render_json(measured))["results"][0]["energy"]["components"]
+    line = next(csv.DictReader(io.StringIO(to_csv.render_csv(measured))))
+    assert [component["name"] for component in first] == ["cpu", "memory"]
+    for component in first:
+        for basis in ("gross", "net"):
+            expanded = component[basis]["expanded_uncertainty"]
+            written = line[f"{component['name']}_{basis}_uncertainty_joules_per_inference"]
+            assert expanded > 0 and float(written) == pytest.approx(expanded, rel=0.01)
+    single = result_of(make_world(TWO_SOCKETS[:1], batch_sizes=(1,)))
+    assert "± of the components" not in to_text.render_table(single)
+
+
 def test_component_columns_are_dropped_on_a_narrow_terminal(measured: RunResult) -> None:
     text = to_text.render_table(measured, width=50)
     assert "Omitted to fit 50 columns: cpu, memory, inf/J." in " ".join(text.split())
@@ -557,6 +572,11 @@ def test_a_single_usable_round_is_printed_without_uncertainty() -> None:
     single, whole = document["results"][0], document["results"][1]
     assert (single["rounds"], single["measured_rounds"]) == (1, 3)
     assert single["energy"]["total"]["gross"]["expanded_uncertainty"] is None
+    assert single["energy"]["total"]["gross"]["coverage_factor"] is None
+    assert whole["energy"]["total"]["gross"]["coverage_factor"] > 1.9
+    budget = to_text.render_table(result, width=200, budget=True).splitlines()
+    headings = [line for line in budget if ", gross: " in line]
+    assert [("(k = " in line, "batch 64" in line) for line in headings] == [(False, False), (True, True)] * 2
     assert whole["energy"]["total"]["gross"]["covers"] == ["sampling", "repeats"]
     line = next(csv.DictReader(io.StringIO(to_csv.render_csv(result))))
     assert line["total_gross_uncertainty_joules_per_inference"] == ""

@@ -1144,7 +1144,9 @@ def test_a_target_that_was_not_reached_is_a_finding() -> None:
     assert len(apart(rounds=5)) == 1
     assert not apart(max_relative_uncertainty=0.10)
     (finding,) = apart(max_relative_uncertainty=0.05)
-    assert finding.text.startswith("net/onnxruntime/fp32, batch 1: ±9.0 % after 5 rounds, not the target of ±5 %; raise")
+    assert finding.text.startswith(
+        "net/onnxruntime/fp32, batch 1: ±9.0 % after 5 rounds, not the target of ±5 %; raise"
+    )
     assert finding.severity == "warning" and finding.evidence["rounds"] == 5
 
 
