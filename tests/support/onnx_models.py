@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ def save(
     inputs: Mapping[str, tuple[int, Shape]],
     outputs: Mapping[str, tuple[int, Shape]],
     weights: Mapping[str, np.ndarray],
+    domains: Mapping[str, int] = MappingProxyType({}),
 ) -> Path:
+    """Save a model; ``domains`` are further sets of operators, and their versions."""
     graph = helper.make_graph(
         nodes,
         "g",
@@ -27,7 +30,8 @@ def save(
         [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in outputs.items()],
         [numpy_helper.from_array(array, name) for name, array in weights.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    opsets = [helper.make_opsetid(domain, version) for domain, version in {"": 17, **domains}.items()]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
     onnx.save(model, path)
     return path
 

@@ -288,16 +288,16 @@ def cost_of(model: Any, sizes: Sizes | None = None) -> GraphCost:
     Raises:
         ConfigError: A symbolic dimension has no size, or the shapes contradict each other.
     """
-    return _Count(_inlined(model), _sizes_in_file(model) if sizes is None else sizes).cost()
+    return _Count(inlined(model), _sizes_in_file(model) if sizes is None else sizes).cost()
 
 
 def tensor_shapes(model: Any, sizes: Sizes) -> dict[str, Shape]:
-    """Return the shapes of all tensors of a model, as far as they are known.
+    """Return the shapes of all tensors of a model without functions, as far as they are known.
 
     Raises:
         ConfigError: The shapes contradict each other.
     """
-    return _infer(_inlined(model), sizes.shapes)[0]
+    return _infer(model, sizes.shapes)[0]
 
 
 def real_inputs(graph: Any) -> list[Any]:
@@ -398,7 +398,8 @@ def _attribute(node: Any, name: str, default: Any) -> Any:
     return default
 
 
-def _inlined(model: Any) -> Any:
+def inlined(model: Any) -> Any:
+    """Return a model without functions."""
     if not model.functions:
         return model
     from onnx import inliner

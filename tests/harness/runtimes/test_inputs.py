@@ -9,6 +9,7 @@ import pytest
 
 from joulewatch_harness.errors import ConfigError, UnsupportedBatchError
 from joulewatch_harness.networks import ModelSource
+from joulewatch_harness.runtimes.shared.batch_axes import find_batch_axes
 from joulewatch_harness.runtimes.shared.inputs import Batches, InputOptions
 from joulewatch_harness.runtimes.shared.signature import Input
 
@@ -50,7 +51,7 @@ def file_of(folder: Path, **arrays: np.ndarray) -> str:
     ],
 )
 def test_the_batch_axis(shapes: dict[str, list[int | str | None]], axes: dict[str, tuple[int, ...]]) -> None:
-    assert batches(inputs(**shapes)).axes == axes
+    assert find_batch_axes("m.onnx", inputs(**shapes), ()) == axes
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_a_wrong_batch_axis_is_named(given: str, text: str) -> None:
 
 
 def test_batch_axes_other_than_the_first_are_described() -> None:
-    assert "batch_axes" not in batches(inputs(x=["batch", 4], y=[None], z=[])).describe()
+    assert "batch_axes" not in batches(inputs(x=["batch", 4], y=[None], z=[]), values="z=1").describe()
     found = batches(inputs(x=["seq", "batch", 4], m=["batch", "batch"], table=[7, 2]))
     assert found.describe()["batch_axes"] == "x:1 m:0,1 table:none"
 
@@ -105,7 +106,7 @@ def test_the_sizes_that_a_model_accepts() -> None:
     assert fixed.size_for_check() == 4
     with pytest.raises(UnsupportedBatchError, match=r"m\.onnx has a fixed batch axis of 4, not 16"):
         fixed.check_size(16)
-    for none in (batches(()), batches(inputs(x=[])), batches(inputs(x=[3, 4]), batch_axis="x:none")):
+    for none in (batches(()), batches(inputs(x=[]), values="x=1"), batches(inputs(x=[3, 4]), batch_axis="x:none")):
         none.check_size(1)
         assert none.size_for_check() == 1
         with pytest.raises(UnsupportedBatchError, match=r"m\.onnx has no batch axis: its only batch size is 1, not 2"):

@@ -19,7 +19,7 @@ from joulewatch_harness.network import Phases  # noqa: E402
 from joulewatch_harness.runtimes.onnxruntime import network as runtime  # noqa: E402
 from joulewatch_harness.runtimes.onnxruntime.network import OnnxRuntimeNetwork  # noqa: E402
 from joulewatch_harness.runtimes.onnxruntime.options import LEVELS, Options  # noqa: E402
-from joulewatch_harness.runtimes.shared.inputs import random_array  # noqa: E402
+from joulewatch_harness.runtimes.shared.signature import DTYPES  # noqa: E402
 from support.onnx_models import matmul, save  # noqa: E402
 
 
@@ -119,8 +119,5 @@ def test_options_reach_the_session(tmp_path: Path) -> None:
     assert Options.parse({"dims": "seq=128,ids.2=4"}).dims == {"seq": 128, "ids.2": 4}
 
 
-@pytest.mark.parametrize("dtype", sorted(set(runtime._DTYPES.values())))
-def test_every_supported_type_can_be_made(dtype: str) -> None:
-    array = random_array(np.random.default_rng(0), dtype, (2, 3))
-    assert array.shape == (2, 3)
-    assert str(array.dtype) == dtype
+def test_every_supported_type_can_be_made() -> None:
+    assert set(runtime._DTYPES.values()) == set(DTYPES)

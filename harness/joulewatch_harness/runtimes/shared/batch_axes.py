@@ -116,16 +116,16 @@ def describe_axes(inputs: Sequence[Input], axes: Axes) -> str:
     words = []
     for item in inputs:
         found = axes.get(item.name, ())
-        if item.shape and (found != (0,) or _is_time(item)):
+        if item.shape and (found != (0,) or is_time(item.shape[0])):
             words.append(f"{item.name}:{','.join(map(str, found)) or NONE}" + f"({item.shape[0]})" * (found == (0,)))
     return " ".join(words)
 
 
-def _is_time(item: Input) -> bool:
-    first = item.shape[0]
-    return isinstance(first, str) and _TIME.fullmatch(first) is not None
+def is_time(size: int | str | None) -> bool:
+    """Return whether the name of a dimension says time or sequence."""
+    return isinstance(size, str) and _TIME.fullmatch(size) is not None
 
 
 def doubtful(inputs: Sequence[Input], axes: Axes) -> list[Input]:
     """Return the inputs whose first axis is the batch for want of a better one, although its name says time."""
-    return [item for item in inputs if axes.get(item.name) == (0,) and _is_time(item)]
+    return [item for item in inputs if axes.get(item.name) == (0,) and is_time(item.shape[0])]

@@ -5,11 +5,12 @@ No runtime is imported in this module, nor any package that only one of them nee
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +28,17 @@ from joulewatch_harness.runtimes.shared.batch_axes import (
 )
 from joulewatch_harness.runtimes.shared.options import RuntimeOptions
 from joulewatch_harness.runtimes.shared.signature import Input
+from joulewatch_harness.runtimes.shared.values import Rule, describe_rules, find_rules, is_setting, made_up
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays, ModelSource
     from joulewatch_harness.networks.cost import Sizes
+    from joulewatch_harness.runtimes.shared.uses import Use
 
 logger = logging.getLogger(__name__)
+
+SAMPLE_RATE: Final = "16000"
+"""Example of a value in errors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +54,8 @@ class Batches:
     """Sizes of symbolic dimensions other than the batch, by symbol or as ``input.axis``."""
     values: Mapping[str, float] = field(default_factory=dict)
     """Inputs whose elements all have one value."""
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    """How the values of other inputs are made."""
     seed: int = 0
     file_arrays: Arrays | None = None
 
@@ -58,6 +66,10 @@ class Batches:
             described["batch_axes"] = axes
         if (fixed := self.fixed_size) is not None:
             described["fixed_batch"] = str(fixed)
+        if text := describe_rules(self.rules):
+            described["input_values"] = text
+        if text := made_up(self.rules):
+            described["made_up_inputs"] = text
         return described
 
     @property
@@ -97,9 +109,9 @@ class Batches:
             return {name: tiled(array, self.axes[name], batch) for name, array in self.file_arrays.items()}
         if self.source.make_inputs is not None:
             return self.source.make_inputs(batch)
-        rng = np.random.default_rng(self.seed)
-        drawn = [item for item in self.inputs if item.name not in self.values]
-        return {item.name: random_array(rng, item.dtype, self.shape(item, batch)) for item in drawn}
+        rng, shapes = np.random.default_rng(self.seed), self.shapes(batch)
+        items = {item.name: item for item in self.inputs}
+        return {name: rule.array(rng, items[name], self.axes[name], shapes) for name, rule in self.rules.items()}
 
     def _constant(self, batch: int) -> Arrays:
         fixed = [item for item in self.inputs if item.name in self.values]
@@ -216,7 +228,7 @@ class InputOptions(RuntimeOptions):
         self._check_dims(model, inputs, axes)
         self._check_values(model, inputs)
         arrays = None if self.inputs is None else self._read_inputs(self.inputs, inputs, axes)
-        return Batches(
+        batches = Batches(
             model=model,
             inputs=inputs,
             source=source,
@@ -226,6 +238,26 @@ class InputOptions(RuntimeOptions):
             seed=self.seed,
             file_arrays=arrays,
         )
+        if arrays is not None or source.make_inputs is not None:
+            return batches
+        return dataclasses.replace(batches, rules=self._rules(batches))
+
+    def _rules(self, batches: Batches) -> dict[str, Rule]:
+        """Return how the values of the inputs are made that have none.
+
+        Raises:
+            ConfigError: an input is a setting, whose value only the user can know.
+        """
+        found = find_rules(batches.inputs, batches.axes, _uses(batches))
+        rules = {name: rule for name, rule in found.items() if name not in self.values}
+        for item in batches.inputs:
+            if item.name in rules and is_setting(item, batches.axes, rules[item.name]):
+                example = SAMPLE_RATE if item.name.lower() in ("sr", "sample_rate", "sampling_rate") else "NUMBER"
+                raise ConfigError(
+                    f"{batches.model}: input {item.text()} is a single number, and its value is not known: set it with "
+                    f"--option values={item.name}={example}, or give arrays with --option inputs=FILE.npz"
+                )
+        return rules
 
     def _check_dims(self, model: str, inputs: Sequence[Input], axes: Axes) -> None:
         """Check that each size is that of an open dimension other than the batch.
@@ -315,16 +347,20 @@ def _fits(array: NDArray[np.generic], item: Input, batch_axes: Sequence[int]) ->
     )
 
 
-def random_array(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
-    """Return values that any model accepts: standard normal, all values of a byte, or 0 and 1."""
-    kind = np.dtype(dtype)
-    if kind.kind == "f":
-        return rng.standard_normal(shape).astype(kind)
-    if kind.itemsize == 1 and kind.kind in "iu":
-        limits = np.iinfo(kind)
-        return rng.integers(limits.min, limits.max, shape, dtype=kind, endpoint=True)
-    # Wider integers are mostly indices (token ids) of unknown range; 0 and 1 are valid in every table.
-    return rng.integers(0, 2, shape).astype(kind)
+def _uses(batches: Batches) -> Mapping[str, Use]:
+    """Return how the graph of an .onnx file uses its integer inputs."""
+    path = batches.source.path
+    if path.suffix != ".onnx" or not path.is_file() or all(item.dtype.startswith("float") for item in batches.inputs):
+        return {}
+    from joulewatch_harness.networks import cost as graphs
+    from joulewatch_harness.runtimes.shared.uses import find_uses
+
+    model = graphs.inlined(graphs.read_model(path))
+    try:
+        shapes = graphs.tensor_shapes(model, batches.sizes())
+    except ConfigError:
+        shapes = {}  # those of stored tables are known
+    return find_uses(model.graph, shapes)
 
 
 def read_npz(path: Path) -> Arrays:
