@@ -144,6 +144,9 @@ def _check(network: Network, name: str, sizes: Sequence[int]) -> None:
             raise
         except Exception as error:
             logger.info("%s: batch size %d: %s", name, size, describe(error))
+            if first is not None and str(error) == str(first):
+                # The batch size is not the reason.
+                break
             first = first or error
     if isinstance(first, JoulewatchError):
         raise first

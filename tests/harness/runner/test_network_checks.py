@@ -19,8 +19,8 @@ import os
 from joulewatch_harness.errors import UnsupportedBatchError, WrongOutputsError
 
 class Net:
-    def __init__(self, fixed="", fails="", wrong="", dies=""):
-        self.fixed, self.dies = fixed, dies
+    def __init__(self, fixed="", fails="", wrong="", dies="", never=""):
+        self.fixed, self.dies, self.never = fixed, dies, never
         self.fails, self.wrong = (set(map(int, text.split())) for text in (fails, wrong))
     def describe(self):
         sizes = {"fixed_batch": self.fixed} if self.fixed else {}
@@ -35,6 +35,8 @@ class Net:
         self.prepare(batch)
         with open(os.environ["CHECKED"], "a") as file:
             file.write(f"{batch} ")
+        if self.never:
+            raise RuntimeError(self.never)
         if str(batch) == self.dies:
             os._exit(3)
         if batch in self.fails:
@@ -82,6 +84,14 @@ def test_a_batch_size_that_fails_is_left_to_the_run(checked: Path, stack: contex
 def test_a_network_that_fails_at_every_batch_size_is_an_error(checked: Path, stack: contextlib.ExitStack) -> None:
     with pytest.raises(NetworkError, match=r"^n0 cannot run batch size 1: RuntimeError: no kernel for 1 \(mine\.py:\d"):
         check_networks(plan_of({"fails": "1 2"}, batch_sizes=[1, 2]), stack)
+    assert checked.read_text() == "1 2 "
+
+
+def test_an_error_that_does_not_depend_on_the_batch_size_ends_the_check(
+    checked: Path, stack: contextlib.ExitStack
+) -> None:
+    with pytest.raises(NetworkError, match="the same"):
+        check_networks(plan_of({"never": "the same"}, batch_sizes=[1, 2, 4, 8]), stack)
     assert checked.read_text() == "1 2 "
 
 

@@ -320,6 +320,21 @@ def test_a_broken_file_is_named(files: FileSubject, opened: Open) -> None:
             loaded(opened, files.configuration(path))
 
 
+@subjects(lambda subject: issubclass(subject, FileSubject) and subject.name != "tensorrt")
+def test_a_graph_for_batch_size_1_with_an_open_batch_axis_runs_at_1(subject: FileSubject, opened: Open) -> None:
+    path = save(
+        subject.folder / "baked.onnx",
+        [helper.make_node("Reshape", ["x", "shape"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["N", 2, 2])},
+        {"y": (TensorProto.FLOAT, ["N", 3])},
+        {"shape": np.array([1, 4], np.int64), "w": np.ones((4, 3), np.float32)},
+    )
+    network = loaded(opened, subject.configuration(path))
+    assert network.check(1) is True
+    network.prepare(1)
+    network.run(2, Phases())
+
+
 def test_external_data_are_part_of_the_hash(files: FileSubject, opened: Open) -> None:
     path, data = files.folder / "e.onnx", files.folder / "e.bin"
     whole = onnx.load(files.small().network)

@@ -21,7 +21,7 @@ from onnx import numpy_helper
 from pytest import raises
 
 from joulewatch_harness import networks
-from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError, WrongOutputsError
 from joulewatch_harness.network import Network, Phases
 from joulewatch_harness.records import Configuration
 from joulewatch_harness.runtimes import as_loaded, open_network
@@ -624,8 +624,8 @@ def test_a_quantised_file_is_rewritten_on_request(gpu: Machine) -> None:
         ("get_tensor_dtype", "FP8", {}, ConfigError, "'x' is of type FP8, which is not supported"),
         ("get_tensor_location", "HOST", {}, ConfigError, "'x' is a shape in host memory"),
         ("get_tensor_shape", (-1, 3), {}, NetworkError, "the size of output 'y' depends on the values of the inputs"),
-        ("compute", lambda inputs: [inputs["x"][:, :3]], {}, NetworkError, "outputs differ from ONNX Runtime"),
-        ("compute", lambda inputs: [inputs["x"][:, :3] + np.nan], {}, NetworkError, "output 'y' is not finite"),
+        ("compute", lambda inputs: [inputs["x"][:, :3]], {}, WrongOutputsError, "outputs differ from ONNX Runtime"),
+        ("compute", lambda inputs: [inputs["x"][:, :3] + np.nan], {}, WrongOutputsError, "output 'y' is not finite"),
     ],
 )
 def test_failures_of_tensorrt_are_passed_on(

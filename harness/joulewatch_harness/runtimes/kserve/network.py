@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from joulewatch_harness import networks
 from joulewatch_harness.clients.options import WEB
-from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError, WrongOutputsError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.plan.plan import NATIVE
@@ -185,7 +185,7 @@ class KServeNetwork:
         not all zero, and depend on the inputs, because a buffer that is never written contains numbers too.
 
         Raises:
-            NetworkError: the outputs are wrong; the text contains the difference.
+            WrongOutputsError: the outputs are wrong; the text contains the difference.
         """
         batch = batch or self._small_batch(CHECK_BATCH)
         self.prepare(batch)
@@ -200,8 +200,8 @@ class KServeNetwork:
             precision = self._precision if self._precision in TOLERANCES else WIDEST
             try:
                 check_close(shown, self._options.reference, next(iter(outputs.values())), expected, precision)
-            except NetworkError as error:
-                raise NetworkError(f"{error}; if it is another model, set reference=none") from error
+            except WrongOutputsError as error:
+                raise WrongOutputsError(f"{error}; if it is another model, set reference=none") from error
         return True
 
     def close(self) -> None:
@@ -343,14 +343,16 @@ class KServeNetwork:
         floats = {name: values for name, values in outputs.items() if values.dtype.kind == "f" and values.size}
         hint = "; set any_outputs=true if that is correct"
         if floats and not any(np.any(values) for values in floats.values()):
-            raise NetworkError(f"{self._client.shown}: all outputs are zero: that does not prove a computation{hint}")
+            raise WrongOutputsError(
+                f"{self._client.shown}: all outputs are zero: that does not prove a computation{hint}"
+            )
         others = {name: np.ascontiguousarray(np.flip(values)) for name, values in self._arrays.items()}
         if not floats or all(np.array_equal(others[name], values) for name, values in self._arrays.items()):
             return
         self._client.prepare([(item, others[item.name]) for item in self._inputs], self._outputs)
         now = self._exchange()
         if all(np.array_equal(now[name], values) for name, values in floats.items()):
-            raise NetworkError(f"{self._client.shown}: outputs do not depend on the inputs{hint}")
+            raise WrongOutputsError(f"{self._client.shown}: outputs do not depend on the inputs{hint}")
 
     def _refused(self, refused: RefusedError) -> NetworkError:
         text = self._explained(refused.reply)

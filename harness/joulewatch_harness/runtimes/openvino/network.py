@@ -205,7 +205,7 @@ class OpenVinoNetwork:
         """Run a batch, a small one by default, and check its outputs; it stays prepared.
 
         Raises:
-            NetworkError: the outputs are wrong, see ``check_outputs``.
+            WrongOutputsError: the outputs are wrong, see ``check_outputs``.
         """
         batch = batch or self._batches.size_for_check()
         self.prepare(batch)

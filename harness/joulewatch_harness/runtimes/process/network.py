@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final
 
-from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
+from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError, WrongOutputsError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import RESERVED_PHASES, Phases
 from joulewatch_harness.plan.plan import NATIVE
@@ -221,7 +221,7 @@ class ProcessNetwork:
 
         Raises:
             ConfigError: the plan requires a check or a value that the child does not offer.
-            NetworkError: a value is wrong, or all are zero.
+            WrongOutputsError: a value is wrong, or all are zero.
         """
         options, described = self._options, self._described
         offered = described is not None and "check" in described.offers
@@ -235,7 +235,7 @@ class ProcessNetwork:
         try:
             _compare_values(answer.message, options.reference, options.tolerance)
         except ValueError as error:
-            raise NetworkError(f"process {self._network}: the child computes wrong results: {error}") from None
+            raise WrongOutputsError(f"process {self._network}: the child computes wrong results: {error}") from None
         return True
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from joulewatch_harness.errors import NetworkError
+from joulewatch_harness.errors import WrongOutputsError
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays, ModelSource
@@ -33,11 +33,11 @@ def check_finite(model: str, outputs: Mapping[str, NDArray[Any]]) -> None:
     """Check that all outputs are finite numbers.
 
     Raises:
-        NetworkError: an output is not.
+        WrongOutputsError: an output is not.
     """
     for name, array in outputs.items():
         if np.issubdtype(array.dtype, np.floating) and not np.all(np.isfinite(array)):
-            raise NetworkError(f"{model}: output {name!r} is not finite")
+            raise WrongOutputsError(f"{model}: output {name!r} is not finite")
 
 
 def check_close(model: str, reference: str, output: NDArray[Any], expected: NDArray[Any], precision: str) -> None:
@@ -51,10 +51,12 @@ def check_close(model: str, reference: str, output: NDArray[Any], expected: NDAr
         precision: Precision that selects the tolerance.
 
     Raises:
-        NetworkError: the shapes differ, or the values differ by more than the tolerance.
+        WrongOutputsError: the shapes differ, or the values differ by more than the tolerance.
     """
     if output.shape != expected.shape:
-        raise NetworkError(f"{model}: an output has the shape {output.shape}, that of {reference} is {expected.shape}")
+        raise WrongOutputsError(
+            f"{model}: an output has the shape {output.shape}, that of {reference} is {expected.shape}"
+        )
     if not np.issubdtype(expected.dtype, np.floating) or not expected.size:
         return
     scale = float(np.std(expected)) or float(np.max(np.abs(expected))) or 1.0
@@ -62,7 +64,7 @@ def check_close(model: str, reference: str, output: NDArray[Any], expected: NDAr
     error = float(np.sqrt(np.mean(difference**2))) / scale
     tolerance = TOLERANCES.get(precision, TOLERANCES["fp32"])
     if not error <= tolerance:
-        raise NetworkError(
+        raise WrongOutputsError(
             f"{model}: outputs differ from {reference} by {error:.2g} (RMS over the standard deviation; the limit for "
             f"{precision} is {tolerance:g}): this build computes wrong results"
         )
@@ -91,7 +93,7 @@ def check_outputs(
         compare_file: False: do not compare with ONNX Runtime.
 
     Raises:
-        NetworkError: the outputs are wrong; the text contains the difference.
+        WrongOutputsError: the outputs are wrong; the text contains the difference.
     """
     name = name or source.path.name
     check_finite(name, outputs)

@@ -226,7 +226,7 @@ class TensorRtNetwork:
         """Run a batch, a small one by default, and check its outputs; it stays prepared.
 
         Raises:
-            NetworkError: the outputs are wrong, see ``check_outputs``.
+            WrongOutputsError: the outputs are wrong, see ``check_outputs``.
         """
         batch = batch or self._size_for_check()
         self.prepare(batch)

@@ -242,7 +242,7 @@ class TorchNetwork:
         """Run a batch, a small one by default, and check its outputs; it stays prepared.
 
         Raises:
-            NetworkError: the outputs are wrong, see ``check_outputs``.
+            WrongOutputsError: the outputs are wrong, see ``check_outputs``.
         """
         name = self._name()
         batch = batch or self._batches.size_for_check()

@@ -174,8 +174,12 @@ class TvmNetwork:
         if "macs_per_inference" not in self._source.details:
             self._cost = self._batches.cost_details(path)
         vnni.register()
-        small = self._batches.size_for_check()
-        self._precision, self._integer_ops = actual_precision(importing.products(self._fused(small)), inputs)
+        try:
+            fused = self._fused(self._batches.size_for_check())
+        except ConfigError:
+            # The graph may be for batch size 1, although its batch axis is open.
+            fused = self._fused(1)
+        self._precision, self._integer_ops = actual_precision(importing.products(fused), inputs)
 
     def prepare(self, batch: int) -> None:
         """Tune for this batch size if requested, compile for it, and put its inputs on the device.
@@ -249,7 +253,7 @@ class TvmNetwork:
         """Check the outputs of a batch without new tuning; by default the prepared one, or a small one.
 
         Raises:
-            NetworkError: the outputs are wrong, see ``check_outputs``.
+            WrongOutputsError: the outputs are wrong, see ``check_outputs``.
         """
         if batch is not None:
             self._batches.check_size(batch)
@@ -263,7 +267,7 @@ class TvmNetwork:
         """Check the outputs of the last batch.
 
         Raises:
-            NetworkError: the outputs are wrong, see ``check_outputs``.
+            WrongOutputsError: the outputs are wrong, see ``check_outputs``.
         """
         outputs = {f"number {n}": np.asarray(tensor.numpy()) for n, tensor in enumerate(tensors(self._outputs))}
         check_outputs(self._source, self._batches.arrays(self._batch), outputs, self._precision)
