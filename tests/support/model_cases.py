@@ -65,26 +65,26 @@ def state(path: Path, *, named: bool = True) -> Path:
     """Save a step of a recurrent model: the batch is axis 1 of its state, and its sample rate is a number."""
     nodes = [
         helper.make_node("MatMul", ["input", "w"], ["product"]),
-        helper.make_node("ReduceSum", ["state", "zero"], ["sum"], keepdims=0),
-        helper.make_node("Add", ["product", "sum"], ["out"]),
-        helper.make_node("Identity", ["sr"], ["rate"]),
+        helper.make_node("ReduceMean", ["state"], ["mean"], axes=[0], keepdims=0),
+        helper.make_node("Add", ["product", "mean"], ["both"]),
+        helper.make_node("Cast", ["sr"], ["rate"], to=FLOAT),
+        helper.make_node("Mul", ["both", "rate"], ["out"]),
     ]
     batch, samples = ("batch", "samples") if named else (None, None)
     inputs = {"input": (FLOAT, [batch, samples]), "state": (FLOAT, [2, batch, 4]), "sr": (INT64, [])}
-    weights = {"w": _weights(32, 4), "zero": np.array([0])}
-    return save(path, nodes, inputs, {"out": (FLOAT, [batch, 4]), "rate": (INT64, [])}, weights)
+    return save(path, nodes, inputs, {"out": (FLOAT, [batch, 4])}, {"w": _weights(32, 4)})
 
 
 def fields(path: Path) -> Path:
     """Save a recommender: the batch is axis 1 of the indices."""
     nodes = [
         helper.make_node("Gather", ["table", "indices"], ["rows"]),
-        helper.make_node("ReduceSum", ["rows", "zero"], ["sum"], keepdims=0),
+        helper.make_node("ReduceMean", ["rows"], ["mean"], axes=[0], keepdims=0),
         helper.make_node("MatMul", ["dense_x", "w"], ["dense"]),
-        helper.make_node("Add", ["dense", "sum"], ["y"]),
+        helper.make_node("Add", ["dense", "mean"], ["y"]),
     ]
     inputs = {"dense_x": (FLOAT, ["batch_size", 13]), "indices": (INT64, [26, "batch_size"])}
-    weights = {"table": _weights(100, 8), "w": _weights(13, 8), "zero": np.array([0])}
+    weights = {"table": _weights(100, 8), "w": _weights(13, 8)}
     return save(path, nodes, inputs, {"y": (FLOAT, ["batch_size", 8])}, weights)
 
 

@@ -22,6 +22,7 @@ from joulewatch_harness.plan.runtimes import RUNTIMES
 from joulewatch_harness.records import Configuration
 from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.shared import outputs
+from support import model_cases
 from support.onnx_models import dequantised, dynamic, save
 from support.runtimes import SUBJECTS, FileSubject, Subject, skip_unless_installed
 
@@ -454,3 +455,102 @@ def test_a_missing_or_broken_file_of_inputs_is_named(files: FileSubject, opened:
     for name, text in (("none.npz", r"no input file .*none\.npz"), ("bad.npz", r"bad\.npz cannot be read as \.npz")):
         with pytest.raises(ConfigError, match=text):
             loaded(opened, files.small(inputs=str(files.folder / name)))
+
+
+# Models as exporters write them (``support/model_cases.py``)
+
+READERS = ("onnxruntime", "openvino", "torch", "tensorrt")
+"""Runtimes that read most of these models."""
+
+
+def cases(*names: str) -> pytest.MarkDecorator:
+    return subjects(lambda subject: subject.name in names)
+
+
+@cases(*READERS)
+@pytest.mark.parametrize(
+    ("build", "options", "shapes", "output"),
+    [
+        (model_cases.embedding, {}, {"ids": (4, 80)}, (4, 8)),
+        (model_cases.fields, {}, {"dense_x": (4, 13), "indices": (26, 4)}, (4, 8)),
+        (model_cases.recurrent, {"dims": "seq=10"}, {"x": (10, 4, 16)}, (10, 1, 4, 8)),
+        (
+            model_cases.state,
+            {"dims": "samples=32", "values": "sr=16000"},
+            {"input": (4, 32), "state": (2, 4, 4), "sr": ()},
+            (4, 4),
+        ),
+    ],
+)
+def test_the_batch_is_the_size_along_its_axis(
+    subject: FileSubject,
+    opened: Open,
+    build: Callable[[Path], Path],
+    options: dict[str, str],
+    shapes: dict[str, tuple[int, ...]],
+    output: tuple[int, ...],
+) -> None:
+    if (subject.name, build) in UNSUPPORTED:
+        pytest.skip(UNSUPPORTED[subject.name, build])
+    network = loaded(opened, subject.configuration(build(subject.folder / "m.onnx"), **options))
+    network.prepare(4)
+    network.run(2, Phases())
+    assert {name: array.shape for name, array in network._batches.arrays(4).items()} == shapes
+    assert subject.outputs(network).shape == output
+    assert network.check(2)
+
+
+UNSUPPORTED = {("torch", model_cases.recurrent): "the runtime torch does not import LSTM"}
+
+
+@cases("onnxruntime", "openvino")
+def test_masks_lengths_and_positions_let_a_model_do_all_its_work(subject: FileSubject, opened: Open) -> None:
+    network = loaded(opened, subject.configuration(model_cases.bert(subject.folder / "m.onnx"), dims="sequence=16"))
+    network.prepare(2)
+    network.run(1, Phases())
+    text = "input_ids 0..999, attention_mask 1, token_type_ids 0..1, position_ids 0,1,2,..."
+    assert network.describe()["input_values"] == text
+    network = loaded(opened, subject.configuration(model_cases.lengths(subject.folder / "l.onnx"), dims="T=50"))
+    network.prepare(2)
+    network.run(1, Phases())
+    x = network._batches.arrays(2)["x"]
+    weights = np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32)
+    assert np.allclose(subject.outputs(network), x.sum(axis=1) @ weights, rtol=1e-3, atol=1e-3)
+
+
+@cases("onnxruntime", "openvino")
+def test_arrays_of_a_file_with_unnamed_axes_need_the_batch_axis(subject: FileSubject, opened: Open) -> None:
+    path = model_cases.state(subject.folder / "m.onnx", named=False)
+    arrays = {"input": np.ones((1, 32), np.float32), "state": np.ones((2, 1, 4), np.float32), "sr": np.array(16000)}
+    np.savez(subject.folder / "in.npz", **arrays)  # type: ignore[arg-type]
+    file = str(subject.folder / "in.npz")
+    with pytest.raises(ConfigError, match="batch_axis=state:1"):
+        loaded(opened, subject.configuration(path, inputs=file))
+    network = loaded(opened, subject.configuration(path, inputs=file, batch_axis="state:1"))
+    network.prepare(4)
+    network.run(1, Phases())
+    assert subject.outputs(network).shape == (4, 4)
+    assert network._batches.arrays(4)["state"].shape == (2, 4, 4)
+    assert network.describe()["batch_axes"] == "state:1"
+
+
+@cases("onnxruntime", "openvino", "tvm", "torch")
+def test_outputs_of_a_file_that_are_not_finite_are_a_warning(
+    subject: FileSubject, opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = loaded(opened, subject.configuration(model_cases.logarithm(subject.folder / "m.onnx")))
+    assert "not_finite_outputs" not in network.describe()
+    assert network.check()
+    assert "m.onnx: outputs are not finite" in caplog.text and "--option inputs=FILE.npz" in caplog.text
+    network.close()
+    network.load()
+    assert "NaN or infinite" in network.describe()["not_finite_outputs"]
+
+
+@cases("onnxruntime", "openvino")
+def test_a_model_without_inputs_has_the_batch_size_1(subject: FileSubject, opened: Open) -> None:
+    network = loaded(opened, subject.configuration(model_cases.constant(subject.folder / "m.onnx")))
+    assert network.describe()["fixed_batch"] == "1"
+    assert network.check()
+    with pytest.raises(UnsupportedBatchError, match=r"m\.onnx has no batch axis: its only batch size is 1, not 8"):
+        network.prepare(8)

@@ -284,8 +284,9 @@ def test_outputs_that_differ_from_the_metadata_are_an_error(
     with pytest.raises(NetworkError, match=text):
         network.run(1, Phases())
     fake.inferred = outputs({"name": "y", "datatype": "FP32", "shape": [2, 3], "data": [float("nan")] * 6})
-    with pytest.raises(NetworkError, match="not finite"):
+    with pytest.raises(NetworkError, match="outputs do not depend on the inputs"):
         network.check()
+    assert network.describe()["not_finite_outputs"].startswith("y: NaN or infinite")
     network.close()
 
 

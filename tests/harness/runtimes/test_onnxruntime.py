@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from joulewatch_harness.network import Phases  # noqa: E402
 from joulewatch_harness.runtimes.onnxruntime import network as runtime  # noqa: E402
 from joulewatch_harness.runtimes.onnxruntime.network import OnnxRuntimeNetwork  # noqa: E402
 from joulewatch_harness.runtimes.onnxruntime.options import LEVELS, Options  # noqa: E402
+from joulewatch_harness.runtimes.shared.native_log import captured  # noqa: E402
 from joulewatch_harness.runtimes.shared.signature import DTYPES  # noqa: E402
+from support import model_cases  # noqa: E402
 from support.onnx_models import matmul, save  # noqa: E402
 
 
@@ -121,3 +124,50 @@ def test_options_reach_the_session(tmp_path: Path) -> None:
 
 def test_every_supported_type_can_be_made() -> None:
     assert set(runtime._DTYPES.values()) == set(DTYPES)
+
+
+def test_text_labels_are_measured(tmp_path: Path) -> None:
+    """A copy of all outputs ended the process."""
+    network = opened(model_cases.labels(tmp_path / "m.onnx"))
+    network.load()
+    assert network.describe()["outputs"] == "y:tensor(string)[N]"
+    assert network.check()
+    network.prepare(4)
+    network.run(3, Phases())
+    assert set(network._outputs()["y"]) <= {"a", "b", "c"}
+    network.close()
+
+
+def test_a_mask_of_ones_keeps_minus_infinity_out(tmp_path: Path) -> None:
+    network = opened(model_cases.attention(tmp_path / "m.onnx"))
+    network.load()
+    assert network.check() and "not_finite_outputs" not in network.describe()
+    network.close()
+
+
+def test_lines_of_the_library_do_not_reach_the_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    network = opened(model_cases.one_only(tmp_path / "m.onnx"))
+    network.load()
+    with pytest.raises(Exception, match="Reshape"):
+        network.check(8)
+    assert network.check(1)
+    network.close()
+    assert capfd.readouterr() == ("", "")
+    line = "2026-11-28 20:00:00.1 [E:onnxruntime:Default, bridge.cc:1 Load] Failed to load libcublas\n"
+    caplog.set_level("DEBUG")
+    with captured() as messages:
+        os.write(2, f"\x1b[1;31m{line[:-1]}\x1b[m\nother\n".encode())
+    assert messages == ["Failed to load libcublas"]
+    assert capfd.readouterr().err == "other\n"
+    assert "Failed to load libcublas" in caplog.text
+
+
+def test_the_costs_of_a_model_with_the_time_first_are_those_of_one_sequence(tmp_path: Path) -> None:
+    network = opened(model_cases.recurrent(tmp_path / "m.onnx"), dims="seq=10")
+    network.load()
+    described = network.describe()
+    assert described["batch_axes"] == "x:1"
+    assert described["macs_per_inference"] == str(10 * 32 * (16 + 8))
+    network.close()

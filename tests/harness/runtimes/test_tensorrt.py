@@ -625,7 +625,7 @@ def test_a_quantised_file_is_rewritten_on_request(gpu: Machine) -> None:
         ("get_tensor_location", "HOST", {}, ConfigError, "'x' is a shape in host memory"),
         ("get_tensor_shape", (-1, 3), {}, NetworkError, "the size of output 'y' depends on the values of the inputs"),
         ("compute", lambda inputs: [inputs["x"][:, :3]], {}, WrongOutputsError, "outputs differ from ONNX Runtime"),
-        ("compute", lambda inputs: [inputs["x"][:, :3] + np.nan], {}, WrongOutputsError, "output 'y' is not finite"),
+        ("compute", lambda inputs: [inputs["x"][:, :3] + np.nan], {}, WrongOutputsError, "finite in other places"),
     ],
 )
 def test_failures_of_tensorrt_are_passed_on(

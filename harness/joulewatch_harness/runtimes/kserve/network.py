@@ -68,6 +68,8 @@ class KServeNetwork:
         self._outputs: tuple[Tensor, ...] = ()
         self._source: ModelSource | None = None
         self._batches = Batches(source=networks.ModelSource(path=Path()))
+        self._checked: Mapping[str, str] = {}
+        """Details from the last check of the outputs."""
         self._reference_text = ""
         self._warnings: list[str] = []
         self._arrays: Mapping[str, NDArray[np.generic]] = {}
@@ -101,6 +103,7 @@ class KServeNetwork:
                 "precision_told_by": "the plan; the protocol does not contain it",
                 "server_statistics": str(self._times is not None).lower(),
             }
+            description |= self._checked
             if self._max_batch:
                 description["max_batch"] = self._max_batch
             if self._reference_text:
@@ -142,7 +145,7 @@ class KServeNetwork:
                 f"{self._client.shown}: the largest batch is {self._max_batch} (max_batch_size), not {batch}"
             )
         self._batches.check_size(batch)
-        self._arrays = {name: np.ascontiguousarray(values) for name, values in self._batches.arrays(batch).items()}
+        self._arrays = self._batches.arrays(batch)
         self._client.prepare([(item, self._arrays[item.name]) for item in self._inputs], self._outputs)
         self._batch = batch
         self._expected_batch = batch if self._has_open_batch else None
@@ -191,7 +194,8 @@ class KServeNetwork:
         self.prepare(batch)
         outputs = self._exchange()
         shown = self._client.shown
-        check_finite(shown, outputs)
+        has_reference = self._source is not None and self._source.reference is not None
+        self._checked = check_finite(shown, outputs, strict=has_reference)
         if self._source is None and not self._options.any_outputs:
             self._check_they_depend(outputs)
             self.prepare(batch)
@@ -346,12 +350,12 @@ class KServeNetwork:
             raise WrongOutputsError(
                 f"{self._client.shown}: all outputs are zero: that does not prove a computation{hint}"
             )
-        others = {name: np.ascontiguousarray(np.flip(values)) for name, values in self._arrays.items()}
+        others = {name: np.asarray(np.flip(values), order="C") for name, values in self._arrays.items()}
         if not floats or all(np.array_equal(others[name], values) for name, values in self._arrays.items()):
             return
         self._client.prepare([(item, others[item.name]) for item in self._inputs], self._outputs)
         now = self._exchange()
-        if all(np.array_equal(now[name], values) for name, values in floats.items()):
+        if all(np.array_equal(now[name], values, equal_nan=True) for name, values in floats.items()):
             raise WrongOutputsError(f"{self._client.shown}: outputs do not depend on the inputs{hint}")
 
     def _refused(self, refused: RefusedError) -> NetworkError:

@@ -9,12 +9,13 @@ back to float, a provider to the CPU, single operators to another provider, floa
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ from joulewatch_harness.runtimes.onnxruntime.options import CUDA, DEFAULT_PROVID
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.inputs import Batches
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
+from joulewatch_harness.runtimes.shared.native_log import captured
 from joulewatch_harness.runtimes.shared.options import ANY_PRECISION
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
 from joulewatch_harness.runtimes.shared.signature import Input, broken, check_types
@@ -42,6 +44,9 @@ from joulewatch_harness.traces import Trace, write_trace
 
 logger = logging.getLogger(__name__)
 
+ERROR: Final = 3
+FATAL: Final = 4
+"""Severities of ONNX Runtime's log."""
 TF32_SWITCH: Final = "NVIDIA_TF32_OVERRIDE"
 """Environment variable: with 0, NVIDIA's libraries do not use TF32; the TensorRT provider has no other switch."""
 _DTYPES: Final[Mapping[str, str]] = {
@@ -103,6 +108,8 @@ class OnnxRuntimeNetwork:
         self._tf32 = options.tf32 if options.tf32 is not None else precision == "tf32"
         self._session: Any = None
         self._binding: Any = None
+        self._texts: tuple[str, ...] = ()
+        """Outputs that are text."""
         self._precision = ""
         self._integer_ops = ""
         self._elsewhere = ""
@@ -112,6 +119,8 @@ class OnnxRuntimeNetwork:
         self._cost: Mapping[str, str] = {}
         self._batch = 0
         self._batches = Batches(source=source)
+        self._checked: Mapping[str, str] = {}
+        """Details from the last check of the outputs."""
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual provider and precision; before ``load``, only what is known of the file."""
@@ -122,6 +131,7 @@ class OnnxRuntimeNetwork:
             "optimization": self._options.optimization,
             "spinning": str(self._options.spinning).lower(),
             **self._source.details,
+            **self._checked,
             **self._cost,
         }
         if self._session is not None:
@@ -153,7 +163,6 @@ class OnnxRuntimeNetwork:
                 threads than requested.
         """
         path, options = self._source.path, self._options
-        onnxruntime.set_default_logger_severity(3)
         available = onnxruntime.get_available_providers()
         if options.provider not in available:
             raise ConfigError(f"onnxruntime: {unknown('provider', options.provider, available)}")
@@ -162,16 +171,17 @@ class OnnxRuntimeNetwork:
         before = _own_threads()
         with tempfile.TemporaryDirectory(prefix="joulewatch-") as scratch:
             optimized = Path(scratch) / "optimized.onnx" if size <= _LARGEST_REREAD_BYTES else None
-            try:
-                self._session = self._open(optimized)
-            except Exception as error:
-                # A provider that compiles parts of the graph cannot write them: read the file instead.
-                if optimized is None or options.provider == DEFAULT_PROVIDER:
-                    raise broken(path, error) from error
+            with _library_log() as messages:
                 try:
-                    self._session, optimized = self._open(None), None
-                except Exception as second:
-                    raise broken(path, second) from second
+                    self._session = self._open(optimized)
+                except Exception as error:
+                    # A provider that compiles parts of the graph cannot write them: read the file instead.
+                    if optimized is None or options.provider == DEFAULT_PROVIDER:
+                        raise broken(path, error) from error
+                    try:
+                        self._session, optimized = self._open(None), None
+                    except Exception as second:
+                        raise broken(path, second) from second
             graph = optimized if optimized is not None and optimized.is_file() else path
             self._precision, self._integer_ops = actual_precision(graph)
             self._read_back_tensorrt(graph)
@@ -180,10 +190,13 @@ class OnnxRuntimeNetwork:
             self.close()
             raise NetworkError(
                 f"{path.name}: provider {options.provider} was requested, but ONNX Runtime fell back to {active}; "
-                "its libraries are missing or found no device"
+                "its libraries are missing or found no device" + "".join(f": {text}" for text in messages[:1])
             )
         self._check_assignment()
         self._read_back_threads(len(_own_threads() - before))
+        self._texts = tuple(item.name for item in self._session.get_outputs() if item.type == "tensor(string)")
+        if self._texts and options.copies:
+            raise ConfigError(f"{path.name}: copies=true does not support output {self._texts[0]!r}, which is text")
         inputs = tuple(map(_input, self._session.get_inputs()))
         check_types(inputs, f"model file {path}")
         self._batches = options.batches(path.name, inputs, self._source)
@@ -234,9 +247,9 @@ class OnnxRuntimeNetwork:
         batch = batch or self._batches.size_for_check()
         self.prepare(batch)
         self.run(1, Phases())
-        names = [output.name for output in self._session.get_outputs()]
-        outputs = dict(zip(names, map(np.asarray, self._binding.copy_outputs_to_cpu()), strict=True))
-        check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision, compare_file=False)
+        self._checked = check_outputs(
+            self._source, self._batches.arrays(batch), self._outputs(), self._precision, compare_file=False
+        )
         return True
 
     def trace(self, path: Path) -> None:
@@ -349,7 +362,7 @@ class OnnxRuntimeNetwork:
         """Return a session; it writes its graph to ``optimized``, its profile to files that begin with ``profile``."""
         options = self._options
         settings = onnxruntime.SessionOptions()
-        settings.log_severity_level = 3  # level 2 warns that the optimised file is for this machine only
+        settings.log_severity_level = FATAL  # errors are exceptions, and have the same text
         settings.graph_optimization_level = {
             "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
             "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -407,13 +420,32 @@ class OnnxRuntimeNetwork:
         where = (DEVICE_OF.get(self._options.provider, "cpu"), self._options.device_id or 0)
         held = []
         for name, array in self._batches.arrays(batch).items():
-            array = np.ascontiguousarray(array)
             value = onnxruntime.OrtValue.ortvalue_from_numpy(array, *where)
             binding.bind_ortvalue_input(name, value)
             held.append((value, array))
         for output in session.get_outputs():
-            binding.bind_output(output.name, *where)
+            binding.bind_output(output.name, *(("cpu", 0) if output.name in self._texts else where))
         return binding, held
+
+    def _outputs(self) -> dict[str, Any]:
+        """Return the outputs of the last batch on the host."""
+        names = [output.name for output in self._session.get_outputs()]
+        if not self._texts:
+            return dict(zip(names, map(np.asarray, self._binding.copy_outputs_to_cpu()), strict=True))
+        # A copy of all outputs ends the process (1.32) if one of them is text.
+        values = zip(names, self._binding.get_outputs(), strict=True)
+        return {name: np.asarray(value.numpy()) for name, value in values if value.is_tensor()}
+
+
+@contextlib.contextmanager
+def _library_log() -> Iterator[list[str]]:
+    """Collect the errors that ONNX Runtime only logs, such as a library of a provider that is missing."""
+    with captured() as messages:
+        onnxruntime.set_default_logger_severity(ERROR)
+        try:
+            yield messages
+        finally:
+            onnxruntime.set_default_logger_severity(FATAL)
 
 
 def elsewhere(assigned: Sequence[tuple[str, str]], provider: str) -> str:

@@ -100,6 +100,8 @@ class OpenVinoNetwork:
         self._integer_ops = ""
         self._sha256 = ""
         self._batches = Batches(source=source)
+        self._checked: Mapping[str, str] = {}
+        """Details from the last check of the outputs."""
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual device, precision and threads; before ``load``, only what is known of the file."""
@@ -109,6 +111,7 @@ class OpenVinoNetwork:
             "model_file": self._source.path.name,
             "shape": self._options.shape,
             **self._source.details,
+            **self._checked,
         }
         if self._compiled is not None:
             description |= {
@@ -162,7 +165,7 @@ class OpenVinoNetwork:
             NetworkError: the model computes in another precision at this batch size.
         """
         self._batches.check_size(batch)
-        arrays = {name: np.ascontiguousarray(array) for name, array in self._batches.arrays(batch).items()}
+        arrays = self._batches.arrays(batch)
         if self._options.shape == "static" and batch != self._compiled_batch:
             self._release()
             try:
@@ -211,7 +214,7 @@ class OpenVinoNetwork:
         self.prepare(batch)
         self.run(1, Phases())
         outputs = {_port_name(port): np.array(self._request.get_tensor(port).data) for port in self._compiled.outputs}
-        check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision)
+        self._checked = check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision)
         return True
 
     def trace(self, path: Path) -> None:

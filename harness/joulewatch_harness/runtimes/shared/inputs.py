@@ -97,12 +97,14 @@ class Batches:
         return self.fixed_size or 8
 
     def arrays(self, batch: int) -> Arrays:
-        """Return the arrays of one batch by the name of the input.
+        """Return the arrays of one batch by the name of the input, each in one piece of memory.
 
         Raises:
             ConfigError: a symbolic dimension has no size; the text contains the option that sets it.
         """
-        return {**self._made(batch), **self._constant(batch)}
+        arrays = {**self._made(batch), **self._constant(batch)}
+        # Not by ascontiguousarray, which gives a number an axis.
+        return {name: np.asarray(array, order="C") for name, array in arrays.items()}
 
     def _made(self, batch: int) -> Arrays:
         if self.file_arrays is not None:

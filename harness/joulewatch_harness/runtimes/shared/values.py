@@ -125,7 +125,7 @@ def _rule(item: Input, inputs: Sequence[Input], axes: Axes, use: Use | None) -> 
         return Rule(kind="positions", high=high)
     if use is not None and use.low is not None and high is not None and np.all(use.low < high):
         return Rule(kind="indices", low=use.low, high=high)
-    if use is not None and use.is_mask:
+    if use is not None and use.is_mask and not all(size == 1 for size in item.shape):
         return Rule(kind="ones")
     if kind.kind in "iu" and kind.itemsize == 1:
         return Rule(kind="bytes")

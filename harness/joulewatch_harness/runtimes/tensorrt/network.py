@@ -81,6 +81,8 @@ class TensorRtNetwork:
         self._batch = 0
         self._prepare_s = 0.0
         self._batches = Batches(source=source)
+        self._checked: Mapping[str, str] = {}
+        """Details from the last check of the outputs."""
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual device, precision and engine; before ``load``, only the options."""
@@ -92,6 +94,7 @@ class TensorRtNetwork:
             "copies": "included" if options.copies else "excluded",
             "cuda_graph": str(options.cuda_graph).lower(),
             **self._source.details,
+            **self._checked,
         }
         if not self._is_engine:
             description["shape"] = options.shape if options.profile is None else f"dynamic {options.profile.text()}"
@@ -233,7 +236,7 @@ class TensorRtNetwork:
         self.run(1, Phases())
         fetched = {item.name: item.fetched(self._cuda, self._stream) for item in self._outputs}
         outputs = {name: fetched[name] for name in self._output_names}
-        check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision.name)
+        self._checked = check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision.name)
         return True
 
     def trace(self, path: Path) -> None:
@@ -454,7 +457,7 @@ class TensorRtNetwork:
         trt, model = self._libraries.trt, self._source.path.name
         self._context = self._new_context()
         self._choose_profile(batch)
-        held_arrays = {name: np.ascontiguousarray(arrays[name]) for name in tensors.input_names(trt, self._engine)}
+        held_arrays = {name: arrays[name] for name in tensors.input_names(trt, self._engine)}
         self._set_shapes(self._context, {name: array.shape for name, array in held_arrays.items()}, batch)
         for name, array in held_arrays.items():
             dtype = tensors.dtype_of(self._engine, name, model)

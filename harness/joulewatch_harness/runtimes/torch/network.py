@@ -113,6 +113,8 @@ class TorchNetwork:
         """The prepared batch size; 0: none."""
         self._sha256 = ""
         self._batches = Batches(source=source)
+        self._checked: Mapping[str, str] = {}
+        """Details from the last check of the outputs."""
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual device, precision and settings; before ``load``, only the options."""
@@ -123,6 +125,7 @@ class TorchNetwork:
             "runtime_version": torch.__version__,
             "mode": "torchscript" if kind in TORCHSCRIPT else "export" if kind == EXPORTED else options.mode,
             **self._source.details,
+            **self._checked,
         }
         if options.mode == "compile":
             description["compile_mode"] = options.compile_mode
@@ -251,7 +254,7 @@ class TorchNetwork:
         outputs = {f"number {n}": _numpy(tensor) for n, tensor in enumerate(tensors(self._outputs))}
         if not outputs:
             raise NetworkError(f"{name}: its outputs contain no tensor")
-        check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision, name=name)
+        self._checked = check_outputs(self._source, self._batches.arrays(batch), outputs, self._precision, name=name)
         return True
 
     def trace(self, path: Path) -> None:

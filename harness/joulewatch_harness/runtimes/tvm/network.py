@@ -120,6 +120,8 @@ class TvmNetwork:
         self._sha256 = ""
         self._cost: Mapping[str, str] = {}
         self._batches = Batches(source=source)
+        self._checked: Mapping[str, str] = {}
+        """Details from the last check of the outputs."""
 
     def describe(self) -> Mapping[str, Any]:
         """Return the actual device, precision, threads and tuning; before ``load``, only what is known of the file."""
@@ -129,6 +131,7 @@ class TvmNetwork:
             "model_file": self._source.path.name,
             **self._source.details,
             **self._cost,
+            **self._checked,
         }
         if self._model is None:
             return description
@@ -219,7 +222,7 @@ class TvmNetwork:
             program = self._programs[batch] = self._compiled(batch, name, trials)
         arrays = self._batches.arrays(batch)
         with as_network_errors(name, last_line=True):
-            self._host = tuple(np.ascontiguousarray(arrays[item.name]) for item in self._batches.inputs)
+            self._host = tuple(arrays[item.name] for item in self._batches.inputs)
             self._inputs = tuple(tvm.runtime.tensor(array, self._device) for array in self._host)
             main = program.machine["main"]
             self._outputs = main(*self._inputs)
@@ -270,7 +273,7 @@ class TvmNetwork:
             WrongOutputsError: the outputs are wrong, see ``check_outputs``.
         """
         outputs = {f"number {n}": np.asarray(tensor.numpy()) for n, tensor in enumerate(tensors(self._outputs))}
-        check_outputs(self._source, self._batches.arrays(self._batch), outputs, self._precision)
+        self._checked = check_outputs(self._source, self._batches.arrays(self._batch), outputs, self._precision)
 
     def trace(self, path: Path) -> None:
         """Write the time of each kernel of the prepared batch.
