@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, Self
 
@@ -144,15 +145,44 @@ class RunHeader:
 
     @property
     def hardware(self) -> str:
-        """The processor, with the number of sockets if there are several: ``2x AMD EPYC 7763``; empty if unknown.
+        """The machines whose energy is measured; empty if unknown.
 
-        A run rebuilt from Prometheus has only this text; a journal has the parts.
+        The harness's machine is its processor, with the number of sockets if there are several: ``2x AMD EPYC 7763``.
+        Another machine is its nodename, with the devices that its sensors name: ``node1 (2x AMD EPYC 7763)``. A run
+        rebuilt from Prometheus has only this text; a journal has the parts.
         """
+        host = self.provenance_text("host")
+        texts: dict[str, None] = {}
+        for exporter in self.exporters:
+            sensors = [sensor for sensor in self.sensors if sensor.exporter == exporter.name]
+            if host and exporter.nodename not in ("", host):
+                devices = _devices(sensors)
+                texts[f"{exporter.nodename} ({devices})" if devices else exporter.nodename] = None
+            else:
+                texts[self._own_hardware] = None
+        return self.provenance_text("hardware") or ", ".join(filter(None, texts)) or self._own_hardware
+
+    @property
+    def _own_hardware(self) -> str:
         model = self.provenance_text("cpu", "model")
         cpu = self.provenance.get("cpu")
         sockets = cpu.get("sockets") if isinstance(cpu, Mapping) else None
-        several = f"{sockets}x {model}" if model and isinstance(sockets, int) and sockets > 1 else model
-        return self.provenance_text("hardware") or several
+        return f"{sockets}x {model}" if model and isinstance(sockets, int) and sockets > 1 else model
+
+
+_NOT_PRODUCTS: Final = frozenset({"cray", "estimate", "hwmon", "iio", "ipmi"})
+"""Collectors whose ``model`` is that of the sensor, not of the measured device."""
+
+
+def _devices(sensors: Iterable[SensorRecord]) -> str:
+    """Return the devices that sensors measure: ``2x AMD EPYC 7763, NVIDIA A100``."""
+    devices = {
+        (sensor.model, sensor.device)
+        for sensor in sensors
+        if sensor.scope == "device" and sensor.model and sensor.collector not in _NOT_PRODUCTS
+    }
+    models = Counter(model for model, _ in sorted(devices))
+    return ", ".join(f"{count}x {model}" if count > 1 else model for model, count in models.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -114,7 +114,7 @@ def _sizes_of(plan: Plan, configuration: Configuration, fixed: int | None) -> Se
         requested = ", ".join(map(str, plan.batch_sizes))
         raise ConfigError(
             f"{configuration.name} has a fixed batch axis of {fixed}, but the batch sizes are {requested}: "
-            f"set --batch-sizes {fixed}, or none"
+            f"use --batch-sizes {fixed}, or omit it"
         )
     return (fixed,)
 

@@ -120,7 +120,7 @@ def test_a_network_with_an_open_batch_axis_keeps_the_default_batch_sizes(
 def test_a_fixed_batch_axis_of_another_size_than_requested_is_an_error(
     checked: Path, stack: contextlib.ExitStack
 ) -> None:
-    text = r"^n0 has a fixed batch axis of 5, but the batch sizes are 1, 8: set --batch-sizes 5, or none$"
+    text = r"^n0 has a fixed batch axis of 5, but the batch sizes are 1, 8: use --batch-sizes 5, or omit it$"
     with pytest.raises(ConfigError, match=text):
         check_networks(plan_of({"fixed": "5"}, batch_sizes=[1, 8]), stack)
     plan, _, remarks = check_networks(plan_of({"fixed": "5"}, batch_sizes=[1, 5]), stack)

@@ -73,7 +73,7 @@ _LEGEND: Final = (
 
 
 def _side(side: Side) -> str:
-    hardware = f", {side.run.hardware}" if side.run.hardware else ""
+    hardware = f", {side.run.measured_hardware}" if side.run.measured_hardware else ""
     return f"{side.configuration} (run {side.run.id}{hardware})"
 
 
@@ -198,7 +198,7 @@ def render_json(comparison: Comparison) -> str:
 
 
 def _side_document(side: Side) -> dict[str, Any]:
-    return {"run": side.run.id, "hardware": side.run.hardware, "configuration": dict(side.settings)}
+    return {"run": side.run.id, "hardware": side.run.measured_hardware, "configuration": dict(side.settings)}
 
 
 def _row_document(row: Row) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def result_document(result: RunResult) -> dict[str, Any]:
             "command": list(header.command),
             "plan": encode(header.plan),
             "plan_sha256": header.plan_sha256,
+            "hardware": result.hardware,
             "provenance": encode(header.provenance),
             "notes": [encode(note) for note in result.record.notes],
         },

@@ -63,6 +63,7 @@ class Run:
 
     id: str
     hardware: str
+    """Processor of the harness's machine, which identifies it together with its host name."""
     document: Mapping[str, Any]
     groups: Mapping[str, Mapping[int, Mapping[str, Any]]]
     """Configuration -> batch size -> entry in the document."""
@@ -72,6 +73,11 @@ class Run:
     @property
     def configurations(self) -> tuple[str, ...]:
         return tuple(self.groups)
+
+    @property
+    def measured_hardware(self) -> str:
+        """The machines whose energy was measured, for display."""
+        return str(self.document["run"].get("hardware") or self.hardware)
 
     @property
     def repeats_coverage(self) -> float:

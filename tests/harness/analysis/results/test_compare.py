@@ -315,6 +315,14 @@ def test_other_differences_are_noted(base: dict[str, Any]) -> None:
         assert text in notes
 
 
+def test_the_table_shows_the_machine_whose_energy_was_measured(base: dict[str, Any]) -> None:
+    remote, old = copy.deepcopy(base), copy.deepcopy(base)
+    remote["run"] |= {"id": "20260922T141320Z-0a1b2c", "hardware": "node7 (AMD EPYC 9554)"}
+    del old["run"]["hardware"]
+    text = render_table(compared(old, remote), width=200)
+    assert "AMD EPYC 7763)" in text and "node7 (AMD EPYC 9554)" in text
+
+
 def test_a_model_file_of_an_older_result_is_the_same_network(base: dict[str, Any]) -> None:
     """Version 0.1.0 stored the path of the file as the name of the network."""
     old, new = copy.deepcopy(base), copy.deepcopy(base)
