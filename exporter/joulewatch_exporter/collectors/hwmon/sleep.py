@@ -72,9 +72,8 @@ class SleepyMeter:
         except SensorError:
             return  # the device is disappearing, which the read of its value shows
         if status.startswith(b"suspend"):
-            raise SensorAsleepError(
-                f"{self._status.path}: {status.decode().strip()}: not read, to not wake it"
-            ) from cause
+            state = status.decode().strip()
+            raise SensorAsleepError(f"{self._status.path}: {state}; a read may wake the device") from cause
 
     def close(self) -> None:
         self._meter.close()
