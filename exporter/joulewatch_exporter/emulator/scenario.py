@@ -102,11 +102,17 @@ class ZoneSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelSpec:
-    """A channel of a hwmon chip."""
+    """A channel of a chip."""
 
-    kind: Literal["power", "energy"] = "power"
+    kind: Literal["power", "energy", "volts_amperes"] = "power"
+    """volts_amperes: a voltage, which is constant, and a current, but no power."""
     number: int = 1
+    in_number: int | None = None
+    """Number of hwmon's voltage; None: the same."""
     label: str = ""
+    volts: float = 12.0
+    with_power: bool = False
+    """Whether an energy has a power file, too."""
     key: str
     """``device/domain`` in the truth."""
     signal: Signal
@@ -122,11 +128,14 @@ class ChannelSpec:
         Raises:
             ValueError: A value is invalid; the text begins with its key.
         """
-        check_range("number", self.number, 1, 4096)
+        check_range("number", self.number, 0, 4096)
         _check_key(self.key)
+        check_range("volts", self.volts, 0.1, 1000.0)
         check_range("update_s", self.update_s, 0.0, 3600.0)
         if self.average and self.kind == "energy":
             raise ValueError("average: an energy counter has no average")
+        if self.with_power and self.kind != "energy":
+            raise ValueError("with_power: only an energy can have a power file, too")
         check_faults(self.faults, ("reset", *FILE_FAULTS) if self.kind == "energy" else FILE_FAULTS)
 
     @property
@@ -137,8 +146,9 @@ class ChannelSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChipSpec:
-    """A hwmon chip."""
+    """A chip of hwmon or IIO."""
 
+    subsystem: Literal["hwmon", "iio"] = "hwmon"
     chip: str
     path: str
     """Directory of the device, relative to the root of sysfs."""
@@ -148,6 +158,7 @@ class ChipSpec:
     """Further files with constant content."""
     channels: tuple[ChannelSpec, ...]
     faults: tuple[Fault, ...] = ()
+    """vanish; suspend: the device is in runtime suspend, and reads of its values fail with EIO."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -161,7 +172,16 @@ class ChipSpec:
             raise ValueError("files: each name must be a file name, without a slash")
         if not self.channels:
             raise ValueError("channels: needs at least one channel")
-        check_faults(self.faults, ("vanish",))
+        if self.subsystem == "iio" and (
+            self.files_at_device or any(channel.kind == "energy" or channel.average for channel in self.channels)
+        ):
+            raise ValueError("subsystem: chips of IIO have power or volts_amperes, without averages")
+        check_faults(self.faults, ("vanish", "suspend"))
+
+    @property
+    def suspends(self) -> tuple[Fault, ...]:
+        """When the device is in runtime suspend."""
+        return tuple(fault for fault in self.faults if fault.kind == "suspend")
 
 
 @dataclass(frozen=True, slots=True)

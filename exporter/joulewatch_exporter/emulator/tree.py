@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -94,39 +95,75 @@ class _Zone:
             self._registers.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _PowerFile:
+    """A file that shows the power, or the current at a constant voltage, or that voltage."""
+
+    value: MovingFile
+    per_watt: float
+    constant: float = 0.0
+
+    def show(self, watts: float, t_s: float) -> None:
+        self.value.show(round(watts * self.per_watt + self.constant), t_s)
+
+
 class _Channel:
-    """A hwmon channel: a counter of microjoules, a momentary power, or a mean over the interval of the meter."""
+    """A channel of a chip: a counter of microjoules, a momentary power, or a mean over the interval of the meter."""
 
     _START_UJ = 1_000_000
 
-    def __init__(self, spec: ChannelSpec, update_s: float, value: MovingFile) -> None:
+    def __init__(
+        self, spec: ChannelSpec, update_s: float, energy: MovingFile | None, powers: Sequence[_PowerFile]
+    ) -> None:
         self._signal = spec.signal
-        self._is_energy = spec.kind == "energy"
         self._is_average = spec.average
         self._update_s = update_s
-        self._value = value
+        self._energy = energy
+        self._powers = powers
         self._counter = _Counter(self._START_UJ, 1e-6, 64, spec.faults)
         self._next = 0
-        self._shown = 0
+        self._count = 0
+        self._watts = 0.0
         self._averaged_to_s = 0.0
         self._averaged_joules = 0.0
 
     def advance(self, t_s: float) -> None:
         if t_s >= self._next * self._update_s:
-            self._shown = self._measure(t_s)
+            if self._energy is not None:
+                self._count = self._counter.count(self._signal.energy_joules(0.0, t_s), t_s)
+            if self._powers:
+                self._watts = self._measure(t_s)
             self._next = int(t_s / self._update_s) + 1
-        self._value.show(self._shown, t_s)
+        if self._energy is not None:
+            self._energy.show(self._count, t_s)
+        for power in self._powers:
+            power.show(self._watts, t_s)
 
-    def _measure(self, t_s: float) -> int:
-        if self._is_energy:
-            return self._counter.count(self._signal.energy_joules(0.0, t_s), t_s)
+    def _measure(self, t_s: float) -> float:
         span_s = t_s - self._averaged_to_s
         if not self._is_average or span_s <= 0:
-            return round(self._signal.power_watts(t_s) * 1e6)
+            return self._signal.power_watts(t_s)
         energy_joules = self._signal.energy_joules(0.0, t_s)
         watts = (energy_joules - self._averaged_joules) / span_s
         self._averaged_to_s, self._averaged_joules = t_s, energy_joules
-        return round(watts * 1e6)
+        return watts
+
+    def close(self) -> None:
+        for value in (self._energy, *(power.value for power in self._powers)):
+            if value is not None:
+                value.close()
+
+
+class _RuntimeStatus:
+    """The state of a device's runtime power management."""
+
+    def __init__(self, suspends: Sequence[Fault], value: MovingFile) -> None:
+        self._suspends = suspends
+        self._value = value
+
+    def advance(self, t_s: float) -> None:
+        is_suspended = any(fault.is_on(t_s) for fault in self._suspends)
+        self._value.show(b"suspended\n" if is_suspended else b"active\n", t_s)
 
     def close(self) -> None:
         self._value.close()
@@ -193,7 +230,7 @@ class Tree:
         self._scratch = scratch
         self._writer = Writer(scratch)
         self._boot_unix_s = boot_unix_s
-        self._moving: list[_Zone | _Channel] = []
+        self._moving: list[_Zone | _Channel | _RuntimeStatus] = []
         self._vanishing: list[Vanishing] = []
         self._registers: dict[int, _Registers] = {}
         for root in (self._sysfs, self._procfs, self._dev):
@@ -209,9 +246,9 @@ class Tree:
             self._write_chip(number, chip, scenario.refresh_s)
         # Only now do all links exist that vanish with a parent zone.
         for spec in scenario.zones:
-            self._add_vanishing(self._zone_directory(spec.zone), "powercap", f"{spec.zone}", spec.faults)
+            self._add_vanishing(self._zone_directory(spec.zone), Path("class/powercap", spec.zone), spec.faults)
         for number, chip in enumerate(scenario.chips):
-            self._add_vanishing(self._sysfs / chip.path, "hwmon", f"hwmon{number}", chip.faults)
+            self._add_vanishing(self._sysfs / chip.path, _chip_link(number, chip), chip.faults)
         self._stat = _Stat(scenario.machine, str(self._procfs / "stat"), self._writer)
 
     def advance(self, t_s: float) -> None:
@@ -319,34 +356,74 @@ class Tree:
 
     def _write_chip(self, number: int, spec: ChipSpec, refresh_s: float) -> None:
         device = self._sysfs / spec.path
-        hwmon = device / "hwmon" / f"hwmon{number}"
-        hwmon.mkdir(parents=True)
-        self._link(hwmon / "device", device)
-        self._link(self._sysfs / "class/hwmon" / f"hwmon{number}", hwmon)
-        folder = device if spec.files_at_device else hwmon
+        name = _chip_link(number, spec)
+        if spec.subsystem == "iio":
+            folder = device / name.name
+            folder.mkdir(parents=True)
+            self._link(self._sysfs / name, folder)
+        else:
+            hwmon = device / "hwmon" / name.name
+            hwmon.mkdir(parents=True)
+            self._link(hwmon / "device", device)
+            self._link(self._sysfs / name, hwmon)
+            folder = device if spec.files_at_device else hwmon
         self._write(folder / "name", spec.chip)
-        for name, text in spec.files.items():
-            self._write(folder / name, text)
+        for file, text in spec.files.items():
+            self._write(folder / file, text)
+        if spec.suspends:
+            path = device / "power" / "runtime_status"
+            path.parent.mkdir(exist_ok=True)
+            self._moving.append(_RuntimeStatus(spec.suspends, MovingFile(self._writer, str(path), ())))
         for channel in spec.channels:
-            stem = f"{channel.kind}{channel.number}"
-            if channel.label:
-                self._write(folder / f"{stem}_label", channel.label)
-            update_s = max(channel.update_s, refresh_s)
-            if channel.average:
-                self._write(folder / f"{stem}_average_interval", round(update_s * 1000))
-            path = folder / f"{stem}_{'average' if channel.average else 'input'}"
-            self._moving.append(_Channel(channel, update_s, MovingFile(self._writer, str(path), channel.faults)))
+            self._write_channel(folder, spec, channel, max(channel.update_s, refresh_s))
 
-    def _add_vanishing(self, directory: Path, kind: str, name: str, faults: Sequence[Fault]) -> None:
+    def _write_channel(self, folder: Path, chip: ChipSpec, channel: ChannelSpec, update_s: float) -> None:
+        faults = (*channel.faults, *(replace(fault, kind="eio") for fault in chip.suspends))
+        is_iio = chip.subsystem == "iio"
+        suffix = "average" if channel.average else "input"
+        number = channel.number
+        stems = {
+            "energy": f"energy{number}",
+            "power": f"in_power{number}" if is_iio else f"power{number}",
+            "volts": f"in_voltage{number}" if is_iio else f"in{channel.in_number or number}",
+            "amperes": f"in_current{number}" if is_iio else f"curr{number}",
+        }
+
+        def file(kind: str) -> MovingFile:
+            return MovingFile(self._writer, str(folder / f"{stems[kind]}_{suffix}"), faults)
+
+        labelled = stems["volts" if channel.kind == "volts_amperes" else channel.kind]
+        if channel.label:
+            self._write(folder / (f"rail_name_{number}" if is_iio else f"{labelled}_label"), channel.label)
+        if channel.average:
+            self._write(folder / f"{labelled}_average_interval", round(update_s * 1000))
+        powers: list[_PowerFile] = []
+        if channel.kind == "volts_amperes":
+            powers = [
+                _PowerFile(file("volts"), 0.0, channel.volts * 1e3),
+                _PowerFile(file("amperes"), 1e3 / channel.volts),
+            ]
+        elif channel.kind == "power" or channel.with_power:
+            powers = [_PowerFile(file("power"), 1e3 if is_iio else 1e6)]
+        energy = file("energy") if channel.kind == "energy" else None
+        self._moving.append(_Channel(channel, update_s, energy, powers))
+
+    def _add_vanishing(self, directory: Path, name: Path, faults: Sequence[Fault]) -> None:
+        """Let a directory vanish, with its link and those that add to its name: nested zones."""
         if not any(fault.kind == "vanish" for fault in faults):
             return
         links = [
             link
-            for link in sorted((self._sysfs / "class" / kind).iterdir())
-            if link.name == name or link.name.startswith(f"{name}:")
+            for link in sorted((self._sysfs / name.parent).iterdir())
+            if link.name == name.name or link.name.startswith(f"{name.name}:")
         ]
         hidden = self._scratch / f"gone-{len(self._vanishing)}"
         self._vanishing.append(Vanishing(self._writer, directory, links, hidden, faults))
+
+
+def _chip_link(number: int, spec: ChipSpec) -> Path:
+    """Return the link to a chip, relative to the root of sysfs."""
+    return Path(f"bus/iio/devices/iio:device{number}" if spec.subsystem == "iio" else f"class/hwmon/hwmon{number}")
 
 
 def remove(directory: Path) -> None:
