@@ -79,23 +79,36 @@ def measure(url: str, pid: int, idle_scrapes: int) -> dict[str, float]:
     }
 
 
-def read_costs_us(sysfs: Path, procfs: Path) -> dict[str, float]:
-    """Return the median time of one read of one sensor in this process, by family."""
+def read_costs_us(sysfs: Path, procfs: Path, folder: Path) -> dict[str, float]:
+    """Return the median time of one read of one sensor in this process, by family and kind of channel."""
     from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector
     from joulewatch_exporter.collectors.rapl.collector import RaplCollector
     from joulewatch_exporter.model import Collector, Host
+    from support.sysfs import FakeSysfs
 
+    products, sleepers = FakeSysfs(folder / "products"), FakeSysfs(folder / "sleepers")
+    for chip in range(8):
+        device = f"platform/board.{chip}"
+        products.hwmon(chip, "ina226", device=device, in1_input=12_000, curr1_input=1_000)
+        sleepers.hwmon(chip, "amdgpu", device=device, power1_input=12_000_000)
+        sleepers.write(f"devices/{device}/power", runtime_status="active")
+    host = Host(sysfs=sysfs, procfs=procfs)
+    families: tuple[tuple[str, type[Collector], Host], ...] = (
+        ("rapl", RaplCollector, host),
+        ("hwmon", HwmonCollector, host),
+        ("hwmon, volts x amperes", HwmonCollector, products.host),
+        ("hwmon, device that can sleep", HwmonCollector, sleepers.host),
+    )
     costs: dict[str, float] = {}
-    families: tuple[type[Collector], ...] = (RaplCollector, HwmonCollector)
-    for family in families:
-        collector = family.open(Host(sysfs=sysfs, procfs=procfs), family.Options())
+    for name, family, where in families:
+        collector = family.open(where, family.Options())
         spans = []
         for _ in range(200):
             start = time.perf_counter_ns()
             for sensor in collector.sensors:
                 sensor.read()
             spans.append((time.perf_counter_ns() - start) / 1e3 / len(collector.sensors))
-        costs[family.name] = statistics.median(spans)
+        costs[name] = statistics.median(spans)
         collector.close()
     return costs
 
@@ -113,7 +126,7 @@ def run(quick: bool = False) -> dict[str, Any]:
             write_tree(root / "sys", sensors)
             write_procfs(root / "proc")
             if sensors == 20:
-                costs = read_costs_us(root / "sys", root / "proc")
+                costs = read_costs_us(root / "sys", root / "proc", root)
             exporters: dict[str, Server] = {
                 "joulewatch": ExporterServer(
                     root / "joulewatch", f"--path.sysfs={root / 'sys'}", f"--path.procfs={root / 'proc'}"

@@ -51,20 +51,18 @@ class HwmonSensor:
             SensorError: The errors of `sleep.SleepyMeter.read`. A counter is read without its momentary power if that
                 fails.
         """
-        energy_joules = power_watts = None
-        read_at_ns = 0
+        power_watts = None
         if self._power is not None:
             try:
                 read_at_ns, power_watts = self._power.read()
             except SensorError:
                 if self._energy is None:
                     raise
-        if self._energy is not None:
-            read_at_ns, energy_joules = self._energy.read()
-        reading = Reading(
-            quantity=self._quantity, read_at_ns=read_at_ns, energy_joules=energy_joules, power_watts=power_watts
-        )
-        return (reading,)
+            if self._energy is None:
+                return (Reading(self._quantity, read_at_ns, None, power_watts),)
+        assert self._energy is not None
+        read_at_ns, energy_joules = self._energy.read()
+        return (Reading(self._quantity, read_at_ns, energy_joules, power_watts),)
 
     def close(self) -> None:
         """Close the files."""

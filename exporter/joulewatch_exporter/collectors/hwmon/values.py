@@ -73,7 +73,7 @@ class FileMeter:
             SensorDeniedError: Permission was lost; the text names the path.
             SensorGlitchError: The driver has no value now (ENODATA, all bits ones, negative, or 0 W meaning no data).
         """
-        raw = read_number(self._file)
+        raw = _read_number(self._file)
         now_ns = monotonic_ns()
         if raw <= 0 and (raw < 0 or self._zero_is_no_data):
             raise SensorGlitchError(f"{self._file.path}: {raw}: the driver has no value now")
@@ -124,7 +124,7 @@ class ProductMeter:
     def _read_both(self) -> tuple[float, float, int]:
         volts = self._read_volts()
         volts_ns = monotonic_ns()
-        amperes = _scaled(self._amperes, read_number(self._amperes_file))
+        amperes = _scaled(self._amperes, _read_number(self._amperes_file))
         now_ns = monotonic_ns()
         if now_ns - volts_ns > APART_NS:
             after = self._read_volts()
@@ -137,7 +137,7 @@ class ProductMeter:
         return volts, amperes, now_ns
 
     def _read_volts(self) -> float:
-        volts = _scaled(self._volts, read_number(self._volts_file))
+        volts = _scaled(self._volts, _read_number(self._volts_file))
         if volts < 0:
             raise SensorGlitchError(f"{self._volts_file.path}: {volts:g} V is not the voltage of a supply")
         return volts
@@ -151,7 +151,7 @@ def _scaled(file: ValueFile, raw: float) -> float:
     return (raw + file.offset) * file.scale / file.per_unit
 
 
-def read_number(file: HeldFile) -> float:
+def _read_number(file: HeldFile) -> float:
     """Read a whole number, or the decimals of an IIO driver.
 
     Raises:
