@@ -68,6 +68,7 @@ class HwmonCollector(OnDemandCollector):
 
     name: ClassVar[str] = "hwmon"
     Options: ClassVar[type] = HwmonOptions
+    experimental: ClassVar[str] = "has not been run on a GPU, a Jetson board, Grace or an IIO device"
 
     def __init__(self, roots: Sequence[str], sensors: Sequence[HwmonSensor], findings: Sequence[Finding]) -> None:
         super().__init__(sensors, findings)
