@@ -169,20 +169,30 @@ def test_old_amd_families(sysfs: FakeSysfs) -> None:
     }
 
 
-def amd_energy(sysfs: FakeSysfs, n_sockets: int) -> None:
+def test_the_npu_of_a_processor_is_a_part_that_can_sleep(sysfs: FakeSysfs) -> None:
+    """Its power is in that of the processor; amdxdna reports milliwatts of the platform's firmware."""
+    sysfs.hwmon(0, "amdxdna", device=GPU, power1_input=1_300_000, power1_label="NPU_power")
+    sysfs.write(f"devices/{GPU}/power", runtime_status="active")
+    collector = collect(sysfs)
+    assert meanings(collector) == {"0000:c1:00.0/NPU_power": ("part", "other")}
+    assert collector.sensors[0].can_sleep  # type: ignore[attr-defined]
+
+
+def amd_energy(sysfs: FakeSysfs, n_sockets: int, chip: str = "amd_energy") -> None:
     files: dict[str, object] = {"energy1_input": 5_000_000, "energy1_label": "Ecore000"}
     for socket in range(n_sockets):
         files |= {
             f"energy{socket + 2}_input": 1_000_000 * (socket + 1),
             f"energy{socket + 2}_label": f"Esocket{socket}",
         }
-    sysfs.hwmon(0, "amd_energy", device="platform/amd_energy.0")
+    sysfs.hwmon(0, chip, device="platform/amd_energy.0")
     sysfs.write("devices/platform/amd_energy.0/hwmon/hwmon0", **files)
 
 
-def test_amd_energy_of_two_sockets(sysfs: FakeSysfs) -> None:
+@pytest.mark.parametrize("chip", ["amd_energy", "zenergy"])
+def test_amd_energy_of_two_sockets(sysfs: FakeSysfs, chip: str) -> None:
     sysfs.packages(0, 1)
-    amd_energy(sysfs, 2)
+    amd_energy(sysfs, 2, chip)
     assert meanings(collect(sysfs)) == {
         "amd_energy.0/Ecore000": ("part", "cpu"),
         "socket0/package": ("device", "cpu"),

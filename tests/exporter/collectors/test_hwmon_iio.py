@@ -68,6 +68,13 @@ def test_tx2(sysfs: FakeSysfs, power: bool) -> None:
     assert info.resolution == ("1 mW" if power else "6 mW")
 
 
+def test_a_copied_tree_without_links(sysfs: FakeSysfs) -> None:
+    for index, rail in enumerate(("VDD_IN", "VDD_SYS_CPU")):
+        folder = f"bus/iio/devices/iio:device{index}"
+        sysfs.write(folder, name="ina3221x", rail_name_0=rail, in_power0_input=5000)
+    assert watts(collect(sysfs)) == {"ina3221x/VDD_IN": 5.0, "ina3221x/VDD_SYS_CPU": 5.0}
+
+
 def test_the_input_of_the_nano(sysfs: FakeSysfs) -> None:
     ina3221x(sysfs, 0, "0040", {"POM_5V_IN": 600, "POM_5V_GPU": 100, "POM_5V_CPU": 150})
     assert scopes(collect(sysfs))["POM_5V_IN"] == ("node", "node")

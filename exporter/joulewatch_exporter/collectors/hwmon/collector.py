@@ -13,7 +13,7 @@ depends on the kernel of the board only.
 Sources: Linux ``Documentation/hwmon/sysfs-interface.rst``, ``Documentation/ABI/testing/sysfs-class-hwmon``,
 ``drivers/hwmon/{acpi_power_meter.c,scmi-hwmon.c}``, ``drivers/powercap/arm_scmi_powercap.c``,
 ``drivers/gpu/drm/{amd/pm/amdgpu_pm.c,i915/i915_hwmon.c,xe/xe_hwmon.c}``;
-github amd/amd_energy; github NVIDIA/edk2-nvidia (names of Grace's meters).
+github amd/amd_energy, BoukeHaarsma23/zenergy; github NVIDIA/edk2-nvidia (names of Grace's meters).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from joulewatch_exporter.collectors.hwmon.chips import (
     skipped,
 )
 from joulewatch_exporter.collectors.hwmon.iio import iio_chips, iio_root
-from joulewatch_exporter.collectors.hwmon.meanings import Meaning, Override, meanings_of
+from joulewatch_exporter.collectors.hwmon.meanings import AMD_ENERGY, Meaning, Override, meanings_of
 from joulewatch_exporter.collectors.hwmon.pairs import pairs_of
 from joulewatch_exporter.collectors.hwmon.sensor import HwmonSensor, open_sensor
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError
@@ -184,7 +184,7 @@ def _skip_reason(chip: Chip, host: Host, options: HwmonOptions) -> str | None:
         return None
     if _FPGA.fullmatch(chip.name):
         return "an FPGA card: read by the family fpga, because its units and averages do not follow the rules of hwmon"
-    if chip.name == "amd_energy" and (
+    if chip.name in AMD_ENERGY and (
         _powercap_packages_readable(host)
         or any(source.startswith(("perf:power/energy-pkg", "msr:")) for source in host.claimed)
     ):

@@ -79,7 +79,7 @@ def iio_chips(host: Host, shown: Iterable[Chip], findings: list[Finding]) -> lis
         shown: The hwmon chips that have channels.
         findings: Receives what is skipped.
     """
-    root = iio_root(host)
+    root = os.path.realpath(iio_root(host))
     try:
         names = [name for name in list_names(root) if name.startswith("iio:device")]
     except SensorError:
@@ -92,7 +92,10 @@ def iio_chips(host: Host, shown: Iterable[Chip], findings: list[Finding]) -> lis
     for directory in directories:
         device = directory.rpartition("/")[0]
         name = read_text_or(f"{directory}/name", "") or "unknown"
-        chip = Chip(name=name, device=device_label(device), identity=device, directories=(directory,))
+        label = device_label(device)
+        if device == root:  # a copied tree has no links to devices
+            device, label = directory, name
+        chip = Chip(name=name, device=label, identity=device, directories=(directory,))
         channels = _channels(chip, _files(directory), findings)
         if channels and (device in identities or directory in passed_on):
             findings.append(skipped(directory, f"{name}: hwmon shows the same chip"))

@@ -15,6 +15,9 @@ from joulewatch_exporter.model import Component, Finding, Host, Scope
 _GRACE: Final = re.compile(r"(?P<meter>Module|Grace|CPU|SysIO) Power Socket (?P<socket>\d+)", re.IGNORECASE)
 
 
+AMD_ENERGY: Final = frozenset({"amd_energy", "zenergy"})
+"""The driver of AMD's counters, and its fork for newer kernels."""
+
 _I915_TILE: Final = re.compile(r"i915_gt\d+")
 
 
@@ -67,7 +70,7 @@ def meanings_of(
             )
             for channel in kept
         ]
-    if chip.name == "amd_energy":
+    if chip.name in AMD_ENERGY:
         return _amd_energy(chip, kept, host, findings)
     integrated_gpu = chip.name == "amdgpu" and _is_apu(chip)
     if integrated_gpu:
