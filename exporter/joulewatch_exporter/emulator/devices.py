@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from joulewatch_exporter.emulator.amdgpu import AmdGpuSpec, AmdGpuTree
 from joulewatch_exporter.emulator.bmc import Bmc, BmcSpec
 from joulewatch_exporter.emulator.cray import PmCounters, PmCountersSpec
 from joulewatch_exporter.emulator.files import Writer
@@ -113,6 +114,9 @@ def _starts(devices: Devices, place: Place) -> Iterator[_Start]:
     if devices.gpus:
         keys = tuple(key for gpu in devices.gpus for key in gpu.truth)
         yield _Start("GPUs", keys, lambda: _open_gpus(devices.gpus, place))
+    if devices.amd_gpus:
+        keys = tuple(key for gpu in devices.amd_gpus for key in gpu.truth)
+        yield _Start("AMD GPUs", keys, lambda: _open_amd_gpus(devices.amd_gpus, place))
     if devices.fpgas:
         keys = tuple(key for card in devices.fpgas for key in card.truth)
         yield _Start("FPGA cards", keys, lambda: _open_cards(devices.fpgas, place))
@@ -138,6 +142,12 @@ def _open_gpus(specs: tuple[GpuSpec, ...], place: Place) -> Running:
         settings={"nvml": {"library": str(library.path)}},
         begin=begin,
     )
+
+
+def _open_amd_gpus(specs: tuple[AmdGpuSpec, ...], place: Place) -> Running:
+    scratch = place.directory / ".scratch"
+    gpus = AmdGpuTree(specs, place.directory / "sys", Writer(scratch), scratch)
+    return Running(name="AMD GPUs", device=gpus, tick_s=place.refresh_s, settings={})
 
 
 def _open_cards(specs: tuple[CardSpec, ...], place: Place) -> Running:

@@ -16,6 +16,7 @@ from typing import Any, Final, Literal
 
 from joulewatch_exporter.arguments import suggestion
 from joulewatch_exporter.config.strict import build, mapping, parse_yaml, read_yaml
+from joulewatch_exporter.emulator.amdgpu import AmdGpuSpec
 from joulewatch_exporter.emulator.bmc import BmcSpec
 from joulewatch_exporter.emulator.builder import SignalBuilder
 from joulewatch_exporter.emulator.checks import check_range
@@ -258,13 +259,16 @@ class Devices:
     """The devices of a scenario that are more than files of powercap and hwmon."""
 
     gpus: tuple[GpuSpec, ...] = ()
+    """NVIDIA GPUs."""
+    amd_gpus: tuple[AmdGpuSpec, ...] = ()
     fpgas: tuple[CardSpec, ...] = ()
     cray: PmCountersSpec | None = None
     bmcs: tuple[BmcSpec, ...] = ()
     redfish: tuple[RedfishSpec, ...] = ()
 
-    def __iter__(self) -> Iterator[GpuSpec | CardSpec | PmCountersSpec | BmcSpec | RedfishSpec]:
+    def __iter__(self) -> Iterator[GpuSpec | AmdGpuSpec | CardSpec | PmCountersSpec | BmcSpec | RedfishSpec]:
         yield from self.gpus
+        yield from self.amd_gpus
         yield from self.fpgas
         if self.cray is not None:
             yield self.cray
@@ -274,7 +278,7 @@ class Devices:
     @property
     def are_local(self) -> bool:
         """Whether some of them are inside the machine."""
-        return bool(self.gpus or self.fpgas or self.cray)
+        return bool(self.gpus or self.amd_gpus or self.fpgas or self.cray)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,6 +302,8 @@ class _File(Devices):
         _check_unique("zones: zone", [zone.zone for zone in self.zones])
         _check_unique("gpus: uuid", [gpu.uuid.lower() for gpu in self.gpus])
         _check_unique("gpus: bus_id", [gpu.bus_id.lower() for gpu in self.gpus])
+        dies = [die for gpu in self.amd_gpus for die in (gpu.address, gpu.second_die) if die]
+        _check_unique("amd_gpus: address", dies)
         _check_unique("fpgas: card", [card.card for card in self.fpgas])
         # The exporter uses both as the names of nodes, and two nodes with the same name would be one series.
         _check_unique(
@@ -391,7 +397,14 @@ def parse(document: object, *, where: str, folder: Path | None) -> Scenario:
         machine=file.machine,
         zones=file.zones,
         chips=file.hwmon,
-        devices=Devices(gpus=file.gpus, fpgas=file.fpgas, cray=file.cray, bmcs=file.bmcs, redfish=file.redfish),
+        devices=Devices(
+            gpus=file.gpus,
+            amd_gpus=file.amd_gpus,
+            fpgas=file.fpgas,
+            cray=file.cray,
+            bmcs=file.bmcs,
+            redfish=file.redfish,
+        ),
         is_required_whole=file.required,
         signals_by_key=_truth(file, where),
         loads=tuple(builder.loads),

@@ -26,6 +26,7 @@ from support.paths import ROOT
 GOLDEN = ROOT / "tests" / "exporter" / "golden"
 
 GPU = {"uuid": "GPU-1", "bus_id": "0000:17:00.0", "signal": 100}
+AMD_GPU = {"address": "0000:83:00.0", "signal": 400}
 BMC = {"name": "bmc", "signal": 300}
 CARD = {"card": "0000:d8:00", "signal": 30}
 ZONE = {"zone": "intel-rapl:0", "name": "package-0", "key": "socket0/package", "signal": 100}
@@ -50,6 +51,11 @@ def scenario(**devices: Any) -> Scenario:
         ({"gpus": [GPU | {"memory": -1}]}, r"gpus\[0\]\.memory\.watts: must be at least 0, not -1"),
         ({"gpus": [GPU | {"max_limit_watts": 10}]}, r"gpus\[0\]\.max_limit_watts: must be at least 350, not 10"),
         ({"gpus": [GPU | {"faults": [{"kind": "explode", "at_s": 1}]}]}, r"gpus\[0\]\.faults\[0\]\.kind: 'explode' is"),
+        ({"amd_gpus": [AMD_GPU | {"address": "83"}]}, r"amd_gpus\[0\]\.address: '83' must be like 0000:83:00\.0"),
+        ({"amd_gpus": [AMD_GPU | {"revision": "1.0"}]}, r"amd_gpus\[0\]\.revision: '1\.0' is not one of 1\.3, 1\.4"),
+        ({"amd_gpus": [AMD_GPU | {"device_id": "74a1"}]}, r"amd_gpus\[0\]\.device_id: '74a1' must be like 0x74a1"),
+        ({"amd_gpus": [AMD_GPU | {"npu": 2}]}, r"amd_gpus\[0\]\.npu: needed with revision 3\.0, and only there"),
+        ({"amd_gpus": [AMD_GPU | {"second_die": "0000:83:00.0"}]}, "amd_gpus: address 0000:83:00.0 is given twice"),
         ({"bmcs": [BMC | {"pasword": "x"}]}, r"unknown key bmcs\[0\]\.pasword; did you mean password"),
         ({"bmcs": [BMC | {"port": 70000}]}, r"bmcs\[0\]\.port: must be 0 to 65535, not 70000"),
         ({"bmcs": [BMC, BMC]}, "bmcs and redfish: name bmc is given twice"),
@@ -75,6 +81,7 @@ def test_an_invalid_device_is_named_by_its_key(devices: dict[str, Any], message:
 def test_the_truth_has_every_device() -> None:
     spec = scenario(
         gpus=[GPU | {"averaging_s": 0, "memory": 20}],
+        amd_gpus=[AMD_GPU, {"address": "0000:c5:00.0", "signal": 28, "revision": "3.0", "npu": 2}],
         fpgas=[CARD | {"rails": {"12v_pex": 0.9, "3v3_pex": 0.1}}],
         cray={"node": 200, "parts": {"cpu": 90}},
         bmcs=[BMC],
@@ -86,6 +93,9 @@ def test_the_truth_has_every_device() -> None:
         "GPU-1/total": 100,
         "GPU-1/instant": 100,
         "GPU-1/memory": 20,
+        "0000:83:00.0/total": 400,
+        "0000:83:00.0/instant": 400,
+        "0000:c5:00.0/npu": 2,
         "0000:d8:00/total": 30,
         "0000:d8:00/12v_pex": 27,
         "0000:d8:00/3v3_pex": 3,
