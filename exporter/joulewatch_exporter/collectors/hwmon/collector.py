@@ -180,8 +180,12 @@ def _skip_reason(chip: Chip, host: Host, options: HwmonOptions) -> str | None:
     """Return why a chip is not read; None if it is read."""
     if chip.name in options.skip_chips:
         return "excluded by collectors.hwmon.skip_chips"
+    if f"{chip.identity}/gpu_metrics" in host.claimed:
+        return "the family amdgpu reads the energy counter of this card instead"
     if chip.name in options.overrides:
         return None
+    if chip.name == "amdgpu" and _is_second_die(chip):
+        return "the second die of an MI250, without power of its own: the first one measures the card"
     if _FPGA.fullmatch(chip.name):
         return "an FPGA card: read by the family fpga, because its units and averages do not follow the rules of hwmon"
     if chip.name in AMD_ENERGY and (
@@ -190,6 +194,15 @@ def _skip_reason(chip: Chip, host: Host, options: HwmonOptions) -> str | None:
     ):
         return "same counters as the package zones of RAPL, which are read instead"
     return None
+
+
+def _is_second_die(chip: Chip) -> bool:
+    """Return whether the GPU is one of the two dies of an MI250, and not the one that measures the card."""
+    if read_text_or(f"{chip.identity}/device", "") not in ("0x7408", "0x740c"):
+        return False
+    if read_text_or(f"{chip.identity}/power/runtime_status", "").startswith("suspend"):
+        return False  # not known, because a read would wake it
+    return any(read_int_or_none(f"{chip.directories[0]}/power1_{suffix}") == 0 for suffix in ("average", "input"))
 
 
 def _powercap_packages_readable(host: Host) -> bool:
