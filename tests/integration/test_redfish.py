@@ -35,7 +35,16 @@ from joulewatch_exporter.errors import (
 )
 from joulewatch_exporter.model import Host, Sensor
 from support.redfish import by_label
-from support.redfish_layouts import enclosure, fujitsu, hgx, only_supplies, power_subsystem, r720, two_feeds
+from support.redfish_layouts import (
+    enclosure,
+    fujitsu,
+    hgx,
+    only_supplies,
+    power_subsystem,
+    r720,
+    two_feeds,
+    with_report,
+)
 from support.require import require_program
 from support.servers import free_port
 from support.waiting import wait_until
@@ -183,6 +192,11 @@ LAYOUTS: dict[str, tuple[dict[str, Any], dict[str, float], int]] = {
     "supplies": (only_supplies(200, 150), {"bmc1/supply_inputs": 350.0}, 1),
     "subsystem": (power_subsystem(210.5, 180.0), {"bmc1/supply_inputs": 390.5, "bmc1/bay1_input": 210.5}, 2),
     "hgx": (hgx([611.0, 598.5], server_watts=4100.0), {"bmc1/total": 4100.0, "bmc1/hgx_gpu_sxm_1": 611.0}, 4),
+    "report": (
+        with_report(hgx([611.0] * 8, server_watts=8000.0)),
+        {"bmc1/total": 8000.0, "bmc1/hgx_gpu_sxm_8": 611.0},
+        2,
+    ),
 }
 
 

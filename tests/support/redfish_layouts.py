@@ -154,6 +154,30 @@ def hgx(gpus: Sequence[float], *, server_watts: float | None = None) -> Resource
     return {CHASSIS: collection(*paths)} | resources
 
 
+def with_report(resources: Resources, *, without: str = "nothing") -> Resources:
+    """Add NVIDIA's metric report with the sensors of all modules, except those whose names contain a text."""
+    service, report = "/redfish/v1/TelemetryService", "HGX_PlatformEnvironmentMetrics_0"
+    values: list[dict[str, Any]] = []
+    for path, resource in resources.items():
+        for excerpt in resource.values() if path.endswith("/EnvironmentMetrics") else ():
+            sensor = excerpt.get("DataSourceUri", "")
+            if sensor and without not in sensor:
+                values.append(
+                    {
+                        "MetricProperty": sensor,
+                        "MetricValue": f"{excerpt['Reading']:.6f}",
+                        "Timestamp": "2026-01-01T00:00:10.347+00:00",
+                    }
+                )
+    reports = f"{service}/MetricReports"
+    return resources | {
+        "/redfish/v1": {"TelemetryService": link(service)},
+        service: {"MetricReports": link(reports)},
+        reports: collection(f"{reports}/HGX_MemoryMetrics_0", f"{reports}/{report}"),
+        f"{reports}/{report}": {"MetricValues": values},
+    }
+
+
 def hgx_sensors(watts: float, dram_watts: float) -> Resources:
     """A GPU of a baseboard that reports only sensors, next to one of its memory."""
     identity = "HGX_GPU_SXM_1"

@@ -34,6 +34,7 @@ from support.redfish_layouts import (
     r720,
     two_feeds,
     with_power,
+    with_report,
 )
 
 GOLDEN = ROOT / "tests" / "exporter" / "golden" / "redfish_layouts.prom"
@@ -439,6 +440,46 @@ def test_gpus_of_a_baseboard_are_parts_of_their_server(tmp_path: Path, mock: res
     fake.requests.clear()
     device.read()
     assert len(fake.requests) == 4, "one request for each chassis"
+
+
+def test_a_metric_report_replaces_the_requests_for_each_gpu(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    layout = hgx([611.0, 598.5], server_watts=4100.0)
+    fake = FakeService(mock, with_report(layout, without="SXM_2_Energy"))
+    device = a_service(tmp_path).connect()
+    expected = {NODE: 4100.0, "bmc1/hgx_chassis_0": 1709.5, "bmc1/hgx_gpu_sxm_1": 611.0, "bmc1/hgx_gpu_sxm_2": 598.5}
+    assert watts(device) == expected
+    assert by_label(device.read())["bmc1/hgx_gpu_sxm_1"] == (1000.0, 611.0)
+    report = "/redfish/v1/TelemetryService/MetricReports/HGX_PlatformEnvironmentMetrics_0"
+    sources = {info.quantity.domain: info.source for info in device.infos}
+    assert sources["hgx_gpu_sxm_1"] == f"https://bmc1{report}#/MetricValues/HGX_GPU_SXM_1_Energy_0/MetricValue"
+    fake.requests.clear()
+    device.read()
+    assert fake.requests == [
+        f"GET {CHASSIS}/DGX/EnvironmentMetrics",
+        f"GET {report}",
+        f"GET {CHASSIS}/HGX_GPU_SXM_2/EnvironmentMetrics",  # the report lacks its energy
+    ]
+
+
+@pytest.mark.parametrize("value", ["nan", "", "n/a", None])
+def test_a_metric_without_a_number_is_no_value(tmp_path: Path, mock: responses.RequestsMock, value: str | None) -> None:
+    fake = FakeService(mock, with_report(hgx([611.0, 598.5])))
+    device = a_service(tmp_path).connect()
+    assert len(device.read()) == 3
+    metrics = fake.resources["/redfish/v1/TelemetryService/MetricReports/HGX_PlatformEnvironmentMetrics_0"]
+    for metric in metrics["MetricValues"]:
+        if "GPU_SXM_1" in metric["MetricProperty"]:
+            metric["MetricValue"] = value
+    assert watts(device).keys() == {"bmc1/hgx_chassis_0", "bmc1/hgx_gpu_sxm_2"}
+
+
+def test_metrics_are_identified_by_their_sensor(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    fake = FakeService(mock, with_report(hgx([611.0, 598.5])))
+    device = a_service(tmp_path).connect()
+    before = watts(device)
+    metrics = fake.resources["/redfish/v1/TelemetryService/MetricReports/HGX_PlatformEnvironmentMetrics_0"]
+    metrics["MetricValues"].reverse()
+    assert watts(device) == before
 
 
 def test_a_baseboard_is_not_a_server(tmp_path: Path, mock: responses.RequestsMock) -> None:

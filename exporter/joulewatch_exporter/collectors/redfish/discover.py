@@ -31,6 +31,7 @@ from joulewatch_exporter.collectors.redfish.plan import (
     link_target,
     linked_uri,
 )
+from joulewatch_exporter.collectors.redfish.reports import MetricReport
 from joulewatch_exporter.collectors.redfish.sources import (
     ChassisPower,
     Explorer,
@@ -164,10 +165,16 @@ class _Discovery:
             self._add_parts(node, named, devices[node.uri])
         if not self._target.parts:
             return
-        for chassis in live:
-            if chassis.uri in containers:
-                outermost = _outermost(chassis.uri, containers)
-                self._add_inner(chassis, devices.get(outermost, "") if nodes else self._target.name)
+        inner = [chassis for chassis in live if chassis.uri in containers]
+        if sum(is_hgx(chassis.id) for chassis in inner) > 1:
+            # A baseboard has a dozen chassis, each of which would cost a request.
+            report = MetricReport(self._explorer, reading_time=self._target.reading_time)
+            for chassis in inner:
+                nodes_of = chassis.reported.nodes
+                chassis.reported.nodes = {server: report.source(source) for server, source in nodes_of.items()}
+        for chassis in inner:
+            outermost = _outermost(chassis.uri, containers)
+            self._add_inner(chassis, devices.get(outermost, "") if nodes else self._target.name)
         for chassis in all_chassis:
             if chassis not in live and chassis.has_live_part:
                 device = next(iter(devices.values())) if len(devices) == 1 else self._target.name

@@ -41,6 +41,11 @@ class Member:
     occurrence: int = 0
     """Number of members with the same value before it: feeds of one server may have the same name and no id."""
 
+    @property
+    def name(self) -> str:
+        """The name for people: the index, or the sensor of a metric, whose index changes."""
+        return self.value.rpartition("/")[2] if self.key == "MetricProperty" else str(self.index)
+
 
 @dataclass(frozen=True, slots=True)
 class Field:
@@ -52,11 +57,13 @@ class Field:
     """Factor to watts or joules."""
     rating_watts: float = math.inf
     """A power of this size or more is the rating of a power supply, not a reading."""
+    is_text: bool = False
+    """Whether the number is in a string, as in metric reports."""
 
     @property
     def pointer(self) -> str:
         """The address of the value in Redfish notation: the resource, ``#`` and the path."""
-        return f"{self.uri}#/" + "/".join(str(step.index) if isinstance(step, Member) else step for step in self.path)
+        return f"{self.uri}#/" + "/".join(step if isinstance(step, str) else step.name for step in self.path)
 
     def value(self, resource: Json) -> Any:
         """Return the value, or None if it is missing."""
@@ -72,7 +79,8 @@ class Field:
 
     def number(self, resource: Json) -> float | None:
         """Return the value in watts or joules; None if it is not a number."""
-        value = number(self.value(resource))
+        found = self.value(resource)
+        value = _parsed(found) if self.is_text and isinstance(found, str) else number(found)
         return None if value is None else value * self.scale
 
     def watts(self, resource: Json) -> float | None:
@@ -170,6 +178,14 @@ def number(value: Any) -> float | None:
     except (OverflowError, ValueError):
         return None
     return result if math.isfinite(result) else None
+
+
+def _parsed(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def seconds(duration: Any) -> float | None:

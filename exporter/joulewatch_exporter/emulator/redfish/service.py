@@ -279,7 +279,10 @@ class RedfishService:
     def _resource(self, path: str) -> Answer:
         identities = [identity for identity, _ in self._sessions.values()]
         resources = Resources(spec=self.spec, sample=self._sample, faults=self._faults, sessions=identities)
-        resource = self._documents.get(path) or resources.find(path)
+        emulated, given = resources.find(path), self._documents.get(path)
+        resource = emulated if given is None else given
+        if path == ROOT and given is not None and emulated is not None:
+            resource = emulated | given  # with the links to chassis and sessions
         if resource is None:
             return HTTPStatus.NOT_FOUND, {}, _error("ResourceMissingAtURI")
         return HTTPStatus.OK, {}, resource
