@@ -20,7 +20,7 @@ from support import golden
 from support.clock import FakeClock
 from support.fake_family import Machine, fake_family
 from support.paths import ROOT
-from support.redfish import Direct, FakeService, Resources, a_service, by_label, link
+from support.redfish import Direct, FakeService, Resources, a_service, by_label, collection, link
 from support.redfish_layouts import (
     CHASSIS,
     chassis_with,
@@ -374,6 +374,35 @@ def test_power_subsystem_is_read_if_power_has_no_values(tmp_path: Path, mock: re
     resources[f"{CHASSIS}/1"]["Power"] = link(POWER)
     resources[POWER] = {"PowerSupplies": [{"MemberId": "0", "PowerInputWatts": None}]}
     assert watts(opened(mock, resources, tmp_path)) == {SUPPLIES: 210.5}
+
+
+def input_sensors(**sensors: float | None) -> Resources:
+    """OpenBMC without a sensor of the whole chassis."""
+    base = f"{CHASSIS}/1/Sensors"
+    resources = chassis_with("1", "Sensors") | {base: collection(*(f"{base}/{name}" for name in sensors))}
+    for name, reading in sensors.items():
+        resources[f"{base}/{name}"] = {"Id": name, "ReadingType": "Power", "ReadingUnits": "W", "Reading": reading}
+    return resources
+
+
+def test_sensors_of_the_inputs_of_supplies_are_summed(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    names = {"power_psu0_input_power": 170.25, "power_psu1_input_power": 160.0, "power_psu0_output_power": 150.0}
+    device = opened(mock, input_sensors(**names, power_cpu0_power=90.0), tmp_path)
+    assert watts(device) == {SUPPLIES: 330.25, "bmc1/psu0_input": 170.25, "bmc1/psu1_input": 160.0}
+
+
+def test_an_input_sensor_without_a_value_prevents_the_sum(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    layout = input_sensors(power_psu0_input_power=170.25, power_psu1_input_power=None)
+    assert watts(opened(mock, layout, tmp_path)) == {"bmc1/psu0_input": 170.25}
+    layout[f"{CHASSIS}/1/Sensors/power_psu1_input_power"]["Status"] = {"State": "Absent"}
+    assert watts(opened(mock, layout, tmp_path)) == {SUPPLIES: 170.25}
+
+
+def test_two_input_sensors_of_one_supply_are_not_summed(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    with pytest.raises(SensorAbsentError, match="no chassis reports its power"):
+        opened(mock, input_sensors(PS1_Input_Power=170.0, PS1_Input_Power_2=165.0), tmp_path)
+    readings = watts(opened(mock, input_sensors(PS1_Input_Power=170.0, PS1_Input_Power_Max=900.0), tmp_path))
+    assert readings == {SUPPLIES: 170.0}
 
 
 def test_a_service_without_watts_lists_what_was_seen(tmp_path: Path, mock: responses.RequestsMock) -> None:

@@ -22,6 +22,7 @@ _COMPONENTS: Final[Sequence[tuple[str, Component]]] = (
     (r"cpus?|processors?", "cpu"),
     (r"mem|memory|dimms?|dram", "memory"),
 )
+_STATISTICS: Final = re.compile(r"(?:max|min|peak|avg|average|limit|cap|rated)")
 _SUPPLY_WORDS: Final = re.compile(r"(?:psus?|ps|supply|supplies)")
 
 
@@ -61,6 +62,16 @@ def hgx_component(chassis_id: str) -> Component:
 def is_supply(name: str) -> bool:
     """Return whether a name refers to a power supply."""
     return any(_SUPPLY_WORDS.fullmatch(word) for word in _words(name))
+
+
+def input_sensor(name: str) -> str:
+    """Return the power supply whose input a sensor measures; empty: it is another sensor."""
+    words = _words(name)
+    is_input = any(word in ("in", "input", "pin") for word in words)
+    if not is_input or not is_supply(name) or any(_STATISTICS.fullmatch(word) for word in words):
+        return ""
+    match = re.search(r"(psu|ps|supply)[ _]?(\d+)", name, re.IGNORECASE)
+    return slug(name) if match is None else f"{match[1]}{match[2]}".lower()
 
 
 def _words(name: str) -> list[str]:

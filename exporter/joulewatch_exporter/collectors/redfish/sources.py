@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from joulewatch_exporter.collectors.redfish.controls import Controls, control_name, sort_controls
-from joulewatch_exporter.collectors.redfish.names import SHARE, WHOLE, component_of, rank_of, slug
+from joulewatch_exporter.collectors.redfish.names import (
+    SHARE,
+    WHOLE,
+    component_of,
+    input_sensor,
+    rank_of,
+    slug,
+)
 from joulewatch_exporter.collectors.redfish.plan import (
     BusyError,
     Field,
@@ -163,6 +170,8 @@ class ChassisPower:
     supplies: Source | None = None
     """The sum of the inputs of all power supplies; it is the node if nothing else is."""
     parts: list[Part] = field(default_factory=list)
+    input_sensors: list[Supply] = field(default_factory=list)
+    """Sensors of the inputs of power supplies, if no sensor measures the whole chassis."""
     ratings: tuple[str, ...] = ()
     """Texts about values of power supplies that are ratings."""
     seen: list[str] = field(default_factory=list)
@@ -222,7 +231,7 @@ class SourceFinder:
     def _choose(self, found: ChassisPower, sources: list[Source], chassis: Json, uri: str) -> None:
         sources = [source for source in sources if source.power or source.energy is not None]
         if not _any_live(sources):
-            sources += self._sensors(linked_uri(chassis, "Sensors"), uri.rstrip("/").rpartition("/")[2])
+            sources += self._sensors(linked_uri(chassis, "Sensors"), uri.rstrip("/").rpartition("/")[2], found)
         best = next((source for source in sources if source.is_live), sources[0] if sources else None)
         if best is not None:
             found.nodes = {"": best}
@@ -237,6 +246,11 @@ class SourceFinder:
         if not _any_reads(supplies, resources) and (self._target.parts or not found.is_live):
             others = self._subsystem(linked_uri(chassis, "PowerSubsystem"), resources, found)
             supplies = others if _any_reads(others, resources) or not supplies else supplies
+        names = [supply.name for supply in found.input_sensors]
+        if not supplies and not found.is_live and len(set(names)) == len(names):
+            supplies = found.input_sensors
+            uris = [supply.input.uri for supply in supplies if supply.input is not None]
+            resources |= {uri: self._explorer.get(uri) for uri in uris}
         watts = [self._explorer.watts(source.power) for source in found.nodes.values()]
         node_watts = sum(value for value in watts if value is not None) if watts and None not in watts else None
         checked = without_ratings(supplies, resources, node_watts)
@@ -334,8 +348,11 @@ class SourceFinder:
             return Controls(nodes={}, parts={})
         return controls
 
-    def _sensors(self, uri: str | None, chassis_id: str) -> list[Source]:
-        """Return the sensors of the whole chassis; each costs a request, so only likely names are read."""
+    def _sensors(self, uri: str | None, chassis_id: str, found: ChassisPower) -> list[Source]:
+        """Return the sensors of the whole chassis, and note those of power supplies.
+
+        Each costs a request, so only those with likely names are read.
+        """
         if uri is None:
             return []
         try:
@@ -354,6 +371,8 @@ class SourceFinder:
             kind = "power" if source.power else "energy"
             if rank is not None and source.is_live and (kind not in best or rank < best[kind][0]):
                 best[kind] = (rank, source)
+            elif source.power and not is_absent(resource) and (name := input_sensor(_id_of(resource, member))):
+                found.input_sensors.append(Supply(name=name, input=source.power[0]))
         power = best["power"][1] if "power" in best else None
         energy = best["energy"][1] if "energy" in best else None
         if power is None or energy is None:
@@ -405,6 +424,10 @@ class SourceFinder:
             is_live = power.watts(resource) is not None
             return Source(power=(power,), step=step_of(resource, power, "W"), is_live=is_live, **common)
         return None
+
+
+def _id_of(resource: Json, uri: str) -> str:
+    return as_text(resource.get("Id")) or uri.rpartition("/")[2]
 
 
 def _any_reads(supplies: Sequence[Supply], resources: Mapping[str, Json]) -> bool:
