@@ -356,6 +356,38 @@ def test_a_source_without_a_value_replaces_the_sum_when_it_has_one(
     assert watts(service.connect()) == {NODE: 360.0, "bmc1/psu0_input": 200.0, "bmc1/psu1_input": 150.0}
 
 
+def test_a_better_source_is_probed_in_each_poll(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """A server that is off: its node has no value, but a supply has an output."""
+    metrics = f"{CHASSIS}/1/EnvironmentMetrics"
+    resources = chassis_with("1", "Power", "EnvironmentMetrics")
+    resources[metrics] = {"PowerWatts": {"Reading": 0}}
+    resources[POWER] = {"PowerSupplies": [{"MemberId": "0", "PowerOutputWatts": 12}]}
+    fake = FakeService(mock, resources)
+    service = a_service(tmp_path)
+    device = service.connect()
+    assert watts(device) == {"bmc1/psu0_output": 12.0}
+    fake.resources[metrics]["PowerWatts"]["Reading"] = 300
+    with pytest.raises(SensorAbsentError, match="EnvironmentMetrics#/PowerWatts/Reading: has a value now"):
+        device.read()
+    assert watts(service.connect())[NODE] == 300.0
+
+
+def test_the_sum_is_used_again_after_a_failure(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """The source without a value stays in the service, and must not replace the sum."""
+    resources = only_supplies(200, 150)
+    resources[POWER]["PowerControl"] = [control("System Power Control", None)]
+    fake = FakeService(mock, resources)
+    service = a_service(tmp_path)
+    device = service.connect()
+    power = fake.resources.pop(POWER)
+    device.read()  # of the discovery
+    with pytest.raises(SensorAbsentError, match="probing the service again"):
+        device.read()
+    device.close()
+    fake.resources[POWER] = power
+    assert watts(service.connect())[SUPPLIES] == 350.0
+
+
 def test_power_subsystem(tmp_path: Path, mock: responses.RequestsMock) -> None:
     """Each supply costs a request, so they are only read if ``Power`` has none."""
     fake = FakeService(mock, power_subsystem(210.5, 180.0))

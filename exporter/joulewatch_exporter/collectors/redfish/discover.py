@@ -100,6 +100,8 @@ class _Discovery:
         self._target = target
         self._interval_s = interval_s
         self._known_chassis = frozenset() if previous is None else previous.chassis
+        # The better sources of the previous plan have never had a value.
+        self._known_nodes = frozenset() if previous is None or previous.better else previous.chassis
         known_series = () if previous is None else previous.series
         known_counters = frozenset(series.energy for series in known_series if series.energy is not None)
         self._finder = SourceFinder(self._explorer, target, known_counters)
@@ -121,7 +123,7 @@ class _Discovery:
                 raise SensorAbsentError(f"{base}{link}: no chassis {self._target.chassis}; available: {available}")
         all_chassis = [self._chassis(uri, resource) for uri, resource in resources.items()]
         powered = [chassis for chassis in all_chassis if chassis.reported.nodes]
-        live = [chassis for chassis in powered if chassis.reported.is_live or chassis.uri in self._known_chassis]
+        live = [chassis for chassis in powered if chassis.reported.is_live or chassis.uri in self._known_nodes]
         better = () if live else tuple(source.power for c in powered for source in c.reported.nodes.values())
         if not live:
             live = self._by_supplies(all_chassis)

@@ -164,8 +164,9 @@ class Plan:
 
     @property
     def part_uris(self) -> tuple[str, ...]:
-        """The other resources, needed only for parts."""
+        """The other resources, needed only for parts and better sources."""
         uris = dict.fromkeys(uri for series in self.series for uri in series.uris)
+        uris |= dict.fromkeys(field.uri for fields in self.better for field in fields)
         return tuple(uri for uri in uris if uri not in self.required_uris)
 
 

@@ -36,11 +36,11 @@ class RedfishTarget:
     """Id of the chassis to read; empty: all chassis that report their power."""
     power_control: str = ""
     """MemberId or Name of the member of ``PowerControl`` that is the node, or Id or Name of the sensor if there is no
-    ``Power``; empty: the first member whose name refers to the system, else the first member."""
+    ``Power``; empty: detect the node, its feeds, and the servers of an enclosure (`controls`)."""
     energy: bool = True
     """False: ignore energy counters and integrate the power; useful for counters with steps of 0.1 kWh."""
     parts: bool = True
-    """Whether to publish power supplies and sub-totals; costs at most one more request."""
+    """Whether to publish power supplies, sub-totals and inner chassis; costs a request for each of their resources."""
     this_machine: bool = False
     """Whether this is the BMC of the exporter's machine: then its power is compared with the machine's CPUs and
     GPUs."""
