@@ -550,7 +550,10 @@ def test_a_baseboard_is_not_a_server(tmp_path: Path, mock: responses.RequestsMoc
     device = service.connect()
     assert watts(device) == {"bmc1/hgx_chassis_0": 1111.0, "bmc1/hgx_gpu_sxm_1": 611.0}
     assert {info.quantity.scope for info in device.infos} == {"part"}
-    assert "an HGX baseboard is not the server" in texts(service)[0]
+    assert texts(service) == [
+        "found: bmc1: 2 chassis of an HGX baseboard are parts; the baseboard is not the server, set chassis to make it "
+        "the node; experimental: never run on an HGX baseboard"
+    ]
     assert watts(a_service(tmp_path, chassis="HGX_Chassis_0").connect()) == {NODE: 1111.0}
 
 

@@ -153,9 +153,6 @@ class _Discovery:
         nodes, containers = _nodes(live, {} if selected else _containers(all_chassis, live), selected=selected)
         is_single = sum(len(node.reported.nodes) for node in nodes) == 1
         devices: dict[str, str] = {}
-        if not nodes:
-            text = "an HGX baseboard is not the server, so it is a part like its GPUs; set chassis to make it the node"
-            self._explorer.report("found", live[0].uri, f"{self._target.name}: {text}")
         for node in nodes:
             named = {
                 server: self._target.name if is_single else f"{self._target.name}/{server or node.id}"
@@ -168,12 +165,7 @@ class _Discovery:
         if not self._target.parts:
             return
         inner = [chassis for chassis in live if chassis.uri in containers]
-        if sum(is_hgx(chassis.id) for chassis in inner) > 1:
-            # A baseboard has a dozen chassis, each of which would cost a request.
-            report = MetricReport(self._explorer, reading_time=self._target.reading_time)
-            for chassis in inner:
-                nodes_of = chassis.reported.nodes
-                chassis.reported.nodes = {server: report.source(source) for server, source in nodes_of.items()}
+        self._prepare_hgx([chassis for chassis in inner if is_hgx(chassis.id)], has_node=bool(nodes))
         for chassis in inner:
             outermost = _outermost(chassis.uri, containers)
             self._add_inner(chassis, devices.get(outermost, "") if nodes else self._target.name)
@@ -181,6 +173,22 @@ class _Discovery:
             if chassis not in live and chassis.has_live_part:
                 device = next(iter(devices.values())) if len(devices) == 1 else self._target.name
                 self._add_parts(chassis, {}, device)
+
+    def _prepare_hgx(self, modules: Sequence[_Chassis], *, has_node: bool) -> None:
+        """Read the chassis of an HGX baseboard from a metric report, if there is one."""
+        if not modules:
+            return
+        text = f"{self._target.name}: {len(modules)} chassis of an HGX baseboard are parts"
+        if not has_node:
+            text += "; the baseboard is not the server, set chassis to make it the node"
+        text += "; experimental: never run on an HGX baseboard"
+        self._explorer.report("found", modules[0].uri, text)
+        if len(modules) > 1:
+            # A baseboard has a dozen chassis, each of which would cost a request.
+            report = MetricReport(self._explorer, reading_time=self._target.reading_time)
+            for chassis in modules:
+                nodes = chassis.reported.nodes
+                chassis.reported.nodes = {server: report.source(source) for server, source in nodes.items()}
 
     def _add_parts_only(self, all_chassis: Sequence[_Chassis]) -> None:
         """Add the parts of chassis whose own power is unknown."""
