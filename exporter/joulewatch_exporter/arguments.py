@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NoReturn
 
 CUTOFF: Final = 0.5
 """Similarity from which a word is suggested (``difflib``: 1 is equal)."""
+_WITHOUT_VALUE: Final = re.compile(r"argument (--\S+): expected one argument$")
+"""argparse's message about a flag that is followed by another flag, or by nothing."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,6 +40,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line and where to find help; exit with code 2."""
+        flag = _WITHOUT_VALUE.match(message)
+        if flag is not None:
+            message += f"; if its value begins with -, write {flag[1]}=VALUE"
         self.exit(2, f"{self.prog}: {message}\nTry '{self.prog} --help'.\n")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
@@ -47,14 +53,16 @@ class Parser(argparse.ArgumentParser):
 
     def _check_flags(self, words: Sequence[str]) -> None:
         flags = self._option_string_actions
-        for word in words:
+        for before, word in zip(("", *words), words, strict=False):
             if word == "--" or word in self.commands:
                 return  # operands, or words that the command's own parser checks
             flag = word.partition("=")[0]
             if not flag.startswith("--") or " " in word:  # argparse takes a word with a space for a value
                 continue
             if flag not in flags and not self._is_abbreviation(flag):
-                self.error(f"unknown flag {flag}{suggestion(flag, flags)}")
+                takes_value = before in flags and flags[before].nargs is None
+                value = f"; if it is the value of {before}, write {before}={word}" if takes_value else ""
+                self.error(f"unknown flag {flag}{suggestion(flag, flags)}{value}")
 
     def _is_abbreviation(self, flag: str) -> bool:
         return self.allow_abbrev and any(known.startswith(flag) for known in self._option_string_actions)

@@ -32,6 +32,7 @@ def parser() -> Parser:
         ),
         (["ru"], "tool: unknown command 'ru'; did you mean run? (commands: run)"),
         (["run", "--fats"], "tool run: unknown flag --fats; did you mean --fast?"),
+        (["run", "--fast", "--zzz"], "tool run: unknown flag --zzz\n"),
     ],
 )
 def test_a_misspelt_word_suggests_the_nearest(
@@ -43,6 +44,24 @@ def test_a_misspelt_word_suggests_the_nearest(
     error = capsys.readouterr().err
     assert error.startswith(text)
     assert error.count("\n") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--zzz=1"], "unknown flag --zzz; if it is the value of --listen-address, write --listen-address=--zzz=1\n"),
+        (["--level"], "argument --listen-address: expected one argument; if its value begins with -, write "),
+        (["-x"], "argument --listen-address: expected one argument; if its value begins with -, write "),
+        ([], "argument --listen-address: expected one argument; if its value begins with -, write "),
+    ],
+)
+def test_a_value_that_looks_like_a_flag_needs_an_equals_sign(
+    parser: Parser, words: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--listen-address", *words])
+    assert capsys.readouterr().err.startswith(f"tool: {text}")
+    assert parser.parse_args(["--listen-address=--zzz=1"]).listen_address == "--zzz=1"
 
 
 def test_what_is_right_is_parsed(parser: Parser) -> None:
