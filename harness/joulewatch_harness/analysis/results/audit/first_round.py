@@ -14,7 +14,7 @@ from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.gum import mean, standard_error, student_factor
 
 LEAST_LATER_ROUNDS: Final = 3
-COVERAGE: Final = 0.99
+FIRST_ROUND_COVERAGE: Final = 0.99
 """With 22 cells and two quantities, chance gives a finding in fewer than one of two runs, mostly below the shift."""
 LEAST_SHIFT: Final = 0.005
 """Smallest relative change of a result by its first round that is reported."""
@@ -36,7 +36,10 @@ def audit_first_round(name: str, quantities: Mapping[str, Mapping[int, float]]) 
         # The scatter of one more value around the mean of the later ones.
         scatter = standard_error(later) / mean(later) * math.sqrt(len(later) + 1)
         shift = difference / (len(later) + 1)
-        if abs(difference) > student_factor(len(later) - 1, COVERAGE) * scatter and abs(shift) > LEAST_SHIFT:
+        if (
+            abs(difference) > student_factor(len(later) - 1, FIRST_ROUND_COVERAGE) * scatter
+            and abs(shift) > LEAST_SHIFT
+        ):
             yield Finding(
                 severity="warning",
                 reason="not_steady",
