@@ -213,7 +213,11 @@ def _rounds_lines(result: RunResult) -> list[str]:
         lines += [f"  {name}: {'; '.join(endings)}"] if endings else []
     target = result.record.header.plan.get(MAX_UNCERTAINTY)
     rule = "" if target is None else f" (until ±{100 * target:g} % of the total: repeats only, t at 97 %)"
-    return [f"Rounds{rule}:", *lines] if lines else []
+    if lines or not result.groups:
+        return [f"Rounds{rule}:", *lines] if lines else []
+    # A run rebuilt from Prometheus.
+    missing = "why they ended is not stored" if rule else "neither the target of the plan nor why they ended is stored"
+    return [f"Rounds{rule}: {missing}; the run's journal has it."]
 
 
 _LOADED: Final[Mapping[str, str]] = {

@@ -207,6 +207,27 @@ def test_the_table_shows_the_configuration_as_loaded(measured: RunResult) -> Non
     assert "not shown here" not in text
 
 
+@pytest.mark.parametrize(
+    ("plan", "text"),
+    [
+        ({}, "Rounds: neither the target of the plan nor why they ended is stored; the run's journal has it."),
+        (
+            {"max_relative_uncertainty": 0.05},
+            "Rounds (until ±5 % of the total: repeats only, t at 97 %): why they ended is not stored; the run's "
+            "journal has it.",
+        ),
+        ({"rounds": 3}, "Rounds: net/onnxruntime/fp32: batch 1: 3 rounds fixed"),
+    ],
+)
+def test_the_table_states_that_the_end_of_the_rounds_is_not_stored(plan: dict[str, float], text: str) -> None:
+    """The annotations in Prometheus have the target, if there is one, and no notes."""
+    world = make_world(TWO_SOCKETS, batch_sizes=(1,))
+    assert world.record is not None
+    record = dataclasses.replace(world.record, header=dataclasses.replace(world.record.header, plan=plan))
+    table = to_text.render_table(analyze_run(record, ListSource(world.scrapes())))
+    assert text in " ".join(table.split())
+
+
 def test_the_table_states_why_the_rounds_of_each_cell_ended() -> None:
     world = make_world(TWO_SOCKETS)
     assert world.record is not None
