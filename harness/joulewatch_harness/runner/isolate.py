@@ -31,7 +31,8 @@ from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.plan.scenario import Scenario
 from joulewatch_harness.records import Configuration
 from joulewatch_harness.runner.drivers import Driver
-from joulewatch_harness.runner.pinning import cpu_time_s, thread_environment
+from joulewatch_harness.runner.pinning import thread_environment
+from joulewatch_harness.runner.processor_time import process_time_s
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ class IsolatedNetwork:
 
     def cpu_time_s(self) -> float | None:
         """Return the processor time of the process so far; None without one."""
-        return None if self._process is None else cpu_time_s(self._process.pid)
+        return None if self._process is None else process_time_s(self._process.pid)
 
     def begin(self, seed: str) -> None:
         """Begin a span of calls in the process's driver."""

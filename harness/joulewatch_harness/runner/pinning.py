@@ -63,14 +63,3 @@ def strays(cpus: Sequence[int]) -> dict[str, int]:
             text = cpus_text(allowed)
             threads[text] = threads.get(text, 0) + 1
     return threads
-
-
-def cpu_time_s(pid: int) -> float | None:
-    """Return the processor time that a process has used, in steps of 10 ms; None if it has ended."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    # The second field is the name in parentheses, which may contain spaces and parentheses.
-    fields = text.rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -104,12 +104,22 @@ class ProcessorClock:
         """Return the processor time of a process, and of its children that have ended; 0 if it has ended itself."""
         try:
             text = (self._proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-            running_s = time.clock_gettime(~pid << 3 | _SCHEDULER_CLOCK)
         except OSError:
+            return 0.0
+        running_s = process_time_s(pid)
+        if running_s is None:
             return 0.0
         # The second field is the name in parentheses, which may contain spaces and parentheses.
         fields = text.rpartition(")")[2].split()
         return running_s + (int(fields[13]) + int(fields[14])) * self._tick_s
+
+
+def process_time_s(pid: int) -> float | None:
+    """Return the processor time that the threads of a process have used; None if it has ended."""
+    try:
+        return time.clock_gettime(~pid << 3 | _SCHEDULER_CLOCK)
+    except OSError:
+        return None
 
 
 def used_between(

@@ -10,7 +10,7 @@ from joulewatch_harness.network import Network
 LARGEST_IDLE_SHARE: Final = 0.02
 """Share of one processor that an idle process may use."""
 LEAST_USE_S: Final = 0.03
-"""The kernel counts processor time in steps of 10 ms: a smaller difference is not significant."""
+"""Less processor time is not significant: a waiting process wakes up now and then."""
 
 
 class ProcessorUse:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from joulewatch_harness.runner.processor_time import ProcessorClock, ProcessorReading, used_between
+from joulewatch_harness.runner.processor_time import ProcessorClock, ProcessorReading, process_time_s, used_between
 
 TICKS = os.sysconf("SC_CLK_TCK")
 START = ProcessorReading(at_ns=0, idle_s=100.0, counted_s=300.0, own_s=7.0, processors=2)
@@ -111,3 +111,12 @@ def test_this_kernel_counts_the_time_of_a_child() -> None:
     used = used_between(start, running, (running.at_ns - start.at_ns) * 1e-9)
     assert used is not None and used.own_s >= 0.3
     assert used.own_s <= used.busy_s + 2 / TICKS + 0.02
+
+
+def test_the_processor_time_of_one_process_until_it_has_ended() -> None:
+    before_s, own_s = time.process_time(), process_time_s(os.getpid())
+    assert own_s is not None and before_s <= own_s <= time.process_time()
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert process_time_s(child.pid) is not None
+    child.communicate(b"\n")
+    assert process_time_s(child.pid) is None
