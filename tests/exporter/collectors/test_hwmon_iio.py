@@ -68,6 +68,14 @@ def test_tx2(sysfs: FakeSysfs, power: bool) -> None:
     assert info.resolution == ("1 mW" if power else "6 mW")
 
 
+def test_rails_without_names_and_without_a_connection(sysfs: FakeSysfs) -> None:
+    """NVIDIA's driver pairs by number; NC is a channel that the board does not use."""
+    ina3221x(sysfs, 0, "0040", {"": 200, "NC": 100}, power=False)
+    assert watts(collect(sysfs)) == {"i2c-0-0-0040/power0": 1.0}
+    ina3221x(sysfs, 1, "0041", {"VDD_IN": 200, "NC": 100})
+    assert watts(collect(sysfs)) == {"i2c-0-0-0040/power0": 1.0, "i2c-0-0-0041/VDD_IN": 1.0}
+
+
 def test_a_copied_tree_without_links(sysfs: FakeSysfs) -> None:
     for index, rail in enumerate(("VDD_IN", "VDD_SYS_CPU")):
         folder = f"bus/iio/devices/iio:device{index}"
@@ -100,6 +108,16 @@ def test_boards_without_a_monitor_at_their_input(sysfs: FakeSysfs) -> None:
     assert {scope for scope, _ in scopes(collector).values()} == {"part"}
     (finding,) = findings(collector, "absent")
     assert finding.text.startswith("Jetson AGX Xavier: no rail is the input of the board")
+
+
+@pytest.mark.parametrize(("board", "scope"), [("nvidia,p3971", "node"), ("vendor,board", "part")])
+def test_the_ina238_of_a_thor_is_at_its_input(sysfs: FakeSysfs, board: str, scope: str) -> None:
+    tree = sysfs.proc / "device-tree"
+    tree.mkdir()
+    processor = "nvidia,tegra264" if board.startswith("nvidia") else "vendor,processor"
+    (tree / "compatible").write_text(f"{board}\0{processor}\0")
+    sysfs.hwmon(0, "ina238", device=f"{BUS}/0-0044", power1_input=45_000_000, in1_input=20_000, curr1_input=2250)
+    assert {name: found for name, (found, _) in scopes(collect(sysfs)).items()} == {"power1": scope}
 
 
 def test_the_name_vdd_in_of_another_chip_is_a_part(sysfs: FakeSysfs) -> None:

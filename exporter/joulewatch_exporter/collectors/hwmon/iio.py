@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from joulewatch_exporter.collectors.base.sysfs import list_names, read_text_or
+from joulewatch_exporter.collectors.hwmon import jetson
 from joulewatch_exporter.collectors.hwmon.chips import Channel, Chip, device_label, skipped
+from joulewatch_exporter.collectors.hwmon.pairs import NOT_CONNECTED
 from joulewatch_exporter.collectors.hwmon.values import ValueFile
 from joulewatch_exporter.errors import SensorError
 from joulewatch_exporter.model import Finding, Host
@@ -121,6 +123,8 @@ def _channels(chip: Chip, files: _Files, findings: list[Finding]) -> list[Channe
     """Return the power channels, and the products of voltages and currents that have none."""
     channels: list[Channel] = []
     for number in files.numbers("power"):
+        if files.label("power", number).lower() == NOT_CONNECTED:
+            continue
         value = files.value("power", number)
         if value is None:
             findings.append(skipped(f"{files.directory}/in_power{number}_raw", f"{chip.name}: has no scale"))
@@ -129,7 +133,7 @@ def _channels(chip: Chip, files: _Files, findings: list[Finding]) -> list[Channe
     labels = {channel.label for channel in channels} - {""}
     for volts, amperes in _pairs(chip, files):
         label = files.label("current", amperes)
-        if label in labels or amperes in files.numbers("power"):
+        if label in labels or label.lower() == NOT_CONNECTED or amperes in files.numbers("power"):
             continue
         voltage, current = files.value("voltage", volts), files.value("current", amperes)
         if voltage is not None and current is not None:
@@ -149,7 +153,7 @@ def _channel(files: _Files, kind: _Kind, number: str, file: ValueFile, amperes: 
 
 
 def _pairs(chip: Chip, files: _Files) -> list[tuple[str, str]]:
-    """Return the numbers of voltages and currents that belong together: of known chips, or with the same label."""
+    """Return the numbers of voltages and currents that belong together: of known chips, else those of one label."""
     voltages, currents = files.numbers("voltage"), files.numbers("current")
     if chip.name in _PAIRS:
         volts, amperes = _PAIRS[chip.name]
@@ -157,7 +161,9 @@ def _pairs(chip: Chip, files: _Files) -> list[tuple[str, str]]:
     return [
         (number, number)
         for number in currents
-        if number in voltages and (label := files.label("current", number)) and label == files.label("voltage", number)
+        if number in voltages
+        and (chip.name in jetson.CHIPS or files.label("current", number) != "")
+        and files.label("current", number) == files.label("voltage", number)
     ]
 
 

@@ -76,12 +76,12 @@ def meanings_of(
     if integrated_gpu:
         findings.append(skipped(chip.identity, "amdgpu in a processor: its power includes the CPU, so it is a part"))
     return [
-        (channel, _meaning(chip, channel, is_first=channel is kept[0], integrated_gpu=integrated_gpu))
+        (channel, _meaning(chip, channel, host, is_first=channel is kept[0], integrated_gpu=integrated_gpu))
         for channel in kept
     ]
 
 
-def _meaning(chip: Chip, channel: Channel, *, is_first: bool, integrated_gpu: bool) -> Meaning:
+def _meaning(chip: Chip, channel: Channel, host: Host, *, is_first: bool, integrated_gpu: bool) -> Meaning:
     """Return what a channel measures; an unknown channel is a part, which is never summed."""
     device, domain, name = chip.device, channel.domain, chip.name
     if name == "power_meter":
@@ -98,14 +98,11 @@ def _meaning(chip: Chip, channel: Channel, *, is_first: bool, integrated_gpu: bo
                 domain="package" if is_socket else meter,
             )
         return Meaning(component="node", scope="node", device=device, domain=domain)
+    if jetson.is_input(name, channel.label, host):
+        return Meaning(component="node", scope="node", device=device, domain=domain)
     if name in jetson.CHIPS:
-        is_input = channel.label in jetson.INPUTS
-        return Meaning(
-            component="node" if is_input else jetson.COMPONENTS.get(channel.label, "other"),
-            scope="node" if is_input else "part",
-            device=device,
-            domain=domain,
-        )
+        component = jetson.COMPONENTS.get(channel.label, "other")
+        return Meaning(component=component, scope="part", device=device, domain=domain)
     if name in ("i915", "xe"):
         # energy1 is the card, energy2 of xe the package inside it; DG2 and PVC have the package only.
         return Meaning(component="gpu", scope="device" if is_first else "part", device=device, domain=domain)

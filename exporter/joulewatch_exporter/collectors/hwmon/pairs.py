@@ -45,7 +45,8 @@ _RULES: Final = (
 )
 
 _PMBUS_LABEL: Final = re.compile(r"[vip](?P<place>in\d*|out\d+)")
-_NOT_CONNECTED: Final = "nc"
+NOT_CONNECTED: Final = "nc"
+"""Label of a channel that the board does not use, in lower case."""
 
 
 def pairs_of(chip: Chip, attributes: Attributes, findings: list[Finding]) -> list[Channel]:
@@ -63,7 +64,7 @@ def pairs_of(chip: Chip, attributes: Attributes, findings: list[Finding]) -> lis
             continue
         volts, amperes = voltages[in_number], currents[curr_number]
         label = _power_label(amperes.label or volts.label)
-        if label.lower() == _NOT_CONNECTED or label.lower() in labels:
+        if label.lower() == NOT_CONNECTED or label.lower() in labels:
             continue
         disabled = next((side for side in (volts, amperes) if side.is_disabled), None)
         if disabled is not None:
