@@ -149,7 +149,7 @@ class HwmonCollector(OnDemandCollector):
 def _quantities(
     meant: Sequence[tuple[Chip, Channel, Meaning]], findings: list[Finding]
 ) -> Iterator[tuple[Chip, Channel, Quantity]]:
-    """Give each channel a name of its own, before any is read: names must not depend on who may read what."""
+    """Give each channel a unique name before any is read, because names must not depend on the rights of the reader."""
     taken: set[tuple[str, str, str]] = set()
     for chip, channel, meaning in meant:
         number = f"{channel.kind}{channel.number}"
