@@ -152,6 +152,8 @@ class ExporterClient:
             raise ConfigError(f"exporter {self.url}: {error}") from error
         self._connection: http.client.HTTPConnection | None = None
         self._keys: dict[str, SeriesKey] = {}
+        self.asleep: tuple[str, ...] = ()
+        """Devices (collector and name) that were asleep at the last ``describe``; they have no sensors then."""
         self._last_read_at_s: Mapping[_Device, float] = {}
         """The read timestamps of the answer before."""
 
@@ -239,6 +241,7 @@ class ExporterClient:
         sensors: list[dict[str, str]] = []
         refresh_s: dict[tuple[str, ...], float] = {}
         window_s: dict[tuple[str, ...], float] = {}
+        asleep: list[str] = []
         started_at_s = None
         for raw, value in self.parse(answer.body):
             name = raw.partition("{")[0]
@@ -252,11 +255,14 @@ class ExporterClient:
                 refresh_s[_sensor_key(self._labels(raw))] = value
             elif name == catalog.SENSOR_WINDOW.name:
                 window_s[_sensor_key(self._labels(raw))] = value
+            elif name == catalog.SENSOR_STATE.name and self._labels(raw).get("state") == "asleep":
+                asleep.append(" ".join(_device(self._labels(raw))))
         if info is None:
             raise ExporterUnreachableError(
                 f"exporter {self.url} is not a joulewatch exporter: {_excerpt(answer.body)}; "
                 "other exporters are read through Prometheus (--prometheus)"
             )
+        self.asleep = tuple(asleep)
         record = ExporterRecord(
             name=self.name,
             url=self.url,

@@ -109,6 +109,11 @@ def _check_exporters(
             while any(map(_is_refresh_pending, found)) and time.monotonic() < deadline_s:
                 time.sleep(0.2)
                 record, found = client.describe()
+        if not found and client.asleep:
+            raise ExporterUnreachableError(
+                f"exporter {url} measures no energy now: {', '.join(client.asleep)} asleep (runtime suspend). Keep the "
+                "device awake: write 'on' to its power/control in sysfs"
+            )
         if not found:
             raise ExporterUnreachableError(
                 f"exporter {url} measures no energy: run 'joulewatch-exporter check' on that machine to list its "

@@ -35,6 +35,8 @@ resolution="1.5e-05",accuracy="0.05",read_mode="on_request",primary="",host="n1"
 joulewatch_sensor_info{{scope="part",collector="rapl",component="cpu",device="socket0",domain="core",\
 method="counter",reads="energy",model="",source="/sys/z",resolution="",accuracy=""}} 1.0
 joulewatch_sensor_refresh_seconds{{{SENSOR}}} 0.001
+joulewatch_sensor_state{{collector="rapl",device="socket0",state="ok"}} 1.0
+joulewatch_sensor_state{{collector="hwmon",device="gpu0",state="asleep"}} 1.0
 joulewatch_exporter_info{{version="0.1.0",pythonversion="3.11.2",nodename="n1",emulated="1"}} 1.0
 """
 
@@ -137,7 +139,9 @@ def test_the_error_of_an_invalid_url_does_not_contain_the_password(url: str) -> 
 
 def test_describe_returns_the_exporter_and_its_sensors(server: FakeServer) -> None:
     server.answer()
-    record, sensors = ExporterClient("http://node1:10717").describe()
+    client = ExporterClient("http://node1:10717")
+    record, sensors = client.describe()
+    assert client.asleep == ("hwmon gpu0",)
     assert (record.name, record.nodename, record.version, record.emulated) == ("node1:10717", "n1", "0.1.0", True)
     package, core = sensors
     assert (package.scope, package.method, package.source) == ("device", "counter", "/sys/x y")

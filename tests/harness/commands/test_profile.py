@@ -202,6 +202,21 @@ def test_an_exporter_without_a_sensor_is_an_error_with_a_fix(
     assert "measures no energy: run 'joulewatch-exporter check'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "server",
+    [
+        'joulewatch_exporter_info{version="1",pythonversion="3",nodename="n",emulated="0"} 1\n'
+        'joulewatch_sensor_state{collector="hwmon",device="gpu0",state="asleep"} 1\n'
+    ],
+    indirect=True,
+)
+def test_an_exporter_whose_devices_are_all_asleep_is_an_error_with_a_fix(
+    folder: Path, capsys: pytest.CaptureFixture[str], server: str
+) -> None:
+    assert run_mine("--exporter", server) == 2
+    assert "measures no energy now: hwmon gpu0 asleep (runtime suspend). Keep" in capsys.readouterr().err
+
+
 def test_native_precisions_are_named_by_what_was_loaded(folder: Path) -> None:
     plan, networks, _ = network_checks.check_networks(plan_of("--network", "mine.py:Mine"), contextlib.ExitStack())
     assert plan.configurations[0].name == "Mine/numpy/fp32"

@@ -104,7 +104,7 @@ def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -
                 )
             warning = check_frozen(history, sensor, record, energy, span)
         except CoverageError as error:
-            reason = "sensor_down" if health.down else error.reason
+            reason = "sensor_asleep" if health.asleep else "sensor_down" if health.down else error.reason
             rows.append(SensorEnergy(sensor=sensor, record=record, energy=None, reason=reason, text=str(error)))
             continue
         rows.append(SensorEnergy(sensor=sensor, record=record, energy=energy, warning=warning))

@@ -306,6 +306,8 @@ def _why_not(
     counter: Series | None,
 ) -> tuple[str, str]:
     """Return the most helpful reason and its text: reports of the exporter before effects of missing data."""
+    if health.asleep:
+        return "sensor_asleep", f"{sensor}: the device was asleep (runtime suspend) in part of the window"
     if health.down:
         return "sensor_down", f"{sensor}: the exporter could not read the device"
     restart = next((error for error in problems if error.reason == "exporter_restart"), None)

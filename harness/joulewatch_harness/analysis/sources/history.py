@@ -63,6 +63,8 @@ class Health:
     rejected: float = 0.0
     unmeasured_s: float = 0.0
     down: bool = False
+    asleep: bool = False
+    """Whether it was down because the device was in runtime suspend."""
 
     @property
     def clean(self) -> bool:
@@ -95,6 +97,8 @@ class History:
     """Sensor -> field of ``Health`` -> counter; only counters that changed."""
     ups: Mapping[tuple[str, ...], Series] = field(default_factory=dict)
     """(exporter, collector, device) -> 0 or 1; only devices that were down at some time."""
+    asleep: Mapping[tuple[str, ...], Series] = field(default_factory=dict)
+    """(exporter, collector, device) -> the samples in which the device was asleep."""
     nodenames: Mapping[str, str] = field(default_factory=dict)
     """Exporter -> name of its machine, if it is stored and did not change."""
     notices: tuple[Notice, ...] = ()
@@ -103,13 +107,17 @@ class History:
     def health(self, sensor: SensorId, start_s: float, end_s: float) -> Health:
         """Return the increases of a sensor's diagnostic counters, between the samples around a span."""
         kinds = self.diagnostics.get(_quantity_key(sensor), {})
-        up = self.ups.get((sensor.exporter, sensor.collector, sensor.device))
+        device = (sensor.exporter, sensor.collector, sensor.device)
         increases = {}
         for kind, series in kinds.items():
             steps = np.diff(series.between(start_s, end_s).values)
             increases[kind] = float(steps[steps > 0].sum())
-        down = up is not None and bool((up.between(start_s, end_s).values < 1).any())
-        return Health(**increases, down=down)
+        down_at_s = np.array([])
+        if device in self.ups:
+            up = self.ups[device].between(start_s, end_s)
+            down_at_s = up.times_s[up.values < 1]
+        asleep = device in self.asleep and bool(np.isin(down_at_s, self.asleep[device].times_s).any())
+        return Health(**increases, down=bool(down_at_s.size), asleep=asleep)
 
 
 class SampleSource(Protocol):
@@ -285,6 +293,7 @@ class _Builder:
         self._windows: dict[QuantityKey, float] = {}
         self._diagnostics: dict[QuantityKey, dict[str, list[Series]]] = {}
         self._ups: dict[tuple[str, ...], list[Series]] = {}
+        self._asleep: dict[tuple[str, ...], list[Series]] = {}
         self._adders: Final[Mapping[str, Callable[[Placed], None]]] = {
             **{name: partial(self._add_quantity, self._counters, scope) for name, scope in _ENERGY_SCOPE.items()},
             **{name: partial(self._add_quantity, self._powers, scope) for name, scope in _POWER_SCOPE.items()},
@@ -295,6 +304,7 @@ class _Builder:
             catalog.SENSOR_REFRESH.name: partial(self._add_largest, self._refreshes),
             catalog.SENSOR_WINDOW.name: partial(self._add_largest, self._windows),
             catalog.SENSOR_UP.name: self._add_up,
+            catalog.SENSOR_STATE.name: self._add_state,
         }
 
     def add(self, placed: Placed) -> None:
@@ -334,9 +344,15 @@ class _Builder:
     def _add_up(self, placed: Placed) -> None:
         self._ups.setdefault(_labels_key(placed, catalog.DEVICE_LABELS), []).append(_at_sample_times(placed.raw))
 
+    def _add_state(self, placed: Placed) -> None:
+        if placed.labels.get("state") == "asleep":
+            device = _labels_key(placed, catalog.DEVICE_LABELS)
+            self._asleep.setdefault(device, []).append(_at_sample_times(placed.raw))
+
     def history(self, source: str, notices: tuple[Notice, ...], *, power: bool) -> History:
         """Return the history; ``power``: as for ``build_history``."""
-        notices = (*notices, *self._keep_one_clock())
+        asleep = {key: _merged(parts) for key, parts in self._asleep.items()}
+        notices = (*notices, *self._keep_one_clock(), *map(_sleep_notice, asleep))
         partly_observed = {sensor for sensor in self._powers if _quantity_key(sensor) in self._windows}
         used = {sensor: parts for sensor, parts in self._powers.items() if power or sensor in partly_observed}
         watts = self._placed(used)
@@ -357,6 +373,7 @@ class _Builder:
                 if (changed := {kind: series for kind, series in kinds.items() if _changes(series)})
             },
             ups={key: series for key, series in ups.items() if len(series) and float(series.values.min()) < 1},
+            asleep=asleep,
             notices=notices,
         )
 
@@ -413,6 +430,16 @@ class _Builder:
             )
             for sensor, record in sensors.items()
         }
+
+
+def _sleep_notice(device: tuple[str, ...]) -> Notice:
+    return Notice(
+        severity="info",
+        reason="sensor_asleep",
+        text=f"{'/'.join(device)} was asleep (runtime suspend) for a time: its energy of that time is not measured and "
+        "is not in any sum. If the device takes part in the work, keep it awake",
+        exporter=device[0],
+    )
 
 
 def _sensor_id(placed: Placed, scope: str) -> SensorId:

@@ -249,6 +249,8 @@ class PrometheusSource:
         up = catalog.SENSOR_UP.name
         if self._at(f"min_over_time({up}{within}) < 1", span):
             metadata += self.raw(f"{up}{braces}", *span)
+            asleep = selector(matchers, 'state="asleep"')
+            metadata += self.raw(f"{catalog.SENSOR_STATE.name}{asleep}", *span)
         return metadata
 
     def _identities(self, span: tuple[float, float]) -> list[RawSeries]:

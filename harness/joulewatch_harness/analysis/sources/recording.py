@@ -25,11 +25,12 @@ from joulewatch_harness.storage.recording import Recording
 
 _MARGIN_S: Final = 60.0
 """A recording contains one run, so a wide margin costs nothing, even with rare scrapes."""
+_STATE_NAMES: Final = (catalog.SENSOR_UP.name, catalog.SENSOR_STATE.name)
 _METADATA_NAMES: Final = (
     catalog.SENSOR_INFO.name,
     catalog.SENSOR_REFRESH.name,
     catalog.SENSOR_WINDOW.name,
-    catalog.SENSOR_UP.name,
+    *_STATE_NAMES,
     *HEALTH_NAMES,
 )
 
@@ -93,7 +94,7 @@ class RecordingSource:
             samples += self._raw(name, whole, wanted)
         for name in _METADATA_NAMES:
             # Metadata is stored when it changes, which may be long before the span.
-            start_s = whole[0] if name in HEALTH_NAMES or name == catalog.SENSOR_UP.name else None
+            start_s = whole[0] if name in HEALTH_NAMES or name in _STATE_NAMES else None
             samples += self._raw(name, (start_s, whole[1]), wanted)
         return build_history(self.describe(), samples, power=power)
 

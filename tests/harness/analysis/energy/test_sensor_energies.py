@@ -125,6 +125,10 @@ def test_a_restart_of_the_exporter_and_a_device_that_was_down_are_the_reasons() 
     up = quantity(catalog.SENSOR_UP.name, np.where(TIMES_S > 10, 0.0, 1.0))
     (down,) = measure(history_of(gone, up), WINDOW, [], "all")
     assert (down.energy, down.reason, down.text) == (None, "sensor_down", "no sample after the window's end")
+    asleep = dataclasses.replace(up, name=catalog.SENSOR_STATE.name, labels={**up.labels, "state": "asleep"})
+    asleep = dataclasses.replace(asleep, times_s=TIMES_S[TIMES_S > 10], values=np.ones((TIMES_S > 10).sum()))
+    (sleeping,) = measure(history_of(gone, up, asleep), WINDOW, [], "all")
+    assert (sleeping.energy, sleeping.reason) == (None, "sensor_asleep")
     (later,) = measure(history_of(gone, up), Span(1.0, 9.0), [], "all")
     assert later.energy is not None, "the device was up in the window"
 

@@ -470,6 +470,14 @@ SAMPLES = Series(np.arange(3.0), np.arange(3.0))
     ("problems", "missing", "down", "readings", "counter", "expected"),
     [
         ([RESTART], "refused", True, (None, None), None, ("sensor_down", "the exporter could not read the device")),
+        (
+            [GAP],
+            "",
+            "asleep",
+            (None, None),
+            None,
+            ("sensor_asleep", "was asleep (runtime suspend) in part of the window"),
+        ),
         ([GAP, RESTART], "refused", False, (None, None), None, ("exporter_restart", "fell")),
         ([GAP], "refused", False, (None, None), None, ("sample_gap", "gap")),
         ([], "refused", False, ((1.0, 2.0), None), SAMPLES, ("edge_missing", "could not be read at an edge: refused")),
@@ -482,11 +490,11 @@ SAMPLES = Series(np.arange(3.0), np.arange(3.0))
 def test_what_the_exporter_reports_explains_more_than_what_is_missing(
     problems: list[CoverageError],
     missing: str,
-    down: bool,
+    down: bool | str,
     readings: tuple[object, object],
     counter: Series | None,
     expected: tuple[str, str],
 ) -> None:
-    reason, text = _why_not(ID, problems, missing, Health(down=down), readings, counter)
+    reason, text = _why_not(ID, problems, missing, Health(down=bool(down), asleep=down == "asleep"), readings, counter)
     assert reason == expected[0]
     assert text.startswith(f"{NODE}/rapl/socket0/package: ") and text.endswith(expected[1])

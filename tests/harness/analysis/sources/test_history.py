@@ -195,6 +195,28 @@ def test_a_history_has_all_that_its_samples_show() -> None:
     }
 
 
+def test_a_device_that_was_asleep_is_a_notice_and_not_a_failure() -> None:
+    """Also a device that slept all the time and has no sensor: it is missing in every sum."""
+    history = build_history(
+        "",
+        [
+            raw(catalog.SENSOR_UP, (0.0, 0.0, 1.0)),
+            raw(catalog.SENSOR_STATE, (1.0,), state="asleep"),
+            raw(catalog.SENSOR_STATE, (1.0,), (2.0,), state="glitch"),
+            raw(catalog.SENSOR_STATE, (1.0,), (3.0,), state="ok"),
+            raw(catalog.SENSOR_STATE, (1.0, 1.0, 1.0), device="gpu", state="asleep"),
+        ],
+    )
+    assert history.sensors == {}
+    assert {(notice.severity, notice.reason, notice.text.partition(" was ")[0]) for notice in history.notices} == {
+        ("info", "sensor_asleep", "a:1/rapl/socket0"),
+        ("info", "sensor_asleep", "a:1/rapl/gpu"),
+    }
+    assert history.health(ID, 0.5, 0.75) == Health(down=True, asleep=True)
+    assert history.health(ID, 2.1, 2.9) == Health(down=True)
+    assert history.health(ID, 3.1, 4.0) == Health()
+
+
 @pytest.mark.parametrize(("label", "primary"), [("1", True), ("0", False), ("", None)])
 def test_how_a_sensor_is_read_its_host_and_the_primary_sensor_come_from_its_metadata(
     label: str, primary: bool | None

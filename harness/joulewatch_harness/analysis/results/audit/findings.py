@@ -25,6 +25,7 @@ REASONS: Final[Mapping[str, str]] = {
     "edge_missing": "an exporter was not read at an edge",
     "no_samples": "a sensor has no samples",
     "too_few_samples": "a window has fewer than two samples of power",
+    "sensor_asleep": "a device was asleep (runtime suspend)",
     "sensor_down": "the exporter could not read a device",
     "wraps_seen": "a hardware counter wrapped; the wraps were corrected",
     "rejected_readings": "readings outside physical bounds were rejected",

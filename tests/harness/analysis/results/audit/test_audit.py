@@ -224,9 +224,24 @@ def _() -> tuple[World, Samples]:
     world = history_only(run())
     at_s = middle_of(world)
     gone = kept(world.scrapes(), lambda times: times < at_s)
+    return world, [*gone, up_until(world, at_s)]
+
+
+def up_until(world: World, at_s: float) -> RawSeries:
     up = of_cpu(world, catalog.SENSOR_UP.name, lambda times: np.where(times < at_s, 1.0, 0.0))
     labels = {name: value for name, value in up.labels.items() if name not in ("component", "domain")}
-    return world, [*gone, dataclasses.replace(up, labels=labels)]
+    return dataclasses.replace(up, labels=labels)
+
+
+@case("sensor_asleep", "error")
+def _() -> tuple[World, Samples]:
+    world = history_only(run())
+    at_s = middle_of(world)
+    gone = kept(world.scrapes(), lambda times: times < at_s)
+    up = up_until(world, at_s)
+    asleep = dataclasses.replace(up, name=catalog.SENSOR_STATE.name, labels={**up.labels, "state": "asleep"})
+    (asleep,) = kept([asleep], lambda times: times >= at_s)
+    return world, [*gone, up, dataclasses.replace(asleep, values=np.ones_like(asleep.values))]
 
 
 @case("wraps_seen", "info")
