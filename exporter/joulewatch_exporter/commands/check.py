@@ -16,6 +16,7 @@ from typing import Final
 
 from joulewatch_exporter import __version__
 from joulewatch_exporter.collectors import experimental_note
+from joulewatch_exporter.collectors.base.sysfs import is_virtual_machine
 from joulewatch_exporter.config.config import Config, FamilySettings
 from joulewatch_exporter.errors import (
     ConfigError,
@@ -130,7 +131,7 @@ def examine(
         sysfs=str(host.sysfs),
         procfs=str(host.procfs),
         emulated=host.emulated,
-        virtual_machine=_is_virtual_machine(host),
+        virtual_machine=is_virtual_machine(host),
         findings=tuple(findings),
         experimental=_experimental(families, findings),
         readings=readings,
@@ -258,18 +259,6 @@ def _scan(family: Family) -> FamilyScan | None:
         return None
     finally:
         reader.close()
-
-
-def _is_virtual_machine(host: Host) -> bool:
-    """Return whether the CPU reports a hypervisor (x86 flag ``hypervisor``)."""
-    try:
-        with open(host.procfs / "cpuinfo", encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line.startswith("flags"):
-                    return "hypervisor" in line.split()
-    except OSError:
-        pass
-    return False
 
 
 def render(report: Report, *, width: int = 80) -> str:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Host
@@ -37,12 +37,17 @@ _fstat = os.fstat
 _close = os.close
 
 
-def denied_cure(path: str) -> str:
-    """Return the command that lets this exporter read ``path`` until the next boot; empty if it runs as root.
+def denied_cure(path: str, rights: Literal["r", "rw"] = "r") -> str:
+    """Return the command that lets this exporter access ``path`` until the next boot; empty if it would not help.
 
-    The mode of a file does not stop root, so changing it does not help.
+    A file whose mode grants access already, which for root is every file, is denied by something else: its driver, a
+    security module, kernel lockdown, or the settings of a container.
     """
-    return "" if os.geteuid() == 0 else f"sudo chmod a+r {path}"
+    for folder in reversed(Path(path).parents):
+        if folder.is_dir() and not os.access(folder, os.X_OK, effective_ids=True):
+            return f"sudo chmod a+x {folder}"
+    wanted = os.R_OK | (os.W_OK if "w" in rights else 0)
+    return "" if os.access(path, wanted, effective_ids=True) else f"sudo chmod a+{rights} {path}"
 
 
 def sensor_error(path: str, error: OSError) -> SensorError:
@@ -53,15 +58,18 @@ def sensor_error(path: str, error: OSError) -> SensorError:
         error: The error of the kernel.
 
     Returns:
-        `SensorAbsentError` if the file or its device is missing; `SensorDeniedError`, with the fix, if permissions are
-        missing; otherwise `SensorGlitchError`: EIO, ENODATA, EAGAIN and other errors of a single read.
+        `SensorAbsentError` if the file or its device is missing; `SensorDeniedError`, with the fix if there is one, if
+        access is denied; otherwise `SensorGlitchError`: EIO, ENODATA, EAGAIN and other errors of a single read.
     """
     if error.errno in _ABSENT:
         return SensorAbsentError(f"{path}: {error.strerror}")
     if error.errno in _DENIED:
         cure = denied_cure(path)
         if not cure:
-            return SensorDeniedError(f"{path}: {error.strerror}, also to root: by the driver, a container or a policy")
+            return SensorDeniedError(
+                f"{path}: {error.strerror}; its file mode allows the read, so something else denies it: its driver, a "
+                "security module, kernel lockdown, or a container's settings"
+            )
         return SensorDeniedError(
             f"{path}: {error.strerror}; run `{cure}` (until the next boot), or permanently: run the "
             "exporter as root or with AmbientCapabilities=CAP_DAC_READ_SEARCH in its systemd unit"
@@ -288,6 +296,12 @@ def one_per_core(cpus: Sequence[Cpu]) -> tuple[Cpu, ...]:
     for cpu in cpus:
         firsts.setdefault(cpu.core_key, cpu)
     return tuple(firsts.values())
+
+
+def is_virtual_machine(host: Host) -> bool:
+    """Return whether the CPU reports a hypervisor (x86 flag ``hypervisor``)."""
+    flags = re.search(r"^flags\s*:(.*)$", read_text_or(f"{host.procfs}/cpuinfo", ""), re.MULTILINE)
+    return flags is not None and "hypervisor" in flags[1].split()
 
 
 def cpuinfo(host: Host) -> str:

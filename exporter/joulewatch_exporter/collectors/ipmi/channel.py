@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from joulewatch_exporter.collectors.base.sysfs import denied_cure
 from joulewatch_exporter.errors import SensorDeniedError, SensorError, SensorGlitchError
 
 _UNKNOWN = frozenset({0xC1, 0xC2})
@@ -26,14 +27,17 @@ _GLITCHES = {
 
 
 def chmod_command(path: str) -> str:
-    """Return the command that makes the kernel's device accessible until the next boot."""
-    return f"sudo chmod a+rw {path}"
+    """Return the command that makes the kernel's device accessible until the next boot; empty if it would not help."""
+    return denied_cure(path, "rw")
 
 
 def device_denied(path: str, reason: str) -> str:
-    """Return the message that the kernel's device cannot be opened, with the fix."""
+    """Return the message that the kernel's device cannot be opened, with the fix if there is one."""
+    cure = chmod_command(path)
+    if not cure:
+        return f"{path}: {reason}; its file mode allows access, so something else denies it (a container's settings?)"
     return (
-        f"{path}: {reason}; run `{chmod_command(path)}` (until the next boot); permanently: give the exporter's user "
+        f"{path}: {reason}; run `{cure}` (until the next boot); permanently: give the exporter's user "
         "access with a udev rule, or run the exporter as root"
     )
 

@@ -36,7 +36,6 @@ from typing import Any, ClassVar, Final, Literal, Self
 from joulewatch_exporter.collectors.base.sysfs import list_names
 from joulewatch_exporter.collectors.nvml.gpu import Description, describe, plausible_limit
 from joulewatch_exporter.collectors.nvml.library import (
-    DEVICES_FIX,
     Nvml,
     find_evidence,
     find_library,
@@ -354,7 +353,7 @@ class NvmlCollector:
             thread.close()
             if isinstance(error, SensorDeniedError):
                 self._failed[index] = error
-                self._findings_by_index[index] = (_finding("denied", subject, str(error), DEVICES_FIX),)
+                self._findings_by_index[index] = (_finding("denied", subject, str(error), self.nvml.devices_fix),)
             else:
                 # Any other error concerns only this GPU.
                 text = str(error) if isinstance(error, SensorError) else f"{type(error).__name__}: {error}"

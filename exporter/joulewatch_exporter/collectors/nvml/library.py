@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from joulewatch_exporter.collectors.base.sysfs import list_names, read_text_or
+from joulewatch_exporter.collectors.base.sysfs import denied_cure, list_names, read_text_or
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorError, SensorGlitchError
 from joulewatch_exporter.model import Host
 
@@ -79,6 +79,11 @@ class Nvml:
                 raise self.sensor_error(code, subject) from error
             return None, code
 
+    @property
+    def devices_fix(self) -> str:
+        """Return the command that makes the driver's devices accessible; empty if it would not help."""
+        return DEVICES_FIX if denied_cure(f"{self._dev}/nvidiactl", "rw") else ""
+
     def sensor_error(self, code: int, subject: str) -> SensorError:
         """Return the error for a return code that concerns ``subject``."""
         # Not str(error): for unknown codes nvidia-ml-py calls the library, which may hang.
@@ -87,8 +92,9 @@ class Nvml:
         if code == _UNINITIALIZED:
             self.is_uninitialised = True
         if code in _DENIED or (code == _DRIVER_NOT_LOADED and self._is_denied()):
+            chmod = f"run `{cure}`, or " if (cure := self.devices_fix) else ""
             return SensorDeniedError(
-                f"{self._dev}/nvidiactl: {text}; run `{DEVICES_FIX}`, or pass the devices to the container or the "
+                f"{self._dev}/nvidiactl: {text}; {chmod}pass the devices to the container or the "
                 "systemd unit (docker: --gpus all; systemd: DeviceAllow=/dev/nvidiactl rw)"
             )
         if code == _VERSION_MISMATCH:

@@ -77,11 +77,27 @@ def test_a_denial_by_the_kernel_names_the_path_and_the_fix() -> None:
             read_int(str(path))
 
 
-def test_a_mode_is_no_fix_for_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert denied_cure("/sys/x") == ""
-    error = sensor_error("/sys/x", OSError(errno.EACCES, "Permission denied"))
-    assert str(error) == "/sys/x: Permission denied, also to root: by the driver, a container or a policy"
+def test_a_mode_that_grants_access_already_is_not_offered_as_the_fix(tmp_path: Path) -> None:
+    """EPERM of a driver, and every denial of root: chmod cannot help."""
+    path = tmp_path / "power1_input"
+    path.write_text("1\n")
+    assert denied_cure(str(path)) == denied_cure(str(path), "rw") == ""
+    error = sensor_error(str(path), PermissionError(errno.EPERM, "Operation not permitted"))
+    assert isinstance(error, SensorDeniedError)
+    assert "something else denies it: its driver" in str(error)
+    assert "chmod" not in str(error)
+
+
+def test_a_folder_that_cannot_be_entered_is_what_the_fix_changes() -> None:
+    with public_folder() as folder:
+        inner = folder / "debug" / "power"
+        inner.mkdir(parents=True)
+        (inner / "energy").write_text("1\n")
+        (folder / "debug").chmod(0o700 if os.geteuid() == 0 else 0)
+        with unprivileged():
+            cure = denied_cure(str(inner / "energy"))
+        (folder / "debug").chmod(0o700)
+    assert cure == f"sudo chmod a+x {folder}/debug"
 
 
 def test_an_input_error_of_the_kernel_is_a_glitch() -> None:
