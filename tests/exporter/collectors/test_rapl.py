@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
 from joulewatch_exporter.errors import SensorAbsentError, SensorDeniedError, SensorGlitchError
-from support.collectors import findings, infos
+from support.collectors import findings, infos, joules
 from support.sysfs import EPYC, XEON, FakeSysfs, public_folder, unprivileged
 
 
@@ -214,6 +216,59 @@ def test_missing_class_and_missing_zones_are_absent(sysfs: FakeSysfs) -> None:
         collect(sysfs)
 
 
+def xeon_zones(sysfs: FakeSysfs) -> FakeSysfs:
+    for socket in (0, 1):
+        sysfs.rapl_zone(f"{socket}", name=f"package-{socket}").rapl_zone(f"{socket}:0", name="dram")
+    return sysfs.rapl_zone("intel-rapl-mmio:0", name="package-0").packages(0, 1)
+
+
+def all_but_links(sysfs: FakeSysfs) -> None:
+    shutil.rmtree(sysfs.sys / "class" / "powercap")
+
+
+def control_type_only(sysfs: FakeSysfs) -> None:
+    """A bind mount of ``class/powercap/intel-rapl`` into another tree."""
+    all_but_links(sysfs)
+    sysfs.link("class/powercap/intel-rapl", "devices/virtual/powercap/intel-rapl")
+
+
+def copied(sysfs: FakeSysfs) -> None:
+    """A copy in which links are folders, without the links of nested zones."""
+    all_but_links(sysfs)
+    shutil.copytree(sysfs.sys / "devices/virtual/powercap/intel-rapl", sysfs.sys / "class/powercap/intel-rapl")
+    shutil.rmtree(sysfs.sys / "devices/virtual/powercap")
+
+
+def packages_only(sysfs: FakeSysfs) -> None:
+    """Bind mounts of single packages: their memory is only inside them."""
+    sysfs.remove("class/powercap/intel-rapl:0:0").remove("class/powercap/intel-rapl:1:0")
+
+
+@pytest.mark.parametrize("change", [all_but_links, control_type_only, copied, packages_only])
+def test_zones_are_found_inside_each_other_without_the_links_of_the_class(
+    sysfs: FakeSysfs, change: Callable[[FakeSysfs], None]
+) -> None:
+    xeon_zones(sysfs)
+    change(sysfs)
+    collector = collect(sysfs)
+    assert set(infos(collector)) == {"socket0/package", "socket0/dram", "socket1/package", "socket1/dram"}
+    assert set(joules(collector).values()) == {1.0}
+    assert not collector.outdated
+    shutil.rmtree(next(sysfs.sys.rglob("intel-rapl:1")).resolve())
+    assert collector.outdated
+
+
+def test_zones_that_a_container_hides_are_denied_with_the_fix(sysfs: FakeSysfs) -> None:
+    xeon_zones(sysfs)
+    shutil.rmtree(sysfs.sys / "devices/virtual/powercap")
+    (sysfs.sys / "devices/virtual/powercap").mkdir()
+    with pytest.raises(
+        SensorDeniedError, match=r"5 zones are links into .*, which is hidden.*`docker run -v"
+    ) as caught:
+        collect(sysfs)
+    assert caught.value.devices == ("socket0", "socket1")
+
+
 def test_a_denied_zone_does_not_stop_the_others() -> None:
     with public_folder() as folder:
         sysfs = FakeSysfs(folder).cpuinfo(**XEON)
@@ -225,6 +280,7 @@ def test_a_denied_zone_does_not_stop_the_others() -> None:
             assert list(infos(collector)) == ["socket1/package"]
             (finding,) = findings(collector, "denied")
             assert finding.cure == f"sudo chmod a+r {sysfs.sys}/class/powercap/intel-rapl:0/energy_uj"
+            assert finding.device == "socket0"
             (sysfs.sys / sysfs.zone_path("intel-rapl:1") / "energy_uj").stat()
         (sysfs.sys / sysfs.zone_path("intel-rapl:1") / "energy_uj").chmod(0o400 if os.geteuid() == 0 else 0)
         with unprivileged(), pytest.raises(SensorDeniedError, match=r"intel-rapl:0/energy_uj.*1 more zone"):

@@ -175,10 +175,37 @@ def test_all_backends_denied(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
     path.chmod(0o400 if os.geteuid() == 0 else 0)
     with unprivileged(), pytest.raises(SensorDeniedError) as caught:
         collect(sysfs)
+    assert caught.value.devices == ("socket0", "socket1")
     text = str(caught.value)
     assert re.search(r"intel-rapl:0/energy_uj: .*1 more zone", text)
     assert re.search(r"with another backend: .*perf_event_open: Permission denied", text)
     assert re.search(r"with another backend: .*cpu/0/msr: Permission denied", text)
+
+
+def test_rights_are_not_offered_on_a_virtual_machine_without_counters(
+    sysfs: FakeSysfs, kernel: FakeKernel, registers: Registers
+) -> None:
+    """Its PMU and registers exist, but hold 0 or a constant: no sysctl, module or capability changes that."""
+    sysfs.cpuinfo(**EPYC, flags="fpu hypervisor lm")
+    kernel.refusal = errno.EACCES
+    with pytest.raises(SensorAbsentError) as caught:
+        collect(sysfs)
+    assert "is not loaded; this is a virtual machine, and its kernel has found no RAPL counter" in str(caught.value)
+    perf(sysfs, cores=True)
+    path = sysfs.host.dev / "cpu" / "0" / "msr"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    path.chmod(0o400 if os.geteuid() == 0 else 0)
+    with unprivileged(), pytest.raises(SensorAbsentError) as caught:
+        collect(sysfs)
+    text = str(caught.value)
+    assert text.count("its kernel has found no RAPL counter") >= 2
+    assert not re.search("sysctl|modprobe msr|setcap|chmod", text)
+    # With a zone, the hypervisor passes RAPL on.
+    powercap(sysfs)
+    deny(sysfs, "0")
+    with unprivileged():
+        assert "perf_event_paranoid" in " ".join(finding.cure for finding in collect(sysfs).findings)
 
 
 def test_no_backend_is_available(sysfs: FakeSysfs) -> None:

@@ -317,9 +317,13 @@ def test_the_missing_capability_is_denied(sysfs: FakeSysfs, registers: Registers
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(msr, "_open_file", refuse)
+        patch.setattr(os, "geteuid", lambda: 1000)
         with pytest.raises(
             SensorDeniedError, match=r"not permitted.*`sudo setcap cap_sys_rawio,cap_dac_read_search=ep /"
         ):
+            collect(sysfs)
+        patch.setattr(os, "geteuid", lambda: 0)
+        with pytest.raises(SensorDeniedError, match="except in a container: start it with --cap-add SYS_RAWIO"):
             collect(sysfs)
 
 

@@ -66,7 +66,7 @@ def test_missing_topology_files(sysfs: FakeSysfs) -> None:
 
 
 def machine(sysfs: FakeSysfs) -> Machine:
-    return Machine.of(sysfs.host)
+    return Machine.of(sysfs.host, has_zones=True)
 
 
 def test_the_cpu_is_identified_by_vendor_family_and_model(sysfs: FakeSysfs) -> None:

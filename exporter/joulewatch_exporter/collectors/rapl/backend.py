@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Final, Literal, Protocol, Self
 
-from joulewatch_exporter.collectors.base.sysfs import Cpu, cpuinfo, one_per_core, online_cpus
+from joulewatch_exporter.collectors.base.sysfs import Cpu, cpuinfo, is_virtual_machine, one_per_core, online_cpus
 from joulewatch_exporter.errors import SensorError
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, Scope, SensorInfo
 
@@ -63,10 +63,18 @@ class Machine:
     """Online CPUs, ordered by number."""
     divided: frozenset[int] = frozenset()
     """Packages with several dies, each with its own counters."""
+    lacks_counters: bool = False
+    """Whether this is a virtual machine without a powercap zone: its registers hold 0 or a constant, so rights and
+    modules do not help."""
 
     @classmethod
-    def of(cls, host: Host) -> Self:
-        """Describe the CPUs of a host; fields that the kernel does not report are empty or -1."""
+    def of(cls, host: Host, *, has_zones: bool) -> Self:
+        """Describe the CPUs of a host; fields that the kernel does not report are empty or -1.
+
+        Args:
+            host: Where the files are.
+            has_zones: Whether the kernel has found a RAPL counter, and so made a powercap zone.
+        """
         text = cpuinfo(host)
         vendor = _field(text, "vendor_id")
         cpus = online_cpus(host.sysfs)
@@ -81,6 +89,7 @@ class Machine:
             divided=frozenset(
                 package for package, count in dies.items() if count > 1 and vendor not in _ONE_COUNTER_VENDORS
             ),
+            lacks_counters=not has_zones and is_virtual_machine(host),
         )
 
     @property
@@ -256,6 +265,12 @@ class Listing:
     path: str
     """The folder or file that represents the backend in findings."""
     offers: tuple[Offer, ...]
+
+
+NO_COUNTERS: Final = (
+    "this is a virtual machine, and its kernel has found no RAPL counter: the registers hold 0 or a constant. "
+    "If the hypervisor passes RAPL on, load the module intel_rapl_msr"
+)
 
 
 def skipped(subject: str, text: str, fix: str = "") -> Finding:

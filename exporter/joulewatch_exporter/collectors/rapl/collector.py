@@ -109,7 +109,7 @@ class RaplCollector(OnDemandCollector):
         """
         assert isinstance(options, RaplOptions)
         fingerprint = _fingerprint(host)
-        machine = Machine.of(host)
+        machine = Machine.of(host, has_zones=bool(powercap.zone_names(host)))
         findings: list[Finding] = []
         backends = _BACKENDS if options.door == "auto" else (options.door,)
         cores = _wants_cores(machine, options, findings)
@@ -236,7 +236,14 @@ class _Selection:
         elif offer.is_cores and not self._cores_required:
             finding = skipped(offer.path, f"single cores: {error}", offer.fix)
         else:
-            finding = Finding(status="denied", collector="rapl", subject=offer.path, text=str(error), cure=offer.fix)
+            finding = Finding(
+                status="denied",
+                collector="rapl",
+                subject=offer.path,
+                text=str(error),
+                cure=offer.fix,
+                device=offer.device,
+            )
         if not any(finding.text == other.text for other in self._findings):
             self._findings.append(finding)
 
@@ -266,23 +273,28 @@ class _Selection:
             text = "single cores: this CPU counts only all cores together"
         else:
             return
-        fix = "sudo modprobe msr" if machine.is_one_counter and "msr" in errors else ""
+        can_load = machine.is_one_counter and "msr" in errors and not machine.lacks_counters
+        fix = "sudo modprobe msr" if can_load else ""
         subject = f"{machine.host.dev}/cpu"
         self._findings.append(Finding(status="absent", collector="rapl", subject=subject, text=text, cure=fix))
 
     def failure(self, errors: Mapping[BackendName, SensorError], backends: Sequence[BackendName]) -> SensorError:
         """Return the error to raise if nothing can be read."""
-        if self._denied:
-            texts = []
-            for backend in backends:
-                denials = [error for offer, error in self._denied if offer.backend == backend]
-                if denials:
-                    kind = "zones" if backend == "powercap" else "counters"
-                    more = f" (and {len(denials) - 1} more {kind})" if len(denials) > 1 else ""
-                    texts.append(f"{denials[0]}{more}")
-            return SensorDeniedError("; or with another backend: ".join(texts))
-        if any(isinstance(error, SensorDeniedError) for error in errors.values()):
-            return next(error for error in errors.values() if isinstance(error, SensorDeniedError))
+        texts = []
+        devices = [offer.device for offer, _ in self._denied]
+        for backend in backends:
+            denials = [error for offer, error in self._denied if offer.backend == backend]
+            if isinstance(error := errors.get(backend), SensorDeniedError):
+                denials.append(error)
+                devices += error.devices
+            if denials:
+                kind = "zones" if backend == "powercap" else "counters"
+                more = f" (and {len(denials) - 1} more {kind})" if len(denials) > 1 else ""
+                texts.append(f"{denials[0]}{more}")
+        if texts:
+            denial = SensorDeniedError("; or with another backend: ".join(texts))
+            denial.devices = tuple(dict.fromkeys(devices))
+            return denial
         reasons = [*map(str, errors.values()), *(f"{finding.subject}: {finding.text}" for finding in self._findings)]
         reasons += [str(error) for error in self._missing if not any(str(error) in reason for reason in reasons)]
         text = "; ".join(reasons)

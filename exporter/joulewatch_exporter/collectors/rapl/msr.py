@@ -32,6 +32,7 @@ from joulewatch_exporter.collectors.rapl.backend import (
     CORES,
     MAX_CORE_WATTS,
     MAX_POWER_WATTS,
+    NO_COUNTERS,
     CoresSensor,
     Kind,
     Listing,
@@ -137,11 +138,14 @@ class Msr:
 
     def _error(self, error: OSError) -> SensorError:
         if error.errno in _DENIED:
-            return SensorDeniedError(
-                f"{self.path}: {error.strerror}; needs read permission and CAP_SYS_RAWIO: run the exporter as root, "
-                "or with AmbientCapabilities=CAP_SYS_RAWIO CAP_DAC_READ_SEARCH in its systemd unit, or run "
-                f"`{capabilities_command()}`"
+            command = capabilities_command()
+            how = (
+                "run the exporter as root, or with AmbientCapabilities=CAP_SYS_RAWIO CAP_DAC_READ_SEARCH in its "
+                f"systemd unit, or run `{command}`"
+                if command
+                else "root has them, except in a container: start it with --cap-add SYS_RAWIO --device /dev/cpu"
             )
+            return SensorDeniedError(f"{self.path}: {error.strerror}; needs read permission and CAP_SYS_RAWIO: {how}")
         if error.errno == errno.ENXIO:
             return SensorAbsentError(f"{self.path}: {error.strerror}: the CPU is offline")
         if error.errno in _ABSENT:
@@ -150,7 +154,9 @@ class Msr:
 
 
 def capabilities_command() -> str:
-    """Return the command that grants this Python interpreter both capabilities."""
+    """Return the command that grants this Python interpreter both capabilities; empty for root, who would have them."""
+    if os.geteuid() == 0:
+        return ""
     return f"sudo setcap cap_sys_rawio,cap_dac_read_search=ep {os.path.realpath(sys.executable)}"
 
 
@@ -196,8 +202,9 @@ def probe(machine: Machine, *, parts: bool, cores: bool) -> Listing:
     if machine.host.emulated and str(machine.host.dev) == "/dev":
         raise SensorAbsentError(f"{folder}: not read: it belongs to this machine, but sysfs to an emulated machine")
     if not any(Path(_path(machine, cpu)).exists() for cpu in machine.lead_cpus):
+        hint = f"; {NO_COUNTERS}" if machine.lacks_counters else " (sudo modprobe msr)"
         raise SensorAbsentError(
-            f"{_path(machine, machine.cpus[0])}: missing: the kernel module msr is not loaded (sudo modprobe msr)"
+            f"{_path(machine, machine.cpus[0])}: missing: the kernel module msr is not loaded{hint}"
         )
     offers = []
     for cpu in machine.lead_cpus:
@@ -300,7 +307,12 @@ def _open_cores(
 def _read_units(machine: Machine, path: str) -> int:
     """Read the unit register; raises the errors of `_first_read`."""
     msr = Msr(path, _AMD_UNIT if machine.is_one_counter else _INTEL_UNIT)
-    units = _first_read(msr)
+    try:
+        units = _first_read(msr)
+    except SensorDeniedError as error:
+        if machine.lacks_counters:
+            raise SensorAbsentError(f"{path}: {NO_COUNTERS}") from error
+        raise
     msr.close()
     if units == 0:
         raise SensorAbsentError(f"{path}: register 0x{msr.register:X} holds no units (typical of a virtual machine)")

@@ -41,6 +41,7 @@ from joulewatch_exporter.collectors.rapl.backend import (
     CORES,
     MAX_CORE_WATTS,
     MAX_POWER_WATTS,
+    NO_COUNTERS,
     CoresSensor,
     Kind,
     Listing,
@@ -132,7 +133,7 @@ def _package_offers(machine: Machine, folder: str, *, parts: bool, findings: lis
                     label=f"CPU {cpu.number}",
                     fix=_fix(machine),
                     open=partial(_open, machine, event, quantity, kind, cpu),
-                    if_absent="absent" if kind == "psys" else "broken",
+                    if_absent="absent" if kind == "psys" or machine.lacks_counters else "broken",
                 )
             )
     return offers
@@ -285,6 +286,8 @@ def _open_event(machine: Machine, event: EventDescription, key: str, cpu: int) -
     try:
         return open_event(event, key, cpu)
     except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM) and machine.lacks_counters:
+            raise SensorAbsentError(f"{event.source(cpu)}: {NO_COUNTERS}") from error
         if error.errno in (errno.EACCES, errno.EPERM):
             raise SensorDeniedError(_denied_text(machine, event, error)) from error
         if error.errno in (errno.EMFILE, errno.ENFILE):
@@ -311,7 +314,8 @@ def _paranoid(machine: Machine) -> int | None:
 
 def _fix(machine: Machine) -> str:
     level = _paranoid(machine)
-    return "" if level is not None and level <= 0 else "sudo sysctl kernel.perf_event_paranoid=0"
+    can_help = (level is None or level > 0) and not machine.lacks_counters
+    return "sudo sysctl kernel.perf_event_paranoid=0" if can_help else ""
 
 
 def _denied_text(machine: Machine, event: EventDescription, error: OSError) -> str:

@@ -1,13 +1,14 @@
 """The first backend: energy counters of RAPL in powercap sysfs.
 
 The tree is ``class/powercap/<type>:<i>[:<j>]`` with i and j in hexadecimal (strings, never decimal numbers). The
-``name`` of a zone determines what it measures; its index has no meaning. Four pitfalls are handled here, each with a
+``name`` of a zone determines what it measures; its index has no meaning. Five pitfalls are handled here, each with a
 finding:
 
 * the same counter appears more than once (MSR and MMIO, or a zone repeated under its own child): published once;
 * on AMD and Hygon the zone ``core`` is the energy of ONE core, the lead CPU's: not published;
 * kernels 6.9 to 6.11.0 create one zone per CCD of an AMD package, all with the socket's counter: one is published;
-* since 2020 only root can read ``energy_uj`` (CVE-2020-8694): the finding names the fix, other zones are still read.
+* since 2020 only root can read ``energy_uj`` (CVE-2020-8694): the finding names the fix, other zones are still read;
+* container runtimes hide the folder of the zones: the links in the class lead nowhere.
 
 Sources: Linux ``Documentation/power/powercap/powercap.rst``, ``drivers/powercap/intel_rapl_common.c``,
 ``intel_rapl_msr.c``, ``powercap_sys.c``; commit 26096aed255f for the CCD quirk.
@@ -15,9 +16,10 @@ Sources: Linux ``Documentation/power/powercap/powercap.rst``, ``drivers/powercap
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -81,7 +83,7 @@ class _Zone:
 def zone_names(host: Host) -> tuple[str, ...]:
     """Return the names of the zones, to detect changes; empty if there is no powercap class."""
     try:
-        return tuple(name for name in list_names(_root(host)) if name.startswith(_TYPES[0]))
+        return tuple(name for name in _zone_paths(host)[1] if name.startswith(_TYPES[0]))
     except SensorError:
         return ()
 
@@ -98,8 +100,7 @@ def probe(machine: Machine, *, parts: bool, findings: list[Finding]) -> Listing:
         SensorAbsentError: There is no powercap class, or no RAPL zone in it.
         SensorDeniedError: The class cannot be listed.
     """
-    root = _root(machine.host)
-    zones = _find_zones(root, findings)
+    root, zones = _find_zones(machine.host, findings)
     if not zones:
         raise SensorAbsentError(
             f"{root}: no RAPL zone (virtual machine, or the kernel module intel_rapl_msr is not loaded)"
@@ -116,27 +117,77 @@ def probe(machine: Machine, *, parts: bool, findings: list[Finding]) -> Listing:
     return Listing(root, tuple(offers))
 
 
-def _root(host: Host) -> str:
-    return f"{host.sysfs}/class/powercap"
+def _zone_paths(host: Host) -> tuple[str, dict[str, str]]:
+    """Return the folder of the zones and the directory of each zone, by name.
 
+    The kernel links all zones into one class directory. A bind mount or a copy may have only the zones inside each
+    other, or only the device directory to which the class links.
 
-def _find_zones(root: str, findings: list[Finding]) -> list[_Zone]:
-    """Return the zones of the known control types, preferred zones first."""
+    Raises:
+        SensorAbsentError: There is no powercap class.
+        SensorDeniedError: The class cannot be listed.
+    """
+    root = f"{host.sysfs}/class/powercap"
+    missing: SensorAbsentError | None = None
+    paths: dict[str, str] = {}
     try:
-        entries = list_names(root)
+        paths = _zones_below(root)
     except SensorAbsentError as error:
-        raise SensorAbsentError(f"{error}; this kernel has no powercap class") from error
+        missing = error
+    if paths:
+        return root, paths
+    devices = f"{host.sysfs}/devices/virtual/powercap"
+    with contextlib.suppress(SensorError):
+        if paths := _zones_below(devices):
+            return devices, paths
+    if missing is not None:
+        raise SensorAbsentError(f"{missing}; this kernel has no powercap class") from missing
+    return root, {}
+
+
+def _zones_below(folder: str, parent: str = "") -> dict[str, str]:
+    """Return the directories of the zones in a folder, and of those nested in them, by name."""
+    paths: dict[str, str] = {}
+    inner: list[tuple[str, str]] = []
+    for entry in list_names(folder):
+        if _ZONE.fullmatch(entry) and entry.startswith(parent):
+            paths[entry] = f"{folder}/{entry}"
+            inner.append((paths[entry], f"{entry}:"))
+        elif not parent and entry in _TYPES:
+            inner.append((f"{folder}/{entry}", f"{entry}:"))
+    for directory, prefix in inner:
+        with contextlib.suppress(SensorError):  # a masked zone, or one that is disappearing
+            paths = _zones_below(directory, prefix) | paths
+    return paths
+
+
+def _masked(host: Host, paths: Mapping[str, str]) -> SensorDeniedError | None:
+    """Return the error for zones that are links into a hidden folder, as in a container."""
+    if not paths or any(os.access(path, os.F_OK) for path in paths.values()):
+        return None
+    error = SensorDeniedError(
+        f"{host.sysfs}/class/powercap: its {len(paths)} zones are links into {host.sysfs}/devices/virtual/powercap, "
+        "which is hidden, as container runtimes do by default. Mount the host's sysfs elsewhere and read it there: "
+        "`docker run -v /sys:/host/sys:ro IMAGE --path.sysfs=/host/sys`; Kubernetes: a hostPath volume of /sys"
+    )
+    error.devices = tuple(f"socket{package}" for package in sorted(physical_packages(host.sysfs)))
+    return error
+
+
+def _find_zones(host: Host, findings: list[Finding]) -> tuple[str, list[_Zone]]:
+    """Return the folder of the zones, and the zones of the known control types, preferred zones first."""
+    root, paths = _zone_paths(host)
+    if (masked := _masked(host, paths)) is not None:
+        raise masked
     paths_and_names: dict[tuple[str, tuple[int, ...]], tuple[str, str]] = {}
     unknown: set[str] = set()
-    for entry in entries:
+    for entry, path in paths.items():
         match = _ZONE.fullmatch(entry)
-        if match is None:
-            continue  # the directory of a control type itself, which has no counter
+        assert match is not None
         control = match["type"]
         if control not in _TYPES:
             unknown.add(control)
             continue
-        path = f"{root}/{entry}"
         try:
             name = read_text(f"{path}/name")
         except SensorError as error:
@@ -163,7 +214,7 @@ def _find_zones(root: str, findings: list[Finding]) -> list[_Zone]:
         )
         for (control, indices), (path, name) in paths_and_names.items()
     ]
-    return sorted(zones, key=lambda zone: zone.order)
+    return root, sorted(zones, key=lambda zone: zone.order)
 
 
 def _claims(
