@@ -32,20 +32,25 @@ FROZEN_LOAD_WATTS: Final = 10.0
 FROZEN_LOAD_SHARE: Final = 0.2
 """The load has changed if it differs by this share of its peak and by `FROZEN_LOAD_WATTS`, which is more than one step
 of a BMC's reading."""
+ASSUMED_REFRESH_S: Final = {"rapl": 0.001}
+"""Refresh of a family until its sensors have measured their own: RAPL's is 1 ms (Intel SDM vol. 3B, 15.10)."""
 FROZEN_ASSUMED_REFRESH_S: Final = 5.0
-"""Refresh of a sensor that has not been measured, because a frozen sensor shows no changes: that of a slow BMC."""
+"""Refresh of any other sensor that has not been measured, because a frozen one shows no changes: that of a slow BMC."""
 FROZEN_LEAST_WATTS: Final = 5.0
 """A counter with coarse steps is frozen only if it would have made a step at this power. A server uses more."""
 
 
-def frozen_after_s(refresh_s: float | None, step_joules: float = 0.0) -> float:
+def frozen_after_s(refresh_s: float | None, step_joules: float = 0.0, collector: str = "") -> float:
     """Return how long a value must stay the same before its sensor counts as frozen.
 
     Args:
         refresh_s: Time between changes of the sensor's value; None: unknown.
         step_joules: Step of an energy counter; 0: unknown, or a power sensor.
+        collector: The sensor's family, for its refresh if that is unknown.
     """
-    refreshes_s = FROZEN_REFRESHES * (FROZEN_ASSUMED_REFRESH_S if refresh_s is None else refresh_s)
+    if refresh_s is None:
+        refresh_s = ASSUMED_REFRESH_S.get(collector, FROZEN_ASSUMED_REFRESH_S)
+    refreshes_s = FROZEN_REFRESHES * refresh_s
     return max(refreshes_s, step_joules / FROZEN_LEAST_WATTS)
 
 

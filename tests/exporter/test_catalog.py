@@ -84,3 +84,8 @@ def test_a_value_may_stay_the_same_for_20_refreshes_and_for_one_step_at_5_w(
     refresh_s: float | None, step_joules: float, after_s: float
 ) -> None:
     assert frozen_after_s(refresh_s, step_joules) == pytest.approx(after_s)
+
+
+def test_the_refresh_of_rapl_is_known_before_it_is_measured() -> None:
+    assert frozen_after_s(None, 15.3e-6, "rapl") == pytest.approx(0.02)
+    assert frozen_after_s(5.0, 0.0, "rapl") == 100.0

@@ -238,7 +238,10 @@ def test_an_unreadable_file_is_reported_once_with_its_path_and_fix(
 def test_check_accepts_the_shared_flags_before_and_after_its_name(
     capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path, order: str
 ) -> None:
-    rapl_zone(tmp_path / "sysfs")
+    chip = tmp_path / "sysfs" / "class" / "hwmon" / "hwmon0"
+    chip.mkdir(parents=True)
+    (chip / "name").write_text("ina226\n")
+    (chip / "power1_input").write_text("12000000\n")
     words = [*roots, "check"] if order == "before" else ["check", *roots]
     assert cli.main(words) == 0
     assert "Measured quantities: 1" in capfd.readouterr().out

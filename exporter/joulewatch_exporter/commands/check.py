@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from joulewatch_exporter import __version__
+from joulewatch_exporter.catalog import frozen_after_s, resolution_joules
 from joulewatch_exporter.collectors import experimental_note
 from joulewatch_exporter.collectors.base.sysfs import is_virtual_machine
 from joulewatch_exporter.config.config import Config, FamilySettings
@@ -25,7 +26,7 @@ from joulewatch_exporter.errors import (
     SensorDeniedError,
     SensorTimeoutError,
 )
-from joulewatch_exporter.model import Collector, Finding, Host
+from joulewatch_exporter.model import Collector, Finding, Host, Quantity
 from joulewatch_exporter.sampling.family import Family, measures_cpu
 from joulewatch_exporter.sampling.primary import PrimarySensors
 from joulewatch_exporter.sampling.sampler import ESTIMATE_FAMILY
@@ -33,7 +34,10 @@ from joulewatch_exporter.sampling.scan import OK, FamilyScan
 from joulewatch_exporter.threads import DeadlineThread
 
 READING_S: Final = 0.2
-"""Time between the two reads of a live reading."""
+"""Time between the first two reads of a live reading."""
+COUNTING_S: Final = 1.0
+"""Time in which an energy counter must change, if its refresh period is that short; then it is read a third time."""
+DOES_NOT_COUNT: Final = "does not count"
 
 ANSWER_S: Final = 10.0
 """A family that has not answered by then is reported as hanging; the first answer of a BMC takes seconds."""
@@ -59,8 +63,9 @@ class LiveReading:
     method: str
     source: str
     power_watts: float | None
-    """Mean over 0.2 s, or as the sensor reports it; None: the sensor returned no value in that time."""
+    """Mean over 0.2 to 1 s, or as the sensor reports it; None: the sensor returned no new value in that time."""
     error: str = ""
+    """State of the device if it could not be read, or `DOES_NOT_COUNT`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,8 +107,9 @@ def examine(
     *,
     primary: Mapping[str, str] | None = None,
     reading_s: float = READING_S,
+    counting_s: float = COUNTING_S,
 ) -> Report:
-    """Open all families, read their sensors twice, and close them."""
+    """Open all families, read their sensors two or three times, and close them."""
     nodename = os.uname().nodename
     findings: list[Finding] = []
     opened: list[Collector] = []
@@ -120,7 +126,8 @@ def examine(
             if collector is not None:
                 opened.append(collector)
         sensors = PrimarySensors(nodename, primary)
-        readings = _read(opened, sensors, nodename, reading_s)
+        readings = _read(opened, sensors, nodename, reading_s, counting_s)
+        findings += [_frozen(reading, counting_s) for reading in readings if reading.error == DOES_NOT_COUNT]
         findings += [_unmet(host, collector) for host, collector in sensors.unmet.items()]
     finally:
         for collector in opened:
@@ -209,8 +216,17 @@ def _unmet(host: str, collector: str) -> Finding:
     return Finding(status="absent", collector=collector, subject=f"exporter.primary_node_sensor.{host}", text=text)
 
 
+def _frozen(reading: LiveReading, counting_s: float) -> Finding:
+    """Return the finding for a counter that is read but does not count."""
+    text = (
+        f"{reading.device} {reading.domain}: does not count: the same value for {counting_s:g} s, although a device "
+        "that is on uses energy. Registers of virtual machines often hold a constant"
+    )
+    return Finding(status="broken", collector=reading.collector, subject=reading.source, text=text)
+
+
 def _read(
-    collectors: Sequence[Collector], sensors: PrimarySensors, nodename: str, reading_s: float
+    collectors: Sequence[Collector], sensors: PrimarySensors, nodename: str, reading_s: float, counting_s: float
 ) -> tuple[LiveReading, ...]:
     families = [Family(collector) for collector in collectors]
     firsts = [_scan(family) for family in families]
@@ -220,12 +236,20 @@ def _read(
         (_scan(family) if first is not None else None) or family.down()
         for family, first in zip(families, firsts, strict=True)
     ]
+    unchanged = [_unchanged(first, scan) for first, scan in zip(firsts, scans, strict=True)]
+    frozen: list[frozenset[Quantity]] = [frozenset()] * len(families)
+    if any(_may_be_frozen(scan, quantities, counting_s) for scan, quantities in zip(scans, unchanged, strict=True)):
+        time.sleep(max(counting_s - reading_s, 0.0))
+        scans = [_scan(family) or family.down() for family in families]
+        unchanged = [same & _unchanged(first, scan) for first, same, scan in zip(firsts, unchanged, scans, strict=True)]
+        frozen = [_may_be_frozen(scan, same, counting_s) for scan, same in zip(scans, unchanged, strict=True)]
     primary = sensors.choose([(scan.collector, scan.layout) for scan in scans])
     readings: list[LiveReading] = []
-    for scan in scans:
+    for scan, same, stuck in zip(scans, unchanged, frozen, strict=True):
         states = dict(zip(scan.layout.devices, scan.states, strict=True))
         for info, power_watts, health in zip(scan.layout.infos, scan.powers_watts, scan.healths, strict=True):
             quantity = info.quantity
+            error = _error(states[quantity.device]) if health is None else ""
             readings.append(
                 LiveReading(
                     collector=scan.collector,
@@ -237,11 +261,38 @@ def _read(
                     primary=(scan.collector, quantity) in primary,
                     method=info.method,
                     source=info.source,
-                    power_watts=power_watts,
-                    error=_error(states[quantity.device]) if health is None else "",
+                    power_watts=None if quantity in same else power_watts,
+                    error=DOES_NOT_COUNT if quantity in stuck else error,
                 )
             )
     return tuple(readings)
+
+
+def _unchanged(first: FamilyScan | None, scan: FamilyScan) -> frozenset[Quantity]:
+    """Return the quantities that count energy and have counted none since the first scan."""
+    if first is None:
+        return frozenset()
+    before = dict(zip((info.quantity for info in first.layout.infos), first.energies_joules, strict=True))
+    return frozenset(
+        info.quantity
+        for info, reads, energy_joules in zip(scan.layout.infos, scan.reads, scan.energies_joules, strict=True)
+        if reads == "energy" and energy_joules is not None and before.get(info.quantity) == energy_joules
+    )
+
+
+def _may_be_frozen(scan: FamilyScan, unchanged: frozenset[Quantity], counting_s: float) -> frozenset[Quantity]:
+    """Return the unchanged counters that are frozen, by the definition in `catalog`, after ``counting_s``.
+
+    Parts are not judged, because a core or a graphics unit may be off.
+    """
+    return frozenset(
+        info.quantity
+        for info, health in zip(scan.layout.infos, scan.healths, strict=True)
+        if info.quantity in unchanged
+        and info.quantity.scope != "part"
+        and health is not None
+        and frozen_after_s(health.refresh_s, resolution_joules(info.resolution), scan.collector) <= counting_s
+    )
 
 
 def _error(state: str) -> str:

@@ -217,7 +217,7 @@ class Plausibility:
             unchanged.add_read(value.read_at_s, value.refresh_s or FROZEN_ASSUMED_REFRESH_S, load)
             step_joules = resolution_joules(value.info.resolution) if is_counter else 0.0
             same_s = unchanged.read_at_s - unchanged.since_s
-            is_long = same_s >= frozen_after_s(value.refresh_s, step_joules) and unchanged.reads >= FROZEN_READS
+            is_long = same_s >= frozen_after_s(value.refresh_s, step_joules, key[0]) and unchanged.reads >= FROZEN_READS
             text = f"its energy counter has not moved for {same_s:.0f} s"
             if not is_counter:
                 is_long = is_long and unchanged.change_watts > 0.0

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from joulewatch_exporter.catalog import ASSUMED_REFRESH_S
 from joulewatch_harness.records import SensorRecord
 
-ASSUMED_REFRESH_S: Final = {"rapl": 0.001}
-"""Refresh of a family until its sensors have measured their own: RAPL's is 1 ms (Intel SDM vol. 3B, 15.10)."""
 _ASSUMED_REFRESH_COUNTER_S: Final = 0.1
 _ASSUMED_REFRESH_SLOW_S: Final = 5.0
 """Refresh of the other sensors, if nothing shows it: of a counter that is read on request; of everything else."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ from joulewatch_exporter.errors import (
     SensorDeniedError,
     SensorGlitchError,
 )
-from joulewatch_exporter.model import Collector, Finding, Host
-from support.fake_family import Machine, energy_sensor, fake_family, power_sensor
+from joulewatch_exporter.model import Collector, Finding, Host, Reading
+from support.fake_family import FakeSensor, Machine, energy_sensor, fake_family, info, power_sensor
 
 PATH = "/sys/class/powercap/intel-rapl:0/energy_uj"
 
@@ -31,7 +32,19 @@ def examine(
     primary: dict[str, str] | None = None,
 ) -> check.Report:
     host = Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path)
-    return check.examine(families, host, settings or {}, primary=primary, reading_s=0.0)
+    return check.examine(families, host, settings or {}, primary=primary, reading_s=0.0, counting_s=0.1)
+
+
+class CountingSensor(FakeSensor):
+    """An energy counter that rises with every read."""
+
+    def read(self) -> Sequence[Reading]:
+        self.energies_joules = [(joules or 0.0) + 0.1 for joules in self.energies_joules]
+        return super().read()
+
+
+def counting_sensor(device: str = "socket0") -> FakeSensor:
+    return CountingSensor((info(device),), energies_joules=[100.0])
 
 
 def test_what_is_found_is_read(tmp_path: Path) -> None:
@@ -93,6 +106,33 @@ def test_a_sensor_that_cannot_be_read_is_not_measured(tmp_path: Path) -> None:
     assert report.measured == 0
     assert report.readings[0].error == "glitch"
     assert "glitch" in check.render(report)
+
+
+def test_a_counter_that_does_not_count_is_not_measured(tmp_path: Path) -> None:
+    """By the definition of a frozen sensor; a BMC's counter may stay the same for minutes, and a core may be off."""
+    dead = energy_sensor("socket1")
+    core = energy_sensor("socket0", domain="core", scope="part")
+    families = [
+        fake_family("rapl", Machine([counting_sensor(), dead, core])),
+        fake_family("redfish", Machine([energy_sensor("bmc", scope="node", component="node", wrap_joules=None)])),
+    ]
+    report = examine(tmp_path, *families)
+    assert [reading.error for reading in report.readings] == ["", "does not count", "", ""]
+    assert [reading.power_watts is None for reading in report.readings] == [False, True, True, True]
+    assert report.measured == 3
+    (finding,) = [finding for finding in report.findings if finding.status == "broken"]
+    assert finding.subject == "fake:socket1/package"
+    assert finding.text.startswith("socket1 package: does not count: the same value for 0.1 s")
+    assert [sensor.reads for sensor in (dead, core)] == [3, 3]
+    text = check.render(report)
+    assert "0.00 W" not in text
+    assert "no value yet" in text
+
+
+def test_a_machine_whose_counters_all_stand_still_is_not_measured(tmp_path: Path) -> None:
+    family = fake_family("rapl", Machine([energy_sensor()]))
+    assert examine(tmp_path, family).measured == 0
+    assert examine(tmp_path, fake_family("rapl", Machine([counting_sensor()]))).measured == 1
 
 
 def test_a_device_that_is_asleep_is_listed_and_needs_no_fix(tmp_path: Path) -> None:
@@ -161,7 +201,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_estimate_is_skipped_next_to_a_cpu_sensor(tmp_path: Path) -> None:
     """As in the daemon, unless it is enabled explicitly."""
     families = [
-        fake_family("rapl", Machine([energy_sensor()])),
+        fake_family("rapl", Machine([counting_sensor()])),
         fake_family("estimate", Machine([energy_sensor(method="estimated")])),
     ]
     assert [finding.status for finding in examine(tmp_path, *families).findings] == ["found", "skipped"]

@@ -211,9 +211,13 @@ def test_a_counter_that_does_not_move_while_time_passes_is_stuck(caplog: pytest.
 
 @pytest.mark.parametrize(("refresh_s", "checks"), [(0.001, 4), (1.0, 4), (5.0, 12), (None, 12), (10.0, 22)])
 def test_a_counter_is_stuck_after_20_refreshes(refresh_s: float | None, checks: int) -> None:
-    """An unknown refresh is that of a slow BMC."""
-    machine = Machine(rapl=(PACKAGE,))
+    """An unknown refresh is that of a slow BMC, except that of RAPL, which is 1 ms."""
+    machine = Machine(hwmon=(PACKAGE,))
     machine.refresh_s = refresh_s
+    assert checks_until_stuck(machine, PACKAGE, {PACKAGE: 0.0}) == checks
+    machine = Machine(rapl=(PACKAGE,))
+    machine.refresh_s = None
+    checks = 4
     assert checks_until_stuck(machine, PACKAGE, {PACKAGE: 0.0}) == checks
 
 
