@@ -1,6 +1,7 @@
 """The command ``joulewatch-exporter``: arguments and exit codes.
 
-Exit codes: 0 done, 1 failed (``check``: nothing measured), 2 bad arguments or configuration.
+Exit codes: 0 done, 1 failed (``check``: nothing measured; ``--once``: no sensor found), 2 bad arguments or
+configuration.
 """
 
 from __future__ import annotations

@@ -145,17 +145,30 @@ def test_once_prints_energy_and_power(capfd: pytest.CaptureFixture[str], roots: 
     assert re.search(r"^joulewatch_device_power_watts\{.*\} 0\.0$", out, re.MULTILINE)
 
 
-def test_once_without_a_sensor_prints_a_message_and_the_exporters_own_metrics(
+def test_once_without_a_sensor_fails_and_prints_the_exporters_own_metrics(
     capfd: pytest.CaptureFixture[str], roots: list[str]
 ) -> None:
-    assert cli.main([*roots, "--once", "--no-collector.estimate"]) == 0
+    """As ``check`` does."""
+    assert cli.main([*roots, "--once", "--no-collector.estimate"]) == 1
     out, err = capfd.readouterr()
     assert "no sensor found" in err
     assert "joulewatch_exporter_info{" in out
     assert "joulewatch_device" not in out
 
 
-def test_once_can_omit_the_exporters_own_metrics(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
+def test_once_fails_if_no_sensor_can_be_read(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
+    error = SensorDeniedError("/sys/a: Permission denied")
+    error.devices = ("socket0",)
+    assert cli.main([*roots, "--once"], [fake_family("rapl", Machine(error=error))]) == 1
+    out, err = capfd.readouterr()
+    assert "no sensor can be read; run 'joulewatch-exporter check' for the reasons" in err
+    assert 'joulewatch_sensor_state{collector="rapl",device="socket0",state="denied"} 1.0' in out
+
+
+def test_once_can_omit_the_exporters_own_metrics(
+    capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path
+) -> None:
+    rapl_zone(tmp_path / "sysfs")
     assert cli.main([*roots, "--once", "--web.disable-exporter-metrics"]) == 0
     assert "process_" not in capfd.readouterr().out
 
@@ -216,7 +229,7 @@ def test_a_flag_overrides_the_file_and_the_file_the_default(
     config = tmp_path / "exporter.yaml"
     config.write_text("collectors: {rapl: {enabled: false}}\n")
     families = [fake_family("rapl", machine)]
-    assert cli.main([*roots, "--once", f"--config.file={config}"], families) == 0
+    assert cli.main([*roots, "--once", f"--config.file={config}"], families) == 1
     assert machine.opened == 0
     assert cli.main([*roots, "--once", f"--config.file={config}", "--collector.rapl"], families) == 0
     assert machine.opened == 1

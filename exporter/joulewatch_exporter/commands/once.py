@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from joulewatch_exporter.config.config import Config
-from joulewatch_exporter.errors import EXIT_DONE
+from joulewatch_exporter.errors import EXIT_DONE, EXIT_FAILED
 from joulewatch_exporter.model import Collector, Host
 
 INTERVAL_S: Final = 0.15
@@ -36,10 +36,11 @@ def once(families: Sequence[type[Collector]], host: Host, config: Config) -> int
         primary = sampler.primary
     finally:
         sampler.stop()
-    if not any(scan.layout.infos for scan in scans):
-        reasons = "run 'joulewatch-exporter check' for the reasons"
-        print(f"joulewatch-exporter: no sensor found; {reasons}", file=sys.stderr)  # noqa: T201
+    is_any_found = any(scan.layout.infos for scan in scans)
+    if not is_any_found:
+        why = "no sensor can be read" if any(scan.layout.devices for scan in scans) else "no sensor found"
+        print(f"joulewatch-exporter: {why}; run 'joulewatch-exporter check' for the reasons", file=sys.stderr)  # noqa: T201
     exposition = Exposition(emulated=host.emulated, start_s=start_s, self_metrics=config.exporter.exporter_metrics)
     sys.stdout.write(exposition.render(scans, "text", primary=primary).decode())
     sys.stdout.flush()
-    return EXIT_DONE
+    return EXIT_DONE if is_any_found else EXIT_FAILED
