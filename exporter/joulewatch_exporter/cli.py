@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
         args = make_parser(families).parse_args(argv)
         if args.command == "emulate":
             return _emulate(args)
+        if args.state is not None and not args.once:
+            raise ConfigError("--state needs --once: the daemon keeps its counters itself")
         config = _config(args, families)
         set_up_logging(config.exporter.log_level, config.exporter.log_format)
         host = config.exporter.path.host()
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None, families: Sequence[type[Collector]] 
             return check(families, host, config, as_json=args.format == "json")
         allow_many_files()
         if args.once:
-            return once(families, host, config)
+            return once(families, host, config, args.state)
         return serve(families, host, config, exit_on_stdin_close=args.exit_on_stdin_close)
     except ConfigError as error:
         print(f"joulewatch-exporter: {error}", file=sys.stderr)  # noqa: T201
@@ -90,7 +92,19 @@ def make_parser(families: Sequence[type[Collector]]) -> Parser:
     )
     version = f"joulewatch-exporter {__version__} (Python {platform.python_version()})"
     parser.add_argument("--version", action="version", version=version)
-    parser.add_argument("--once", action="store_true", default=False, help="print one scrape and exit")
+    parser.add_argument(
+        "--once",
+        action="store_true",
+        default=False,
+        help="print one scrape and exit; without --state, energy counters start at 0 in each call",
+    )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="with --once: continue the counters of the last call, for node_exporter's textfile collector",
+    )
     parser.add_argument(
         "--exit-on-stdin-close",
         dest="exit_on_stdin_close",

@@ -76,6 +76,8 @@ class SensorInfo:
     """Where that accuracy is published, or why it is assumed."""
     wrap_joules: float | None = None
     """Energy at which the counter wraps; None: it does not wrap or its range is unknown, so a fall is a restart."""
+    counts_since_open: bool = False
+    """Whether the position starts at 0 when the sensor is opened, so that a later process cannot continue it."""
     max_power_watts: float = 1000.0
     """A reading above this is physically impossible and is rejected. It is not a power limit."""
     max_gap_s: float = 4.0

@@ -173,6 +173,66 @@ def test_once_can_omit_the_exporters_own_metrics(
     assert "process_" not in capfd.readouterr().out
 
 
+def joules_of(text: str) -> float:
+    match = re.search(r"^joulewatch_device_energy_joules_total\{.*\} (\S+)$", text, re.MULTILINE)
+    assert match is not None
+    return float(match[1])
+
+
+def test_counters_continue_from_call_to_call_with_a_state_file(
+    capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path
+) -> None:
+    """Through a wrap; the time of the start stays, and the textfile collector's process metrics are not repeated."""
+    zone = rapl_zone(tmp_path / "sysfs", joules=65532.0)
+    words = [*roots, "--once", f"--state={tmp_path / 'state.json'}"]
+    texts = []
+    for joules in (65532.0, 1.389013, 3.389013):
+        (zone / "energy_uj").write_text(f"{round(joules * 1e6)}\n")
+        assert cli.main(words) == 0
+        texts.append(capfd.readouterr().out)
+    assert [joules_of(text) for text in texts] == pytest.approx([0.0, 2.0, 4.0])
+    assert re.search(r"^joulewatch_sensor_wraps_total\{.*\} 1\.0$", texts[2], re.MULTILINE)
+    start = r"^joulewatch_exporter_start_timestamp_seconds (\S+)$"
+    assert len({re.search(start, text, re.MULTILINE)[1] for text in texts}) == 1  # type: ignore[index]
+    assert "process_" not in texts[0]
+    assert cli.main([*roots, "--once"]) == 0
+    assert joules_of(capfd.readouterr().out) == 0.0
+
+
+def test_a_device_that_is_gone_for_a_call_continues_afterwards(
+    capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path
+) -> None:
+    zone = rapl_zone(tmp_path / "sysfs", joules=10.0)
+    words = [*roots, "--once", "--no-collector.estimate", f"--state={tmp_path / 'state.json'}"]
+    assert cli.main(words) == 0
+    (zone / "energy_uj").rename(tmp_path / "hidden")
+    assert cli.main(words) == 1
+    (zone / "energy_uj").write_text("13000000\n")
+    capfd.readouterr()
+    assert cli.main(words) == 0
+    assert joules_of(capfd.readouterr().out) == pytest.approx(3.0)
+
+
+def test_a_foreign_state_file_is_not_touched(
+    capfd: pytest.CaptureFixture[str], roots: list[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("mine")
+    machine = Machine([energy_sensor()])
+    assert cli.main([*roots, "--once", f"--state={path}"], [fake_family("rapl", machine)]) == 2
+    out, err = capfd.readouterr()
+    assert (out, path.read_text(), machine.opened) == ("", "mine", 0)
+    assert err == (
+        f"joulewatch-exporter: --state {path}: not a state file of joulewatch-exporter; choose another path, or remove "
+        "the file\n"
+    )
+
+
+def test_a_state_file_is_for_one_scrape_only(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
+    assert cli.main([*roots, "--state=x"]) == 2
+    assert "--state needs --once" in capfd.readouterr().err
+
+
 # -- arguments -------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ function _shtab_joulewatch_exporter_using
 end
 
 set -g _shtab_joulewatch_exporter_commands check emulate
-set -g _shtab_joulewatch_exporter_opts_with_value --config.file --duration --format --log.format --log.level --path.dev --path.procfs --path.sysfs --web.config.file --web.listen-address --web.max-requests --web.telemetry-path
+set -g _shtab_joulewatch_exporter_opts_with_value --config.file --duration --format --log.format --log.level --path.dev --path.procfs --path.sysfs --state --web.config.file --web.listen-address --web.max-requests --web.telemetry-path
 
 complete -c joulewatch-exporter -e
 complete -c joulewatch-exporter -f
@@ -80,7 +80,8 @@ complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l no-collec
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l log.level -xka "debug info warning error" -d 'lowest level to log (default: info)'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l log.format -xka "logfmt json" -d 'default: logfmt'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l version -d 'show program'"'"'s version number and exit'
-complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l once -d 'print one scrape and exit'
+complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l once -d 'print one scrape and exit; without --state, energy counters start at 0 in each call'
+complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l state -xka "(__fish_complete_path (commandline -ct))" -d 'with --once: continue the counters of the last call, for node_exporter'"'"'s textfile collector'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l exit-on-stdin-close -d 'exit when stdin is closed, so that a child process ends with its parent'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l web.listen-address -x -d 'address to listen on; repeatable; port 0 picks a free port (default: :10717)'
 complete -c joulewatch-exporter -n _shtab_joulewatch_exporter_using -l web.telemetry-path -x -d 'path of the metrics (default: /metrics)'

@@ -166,6 +166,51 @@ class EnergyCounter:
         self._reject()
         return False
 
+    @property
+    def position(self) -> tuple[int, float, int] | None:
+        """Time and position of the last good reading, and time of the read before the last change; None: none yet."""
+        if self._read_at_ns is None:
+            return None
+        return self._read_at_ns, self._position_joules, self._before_change_ns
+
+    @property
+    def suspect(self) -> tuple[int, float] | None:
+        """Time and position of a reading that the next one has to confirm."""
+        return self._suspect
+
+    def restore(
+        self,
+        *,
+        total_joules: float,
+        wraps: int,
+        resets: int,
+        rejected: int,
+        unmeasured_s: float,
+        position: tuple[int, float, int] | None,
+        suspect: tuple[int, float] | None,
+        unmeasured_since_ns: int | None,
+    ) -> None:
+        """Continue the counter of an earlier process, before the first reading.
+
+        Args:
+            total_joules: As of its last good reading.
+            wraps: Its number of wraps; likewise the next three.
+            resets: Number of restarts.
+            rejected: Number of rejected readings.
+            unmeasured_s: Unmeasured time.
+            position: As ``position``; None: the hardware counter's position is not known any more.
+            suspect: As ``suspect``.
+            unmeasured_since_ns: Without a position: the time from here to the first reading is unmeasured.
+        """
+        self.total_joules = self._segment_joules = total_joules
+        self.wraps, self.resets, self.rejected, self.unmeasured_s = wraps, resets, rejected, unmeasured_s
+        if position is None:
+            self._unmeasured_since_ns = unmeasured_since_ns
+            return
+        self._read_at_ns, self._position_joules, self._before_change_ns = position
+        self._segment_start_joules = self._position_joules
+        self._suspect = suspect
+
     def change_source(self, *, wrap_joules: float | None, max_power_watts: float) -> None:
         """Switch to another counter of the same quantity, whose position is unrelated to the old one's.
 
@@ -270,6 +315,25 @@ class PowerIntegrator:
     def read_at_ns(self) -> int | None:
         """Time of the last good reading; None before the first."""
         return self._read_at_ns
+
+    @property
+    def power_watts(self) -> float:
+        """The last good reading; 0 before the first."""
+        return self._power_watts
+
+    def restore(
+        self,
+        *,
+        total_joules: float,
+        rejected: int,
+        unmeasured_s: float,
+        read_at_ns: int | None,
+        power_watts: float,
+    ) -> None:
+        """Continue the integral of an earlier process, before the first reading; the arguments are its attributes."""
+        self.total_joules = self._sum_joules = total_joules
+        self.rejected, self.unmeasured_s = rejected, unmeasured_s
+        self._read_at_ns, self._power_watts = read_at_ns, power_watts
 
     def update(self, read_at_ns: int, power_watts: float) -> bool:
         """Process one reading; return False if it is outside physical bounds and was rejected."""

@@ -21,6 +21,7 @@ from joulewatch_exporter.errors import (
 )
 from joulewatch_exporter.model import Collector, Quantity, Reading, Sensor
 from joulewatch_exporter.sampling.quantity import QuantityState
+from joulewatch_exporter.sampling.saved import SavedQuantity, SavedState
 from joulewatch_exporter.sampling.scan import OK, FamilyScan, Health, Layout, Reads
 from joulewatch_exporter.threads import Turn
 
@@ -85,23 +86,34 @@ class Family:
     is then quarantined: scans leave it alone until the read returns.
     """
 
-    def __init__(self, collector: Collector, *, poll_s: float = 0.0, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        collector: Collector,
+        *,
+        poll_s: float = 0.0,
+        clock: Clock | None = None,
+        saved: SavedState | None = None,
+    ) -> None:
         """Take over an open collector.
 
         Args:
             collector: Closed with the family.
             poll_s: Period of the reads; power readings this far apart leave no gap.
             clock: Replaces the machine's clock in tests.
+            saved: Counters of an earlier process to continue.
         """
         self.name = collector.name
+        self._saved = {} if saved is None else {item.key: item for item in saved.quantities}
         self._min_gap_s = PERIODS_TO_A_GAP * poll_s
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._states: dict[Quantity, QuantityState] = {}
         self._unread: dict[str, str] = {}
         """State of each device that has no sensor: it is gone, or could not be opened."""
         self._errors: dict[tuple[str, str], int] = {}
+        if saved is not None:
+            self._errors = {(e.device, e.reason): e.count for e in saved.errors if e.collector == self.name}
         self._errors_lock = threading.Lock()
-        self._errors_shown: tuple[tuple[str, str, int], ...] = ()
+        self._errors_shown = tuple((device, why, count) for (device, why), count in self._errors.items())
         self._scan_number = 0
         self.wants_burst = True
         """Whether there may be sensors that have not been read in a burst."""
@@ -156,7 +168,8 @@ class Family:
                     continue
                 state = self._states.get(quantity)
                 if state is None:
-                    state = self._states[quantity] = QuantityState(info, self._min_gap_s)
+                    saved = self._saved.get((self.name, quantity))
+                    state = self._states[quantity] = QuantityState(info, self._min_gap_s, saved)
                 if info.read_mode is None:
                     info = replace(info, read_mode="remote" if info.is_remote else read_mode)
                 state.adopt(info)
@@ -342,6 +355,11 @@ class Family:
             for device in devices:
                 self._errors[device, reason] = self._errors.get((device, reason), 0) + 1
             self._errors_shown = tuple((device, why, count) for (device, why), count in self._errors.items())
+
+    def save(self) -> tuple[SavedQuantity, ...]:
+        """Return the state of all quantities that were read, for a later process."""
+        saved = [state.save(self.name) for state in self._states.values()]
+        return tuple(item for item in saved if item is not None)
 
     def down(self, reason: str = SensorTimeoutError.reason) -> FamilyScan:
         """Return a scan in which all devices are down, for when the family cannot be read; safe from any thread."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from joulewatch_exporter.model import Reading, SensorInfo
 from joulewatch_exporter.sampling.counter import (
     EnergyCounter,
@@ -9,6 +11,7 @@ from joulewatch_exporter.sampling.counter import (
     PowerIntegrator,
     RefreshEstimator,
 )
+from joulewatch_exporter.sampling.saved import SavedQuantity
 from joulewatch_exporter.sampling.scan import Health, Reads
 
 
@@ -22,6 +25,7 @@ class QuantityState:
         "_power",
         "_refresh_s",
         "_rejected_power",
+        "_saved",
         "burst_done",
         "counter",
         "device_index",
@@ -36,8 +40,10 @@ class QuantityState:
         "scan",
     )
 
-    def __init__(self, info: SensorInfo, min_gap_s: float) -> None:
+    def __init__(self, info: SensorInfo, min_gap_s: float, saved: SavedQuantity | None = None) -> None:
+        """Start before the first reading, or continue from the state of an earlier process."""
         self.info = info
+        self._saved = saved
         self._min_gap_s = min_gap_s
         self.quantity = info.quantity
         self.device_index = 0
@@ -87,6 +93,8 @@ class QuantityState:
                 wrap_joules=self.info.wrap_joules, max_power_watts=self.info.max_power_watts
             )
             self.reads = "energy"
+            if self._saved is not None:
+                self._restore_counter(counter, self._saved)
         unmeasured_s = counter.unmeasured_s
         if not counter.update(read_at_ns, position_joules):
             self.power_watts = None
@@ -120,6 +128,8 @@ class QuantityState:
                 max_power_watts=self.info.max_power_watts, max_gap_s=max(self.info.max_gap_s, self._min_gap_s)
             )
             self.reads = "power"
+            if self._saved is not None:
+                self._restore_integrator(integrator, self._saved)
             self.refresh = RefreshEstimator(is_counter=False)
         if not integrator.update(read_at_ns, power_watts):
             self.power_watts = None
@@ -137,6 +147,69 @@ class QuantityState:
     def last_good_ns(self) -> int | None:
         source = self.counter or self.integrator
         return None if source is None else source.read_at_ns
+
+    # -- from one process to the next --------------------------------------------------------------
+
+    def _restore_counter(self, counter: EnergyCounter, saved: SavedQuantity) -> None:
+        # Another source has an unrelated position.
+        info = self.info
+        is_same = (saved.reads, saved.source, saved.wrap_joules) == ("energy", info.source, info.wrap_joules)
+        continues = is_same and saved.read_at_ns is not None and not info.counts_since_open
+        counter.restore(
+            total_joules=saved.total_joules,
+            wraps=saved.wraps,
+            resets=saved.resets,
+            rejected=saved.rejected,
+            unmeasured_s=saved.unmeasured_s,
+            position=(saved.read_at_ns or 0, saved.value, saved.before_change_ns) if continues else None,
+            suspect=None if saved.suspect_at_ns is None else (saved.suspect_at_ns, saved.suspect_joules),
+            unmeasured_since_ns=saved.read_at_ns,
+        )
+        self._renew_health(counter)
+
+    def _restore_integrator(self, integrator: PowerIntegrator, saved: SavedQuantity) -> None:
+        integrator.restore(
+            total_joules=saved.total_joules,
+            rejected=saved.rejected,
+            unmeasured_s=saved.unmeasured_s,
+            read_at_ns=saved.read_at_ns,
+            power_watts=saved.value if saved.reads == "power" else 0.0,
+        )
+        self._renew_health(integrator)
+
+    def save(self, collector: str) -> SavedQuantity | None:
+        """Return the state for a later process; None: there was no reading."""
+        source = self.counter or self.integrator
+        if source is None:
+            return None
+        quantity = self.quantity
+        saved = SavedQuantity(
+            collector=collector,
+            scope=quantity.scope,
+            component=quantity.component,
+            device=quantity.device,
+            domain=quantity.domain,
+            source=self.info.source,
+            wrap_joules=self.info.wrap_joules,
+            reads=self.reads,
+            total_joules=source.total_joules,
+            read_at_ns=source.read_at_ns,
+            rejected=source.rejected + self._rejected_power,
+            unmeasured_s=source.unmeasured_s,
+        )
+        if isinstance(source, PowerIntegrator):
+            return dataclasses.replace(saved, value=source.power_watts)
+        _, position_joules, before_change_ns = source.position or (0, 0.0, 0)
+        suspect_at_ns, suspect_joules = source.suspect or (None, 0.0)
+        return dataclasses.replace(
+            saved,
+            value=position_joules,
+            before_change_ns=before_change_ns,
+            suspect_at_ns=suspect_at_ns,
+            suspect_joules=suspect_joules,
+            wraps=source.wraps,
+            resets=source.resets,
+        )
 
     def _renew_health(self, source: EnergyCounter | PowerIntegrator) -> None:
         self._events = source.events

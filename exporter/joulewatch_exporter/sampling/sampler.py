@@ -24,6 +24,7 @@ from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.family_thread import FamilyThread
 from joulewatch_exporter.sampling.plausibility import Plausibility, Verdict
 from joulewatch_exporter.sampling.primary import Key, PrimarySensors
+from joulewatch_exporter.sampling.saved import SavedState
 from joulewatch_exporter.sampling.scan import FamilyScan, Layout, unreadable
 from joulewatch_exporter.threads import DeadlineThread
 
@@ -53,6 +54,7 @@ class Sampler:
         rediscover_s: float = 30.0,
         hang_s: float = 1.0,
         primary: Mapping[str, str] | None = None,
+        saved: SavedState | None = None,
     ) -> None:
         """Prepare; ``start`` opens and reads.
 
@@ -64,8 +66,10 @@ class Sampler:
             hang_s: If a scan takes longer, the device that is being read is quarantined until its read returns. It
                 must be shorter than a scrape waits, so that even the first scrape after the hang gets the others.
             primary: The collector whose node sensor is primary, by pattern of hosts.
+            saved: Counters of an earlier process to continue.
         """
         self._host = host
+        self._saved = saved
         self._settings = dict(settings or {})
         self._families = tuple(families)
         self._rediscover_s = rediscover_s
@@ -135,6 +139,17 @@ class Sampler:
             threads = list(self._threads.values())
         for thread in threads:
             thread.family.collector.settle(max(end_s - time.monotonic(), 0.0))
+
+    def save(self, state: SavedState) -> SavedState:
+        """Return the state with what the open families have read."""
+        with self._lock:
+            families = [thread.family for thread in self._threads.values()]
+        errors = {
+            (family.name, device, reason): count
+            for family in families
+            for device, reason, count in family.down().errors
+        }
+        return state.merged([item for family in families for item in family.save()], errors)
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -237,7 +252,7 @@ class Sampler:
                 "wraps between two reads, or power readings are too far apart, that time counts as unmeasured",
             )
         thread = FamilyThread(
-            Family(collector, poll_s=poll_s),
+            Family(collector, poll_s=poll_s, saved=self._saved),
             poll_s=poll_s,
             read_on_scrape=timing.read_on_scrape,
         )

@@ -138,6 +138,7 @@ class EstimateSensor:
                 quantity=self._quantity,
                 method="estimated",
                 source=stat_path,
+                counts_since_open=True,
                 model=model.text,
                 resolution="10 ms of one CPU",
                 accuracy=_ACCURACY,

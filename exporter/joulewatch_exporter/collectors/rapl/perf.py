@@ -225,6 +225,7 @@ def _open(
         method="counter",
         source=opened.name,
         model=machine.name,
+        counts_since_open=True,
         max_power_watts=MAX_POWER_WATTS[kind],
         relation="core" if kind == "core" else "inside",
     )
@@ -261,6 +262,7 @@ def _open_cores(
                 method="counter",
                 source=opened.name,
                 model=machine.name,
+                counts_since_open=True,
                 max_power_watts=MAX_CORE_WATTS,
                 relation="core",
             )
