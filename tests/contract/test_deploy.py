@@ -122,6 +122,27 @@ def test_systemd_accepts_the_unit_and_rates_it_as_hardened(tmp_path: Path) -> No
         assert "Overall exposure level" in out
 
 
+TEXTFILE: Final = DEPLOY / "textfile"
+
+
+def test_systemd_accepts_the_timer_of_the_textfile_collector_and_its_service(tmp_path: Path) -> None:
+    program = require_program("systemd-analyze", "systemd")
+    for name in ("joulewatch-textfile.service", "joulewatch-textfile.timer"):
+        text = re.sub(r"(?m)^Documentation=.*$", "", (TEXTFILE / name).read_text("utf-8"))
+        (tmp_path / name).write_text(text.replace("/opt/joulewatch/bin/joulewatch-textfile", sys.executable), "utf-8")
+    assert run(program, "verify", *map(str, sorted(tmp_path.iterdir()))).strip() == ""
+
+
+def test_cron_and_the_service_run_the_script_that_the_readme_installs() -> None:
+    readme = (TEXTFILE / "README.md").read_text("utf-8")
+    assert "install deploy/textfile/joulewatch-textfile /opt/joulewatch/bin/" in readme
+    installed = "/opt/joulewatch/bin/joulewatch-textfile"
+    (line,) = [line for line in (TEXTFILE / "cron").read_text("utf-8").splitlines() if not line.startswith("#")]
+    assert line.split() == ["*"] * 5 + ["root", installed]
+    assert f"ExecStart={installed}\n" in (TEXTFILE / "joulewatch-textfile.service").read_text("utf-8")
+    run("sh", "-n", str(TEXTFILE / "joulewatch-textfile"))
+
+
 DROP_INS: Final = sorted((DEPLOY / "systemd" / "joulewatch-exporter.service.d").iterdir())
 
 
