@@ -1,5 +1,6 @@
 """The exporter's errors and exit codes. Catch an error only where there is something to do about it."""
 
+from collections.abc import Iterable
 from typing import Final
 
 
@@ -21,8 +22,17 @@ class SensorError(ExporterError):
     reason = "error"
     is_repeated = False
     """The device has not been read since this failure was last raised: do not count it again."""
-    devices: tuple[str, ...] = ()
-    """Labels of the devices of a family that cannot be opened: each one has a state although nothing is read."""
+
+    def __init__(self, text: str = "", *, devices: Iterable[str] = ()) -> None:
+        """Describe the failure.
+
+        Args:
+            text: For users.
+            devices: Labels of the devices of a family that cannot be opened (empty ones are ignored): each one has a
+                state although nothing is read.
+        """
+        super().__init__(text)
+        self.devices = tuple(dict.fromkeys(filter(None, devices)))
 
 
 class SensorAbsentError(SensorError):

@@ -157,8 +157,7 @@ def test_once_without_a_sensor_fails_and_prints_the_exporters_own_metrics(
 
 
 def test_once_fails_if_no_sensor_can_be_read(capfd: pytest.CaptureFixture[str], roots: list[str]) -> None:
-    error = SensorDeniedError("/sys/a: Permission denied")
-    error.devices = ("socket0",)
+    error = SensorDeniedError("/sys/a: Permission denied", devices=["socket0"])
     assert cli.main([*roots, "--once"], [fake_family("rapl", Machine(error=error))]) == 1
     out, err = capfd.readouterr()
     assert "no sensor can be read; run 'joulewatch-exporter check' for the reasons" in err

@@ -251,8 +251,9 @@ def test_denied_files() -> None:
         (denied,) = findings(collector, "denied")
         assert denied.cure == f"sudo chmod a+r {sysfs.sys}/{FOLDER}/accel0_power"
         (sysfs.sys / FOLDER / "energy").chmod(unreadable)
-        with unprivileged(), pytest.raises(SensorDeniedError, match="chmod a"):
+        with unprivileged(), pytest.raises(SensorDeniedError, match="chmod a") as caught:
             collect(sysfs)
+        assert caught.value.devices == ("node",)
 
 
 def test_timing_and_closing(sysfs: FakeSysfs) -> None:

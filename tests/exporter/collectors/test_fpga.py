@@ -420,9 +420,11 @@ def test_a_denied_card_does_not_stop_the_other() -> None:
                     denied = findings(collector, "denied")
                     assert f"sudo chmod a+r {sysfs.sys}" in denied[0].cure
                     assert "xmc" in denied[0].cure
+                    assert {finding.device for finding in denied} == {"0000:3b:00"}
                 else:
-                    with pytest.raises(SensorDeniedError, match="chmod a"):
+                    with pytest.raises(SensorDeniedError, match="chmod a") as caught:
                         collect(sysfs)
+                    assert set(caught.value.devices) == {"0000:3b:00", CARD}
 
 
 def test_another_backend_is_used_if_one_is_denied() -> None:

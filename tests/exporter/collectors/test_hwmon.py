@@ -350,8 +350,9 @@ def test_a_denied_channel_does_not_stop_the_others() -> None:
         (finding,) = findings(collector, "denied")
         assert finding.cure == f"sudo chmod a+r {hwmon}/power1_input"
         (hwmon / "power2_input").chmod(unreadable)
-        with unprivileged(), pytest.raises(SensorDeniedError, match="1 more channel"):
+        with unprivileged(), pytest.raises(SensorDeniedError, match="1 more channel") as caught:
             collect(sysfs)
+        assert caught.value.devices == ("i2c-3-3-0040",)
 
 
 def test_options_skip_chips_and_override_meanings(sysfs: FakeSysfs) -> None:

@@ -902,8 +902,9 @@ def test_without_targets_and_device_the_family_is_absent(tmp_path: Path) -> None
 def test_a_denied_device_is_reported_with_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "ipmi0").touch()
     monkeypatch.setattr(os, "access", lambda path, *_, **__: not str(path).endswith("ipmi0"))
-    with pytest.raises(SensorDeniedError, match=f"run `sudo chmod a\\+rw {tmp_path}/ipmi0`"):
+    with pytest.raises(SensorDeniedError, match=f"run `sudo chmod a\\+rw {tmp_path}/ipmi0`") as caught:
         IpmiCollector.open(Host(dev=tmp_path), IpmiOptions())
+    assert caught.value.devices == ("bmc",)
 
 
 def test_a_denied_device_does_not_stop_the_targets(

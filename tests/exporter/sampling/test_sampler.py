@@ -582,8 +582,9 @@ def test_a_denied_device_is_probed_again(start: Start) -> None:
 
 
 def test_the_devices_of_a_family_that_is_denied_have_a_state(start: Start) -> None:
-    machine = Machine(error=SensorDeniedError("/sys/a: Permission denied"))
-    machine.error.devices = ("socket0", "socket1")  # type: ignore[union-attr]
+    machine = Machine(
+        error=SensorDeniedError("/sys/a: Permission denied", devices=["socket0", "", "socket1", "socket0"])
+    )
     sampler = start(fake_family("rapl", machine), fake_family("hwmon", Machine([power_sensor()])))
     rapl, hwmon = sampler.fresh(2.0)
     assert (rapl.collector, states(rapl)) == ("rapl", {"socket0": "denied", "socket1": "denied"})

@@ -231,8 +231,8 @@ class CrayCollector(OnDemandCollector):
         sensor = CraySensor(directory, channels)
         try:
             sensor.read()
-        except SensorDeniedError:
-            raise
+        except SensorDeniedError as error:
+            raise SensorDeniedError(str(error), devices=[DEVICE]) from error
         except SensorError as error:
             findings.append(Finding(status="broken", collector=NAME, subject=directory, text=str(error)))
         findings += [_found(info) for info in sensor.infos]

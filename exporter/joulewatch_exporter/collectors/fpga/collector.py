@@ -192,9 +192,9 @@ class FpgaCollector(OnDemandCollector):
 
 
 def _failure(host: Host, findings: Sequence[Finding]) -> SensorError:
-    for finding in findings:
-        if finding.status == "denied":
-            return SensorDeniedError(finding.text)
+    denials = [finding for finding in findings if finding.status == "denied"]
+    if denials:
+        return SensorDeniedError(denials[0].text, devices=[finding.device for finding in denials])
     reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)
     return SensorAbsentError(
         f"{host.sysfs}/bus/pci/devices: no FPGA card whose driver (XRT: xocl or xclmgmt; AMI: ami) reports its power, "
@@ -361,7 +361,7 @@ def _select(card: str, backends: Sequence[_Backend]) -> _Selection:
         try:
             sensor = backend.open(backend_findings)
         except SensorDeniedError as error:
-            findings.append(denied(error))
+            findings.append(denied(error, card))
             continue
         except SensorError as error:
             findings.append(skipped(backend.path, f"{card}: {error}"))
@@ -369,7 +369,7 @@ def _select(card: str, backends: Sequence[_Backend]) -> _Selection:
         try:
             readings = sensor.read()
         except SensorDeniedError as error:
-            findings.append(denied(error))
+            findings.append(denied(error, card))
         except SensorError as failure:
             if silent is None:
                 silent = (sensor, backend, failure)

@@ -145,10 +145,11 @@ def checked_watts(path: str, microwatts: float) -> float:
     return watts
 
 
-def denied(error: SensorDeniedError) -> Finding:
-    """Return the finding for a denied file; the text of such an error begins with the path."""
+def denied(error: SensorDeniedError, device: str = "") -> Finding:
+    """Return the finding for a denied file of a device; the text of such an error begins with the path."""
     path = str(error).partition(": ")[0]
-    return Finding(status="denied", collector=NAME, subject=path, text=str(error), cure=denied_cure(path))
+    cure = denied_cure(path)
+    return Finding(status="denied", collector=NAME, subject=path, text=str(error), cure=cure, device=device)
 
 
 def found(subject: str, text: str) -> Finding:

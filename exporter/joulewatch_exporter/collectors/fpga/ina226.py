@@ -253,7 +253,7 @@ def _monitor(directory: str, rail: RailOption, findings: list[Finding]) -> _Moni
     try:
         microwatts = read_int(path)
     except SensorDeniedError as error:
-        findings.append(denied(error))
+        findings.append(denied(error, DEVICE))
         return None
     except SensorError:
         return _Monitor(path, rail) if Path(path).exists() else None

@@ -140,7 +140,7 @@ class HwmonCollector(OnDemandCollector):
             denied = [finding for finding in findings if finding.status == "denied"]
             if denied:
                 more = f" (and {len(denied) - 1} more channels)" if len(denied) > 1 else ""
-                raise SensorDeniedError(f"{denied[0].text}{more}")
+                raise SensorDeniedError(f"{denied[0].text}{more}", devices=[finding.device for finding in denied])
             reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)
             raise SensorAbsentError(f"{root}: no power or energy channel{reasons}")
         return cls((root, iio_root(host)), sensors, findings)

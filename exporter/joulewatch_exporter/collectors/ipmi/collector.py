@@ -169,7 +169,9 @@ class IpmiCollector(TargetedCollector):
         if device is None and not options.targets and options.targets_file is None:
             (finding,) = findings
             text = f"{finding.text}; and collectors.ipmi has no targets"
-            raise SensorDeniedError(text) if finding.status == "denied" else SensorAbsentError(text)
+            if finding.status == "denied":
+                raise SensorDeniedError(text, devices=[finding.device])
+            raise SensorAbsentError(text)
         try:
             if device is not None:
                 import joulewatch_exporter.collectors.ipmi.local
@@ -294,7 +296,16 @@ def _find_device(path: str, options: IpmiOptions) -> tuple[str | None, Sequence[
         return path, ()
     if options.in_band == "auto":
         text = device_denied(path, "Permission denied")
-        return None, (Finding(status="denied", collector="ipmi", subject=path, text=text, cure=chmod_command(path)),)
+        return None, (
+            Finding(
+                status="denied",
+                collector="ipmi",
+                subject=path,
+                text=text,
+                cure=chmod_command(path),
+                device=options.in_band_name,
+            ),
+        )
     return path, ()
 
 

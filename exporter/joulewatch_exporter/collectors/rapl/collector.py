@@ -292,9 +292,7 @@ class _Selection:
                 more = f" (and {len(denials) - 1} more {kind})" if len(denials) > 1 else ""
                 texts.append(f"{denials[0]}{more}")
         if texts:
-            denial = SensorDeniedError("; or with another backend: ".join(texts))
-            denial.devices = tuple(dict.fromkeys(devices))
-            return denial
+            return SensorDeniedError("; or with another backend: ".join(texts), devices=devices)
         reasons = [*map(str, errors.values()), *(f"{finding.subject}: {finding.text}" for finding in self._findings)]
         reasons += [str(error) for error in self._missing if not any(str(error) in reason for reason in reasons)]
         text = "; ".join(reasons)

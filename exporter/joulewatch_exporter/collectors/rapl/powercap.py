@@ -165,13 +165,12 @@ def _masked(host: Host, paths: Mapping[str, str]) -> SensorDeniedError | None:
     """Return the error for zones that are links into a hidden folder, as in a container."""
     if not paths or any(os.access(path, os.F_OK) for path in paths.values()):
         return None
-    error = SensorDeniedError(
+    return SensorDeniedError(
         f"{host.sysfs}/class/powercap: its {len(paths)} zones are links into {host.sysfs}/devices/virtual/powercap, "
         "which is hidden, as container runtimes do by default. Mount the host's sysfs elsewhere and read it there: "
-        "`docker run -v /sys:/host/sys:ro IMAGE --path.sysfs=/host/sys`; Kubernetes: a hostPath volume of /sys"
+        "`docker run -v /sys:/host/sys:ro IMAGE --path.sysfs=/host/sys`; Kubernetes: a hostPath volume of /sys",
+        devices=[f"socket{package}" for package in sorted(physical_packages(host.sysfs))],
     )
-    error.devices = tuple(f"socket{package}" for package in sorted(physical_packages(host.sysfs)))
-    return error
 
 
 def _find_zones(host: Host, findings: list[Finding]) -> tuple[str, list[_Zone]]:
