@@ -168,6 +168,14 @@ def test_names_of_servers_do_not_depend_on_the_order_of_the_members(
     assert (readings["bmc1/NodeA/total"], readings["bmc1/NodeB/total"]) == (300.0, 120.0)
 
 
+def test_a_server_without_a_reading_is_not_a_node(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    resources = enclosure()
+    del resources[POWER]["PowerControl"][1]["PowerConsumedWatts"]
+    readings = watts(opened(mock, resources, tmp_path))
+    assert readings["bmc1/NodeA/total"] == 300.0
+    assert not [label for label in readings if "NodeB" in label]
+
+
 def test_an_enclosure_is_not_a_server(tmp_path: Path, mock: responses.RequestsMock) -> None:
     """The BMC of a sled reports the power of its enclosure as well."""
     controls = [

@@ -154,10 +154,8 @@ class _Discovery:
         is_single = sum(len(node.reported.nodes) for node in nodes) == 1
         devices: dict[str, str] = {}
         for node in nodes:
-            named = {
-                server: self._target.name if is_single else f"{self._target.name}/{server or node.id}"
-                for server in node.reported.nodes
-            }
+            whole = self._target.name if is_single else f"{self._target.name}/{node.id}"
+            named = {server: f"{self._target.name}/{server}" if server else whole for server in node.reported.nodes}
             devices[node.uri] = next(iter(named.values())) if len(named) == 1 else self._target.name
             for server, device in named.items():
                 self._add_node(node, server, device)

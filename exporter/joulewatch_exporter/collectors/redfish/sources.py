@@ -58,7 +58,7 @@ _MAX_PAGES: Final = 32
 _MAX_SENSORS: Final = 24
 """Each sensor costs a request, which takes up to seconds on a BMC."""
 _MAX_SUPPLIES: Final = 16
-_MAX_SEEN: Final = 6
+_SEEN_DEPTH: Final = 8
 
 _POWER_SENSOR: Final = re.compile(r"power|pwr|watt|energy|consum", re.IGNORECASE)
 _WATTS: Final[Mapping[str, float]] = {"W": 1.0, "kW": 1e3, "mW": 1e-3}
@@ -215,8 +215,9 @@ class SourceFinder:
             found.parts += _sub_totals(controls, power, power_uri)
             found.note = _control_text(controls, power)
             of_servers = {name: _control_source(feeds, power, power_uri) for name, feeds in controls.nodes.items()}
+            of_servers = {name: source for name, source in of_servers.items() if source.power}
             resources = {power_uri: power}
-            if len(of_servers) > 1:
+            if len(controls.nodes) > 1:
                 found.nodes, found.others = of_servers, tuple(source.kind for source in sources if source.is_live)
             else:
                 sources += of_servers.values()
@@ -503,10 +504,12 @@ _WATTS_KEY: Final = re.compile(r"^(?!.*(?:Limit|Capacity|Allocated|Requested|Ava
 
 def seen_watts(resource: Json, uri: str) -> list[str]:
     """Return the properties in watts of a resource, with their values."""
-    return list(_seen_watts(resource, f"{uri}#"))
+    return list(_seen_watts(resource, f"{uri}#", _SEEN_DEPTH))
 
 
-def _seen_watts(value: Any, path: str) -> Iterator[str]:
+def _seen_watts(value: Any, path: str, depth: int) -> Iterator[str]:
+    if not depth:
+        return
     if isinstance(value, Mapping):
         for key, entry in value.items():
             if _WATTS_KEY.search(key) and isinstance(entry, Mapping):
@@ -514,10 +517,10 @@ def _seen_watts(value: Any, path: str) -> Iterator[str]:
             elif _WATTS_KEY.search(key) and not isinstance(entry, list):
                 yield f"{path}/{key} = {_shown(entry)}"
             else:
-                yield from _seen_watts(entry, f"{path}/{key}")
+                yield from _seen_watts(entry, f"{path}/{key}", depth - 1)
     elif isinstance(value, list):
         for index, entry in enumerate(value):
-            yield from _seen_watts(entry, f"{path}/{index}")
+            yield from _seen_watts(entry, f"{path}/{index}", depth - 1)
 
 
 def _shown(value: Any) -> str:
