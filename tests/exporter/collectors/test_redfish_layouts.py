@@ -172,7 +172,7 @@ def test_a_server_without_a_reading_is_not_a_node(tmp_path: Path, mock: response
     resources = enclosure()
     del resources[POWER]["PowerControl"][1]["PowerConsumedWatts"]
     readings = watts(opened(mock, resources, tmp_path))
-    assert readings["bmc1/NodeA/total"] == 300.0
+    assert (readings["bmc1/NodeA/total"], readings["bmc1/psu0_input"]) == (300.0, 470.0)
     assert not [label for label in readings if "NodeB" in label]
 
 

@@ -156,7 +156,7 @@ class _Discovery:
         for node in nodes:
             whole = self._target.name if is_single else f"{self._target.name}/{node.id}"
             named = {server: f"{self._target.name}/{server}" if server else whole for server in node.reported.nodes}
-            devices[node.uri] = next(iter(named.values())) if len(named) == 1 else self._target.name
+            devices[node.uri] = named.get("", self._target.name)
             for server, device in named.items():
                 self._add_node(node, server, device)
             self._add_parts(node, named, devices[node.uri])

@@ -252,8 +252,9 @@ class SourceFinder:
             supplies = found.input_sensors
             uris = [supply.input.uri for supply in supplies if supply.input is not None]
             resources |= {uri: self._explorer.get(uri) for uri in uris}
-        watts = [self._explorer.watts(source.power) for source in found.nodes.values()]
-        node_watts = sum(value for value in watts if value is not None) if watts and None not in watts else None
+        # The supplies of an enclosure feed more than its servers.
+        node = found.nodes.get("")
+        node_watts = None if node is None else self._explorer.watts(node.power)
         checked = without_ratings(supplies, resources, node_watts)
         found.ratings = checked.ratings
         for supply in checked.supplies:
