@@ -31,6 +31,7 @@ SPAN_S = 6.0
 
 GPUS = tuple(f"GPU-a1000000-7763-4000-8000-00000000000{number}/total" for number in range(4))
 SOCKETS = ("socket0/package", "socket1/package")
+AMD_GPUS = tuple(f"0000:{bus}:00.0/total" for bus in ("05", "26", "85", "c9"))
 CARDS = ("0000:21:00/total", "0000:81:00/total", "0000:a1:00/total")
 
 LIBRARIES = {"ipmi": "pyghmi", "nvml": "pynvml", "redfish": "requests"}
@@ -69,6 +70,7 @@ def read_energies(exporter: ExporterServer) -> dict[str, tuple[float, float]]:
     [
         ("epyc-7763-node", (*SOCKETS, "ACPI000D:00/power1", "bmc/total", "chassis/total")),
         ("a100-node", (*SOCKETS, *GPUS, "bmc/total", "chassis/total")),
+        ("mi300x-node", (*SOCKETS, *AMD_GPUS, "bmc/total")),
         ("u280-node", (*SOCKETS, *CARDS, "bmc/total")),
     ],
 )

@@ -10,6 +10,7 @@ import re
 from importlib.metadata import entry_points
 from typing import Any, Final
 
+from joulewatch_exporter.collectors.amdgpu.collector import AmdgpuCollector
 from joulewatch_exporter.collectors.cray.collector import CrayCollector
 from joulewatch_exporter.collectors.estimate.collector import EstimateCollector
 from joulewatch_exporter.collectors.fpga.collector import FpgaCollector
@@ -27,6 +28,7 @@ FAMILIES: Final[tuple[type[Collector], ...]] = (
     NvmlCollector,
     FpgaCollector,
     CrayCollector,
+    AmdgpuCollector,
     HwmonCollector,
     IpmiCollector,
     RedfishCollector,

@@ -11,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from joulewatch_exporter.collectors.amdgpu.collector import AmdgpuCollector, AmdgpuOptions
 from joulewatch_exporter.collectors.cray.collector import CrayCollector, CrayOptions
 from joulewatch_exporter.collectors.fpga.collector import FpgaCollector, FpgaOptions
 from joulewatch_exporter.collectors.hwmon.collector import HwmonCollector, HwmonOptions
+from joulewatch_exporter.emulator.amdgpu import AmdGpuSpec, AmdGpuTree
+from joulewatch_exporter.emulator.files import Writer
+from joulewatch_exporter.emulator.signals import Constant
 from joulewatch_exporter.model import Collector
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.primary import PrimarySensors
@@ -116,7 +120,30 @@ def grace(sysfs: FakeSysfs) -> Collector:
     return HwmonCollector.open(sysfs.host, HwmonOptions())
 
 
-@pytest.mark.parametrize("family", [fpga, cray, hwmon, jetson, jetson_iio, grace], ids=lambda family: family.__name__)
+def amdgpu(sysfs: FakeSysfs) -> Collector:
+    """Return an MI300X in two partitions, an MI250X with its two dies, an MI300A and a Ryzen AI."""
+    specs = (
+        AmdGpuSpec(address="0000:83:00.0", signal=Constant(400.0), partitions=2),
+        AmdGpuSpec(
+            address="0000:93:00.0",
+            signal=Constant(300.0),
+            revision="1.3",
+            device_id="0x7408",
+            second_die="0000:94:00.0",
+        ),
+        AmdGpuSpec(address="0000:a3:00.0", signal=Constant(500.0), revision="1.8", device_id="0x74a0"),
+        AmdGpuSpec(
+            address="0000:c5:00.0", signal=Constant(28.0), npu=Constant(2.5), revision="3.0", device_id="0x150e"
+        ),
+    )
+    (sysfs.root / "scratch").mkdir()
+    AmdGpuTree(specs, sysfs.sys, Writer(sysfs.root / "scratch"), sysfs.root / "scratch").advance(0.0)
+    return AmdgpuCollector.open(sysfs.host, AmdgpuOptions())
+
+
+@pytest.mark.parametrize(
+    "family", [fpga, cray, amdgpu, hwmon, jetson, jetson_iio, grace], ids=lambda family: family.__name__
+)
 def test_exposition_of_a_family(family: Callable[[FakeSysfs], Collector], tmp_path: Path, update_golden: bool) -> None:
     sysfs = FakeSysfs(tmp_path)
     golden.check(exposition(family(sysfs), tmp_path), GOLDEN / f"{family.__name__}.prom", update=update_golden)

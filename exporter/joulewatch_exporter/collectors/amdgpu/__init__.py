@@ -1,0 +1,1 @@
+"""Energy counters of AMD Instinct cards, and the NPU of AMD processors."""
