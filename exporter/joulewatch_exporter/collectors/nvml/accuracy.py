@@ -5,7 +5,8 @@ Adamek and Armour compared GPUs with an external meter. At steady load the error
 bias, mostly negative, and not a scatter. The exporter does not correct it, because other boards of a model have another
 bias: their two RTX 3090 were 4.8 % and 2.6 % low. The half-width is the largest absolute error that they measured.
 
-The errors are relative to the meter and for steady load only. A load that changes within a refresh period has further
+The errors are relative to the meter, not to the reading, which differs little except for the Quadro K620: the meter is
+70 % above its reading. They are for steady load only. A load that changes within a refresh period has further
 errors (``window_s``). The energy counter uses the same measurement and gets the same half-width.
 
 Source: Yang, Adamek, Armour, SC 2024, arXiv 2312.02741; github JimZeyuYang/GPU_Power_Benchmark at 4b5c944c (MIT
