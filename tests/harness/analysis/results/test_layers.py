@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -34,6 +35,7 @@ from joulewatch_harness.runtimes.shared import tracing  # noqa: E402
 from joulewatch_harness.storage.journal import Journal  # noqa: E402
 from joulewatch_harness.traces import Operator, Trace, read_trace, write_trace  # noqa: E402
 from support import golden  # noqa: E402
+from support.onnx_models import matmul  # noqa: E402
 from support.paths import ROOT  # noqa: E402
 from support.synthetic import RUN, TWO_SOCKETS, World, make_world, write_recording  # noqa: E402
 
@@ -486,6 +488,38 @@ def test_energy_comes_from_the_given_run(runs: Path, world: World, capsys: pytes
     total = sum(row["estimated_joules_per_inference"] for row in rows)
     assert total == pytest.approx(actual["basis"]["joules_per_inference"])
     assert "is an ESTIMATE" in captured.err
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--model", "nets/m.onnx"], ["m"], ["--model", "moved/m.onnx"]], ids=lambda words: " ".join(words)
+)
+@pytest.mark.parametrize("version", ["now", "0.1.0"])
+def test_a_model_file_of_a_run_is_found_by_its_name_or_path(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: list[str], version: str
+) -> None:
+    """Version 0.1.0 wrote the path as the name of the network."""
+    for place in ("nets", "moved"):
+        (folder / place).mkdir()
+        save(folder / place / "m.onnx")
+    world = make_world(TWO_SOCKETS, configurations=("m/onnxruntime/fp32",), batch_sizes=(8,), rounds=3)
+    assert world.record is not None
+    (loaded,) = world.record.configurations
+    names = {"network": "nets/m.onnx"} if version == "0.1.0" else {"path": "nets/m.onnx"}
+    with Journal.create(folder / "runs", world.record.header) as journal:
+        for line in (dataclasses.replace(loaded, **names), *world.record.windows):
+            journal.append(line)
+    write_recording(world, folder / "runs" / RUN / "recording.sqlite")
+    assert main(["layers", "--run", RUN, *words, "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["network"] == "m"
+
+
+def test_a_fixed_batch_axis_replaces_the_default_batch_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    matmul(folder / "fixed.onnx", batch=4)
+    words = ["layers", "--model", "fixed.onnx", "--no-energy", "--format", "json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)["batch_size"] == 4
+    assert main([*words, "--batch-size", "8"]) == 1
+    assert "has a fixed batch axis of 4, not 8" in capsys.readouterr().err
 
 
 def test_differences_from_the_run_are_noted(world: World) -> None:
