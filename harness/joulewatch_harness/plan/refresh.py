@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from joulewatch_exporter.catalog import ASSUMED_REFRESH_S
+from joulewatch_exporter.catalog import ASSUMED_REFRESH_S, FROZEN_ASSUMED_REFRESH_S
 from joulewatch_harness.records import SensorRecord
 
 _ASSUMED_REFRESH_COUNTER_S: Final = 0.1
-_ASSUMED_REFRESH_SLOW_S: Final = 5.0
+_ASSUMED_REFRESH_SLOW_S: Final = FROZEN_ASSUMED_REFRESH_S
 """Refresh of the other sensors, if nothing shows it: of a counter that is read on request; of everything else."""
 
 

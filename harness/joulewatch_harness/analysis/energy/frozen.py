@@ -2,7 +2,9 @@
 
 A frozen counter gives 0 J with next to no uncertainty, a frozen gauge gives a perfectly steady power. Both look more
 certain than any real result, so a value that did not change for 20 refresh periods has no energy. The exporter's check
-``stuck`` uses the same limits, from the catalog.
+``stuck`` uses the same limits, from the catalog. They differ for counters that are read on request and whose refresh
+period is not known: the exporter assumes 5 s, because it can wait for 100 s. A window may be shorter than a second, so
+the analysis assumes 0.1 s (see ``plan.refresh``). RAPL's refresh period is known.
 
 **Counters** need no other evidence: energy is used while time passes. Two things must be excluded first:
 
