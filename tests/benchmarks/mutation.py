@@ -121,7 +121,10 @@ def write_project(folder: Path, modules: list[str]) -> None:
     """Write a copy of the packages and the unit tests in the layout that mutmut needs."""
     for package in (f"exporter/{EXPORTER}", f"harness/{HARNESS}"):
         shutil.copytree(ROOT / package, folder / "src" / Path(package).name)
-    skipped = shutil.ignore_patterns("__pycache__", "browser", "qemu", "integration", "benchmarks", "contract")
+    skipped = shutil.ignore_patterns(
+        "__pycache__", "browser", "qemu", "integration", "benchmarks", "contract",
+        "test_coverage.py",  # a simulation of the benchmarks
+    )  # fmt: skip
     shutil.copytree(ROOT / "tests", folder / "tests", ignore=skipped)
     # Cached results of the original would hide mutants, and mutmut does not change functions with decorators.
     gum = folder / "src" / HARNESS / "gum.py"
