@@ -488,7 +488,16 @@ def test_repeats_and_idle_are_compared() -> None:
         ([10.0, 11.0], "", "a: ±101 % after 2 rounds, not the target of ±50 %; raise"),
         ([10.0, 11.0], "stopped by the user after 2 rounds", "a: ±101 % after 2 rounds, not the target"),
         ([10.0, 11.0], "±49 % after 2 rounds", None),
-        ([10.0, 10.1], "target not reached after 90 s: 2 rounds, ±51 %", "a: target not reached after 90 s: 2 rounds"),
+        (
+            [10.0, 10.1],
+            "target not reached after 90 s: 2 rounds, ±51 %",
+            "a: target not reached after 90 s: 2 rounds, ±51 %; raise max_run_s in the plan, or stop",
+        ),
+        (
+            [10.0, 10.1],
+            "target not reached after 40 rounds: ±51 %",
+            "a: target not reached after 40 rounds: ±51 %; use longer windows (--window), or stop",
+        ),
     ],
 )
 def test_the_recorded_end_of_the_rounds_decides(values: list[float], ended: str, text: str | None) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.model import Estimate, IdlePower
 from joulewatch_harness.gum import NORMAL_95
-from joulewatch_harness.plan.target import NOT_REACHED, STOPPED, half_width_text, relative_half_width
+from joulewatch_harness.plan.target import LOOKS, NOT_REACHED, STOPPED, half_width_text, relative_half_width
 
 SPREAD_TOLERANCE: Final = 0.10
 """Largest relative spread of the energies of one configuration's rounds."""
@@ -45,12 +45,14 @@ def audit_repeats(
         # The runner decided by other energies, those of the edges: a cell at the target is not contradicted.
         reached = half_width <= target if not ended or ended.startswith(STOPPED) else not ended.startswith(NOT_REACHED)
         if not reached:
+            in_most_rounds = ended.startswith(f"{NOT_REACHED} after {LOOKS[-1]} rounds")
+            fix = "use longer windows (--window)" if in_most_rounds else "raise max_run_s in the plan"
             apart = f"{half_width_text(values)} after {len(values)} rounds, not the target of ±{100 * target:g} %"
             yield Finding(
                 severity="warning",
                 reason="repeats_apart",
-                text=f"{name}: {ended if ended.startswith(NOT_REACHED) else apart}; raise max_run_s in the plan, or "
-                "stop other load on the machine",
+                text=f"{name}: {ended if ended.startswith(NOT_REACHED) else apart}; {fix}, or stop other load on the "
+                "machine",
                 evidence={"half_width": half_width, "target": target, "spread": spread, "rounds": len(values)},
             )
     elif spread > SPREAD_TOLERANCE:
