@@ -56,6 +56,8 @@ REASONS: Final[Mapping[str, str]] = {
     "other_load": "other work ran while a network was measured",
     "settle_too_short": "the load before a window was shorter than a sensor's refresh period",
     "missing_windows": "windows of the run are missing or stored twice",
+    "made_up_inputs": "inputs of a network are made up, and may change its work",
+    "not_finite_outputs": "outputs of a network are NaN or infinite",
 }
 """Every reason code with its meaning."""
 

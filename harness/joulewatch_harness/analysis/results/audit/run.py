@@ -125,6 +125,27 @@ def _settle(run: MeasuredRun) -> Iterator[Finding]:
         )
 
 
+def _networks(run: MeasuredRun) -> Iterator[Finding]:
+    """Report what the networks described about their inputs and outputs."""
+    record = run.record
+    for configuration in {item.name: item for item in (*record.header.configurations, *record.configurations)}.values():
+        for reason, fix in _OF_NETWORKS:
+            if text := configuration.details.get(reason):
+                yield Finding(
+                    severity="warning",
+                    reason=reason,
+                    text=f"{configuration.name}: {text}{fix}",
+                    evidence={"configuration": configuration.name},
+                )
+
+
+_OF_NETWORKS: Final = (
+    ("made_up_inputs", "; give real ones with --option inputs=FILE.npz or values=NAME=NUMBER"),
+    ("not_finite_outputs", ""),
+)
+"""Reasons that are details of a network, and what their texts lack."""
+
+
 def _exporter_missing(run: MeasuredRun) -> Iterator[Finding]:
     seen = {sensor.exporter for sensor in run.history.counters}
     for exporter in sorted({exporter_record.name for exporter_record in run.record.header.exporters} - seen):
@@ -192,5 +213,5 @@ def _gaps(run: MeasuredRun) -> Iterator[Finding]:
 
 
 RunCheck = Callable[[MeasuredRun], Iterator[Finding]]
-RUN_CHECKS: Final[tuple[RunCheck, ...]] = (_no_sensors, _methods, _accuracy, _notices, _settle)
+RUN_CHECKS: Final[tuple[RunCheck, ...]] = (_no_sensors, _methods, _accuracy, _notices, _settle, _networks)
 HISTORY_CHECKS: Final[tuple[RunCheck, ...]] = (_exporter_missing, _gaps, _unknown_clocks)

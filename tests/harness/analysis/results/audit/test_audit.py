@@ -333,6 +333,25 @@ def _() -> tuple[World, Samples]:
     return world, world.scrapes()
 
 
+def with_details(**details: str) -> tuple[World, Samples]:
+    """Add details to the network, as its description has them once it is loaded."""
+    world = run()
+    assert world.record is not None
+    loaded = dataclasses.replace(world.record.header.configurations[0], details=details)
+    world.record = dataclasses.replace(world.record, configurations=(loaded,))
+    return world, world.scrapes()
+
+
+@case("made_up_inputs", "warning")
+def _() -> tuple[World, Samples]:
+    return with_details(made_up_inputs="n: 0 or 1, because the model does not show which values are valid")
+
+
+@case("not_finite_outputs", "warning")
+def _() -> tuple[World, Samples]:
+    return with_details(not_finite_outputs="y: NaN or infinite")
+
+
 @case("exporter_missing", "warning")
 def _() -> tuple[World, Samples]:
     return run(), []
