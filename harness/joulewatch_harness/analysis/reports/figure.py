@@ -227,6 +227,9 @@ def _foot_lines(result: RunResult, omitted: int, *, net: bool = False) -> list[s
     errors = sorted({finding.reason for finding in result.findings if finding.severity == "error"})
     if errors:
         lines.append(f"Audit errors: {', '.join(errors)}")
+    made_up = [finding.evidence["configuration"] for finding in result.findings if finding.reason == "made_up_inputs"]
+    if made_up:
+        lines.append(f"Inputs are made up, and may change the work: {', '.join(map(str, made_up))}")
     if omitted > 0:
         lines.append(f"The table shows the phases of {omitted} more configuration{'s' if omitted > 1 else ''}")
     return lines

@@ -224,6 +224,8 @@ _LOADED: Final[Mapping[str, str]] = {
     "threads": "threads: {}",
     "streams": "streams: {}",
     "integer_ops": "integer kernels: {} matrix products",
+    "batch_axes": "batch axes: {}",
+    "input_values": "inputs: {}",
     "tf32": "TF32: {}",
     "copies": "copies: {}",
     "tuning": "tuning: {}",

@@ -615,6 +615,14 @@ def test_an_uncertainty_without_the_accuracy_of_the_sensor_is_marked(measured: R
     assert _foot_lines(estimated, 0) == ["Sum over device sensors; error bars: expanded uncertainty, 95 % coverage"]
 
 
+def test_made_up_inputs_are_shown(measured: RunResult) -> None:
+    name = measured.groups[0].configuration.name
+    finding = Finding(severity="warning", reason="made_up_inputs", text="", evidence={"configuration": name})
+    result = dataclasses.replace(measured, findings=(finding,))
+    assert f"Inputs are made up, and may change the work: {name}" in _foot_lines(result, 0)
+    assert not any("made up" in line for line in _foot_lines(measured, 0))
+
+
 def test_the_figure_names_the_errors_of_the_audit(measured: RunResult) -> None:
     finding = Finding(severity="error", reason="frozen", text="")
     warning = Finding(severity="warning", reason="idle_drift", text="")
