@@ -547,7 +547,16 @@ def test_outputs_of_a_file_that_are_not_finite_are_a_warning(
     assert "NaN or infinite" in network.describe()["not_finite_outputs"]
 
 
-@cases("onnxruntime", "openvino")
+@cases("tvm")
+def test_warnings_of_tvm_do_not_reach_the_terminal(
+    subject: FileSubject, opened: Open, capfd: pytest.CaptureFixture[str]
+) -> None:
+    network = loaded(opened, subject.configuration(model_cases.embedding(subject.folder / "m.onnx")))
+    network.prepare(2)
+    assert "Warning" not in capfd.readouterr().err
+
+
+@cases("onnxruntime", "openvino", "torch", "tvm")
 def test_a_model_without_inputs_has_the_batch_size_1(subject: FileSubject, opened: Open) -> None:
     network = loaded(opened, subject.configuration(model_cases.constant(subject.folder / "m.onnx")))
     assert network.describe()["fixed_batch"] == "1"

@@ -324,6 +324,24 @@ def test_a_model_that_is_not_there_gets_the_nearest_name(fake: FakeConnection) -
         network.load()
 
 
+def test_the_batch_may_be_another_axis(fake: FakeConnection) -> None:
+    """The first axis of the outputs is then not the batch."""
+    inputs = [
+        {"name": "x", "datatype": "FP32", "shape": [-1, -1, 4]},
+        {"name": "sr", "datatype": "INT64", "shape": [1]},
+    ]
+    given = [{"name": "y", "datatype": "FP32", "shape": [-1, -1]}]
+    fake.pages["/v2/models/m"] = answer(metadata(inputs=inputs, outputs=given))
+    fake.inferred = outputs({"name": "y", "datatype": "FP32", "shape": [5, 3], "data": [0.5] * 15})
+    network = opened(batch_axis="x:1", dims="x.0=5", values="sr=16000")
+    network.load()
+    assert network.describe()["batch_axes"] == "x:1 sr:none"
+    network.prepare(3)
+    network.run(1, Phases())
+    assert [item["shape"] for item in fake.sent[-1]["inputs"]] == [[5, 3, 4], [1]]
+    network.close()
+
+
 def test_sizes_that_the_server_leaves_open(fake: FakeConnection, tmp_path: Path) -> None:
     shape = {"datatype": "FP32", "shape": [-1, -1]}
     fake.pages["/v2/models/m"] = answer(metadata(inputs=[{"name": "x", **shape}], outputs=[{"name": "y", **shape}]))

@@ -225,7 +225,8 @@ class KServeNetwork:
 
     @property
     def _has_open_batch(self) -> bool:
-        return any(item.shape and item.shape[0] < 0 for item in self._inputs)
+        """The first axis is the batch, of any size; so it is in the outputs."""
+        return any(0 in self._batches.axes.get(item.name, ()) and item.shape[0] < 0 for item in self._inputs)
 
     @property
     def _may_not_take_binary(self) -> bool:
@@ -235,9 +236,7 @@ class KServeNetwork:
 
     def _small_batch(self, preferred: int) -> int:
         """Return a batch size that the model accepts, ``preferred`` if possible."""
-        if self._has_open_batch:
-            return min(preferred, self._max_batch or preferred)
-        return self._batches.size_for_check()
+        return self._batches.fixed_size or min(preferred, self._max_batch or preferred)
 
     def _read_server(self) -> None:
         reply = self._client.ask("server")

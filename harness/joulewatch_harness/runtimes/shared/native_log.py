@@ -13,7 +13,13 @@ from typing import Final
 
 logger = logging.getLogger(__name__)
 
-_LINE: Final = re.compile(r"(?:\x1b\[[\d;]*m)*\d{4}-\d\d-\d\d [\d:.]+ \[[VIWEF]:onnxruntime:[^\]]*\] ?(?P<text>.*)")
+_LINE: Final = re.compile(
+    r"(?:\x1b\[[\d;]*m)*"
+    r"(?:\d{4}-\d\d-\d\d [\d:.]+ \[[VIWEF]:onnxruntime:[^\]]*\]"
+    r"|\[[\d:]{8}\] \S+tvm\S+:\d+: (?:Warning|Error):)"
+    r" ?(?P<text>.*)"
+)
+"""Lines of ONNX Runtime and TVM."""
 
 
 @contextlib.contextmanager

@@ -170,7 +170,7 @@ class TorchNetwork:
         self._apply_settings()
         self._sha256 = "" if options.module else fingerprint(self._source.path)
         loaded = load_module(self._source.path, options, DTYPE_OF.get(self._requested))
-        if not loaded.inputs:
+        if not loaded.inputs and self._source.path.suffix != ".onnx":
             raise ConfigError(
                 f"{name}: PyTorch does not report the inputs of this network: give them with --option "
                 "signature='x:float32[batch,3,224,224]', or give arrays with --option inputs=FILE.npz"

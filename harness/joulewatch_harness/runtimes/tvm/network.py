@@ -35,6 +35,7 @@ from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.shared.failures import as_network_errors
 from joulewatch_harness.runtimes.shared.inputs import Batches
 from joulewatch_harness.runtimes.shared.model_files import find_source, fingerprint
+from joulewatch_harness.runtimes.shared.native_log import captured
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
 from joulewatch_harness.runtimes.shared.signature import Input, check_types, signature
 from joulewatch_harness.runtimes.tvm.options import PROCESSORS, Options, default_cost_model
@@ -323,7 +324,8 @@ class TvmNetwork:
 
     def _fused(self, batch: int) -> Any:
         shapes = self._batches.shapes(batch)
-        return importing.fused(importing.imported(self._source.path, self._model, shapes), self._target)
+        with captured():
+            return importing.fused(importing.imported(self._source.path, self._model, shapes), self._target)
 
     def _folder(self, batch: int) -> Path:
         dims = "".join(f"-{name}{size}" for name, size in sorted(self._options.dims.items()))
@@ -350,7 +352,7 @@ class TvmNetwork:
             tuning.tune(folder, module, self._target, request, name)
             tuned = tuning.finished(folder)
         start_s = time.monotonic() - spent_s
-        with as_network_errors(name, last_line=True):
+        with as_network_errors(name, last_line=True), captured():
             module, scheduled = compiling.scheduled(module, self._target, tuning.open_database(folder))
             executable = compiling.built(module, self._target)
             machine = relax.VirtualMachine(executable, self._device)
