@@ -21,6 +21,7 @@ from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
 from joulewatch_harness.runtimes.openvino import network as runtime  # noqa: E402
 from joulewatch_harness.runtimes.openvino.network import OpenVinoNetwork, core  # noqa: E402
 from joulewatch_harness.runtimes.openvino.options import Options  # noqa: E402
+from support import model_cases  # noqa: E402
 from support.onnx_models import dequantised, matmul, save  # noqa: E402
 
 needs_bfloat16 = pytest.mark.skipif(
@@ -259,3 +260,23 @@ assert heard
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_inputs_of_a_file_in_openvinos_format_have_their_ranges(tmp_path: Path) -> None:
+    """The format has no names of dimensions."""
+    tokens = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+    for build, options, text in (
+        (model_cases.embedding, {}, "ids 0..4999"),
+        (model_cases.fields, {"batch_axis": "indices:1"}, "indices 0..99"),
+        (
+            model_cases.bert,
+            {"dims": ",".join(f"{name}.1=8" for name in tokens)},
+            "input_ids 0..999, attention_mask 1, token_type_ids 0..1, position_ids 0,1,2,...",
+        ),
+    ):
+        openvino.save_model(core().read_model(build(tmp_path / "m.onnx")), tmp_path / "m.xml")
+        network = opened(tmp_path / "m.xml", "fp32", any_precision="true", **options)
+        network.load()
+        described = dict(part.split(" ", 1) for part in network.describe()["input_values"].split(", "))
+        assert described == dict(part.split(" ", 1) for part in text.split(", "))
+        network.close()

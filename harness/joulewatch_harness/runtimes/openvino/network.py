@@ -30,6 +30,7 @@ from joulewatch_harness.network import MarksOnly, Phases
 from joulewatch_harness.networks import cost as graphs
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.openvino import tracing as openvino_trace
+from joulewatch_harness.runtimes.openvino.graphs import uses_of
 from joulewatch_harness.runtimes.openvino.options import DEFAULT_DEVICE, PERFORMANCE_HINTS, Options
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.inputs import Batches
@@ -37,6 +38,7 @@ from joulewatch_harness.runtimes.shared.model_files import find_source, fingerpr
 from joulewatch_harness.runtimes.shared.options import ANY_PRECISION
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
 from joulewatch_harness.runtimes.shared.signature import DTYPES, Input, broken, check_types, signature
+from joulewatch_harness.runtimes.shared.uses import Use
 from joulewatch_harness.traces import Trace, write_trace
 
 logger = logging.getLogger(__name__)
@@ -152,7 +154,9 @@ class OpenVinoNetwork:
         except Exception as error:
             raise broken(path, error) from error
         check_types(inputs, f"model file {path}")
-        self._batches = options.batches(path.name, inputs, self._source)
+        # OpenVINO's own files have no other graph.
+        find_uses = self._uses if path.suffix != ".onnx" else None
+        self._batches = options.batches(path.name, inputs, self._source, find_uses)
         self._compile(self._batches.fixed_size or 1)
         self._precision, self._integer_ops = actual_precision(self._compiled.get_runtime_model())
         self._check_settings()
@@ -275,6 +279,10 @@ class OpenVinoNetwork:
         """Release everything."""
         self._release()
         self._model = self._core = None
+
+    def _uses(self) -> Mapping[str, Use]:
+        names = {str(port.get_node().get_friendly_name()): _port_name(port) for port in self._model.inputs}
+        return uses_of(self._model, names)
 
     # Compiling
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -212,8 +212,20 @@ class InputOptions(RuntimeOptions):
     seed: Annotated[int, Limits(ge=0)] = 0
     """Seed of random inputs."""
 
-    def batches(self, model: str, inputs: tuple[Input, ...], source: ModelSource) -> Batches:
+    def batches(
+        self,
+        model: str,
+        inputs: tuple[Input, ...],
+        source: ModelSource,
+        find_uses: Callable[[], Mapping[str, Use]] | None = None,
+    ) -> Batches:
         """Return the maker of batches for a model with these inputs.
+
+        Args:
+            model: Name of the model in errors.
+            inputs: Its inputs.
+            source: Where it comes from.
+            find_uses: Returns how it uses its inputs; None: they are found in an .onnx file, and unknown in others.
 
         Raises:
             ConfigError: an option names an input or a dimension that does not exist; the .npz file is missing, or its
@@ -242,15 +254,15 @@ class InputOptions(RuntimeOptions):
         )
         if arrays is not None or source.make_inputs is not None:
             return batches
-        return dataclasses.replace(batches, rules=self._rules(batches))
+        return dataclasses.replace(batches, rules=self._rules(batches, find_uses or (lambda: _uses(batches))))
 
-    def _rules(self, batches: Batches) -> dict[str, Rule]:
+    def _rules(self, batches: Batches, find_uses: Callable[[], Mapping[str, Use]]) -> dict[str, Rule]:
         """Return how the values of the inputs are made that have none.
 
         Raises:
             ConfigError: an input is a setting, whose value only the user can know.
         """
-        found = find_rules(batches.inputs, batches.axes, _uses(batches))
+        found = find_rules(batches.inputs, batches.axes, find_uses())
         rules = {name: rule for name, rule in found.items() if name not in self.values}
         for item in batches.inputs:
             if item.name in rules and is_setting(item, batches.axes, rules[item.name]):
