@@ -196,3 +196,8 @@ def test_a_value_and_an_array_of_one_input_are_refused(tmp_path: Path) -> None:
     path = file_of(tmp_path, x=np.ones((1, 5), np.float32))
     with pytest.raises(ConfigError, match=r"in\.npz has an array 'x', and the option values has a value"):
         batches(inputs(x=["batch", 5]), inputs=path, values="x=1")
+
+
+def test_names_for_no_name() -> None:
+    """Exporters write a question mark, -1 or None."""
+    assert inputs(x=[-1, "?", "-1", "None", "", 3])[0].text() == "x:float32[?,?,?,?,?,3]"

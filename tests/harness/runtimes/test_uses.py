@@ -82,6 +82,8 @@ def test_a_length_is_the_size_of_the_axis_that_it_counts(tmp_path: Path) -> None
         ([node("Add", "i k", "a"), node("Gather", "t a", "y")], ["N", 3], {"t": table(50), "k": np.array(2)}, (0, 48)),
         ([node("Sub", "i k", "a"), node("Gather", "t a", "y")], ["N", 3], {"t": table(50), "k": np.array(1)}, (1, 51)),
         ([node("OneHot", "i depth values", "y")], ["N"], {"depth": np.array(7), "values": np.array([0, 1])}, (0, 7)),
+        ([node("Unsqueeze", "i k", "a"), node("Equal", "a classes", "y")], ["N"],
+         {"classes": np.arange(9), "k": np.array([1])}, (0, 9)),
         ([node("Mod", "i k", "a"), node("Gather", "t a", "y")], ["N"], {"t": table(50), "k": np.array(20)}, (0, 20)),
         ([node("GatherElements", "t i", "y")], [50, 4], {"t": table(50)}, (0, 50)),
         ([node("DequantizeLinear", "q s", "t"), node("Gather", "t i", "y")], ["N"],

@@ -18,6 +18,10 @@ DTYPES: Final = (
 """Supported types of inputs, in numpy's names."""
 
 
+_UNNAMED: Final = frozenset({"", "?", "-1", "None"})
+"""Names that exporters write for a dimension without a name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Input:
     """One input of the model."""
@@ -26,6 +30,10 @@ class Input:
     dtype: str
     shape: tuple[int | str | None, ...]
     """Sizes: a number, the name of a symbolic dimension, or None for a dimension without a name."""
+
+    def __post_init__(self) -> None:
+        sizes = (None if size in _UNNAMED or (isinstance(size, int) and size < 0) else size for size in self.shape)
+        object.__setattr__(self, "shape", tuple(sizes))
 
     def text(self) -> str:
         """Return the input in one word, such as ``x:float32[batch,4]``."""

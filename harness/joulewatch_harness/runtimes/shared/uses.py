@@ -37,7 +37,7 @@ _TABLES: Final[Mapping[str, Mapping[int, int]]] = {
 _FLOATS: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
 _COMPARISONS: Final = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _LOGIC: Final = frozenset({"And", "Or", "Not", "Xor"})
-_LARGEST_CONSTANT: Final = 1 << 16
+_LARGEST_CONSTANT: Final = 1 << 20
 """Constants with more elements are not read."""
 
 
@@ -112,8 +112,8 @@ class _Search:
                         waiting.append(further)
                 if (rows := self._rows(node, number)) is not None:
                     found.allow(*_limits(rows, place))
-                elif (divisor := self._divisor(node, number)) is not None:
-                    found.allow(np.array(0, np.int64), np.array(divisor, np.int64))
+                elif (end := self._divisor(node, number) or self._compared(node, number)) is not None:
+                    found.allow(np.array(0, np.int64), np.array(end, np.int64))
                 elif not following and (sign := self._masks(node, number)) is not None:
                     signs.add(sign)
         found.is_mask = found.high is None and signs == {True}
@@ -169,6 +169,14 @@ class _Search:
             return None
         divisor = self._integers(node.input[1])
         return int(divisor.min()) if divisor is not None and divisor.size and divisor.min() > 0 else None
+
+    def _compared(self, node: Any, number: int) -> int | None:
+        """Return the number of the constants 0, 1, 2, ... that an input is compared with: OneHot in other operators."""
+        if node.op_type != "Equal":
+            return None
+        constants = self._integers(node.input[1 - number])
+        numbers = np.unique(constants) if constants is not None else np.zeros(0)
+        return numbers.size if numbers.size > 2 and np.array_equal(numbers, np.arange(numbers.size)) else None
 
     def _masks(self, node: Any, number: int) -> bool | None:
         """Return whether a reader treats its input as a mask of zeros and ones; None: it shows neither."""
