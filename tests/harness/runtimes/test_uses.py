@@ -210,3 +210,13 @@ def test_every_type_can_be_made(tmp_path: Path, dtype: str) -> None:
     assert (made["x"].shape, str(made["x"].dtype)) == ((200, 3), dtype)
     if dtype in ("int8", "uint8"):
         assert np.ptp(made["x"].astype(int)) > 200
+
+
+def test_an_index_stays_within_its_type(tmp_path: Path) -> None:
+    path = model(
+        tmp_path,
+        [node("Cast", "i", "a", to=INT64), node("Gather", "t a", "y")],
+        {"i": (TensorProto.UINT8, ["N"])},
+        {"t": table(1000)},
+    )
+    assert batches(path).describe()["input_values"] == "i 0..255"

@@ -111,14 +111,14 @@ def _first_axes(inputs: Sequence[Input], chosen: bool) -> dict[str, tuple[int, .
     return {name: (0,) if firsts[name] == size else () for name in firsts}
 
 
-def describe_axes(inputs: Sequence[Input], axes: Axes) -> str:
-    """Return the batch axes that are not simply the first axis: ``x:1 table:none``."""
+def describe_axes(inputs: Sequence[Input], axes: Axes) -> list[str]:
+    """Return the batch axes that are not simply the first axis: ``x:1``, ``table:none``."""
     words = []
     for item in inputs:
         found = axes.get(item.name, ())
         if item.shape and (found != (0,) or is_time(item.shape[0])):
             words.append(f"{item.name}:{','.join(map(str, found)) or NONE}" + f"({item.shape[0]})" * (found == (0,)))
-    return " ".join(words)
+    return words
 
 
 def is_time(size: int | str | None) -> bool:

@@ -28,7 +28,7 @@ from joulewatch_harness.runtimes.shared.batch_axes import (
 )
 from joulewatch_harness.runtimes.shared.options import RuntimeOptions
 from joulewatch_harness.runtimes.shared.signature import Input
-from joulewatch_harness.runtimes.shared.values import Rule, describe_rules, find_rules, is_setting, made_up
+from joulewatch_harness.runtimes.shared.values import Rule, describe_rules, find_rules, is_setting, made_up, shortened
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays, ModelSource
@@ -63,7 +63,7 @@ class Batches:
         """Return the inputs for the description of a network."""
         described = {"inputs": " ".join(item.text() for item in self.inputs)}
         if axes := describe_axes(self.inputs, self.axes):
-            described["batch_axes"] = axes
+            described["batch_axes"] = shortened(axes, " ")
         if (fixed := self.fixed_size) is not None:
             described["fixed_batch"] = str(fixed)
         if text := describe_rules(self.rules):

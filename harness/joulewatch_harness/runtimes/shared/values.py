@@ -124,7 +124,8 @@ def _rule(item: Input, inputs: Sequence[Input], axes: Axes, use: Use | None) -> 
     if _POSITION.search(item.name) and len(item.shape) > len(axes[item.name]):
         return Rule(kind="positions", high=high)
     if use is not None and use.low is not None and high is not None and np.all(use.low < high):
-        return Rule(kind="indices", low=use.low, high=high)
+        limit = np.iinfo(kind).max if kind.kind in "iu" else 1
+        return Rule(kind="indices", low=use.low, high=np.minimum(high, int(limit) + 1) if limit < high.max() else high)
     if use is not None and use.is_mask and not all(size == 1 for size in item.shape):
         return Rule(kind="ones")
     if kind.kind in "iu" and kind.itemsize == 1:
@@ -162,16 +163,16 @@ def is_setting(item: Input, axes: Axes, rule: Rule) -> bool:
 
 def describe_rules(rules: Mapping[str, Rule]) -> str:
     """Return the values of the inputs that are not simply normal: ``ids 0..29999, mask 1``."""
-    return _shortened([f"{name} {rule.text()}" for name, rule in rules.items() if rule.kind != "normal"])
+    return shortened([f"{name} {rule.text()}" for name, rule in rules.items() if rule.kind != "normal"])
 
 
 def made_up(rules: Mapping[str, Rule]) -> str:
     """Return which values can change the work and were not inferred; empty if there are none."""
-    names = _shortened([name for name, rule in rules.items() if rule.kind == "guess"])
+    names = shortened([name for name, rule in rules.items() if rule.kind == "guess"])
     return f"{names}: 0 or 1, because the model does not show which values are valid" if names else ""
 
 
-def _shortened(words: Sequence[str]) -> str:
-    """Return words with commas, short enough for the details of a run."""
-    text = ", ".join(words)
+def shortened(words: Sequence[str], separator: str = ", ") -> str:
+    """Return words in one text, short enough for the details of a run."""
+    text = separator.join(words)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
