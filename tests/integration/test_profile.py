@@ -160,6 +160,47 @@ def test_local_mode_measures_an_emulated_machine(profile: Callable[..., Profile]
     assert not listening(record.header.exporters[0].url)
 
 
+GPUS = """
+name: gpus
+refresh_s: 0.05
+hwmon:
+  - chip: amdgpu
+    path: devices/pci0000:00/0000:00:01.1/0000:03:00.0
+    channels: [{label: PPT, key: "0000:03:00.0/PPT", signal: 20}]
+    faults: [{kind: suspend, at_s: FROM, for_s: 3600}]
+  - chip: i915
+    path: devices/pci0000:00/0000:00:1d.0/0000:0a:00.0
+    channels: [{kind: energy, number: 1, key: "0000:0a:00.0/energy1", signal: 30}]
+"""
+
+
+@pytest.mark.parametrize("from_s", [0, 15], ids=["all the time", "from the middle of the run"])
+def test_a_gpu_that_sleeps_is_in_no_sum_and_named(
+    profile: Callable[..., Profile], emulator: Any, tmp_path: Path, from_s: int
+) -> None:
+    """Asleep all the time it is a note; asleep in a window, that window has no number: it is never 0 W."""
+    scenario = tmp_path / "gpus.yaml"
+    scenario.write_text(GPUS.replace("FROM", str(from_s)))
+    machine = emulator(scenario)
+    flags = " ".join([*machine.flags, "--no-collector.estimate"])
+    command = profile("--format", "json", "--exporter.flags", flags)
+    assert command.finish() == 0, command.err.read_text()
+    result = json.loads(command.out.read_text())
+    findings = [finding for finding in result["findings"] if finding["reason"] == "sensor_asleep"]
+    notes = [finding["text"] for finding in findings if finding["severity"] == "info"]
+    assert len(notes) == 1 and "0000:03:00.0 was asleep (runtime suspend)" in notes[0]
+    in_windows = [finding for finding in findings if finding["severity"] == "error"]
+    gpus = [(item["energy"]["components"][0]["gross"], item["throughput"]["value"]) for item in result["results"]]
+    if from_s == 0:
+        assert in_windows == []
+        watts = [gross["value"] * per_s for gross, per_s in gpus]
+        assert watts == pytest.approx([30.0, 30.0], rel=0.1), "those of the other GPU"
+    else:
+        assert in_windows, "no window was measured while the GPU was asleep"
+        assert all("was asleep (runtime suspend) in part of the window" in item["text"] for item in in_windows)
+        assert all(gross is None or gross["value"] * per_s > 40.0 for gross, per_s in gpus), "both GPUs or none"
+
+
 def test_ctrl_c_keeps_and_reports_the_windows_measured_so_far(profile: Callable[..., Profile]) -> None:
     command = profile("--idle", "0")
     command.wait_for("round 2")
