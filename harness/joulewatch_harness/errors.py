@@ -65,6 +65,10 @@ class ExporterUnreachableError(JoulewatchError):
     exit_code = 2
 
 
+class PredictionRefusedError(JoulewatchError):
+    """No measurement supports a prediction; the text names the limit and the run that would allow it."""
+
+
 class DeliveryError(JoulewatchError):
     """Annotations could not be delivered; they stay in the journal."""
 

@@ -1,0 +1,147 @@
+"""``joulewatch predict``: the energy and throughput of a network on a device, without measuring it there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
+from joulewatch_harness.commands.options import add_format_argument, add_output_argument, network_options
+from joulewatch_harness.errors import ConfigError, PredictionRefusedError
+
+if TYPE_CHECKING:
+    from joulewatch_harness.prediction.features import Features
+    from joulewatch_harness.prediction.fit import Fit
+
+EXIT_REFUSED = PredictionRefusedError.exit_code
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``joulewatch predict``."""
+    parser.add_argument(
+        "network",
+        metavar="MODEL.onnx|NETWORK",
+        help="an ONNX file, a built-in network, a network of the fit, or a CSV file with the features of networks",
+    )
+    parser.add_argument("--fit", metavar="FILE", type=Path, required=True, help="models written by 'joulewatch fit'")
+    parser.add_argument("--device", required=True, help="device of the fit, or of the calibration runs")
+    parser.add_argument("--runtime", default="", help="runtime (default: the only one of the device)")
+    parser.add_argument("--precision", default="", help="precision (default: the only one of the device)")
+    parser.add_argument("--batch-sizes", metavar="SIZES", help="such as 1,8,64 or 1..64 (default: the measured ones)")
+    parser.add_argument(
+        "--latency", metavar="SECONDS", type=float, help="measured seconds per inference, which narrow the interval"
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="RUN|TABLE.csv",
+        action="append",
+        default=[],
+        help="measured energies of a device that is not in the fit; repeat it for several runs",
+    )
+    parser.add_argument(
+        "--option",
+        metavar="KEY=VALUE",
+        action="append",
+        help="option of a built-in network; dims=NAME=N,... sets the size of symbolic dimensions",
+    )
+    add_output_argument(parser)
+    add_format_argument(parser)
+    add_prometheus_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run ``joulewatch predict``.
+
+    Raises:
+        PredictionRefusedError: No measurement supports the prediction.
+        ConfigError, QueryError, RecordError: Bad arguments, or a file or run cannot be read.
+    """
+    from joulewatch_harness.analysis.reports.table import terminal_width
+    from joulewatch_harness.commands.fit import read_source
+    from joulewatch_harness.plan.parsing import parse_batch_sizes
+    from joulewatch_harness.prediction import report
+    from joulewatch_harness.prediction.model_file import read_fit
+    from joulewatch_harness.prediction.predict import Request, predict
+    from joulewatch_harness.prediction.table import check_rows
+
+    fit = read_fit(args.fit)
+    batch_sizes = parse_batch_sizes(args.batch_sizes) if args.batch_sizes else ()
+    if args.latency is not None and not 0 < args.latency < float("inf"):
+        raise ConfigError(f"--latency must be a positive number of seconds, got {args.latency}")
+    if args.latency is not None and len(batch_sizes) > 1:
+        raise ConfigError("--latency is that of one batch size: give one with --batch-sizes")
+    options = options_from_args(args)
+    calibration = [row for word in args.calibration for row in read_source(word, args.output, options)[0]]
+    check_rows(calibration)
+    predictions, refused = [], []
+    networks = find_networks(args.network, network_options(args.option, None), fit)
+    for name, family, features, seconds in networks:
+        request = Request(
+            network=name, family=family, features=features, device=args.device, runtime=args.runtime,
+            precision=args.precision, batch_sizes=tuple(batch_sizes),
+            seconds=seconds if args.latency is None else args.latency, calibration=tuple(calibration),
+        )  # fmt: skip
+        try:
+            predictions += predict(fit, request)
+        except PredictionRefusedError as error:
+            if len(networks) == 1:
+                raise
+            refused.append(str(error))
+    if args.format == "json":
+        sys.stdout.write(report.predict_json(predictions))
+    elif args.format == "csv":
+        sys.stdout.write(report.predict_csv(predictions))
+    elif predictions:
+        sys.stdout.write("\n".join(report.predict_lines(predictions, terminal_width())) + "\n")
+    sys.stdout.flush()
+    for text in refused:
+        print(f"joulewatch: {text}", file=sys.stderr)  # noqa: T201
+    return EXIT_REFUSED if refused else 0
+
+
+def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[tuple[str, str, Features, float | None]]:
+    """Return name, family, features and measured seconds (None: unknown) of the networks that ``word`` names.
+
+    Raises:
+        ConfigError: It names no network, or an operator has no known cost.
+    """
+    from joulewatch_harness.names import refuse_unknown, unknown
+    from joulewatch_harness.networks import BUILTIN
+    from joulewatch_harness.prediction.features import family_of, features_of_builtin, features_of_model
+    from joulewatch_harness.prediction.table import read_networks
+
+    path = Path(word)
+    if path.suffix == ".csv":
+        return read_networks(path)
+    fitted = {name: row for model in fit.models for name, row in model.networks.items()}
+    if path.suffix == ".onnx":
+        refuse_unknown(word, "option", options, ("dims",))
+        dims = parse_dims(options.get("dims", ""))
+        family = fitted[path.stem].family if path.stem in fitted else family_of(path.stem)
+        return [(path.stem, family, features_of_model(path, dims), None)]
+    if word in fitted and not options:
+        features = fitted[word].features
+        assert features is not None
+        return [(word, fitted[word].family, features, None)]
+    if word in BUILTIN:
+        name = " ".join([word, *(f"{key}={options[key]}" for key in BUILTIN[word].options if key in options)])
+        return [(name, word, features_of_builtin(word, options), None)]
+    raise ConfigError(f"{unknown('network', word, {*BUILTIN, *fitted})}; a model file is named FILE.onnx")
+
+
+def parse_dims(text: str) -> dict[str, int]:
+    """Return the sizes of symbolic dimensions: ``height=224,width=224``.
+
+    Raises:
+        ConfigError: A part is not NAME=N.
+    """
+    dims: dict[str, int] = {}
+    for part in filter(None, text.split(",")):
+        name, _, size = part.partition("=")
+        if not name or not size.isdecimal() or int(size) < 1:
+            raise ConfigError(f"--option dims={text}: must be NAME=N,... such as height=224,width=224")
+        dims[name] = int(size)
+    return dims

@@ -1,0 +1,111 @@
+"""From known devices to one with few measurements: a Gaussian prior, conditioned on the calibration runs.
+
+Every known device predicts the logarithm of the energy of every network. Over the devices, these predictions have a
+mean and a covariance. To them are added the unknown level of a new device (``LEVEL``), and independent changes of each
+term of its roofline (``SHAPE``), for what few known devices cannot show. Conditioning this Gaussian on n >= 0 measured
+networks gives the prediction for the others.
+
+The width is that of Student's t process: it grows if the calibration runs contradict the prior. It is scaled by the
+conformal quantile over whole devices: how far each known device was from the prediction of the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from joulewatch_harness.prediction.roofline import COVERAGE, Floats
+
+LEVEL: Final = 1.0
+"""Variance of the logarithm of the level of a new device."""
+SHAPE: Final = 0.2
+"""Variance of the logarithm of each coefficient of a new device, around the mean of the known ones."""
+NOISE: Final = 0.003
+"""Variance of the logarithm of a measured energy around a roofline (5.5 %)."""
+DOF: Final = 0.5
+LARGEST_LEVEL: Final = 0.95
+"""Level of the quantile with fewer than 18 devices, where the finite-sample correction asks for more than they have."""
+FEWEST_DEVICES: Final = 2
+VALIDATED_DEVICES: Final = 9
+"""With fewer, no interval over whole devices can guarantee 90 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """What k known devices predict for the same n rows."""
+
+    boards: tuple[str, ...]
+    """Device of each; a board has the same weight, whatever its number of models."""
+    logs: Floats
+    """Logarithms of the predictions, shape (k, n)."""
+    shares: Floats
+    """Share of each term in them, shape (k, n, 7)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gaussian:
+    """A prediction of logarithms."""
+
+    mean: Floats
+    scale: Floats
+    """Width of the predictive distribution, to be multiplied by a quantile of the scores."""
+
+
+def condition(views: Views, rows: NDArray[np.int_], values: Floats) -> Gaussian:
+    """Return the prediction for every row of a device that is not known.
+
+    Args:
+        views: The predictions of at least one known device for the rows.
+        rows: Indexes of the calibration rows, n >= 0.
+        values: Their measured values.
+    """
+    weights = np.array([1.0 / views.boards.count(board) for board in views.boards])
+    weights /= weights.sum()
+    mean = weights @ views.logs
+    deviations = views.logs - mean
+    deviations -= deviations.mean(axis=1, keepdims=True)  # the level has a variance of its own
+    shares = np.tensordot(weights, views.shares, axes=1)
+    variance = weights @ deviations**2 + LEVEL + SHAPE * (shares**2).sum(axis=1) + NOISE
+    count = len(rows)
+    if not count:
+        return Gaussian(mean, np.sqrt(variance))
+    weighted = deviations[:, rows].T * weights
+    covariance = weighted @ deviations + LEVEL + SHAPE * shares[rows] @ shares.T
+    noisy = covariance[:, rows] + NOISE * np.eye(count)
+    innovation = np.log(values) - mean[rows]
+    gain = np.linalg.solve(noisy, covariance)
+    surprise = float(innovation @ np.linalg.solve(noisy, innovation))
+    left = np.maximum(variance - (covariance * gain).sum(axis=0), NOISE)
+    return Gaussian(mean + innovation @ gain, np.sqrt(left * (DOF + surprise) / (DOF + count)))
+
+
+def spread_choice(sizes: Floats, count: int) -> list[int]:
+    """Return ``count`` indexes spread over the range of ``sizes``: the median, or from the 10th to the 90th percent."""
+    order = np.argsort(sizes, kind="stable")
+    places = [0.5] if count == 1 else list(np.linspace(0.1, 0.9, count))
+    chosen = [int(order[round(place * (len(order) - 1))]) for place in places]
+    return list(dict.fromkeys(chosen))
+
+
+def quantile(scores: Sequence[Floats]) -> tuple[float, str]:
+    """Return the factor for 90 % coverage on a new device, and its basis.
+
+    Args:
+        scores: For each known device (or runtime on it), the absolute errors over ``Gaussian.scale``.
+    """
+    units = [one for one in scores if len(one)]
+    count = len(units)
+    if count < FEWEST_DEVICES:
+        return math.inf, f"none: {count} device to compare with"
+    level = COVERAGE * (count + 1) / count
+    values = np.concatenate(units)
+    weights = np.concatenate([np.full(len(one), 1.0 / len(one)) for one in units])
+    order = np.argsort(values)
+    total = np.cumsum(weights[order]) / count
+    place = int(np.searchsorted(total, min(level, LARGEST_LEVEL) - 1e-12))
+    return float(values[order][min(place, len(values) - 1)]), f"conformal over {count} devices with their runtimes"

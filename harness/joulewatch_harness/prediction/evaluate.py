@@ -1,0 +1,289 @@
+"""Errors of predictions on what was left out of the fit, next to two simple baselines.
+
+Baselines: ``a + b × MACs``, and a constant power × the measured seconds, both fitted to the same rows as the model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+
+from joulewatch_harness.prediction.devices import FEWEST_DEVICES, VALIDATED_DEVICES
+from joulewatch_harness.prediction.fit import (
+    ENERGY,
+    ENERGY_WITH_TIME,
+    FEW_ALONE,
+    MACS,
+    Case,
+    DeviceModel,
+    Fit,
+    as_new,
+    at_main_batch,
+    device_factors,
+    fit_device,
+    known_for,
+    left_out_as_new,
+    points_of,
+    spread_rows,
+    transfer,
+    usable,
+    views_of,
+)
+from joulewatch_harness.prediction.roofline import Floats, half_width, nnls
+from joulewatch_harness.prediction.table import Row
+
+RUNS: Final = (1, 3)
+"""Numbers of calibration runs in the table."""
+APART: Final = math.log(1.2)
+"""Devices that differ by more than 20 % are ordered with more certainty."""
+
+
+@dataclass(slots=True)
+class _Errors:
+    """Logarithmic errors of one case, with the device of each."""
+
+    own: list[float] = field(default_factory=list)
+    macs: list[float] = field(default_factory=list)
+    power: list[float] = field(default_factory=list)
+    inside: list[tuple[str, bool]] = field(default_factory=list)
+    widths: list[float] = field(default_factory=list)
+    devices: set[str] = field(default_factory=set)
+
+    def case(self, name: str, *, macs: bool = True, note: str = "") -> Case:
+        """Return the line of the table."""
+        own = _shares(self.own)
+        by_device = {device: [ok for other, ok in self.inside if other == device] for device, _ in self.inside}
+        return Case(
+            name=name,
+            n=len(own),
+            devices=len(self.devices),
+            median=float(np.median(own)) if len(own) else None,
+            p90=float(np.quantile(own, 0.9)) if len(own) else None,
+            macs=float(np.median(_shares(self.macs))) if macs and self.macs else None,
+            power=float(np.median(_shares(self.power))) if self.power else None,
+            coverage=float(np.mean([ok for _, ok in self.inside])) if self.inside else None,
+            worst_coverage=min(float(np.mean(oks)) for oks in by_device.values()) if by_device else None,
+            ratio=float(np.exp(2 * np.median(self.widths))) if self.widths else None,
+            note=note,
+        )
+
+
+def _shares(errors: Sequence[float]) -> Floats:
+    """Return |predicted / measured - 1| of logarithms of measured / predicted."""
+    return np.asarray(np.abs(np.expm1(-np.array(errors, dtype=float))), dtype=np.float64)
+
+
+def cases(fit: Fit) -> list[Case]:
+    """Return the table of errors."""
+    table = []
+    for label, what in (("network", "unseen network"), ("family", "unseen family")):
+        for kind, suffix in ((ENERGY, ""), (ENERGY_WITH_TIME, ", latency measured")):
+            errors = _known_device(fit.models, kind, label)
+            families = {row.family for model in fit.models for row in model.rows}
+            note = "too few families" if label == "family" and len(families) < 2 else ""
+            if errors.own or kind == ENERGY:
+                table.append(errors.case(f"known device, {what}{suffix}", note=note))
+    for count in RUNS:
+        for kind, suffix in ((ENERGY, ""), (ENERGY_WITH_TIME, ", latency measured")):
+            errors = _new_device(fit.models, kind, count)
+            if errors.own or kind == ENERGY:
+                runs = f"{count} calibration run{'s' if count > 1 else ''}"
+                note = _few(errors.devices)
+                table.append(errors.case(f"unseen device, {runs}{suffix}", macs=count > 1, note=note))
+    both = _new_device_and_family(fit.models, RUNS[-1])
+    table.append(both.case(f"device and family unseen, {RUNS[-1]} calibration runs", note=_few(both.devices)))
+    return [*table, *_orders(fit.models, RUNS[-1])]
+
+
+def _few(devices: set[str]) -> str:
+    return "" if len(devices) >= VALIDATED_DEVICES else f"too few devices ({len(devices)}; {VALIDATED_DEVICES} needed)"
+
+
+def baseline_errors(train: Sequence[Row], test: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Return the errors of both baselines; the second is empty if a time is missing."""
+    trained, wanted = points_of(train, ENERGY_WITH_TIME), points_of(test, ENERGY_WITH_TIME)
+    assert trained.seconds is not None and wanted.seconds is not None
+
+    def errors(of: Floats, to: Floats) -> list[float]:
+        found = nnls(of / trained.values[:, None], np.ones(len(of)), 0.0)
+        predicted = np.maximum(to @ found, 1e-30)
+        return [float(value) for value in np.log(wanted.values / predicted)]
+
+    def macs(features: Floats) -> Floats:
+        return np.stack([features[:, 0] + features[:, 1], np.ones(len(features))], axis=1)
+
+    timed = np.isfinite(trained.seconds).all() and np.isfinite(wanted.seconds).all()
+    return (
+        errors(macs(trained.features), macs(wanted.features)),
+        errors(trained.seconds[:, None], wanted.seconds[:, None]) if timed else [],
+    )
+
+
+def _known_device(
+    models: Sequence[DeviceModel], kind: str, label: str, chosen: Sequence[DeviceModel] | None = None
+) -> _Errors:
+    """Leave out one network or one family of each device, or of the chosen ones."""
+    found = _Errors()
+    for model in models if chosen is None else chosen:
+        for rows, own in _left_out(models, model, kind, label):
+            for name in dict.fromkeys(getattr(row, label) for row in rows):
+                test = [i for i, row in enumerate(rows) if getattr(row, label) == name and math.isfinite(own[i])]
+                train = [row for row in rows if getattr(row, label) != name]
+                if not test or not train:
+                    continue
+                macs, power = baseline_errors(train, [rows[i] for i in test])
+                found.own += [float(own[i]) for i in test]
+                found.macs += macs
+                found.power += power
+                found.devices.add(model.device)
+                width, _ = half_width(np.delete(own, test))
+                if label == "network" and math.isfinite(width):
+                    found.inside += [(model.device, bool(abs(own[i]) <= width)) for i in test]
+                    found.widths += [width] * len(test)
+    return found
+
+
+def _left_out(
+    models: Sequence[DeviceModel], model: DeviceModel, kind: str, label: str
+) -> Iterator[tuple[list[Row], Floats]]:
+    """Yield rows and errors per batch size, as ``predict`` would predict them."""
+    new = as_new(models, model, kind) if len(model.networks) < FEW_ALONE and kind in model.errors else None
+    if new is not None:
+        rows = list(new.rows)
+        yield rows, left_out_as_new(new, kind, [getattr(row, label) for row in rows])
+        return
+    for size, errors in model.errors.get(kind, {}).items():
+        rows = [row for row in usable(model.rows, kind) if row.batch_size == size]
+        yield rows, errors.family if label == "family" else errors.network
+
+
+def _new_device(models: Sequence[DeviceModel], kind: str, count: int) -> _Errors:
+    """Treat each device as new, with calibration runs of networks that are spread over the sizes."""
+    found = _Errors()
+    for device in dict.fromkeys(model.device for model in models):
+        factors = device_factors(models, (device,), kinds=(kind,), counts=(count,))
+        for model in models:
+            new = as_new(models, model, kind) if model.device == device else None
+            if new is None or len(new.rows) <= count:
+                continue
+            chosen = spread_rows(new.rows, count)
+            prediction = transfer(new.views, kind, new.rows, chosen)
+            own = np.delete(new.logs - prediction.mean, chosen)
+            _add(found, device, own, new.rows, chosen)
+            factor = factors.get(model.scope, {}).get(kind, {}).get(count)
+            if factor is not None:
+                widths = factor[0] * np.delete(prediction.scale, chosen)
+                found.inside += [(device, bool(ok)) for ok in np.abs(own) <= widths]
+                found.widths += widths.tolist()
+    return found
+
+
+def _add(found: _Errors, device: str, own: Floats, rows: Sequence[Row], chosen: Sequence[int]) -> None:
+    """Add the errors on the rows that are not chosen, and those of the baselines fitted to the chosen ones."""
+    rest = [row for i, row in enumerate(rows) if i not in chosen]
+    macs, power = baseline_errors([rows[i] for i in chosen], rest)
+    found.own += own.tolist()
+    found.macs += macs
+    found.power += power
+    found.devices.add(device)
+
+
+def _new_device_and_family(models: Sequence[DeviceModel], count: int) -> _Errors:
+    """As ``_new_device``, without the rows of one family in the known devices and in the calibration runs."""
+    found = _Errors()
+    for family in dict.fromkeys(row.family for model in models for row in model.rows):
+        without = _refitted(models, family)
+        for model in models:
+            rows = at_main_batch(model, ENERGY)
+            others = [row for row in rows if row.family != family]
+            rest = [row for row in rows if row.family == family]
+            known = known_for(without, model.scope, model.precision, ENERGY, (model.device,))
+            if len(others) < count or not rest or len({one.device for one in known}) < FEWEST_DEVICES:
+                continue
+            chosen = spread_rows(others, count)
+            used = [*(others[i] for i in chosen), *rest]
+            prediction = transfer(views_of(known, ENERGY, used), ENERGY, used, range(count))
+            own = np.log(np.array([row.joules for row in rest])) - prediction.mean[count:]
+            _add(found, model.device, own, used, range(count))
+    return found
+
+
+def _refitted(models: Sequence[DeviceModel], family: str) -> list[DeviceModel]:
+    """Return the models without the rows of a family."""
+    parts = ([row for row in model.rows if row.family != family] for model in models)
+    return [fit_device(rows, with_errors=False) for rows in parts if len({row.network for row in rows}) > 1]
+
+
+def _orders(models: Sequence[DeviceModel], count: int) -> list[Case]:
+    """Return how often two devices, both new, are in the right order for a network."""
+    predicted: list[tuple[DeviceModel, dict[str, tuple[float, float]]]] = []
+    for model in models:
+        new = as_new(models, model, ENERGY)
+        if new is None or len(new.rows) <= count:
+            continue
+        chosen = spread_rows(new.rows, count)
+        mean = transfer(new.views, ENERGY, new.rows, chosen).mean
+        both = {row.network: (float(new.logs[i]), float(mean[i])) for i, row in enumerate(new.rows) if i not in chosen}
+        predicted.append((model, both))
+    right: list[bool] = []
+    apart: list[bool] = []
+    for (a, of_a), (b, of_b) in itertools.combinations(predicted, 2):
+        if a.device == b.device or (a.scope, a.precision, a.main_batch_size) != (
+            b.scope,
+            b.precision,
+            b.main_batch_size,
+        ):
+            continue
+        for network in of_a.keys() & of_b.keys():
+            difference = of_a[network][0] - of_b[network][0]
+            ok = (difference > 0) == (of_a[network][1] > of_b[network][1])
+            right.append(ok)
+            if abs(difference) > APART:
+                apart.append(ok)
+    devices = {model.device for model, _ in predicted}
+    name = f"order of two devices right ({count} calibration runs each)"
+    return [
+        Case(
+            name=name + suffix,
+            n=len(oks),
+            devices=len(devices),
+            median=float(np.mean(oks)) if oks else None,
+            note=_few(devices),
+        )
+        for suffix, oks in (("", right), (", where they differ by more than 20 %", apart))
+    ]
+
+
+def family_widening(table: Sequence[Case]) -> float | None:
+    """Return how many times as wide the errors on a new device are for an unseen family; None: unknown."""
+    p90 = {case.name: case.p90 for case in table}
+    plain, both = (
+        p90.get(f"{name}, {RUNS[-1]} calibration runs") for name in ("unseen device", "device and family unseen")
+    )
+    return None if plain is None or both is None else max(math.log1p(both) / math.log1p(plain), 1.0)
+
+
+def evaluated(fit: Fit) -> Fit:
+    """Return the fit with its table of errors."""
+    table = cases(fit)
+    return replace(fit, evaluation=tuple(table), family_widening=family_widening(table) or fit.family_widening)
+
+
+def baseline_wins(fit: Fit) -> list[str]:
+    """Return a sentence for each device on which a baseline predicts unseen networks better than the model."""
+    sentences = []
+    for model in fit.models:
+        case = _known_device(fit.models, ENERGY, "network", [model]).case(model.title)
+        if case.winner and case.median is not None:
+            value = case.macs if case.winner == MACS else case.power
+            assert value is not None
+            sentences.append(
+                f"{model.title}: {case.winner} is better for unseen networks ({value:.1%}, model {case.median:.1%}, "
+                f"n = {case.n})"
+            )
+    return sentences

@@ -1,0 +1,425 @@
+"""Fit one model per scope, device, runtime and precision."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, Final
+
+import numpy as np
+
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.prediction.devices import FEWEST_DEVICES, Gaussian, Views, condition, quantile, spread_choice
+from joulewatch_harness.prediction.features import CNN_OPERATORS, FEATURES, Features
+from joulewatch_harness.prediction.roofline import TERMS, Floats, Points, Roofline, fit, half_width, left_out
+from joulewatch_harness.prediction.table import Row, check_rows
+
+ENERGY: Final = "energy"
+TIME: Final = "seconds"
+ENERGY_WITH_TIME: Final = "energy_with_seconds"
+KINDS: Final = (ENERGY, TIME, ENERGY_WITH_TIME)
+"""Joules per inference, seconds per inference, joules per inference where the seconds are measured."""
+CONSTANT_POWER: Final = "constant power × latency"
+MACS: Final = "a + b × MACs"
+FEWEST_NETWORKS: Final = 2
+CALIBRATIONS: Final = (1, 2, 3, 5, 10)
+"""Numbers of calibration runs for which the errors on new devices are known."""
+FEWEST_IN_PRIOR: Final = 3
+"""Networks that a device needs to be one of the known devices."""
+FEW_ALONE: Final = 14
+"""With fewer networks, two per term, a device is predicted from the other devices and its own rows, if there are two
+others: in simulations and on real boards that is at least as good as its own fit."""
+SEED: Final = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errors:
+    """Errors of one kind at one batch size, from refits without a network, and without a family."""
+
+    network: Floats
+    """Logarithm of measured over predicted, one per network; nan: not predictable."""
+    family: Floats
+
+    def half_width(self, *, family: bool) -> tuple[float, str]:
+        """Return the half-width of a 90 % interval, and its basis."""
+        return half_width(self.family if family else self.network)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DeviceModel:
+    """The models of one scope, device, runtime and precision."""
+
+    scope: str
+    device: str
+    runtime: str
+    precision: str
+    platforms: tuple[str, ...]
+    methods: tuple[str, ...]
+    """Of the energies (``counter``, ``emulated``, ...); ``imported`` for tables."""
+    rows: tuple[Row, ...]
+    rooflines: Mapping[str, Mapping[int, Roofline]]
+    """Kind -> batch size -> model; a kind is missing without times."""
+    errors: Mapping[str, Mapping[int, Errors]] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return self.scope, self.device, self.runtime, self.precision
+
+    @property
+    def title(self) -> str:
+        return f"{self.device}, {self.runtime}, {self.precision} ({self.scope})"
+
+    @cached_property
+    def batch_sizes(self) -> tuple[int, ...]:
+        return tuple(sorted({row.batch_size for row in self.rows}))
+
+    @cached_property
+    def networks(self) -> Mapping[str, Row]:
+        """A row of each network."""
+        return {row.network: row for row in self.rows}
+
+    @cached_property
+    def families(self) -> frozenset[str]:
+        return frozenset(row.family for row in self.rows)
+
+    @cached_property
+    def operators(self) -> frozenset[str]:
+        """Operators of the fitted networks; those of convolutional networks where a table does not name them."""
+        seen: set[str] = set()
+        for row in self.rows:
+            assert row.features is not None
+            seen |= row.features.operators or CNN_OPERATORS
+        return frozenset(seen)
+
+    @cached_property
+    def main_batch_size(self) -> int:
+        """The batch size with most networks, the smallest of them if there are several."""
+        counts = Counter(row.batch_size for row in self.rows)
+        return max(counts, key=lambda size: (counts[size], -size))
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Return the smallest and largest value of each feature."""
+        values = vectors(self.rows)
+        return {name: (float(values[:, i].min()), float(values[:, i].max())) for i, name in enumerate(FEATURES)}
+
+    def log_values(self, kind: str, features: Floats, batch_sizes: Floats) -> Floats:
+        """Return the logarithm of the rooflines' predictions; between measured batch sizes it is interpolated."""
+        return self._interpolated(
+            self.rooflines[kind], batch_sizes, lambda model, sizes: model.log_values(features, sizes, smooth=False)
+        )
+
+    def shares(self, kind: str, features: Floats, batch_sizes: Floats) -> Floats:
+        """Return the share of each term in the prediction, shape (n, 7), from the nearest measured batch size."""
+        models = self.rooflines[kind]
+        known = np.array(sorted(models), dtype=float)
+        nearest = known[np.abs(np.log(batch_sizes[:, None] / known)).argmin(axis=1)]
+        result = np.zeros((len(features), len(TERMS)))
+        for size in set(nearest.tolist()):
+            at = nearest == size
+            result[at] = models[int(size)].parts(features[at], nearest[at])
+        return np.asarray(result / np.maximum(result.sum(axis=1, keepdims=True), 1e-30))
+
+    def predict(
+        self, kind: str, features: Features, batch_size: float, seconds: float | None = None
+    ) -> tuple[float, dict[str, float]]:
+        """Return the logarithm of the prediction for one network, and the share of each term."""
+        vector, sizes = np.array([features.vector()]), np.array([float(batch_size)])
+        times = None if seconds is None else np.array([seconds])
+        models = self.rooflines[kind]
+        logs = self._interpolated(models, sizes, lambda model, at: model.log_values(vector, at, times))
+        nearest = min(models, key=lambda known: abs(math.log(known / batch_size)))
+        parts = models[nearest].parts(vector, np.array([float(nearest)]), times)[0]
+        names = (*TERMS, "mean power") if seconds is not None else TERMS
+        return float(logs[0]), dict(zip(names, (parts / parts.sum()).tolist(), strict=True))
+
+    def _interpolated(
+        self, models: Mapping[int, Roofline], batch_sizes: Floats, logs_at: Callable[[Roofline, Floats], Floats]
+    ) -> Floats:
+        """Interpolate (and extrapolate) the logarithm linearly in the logarithm of the batch size."""
+        known = sorted(models)
+        columns = np.array([logs_at(models[size], np.full(len(batch_sizes), float(size))) for size in known])
+        if len(known) == 1:
+            return np.asarray(columns[0])
+        positions, at = np.log(known), np.log(batch_sizes)
+        right = np.clip(np.searchsorted(positions, at), 1, len(known) - 1)
+        share = (at - positions[right - 1]) / (positions[right] - positions[right - 1])
+        every = np.arange(len(batch_sizes))
+        return np.asarray(columns[right - 1, every] * (1 - share) + columns[right, every] * share)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One line of the table of errors."""
+
+    name: str
+    n: int
+    """Number of predictions."""
+    devices: int
+    median: float | None
+    """Median of |predicted / measured - 1|; of an order: share of the pairs in the right order."""
+    p90: float | None = None
+    macs: float | None = None
+    """Median error of ``a + b × MACs``."""
+    power: float | None = None
+    """Median error of a constant power × the measured seconds."""
+    coverage: float | None = None
+    """Share of the 90 % intervals that contain the measured value."""
+    worst_coverage: float | None = None
+    """The same on the worst device."""
+    ratio: float | None = None
+    """Median of the upper over the lower end of the intervals."""
+    note: str = ""
+
+    @property
+    def winner(self) -> str:
+        """The baseline that is better than the model; empty if none is."""
+        others = {MACS: self.macs, CONSTANT_POWER: self.power}
+        better = {name: value for name, value in others.items() if value is not None and value < (self.median or 0.0)}
+        return min(better, key=better.__getitem__) if better else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """All models of a fit, and what is known about the errors on new devices."""
+
+    models: tuple[DeviceModel, ...]
+    factors: Mapping[str, Mapping[str, Mapping[int, tuple[float, str]]]]
+    """Scope -> kind -> number of calibration runs -> factor for ``Gaussian.scale``, and its basis."""
+    sources: tuple[Mapping[str, Any], ...] = ()
+    """File, SHA-256 and number of rows of each source."""
+    evaluation: tuple[Case, ...] = ()
+    """The table of errors, made by ``evaluate``."""
+    family_widening: float = 2.0
+    """How many times as wide an interval on a new device is for a family of networks that no device measured."""
+
+
+def vectors(rows: Sequence[Row]) -> Floats:
+    """Return the features of rows, shape (n, 6)."""
+    return np.array([row.features.vector() if row.features else (math.nan,) * 6 for row in rows]).reshape(-1, 6)
+
+
+def points_of(rows: Sequence[Row], kind: str) -> Points:
+    """Return rows as arrays; for a kind with time, all of them must have seconds."""
+    seconds = np.array([math.nan if row.seconds is None else row.seconds for row in rows])
+    return Points(
+        features=vectors(rows),
+        batch_sizes=np.array([float(row.batch_size) for row in rows]),
+        values=seconds if kind == TIME else np.array([row.joules for row in rows]),
+        seconds=seconds if kind == ENERGY_WITH_TIME else None,
+    )
+
+
+def usable(rows: Sequence[Row], kind: str) -> list[Row]:
+    """Return the rows that a kind can use."""
+    return [row for row in rows if kind == ENERGY or row.seconds is not None]
+
+
+def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
+    """Return the rows of each model.
+
+    Raises:
+        ConfigError: ``check_rows``; rows without features; a device with a single network.
+    """
+    check_rows(rows)
+    without = [row.where for row in rows if row.features is None]
+    if without:
+        more = f" and {len(without) - 6} more" if len(without) > 6 else ""
+        raise ConfigError(
+            f"{', '.join(without[:6])}{more}: no features of the network ({', '.join(FEATURES)}); add these columns"
+        )
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(row.key, []).append(row)
+    for group in groups.values():
+        if len({row.network for row in group}) < FEWEST_NETWORKS:
+            raise ConfigError(
+                f"{group[0].where}: {group[0].device}, {group[0].runtime}, {group[0].precision} has a single network; "
+                "a fit needs two, a validated interval nine"
+            )
+    return list(groups.values())
+
+
+def fit_device(rows: Sequence[Row], *, with_errors: bool = True) -> DeviceModel:
+    """Fit the models of one scope, device, runtime and precision."""
+    rooflines: dict[str, dict[int, Roofline]] = {}
+    errors: dict[str, dict[int, Errors]] = {}
+    for kind in KINDS:
+        chosen = usable(rows, kind)
+        if len({row.network for row in chosen}) < FEWEST_NETWORKS:
+            continue
+        points = points_of(chosen, kind)
+        rooflines[kind], errors[kind] = {}, {}
+        for size in sorted({row.batch_size for row in chosen}):
+            rooflines[kind][size] = fit(points, float(size))
+            if with_errors:
+                errors[kind][size] = Errors(
+                    network=left_out(points, [row.network for row in chosen], float(size)),
+                    family=left_out(points, [row.family for row in chosen], float(size)),
+                )
+    first = rows[0]
+    return DeviceModel(
+        scope=first.scope, device=first.device, runtime=first.runtime, precision=first.precision,
+        platforms=tuple(dict.fromkeys(row.platform for row in rows if row.platform)),
+        methods=tuple(sorted({row.method for row in rows})),
+        rows=tuple(rows), rooflines=rooflines, errors=errors,
+    )  # fmt: skip
+
+
+def fit_all(rows: Sequence[Row], sources: Sequence[Mapping[str, Any]] = ()) -> Fit:
+    """Fit every model.
+
+    Raises:
+        ConfigError: The rows contradict each other, lack features, or are too few.
+    """
+    models = tuple(fit_device(group) for group in group_rows(rows))
+    return Fit(models=models, factors=device_factors(models), sources=tuple(sources))
+
+
+# New devices
+
+
+def known_for(
+    models: Sequence[DeviceModel], scope: str, precision: str, kind: str, excluded: Sequence[str] = ()
+) -> list[DeviceModel]:
+    """Return the models of other boards that say most about a new one.
+
+    Those of the same precision; of all precisions where fewer than two boards have it.
+    """
+    eligible = [
+        model
+        for model in models
+        if model.scope == scope
+        and model.device not in excluded
+        and base(kind) in model.rooflines
+        and len(model.networks) >= FEWEST_IN_PRIOR
+    ]
+    same = [model for model in eligible if model.precision == precision]
+    return same if len({model.device for model in same}) > 1 else eligible
+
+
+def base(kind: str) -> str:
+    """Return the kind of the rooflines that a new device uses."""
+    return ENERGY if kind == ENERGY_WITH_TIME else kind
+
+
+def views_of(known: Sequence[DeviceModel], kind: str, rows: Sequence[Row]) -> Views:
+    """Return what known devices predict for rows."""
+    points = points_of(rows, ENERGY)
+    at = points.features, points.batch_sizes
+    return Views(
+        tuple(model.device for model in known),
+        np.array([model.log_values(base(kind), *at) for model in known]),
+        np.array([model.shares(base(kind), *at) for model in known]),
+    )
+
+
+@lru_cache(maxsize=1 << 14)
+def _view(known: DeviceModel, target: DeviceModel, kind: str) -> Views:
+    return views_of([known], kind, at_main_batch(target, kind))
+
+
+def transfer(views: Views, kind: str, rows: Sequence[Row], chosen: Sequence[int]) -> Gaussian:
+    """Return the logarithms for rows of a new device, of which those at the indexes ``chosen`` are measured.
+
+    With measured seconds, the energy is the geometric mean of the prediction and of the calibration runs' mean power
+    times the seconds: their errors are nearly independent.
+    """
+    measured = points_of([rows[i] for i in chosen], base(kind))
+    found = condition(views, np.array(chosen, dtype=int), measured.values)
+    if kind != ENERGY_WITH_TIME:
+        return found
+    points = points_of(rows, kind)
+    assert points.seconds is not None
+    times = np.log(points.seconds)
+    power = float(np.mean(np.log(measured.values) - times[list(chosen)]))
+    return Gaussian((found.mean + power + times) / 2, found.scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AsNew:
+    """A known device, treated as new: what the others predict for it."""
+
+    model: DeviceModel
+    rows: tuple[Row, ...]
+    logs: Floats
+    """Logarithms of the measured values."""
+    views: Views
+
+
+def as_new(models: Sequence[DeviceModel], model: DeviceModel, kind: str, excluded: Sequence[str] = ()) -> AsNew | None:
+    """Return a device treated as new; None if fewer than two other boards are known."""
+    rows = at_main_batch(model, kind)
+    known = known_for(models, model.scope, model.precision, kind, (model.device, *excluded))
+    if not rows or len({one.device for one in known}) < FEWEST_DEVICES:
+        return None
+    parts = [_view(one, model, kind) for one in known]
+    views = Views(
+        tuple(one.device for one in known),
+        np.concatenate([part.logs for part in parts]),
+        np.concatenate([part.shares for part in parts]),
+    )
+    return AsNew(model=model, rows=tuple(rows), logs=np.log(points_of(rows, kind).values), views=views)
+
+
+def left_out_as_new(new: AsNew, kind: str, labels: Sequence[str]) -> Floats:
+    """Return the errors on the rows of each label, predicted from the other devices and the rows of other labels."""
+    errors = np.full(len(new.rows), math.nan)
+    for label in dict.fromkeys(labels):
+        chosen = [i for i, other in enumerate(labels) if other != label]
+        if chosen:
+            out = [i for i, other in enumerate(labels) if other == label]
+            errors[out] = (new.logs - transfer(new.views, kind, new.rows, chosen).mean)[out]
+    return errors
+
+
+def scores(new: AsNew, kind: str, count: int) -> Floats:
+    """Return the errors over their scale, for two choices of ``count`` calibration networks: spread, and random."""
+    if len(new.rows) <= count:
+        return np.zeros(0)
+    found = []
+    for chosen in (spread_rows(new.rows, count), random_rows(new.rows, count)):
+        prediction = transfer(new.views, kind, new.rows, chosen)
+        found.append(np.delete(np.abs(new.logs - prediction.mean) / prediction.scale, chosen))
+    return np.concatenate(found)
+
+
+def at_main_batch(model: DeviceModel, kind: str) -> list[Row]:
+    """Return the rows at the batch size with most networks."""
+    return [row for row in usable(model.rows, kind) if row.batch_size == model.main_batch_size]
+
+
+def spread_rows(rows: Sequence[Row], count: int) -> list[int]:
+    """Return the indexes of ``count`` rows spread over the multiply-accumulates of their networks."""
+    values = vectors(rows)
+    return spread_choice(values[:, 0] + values[:, 1], count)
+
+
+def random_rows(rows: Sequence[Row], count: int) -> list[int]:
+    """Return ``count`` indexes drawn at random, the same ones in every fit."""
+    return [int(i) for i in np.random.default_rng(SEED).choice(len(rows), count, replace=False)]
+
+
+def device_factors(
+    models: Sequence[DeviceModel],
+    excluded: Sequence[str] = (),
+    *,
+    kinds: Sequence[str] = KINDS,
+    counts: Sequence[int] = CALIBRATIONS,
+) -> dict[str, dict[str, dict[int, tuple[float, str]]]]:
+    """Return the factor for ``Gaussian.scale`` for each scope, kind and number of calibration runs."""
+    factors: dict[str, dict[str, dict[int, tuple[float, str]]]] = {}
+    for scope in dict.fromkeys(model.scope for model in models):
+        chosen = [model for model in models if model.scope == scope and model.device not in excluded]
+        for kind in kinds:
+            all_new = [new for model in chosen if (new := as_new(models, model, kind, excluded)) is not None]
+            for count in counts:
+                units: dict[tuple[str, str], list[Floats]] = {}
+                for new in all_new:
+                    units.setdefault((new.model.device, new.model.runtime), []).append(scores(new, kind, count))
+                found = quantile([np.concatenate(unit) for unit in units.values()])
+                if math.isfinite(found[0]):
+                    factors.setdefault(scope, {}).setdefault(kind, {})[count] = found
+    return factors

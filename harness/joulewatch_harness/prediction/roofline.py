@@ -1,0 +1,216 @@
+"""One device: energy or time per inference as a non-negative sum of what a network computes and moves.
+
+``E(B) = sum of c_k * f_k``, with ``c_k >= 0``: dense and depthwise multiply-accumulates, activations and input pixels
+per inference; weights, layers and a constant per batch, so divided by the batch size B. Non-negative coefficients keep
+extrapolations physical. The squares of the relative errors are minimised, with a small penalty that shares the energy
+between features that always occur together instead of choosing one of them.
+
+What the sum misses is smoothed over similar networks (kernel regression of the logarithmic residuals) and vanishes away
+from them. All errors here are natural logarithms: measured over predicted.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from joulewatch_harness.gum import student_factor
+from joulewatch_harness.prediction.features import FEATURES
+
+Floats = NDArray[np.float64]
+
+TERMS: Final = (*FEATURES, "constant")
+SECONDS: Final = "seconds"
+"""The term of the mean power in a model with measured time."""
+_PER_BATCH: Final = np.array([False, False, True, False, True, False])
+COVERAGE: Final = 0.9
+FEW: Final = 8
+"""With fewer networks at a batch size, other batch sizes take part in the fit, and residuals are not smoothed."""
+PENALTY: Final = 0.3
+PENALTY_WITH_TIME: Final = 0.004
+"""Divided by the number of rows. With a measured time, the other terms are small corrections."""
+LARGEST_PENALTY: Final = 0.01
+LENGTH: Final = 1.5
+"""Distance over which residuals are smoothed, in standard deviations of the logarithmic features."""
+NOISE: Final = 0.3
+"""Variance of the noise of a residual, as a share of the variance of the smooth part."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """Measured rows of one device as arrays."""
+
+    features: Floats
+    """Shape (n, 6), in the order of ``FEATURES``."""
+    batch_sizes: Floats
+    values: Floats
+    """Joules or seconds per inference."""
+    seconds: Floats | None = None
+    """Seconds per inference, as an input of the model."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, rows: NDArray[np.bool_] | NDArray[np.int_]) -> Points:
+        return replace(
+            self,
+            features=self.features[rows],
+            batch_sizes=self.batch_sizes[rows],
+            values=self.values[rows],
+            seconds=None if self.seconds is None else self.seconds[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Roofline:
+    """A fitted model of one device at one batch size."""
+
+    coefficients: Floats
+    """Of ``TERMS``, and of the seconds if the model has them."""
+    logs: Floats
+    """Scaled logarithmic features of the smoothed rows, shape (n, 6)."""
+    centre: Floats
+    spread: Floats
+    weights: Floats
+    """Of the smoothed residuals, shape (n,)."""
+
+    def parts(self, features: Floats, batch_sizes: Floats, seconds: Floats | None = None) -> Floats:
+        """Return the joules (or seconds) of each term, shape (n, terms), without the smoothed residual."""
+        return np.asarray(design(features, batch_sizes, seconds) * self.coefficients, dtype=np.float64)
+
+    def log_values(
+        self, features: Floats, batch_sizes: Floats, seconds: Floats | None = None, *, smooth: bool = True
+    ) -> Floats:
+        """Return the logarithm of the prediction, shape (n,)."""
+        logs = np.log(np.maximum(self.parts(features, batch_sizes, seconds).sum(axis=1), 1e-30))
+        if smooth and len(self.weights):
+            scaled = (_log(features) - self.centre) / self.spread
+            logs = logs + _kernel(scaled, self.logs) @ self.weights
+        return np.asarray(logs, dtype=np.float64)
+
+
+def design(features: Floats, batch_sizes: Floats, seconds: Floats | None = None) -> Floats:
+    """Return what each coefficient multiplies, shape (n, 7), or (n, 8) with seconds."""
+    columns = np.where(_PER_BATCH, features / batch_sizes[:, None], features)
+    parts = [columns, 1.0 / batch_sizes[:, None]]
+    if seconds is not None:
+        parts.append(seconds[:, None])
+    return np.concatenate(parts, axis=1)
+
+
+def fit(points: Points, batch_size: float) -> Roofline:
+    """Fit a model for one batch size."""
+    distance = np.abs(np.log2(points.batch_sizes / batch_size))
+    rows = _rows(points, batch_size)
+    weights = np.exp2(-distance[rows])
+    chosen = points[rows]
+    matrix = design(chosen.features, chosen.batch_sizes, chosen.seconds) / chosen.values[:, None]
+    penalty = (PENALTY if chosen.seconds is None else PENALTY_WITH_TIME) / len(chosen)
+    root = np.sqrt(weights)
+    return finished(points, batch_size, nnls(matrix * root[:, None], root, min(penalty, LARGEST_PENALTY)))
+
+
+def finished(points: Points, batch_size: float, coefficients: Floats) -> Roofline:
+    """Return the model with these coefficients; the residuals of the points are smoothed if there are enough."""
+    rows = _rows(points, batch_size)
+    chosen = points[rows if len(points) and (points.batch_sizes[rows] == batch_size).all() else rows[:0]]
+    few = len(chosen) < FEW
+    logs = _log(chosen.features)
+    centre, spread = (np.zeros(6), np.ones(6)) if few else (logs.mean(axis=0), np.maximum(logs.std(axis=0), 0.05))
+    scaled = (logs - centre) / spread
+    plain = Roofline(coefficients=coefficients, logs=scaled[:0], centre=centre, spread=spread, weights=np.zeros(0))
+    if few:
+        return plain
+    residuals = np.log(chosen.values) - plain.log_values(chosen.features, chosen.batch_sizes, chosen.seconds)
+    weights = np.linalg.solve(_kernel(scaled, scaled) + NOISE * np.eye(len(chosen)), residuals)
+    return replace(plain, logs=scaled, weights=np.asarray(weights, dtype=np.float64))
+
+
+def _rows(points: Points, batch_size: float) -> NDArray[np.int_]:
+    """Return the indexes of the rows of a fit: those at the batch size, or all if these are few."""
+    at = np.flatnonzero(points.batch_sizes == batch_size)
+    return at if len(at) >= FEW else np.arange(len(points))
+
+
+def _log(features: Floats) -> Floats:
+    return np.asarray(np.log(features + 1.0), dtype=np.float64)
+
+
+def _kernel(a: Floats, b: Floats) -> Floats:
+    squares = ((a[:, None, :] - b[None, :, :]) ** 2).sum(axis=2)
+    return np.asarray(np.exp(-squares / (2 * LENGTH * LENGTH)), dtype=np.float64)
+
+
+def nnls(matrix: Floats, target: Floats, penalty: float) -> Floats:
+    """Minimise ``mean((matrix @ x - target)**2) + penalty * sum((x * rms(column))**2)`` over x >= 0.
+
+    Source: Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23, on the normal equations, which are well
+    conditioned enough here: 8 columns of unit size, a penalty, and data with an error above 0.1 %.
+    """
+    scale = np.sqrt((matrix * matrix).mean(axis=0))
+    scale[scale == 0] = 1.0
+    scaled = matrix / scale
+    count = scaled.shape[1]
+    normal = scaled.T @ scaled / len(scaled) + (penalty + 1e-12) * np.eye(count)
+    right = scaled.T @ target / len(scaled)
+    free = np.zeros(count, dtype=bool)
+    x = np.zeros(count)
+    for _ in range(10 * count):
+        gradient = np.where(free, -np.inf, right - normal @ x)
+        best = int(np.argmax(gradient))
+        if gradient[best] <= 1e-10:
+            break
+        free[best] = True
+        while True:
+            trial = np.zeros(count)
+            trial[free] = np.linalg.solve(normal[np.ix_(free, free)], right[free])
+            negative = free & (trial <= 0)
+            if not negative.any():
+                x = trial
+                break
+            steps = x[negative] / (x[negative] - trial[negative])
+            x = x + float(steps.min()) * (trial - x)
+            free &= x > 1e-14
+            x[~free] = 0.0
+    return np.asarray(x / scale)
+
+
+def left_out(points: Points, labels: Sequence[str], batch_size: float) -> Floats:
+    """Return the errors at one batch size of models fitted without the rows of the same label; nan: not predictable.
+
+    A label with all rows leaves nothing to fit, so its errors are nan.
+    """
+    names = np.array(labels)
+    errors = np.full(len(points), np.nan)
+    at = points.batch_sizes == batch_size
+    for label in dict.fromkeys(names[at].tolist()):
+        out, rest = names == label, names != label
+        if not rest.any():
+            continue
+        wanted = points[out & at]
+        logs = fit(points[rest], batch_size).log_values(wanted.features, wanted.batch_sizes, wanted.seconds)
+        errors[out & at] = np.log(wanted.values) - logs
+    return np.asarray(errors[at], dtype=np.float64)
+
+
+def half_width(errors: Floats) -> tuple[float, str]:
+    """Return the half-width of an interval of 90 % coverage for a new error of the same kind, and its basis.
+
+    From 9 errors on it is the conformal quantile: the ceil(0.9 (n + 1))-th smallest of the absolute errors. With fewer,
+    no such quantile exists; Student's t assumes normal errors around 0 instead.
+    """
+    known = np.sort(np.abs(errors[np.isfinite(errors)]))
+    count = len(known)
+    place = math.ceil(COVERAGE * (count + 1) - 1e-9)
+    if count == 0:
+        return math.inf, "none: no error is known"
+    if place <= count:
+        return float(known[place - 1]), f"conformal, {count} errors"
+    if count == 1:
+        return math.inf, "none: a single error is known"
+    return student_factor(count, COVERAGE) * math.sqrt(float((known**2).mean())), f"Student's t, {count} errors"

@@ -1,0 +1,230 @@
+"""Tables of measured energies: the columns that ``joulewatch fit`` reads, and their checks."""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, Final
+
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.names import unknown
+from joulewatch_harness.prediction.features import FEATURES, Features, canonical, family_of
+
+SCOPES: Final = ("wall", "devices", "rails", "net")
+"""What an energy covers: the whole machine, all device sensors, supply rails of a board, devices less idle power."""
+TEXTS: Final = ("network", "device", "runtime", "precision", "scope")
+OPTIONAL: Final = ("family", "platform", "batch_size", "seconds_per_inference", "operators")
+COLUMNS: Final = (
+    "network", "family", "device", "platform", "runtime", "precision", "batch_size", "scope", "joules_per_inference",
+    "seconds_per_inference", *FEATURES, "operators",
+)  # fmt: skip
+UNIT_FACTOR: Final = 100.0
+"""Rows of one device whose mean power differs from the median by more than this factor have mixed units."""
+SAME_FEATURES: Final = 0.01
+"""Two rows of one network may differ by this much in a feature."""
+_MAY_BE_ZERO: Final = ("macs_dense", "macs_depthwise", "weight_elements")
+_MOST_ROWS_NAMED: Final = 6
+_QUANTITY: Final = re.compile(r"joule|energy|latency|second|(^|_)(unit|units|mj|uj|ms|us|wh|watts?|power)($|_)", re.I)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One measured energy."""
+
+    network: str
+    family: str
+    device: str
+    platform: str
+    runtime: str
+    precision: str
+    batch_size: int
+    scope: str
+    joules: float
+    """Per inference."""
+    seconds: float | None
+    """Per inference; None: not measured."""
+    features: Features | None
+    """None: the source has none; such a row cannot be fitted."""
+    method: str = "imported"
+    where: str
+    """File and row, for errors."""
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What one model is fitted for."""
+        return self.scope, self.device, self.runtime, self.precision
+
+
+def read_networks(path: Path) -> list[tuple[str, str, Features, float | None]]:
+    """Read name, family, features and seconds per inference (None: not given) of the networks of a CSV file.
+
+    Raises:
+        ConfigError: The file cannot be read, or a row is not valid.
+    """
+    lines = read_csv(path)
+    _check_header(lines[0] if lines else (), str(path), ("network", *FEATURES))
+    networks = []
+    for number, line in enumerate(lines, 2):
+        where = f"{path} row {number}"
+        seconds = _positive(line, "seconds_per_inference", where) if line.get("seconds_per_inference") else None
+        features = _features(line, where)
+        if features is None:
+            raise ConfigError(f"{where}: {', '.join(FEATURES)} are empty")
+        networks.append((line["network"], line.get("family") or family_of(line["network"]), features, seconds))
+    return networks
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file.
+
+    Raises:
+        ConfigError: It cannot be read, or a row has more or fewer cells than the header.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            lines = [dict(line) for line in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
+    for number, line in enumerate(lines, 2):
+        if None in line or None in line.values():
+            raise ConfigError(f"{path} row {number}: has not as many cells as the header")
+    return [{key: value.strip() for key, value in line.items()} for line in lines]
+
+
+def rows_of(lines: Sequence[Mapping[str, str]], source: str, required: Iterable[str]) -> list[Row]:
+    """Return the rows of a table with the documented columns.
+
+    Raises:
+        ConfigError: A column or a cell is missing or not valid.
+    """
+    _check_header(lines[0], source, required)
+    rows = []
+    for number, line in enumerate(lines, 2):
+        where = f"{source} row {number}"
+        for column in TEXTS:
+            if not line[column]:
+                raise ConfigError(f"{where}: {column} is empty")
+        if line["scope"] not in SCOPES:
+            raise ConfigError(f"{where}: {unknown('scope', line['scope'], SCOPES)}")
+        rows.append(
+            Row(
+                **{column: line[column] for column in TEXTS},
+                family=line.get("family") or family_of(line["network"]),
+                platform=line.get("platform", ""),
+                batch_size=_batch_size(line.get("batch_size") or "1", where),
+                joules=_positive(line, "joules_per_inference", where),
+                seconds=_positive(line, "seconds_per_inference", where) if line.get("seconds_per_inference") else None,
+                features=_features(line, where),
+                where=where,
+            )
+        )
+    return rows
+
+
+def check_rows(rows: Sequence[Row]) -> None:
+    """Check what only several rows show: duplicate keys, mixed scopes, contradicting features, mixed units.
+
+    Raises:
+        ConfigError: The text names the rows.
+    """
+    keys: dict[tuple[object, ...], list[Row]] = {}
+    scopes: dict[tuple[str, ...], dict[str, list[Row]]] = {}
+    networks: dict[tuple[str, str], Row] = {}
+    powers: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        keys.setdefault((*row.key, row.network, row.batch_size), []).append(row)
+        scopes.setdefault(row.key[1:], {}).setdefault(row.scope, []).append(row)
+        if row.seconds is not None:
+            powers.setdefault(row.key, []).append(row)
+        if row.features is None:
+            continue
+        other = networks.setdefault((row.network, row.precision), row)
+        assert other.features is not None
+        for name, a, b in zip(FEATURES, row.features.vector(), other.features.vector(), strict=True):
+            if abs(a - b) > SAME_FEATURES * max(a, b):
+                raise ConfigError(
+                    f"{row.where} and {other.where}: {name} of network {row.network} is {a:g} and {b:g}; different "
+                    "networks need different names"
+                )
+    for same in keys.values():
+        if len(same) > 1:
+            first = same[0]
+            raise ConfigError(
+                f"{_listed(same)}: the same network, device, runtime, precision, batch size and scope "
+                f"({first.network}, {first.device}, {first.runtime}, {first.precision}, {first.batch_size}, "
+                f"{first.scope}); a name must contain all that differs, such as the resolution"
+            )
+    for (device, runtime, precision), by_scope in scopes.items():
+        if len(by_scope) > 1:
+            parts = "; ".join(f"{scope}: {_listed(some)}" for scope, some in by_scope.items())
+            raise ConfigError(
+                f"{device}, {runtime}, {precision}: mixed scopes ({parts}); fit one scope at a time, because their "
+                "energies cannot be compared"
+            )
+    for some in powers.values():
+        centre = median(row.joules / (row.seconds or 1.0) for row in some)
+        off = [
+            row for row in some if not centre / UNIT_FACTOR < row.joules / (row.seconds or 1.0) < centre * UNIT_FACTOR
+        ]
+        if off:
+            raise ConfigError(
+                f"{_listed(off)}: mixed units? Energy / time is more than {UNIT_FACTOR:g} times above or below the "
+                f"{centre:.3g} W of other rows of the device; joules_per_inference is in J, seconds_per_inference in s"
+            )
+
+
+def _check_header(header: Iterable[str], source: str, required: Iterable[str]) -> None:
+    names = set(header)
+    odd = sorted(name for name in names - set(COLUMNS) if _QUANTITY.search(name))
+    missing = [name for name in required if name not in names]
+    if missing:
+        hint = f"; {', '.join(odd)}: convert to joules_per_inference and seconds_per_inference" if odd else ""
+        raise ConfigError(f"{source}: missing columns: {', '.join(missing)}{hint}")
+    if odd:
+        raise ConfigError(
+            f"{source}: {', '.join(odd)}: energies belong in joules_per_inference (J), times in seconds_per_inference "
+            "(s); remove other columns of quantities and units"
+        )
+
+
+def _positive(line: Mapping[str, str], column: str, where: str) -> float:
+    text = line[column]
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        what = "is empty" if not text else f"must be a positive number without a unit, got {text!r}"
+        raise ConfigError(f"{where}: {column} {what}")
+    return value
+
+
+def _batch_size(text: str, where: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"{where}: batch_size must be a positive integer, got {text!r}")
+    return int(text)
+
+
+def _features(line: Mapping[str, str], where: str) -> Features | None:
+    if not any(line.get(name) for name in FEATURES):
+        return None
+    numbers: dict[str, Any] = {name: _feature(line.get(name, ""), name, where) for name in FEATURES}
+    return Features(**numbers, operators=canonical(line.get("operators", "").split()))
+
+
+def _feature(text: str, name: str, where: str) -> float:
+    if name in _MAY_BE_ZERO and text in ("0", "0.0"):
+        return 0.0
+    return _positive({name: text}, name, where)
+
+
+def _listed(rows: Sequence[Row]) -> str:
+    names = [row.where for row in rows[:_MOST_ROWS_NAMED]]
+    more = len(rows) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")

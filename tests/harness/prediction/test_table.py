@@ -1,0 +1,196 @@
+"""Tables of measured energies, and converters: every error names the file and the rows."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from joulewatch_harness.analysis.results.stored_results import read_document
+from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.prediction.converters import device_of, network_of, read_table, rows_of_run
+from joulewatch_harness.prediction.features import family_of
+from joulewatch_harness.prediction.table import COLUMNS, check_rows, read_networks
+from support.paths import ROOT
+
+DATA = ROOT / "tests" / "benchmarks" / "data" / "prediction"
+ROW = {
+    "network": "net-1", "family": "net", "device": "board", "platform": "", "runtime": "ort", "precision": "fp32",
+    "batch_size": "1", "scope": "wall", "joules_per_inference": "0.1", "seconds_per_inference": "0.02",
+    "macs_dense": "1e6", "macs_depthwise": "0", "weight_elements": "1000", "activation_elements": "5000", "layers": "4",
+    "input_pixels": "64", "operators": "Conv Gemm",
+}  # fmt: skip
+
+
+def table(folder: Path, *changes: dict[str, str], without: tuple[str, ...] = ()) -> Path:
+    """Write a table whose rows differ from ``ROW``."""
+    path = folder / "table.csv"
+    columns = [name for name in (*COLUMNS, *(key for change in changes for key in change)) if name not in without]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(columns)), extrasaction="ignore", restval="")
+        writer.writeheader()
+        writer.writerows({**ROW, **change} for change in changes)
+    return path
+
+
+def test_a_row_is_read_with_all_its_columns(tmp_path: Path) -> None:
+    (row,) = read_table(table(tmp_path, {}))
+    assert (row.key, row.network, row.family) == (("wall", "board", "ort", "fp32"), "net-1", "net")
+    assert (row.joules, row.seconds, row.batch_size) == (0.1, 0.02, 1)
+    assert row.features is not None
+    assert row.features.vector() == (1e6, 0, 1000, 5000, 4, 64)
+    assert row.features.operators == {"Conv", "MatMul"}
+
+
+def test_optional_columns_may_be_missing(tmp_path: Path) -> None:
+    without = ("family", "platform", "batch_size", "seconds_per_inference", "operators")
+    (row,) = read_table(table(tmp_path, {"network": "mobilenet-v2-0.5-96"}, without=without))
+    assert (row.family, row.batch_size, row.seconds) == ("mobilenet-v2", 1, None)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"joules_per_inference": ""}, "table.csv row 3: joules_per_inference is empty"),
+        ({"joules_per_inference": "34.7 mJ"}, "row 3: joules_per_inference must be a positive number without a unit"),
+        ({"joules_per_inference": "-1"}, "row 3: joules_per_inference must be a positive number"),
+        ({"joules_per_inference": "nan"}, "row 3: joules_per_inference must be a positive number"),
+        ({"seconds_per_inference": "0"}, "row 3: seconds_per_inference must be a positive number"),
+        ({"batch_size": "1.5"}, "row 3: batch_size must be a positive integer, got '1.5'"),
+        ({"scope": ""}, "row 3: scope is empty"),
+        ({"scope": "wal"}, "row 3: unknown scope 'wal'; did you mean wall?"),
+        ({"layers": ""}, "row 3: layers is empty"),
+        ({"energy_unit": "mJ"}, "energy_unit: energies belong in joules_per_inference (J)"),
+        ({"latency_ms": "3"}, "latency_ms: energies belong in joules_per_inference (J)"),
+    ],
+)
+def test_a_bad_cell_is_an_error_that_names_it(tmp_path: Path, change: dict[str, str], text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_table(table(tmp_path, {}, {"network": "net-2", **change}))
+    assert text in str(caught.value)
+
+
+def test_a_table_in_millijoules_is_an_error_with_the_fix(tmp_path: Path) -> None:
+    path = table(tmp_path, {"energy_mj": "100"}, without=("joules_per_inference",))
+    with pytest.raises(ConfigError, match="missing columns: joules_per_inference; energy_mj: convert to joules"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({}, "row 2, .*row 3: the same network, device, runtime, precision, batch size and scope"),
+        ({"network": "net-2", "scope": "rails"}, "board, ort, fp32: mixed scopes .wall: .*row 2; rails: .*row 3"),
+        ({"batch_size": "2", "layers": "5"}, "row 3 and .*row 2: layers of network net-1 is 5 and 4"),
+    ],
+)
+def test_rows_that_contradict_each_other_are_named(tmp_path: Path, change: dict[str, str], text: str) -> None:
+    rows = read_table(table(tmp_path, {}, change))
+    with pytest.raises(ConfigError, match=text):
+        check_rows(rows)
+
+
+def test_mixed_units_are_detected_from_the_mean_power(tmp_path: Path) -> None:
+    """The third row is in mJ: 5 kW for a board of 5 W."""
+    changes = [{"network": f"net-{number}"} for number in range(4)]
+    changes[2]["joules_per_inference"] = "100"
+    with pytest.raises(ConfigError, match=r"row 4: mixed units\? Energy / time is more than 100 times"):
+        check_rows(read_table(table(tmp_path, *changes)))
+
+
+def test_resolutions_of_two_and_three_digits_stay_apart() -> None:
+    """A pattern for three digits merges ``mobilenet-v2-0.5-96`` with ``mobilenet-v2-0.5-224``."""
+    rows = read_table(DATA / "edge_cnn_energy.csv")
+    check_rows(rows)
+    assert len(rows) == 825
+    assert len({row.network for row in rows}) == 38
+    assert {family_of(row.network) for row in rows} == {row.family for row in rows} == {"mobilenet-v1", "mobilenet-v2"}
+    assert {row.scope for row in rows} == {"wall"}
+
+
+def test_published_tables_are_converted_to_joules_and_seconds(tmp_path: Path) -> None:
+    first = read_table(DATA / "edge_cnn_energy.csv")[0]
+    assert (first.joules, first.seconds) == (pytest.approx(0.2865378), pytest.approx(0.0726539))
+    board = read_table(DATA / "finn_rfsoc2x2_measured.csv")[0]
+    assert (board.scope, board.joules, board.features) == ("rails", pytest.approx(1.066207e-3), None)
+    assert board.seconds == pytest.approx(1 / 2929)
+    tiny = read_table(DATA / "mlperf_tiny_energy.csv")[0]
+    assert (tiny.network, tiny.joules) == ("ad", pytest.approx(324.088e-6))
+    closed = tmp_path / "closed.csv"
+    closed.write_text(
+        "SystemName,Platform,framework,Model,Scenario,performance,perf_units,joules_per_sample\n"
+        "Xavier,x,TensorRT,resnet50,MultiStream,8,Latency (ms),0.1\n"
+        "Xavier,x,TensorRT,resnet50,Offline,2000,Samples/s,0.05\n"
+    )
+    assert [row.seconds for row in read_table(closed)] == [pytest.approx(1e-3), pytest.approx(5e-4)]
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("", "no rows"),
+        ("network,device\na\n", "row 2: has not as many cells"),
+        (b"\xff\xfe\x00", "cannot be read as CSV"),
+    ],
+)
+def test_a_file_that_is_not_a_table_is_an_error(tmp_path: Path, content: str | bytes, text: str) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ConfigError, match=text):
+        read_table(path)
+
+
+def test_networks_are_read_with_their_latency(tmp_path: Path) -> None:
+    ((name, family, features, seconds),) = read_networks(table(tmp_path, {}, without=("joules_per_inference",)))
+    assert (name, family, features.layers, seconds) == ("net-1", "net", 4, 0.02)
+
+
+def result(**settings: Any) -> Any:
+    """Return the stored result of a run of version 0.1.0, with changed settings."""
+    path = ROOT / "tests" / "harness" / "compatibility" / "run-0.1.0" / "result.json"
+    document = json.loads(path.read_text())
+    for group in document["results"]:
+        group["configuration"].update(settings)
+    return read_document(document, "result.json")
+
+
+def test_a_run_gives_a_row_for_each_configuration_and_batch_size() -> None:
+    """The run stored no features, so those of the built-in network are counted again."""
+    pytest.importorskip("onnx")
+    run = result()
+    rows = rows_of_run(run)
+    assert len(rows) == len(run.document["results"])
+    row = rows[0]
+    assert (row.network, row.runtime, row.precision, row.scope) == ("radioml-vgg10", "onnxruntime", "fp32", "devices")
+    assert row.device == run.hardware
+    assert row.method == "estimated"
+    assert row.joules == run.document["results"][0]["energy"]["total"]["gross"]["value"]
+    assert row.features is not None
+    assert row.features.macs_dense == 12_864_512
+
+
+def test_stored_features_are_used_for_networks_that_are_not_there() -> None:
+    details = {
+        "macs_per_inference": "110", "macs_depthwise": "10", "parameters": "7", "activation_elements": "30",
+        "layers": "2", "input_pixels": "9", "operator_types": "Conv Relu",
+    }  # fmt: skip
+    row = rows_of_run(result(network="mine", details=details))[0]
+    assert row.features is not None
+    assert row.features.vector() == (100, 10, 7, 30, 2, 9)
+    with pytest.raises(ConfigError, match="has no features of network mine and its model file is not there"):
+        rows_of_run(result(network="mine", details={}))
+
+
+def test_the_device_of_a_run_is_the_accelerator_that_computed() -> None:
+    run = result()
+    run.document["run"]["provenance"]["accelerators"] = ["NVIDIA A100 at 0000:01:00.0", "NVIDIA L4 at 0000:02:00.0"]
+    assert device_of(run, {"device": "cuda:1"}) == "NVIDIA L4"
+    assert device_of(run, {"device": "cpu"}) == run.hardware
+    assert (
+        network_of({"network": "mobilenet-like", "options": {"size": "128", "threads": "1"}})
+        == "mobilenet-like size=128"
+    )
+    assert network_of({"network": "models/my.onnx"}) == "my"
