@@ -26,6 +26,8 @@ SUMMARIES: Final = {
     "analyze": "compute joules per inference from a stored run: table, CSV, JSON, figure",
     "compare": "compare configurations or runs and report which differences are significant",
     "layers": "show the time of each operator from the runtime's own trace, and an estimate of its energy",
+    "fit": "fit models of the energy per inference to runs and tables, and show their errors",
+    "predict": "predict energy and throughput of a network on a device, with an interval",
     "energy": "show the energy of any window of time, from any source",
     "runs": "list the stored runs, or push one to Prometheus",
     "export": "convert a recording to OpenMetrics text for promtool",

@@ -50,8 +50,8 @@ function _shtab_joulewatch_using
   test "$_shtab_joulewatch_cmdpath" = "$argv"
 end
 
-set -g _shtab_joulewatch_commands profile analyze compare layers energy runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --configuration --cpus --end --exporter --exporter.flags --figure --format --grafana --idle --log.level --match --max-uncertainty --model --name --network --option --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
+set -g _shtab_joulewatch_commands profile analyze compare layers fit predict energy runs export networks runtimes
+set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --configuration --cpus --device --end --exporter --exporter.flags --figure --fit --format --grafana --idle --latency --log.level --match --max-uncertainty --model --name --network --option --out --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -138,6 +138,31 @@ complete -c joulewatch -n '_shtab_joulewatch_using layers' -l format -xka "table
 complete -c joulewatch -n '_shtab_joulewatch_using layers' -l figure -xka "(__fish_complete_path (commandline -ct))" -d 'write a bar chart: .png, .svg or .pdf'
 complete -c joulewatch -n '_shtab_joulewatch_using layers' -l smallest -x -d 'combine operators with a smaller share of the time in table and figure (default: 1)'
 complete -c joulewatch -n '_shtab_joulewatch_using layers' -l trace -xka "(__fish_complete_path (commandline -ct))" -d 'write the trace as JSON'
+complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a fit -d 'Fit models of the energy per inference to runs and tables, and show their errors.'
+complete -c joulewatch -n '_shtab_joulewatch_using fit' -s h -l help -d 'show this help message and exit'
+complete -c joulewatch -n '_shtab_joulewatch_using fit' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
+complete -c joulewatch -n '_shtab_joulewatch_using fit' -l out -xka "(__fish_complete_path (commandline -ct))" -d 'write the models: model.json'
+complete -c joulewatch -n '_shtab_joulewatch_using fit' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
+complete -c joulewatch -n '_shtab_joulewatch_using fit' -l format -xka "table json csv" -d 'output format (default: table)'
+complete -c joulewatch -n '_shtab_joulewatch_using fit' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
+complete -c joulewatch -n '_shtab_joulewatch_using fit' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using fit' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
+complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a predict -d 'Predict energy and throughput of a network on a device, with an interval.'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -s h -l help -d 'show this help message and exit'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l fit -xka "(__fish_complete_path (commandline -ct))" -d 'models written by '"'"'joulewatch fit'"'"''
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l device -x -d 'device of the fit, or of the calibration runs'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l runtime -x -d 'runtime (default: the only one of the device)'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l precision -x -d 'precision (default: the only one of the device)'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l batch-sizes -x -d 'such as 1,8,64 or 1..64 (default: the measured ones)'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l latency -x -d 'measured seconds per inference, which narrow the interval'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l calibration -x -d 'measured energies of a device that is not in the fit; repeat it for several runs'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l option -x -d 'option of a built-in network, or of the inputs of an ONNX file: dims=sequence=128'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l format -xka "table json csv" -d 'output format (default: table)'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a energy -d 'Show the energy of any window of time, from any source.'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--option",
         metavar="KEY=VALUE",
         action="append",
-        help="option of a built-in network; dims=NAME=N,... sets the size of symbolic dimensions",
+        help="option of a built-in network, or of the inputs of an ONNX file: dims=sequence=128",
     )
     add_output_argument(parser)
     add_format_argument(parser)
@@ -108,7 +108,7 @@ def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[t
     Raises:
         ConfigError: It names no network, or an operator has no known cost.
     """
-    from joulewatch_harness.names import refuse_unknown, unknown
+    from joulewatch_harness.names import unknown
     from joulewatch_harness.networks import BUILTIN
     from joulewatch_harness.prediction.features import family_of, features_of_builtin, features_of_model
     from joulewatch_harness.prediction.table import read_networks
@@ -118,10 +118,8 @@ def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[t
         return read_networks(path)
     fitted = {name: row for model in fit.models for name, row in model.networks.items()}
     if path.suffix == ".onnx":
-        refuse_unknown(word, "option", options, ("dims",))
-        dims = parse_dims(options.get("dims", ""))
         family = fitted[path.stem].family if path.stem in fitted else family_of(path.stem)
-        return [(path.stem, family, features_of_model(path, dims), None)]
+        return [(path.stem, family, features_of_model(path, options), None)]
     if word in fitted and not options:
         features = fitted[word].features
         assert features is not None
@@ -130,18 +128,3 @@ def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[t
         name = " ".join([word, *(f"{key}={options[key]}" for key in BUILTIN[word].options if key in options)])
         return [(name, word, features_of_builtin(word, options), None)]
     raise ConfigError(f"{unknown('network', word, {*BUILTIN, *fitted})}; a model file is named FILE.onnx")
-
-
-def parse_dims(text: str) -> dict[str, int]:
-    """Return the sizes of symbolic dimensions: ``height=224,width=224``.
-
-    Raises:
-        ConfigError: A part is not NAME=N.
-    """
-    dims: dict[str, int] = {}
-    for part in filter(None, text.split(",")):
-        name, _, size = part.partition("=")
-        if not name or not size.isdecimal() or int(size) < 1:
-            raise ConfigError(f"--option dims={text}: must be NAME=N,... such as height=224,width=224")
-        dims[name] = int(size)
-    return dims

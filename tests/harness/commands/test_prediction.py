@@ -143,7 +143,7 @@ def test_an_onnx_file_is_predicted_from_its_features(
         (["plain-0.35-96", "--device", "board 1", "--latency", "1", "--batch-sizes", "1,2"], 2, "of one batch size"),
         (["mlp", "--device", "board 1", "--option", "dept=3"], 2, "did you mean depth?"),
         (["none.onnx", "--device", "board 1"], 2, "none.onnx: No such file"),
-        (["x.onnx", "--device", "board 1", "--option", "dims=h"], 2, "--option dims=h: must be NAME=N"),
+        (["none.onnx", "--device", "board 1", "--option", "dims"], 2, "must be KEY=VALUE"),
         (["none.csv", "--device", "board 1"], 2, "none.csv: cannot be read as CSV: No such file"),
         (["plain-0.35-96", "--device", "new", "--calibration", "none.csv"], 2, "none.csv: cannot be read as CSV"),
     ],
