@@ -96,7 +96,7 @@ def quantile(scores: Sequence[Floats]) -> tuple[float, str]:
     """Return the factor for 90 % coverage on a new device, and its basis.
 
     Args:
-        scores: For each known device (or runtime on it), the absolute errors over ``Gaussian.scale``.
+        scores: For each known device, the absolute errors over ``Gaussian.scale``.
     """
     units = [one for one in scores if len(one)]
     count = len(units)
@@ -108,4 +108,4 @@ def quantile(scores: Sequence[Floats]) -> tuple[float, str]:
     order = np.argsort(values)
     total = np.cumsum(weights[order]) / count
     place = int(np.searchsorted(total, min(level, LARGEST_LEVEL) - 1e-12))
-    return float(values[order][min(place, len(values) - 1)]), f"conformal over {count} devices with their runtimes"
+    return float(values[order][min(place, len(values) - 1)]), f"conformal over {count} devices"

@@ -416,9 +416,9 @@ def device_factors(
         for kind in kinds:
             all_new = [new for model in chosen if (new := as_new(models, model, kind, excluded)) is not None]
             for count in counts:
-                units: dict[tuple[str, str], list[Floats]] = {}
+                units: dict[str, list[Floats]] = {}
                 for new in all_new:
-                    units.setdefault((new.model.device, new.model.runtime), []).append(scores(new, kind, count))
+                    units.setdefault(new.model.device, []).append(scores(new, kind, count))
                 found = quantile([np.concatenate(unit) for unit in units.values()])
                 if math.isfinite(found[0]):
                     factors.setdefault(scope, {}).setdefault(kind, {})[count] = found

@@ -220,7 +220,7 @@ def test_calibration_runs_predict_a_new_device(boards: Fit) -> None:
 
 def test_a_new_device_names_its_calibration(boards: Fit) -> None:
     found = one(boards, calibration(3))
-    assert found.parts[0][0] == "3 calibration networks (conformal over 10 devices with their runtimes)"
+    assert found.parts[0][0] == "3 calibration networks (conformal over 10 devices)"
     assert (found.device, found.runtime, found.precision) == ("board 99", "runtime", "fp32")
     assert found.throughput is not None
     few = fit_all([row for seed in range(3) for row in device_rows(seed, KNOWN)])
