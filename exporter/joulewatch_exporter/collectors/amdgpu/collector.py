@@ -194,9 +194,7 @@ class AmdgpuCollector(OnDemandCollector):
         if not sensors:
             denied = [finding for finding in findings if finding.status == "denied"]
             if denied:
-                refused = SensorDeniedError(denied[0].text)
-                refused.devices = tuple(finding.device for finding in denied)
-                raise refused
+                raise SensorDeniedError(denied[0].text, devices=[finding.device for finding in denied])
             reasons = "".join(f"; {finding.subject}: {finding.text}" for finding in findings)
             raise SensorAbsentError(f"no AMD GPU with an energy counter or an NPU{reasons}")
         return cls(host, sensors, findings, asleep)

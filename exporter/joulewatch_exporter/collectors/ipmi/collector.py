@@ -279,7 +279,7 @@ def _find_device(path: str, options: IpmiOptions) -> tuple[str | None, Sequence[
                 text=f"{path}: disabled by collectors.ipmi.in_band",
             ),
         )
-    load = "sudo modprobe ipmi_si ipmi_devintf"
+    load = "sudo modprobe -a ipmi_si ipmi_devintf"
     if not Path(path).exists():
         if options.in_band == "auto":
             return None, (
