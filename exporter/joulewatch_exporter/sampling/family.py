@@ -241,8 +241,10 @@ class Family:
                 self._fail(entry, SensorError.reason, error)
                 continue
             if entry.failing is not None:
-                logger.info("%s %s: can be read again", self.name, entry.device)
+                was_asleep = entry.failing == SensorAsleepError.reason
                 entry.failing = None
+                if not (was_asleep and self._is_other_asleep(entry)):
+                    logger.info("%s %s: can be read again", self.name, entry.device)
             states = entry.states
             if len(readings) > len(states):
                 readings = self._take_older(readings, states)
@@ -343,11 +345,19 @@ class Family:
             return
         entry.failing = reason
         if is_asleep:
-            logger.info("%s %s: %s: %s", self.name, device, reason, error)
+            if not self._is_other_asleep(entry):
+                logger.info("%s %s: %s: %s", self.name, device, reason, error)
         elif isinstance(error, SensorError):
             logger.warning("%s %s: %s: %s", self.name, device, reason, error)
         else:
             logger.error("%s %s: the collector failed", self.name, device, exc_info=error)
+
+    def _is_other_asleep(self, entry: _SensorEntry) -> bool:
+        """Return whether another sensor of the same device is asleep: a device falls asleep and wakes as a whole."""
+        return any(
+            other is not entry and other.device == entry.device and other.failing == SensorAsleepError.reason
+            for other in self._entries
+        )
 
     def count_errors(self, devices: Iterable[str], reason: str) -> None:
         """Count one failed read for each device; safe from any thread."""

@@ -132,18 +132,19 @@ def test_a_device_in_runtime_suspend_is_asleep_without_failing(caplog: pytest.Lo
     """It has no values and no errors, is logged once, and is read again in each scan."""
     clock = FakeClock()
     gpu, alive = power_sensor("gpu"), power_sensor("board")
-    family = family_of(clock, gpu, alive)
+    memory = power_sensor("gpu", domain="hbm", scope="part")
+    family = family_of(clock, gpu, alive, memory)
     caplog.set_level(logging.INFO)
-    gpu.error = SensorAsleepError("/sys/gpu/power/runtime_status: suspended")
+    gpu.error = memory.error = SensorAsleepError("/sys/gpu/power/runtime_status: suspended")
     for _ in range(3):
         scan = family.scan()
         clock.advance(1.0)
     assert states(scan) == {"gpu": "asleep", "board": "ok"}
     assert up(scan) == {"gpu": False, "board": True}
-    assert (scan.powers_watts, scan.energies_joules) == ((None, 50.0), (None, 100.0))
+    assert (scan.powers_watts, scan.energies_joules) == ((None, 50.0, None), (None, 100.0, None))
     assert scan.healths[0] is None
     assert (scan.errors, family.vanished, gpu.reads) == ((), False, 3)
-    gpu.error = None
+    gpu.error = memory.error = None
     assert states(family.scan()) == {"gpu": "ok", "board": "ok"}
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("INFO", "fake gpu: asleep: /sys/gpu/power/runtime_status: suspended"),
