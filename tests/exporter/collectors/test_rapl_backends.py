@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from joulewatch_exporter.collectors.base.sysfs import HeldInt
 from joulewatch_exporter.collectors.rapl import backend
+from joulewatch_exporter.collectors.rapl import collector as collector_module
 from joulewatch_exporter.collectors.rapl.collector import RaplCollector, RaplOptions
 from joulewatch_exporter.config.config import load_config
 from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError
@@ -183,7 +186,7 @@ def test_all_backends_denied(sysfs: FakeSysfs, kernel: FakeKernel) -> None:
 
 
 def test_rights_are_not_offered_on_a_virtual_machine_without_counters(
-    sysfs: FakeSysfs, kernel: FakeKernel, registers: Registers
+    sysfs: FakeSysfs, kernel: FakeKernel, registers: Registers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its PMU and registers exist, but hold 0 or a constant: no sysctl, module or capability changes that."""
     sysfs.cpuinfo(**EPYC, flags="fpu hypervisor lm")
@@ -202,10 +205,27 @@ def test_rights_are_not_offered_on_a_virtual_machine_without_counters(
     assert text.count("its kernel has found no RAPL counter") >= 2
     assert not re.search("sysctl|modprobe msr|setcap|chmod", text)
     # With a zone, the hypervisor passes RAPL on.
+    monkeypatch.setattr(collector_module, "VIRTUAL_COUNTING_S", 0.0)
     powercap(sysfs)
-    deny(sysfs, "0")
-    with unprivileged():
-        assert "perf_event_paranoid" in " ".join(finding.cure for finding in collect(sysfs).findings)
+    for zone in ("0", "1"):
+        deny(sysfs, zone)
+    with unprivileged(), pytest.raises(SensorDeniedError, match="perf_event_paranoid"):
+        collect(sysfs)
+
+
+def test_a_constant_register_of_a_virtual_machine_is_no_counter(
+    sysfs: FakeSysfs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is absent, so that the CPU's energy is estimated; a counter that moves is read."""
+    monkeypatch.setattr(collector_module, "VIRTUAL_COUNTING_S", 0.05)
+    sysfs.cpuinfo(**EPYC, flags="fpu hypervisor lm")
+    powercap(sysfs)
+    with pytest.raises(SensorAbsentError, match=r"energy_uj: does not count: the same value for 0\.05 s"):
+        collect(sysfs)
+    monkeypatch.setattr(collector_module, "VIRTUAL_COUNTING_S", 30.0)
+    counts = itertools.count()
+    monkeypatch.setattr(HeldInt, "read", lambda source: next(counts) // 5)
+    assert set(infos(collect(sysfs))) == {"socket0/package", "socket1/package"}
 
 
 def test_no_backend_is_available(sysfs: FakeSysfs) -> None:

@@ -129,6 +129,12 @@ def test_a_counter_that_does_not_count_is_not_measured(tmp_path: Path) -> None:
     assert "no value yet" in text
 
 
+def test_a_counter_of_a_virtual_machine_has_more_time(tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text("flags\t\t: fpu hypervisor lm\n")
+    report = examine(tmp_path, fake_family("rapl", Machine([energy_sensor()])))
+    assert "the same value for 0.3 s" in report.findings[-1].text
+
+
 def test_a_machine_whose_counters_all_stand_still_is_not_measured(tmp_path: Path) -> None:
     family = fake_family("rapl", Machine([energy_sensor()]))
     assert examine(tmp_path, family).measured == 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Final, Literal, Protocol, Self
 
-from joulewatch_exporter.collectors.base.sysfs import Cpu, cpuinfo, is_virtual_machine, one_per_core, online_cpus
+from joulewatch_exporter.collectors.base.sysfs import Cpu, cpuinfo, one_per_core, online_cpus
 from joulewatch_exporter.errors import SensorError
 from joulewatch_exporter.model import Component, Finding, Host, Quantity, Reading, Scope, SensorInfo
 
@@ -63,6 +63,7 @@ class Machine:
     """Online CPUs, ordered by number."""
     divided: frozenset[int] = frozenset()
     """Packages with several dies, each with its own counters."""
+    is_virtual: bool = False
     lacks_counters: bool = False
     """Whether this is a virtual machine without a powercap zone: its registers hold 0 or a constant, so rights and
     modules do not help."""
@@ -77,6 +78,7 @@ class Machine:
         """
         text = cpuinfo(host)
         vendor = _field(text, "vendor_id")
+        is_virtual = "hypervisor" in _field(text, "flags").split()
         cpus = online_cpus(host.sysfs)
         dies = Counter(package for package, _ in {(cpu.package, cpu.die) for cpu in cpus})
         return cls(
@@ -89,7 +91,8 @@ class Machine:
             divided=frozenset(
                 package for package, count in dies.items() if count > 1 and vendor not in _ONE_COUNTER_VENDORS
             ),
-            lacks_counters=not has_zones and is_virtual_machine(host),
+            is_virtual=is_virtual,
+            lacks_counters=is_virtual and not has_zones,
         )
 
     @property

@@ -10,6 +10,7 @@ Single cores are a special case: powercap does not have them, AMD and Hygon coun
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, Self
@@ -36,6 +37,9 @@ _BACKENDS: Final[tuple[BackendName, ...]] = ("powercap", "perf", "msr")
 
 _MOST_CORES: Final = 64
 """Each series costs time in every scrape: larger machines publish single cores only on request."""
+
+VIRTUAL_COUNTING_S: Final = 3.0
+"""Time in which the package counters of a virtual machine must change; QEMU renews its virtual ones every second."""
 
 _MAX_POLL_S: Final = 10.0
 """Safe for every CPU: the fastest counter, 2^-16 J at 1 kW, wraps in 65 s, and the kernel's perf events must be read
@@ -120,7 +124,7 @@ class RaplCollector(OnDemandCollector):
                 listings[backend] = _probe(backend, machine, options, cores=cores, findings=findings)
             except SensorError as error:
                 errors[backend] = error
-        selection = _Selection(findings, cores_required=options.per_core is True)
+        selection = _Selection(findings, cores_required=options.per_core is True, is_virtual=machine.is_virtual)
         selection.open_all([offer for listing in listings.values() for offer in listing.offers])
         if not selection.sensors:
             raise selection.failure(errors, backends)
@@ -168,12 +172,14 @@ def _wants_cores(machine: Machine, options: RaplOptions, findings: list[Finding]
 class _Selection:
     """Opens one offer per quantity and records why the others are not used."""
 
-    def __init__(self, findings: list[Finding], *, cores_required: bool) -> None:
+    def __init__(self, findings: list[Finding], *, cores_required: bool, is_virtual: bool) -> None:
         self.sensors: list[RaplSensor | CoresSensor] = []
         self.has_cores = False
         """Whether single cores are read, or a finding explains why not."""
         self._findings = findings
         self._cores_required = cores_required
+        self._is_virtual = is_virtual
+        self._counting_end_s = time.monotonic() + VIRTUAL_COUNTING_S
         self._denied: list[tuple[Offer, SensorError]] = []
         self._missing: list[SensorError] = []
         self._used: set[BackendName] = set()
@@ -212,6 +218,8 @@ class _Selection:
                 continue
             try:
                 sensor, text = offer.open()
+                if self._is_virtual and not offer.is_cores:
+                    self._check_counts(offer, sensor)
             except SensorDeniedError as error:
                 denied.append((offer, error))
             except SensorError as error:
@@ -227,6 +235,23 @@ class _Selection:
             self._record_denial(offer, denial, opened)
         if opened is None:
             self._denied += denied
+
+    def _check_counts(self, offer: Offer, sensor: RaplSensor | CoresSensor) -> None:
+        """Check that a package counter of a virtual machine counts; its register may hold a constant.
+
+        Raises:
+            SensorAbsentError: It does not; then the next backend is tried, or the CPU's energy is estimated.
+        """
+        if sensor.infos[0].quantity.scope != "device" or sensor.infos[0].quantity.component != "cpu":
+            return
+        first = sensor.read()[0].energy_joules
+        while sensor.read()[0].energy_joules == first:
+            if time.monotonic() >= self._counting_end_s:
+                sensor.close()
+                raise SensorAbsentError(
+                    f"{offer.path}: does not count: the same value for {VIRTUAL_COUNTING_S:g} s, in a virtual machine"
+                )
+            time.sleep(0.01)
 
     def _record_denial(self, offer: Offer, error: SensorError, opened: Offer | None) -> None:
         """Add a finding that access was denied; only once per text, because perf denies all events alike."""
