@@ -46,6 +46,7 @@ def file_of(folder: Path, **arrays: np.ndarray) -> str:
         ({"m": ["batch", "batch"]}, {"m": (0, 1)}),
         ({"x": [None, None], "state": [2, None, 16], "sr": []}, {"x": (0,), "state": (), "sr": ()}),
         ({"x": ["unk__5", 3], "y": ["unk__6", 3]}, {"x": (0,), "y": (0,)}),
+        ({"x": ["s0", "s1"], "state": [2, "s0", 16]}, {"x": (0,), "state": (1,)}),
         ({"x": [4, 3], "y": [4], "table": [7, 3]}, {"x": (0,), "y": (0,), "table": ()}),
         ({}, {}),
     ],

@@ -20,7 +20,7 @@ from joulewatch_harness import networks  # noqa: E402
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError  # noqa: E402
 from joulewatch_harness.network import Phases  # noqa: E402
 from joulewatch_harness.records import Configuration  # noqa: E402
-from joulewatch_harness.runtimes import as_loaded, open_network  # noqa: E402
+from joulewatch_harness.runtimes import as_loaded, find_object, open_network  # noqa: E402
 from joulewatch_harness.runtimes.shared.signature import Input  # noqa: E402
 from joulewatch_harness.runtimes.shared.timeline import Timeline  # noqa: E402
 from joulewatch_harness.runtimes.torch import network as runtime  # noqa: E402
@@ -733,3 +733,51 @@ def test_a_signature_is_read() -> None:
         Input("ids.a", "int64", (None, "seq")),
         Input("s", "float32", ()),
     )
+
+
+TOKENS = """
+import torch
+
+class Tokens(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.kinds = torch.nn.Embedding(700, 4), torch.nn.Embedding(3, 4)
+
+    def forward(self, ids, kinds, n):
+        return self.words(ids.int().view(ids.shape)) + self.kinds(kinds) * n.unsqueeze(-1)
+"""
+
+
+@pytest.mark.parametrize("kind", ["module", "script", "export"])
+def test_ranges_of_indices_are_observed(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "tokens.py").write_text(TOKENS)
+    spec = f"{tmp_path / 'tokens.py'}:Tokens"
+    signature = "ids:int64[batch,seq] kinds:int64[batch,seq] n:int64[batch,seq]"
+    if kind == "module":
+        network = opened("tokens", module=spec, signature=signature, dims="seq=5")
+    elif kind == "script":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.jit.save(torch.jit.script(find_object(spec)()), tmp_path / "m.pt")
+        network = opened(tmp_path / "m.pt", signature=signature, dims="seq=5")
+    else:
+        given = tuple(torch.ones(2, 5, dtype=torch.int64) for _ in range(3))
+        torch.export.save(torch.export.export(find_object(spec)(), given), tmp_path / "m.pt2")
+        network = opened(tmp_path / "m.pt2")
+    network.load()
+    described = network.describe()
+    assert described["input_values"] == "ids 0..699, kinds 0..2, n 0 or 1"
+    assert described["made_up_inputs"].startswith("n: 0 or 1")
+    assert network.check()
+    network.close()
+
+
+def test_arrays_whose_first_axes_differ_need_the_batch_axis(code: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "in.npz", x=np.zeros((2, 4), np.float32), y=np.zeros((26, 2), np.float32))
+    options = {"signature": "", "inputs": str(tmp_path / "in.npz")}
+    with pytest.raises(ConfigError, match=r"different sizes \(x 2, y 26\): .* batch_axis=x:AXIS,y:AXIS"):
+        small(code, **options).load()
+    network = small(code, **options, batch_axis="x:0,y:1")
+    network.load()
+    assert {name: array.shape for name, array in network._batches.arrays(6).items()} == {"x": (6, 4), "y": (26, 6)}
+    network.close()

@@ -104,9 +104,13 @@ def _symbols(inputs: Sequence[Input], chosen: Mapping[str, int | None]) -> set[s
 def _first_axes(inputs: Sequence[Input], chosen: bool) -> dict[str, tuple[int, ...]]:
     """Return the first axes of inputs without batch names: the open ones, or if all are fixed, those of one size."""
     firsts = {item.name: item.shape[0] for item in inputs}
-    is_open = {name: not isinstance(size, int) for name, size in firsts.items()}
-    if any(is_open.values()) or chosen:
-        return {name: (0,) if is_open[name] else () for name in firsts}
+    if chosen or not all(isinstance(size, int) for size in firsts.values()):
+        # A symbol of a first axis is the batch on other axes too.
+        symbols = {size for size in firsts.values() if isinstance(size, str)}
+        return {
+            item.name: tuple(n for n, size in enumerate(item.shape) if size in symbols or (not n and size is None))
+            for item in inputs
+        }
     size = next(iter(firsts.values()), None)
     return {name: (0,) if firsts[name] == size else () for name in firsts}
 

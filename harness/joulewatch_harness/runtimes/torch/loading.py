@@ -59,7 +59,7 @@ def load_module(path: Path, options: Options, dtype: torch.dtype | None) -> Load
     else:
         found = Loaded(_from_torchscript(path), ())
     if not found.inputs:
-        found.inputs = options.signature or _inputs_of_arrays(options.inputs)
+        found.inputs = options.signature or _inputs_of_arrays(options)
     elif options.signature:
         raise ConfigError(f"{path.name}: contains its inputs: remove the option signature")
     return found
@@ -80,9 +80,21 @@ def _from_code(spec: str, dtype: torch.dtype | None) -> Any:
     return module if dtype is None else module.to(dtype)
 
 
-def _inputs_of_arrays(path: Path | None) -> tuple[Input, ...]:
-    """Return the inputs that the arrays of an .npz file have; the first axis is the batch."""
-    arrays = {} if path is None else read_npz(path)
+def _inputs_of_arrays(options: Options) -> tuple[Input, ...]:
+    """Return the inputs that the arrays of an .npz file have; the first axis is the batch.
+
+    Raises:
+        ConfigError: the arrays have different first axes, and the option batch_axis is not set.
+    """
+    arrays = {} if options.inputs is None else read_npz(options.inputs)
+    firsts = {name: array.shape[0] for name, array in arrays.items() if array.ndim}
+    if len(set(firsts.values())) > 1 and not options.batch_axis:
+        sizes = ", ".join(f"{name} {size}" for name, size in firsts.items())
+        raise ConfigError(
+            f"{options.inputs}: the first axes have different sizes ({sizes}): which axis is the batch? Set "
+            f"--option batch_axis={','.join(f'{name}:AXIS' for name in firsts)}, with none instead of AXIS where there "
+            "is none"
+        )
     return tuple(
         Input(name, str(array.dtype), ("batch", *array.shape[1:]) if array.ndim else ())
         for name, array in arrays.items()

@@ -36,8 +36,10 @@ from joulewatch_harness.runtimes.shared.model_files import find_source, fingerpr
 from joulewatch_harness.runtimes.shared.outputs import check_outputs
 from joulewatch_harness.runtimes.shared.signature import check_types
 from joulewatch_harness.runtimes.shared.timeline import Timeline, run_on_device
-from joulewatch_harness.runtimes.torch.loading import DTYPE_OF, EXPORTED, TORCHSCRIPT, load_module
+from joulewatch_harness.runtimes.shared.uses import Use
+from joulewatch_harness.runtimes.torch.loading import DTYPE_OF, EXPORTED, TORCHSCRIPT, Loaded, load_module
 from joulewatch_harness.runtimes.torch.options import Options
+from joulewatch_harness.runtimes.torch.uses import uses_of
 from joulewatch_harness.traces import Trace, write_trace
 
 logger = logging.getLogger(__name__)
@@ -178,7 +180,8 @@ class TorchNetwork:
         check_types(loaded.inputs, name)
         if options.channels_last and not any(len(item.shape) == 4 for item in loaded.inputs):
             raise ConfigError(f"{name}: channels_last is for inputs with four axes, and there is none")
-        self._batches = options.batches(name, loaded.inputs, self._source)
+        find_uses = None if self._source.path.suffix == ".onnx" else lambda: self._uses(loaded)
+        self._batches = options.batches(name, loaded.inputs, self._source, find_uses)
         with _errors(f"{name}: cannot be moved to {self._device}"):
             module = loaded.module.to(self._device)
             if options.channels_last:
@@ -318,6 +321,11 @@ class TorchNetwork:
             torch.cuda.empty_cache()
 
     # Loading
+
+    def _uses(self, loaded: Loaded) -> Mapping[str, Use]:
+        stored = next((item.dtype for item in loaded.module.parameters() if item.is_floating_point()), torch.float32)
+        batches = self._options.batches(self._name(), loaded.inputs, self._source, dict)
+        return uses_of(loaded.module, batches, loaded.dtypes or (stored,) * len(loaded.inputs))
 
     def _name(self) -> str:
         return self._options.module or self._source.path.name
