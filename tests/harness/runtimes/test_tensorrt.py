@@ -397,6 +397,16 @@ def test_batch_sizes_of_the_check_and_refused_ones(
     network.close()
 
 
+@pytest.mark.parametrize(("least", "most", "fixed"), [(4, 4, "4"), (1, 4, None)])
+def test_the_only_batch_size_of_an_engine_is_described(
+    gpu: Machine, model: Path, least: int, most: int, fixed: str | None
+) -> None:
+    profiles = [{"x": [[least, 4], [most, 4], [most, 4]]}]
+    network = loaded(engine_file(model.with_suffix(".plan"), profiles=profiles))
+    assert network.describe().get("fixed_batch") == fixed
+    network.close()
+
+
 def test_an_engine_is_kept_by_everything_it_depends_on(gpu: Machine, model: Path, tmp_path: Path, cache: Path) -> None:
     for origin in ("built in ", "from cache (built in ", "from cache"):
         network = loaded(model)

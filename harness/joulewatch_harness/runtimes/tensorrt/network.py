@@ -123,6 +123,8 @@ class TensorRtNetwork:
             **self._batches.describe(),
             "last_prepare_s": f"{self._prepare_s:.3g}",
         }
+        if self._is_engine:
+            description |= tensors.fixed_batch(self._engine, self._batches.inputs, self._batches.axes)
         if self._symmetric:
             description["quantisation"] = "rewritten to int8 around zero"
         return description

@@ -111,6 +111,12 @@ def batch_ranges(engine: Any, inputs: Sequence[Input], axes: Axes) -> list[tuple
     return found
 
 
+def fixed_batch(engine: Any, inputs: Sequence[Input], axes: Axes) -> dict[str, str]:
+    """Return the only batch size of the profiles of an engine, for its description; nothing if there are several."""
+    sizes = {size for least, _, most in batch_ranges(engine, inputs, axes) for size in (least, most)}
+    return {"fixed_batch": str(*sizes)} if len(sizes) == 1 else {}
+
+
 def activation_bytes(engine: Any) -> int:
     """Return the device memory of a context of an engine, without inputs and outputs."""
     # TensorRT 11 has only the second of these, 10.0 only the first.
