@@ -47,6 +47,17 @@ def matmul(path: Path, batch: int | str = "batch", dtype: type[np.generic] = np.
     )
 
 
+def baked(path: Path) -> Path:
+    """Save a graph for batch size 1, whose batch axis is open."""
+    return save(
+        path,
+        [helper.make_node("Reshape", ["x", "shape"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])],
+        {"x": (TensorProto.FLOAT, ["N", 2, 2])},
+        {"y": (TensorProto.FLOAT, ["N", 3])},
+        {"shape": np.array([1, 4], np.int64), "w": np.ones((4, 3), np.float32)},
+    )
+
+
 def dequantised(path: Path, kind: str, shape: tuple[int, ...], taken: Shape, given: Shape) -> Path:
     """Save one operator whose int8 weights are dequantised before it."""
     return save(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
@@ -15,9 +16,10 @@ from joulewatch_harness.errors import (
     WrongOutputsError,
     describe,
 )
-from joulewatch_harness.network import run_check
+from joulewatch_harness.network import Phases, run_check
 from joulewatch_harness.plan.cpus import parse_cpus
 from joulewatch_harness.plan.plan import Plan, name_configurations
+from joulewatch_harness.plan.runtimes import takes_model_files
 
 if TYPE_CHECKING:
     from joulewatch_harness.network import Network
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+QUICK_S: Final = 2.0
+"""After a check that takes longer, larger batch sizes are left to the run: they may be compiled for minutes."""
 FIXED_BATCH: Final = "fixed_batch"
 """Key of a description: the only batch size that the network accepts."""
 
@@ -46,23 +50,22 @@ def check_networks(
     from joulewatch_harness.runtimes import as_loaded
 
     found: list[tuple[Configuration, Network]] = []
-    fixed: list[int | None] = []
+    only_sizes: list[int | None] = []
     remarks: list[str] = []
     for configuration in plan.configurations:
         network = _opened(plan, configuration, stack)
         try:
             _load(network, configuration)
             loaded = as_loaded(configuration, network.describe())
-            size = fixed_batch_size(loaded)
-            _check(network, configuration.name, _sizes_of(plan, configuration, size))
+            size, reason = _only_size(plan, configuration, network, fixed_batch_size(loaded))
         finally:
             network.close()
-        if size is not None and plan.default_batch_sizes:
-            remarks.append(f"{configuration.name} has a fixed batch axis: it is measured at batch size {size}")
-        fixed.append(size)
+        if reason:
+            remarks.append(f"{configuration.name} is measured at batch size {size}: it {reason}")
+        only_sizes.append(size)
         found.append((_settled(configuration, loaded), network))
     named = tuple(name_configurations([configuration for configuration, _ in found]))
-    plan = replace(plan, configurations=named, batch_sizes=_batch_sizes(plan, fixed))
+    plan = replace(plan, configurations=named, batch_sizes=_batch_sizes(plan, only_sizes))
     return plan, tuple((item, network) for item, (_, network) in zip(named, found, strict=True)), tuple(remarks)
 
 
@@ -102,6 +105,22 @@ def fixed_batch_size(loaded: Configuration) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
+def _only_size(plan: Plan, configuration: Configuration, network: Network, fixed: int | None) -> tuple[int | None, str]:
+    """Check a network; return the only batch size that it can run, and why, if that replaces the default ones."""
+    start_s = time.monotonic()
+    checked = _check(network, configuration.name, _sizes_of(plan, configuration, fixed))
+    if not plan.default_batch_sizes:
+        return None, ""
+    if fixed is not None:
+        return fixed, "has a fixed batch axis"
+    if time.monotonic() - start_s < QUICK_S and takes_model_files(configuration.runtime):
+        # The graph may be for one batch size, although its batch axis is open.
+        larger = [size for size in plan.batch_sizes if size > checked][:2]
+        if error := _failure(network, larger):
+            return checked, f"cannot run batch size {larger[0]} ({describe(error)})"
+    return None, ""
+
+
 def _sizes_of(plan: Plan, configuration: Configuration, fixed: int | None) -> Sequence[int]:
     """Return the batch sizes at which a network may run.
 
@@ -119,16 +138,29 @@ def _sizes_of(plan: Plan, configuration: Configuration, fixed: int | None) -> Se
     return (fixed,)
 
 
-def _batch_sizes(plan: Plan, fixed: Sequence[int | None]) -> tuple[int, ...]:
-    """Return the batch sizes of the plan; without requested ones, those that the networks accept."""
-    own = {size for size in fixed if size is not None}
-    if not plan.default_batch_sizes or not own:
-        return plan.batch_sizes
-    return tuple(sorted(own | set(plan.batch_sizes if None in fixed else ())))
+def _batch_sizes(plan: Plan, only: Sequence[int | None]) -> tuple[int, ...]:
+    """Return the batch sizes of the plan; without requested ones, those that the networks can run."""
+    return tuple(sorted({size for size in only if size is not None} | set(plan.batch_sizes if None in only else ())))
 
 
-def _check(network: Network, name: str, sizes: Sequence[int]) -> None:
+def _failure(network: Network, sizes: Sequence[int]) -> Exception | None:
+    """Return why a network cannot run the first of these batch sizes; None if it can run one of them."""
+    first: Exception | None = None
+    for size in sizes:
+        try:
+            network.prepare(size)
+            network.run(1, Phases())
+            return None
+        except Exception as error:
+            first = first or error
+    return first
+
+
+def _check(network: Network, name: str, sizes: Sequence[int]) -> int:
     """Check the outputs at the smallest batch size that the network can run; the run notes those that it cannot.
+
+    Returns:
+        That batch size.
 
     Raises:
         ConfigError: an option or a file is missing, or wrong.
@@ -139,7 +171,7 @@ def _check(network: Network, name: str, sizes: Sequence[int]) -> None:
         try:
             if not run_check(network, size):
                 raise WrongOutputsError(f"{name}: its check reports wrong outputs")
-            return
+            return size
         except (ConfigError, WrongOutputsError):
             raise
         except Exception as error:
@@ -150,5 +182,5 @@ def _check(network: Network, name: str, sizes: Sequence[int]) -> None:
             first = first or error
     if isinstance(first, JoulewatchError):
         raise first
-    if first is not None:
-        raise NetworkError(f"{name} cannot run batch size {sizes[0]}: {describe(first)}") from first
+    assert first is not None
+    raise NetworkError(f"{name} cannot run batch size {sizes[0]}: {describe(first)}") from first

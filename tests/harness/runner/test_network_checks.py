@@ -104,7 +104,7 @@ def test_wrong_outputs_are_an_error_at_once(checked: Path, stack: contextlib.Exi
 def test_a_fixed_batch_axis_replaces_the_default_batch_sizes(checked: Path, stack: contextlib.ExitStack) -> None:
     plan, _, remarks = check_networks(plan_of({"fixed": "5"}), stack)
     assert plan.batch_sizes == (5,)
-    assert remarks == ("n0 has a fixed batch axis: it is measured at batch size 5",)
+    assert remarks == ("n0 is measured at batch size 5: it has a fixed batch axis",)
     assert checked.read_text() == "5 "
     assert "default_batch_sizes" not in plan.to_mapping()
 
@@ -125,3 +125,25 @@ def test_a_fixed_batch_axis_of_another_size_than_requested_is_an_error(
         check_networks(plan_of({"fixed": "5"}, batch_sizes=[1, 8]), stack)
     plan, _, remarks = check_networks(plan_of({"fixed": "5"}, batch_sizes=[1, 5]), stack)
     assert (plan.batch_sizes, remarks) == ((1, 5), ())
+
+
+def test_a_graph_for_one_batch_size_replaces_the_default_batch_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stack: contextlib.ExitStack
+) -> None:
+    """Its batch axis is open, but it reshapes to batch size 1."""
+    pytest.importorskip("onnxruntime")
+    from support.onnx_models import baked
+
+    monkeypatch.chdir(tmp_path)
+    baked(tmp_path / "baked.onnx")
+
+    def checked(**keys: Any) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        plan, _, remarks = check_networks(
+            make_plan({"configurations": ["baked.onnx"], "isolate": True, **keys}, "test"), stack
+        )
+        return plan.batch_sizes, remarks
+
+    sizes, (remark,) = checked()
+    assert sizes == (1,)
+    assert remark.startswith("baked/onnxruntime/native is measured at batch size 1: it cannot run batch size 2 (")
+    assert checked(batch_sizes=[1, 2]) == ((1, 2), ())

@@ -23,7 +23,7 @@ from joulewatch_harness.records import Configuration
 from joulewatch_harness.runtimes import as_loaded, open_network
 from joulewatch_harness.runtimes.shared import outputs
 from support import model_cases
-from support.onnx_models import dequantised, dynamic, save
+from support.onnx_models import baked, dequantised, dynamic, save
 from support.runtimes import SUBJECTS, FileSubject, Subject, skip_unless_installed
 
 Open = Callable[[Configuration], Any]
@@ -323,13 +323,7 @@ def test_a_broken_file_is_named(files: FileSubject, opened: Open) -> None:
 
 @subjects(lambda subject: issubclass(subject, FileSubject) and subject.name != "tensorrt")
 def test_a_graph_for_batch_size_1_with_an_open_batch_axis_runs_at_1(subject: FileSubject, opened: Open) -> None:
-    path = save(
-        subject.folder / "baked.onnx",
-        [helper.make_node("Reshape", ["x", "shape"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["y"])],
-        {"x": (TensorProto.FLOAT, ["N", 2, 2])},
-        {"y": (TensorProto.FLOAT, ["N", 3])},
-        {"shape": np.array([1, 4], np.int64), "w": np.ones((4, 3), np.float32)},
-    )
+    path = baked(subject.folder / "baked.onnx")
     network = loaded(opened, subject.configuration(path))
     assert network.check(1) is True
     network.prepare(1)
