@@ -23,7 +23,7 @@ PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E
 _MARKERS: Final = (("o", 4.5), ("s", 4.5), ("^", 5.0), ("D", 4.5), ("v", 5.0), ("P", 6.5), ("X", 6.5), ("*", 8.0))
 """Markers, and sizes in points that make their areas look equal."""
 _SIZE_INCHES: Final = (6.4, 6.6)
-_TEXT_INCHES: Final = 5.4
+_TEXT_INCHES: Final = 5.2
 """Width of texts that start at the left edge of the panels."""
 _DPI: Final = 200
 _STYLE: Final = {
