@@ -14,7 +14,7 @@ MODEL_SUFFIXES: Final = (".onnx", ".xml", ".pt", ".pt2", ".ts", ".torchscript", 
 """Suffixes of the model files of all runtimes."""
 _FINN: Final = "finn"
 _IN_EVERY_BUILD: Final = frozenset({"deploy", "driver", "driver.py", "settings.json"})
-"""Names of files and folders that say nothing about a FINN build."""
+"""Names of files and folders that do not identify a FINN build."""
 
 
 def short_name(network: str, runtime: str) -> str:
