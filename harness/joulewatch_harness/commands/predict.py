@@ -71,8 +71,6 @@ def run(args: argparse.Namespace) -> int:
     batch_sizes = parse_batch_sizes(args.batch_sizes) if args.batch_sizes else ()
     if args.latency is not None and not 0 < args.latency < float("inf"):
         raise ConfigError(f"--latency must be a positive number of seconds, got {args.latency}")
-    if args.latency is not None and len(batch_sizes) > 1:
-        raise ConfigError("--latency is that of one batch size: give one with --batch-sizes")
     options = options_from_args(args)
     calibration = [row for word in args.calibration for row in read_source(word, args.output, options)[0]]
     check_rows(calibration)

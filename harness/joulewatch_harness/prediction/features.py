@@ -18,7 +18,7 @@ HEAVY: Final = 0.1
 CNN_OPERATORS: Final = frozenset(
     {
         "Conv", "MatMul", "Add", "Mul", "Concat", "BatchNormalization", "Relu", "Clip", "MaxPool", "AveragePool",
-        "GlobalAveragePool", "ReduceMean",
+        "GlobalAveragePool", "ReduceMean", "Pad",
     }
 )  # fmt: skip
 """Assumed for the networks of a table without the column ``operators``: those of convolutional networks."""

@@ -15,7 +15,7 @@ from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.prediction.devices import FEWEST_DEVICES, Gaussian, Views, condition, quantile, spread_choice
 from joulewatch_harness.prediction.features import CNN_OPERATORS, FEATURES, Features
 from joulewatch_harness.prediction.roofline import TERMS, Floats, Points, Roofline, fit, half_width, left_out
-from joulewatch_harness.prediction.table import Row, check_rows
+from joulewatch_harness.prediction.table import UNIT_FACTOR, Row, check_rows, listed
 
 ENERGY: Final = "energy"
 TIME: Final = "seconds"
@@ -221,24 +221,15 @@ def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
     """Return the rows of each model.
 
     Raises:
-        ConfigError: ``check_rows``; rows without features; a device with a single network.
+        ConfigError: ``check_rows``, or rows without features.
     """
     check_rows(rows)
-    without = [row.where for row in rows if row.features is None]
+    without = [row for row in rows if row.features is None]
     if without:
-        more = f" and {len(without) - 6} more" if len(without) > 6 else ""
-        raise ConfigError(
-            f"{', '.join(without[:6])}{more}: no features of the network ({', '.join(FEATURES)}); add these columns"
-        )
+        raise ConfigError(f"{listed(without)}: no features of the network ({', '.join(FEATURES)}); add these columns")
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(row.key, []).append(row)
-    for group in groups.values():
-        if len({row.network for row in group}) < FEWEST_NETWORKS:
-            raise ConfigError(
-                f"{group[0].where}: {group[0].device}, {group[0].runtime}, {group[0].precision} has a single network; "
-                "a fit needs two, a validated interval nine"
-            )
     return list(groups.values())
 
 
@@ -275,7 +266,34 @@ def fit_all(rows: Sequence[Row], sources: Sequence[Mapping[str, Any]] = ()) -> F
         ConfigError: The rows contradict each other, lack features, or are too few.
     """
     models = tuple(fit_device(group) for group in group_rows(rows))
+    if not any(model.rooflines for model in models):
+        first = models[0].rows[0]
+        raise ConfigError(f"{first.where}: no device has two networks; a fit needs two, a validated interval nine")
+    for model in models:
+        _check_units(model)
     return Fit(models=models, factors=device_factors(models), sources=tuple(sources))
+
+
+def _check_units(model: DeviceModel) -> None:
+    """Check that no energy is far from the others of the device; without times, units show only here.
+
+    Raises:
+        ConfigError: The text names the rows.
+    """
+    if ENERGY not in model.rooflines:
+        return
+    points = points_of(model.rows, ENERGY)
+    residuals = np.log(points.values) - model.log_values(ENERGY, points.features, points.batch_sizes)
+    if (np.abs(residuals - np.median(residuals)) <= math.log(UNIT_FACTOR)).all():
+        return
+    # A row of a smaller unit dominates a fit to relative errors, so the energy per work shows which rows they are.
+    per_work = np.log(points.values / (points.features[:, 0] + points.features[:, 1] + points.features[:, 3] + 1.0))
+    distance = np.abs(per_work - np.median(per_work))
+    far = [row for row, value in zip(model.rows, distance, strict=True) if value > distance.max() / 2]
+    raise ConfigError(
+        f"{listed(far)}: mixed units? The energies of the device differ by more than {UNIT_FACTOR:g} times from what "
+        "its other rows predict; joules_per_inference is in J"
+    )
 
 
 # New devices

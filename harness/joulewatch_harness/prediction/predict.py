@@ -171,10 +171,14 @@ def _for_known_device(model: DeviceModel, request: Request) -> list[Prediction]:
             f"family {request.family} was not measured on the device: the interval is that of an unseen family"
         )
     kind = ENERGY if request.seconds is None else ENERGY_WITH_TIME
+    if ENERGY not in model.rooflines:
+        raise PredictionRefusedError(
+            f"{model.title}: a single network was measured; measure a second one, or fit at least two other devices too"
+        )
     if kind not in model.rooflines:
         raise PredictionRefusedError(f"{model.title}: --latency is of no use, because no times were measured there")
     predictions = []
-    for size in request.batch_sizes or model.batch_sizes:
+    for size in _sizes(request, model.batch_sizes):
         log, shares = model.predict(kind, request.features, size, request.seconds)
         parts = [_model_part(model, kind, size, wide), *batch_part(model.batch_sizes, size)]
         throughput = None
@@ -194,15 +198,30 @@ def _for_known_device(model: DeviceModel, request: Request) -> list[Prediction]:
 def _model_part(model: DeviceModel, kind: str, batch_size: int, other_family: bool) -> tuple[str, float]:
     """Return the part of the interval that comes from the errors on networks that were left out."""
     errors = model.errors[kind]
+    timed = ", latency measured" if kind == ENERGY_WITH_TIME else ""
     nearest = errors[min(errors, key=lambda size: abs(math.log(size / batch_size)))]
     if not other_family:
         width, basis = nearest.half_width(family=False)
-        return f"unseen network ({basis})", width
+        return f"unseen network{timed} ({basis})", width
     if len(model.families) > 1:
         width, basis = nearest.half_width(family=True)
-        return f"unseen family of networks ({basis}, {len(model.families)} families)", width
+        return f"unseen family of networks{timed} ({basis}, {len(model.families)} families)", width
     width, basis = nearest.half_width(family=False)
     return f"unseen family of networks (not validated: {ONE_FAMILY:g} × unseen network, {basis})", ONE_FAMILY * width
+
+
+def _sizes(request: Request, measured: Sequence[int]) -> Sequence[int]:
+    """Return the batch sizes to predict.
+
+    Raises:
+        ConfigError: A latency is given for several.
+    """
+    sizes = request.batch_sizes or tuple(measured)
+    if request.seconds is not None and len(sizes) > 1:
+        raise ConfigError(
+            f"a measured latency is that of one batch size: choose it with --batch-sizes: {', '.join(map(str, sizes))}"
+        )
+    return sizes
 
 
 def batch_part(measured: Sequence[int], batch_size: int) -> list[tuple[str, float]]:
@@ -254,11 +273,12 @@ def _for_new_device(fit: Fit, request: Request, rows: Sequence[Row]) -> list[Pre
     if kind == ENERGY_WITH_TIME and not timed:
         raise PredictionRefusedError("--latency needs calibration runs with measured times")
     predictions = []
-    for size in request.batch_sizes or measured:
+    for size in _sizes(request, measured):
         wanted = _wanted(request, first, size)
         log, width, basis = _transferred(fit, known, kind, rows, wanted, count)
         widening = [(f"unseen family of networks (factor {wider:.2g})", width * (wider - 1))] if wider > 1 else []
-        runs = f"{count} calibration network{'s' if count > 1 else ''} ({basis})"
+        timed_text = ", latency measured" if request.seconds is not None else ""
+        runs = f"{count} calibration network{'s' if count > 1 else ''}{timed_text} ({basis})"
         parts = [(runs, width), *widening, *batch_part(measured, size)]
         throughput = None
         if request.seconds is not None:

@@ -156,13 +156,13 @@ def check_rows(rows: Sequence[Row]) -> None:
         if len(same) > 1:
             first = same[0]
             raise ConfigError(
-                f"{_listed(same)}: the same network, device, runtime, precision, batch size and scope "
+                f"{listed(same)}: the same network, device, runtime, precision, batch size and scope "
                 f"({first.network}, {first.device}, {first.runtime}, {first.precision}, {first.batch_size}, "
                 f"{first.scope}); a name must contain all that differs, such as the resolution"
             )
     for (device, runtime, precision), by_scope in scopes.items():
         if len(by_scope) > 1:
-            parts = "; ".join(f"{scope}: {_listed(some)}" for scope, some in by_scope.items())
+            parts = "; ".join(f"{scope}: {listed(some)}" for scope, some in by_scope.items())
             raise ConfigError(
                 f"{device}, {runtime}, {precision}: mixed scopes ({parts}); fit one scope at a time, because their "
                 "energies cannot be compared"
@@ -174,7 +174,7 @@ def check_rows(rows: Sequence[Row]) -> None:
         ]
         if off:
             raise ConfigError(
-                f"{_listed(off)}: mixed units? Energy / time is more than {UNIT_FACTOR:g} times above or below the "
+                f"{listed(off)}: mixed units? Energy / time is more than {UNIT_FACTOR:g} times above or below the "
                 f"{centre:.3g} W of other rows of the device; joules_per_inference is in J, seconds_per_inference in s"
             )
 
@@ -224,7 +224,8 @@ def _feature(text: str, name: str, where: str) -> float:
     return _positive({name: text}, name, where)
 
 
-def _listed(rows: Sequence[Row]) -> str:
+def listed(rows: Sequence[Row]) -> str:
+    """Return the places of rows, for errors."""
     names = [row.where for row in rows[:_MOST_ROWS_NAMED]]
     more = len(rows) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")

@@ -66,10 +66,16 @@ def test_fit_shows_the_errors_beside_the_baselines(
 
 
 def test_a_run_is_a_source_that_is_named_as_estimated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run has one network, so the other devices predict its device; the table is of another scope."""
     pytest.importorskip("onnx")
-    table = write(tmp_path / "t.csv", device_rows(1, SHAPES[::8]), scope="devices")
-    assert main(["fit", str(RESULT), str(table), "--out", str(tmp_path / "model.json")]) == 2
-    assert "has a single network; a fit needs two" in capsys.readouterr().err
+    rows = [row for seed in range(2) for row in device_rows(seed, SHAPES[::8])]
+    table = write(tmp_path / "t.csv", rows, scope="wall")
+    model = tmp_path / "model.json"
+    assert main(["fit", str(RESULT), str(table), "--out", str(model)]) == 0
+    assert "ESTIMATED from a power model" in capsys.readouterr().out
+    device = json.loads(RESULT.read_text())["run"]["provenance"]["cpu"]["model"]
+    assert main(["predict", "radioml-vgg10", "--fit", str(model), "--device", device, "--precision", "fp32"]) == 1
+    assert "a single network was measured; measure a second one" in capsys.readouterr().err
 
 
 def test_predict_prints_median_interval_and_its_parts(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,7 +146,11 @@ def test_an_onnx_file_is_predicted_from_its_features(
         (["plain-0.35-96", "--device", "bord 1"], 2, "did you mean board 1?"),
         (["plain-0.35-96", "--device", "board 1", "--runtime", "tvm"], 1, "runtime tvm was never measured there"),
         (["plain-0.35-96", "--device", "board 1", "--latency", "0"], 2, "--latency must be a positive number"),
-        (["plain-0.35-96", "--device", "board 1", "--latency", "1", "--batch-sizes", "1,2"], 2, "of one batch size"),
+        (
+            ["plain-0.35-96", "--device", "board 1", "--latency", "1", "--batch-sizes", "1,2"],
+            2,
+            "a measured latency is that of one batch size: choose it",
+        ),
         (["mlp", "--device", "board 1", "--option", "dept=3"], 2, "did you mean depth?"),
         (["none.onnx", "--device", "board 1"], 2, "none.onnx: No such file"),
         (["none.onnx", "--device", "board 1", "--option", "dims"], 2, "must be KEY=VALUE"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -205,9 +206,19 @@ def test_a_network_without_features_is_named() -> None:
         fit_all(rows)
 
 
-def test_a_device_with_a_single_network_is_refused() -> None:
-    with pytest.raises(ConfigError, match="board 1, runtime, fp32 has a single network; a fit needs two"):
+def test_a_single_network_is_no_fit() -> None:
+    with pytest.raises(ConfigError, match="row 2: no device has two networks; a fit needs two"):
         fit_all(device_rows(1, SHAPES[:1]))
+    both = fit_all([*device_rows(1, SHAPES[:1]), *device_rows(2, SHAPES[:9])])
+    assert [bool(model.rooflines) for model in both.models] == [False, True]
+
+
+@pytest.mark.parametrize("factor", [1000.0, 0.001])
+def test_a_unit_that_only_one_row_has_is_detected_without_times(factor: float) -> None:
+    rows = device_rows(1, SHAPES[::4], timed=False)
+    rows[5] = dataclasses.replace(rows[5], joules=rows[5].joules * factor)
+    with pytest.raises(ConfigError, match=r"^row 7: mixed units\?"):
+        fit_all(rows)
 
 
 def test_a_single_device_without_times_has_its_own_errors_only() -> None:

@@ -103,6 +103,20 @@ def test_a_measured_latency_is_used(boards: Fit) -> None:
     assert one(untimed, request(device="board 1")).throughput is None
 
 
+def test_a_latency_is_that_of_one_batch_size() -> None:
+    fit = fit_all(device_rows(1, KNOWN, batch_sizes=(1, 4)))
+    with pytest.raises(ConfigError, match=r"a measured latency is that of one batch size: choose it with .*: 1, 4"):
+        predict(fit, request(device="board 1", seconds=0.1))
+    found = one(fit, request(device="board 1", seconds=0.1, batch_sizes=(4,)))
+    assert found.parts[0][0].startswith("unseen network, latency measured (conformal")
+
+
+def test_a_device_with_one_network_is_predicted_from_the_others(boards: Fit) -> None:
+    rows = [row for seed in range(9) for row in device_rows(seed, KNOWN)]
+    fit = evaluated(fit_all([*rows, *device_rows(50, KNOWN[:1])]))
+    assert one(fit, request(device="board 50")).parts[0][0].startswith("1 calibration network (")
+
+
 def test_another_family_gets_the_interval_of_an_unseen_family(boards: Fit) -> None:
     near, far = one(boards, request()), one(boards, request(family="new"))
     assert near.joules.median == far.joules.median
