@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from joulewatch_harness.prediction.roofline import COVERAGE, Floats
 
 LEVEL: Final = 1.0
-"""Variance of the logarithm of the level of a new device."""
+"""Variance of the logarithm of the level of a new device, added to that of the known ones."""
 SHAPE: Final = 0.2
 """Variance of the logarithm of each coefficient of a new device, around the mean of the known ones."""
 NOISE: Final = 0.003
@@ -68,14 +68,16 @@ def condition(views: Views, rows: NDArray[np.int_], values: Floats) -> Gaussian:
     weights /= weights.sum()
     mean = weights @ views.logs
     deviations = views.logs - mean
-    deviations -= deviations.mean(axis=1, keepdims=True)  # the level has a variance of its own
+    levels = deviations.mean(axis=1)
+    level = LEVEL + float(weights @ levels**2)
+    deviations -= levels[:, None]
     shares = np.tensordot(weights, views.shares, axes=1)
-    variance = weights @ deviations**2 + LEVEL + SHAPE * (shares**2).sum(axis=1) + NOISE
+    variance = weights @ deviations**2 + level + SHAPE * (shares**2).sum(axis=1) + NOISE
     count = len(rows)
     if not count:
         return Gaussian(mean, np.sqrt(variance))
     weighted = deviations[:, rows].T * weights
-    covariance = weighted @ deviations + LEVEL + SHAPE * shares[rows] @ shares.T
+    covariance = weighted @ deviations + level + SHAPE * shares[rows] @ shares.T
     noisy = covariance[:, rows] + NOISE * np.eye(count)
     innovation = np.log(values) - mean[rows]
     gain = np.linalg.solve(noisy, covariance)
