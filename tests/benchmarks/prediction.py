@@ -62,7 +62,7 @@ def _table(cases: Iterable[Case]) -> str:
     def percent(value: float | None, digits: int = 1) -> str:
         return "–" if value is None else f"{100 * value:.{digits}f} %"
 
-    head = ["left out", "n", "devices", "model", "p90", "a + b × MACs", "constant power × latency", "coverage"]
+    head = ["held out", "n", "devices", "model", "p90", "a + b × MACs", "constant power × latency", "coverage"]
     rows: list[list[Any]] = [
         [
             case.name, str(case.n), str(case.devices), percent(case.median), percent(case.p90), percent(case.macs),

@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     rows, sources = [], []
     for word in args.sources:
-        found, source = read_source(word, args.output, options_from_args(args))
-        rows += found
+        source_rows, source = read_source(word, args.output, options_from_args(args))
+        rows += source_rows
         sources.append(source)
     fit = evaluated(fit_all(rows, sources))
     try:

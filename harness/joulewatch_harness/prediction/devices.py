@@ -100,13 +100,13 @@ def quantile(scores: Sequence[Floats]) -> tuple[float, str]:
     Args:
         scores: For each known device, the absolute errors over ``Gaussian.scale``.
     """
-    units = [one for one in scores if len(one)]
+    units = [unit for unit in scores if len(unit)]
     count = len(units)
     if count < FEWEST_DEVICES:
         return math.inf, f"none: {count} device to compare with"
     level = COVERAGE * (count + 1) / count
     values = np.concatenate(units)
-    weights = np.concatenate([np.full(len(one), 1.0 / len(one)) for one in units])
+    weights = np.concatenate([np.full(len(unit), 1.0 / len(unit)) for unit in units])
     order = np.argsort(values)
     total = np.cumsum(weights[order]) / count
     place = int(np.searchsorted(total, min(level, LARGEST_LEVEL) - 1e-12))

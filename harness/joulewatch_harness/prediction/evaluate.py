@@ -1,4 +1,4 @@
-"""Errors of predictions on what was left out of the fit, next to two simple baselines.
+"""Errors of predictions on what was held out of the fit, next to two simple baselines.
 
 Baselines: ``a + b × MACs``, and a constant power × the measured seconds, both fitted to the same rows as the model.
 """
@@ -26,8 +26,8 @@ from joulewatch_harness.prediction.fit import (
     at_main_batch,
     device_factors,
     fit_device,
+    held_out_as_new,
     known_for,
-    left_out_as_new,
     points_of,
     spread_rows,
     transfer,
@@ -81,13 +81,13 @@ def _shares(errors: Sequence[float]) -> Floats:
 def cases(fit: Fit) -> list[Case]:
     """Return the table of errors."""
     table = []
-    for label, what in (("network", "unseen network"), ("family", "unseen family")):
+    for label, unseen in (("network", "unseen network"), ("family", "unseen family")):
         for kind, suffix in ((ENERGY, ""), (ENERGY_WITH_TIME, ", latency measured")):
             errors = _known_device(fit.models, kind, label)
             families = {row.family for model in fit.models for row in model.rows}
             note = "too few families" if label == "family" and len(families) < 2 else ""
             if errors.own or kind == ENERGY:
-                table.append(errors.case(f"known device, {what}{suffix}", note=note))
+                table.append(errors.case(f"known device, {unseen}{suffix}", note=note))
     for count in RUNS:
         for kind, suffix in ((ENERGY, ""), (ENERGY_WITH_TIME, ", latency measured")):
             errors = _new_device(fit.models, kind, count)
@@ -110,8 +110,8 @@ def baseline_errors(train: Sequence[Row], test: Sequence[Row]) -> tuple[list[flo
     assert trained.seconds is not None and wanted.seconds is not None
 
     def errors(of: Floats, to: Floats) -> list[float]:
-        found = nnls(of / trained.values[:, None], np.ones(len(of)), 0.0)
-        predicted = np.maximum(to @ found, 1e-30)
+        coefficients = nnls(of / trained.values[:, None], np.ones(len(of)), 0.0)
+        predicted = np.maximum(to @ coefficients, 1e-30)
         return [float(value) for value in np.log(wanted.values / predicted)]
 
     def macs(features: Floats) -> Floats:
@@ -127,35 +127,35 @@ def baseline_errors(train: Sequence[Row], test: Sequence[Row]) -> tuple[list[flo
 def _known_device(
     models: Sequence[DeviceModel], kind: str, label: str, chosen: Sequence[DeviceModel] | None = None
 ) -> _Errors:
-    """Leave out one network or one family of each device, or of the chosen ones."""
-    found = _Errors()
+    """Hold out one network or one family of each device, or of the chosen ones."""
+    errors = _Errors()
     for model in models if chosen is None else chosen:
-        for rows, own in _left_out(models, model, kind, label):
+        for rows, own in _held_out(models, model, kind, label):
             for name in dict.fromkeys(getattr(row, label) for row in rows):
                 test = [i for i, row in enumerate(rows) if getattr(row, label) == name and math.isfinite(own[i])]
                 train = [row for row in rows if getattr(row, label) != name]
                 if not test or not train:
                     continue
                 macs, power = baseline_errors(train, [rows[i] for i in test])
-                found.own += [float(own[i]) for i in test]
-                found.macs += macs
-                found.power += power
-                found.devices.add(model.device)
+                errors.own += [float(own[i]) for i in test]
+                errors.macs += macs
+                errors.power += power
+                errors.devices.add(model.device)
                 width, _ = half_width(np.delete(own, test))
                 if label == "network" and math.isfinite(width):
-                    found.inside += [(model.device, bool(abs(own[i]) <= width)) for i in test]
-                    found.widths += [width] * len(test)
-    return found
+                    errors.inside += [(model.device, bool(abs(own[i]) <= width)) for i in test]
+                    errors.widths += [width] * len(test)
+    return errors
 
 
-def _left_out(
+def _held_out(
     models: Sequence[DeviceModel], model: DeviceModel, kind: str, label: str
 ) -> Iterator[tuple[list[Row], Floats]]:
     """Yield rows and errors per batch size, as ``predict`` would predict them."""
     new = as_new(models, model, kind) if len(model.networks) < FEW_ALONE and kind in model.errors else None
     if new is not None:
         rows = list(new.rows)
-        yield rows, left_out_as_new(new, kind, [getattr(row, label) for row in rows])
+        yield rows, held_out_as_new(new, kind, [getattr(row, label) for row in rows])
         return
     for size, errors in model.errors.get(kind, {}).items():
         rows = [row for row in usable(model.rows, kind) if row.batch_size == size]
@@ -164,7 +164,7 @@ def _left_out(
 
 def _new_device(models: Sequence[DeviceModel], kind: str, count: int) -> _Errors:
     """Treat each device as new, with calibration runs of networks that are spread over the sizes."""
-    found = _Errors()
+    errors = _Errors()
     for device in dict.fromkeys(model.device for model in models):
         factors = device_factors(models, (device,), kinds=(kind,), counts=(count,))
         for model in models:
@@ -174,28 +174,28 @@ def _new_device(models: Sequence[DeviceModel], kind: str, count: int) -> _Errors
             chosen = spread_rows(new.rows, count)
             prediction = transfer(new.views, kind, new.rows, chosen)
             own = np.delete(new.logs - prediction.mean, chosen)
-            _add(found, device, own, new.rows, chosen)
+            _add(errors, device, own, new.rows, chosen)
             factor = factors.get(model.scope, {}).get(kind, {}).get(count)
             if factor is not None:
                 widths = factor[0] * np.delete(prediction.scale, chosen)
-                found.inside += [(device, bool(ok)) for ok in np.abs(own) <= widths]
-                found.widths += widths.tolist()
-    return found
+                errors.inside += [(device, bool(ok)) for ok in np.abs(own) <= widths]
+                errors.widths += widths.tolist()
+    return errors
 
 
-def _add(found: _Errors, device: str, own: Floats, rows: Sequence[Row], chosen: Sequence[int]) -> None:
+def _add(errors: _Errors, device: str, own: Floats, rows: Sequence[Row], chosen: Sequence[int]) -> None:
     """Add the errors on the rows that are not chosen, and those of the baselines fitted to the chosen ones."""
     rest = [row for i, row in enumerate(rows) if i not in chosen]
     macs, power = baseline_errors([rows[i] for i in chosen], rest)
-    found.own += own.tolist()
-    found.macs += macs
-    found.power += power
-    found.devices.add(device)
+    errors.own += own.tolist()
+    errors.macs += macs
+    errors.power += power
+    errors.devices.add(device)
 
 
 def _new_device_and_family(models: Sequence[DeviceModel], count: int) -> _Errors:
     """As ``_new_device``, without the rows of one family in the known devices and in the calibration runs."""
-    found = _Errors()
+    errors = _Errors()
     for family in dict.fromkeys(row.family for model in models for row in model.rows):
         without = _refitted(models, family)
         for model in models:
@@ -203,14 +203,14 @@ def _new_device_and_family(models: Sequence[DeviceModel], count: int) -> _Errors
             others = [row for row in rows if row.family != family]
             rest = [row for row in rows if row.family == family]
             known = known_for(without, model.scope, model.precision, ENERGY, (model.device,))
-            if len(others) < count or not rest or len({one.device for one in known}) < FEWEST_DEVICES:
+            if len(others) < count or not rest or len({other.device for other in known}) < FEWEST_DEVICES:
                 continue
             chosen = spread_rows(others, count)
             used = [*(others[i] for i in chosen), *rest]
             prediction = transfer(views_of(known, ENERGY, used), ENERGY, used, range(count))
             own = np.log(np.array([row.joules for row in rest])) - prediction.mean[count:]
-            _add(found, model.device, own, used, range(count))
-    return found
+            _add(errors, model.device, own, used, range(count))
+    return errors
 
 
 def _refitted(models: Sequence[DeviceModel], family: str) -> list[DeviceModel]:

@@ -14,7 +14,7 @@ import numpy as np
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.prediction.devices import FEWEST_DEVICES, Gaussian, Views, condition, quantile, spread_choice
 from joulewatch_harness.prediction.features import CNN_OPERATORS, FEATURES, Features
-from joulewatch_harness.prediction.roofline import TERMS, Floats, Points, Roofline, fit, half_width, left_out
+from joulewatch_harness.prediction.roofline import TERMS, Floats, Points, Roofline, fit, half_width, held_out
 from joulewatch_harness.prediction.table import UNIT_FACTOR, Row, check_rows, listed
 
 ENERGY: Final = "energy"
@@ -247,8 +247,8 @@ def fit_device(rows: Sequence[Row], *, with_errors: bool = True) -> DeviceModel:
             rooflines[kind][size] = fit(points, float(size))
             if with_errors:
                 errors[kind][size] = Errors(
-                    network=left_out(points, [row.network for row in chosen], float(size)),
-                    family=left_out(points, [row.family for row in chosen], float(size)),
+                    network=held_out(points, [row.network for row in chosen], float(size)),
+                    family=held_out(points, [row.family for row in chosen], float(size)),
                 )
     first = rows[0]
     return DeviceModel(
@@ -302,7 +302,7 @@ def _check_units(model: DeviceModel) -> None:
 def known_for(
     models: Sequence[DeviceModel], scope: str, precision: str, kind: str, excluded: Sequence[str] = ()
 ) -> list[DeviceModel]:
-    """Return the models of other boards that say most about a new one.
+    """Return the models of other boards that are most like a new one.
 
     Those of the same precision; of all precisions where fewer than two boards have it.
     """
@@ -346,14 +346,14 @@ def transfer(views: Views, kind: str, rows: Sequence[Row], chosen: Sequence[int]
     times the seconds: their errors are nearly independent.
     """
     measured = points_of([rows[i] for i in chosen], base(kind))
-    found = condition(views, np.array(chosen, dtype=int), measured.values)
+    prediction = condition(views, np.array(chosen, dtype=int), measured.values)
     if kind != ENERGY_WITH_TIME:
-        return found
+        return prediction
     points = points_of(rows, kind)
     assert points.seconds is not None
     times = np.log(points.seconds)
     power = float(np.mean(np.log(measured.values) - times[list(chosen)]))
-    return Gaussian((found.mean + power + times) / 2, found.scale)
+    return Gaussian((prediction.mean + power + times) / 2, prediction.scale)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -371,18 +371,18 @@ def as_new(models: Sequence[DeviceModel], model: DeviceModel, kind: str, exclude
     """Return a device treated as new; None if fewer than two other boards are known."""
     rows = at_main_batch(model, kind)
     known = known_for(models, model.scope, model.precision, kind, (model.device, *excluded))
-    if not rows or len({one.device for one in known}) < FEWEST_DEVICES:
+    if not rows or len({other.device for other in known}) < FEWEST_DEVICES:
         return None
-    parts = [_view(one, model, kind) for one in known]
+    parts = [_view(other, model, kind) for other in known]
     views = Views(
-        tuple(one.device for one in known),
+        tuple(other.device for other in known),
         np.concatenate([part.logs for part in parts]),
         np.concatenate([part.shares for part in parts]),
     )
     return AsNew(model=model, rows=tuple(rows), logs=np.log(points_of(rows, kind).values), views=views)
 
 
-def left_out_as_new(new: AsNew, kind: str, labels: Sequence[str]) -> Floats:
+def held_out_as_new(new: AsNew, kind: str, labels: Sequence[str]) -> Floats:
     """Return the errors on the rows of each label, predicted from the other devices and the rows of other labels."""
     errors = np.full(len(new.rows), math.nan)
     for label in dict.fromkeys(labels):
@@ -397,11 +397,11 @@ def scores(new: AsNew, kind: str, count: int) -> Floats:
     """Return the errors over their scale, for two choices of ``count`` calibration networks: spread, and random."""
     if len(new.rows) <= count:
         return np.zeros(0)
-    found = []
+    errors = []
     for chosen in (spread_rows(new.rows, count), random_rows(new.rows, count)):
         prediction = transfer(new.views, kind, new.rows, chosen)
-        found.append(np.delete(np.abs(new.logs - prediction.mean) / prediction.scale, chosen))
-    return np.concatenate(found)
+        errors.append(np.delete(np.abs(new.logs - prediction.mean) / prediction.scale, chosen))
+    return np.concatenate(errors)
 
 
 def at_main_batch(model: DeviceModel, kind: str) -> list[Row]:
@@ -437,7 +437,7 @@ def device_factors(
                 units: dict[str, list[Floats]] = {}
                 for new in all_new:
                     units.setdefault(new.model.device, []).append(scores(new, kind, count))
-                found = quantile([np.concatenate(unit) for unit in units.values()])
-                if math.isfinite(found[0]):
-                    factors.setdefault(scope, {}).setdefault(kind, {})[count] = found
+                factor = quantile([np.concatenate(unit) for unit in units.values()])
+                if math.isfinite(factor[0]):
+                    factors.setdefault(scope, {}).setdefault(kind, {})[count] = factor
     return factors

@@ -38,7 +38,7 @@ def document_of(fit: Fit) -> dict[str, Any]:
             "family_widening": fit.family_widening,
             "factors": {
                 scope: {
-                    kind: {str(count): {"factor": found[0], "basis": found[1]} for count, found in counts.items()}
+                    kind: {str(count): {"factor": factor, "basis": basis} for count, (factor, basis) in counts.items()}
                     for kind, counts in kinds.items()
                 }
                 for scope, kinds in fit.factors.items()
@@ -126,7 +126,7 @@ def read_fit(path: Path) -> Fit:
             models=tuple(_model(entry) for entry in document["models"]),
             factors={
                 scope: {
-                    kind: {int(count): (float(found["factor"]), str(found["basis"])) for count, found in counts.items()}
+                    kind: {int(count): (float(entry["factor"]), str(entry["basis"])) for count, entry in counts.items()}
                     for kind, counts in kinds.items()
                 }
                 for scope, kinds in new["factors"].items()
@@ -158,16 +158,16 @@ def _model(entry: Mapping[str, Any]) -> DeviceModel:
         rooflines={
             kind: {
                 int(size): finished(
-                    points_of(usable(rows, kind), kind), float(size), np.array(list(found["coefficients"].values()))
+                    points_of(usable(rows, kind), kind), float(size), np.array(list(fitted["coefficients"].values()))
                 )
-                for size, found in sizes.items()
+                for size, fitted in sizes.items()
             }
             for kind, sizes in fits.items()
         },
         errors={
             kind: {
-                int(size): Errors(**{name: _array(found["errors"][name]) for name in ("network", "family")})
-                for size, found in sizes.items()
+                int(size): Errors(**{name: _array(fitted["errors"][name]) for name in ("network", "family")})
+                for size, fitted in sizes.items()
             }
             for kind, sizes in fits.items()
         },

@@ -125,7 +125,7 @@ def predict(fit: Fit, request: Request) -> list[Prediction]:
         return _for_new_device(fit, request, request.calibration)
     model = select(fit, request)
     known = known_for(fit.models, model.scope, model.precision, ENERGY, (model.device,))
-    if len(model.networks) < FEW_ALONE and len({one.device for one in known}) > 1:
+    if len(model.networks) < FEW_ALONE and len({other.device for other in known}) > 1:
         return _for_new_device(fit, request, model.rows)
     return _for_known_device(model, request)
 
@@ -196,7 +196,7 @@ def _for_known_device(model: DeviceModel, request: Request) -> list[Prediction]:
 
 
 def _model_part(model: DeviceModel, kind: str, batch_size: int, other_family: bool) -> tuple[str, float]:
-    """Return the part of the interval that comes from the errors on networks that were left out."""
+    """Return the part of the interval that comes from the errors on networks that were held out."""
     errors = model.errors[kind]
     timed = ", latency measured" if kind == ENERGY_WITH_TIME else ""
     nearest = errors[min(errors, key=lambda size: abs(math.log(size / batch_size)))]
@@ -340,11 +340,11 @@ def _transferred(
 ) -> tuple[float, float, str]:
     """Return the logarithm for a new device, its half-width, and the basis of the half-width."""
     used = [*rows, wanted]
-    found = transfer(views_of(known, kind, used), kind, used, range(len(rows)))
+    transferred = transfer(views_of(known, kind, used), kind, used, range(len(rows)))
     factors = fit.factors.get(wanted.scope, {}).get(kind, {})
     allowed = [number for number in factors if number <= count]
-    factor, basis = factors[max(allowed)] if allowed else (math.inf, "none: too few devices were left out")
-    return float(found.mean[-1]), factor * float(found.scale[-1]), basis
+    factor, basis = factors[max(allowed)] if allowed else (math.inf, "none: too few devices were held out")
+    return float(transferred.mean[-1]), factor * float(transferred.scale[-1]), basis
 
 
 def check_limits(title: str, rows: Sequence[Row], operators: frozenset[str], request: Request) -> list[str]:
@@ -368,8 +368,8 @@ def check_limits(title: str, rows: Sequence[Row], operators: frozenset[str], req
         text = f"{name} of {request.network} is {value:.4g}, measured were {low:.4g} to {high:.4g}"
         margin = 1.0 if name == "input_pixels" else MARGIN
         if value > high * margin or value < low / margin:
-            what = "resolution never measured" if name == "input_pixels" else "outside the fitted range"
-            raise PredictionRefusedError(f"{title}: {what}: {text}: {run}")
+            reason = "resolution never measured" if name == "input_pixels" else "outside the fitted range"
+            raise PredictionRefusedError(f"{title}: {reason}: {text}: {run}")
         notes.append(f"{text}: the interval is that of another family")
     return notes
 

@@ -24,7 +24,7 @@ def _percent(value: float | None) -> str | None:
 def _errors_table(cases: Sequence[Case]) -> Table[Case]:
     return Table(
         (
-            Column("left out", lambda case: case.name, text=True),
+            Column("held out", lambda case: case.name, text=True),
             Column("n", lambda case: case.n),
             Column("devices", lambda case: case.devices, priority=1),
             Column("model", lambda case: _percent(case.median)),
@@ -82,7 +82,7 @@ def fit_json(fit: Fit) -> str:
 def _numbers_table(cases: Sequence[Case]) -> Table[Case]:
     return Table(
         (
-            Column("left_out", lambda case: case.name),
+            Column("held_out", lambda case: case.name),
             Column("n", lambda case: case.n),
             Column("devices", lambda case: case.devices),
             Column("median", lambda case: case.median),
@@ -105,32 +105,40 @@ def _numbers_table(cases: Sequence[Case]) -> Table[Case]:
 def predict_lines(predictions: Sequence[Prediction], width: int = DEFAULT_WIDTH) -> list[str]:
     """Return the predictions as text, one table per network."""
     warning = paragraphs(["!!! PREDICTED, not measured !!!"], width)
-    exponent, letter = prefix_for([one.joules.median for one in predictions])
+    exponent, letter = prefix_for([row.joules.median for row in predictions])
 
-    def energy(one: Prediction) -> str:
-        return _range(one.joules, 10.0**-exponent)
+    def energy(row: Prediction) -> str:
+        return _range(row.joules, 10.0**-exponent)
 
     table = Table(
         (
-            Column("batch", lambda one: one.batch_size),
-            Column(f"{letter}J per inference", lambda one: plain(one.joules.median * 10.0**-exponent)),
+            Column("batch", lambda row: row.batch_size),
+            Column(f"{letter}J per inference", lambda row: plain(row.joules.median * 10.0**-exponent)),
             Column("90 %", energy),
-            Column("inf/s", lambda one: None if one.throughput is None else plain(one.throughput.median)),
-            Column("90 %", lambda one: None if one.throughput is None else _range(one.throughput, 1.0)),
-            Column("regime", lambda one: f"{one.regime} {one.shares.get(one.regime, 0.0):.0%}", text=True, priority=1),
+            Column(
+                "inf/s",
+                lambda row: None if row.throughput is None else plain(row.throughput.median),
+            ),
+            Column("90 %", lambda row: None if row.throughput is None else _range(row.throughput, 1.0)),
+            Column(
+                "regime",
+                lambda row: f"{row.regime} {row.shares.get(row.regime, 0.0):.0%}",
+                text=True,
+                priority=1,
+            ),
         ),
         predictions,
-        title=lambda one: f"{one.network}/{one.runtime}/{one.precision} on {one.device}, {one.scope}",
+        title=lambda row: f"{row.network}/{row.runtime}/{row.precision} on {row.device}, {row.scope}",
     )
     lines = [*warning, "", *table.lines(width), ""]
     batches: dict[str, list[int]] = {}
-    for one in predictions:
-        batches.setdefault(_interval_text(one), []).append(one.batch_size)
+    for row in predictions:
+        batches.setdefault(_interval_text(row), []).append(row.batch_size)
     for text, sizes in batches.items():
         of = f" (batch {', '.join(map(str, dict.fromkeys(sizes)))})" if len(batches) > 1 else ""
         lines += paragraphs([f"Interval of the energy{of}: {text}"], width)
-    lines += paragraphs(dict.fromkeys(f"Note: {note}" for one in predictions for note in one.notes), width)
-    sources = warning_line({method for one in predictions for part in one.methods for method in part.split("+")})
+    lines += paragraphs(dict.fromkeys(f"Note: {note}" for row in predictions for note in row.notes), width)
+    sources = warning_line({method for row in predictions for part in row.methods for method in part.split("+")})
     lines += paragraphs([f"Fitted to: {sources}"] if sources else [], width)
     return [*lines, *([""] if lines[-1] else []), *warning]
 
@@ -141,9 +149,9 @@ def _range(interval: Interval, scale: float) -> str:
     return f"{plain(interval.low * scale)} to {plain(interval.high * scale)}"
 
 
-def _interval_text(one: Prediction) -> str:
+def _interval_text(row: Prediction) -> str:
     parts = [
-        f"×/÷ {math.exp(width):.2f} {text}" if math.isfinite(width) else f"unknown: {text}" for text, width in one.parts
+        f"×/÷ {math.exp(width):.2f} {text}" if math.isfinite(width) else f"unknown: {text}" for text, width in row.parts
     ]
     return "; ".join(parts)
 
@@ -161,51 +169,51 @@ def predict_json(predictions: Sequence[Prediction]) -> str:
     )
 
 
-def _document(one: Prediction) -> dict[str, Any]:
+def _document(row: Prediction) -> dict[str, Any]:
     return {
-        "method": one.method,
-        "network": one.network,
-        "device": one.device,
-        "runtime": one.runtime,
-        "precision": one.precision,
-        "scope": one.scope,
-        "batch_size": one.batch_size,
-        "joules_per_inference": _interval(one.joules),
-        "inferences_per_second": _interval(one.throughput),
-        "regime": one.regime,
-        "regime_shares": dict(one.shares),
+        "method": row.method,
+        "network": row.network,
+        "device": row.device,
+        "runtime": row.runtime,
+        "precision": row.precision,
+        "scope": row.scope,
+        "batch_size": row.batch_size,
+        "joules_per_inference": _interval(row.joules),
+        "inferences_per_second": _interval(row.throughput),
+        "regime": row.regime,
+        "regime_shares": dict(row.shares),
         "interval_parts": [
-            {"text": text, "half_width_log": width if math.isfinite(width) else None} for text, width in one.parts
+            {"text": text, "half_width_log": width if math.isfinite(width) else None} for text, width in row.parts
         ],
-        "notes": list(one.notes),
-        "fitted_to_methods": list(one.methods),
+        "notes": list(row.notes),
+        "fitted_to_methods": list(row.methods),
     }
 
 
 def predict_csv(predictions: Sequence[Prediction]) -> str:
     """Return the predictions as CSV, in base units."""
 
-    def throughput(one: Prediction, end: str) -> float | None:
-        return None if one.throughput is None else getattr(one.throughput, end)
+    def throughput(row: Prediction, end: str) -> float | None:
+        return None if row.throughput is None else getattr(row.throughput, end)
 
     return Table(
         (
-            Column("method", lambda one: one.method),
-            Column("network", lambda one: one.network),
-            Column("device", lambda one: one.device),
-            Column("runtime", lambda one: one.runtime),
-            Column("precision", lambda one: one.precision),
-            Column("scope", lambda one: one.scope),
-            Column("batch_size", lambda one: one.batch_size),
-            Column("joules_per_inference", lambda one: one.joules.median),
-            Column("joules_low", lambda one: one.joules.low),
-            Column("joules_high", lambda one: one.joules.high),
-            Column("inferences_per_second", lambda one: throughput(one, "median")),
-            Column("inferences_per_second_low", lambda one: throughput(one, "low")),
-            Column("inferences_per_second_high", lambda one: throughput(one, "high")),
-            Column("regime", lambda one: one.regime),
+            Column("method", lambda row: row.method),
+            Column("network", lambda row: row.network),
+            Column("device", lambda row: row.device),
+            Column("runtime", lambda row: row.runtime),
+            Column("precision", lambda row: row.precision),
+            Column("scope", lambda row: row.scope),
+            Column("batch_size", lambda row: row.batch_size),
+            Column("joules_per_inference", lambda row: row.joules.median),
+            Column("joules_low", lambda row: row.joules.low),
+            Column("joules_high", lambda row: row.joules.high),
+            Column("inferences_per_second", lambda row: throughput(row, "median")),
+            Column("inferences_per_second_low", lambda row: throughput(row, "low")),
+            Column("inferences_per_second_high", lambda row: throughput(row, "high")),
+            Column("regime", lambda row: row.regime),
             Column("interval", _interval_text),
-            Column("notes", lambda one: "; ".join(one.notes)),
+            Column("notes", lambda row: "; ".join(row.notes)),
         ),
         predictions,
     ).csv()

@@ -180,7 +180,7 @@ def nnls(matrix: Floats, target: Floats, penalty: float) -> Floats:
     return np.asarray(x / scale)
 
 
-def left_out(points: Points, labels: Sequence[str], batch_size: float) -> Floats:
+def held_out(points: Points, labels: Sequence[str], batch_size: float) -> Floats:
     """Return the errors at one batch size of models fitted without the rows of the same label; nan: not predictable.
 
     A label with all rows leaves nothing to fit, so its errors are nan.

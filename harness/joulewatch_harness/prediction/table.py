@@ -200,8 +200,8 @@ def _positive(line: Mapping[str, str], column: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not (math.isfinite(value) and value > 0):
-        what = "is empty" if not text else f"must be a positive number without a unit, got {text!r}"
-        raise ConfigError(f"{where}: {column} {what}")
+        problem = "is empty" if not text else f"must be a positive number without a unit, got {text!r}"
+        raise ConfigError(f"{where}: {column} {problem}")
     return value
 
 

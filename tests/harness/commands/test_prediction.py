@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "model.json"
 
 
-def test_fit_shows_the_errors_beside_the_baselines(
+def test_fit_shows_the_errors_next_to_the_baselines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "140")
@@ -58,9 +58,9 @@ def test_fit_shows_the_errors_beside_the_baselines(
     assert "a + b × MACs" in text and "P × latency" in text and "too few devices (3; 9 needed)" in text
     assert main([*words, "--format", "json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["errors"][0]["left_out"] == "known device, unseen network"
+    assert document["errors"][0]["held_out"] == "known device, unseen network"
     assert main([*words, "--format", "csv"]) == 0
-    assert capsys.readouterr().out.startswith("left_out,n,devices,median,p90,macs_median,power_latency_median,")
+    assert capsys.readouterr().out.startswith("held_out,n,devices,median,p90,macs_median,power_latency_median,")
     source = json.loads((tmp_path / "model.json").read_text())["sources"][0]
     assert (source["name"], source["rows"], len(source["sha256"])) == ("t.csv", 81, 64)
 

@@ -1,4 +1,4 @@
-"""The model of one device: coefficients, errors of what was left out, intervals."""
+"""The model of one device: coefficients, errors of what was held out, intervals."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from joulewatch_harness.prediction import roofline
 from joulewatch_harness.prediction.fit import ENERGY, points_of
-from joulewatch_harness.prediction.roofline import design, fit, half_width, left_out, nnls
+from joulewatch_harness.prediction.roofline import design, fit, half_width, held_out, nnls
 from support.simulated_devices import coefficients_of, device_rows, networks
 
 
@@ -61,14 +61,14 @@ def test_few_networks_are_fitted_with_all_batch_sizes() -> None:
     assert math.log(fourth.joules) == pytest.approx(model.log_values(points.features, points.batch_sizes)[0], abs=0.15)
 
 
-def test_the_row_that_is_left_out_does_not_change_its_own_prediction() -> None:
+def test_the_row_that_is_held_out_does_not_change_its_own_prediction() -> None:
     rows = device_rows(5, networks()[:20])
     points, names = points_of(rows, ENERGY), [row.network for row in rows]
-    errors = left_out(points, names, 1.0)
+    errors = held_out(points, names, 1.0)
     changed = points_of(rows, ENERGY)
     changed.values[7] *= 3.0
-    assert left_out(changed, names, 1.0)[7] == pytest.approx(errors[7] + math.log(3.0))
-    assert np.isnan(left_out(points, ["same"] * 20, 1.0)).all()
+    assert held_out(changed, names, 1.0)[7] == pytest.approx(errors[7] + math.log(3.0))
+    assert np.isnan(held_out(points, ["same"] * 20, 1.0)).all()
 
 
 def test_the_half_width_is_the_conformal_quantile_with_its_correction() -> None:
