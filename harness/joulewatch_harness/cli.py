@@ -28,6 +28,7 @@ SUMMARIES: Final = {
     "layers": "show the time of each operator from the runtime's own trace, and an estimate of its energy",
     "fit": "fit models of the energy per inference to runs and tables, and show their errors",
     "predict": "predict energy and throughput of a network on a device, with an interval",
+    "device": "list the cards of devices, show one with its sources, or write one from a run",
     "energy": "show the energy of any window of time, from any source",
     "runs": "list the stored runs, or push one to Prometheus",
     "export": "convert a recording to OpenMetrics text for promtool",

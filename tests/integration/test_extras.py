@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,13 @@ def empty(tmp_path: Path) -> Path:
     folder = tmp_path / "empty"
     folder.mkdir()
     return folder
+
+
+def test_the_wheel_contains_the_device_cards(wheel: Path) -> None:
+    folder = "harness/joulewatch_harness/prediction/cards"
+    with zipfile.ZipFile(wheel) as archive:
+        names = {Path(name).name for name in archive.namelist() if name.endswith(".yaml") and "/cards/" in name}
+    assert names == {path.name for path in (TOP / folder).glob("*.yaml")}
 
 
 def test_the_exporter_alone_installs_two_packages(environment: MakeEnvironment, empty: Path) -> None:

@@ -50,8 +50,8 @@ function _shtab_joulewatch_using
   test "$_shtab_joulewatch_cmdpath" = "$argv"
 end
 
-set -g _shtab_joulewatch_commands profile analyze compare layers fit predict energy runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --configuration --cpus --device --end --exporter --exporter.flags --figure --fit --format --grafana --idle --latency --log.level --match --max-uncertainty --model --name --network --option --out --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
+set -g _shtab_joulewatch_commands profile analyze compare layers fit predict device energy runs export networks runtimes
+set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --configuration --cpus --device --end --exporter --exporter.flags --figure --fit --format --from-run --grafana --idle --latency --log.level --match --max-uncertainty --model --name --network --option --out --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -163,6 +163,15 @@ complete -c joulewatch -n '_shtab_joulewatch_using predict' -l format -xka "tabl
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
+complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a device -d 'List the cards of devices, show one with its sources, or write one from a run.'
+complete -c joulewatch -n '_shtab_joulewatch_using device' -s h -l help -d 'show this help message and exit'
+complete -c joulewatch -n '_shtab_joulewatch_using device' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
+complete -c joulewatch -n '_shtab_joulewatch_using device' -l from-run -x -d 'write a card of the device of this run to stdout, as YAML'
+complete -c joulewatch -n '_shtab_joulewatch_using device' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
+complete -c joulewatch -n '_shtab_joulewatch_using device' -l format -xka "table json csv" -d 'output format (default: table)'
+complete -c joulewatch -n '_shtab_joulewatch_using device' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
+complete -c joulewatch -n '_shtab_joulewatch_using device' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using device' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a energy -d 'Show the energy of any window of time, from any source.'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'

@@ -7,12 +7,13 @@ it is never better founded than its inputs.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from joulewatch_harness.binder import Limits, Text, bind, read_yaml
 from joulewatch_harness.errors import ConfigError
@@ -26,6 +27,7 @@ Scope = Literal["device", "rails", "wall"]
 FOLDER: Final = Path(__file__).parent
 UNITS: Final[Mapping[str, str]] = {
     "peak_operations_per_second": "1/s",
+    "observed_operations_per_second": "1/s",
     "memory_bandwidth_bytes_per_second": "B/s",
     "tdp_watts": "W",
     "idle_watts": "W",
@@ -37,11 +39,11 @@ class Source:
     """A document, as it was read."""
 
     title: str
-    url: str
     date: str
     """Date or version of the document; ``undated`` if it has none."""
     opened: str
     """Day on which it was read for the card."""
+    url: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,8 @@ class Card:
     """Numbers that others are products of, in base units."""
     peak_operations_per_second: Mapping[str, Value] = field(default_factory=dict)
     """Precision -> additions and multiplications, without sparsity."""
+    observed_operations_per_second: Mapping[str, Value] = field(default_factory=dict)
+    """Precision -> largest rate of a run: a lower bound of the peak."""
     memory_bandwidth_bytes_per_second: Value | None = None
     tdp_watts: Value | None = None
     idle_watts: Value | None = None
@@ -172,6 +176,22 @@ def read_card(path: Path) -> Card:
         ConfigError: The file cannot be read, or is not a valid card.
     """
     return bind(Card, read_yaml(path), str(path))
+
+
+def card_yaml(card: Card) -> str:
+    """Return a card as YAML, which ``read_card`` reads."""
+    import yaml
+
+    return str(yaml.safe_dump(_plain(card), sort_keys=False, allow_unicode=True, width=110))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        pairs = ((item.name, getattr(value, item.name)) for item in dataclasses.fields(value))
+        return {name: _plain(found) for name, found in pairs if found not in (None, "", (), {})}
+    if isinstance(value, Mapping):
+        return {key: _plain(found) for key, found in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 @functools.cache
