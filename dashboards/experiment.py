@@ -393,7 +393,7 @@ def configurations_row() -> list[Panel]:
                             ("version", "joulewatch"),
                             ("model_sha256", "Model SHA-256"),
                         ],
-                        hidden=["Time", "Value", "network", "runtime", "schema", "plan_sha256"],
+                        hidden=["Time", "Value", "network", "runtime", "schema", "plan_sha256", "exporter_nodenames"],
                     )
                 ]
             ),

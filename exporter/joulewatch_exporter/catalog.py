@@ -303,12 +303,14 @@ RUN_INFO: Final = _harness(
         "max_relative_uncertainty",
         "settle_seconds",
         "exporters",
+        "exporter_nodenames",
         "schema",
         "version",
     ),
     "One configuration of a run, as observed after loading. scenario: offline, single_stream or server. "
     "max_relative_uncertainty: the target at which the rounds ended; without it their number was fixed. "
-    "settle_seconds: how long the load ran before each window.",
+    "settle_seconds: how long the load ran before each window. exporter_nodenames: a regular expression that matches "
+    "the nodename of each exporter of the run.",
 )
 RUN_STATUS: Final = _harness(
     "joulewatch_run_start_timestamp_seconds",

@@ -6,6 +6,7 @@ duration are values and therefore exact: the exact end is start + duration.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -142,10 +143,20 @@ def info_sample(header: RunHeader, configuration: Configuration, at_ms: int) -> 
         "max_relative_uncertainty": _plan_number(header, MAX_UNCERTAINTY),
         "settle_seconds": _plan_number(header, "settle_s"),
         "exporters": ",".join(exporter.name for exporter in header.exporters),
+        "exporter_nodenames": _nodename_pattern(header),
         "schema": str(header.schema),
         "version": header.provenance_text("versions", "joulewatch") or __version__,
     }
     return sample(catalog.RUN_INFO, labels, at_ms, 1)
+
+
+def _nodename_pattern(header: RunHeader) -> str:
+    """Return a regular expression for the machines of the run's exporters, without backslashes.
+
+    Dashboards use it in a matcher of PromQL, whose strings would need two backslashes for one.
+    """
+    nodenames = sorted({exporter.nodename for exporter in header.exporters} - {""})
+    return "|".join(re.sub(r"([^\w-])", r"[\1]", nodename) for nodename in nodenames)
 
 
 def _plan_number(header: RunHeader, key: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from joulewatch_harness.delivery.courier import Courier, DeliveredLog, DeliveryR
 from joulewatch_harness.delivery.delivery import BackgroundDelivery, NullDelivery, open_delivery, push_run
 from joulewatch_harness.delivery.sinks import Item, RejectedError, UnavailableError, window_item
 from joulewatch_harness.errors import ConfigError, QueryUnavailableError
-from joulewatch_harness.records import RunEnd, RunRecord
+from joulewatch_harness.records import ExporterRecord, RunEnd, RunRecord
 from joulewatch_harness.storage.journal import Journal
 from support.runs import NETWORK, header, window
 
@@ -381,3 +382,17 @@ def test_counts_have_units_and_info_has_the_scenario() -> None:
         served = dataclasses.replace(NETWORK, scenario=scenario, server_rate_per_s=rate_per_s)
         labels = dict(info_sample(header(), served, 0).labels)
         assert (labels["scenario"], labels.get("server_rate_per_second")) == expected
+
+
+def test_info_has_a_pattern_for_the_nodenames_of_the_exporters() -> None:
+    """Without backslashes: it becomes a part of a string in PromQL."""
+    names = ("node1", "gpu-1.example.org", "node1", "")
+    exporters = tuple(ExporterRecord(name=f"e{index}", url="", nodename=name) for index, name in enumerate(names))
+    labels = dict(info_sample(dataclasses.replace(header(), exporters=exporters), NETWORK, 0).labels)
+    assert labels["exporter_nodenames"] == "gpu-1[.]example[.]org|node1"
+    for nodename, matches in (("node1", True), ("gpu-1.example.org", True), ("gpu-1xexample.org", False)):
+        assert (re.fullmatch(labels["exporter_nodenames"], nodename) is not None) == matches
+    unknown = (ExporterRecord(name="e", url=""),)
+    assert "exporter_nodenames" not in dict(
+        info_sample(dataclasses.replace(header(), exporters=unknown), NETWORK, 0).labels
+    )
