@@ -262,6 +262,14 @@ assert heard
     assert done.returncode == 0, done.stderr
 
 
+def test_booleans_are_not_a_computation_in_int8(tmp_path: Path) -> None:
+    network = opened(model_cases.attention(tmp_path / "m.onnx"))
+    network.load()
+    assert network.describe()["precision"] == "fp32"
+    assert network.check()
+    network.close()
+
+
 def test_the_inputs_of_a_file_in_openvinos_format_have_their_ranges(tmp_path: Path) -> None:
     """The format has no names of dimensions."""
     tokens = ("input_ids", "attention_mask", "token_type_ids", "position_ids")

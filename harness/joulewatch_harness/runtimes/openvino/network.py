@@ -415,13 +415,16 @@ def actual_precision(execution_graph: Any) -> tuple[str, str]:
             # input, so the type of the weights decides whether a product is in integers.
             computed = [(size, "int8" if stored == "int8" else actual) for size, stored in matrices]
         else:
-            others[actual] = others.get(actual, 0) + 1
+            # The reported type is that of the narrowest input, which may be a condition.
+            given = _ACTUAL.get(layer.get_output_element_type(0).get_type_name(), actual)
+            others[given] = others.get(given, 0) + 1
             continue
         total += len(computed)
         for size, name in computed:
             integer += name == "int8"
             sizes[name] = sizes.get(name, 0) + size
-    counted = sizes or others
+    # Without products, bytes are mostly booleans.
+    counted = sizes or {name: count for name, count in others.items() if name != "int8"} or others
     return max(counted, key=lambda name: counted[name], default="fp32"), f"{integer} of {total}"
 
 
