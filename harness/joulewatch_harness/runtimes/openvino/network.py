@@ -280,7 +280,7 @@ class OpenVinoNetwork:
         self._release()
         self._model = self._core = None
 
-    def _uses(self) -> Mapping[str, Use]:
+    def _uses(self, _: Batches) -> Mapping[str, Use]:
         names = {str(port.get_node().get_friendly_name()): _port_name(port) for port in self._model.inputs}
         return uses_of(self._model, names)
 

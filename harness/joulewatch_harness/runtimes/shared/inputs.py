@@ -217,7 +217,7 @@ class InputOptions(RuntimeOptions):
         model: str,
         inputs: tuple[Input, ...],
         source: ModelSource,
-        find_uses: Callable[[], Mapping[str, Use]] | None = None,
+        find_uses: Callable[[Batches], Mapping[str, Use]] | None = None,
     ) -> Batches:
         """Return the maker of batches for a model with these inputs.
 
@@ -225,7 +225,8 @@ class InputOptions(RuntimeOptions):
             model: Name of the model in errors.
             inputs: Its inputs.
             source: Where it comes from.
-            find_uses: Returns how it uses its inputs; None: they are found in an .onnx file, and unknown in others.
+            find_uses: Returns how the model uses its inputs, from batches of guessed values. None: as in the graph of
+                an .onnx file, and unknown for other files.
 
         Raises:
             ConfigError: an option names an input or a dimension that does not exist; the .npz file is missing, or its
@@ -254,16 +255,16 @@ class InputOptions(RuntimeOptions):
         )
         if arrays is not None or source.make_inputs is not None:
             return batches
-        return dataclasses.replace(batches, rules=self._rules(batches, find_uses or (lambda: _uses(batches))))
+        return dataclasses.replace(batches, rules=self._rules(batches, find_uses or _uses))
 
-    def _rules(self, batches: Batches, find_uses: Callable[[], Mapping[str, Use]]) -> dict[str, Rule]:
+    def _rules(self, batches: Batches, find_uses: Callable[[Batches], Mapping[str, Use]]) -> dict[str, Rule]:
         """Return how the values of the inputs are made that have none.
 
         Raises:
             ConfigError: an input is a setting, whose value only the user can know.
         """
-        found = find_rules(batches.inputs, batches.axes, find_uses())
-        rules = {name: rule for name, rule in found.items() if name not in self.values}
+        guessed = dataclasses.replace(batches, rules=self._needed(find_rules(batches.inputs, batches.axes, {})))
+        rules = self._needed(find_rules(batches.inputs, batches.axes, find_uses(guessed)))
         for item in batches.inputs:
             if item.name in rules and is_setting(item, batches.axes, rules[item.name]):
                 example = SAMPLE_RATE if item.name.lower() in ("sr", "sample_rate", "sampling_rate") else "NUMBER"
@@ -272,6 +273,10 @@ class InputOptions(RuntimeOptions):
                     f"--option values={item.name}={example}, or give arrays with --option inputs=FILE.npz"
                 )
         return rules
+
+    def _needed(self, rules: Mapping[str, Rule]) -> dict[str, Rule]:
+        """Return the rules of the inputs without a fixed value."""
+        return {name: rule for name, rule in rules.items() if name not in self.values}
 
     def _check_dims(self, model: str, inputs: Sequence[Input], axes: Axes) -> None:
         """Check that each size is that of an open dimension other than the batch.

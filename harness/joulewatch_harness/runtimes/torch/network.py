@@ -180,7 +180,7 @@ class TorchNetwork:
         check_types(loaded.inputs, name)
         if options.channels_last and not any(len(item.shape) == 4 for item in loaded.inputs):
             raise ConfigError(f"{name}: channels_last is for inputs with four axes, and there is none")
-        find_uses = None if self._source.path.suffix == ".onnx" else lambda: self._uses(loaded)
+        find_uses = None if self._source.path.suffix == ".onnx" else functools.partial(_uses, loaded)
         self._batches = options.batches(name, loaded.inputs, self._source, find_uses)
         with _errors(f"{name}: cannot be moved to {self._device}"):
             module = loaded.module.to(self._device)
@@ -322,11 +322,6 @@ class TorchNetwork:
 
     # Loading
 
-    def _uses(self, loaded: Loaded) -> Mapping[str, Use]:
-        stored = next((item.dtype for item in loaded.module.parameters() if item.is_floating_point()), torch.float32)
-        batches = self._options.batches(self._name(), loaded.inputs, self._source, dict)
-        return uses_of(loaded.module, batches, loaded.dtypes or (stored,) * len(loaded.inputs))
-
     def _name(self) -> str:
         return self._options.module or self._source.path.name
 
@@ -462,6 +457,11 @@ def find_device(text: str) -> torch.device:
     if index >= count:
         raise ConfigError(f"torch: there is no device cuda:{index}: the last one is cuda:{count - 1}")
     return torch.device("cuda", index)
+
+
+def _uses(loaded: Loaded, batches: Batches) -> Mapping[str, Use]:
+    stored = next((item.dtype for item in loaded.module.parameters() if item.is_floating_point()), torch.float32)
+    return uses_of(loaded.module, batches, loaded.dtypes or (stored,) * len(loaded.inputs))
 
 
 def tensors(outputs: Any) -> list[Any]:

@@ -69,7 +69,7 @@ def uses_of(call: Callable[..., Any], batches: Batches, dtypes: Sequence[torch.d
 
     Args:
         call: The module.
-        batches: Makes its inputs, without knowledge of their use.
+        batches: Makes its inputs, with guessed values.
         dtypes: Type of each input; None: that of the array.
     """
     if all(rule.kind != "guess" for rule in batches.rules.values()):
