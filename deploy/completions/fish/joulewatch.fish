@@ -51,7 +51,7 @@ function _shtab_joulewatch_using
 end
 
 set -g _shtab_joulewatch_commands profile analyze compare layers fit predict device energy runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --configuration --cpus --device --end --exporter --exporter.flags --figure --fit --format --from-run --grafana --idle --latency --log.level --match --max-uncertainty --model --name --network --option --out --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
+set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --clock-mhz --configuration --cpus --device --driver-seconds --end --exporter --exporter.flags --figure --fit --folding --format --from-run --grafana --host-watts --idle --latency --log.level --match --max-uncertainty --model --name --network --option --out --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -151,13 +151,17 @@ complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l fit -xka "(__fish_complete_path (commandline -ct))" -d 'models written by '"'"'joulewatch fit'"'"''
-complete -c joulewatch -n '_shtab_joulewatch_using predict' -l device -x -d 'device of the fit, or of the calibration runs'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l device -x -d 'device of the fit, or of the calibration runs; for FINN: a card (or FILE.yaml)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l runtime -x -d 'runtime (default: the only one of the device)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l precision -x -d 'precision (default: the only one of the device)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l batch-sizes -x -d 'such as 1,8,64 or 1..64 (default: the measured ones)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l latency -x -d 'measured seconds per inference, which narrow the interval'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l calibration -x -d 'measured energies of a device that is not in the fit; repeat it for several runs'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l option -x -d 'option of a built-in network, or of the inputs of an ONNX file: dims=sequence=128'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l folding -xka "(__fish_complete_path (commandline -ct))" -d 'folding file (PE, SIMD) for a QONNX file'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l clock-mhz -x -d 'clock (default: that of the reports)'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l driver-seconds -x -d 'time of the driver per batch'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l host-watts -x -d 'power of the host (default: not included)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l output -xka "(__fish_complete_directories)" -d 'directory of all runs (default: runs)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l format -xka "table json csv" -d 'output format (default: table)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'

@@ -15,6 +15,7 @@ from joulewatch_harness.errors import ConfigError, PredictionRefusedError
 if TYPE_CHECKING:
     from joulewatch_harness.prediction.features import Features
     from joulewatch_harness.prediction.fit import Fit
+    from joulewatch_harness.prediction.predict import Prediction
 
 EXIT_REFUSED = PredictionRefusedError.exit_code
 
@@ -23,11 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``joulewatch predict``."""
     parser.add_argument(
         "network",
-        metavar="MODEL.onnx|NETWORK",
-        help="an ONNX file, a built-in network, a network of the fit, or a CSV file with the features of networks",
+        metavar="MODEL.onnx|NETWORK|FOLDER",
+        help="an ONNX file, a built-in network, a network of the fit, a CSV file with the features of networks, or the "
+        "reports of a FINN build",
     )
-    parser.add_argument("--fit", metavar="FILE", type=Path, required=True, help="models written by 'joulewatch fit'")
-    parser.add_argument("--device", required=True, help="device of the fit, or of the calibration runs")
+    parser.add_argument("--fit", metavar="FILE", type=Path, help="models written by 'joulewatch fit'")
+    parser.add_argument(
+        "--device", required=True, help="device of the fit, or of the calibration runs; for FINN: a card (or FILE.yaml)"
+    )
     parser.add_argument("--runtime", default="", help="runtime (default: the only one of the device)")
     parser.add_argument("--precision", default="", help="precision (default: the only one of the device)")
     parser.add_argument("--batch-sizes", metavar="SIZES", help="such as 1,8,64 or 1..64 (default: the measured ones)")
@@ -47,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="option of a built-in network, or of the inputs of an ONNX file: dims=sequence=128",
     )
+    finn = parser.add_argument_group("FINN on an FPGA, before synthesis")
+    finn.add_argument("--folding", metavar="FILE", type=Path, help="folding file (PE, SIMD) for a QONNX file")
+    finn.add_argument("--clock-mhz", metavar="MHZ", type=float, help="clock (default: that of the reports)")
+    finn.add_argument("--driver-seconds", metavar="SECONDS", type=float, help="time of the driver per batch")
+    finn.add_argument("--host-watts", metavar="WATTS", type=float, help="power of the host (default: not included)")
     add_output_argument(parser)
     add_format_argument(parser)
     add_prometheus_arguments(parser)
@@ -59,14 +68,17 @@ def run(args: argparse.Namespace) -> int:
         PredictionRefusedError: No measurement supports the prediction.
         ConfigError, QueryError, RecordError: Bad arguments, or a file or run cannot be read.
     """
-    from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.commands.fit import read_source
     from joulewatch_harness.plan.parsing import parse_batch_sizes
-    from joulewatch_harness.prediction import report
+    from joulewatch_harness.prediction.fpga import is_design
     from joulewatch_harness.prediction.model_file import read_fit
     from joulewatch_harness.prediction.predict import Request, predict
     from joulewatch_harness.prediction.table import check_rows
 
+    if args.folding is not None or (args.fit is None and is_design(Path(args.network))):
+        return write(predict_finn(args), args.format)
+    if args.fit is None:
+        raise ConfigError("--fit FILE is missing: 'joulewatch fit RUN... --out FILE' writes one")
     fit = read_fit(args.fit)
     batch_sizes = parse_batch_sizes(args.batch_sizes) if args.batch_sizes else ()
     if args.latency is not None and not 0 < args.latency < float("inf"):
@@ -88,16 +100,53 @@ def run(args: argparse.Namespace) -> int:
             if len(networks) == 1:
                 raise
             refused.append(str(error))
-    if args.format == "json":
+    write(predictions, args.format)
+    for text in refused:
+        print(f"joulewatch: {text}", file=sys.stderr)  # noqa: T201
+    return EXIT_REFUSED if refused else 0
+
+
+def write(predictions: Sequence[Prediction], form: str) -> int:
+    """Write predictions to stdout; return the exit code."""
+    from joulewatch_harness.analysis.reports.table import terminal_width
+    from joulewatch_harness.prediction import report
+
+    if form == "json":
         sys.stdout.write(report.predict_json(predictions))
-    elif args.format == "csv":
+    elif form == "csv":
         sys.stdout.write(report.predict_csv(predictions))
     elif predictions:
         sys.stdout.write("\n".join(report.predict_lines(predictions, terminal_width())) + "\n")
     sys.stdout.flush()
-    for text in refused:
-        print(f"joulewatch: {text}", file=sys.stderr)  # noqa: T201
-    return EXIT_REFUSED if refused else 0
+    return 0
+
+
+def predict_finn(args: argparse.Namespace) -> list[Prediction]:
+    """Predict FINN designs from their reports, or from a folding.
+
+    Raises:
+        PredictionRefusedError: The power of the card at rest is not known.
+        ConfigError: Bad arguments or files.
+    """
+    from joulewatch_harness.plan.parsing import parse_batch_sizes
+    from joulewatch_harness.prediction.cards import find_card
+    from joulewatch_harness.prediction.fpga import PRECISION, Setting, predict_designs, read_designs
+
+    for name in ("fit", "runtime", "latency", "calibration", "option"):
+        if getattr(args, name):
+            raise ConfigError(f"--{name} is for networks of a fit: omit it for a FINN design")
+    for name in ("clock_mhz", "driver_seconds", "host_watts"):
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise ConfigError(f"--{name.replace('_', '-')} must be a number > 0, got {value:g}")
+    setting = Setting(
+        batch_sizes=tuple(parse_batch_sizes(args.batch_sizes)) if args.batch_sizes else (1,),
+        driver_seconds=args.driver_seconds,
+        host_watts=args.host_watts,
+        precision=args.precision or PRECISION,
+    )
+    clock = None if args.clock_mhz is None else args.clock_mhz * 1e6
+    return predict_designs(read_designs(Path(args.network), args.folding, clock), find_card(args.device), setting)
 
 
 def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[tuple[str, str, Features, float | None]]:
