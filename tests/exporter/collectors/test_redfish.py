@@ -7,7 +7,6 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +112,7 @@ def openbmc() -> dict[str, Any]:
             "Name": "energy total",
             "ReadingType": "EnergykWh",
             "ReadingUnits": "kW.h",
-            "Reading": 2.5,
+            "Reading": 2.503,
         },
     }
 
@@ -306,7 +305,7 @@ def test_supermicro(tmp_path: Path, mock: responses.RequestsMock) -> None:
 def test_openbmc(tmp_path: Path, mock: responses.RequestsMock) -> None:
     service = FakeService(mock, openbmc())
     device = a_service(tmp_path).connect()
-    assert by_label(device.read()) == {NODE: (2.5 * 3.6e6, 333.5)}
+    assert by_label(device.read()) == {NODE: (pytest.approx(2.503 * 3.6e6), 333.5)}
     assert f"{CHASSIS}/chassis/Sensors/temperature_inlet" not in service.gets, "each request costs a BMC seconds"
 
 
@@ -338,6 +337,58 @@ def test_containment_may_be_stated_only_by_the_container(tmp_path: Path, mock: r
         chassis_with_power("Blade1", 400.0, ChassisType="Blade"),
     )
     assert by_label(opened(mock, resources, tmp_path).read()) == {NODE: (None, 900.0), "bmc1/blade1": (None, 400.0)}
+
+
+@pytest.mark.parametrize(
+    ("enclosure", "blade"),
+    [({}, {"ChassisType": "Blade"}), ({"ChassisType": "Enclosure"}, {"ChassisType": "RackMount"})],
+    ids=["several blades", "an enclosure by its type"],
+)
+def test_the_servers_of_an_enclosure_are_nodes(
+    tmp_path: Path, mock: responses.RequestsMock, enclosure: dict[str, Any], blade: dict[str, Any]
+) -> None:
+    inside = {"ContainedBy": link(f"{CHASSIS}/Enclosure")}
+    resources = many(
+        chassis_with_power("Rack", 9000.0, ChassisType="Rack"),
+        chassis_with_power("Enclosure", 1000.0, Links={"ContainedBy": link(f"{CHASSIS}/Rack")}, **enclosure),
+        chassis_with_power("Fans", 80.0, ChassisType="Module", Links=inside),
+        *(
+            chassis_with_power(
+                name, power, Links=inside | {"ComputerSystems": [link(f"/redfish/v1/Systems/{name}")]}, **blade
+            )
+            for name, power in (("Blade1", 400.0), ("Blade2", 450.0))
+        ),
+    )
+    device = opened(mock, resources, tmp_path)
+    assert by_label(device.read()) == {
+        "bmc1/Blade1/total": (None, 400.0),
+        "bmc1/Blade2/total": (None, 450.0),
+        "bmc1/rack": (None, 9000.0),
+        "bmc1/enclosure": (None, 1000.0),
+        "bmc1/fans": (None, 80.0),
+    }
+    assert [info.quantity.scope for info in device.infos] == ["node", "node", "part", "part", "part"]
+
+
+def test_a_sled_whose_service_shows_its_enclosure_is_the_node(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    resources = many(
+        chassis_with_power("Chassis.Embedded.1", 2000.0, ChassisType="Enclosure"),
+        chassis_with_power(
+            "System.Embedded.1", 210.0, ChassisType="Sled", Links={"ContainedBy": link(f"{CHASSIS}/Chassis.Embedded.1")}
+        ),
+    )
+    readings = by_label(opened(mock, resources, tmp_path).read())
+    assert readings == {NODE: (None, 210.0), "bmc1/chassis_embedded_1": (None, 2000.0)}
+
+
+def test_the_drives_in_a_server_are_a_part(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """Dell lists the backplane of the drives as a chassis, in some versions without a link."""
+    resources = many(
+        chassis_with_power("System.Embedded.1", 450.5, ChassisType="RackMount"),
+        chassis_with_power("Enclosure.Internal.0-1", 125.3, ChassisType="StorageEnclosure"),
+    )
+    readings = by_label(opened(mock, resources, tmp_path).read())
+    assert readings == {NODE: (None, 450.5), "bmc1/enclosure_internal_0_1": (None, 125.3)}
 
 
 def test_a_cycle_of_containers_is_tolerated(tmp_path: Path, mock: responses.RequestsMock) -> None:
@@ -440,9 +491,9 @@ def test_the_first_values_come_from_the_discovery(tmp_path: Path, mock: response
     [
         ({"EnergyJoules": {"Reading": 987654321}}, 987654321.0, "1 J"),
         ({"EnergyJoules": {"Reading": 7}, "EnergykWh": {"Reading": 3.25}}, 7.0, "1 J"),
-        ({"EnergykWh": {"Reading": 13}}, 13 * 3.6e6, "3.6e+06 J"),
         ({"EnergykWh": {"Reading": 2.0, "LifetimeReading": 500.25}}, 500.25 * 3.6e6, "36000 J"),
-        ({"EnergykWh": {"Reading": 20.5, "LifetimeReading": 0}}, 20.5 * 3.6e6, "360000 J"),
+        ({"EnergykWh": {"Reading": 20.25, "LifetimeReading": 0}}, 20.25 * 3.6e6, "36000 J"),
+        ({"EnergykWh": {"Reading": 13}, "PowerWatts": {"Reading": None}}, 13 * 3.6e6, "3.6e+06 J"),
         ({"EnergyJoules": {"Reading": 0}, "EnergykWh": {"Reading": 3.25}}, 3.25 * 3.6e6, "36000 J"),
     ],
 )
@@ -453,8 +504,22 @@ def test_counters(
     resources = many(chassis_with_power("1", 100.0))
     resources[f"{CHASSIS}/1/EnvironmentMetrics"] |= metrics
     device = opened(mock, resources, tmp_path)
-    assert by_label(device.read()) == {NODE: (pytest.approx(energy), 100.0)}
+    power = None if "PowerWatts" in metrics else 100.0
+    assert by_label(device.read()) == {NODE: (pytest.approx(energy), power)}
     assert (device.infos[0].method, device.infos[0].resolution) == ("counter", resolution)
+
+
+@pytest.mark.parametrize(("reading", "step"), [(325675, "3.6e+06 J"), (63.9, "360000 J")])
+def test_a_counter_with_coarse_steps_is_not_used_next_to_a_power(
+    tmp_path: Path, mock: responses.RequestsMock, reading: float, step: str
+) -> None:
+    """DMTF's mockup counts whole kWh: at 374 W, the counter would stand still for 2.7 hours."""
+    resources = many(chassis_with_power("1", 374.0))
+    resources[f"{CHASSIS}/1/EnvironmentMetrics"]["EnergykWh"] = {"Reading": reading}
+    FakeService(mock, resources)
+    redfish = a_service(tmp_path)
+    assert by_label(redfish.connect().read()) == {NODE: (None, 374.0)}
+    assert f"EnergykWh has steps of {step}, so the power is integrated instead" in redfish.findings[0].text
 
 
 def test_a_counter_at_zero_is_not_used(tmp_path: Path, mock: responses.RequestsMock) -> None:
@@ -500,7 +565,7 @@ def test_power_is_read_while_the_counter_has_no_value(tmp_path: Path, mock: resp
 # -- missing values --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [None, "", "312", True, 0, 0.0, -5, [], {}, float("nan"), 10**400])
+@pytest.mark.parametrize("value", [None, "", "312 W", "NaN", True, 0, 0.0, -5, [], {}, float("nan"), 10**400])
 def test_invalid_values_are_glitches(tmp_path: Path, mock: responses.RequestsMock, value: Any) -> None:
     service = FakeService(mock, hpe())
     device = a_service(tmp_path).connect()
@@ -515,7 +580,7 @@ def test_invalid_values_are_glitches(tmp_path: Path, mock: responses.RequestsMoc
 @given(st.one_of(st.none(), st.booleans(), st.text(), st.integers(), st.floats(), st.decimals()))
 def test_a_number_is_finite_or_none(value: Any) -> None:
     result = number(value)
-    assert result is None or (isinstance(value, int | float | Decimal) and abs(result) < float("inf"))
+    assert result is None or abs(result) < float("inf")
 
 
 def test_a_service_without_any_value_is_absent_and_probed_again(tmp_path: Path, mock: responses.RequestsMock) -> None:

@@ -130,6 +130,51 @@ def test_members_named_after_supplies_are_feeds(tmp_path: Path, mock: responses.
     assert watts(opened(mock, resources, tmp_path)) == {NODE: 350.0}
 
 
+def test_only_the_inputs_of_supplies_are_feeds(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    names = {"PSU1_PIN": 120, "PSU1_POUT": 110, "PSU2_PIN": 130, "PSU2_POUT": 115}
+    controls = [control(name, value, CHASSIS) for name, value in names.items()]
+    readings = watts(opened(mock, with_power({"PowerControl": controls}), tmp_path))
+    assert readings == {NODE: 250.0, "bmc1/psu1_pout": 110.0, "bmc1/psu2_pout": 115.0}
+
+
+@pytest.mark.parametrize("name", ["", "Power Control"])
+def test_members_of_another_physical_context_are_sub_totals(
+    tmp_path: Path, mock: responses.RequestsMock, name: str
+) -> None:
+    """Cisco's members have no name; with the same one, they would look like feeds."""
+    values = {"PowerSupply": 252, "CPU": 120, "Memory": 20}
+    controls = [control(name, value, f"{CHASSIS}/1", PhysicalContext=kind) for kind, value in values.items()]
+    device = opened(mock, with_power({"PowerControl": controls}), tmp_path)
+    assert watts(device)[NODE] == 252.0
+    parts = {info.quantity.component: info.quantity.domain for info in device.infos[1:]}
+    assert parts == (
+        {"cpu": "power_control", "memory": "power_control_2"}
+        if name
+        else {"cpu": "cpu_power", "memory": "memory_power"}
+    )
+
+
+@pytest.mark.parametrize("member", [{"Name": "CPU Sub-system Power"}, {"PhysicalContext": "CPU"}])
+def test_a_single_sub_total_is_not_the_node(
+    tmp_path: Path, mock: responses.RequestsMock, member: dict[str, str]
+) -> None:
+    resources = with_power({"PowerControl": [{"PowerConsumedWatts": 90} | member]})
+    assert [info.quantity.scope for info in opened(mock, resources, tmp_path).infos] == ["part"]
+
+
+def test_numbers_may_be_strings(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    """Microsoft's rack manager has the watts of its servers in quotes."""
+    resources = with_power({"PowerControl": [control("HSC Power", "230.5", f"{CHASSIS}/1")]})  # type: ignore[arg-type]
+    device = opened(mock, resources, tmp_path)
+    assert watts(device) == {NODE: 230.5}
+    assert device.infos[0].resolution == "0.1 W"
+
+
+def test_the_power_of_ilo_4(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    resources = with_power({"PowerConsumedWatts": 143, "PowerSupplies": [{"LastPowerOutputWatts": 70}]})
+    assert watts(opened(mock, resources, tmp_path)) == {NODE: 143.0, "bmc1/psu0_output": 70.0}
+
+
 def test_sub_totals_are_never_the_node(tmp_path: Path, mock: responses.RequestsMock) -> None:
     controls = [control("CPU Power", 90, MemberId="0"), control("Memory Power", 20, MemberId="1")]
     FakeService(mock, with_power({"PowerControl": controls}))
@@ -443,6 +488,25 @@ def test_two_input_sensors_of_one_supply_are_not_summed(tmp_path: Path, mock: re
         opened(mock, input_sensors(PS1_Input_Power=170.0, PS1_Input_Power_2=165.0), tmp_path)
     readings = watts(opened(mock, input_sensors(PS1_Input_Power=170.0, PS1_Input_Power_Max=900.0), tmp_path))
     assert readings == {SUPPLIES: 170.0}
+
+
+def test_inputs_may_have_the_short_name_of_pmbus(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    readings = watts(opened(mock, input_sensors(PSU1_PIN=240.0, PSU2_PIN=238.0, PSU1_POUT=220.0), tmp_path))
+    assert readings[SUPPLIES] == 478.0
+
+
+@pytest.mark.parametrize("names", [("HSC_Input_Power", "MB_Power"), ("Node1_Power", "Node2_Power")])
+def test_sensors_that_may_or_may_not_be_the_node_are_listed(
+    tmp_path: Path, mock: responses.RequestsMock, names: tuple[str, str]
+) -> None:
+    """The power of one of two servers is not that of both."""
+    resources = input_sensors(**dict(zip(names, (300.0, 280.0), strict=True)))
+    with pytest.raises(SensorAbsentError) as caught:
+        opened(mock, resources, tmp_path)
+    base = f"{CHASSIS}/1/Sensors"
+    seen = f"seen: {base}/{names[0]}#/Reading = 300 W, {base}/{names[1]}#/Reading = 280 W"
+    assert f"{seen}; set power_control to the Id of a sensor to use it as the node" in str(caught.value)
+    assert watts(opened(mock, resources, tmp_path, power_control=names[0]))[NODE] == 300.0
 
 
 def test_a_service_without_watts_lists_what_was_seen(tmp_path: Path, mock: responses.RequestsMock) -> None:

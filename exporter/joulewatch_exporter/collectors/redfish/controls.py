@@ -1,8 +1,9 @@
 """What the members of ``PowerControl`` measure: a node, one of its feeds, one server of an enclosure, or a sub-total.
 
-Public layouts differ. Dell and Lenovo list the server and sub-totals of its CPUs and memory. SONiC lists one member for
-each power supply: same ``Name``, same ``RelatedItem``; together they are the server. Enclosures list one member for
-each server, whose ``RelatedItem`` is that server.
+Public layouts differ. Dell and Lenovo list the server and sub-totals of its CPUs and memory. A sub-total is recognized
+by its ``Name``, or by ``PhysicalContext``: Cisco's members have no name. SONiC lists one member for each power supply:
+same ``Name``, same ``RelatedItem``; together they are the server. Enclosures list one member for each server, whose
+``RelatedItem`` is that server.
 
 Source: DMTF DSP0268, schema Power.
 """
@@ -15,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from joulewatch_exporter.collectors.redfish.names import SHARE, is_supply, rank_of
+from joulewatch_exporter.collectors.redfish.names import NUMBERED, SHARE, component_of, is_supply, rank_of, supply_side
 from joulewatch_exporter.collectors.redfish.plan import Json, as_list, as_text, link_target
+from joulewatch_exporter.model import Component
 
-_NUMBERED: Final = re.compile(r"(node|server|blade|sled|system)[ _-]?(\d+|[a-h])(?![a-z0-9])", re.IGNORECASE)
-"""A name such as ``Node 2 Power``; used if ``RelatedItem`` names no server."""
+_WHOLE_CONTEXTS: Final = ("Chassis", "PowerSubsystem", "PowerSupply", "SystemBoard", "Motherboard", "Room", "Rack")
+"""``PhysicalContext`` of members that may be the whole; Cisco states ``PowerSupply``. Others are a share of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +54,10 @@ def sort_controls(controls: Sequence[Json], chassis_uri: str, selected: str) -> 
             nodes[name] = _feeds(controls, [index for index in indices if servers.get(index) == name])
     else:
         feeds = _feeds(controls, [index for index in indices if _is_whole(controls[index])])
-        if not feeds and (len(controls) == 1 or all(is_supply(_name(control)) for control in controls)):
-            feeds = tuple(indices)
+        if not feeds and len(controls) == 1 and _component(controls[0]) == "node":
+            feeds = (0,)
+        if not feeds and all(is_supply(_name(control)) for control in controls):
+            feeds = _supply_inputs(controls)
         nodes = {"": feeds} if feeds else {}
     used = {index for feeds in nodes.values() for index in feeds}
     parts = {index: _server_of(controls[index], nodes) for index in indices if index not in used}
@@ -65,12 +69,34 @@ def control_name(control: Json, index: int) -> str:
     return _name(control) or as_text(control.get("MemberId")) or str(index)
 
 
+def part_of(control: Json, index: int) -> tuple[str, Component]:
+    """Return the name and the component of a member that is not a node."""
+    context = _context(control)
+    name = _name(control) or (f"{context} power" if context else f"power control {index}")
+    return name, _component(control)
+
+
 def _name(control: Json) -> str:
     return as_text(control.get("Name"))
 
 
 def _is_whole(control: Json) -> bool:
-    return rank_of(_name(control)) != SHARE
+    return rank_of(_name(control)) != SHARE and _context(control) in ("", *_WHOLE_CONTEXTS)
+
+
+def _context(control: Json) -> str:
+    return as_text(control.get("PhysicalContext"))
+
+
+def _component(control: Json) -> Component:
+    return component_of(f"{_name(control)} {_context(control)}")
+
+
+def _supply_inputs(controls: Sequence[Json]) -> tuple[int, ...]:
+    """Return the inputs of power supplies; members that state no side count as inputs if none states it."""
+    sides = [supply_side(_name(control)) for control in controls]
+    wanted = "input" if "input" in sides else ""
+    return tuple(index for index, side in enumerate(sides) if side == wanted)
 
 
 def _selected(controls: Sequence[Json], selected: str) -> tuple[int, ...]:
@@ -90,8 +116,11 @@ def _feeds(controls: Sequence[Json], candidates: Sequence[int]) -> tuple[int, ..
     name, related = _name(controls[main]), _related(controls[main])
     if not name or not related:
         return (main,)
+    context = _context(controls[main])
     return tuple(
-        index for index in candidates if _name(controls[index]) == name and _related(controls[index]) == related
+        index
+        for index in candidates
+        if (_name(controls[index]), _related(controls[index]), _context(controls[index])) == (name, related, context)
     )
 
 
@@ -114,9 +143,7 @@ def _servers(controls: Sequence[Json], chassis_uri: str) -> dict[int, str]:
         if named and kind == "Systems":
             return {}
     numbered = {
-        index: match
-        for index, control in enumerate(controls)
-        if (match := _NUMBERED.search(_name(control))) is not None
+        index: match for index, control in enumerate(controls) if (match := NUMBERED.search(_name(control))) is not None
     }
     groups: dict[tuple[str, str, str], dict[int, str]] = defaultdict(dict)
     for index, match in numbered.items():
@@ -134,7 +161,7 @@ def _label(name: str) -> str:
 def _server_of(control: Json, nodes: Mapping[str, tuple[int, ...]]) -> str:
     """Return which of the servers a sub-total belongs to; empty if it is unknown, or if there is only one."""
     names = {_label(segment) for uri in _related(control) for segment in uri.split("/")}
-    match = _NUMBERED.search(_name(control))
+    match = NUMBERED.search(_name(control))
     if match is not None:
         names.add(f"{match[1]}{match[2]}".lower())
     owners = [name for name in nodes if name in names]

@@ -4,7 +4,8 @@ Ids and paths differ between vendors (``1``, ``Self``, ``System.Embedded.1``), s
 report its power in several places: ``EnvironmentMetrics`` (with energy counters, if the service has them), the older
 ``Power``, a vendor's block in it, and single ``Sensors``. One of them is read, in this order, and the finding names the
 others. If no chassis has any of them, the sum of the inputs of the power supplies is the node. Chassis contain chassis
-(a GPU module in a server): a chassis inside another one with power is a part of it, never an addend.
+(a GPU module in a server): a chassis inside another one with power is a part of it, never an addend. Only the servers
+of an enclosure are nodes, and the enclosure is a part.
 
 NVIDIA's HGX baseboard is a chassis of its own, with GPUs inside. It is never a node, because it is not the server, and
 its GPUs are parts, because NVML on the server publishes them as devices.
@@ -15,6 +16,7 @@ publications about HGX (names of chassis and sensors).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -52,8 +54,11 @@ GAP_PERIODS: Final = 3.0
 _MAX_CHASSIS: Final = 256
 _MAX_SEEN: Final = 6
 
-_INNER_TYPES: Final = frozenset({"Card", "Cartridge", "Component", "IPBasedDrive", "Module", "Zone"})
+_INNER_TYPES: Final = frozenset(
+    {"Card", "Cartridge", "Component", "IPBasedDrive", "Module", "StorageEnclosure", "Zone"}
+)
 """Types of chassis that are not servers."""
+_ENCLOSURE_TYPES: Final = frozenset({"Enclosure", "Rack", "Shelf"})
 
 
 def discover(get: Get, target: RedfishTarget, *, interval_s: float, previous: Plan | None = None) -> Plan:
@@ -81,12 +86,18 @@ class _Chassis:
     model: str
     container: str
     contains: tuple[str, ...]
+    systems: tuple[str, ...]
     reported: ChassisPower
 
     @property
     def is_inner(self) -> bool:
         """Whether it is not a server."""
         return self.type in _INNER_TYPES or is_hgx(self.id)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it is one of perhaps several servers in an enclosure."""
+        return not self.is_inner and (self.type in ("Blade", "Sled") or bool(self.systems))
 
     @property
     def has_live_part(self) -> bool:
@@ -150,9 +161,15 @@ class _Discovery:
     def _add_all(self, live: Sequence[_Chassis], all_chassis: Sequence[_Chassis]) -> None:
         """Add the nodes and their parts."""
         selected = bool(self._target.chassis)
-        nodes, containers = _nodes(live, {} if selected else _containers(all_chassis, live), selected=selected)
+        containers = {} if selected else _containers(all_chassis, live)
+        enclosures = _enclosures(live, containers)
+        for chassis in live:
+            if chassis.is_server and containers.get(chassis.uri) in enclosures:
+                del containers[chassis.uri]
+        outside = [chassis for chassis in live if chassis.uri not in enclosures]
+        nodes, containers = _nodes(outside, containers, selected=selected)
         is_single = sum(len(node.reported.nodes) for node in nodes) == 1
-        devices: dict[str, str] = {}
+        devices = dict.fromkeys(enclosures, self._target.name)
         for node in nodes:
             whole = self._target.name if is_single else f"{self._target.name}/{node.id}"
             named = {server: f"{self._target.name}/{server}" if server else whole for server in node.reported.nodes}
@@ -162,11 +179,13 @@ class _Discovery:
             self._add_parts(node, named, devices[node.uri])
         if not self._target.parts:
             return
-        inner = [chassis for chassis in live if chassis.uri in containers]
+        inner = [chassis for chassis in live if chassis.uri in containers or chassis.uri in enclosures]
         self._prepare_hgx([chassis for chassis in inner if is_hgx(chassis.id)], has_node=bool(nodes))
         for chassis in inner:
             outermost = _outermost(chassis.uri, containers)
             self._add_inner(chassis, devices.get(outermost, "") if nodes else self._target.name)
+            if chassis.uri in enclosures:
+                self._add_parts(chassis, {}, self._target.name)
         for chassis in all_chassis:
             if chassis not in live and chassis.has_live_part:
                 device = next(iter(devices.values())) if len(devices) == 1 else self._target.name
@@ -207,6 +226,7 @@ class _Discovery:
             model=" ".join(filter(None, (as_text(resource.get("Manufacturer")), as_text(resource.get("Model"))))),
             container=link_target(links.get("ContainedBy")) or "",
             contains=tuple(filter(None, map(link_target, as_list(links.get("Contains"))))),
+            systems=tuple(filter(None, map(link_target, as_list(links.get("ComputerSystems"))))),
             reported=self._finder.find(resource, uri),
         )
 
@@ -219,7 +239,7 @@ class _Discovery:
         if self._explorer.denials:
             return SensorDeniedError(self._explorer.denials[0])
         return SensorAbsentError(
-            f"{where}: no chassis reports its power: none has EnvironmentMetrics, Power or Sensors in watts or joules; "
+            f"{where}: no chassis reports its power, neither in EnvironmentMetrics nor in Power or Sensors; "
             f"{self._seen(all_chassis)}"
         )
 
@@ -233,6 +253,8 @@ class _Discovery:
         texts += [text for chassis in all_chassis for text in chassis.reported.ratings]
         if any("#/PowerControl/" in entry for entry in seen):
             texts.append("set power_control to use a member of PowerControl")
+        elif any("/Sensors/" in entry.partition("#")[0] for entry in seen):
+            texts.append("set power_control to the Id of a sensor to use it as the node")
         return "; ".join(texts)
 
     # -- series ------------------------------------------------------------------------------------
@@ -337,6 +359,17 @@ def _containers(all_chassis: Sequence[_Chassis], live: Sequence[_Chassis]) -> di
             visited.add(parent)
             parent = parents.get(parent, "")
     return containers
+
+
+def _enclosures(live: Sequence[_Chassis], containers: Mapping[str, str]) -> set[str]:
+    """Return the enclosures of servers (by their type, or with several servers), and those around them."""
+    inside = Counter(containers[chassis.uri] for chassis in live if chassis.is_server and chassis.uri in containers)
+    types = {chassis.uri: chassis.type for chassis in live}
+    enclosures = {uri for uri, count in inside.items() if count > 1 or types[uri] in _ENCLOSURE_TYPES}
+    for uri in tuple(enclosures):
+        while (uri := containers.get(uri, "")) and uri not in enclosures:
+            enclosures.add(uri)
+    return enclosures
 
 
 def _nodes(

@@ -22,6 +22,8 @@ _COMPONENTS: Final[Sequence[tuple[str, Component]]] = (
     (r"cpus?|processors?", "cpu"),
     (r"mem|memory|dimms?|dram", "memory"),
 )
+NUMBERED: Final = re.compile(r"(node|server|blade|sled|system)[ _-]?(\d+|[a-h])(?![a-z0-9])", re.IGNORECASE)
+"""The server in a name such as ``Node 2 Power``."""
 _STATISTICS: Final = re.compile(r"(?:max|min|peak|avg|average|limit|cap|rated)")
 _SUPPLY_WORDS: Final = re.compile(r"(?:psus?|ps|supply|supplies)")
 
@@ -64,11 +66,25 @@ def is_supply(name: str) -> bool:
     return any(_SUPPLY_WORDS.fullmatch(word) for word in _words(name))
 
 
+def server_in(name: str) -> str:
+    """Return the server of an enclosure that a name refers to (``node2``); empty: it names none, or a share of one."""
+    match = NUMBERED.search(name)
+    return "" if match is None or rank_of(name) == SHARE else f"{match[1]}{match[2]}".lower()
+
+
+def supply_side(name: str) -> str:
+    """Return which side of a power supply a name refers to, ``input`` or ``output``; empty: neither."""
+    words = _words(name)
+    if not is_supply(name):
+        return ""
+    if any(word in ("in", "input", "pin") for word in words):
+        return "input"
+    return "output" if any(word in ("out", "output", "pout") for word in words) else ""
+
+
 def input_sensor(name: str) -> str:
     """Return the power supply whose input a sensor measures; empty: it is another sensor."""
-    words = _words(name)
-    is_input = any(word in ("in", "input", "pin") for word in words)
-    if not is_input or not is_supply(name) or any(_STATISTICS.fullmatch(word) for word in words):
+    if supply_side(name) != "input" or any(_STATISTICS.fullmatch(word) for word in _words(name)):
         return ""
     match = re.search(r"(psu|ps|supply)[ _]?(\d+)", name, re.IGNORECASE)
     return slug(name) if match is None else f"{match[1]}{match[2]}".lower()

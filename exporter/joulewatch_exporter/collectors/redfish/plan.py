@@ -14,6 +14,8 @@ from joulewatch_exporter.model import Finding, SensorInfo
 
 Json: TypeAlias = Mapping[str, Any]
 
+_NUMBER: Final = re.compile(r"[+-]?\d+(?:\.\d*)?(?:e[+-]?\d+)?", re.IGNORECASE | re.ASCII)
+
 ROOT: Final = "/redfish/v1/"
 """The only fixed path."""
 
@@ -57,8 +59,6 @@ class Field:
     """Factor to watts or joules."""
     rating_watts: float = math.inf
     """A power of this size or more is the rating of a power supply, not a reading."""
-    is_text: bool = False
-    """Whether the number is in a string, as in metric reports."""
 
     @property
     def pointer(self) -> str:
@@ -79,8 +79,7 @@ class Field:
 
     def number(self, resource: Json) -> float | None:
         """Return the value in watts or joules; None if it is not a number."""
-        found = self.value(resource)
-        value = _parsed(found) if self.is_text and isinstance(found, str) else number(found)
+        value = number(self.value(resource))
         return None if value is None else value * self.scale
 
     def watts(self, resource: Json) -> float | None:
@@ -171,22 +170,20 @@ class Plan:
 
 
 def number(value: Any) -> float | None:
-    """Return a JSON number as a float; None for other types and for numbers outside the range of a float."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal):
+    """Return a JSON number as a float; None for other types and for numbers outside the range of a float.
+
+    Metric reports have their numbers in strings, and so have some services (Microsoft's rack manager).
+    """
+    if isinstance(value, str):
+        if _NUMBER.fullmatch(value.strip()) is None:
+            return None
+    elif isinstance(value, bool) or not isinstance(value, int | float | Decimal):
         return None
     try:
         result = float(value)
     except (OverflowError, ValueError):
         return None
     return result if math.isfinite(result) else None
-
-
-def _parsed(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 def seconds(duration: Any) -> float | None:
@@ -259,10 +256,18 @@ def best_counter(resource: Json, uri: str, path: tuple[str, ...], scale: float) 
 
 
 def step_of(resource: Json, field: Field | None, unit: str) -> str:
+    """Return the step of a value with its unit; empty if there is no value."""
+    step = None if field is None else step_size(resource, field)
+    return "" if step is None else f"{step:g} {unit}"
+
+
+def step_size(resource: Json, field: Field) -> float | None:
     """Return the step of a value, estimated from its digits (JSON may omit trailing zeros)."""
-    value = None if field is None else field.value(resource)
-    if field is None or number(value) is None:
-        return ""
+    value = field.value(resource)
+    if number(value) is None:
+        return None
+    if isinstance(value, str):
+        value = Decimal(value.strip())
     exponent = value.as_tuple().exponent if isinstance(value, Decimal) else 0
     decimals = min(max(-exponent, 0), 6) if isinstance(exponent, int) else 0
-    return f"{field.scale * 10.0**-decimals:g} {unit}"
+    return field.scale * 10.0**-decimals

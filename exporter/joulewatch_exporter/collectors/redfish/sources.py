@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from joulewatch_exporter.collectors.redfish.controls import Controls, control_name, sort_controls
+from joulewatch_exporter.collectors.redfish.controls import Controls, control_name, part_of, sort_controls
 from joulewatch_exporter.collectors.redfish.names import (
     SHARE,
     WHOLE,
-    component_of,
     input_sensor,
     rank_of,
+    server_in,
     slug,
 )
 from joulewatch_exporter.collectors.redfish.plan import (
@@ -35,6 +35,7 @@ from joulewatch_exporter.collectors.redfish.plan import (
     number,
     seconds,
     step_of,
+    step_size,
     total_watts,
 )
 from joulewatch_exporter.collectors.redfish.supplies import (
@@ -53,6 +54,9 @@ Get: TypeAlias = Callable[[str], Json]
 """Returns a resource by its path; raises `MissingError` if there is none."""
 
 JOULES_PER_KWH: Final = 3.6e6
+COARSE_JOULES: Final = 0.05 * JOULES_PER_KWH
+"""A counter with larger steps is not used next to a power: a step of 0.1 kWh takes 20 minutes at 300 W. A last digit of
+0, which JSON may omit, makes the step of 0.001 kWh seem to be 0.01 kWh, which is still used."""
 
 _MAX_PAGES: Final = 32
 _MAX_SENSORS: Final = 24
@@ -60,7 +64,7 @@ _MAX_SENSORS: Final = 24
 _MAX_SUPPLIES: Final = 16
 _SEEN_DEPTH: Final = 8
 
-_POWER_SENSOR: Final = re.compile(r"power|pwr|watt|energy|consum", re.IGNORECASE)
+_POWER_SENSOR: Final = re.compile(r"power|pwr|watt|energy|consum|(?<![a-z])p(?:in|out)(?![a-z])", re.IGNORECASE)
 _WATTS: Final[Mapping[str, float]] = {"W": 1.0, "kW": 1e3, "mW": 1e-3}
 _JOULES: Final[Mapping[str, float]] = {"J": 1.0, "kJ": 1e3, "kW.h": JOULES_PER_KWH, "kWh": JOULES_PER_KWH, "W.h": 3.6e3}
 
@@ -222,7 +226,8 @@ class SourceFinder:
             else:
                 sources += of_servers.values()
                 if (total := oem_total(power, power_uri)) is not None:
-                    sources.append(_source(f"Power Oem {total.path[1]}", (total,), resources))
+                    kind = "Power" if len(total.path) == 1 else f"Power Oem {total.path[1]}"
+                    sources.append(_source(kind, (total,), resources))
         if not found.nodes:
             self._choose(found, sources, chassis, uri)
         if found.nodes or not self._target.power_control:
@@ -301,8 +306,9 @@ class SourceFinder:
 
     def _environment(self, resource: Json, uri: str) -> Source:
         power = Field(uri, ("PowerWatts", "Reading")) if "PowerWatts" in resource else None
-        energy, step, note = self._counter(resource, uri)
-        is_live = (power is not None and power.watts(resource) is not None) or energy is not None
+        has_watts = power is not None and power.watts(resource) is not None
+        energy, step, note = self._counter(resource, uri, has_watts=has_watts)
+        is_live = has_watts or energy is not None
         source = Source(
             kind="EnvironmentMetrics",
             power=() if power is None else (power,),
@@ -325,7 +331,7 @@ class SourceFinder:
         is_same_kind = full is not None and bool(full.power) == bool(excerpt.power)
         return full if full is not None and is_same_kind and full.is_live and full.sampled is not None else excerpt
 
-    def _counter(self, resource: Json, uri: str) -> tuple[Field | None, str, str]:
+    def _counter(self, resource: Json, uri: str, *, has_watts: bool) -> tuple[Field | None, str, str]:
         """Return the energy counter of ``EnvironmentMetrics`` and its step, or a note why there is none."""
         note = ""
         if not self._target.energy:
@@ -334,9 +340,13 @@ class SourceFinder:
             counter = best_counter(resource, uri, (key,), scale)
             if counter is None:
                 continue
-            if counter.joules(resource) == 0.0 and counter not in self._known_counters:
-                note = f"{key} is 0 and not used"
-                continue
+            if counter not in self._known_counters:
+                if counter.joules(resource) == 0.0:
+                    note = f"{key} is 0 and not used"
+                    continue
+                if has_watts and _is_coarse(resource, counter):
+                    note = f"{key} has steps of {step_of(resource, counter, 'J')}, so the power is integrated instead"
+                    continue
             return counter, step_of(resource, counter, "J"), ""
         return None, "", note
 
@@ -364,12 +374,19 @@ class SourceFinder:
             return []
         uris.sort(key=lambda member: (_rank(member.rpartition("/")[2], chassis_id), member))
         best: dict[str, tuple[int, Source]] = {}
+        # Sensors of several servers: none of them measures the whole chassis.
+        servers = {server_in(member.rpartition("/")[2]) for member in uris} - {""}
+        is_whole = len(servers) < 2 or bool(self._target.power_control)
         for member in uris[:_MAX_SENSORS]:
             resource = self._explorer.optional(member)
             source = None if resource is None else self._sensor(resource, member, "Sensors")
             if resource is None or source is None:
                 continue
+            if source.power:
+                found.seen.append(f"{source.pointer} = {_shown(resource.get('Reading'))}")
             rank = self._sensor_rank(resource, member, chassis_id)
+            if not is_whole and server_in(member.rpartition("/")[2]):
+                rank = None
             kind = "power" if source.power else "energy"
             if rank is not None and source.is_live and (kind not in best or rank < best[kind][0]):
                 best[kind] = (rank, source)
@@ -377,6 +394,10 @@ class SourceFinder:
                 found.input_sensors.append(Supply(name=name, input=source.power[0]))
         power = best["power"][1] if "power" in best else None
         energy = best["energy"][1] if "energy" in best else None
+        if power is not None and energy is not None and energy.energy is not None:
+            field = energy.energy
+            if field not in self._known_counters and _is_coarse(self._explorer.get(field.uri), field):
+                energy = None
         if power is None or energy is None:
             return [source for source in (energy, power) if source is not None]
         return [
@@ -428,6 +449,10 @@ class SourceFinder:
         return None
 
 
+def _is_coarse(resource: Json, counter: Field) -> bool:
+    return (step_size(resource, counter) or 0.0) > COARSE_JOULES
+
+
 def _id_of(resource: Json, uri: str) -> str:
     return as_text(resource.get("Id")) or uri.rpartition("/")[2]
 
@@ -473,11 +498,11 @@ def _sub_totals(controls: Controls, power: Json, uri: str) -> Iterator[Part]:
     for index, server in controls.parts.items():
         control = as_mapping(members[index])
         watts = _control_field(members, index, uri)
-        name = as_text(control.get("Name")) or f"power control {index}"
+        name, component = part_of(control, index)
         if watts.watts(power) is not None:
             yield Part(
                 domain=slug(name),
-                component=component_of(name),
+                component=component,
                 power=watts,
                 step=step_of(power, watts, "W"),
                 server=server,

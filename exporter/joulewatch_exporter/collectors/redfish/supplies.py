@@ -180,7 +180,10 @@ def _with_number(fields: Sequence[Field], resource: Json) -> Field | None:
 
 
 def oem_total(power: Json, uri: str) -> Field | None:
-    """Return the power of the whole chassis in a vendor's block of ``Power``."""
+    """Return the power of the whole chassis in a vendor's block of ``Power``, or where iLO 4 has it."""
+    old = Field(uri, ("PowerConsumedWatts",))
+    if number(old.value(power)) is not None and "PowerControl" not in power:
+        return old
     for vendor, block in as_mapping(power.get("Oem")).items():
         for path in (("ChassisPowerConsumption", "CurrentPowerConsumptionW"), ("TotalPower",)):
             field = Field(uri, ("Oem", vendor, *path))
