@@ -19,7 +19,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from joulewatch_harness.prediction.roofline import COVERAGE, Floats
+from joulewatch_harness.prediction.roofline import COVERAGE, FEW, Floats, Points, fit
 
 LEVEL: Final = 1.0
 """Variance of the logarithm of the level of a new device, added to that of the known ones."""
@@ -84,6 +84,44 @@ def condition(views: Views, rows: NDArray[np.int_], values: Floats) -> Gaussian:
     surprise = float(innovation @ np.linalg.solve(noisy, innovation))
     left = np.maximum(variance - (covariance * gain).sum(axis=0), NOISE)
     return Gaussian(mean + innovation @ gain, np.sqrt(left * (DOF + surprise) / (DOF + count)))
+
+
+def alone(points: Points, wanted: Points, batch_size: float) -> Gaussian:
+    """Return the prediction for a device with few networks: its own roofline, conditioned on its own rows.
+
+    The scale grows with the distance from the measured networks.
+    """
+    model = fit(points, batch_size)
+    both = points.joined(wanted)
+    parts = model.parts(both.features, both.batch_sizes, both.seconds)
+    total = np.maximum(parts.sum(axis=1), 1e-30)
+    views = Views(("",), np.log(total)[None], (parts / total[:, None])[None])
+    count = len(points)
+    every = condition(views, np.arange(count), points.values)
+    return Gaussian(every.mean[count:], every.scale[count:])
+
+
+def held_out(points: Points, labels: Sequence[str], batch_size: float) -> tuple[Floats, Floats]:
+    """Return errors and their scale at one batch size, for models fitted without the rows of the same label.
+
+    Errors are nan where nothing is left to fit. With few networks they come from ``alone``; with more, the scale is 1.
+    """
+    names = np.array(labels)
+    errors, scales = np.full(len(points), np.nan), np.ones(len(points))
+    at = points.batch_sizes == batch_size
+    few = int(at.sum()) < FEW
+    for label in dict.fromkeys(names[at].tolist()):
+        out, rest = (names == label) & at, names != label
+        if not rest.any():
+            continue
+        wanted = points[out]
+        if few:
+            prediction = alone(points[rest], wanted, batch_size)
+            logs, scales[out] = prediction.mean, prediction.scale
+        else:
+            logs = fit(points[rest], batch_size).log_values(wanted.features, wanted.batch_sizes, wanted.seconds)
+        errors[out] = np.log(wanted.values) - logs
+    return np.asarray(errors[at]), np.asarray(scales[at])
 
 
 def spread_choice(sizes: Floats, count: int) -> list[int]:

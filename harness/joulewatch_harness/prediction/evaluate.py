@@ -130,7 +130,7 @@ def _known_device(
     """Hold out one network or one family of each device, or of the chosen ones."""
     errors = _Errors()
     for model in models if chosen is None else chosen:
-        for rows, own in _held_out(models, model, kind, label):
+        for rows, own, scale in _held_out(models, model, kind, label):
             for name in dict.fromkeys(getattr(row, label) for row in rows):
                 test = [i for i, row in enumerate(rows) if getattr(row, label) == name and math.isfinite(own[i])]
                 train = [row for row in rows if getattr(row, label) != name]
@@ -141,25 +141,28 @@ def _known_device(
                 errors.macs += macs
                 errors.power += power
                 errors.devices.add(model.device)
-                width, _ = half_width(np.delete(own, test))
-                if label == "network" and math.isfinite(width):
-                    errors.inside += [(model.device, bool(abs(own[i]) <= width)) for i in test]
-                    errors.widths += [width] * len(test)
+                factor, _ = half_width(np.delete(own / scale, test))
+                if label == "network" and math.isfinite(factor):
+                    errors.inside += [(model.device, bool(abs(own[i]) <= factor * scale[i])) for i in test]
+                    errors.widths += [factor * float(scale[i]) for i in test]
     return errors
 
 
 def _held_out(
     models: Sequence[DeviceModel], model: DeviceModel, kind: str, label: str
-) -> Iterator[tuple[list[Row], Floats]]:
-    """Yield rows and errors per batch size, as ``predict`` would predict them."""
+) -> Iterator[tuple[list[Row], Floats, Floats]]:
+    """Yield rows, errors and their scale per batch size, as ``predict`` would predict them."""
     new = as_new(models, model, kind) if len(model.networks) < FEW_ALONE and kind in model.errors else None
     if new is not None:
         rows = list(new.rows)
-        yield rows, held_out_as_new(new, kind, [getattr(row, label) for row in rows])
+        yield rows, held_out_as_new(new, kind, [getattr(row, label) for row in rows]), np.ones(len(rows))
         return
     for size, errors in model.errors.get(kind, {}).items():
         rows = [row for row in usable(model.rows, kind) if row.batch_size == size]
-        yield rows, errors.family if label == "family" else errors.network
+        if label == "family":
+            yield rows, errors.family, errors.family_scale
+        else:
+            yield rows, errors.network, errors.network_scale
 
 
 def _new_device(models: Sequence[DeviceModel], kind: str, count: int) -> _Errors:

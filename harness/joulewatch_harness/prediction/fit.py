@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, Final
 
 import numpy as np
 
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.prediction.devices import FEWEST_DEVICES, Gaussian, Views, condition, quantile, spread_choice
+from joulewatch_harness.prediction.devices import (
+    FEWEST_DEVICES,
+    Gaussian,
+    Views,
+    alone,
+    condition,
+    held_out,
+    quantile,
+    spread_choice,
+)
 from joulewatch_harness.prediction.features import CNN_OPERATORS, FEATURES, Features
-from joulewatch_harness.prediction.roofline import TERMS, Floats, Points, Roofline, fit, half_width, held_out
+from joulewatch_harness.prediction.roofline import FEW, TERMS, Floats, Points, Roofline, fit, half_width
 from joulewatch_harness.prediction.table import UNIT_FACTOR, Row, check_rows, listed
 
 ENERGY: Final = "energy"
@@ -42,10 +51,13 @@ class Errors:
     network: Floats
     """Logarithm of measured over predicted, one per network; nan: not predictable."""
     family: Floats
+    network_scale: Floats
+    """Scale of each error; 1 unless the networks are few."""
+    family_scale: Floats
 
     def half_width(self, *, family: bool) -> tuple[float, str]:
-        """Return the half-width of a 90 % interval, and its basis."""
-        return half_width(self.family if family else self.network)
+        """Return the half-width of a 90 % interval for a scale of 1, and its basis."""
+        return half_width(self.family / self.family_scale if family else self.network / self.network_scale)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,9 +119,11 @@ class DeviceModel:
 
     def log_values(self, kind: str, features: Floats, batch_sizes: Floats) -> Floats:
         """Return the logarithm of the rooflines' predictions; between measured batch sizes it is interpolated."""
-        return self._interpolated(
-            self.rooflines[kind], batch_sizes, lambda model, sizes: model.log_values(features, sizes, smooth=False)
-        )
+        logs = {
+            size: model.log_values(features, np.full(len(features), float(size)), smooth=False)
+            for size, model in self.rooflines[kind].items()
+        }
+        return self._interpolated(logs, batch_sizes)
 
     def shares(self, kind: str, features: Floats, batch_sizes: Floats) -> Floats:
         """Return the share of each term in the prediction, shape (n, 7), from the nearest measured batch size."""
@@ -124,23 +138,39 @@ class DeviceModel:
 
     def predict(
         self, kind: str, features: Features, batch_size: float, seconds: float | None = None
-    ) -> tuple[float, dict[str, float]]:
-        """Return the logarithm of the prediction for one network, and the share of each term."""
-        vector, sizes = np.array([features.vector()]), np.array([float(batch_size)])
-        times = None if seconds is None else np.array([seconds])
+    ) -> tuple[float, float, dict[str, float]]:
+        """Return the logarithm of the prediction for one network, its scale, and the share of each term."""
+        one = np.ones(1)
+        wanted = Points(
+            features=np.array([features.vector()]), batch_sizes=one * batch_size, values=one,
+            seconds=None if seconds is None else one * seconds,
+        )  # fmt: skip
         models = self.rooflines[kind]
-        logs = self._interpolated(models, sizes, lambda model, at: model.log_values(vector, at, times))
+        rows = points_of(usable(self.rows, kind), kind)
+        predictions: dict[int, tuple[float, float]] = {}
+        for size, model in models.items():
+            at = replace(wanted, batch_sizes=one * size)
+            if int((rows.batch_sizes == size).sum()) < FEW:
+                gaussian = alone(rows, at, size)
+                predictions[size] = float(gaussian.mean[0]), float(gaussian.scale[0])
+            else:
+                predictions[size] = float(model.log_values(at.features, at.batch_sizes, at.seconds)[0]), 1.0
         nearest = min(models, key=lambda known: abs(math.log(known / batch_size)))
-        parts = models[nearest].parts(vector, np.array([float(nearest)]), times)[0]
+        parts = models[nearest].parts(wanted.features, one * nearest, wanted.seconds)[0]
         names = (*TERMS, "mean power") if seconds is not None else TERMS
-        return float(logs[0]), dict(zip(names, (parts / parts.sum()).tolist(), strict=True))
+        log = self._interpolated({size: one * value for size, (value, _) in predictions.items()}, wanted.batch_sizes)[0]
+        shares = dict(zip(names, (parts / parts.sum()).tolist(), strict=True))
+        return float(log), predictions[nearest][1], shares
 
-    def _interpolated(
-        self, models: Mapping[int, Roofline], batch_sizes: Floats, logs_at: Callable[[Roofline, Floats], Floats]
-    ) -> Floats:
-        """Interpolate (and extrapolate) the logarithm linearly in the logarithm of the batch size."""
-        known = sorted(models)
-        columns = np.array([logs_at(models[size], np.full(len(batch_sizes), float(size))) for size in known])
+    def _interpolated(self, logs: Mapping[int, Floats], batch_sizes: Floats) -> Floats:
+        """Interpolate (and extrapolate) linearly in the logarithm of the batch size.
+
+        Args:
+            logs: Measured batch size -> logarithms at this batch size, shape (n,).
+            batch_sizes: The batch size of each, shape (n,).
+        """
+        known = sorted(logs)
+        columns = np.array([logs[size] for size in known])
         if len(known) == 1:
             return np.asarray(columns[0])
         positions, at = np.log(known), np.log(batch_sizes)
@@ -246,9 +276,10 @@ def fit_device(rows: Sequence[Row], *, with_errors: bool = True) -> DeviceModel:
         for size in sorted({row.batch_size for row in chosen}):
             rooflines[kind][size] = fit(points, float(size))
             if with_errors:
+                network, network_scale = held_out(points, [row.network for row in chosen], float(size))
+                family, family_scale = held_out(points, [row.family for row in chosen], float(size))
                 errors[kind][size] = Errors(
-                    network=held_out(points, [row.network for row in chosen], float(size)),
-                    family=held_out(points, [row.family for row in chosen], float(size)),
+                    network=network, network_scale=network_scale, family=family, family_scale=family_scale
                 )
     first = rows[0]
     return DeviceModel(

@@ -21,6 +21,7 @@ from joulewatch_harness.prediction.table import Row
 FORMAT: Final = "joulewatch prediction model"
 VERSION: Final = 1
 """Raised when the features, the fit or the file change so that another joulewatch would predict something else."""
+_ERRORS: Final = ("network", "network_scale", "family", "family_scale")
 LARGEST_BYTES: Final = 1 << 28
 
 
@@ -63,7 +64,7 @@ def _model_document(model: DeviceModel) -> dict[str, Any]:
                 "half_width_of_90_percent": {
                     name: {"value": _finite(value), "basis": basis} for name, (value, basis) in widths.items()
                 },
-                "errors": {"network": _numbers(errors.network), "family": _numbers(errors.family)},
+                "errors": {name: _numbers(getattr(errors, name)) for name in _ERRORS},
             }
     return {
         "scope": model.scope,
@@ -166,7 +167,7 @@ def _model(entry: Mapping[str, Any]) -> DeviceModel:
         },
         errors={
             kind: {
-                int(size): Errors(**{name: _array(fitted["errors"][name]) for name in ("network", "family")})
+                int(size): Errors(**{name: _array(fitted["errors"][name]) for name in _ERRORS})
                 for size, fitted in sizes.items()
             }
             for kind, sizes in fits.items()

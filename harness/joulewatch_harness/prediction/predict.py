@@ -180,15 +180,15 @@ def _for_known_device(model: DeviceModel, request: Request) -> list[Prediction]:
         raise PredictionRefusedError(f"{model.title}: --latency is of no use, because no times were measured there")
     predictions = []
     for size in _sizes(request, model.batch_sizes):
-        log, shares = model.predict(kind, request.features, size, request.seconds)
-        parts = [_model_part(model, kind, size, wide), *batch_part(model.batch_sizes, size)]
+        log, scale, shares = model.predict(kind, request.features, size, request.seconds)
+        parts = [_model_part(model, kind, size, scale, wide), *batch_part(model.batch_sizes, size)]
         throughput = None
         if request.seconds is not None:
             throughput = Interval(median=1 / request.seconds, low=1 / request.seconds, high=1 / request.seconds)
         elif TIME in model.rooflines:
-            log_s, _ = model.predict(TIME, request.features, size)
+            log_s, scale, _ = model.predict(TIME, request.features, size)
             time_parts = [
-                _model_part(model, TIME, size, wide),
+                _model_part(model, TIME, size, scale, wide),
                 *batch_part(model.batch_sizes, size),
             ]
             throughput = Interval.around(log_s, sum(width for _, width in time_parts)).inverse()
@@ -196,19 +196,22 @@ def _for_known_device(model: DeviceModel, request: Request) -> list[Prediction]:
     return predictions
 
 
-def _model_part(model: DeviceModel, kind: str, batch_size: int, other_family: bool) -> tuple[str, float]:
+def _model_part(model: DeviceModel, kind: str, batch_size: int, scale: float, other_family: bool) -> tuple[str, float]:
     """Return the part of the interval that comes from the errors on networks that were held out."""
     errors = model.errors[kind]
     timed = ", latency measured" if kind == ENERGY_WITH_TIME else ""
     nearest = errors[min(errors, key=lambda size: abs(math.log(size / batch_size)))]
     if not other_family:
         width, basis = nearest.half_width(family=False)
-        return f"unseen network{timed} ({basis})", width
+        return f"unseen network{timed} ({basis})", width * scale
     if len(model.families) > 1:
         width, basis = nearest.half_width(family=True)
-        return f"unseen family of networks{timed} ({basis}, {len(model.families)} families)", width
+        return f"unseen family of networks{timed} ({basis}, {len(model.families)} families)", width * scale
     width, basis = nearest.half_width(family=False)
-    return f"unseen family of networks (not validated: {ONE_FAMILY:g} × unseen network, {basis})", ONE_FAMILY * width
+    return (
+        f"unseen family of networks (not validated: {ONE_FAMILY:g} × unseen network, {basis})",
+        ONE_FAMILY * width * scale,
+    )
 
 
 def _sizes(request: Request, measured: Sequence[int]) -> Sequence[int]:

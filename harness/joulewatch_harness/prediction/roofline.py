@@ -12,7 +12,6 @@ from them. All errors here are natural logarithms: measured over predicted.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -29,8 +28,9 @@ SECONDS: Final = "seconds"
 """The term of the mean power in a model with measured time."""
 _PER_BATCH: Final = np.array([False, False, True, False, True, False])
 COVERAGE: Final = 0.9
-FEW: Final = 8
-"""With fewer networks at a batch size, other batch sizes take part in the fit, and residuals are not smoothed."""
+FEW: Final = 9
+"""With fewer networks at a batch size there is no conformal interval. Other batch sizes take part in the fit, and
+residuals are not smoothed."""
 PENALTY: Final = 0.3
 PENALTY_WITH_TIME: Final = 0.004
 """Divided by the number of rows. With a measured time, the other terms are small corrections."""
@@ -63,6 +63,18 @@ class Points:
             batch_sizes=self.batch_sizes[rows],
             values=self.values[rows],
             seconds=None if self.seconds is None else self.seconds[rows],
+        )
+
+    def joined(self, others: Points) -> Points:
+        """Return these rows and the others; both have seconds, or neither."""
+        seconds = None
+        if self.seconds is not None and others.seconds is not None:
+            seconds = np.concatenate([self.seconds, others.seconds])
+        return Points(
+            features=np.concatenate([self.features, others.features]),
+            batch_sizes=np.concatenate([self.batch_sizes, others.batch_sizes]),
+            values=np.concatenate([self.values, others.values]),
+            seconds=seconds,
         )
 
 
@@ -180,26 +192,8 @@ def nnls(matrix: Floats, target: Floats, penalty: float) -> Floats:
     return np.asarray(x / scale)
 
 
-def held_out(points: Points, labels: Sequence[str], batch_size: float) -> Floats:
-    """Return the errors at one batch size of models fitted without the rows of the same label; nan: not predictable.
-
-    A label with all rows leaves nothing to fit, so its errors are nan.
-    """
-    names = np.array(labels)
-    errors = np.full(len(points), np.nan)
-    at = points.batch_sizes == batch_size
-    for label in dict.fromkeys(names[at].tolist()):
-        out, rest = names == label, names != label
-        if not rest.any():
-            continue
-        wanted = points[out & at]
-        logs = fit(points[rest], batch_size).log_values(wanted.features, wanted.batch_sizes, wanted.seconds)
-        errors[out & at] = np.log(wanted.values) - logs
-    return np.asarray(errors[at], dtype=np.float64)
-
-
 def half_width(errors: Floats) -> tuple[float, str]:
-    """Return the half-width of an interval of 90 % coverage for a new error of the same kind, and its basis.
+    """Return the half-width of an interval of 90 % coverage for a new error (or score) of the same kind, and its basis.
 
     From 9 errors on it is the conformal quantile: the ceil(0.9 (n + 1))-th smallest of the absolute errors. With fewer,
     no such quantile exists; Student's t assumes normal errors around 0 instead.
@@ -213,4 +207,5 @@ def half_width(errors: Floats) -> tuple[float, str]:
         return float(known[place - 1]), f"conformal, {count} errors"
     if count == 1:
         return math.inf, "none: a single error is known"
-    return student_factor(count, COVERAGE) * math.sqrt(float((known**2).mean())), f"Student's t, {count} errors"
+    spread = math.sqrt(float((known**2).mean()) * (1 + 1 / count))
+    return student_factor(count - 1, COVERAGE) * spread, f"Student's t, {count} errors"

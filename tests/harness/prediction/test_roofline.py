@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from joulewatch_harness.prediction import roofline
+from joulewatch_harness.prediction.devices import alone, held_out
 from joulewatch_harness.prediction.fit import ENERGY, points_of
-from joulewatch_harness.prediction.roofline import design, fit, half_width, held_out, nnls
+from joulewatch_harness.prediction.roofline import design, fit, half_width, nnls
 from support.simulated_devices import coefficients_of, device_rows, networks
 
 
@@ -64,11 +65,12 @@ def test_few_networks_are_fitted_with_all_batch_sizes() -> None:
 def test_the_row_that_is_held_out_does_not_change_its_own_prediction() -> None:
     rows = device_rows(5, networks()[:20])
     points, names = points_of(rows, ENERGY), [row.network for row in rows]
-    errors = held_out(points, names, 1.0)
+    errors, scales = held_out(points, names, 1.0)
+    assert (scales == 1.0).all()
     changed = points_of(rows, ENERGY)
     changed.values[7] *= 3.0
-    assert held_out(changed, names, 1.0)[7] == pytest.approx(errors[7] + math.log(3.0))
-    assert np.isnan(held_out(points, ["same"] * 20, 1.0)).all()
+    assert held_out(changed, names, 1.0)[0][7] == pytest.approx(errors[7] + math.log(3.0))
+    assert np.isnan(held_out(points, ["same"] * 20, 1.0)[0]).all()
 
 
 def test_the_half_width_is_the_conformal_quantile_with_its_correction() -> None:
@@ -76,9 +78,21 @@ def test_the_half_width_is_the_conformal_quantile_with_its_correction() -> None:
     assert half_width(np.arange(1.0, 10.0)) == (9.0, "conformal, 9 errors")
     assert half_width(-np.arange(1.0, 20.0))[0] == 18.0
     width, basis = half_width(np.array([0.1, -0.1, 0.1]))
-    assert (width, basis) == (pytest.approx(0.1 * 2.353, rel=1e-3), "Student's t, 3 errors")
+    assert (width, basis) == (pytest.approx(0.1 * 2.920 * math.sqrt(4 / 3), rel=1e-3), "Student's t, 3 errors")
     assert half_width(np.array([math.nan, 0.1])) == (math.inf, "none: a single error is known")
     assert half_width(np.zeros(0))[0] == math.inf
+
+
+def test_with_few_networks_the_interval_grows_with_the_distance() -> None:
+    """Networks like the measured ones are more certain than those of another family."""
+    shapes = networks()
+    rows = device_rows(7, [shapes[number] for number in (0, 5, 10, 15, 19)], batch_sizes=(1, 8), noise=0.02)
+    near, far = (points_of(device_rows(7, [shapes[number]]), ENERGY) for number in (9, 69))
+    points = points_of(rows, ENERGY)
+    assert alone(points, far, 1.0).scale[0] > 1.5 * alone(points, near, 1.0).scale[0]
+    errors, scales = held_out(points, [row.network for row in rows], 1.0)
+    assert len(errors) == len(scales) == 5
+    assert (scales < 1.0).all()
 
 
 def test_smoothing_vanishes_away_from_the_fitted_networks() -> None:
