@@ -1,6 +1,6 @@
 """The command ``joulewatch``: select the subcommand, set up logging, turn errors into exit codes.
 
-Exit codes: 0 done, 1 failed, 2 bad arguments or configuration, 3 audit failed under ``--strict``.
+Exit codes: 0 done, 1 failed, 2 bad arguments or configuration, 3 audit failed under ``--strict``, 4 undecided.
 Results go to stdout, everything else to stderr.
 """
 
@@ -28,6 +28,7 @@ SUMMARIES: Final = {
     "layers": "show the time of each operator from the runtime's own trace, and an estimate of its energy",
     "fit": "fit models of the energy per inference to runs and tables, and show their errors",
     "predict": "predict energy and throughput of a network on a device, with an interval",
+    "recommend": "rank devices for a network by energy at a rate, with idle power, and say if it is certain",
     "device": "list the cards of devices, show one with its sources, or write one from a run",
     "energy": "show the energy of any window of time, from any source",
     "runs": "list the stored runs, or push one to Prometheus",

@@ -50,8 +50,8 @@ function _shtab_joulewatch_using
   test "$_shtab_joulewatch_cmdpath" = "$argv"
 end
 
-set -g _shtab_joulewatch_commands profile analyze compare layers fit predict device energy runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --clock-mhz --configuration --cpus --device --driver-seconds --end --exporter --exporter.flags --figure --fit --folding --format --from-run --grafana --host-watts --idle --latency --log.level --match --max-uncertainty --model --name --network --option --out --output --phases --precision --preset --prometheus --prometheus.config --pushgateway --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
+set -g _shtab_joulewatch_commands profile analyze compare layers fit predict recommend device energy runs export networks runtimes
+set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --phases --precision --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -167,6 +167,24 @@ complete -c joulewatch -n '_shtab_joulewatch_using predict' -l format -xka "tabl
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
+complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a recommend -d 'Rank devices for a network by energy at a rate, with idle power, and say if it is certain.'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -s h -l help -d 'show this help message and exit'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l fit -xka "(__fish_complete_path (commandline -ct))" -d 'models written by '"'"'joulewatch fit'"'"''
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l rate -x -d 'inferences per second, such as 100/s'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l max-latency -x -d 'longest time from a request to its result; the wait until a batch is full counts'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l devices -x -d 'only these devices of the fit'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l finn -x -d 'an FPGA and the reports of a FINN build of the network; repeatable'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l driver-seconds -x -d 'for --finn: time of the driver'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l host-watts -x -d 'for --finn: power of the host, also at rest'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l card -x -d 'card of one of the devices, with its idle power; replaces that of joulewatch; repeatable'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l price -x -d 'show the cost of a year'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l carbon -x -d 'show the emissions of a year; a query is sent to Prometheus'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l option -x -d 'option of the network'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l format -xka "table json csv" -d 'output format (default: table)'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
+complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a device -d 'List the cards of devices, show one with its sources, or write one from a run.'
 complete -c joulewatch -n '_shtab_joulewatch_using device' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using device' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'

@@ -50,6 +50,7 @@ def card_of_run(run: Run, today: str) -> Card:
         sources={_SOURCE: Source(title=f"joulewatch run {run.id}", date=f"{started:%Y-%m-%d}", opened=today)},
         observed_operations_per_second=observed,
         idle_watts=idle,
+        machine_idle_watts=_idle(run, "total", groups),
     )
 
 
@@ -61,15 +62,16 @@ def _kind(groups: list[Mapping[str, Any]], run: Run) -> Kind:
     return next((kind for kind in _ACCELERATORS if kind in measured), "gpu")
 
 
-def _idle(run: Run, kind: Kind, groups: list[Mapping[str, Any]]) -> Value | None:
-    idle = run.document["idle"].get(kind)
+def _idle(run: Run, part: str, groups: list[Mapping[str, Any]]) -> Value | None:
+    """Return the idle power of a component, or of all devices (``total``)."""
+    idle = run.document["idle"].get(part)
     if idle is None or idle["power_watts"] <= 0:
         return None
     methods = sorted({
         method
         for group in groups
-        for component in group["energy"]["components"]
-        if component["name"] == kind
+        for component in (*group["energy"]["components"], group["energy"]["total"])
+        if component["name"] == part
         for method in component["methods"]
     })  # fmt: skip
     return Value(

@@ -85,6 +85,9 @@ def test_a_run_gives_a_card_that_can_be_read_again(tmp_path: Path, capsys: pytes
     assert (idle.value, idle.status, idle.scope) == (1.692, "measured", "device")
     assert idle.sources[0].title == "joulewatch run 20261128T111652Z-212543"
     assert "2 idle windows" in idle.note
+    whole = card.fact("machine_idle_watts")
+    assert whole is not None
+    assert (whole.value, whole.status) == (1.692, "measured")
     shown(capsys, str(path))
 
 

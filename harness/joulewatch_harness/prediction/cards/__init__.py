@@ -31,6 +31,7 @@ UNITS: Final[Mapping[str, str]] = {
     "memory_bandwidth_bytes_per_second": "B/s",
     "tdp_watts": "W",
     "idle_watts": "W",
+    "machine_idle_watts": "W",
 }
 
 
@@ -106,6 +107,8 @@ class Card:
     tdp_watts: Value | None = None
     idle_watts: Value | None = None
     """At rest. Of an FPGA: with a bitstream loaded."""
+    machine_idle_watts: Value | None = None
+    """At rest, all device sensors of the machine that the device is in."""
 
     def __post_init__(self) -> None:
         for name, value in self._values():
