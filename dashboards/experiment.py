@@ -8,19 +8,19 @@ from typing import Final
 from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as models
 from kit import (
-    BY_QUANTITY,
+    BY_NAME,
     DATASOURCE,
     DEVICE_ENERGY,
     DEVICES_COLOUR,
+    EVER,
+    NAME_LEGEND,
     NODE_COLOUR,
-    QUANTITY_LEGEND,
-    RANGE,
     RATE,
     Panel,
     Variable,
-    bar_chart,
     by_server,
     columns,
+    data_source_variable,
     data_table,
     link,
     method_column,
@@ -31,20 +31,32 @@ from kit import (
     panel,
     query,
     query_variable,
-    sensor_variables,
     single_stat,
+    state_timeline,
     time_series,
     transformation,
+    with_name,
+)
+from runs import (
+    BY_RESULT,
+    INFERENCES_PER_SECOND,
+    NO_RESULTS,
+    RUN,
+    WHOLE_RUN,
+    configuration_variables,
+    figure,
+    newest,
+    result,
+    run_variable,
+    runs_panel,
+    total,
 )
 
 from joulewatch_exporter import catalog
 
-WHOLE_RUN: Final = 'run=~"$run"'
-RUN: Final = f'{WHOLE_RUN}, configuration=~"$configuration"'
-"""Label matchers of every series that the harness and the analysis deliver: they have no job and instance."""
 MEASURE_WINDOWS: Final = f'{RUN}, kind="measure", phase=""'
-BY_RESULT: Final = "run, configuration, batch_size"
 BY_RESULT_AND_METHOD: Final = f"{BY_RESULT}, method"
+LINE_LABELS: Final = ("configuration",)
 WINDOWS_PANEL: Final = 100
 """Id of the only panel that shows the windows: on small panels they would hide the data."""
 
@@ -56,13 +68,14 @@ def experiment() -> dashboard.Dashboard:
         "Power and load": load_row(),
         "Results": results_row(),
         "Configurations": configurations_row(),
+        "Runs": [runs_panel(9)],
     }
     return (
         new_dashboard(
             "joulewatch / Experiment",
             "joulewatch-experiment",
             "One run: power with the windows shaded, the load, and the energy per inference.",
-            [*sensor_variables(), *run_variables()],
+            [*variables()],
             rows,
         )
         .annotation(window_regions("Measure windows", "measure", "green"))
@@ -74,16 +87,21 @@ def experiment() -> dashboard.Dashboard:
     )
 
 
-def run_variables() -> Iterator[Variable]:
-    """Yield the variables that select the run and its configurations."""
-    info = catalog.RUN_INFO.name
-    # Run ids sort by time, so descending order selects the newest run when the dashboard opens.
-    yield (
-        query_variable("run", "Run", f"label_values({info}, run)")
-        .sort(models.VariableSort.ALPHABETICAL_DESC)
-        .multi(False)
+def variables() -> Iterator[Variable]:
+    """Yield the variables that select a run, its exporters and its configurations."""
+    yield data_source_variable()
+    yield run_variable()
+    info = newest(catalog.RUN_INFO, WHOLE_RUN)
+    # Runs of joulewatch before 0.2 have no exporter_nodenames: for these, all exporters are shown.
+    patterns = f'label_replace({info}, "nodenames", ".+", "", "")'
+    patterns = f'group by (nodenames) (label_replace({patterns}, "nodenames", "$1", "exporter_nodenames", "(.+)"))'
+    yield query_variable("nodenames", "Machines", f"query_result({patterns})", regex='/nodenames="([^"]+)"/').hide(
+        models.VariableHide.HIDE_VARIABLE
     )
-    yield multi_value_variable("configuration", "Configuration", f'label_values({info}{{run=~"$run"}}, configuration)')
+    exporters = f'{catalog.EXPORTER_INFO.name}{{nodename=~"${{nodenames:raw}}"}}'
+    yield multi_value_variable("job", "Job", f"label_values({exporters}, job)")
+    yield multi_value_variable("instance", "Instance", f"label_values({exporters}, instance)", all_value=None)
+    yield from configuration_variables(LINE_LABELS, lines_shown=False)
 
 
 def window_regions(name: str, kind: str, shade: str, *, shown: bool = True) -> dashboard.AnnotationQuery:
@@ -107,16 +125,6 @@ def window_regions(name: str, kind: str, shade: str, *, shown: bool = True) -> d
     )
 
 
-def result(metric: catalog.Metric, *, by: str, of: str = RUN) -> str:
-    """Return PromQL for a published result: the newest in the time range, because each is published once."""
-    return f"max by ({by}) (last_over_time({metric.name}{{{of}}}{RANGE}))"
-
-
-def total(metric: catalog.Metric, basis: str, by: str) -> str:
-    """Return PromQL for the result of all devices, ``basis`` gross or net."""
-    return result(metric, by=by, of=f'{RUN}, component="total", basis="{basis}"')
-
-
 def at_window_end(metric: catalog.Metric, more: str = "") -> str:
     """Return PromQL for the one sample that a window has; an instant selector would repeat it for five minutes."""
     return f"last_over_time({metric.name}{{{MEASURE_WINDOWS}{more}}}[$__interval])"
@@ -128,21 +136,18 @@ def over_windows(metric: catalog.Metric, samples: str, series: str) -> str:
     By remote write a run is one series with one sample per window. Through a Pushgateway each window is a series
     (label ``window``) whose sample repeats until it is deleted.
     """
-    written = f'{samples}_over_time({metric.name}{{{MEASURE_WINDOWS}, window=""}}{RANGE})'
-    pushed = f'last_over_time({metric.name}{{{MEASURE_WINDOWS}, window!=""}}{RANGE})'
+    written = f'{samples}_over_time({metric.name}{{{MEASURE_WINDOWS}, window=""}}{EVER})'
+    pushed = f'last_over_time({metric.name}{{{MEASURE_WINDOWS}, window!=""}}{EVER})'
     return f"(sum({written}) or vector(0)) + ({series}({pushed}) or vector(0))"
-
-
-NO_RESULTS: Final = "No results yet: joulewatch analyze RUN --prometheus URL --publish"
 
 
 def overview_row() -> list[Panel]:
     lowest = f"min({total(catalog.RESULT_ENERGY, 'gross', BY_RESULT_AND_METHOD)})"
     return [
         panel(
-            "Lowest energy per inference",
-            "Lowest mean over the selected configurations and all batch sizes. All devices, idle power "
-            "included (gross).",
+            "Lowest energy",
+            "Lowest mean energy per inference over the selected configurations and all batch sizes. All devices, idle "
+            "power included (gross).",
             "joule",
             [query(lowest, "J / inference", shape="instant")],
             size=(5, 5),
@@ -150,31 +155,31 @@ def overview_row() -> list[Panel]:
             kind=single_stat(shade=DEVICES_COLOUR),
         ),
         panel(
-            "Highest throughput",
+            "Top throughput",
             "Highest mean over the selected configurations and all batch sizes.",
-            "ops",
+            INFERENCES_PER_SECOND,
             [query(f"max({result(catalog.RESULT_THROUGHPUT, by=BY_RESULT)})", "inferences / s", shape="instant")],
-            size=(5, 5),
+            size=(6, 5),
             no_value=NO_RESULTS,
             kind=single_stat(shade=NODE_COLOUR),
         ),
         panel(
-            "Measure windows",
-            "Number of measure windows delivered in the time range.",
+            "Windows",
+            "Number of measure windows of the run that were delivered.",
             "short",
             [query(over_windows(catalog.WINDOW_START, "count", "count"), "windows", shape="instant")],
             size=(4, 5),
             kind=single_stat(),
         ),
         panel(
-            "Inferences in measure windows",
-            "Inferences (elements, not batches) of all measure windows in the time range.",
+            "Inferences",
+            "Inferences (elements, not batches) of all measure windows of the run.",
             "short",
             [query(over_windows(catalog.WINDOW_INFERENCES, "sum", "sum"), "inferences", shape="instant")],
             size=(5, 5),
             kind=single_stat(),
         ),
-        methods_panel(5),
+        methods_panel(4),
     ]
 
 
@@ -186,11 +191,11 @@ def load_row() -> list[Panel]:
             "Shaded: measure windows (green) and idle windows (blue); the switches at the top of the page hide them.",
             "watt",
             [
-                query(f"sum by ({BY_QUANTITY}) (irate({DEVICE_ENERGY}{RATE}))", QUANTITY_LEGEND),
+                query(f"sum by ({BY_NAME}) ({with_name(f'irate({DEVICE_ENERGY}{RATE})', 'device')})", NAME_LEGEND),
                 query(by_server(f"irate(%s{RATE})"), "node · {{host}}", ref="B"),
             ],
-            size=(24, 11),
-            kind=time_series(stacked=True, legend_right=True),
+            size=(24, 20),
+            kind=time_series(stacked=True),
             overrides=[
                 override(
                     "byFrameRefID",
@@ -214,14 +219,14 @@ def load_row() -> list[Panel]:
                     "{{configuration}}",
                 )
             ],
-            size=(8, 9),
-            kind=time_series(steps=True, log_base=2, calcs=()),
-        ).line_width(3),
+            size=(24, 4),
+            kind=state_timeline(),
+        ),
         panel(
             "Throughput",
             "Inferences per second. Points: inferences of a measure window divided by its duration, drawn at its end. "
             "Line: rate of the run's counter, which includes the time between windows.",
-            "ops",
+            INFERENCES_PER_SECOND,
             [
                 query(
                     f"max by (run, configuration) ({at_window_end(catalog.WINDOW_INFERENCES)}"
@@ -233,8 +238,8 @@ def load_row() -> list[Panel]:
                     f"rate({catalog.RUN_INFERENCES.name}{{{RUN}}}{RATE})", "live {{configuration}}", ref="B"
                 ).interval("15s"),
             ],
-            size=(8, 9),
-            kind=time_series(points=True, calcs=()),
+            size=(12, 14),
+            kind=time_series(points=True),
             overrides=[override("byFrameRefID", "B", custom__drawStyle="line", custom__showPoints="never")],
         ),
         panel(
@@ -253,33 +258,15 @@ def load_row() -> list[Panel]:
                     ("C", ', quantile="0.99"', "p99"),
                 )
             ],
-            size=(8, 9),
-            kind=time_series(log_base=10, points=True, calcs=()),
+            size=(12, 14),
+            kind=time_series(log_base=10, points=True),
         ),
     ]
 
 
 def results_row() -> list[Panel]:
     return [
-        panel(
-            "Energy per inference by batch size",
-            "Mean over the run's measure windows. All devices, idle power included (gross). The table below has the "
-            "uncertainties and the method.",
-            "joule",
-            [query(total(catalog.RESULT_ENERGY, "gross", "configuration, batch_size"), shape="table")],
-            size=(12, 10),
-            no_value=NO_RESULTS,
-            kind=bar_chart(),
-        ),
-        panel(
-            "Throughput by batch size",
-            "Inferences per second, mean over the run's measure windows.",
-            "ops",
-            [query(result(catalog.RESULT_THROUGHPUT, by="configuration, batch_size"), shape="table")],
-            size=(12, 10),
-            no_value=NO_RESULTS,
-            kind=bar_chart(),
-        ),
+        *figure(LINE_LABELS, 11),
         panel(
             "Results",
             "Energy per inference: gross includes idle power, net excludes it. ± is the expanded uncertainty (95 % "
@@ -328,7 +315,7 @@ def results_row() -> list[Panel]:
             ),
             overrides=[
                 override("byName", "Batch size", unit="none", decimals=0, custom__width=110),
-                override("byRegexp", "/hroughput$/", unit="ops"),
+                override("byRegexp", "/hroughput$/", unit=INFERENCES_PER_SECOND),
                 override("byName", "Configuration", custom__minWidth=260),
                 method_column(),
             ],

@@ -1,7 +1,7 @@
 """Builders for the parts of a dashboard: queries, panels, variables, links, and the dashboard's JSON.
 
-``panel`` makes every panel; its argument ``kind`` is the result of ``time_series``, ``single_stat``, ``data_table`` or
-``bar_chart``, which set what belongs to one type of panel.
+``panel`` makes every panel; its argument ``kind`` is the result of ``time_series``, ``single_stat``, ``data_table``,
+``state_timeline`` or ``trend_over_batch_size``, which set what belongs to one type of panel.
 """
 
 from __future__ import annotations
@@ -10,7 +10,16 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
-from grafana_foundation_sdk.builders import barchart, common, dashboard, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.builders import (
+    common,
+    dashboard,
+    prometheus,
+    stat,
+    statetimeline,
+    table,
+    timeseries,
+    trend,
+)
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as commons
 from grafana_foundation_sdk.models import dashboard as models
@@ -23,8 +32,11 @@ SENSORS: Final = 'job=~"$job", instance=~"$instance"'
 """Label matchers of every series that is scraped from an exporter."""
 RATE: Final = "[$__rate_interval]"
 RANGE: Final = "[$__range]"
+EVER: Final = "[2y] offset -1y"
+"""Range for runs and results, which a dashboard shows whatever its time range: a year around the end of the range."""
 BY_QUANTITY: Final = "instance, collector, component, device, domain"
-QUANTITY_LEGEND: Final = "{{component}} {{device}} {{domain}} · {{instance}}"
+BY_NAME: Final = "instance, component, name, domain"
+NAME_LEGEND: Final = "{{component}} {{name}} {{domain}} · {{instance}}"
 DEVICE_ENERGY: Final = f"{catalog.DEVICE_ENERGY.name}{{{SENSORS}}}"
 NODE_ENERGY: Final = f"{catalog.NODE_ENERGY.name}{{{SENSORS}}}"
 BY_HOST: Final = "cluster, host"
@@ -65,18 +77,25 @@ def devices_by_host(function: str) -> str:
     return f"sum by ({BY_HOST}) ({watts})"
 
 
+def with_name(values: str, scope: str) -> str:
+    """Return PromQL that adds the label ``name`` to sensor series: the device, or model and PCI address of a GPU.
+
+    The device of an NVIDIA GPU is a UUID; its model is such as ``NVIDIA H100 PCIe @ 0000:17:00.0, driver 550.54.15``.
+    """
+    info = f'label_replace({catalog.SENSOR_INFO.name}{{{SENSORS}, scope="{scope}"}}, "name", "$1", "device", "(.+)")'
+    info = f'label_replace({info}, "name", "$1", "model", "(.+), driver .*")'
+    return f"{values} * on ({_SENSOR}) group_left (name) {info}"
+
+
 # A colour has the same meaning on every panel.
 METHOD_COLOURS: Final = {"counter": "green", "integrated": "blue", "estimated": "orange", "emulated": "purple"}
 NODE_COLOUR: Final = "#8AB8FF"
 DEVICES_COLOUR: Final = "#F2CC0C"
 OTHER_COLOUR: Final = "#9FA7B3"
 
-MATRIX_FIELD: Final = "batch_size\\configuration"
-"""Name that Grafana's transformation "Grouping to matrix" gives its first column."""
-
-Panel: TypeAlias = timeseries.Panel | stat.Panel | table.Panel | barchart.Panel
+Panel: TypeAlias = timeseries.Panel | stat.Panel | table.Panel | statetimeline.Panel | trend.Panel
 AnyPanel = TypeVar("AnyPanel", bound=Panel)
-Variable: TypeAlias = dashboard.DatasourceVariable | dashboard.QueryVariable
+Variable: TypeAlias = dashboard.DatasourceVariable | dashboard.QueryVariable | dashboard.TextBoxVariable
 Override: TypeAlias = tuple[models.MatcherConfig, list[models.DynamicConfigValue]]
 
 
@@ -117,16 +136,15 @@ def series_colour(prefix: str, shade: str) -> Override:
     return override("byRegexp", f"/^{prefix}/", color={"mode": "shades", "fixedColor": shade})
 
 
-def legend(*, table: bool = False, right: bool = False, calcs: Sequence[str] = ()) -> common.VizLegendOptions:
-    """Return a legend below the plot, or to its right; a table has a column for each of ``calcs``."""
-    options = (
+def legend(*, table: bool = False, calcs: Sequence[str] = ()) -> common.VizLegendOptions:
+    """Return a legend below the plot; a table has a column for each of ``calcs``."""
+    return (
         common.VizLegendOptions()
         .show_legend(True)
         .display_mode(commons.LegendDisplayMode.TABLE if table else commons.LegendDisplayMode.LIST)
-        .placement(commons.LegendPlacement.RIGHT if right else commons.LegendPlacement.BOTTOM)
+        .placement(commons.LegendPlacement.BOTTOM)
         .calcs(list(calcs))
     )
-    return options.width(440) if right else options
 
 
 def tooltip(sort: commons.SortOrder) -> common.VizTooltipOptions:
@@ -169,19 +187,17 @@ def panel(
 def time_series(
     *,
     stacked: bool = False,
-    legend_right: bool = False,
     steps: bool = False,
     log_base: int = 0,
     minimum: float | None = 0.0,
     soft_maximum: float | None = None,
     points: bool = False,
-    calcs: Sequence[str] = ("mean", "max"),
+    calcs: Sequence[str] = ("min", "mean", "max"),
 ) -> timeseries.Panel:
     """Return a time series panel.
 
     Args:
         stacked: Stack the series.
-        legend_right: Put the legend to the right of the plot instead of below it.
         steps: Hold each value until the next sample instead of drawing a slope.
         log_base: Base of a logarithmic axis; 0: linear.
         minimum: Lower end of a linear axis; None: set by the data.
@@ -192,7 +208,7 @@ def time_series(
     built = (
         timeseries.Panel()
         .color_scheme(colour("palette-classic"))
-        .legend(legend(table=bool(calcs), right=legend_right, calcs=calcs))
+        .legend(legend(table=bool(calcs), calcs=calcs))
         .tooltip(tooltip(commons.SortOrder.DESCENDING))
         .line_width(1)
         .fill_opacity(45 if stacked else 8)
@@ -308,9 +324,9 @@ def state_column() -> Override:
 def methods_panel(width: int) -> stat.Panel:
     """Return the panel that counts device sensors by method; both dashboards have it."""
     return panel(
-        "Device sensors by method",
-        "counter: the device counts joules; integrated: the exporter integrates the device's power; estimated: a "
-        "power model, no sensor; emulated: the emulator, no hardware.",
+        "Methods",
+        "Number of device sensors. counter: the device counts joules; integrated: the exporter integrates the device's "
+        "power; estimated: a power model, no sensor; emulated: the emulator, no hardware.",
         "short",
         [
             query(
@@ -325,76 +341,164 @@ def methods_panel(width: int) -> stat.Panel:
     )
 
 
-def bar_chart() -> barchart.Panel:
-    """Return a bar chart over batch size with a logarithmic axis and one colour per configuration.
-
-    Its query returns a table with the labels ``configuration`` and ``batch_size``. The axis of a bar chart has
-    categories, so batch sizes are sorted as numbers first and then converted to text.
-    """
-    to_number = [{"targetField": "batch_size", "destinationType": "number"}]
-    to_text = [{"targetField": MATRIX_FIELD, "destinationType": "string"}]
+def state_timeline() -> statetimeline.Panel:
+    """Return a panel with a bar for each series and the value inside; time without samples is empty."""
     return (
-        barchart.Panel()
+        statetimeline.Panel()
+        .color_scheme(colour("palette-classic"))
+        .legend(common.VizLegendOptions().show_legend(False))
+        .tooltip(tooltip(commons.SortOrder.NONE))
+        .show_value(commons.VisibilityMode.AUTO)
+        .merge_values(True)
+        .row_height(0.8)
+        .fill_opacity(70)
+        .line_width(0)
+        .span_nulls(False)
+    )
+
+
+# A figure has a fixed number of lines, each with its variable. A band is filled between two series whose names the
+# dashboard must know, so the series of line 2 are always `2 mean`, `2 lower` and `2 upper`.
+LINE_COLOURS: Final = ("green", "yellow", "blue", "orange", "red", "purple")
+LINE_NUMBERS: Final = range(1, len(LINE_COLOURS) + 1)
+_MATRIX_FIELD: Final = "batch_size\\series"
+"""Name that Grafana's transformation "Grouping to matrix" gives its first column."""
+
+
+def as_line(values: str, labels: Sequence[str]) -> str:
+    """Return PromQL that adds the label ``line`` to ``values``: what the legend shows, and what a variable selects."""
+    return f'label_join({values}, "line", " · ", {", ".join(json.dumps(label) for label in labels)})'
+
+
+def line_variables(values: str, labels: Sequence[str], *, shown: bool) -> Iterator[Variable]:
+    """Yield the variables that select the lines of ``trend_over_batch_size``: the first, the next one, and so on.
+
+    Args:
+        values: PromQL for all lines that may be selected.
+        labels: The labels that are a line's name.
+        shown: Show the variables at the top of the page.
+    """
+    for number in LINE_NUMBERS:
+        lines = f"group by (line) ({as_line(values, labels)})"
+        for earlier in range(1, number):
+            lines += f' unless on (line) label_replace(vector(1), "line", "$line{earlier}", "", "")'
+        yield (
+            query_variable(f"line{number}", f"Line {number}", f"query_result({lines})", regex='/line="([^"]+)"/')
+            .sort(models.VariableSort.ALPHABETICAL_ASC)
+            .hide(models.VariableHide.DONT_HIDE if shown else models.VariableHide.HIDE_VARIABLE)
+        )
+
+
+def over_lines(mean: str, uncertainty: str, labels: Sequence[str]) -> str:
+    """Return PromQL for ``trend_over_batch_size``: ``mean`` and its bounds, with the labels series and batch_size."""
+    bounds = []
+    for bound, values in (
+        ("mean", mean),
+        ("lower", f"({mean} - {uncertainty})"),
+        ("upper", f"({mean} + {uncertainty})"),
+    ):
+        named = as_line(values, labels)
+        for number in LINE_NUMBERS:
+            # Text in backticks has no escapes, so the regular expression may have backslashes.
+            named = f'label_replace({named}, "series", "{number} {bound}", "line", `${{line{number}:regex}}`)'
+        bounds.append(f"max by (series, batch_size) ({named})")
+    # An empty label is none: this drops what no variable selects.
+    return f'({" or ".join(bounds)}) unless on (series) label_replace(vector(0), "series", "", "", "")'
+
+
+def trend_over_batch_size() -> trend.Panel:
+    """Return a panel of ``over_lines``: both axes are logarithmic."""
+    return (
+        trend.Panel()
         .color_scheme(colour("palette-classic"))
         .transformations(
             [
-                transformation("convertFieldType", fields={}, conversions=to_number),
+                transformation(
+                    "convertFieldType",
+                    fields={},
+                    conversions=[{"targetField": "batch_size", "destinationType": "number"}],
+                ),
                 transformation("sortBy", fields={}, sort=[{"field": "batch_size"}]),
                 transformation(
                     "groupingToMatrix",
-                    columnField="configuration",
+                    columnField="series",
                     rowField="batch_size",
                     valueField="Value",
                     emptyValue="null",
                 ),
-                transformation("convertFieldType", fields={}, conversions=to_text),
-                columns([(MATRIX_FIELD, "batch size")]),
             ]
         )
-        .orientation(commons.VizOrientation.VERTICAL)
-        .x_field("batch size")
         .scale_distribution(logarithmic(10))
-        .axis_label("")
-        .fill_opacity(75)
-        .line_width(1)
-        .group_width(0.8)
-        .bar_width(0.94)
-        .show_value(commons.VisibilityMode.NEVER)
+        .line_width(2)
+        .point_size(6)
+        .show_points(commons.VisibilityMode.ALWAYS)
+        .span_nulls(True)
         .legend(legend())
         .tooltip(tooltip(commons.SortOrder.NONE))
     )
 
 
-def sensor_variables() -> Iterator[Variable]:
-    """Yield the variables of every dashboard: data source, job and instance."""
-    yield dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")
-    info = catalog.EXPORTER_INFO.name
-    yield multi_value_variable("job", "Job", f"label_values({info}, job)")
-    yield multi_value_variable("instance", "Instance", f'label_values({info}{{job=~"$job"}}, instance)')
+def line_overrides() -> list[Override]:
+    """Return the names, colours and bands of the lines of ``trend_over_batch_size``, and its axis of batch sizes."""
+    overrides = [
+        override(
+            "byName",
+            _MATRIX_FIELD,
+            unit="none",
+            custom__axisLabel="batch size",
+            custom__scaleDistribution={"type": "log", "log": 2},
+        )
+    ]
+    for number, shade in zip(LINE_NUMBERS, LINE_COLOURS, strict=True):
+        fixed = {"mode": "fixed", "fixedColor": shade}
+        bound = {
+            "color": fixed,
+            "custom__lineWidth": 0,
+            "custom__showPoints": "never",
+            "custom__hideFrom": {"legend": True, "tooltip": False, "viz": False},
+        }
+        overrides += [
+            override("byName", f"{number} mean", displayName=f"${{line{number}}}", color=fixed),
+            override("byName", f"{number} lower", **bound),
+            override(
+                "byName", f"{number} upper", **bound, custom__fillBelowTo=f"{number} lower", custom__fillOpacity=25
+            ),
+        ]
+    return overrides
 
 
-def query_variable(name: str, label: str, expr: str) -> dashboard.QueryVariable:
-    """Return a variable whose values come from Prometheus."""
+def data_source_variable() -> Variable:
+    return dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")
+
+
+def query_variable(name: str, label: str, expr: str, *, regex: str = "") -> dashboard.QueryVariable:
+    """Return a variable whose values come from Prometheus; ``regex`` takes them out of a ``query_result``."""
     return (
         dashboard.QueryVariable(name)
         .label(label)
         .datasource(DATASOURCE)
         .definition(expr)
-        .query({"query": expr, "refId": f"variable-{name}", "qryType": 1})
+        .query({"query": expr, "refId": f"variable-{name}", "qryType": 3 if regex else 1})
+        .regex(regex)
         .refresh(models.VariableRefresh.ON_TIME_RANGE_CHANGED)
     )
 
 
-def multi_value_variable(name: str, label: str, expr: str) -> dashboard.QueryVariable:
-    """Return a variable that accepts several values; all are selected when the dashboard opens."""
-    return (
-        query_variable(name, label, expr)
+def multi_value_variable(
+    name: str, label: str, expr: str, *, regex: str = "", all_value: str | None = ".+"
+) -> dashboard.QueryVariable:
+    """Return a variable that accepts several values; all are selected when the dashboard opens.
+
+    Without ``all_value``, all are the listed values and no others.
+    """
+    built = (
+        query_variable(name, label, expr, regex=regex)
         .sort(models.VariableSort.ALPHABETICAL_ASC)
         .multi(True)
         .include_all(True)
-        .all_value(".+")
         .current(models.VariableOption(selected=True, text=["All"], value=["$__all"]))
     )
+    return built if all_value is None else built.all_value(all_value)
 
 
 def link(title: str, uid: str) -> dashboard.DashboardLink:
@@ -410,9 +514,18 @@ def link(title: str, uid: str) -> dashboard.DashboardLink:
 
 
 def new_dashboard(
-    title: str, uid: str, description: str, variables: Sequence[Variable], rows: Mapping[str, Sequence[Panel]]
+    title: str,
+    uid: str,
+    description: str,
+    variables: Sequence[Variable],
+    rows: Mapping[str, Sequence[Panel]],
+    *,
+    collapsed: Sequence[str] = (),
 ) -> dashboard.Dashboard:
-    """Return a read-only dashboard with these variables, and rows (title -> panels) from top to bottom."""
+    """Return a read-only dashboard with these variables, and rows (title -> panels) from top to bottom.
+
+    ``collapsed`` are the titles of rows that are closed when the dashboard opens: their queries run when they open.
+    """
     board = (
         dashboard.Dashboard(title)
         .uid(uid)
@@ -426,6 +539,12 @@ def new_dashboard(
     for variable in variables:
         board = board.with_variable(variable)
     for row, panels in rows.items():
+        if row in collapsed:
+            closed = dashboard.Row(row).collapsed(True)
+            for panel in panels:
+                closed = closed.with_panel(panel)
+            board = board.with_row(closed)
+            continue
         board = board.with_row(dashboard.Row(row))
         for panel in panels:
             board = board.with_panel(panel)
@@ -440,7 +559,8 @@ def to_json(board: dashboard.Dashboard) -> str:
     panels where nothing repeats, and the placement that hides links and annotation switches in a menu.
     """
     data: dict[str, Any] = json.loads(json.dumps(board.build(), cls=JSONEncoder))
-    for number, panel in enumerate(data["panels"], start=1):
+    panels = [panel for outer in data["panels"] for panel in (outer, *(outer.get("panels") or ()))]
+    for number, panel in enumerate(panels, start=1):
         panel["id"] = panel.get("id") or number
         if "repeat" not in panel:
             panel.pop("repeatDirection", None)

@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from grafana_foundation_sdk.builders import dashboard
+from grafana_foundation_sdk.models import dashboard as models
 from kit import (
+    BY_NAME,
     BY_QUANTITY,
     DEVICE_ENERGY,
     DEVICES_COLOUR,
     NODE_COLOUR,
     OTHER_COLOUR,
-    QUANTITY_LEGEND,
     RANGE,
     RATE,
     SENSORS,
     Panel,
+    Variable,
     by_server,
     columns,
+    data_source_variable,
     data_table,
     devices_by_host,
     link,
     method_column,
     methods_panel,
+    multi_value_variable,
     new_dashboard,
     override,
     panel,
     query,
-    sensor_variables,
+    query_variable,
     series_colour,
     single_stat,
     state_column,
     thresholds,
     time_series,
     transformation,
+    with_name,
 )
 
 from joulewatch_exporter import catalog
 
+NAME_LEGEND: Final = "{{component}} {{name}} {{domain}}"
+"""Without the instance: the dashboard shows one at a time."""
+HEALTH: Final = "Sensor health"
 PART_ENERGY: Final = f"{catalog.PART_ENERGY.name}{{{SENSORS}}}"
 DEVICES_WATTS: Final = f"rate({DEVICE_ENERGY}{RATE})"
 DOWN: Final = (
@@ -51,21 +60,22 @@ AGE: Final = f"time() - {catalog.READ_TIMESTAMP.name}{{{SENSORS}}}"
 
 
 def node() -> dashboard.Dashboard:
-    """Return the dashboard for one server or many."""
+    """Return the dashboard for one server."""
     rows = {
         "Overview": overview_row(),
         "Power": power_row(),
         "Parts of devices": parts_row(),
-        "Sensor health": health_row(),
+        HEALTH: health_row(),
         "Sensors": sensors_row(),
     }
     return (
         new_dashboard(
             "joulewatch / Node",
             "joulewatch-node",
-            "Power and energy of servers and their devices, and the health of the sensors.",
-            [*sensor_variables()],
+            "Power and energy of one server and its devices, and the health of the sensors.",
+            [*variables()],
             rows,
+            collapsed=[HEALTH],
         )
         .link(link("Experiment", "joulewatch-experiment"))
         .refresh("10s")
@@ -73,42 +83,58 @@ def node() -> dashboard.Dashboard:
     )
 
 
+def variables() -> Iterator[Variable]:
+    """Yield the variables that select a server and, of the exporters that measure it, one."""
+    yield data_source_variable()
+    info = catalog.SENSOR_INFO.name
+    yield multi_value_variable("job", "Job", f"label_values({catalog.EXPORTER_INFO.name}, job)")
+    for name, label, selector in (
+        ("host", "Host", f'{info}{{job=~"$job"}}'),
+        ("instance", "Instance", f'{info}{{job=~"$job", host=~"$host"}}'),
+    ):
+        yield (
+            query_variable(name, label, f"label_values({selector}, {name})")
+            .sort(models.VariableSort.ALPHABETICAL_ASC)
+            .multi(False)
+        )
+
+
 def overview_row() -> list[Panel]:
     return [
         panel(
-            "Power of all devices",
-            "Sum over CPU packages, memory, GPUs and FPGA cards, computed from their energy counters. Devices do not "
-            "overlap, so nothing is counted twice.",
+            "Devices",
+            "Power of all devices: sum over CPU packages, memory, GPUs and FPGA cards, computed from their energy "
+            "counters. Devices do not overlap, so nothing is counted twice.",
             "watt",
             [query(f"sum({DEVICES_WATTS})", "devices")],
             size=(4, 5),
             kind=single_stat(shade=DEVICES_COLOUR, sparkline=True),
         ),
         panel(
-            "Power of whole servers",
-            "Sum over servers, each by its primary node sensor (board, BMC). It includes the devices: do not add the "
-            "two. No data means that no server has a node sensor.",
+            "Server",
+            "Power of the whole server by its primary node sensor (board, BMC). It includes the devices: do not add "
+            "the two. No data means that the server has no node sensor.",
             "watt",
             [query(f"sum({BY_SERVER_WATTS})", "nodes")],
             size=(4, 5),
             kind=single_stat(shade=NODE_COLOUR, sparkline=True),
         ),
         panel(
-            "Energy of all devices in the time range",
-            "The same energy in joules and in watt-hours. PromQL extrapolates at the edges of the time range: for a "
-            "report, use `joulewatch energy`.",
+            "Energy",
+            "Energy of all devices in the time range, in joules and in watt-hours. PromQL extrapolates at the edges of "
+            "the time range: for a report, use `joulewatch energy`.",
             "joule",
             [
                 query(f"sum(increase({DEVICE_ENERGY}{RANGE}))", "J", shape="instant"),
                 query(f"sum(increase({DEVICE_ENERGY}{RANGE})) / 3.6e6", "kWh", ref="B", shape="instant"),
             ],
-            size=(6, 5),
+            size=(5, 5),
             kind=single_stat(shade=DEVICES_COLOUR),
             overrides=[override("byFrameRefID", "B", unit="kwatth")],
         ),
         methods_panel(4),
         panel(
-            "Sensors down",
+            "Down",
             "Number of devices whose last read failed. Their series are absent until a read succeeds. Devices that are "
             "asleep do not count.",
             "short",
@@ -117,11 +143,11 @@ def overview_row() -> list[Panel]:
             kind=single_stat(levels=thresholds("green", (1, "red"))),
         ),
         panel(
-            "Oldest value",
+            "Oldest",
             "Time since the oldest value on this dashboard was read from its device.",
             "s",
             [query(f"max({AGE})", "age", shape="instant")],
-            size=(3, 5),
+            size=(4, 5),
             kind=single_stat(levels=thresholds("green", (60, "orange"), (300, "red"))),
         ),
     ]
@@ -134,18 +160,34 @@ def power_row() -> list[Panel]:
             "Rate of the energy counters, stacked: the top of the stack is the power of all devices. Peaks between two "
             "scrapes are averaged, but their energy is included.",
             "watt",
-            [query(f"sum by ({BY_QUANTITY}) ({DEVICES_WATTS})", QUANTITY_LEGEND)],
-            size=(14, 10),
+            [query(f"sum by ({BY_NAME}) ({with_name(DEVICES_WATTS, 'device')})", NAME_LEGEND)],
+            size=(12, 18),
             kind=time_series(stacked=True),
         ),
         panel(
             "Power readings of devices",
             "The latest reading at each scrape: the sensor's own value, or the power over the last reading interval of "
-            "an energy counter. Readings between two scrapes are not shown: for energy, use the panel on the left.",
+            "an energy counter. Readings between two scrapes are not shown: for energy, use the panel on the left. "
+            "Dashed: the limit that a device enforces.",
             "watt",
-            [query(f"{catalog.DEVICE_POWER.name}{{{SENSORS}}}", QUANTITY_LEGEND)],
-            size=(10, 10),
+            [
+                query(with_name(f"{catalog.DEVICE_POWER.name}{{{SENSORS}}}", "device"), NAME_LEGEND),
+                query(
+                    with_name(f"{catalog.DEVICE_LIMIT.name}{{{SENSORS}}}", "device"), f"limit {NAME_LEGEND}", ref="B"
+                ),
+            ],
+            size=(12, 18),
             kind=time_series(calcs=("lastNotNull", "max")),
+            overrides=[
+                override(
+                    "byFrameRefID",
+                    "B",
+                    color={"mode": "fixed", "fixedColor": "red"},
+                    custom__fillOpacity=0,
+                    custom__hideFrom={"legend": True, "tooltip": False, "viz": False},
+                    custom__lineStyle={"fill": "dash", "dash": [8, 6]},
+                )
+            ],
         ),
         panel(
             "Whole servers and the sum of their devices",
@@ -157,7 +199,7 @@ def power_row() -> list[Panel]:
                 query(DEVICES_BY_HOST_WATTS, "devices · {{host}}", ref="B"),
                 query(f"{BY_SERVER_WATTS} - {DEVICES_BY_HOST_WATTS}", "other · {{host}}", ref="C"),
             ],
-            size=(14, 8),
+            size=(12, 9),
             kind=time_series(minimum=None),
             overrides=[
                 series_colour("node", NODE_COLOUR),
@@ -166,22 +208,22 @@ def power_row() -> list[Panel]:
             ],
         ),
         panel(
-            "Energy of each device in the time range",
-            "Energy from the counters, largest first.",
+            "Energy of each device",
+            "Energy in the time range from the counters, largest first.",
             "joule",
-            [query(f"sum by ({BY_QUANTITY}) (increase({DEVICE_ENERGY}{RANGE}))", shape="table")],
-            size=(10, 8),
+            [query(f"sum by ({BY_NAME}) ({with_name(f'increase({DEVICE_ENERGY}{RANGE})', 'device')})", shape="table")],
+            size=(12, 9),
             kind=data_table(
                 [
                     columns(
                         [
                             ("Value", "Energy"),
                             ("component", "Component"),
-                            ("device", "Device"),
+                            ("name", "Device"),
                             ("domain", "Domain"),
                             ("instance", "Instance"),
                         ],
-                        hidden=["Time", "collector"],
+                        hidden=["Time"],
                     )
                 ],
                 sort=("Energy", True),
@@ -189,7 +231,7 @@ def power_row() -> list[Panel]:
             overrides=[
                 override("byName", "Instance", custom__minWidth=140),
                 override("byRegexp", "/^(Component|Domain)$/", custom__width=100),
-                override("byName", "Device", custom__width=125),
+                override("byName", "Device", custom__minWidth=320),
                 override("byName", "Energy", custom__width=100),
             ],
         ),
@@ -203,9 +245,9 @@ def parts_row() -> list[Panel]:
             "Cores, uncore, rails, memory on a card. The energy of a part is included in the energy of its device, so "
             "the series are not stacked.",
             "watt",
-            [query(f"sum by ({BY_QUANTITY}) (rate({PART_ENERGY}{RATE}))", QUANTITY_LEGEND)],
-            size=(24, 8),
-            kind=time_series(legend_right=True),
+            [query(f"sum by ({BY_NAME}) ({with_name(f'rate({PART_ENERGY}{RATE})', 'part')})", NAME_LEGEND)],
+            size=(24, 9),
+            kind=time_series(),
         ),
     ]
 
@@ -218,8 +260,8 @@ def health_row() -> list[Panel]:
             "asleep. Normal value: 0.",
             "short",
             [
-                query(f"sum by (instance) ({DOWN})", "devices · {{instance}}"),
-                query(f"1 - up{{{SENSORS}}}", "exporter · {{instance}}", ref="B"),
+                query(f"sum by (instance) ({DOWN})", "devices"),
+                query(f"1 - up{{{SENSORS}}}", "exporter", ref="B"),
             ],
             size=(8, 8),
             kind=time_series(steps=True, soft_maximum=1, calcs=()),
@@ -236,7 +278,7 @@ def health_row() -> list[Panel]:
                     f"{{{SENSORS}}}{RATE})) or label_replace("
                     f"sum by (instance, collector, device) (0 * {catalog.SENSOR_UP.name}{{{SENSORS}}}), "
                     '"reason", "none", "", "")',
-                    "{{collector}} {{device}}: {{reason}} · {{instance}}",
+                    "{{collector}} {{device}}: {{reason}}",
                 )
             ],
             size=(8, 8),
@@ -251,7 +293,7 @@ def health_row() -> list[Panel]:
                 query(
                     "clamp_max(max by (instance, collector, device) "
                     f"(rate({catalog.SENSOR_UNMEASURED.name}{{{SENSORS}}}{RATE})), 1)",
-                    "{{collector}} {{device}} · {{instance}}",
+                    "{{collector}} {{device}}",
                 )
             ],
             size=(8, 8),
@@ -262,7 +304,7 @@ def health_row() -> list[Panel]:
             "Time since the values were read from the device. It varies between 0 and the scrape interval; a slow BMC "
             "adds its own period. A negative age means that the node's clock is ahead.",
             "s",
-            [query(AGE, "{{collector}} {{device}} · {{instance}}")],
+            [query(AGE, "{{collector}} {{device}}")],
             size=(8, 8),
             kind=time_series(minimum=None, calcs=()),
         ),
@@ -270,7 +312,7 @@ def health_row() -> list[Panel]:
             "Time to read all devices",
             "Duration of the last scan of each sensor family.",
             "s",
-            [query(f"{catalog.READ_DURATION.name}{{{SENSORS}}}", "{{collector}} · {{instance}}")],
+            [query(f"{catalog.READ_DURATION.name}{{{SENSORS}}}", "{{collector}}")],
             size=(8, 8),
             kind=time_series(calcs=()),
         ),
@@ -281,14 +323,14 @@ def health_row() -> list[Panel]:
             [
                 query(
                     f"max by (instance, collector, device) ({catalog.SENSOR_REFRESH.name}{{{SENSORS}}})",
-                    "{{collector}} {{device}} · {{instance}}",
+                    "{{collector}} {{device}}",
                 )
             ],
             size=(8, 8),
             kind=time_series(calcs=()),
         ),
         panel(
-            "Wraps, resets and rejected readings",
+            "Wraps, resets, rejections",
             "A wrap is normal: the hardware counter passed its maximum, and the exporter accounts for it. A reset "
             "loses the energy around it. A rejected reading was physically impossible and was not used.",
             "short",
@@ -316,7 +358,7 @@ def health_row() -> list[Panel]:
             "CPU time of the exporter",
             "Share of one CPU core that the exporter uses.",
             "percentunit",
-            [query(f"rate(process_cpu_seconds_total{{{SENSORS}}}{RATE})", "{{instance}}")],
+            [query(f"rate(process_cpu_seconds_total{{{SENSORS}}}{RATE})", "exporter")],
             size=(8, 8),
             kind=time_series(calcs=()),
         ),
@@ -324,7 +366,7 @@ def health_row() -> list[Panel]:
             "Memory of the exporter",
             "Resident memory of the exporter process.",
             "bytes",
-            [query(f"process_resident_memory_bytes{{{SENSORS}}}", "{{instance}}")],
+            [query(f"process_resident_memory_bytes{{{SENSORS}}}", "exporter")],
             size=(8, 8),
             kind=time_series(calcs=()),
         ),
@@ -403,9 +445,9 @@ def sensors_row() -> list[Panel]:
             overrides=[
                 override("byName", "Refresh", unit="s", custom__width=90),
                 override("byName", "Instance", custom__width=150),
-                override("byName", "Source", custom__minWidth=320),
-                override("byName", "Model", custom__minWidth=260),
-                override("byName", "Device", custom__width=125),
+                override("byName", "Source", custom__minWidth=200),
+                override("byName", "Model", custom__width=200),
+                override("byName", "Device", custom__width=365),
                 override("byRegexp", "/^(Scope|Component|Domain|Collector|Reads)$/", custom__width=100),
                 override("byName", "Accuracy ±", unit="percentunit", custom__width=105),
                 override("byName", "Resolution", custom__width=110),

@@ -1,27 +1,29 @@
 // Renders one dashboard with Grafana's components and data from a real Prometheus.
 //
-// Reads view.json: {dashboard, prometheus, from, to, scrape_s, width}. A panel without data or with a failing query
-// gets an element with the attribute data-problem. When all panels are rendered, the body gets data-ready.
+// Reads view.json: {dashboard, prometheus, from, to, scrape_s, width, theme, values}. A panel without data or with a failing
+// query gets an element with the attribute data-problem. When all panels are rendered, the body gets data-ready, and
+// data-cut: a list of texts that do not fit.
 //
 // From Grafana: interval arithmetic, frame and table shaping, transformations, field overrides, annotation regions,
-// panel frame, time series, stat, table, legend, axes. Replaced, because it is not on npm: the bar chart's layout.
+// panel frame, time series, stat, table, legend, axes, bands. Replaced, because they are not on npm: the state timeline,
+// and the logarithmic axis of batch sizes of the trend panel.
 import { createRoot } from "react-dom/client";
 import React from "react";
 import { MemoryRouter } from "react-router-dom";
 import { firstValueFrom } from "rxjs";
 import {
   applyFieldOverrides, applyNullInsertThreshold, createTheme, dateTime, FieldConfigOptionsRegistry, FieldType,
-  getDisplayProcessor, getFieldDisplayValues, getFieldSeriesColor, rangeUtil, renderLegendFormat,
-  standardTransformers, standardTransformersRegistry, ThemeContext, transformDataFrame,
+  formattedValueToString, getFieldDisplayValues, rangeUtil, renderLegendFormat,
+  standardTransformers, standardTransformersRegistry, stringOverrideProcessor, ThemeContext, transformDataFrame,
 } from "@grafana/data";
 import {
-  BigValue, GlobalStyles, PanelChrome, PlotLegend, Table, TimeSeries, UPlotChart, UPlotConfigBuilder, VizLayout,
+  BigValue, GlobalStyles, PanelChrome, Table, TimeSeries, UPlotConfigBuilder,
 } from "@grafana/ui";
 import { initPluginTranslations } from "@grafana/i18n";
 import { PrometheusAnnotationSupport } from "grafana-prometheus-annotations";
 import { transformDFToTable } from "grafana-prometheus-results";
 
-const theme = createTheme({ colors: { mode: "dark" } });
+let theme = createTheme({ colors: { mode: "dark" } });
 const CELL = 38; // height of a grid unit in px, as in Grafana: 30 and a gap of 8
 const identity = (text: any) => text;
 
@@ -34,23 +36,44 @@ async function callApi(view: any, path: string, parameters: Record<string, strin
   return body.data;
 }
 
-// Returns the values of the variables: all instances and configurations, the newest run.
+// Returns the values of the variables when a dashboard opens: all, or the first of those that a variable offers.
 async function variables(view: any): Promise<Record<string, string>> {
-  const values: Record<string, string> = {};
-  for (const variable of view.dashboard.templating.list.filter((entry: any) => entry.type === "query")) {
-    if (variable.includeAll) {
-      values[variable.name] = variable.allValue;
+  const values: Record<string, string> = { ...view.values };
+  for (const variable of view.dashboard.templating.list) {
+    if (variable.type === "textbox") {
+      values[variable.name] = variable.query;
+    }
+    if (variable.type !== "query" || variable.name in view.values) {
       continue;
     }
-    const [, metric, label] = /^label_values\((.+), (\w+)\)$/.exec(variable.definition)!;
-    const labels = await callApi(view, `label/${label}/values`, { "match[]": metric, start: view.from, end: view.to });
-    values[variable.name] = labels.sort().reverse()[0];
+    const options = await listOptions(view, variable, values);
+    values[variable.name] = variable.includeAll ? variable.allValue ?? options.join("|") : options[0] ?? "";
   }
   return values;
 }
 
-function interpolate(expr: string, values: Record<string, string>): string {
-  return expr.replace(/\$\{?(\w+)\}?/g, (whole, name) => values[name] ?? whole);
+async function listOptions(view: any, variable: any, values: Record<string, string>): Promise<string[]> {
+  const [, name, inside] = /^(label_values|query_result)\((.+)\)$/.exec(variable.definition)!;
+  let options: string[];
+  if (name === "query_result") {
+    const data = await callApi(view, "query", { query: interpolate(inside, values), time: view.to });
+    const regex = new RegExp(variable.regex.slice(1, -1));
+    options = data.result.map((series: any) => Object.entries(series.metric).map(([key, value]) => `${key}="${value}"`)
+      .join()).map((text: string) => regex.exec(text)![1]);
+  } else {
+    const [, selector, label] = /^(.+), (\w+)$/.exec(inside)!;
+    options = await callApi(view, `label/${label}/values`,
+      { "match[]": interpolate(selector, values), start: view.from, end: view.to });
+  }
+  const sorted = [...new Set(options)].sort();
+  return variable.sort === 2 ? sorted.reverse() : sorted;
+}
+
+function interpolate(text: string, values: Record<string, string>): string {
+  return text.replace(/\$\{(\w+)(?::(\w+))?\}|\$([A-Za-z_]\w*)/g, (whole, braced, format, plain) => {
+    const value = values[braced ?? plain];
+    return value === undefined ? whole : format === "regex" ? value.replace(/[.*+?^${}()|[\]\\/]/g, "\\$&") : value;
+  });
 }
 
 // Converts the response of Prometheus as Grafana's server does: one frame per series.
@@ -93,21 +116,23 @@ async function panelData(view: any, panel: any, values: any, width: number, rang
   const shaped = tables.length ? transformDFToTable(tables) : queried;
   const transformed = panel.transformations?.length
     ? await firstValueFrom(transformDataFrame(panel.transformations, shaped, { interpolate: identity })) : shaped;
-  return applyFieldOverrides({ data: transformed, fieldConfig: panel.fieldConfig, replaceVariables: identity, theme,
-    timeZone: "utc", fieldConfigRegistry: registry(view.dashboard) });
+  const replaceVariables = (text: string) => interpolate(text, values);
+  return applyFieldOverrides({ data: transformed, fieldConfig: panel.fieldConfig, replaceVariables, theme, timeZone: "utc", fieldConfigRegistry: registry(view.dashboard) });
 }
 
 // Grafana's panels register the properties that a field may have; this registers those that the dashboard uses.
 function registry(dashboard: any): any {
-  const ids = new Set<string>(["unit", "decimals", "min", "max", "color", "mappings", "thresholds", "noValue"]);
+  const ids = new Set<string>(["unit", "decimals", "min", "max", "color", "mappings", "thresholds", "noValue",
+    "displayName"]);
   for (const panel of dashboard.panels) {
     Object.keys(panel.fieldConfig?.defaults.custom ?? {}).forEach((key) => ids.add(`custom.${key}`));
     panel.fieldConfig?.overrides.forEach((override: any) =>
       override.properties.forEach((property: any) => ids.add(property.id)));
   }
   return new FieldConfigOptionsRegistry(() => [...ids].map((id) => ({
-    id, name: id, path: id.replace(/^custom\./, ""), isCustom: id.startsWith("custom."), settings: {}, editor: null,
-    override: null, process: identity, shouldApply: () => true, getItemsCount: () => 0,
+    id, name: id, path: id.replace(/^custom\./, ""), isCustom: id.startsWith("custom."), editor: null,
+    settings: { expandTemplateVars: true },
+    override: null, process: id === "displayName" ? stringOverrideProcessor : identity, shouldApply: () => true, getItemsCount: () => 0,
   }) as any));
 }
 
@@ -156,53 +181,93 @@ function shade(builder: UPlotConfigBuilder, events: any[]): void {
   });
 }
 
-function Bars({ panel, frame, width, height }: any) {
-  const [categories, ...series] = frame.fields;
-  series.forEach((field: any, index: number) => {
-    field.state = { ...field.state, seriesIndex: index };
-    field.display = field.display ?? getDisplayProcessor({ field, theme });
-  });
-  const custom = panel.fieldConfig.defaults.custom;
-  const builder = new UPlotConfigBuilder("utc");
-  builder.setPrepData(() => [categories.values.map((_: any, index: number) => index),
-    ...series.map((field: any) => field.values)] as any);
-  builder.addScale({ scaleKey: "x", orientation: 0, direction: 1, isTime: false,
-    range: () => [-0.5, categories.values.length - 0.5] } as any);
-  builder.addScale({ scaleKey: "y", orientation: 1, direction: 1, distribution: custom.scaleDistribution.type,
-    log: custom.scaleDistribution.log } as any);
-  builder.addAxis({ scaleKey: "x", placement: "bottom", theme, grid: { show: false },
-    splits: () => categories.values.map((_: any, index: number) => index),
-    values: () => categories.values.map(String) } as any);
-  builder.addAxis({ scaleKey: "y", placement: "left", theme, formatValue: (value: number) => {
-    const shown = series[0].display(value);
-    return `${shown.text}${shown.suffix ?? ""}`;
-  } } as any);
-  series.forEach((field: any, index: number) => {
-    const color = getFieldSeriesColor(field, theme).color;
-    builder.addSeries({ scaleKey: "y", theme, drawStyle: "bars", lineColor: color, lineWidth: 1, fillColor: color,
-      fillOpacity: custom.fillOpacity, showPoints: "never",
-      dataFrameFieldIndex: { frameIndex: 0, fieldIndex: index + 1 },
-      pathBuilder: (u: any, number: number) => {
-        const path = new Path2D();
-        const group = (u.valToPos(1, "x", true) - u.valToPos(0, "x", true)) * panel.options.groupWidth;
-        const bar = group / series.length;
-        u.data[number].forEach((value: number | null, at: number) => {
-          if (value !== null && value !== undefined) {
-            const left = u.valToPos(at, "x", true) - group / 2 + index * bar;
-            const top = u.valToPos(value, "y", true);
-            path.rect(left, top, bar * panel.options.barWidth, u.bbox.top + u.bbox.height - top);
+// The trend panel is a time series panel with numbers instead of times. TimeSeries has only a linear axis for these.
+function Trend({ panel, frame, width, height, range }: any) {
+  const numbers = frame.fields.map((field: any, index: number) => (
+    { ...field, state: { ...field.state, origin: { frameIndex: 0, fieldIndex: index } } }));
+  const custom = frame.fields[0].config.custom ?? {};
+  return <TimeSeries frames={[{ ...frame, fields: numbers }]} width={width} height={height} timeRange={range}
+    timeZone="utc" legend={panel.options.legend} options={panel.options} preparePlotFrame={(frames: any) => frames[0]}>
+    {(builder: any) => {
+      const scale = builder.scales.find((one: any) => one.props.scaleKey === "x");
+      Object.assign(scale.props, { distribution: custom.scaleDistribution?.type, log: custom.scaleDistribution?.log,
+        range: undefined, padMinBy: 0, padMaxBy: 0 });
+      return null;
+    }}
+  </TimeSeries>;
+}
+
+function Timeline({ frames: rows, width, height, range }: any) {
+  const [from, to] = [range.from.valueOf(), range.to.valueOf()];
+  const names = 0.25 * width;
+  const scale = (width - names) / (to - from);
+  const row = (height - 4) / rows.length;
+  return <div style={{ position: "relative", width, height }}>
+    {rows.flatMap((frame: any, index: number) => {
+      const [time, value] = frame.fields;
+      const bars: any[] = [];
+      time.values.forEach((at: number, number: number) => {
+        const last = bars[bars.length - 1];
+        if (last && last.value === value.values[number] && at - last.end <= 1.5 * time.config.interval) {
+          last.end = at;
+        } else {
+          bars.push({ start: at, end: at, value: value.values[number] });
+        }
+      });
+      const place = { position: "absolute", top: index * row, height: 0.8 * row, lineHeight: `${0.8 * row}px` } as any;
+      return [
+        <div key={index} data-one-line style={{ ...place, left: 0, width: names, fontSize: 12, overflow: "hidden" }}>
+          {value.state?.displayName ?? value.config.displayNameFromDS}</div>,
+        ...bars.map((bar, number) => {
+          const shown = value.display(bar.value);
+          return <div key={`${index}.${number}`} style={{ ...place, left: names + (bar.start - from) * scale,
+            width: Math.max((bar.end - bar.start + time.config.interval) * scale, 1), background: shown.color,
+            color: theme.colors.getContrastText(shown.color), fontSize: 12, textAlign: "center", overflow: "hidden" }}>
+            {formattedValueToString(shown)}</div>;
+        }),
+      ];
+    })}
+  </div>;
+}
+
+// Returns the texts that do not fit. At 800 px, cells of tables and long legends may be cut: Grafana scrolls them.
+function cutTexts(view: any): string[] {
+  const cut: string[] = [];
+  const wide = view.width >= 1600;
+  for (const panel of document.querySelectorAll("[data-panel]")) {
+    const title = (panel as HTMLElement).dataset.panel;
+    for (const text of panel.querySelectorAll("h2, h6, a, [data-one-line]")) {
+      if (text.scrollWidth > text.clientWidth + 1 && text.clientWidth > 0) {
+        cut.push(`${title}: the text ${text.textContent} is cut`);
+      }
+    }
+    const plots = [...panel.querySelectorAll(".u-over")].map((plot) => plot.getBoundingClientRect());
+    const bottom = panel.getBoundingClientRect().bottom - 8;
+    for (const item of panel.querySelectorAll(
+      "[data-testid*='VizLegend series'], tr:has([data-testid='series-icon'])")) {
+      const box = item.getBoundingClientRect();
+      if (plots.some((plot) => box.top < plot.bottom - 1 && box.bottom > plot.top + 1 && box.left < plot.right)) {
+        cut.push(`${title}: the legend ${item.textContent} overlaps the plot`);
+      }
+      if (wide && box.bottom > bottom + 1) {
+        cut.push(`${title}: the legend ${item.textContent} is below the panel`);
+      }
+    }
+    const headers = [...panel.querySelectorAll("[role=columnheader]")].map((header) => header.textContent);
+    for (const row of wide ? panel.querySelectorAll("[role=row]") : []) {
+      [...row.querySelectorAll("[role=cell], [role=columnheader]")].forEach((cell, index) => {
+        const text = document.createRange();
+        const walker = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+        while (walker.nextNode()) {
+          text.selectNodeContents(walker.currentNode);
+          if (text.getBoundingClientRect().right > cell.getBoundingClientRect().right + 1) {
+            cut.push(`${title}: ${headers[index]}: the cell ${cell.textContent} is cut`);
           }
-        });
-        return { stroke: path, fill: path };
-      } } as any);
-  });
-  return (
-    <VizLayout width={width} height={height}
-      legend={<PlotLegend data={[frame]} config={builder} {...panel.options.legend} />}>
-      {(w: number, h: number) => <UPlotChart config={builder} data={builder.prepData!([frame]) as any} width={w}
-        height={h} />}
-    </VizLayout>
-  );
+        }
+      });
+    }
+  }
+  return [...new Set(cut)];
 }
 
 function Content({ panel, data, width, height, range, events }: any) {
@@ -222,8 +287,11 @@ function Content({ panel, data, width, height, range, events }: any) {
     return <Table data={filled[0]} width={width} height={height} initialSortBy={panel.options.sortBy}
       cellHeight={panel.options.cellHeight} timeRange={range} enableSharedCrosshair={false} />;
   }
-  if (panel.type === "barchart") {
-    return <Bars panel={panel} frame={filled[0]} width={width} height={height} />;
+  if (panel.type === "trend") {
+    return <Trend panel={panel} frame={filled[0]} width={width} height={height} range={range} />;
+  }
+  if (panel.type === "state-timeline") {
+    return <Timeline frames={filled} width={width} height={height} range={range} />;
   }
   const shown = getFieldDisplayValues({ fieldConfig: panel.fieldConfig, reduceOptions: panel.options.reduceOptions,
     data: filled, replaceVariables: identity, sparkline: panel.options.graphMode !== "none", theme, timeZone: "utc" });
@@ -251,11 +319,12 @@ class Guard extends React.Component<any, any> {
 function Dashboard({ view, values, results, events, range }: any) {
   const cell = (view.width - 16) / 24;
   const bottom = Math.max(...view.dashboard.panels.map((panel: any) => panel.gridPos.y + panel.gridPos.h));
-  const selection = Object.entries(values).map(([name, value]) => `${name}: ${value}`).join("   ");
+  const selection = view.dashboard.templating.list.filter((one: any) => one.name in values && one.hide !== 2)
+    .map((one: any) => `${one.label}: ${values[one.name]}`).join("   ");
   return (
     <div style={{ position: "relative", width: view.width, height: 44 + bottom * CELL, color: theme.colors.text.primary,
       background: theme.colors.background.canvas, overflow: "hidden" }}>
-      <div style={{ padding: "8px 12px", fontSize: 16 }}>
+      <div style={{ padding: "8px 12px", fontSize: 16, whiteSpace: "nowrap" }}>
         <b>{view.dashboard.title}</b>
         <span style={{ fontSize: 12, marginLeft: 24, opacity: 0.7 }}>{selection}</span>
       </div>
@@ -267,7 +336,7 @@ function Dashboard({ view, values, results, events, range }: any) {
         }
         const { data, error } = results[panel.id];
         return (
-          <div key={panel.id} style={position}>
+          <div key={panel.id} style={position} data-panel={panel.title}>
             <PanelChrome title={panel.title} description={panel.description} width={w * cell - 8} height={h * CELL - 8}>
               {(width: number, height: number) => <Guard title={panel.title} error={error}>
                 <Content panel={panel} data={data} width={width} height={height} range={range}
@@ -288,6 +357,9 @@ async function main(): Promise<void> {
     id: transformation.id, name: transformation.name, transformation, editor: () => null, imageDark: "",
     imageLight: "" })) as any);
   const view = await (await fetch("view.json")).json();
+  // A collapsed row contains its panels, whose positions are those of the open row.
+  view.dashboard.panels = view.dashboard.panels.flatMap((panel: any) => [panel, ...(panel.panels ?? [])]);
+  theme = createTheme({ colors: { mode: view.theme } });
   const [from, to] = [dateTime(view.from * 1000), dateTime(view.to * 1000)];
   const range: any = { from, to, raw: { from, to } };
   const values = await variables(view);
@@ -307,7 +379,10 @@ async function main(): Promise<void> {
     </MemoryRouter>
   );
   document.body.dataset.regions = String(events.length);
-  setTimeout(() => (document.body.dataset.ready = "1"), 500);
+  setTimeout(() => {
+    document.body.dataset.cut = JSON.stringify(cutTexts(view));
+    document.body.dataset.ready = "1";
+  }, 500);
 }
 
 main().catch((error) => {

@@ -22,7 +22,11 @@ DURATIONS: Final[Mapping[str, str]] = {
     "__range": "3600001ms",
 }
 """Values for Grafana's duration macros: unusual durations, so that no literal ``[1m]`` is mistaken for a macro."""
-MACROS: Final[Mapping[str, str]] = {**DURATIONS, "job": ".+", "instance": ".+", "run": ".+", "configuration": ".+"}
+MACROS: Final[Mapping[str, str]] = {
+    **DURATIONS,
+    **dict.fromkeys(("job", "host", "instance", "run", "nodenames", "configuration"), ".+"),
+    **{f"line{number}": f"configuration {number}" for number in range(1, 7)},
+}
 """Values that turn every query of the dashboards into plain PromQL."""
 
 
@@ -34,13 +38,13 @@ class Query:
         dashboard: Title of the dashboard.
         kind: Where the query is and how Grafana runs it.
         where: Title of the panel, or name of the variable or annotation.
-        expr: PromQL with Grafana's macros; for a variable the selector inside ``label_values``.
+        expr: PromQL with Grafana's macros; for a variable what is inside ``label_values`` or ``query_result``.
         label: For a variable: the label whose values it lists.
         legend: Legend format; empty if there is none.
     """
 
     dashboard: str
-    kind: Literal["range", "instant", "annotation", "variable"]
+    kind: Literal["range", "instant", "annotation", "label_values", "query_result"]
     where: str
     expr: str
     label: str = ""
@@ -50,6 +54,10 @@ class Query:
         return f"{self.dashboard}: {self.where}"
 
 
+CHOSEN: Final[Mapping[str, Mapping[str, str]]] = {"joulewatch / Node": {"host": ".+", "instance": ".+"}}
+"""Values of variables for tests: the machines of the recorded run have different sensors, and each panel needs data."""
+
+
 def load(name: str) -> dict[str, Any]:
     """Return the committed dashboard ``name`` (node, experiment)."""
     data: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
@@ -57,9 +65,11 @@ def load(name: str) -> dict[str, Any]:
 
 
 def panels(board: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield every panel except the rows."""
+    """Yield every panel except the rows, those in collapsed rows included."""
     for panel in board["panels"]:
-        if panel["type"] != "row":
+        if panel["type"] == "row":
+            yield from panel.get("panels") or ()
+        else:
             yield panel
 
 
@@ -68,9 +78,7 @@ def queries(board: Mapping[str, Any]) -> Iterator[Query]:
     title = board["title"]
     for variable in board["templating"]["list"]:
         if variable["type"] == "query":
-            match = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["definition"])
-            assert match is not None, f"{title}: variable {variable['name']}: {variable['definition']}"
-            yield Query(dashboard=title, kind="variable", where=variable["name"], expr=match[1], label=match[2])
+            yield variable_query(title, variable)
     for annotation in board.get("annotations", {}).get("list", ()):
         yield Query(dashboard=title, kind="annotation", where=annotation["name"], expr=annotation["expr"])
     for panel in panels(board):
@@ -84,9 +92,20 @@ def queries(board: Mapping[str, Any]) -> Iterator[Query]:
             )
 
 
+def variable_query(title: str, variable: Mapping[str, Any]) -> Query:
+    """Return the query of a variable of the dashboard ``title``."""
+    where, definition = variable["name"], variable["definition"]
+    if match := re.fullmatch(r"label_values\((.+), (\w+)\)", definition):
+        return Query(dashboard=title, kind="label_values", where=where, expr=match[1], label=match[2])
+    match = re.fullmatch(r"query_result\((.+)\)", definition)
+    label = re.fullmatch(r'/(\w+)="\(\[\^"\]\+\)"/', variable["regex"])
+    assert match is not None and label is not None, f"{title}: variable {where}: {definition}"
+    return Query(dashboard=title, kind="query_result", where=where, expr=match[1], label=label[1])
+
+
 def substitute(expr: str, values: Mapping[str, str]) -> str:
-    """Replace Grafana's ``$name`` and ``${name}``; a name without a value is a KeyError."""
-    return re.sub(r"\$\{?(\w+)\}?", lambda match: values[match[1]], expr)
+    """Replace Grafana's ``$name``, ``${name}`` and ``${name:format}``; a name without a value is a KeyError."""
+    return re.sub(r"\$\{(\w+)(?::\w+)?\}|\$([A-Za-z_]\w*)", lambda match: values[match[1] or match[2]], expr)
 
 
 def parse(expr: str) -> Expr:
@@ -150,7 +169,7 @@ def _labels_of_call(call: Call, known: Mapping[str, set[str]]) -> set[str] | Non
     labels: set[str] = set()
     for argument in call.args:
         labels |= _labels(argument, known) or set()
-    return labels | {call.args[1].val} if call.func.name == "label_replace" else labels
+    return labels | {call.args[1].val} if call.func.name in {"label_replace", "label_join"} else labels
 
 
 def _labels_of_aggregation(node: AggregateExpr, known: Mapping[str, set[str]]) -> set[str]:

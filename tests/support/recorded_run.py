@@ -35,6 +35,9 @@ from joulewatch_harness.runner.edges import EdgeReader
 from joulewatch_harness.storage.journal import Journal, new_run_id, read_run
 from support.servers import Emulator, ExporterServer, PrometheusServer
 
+SCENARIOS: Final = ("a100-node", "epyc-7763-node")
+NODE_SENSORS: Final = 5
+"""IPMI and Redfish of each machine, and ACPI of the second one."""
 SCRAPE_S: Final = 0.5
 IDLE_S: Final = 2.0
 WINDOW_S: Final = 2.0
@@ -191,11 +194,13 @@ def recorded_run_in(folder: Path, program: str) -> Iterator[RecordedRun]:
     """Yield the run; its Prometheus (``program``) stops with the context."""
     with ExitStack() as stack:
         exporters = []
-        for scenario in ("epyc-7763-node", "intel-all-zones"):
+        for scenario in SCENARIOS:
             machine = Emulator(scenario)
             stack.callback(machine.remove)
             machine.start()
-            exporter = ExporterServer(folder / f"{scenario}-exporter", *machine.flags)
+            exporter = ExporterServer(
+                folder / f"{scenario}-exporter", f"--config.file={machine.folder / 'exporter.yaml'}"
+            )
             stack.callback(exporter.stop)
             exporter.start()
             exporters.append(exporter)
@@ -207,11 +212,11 @@ def recorded_run_in(folder: Path, program: str) -> Iterator[RecordedRun]:
         )
         stack.callback(prometheus.stop)
         prometheus.start()
-        # A new Prometheus waits some seconds for its service discovery.
+        # A new Prometheus waits some seconds for its service discovery, and a BMC appears after the first login.
         with PrometheusClient(PrometheusOptions(url=prometheus.url)) as client:
-            deadline_s = time.monotonic() + 30
-            while len(client.query("up == 1")) < len(exporters):
-                assert time.monotonic() < deadline_s, "Prometheus does not scrape"
+            deadline_s = time.monotonic() + 60
+            while len(client.query('joulewatch_sensor_info{scope="node"}')) < NODE_SENSORS:
+                assert time.monotonic() < deadline_s, "Prometheus has no data of all sensors"
                 time.sleep(0.1)
         start_s = time.time()
         time.sleep(4 * SCRAPE_S)

@@ -17,5 +17,8 @@ from support.require import require_program
 def recorded_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecordedRun]:
     """A real run in a real Prometheus."""
     program = require_program("prometheus", "prometheus")
+    require_program("gcc", "gcc")  # builds the emulated NVML
+    for module in ("pyghmi", "pynvml", "requests"):
+        pytest.importorskip(module, reason="pip install 'joulewatch[all]'")
     with recorded_run_in(tmp_path_factory.mktemp("recorded_run"), program) as run:
         yield run
