@@ -167,7 +167,8 @@ class Finding:
     cure: str = ""
     """The command or setting that fixes it, ready to copy; empty if there is none."""
     device: str = ""
-    """Label of the device that is missing or denied, so that its state is published; empty if it is not known."""
+    """Label of the device that is missing or denied, so that its state is published, or that is skipped, so that it is
+    not taken for lost; empty if it is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

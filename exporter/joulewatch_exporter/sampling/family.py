@@ -185,8 +185,10 @@ class Family:
             entry.failing = failing.get((sensor.device, tuple(state.info.quantity for state in states)))
             entries.append(entry)
         # A device that is gone stays visible as down: an alert must not disappear with its cause. A family that manages
-        # its own devices drops only devices that were removed from its configuration.
-        lost = () if self.manages_devices else known
+        # its own devices drops only devices that were removed from its configuration. A device that is skipped now is
+        # not lost: another family reads it.
+        skipped = {finding.device for finding in collector.findings if finding.status == "skipped"}
+        lost = () if self.manages_devices else [device for device in known if device not in skipped]
         unread = dict.fromkeys(lost, SensorAbsentError.reason)
         for finding in collector.findings:
             if finding.device and finding.status in _FOUND_STATES:

@@ -36,6 +36,7 @@ class FamilyThread:
         """Number of the last scan that a scrape did not wait for any longer."""
         self._is_broken = False
         self._replacement: Collector | None = None
+        self._newest = family.collector
         self._latest: FamilyScan | None = None
 
     def start(self) -> None:
@@ -45,6 +46,14 @@ class FamilyThread:
     def latest(self) -> FamilyScan | None:
         """The last scan; None before the first."""
         return self._latest
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """What the family reads, or will read when the newest collector has taken over."""
+        family = self.family
+        if family.manages_devices:
+            return frozenset(info.source for info in family.layout.infos)
+        return frozenset(info.source for sensor in self._newest.sensors for info in sensor.infos)
 
     def watch(self, hang_s: float) -> None:
         """If a scan or burst takes longer than ``hang_s``, quarantine the device that is being read."""
@@ -71,6 +80,7 @@ class FamilyThread:
         """Let the thread continue with a newly opened collector before its next read."""
         with self._condition:
             superseded, self._replacement = self._replacement, collector
+            self._newest = collector
         if superseded is not None:
             superseded.close()
 

@@ -18,14 +18,20 @@ from typing import Any, Final
 
 from joulewatch_exporter.clock import NS_PER_S
 from joulewatch_exporter.config.config import FamilySettings
-from joulewatch_exporter.errors import ConfigError, SensorAbsentError, SensorDeniedError, SensorTimeoutError
+from joulewatch_exporter.errors import (
+    ConfigError,
+    SensorAbsentError,
+    SensorAsleepError,
+    SensorDeniedError,
+    SensorTimeoutError,
+)
 from joulewatch_exporter.model import Collector, Finding, Host
 from joulewatch_exporter.sampling.family import Family
 from joulewatch_exporter.sampling.family_thread import FamilyThread
 from joulewatch_exporter.sampling.plausibility import Plausibility, Verdict
 from joulewatch_exporter.sampling.primary import Key, PrimarySensors
 from joulewatch_exporter.sampling.saved import SavedState
-from joulewatch_exporter.sampling.scan import FamilyScan, Layout, unreadable
+from joulewatch_exporter.sampling.scan import OK, FamilyScan, Layout, unreadable
 from joulewatch_exporter.threads import DeadlineThread
 
 logger = logging.getLogger(__name__)
@@ -86,6 +92,8 @@ class Sampler:
         self._logged: set[tuple[str, str]] = set()
         """Family and message of what is logged once only."""
         self._retry: set[str] = set()
+        self._claimed: dict[str, frozenset[str]] = {}
+        """What families before each family read when it was opened."""
         self._unopened: dict[str, FamilyScan] = {}
         """Scan of each family that has devices and cannot be opened: all of them are down."""
         self._rediscovery = threading.Thread(target=self._rediscover_forever, name="rediscover", daemon=True)
@@ -207,8 +215,9 @@ class Sampler:
         """Open or reopen a family; return whether it is open now."""
         setting = self._setting(family.name)
         options = setting.options if setting.options is not None else family.Options()
+        claimed = self._claimed_before(family)
         try:
-            collector = self._open_collector(family, options)
+            collector = self._open_collector(family, options, claimed)
         except (SensorAbsentError, SensorDeniedError, SensorTimeoutError) as error:
             if first and setting.enabled is True:
                 raise ConfigError(
@@ -218,6 +227,8 @@ class Sampler:
             level = logging.INFO if isinstance(error, SensorAbsentError) else logging.WARNING
             self._log_once(level, family.name, str(error))
             self._retry.add(family.name)
+            if not isinstance(error, SensorTimeoutError):
+                self._end_superseded(family.name, claimed)
             with self._lock:
                 self._unopened.pop(family.name, None)
                 if error.devices and family.name not in self._threads:
@@ -236,10 +247,14 @@ class Sampler:
             self._retry.add(family.name)
             return False
         self._note(family.name, collector.findings)
+        self._claimed[family.name] = claimed
         with self._lock:
             thread = self._threads.get(family.name)
         if thread is not None:
+            before = thread.sources
             thread.hand_over(collector)
+            if thread.sources != before:
+                self._retry.update(self._later_families(family))
             return True
         self._retry.update(self._later_families(family))
         timing = collector.timing
@@ -264,9 +279,22 @@ class Sampler:
         thread.start()
         return True
 
-    def _open_collector(self, family: type[Collector], options: Any) -> Collector:
+    def _end_superseded(self, name: str, claimed: frozenset[str]) -> None:
+        """End a family that can no longer be opened, because all its sensors are read by families before it now."""
+        with self._lock:
+            thread = self._threads.get(name)
+            if thread is None or claimed <= self._claimed[name]:
+                return
+            scan = thread.latest
+            if scan is None or not {OK, SensorAsleepError.reason}.intersection(scan.states):
+                return  # its devices are gone, which must stay visible
+            self._threads = {other: kept for other, kept in self._threads.items() if kept is not thread}
+        logger.info("%s: ends, because other families read its sensors now", name)
+        thread.stop()
+
+    def _open_collector(self, family: type[Collector], options: Any, claimed: frozenset[str]) -> Collector:
         """Open a family on a thread that can be abandoned, because probing for devices can hang, like reading."""
-        host = dataclasses.replace(self._host, claimed=self._claimed_before(family))
+        host = dataclasses.replace(self._host, claimed=claimed)
         opener = self._openers.setdefault(family.name, DeadlineThread(f"open-{family.name}"))
         return opener.call(lambda: family.open(host, options), OPEN_TIMEOUT_S, discard=lambda late: late.close())
 
@@ -274,8 +302,8 @@ class Sampler:
         """Return the sources that families before this one read."""
         before = {other.name for other in self._families[: self._families.index(family)]}
         with self._lock:
-            layouts = [thread.family.layout for name, thread in self._threads.items() if name in before]
-        return frozenset(info.source for layout in layouts for info in layout.infos)
+            threads = [thread for name, thread in self._threads.items() if name in before]
+        return frozenset().union(*(thread.sources for thread in threads))
 
     def _later_families(self, family: type[Collector]) -> set[str]:
         """Return open families after this one: they may read its sources, so they must be reopened."""

@@ -828,6 +828,50 @@ def test_later_families_are_reopened_when_an_earlier_one_appears(start: Start) -
     assert second.hosts[-1].claimed == {"fake:socket0/package"}
 
 
+def test_later_families_are_reopened_when_an_earlier_one_finds_more(start: Start) -> None:
+    """In the same pass, although the earlier one reads its new sensor only at its next read."""
+    first, second = Machine([energy_sensor("socket0")]), Machine([energy_sensor("socket1"), power_sensor("gpu")])
+    sampler = start(fake_family("first", first), fake_family("second", second))
+    first.sensors, first.outdated = [energy_sensor("socket0"), power_sensor("gpu")], True
+    second.sensors = [energy_sensor("socket1")]
+    second.findings = [Finding(status="skipped", collector="second", subject="x", text="", device="gpu")]
+    sampler.rediscover()
+    assert second.hosts[-1].claimed == {"fake:socket0/package", "fake:gpu/total"}
+    first.outdated = False
+    sampler.rediscover()
+    assert second.opened == 2, "nothing has changed since"
+    scans = sampler.fresh(2.0)
+    assert [up(scan) for scan in scans] == [{"socket0": True, "gpu": True}, {"socket1": True}], "it is not lost"
+
+
+@pytest.mark.parametrize("error", [None, SensorDeniedError("/sys/b: Permission denied", devices=["b"])])
+def test_a_family_whose_last_sensor_is_read_by_an_earlier_one_ends(start: Start, error: Exception | None) -> None:
+    first, second = Machine([energy_sensor("socket0")]), Machine([power_sensor("gpu")])
+    sampler = start(fake_family("first", first), fake_family("second", second))
+    sampler.fresh(2.0)
+    gpu = power_sensor("gpu")
+    first.sensors, first.outdated = [energy_sensor("socket0"), gpu], True
+    second.sensors, second.error = [], error
+    sampler.rediscover()
+    scans = sampler.fresh(2.0)
+    assert [states(scan) for scan in scans[:1]] == [{"socket0": "ok", "gpu": "ok"}]
+    assert [states(scan) for scan in scans[1:]] == ([] if error is None else [{"b": "denied"}])
+    first.sensors.remove(gpu)
+    second.sensors, second.error = [power_sensor("gpu")], None
+    sampler.rediscover()
+    assert up(sampler.fresh(2.0)[1]) == {"gpu": True}, "the earlier one has lost it"
+
+
+def test_a_family_that_has_lost_its_devices_stays_when_an_earlier_one_finds_more(start: Start) -> None:
+    first, second = Machine([energy_sensor("socket0")]), Machine([power_sensor("gpu")])
+    sampler = start(fake_family("first", first), fake_family("second", second))
+    second.sensors[0].error = SensorAbsentError("gone")
+    sampler.fresh(2.0)
+    first.sensors, first.outdated, second.sensors = [energy_sensor("socket0"), energy_sensor("socket1")], True, []
+    sampler.rediscover()
+    assert up(sampler.fresh(2.0)[1]) == {"gpu": False}
+
+
 def test_an_outdated_family_is_reopened(start: Start) -> None:
     machine = Machine([energy_sensor("socket0")])
     sampler = start(fake_family("fake", machine))

@@ -202,6 +202,6 @@ def scmi_zones(host: Host, findings: list[Finding]) -> list[tuple[Chip, list[Cha
     return zones
 
 
-def skipped(subject: str, text: str) -> Finding:
+def skipped(subject: str, text: str, *, device: str = "") -> Finding:
     """Return a finding that something is not read."""
-    return Finding(status="skipped", collector="hwmon", subject=subject, text=text)
+    return Finding(status="skipped", collector="hwmon", subject=subject, text=text, device=device)

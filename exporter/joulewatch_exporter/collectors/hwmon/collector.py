@@ -125,7 +125,7 @@ class HwmonCollector(OnDemandCollector):
                 continue
             reason = _skip_reason(chip, host, options)
             if reason is not None:
-                findings.append(skipped(chip.identity, f"{chip.name}: {reason}"))
+                findings.append(skipped(chip.identity, f"{chip.name}: {reason}", device=chip.device))
                 continue
             override = options.overrides.get(chip.name)
             meant += (

@@ -49,7 +49,7 @@ def meanings_of(
     free: list[Channel] = []
     for channel in channels:
         if not host.claimed.isdisjoint((channel.source, *channel.paths)):
-            findings.append(skipped(channel.source, f"{chip.name}: read by another family"))
+            findings.append(skipped(channel.source, f"{chip.name}: read by another family", device=chip.device))
         elif _is_system(channel) and any(_is_system(other) and other.kind == channel.kind for other in free):
             # occ lists it a second time, with its limit.
             findings.append(skipped(channel.source, f"{chip.name}: repeats the power of the whole system"))
