@@ -131,7 +131,11 @@ def examine(
                 opened.append(collector)
         sensors = PrimarySensors(nodename, primary)
         readings = _read(opened, sensors, nodename, reading_s, counting_s)
-        findings += [_frozen(reading, counting_s) for reading in readings if reading.error == DOES_NOT_COUNT]
+        findings += [
+            _frozen(reading, counting_s)
+            for reading in readings
+            if reading.error == DOES_NOT_COUNT and reading.scope != "part"
+        ]
         findings += [_unmet(host, collector) for host, collector in sensors.unmet.items()]
     finally:
         for collector in opened:
@@ -265,7 +269,8 @@ def _read(
                     primary=(scan.collector, quantity) in primary,
                     method=info.method,
                     source=info.source,
-                    power_watts=None if quantity in same else power_watts,
+                    # Of a counter that stood still, only a power that the driver reports is known.
+                    power_watts=None if quantity in same and not power_watts else power_watts,
                     error=DOES_NOT_COUNT if quantity in stuck else error,
                 )
             )
@@ -287,16 +292,19 @@ def _unchanged(first: FamilyScan | None, scan: FamilyScan) -> frozenset[Quantity
 def _may_be_frozen(scan: FamilyScan, unchanged: frozenset[Quantity], counting_s: float) -> frozenset[Quantity]:
     """Return the unchanged counters that are frozen, by the definition in `catalog`, after ``counting_s``.
 
-    Parts are not judged, because a core or a graphics unit may be off.
+    A part is judged only with its device, because a core or a graphics unit may be off.
     """
-    return frozenset(
+    frozen = {
         info.quantity
         for info, health in zip(scan.layout.infos, scan.healths, strict=True)
         if info.quantity in unchanged
-        and info.quantity.scope != "part"
         and health is not None
         and frozen_after_s(health.refresh_s, resolution_joules(info.resolution), scan.collector) <= counting_s
-    )
+    }
+    wholes = [info.quantity for info in scan.layout.infos if info.quantity.scope != "part"]
+    counting = {quantity.device for quantity in wholes if quantity not in frozen}
+    dead = {quantity.device for quantity in wholes} - counting
+    return frozenset(quantity for quantity in frozen if quantity.scope != "part" or quantity.device in dead)
 
 
 def _error(state: str) -> str:

@@ -135,8 +135,20 @@ def test_a_counter_of_a_virtual_machine_has_more_time(tmp_path: Path) -> None:
     assert "the same value for 0.3 s" in report.findings[-1].text
 
 
+def test_the_power_that_a_driver_reports_is_shown_although_its_counter_stands_still(tmp_path: Path) -> None:
+    sensor = energy_sensor("board", domain="SYS", scope="part", component="other")
+    sensor.powers_watts = [5.0]
+    report = examine(tmp_path, fake_family("hwmon", Machine([sensor])))
+    assert [(reading.power_watts, reading.error) for reading in report.readings] == [(5.0, "")]
+
+
 def test_a_machine_whose_counters_all_stand_still_is_not_measured(tmp_path: Path) -> None:
-    family = fake_family("rapl", Machine([energy_sensor()]))
+    """Also if a virtual machine shows constants of the cores, which could be off on another machine."""
+    core = energy_sensor(domain="core", scope="part")
+    family = fake_family("rapl", Machine([energy_sensor(), core]))
+    report = examine(tmp_path, family)
+    assert [reading.error for reading in report.readings] == ["does not count"] * 2
+    assert [finding.subject for finding in report.findings if finding.status == "broken"] == ["fake:socket0/package"]
     assert examine(tmp_path, family).measured == 0
     assert examine(tmp_path, fake_family("rapl", Machine([counting_sensor()]))).measured == 1
 
