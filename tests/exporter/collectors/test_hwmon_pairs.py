@@ -76,6 +76,7 @@ def test_a_channel_that_is_not_connected_is_absent(sysfs: FakeSysfs) -> None:
     ("chip", "files", "power"),
     [
         ("ina226", {"in0_input": 2, "in1_input": 12000, "curr1_input": 5000}, {"power1": 60.0}),
+        ("ina226_u76", {"in0_input": 2, "in1_input": 12000, "curr1_input": 5000}, {"power1": 60.0}),
         ("max20730", {"in1_input": 12000, "in2_input": 1200, "curr1_input": 100_000}, {"power1": 120.0}),
         (
             "max20730",

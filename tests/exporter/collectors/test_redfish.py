@@ -381,6 +381,17 @@ def test_a_sled_whose_service_shows_its_enclosure_is_the_node(tmp_path: Path, mo
     assert readings == {NODE: (None, 210.0), "bmc1/chassis_embedded_1": (None, 2000.0)}
 
 
+def test_an_enclosure_without_links_is_a_part(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    resources = many(
+        chassis_with_power("EnclosureChassis", 900.0, ChassisType="Enclosure"),
+        chassis_with_power(
+            "1", 300.0, ChassisType="RackMount", Links={"ComputerSystems": [link("/redfish/v1/Systems/1")]}
+        ),
+    )
+    readings = by_label(opened(mock, resources, tmp_path).read())
+    assert readings == {NODE: (None, 300.0), "bmc1/enclosurechassis": (None, 900.0)}
+
+
 def test_the_drives_in_a_server_are_a_part(tmp_path: Path, mock: responses.RequestsMock) -> None:
     """Dell lists the backplane of the drives as a chassis, in some versions without a link."""
     resources = many(

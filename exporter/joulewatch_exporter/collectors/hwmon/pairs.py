@@ -53,7 +53,8 @@ def pairs_of(chip: Chip, attributes: Attributes, findings: list[Finding]) -> lis
     """Return the channels whose power is voltage times current, without those that have a power or energy file."""
     currents = {number: attribute for (kind, number), attribute in attributes.items() if kind == "curr"}
     voltages = {number: attribute for (kind, number), attribute in attributes.items() if kind == "in"}
-    rule = next((rule for rule in _RULES if re.fullmatch(rule.chips, chip.name)), None)
+    # The driver of Xilinx's kernel appends the name of the chip in the device tree: ina226_u76.
+    rule = next((rule for rule in _RULES if re.fullmatch(rf"(?:{rule.chips})(?:_\w+)?", chip.name)), None)
     pairs = _same_label(voltages, currents) if rule is None else rule.pairs
     filed = {key: attribute for key, attribute in attributes.items() if key[0] in ("power", "energy")}
     labels = {attribute.label.lower() for attribute in filed.values()} - {""}

@@ -366,6 +366,9 @@ def _enclosures(live: Sequence[_Chassis], containers: Mapping[str, str]) -> set[
     inside = Counter(containers[chassis.uri] for chassis in live if chassis.is_server and chassis.uri in containers)
     types = {chassis.uri: chassis.type for chassis in live}
     enclosures = {uri for uri, count in inside.items() if count > 1 or types[uri] in _ENCLOSURE_TYPES}
+    if any(chassis.is_server for chassis in live):
+        # Perhaps no link states what is inside.
+        enclosures |= {chassis.uri for chassis in live if chassis.type in _ENCLOSURE_TYPES and not chassis.systems}
     for uri in tuple(enclosures):
         while (uri := containers.get(uri, "")) and uri not in enclosures:
             enclosures.add(uri)
