@@ -297,6 +297,12 @@ def test_a_chip_without_device_is_identified_by_its_name(sysfs: FakeSysfs) -> No
     assert list(meanings(collect(sysfs))) == ["firmware_psu/power1"]
 
 
+def test_a_copied_tree_has_folders_instead_of_links(sysfs: FakeSysfs) -> None:
+    sysfs.write("class/hwmon/hwmon0", name="amdgpu", power1_input=35_000_000)
+    sysfs.write("class/hwmon/hwmon0/device/power", runtime_status="active")
+    assert list(infos(collect(sysfs))) == ["amdgpu/power1"]
+
+
 def test_the_directory_named_power_is_not_a_sensor(sysfs: FakeSysfs) -> None:
     sysfs.hwmon(0, "coretemp", device="platform/coretemp.0", temp1_input=40_000)
     sysfs.write("devices/platform/coretemp.0/hwmon/hwmon0/power", control="auto")
@@ -449,6 +455,8 @@ def test_channels_of_another_family_are_skipped(sysfs: FakeSysfs, overridden: bo
     collector = HwmonCollector.open(host, options)
     assert list(meanings(collector)) == ["i2c-3-3-0040/power2"]
     assert "read by another family" in texts(collector, "skipped")
+    skipped = [finding.device for finding in collector.findings if finding.status == "skipped"]
+    assert skipped == ["i2c-3-3-0040"], "so that the device does not seem to be lost"
     both = frozenset({source, source.replace("power1", "power2")})
     with pytest.raises(SensorAbsentError, match="read by another family"):
         HwmonCollector.open(replace(sysfs.host, claimed=both), options)

@@ -102,7 +102,9 @@ def find_chips(root: str, *, is_needed: bool) -> list[Chip]:
         has_device = Path(device).is_dir()
         # acpi_power_meter keeps its name in the device's directory.
         name = read_text_or(f"{directory}/name", "") or read_text_or(f"{device}/name", "") or "unknown"
-        label = device_label(device) if has_device else name
+        # In a copied tree, the link to the device is a folder, whose path does not name the device.
+        is_linked = has_device and device != f"{directory}/device"
+        label = device_label(device) if is_linked else name
         directories = (directory, device) if has_device else (directory,)
         chips.append(
             Chip(name=name, device=label, identity=device if has_device else directory, directories=directories)
