@@ -131,6 +131,9 @@ def examine(
                 opened.append(collector)
         sensors = PrimarySensors(nodename, primary)
         readings = _read(opened, sensors, nodename, reading_s, counting_s)
+        # A device that is read in the background may have failed since.
+        findings += [finding for collector in opened for finding in collector.findings if finding not in findings]
+        findings += [_silent(collector.name) for collector in opened if _is_silent(collector)]
         findings += [
             _frozen(reading, counting_s)
             for reading in readings
@@ -197,6 +200,17 @@ def _open(family: type[Collector], host: Host, setting: FamilySettings, findings
 
 def _skipped(name: str, text: str) -> Finding:
     return Finding(status="skipped", collector=name, subject=name, text=text, cure=f"--collector.{name}")
+
+
+def _is_silent(collector: Collector) -> bool:
+    """Return whether no device has answered or failed yet: the deadline of a BMC may be longer than that of a check."""
+    explained = any(finding.status in ("absent", "denied", "broken") for finding in collector.findings)
+    return not collector.sensors and not explained
+
+
+def _silent(name: str) -> Finding:
+    text = f"no device has answered within {ANSWER_S:g} s; the exporter waits longer"
+    return Finding(status="broken", collector=name, subject=name, text=text)
 
 
 def _failure(name: str, error: Exception) -> Finding:

@@ -165,6 +165,34 @@ def test_a_device_that_is_asleep_is_listed_and_needs_no_fix(tmp_path: Path) -> N
     assert check.check([family], Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path), Config(), as_json=False) == 0
 
 
+def test_a_family_whose_devices_have_not_answered_is_listed(tmp_path: Path) -> None:
+    """The deadline of a BMC is longer than the check."""
+    machine = Machine([power_sensor()])
+    family = fake_family("redfish", machine)
+    machine.sensors.clear()
+    silent = type("Silent", (family,), {"open": classmethod(lambda cls, host, options: cls())})
+    (finding,) = examine(tmp_path, silent).findings
+    assert (finding.status, finding.text) == (
+        "broken",
+        "no device has answered within 10 s; the exporter waits longer",
+    )
+    machine.findings.append(Finding(status="denied", collector="redfish", subject="https://x", text="node17: HTTP 401"))
+    assert [finding.status for finding in examine(tmp_path, silent).findings] == ["denied"]
+
+
+def test_a_device_that_fails_while_others_are_read_is_listed(tmp_path: Path) -> None:
+    machine = Machine()
+    late = Finding(status="broken", collector="redfish", subject="https://x", text="node17: no answer within 10 s")
+
+    class Late(FakeSensor):
+        def read(self) -> Sequence[Reading]:
+            machine.findings[:] = [late]
+            return super().read()
+
+    machine.sensors = [Late((info(),), energies_joules=[1.0])]
+    assert [finding for finding in examine(tmp_path, fake_family("redfish", machine)).findings if finding == late]
+
+
 def test_the_table_fits_80_columns(tmp_path: Path) -> None:
     words = "a sentence that goes on and on about what was found and what was not " * 5
     finding = Finding(status="found", collector="hwmon", subject="/sys/x", text=words)
