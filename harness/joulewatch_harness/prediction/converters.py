@@ -180,6 +180,7 @@ def rows_of_run(run: Run) -> list[Row]:
                     seconds=None if rate is None else 1.0 / float(rate["value"]),
                     features=_run_features(run, settings),
                     method="+".join(sorted(total["methods"])),
+                    idle_watts=(total["idle"] or {}).get("power_watts"),
                     where=f"run {run.id}, {name}, batch {batch_size}",
                 )
             )

@@ -96,6 +96,7 @@ def _row_document(row: Row) -> dict[str, Any]:
         "features": list(row.features.vector()),
         "operators": sorted(row.features.operators),
         "method": row.method,
+        "idle_watts": row.idle_watts,
         "where": row.where,
     }
 
@@ -149,7 +150,7 @@ def _model(entry: Mapping[str, Any]) -> DeviceModel:
             **texts, network=row["network"], family=row["family"], platform=row["platform"],
             batch_size=int(row["batch_size"]), joules=float(row["joules"]),
             seconds=None if row["seconds"] is None else float(row["seconds"]),
-            features=_features(row), method=row["method"], where=row["where"],
+            features=_features(row), method=row["method"], where=row["where"], idle_watts=row.get("idle_watts"),
         )
         for row in entry["rows"]
     )  # fmt: skip

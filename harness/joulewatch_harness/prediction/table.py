@@ -18,10 +18,10 @@ from joulewatch_harness.prediction.features import FEATURES, Features, canonical
 SCOPES: Final = ("wall", "devices", "rails", "net")
 """What an energy covers: the whole machine, all device sensors, supply rails of a board, devices less idle power."""
 TEXTS: Final = ("network", "device", "runtime", "precision", "scope")
-OPTIONAL: Final = ("family", "platform", "batch_size", "seconds_per_inference", "operators")
+OPTIONAL: Final = ("family", "platform", "batch_size", "seconds_per_inference", "operators", "idle_watts")
 COLUMNS: Final = (
     "network", "family", "device", "platform", "runtime", "precision", "batch_size", "scope", "joules_per_inference",
-    "seconds_per_inference", *FEATURES, "operators",
+    "seconds_per_inference", *FEATURES, "operators", "idle_watts",
 )  # fmt: skip
 UNIT_FACTOR: Final = 100.0
 """Rows of one device whose mean power differs from the median by more than this factor have mixed units."""
@@ -53,6 +53,8 @@ class Row:
     method: str = "imported"
     where: str
     """File and row, for errors."""
+    idle_watts: float | None = None
+    """Power at rest of all that the energy covers; None: not measured."""
 
     @property
     def key(self) -> tuple[str, str, str, str]:
@@ -121,6 +123,7 @@ def rows_of(lines: Sequence[Mapping[str, str]], source: str, required: Iterable[
                 joules=_positive(line, "joules_per_inference", where),
                 seconds=_positive(line, "seconds_per_inference", where) if line.get("seconds_per_inference") else None,
                 features=_features(line, where),
+                idle_watts=_positive(line, "idle_watts", where) if line.get("idle_watts") else None,
                 where=where,
             )
         )

@@ -275,6 +275,7 @@ def test_a_model_file_gives_the_same_predictions(boards: Fit, tmp_path: Path) ->
     path = tmp_path / "model.json"
     path.write_text(json_text(document_of(boards)))
     again = read_fit(path)
+    assert again.models[0].rows[0].idle_watts is None
     assert document_of(again) == document_of(boards)
     for wanted in (request(), request(family="new", seconds=0.1), calibration(3)):
         assert report.predict_json(predict(again, wanted)) == report.predict_json(predict(boards, wanted))

@@ -37,7 +37,8 @@ def table(folder: Path, *changes: dict[str, str], without: tuple[str, ...] = ())
 
 
 def test_a_row_is_read_with_all_its_columns(tmp_path: Path) -> None:
-    (row,) = read_table(table(tmp_path, {}))
+    (row,) = read_table(table(tmp_path, {"idle_watts": "2.5"}))
+    assert row.idle_watts == 2.5
     assert (row.key, row.network, row.family) == (("wall", "board", "ort", "fp32"), "net-1", "net")
     assert (row.joules, row.seconds, row.batch_size) == (0.1, 0.02, 1)
     assert row.features is not None
@@ -167,6 +168,7 @@ def test_a_run_gives_a_row_for_each_configuration_and_batch_size() -> None:
     assert (row.network, row.runtime, row.precision, row.scope) == ("radioml-vgg10", "onnxruntime", "fp32", "devices")
     assert row.device == run.hardware
     assert row.method == "estimated"
+    assert row.idle_watts == run.document["idle"]["total"]["power_watts"]
     assert row.joules == run.document["results"][0]["energy"]["total"]["gross"]["value"]
     assert row.features is not None
     assert row.features.macs_dense == 12_864_512
