@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final, get_args
 
-from joulewatch_harness.analysis.results.audit.findings import REASONS, Severity
+from joulewatch_harness.analysis.results.audit.findings import FIXES, REASONS, Severity
 from support.paths import ROOT
 
 ENTRY: Final = re.compile(r"- `(\w+)` \(([\w, ]+)\): (.+?)\. \*Fix:\* (.+?)\.(?= - `|$)")
@@ -30,3 +30,9 @@ def test_every_reason_has_severities_and_a_fix() -> None:
     for code, severities, _, fix in entries():
         assert set(severities.split(", ")) <= set(get_args(Severity)), code
         assert len(fix) > 5, code
+
+
+def test_the_fixes_are_those_of_the_code() -> None:
+    """The report shows them; it has no links into the README."""
+    link = re.compile(r"\[([^]]+)\]\([^)]*\)")
+    assert {code: link.sub(r"\1", fix) for code, _, _, fix in entries()} == FIXES

@@ -61,6 +61,54 @@ REASONS: Final[Mapping[str, str]] = {
 }
 """Every reason code with its meaning."""
 
+FIXES: Final[Mapping[str, str]] = {
+    "sample_gap": "check why the source has no samples; the edges of the journal do not need them",
+    "exporter_restart": "repeat the run; `journalctl` shows why the exporter restarted",
+    "clock_skew": "synchronize the clocks (NTP)",
+    "clock_stepped": "let the time service (NTP) slew the clocks, and repeat the run",
+    "clock_unknown": "name the exporter with `--exporter`; update an exporter of version 0.1.0",
+    "unbracketed": "wait for the next scrape before you analyze; read the exporter at edges",
+    "below_refresh": "use longer windows: `--window`, `max_window_s`",
+    "edge_history_disagreement": "check that journal and source hold the same exporter; scrape it directly",
+    "edge_missing": "check that the exporter runs and answers within the time limit",
+    "no_samples": "name the exporter in the plan, or scrape it",
+    "too_few_samples": "scrape power sensors without a counter more often, or use longer windows",
+    "sensor_asleep": "if it takes part in the work, keep it awake: write `on` to its `power/control` in sysfs",
+    "sensor_down": "`joulewatch-exporter check` and the exporter's log show why",
+    "wraps_seen": "none needed",
+    "rejected_readings": "check the sensor's driver and firmware",
+    "unmeasured_time": "scrape more often than the counter wraps",
+    "core_exceeds_package": "check the sensor with `joulewatch-exporter check`; disable it if it is wrong",
+    "devices_exceed_node": "check which sensor is wrong; its accuracy may be worse than published",
+    "idle_drift": "use longer idle windows; let the machine reach its temperature first",
+    "not_steady": "raise `warmup_s`",
+    "power_not_steady": "use a longer warm-up or longer windows",
+    "repeats_apart": "use more rounds or longer windows, raise `max_run_s`; stop other load",
+    "dependent_rounds": "stop other load; on a shared host, compare repeated runs",
+    "single_repeat": "use at least three rounds; the other findings show why rounds were lost",
+    "accuracy_unknown": "calibrate the sensor against a meter, or compare only results of the same sensor",
+    "identity_conflict": "give each exporter its own address and nodename, or select one with `--match LABEL=VALUE`",
+    "targets_merged": "none needed; one target is enough",
+    "exporter_missing": "add the exporter to the scrape configuration, with the name that the plan gives it",
+    "estimated_energy": "run on a machine with a power sensor; see `joulewatch-exporter check`",
+    "emulated_energy": "use the results for tests only",
+    "unknown_method": "store `joulewatch_sensor_info`: scrape all metrics of the exporter",
+    "interrupted": "repeat the run if the rounds that are left are too few",
+    "too_short": "raise `max_window_s`",
+    "overloaded": "lower `server_rate_per_s`",
+    "no_idle": "set `idle_s` above 0",
+    "no_sensors": "`joulewatch-exporter check` lists what each sensor needs",
+    "frozen": "restart the driver or the machine, or disable the sensor in the exporter",
+    "load_draws_idle": "check that the network runs on a measured device, and that its sensor works",
+    "idle_busy": "stop other work, also timers and updates, and repeat the run",
+    "other_load": "stop other work and repeat the run: the results contain its energy",
+    "settle_too_short": "set `settle_s` to at least the refresh period",
+    "missing_windows": "deliver the rest with `joulewatch runs push`, or repeat the run",
+    "made_up_inputs": "give real ones with `--option inputs=FILE.npz`, or fixed ones with `values`; see Model files",
+    "not_finite_outputs": "if random inputs are the reason, give real ones with `--option inputs=FILE.npz`",
+}
+"""Every reason code with its fix, in the words of the README; `names` of flags, keys and commands are in backticks."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
