@@ -78,7 +78,10 @@ def run(args: argparse.Namespace) -> int:
     if args.folding is not None or (args.fit is None and is_design(Path(args.network))):
         return write(predict_finn(args), args.format)
     if args.fit is None:
-        raise ConfigError("--fit FILE is missing: 'joulewatch fit RUN... --out FILE' writes one")
+        raise ConfigError(
+            f"--fit FILE is missing: 'joulewatch fit RUN... --out FILE' writes one ({args.network} is not a folder "
+            "with FINN's reports, which needs none)"
+        )
     fit = read_fit(args.fit)
     batch_sizes = parse_batch_sizes(args.batch_sizes) if args.batch_sizes else ()
     if args.latency is not None and not 0 < args.latency < float("inf"):

@@ -221,7 +221,7 @@ def predict_designs(designs: Sequence[Design], card: Card, setting: Setting) -> 
         )
     if setting.host_watts is not None and rest.scope != "device":
         raise ConfigError(
-            f"{card.title}: its power at rest is that of {_what(rest)}; the power of the host cannot be added to it"
+            f"{card.title}: its power at rest is that of {_covered(rest)}; the power of the host cannot be added to it"
         )
     return [_predict(design, card, rest, setting, size) for design in designs for size in setting.batch_sizes]
 
@@ -240,7 +240,7 @@ def _predict(design: Design, card: Card, rest: Fact, setting: Setting, batch_siz
     low, high = (limit / CYCLE_FACTOR for limit in CYCLE_LIMITS)
     seconds = Interval(median=stream_s + driver_s, low=stream_s * low + driver_s, high=stream_s * high + driver_s)
     notes = [
-        f"power: {rest.value:.4g} W at rest ({rest.status}, {_what(rest)}), {dynamic:.3g} W dynamic ({basis}), "
+        f"power: {rest.value:.4g} W at rest ({rest.status}, {_covered(rest)}), {dynamic:.3g} W dynamic ({basis}), "
         + (f"{host:.4g} W host" if setting.host_watts is not None else "host not included"),
         f"slowest layer: {design.slowest or 'not named'}, {design.cycles:.0f} cycles at "
         f"{design.clock_hertz / 1e6:.4g} MHz, in a steady stream",
@@ -287,7 +287,7 @@ def _dynamic(design: Design) -> tuple[float, str]:
     return 0.0, "not known"
 
 
-def _what(rest: Fact) -> str:
+def _covered(rest: Fact) -> str:
     return {"rails": "some supply rails", "wall": "the whole board"}.get(rest.scope or "", "the card")
 
 

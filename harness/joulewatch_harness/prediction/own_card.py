@@ -86,7 +86,7 @@ def _idle(run: Run, part: str, groups: list[Mapping[str, Any]]) -> Value | None:
 
 def _observed(groups: list[Mapping[str, Any]]) -> dict[str, Value]:
     """Return the largest rate for each precision: throughput × multiply-accumulates × 2."""
-    found: dict[str, tuple[float, str]] = {}
+    largest: dict[str, tuple[float, str]] = {}
     for group in groups:
         settings, rate = group["configuration"], group["throughput"]
         macs = float((settings.get("details") or {}).get("macs_per_inference") or 0.0)
@@ -95,10 +95,10 @@ def _observed(groups: list[Mapping[str, Any]]) -> dict[str, Value]:
         operations = float(rate["value"]) * macs * OPERATIONS_PER_MAC
         precision = str(settings.get("actual_precision") or settings["precision"])
         text = f"lower bound of the peak: {settings['name']}, batch size {group['batch_size']}"
-        found[precision] = max(found.get(precision, (0.0, "")), (operations, text))
+        largest[precision] = max(largest.get(precision, (0.0, "")), (operations, text))
     return {
         precision: Value(value=_rounded(operations), source=_SOURCE, status="measured", note=text)
-        for precision, (operations, text) in found.items()
+        for precision, (operations, text) in largest.items()
     }
 
 

@@ -117,11 +117,11 @@ class Card:
     def _values(self) -> Iterator[tuple[str, Value]]:
         yield from ((f"inputs.{name}", value) for name, value in self.inputs.items())
         for name in UNITS:
-            found = getattr(self, name)
-            if isinstance(found, Mapping):
-                yield from ((f"{name}.{key}", value) for key, value in found.items())
-            elif found is not None:
-                yield name, found
+            content = getattr(self, name)
+            if isinstance(content, Mapping):
+                yield from ((f"{name}.{key}", value) for key, value in content.items())
+            elif content is not None:
+                yield name, content
 
     def _check(self, name: str, value: Value) -> None:
         if value.source and value.source not in self.sources:
@@ -139,8 +139,8 @@ class Card:
             raise ValueError(f"{name}: a power needs a scope: device, rails or wall")
 
     def _worst(self, value: Value) -> Status:
-        found = [status for part in value.product_of if (status := self.inputs[part].status) is not None]
-        return worst(*found, *([value.status] if value.status else []))
+        statuses = [status for part in value.product_of if (status := self.inputs[part].status) is not None]
+        return worst(*statuses, *([value.status] if value.status else []))
 
     def facts(self) -> list[Fact]:
         """Return the numbers of the card, without the inputs."""
@@ -190,18 +190,18 @@ def card_yaml(card: Card) -> str:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        pairs = ((item.name, getattr(value, item.name)) for item in dataclasses.fields(value))
-        return {name: _plain(found) for name, found in pairs if found not in (None, "", (), {})}
+        pairs = ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {name: _plain(content) for name, content in pairs if content not in (None, "", (), {})}
     if isinstance(value, Mapping):
-        return {key: _plain(found) for key, found in value.items()}
+        return {key: _plain(content) for key, content in value.items()}
     return list(value) if isinstance(value, tuple) else value
 
 
 @functools.cache
 def cards() -> Mapping[str, Card]:
     """Return the cards of joulewatch by name."""
-    found = [read_card(path) for path in sorted(FOLDER.glob("*.yaml"))]
-    return {card.name: card for card in found}
+    all_cards = map(read_card, sorted(FOLDER.glob("*.yaml")))
+    return {card.name: card for card in all_cards}
 
 
 def find_card(word: str) -> Card:
