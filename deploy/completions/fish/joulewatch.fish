@@ -51,7 +51,7 @@ function _shtab_joulewatch_using
 end
 
 set -g _shtab_joulewatch_commands profile analyze compare layers fit predict recommend device energy runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --phases --precision --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
+set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --phases --plan --precision --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -158,6 +158,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using predict' -l batch-sizes -x -d
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l latency -x -d 'measured seconds per inference, which narrow the interval'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l calibration -x -d 'measured energies of a device that is not in the fit; repeat it for several runs'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l option -x -d 'option of a built-in network, or of the inputs of an ONNX file: dims=sequence=128'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l plan -xka "(__fish_complete_path (commandline -ct))" -d 'choose three networks to measure on a device that is not in the fit, and write the plan for '"'"'joulewatch profile FILE'"'"''
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l folding -xka "(__fish_complete_path (commandline -ct))" -d 'folding file (PE, SIMD) for a QONNX file'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l clock-mhz -x -d 'clock (default: that of the reports)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l driver-seconds -x -d 'time of the driver per batch'

@@ -15,7 +15,7 @@ from joulewatch_harness.errors import ConfigError, PredictionRefusedError
 if TYPE_CHECKING:
     from joulewatch_harness.prediction.features import Features
     from joulewatch_harness.prediction.fit import Fit
-    from joulewatch_harness.prediction.predict import Prediction
+    from joulewatch_harness.prediction.predict import Prediction, Request
 
 EXIT_REFUSED = PredictionRefusedError.exit_code
 
@@ -50,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         action="append",
         help="option of a built-in network, or of the inputs of an ONNX file: dims=sequence=128",
+    )
+    parser.add_argument(
+        "--plan",
+        metavar="FILE",
+        type=Path,
+        help="choose three networks to measure on a device that is not in the fit, and write the plan for 'joulewatch "
+        "profile FILE'",
     )
     finn = parser.add_argument_group("FINN on an FPGA, before synthesis")
     finn.add_argument("--folding", metavar="FILE", type=Path, help="folding file (PE, SIMD) for a QONNX file")
@@ -91,12 +98,17 @@ def run(args: argparse.Namespace) -> int:
     check_rows(calibration)
     predictions, refused = [], []
     networks = find_networks(args.network, network_options(args.option, None), fit)
-    for name, family, features, seconds in networks:
-        request = Request(
+    requests = [
+        Request(
             network=name, family=family, features=features, device=args.device, runtime=args.runtime,
             precision=args.precision, batch_sizes=tuple(batch_sizes),
             seconds=seconds if args.latency is None else args.latency, calibration=tuple(calibration),
-        )  # fmt: skip
+        )
+        for name, family, features, seconds in networks
+    ]  # fmt: skip
+    if args.plan is not None:
+        return write_plan(fit, requests, args)
+    for request in requests:
         try:
             predictions += predict(fit, request)
         except PredictionRefusedError as error:
@@ -107,6 +119,40 @@ def run(args: argparse.Namespace) -> int:
     for text in refused:
         print(f"joulewatch: {text}", file=sys.stderr)  # noqa: T201
     return EXIT_REFUSED if refused else 0
+
+
+def write_plan(fit: Fit, requests: Sequence[Request], args: argparse.Namespace) -> int:
+    """Write the plan that calibrates a new device, and show its networks."""
+    import yaml
+
+    from joulewatch_harness.analysis.reports.table import Column, Table, json_text, terminal_width
+    from joulewatch_harness.plan.runtimes import RUNTIMES
+    from joulewatch_harness.prediction.calibration_plan import Step, plan_calibration
+
+    plan = plan_calibration(fit, requests, list(RUNTIMES))
+    text = f"# Networks to measure on {args.device}, for predictions from {args.fit.name}\n"
+    try:
+        args.plan.write_text(text + yaml.safe_dump(plan.document(), sort_keys=False), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{args.plan}: cannot be written: {error.strerror}") from error
+    columns: tuple[Column[Step], ...] = (
+        Column("network", lambda step: step.network, text=True),
+        Column("options", lambda step: " ".join(f"{key}={value}" for key, value in step.options.items()), text=True),
+        Column("remaining_width", lambda step: round(step.remaining, 3)),
+    )
+    table = Table(columns, plan.steps)
+    if args.format == "json":
+        sys.stdout.write(json_text(table.records()))
+    elif args.format == "csv":
+        sys.stdout.write(table.csv())
+    else:
+        sys.stdout.write("\n".join(table.lines(terminal_width())) + "\n")
+    hint = (
+        "remaining_width: of the interval without measurements, after this network and those above it, if the device "
+    )
+    hint += f"is like the known ones\nnext: joulewatch profile {args.plan} (on the device), then --calibration RUN"
+    print(hint, file=sys.stderr)  # noqa: T201
+    return 0
 
 
 def write(predictions: Sequence[Prediction], form: str) -> int:
