@@ -173,6 +173,7 @@ def test_a_slow_drift_over_a_long_run_is_no_step() -> None:
     [
         ((-0.001, 0.001), ""),
         ((0.004, 0.006), ""),
+        ((0.0055, 0.006), "node1:10717: its clock is 0.0055 s ahead of the harness's"),
         ((0.020, 0.021), "node1:10717: its clock is 0.02 s ahead of the harness's, although both machines have"),
         ((-300.0, -299.5), "node1:10717: its clock is 299.5 s behind the harness's"),
     ],
@@ -182,6 +183,8 @@ def test_a_reading_outside_its_request_contradicts_a_shared_clock(bounds: Bounds
     clocks = bounded_run(((-0.001, 0.001), (-0.001, 0.001)), ((-0.001, 0.001), bounds), exporter=HERE)
     assert stepped(clocks, HERE) == ([1] if text else [])
     assert clocks.step(1, HERE).startswith(text)
+    near = tuple(max(-0.05, min(bound, 0.05)) for bound in bounds)
+    assert not bounded_run((near, near), exporter=HERE, error_s=0.1).was_set(HERE), "the mapping is no better"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("step_s", [2.0, -2.0])
@@ -209,6 +212,22 @@ def test_the_clock_of_a_slewed_harness_did_not_step() -> None:
     assert not run_clocks(run_of(bare(0, clock_step_s=0.0069)), [HERE]).was_set(HERE)
     assert run_clocks(run_of(bare(0, clock_step_s=0.0071)), [HERE]).was_set(HERE)
     assert not run_clocks(run_of(bare(0, clock_step_s=0.0071, clock_error_s=1e-3)), [HERE]).was_set(HERE)
+    assert run_clocks(run_of(bare(0, clock_step_s=0.0091, clock_error_s=1e-3)), [HERE]).was_set(HERE)
+
+
+def test_after_a_step_of_the_harness_s_clock_windows_without_a_bound_are_excluded() -> None:
+    """They may be on either side of it, also where no edge shows a change."""
+    first = edge(FAR, 10.0, bounds=(0.02, 0.021))
+    clocks = run_clocks(run_of(bare(0, first, first), bare(1, clock_step_s=2.0), bare(2)), [FAR])
+    assert stepped(clocks) == [1, 2]
+    assert "no edge of this window bounds" in clocks.step(2, FAR)
+
+
+def test_an_edge_counts_without_the_other_edge_of_its_window() -> None:
+    ends = [edge(FAR, 12.0 + 10 * index, bounds=(0.5 * index, 0.5 * index + 0.001)) for index in range(2)]
+    clocks = run_clocks(run_of(bare(0, None, ends[0]), bare(1, None, ends[1])), [FAR])
+    assert stepped(clocks) == [0, 1]
+    assert "set forward by at least 0.499 s" in clocks.step(0, FAR)
 
 
 # Sensors that are read in the background
@@ -231,6 +250,7 @@ def test_background_readings_leave_a_clock_unknown() -> None:
     assert polled_run((-0.7, -0.4), (-5.0, -0.1)).offsets(0, FAR) == Offsets.constant(UNKNOWN_CLOCK)
     assert run_clocks(run_of(bare(0)), [FAR]).offsets(0, FAR) == Offsets.constant(UNKNOWN_CLOCK)
     assert not polled_run((-30.0, -0.4)).was_set(FAR)
+    assert polled_run((-60.0, -60.0)).offsets(0, FAR) == Offsets.constant(UNKNOWN_CLOCK), "as old as readings may be"
 
 
 @pytest.mark.parametrize(("ahead_s", "bounds"), [(300.0, (289.9, 359.0)), (-300.0, (-310.1, -241.0))])
@@ -250,7 +270,7 @@ def test_background_readings_show_a_clock_that_was_set_by_minutes(step_s: float)
 
 
 @pytest.mark.parametrize(
-    ("late_s", "is_error"), [(-50.0, False), (0.0, False), (0.004, False), (0.02, True), (30.0, True)]
+    ("late_s", "is_error"), [(-50.0, False), (0.0, False), (0.004, False), (0.0055, True), (30.0, True)]
 )
 @pytest.mark.parametrize("exporter", [HERE, FAR])
 def test_a_read_time_after_the_answer_is_on_another_clock(exporter: str, late_s: float, is_error: bool) -> None:
@@ -260,6 +280,9 @@ def test_a_read_time_after_the_answer_is_on_another_clock(exporter: str, late_s:
     clocks = run_clocks(run_of(bare(0), bare(1, good, bad), bare(2)), [exporter])
     assert (1 in stepped(clocks, exporter)) == is_error
     assert ("after the answer" in clocks.step(1, exporter)) == is_error
+    if late_s < 0.1:
+        coarse = run_of(bare(0), bare(1, good, bad, clock_error_s=0.1), bare(2))
+        assert not run_clocks(coarse, [exporter]).was_set(exporter), "the mapping of the harness's clocks is no better"
 
 
 @pytest.mark.parametrize(
