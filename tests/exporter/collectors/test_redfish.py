@@ -392,6 +392,21 @@ def test_an_enclosure_without_links_is_a_part(tmp_path: Path, mock: responses.Re
     assert readings == {NODE: (None, 300.0), "bmc1/enclosurechassis": (None, 900.0)}
 
 
+def test_a_chassis_without_a_system_is_no_server_next_to_one_that_has_it(
+    tmp_path: Path, mock: responses.RequestsMock
+) -> None:
+    """A baseboard of GPUs of AMD, whose type is that of a server and which no link connects to its server."""
+    resources = many(
+        chassis_with_power(
+            "Self", 6000.0, ChassisType="RackMount", Links={"ComputerSystems": [link("/redfish/v1/Systems/1")]}
+        ),
+        chassis_with_power("UBB", 5000.0, ChassisType="RackMount"),
+        chassis_with_power("OAM_0", 700.0, ChassisType="Module"),
+    )
+    readings = by_label(opened(mock, resources, tmp_path).read())
+    assert readings == {NODE: (None, 6000.0), "bmc1/ubb": (None, 5000.0), "bmc1/oam_0": (None, 700.0)}
+
+
 def test_the_drives_in_a_server_are_a_part(tmp_path: Path, mock: responses.RequestsMock) -> None:
     """Dell lists the backplane of the drives as a chassis, in some versions without a link."""
     resources = many(

@@ -383,6 +383,9 @@ def _nodes(
     if selected:
         return nodes, containers
     servers = [chassis for chassis in nodes if not chassis.is_inner]
+    if any(chassis.is_server for chassis in servers):
+        # A service that links servers to their systems links all of them: another chassis is a baseboard or a shelf.
+        servers = [chassis for chassis in servers if chassis.is_server]
     if not servers:
         # A module may be the whole service, but the baseboard is not the server.
         servers = [chassis for chassis in nodes if not is_hgx(chassis.id)]
