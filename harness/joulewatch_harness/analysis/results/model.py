@@ -240,6 +240,8 @@ class RunResult:
     findings: tuple[Finding, ...] = ()
     setups: tuple[SetupResult, ...] = ()
     """Setup results of each configuration, loading first."""
+    powers: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """Window -> component -> mean power in watts, where every device sensor of the component has an energy."""
 
     @property
     def methods(self) -> frozenset[str]:

@@ -106,6 +106,7 @@ def analyze_run(
         idle=idle,
         findings=tuple(findings),
         setups=analysis.setups(),
+        powers=analysis.powers(),
     )
 
 
@@ -246,6 +247,14 @@ class _Analysis:
 
     def _devices_of(self, name: str) -> list[SensorId]:
         return [sensor for sensor in self.devices if name in (TOTAL, sensor.component)]
+
+    def powers(self) -> dict[int, dict[str, float]]:
+        """Return window -> component -> mean power in watts, as far as it is known."""
+        powers: dict[int, dict[str, float]] = {}
+        for name in self._components():
+            for measured, energy in self.gather(self._devices_of(name), self.run.windows)[0]:
+                powers.setdefault(measured.window.index, {})[name] = energy.joules / measured.span.duration_s
+        return powers
 
     # Groups
 
