@@ -33,7 +33,7 @@ from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.plan.target import MAX_UNCERTAINTY
 from joulewatch_harness.records import SensorRecord
 
-_METHOD_TEXTS: Final = {
+METHOD_TEXTS: Final = {
     "counter": "energy counter",
     "integrated": "power integrated near the sensor",
     "estimated": "ESTIMATED by a power model",
@@ -68,14 +68,14 @@ def render_table(result: RunResult, *, width: int = DEFAULT_WIDTH, budget: bool 
         lines += ["", *paragraph(warning, width)]
     lines += ["", *_group_lines(result, scale, unit, width)]
     lines += paragraphs(
-        [*_idle_lines(result), *_rounds_lines(result), *_loaded_lines(result), *_setup_lines(result)], width
+        [*idle_lines(result), *rounds_lines(result), *loaded_lines(result), *setup_lines(result)], width
     )
     lines += _count_lines(result, width)
     lines += _phase_lines(result, width)
     lines += _node_and_part_lines(result, scale, unit, width)
     if budget:
         lines += _budget_lines(result, scale, unit, width)
-    lines += paragraphs(_missing_lines(result), width)
+    lines += paragraphs(missing_lines(result), width)
     lines += ["", *paragraphs(_sensor_lines(result.sensors, result.source), width)]
     lines += paragraphs(_finding_lines(result.findings), width)
     if warning:
@@ -102,7 +102,7 @@ def _energy_cell(result: EnergyResult | None, scale: float) -> str | None:
     return plain(result.gross.value * scale, (result.gross.expanded or 0.0) * scale)
 
 
-def _rounds_cell(group: GroupResult) -> str:
+def rounds_cell(group: GroupResult) -> str:
     """Return the rounds that the total uses, and how many were measured if that is more."""
     used = len(group.total.gross.rounds) if group.total.gross is not None else group.rounds
     return str(used) if used == group.measured_rounds else f"{used}/{group.measured_rounds}"
@@ -120,7 +120,7 @@ def _per_joule_cell(estimate: Estimate | None) -> str | None:
     return None if estimate is None else plain(estimate.value, estimate.expanded or 0.0)
 
 
-def _milliseconds_cell(group: GroupResult) -> str | None:
+def milliseconds_cell(group: GroupResult) -> str | None:
     if group.latency is None:
         return None
     p50, p99 = group.latency.p50_s * 1e3, group.latency.p99_s * 1e3
@@ -155,9 +155,9 @@ def _group_lines(result: RunResult, scale: float, unit: str, width: int) -> list
 
     columns: list[Column[GroupResult]] = [
         Column("batch", lambda group: group.batch_size),
-        Column("rounds", _rounds_cell),
+        Column("rounds", rounds_cell),
         Column("inf/s", lambda group: _rate_cell(group.throughput)),
-        Column("p50/p99 ms", _milliseconds_cell),
+        Column("p50/p99 ms", milliseconds_cell),
         *map(component, components),
         Column("total", lambda group: _estimate_cell(group.total.gross, scale) or _missing_cell(group.total)),
         Column("net", lambda group: _estimate_cell(group.total.net, scale)),
@@ -170,12 +170,12 @@ def _group_lines(result: RunResult, scale: float, unit: str, width: int) -> list
     if components:
         legend += " JSON and CSV have the ± of the components."
     lines = Table(columns, result.groups, _configuration).lines(width)
-    if any(UNKNOWN_ACCURACY in line for line in (*lines, *_setup_lines(result))):
+    if any(UNKNOWN_ACCURACY in line for line in (*lines, *setup_lines(result))):
         legend += f" {UNKNOWN_ACCURACY}: {UNKNOWN_ACCURACY_TEXT}."
-    return [*lines, "", *paragraphs([legend, *_single_round_lines(result)], width)]
+    return [*lines, "", *paragraphs([legend, *single_round_lines(result)], width)]
 
 
-def _single_round_lines(result: RunResult) -> list[str]:
+def single_round_lines(result: RunResult) -> list[str]:
     """Return which results have no ±, because only one round is usable."""
     sizes: dict[tuple[str, int], list[int]] = {}
     for group in result.groups:
@@ -189,7 +189,7 @@ def _single_round_lines(result: RunResult) -> list[str]:
     ]
 
 
-def _idle_lines(result: RunResult) -> list[str]:
+def idle_lines(result: RunResult) -> list[str]:
     total = result.idle.get(TOTAL)
     if total is None:
         return ["net: not available, because no idle window has the energy of all devices."]
@@ -201,7 +201,7 @@ def _idle_lines(result: RunResult) -> list[str]:
     return [text, *(f"net is withheld, because {reason}." for reason in withheld)]
 
 
-def _rounds_lines(result: RunResult) -> list[str]:
+def rounds_lines(result: RunResult) -> list[str]:
     """Return why each configuration has no more rounds; batch sizes with the same reason share it."""
     lines = []
     for name in dict.fromkeys(group.configuration.name for group in result.groups):
@@ -236,7 +236,7 @@ _LOADED: Final[Mapping[str, str]] = {
 """Details of a configuration that change what its numbers mean, with their wording."""
 
 
-def _loaded_lines(result: RunResult) -> list[str]:
+def loaded_lines(result: RunResult) -> list[str]:
     """Return version, provider, device, precision and threads of each configuration, as read back after loading."""
     lines = []
     for name, configuration in {group.configuration.name: group.configuration for group in result.groups}.items():
@@ -258,7 +258,7 @@ def _details(details: Mapping[str, str]) -> list[str]:
     return [text.format(details[key]) for key, text in _LOADED.items() if details.get(key)]
 
 
-def _setup_lines(result: RunResult) -> list[str]:
+def setup_lines(result: RunResult) -> list[str]:
     """Return time and energy of loading and preparing, per configuration; setups below a second are not shown."""
     spans: dict[str, list[str]] = {}
     for setup in result.setups:
@@ -366,12 +366,12 @@ def _budget_lines(result: RunResult, scale: float, unit: str, width: int) -> lis
                     f"{energy_text(estimate, scale)} {unit}{factor if estimate.expanded is not None else ''}"
                 )
                 rows = sorted(estimate.budget, key=lambda line: -line.standard)
-                table = Table(_budget_columns(estimate.standard**2, scale, unit), rows)
+                table = Table(budget_columns(estimate.standard**2, scale, unit), rows)
                 lines += ["", *paragraph(heading, width), *(f"  {line}" for line in table.lines(width - 2))]
     return lines
 
 
-def _budget_columns(variance: float, scale: float, unit: str) -> list[Column[BudgetLine]]:
+def budget_columns(variance: float, scale: float, unit: str) -> list[Column[BudgetLine]]:
     def share(line: BudgetLine) -> str:
         if not line.counted:
             return "in repeats" if line.kind == "B" else "in others"
@@ -386,7 +386,7 @@ def _budget_columns(variance: float, scale: float, unit: str) -> list[Column[Bud
     ]
 
 
-def _missing_lines(result: RunResult) -> list[str]:
+def missing_lines(result: RunResult) -> list[str]:
     lines = [
         f"{group.configuration.name}, batch {group.batch_size}: {component.name} is missing: {component.missing}"
         for group in result.groups
@@ -412,16 +412,16 @@ def _sensor_lines(sensors: Sequence[SensorRecord], source: str) -> list[str]:
             text = ", ".join(names[:_MOST_NAMES])
             if len(names) > _MOST_NAMES:
                 text += f" and {len(names) - _MOST_NAMES} more"
-            extra = {_accuracy(record) for record in items if record.accuracy is not None} | {
+            extra = {accuracy_text(record) for record in items if record.accuracy is not None} | {
                 record.model for record in items if record.model and method in ("estimated", "integrated")
             }
             note = f" ({'; '.join(sorted(extra))})" if extra else ""
-            lines.append(f"  {scope}: {text}: {collector} on {exporter}, {_METHOD_TEXTS.get(method, method)}{note}")
+            lines.append(f"  {scope}: {text}: {collector} on {exporter}, {METHOD_TEXTS.get(method, method)}{note}")
     heading = f"Sensors (samples from {source}):" if source else "Sensors (edges of the journal only):"
     return [heading, *lines] if lines else ["No energy sensor."]
 
 
-def _accuracy(record: SensorRecord) -> str:
+def accuracy_text(record: SensorRecord) -> str:
     source = f", {record.accuracy_source}" if record.accuracy_source else ""
     return f"±{100 * (record.accuracy or 0.0):g} %{source}"
 
