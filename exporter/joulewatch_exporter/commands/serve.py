@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Final
 
+from joulewatch_exporter.commands.service_manager import ServiceManager
 from joulewatch_exporter.config.config import Config
 from joulewatch_exporter.errors import EXIT_DONE
 from joulewatch_exporter.model import Collector, Host
@@ -99,6 +100,14 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
         scans = sampler.fresh(timeout_s, only)
         return exposition.render(scans, format_, sampler.verdicts, sampler.primary), CONTENT_TYPES[format_]
 
+    manager = ServiceManager.from_environment(os.environ)
+
+    def prove_alive() -> None:
+        if stuck := sampler.stuck(time.monotonic_ns()):
+            logger.error("reading has stopped: %s; the watchdog will end the exporter", ", ".join(stuck))
+        else:
+            manager.send("WATCHDOG=1")
+
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     server: WebServer | None = None
     with _stop_signals() as (stop_reader, begin_waiting):
@@ -121,10 +130,14 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
             # Objects that live as long as the process need not be traversed by each garbage collection.
             gc.collect()
             gc.freeze()
-            _wait_for_end(stop_reader, exit_on_stdin_close)
+            if manager.is_present:
+                sampler.fresh(settings.read_timeout_seconds)
+                manager.send("READY=1")
+            _wait_for_end(stop_reader, exit_on_stdin_close, prove_alive, manager.period_s)
         except _Stopped:
             pass
         finally:
+            manager.send("STOPPING=1")
             if server is not None:
                 server.stop()
             sampler.stop()
@@ -132,12 +145,17 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
     return EXIT_DONE
 
 
-def _wait_for_end(stop_reader: int, exit_on_stdin_close: bool) -> None:
+def _wait_for_end(
+    stop_reader: int, exit_on_stdin_close: bool, prove_alive: Callable[[], None], period_s: float | None
+) -> None:
+    """Wait for a signal or the end of stdin; call ``prove_alive`` every ``period_s`` (None: never)."""
     watched: list[Any] = [stop_reader]
     if exit_on_stdin_close:
         watched.append(0)
     while True:
-        readable, _, _ = select.select(watched, [], [])
+        readable, _, _ = select.select(watched, [], [], period_s)
+        if period_s is not None:
+            prove_alive()
         if stop_reader in readable:
             return
         if 0 in readable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Final
 
 from joulewatch_exporter.clock import NS_PER_S
 from joulewatch_exporter.errors import SensorError, SensorTimeoutError
@@ -13,6 +14,9 @@ from joulewatch_exporter.sampling.scan import FamilyScan
 from joulewatch_exporter.threads import Turn, Worker
 
 logger = logging.getLogger(__name__)
+
+STUCK_S: Final = 10.0
+"""Longest time without progress, in addition to two polls; a device that hangs is quarantined much sooner."""
 
 
 class FamilyThread:
@@ -38,6 +42,8 @@ class FamilyThread:
         self._replacement: Collector | None = None
         self._newest = family.collector
         self._latest: FamilyScan | None = None
+        self._progress_ns = time.monotonic_ns()
+        """Time of the last scan that ended, or of the last quarantine, which lets the next scan end."""
 
     def start(self) -> None:
         self._worker.start()
@@ -66,8 +72,13 @@ class FamilyThread:
             device = worker.abandon()
             if device is not None:
                 self.family.quarantine(device)
+                self._progress_ns = time.monotonic_ns()
                 self._wanted = max(self._wanted, self._started + 1)
                 worker.start()
+
+    def is_stuck(self, now_ns: int) -> bool:
+        """Return whether scans have stopped: the thread has died, or waits for something that never happens."""
+        return now_ns - self._progress_ns > (STUCK_S + 2 * self.poll_s) * NS_PER_S
 
     def stop(self) -> None:
         """Ask the thread to end; it closes its collector itself. A thread that hangs is abandoned."""
@@ -165,6 +176,7 @@ class FamilyThread:
                 logger.info("%s: answers again", self.family.name)
             self._latest = scan
             self._finished = self._started
+            self._progress_ns = time.monotonic_ns()
             turn.busy_since_ns = 0
             self._condition.notify_all()
         return is_asked_for

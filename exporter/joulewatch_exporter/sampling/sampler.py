@@ -197,6 +197,15 @@ class Sampler:
             scans = [by_name[family.name] for family in self._families if family.name in by_name]
         return tuple(scans)
 
+    def stuck(self, now_ns: int) -> tuple[str, ...]:
+        """Return the names of the families whose scans have stopped.
+
+        Args:
+            now_ns: Monotonic time.
+        """
+        with self._lock:
+            return tuple(name for name, thread in self._threads.items() if thread.is_stuck(now_ns))
+
     # -- opening -----------------------------------------------------------------------------------
 
     def _setting(self, name: str) -> FamilySettings:

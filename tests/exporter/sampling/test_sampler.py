@@ -709,6 +709,27 @@ def test_a_hung_device_is_quarantined_and_the_others_are_read(start: Start, capl
     check_quarantine_and_return(sampler, sick, healthy, caplog)
 
 
+def test_a_family_is_stuck_if_its_scans_have_stopped(start: Start) -> None:
+    """The watchdog of systemd then ends the exporter. Here the quarantine would come too late to help."""
+    sick, healthy = energy_sensor("socket0"), energy_sensor("socket1")
+    timing = Timing(poll_s=0.05, read_on_scrape=True)
+    sampler = start(
+        fake_family("sick", Machine([sick], timing=timing)),
+        fake_family("healthy", Machine([healthy], timing=timing)),
+        hang_s=100.0,
+    )
+    sampler.fresh(5.0)
+    assert sampler.stuck(time.monotonic_ns()) == ()
+    assert set(sampler.stuck(time.monotonic_ns() + 11 * NS_PER_S)) == {"sick", "healthy"}
+    sick.hang, sick.hangs_after = threading.Event(), 0
+    reads = sick.reads
+    wait_until(lambda: sick.reads > reads)
+    began_ns, limit_ns = time.monotonic_ns(), round(10.1 * NS_PER_S)
+    wait_until(lambda: sampler.stuck(began_ns + limit_ns) == ("sick",))
+    sick.hang.set()
+    wait_until(lambda: sampler.stuck(began_ns + limit_ns) == ())
+
+
 def test_a_device_that_hangs_in_a_burst_is_quarantined(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     """A burst is not part of a scan; a scrape meanwhile gets the other devices."""
     sick, healthy = energy_sensor("socket0"), energy_sensor("socket1", joules=10.0)
