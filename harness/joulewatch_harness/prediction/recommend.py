@@ -24,7 +24,7 @@ from joulewatch_harness.errors import ConfigError, PredictionRefusedError
 from joulewatch_harness.names import refuse_unknown
 from joulewatch_harness.prediction.cards import Card, Fact, find_card
 from joulewatch_harness.prediction.features import Features
-from joulewatch_harness.prediction.fit import Fit
+from joulewatch_harness.prediction.fit import DeviceModel, Fit
 from joulewatch_harness.prediction.fpga import RUNTIME as FINN
 from joulewatch_harness.prediction.fpga import WITH_READING, WITHOUT_READING
 from joulewatch_harness.prediction.predict import Interval, Prediction, Request, predict
@@ -71,6 +71,13 @@ class Candidate:
         return 1 / self.prediction.throughput.median
 
     @property
+    def longest_seconds(self) -> float:
+        """Upper end of the interval of the seconds."""
+        throughput = self.prediction.throughput
+        assert throughput is not None
+        return self.seconds if throughput.low is None else 1 / throughput.low
+
+    @property
     def idle_watts(self) -> float:
         """The idle power, or half the power under load if it is not known."""
         return self.joules / self.seconds / 2 if self.idle is None else self.idle.watts
@@ -81,9 +88,12 @@ class Candidate:
         return f"{one.device}, {one.runtime}, {one.precision}, batch {one.batch_size}"
 
     def latency(self, rate: float) -> float:
-        """Return the time from the first request of a batch to its results: until the batch is full, and its run."""
+        """Return the time from the first request of a batch to its results: until the batch is full, and its run.
+
+        It is the upper end of the interval, so that a limit is kept with a probability of 95 %.
+        """
         size = self.prediction.batch_size
-        return (size - 1) / rate + size * self.seconds
+        return (size - 1) / rate + size * self.longest_seconds
 
     def at_rate(self, rate: float) -> float:
         """Return the energy of an inference, with the time between inferences."""
@@ -176,7 +186,7 @@ def candidates_of_fit(
         own_cards: Cards that replace those of joulewatch.
 
     Raises:
-        ConfigError: A device is not in the fit.
+        ConfigError: A device is not in the fit, or one of ``devices`` has neither a card nor a measured idle power.
     """
     refuse_unknown("--devices", "device", devices, {model.device for model in fit.models})
     name, family, features = network
@@ -198,19 +208,48 @@ def candidates_of_fit(
         except PredictionRefusedError as error:
             excluded[title] = str(error)
             continue
-        found += [Candidate(prediction=one, idle=idle_of(one.device, one.scope, own_cards)) for one in predictions]
+        idle = idle_of(model.device, model.scope, own_cards, _measured_with_energies(model))
+        if idle is None and devices and not _has_card(model.device, own_cards):
+            raise ConfigError(
+                f"--devices: {model.device} has no card, and its energies came without an idle power; 'joulewatch "
+                "device --from-run RUN > FILE.yaml' writes one for --card"
+            )
+        found += [Candidate(prediction=one, idle=idle) for one in predictions]
     return found, excluded
 
 
-def idle_of(device: str, scope: str, own_cards: Sequence[Card]) -> Idle | None:
-    """Return the idle power of a device for energies of this scope; None: not known."""
-    card = next((card for card in own_cards if device in (card.name, card.title, *card.devices)), None)
-    if card is None:
-        try:
-            card = find_card(device)
-        except ConfigError:
-            return None
-    return _idle(card, scope)
+def idle_of(device: str, scope: str, own_cards: Sequence[Card], measured: float | None = None) -> Idle | None:
+    """Return the idle power of a device for energies of this scope; None: not known.
+
+    Args:
+        device: Its name.
+        scope: Of its energies.
+        own_cards: Cards that replace all else.
+        measured: Idle power that was measured with the energies; it replaces the card of joulewatch.
+    """
+    own = next((card for card in own_cards if device in (card.name, card.title, *card.devices)), None)
+    if own is None and measured is not None:
+        return Idle(watts=measured, measured=True)
+    card = own or _shipped_card(device)
+    return None if card is None else _idle(card, scope)
+
+
+def _shipped_card(device: str) -> Card | None:
+    try:
+        return find_card(device)
+    except ConfigError:
+        return None
+
+
+def _has_card(device: str, own_cards: Sequence[Card]) -> bool:
+    own = any(device in (card.name, card.title, *card.devices) for card in own_cards)
+    return own or _shipped_card(device) is not None
+
+
+def _measured_with_energies(model: DeviceModel) -> float | None:
+    """Return the median of the idle powers that the runs, or the column ``idle_watts``, had."""
+    watts = [row.idle_watts for row in model.rows if row.idle_watts]
+    return float(np.median(watts)) if watts else None
 
 
 def _idle(card: Card, scope: str) -> Idle | None:
@@ -271,8 +310,8 @@ def _reason(one: Candidate, rate: float, max_latency_s: float) -> str:
     """Return why a candidate does not keep the limits; empty if it does."""
     if one.prediction.throughput is None:
         return "its throughput is not known: no times were measured"
-    if 1 / one.seconds < rate:
-        return f"too slow: {1 / one.seconds:.4g}/s"
+    if 1 / one.longest_seconds < rate:
+        return f"too slow: {1 / one.longest_seconds:.4g}/s at least"
     latency = one.latency(rate)
     return f"latency {latency:.4g} s (waiting for a batch, and its run)" if latency > max_latency_s else ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -18,10 +19,17 @@ from joulewatch_harness.errors import PredictionRefusedError
 from joulewatch_harness.prediction.cards import Card, Source, Value, card_yaml
 from joulewatch_harness.prediction.evaluate import evaluated
 from joulewatch_harness.prediction.fit import fit_all
-from joulewatch_harness.prediction.fpga import CYCLE_FACTOR
+from joulewatch_harness.prediction.fpga import CYCLE_LIMITS
 from joulewatch_harness.prediction.model_file import document_of, read_fit
 from joulewatch_harness.prediction.predict import Interval, Prediction
-from joulewatch_harness.prediction.recommend import Candidate, Idle, Recommendation, idle_of, recommend
+from joulewatch_harness.prediction.recommend import (
+    Candidate,
+    Idle,
+    Recommendation,
+    candidates_of_fit,
+    idle_of,
+    recommend,
+)
 from joulewatch_harness.prediction.recommend_report import Costs, idle_text, recommend_json, recommend_lines, verdict
 from support.paths import ROOT
 from support.simulated_devices import device_rows, networks
@@ -187,7 +195,7 @@ def test_the_limits_are_kept_and_the_wait_for_a_batch_counts() -> None:
     found = ranking(slow, late, good, rate=100.0, max_latency_s=0.1)
     assert devices(found) == ["good"]
     assert found.places[0].latency_s == pytest.approx(1 / 100 + 2 / 1000)
-    assert found.excluded["slow, onnxruntime, fp32, batch 1"] == "too slow: 50/s"
+    assert found.excluded["slow, onnxruntime, fp32, batch 1"] == "too slow: 50/s at least"
     assert found.excluded["late, onnxruntime, fp32, batch 11"].startswith("latency 0.111 s")
     with pytest.raises(PredictionRefusedError, match=r"no device keeps the limits at 100/s: slow.*too slow: 50/s"):
         ranking(slow, rate=100.0)
@@ -203,10 +211,10 @@ def test_energies_of_several_scopes_are_not_ranked() -> None:
         ranking(candidate("a", 1.0), candidate("b", 1.0, scope="wall"))
 
 
-def own(kind: Any, name: str = "mine", **watts: float) -> Card:
+def own(kind: Any, name: str = "mine", scope: Any = "device", **watts: float) -> Card:
     source = Source(title="a reading", date="2026-01-01", opened="2026-01-01")
     values: dict[str, Any] = {
-        field: Value(value=value, source="s", status="measured", scope="device") for field, value in watts.items()
+        field: Value(value=value, source="s", status="measured", scope=scope) for field, value in watts.items()
     }
     return Card(name=name, title=name, kind=kind, devices=("My GPU",), sources={"s": source}, **values)
 
@@ -220,6 +228,29 @@ def test_the_idle_power_of_a_gpu_alone_is_not_that_of_its_machine() -> None:
     assert idle_of("My GPU", "wall", [own("cpu", idle_watts=50.0)]) is None
     assert idle_of("RFSoC2x2", "rails", []) == Idle(watts=2.978, measured=True)
     assert idle_of("unheard of", "devices", []) is None
+
+
+def test_an_idle_power_measured_with_the_energies_replaces_that_of_the_card() -> None:
+    measured = Idle(watts=7.0, measured=True)
+    assert idle_of("unheard of", "devices", [], 7.0) == idle_of("RFSoC2x2", "rails", [], 7.0) == measured
+    assert idle_of("My GPU", "devices", [own("cpu", idle_watts=50.0)], 7.0) == Idle(watts=50.0, measured=True)
+    rows = device_rows(1, networks()[::3])
+    fit = fit_all([dataclasses.replace(row, idle_watts=7.0) for row in rows])
+    shape = networks()[1]
+    candidates, _ = candidates_of_fit(fit, (shape.name, shape.family, shape.features), ["board 1"], [])
+    assert [one.idle for one in candidates] == [measured]
+
+
+def test_the_limits_are_kept_at_the_upper_end_of_the_time() -> None:
+    """50 to 200 inferences per second: 20 ms at most."""
+    one = candidate("a", 1.0)
+    throughput = Interval(median=100.0, low=50.0, high=200.0)
+    slow = dataclasses.replace(one, prediction=dataclasses.replace(one.prediction, throughput=throughput))
+    assert ranking(slow, rate=10.0).places[0].latency_s == pytest.approx(0.02)
+    with pytest.raises(PredictionRefusedError, match=r"latency 0\.02 s"):
+        ranking(slow, rate=10.0, max_latency_s=0.015)
+    with pytest.raises(PredictionRefusedError, match="too slow: 50/s at least"):
+        ranking(slow, rate=60.0)
 
 
 def test_costs_are_those_of_a_year_of_mean_power() -> None:
@@ -260,7 +291,7 @@ def test_the_command_ranks_fpgas_by_their_reports(tmp_path: Path, capsys: pytest
     assert (first["device"], second["device"]) == ("my-card", "AMD Alveo U280")
     assert first["network"] == document["network"] == "net"
     assert first["joules_per_inference"] == pytest.approx(20.0 / 100, rel=1e-3)
-    assert first["latency_seconds"] == pytest.approx(0.001 * CYCLE_FACTOR)
+    assert first["latency_seconds"] == pytest.approx(0.001 * CYCLE_LIMITS[1])
     assert second["joules_per_inference"] == pytest.approx(40.3 / 100, rel=1e-3)
     assert main([*words, "--format", "csv"]) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith("method,network,device")
@@ -289,8 +320,13 @@ def test_the_devices_of_a_fit_are_ranked(fitted: Path, capsys: pytest.CaptureFix
     assert {row["idle_watts"] for row in document["ranking"]} == {None}
     assert not document["decided"]
     assert document["settle"].startswith("measure the idle power of ")
-    assert main([*words, "--devices", names[1]]) == 0
-    assert [row["device"] for row in json.loads(capsys.readouterr().out)["ranking"]] == [names[1]]
+    assert main([*words, "--devices", names[1]]) == 2
+    assert f"--devices: {names[1]} has no card" in capsys.readouterr().err
+    mine = fitted.parent / "mine.yaml"
+    mine.write_text(card_yaml(own("board", name=names[1], scope="wall", idle_watts=0.5)), encoding="utf-8")
+    assert main([*words, "--devices", names[1], "--card", str(mine)]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["ranking"]
+    assert (row["device"], row["idle_watts"]) == (names[1], 0.5)
     assert main([*words, "--devices", "nothing"]) == 2
     assert "--devices: unknown device 'nothing'" in capsys.readouterr().err
     assert main([*words[:-4], "--max-latency", "1e-9"]) == 1
