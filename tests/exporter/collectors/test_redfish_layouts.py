@@ -130,6 +130,21 @@ def test_members_named_after_supplies_are_feeds(tmp_path: Path, mock: responses.
     assert watts(opened(mock, resources, tmp_path)) == {NODE: 350.0}
 
 
+def test_a_slash_at_the_end_of_a_link_does_not_matter(tmp_path: Path, mock: responses.RequestsMock) -> None:
+    resources = two_feeds(344, 53)
+    second = resources[POWER]["PowerControl"][1]
+    second["RelatedItem"] = [link(f"{entry['@odata.id']}/") for entry in second["RelatedItem"]]
+    module = f"{CHASSIS}/NIC"
+    resources[CHASSIS] = collection(f"{CHASSIS}/1", module)
+    resources[module] = {
+        "Id": "NIC",
+        "EnvironmentMetrics": link(f"{module}/EnvironmentMetrics"),
+        "Links": {"ContainedBy": link(f"{CHASSIS}/1/")},
+    }
+    resources[f"{module}/EnvironmentMetrics"] = {"PowerWatts": {"Reading": 25}}
+    assert watts(opened(mock, resources, tmp_path)) == {NODE: 397.0, "bmc1/nic": 25.0}
+
+
 def test_only_the_inputs_of_supplies_are_feeds(tmp_path: Path, mock: responses.RequestsMock) -> None:
     names = {"PSU1_PIN": 120, "PSU1_POUT": 110, "PSU2_PIN": 130, "PSU2_POUT": 115}
     controls = [control(name, value, CHASSIS) for name, value in names.items()]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from joulewatch_exporter.collectors.redfish.names import NUMBERED, SHARE, component_of, is_supply, rank_of, supply_side
-from joulewatch_exporter.collectors.redfish.plan import Json, as_list, as_text, link_target
+from joulewatch_exporter.collectors.redfish.plan import Json, as_text, uris_of
 from joulewatch_exporter.model import Component
 
 _WHOLE_CONTEXTS: Final = ("Chassis", "PowerSubsystem", "PowerSupply", "SystemBoard", "Motherboard", "Room", "Rack")
@@ -125,7 +125,7 @@ def _feeds(controls: Sequence[Json], candidates: Sequence[int]) -> tuple[int, ..
 
 
 def _related(control: Json) -> frozenset[str]:
-    return frozenset(filter(None, map(link_target, as_list(control.get("RelatedItem")))))
+    return frozenset(uris_of(control.get("RelatedItem")))
 
 
 def _servers(controls: Sequence[Json], chassis_uri: str) -> dict[int, str]:
@@ -134,7 +134,7 @@ def _servers(controls: Sequence[Json], chassis_uri: str) -> dict[int, str]:
         # An enclosure is no server next to the systems in it.
         named: dict[int, str] = {}
         for index, control in enumerate(controls):
-            uris = [uri for uri in _related(control) if uri != chassis_uri]
+            uris = [uri for uri in _related(control) if uri != chassis_uri.rstrip("/")]
             ids = {match[1] for uri in uris if (match := re.search(rf"/{kind}/([^/]+)/?$", uri)) is not None}
             if len(ids) == 1 and _is_whole(control):
                 named[index] = _label(ids.pop())

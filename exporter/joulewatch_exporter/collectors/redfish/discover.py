@@ -27,11 +27,10 @@ from joulewatch_exporter.collectors.redfish.plan import (
     Json,
     Plan,
     Series,
-    as_list,
     as_mapping,
     as_text,
-    link_target,
     linked_uri,
+    uris_of,
 )
 from joulewatch_exporter.collectors.redfish.reports import MetricReport
 from joulewatch_exporter.collectors.redfish.sources import (
@@ -220,13 +219,13 @@ class _Discovery:
     def _chassis(self, uri: str, resource: Json) -> _Chassis:
         links = as_mapping(resource.get("Links"))
         return _Chassis(
-            uri=uri,
+            uri=uri.rstrip("/"),
             id=_id_of(uri, resource),
             type=as_text(resource.get("ChassisType")),
             model=" ".join(filter(None, (as_text(resource.get("Manufacturer")), as_text(resource.get("Model"))))),
-            container=link_target(links.get("ContainedBy")) or "",
-            contains=tuple(filter(None, map(link_target, as_list(links.get("Contains"))))),
-            systems=tuple(filter(None, map(link_target, as_list(links.get("ComputerSystems"))))),
+            container="".join(uris_of([links.get("ContainedBy")])),
+            contains=uris_of(links.get("Contains")),
+            systems=uris_of(links.get("ComputerSystems")),
             reported=self._finder.find(resource, uri),
         )
 

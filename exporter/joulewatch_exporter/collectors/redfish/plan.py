@@ -222,6 +222,11 @@ def link_target(value: Any) -> str | None:
     return uri.partition("#")[0] or None
 
 
+def uris_of(links: Any) -> tuple[str, ...]:
+    """Return the resources of a list of links, to be compared: a service may add a slash to some of them."""
+    return tuple(uri.rstrip("/") for entry in as_list(links) if (uri := link_target(entry)))
+
+
 def linked_uri(resource: Json, name: str) -> str | None:
     """Return the resource that a named link refers to."""
     return link_target(resource.get(name))
