@@ -1,6 +1,6 @@
-"""Write the Grafana dashboards node.json and experiment.json.
+"""Write the JSON files of the Grafana dashboards.
 
-    python dashboards/build.py            # write the two files
+    python dashboards/build.py            # write the files
     python dashboards/build.py --check    # exit 1 if a file differs from what this program writes
 
 Metric names come from the exporter's catalog, so the dashboards always use the current names. The JSON is committed:
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from experiment import experiment
+from fleet import fleet
 from kit import to_json
 from node import node
 
@@ -24,7 +25,8 @@ FOLDER: Final = Path(__file__).resolve().parent
 
 def files() -> dict[Path, str]:
     """Return every file that this program writes, with its text."""
-    return {FOLDER / "node.json": to_json(node()), FOLDER / "experiment.json": to_json(experiment())}
+    boards = {"fleet": fleet, "node": node, "experiment": experiment}
+    return {FOLDER / f"{name}.json": to_json(board()) for name, board in boards.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -501,6 +501,12 @@ def multi_value_variable(
     return built if all_value is None else built.all_value(all_value)
 
 
+def text_variable(name: str, label: str, value: str) -> dashboard.TextBoxVariable:
+    """Return a variable that the reader types in; ``value`` is its text when the dashboard opens."""
+    option = models.VariableOption(selected=True, text=value, value=value)
+    return dashboard.TextBoxVariable(name).label(label).default_value(value).current(option).options([option])
+
+
 def link(title: str, uid: str) -> dashboard.DashboardLink:
     """Return a link to another dashboard that keeps the time range and the variables."""
     return (

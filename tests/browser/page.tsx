@@ -6,11 +6,11 @@
 //
 // From Grafana: interval arithmetic, frame and table shaping, transformations, field overrides, annotation regions,
 // panel frame, time series, stat, table, legend, axes, bands. Replaced, because they are not on npm: the state timeline,
-// and the logarithmic axis of batch sizes of the trend panel.
+// the transformation that makes sparklines, and the logarithmic axis of batch sizes of the trend panel.
 import { createRoot } from "react-dom/client";
 import React from "react";
 import { MemoryRouter } from "react-router-dom";
-import { firstValueFrom } from "rxjs";
+import { firstValueFrom, map } from "rxjs";
 import {
   applyFieldOverrides, applyNullInsertThreshold, createTheme, dateTime, FieldConfigOptionsRegistry, FieldType,
   formattedValueToString, getFieldDisplayValues, rangeUtil, renderLegendFormat,
@@ -113,12 +113,42 @@ async function panelData(view: any, panel: any, values: any, width: number, rang
     queried.push(...(isTable ? series.map((frame) => ({ ...frame, meta: { table: true } })) : series));
   }
   const tables = queried.filter((frame) => frame.meta?.table);
-  const shaped = tables.length ? transformDFToTable(tables) : queried;
+  const others = queried.filter((frame) => !frame.meta?.table);
+  const shaped = tables.length ? [...others, ...transformDFToTable(tables)] : queried;
   const transformed = panel.transformations?.length
     ? await firstValueFrom(transformDataFrame(panel.transformations, shaped, { interpolate: identity })) : shaped;
   const replaceVariables = (text: string) => interpolate(text, values);
   return applyFieldOverrides({ data: transformed, fieldConfig: panel.fieldConfig, replaceVariables, theme, timeZone: "utc", fieldConfigRegistry: registry(view.dashboard) });
 }
+
+// Makes one row of each series of a query: its labels, and the series itself as a sparkline.
+const timeSeriesTable = {
+  id: "timeSeriesTable", name: "Time series to table", defaultOptions: {},
+  operator: () => map((frames: any[]) => {
+    const tables = new Map<string, any>();
+    const others = frames.filter((frame) => {
+      const value = frame.fields.find((field: any) => field.type === FieldType.number);
+      if (frame.meta?.table || frame.fields.length !== 2) {
+        return true;
+      }
+      const table = tables.get(frame.refId) ?? { refId: frame.refId, length: 0, fields: [] };
+      tables.set(frame.refId, table);
+      const cells = { ...value.labels, [`Trend #${frame.refId}`]: { ...frame, value: value.values.at(-1) } };
+      for (const [name, cell] of Object.entries(cells)) {
+        let field = table.fields.find((one: any) => one.name === name);
+        if (!field) {
+          const type = name.startsWith("Trend") ? FieldType.frame : FieldType.string;
+          field = { name, type, config: {}, values: [] };
+          table.fields.push(field);
+        }
+        field.values[table.length] = cell;
+      }
+      table.length += 1;
+      return false;
+    });
+    return [...tables.values(), ...others];
+  }),
+};
 
 // Grafana's panels register the properties that a field may have; this registers those that the dashboard uses.
 function registry(dashboard: any): any {
@@ -352,7 +382,7 @@ function Dashboard({ view, values, results, events, range }: any) {
 
 async function main(): Promise<void> {
   await initPluginTranslations("grafana");
-  const known = new Map(Object.values(standardTransformers).map((transformer: any) => [transformer.id, transformer]));
+  const known = new Map([...Object.values(standardTransformers), timeSeriesTable].map((transformer: any) => [transformer.id, transformer]));
   standardTransformersRegistry.setInit(() => [...known.values()].map((transformation: any) => ({
     id: transformation.id, name: transformation.name, transformation, editor: () => null, imageDark: "",
     imageLight: "" })) as any);

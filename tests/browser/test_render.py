@@ -28,7 +28,7 @@ from support.loopback import LoopbackServer, QuietHandler
 from support.recorded_run import SCRAPE_S, RecordedRun
 from support.require import require_program
 
-pytest_plugins = ["support.recorded_run_fixture"]
+pytest_plugins = ["support.recorded_run_fixture", "support.simulated_fleet_fixture"]
 # The first run installs the components.
 pytestmark = [pytest.mark.browser, pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -164,18 +164,18 @@ def rendered(
     request: pytest.FixtureRequest,
     site: Path,
     site_url: str,
-    recorded_run: RecordedRun,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Rendering:
-    """Render one dashboard over the time range of the run, at one width and in one theme."""
+    """Render one dashboard over the time range of its data, at one width and in one theme."""
     name, width, theme = request.param
+    source = request.getfixturevalue("recorded_run" if name in dashboards.RECORDED else "simulated_fleet")
     board = dashboards.load(name)
     view = {
         "dashboard": board,
-        "prometheus": recorded_run.url,
-        "from": recorded_run.start_s,
-        "to": recorded_run.end_s,
-        "scrape_s": SCRAPE_S,
+        "prometheus": source.url,
+        "from": source.start_s,
+        "to": source.end_s,
+        "scrape_s": SCRAPE_S if name in dashboards.RECORDED else 60,
         "width": width,
         "theme": theme,
         "values": dashboards.CHOSEN.get(board["title"], {}),

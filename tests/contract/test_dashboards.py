@@ -26,11 +26,13 @@ FOREIGN: Final[dict[str, set[str]]] = {
     "process_cpu_seconds_total": set(),  # from prometheus_client's process collector
     "process_resident_memory_bytes": set(),
 }
-LABELS: Final = {
-    # Through a Pushgateway, all series of a window have the label window: see the help of WINDOW_END.
-    name: labels | {"cluster", "job", "instance"} | ({"window"} if name.startswith("joulewatch_window_") else set())
-    for name, labels in (CATALOG | FOREIGN).items()
-}
+LABELS: Final = dashboards.with_recorded(
+    {
+        # Through a Pushgateway, all series of a window have the label window: see the help of WINDOW_END.
+        name: labels | {"cluster", "job", "instance"} | ({"window"} if name.startswith("joulewatch_window_") else set())
+        for name, labels in (CATALOG | FOREIGN).items()
+    }
+)
 UNITS: Final = {
     "watt",
     "joule",
@@ -43,6 +45,7 @@ UNITS: Final = {
     "percentunit",
     "bytes",
     "dateTimeAsIso",
+    "massg",
 }
 """Ids of Grafana's units. Grafana shows an unknown id as text after the value."""
 
@@ -94,7 +97,7 @@ def template_instance_rule(board: Board) -> Problems:
 
 
 def template_label_promql_rule(board: Board) -> Problems:
-    pattern = r"label_values\([a-z_]+(\{.+\})?, \w+\)|query_result\(.+\)"
+    pattern = r"label_values\([a-z0-9_:]+(\{.+\})?, \w+\)|query_result\(.+\)"
     for variable in board["templating"]["list"]:
         if variable["type"] == "query" and not re.fullmatch(pattern, variable["definition"]):
             yield "", f"variable {variable['name']}: {variable['definition']}"
@@ -400,6 +403,7 @@ KNOWN: Final = {"m": {"a", "b", "c"}, "n": {"b", "c", "d"}}
         ("sum(m)", set()),
         ("sum by (a, b) (m)", {"a", "b"}),
         ("sum without (a) (m)", {"b", "c"}),
+        ("topk(3, m)", {"a", "b", "c"}),
         ("time() - m", {"a", "b", "c"}),
         ("m / 2", {"a", "b", "c"}),
         ("m / n", {"b", "c"}),

@@ -7,7 +7,6 @@ import subprocess
 from typing import Any, Final
 
 import pytest
-import yaml
 
 from joulewatch_exporter import catalog
 from support import dashboards
@@ -15,10 +14,12 @@ from support.require import require_program
 
 FOLDER: Final = dashboards.FOLDER / "rules"
 FILE: Final = FOLDER / "joulewatch.rules.yaml"
-LABELS: Final = {metric.name: {*metric.labels, "cluster", "job", "instance"} for metric in catalog.METRICS} | {
-    "up": {"cluster", "job", "instance"}
-}
-GROUPS: Final[list[dict[str, Any]]] = yaml.safe_load(FILE.read_text(encoding="utf-8"))["groups"]
+TESTS: Final = ("joulewatch.rules.test.yaml", "joulewatch.rules.days.test.yaml")
+LABELS: Final = dashboards.with_recorded(
+    {metric.name: {*metric.labels, "cluster", "job", "instance"} for metric in catalog.METRICS}
+    | {"up": {"cluster", "job", "instance"}}
+)
+GROUPS: Final = dashboards.rule_groups()
 ALL_RULES: Final = [rule for group in GROUPS for rule in group["rules"]]
 
 
@@ -38,11 +39,11 @@ def test_the_rules_pass_the_linter() -> None:
 
 
 def test_the_rules_pass_their_tests() -> None:
-    promtool("test", "rules", "joulewatch.rules.test.yaml")
+    promtool("test", "rules", *TESTS)
 
 
 def test_every_rule_is_tested() -> None:
-    tests = (FOLDER / "joulewatch.rules.test.yaml").read_text(encoding="utf-8")
+    tests = "".join((FOLDER / name).read_text(encoding="utf-8") for name in TESTS)
     assert [name(rule) for rule in ALL_RULES if name(rule) not in tests] == []
 
 
@@ -58,9 +59,21 @@ def test_every_metric_and_label_is_in_the_catalog(rule: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("rule", [rule for rule in ALL_RULES if "record" in rule], ids=name)
 def test_recording_rules_are_named_level_metric_operation(rule: dict[str, Any]) -> None:
-    """The metric in the middle is the one that the rule reads, without ``_total``; the level is in its labels."""
+    """The metric in the middle is the one that the rule reads, without ``_total``; the level is in its labels.
+
+    The energy of a host is that of its node sensor or of its devices.
+    """
     level, metric, _ = rule["record"].split(":")
-    assert set(dashboards.metrics(rule["expr"])) - {catalog.SENSOR_INFO.name} == {f"{metric}_total"}
+    read = {name.split(":")[1] if ":" in name else name for name in dashboards.metrics(rule["expr"])}
+    read -= {catalog.SENSOR_INFO.name, catalog.SENSOR_STATE.name}
+    if metric.startswith("joulewatch_host_energy"):
+        assert read in (
+            {"joulewatch_node_energy_joules", "joulewatch_device_energy_joules"},
+            {"joulewatch_host_energy_joules"},
+            {"joulewatch_host_energy_kwh"},
+        )
+    else:
+        assert len(read) == 1 and {name.removesuffix("_total") for name in read} == {metric}
     assert set(level.split("_")) <= dashboards.result_labels(rule["expr"], LABELS)
 
 

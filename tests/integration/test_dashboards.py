@@ -16,7 +16,7 @@ from support.recorded_run import SCRAPE_S, RecordedRun
 pytest_plugins = ["support.recorded_run_fixture"]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-BOARDS: Final = {board["title"]: board for board in map(dashboards.load, dashboards.NAMES)}
+BOARDS: Final = {board["title"]: board for board in map(dashboards.load, dashboards.RECORDED)}
 ALL_QUERIES: Final = [query for board in BOARDS.values() for query in dashboards.queries(board)]
 EXPECTED_EMPTY: Final = {
     "Warm-up windows",  # the run has none

@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import promql_parser
+import yaml
 from promql_parser import AggregateExpr, BinaryExpr, Call, Expr, VectorSelector
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FOLDER: Final = ROOT / "dashboards"
-NAMES: Final = ("node", "experiment")
+NAMES: Final = ("fleet", "node", "experiment")
+RECORDED: Final = tuple(name for name in NAMES if name != "fleet")
+"""Dashboards that are tested with the recorded run; *Fleet* is tested with a simulated fleet."""
+NUMBERS: Final[Mapping[str, str]] = {"pue": "1.2", "price": "0.25", "co2": "250"}
+"""Variables that are numbers in PromQL, and not texts in a matcher."""
 
 DURATIONS: Final[Mapping[str, str]] = {
     "__rate_interval": "61001ms",
@@ -24,7 +29,8 @@ DURATIONS: Final[Mapping[str, str]] = {
 """Values for Grafana's duration macros: unusual durations, so that no literal ``[1m]`` is mistaken for a macro."""
 MACROS: Final[Mapping[str, str]] = {
     **DURATIONS,
-    **dict.fromkeys(("job", "host", "instance", "run", "nodenames", "configuration"), ".+"),
+    **NUMBERS,
+    **dict.fromkeys(("job", "host", "instance", "cluster", "run", "nodenames", "configuration"), ".+"),
     **{f"line{number}": f"configuration {number}" for number in range(1, 7)},
 }
 """Values that turn every query of the dashboards into plain PromQL."""
@@ -110,7 +116,8 @@ def substitute(expr: str, values: Mapping[str, str]) -> str:
 
 def parse(expr: str) -> Expr:
     """Parse PromQL with Grafana's macros; ``$job`` and the like stay, because they are inside strings."""
-    return promql_parser.parse(re.sub(r"\$(__\w+)", lambda match: DURATIONS[match[1]], expr))
+    known = {**DURATIONS, **NUMBERS}
+    return promql_parser.parse(re.sub(rf"\$({'|'.join(known)})\b", lambda match: known[match[1]], expr))
 
 
 def nodes(expr: str) -> list[Any]:
@@ -130,6 +137,23 @@ def metrics(expr: str) -> dict[str, set[str]]:
     labels: dict[str, set[str]] = {}
     for selector in selectors(expr):
         labels.setdefault(selector.name or "", set()).update(matcher.name for matcher in selector.matchers.matchers)
+    return labels
+
+
+def rule_groups() -> list[dict[str, Any]]:
+    """Return the groups of recording rules and alerts."""
+    path = FOLDER / "rules" / "joulewatch.rules.yaml"
+    groups: list[dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]
+    return groups
+
+
+def with_recorded(known: Mapping[str, set[str]]) -> dict[str, set[str]]:
+    """Return ``known``, the labels of each metric, with those of the recorded series."""
+    labels = dict(known)
+    for group in rule_groups():
+        for rule in group["rules"]:
+            if "record" in rule:
+                labels[rule["record"]] = result_labels(rule["expr"], labels)
     return labels
 
 
@@ -174,6 +198,8 @@ def _labels_of_call(call: Call, known: Mapping[str, set[str]]) -> set[str] | Non
 
 def _labels_of_aggregation(node: AggregateExpr, known: Mapping[str, set[str]]) -> set[str]:
     inner = _labels(node.expr, known) or set()
+    if str(node.op) in {"topk", "bottomk"}:
+        return inner
     if node.modifier is None:
         return set()
     labels = set(node.modifier.labels)
