@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from joulewatch_exporter import catalog
+from joulewatch_exporter.sampling.family_thread import STUCK_S
 from support.dashboards import NAMES, ROOT, load
 from support.require import require_program
 
@@ -109,17 +111,50 @@ def test_the_unit_grants_one_capability_and_no_writing() -> None:
     assert "ReadWritePaths" not in unit and "StateDirectory" not in unit
     assert "MemoryMax" in unit
     assert "ProcSubset" not in unit, "hides /proc/stat and /proc/cpuinfo, which the collector estimate needs"
-    assert unit["ExecStart"][0].endswith(f"joulewatch-exporter --web.listen-address=:{PORT}")
+    assert unit["ExecStart"] == ["/opt/joulewatch/bin/joulewatch-exporter $ARGS"]
+
+
+def test_the_unit_waits_for_the_first_scan_and_has_a_watchdog_longer_than_a_stuck_family() -> None:
+    unit = unit_settings()
+    assert unit["Type"] == ["notify"]
+    assert int(unit["WatchdogSec"][0]) * 0.75 > STUCK_S  # the exporter reports at half of it
+    assert unit["EnvironmentFile"] == ["-/etc/default/joulewatch-exporter"]
+    assert unit["Documentation"] == ["man:joulewatch-exporter(1)"]
 
 
 def test_systemd_accepts_the_unit_and_rates_it_as_hardened(tmp_path: Path) -> None:
     program = require_program("systemd-analyze", "systemd")
     copy = copy_of_unit(tmp_path)
     assert run(program, "verify", str(copy)).strip() == ""
-    help_text = subprocess.run([program, "--help"], capture_output=True, text=True, timeout=30).stdout
-    if "--offline" in help_text:  # systemd 250 and newer
-        out = run(program, "security", "--offline=true", "--threshold=25", "--no-pager", str(copy))
+    if "--offline" in run(program, "--help"):  # systemd 250 and newer
+        out = run(program, "security", "--offline=true", "--threshold=20", "--no-pager", str(copy))
         assert "Overall exposure level" in out
+
+
+def test_the_rule_of_udev_lets_the_group_read_the_counter(tmp_path: Path) -> None:
+    """udev runs each RUN of a matching device; here the same programs run on a copy of a zone."""
+    folder = DEPLOY / "systemd"
+    rules = (folder / "joulewatch-rapl.rules").read_text("utf-8")
+    (rule,) = [line for line in rules.splitlines() if not line.startswith("#")]
+    assert 'SUBSYSTEM=="powercap"' in rule
+    group = "joulewatch-rapl"
+    assert f"g {group} -" in (folder / "joulewatch-rapl.sysusers.conf").read_text("utf-8")
+    assert f"SupplementaryGroups={group}\n" in (SERVICE.with_name(f"{SERVICE.name}.d") / "rapl-group.conf").read_text()
+    zone = tmp_path / "devices/virtual/powercap/intel-rapl/intel-rapl:0"
+    zone.mkdir(parents=True)
+    counter = zone / "energy_uj"
+    counter.write_text("1\n")
+    counter.chmod(0o400)
+    commands = re.findall(r'RUN\+="([^"]+)"', rule)
+    assert len(commands) == 2
+    for command in commands:
+        path = "/devices/virtual/powercap/intel-rapl/intel-rapl:0"
+        filled = command.replace("%S", str(tmp_path)).replace("%p", path).replace(group, str(os.getgid()))
+        run(*filled.split())
+    assert counter.stat().st_mode & 0o777 == 0o440
+    udevadm = shutil.which("udevadm")
+    if udevadm is not None and "verify" in run(udevadm, "--help"):  # systemd 254 and newer
+        run(udevadm, "verify", "--resolve-names=never", str(folder / "joulewatch-rapl.rules"))
 
 
 TEXTFILE: Final = DEPLOY / "textfile"
@@ -154,6 +189,8 @@ def test_systemd_accepts_the_unit_with_each_drop_in(drop_in: Path, tmp_path: Pat
     folder.mkdir()
     (folder / drop_in.name).write_text(drop_in.read_text("utf-8"), "utf-8")
     assert run(program, "verify", str(copy)).strip() == ""
+    if "--offline" in run(program, "--help"):
+        run(program, "security", "--offline=true", "--threshold=20", "--no-pager", str(copy))
     (folder / "broken.conf").write_text("[Service]\nNoSuchKey=yes\n", "utf-8")
     assert "NoSuchKey" in run(program, "verify", str(copy)), "systemd-analyze did not read the drop-ins"
 
