@@ -25,6 +25,7 @@ SUMMARIES: Final = {
     "profile": "measure the energy of a network over batch sizes and precisions",
     "analyze": "compute joules per inference from a stored run: table, CSV, JSON, figure",
     "compare": "compare configurations or runs and report which differences are significant",
+    "report": "write one or several runs as a self-contained HTML page, or as PDF",
     "layers": "show the time of each operator from the runtime's own trace, and an estimate of its energy",
     "fit": "fit models of the energy per inference to runs and tables, and show their errors",
     "predict": "predict energy and throughput of a network on a device, with an interval",
