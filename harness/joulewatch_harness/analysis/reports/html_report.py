@@ -100,8 +100,10 @@ def render_html(runs: Sequence[ReportedRun], *, expanded: bool = False) -> str:
     ]
     body = [_section(2, *section) for section in sections]
     contents = [(ident, name) for ident, name, _ in sections]
+    first_line = 0
     for number, run in enumerate(runs):
-        parts = _run_sections(run, unit, f"r{number}-" if several else "", expanded=expanded)
+        parts = _run_sections(run, unit, f"r{number}-" if several else "", first_line, expanded=expanded)
+        first_line += len(_configurations(run))
         if several:
             name = f"Run {run.id}"
             inside = join(tag("p", _when(run.result), class_="sub"), *(_section(3, *part) for part in parts))
@@ -192,7 +194,8 @@ def _utc(at_s: float) -> str:
 
 
 def _section(level: int, ident: str, name: str, content: Markup) -> Markup:
-    return tag("section", tag(f"h{level}", name, id=ident), content, aria_labelledby=ident)
+    # The parts of several runs have the same names, so they are not landmarks.
+    return tag("section", tag(f"h{level}", name, id=ident), content, aria_labelledby=ident if level == 2 else None)
 
 
 def _details(name: str, *content: object, expanded: bool = False, class_: str | None = None) -> Markup:
@@ -243,12 +246,16 @@ def _table(caption: str, columns: Sequence[Column[Any]], rows: Sequence[Any], he
 # Figure
 
 
+def _configurations(run: ReportedRun) -> list[str]:
+    return list(dict.fromkeys(group.configuration.name for group in run.result.groups))
+
+
 def _labels(runs: Sequence[ReportedRun]) -> Iterator[tuple[str, list[GroupResult]]]:
     """Yield the lines of the figure: a name that is unique on the page, and the results."""
     lines = [
         (name, run, [group for group in run.result.groups if group.configuration.name == name])
         for run in runs
-        for name in dict.fromkeys(group.configuration.name for group in run.result.groups)
+        for name in _configurations(run)
     ]
     machines = {run.result.hardware for run in runs}
     names = [f"{name} on {run.result.hardware}" if len(machines) > 1 else name for name, run, _ in lines]
@@ -372,12 +379,14 @@ def _side_by_side(runs: Sequence[ReportedRun], unit: _Unit) -> Markup:
     return join(*parts, tag("p", with_code(text), class_="notes"))
 
 
-def _run_sections(run: ReportedRun, unit: _Unit, prefix: str, *, expanded: bool) -> list[tuple[str, str, Markup]]:
-    """Return the parts of one run: id, name, content."""
+def _run_sections(
+    run: ReportedRun, unit: _Unit, prefix: str, first_line: int, *, expanded: bool
+) -> list[tuple[str, str, Markup]]:
+    """Return the parts of one run: id, name, content; ``first_line`` is the number of its first line in the figure."""
     result = run.result
     sections = [
         ("results", "Results", _results(result, unit)),
-        ("power", "Power over time", _power(run, prefix)),
+        ("power", "Power over time", _power(run, prefix, first_line)),
         ("phases", "Phases", _phases(result)),
         ("budget", "Uncertainty budget", _budgets(result, unit, expanded=expanded)),
         ("audit", "Audit", _audit(result.findings, expanded=expanded)),
@@ -389,12 +398,12 @@ def _run_sections(run: ReportedRun, unit: _Unit, prefix: str, *, expanded: bool)
 # Power
 
 
-def _power(run: ReportedRun, prefix: str) -> Markup:
+def _power(run: ReportedRun, prefix: str, first_line: int) -> Markup:
     record = run.result.record
     t0_s = record.header.started_at_s
     ordered = sorted((one for one in record.windows if one.duration_s > 0), key=lambda one: one.start_s)
     windows = ordered[:_MOST_WINDOWS]
-    configurations = list(dict.fromkeys(window.configuration for window in windows if window.kind == "measure"))
+    colours = {name: charts.colour(first_line + number) for number, name in enumerate(_configurations(run))}
     components = list(dict.fromkeys(name for watts in run.result.powers.values() for name in watts))
     names = [*components, *(line.name for line in run.lines if line.name not in components)]
     excluded = {one.window: one.text for group in run.result.groups for one in group.excluded}
@@ -406,7 +415,7 @@ def _power(run: ReportedRun, prefix: str) -> Markup:
         band = charts.Band(
             start_s=start_s,
             end_s=start_s + window.duration_s,
-            colour=_band_colour(window, configurations),
+            colour=_band_colour(window, colours),
             label=f"{window.batch_size}" if window.kind == "measure" else window.kind,
             text=f"window {window.index}: {_window_text(window)}; {powers or 'power unknown'}",
             watts=tuple(watts.get(name, math.nan) for name in components),
@@ -414,7 +423,7 @@ def _power(run: ReportedRun, prefix: str) -> Markup:
         bands.append(band)
     if not bands:
         return tag("p", "The run has no window.")
-    legend = [tag("li", charts.swatch(charts.colour(number)), name) for number, name in enumerate(configurations)]
+    legend = [tag("li", charts.swatch(colour), name) for name, colour in colours.items()]
     legend += [tag("li", charts.dash_sample(number), name) for number, name in enumerate(names)]
     text = (
         "Bands are windows, labelled with their batch size or kind; vertical lines are their edges. Thick lines are "
@@ -458,10 +467,8 @@ def _watts_column(powers: Mapping[int, Mapping[str, float]], name: str) -> Colum
     return Column(f"{name} W", cell)
 
 
-def _band_colour(window: Window, configurations: Sequence[str]) -> str:
-    if window.kind in ("measure", "phase") and window.configuration in configurations:
-        return charts.colour(configurations.index(window.configuration))
-    return "plain"
+def _band_colour(window: Window, colours: Mapping[str, str]) -> str:
+    return colours.get(window.configuration, "plain") if window.kind in ("measure", "phase") else "plain"
 
 
 def _window_text(window: Window) -> str:

@@ -174,6 +174,14 @@ def test_every_window_is_drawn_with_both_edges_and_its_power(run: ReportedRun) -
     assert f"window {window.index}: measure, {window.configuration}, batch 1, round 1; cpu" in text
 
 
+def test_a_configuration_has_one_colour_in_figure_and_timeline(run: ReportedRun, other: ReportedRun) -> None:
+    text = render_html([run, other])
+    for name, colour in (("net/onnxruntime/fp32", "s0"), ("net/onnxruntime/int8", "s1"), ("net/tensorrt/int8", "s2")):
+        lines = re.findall(rf'<g class="(\w+)" stroke="currentColor"><path[^>]*></path><g><title>{name}, batch', text)
+        bands = re.findall(rf'<g class="band (\w+)"><title>window \d+: measure, {name},', text)
+        assert set(lines) == set(bands) == {colour}
+
+
 def test_without_samples_the_powers_come_from_the_edges() -> None:
     bare = reported(history=False)
     text = render_html([bare])
