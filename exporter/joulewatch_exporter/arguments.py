@@ -75,6 +75,12 @@ class Parser(argparse.ArgumentParser):
                 return dict(action.choices)
         return {}
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if "" in arg_strings and not isinstance(action, argparse._SubParsersAction):
+            # As from --prometheus "$URL" without URL: without this error, the default would apply.
+            raise argparse.ArgumentError(action, "the value is empty; is a shell variable unset?")
+        return super()._get_values(action, arg_strings)
+
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is None or value in action.choices:
             return

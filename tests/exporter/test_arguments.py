@@ -64,6 +64,21 @@ def test_a_value_that_looks_like_a_flag_needs_an_equals_sign(
     assert parser.parse_args(["--listen-address=--zzz=1"]).listen_address == "--zzz=1"
 
 
+@pytest.mark.parametrize(
+    ("words", "prog"),
+    [(["--listen-address", ""], "tool"), (["--listen-address="], "tool"), (["run", ""], "tool run")],
+)
+def test_an_empty_value_does_not_select_the_default(
+    parser: Parser, words: list[str], prog: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(words)
+    assert caught.value.code == 2
+    text = capsys.readouterr().err
+    assert text.startswith(f"{prog}: argument ")
+    assert ": the value is empty; is a shell variable unset?\n" in text
+
+
 def test_what_is_right_is_parsed(parser: Parser) -> None:
     args = parser.parse_args(["--listen-address=:1", "--level", "low", "run", "--fast", "--", "--no-flag"])
     assert (args.listen_address, args.level, args.command, args.fast) == (":1", "low", "run", True)
