@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument, add_output_argument, network_options
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from joulewatch_harness.prediction.fit import Fit
     from joulewatch_harness.prediction.predict import Prediction, Request
 
+FINN_FLAGS: Final = ("clock_mhz", "driver_seconds", "host_watts")
 EXIT_REFUSED = PredictionRefusedError.exit_code
 
 
@@ -89,8 +90,11 @@ def run(args: argparse.Namespace) -> int:
             f"--fit FILE is missing: 'joulewatch fit RUN... --out FILE' writes one ({args.network} is not a folder "
             "with FINN's reports, which needs none)"
         )
+    for name in FINN_FLAGS:
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is for FINN designs: omit it, or omit --fit")
     fit = read_fit(args.fit)
-    batch_sizes = parse_batch_sizes(args.batch_sizes) if args.batch_sizes else ()
+    batch_sizes = parse_batch_sizes(args.batch_sizes, "--batch-sizes") if args.batch_sizes else ()
     if args.latency is not None and not 0 < args.latency < float("inf"):
         raise ConfigError(f"--latency must be a positive number of seconds, got {args.latency}")
     options = options_from_args(args)
@@ -181,15 +185,15 @@ def predict_finn(args: argparse.Namespace) -> list[Prediction]:
     from joulewatch_harness.prediction.cards import find_card
     from joulewatch_harness.prediction.fpga import PRECISION, Setting, predict_designs, read_designs
 
-    for name in ("fit", "runtime", "latency", "calibration", "option"):
+    for name in ("fit", "runtime", "latency", "calibration", "option", "plan"):
         if getattr(args, name):
             raise ConfigError(f"--{name} is for networks of a fit: omit it for a FINN design")
-    for name in ("clock_mhz", "driver_seconds", "host_watts"):
+    for name in FINN_FLAGS:
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
             raise ConfigError(f"--{name.replace('_', '-')} must be a number > 0, got {value:g}")
     setting = Setting(
-        batch_sizes=tuple(parse_batch_sizes(args.batch_sizes)) if args.batch_sizes else (1,),
+        batch_sizes=parse_batch_sizes(args.batch_sizes, "--batch-sizes") if args.batch_sizes else (1,),
         driver_seconds=args.driver_seconds,
         host_watts=args.host_watts,
         precision=args.precision or PRECISION,
@@ -223,4 +227,6 @@ def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[t
     if word in BUILTIN:
         name = " ".join([word, *(f"{key}={options[key]}" for key in BUILTIN[word].options if key in options)])
         return [(name, word, features_of_builtin(word, options), None)]
+    if word in fitted:
+        raise ConfigError(f"--option: the features of {word!r} are those of the fit; omit the option")
     raise ConfigError(f"{unknown('network', word, {*BUILTIN, *fitted})}; a model file is named FILE.onnx")

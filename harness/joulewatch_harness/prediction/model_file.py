@@ -114,7 +114,9 @@ def read_fit(path: Path) -> Fit:
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ConfigError(f"{path}: not valid JSON: {error}") from error
+        raise ConfigError(
+            f"{path}: not valid JSON: {error}; 'joulewatch fit RUN... --out FILE' writes a model file"
+        ) from error
     if not isinstance(document, Mapping) or document.get("format") != FORMAT:
         raise ConfigError(f"{path}: not a model file; 'joulewatch fit RUN... --out {path.name}' writes one")
     if document.get("version") != VERSION:
