@@ -30,7 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--end", metavar="T", default="now", help="end of the window, in the same formats (default: now)"
     )
-    parser.add_argument("--recording", metavar="FILE", type=Path, help="read a recording instead of Prometheus")
+    parser.add_argument(
+        "--recording",
+        metavar="FILE",
+        type=Path,
+        help="recording.sqlite or the directory of a run, to read instead of Prometheus",
+    )
     parser.add_argument(
         "--sensor",
         metavar="PATTERN",

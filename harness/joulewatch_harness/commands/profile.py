@@ -150,6 +150,8 @@ def run(args: argparse.Namespace) -> int:
     prometheus = load_options(plan.prometheus or None, config, args.match)
     if args.grafana is not None:
         checked_url(args.grafana, "--grafana")
+        if prometheus is None:
+            raise ConfigError("--grafana needs --prometheus: the dashboard shows runs that are in Prometheus")
     if plan.pushgateway and prometheus is None:
         raise ConfigError(
             "--pushgateway needs --prometheus: pushed annotations are kept until Prometheus has scraped them"

@@ -52,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--since",
         metavar="DURATION",
-        default=DEFAULT_SINCE,
         help=f"list from Prometheus: age of the oldest run, such as 30d (default: {DEFAULT_SINCE})",
     )
     parser.add_argument(
@@ -71,10 +70,13 @@ def run(args: argparse.Namespace) -> int:
         return _push(args, options)
     if args.run is not None:
         raise ConfigError(f"'joulewatch runs list' takes no run; did you mean 'joulewatch runs push {args.run}'?")
-    rows = local_runs(args.output) if options is None else prometheus_runs(options, args.since)
+    if options is None and args.since is not None:
+        raise ConfigError("--since needs --prometheus URL: a directory of runs is always listed whole")
+    since = args.since or DEFAULT_SINCE
+    rows = local_runs(args.output) if options is None else prometheus_runs(options, since)
     _print_rows(rows, args.format)
     if not rows:
-        where = args.output if options is None else f"{options.url} of the last {args.since}"
+        where = args.output if options is None else f"{options.url} of the last {since}"
         print(f"no runs in {where}", file=sys.stderr)  # noqa: T201
     return 0
 

@@ -36,7 +36,7 @@ from joulewatch_harness.plan.plan import (
     PRESETS,
     Plan,
     PlanKeys,
-    Seconds,
+    Rate,
     default_runtime,
     name_configurations,
 )
@@ -101,7 +101,7 @@ class _ConfigurationKeys:
     precision: Texts = ()
     options: Mapping[str, Annotated[tuple[Word, ...], Parse(as_list)]] | None = None
     scenario: Texts | None = None
-    server_rate_per_s: Seconds | None = None
+    server_rate_per_s: Rate | None = None
 
     def __post_init__(self) -> None:
         if not self.network:
@@ -121,7 +121,7 @@ class _PlanFile(PlanKeys):
     """Default: true if there are several configurations, or processors are given."""
     cpus: Annotated[str, Parse(_normalized_cpus)] = ""
     scenario: Texts = ()
-    server_rate_per_s: Seconds | None = None
+    server_rate_per_s: Rate | None = None
 
 
 KEYS: Final = keys(_PlanFile)
@@ -133,6 +133,8 @@ def read_plan(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, is not a YAML mapping, or has a key twice.
     """
+    if path.suffix == ".onnx":
+        raise ConfigError(f"{path}: is not a plan; a model file is named with --model {path}")
     data = read_yaml(path)
     if not isinstance(data, dict):
         raise ConfigError(f"plan {path}: must be a mapping of keys to values, such as 'preset: quick'")

@@ -26,6 +26,7 @@ LARGEST_BATCH: Final = 1 << 24
 NATIVE: Final = "native"
 
 Seconds = Annotated[float, Limits(ge=0, unit="seconds")]
+Rate = Annotated[float, Limits(ge=0, unit="per second")]
 
 
 def parse_share(value: Any) -> Any:

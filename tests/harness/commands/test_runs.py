@@ -170,6 +170,7 @@ def test_push_prints_a_report_and_its_exit_code_shows_whether_all_windows_are_de
         (["push"], "'joulewatch runs push' needs a run"),
         (["push", RUN], "needs --prometheus URL"),
         (["push", "nothing", "--prometheus=http://p"], "unknown run 'nothing'"),
+        (["--since=30d"], "--since needs --prometheus URL"),
         (["list", "x"], "did you mean 'joulewatch runs push x'"),
         (["push", RUN, "--prometheus=p:9090"], "is not a valid URL"),
     ],

@@ -132,14 +132,22 @@ def test_a_cache_may_be_empty() -> None:
 @pytest.mark.parametrize(
     ("dims", "text"),
     [
+        ("x.3=5", r"'x\.3' is fixed to 7 in the model"),
         ("sequense=5", "unknown dimension 'sequense'; did you mean sequence"),
-        ("x.3=5", r"unknown dimension 'x\.3'"),
+        ("x.4=5", r"unknown dimension 'x\.4'"),
         ("batch=5", "'batch' is the batch of input 'x', whose sizes are the batch sizes: remove it, or set another"),
     ],
 )
 def test_sizes_of_unknown_dimensions_are_refused(dims: str, text: str) -> None:
     with pytest.raises(ConfigError, match=rf"m\.onnx: option dims: {text}"):
-        batches(inputs(x=["batch", "sequence", None]), dims=dims)
+        batches(inputs(x=["batch", "sequence", None, 7]), dims=dims)
+
+
+def test_a_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "in.npz"
+    path.write_bytes(b"text")
+    with pytest.raises(ConfigError, match=r"in\.npz is not an \.npz file; numpy\.savez"):
+        batches(inputs(x=["batch"]), inputs=str(path)).arrays(1)
 
 
 def test_a_dimension_that_may_be_the_batch_names_both_options() -> None:

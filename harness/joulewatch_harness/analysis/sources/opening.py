@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from joulewatch_harness.analysis.sources.history import SampleSource
-from joulewatch_harness.errors import ConfigError, QueryError
+from joulewatch_harness.errors import QueryError
 
 if TYPE_CHECKING:
     from joulewatch_harness.clients.options import PrometheusOptions
@@ -16,13 +16,10 @@ def open_source(*, prometheus: PrometheusOptions | None = None, recording: Path 
     """Return the source that the arguments name: a recording before a Prometheus, None without both.
 
     Raises:
-        ConfigError: The recording does not exist.
-        RecordError: The file is not a recording.
+        RecordError: The recording does not exist, or the file is not a recording.
         QueryError: No Prometheus answers within seconds; the long time limit applies to later requests only.
     """
     if recording is not None:
-        if not recording.is_file():
-            raise ConfigError(f"{recording}: no such recording")
         from joulewatch_harness.analysis.sources.recording import RecordingSource
 
         return RecordingSource(recording)

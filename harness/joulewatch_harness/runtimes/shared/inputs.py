@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -286,15 +287,20 @@ class InputOptions(RuntimeOptions):
         """
         valid: set[str] = set()
         of_batch: dict[str, str] = {}
+        fixed: dict[str, int] = {}
         for item in inputs:
             for axis, size in enumerate(item.shape):
-                if not isinstance(size, int):
+                if isinstance(size, int):
+                    fixed[f"{item.name}.{axis}"] = size
+                else:
                     names = {f"{item.name}.{axis}", *([size] if size else [])}
                     if axis in axes[item.name]:
                         of_batch |= dict.fromkeys(names, item.name)
                     else:
                         valid |= names
         for name in self.dims:
+            if name in fixed:
+                raise ConfigError(f"{model}: option dims: {name!r} is fixed to {fixed[name]} in the model: remove it")
             if name in of_batch and name not in valid:
                 raise ConfigError(
                     f"{model}: option dims: {name!r} is the batch of input {of_batch[name]!r}, whose sizes are the "
@@ -389,10 +395,14 @@ def read_npz(path: Path) -> Arrays:
         ConfigError: the file is missing, or is not a valid .npz file.
     """
     try:
+        if path.is_file() and not zipfile.is_zipfile(path):
+            raise ConfigError(f"{path} is not an .npz file; numpy.savez(FILE, INPUT=array) writes one")
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise ConfigError(f"no input file {path}") from error
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(f"{path} cannot be read as .npz: {error}") from error
 

@@ -27,7 +27,7 @@ from joulewatch_harness.analysis.sources.recording import RecordingSource
 from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clients.prometheus import PrometheusClient
-from joulewatch_harness.errors import ConfigError, QueryError
+from joulewatch_harness.errors import QueryError, RecordError
 from joulewatch_harness.records import Edge, ExporterRecord, ProcessorTime
 from support.fake_prometheus import URL, FakePrometheus
 from support.synthetic import (
@@ -386,7 +386,7 @@ def test_small_helpers(tmp_path: Path) -> None:
     )
     assert unknown.method == "unknown" and traits_of(unknown).refresh_s == 0.001
     assert traits_of(sensor("a", "b", collector="hwmon", refresh_s=None)).refresh_s == 0.1
-    with pytest.raises(ConfigError, match="no such recording"):
+    with pytest.raises(RecordError, match="no such recording"):
         open_source(recording=tmp_path / "none.sqlite")
     assert open_source() is None
 
