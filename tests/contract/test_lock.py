@@ -33,7 +33,7 @@ def _requirements(entries: list[Any]) -> Iterator[Requirement]:
 def test_the_lock_names_versions_and_nothing_else() -> None:
     """No index, no path, no range: each line is NAME==VERSION, perhaps with a marker."""
     pin = re.compile(
-        r"[a-z0-9-]+==[a-z0-9.]+( ; [a-z_]+ (==|!=|<|>=) '[\w.*]+'( and [a-z_]+ (==|!=|<|>=) '[\w.*]+')*)?"
+        r"[a-z0-9-]+==[a-z0-9.]+( ; [a-z_]+ (==|!=|<|>=) '[\w.*]+'( (and|or) [a-z_]+ (==|!=|<|>=) '[\w.*]+')*)?"
     )
     assert [line for line in LOCK if not pin.fullmatch(line)] == []
 
