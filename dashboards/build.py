@@ -19,13 +19,15 @@ from experiment import experiment
 from fleet import fleet
 from kit import to_json
 from node import node
+from results import results
+from trust import trust
 
 FOLDER: Final = Path(__file__).resolve().parent
 
 
 def files() -> dict[Path, str]:
     """Return every file that this program writes, with its text."""
-    boards = {"fleet": fleet, "node": node, "experiment": experiment}
+    boards = {"fleet": fleet, "node": node, "experiment": experiment, "results": results, "trust": trust}
     return {FOLDER / f"{name}.json": to_json(board()) for name, board in boards.items()}
 
 

@@ -23,7 +23,6 @@ from kit import (
     data_source_variable,
     data_table,
     link,
-    method_column,
     methods_panel,
     multi_value_variable,
     new_dashboard,
@@ -34,11 +33,11 @@ from kit import (
     single_stat,
     state_timeline,
     time_series,
-    transformation,
     with_name,
 )
 from runs import (
     BY_RESULT,
+    BY_RESULT_AND_METHOD,
     INFERENCES_PER_SECOND,
     NO_RESULTS,
     RUN,
@@ -47,6 +46,7 @@ from runs import (
     figure,
     newest,
     result,
+    results_table,
     run_variable,
     runs_panel,
     total,
@@ -55,7 +55,6 @@ from runs import (
 from joulewatch_exporter import catalog
 
 MEASURE_WINDOWS: Final = f'{RUN}, kind="measure", phase=""'
-BY_RESULT_AND_METHOD: Final = f"{BY_RESULT}, method"
 LINE_LABELS: Final = ("configuration",)
 WINDOWS_PANEL: Final = 100
 """Id of the only panel that shows the windows: on small panels they would hide the data."""
@@ -267,59 +266,7 @@ def load_row() -> list[Panel]:
 def results_row() -> list[Panel]:
     return [
         *figure(LINE_LABELS, 11),
-        panel(
-            "Results",
-            "Energy per inference: gross includes idle power, net excludes it. ± is the expanded uncertainty (95 % "
-            "coverage). *± covers* lists what it includes: without *accuracy*, the accuracy of a sensor is unknown. "
-            "`joulewatch profile --prometheus` and `joulewatch analyze RUN --publish` write these results.",
-            "joule",
-            [
-                query(total(catalog.RESULT_ENERGY, "gross", BY_RESULT_AND_METHOD), shape="table"),
-                query(
-                    total(catalog.RESULT_UNCERTAINTY, "gross", f"{BY_RESULT_AND_METHOD}, covers"),
-                    ref="B",
-                    shape="table",
-                ),
-                query(total(catalog.RESULT_ENERGY, "net", BY_RESULT_AND_METHOD), ref="C", shape="table"),
-                query(total(catalog.RESULT_UNCERTAINTY, "net", BY_RESULT_AND_METHOD), ref="D", shape="table"),
-                query(result(catalog.RESULT_THROUGHPUT, by=BY_RESULT), ref="E", shape="table"),
-                query(result(catalog.RESULT_THROUGHPUT_UNCERTAINTY, by=BY_RESULT), ref="F", shape="table"),
-            ],
-            size=(24, 10),
-            no_value=NO_RESULTS,
-            kind=data_table(
-                [
-                    transformation("merge"),
-                    transformation(
-                        "convertFieldType",
-                        fields={},
-                        conversions=[{"targetField": "batch_size", "destinationType": "number"}],
-                    ),
-                    transformation("sortBy", fields={}, sort=[{"field": "batch_size"}]),
-                    columns(
-                        [
-                            ("configuration", "Configuration"),
-                            ("batch_size", "Batch size"),
-                            ("method", "Method"),
-                            ("Value #A", "Gross"),
-                            ("Value #B", "± gross"),
-                            ("Value #C", "Net"),
-                            ("Value #D", "± net"),
-                            ("covers", "± covers"),
-                            ("Value #E", "Throughput"),
-                            ("Value #F", "± throughput"),
-                        ],
-                        hidden=["Time", "run"],
-                    ),
-                ]
-            ),
-            overrides=[
-                override("byName", "Batch size", unit="none", decimals=0, custom__width=110),
-                override("byRegexp", "/hroughput$/", unit=INFERENCES_PER_SECOND),
-                override("byName", "Configuration", custom__minWidth=260),
-                method_column(),
-            ],
-        ),
+        results_table(),
         panel(
             "Findings of the audit",
             "error: a result is contradicted or missing; warning: check the result; info: worth knowing. "

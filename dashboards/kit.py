@@ -179,6 +179,9 @@ def panel(
     )
     if no_value:
         built = built.no_value(no_value)
+        if isinstance(kind, table.Panel):
+            # Otherwise each empty cell would show the text.
+            overrides = [override("byRegexp", "/.*/", noValue="–"), *overrides]
     for matcher, properties in overrides:
         built = built.with_override(matcher, properties)
     return built

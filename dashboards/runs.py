@@ -18,6 +18,7 @@ from kit import (
     data_table,
     line_overrides,
     line_variables,
+    method_column,
     multi_value_variable,
     over_lines,
     override,
@@ -34,6 +35,7 @@ WHOLE_RUN: Final = 'run=~"$run"'
 RUN: Final = f'{WHOLE_RUN}, configuration=~"$configuration"'
 """Label matchers of every series that the harness and the analysis deliver: they have no job and instance."""
 BY_RESULT: Final = "run, configuration, batch_size"
+BY_RESULT_AND_METHOD: Final = f"{BY_RESULT}, method"
 INFERENCES_PER_SECOND: Final = "suffix:inf/s"
 NO_RESULTS: Final = "No results yet: joulewatch analyze RUN --prometheus URL --publish"
 
@@ -53,13 +55,16 @@ def total(metric: catalog.Metric, basis: str, by: str) -> str:
     return result(metric, by=by, of=f'{RUN}, component="total", basis="{basis}"')
 
 
-def run_variable() -> Variable:
-    """Return the variable that selects a run. Run ids sort by time: the newest is selected when a dashboard opens."""
+def run_variable(*, several: bool = False) -> Variable:
+    """Return the variable that selects a run, or several.
+
+    Run ids sort by time: the newest is selected when a dashboard opens.
+    """
     runs = f"group by (run) (last_over_time({catalog.RUN_STATUS.name}{EVER}))"
     return (
         query_variable("run", "Run", f"query_result({runs})", regex='/run="([^"]+)"/')
         .sort(models.VariableSort.ALPHABETICAL_DESC)
-        .multi(False)
+        .multi(several)
     )
 
 
@@ -121,6 +126,65 @@ def figure(labels: tuple[str, ...], height: int) -> list[Panel]:
             overrides=line_overrides(),
         ),
     ]
+
+
+def results_table(*, with_run: bool = False) -> Panel:
+    """Return the table of energy and throughput; ``with_run`` adds a column for the run."""
+    return panel(
+        "Results",
+        "Energy per inference: gross includes idle power, net excludes it. ± is the expanded uncertainty (95 % "
+        "coverage). *± covers* lists what it includes: without *accuracy*, the accuracy of a sensor is unknown. "
+        "`joulewatch profile --prometheus` and `joulewatch analyze RUN --publish` write these results.",
+        "joule",
+        [
+            query(total(catalog.RESULT_ENERGY, "gross", BY_RESULT_AND_METHOD), shape="table"),
+            query(
+                total(catalog.RESULT_UNCERTAINTY, "gross", f"{BY_RESULT_AND_METHOD}, covers"),
+                ref="B",
+                shape="table",
+            ),
+            query(total(catalog.RESULT_ENERGY, "net", BY_RESULT_AND_METHOD), ref="C", shape="table"),
+            query(total(catalog.RESULT_UNCERTAINTY, "net", BY_RESULT_AND_METHOD), ref="D", shape="table"),
+            query(result(catalog.RESULT_THROUGHPUT, by=BY_RESULT), ref="E", shape="table"),
+            query(result(catalog.RESULT_THROUGHPUT_UNCERTAINTY, by=BY_RESULT), ref="F", shape="table"),
+        ],
+        size=(24, 10),
+        no_value=NO_RESULTS,
+        kind=data_table(
+            [
+                transformation("merge"),
+                transformation(
+                    "convertFieldType",
+                    fields={},
+                    conversions=[{"targetField": "batch_size", "destinationType": "number"}],
+                ),
+                transformation("sortBy", fields={}, sort=[{"field": "batch_size"}]),
+                columns(
+                    [
+                        *((("run", "Run"),) if with_run else ()),
+                        ("configuration", "Configuration"),
+                        ("batch_size", "Batch size"),
+                        ("method", "Method"),
+                        ("Value #A", "Gross"),
+                        ("Value #B", "± gross"),
+                        ("Value #C", "Net"),
+                        ("Value #D", "± net"),
+                        ("covers", "± covers"),
+                        ("Value #E", "Throughput"),
+                        ("Value #F", "± throughput"),
+                    ],
+                    hidden=["Time"] if with_run else ["Time", "run"],
+                ),
+            ]
+        ),
+        overrides=[
+            override("byName", "Batch size", unit="none", decimals=0, custom__width=110),
+            override("byRegexp", "/hroughput$/", unit=INFERENCES_PER_SECOND),
+            override("byName", "Configuration", custom__minWidth=260),
+            method_column(),
+            *([override("byName", "Run", custom__width=220)] if with_run else []),
+        ],
+    )
 
 
 def runs_panel(height: int) -> Panel:

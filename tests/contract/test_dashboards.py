@@ -25,6 +25,8 @@ FOREIGN: Final[dict[str, set[str]]] = {
     "up": set(),  # written by Prometheus for every target
     "process_cpu_seconds_total": set(),  # from prometheus_client's process collector
     "process_resident_memory_bytes": set(),
+    "scrape_duration_seconds": set(),  # written by Prometheus for every target
+    "scrape_samples_scraped": set(),
 }
 LABELS: Final = dashboards.with_recorded(
     {

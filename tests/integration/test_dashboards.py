@@ -11,7 +11,7 @@ import requests
 
 from support import dashboards
 from support.dashboards import Query
-from support.recorded_run import SCRAPE_S, RecordedRun
+from support.recorded_run import PHASES, SCRAPE_S, RecordedRun
 
 pytest_plugins = ["support.recorded_run_fixture"]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -133,6 +133,29 @@ def test_a_band_lies_around_its_line(recorded_run: RecordedRun) -> None:
                     lower, upper = (values_of[name.replace("mean", bound), batch_size] for bound in ("lower", "upper"))
                     assert lower < mean < upper
                     assert mean - lower == pytest.approx(upper - mean)
+
+
+def test_ratios_are_those_of_the_results(recorded_run: RecordedRun) -> None:
+    """INT8 is compared with FP32, the first configuration."""
+    energies, ratios, uncertainties = (
+        {
+            (series["metric"]["configuration"].split("/")[-1], series["metric"]["batch_size"]): float(
+                series["value"][1]
+            )
+            for series in execute(recorded_run, query_of(where, number))
+        }
+        for where, number in (("Results", 0), ("Ratio to the baseline", 0), ("Ratio to the baseline", 1))
+    )
+    assert set(ratios) == {("int8", size) for size in ("1", "16", "256")} == set(uncertainties)
+    for (precision, size), value in ratios.items():
+        assert value == pytest.approx(energies[precision, size] / energies["fp32", size])
+
+
+def test_the_phases_have_their_share_of_the_windows(recorded_run: RecordedRun) -> None:
+    shares = {
+        series["metric"]["phase"]: series["value"][1] for series in execute(recorded_run, query_of("Time by phase"))
+    }
+    assert {phase: float(share) for phase, share in shares.items()} == pytest.approx(PHASES, rel=1e-6)
 
 
 def query_of(where: str, number: int = 0) -> Query:

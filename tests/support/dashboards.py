@@ -15,7 +15,7 @@ from promql_parser import AggregateExpr, BinaryExpr, Call, Expr, VectorSelector
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 FOLDER: Final = ROOT / "dashboards"
-NAMES: Final = ("fleet", "node", "experiment")
+NAMES: Final = ("fleet", "node", "experiment", "results", "trust")
 RECORDED: Final = tuple(name for name in NAMES if name != "fleet")
 """Dashboards that are tested with the recorded run; *Fleet* is tested with a simulated fleet."""
 NUMBERS: Final[Mapping[str, str]] = {"pue": "1.2", "price": "0.25", "co2": "250"}
@@ -30,7 +30,7 @@ DURATIONS: Final[Mapping[str, str]] = {
 MACROS: Final[Mapping[str, str]] = {
     **DURATIONS,
     **NUMBERS,
-    **dict.fromkeys(("job", "host", "instance", "cluster", "run", "nodenames", "configuration"), ".+"),
+    **dict.fromkeys(("job", "host", "instance", "cluster", "run", "nodenames", "configuration", "baseline"), ".+"),
     **{f"line{number}": f"configuration {number}" for number in range(1, 7)},
 }
 """Values that turn every query of the dashboards into plain PromQL."""

@@ -26,6 +26,7 @@ from joulewatch_harness.records import (
     SCHEMA_VERSION,
     Configuration,
     Latency,
+    PhaseTime,
     RunEnd,
     RunHeader,
     Window,
@@ -43,6 +44,7 @@ IDLE_S: Final = 2.0
 WINDOW_S: Final = 2.0
 SETTLE_S: Final = 0.5
 ROUNDS: Final = 2
+PHASES: Final = {"copy_in": 0.1, "execute": 0.8, "copy_out": 0.05}
 # Inferences per second of an imaginary network: batch size, FP32, INT8.
 THROUGHPUT: Final = ((1, 900, 1700), (16, 4800, 9400), (256, 21000, 46000))
 
@@ -172,6 +174,7 @@ class Pretender:
             )
             if batches
             else None,
+            phases={name: PhaseTime(batches, share * duration_s) for name, share in PHASES.items()} if batches else {},
             start_edge=start.parse(),
             end_edge=end.parse(),
         )
