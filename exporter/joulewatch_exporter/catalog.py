@@ -519,5 +519,22 @@ RESULT_FINDINGS: Final = _analysis(
     "Number of the findings of the audit, by reason code and severity (error, warning, info).",
 )
 
+PREDICTION_LABELS: Final = (
+    "network", "device", "runtime", "precision", "scope", "batch_size", "method", "fitted_to", "quantile",
+)  # fmt: skip
+PREDICTION_ENERGY: Final = _analysis(
+    "joulewatch_prediction_energy_per_inference_joules",
+    "joules",
+    PREDICTION_LABELS,
+    "Energy per inference that a model predicts; nothing was measured. method: predicted; fitted_to: methods of the "
+    "energies behind the model; quantile: 0.5, or 0.05 and 0.95, the ends of the 90 % interval.",
+)
+PREDICTION_THROUGHPUT: Final = _analysis(
+    "joulewatch_prediction_throughput_inferences_per_second",
+    "inferences per second",
+    PREDICTION_LABELS,
+    "Throughput that a model predicts.",
+)
+
 METRICS: Final[tuple[Metric, ...]] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 """All metrics, in the order of this file."""

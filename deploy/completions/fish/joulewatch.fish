@@ -168,6 +168,8 @@ complete -c joulewatch -n '_shtab_joulewatch_using predict' -l latency -x -d 'me
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l calibration -x -d 'measured energies of a device that is not in the fit; repeat it for several runs'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l option -x -d 'option of a built-in network, or of the inputs of an ONNX file: dims=sequence=128'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l plan -xka "(__fish_complete_path (commandline -ct))" -d 'choose three networks to measure on a device that is not in the fit, and write the plan for '"'"'joulewatch profile FILE'"'"''
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l figure -xka "(__fish_complete_path (commandline -ct))" -d 'write the figure: .png, .svg or .pdf'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l publish -d 'write the predictions to Prometheus by remote write'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l folding -xka "(__fish_complete_path (commandline -ct))" -d 'folding file (PE, SIMD) for a QONNX file'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l clock-mhz -x -d 'clock (default: that of the reports)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l driver-seconds -x -d 'time of the driver per batch'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,6 +14,7 @@ from joulewatch_harness.commands.options import add_format_argument, add_output_
 from joulewatch_harness.errors import ConfigError, PredictionRefusedError
 
 if TYPE_CHECKING:
+    from joulewatch_harness.delivery.annotations import Sample
     from joulewatch_harness.prediction.features import Features
     from joulewatch_harness.prediction.fit import Fit
     from joulewatch_harness.prediction.predict import Prediction, Request
@@ -59,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="choose three networks to measure on a device that is not in the fit, and write the plan for 'joulewatch "
         "profile FILE'",
     )
+    parser.add_argument("--figure", metavar="FILE", type=Path, help="write the figure: .png, .svg or .pdf")
+    parser.add_argument("--publish", action="store_true", help="write the predictions to Prometheus by remote write")
     finn = parser.add_argument_group("FINN on an FPGA, before synthesis")
     finn.add_argument("--folding", metavar="FILE", type=Path, help="folding file (PE, SIMD) for a QONNX file")
     finn.add_argument("--clock-mhz", metavar="MHZ", type=float, help="clock (default: that of the reports)")
@@ -83,8 +87,9 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.prediction.predict import Request, predict
     from joulewatch_harness.prediction.table import check_rows
 
+    check_outputs(args)
     if args.folding is not None or (args.fit is None and is_design(Path(args.network))):
-        return write(predict_finn(args), args.format)
+        return write(predict_finn(args), args)
     if args.fit is None:
         raise ConfigError(
             f"--fit FILE is missing: 'joulewatch fit RUN... --out FILE' writes one ({args.network} is not a folder "
@@ -119,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
             if len(networks) == 1:
                 raise
             refused.append(str(error))
-    write(predictions, args.format)
+    write(predictions, args)
     for text in refused:
         print(f"joulewatch: {text}", file=sys.stderr)  # noqa: T201
     return EXIT_REFUSED if refused else 0
@@ -159,19 +164,83 @@ def write_plan(fit: Fit, requests: Sequence[Request], args: argparse.Namespace) 
     return 0
 
 
-def write(predictions: Sequence[Prediction], form: str) -> int:
-    """Write predictions to stdout; return the exit code."""
+def write(predictions: Sequence[Prediction], args: argparse.Namespace) -> int:
+    """Write predictions to stdout, to a figure and to Prometheus, as requested; return the exit code.
+
+    Raises:
+        ConfigError: The figure cannot be written, or there is no Prometheus.
+        DeliveryError: The predictions cannot be published; they are printed before.
+    """
     from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.prediction import report
 
-    if form == "json":
+    if args.format == "json":
         sys.stdout.write(report.predict_json(predictions))
-    elif form == "csv":
+    elif args.format == "csv":
         sys.stdout.write(report.predict_csv(predictions))
     elif predictions:
         sys.stdout.write("\n".join(report.predict_lines(predictions, terminal_width())) + "\n")
     sys.stdout.flush()
+    if args.figure is not None and predictions:
+        from joulewatch_harness.prediction.figure import write_figure
+
+        write_figure(predictions, args.figure)
+        print(f"figure: {args.figure}", file=sys.stderr)  # noqa: T201
+    if args.publish and predictions:
+        _publish(predictions, args)
     return 0
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Check the arguments of ``write`` before anything is computed.
+
+    Raises:
+        ConfigError: The name of the figure is not valid, or there is no Prometheus.
+    """
+    from joulewatch_harness.analysis.reports.figure import check_figure_path
+
+    if args.figure is not None:
+        check_figure_path(args.figure)
+    if args.publish and options_from_args(args) is None:
+        raise ConfigError("--publish needs --prometheus URL, the server that gets the predictions")
+
+
+def _publish(predictions: Sequence[Prediction], args: argparse.Namespace) -> None:
+    from joulewatch_harness.clients.prometheus import PrometheusClient
+    from joulewatch_harness.delivery.results import publish_samples
+
+    options = options_from_args(args)
+    assert options is not None
+    at_s = time.time()
+    samples = prediction_samples(predictions, at_s)
+    with PrometheusClient(options) as client:
+        count = publish_samples(samples, client, 'method="predicted"', "predictions", at_s)
+    print(f"published {count} samples to {options.url}", file=sys.stderr)  # noqa: T201
+
+
+def prediction_samples(predictions: Sequence[Prediction], at_s: float) -> list[Sample]:
+    """Return predictions as samples.
+
+    They have metrics of their own, so that no query of measured energies adds them or compares with them.
+    """
+    from joulewatch_exporter import catalog
+    from joulewatch_harness.clocktime import to_ms
+    from joulewatch_harness.delivery.annotations import sample
+
+    samples = []
+    for one in predictions:
+        labels = {name: str(getattr(one, name)) for name in ("network", "device", "runtime", "precision", "scope")}
+        labels |= {"batch_size": str(one.batch_size), "method": one.method, "fitted_to": "+".join(one.methods)}
+        for metric, interval in (
+            (catalog.PREDICTION_ENERGY, one.joules),
+            (catalog.PREDICTION_THROUGHPUT, one.throughput),
+        ):
+            if interval is None:
+                continue
+            for quantile, value in (("0.05", interval.low), ("0.5", interval.median), ("0.95", interval.high)):
+                if value is not None:
+                    samples.append(sample(metric, {**labels, "quantile": quantile}, to_ms(at_s), value))
+    return samples
 
 
 def predict_finn(args: argparse.Namespace) -> list[Prediction]:

@@ -96,16 +96,32 @@ def publish(
     """
     at_s = published_at_s(result, now())
     samples = result_samples(result, at_s)
-    if not samples:
-        raise DeliveryError(f"run {result.record.header.run}: there is no result to publish")
-    send_samples(client, samples)
     run = result.record.header.run
+    if not samples:
+        raise DeliveryError(f"run {run}: there is no result to publish")
+    return publish_samples(samples, client, f'run="{run}"', f"results of run {run}", at_s)
+
+
+def publish_samples(samples: Sequence[Sample], client: PrometheusClient, matcher: str, what: str, at_s: float) -> int:
+    """Write samples that have the same time, and read them back; return their number.
+
+    Args:
+        samples: Of series that ``matcher`` selects.
+        client: The server.
+        matcher: Label matcher of PromQL.
+        what: What they are, in errors.
+        at_s: Their time.
+
+    Raises:
+        DeliveryError: The server does not accept them, or does not have them afterwards.
+    """
+    send_samples(client, samples)
     names = "|".join(sorted({item.name for item in samples}))
-    answer = client.query(f'count({{__name__=~"{names}", run="{run}"}})', to_ms(at_s) / 1000)
+    answer = client.query(f'count({{__name__=~"{names}", {matcher}}})', to_ms(at_s) / 1000)
     count = int(float(answer[0]["value"][1])) if answer else 0
     if count < len(samples):
         raise DeliveryError(
-            f"{client.url}: accepted {len(samples)} results of run {run} but shows {count} of them at {at_s:.3f}: "
+            f"{client.url}: accepted {len(samples)} {what} but shows {count} of them at {at_s:.3f}: "
             "retry later, or see the server's log"
         )
     return len(samples)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from importlib import resources
 from typing import Any, Final
 
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraphs
@@ -13,6 +15,7 @@ from joulewatch_harness.prediction.fit import Case, Fit
 from joulewatch_harness.prediction.predict import Interval, Prediction
 from joulewatch_harness.prediction.roofline import COVERAGE
 
+PREDICTED: Final = "!!! PREDICTED, not measured !!!"
 SCHEMA_VERSION: Final = 1
 """Version of the JSON of predictions."""
 
@@ -104,7 +107,7 @@ def _numbers_table(cases: Sequence[Case]) -> Table[Case]:
 
 def predict_lines(predictions: Sequence[Prediction], width: int = DEFAULT_WIDTH) -> list[str]:
     """Return the predictions as text, one table per network."""
-    warning = paragraphs(["!!! PREDICTED, not measured !!!"], width)
+    warning = paragraphs([PREDICTED], width)
     exponent, letter = prefix_for([row.joules.median for row in predictions])
 
     def energy(row: Prediction) -> str:
@@ -162,8 +165,15 @@ def _interval(interval: Interval | None) -> dict[str, float | None] | None:
     return {"median": interval.median, "low": interval.low, "high": interval.high}
 
 
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of the predictions, which is part of the package."""
+    folder = resources.files("joulewatch_harness.prediction")
+    loaded: dict[str, Any] = json.loads(folder.joinpath("predictions.schema.json").read_text(encoding="utf-8"))
+    return loaded
+
+
 def predict_json(predictions: Sequence[Prediction]) -> str:
-    """Return the predictions as JSON, in base units."""
+    """Return the predictions as JSON, in base units, described by ``predictions.schema.json``."""
     return json_text(
         {"schema_version": SCHEMA_VERSION, "coverage": COVERAGE, "predictions": list(map(_document, predictions))}
     )

@@ -77,9 +77,11 @@ def warning_line(methods: Iterable[str]) -> str:
         texts.append("ESTIMATED from a power model, not measured")
     if "emulated" in kinds:
         texts.append("from an EMULATED machine, not from hardware")
+    if "predicted" in kinds:
+        texts.append("PREDICTED by a model, not measured")
     if "unknown" in kinds:
         texts.append("of UNKNOWN method")
     if not texts:
         return ""
-    some = "Some energies" if kinds - {"estimated", "emulated", "unknown"} else "Energies"
+    some = "Some energies" if kinds - {"estimated", "emulated", "predicted", "unknown"} else "Energies"
     return f"!!! {some} {' and '.join(texts)} !!!"
