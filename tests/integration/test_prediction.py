@@ -9,18 +9,24 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import yaml
 
 from joulewatch_harness.cli import main
+from joulewatch_harness.clients.options import PrometheusOptions
+from joulewatch_harness.clients.prometheus import PrometheusClient
 from joulewatch_harness.commands.compare import read
 from joulewatch_harness.prediction.converters import rows_of_run
 from joulewatch_harness.prediction.table import Row
 from support.metered_profile import joules_per_batch
 from support.paths import ROOT
 from support.sysfs import EPYC, FakeSysfs
+
+if TYPE_CHECKING:
+    from integration.conftest import StartPrometheus
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
@@ -112,3 +118,18 @@ def test_networks_that_were_not_measured_are_in_their_intervals(
         assert row.joules == pytest.approx(true, rel=COUNTER_ERROR), text
         assert interval["low"] <= row.joules <= interval["high"], text
         assert interval["high"] / interval["low"] <= WIDEST, text
+
+
+def test_published_predictions_are_in_a_real_prometheus(
+    prometheus_server: StartPrometheus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = ROOT / "tests" / "benchmarks" / "data" / "prediction" / "finn_rfsoc2x2_measured.csv"
+    url = prometheus_server().url
+    assert main(["predict", str(table), "--device", "rfsoc2x2", "--prometheus", url, "--publish"]) == 0
+    assert "published 48 samples" in capsys.readouterr().err
+    with PrometheusClient(PrometheusOptions(url=url)) as client:
+        series = client.query("joulewatch_prediction_energy_per_inference_joules")
+        assert client.query("joulewatch_result_energy_per_inference_joules") == []
+    assert len(series) == 24
+    assert {one["metric"]["method"] for one in series} == {"predicted"}
+    assert {one["metric"]["quantile"] for one in series} == {"0.05", "0.5", "0.95"}
