@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import re
 import sys
 import time
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument
 from joulewatch_harness.errors import ConfigError
+
+if TYPE_CHECKING:
+    from joulewatch_harness.analysis.energy.window_energy import Span
+    from joulewatch_harness.analysis.sources.history import SampleSource
 
 EXIT_FAILED: Final = 1
 WHOLE_S: Final = 7200.0
@@ -43,6 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only sensors whose instance/collector/device/domain matches; * and ? are wildcards; repeatable",
     )
     parser.add_argument("--scope", choices=("device", "node", "part", "all"), default="all", help="default: all")
+    parser.add_argument(
+        "--every",
+        choices=("1h", "1d", "1mo"),
+        help="write CSV: energy per hour, day or calendar month of the local time zone, host and component",
+    )
+    parser.add_argument(
+        "--price", metavar="PRICE", type=float, help="with --every: price of a kWh, for a column with the cost"
+    )
     add_format_argument(parser)
     add_prometheus_arguments(parser)
 
@@ -69,6 +82,42 @@ def parse_time(text: str, name: str, now_s: float) -> float:
         ) from None
 
 
+def _check_every(args: argparse.Namespace) -> None:
+    """Raise ConfigError if ``--every`` is missing, or does not go with the other arguments."""
+    if args.every is None:
+        if args.price is not None:
+            raise ConfigError("--price needs --every: only then costs are written")
+        return
+    if args.format == "json":
+        raise ConfigError("--every writes CSV; omit --format json")
+    if args.scope == "part":
+        raise ConfigError("--every writes devices and whole servers: use --scope device, node or all")
+    if args.price is not None and not 0 <= args.price < math.inf:
+        raise ConfigError(f"--price {args.price}: must be a price per kWh, at least 0")
+
+
+def _run_every(args: argparse.Namespace, source: SampleSource, span: Span) -> int:
+    from joulewatch_harness.analysis.energy.intervals import calendar_spans, interval_energies
+    from joulewatch_harness.analysis.reports.energy_report import render_intervals
+    from joulewatch_harness.analysis.results.numbers import warning_line
+
+    try:
+        spans = calendar_spans(span.start_s, span.end_s, args.every)
+        rows, notices = interval_energies(source, spans, args.sensor or [], args.scope)
+        where = source.describe()
+    finally:
+        source.close()
+    if not rows:
+        raise ConfigError(f"{where}: no sensor that matches has samples in these intervals")
+    sys.stdout.write(render_intervals(rows, args.price))
+    sys.stdout.flush()
+    texts = [f"{notice.severity} [{notice.reason}]: {notice.text}" for notice in notices]
+    for text in (warning_line({method for row in rows for method in row.methods}), *texts):
+        if text:
+            print(text, file=sys.stderr)  # noqa: T201
+    return 0 if any(row.joules is not None for row in rows) else EXIT_FAILED
+
+
 def run(args: argparse.Namespace) -> int:
     """Run ``joulewatch energy``.
 
@@ -92,9 +141,12 @@ def run(args: argparse.Namespace) -> int:
     options = options_from_args(args)
     if (options is None) == (args.recording is None):
         raise ConfigError("give one source: --prometheus URL or --recording FILE")
+    _check_every(args)
     source = open_source(prometheus=options, recording=args.recording)
     assert source is not None
     span = Span(start_s, end_s)
+    if args.every is not None:
+        return _run_every(args, source, span)
     try:
         whole = span.duration_s <= WHOLE_S
         spans = [(start_s, end_s)] if whole else [(start_s, start_s), (end_s, end_s)]

@@ -22,6 +22,7 @@ from support.fake_prometheus import URL, FakePrometheus
 from support.synthetic import (
     EXPORTER,
     TWO_SOCKETS,
+    Signal,
     World,
     make_world,
     raw_of,
@@ -105,6 +106,11 @@ def test_figure_json_and_budget(runs: Path, tmp_path: Path, capsys: pytest.Captu
         ),
         (["energy", "--start", "-10m", "--recording=REC", "--sensor=gpu*"], "no sensor matches --sensor gpu*"),
         (["energy", "--start", "1000", "--end=2000", "--recording=REC"], "no joulewatch sensor has samples"),
+        (["energy", "--start", "1000", "--end=2000", "--recording=REC", "--every=1h"], "no sensor that matches"),
+        (["energy", "--start=-10m", "--recording=REC", "--price=1"], "--price needs --every"),
+        (["energy", "--start=-10m", "--recording=REC", "--every=1d", "--format=json"], "--every writes CSV"),
+        (["energy", "--start=-10m", "--recording=REC", "--every=1d", "--scope=part"], "--scope device, node or all"),
+        (["energy", "--start=-10m", "--recording=REC", "--every=1d", "--price=-1"], "must be a price per kWh"),
     ],
 )
 def test_bad_input_is_an_error_with_exit_code_2(
@@ -229,6 +235,43 @@ def test_energy_by_pattern_and_scope(
     assert f"{EXPORTER}/rapl/psys/total" in text and "total over devices" not in text
     assert main([*base, "--scope=device"]) == 0
     assert "total over devices" in capsys.readouterr().out
+
+
+@pytest.fixture
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("utc")
+def test_energy_every_hour_is_csv(fake: FakePrometheus, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two processors at 100 W, scraped every 15 s in the first two of three hours."""
+    hour_s = START_S // 3600 * 3600
+    start_s, end_s = hour_s - 3 * 3600, hour_s
+    sensors = [sensor(f"socket{number}", "package", host="node1") for number in range(2)]
+    signals = {one: Signal((start_s - 600,), (100.0,)) for one in sensors}
+    fake.samples = World(signals, scrape_s=15.0, start_s=start_s - 300, end_s=end_s - 3600 + 120).scrapes()
+    words = ["energy", f"--start={start_s}", f"--end={end_s}", f"--prometheus={URL}"]
+    assert main([*words, "--every=1h", "--price=0.4", "--scope=device"]) == 0
+    captured = capsys.readouterr()
+    rows = list(csv.DictReader(io.StringIO(captured.out)))
+    assert captured.err == "" and [(row["host"], row["component"]) for row in rows] == 3 * [("node1", "cpu")]
+    assert [row["start"] for row in rows] == [
+        time.strftime("%Y-%m-%dT%H:00:00+00:00", time.gmtime(start_s + 3600 * number)) for number in range(3)
+    ]
+    assert [float(row["energy_kwh"]) for row in rows[:2]] == pytest.approx([0.2, 0.2], rel=1e-3)
+    assert [float(row["cost"]) for row in rows[:2]] == pytest.approx([0.08, 0.08], rel=1e-3)
+    assert [float(row["unmeasured_seconds"]) for row in rows[:2]] == [0, 0]
+    assert 3600 - 240 <= float(rows[2]["unmeasured_seconds"]) <= 3600 - 60
+    assert float(rows[2]["energy_joules"]) == pytest.approx(200 * float(rows[2]["measured_seconds"]), rel=1e-3)
+    assert main([*words, "--every=1mo"]) == 0
+    total = sum(float(row["energy_joules"]) for row in rows)
+    months = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert sum(float(row["energy_joules"]) for row in months) == pytest.approx(total, rel=1e-4)
+    assert "cost" not in months[0]
 
 
 def labelled(samples: Iterable[RawSeries], **labels: str) -> list[RawSeries]:

@@ -78,13 +78,18 @@ class SensorEnergy:
         )
 
 
+def matches(sensor: SensorId, patterns: Sequence[str]) -> bool:
+    """Return whether a sensor matches one of some wildcards; without any, all do."""
+    return not patterns or any(fnmatch.fnmatchcase(str(sensor), pattern) for pattern in patterns)
+
+
 def measure(history: History, span: Span, patterns: Sequence[str], scope: str) -> list[SensorEnergy]:
     """Return the energy in one window of every sensor that matches, or the reason why there is none."""
     rows = []
     for sensor, record in sorted(history.sensors.items(), key=lambda item: (SCOPES.index(item[0].scope), item[0])):
         if scope not in ("all", sensor.scope):
             continue
-        if patterns and not any(fnmatch.fnmatchcase(str(sensor), pattern) for pattern in patterns):
+        if not matches(sensor, patterns):
             continue
         counter, power = history.counters.get(sensor), history.powers.get(sensor)
         health = history.health(sensor, span.start_s, span.end_s)

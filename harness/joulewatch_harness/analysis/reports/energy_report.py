@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from joulewatch_harness.analysis.energy.intervals import IntervalEnergy
 from joulewatch_harness.analysis.energy.sensor_energies import Joules, SensorEnergy, total_of
 from joulewatch_harness.analysis.energy.window_energy import Span, WindowEnergy
 from joulewatch_harness.analysis.reports.table import (
@@ -20,6 +21,7 @@ from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY, decima
 from joulewatch_harness.analysis.sources.identity import Notice
 
 SCHEMA_VERSION: Final = 1
+JOULES_PER_KWH: Final = 3.6e6
 _PRIMARY: Final = {True: "1", False: "0", None: ""}
 
 
@@ -135,6 +137,43 @@ def render_csv(rows: Sequence[SensorEnergy], span: Span) -> str:
         Column("host", lambda row: row.record.host),
         Column("warning", lambda row: row.warning),
     ]
+    return Table(columns, rows).csv()
+
+
+def render_intervals(rows: Sequence[IntervalEnergy], price: float | None = None) -> str:
+    """Return the CSV of intervals: one line per interval, host and component; energies that are not known are empty.
+
+    Args:
+        rows: The intervals.
+        price: Of a kWh; None: without the column of costs.
+    """
+
+    def local(at_s: float) -> datetime.datetime:
+        return datetime.datetime.fromtimestamp(at_s).astimezone()
+
+    def energy(scale: float, text: str) -> Callable[[IntervalEnergy], str]:
+        return lambda row: "" if row.joules is None else f"{row.joules * scale:{text}}"
+
+    columns: list[Column[IntervalEnergy]] = [
+        Column("start", lambda row: local(row.span.start_s).isoformat(timespec="seconds")),
+        Column("end", lambda row: local(row.span.end_s).isoformat(timespec="seconds")),
+        Column("time_zone", lambda row: local(row.span.start_s).tzname()),
+        Column("host", lambda row: row.host),
+        Column("component", lambda row: row.component),
+        Column("energy_joules", energy(1.0, ".9g")),
+        Column("energy_kwh", energy(1 / JOULES_PER_KWH, ".9g")),
+        Column("uncertainty_joules", lambda row: "" if row.joules is None else f"{row.expanded_joules:.4g}"),
+        Column(
+            "uncertainty_covers",
+            lambda row: "" if row.joules is None else "sampling+accuracy" if row.accuracy_known else "sampling",
+        ),
+        Column("measured_seconds", lambda row: f"{row.measured_s:.3f}"),
+        Column("unmeasured_seconds", lambda row: f"{row.unmeasured_s:.3f}"),
+        Column("unmeasured_reasons", lambda row: row.reasons),
+        Column("methods", lambda row: row.methods),
+    ]
+    if price is not None:
+        columns.insert(7, Column("cost", energy(price / JOULES_PER_KWH, ".6f")))
     return Table(columns, rows).csv()
 
 
