@@ -33,7 +33,7 @@ _WIDTH, _HEIGHT = 520, 330
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 34, 42
 _STRIP_WIDTH, _STRIP_HEIGHT = 1040, 190
 _STRIP_LEFT, _STRIP_TOP, _STRIP_BOTTOM = 50, 26, 24
-_MOST_STEPS: Final = 400
+_LEAST_STEPS, _MOST_STEPS = 60, 400
 """Steps of a power line in one strip; more are averaged."""
 _TICK_STEPS: Final = (
     (1.0,),
@@ -199,7 +199,13 @@ def _number(value: float) -> str:
 
 
 def timeline(
-    ident: str, bands: Sequence[Band], lines: Sequence[PowerLine], names: Sequence[str], t0_s: float
+    ident: str,
+    bands: Sequence[Band],
+    lines: Sequence[PowerLine],
+    names: Sequence[str],
+    t0_s: float,
+    *,
+    most_steps: int,
 ) -> Markup:
     """Return the strips of a timeline: power over time, the windows as bands with their edges, and their mean power.
 
@@ -209,6 +215,7 @@ def timeline(
         lines: Power from samples; may be empty.
         names: The component of each mean power of a band, and of the lines with the same names.
         t0_s: Unix seconds of the start of the run.
+        most_steps: Of all lines together, about.
     """
     strips_wanted = min(math.ceil(len(bands) / 16), 60)
     per_strip = math.ceil(len(bands) / strips_wanted)
@@ -220,11 +227,23 @@ def timeline(
         return tag("p", "No power is known in any window.")
     step = _nice(ceiling / 3)
     limit = step * math.ceil(ceiling * 1.04 / step)
+    steps = most_steps // (strips_wanted * max(len(lines), 1))
+    axes = _Axes(t0_s, step, limit, min(max(steps, _LEAST_STEPS), _MOST_STEPS))
     strips = []
     for first in range(0, len(bands), per_strip):
         part = bands[first : first + per_strip]
-        strips.append(_strip(f"{ident}-{first // per_strip}", part, lines, names, t0_s, step, limit))
+        strips.append(_strip(f"{ident}-{first // per_strip}", part, lines, names, axes))
     return join(*strips)
+
+
+@dataclass(frozen=True, slots=True)
+class _Axes:
+    """What all strips of a timeline have in common."""
+
+    t0_s: float
+    watts_step: float
+    watts_limit: float
+    most_steps: int
 
 
 def _strip(
@@ -232,10 +251,9 @@ def _strip(
     bands: Sequence[Band],
     lines: Sequence[PowerLine],
     names: Sequence[str],
-    t0_s: float,
-    step: float,
-    limit: float,
+    axes: _Axes,
 ) -> Markup:
+    t0_s, step, limit = axes.t0_s, axes.watts_step, axes.watts_limit
     start_s, end_s = bands[0].start_s, max(band.end_s for band in bands)
     margin_s = 0.01 * (end_s - start_s)
     start_s, end_s = start_s - margin_s, end_s + margin_s
@@ -259,7 +277,7 @@ def _strip(
         dash = _COMPONENT_DASHES[number % len(_COMPONENT_DASHES)]
         for line in lines:
             if line.name == name:
-                path = _path(line, t0_s + start_s, t0_s + end_s, lambda at_s: x(at_s - t0_s), y)
+                path = _path(line, (t0_s + start_s, t0_s + end_s), axes.most_steps, lambda at_s: x(at_s - t0_s), y)
                 shapes.append(tag("path", d=path, class_="samples", stroke_dasharray=dash))
     for band in bands:
         means = "".join(
@@ -298,13 +316,14 @@ def _time_axis(start_s: float, end_s: float, x: Axis, base: float) -> Markup:
     return join(*shapes)
 
 
-def _path(line: PowerLine, start_s: float, end_s: float, x: Axis, y: Axis) -> str:
+def _path(line: PowerLine, span_s: tuple[float, float], most_steps: int, x: Axis, y: Axis) -> str:
     """Return the steps of a power line between two times; gaps stay open."""
+    start_s, end_s = span_s
     first = max(bisect.bisect_right(line.times_s, start_s) - 1, 0)
     last = min(bisect.bisect_left(line.times_s, end_s), len(line.watts))
     times_s, watts = np.clip(line.times_s[first : last + 1], start_s, end_s), line.watts[first:last]
-    if watts.size > _MOST_STEPS:
-        starts = np.arange(0, watts.size, math.ceil(watts.size / _MOST_STEPS))
+    if watts.size > most_steps:
+        starts = np.arange(0, watts.size, math.ceil(watts.size / most_steps))
         joules = np.add.reduceat(watts * np.diff(times_s), starts)
         times_s = np.append(times_s[starts], times_s[-1])
         watts = joules / np.diff(times_s)

@@ -35,7 +35,8 @@ from joulewatch_harness.records import Window, encode
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """Blocks scripts and requests, whatever the text of a page contains."""
 _MOST_WINDOWS: Final = 1200
-"""Windows on a page, all runs together: it stays below 2 MB."""
+_MOST_STEPS: Final = 24_000
+"""Windows on a page, and steps of its power lines, all runs together: it stays below 2 MB."""
 _MOST_TEXTS: Final = 40
 """Findings of one reason that are listed."""
 _SEVERITY_CLASSES: Final = {"error": "error", "warning": "caution"}
@@ -84,6 +85,19 @@ class _Unit:
         return None if estimate is None else energy_text(estimate, self.scale)
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """The place of a run on the page."""
+
+    prefix: str
+    """Of its ids."""
+    first_line: int
+    """Number of its first line in the figure."""
+    share: float
+    """Of the windows and steps on the page."""
+    expanded: bool
+
+
 def render_html(runs: Sequence[ReportedRun], *, expanded: bool = False) -> str:
     """Return the page.
 
@@ -102,7 +116,8 @@ def render_html(runs: Sequence[ReportedRun], *, expanded: bool = False) -> str:
     contents = [(ident, name) for ident, name, _ in sections]
     first_line = 0
     for number, run in enumerate(runs):
-        parts = _run_sections(run, unit, f"r{number}-" if several else "", first_line, expanded=expanded)
+        place = _Place(f"r{number}-" if several else "", first_line, 1 / len(runs), expanded)
+        parts = _run_sections(run, unit, place)
         first_line += len(_configurations(run))
         if several:
             name = f"Run {run.id}"
@@ -344,10 +359,20 @@ def _results(result: RunResult, unit: _Unit) -> Markup:
         parts.append(tag("p", f"{UNKNOWN_ACCURACY}: {UNKNOWN_ACCURACY_TEXT}.", class_="notes"))
     notes = [*to_text.single_round_lines(result), *to_text.idle_lines(result), *to_text.rounds_lines(result)]
     parts.append(_notes([*notes, *to_text.setup_lines(result), *to_text.missing_lines(result)]))
+    parts += _counts(result)
     if others:
         caption = f"Whole servers and parts of devices, {unit.name} per inference (never added to the total)"
         parts.append(_table(caption, [columns[0], *(named(name, "others") for name in others)], result.groups, heading))
     return join(*parts)
+
+
+def _counts(result: RunResult) -> Iterator[Markup]:
+    """Yield a table per unit of work other than the inference, such as output tokens."""
+    for name in dict.fromkeys(count.name for group in result.groups for count in group.counts):
+        rows = [(group, count) for group in result.groups for count in group.counts if count.name == name]
+        exponent, letter = prefix_for(count.gross.value for _, count in rows if count.gross is not None)
+        caption = f"{name.replace('_', ' ')}: total and net in {letter}J each; per inf: per inference"
+        yield _table(caption, to_text.count_columns(10.0**-exponent), rows, lambda row: row[0].configuration.name)
 
 
 def _side_by_side(runs: Sequence[ReportedRun], unit: _Unit) -> Markup:
@@ -379,31 +404,29 @@ def _side_by_side(runs: Sequence[ReportedRun], unit: _Unit) -> Markup:
     return join(*parts, tag("p", with_code(text), class_="notes"))
 
 
-def _run_sections(
-    run: ReportedRun, unit: _Unit, prefix: str, first_line: int, *, expanded: bool
-) -> list[tuple[str, str, Markup]]:
-    """Return the parts of one run: id, name, content; ``first_line`` is the number of its first line in the figure."""
-    result = run.result
+def _run_sections(run: ReportedRun, unit: _Unit, place: _Place) -> list[tuple[str, str, Markup]]:
+    """Return the parts of one run: id, name, content."""
+    result, expanded = run.result, place.expanded
     sections = [
         ("results", "Results", _results(result, unit)),
-        ("power", "Power over time", _power(run, prefix, first_line)),
+        ("power", "Power over time", _power(run, place)),
         ("phases", "Phases", _phases(result)),
         ("budget", "Uncertainty budget", _budgets(result, unit, expanded=expanded)),
         ("audit", "Audit", _audit(result.findings, expanded=expanded)),
         ("provenance", "Provenance", _provenance(result, expanded=expanded)),
     ]
-    return [(f"{prefix}{ident}", name, content) for ident, name, content in sections if content]
+    return [(f"{place.prefix}{ident}", name, content) for ident, name, content in sections if content]
 
 
 # Power
 
 
-def _power(run: ReportedRun, prefix: str, first_line: int) -> Markup:
+def _power(run: ReportedRun, place: _Place) -> Markup:
     record = run.result.record
     t0_s = record.header.started_at_s
     ordered = sorted((one for one in record.windows if one.duration_s > 0), key=lambda one: one.start_s)
-    windows = ordered[:_MOST_WINDOWS]
-    colours = {name: charts.colour(first_line + number) for number, name in enumerate(_configurations(run))}
+    windows = ordered[: int(_MOST_WINDOWS * place.share)]
+    colours = {name: charts.colour(place.first_line + number) for number, name in enumerate(_configurations(run))}
     components = list(dict.fromkeys(name for watts in run.result.powers.values() for name in watts))
     names = [*components, *(line.name for line in run.lines if line.name not in components)]
     excluded = {one.window: one.text for group in run.result.groups for one in group.excluded}
@@ -451,7 +474,9 @@ def _power(run: ReportedRun, prefix: str, first_line: int) -> Markup:
     return join(
         tag("p", text, class_="notes"),
         tag("ul", *legend, class_="legend"),
-        charts.timeline(f"{prefix}timeline", bands, run.lines, names, t0_s),
+        charts.timeline(
+            f"{place.prefix}timeline", bands, run.lines, names, t0_s, most_steps=int(_MOST_STEPS * place.share)
+        ),
         # On paper this is too long; the strips show every window.
         _details(
             f"All {len(windows)} windows", _table("Windows with their mean power", columns, windows), class_="screen"

@@ -291,12 +291,12 @@ def _count_lines(result: RunResult, width: int) -> list[str]:
         exponent, letter = prefix_for(count.gross.value for _, count in rows if count.gross is not None)
         words = name.replace("_", " ")
         heading = f"{words[:1].upper()}{words[1:]} (per inf: per inference; total, net: {letter}J each)"
-        table = Table(_count_columns(10.0**-exponent), rows, lambda row: _configuration(row[0]))
+        table = Table(count_columns(10.0**-exponent), rows, lambda row: _configuration(row[0]))
         lines += ["", *paragraph(heading, width), *table.lines(width)]
     return lines
 
 
-def _count_columns(scale: float) -> list[Column[tuple[GroupResult, CountResult]]]:
+def count_columns(scale: float) -> list[Column[tuple[GroupResult, CountResult]]]:
     return [
         Column("batch", lambda row: row[0].batch_size),
         Column("per inf", lambda row: _four_digits(row[1].per_inference)),

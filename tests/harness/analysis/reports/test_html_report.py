@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from joulewatch_harness.analysis.reports import html_charts
 from joulewatch_harness.analysis.reports.html_markup import escape, tag, with_code
 from joulewatch_harness.analysis.reports.html_report import ReportedRun, render_html, summary
 from joulewatch_harness.analysis.results.audit.findings import FIXES, REASONS
+from joulewatch_harness.analysis.results.model import CountResult, Estimate
 from joulewatch_harness.analysis.results.numbers import with_uncertainty
 from support.reports import HOSTILE, poisoned, reported
 
@@ -141,6 +143,10 @@ def test_a_run_without_energy_has_a_reason_and_no_number(run: ReportedRun) -> No
     assert "no network was measured" in text and "The run has no window." in text
 
 
+def estimate(value: float) -> Estimate:
+    return Estimate(value=value, standard=value / 100, expanded=value / 50, factor=2.0, dof=math.inf, budget=())
+
+
 def test_every_part_is_there(run: ReportedRun) -> None:
     page = Page(render_html([run]))
     for name in ("figure", "results", "power", "phases", "budget", "audit", "provenance", "method", "cite"):
@@ -203,8 +209,19 @@ def test_a_large_run_stays_below_2_mb() -> None:
     """Eleven batch sizes, two configurations, forty rounds."""
     large = reported(batch_sizes=[2**number for number in range(11)], rounds=40)
     assert len(large.result.record.windows) > 880
-    assert len(render_html([large]).encode()) < 2_000_000
-    assert "Only the first" not in render_html([large])
+    text = render_html([large])
+    assert len(text.encode()) < 2_000_000 and "Only the first" not in text
+    several = render_html([large] * 4)
+    assert len(several.encode()) < 2_000_000 and "Only the first 300 of " in several
+
+
+def test_other_units_of_work_have_a_table(run: ReportedRun) -> None:
+    count = CountResult(
+        name="output_tokens", count=900.0, per_inference=12.5, rate=None, gross=estimate(0.25), net=None
+    )
+    groups = tuple(dataclasses.replace(group, counts=(count,)) for group in run.result.groups)
+    text = Page(render_html([ReportedRun(dataclasses.replace(run.result, groups=groups))])).text
+    assert "output tokens: total and net in mJ each" in text and "250.0 ± 5.0" in text
 
 
 def test_markup() -> None:
