@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joulewatch_harness.clients.options import PrometheusOptions, add_prometheus_arguments, options_from_args
-from joulewatch_harness.commands.options import add_format_argument, add_output_argument
-from joulewatch_harness.errors import ConfigError
+from joulewatch_harness.commands.options import add_format_argument, add_output_argument, check_folder, write_file
 
 if TYPE_CHECKING:
     from joulewatch_harness.prediction.table import Row
@@ -35,23 +34,22 @@ def run(args: argparse.Namespace) -> int:
     """Run ``joulewatch fit``.
 
     Raises:
-        ConfigError, QueryError, RecordError: A source cannot be read, or its rows are not valid.
+        ConfigError, QueryError, RecordError: A source cannot be read, its rows are not valid, or the output cannot be
+            written.
     """
     from joulewatch_harness.analysis.reports.table import json_text, terminal_width
     from joulewatch_harness.prediction import model_file, report
     from joulewatch_harness.prediction.evaluate import evaluated
     from joulewatch_harness.prediction.fit import fit_all
 
+    check_folder("--out", args.out)
     rows, sources = [], []
     for word in args.sources:
         source_rows, source = read_source(word, args.output, options_from_args(args))
         rows += source_rows
         sources.append(source)
     fit = evaluated(fit_all(rows, sources))
-    try:
-        args.out.write_text(json_text(model_file.document_of(fit)), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{args.out}: cannot be written: {error.strerror}") from error
+    write_file("--out", args.out, json_text(model_file.document_of(fit)))
     if args.format == "json":
         sys.stdout.write(report.fit_json(fit))
     elif args.format == "csv":

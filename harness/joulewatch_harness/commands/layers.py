@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
-from joulewatch_harness.commands.options import add_format_argument, add_output_argument, network_options
+from joulewatch_harness.commands.options import (
+    add_format_argument,
+    add_output_argument,
+    check_folder,
+    network_options,
+)
 from joulewatch_harness.errors import ConfigError, CoverageError, JoulewatchError, NetworkError, RecordError
 from joulewatch_harness.plan.network_names import short_name
 from joulewatch_harness.plan.parsing import make_plan, parse_batch_sizes
@@ -140,8 +145,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--prometheus needs --run")
     if not 0 <= args.smallest <= 100:
         raise ConfigError(f"--smallest {args.smallest:g}: must be a percentage from 0 to 100")
-    if args.trace is not None and not args.trace.parent.is_dir():
-        raise ConfigError(f"--trace {args.trace}: the directory {args.trace.parent} does not exist")
+    if args.trace is not None:
+        check_folder("--trace", args.trace)
 
 
 def chosen(args: argparse.Namespace, result: RunResult | None) -> tuple[Configuration, int]:

@@ -38,3 +38,21 @@ def network_options(words: Sequence[str] | None, threads: str | None) -> dict[st
     if threads is not None:
         options["threads"] = threads
     return options
+
+
+def check_folder(flag: str, path: Path) -> None:
+    """Raise ConfigError if the folder of an output file is missing, before any work is done."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"{flag} {path}: the directory {path.parent} does not exist")
+
+
+def write_file(flag: str, path: Path, content: str | bytes) -> None:
+    """Write an output file; text in UTF-8.
+
+    Raises:
+        ConfigError: The file cannot be written.
+    """
+    try:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise ConfigError(f"{flag} {path}: cannot be written: {error.strerror}") from error

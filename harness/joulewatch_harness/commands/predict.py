@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
-from joulewatch_harness.commands.options import add_format_argument, add_output_argument, network_options
+from joulewatch_harness.commands.options import add_format_argument, add_output_argument, network_options, write_file
 from joulewatch_harness.errors import ConfigError, PredictionRefusedError
 
 if TYPE_CHECKING:
@@ -140,10 +140,7 @@ def write_plan(fit: Fit, requests: Sequence[Request], args: argparse.Namespace) 
 
     plan = plan_calibration(fit, requests, list(RUNTIMES))
     text = f"# Networks to measure on {args.device}, for predictions from {args.fit.name}\n"
-    try:
-        args.plan.write_text(text + yaml.safe_dump(plan.document(), sort_keys=False), encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{args.plan}: cannot be written: {error.strerror}") from error
+    write_file("--plan", args.plan, text + yaml.safe_dump(plan.document(), sort_keys=False))
     columns: tuple[Column[Step], ...] = (
         Column("network", lambda step: step.network, text=True),
         Column("options", lambda step: " ".join(f"{key}={value}" for key, value in step.options.items()), text=True),

@@ -78,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"--{name.replace('_', '-')} must be a number > 0, got {value:g}")
     costs = recommend_report.Costs(euros_per_kwh=args.price, grams_per_kwh=_carbon(args))
+    if not args.finn and (args.driver_seconds is not None or args.host_watts is not None):
+        raise ConfigError("--driver-seconds and --host-watts need --finn CARD=FOLDER")
     if args.fit is None and not args.finn:
         raise ConfigError("give --fit FILE, or --finn CARD=FOLDER, or both")
     cards = [read_card(Path(word)) for word in args.card]

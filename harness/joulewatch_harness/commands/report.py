@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from joulewatch_harness.clients.options import PrometheusOptions, add_prometheus_arguments, options_from_args
-from joulewatch_harness.commands.options import add_output_argument
+from joulewatch_harness.commands.options import add_output_argument, check_folder, write_file
 from joulewatch_harness.errors import ConfigError, JoulewatchError
 
 if TYPE_CHECKING:
@@ -48,8 +48,12 @@ def run(args: argparse.Namespace) -> int:
 
     browser = _browser() if args.pdf is not None else ""
     for flag, path in (("--out", args.out), ("--pdf", args.pdf)):
-        if path is not None and not path.parent.is_dir():
-            raise ConfigError(f"{flag} {path}: the directory {path.parent} does not exist")
+        if path is not None:
+            check_folder(flag, path)
+    if args.out.suffix == ".pdf":
+        raise ConfigError(f"--out {args.out}: the page is HTML; write --pdf {args.out} for a PDF")
+    if args.pdf is not None and args.pdf.suffix != ".pdf":
+        raise ConfigError(f"--pdf {args.pdf}: the name must end in .pdf")
     options = options_from_args(args)
     runs: dict[str, ReportedRun] = {}
     for word in args.runs:
@@ -57,10 +61,10 @@ def run(args: argparse.Namespace) -> int:
         if reported.id in runs:
             raise ConfigError(f"run {reported.id} is given twice")
         runs[reported.id] = reported
-    _write("--out", args.out, render_html(list(runs.values())).encode())
+    write_file("--out", args.out, render_html(list(runs.values())))
     print(f"report: {args.out}", file=sys.stderr)  # noqa: T201
     if args.pdf is not None:
-        _write("--pdf", args.pdf, _pdf(browser, render_html(list(runs.values()), expanded=True)))
+        write_file("--pdf", args.pdf, _pdf(browser, render_html(list(runs.values()), expanded=True)))
         print(f"report: {args.pdf}", file=sys.stderr)  # noqa: T201
     return 0
 
@@ -77,13 +81,6 @@ def _read(word: str, output: Path, options: PrometheusOptions | None) -> Reporte
     finally:
         if source is not None:
             source.close()
-
-
-def _write(flag: str, path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise ConfigError(f"{flag} {path}: cannot be written: {error.strerror}") from error
 
 
 def _browser() -> str:

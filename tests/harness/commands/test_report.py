@@ -102,6 +102,7 @@ def test_prometheus_alone_gives_the_same_report(
         ([RUN, RUN], f"run {RUN} is given twice"),
         (["nothing"], "unknown run 'nothing'"),
         ([RUN, "--out=missing/report.html"], "--out missing/report.html: the directory missing does not exist"),
+        ([RUN, "--out=report.pdf"], "--out report.pdf: the page is HTML; write --pdf report.pdf for a PDF"),
         ([RUN, "--out=."], "--out .: cannot be written: Is a directory"),
     ],
 )

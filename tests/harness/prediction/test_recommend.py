@@ -370,6 +370,7 @@ def test_the_carbon_intensity_may_be_that_of_prometheus(
         (("--finn", "alveo-u280"), "--finn 'alveo-u280': must be CARD=FOLDER"),
         (("--finn", "nothing=."), "unknown device 'nothing'"),
         (("--finn", f"rfsoc2x2={FINN_TABLE}"), "8 designs; give one of net"),
+        (("--host-watts", "5"), "--driver-seconds and --host-watts need --finn CARD=FOLDER"),
         ((), "give --fit FILE, or --finn CARD=FOLDER, or both"),
     ],
 )
