@@ -29,7 +29,7 @@ SUMMARIES: Final = {
     "layers": "show the time of each operator from the runtime's own trace, and an estimate of its energy",
     "fit": "fit models of the energy per inference to runs and tables, and show their errors",
     "predict": "predict energy and throughput of a network on a device, with an interval",
-    "recommend": "rank devices for a network by energy at a rate, with idle power, and say if it is certain",
+    "recommend": "rank devices by the energy of a network at a rate, and report whether the best one is certain",
     "device": "list the cards of devices, show one with its sources, or write one from a run",
     "energy": "show the energy of any window of time, from any source",
     "runs": "list the stored runs, or push one to Prometheus",
