@@ -13,7 +13,7 @@ LOCK := constraints-dev.txt
 # Most integration tests wait for the clock: four workers share two processors well.
 PYTEST := $(BIN)/python -m pytest --numprocesses=4 --dist=loadscope --no-loadscope-reorder
 
-.PHONY: profile demo check unit test test-long models bench mutation golden dashboards manuals lock clean help
+.PHONY: profile demo check unit test test-long models bench mutation golden dashboards manuals packages lock clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -75,6 +75,11 @@ dashboards: $(DEV_STAMP)  ## rebuild the dashboards' JSON
 
 manuals: $(DEV_STAMP)  ## rebuild the manual pages and shell completions
 	@$(BIN)/python deploy/build.py
+
+packages: $(DEV_STAMP)  ## build the wheel, the sdist and the packages of Debian and RPM in dist
+	@$(BIN)/python -m build --no-isolation --outdir dist
+	@$(BIN)/twine check --strict dist/joulewatch-*.whl dist/joulewatch-*.tar.gz
+	@$(BIN)/python deploy/packages/build.py dist
 
 # One lock for Python 3.11 to 3.13; no index and no path is written into it.
 lock: | $(VENV)/bin/python  ## renew the locked versions of the development and test dependencies

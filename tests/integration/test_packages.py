@@ -23,6 +23,7 @@ import yaml
 import joulewatch_exporter
 import joulewatch_harness
 from support.paths import ROOT
+from support.require import require_program
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
@@ -122,3 +123,72 @@ def test_the_wheel_runs_without_the_repository(dist: Path, emulated: list[str], 
     out = run(environment / "bin/joulewatch-exporter", "--once", *emulated, cwd=tmp_path)
     assert re.search(r"^joulewatch_device_energy_joules_total\{.*component=\"cpu\".*\} \d", out, re.MULTILINE)
     assert (environment / "share/joulewatch/harness/example-plan.yaml").is_file()
+
+
+# Debian and RPM
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packages")
+    run(sys.executable, ROOT / "deploy/packages/build.py", folder, cwd=folder)
+    return folder
+
+
+ETC: Final = {"/etc/default/joulewatch-exporter", "/etc/joulewatch/exporter.yaml"}
+FILES: Final = {
+    "/usr/bin/joulewatch-exporter",
+    "/usr/lib/systemd/system/joulewatch-exporter.service",
+    "/usr/lib/joulewatch/joulewatch_exporter/cli.py",
+    "/usr/share/bash-completion/completions/joulewatch-exporter",
+    "/usr/share/fish/vendor_completions.d/joulewatch-exporter.fish",
+    "/usr/share/man/man1/joulewatch-exporter.1.gz",
+    "/usr/share/doc/joulewatch-exporter/copyright",
+    "/usr/share/doc/joulewatch-exporter/example.yaml",
+    "/usr/share/doc/joulewatch-exporter/systemd/nvidia.conf",
+}
+
+
+def check_paths(paths: set[str]) -> None:
+    assert paths >= FILES | ETC
+    allowed = ("/usr/lib/joulewatch/", "/usr/share/")
+    assert {path for path in paths - FILES - ETC if not path.startswith(allowed)} == set()
+    assert [path for path in paths if path.endswith((".so", ".pyc")) or "joulewatch_harness" in path] == []
+
+
+def test_the_debian_package_runs_with_what_it_carries(packages: Path, emulated: list[str], tmp_path: Path) -> None:
+    dpkg_deb = require_program("dpkg-deb", "dpkg")
+    (package,) = packages.glob(f"joulewatch-exporter_{VERSION}-1_all.deb")
+    listing = run(dpkg_deb, "--contents", package, cwd=tmp_path).splitlines()
+    assert {line.split()[1] for line in listing} == {"root/root"}
+    check_paths({line.split()[5].removeprefix(".") for line in listing if not line.startswith("d")})
+    run(dpkg_deb, "--control", package, tmp_path / "control", cwd=tmp_path)
+    assert set((tmp_path / "control/conffiles").read_text("utf-8").split()) == ETC
+    for script in ("postinst", "prerm", "postrm"):
+        run("sh", "-n", tmp_path / "control" / script, cwd=tmp_path)
+    run(dpkg_deb, "--extract", package, tmp_path / "root", cwd=tmp_path)
+    unit = (tmp_path / "root/usr/lib/systemd/system/joulewatch-exporter.service").read_text("utf-8")
+    assert "ExecStart=/usr/bin/joulewatch-exporter $ARGS\n" in unit and "/opt/" not in unit
+    # No Python package of the test environment may help: the launcher isolates itself, and this Python is not of it.
+    launcher = tmp_path / "root/usr/bin/joulewatch-exporter"
+    text = launcher.read_text("utf-8").replace('"/usr/lib/joulewatch"', repr(str(tmp_path / "root/usr/lib/joulewatch")))
+    launcher.write_text(text, "utf-8")
+    python = (sys.executable, "-S", "-I", launcher)
+    settings = tmp_path / "root/etc/joulewatch/exporter.yaml"
+    assert VERSION in run(*python, "--version", cwd=tmp_path)
+    out = run(*python, f"--config.file={settings}", "--once", *emulated, cwd=tmp_path)
+    assert re.search(r"^joulewatch_device_energy_joules_total\{.*component=\"cpu\".*\} \d", out, re.MULTILINE)
+    run(sys.executable, "-S", "-I", "-c", IMPORTS, tmp_path / "root/usr/lib/joulewatch", cwd=tmp_path)
+
+
+IMPORTS: Final = "import sys; sys.path.insert(0, sys.argv[1]); import pynvml, requests, joulewatch_exporter.cli"
+
+
+def test_the_rpm_has_the_same_files(packages: Path, tmp_path: Path) -> None:
+    rpm = require_program("rpm", "rpm")
+    (package,) = packages.glob(f"joulewatch-exporter-{VERSION}-1.noarch.rpm")
+    query = (rpm, "--dbpath", tmp_path, "--query", "--package")
+    entries = run(*query, "--queryformat", "[%{FILEMODES:perms} %{FILENAMES}\n]", package, cwd=tmp_path).splitlines()
+    check_paths({entry.partition(" ")[2] for entry in entries if not entry.startswith("d")})
+    assert set(run(*query, "--configfiles", package, cwd=tmp_path).split()) == ETC
+    assert "python3 >= 3.11" in run(*query, "--requires", package, cwd=tmp_path)
