@@ -21,6 +21,8 @@ from support.require import require_program
 
 DEPLOY: Final = ROOT / "deploy"
 COMPOSE: Final = DEPLOY / "compose"
+DOCKERFILE: Final = DEPLOY / "container" / "Dockerfile"
+QUADLET: Final = DEPLOY / "container" / "joulewatch-exporter.container"
 PROVISIONING: Final = ROOT / "dashboards" / "provisioning"
 SERVICE: Final = DEPLOY / "systemd" / "joulewatch-exporter.service"
 PORT: Final = str(catalog.DEFAULT_PORT)
@@ -28,6 +30,14 @@ PORT: Final = str(catalog.DEFAULT_PORT)
 
 def parse(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def tool(name: str) -> str:
+    """Return the path of a program of the dependency group ``release``."""
+    path = Path(sys.executable).with_name(name)
+    if not path.exists():
+        pytest.fail(f"{name} is not installed: pip install --group release", pytrace=False)
+    return str(path)
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
@@ -219,18 +229,16 @@ def test_compose_has_the_whole_stack_with_pinned_images() -> None:
     assert set(services()) == {"exporter", "prometheus", "grafana"}
     for name, service in services().items():
         assert re.fullmatch(r"[\w./-]+:v?\d+\.\d+\.\d+", service["image"]), name
-    for line in (COMPOSE / "Dockerfile").read_text(encoding="utf-8").splitlines():
+    for line in DOCKERFILE.read_text(encoding="utf-8").splitlines():
         if line.startswith("FROM"):
             assert re.match(r"FROM python:\d+\.\d+\.\d+-", line)
 
 
-def test_compose_uses_only_known_keys() -> None:
-    data = parse(COMPOSE / "compose.yaml")
-    assert set(data) <= {"name", "services", "networks", "volumes", "configs", "secrets"}
-    known = {"build", "image", "restart", "user", "cap_drop", "security_opt", "read_only", "mem_limit", "pids_limit"}
-    known |= {"ports", "volumes", "command", "environment", "secrets", "depends_on"}
-    for name, service in data["services"].items():
-        assert set(service) <= known, name
+def test_compose_agrees_with_the_schema_of_compose() -> None:
+    path = COMPOSE / "compose.yaml"
+    run(tool("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", str(path))
+    data = parse(path)
+    for service in data["services"].values():
         assert set(service.get("depends_on", ())) <= set(data["services"])
         assert set(service.get("secrets", ())) <= set(data["secrets"])
 
@@ -253,7 +261,7 @@ def test_compose_binds_all_ports_to_loopback() -> None:
     published = {name: service["ports"] for name, service in services().items()}
     assert published["exporter"] == [f"127.0.0.1:{PORT}:{PORT}"]
     assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
-    dockerfile = (COMPOSE / "Dockerfile").read_text(encoding="utf-8")
+    dockerfile = DOCKERFILE.read_text(encoding="utf-8")
     assert f"EXPOSE {PORT}" in dockerfile and f"--web.listen-address=:{PORT}" in dockerfile
     targets = [job["static_configs"][0]["targets"][0] for job in parse(COMPOSE / "prometheus.yaml")["scrape_configs"]]
     assert targets == [f"exporter:{PORT}"]
@@ -261,8 +269,10 @@ def test_compose_binds_all_ports_to_loopback() -> None:
 
 def test_compose_mounts_the_paths_of_the_exporters_flags_read_only() -> None:
     exporter = services()["exporter"]
-    assert exporter["read_only"] is True and exporter["cap_drop"] == ["ALL"]
-    dockerfile = (COMPOSE / "Dockerfile").read_text(encoding="utf-8")
+    assert exporter["read_only"] is True
+    assert (exporter["cap_drop"], exporter["cap_add"]) == (["ALL"], ["DAC_READ_SEARCH"])
+    assert "user" not in exporter, "the image's own user is not root"
+    dockerfile = DOCKERFILE.read_text(encoding="utf-8")
     for service, host, inside in mounts():
         if service == "exporter":
             assert f"{host}:{inside}:ro" in exporter["volumes"]
@@ -283,6 +293,49 @@ def test_compose_enables_the_receiver_and_provisions_grafana() -> None:
 def test_docker_compose_accepts_the_file() -> None:
     docker = require_compose()
     run(docker, "compose", "-f", str(COMPOSE / "compose.yaml"), "config", "--quiet")
+
+
+def test_hadolint_accepts_the_dockerfile() -> None:
+    run(tool("hadolint"), str(DOCKERFILE))
+
+
+def test_the_image_runs_without_root_and_with_one_capability() -> None:
+    text = DOCKERFILE.read_text(encoding="utf-8")
+    assert text.count("FROM ") == 2
+    assert re.search(r"^USER 65532:65532$", text, re.MULTILINE)
+    assert re.findall(r"setcap (\S+)", text) == ["cap_dac_read_search=ep"]
+    assert "HEALTHCHECK --interval=30s --timeout=5s --start-period=15s CMD" in text
+    assert f"http://127.0.0.1:{PORT}/-/healthy" in text
+
+
+KEYS: Final = {
+    "Unit": {"Description", "Wants", "After"},
+    "Container": {
+        *("Image", "ContainerName", "DropCapability", "AddCapability", "ReadOnly", "Volume", "PublishPort"),
+        "PodmanArgs",
+    },
+    "Service": {"Restart"},
+    "Install": {"WantedBy"},
+}
+"""Keys of podman-systemd.unit(5) and systemd that the quadlet uses; Podman ignores a file with an unknown key."""
+
+
+def test_the_quadlet_has_known_keys_and_the_rights_of_compose() -> None:
+    sections: dict[str, dict[str, list[str]]] = {}
+    for line in QUADLET.read_text(encoding="utf-8").splitlines():
+        if heading := re.fullmatch(r"\[(\w+)\]", line):
+            section = sections.setdefault(heading[1], {})
+        elif line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            section.setdefault(key, []).append(value)
+    assert {name: set(keys) for name, keys in sections.items()} == KEYS
+    container, exporter = sections["Container"], services()["exporter"]
+    assert container["Image"] == [f"localhost/{exporter['image']}"]
+    assert (container["DropCapability"], container["AddCapability"]) == (["all"], ["CAP_DAC_READ_SEARCH"])
+    assert container["ReadOnly"] == ["true"]
+    assert container["Volume"] == exporter["volumes"]
+    assert container["PublishPort"] == exporter["ports"]
+    assert container["PodmanArgs"] == [f"--memory={exporter['mem_limit']} --pids-limit={exporter['pids_limit']}"]
 
 
 def require_compose() -> str:

@@ -78,6 +78,9 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert joulewatch_exporter.__version__ == joulewatch_harness.__version__ == VERSION
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))["version"] == VERSION
     assert compose["services"]["exporter"]["image"] == f"joulewatch-exporter:{VERSION}"
+    for name in ("Dockerfile", "joulewatch-exporter.container"):
+        text = (ROOT / "deploy/container" / name).read_text("utf-8")
+        assert set(re.findall(r"joulewatch-exporter:(\S+)", text)) == {VERSION}, name
 
 
 def test_the_citation_is_valid_and_names_the_authors_of_the_package() -> None:
