@@ -52,6 +52,14 @@ def test_yaml_passes_the_linter() -> None:
     run(sys.executable, "-m", "yamllint", "--strict", "deploy", "dashboards")
 
 
+def test_the_release_workflow_builds_and_uploads_what_make_packages_builds() -> None:
+    path = ROOT / ".github" / "workflows" / "release.yaml"
+    run(tool("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", str(path))
+    commands = [step.get("run") for job in parse(path)["jobs"].values() for step in job["steps"]]
+    assert {".ci/run", "make packages"} <= set(commands)
+    assert "\npackages:" in (ROOT / "Makefile").read_text("utf-8")
+
+
 # Prometheus
 
 
