@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.dev
+RELEASE_STAMP := $(VENV)/.release
 # Versions of everything that development and the tests need. Users' installs are not pinned.
 LOCK := constraints-dev.txt
 # Most integration tests wait for the clock: four workers share two processors well.
@@ -32,6 +33,10 @@ $(DEV_STAMP): pyproject.toml $(LOCK) | $(VENV)/bin/python
 	@echo "setting up $(VENV) for development ..." >&2
 	@$(BIN)/python -m pip install --quiet --constraint $(LOCK) --editable '.[all]' --group dev
 	@touch $@ $(RUN_STAMP)
+
+$(RELEASE_STAMP): pyproject.toml $(LOCK) | $(VENV)/bin/python
+	@$(BIN)/python -m pip install --quiet --constraint $(LOCK) --group release
+	@touch $@
 
 profile: $(RUN_STAMP)  ## energy per inference of RadioML VGG10, FP32 and INT8 (PRESET=quick|normal|report|mlperf, PROMETHEUS=URL)
 	@$(BIN)/joulewatch profile --network radioml-vgg10 --precision fp32,int8 --preset $(PRESET) \
@@ -76,7 +81,7 @@ dashboards: $(DEV_STAMP)  ## rebuild the dashboards' JSON
 manuals: $(DEV_STAMP)  ## rebuild the manual pages and shell completions
 	@$(BIN)/python deploy/build.py
 
-packages: $(DEV_STAMP)  ## build the wheel, the sdist and the packages of Debian and RPM in dist
+packages: $(RELEASE_STAMP)  ## build the wheel, the sdist and the packages of Debian and RPM in dist
 	@$(BIN)/python -m build --no-isolation --outdir dist
 	@$(BIN)/twine check --strict dist/joulewatch-*.whl dist/joulewatch-*.tar.gz
 	@$(BIN)/python deploy/packages/build.py dist
