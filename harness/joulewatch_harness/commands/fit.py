@@ -71,7 +71,7 @@ def read_source(word: str, output: Path, options: PrometheusOptions | None) -> t
     from joulewatch_harness.prediction.converters import read_table, rows_of_run
 
     path = Path(word)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         rows = read_table(path)
         name, content = path.name, path.read_bytes()
     else:

@@ -280,7 +280,7 @@ def find_networks(word: str, options: Mapping[str, str], fit: Fit) -> Sequence[t
     from joulewatch_harness.prediction.table import read_networks
 
     path = Path(word)
-    if path.suffix == ".csv":
+    if path.suffix.lower() == ".csv":
         return read_networks(path)
     fitted = {name: row for model in fit.models for name, row in model.networks.items()}
     if path.suffix == ".onnx":

@@ -315,12 +315,19 @@ def _check_units(model: DeviceModel) -> None:
         return
     points = points_of(model.rows, ENERGY)
     residuals = np.log(points.values) - model.log_values(ENERGY, points.features, points.batch_sizes)
-    if (np.abs(residuals - np.median(residuals)) <= math.log(UNIT_FACTOR)).all():
+    order = np.argsort(residuals)
+    gaps = np.diff(residuals[order])
+    if len(gaps) and gaps.max() > math.log(UNIT_FACTOR):
+        place = int(gaps.argmax()) + 1
+        fewer = order[:place] if 2 * place <= len(order) else order[place:]
+        far = [model.rows[i] for i in sorted(fewer.tolist())]
+    elif (np.abs(residuals - np.median(residuals)) <= math.log(UNIT_FACTOR)).all():
         return
-    # A row of a smaller unit dominates a fit to relative errors, so the energy per work shows which rows they are.
-    per_work = np.log(points.values / (points.features[:, 0] + points.features[:, 1] + points.features[:, 3] + 1.0))
-    distance = np.abs(per_work - np.median(per_work))
-    far = [row for row, value in zip(model.rows, distance, strict=True) if value > distance.max() / 2]
+    else:
+        # A row of a smaller unit dominates a fit to relative errors, so the energy per work shows which rows they are.
+        per_work = np.log(points.values / (points.features[:, 0] + points.features[:, 1] + points.features[:, 3] + 1.0))
+        distance = np.abs(per_work - np.median(per_work))
+        far = [row for row, value in zip(model.rows, distance, strict=True) if value > distance.max() / 2]
     raise ConfigError(
         f"{listed(far)}: mixed units? The energies of the device differ by more than {UNIT_FACTOR:g} times from what "
         "its other rows predict; joules_per_inference is in J"

@@ -25,6 +25,9 @@ COLUMNS: Final = (
 )  # fmt: skip
 UNIT_FACTOR: Final = 100.0
 """Rows of one device whose mean power differs from the median by more than this factor have mixed units."""
+LARGEST_BATCH: Final = 10**9
+LARGEST: Final = 1e30
+"""Numbers in a table are smaller, and larger than its inverse."""
 SAME_FEATURES: Final = 0.01
 """Two rows of one network may differ by this much in a feature."""
 _MAY_BE_ZERO: Final = ("macs_dense", "macs_depthwise", "weight_elements")
@@ -90,13 +93,24 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
+            header = [name.strip() for name in reader.fieldnames or ()]
             lines = [dict(line) for line in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8: byte {error.object[error.start]:#x} at {error.start}") from error
+    except (OSError, csv.Error) as error:
         raise ConfigError(f"{path}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
+    twice = [name for name in dict.fromkeys(header) if name and header.count(name) > 1]
+    if twice:
+        raise ConfigError(f"{path}: columns that are there twice: {', '.join(twice)}")
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t"):
+        raise ConfigError(f"{path}: cells must be separated by commas, and numbers have decimal points")
     for number, line in enumerate(lines, 2):
         if None in line or None in line.values():
             raise ConfigError(f"{path} row {number}: has not as many cells as the header")
-    return [{key: value.strip() for key, value in line.items()} for line in lines]
+        odd = next((value for value in line.values() if not value.strip().isprintable()), None)
+        if odd is not None:
+            raise ConfigError(f"{path} row {number}: a cell has characters that cannot be printed: {odd[:20]!r}")
+    return [{name: value.strip() for name, value in zip(header, line.values(), strict=True)} for line in lines]
 
 
 def rows_of(lines: Sequence[Mapping[str, str]], source: str, required: Iterable[str]) -> list[Row]:
@@ -199,18 +213,18 @@ def _check_header(header: Iterable[str], source: str, required: Iterable[str]) -
 def _positive(line: Mapping[str, str], column: str, where: str) -> float:
     text = line[column]
     try:
-        value = float(text)
+        value = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        problem = "is empty" if not text else f"must be a positive number without a unit, got {text!r}"
+    if not 1 / LARGEST <= value <= LARGEST:
+        problem = "is empty" if not text else f"must be a positive number without a unit, got {text[:20]!r}"
         raise ConfigError(f"{where}: {column} {problem}")
     return value
 
 
 def _batch_size(text: str, where: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"{where}: batch_size must be a positive integer, got {text!r}")
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and 1 <= int(text) <= LARGEST_BATCH):
+        raise ConfigError(f"{where}: batch_size must be an integer from 1 to {LARGEST_BATCH}, got {text[:20]!r}")
     return int(text)
 
 

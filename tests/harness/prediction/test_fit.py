@@ -222,6 +222,13 @@ def test_a_unit_that_only_one_row_has_is_detected_without_times(factor: float) -
         fit_all(rows)
 
 
+def test_a_third_of_the_rows_in_another_unit_is_detected_without_times() -> None:
+    rows = device_rows(1, SHAPES[::4], timed=False)
+    mixed = [dataclasses.replace(row, joules=row.joules * (1e3 if i % 3 == 1 else 1)) for i, row in enumerate(rows)]
+    with pytest.raises(ConfigError, match=r"row 3, row 6, .*: mixed units\?"):
+        fit_all(mixed)
+
+
 def test_a_single_device_without_times_has_its_own_errors_only() -> None:
     fit = evaluated(fit_all(device_rows(1, SHAPES[:20], timed=False)))
     assert [case.name for case in fit.evaluation if case.n] == ["known device, unseen network"]

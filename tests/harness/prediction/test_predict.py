@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -303,7 +304,7 @@ def test_a_model_file_is_readable(boards: Fit) -> None:
             "version 2 of joulewatch .*; this joulewatch reads version 1, because other versions fit other",
         ),
         ({"format": "x"}, "not a model file; 'joulewatch fit RUN... --out model.json' writes one"),
-        ({"models": [{}]}, "broken model file: KeyError: 'scope'"),
+        ({"models": [{}]}, "broken model file: 'scope' is missing"),
     ],
 )
 def test_other_files_are_refused_with_the_reason(tmp_path: Path, change: dict[str, Any], text: str) -> None:
@@ -317,3 +318,75 @@ def test_other_files_are_refused_with_the_reason(tmp_path: Path, change: dict[st
         read_fit(path)
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_fit(tmp_path / "none.json")
+
+
+def _change(document: dict[str, Any], path: Sequence[str | int], value: Any) -> None:
+    """Replace or add one value of a document; None removes it."""
+    part: Any = document
+    for key in path[:-1]:
+        part = part[key]
+    if value is None:
+        del part[path[-1]]
+    else:
+        part[path[-1]] = value
+
+
+ROW = ("models", 0, "rows", 0)
+ENERGIES = ("models", 0, "fits", "energy")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "text"),
+    [
+        (("models",), [], "no models"),
+        (("version",), True, "version True of joulewatch"),
+        (("models", 0, "scope"), "plug", "unknown scope plug"),
+        (("models", 0, "runtime"), "a\x1b[31m", "runtime is not a printable text"),
+        (("models", 0, "rows"), [], "fewer than 2 networks"),
+        ((*ROW, "joules"), "0.1", "joules: '0.1'"),
+        ((*ROW, "joules"), math.nan, "joules: 'nan'"),
+        ((*ROW, "joules"), -1, "joules: '-1'"),
+        ((*ROW, "joules"), None, "'joules' is missing"),
+        ((*ROW, "seconds"), 0, "seconds: '0'"),
+        ((*ROW, "network"), ["x"], "network is not a printable text"),
+        ((*ROW, "batch_size"), 0, "batch_size: 0"),
+        ((*ROW, "features"), [1, 2], "zip"),
+        ((*ENERGIES, "x"), {}, "invalid literal for int"),
+        ((*ENERGIES, "7"), {}, "energy at batch size 7: no rows"),
+        ((*ENERGIES, "1", "coefficients", "macs_dense"), "1e-9", "energy at batch size 1, macs_dense: '1e-9'"),
+        ((*ENERGIES, "1", "coefficients", "macs_dense"), 1e300, "energy at batch size 1, macs_dense: '1e.300'"),
+        ((*ENERGIES, "1", "coefficients", "layers"), None, "'layers' is missing"),
+        ((*ENERGIES, "1", "errors", "network"), [0.1], "errors of network: 1 values for 9 rows"),
+        ((*ENERGIES, "1", "errors", "network_scale"), [0] * 9, "errors of network_scale: '0'"),
+        ((*ENERGIES, "1", "errors", "family"), [1e9] * 9, "errors of family: 1000000000.0"),
+        (("new_devices", "family_widening"), -1, "family_widening: '-1'"),
+    ],
+)
+def test_a_model_file_that_was_changed_is_refused_in_one_line(
+    tmp_path: Path, path: Sequence[str | int], value: Any, text: str
+) -> None:
+    document = document_of(fit_all(device_rows(1, KNOWN[:9])))
+    _change(document, path, value)
+    (tmp_path / "model.json").write_text(json.dumps(document))
+    with pytest.raises(ConfigError, match=text) as caught:
+        read_fit(tmp_path / "model.json")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, "", "{", "\ufeff{}"])
+def test_a_file_that_is_not_json_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    (tmp_path / "model.json").write_text(content)
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        read_fit(tmp_path / "model.json")
+
+
+def test_the_order_of_coefficients_in_a_model_file_does_not_matter(tmp_path: Path) -> None:
+    fit = fit_all(device_rows(1, KNOWN[:9]))
+    document = document_of(fit)
+    fitted = document["models"][0]["fits"]["energy"]["1"]
+    fitted["coefficients"] = dict(reversed(fitted["coefficients"].items()))
+    (tmp_path / "model.json").write_text(json.dumps(document))
+    read = read_fit(tmp_path / "model.json")
+    assert read.models[0].rooflines["energy"][1].coefficients == pytest.approx(
+        fit.models[0].rooflines["energy"][1].coefficients
+    )

@@ -60,7 +60,12 @@ def test_optional_columns_may_be_missing(tmp_path: Path) -> None:
         ({"joules_per_inference": "-1"}, "row 3: joules_per_inference must be a positive number"),
         ({"joules_per_inference": "nan"}, "row 3: joules_per_inference must be a positive number"),
         ({"seconds_per_inference": "0"}, "row 3: seconds_per_inference must be a positive number"),
-        ({"batch_size": "1.5"}, "row 3: batch_size must be a positive integer, got '1.5'"),
+        ({"batch_size": "1.5"}, "row 3: batch_size must be an integer from 1 to 1000000000, got '1.5'"),
+        ({"batch_size": "9" * 30}, "row 3: batch_size must be an integer from 1 to 1000000000, got '9"),
+        ({"batch_size": "\u0663"}, "row 3: batch_size must be an integer"),
+        ({"joules_per_inference": "1_000"}, "row 3: joules_per_inference must be a positive number"),
+        ({"joules_per_inference": "\uff11"}, "row 3: joules_per_inference must be a positive number"),
+        ({"macs_dense": "1e300"}, "row 3: macs_dense must be a positive number"),
         ({"scope": ""}, "row 3: scope is empty"),
         ({"scope": "wal"}, "row 3: unknown scope 'wal'; did you mean wall?"),
         ({"layers": ""}, "row 3: layers is empty"),
@@ -134,7 +139,11 @@ def test_published_tables_are_converted_to_joules_and_seconds(tmp_path: Path) ->
     [
         ("", "no rows"),
         ("network,device\na\n", "row 2: has not as many cells"),
-        (b"\xff\xfe\x00", "cannot be read as CSV"),
+        (b"\xff\xfe\x00", "is not UTF-8: byte 0xff at 0"),
+        ("network;device\na;1,5\n", "cells must be separated by commas"),
+        ("network,device,network\na,b,c\n", "columns that are there twice: network"),
+        ("network,device\na,b\n\x1b[31m,b\n", "row 3: a cell has characters that cannot be printed"),
+        ('network,device\n"a\nb",b\n', "row 2: a cell has characters that cannot be printed"),
     ],
 )
 def test_a_file_that_is_not_a_table_is_an_error(tmp_path: Path, content: str | bytes, text: str) -> None:
@@ -142,6 +151,15 @@ def test_a_file_that_is_not_a_table_is_an_error(tmp_path: Path, content: str | b
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ConfigError, match=text):
         read_table(path)
+
+
+@pytest.mark.parametrize(("mark", "end"), [("\ufeff", "\n"), ("", "\r\n"), ("", "\r")])
+def test_files_of_other_systems_are_read(tmp_path: Path, mark: str, end: str) -> None:
+    path = table(tmp_path, {}, {"network": "net-2"})
+    lines = path.read_text().splitlines()
+    lines[0] = lines[0].replace(",", " , ")
+    path.write_bytes((mark + end.join([*lines, ""])).encode())
+    assert [row.network for row in read_table(path)] == ["net-1", "net-2"]
 
 
 def test_networks_are_read_with_their_latency(tmp_path: Path) -> None:
