@@ -179,10 +179,12 @@ def results_table(*, with_run: bool = False) -> Panel:
         ),
         overrides=[
             override("byName", "Batch size", unit="none", decimals=0, custom__width=110),
-            override("byRegexp", "/hroughput$/", unit=INFERENCES_PER_SECOND),
+            override("byRegexp", "/hroughput$/", unit=INFERENCES_PER_SECOND, custom__width=125),
             override("byName", "Configuration", custom__minWidth=260),
             method_column(),
             *([override("byName", "Run", custom__width=220)] if with_run else []),
+            override("byRegexp", "/[Gg]ross$|[Nn]et$/", custom__width=110),
+            override("byName", "± covers", custom__width=160),
         ],
     )
 

@@ -283,7 +283,12 @@ function cutTexts(view: any): string[] {
         cut.push(`${title}: the legend ${item.textContent} is below the panel`);
       }
     }
-    const headers = [...panel.querySelectorAll("[role=columnheader]")].map((header) => header.textContent);
+    const columns = [...panel.querySelectorAll("[role=columnheader]")];
+    const headers = columns.map((header) => header.textContent);
+    const right = panel.getBoundingClientRect().right;
+    if (wide && columns.some((header) => header.getBoundingClientRect().right > right)) {
+      cut.push(`${title}: the table is wider than the panel`);
+    }
     for (const row of wide ? panel.querySelectorAll("[role=row]") : []) {
       [...row.querySelectorAll("[role=cell], [role=columnheader]")].forEach((cell, index) => {
         const text = document.createRange();
