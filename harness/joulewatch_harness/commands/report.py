@@ -120,10 +120,12 @@ def _pdf(browser: str, page: str) -> bytes:
         ]
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_PDF_TIMEOUT_S)
-            return (folder / "report.pdf").read_bytes()
         except subprocess.TimeoutExpired as error:
             raise JoulewatchError(f"--pdf: {browser} did not finish within {_PDF_TIMEOUT_S} s") from error
         except OSError as error:
-            lines = [line for line in done.stderr.splitlines() if line.strip()] if "done" in locals() else []
-            reason = lines[-1] if lines else str(error)
-            raise JoulewatchError(f"--pdf: {browser} wrote no PDF: {reason}") from error
+            raise JoulewatchError(f"--pdf: {browser} does not start: {error.strerror}") from error
+        pdf = folder / "report.pdf"
+        if not pdf.is_file():
+            lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no error message"]
+            raise JoulewatchError(f"--pdf: {browser} wrote no PDF: {lines[-1]}")
+        return pdf.read_bytes()

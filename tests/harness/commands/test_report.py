@@ -127,7 +127,8 @@ def test_a_pdf_without_a_browser_is_an_error_before_anything_is_written(
 
 
 @pytest.mark.parametrize(
-    ("script", "text"), [("echo no display >&2; exit 1", "wrote no PDF: no display"), ("exit 0", "wrote no PDF: ")]
+    ("script", "text"),
+    [("echo no display >&2; exit 1", "wrote no PDF: no display"), ("exit 0", "wrote no PDF: no error message")],
 )
 def test_a_browser_that_fails_is_an_error(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
