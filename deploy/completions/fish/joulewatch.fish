@@ -51,7 +51,7 @@ function _shtab_joulewatch_using
 end
 
 set -g _shtab_joulewatch_commands profile analyze compare report layers fit predict recommend device energy runs export networks runtimes
-set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --precision --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
+set -g _shtab_joulewatch_opts_with_value --batch-size --batch-sizes --calibration --carbon --card --clock-mhz --configuration --cpus --device --devices --driver-seconds --end --every --exporter --exporter.flags --figure --finn --fit --folding --format --from-run --grafana --host-watts --idle --latency --log.level --match --max-latency --max-uncertainty --model --name --network --option --out --output --pdf --phases --plan --precision --preset --price --prometheus --prometheus.config --pushgateway --rate --recording --rounds --run --runtime --scenario --scope --scrape-rate --seed --sensor --server-rate --since --smallest --start --threads --timeout --trace --window
 
 complete -c joulewatch -e
 complete -c joulewatch -f
@@ -179,7 +179,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using predict' -l format -xka "tabl
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l match -x -d 'use only series with this target label, such as cluster=x; repeatable'
-complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a recommend -d 'Rank devices for a network by energy at a rate, with idle power, and say if it is certain.'
+complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_npos -eq 0' -a recommend -d 'Rank devices by the energy of a network at a rate, and report whether the best one is certain.'
 complete -c joulewatch -n '_shtab_joulewatch_using recommend' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
 complete -c joulewatch -n '_shtab_joulewatch_using recommend' -l fit -xka "(__fish_complete_path (commandline -ct))" -d 'models written by '"'"'joulewatch fit'"'"''
@@ -211,9 +211,11 @@ complete -c joulewatch -n '_shtab_joulewatch_using energy' -s h -l help -d 'show
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l start -x -d 'start of the window: ISO 8601 (2026-11-21T10:00:00Z), Unix seconds, now, or -10m (ten minutes ago; s, m, h, d, w)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l end -x -d 'end of the window, in the same formats (default: now)'
-complete -c joulewatch -n '_shtab_joulewatch_using energy' -l recording -xka "(__fish_complete_path (commandline -ct))" -d 'read a recording instead of Prometheus'
+complete -c joulewatch -n '_shtab_joulewatch_using energy' -l recording -xka "(__fish_complete_path (commandline -ct))" -d 'recording.sqlite or the directory of a run, to read instead of Prometheus'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l sensor -x -d 'only sensors whose instance/collector/device/domain matches; * and ? are wildcards; repeatable'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l scope -xka "device node part all" -d 'default: all'
+complete -c joulewatch -n '_shtab_joulewatch_using energy' -l every -xka "1h 1d 1mo" -d 'write CSV: energy per hour, day or calendar month of the local time zone, host and component'
+complete -c joulewatch -n '_shtab_joulewatch_using energy' -l price -x -d 'with --every: price of a kWh, for a column with the cost'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l format -xka "table json csv" -d 'output format (default: table)'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l prometheus -x -d 'base URL of Prometheus, Mimir, Thanos or VictoriaMetrics'
 complete -c joulewatch -n '_shtab_joulewatch_using energy' -l prometheus.config -xka "(__fish_complete_path (commandline -ct))" -d 'YAML file with url, username, password_file, bearer_token_file, ca_file, cert_file, key_file, insecure, headers, params, match, remote_write_url, timeout_s, pushgateway (the same keys for the Pushgateway)'
