@@ -98,7 +98,7 @@ def publish(
     samples = result_samples(result, at_s)
     run = result.record.header.run
     if not samples:
-        raise DeliveryError(f"run {run}: there is no result to publish")
+        raise DeliveryError(f"run {run}: it has no result to publish")
     return publish_samples(samples, client, f'run="{run}"', f"results of run {run}", at_s)
 
 

@@ -50,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationPlan:
-    """What to measure, most telling first."""
+    """What to measure, most informative first."""
 
     steps: tuple[Step, ...]
     precision: str
@@ -76,7 +76,7 @@ class CalibrationPlan:
 
 
 def plan_calibration(fit: Fit, targets: Sequence[Request], runtimes: Sequence[str]) -> CalibrationPlan:
-    """Choose the networks to measure on a device, of which nothing is known.
+    """Choose the networks to measure on a device that was never measured.
 
     Args:
         fit: Models of other devices.

@@ -1,4 +1,4 @@
-"""Errors of predictions on what was held out of the fit, next to two simple baselines.
+"""Errors of predictions on data excluded from the fit, and those of two simple baselines.
 
 Baselines: ``a + b × MACs``, and a constant power × the measured seconds, both fitted to the same rows as the model.
 """
@@ -127,7 +127,7 @@ def baseline_errors(train: Sequence[Row], test: Sequence[Row]) -> tuple[list[flo
 def _known_device(
     models: Sequence[DeviceModel], kind: str, label: str, chosen: Sequence[DeviceModel] | None = None
 ) -> _Errors:
-    """Hold out one network or one family of each device, or of the chosen ones."""
+    """Exclude one network or one family of each device, or of the chosen ones."""
     errors = _Errors()
     for model in models if chosen is None else chosen:
         for rows, own, scale in _held_out(models, model, kind, label):

@@ -22,7 +22,7 @@ def card_of_run(run: Run, today: str) -> Card:
     """Return a card of the device that computed.
 
     Runs do not store the power limit, so the card has no thermal design power. The largest rate of a run is only a
-    lower bound of the peak, and has a field of its own.
+    lower bound of the peak, and has a separate field.
 
     Args:
         run: An analysed run.

@@ -1,4 +1,4 @@
-"""Predictions with intervals, and the limits beyond which there is none."""
+"""Predictions with intervals, and the limits beyond which they are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from joulewatch_harness.prediction.table import Row
 METHOD: Final = "predicted"
 MARGIN: Final = 2.5
 """A feature may be outside the fitted range by this factor, with the interval of an unseen family: families that are
-held out of the published boards are outside by up to 2.2. The resolution must be inside."""
+excluded from the fit of the published boards are outside by up to 2.2. The resolution must be inside."""
 BATCH_MARGIN: Final = 2.0
 """Batch sizes further outside the measured ones get a wider interval."""
 LARGEST_BATCH_MARGIN: Final = 16.0
@@ -197,7 +197,7 @@ def _for_known_device(model: DeviceModel, request: Request) -> list[Prediction]:
 
 
 def _model_part(model: DeviceModel, kind: str, batch_size: int, scale: float, other_family: bool) -> tuple[str, float]:
-    """Return the part of the interval that comes from the errors on networks that were held out."""
+    """Return the part of the interval that comes from the errors on networks excluded from the fit."""
     errors = model.errors[kind]
     timed = ", latency measured" if kind == ENERGY_WITH_TIME else ""
     nearest = errors[min(errors, key=lambda size: abs(math.log(size / batch_size)))]

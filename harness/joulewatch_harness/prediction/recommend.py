@@ -344,7 +344,7 @@ def _break_even(one: Candidate, first: Candidate) -> tuple[float | None, bool]:
 
 
 def _settle(pair: Sequence[Candidate], rate: float) -> str:
-    """Return the measurement after which the difference of the two would be the least uncertain."""
+    """Return the measurement that reduces the uncertainty of the difference the most."""
     for one in pair:
         if not one.validated:
             return _energy_text(one)

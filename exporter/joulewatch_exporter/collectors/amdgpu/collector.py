@@ -3,10 +3,10 @@
 Both are in ``gpu_metrics`` of the kernel driver amdgpu (see `metrics`). Other AMD GPUs have a power file, which hwmon
 reads. A card that is read here is not read by hwmon, which finds its ``gpu_metrics`` among the claimed sources.
 
-**One series per card.** A partition of an MI300 (CPX, DPX) is a DRM device of its own, but not a PCI device, and has no
-``gpu_metrics``. The two dies of an MI250 are two PCI devices; the counter of the second one is always zero, because the
-first one counts the card. Like NVML, this family publishes the counter as ``total`` and the driver's power, which comes
-from the same snapshot, as a part.
+**One series per card.** A partition of an MI300 (CPX, DPX) is a separate DRM device, but not a separate PCI device, and
+has no ``gpu_metrics``. The two dies of an MI250 are two PCI devices; the counter of the second one is always zero,
+because the first one counts the card. Like NVML, this family publishes the counter as ``total`` and the driver's power,
+which comes from the same snapshot, as a part.
 
 **MI300A is a processor.** Its counter includes the CPU, which RAPL may count, too. So it is a part, like every GPU in a
 processor.
@@ -51,7 +51,7 @@ _FILE: Final = "gpu_metrics"
 _NPU: Final = "npu"
 
 _POLL_S: Final = 1.0
-"""Power is integrated here; the counters alone would need a read only in days."""
+"""The power is integrated here. The counters alone would need a read every few days."""
 _MOST_BYTES: Final = 65_535
 """The size in the header has 16 bits."""
 

@@ -113,7 +113,7 @@ def find_chips(root: str, *, is_needed: bool) -> list[Chip]:
 
 
 def _order(chip: Chip) -> tuple[str, ...]:
-    """Return what orders the chips; chips of the same name on the same device, or without one, by their labels."""
+    """Return the sort key of a chip; chips of the same name on the same device, or without one, by their labels."""
     directory = chip.directories[0]
     path = directory.rpartition("/")[0] if chip.identity == directory else chip.identity
     try:
@@ -130,7 +130,7 @@ def device_label(device: str) -> str:
 
 
 def attributes_of(chip: Chip) -> Attributes:
-    """Return the measured values of a chip, of which each is in one of its directories."""
+    """Return the measured values of a chip, from all of its directories."""
     attributes: dict[tuple[str, int], Attribute] = {}
     for directory in chip.directories:
         try:
@@ -149,7 +149,7 @@ def attributes_of(chip: Chip) -> Attributes:
 
 
 def channels_of(chip: Chip, attributes: Attributes, findings: list[Finding]) -> list[Channel]:
-    """Return the channels with a power or energy file; of a momentary value and an average, the momentary value."""
+    """Return the channels with a power or energy file; the momentary value is preferred to an average."""
     channels = []
     for kind in ("energy", "power"):
         for number in sorted(number for other, number in attributes if other == kind):

@@ -1,8 +1,8 @@
 """Devices in runtime suspend, which a read of most drivers would wake.
 
 ``power/runtime_status`` is read before each read of such a device: it does not wake the device. A read that fails may
-have met the device on its way to sleep, so the state is then read again. amdgpu refuses reads with EPERM while its
-device sleeps (since Linux 6.15; older kernels wake it) and during a reset.
+have failed because the device was being suspended, so the state is then read again. amdgpu refuses reads with EPERM
+while its device sleeps (since Linux 6.15; older kernels wake it) and during a reset.
 
 Sources: Linux ``Documentation/ABI/testing/sysfs-devices-power``, ``drivers/gpu/drm/amd/pm/amdgpu_pm.c``
 (`amdgpu_pm_get_access_if_active`), ``drivers/gpu/drm/{xe/xe_hwmon.c,i915/i915_hwmon.c}`` (reads resume the device).

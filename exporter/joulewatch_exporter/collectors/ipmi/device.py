@@ -2,7 +2,7 @@
 
 Some BMCs report that their DCMI measurement is deactivated, although it runs (OpenBMC's IPMI daemon never sets the
 bit). Their watts are used once they have changed; a BMC that does not measure repeats one value, mostly 0. Until then
-its SDR sensor is read, and DCMI is probed from time to time: the first answer of a BMC decides nothing for good.
+its SDR sensor is read, and DCMI is probed from time to time: the choice is never final.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def _related(control: Json) -> frozenset[str]:
 def _servers(controls: Sequence[Json], chassis_uri: str) -> dict[int, str]:
     """Return the server of each member that measures a whole server; without those that name none."""
     for kind in ("Systems", "Chassis"):
-        # An enclosure is no server next to the systems in it.
+        # An enclosure that contains systems is not a server itself.
         named: dict[int, str] = {}
         for index, control in enumerate(controls):
             uris = [uri for uri in _related(control) if uri != chassis_uri.rstrip("/")]

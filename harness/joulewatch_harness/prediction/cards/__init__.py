@@ -2,7 +2,7 @@
 
 The cards of joulewatch are the YAML files in this folder; ``joulewatch device --from-run RUN`` writes a user's own. A
 number whose source nobody opened is not in a card. A product of other numbers has the status of the worst of them, so
-it is never better founded than its inputs.
+it is never more reliable than its inputs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from joulewatch_harness.names import unknown
 
 Status = Literal["measured", "datasheet", "estimated"]
 STATUSES: Final[tuple[Status, ...]] = ("measured", "datasheet", "estimated")
-"""From the best founded to the worst. ``estimated``: by somebody's rule, or two sources that disagree."""
+"""From the most to the least reliable. ``estimated``: from a rule, or two sources disagree."""
 Kind = Literal["cpu", "gpu", "fpga", "board"]
 Scope = Literal["device", "rails", "wall"]
 FOLDER: Final = Path(__file__).parent
@@ -73,7 +73,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """A number of a card with everything that it is founded on."""
+    """A number of a card with its sources."""
 
     name: str
     value: float
@@ -168,7 +168,7 @@ class Card:
 
 
 def worst(*statuses: Status) -> Status:
-    """Return the status that is founded worst."""
+    """Return the least reliable status."""
     return max(statuses, key=STATUSES.index)
 
 

@@ -126,10 +126,10 @@ def describe_axes(inputs: Sequence[Input], axes: Axes) -> list[str]:
 
 
 def is_time(size: int | str | None) -> bool:
-    """Return whether the name of a dimension says time or sequence."""
+    """Return whether the name of a dimension means time or sequence."""
     return isinstance(size, str) and _TIME.fullmatch(size) is not None
 
 
 def doubtful(inputs: Sequence[Input], axes: Axes) -> list[Input]:
-    """Return the inputs whose first axis is the batch for want of a better one, although its name says time."""
+    """Return the inputs whose first axis is the batch only because no axis is named so, but is named after time."""
     return [item for item in inputs if axes.get(item.name) == (0,) and is_time(item.shape[0])]

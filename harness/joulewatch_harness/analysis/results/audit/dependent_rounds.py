@@ -8,7 +8,7 @@ of a run are pooled: each is scaled to a scatter of 1, and the products of neigh
 results. The significance comes from permutations of the rounds. A permutation is the same for all results, because a
 round may be slow for all of them: such rounds are independent, and a test that takes the results as independent would
 reject them far too often. Rounds change places only with rounds that the same results have: rounds that end at a target
-then remain exchangeable, because their scatter decides about the end and their order does not.
+then remain exchangeable, because the end depends on their scatter, not on their order.
 
 With 5 rounds there are 60 different orders (of 120, because a reversed order has the same products), so the smallest
 p-value is 1.7 %; 4 rounds are too few. False positives and detection: ``tests/benchmarks/results/dependent_rounds.md``.

@@ -42,7 +42,7 @@ def audit_repeats(
     spread = (max(values) - min(values)) / abs(mean) if mean else 0.0
     if target is not None:
         half_width = relative_half_width(values)
-        # The runner decided by other energies, those of the edges: a cell at the target is not contradicted.
+        # The runner tested the energies of the edges: a cell that reached the target there has no finding.
         reached = half_width <= target if not ended or ended.startswith(STOPPED) else not ended.startswith(NOT_REACHED)
         if not reached:
             in_most_rounds = ended.startswith(f"{NOT_REACHED} after {LOOKS[-1]} rounds")
