@@ -434,7 +434,7 @@ WINDOW_FLAG: Final = _harness(
     "gauge",
     "flags",
     (*WINDOW_LABELS, "flag"),
-    "1 at the end of a window with this flag (not_steady, interrupted, too_short, loaded).",
+    "1 at the end of a window with this flag (interrupted, loaded, not_steady, overloaded, too_short).",
 )
 WINDOW_EDGE_JOULES: Final = _harness(
     "joulewatch_window_edge_joules",

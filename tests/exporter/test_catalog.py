@@ -14,7 +14,9 @@ from joulewatch_exporter.catalog import METRICS, Metric, frozen_after_s, resolut
 from support import golden
 from support.metric_table import with_listing
 
-README = Path(__file__).parents[2] / "exporter" / "README.md"
+ROOT = Path(__file__).parents[2]
+LISTINGS = {"exporter/README.md": ("exporter",), "harness/METRICS.md": ("harness", "analysis")}
+"""Document -> publishers of the metrics that it lists."""
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
@@ -52,9 +54,15 @@ def test_the_catalog_needs_nothing_but_the_standard_library() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readme_shows_the_catalog(update_golden: bool) -> None:
-    """``pytest --update-golden`` rewrites the table."""
-    golden.check(with_listing(README.read_text(encoding="utf-8")), README, update=update_golden)
+@pytest.mark.parametrize("name", LISTINGS)
+def test_a_document_shows_the_catalog(name: str, update_golden: bool) -> None:
+    """``pytest --update-golden`` rewrites the list."""
+    path = ROOT / name
+    golden.check(with_listing(path.read_text(encoding="utf-8"), LISTINGS[name]), path, update=update_golden)
+
+
+def test_every_metric_is_in_a_document() -> None:
+    assert {metric.publisher for metric in METRICS} == {name for names in LISTINGS.values() for name in names}
 
 
 @pytest.mark.parametrize(

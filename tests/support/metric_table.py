@@ -1,9 +1,9 @@
-"""The metric list of the exporter's README, generated from the catalog."""
+"""The lists of metrics in documents, generated from the catalog."""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Final
 
 from joulewatch_exporter.catalog import METRICS, Metric
@@ -13,9 +13,9 @@ END: Final = "<!-- metrics:end -->"
 WIDTH: Final = 118
 
 
-def listing(metrics: Iterable[Metric] = METRICS) -> str:
-    """Return Markdown with one entry per metric that the exporter publishes."""
-    return "\n".join(_entry(metric) for metric in metrics if metric.publisher == "exporter")
+def listing(publishers: Collection[str]) -> str:
+    """Return Markdown with one entry per metric of these publishers."""
+    return "\n".join(_entry(metric) for metric in METRICS if metric.publisher in publishers)
 
 
 def _entry(metric: Metric) -> str:
@@ -28,9 +28,9 @@ def _entry(metric: Metric) -> str:
     return "- " + "\\\n  ".join(wrapped)
 
 
-def with_listing(readme: str) -> str:
-    """Return the README with the current list between its markers."""
-    before, begin, rest = readme.partition(BEGIN)
+def with_listing(document: str, publishers: Collection[str]) -> str:
+    """Return the document with the current list between its markers."""
+    before, begin, rest = document.partition(BEGIN)
     _, end, after = rest.partition(END)
-    assert begin and end, f"the README needs the lines {BEGIN} and {END}"
-    return f"{before}{BEGIN}\n{listing()}\n{END}{after}"
+    assert begin and end, f"the document needs the lines {BEGIN} and {END}"
+    return f"{before}{BEGIN}\n{listing(publishers)}\n{END}{after}"
