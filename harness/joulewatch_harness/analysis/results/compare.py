@@ -171,10 +171,9 @@ def pairs_of(chosen: Sequence[tuple[Run, Sequence[str]]]) -> list[tuple[Side, Si
     unique = list({(id(side.run), side.configuration): side for side in sides}.values())
     if len(unique) < 2:
         (run, _) = chosen[0]
-        raise ConfigError(
-            f"run {run.id}: only {unique[0].configuration} is chosen: name a second configuration "
-            f"({', '.join(run.configurations)}) or another run"
-        )
+        others = [name for name in run.configurations if name != unique[0].configuration]
+        second = f"name a second configuration ({', '.join(others)}) or another run" if others else "name another run"
+        raise ConfigError(f"run {run.id}: only {unique[0].configuration} is chosen: {second}")
     return [(unique[0], other) for other in unique[1:]]
 
 

@@ -363,8 +363,14 @@ def test_configurations_that_cannot_be_paired_are_an_error_with_the_command_to_t
     other = json.loads(json.dumps(base).replace("net/onnxruntime/", "net/openvino/"))
     with pytest.raises(ConfigError, match=r"no configuration in common .* name one after each run, for example"):
         compared(base, other)
-    with pytest.raises(ConfigError, match="only net/onnxruntime/int8 is chosen"):
+    second = r"only net/onnxruntime/int8 is chosen: name a second configuration \(net/onnxruntime/fp32\) or another run"
+    with pytest.raises(ConfigError, match=second):
         pairs_of([(read_result(base, "test"), ("net/onnxruntime/int8",))])
+    single = base | {
+        "results": [row for row in base["results"] if row["configuration"]["name"] == "net/onnxruntime/int8"]
+    }
+    with pytest.raises(ConfigError, match=r"only net/onnxruntime/int8 is chosen: name another run$"):
+        pairs_of([(read_result(single, "test"), ())])
     with pytest.raises(ConfigError, match="it has no measure window"):
         compared({**base, "results": []})
 
