@@ -91,7 +91,7 @@ _ZOO: Final = "joulewatch_harness.networks.zoo"
 _IMAGE: Final = "width and height of the image, pixels"
 BUILTIN: Final[Mapping[str, Builtin]] = {
     "radioml-vgg10": Builtin(
-        summary="VGG10 for RadioML modulation classification, the network of the paper",
+        summary="VGG10 for RadioML modulation classification, the main benchmark",
         module="joulewatch_harness.networks.radioml_vgg10",
         function="source",
         options={"filters": choice((64, 32), "channels of each convolution")},
