@@ -23,6 +23,7 @@ from kit import (
     data_source_variable,
     data_table,
     link,
+    method_column,
     methods_panel,
     multi_value_variable,
     new_dashboard,
@@ -33,6 +34,7 @@ from kit import (
     single_stat,
     state_timeline,
     time_series,
+    transformation,
     with_name,
 )
 from runs import (
@@ -68,6 +70,7 @@ def experiment() -> dashboard.Dashboard:
         "Results": results_row(),
         "Configurations": configurations_row(),
         "Runs": [runs_panel(9)],
+        "Predictions": [predictions_panel()],
     }
     return (
         new_dashboard(
@@ -292,6 +295,51 @@ def results_row() -> list[Panel]:
             overrides=[override("byName", "Run", custom__width=215)],
         ),
     ]
+
+
+def predictions_panel() -> Panel:
+    """Return the table of predictions, which have metrics of their own: they are not results of a run."""
+    by = "network, device, runtime, precision, scope, batch_size, method"
+
+    def predicted(metric: catalog.Metric, quantile: str) -> str:
+        return result(metric, by=by, of=f'quantile="{quantile}"')
+
+    return panel(
+        "Predictions",
+        "Energy per inference that a model predicts: nothing was measured. Low and high are the ends of the 90 % "
+        "interval. `joulewatch predict --publish` writes these values; they belong to no run.",
+        "joule",
+        [
+            query(predicted(catalog.PREDICTION_ENERGY, "0.5"), shape="table"),
+            query(predicted(catalog.PREDICTION_ENERGY, "0.05"), ref="B", shape="table"),
+            query(predicted(catalog.PREDICTION_ENERGY, "0.95"), ref="C", shape="table"),
+            query(predicted(catalog.PREDICTION_THROUGHPUT, "0.5"), ref="D", shape="table"),
+        ],
+        size=(24, 8),
+        no_value="No predictions: joulewatch predict NETWORK --fit FILE --device NAME --prometheus URL --publish",
+        kind=data_table(
+            [
+                transformation("merge"),
+                columns(
+                    [
+                        ("network", "Network"),
+                        ("device", "Device"),
+                        ("runtime", "Runtime"),
+                        ("precision", "Precision"),
+                        ("scope", "Scope"),
+                        ("batch_size", "Batch size"),
+                        ("method", "Method"),
+                        ("Value #B", "Low"),
+                        ("Value #A", "Median"),
+                        ("Value #C", "High"),
+                        ("Value #D", "Throughput"),
+                    ],
+                    hidden=["Time"],
+                ),
+            ]
+        ),
+        overrides=[override("byName", "Throughput", unit=INFERENCES_PER_SECOND), method_column()],
+    )
 
 
 def configurations_row() -> list[Panel]:

@@ -88,7 +88,9 @@ def with_name(values: str, scope: str) -> str:
 
 
 # A colour has the same meaning on every panel.
-METHOD_COLOURS: Final = {"counter": "green", "integrated": "blue", "estimated": "orange", "emulated": "purple"}
+METHOD_COLOURS: Final = {
+    "counter": "green", "integrated": "blue", "estimated": "orange", "emulated": "purple", "predicted": "red",
+}  # fmt: skip
 NODE_COLOUR: Final = "#8AB8FF"
 DEVICES_COLOUR: Final = "#F2CC0C"
 OTHER_COLOUR: Final = "#9FA7B3"

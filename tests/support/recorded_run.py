@@ -17,6 +17,7 @@ from typing import Final
 
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.analysis.sources.opening import open_source
+from joulewatch_harness.cli import main
 from joulewatch_harness.clients.exporter import ExporterClient
 from joulewatch_harness.clients.options import PrometheusOptions
 from joulewatch_harness.clients.prometheus import PrometheusClient
@@ -34,6 +35,7 @@ from joulewatch_harness.records import (
 )
 from joulewatch_harness.runner.edges import EdgeReader
 from joulewatch_harness.storage.journal import Journal, new_run_id, read_run
+from support.paths import ROOT
 from support.servers import Emulator, ExporterServer, PrometheusServer
 
 SCENARIOS: Final = ("a100-node", "epyc-7763-node")
@@ -45,6 +47,8 @@ WINDOW_S: Final = 2.0
 SETTLE_S: Final = 0.5
 ROUNDS: Final = 2
 PHASES: Final = {"copy_in": 0.1, "execute": 0.8, "copy_out": 0.05}
+PREDICTED: Final = ROOT / "tests" / "benchmarks" / "data" / "prediction" / "finn_rfsoc2x2_measured.csv"
+"""FINN designs whose energies are predicted and published."""
 # Inferences per second of an imaginary network: batch size, FP32, INT8.
 THROUGHPUT: Final = ((1, 900, 1700), (16, 4800, 9400), (256, 21000, 46000))
 
@@ -226,6 +230,8 @@ def recorded_run_in(folder: Path, program: str) -> Iterator[RecordedRun]:
         pretender = Pretender(folder / "runs", prometheus, exporters)
         pretender.perform()
         pretender.publish_results()
+        words = ["predict", str(PREDICTED), "--device", "rfsoc2x2", "--prometheus", prometheus.url, "--publish"]
+        assert main(words) == 0
         time.sleep(2 * SCRAPE_S)
         measured = [window for window in pretender.windows if window.kind == "measure"]
         yield RecordedRun(

@@ -90,7 +90,7 @@ def test_samples_have_metrics_of_their_own_and_the_method() -> None:
 
 
 def test_no_query_has_predicted_and_other_series() -> None:
-    """Neither a panel nor a rule can add or compare them; a panel of predictions would have to show the method."""
+    """Neither a panel nor a rule can add or compare them, and the panel of predictions shows the method."""
     queries = [query.expr for name in dashboards.NAMES for query in dashboards.queries(dashboards.load(name))]
     groups = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
     queries += [rule["expr"] for group in groups for rule in group["rules"]]
@@ -100,6 +100,11 @@ def test_no_query_has_predicted_and_other_series() -> None:
         assert "__name__" not in query
         names = set(re.findall(r"\bjoulewatch_\w+|\bjoulewatch:\w+", query))
         assert not names & PREDICTION_METRICS or names <= PREDICTION_METRICS
+    panels = [panel for name in dashboards.NAMES for panel in dashboards.panels(dashboards.load(name))]
+    predicted = [panel for panel in panels if "joulewatch_prediction_" in json.dumps(panel["targets"])]
+    assert [panel["title"] for panel in predicted] == ["Predictions"]
+    (headings,) = [one["options"]["renameByName"] for one in predicted[0]["transformations"] if one["id"] == "organize"]
+    assert headings["method"] == "Method"
 
 
 def test_a_predicted_energy_is_compared_with_a_measured_one_only_on_request(
