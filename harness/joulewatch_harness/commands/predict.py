@@ -88,6 +88,9 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.prediction.table import check_rows
 
     check_outputs(args)
+    for name in ("calibration", "latency", "figure", "publish") if args.plan is not None else ():
+        if getattr(args, name):
+            raise ConfigError(f"--{name} is for predictions: omit it with --plan, which makes none")
     if args.folding is not None or (args.fit is None and is_design(Path(args.network))):
         return write(predict_finn(args), args)
     if args.fit is None:

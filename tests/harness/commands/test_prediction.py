@@ -154,6 +154,7 @@ def test_an_onnx_file_is_predicted_from_its_features(
             2,
             "a measured latency is that of one batch size: choose it",
         ),
+        (["plain-0.35-96", "--device", "new", "--plan", "p.yaml", "--latency", "1"], 2, "omit it with --plan"),
         (["mlp", "--device", "board 1", "--option", "dept=3"], 2, "did you mean depth?"),
         (["none.onnx", "--device", "board 1"], 2, "none.onnx: No such file"),
         (["none.onnx", "--device", "board 1", "--option", "dims"], 2, "must be KEY=VALUE"),
