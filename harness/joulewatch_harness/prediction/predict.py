@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -294,9 +295,13 @@ def _for_new_device(fit: Fit, request: Request, rows: Sequence[Row]) -> list[Pre
         shares = np.mean(
             [model.shares(ENERGY, vectors([wanted]), np.array([float(size)]))[0] for model in known], axis=0
         )
+        methods = {row.method for row in rows}.union(*(model.methods for model in known))
         predictions.append(
-            _prediction(
-                known[0], request, size, log, parts, throughput, _regimes(_named(shares.tolist())), notes, first
+            dataclasses.replace(
+                _prediction(
+                    known[0], request, size, log, parts, throughput, _regimes(_named(shares.tolist())), notes, first
+                ),
+                methods=tuple(sorted(methods)),
             )
         )
     return predictions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -21,10 +22,12 @@ from joulewatch_harness.analysis.results.stored_results import kinds_of
 from joulewatch_harness.cli import main
 from joulewatch_harness.commands.predict import prediction_samples
 from joulewatch_harness.prediction.figure import make_figure, write_figure
-from joulewatch_harness.prediction.predict import Interval, Prediction
+from joulewatch_harness.prediction.fit import fit_all
+from joulewatch_harness.prediction.predict import Interval, Prediction, Request, predict
 from joulewatch_harness.prediction.report import PREDICTED, predict_csv, predict_json, predict_lines, schema
 from support import dashboards
 from support.paths import ROOT
+from support.simulated_devices import device_rows, networks
 
 RESULT = ROOT / "tests" / "harness" / "compatibility" / "run-0.1.0" / "result.json"
 RULES = ROOT / "dashboards" / "rules" / "joulewatch.rules.yaml"
@@ -139,6 +142,26 @@ def test_a_predicted_energy_is_compared_with_a_measured_one_only_on_request(
 def test_the_warning_names_predicted_energies() -> None:
     assert warning_line(["predicted"]) == "!!! Energies PREDICTED by a model, not measured !!!"
     assert warning_line(["predicted", "counter"]).startswith("!!! Some energies PREDICTED")
+
+
+def test_a_prediction_names_the_methods_of_the_known_devices_and_of_the_calibration() -> None:
+    """The third known device was estimated, and the calibration run emulated."""
+    shapes = networks()[::3]
+    known = [
+        dataclasses.replace(row, method="estimated" if seed == 2 else "counter")
+        for seed in range(3)
+        for row in device_rows(seed, shapes)
+    ]
+    shape = networks()[1]
+    (found,) = predict(
+        fit_all(known),
+        Request(
+            network=shape.name, family=shape.family, features=shape.features, device="board 9",
+            calibration=tuple(dataclasses.replace(row, method="emulated") for row in device_rows(9, shapes[:1])),
+        ),
+    )  # fmt: skip
+    assert found.methods == ("counter", "emulated", "estimated")
+    assert "Fitted to: !!! Some energies ESTIMATED from a power model" in " ".join(predict_lines([found]))
 
 
 MODEL_TABLE = ROOT / "tests" / "benchmarks" / "data" / "prediction" / "finn_rfsoc2x2_measured.csv"
