@@ -31,8 +31,8 @@ def test_a_report_from_prometheus_alone(prometheus_server: Start, tmp_path: Path
     assert main(["report", run, f"--output={tmp_path}", f"--prometheus={server.url}", f"--out={page}"]) == 0
     text = page.read_text(encoding="utf-8")
     assert world.record is not None
-    assert text.count('class="band ') == text.count('class="mean ') == len(world.record.windows)
-    assert 'class="samples"' in text and "mJ per inference" in text
+    assert text.count('class="band ') == len(world.record.windows)
+    assert 'class="mean ' in text and 'class="samples"' in text and "mJ per inference" in text
 
 
 def test_energy_per_hour_and_day(prometheus_server: Start, capsys: pytest.CaptureFixture[str]) -> None:

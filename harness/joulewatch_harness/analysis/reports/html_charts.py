@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -279,16 +279,24 @@ def _strip(
             if line.name == name:
                 path = _path(line, (t0_s + start_s, t0_s + end_s), axes.most_steps, lambda at_s: x(at_s - t0_s), y)
                 shapes.append(tag("path", d=path, class_="samples", stroke_dasharray=dash))
-    for band in bands:
-        means = "".join(
-            f"M{_n(x(band.start_s))} {_n(y(watts))}H{_n(x(band.end_s))}" for watts in band.watts if math.isfinite(watts)
-        )
-        if means:
-            shapes.append(tag("path", d=means, class_=f"mean {band.colour}"))
+    shapes += _means(bands, x, y)
     title = f"Power from {start_s + margin_s:.1f} to {end_s - margin_s:.1f} s"
     text = f"{len(bands)} windows with their edges and mean power; the table of windows has the numbers."
     picture = _svg(ident, title, text, _STRIP_WIDTH, _STRIP_HEIGHT, shapes)
     return tag("div", picture, class_="scroll strip", tabindex=0, role="group", aria_label=title)
+
+
+def _means(bands: Sequence[Band], x: Axis, y: Axis) -> Iterator[Markup]:
+    """Yield the mean powers of the windows, with the dashes of their components."""
+    for number in range(len(bands[0].watts)):
+        paths: dict[str, list[str]] = {}
+        for band in bands:
+            if math.isfinite(watts := band.watts[number]):
+                path = f"M{_n(x(band.start_s))} {_n(y(watts))}H{_n(x(band.end_s))}"
+                paths.setdefault(band.colour, []).append(path)
+        dash = _COMPONENT_DASHES[number % len(_COMPONENT_DASHES)]
+        for name, parts in paths.items():
+            yield tag("path", d="".join(parts), class_=f"mean {name}", stroke_dasharray=dash)
 
 
 def _bands(bands: Sequence[Band], x: Axis, base: float) -> Markup:
