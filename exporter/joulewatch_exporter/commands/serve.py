@@ -100,7 +100,8 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
         scans = sampler.fresh(timeout_s, only)
         return exposition.render(scans, format_, sampler.verdicts, sampler.primary), CONTENT_TYPES[format_]
 
-    manager = ServiceManager.from_environment(os.environ)
+    # With --exit-on-stdin-close this is the child of another program, to which the service manager's socket belongs.
+    manager = ServiceManager() if exit_on_stdin_close else ServiceManager.from_environment(os.environ)
 
     def prove_alive() -> None:
         if stuck := sampler.stuck(time.monotonic_ns()):

@@ -67,19 +67,20 @@ def test_a_socket_that_is_gone_is_logged(tmp_path: Path, caplog: pytest.LogCaptu
     assert "cannot send READY=1" in caplog.text
 
 
-def test_the_daemon_reports_its_start_its_reads_and_its_end(manager: socket.socket, tmp_path: Path) -> None:
-    zone = tmp_path / "sys" / "class" / "powercap" / "intel-rapl:0"
+def start(manager: socket.socket, folder: Path, *flags: str) -> subprocess.Popen[bytes]:
+    """Start the exporter as a service of ``manager`` on a machine with one sensor."""
+    zone = folder / "sys" / "class" / "powercap" / "intel-rapl:0"
     zone.mkdir(parents=True)
     for name, text in (("name", "package-0"), ("max_energy_range_uj", "65532610987"), ("energy_uj", "12500000")):
         (zone / name).write_text(f"{text}\n")
     roots = []
-    for name, folder in (("sysfs", "sys"), ("procfs", "proc"), ("dev", "dev")):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        roots.append(f"--path.{name}={tmp_path / folder}")
-    daemon = subprocess.Popen(
-        [sys.executable, "-m", "joulewatch_exporter", "--web.listen-address=127.0.0.1:0", *roots],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    for name, root in (("sysfs", "sys"), ("procfs", "proc"), ("dev", "dev")):
+        (folder / root).mkdir(exist_ok=True)
+        roots.append(f"--path.{name}={folder / root}")
+    return subprocess.Popen(
+        [sys.executable, "-m", "joulewatch_exporter", "--web.listen-address=127.0.0.1:0", *roots, *flags],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env={
             **os.environ,
             "PYTHONPATH": str(Path(cli.__file__).parents[1]),
@@ -87,14 +88,33 @@ def test_the_daemon_reports_its_start_its_reads_and_its_end(manager: socket.sock
             "WATCHDOG_USEC": "100000",
         },
     )
-    try:
-        assert [manager.recv(100) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
-        daemon.send_signal(signal.SIGTERM)
-        rest = [manager.recv(100)]
-        while rest[-1] != b"STOPPING=1":
-            assert rest[-1] == b"WATCHDOG=1"
-            rest.append(manager.recv(100))
-        assert daemon.wait(5) == 0
-    finally:
-        daemon.kill()
-        daemon.wait(5)
+
+
+def test_the_daemon_reports_its_start_its_reads_and_its_end(manager: socket.socket, tmp_path: Path) -> None:
+    with start(manager, tmp_path) as daemon:
+        try:
+            assert [manager.recv(100) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+            daemon.send_signal(signal.SIGTERM)
+            rest = [manager.recv(100)]
+            while rest[-1] != b"STOPPING=1":
+                assert rest[-1] == b"WATCHDOG=1"
+                rest.append(manager.recv(100))
+            assert daemon.wait(5) == 0
+        finally:
+            daemon.kill()
+
+
+def test_the_child_of_another_program_sends_nothing(manager: socket.socket, tmp_path: Path) -> None:
+    """The harness may run as a service, whose socket its exporter inherits."""
+    with start(manager, tmp_path, "--exit-on-stdin-close") as daemon:
+        try:
+            assert daemon.stdin is not None and daemon.stderr is not None
+            while b"listening on" not in (line := daemon.stderr.readline()):
+                assert line
+            daemon.stdin.close()
+            assert daemon.wait(5) == 0
+        finally:
+            daemon.kill()
+    manager.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        manager.recv(100)
