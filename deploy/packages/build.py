@@ -73,7 +73,7 @@ def lay_out(stage: Path) -> None:
 
 def install_modules(folder: Path) -> None:
     """Install the exporter and what it carries in ``folder``, without compiled modules."""
-    command: list[object] = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command: list[str | Path] = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["--no-deps", "--no-compile", "--no-build-isolation"]
     command += ["--constraint", ROOT / "constraints-dev.txt", "--target", folder, ROOT, *CARRIED]
     subprocess.run(command, check=True)
