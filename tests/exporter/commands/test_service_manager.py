@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -67,7 +68,10 @@ def test_a_socket_that_is_gone_is_logged(tmp_path: Path, caplog: pytest.LogCaptu
     assert "cannot send READY=1" in caplog.text
 
 
-def start(manager: socket.socket, folder: Path, *flags: str) -> subprocess.Popen[bytes]:
+RUN: Final = "import sys; from joulewatch_exporter.cli import main; sys.exit(main())"
+
+
+def start(manager: socket.socket, folder: Path, *flags: str, code: str = RUN) -> subprocess.Popen[bytes]:
     """Start the exporter as a service of ``manager`` on a machine with one sensor."""
     zone = folder / "sys" / "class" / "powercap" / "intel-rapl:0"
     zone.mkdir(parents=True)
@@ -78,7 +82,7 @@ def start(manager: socket.socket, folder: Path, *flags: str) -> subprocess.Popen
         (folder / root).mkdir(exist_ok=True)
         roots.append(f"--path.{name}={folder / root}")
     return subprocess.Popen(
-        [sys.executable, "-m", "joulewatch_exporter", "--web.listen-address=127.0.0.1:0", *roots, *flags],
+        [sys.executable, "-c", code, "--web.listen-address=127.0.0.1:0", *roots, *flags],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={
@@ -100,6 +104,20 @@ def test_the_daemon_reports_its_start_its_reads_and_its_end(manager: socket.sock
                 assert rest[-1] == b"WATCHDOG=1"
                 rest.append(manager.recv(100))
             assert daemon.wait(5) == 0
+        finally:
+            daemon.kill()
+
+
+def test_the_watchdog_hears_nothing_while_a_family_is_stuck(manager: socket.socket, tmp_path: Path) -> None:
+    stuck = f"import joulewatch_exporter.sampling.family_thread as module; module.STUCK_S = -1e6; {RUN}"
+    with start(manager, tmp_path, code=stuck) as daemon:
+        try:
+            assert manager.recv(100) == b"READY=1"
+            assert daemon.stderr is not None
+            while b"reading has stopped: rapl" not in (line := daemon.stderr.readline()):
+                assert line
+            daemon.send_signal(signal.SIGTERM)
+            assert manager.recv(100) == b"STOPPING=1"
         finally:
             daemon.kill()
 
