@@ -38,6 +38,8 @@ inside() { chroot "$root" env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LANG=C.UTF-8
 # Runs in its own mount, process and network namespaces.
 check() {
 	root=$1
+	# rpm 4.20 changes the propagation of /, which must be a mount point.
+	mount --bind "$root" "$root"
 	mount -t proc proc "$root/proc"
 	echo "== $(inside python3 --version): dpkg: install"
 	inside dpkg --install /packages/first.deb >/dev/null
