@@ -168,6 +168,11 @@ def test_a_frozen_gauge_has_no_energy_and_a_doubtful_one_a_warning(
         main(words)
         text = " ".join(capsys.readouterr().out.split())
         assert "[frozen]" in text and ("warning [frozen]: " in text) == (not reason)
+        main([*words, "--every=1h"])
+        captured = capsys.readouterr()
+        (line, *_) = csv.DictReader(io.StringIO(captured.out))
+        assert (line["unmeasured_reasons"] == reason, bool(line["energy_joules"])) == (True, not reason)
+        assert captured.err.count("warning [frozen]: ") == (not reason)
 
 
 def test_strict_fails_on_audit_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

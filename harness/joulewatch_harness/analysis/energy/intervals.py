@@ -1,7 +1,7 @@
 """Energy per hour, day or month, host and component, from the same integration as that of one window.
 
-An interval is integrated in pieces of an hour. A piece without a number is tried again in pieces of a minute, so that
-a restart or a gap costs minutes. What remains is unmeasured time: it is reported, and never counted as 0 J.
+An interval is integrated in pieces of an hour. A piece with a restart or a gap is tried again in pieces of a minute, so
+that they cost minutes only. What remains is unmeasured time: it is reported, and never counted as 0 J.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Final, Literal
 
-from joulewatch_harness.analysis.energy.sensor_energies import SensorEnergy, matches, measure
+from joulewatch_harness.analysis.energy.sensor_energies import SensorEnergy, frozen_notices, matches, measure
 from joulewatch_harness.analysis.energy.window_energy import Span
 from joulewatch_harness.analysis.sources.history import History, SampleSource
 from joulewatch_harness.analysis.sources.identity import Notice
@@ -25,6 +25,11 @@ _PIECE_S: Final = 3600.0
 _SHORT_PIECE_S: Final = 60.0
 _PIECES_AT_ONCE: Final = 24
 """Pieces of one query: a month of samples does not fit in memory for many machines."""
+_INTERRUPTIONS: Final = frozenset(
+    ("exporter_restart", "no_samples", "sample_gap", "sensor_asleep", "sensor_down", "too_few_samples", "unbracketed",
+     "unmeasured_time")
+)  # fmt: skip
+"""Reasons that may concern a part of a piece only. A frozen sensor is not seen as such in a minute."""
 Group = tuple[str, str]
 """Host and component; the component of a whole server is ``node``."""
 
@@ -59,6 +64,8 @@ class _Sum:
     accuracy_known: bool = True
     reasons: set[str] = field(default_factory=set)
     methods: set[str] = field(default_factory=set)
+    doubts: dict[SensorId, Notice] = field(default_factory=dict)
+    """Sensor -> the first warning about it."""
 
     def add(self, span: Span, rows: Sequence[SensorEnergy]) -> None:
         """Add a piece of time in which every sensor has a number."""
@@ -68,6 +75,9 @@ class _Sum:
         self.measured_s.append(span.duration_s)
         self.accuracy_known &= all(energy.accuracy_known for energy in energies)
         self.methods |= {row.record.method for row in rows}
+        for row in rows:
+            for notice in frozen_notices([row]):
+                self.doubts.setdefault(row.sensor, notice)
 
 
 def calendar_spans(start_s: float, end_s: float, every: Every) -> list[Span]:
@@ -91,7 +101,7 @@ def _next_limit(at_s: float, every: Every) -> float:
 def interval_energies(
     source: SampleSource, spans: Sequence[Span], patterns: Sequence[str], scope: str
 ) -> tuple[list[IntervalEnergy], list[Notice]]:
-    """Return the energy of every host and component in every span, and the notices of the source.
+    """Return the energy of every host and component in every span, and warnings: one per sensor, and the source's.
 
     A host or component that has samples in any span has a row in each of them.
 
@@ -127,7 +137,10 @@ def interval_energies(
                 methods=tuple(sorted(total.methods)),
             )
             rows.append(row)
-    return rows, list(notices.values())
+    doubts = {
+        sensor: notice for by_group in sums for total in by_group.values() for sensor, notice in total.doubts.items()
+    }
+    return rows, [*notices.values(), *doubts.values()]
 
 
 def _interval(
@@ -147,8 +160,11 @@ def _interval(
             sums.setdefault(group, _Sum())
         for piece in part:
             failed = _add_piece(history, groups, piece, sums)
-            if failed:
-                _add_short_pieces(source, {group: groups[group] for group in failed}, piece, sums)
+            again = {group: groups[group] for group, reasons in failed.items() if reasons <= _INTERRUPTIONS}
+            for group in failed.keys() - again:
+                sums[group].reasons |= failed[group]
+            if again:
+                _add_short_pieces(source, again, piece, sums)
     return sums
 
 
