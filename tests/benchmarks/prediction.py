@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.card_errors import card_section
 from benchmarks.finn_designs import finn_section
 from benchmarks.machine import describe_machine, host_line, markdown_table, write_result
 from joulewatch_harness.prediction.converters import read_table
@@ -30,12 +31,13 @@ def run(*, quick: bool = False) -> None:
     rows = [row for seed in range(6 if quick else SIMULATED) for row in device_rows(seed, shapes)]
     simulated = evaluated(fit_all(rows))
     finn_text, finn = finn_section()
+    card_text, of_cards = card_section()
     text = (
         f"# Predictions\n\n{host_line(machine)}\n## Published energies\n\n{_source(published)} `joulewatch fit` took "
         f"{seconds:.0f} s.\n\n{_table(published.evaluation)}\n{_LEGEND}\n\n**Too few devices.** An interval over whole "
         "devices needs nine; these rows have four boards, so coverage and hi/lo of unseen devices are no validation. "
         "More rows of the same sources exist; they are reserved for an independent validation.\n\n"
-        f"**A baseline is better** for:\n\n{_wins(published)}\n{finn_text}\n"
+        f"**A baseline is better** for:\n\n{_wins(published)}\n{finn_text}\n{card_text}\n"
         f"## Simulated devices\n\n{len({row.device for row in rows})} devices with {len(shapes)} networks each, 5 % "
         "noise in energy and in latency, and coefficients that scatter by a factor of 1.6. Their power is constant, "
         f"which favours that baseline.\n\n{_table(simulated.evaluation)}"
@@ -45,6 +47,7 @@ def run(*, quick: bool = False) -> None:
         "fit_seconds": seconds,
         "published": [dataclasses.asdict(case) for case in published.evaluation],
         "finn": finn,
+        "cards": of_cards,
         "simulated": [dataclasses.asdict(case) for case in simulated.evaluation],
     }
     write_result("prediction", result, text)

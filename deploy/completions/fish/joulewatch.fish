@@ -160,7 +160,7 @@ complete -c joulewatch -n '_shtab_joulewatch_using; and test $_shtab_joulewatch_
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -s h -l help -d 'show this help message and exit'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l log.level -xka "debug info warning error" -d 'lowest level to log to stderr (default: warning)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l fit -xka "(__fish_complete_path (commandline -ct))" -d 'models written by '"'"'joulewatch fit'"'"''
-complete -c joulewatch -n '_shtab_joulewatch_using predict' -l device -x -d 'device of the fit, or of the calibration runs; for FINN: a card (or FILE.yaml)'
+complete -c joulewatch -n '_shtab_joulewatch_using predict' -l device -x -d 'device of the fit, or of the calibration runs, or a card (or FILE.yaml)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l runtime -x -d 'runtime (default: the only one of the device)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l precision -x -d 'precision (default: the only one of the device)'
 complete -c joulewatch -n '_shtab_joulewatch_using predict' -l batch-sizes -x -d 'such as 1,8,64 or 1..64 (default: the measured ones)'

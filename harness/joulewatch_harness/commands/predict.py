@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fit", metavar="FILE", type=Path, help="models written by 'joulewatch fit'")
     parser.add_argument(
-        "--device", required=True, help="device of the fit, or of the calibration runs; for FINN: a card (or FILE.yaml)"
+        "--device", required=True, help="device of the fit, or of the calibration runs, or a card (or FILE.yaml)"
     )
     parser.add_argument("--runtime", default="", help="runtime (default: the only one of the device)")
     parser.add_argument("--precision", default="", help="precision (default: the only one of the device)")
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from joulewatch_harness.commands.fit import read_source
     from joulewatch_harness.plan.parsing import parse_batch_sizes
+    from joulewatch_harness.prediction.card_alone import card_of, measured_name, predict_from_card
     from joulewatch_harness.prediction.fpga import is_design
     from joulewatch_harness.prediction.model_file import read_fit
     from joulewatch_harness.prediction.predict import Request, predict
@@ -120,9 +122,12 @@ def run(args: argparse.Namespace) -> int:
     ]  # fmt: skip
     if args.plan is not None:
         return write_plan(fit, requests, args)
+    card = None if calibration else card_of(fit, args.device)
+    if card is not None and (measured := measured_name(fit, card)) is not None:
+        card, requests = None, [replace(request, device=measured) for request in requests]
     for request in requests:
         try:
-            predictions += predict(fit, request)
+            predictions += predict(fit, request) if card is None else predict_from_card(fit, request, card)
         except PredictionRefusedError as error:
             if len(networks) == 1:
                 raise

@@ -114,6 +114,8 @@ class Prediction:
     methods: tuple[str, ...] = ()
     """Methods of the energies behind the prediction."""
     method: str = METHOD
+    digits: int = 4
+    """Significant digits that are shown."""
 
 
 def predict(fit: Fit, request: Request) -> list[Prediction]:
@@ -298,9 +300,7 @@ def _for_new_device(fit: Fit, request: Request, rows: Sequence[Row]) -> list[Pre
         methods = {row.method for row in rows}.union(*(model.methods for model in known))
         predictions.append(
             dataclasses.replace(
-                _prediction(
-                    known[0], request, size, log, parts, throughput, _regimes(_named(shares.tolist())), notes, first
-                ),
+                _prediction(known[0], request, size, log, parts, throughput, regimes_of(shares.tolist()), notes, first),
                 methods=tuple(sorted(methods)),
             )
         )
@@ -383,8 +383,9 @@ def check_limits(title: str, rows: Sequence[Row], operators: frozenset[str], req
     return notes
 
 
-def _named(shares: Sequence[float]) -> dict[str, float]:
-    return dict(zip((*FEATURES, "constant"), shares, strict=True))
+def regimes_of(shares: Sequence[float]) -> dict[str, float]:
+    """Return the share of each regime from the shares of ``TERMS``."""
+    return _regimes(dict(zip((*FEATURES, "constant"), shares, strict=True)))
 
 
 def _regimes(shares: Mapping[str, float]) -> dict[str, float]:

@@ -111,12 +111,12 @@ def predict_lines(predictions: Sequence[Prediction], width: int = DEFAULT_WIDTH)
     exponent, letter = prefix_for([row.joules.median for row in predictions])
 
     def energy(row: Prediction) -> str:
-        return _range(row.joules, 10.0**-exponent)
+        return _range(row.joules, 10.0**-exponent, row.digits)
 
     table = Table(
         (
             Column("batch", lambda row: row.batch_size),
-            Column(f"{letter}J per inference", lambda row: plain(row.joules.median * 10.0**-exponent)),
+            Column(f"{letter}J per inference", lambda row: _shown(row.joules.median * 10.0**-exponent, row.digits)),
             Column("90 %", energy),
             Column(
                 "inf/s",
@@ -146,10 +146,14 @@ def predict_lines(predictions: Sequence[Prediction], width: int = DEFAULT_WIDTH)
     return [*lines, *([""] if lines[-1] else []), *warning]
 
 
-def _range(interval: Interval, scale: float) -> str:
+def _range(interval: Interval, scale: float, digits: int = 4) -> str:
     if interval.low is None or interval.high is None:
         return "no validated interval"
-    return f"{plain(interval.low * scale)} to {plain(interval.high * scale)}"
+    return f"{_shown(interval.low * scale, digits)} to {_shown(interval.high * scale, digits)}"
+
+
+def _shown(value: float, digits: int) -> str:
+    return plain(value, 10.0 ** (math.floor(math.log10(value)) - digits + 2) if digits < 4 else 0.0)
 
 
 def _interval_text(row: Prediction) -> str:
