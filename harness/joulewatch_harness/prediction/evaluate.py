@@ -57,7 +57,9 @@ class _Errors:
     def case(self, name: str, *, macs: bool = True, note: str = "") -> Case:
         """Return the line of the table."""
         own = _shares(self.own)
-        by_device = {device: [ok for other, ok in self.inside if other == device] for device, _ in self.inside}
+        by_device: dict[str, list[bool]] = {}
+        for device, ok in self.inside:
+            by_device.setdefault(device, []).append(ok)
         return Case(
             name=name,
             n=len(own),

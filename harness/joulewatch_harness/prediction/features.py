@@ -43,7 +43,10 @@ class Features:
 
     def vector(self) -> tuple[float, ...]:
         """Return the numbers in the order of ``FEATURES``."""
-        return tuple(getattr(self, name) for name in FEATURES)
+        return (
+            self.macs_dense, self.macs_depthwise, self.weight_elements, self.activation_elements, self.layers,
+            self.input_pixels,
+        )  # fmt: skip
 
 
 def canonical(operators: Iterable[str]) -> frozenset[str]:
