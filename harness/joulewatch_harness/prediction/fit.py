@@ -20,6 +20,7 @@ from joulewatch_harness.prediction.devices import (
     condition,
     held_out,
     quantile,
+    shrunk,
     spread_choice,
 )
 from joulewatch_harness.prediction.features import CNN_OPERATORS, FEATURES, Features
@@ -137,7 +138,13 @@ class DeviceModel:
         return np.asarray(result / np.maximum(result.sum(axis=1, keepdims=True), 1e-30))
 
     def predict(
-        self, kind: str, features: Features, batch_size: float, seconds: float | None = None
+        self,
+        kind: str,
+        features: Features,
+        batch_size: float,
+        seconds: float | None = None,
+        *,
+        other_family: bool = False,
     ) -> tuple[float, float, dict[str, float]]:
         """Return the logarithm of the prediction for one network, its scale, and the share of each term."""
         one = np.ones(1)
@@ -155,6 +162,9 @@ class DeviceModel:
                 predictions[size] = float(gaussian.mean[0]), float(gaussian.scale[0])
             else:
                 predictions[size] = float(model.log_values(at.features, at.batch_sizes, at.seconds)[0]), 1.0
+            if other_family:
+                log, scale = predictions[size]
+                predictions[size] = float(shrunk(one * log, rows, at)[0]), scale
         nearest = min(models, key=lambda known: abs(math.log(known / batch_size)))
         parts = models[nearest].parts(wanted.features, one * nearest, wanted.seconds)[0]
         names = (*TERMS, "mean power") if seconds is not None else TERMS
@@ -277,7 +287,7 @@ def fit_device(rows: Sequence[Row], *, with_errors: bool = True) -> DeviceModel:
             rooflines[kind][size] = fit(points, float(size))
             if with_errors:
                 network, network_scale = held_out(points, [row.network for row in chosen], float(size))
-                family, family_scale = held_out(points, [row.family for row in chosen], float(size))
+                family, family_scale = held_out(points, [row.family for row in chosen], float(size), family=True)
                 errors[kind][size] = Errors(
                     network=network, network_scale=network_scale, family=family, family_scale=family_scale
                 )
@@ -377,6 +387,13 @@ def _view(known: DeviceModel, target: DeviceModel, kind: str) -> Views:
     return views_of([known], kind, at_main_batch(target, kind))
 
 
+@lru_cache(maxsize=1 << 10)
+def _measured(model: DeviceModel, kind: str) -> tuple[tuple[Row, ...], Floats]:
+    """Return the rows at the main batch size, and the logarithms of their values."""
+    rows = tuple(at_main_batch(model, kind))
+    return rows, np.log(points_of(rows, kind).values)
+
+
 def transfer(views: Views, kind: str, rows: Sequence[Row], chosen: Sequence[int]) -> Gaussian:
     """Return the logarithms for rows of a new device, of which those at the indexes ``chosen`` are measured.
 
@@ -407,7 +424,7 @@ class AsNew:
 
 def as_new(models: Sequence[DeviceModel], model: DeviceModel, kind: str, excluded: Sequence[str] = ()) -> AsNew | None:
     """Return a device treated as new; None if fewer than two other boards are known."""
-    rows = at_main_batch(model, kind)
+    rows, logs = _measured(model, kind)
     known = known_for(models, model.scope, model.precision, kind, (model.device, *excluded))
     if not rows or len({other.device for other in known}) < FEWEST_DEVICES:
         return None
@@ -417,7 +434,7 @@ def as_new(models: Sequence[DeviceModel], model: DeviceModel, kind: str, exclude
         np.concatenate([part.logs for part in parts]),
         np.concatenate([part.shares for part in parts]),
     )
-    return AsNew(model=model, rows=tuple(rows), logs=np.log(points_of(rows, kind).values), views=views)
+    return AsNew(model=model, rows=rows, logs=logs, views=views)
 
 
 def held_out_as_new(new: AsNew, kind: str, labels: Sequence[str]) -> Floats:

@@ -183,7 +183,7 @@ def _for_known_device(model: DeviceModel, request: Request) -> list[Prediction]:
         raise PredictionRefusedError(f"{model.title}: --latency is of no use, because no times were measured there")
     predictions = []
     for size in _sizes(request, model.batch_sizes):
-        log, scale, shares = model.predict(kind, request.features, size, request.seconds)
+        log, scale, shares = model.predict(kind, request.features, size, request.seconds, other_family=wide)
         parts = [_model_part(model, kind, size, scale, wide), *batch_part(model.batch_sizes, size)]
         throughput = None
         if request.seconds is not None:

@@ -104,6 +104,14 @@ def test_a_measured_latency_is_used(boards: Fit) -> None:
     assert one(untimed, request(device="board 1")).throughput is None
 
 
+def test_for_another_family_a_quarter_is_a_constant_power_times_the_latency(boards: Fit) -> None:
+    near, far = one(boards, request(seconds=0.1)), one(boards, request(seconds=0.1, family="new"))
+    rows = next(model.rows for model in boards.models if model.device == "board 3")
+    power = float(np.mean([math.log(row.joules / row.seconds) for row in rows if row.seconds]))
+    expected = 0.75 * math.log(near.joules.median) + 0.25 * (power + math.log(0.1))
+    assert math.log(far.joules.median) == pytest.approx(expected)
+
+
 def test_a_latency_is_that_of_one_batch_size() -> None:
     fit = fit_all(device_rows(1, KNOWN, batch_sizes=(1, 4)))
     with pytest.raises(ConfigError, match=r"a measured latency is that of one batch size: choose it with .*: 1, 4"):
