@@ -26,7 +26,7 @@ from joulewatch_harness.prediction.fit import (
     vectors,
     views_of,
 )
-from joulewatch_harness.prediction.table import Row
+from joulewatch_harness.prediction.table import UNIT_FACTOR, Row
 
 METHOD: Final = "predicted"
 MARGIN: Final = 2.5
@@ -183,6 +183,7 @@ def _for_known_device(model: DeviceModel, request: Request) -> list[Prediction]:
         raise PredictionRefusedError(f"{model.title}: --latency is of no use, because no times were measured there")
     predictions = []
     for size in _sizes(request, model.batch_sizes):
+        _check_latency(model, request, size)
         log, scale, shares = model.predict(kind, request.features, size, request.seconds, other_family=wide)
         parts = [_model_part(model, kind, size, scale, wide), *batch_part(model.batch_sizes, size)]
         throughput = None
@@ -197,6 +198,22 @@ def _for_known_device(model: DeviceModel, request: Request) -> list[Prediction]:
             throughput = Interval.around(log_s, sum(width for _, width in time_parts)).inverse()
         predictions.append(_prediction(model, request, size, log, parts, throughput, _regimes(shares), notes))
     return predictions
+
+
+def _check_latency(model: DeviceModel, request: Request, batch_size: int) -> None:
+    """Check the unit of a measured latency.
+
+    Raises:
+        ConfigError: It is far from the predicted one.
+    """
+    if request.seconds is None:
+        return
+    predicted = math.exp(model.predict(TIME, request.features, batch_size)[0])
+    if not predicted / UNIT_FACTOR < request.seconds < predicted * UNIT_FACTOR:
+        raise ConfigError(
+            f"the latency of {request.network} is given as {request.seconds:.3g} s per inference, more than "
+            f"{UNIT_FACTOR:g} times above or below the predicted {predicted:.3g} s: it must be in seconds"
+        )
 
 
 def _model_part(model: DeviceModel, kind: str, batch_size: int, scale: float, other_family: bool) -> tuple[str, float]:

@@ -104,11 +104,21 @@ def test_a_measured_latency_is_used(boards: Fit) -> None:
     assert one(untimed, request(device="board 1")).throughput is None
 
 
+@pytest.mark.parametrize("factor", [1e3, 1e-3, 1e-300])
+def test_a_latency_in_another_unit_is_an_error(boards: Fit, factor: float) -> None:
+    seconds = true_joules(coefficients_of(3), SHAPES[1].features, 1) / 4.0
+    with pytest.raises(
+        ConfigError, match=r"more than 100 times above or below the predicted .*: it must be in seconds"
+    ):
+        one(boards, request(seconds=seconds * factor))
+
+
 def test_for_another_family_a_quarter_is_a_constant_power_times_the_latency(boards: Fit) -> None:
-    near, far = one(boards, request(seconds=0.1)), one(boards, request(seconds=0.1, family="new"))
+    seconds = true_joules(coefficients_of(3), SHAPES[1].features, 1) / 3.0
+    near, far = one(boards, request(seconds=seconds)), one(boards, request(seconds=seconds, family="new"))
     rows = next(model.rows for model in boards.models if model.device == "board 3")
     power = float(np.mean([math.log(row.joules / row.seconds) for row in rows if row.seconds]))
-    expected = 0.75 * math.log(near.joules.median) + 0.25 * (power + math.log(0.1))
+    expected = 0.75 * math.log(near.joules.median) + 0.25 * (power + math.log(seconds))
     assert math.log(far.joules.median) == pytest.approx(expected)
 
 
@@ -116,7 +126,7 @@ def test_a_latency_is_that_of_one_batch_size() -> None:
     fit = fit_all(device_rows(1, KNOWN, batch_sizes=(1, 4)))
     with pytest.raises(ConfigError, match=r"a measured latency is that of one batch size: choose it with .*: 1, 4"):
         predict(fit, request(device="board 1", seconds=0.1))
-    found = one(fit, request(device="board 1", seconds=0.1, batch_sizes=(4,)))
+    found = one(fit, request(device="board 1", seconds=1e-3, batch_sizes=(4,)))
     assert found.parts[0][0].startswith("unseen network, latency measured (conformal")
 
 
@@ -286,7 +296,7 @@ def test_a_model_file_gives_the_same_predictions(boards: Fit, tmp_path: Path) ->
     again = read_fit(path)
     assert again.models[0].rows[0].idle_watts is None
     assert document_of(again) == document_of(boards)
-    for wanted in (request(), request(family="new", seconds=0.1), calibration(3)):
+    for wanted in (request(), request(family="new", seconds=1e-3), calibration(3)):
         assert report.predict_json(predict(again, wanted)) == report.predict_json(predict(boards, wanted))
 
 
