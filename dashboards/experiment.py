@@ -338,7 +338,11 @@ def predictions_panel() -> Panel:
                 ),
             ]
         ),
-        overrides=[override("byName", "Throughput", unit=INFERENCES_PER_SECOND), method_column()],
+        overrides=[
+            override("byRegexp", "/^(Runtime|Precision|Scope|Batch size)$/", custom__width=110),
+            override("byName", "Throughput", unit=INFERENCES_PER_SECOND),
+            method_column(),
+        ],
     )
 
 

@@ -40,7 +40,7 @@ VIEWS: Final = [
 ]
 CELL: Final = 38
 """Height of a grid unit in px, as in page.tsx."""
-LONG_COLUMNS: Final = {"Hardware", "Exporters", "Model", "Model SHA-256", "Source"}
+LONG_COLUMNS: Final = {"Hardware", "Exporters", "Model", "Model SHA-256", "Network", "Source"}
 """Columns of tables whose texts may be longer than any column; the pointer shows them."""
 SCROLLED_LEGENDS: Final = {
     "Failed reads",
