@@ -686,7 +686,7 @@ def test_a_sweep_continues_after_a_batch_that_the_server_cannot_run(
             *("--option", f"url={server.url}", "--option", "concurrency=4", "--batch-sizes", "1,8"),
             folder=tmp_path,
         )
-        assert server.backend.most_in_flight == 4
+        assert server.backend.most_in_flight == 4, done.err
     assert done.code == 0, done.err
     (folder,) = (tmp_path / "runs").iterdir()
     record = read_run(folder)

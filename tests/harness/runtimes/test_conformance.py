@@ -446,7 +446,7 @@ def test_a_file_that_lacks_one_of_two_inputs_is_refused(files: FileSubject, open
 
 def test_a_missing_or_broken_file_of_inputs_is_named(files: FileSubject, opened: Open) -> None:
     (files.folder / "bad.npz").write_bytes(b"PK not a zip")
-    for name, text in (("none.npz", r"no input file .*none\.npz"), ("bad.npz", r"bad\.npz cannot be read as \.npz")):
+    for name, text in (("none.npz", r"no input file .*none\.npz"), ("bad.npz", r"bad\.npz is not an \.npz file")):
         with pytest.raises(ConfigError, match=text):
             loaded(opened, files.small(inputs=str(files.folder / name)))
 
