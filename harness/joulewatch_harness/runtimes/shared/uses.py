@@ -217,7 +217,7 @@ def _limits(rows: int, place: _Place) -> tuple[NDArray[np.int64], NDArray[np.int
             # One table for several features: each has the rows up to the beginning of the next one.
             ends = (np.append(flat[1:], rows) - flat).reshape(shift.shape)
         elif not place.has_shape:
-            shift, ends = shift.min(), ends.min()
+            shift, ends = np.asarray(shift.min()), np.asarray(ends.min())
     return np.maximum(-shift, 0), np.asarray(ends)
 
 
