@@ -298,7 +298,7 @@ def results_row() -> list[Panel]:
 
 
 def predictions_panel() -> Panel:
-    """Return the table of predictions, which have metrics of their own: they are not results of a run."""
+    """Return the table of predictions, which have separate metrics: they are not results of a run."""
     by = "network, device, runtime, precision, scope, batch_size, method"
 
     def predicted(metric: catalog.Metric, quantile: str) -> str:

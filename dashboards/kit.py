@@ -265,6 +265,15 @@ def transformation(name: str, **options: object) -> models.DataTransformerConfig
     return models.DataTransformerConfig(name, options=options)
 
 
+SORTED_BY_BATCH_SIZE: Final = (
+    transformation(
+        "convertFieldType", fields={}, conversions=[{"targetField": "batch_size", "destinationType": "number"}]
+    ),
+    transformation("sortBy", fields={}, sort=[{"field": "batch_size"}]),
+)
+"""Sorts the rows of a table by batch size, which is text in a label."""
+
+
 def columns(order: Sequence[tuple[str, str]], *, hidden: Sequence[str] = ()) -> models.DataTransformerConfig:
     """Order and rename the columns of a table: (label, heading) from left to right."""
     return transformation(
@@ -418,12 +427,7 @@ def trend_over_batch_size() -> trend.Panel:
         .color_scheme(colour("palette-classic"))
         .transformations(
             [
-                transformation(
-                    "convertFieldType",
-                    fields={},
-                    conversions=[{"targetField": "batch_size", "destinationType": "number"}],
-                ),
-                transformation("sortBy", fields={}, sort=[{"field": "batch_size"}]),
+                *SORTED_BY_BATCH_SIZE,
                 transformation(
                     "groupingToMatrix",
                     columnField="series",

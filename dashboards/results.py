@@ -9,6 +9,7 @@ from grafana_foundation_sdk.builders import dashboard
 from grafana_foundation_sdk.models import dashboard as models
 from kit import (
     EVER,
+    SORTED_BY_BATCH_SIZE,
     Panel,
     Variable,
     as_line,
@@ -44,9 +45,6 @@ LINE_LABELS: Final = ("configuration", "run")
 MEASURED: Final = f'{RUN}, kind="measure"'
 BY_COMPONENT: Final = f"{BY_RESULT}, component, method"
 GAUGE: Final = {"type": "gauge", "mode": "basic"}
-AS_NUMBER: Final = transformation(
-    "convertFieldType", fields={}, conversions=[{"targetField": "batch_size", "destinationType": "number"}]
-)
 
 
 def results() -> dashboard.Dashboard:
@@ -127,8 +125,7 @@ def ratios_panel() -> Panel:
         kind=data_table(
             [
                 transformation("merge"),
-                AS_NUMBER,
-                transformation("sortBy", fields={}, sort=[{"field": "batch_size"}]),
+                *SORTED_BY_BATCH_SIZE,
                 columns(
                     [
                         ("run", "Run"),
@@ -172,8 +169,7 @@ def components_panel() -> Panel:
         kind=data_table(
             [
                 transformation("merge"),
-                AS_NUMBER,
-                transformation("sortBy", fields={}, sort=[{"field": "batch_size"}]),
+                *SORTED_BY_BATCH_SIZE,
                 columns(
                     [
                         ("run", "Run"),

@@ -12,6 +12,7 @@ from typing import Final
 from grafana_foundation_sdk.models import dashboard as models
 from kit import (
     EVER,
+    SORTED_BY_BATCH_SIZE,
     Panel,
     Variable,
     columns,
@@ -153,12 +154,7 @@ def results_table(*, with_run: bool = False) -> Panel:
         kind=data_table(
             [
                 transformation("merge"),
-                transformation(
-                    "convertFieldType",
-                    fields={},
-                    conversions=[{"targetField": "batch_size", "destinationType": "number"}],
-                ),
-                transformation("sortBy", fields={}, sort=[{"field": "batch_size"}]),
+                *SORTED_BY_BATCH_SIZE,
                 columns(
                     [
                         *((("run", "Run"),) if with_run else ()),

@@ -40,7 +40,7 @@ def locked(path: Path) -> Iterator[None]:
         ExporterError: Another call holds the lock for too long.
     """
     try:
-        # A file of its own, because the state file is replaced while it is locked.
+        # A separate file, because the state file is replaced while it is locked.
         descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise ConfigError(f"--state {path}: {error.strerror}") from error

@@ -226,7 +226,7 @@ def _publish(predictions: Sequence[Prediction], args: argparse.Namespace) -> Non
 def prediction_samples(predictions: Sequence[Prediction], at_s: float) -> list[Sample]:
     """Return predictions as samples.
 
-    They have metrics of their own, so that no query of measured energies adds them or compares with them.
+    They have separate metrics, so that no query of measured energies adds them or compares with them.
     """
     from joulewatch_exporter import catalog
     from joulewatch_harness.clocktime import to_ms

@@ -95,7 +95,7 @@ def size_of(data: bytes) -> int:
     """Return the size that the header states.
 
     Raises:
-        MetricsError: There is no header.
+        MetricsError: The header is missing.
     """
     if len(data) < _HEADER.size:
         raise MetricsError(f"{len(data)} bytes are less than the header")

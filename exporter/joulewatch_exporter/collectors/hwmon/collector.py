@@ -118,7 +118,9 @@ class HwmonCollector(OnDemandCollector):
         chips += iio_chips(host, [chip for chip, channels in chips if channels], findings)
         rails = {channel.label for chip, channels in chips if chip.name in jetson.CHIPS for channel in channels}
         if (board := jetson.board_without_input(rails)) is not None:
-            text = f"{board}: no rail is the input of the board, so all are parts and there is no node sensor"
+            text = (
+                f"{board}: no rail is the input of the board, so all rails are parts: the board has no node sensor"
+            )
             findings.append(Finding(status="absent", collector="hwmon", subject="ina3221", text=text))
         for chip, channels in chips:
             if not channels:
@@ -185,7 +187,7 @@ def _skip_reason(chip: Chip, host: Host, options: HwmonOptions) -> str | None:
     if chip.name in options.overrides:
         return None
     if chip.name == "amdgpu" and _is_second_die(chip):
-        return "the second die of an MI250, without power of its own: the first one measures the card"
+        return "the second die of an MI250 reports no power: the first die measures the card"
     if _FPGA.fullmatch(chip.name):
         return "an FPGA card: read by the family fpga, because its units and averages do not follow the rules of hwmon"
     if chip.name in AMD_ENERGY and (

@@ -154,7 +154,7 @@ def describe(nvml: Nvml, handle: Any, *, driver: str, average: bool, memory: boo
     if _INSTANT in values:
         powers.append(("instant", _INSTANT))
     if _AVERAGE in values:
-        # Integrated, the average misses nothing; so it is the better total where there is no counter of the GPU.
+        # Integrated, the average misses nothing; so it is the better total if the GPU has no counter.
         powers.insert(0 if module else len(powers), ("average", _AVERAGE))
     if not powers and attempt(_USAGE_CALL) is not None:
         powers.append(("average" if maker.usage_is_averaged else "instant", _USAGE_CALL))

@@ -124,7 +124,7 @@ def _zone_paths(host: Host) -> tuple[str, dict[str, str]]:
     other, or only the device directory to which the class links.
 
     Raises:
-        SensorAbsentError: There is no powercap class.
+        SensorAbsentError: The powercap class is missing.
         SensorDeniedError: The class cannot be listed.
     """
     root = f"{host.sysfs}/class/powercap"

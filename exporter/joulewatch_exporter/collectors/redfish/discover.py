@@ -7,7 +7,7 @@ others. If no chassis has any of them, the sum of the inputs of the power suppli
 (a GPU module in a server): a chassis inside another one with power is a part of it, never an addend. Only the servers
 of an enclosure are nodes, and the enclosure is a part.
 
-NVIDIA's HGX baseboard is a chassis of its own, with GPUs inside. It is never a node, because it is not the server, and
+NVIDIA's HGX baseboard is a separate chassis that contains GPUs. It is never a node, because it is not the server, and
 its GPUs are parts, because NVML on the server publishes them as devices.
 
 Sources: DMTF DSP0268 (schemas Chassis, EnvironmentMetrics, Power, PowerSubsystem, Sensor), DSP2046; NVIDIA's

@@ -113,7 +113,7 @@ class Series:
 
     info: SensorInfo
     power: tuple[Field, ...]
-    """The power is the sum of these fields; empty: there is no power."""
+    """The power is the sum of these fields; empty: no power is reported."""
     energy: Field | None
     is_supply: bool = False
     """Whether it is the power of a power supply, which is a rating if it is above the power of its node."""
@@ -261,7 +261,7 @@ def best_counter(resource: Json, uri: str, path: tuple[str, ...], scale: float) 
 
 
 def step_of(resource: Json, field: Field | None, unit: str) -> str:
-    """Return the step of a value with its unit; empty if there is no value."""
+    """Return the step of a value with its unit; empty if the value is missing."""
     step = None if field is None else step_size(resource, field)
     return "" if step is None else f"{step:g} {unit}"
 

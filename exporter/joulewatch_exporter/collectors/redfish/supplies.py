@@ -35,7 +35,7 @@ supplies."""
 _INPUT_KEYS: Final = ("PowerInputWatts",)
 _OUTPUT_KEYS: Final = ("PowerOutputWatts",)
 _AVERAGE_KEY: Final = "LastPowerOutputWatts"
-"""The average output; it is used where there is no momentary one. Many services have the key and never a value."""
+"""The average output; it is used if the momentary power is missing. Many services have the key but never a value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
