@@ -118,9 +118,7 @@ class HwmonCollector(OnDemandCollector):
         chips += iio_chips(host, [chip for chip, channels in chips if channels], findings)
         rails = {channel.label for chip, channels in chips if chip.name in jetson.CHIPS for channel in channels}
         if (board := jetson.board_without_input(rails)) is not None:
-            text = (
-                f"{board}: no rail is the input of the board, so all rails are parts: the board has no node sensor"
-            )
+            text = f"{board}: no rail is the input of the board, so all rails are parts: the board has no node sensor"
             findings.append(Finding(status="absent", collector="hwmon", subject="ina3221", text=text))
         for chip, channels in chips:
             if not channels:
