@@ -110,11 +110,12 @@ def test_one_call_at_a_time_uses_the_file(tmp_path: Path, monkeypatch: pytest.Mo
             order.append("second")
 
     with state_file.locked(path):
+        with monkeypatch.context() as patch:
+            patch.setattr(state_file, "LOCK_S", 0.0)
+            with pytest.raises(ExporterError, match="another call has been using it"), state_file.locked(path):
+                pass
         thread = threading.Thread(target=second)
         thread.start()
-        monkeypatch.setattr(state_file, "LOCK_S", 0.0)
-        with pytest.raises(ExporterError, match="another call has been using it"), state_file.locked(path):
-            pass
         order.append("first")
     thread.join(10.0)
     wait_until(lambda: order == ["first", "second"])
