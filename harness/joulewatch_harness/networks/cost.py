@@ -22,63 +22,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from joulewatch_harness.errors import ConfigError
-
-Shape = tuple[int, ...]
-
-LARGEST_COUNTED_BYTES: Final = 2_000_000_000
-"""Largest file, without external data; protobuf reads at most 2 GiB."""
-
-_STANDARD: Final = frozenset({"", "ai.onnx"})
-_CONV: Final = frozenset({"Conv", "FusedConv", "NhwcConv", "NhwcFusedConv", "ConvInteger", "DeformConv", "QLinearConv"})
-_MATMUL: Final = frozenset(
-    {
-        "MatMul", "FusedMatMul", "FusedMatMulActivation", "TransposeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
-        "DynamicQuantizeMatMul", "QLinearMatMul",
-    }
-)  # fmt: skip
-_GEMM: Final = frozenset({"Gemm", "FusedGemm", "QGemm"})
-_RECURRENT: Final = frozenset({"LSTM", "GRU", "RNN"})
-MAC_OPS: Final = (
-    _CONV
-    | _MATMUL
-    | _GEMM
-    | _RECURRENT
-    | {"ConvTranspose", "QLinearConvTranspose", "MatMulNBits", "Einsum"}
-    | {"Attention", "MultiHeadAttention", "QAttention"}
+from joulewatch_harness.networks.graphs import (
+    STANDARD,
+    Shape,
+    Sizes,
+    attribute,
+    inlined,
+    read_model,
+    real_inputs,
+    shapes_and_types,
+    sizes_in_file,
 )
-"""Operators whose multiply-accumulates are counted."""
+from joulewatch_harness.networks.macs import CONV, MAC_OPS, UNCOUNTABLE, node_macs, uncounted
 
-_UNCOUNTABLE: Final[Mapping[str, str]] = {
-    "If": "the branch taken depends on the input",
-    "Loop": "the number of iterations depends on the input",
-    "Scan": "its body is not analysed",
-    "SequenceMap": "the number of iterations depends on the input",
-    "DFT": "its cost depends on the algorithm",
-    "STFT": "its cost depends on the algorithm",
-    "Det": "its cost depends on the algorithm",
-}
-_OTHER_FREE: Final = frozenset(
-    {
-        "QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "QLinearConcat",
-        "QLinearAveragePool", "QLinearGlobalAveragePool", "QuantizeLinear", "DequantizeLinear",
-        "DynamicQuantizeLinear", "FastGelu", "Gelu", "QuickGelu", "BiasGelu", "BiasAdd", "BiasSoftmax",
-        "BiasSplitGelu", "SkipLayerNormalization", "EmbedLayerNormalization", "SimplifiedLayerNormalization",
-        "SkipSimplifiedLayerNormalization", "NhwcMaxPool", "RotaryEmbedding", "GatherBlockQuantized", "ReorderInput",
-        "ReorderOutput", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "Upsample", "Pad", "Trilu",
-        "GroupNorm", "NhwcUpsample", "Quant", "BipolarQuant", "IntQuant", "FloatQuant", "Trunc",
-    }
-)  # fmt: skip
-"""Operators outside the ONNX domains that have no multiply-accumulates."""
 _VIEWS: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout"})
 _QUANTIZERS: Final = frozenset({"QuantizeLinear", "Quant", "BipolarQuant", "IntQuant"})
 _DEQUANTIZERS: Final = frozenset({"DequantizeLinear"})
@@ -131,18 +95,6 @@ _BITS: Final[Mapping[int, int]] = {
     for kind in (getattr(TensorProto, name, None) for name in names)
     if kind is not None
 }
-_SMALL_CONSTANT: Final = 1024
-"""Constants up to this number of elements stay in the copy used for shape inference: shapes may depend on them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """The sizes for which costs are counted."""
-
-    batch: int
-    """The costs of all are divided by it."""
-    shapes: Mapping[str, Shape]
-    """Shape of each input at this batch size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,24 +212,6 @@ def cost_details(path: Path, sizes: Sizes | None = None) -> dict[str, str]:
         return {"not_counted": str(error)[:400]}
 
 
-def read_model(path: Path) -> Any:
-    """Read an ``onnx.ModelProto`` without the weights that are stored in external files.
-
-    Raises:
-        ConfigError: The file is missing, is not a model, or is too large.
-    """
-    try:
-        if path.stat().st_size > LARGEST_COUNTED_BYTES:
-            raise ConfigError(f"model file {path} is larger than 2 GB: store its weights as external data")
-        return onnx.load(os.fspath(path), load_external_data=False)
-    except OSError as error:
-        raise ConfigError(f"model file {path}: {error.strerror or error}") from error
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f"model file {path} cannot be read: {' '.join(str(error).split())[:300]}") from error
-
-
 def cost_of(model: Any, sizes: Sizes | None = None) -> GraphCost:
     """Return the cost of a model.
 
@@ -288,130 +222,7 @@ def cost_of(model: Any, sizes: Sizes | None = None) -> GraphCost:
     Raises:
         ConfigError: A symbolic dimension has no size, or the shapes contradict each other.
     """
-    return _Count(inlined(model), _sizes_in_file(model) if sizes is None else sizes).cost()
-
-
-def tensor_shapes(model: Any, sizes: Sizes) -> dict[str, Shape]:
-    """Return the shapes of all tensors of a model without functions, as far as they are known.
-
-    Raises:
-        ConfigError: The shapes contradict each other.
-    """
-    return _infer(model, sizes.shapes)[0]
-
-
-def real_inputs(graph: Any) -> list[Any]:
-    """Return the inputs that have no default value."""
-    constants = {item.name for item in graph.initializer}
-    return [item for item in graph.input if item.name not in constants]
-
-
-def node_macs(node: Any, shapes: Mapping[str, Shape]) -> int | None:
-    """Return the multiply-accumulates of one node for the whole batch; None if a shape or the variant is unknown.
-
-    Layouts do not matter: weights have the same sizes whether activations are NCHW, NHWC or blocked.
-    """
-    op = node.op_type
-    input_shapes = [shapes.get(name) for name in node.input]
-    output = shapes.get(node.output[0]) if node.output else None
-
-    def size(number: int) -> Shape | None:
-        return input_shapes[number] if number < len(input_shapes) and node.input[number] else None
-
-    if op in _RECURRENT:
-        x, w, r = size(0), size(1), size(2)
-        return None if x is None or w is None or r is None else x[0] * x[1] * (math.prod(w) + math.prod(r))
-    if op == "Einsum":
-        return _einsum_macs(_attribute(node, "equation", ""), input_shapes)
-    if op in ("Attention", "MultiHeadAttention", "QAttention"):
-        return _attention_macs(node, size)
-    if op in ("ConvTranspose", "QLinearConvTranspose"):
-        x, w = size(0), size(3 if op.startswith("QLinear") else 1)
-        return None if x is None or w is None else math.prod(x) * math.prod(w[1:])
-    if output is None:
-        return None
-    if op in _CONV:
-        w = size(3 if op == "QLinearConv" else 1)
-        return None if w is None else math.prod(output) * math.prod(w[1:])
-    if op == "MatMulNBits":
-        inner = _attribute(node, "K", 0)
-        return math.prod(output) * inner if inner else None
-    a = size(0)
-    if a is None:
-        return None
-    if op in _GEMM:
-        return math.prod(output) * (math.prod(a) // output[0]) if output[0] else 0
-    if op in _MATMUL:
-        transposed = len(a) > 1 and (_attribute(node, "transA", 0) or op == "TransposeMatMul")
-        return math.prod(output) * a[-2 if transposed else -1]
-    return None
-
-
-def uncounted(node: Any) -> str:
-    """Return why the cost of an operator outside ``MAC_OPS`` is unknown; empty if it has no multiply-accumulates."""
-    if node.domain in _STANDARD or node.domain == "ai.onnx.ml":
-        return _UNCOUNTABLE.get(node.op_type, "")
-    return "" if node.op_type in _OTHER_FREE else "unknown operator"
-
-
-def _einsum_macs(equation: str, shapes: Sequence[Shape | None]) -> int | None:
-    """Return the product of all index sizes, for two operands; with more, the cost depends on the order."""
-    terms = equation.replace(" ", "").partition("->")[0].split(",")
-    if len(terms) != 2 or len(shapes) != 2 or "." in equation:
-        return None
-    sizes: dict[str, int] = {}
-    for term, shape in zip(terms, shapes, strict=True):
-        if shape is None or len(term) != len(shape):
-            return None
-        sizes |= {letter: max(size, sizes.get(letter, 1)) for letter, size in zip(term, shape, strict=True)}
-    return math.prod(sizes.values())
-
-
-def _attention_macs(node: Any, size: Any) -> int | None:
-    q, k, v = size(0), size(1), size(2)
-    if q is None or k is None:
-        return None
-    if node.domain in _STANDARD:  # queries, keys, values; its only products are the scores and the weighted sum
-        if v is None:
-            return None
-        past = size(4)
-        past_tokens = past[-2] if past is not None else 0
-        if len(q) == len(k) == len(v) == 4:
-            return int(q[0] * q[1] * q[2] * (k[2] + past_tokens) * (k[3] + v[3]))
-        heads, groups = _attribute(node, "q_num_heads", 0), _attribute(node, "kv_num_heads", 0)
-        if not (heads and groups and len(q) == len(k) == len(v) == 3):
-            return None
-        return int(q[0] * q[1] * (k[1] + past_tokens) * heads * (k[2] // groups + v[2] // groups))
-    if node.op_type == "MultiHeadAttention":
-        plain = v is not None and len(q) == len(k) == len(v) == 3
-        return int(q[0] * q[1] * k[1] * (k[2] + v[2])) if plain else None
-    if len(q) != 3 or len(k) != 2:  # Attention, QAttention: the input, and the weights of all three projections
-        return None
-    return int(q[0] * q[1] * math.prod(k) + 2 * q[0] * q[1] * q[1] * (k[1] // 3))
-
-
-def _attribute(node: Any, name: str, default: Any) -> Any:
-    for item in node.attribute:
-        if item.name == name:
-            value = helper.get_attribute_value(item)
-            return value.decode() if isinstance(value, bytes) else value
-    return default
-
-
-def inlined(model: Any) -> Any:
-    """Return a model without functions."""
-    if not model.functions:
-        return model
-    from onnx import inliner
-
-    return inliner.inline_local_functions(model)
-
-
-def _dims(item: Any) -> list[int | str | None]:
-    return [
-        dim.dim_value if dim.HasField("dim_value") else (dim.dim_param or None)
-        for dim in item.type.tensor_type.shape.dim
-    ]
+    return _Count(inlined(model), sizes_in_file(model) if sizes is None else sizes).cost()
 
 
 @dataclass(frozen=True, slots=True)
@@ -438,7 +249,7 @@ class _Count:
             if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
                 self._stored[node.output[0]] = node.attribute[0].t
         self._batch = sizes.batch
-        self._shapes, self._types = _infer(model, sizes.shapes)
+        self._shapes, self._types = shapes_and_types(model, sizes.shapes)
         self._constants = {name: _Constant((name,)) for name in self._stored}
         self._active = [node for node in self._nodes if not self._is_constant(node)]
         self._outputs = {item.name for item in self._graph.output}
@@ -487,10 +298,10 @@ class _Count:
         )
 
     def _is_depthwise(self, node: Any) -> bool:
-        if node.op_type not in _CONV:
+        if node.op_type not in CONV:
             return False
         weights = self._shapes.get(node.input[3 if node.op_type == "QLinearConv" else 1])
-        return weights is not None and len(weights) > 2 and weights[1] == 1 and _attribute(node, "group", 1) > 1
+        return weights is not None and len(weights) > 2 and weights[1] == 1 and attribute(node, "group", 1) > 1
 
     def _per_inference(self, cost: NodeCost) -> NodeCost:
         if self._batch == 1:
@@ -512,14 +323,14 @@ class _Count:
             return macs or 0
         why = uncounted(node)
         if why:
-            missing[op if node.domain in _STANDARD else f"{node.domain}.{op}"] = why
+            missing[op if node.domain in STANDARD else f"{node.domain}.{op}"] = why
         return 0
 
     # Constants
 
     def _is_constant(self, node: Any) -> bool:
         """Return whether a node is computed from constants alone; if so, record its outputs as constants."""
-        if node.op_type in _UNCOUNTABLE or (node.op_type.startswith("Random") and node.domain in _STANDARD):
+        if node.op_type in UNCOUNTABLE or (node.op_type.startswith("Random") and node.domain in STANDARD):
             return False
         inputs = [name for name in node.input if name]
         if any(name not in self._constants for name in inputs):
@@ -567,7 +378,7 @@ class _Count:
                 counted.add(root)
                 stored = elements * (constant.bits or _BITS.get(item.data_type, 32))
                 if node.op_type == "MatMulNBits" and number == 1:  # several weights packed in each byte
-                    elements = _attribute(node, "K", 0) * _attribute(node, "N", 0)
+                    elements = attribute(node, "K", 0) * attribute(node, "N", 0)
                 parameters += elements
                 bits += stored
         return parameters, math.ceil(bits / 8)
@@ -669,103 +480,3 @@ def _unique_names(nodes: Sequence[Any]) -> dict[int, str]:
         used[name] = used.get(name, 0) + 1
         names[id(node)] = name if used[name] == 1 else f"{name}#{used[name]}"
     return names
-
-
-def _sizes_in_file(model: Any) -> Sizes:
-    """Return the sizes of the inputs in a file; those of open first axes are 1."""
-    shapes: dict[str, Shape] = {}
-    fixed: set[int] = set()
-    for item in real_inputs(model.graph):
-        sizes: list[int] = []
-        for axis, size in enumerate(_dims(item)):
-            if not isinstance(size, int) and axis:
-                raise ConfigError(f"dimension {size or axis!r} of input {item.name!r} has no size")
-            sizes.append(size if isinstance(size, int) else 1)
-        fixed |= set(sizes[:1])
-        shapes[item.name] = tuple(sizes)
-    return Sizes(fixed.pop() if len(fixed) == 1 else 1, shapes)
-
-
-def _infer(model: Any, inputs: Mapping[str, Shape]) -> tuple[dict[str, Shape], dict[str, int]]:
-    """Return the shapes and element types of all tensors, for these input shapes."""
-    graph = model.graph
-    twin = onnx.ModelProto()
-    twin.ir_version = model.ir_version
-    twin.opset_import.extend(item for item in model.opset_import if item.domain in ("", "ai.onnx", "ai.onnx.ml"))
-    shapes: dict[str, Shape] = {}
-    types: dict[str, int] = {}
-    twin.graph.name = "twin"
-    for item in real_inputs(graph):
-        kind = item.type.tensor_type.elem_type
-        twin.graph.input.append(helper.make_tensor_value_info(item.name, kind, inputs[item.name]))
-        shapes[item.name], types[item.name] = inputs[item.name], kind
-    for item in graph.initializer:
-        shapes[item.name], types[item.name] = tuple(item.dims), item.data_type
-        if math.prod(item.dims) <= _SMALL_CONSTANT and item.data_location != TensorProto.EXTERNAL:
-            twin.graph.initializer.append(item)
-        else:
-            twin.graph.input.append(helper.make_tensor_value_info(item.name, item.data_type, item.dims))
-    twin.graph.node.extend(_plain_nodes(graph.node))
-    known = {item.name for item in twin.graph.input}
-    produced = {name for node in twin.graph.node for name in node.output}
-    # Shapes in the file after operators that ONNX does not know, if they hold for every batch size.
-    for item in graph.value_info:
-        sizes = _dims(item)
-        foreign = item.name in produced and item.name not in known and _is_foreign(item.name, graph.node)
-        if foreign and all(isinstance(size, int) for size in sizes):
-            twin.graph.value_info.append(item)
-    for item in graph.output:
-        twin.graph.output.append(helper.make_empty_tensor_value_info(item.name))
-    try:
-        inferred = onnx.shape_inference.infer_shapes(twin, check_type=False, strict_mode=False, data_prop=True)
-    except Exception as error:
-        raise ConfigError(f"shape inference failed: {' '.join(str(error).split())[:300]}") from error
-    for item in (*inferred.graph.value_info, *inferred.graph.output):
-        tensor = item.type.tensor_type
-        if tensor.elem_type:
-            types[item.name] = tensor.elem_type
-        sizes = _dims(item)
-        if tensor.HasField("shape") and all(isinstance(size, int) for size in sizes):
-            shapes[item.name] = tuple(size for size in sizes if isinstance(size, int))
-    return shapes, types
-
-
-def _is_foreign(name: str, nodes: Iterable[Any]) -> bool:
-    return any(name in node.output and node.domain not in _STANDARD for node in nodes)
-
-
-_LIKE_FIRST_INPUT: Final = frozenset(
-    {
-        "FastGelu", "Gelu", "QuickGelu", "BiasGelu", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax",
-        "SkipLayerNormalization", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization", "RotaryEmbedding",
-        "Quant", "BipolarQuant", "IntQuant", "FloatQuant", "Trunc", "BiasSoftmax",
-    }
-)  # fmt: skip
-"""Operators of other domains whose output has the shape of their first input."""
-
-
-def _plain_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
-    """Yield the nodes; those of other domains are replaced by a standard node with the same output shape, if any."""
-    for node in nodes:
-        if node.domain in _STANDARD or node.domain == "ai.onnx.ml":
-            yield node
-            continue
-        op, inputs, outputs = node.op_type, list(node.input), list(node.output[:1])
-        attributes = {item.name: item for item in node.attribute}
-        if op in _LIKE_FIRST_INPUT:
-            yield helper.make_node("Identity", inputs[:1], outputs)
-        elif op in ("QLinearAdd", "QLinearMul") and len(inputs) > 3:
-            yield helper.make_node("Add", [inputs[0], inputs[3]], outputs)
-        elif op in ("QuantizeLinear", "DequantizeLinear"):
-            yield helper.make_node(op, inputs, outputs)
-        elif op in ("QGemm", "FusedGemm"):
-            plain = helper.make_node("Gemm", [inputs[0], inputs[3 if op == "QGemm" else 1]], outputs)
-            plain.attribute.extend(attributes[key] for key in ("transA", "transB") if key in attributes)
-            yield plain
-        elif op == "FusedConv":
-            plain = helper.make_node("Conv", inputs[:3], outputs)
-            keys = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
-            plain.attribute.extend(attributes[key] for key in keys if key in attributes)
-            yield plain
-        elif op in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul"):
-            yield helper.make_node("MatMul", inputs[:2], outputs)

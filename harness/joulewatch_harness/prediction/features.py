@@ -70,7 +70,8 @@ def features_of_model(path: Path, options: Mapping[str, str]) -> Features:
         ConfigError: The file cannot be read, an option is not valid, or an operator, which is named, has no cost.
     """
     from joulewatch_harness.networks import ModelSource
-    from joulewatch_harness.networks.cost import cost_of, read_model
+    from joulewatch_harness.networks.cost import cost_of
+    from joulewatch_harness.networks.graphs import read_model
     from joulewatch_harness.runtimes.shared.inputs import InputOptions
     from joulewatch_harness.runtimes.shared.signature import signature
 

@@ -167,7 +167,8 @@ def _empirical_power(path: Path) -> tuple[float | None, tuple[str, ...]]:
 
 def _read_folding(path: Path, folding: Path, clock_hertz: float) -> Design:
     """Return the design of an ONNX file: cycles = MW/SIMD × MH/PE × positions of the output, for each layer."""
-    from joulewatch_harness.networks.cost import cost_of, read_model
+    from joulewatch_harness.networks.cost import cost_of
+    from joulewatch_harness.networks.graphs import read_model
 
     cost = cost_of(read_model(path))
     layers = [node for node in cost.nodes if node.macs]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,49 +14,14 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from joulewatch_harness.errors import ConfigError  # noqa: E402
-from joulewatch_harness.networks import cost as graphs  # noqa: E402
 from joulewatch_harness.networks import radioml_vgg10, zoo  # noqa: E402
 from joulewatch_harness.networks.building import QONNX_DOMAIN, half  # noqa: E402
-from joulewatch_harness.networks.cost import GraphCost, NodeCost, Sizes, cost_details, cost_of  # noqa: E402
+from joulewatch_harness.networks.cost import GraphCost, NodeCost, cost_of  # noqa: E402
 from support import golden  # noqa: E402
+from support.onnx_graphs import Shape, floats, model, node  # noqa: E402
 from support.paths import ROOT  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "harness" / "golden"
-Shape = Sequence[int | str | None]
-
-
-def model(
-    nodes: Sequence[Any],
-    inputs: Mapping[str, Shape],
-    weights: Mapping[str, np.ndarray] | None = None,
-    outputs: Mapping[str, Shape] | None = None,
-    kinds: Mapping[str, int] | None = None,
-    opset: int = 17,
-    functions: Sequence[Any] = (),
-) -> Any:
-    given = outputs or {nodes[-1].output[0]: None}
-    graph = helper.make_graph(
-        list(nodes),
-        "g",
-        [
-            helper.make_tensor_value_info(name, (kinds or {}).get(name, TensorProto.FLOAT), shape)
-            for name, shape in inputs.items()
-        ],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in given.items()],
-        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
-    )
-    domains = {node.domain for node in nodes} | {""}
-    opsets = [helper.make_opsetid(domain, opset if domain == "" else 1) for domain in sorted(domains)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=list(functions))
-
-
-def floats(*shape: int) -> np.ndarray:
-    return np.ones(shape, dtype=np.float32)
-
-
-def node(kind: str, inputs: str, outputs: str, **attributes: Any) -> Any:
-    return helper.make_node(kind, inputs.split(), outputs.split(), name=attributes.pop("name", ""), **attributes)
 
 
 def only(cost: GraphCost, op: str) -> NodeCost:
@@ -222,67 +186,6 @@ def test_a_fixed_batch_axis_is_divided_by(batch: int | str | None) -> None:
     assert (cost.macs, cost.activation_bytes, cost.parameters) == (272, 468, 117)
 
 
-@pytest.mark.parametrize(
-    ("nodes", "inputs", "weights", "macs"),
-    [
-        # Depthwise (one 3x3 kernel per channel), grouped, strided, two-dimensional.
-        ([node("Conv", "x w", "y", group=6, kernel_shape=[3, 3])], {"x": ["b", 6, 10, 10]}, {"w": floats(6, 1, 3, 3)},
-         8 * 8 * 6 * 9),
-        ([node("Conv", "x w", "y", group=2, strides=[2, 2], kernel_shape=[1, 1])], {"x": ["b", 4, 8, 8]},
-         {"w": floats(6, 2, 1, 1)}, 4 * 4 * 6 * 2),
-        # Each of 2x5 inputs contributes to 3 outputs x 4 taps.
-        ([node("ConvTranspose", "x w", "y", kernel_shape=[4], strides=[2])], {"x": ["b", 2, 5]}, {"w": floats(2, 3, 4)},
-         2 * 5 * 3 * 4),
-        ([node("Gemm", "x w", "y", transA=0, transB=1)], {"x": ["b", 7]}, {"w": floats(3, 7)}, 21),
-        ([node("MatMul", "x w", "y")], {"x": ["b", 5, 7]}, {"w": floats(7, 3)}, 5 * 7 * 3),
-        ([node("MatMul", "q k", "y")], {"q": ["b", 2, 6, 4], "k": ["b", 2, 4, 5]}, {}, 2 * 6 * 4 * 5),
-        ([node("Einsum", "q k", "y", equation="bhid,bhjd->bhij")], {"q": ["b", 2, 6, 4], "k": ["b", 2, 5, 4]}, {},
-         2 * 6 * 4 * 5),
-        ([node("FusedMatMul", "q k", "y", domain="com.microsoft", transA=1)], {"q": ["b", 4, 6], "k": ["b", 4, 5]}, {},
-         None),
-        ([node("MatMulNBits", "x w s", "y", domain="com.microsoft", K=32, N=6, bits=4, block_size=32)],
-         {"x": ["b", 32]}, {"w": np.ones((6, 1, 16), np.uint8), "s": floats(6)}, None),
-    ],
-)  # fmt: skip
-def test_macs_of_single_operators(
-    nodes: list[Any], inputs: Mapping[str, Shape], weights: Mapping[str, np.ndarray], macs: int | None
-) -> None:
-    cost = cost_of(model(nodes, inputs, weights))
-    if macs is None:  # ONNX does not know the output's shape: reported, not guessed
-        assert cost.macs == 0
-        assert nodes[0].op_type in cost.not_counted
-    else:
-        assert (cost.macs, cost.not_counted) == (macs, {})
-
-
-def test_operators_of_onnx_runtime_are_counted_where_shapes_are_known() -> None:
-    """``joulewatch layers`` knows all shapes from the profile of the optimised graph."""
-    shapes = {"x": (2, 32), "y": (2, 6), "q": (2, 4, 6), "k": (2, 4, 5), "z": (2, 6, 5), "i": (2, 8, 16), "w": (16, 48)}
-    assert graphs.node_macs(node("MatMulNBits", "x n s", "y", K=32, N=6), shapes) == 2 * 6 * 32
-    assert graphs.node_macs(node("FusedMatMul", "q k", "z", transA=1), shapes) == 2 * 6 * 5 * 4
-    assert graphs.node_macs(node("Attention", "i w", "o", domain="com.microsoft"), shapes) == (
-        2 * 8 * 16 * 48 + 2 * 2 * 8 * 8 * 16
-    )
-    assert graphs.node_macs(node("Conv", "a b", "c"), shapes) is None
-    # The weights show whether channels are last or first.
-    conv = node("QLinearConv", "x xs xz w ws wz ys yz", "c")
-    for given in ((1, 64, 100), (1, 100, 64)):
-        assert graphs.node_macs(conv, {"c": given, "w": (64, 3, 5)}) == 6400 * 15
-
-
-def test_attention_and_recurrent_layers() -> None:
-    heads = node("Attention", "q k v", "y")
-    cost = cost_of(model([heads], {"q": ["b", 2, 6, 4], "k": ["b", 2, 5, 4], "v": ["b", 2, 5, 3]}, opset=23))
-    assert cost.macs == 2 * 6 * 5 * (4 + 3)
-    flat = node("Attention", "q k v", "y", q_num_heads=2, kv_num_heads=1)
-    cost = cost_of(model([flat], {"q": ["b", 6, 8], "k": ["b", 5, 4], "v": ["b", 5, 4]}, opset=23))
-    assert cost.macs == 6 * 5 * 2 * (4 + 4)
-    lstm = node("LSTM", "x w r", "y", hidden_size=3)
-    recurrent = model([lstm], {"x": ["seq", "batch", 5]}, {"w": floats(1, 12, 5), "r": floats(1, 12, 3)})
-    for batch in (1, 4):
-        assert cost_of(recurrent, Sizes(batch, {"x": (7, batch, 5)})).macs == 7 * (12 * 5 + 12 * 3)
-
-
 def test_quantised_pairs_count_in_their_narrow_types() -> None:
     """QDQ: int8 weights, uint8 activations between the pairs, float inputs and outputs."""
     scale = {"s": np.array(0.1, np.float32), "z": np.array(0, np.uint8), "zw": np.array(0, np.int8)}
@@ -356,71 +259,6 @@ def test_weights_as_constant_nodes_count_as_well() -> None:
     nodes = [helper.make_node("Constant", [], ["w"], value=weight), node("MatMul", "x w", "y")]
     cost = cost_of(model(nodes, {"x": ["b", 7]}))
     assert (cost.parameters, cost.macs, [item.op for item in cost.nodes]) == (21, 21, ["MatMul"])
-
-
-def test_functions_are_inlined() -> None:
-    body = helper.make_function(
-        "own", "Dense", ["a", "w"], ["y"], [node("MatMul", "a w", "y")], [helper.make_opsetid("", 17)]
-    )
-    nodes = [helper.make_node("Dense", ["x", "w"], ["y"], domain="own")]
-    cost = cost_of(model(nodes, {"x": ["b", 7]}, {"w": floats(7, 3)}, functions=[body]))
-    assert (cost.macs, cost.parameters, cost.not_counted) == (21, 21, {})
-
-
-def test_uncountable_operators_are_listed() -> None:
-    branch = helper.make_graph(
-        [node("Identity", "x", "o")], "b", [], [helper.make_tensor_value_info("o", TensorProto.FLOAT, None)]
-    )
-    nodes = [
-        node("If", "yes", "i", then_branch=branch, else_branch=branch),
-        node("Secret", "i", "s", domain="somebody"),
-        node("MatMul", "s w", "y"),
-    ]
-    cost = cost_of(
-        model(nodes, {"x": ["b", 4], "yes": []}, {"w": floats(4, 2)}, kinds={"yes": TensorProto.BOOL})
-    )  # fmt: skip
-    assert set(cost.not_counted) == {"If", "somebody.Secret", "bytes of Secret", "MatMul", "bytes of MatMul"}
-    assert "branch" in cost.to_details()["not_counted"]
-
-
-def test_a_symbolic_dimension_needs_a_size(tmp_path: Path) -> None:
-    graph = model([node("MatMul", "x w", "y")], {"x": ["b", "sequence", 4]}, {"w": floats(4, 2)})
-    with pytest.raises(ConfigError, match="dimension 'sequence' of input 'x' has no size"):
-        cost_of(graph)
-    assert cost_of(graph, Sizes(1, {"x": (1, 3, 4)})).macs == 24
-    assert cost_of(graph, Sizes(8, {"x": (8, 5, 4)})).macs == 40
-    onnx.save(graph, tmp_path / "m.onnx")
-    assert "sequence" in cost_details(tmp_path / "m.onnx")["not_counted"]
-    assert cost_details(tmp_path / "m.onnx", Sizes(1, {"x": (1, 3, 4)}))["macs_per_inference"] == "24"
-
-
-def test_unknown_shapes_are_reported() -> None:
-    wrong = model([node("MatMul", "x w", "m"), node("Relu", "m", "y")], {"x": ["b", 4]}, {"w": floats(5, 2)})
-    assert set(cost_of(wrong).not_counted) == {"MatMul", "bytes of MatMul", "bytes of Relu"}
-
-
-def test_broken_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"none\.onnx"):
-        cost_details(tmp_path / "none.onnx")
-    (tmp_path / "broken.onnx").write_bytes(b"this is not a protobuf file")
-    with pytest.raises(ConfigError, match=r"broken\.onnx cannot be read"):
-        cost_details(tmp_path / "broken.onnx")
-
-
-def test_weights_in_another_file_are_counted_without_it(tmp_path: Path) -> None:
-    graph = model([node("MatMul", "x w", "y")], {"x": ["b", 64]}, {"w": floats(64, 64)})
-    path = tmp_path / "m.onnx"
-    onnx.save(graph, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
-    (tmp_path / "weights.bin").unlink()
-    details = cost_details(path)
-    assert (details["parameters"], details["macs_per_inference"]) == ("4096", "4096")
-
-
-def test_the_model_is_not_modified() -> None:
-    graph = radioml_vgg10.graph(32, folded=False)
-    before = graph.SerializeToString()
-    cost_of(graph)
-    assert graph.SerializeToString() == before
 
 
 def test_a_quantiser_of_another_domain_is_known() -> None:

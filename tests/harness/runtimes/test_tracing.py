@@ -12,7 +12,7 @@ pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper
 
-from joulewatch_harness.networks import cost as graph
+from joulewatch_harness.networks.graphs import read_model
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.tracing import Tally, Work, batches_for, in_turns, name_nodes, timed
 from joulewatch_harness.traces import Operator
@@ -76,12 +76,12 @@ def test_operators_are_added_up_in_the_order_in_which_they_ran() -> None:
 
 
 def test_work_is_that_of_a_batch(tmp_path: Path) -> None:
-    work = Work.of(graph.read_model(matmul(tmp_path / "m.onnx")), 8)
+    work = Work.of(read_model(matmul(tmp_path / "m.onnx")), 8)
     assert (list(work.macs.values()), work.total) == ([8 * 12], 8 * 12)
 
 
 def test_without_the_sizes_of_dimensions_there_is_no_work(tmp_path: Path) -> None:
-    assert Work.of(graph.read_model(dynamic(tmp_path / "d.onnx")), 8) == Work()
+    assert Work.of(read_model(dynamic(tmp_path / "d.onnx")), 8) == Work()
 
 
 def test_nodes_get_names_of_their_own_in_a_copy(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_nodes_get_names_of_their_own_in_a_copy(tmp_path: Path) -> None:
     shape = (TensorProto.FLOAT, ["b", 4])
     path = save(tmp_path / "m.onnx", nodes, {"x": shape}, {"y": shape}, {})
     before = path.read_bytes()
-    named = graph.read_model(name_nodes(path, tmp_path))
+    named = read_model(name_nodes(path, tmp_path))
     assert [node.name for node in named.graph.node] == ["twice_0", "twice_1_", "twice_1", "Relu_3"]
     assert path.read_bytes() == before
     (tmp_path / "other").mkdir()

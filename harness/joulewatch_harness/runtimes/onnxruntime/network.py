@@ -28,8 +28,8 @@ from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
-from joulewatch_harness.networks import cost as graphs
-from joulewatch_harness.networks.cost import MAC_OPS
+from joulewatch_harness.networks import graphs
+from joulewatch_harness.networks.macs import MAC_OPS
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.onnxruntime import tracing as onnxruntime_trace
 from joulewatch_harness.runtimes.onnxruntime.options import CUDA, DEFAULT_PROVIDER, DEVICE_OF, TENSORRT, Options

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from joulewatch_harness.errors import NetworkError
-from joulewatch_harness.networks import cost as graphs
+from joulewatch_harness.networks import graphs
+from joulewatch_harness.networks.cost import IN_PLACE
+from joulewatch_harness.networks.macs import MAC_OPS, node_macs, uncounted
 from joulewatch_harness.runtimes.shared.inputs import Batches
 from joulewatch_harness.runtimes.shared.tracing import Tally, Work
 from joulewatch_harness.traces import Operator
@@ -173,15 +175,15 @@ def _macs(
         node = nodes.get(name)
         if node is None:
             continue
-        if node.op_type not in graphs.MAC_OPS:
-            found[name] = None if graphs.uncounted(node) else 0
+        if node.op_type not in MAC_OPS:
+            found[name] = None if uncounted(node) else 0
             continue
         origin = origins.of(node)
         if origin:
             names[name] = origin
         # Blocked layouts pad channels: prefer the work of the model's operator.
         own = work.macs.get(origin)
-        found[name] = graphs.node_macs(node, shapes) if own is None else own
+        found[name] = node_macs(node, shapes) if own is None else own
     return names, found, work.total
 
 
@@ -213,7 +215,7 @@ class _Origins:
             if maker is None or maker.op_type in family:
                 return maker
             inputs = [name for name in maker.input if name and name not in self._constants]
-            if maker.op_type not in graphs.IN_PLACE or not inputs:
+            if maker.op_type not in IN_PLACE or not inputs:
                 return None
             # The sum of a residual is fused into the branch that is computed last.
             makers = [(name, self._maker.get(name)) for name in inputs]

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from onnx import TensorProto, helper, numpy_helper
 
-from joulewatch_harness.networks.cost import Shape
+from joulewatch_harness.networks.graphs import Shape
 from joulewatch_harness.runtimes.shared.uses import Use, find_uses
 
 _NAMES: Final[Mapping[str, str]] = {

@@ -27,7 +27,7 @@ from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
-from joulewatch_harness.networks import cost as graphs
+from joulewatch_harness.networks.graphs import read_model
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.openvino import tracing as openvino_trace
 from joulewatch_harness.runtimes.openvino.graphs import uses_of
@@ -257,7 +257,7 @@ class OpenVinoNetwork:
                 begin=counters.note,
             )
             counters.note()
-            model = graphs.read_model(file) if is_onnx else None
+            model = read_model(file) if is_onnx else None
         work = tracing.Work() if model is None else tracing.Work.of(model, self._batch, self._batches.sizes())
         write_trace(
             Trace(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from joulewatch_harness.errors import NetworkError
-from joulewatch_harness.networks import cost as graphs
+from joulewatch_harness.networks.macs import MAC_OPS
 from joulewatch_harness.runtimes.shared.tracing import Work
 from joulewatch_harness.traces import Operator
 
@@ -138,7 +138,7 @@ def _behind(
     """Return the layer of an operator whose name is lost: that of its reader, or the one before it, if any."""
     for _ in range(len(layer_of)):
         behind = [reader for name in node.output for reader in readers.get(name, ())]
-        if len(behind) != 1 or behind[0].op_type in graphs.MAC_OPS:
+        if len(behind) != 1 or behind[0].op_type in MAC_OPS:
             return ""
         node = behind[0]
         if node.name in layer_of:

@@ -33,7 +33,7 @@ from joulewatch_harness.runtimes.shared.values import Rule, describe_rules, find
 
 if TYPE_CHECKING:
     from joulewatch_harness.networks import Arrays, ModelSource
-    from joulewatch_harness.networks.cost import Sizes
+    from joulewatch_harness.networks.graphs import Sizes
     from joulewatch_harness.runtimes.shared.uses import Use
 
 logger = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class Batches:
         Raises:
             ConfigError: as of ``shape``.
         """
-        from joulewatch_harness.networks.cost import Sizes
+        from joulewatch_harness.networks.graphs import Sizes
 
         batch = self.fixed_size or 1
         return Sizes(batch, self.shapes(batch))
@@ -377,7 +377,7 @@ def _uses(batches: Batches) -> Mapping[str, Use]:
     path = batches.source.path
     if path.suffix != ".onnx" or not path.is_file() or all(item.dtype.startswith("float") for item in batches.inputs):
         return {}
-    from joulewatch_harness.networks import cost as graphs
+    from joulewatch_harness.networks import graphs
     from joulewatch_harness.runtimes.shared.uses import find_uses
 
     model = graphs.inlined(graphs.read_model(path))

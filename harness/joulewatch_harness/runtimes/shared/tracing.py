@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from joulewatch_harness.errors import ConfigError
-from joulewatch_harness.networks import cost as graphs
+from joulewatch_harness.networks.cost import cost_of
+from joulewatch_harness.networks.graphs import Sizes, read_model
 from joulewatch_harness.traces import Operator
 
 AIM_S: Final = 1.0
@@ -126,16 +127,16 @@ class Work:
     """Sum over the graph; None: some operators could not be counted."""
 
     @classmethod
-    def of(cls, model: Any, batch: int, sizes: graphs.Sizes | None = None) -> Work:
+    def of(cls, model: Any, batch: int, sizes: Sizes | None = None) -> Work:
         """Count the work of a model.
 
         Args:
-            model: The result of ``cost.read_model``.
+            model: The result of ``read_model``.
             batch: Batch size.
             sizes: The sizes of its inputs; None: as in the file.
         """
         try:
-            cost = graphs.cost_of(model, sizes)
+            cost = cost_of(model, sizes)
         except ConfigError:
             return cls()  # the sizes of some dimensions are unknown, and so is the work
         return cls(
@@ -149,7 +150,7 @@ def name_nodes(model: Path, folder: Path) -> Path:
 
     A model whose weights are in other files is returned unchanged.
     """
-    found = graphs.read_model(model)
+    found = read_model(model)
     names = [node.name for node in found.graph.node]
     if all(names) and len(set(names)) == len(names):
         return model

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from joulewatch_harness.networks.cost import Shape
+from joulewatch_harness.networks.graphs import Shape
 
 _MOVING: Final = {
     **dict.fromkeys(

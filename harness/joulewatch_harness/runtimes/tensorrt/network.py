@@ -20,7 +20,7 @@ from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError, UnsupportedBatchError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
-from joulewatch_harness.networks import cost as graph
+from joulewatch_harness.networks.graphs import read_model
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.inputs import Batches
@@ -256,7 +256,7 @@ class TensorRtNetwork:
         turns = self._trace_in_turns(tally)
         work = tracing.Work()
         if not self._is_engine:
-            work = tracing.Work.of(graph.read_model(self._source.path), self._batch, self._batches.sizes())
+            work = tracing.Work.of(read_model(self._source.path), self._batch, self._batches.sizes())
         macs = {layer.name: profiling.layer_macs(layer, work) for layer in self._layers.items}
         write_trace(
             Trace(

@@ -27,7 +27,7 @@ from joulewatch_harness import networks
 from joulewatch_harness.errors import ConfigError, NetworkError
 from joulewatch_harness.names import unknown
 from joulewatch_harness.network import MarksOnly, Phases
-from joulewatch_harness.networks import cost as graphs
+from joulewatch_harness.networks.graphs import read_model
 from joulewatch_harness.plan.plan import NATIVE
 from joulewatch_harness.runtimes.shared import tracing
 from joulewatch_harness.runtimes.shared.failures import as_network_errors
@@ -296,7 +296,7 @@ class TorchNetwork:
             )
         work = tracing.Work()
         if self._source.path.suffix == ".onnx":
-            work = tracing.Work.of(graphs.read_model(self._source.path), self._batch, self._batches.sizes())
+            work = tracing.Work.of(read_model(self._source.path), self._batch, self._batches.sizes())
         launched_as_one = self._graph is not None or (on_gpu and self._options.compile_mode in CUDA_GRAPH_MODES)
         write_trace(
             Trace(
