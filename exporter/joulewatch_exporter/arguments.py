@@ -1,12 +1,16 @@
-"""The argument parser of both commands: one-line errors that name the nearest valid word, and examples in the help."""
+"""The argument parser of both commands: one-line errors that name the nearest valid word, and examples in the help.
+
+``number`` is the type of every flag with a decimal number, so that none accepts NaN or infinity.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NoReturn
 
 CUTOFF: Final = 0.5
@@ -89,6 +93,24 @@ class Parser(argparse.ArgumentParser):
         if isinstance(action, argparse._SubParsersAction):
             self.error(f"unknown command {value!r}{hint} (commands: {', '.join(choices)})")
         raise argparse.ArgumentError(action, f"invalid value {value!r}{hint} (choose from {', '.join(choices)})")
+
+
+def number(*, gt: float = -math.inf, ge: float = -math.inf, le: float = math.inf) -> Callable[[str], float]:
+    """Return the argparse type of a finite number within limits."""
+    limits = " and ".join(
+        f"{sign} {limit:g}" for sign, limit in ((">", gt), (">=", ge), ("<=", le)) if math.isfinite(limit)
+    )
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and gt < value and ge <= value <= le):
+            raise argparse.ArgumentTypeError(f"must be a number {limits}".rstrip() + f", got {text!r}")
+        return value
+
+    return parse
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from joulewatch_exporter import __version__
-from joulewatch_exporter.arguments import Parser
+from joulewatch_exporter.arguments import Parser, number
 from joulewatch_exporter.catalog import DEFAULT_PORT
 from joulewatch_exporter.collectors import all_families, experimental_note
 from joulewatch_exporter.commands.once import once
@@ -135,7 +135,7 @@ def make_parser(families: Sequence[type[Collector]]) -> Parser:
     )
     emulate.add_argument("scenario", nargs="?", metavar="SCENARIO", help="built-in scenario or YAML file")
     emulate.add_argument("directory", nargs="?", type=Path, metavar="DIR", help="folder for sys/, proc/ and the truth")
-    emulate.add_argument("--duration", type=_seconds, default=None, metavar="S", help="exit after S seconds")
+    emulate.add_argument("--duration", type=number(gt=0), default=None, metavar="S", help="exit after S seconds")
     emulate.add_argument("--list", action="store_true", help="list the built-in scenarios and exit")
     emulate.add_argument("--log.level", dest="log_level", choices=LOG_LEVELS, help="lowest level to log")
     emulate.set_defaults(parser=emulate)
@@ -206,16 +206,6 @@ def _add_web_flags(parser: Parser) -> None:
         action="store_false",
         help="exclude process_* and python_info",
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return seconds
 
 
 def _config(args: argparse.Namespace, families: Sequence[type[Collector]]) -> Config:

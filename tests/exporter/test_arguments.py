@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+
 import pytest
 
-from joulewatch_exporter.arguments import Parser, suggestion
+from joulewatch_exporter.arguments import Parser, number, suggestion
 
 
 @pytest.fixture
@@ -97,6 +99,25 @@ def test_abbreviations_pass_where_they_are_allowed(parser: Parser) -> None:
 
 def test_the_help_ends_with_the_examples(parser: Parser) -> None:
     assert parser.format_help().endswith("\nexamples:\n  tool run --fast\n      run it fast\n")
+
+
+@pytest.mark.parametrize(
+    ("limits", "text", "message"),
+    [
+        ({}, "nan", "must be a number, got 'nan'"),
+        ({"gt": 0}, "0", "must be a number > 0, got '0'"),
+        ({"ge": 0, "le": 100}, "100.1", "must be a number >= 0 and <= 100, got '100.1'"),
+        ({"ge": 0.5}, "0,7", "must be a number >= 0.5, got '0,7'"),
+    ],
+)
+def test_a_number_is_finite_and_within_its_limits(limits: dict[str, float], text: str, message: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as caught:
+        number(**limits)(text)
+    assert str(caught.value) == message
+
+
+def test_a_number_may_be_equal_to_a_limit() -> None:
+    assert [number(ge=0, le=100)(text) for text in ("0", "1e2")] == [0.0, 100.0]
 
 
 def test_far_words_suggest_nothing() -> None:

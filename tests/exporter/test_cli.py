@@ -250,7 +250,7 @@ def test_version_prints_the_versions_of_the_exporter_and_python(capfd: pytest.Ca
         (["frobnicate"], "unknown command 'frobnicate'"),
         (["--web.max-requests=many"], "invalid int value: 'many'"),
         (["emulate"], "SCENARIO and DIR are required"),
-        (["emulate", "x", "y", "--duration", "0"], "'0' is not a number of seconds above 0"),
+        (["emulate", "x", "y", "--duration", "0"], "must be a number > 0, got '0'"),
     ],
 )
 def test_bad_flags_exit_with_2(capfd: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import math
 import re
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument
 from joulewatch_harness.errors import ConfigError
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write CSV: energy per hour, day or calendar month of the local time zone, host and component",
     )
     parser.add_argument(
-        "--price", metavar="PRICE", type=float, help="with --every: price of a kWh, for a column with the cost"
+        "--price", metavar="PRICE", type=number(ge=0), help="with --every: price of a kWh, for a column with the cost"
     )
     add_format_argument(parser)
     add_prometheus_arguments(parser)
@@ -92,8 +92,6 @@ def _check_every(args: argparse.Namespace) -> None:
         raise ConfigError("--every writes CSV; omit --format json")
     if args.scope == "part":
         raise ConfigError("--every writes devices and whole servers: use --scope device, node or all")
-    if args.price is not None and not 0 <= args.price < math.inf:
-        raise ConfigError(f"--price {args.price}: must be a price per kWh, at least 0")
 
 
 def _run_every(args: argparse.Namespace, source: SampleSource, span: Span) -> int:

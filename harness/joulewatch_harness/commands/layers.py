@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import (
     add_format_argument,
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument(
         "--smallest",
         metavar="PERCENT",
-        type=float,
+        type=number(ge=0, le=100),
         default=1.0,
         help="combine operators with a smaller share of the time in table and figure (default: 1)",
     )
@@ -143,8 +144,6 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("--configuration needs --run")
     if args.run is None and options_from_args(args) is not None:
         raise ConfigError("--prometheus needs --run")
-    if not 0 <= args.smallest <= 100:
-        raise ConfigError(f"--smallest {args.smallest:g}: must be a percentage from 0 to 100")
     if args.trace is not None:
         check_folder("--trace", args.trace)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument, add_output_argument, network_options, write_file
 from joulewatch_harness.errors import ConfigError, PredictionRefusedError
@@ -40,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", default="", help="precision (default: the only one of the device)")
     parser.add_argument("--batch-sizes", metavar="SIZES", help="such as 1,8,64 or 1..64 (default: the measured ones)")
     parser.add_argument(
-        "--latency", metavar="SECONDS", type=float, help="measured seconds per inference, which narrow the interval"
+        "--latency",
+        metavar="SECONDS",
+        type=number(gt=0),
+        help="measured seconds per inference, which narrow the interval",
     )
     parser.add_argument(
         "--calibration",
@@ -66,9 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--publish", action="store_true", help="write the predictions to Prometheus by remote write")
     finn = parser.add_argument_group("FINN on an FPGA, before synthesis")
     finn.add_argument("--folding", metavar="FILE", type=Path, help="folding file (PE, SIMD) for a QONNX file")
-    finn.add_argument("--clock-mhz", metavar="MHZ", type=float, help="clock (default: that of the reports)")
-    finn.add_argument("--driver-seconds", metavar="SECONDS", type=float, help="time of the driver per batch")
-    finn.add_argument("--host-watts", metavar="WATTS", type=float, help="power of the host (default: not included)")
+    finn.add_argument("--clock-mhz", metavar="MHZ", type=number(gt=0), help="clock (default: that of the reports)")
+    finn.add_argument("--driver-seconds", metavar="SECONDS", type=number(gt=0), help="time of the driver per batch")
+    finn.add_argument(
+        "--host-watts", metavar="WATTS", type=number(gt=0), help="power of the host (default: not included)"
+    )
     add_output_argument(parser)
     add_format_argument(parser)
     add_prometheus_arguments(parser)
@@ -105,8 +111,6 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} is for FINN designs: omit it, or omit --fit")
     fit = read_fit(args.fit)
     batch_sizes = parse_batch_sizes(args.batch_sizes, "--batch-sizes") if args.batch_sizes else ()
-    if args.latency is not None and not 0 < args.latency < float("inf"):
-        raise ConfigError(f"--latency must be a positive number of seconds, got {args.latency}")
     options = options_from_args(args)
     calibration = [row for word in args.calibration for row in read_source(word, args.output, options)[0]]
     check_rows(calibration)
@@ -262,10 +266,6 @@ def predict_finn(args: argparse.Namespace) -> list[Prediction]:
     for name in ("fit", "runtime", "latency", "calibration", "option", "plan"):
         if getattr(args, name):
             raise ConfigError(f"--{name} is for networks of a fit: omit it for a FINN design")
-    for name in FINN_FLAGS:
-        value = getattr(args, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise ConfigError(f"--{name.replace('_', '-')} must be a number > 0, got {value:g}")
     setting = Setting(
         batch_sizes=parse_batch_sizes(args.batch_sizes, "--batch-sizes") if args.batch_sizes else (1,),
         driver_seconds=args.driver_seconds,

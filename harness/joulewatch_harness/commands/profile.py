@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
+from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, checked_url, load_options
 from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.commands.options import add_format_argument, network_options
@@ -88,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--name", help="name of the run")
     what.add_argument("--scenario", help=f"comma-separated list of {', '.join(SCENARIOS)} (default: {OFFLINE})")
     what.add_argument(
-        "--server-rate", type=float, metavar="PER_SECOND", help="queries per second in the scenario server"
+        "--server-rate", type=number(), metavar="PER_SECOND", help="queries per second in the scenario server"
     )
     how = parser.add_argument_group("how to measure")
     preset = how.add_mutually_exclusive_group()
@@ -100,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         const=MLPERF,
         help="windows of at least 60 s and 3 rounds, as MLPerf Power requires (same as --preset mlperf)",
     )
-    how.add_argument("--window", type=float, metavar="SECONDS", help="length of a measurement window (minimum 0.5)")
+    how.add_argument("--window", type=number(), metavar="SECONDS", help="length of a measurement window (minimum 0.5)")
     rounds = how.add_mutually_exclusive_group()
     rounds.add_argument(
         "--max-uncertainty",
@@ -117,13 +118,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument("--cpus", metavar="LIST", help="CPUs to pin these processes to, such as 0-3")
     how.add_argument("--phases", help=f"{', '.join(PHASES)} (default: {PHASES_INLINE})")
-    how.add_argument("--idle", type=float, metavar="SECONDS", help="length of each of the three idle windows")
+    how.add_argument("--idle", type=number(), metavar="SECONDS", help="length of each of the three idle windows")
     where = parser.add_argument_group("energy source")
     where.add_argument("--exporter", action="append", metavar="URL", help="exporter to read at edges; repeatable")
     where.add_argument("--exporter.flags", dest="exporter_flags", help="flags for the exporter that local mode starts")
     where.add_argument(
         "--scrape-rate",
-        type=float,
+        type=number(),
         metavar="HZ",
         help=f"scrapes per second in the recording (default: {DEFAULT_SCRAPE_RATE_HZ:g})",
     )

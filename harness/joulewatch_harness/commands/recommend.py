@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from joulewatch_exporter.arguments import number
 from joulewatch_harness.clients.options import add_prometheus_arguments, options_from_args
 from joulewatch_harness.commands.options import add_format_argument, network_options
 from joulewatch_harness.errors import ConfigError
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-latency",
         metavar="SECONDS",
-        type=float,
+        type=number(gt=0),
         required=True,
         help="longest time from a request to its result; the wait until a batch is full counts",
     )
@@ -42,8 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="an FPGA and the reports of a FINN build of the network; repeatable",
     )
-    parser.add_argument("--driver-seconds", metavar="SECONDS", type=float, help="for --finn: time of the driver")
-    parser.add_argument("--host-watts", metavar="WATTS", type=float, help="for --finn: power of the host, also at rest")
+    parser.add_argument("--driver-seconds", metavar="SECONDS", type=number(gt=0), help="for --finn: time of the driver")
+    parser.add_argument(
+        "--host-watts", metavar="WATTS", type=number(gt=0), help="for --finn: power of the host, also at rest"
+    )
     parser.add_argument(
         "--card",
         metavar="FILE.yaml",
@@ -51,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="card of one of the devices, with its idle power; replaces that of joulewatch; repeatable",
     )
-    parser.add_argument("--price", metavar="EUR/kWh", type=float, help="show the cost of a year")
+    parser.add_argument("--price", metavar="EUR/kWh", type=number(gt=0), help="show the cost of a year")
     parser.add_argument(
         "--carbon", metavar="g/kWh|QUERY", help="show the emissions of a year; a query is sent to Prometheus"
     )
@@ -73,10 +76,6 @@ def run(args: argparse.Namespace) -> int:
     from joulewatch_harness.prediction.recommend import candidates_of_fit, recommend
 
     rate = _rate(args.rate)
-    for name in ("max_latency", "driver_seconds", "host_watts", "price"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"--{name.replace('_', '-')} must be a number > 0, got {value:g}")
     costs = recommend_report.Costs(euros_per_kwh=args.price, grams_per_kwh=_carbon(args))
     if not args.finn and (args.driver_seconds is not None or args.host_watts is not None):
         raise ConfigError("--driver-seconds and --host-watts need --finn CARD=FOLDER")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from joulewatch_exporter import catalog
+from joulewatch_exporter.arguments import number
 from joulewatch_harness.analysis.reports.table import Column, Table, json_text, terminal_width
 from joulewatch_harness.clients.options import (
     PrometheusOptions,
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pushgateway", metavar="URL", help="push: use this Pushgateway, which the Prometheus server scrapes"
     )
     parser.add_argument(
-        "--timeout", metavar="SECONDS", type=float, default=120.0, help="push: time limit (default: 120)"
+        "--timeout", metavar="SECONDS", type=number(gt=0), default=120.0, help="push: time limit (default: 120)"
     )
     add_prometheus_arguments(parser)
 

@@ -318,9 +318,6 @@ def test_the_command_predicts_a_folder(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--clock-mhz", "-1"), "--clock-mhz must be a number > 0, got -1"),
-        (("--driver-seconds", "nan"), "--driver-seconds must be a number > 0, got nan"),
-        (("--host-watts", "0"), "--host-watts must be a number > 0, got 0"),
         (("--plan", "plan.yaml"), "--plan is for networks of a fit"),
         (("--latency", "1"), "--latency is for networks of a fit"),
         (("--device", "nothing"), "unknown device 'nothing'"),

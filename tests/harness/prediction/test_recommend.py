@@ -363,8 +363,6 @@ def test_the_carbon_intensity_may_be_that_of_prometheus(
     [
         (("--rate", "0/s"), "--rate must be a number of inferences per second > 0, such as 100/s, got '0/s'"),
         (("--rate", "many"), "--rate must be a number of inferences per second > 0"),
-        (("--max-latency", "0"), "--max-latency must be a number > 0, got 0"),
-        (("--price", "nan"), "--price must be a number > 0, got nan"),
         (("--carbon", "grid_gco2"), "--carbon 'grid_gco2' is a query: give --prometheus URL"),
         (("--carbon", "-1"), "--carbon must be a number >= 0 (g/kWh) or a query, got '-1'"),
         (("--finn", "alveo-u280"), "--finn 'alveo-u280': must be CARD=FOLDER"),

@@ -598,7 +598,6 @@ Words = Callable[[Path], list[str]]
         (["mlp", "--runtime", "onnxruntim"], "did you mean onnxruntime"),
         (["mlp", "--figure", "f.gif"], "must end in .png"),
         (["mlp", "--trace", "none/t.json"], "the directory none does not exist"),
-        (["mlp", "--smallest", "101"], "must be a percentage from 0 to 100"),
         (["--run", "x", "--no-energy"], "give one of them"),
         (["mlp", "--configuration", "x"], "needs --run"),
         (["mlp", "--prometheus", "http://p:9090"], "needs --run"),
