@@ -237,6 +237,12 @@ def traced(
     from joulewatch_harness.runtimes import as_loaded, open_network
     from joulewatch_harness.traces import read_trace
 
+    runtime = RUNTIMES.get(configuration.runtime)
+    if runtime is not None and not runtime.traces:
+        raise ConfigError(
+            f"layers does not support the runtime {runtime.name}, which reports no times of operators: use --runtime "
+            f"{TRACED}"
+        )
     network = open_network(configuration)
     trace = getattr(network, "trace", None)
     if not callable(trace):

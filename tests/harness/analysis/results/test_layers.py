@@ -586,6 +586,11 @@ Words = Callable[[Path], list[str]]
     ("words", "text"),
     [
         (["own.py:Blind"], "does not report times of operators.*use --runtime onnxruntime, openvino, torch, tvm,"),
+        *(
+            ([*words, "--runtime", name], f"layers does not support the runtime {name}, .*: use --runtime onnxruntime")
+            for name in ("finn", "kserve", "openai", "process")
+            for words in ([], ["m.onnx"])
+        ),
         (["own.py:Wrong", "--no-energy"], "its trace has batch size 2, not 1"),
         (["own.py:Broken", "--no-energy"], "could not be traced: ValueError: no clock"),
         (["radioml-vgg", "--no-energy"], "did you mean radioml-vgg10"),
