@@ -276,7 +276,8 @@ def find_run(run: str, output: Path) -> Path:
     """Return the folder of a run given by id, by the beginning of an id, by folder or by journal.
 
     Raises:
-        RecordError: there is no such run, or several; the text contains some of the ids.
+        RecordError: there is no such run, or several; the text contains some of the ids. Or ``run`` is a folder
+            without a journal, or a file that is none.
     """
     given = Path(run)
     if (given / JOURNAL_NAME).is_file():
@@ -292,5 +293,9 @@ def find_run(run: str, output: Path) -> Path:
         return output / matching[0]
     if matching:
         raise RecordError(f"{run!r} is ambiguous: {', '.join(matching[:5])}")
+    if given.is_dir():
+        raise RecordError(f"{run}: not the directory of a run: it contains no {JOURNAL_NAME}")
+    if given.is_file():
+        raise RecordError(f"{run}: not a journal: the name must be {JOURNAL_NAME}")
     known = f"the last runs are {', '.join(names[-3:])}" if names else "there are no runs"
     raise RecordError(f"unknown run {run!r} in {output}: {known}")

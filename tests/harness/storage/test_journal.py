@@ -177,6 +177,15 @@ def test_runs_are_listed_by_time_and_selected_by_the_beginning_of_their_id(tmp_p
         find_run("x", tmp_path / "none")
 
 
+def test_a_folder_or_file_that_is_not_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=rf"^{tmp_path}: not the directory of a run: it contains no journal\.jsonl$"):
+        find_run(str(tmp_path), tmp_path)
+    other = tmp_path / "result.json"
+    other.touch()
+    with pytest.raises(RecordError, match=rf"^{other}: not a journal: the name must be journal\.jsonl$"):
+        find_run(str(other), tmp_path)
+
+
 def test_run_ids_sort_by_time() -> None:
     first, second = new_run_id(1_700_000_000.9), new_run_id(1_700_000_001.0)
     assert first < second
