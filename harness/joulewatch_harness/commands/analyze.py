@@ -93,7 +93,7 @@ def find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[Run
 
     The record comes from the journal or recording on this machine, else from Prometheus. Samples come from the
     recording if there is one, else from Prometheus; without both, the source is None and the edges in the journal are
-    used.
+    used. A line on stderr reports a Prometheus that is not read.
 
     Raises:
         QueryError: The run is neither on this machine nor in Prometheus.
@@ -105,8 +105,7 @@ def find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[Run
 
     given = Path(run)
     if _is_recording(given):
-        recording = open_source(recording=given)
-        assert recording is not None
+        recording = _open_recording(given, options)
         return recording.run(""), recording
     try:
         folder = find_run(run, output)
@@ -125,8 +124,19 @@ def find(run: str, output: Path, options: PrometheusOptions | None) -> tuple[Run
     record = read_run(folder)
     recording_path = folder / RECORDING_NAME
     if recording_path.is_file():
-        return record, open_source(recording=recording_path)
+        return record, _open_recording(recording_path, options)
     return record, open_source(prometheus=options)
+
+
+def _open_recording(path: Path, options: PrometheusOptions | None) -> SampleSource:
+    from joulewatch_harness.analysis.sources.opening import open_source
+
+    if options is not None:
+        text = f"samples are read from {path}, not from {options.url}; move this file away to use Prometheus"
+        print(text, file=sys.stderr)  # noqa: T201
+    source = open_source(recording=path)
+    assert source is not None
+    return source
 
 
 def _is_recording(path: Path) -> bool:

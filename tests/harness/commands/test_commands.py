@@ -202,6 +202,17 @@ def test_a_run_is_analyzed_from_prometheus_alone(
         )
 
 
+def test_a_recording_has_precedence_over_prometheus_and_stderr_reports_it(
+    runs: Path, fake: FakePrometheus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.samples = []
+    for name in (RUN, str(runs / RUN / "recording.sqlite")):
+        assert main(["analyze", name, f"--output={runs}", f"--prometheus={URL}", "--format=csv"]) == 0
+        output = capsys.readouterr()
+        assert len(output.out.splitlines()) == 5
+        assert f"samples are read from {runs / RUN / 'recording.sqlite'}, not from {URL}" in output.err
+
+
 def test_energy_of_a_window_of_history(
     runs: Path, world: World, fake: FakePrometheus, capsys: pytest.CaptureFixture[str]
 ) -> None:
