@@ -16,7 +16,7 @@ from joulewatch_harness.errors import ConfigError
 
 if TYPE_CHECKING:
     from joulewatch_harness.prediction.cards import Card
-    from joulewatch_harness.prediction.recommend import Candidate
+    from joulewatch_harness.prediction.recommend import Candidate, Exclusion
 
 EXIT_UNDECIDED: Final = 4
 
@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="longest time from a request to its result; the wait until a batch is full counts",
     )
-    parser.add_argument("--devices", metavar="DEVICE", nargs="+", default=[], help="only these devices of the fit")
+    parser.add_argument(
+        "--devices", metavar="DEVICE", nargs="+", default=[], help="only these: devices of the fit, or cards"
+    )
     parser.add_argument(
         "--finn",
         metavar="CARD=FOLDER",
@@ -72,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
     """
     from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.prediction import recommend_report
-    from joulewatch_harness.prediction.cards import read_card
-    from joulewatch_harness.prediction.recommend import candidates_of_fit, recommend
+    from joulewatch_harness.prediction.cards import find_card, read_card
+    from joulewatch_harness.prediction.recommend import candidates_of_fit, recommend, without_numbers
 
     rate = _rate(args.rate)
     costs = recommend_report.Costs(euros_per_kwh=args.price, grams_per_kwh=_carbon(args))
@@ -83,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("give --fit FILE, or --finn CARD=FOLDER, or both")
     cards = [read_card(Path(word)) for word in args.card]
     candidates: list[Candidate] = []
-    excluded: dict[str, str] = {}
+    excluded: dict[str, Exclusion] = {}
     if args.fit is not None:
         from joulewatch_harness.commands.predict import find_networks
         from joulewatch_harness.prediction.model_file import read_fit
@@ -94,9 +96,14 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"{args.network}: give one network")
         name, family, features, _ = networks[0]
         candidates, excluded = candidates_of_fit(fit, (name, family, features), args.devices, cards)
+    else:
+        for name in args.devices:
+            find_card(name)
     for word in args.finn:
         candidates += _finn(word, args, cards)
-    found = recommend(candidates, rate, args.max_latency, excluded)
+    run_words = f"--model {args.network}" if args.network.endswith(".onnx") else f"--network {args.network}"
+    unknown = without_numbers(args.devices, candidates, run_words)
+    found = recommend(candidates, rate, args.max_latency, excluded, unknown)
     if args.format == "json":
         sys.stdout.write(recommend_report.recommend_json(found, costs))
     elif args.format == "csv":

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final
 
 from joulewatch_harness.analysis.reports.table import DEFAULT_WIDTH, Column, Table, json_text, paragraphs
 from joulewatch_harness.analysis.results.numbers import plain, prefix_for
 from joulewatch_harness.prediction.predict import METHOD
-from joulewatch_harness.prediction.recommend import DECIDED, Place, Recommendation
+from joulewatch_harness.prediction.recommend import DECIDED, DRAWS, Place, Recommendation, excluded_texts
 
 SCHEMA_VERSION: Final = 1
 JOULES_PER_KWH: Final = 3.6e6
@@ -27,33 +28,35 @@ class Costs:
     grams_per_kwh: float | None = None
 
     def euros_per_year(self, place: Place) -> float | None:
-        return None if self.euros_per_kwh is None else _kwh_per_year(place) * self.euros_per_kwh
+        kwh = _kwh_per_year(place)
+        return None if self.euros_per_kwh is None or kwh is None else kwh * self.euros_per_kwh
 
     def kilograms_per_year(self, place: Place) -> float | None:
-        return None if self.grams_per_kwh is None else _kwh_per_year(place) * self.grams_per_kwh / 1000
+        kwh = _kwh_per_year(place)
+        return None if self.grams_per_kwh is None or kwh is None else kwh * self.grams_per_kwh / 1000
 
 
-def _kwh_per_year(place: Place) -> float:
-    return place.watts * SECONDS_PER_YEAR / JOULES_PER_KWH
+def _kwh_per_year(place: Place) -> float | None:
+    return None if place.watts is None else place.watts * SECONDS_PER_YEAR / JOULES_PER_KWH
 
 
 def recommend_lines(found: Recommendation, costs: Costs, width: int = DEFAULT_WIDTH) -> list[str]:
     """Return the ranking, the verdict, and what the idle power costs."""
     warning = paragraphs(["!!! PREDICTED, not measured !!!"], width)
-    exponent, letter = prefix_for([place.joules.median for place in found.places])
+    exponent, letter = prefix_for([place.joules or place.high or 0.0 for place in found.places])
     scale = 10.0**-exponent
     columns: list[Column[Place]] = [
         Column("device, runtime, precision", lambda place: place.candidate.title, text=True),
-        Column(f"{letter}J per inference", lambda place: plain(place.joules.median * scale)),
+        Column(f"{letter}J per inference", lambda place: _scaled(place.joules, scale)),
         Column("90 %", lambda place: _range(place, scale)),
-        Column("idle", lambda place: f"{place.idle_share:.0%}"),
-        Column("W", lambda place: plain(place.watts)),
+        Column("idle", lambda place: None if place.idle_share is None else f"{place.idle_share:.0%}"),
+        Column("W", lambda place: _scaled(place.watts, 1.0)),
         Column("latency ms", lambda place: plain(place.latency_s * 1e3), priority=1),
     ]
     if costs.euros_per_kwh is not None:
-        columns.append(Column("EUR/year", lambda place: f"{costs.euros_per_year(place):.2f}"))
+        columns.append(Column("EUR/year", lambda place: _cents(costs.euros_per_year(place))))
     if costs.grams_per_kwh is not None:
-        columns.append(Column("kg CO₂/year", lambda place: f"{costs.kilograms_per_year(place):.2f}"))
+        columns.append(Column("kg CO₂/year", lambda place: _cents(costs.kilograms_per_year(place))))
     scope = found.places[0].candidate.prediction.scope
     title = f"{found.network} at {found.rate:g} inferences/s, {scope}"
     shown = found.places[:SHOWN]
@@ -63,7 +66,8 @@ def recommend_lines(found: Recommendation, costs: Costs, width: int = DEFAULT_WI
     lines += paragraphs([f"To settle it: {found.settle}"] if found.settle else [], width)
     of_devices = {place.candidate.prediction.device: place for place in reversed(shown)}
     lines += paragraphs([text for place in reversed(of_devices.values()) if (text := idle_text(found, place))], width)
-    lines += paragraphs((f"Excluded: {name}: {why}" for name, why in found.excluded.items()), width)
+    lines += paragraphs((f"No number: {name}: {text}" for name, text in found.unknown.items()), width)
+    lines += paragraphs((f"Excluded: {text}" for text in excluded_texts(found.excluded)), width)
     notes = [note for place in shown for note in place.candidate.prediction.notes]
     lines += paragraphs((f"Note: {note}" for note in dict.fromkeys(notes)), width)
     return [*lines, "", *warning]
@@ -72,48 +76,86 @@ def recommend_lines(found: Recommendation, costs: Costs, width: int = DEFAULT_WI
 def verdict(found: Recommendation) -> str:
     """Return the answer in one sentence."""
     first, rival = found.places[0].candidate, found.rival
+    if found.unknown and (rival is None or (rival.better or 0.0) >= DECIDED):
+        return f"Undecided: {', '.join([first.title, *found.unknown])}: not all of them have a number."
     if rival is None:
         only = f"Recommended: {first.title}: the only one that keeps the limits."
         return only if found.decided else f"Undecided: {first.title} has no validated interval."
     other = rival.candidate.title
     if not (first.validated and rival.candidate.validated):
         return f"Undecided: {first.title} or {other}: no validated interval."
+    pair = (first, rival.candidate)
+    unknown = list(dict.fromkeys(one.prediction.device for one in pair if not one.rest.known))
+    if unknown and not found.decided:
+        return (
+            f"Undecided: {first.title} or {other}: it depends on the idle power of {' and '.join(unknown)}, which is "
+            "not known."
+        )
+    probability = f"with a probability of {'at least ' if unknown else ''}{probability_text(rival.better or 0.0)}"
     if found.decided:
         return (
-            f"Recommended: {first.title}. It needs less than {other} with a probability of {rival.better:.0%}; than "
-            "each other one with a higher probability."
+            f"Recommended: {first.title}. It needs less than {other} {probability}; than each other one with a higher "
+            "probability."
         )
-    return (
-        f"Undecided: {first.title} needs less than {other} with a probability of {rival.better:.0%}; "
-        f"{DECIDED:.0%} is required."
-    )
+    return f"Undecided: {first.title} needs less than {other} {probability}; {DECIDED:.0%} is required."
+
+
+def probability_text(probability: float) -> str:
+    """Return a probability, rounded down, with no more digits than the draws resolve."""
+    resolved = 20 / DRAWS
+    if probability > 1 - resolved:
+        return f">{1 - resolved:.1%}"
+    if probability < resolved:
+        return f"<{resolved:.1%}"
+    digits = 0 if 0.01 <= probability < 0.99 else 1
+    return f"{math.floor(probability * 100 * 10**digits) / 10**digits:.{digits}f}%"
 
 
 def idle_text(found: Recommendation, place: Place) -> str:
     """Return what the idle power of a candidate costs, and its break-even rate; empty if it costs little."""
     one = place.candidate
     name = one.prediction.device
-    if one.idle is None:
-        return f"{name}: its idle power is not known; anything from 0 W to its power under load is assumed."
-    if place.idle_share < MOSTLY_IDLE and place.break_even is None:
+    if not one.rest.known:
+        return (
+            f"{name}: its idle power is not known. Its energy is the range from 0 W to {plain(one.rest.watts)} W at "
+            "rest, the least power under load; its place is that of the upper end."
+        )
+    if (place.idle_share or 0.0) < MOSTLY_IDLE and place.break_even is None:
         return ""
-    joules = one.idle.watts / found.rate
+    watts = f"{one.rest.watts:.4g}"
+    joules = one.rest.watts / found.rate
     exponent, letter = prefix_for([joules])
     text = (
-        f"{name} draws {one.idle.watts:.4g} W at rest: at {found.rate:g}/s that is {plain(joules / 10**exponent)} "
-        f"{letter}J per inference."
+        f"{name} draws {watts} W at rest: at N inferences per second that is {watts}/N J each, "
+        f"{plain(joules / 10**exponent)} {letter}J at {found.rate:g}/s"
     )
-    if place.better is None or name == found.places[0].candidate.prediction.device:
-        return text
-    first = found.places[0].candidate.prediction.device
+    first = found.places[0].candidate
+    if place.better is None or name == first.prediction.device or not first.rest.known:
+        return f"{text}."
     if place.break_even is None:
-        return f"{text} It does not need less than {first} at any rate that both can reach."
-    return f"{text} It needs less than {first} {'above' if place.better_above else 'below'} {place.break_even:.3g}/s."
+        return f"{text}. It does not need less than {first.prediction.device} at any rate that both can reach."
+    side = "above" if place.better_above else "below"
+    return f"{text}. It wins against {first.prediction.device} {side} {_grouped(place.break_even)}/s."
+
+
+def _grouped(value: float) -> str:
+    """Return a number with three digits: ``33,000`` or ``0.125``."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else f"{rounded:g}"
+
+
+def _scaled(value: float | None, scale: float) -> str | None:
+    return None if value is None else plain(value * scale)
+
+
+def _cents(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}"
 
 
 def _range(place: Place, scale: float) -> str:
-    low, high = place.joules.low, place.joules.high
-    return "not validated" if low is None or high is None else f"{plain(low * scale)} to {plain(high * scale)}"
+    if place.low is None or place.high is None:
+        return "not validated"
+    return f"{plain(place.low * scale)} to {plain(place.high * scale)}"
 
 
 def _document(place: Place, costs: Costs) -> dict[str, Any]:
@@ -126,12 +168,13 @@ def _document(place: Place, costs: Costs) -> dict[str, Any]:
         "precision": one.precision,
         "batch_size": one.batch_size,
         "scope": one.scope,
-        "joules_per_inference": place.joules.median,
-        "joules_low": place.joules.low,
-        "joules_high": place.joules.high,
+        "joules_per_inference": place.joules,
+        "joules_low": place.low,
+        "joules_high": place.high,
         "watts": place.watts,
         "latency_seconds": place.latency_s,
-        "idle_watts": None if place.candidate.idle is None else place.candidate.idle.watts,
+        "idle_watts": place.candidate.rest.watts if place.candidate.rest.known else None,
+        "idle_watts_at_most": place.candidate.rest.watts,
         "idle_share": place.idle_share,
         "probability_first_needs_less": place.better,
         "break_even_per_second": place.break_even,
@@ -151,7 +194,8 @@ def recommend_json(found: Recommendation, costs: Costs) -> str:
             "verdict": verdict(found),
             "settle": found.settle,
             "ranking": [_document(place, costs) for place in found.places],
-            "excluded": dict(found.excluded),
+            "excluded": {name: one.text for name, one in found.excluded.items()},
+            "without_number": dict(found.unknown),
         }
     )
 

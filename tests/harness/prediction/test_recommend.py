@@ -29,8 +29,16 @@ from joulewatch_harness.prediction.recommend import (
     candidates_of_fit,
     idle_of,
     recommend,
+    without_numbers,
 )
-from joulewatch_harness.prediction.recommend_report import Costs, idle_text, recommend_json, recommend_lines, verdict
+from joulewatch_harness.prediction.recommend_report import (
+    Costs,
+    idle_text,
+    probability_text,
+    recommend_json,
+    recommend_lines,
+    verdict,
+)
 from support.paths import ROOT
 from support.simulated_devices import device_rows, networks
 
@@ -74,9 +82,9 @@ def test_the_power_between_inferences_counts() -> None:
     fast, small = candidate("fast", 0.01, idle=40.0), candidate("small", 0.1, idle=1.0)
     found = ranking(fast, small, rate=10.0)
     assert devices(found) == ["small", "fast"]
-    assert found.places[0].joules.median == pytest.approx(0.1 + 1.0 * (0.1 - 0.001))
-    assert found.places[1].joules.median == pytest.approx(0.01 + 40.0 * (0.1 - 0.001))
-    assert found.places[1].watts == pytest.approx(10 * found.places[1].joules.median)
+    assert found.places[0].joules == pytest.approx(0.1 + 1.0 * (0.1 - 0.001))
+    assert found.places[1].joules == pytest.approx(0.01 + 40.0 * (0.1 - 0.001))
+    assert found.places[1].watts == pytest.approx(10 * (0.01 + 40.0 * (0.1 - 0.001)))
     assert devices(ranking(fast, small, rate=900.0)) == ["fast", "small"]
 
 
@@ -99,7 +107,7 @@ def test_at_the_break_even_rate_both_need_the_same(energies: tuple[float, float]
 
 
 def test_static_power_has_a_break_even_rate_in_words() -> None:
-    """40 W at rest: at 100/s, 0.4 J each."""
+    """40 W at rest: at N/s, 40/N J each."""
     card = candidate("card", 0.0004, idle=40.0, throughput=100_000.0)
     processor = candidate("processor", 0.0015, idle=2.0, throughput=100_000.0)
     found = ranking(processor, card)
@@ -108,8 +116,8 @@ def test_static_power_has_a_break_even_rate_in_words() -> None:
     assert rate == pytest.approx(38 / (0.0015 - 2e-5 - 0.0004 + 40e-5), rel=1e-6)
     text = idle_text(found, found.places[1])
     assert text == (
-        f"card draws 40 W at rest: at 100/s that is 400.0 mJ per inference. It needs less than processor above "
-        f"{rate:.3g}/s."
+        "card draws 40 W at rest: at N inferences per second that is 40/N J each, 400.0 mJ at 100/s. It wins against "
+        "processor above 25,700/s."
     )
 
 
@@ -168,7 +176,7 @@ def test_without_a_validated_interval_nothing_is_decided() -> None:
     found = ranking(candidate("a", 1.0, width=None), candidate("b", 9.0))
     assert not found.decided
     assert "no validated interval" in verdict(found)
-    assert found.places[0].joules.low is None
+    assert found.places[0].low is None
     assert not ranking(candidate("a", 1.0, width=None)).decided
 
 
@@ -195,10 +203,81 @@ def test_the_limits_are_kept_and_the_wait_for_a_batch_counts() -> None:
     found = ranking(slow, late, good, rate=100.0, max_latency_s=0.1)
     assert devices(found) == ["good"]
     assert found.places[0].latency_s == pytest.approx(1 / 100 + 2 / 1000)
-    assert found.excluded["slow, onnxruntime, fp32, batch 1"] == "too slow: 50/s at least"
-    assert found.excluded["late, onnxruntime, fp32, batch 11"].startswith("latency 0.111 s")
+    assert found.excluded["slow, onnxruntime, fp32, batch 1"].text == "too slow: 50/s at least"
+    assert found.excluded["late, onnxruntime, fp32, batch 11"].text.startswith("latency 0.111 s")
     with pytest.raises(PredictionRefusedError, match=r"no device keeps the limits at 100/s: slow.*too slow: 50/s"):
         ranking(slow, rate=100.0)
+
+
+def test_many_excluded_candidates_are_a_short_list_by_reason() -> None:
+    slow = [candidate(f"board {n}", 1.0, throughput=float(n)) for n in range(1, 21)]
+    late = [candidate("late", 1.0, batch_size=64), candidate("later", 1.0, batch_size=128)]
+    with pytest.raises(PredictionRefusedError) as refused:
+        ranking(*slow, *late, rate=500.0, max_latency_s=0.1)
+    assert str(refused.value) == (
+        "no device keeps the limits at 500/s: 20 too slow, the nearest is board 20, onnxruntime, fp32, batch 1: too "
+        "slow: 20/s at least; 2 above the latency limit, the nearest is late, onnxruntime, fp32, batch 64: latency "
+        "0.19 s (waiting for a batch, and its run)"
+    )
+    lines = recommend_lines(ranking(*slow, candidate("good", 1.0), rate=500.0), Costs(), 200)
+    assert [line for line in lines if line.startswith("Excluded")] == [
+        "Excluded: 20 too slow, the nearest is board 20, onnxruntime, fp32, batch 1: too slow: 20/s at least"
+    ]
+
+
+def test_an_unknown_idle_power_is_a_range_and_never_a_guess() -> None:
+    """1 J and 1000/s: at most 1000 W at rest, so between 1 J and 10 J at 100/s."""
+    found = ranking(candidate("known", 1.0, idle=500.0), candidate("unknown", 1.0, idle=None), rate=100.0)
+    known, unknown = found.places
+    assert known.joules == pytest.approx(1.0 + 500 * 0.009)
+    assert (unknown.joules, unknown.watts, unknown.idle_share, unknown.break_even) == (None, None, None, None)
+    assert unknown.low == pytest.approx(math.exp(-0.05), rel=0.01)
+    assert unknown.high == pytest.approx(10.0, rel=0.01)
+    assert not found.decided
+    assert verdict(found).endswith("it depends on the idle power of unknown, which is not known.")
+    assert found.settle.startswith("measure the idle power of unknown")
+    assert "from 0 W to 1000 W" in idle_text(found, unknown)
+    (row,) = json.loads(recommend_json(found, Costs(euros_per_kwh=1.0)))["ranking"][1:]
+    assert (row["joules_per_inference"], row["idle_watts"], row["euros_per_year"]) == (None, None, None)
+    assert row["idle_watts_at_most"] == pytest.approx(1000.0)
+
+
+def test_an_unknown_idle_power_that_changes_nothing_is_decided() -> None:
+    found = ranking(candidate("known", 1.0, idle=500.0), candidate("unknown", 12.0, idle=None), rate=100.0)
+    assert found.decided
+    assert "with a probability of at least >99.9%" in verdict(found)
+
+
+def test_an_unknown_idle_power_is_at_most_the_least_power_under_load_of_its_device() -> None:
+    found = ranking(candidate("a", 1.0, idle=None, runtime="x"), candidate("a", 0.2, idle=None, runtime="y"))
+    assert [place.candidate.rest.watts for place in found.places] == [pytest.approx(200.0)] * 2
+
+
+@pytest.mark.parametrize(
+    ("probability", "text"),
+    [
+        (1.0, ">99.9%"),
+        (0.9985, "99.8%"),
+        (0.996, "99.6%"),
+        (0.8999, "89%"),
+        (0.5, "50%"),
+        (0.004, "0.4%"),
+        (0.0, "<0.1%"),
+    ],
+)
+def test_a_probability_has_no_more_digits_than_its_draws(probability: float, text: str) -> None:
+    assert probability_text(probability) == text
+
+
+def test_a_device_that_was_asked_for_and_has_no_number_leaves_it_undecided() -> None:
+    missing = without_numbers(["a", "a100-sxm4-40gb"], [candidate("a", 1.0)], "--network net")
+    found = recommend([candidate("a", 1.0)], 100.0, ANY_LATENCY, {}, missing)
+    assert not found.decided
+    assert found.unknown == {
+        "NVIDIA A100-SXM4-40GB": "joulewatch profile --network net --runtime tensorrt on it, and on two others for an "
+        "interval"
+    }
+    assert verdict(found).startswith("Undecided: a, onnxruntime, fp32, batch 1, NVIDIA A100-SXM4-40GB:")
 
 
 def test_the_best_batch_size_of_a_device_counts() -> None:
