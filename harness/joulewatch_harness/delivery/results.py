@@ -20,11 +20,15 @@ from joulewatch_harness.analysis.sources.series import SensorId
 from joulewatch_harness.clients.prometheus import PrometheusClient
 from joulewatch_harness.clocktime import to_ms
 from joulewatch_harness.delivery.annotations import Sample, run_labels, sample
+from joulewatch_harness.delivery.courier import FIRST_CHECK_S, LONGEST_CHECK_S
 from joulewatch_harness.delivery.remote_write import send_samples
+from joulewatch_harness.delivery.sinks import same, stored_samples
 from joulewatch_harness.errors import DeliveryError
 from joulewatch_harness.records import SensorRecord
 
 RECENT_S: Final = 3600.0
+LONGEST_READ_BACK_S: Final = 60.0
+"""How long accepted samples may be missing: VictoriaMetrics shows new ones after some seconds, at most 30."""
 
 
 def published_at_s(result: RunResult, now_s: float) -> float:
@@ -102,7 +106,16 @@ def publish(
     return publish_samples(samples, client, f'run="{run}"', f"results of run {run}", at_s)
 
 
-def publish_samples(samples: Sequence[Sample], client: PrometheusClient, matcher: str, what: str, at_s: float) -> int:
+def publish_samples(
+    samples: Sequence[Sample],
+    client: PrometheusClient,
+    matcher: str,
+    what: str,
+    at_s: float,
+    *,
+    sleep: Callable[[float], None] = time.sleep,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> int:
     """Write samples that have the same time, and read them back; return their number.
 
     Args:
@@ -111,17 +124,30 @@ def publish_samples(samples: Sequence[Sample], client: PrometheusClient, matcher
         matcher: Label matcher of PromQL.
         what: What they are, in errors.
         at_s: Their time.
+        sleep, monotonic: For tests.
 
     Raises:
         DeliveryError: The server does not accept them, or does not have them afterwards.
+        QueryError: They cannot be read back.
     """
     send_samples(client, samples)
-    names = "|".join(sorted({item.name for item in samples}))
-    answer = client.query(f'count({{__name__=~"{names}", {matcher}}})', to_ms(at_s) / 1000)
-    count = int(float(answer[0]["value"][1])) if answer else 0
-    if count < len(samples):
-        raise DeliveryError(
-            f"{client.url}: accepted {len(samples)} {what} but shows {count} of them at {at_s:.3f}: "
-            "retry later, or see the server's log"
-        )
-    return len(samples)
+    names = {item.name for item in samples}
+    at_ms = to_ms(at_s)
+    deadline_s = monotonic() + LONGEST_READ_BACK_S
+    wait_s = FIRST_CHECK_S
+    while True:
+        stored = stored_samples(client, names, matcher, start_ms=at_ms, end_ms=at_ms)
+        count = sum(_is_stored(item, stored.get((item.name, item.labels), ())) for item in samples)
+        if count == len(samples):
+            return count
+        if monotonic() + wait_s > deadline_s:
+            raise DeliveryError(
+                f"{client.url}: accepted {len(samples)} {what} but shows {count} of them at {at_s:.3f}, "
+                f"after {LONGEST_READ_BACK_S:.0f} s: are the query API and the receiver the same server?"
+            )
+        sleep(wait_s)
+        wait_s = min(2 * wait_s, LONGEST_CHECK_S)
+
+
+def _is_stored(item: Sample, stored: Iterable[tuple[int, float]]) -> bool:
+    return any(at_ms == item.at_ms and same(value, item.value) for at_ms, value in stored)

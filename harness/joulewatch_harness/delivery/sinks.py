@@ -130,14 +130,22 @@ class Sink(Protocol):
 def read_back(
     client: PrometheusClient, run: str, names: Iterable[str], *, start_ms: int, end_ms: int, matchers: str = ""
 ) -> dict[tuple[str, Labels], list[tuple[int, float]]]:
-    """Query the raw samples of a run's series between two times, both included.
+    """Query the raw samples of a run's series; see ``stored_samples``."""
+    return stored_samples(client, names, f"run={quoted(run)}{matchers}", start_ms=start_ms, end_ms=end_ms)
 
-    Keys do not contain labels that joulewatch did not send (of a scrape, of a replica).
+
+def stored_samples(
+    client: PrometheusClient, names: Iterable[str], matchers: str, *, start_ms: int, end_ms: int
+) -> dict[tuple[str, Labels], list[tuple[int, float]]]:
+    """Query the raw samples of series between two times, both included.
+
+    A range selector, because VictoriaMetrics hides the newest 30 s from all other queries. Keys do not contain labels
+    that joulewatch did not send (of a scrape, of a replica).
 
     Raises:
         QueryError: the query fails.
     """
-    selector = f'{{__name__=~"{"|".join(sorted(set(names)))}",run={quoted(run)}{matchers}}}'
+    selector = f'{{__name__=~"{"|".join(sorted(set(names)))}",{matchers}}}'
     result = client.query(f"{selector}[{end_ms - start_ms + 1}ms]", end_ms / 1000, retry_s=0)
     samples_by_key: dict[tuple[str, Labels], list[tuple[int, float]]] = {}
     for series in result:

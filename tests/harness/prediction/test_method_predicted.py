@@ -21,6 +21,8 @@ from joulewatch_harness.analysis.results.numbers import warning_line
 from joulewatch_harness.analysis.results.stored_results import kinds_of
 from joulewatch_harness.cli import main
 from joulewatch_harness.commands.predict import prediction_samples
+from joulewatch_harness.delivery import results
+from joulewatch_harness.delivery.annotations import Sample
 from joulewatch_harness.prediction.figure import make_figure, write_figure
 from joulewatch_harness.prediction.fit import fit_all
 from joulewatch_harness.prediction.predict import Interval, Prediction, Request, predict
@@ -169,22 +171,29 @@ MODEL_TABLE = ROOT / "tests" / "benchmarks" / "data" / "prediction" / "finn_rfso
 
 @pytest.mark.parametrize(("stored", "code"), [(6 * 8, 0), (3, 1)])
 def test_predictions_are_published_and_read_back(
-    stored: int, code: int, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    stored: int, code: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     url = "http://prometheus.test:9090"
-    answer = {
-        "status": "success",
-        "data": {"resultType": "vector", "result": [{"metric": {}, "value": [1, str(stored)]}]},
-    }
+    sent: list[Sample] = []
+    monkeypatch.setattr(results, "send_samples", lambda _, samples: sent.extend(samples))
+    monkeypatch.setattr(results, "LONGEST_READ_BACK_S", 0.0)
     words = ["predict", str(MODEL_TABLE), "--device", "rfsoc2x2", "--prometheus", url, "--publish"]
     figure = tmp_path / "figure.png"
     with responses.RequestsMock() as mocked:
-        mocked.post(f"{url}/api/v1/write", status=204)
-        mocked.post(f"{url}/api/v1/query", json=answer)
+        mocked.add_callback(responses.POST, f"{url}/api/v1/query", callback=lambda _: as_stored(sent[:stored]))
         assert main([*words, "--figure", str(figure)]) == code
     out, err = capsys.readouterr()
     assert PREDICTED in out and figure.is_file()
     assert (f"published {stored} samples" if code == 0 else "accepted 48 predictions but shows 3 of them") in err
+
+
+def as_stored(samples: list[Sample]) -> tuple[int, dict[str, str], str]:
+    """Return Prometheus' answer to a query of raw samples."""
+    series = [
+        {"metric": {"__name__": one.name, **dict(one.labels)}, "values": [[one.at_ms / 1000, repr(one.value)]]}
+        for one in samples
+    ]
+    return 200, {}, json.dumps({"status": "success", "data": {"resultType": "matrix", "result": series}})
 
 
 @pytest.mark.parametrize(
