@@ -9,11 +9,15 @@ from typing import Any, Protocol
 import pytest
 
 from support.require import require_program
-from support.servers import Emulator, ExporterServer, PrometheusServer, PushgatewayServer, Server
+from support.servers import Emulator, ExporterServer, PrometheusServer, PushgatewayServer, Server, VictoriaMetricsServer
 
 
 class StartPrometheus(Protocol):
     def __call__(self, **settings: Any) -> PrometheusServer: ...
+
+
+class StartVictoriaMetrics(Protocol):
+    def __call__(self, **settings: Any) -> VictoriaMetricsServer: ...
 
 
 class StartExporter(Protocol):
@@ -42,6 +46,20 @@ def prometheus_server(tmp_path: Path, servers: list[Server | Emulator]) -> Start
 
     def start(**settings: Any) -> PrometheusServer:
         server = PrometheusServer(program, tmp_path / f"prometheus{len(servers)}", **settings)
+        servers.append(server)
+        server.start()
+        return server
+
+    return start
+
+
+@pytest.fixture
+def victoria_metrics_server(tmp_path: Path, servers: list[Server | Emulator]) -> StartVictoriaMetrics:
+    """Return a function that starts a VictoriaMetrics; its arguments are those of ``VictoriaMetricsServer``."""
+    program = require_program("victoria-metrics", "victoria-metrics")
+
+    def start(**settings: Any) -> VictoriaMetricsServer:
+        server = VictoriaMetricsServer(program, tmp_path / f"victoria-metrics{len(servers)}", **settings)
         servers.append(server)
         server.start()
         return server

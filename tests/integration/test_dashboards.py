@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from dataclasses import replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import requests
@@ -12,6 +14,10 @@ import requests
 from support import dashboards
 from support.dashboards import Query
 from support.recorded_run import PHASES, SCRAPE_S, RecordedRun
+from support.waiting import wait_until
+
+if TYPE_CHECKING:
+    from integration.conftest import StartVictoriaMetrics
 
 pytest_plugins = ["support.recorded_run_fixture"]
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
@@ -89,6 +95,42 @@ def test_every_query_returns_data(recorded_run: RecordedRun, query: Query) -> No
         for _, value in series.get("values") or [series["value"]]:
             if query.kind not in ("label_values", "query_result"):
                 assert math.isfinite(float(value)), series
+
+
+def copy_to(url: str, run: RecordedRun) -> None:
+    """Copy all samples of the run to a VictoriaMetrics, and wait until it has them."""
+    length_s = math.ceil(time.time() - run.start_s) + 60
+    everything = f'{{__name__=~".+"}}[{length_s}s]'
+    lines = []
+    for series in call_api(run, "query", query=everything, time=time.time())["result"]:
+        pairs = [(at_s, float(value)) for at_s, value in series["values"] if value != "NaN"]
+        if pairs:
+            times_ms = [round(at_s * 1000) for at_s, _ in pairs]
+            lines.append(
+                json.dumps({"metric": series["metric"], "timestamps": times_ms, "values": [v for _, v in pairs]})
+            )
+    assert requests.post(f"{url}/api/v1/import", data="\n".join(lines), timeout=30).status_code == 204
+    count = f"count(last_over_time({everything}))"
+    copied = replace(run, url=url)
+    wait_until(
+        lambda: (
+            (result := call_api(copied, "query", query=count, time=run.end_s)["result"])
+            and int(result[0]["value"][1])
+            >= int(call_api(run, "query", query=count, time=run.end_s)["result"][0]["value"][1])
+        ),
+        "VictoriaMetrics has all series",
+        limit_s=60,
+    )
+
+
+def test_victoria_metrics_answers_every_query(
+    recorded_run: RecordedRun, victoria_metrics_server: StartVictoriaMetrics
+) -> None:
+    server = victoria_metrics_server(extra_args=["-search.latencyOffset=1s"])  # instead of 30 s
+    copy_to(server.url, recorded_run)
+    copied = replace(recorded_run, url=server.url)
+    empty = [str(query) for query in ALL_QUERIES if not execute(copied, query)]
+    assert {name.rpartition(": ")[2] for name in empty} <= EXPECTED_EMPTY, empty
 
 
 def test_a_run_is_found_whatever_the_time_range(recorded_run: RecordedRun) -> None:

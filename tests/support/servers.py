@@ -150,6 +150,35 @@ scrape_configs:{jobs}
         super().__init__(command, folder, f"{self.url}/-/ready")
 
 
+class VictoriaMetricsServer(Server):
+    """A real VictoriaMetrics, which has the query API of Prometheus, and its receiver of remote write."""
+
+    def __init__(
+        self,
+        program: str,
+        folder: Path,
+        *,
+        scrape_targets: Sequence[str] = (),
+        scrape_interval: str = "1s",
+        extra_args: Sequence[str] = (),
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        address = f"127.0.0.1:{free_port()}"
+        job = {"job_name": "joulewatch", "static_configs": [{"targets": list(scrape_targets)}]}
+        config = {"global": {"scrape_interval": scrape_interval}, "scrape_configs": [job]}
+        (folder / "scrape.yaml").write_text(json.dumps(config))
+        self.url = f"http://{address}"
+        command = [
+            program,
+            f"-storageDataPath={folder / 'data'}",
+            f"-httpListenAddr={address}",
+            f"-promscrape.config={folder / 'scrape.yaml'}",
+            "-retentionPeriod=10y",
+            *extra_args,
+        ]
+        super().__init__(command, folder, f"{self.url}/health")
+
+
 class PushgatewayServer(Server):
     """A real Pushgateway."""
 

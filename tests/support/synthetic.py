@@ -403,11 +403,11 @@ def write_recording(world: World, path: Path, samples: Sequence[RawSeries] | Non
         client.close()
 
 
-def send_world(url: str, world: World, piece: int = 20_000, **labels: str) -> None:
+def send_world(server: str | PrometheusOptions, world: World, piece: int = 20_000, **labels: str) -> None:
     """Write the scrapes and annotations to a real Prometheus, in order of time."""
     assert world.record is not None
     samples = [*scrape_samples(world, **labels), *run_samples(world.record)]
     samples.sort(key=lambda item: item.at_ms)
-    with PrometheusClient(PrometheusOptions(url)) as client:
+    with PrometheusClient(PrometheusOptions(server) if isinstance(server, str) else server) as client:
         for first in range(0, len(samples), piece):
             send_samples(client, samples[first : first + piece])
