@@ -222,6 +222,37 @@ SENSOR_WINDOW: Final = _exporter(
     "Part of each refresh period over which the sensor averages, as published; the rest is not observed. Absent if the "
     "sensor observes the whole period, or if nothing is published.",
 )
+SENSOR_CALIBRATION: Final = _exporter(
+    "joulewatch_sensor_calibration",
+    "gauge",
+    "parameter",
+    (*SENSOR_LABELS, "parameter"),
+    "Calibration of a sensor against a reference: true power = gain * power + offset_watts. The exporter's energy and "
+    "power are not corrected: the analysis and the recording rules apply the calibration. parameter: gain, "
+    "offset_watts, gain_standard_uncertainty, offset_standard_uncertainty_watts, gain_offset_covariance_watts, "
+    "linearity_watts (standard deviation from the line), lowest_watts and highest_watts (calibrated range of the "
+    "power that the sensor reports).",
+)
+SENSOR_CALIBRATION_INFO: Final = _exporter(
+    "joulewatch_sensor_calibration_info",
+    "gauge",
+    "info",
+    (*SENSOR_LABELS, "reference", "reference_accuracy", "date"),
+    "Where the calibration of a sensor comes from. reference: the meter that it was compared with; "
+    "reference_accuracy: its relative half-width, or empty if unknown; date: time of the calibration, which identifies "
+    "it.",
+)
+CALIBRATION_PARAMETERS: Final = (
+    "gain",
+    "offset_watts",
+    "gain_standard_uncertainty",
+    "offset_standard_uncertainty_watts",
+    "gain_offset_covariance_watts",
+    "linearity_watts",
+    "lowest_watts",
+    "highest_watts",
+)
+"""Values of the label ``parameter``: fields of a calibration in the exporter and in the harness."""
 DEVICE_LIMIT: Final = _exporter(
     "joulewatch_device_power_limit_watts",
     "gauge",

@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,6 +18,7 @@ from joulewatch_exporter import __version__
 from joulewatch_exporter.catalog import frozen_after_s, resolution_joules
 from joulewatch_exporter.collectors import experimental_note
 from joulewatch_exporter.collectors.base.sysfs import is_virtual_machine
+from joulewatch_exporter.config.calibration import NO_CALIBRATIONS, Calibrations, load_calibrations
 from joulewatch_exporter.config.config import Config, FamilySettings
 from joulewatch_exporter.errors import (
     ConfigError,
@@ -93,7 +94,13 @@ class Report:
 
 def check(families: Sequence[type[Collector]], host: Host, config: Config, *, as_json: bool) -> int:
     """Examine the host, print the report on stdout, and return the exit code."""
-    report = examine(families, host, config.collectors, primary=config.exporter.primary_node_sensor)
+    report = examine(
+        families,
+        host,
+        config.collectors,
+        primary=config.exporter.primary_node_sensor,
+        calibrations=load_calibrations(config.exporter.calibration_files, os.uname().nodename),
+    )
     if as_json:
         print(json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False))  # noqa: T201
     else:
@@ -108,6 +115,7 @@ def examine(
     settings: Mapping[str, FamilySettings],
     *,
     primary: Mapping[str, str] | None = None,
+    calibrations: Calibrations = NO_CALIBRATIONS,
     reading_s: float = READING_S,
     counting_s: float = COUNTING_S,
 ) -> Report:
@@ -140,6 +148,7 @@ def examine(
             if reading.error == DOES_NOT_COUNT and reading.scope != "part"
         ]
         findings += [_unmet(host, collector) for host, collector in sensors.unmet.items()]
+        findings += _calibrations(opened, calibrations)
     finally:
         for collector in opened:
             collector.close()
@@ -236,6 +245,28 @@ def _unmet(host: str, collector: str) -> Finding:
     """Return the finding for an entry of ``primary_node_sensor`` that no sensor follows."""
     text = f"{collector} has no node sensor of this host; the primary one is chosen by the rules"
     return Finding(status="absent", collector=collector, subject=f"exporter.primary_node_sensor.{host}", text=text)
+
+
+def _calibrations(collectors: Sequence[Collector], calibrations: Calibrations) -> Iterator[Finding]:
+    """Yield a finding for each calibrated sensor, and for each calibration of this machine that no sensor has."""
+    used = set()
+    infos = [(one.name, info) for one in collectors for sensor in one.sensors for info in sensor.infos]
+    for name, info in infos if calibrations.entries else ():
+        quantity = info.quantity
+        calibration, other = calibrations.of(name, info), calibrations.of_another_model(name, info)
+        if calibration is not None:
+            used.add(calibration)
+            text = f"{quantity.device} {quantity.domain}: calibrated: {calibration.text}"
+            yield Finding(status="found", collector=name, subject=info.source, text=text)
+        elif other is not None:
+            used.add(other)
+            text = other.exchanged_text(name, info)
+            yield Finding(status="broken", collector=name, subject=info.source, text=text)
+    for entry in calibrations.of_this_host():
+        if entry not in used:
+            text = f"no such sensor; calibrated: {entry.text}"
+            subject = f"{entry.sensor.device} {entry.sensor.domain}"
+            yield Finding(status="absent", collector=entry.sensor.collector, subject=subject, text=text)
 
 
 def _frozen(reading: LiveReading, counting_s: float) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from joulewatch_exporter.commands import state_file
+from joulewatch_exporter.config.calibration import load_calibrations
 from joulewatch_exporter.config.config import Config
 from joulewatch_exporter.errors import EXIT_DONE, EXIT_FAILED
 from joulewatch_exporter.model import Collector, Host
@@ -42,6 +44,7 @@ def _once(families: Sequence[type[Collector]], host: Host, config: Config, state
     from joulewatch_exporter.sampling.saved import SavedState
     from joulewatch_exporter.server.exposition import Exposition
 
+    calibrations = load_calibrations(config.exporter.calibration_files, os.uname().nodename)
     boot_id = state_file.boot_id()
     saved = None if state_path is None else state_file.load(state_path)
     if saved is not None:
@@ -71,7 +74,9 @@ def _once(families: Sequence[type[Collector]], host: Host, config: Config, state
         state_file.store(state_path, sampler.save(state))
     # node_exporter has its own process metrics, and rejects a textfile that repeats them.
     self_metrics = config.exporter.exporter_metrics and state_path is None
-    exposition = Exposition(emulated=host.emulated, start_s=start_s, self_metrics=self_metrics)
+    exposition = Exposition(
+        emulated=host.emulated, start_s=start_s, self_metrics=self_metrics, calibrations=calibrations
+    )
     sys.stdout.write(exposition.render(scans, "text", primary=primary).decode())
     sys.stdout.flush()
     return EXIT_DONE if is_any_found else EXIT_FAILED

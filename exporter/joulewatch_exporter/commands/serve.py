@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Final
 
 from joulewatch_exporter.commands.service_manager import ServiceManager
+from joulewatch_exporter.config.calibration import load_calibrations
 from joulewatch_exporter.config.config import Config
 from joulewatch_exporter.errors import EXIT_DONE
 from joulewatch_exporter.model import Collector, Host
@@ -93,7 +94,12 @@ def serve(families: Sequence[type[Collector]], host: Host, config: Config, *, ex
         hang_s=settings.read_timeout_seconds / 2,
         primary=settings.primary_node_sensor,
     )
-    exposition = Exposition(emulated=host.emulated, start_s=time.time(), self_metrics=settings.exporter_metrics)
+    exposition = Exposition(
+        emulated=host.emulated,
+        start_s=time.time(),
+        self_metrics=settings.exporter_metrics,
+        calibrations=load_calibrations(settings.calibration_files, os.uname().nodename),
+    )
 
     def scrape(*, accept: str | None, only: frozenset[str] | None, timeout_s: float) -> tuple[bytes, str]:
         format_ = choose_format(accept)

@@ -9,6 +9,7 @@ which nothing has changed are cached as they are. prometheus_client chooses the 
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -24,10 +25,13 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from joulewatch_exporter import __version__, catalog
 from joulewatch_exporter.catalog import Metric
+from joulewatch_exporter.config.calibration import NO_CALIBRATIONS, Calibrations
 from joulewatch_exporter.model import SensorInfo
 from joulewatch_exporter.sampling.plausibility import Verdict
 from joulewatch_exporter.sampling.primary import Key
 from joulewatch_exporter.sampling.scan import OK, FamilyScan, Health, Layout, Reads
+
+logger = logging.getLogger(__name__)
 
 Format = Literal["text", "openmetrics"]
 
@@ -141,7 +145,13 @@ class Exposition:
     """Renders scrapes; called by many threads at once, so its cached values are immutable."""
 
     def __init__(
-        self, *, emulated: bool, start_s: float, nodename: str | None = None, self_metrics: bool = True
+        self,
+        *,
+        emulated: bool,
+        start_s: float,
+        nodename: str | None = None,
+        self_metrics: bool = True,
+        calibrations: Calibrations = NO_CALIBRATIONS,
     ) -> None:
         """Render what never changes.
 
@@ -150,7 +160,11 @@ class Exposition:
             start_s: Unix time at which the energy counters started.
             nodename: Name of this machine; None: as the kernel reports it.
             self_metrics: Whether ``process_*`` and ``python_info`` are shown.
+            calibrations: Published next to the values of their sensors, which they do not change.
         """
+        self._calibrations = calibrations
+        self._exchanged: set[Key] = set()
+        """Sensors for which a calibration of another model was logged."""
         self._prefixes: dict[str, _Prefixes] = {}
         self._slow: dict[str, _SlowBlocks] = {}
         self._states: dict[str, _StateBlocks] = {}
@@ -275,7 +289,34 @@ class Exposition:
             f"{series(catalog.SENSOR_INFO, self._info_labels(info, reads, labels, primary))}1.0\n"
             for info, _, reads, labels in rows
         ]
-        return {catalog.SENSOR_INFO.name: "".join(lines).encode(), **_health_blocks(rows)}
+        calibrations = self._calibration_blocks(rows) if self._calibrations.entries else {}
+        return {catalog.SENSOR_INFO.name: "".join(lines).encode(), **_health_blocks(rows), **calibrations}
+
+    def _calibration_blocks(self, rows: Sequence[_Row]) -> dict[str, bytes]:
+        parameters: list[str] = []
+        infos: list[str] = []
+        for info, _, _, labels in rows:
+            calibration = self._calibrations.of(labels[0], info)
+            if calibration is None:
+                self._log_exchanged(labels[0], info)
+                continue
+            parameters += [
+                f"{series(catalog.SENSOR_CALIBRATION, (*labels, name))}{value!r}\n"
+                for name, value in calibration.parameters
+            ]
+            accuracy = calibration.reference.accuracy
+            texts = (calibration.reference.name, "" if accuracy is None else repr(accuracy), calibration.date)
+            infos.append(f"{series(catalog.SENSOR_CALIBRATION_INFO, (*labels, *texts))}1.0\n")
+        return {
+            catalog.SENSOR_CALIBRATION.name: "".join(parameters).encode(),
+            catalog.SENSOR_CALIBRATION_INFO.name: "".join(infos).encode(),
+        }
+
+    def _log_exchanged(self, collector: str, info: SensorInfo) -> None:
+        other, key = self._calibrations.of_another_model(collector, info), (collector, info.quantity)
+        if other is not None and key not in self._exchanged:
+            self._exchanged.add(key)
+            logger.warning("%s", other.exchanged_text(collector, info))
 
     def _info_labels(
         self, info: SensorInfo, reads: Reads, labels: _QuantityLabels, primary: frozenset[Key]

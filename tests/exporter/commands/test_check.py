@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from joulewatch_exporter.commands import check
+from joulewatch_exporter.config.calibration import NO_CALIBRATIONS, Calibrations, load_calibrations
 from joulewatch_exporter.config.config import Config, FamilySettings
 from joulewatch_exporter.errors import (
     ConfigError,
@@ -20,6 +21,7 @@ from joulewatch_exporter.errors import (
     SensorGlitchError,
 )
 from joulewatch_exporter.model import Collector, Finding, Host, Reading
+from support.calibrations import calibration_entry, calibration_file
 from support.fake_family import FakeSensor, Machine, energy_sensor, fake_family, info, power_sensor
 
 PATH = "/sys/class/powercap/intel-rapl:0/energy_uj"
@@ -30,9 +32,18 @@ def examine(
     *families: type[Collector],
     settings: dict[str, FamilySettings] | None = None,
     primary: dict[str, str] | None = None,
+    calibrations: Calibrations = NO_CALIBRATIONS,
 ) -> check.Report:
     host = Host(sysfs=tmp_path, procfs=tmp_path, dev=tmp_path)
-    return check.examine(families, host, settings or {}, primary=primary, reading_s=0.0, counting_s=0.1)
+    return check.examine(
+        families,
+        host,
+        settings or {},
+        primary=primary,
+        calibrations=calibrations,
+        reading_s=0.0,
+        counting_s=0.1,
+    )
 
 
 class CountingSensor(FakeSensor):
@@ -224,6 +235,30 @@ def test_a_named_collector_without_a_node_sensor_is_reported(tmp_path: Path) -> 
     assert report.findings[-1].status == "absent"
     text = " ".join(check.render(report).split())
     assert "exporter.primary_node_sensor.* redfish has no node sensor of this host" in text
+
+
+def test_calibrations_are_listed_with_their_sensors(tmp_path: Path) -> None:
+    """Calibrated, exchanged, gone; a calibration of another machine is not listed."""
+    nodename = os.uname().nodename
+    sensors = [
+        {"host": nodename, "device": "acpi"},
+        {"host": nodename, "device": "bmc", "collector": "ipmi", "model": "old"},
+        {"host": nodename, "device": "gone"},
+        {"host": "another", "device": "acpi"},
+    ]
+    path = calibration_file(tmp_path, *(calibration_entry(sensor=sensor) for sensor in sensors))
+    report = examine(tmp_path, *meters(), calibrations=load_calibrations([path], nodename))
+    calibrated = "2026-11-28T10:00:00+00:00, WT310: gain 1.04, offset +6 W"
+    shown = [(finding.status, finding.text) for finding in report.findings if "calibrat" in finding.text]
+    assert shown == [
+        ("found", f"acpi total: calibrated: {calibrated}"),
+        (
+            "broken",
+            "ipmi bmc total: not calibrated: the calibration of 2026-11-28T10:00:00+00:00 is of the model 'old', "
+            "not ''; calibrate this one",
+        ),
+        ("absent", f"no such sensor; calibrated: {calibrated}"),
+    ]
 
 
 def test_an_experimental_family_is_marked(tmp_path: Path) -> None:

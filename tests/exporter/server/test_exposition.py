@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -18,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.registry import Collector
 
 from joulewatch_exporter import __version__, catalog
+from joulewatch_exporter.config.calibration import NO_CALIBRATIONS, load_calibrations
 from joulewatch_exporter.errors import SensorAsleepError, SensorDeniedError
 from joulewatch_exporter.model import Host
 from joulewatch_exporter.sampling.family import Family
@@ -25,6 +27,7 @@ from joulewatch_exporter.sampling.primary import Key, PrimarySensors
 from joulewatch_exporter.sampling.scan import FamilyScan
 from joulewatch_exporter.server.exposition import CONTENT_TYPES, Exposition, Format, choose_format, escape_label
 from support import golden
+from support.calibrations import calibration_entry, calibration_file
 from support.clock import FakeClock
 from support.fake_family import FakeSensor, Machine, fake_family, info
 from support.paths import ROOT
@@ -326,3 +329,26 @@ def test_the_format_is_negotiated(accept: str | None, expected: Format) -> None:
 
 def test_escape_label() -> None:
     assert escape_label('a\\b"c\nd') == 'a\\\\b\\"c\\nd'
+
+
+def test_a_calibration_is_published_next_to_raw_values(
+    tmp_path: Path, update_golden: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The values of the sensor are the same as without a calibration; a socket of another model has none."""
+    socket = {"scope": "device", "collector": "rapl", "component": "cpu", "device": "socket0", "domain": "package"}
+    entries = [calibration_entry(), calibration_entry(sensor={**socket, "model": "AMD EPYC 7713 64-Core Processor"})]
+    calibrations = load_calibrations([calibration_file(tmp_path, *entries)], "node17")
+    scans = scans_of_node()
+    texts = []
+    for known in (NO_CALIBRATIONS, calibrations):
+        shown = Exposition(
+            emulated=False, start_s=1_699_999_000.25, nodename="node17", self_metrics=False, calibrations=known
+        )
+        texts.append(shown.render(scans, "text", primary=primary_of(scans)).decode().splitlines(keepends=True))
+    with_lines = [line for line in texts[1] if "joulewatch_sensor_calibration" in line]
+    assert [line for line in texts[1] if line not in with_lines] == texts[0]
+    golden.check("".join(with_lines), GOLDEN / "calibration.prom", update=update_golden)
+    assert [record.message for record in caplog.records] == [
+        "rapl socket0 package: not calibrated: the calibration of 2026-11-28T10:00:00+00:00 is of the model "
+        f"'AMD EPYC 7713 64-Core Processor', not {MODEL!r}; calibrate this one"
+    ]

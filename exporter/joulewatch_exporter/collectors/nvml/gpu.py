@@ -212,7 +212,7 @@ class _ChannelMaker:
         return Channel(info, source, is_averaged=is_averaged)
 
     def _info(self, scope: Scope, domain: str, source: Source) -> SensorInfo:
-        # A calibration of this board against a meter would replace both; the configuration has none yet.
+        # Of the values as they are published; in the analysis, the calibration of this board replaces it.
         accuracy, accuracy_source = accuracy_of(self.name)
         return SensorInfo(
             quantity=Quantity(scope=scope, component="gpu", device=self.uuid, domain=domain),
