@@ -18,7 +18,8 @@ from typing import Any, Final
 
 import pytest
 
-from joulewatch_harness.analysis.reports.html_report import ReportedRun, render_html
+from joulewatch_harness.analysis.reports.html_parts import ReportedRun
+from joulewatch_harness.analysis.reports.html_report import render_html
 from joulewatch_harness.commands import report
 from support.reports import poisoned, reported
 from support.require import require_program

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from joulewatch_harness.analysis.reports.html_report import ReportedRun
+from joulewatch_harness.analysis.reports.html_parts import ReportedRun
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.summary import analyze_run
 from joulewatch_harness.analysis.results.timeline import power_lines

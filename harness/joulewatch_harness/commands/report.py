@@ -15,7 +15,7 @@ from joulewatch_harness.commands.options import add_output_argument, check_folde
 from joulewatch_harness.errors import ConfigError, JoulewatchError
 
 if TYPE_CHECKING:
-    from joulewatch_harness.analysis.reports.html_report import ReportedRun
+    from joulewatch_harness.analysis.reports.html_parts import ReportedRun
 
 BROWSERS: Final = (
     "chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read(word: str, output: Path, options: PrometheusOptions | None) -> ReportedRun:
-    from joulewatch_harness.analysis.reports.html_report import ReportedRun
+    from joulewatch_harness.analysis.reports.html_parts import ReportedRun
     from joulewatch_harness.analysis.results.summary import analyze_run
     from joulewatch_harness.analysis.results.timeline import power_lines
     from joulewatch_harness.commands.analyze import find

@@ -13,7 +13,8 @@ import pytest
 
 from joulewatch_harness.analysis.reports import html_charts
 from joulewatch_harness.analysis.reports.html_markup import escape, tag, with_code
-from joulewatch_harness.analysis.reports.html_report import ReportedRun, render_html, summary
+from joulewatch_harness.analysis.reports.html_parts import ReportedRun
+from joulewatch_harness.analysis.reports.html_report import render_html, summary
 from joulewatch_harness.analysis.results.audit.findings import FIXES, REASONS
 from joulewatch_harness.analysis.results.model import CountResult, Estimate
 from joulewatch_harness.analysis.results.numbers import with_uncertainty

@@ -1,0 +1,100 @@
+"""The figure of the report, and its numbers side by side for several runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from joulewatch_harness.analysis.reports import html_charts as charts
+from joulewatch_harness.analysis.reports.html_markup import Markup, join, tag, with_code
+from joulewatch_harness.analysis.reports.html_parts import (
+    ReportedRun,
+    Unit,
+    configurations_of,
+    make_table,
+)
+from joulewatch_harness.analysis.reports.table import Column
+from joulewatch_harness.analysis.results.model import EnergyResult, GroupResult
+from joulewatch_harness.analysis.results.numbers import (
+    UNKNOWN_ACCURACY,
+    UNKNOWN_ACCURACY_TEXT,
+    with_uncertainty,
+)
+
+
+def labels_of(runs: Sequence[ReportedRun]) -> Iterator[tuple[str, list[GroupResult]]]:
+    """Yield the lines of the figure: a name that is unique on the page, and the results."""
+    lines = [
+        (name, run, [group for group in run.result.groups if group.configuration.name == name])
+        for run in runs
+        for name in configurations_of(run)
+    ]
+    machines = {run.result.hardware for run in runs}
+    names = [f"{name} on {run.result.hardware}" if len(machines) > 1 else name for name, run, _ in lines]
+    for (_, run, groups), name in zip(lines, names, strict=True):
+        doubt = sorted({kind for group in groups for kind in group.total.methods} & {"estimated", "emulated"})
+        text = f"{name}, run {run.id}" if names.count(name) > 1 else name
+        yield f"{text} ({', '.join(doubt)})" if doubt else text, groups
+
+
+def figure_section(runs: Sequence[ReportedRun], unit: Unit) -> Markup:
+    labels = list(labels_of(runs))
+
+    def points(groups: Sequence[GroupResult], *, energy: bool) -> Iterator[charts.Point]:
+        for group in groups:
+            estimate = group.total.gross if energy else group.throughput
+            if estimate is not None:
+                scale, name = (unit.scale, f"{unit.name} per inference") if energy else (1.0, "inferences/s")
+                text = (
+                    f"{group.configuration.name}, batch {group.batch_size}: {with_uncertainty(estimate, scale)} {name}"
+                )
+                yield charts.Point(group.batch_size, estimate.value * scale, (estimate.expanded or 0.0) * scale, text)
+
+    pictures = []
+    for ident, name, energy in (
+        ("energy", f"Energy per inference [{unit.name}]", True),
+        ("throughput", "Throughput [inferences/s]", False),
+    ):
+        lines = [charts.Line(label, tuple(points(groups, energy=energy))) for label, groups in labels]
+        description = f"{name} over batch size, one line per configuration: {'; '.join(label for label, _ in labels)}."
+        pictures.append(charts.log_chart(f"chart-{ident}", name, description, lines))
+    legend = [tag("li", charts.marker(number), label) for number, (label, _) in enumerate(labels)]
+    return join(
+        tag("div", *pictures, class_="charts"),
+        tag("ul", *legend, class_="legend"),
+        tag("p", "Sum over device sensors. Error bars: expanded uncertainty, 95 % coverage.", class_="notes"),
+    )
+
+
+def energy_cell(unit: Unit, result: EnergyResult | None) -> str | None:
+    if result is None:
+        return None
+    return unit.text(result.gross) or ("missing" if result.missing else None)
+
+
+def side_by_side(runs: Sequence[ReportedRun], unit: Unit) -> Markup:
+    """Return energy and throughput over batch size, with one column per line of the figure."""
+    lines = [(label, {group.batch_size: group for group in groups}) for label, groups in labels_of(runs)]
+    sizes = sorted({size for _, groups in lines for size in groups})
+
+    def column(label: str, groups: Mapping[int, GroupResult], *, energy: bool) -> Column[int]:
+        def cell(size: int) -> str | None:
+            group = groups.get(size)
+            if group is None:
+                return None
+            if energy:
+                return energy_cell(unit, group.total)
+            return None if group.throughput is None else with_uncertainty(group.throughput)
+
+        return Column(label, cell)
+
+    parts = []
+    for caption, energy in (
+        (f"Energy per inference over all device sensors, {unit.name}; ±: 95 % coverage", True),
+        ("Throughput, inferences per second", False),
+    ):
+        columns = [column(label, groups, energy=energy) for label, groups in lines]
+        parts.append(make_table(caption, [Column("batch", lambda size: size), *columns], sizes))
+    if UNKNOWN_ACCURACY in parts[0]:
+        parts.append(tag("p", f"{UNKNOWN_ACCURACY}: {UNKNOWN_ACCURACY_TEXT}.", class_="notes"))
+    text = "`joulewatch compare` reports which differences are significant, and which errors cancel in them."
+    return join(*parts, tag("p", with_code(text), class_="notes"))
