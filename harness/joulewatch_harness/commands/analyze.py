@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
         DeliveryError: ``--publish`` failed; the results are printed before.
     """
     from joulewatch_harness.analysis.reports import to_csv, to_json, to_text
-    from joulewatch_harness.analysis.reports.figure import check_figure_path, write_figure
+    from joulewatch_harness.analysis.reports.figure import write_figure
+    from joulewatch_harness.analysis.reports.figure_parts import check_figure_path
     from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.analysis.results import numbers
     from joulewatch_harness.analysis.results.audit.findings import worst

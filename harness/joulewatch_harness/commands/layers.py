@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         CoverageError, QueryError, RecordError: The run has no energy or cannot be read.
     """
     from joulewatch_harness.analysis.reports import layers_report
-    from joulewatch_harness.analysis.reports.figure import check_figure_path
+    from joulewatch_harness.analysis.reports.figure_parts import check_figure_path
     from joulewatch_harness.analysis.reports.layers_figure import write_figure
     from joulewatch_harness.analysis.reports.table import terminal_width
     from joulewatch_harness.analysis.results import layers

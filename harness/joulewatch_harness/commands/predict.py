@@ -206,7 +206,7 @@ def check_outputs(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: The name of the figure is not valid, or there is no Prometheus.
     """
-    from joulewatch_harness.analysis.reports.figure import check_figure_path
+    from joulewatch_harness.analysis.reports.figure_parts import check_figure_path
 
     if args.figure is not None:
         check_figure_path(args.figure)

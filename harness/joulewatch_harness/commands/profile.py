@@ -144,7 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run ``joulewatch profile``; return the exit code."""
-    from joulewatch_harness.analysis.reports.figure import check_figure_path
+    from joulewatch_harness.analysis.reports.figure_parts import check_figure_path
 
     plan = plan_from(args)
     config = Path(plan.prometheus_config) if plan.prometheus_config else None

@@ -6,48 +6,36 @@ Below, the share of the time per phase, for each configuration whose batches hav
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from joulewatch_harness.analysis.reports.table import wrap
+from joulewatch_harness.analysis.reports.figure_parts import (
+    DPI,
+    LEGEND_POINTS,
+    LINE_STYLES,
+    MARKERS,
+    PALETTE,
+    STYLE,
+    TEXT_INCHES,
+    TITLE_POINTS,
+    check_figure_path,
+    draw_foot,
+    draw_titles,
+    legend_labels,
+    set_ticks,
+    wrapped,
+)
 from joulewatch_harness.analysis.results.model import OTHER_PHASE, Estimate, GroupResult, RunResult
 from joulewatch_harness.analysis.results.numbers import UNKNOWN_ACCURACY_TEXT, prefix_for, warning_line
 from joulewatch_harness.analysis.results.phases import EXECUTE_PHASE, has_phases
 from joulewatch_harness.errors import ConfigError
 from joulewatch_harness.plan.scenario import IDLE_PHASE
 
-SUFFIXES: Final = (".png", ".svg", ".pdf")
-PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
-"""Okabe and Ito's colours, distinguishable with common colour blindness; without their yellow, too pale for lines."""
-_MARKERS: Final = (("o", 4.5), ("s", 4.5), ("^", 5.0), ("D", 4.5), ("v", 5.0), ("P", 6.5), ("X", 6.5), ("*", 8.0))
-"""Markers, and sizes in points that make their areas look equal."""
 _SIZE_INCHES: Final = (6.4, 6.6)
-_TEXT_INCHES: Final = 5.2
-"""Width of texts that start at the left edge of the panels."""
-_DPI: Final = 200
-_STYLE: Final = {
-    "font.size": 9.5,
-    "font.family": "DejaVu Sans",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "axes.edgecolor": "#444444",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    "axes.labelcolor": "#222222",
-    "svg.fonttype": "none",
-    "pdf.fonttype": 42,
-}
 _DASHES: Final = (0, (4, 2))
 _SHIFT_OCTAVES: Final = 0.06
-_LINE_STYLES: Final = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)))
-"""The first eight lines are solid, the second eight dashed, the third dotted."""
 _LEGEND_ROW_INCHES: Final = 0.18
-_LEGEND_INCHES: Final = {2: 2.4, 1: 5.6}
-"""Number of columns of the legend -> width of a name."""
-_LEGEND_POINTS: Final = 8.0
-_TITLE_POINTS: Final = 11.5
 _TITLE_LINE_INCHES: Final = 0.2
 _MOST_NETWORKS: Final = 3
 """Networks in the title; the legend has all of them."""
@@ -56,14 +44,6 @@ _PHASE_INCHES: Final = 0.95
 _PHASE_COLOURS: Final = {EXECUTE_PHASE: "#009E73", IDLE_PHASE: "#E4E4E4", OTHER_PHASE: "#A8A8A8"}
 _BAR_OCTAVES: Final = 0.32
 """Half the width of a bar."""
-
-
-def check_figure_path(path: Path) -> None:
-    """Raise ConfigError unless the suffix is valid (PNG, SVG or PDF) and the directory exists."""
-    if path.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"--figure {path}: the name must end in {', '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise ConfigError(f"--figure {path}: the directory {path.parent} does not exist")
 
 
 def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
@@ -81,10 +61,10 @@ def write_figure(result: RunResult, path: Path, *, net: bool = False) -> None:
     import matplotlib as mpl
 
     metadata = {"Title": f"joulewatch run {result.record.header.run}"}
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = make_figure(result, net=net)
         try:
-            figure.savefig(path, dpi=_DPI, metadata=metadata)
+            figure.savefig(path, dpi=DPI, metadata=metadata)
         except OSError as error:
             raise ConfigError(f"--figure {path}: cannot be written: {error.strerror}") from error
 
@@ -95,13 +75,13 @@ def make_figure(result: RunResult, *, net: bool = False) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         names = list(dict.fromkeys(group.configuration.name for group in result.groups))
         with_phases = [name for name in names if _groups_with_phases(result, name)]
-        labels, columns = _legend_labels(names)
+        labels, columns = legend_labels(names)
         legend_rows = math.ceil((sum(label.count("\n") + 1 for label in labels.values()) + net) / columns)
         panels = min(len(with_phases), _PHASE_PANELS)
-        headings = {name: wrapped(name, _TEXT_INCHES, _LEGEND_POINTS) for name in with_phases[:panels]}
+        headings = {name: wrapped(name, TEXT_INCHES, LEGEND_POINTS) for name in with_phases[:panels]}
         title, subtitle = _titles(result)
         width, height = _SIZE_INCHES
         extra = _PHASE_INCHES * panels + _LEGEND_ROW_INCHES * (legend_rows + (3 if panels else 0))
@@ -116,7 +96,7 @@ def make_figure(result: RunResult, *, net: bool = False) -> Any:
         bars = _draw_phases(result, headings, phases)
         lowest = phases[-1] if phases else bottom
         lowest.set_xlabel("Batch size")
-        _foot(lowest, _foot_lines(result, len(with_phases) - panels, net=net))
+        draw_foot(lowest, _foot_lines(result, len(with_phases) - panels, net=net))
         if bars:
             phases[0].legend(
                 handles=bars,
@@ -134,37 +114,13 @@ def make_figure(result: RunResult, *, net: bool = False) -> Any:
             figure.legend(
                 handles=handles,
                 frameon=False,
-                fontsize=_LEGEND_POINTS,
+                fontsize=LEGEND_POINTS,
                 loc="outside lower left",
                 ncols=columns,
                 handlelength=2.8,
             )
-        _draw_titles(top, title, subtitle, warning_line(result.methods).strip("! "))
+        draw_titles(top, title, subtitle, warning_line(result.methods).strip("! "))
         return figure
-
-
-def _legend_labels(names: Sequence[str]) -> tuple[dict[str, str], int]:
-    """Return name -> its lines in the legend, and the number of columns."""
-    found = [
-        (columns, {name: wrapped(name, inches, _LEGEND_POINTS) for name in names})
-        for columns, inches in _LEGEND_INCHES.items()
-    ]
-    columns, labels = next((item for item in found if not any("\n" in label for label in item[1].values())), found[-1])
-    return labels, columns
-
-
-def wrapped(text: str, inches: float, points: float, weight: str = "normal") -> str:
-    """Return text in lines that are at most so wide; a wider text would push the panels aside."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextToPath
-
-    font, converter = FontProperties(family="DejaVu Sans", size=points, weight=weight), TextToPath()
-
-    def measure(line: str) -> float:
-        wide, _, _ = converter.get_text_width_height_descent(line, font, ismath=False)
-        return float(wide) / converter.DPI
-
-    return "\n".join(wrap(text, inches, measure))
 
 
 def _groups_with_phases(result: RunResult, name: str) -> list[GroupResult]:
@@ -235,20 +191,6 @@ def _foot_lines(result: RunResult, omitted: int, *, net: bool = False) -> list[s
     return lines
 
 
-def _foot(axes: Any, lines: Sequence[str]) -> None:
-    axes.annotate(
-        "\n".join(wrapped(line, _TEXT_INCHES, 7.5) for line in lines),
-        (1, 0),
-        (0, -34),
-        xycoords="axes fraction",
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=7.5,
-        color="#666666",
-    )
-
-
 def _draw(result: RunResult, top: Any, bottom: Any, labels: Mapping[str, str], *, net: bool) -> list[Any]:
     """Draw both panels of lines; return the handles of the legend."""
     groups: dict[str, list[GroupResult]] = {}
@@ -259,10 +201,10 @@ def _draw(result: RunResult, top: Any, bottom: Any, labels: Mapping[str, str], *
     scale = 10.0**-exponent
     handles = []
     for number, (name, members) in enumerate(groups.items()):
-        colour, marker = PALETTE[number % len(PALETTE)], _MARKERS[number % len(_MARKERS)]
+        colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
         # Shifted, so that the error bars of one batch size do not hide each other.
         shift = 2.0 ** (_SHIFT_OCTAVES * (number - (len(groups) - 1) / 2))
-        style = _LINE_STYLES[number // len(PALETTE) % len(_LINE_STYLES)]
+        style = LINE_STYLES[number // len(PALETTE) % len(LINE_STYLES)]
         drawn = _line(top, members, [group.total.gross for group in members], scale, colour, marker, shift, style)
         drawn.set_label(labels[name])
         handles.append(drawn)
@@ -279,7 +221,7 @@ def _draw(result: RunResult, top: Any, bottom: Any, labels: Mapping[str, str], *
         axes.grid(which="major", color="#D9D9D9", linewidth=0.6)
         axes.grid(which="minor", color="#EEEEEE", linewidth=0.4)
         axes.set_axisbelow(True)
-        _ticks(axes)
+        set_ticks(axes)
     if rates:
         bottom.set_xscale("log", base=2)
     top.set_ylabel(f"Energy per inference [{letter}J]")
@@ -352,30 +294,6 @@ def _line(
     )
 
 
-_TICK_STEPS: Final = (
-    (0.5, (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)),
-    (1.0, (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)),
-    (2.5, (1.0, 2.0, 5.0)),
-)
-"""Decades of a logarithmic axis -> its labels in a decade if the axis has fewer; at least two are always visible."""
-
-
-def _ticks(axes: Any) -> None:
-    """Set plain numbers on the logarithmic y axis, with more of them in between if its range is small."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = axes.get_ylim()
-    decades = math.log10(high / low) if low > 0 and high > low else 1.0
-    steps = next((steps for most, steps in _TICK_STEPS if decades < most), (1.0,))
-    axes.yaxis.set_major_locator(LogLocator(base=10, subs=steps))
-    axes.yaxis.set_major_formatter(FuncFormatter(_plain_number))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _plain_number(value: float, _: int) -> str:
-    return f"{value:,.0f}".replace(",", "\u202f") if value >= 1000 else f"{value:g}"
-
-
 def _titles(result: RunResult) -> tuple[str, str]:
     """Return the lines of the title and of the subtitle."""
     networks = list(dict.fromkeys(group.configuration.network for group in result.groups))
@@ -391,19 +309,4 @@ def _titles(result: RunResult) -> tuple[str, str]:
             collectors.setdefault(sensor.collector, set()).add(sensor.method)
     sensors = "; ".join(f"{name} ({', '.join(sorted(methods))})" for name, methods in sorted(collectors.items()))
     subtitle = f"Sensors: {sensors or 'none'} · run {result.record.header.run}"
-    return wrapped(title, _TEXT_INCHES, _TITLE_POINTS, "bold"), wrapped(subtitle, _TEXT_INCHES, 8)
-
-
-def _draw_titles(top: Any, title: str, subtitle: str, warning: str) -> None:
-    above = 34 if warning else 12
-    lines = subtitle.count("\n")
-    _above(top, title, above + 14 + 10 * lines, fontsize=_TITLE_POINTS, fontweight="bold", color="#111111")
-    _above(top, subtitle, above, fontsize=8, color="#666666")
-    if warning:
-        box = {"boxstyle": "round,pad=0.35", "facecolor": "#B00020", "edgecolor": "none"}
-        _above(top, f" {warning} ", 14, fontsize=9, fontweight="bold", color="white", bbox=box)
-
-
-def _above(axes: Any, text: str, points: float, **style: Any) -> None:
-    """Add a line of text above the axes, flush with their left edge."""
-    axes.annotate(text, (0, 1), (0, points), xycoords="axes fraction", textcoords="offset points", va="bottom", **style)
+    return wrapped(title, TEXT_INCHES, TITLE_POINTS, "bold"), wrapped(subtitle, TEXT_INCHES, 8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-from joulewatch_harness.analysis.reports.figure import PALETTE, check_figure_path, wrapped
+from joulewatch_harness.analysis.reports.figure_parts import PALETTE, check_figure_path, wrapped
 from joulewatch_harness.analysis.reports.layers_report import (
     METHOD,
     SMALLEST_SHARE,

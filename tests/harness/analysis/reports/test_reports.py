@@ -14,7 +14,8 @@ import pytest
 
 from joulewatch_exporter import catalog
 from joulewatch_harness.analysis.reports import figure, to_csv, to_json, to_text
-from joulewatch_harness.analysis.reports.figure import _foot_lines, _ticks, write_figure
+from joulewatch_harness.analysis.reports.figure import _foot_lines, write_figure
+from joulewatch_harness.analysis.reports.figure_parts import set_ticks
 from joulewatch_harness.analysis.results import numbers
 from joulewatch_harness.analysis.results.audit.findings import Finding
 from joulewatch_harness.analysis.results.model import Estimate, PhaseShare, RunResult, SetupResult
@@ -316,7 +317,7 @@ def test_the_axis_of_energies_has_at_least_two_labels(low: float, high: float) -
     axes = Figure().subplots()
     axes.set_yscale("log")
     axes.set_ylim(low, high)
-    _ticks(axes)
+    set_ticks(axes)
     assert sum(low <= value <= high for value in axes.yaxis.get_majorticklocs()) >= 2
 
 
